@@ -1,0 +1,89 @@
+"""Names, limits and deadlines that both ends of a process boundary must agree on.
+
+Import rule: `re` and `errors` alone (the light part of keep_protocol).
+"""
+
+from __future__ import annotations
+
+import re
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+PROTOCOL_NAME = "Enarx-Keep-Manager"
+PROTOCOL_VERSION = "0.1"
+
+DEFAULT_MANAGER_ADDRESS = "127.0.0.1"
+DEFAULT_MANAGER_PORT = 3030
+FIRST_KEEP_PORT = 3031
+"""On 127.0.0.1 a taken port moves to the next free one, searched from the port asked for, or from here."""
+LAST_KEEP_PORT = 65535
+
+KUUID_BITS = 53
+"""The widest integer every JSON reader keeps whole (RFC 8259, section 6)."""
+SLICE_GROUPS = 32
+"""Keeps are spread over this many slices: PID 1 pays for the units beside a new one in its slice."""
+
+MAX_CONTROL_FRAME = 64 * 1024
+"""One message on the control socket, in bytes; a keep's object with its certificate and a backtrace is 8 KiB."""
+MAX_CONTROL_FDS = 8
+"""Descriptors in one control message: the listener, the client CA, the revocation list, and room for grants."""
+MAX_CONTROL_CONNECTIONS = 8
+"""Open control connections per loader; the manager uses one at a time."""
+CONTROL_REPLY_SECONDS = 2.0
+"""A loader answers from memory; one that has not in this time is shown as state 15 and not waited for."""
+APPLOADER_START_SECONDS = 10.0
+"""start-keep to listening takes 40 ms; this covers a host a hundred times busier."""
+
+MAX_WORKLOAD_BYTES = 256 * 1024 * 1024
+"""Default ceiling of one module: the largest published WASI programs (a Python interpreter) are 30 MB."""
+MAX_PAYLOAD_JSON_FACTOR = 5
+"""`contents` as an array of numbers costs up to four characters a byte, and white space."""
+MAX_MANAGER_BODY = 64 * 1024
+"""One request body to the manager: its longest is a start request with 16 names, under 6 KiB."""
+MAX_CERTIFICATE_NAMES = 16
+"""DNS names and addresses a keep's certificate may carry beside the address it listens on."""
+
+UNIT_PATTERN = "keep@*.service"
+_UNIT = re.compile(r"keep@([1-9][0-9]{0,15})\.service")
+_KUUID = re.compile(r"[1-9][0-9]{0,15}")
+
+
+def check_kuuid(kuuid: int) -> int:
+    """`kuuid` itself. Raises KeepfleetError(BAD_REQUEST) outside 1 … 2^53 - 1."""
+    if not 0 < kuuid < 1 << KUUID_BITS:
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot use {kuuid} as a keep's ID: it must lie in 1 … 2^{KUUID_BITS} - 1"
+        )
+    return kuuid
+
+
+def parse_kuuid(text: str) -> int:
+    """The keep's ID written in `text`. Raises KeepfleetError(BAD_REQUEST) unless it is a plain decimal in range."""
+    if not _KUUID.fullmatch(text):
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot read {text[:40]!r} as a keep's ID: it must be a decimal number"
+        )
+    return check_kuuid(int(text))
+
+
+def unit_name(kuuid: int) -> str:
+    """The systemd unit of the keep `kuuid`: `keep@ID.service`."""
+    return f"keep@{check_kuuid(kuuid)}.service"
+
+
+def kuuid_of_unit(unit: str) -> int | None:
+    """The keep's ID in a unit's name, or None where the unit is not a keep's."""
+    match = _UNIT.fullmatch(unit)
+    if match is None or int(match[1]) >= 1 << KUUID_BITS:
+        return None
+    return int(match[1])
+
+
+def slice_name(kuuid: int) -> str:
+    """The slice the keep's unit lives in: `keep-gNN.slice`, one of SLICE_GROUPS below `keep.slice`."""
+    return f"keep-g{check_kuuid(kuuid) % SLICE_GROUPS:02d}.slice"
+
+
+def control_socket_path(runtime_root: str, kuuid: int) -> str:
+    """The keep's control socket below `runtime_root` (`/run`, or the user's `$XDG_RUNTIME_DIR`)."""
+    return f"{runtime_root}/keepfleet/{check_kuuid(kuuid)}/control.sock"

@@ -1,0 +1,223 @@
+"""A keep as others see it: one frozen object, the same in keep-info, the manager's replies and the clients.
+
+Import rule: the light part of keep_protocol.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.record import Record
+from keep_protocol.states import State
+
+
+class OutcomeKind(Enum):
+    """How a workload ended."""
+
+    EXITED = "exited"
+    TRAPPED = "trapped"
+    KILLED = "killed"
+    STOPPED = "stopped"
+    LOST = "lost"
+    REFUSED = "refused"
+
+
+class Outcome(Record):
+    """How a workload ended, in words and with evidence.
+
+    kind: which way; text: one sentence without a full stop ("exited 3", "trapped: out of bounds memory access");
+    exit_code: the guest's, for EXITED; signal: the number, for KILLED; backtrace: the trap's frames, innermost
+    first; wall_seconds, cpu_seconds and peak_bytes: of the process that ran it, None where nobody measured.
+    """
+
+    __slots__ = ("backtrace", "cpu_seconds", "exit_code", "kind", "peak_bytes", "signal", "text", "wall_seconds")
+    kind: OutcomeKind
+    text: str
+    exit_code: int | None
+    signal: int | None
+    backtrace: tuple[str, ...]
+    wall_seconds: float | None
+    cpu_seconds: float | None
+    peak_bytes: int | None
+
+    def __init__(
+        self,
+        kind: OutcomeKind,
+        text: str,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        backtrace: tuple[str, ...] = (),
+        wall_seconds: float | None = None,
+        cpu_seconds: float | None = None,
+        peak_bytes: int | None = None,
+    ) -> None:
+        self._freeze(
+            kind=kind,
+            text=text,
+            exit_code=exit_code,
+            signal=signal,
+            backtrace=backtrace,
+            wall_seconds=wall_seconds,
+            cpu_seconds=cpu_seconds,
+            peak_bytes=peak_bytes,
+        )
+
+    def to_wire(self) -> dict[str, object]:
+        """The outcome as JSON members; `kind` as its word."""
+        return {**self.fields(), "kind": self.kind.value, "backtrace": list(self.backtrace)}
+
+
+class KeepInfo(Record):
+    """One keep. `to_wire` keeps the original's member names and adds ours beside them.
+
+    address and port: where the app-loader listens, "" and 0 before start-keep; detail: a sentence for people;
+    fingerprint: `sha256:` and 64 hex digits of the DER certificate; certificate: its PEM; unit: the systemd unit;
+    walls: what the loader's probe found missing, empty when every wall stands.
+    """
+
+    __slots__ = (
+        "address",
+        "certificate",
+        "detail",
+        "fingerprint",
+        "kuuid",
+        "outcome",
+        "port",
+        "state",
+        "unit",
+        "walls",
+    )
+    kuuid: int
+    state: State
+    detail: str
+    address: str
+    port: int
+    fingerprint: str
+    certificate: str
+    unit: str
+    walls: tuple[str, ...]
+    outcome: Outcome | None
+
+    def __init__(
+        self,
+        kuuid: int,
+        state: State,
+        detail: str = "",
+        address: str = "",
+        port: int = 0,
+        fingerprint: str = "",
+        certificate: str = "",
+        unit: str = "",
+        walls: tuple[str, ...] = (),
+        outcome: Outcome | None = None,
+    ) -> None:
+        self._freeze(
+            kuuid=kuuid,
+            state=state,
+            detail=detail,
+            address=address,
+            port=port,
+            fingerprint=fingerprint,
+            certificate=certificate,
+            unit=unit,
+            walls=walls,
+            outcome=outcome,
+        )
+
+    def to_wire(self) -> dict[str, object]:
+        """The keep as the original's object (`state`, `kuuid`, `app_loader_bind_port`, `bindaddress`) and ours."""
+        return {
+            "state": int(self.state),
+            "kuuid": self.kuuid,
+            "app_loader_bind_port": self.port,
+            "bindaddress": self.address,
+            "detail": self.detail,
+            "fingerprint": self.fingerprint,
+            "certificate": self.certificate,
+            "unit": self.unit,
+            "walls": list(self.walls),
+            "outcome": None if self.outcome is None else self.outcome.to_wire(),
+        }
+
+
+class _Members:
+    """Typed access to a JSON object from another process; every miss is one clear BAD_REQUEST."""
+
+    def __init__(self, value: dict[str, object], what: str) -> None:
+        self._value, self._what = value, what
+
+    def _refuse(self, name: str, must: str) -> KeepfleetError:
+        return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {self._what}: {name!r} must be {must}")
+
+    def text(self, name: str) -> str:
+        value = self._value.get(name, "")
+        if not isinstance(value, str):
+            raise self._refuse(name, "a string")
+        return value
+
+    def number(self, name: str) -> int:
+        value = self._value.get(name, 0)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._refuse(name, "a whole number")
+        return value
+
+    def maybe_number(self, name: str) -> int | None:
+        return None if self._value.get(name) is None else self.number(name)
+
+    def maybe_seconds(self, name: str) -> float | None:
+        value = self._value.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise self._refuse(name, "a number of seconds")
+        return None if value is None else float(value)
+
+    def lines(self, name: str) -> tuple[str, ...]:
+        value = self._value.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+            raise self._refuse(name, "a list of strings")
+        return tuple(value)
+
+    def mapping(self, name: str) -> dict[str, object] | None:
+        value = self._value.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise self._refuse(name, "an object")
+        return value
+
+
+def outcome_from_wire(value: dict[str, object]) -> Outcome:
+    """The outcome another process sent. Raises KeepfleetError(BAD_REQUEST) on another shape."""
+    members = _Members(value, "the outcome")
+    words = {kind.value: kind for kind in OutcomeKind}
+    if members.text("kind") not in words:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the outcome: 'kind' is none that is known")
+    return Outcome(
+        kind=words[members.text("kind")],
+        text=members.text("text"),
+        exit_code=members.maybe_number("exit_code"),
+        signal=members.maybe_number("signal"),
+        backtrace=members.lines("backtrace"),
+        wall_seconds=members.maybe_seconds("wall_seconds"),
+        cpu_seconds=members.maybe_seconds("cpu_seconds"),
+        peak_bytes=members.maybe_number("peak_bytes"),
+    )
+
+
+def keep_from_wire(value: dict[str, object]) -> KeepInfo:
+    """The keep another process described. Raises KeepfleetError(BAD_REQUEST) on another shape."""
+    members = _Members(value, "the keep")
+    numbers = {int(state): state for state in State}
+    if members.number("state") not in numbers:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the keep: 'state' is none that is known")
+    outcome = members.mapping("outcome")
+    return KeepInfo(
+        kuuid=members.number("kuuid"),
+        state=numbers[members.number("state")],
+        detail=members.text("detail"),
+        address=members.text("bindaddress"),
+        port=members.number("app_loader_bind_port"),
+        fingerprint=members.text("fingerprint"),
+        certificate=members.text("certificate"),
+        unit=members.text("unit"),
+        walls=members.lines("walls"),
+        outcome=None if outcome is None else outcome_from_wire(outcome),
+    )

@@ -1,0 +1,128 @@
+"""The one TLS policy: TLS 1.3, client certificates, no session tickets, pins compared in constant time.
+
+Import rule: the standard library and the light part of keep_protocol.
+Session tickets are off because a resumed session skips the certificate checks: a client whose certificate had
+expired or was revoked would still be served (RFC 8446, section 4.6.1; measured with OpenSSL 3.0).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import ssl
+import stat
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+HANDSHAKE_SECONDS = 5.0
+"""A TLS 1.3 handshake takes two round trips; five seconds cover a slow radio link and bound a silent peer."""
+_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def _base(purpose: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(purpose)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+def server_context(
+    certificate: str, key: str | None, client_ca_pem: str, *, require_client: bool = True
+) -> ssl.SSLContext:
+    """A server that asks for a client certificate issued by one of the CAs in `client_ca_pem` (PEM text).
+
+    `certificate` and `key` are paths (`key` None: in the certificate's file). With `require_client` false a client
+    without a certificate is let in, one with a foreign certificate still is not.
+    Raises KeepfleetError(CERTIFICATE) when a file or the PEM cannot be used.
+    """
+    context = _base(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0
+    context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    try:
+        context.load_cert_chain(certificate, key)
+        context.load_verify_locations(cadata=client_ca_pem)
+    except (OSError, ValueError) as error:
+        raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use the certificate {certificate}: {error}") from error
+    return context
+
+
+def client_context(ca_file: str, certificate: str | None, key: str | None) -> ssl.SSLContext:
+    """A client that trusts `ca_file` alone, checks the server's name or address, and shows its own certificate.
+
+    Raises KeepfleetError(CERTIFICATE) when a file cannot be used.
+    """
+    context = _base(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cafile=ca_file)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ValueError) as error:
+        raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use {ca_file} or {certificate}: {error}") from error
+    return context
+
+
+def pinned_client_context(certificate: str, key: str | None) -> ssl.SSLContext:
+    """A client for a keep, whose self-signed certificate is known by its fingerprint and by nothing else.
+
+    The handshake itself accepts any certificate, so the caller must call `check_pin` on the connection before it
+    sends the first byte. Raises KeepfleetError(CERTIFICATE) when a file cannot be used.
+    """
+    context = _base(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ValueError) as error:
+        raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use the certificate {certificate}: {error}") from error
+    return context
+
+
+def fingerprint_of(der: bytes) -> str:
+    """`sha256:` and the SHA-256 of a DER certificate in 64 hexadecimal digits."""
+    return "sha256:" + hashlib.sha256(der).hexdigest()
+
+
+def parse_fingerprint(text: str) -> str:
+    """`text` as a fingerprint: with or without `sha256:`, colons between bytes or not, any case.
+
+    Raises KeepfleetError(BAD_REQUEST) otherwise.
+    """
+    lowered = text.strip().lower()
+    digits = lowered.removeprefix("sha256:").replace(":", "")
+    if not _FINGERPRINT.fullmatch("sha256:" + digits):
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST,
+            f"cannot read {text[:80]!r} as a fingerprint: it must be sha256: and 64 hexadecimal digits",
+        )
+    return "sha256:" + digits
+
+
+def check_pin(der: bytes | None, fingerprint: str) -> None:
+    """Raises KeepfleetError(CERTIFICATE) unless `der`, the peer's certificate, has exactly this fingerprint."""
+    shown = "none" if der is None else fingerprint_of(der)
+    if not hmac.compare_digest(shown, parse_fingerprint(fingerprint)):
+        raise KeepfleetError(
+            ErrorKind.CERTIFICATE,
+            f"cannot trust the keep: its certificate is {shown}, not {fingerprint}; nothing was sent; "
+            "ask the manager which keep listens there",
+        )
+
+
+def check_private_file(path: str) -> None:
+    """Raises KeepfleetError(CERTIFICATE) unless `path` is a regular file that only its owner (us, or root) can read."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use the key {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
+        raise KeepfleetError(
+            ErrorKind.CERTIFICATE,
+            f"cannot use the key {path}: its mode is {stat.S_IMODE(status.st_mode):04o}; run: chmod 0600 {path}",
+        )
+    if status.st_uid not in (0, os.geteuid()):
+        raise KeepfleetError(
+            ErrorKind.CERTIFICATE, f"cannot use the key {path}: it belongs to uid {status.st_uid}, who could change it"
+        )
