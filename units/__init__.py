@@ -1,0 +1,1 @@
+"""The systemd units as package data; `keepctl install` fills in the `@PLACEHOLDERS@` and writes them where systemd looks."""
