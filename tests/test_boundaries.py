@@ -1,0 +1,106 @@
+"""Which package may import which: walks every import of the sources and fails on one that points the wrong way."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+LIGHT_PROTOCOL = {
+    f"keep_protocol.{name}"
+    for name in ("record", "constants", "states", "errors", "strict_json", "control", "keep", "sdnotify")
+}
+# Package (or sub-package) -> the prefixes of our own modules it may import. The longest prefix decides.
+MAY_IMPORT: dict[str, set[str]] = {
+    "keep_protocol": {"keep_protocol"},
+    "keep_loader": {"keep_loader", *LIGHT_PROTOCOL},
+    "app_loader": {"app_loader", "keep_protocol"},
+    "keep_client": {"keep_client", "keep_protocol"},
+    "keepctl": {"keepctl", "keep_client", "keep_protocol", "units"},
+    "testers": {"testers", "keep_client", "keep_protocol"},
+    "units": set(),
+    "keep_manager": {"keep_manager", "keep_protocol"},
+    "keep_manager.http": {"keep_manager.http", "keep_manager.keeps", "keep_manager.model", "keep_protocol"},
+    "keep_manager.keeps": {"keep_manager.keeps", "keep_manager.model", "keep_protocol"},
+    "keep_manager.systemd": {"keep_manager.systemd", "keep_manager.model", "keep_protocol"},
+    "keep_manager.pki": {"keep_manager.pki", "keep_manager.model", "keep_protocol"},
+    "keep_manager.loader_client": {"keep_manager.loader_client", "keep_manager.model", "keep_protocol"},
+}
+# Third-party module -> the only modules of ours that may import it.
+ONLY_IN: dict[str, set[str]] = {
+    "dbus_next": {"keep_manager.systemd.bus"},
+    "wasmtime": {"app_loader.runner", "app_loader.checker", "app_loader.engine"},
+    "cryptography": {"keep_manager.pki", "keepctl"},
+    "aiohttp": {"keep_manager"},
+    "h11": {"app_loader"},
+    "click": {"keepctl", "testers"},
+    "yaml": {"keep_manager", "keepctl"},
+}
+STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_loader", "keep_client", "units")
+
+
+def sources() -> list[Path]:
+    return sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import hides where it points"
+            module = node.module or ""
+            yield node.lineno, module
+            if module in OURS or (ROOT / Path(*module.split("."))).is_dir():
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def within(module: str, prefixes: set[str]) -> bool:
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
+
+
+def rule_for(module: str) -> set[str]:
+    matching = [prefix for prefix in MAY_IMPORT if within(module, {prefix})]
+    assert matching, f"{module} belongs to no package of the map; draw it in MAY_IMPORT"
+    return MAY_IMPORT[max(matching, key=len)]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    module = module_name(path)
+    allowed = rule_for(module)
+    for line, imported in imports_of(path):
+        top = imported.partition(".")[0]
+        if top in OURS:
+            # `from keep_protocol import states` names the package too; that much is no import of anything in it.
+            assert imported in OURS or within(imported, allowed), f"{path}:{line}: {module} must not import {imported}"
+        elif top not in sys.stdlib_module_names:
+            assert top not in ONLY_IN or within(module, ONLY_IN[top]), (
+                f"{path}:{line}: {module} must not import {imported}"
+            )
+
+
+@pytest.mark.parametrize("package", STANDARD_LIBRARY_ALONE)
+def test_what_must_stay_lean_imports_the_standard_library_alone(package: str) -> None:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for line, imported in imports_of(path):
+            top = imported.partition(".")[0]
+            assert top in OURS or top in sys.stdlib_module_names, f"{path}:{line}: {package} must not import {imported}"
+
+
+def test_every_package_is_drawn_in_the_map() -> None:
+    assert {prefix.partition(".")[0] for prefix in MAY_IMPORT} >= OURS - {"benchmarks"}
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_importing_a_package_by_name_brings_in_nothing(package: str) -> None:
+    assert not list(imports_of(ROOT / package / "__init__.py"))
