@@ -1,0 +1,151 @@
+"""One TLS connection on which every wait ends at a deadline, and which hears an answer while it still sends.
+
+A server may refuse an upload from its headers, answer, and close: a client that only writes would see a broken
+pipe and lose the reason. So before and during each write the channel looks for bytes from the peer.
+"""
+
+from __future__ import annotations
+
+import io
+import select
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Any, Self
+
+from keep_client.failures import translate
+from keep_protocol.errors import KeepfleetError
+from keep_protocol.tls import HANDSHAKE_SECONDS, check_pin
+
+CONNECT_SECONDS = 5.0
+"""Two lost SYN packets on the slowest terrestrial path; after that a person wants to know."""
+_EARLY_BYTES = 16 * 1024
+"""What is read of an early answer at once: one TLS record; the rest waits in the socket."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server listens; `role` names it in errors, as in "the manager"."""
+
+    host: str
+    port: int
+    role: str
+
+    def __str__(self) -> str:
+        return f"{self.role} at {self.authority}"
+
+    @property
+    def authority(self) -> str:
+        """HOST:PORT, as it stands in a URL and in the Host header."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Channel(io.RawIOBase):
+    """A TLS connection as a raw stream of bytes; use it as a context manager.
+
+    Reading and writing raise OSError (TimeoutError at the deadline); `failures.translate` words it.
+    """
+
+    def __init__(self, sock: ssl.SSLSocket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+        self._early = b""
+        self._answered = False
+        sock.setblocking(False)
+
+    def __repr__(self) -> str:
+        return f"Channel({'closed' if self.closed else 'answered' if self._answered else 'open'})"
+
+    @classmethod
+    def open(cls, endpoint: Endpoint, context: ssl.SSLContext, seconds: float, pin: str | None = None) -> Self:
+        """Connects and shakes hands; with `pin`, checks the peer's fingerprint before anything can be sent.
+
+        `seconds` is for all that follows. Raises ConnectionFailed, or KeepfleetError(CERTIFICATE) for another pin.
+        """
+        try:
+            with socket.create_connection((endpoint.host, endpoint.port), CONNECT_SECONDS) as plain:
+                plain.settimeout(HANDSHAKE_SECONDS)
+                sock = context.wrap_socket(plain, server_hostname=endpoint.host)
+        except (OSError, ValueError) as error:
+            raise translate(error, str(endpoint)) from error
+        try:
+            if pin is not None:
+                check_pin(sock.getpeercert(binary_form=True), pin)
+        except KeepfleetError:
+            sock.close()
+            raise
+        return cls(sock, time.monotonic() + seconds)
+
+    def _wait(self, events: int) -> None:
+        poll = select.poll()
+        poll.register(self._sock, events)
+        left = self._deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise TimeoutError("the deadline has passed")
+
+    def _hear(self) -> bool:
+        """Whether the peer has answered, or hung up, before it was asked to."""
+        if not self._answered:
+            try:
+                self._early = self._sock.recv(_EARLY_BYTES)
+                self._answered = True
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+        return self._answered
+
+    def send(self, data: bytes) -> bool:
+        """Sends all of `data`; False, and the rest unsent, when the peer answered or hung up meanwhile."""
+        view = memoryview(data)
+        while view:
+            try:
+                if self._hear():
+                    return False
+                view = view[self._sock.send(view) :]
+            except ssl.SSLWantReadError:
+                self._wait(select.POLLIN)
+            except ssl.SSLWantWriteError:
+                self._wait(select.POLLIN | select.POLLOUT)
+            except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+                return False
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # the buffer protocol has no name in Python 3.11's typing
+        """Fills `buffer` with what has arrived, waiting for it; 0 at the end of the stream."""
+        if self._early:
+            taken = self._early[: len(buffer)]
+            buffer[: len(taken)] = taken
+            self._early = self._early[len(taken) :]
+            return len(taken)
+        while True:
+            try:
+                return self._sock.recv_into(buffer)
+            except ssl.SSLWantReadError:
+                self._wait(select.POLLIN)
+            except ssl.SSLWantWriteError:
+                self._wait(select.POLLOUT)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What `http.client.HTTPResponse` asks of a socket; closing the file leaves the channel open."""
+        return io.BufferedReader(_Borrowed(self))
+
+    def close(self) -> None:
+        """Closes the connection without TLS's farewell: the peer has none to wait for."""
+        if not self.closed:
+            self._sock.close()
+        super().close()
+
+
+class _Borrowed(io.RawIOBase):
+    """Reads from a channel it does not own."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # as in Channel.readinto
+        return self._channel.readinto(buffer)

@@ -1,0 +1,80 @@
+"""Where an operator's certificates lie, and the TLS contexts made of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from dataclasses import dataclass
+
+from keep_client.channel import Endpoint
+from keep_protocol import tls
+from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+PKI_VARIABLE = "KEEPFLEET_PKI"
+SYSTEM_PKI = "/etc/keepfleet/pki"
+DEFAULT_CLIENT = "admin"
+DEFAULT_MANAGER = f"{DEFAULT_MANAGER_ADDRESS}:{DEFAULT_MANAGER_PORT}"
+_AUTHORITY = re.compile(r"(?:https://)?(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]{1,253}))(?::([0-9]{1,5}))?/?")
+
+
+def pki_directory() -> str:
+    """$KEEPFLEET_PKI, else /etc/keepfleet/pki for root, else keepfleet/pki in the user's configuration directory."""
+    chosen = os.environ.get(PKI_VARIABLE)
+    if chosen:
+        return os.path.abspath(chosen)
+    if os.geteuid() == 0:
+        return SYSTEM_PKI
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(home, "keepfleet", "pki")
+
+
+def parse_manager(text: str) -> Endpoint:
+    """The manager in HOST, HOST:PORT, [IPV6]:PORT or https://HOST:PORT. Raises KeepfleetError(BAD_REQUEST)."""
+    match = _AUTHORITY.fullmatch(text.strip())
+    port = int(match[3] or DEFAULT_MANAGER_PORT) if match else 0
+    if match is None or not 1 <= port <= 65535:
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot read {text[:80]!r} as the manager's address: it must be HOST:PORT"
+        )
+    return Endpoint(match[1] or match[2], port, "the manager")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Paths: the CA that issued the manager's certificate, and our own certificate and key."""
+
+    ca: str
+    certificate: str
+    key: str
+
+    @classmethod
+    def find(cls, ca: str | None = None, certificate: str | None = None, key: str | None = None) -> Credentials:
+        """The files named, and for those not named the administrator's in `pki_directory()`.
+
+        A certificate without a key's name has its key beside it: NAME.crt and NAME.key.
+        """
+        directory = pki_directory()
+        chosen = certificate or os.path.join(directory, "clients", DEFAULT_CLIENT + ".crt")
+        return cls(ca or os.path.join(directory, "ca.crt"), chosen, key or os.path.splitext(chosen)[0] + ".key")
+
+    def _check(self, *paths: str) -> None:
+        for path in paths:
+            if not os.path.isfile(path):
+                raise KeepfleetError(
+                    ErrorKind.CERTIFICATE,
+                    f"cannot use {path}: there is no such file; make a PKI with `keepctl init`, "
+                    "or name your files with --ca, --cert and --key",
+                )
+        tls.check_private_file(self.key)
+
+    def manager_context(self) -> ssl.SSLContext:
+        """For the manager: its CA and its name are checked. Raises KeepfleetError(CERTIFICATE)."""
+        self._check(self.ca, self.certificate, self.key)
+        return tls.client_context(self.ca, self.certificate, self.key)
+
+    def keep_context(self) -> ssl.SSLContext:
+        """For a keep, whose pin the channel checks. Raises KeepfleetError(CERTIFICATE)."""
+        self._check(self.certificate, self.key)
+        return tls.pinned_client_context(self.certificate, self.key)

@@ -1,0 +1,74 @@
+"""Foreign exceptions of a connection, turned into sentences in one place."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+_REFUSALS = {
+    "UNKNOWN_CA": "another CA issued it",
+    "CERTIFICATE_EXPIRED": "it has expired",
+    "CERTIFICATE_REVOKED": "it is revoked",
+    "CERTIFICATE_REQUIRED": "it wants one and none was shown",
+    "BAD_CERTIFICATE": "it is not acceptable",
+    "UNSUPPORTED_CERTIFICATE": "it is not one for clients",
+    "CERTIFICATE_UNKNOWN": "it is not acceptable",
+    "ACCESS_DENIED": "it is not allowed there",
+}
+"""What a TLS alert (RFC 8446, section 6.2) says about the certificate we showed."""
+
+
+class ConnectionFailed(KeepfleetError):
+    """No answer came: the server was not reached, or one side did not trust the other, or it went away."""
+
+
+def _of_tls(error: ssl.SSLError, peer: str) -> ConnectionFailed:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConnectionFailed(
+            ErrorKind.CERTIFICATE,
+            f"cannot trust {peer}: {error.verify_message.rstrip('.')}; "
+            "check the CA file, and that the certificate names the address used",
+        )
+    reason = error.reason or ""
+    for word, meaning in _REFUSALS.items():
+        if reason.endswith("ALERT_" + word):
+            return ConnectionFailed(ErrorKind.CERTIFICATE, f"cannot use {peer}: it refused our certificate: {meaning}")
+    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot use {peer}: it does not speak TLS")
+    return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot use {peer}: TLS failed: {reason or error.strerror}")
+
+
+def closed_in_silence(peer: str) -> ConnectionFailed:
+    """The error for a peer that hung up without one byte of an answer: so it does to a certificate it refuses."""
+    return ConnectionFailed(
+        ErrorKind.CERTIFICATE,
+        f"cannot use {peer}: it closed the connection without an answer; most likely it refused our certificate "
+        "(from another CA, expired or revoked)",
+    )
+
+
+def translate(error: Exception, peer: str) -> KeepfleetError:
+    """The KeepfleetError for what a socket, TLS or http.client raised while talking to `peer`."""
+    if isinstance(error, KeepfleetError):
+        return error
+    if isinstance(error, (ssl.SSLZeroReturnError, ssl.SSLEOFError)):
+        return closed_in_silence(peer)
+    if isinstance(error, ssl.SSLError):
+        return _of_tls(error, peer)
+    if isinstance(error, (http.client.HTTPException, ValueError)) and not isinstance(error, ConnectionResetError):
+        return KeepfleetError(
+            ErrorKind.UNAVAILABLE, f"cannot read the answer of {peer}: it is not whole HTTP: {error!r}"
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot reach {peer}: nothing listens there")
+    if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+        return closed_in_silence(peer)
+    if isinstance(error, TimeoutError):
+        return ConnectionFailed(ErrorKind.TOO_SLOW, f"cannot reach {peer}: it did not answer in time")
+    if isinstance(error, socket.gaierror):
+        return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot reach {peer}: no such host")
+    strerror = getattr(error, "strerror", None)
+    return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot reach {peer}: {strerror or error}")

@@ -1,0 +1,116 @@
+"""One HTTP/1.1 request and its answer on a channel, bounded in size and time."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from keep_client.channel import Channel, Endpoint
+from keep_client.failures import closed_in_silence, translate
+from keep_protocol import strict_json
+from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
+
+MAX_REPLY = 16 * 1024 * 1024
+"""The longest answer: a list of 2,000 keeps at 8 KiB each (a keep's object with its certificate)."""
+_TARGET = re.compile(r"/[\x21-\x7e]*")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its status, its body, and who sent it."""
+
+    status: int
+    body: bytes
+    peer: str
+
+    @property
+    def text(self) -> str:
+        """The body as text; bytes that are not UTF-8 are shown as such."""
+        return self.body.decode("utf-8", "backslashreplace")
+
+    def object(self) -> dict[str, object]:
+        """The body as a JSON object. Raises KeepfleetError(BAD_REQUEST) when it is none."""
+        return strict_json.loads_object(self.body, MAX_REPLY, f"the answer of {self.peer}")
+
+    def error(self) -> KeepfleetError:
+        """The error the peer reported in `{"error": …}`, or what can be said of an answer that has another shape."""
+        try:
+            reported = self.object().get("error")
+        except KeepfleetError:
+            reported = None
+        if reported is not None:
+            return error_from_wire(reported)
+        first = self.text.strip().splitlines()[:5]
+        return KeepfleetError(ErrorKind.INTERNAL, f"cannot go on: {self.peer} answered {self.status}", tuple(first))
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a request carries: its type, its exact length, and its bytes in parts."""
+
+    type: str
+    length: int
+    parts: Iterable[bytes]
+
+
+NO_BODY = Body("application/json", 0, ())
+
+
+def json_body(value: object) -> Body:
+    """`value` as a JSON body."""
+    data = strict_json.dumps(value)
+    return Body("application/json", len(data), (data,))
+
+
+def _head(method: str, target: str, endpoint: Endpoint, body: Body) -> bytes:
+    if not _TARGET.fullmatch(target):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot ask for {target!r}: it is no path")
+    lines = [
+        f"{method} {target} HTTP/1.1",
+        f"Host: {endpoint.authority}",
+        "Connection: close",
+        "Accept: application/json, text/plain",
+    ]
+    if method != "GET":
+        lines += [f"Content-Type: {body.type}", f"Content-Length: {body.length}"]
+    return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+
+def _send(channel: Channel, head: bytes, body: Body) -> None:
+    sent = 0
+    if not channel.send(head):
+        return
+    for part in body.parts:
+        sent += len(part)
+        if not channel.send(part):
+            return
+    if sent != body.length:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT, f"cannot send the file: it changed while it was read ({sent} of {body.length} bytes)"
+        )
+
+
+def exchange(
+    channel: Channel, endpoint: Endpoint, method: str, target: str, body: Body = NO_BODY, limit: int = MAX_REPLY
+) -> Reply:
+    """Sends one request and reads its answer, at most `limit` bytes of it; stops sending when it comes early.
+
+    Raises ConnectionFailed when no answer came, KeepfleetError for one that is too large or not HTTP.
+    """
+    peer = str(endpoint)
+    try:
+        _send(channel, _head(method, target, endpoint, body), body)
+        with http.client.HTTPResponse(cast(socket.socket, channel), method=method) as response:
+            response.begin()
+            data = response.read(limit + 1)
+            if len(data) > limit:
+                raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the answer of {peer}: it is over {limit} bytes")
+            return Reply(response.status, data, peer)
+    except http.client.RemoteDisconnected as error:
+        raise closed_in_silence(peer) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise translate(error, peer) from error

@@ -1,0 +1,118 @@
+"""One keep's door: sends it one workload, after its certificate was compared with the pin."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+
+from keep_client.channel import Channel, Endpoint
+from keep_client.http import Body, Reply, exchange
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+
+PAYLOAD_PATH = "/payload"
+WORKLOAD_PATH = "/workload"
+PAYLOAD_RECEIVED = "Payload received"
+CHUNK = 256 * 1024
+"""Bytes of a file in memory at once."""
+DOOR_SECONDS = 60.0
+"""For the keep to check and compile a module (it allows itself about ten seconds) on a busy host."""
+SLOWEST_BYTES_PER_SECOND = 64 * 1024
+"""The slowest link an upload is given time for: half a megabit a second."""
+MAX_DOOR_REPLY = 64 * 1024
+"""A keep runs foreign code, so little is read of what it answers; a refusal with its reason is under 8 KiB."""
+_DECIMAL = tuple(str(byte).encode("ascii") for byte in range(256))
+_UNSPECIFIED = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where one keep receives, and the fingerprint its certificate must have."""
+
+    endpoint: Endpoint
+    fingerprint: str
+
+
+def door_at(host: str, port: int, fingerprint: str) -> Door:
+    """The door at an address a person gave."""
+    return Door(Endpoint(host, port, "the keep"), fingerprint)
+
+
+def door_of(keep: KeepInfo, manager_host: str) -> Door:
+    """The door of a keep; one that listens on every address is met where its manager is.
+
+    Raises KeepfleetError(CONFLICT) when the keep has none open.
+    """
+    if keep.state is not State.STARTED or not keep.port or not keep.fingerprint:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot send anything to keep {keep.kuuid}: it is {keep.detail or keep.state.name.lower()}; "
+            "only a started keep receives a workload",
+        )
+    host = manager_host if keep.address in _UNSPECIFIED else keep.address
+    return Door(Endpoint(host, keep.port, f"keep {keep.kuuid}"), keep.fingerprint)
+
+
+@contextmanager
+def open_workload(path: str) -> Iterator[FileIO]:
+    """The regular file at `path`. Raises KeepfleetError(BAD_REQUEST) when it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {path}: {error.strerror}") from error
+    with FileIO(descriptor) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {path}: it is not a regular file")
+        yield file
+
+
+def _chunks(file: FileIO) -> Iterator[bytes]:
+    file.seek(0)
+    while chunk := file.read(CHUNK):
+        yield chunk
+
+
+def _numbers(file: FileIO) -> Iterator[bytes]:
+    yield b'{"encoding":"wasm","contents":['
+    separator = b""
+    for chunk in _chunks(file):
+        yield separator + b",".join([_DECIMAL[byte] for byte in chunk])
+        separator = b","
+    yield b"]}"
+
+
+def raw_body(file: FileIO) -> Body:
+    """The file as it is, in parts."""
+    return Body("application/wasm", os.fstat(file.fileno()).st_size, _chunks(file))
+
+
+def numbers_body(file: FileIO) -> Body:
+    """The original's body: `contents` as an array of numbers, made twice over so that it is never whole in memory."""
+    return Body("application/json", sum(len(part) for part in _numbers(file)), _numbers(file))
+
+
+def upload(door: Door, context: ssl.SSLContext, method: str, target: str, body: Body) -> Reply:
+    """Sends one workload and returns the door's answer, whatever its status.
+
+    Nothing is sent unless the keep's certificate has the door's fingerprint (KeepfleetError CERTIFICATE).
+    Raises ConnectionFailed when no answer came; a keep that has its workload listens no more.
+    """
+    seconds = DOOR_SECONDS + body.length / SLOWEST_BYTES_PER_SECOND
+    with Channel.open(door.endpoint, context, seconds, pin=door.fingerprint) as channel:
+        return exchange(channel, door.endpoint, method, target, body, MAX_DOOR_REPLY)
+
+
+def upload_raw(door: Door, context: ssl.SSLContext, file: FileIO) -> Reply:
+    """`PUT /workload`: the file as `application/wasm`."""
+    return upload(door, context, "PUT", WORKLOAD_PATH, raw_body(file))
+
+
+def upload_numbers(door: Door, context: ssl.SSLContext, file: FileIO) -> Reply:
+    """`POST /payload`: the file as the original's JSON."""
+    return upload(door, context, "POST", PAYLOAD_PATH, numbers_body(file))
