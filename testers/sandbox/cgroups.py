@@ -1,0 +1,193 @@
+"""The sandbox's own cgroup in every hierarchy of the machine: v1, v2, or both.
+
+It is made and entered before the cgroup namespace, so that it is that namespace's root: the private systemd
+cannot see, and so cannot move, a process of the machine's. Who is in it belongs to the sandbox, whoever
+started it; that is what makes clean-up possible after any interrupt.
+
+Import rule: the standard library's light part (`os`, `signal`, `select`, `time`), for `enter` and `first`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+
+ROOT = "/sys/fs/cgroup"
+PREFIX = "keepfleet-sandbox-"
+OUTSIDE = "exec.scope"
+"""The cgroup, below a sandbox's own, of the processes that wait outside for a command inside."""
+KILL_SECONDS = 5.0
+"""A killed process is gone in milliseconds; one that is not in this time hangs in the kernel."""
+_RETRY_SECONDS = 0.01
+"""A cgroup can stay busy for a moment after its last process: the kernel tells nobody when that ends."""
+
+
+class Hierarchy:
+    """One mounted cgroup hierarchy: where, and what to mount to see it again (`options` is None for v2)."""
+
+    def __init__(self, directory: str, options: str | None) -> None:
+        self.directory = directory
+        self.options = options
+
+    def __repr__(self) -> str:
+        return f"Hierarchy({self.directory}, {self.options or 'v2'})"
+
+    def of(self, name: str) -> str:
+        """The directory of the sandbox `name` in this hierarchy."""
+        return f"{self.directory}/{PREFIX}{name}"
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def parse_mounts(mounts: str, controllers: frozenset[str]) -> list[Hierarchy]:
+    """The hierarchies below /sys/fs/cgroup in the text of /proc/mounts, each once; `controllers` are v1's names."""
+    found: dict[str, Hierarchy] = {}
+    for line in mounts.splitlines():
+        _, directory, kind, options, *_ = line.split(" ")
+        if kind not in ("cgroup", "cgroup2") or not f"{directory}/".startswith(ROOT + "/"):
+            continue
+        if kind == "cgroup2":
+            found.setdefault("v2", Hierarchy(directory, None))
+            continue
+        chosen = sorted(option for option in options.split(",") if option in controllers or option.startswith("name="))
+        text = ",".join(["none", *chosen] if chosen and chosen[0].startswith("name=") else chosen)
+        found.setdefault(text, Hierarchy(directory, text))
+    return list(found.values())
+
+
+def hierarchies() -> list[Hierarchy]:
+    """This machine's hierarchies, read from /proc."""
+    controllers = [line.split()[0] for line in _read("/proc/cgroups").splitlines() if not line.startswith("#")]
+    return parse_mounts(_read("/proc/self/mounts"), frozenset(controllers))
+
+
+def make(directory: str) -> None:
+    """Makes a cgroup that processes can enter: a v1 cpuset must first be given processors and memory nodes."""
+    os.makedirs(directory, exist_ok=True)
+    for file in ("cpuset.cpus", "cpuset.mems"):
+        path = f"{directory}/{file}"
+        if os.path.exists(path) and os.path.exists(f"{directory}/cpuset.effective_cpus") and not _read(path).strip():
+            _write(path, _read(f"{os.path.dirname(directory)}/{file}"))
+
+
+def delegate(hierarchy: Hierarchy) -> list[str]:
+    """Switches on, for the cgroups below the machine's v2 root, what can be; returns what was off before.
+
+    Where processes of the machine sit in that root (some containers) the kernel refuses, and limits of units in
+    the sandbox have no effect: the sandbox works all the same.
+    """
+    if hierarchy.options is not None:
+        return []
+    switch = f"{hierarchy.directory}/cgroup.subtree_control"
+    done = []
+    for controller in _read(f"{hierarchy.directory}/cgroup.controllers").split():
+        if controller not in _read(switch).split():
+            with contextlib.suppress(OSError):
+                _write(switch, f"+{controller}")
+                done.append(controller)
+    return done
+
+
+def withdraw(hierarchy: Hierarchy, switched_on: list[str]) -> None:
+    """Undoes `delegate`, except for what is in use by now."""
+    for controller in switched_on if hierarchy.options is None else []:
+        with contextlib.suppress(OSError):
+            _write(f"{hierarchy.directory}/cgroup.subtree_control", f"-{controller}")
+
+
+def enter(directories: list[str]) -> None:
+    """Moves the calling process, alone, into these cgroups."""
+    for directory in directories:
+        _write(f"{directory}/cgroup.procs", "0")
+
+
+def members(directory: str) -> set[int]:
+    """Every process in the cgroup `directory` and below, as this process numbers them; none where it is gone."""
+    found: set[int] = set()
+    for path, _, _ in os.walk(directory):
+        try:
+            found.update(int(line) for line in _read(f"{path}/cgroup.procs").split())
+        except OSError:
+            continue
+    return found - {0}
+
+
+def belongs(pid: int, name: str) -> bool:
+    """Whether the process `pid` is in a cgroup of the sandbox `name` now."""
+    try:
+        lines = _read(f"/proc/{pid}/cgroup").splitlines()
+    except OSError:
+        return False
+    return any(f"/{PREFIX}{name}/" in f"{line}/" for line in lines)
+
+
+def kill_all(name: str, found: list[Hierarchy]) -> None:
+    """SIGKILL to every process in the cgroups of the sandbox `name`, until none is left.
+
+    Raises TimeoutError after KILL_SECONDS. All are signalled before any is waited for: PID 1 ends only when
+    those that entered its namespace from outside have been reaped by parents that may be stopped.
+    """
+    deadline = time.monotonic() + KILL_SECONDS
+    while pids := set().union(*(members(hierarchy.of(name)) for hierarchy in found)):
+        dying = [descriptor for pid in pids if (descriptor := _kill_member(pid, name)) is not None]
+        for descriptor in dying:
+            select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {sorted(pids)} do not end")
+
+
+def resume(name: str) -> None:
+    """SIGCONT to what `enter` left outside: stopped with Ctrl-Z it could not reap, and power-off would wait for it."""
+    for hierarchy in hierarchies()[:1]:
+        for pid in members(f"{hierarchy.of(name)}/{OUTSIDE}"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _kill_member(pid: int, name: str) -> int | None:
+    """Kills `pid` and returns its pidfd to wait on; None where it is gone.
+
+    Membership is read again behind the open pidfd, so a number that the kernel gave to another process meanwhile
+    is never hit.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        if belongs(pid, name):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            return descriptor
+    except ProcessLookupError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def remove(directory: str) -> None:
+    """Removes the cgroup and those below it. Raises OSError when one stays busy for KILL_SECONDS."""
+    deadline = time.monotonic() + KILL_SECONDS
+    for path, _, _ in list(os.walk(directory, topdown=False)):
+        while True:
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            else:
+                break
