@@ -106,6 +106,11 @@ class FrameDecoder:
     def __repr__(self) -> str:
         return f"FrameDecoder({len(self._buffer)} bytes waiting)"
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return self._depth > 0
+
     def feed(self, data: bytes) -> list[bytes]:
         """The frames completed by `data`."""
         self._buffer += data

@@ -12,6 +12,10 @@ from keep_protocol.record import Record
 from keep_protocol.states import State
 
 
+_MAX_SECONDS = 1e12
+"""JSON has numbers no clock shows: `1e999` reads as infinity, which could not be written again."""
+
+
 class OutcomeKind(Enum):
     """How a workload ended."""
 
@@ -168,6 +172,8 @@ class _Members:
     def maybe_seconds(self, name: str) -> float | None:
         value = self._value.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise self._refuse(name, "a number of seconds")
+        if value is not None and not 0 <= value <= _MAX_SECONDS:  # which no NaN and no infinity does
             raise self._refuse(name, "a number of seconds")
         return None if value is None else float(value)
 

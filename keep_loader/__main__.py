@@ -1,0 +1,38 @@
+"""Starts the keep-loader: `python -I -S …/keep_loader/__main__.py ID`, as the unit keep@ID.service does.
+
+Import rule: that of keep_loader.
+"""
+
+import os
+import signal
+import sys
+
+if not __package__:  # run by path under -I -S: our packages lie beside this one, and the standard library must win
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from keep_loader.loader import Loader
+from keep_loader.settings import read_settings
+from keep_loader.walls import missing_walls
+from keep_protocol.errors import KeepfleetError
+
+BAD_START = 2
+"""The exit status of a loader that was started wrongly; starting it again would not help."""
+
+
+def main() -> int:
+    """Runs one keep until SIGTERM; returns the exit status."""
+    try:
+        settings = read_settings(sys.argv[1:], os.environ)
+        loader = Loader(settings, missing_walls)
+    except KeepfleetError as error:
+        print(f"keep-loader: {error}", file=sys.stderr)
+        return BAD_START
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: loader.leave())
+    with loader:
+        loader.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

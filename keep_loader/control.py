@@ -1,0 +1,227 @@
+"""The control socket: who may speak, what one peer may cost, and every command answered in its order.
+
+Import rule: that of keep_loader.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from keep_loader.child import descriptors_in
+from keep_loader.fdstore import close_all
+from keep_loader.log import log
+from keep_loader.loop import HANG_UP, READABLE, WRITABLE, Loop
+from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS
+from keep_protocol.control import Command, CommandType, FrameDecoder, decode_command, encode_reply
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+
+IDLE_SECONDS = 30.0
+"""A peer that is owed nothing and says nothing, or does not read its answer, is closed: the manager asks anew."""
+CHUNK = 16 * 1024
+"""Bytes taken at once; smaller than the largest frame, so that cutting one peer's bytes never holds the others up."""
+MAX_QUEUED = 32
+"""Commands sent ahead by one peer; a manager sends four to start a keep."""
+_CREDENTIALS = struct.Struct("3i")
+_DESCRIPTOR_SPACE = socket.CMSG_SPACE(4 * MAX_CONTROL_FDS)
+
+Obey = Callable[[Command, list[int], "Connection"], None]
+
+
+class Connection:
+    """One peer. Commands are obeyed one at a time: the next when the last is answered and the answer is written."""
+
+    def __init__(self, server: ControlServer, sock: socket.socket, number: int) -> None:
+        self._server, self._sock, self._number = server, sock, number
+        self._decoder = FrameDecoder()
+        self._queue: list[tuple[bytes, list[int]]] = []
+        self._descriptors: list[int] = []
+        self._outbox = b""
+        self._owed = self._obeying = self._last = False
+        self.closed = False
+        sock.setblocking(False)
+        self._settle()
+
+    def __repr__(self) -> str:
+        return f"Connection({self._number}, {len(self._queue)} queued{', closed' if self.closed else ''})"
+
+    def reply(self, answer: KeepInfo | KeepfleetError) -> None:
+        """Answers the command that is being obeyed; a peer that has gone away is no error."""
+        if self.closed:
+            return
+        self._owed = False
+        self._outbox += encode_reply(answer)
+        self._write()
+        if not self._obeying:
+            self._obey_queue()
+
+    def close(self) -> None:
+        """Forgets the peer and closes whatever it sent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._server.loop.forget(self._sock.fileno())
+        self._server.loop.cancel(self._deadline)
+        self._sock.close()
+        close_all(self._descriptors)
+        for _, descriptors in self._queue:
+            close_all(descriptors)
+        self._server.left(self)
+
+    @property
+    def _deadline(self) -> str:
+        return f"control connection {self._number}"
+
+    def _settle(self) -> None:
+        """Asks the loop for what this connection can use now: to write, to be told of a hang-up, or to read."""
+        if self.closed:
+            return
+        if self._last and not (self._outbox or self._owed or self._queue):
+            self.close()
+            return
+        events = WRITABLE if self._outbox else HANG_UP if self._owed else READABLE
+        self._server.loop.watch(self._sock.fileno(), events, self._ready)
+        if self._owed:
+            self._server.loop.cancel(self._deadline)
+        elif not self._server.loop.stands(self._deadline):
+            self._server.loop.after(self._deadline, IDLE_SECONDS, self.close)
+
+    def _ready(self, events: int) -> None:
+        if events & ~(READABLE | WRITABLE) and (self._owed or self._outbox):
+            self.close()  # the peer hung up before its answer
+        elif self._outbox:
+            self._write()
+            self._obey_queue()
+        else:
+            self._read()
+
+    def _write(self) -> None:
+        try:
+            sent = self._sock.send(self._outbox, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self._outbox = self._outbox[sent:]
+
+    def _read(self) -> None:
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(CHUNK, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self._descriptors += descriptors_in(ancillary)
+        try:
+            if flags & socket.MSG_CTRUNC or len(self._descriptors) > MAX_CONTROL_FDS:
+                raise KeepfleetError(
+                    ErrorKind.BAD_REQUEST, f"cannot take over {MAX_CONTROL_FDS} descriptors in one command"
+                )
+            self._last = not data
+            self._enqueue(self._decoder.feed(data))
+        except KeepfleetError as error:
+            self._last = True
+            close_all(self._descriptors)
+            self.reply(error)
+        self._obey_queue()
+
+    def _enqueue(self, frames: list[bytes]) -> None:
+        """Queues `frames`; what descriptors came with them belongs to the first START among them."""
+        if len(frames) > MAX_QUEUED:
+            raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot queue over {MAX_QUEUED} commands of one connection")
+        for frame in frames:
+            descriptors: list[int] = []
+            if self._descriptors and _is_start(frame):
+                descriptors, self._descriptors = self._descriptors, []
+            self._queue.append((frame, descriptors))
+        if frames and not self._decoder.waiting:
+            close_all(self._descriptors)
+
+    def _obey_queue(self) -> None:
+        while self._queue and not (self._owed or self._outbox or self.closed):
+            frame, descriptors = self._queue.pop(0)
+            self._owed = self._obeying = True
+            self._server.loop.cancel(self._deadline)
+            try:
+                self._server.obey(decode_command(frame), descriptors, self)
+            except KeepfleetError as error:
+                self.reply(error)
+            finally:
+                self._obeying = False
+                close_all(descriptors)
+        self._settle()
+
+
+def _is_start(frame: bytes) -> bool:
+    try:
+        return decode_command(frame).type is CommandType.START
+    except KeepfleetError:
+        return False
+
+
+def _send_once(sock: socket.socket, line: bytes) -> None:
+    """Tries to send `line` and closes."""
+    with sock:
+        sock.setblocking(False)
+        try:
+            sock.send(line, socket.MSG_NOSIGNAL)
+        except OSError:
+            return  # the peer was gone before we came
+
+
+class ControlServer:
+    """Listens at `path` (mode 0600) and hands each command to `obey`, which answers by `Connection.reply`.
+
+    `obey` raises KeepfleetError for a refusal, and takes the descriptors it keeps out of the list it is given.
+    """
+
+    def __init__(self, loop: Loop, path: str, obey: Obey) -> None:
+        self.loop, self.obey = loop, obey
+        self._path = path
+        self._connections: list[Connection] = []
+        self._count = 0
+        if os.path.lexists(path):
+            os.unlink(path)  # of a loader before us, which has ended: the directory is the keep's own
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        old = os.umask(0o177)
+        self._listener.bind(path)
+        os.umask(old)
+        self._listener.listen(MAX_CONTROL_CONNECTIONS)
+        loop.watch(self._listener.fileno(), READABLE, self._accept)
+
+    def __repr__(self) -> str:
+        return f"ControlServer({self._path}, {len(self._connections)} connections)"
+
+    def close(self) -> None:
+        """Closes every connection and the socket."""
+        for connection in list(self._connections):
+            connection.close()
+        self.loop.forget(self._listener.fileno())
+        self._listener.close()
+
+    def left(self, connection: Connection) -> None:
+        """A connection has closed."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+
+    def _accept(self, _events: int) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return  # the peer was gone before we came
+        pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid not in (0, os.geteuid()):
+            log(f"refused a control connection of uid {uid}, process {pid}: only root and the keep's own uid may")
+            sock.close()
+            return
+        if len(self._connections) >= MAX_CONTROL_CONNECTIONS:
+            full = KeepfleetError(ErrorKind.TOO_MANY, "cannot take another control connection: close one first")
+            _send_once(sock, encode_reply(full))
+            return
+        self._count += 1
+        self._connections.append(Connection(self, sock, self._count))

@@ -1,0 +1,112 @@
+"""The keep itself: its phase and what others see of it. Every move goes through `Keep.move`, and is logged there once.
+
+Import rule: that of keep_loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from keep_loader.log import log, plain
+from keep_loader.record import Saved, write_record
+from keep_loader.settings import Settings
+from keep_loader.status import detail_of, place_of, status_text
+from keep_protocol.constants import unit_name
+from keep_protocol.keep import KeepInfo, Outcome
+from keep_protocol.states import STATE_OF, Event, Phase, State, advance
+
+MAX_DETAIL = 200
+"""Characters of a sentence in `detail`; a status line is read on a terminal."""
+
+
+class Keep:
+    """One keep's phase, door, identity and outcome; `changed` is called after every change of any of them."""
+
+    def __init__(self, settings: Settings, walls: tuple[str, ...], changed: Callable[[], None]) -> None:
+        self._kuuid, self._record_path = settings.kuuid, settings.record_path
+        self._changed = changed
+        self._why = ""
+        self.phase = Phase.BOOTING
+        self.walls = walls
+        self.address, self.port, self.names = "", 0, ""
+        self.fingerprint = self.certificate = ""
+        self.outcome: Outcome | None = None
+
+    def __repr__(self) -> str:
+        return f"Keep({self._kuuid}, {self.phase.value})"
+
+    @property
+    def state(self) -> State:
+        """The original protocol's number for the phase."""
+        return STATE_OF[self.phase]
+
+    @property
+    def info(self) -> KeepInfo:
+        """The keep as keep-info answers."""
+        return KeepInfo(
+            kuuid=self._kuuid,
+            state=self.state,
+            detail=detail_of(self.phase, self._why, self.outcome),
+            address=self.address,
+            port=self.port,
+            fingerprint=self.fingerprint,
+            certificate=self.certificate,
+            unit=unit_name(self._kuuid),
+            walls=self.walls,
+            outcome=self.outcome,
+        )
+
+    @property
+    def status(self) -> str:
+        """The keep in one line, for `systemctl status`."""
+        return status_text(self.phase, self.info)
+
+    @property
+    def place(self) -> str:
+        """Where the door is, as in `127.0.0.1:3031`."""
+        return place_of(self.address, self.port)
+
+    def restore(self, saved: Saved) -> None:
+        """Takes back what a loader before us had written."""
+        self.address, self.port, self.names = saved.address, saved.port, saved.names
+        self.fingerprint, self.certificate = saved.fingerprint, saved.certificate
+
+    def set_door(self, address: str, port: int, names: str) -> None:
+        """Where the door is to be, and the names it is certified for; empty and 0 for no door."""
+        self.address, self.port, self.names = address, port, names
+        self.fingerprint = self.certificate = ""
+
+    def tell(self, why: str) -> None:
+        """Changes the sentence in `detail`, empty for the phase's own words."""
+        self._why = plain(why, MAX_DETAIL)
+        self._changed()
+
+    def move(self, event: Event, why: str = "", outcome: Outcome | None = None) -> None:
+        """Moves to the phase after `event`, writes the record and logs the move.
+
+        Raises KeepfleetError(CONFLICT), changing nothing, for a move the table does not list.
+        """
+        before, self.phase = self.phase, advance(self.phase, event)
+        self._why = plain(why, MAX_DETAIL)
+        self.outcome = outcome
+        reason = self._why or ("" if outcome is None else plain(outcome.text, MAX_DETAIL))
+        log(f"{before.value} -> {self.phase.value} ({event.value}){': ' if reason else ''}{reason}")
+        self._write()
+        self._changed()
+
+    def _write(self) -> None:
+        saved = Saved(
+            phase=self.phase,
+            address=self.address,
+            port=self.port,
+            names=self.names,
+            fingerprint=self.fingerprint,
+            certificate=self.certificate,
+            detail=self._why,
+            outcome=self.outcome,
+        )
+        try:
+            write_record(self._record_path, saved)
+        except OSError as error:
+            # The keep goes on; a crash of the loader now would find an older record, and say what it can.
+            log(f"cannot write the record {self._record_path}: {error.strerror}")

@@ -1,0 +1,232 @@
+"""Wires one keep together: the control socket's commands, the app-loader's life, systemd's messages, one poll loop.
+
+Import rule: that of keep_loader.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable
+
+from keep_loader.control import Connection, ControlServer
+from keep_loader.fdstore import DescriptorStore, check_start_descriptors
+from keep_loader.keep import Keep
+from keep_loader.log import log, plain
+from keep_loader.loop import READABLE, Loop
+from keep_loader.record import Resumption, read_record, resume_from
+from keep_loader.settings import Settings
+from keep_loader.supervisor import Supervisor
+from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_CONNECTIONS
+from keep_protocol.control import Command, CommandType
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.sdnotify import Notifier, take_stored
+from keep_protocol.states import Event, Phase, State, advance
+
+MAX_WAITERS = MAX_CONTROL_CONNECTIONS - 2
+"""Peers waiting for a change; two connections always stay for commands."""
+MAX_BY = 80
+"""Characters of who asked for a stop."""
+STATUS_SECONDS = 0.2
+"""At most five status lines a second: a hostile app-loader must not keep systemd busy."""
+_STATUS, _CHANGED, _WATCHDOG = "status", "changed", "watchdog"
+_NAMES = re.compile(r"[A-Za-z0-9.:-]{1,253}(,[A-Za-z0-9.:-]{1,253})*")
+
+
+class Loader:
+    """One keep's loader, from its boot to SIGTERM; a context manager that owns everything it opens.
+
+    `probe` says which walls are missing around the keep's directory; while any is, START is refused.
+    """
+
+    def __init__(self, settings: Settings, probe: Callable[[str], tuple[str, ...]]) -> None:
+        self._settings = settings
+        self._loop = Loop()
+        self._notifier = Notifier()
+        self._store = DescriptorStore(self._notifier, take_stored())
+        self._keep = Keep(settings, probe(settings.directory), self._changed)
+        self._supervisor = Supervisor(self._keep, self._loop, self._store, settings)
+        self._address, self._port, self._names = "", 0, ""
+        self._status = ""
+        self._starting: Connection | None = None
+        self._stopping: list[Connection] = []
+        self._waiting: list[tuple[State, Connection]] = []
+        self._commands: dict[CommandType, Callable[[str, list[int], Connection], None]] = {
+            CommandType.ADDR: self._set_address,
+            CommandType.PORT: self._set_port,
+            CommandType.NAMES: self._set_names,
+            CommandType.START: self._start,
+            CommandType.INFO: self._info,
+            CommandType.STOP: self._stop,
+            CommandType.WAIT: self._wait,
+        }
+
+    def __repr__(self) -> str:
+        return f"Loader({self._keep!r})"
+
+    def __enter__(self) -> Loader:
+        """Opens the control socket, goes on where a loader before us was killed, and tells systemd READY."""
+        self._wake, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._loop.watch(self._wake, READABLE, self._woken)
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        self._control = ControlServer(self._loop, self._settings.socket_path, self._obey)
+        self._boot()
+        self._status = self._keep.status
+        self._notify("READY=1", f"STATUS={self._status}")
+        if self._settings.watchdog_seconds:
+            self._alive()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._control.close()
+        signal.set_wakeup_fd(-1)
+        os.close(self._wake)
+        os.close(self._wake_writer)
+
+    def run(self) -> None:
+        """Serves until `leave` was called and no process of ours is left."""
+        self._loop.run()
+
+    def leave(self) -> None:
+        """Ends the loader; safe to be called by a signal's handler."""
+        self._supervisor.leaving = True
+
+    def _woken(self, _events: int) -> None:
+        """A signal has come, and its handler has run."""
+        os.read(self._wake, 512)
+        if self._supervisor.leaving:
+            self._notify("STOPPING=1")
+            self._supervisor.leave()
+            self._changed()
+
+    def _boot(self) -> None:
+        keep = self._keep
+        try:
+            saved = read_record(self._settings.record_path)
+            resumption = resume_from(saved, self._store.names)
+        except KeepfleetError as error:
+            saved = None
+            resumption = Resumption(Event.FAIL, outcome=Outcome(OutcomeKind.LOST, plain(error.message, 400)))
+        if saved is not None and resumption.event is not Event.READY:
+            keep.restore(saved)
+        if resumption.event is Event.RESUME:
+            self._supervisor.resume()
+            return
+        self._store.drop_all()
+        keep.move(resumption.event, resumption.why, resumption.outcome)
+
+    def _obey(self, command: Command, descriptors: list[int], connection: Connection) -> None:
+        self._commands[command.type](command.contents, descriptors, connection)
+
+    def _must_be_idle(self) -> None:
+        if self._keep.phase is not Phase.IDLE:
+            raise KeepfleetError(
+                ErrorKind.CONFLICT,
+                f"cannot set the door of a keep that is {self._keep.phase.value}: it has been started",
+            )
+
+    def _set_address(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        self._must_be_idle()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            try:
+                self._address = socket.inet_ntop(family, socket.inet_pton(family, contents))
+            except (OSError, ValueError):
+                continue
+            connection.reply(self._keep.info)
+            return
+        raise _bad(f"cannot listen on {plain(contents, 60)!r}: it must be an IPv4 or IPv6 address")
+
+    def _set_port(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        self._must_be_idle()
+        if not re.fullmatch(r"[1-9][0-9]{0,4}", contents, re.ASCII) or int(contents) > 65535:
+            raise _bad(f"cannot listen on port {plain(contents, 20)!r}: it must lie in 1 … 65535")
+        self._port = int(contents)
+        connection.reply(self._keep.info)
+
+    def _set_names(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        self._must_be_idle()
+        if contents and (not _NAMES.fullmatch(contents) or contents.count(",") >= MAX_CERTIFICATE_NAMES):
+            raise _bad(f"cannot certify these names: at most {MAX_CERTIFICATE_NAMES}, comma-separated, may be given")
+        self._names = contents
+        connection.reply(self._keep.info)
+
+    def _start(self, _contents: str, descriptors: list[int], connection: Connection) -> None:
+        advance(self._keep.phase, Event.START)
+        if self._starting is not None:
+            raise KeepfleetError(ErrorKind.CONFLICT, "cannot start a keep while another start is being answered")
+        if self._keep.walls:
+            raise KeepfleetError(
+                ErrorKind.WALL_MISSING,
+                "cannot take a workload: a wall of the keep is missing; compare its unit with the one installed",
+                self._keep.walls,
+            )
+        address, port = check_start_descriptors(descriptors)
+        if self._port not in (0, port):
+            raise _bad(f"cannot listen on port {self._port}: the socket that was handed over is bound to {port}")
+        self._keep.set_door(self._address or address, port, self._names)
+        self._address, self._port, self._names = "", 0, ""
+        self._starting = connection
+        self._supervisor.open(descriptors)
+
+    def _info(self, _contents: str, _descriptors: list[int], connection: Connection) -> None:
+        connection.reply(self._keep.info)
+
+    def _stop(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        self._supervisor.stop(plain(contents, MAX_BY) or "the manager")
+        self._stopping.append(connection)
+
+    def _wait(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        states = {str(int(state)): state for state in State}
+        if contents not in states:
+            raise _bad(f"cannot wait for a change of state {plain(contents, 20)!r}: it is the number of none")
+        self._waiting = [(state, peer) for state, peer in self._waiting if not peer.closed]
+        if self._keep.state is not states[contents]:
+            connection.reply(self._keep.info)
+        elif len(self._waiting) >= MAX_WAITERS:
+            raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot wait: {MAX_WAITERS} peers wait for this keep already")
+        else:
+            self._waiting.append((states[contents], connection))
+
+    def _changed(self) -> None:
+        """Answers and shows a change when whatever made it has come to its end: an answer may bring a new command."""
+        self._loop.after(_CHANGED, 0, self._show)
+
+    def _show(self) -> None:
+        keep, info = self._keep, self._keep.info
+        self._show_status()
+        if self._starting is not None and keep.phase is not Phase.OPENING:
+            connection, self._starting = self._starting, None
+            connection.reply(self._supervisor.start_error or info)
+        if keep.phase in (Phase.ENDED, Phase.FAILED):
+            stopping, self._stopping = self._stopping, []
+            for connection in stopping:
+                connection.reply(info)
+        changed = [peer for state, peer in self._waiting if state is not keep.state]
+        self._waiting = [(state, peer) for state, peer in self._waiting if state is keep.state]
+        for connection in changed:
+            connection.reply(info)
+        if self._supervisor.leaving and not self._supervisor.busy:
+            self._loop.stop()
+
+    def _show_status(self) -> None:
+        if self._keep.status != self._status and not self._loop.stands(_STATUS):
+            self._status = self._keep.status
+            self._notify(f"STATUS={self._status}")
+            self._loop.after(_STATUS, STATUS_SECONDS, self._show_status)
+
+    def _alive(self) -> None:
+        self._notify("WATCHDOG=1")
+        self._loop.after(_WATCHDOG, self._settings.watchdog_seconds / 2, self._alive)
+
+    def _notify(self, *assignments: str) -> None:
+        try:
+            self._notifier.send(*assignments)
+        except OSError as error:
+            log(f"cannot tell systemd {assignments[0].partition('=')[0]}: {error.strerror}")
+
+
+def _bad(message: str) -> KeepfleetError:
+    return KeepfleetError(ErrorKind.BAD_REQUEST, message)

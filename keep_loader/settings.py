@@ -1,0 +1,104 @@
+"""What a loader is told at its start: its keep's ID, its directory, and what it passes on to the app-loader.
+
+Import rule: that of keep_loader.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+from keep_protocol.constants import MAX_WORKLOAD_BYTES, parse_kuuid
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.record import Record
+
+MAX_SOCKET_PATH = 107
+"""The longest path a Unix socket's address holds (man 7 unix)."""
+
+
+class Settings(Record):
+    """One loader's settings.
+
+    directory: the keep's own runtime directory; command: the app-loader's arguments; openssl and max_workload: passed
+    on to it; watchdog_seconds: how often systemd wants to hear of us, 0 for never.
+    """
+
+    __slots__ = ("command", "directory", "kuuid", "max_workload", "openssl", "watchdog_seconds")
+    kuuid: int
+    directory: str
+    command: tuple[str, ...]
+    openssl: str
+    max_workload: int
+    watchdog_seconds: float
+
+    def __init__(
+        self,
+        kuuid: int,
+        directory: str,
+        command: tuple[str, ...],
+        openssl: str = "/usr/bin/openssl",
+        max_workload: int = MAX_WORKLOAD_BYTES,
+        watchdog_seconds: float = 0.0,
+    ) -> None:
+        self._freeze(
+            kuuid=kuuid,
+            directory=directory,
+            command=command,
+            openssl=openssl,
+            max_workload=max_workload,
+            watchdog_seconds=watchdog_seconds,
+        )
+
+    @property
+    def socket_path(self) -> str:
+        """Where the control socket listens."""
+        return f"{self.directory}/control.sock"
+
+    @property
+    def record_path(self) -> str:
+        """Where the keep's record lies; it survives a crash of the loader."""
+        return f"{self.directory}/record.json"
+
+
+def app_loader_command() -> tuple[str, ...]:
+    """How the app-loader beside this package is started."""
+    packages = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return (sys.executable, "-I", "-S", f"{packages}/app_loader/__main__.py")
+
+
+def _whole_number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start: {name} must be a whole number, not {text[:40]!r}")
+    return int(text)
+
+
+def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Settings:
+    """The settings in the command line and the unit's environment.
+
+    Raises KeepfleetError: BAD_REQUEST for an ID that is none, CONFIGURATION for what the unit does not say or says
+    wrongly.
+    """
+    words = arguments or [environment.get("KEEPFLEET_KUUID", "")]
+    if len(words) != 1:
+        raise KeepfleetError(ErrorKind.CONFIGURATION, "cannot start: give the keep's ID and nothing else")
+    directory = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if not directory.startswith("/"):
+        raise KeepfleetError(ErrorKind.CONFIGURATION, "cannot start: $RUNTIME_DIRECTORY must name the keep's directory")
+    watchdog = _whole_number(environment, "WATCHDOG_USEC", 0)
+    if environment.get("WATCHDOG_PID", "") not in ("", str(os.getpid())):
+        watchdog = 0
+    settings = Settings(
+        kuuid=parse_kuuid(words[0]),
+        directory=directory,
+        command=app_loader_command(),
+        openssl=environment.get("KEEPFLEET_OPENSSL") or "/usr/bin/openssl",
+        max_workload=_whole_number(environment, "KEEPFLEET_MAX_WORKLOAD", MAX_WORKLOAD_BYTES),
+        watchdog_seconds=watchdog / 1_000_000,
+    )
+    if len(os.fsencode(settings.socket_path)) > MAX_SOCKET_PATH:
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start: {settings.socket_path} is too long for a socket")
+    return settings

@@ -1,0 +1,107 @@
+"""The walls of a keep, tried out from inside: a loader takes no workload where one that it expects is missing.
+
+systemd accepts many directives that do nothing where the kernel or the kind of manager cannot obey them, so what
+the unit asks for proves nothing. Each probe tries, or reads from the kernel, what a workload could try.
+Import rule: that of keep_loader.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+READ_ONLY = ("/", "/etc", "/usr", "/var", "/run")
+"""ProtectSystem=strict and the empty /run; /tmp and the keep's own directory stay writable, and private."""
+NO_EXEC = ("/", "/tmp", "/var/tmp")  # noqa: S108 - looked at, never written to
+"""NoExecPaths=; the keep's own directory is added. The interpreter and its libraries are mounted apart."""
+HOMES = ("/home", "/root")
+DEVICES = ("/dev/mem", "/dev/kmsg", "/dev/kvm", "/dev/fuse", "/dev/net/tun", "/dev/loop-control")
+"""What PrivateDevices= takes away, as far as a host has it."""
+
+
+def missing_walls(directory: str) -> tuple[str, ...]:
+    """A sentence for each wall that does not stand; `directory` is the keep's own."""
+    uid = os.geteuid()
+    found = [*_buses(_bus_sockets(uid)), *_networks(), *_mounts(directory), *_privileges(uid)]
+    found += [f"the device {path} is there" for path in DEVICES if os.path.exists(path)]
+    return tuple(found)
+
+
+def _bus_sockets(uid: int) -> tuple[str, ...]:
+    """Where a host's and a user's service managers can be asked to start something unconfined."""
+    return (
+        "/run/dbus/system_bus_socket",
+        "/run/systemd/private",
+        f"/run/user/{uid}/bus",
+        f"/run/user/{uid}/systemd/private",
+    )
+
+
+def _buses(paths: tuple[str, ...]) -> list[str]:
+    found: list[str] = []
+    for path in paths:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            try:
+                sock.connect(path)
+            except OSError:
+                continue
+        found.append(f"{path} can be connected to")
+    return found
+
+
+def _networks() -> list[str]:
+    found: list[str] = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.socket(family, socket.SOCK_STREAM).close()
+        except OSError:
+            continue
+        found.append(f"a socket of {family.name} can be made")
+    # The first two lines are headings; each other begins with a device's name.
+    devices = [line.partition(b":")[0].strip().decode(errors="replace") for line in _lines("/proc/self/net/dev")[2:]]
+    return found + [f"the network device {name} is there" for name in devices if name != "lo"]
+
+
+def _flags(path: str) -> int | None:
+    try:
+        return os.statvfs(path).f_flag
+    except OSError:
+        return None  # what cannot be looked at cannot be written to either
+
+
+def _mounts(directory: str) -> list[str]:
+    found: list[str] = []
+    for path in READ_ONLY:
+        flags = _flags(path)
+        if flags is not None and not flags & os.ST_RDONLY:
+            found.append(f"{path} is not mounted read-only")
+    for path in (*NO_EXEC, directory):
+        flags = _flags(path)
+        if flags is not None and not flags & os.ST_NOEXEC:
+            found.append(f"programs in {path} can be run")
+    found += [f"{path} is not hidden" for path in HOMES if os.path.isdir(path) and not os.path.ismount(path)]
+    return found
+
+
+def _privileges(uid: int) -> list[str]:
+    """What /proc/self/status says of capabilities, new privileges and the system call filter."""
+    status = dict(line.split(b":", 1) for line in _lines("/proc/self/status") if b":" in line)
+    values = {name.decode(): value.strip() for name, value in status.items()}
+    found = ["the keep runs as root"] if uid == 0 else []
+    for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
+        if int(values.get(name, b"1"), 16):
+            found.append(f"capabilities are left in {name}")
+    if values.get("NoNewPrivs") != b"1":
+        found.append("new privileges can be gained")
+    if values.get("Seccomp") != b"2":
+        found.append("system calls are not filtered")
+    return found
+
+
+def _lines(path: str) -> list[bytes]:
+    """The lines of a file of /proc; none where it is hidden."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return (file.read(64 * 1024) or b"").splitlines()
+    except OSError:
+        return []
