@@ -22,6 +22,11 @@ INSIDE_STATE = "/run/sandbox"
 """Where the state directory is seen inside."""
 _HIDDEN_UNITS = ("/usr/local/lib/systemd", "/lib/systemd/system-generators", "/lib/systemd/user-generators")
 """The machine's own units and what would generate units from its files; the default search path itself is kept."""
+_RUN = (
+    *("lock", "log/journal", "dbus", "user", "systemd/system", INSIDE_STATE.removeprefix("/run/")),
+    *("systemd/unit-root", "systemd/mount-rootfs"),
+)
+"""What systemd expects in /run. The last two: a user manager cannot lay out mounts before a system unit did once."""
 _JOURNAL = """[Journal]
 Storage=volatile
 RuntimeMaxUse=256M
@@ -107,7 +112,7 @@ def _mounts(name: str, state: str, found: list[cgroups.Hierarchy]) -> None:
     state_handle, units, console = (_path_handle(f"{state}{part}") for part in ("", "/units", "/console"))
     linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
     linux.tmpfs("/run", "755")
-    for directory in ("lock", "log/journal", "dbus", "user", "systemd/system", INSIDE_STATE.removeprefix("/run/")):
+    for directory in _RUN:
         os.makedirs(f"/run/{directory}")
     linux.bind(state_handle, INSIDE_STATE)
     _own_etc(name)

@@ -79,7 +79,7 @@ class Sandbox:
             if self.pid:
                 raise SandboxError(f"cannot boot the sandbox {self.name}: it is running already")
             try:
-                state.remove(self.name)
+                state.clear(self.name)
                 self._boot()
             except BaseException:
                 state.remove(self.name)
@@ -150,7 +150,6 @@ class Sandbox:
                 os.close(descriptor)
 
     def _boot(self) -> None:
-        os.makedirs(self.state, mode=0o700, exist_ok=True)
         write_units(f"{self.state}/units")
         with open(f"{self.state}/layout.json", "w", encoding="utf-8") as file:
             file.write(self.layout.to_json())

@@ -57,10 +57,11 @@ def lock(path: str) -> Iterator[None]:
             os.close(descriptor)
 
 
-def remove(name: str) -> None:
-    """Ends every process of the sandbox and removes its cgroups and state; its mounts end with its processes.
+def clear(name: str) -> None:
+    """Ends every process of the sandbox and removes its cgroups and files; its mounts end with its processes.
 
-    Raises SandboxError where a process does not end or a cgroup stays busy.
+    The state directory itself stays, with the caller's lock on it. Raises SandboxError where a process does not
+    end or a cgroup stays busy.
     """
     found = cgroups.hierarchies()
     try:
@@ -69,12 +70,22 @@ def remove(name: str) -> None:
             cgroups.remove(hierarchy.of(name))
     except (OSError, TimeoutError) as error:
         raise SandboxError(f"cannot remove the sandbox {name}: {error}") from error
-    shutil.rmtree(directory(name), ignore_errors=True)
+    for entry in os.scandir(directory(name)):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+def remove(name: str) -> None:
+    """`clear`, and the state directory too; after the last sandbox, everything that any of them changed here."""
+    clear(name)
+    os.rmdir(directory(name))
     if names():
         return
     with contextlib.suppress(FileNotFoundError), open(_CONTROLLERS, encoding="utf-8") as file:
         switched_on = file.read().split()
-        for hierarchy in found:
+        for hierarchy in cgroups.hierarchies():
             cgroups.withdraw(hierarchy, switched_on)
         os.unlink(_CONTROLLERS)
     with contextlib.suppress(OSError):
