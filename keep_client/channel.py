@@ -11,9 +11,9 @@ import select
 import socket
 import ssl
 import time
-from dataclasses import dataclass
 from typing import Any, Self
 
+from keep_client.endpoint import Endpoint
 from keep_client.failures import translate
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.tls import HANDSHAKE_SECONDS, check_pin
@@ -22,23 +22,6 @@ CONNECT_SECONDS = 5.0
 """Two lost SYN packets on the slowest terrestrial path; after that a person wants to know."""
 _EARLY_BYTES = 16 * 1024
 """What is read of an early answer at once: one TLS record; the rest waits in the socket."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a server listens; `role` names it in errors, as in "the manager"."""
-
-    host: str
-    port: int
-    role: str
-
-    def __str__(self) -> str:
-        return f"{self.role} at {self.authority}"
-
-    @property
-    def authority(self) -> str:
-        """HOST:PORT, as it stands in a URL and in the Host header."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Channel(io.RawIOBase):
@@ -67,7 +50,7 @@ class Channel(io.RawIOBase):
                 plain.settimeout(HANDSHAKE_SECONDS)
                 sock = context.wrap_socket(plain, server_hostname=endpoint.host)
         except (OSError, ValueError) as error:
-            raise translate(error, str(endpoint)) from error
+            raise translate(error, endpoint) from error
         try:
             if pin is not None:
                 check_pin(sock.getpeercert(binary_form=True), pin)

@@ -7,7 +7,7 @@ import re
 import ssl
 from dataclasses import dataclass
 
-from keep_client.channel import Endpoint
+from keep_client.endpoint import Endpoint
 from keep_protocol import tls
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -16,6 +16,7 @@ PKI_VARIABLE = "KEEPFLEET_PKI"
 SYSTEM_PKI = "/etc/keepfleet/pki"
 DEFAULT_CLIENT = "admin"
 DEFAULT_MANAGER = f"{DEFAULT_MANAGER_ADDRESS}:{DEFAULT_MANAGER_PORT}"
+MANAGER_HINT = "is it running? see: systemctl status keep-manager"
 _AUTHORITY = re.compile(r"(?:https://)?(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]{1,253}))(?::([0-9]{1,5}))?/?")
 
 
@@ -38,7 +39,7 @@ def parse_manager(text: str) -> Endpoint:
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, f"cannot read {text[:80]!r} as the manager's address: it must be HOST:PORT"
         )
-    return Endpoint(match[1] or match[2], port, "the manager")
+    return Endpoint(match[1] or match[2], port, "the manager", MANAGER_HINT)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import http.client
 import socket
 import ssl
 
+from keep_client.endpoint import Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 _REFUSALS = {
@@ -25,7 +26,7 @@ class ConnectionFailed(KeepfleetError):
     """No answer came: the server was not reached, or one side did not trust the other, or it went away."""
 
 
-def _of_tls(error: ssl.SSLError, peer: str) -> ConnectionFailed:
+def _of_tls(error: ssl.SSLError, peer: Endpoint) -> ConnectionFailed:
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConnectionFailed(
             ErrorKind.CERTIFICATE,
@@ -41,7 +42,7 @@ def _of_tls(error: ssl.SSLError, peer: str) -> ConnectionFailed:
     return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot use {peer}: TLS failed: {reason or error.strerror}")
 
 
-def closed_in_silence(peer: str) -> ConnectionFailed:
+def closed_in_silence(peer: Endpoint) -> ConnectionFailed:
     """The error for a peer that hung up without one byte of an answer: so it does to a certificate it refuses."""
     return ConnectionFailed(
         ErrorKind.CERTIFICATE,
@@ -50,7 +51,7 @@ def closed_in_silence(peer: str) -> ConnectionFailed:
     )
 
 
-def translate(error: Exception, peer: str) -> KeepfleetError:
+def translate(error: Exception, peer: Endpoint) -> KeepfleetError:
     """The KeepfleetError for what a socket, TLS or http.client raised while talking to `peer`."""
     if isinstance(error, KeepfleetError):
         return error
@@ -63,7 +64,9 @@ def translate(error: Exception, peer: str) -> KeepfleetError:
             ErrorKind.UNAVAILABLE, f"cannot read the answer of {peer}: it is not whole HTTP: {error!r}"
         )
     if isinstance(error, ConnectionRefusedError):
-        return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot reach {peer}: nothing listens there")
+        return ConnectionFailed(
+            ErrorKind.UNAVAILABLE, f"cannot reach {peer}: nothing listens there{peer.hint and '; '}{peer.hint}"
+        )
     if isinstance(error, (ConnectionResetError, BrokenPipeError)):
         return closed_in_silence(peer)
     if isinstance(error, TimeoutError):

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
-from keep_client.channel import Channel, Endpoint
+from keep_client.channel import Channel
+from keep_client.endpoint import Endpoint
 from keep_client.failures import closed_in_silence, translate
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
@@ -111,6 +112,6 @@ def exchange(
                 raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the answer of {peer}: it is over {limit} bytes")
             return Reply(response.status, data, peer)
     except http.client.RemoteDisconnected as error:
-        raise closed_in_silence(peer) from error
+        raise closed_in_silence(endpoint) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise translate(error, peer) from error
+        raise translate(error, endpoint) from error

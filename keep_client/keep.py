@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
 import stat
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 
-from keep_client.channel import Channel, Endpoint
+from keep_client.channel import Channel
+from keep_client.endpoint import Endpoint
 from keep_client.http import Body, Reply, exchange
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -27,6 +29,9 @@ SLOWEST_BYTES_PER_SECOND = 64 * 1024
 """The slowest link an upload is given time for: half a megabit a second."""
 MAX_DOOR_REPLY = 64 * 1024
 """A keep runs foreign code, so little is read of what it answers; a refusal with its reason is under 8 KiB."""
+CLOSED_HINT = (
+    "a keep closes its door for good once it has its workload, and when it is stopped; ask the manager for its state"
+)
 _DECIMAL = tuple(str(byte).encode("ascii") for byte in range(256))
 _UNSPECIFIED = ("0.0.0.0", "::")
 
@@ -41,7 +46,7 @@ class Door:
 
 def door_at(host: str, port: int, fingerprint: str) -> Door:
     """The door at an address a person gave."""
-    return Door(Endpoint(host, port, "the keep"), fingerprint)
+    return Door(Endpoint(host, port, "the keep", CLOSED_HINT), fingerprint)
 
 
 def door_of(keep: KeepInfo, manager_host: str) -> Door:
@@ -56,7 +61,7 @@ def door_of(keep: KeepInfo, manager_host: str) -> Door:
             "only a started keep receives a workload",
         )
     host = manager_host if keep.address in _UNSPECIFIED else keep.address
-    return Door(Endpoint(host, keep.port, f"keep {keep.kuuid}"), keep.fingerprint)
+    return Door(Endpoint(host, keep.port, f"keep {keep.kuuid}", CLOSED_HINT), keep.fingerprint)
 
 
 @contextmanager
@@ -111,6 +116,27 @@ def upload(door: Door, context: ssl.SSLContext, method: str, target: str, body: 
 def upload_raw(door: Door, context: ssl.SSLContext, file: FileIO) -> Reply:
     """`PUT /workload`: the file as `application/wasm`."""
     return upload(door, context, "PUT", WORKLOAD_PATH, raw_body(file))
+
+
+def received(reply: Reply, file: FileIO) -> str:
+    """What the door says it received, checked against the file; one sentence.
+
+    Raises the error the door reported, or KeepfleetError(INTERNAL) when it confirms something else.
+    """
+    if reply.status != 200:
+        raise reply.error()
+    if reply.text.strip().strip('"') == PAYLOAD_RECEIVED:
+        return PAYLOAD_RECEIVED
+    answer = reply.object()
+    file.seek(0)
+    digest, size = hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
+    if answer.get("sha256") != digest or answer.get("size") != size:
+        raise KeepfleetError(
+            ErrorKind.INTERNAL,
+            f"cannot be sure of the workload: {reply.peer} confirms {answer.get('size')} bytes, sha256 "
+            f"{answer.get('sha256')}, but {size} bytes, sha256 {digest} were sent",
+        )
+    return f"{size} bytes received whole, sha256:{digest}"
 
 
 def upload_numbers(door: Door, context: ssl.SSLContext, file: FileIO) -> Reply:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 
-from keep_client.channel import Channel, Endpoint
+from keep_client.channel import Channel
+from keep_client.endpoint import Endpoint
 from keep_client.http import NO_BODY, Body, Reply, exchange, json_body
 from keep_protocol.api import LEGACY_PATH, V1_KEEPS_PATH
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS

@@ -1,0 +1,145 @@
+"""`keepctl init` and `keepctl pki …`: certificates."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keepctl import authority, configuration, files, hostnames, inspection
+from keepctl import pki as store
+from keepctl.authority import CLIENT_DAYS, MAX_CLIENT_DAYS
+from keepctl.commands.shared import Commands, now, pki_option, table
+from keepctl.layout import Layout, check_client_name, serial_text
+
+MAX_PASSWORD = 1024
+
+_names = click.option("--name", "names", multiple=True, metavar="DNS", help="A name the manager is reached by.")
+_addresses = click.option(
+    "--address", "addresses", multiple=True, metavar="IP", help="An address the manager is reached at."
+)
+
+
+@click.command("init")
+@pki_option
+@_names
+@_addresses
+@click.option("--client", default=store.FIRST_CLIENT, show_default=True, metavar="NAME", help="The first client.")
+def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], client: str) -> None:
+    """Makes a new PKI: a local CA, the manager's certificate, a first client's; and manager.yaml beside it.
+
+    The manager's certificate is for this host's own names and addresses and those given. Never overwrites anything.
+    """
+    known = hostnames.server_names(names + addresses)
+    path = configuration.path_beside(layout.directory)
+    with configuration.written_if_missing(path, layout.directory) as new:
+        store.create(layout, known, client, now())
+    click.echo(f"certificates  {layout.directory}")
+    click.echo(f"manager       {layout.manager_certificate}, for {', '.join(known)}")
+    click.echo(f"client        {layout.client_certificate(client)}")
+    click.echo(f"configuration {path}{'' if new else ' (was there, and is unchanged)'}")
+
+
+@click.group("pki", cls=Commands)
+def group() -> None:
+    """Issues, renews, revokes, lists and checks certificates."""
+
+
+def _password(file: str | None) -> bytes:
+    if file is not None:
+        with files.explained("read the password"):
+            data = files.read(file).removesuffix(b"\n")
+    else:
+        prompt = "Password for the PKCS#12 file (empty: none)"
+        text: str = click.prompt(prompt, default="", show_default=False, hide_input=True, confirmation_prompt=True)
+        data = text.encode("utf-8")
+    if len(data) > MAX_PASSWORD:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot use a password of over {MAX_PASSWORD} bytes")
+    return data
+
+
+@group.command("issue")
+@click.argument("name")
+@pki_option
+@click.option("--p12", "p12", metavar="FILE", help="Also write certificate and key to a new PKCS#12 file.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, MAX_CLIENT_DAYS),
+    default=CLIENT_DAYS,
+    show_default=True,
+    help="How long it is valid.",
+)
+@click.option("--password-file", metavar="F", help="The PKCS#12 file's password, instead of asking; may be empty.")
+@click.option("--renew", is_flag=True, help="A later certificate for the key NAME has.")
+def issue(layout: Layout, name: str, p12: str | None, days: int, password_file: str | None, renew: bool) -> None:
+    """Issues a client's certificate to NAME.
+
+    The PKCS#12 file is AES-256-CBC under PBES2 with HMAC-SHA-256, which OpenSSL reads since 1.0.
+    """
+    check_client_name(name)
+    if p12 is None and password_file is not None:
+        raise click.UsageError("--password-file goes with --p12")
+    password = _password(password_file) if p12 is not None else b""
+    if p12 is not None and os.path.lexists(p12):
+        raise KeepfleetError(ErrorKind.CONFLICT, f"cannot write {p12}: it exists; name another file")
+    identity = (store.renew if renew else store.issue)(layout, name, days, now())
+    click.echo(f"certificate {layout.client_certificate(name)}")
+    click.echo(f"key         {layout.client_key(name)}")
+    click.echo(f"serial      {serial_text(identity.certificate.serial_number)}")
+    click.echo(f"expires     {identity.certificate.not_valid_after_utc:%Y-%m-%d}")
+    if p12 is not None:
+        ca = store.load_ca(layout).certificate
+        data = authority.pkcs12_bytes(name, identity, ca, password)
+        with files.explained(f"write {p12}"):
+            files.write_new(os.path.abspath(p12), data, files.PRIVATE_FILE)
+        click.echo(f"PKCS#12     {p12}{'' if password else ' (not encrypted: keep it where only you can read it)'}")
+
+
+@group.command("renew-server")
+@pki_option
+@_names
+@_addresses
+def renew_server(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...]) -> None:
+    """Issues the manager a later certificate, for its names until now, this host's, and those given."""
+    identity = store.renew_server(layout, hostnames.server_names(names + addresses), now())
+    click.echo(f"certificate {layout.manager_certificate}")
+    click.echo(f"names       {', '.join(authority.alternative_names(identity.certificate))}")
+    click.echo(f"expires     {identity.certificate.not_valid_after_utc:%Y-%m-%d}")
+    click.echo("Now restart the manager: systemctl restart keep-manager")
+
+
+@group.command("revoke")
+@click.argument("what", metavar="NAME|SERIAL")
+@pki_option
+def revoke(layout: Layout, what: str) -> None:
+    """Revokes every valid certificate of a client, or the one with a serial number; from the next request on."""
+    serials = store.revoke(layout, what, now())
+    for serial in serials:
+        click.echo(f"revoked {serial}")
+    if not serials:
+        click.echo(f"{what} has no valid certificate left; nothing changed")
+
+
+@group.command("list")
+@pki_option
+def list_certificates(layout: Layout) -> None:
+    """Lists every certificate the CA has signed."""
+    moment = now()
+    rows = [
+        (entry.name, entry.kind, entry.status(moment), f"{entry.expires:%Y-%m-%d}", entry.serial)
+        for entry in store.listed(layout)
+    ]
+    click.echo(table(("NAME", "KIND", "STATUS", "EXPIRES", "SERIAL"), rows))
+
+
+@group.command("check")
+@pki_option
+def check(layout: Layout) -> None:
+    """Checks file modes, the chain, keys, dates and revocations; exits 1 when there is something to do."""
+    found = inspection.findings(layout, now())
+    if found:
+        raise KeepfleetError(
+            ErrorKind.CERTIFICATE, f"cannot vouch for {layout.directory}: there is something to mend", tuple(found)
+        )
+    click.echo(f"{layout.directory}: all is well")

@@ -1,0 +1,64 @@
+"""`keepctl install` and `keepctl uninstall`: the units."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from keepctl import installation, prefix
+from keepctl.installation import Change, Target
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _where(command: _Command) -> _Command:
+    options = (
+        click.option("--system", "variant", flag_value="system", help="For the host's systemd (the default for root)."),
+        click.option("--user", "variant", flag_value="user", help="For your own service manager (else the default)."),
+        click.option("--unit-directory", metavar="DIR", help="Instead of where that service manager looks first."),
+        click.option("--no-reload", is_flag=True, help="Do not tell systemd."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _target(variant: str | None, unit_directory: str | None, no_reload: bool) -> Target:
+    chosen = variant or ("system" if os.geteuid() == 0 else "user")
+    return installation.target(chosen, unit_directory, reload=not no_reload)
+
+
+def _tell(changes: list[Change], reloaded: bool) -> None:
+    for change in changes:
+        click.echo(f"{change.what:<9} {change.path}")
+    if not changes:
+        click.echo("nothing of ours was there")
+    if reloaded:
+        click.echo("systemd has read its units again")
+
+
+@click.command("install")
+@_where
+@click.option("--prefix", "root", default=sys.prefix, metavar="P", help="The virtual environment keepfleet lives in.")
+def install(variant: str | None, unit_directory: str | None, no_reload: bool, root: str) -> None:
+    """Writes the units, filled in for this prefix and interpreter; may be repeated.
+
+    The system's keeps are users of their own, so the prefix must be readable by any user: not below /root or /home.
+    """
+    where = _target(variant, unit_directory, no_reload)
+    _tell(installation.install(where, prefix.values_for(root, where.variant)), where.reload)
+    if where.reload:
+        user = " --user" if where.variant == "user" else ""
+        click.echo(f"Next: keepctl init, then systemctl{user} enable --now keep-manager")
+
+
+@click.command("uninstall")
+@_where
+def uninstall(variant: str | None, unit_directory: str | None, no_reload: bool) -> None:
+    """Removes the units again; certificates and configuration stay. Refuses while keeps or the manager run."""
+    where = _target(variant, unit_directory, no_reload)
+    _tell(installation.uninstall(where), where.reload)
