@@ -1,0 +1,54 @@
+"""The keep-manager's command line: flags, configuration, log, run, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from keep_manager import config, daemon, log
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+EXIT_FAILED = 1
+EXIT_CONFIGURATION = 2
+"""systemd does not restart for it (RestartPreventExitStatus=2): a second start would read the same file."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="keep-manager", description="Creates, starts, lists and removes keeps.")
+    parser.add_argument("--config", metavar="FILE", help=f"the configuration file (default: {config.default_path()})")
+    parser.add_argument("--address", help="listen on this address")
+    parser.add_argument("--port", type=int, help="listen on this port")
+    parser.add_argument(
+        "--client-certificates", choices=("required", "optional"), help="whether a client must show one"
+    )
+    parser.add_argument("--pki", metavar="DIRECTORY", help="where the certificates are")
+    parser.add_argument("--instance", choices=("system", "user"), help="which service manager runs the keeps")
+    parser.add_argument("--log-level", choices=config.LOG_LEVELS, help="the least important lines to log")
+    parser.add_argument("--check-config", action="store_true", help="print the configuration in force, and exit")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the manager until SIGTERM. 0: ended as told; 1: could not go on; 2: the configuration is wrong."""
+    options = vars(_parser().parse_args(arguments))
+    path, check_only = options.pop("config"), options.pop("check_config")
+    try:
+        settings = config.load(path, {name: value for name, value in options.items() if value is not None})
+    except KeepfleetError as error:
+        print(f"keep-manager: {error.message}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    if check_only:
+        print(config.render(settings), end="")
+        return 0
+    log.set_up(settings.log_level)
+    try:
+        asyncio.run(daemon.run(settings))
+    except KeepfleetError as error:
+        log.LOG.error("%s", error.message)
+        return EXIT_CONFIGURATION if error.kind is ErrorKind.CONFIGURATION else EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Named places where a test makes the manager kill itself, to prove that nothing is lost there.
+
+Inert unless `$KEEPFLEET_FAILPOINT` names one: whoever can set the manager's environment can kill it anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from enum import Enum
+
+VARIABLE = "KEEPFLEET_FAILPOINT"
+
+
+class Failpoint(Enum):
+    """Every place, in the order the work passes them."""
+
+    CREATE_BEFORE_UNIT = "create-before-unit"
+    CREATE_AFTER_CALL = "create-after-call"
+    CREATE_AFTER_READY = "create-after-ready"
+    CREATE_BEFORE_REPLY = "create-before-reply"
+    START_BEFORE_BIND = "start-before-bind"
+    START_AFTER_BIND = "start-after-bind"
+    START_AFTER_ADDRESS = "start-after-address"
+    START_AFTER_COMMAND = "start-after-command"
+    START_BEFORE_REPLY = "start-before-reply"
+    STOP_AFTER_COMMAND = "stop-after-command"
+    REMOVE_BEFORE_CALL = "remove-before-call"
+    REMOVE_AFTER_CALL = "remove-after-call"
+    REMOVE_BEFORE_REPLY = "remove-before-reply"
+
+
+def reach(point: Failpoint) -> None:
+    """Ends this process with SIGKILL when the environment asks for it at `point`."""
+    if os.environ.get(VARIABLE) == point.value:
+        os.kill(os.getpid(), signal.SIGKILL)

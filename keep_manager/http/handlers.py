@@ -1,0 +1,111 @@
+"""The handlers of /v1 and of the banner: parse, call, answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from aiohttp import web
+
+from keep_manager.http.middleware import json_response, peer_of, read_body
+from keep_protocol import api
+from keep_protocol.constants import parse_kuuid
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+
+DEFAULT_WAIT_SECONDS = 30.0
+MAX_WAIT_SECONDS = 60.0
+"""Longer waits are asked again: a proxy or a firewall forgets a silent connection after a minute."""
+_SECONDS = re.compile(r"[0-9]{1,2}(\.[0-9]{1,3})?", re.ASCII)
+
+
+class Keeps(Protocol):
+    """What the handlers need of the keeps. Every method raises KeepfleetError alone."""
+
+    async def create(self, request: api.NewKeep) -> KeepInfo:
+        """A new keep."""
+
+    async def list(self) -> Sequence[KeepInfo]:
+        """Every keep."""
+
+    async def get(self, kuuid: int) -> KeepInfo:
+        """One keep."""
+
+    async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
+        """One keep, after its state has changed or the time is over."""
+
+    async def start(self, request: api.StartKeep) -> KeepInfo:
+        """Lets a keep listen."""
+
+    async def stop(self, kuuid: int, who: str) -> KeepInfo:
+        """Ends a keep's door or workload."""
+
+    async def remove(self, kuuid: int, who: str) -> None:
+        """Ends a keep."""
+
+
+KEEPS = web.AppKey("keeps", Keeps)
+
+
+def _kuuid(request: web.Request) -> int:
+    return parse_kuuid(request.match_info["kuuid"])
+
+
+async def banner(_: web.Request) -> web.StreamResponse:
+    """GET /: the protocol's name and version, as the original tells them."""
+    return web.Response(text=api.BANNER)
+
+
+async def create_keep(request: web.Request) -> web.StreamResponse:
+    """POST /v1/keeps."""
+    info = await request.app[KEEPS].create(api.parse_v1_create(await read_body(request)))
+    response = json_response(info.to_wire(), 201)
+    response.headers["Location"] = f"{api.V1_KEEPS_PATH}/{info.kuuid}"
+    return response
+
+
+async def list_keeps(request: web.Request) -> web.StreamResponse:
+    """GET /v1/keeps."""
+    return json_response({"keeps": [keep.to_wire() for keep in await request.app[KEEPS].list()]})
+
+
+async def get_keep(request: web.Request) -> web.StreamResponse:
+    """GET /v1/keeps/ID; with `?changed-from=STATE&timeout=SECONDS` it waits for another state first."""
+    kuuid, query = _kuuid(request), request.query
+    unknown = sorted(set(query) - {"changed-from", "timeout"})
+    if unknown:
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot obey the request: {unknown[0][:40]!r} is no parameter of it"
+        )
+    if "changed-from" not in query:
+        return json_response((await request.app[KEEPS].get(kuuid)).to_wire())
+    states = {str(int(state)): state for state in State}
+    changed_from, timeout = query["changed-from"], query.get("timeout", str(DEFAULT_WAIT_SECONDS))
+    if changed_from not in states:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot wait: changed-from must be one of {', '.join(states)}")
+    if not _SECONDS.fullmatch(timeout) or float(timeout) > MAX_WAIT_SECONDS:
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot wait: timeout must be seconds, at most {MAX_WAIT_SECONDS:g}"
+        )
+    info = await request.app[KEEPS].wait(kuuid, states[changed_from], float(timeout))
+    return json_response(info.to_wire())
+
+
+async def start_keep(request: web.Request) -> web.StreamResponse:
+    """POST /v1/keeps/ID/start."""
+    start = api.parse_v1_start(_kuuid(request), await read_body(request))
+    return json_response((await request.app[KEEPS].start(start)).to_wire())
+
+
+async def stop_keep(request: web.Request) -> web.StreamResponse:
+    """POST /v1/keeps/ID/stop."""
+    await read_body(request)
+    return json_response((await request.app[KEEPS].stop(_kuuid(request), str(peer_of(request)))).to_wire())
+
+
+async def remove_keep(request: web.Request) -> web.StreamResponse:
+    """DELETE /v1/keeps/ID."""
+    await request.app[KEEPS].remove(_kuuid(request), str(peer_of(request)))
+    return web.Response(status=204)

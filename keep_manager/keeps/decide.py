@@ -1,0 +1,72 @@
+"""What follows from what is known about keeps. Pure: data in, data out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from keep_manager.model import UnitState
+from keep_protocol.constants import KUUID_BITS, unit_name
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+
+LOCALHOST = "127.0.0.1"
+
+
+def is_keep(unit: UnitState) -> bool:
+    """Whether the unit stands for a keep. An inactive one only lingers until systemd collects it."""
+    return unit.load == "loaded" and unit.active != "inactive"
+
+
+def answers(unit: UnitState) -> bool:
+    """Whether a loader can be expected behind the unit."""
+    return unit.active in ("active", "reloading")
+
+
+def shown(info: KeepInfo) -> KeepInfo:
+    """A loader's answer as clients see it: the unit is the manager's word, not the loader's."""
+    return KeepInfo(**{**info.fields(), "unit": unit_name(info.kuuid)})  # type: ignore[arg-type] # its own fields
+
+
+def silent(unit: UnitState, reason: str, error: KeepfleetError | None) -> KeepInfo:
+    """A keep whose loader did not answer, or could not be expected to."""
+    where = f"the unit is {unit.active} ({unit.sub}{f', {reason}' if reason and reason != 'success' else ''})"
+    if unit.active == "activating" and unit.sub != "auto-restart":
+        return KeepInfo(unit.kuuid, State.UNDEFINED, f"starting: {where}", unit=unit_name(unit.kuuid))
+    if unit.sub == "auto-restart":
+        return KeepInfo(unit.kuuid, State.UNDEFINED, f"restarting: {where}", unit=unit_name(unit.kuuid))
+    if error is None:
+        return KeepInfo(unit.kuuid, State.ERROR, where, unit=unit_name(unit.kuuid))
+    return KeepInfo(unit.kuuid, State.ERROR, f"{error.message}; {where}", unit=unit_name(unit.kuuid))
+
+
+def candidate_ports(address: str, port: int, first: int, last: int) -> Iterator[int]:
+    """The ports to try in order: on 127.0.0.1 the one asked for, then every next one in first … last; elsewhere
+    exactly the one asked for."""
+    yield port
+    if address == LOCALHOST:
+        yield from range(max(port + 1, first), last + 1)
+
+
+def check_kuuid_free(kuuid: int, taken: set[int]) -> bool:
+    """Whether `kuuid`, just drawn, may become a keep's ID."""
+    return 0 < kuuid < 1 << KUUID_BITS and kuuid not in taken
+
+
+def refuse_start(info: KeepInfo) -> None:
+    """Raises KeepfleetError unless a keep that answered `info` may be started now."""
+    if info.walls:
+        raise KeepfleetError(
+            ErrorKind.WALL_MISSING,
+            f"cannot start keep {info.kuuid}: a wall around it is missing; its workload would not be contained",
+            info.walls,
+        )
+    if info.state is not State.LISTENING:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT, f"cannot start keep {info.kuuid}: it is {info.state.name.lower()}: {info.detail}"
+        )
+
+
+def missing(kuuid: int) -> KeepfleetError:
+    """The error for a keep that does not exist."""
+    return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {kuuid}: there is no unit {unit_name(kuuid)}")

@@ -1,0 +1,53 @@
+"""What `keeps` needs of the outside, declared by the one who needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from keep_manager.model import UnitState
+from keep_protocol.constants import CONTROL_REPLY_SECONDS
+from keep_protocol.control import Command
+from keep_protocol.keep import KeepInfo
+
+
+class Units(Protocol):
+    """Keeps as units of a service manager. Every method raises KeepfleetError alone."""
+
+    def kuuids(self) -> set[int]:
+        """The keeps whose unit has a runtime directory, found without asking the service manager."""
+
+    async def start(self, kuuid: int, seconds: float) -> None:
+        """Makes the unit and waits for its READY: CONFLICT if there is one, KEEP_FAILED with evidence otherwise."""
+
+    async def stop(self, kuuid: int) -> None:
+        """Ends and forgets the unit, in whatever state it is: NOT_FOUND if there is none."""
+
+    async def listed(self) -> Sequence[UnitState]:
+        """Every keep's unit."""
+
+    async def look(self, kuuid: int) -> UnitState | None:
+        """One keep's unit, or None."""
+
+    async def reason(self, kuuid: int) -> str:
+        """Why the unit ended or fails, in a word, or ""."""
+
+
+class LoaderSession(Protocol):
+    """One connection to one keep's loader."""
+
+    async def ask(
+        self, command: Command, seconds: float = CONTROL_REPLY_SECONDS, descriptors: Sequence[int] = ()
+    ) -> KeepInfo:
+        """The answer to a command; the loader's own error, or UNAVAILABLE."""
+
+
+class Loaders(Protocol):
+    """Every keep's loader."""
+
+    async def ask(self, kuuid: int, command: Command, seconds: float = CONTROL_REPLY_SECONDS) -> KeepInfo:
+        """The answer to one command on a connection of its own."""
+
+    def session(self, kuuid: int) -> AbstractAsyncContextManager[LoaderSession]:
+        """A connection for several commands."""

@@ -1,0 +1,277 @@
+"""The connection to the bus systemd is on: the only import of dbus_next.
+
+What dbus-next does not do is done here. Its writer drops the whole connection when the socket's buffer is full (about
+278 unsent calls), so calls in flight are bounded. A dead connection tells nobody and is not made again, so it is
+watched and made again. It waits for answers for ever, so every call has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dbus_next.aio.message_bus import MessageBus
+from dbus_next.constants import MessageFlag, MessageType
+from dbus_next.errors import DBusError
+from dbus_next.message import Message
+from dbus_next.signature import Variant
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+LOG = logging.getLogger("keepfleet.bus")
+SYSTEMD = "org.freedesktop.systemd1"
+SYSTEMD_PATH = "/org/freedesktop/systemd1"
+MANAGER = "org.freedesktop.systemd1.Manager"
+MAX_CALLS = 64
+"""Half of what the system bus allows one connection to have pending, a quarter of what fills the socket."""
+CALL_SECONDS = 10.0
+"""PID 1 answers in milliseconds; a daemon-reload of a large host holds it for seconds."""
+CONNECT_SECONDS = 5.0
+RETRY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Pauses between attempts to reach a bus that is away: nothing tells when it is back. The last one repeats."""
+_RULES = (
+    f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved',path='{SYSTEMD_PATH}'",
+    "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',"
+    f"arg0='{SYSTEMD}'",
+)
+_LOST = (OSError, EOFError, KeyError, ValueError, asyncio.InvalidStateError, DBusError)
+"""What dbus-next raises when its connection is or goes dead, found by breaking it."""
+_AWAY = frozenset(f"org.freedesktop.DBus.Error.{n}" for n in ("NoReply", "ServiceUnknown", "NameHasNoOwner"))
+"""What the bus answers for a systemd that is re-executing itself."""
+
+
+class ReplyError(Exception):
+    """The other side answered with an error: its D-Bus name and its text."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"{name}: {text}")
+        self.name = name
+        self.text = text
+
+
+class BusLost(Exception):
+    """The connection went away while a call was under way; nobody knows whether it was carried out."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One method call to systemd: member, signature and arguments; `path` and `interface` where not the Manager's."""
+
+    member: str
+    signature: str = ""
+    body: tuple[object, ...] = ()
+    path: str = SYSTEMD_PATH
+    interface: str = MANAGER
+    destination: str = SYSTEMD
+
+
+def variant(signature: str, value: object) -> object:
+    """A D-Bus variant, for a property's value."""
+    return Variant(signature, value)
+
+
+class _Connection(MessageBus):
+    """dbus-next's connection, closed when it ends, and without its handshake's endless loop on a bus that hangs up."""
+
+    def _setup_socket(self) -> None:
+        for transport, options in self._bus_address:
+            if transport != "unix":
+                continue
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            try:
+                sock.connect(options["path"] if "path" in options else "\0" + options["abstract"])
+            except BaseException:
+                sock.close()
+                raise
+            self._sock, self._stream, self._fd = sock, sock.makefile("rwb"), sock.fileno()
+            return
+        raise OSError(errno.EAFNOSUPPORT, "the address names no Unix socket")
+
+    async def _auth_readline(self) -> str:
+        line = b""
+        while not line.endswith(b"\r\n"):
+            received = await self._loop.sock_recv(self._sock, 2)
+            if not received:
+                raise EOFError("the bus closed the connection during the handshake")
+            line += received
+        return line[:-2].decode()
+
+    def when_ended(self, lost: asyncio.Future[None]) -> None:
+        """Completes `lost` when the connection ends, for whatever reason."""
+
+        def ended(future: asyncio.Future[None]) -> None:
+            if not future.cancelled():
+                future.exception()
+            _complete(lost)
+
+        self._disconnect_future.add_done_callback(ended)
+
+    def end(self) -> None:
+        """Closes the socket now. No call may be made afterwards: its descriptor's number may be another's."""
+        if self._sock.fileno() < 0:
+            return
+        self._user_disconnect = True
+        self._finalize()  # type: ignore[no-untyped-call] # dbus-next is typed in part
+        with suppress(OSError):
+            self._stream.close()
+        self._sock.close()
+
+
+def _complete(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
+
+
+class Bus:
+    """One connection that comes back.
+
+    `on_signal(member, body)` gets systemd's signals; `on_return()` is called each time the connection, or systemd on
+    it, is there again after it was away: signals may have been lost.
+    """
+
+    def __init__(self, address: str, on_signal: Callable[[str, list[object]], None]) -> None:
+        self._address = address
+        self._on_signal = on_signal
+        self._calls = asyncio.Semaphore(MAX_CALLS)
+        self._ready = asyncio.Event()
+        self._connection: _Connection | None = None
+        self._lost: asyncio.Future[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._returns = 0
+        self.on_return: Callable[[], None] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"Bus({self._address!r}, {'ready' if self._ready.is_set() else 'away'}, {self._returns} returns)"
+
+    async def open(self) -> None:
+        """Connects. Raises KeepfleetError(UNAVAILABLE) when the bus or systemd cannot be reached now."""
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._connect()
+                await self._ready.wait()
+        except (*_LOST, TimeoutError, BusLost, ReplyError) as error:
+            self._drop()
+            raise KeepfleetError(
+                ErrorKind.UNAVAILABLE, f"cannot reach systemd on {self._address}: {error or type(error).__name__}"
+            ) from error
+        self._keeper = asyncio.create_task(self._keep_connected(), name="bus")
+
+    async def close(self) -> None:
+        """Ends the connection; calls under way fail."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        self._drop()
+
+    async def call(self, call: Call, seconds: float = CALL_SECONDS) -> list[object]:
+        """The reply's arguments. A bus that is away is waited for.
+
+        Raises ReplyError, BusLost, or KeepfleetError(UNAVAILABLE) after `seconds`.
+        """
+        try:
+            async with asyncio.timeout(seconds), self._calls:
+                await self._ready.wait()
+                return await self._call(call)
+        except TimeoutError:
+            raise KeepfleetError(
+                ErrorKind.UNAVAILABLE, f"cannot ask systemd for {call.member}: no answer in {seconds:g} s"
+            ) from None
+
+    async def _call(self, call: Call) -> list[object]:
+        connection, lost = self._connection, self._lost
+        if connection is None or lost is None:
+            raise BusLost(call.member)
+        message = Message(
+            destination=call.destination,
+            path=call.path,
+            interface=call.interface,
+            member=call.member,
+            signature=call.signature,
+            body=list(call.body),
+            flags=MessageFlag.NO_AUTOSTART,
+        )
+        reply_task = asyncio.ensure_future(connection.call(message))
+        try:
+            waited: set[asyncio.Future[Message | None] | asyncio.Future[None]] = {reply_task, lost}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            reply = reply_task.result() if reply_task.done() else None
+        except _LOST as error:
+            self._ready.clear()
+            _complete(lost)
+            raise BusLost(call.member) from error
+        finally:
+            reply_task.cancel()
+        if reply is None:
+            raise BusLost(call.member)
+        if reply.message_type is MessageType.ERROR and reply.error_name in _AWAY:
+            raise BusLost(f"{call.member}: {reply.error_name}")
+        if reply.message_type is MessageType.ERROR:
+            raise ReplyError(str(reply.error_name), str(reply.body[0]) if reply.body else "")
+        return list(reply.body)
+
+    async def _connect(self) -> None:
+        self._lost = asyncio.get_running_loop().create_future()
+        self._connection = _Connection(bus_address=self._address)
+        self._connection.when_ended(self._lost)
+        self._connection.add_message_handler(self._received)
+        await self._connection.connect()
+        for rule in _RULES:
+            await self._call(_to_bus("AddMatch", "s", rule))
+        if (await self._call(_to_bus("NameHasOwner", "s", SYSTEMD)))[0]:
+            self._ready.set()
+
+    async def _keep_connected(self) -> None:
+        while True:
+            if self._lost is not None:
+                await asyncio.wait({self._lost})
+            self._drop()
+            LOG.warning("the bus at %s went away; reconnecting", self._address)
+            await self._reconnect()
+            LOG.info("the bus at %s is back", self._address)
+            if self._ready.is_set():
+                self._returned()
+
+    async def _reconnect(self) -> None:
+        attempt = 0
+        while True:
+            await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+            attempt += 1
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    return await self._connect()
+            except (*_LOST, TimeoutError, BusLost, ReplyError) as error:
+                self._drop()
+                LOG.debug("the bus at %s is still away: %s", self._address, error or type(error).__name__)
+
+    def _returned(self) -> None:
+        self._returns += 1
+        self.on_return()
+
+    def _drop(self) -> None:
+        self._ready.clear()
+        _complete(self._lost)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.end()
+
+    def _received(self, message: Message) -> None:
+        if message.message_type is not MessageType.SIGNAL:
+            return
+        if message.member == "NameOwnerChanged" and message.body[0] == SYSTEMD:
+            if message.body[2]:
+                self._ready.set()
+                self._returned()
+            else:
+                LOG.warning("systemd left the bus at %s; waiting for its return", self._address)
+                self._ready.clear()
+        elif message.interface == MANAGER:
+            self._on_signal(str(message.member), list(message.body))
+
+
+def _to_bus(member: str, signature: str, *body: object) -> Call:
+    return Call(member, signature, body, "/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")

@@ -1,0 +1,195 @@
+"""Keeps as systemd units: start, stop, list and look, each with a deadline and its result awaited by signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+from keep_manager.failpoints import Failpoint, reach
+from keep_manager.model import UnitState
+from keep_manager.systemd import events, journal
+from keep_manager.systemd.bus import Bus, BusLost, Call, ReplyError, variant
+from keep_manager.systemd.events import Aim
+from keep_manager.systemd.jobs import JobWaits
+from keep_manager.systemd.properties import keep_properties
+from keep_protocol.constants import UNIT_PATTERN, unit_name
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+LOG = logging.getLogger("keepfleet.units")
+STOP_SECONDS = 20.0
+"""The unit's TimeoutStopSec is 5 s, then SIGKILL; the rest is for a busy PID 1."""
+TRIES = 3
+"""A call whose connection broke is looked after and made again; a bus that breaks thrice at once is not restarting."""
+
+
+class SystemdUnits:
+    """The keeps of one systemd instance, on the bus at `address`; `runtime_root` is /run or $XDG_RUNTIME_DIR."""
+
+    def __init__(self, address: str, instance: str, runtime_root: str) -> None:
+        self._bus = Bus(address, self._signal)
+        self._bus.on_return = self._returned
+        self._instance = instance
+        self._directory = f"{runtime_root}/keepfleet"
+        self._private = f"{runtime_root}/private/keepfleet"
+        self._jobs = JobWaits()
+        self._resync: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"SystemdUnits({self._instance}, {self._bus!r}, {len(self._jobs)} jobs awaited)"
+
+    async def open(self) -> None:
+        """Connects. Raises KeepfleetError(UNAVAILABLE)."""
+        await self._bus.open()
+
+    async def close(self) -> None:
+        """Ends the connection. Units are untouched."""
+        if self._resync is not None:
+            self._resync.cancel()
+            await asyncio.wait({self._resync})
+        await self._bus.close()
+
+    def kuuids(self) -> set[int]:
+        """The keeps that have a runtime directory, which systemd makes before a loader runs and removes after it."""
+        found: set[int] = set()
+        for directory in (self._directory, self._private):
+            try:
+                found.update(int(name) for name in os.listdir(directory) if name.isdecimal())
+            except FileNotFoundError:
+                continue
+        return found
+
+    async def start(self, kuuid: int, seconds: float) -> None:
+        """Makes the keep's unit and waits until its loader has said READY.
+
+        Raises KeepfleetError: CONFLICT when the unit exists, KEEP_FAILED with evidence when it does not get ready in
+        `seconds`, CONFIGURATION when the keep units are not installed. The caller must then `stop` it.
+        """
+        unit = unit_name(kuuid)
+        what = f"start {unit}"
+        properties = [[name, variant(signature, value)] for name, signature, value in keep_properties(kuuid)]
+        call = Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, []))
+        try:
+            async with asyncio.timeout(seconds):
+                result = await self._job(kuuid, call, Aim.START, what)
+        except TimeoutError:
+            result = "timeout"
+        if result != "done":
+            raise events.failure(result, what, await journal.last_lines(unit, self._instance))
+
+    async def stop(self, kuuid: int) -> None:
+        """Ends the keep's unit, waits until it has, and makes systemd forget it.
+
+        Raises KeepfleetError: NOT_FOUND when there is no such unit, KEEP_FAILED when it does not end.
+        """
+        unit = unit_name(kuuid)
+        what = f"stop {unit}"
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                result = await self._job(kuuid, Call("StopUnit", "ss", (unit, "replace")), Aim.STOP, what)
+        except TimeoutError:
+            result = "timeout"
+        if result not in ("done", "canceled"):
+            raise events.failure(result, what, await journal.last_lines(unit, self._instance))
+        await self._forget(unit)
+
+    async def listed(self) -> list[UnitState]:
+        """Every keep's unit that systemd has. Raises KeepfleetError."""
+        return await self._list(UNIT_PATTERN)
+
+    async def look(self, kuuid: int) -> UnitState | None:
+        """The keep's unit as it is now, or None. Raises KeepfleetError."""
+        states = await self._list(unit_name(kuuid))
+        return states[0] if states else None
+
+    async def reason(self, kuuid: int) -> str:
+        """Why the unit ended or is failing, as systemd's Result ("exit-code", "timeout", …), or ""."""
+        unit = unit_name(kuuid)
+        try:
+            path = (await self._ask(Call("GetUnit", "s", (unit,)), f"look at {unit}"))[0]
+            get = Call("Get", "ss", ("org.freedesktop.systemd1.Service", "Result"), str(path), _PROPERTIES)
+            value = (await self._ask(get, f"look at {unit}"))[0]
+        except KeepfleetError:
+            return ""
+        return str(getattr(value, "value", ""))
+
+    async def _list(self, pattern: str) -> list[UnitState]:
+        reply = await self._ask(Call("ListUnitsByPatterns", "asas", ([], [pattern])), "list the keeps' units")
+        return events.unit_states(reply[0])
+
+    async def _ask(self, call: Call, what: str) -> list[object]:
+        """The reply to a call that changes nothing; made again when the connection breaks."""
+        for _ in range(TRIES):
+            try:
+                return await self._bus.call(call)
+            except BusLost:
+                continue
+            except ReplyError as error:
+                raise events.translate(error.name, error.text, what) from error
+        raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot {what}: the connection to systemd breaks again and again")
+
+    async def _job(self, kuuid: int, call: Call, aim: Aim, what: str) -> str:
+        """Queues a job and returns its result."""
+        with self._jobs.expect(unit_name(kuuid)) as wait:
+            job = await self._queue(kuuid, call, aim, what)
+            reach(Failpoint.CREATE_AFTER_CALL if aim is Aim.START else Failpoint.REMOVE_AFTER_CALL)
+            while True:
+                result = await wait.result(job) or events.settled(await self.look(kuuid), aim)
+                if result is not None:
+                    return result
+
+    async def _queue(self, kuuid: int, call: Call, aim: Aim, what: str) -> str | None:
+        """The job's path; None when the connection broke and the unit shows that the call had arrived.
+
+        Signals may be lost then, too: `_look_again` makes the wait look, as `self._jobs` holds it already.
+        """
+        for attempt in range(TRIES):
+            try:
+                return str((await self._bus.call(call))[0])
+            except BusLost:
+                state = await self.look(kuuid)
+                if aim is Aim.START and state is not None and state.load == "loaded":
+                    return None
+            except ReplyError as error:
+                failure = events.translate(error.name, error.text, what)
+                if attempt and aim is Aim.STOP and failure.kind is ErrorKind.NOT_FOUND:
+                    self._jobs.doubt()
+                    return None
+                raise failure from error
+        raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot {what}: the connection to systemd breaks again and again")
+
+    async def _forget(self, unit: str) -> None:
+        """Clears a failed state, which would keep the unit's name taken (man systemctl, reset-failed)."""
+        try:
+            await self._bus.call(Call("ResetFailedUnit", "s", (unit,)))
+        except ReplyError as error:
+            LOG.debug("%s is forgotten already: %s", unit, error)
+        except BusLost:
+            LOG.warning("cannot make systemd forget %s: the bus went away; CollectMode= will", unit)
+
+    def _signal(self, member: str, body: list[object]) -> None:
+        if member == "JobRemoved":
+            end = events.job_end(body)
+            if end is not None:
+                self._jobs.ended(end)
+
+    def _returned(self) -> None:
+        if self._resync is None or self._resync.done():
+            self._resync = asyncio.create_task(self._look_again(), name="resync")
+
+    async def _look_again(self) -> None:
+        """After signals may have been lost: subscribes, because systemd reports a job's end only to the connection
+        that queued it or to subscribers, and makes every wait look at its unit. Unsubscribes when they are done."""
+        if not len(self._jobs):
+            return
+        try:
+            await self._bus.call(Call("Subscribe"))
+            self._jobs.doubt()
+            await self._jobs.drained()
+            await self._bus.call(Call("Unsubscribe"))
+        except (ReplyError, BusLost, KeepfleetError) as error:
+            LOG.warning("cannot subscribe to systemd's signals: %s", error)
+            self._jobs.doubt()
+
+
+_PROPERTIES = "org.freedesktop.DBus.Properties"
