@@ -26,8 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "keep_manager": {"keep_manager", "keep_protocol"},
     "keep_manager.http": {"keep_manager.http", "keep_manager.keeps", "keep_manager.model", "keep_protocol"},
-    "keep_manager.keeps": {"keep_manager.keeps", "keep_manager.model", "keep_protocol"},
-    "keep_manager.systemd": {"keep_manager.systemd", "keep_manager.model", "keep_protocol"},
+    "keep_manager.keeps": {"keep_manager.keeps", "keep_manager.model", "keep_manager.failpoints", "keep_protocol"},
+    "keep_manager.systemd": {"keep_manager.systemd", "keep_manager.model", "keep_manager.failpoints", "keep_protocol"},
     "keep_manager.pki": {"keep_manager.pki", "keep_manager.model", "keep_protocol"},
     "keep_manager.loader_client": {"keep_manager.loader_client", "keep_manager.model", "keep_protocol"},
 }
