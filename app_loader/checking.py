@@ -1,0 +1,153 @@
+"""The door's side of the check: a throw-away process that validates and compiles one upload, and its verdict.
+
+The process is started when the upload's headers have come, so that its imports overlap the body. It has nothing but
+the module's file, a file for the result and this pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+
+from app_loader.limits import (
+    CHECKER_CPU_SECONDS,
+    CHECKER_DATA_BYTES,
+    CHECKER_END_SECONDS,
+    CHECKER_SECONDS,
+    MAX_CHECKER_ANSWER,
+)
+from app_loader.workload import unnamed_file
+from keep_protocol import strict_json
+from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
+
+VERDICT_FD, MODULE_FD, RESULT_FD = 3, 4, 5
+"""The checker's descriptors."""
+GO = b"go"
+ENTRY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
+"""The way in to all three processes, see `__main__`."""
+
+
+def too_complex(how: str) -> KeepfleetError:
+    """The refusal of a module that cannot be checked within the limits."""
+    return KeepfleetError(ErrorKind.TOO_COMPLEX, f"cannot take the module: compiling it {how}")
+
+
+def verdict_of_end(code: int) -> KeepfleetError:
+    """Why a checker that ended with `code` (negative: a signal) gave no verdict. Pure."""
+    if code == -signal.SIGXCPU:
+        return too_complex(f"takes over {CHECKER_CPU_SECONDS} s of processor time")
+    if code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGKILL, -signal.SIGILL):
+        return too_complex(f"takes over {CHECKER_DATA_BYTES >> 20} MiB of memory ({signal.Signals(-code).name})")
+    return KeepfleetError(ErrorKind.INTERNAL, f"cannot check the module: the checker ended with {code}")
+
+
+class Checking:
+    """One checker at work. result: the file the compiled module is written to; deadline: once `go` was called."""
+
+    def __init__(self, module: int) -> None:
+        """Starts the process for the module's file. Raises KeepfleetError(NO_SPACE, INTERNAL)."""
+        self.result = unnamed_file()
+        self.deadline: float | None = None
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        try:
+            null = os.open("/dev/null", os.O_RDONLY)
+            try:
+                self._pid = os.posix_spawn(
+                    sys.executable,
+                    [sys.executable, "-I", "-S", ENTRY, "check"],
+                    {"LANG": "C.UTF-8"},
+                    file_actions=[
+                        (os.POSIX_SPAWN_DUP2, null, 0),
+                        *_moves((theirs.fileno(), module, self.result), (VERDICT_FD, MODULE_FD, RESULT_FD)),
+                    ],
+                )
+            finally:
+                os.close(null)
+        except OSError as error:
+            self._socket.close()
+            os.close(self.result)
+            raise KeepfleetError(ErrorKind.INTERNAL, f"cannot start the checker: {error}") from error
+        finally:
+            theirs.close()
+
+    def __repr__(self) -> str:
+        return f"Checking({self._pid})"
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when the verdict has come, or the process has ended."""
+        return self._socket.fileno()
+
+    def go(self, now: float) -> None:
+        """The module is whole: the check begins."""
+        self.deadline = now + CHECKER_SECONDS
+        try:
+            self._socket.send(GO)
+        except OSError:
+            return  # it has ended already: its end is readable, and `verdict` tells why
+
+    def verdict(self) -> KeepfleetError | None:
+        """The refusal, or None for a module that can run. Call it when readable; the process has ended afterwards."""
+        try:
+            packet = self._socket.recv(MAX_CHECKER_ANSWER)
+        except OSError:
+            packet = b""
+        if not packet:
+            return verdict_of_end(self._wait_for_end())
+        self._kill()
+        try:
+            value = strict_json.loads_object(packet, MAX_CHECKER_ANSWER, "the checker's verdict")
+        except KeepfleetError as error:
+            return KeepfleetError(ErrorKind.INTERNAL, error.message)
+        return error_from_wire(value["error"]) if "error" in value else None
+
+    def give_up(self) -> KeepfleetError:
+        """Kills the process; the refusal for one that took too long."""
+        self._kill()
+        return too_complex(f"takes over {CHECKER_SECONDS:g} s")
+
+    def _wait_for_end(self) -> int:
+        """The exit code of a process that has closed its socket; one that does not end is killed."""
+        waiter = os.pidfd_open(self._pid)
+        try:
+            poll = select.poll()
+            poll.register(waiter, select.POLLIN)
+            if not poll.poll(CHECKER_END_SECONDS * 1000):
+                os.kill(self._pid, signal.SIGKILL)
+        finally:
+            os.close(waiter)
+        return self._reap()
+
+    def _kill(self) -> None:
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            self._reap()
+
+    def _reap(self) -> int:
+        pid, self._pid = self._pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def take_result(self) -> int:
+        """The compiled module's file; whoever takes it closes it."""
+        result, self.result = self.result, -1
+        return result
+
+    def close(self) -> None:
+        """Ends the process, if it still runs, and drops its files. May be called twice."""
+        self._kill()
+        self._socket.close()
+        if self.result >= 0:
+            os.close(self.take_result())
+
+
+def _moves(sources: tuple[int, ...], targets: tuple[int, ...]) -> list[tuple[int, int, int] | tuple[int, int]]:
+    """File actions that put `sources` at `targets`, by way of numbers above both: a target may be another's source."""
+    base = max(*sources, *targets) + 1
+    actions: list[tuple[int, int, int] | tuple[int, int]] = []
+    actions += [(os.POSIX_SPAWN_DUP2, source, base + index) for index, source in enumerate(sources)]
+    actions += [(os.POSIX_SPAWN_DUP2, base + index, target) for index, target in enumerate(targets)]
+    actions += [(os.POSIX_SPAWN_CLOSE, base + index) for index in range(len(targets))]
+    return actions

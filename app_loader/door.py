@@ -1,0 +1,289 @@
+"""The door: one poll loop over a few TLS connections that lets one workload in, and then is gone.
+
+Silent clients cannot lock out a good one: above MAX_CONNECTIONS the oldest that has said nothing is dropped first, and
+one connection is accepted between two looks at those already open.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import sys
+import time
+from typing import assert_never
+
+import h11
+
+from app_loader.access import Peer, UploadAccess
+from app_loader.answers import Refused, error_answer, json_answer, text_answer
+from app_loader.channel import Channel, Gone
+from app_loader.exchange import Exchange, Happening, Stage
+from app_loader.limits import (
+    ACCESS_RECHECK_SECONDS,
+    HANDOVER_SECONDS,
+    HEADERS_SECONDS,
+    MAX_CONNECTIONS,
+    READ_BYTES,
+    STALL_SECONDS,
+)
+from app_loader.reports import Reporter
+from app_loader.request import Wish, decide
+from app_loader.settings import Settings
+from app_loader.upload import Upload
+from keep_protocol.control import Report, ReportType
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+RECEIVED = "Payload received"
+"""The original's words."""
+_TAKEN = "cannot take the upload: this keep {} another one; make a new keep"
+
+
+def _log(line: str) -> None:
+    """One line in the keep's journal."""
+    print(f"app-loader: {line}", file=sys.stderr, flush=True)
+
+
+class Door:
+    """Serves until a workload is accepted (`run` returns its compiled file) or the keep-loader is gone (None)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        context: ssl.SSLContext,
+        access: UploadAccess,
+        reporter: Reporter,
+    ) -> None:
+        self._settings, self._context, self._access, self._reporter = settings, context, access, reporter
+        self._listener: socket.socket | None = listener
+        self._exchanges: list[Exchange] = []
+        self._upload: Upload | None = None
+        self._accepted: int | None = None
+        self._closing_at: float | None = None
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        listener.setblocking(False)
+
+    def __repr__(self) -> str:
+        return f"Door({len(self._exchanges)} connections, {self._upload!r})"
+
+    def run(self) -> int | None:
+        """The compiled module's descriptor once a workload is accepted and answered; None when nobody wants one."""
+        try:
+            while not self._finished(time.monotonic()):
+                if not self._round():
+                    return None
+            return self._accepted
+        finally:
+            for exchange in self._exchanges:
+                exchange.close()
+            if self._upload is not None:
+                self._upload.close()
+            if self._listener is not None:
+                self._listener.close()
+
+    def _finished(self, now: float) -> bool:
+        if self._closing_at is None:
+            return False
+        waiting = [e for e in self._exchanges if e.stage in (Stage.ANSWERING, Stage.LINGERING)]
+        return not waiting or now >= self._closing_at
+
+    def _round(self) -> bool:
+        """Waits for something and deals with it; False when the keep-loader has gone."""
+        poll = select.poll()
+        poll.register(self._reporter.descriptor, 0)
+        if self._listener is not None:
+            poll.register(self._listener, select.POLLIN)
+        if self._upload is not None:
+            poll.register(self._upload.checking, select.POLLIN)
+        by_descriptor = {e.fileno(): e for e in self._exchanges if e.interest}
+        for descriptor, exchange in by_descriptor.items():
+            poll.register(descriptor, exchange.interest)
+        ready = {descriptor for descriptor, _ in poll.poll(self._patience(time.monotonic()))}
+        if self._reporter.descriptor in ready:
+            return False
+        now = time.monotonic()
+        for descriptor in ready & by_descriptor.keys():
+            self._visit(by_descriptor[descriptor], now)
+        if self._upload is not None and self._upload.checking.fileno() in ready:
+            self._judge(self._upload, self._upload.checking.verdict(), now)
+        if self._listener is not None and self._listener.fileno() in ready:
+            self._welcome(self._listener, now)
+        self._expire(now)
+        self._exchanges = [e for e in self._exchanges if e.stage is not Stage.CLOSED]
+        return True
+
+    def _patience(self, now: float) -> int | None:
+        """Milliseconds until the next deadline."""
+        deadlines = [e.deadline for e in self._exchanges if e.interest]
+        if self._upload is not None:
+            deadlines.append(self._upload.recheck_at)
+            if self._upload.checking.deadline is not None:
+                deadlines.append(self._upload.checking.deadline)
+        if self._closing_at is not None:
+            deadlines.append(self._closing_at)
+        return max(0, int((min(deadlines) - now) * 1000) + 1) if deadlines else None
+
+    def _welcome(self, listener: socket.socket, now: float) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # it has gone again before it was accepted
+        if len(self._exchanges) >= MAX_CONNECTIONS:
+            victims = [e for e in self._exchanges if e.stage is Stage.LINGERING or not self._knows(e)]
+            if not victims:
+                connection.close()
+                return
+            victim = min(victims, key=lambda e: (e.stage is not Stage.LINGERING, e.heard, e.opened))
+            victim.close()
+            self._exchanges.remove(victim)
+        try:
+            self._exchanges.append(Exchange(Channel(connection, self._context), now))
+        except Gone:
+            return
+
+    def _knows(self, exchange: Exchange) -> bool:
+        """Whether the client may upload, so that no stranger can push it out."""
+        try:
+            self._check(exchange)
+        except KeepfleetError:
+            return False
+        return True
+
+    def _check(self, exchange: Exchange) -> Peer:
+        if isinstance(exchange.peer, KeepfleetError):
+            raise exchange.peer
+        if exchange.peer is None:
+            raise KeepfleetError(ErrorKind.FORBIDDEN, "cannot let the client in: its handshake is not complete")
+        self._access.check(exchange.peer)
+        return exchange.peer
+
+    def _visit(self, exchange: Exchange, now: float) -> None:
+        if exchange.stage is Stage.CLOSED:
+            return
+        try:
+            for event in exchange.advance(now, self._buffer):
+                if exchange.stage is Stage.BODY:
+                    self._heard(exchange, event, now)
+        except Gone:
+            exchange.close()
+            self._drop(exchange)
+        except h11.RemoteProtocolError as error:
+            kind = ErrorKind.TOO_LARGE if error.error_status_hint == 431 else ErrorKind.BAD_REQUEST
+            self._refuse(exchange, Refused(kind, error.error_status_hint, f"cannot read the request: {error}"), now)
+        except KeepfleetError as error:
+            self._refuse(exchange, error, now)
+
+    def _heard(self, exchange: Exchange, event: Happening, now: float) -> None:
+        match event:
+            case h11.Request():
+                self._begin(exchange, event, now)
+            case h11.Data():
+                self._uploaded_by(exchange).receive(event.data)
+            case h11.EndOfMessage():
+                self._check(exchange)
+                self._uploaded_by(exchange).whole(now)
+            case _:
+                assert_never(event)
+
+    def _uploaded_by(self, exchange: Exchange) -> Upload:
+        if self._upload is None or self._upload.exchange is not exchange:
+            raise KeepfleetError(ErrorKind.INTERNAL, "cannot take the body: there is no upload it belongs to")
+        return self._upload
+
+    def _begin(self, exchange: Exchange, request: h11.Request, now: float) -> None:
+        peer = self._check(exchange)
+        wish = decide(request.method, request.target, request.headers, self._settings.max_workload)
+        if wish is Wish.BANNER:
+            exchange.answer(text_answer(f"keepfleet keep {self._settings.kuuid}: awaiting a workload\n"), now)
+            return
+        if self._upload is not None:
+            raise KeepfleetError(ErrorKind.CONFLICT, _TAKEN.format("is receiving"))
+        self._upload = Upload(exchange, wish, self._settings.max_workload, now)
+        self._reporter.send(Report(ReportType.RECEIVING, f"receiving a workload from certificate {peer.serial:x}"))
+        exchange.invite_body()
+
+    def _refuse(self, exchange: Exchange, error: KeepfleetError, now: float) -> None:
+        _log(f"refused ({error.kind.value}): {error.message}")
+        exchange.answer(error_answer(error), now)
+        self._drop(exchange, error.message)
+
+    def _drop(self, exchange: Exchange, why: str = "the client left before its upload was whole") -> None:
+        """Forgets the exchange's upload, if it has one, and lets the next client have its turn."""
+        if self._upload is None or self._upload.exchange is not exchange:
+            return
+        self._upload.close()
+        self._upload = None
+        self._reporter.send(Report(ReportType.AWAITING, f"awaiting a workload; the last was not taken: {why}"[:500]))
+
+    def _judge(self, upload: Upload, refusal: KeepfleetError | None, now: float) -> None:
+        if refusal is None and upload.exchange.stage is not Stage.CHECKING:
+            refusal = KeepfleetError(ErrorKind.INTERNAL, "cannot check the module: the checker answered too early")
+        if refusal is not None:
+            self._refuse(upload.exchange, refusal, now)
+            return
+        try:
+            self._check(upload.exchange)
+        except KeepfleetError as error:
+            self._refuse(upload.exchange, error, now)
+            return
+        self._accept(upload, now)
+
+    def _accept(self, upload: Upload, now: float) -> None:
+        """The report goes out before the answer, so that an acknowledged workload is never lost."""
+        workload, self._upload = upload.workload, None
+        self._accepted = upload.checking.take_result()
+        self._reporter.send(
+            Report(ReportType.ACCEPTED, f"accepted a module of {workload.size} bytes, sha256:{workload.sha256}")
+        )
+        if workload.wish is Wish.PAYLOAD:
+            upload.exchange.answer(text_answer(RECEIVED), now)
+        else:
+            upload.exchange.answer(json_answer({"sha256": workload.sha256, "size": workload.size}), now)
+        upload.close()
+        self._turn_away(upload.exchange, now)
+
+    def _turn_away(self, served: Exchange, now: float) -> None:
+        """Closes the door: known clients hear 409, strangers nothing. The served one has sent all it had to."""
+        self._closing_at = now + HANDOVER_SECONDS
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        taken = error_answer(KeepfleetError(ErrorKind.CONFLICT, _TAKEN.format("has taken")))
+        for exchange in self._exchanges:
+            if exchange is served or exchange.stage is Stage.ANSWERING:
+                continue
+            if exchange.stage in (Stage.HEADERS, Stage.BODY) and self._knows(exchange):
+                exchange.answer(taken, now)
+            else:
+                exchange.close()
+        if served.stage is Stage.LINGERING:
+            served.close()
+
+    def _expire(self, now: float) -> None:
+        for exchange in self._exchanges:
+            if exchange.interest and now >= exchange.deadline:
+                self._time_out(exchange, now)
+        upload = self._upload
+        if upload is None:
+            return
+        if upload.checking.deadline is not None and now >= upload.checking.deadline:
+            self._refuse(upload.exchange, upload.checking.give_up(), now)
+        elif now >= upload.recheck_at:
+            upload.recheck_at = now + ACCESS_RECHECK_SECONDS
+            try:
+                self._check(upload.exchange)
+                if upload.exchange.stage is Stage.BODY:
+                    upload.check_pace(now)
+            except KeepfleetError as error:
+                self._refuse(upload.exchange, error, now)
+
+    def _time_out(self, exchange: Exchange, now: float) -> None:
+        if exchange.stage is Stage.BODY or (exchange.stage is Stage.HEADERS and self._knows(exchange)):
+            seconds = STALL_SECONDS if exchange.stage is Stage.BODY else HEADERS_SECONDS
+            error = KeepfleetError(
+                ErrorKind.TOO_SLOW, f"cannot wait for the rest of the {exchange.stage.value}: {seconds:g} s have passed"
+            )
+            self._refuse(exchange, error, now)
+        else:
+            exchange.close()

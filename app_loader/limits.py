@@ -1,0 +1,86 @@
+"""Every limit of the app-loader, with its reason. The handshake's is `keep_protocol.tls.HANDSHAKE_SECONDS`.
+
+Import rule: nothing.
+"""
+
+from __future__ import annotations
+
+STATUS_FD = 3
+"""The status socket: handed over by the keep-loader, kept by the runner."""
+LISTENER_FD = 4
+CLIENT_CA_FD = 5
+REVOKED_FD = 6
+IDENTITY_FD = 7
+"""Only when the door is opened again after a crash."""
+COMPILED_FD = 4
+"""The runner's: the compiled module, where the door had its listener."""
+
+CERTIFICATE_DAYS = 397
+"""A keep lives hours or weeks; 397 days is the longest any TLS client still takes (CA/Browser Forum, 2020)."""
+IDENTITY_SECONDS = 5.0
+"""openssl makes a P-256 certificate in 5 ms; this covers a host a thousand times busier."""
+MAX_IDENTITY_BYTES = 16 * 1024
+"""A P-256 key and a certificate with 16 names are under 3 KiB."""
+MAX_CLIENT_CA_BYTES = 256 * 1024
+"""A hundred CA certificates."""
+MAX_REVOKED_BYTES = 1024 * 1024
+"""25,000 serial numbers; a list longer than that refuses every client, because its end would be unread."""
+
+MAX_CONNECTIONS = 8
+"""One uploads; the others let a second client hear 409 while the first is received."""
+HEADERS_SECONDS = 10.0
+"""From the handshake's end to the last header line: a client sends them with its next packet."""
+STALL_SECONDS = 10.0
+"""The longest an upload may send nothing; then another client gets its turn."""
+GRACE_SECONDS = 30.0
+"""An upload's time besides what its size earns it at MIN_BYTES_PER_SECOND."""
+MIN_BYTES_PER_SECOND = 64 * 1024
+"""The slowest average of an upload: half a megabit, an old DSL line. A drip of bytes ends after GRACE_SECONDS."""
+ANSWER_SECONDS = 5.0
+"""An answer is under 8 KiB and fits a socket's buffer; a client that does not take it is not waited for."""
+LINGER_SECONDS = 2.0
+"""How long a refused client may go on sending before the connection is cut; closing at once would reset it and
+destroy the answer on its way (RFC 9112, section 9.6)."""
+HANDOVER_SECONDS = 1.0
+"""How long the answers of the last connections may take before the workload starts."""
+ACCESS_RECHECK_SECONDS = 1.0
+"""A certificate revoked, or expired, while its client uploads ends the upload within this time."""
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Request line and header lines together."""
+MAX_HEADERS = 100
+"""curl sends six, a browser twenty."""
+READ_BYTES = 256 * 1024
+"""Read from one connection before the others are looked at; sixteen TLS records, one write to the file."""
+TLS_RECORD_BYTES = 16 * 1024
+"""The most one TLS record holds (RFC 8446, section 5.1); with this much room a read leaves nothing behind."""
+MAX_PAYLOAD_HEAD = 4 * 1024
+"""Everything of a JSON payload but its numbers: it needs 40 bytes, the rest is for white space."""
+PAYLOAD_SLICE = 32 * 1024
+"""Text of numbers parsed at once: 16,000 Python objects at most, under 1 MB."""
+
+CHECKER_CPU_SECONDS = 10
+"""A module of 20 MB compiles in 8; a 120 KB compile bomb would take 41."""
+CHECKER_DATA_BYTES = 384 * 1024 * 1024
+"""Private memory of the checker (RLIMIT_DATA). Never RLIMIT_AS: wasmtime reserves address space by the gigabyte."""
+CHECKER_SECONDS = 15.0
+"""Wall clock from the whole body to the checker's answer; over it the checker is killed."""
+CHECKER_END_SECONDS = 1.0
+"""A checker that died of a limit has closed its descriptors some microseconds before it can be waited for."""
+MAX_CHECKER_ANSWER = 32 * 1024
+"""One packet of JSON: a message and at most MAX_EVIDENCE_LINES lines."""
+MAX_EVIDENCE_LINES = 20
+MAX_EVIDENCE_LINE = 200
+"""An error names the first things that are wrong; a hostile module has a million of them."""
+
+GUEST_MEMORY_BYTES = 256 * 1024 * 1024
+"""Linear memory of a workload; the unit's MemoryMax lies above it, so that the guest hears of it first."""
+GUEST_TABLE_ELEMENTS = 1_000_000
+"""8 MB of table; a compiler's table of indirect calls has thousands."""
+GUEST_TABLES = 16
+GUEST_MEMORIES = 1
+"""Several memories are a proposal that is switched off."""
+GUEST_INSTANCES = 1
+MAX_BACKTRACE_FRAMES = 20
+MAX_EXIT_CODE = 125
+"""The largest code the runner's own exit repeats; a shell gives others a meaning. The report has it whole."""

@@ -1,0 +1,105 @@
+"""Wires the door together, in this order: settings, the openssl program, the imports of TLS beside it, the identity,
+LISTENING, the import of h11 beside the client's first packets, the door; and at its end the runner, by exec.
+
+The kernel accepts connections from the first moment on; LISTENING says that the certificate they will see is made.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from app_loader.identity import Identity, Making, read_identity
+from app_loader.limits import (
+    CLIENT_CA_FD,
+    COMPILED_FD,
+    IDENTITY_FD,
+    LISTENER_FD,
+    MAX_CLIENT_CA_BYTES,
+    REVOKED_FD,
+    STATUS_FD,
+)
+from app_loader.reports import Reporter
+from app_loader.settings import Settings, read_settings
+from keep_protocol.control import Report, ReportType
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import Outcome, OutcomeKind
+
+
+def serve() -> int:
+    """The app-loader's life up to the runner's. Returns the exit code where there is no workload to run."""
+    reporter = Reporter()
+    try:
+        settings = read_settings(dict(os.environ))
+        _keep_to_ourselves(settings)
+        compiled = _receive(settings, reporter)
+    except KeepfleetError as error:
+        print(f"app-loader: {error.message}", *error.evidence, sep="\n  ", file=sys.stderr, flush=True)
+        reporter.send(Report(ReportType.FAILED, error.message, error=error))
+        return 1
+    if compiled is None:
+        return 0
+    try:
+        become_runner(compiled)
+    except OSError as error:
+        text = f"cannot start the runner: {error}"
+        reporter.send(Report(ReportType.ENDED, text, outcome=Outcome(OutcomeKind.LOST, text)))
+    return 1
+
+
+def _keep_to_ourselves(settings: Settings) -> None:
+    """Closes what was handed over in every program this one starts. Raises KeepfleetError(CONFIGURATION)."""
+    handed = (STATUS_FD, LISTENER_FD, CLIENT_CA_FD, REVOKED_FD) + ((IDENTITY_FD,) if settings.has_identity else ())
+    for descriptor in handed:
+        try:
+            os.set_inheritable(descriptor, False)
+        except OSError as error:
+            raise KeepfleetError(
+                ErrorKind.CONFIGURATION, f"cannot start the app-loader: descriptor {descriptor}: {error.strerror}"
+            ) from error
+
+
+def _receive(settings: Settings, reporter: Reporter) -> int | None:
+    making = None if settings.has_identity else Making(settings)
+    from keep_protocol import tls
+
+    identity: Identity = read_identity() if making is None else making.result()
+    context = tls.server_context(identity.path, None, _client_ca())
+    report = Report(
+        ReportType.LISTENING,
+        "awaiting a workload",
+        fingerprint=tls.fingerprint_of(identity.der),
+        certificate=identity.certificate,
+    )
+    if not reporter.send_with(report, identity.descriptor):
+        return None
+    from app_loader.access import UploadAccess
+    from app_loader.door import Door
+
+    access = UploadAccess(REVOKED_FD)
+    compiled = Door(settings, socket.socket(fileno=LISTENER_FD), context, access, reporter).run()
+    if compiled is not None:
+        identity.wipe()
+    return compiled
+
+
+def _client_ca() -> str:
+    try:
+        return os.pread(CLIENT_CA_FD, MAX_CLIENT_CA_BYTES, 0).decode("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot read the client CA: {error}") from error
+
+
+def become_runner(compiled: int) -> None:
+    """Replaces this process by the runner, which gets the status socket and the compiled module and nothing else.
+
+    Raises OSError when that cannot be done.
+    """
+    from app_loader.checking import ENTRY
+
+    os.dup2(compiled, COMPILED_FD, inheritable=True)
+    os.set_inheritable(STATUS_FD, True)
+    os.execve(  # noqa: S606 - a fixed list of arguments
+        sys.executable, [sys.executable, "-I", "-S", ENTRY, "run"], {"LANG": "C.UTF-8"}
+    )

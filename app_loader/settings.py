@@ -1,0 +1,119 @@
+"""What the keep-loader told this process: the KEEPFLEET_* environment, read and checked once.
+
+Import rule: `re`, `socket` and the light part of keep_protocol.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+
+from keep_protocol.constants import LAST_KEEP_PORT, MAX_CERTIFICATE_NAMES, MAX_WORKLOAD_BYTES, parse_kuuid
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.record import Record
+
+_DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
+
+
+class Settings(Record):
+    """kuuid: the keep; address and port: where it listens; names: further names for its certificate; has_identity:
+    whether a former door's key and certificate were handed over; runtime_directory: the keep's own tmpfs directory;
+    openssl: the program's path; max_workload: bytes a module may have."""
+
+    __slots__ = (
+        "address",
+        "has_identity",
+        "kuuid",
+        "max_workload",
+        "names",
+        "openssl",
+        "port",
+        "runtime_directory",
+    )
+    kuuid: int
+    address: str
+    port: int
+    names: tuple[str, ...]
+    has_identity: bool
+    runtime_directory: str
+    openssl: str
+    max_workload: int
+
+    def __init__(
+        self,
+        kuuid: int,
+        address: str,
+        port: int,
+        names: tuple[str, ...],
+        has_identity: bool,
+        runtime_directory: str,
+        openssl: str,
+        max_workload: int,
+    ) -> None:
+        self._freeze(
+            kuuid=kuuid,
+            address=address,
+            port=port,
+            names=names,
+            has_identity=has_identity,
+            runtime_directory=runtime_directory,
+            openssl=openssl,
+            max_workload=max_workload,
+        )
+
+
+def canonical_address(text: str) -> str | None:
+    """`text` in its canonical form when it is an IPv4 or IPv6 address, else None."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            return socket.inet_ntop(family, socket.inet_pton(family, text))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _wrong(name: str, must: str) -> KeepfleetError:
+    return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start the app-loader: {name} must be {must}")
+
+
+def _number(environment: dict[str, str], name: str, default: str, first: int, last: int) -> int:
+    text = environment.get(name, default)
+    if not re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) or not first <= int(text) <= last:
+        raise _wrong(name, f"a decimal number in {first} … {last}")
+    return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if len(names) > MAX_CERTIFICATE_NAMES:
+        raise _wrong("KEEPFLEET_NAMES", f"at most {MAX_CERTIFICATE_NAMES} names")
+    for name in names:
+        if canonical_address(name) is None and not _DNS_NAME.fullmatch(name):
+            raise _wrong("KEEPFLEET_NAMES", "DNS names and addresses, separated by commas")
+    return names
+
+
+def _absolute(environment: dict[str, str], name: str, default: str) -> str:
+    path = environment.get(name, default)
+    if not path.startswith("/") or "\0" in path:
+        raise _wrong(name, "an absolute path")
+    return path
+
+
+def read_settings(environment: dict[str, str]) -> Settings:
+    """The settings in `environment`. Raises KeepfleetError(CONFIGURATION, or BAD_REQUEST for the ID)."""
+    address = canonical_address(environment.get("KEEPFLEET_ADDRESS", ""))
+    if address is None:
+        raise _wrong("KEEPFLEET_ADDRESS", "an IPv4 or IPv6 address")
+    if environment.get("KEEPFLEET_HAS_IDENTITY", "0") not in ("0", "1"):
+        raise _wrong("KEEPFLEET_HAS_IDENTITY", "0 or 1")
+    return Settings(
+        kuuid=parse_kuuid(environment.get("KEEPFLEET_KUUID", "")),
+        address=address,
+        port=_number(environment, "KEEPFLEET_PORT", "", 1, LAST_KEEP_PORT),
+        names=_names(environment.get("KEEPFLEET_NAMES", "")),
+        has_identity=environment.get("KEEPFLEET_HAS_IDENTITY") == "1",
+        runtime_directory=_absolute(environment, "KEEPFLEET_RUNTIME_DIRECTORY", ""),
+        openssl=_absolute(environment, "KEEPFLEET_OPENSSL", "/usr/bin/openssl"),
+        max_workload=_number(environment, "KEEPFLEET_MAX_WORKLOAD", str(MAX_WORKLOAD_BYTES), 1, 1 << 40),
+    )

@@ -1,0 +1,256 @@
+"""The test's side of a real app-loader: it plays the keep-loader and the client, over real TLS on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+import h11
+import wasmtime
+
+import app_loader
+import keep_protocol
+from keep_protocol import tls
+from keep_protocol.constants import MAX_CONTROL_FRAME
+from keep_protocol.control import Report, ReportType, decode_report
+from keep_protocol.keep import Outcome
+from tests.fakes.pki import Authority
+
+PATIENCE = 30.0
+"""Seconds a test waits for an event that must come; nothing is measured with it."""
+
+
+def installed(directory: Path) -> Path:
+    """A directory as an installation leaves it: our packages beside h11 and wasmtime. Returns the way in."""
+    for package in (app_loader, keep_protocol, h11, wasmtime):
+        source = Path(next(iter(package.__path__)))
+        (directory / source.name).symlink_to(source)
+    return directory / "app_loader" / "__main__.py"
+
+
+class House:
+    """One app-loader process with everything it is handed."""
+
+    def __init__(self, directory: Path, authority: Authority, environment: Mapping[str, str] | None = None) -> None:
+        self.directory, self.authority = directory, authority
+        self._site = directory / "site"
+        self._site.mkdir()
+        self.entry = installed(self._site)
+        (directory / "ca.pem").write_bytes(authority.pem)
+        self.revoked = directory / "revoked"
+        self.revoked.touch()
+        self.environment = dict(environment or {})
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port: int = self.listener.getsockname()[1]
+        self.identity: int | None = None
+        self.fingerprint = ""
+        self._output: list[bytes] = []
+        self._threads: list[threading.Thread] = []
+        self.pid = 0
+        self.spawn()
+
+    def spawn(self) -> None:
+        """Starts the app-loader as the keep-loader does; again, on the identity of the last, after it has ended."""
+        self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, out = socket.socketpair()  # what journald gives a unit: a stream socket
+        opened = [os.open(self.directory / name, os.O_RDONLY) for name in ("ca.pem", "revoked")]
+        null = os.open("/dev/null", os.O_RDONLY)
+        sources = [theirs.fileno(), self.listener.fileno(), *opened]
+        sources += [] if self.identity is None else [self.identity]
+        base = 100
+        actions: list[tuple[int, int, int] | tuple[int, int]] = [
+            (os.POSIX_SPAWN_DUP2, null, 0),
+            (os.POSIX_SPAWN_DUP2, out.fileno(), 1),
+            (os.POSIX_SPAWN_DUP2, out.fileno(), 2),
+        ]
+        actions += [(os.POSIX_SPAWN_DUP2, source, base + i) for i, source in enumerate(sources)]
+        actions += [(os.POSIX_SPAWN_DUP2, base + i, 3 + i) for i in range(len(sources))]
+        actions += [(os.POSIX_SPAWN_CLOSE, base + i) for i in range(len(sources))]
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "KEEPFLEET_KUUID": "4711",
+            "KEEPFLEET_ADDRESS": "127.0.0.1",
+            "KEEPFLEET_PORT": str(self.port),
+            "KEEPFLEET_NAMES": "keep.example,10.1.2.3",
+            "KEEPFLEET_HAS_IDENTITY": "0" if self.identity is None else "1",
+            "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory),
+            "KEEPFLEET_OPENSSL": "/usr/bin/openssl",
+            **self.environment,
+        }
+        self.pid = os.posix_spawn(
+            sys.executable, [sys.executable, "-I", "-S", str(self.entry)], environment, file_actions=actions
+        )
+        for descriptor in (*opened, null):
+            os.close(descriptor)
+        theirs.close()
+        out.close()
+        self._threads.append(threading.Thread(target=self._collect, args=(ours,)))
+        self._threads[-1].start()
+
+    def _collect(self, stream: socket.socket) -> None:
+        with stream:
+            while data := stream.recv(65536):
+                self._output.append(data)
+
+    @property
+    def output(self) -> bytes:
+        """Everything on standard output and error so far; all of it after `end`."""
+        return b"".join(self._output)
+
+    def report(self) -> Report:
+        """The next report. Raises EOFError when the app-loader has ended."""
+        self._status.settimeout(PATIENCE)
+        packet, descriptors, _, _ = socket.recv_fds(self._status, MAX_CONTROL_FRAME, 4)
+        if not packet:
+            raise EOFError(f"the app-loader has ended: {self.output!r}")
+        report = decode_report(packet)
+        if report.type is ReportType.LISTENING:
+            if self.identity is not None:
+                os.close(self.identity)
+            (self.identity,) = descriptors
+            self.fingerprint = report.fingerprint
+        return report
+
+    def expect(self, *kinds: ReportType) -> Report:
+        """The next reports, which must be of these kinds; the last of them."""
+        for kind in kinds:
+            report = self.report()
+            assert report.type is kind, (report, self.output)
+        return report
+
+    def outcome(self) -> Outcome:
+        """How the workload, which has been accepted, ended."""
+        outcome = self.expect(ReportType.RUNNING, ReportType.ENDED).outcome
+        assert outcome is not None
+        return outcome
+
+    def end(self) -> int:
+        """Waits for the process to end of itself; its exit code."""
+        waiter = os.pidfd_open(self.pid)
+        assert select.select([waiter], [], [], PATIENCE)[0], "the app-loader did not end"
+        os.close(waiter)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.pid = 0
+        self._status.close()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL, as the kernel does it."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.end()
+
+    def children(self) -> set[int]:
+        """The processes the app-loader has started."""
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return {int(word) for word in path.read_text().split()}
+
+    def close(self) -> None:
+        if self.pid:
+            self.kill()
+        self.listener.close()
+        if self.identity is not None:
+            os.close(self.identity)
+            self.identity = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def context(self, certificate: Path | None) -> ssl.SSLContext:
+        """A client's context: the keep is known by its fingerprint."""
+        if certificate is not None:
+            return tls.pinned_client_context(str(certificate), None)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+
+    def connect(self, certificate: Path | None) -> ssl.SSLSocket:
+        """A TLS connection, pinned."""
+        plain = socket.create_connection(("127.0.0.1", self.port), PATIENCE)
+        try:
+            secure = self.context(certificate).wrap_socket(plain)
+        except OSError:
+            plain.close()
+            raise
+        tls.check_pin(secure.getpeercert(binary_form=True), self.fingerprint)
+        return secure
+
+
+class Answer:
+    """A response as the client saw it."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status, self.headers, self.body = response.status, response.headers, response.read()
+
+    @property
+    def error(self) -> dict[str, object]:
+        """The error object of a refusal."""
+        assert self.headers["Connection"] == "close"
+        error = json.loads(self.body)["error"]
+        assert set(error) == {"kind", "message", "evidence"}
+        assert isinstance(error, dict)
+        return error
+
+    def __repr__(self) -> str:
+        return f"Answer({self.status}, {self.body[:300]!r})"
+
+
+def read_answer(connection: ssl.SSLSocket) -> Answer:
+    """The next response on `connection`, which is then closed."""
+    with connection, contextlib.closing(http.client.HTTPResponse(connection)) as response:
+        response.begin()
+        return Answer(response)
+
+
+def request(method: str, path: str, headers: Mapping[str, object], body: bytes = b"") -> bytes:
+    """The bytes of a request, exactly as given."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: keep", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def put(module: bytes) -> bytes:
+    """A raw upload."""
+    return request("PUT", "/workload", {"Content-Type": "application/wasm", "Content-Length": len(module)}, module)
+
+
+def post(module: bytes) -> bytes:
+    """An upload as the original sends it."""
+    body = json.dumps({"encoding": "wasm", "contents": list(module)}, separators=(",", ":")).encode()
+    return request("POST", "/payload", {"Content-Type": "application/json", "Content-Length": len(body)}, body)
+
+
+def ask(house: House, certificate: Path, data: bytes) -> Answer:
+    """Sends `data` on a connection of its own and reads the answer."""
+    connection = house.connect(certificate)
+    with contextlib.suppress(ConnectionError, ssl.SSLError):  # it may be answered before it has said everything
+        connection.sendall(data)
+    return read_answer(connection)
+
+
+@contextlib.contextmanager
+def listening(directory: Path, authority: Authority, **environment: str) -> Iterator[House]:
+    """An app-loader that listens."""
+    with House(directory, authority, environment) as house:
+        house.expect(ReportType.LISTENING)
+        yield house
+
+
+def wasm(text: str) -> bytes:
+    """A module from its text."""
+    return bytes(wasmtime.wat2wasm(text))
