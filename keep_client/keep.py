@@ -49,8 +49,13 @@ def door_at(host: str, port: int, fingerprint: str) -> Door:
     return Door(Endpoint(host, port, "the keep", CLOSED_HINT), fingerprint)
 
 
+def reachable_host(keep: KeepInfo, manager_host: str) -> str:
+    """Where to connect to for a keep; one that listens on every address is met where its manager is."""
+    return manager_host if keep.address in _UNSPECIFIED else keep.address
+
+
 def door_of(keep: KeepInfo, manager_host: str) -> Door:
-    """The door of a keep; one that listens on every address is met where its manager is.
+    """The door of a keep.
 
     Raises KeepfleetError(CONFLICT) when the keep has none open.
     """
@@ -60,7 +65,7 @@ def door_of(keep: KeepInfo, manager_host: str) -> Door:
             f"cannot send anything to keep {keep.kuuid}: it is {keep.detail or keep.state.name.lower()}; "
             "only a started keep receives a workload",
         )
-    host = manager_host if keep.address in _UNSPECIFIED else keep.address
+    host = reachable_host(keep, manager_host)
     return Door(Endpoint(host, keep.port, f"keep {keep.kuuid}", CLOSED_HINT), keep.fingerprint)
 
 

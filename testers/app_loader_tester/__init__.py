@@ -1,0 +1,1 @@
+"""Sends any file to a keep and says what happened."""
