@@ -18,6 +18,9 @@ HOMES = ("/home", "/root")
 DEVICES = ("/dev/mem", "/dev/kmsg", "/dev/kvm", "/dev/fuse", "/dev/net/tun", "/dev/loop-control")
 """What PrivateDevices= takes away, as far as a host has it."""
 
+MAX_NAMED = 4
+"""Network devices named in one sentence; a host may have hundreds."""
+
 
 def missing_walls(directory: str) -> tuple[str, ...]:
     """A sentence for each wall that does not stand; `directory` is the keep's own."""
@@ -59,7 +62,10 @@ def _networks() -> list[str]:
         found.append(f"a socket of {family.name} can be made")
     # The first two lines are headings; each other begins with a device's name.
     devices = [line.partition(b":")[0].strip().decode(errors="replace") for line in _lines("/proc/self/net/dev")[2:]]
-    return found + [f"the network device {name} is there" for name in devices if name != "lo"]
+    others = [name for name in devices if name != "lo"]
+    if others:
+        found.append(f"there are network devices: {', '.join(others[:MAX_NAMED])}")
+    return found
 
 
 def _flags(path: str) -> int | None:

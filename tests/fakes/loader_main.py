@@ -1,0 +1,53 @@
+"""The real loader, started without systemd: its walls are told and not probed, its app-loader is a fake.
+
+Arguments: the keep's ID, then the app-loader's command. FAKE_WALLS holds missing walls, one a line. FAKE_STORED
+holds `name=number` pairs: what systemd would hand back from its descriptor store, at 3 and up. FAKE_CONSTANTS holds
+`module:NAME=number` pairs: deadlines that a test cannot wait for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+
+from keep_loader.loader import Loader
+from keep_loader.settings import Settings, read_settings
+
+
+def hand_stored() -> None:
+    """Puts the descriptors of FAKE_STORED where systemd would (man sd_listen_fds)."""
+    pairs = [pair.partition("=") for pair in os.environ.pop("FAKE_STORED", "").split(",") if pair]
+    clear = [fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, 100) for _, _, number in pairs]
+    for target, copy in enumerate(clear, 3):
+        os.dup2(copy, target)
+        os.close(copy)
+    os.environ.update(
+        LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(pairs)), LISTEN_FDNAMES=":".join(name for name, _, _ in pairs)
+    )
+
+
+def shorten_deadlines() -> None:
+    """Sets the constants of FAKE_CONSTANTS."""
+    for pair in filter(None, os.environ.pop("FAKE_CONSTANTS", "").split(",")):
+        place, _, number = pair.partition("=")
+        module, _, name = place.partition(":")
+        setattr(sys.modules[module], name, float(number))
+
+
+def main() -> None:
+    """Runs the loader until SIGTERM."""
+    shorten_deadlines()
+    walls = tuple(os.environ.pop("FAKE_WALLS", "").splitlines())
+    hand_stored()
+    settings = read_settings(sys.argv[1:2], os.environ)
+    faked = Settings(**{**settings.fields(), "command": tuple(sys.argv[2:])})  # type: ignore[arg-type]
+    loader = Loader(faked, lambda _directory: walls)
+    signal.signal(signal.SIGTERM, lambda *_: loader.leave())
+    with loader:
+        loader.run()
+
+
+if __name__ == "__main__":
+    main()

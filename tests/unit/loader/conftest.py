@@ -1,0 +1,40 @@
+"""A loader to talk to, and what a start hands it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from .harness import Door, LoaderProcess, door
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A short directory: a Unix socket's address holds 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="kl") as name:
+        directory = Path(name) / "r"
+        directory.mkdir(mode=0o700)
+        yield directory
+
+
+@pytest.fixture
+def unstarted(place: Path) -> Iterator[LoaderProcess]:
+    with ExitStack() as stack:
+        yield LoaderProcess(place, stack)
+
+
+@pytest.fixture
+def loader(unstarted: LoaderProcess) -> LoaderProcess:
+    """A loader that is READY and idle."""
+    unstarted.start()
+    return unstarted
+
+
+@pytest.fixture
+def handed(place: Path) -> Iterator[Door]:
+    with door(place.parent) as made:
+        yield made

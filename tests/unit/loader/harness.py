@@ -1,0 +1,260 @@
+"""A real loader process on a real Unix socket, with the test in systemd's place and a puppet for its app-loader."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from keep_protocol.control import Command, CommandType, FrameDecoder, decode_reply, encode_command
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+
+FAKES = Path(__file__).resolve().parents[2] / "fakes"
+PUPPET = (sys.executable, "-I", "-S", str(FAKES / "app_loader_puppet.py"))
+KUUID = 7
+FINGERPRINT = "sha256:" + "ab" * 32
+DEADLINE = 15.0
+"""Seconds until a test gives up on another process; each of them answers in milliseconds."""
+
+
+@dataclass
+class Systemd:
+    """The other end of `$NOTIFY_SOCKET`: what the loader said, and the descriptors it parked."""
+
+    path: str
+    sock: socket.socket
+    stored: dict[str, int] = field(default_factory=dict)
+    unstored: list[str] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list)
+    messages: int = 0
+
+    def receive(self) -> dict[str, str]:
+        """The loader's next message, obeyed as systemd would."""
+        data, descriptors, _, _ = socket.recv_fds(self.sock, 65536, 8)
+        said = dict(line.split("=", 1) for line in data.decode().splitlines())
+        self.messages += 1
+        if "FDSTORE" in said:
+            (self.stored[said["FDNAME"]],) = descriptors
+        elif "FDSTOREREMOVE" in said:
+            os.close(self.stored.pop(said["FDNAME"]))
+            self.unstored.append(said["FDNAME"])
+        if "STATUS" in said:
+            self.statuses.append(said["STATUS"])
+        return said
+
+    def wait_for(self, key: str, value: str | None = None) -> str:
+        """The value of the next `key` the loader says; with `value`, of the next one that begins with it."""
+        while True:
+            said = self.receive().get(key)
+            if said is not None and (value is None or said.startswith(value)):
+                return said
+
+    def drain(self) -> None:
+        """Takes what has been said already."""
+        self.sock.setblocking(False)
+        try:
+            while True:
+                self.receive()
+        except BlockingIOError:
+            self.sock.settimeout(DEADLINE)
+
+    def close(self) -> None:
+        """Closes everything, and lets go of what is stored."""
+        for descriptor in self.stored.values():
+            os.close(descriptor)
+        self.sock.close()
+
+
+class Peer:
+    """One control connection."""
+
+    def __init__(self, path: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(DEADLINE)
+        self.sock.connect(path)
+        self._decoder = FrameDecoder()
+        self._frames: list[bytes] = []
+
+    def send(self, kind: CommandType, contents: str = "", descriptors: tuple[int, ...] = ()) -> None:
+        line = encode_command(Command(kind, contents))
+        if descriptors:
+            socket.send_fds(self.sock, [line], list(descriptors))
+        else:
+            self.sock.sendall(line)
+
+    def answer(self) -> KeepInfo:
+        """The next answer. Raises the error the loader reports, or EOFError when it hangs up."""
+        while not self._frames:
+            data = self.sock.recv(65536)
+            if not data:
+                raise EOFError
+            self._frames += self._decoder.feed(data)
+        return decode_reply(self._frames.pop(0))
+
+    def ask(self, kind: CommandType, contents: str = "", descriptors: tuple[int, ...] = ()) -> KeepInfo:
+        self.send(kind, contents, descriptors)
+        return self.answer()
+
+    def has_hung_up(self) -> bool:
+        """Waits until the loader closes the connection, whatever it still says."""
+        try:
+            while self.sock.recv(65536):
+                continue
+        except ConnectionResetError:
+            return True
+        return True
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Puppet:
+    """One fake app-loader that has called."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(DEADLINE)
+        self._sock = sock
+        self._lines = sock.makefile("rw", encoding="utf-8")
+        hello = json.loads(self._lines.readline())
+        self.pid = int(hello["pid"])
+        self.environment: dict[str, str] = hello["environment"]
+        self.descriptors: dict[int, str] = {int(number): path for number, path in hello["descriptors"].items()}
+
+    def do(self, what: str, **more: object) -> str:
+        """Gives an order and waits until it is done."""
+        self.order(what, **more)
+        return str(json.loads(self._lines.readline()))
+
+    def order(self, what: str, **more: object) -> None:
+        """Gives an order that is not answered."""
+        self._lines.write(json.dumps({"do": what, **more}) + "\n")
+        self._lines.flush()
+
+    def report(self, kind: str, files: tuple[str, ...] = (), **more: object) -> None:
+        self.do("report", report={"report": kind, **more}, files=files)
+
+    def listen(self, fingerprint: str = FINGERPRINT, identity: str = "the key") -> None:
+        self.report("listening", (identity,), fingerprint=fingerprint, certificate="PEM")
+
+    def is_gone(self) -> bool:
+        """Waits until the process has ended."""
+        return self._lines.read() == ""
+
+    def close(self) -> None:
+        self._lines.close()
+        self._sock.close()
+
+
+class LoaderProcess:
+    """A loader in `directory`, its notify socket, and the place its app-loaders call."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.directory, self._stack = directory, stack
+        self.log = directory.parent / "log"
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify.settimeout(DEADLINE)
+        notify.bind(str(directory.parent / "notify"))
+        self.systemd = Systemd(str(directory.parent / "notify"), notify)
+        stack.callback(self.systemd.close)
+        self._calls = stack.enter_context(socket.socket(socket.AF_UNIX))
+        self._calls.settimeout(DEADLINE)
+        self._calls.bind(str(directory / "puppet.sock"))
+        self._calls.listen(8)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *command: str, environment: dict[str, str] | None = None) -> None:
+        """Starts the loader and waits until it is READY; what systemd keeps is handed to it."""
+        stored = dict(self.systemd.stored)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, FAKES / "loader_main.py", str(KUUID), *(command or PUPPET)],
+                env={
+                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                    "RUNTIME_DIRECTORY": str(self.directory),
+                    "NOTIFY_SOCKET": self.systemd.path,
+                    "FAKE_STORED": ",".join(f"{name}={number}" for name, number in stored.items()),
+                    **(environment or {}),
+                },
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                pass_fds=list(stored.values()),
+            )
+        self._stack.callback(self.end)
+        self.systemd.wait_for("READY")
+
+    def end(self, number: int = signal.SIGKILL) -> int:
+        """Ends the loader as systemd would, with its process group's rest left to the test; returns its status."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(DEADLINE)
+
+    def peer(self) -> Peer:
+        """A new control connection."""
+        peer = Peer(str(self.directory / "control.sock"))
+        self._stack.callback(peer.close)
+        return peer
+
+    def puppet(self) -> Puppet:
+        """The next app-loader that calls."""
+        sock, _ = self._calls.accept()
+        puppet = Puppet(sock)
+        self._stack.callback(puppet.close)
+        return puppet
+
+    def log_text(self) -> str:
+        return self.log.read_text()
+
+    def open_descriptors(self) -> int:
+        """How many descriptors the loader has."""
+        assert self.process is not None
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+@dataclass
+class Door:
+    """What START hands over."""
+
+    listener: socket.socket
+    authority: int
+    revoked: int
+
+    @property
+    def descriptors(self) -> tuple[int, int, int]:
+        return self.listener.fileno(), self.authority, self.revoked
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+
+@contextmanager
+def door(directory: Path) -> Iterator[Door]:
+    """A listening socket on a free port, and two files that can be read alone."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        numbers: list[int] = []
+        for name in ("ca.crt", "revoked"):
+            (directory / name).write_text(name)
+            numbers.append(os.open(directory / name, os.O_RDONLY))
+            stack.callback(os.close, numbers[-1])
+        yield Door(listener, *numbers)
+
+
+def opened(loader: LoaderProcess, handed: Door) -> tuple[Peer, Puppet]:
+    """A keep that awaits its workload."""
+    peer = loader.peer()
+    peer.send(CommandType.START, "", handed.descriptors)
+    puppet = loader.puppet()
+    puppet.listen()
+    assert peer.answer().state is State.STARTED
+    return peer, puppet

@@ -1,0 +1,204 @@
+"""A loader or app-loader that is killed: what comes back, and what is said of what does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from keep_loader.supervisor import MAX_RESPAWNS
+from keep_protocol.control import CommandType
+from keep_protocol.errors import KeepfleetError
+from keep_protocol.keep import KeepInfo, OutcomeKind
+from keep_protocol.states import State
+
+from .harness import FINGERPRINT, Door, LoaderProcess, Puppet, opened
+
+
+def killed(loader: LoaderProcess, puppet: Puppet | None = None) -> None:
+    """SIGKILL of the loader; then systemd ends the rest of the unit and takes note of what was said."""
+    loader.end(signal.SIGKILL)
+    if puppet is not None:
+        os.kill(puppet.pid, signal.SIGKILL)
+    loader.systemd.drain()
+
+
+def info_of(loader: LoaderProcess) -> KeepInfo:
+    return loader.peer().ask(CommandType.INFO)
+
+
+def test_a_loader_killed_when_idle_is_idle_again(loader: LoaderProcess) -> None:
+    killed(loader)
+    loader.start()
+    assert info_of(loader).state is State.LISTENING
+
+
+def test_a_loader_killed_during_a_start_is_idle_and_frees_the_port(loader: LoaderProcess, handed: Door) -> None:
+    loader.peer().send(CommandType.START, "", handed.descriptors)
+    puppet = loader.puppet()
+    killed(loader, puppet)
+    assert set(loader.systemd.stored) == {"listener", "client-ca", "revoked"}
+    loader.start()
+    loader.systemd.drain()
+    assert loader.systemd.stored == {}
+    info = info_of(loader)
+    assert (info.state, info.port) == (State.LISTENING, 0)
+
+
+def test_a_loader_killed_while_awaiting_opens_the_same_door_again(loader: LoaderProcess, handed: Door) -> None:
+    _, puppet = opened(loader, handed)
+    killed(loader, puppet)
+    waiting = socket.create_connection(("127.0.0.1", handed.port))
+    loader.start()
+    again = loader.puppet()
+    assert info_of(loader).detail == "opening the door again after a crash of the loader"
+    assert again.environment["KEEPFLEET_HAS_IDENTITY"] == "1"
+    assert again.do("identity") == "the key"
+    assert again.descriptors[4] == os.readlink(f"/proc/self/fd/{handed.listener.fileno()}")
+    again.report("listening", fingerprint=FINGERPRINT, certificate="PEM")
+    loader.systemd.wait_for("STATUS", "started: awaiting workload")
+    info = info_of(loader)
+    assert (info.state, info.port, info.fingerprint) == (State.STARTED, handed.port, FINGERPRINT)
+    waiting.close()
+
+
+def test_a_door_that_would_show_another_certificate_is_not_opened_again(loader: LoaderProcess, handed: Door) -> None:
+    _, puppet = opened(loader, handed)
+    killed(loader, puppet)
+    loader.start()
+    loader.puppet().listen("sha256:" + "cd" * 32)
+    loader.systemd.wait_for("STATUS", "error")
+    assert "another certificate" in info_of(loader).detail
+    assert loader.systemd.stored == {}
+
+
+def test_a_loader_killed_while_the_workload_ran_has_lost_it(loader: LoaderProcess, handed: Door) -> None:
+    _, puppet = opened(loader, handed)
+    puppet.report("accepted")
+    loader.systemd.wait_for("STATUS", "started: running")
+    killed(loader, puppet)
+    loader.start()
+    info = info_of(loader)
+    assert (info.state, info.detail) == (State.ERROR, "the loader was killed while the workload ran")
+    assert info.outcome is not None and info.outcome.kind is OutcomeKind.LOST
+
+
+def test_an_outcome_survives_the_loader(loader: LoaderProcess, handed: Door) -> None:
+    _, puppet = opened(loader, handed)
+    puppet.report("accepted")
+    puppet.report("ended", outcome={"kind": "exited", "text": "exited 3", "exit_code": 3})
+    puppet.order("exit", code=3)
+    loader.systemd.wait_for("STATUS", "complete")
+    before = info_of(loader)
+    killed(loader)
+    loader.start()
+    assert info_of(loader) == before
+    killed(loader)
+    loader.start()
+    assert info_of(loader) == before
+
+
+def test_an_error_survives_the_loader(loader: LoaderProcess, handed: Door) -> None:
+    _, puppet = opened(loader, handed)
+    puppet.report("accepted")
+    os.kill(puppet.pid, signal.SIGILL)
+    loader.systemd.wait_for("STATUS", "error: killed by SIGILL")
+    before = info_of(loader)
+    killed(loader)
+    loader.start()
+    assert info_of(loader) == before
+
+
+def test_a_door_whose_descriptors_were_not_kept_fails_with_the_reason(loader: LoaderProcess, handed: Door) -> None:
+    _, puppet = opened(loader, handed)
+    killed(loader, puppet)
+    os.close(loader.systemd.stored.pop("listener"))
+    loader.start()
+    info = info_of(loader)
+    assert (info.state, "did not keep its listener" in info.detail) == (State.ERROR, True)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"schema":2,"phase":"idle"}',
+        b'{"schema":1,"phase":"gone"}',
+        b'{"schema":1,"phase":"ended","port":"x"}',
+        b'{"schema":1,"phase":"ended","port":1,"outcome":{"kind":"odd"}}',
+        b"[" * 100_000,
+        b"x" * 1_000_000,
+    ],
+)
+def test_a_bad_record_never_stops_the_start(unstarted: LoaderProcess, place: Path, record: bytes) -> None:
+    (place / "record.json").write_bytes(record)
+    unstarted.start()
+    info = info_of(unstarted)
+    assert (info.state, "cannot read the keep's record" in info.detail) == (State.ERROR, True)
+
+
+def test_a_record_that_is_a_link_or_a_pipe_never_stops_the_start(unstarted: LoaderProcess, place: Path) -> None:
+    (place / "record.json").symlink_to("/etc/passwd")
+    unstarted.start()
+    assert info_of(unstarted).state is State.ERROR
+    unstarted.end()
+    (place / "record.json").unlink()
+    os.mkfifo(place / "record.json")
+    unstarted.start()
+    assert info_of(unstarted).state is State.ERROR
+
+
+def test_a_dead_door_is_opened_again_with_its_identity(loader: LoaderProcess, handed: Door) -> None:
+    peer, puppet = opened(loader, handed)
+    os.kill(puppet.pid, signal.SIGKILL)
+    again = loader.puppet()
+    assert again.do("identity") == "the key"
+    assert peer.ask(CommandType.INFO).detail == "opening the door again: the app-loader was killed by SIGKILL"
+    again.report("listening", fingerprint=FINGERPRINT, certificate="PEM")
+    loader.systemd.wait_for("STATUS", "started: awaiting")
+    assert peer.ask(CommandType.INFO).state is State.STARTED
+
+
+def test_a_door_that_keeps_dying_is_given_up(loader: LoaderProcess, handed: Door) -> None:
+    peer, puppet = opened(loader, handed)
+    for _ in range(MAX_RESPAWNS):
+        puppet.order("exit", code=1)
+        puppet = loader.puppet()
+    puppet.order("exit", code=1)
+    info = peer.ask(CommandType.WAIT, str(int(State.STARTED)))
+    assert info.state is State.ERROR
+    assert info.detail == "gave the door up after opening it again 5 times: the app-loader exited 1"
+    loader.systemd.drain()
+    assert loader.systemd.stored == {}
+
+
+def test_a_failed_keep_cannot_be_started(loader: LoaderProcess, handed: Door, place: Path) -> None:
+    killed(loader)
+    (place / "record.json").write_bytes(b"{")
+    loader.start()
+    with pytest.raises(KeepfleetError, match="failed"):
+        loader.peer().ask(CommandType.START, "", handed.descriptors)
+
+
+def test_the_watchdog_is_fed_from_the_loop(unstarted: LoaderProcess) -> None:
+    unstarted.start(environment={"WATCHDOG_USEC": "100000"})
+    for _ in range(3):
+        unstarted.systemd.wait_for("WATCHDOG")
+
+
+def test_each_move_is_logged_once(loader: LoaderProcess, handed: Door) -> None:
+    peer, _ = opened(loader, handed)
+    peer.ask(CommandType.STOP, "alice")
+    assert loader.log_text().splitlines() == [
+        "booting -> idle (ready)",
+        "idle -> opening (start)",
+        "opening -> awaiting-workload (door-open)",
+        "awaiting-workload -> ended (stop): stopped by alice",
+    ]

@@ -1,0 +1,242 @@
+"""Starting a keep's app-loader: what is handed over, what is answered, and that a failed start leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from keep_protocol.control import CommandType
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.states import State
+
+from .harness import FINGERPRINT, KUUID, Door, LoaderProcess, Peer, opened
+
+
+def test_an_idle_loader_says_what_it_is(loader: LoaderProcess) -> None:
+    info = loader.peer().ask(CommandType.INFO)
+    assert (info.kuuid, info.state, info.port, info.address) == (KUUID, State.LISTENING, 0, "")
+    assert info.unit == f"keep@{KUUID}.service"
+    assert info.detail == "ready for a start"
+    assert loader.systemd.statuses == ["listening: ready for a start"]
+
+
+def test_the_control_socket_is_for_its_owner_alone(loader: LoaderProcess) -> None:
+    assert (loader.directory / "control.sock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_start_is_answered_when_the_door_listens(loader: LoaderProcess, handed: Door) -> None:
+    peer = loader.peer()
+    peer.ask(CommandType.ADDR, "127.0.0.1")
+    peer.ask(CommandType.PORT, str(handed.port))
+    peer.ask(CommandType.NAMES, "a.example,10.0.0.1")
+    peer.send(CommandType.START, "", handed.descriptors)
+    puppet = loader.puppet()
+    assert loader.peer().ask(CommandType.INFO).state is State.LISTENING
+    puppet.listen()
+    info = peer.answer()
+    assert (info.state, info.detail) == (State.STARTED, "awaiting workload")
+    assert (info.address, info.port) == ("127.0.0.1", handed.port)
+    assert (info.fingerprint, info.certificate) == (FINGERPRINT, "PEM")
+    shown = loader.systemd.wait_for("STATUS", "started")
+    assert shown == f"started: awaiting workload on 127.0.0.1:{handed.port}, {FINGERPRINT[:19]}…"
+
+
+def test_the_app_loader_gets_its_descriptors_at_their_numbers_and_nothing_else(
+    loader: LoaderProcess, handed: Door, place: Path
+) -> None:
+    peer = loader.peer()
+    peer.ask(CommandType.NAMES, "a.example")
+    peer.send(CommandType.START, "", handed.descriptors)
+    puppet = loader.puppet()
+    assert puppet.descriptors[0] == "/dev/null"
+    assert puppet.descriptors[3].startswith("socket:")
+    assert puppet.descriptors[4] == os.readlink(f"/proc/self/fd/{handed.listener.fileno()}")
+    assert puppet.descriptors[5] == str(place.parent / "ca.crt")
+    assert puppet.descriptors[6] == str(place.parent / "revoked")
+    assert set(puppet.descriptors) == {0, 1, 2, 3, 4, 5, 6}
+    assert puppet.environment == {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "KEEPFLEET_KUUID": str(KUUID),
+        "KEEPFLEET_ADDRESS": "127.0.0.1",
+        "KEEPFLEET_PORT": str(handed.port),
+        "KEEPFLEET_NAMES": "a.example",
+        "KEEPFLEET_HAS_IDENTITY": "0",
+        "KEEPFLEET_RUNTIME_DIRECTORY": str(place),
+        "KEEPFLEET_OPENSSL": "/usr/bin/openssl",
+        "KEEPFLEET_MAX_WORKLOAD": "268435456",
+    }
+
+
+def test_the_door_is_parked_with_systemd(loader: LoaderProcess, handed: Door) -> None:
+    opened(loader, handed)
+    loader.systemd.wait_for("STATUS", "started")
+    assert set(loader.systemd.stored) == {"listener", "client-ca", "revoked", "identity"}
+    assert os.pread(loader.systemd.stored["identity"], 100, 0) == b"the key"
+
+
+def test_a_second_start_is_a_conflict_and_disturbs_nothing(loader: LoaderProcess, handed: Door) -> None:
+    peer, _ = opened(loader, handed)
+    before = loader.open_descriptors()
+    with pytest.raises(KeepfleetError, match="awaiting-workload") as refused:
+        peer.ask(CommandType.START, "", handed.descriptors)
+    assert refused.value.kind is ErrorKind.CONFLICT
+    assert peer.ask(CommandType.INFO).state is State.STARTED
+    assert loader.open_descriptors() == before
+
+
+def test_two_starts_at_once_open_one_door(loader: LoaderProcess, handed: Door) -> None:
+    first, second = loader.peer(), loader.peer()
+    first.send(CommandType.START, "", handed.descriptors)
+    puppet = loader.puppet()
+    with pytest.raises(KeepfleetError) as refused:
+        second.ask(CommandType.START, "", handed.descriptors)
+    assert refused.value.kind is ErrorKind.CONFLICT
+    puppet.listen()
+    assert first.answer().state is State.STARTED
+
+
+def leaves_nothing(loader: LoaderProcess, handed: Door, peer: Peer, before: int) -> None:
+    """A start that failed is as if it had never been: a second one with the same descriptors works."""
+    info = peer.ask(CommandType.INFO)
+    assert (info.state, info.port, info.address, info.fingerprint) == (State.LISTENING, 0, "", "")
+    assert loader.open_descriptors() == before
+    loader.systemd.drain()
+    assert loader.systemd.stored == {}
+    peer.send(CommandType.START, "", handed.descriptors)
+    loader.puppet().listen()
+    assert peer.answer().state is State.STARTED
+
+
+@pytest.mark.parametrize(
+    ("order", "why"),
+    [
+        ({"what": "exit", "code": 3}, "the app-loader exited 3"),
+        ({"what": "signal", "number": 9}, "the app-loader was killed by SIGKILL"),
+        ({"what": "hang-up"}, "the app-loader was killed by SIGKILL"),
+        ({"what": "report", "report": {"report": "listening"}}, "showed no certificate"),
+        (
+            {"what": "report", "report": {"report": "listening", "fingerprint": FINGERPRINT, "certificate": "PEM"}},
+            "handed no identity over",
+        ),
+        (
+            {"what": "report", "report": {"report": "failed", "error": {"kind": "certificate", "message": "no key"}}},
+            "no key",
+        ),
+    ],
+)
+def test_an_app_loader_that_does_not_open_is_an_error_and_leaves_nothing(
+    loader: LoaderProcess, handed: Door, order: dict[str, object], why: str
+) -> None:
+    peer = loader.peer()
+    peer.ask(CommandType.INFO)
+    before = loader.open_descriptors()
+    peer.send(CommandType.START, "", handed.descriptors)
+    puppet = loader.puppet()
+    puppet.order(str(order["what"]), **{name: value for name, value in order.items() if name != "what"})
+    with pytest.raises(KeepfleetError, match=why):
+        peer.answer()
+    leaves_nothing(loader, handed, peer, before)
+
+
+def test_an_app_loader_that_does_not_listen_in_time_is_killed(unstarted: LoaderProcess, handed: Door) -> None:
+    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.run:APPLOADER_START_SECONDS=0.3"})
+    peer = unstarted.peer()
+    peer.send(CommandType.START, "", handed.descriptors)
+    puppet = unstarted.puppet()
+    with pytest.raises(KeepfleetError, match=r"did not listen within 0\.3 s") as refused:
+        peer.answer()
+    assert refused.value.kind is ErrorKind.TOO_SLOW
+    assert puppet.is_gone()
+
+
+def test_an_app_loader_that_cannot_be_spawned_is_an_error(unstarted: LoaderProcess, handed: Door) -> None:
+    unstarted.start("/nowhere/python")
+    peer = unstarted.peer()
+    with pytest.raises(KeepfleetError, match="No such file or directory"):
+        peer.ask(CommandType.START, "", handed.descriptors)
+    assert peer.ask(CommandType.INFO).state is State.LISTENING
+
+
+def test_a_missing_wall_refuses_the_start_and_stands_in_the_status(unstarted: LoaderProcess, handed: Door) -> None:
+    unstarted.start(environment={"FAKE_WALLS": "/etc is not mounted read-only\nnew privileges can be gained"})
+    peer = unstarted.peer()
+    with pytest.raises(KeepfleetError) as refused:
+        peer.ask(CommandType.START, "", handed.descriptors)
+    assert refused.value.kind is ErrorKind.WALL_MISSING
+    assert refused.value.evidence == ("/etc is not mounted read-only", "new privileges can be gained")
+    assert peer.ask(CommandType.INFO).walls == refused.value.evidence
+    assert "2 walls missing: /etc is not mounted read-only" in unstarted.systemd.statuses[0]
+
+
+def test_what_is_no_door_is_refused_and_closed(loader: LoaderProcess, handed: Door, place: Path) -> None:
+    peer = loader.peer()
+    peer.ask(CommandType.INFO)
+    before = loader.open_descriptors()
+    listener, authority, revoked = handed.descriptors
+    reader, writer = os.pipe()
+    writable = os.open(place.parent / "revoked", os.O_RDWR)
+    with (
+        socket.socket() as unbound,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        socket.socket(socket.AF_UNIX) as local,
+    ):
+        local.bind(str(place.parent / "other"))
+        local.listen()
+        wrong = [
+            (),
+            (listener,),
+            (listener, authority, revoked, authority),
+            (authority, listener, revoked),
+            (unbound.fileno(), authority, revoked),
+            (datagrams.fileno(), authority, revoked),
+            (local.fileno(), authority, revoked),
+            (listener, reader, revoked),
+            (listener, authority, writable),
+        ]
+        for descriptors in wrong:
+            with pytest.raises(KeepfleetError) as refused:
+                peer.ask(CommandType.START, "", descriptors)
+            assert refused.value.kind is ErrorKind.BAD_REQUEST
+    for descriptor in (reader, writer, writable):
+        os.close(descriptor)
+    leaves_nothing(loader, handed, peer, before)
+
+
+def test_a_port_that_is_not_the_sockets_is_refused(loader: LoaderProcess, handed: Door) -> None:
+    peer = loader.peer()
+    peer.ask(CommandType.PORT, "1")
+    with pytest.raises(KeepfleetError, match=f"bound to {handed.port}"):
+        peer.ask(CommandType.START, "", handed.descriptors)
+
+
+@pytest.mark.parametrize(
+    ("kind", "contents"),
+    [
+        (CommandType.ADDR, ""),
+        (CommandType.ADDR, "localhost"),
+        (CommandType.ADDR, "127.0.0.1\n[Service]"),
+        (CommandType.ADDR, "\0"),
+        (CommandType.PORT, "0"),
+        (CommandType.PORT, "65536"),
+        (CommandType.PORT, "٣"),
+        (CommandType.NAMES, "a b"),
+        (CommandType.NAMES, ",".join("a" * 17)),
+        (CommandType.WAIT, "7"),
+    ],
+)
+def test_wrong_contents_are_refused_in_words(loader: LoaderProcess, kind: CommandType, contents: str) -> None:
+    with pytest.raises(KeepfleetError, match="cannot") as refused:
+        loader.peer().ask(kind, contents)
+    assert refused.value.kind is ErrorKind.BAD_REQUEST
+
+
+def test_a_started_keep_keeps_its_address(loader: LoaderProcess, handed: Door) -> None:
+    peer, _ = opened(loader, handed)
+    for kind, contents in ((CommandType.ADDR, "10.0.0.1"), (CommandType.PORT, "99"), (CommandType.NAMES, "x")):
+        with pytest.raises(KeepfleetError) as refused:
+            peer.ask(kind, contents)
+        assert refused.value.kind is ErrorKind.CONFLICT
