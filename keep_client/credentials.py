@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import ssl
@@ -31,11 +32,19 @@ def pki_directory() -> str:
     return os.path.join(home, "keepfleet", "pki")
 
 
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def parse_manager(text: str) -> Endpoint:
     """The manager in HOST, HOST:PORT, [IPV6]:PORT or https://HOST:PORT. Raises KeepfleetError(BAD_REQUEST)."""
     match = _AUTHORITY.fullmatch(text.strip())
     port = int(match[3] or DEFAULT_MANAGER_PORT) if match else 0
-    if match is None or not 1 <= port <= 65535:
+    if match is None or not 1 <= port <= 65535 or (match[1] and not _is_ipv6(match[1])):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, f"cannot read {text[:80]!r} as the manager's address: it must be HOST:PORT"
         )

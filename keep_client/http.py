@@ -110,6 +110,8 @@ def exchange(
             data = response.read(limit + 1)
             if len(data) > limit:
                 raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the answer of {peer}: it is over {limit} bytes")
+            if response.length:  # what the header announced and the connection did not bring
+                raise http.client.IncompleteRead(data, response.length)
             return Reply(response.status, data, peer)
     except http.client.RemoteDisconnected as error:
         raise closed_in_silence(endpoint) from error

@@ -73,11 +73,11 @@ def door_of(keep: KeepInfo, manager_host: str) -> Door:
 def open_workload(path: str) -> Iterator[FileIO]:
     """The regular file at `path`. Raises KeepfleetError(BAD_REQUEST) when it cannot be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {path}: {error.strerror}") from error
-    with FileIO(descriptor) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {path}: it is not a regular file")
         yield file
 

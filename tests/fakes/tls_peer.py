@@ -1,0 +1,100 @@
+"""A TLS server on loopback that does with each connection whatever the test says."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+Handler = Callable[[ssl.SSLSocket], object]
+ACCEPT_SECONDS = 10.0
+"""No test waits this long; a thread that does is reported by its join."""
+
+
+class TlsPeer:
+    """Serves one connection after another in a thread of its own, from `with` to its end.
+
+    `refused` counts handshakes that failed; an OSError in the handler means the client went away.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None, handler: Handler) -> None:
+        self._context, self._handler = context, handler
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.refused = 0
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listener.accept()
+            except OSError:
+                return
+            with plain:
+                plain.settimeout(ACCEPT_SECONDS)
+                self._serve_one(plain)
+
+    def _serve_one(self, plain: socket.socket) -> None:
+        if self._context is None:
+            plain.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+            return
+        try:
+            connection = self._context.wrap_socket(plain, server_side=True)
+        except OSError:
+            self.refused += 1
+            return
+        with connection:
+            try:
+                self._handler(connection)
+            except OSError:
+                return
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(ACCEPT_SECONDS)
+        assert not self._thread.is_alive(), "the peer's handler did not end"
+
+
+def read_head(connection: ssl.SSLSocket) -> bytes:
+    """A request up to its empty line, and whatever came with it."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(4096)
+        if not more:
+            raise ConnectionResetError("the client hung up")
+        data += more
+    return data
+
+
+def read_request(connection: ssl.SSLSocket) -> tuple[str, bytes]:
+    """The request line and the whole body."""
+    head, _, body = read_head(connection).partition(b"\r\n\r\n")
+    length = 0
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            length = int(value)
+    while len(body) < length:
+        more = connection.recv(65536)
+        if not more:
+            raise ConnectionResetError("the client hung up")
+        body += more
+    return head.split(b"\r\n")[0].decode("ascii"), body
+
+
+def answer(status: int, body: bytes) -> bytes:
+    """A whole HTTP answer."""
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body)

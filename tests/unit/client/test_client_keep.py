@@ -1,0 +1,129 @@
+"""Uploading to a keep: the pin before the first byte, both encodings, what the door confirms."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from pathlib import Path
+
+import pytest
+
+from keep_client.keep import (
+    CHUNK,
+    Door,
+    door_at,
+    door_of,
+    numbers_body,
+    open_workload,
+    received,
+    upload,
+    upload_numbers,
+    upload_raw,
+)
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+from tests.fakes.client_pki import Pki
+from tests.fakes.keep_door import KeepDoor
+from tests.fakes.tls_peer import TlsPeer, answer, read_request
+
+MODULE = b"\0asm\1\0\0\0" + bytes(range(256))
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> str:
+    path = tmp_path / "m.wasm"
+    path.write_bytes(MODULE)
+    return str(path)
+
+
+def at(peer: TlsPeer, pki: Pki) -> Door:
+    return door_at("127.0.0.1", peer.port, pki.fingerprint)
+
+
+@pytest.mark.parametrize("upload", [upload_raw, upload_numbers])
+def test_a_module_arrives_whole_and_is_confirmed(pki: Pki, module: str, upload: object) -> None:
+    with KeepDoor(pki.keep()) as door, open_workload(module) as file:
+        send = upload_raw if upload is upload_raw else upload_numbers
+        reply = send(at(door, pki), pki.credentials().keep_context(), file)
+        assert "received" in received(reply, file)
+    assert door.received == MODULE
+
+
+def test_nothing_is_sent_to_a_keep_with_another_certificate(pki: Pki, module: str) -> None:
+    heard: list[bytes] = []
+    with TlsPeer(pki.keep(), lambda c: heard.append(c.recv(1))) as peer, open_workload(module) as file:
+        door = door_at("127.0.0.1", peer.port, "sha256:" + "0" * 64)
+        with pytest.raises(KeepfleetError, match=r"cannot trust the keep.*nothing was sent") as raised:
+            upload_raw(door, pki.credentials().keep_context(), file)
+    assert raised.value.kind is ErrorKind.CERTIFICATE
+    assert heard in ([], [b""])
+
+
+def test_a_keep_that_confirms_other_bytes_is_not_believed(pki: Pki, module: str) -> None:
+    def lie(connection: ssl.SSLSocket) -> None:
+        read_request(connection)
+        connection.sendall(answer(200, b'{"sha256":"00","size":264}'))
+
+    with TlsPeer(pki.keep(), lie) as peer, open_workload(module) as file:
+        reply = upload_raw(at(peer, pki), pki.credentials().keep_context(), file)
+        with pytest.raises(KeepfleetError, match="cannot be sure of the workload"):
+            received(reply, file)
+
+
+def test_a_refused_module_is_the_doors_own_error(pki: Pki, tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("hello")
+    with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
+        reply = upload_raw(at(door, pki), pki.credentials().keep_context(), file)
+        with pytest.raises(KeepfleetError) as raised:
+            received(reply, file)
+    assert (raised.value.kind, raised.value.evidence) == (ErrorKind.INVALID_MODULE, ("magic header",))
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_an_error_and_no_upload(pki: Pki, tmp_path: Path) -> None:
+    path = tmp_path / "m.wasm"
+    path.write_bytes(MODULE)
+    with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
+        body = numbers_body(file)
+        os.truncate(path, 3)
+        with pytest.raises(KeepfleetError, match="it changed while it was read"):
+            upload(at(door, pki), pki.credentials().keep_context(), "POST", "/payload", body)
+    assert door.received is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK])
+def test_numbers_are_the_json_of_the_original_at_every_size(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "m"
+    data = bytes(index % 256 for index in range(size))
+    path.write_bytes(data)
+    with open_workload(str(path)) as file:
+        body = numbers_body(file)
+        text = b"".join(body.parts)
+    assert len(text) == body.length
+    assert json.loads(text) == {"encoding": "wasm", "contents": list(data)}
+
+
+def test_only_a_regular_file_is_a_workload(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path, why in (
+        (tmp_path / "fifo", "regular file"),
+        (tmp_path / "none", "No such file"),
+        (tmp_path, "Is a directory"),
+    ):
+        with pytest.raises(KeepfleetError, match=f"cannot read .*{why}"), open_workload(str(path)):
+            pass
+
+
+def test_a_keep_on_every_address_is_met_where_its_manager_is() -> None:
+    keep = KeepInfo(7, State.STARTED, address="::", port=3031, fingerprint="sha256:" + "1" * 64)
+    assert door_of(keep, "edge.example").endpoint.host == "edge.example"
+
+
+@pytest.mark.parametrize("state", [State.LISTENING, State.COMPLETE, State.ERROR])
+def test_only_a_started_keep_has_a_door(state: State) -> None:
+    keep = KeepInfo(7, state, detail="elsewhere", address="127.0.0.1", port=3031, fingerprint="sha256:" + "1" * 64)
+    with pytest.raises(KeepfleetError, match="keep 7: it is elsewhere") as raised:
+        door_of(keep, "localhost")
+    assert raised.value.kind is ErrorKind.CONFLICT
