@@ -45,6 +45,8 @@ def make_engine() -> wasmtime.Engine:
     config.wasm_custom_page_sizes = False
     config.wasm_relaxed_simd = False
     config.gc_support = False
+    # Copy-on-write images of a memory need memfd_create, which the unit's system call filter and the lock refuse.
+    config.memory_init_cow = False
     return wasmtime.Engine(config)
 
 
