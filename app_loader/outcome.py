@@ -47,9 +47,9 @@ def exited(code: int, spent: Spent) -> Outcome:
 def trap_reason(message: str) -> str:
     """The trap's own words in wasmtime's message: "out of bounds memory access"."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    for line in lines:
-        if line.startswith(_TRAP):
-            return line.removeprefix(_TRAP)[:MAX_EVIDENCE_LINE]
+    for line in reversed(lines):
+        if _TRAP in line:
+            return line.split(_TRAP, 1)[1][:MAX_EVIDENCE_LINE]
     return (lines[-1] if lines else "the engine gave no reason")[:MAX_EVIDENCE_LINE]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from enum import Enum
 
 from app_loader.answers import Refused
-from app_loader.limits import MAX_HEADERS, MAX_PAYLOAD_HEAD
+from app_loader.limits import MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_HEAD
 from keep_protocol.constants import MAX_PAYLOAD_JSON_FACTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -33,9 +33,15 @@ _SHOWN = 60
 def _headers_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The headers by lower-case name; those that frame or describe the body may stand once."""
     found: dict[bytes, bytes] = {}
+    room = MAX_HEADER_BYTES
     for count, (name, value) in enumerate(headers, 1):
-        if count > MAX_HEADERS:
-            raise Refused(ErrorKind.TOO_LARGE, 431, f"cannot read the request: it has over {MAX_HEADERS} headers")
+        room -= len(name) + len(value)
+        if count > MAX_HEADERS or room < 0:
+            raise Refused(
+                ErrorKind.TOO_LARGE,
+                431,
+                f"cannot read the request: it has over {MAX_HEADERS} headers, or {MAX_HEADER_BYTES >> 10} KiB of them",
+            )
         key = name.lower()
         if key in found and key in (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding"):
             raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the request: {key.decode()} stands twice")

@@ -1,12 +1,14 @@
 """Wires the door together, in this order: settings, the openssl program, the imports of TLS beside it, the identity,
-LISTENING, the import of h11 beside the client's first packets, the door; and at its end the runner, by exec.
+LISTENING, and with the first client h11 and the door; at its end the runner, by exec.
 
 The kernel accepts connections from the first moment on; LISTENING says that the certificate they will see is made.
+h11 and what it brings are 2.4 MB of every keep that waits, and 20 ms of one client's time: so they come with the client.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
 
@@ -74,6 +76,8 @@ def _receive(settings: Settings, reporter: Reporter) -> int | None:
     )
     if not reporter.send_with(report, identity.descriptor):
         return None
+    if not _somebody_comes():
+        return None
     from app_loader.access import UploadAccess
     from app_loader.door import Door
 
@@ -82,6 +86,14 @@ def _receive(settings: Settings, reporter: Reporter) -> int | None:
     if compiled is not None:
         identity.wipe()
     return compiled
+
+
+def _somebody_comes() -> bool:
+    """Waits for the first connection; False when the keep-loader has gone instead."""
+    poll = select.poll()
+    poll.register(LISTENER_FD, select.POLLIN)
+    poll.register(STATUS_FD, 0)
+    return STATUS_FD not in (descriptor for descriptor, _ in poll.poll())
 
 
 def _client_ca() -> str:

@@ -31,22 +31,39 @@ PATIENCE = 30.0
 """Seconds a test waits for an event that must come; nothing is measured with it."""
 
 
-def installed(directory: Path) -> Path:
-    """A directory as an installation leaves it: our packages beside h11 and wasmtime. Returns the way in."""
+def installed(directory: Path, changed: Mapping[str, object]) -> Path:
+    """A directory as an installation leaves it: our packages beside h11 and wasmtime, limits of the app-loader
+    `changed` so that a test need not wait for the real ones. Returns the way in."""
     for package in (app_loader, keep_protocol, h11, wasmtime):
         source = Path(next(iter(package.__path__)))
         (directory / source.name).symlink_to(source)
+    if changed:
+        for name, constants in (("app_loader", "limits.py"), ("keep_protocol", "tls.py")):
+            source = Path((directory / name).readlink())
+            (directory / name).unlink()
+            (directory / name).mkdir()
+            for file in source.glob("*.py"):
+                (directory / name / file.name).symlink_to(file)
+            lines = "".join(f"{key} = {value!r}\n" for key, value in changed.items())
+            (directory / name / constants).unlink()
+            (directory / name / constants).write_text((source / constants).read_text() + lines)
     return directory / "app_loader" / "__main__.py"
 
 
 class House:
     """One app-loader process with everything it is handed."""
 
-    def __init__(self, directory: Path, authority: Authority, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        authority: Authority,
+        environment: Mapping[str, str] | None = None,
+        limits: Mapping[str, object] | None = None,
+    ) -> None:
         self.directory, self.authority = directory, authority
         self._site = directory / "site"
         self._site.mkdir()
-        self.entry = installed(self._site)
+        self.entry = installed(self._site, limits or {})
         (directory / "ca.pem").write_bytes(authority.pem)
         self.revoked = directory / "revoked"
         self.revoked.touch()
@@ -153,6 +170,18 @@ class House:
         os.kill(self.pid, signal.SIGKILL)
         self.end()
 
+    def descriptors(self) -> dict[int, str]:
+        """What the process has open."""
+        found = {}
+        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found[int(entry.name)] = str(entry.readlink())
+        return found
+
+    def forget(self) -> None:
+        """The keep-loader dies: its end of the status socket closes."""
+        self._status.close()
+
     def children(self) -> set[int]:
         """The processes the app-loader has started."""
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
@@ -211,9 +240,9 @@ class Answer:
         return f"Answer({self.status}, {self.body[:300]!r})"
 
 
-def read_answer(connection: ssl.SSLSocket) -> Answer:
-    """The next response on `connection`, which is then closed."""
-    with connection, contextlib.closing(http.client.HTTPResponse(connection)) as response:
+def read_answer(connection: ssl.SSLSocket, method: str = "PUT") -> Answer:
+    """The next response on `connection`, to a request by `method`; the connection is then closed."""
+    with connection, contextlib.closing(http.client.HTTPResponse(connection, method=method)) as response:
         response.begin()
         return Answer(response)
 
@@ -240,13 +269,15 @@ def ask(house: House, certificate: Path, data: bytes) -> Answer:
     connection = house.connect(certificate)
     with contextlib.suppress(ConnectionError, ssl.SSLError):  # it may be answered before it has said everything
         connection.sendall(data)
-    return read_answer(connection)
+    return read_answer(connection, "HEAD" if data.startswith(b"HEAD") else "PUT")
 
 
 @contextlib.contextmanager
-def listening(directory: Path, authority: Authority, **environment: str) -> Iterator[House]:
-    """An app-loader that listens."""
-    with House(directory, authority, environment) as house:
+def listening(
+    directory: Path, authority: Authority, environment: Mapping[str, str] | None = None, **limits: object
+) -> Iterator[House]:
+    """An app-loader that listens, some of its limits changed."""
+    with House(directory, authority, environment, limits) as house:
         house.expect(ReportType.LISTENING)
         yield house
 

@@ -1,0 +1,339 @@
+"""The door under clients that are wrong, slow, silent or many: each hears why, and a good one is served after it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+
+from keep_protocol.control import ReportType
+from tests.fakes.pki import CLIENT, DAY, SERVER, Authority, load
+from tests.unit.app_loader.app_loader_house import (
+    PATIENCE,
+    House,
+    ask,
+    listening,
+    post,
+    put,
+    read_answer,
+    request,
+    wasm,
+)
+
+NOTHING = wasm('(module (func (export "_start")))')
+RAW = {"Content-Type": "application/wasm"}
+
+
+def serves(house: House, client: Path) -> None:
+    """The door still takes a good upload and lets it run, with nothing left of what came before."""
+    assert ask(house, client, put(NOTHING)).status == 200
+    house.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
+    assert house.outcome().exit_code == 0
+
+
+def turned_away(house: House, certificate: Path | None) -> None:
+    """A client that is refused in its handshake; what it sees of that depends on who closes first."""
+    with pytest.raises((ssl.SSLError, ConnectionError, EOFError)), house.connect(certificate) as connection:
+        connection.sendall(put(NOTHING))
+        if not connection.recv(1000):
+            raise EOFError
+
+
+def test_a_client_without_a_certificate_is_turned_away(house: House, client: Path) -> None:
+    turned_away(house, None)
+    serves(house, client)
+
+
+def test_a_client_of_another_ca_is_turned_away(house: House, client: Path, tmp_path: Path) -> None:
+    turned_away(house, Authority(tmp_path, "test CA").client("stranger"))
+    serves(house, client)
+
+
+@pytest.mark.parametrize(("starts", "ends"), [(-2 * DAY, -DAY), (DAY, 2 * DAY)], ids=["expired", "not yet valid"])
+def test_a_certificate_outside_its_time_is_turned_away(
+    house: House, authority: Authority, client: Path, starts: object, ends: object
+) -> None:
+    turned_away(house, authority.client("late", starts=starts, valid_for=ends))  # type: ignore[arg-type]
+    serves(house, client)
+
+
+def test_a_servers_certificate_is_turned_away(house: House, authority: Authority, client: Path) -> None:
+    turned_away(house, authority.client("server", [SERVER]))
+    serves(house, client)
+
+
+def test_a_certificate_without_any_usage_is_forbidden(house: House, authority: Authority, client: Path) -> None:
+    answer = ask(house, authority.client("no-usage", no_usages=True), put(NOTHING))
+    assert (answer.status, answer.error["kind"]) == (403, "forbidden")
+    serves(house, client)
+    house.end()
+    assert b"refused (forbidden)" in house.output
+
+
+def test_a_certificate_for_clients_and_servers_is_let_in(house: House, authority: Authority) -> None:
+    serves(house, authority.client("both", [SERVER, CLIENT]))
+
+
+def test_a_client_that_speaks_an_older_tls_is_turned_away(house: House, client: Path) -> None:
+    context = house.context(client)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_connection(("127.0.0.1", house.port), PATIENCE) as plain, pytest.raises(OSError):
+        context.wrap_socket(plain)
+    serves(house, client)
+
+
+def test_no_session_is_resumed(house: House, client: Path) -> None:
+    with house.connect(client) as connection:
+        connection.sendall(request("GET", "/", {}))
+        assert b"awaiting a workload" in connection.recv(1000)
+        assert connection.session is None or not connection.session.has_ticket
+
+
+def test_a_client_that_speaks_no_tls_is_turned_away(house: House, client: Path) -> None:
+    with socket.create_connection(("127.0.0.1", house.port), PATIENCE) as plain:
+        plain.sendall(request("GET", "/", {}))
+        with contextlib.suppress(ConnectionError):
+            while plain.recv(1000):
+                pass
+    serves(house, client)
+
+
+def test_a_revoked_certificate_is_forbidden_on_a_connection_already_open(
+    house: House, authority: Authority, client: Path
+) -> None:
+    revoked = authority.client("revoked")
+    connection = house.connect(revoked)
+    house.revoked.write_text(f"{load(revoked).serial_number:x}\n")
+    connection.sendall(put(NOTHING))
+    answer = read_answer(connection)
+    assert (answer.status, answer.error["kind"]) == (403, "forbidden")
+    assert "is revoked" in str(answer.error["message"])
+    serves(house, client)
+
+
+def test_a_certificate_revoked_during_its_upload_ends_the_upload(
+    house: House, authority: Authority, client: Path
+) -> None:
+    revoked = authority.client("revoked-later")
+    connection = house.connect(revoked)
+    connection.sendall(put(NOTHING)[:-1])
+    house.expect(ReportType.RECEIVING)
+    house.revoked.write_text(f"{load(revoked).serial_number:X}\n")
+    assert read_answer(connection).status == 403
+    house.expect(ReportType.AWAITING)
+    serves(house, client)
+
+
+def test_a_body_of_a_gigabyte_is_refused_by_its_length_alone(house: House, client: Path) -> None:
+    answer = ask(house, client, request("PUT", "/workload", {**RAW, "Content-Length": 1 << 30}))
+    assert (answer.status, answer.error["kind"]) == (413, "too-large")
+    serves(house, client)
+
+
+@pytest.mark.parametrize("path", ["/workload", "/payload"])
+def test_an_endless_body_in_chunks_is_refused_at_the_limit(
+    tmp_path: Path, authority: Authority, client: Path, path: str
+) -> None:
+    with listening(tmp_path, authority, {"KEEPFLEET_MAX_WORKLOAD": "100000"}) as house:
+        method, kind = ("PUT", "application/wasm") if path == "/workload" else ("POST", "application/json")
+        connection = house.connect(client)
+        connection.sendall(request(method, path, {"Content-Type": kind, "Transfer-Encoding": "chunked"}))
+        if path == "/payload":
+            connection.sendall(b'1b\r\n{"encoding":"wasm","content\r\n5\r\ns":[0\r\n')
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            for _ in range(10_000):
+                connection.sendall(b"1000\r\n" + b",0" * 2048 + b"\r\n")
+        assert read_answer(connection).status == 413
+        house.expect(ReportType.RECEIVING, ReportType.AWAITING)
+        serves(house, client)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 20, len(NOTHING) - 1])
+def test_an_upload_that_is_cut_leaves_nothing_behind(house: House, client: Path, keep: int) -> None:
+    assert ask(house, client, request("GET", "/", {})).status == 200
+    before = len(house.descriptors())
+    data = put(NOTHING)
+    with house.connect(client) as connection:
+        connection.sendall(data[: len(data) - len(NOTHING) + keep])
+        house.expect(ReportType.RECEIVING)
+    house.expect(ReportType.AWAITING)
+    assert len(house.descriptors()) <= before
+    assert house.children() == set()
+    serves(house, client)
+
+
+def test_a_body_in_chunks_is_taken(house: House, client: Path) -> None:
+    connection = house.connect(client)
+    connection.sendall(request("PUT", "/workload", {**RAW, "Transfer-Encoding": "chunked"}))
+    for byte in NOTHING:
+        connection.sendall(b"1\r\n%c\r\n" % byte)
+    connection.sendall(b"0\r\n\r\n")
+    answer = read_answer(connection)
+    assert (answer.status, json.loads(answer.body)["size"]) == (200, len(NOTHING))
+
+
+def test_a_client_that_asks_first_is_told_to_go_on(house: House, client: Path) -> None:
+    connection = house.connect(client)
+    headers = {**RAW, "Content-Length": len(NOTHING), "Expect": "100-continue"}
+    connection.sendall(request("PUT", "/workload", headers))
+    assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+    connection.sendall(NOTHING)
+    assert read_answer(connection).status == 200
+
+
+def test_a_second_upload_hears_that_the_first_is_being_received(house: House, client: Path) -> None:
+    first = house.connect(client)
+    first.sendall(put(NOTHING)[:-1])
+    house.expect(ReportType.RECEIVING)
+    second = ask(house, client, put(NOTHING))
+    assert (second.status, second.error["kind"]) == (409, "conflict")
+    first.sendall(NOTHING[-1:])
+    assert read_answer(first).status == 200
+    house.expect(ReportType.ACCEPTED)
+    assert house.outcome().exit_code == 0
+
+
+def test_a_client_that_waits_while_another_is_accepted_hears_409(house: House, client: Path) -> None:
+    waiting = house.connect(client)
+    waiting.sendall(b"PUT /workload HTTP/1.1\r\n")
+    assert ask(house, client, put(NOTHING)).status == 200
+    assert read_answer(waiting).status == 409
+
+
+def test_a_stalled_upload_is_ended_and_the_next_one_served(tmp_path: Path, authority: Authority, client: Path) -> None:
+    with listening(tmp_path, authority, STALL_SECONDS=0.2) as house:
+        connection = house.connect(client)
+        connection.sendall(put(NOTHING)[:-1])
+        answer = read_answer(connection)
+        assert (answer.status, answer.error["kind"]) == (408, "too-slow")
+        house.expect(ReportType.RECEIVING, ReportType.AWAITING)
+        serves(house, client)
+
+
+def test_an_upload_in_drops_is_ended(tmp_path: Path, authority: Authority, client: Path) -> None:
+    with listening(tmp_path, authority, GRACE_SECONDS=0.1, ACCESS_RECHECK_SECONDS=0.1) as house:
+        connection = house.connect(client)
+        connection.sendall(request("PUT", "/workload", {**RAW, "Content-Length": 1000}))
+        with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError):
+            connection.settimeout(0.05)
+            for _ in range(500):
+                connection.sendall(b"\0")
+                with contextlib.suppress(TimeoutError):
+                    connection.recv(0)
+                    if connection.pending():
+                        break
+        connection.settimeout(PATIENCE)
+        assert read_answer(connection).status in (408, 422)
+
+
+def test_a_client_that_sends_no_request_is_told_so(tmp_path: Path, authority: Authority, client: Path) -> None:
+    with listening(tmp_path, authority, HEADERS_SECONDS=0.2) as house:
+        assert read_answer(house.connect(client)).status == 408
+        serves(house, client)
+
+
+def test_a_client_that_does_not_shake_hands_is_cut(tmp_path: Path, authority: Authority, client: Path) -> None:
+    with listening(tmp_path, authority, HANDSHAKE_SECONDS=0.2) as house:
+        with socket.create_connection(("127.0.0.1", house.port), PATIENCE) as silent:
+            assert silent.recv(1) == b""
+        serves(house, client)
+
+
+def test_a_good_client_is_served_among_twenty_silent_ones(house: House, client: Path) -> None:
+    with contextlib.ExitStack() as crowd:
+        for _ in range(20):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", house.port), PATIENCE))
+        good = house.connect(client)
+        for _ in range(20):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", house.port), PATIENCE))
+        good.sendall(put(NOTHING))
+        assert read_answer(good).status == 200
+
+
+def test_an_upload_is_not_pushed_out_by_silent_clients(house: House, client: Path) -> None:
+    good = house.connect(client)
+    good.sendall(put(NOTHING)[:-1])
+    house.expect(ReportType.RECEIVING)
+    with contextlib.ExitStack() as crowd:
+        for _ in range(40):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", house.port), PATIENCE))
+        good.sendall(NOTHING[-1:])
+        assert read_answer(good).status == 200
+
+
+def test_known_clients_are_not_pushed_out_by_a_ninth(house: House, client: Path) -> None:
+    with contextlib.ExitStack() as crowd:
+        known = [crowd.enter_context(house.connect(client)) for _ in range(8)]
+        for connection in known[:7]:
+            connection.sendall(b"GET / HTTP/1.1\r\n")
+        with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
+            house.connect(client)
+        known[0].sendall(b"Host: keep\r\n\r\n")
+        assert read_answer(known[0]).status == 200
+
+
+def test_a_full_disk_is_told_and_the_door_waits_again(house: House, client: Path) -> None:
+    unlimited = resource.prlimit(house.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(house.pid, resource.RLIMIT_FSIZE, (10, unlimited[1]))
+    answer = ask(house, client, put(NOTHING))
+    assert (answer.status, answer.error["kind"]) == (507, "no-space")
+    house.expect(ReportType.RECEIVING, ReportType.AWAITING)
+    resource.prlimit(house.pid, resource.RLIMIT_FSIZE, unlimited)
+    serves(house, client)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (request("GET", "/elsewhere", {}), 404),
+        (request("GET", "/payload", {}), 405),
+        (request("HEAD", "/", {}), 405),
+        (request("PUT", "/workload", {"Content-Length": 3}, b"abc"), 415),
+        (request("PUT", "/workload", {**RAW, "Content-Encoding": "gzip", "Content-Length": 3}, b"abc"), 415),
+        (request("PUT", "/workload", RAW), 411),
+        (request("PUT", "/workload", {**RAW, "Transfer-Encoding": "gzip"}), 501),
+        (request("PUT", "/workload", {**RAW, "Transfer-Encoding": "chunked", "Content-Length": 3}), 400),
+        (request("GET", "/", {"X": "y" * 70_000}), 431),
+        (request("GET", "/", {f"X-{number}": number for number in range(200)}), 431),
+        (b"nonsense\r\n\r\n", 400),
+        (b"\0" * 100 + b"\r\n\r\n", 400),
+        (request("GET", "/", {"Content-Length": "-1"}), 400),
+    ],
+)
+def test_a_wrong_request_is_answered_with_its_status(house: House, client: Path, data: bytes, status: int) -> None:
+    answer = ask(house, client, data)
+    assert answer.status == status
+    assert data.startswith(b"HEAD") or answer.error["message"]
+    assert (answer.headers["Allow"] is not None) == (status == 405)
+    serves(house, client)
+
+
+def test_a_payload_that_is_not_json_is_answered_400(house: House, client: Path) -> None:
+    data = request("POST", "/payload", {"Content-Type": "application/json", "Content-Length": 9}, b'{"a": 1.}')
+    assert ask(house, client, data).status == 400
+    house.expect(ReportType.RECEIVING, ReportType.AWAITING)
+    serves(house, client)
+
+
+def test_pipelined_requests_are_answered_once(house: House, client: Path) -> None:
+    with house.connect(client) as connection:
+        connection.sendall(request("GET", "/", {}) * 1000)
+        received = b""
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while data := connection.recv(65536):
+                received += data
+    assert received.count(b"HTTP/1.1 200 ") == 1
+    serves(house, client)
+
+
+def test_a_large_payload_in_json_arrives_whole(house: House, client: Path) -> None:
+    module = NOTHING + b"\0\x84\x80\x04\3abc" + bytes(range(256)) * 256
+    assert ask(house, client, post(module)).status == 200
+    house.expect(ReportType.RECEIVING)
+    assert f"{len(module)} bytes" in house.expect(ReportType.ACCEPTED).text
