@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ from keep_client.credentials import DEFAULT_MANAGER, Credentials, parse_manager,
 from keep_client.keep import door_of, open_workload, upload_raw
 from keep_client.manager import ManagerClient
 from keep_client.text import printable
+from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -36,6 +39,7 @@ class Story:
         self._number = 0
         self._keeps: list[int] = []
         self._unit = MANAGER_UNIT
+        self._manager = DEFAULT_MANAGER
         self._client: ManagerClient | None = None
 
     def _begin(self, step: str) -> None:
@@ -52,7 +56,7 @@ class Story:
         """The manager, as the first client certificate may use it."""
         if self._client is None:
             context = Credentials.find().manager_context()
-            self._client = ManagerClient(parse_manager(DEFAULT_MANAGER), context)
+            self._client = ManagerClient(parse_manager(self._manager), context)
         return self._client
 
     def tell(self) -> None:
@@ -75,11 +79,30 @@ class Story:
             self._say(f"certificates: those in {pki_directory()}")
         else:
             self._say(self._host.keepctl("init").strip())
+            self._choose_port()
         self._host.systemctl("start", MANAGER_UNIT)
         self._say(f"{MANAGER_UNIT} is {self._host.show(MANAGER_UNIT, 'ActiveState')}, {self._manager_pid()}")
         banner = self.client.banner()
         self._say(banner)
         expect("Enarx-Keep-Manager" in banner, "the manager does not name its protocol")
+
+    def _choose_port(self) -> None:
+        """Another port in a configuration that is only just made, where something listens on the usual one."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT))
+                return
+            except OSError:
+                probe.bind((DEFAULT_MANAGER_ADDRESS, 0))
+            port = probe.getsockname()[1]
+        path = os.path.join(os.path.dirname(pki_directory()), "manager.yaml")
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(re.sub(r"(?m)^#? ?port:.*$", f"port: {port}", text))
+        self._manager = f"{DEFAULT_MANAGER_ADDRESS}:{port}"
+        self._say(f"something listens on port {DEFAULT_MANAGER_PORT} already; the manager takes {port}")
 
     def _manager_pid(self) -> str:
         return f"PID {self._host.show(MANAGER_UNIT, 'MainPID')}"
