@@ -25,13 +25,16 @@ def _arguments() -> argparse.Namespace:
     run.add_argument("--setenv", action="append", default=[], metavar="NAME=VALUE", help="set a variable for CMD")
     for verb in (boot, run, verbs.add_parser("off", help="power NAME off and remove every trace")):
         verb.add_argument("name", metavar="NAME")
-    run.add_argument("command", nargs="+", metavar="CMD", help="after --")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...")
     verbs.add_parser("list", help="the sandboxes of this machine")
     return parser.parse_args()
 
 
 def _exec(options: argparse.Namespace) -> NoReturn:
-    arguments = Sandbox(options.name).command(options.command, options.user, os.getcwd())
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise SandboxError("cannot run nothing: name a command after --")
+    arguments = Sandbox(options.name).command(command, options.user, os.getcwd())
     env = {name: os.environ[name] for name in ("TERM", "COLORTERM", "NO_COLOR") if name in os.environ}
     env.update(dict(setting.partition("=")[::2] for setting in options.setenv))
     os.execve(arguments[0], arguments, {**ENVIRONMENT, **env})  # noqa: S606

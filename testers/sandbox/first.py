@@ -155,10 +155,11 @@ def main(name: str, state: str) -> int:
         cgroups.enter([hierarchy.of(name) for hierarchy in found])
         namespaces = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWCGROUP
         linux.unshare(namespaces | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
-        child = os.fork()
-        if child == 0:
-            _become_systemd(name, state, found)
+        # Opened before the fork: the child mounts over /run, and both are in the new mount namespace.
         with open(f"{state}/booting", "w", encoding="utf-8") as file:
+            child = os.fork()
+            if child == 0:
+                _become_systemd(name, state, found)
             file.write(str(child))
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"cannot set the sandbox up: {error}", file=sys.stderr, flush=True)

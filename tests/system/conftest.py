@@ -1,0 +1,94 @@
+"""One host for all system tests of a session: a private systemd with keepfleet installed as an operator would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from testers.sandbox.layout import Layout
+from testers.sandbox.sandbox import Sandbox
+from tests.system.fleet import Fleet
+from tests.system.host import Host, message_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+INSTALLED = "/opt/keepfleet"
+SHOWN_LINES = 100
+"""Journal lines shown with a failed test: a creation, an upload and a kill write about thirty."""
+_JOURNAL_START = pytest.StashKey[str]()
+
+
+@pytest.fixture(scope="session")
+def prefix() -> Path:
+    """The installed keepfleet that `./run test` built, or, without it, the one `./run prefix` builds."""
+    given = os.environ.get("KEEPFLEET_TEST_PREFIX")
+    if given:
+        return Path(given)
+    built = subprocess.run([ROOT / "run", "prefix"], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(built.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The host's /etc/keepfleet, so that tests outside can read its certificates."""
+    return tmp_path_factory.mktemp("etc-keepfleet")
+
+
+@pytest.fixture(scope="session")
+def host(prefix: Path, configuration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """The session's host; one systemd for all tests, ended and removed with the session, Ctrl-C included."""
+    shared = tmp_path_factory.mktemp("shared")
+    for directory in (shared, configuration):
+        directory.chmod(0o755)
+    binds = (
+        (str(prefix), INSTALLED, True),
+        (str(configuration), "/etc/keepfleet", False),
+        (str(shared), str(shared), False),
+    )
+    with Sandbox(f"tests-{os.getpid()}", Layout(binds)) as sandbox:
+        yield Host(sandbox, shared)
+
+
+@pytest.fixture(scope="session")
+def installed_fleet(host: Host, configuration: Path) -> Fleet:
+    """The session's manager, started once. Tests use `fleet`."""
+    fleet = Fleet(host, configuration)
+    fleet.install()
+    return fleet
+
+
+@pytest.fixture
+def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
+    """The manager, running and without keeps; what a test leaves is ended after it."""
+    yield installed_fleet
+    installed_fleet.clear()
+
+
+def _host_of(item: pytest.Item) -> Host | None:
+    value = getattr(item, "funcargs", {}).get("host")
+    if value is None and (fleet := getattr(item, "funcargs", {}).get("fleet")):
+        value = fleet.host
+    return value if isinstance(value, Host) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Remembers where the journal stood when the test began."""
+    if host := _host_of(item):
+        item.stash[_JOURNAL_START] = host.cursor()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows what its host's journal got meanwhile."""
+    report = yield
+    host = _host_of(item)
+    if report.failed and host and host.sandbox.pid:
+        entries = host.journal(since_cursor=item.stash.get(_JOURNAL_START, None))
+        lines = [f"{entry.get('SYSLOG_IDENTIFIER', '?')}: {message_of(entry)}" for entry in entries[-SHOWN_LINES:]]
+        report.sections.append(("the host's journal", "\n".join(lines)))
+    return report

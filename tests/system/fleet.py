@@ -1,0 +1,121 @@
+"""An installed keepfleet on the tests' host: its manager, its certificates, and the calls tests make."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from keep_client.credentials import Credentials
+from keep_client.endpoint import Endpoint
+from keep_client.manager import ManagerClient
+from keep_protocol.constants import UNIT_PATTERN
+from tests.system.host import Host
+
+MANAGER = "keep-manager.service"
+KEEP_RUNTIME = "/run/keepfleet"
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now; the sandbox shares the machine's loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Fleet:
+    """The manager as a unit, on a port of its own. `configuration` is the host's /etc/keepfleet, seen from outside."""
+
+    def __init__(self, host: Host, configuration: Path) -> None:
+        self.host = host
+        self.configuration = configuration
+        self.pki = configuration / "pki"
+        self.port = free_port()
+
+    def __repr__(self) -> str:
+        return f"Fleet(port {self.port})"
+
+    def install(self) -> None:
+        """What an operator does: units, certificates, configuration, and the manager started."""
+        self.host.run(["keepctl", "install", "--system"])
+        self.host.run(["keepctl", "init"])
+        self.configure()
+        self.host.systemctl("start", MANAGER)
+
+    def configure(self, **keys: object) -> None:
+        """Writes manager.yaml with the session's port and these keys; the manager reads it when it starts."""
+        lines = {"port": self.port, "pki": "/etc/keepfleet/pki", **keys}
+        text = "".join(f"{name}: {value}\n" for name, value in lines.items())
+        (self.configuration / "manager.yaml").write_text(text)
+
+    @contextlib.contextmanager
+    def configured(self, **keys: object) -> Iterator[None]:
+        """The manager restarted with these keys, and restarted without them at the end."""
+        self.configure(**keys)
+        self.restart()
+        try:
+            yield
+        finally:
+            self.configure()
+            self.restart()
+
+    def restart(self) -> None:
+        """An orderly restart; returns when the manager is ready."""
+        self.host.systemctl("restart", MANAGER)
+
+    def kill(self) -> None:
+        """SIGKILL to the manager; returns when systemd has started it again and it is ready."""
+        self.host.systemctl("kill", f"--signal={int(signal.SIGKILL)}", MANAGER)
+        self.host.systemctl("start", MANAGER)
+
+    @property
+    def manager_pid(self) -> int:
+        """The manager's PID inside."""
+        return int(self.host.show(MANAGER, "MainPID")["MainPID"])
+
+    def credentials(self, name: str = "admin") -> Credentials:
+        """The files of one client of the PKI."""
+        return Credentials(
+            str(self.pki / "ca.crt"), *(str(self.pki / "clients" / f"{name}.{x}") for x in ("crt", "key"))
+        )
+
+    def client(self, name: str = "admin") -> ManagerClient:
+        """The manager, as that client may use it."""
+        endpoint = Endpoint("127.0.0.1", self.port, "the manager", "")
+        return ManagerClient(endpoint, self.credentials(name).manager_context())
+
+    def tls(self, name: str | None = "admin") -> ssl.SSLContext:
+        """A context of our own making for raw requests: it trusts our CA, and shows a certificate or none."""
+        context = ssl.create_default_context(cafile=str(self.pki / "ca.crt"))
+        if name:
+            files = self.credentials(name)
+            context.load_cert_chain(files.certificate, files.key)
+        return context
+
+    def issue(self, name: str, *options: str) -> Credentials:
+        """A new client certificate, as `keepctl pki issue` makes it."""
+        self.host.run(["keepctl", "pki", "issue", name, *options])
+        return self.credentials(name)
+
+    def keep_units(self) -> list[str]:
+        """The keeps systemd knows, in any state."""
+        return self.host.units(UNIT_PATTERN)
+
+    def left_over(self) -> list[str]:
+        """What is there of any keep: units, runtime directories, unit files written at run time."""
+        places = [KEEP_RUNTIME, "/run/systemd/transient", "/run/systemd/system.control"]
+        tests = ["(", "-path", f"{KEEP_RUNTIME}/*", "-o", "-name", "keep@*", ")"]
+        files = self.host.run(["find", *places, "-mindepth", "1", "-maxdepth", "1", *tests], check=False)
+        return [*self.keep_units(), *files.stdout.split()]
+
+    def clear(self) -> None:
+        """Ends every keep, whoever made it, and brings the manager back where a test ended it."""
+        units = self.keep_units()
+        if units:
+            self.host.systemctl("stop", *units)
+            self.host.systemctl("reset-failed", *units, check=False)
+        self.host.systemctl("start", MANAGER)

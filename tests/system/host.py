@@ -1,0 +1,153 @@
+"""A host with a real systemd, as the system tests see it: run commands, ask systemd, read the journal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from testers.sandbox.sandbox import Sandbox
+from testers.sandbox.users import start_user_manager
+
+JOURNAL_SECONDS = 20.0
+"""journald shows a line within milliseconds; this covers a host a thousand times busier."""
+Entry: TypeAlias = dict[str, Any]
+"""One journal entry: field → text (or a list of numbers where it is not text, or of both where a field is repeated)."""
+
+
+class CommandFailed(AssertionError):
+    """A command inside ended with another status than 0; the text holds what it printed."""
+
+
+def message_of(entry: Entry) -> str:
+    """The text of a journal entry, also where it is not text."""
+    message = entry.get("MESSAGE", "")
+    return bytes(message).decode("utf-8", "backslashreplace") if isinstance(message, list) else str(message)
+
+
+class Host:
+    """A booted sandbox. `path` is one directory that is the same inside and outside; everybody inside may read it."""
+
+    def __init__(self, sandbox: Sandbox, path: Path) -> None:
+        self.sandbox = sandbox
+        self.path = path
+        self._users: dict[str, dict[str, str]] = {}
+
+    def __repr__(self) -> str:
+        return f"Host({self.sandbox})"
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+        timeout: float = 60,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command inside. Raises CommandFailed for a status other than 0, unless `check` is false."""
+        merged = {**self._users.get(user or "", {}), **(env or {})}
+        done = self.sandbox.exec(argv, user=user or "root", env=merged, input=input, timeout=timeout)
+        if check and done.returncode != 0:
+            raise CommandFailed(f"{' '.join(argv)} exited {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done
+
+    @contextmanager
+    def popen(
+        self, argv: Sequence[str], *, user: str | None = None, env: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[str]]:
+        """A command running inside, its output and errors to be read from `stdout`; it is killed at the end."""
+        merged = {**self._users.get(user or "", {}), **(env or {})}
+        with self.sandbox.popen(
+            argv,
+            user=user or "root",
+            env=merged,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def with_user_manager(self, user: str) -> str:
+        """Gives `user` a user manager, once; `run(…, user=user)` then reaches it. Returns `user`."""
+        if user not in self._users:
+            self._users[user] = start_user_manager(self.sandbox, user)
+        return user
+
+    def systemctl(self, *arguments: str, check: bool = True, user: str | None = None) -> str:
+        """`systemctl` (with `user`: that user's), and what it printed."""
+        command = ["systemctl", *(["--user"] if user else []), "--no-pager", *arguments]
+        return self.run(command, check=check, user=user).stdout.strip()
+
+    def show(self, unit: str, *names: str, user: str | None = None) -> dict[str, str]:
+        """Properties of a unit, all or those named."""
+        wanted = [f"--property={','.join(names)}"] if names else []
+        lines = self.systemctl("show", *wanted, unit, user=user).splitlines()
+        return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+    def units(self, *patterns: str, user: str | None = None) -> list[str]:
+        """The loaded units whose names match, in any state."""
+        listed = self.systemctl("list-units", "--all", "--plain", "--no-legend", "--full", *patterns, user=user)
+        return [line.split()[0] for line in listed.splitlines() if line.strip()]
+
+    def cursor(self) -> str:
+        """The journal's end now, to read on from."""
+        entries = self._entries("--lines=1")
+        return str(entries[-1]["__CURSOR"]) if entries else ""
+
+    def journal(self, unit: str | None = None, since_cursor: str | None = None, **fields: str) -> list[Entry]:
+        """The journal's entries: everything that was written before this call, of `unit` and about it.
+
+        `fields` are further journal fields that must be equal, such as KEEP_ID="1".
+        """
+        arguments = [f"{name}={value}" for name, value in fields.items()]
+        if unit:
+            arguments.append(f"--unit={unit}")
+        if since_cursor:
+            arguments.append(f"--after-cursor={since_cursor}")
+        return self._entries(*arguments)
+
+    def _entries(self, *arguments: str) -> list[Entry]:
+        self.run(["journalctl", "--sync"])
+        output = self.run(["journalctl", "--no-pager", "--output=json", "--all", *arguments]).stdout
+        return [json.loads(line) for line in output.splitlines()]
+
+    def wait_journal(
+        self,
+        wanted: str | Callable[[Entry], bool],
+        unit: str | None = None,
+        since_cursor: str | None = None,
+        seconds: float = JOURNAL_SECONDS,
+    ) -> Entry:
+        """The first entry whose message holds `wanted` (or for which it is true), waited for without polling.
+
+        Raises CommandFailed, with the last lines seen, when it has not come in time.
+        """
+        matches = wanted if callable(wanted) else lambda entry: wanted in message_of(entry)
+        arguments = ["journalctl", "--follow", "--lines=all", "--output=json", "--all"]
+        arguments += [f"--unit={unit}"] if unit else []
+        arguments += [f"--after-cursor={since_cursor}"] if since_cursor else []
+        seen: list[str] = []
+        with self.popen(arguments) as follower:
+            alarm = threading.Timer(seconds, follower.kill)
+            alarm.start()
+            try:
+                for line in follower.stdout or ():
+                    entry: Entry = json.loads(line)
+                    if matches(entry):
+                        return entry
+                    seen.append(message_of(entry))
+            finally:
+                alarm.cancel()
+        raise CommandFailed(
+            f"the journal never showed {wanted!r} within {seconds} s; its end:\n" + "\n".join(seen[-20:])
+        )

@@ -1,0 +1,303 @@
+"""The private systemd: it is real, it is private, and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from testers.sandbox import cgroups, state
+from testers.sandbox.errors import SandboxError
+from testers.sandbox.layout import Layout, parse_bind
+from testers.sandbox.sandbox import Sandbox
+from testers.sandbox.users import start_user_manager
+from tests.system.host import Host
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CLI = [sys.executable, "-m", "testers.sandbox"]
+SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    with Sandbox(f"box-{os.getpid()}") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    name = f"own-{os.getpid()}"
+    yield name
+    Sandbox(name).off()
+
+
+def traces(name: str) -> list[str]:
+    """What the machine holds of the sandbox `name`: its state, its cgroups, and with them its processes."""
+    directories = [state.directory(name), *(hierarchy.of(name) for hierarchy in cgroups.hierarchies())]
+    return [directory for directory in directories if os.path.exists(directory)]
+
+
+def lines_of(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def test_systemd_journald_and_the_bus_run_and_nothing_of_the_machine_does(box: Sandbox) -> None:
+    assert box.exec(["systemctl", "is-system-running"]).stdout == "running\n"
+    assert box.exec(["busctl", "status", "org.freedesktop.systemd1"]).returncode == 0
+    processes = box.exec(["ps", "-A", "-o", "comm="]).stdout.split()
+    assert sorted(processes) == ["dbus-daemon", "ps", "systemd", "systemd-journal"]
+
+
+def test_a_service_has_its_own_cgroup_inside_the_sandbox(box: Sandbox) -> None:
+    done = box.exec(["systemd-run", "--wait", "--pipe", "--quiet", "cat", "/proc/self/cgroup"])
+    assert re.search(r":/system\.slice/run-[^/]+\.service$", done.stdout, re.MULTILINE)
+    pids = cgroups.members(cgroups.hierarchies()[0].of(box.name))
+    assert box.pid in pids
+    assert os.getpid() not in pids
+
+
+def test_the_journal_is_the_sandbox_s_own_and_bounded(box: Sandbox) -> None:
+    box.exec(["logger", "--tag", "probe", "only in here"])
+    box.exec(["journalctl", "--sync"])
+    assert box.exec(["journalctl", "--output=cat", "--identifier=probe"]).stdout == "only in here\n"
+    assert box.exec(["journalctl", "--output=cat", "_TRANSPORT=kernel"]).stdout in ("", "-- No entries --\n")
+    machine_id = Path("/etc/machine-id")
+    inside = box.exec(["cat", "/etc/machine-id"]).stdout
+    assert not machine_id.exists() or inside != machine_id.read_text()
+    assert "max 256.0M" in box.exec(["journalctl", "--output=cat", "--unit=systemd-journald"]).stdout
+
+
+@pytest.mark.parametrize("place", ["/etc", "/opt", "/home", "/run", "/tmp", "/var/tmp", "/dev/shm"])
+def test_what_is_written_in_shared_places_stays_inside(box: Sandbox, place: str) -> None:
+    file = f"{place}/written-by-{box.name}"
+    assert box.exec(["sh", "-c", f"echo x > {file}"]).returncode == 0
+    assert not os.path.exists(file)
+
+
+def test_the_machine_s_kernel_settings_cannot_be_changed(box: Sandbox) -> None:
+    assert box.exec(["sh", "-c", "echo 1 > /proc/sys/kernel/sysrq"]).returncode != 0
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 125, 255])
+def test_the_exit_status_is_the_command_s(box: Sandbox, status: int) -> None:
+    assert box.exec(["sh", "-c", f"exit {status}"]).returncode == status
+
+
+def test_a_command_that_a_signal_ends_is_seen_to_end_by_it(box: Sandbox) -> None:
+    assert box.exec(["sh", "-c", "kill -TERM $$"]).returncode == -signal.SIGTERM
+    assert box.exec(["sh", "-c", "kill -SEGV $$"]).returncode == -signal.SIGSEGV
+
+
+def test_a_command_that_is_not_there_or_not_executable_is_127_or_126_as_in_a_shell(box: Sandbox) -> None:
+    missing = box.exec(["no-such-program"])
+    assert (missing.returncode, missing.stderr) == (
+        127,
+        "cannot run no-such-program in the sandbox: No such file or directory\n",
+    )
+    assert box.exec(["/etc/hosts"]).returncode == 126
+
+
+def test_input_and_output_pass_through(box: Sandbox) -> None:
+    done = box.exec(["sh", "-c", "cat; echo error >&2"], input="text\n")
+    assert (done.stdout, done.stderr) == ("text\n", "error\n")
+
+
+def test_a_command_has_a_cgroup_of_its_own_that_goes_with_it(box: Sandbox) -> None:
+    scopes = {line.rpartition(":")[2] for line in box.exec(["cat", "/proc/self/cgroup"]).stdout.splitlines()}
+    (scope,) = scopes
+    assert re.fullmatch(r"/exec-[0-9]+\.scope", scope)
+    assert not os.path.exists(cgroups.hierarchies()[0].of(box.name) + scope)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_the_outer_process_reaches_the_command(box: Sandbox, number: signal.Signals) -> None:
+    script = (
+        f"trap 'echo got; exit 9' {number.name.removeprefix('SIG')}; echo ready; while :; do sleep 1 & wait $!; done"
+    )
+    with box.popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        output = lines_of(process)
+        assert next(output) == "ready\n"
+        process.send_signal(number)
+        assert next(output) == "got\n"
+        assert process.wait(SECONDS) == 9
+
+
+def test_killing_the_outer_process_kills_the_command(box: Sandbox) -> None:
+    with box.popen(["sh", "-c", "echo ready; exec sleep 1000"], stdout=subprocess.PIPE, text=True) as process:
+        assert next(lines_of(process)) == "ready\n"
+        process.kill()
+        assert lines_of(process).read() == ""  # the pipe ends when the last process that holds it does
+
+
+def test_with_a_terminal_ctrl_c_interrupts_the_command_and_its_status_is_seen(box: Sandbox) -> None:
+    script = "trap 'echo got; exit 9' INT; tty; while :; do sleep 1 & wait $!; done"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(CLI[0], [*CLI, "exec", box.name, "--", "bash", "-c", script])  # noqa: S606
+    shown = b""
+    while b"/dev/pts/" not in shown:
+        assert select.select([terminal], [], [], SECONDS)[0], shown
+        shown += os.read(terminal, 1000)
+    os.write(terminal, b"\x03")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert os.read(terminal, 1000).replace(b"^C", b"").split() == [b"got"]
+    os.close(terminal)
+
+
+def test_a_command_runs_as_another_user_in_its_own_environment(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEEPFLEET_SECRET", "outside")
+    done = box.exec(["sh", "-c", "id -un; id -G; pwd; env"], user="nobody", env={"ADDED": "yes"})
+    assert done.stdout.startswith("nobody\n65534\n/\n")
+    assert "ADDED=yes" in done.stdout
+    assert "KEEPFLEET_SECRET" not in done.stdout
+
+
+def test_network_namespaces_can_be_made_inside(box: Sandbox) -> None:
+    assert box.exec(["ip", "netns", "add", "other"]).returncode == 0
+    assert "lo" in box.exec(["ip", "netns", "exec", "other", "ip", "link"]).stdout
+    assert not os.path.exists("/run/netns/other")
+
+
+def test_a_user_manager_lays_out_sandboxed_units_of_its_own(box: Sandbox) -> None:
+    env = start_user_manager(box, "tester")
+    assert box.exec(["systemctl", "--user", "is-system-running"], user="tester", env=env).stdout == "running\n"
+    unit = ["systemd-run", "--user", "--wait", "--pipe", "--quiet", "-p", "PrivateUsers=yes", "-p", "ProtectHome=tmpfs"]
+    done = box.exec([*unit, "sh", "-c", "id -un; ls /home"], user="tester", env=env)
+    assert (done.returncode, done.stdout) == (0, "tester\n")
+    assert "tester" not in Path("/etc/passwd").read_text()
+
+
+def test_binds_and_empty_directories_show_where_asked_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("seen")
+    layout = Layout(
+        ((str(tmp_path), "/opt/shown", True), (str(tmp_path), str(tmp_path), False)), tmpfs=("/etc/keepfleet",)
+    )
+    with Sandbox(name, layout) as sandbox:
+        assert sandbox.exec(["cat", "/opt/shown/file", f"{tmp_path}/file"]).stdout == "seenseen"
+        assert sandbox.exec(["touch", "/opt/shown/other"]).returncode != 0
+        assert sandbox.exec(["touch", f"{tmp_path}/other", "/etc/keepfleet/mine"]).returncode == 0
+    assert (tmp_path / "other").exists()
+    assert not os.path.exists("/opt/shown")
+
+
+def test_a_mount_point_that_only_the_machine_could_have_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SandboxError, match=r"cannot boot .* it does not exist on this machine; choose a place"):
+        Sandbox(name, Layout(((str(tmp_path), "/usr/no-such-place", False),))).boot()
+    assert not os.path.exists("/usr/no-such-place")
+    assert traces(name) == []
+
+
+@pytest.mark.parametrize("text", ["", "x", "/a:", ":/b", "/a:/b:maybe"])
+def test_a_bind_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="cannot read"):
+        parse_bind(text)
+
+
+@pytest.mark.parametrize("path", ["relative", "/a/../b", "/"])
+def test_a_place_that_is_not_a_plain_path_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="must be an absolute path"):
+        Layout(tmpfs=(path,))
+
+
+@pytest.mark.parametrize("bad", ["", "A", "a/b", "..", "a" * 33, "-a"])
+def test_a_name_that_could_be_a_path_is_refused(bad: str) -> None:
+    with pytest.raises(SandboxError, match="name"):
+        Sandbox(bad)
+
+
+def test_several_run_at_once_and_do_not_see_each_other(box: Sandbox, name: str) -> None:
+    with Sandbox(name) as other:
+        assert {box.name, name} <= set(state.names())
+        assert other.exec(["hostname"]).stdout != box.exec(["hostname"]).stdout
+        with pytest.raises(SandboxError, match="it is running already"):
+            Sandbox(name).boot()
+        assert other.exec(["true"]).returncode == 0
+
+
+def test_power_off_leaves_nothing_and_may_be_repeated(name: str) -> None:
+    sandbox = Sandbox(name)
+    sandbox.boot()
+    sandbox.exec(["systemd-run", "--quiet", "sleep", "1000"])
+    sandbox.exec(["sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 &"])
+    mounts = Path("/proc/self/mounts").read_text()
+    sandbox.off()
+    assert traces(name) == []
+    assert Path("/proc/self/mounts").read_text() == mounts
+    sandbox.off()
+    with pytest.raises(SandboxError, match="it is not running; boot it first"):
+        sandbox.exec(["true"])
+
+
+def test_power_off_does_not_wait_for_a_stopped_command(name: str) -> None:
+    sandbox = Sandbox(name)
+    sandbox.boot()
+    with sandbox.popen(["sh", "-c", "echo ready; exec sleep 1000"], stdout=subprocess.PIPE, text=True) as process:
+        assert next(lines_of(process)) == "ready\n"
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        sandbox.off()
+    assert traces(name) == []
+
+
+def reached(name: str, stage: str) -> bool:
+    """Whether a boot has come as far as `stage`."""
+    if stage == "cgroups":
+        return os.path.isdir(cgroups.hierarchies()[-1].of(name))
+    return os.path.exists(f"{state.directory(name)}/{stage}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("stage", ["units", "cgroups", "console", "booting"])
+def test_an_interrupted_boot_leaves_nothing_that_off_and_boot_do_not_remove(
+    name: str, stage: str, number: signal.Signals
+) -> None:
+    with subprocess.Popen([*CLI, "boot", name], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not reached(name, stage):
+            continue
+        process.send_signal(number)
+    if number is signal.SIGKILL:
+        Sandbox(name).boot()
+        assert Sandbox(name).exec(["systemctl", "is-system-running"]).stdout == "running\n"
+        Sandbox(name).off()
+    elif process.returncode == 0:  # the boot was faster than the signal
+        Sandbox(name).off()
+    assert traces(name) == []
+
+
+def test_the_command_line_says_in_one_sentence_what_is_wrong(name: str) -> None:
+    for arguments in (["exec", name, "--", "true"], ["boot", "--bind", "nonsense", name], ["boot", "../x"]):
+        done = subprocess.run([*CLI, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert re.fullmatch(r"cannot [^\n]+\n", done.stderr)
+
+
+def test_the_command_line_boots_lists_runs_and_ends(name: str) -> None:
+    subprocess.run([*CLI, "boot", name], cwd=ROOT, check=True)
+    listed = subprocess.run([*CLI, "list"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert f"Sandbox({name}, running)" in listed.stdout
+    done = subprocess.run([*CLI, "exec", name, "--", "printf", "%s|", "a", "--", "b"], cwd=ROOT, capture_output=True)
+    assert done.stdout == b"a|--|b|"
+    subprocess.run([*CLI, "off", name], cwd=ROOT, check=True)
+    assert traces(name) == []
+
+
+def test_without_root_one_sentence_says_so(name: str) -> None:
+    done = subprocess.run([*CLI, "boot", name], cwd=ROOT, capture_output=True, text=True, user="nobody", env={})
+    if "No module named" in done.stderr or "Permission denied" in done.stderr:
+        pytest.skip("the checkout cannot be read by another user here")
+    assert done.stderr.startswith("cannot boot a sandbox: it needs root")
+
+
+def test_the_installed_programs_run_inside_as_any_user(host: Host) -> None:
+    for program in ("keepctl", "keep-manager", "keep-manager-tester", "app-loader-tester"):
+        assert "usage" in host.run([f"/opt/keepfleet/bin/{program}", "--help"], user="nobody").stdout.lower()
