@@ -118,14 +118,14 @@ class FrameDecoder:
         while self._scanned < len(self._buffer):
             byte = self._buffer[self._scanned]
             self._scanned += 1
+            if self._scanned > self._limit:
+                raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read a control message of over {self._limit} bytes")
             if self._depth == 0:
                 self._begin(byte)
             elif self._ends(byte):
                 frames.append(bytes(self._buffer[: self._scanned]))
                 del self._buffer[: self._scanned]
                 self._scanned = 0
-            if self._scanned > self._limit:
-                raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read a control message of over {self._limit} bytes")
         return frames
 
     def _begin(self, byte: int) -> None:

@@ -1,0 +1,134 @@
+"""What the keep-loader imports: each keep on a host pays for it, so the whole list stands here.
+
+A module that is added costs start time and private memory in every keep. Add it to the list only with a reason,
+and with `benchmarks/` run before and after.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keep_loader
+
+MAIN = Path(keep_loader.__file__).parent / "__main__.py"
+OURS = {
+    "keep_loader",
+    *(
+        f"keep_loader.{name}"
+        for name in (
+            "child",
+            "control",
+            "fdstore",
+            "keep",
+            "log",
+            "loader",
+            "loop",
+            "memory",
+            "outcome",
+            "record",
+            "reports",
+            "run",
+            "settings",
+            "status",
+            "supervisor",
+            "walls",
+        )
+    ),
+    "keep_protocol",
+    *(
+        f"keep_protocol.{name}"
+        for name in ("constants", "control", "errors", "keep", "record", "sdnotify", "states", "strict_json")
+    ),
+}
+# Beside what `python -I -S` has loaded before our first line.
+STANDARD_LIBRARY = {
+    "__future__",
+    "_collections",
+    "_collections_abc",
+    "_functools",
+    "_json",
+    "_operator",
+    "_socket",
+    "_sre",
+    "_stat",
+    "_struct",
+    "array",
+    "collections",
+    "collections.abc",
+    "copyreg",
+    "enum",
+    "errno",
+    "fcntl",
+    "functools",
+    "genericpath",
+    "itertools",
+    "json",
+    "json.decoder",
+    "json.encoder",
+    "json.scanner",
+    "keyword",
+    "math",
+    "operator",
+    "os",
+    "posixpath",
+    "re",
+    "re._casefix",
+    "re._compiler",
+    "re._constants",
+    "re._parser",
+    "reprlib",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "stat",
+    "struct",
+    "types",
+}
+FORBIDDEN = {
+    "asyncio",
+    "contextlib",
+    "ctypes",
+    "dataclasses",
+    "inspect",
+    "logging",
+    "pathlib",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "traceback",
+    "typing",
+}
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """The modules a loader has when it is about to open its socket, as `-X importtime` tells them."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-X", "importtime", str(MAIN), "none"], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 2, done.stderr
+    names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    bare = subprocess.run(
+        [sys.executable, "-I", "-S", "-X", "importtime", "-c", ""], capture_output=True, text=True, timeout=30
+    )
+    before = {line.rpartition("|")[2].strip() for line in bare.stderr.splitlines() if line.startswith("import time:")}
+    return set(names) - before - {"imported package"}
+
+
+def test_the_loader_imports_these_modules_of_ours_and_no_others(imported: set[str]) -> None:
+    assert {name for name in imported if name.startswith(("keep_", "app_"))} == OURS
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the list is that of the release the loader is measured on")
+def test_the_loader_imports_these_modules_of_the_standard_library_and_no_others(imported: set[str]) -> None:
+    assert imported - OURS == STANDARD_LIBRARY
+
+
+def test_nothing_heavy_is_imported(imported: set[str]) -> None:
+    assert not imported & FORBIDDEN

@@ -1,0 +1,274 @@
+"""The loader's pure parts: outcomes, resumption, records, status lines, settings, and the loop's order."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keep_loader import fdstore, walls
+from keep_loader.child import Exit
+from keep_loader.log import plain
+from keep_loader.loop import READABLE, Loop
+from keep_loader.memory import memory_kills
+from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, outcome_of, plain_lines
+from keep_loader.record import Saved, decode_saved, encode_saved, read_record, resume_from, write_record
+from keep_loader.settings import read_settings
+from keep_loader.status import status_text
+from keep_protocol.constants import MAX_CONTROL_FRAME
+from keep_protocol.control import decode_reply, encode_reply
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State
+
+WHOLE_DOOR = frozenset(fdstore.STORED_NAMES)
+EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
+
+
+@pytest.mark.parametrize(
+    ("reported", "stopped_by", "end", "for_memory", "kind", "text", "event"),
+    [
+        (EXITED_0, None, Exit(0, None), False, OutcomeKind.EXITED, "exited 0", Event.FINISH),
+        (EXITED_0, "alice", Exit(None, 15), False, OutcomeKind.EXITED, "exited 0", Event.FINISH),
+        (None, "alice", Exit(None, 15), False, OutcomeKind.STOPPED, "stopped by alice", Event.STOP),
+        (None, "alice", Exit(0, None), False, OutcomeKind.STOPPED, "stopped by alice", Event.STOP),
+        (None, None, Exit(None, 9), False, OutcomeKind.KILLED, "killed by SIGKILL", Event.FAIL),
+        (None, None, Exit(None, 40), False, OutcomeKind.KILLED, "killed by signal 40", Event.FAIL),
+        (None, None, Exit(7, None), False, OutcomeKind.LOST, "the process exited 7 without a report", Event.FAIL),
+    ],
+)
+def test_the_end_of_a_workload_is_told_from_the_best_witness(
+    reported: Outcome | None,
+    stopped_by: str | None,
+    end: Exit,
+    for_memory: bool,
+    kind: OutcomeKind,
+    text: str,
+    event: Event,
+) -> None:
+    outcome = outcome_of(reported, stopped_by, end, 1.5, for_memory)
+    assert (outcome.kind, outcome.text, event_of(outcome)) == (kind, text, event)
+    assert outcome.wall_seconds == 1.5
+
+
+def test_a_kill_for_memory_says_so() -> None:
+    outcome = outcome_of(None, None, Exit(None, 9), 1.0, True)
+    assert outcome.text == "killed by SIGKILL: the kernel ended it because the keep's memory limit was reached"
+
+
+@pytest.mark.parametrize("kind", list(OutcomeKind))
+def test_every_outcome_moves_a_running_keep(kind: OutcomeKind) -> None:
+    assert (Phase.RUNNING, event_of(Outcome(kind, "x"))) in TRANSITIONS
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.STOPPED, OutcomeKind.LOST])
+def test_a_workload_cannot_say_that_others_ended_it(kind: OutcomeKind) -> None:
+    assert believe(Outcome(kind, "x")) is None
+
+
+@pytest.mark.parametrize("code", [None, -1, 1 << 32, 10**300])
+def test_an_impossible_exit_code_is_not_believed(code: int | None) -> None:
+    assert believe(Outcome(OutcomeKind.EXITED, "x", exit_code=code)) is None
+
+
+@given(st.text(), st.lists(st.text(), max_size=200))
+def test_what_is_believed_always_fits_an_answer_and_can_be_printed(text: str, lines: list[str]) -> None:
+    trapped = Outcome(OutcomeKind.TRAPPED, text * 50, signal=5, backtrace=tuple(line * 30 for line in lines))
+    outcome = believe(trapped)
+    assert outcome is not None and outcome.signal is None
+    assert outcome.text.isprintable() and outcome.text
+    assert all(line.isprintable() for line in outcome.backtrace)
+    info = KeepInfo(kuuid=1, state=State.ERROR, detail=outcome.text[:200], certificate="x" * 8192, outcome=outcome)
+    assert decode_reply(encode_reply(info)) == info
+
+
+def test_the_longest_outcome_fits_an_answer() -> None:
+    widest = "\U0001f512"  # printable, and twelve bytes in JSON
+    outcome = believe(Outcome(OutcomeKind.TRAPPED, widest * 9999, backtrace=(widest * 9999,) * 99))
+    assert outcome is not None and sum(map(len, outcome.backtrace)) <= MAX_LINES_TOTAL
+    info = KeepInfo(kuuid=1, state=State.ERROR, detail=widest * 200, certificate="\n" * 8192, outcome=outcome)
+    assert len(encode_reply(info)) < MAX_CONTROL_FRAME
+
+
+def test_evidence_keeps_its_first_lines() -> None:
+    assert plain_lines(("a\tb", "\x1b[0m", "c")) == ("a b", "[0m", "c")
+    assert len(plain_lines(("x",) * 1000)) == 64
+
+
+@given(st.text(), st.integers(0, 50))
+def test_plain_text_is_one_printable_line_of_its_length(text: str, limit: int) -> None:
+    assert len(plain(text, limit)) <= limit
+    assert plain(text, limit).isprintable()
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("stored", [frozenset[str](), WHOLE_DOOR, WHOLE_DOOR - {"identity"}])
+def test_every_record_leads_somewhere_a_booting_keep_may_go(phase: Phase, stored: frozenset[str]) -> None:
+    assert (Phase.BOOTING, resume_from(Saved(phase), stored).event) in TRANSITIONS
+
+
+@pytest.mark.parametrize("missing", fdstore.STORED_NAMES)
+def test_a_door_is_opened_again_only_with_all_it_had(missing: str) -> None:
+    assert resume_from(Saved(Phase.AWAITING), WHOLE_DOOR).event is Event.RESUME
+    assert resume_from(Saved(Phase.REOPENING), WHOLE_DOOR).event is Event.RESUME
+    resumption = resume_from(Saved(Phase.AWAITING), WHOLE_DOOR - {missing})
+    assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
+
+
+def test_no_record_is_a_fresh_keep() -> None:
+    assert resume_from(None, WHOLE_DOOR).event is Event.READY
+
+
+OUTCOMES = st.none() | st.builds(Outcome, st.sampled_from(OutcomeKind), st.text(), st.none() | st.integers(0, 255))
+
+
+@given(
+    st.builds(
+        Saved,
+        phase=st.sampled_from(Phase),
+        address=st.text(),
+        port=st.integers(0, 65535),
+        detail=st.text(),
+        outcome=OUTCOMES,
+    )
+)
+def test_a_record_comes_back_as_it_was(saved: Saved) -> None:
+    assert decode_saved(encode_saved(saved)) == saved
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_in_a_record_do_more_than_be_refused(data: bytes) -> None:
+    with pytest.raises(KeepfleetError):
+        decode_saved(data)
+
+
+@given(st.integers(0, 400), st.integers(0, 255))
+def test_no_flipped_byte_in_a_record_does_more_than_be_refused(place: int, byte: int) -> None:
+    data = bytearray(encode_saved(Saved(Phase.AWAITING, "127.0.0.1", 3031, outcome=EXITED_0)))
+    data[place % len(data)] = byte
+    try:
+        decode_saved(bytes(data))
+    except KeepfleetError as error:
+        assert error.kind is ErrorKind.BAD_REQUEST
+
+
+def test_a_record_is_replaced_whole_and_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    assert read_record(str(path)) is None
+    write_record(str(path), Saved(Phase.IDLE))
+    write_record(str(path), Saved(Phase.ENDED))
+    assert read_record(str(path)) == Saved(Phase.ENDED)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
+
+
+def shown(phase: Phase, **more: object) -> str:
+    info = KeepInfo(kuuid=1, state=STATE_OF[phase], **more)  # type: ignore[arg-type]
+    return status_text(phase, info)
+
+
+def test_status_lines_read_well() -> None:
+    place = {"address": "::1", "port": 3031, "fingerprint": "sha256:" + "ab" * 32}
+    assert shown(Phase.AWAITING, detail="awaiting workload", **place) == (
+        "started: awaiting workload on [::1]:3031, sha256:abababababab…"
+    )
+    assert shown(Phase.OPENING, detail="opening the door", address="10.0.0.1", port=1) == (
+        "listening: opening the door on 10.0.0.1:1"
+    )
+    outcome = Outcome(OutcomeKind.EXITED, "exited 3", 3, wall_seconds=0.25, peak_bytes=12_000_000)
+    assert shown(Phase.ENDED, detail="exited 3", outcome=outcome, **place) == "complete: exited 3 (0.25 s, 12 MB)"
+    assert shown(Phase.FAILED, detail="the loader was killed") == "error: the loader was killed"
+
+
+ENVIRONMENT = {"RUNTIME_DIRECTORY": "/run/keepfleet/7:/other", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": ""}
+
+
+def test_settings_come_from_the_unit() -> None:
+    more = {"KEEPFLEET_OPENSSL": "/opt/openssl", "KEEPFLEET_MAX_WORKLOAD": "1000"}
+    settings = read_settings(["7"], {**ENVIRONMENT, **more})
+    assert (settings.kuuid, settings.directory, settings.watchdog_seconds) == (7, "/run/keepfleet/7", 30.0)
+    assert (settings.openssl, settings.max_workload) == ("/opt/openssl", 1000)
+    assert settings.command[1:3] == ("-I", "-S")
+    assert settings.command[3].endswith("/app_loader/__main__.py")
+    assert read_settings([], {**ENVIRONMENT, "KEEPFLEET_KUUID": "8"}).kuuid == 8
+
+
+def test_a_watchdog_of_another_process_is_not_ours() -> None:
+    assert read_settings(["7"], {**ENVIRONMENT, "WATCHDOG_PID": "1"}).watchdog_seconds == 0
+    assert read_settings(["7"], {**ENVIRONMENT, "WATCHDOG_PID": str(os.getpid())}).watchdog_seconds == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        ([], ENVIRONMENT),
+        (["0"], ENVIRONMENT),
+        (["7", "8"], ENVIRONMENT),
+        (["7"], {}),
+        (["7"], {"RUNTIME_DIRECTORY": "relative"}),
+        (["7"], {"RUNTIME_DIRECTORY": "/" + "x" * 100}),
+        (["7"], {**ENVIRONMENT, "WATCHDOG_USEC": "-1"}),
+        (["7"], {**ENVIRONMENT, "KEEPFLEET_MAX_WORKLOAD": "9" * 40}),
+    ],
+)
+def test_a_wrong_start_is_one_clear_error(arguments: list[str], environment: dict[str, str]) -> None:
+    with pytest.raises(KeepfleetError, match="cannot "):
+        read_settings(arguments, environment)
+
+
+def test_the_loop_calls_nobody_for_a_descriptor_that_was_closed_meanwhile() -> None:
+    loop, calls = Loop(), list[str]()
+    pairs = [socket.socketpair() for _ in range(2)]
+
+    def first_wins(name: str, other: socket.socket) -> None:
+        calls.append(name)
+        loop.forget(other.fileno())
+        loop.stop()
+
+    loop.watch(pairs[0][0].fileno(), READABLE, lambda _: first_wins("a", pairs[1][0]))
+    loop.watch(pairs[1][0].fileno(), READABLE, lambda _: first_wins("b", pairs[0][0]))
+    for _, writer in pairs:
+        writer.send(b"x")
+    loop.run()
+    assert len(calls) == 1
+    for sock in itertools.chain.from_iterable(pairs):
+        sock.close()
+
+
+def test_deadlines_come_in_time_can_be_moved_and_can_be_dropped() -> None:
+    loop, calls = Loop(), list[str]()
+    loop.after("dropped", 0, lambda: calls.append("dropped"))
+    loop.cancel("dropped")
+    loop.after("moved", 0, lambda: calls.append("early"))
+    loop.after("moved", 0.02, lambda: calls.append("late"))
+    loop.after("end", 0.04, loop.stop)
+    began = time.monotonic()
+    loop.run()
+    assert calls == ["late"]
+    assert 0.04 <= time.monotonic() - began < 5
+    assert not loop.stands("end")
+
+
+def test_the_probe_names_every_wall_that_an_ordinary_process_lacks(tmp_path: Path) -> None:
+    missing = walls.missing_walls(str(tmp_path))
+    assert "a socket of AF_INET can be made" in missing
+    assert "system calls are not filtered" in missing or "new privileges can be gained" in missing
+    assert any(line.startswith("programs in ") for line in missing)
+
+
+def test_a_bus_that_can_be_connected_to_is_a_missing_wall(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(str(place / "bus"))
+        bus.listen()
+        found = walls._buses((str(place / "bus"), str(place / "none")))
+    assert found == [f"{place}/bus can be connected to"]
+
+
+def test_the_kernels_memory_counter_can_be_read_or_is_zero() -> None:
+    assert memory_kills() >= 0

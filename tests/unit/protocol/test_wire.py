@@ -1,0 +1,356 @@
+"""What crosses process boundaries: strict JSON, frames, commands, replies, reports and keeps, there and back."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keep_protocol import strict_json
+from keep_protocol.constants import (
+    KUUID_BITS,
+    MAX_CONTROL_FRAME,
+    SLICE_GROUPS,
+    control_socket_path,
+    kuuid_of_unit,
+    parse_kuuid,
+    slice_name,
+    unit_name,
+)
+from keep_protocol.control import (
+    Command,
+    CommandType,
+    FrameDecoder,
+    Report,
+    ReportType,
+    decode_command,
+    decode_reply,
+    decode_report,
+    encode_command,
+    encode_reply,
+    encode_report,
+)
+from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
+from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind, keep_from_wire, outcome_from_wire
+from keep_protocol.record import Record
+from keep_protocol.states import State
+
+SECONDS = st.none() | st.floats(0, 1e9)
+OUTCOMES = st.builds(
+    Outcome,
+    kind=st.sampled_from(OutcomeKind),
+    text=st.text(),
+    exit_code=st.none() | st.integers(),
+    signal=st.none() | st.integers(),
+    backtrace=st.lists(st.text()).map(tuple),
+    wall_seconds=SECONDS,
+    cpu_seconds=SECONDS,
+    peak_bytes=st.none() | st.integers(0),
+)
+KEEPS = st.builds(
+    KeepInfo,
+    kuuid=st.integers(1, (1 << KUUID_BITS) - 1),
+    state=st.sampled_from(State),
+    detail=st.text(),
+    address=st.text(),
+    port=st.integers(0, 65535),
+    fingerprint=st.text(),
+    certificate=st.text(),
+    unit=st.text(),
+    walls=st.lists(st.text()).map(tuple),
+    outcome=st.none() | OUTCOMES,
+)
+COMMANDS = st.builds(Command, st.sampled_from(CommandType), st.text())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"5",
+        b"[]",
+        b"null",
+        b'{"a":NaN}',
+        b'{"a":-Infinity}',
+        b'{"a":1,"a":2}',
+        b'{"x":{"a":1,"a":2}}',
+        b'{"a":1}}',
+        b'{"a":"\xff"}',
+        b'\xef\xbb\xbf{"a":1}',
+        b'{"a":' + b"9" * 5000 + b"}",
+        b'{"a":' + b"[" * 100_000,
+    ],
+)
+def test_json_that_is_not_strict_is_a_bad_request(data: bytes) -> None:
+    with pytest.raises(KeepfleetError, match="cannot read the thing: ") as refused:
+        strict_json.loads_object(data, 1 << 20, "the thing")
+    assert refused.value.kind is ErrorKind.BAD_REQUEST
+
+
+def test_json_over_its_limit_is_not_parsed() -> None:
+    assert strict_json.loads_object(b'{"a":1}', 7, "it") == {"a": 1}
+    with pytest.raises(KeepfleetError) as refused:
+        strict_json.loads_object(b'{"a":1}', 6, "it")
+    assert refused.value.kind is ErrorKind.TOO_LARGE
+
+
+def test_what_is_no_json_is_never_written() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        strict_json.dumps({"a": math.inf})
+
+
+@given(st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text()))
+def test_written_json_is_one_line_of_ascii_and_reads_back(value: dict[str, object]) -> None:
+    line = strict_json.dumps(value)
+    assert b"\n" not in line and line.isascii()
+    assert strict_json.loads_object(line, len(line), "it") == value
+
+
+@given(st.lists(COMMANDS, max_size=5), st.data())
+def test_frames_come_out_whole_however_the_stream_is_cut(commands: list[Command], data: st.DataObject) -> None:
+    separators = [data.draw(st.sampled_from([b"", b" ", b"\n", b"\r\n\t"])) for _ in commands]
+    stream = b"".join(encode_command(command).strip() + gap for command, gap in zip(commands, separators, strict=True))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
+    decoder, frames = FrameDecoder(), list[bytes]()
+    for begin, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        frames += decoder.feed(stream[begin:end])
+    assert [decode_command(frame) for frame in frames] == commands
+    assert not decoder.waiting
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_more_to_a_decoder_than_be_refused(data: bytes) -> None:
+    try:
+        for frame in FrameDecoder().feed(data):
+            assert frame.startswith(b"{")
+    except KeepfleetError as error:
+        assert error.kind is ErrorKind.BAD_REQUEST
+
+
+def test_braces_and_quotes_in_strings_end_no_frame() -> None:
+    frame = b'{"a":"}\\"}{\\\\"}'
+    assert FrameDecoder().feed(frame + frame) == [frame, frame]
+
+
+def test_a_decoder_knows_that_a_frame_has_begun() -> None:
+    decoder = FrameDecoder()
+    assert not decoder.waiting
+    decoder.feed(b" \n{")
+    assert decoder.waiting
+    assert decoder.feed(b"}") == [b"{}"]
+    assert not decoder.waiting
+
+
+@pytest.mark.parametrize("data", [b"x", b"}", b"]", b'"', b"{}x", b"\0"])
+def test_what_is_no_object_breaks_the_stream(data: bytes) -> None:
+    with pytest.raises(KeepfleetError) as refused:
+        FrameDecoder().feed(data)
+    assert refused.value.kind is ErrorKind.BAD_REQUEST
+
+
+def test_a_frame_may_be_just_as_long_as_the_limit() -> None:
+    frame = b'{"a":"' + b"x" * 92 + b'"}'
+    assert FrameDecoder(100).feed(frame + frame) == [frame, frame]
+    with pytest.raises(KeepfleetError) as refused:
+        FrameDecoder(99).feed(frame)
+    assert refused.value.kind is ErrorKind.TOO_LARGE
+    decoder = FrameDecoder(100)
+    with pytest.raises(KeepfleetError):
+        for _ in range(200):
+            decoder.feed(b"{")
+
+
+@given(COMMANDS)
+def test_a_command_comes_back_as_it_was(command: Command) -> None:
+    assert decode_command(encode_command(command)) == command
+
+
+def test_the_originals_commands_are_read() -> None:
+    frame = b'{"commandtype":"apploader-addr","commandcontents":"127.0.0.1"}'
+    assert decode_command(frame) == Command(CommandType.ADDR, "127.0.0.1")
+
+
+def test_an_unknown_command_has_its_own_kind() -> None:
+    with pytest.raises(KeepfleetError) as refused:
+        decode_command(b'{"commandtype":"explode"}')
+    assert refused.value.kind is ErrorKind.UNKNOWN_COMMAND
+
+
+@given(KEEPS)
+def test_a_keep_comes_back_as_it_was(info: KeepInfo) -> None:
+    assert keep_from_wire(info.to_wire()) == info
+    line = encode_reply(info)
+    if len(line) <= MAX_CONTROL_FRAME:
+        assert decode_reply(line.strip()) == info
+
+
+def test_a_keep_has_the_originals_members() -> None:
+    wire = KeepInfo(kuuid=7, state=State.STARTED, address="127.0.0.1", port=3031).to_wire()
+    assert {name: wire[name] for name in ("state", "kuuid", "app_loader_bind_port", "bindaddress")} == {
+        "state": 2,
+        "kuuid": 7,
+        "app_loader_bind_port": 3031,
+        "bindaddress": "127.0.0.1",
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": 4},
+        {"state": True},
+        {"kuuid": "7"},
+        {"kuuid": 1.5},
+        {"detail": 5},
+        {"walls": "x"},
+        {"walls": [1]},
+        {"outcome": []},
+        {"outcome": {"kind": "odd"}},
+        {"outcome": {"kind": "exited", "text": 5}},
+        {"outcome": {"kind": "exited", "exit_code": 1.5}},
+        {"outcome": {"kind": "exited", "wall_seconds": "1"}},
+        {"outcome": {"kind": "exited", "wall_seconds": True}},
+        {"outcome": {"kind": "exited", "wall_seconds": -1}},
+        {"outcome": {"kind": "exited", "wall_seconds": 10**400}},
+        {"outcome": {"kind": "exited", "cpu_seconds": math.inf}},
+        {"outcome": {"kind": "exited", "cpu_seconds": math.nan}},
+    ],
+)
+def test_a_keep_of_another_shape_is_a_bad_request(change: dict[str, object]) -> None:
+    with pytest.raises(KeepfleetError) as refused:
+        keep_from_wire({**KeepInfo(kuuid=7, state=State.LISTENING).to_wire(), **change})
+    assert refused.value.kind is ErrorKind.BAD_REQUEST
+
+
+@given(OUTCOMES)
+def test_an_outcome_comes_back_as_it_was(outcome: Outcome) -> None:
+    assert outcome_from_wire(outcome.to_wire()) == outcome
+
+
+@given(st.sampled_from(ErrorKind), st.text(), st.lists(st.text()).map(tuple))
+def test_an_error_comes_back_as_it_was(kind: ErrorKind, message: str, evidence: tuple[str, ...]) -> None:
+    again = error_from_wire(KeepfleetError(kind, message, evidence).to_wire())
+    assert (again.kind, again.message, again.evidence) == (kind, message, evidence)
+    with pytest.raises(KeepfleetError) as raised:
+        decode_reply(encode_reply(again))
+    assert raised.value.kind is kind
+
+
+@pytest.mark.parametrize("value", [None, 5, [], {}, {"message": 5}, {"message": "x", "evidence": "y"}])
+def test_an_error_of_another_shape_is_internal_and_raises_nothing(value: object) -> None:
+    assert error_from_wire(value).kind is ErrorKind.INTERNAL
+
+
+def test_an_error_of_a_kind_from_the_future_is_internal() -> None:
+    error = error_from_wire({"kind": "made-of-cheese", "message": "cannot x: y"})
+    assert (error.kind, error.message) == (ErrorKind.INTERNAL, "cannot x: y")
+
+
+@given(st.sampled_from(ReportType), st.text(max_size=50), st.none() | OUTCOMES)
+def test_a_report_comes_back_as_it_was(kind: ReportType, text: str, outcome: Outcome | None) -> None:
+    report = Report(kind, text, fingerprint=text, certificate=text, outcome=outcome)
+    packet = encode_report(report)
+    if len(json.dumps(report.text)) < 1000 and len(packet) <= MAX_CONTROL_FRAME:
+        assert decode_report(packet) == report
+
+
+def test_a_report_carries_its_error() -> None:
+    report = decode_report(encode_report(Report(ReportType.FAILED, error=KeepfleetError(ErrorKind.NO_SPACE, "full"))))
+    assert report.error is not None and report.error.kind is ErrorKind.NO_SPACE
+
+
+def test_a_report_with_a_huge_backtrace_is_shortened_to_fit() -> None:
+    outcome = Outcome(OutcomeKind.TRAPPED, "x" * 100_000, backtrace=("frame" * 1000,) * 100)
+    packet = encode_report(Report(ReportType.ENDED, outcome=outcome))
+    again = decode_report(packet).outcome
+    assert len(packet) <= MAX_CONTROL_FRAME
+    assert again is not None and (again.kind, again.backtrace) == (OutcomeKind.TRAPPED, ())
+
+
+@given(st.binary(max_size=300))
+def test_no_packet_does_more_than_be_refused(packet: bytes) -> None:
+    with pytest.raises(KeepfleetError):
+        decode_report(packet)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_no_members_of_a_report_do_more_than_be_refused(value: object) -> None:
+    for name in ("report", "text", "outcome", "error", "fingerprint"):
+        packet = json.dumps({"report": "ended", name: value}).encode()
+        try:
+            decode_report(packet)
+        except KeepfleetError as error:
+            assert error.kind in (ErrorKind.BAD_REQUEST, ErrorKind.TOO_LARGE)
+
+
+@given(st.integers(1, (1 << KUUID_BITS) - 1))
+def test_a_keeps_id_and_unit_name_go_both_ways(kuuid: int) -> None:
+    assert kuuid_of_unit(unit_name(kuuid)) == kuuid
+    assert parse_kuuid(str(kuuid)) == kuuid
+    assert slice_name(kuuid) in {f"keep-g{group:02d}.slice" for group in range(SLICE_GROUPS)}
+    assert control_socket_path("/run", kuuid) == f"/run/keepfleet/{kuuid}/control.sock"
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "07", "7.0", " 7", "7\n", "٣", "9007199254740992", "1" * 40, "a"])
+def test_what_is_no_id_is_refused(text: str) -> None:
+    with pytest.raises(KeepfleetError) as refused:
+        parse_kuuid(text)
+    assert refused.value.kind is ErrorKind.BAD_REQUEST
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "keep@0.service",
+        "keep@.service",
+        "keep@7.socket",
+        "xkeep@7.service",
+        "keep@7.service\n",
+        "keep@9007199254740992.service",
+    ],
+)
+def test_a_foreign_unit_is_no_keep(unit: str) -> None:
+    assert kuuid_of_unit(unit) is None
+
+
+@pytest.mark.parametrize("kuuid", [0, -1, 1 << KUUID_BITS])
+def test_an_id_out_of_range_names_no_unit(kuuid: int) -> None:
+    with pytest.raises(KeepfleetError):
+        unit_name(kuuid)
+
+
+class Point(Record):
+    __slots__ = ("x", "y")
+    x: int
+    y: int
+
+    def __init__(self, x: int, y: int) -> None:
+        self._freeze(x=x, y=y)
+
+
+class Other(Point):
+    __slots__ = ()
+
+
+def test_a_record_is_a_value_that_cannot_be_changed() -> None:
+    point = Point(1, 2)
+    assert (point == Point(1, 2), point == Point(2, 1), point == (1, 2)) == (True, False, False)
+    assert hash(point) == hash(Point(1, 2))
+    assert repr(point) == "Point(x=1, y=2)"
+    assert point.fields() == {"x": 1, "y": 2}
+    with pytest.raises(AttributeError, match=r"Point\.x is read-only"):
+        point.x = 3
+    with pytest.raises(AttributeError, match=r"Point\.x is read-only"):
+        del point.x
+
+
+def test_a_record_takes_no_field_it_does_not_have() -> None:
+    with pytest.raises(TypeError, match="no field z"):
+        Point(1, 2)._freeze(x=1, y=2, z=3)
