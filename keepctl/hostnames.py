@@ -9,7 +9,7 @@ import struct
 from fcntl import ioctl
 
 from keep_protocol.api import check_names
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SIOCGIFADDR = 0x8915
@@ -60,10 +60,19 @@ def _acceptable(names: list[str]) -> list[str]:
     return good
 
 
-def server_names(given: tuple[str, ...]) -> tuple[str, ...]:
-    """Loopback, the host's own names and addresses, and `given`, each once.
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot certify {text[:60]!r} as an address: it is neither IPv4 nor IPv6"
+        ) from None
 
-    Raises KeepfleetError(BAD_REQUEST) for one of `given` that is neither a DNS name nor an address.
+
+def server_names(names: tuple[str, ...], addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Loopback, the host's own names and addresses, and those given, each once.
+
+    Raises KeepfleetError(BAD_REQUEST) for one that was given and is no DNS name, or no address.
     """
-    checked = [name for one in given for name in check_names([one])]
-    return tuple(dict.fromkeys([*LOOPBACK, *_acceptable(own_names() + own_addresses()), *checked]))
+    given = [*(name for one in names for name in check_names([one])), *map(_address, addresses)]
+    return tuple(dict.fromkeys([*LOOPBACK, *_acceptable(own_names() + own_addresses()), *given]))

@@ -31,7 +31,7 @@ def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], cli
 
     The manager's certificate is for this host's own names and addresses and those given. Never overwrites anything.
     """
-    known = hostnames.server_names(names + addresses)
+    known = hostnames.server_names(names, addresses)
     path = configuration.path_beside(layout.directory)
     with configuration.written_if_missing(path, layout.directory) as new:
         store.create(layout, known, client, now())
@@ -102,7 +102,7 @@ def issue(layout: Layout, name: str, p12: str | None, days: int, password_file: 
 @_addresses
 def renew_server(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...]) -> None:
     """Issues the manager a later certificate, for its names until now, this host's, and those given."""
-    identity = store.renew_server(layout, hostnames.server_names(names + addresses), now())
+    identity = store.renew_server(layout, hostnames.server_names(names, addresses), now())
     click.echo(f"certificate {layout.manager_certificate}")
     click.echo(f"names       {', '.join(authority.alternative_names(identity.certificate))}")
     click.echo(f"expires     {identity.certificate.not_valid_after_utc:%Y-%m-%d}")

@@ -1,0 +1,162 @@
+"""The manager's calls from the command line, against a manager and a door over real TLS."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.states import State
+from keepctl.layout import Layout
+from tests.fakes.client_pki import Pki
+from tests.fakes.keep_door import KeepDoor
+from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.unit.keepctl.conftest import Run
+
+MODULE = b"\0asm\1\0\0\0"
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def manager(pki: Pki, monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[ManagerInMemory]:
+    del run  # which sets the variable this fixture sets anew
+    with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as fake:
+        monkeypatch.setenv("KEEPFLEET_PKI", pki.layout.directory)
+        monkeypatch.setenv("KEEPFLEET_MANAGER", f"127.0.0.1:{fake.port}")
+        yield fake
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> str:
+    path = tmp_path / "m.wasm"
+    path.write_bytes(MODULE)
+    return str(path)
+
+
+def test_a_keep_is_made_started_shown_stopped_and_removed(run: Run, manager: ManagerInMemory, pki: Pki) -> None:
+    assert run("ps").output.split() == ["ID", "STATE", "ADDRESS", "FINGERPRINT", "DETAIL"]
+    kuuid = run("new").output.strip()
+    assert kuuid == str(FIRST_ID)
+    started = run("start", kuuid, "--port", "4040", "--name", "edge.example")
+    assert started.output == f"address     127.0.0.1:4040\nfingerprint {pki.fingerprint}\n"
+    row = run("ps").output.splitlines()[1]
+    assert re.fullmatch(rf"{kuuid}  2 started  127\.0\.0\.1:4040  {pki.fingerprint[:23]}  awaiting-workload", row)
+    assert json.loads(run("inspect", kuuid).output)["fingerprint"] == pki.fingerprint
+    assert run("stop", kuuid).output == "stopped by its owner\n"
+    assert run("rm", kuuid).output == f"removed {kuuid}\n"
+    assert manager.keeps == {}
+
+
+def test_json_is_what_the_manager_said(run: Run, manager: ManagerInMemory) -> None:
+    made = json.loads(run("new", "-o", "json").output)
+    assert made == manager.keeps[FIRST_ID].to_wire()
+    assert json.loads(run("ps", "-o", "json").output) == [made]
+    assert json.loads(run("start", str(FIRST_ID), "-o", "json").output)["state"] == 2
+
+
+def test_a_file_is_uploaded_to_the_pinned_keep(run: Run, manager: ManagerInMemory, pki: Pki, module: str) -> None:
+    with KeepDoor(pki.keep()) as door:
+        manager.door_port = door.port
+        kuuid = run("new").output.strip()
+        run("start", kuuid)
+        result = run("upload", kuuid, module)
+    assert result.exit_code == 0, result.output
+    assert "8 bytes received whole, sha256:" in result.output
+    assert door.received == MODULE
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0), 0),
+        (Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3), 1),
+        (Outcome(OutcomeKind.TRAPPED, "trapped: \x1b[2J unreachable"), 1),
+    ],
+)
+def test_waiting_tells_how_the_workload_ended(
+    run: Run, manager: ManagerInMemory, pki: Pki, module: str, outcome: Outcome, code: int
+) -> None:
+    def end() -> None:
+        manager.change(FIRST_ID, state=State.COMPLETE, outcome=outcome)
+
+    with KeepDoor(pki.keep(), accepted=end) as door:
+        manager.door_port = door.port
+        run("new")
+        run("start", str(FIRST_ID))
+        result = run("upload", str(FIRST_ID), module, "--wait")
+    assert result.exit_code == code
+    assert result.stdout.splitlines()[-1] == outcome.text.replace("\x1b", "\\x1b")
+
+
+def test_a_refused_file_is_told_with_its_reason(run: Run, manager: ManagerInMemory, pki: Pki, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    with KeepDoor(pki.keep()) as door:
+        manager.door_port = door.port
+        run("new")
+        run("start", str(FIRST_ID))
+        result = run("upload", str(FIRST_ID), str(tmp_path / "text"))
+    assert result.exit_code == 1
+    assert result.stderr == "keepctl: cannot run it: \\x1b[31mnot a module\n    magic header\n"
+
+
+def test_nothing_is_uploaded_to_a_keep_that_is_not_started(run: Run, manager: ManagerInMemory, module: str) -> None:
+    run("new")
+    result = run("upload", str(FIRST_ID), module)
+    assert result.exit_code == 1
+    assert f"cannot send anything to keep {FIRST_ID}: it is listening" in result.stderr
+    assert manager.keeps[FIRST_ID].state is State.LISTENING
+
+
+def test_the_managers_refusal_is_one_line_with_its_evidence_below(run: Run, manager: ManagerInMemory) -> None:
+    del manager
+    result = run("inspect", "12")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "keepctl: cannot find keep 12: there is none\n    a line of evidence\n"
+
+
+def test_one_keep_that_cannot_be_removed_does_not_keep_the_others(run: Run, manager: ManagerInMemory) -> None:
+    run("new")
+    result = run("rm", "12", str(FIRST_ID))
+    assert result.exit_code == 1
+    assert manager.keeps == {}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("ps",), ("new",), ("start", "7"), ("inspect", "7"), ("stop", "7"), ("rm", "7", "8"), ("upload", "7", "f")],
+)
+def test_a_manager_out_of_reach_is_exit_code_3_and_one_line(run: Run, pki: Pki, command: tuple[str, ...]) -> None:
+    with KeepDoor(pki.keep()) as gone:
+        port = gone.port
+    layout = Layout(pki.layout.directory)
+    access = (
+        "--manager",
+        f"127.0.0.1:{port}",
+        "--ca",
+        layout.ca_certificate,
+        "--cert",
+        layout.client_certificate("admin"),
+    )
+    result = run(*command, *access)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.startswith("keepctl: cannot reach the manager")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kuuid", ["0", "-1", "x", "1.5", str(1 << 53), "1\n"])
+def test_what_is_no_id_is_wrong_usage(run: Run, kuuid: str) -> None:
+    assert run("inspect", "--", kuuid).exit_code == 2
+
+
+def test_without_certificates_it_says_how_to_get_some(run: Run) -> None:
+    result = run("ps")
+    assert result.exit_code == 1
+    assert "make a PKI with `keepctl init`" in result.stderr
