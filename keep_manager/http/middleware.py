@@ -83,13 +83,14 @@ async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
 DEFAULT_ACCESS = web.AppKey("default_access", Policy)
 
 
-async def expect(request: web.Request) -> None:
-    """Answers `Expect: 100-continue`, but not for a body that will be refused."""
+async def expect(request: web.Request) -> web.StreamResponse | None:
+    """Answers `Expect: 100-continue`, but not for a body that `read_body` will refuse; runs before the access check."""
     if request.headers.get("Expect", "").lower() != "100-continue":
-        raise web.HTTPExpectationFailed
-    if (request.content_length or 0) > MAX_MANAGER_BODY:
-        raise _too_large()
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        error = KeepfleetError(ErrorKind.BAD_REQUEST, "cannot do what the request expects: only 100-continue is known")
+        return json_response(v1_body(error), 417)
+    if (request.content_length or 0) <= MAX_MANAGER_BODY:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return None
 
 
 def _too_large() -> KeepfleetError:

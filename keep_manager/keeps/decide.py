@@ -41,11 +41,12 @@ def silent(unit: UnitState, reason: str, error: KeepfleetError | None) -> KeepIn
 
 
 def candidate_ports(address: str, port: int, first: int, last: int) -> Iterator[int]:
-    """The ports to try in order: on 127.0.0.1 the one asked for, then every next one in first … last; elsewhere
-    exactly the one asked for."""
+    """The ports to try in order: on 127.0.0.1 the one asked for, every one after it in first … last, and then from
+    first on; elsewhere exactly the one asked for."""
     yield port
     if address == LOCALHOST:
         yield from range(max(port + 1, first), last + 1)
+        yield from range(first, min(port, last + 1))
 
 
 def check_kuuid_free(kuuid: int, taken: set[int]) -> bool:

@@ -1,0 +1,178 @@
+"""A keep-loader without a keep: answers the control protocol on a real Unix socket, from the real state table."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+
+from keep_protocol.constants import control_socket_path
+from keep_protocol.control import Command, CommandType, FrameDecoder, decode_command, encode_reply
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.states import STATE_OF, Event, Phase, advance
+
+FINGERPRINT = "sha256:" + "ab" * 32
+
+
+class FakeLoader:
+    """One keep's loader.
+
+    `silent` makes it accept and never answer; `refuse` is the error the next START gets; `hold` makes START wait
+    until it is set; `heard` is set by each command; `received` are the inode numbers of START's descriptors.
+    """
+
+    def __init__(self, runtime_root: str, kuuid: int) -> None:
+        self.kuuid = kuuid
+        self.phase = Phase.IDLE
+        self.silent = False
+        self.refuse: KeepfleetError | None = None
+        self.hold: asyncio.Event | None = None
+        self.walls: tuple[str, ...] = ()
+        self.received: list[int] = []
+        self.commands: list[Command] = []
+        self.heard = asyncio.Event()
+        self.says_it_is = kuuid
+        self.connections = 0
+        self._address, self._port = "", 0
+        self._outcome: Outcome | None = None
+        self._changed = asyncio.Condition()
+        self._path = control_socket_path(runtime_root, kuuid)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"FakeLoader({self.kuuid}, {self.phase.value})"
+
+    def open(self) -> None:
+        """Listens on the keep's control socket, whose directory exists."""
+        self._listener.bind(self._path)
+        self._listener.listen(16)
+        self._spawn(self._accept())
+
+    async def close(self) -> None:
+        """Closes every connection and the socket, as a loader that has ended."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._listener.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+    async def move(self, event: Event) -> None:
+        """Moves the keep along the real table and tells whoever waits."""
+        async with self._changed:
+            self.phase = advance(self.phase, event)
+            if self.phase is Phase.ENDED:
+                kind = OutcomeKind.STOPPED if event is Event.STOP else OutcomeKind.EXITED
+                self._outcome = Outcome(kind, f"{kind.value}", exit_code=0 if kind is OutcomeKind.EXITED else None)
+            self._changed.notify_all()
+
+    def info(self) -> KeepInfo:
+        """The keep as it is now."""
+        listening = self.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING)
+        return KeepInfo(
+            self.says_it_is,
+            STATE_OF[self.phase],
+            self.phase.value,
+            self._address if listening else "",
+            self._port if listening else 0,
+            FINGERPRINT if listening else "",
+            walls=self.walls,
+            outcome=self._outcome,
+        )
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload] # a coroutine of this class
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            self.connections += 1
+            self._spawn(self._serve(sock))
+
+    async def _serve(self, sock: socket.socket) -> None:
+        decoder = FrameDecoder()
+        descriptors: list[int] = []
+        try:
+            while True:
+                data, received = await _receive(sock)
+                descriptors += received
+                if not data:
+                    return
+                for frame in decoder.feed(data):
+                    reply = await self._obey(frame, descriptors)
+                    if reply is not None:
+                        await asyncio.get_running_loop().sock_sendall(sock, encode_reply(reply))
+        except (ConnectionResetError, BrokenPipeError):
+            return
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            sock.close()
+
+    async def _obey(self, frame: bytes, descriptors: list[int]) -> KeepInfo | KeepfleetError | None:
+        try:
+            command = decode_command(frame)
+            self.commands.append(command)
+            self.heard.set()
+            if self.silent:
+                return None
+            await self._act(command, descriptors)
+        except KeepfleetError as error:
+            return error
+        return self.info()
+
+    async def _act(self, command: Command, descriptors: list[int]) -> None:
+        match command.type:
+            case CommandType.ADDR:
+                self._address = command.contents
+            case CommandType.PORT:
+                self._port = int(command.contents)
+            case CommandType.START:
+                await self._start(descriptors)
+            case CommandType.STOP:
+                await self.move(Event.STOP)
+            case CommandType.WAIT:
+                async with self._changed:
+                    await self._changed.wait_for(lambda: int(STATE_OF[self.phase]) != int(command.contents))
+
+    async def _start(self, descriptors: list[int]) -> None:
+        if len(descriptors) != 3:
+            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot start: {len(descriptors)} descriptors, not three")
+        await self.move(Event.START)
+        self.received = [os.fstat(descriptor).st_ino for descriptor in descriptors]
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.refuse is not None:
+            error, self.refuse = self.refuse, None
+            while descriptors:
+                os.close(descriptors.pop())
+            await self.move(Event.START_FAILED)
+            raise error
+        await self.move(Event.DOOR_OPEN)
+
+
+async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(sock, 65536, 8)
+            return data, list(descriptors)
+        except BlockingIOError:
+            readable: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(sock.fileno(), _complete, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(sock.fileno())
+
+
+def _complete(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,114 @@
+"""Units without systemd: runtime directories and fake loaders below one directory, with systemd's answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+
+from keep_manager.model import UnitState
+from keep_protocol.constants import unit_name
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from tests.fakes.fake_loader import FakeLoader
+
+READY, NEVER, FAIL = "ready", "never", "fail"
+
+
+class FakeUnits:
+    """A service manager. `behaviour` is what the next units' loaders do: say READY, never do, or fail.
+
+    `begun` is set when a unit begins to start, `gone` when one has been stopped.
+    """
+
+    def __init__(self, runtime_root: str) -> None:
+        self.behaviour = READY
+        self.installed = True
+        self.loaders: dict[int, FakeLoader] = {}
+        self.at_ready: Callable[[FakeLoader], None] = lambda _: None
+        self.most_at_once = 0
+        self.begun = asyncio.Event()
+        self.gone = asyncio.Event()
+        self._root = runtime_root
+        self._states: dict[int, UnitState] = {}
+        self._ended: dict[int, asyncio.Event] = {}
+        os.makedirs(f"{runtime_root}/keepfleet", exist_ok=True)
+
+    def __repr__(self) -> str:
+        return f"FakeUnits({list(self._states.values())})"
+
+    def kuuids(self) -> set[int]:
+        """See Units."""
+        return {int(name) for name in os.listdir(f"{self._root}/keepfleet")}
+
+    async def start(self, kuuid: int, seconds: float) -> None:
+        """See Units."""
+        unit = unit_name(kuuid)
+        if kuuid in self._states:
+            raise KeepfleetError(ErrorKind.CONFLICT, f"cannot start {unit}: Unit {unit} was already loaded")
+        if not self.installed:
+            raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start {unit}: no ExecStart; run keepctl install")
+        os.mkdir(f"{self._root}/keepfleet/{kuuid}")
+        self._set(kuuid, "activating", "start")
+        self._ended[kuuid] = asyncio.Event()
+        self.begun.set()
+        self.most_at_once = max(self.most_at_once, sum(s.active == "activating" for s in self._states.values()))
+        await asyncio.sleep(0)
+        if self.behaviour == NEVER:
+            await self._never_ready(kuuid, seconds)
+        if self.behaviour == FAIL:
+            self._set(kuuid, "failed", "failed")
+            raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start {unit}: its loader failed", ("exit code 7",))
+        loader = FakeLoader(self._root, kuuid)
+        loader.open()
+        self.loaders[kuuid] = loader
+        self._set(kuuid, "active", "running")
+        self.at_ready(loader)
+
+    async def _never_ready(self, kuuid: int, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ended[kuuid].wait()
+                why = "it was removed meanwhile"
+        except TimeoutError:
+            why = "it was not ready in time"
+        raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start {unit_name(kuuid)}: {why}")
+
+    async def stop(self, kuuid: int) -> None:
+        """See Units."""
+        if kuuid not in self._states:
+            raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot stop {unit_name(kuuid)}: it is not loaded")
+        loader = self.loaders.pop(kuuid, None)
+        if loader is not None:
+            await loader.close()
+        shutil.rmtree(f"{self._root}/keepfleet/{kuuid}", ignore_errors=True)
+        self._states.pop(kuuid, None)
+        if kuuid in self._ended:
+            self._ended.pop(kuuid).set()
+        self.gone.set()
+
+    async def listed(self) -> list[UnitState]:
+        """See Units."""
+        return list(self._states.values())
+
+    async def look(self, kuuid: int) -> UnitState | None:
+        """See Units."""
+        return self._states.get(kuuid)
+
+    async def reason(self, kuuid: int) -> str:
+        """See Units."""
+        state = self._states.get(kuuid)
+        return "" if state is None else "exit-code" if state.active == "failed" else "success"
+
+    async def crash(self, kuuid: int) -> None:
+        """The unit's loader ends by itself and is not started again."""
+        await self.loaders.pop(kuuid).close()
+        self._set(kuuid, "failed", "failed")
+
+    async def close(self) -> None:
+        """Ends every unit."""
+        for kuuid in list(self._states):
+            await self.stop(kuuid)
+
+    def _set(self, kuuid: int, active: str, sub: str) -> None:
+        self._states[kuuid] = UnitState(kuuid, "loaded", active, sub)

@@ -1,0 +1,117 @@
+"""The configuration file: what it takes, and what it refuses, where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from keep_manager import __main__, config
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+REFUSED = {
+    "port: nope": "f:1:7 (port)",
+    "port: 0": "f:1:7 (port)",
+    "port: 65536": "1 … 65535",
+    "port: true": "f:1:7 (port)",
+    "port: 3.5": "f:1:7 (port)",
+    "port: 0x10": "f:1:7 (port)",
+    "port: [1]": "f:1:7 (port)",
+    "port: 1\nport: 2": "f:2:1 (port): the key stands twice",
+    "address: 127.0.0.1\nprot: 1": "f:2:1 (prot): the key is not known",
+    "address: example.com": "f:1:10 (address)",
+    "address: 5": "f:1:10 (address)",
+    "client_certificates: sometimes": "required, optional",
+    "pki: relative/path": "absolute",
+    "keep_ports: {first: 10, last: 9}": "first, 10, lies above last, 9",
+    "keep_ports: {frist: 10}": "f:1:14 (frist)",
+    "keep_ports: 7": "mapping",
+    "- a": "f:1:1: it must be a mapping",
+    "5": "must be a mapping",
+    "a: &x 1\nport: *x": "aliases",
+    "a: &x [*x]": "aliases",
+    "port: !!python/object/apply:os.system [id]": "f:1:7 (port)",
+    "port: !foo 1": "f:1:7 (port)",
+    "port: 1\nbad": "not YAML",
+    "port: '": "not YAML",
+    "? [a, b]\n: 1": "not known",
+    "<<: {port: 5}": "not known",
+    "\0": "not YAML",
+    "a: 1\n---\nb: 2": "not YAML",
+    "[" * 3000 + "]" * 3000: "nested too deeply",
+    "log_level: loud": "debug, info, warning, error",
+    "max_creations_at_once: 65": "1 … 64",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED, ids=lambda text: text[:30])
+def test_a_wrong_file_is_refused_with_the_place_and_the_reason(text: str) -> None:
+    with pytest.raises(KeepfleetError) as caught:
+        config.parse(text.encode(), "f")
+    assert caught.value.kind is ErrorKind.CONFIGURATION
+    assert REFUSED[text] in caught.value.message
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(KeepfleetError, match="not YAML"):
+        config.parse(b"\xff\xfe\xfa", "f")
+
+
+def test_a_file_that_is_too_long_is_refused_unread() -> None:
+    with pytest.raises(KeepfleetError, match="over 65536 bytes"):
+        config.parse(b"#" * 70_000, "f")
+
+
+@pytest.mark.parametrize("text", [b"", b"# nothing\n"])
+def test_an_empty_file_gives_the_defaults(text: bytes) -> None:
+    assert config.parse(text, "f") == config.Settings()
+
+
+def test_every_key_is_taken() -> None:
+    settings = config.parse(
+        b"address: '::1'\nport: 4000\nclient_certificates: optional\npki: /etc/x/\ninstance: user\n"
+        b"keep_ports: {first: 4001, last: 4100}\nstart_timeout_seconds: 3\nmax_keeps: 7\nmax_creations_at_once: 2\n"
+        b"log_level: debug\n",
+        "f",
+    )
+    assert settings == config.Settings(
+        "::1", 4000, "optional", "/etc/x", "user", config.PortRange(4001, 4100), 3, 7, 2, "debug"
+    )
+
+
+def test_what_is_printed_is_a_file_that_gives_the_same_settings() -> None:
+    settings = config.parse(b"port: 4000\nkeep_ports: {first: 5000}\n", "f")
+    assert config.parse(config.render(settings).encode(), "f") == settings
+
+
+def test_flags_stand_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text("port: 4000\naddress: 127.0.0.2\n")
+    settings = config.load(str(file), {"port": 5000})
+    assert (settings.port, settings.address) == (5000, "127.0.0.2")
+
+
+def test_a_flag_is_checked_like_a_key() -> None:
+    with pytest.raises(KeepfleetError, match=r"--log-level|--port"):
+        config.load(None, {"port": 99999})
+
+
+def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(KeepfleetError, match="no such file"):
+        config.load(str(tmp_path / "none"), {})
+
+
+def test_check_config_prints_what_is_in_force_and_exits_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text("port: 4000\n")
+    assert __main__.main(["--config", str(file), "--log-level", "debug", "--check-config"]) == 0
+    shown = capsys.readouterr().out
+    assert "port: 4000" in shown
+    assert "log_level: debug" in shown
+
+
+def test_check_config_exits_2_with_the_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text("prot: 4000\n")
+    assert __main__.main(["--config", str(file), "--check-config"]) == 2
+    assert f"{file}:1:1 (prot)" in capsys.readouterr().err

@@ -1,0 +1,181 @@
+"""What follows from what is known: no I/O, no fakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from keep_manager.http.errors import STATUS_OF, legacy_body
+from keep_manager.keeps import decide
+from keep_manager.keeps.rediscover import census
+from keep_manager.model import UnitState
+from keep_manager.systemd import events
+from keep_manager.systemd.events import Aim
+from keep_manager.systemd.properties import keep_properties
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+
+SILENT = KeepfleetError(ErrorKind.UNAVAILABLE, "cannot reach the loader of keep 5: no answer")
+
+
+def unit(active: str = "active", sub: str = "running", load: str = "loaded") -> UnitState:
+    return UnitState(5, load, active, sub)
+
+
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [
+        (unit(), True),
+        (unit("failed", "failed"), True),
+        (unit("activating", "start"), True),
+        (unit("deactivating", "stop-sigterm"), True),
+        (unit("inactive", "dead"), False),
+        (unit("inactive", "dead", "not-found"), False),
+        (unit("active", "running", "bad-setting"), False),
+    ],
+)
+def test_a_unit_is_a_keep_unless_it_only_lingers(state: UnitState, kept: bool) -> None:
+    assert decide.is_keep(state) is kept
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "error", "shown", "detail"),
+    [
+        (unit("activating", "start"), "success", None, State.UNDEFINED, "starting: the unit is activating (start)"),
+        (unit("activating", "auto-restart"), "signal", None, State.UNDEFINED, "restarting: the unit is activating"),
+        (unit("failed", "failed"), "exit-code", None, State.ERROR, "the unit is failed (failed, exit-code)"),
+        (unit(), "success", SILENT, State.ERROR, "no answer; the unit is active (running)"),
+        (unit("deactivating", "stop-sigterm"), "", None, State.ERROR, "deactivating (stop-sigterm)"),
+    ],
+)
+def test_a_silent_keep_is_shown_with_its_unit_s_state(
+    state: UnitState, reason: str, error: KeepfleetError | None, shown: State, detail: str
+) -> None:
+    info = decide.silent(state, reason, error)
+    assert (info.kuuid, info.state, info.unit) == (5, shown, "keep@5.service")
+    assert detail in info.detail
+
+
+def test_a_loader_cannot_name_another_unit() -> None:
+    assert decide.shown(KeepInfo(5, State.LISTENING, unit="sshd.service")).unit == "keep@5.service"
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "ports"),
+    [
+        ("127.0.0.1", 3031, [3031, 3032, 3033]),
+        ("127.0.0.1", 3032, [3032, 3033, 3031]),
+        ("127.0.0.1", 80, [80, 3031, 3032, 3033]),
+        ("127.0.0.1", 9000, [9000, 3031, 3032, 3033]),
+        ("127.0.0.2", 3031, [3031]),
+        ("::1", 3031, [3031]),
+        ("0.0.0.0", 3031, [3031]),
+    ],
+)
+def test_only_127_0_0_1_moves_to_the_next_port(address: str, port: int, ports: list[int]) -> None:
+    assert list(decide.candidate_ports(address, port, 3031, 3033)) == ports
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.LISTENING])
+def test_only_a_listening_keep_may_be_started(state: State) -> None:
+    with pytest.raises(KeepfleetError) as caught:
+        decide.refuse_start(KeepInfo(5, state, "why"))
+    assert caught.value.kind is ErrorKind.CONFLICT
+    decide.refuse_start(KeepInfo(5, State.LISTENING))
+
+
+def test_a_keep_whose_wall_is_missing_is_not_started() -> None:
+    with pytest.raises(KeepfleetError) as caught:
+        decide.refuse_start(KeepInfo(5, State.LISTENING, walls=("the bus answers",)))
+    assert caught.value.kind is ErrorKind.WALL_MISSING
+    assert caught.value.evidence == ("the bus answers",)
+
+
+@pytest.mark.parametrize(("kuuid", "free"), [(0, False), (1, True), (7, False), (2**53 - 1, True), (2**53, False)])
+def test_an_id_is_whole_not_zero_and_not_taken(kuuid: int, free: bool) -> None:
+    assert decide.check_kuuid_free(kuuid, {7}) is free
+
+
+def test_a_census_counts_and_says_what_is_wrong() -> None:
+    found = census(
+        [
+            KeepInfo(1, State.LISTENING),
+            KeepInfo(2, State.STARTED),
+            KeepInfo(3, State.ERROR, "no answer", unit="keep@3.service"),
+        ]
+    )
+    assert str(found) == "3 keeps, 1 started, 1 in error"
+    assert found.troubled == ("keep@3.service: no answer",)
+    assert str(census([])) == "0 keeps, 0 started"
+
+
+def test_a_unit_gets_its_slice_and_nothing_else() -> None:
+    assert keep_properties(33) == (("Slice", "s", "keep-g01.slice"),)
+
+
+def test_a_job_s_end_is_read_and_anything_else_is_not() -> None:
+    end = events.job_end([7, "/job/7", "keep@5.service", "done"])
+    assert end == events.JobEnd("/job/7", "keep@5.service", "done")
+    assert events.job_end([7, "/job/7", "keep@5.service"]) is None
+    assert events.job_end(["x", 1, 2, 3]) is None
+
+
+def test_units_that_are_no_keeps_are_left_out() -> None:
+    def row(name: object) -> list[object]:
+        return [name, "d", "loaded", "active", "running", "", "/u", 3, "start", "/job"]
+
+    rows = [row("keep@5.service"), row("keep@05.service"), row("keep@x.service"), row("keep@9007199254740992.service")]
+    assert events.unit_states([*rows, row(5), ["short"], 7]) == [UnitState(5, "loaded", "active", "running", "start")]
+    assert events.unit_states("nonsense") == []
+
+
+@pytest.mark.parametrize(
+    ("state", "start", "stop"),
+    [
+        (None, "failed", "done"),
+        (unit("failed", "failed"), "failed", "done"),
+        (unit("inactive", "dead"), "failed", "done"),
+        (unit("active", "running", "not-found"), "failed", "done"),
+        (unit(), "done", None),
+        (unit("reloading", "reload"), "done", None),
+        (unit("activating", "start"), None, None),
+        (unit("deactivating", "stop"), None, None),
+    ],
+)
+def test_a_lost_job_is_judged_by_its_unit(state: UnitState | None, start: str | None, stop: str | None) -> None:
+    assert events.settled(state, Aim.START) == start
+    assert events.settled(state, Aim.STOP) == stop
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("org.freedesktop.systemd1.UnitExists", ErrorKind.CONFLICT),
+        ("org.freedesktop.systemd1.NoSuchUnit", ErrorKind.NOT_FOUND),
+        ("org.freedesktop.systemd1.BadUnitSetting", ErrorKind.CONFIGURATION),
+        ("org.freedesktop.DBus.Error.AccessDenied", ErrorKind.SYSTEMD),
+        ("org.example.Unheard", ErrorKind.SYSTEMD),
+    ],
+)
+def test_systemd_s_errors_have_our_kinds(name: str, kind: ErrorKind) -> None:
+    error = events.translate(name, "text", "start keep@5.service")
+    assert error.kind is kind
+    assert error.message.startswith("cannot start keep@5.service: systemd says: text")
+    assert ("run keepctl install" in error.message) is (kind is ErrorKind.CONFIGURATION)
+
+
+@pytest.mark.parametrize("result", ["failed", "timeout", "canceled", "dependency", "skipped"])
+def test_every_job_result_but_done_is_an_error_with_its_evidence(result: str) -> None:
+    error = events.failure(result, "start keep@5.service", ("line",))
+    assert error.message.startswith("cannot start keep@5.service: ")
+    assert error.evidence == ("line",)
+
+
+def test_every_kind_of_error_has_its_status() -> None:
+    assert set(STATUS_OF) == set(ErrorKind)
+    assert all(status >= 400 for status in STATUS_OF.values())
+
+
+def test_the_original_s_answer_to_an_unknown_command_is_kept() -> None:
+    assert legacy_body(KeepfleetError(ErrorKind.UNKNOWN_COMMAND, "cannot")) == {"text": "undefined"}
+    assert legacy_body(KeepfleetError(ErrorKind.NOT_FOUND, "cannot"))["text"] == "cannot"

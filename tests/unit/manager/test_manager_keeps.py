@@ -1,0 +1,295 @@
+"""The life of keeps, with a fake service manager and fake loaders on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from keep_manager.keeps import manager
+from keep_manager.keeps.manager import Keeps, Terms
+from keep_manager.loader_client import Loaders
+from keep_protocol.api import NewKeep, StartKeep
+from keep_protocol.control import CommandType
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.states import Event, State
+from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
+from tests.fakes.fake_pki import FakeAuthority
+from tests.fakes.fake_units import FAIL, NEVER, FakeUnits
+
+
+@pytest.fixture
+def terms(place: Path, authority: FakeAuthority) -> Terms:
+    pki = str(place / "pki")
+    return Terms(f"{pki}/ca.crt", f"{pki}/revoked", 43000, 43999, 2.0, max_keeps=60, max_creations_at_once=4)
+
+
+@pytest.fixture
+def keeps(units: FakeUnits, place: Path, terms: Terms) -> Keeps:
+    return Keeps(units, Loaders(str(place)), terms)
+
+
+async def refusal(work: object) -> KeepfleetError:
+    with pytest.raises(KeepfleetError) as caught:
+        await work  # type: ignore[misc] # whatever coroutine a test hands over
+    return caught.value
+
+
+def empty(units: FakeUnits, place: Path) -> bool:
+    return not units.kuuids() and not units.loaders and os.listdir(place / "keepfleet") == []
+
+
+async def test_a_new_keep_listens_for_its_start(keeps: Keeps) -> None:
+    info = await keeps.create(NewKeep())
+    assert info.state is State.LISTENING
+    assert info.unit == f"keep@{info.kuuid}.service"
+    assert 0 < info.kuuid < 1 << 53
+
+
+@pytest.mark.parametrize("arch", ["AMD-SEV", "Intel-SGX"])
+async def test_hardware_that_is_not_there_is_said(keeps: Keeps, arch: str) -> None:
+    assert (await refusal(keeps.create(NewKeep(arch)))).kind is ErrorKind.UNSUPPORTED
+
+
+async def test_fifty_at_once_are_fifty_and_never_more_than_allowed_at_a_time(keeps: Keeps, units: FakeUnits) -> None:
+    made = await asyncio.gather(*(keeps.create(NewKeep()) for _ in range(50)))
+    assert len({info.kuuid for info in made}) == 50
+    assert units.most_at_once <= 4
+    assert len(await keeps.list()) == 50
+
+
+async def test_a_failed_creation_leaves_nothing_and_shows_the_journal(
+    keeps: Keeps, units: FakeUnits, place: Path
+) -> None:
+    units.behaviour = FAIL
+    error = await refusal(keeps.create(NewKeep()))
+    assert (error.kind, error.evidence) == (ErrorKind.KEEP_FAILED, ("exit code 7",))
+    assert empty(units, place)
+
+
+async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, place: Path, terms: Terms) -> None:
+    units.behaviour = NEVER
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, start_timeout_seconds=0.02))
+    error = await refusal(keeps.create(NewKeep()))
+    assert error.kind is ErrorKind.KEEP_FAILED
+    assert "not ready in time" in error.message
+    assert empty(units, place)
+
+
+async def test_a_loader_that_is_ready_and_does_not_answer_leaves_nothing(
+    keeps: Keeps, units: FakeUnits, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lie(loader: FakeLoader) -> None:
+        loader.says_it_is = 1
+
+    units.at_ready = lie
+    assert (await refusal(keeps.create(NewKeep()))).kind is ErrorKind.KEEP_FAILED
+    assert empty(units, place)
+
+
+async def test_a_client_that_goes_away_leaves_nothing(keeps: Keeps, units: FakeUnits, place: Path) -> None:
+    units.behaviour = NEVER
+    creation = asyncio.create_task(keeps.create(NewKeep()))
+    await units.begun.wait()
+    creation.cancel()
+    await asyncio.wait({creation})
+    await keeps.settle()
+    assert creation.cancelled()
+    assert empty(units, place)
+
+
+async def test_units_that_are_not_installed_are_said(keeps: Keeps, units: FakeUnits) -> None:
+    units.installed = False
+    error = await refusal(keeps.create(NewKeep()))
+    assert error.kind is ErrorKind.CONFIGURATION
+    assert "run keepctl install" in error.message
+
+
+async def test_an_id_that_is_taken_is_drawn_again(
+    keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = iter([0, 7, 7, 8])
+    monkeypatch.setattr("secrets.randbits", lambda bits: next(drawn))
+    assert (await keeps.create(NewKeep())).kuuid == 7
+    assert (await keeps.create(NewKeep())).kuuid == 8
+
+
+async def test_the_sixty_first_keep_of_sixty_is_too_many(units: FakeUnits, place: Path, terms: Terms) -> None:
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, max_keeps=2))
+    made = await asyncio.gather(*(keeps.create(NewKeep()) for _ in range(5)), return_exceptions=True)
+    refused = [error for error in made if isinstance(error, KeepfleetError)]
+    assert [error.kind for error in refused] == [ErrorKind.TOO_MANY] * 3
+    assert len(units.kuuids()) == 2
+
+
+async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: FakeUnits, terms: Terms) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    before = len(os.listdir("/proc/self/fd"))
+    info = await keeps.start(StartKeep(kuuid, port=43000, names=("a.example", "192.0.2.1")))
+    loader = units.loaders[kuuid]
+    assert (info.state, info.address, info.fingerprint) == (State.STARTED, "127.0.0.1", FINGERPRINT)
+    assert 43000 <= info.port <= 43999
+    said = [(c.type, c.contents) for c in loader.commands if c.type is not CommandType.INFO]
+    assert said == [
+        (CommandType.ADDR, "127.0.0.1"),
+        (CommandType.PORT, str(info.port)),
+        (CommandType.NAMES, "a.example,192.0.2.1"),
+        (CommandType.START, ""),
+    ]
+    assert loader.received[1:] == [os.stat(terms.client_ca).st_ino, os.stat(terms.revoked).st_ino]
+    assert len(os.listdir("/proc/self/fd")) <= before + 4  # the loader's own copies, in this very process
+
+
+async def test_a_taken_port_moves_on_and_a_second_start_is_a_conflict(keeps: Keeps) -> None:
+    one, two = [(await keeps.create(NewKeep())).kuuid for _ in range(2)]
+    first = await keeps.start(StartKeep(one, port=43500))
+    with socket.socket() as occupant:
+        occupant.bind(("127.0.0.1", 0))
+        occupant.listen()
+        second = await keeps.start(StartKeep(two, port=occupant.getsockname()[1]))
+        assert second.port not in (first.port, occupant.getsockname()[1])
+    assert (await refusal(keeps.start(StartKeep(one)))).kind is ErrorKind.CONFLICT
+
+
+async def test_of_two_starts_at_once_exactly_one_wins(keeps: Keeps) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    results = await asyncio.gather(*(keeps.start(StartKeep(kuuid)) for _ in range(5)), return_exceptions=True)
+    lost = [result for result in results if isinstance(result, KeepfleetError)]
+    assert [error.kind for error in lost] == [ErrorKind.CONFLICT] * 4
+
+
+async def test_a_start_on_a_foreign_address_leaves_the_keep_startable(keeps: Keeps) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    error = await refusal(keeps.start(StartKeep(kuuid, address="192.0.2.9")))
+    assert error.kind is ErrorKind.PORT_UNAVAILABLE
+    assert (await keeps.start(StartKeep(kuuid))).state is State.STARTED
+
+
+async def test_a_start_the_loader_refuses_frees_the_port(keeps: Keeps, units: FakeUnits) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    units.loaders[kuuid].refuse = KeepfleetError(ErrorKind.KEEP_FAILED, "cannot make a certificate", ("openssl died",))
+    error = await refusal(keeps.start(StartKeep(kuuid, port=43900)))
+    assert error.evidence == ("openssl died",)
+    port = int(next(c.contents for c in units.loaders[kuuid].commands if c.type is CommandType.PORT))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+async def test_a_missing_ca_file_is_an_error_before_the_keep_starts(
+    units: FakeUnits, place: Path, terms: Terms
+) -> None:
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, client_ca=f"{place}/none"))
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    assert (await refusal(keeps.start(StartKeep(kuuid)))).kind is ErrorKind.CERTIFICATE
+    assert (await keeps.get(kuuid)).state is State.LISTENING
+
+
+async def test_every_operation_on_a_keep_that_does_not_exist_says_so(keeps: Keeps) -> None:
+    for work in (
+        keeps.get(5),
+        keeps.start(StartKeep(5)),
+        keeps.stop(5, "x"),
+        keeps.remove(5, "x"),
+        keeps.wait(5, State.LISTENING, 1.0),
+    ):
+        error = await refusal(work)
+        assert error.kind is ErrorKind.NOT_FOUND
+        assert "keep@5.service" in error.message
+
+
+async def test_a_keep_that_crashed_is_in_state_15_with_the_reason(keeps: Keeps, units: FakeUnits) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    await units.crash(kuuid)
+    info = await keeps.get(kuuid)
+    assert info.state is State.ERROR
+    assert "failed (failed, exit-code)" in info.detail
+    assert [keep.detail for keep in await keeps.list()] == ["the unit is failed (failed, exit-code)"]
+    await keeps.remove(kuuid, "x")
+    assert await keeps.list() == []
+
+
+async def test_a_silent_loader_does_not_hold_up_the_others(
+    keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = [(await keeps.create(NewKeep())).kuuid for _ in range(2)]
+    units.loaders[one].silent = True
+    monkeypatch.setattr("keep_manager.keeps.interfaces.CONTROL_REPLY_SECONDS", 0.05)
+    shown = {keep.kuuid: keep for keep in await keeps.list()}
+    assert shown[one].state is State.ERROR
+    assert "no answer" in shown[one].detail
+    assert shown[two].state is State.LISTENING
+
+
+async def test_another_manager_finds_every_keep_as_it_is(
+    keeps: Keeps, units: FakeUnits, place: Path, terms: Terms
+) -> None:
+    one, two = [(await keeps.create(NewKeep())).kuuid for _ in range(2)]
+    await keeps.start(StartKeep(one))
+    other = Keeps(units, Loaders(str(place)), terms)
+    assert {k.kuuid: k.state for k in await other.list()} == {one: State.STARTED, two: State.LISTENING}
+    assert (await refusal(other.start(StartKeep(one)))).kind is ErrorKind.CONFLICT
+    assert (await other.start(StartKeep(two))).state is State.STARTED
+
+
+async def test_a_wait_returns_when_the_state_changes(keeps: Keeps, units: FakeUnits) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    await keeps.start(StartKeep(kuuid))
+    loader = units.loaders[kuuid]
+    loader.heard.clear()
+    waiting = asyncio.create_task(keeps.wait(kuuid, State.STARTED, 5.0))
+    await loader.heard.wait()
+    await loader.move(Event.ACCEPT)
+    await loader.move(Event.FINISH)
+    assert (await waiting).state is State.COMPLETE
+
+
+async def test_a_wait_without_a_change_returns_the_keep_at_its_end(keeps: Keeps) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    assert (await keeps.wait(kuuid, State.LISTENING, 0.02)).state is State.LISTENING
+
+
+async def test_waiters_are_bounded(keeps: Keeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "MAX_WAITERS", 0)
+    assert (await refusal(keeps.wait(5, State.LISTENING, 1.0))).kind is ErrorKind.TOO_MANY
+
+
+async def test_creations_that_queue_are_bounded(keeps: Keeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "MAX_WAITING_CREATIONS", 0)
+    assert (await refusal(keeps.create(NewKeep()))).kind is ErrorKind.TOO_MANY
+
+
+async def test_a_stop_ends_the_door_and_keeps_the_outcome(keeps: Keeps, units: FakeUnits) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    await keeps.start(StartKeep(kuuid))
+    info = await keeps.stop(kuuid, "operator")
+    assert info.state is State.COMPLETE
+    assert info.outcome is not None
+    assert units.loaders[kuuid].commands[-1].contents == "operator"
+    assert (await refusal(keeps.stop(kuuid, "operator"))).kind is ErrorKind.CONFLICT
+
+
+async def test_a_removal_while_the_keep_starts_ends_both_cleanly(keeps: Keeps, units: FakeUnits, place: Path) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    loader = units.loaders[kuuid]
+    loader.hold = asyncio.Event()
+    starting = asyncio.create_task(keeps.start(StartKeep(kuuid)))
+    while not any(c.type is CommandType.START for c in loader.commands):
+        loader.heard.clear()
+        await loader.heard.wait()
+    await keeps.remove(kuuid, "x")
+    assert (await refusal(starting)).kind is ErrorKind.NOT_FOUND
+    assert empty(units, place)
+
+
+async def test_a_removal_whose_client_went_away_is_carried_through(keeps: Keeps, units: FakeUnits, place: Path) -> None:
+    kuuid = (await keeps.create(NewKeep())).kuuid
+    removal = asyncio.create_task(keeps.remove(kuuid, "x"))
+    await asyncio.sleep(0)
+    removal.cancel()
+    await asyncio.wait({removal})
+    await keeps.settle()
+    assert empty(units, place)

@@ -1,0 +1,148 @@
+"""The control client against loaders that answer, stay silent, lie and flood."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from keep_manager.loader_client import Loaders
+from keep_protocol.control import Command, CommandType
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.states import Event, State
+from tests.fakes.fake_loader import FakeLoader
+
+INFO = Command(CommandType.INFO)
+
+
+@pytest.fixture
+def directory(place: Path) -> Path:
+    made = place / "keepfleet" / "5"
+    made.mkdir(parents=True)
+    return made
+
+
+@pytest.fixture
+async def loader(directory: Path, place: Path) -> AsyncIterator[FakeLoader]:
+    made = FakeLoader(str(place), 5)
+    made.open()
+    yield made
+    await made.close()
+
+
+async def raw_loader(directory: Path, answer: bytes) -> asyncio.Server:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answer)
+        writer.close()
+
+    return await asyncio.start_unix_server(serve, directory / "control.sock")
+
+
+async def refused(place: Path, seconds: float = 2.0) -> KeepfleetError:
+    with pytest.raises(KeepfleetError) as caught:
+        await Loaders(str(place)).ask(5, INFO, seconds)
+    return caught.value
+
+
+async def test_a_loader_is_asked(loader: FakeLoader, place: Path) -> None:
+    info = await Loaders(str(place)).ask(5, INFO)
+    assert (info.kuuid, info.state) == (5, State.LISTENING)
+
+
+async def test_several_commands_go_over_one_connection(loader: FakeLoader, place: Path) -> None:
+    async with Loaders(str(place)).session(5) as session:
+        for _ in range(3):
+            await session.ask(INFO)
+    assert loader.connections == 1
+
+
+async def test_descriptors_arrive_and_the_caller_keeps_its_own(loader: FakeLoader, place: Path) -> None:
+    with (place / "a").open("wb") as one, (place / "b").open("wb") as two, socket.socket() as three:
+        numbers = [three.fileno(), one.fileno(), two.fileno()]
+        async with Loaders(str(place)).session(5) as session:
+            await session.ask(Command(CommandType.START), 2.0, numbers)
+        assert loader.received == [os.fstat(number).st_ino for number in numbers]
+
+
+async def test_a_loader_s_error_is_raised_as_it_said_it(loader: FakeLoader, place: Path) -> None:
+    with pytest.raises(KeepfleetError, match="0 descriptors") as caught:
+        await Loaders(str(place)).ask(5, Command(CommandType.START))
+    assert caught.value.kind is ErrorKind.BAD_REQUEST
+
+
+async def test_a_wait_is_answered_when_the_state_changes(loader: FakeLoader, place: Path) -> None:
+    waiting = asyncio.create_task(Loaders(str(place)).ask(5, Command(CommandType.WAIT, "1")))
+    await loader.heard.wait()
+    await loader.move(Event.FAIL)
+    assert (await waiting).state is State.ERROR
+
+
+async def test_a_silent_loader_is_given_up_at_the_deadline(loader: FakeLoader, place: Path) -> None:
+    loader.silent = True
+    error = await refused(place, 0.05)
+    assert error.kind is ErrorKind.UNAVAILABLE
+    assert "no answer to keep-info in 0.05 s" in error.message
+
+
+async def test_a_loader_of_another_keep_is_not_believed(loader: FakeLoader, place: Path) -> None:
+    loader.says_it_is = 6
+    assert (await refused(place)).kind is ErrorKind.KEEP_FAILED
+
+
+async def test_no_loader_is_an_error_with_the_reason(place: Path, directory: Path) -> None:
+    assert "No such file" in (await refused(place)).message
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(directory / "control.sock"))
+    assert "Connection refused" in (await refused(place)).message
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (b"", ErrorKind.UNAVAILABLE),
+        (b'{"state":1', ErrorKind.UNAVAILABLE),
+        (b"nonsense\n", ErrorKind.BAD_REQUEST),
+        (b"[1]\n", ErrorKind.BAD_REQUEST),
+        (b'{"state":7,"kuuid":5}\n', ErrorKind.BAD_REQUEST),
+        (b'{"state":"1","kuuid":5}\n', ErrorKind.BAD_REQUEST),
+        (b"[" * 60000 + b"\n", ErrorKind.BAD_REQUEST),
+        (b"x" * 200_000, ErrorKind.TOO_LARGE),
+        (b'{"error":7}\n', ErrorKind.INTERNAL),
+    ],
+)
+async def test_a_hostile_answer_is_an_error(directory: Path, place: Path, answer: bytes, kind: ErrorKind) -> None:
+    async with await raw_loader(directory, answer):
+        assert (await refused(place)).kind is kind
+
+
+async def test_a_link_in_the_keep_s_directory_is_not_followed(directory: Path, place: Path) -> None:
+    other = place / "keepfleet" / "6"
+    other.mkdir()
+    (directory / "control.sock").symlink_to(other / "control.sock")
+    loader = FakeLoader(str(place), 6)
+    loader.open()
+    error = await refused(place)
+    await loader.close()
+    assert error.kind is ErrorKind.UNAVAILABLE
+    assert loader.connections == 0
+
+
+async def test_a_plain_file_is_not_a_control_socket(directory: Path, place: Path) -> None:
+    (directory / "control.sock").touch()
+    assert "not its own socket" in (await refused(place)).message
+
+
+async def test_no_descriptor_is_left_after_failures(directory: Path, place: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    loader = FakeLoader(str(place), 5)
+    loader.open()
+    loader.silent = True
+    for _ in range(5):
+        await refused(place, 0.01)
+    await loader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
