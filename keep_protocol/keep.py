@@ -11,7 +11,6 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.record import Record
 from keep_protocol.states import State
 
-
 _MAX_SECONDS = 1e12
 """JSON has numbers no clock shows: `1e999` reads as infinity, which could not be written again."""
 

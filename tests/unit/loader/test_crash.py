@@ -69,7 +69,8 @@ def test_a_door_that_would_show_another_certificate_is_not_opened_again(loader: 
     _, puppet = opened(loader, handed)
     killed(loader, puppet)
     loader.start()
-    loader.puppet().listen("sha256:" + "cd" * 32)
+    other = {"report": "listening", "fingerprint": "sha256:" + "cd" * 32, "certificate": "PEM"}
+    loader.puppet().order("report", report=other)
     loader.systemd.wait_for("STATUS", "error")
     assert "another certificate" in info_of(loader).detail
     assert loader.systemd.stored == {}

@@ -246,7 +246,7 @@ def test_hostile_reports_of_a_workload_change_no_state(loader: LoaderProcess, ha
 def test_a_workload_that_reports_its_end_and_stays_is_killed(unstarted: LoaderProcess, handed: Door) -> None:
     unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.run:LINGER_SECONDS=0.05"})
     peer, puppet = running(unstarted, handed)
-    puppet.report("ended", outcome=exited(0))
+    puppet.order("report", report={"report": "ended", "outcome": exited(0)})
     assert ended(peer).detail == "exited 0"
     assert puppet.is_gone()
 
