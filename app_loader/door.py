@@ -1,8 +1,4 @@
-"""The door: one poll loop over a few TLS connections that lets one workload in, and then is gone.
-
-Silent clients cannot lock out a good one: above MAX_CONNECTIONS the oldest that has said nothing is dropped first, and
-one connection is accepted between two looks at those already open.
-"""
+"""The door: one poll loop over a few TLS connections that lets one workload in, and then is gone."""
 
 from __future__ import annotations
 
@@ -15,15 +11,15 @@ from typing import assert_never
 
 import h11
 
-from app_loader.access import Peer, UploadAccess
+from app_loader.access import UploadAccess
 from app_loader.answers import Refused, error_answer, json_answer, text_answer
-from app_loader.channel import Channel, Gone
+from app_loader.channel import Gone
+from app_loader.crowd import Crowd
 from app_loader.exchange import Exchange, Happening, Stage
 from app_loader.limits import (
     ACCESS_RECHECK_SECONDS,
     HANDOVER_SECONDS,
     HEADERS_SECONDS,
-    MAX_CONNECTIONS,
     READ_BYTES,
     STALL_SECONDS,
 )
@@ -55,9 +51,9 @@ class Door:
         access: UploadAccess,
         reporter: Reporter,
     ) -> None:
-        self._settings, self._context, self._access, self._reporter = settings, context, access, reporter
+        self._settings, self._reporter = settings, reporter
         self._listener: socket.socket | None = listener
-        self._exchanges: list[Exchange] = []
+        self._crowd = Crowd(context, access)
         self._upload: Upload | None = None
         self._accepted: int | None = None
         self._closing_at: float | None = None
@@ -65,7 +61,7 @@ class Door:
         listener.setblocking(False)
 
     def __repr__(self) -> str:
-        return f"Door({len(self._exchanges)} connections, {self._upload!r})"
+        return f"Door({len(self._crowd.exchanges)} connections, {self._upload!r})"
 
     def run(self) -> int | None:
         """The compiled module's descriptor once a workload is accepted and answered; None when nobody wants one."""
@@ -75,8 +71,7 @@ class Door:
                     return None
             return self._accepted
         finally:
-            for exchange in self._exchanges:
-                exchange.close()
+            self._crowd.close()
             if self._upload is not None:
                 self._upload.close()
             if self._listener is not None:
@@ -85,7 +80,7 @@ class Door:
     def _finished(self, now: float) -> bool:
         if self._closing_at is None:
             return False
-        waiting = [e for e in self._exchanges if e.stage in (Stage.ANSWERING, Stage.LINGERING)]
+        waiting = [e for e in self._crowd.exchanges if e.stage in (Stage.ANSWERING, Stage.LINGERING)]
         return not waiting or now >= self._closing_at
 
     def _round(self) -> bool:
@@ -96,7 +91,7 @@ class Door:
             poll.register(self._listener, select.POLLIN)
         if self._upload is not None:
             poll.register(self._upload.checking, select.POLLIN)
-        by_descriptor = {e.fileno(): e for e in self._exchanges if e.interest}
+        by_descriptor = {e.fileno(): e for e in self._crowd.exchanges if e.interest}
         for descriptor, exchange in by_descriptor.items():
             poll.register(descriptor, exchange.interest)
         ready = {descriptor for descriptor, _ in poll.poll(self._patience(time.monotonic()))}
@@ -108,14 +103,14 @@ class Door:
         if self._upload is not None and self._upload.checking.fileno() in ready:
             self._judge(self._upload, self._upload.checking.verdict(), now)
         if self._listener is not None and self._listener.fileno() in ready:
-            self._welcome(self._listener, now)
+            self._crowd.welcome(self._listener, now)
         self._expire(now)
-        self._exchanges = [e for e in self._exchanges if e.stage is not Stage.CLOSED]
+        self._crowd.forget_closed()
         return True
 
     def _patience(self, now: float) -> int | None:
         """Milliseconds until the next deadline."""
-        deadlines = [e.deadline for e in self._exchanges if e.interest]
+        deadlines = [e.deadline for e in self._crowd.exchanges if e.interest]
         if self._upload is not None:
             deadlines.append(self._upload.recheck_at)
             if self._upload.checking.deadline is not None:
@@ -123,40 +118,6 @@ class Door:
         if self._closing_at is not None:
             deadlines.append(self._closing_at)
         return max(0, int((min(deadlines) - now) * 1000) + 1) if deadlines else None
-
-    def _welcome(self, listener: socket.socket, now: float) -> None:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return  # it has gone again before it was accepted
-        if len(self._exchanges) >= MAX_CONNECTIONS:
-            victims = [e for e in self._exchanges if e.stage is Stage.LINGERING or not self._knows(e)]
-            if not victims:
-                connection.close()
-                return
-            victim = min(victims, key=lambda e: (e.stage is not Stage.LINGERING, e.heard, e.opened))
-            victim.close()
-            self._exchanges.remove(victim)
-        try:
-            self._exchanges.append(Exchange(Channel(connection, self._context), now))
-        except Gone:
-            return
-
-    def _knows(self, exchange: Exchange) -> bool:
-        """Whether the client may upload, so that no stranger can push it out."""
-        try:
-            self._check(exchange)
-        except KeepfleetError:
-            return False
-        return True
-
-    def _check(self, exchange: Exchange) -> Peer:
-        if isinstance(exchange.peer, KeepfleetError):
-            raise exchange.peer
-        if exchange.peer is None:
-            raise KeepfleetError(ErrorKind.FORBIDDEN, "cannot let the client in: its handshake is not complete")
-        self._access.check(exchange.peer)
-        return exchange.peer
 
     def _visit(self, exchange: Exchange, now: float) -> None:
         if exchange.stage is Stage.CLOSED:
@@ -181,7 +142,7 @@ class Door:
             case h11.Data():
                 self._uploaded_by(exchange).receive(event.data)
             case h11.EndOfMessage():
-                self._check(exchange)
+                self._crowd.check(exchange)
                 self._uploaded_by(exchange).whole(now)
             case _:
                 assert_never(event)
@@ -192,7 +153,7 @@ class Door:
         return self._upload
 
     def _begin(self, exchange: Exchange, request: h11.Request, now: float) -> None:
-        peer = self._check(exchange)
+        peer = self._crowd.check(exchange)
         wish = decide(request.method, request.target, request.headers, self._settings.max_workload)
         if wish is Wish.BANNER:
             exchange.answer(text_answer(f"keepfleet keep {self._settings.kuuid}: awaiting a workload\n"), now)
@@ -223,7 +184,7 @@ class Door:
             self._refuse(upload.exchange, refusal, now)
             return
         try:
-            self._check(upload.exchange)
+            self._crowd.check(upload.exchange)
         except KeepfleetError as error:
             self._refuse(upload.exchange, error, now)
             return
@@ -250,10 +211,10 @@ class Door:
             self._listener.close()
             self._listener = None
         taken = error_answer(KeepfleetError(ErrorKind.CONFLICT, _TAKEN.format("has taken")))
-        for exchange in self._exchanges:
+        for exchange in self._crowd.exchanges:
             if exchange is served or exchange.stage is Stage.ANSWERING:
                 continue
-            if exchange.stage in (Stage.HEADERS, Stage.BODY) and self._knows(exchange):
+            if exchange.stage in (Stage.HEADERS, Stage.BODY) and self._crowd.knows(exchange):
                 exchange.answer(taken, now)
             else:
                 exchange.close()
@@ -261,7 +222,7 @@ class Door:
             served.close()
 
     def _expire(self, now: float) -> None:
-        for exchange in self._exchanges:
+        for exchange in self._crowd.exchanges:
             if exchange.interest and now >= exchange.deadline:
                 self._time_out(exchange, now)
         upload = self._upload
@@ -272,14 +233,14 @@ class Door:
         elif now >= upload.recheck_at:
             upload.recheck_at = now + ACCESS_RECHECK_SECONDS
             try:
-                self._check(upload.exchange)
+                self._crowd.check(upload.exchange)
                 if upload.exchange.stage is Stage.BODY:
                     upload.check_pace(now)
             except KeepfleetError as error:
                 self._refuse(upload.exchange, error, now)
 
     def _time_out(self, exchange: Exchange, now: float) -> None:
-        if exchange.stage is Stage.BODY or (exchange.stage is Stage.HEADERS and self._knows(exchange)):
+        if exchange.stage is Stage.BODY or (exchange.stage is Stage.HEADERS and self._crowd.knows(exchange)):
             seconds = STALL_SECONDS if exchange.stage is Stage.BODY else HEADERS_SECONDS
             error = KeepfleetError(
                 ErrorKind.TOO_SLOW, f"cannot wait for the rest of the {exchange.stage.value}: {seconds:g} s have passed"

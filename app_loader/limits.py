@@ -60,7 +60,7 @@ PAYLOAD_SLICE = 32 * 1024
 """Text of numbers parsed at once: 16,000 Python objects at most, under 1 MB."""
 
 CHECKER_CPU_SECONDS = 10
-"""A module of 20 MB compiles in 8; a 120 KB compile bomb would take 41."""
+"""A module of 20 MB compiles in 9; a 120 KB compile bomb would take 41."""
 CHECKER_DATA_BYTES = 384 * 1024 * 1024
 """Private memory of the checker (RLIMIT_DATA). Never RLIMIT_AS: wasmtime reserves address space by the gigabyte."""
 CHECKER_SECONDS = 15.0

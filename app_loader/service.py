@@ -2,7 +2,7 @@
 LISTENING, and with the first client h11 and the door; at its end the runner, by exec.
 
 The kernel accepts connections from the first moment on; LISTENING says that the certificate they will see is made.
-h11 and what it brings are 2.4 MB of every keep that waits, and 20 ms of one client's time: so they come with the client.
+h11 and what it brings are 2.4 MB of every keep that waits, and 20 ms of one client's time: they come with the client.
 """
 
 from __future__ import annotations

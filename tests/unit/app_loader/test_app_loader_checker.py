@@ -1,0 +1,147 @@
+"""What is refused at upload, and with which words; and bombs that end within the checker's limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app_loader.checker import check_head
+from app_loader.checking import verdict_of_end
+from keep_protocol.control import ReportType
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from tests.fakes.pki import Authority
+from tests.unit.app_loader.app_loader_house import Answer, House, ask, listening, put, wasm
+
+HEADER = b"\0asm\1\0\0\0"
+NOTHING = wasm('(module (func (export "_start")))')
+
+
+def leb(number: int) -> bytes:
+    """An unsigned LEB128 number."""
+    out = b""
+    while number > 127:
+        out, number = out + bytes([number & 127 | 128]), number >> 7
+    return out + bytes([number])
+
+
+def section(number: int, contents: bytes) -> bytes:
+    """One section of a module."""
+    return bytes([number]) + leb(len(contents)) + contents
+
+
+def many_functions(count: int, body: bytes) -> bytes:
+    """A command of `count` equal functions without locals."""
+    code = leb(len(body) + 1) + b"\0" + body
+    types, kinds = section(1, b"\1\x60\0\0"), section(3, leb(count) + b"\0" * count)
+    exports = section(7, b"\1\6_start\0\0")
+    return HEADER + types + kinds + exports + section(10, leb(count) + code * count)
+
+
+def refused(house: House, client: Path, module: bytes, status: int = 422) -> Answer:
+    """The refusal of `module`, after which the door takes a good one."""
+    answer = ask(house, client, put(module))
+    assert answer.status == status, answer
+    house.expect(ReportType.RECEIVING, ReportType.AWAITING)
+    assert house.children() == set()
+    assert ask(house, client, put(NOTHING)).status == 200
+    house.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
+    assert house.outcome().exit_code == 0
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (b"", "it is empty"),
+        (b"\0as", "it ends within its first eight bytes"),
+        (HEADER[:7], "it ends within its first eight bytes"),
+        (b"(module)", "it is WebAssembly text"),
+        (b"\n;; text", "it is WebAssembly text"),
+        (b"\x7fELF\2\1\1\0", "it is a native program"),
+        (b"\0asm\x0d\0\1\0", "it is a component"),
+        (b"\0asm\2\0\0\0", "its version 02000000 is not 1"),
+        (b"#!/bin/s", "it does not begin as a WebAssembly file does, but with 23 21"),
+    ],
+)
+def test_a_file_that_is_no_core_module_is_named_by_what_it_is(module: bytes, words: str) -> None:
+    with pytest.raises(KeepfleetError) as caught:
+        check_head(module[:8])
+    assert caught.value.kind is ErrorKind.INVALID_MODULE
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (b"", "it is empty"),
+        (b'(module (func (export "_start")))', "it is WebAssembly text"),
+        (Path("/bin/true").read_bytes(), "it is a native program"),
+        (NOTHING[:-3], "unexpected end"),
+        (NOTHING + b"\xff", "cannot take the module"),
+        (wasm('(module (memory i64 1) (func (export "_start")))'), "memory64"),
+        (wasm('(module (memory 1) (memory 1) (func (export "_start")))'), "multi"),
+        (wasm('(module (memory 1 1 shared) (func (export "_start")))'), "threads"),
+        (wasm('(module (type (struct)) (func (export "_start")))'), "gc"),
+        (wasm('(module (tag) (func (export "_start")))'), "exceptions"),
+        (wasm("(module (func))"), "it exports nothing to run"),
+        (wasm('(module (memory (export "_start") 1))'), "it exports nothing to run"),
+        (wasm('(module (func (export "") (param i32)))'), "takes parameters"),
+        (wasm('(module (func (export "_start") (result i32) i32.const 1))'), "returns values"),
+        (wasm('(module (import "wasi_snapshot_preview1" "fd_close" (func)) (func (export "_start")))'), "incompatible"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_a_module_that_cannot_run_is_answered_422_with_the_reason(
+    house: House, client: Path, module: bytes, words: str
+) -> None:
+    error = refused(house, client, module).error
+    assert error["kind"] == "invalid-module"
+    assert words in str(error["message"]) + str(error["evidence"])
+
+
+def test_unknown_imports_are_named(house: House, client: Path) -> None:
+    module = wasm("""(module
+      (import "env" "launch" (func)) (import "wasi_snapshot_preview1" "sock_open" (func))
+      (import "wasi_snapshot_preview1" "sched_yield" (func (result i32)))
+      (func (export "_start")))""")
+    error = refused(house, client, module).error
+    assert error["evidence"] == ["'env' 'launch'", "'wasi_snapshot_preview1' 'sock_open'"]
+
+
+def test_a_bomb_of_functions_ends_at_the_memory_limit(house: House, client: Path) -> None:
+    error = refused(house, client, many_functions(1_000_000, b"\x0b")).error
+    assert error["kind"] == "too-complex"
+    assert "384 MiB" in str(error["message"])
+
+
+def test_a_bomb_of_blocks_ends_at_the_memory_limit(house: House, client: Path) -> None:
+    bomb = many_functions(1, b"\x02\x40" * 1_000_000 + b"\x0b" * 1_000_001)
+    assert refused(house, client, bomb).error["kind"] == "too-complex"
+
+
+SLOW = many_functions(10_000, b"\x10\0" * 400 + b"\x0b")
+
+
+def test_a_module_that_takes_too_much_processor_time_is_too_complex(
+    tmp_path: Path, authority: Authority, client: Path
+) -> None:
+    with listening(tmp_path, authority, CHECKER_CPU_SECONDS=1) as house:
+        error = refused(house, client, SLOW).error
+        assert (error["kind"], "processor time" in str(error["message"])) == ("too-complex", True)
+
+
+def test_a_module_that_takes_too_long_is_too_complex(tmp_path: Path, authority: Authority, client: Path) -> None:
+    with listening(tmp_path, authority, CHECKER_SECONDS=0.5) as house:
+        error = ask(house, client, put(SLOW)).error
+        assert (error["kind"], "takes over 0.5 s" in str(error["message"])) == ("too-complex", True)
+        house.expect(ReportType.RECEIVING, ReportType.AWAITING)
+        assert house.children() == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(-24, "too-complex"), (-6, "too-complex"), (-9, "too-complex"), (-11, "too-complex"), (1, "internal")],
+)
+def test_the_end_of_a_checker_without_a_verdict_has_a_kind(code: int, kind: str) -> None:
+    assert verdict_of_end(code).kind.value == kind

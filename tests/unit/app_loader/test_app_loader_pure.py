@@ -1,0 +1,196 @@
+"""The decisions that need no process: settings, requests, outcomes, the certificate's command."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app_loader import outcome
+from app_loader.answers import STATUS_OF, error_answer
+from app_loader.identity import Making, alternative_names
+from app_loader.request import Wish, decide
+from app_loader.settings import Settings, read_settings
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.tls import fingerprint_of
+
+GOOD = {
+    "KEEPFLEET_KUUID": "7",
+    "KEEPFLEET_ADDRESS": "127.0.0.1",
+    "KEEPFLEET_PORT": "3031",
+    "KEEPFLEET_NAMES": "Keep.example,10.0.0.1,::1,keep.example",
+    "KEEPFLEET_RUNTIME_DIRECTORY": "/run/keepfleet/7",
+}
+SPENT = outcome.Spent(1.0, 0.5, 4096)
+
+
+def test_settings_are_read_with_their_defaults() -> None:
+    settings = read_settings(GOOD)
+    assert (settings.kuuid, settings.port, settings.has_identity) == (7, 3031, False)
+    assert settings.openssl == "/usr/bin/openssl"
+    assert settings.max_workload == 256 << 20
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KEEPFLEET_KUUID", "0x7"),
+        ("KEEPFLEET_KUUID", ""),
+        ("KEEPFLEET_ADDRESS", "localhost"),
+        ("KEEPFLEET_ADDRESS", ""),
+        ("KEEPFLEET_PORT", "0"),
+        ("KEEPFLEET_PORT", "65536"),
+        ("KEEPFLEET_PORT", "٣"),
+        ("KEEPFLEET_NAMES", "a,DNS:b"),
+        ("KEEPFLEET_NAMES", "a\nb"),
+        ("KEEPFLEET_NAMES", ",".join("abcdefghijklmnopq")),
+        ("KEEPFLEET_HAS_IDENTITY", "yes"),
+        ("KEEPFLEET_RUNTIME_DIRECTORY", "run"),
+        ("KEEPFLEET_OPENSSL", "openssl"),
+        ("KEEPFLEET_MAX_WORKLOAD", "-1"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_name(name: str, value: str) -> None:
+    with pytest.raises(KeepfleetError):
+        read_settings({**GOOD, name: value})
+
+
+def test_a_certificate_names_the_address_and_every_name_once_and_rightly_typed() -> None:
+    assert alternative_names(read_settings(GOOD)) == (
+        "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:keep.example,IP:10.0.0.1,IP:::1"
+    )
+
+
+def making(tmp_path: Path, **changed: str) -> Settings:
+    return read_settings({**GOOD, "KEEPFLEET_RUNTIME_DIRECTORY": str(tmp_path), **changed})
+
+
+def test_the_certificate_is_what_a_client_may_expect(tmp_path: Path) -> None:
+    identity = Making(making(tmp_path)).result()
+    certificate = x509.load_pem_x509_certificate(identity.certificate.encode())
+    extensions = certificate.extensions
+    assert certificate.subject.rfc4514_string() == "CN=keep-7"
+    assert extensions.get_extension_for_class(x509.BasicConstraints) == x509.Extension(
+        x509.BasicConstraints.oid, True, x509.BasicConstraints(False, None)
+    )
+    usage = extensions.get_extension_for_class(x509.KeyUsage)
+    assert usage.critical and usage.value.digital_signature and not usage.value.key_cert_sign
+    assert list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH]
+    assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days == 397
+    assert certificate.serial_number.bit_length() > 64
+    assert fingerprint_of(identity.der).startswith("sha256:")
+    assert list(tmp_path.iterdir()) == []
+    assert os.fstat(identity.descriptor).st_mode & 0o777 == 0o600
+    identity.wipe()
+    assert os.fstat(identity.descriptor).st_size == 0
+    os.close(identity.descriptor)
+
+
+def test_two_certificates_have_two_serials(tmp_path: Path) -> None:
+    first, second = (Making(making(tmp_path)).result() for _ in range(2))
+    assert first.der != second.der
+    os.close(first.descriptor)
+    os.close(second.descriptor)
+
+
+def test_an_openssl_that_fails_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(KeepfleetError) as caught:
+        Making(making(tmp_path, KEEPFLEET_OPENSSL="/bin/ls")).result()
+    assert caught.value.kind is ErrorKind.CERTIFICATE
+    assert caught.value.evidence
+
+
+def test_an_openssl_that_hangs_is_ended(tmp_path: Path) -> None:
+    program = tmp_path / "openssl"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o700)
+    with pytest.raises(KeepfleetError, match=r"took over 0\.1 s"):
+        Making(making(tmp_path, KEEPFLEET_OPENSSL=str(program))).result(0.1)
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20), st.lists(st.tuples(st.binary(), st.binary()), max_size=5))
+def test_any_request_is_decided_or_refused(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    try:
+        decide(method, target, headers, 1000)
+    except KeepfleetError as error:
+        assert 400 <= error_answer(error).status < 500
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "wish"),
+    [
+        (b"GET", b"/", [], Wish.BANNER),
+        (b"POST", b"/payload", [(b"Content-Length", b"5000")], Wish.PAYLOAD),
+        (
+            b"POST",
+            b"/payload",
+            [(b"content-type", b"application/json; charset=utf-8"), (b"content-length", b"1")],
+            Wish.PAYLOAD,
+        ),
+        (
+            b"PUT",
+            b"/workload",
+            [(b"Content-Type", b"Application/WASM"), (b"Transfer-Encoding", b"chunked")],
+            Wish.WORKLOAD,
+        ),
+        (b"PUT", b"/workload", [(b"content-type", b"application/wasm"), (b"content-length", b"1000")], Wish.WORKLOAD),
+    ],
+)
+def test_the_three_requests_are_understood(
+    method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], wish: Wish
+) -> None:
+    assert decide(method, target, headers, 1000) is wish
+
+
+def test_one_byte_over_the_limit_is_too_large() -> None:
+    headers = [(b"content-type", b"application/wasm"), (b"content-length", b"1001")]
+    with pytest.raises(KeepfleetError) as caught:
+        decide(b"PUT", b"/workload", headers, 1000)
+    assert error_answer(caught.value).status == 413
+
+
+def test_every_other_kind_of_error_is_the_keeps_own_fault() -> None:
+    for kind in set(ErrorKind) - set(STATUS_OF):
+        assert error_answer(KeepfleetError(kind, "cannot")).status == 500
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "error while executing\n\nCaused by:\n    0: memory fault\n    1: wasm trap: out of bounds memory access",
+            "out of bounds memory access",
+        ),
+        ("wasm trap: integer overflow", "integer overflow"),
+        ("something else", "something else"),
+        ("", "the engine gave no reason"),
+    ],
+)
+def test_a_traps_reason_is_found_in_its_message(message: str, reason: str) -> None:
+    assert outcome.trapped(message, [], SPENT).text == f"trapped: {reason}"
+
+
+def test_a_backtrace_is_bounded_and_printable() -> None:
+    lines = outcome.backtrace([("evil\n\x1b[2J" + "x" * 5000, 1, 0x10), (None, 7, 0x20), *[("f", 2, 3)] * 100])
+    assert all(line.isprintable() and len(line) < 400 for line in lines)
+    assert lines[1] == "1: function 7 at 0x20"
+    assert len(lines) == 21
+
+
+@pytest.mark.parametrize(("code", "process"), [(0, 0), (1, 1), (125, 125), (126, 125), (2**32 - 1, 125)])
+def test_the_process_repeats_codes_up_to_125(code: int, process: int) -> None:
+    ended = outcome.exited(code, SPENT)
+    assert (ended.kind, ended.exit_code, outcome.process_code(ended)) == (OutcomeKind.EXITED, code, process)
+
+
+@pytest.mark.parametrize(
+    "ended", [outcome.lost("x", SPENT), outcome.refused("x", SPENT), outcome.trapped("x", [], SPENT)]
+)
+def test_every_other_end_is_code_1(ended: Outcome) -> None:
+    assert outcome.process_code(ended) == 1
