@@ -14,6 +14,7 @@ from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_POR
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 PKI_VARIABLE = "KEEPFLEET_PKI"
+MANAGER_VARIABLE = "KEEPFLEET_MANAGER"
 SYSTEM_PKI = "/etc/keepfleet/pki"
 DEFAULT_CLIENT = "admin"
 DEFAULT_MANAGER = f"{DEFAULT_MANAGER_ADDRESS}:{DEFAULT_MANAGER_PORT}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import click
 
 from keep_client import keep as keep_client
-from keep_client.credentials import DEFAULT_MANAGER, Credentials, parse_manager
+from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, Credentials, parse_manager
 from keep_client.endpoint import authority
 from keep_client.failures import ConnectionFailed
 from keep_client.manager import ManagerClient
@@ -50,7 +50,7 @@ def _connected(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option(
         "--manager",
-        envvar="KEEPFLEET_MANAGER",
+        envvar=MANAGER_VARIABLE,
         default=DEFAULT_MANAGER,
         show_default=True,
         metavar="URL",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 
-from keep_client.credentials import DEFAULT_MANAGER, Credentials, parse_manager
+from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, Credentials, parse_manager
 from keep_client.endpoint import Endpoint
 from keep_protocol.api import check_address
 from keep_protocol.constants import LAST_KEEP_PORT
@@ -58,7 +59,11 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser with the manager's address and our certificates."""
     made = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
     made.add_argument(
-        "--manager", metavar="HOST:PORT", type=manager, default=DEFAULT_MANAGER, help=f"(default: {DEFAULT_MANAGER})"
+        "--manager",
+        metavar="HOST:PORT",
+        type=manager,
+        default=os.environ.get(MANAGER_VARIABLE, DEFAULT_MANAGER),
+        help=f"(default: ${MANAGER_VARIABLE}, or {DEFAULT_MANAGER})",
     )
     made.add_argument("--ca", metavar="F", help="the CA of the manager (default: ca.crt of the PKI directory)")
     made.add_argument("--cert", metavar="F", help="our certificate (default: clients/admin.crt)")
