@@ -1,0 +1,87 @@
+"""The examples' checked-in modules are what their sources give, and do what the README says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wasmtime
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+WAT = sorted(EXAMPLES.glob("*/*.wat"))
+
+
+def run(name: str, tmp_path: Path) -> tuple[str, str]:
+    """What an example printed, and how it ended."""
+    engine = wasmtime.Engine()
+    linker, store, wasi = wasmtime.Linker(engine), wasmtime.Store(engine), wasmtime.WasiConfig()
+    wasi.stdout_file = str(tmp_path / "out")
+    store.set_wasi(wasi)
+    linker.define_wasi()
+    exports = linker.instantiate(store, wasmtime.Module.from_file(engine, str(EXAMPLES / name))).exports(store)
+    main = exports.get("_start") or exports[""]
+    assert isinstance(main, wasmtime.Func)
+    try:
+        end = f"returned {main(store)}"
+    except wasmtime.ExitTrap as exit:
+        end = f"exited {exit.code}"
+    except wasmtime.Trap as trap:
+        end = f"trapped: {trap.trap_code}"
+    return (tmp_path / "out").read_text(), end
+
+
+@pytest.mark.parametrize("source", WAT, ids=lambda path: path.parent.name)
+def test_a_wat_example_is_byte_for_byte_what_its_source_gives(source: Path) -> None:
+    assert bytes(wasmtime.wat2wasm(source.read_text())) == source.with_suffix(".wasm").read_bytes()
+
+
+def test_the_build_script_finds_no_difference() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "build"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == len(WAT) + 1
+
+
+def test_the_build_script_finds_a_difference(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "build").write_bytes((EXAMPLES / "build").read_bytes())
+    (tmp_path / "x/x.wat").write_text("(module)")
+    (tmp_path / "x/x.wasm").write_bytes(b"\0asm\1\0\0\0\0")
+    command = [sys.executable, str(tmp_path / "build"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "x: DIFFERENT from what its source gives\n")
+
+
+def test_every_source_has_its_module_and_stands_in_the_readme() -> None:
+    readme = (EXAMPLES / "README.md").read_text()
+    for source in [*WAT, *EXAMPLES.glob("*/*.c")]:
+        assert source.with_suffix(".wasm").is_file()
+        assert f"| `{source.parent.name}` |" in readme
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "end"),
+    [
+        ("hello-wat/hello.wasm", "Hello from WAT, inside a keep!\n", "returned None"),
+        ("return-1/return-1.wasm", "", "returned 1"),
+        ("exit-3/exit-3.wasm", "", "exited 3"),
+        ("trap-wat/trap.wasm", "", "trapped: TrapCode.MEMORY_OUT_OF_BOUNDS"),
+    ],
+)
+def test_an_example_does_what_it_is_for(name: str, output: str, end: str, tmp_path: Path) -> None:
+    assert run(name, tmp_path) == (output, end)
+
+
+def test_the_c_example_greets_and_finds_no_file_of_the_host(tmp_path: Path) -> None:
+    output, end = run("hello-c/hello.wasm", tmp_path)
+    assert output.startswith("Hello from C, inside a keep!\nIt is 20")
+    assert "I cannot open /etc/passwd" in output
+    assert end == "returned None"
+
+
+def test_the_unknown_import_is_valid_and_cannot_be_linked(tmp_path: Path) -> None:
+    with pytest.raises(wasmtime.WasmtimeError, match=r"unknown import.*open_the_door"):
+        run("unknown-import/unknown-import.wasm", tmp_path)
