@@ -125,7 +125,7 @@ def _wait_for_end(client: ManagerClient, kuuid: int) -> KeepInfo:
 
 
 def _succeeded(keep: KeepInfo) -> bool:
-    return keep.outcome is not None and keep.outcome.kind is OutcomeKind.EXITED and keep.outcome.exit_code in (0, None)
+    return keep.outcome is not None and keep.outcome.kind is OutcomeKind.EXITED and keep.outcome.exit_code == 0
 
 
 @click.command("upload")
