@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from keep_loader.log import log, plain
-from keep_loader.record import Saved, write_record
-from keep_loader.settings import Settings
+from keep_loader.record import RecordFile, Saved
 from keep_loader.status import detail_of, place_of, status_text
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome
@@ -22,9 +21,8 @@ MAX_DETAIL = 200
 class Keep:
     """One keep's phase, door, identity and outcome; `changed` is called after every change of any of them."""
 
-    def __init__(self, settings: Settings, walls: tuple[str, ...], changed: Callable[[], None]) -> None:
-        self._kuuid, self._record_path = settings.kuuid, settings.record_path
-        self._changed = changed
+    def __init__(self, kuuid: int, walls: tuple[str, ...], record: RecordFile, changed: Callable[[], None]) -> None:
+        self._kuuid, self._record, self._changed = kuuid, record, changed
         self._why = ""
         self.phase = Phase.BOOTING
         self.walls = walls
@@ -91,10 +89,10 @@ class Keep:
         self.outcome = outcome
         reason = self._why or ("" if outcome is None else plain(outcome.text, MAX_DETAIL))
         log(f"{before.value} -> {self.phase.value} ({event.value}){': ' if reason else ''}{reason}")
-        self._write()
+        self._remember()
         self._changed()
 
-    def _write(self) -> None:
+    def _remember(self) -> None:
         saved = Saved(
             phase=self.phase,
             address=self.address,
@@ -106,7 +104,10 @@ class Keep:
             outcome=self.outcome,
         )
         try:
-            write_record(self._record_path, saved)
+            if self.phase is Phase.IDLE:
+                self._record.forget()
+            else:
+                self._record.write(saved)
         except OSError as error:
             # The keep goes on; a crash of the loader now would find an older record, and say what it can.
-            log(f"cannot write the record {self._record_path}: {error.strerror}")
+            log(f"cannot write the keep's record: {error.strerror}")

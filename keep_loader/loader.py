@@ -16,7 +16,7 @@ from keep_loader.fdstore import DescriptorStore, check_start_descriptors
 from keep_loader.keep import Keep
 from keep_loader.log import log, plain
 from keep_loader.loop import READABLE, Loop
-from keep_loader.record import Resumption, read_record, resume_from
+from keep_loader.record import RECORD, RecordFile, Resumption, resume_from
 from keep_loader.settings import Settings
 from keep_loader.supervisor import Supervisor
 from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_CONNECTIONS
@@ -46,8 +46,10 @@ class Loader:
         self._settings = settings
         self._loop = Loop()
         self._notifier = Notifier()
-        self._store = DescriptorStore(self._notifier, take_stored())
-        self._keep = Keep(settings, probe(settings.directory), self._changed)
+        stored = take_stored()
+        self._record = RecordFile(settings.directory, self._notifier, stored.pop(RECORD, None))
+        self._store = DescriptorStore(self._notifier, stored)
+        self._keep = Keep(settings.kuuid, probe(settings.directory), self._record, self._changed)
         self._supervisor = Supervisor(self._keep, self._loop, self._store, settings)
         self._address, self._port, self._names = "", 0, ""
         self._status = ""
@@ -105,7 +107,7 @@ class Loader:
     def _boot(self) -> None:
         keep = self._keep
         try:
-            saved = read_record(self._settings.record_path)
+            saved = self._record.read()
             resumption = resume_from(saved, self._store.names)
         except KeepfleetError as error:
             saved = None

@@ -1,4 +1,4 @@
-"""The keep's record on disk: what a loader that was killed must know again, and what it then does.
+"""The keep's record: what a loader that was killed must know again, and what it then does.
 
 Import rule: that of keep_loader.
 """
@@ -12,12 +12,15 @@ from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind, outcome_from_wire
 from keep_protocol.record import Record
+from keep_protocol.sdnotify import Notifier
 from keep_protocol.states import Event, Phase
 
 SCHEMA = 1
 """A record of another number is never guessed at."""
 MAX_RECORD = 128 * 1024
 """Bytes of a record; one with a certificate and a backtrace is 8 KiB."""
+RECORD = "record"
+"""The record's name in systemd's descriptor store."""
 
 
 class Saved(Record):
@@ -88,28 +91,62 @@ def decode_saved(data: bytes) -> Saved:
     return Saved(phases[phase], port=port, outcome=None if outcome is None else outcome_from_wire(outcome), **texts)
 
 
-def write_record(path: str, saved: Saved) -> None:
-    """Replaces the record at `path` whole: a reader sees the old one or the new one. Raises OSError.
+class RecordFile:
+    """Owns the record: a file without a name, parked in systemd's store from its first writing on.
 
-    Not synced: the directory is a tmpfs, and a keep does not outlive the machine's power.
+    A file with a name would go with the runtime directory, which systemd removes when the loader is killed.
+    Two slots are written in turn, each with its number before and after it: a loader killed half-way through a
+    writing leaves the slot before it whole.
     """
-    new = path + ".new"
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(encode_saved(saved))
-    os.replace(new, path)
+
+    def __init__(self, directory: str, notifier: Notifier, descriptor: int | None) -> None:
+        self._directory, self._notifier, self._descriptor = directory, notifier, descriptor
+        self._number = 0
+
+    def __repr__(self) -> str:
+        return f"RecordFile(written {self._number} times)"
+
+    def read(self) -> Saved | None:
+        """What was written last, None where nothing ever was. Raises KeepfleetError when nothing of it is whole."""
+        if self._descriptor is None:
+            return None
+        try:
+            slots = [_slot(os.pread(self._descriptor, MAX_RECORD, place)) for place in (0, MAX_RECORD)]
+        except OSError as error:
+            raise _bad(str(error.strerror)) from error
+        whole = [slot for slot in slots if slot is not None]
+        if not whole:
+            raise _bad("none of its slots is whole")
+        self._number, data = max(whole)
+        return decode_saved(data)
+
+    def write(self, saved: Saved) -> None:
+        """Writes `saved` beside what was written last. Raises OSError."""
+        new = self._descriptor is None
+        if self._descriptor is None:
+            self._descriptor = os.open(self._directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        self._number += 1
+        number = str(self._number).encode()
+        data = number + b"\n" + encode_saved(saved) + b"\n" + number + b"\n"
+        # A slot is cut off where its text ends by its last number; what an older one left behind it is not read.
+        os.pwrite(self._descriptor, data, MAX_RECORD * (self._number % 2))
+        if new:
+            self._notifier.store(RECORD, self._descriptor)
+
+    def forget(self) -> None:
+        """Closes the record, here and at systemd's: a keep that is idle has nothing to remember. Raises OSError."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            self._notifier.unstore(RECORD)
 
 
-def read_record(path: str) -> Saved | None:
-    """The record at `path`, None where there is none. Raises KeepfleetError when it cannot be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            return decode_saved(file.read(MAX_RECORD + 1))
-    except FileNotFoundError:
+def _slot(data: bytes) -> tuple[int, bytes] | None:
+    """The number and the record in one slot, None unless it is whole: the same number stands before and after it."""
+    parts = data.split(b"\n", 3)
+    if len(parts) < 4 or parts[0] != parts[2] or not parts[0].isdigit() or len(parts[0]) > 18:
         return None
-    except OSError as error:
-        raise _bad(str(error.strerror)) from error
+    return int(parts[0]), parts[1]
 
 
 class Resumption(Record):

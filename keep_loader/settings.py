@@ -55,11 +55,6 @@ class Settings(Record):
         """Where the control socket listens."""
         return f"{self.directory}/control.sock"
 
-    @property
-    def record_path(self) -> str:
-        """Where the keep's record lies; it survives a crash of the loader."""
-        return f"{self.directory}/record.json"
-
 
 def app_loader_command() -> tuple[str, ...]:
     """How the app-loader beside this package is started."""

@@ -57,6 +57,11 @@ class Systemd:
             if said is not None and (value is None or said.startswith(value)):
                 return said
 
+    @property
+    def door(self) -> set[str]:
+        """The names of what is parked of the keep's door; its record is no part of that."""
+        return set(self.stored) - {"record"}
+
     def drain(self) -> None:
         """Takes what has been said already."""
         self.sock.setblocking(False)

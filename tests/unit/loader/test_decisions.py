@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from keep_loader.log import plain
 from keep_loader.loop import READABLE, Loop
 from keep_loader.memory import memory_kills
 from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, outcome_of, plain_lines
-from keep_loader.record import Saved, decode_saved, encode_saved, read_record, resume_from, write_record
+from keep_loader.record import MAX_RECORD, RecordFile, Saved, decode_saved, encode_saved, resume_from
 from keep_loader.settings import read_settings
 from keep_loader.status import status_text
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import decode_reply, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.sdnotify import Notifier
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State
 
 WHOLE_DOOR = frozenset(fdstore.STORED_NAMES)
@@ -158,14 +160,31 @@ def test_no_flipped_byte_in_a_record_does_more_than_be_refused(place: int, byte:
         assert error.kind is ErrorKind.BAD_REQUEST
 
 
-def test_a_record_is_replaced_whole_and_for_its_owner_alone(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    assert read_record(str(path)) is None
-    write_record(str(path), Saved(Phase.IDLE))
-    write_record(str(path), Saved(Phase.ENDED))
-    assert read_record(str(path)) == Saved(Phase.ENDED)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
+def test_a_record_comes_back_as_it_was_written_last_and_has_no_name(tmp_path: Path) -> None:
+    file = RecordFile(str(tmp_path), Notifier({}), None)
+    assert file.read() is None
+    for phase in (Phase.OPENING, Phase.AWAITING, Phase.RUNNING, Phase.ENDED, Phase.FAILED):
+        file.write(Saved(phase, certificate="x" * (10_000 - 1000 * phase.value.count("e"))))
+        saved = file.read()
+        assert saved is not None and saved.phase is phase
+    assert list(tmp_path.iterdir()) == []
+    file.forget()
+    assert file.read() is None
+
+
+@given(st.integers(0, 200))
+def test_a_writing_that_was_cut_off_leaves_the_one_before_it(cut: int) -> None:
+    with tempfile.TemporaryFile() as raw:
+        file = RecordFile("/nowhere", Notifier({}), os.dup(raw.fileno()))
+        for phase in (Phase.OPENING, Phase.AWAITING, Phase.REOPENING):
+            file.write(Saved(phase))
+        newest = os.pread(raw.fileno(), 4096, MAX_RECORD)
+        older = b"1\n" + encode_saved(Saved(Phase.OPENING)) + b"\n1\n"
+        torn = newest[: cut % newest.index(b"\n3\n")] + older[cut % newest.index(b"\n3\n") :]
+        os.pwrite(raw.fileno(), torn.ljust(len(newest), b" "), MAX_RECORD)
+        file.forget()
+        saved = RecordFile("/nowhere", Notifier({}), raw.fileno()).read()
+        assert saved is not None and saved.phase is Phase.AWAITING
 
 
 def shown(phase: Phase, **more: object) -> str:

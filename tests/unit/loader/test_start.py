@@ -74,7 +74,7 @@ def test_the_app_loader_gets_its_descriptors_at_their_numbers_and_nothing_else(
 def test_the_door_is_parked_with_systemd(loader: LoaderProcess, handed: Door) -> None:
     opened(loader, handed)
     loader.systemd.wait_for("STATUS", "started")
-    assert set(loader.systemd.stored) == {"listener", "client-ca", "revoked", "identity"}
+    assert loader.systemd.door == {"listener", "client-ca", "revoked", "identity"}
     assert os.pread(loader.systemd.stored["identity"], 100, 0) == b"the key"
 
 

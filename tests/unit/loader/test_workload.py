@@ -50,7 +50,7 @@ def test_an_accepted_workload_closes_the_door_for_good(loader: LoaderProcess, ha
     peer, puppet = opened(loader, handed)
     puppet.report("accepted")
     loader.systemd.wait_for("STATUS", "started: running a workload")
-    assert loader.systemd.stored == {}
+    assert loader.systemd.door == set()
     assert sorted(loader.systemd.unstored) == ["client-ca", "identity", "listener", "revoked"]
     assert loader.process is not None
     sockets = {os.readlink(f"/proc/{loader.process.pid}/fd/{n}") for n in os.listdir(f"/proc/{loader.process.pid}/fd")}
@@ -121,7 +121,7 @@ def test_a_stop_ends_the_door_and_names_who_asked(loader: LoaderProcess, handed:
     assert info.outcome is not None and info.outcome.kind is OutcomeKind.STOPPED
     assert puppet.is_gone()
     loader.systemd.wait_for("STATUS", "complete")
-    assert loader.systemd.stored == {}
+    assert loader.systemd.door == set()
 
 
 def test_a_stop_of_a_workload_that_ignores_it_is_a_kill_after_two_seconds(loader: LoaderProcess, handed: Door) -> None:
