@@ -1,19 +1,23 @@
-"""Writes what the docs derive from code, between its markers: the state diagram in architecture.md.
+"""Writes what the docs derive from code, between its markers: the state diagram and the table of statuses.
 
-`python docs/generate.py` rewrites it; `--check` only compares and exits 1 on a difference.
+`python docs/generate.py` rewrites them; `--check` only compares and exits 1 on a difference.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
+from app_loader import answers  # noqa: E402 - found by the line above
+from keep_manager.http import errors  # noqa: E402 - found by the line above
+from keep_protocol.errors import ErrorKind  # noqa: E402 - found by the line above
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase  # noqa: E402 - found by the line above
 
-BEGIN, END = "<!-- generated: states -->", "<!-- end -->"
+END = "<!-- end -->"
 
 
 def state_diagram() -> str:
@@ -32,25 +36,44 @@ def state_diagram() -> str:
     return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-    """`text` with the generated block renewed. Raises ValueError where the markers are missing."""
-    before, after = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return f"{text[:before]}\n{state_diagram()}\n{text[after:]}"
+def status_table() -> str:
+    """The statuses error kinds have over HTTP, at the manager and at a keep's door; a dash where one never says it."""
+    lines = ["| kind | manager | keep |", "|---|---|---|"]
+    for kind in ErrorKind:
+        statuses = [table.get(kind) for table in (errors.STATUS_OF, answers.STATUS_OF)]
+        lines.append(f"| `{kind.value}` | " + " | ".join("—" if s is None else str(int(s)) for s in statuses) + " |")
+    return "\n".join(lines)
+
+
+GENERATED: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    ("architecture.md", "states", state_diagram),
+    ("wire-protocol.md", "statuses", status_table),
+)
+"""Page, marker, and what stands after it."""
+
+
+def filled(text: str, marker: str, content: str) -> str:
+    """`text` with the block after `<!-- generated: MARKER -->` renewed. Raises ValueError where it is missing."""
+    begin = f"<!-- generated: {marker} -->"
+    start = text.index(begin) + len(begin)
+    return f"{text[:start]}\n{content}\n{text[text.index(END, start) :]}"
 
 
 def main() -> int:
-    """Renews, or with --check compares; 1 when it differs."""
-    path = DOCS / "architecture.md"
-    old = path.read_text(encoding="utf-8")
-    new = filled(old)
-    if "--check" in sys.argv[1:]:
-        if new != old:
-            print(
-                "docs/architecture.md is not what the state table says; run: python docs/generate.py", file=sys.stderr
-            )
-        return int(new != old)
-    path.write_text(new, encoding="utf-8")
-    return 0
+    """Renews, or with --check compares; 1 when something differs."""
+    stale = 0
+    for page, marker, make in GENERATED:
+        path = DOCS / page
+        old = path.read_text(encoding="utf-8")
+        new = filled(old, marker, make())
+        if new == old:
+            continue
+        if "--check" in sys.argv[1:]:
+            print(f"docs/{page} is not what the code says ({marker}); run: python docs/generate.py", file=sys.stderr)
+            stale = 1
+        else:
+            path.write_text(new, encoding="utf-8")
+    return stale
 
 
 if __name__ == "__main__":
