@@ -140,24 +140,36 @@ def kill_all(name: str, found: list[Hierarchy]) -> None:
     """
     deadline = time.monotonic() + KILL_SECONDS
     while pids := set().union(*(members(hierarchy.of(name)) for hierarchy in found)):
-        dying = [descriptor for pid in pids if (descriptor := _kill_member(pid, name)) is not None]
-        for descriptor in dying:
-            select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            os.close(descriptor)
+        _signal_all(name, pids, signal.SIGKILL, deadline)
         if time.monotonic() > deadline:
             raise TimeoutError(f"processes {sorted(pids)} do not end")
 
 
-def resume(name: str) -> None:
-    """SIGCONT to what `enter` left outside: stopped with Ctrl-Z it could not reap, and power-off would wait for it."""
-    for hierarchy in hierarchies()[:1]:
-        for pid in members(f"{hierarchy.of(name)}/{OUTSIDE}"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+def end_commands(name: str, seconds: float) -> None:
+    """SIGTERM, and after `seconds` SIGKILL, to what `enter` runs; whoever waits for it outside is resumed to reap it.
+
+    Done before power-off: systemd-shutdown waits for SIGCHLD, and these are not its children, so it would wait
+    ten seconds for nothing.
+    """
+    root = hierarchies()[0].of(name)
+    for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, KILL_SECONDS)):
+        deadline = time.monotonic() + patience
+        waiting = members(f"{root}/{OUTSIDE}")
+        _signal_all(name, waiting, signal.SIGCONT, time.monotonic())
+        scopes = [entry.path for entry in os.scandir(root) if entry.name.startswith("exec-")]
+        _signal_all(name, set().union(*map(members, scopes)), number, deadline)
 
 
-def _kill_member(pid: int, name: str) -> int | None:
-    """Kills `pid` and returns its pidfd to wait on; None where it is gone.
+def _signal_all(name: str, pids: set[int], number: int, deadline: float) -> None:
+    """Sends the signal to all, then waits for all to end, until `deadline` of the monotonic clock."""
+    descriptors = [descriptor for pid in pids if (descriptor := _signal_member(pid, name, number)) is not None]
+    for descriptor in descriptors:
+        select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        os.close(descriptor)
+
+
+def _signal_member(pid: int, name: str, number: int) -> int | None:
+    """Sends the signal to `pid` and returns its pidfd to wait on; None where it is gone.
 
     Membership is read again behind the open pidfd, so a number that the kernel gave to another process meanwhile
     is never hit.
@@ -168,7 +180,7 @@ def _kill_member(pid: int, name: str) -> int | None:
         return None
     try:
         if belongs(pid, name):
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            signal.pidfd_send_signal(descriptor, number)
             return descriptor
     except ProcessLookupError:
         pass

@@ -22,6 +22,8 @@ BOOT_SECONDS = 30.0
 """A boot takes half a second; this covers a host sixty times busier."""
 OFF_SECONDS = 10.0
 """An orderly power-off takes a second; a keep may use its five seconds to stop (TimeoutStopSec=)."""
+COMMAND_SECONDS = 2.0
+"""What a command that runs inside at power-off has from SIGTERM to SIGKILL; a shell ends at once."""
 ENVIRONMENT = {
     "PATH": "/opt/keepfleet/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -81,6 +83,9 @@ class Sandbox:
             try:
                 state.clear(self.name)
                 self._boot()
+            except subprocess.TimeoutExpired as error:
+                state.remove(self.name)
+                raise SandboxError(f"cannot boot the sandbox {self.name}: it took over {BOOT_SECONDS:g} s") from error
             except BaseException:
                 state.remove(self.name)
                 raise
@@ -143,7 +148,7 @@ class Sandbox:
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
             try:
-                cgroups.resume(self.name)
+                cgroups.end_commands(self.name, COMMAND_SECONDS)
                 signal.pidfd_send_signal(descriptor, _POWER_OFF)
                 select.select([descriptor], [], [], OFF_SECONDS)
             finally:
@@ -169,6 +174,11 @@ class Sandbox:
             if first.returncode != 0 or not self._wait_ready(ready):
                 raise SandboxError(f"cannot boot the sandbox {self.name}: {self._console() or 'systemd says nothing'}")
         os.rename(f"{self.state}/booting", f"{self.state}/pid")
+        # systemd says READY=1 when basic.target is reached; what the sandbox is for may still be starting.
+        reached = self.exec(["systemctl", "is-system-running", "--wait"], timeout=BOOT_SECONDS).stdout.strip()
+        if reached != "running":
+            failed_units = self.exec(["systemctl", "--failed", "--plain", "--no-legend"], timeout=BOOT_SECONDS).stdout
+            raise SandboxError(f"cannot boot the sandbox {self.name}: systemd is {reached}: {failed_units.strip()}")
 
     def _make_cgroups(self) -> None:
         found = cgroups.hierarchies()
@@ -187,7 +197,7 @@ class Sandbox:
             ) from error
 
     def _wait_ready(self, ready: socket.socket) -> bool:
-        """Waits for systemd's READY=1 (man sd_notify); False when PID 1 ends or BOOT_SECONDS pass first."""
+        """Waits for systemd's READY=1 (man sd_notify): the bus can be used. False when PID 1 ends or time runs out."""
         deadline = time.monotonic() + BOOT_SECONDS
         pid = self._read_pid("booting")
         if pid is None:
