@@ -52,5 +52,6 @@ def status_text(phase: Phase, info: KeepInfo) -> str:
     elif info.outcome is not None and info.state in (State.COMPLETE, State.ERROR):
         text += _cost(info.outcome)
     if info.walls:
-        text += f"; refuses workloads: {len(info.walls)} walls missing: {'; '.join(info.walls)}"
+        count = "1 wall is" if len(info.walls) == 1 else f"{len(info.walls)} walls are"
+        text += f"; refuses workloads: {count} missing: {'; '.join(info.walls)}"
     return text

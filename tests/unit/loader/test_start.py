@@ -169,7 +169,7 @@ def test_a_missing_wall_refuses_the_start_and_stands_in_the_status(unstarted: Lo
     assert refused.value.kind is ErrorKind.WALL_MISSING
     assert refused.value.evidence == ("/etc is not mounted read-only", "new privileges can be gained")
     assert peer.ask(CommandType.INFO).walls == refused.value.evidence
-    assert "2 walls missing: /etc is not mounted read-only" in unstarted.systemd.statuses[0]
+    assert "2 walls are missing: /etc is not mounted read-only" in unstarted.systemd.statuses[0]
 
 
 def test_what_is_no_door_is_refused_and_closed(loader: LoaderProcess, handed: Door, place: Path) -> None:
