@@ -1,7 +1,7 @@
 """The door's side of the check: a throw-away process that validates and compiles one upload, and its verdict.
 
 The process is started when the upload's headers have come, so that its imports overlap the body. It has nothing but
-the module's file, a file for the result and this pipe.
+the module's file, a file for the result, a socket for its verdict and a pipe for its last words.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from app_loader.limits import (
     CHECKER_END_SECONDS,
     CHECKER_SECONDS,
     MAX_CHECKER_ANSWER,
+    MAX_EVIDENCE_LINE,
+    MAX_EVIDENCE_LINES,
 )
 from app_loader.workload import unnamed_file
 from keep_protocol import strict_json
@@ -30,18 +32,22 @@ ENTRY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
 """The way in to all three processes, see `__main__`."""
 
 
-def too_complex(how: str) -> KeepfleetError:
+def too_complex(how: str, evidence: tuple[str, ...] = ()) -> KeepfleetError:
     """The refusal of a module that cannot be checked within the limits."""
-    return KeepfleetError(ErrorKind.TOO_COMPLEX, f"cannot take the module: compiling it {how}")
+    return KeepfleetError(ErrorKind.TOO_COMPLEX, f"cannot take the module: compiling it {how}", evidence)
 
 
-def verdict_of_end(code: int) -> KeepfleetError:
-    """Why a checker that ended with `code` (negative: a signal) gave no verdict. Pure."""
+def verdict_of_end(code: int, said: str = "") -> KeepfleetError:
+    """Why a checker that ended with `code` (negative: a signal), and `said` this, gave no verdict. Pure."""
+    lines = tuple(line[:MAX_EVIDENCE_LINE] for line in said.splitlines() if line and not line.startswith("note: "))
     if code == -signal.SIGXCPU:
         return too_complex(f"takes over {CHECKER_CPU_SECONDS} s of processor time")
     if code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGKILL, -signal.SIGILL):
-        return too_complex(f"takes over {CHECKER_DATA_BYTES >> 20} MiB of memory ({signal.Signals(-code).name})")
-    return KeepfleetError(ErrorKind.INTERNAL, f"cannot check the module: the checker ended with {code}")
+        how = f"takes over {CHECKER_DATA_BYTES >> 20} MiB of memory ({signal.Signals(-code).name})"
+        return too_complex(how, lines[:MAX_EVIDENCE_LINES])
+    return KeepfleetError(
+        ErrorKind.INTERNAL, f"cannot check the module: the checker ended with {code}", lines[-MAX_EVIDENCE_LINES:]
+    )
 
 
 class Checking:
@@ -53,8 +59,9 @@ class Checking:
         self.deadline: float | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
+        self._errors, errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            null = os.open("/dev/null", os.O_RDONLY)
+            null = os.open("/dev/null", os.O_RDWR)
             try:
                 self._pid = os.posix_spawn(
                     sys.executable,
@@ -62,17 +69,20 @@ class Checking:
                     {"LANG": "C.UTF-8"},
                     file_actions=[
                         (os.POSIX_SPAWN_DUP2, null, 0),
+                        (os.POSIX_SPAWN_DUP2, null, 1),
+                        (os.POSIX_SPAWN_DUP2, errors, 2),
                         *_moves((theirs.fileno(), module, self.result), (VERDICT_FD, MODULE_FD, RESULT_FD)),
                     ],
                 )
             finally:
                 os.close(null)
         except OSError as error:
-            self._socket.close()
-            os.close(self.result)
+            self._pid = 0
+            self.close()
             raise KeepfleetError(ErrorKind.INTERNAL, f"cannot start the checker: {error}") from error
         finally:
             theirs.close()
+            os.close(errors)
 
     def __repr__(self) -> str:
         return f"Checking({self._pid})"
@@ -96,7 +106,7 @@ class Checking:
         except OSError:
             packet = b""
         if not packet:
-            return verdict_of_end(self._wait_for_end())
+            return verdict_of_end(self._wait_for_end(), self._said())
         self._kill()
         try:
             value = strict_json.loads_object(packet, MAX_CHECKER_ANSWER, "the checker's verdict")
@@ -121,6 +131,13 @@ class Checking:
             os.close(waiter)
         return self._reap()
 
+    def _said(self) -> str:
+        """What the process has written to its standard error: the allocator's or Python's last words."""
+        try:
+            return os.read(self._errors, MAX_CHECKER_ANSWER).decode("ascii", "backslashreplace")
+        except BlockingIOError:
+            return ""
+
     def _kill(self) -> None:
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
@@ -139,6 +156,9 @@ class Checking:
         """Ends the process, if it still runs, and drops its files. May be called twice."""
         self._kill()
         self._socket.close()
+        if self._errors >= 0:
+            os.close(self._errors)
+            self._errors = -1
         if self.result >= 0:
             os.close(self.take_result())
 

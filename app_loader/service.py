@@ -51,7 +51,10 @@ def serve() -> int:
 
 
 def _keep_to_ourselves(settings: Settings) -> None:
-    """Closes what was handed over in every program this one starts. Raises KeepfleetError(CONFIGURATION)."""
+    """Keeps what was handed over from every program this one starts, and closes anything else that came along.
+
+    Raises KeepfleetError(CONFIGURATION) when something was not handed over.
+    """
     handed = (STATUS_FD, LISTENER_FD, CLIENT_CA_FD, REVOKED_FD) + ((IDENTITY_FD,) if settings.has_identity else ())
     for descriptor in handed:
         try:
@@ -60,6 +63,7 @@ def _keep_to_ourselves(settings: Settings) -> None:
             raise KeepfleetError(
                 ErrorKind.CONFIGURATION, f"cannot start the app-loader: descriptor {descriptor}: {error.strerror}"
             ) from error
+    os.closerange(handed[-1] + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _receive(settings: Settings, reporter: Reporter) -> int | None:

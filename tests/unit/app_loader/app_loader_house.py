@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 import h11
+import pytest
 import wasmtime
 
 import app_loader
@@ -48,6 +49,18 @@ def installed(directory: Path, changed: Mapping[str, object]) -> Path:
             (directory / name / constants).unlink()
             (directory / name / constants).write_text((source / constants).read_text() + lines)
     return directory / "app_loader" / "__main__.py"
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a locked process shows its descriptors to root alone")
+
+
+def descriptors_of(pid: int) -> dict[int, str]:
+    """What a process has open, by number."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[int(entry.name)] = str(entry.readlink())
+    return found
 
 
 class House:
@@ -172,11 +185,7 @@ class House:
 
     def descriptors(self) -> dict[int, str]:
         """What the process has open."""
-        found = {}
-        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                found[int(entry.name)] = str(entry.readlink())
-        return found
+        return descriptors_of(self.pid)
 
     def forget(self) -> None:
         """The keep-loader dies: its end of the status socket closes."""

@@ -11,7 +11,7 @@ from app_loader.checking import verdict_of_end
 from keep_protocol.control import ReportType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.pki import Authority
-from tests.unit.app_loader.app_loader_house import Answer, House, ask, listening, put, wasm
+from tests.unit.app_loader.app_loader_house import Answer, House, as_root, ask, descriptors_of, listening, put, wasm
 
 HEADER = b"\0asm\1\0\0\0"
 NOTHING = wasm('(module (func (export "_start")))')
@@ -113,6 +113,20 @@ def test_a_bomb_of_functions_ends_at_the_memory_limit(house: House, client: Path
     error = refused(house, client, many_functions(1_000_000, b"\x0b")).error
     assert error["kind"] == "too-complex"
     assert "384 MiB" in str(error["message"])
+    assert "memory allocation of" in str(error["evidence"])
+    house.end()
+    assert b"memory allocation of" not in house.output
+
+
+@as_root
+def test_the_checker_has_the_module_and_nothing_of_the_door(house: House, client: Path) -> None:
+    with house.connect(client) as connection:
+        connection.sendall(put(NOTHING)[:-1])
+        house.expect(ReportType.RECEIVING)
+        (checker,) = house.children()
+        opened = descriptors_of(checker)
+        assert set(opened) <= {0, 1, 2, 3, 4, 5}, opened
+        assert [opened[number].split(":")[0] for number in (0, 1, 2, 3)] == ["/dev/null", "/dev/null", "pipe", "socket"]
 
 
 def test_a_bomb_of_blocks_ends_at_the_memory_limit(house: House, client: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from keep_protocol.control import ReportType
 from keep_protocol.keep import Outcome, OutcomeKind
 from tests.fakes.pki import Authority
-from tests.unit.app_loader.app_loader_house import House, ask, listening, post, put, wasm
+from tests.unit.app_loader.app_loader_house import House, as_root, ask, listening, post, put, wasm
 
 WASI = "wasi_snapshot_preview1"
 
@@ -160,6 +160,7 @@ def test_a_workload_has_one_argument_no_environment_no_directory_and_no_input(ho
     assert run(house, client, command(body)).exit_code == 1
 
 
+@as_root
 def test_a_running_workload_has_the_status_socket_and_nothing_of_the_door(house: House, client: Path) -> None:
     assert ask(house, client, put(SLEEPS)).status == 200
     house.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
