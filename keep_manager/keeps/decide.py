@@ -14,8 +14,8 @@ LOCALHOST = "127.0.0.1"
 
 
 def is_keep(unit: UnitState) -> bool:
-    """Whether the unit stands for a keep. An inactive one only lingers until systemd collects it."""
-    return unit.load == "loaded" and unit.active != "inactive"
+    """Whether the unit stands for a keep. An inactive one without a job only lingers until systemd collects it."""
+    return unit.load == "loaded" and (unit.active != "inactive" or unit.job == "start")
 
 
 def answers(unit: UnitState) -> bool:
@@ -31,7 +31,7 @@ def shown(info: KeepInfo) -> KeepInfo:
 def silent(unit: UnitState, reason: str, error: KeepfleetError | None) -> KeepInfo:
     """A keep whose loader did not answer, or could not be expected to."""
     where = f"the unit is {unit.active} ({unit.sub}{f', {reason}' if reason and reason != 'success' else ''})"
-    if unit.active == "activating" and unit.sub != "auto-restart":
+    if unit.active in ("activating", "inactive") and unit.sub != "auto-restart":
         return KeepInfo(unit.kuuid, State.UNDEFINED, f"starting: {where}", unit=unit_name(unit.kuuid))
     if unit.sub == "auto-restart":
         return KeepInfo(unit.kuuid, State.UNDEFINED, f"restarting: {where}", unit=unit_name(unit.kuuid))

@@ -49,6 +49,8 @@ def unit_states(rows: object) -> list[UnitState]:
 
 def settled(state: UnitState | None, aim: Aim) -> str | None:
     """The result a lost job must have had, judged by the unit as it is now; None while that is still open."""
+    if state is not None and state.job:
+        return "canceled" if aim is Aim.START and state.job == "stop" else None
     if state is None or state.load != "loaded" or state.active in ("inactive", "failed"):
         return "done" if aim is Aim.STOP else "failed"
     return "done" if aim is Aim.START and state.active in ("active", "reloading") else None

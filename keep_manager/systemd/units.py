@@ -9,7 +9,7 @@ import os
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.model import UnitState
 from keep_manager.systemd import events, journal
-from keep_manager.systemd.bus import Bus, BusLost, Call, ReplyError, variant
+from keep_manager.systemd.bus import CALL_SECONDS, Bus, BusLost, Call, ReplyError, variant
 from keep_manager.systemd.events import Aim
 from keep_manager.systemd.jobs import JobWaits
 from keep_manager.systemd.properties import keep_properties
@@ -19,8 +19,6 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 LOG = logging.getLogger("keepfleet.units")
 STOP_SECONDS = 20.0
 """The unit's TimeoutStopSec is 5 s, then SIGKILL; the rest is for a busy PID 1."""
-TRIES = 3
-"""A call whose connection broke is looked after and made again; a bus that breaks thrice at once is not restarting."""
 
 
 class SystemdUnits:
@@ -118,15 +116,20 @@ class SystemdUnits:
         return events.unit_states(reply[0])
 
     async def _ask(self, call: Call, what: str) -> list[object]:
-        """The reply to a call that changes nothing; made again when the connection breaks."""
-        for _ in range(TRIES):
-            try:
-                return await self._bus.call(call)
-            except BusLost:
-                continue
-            except ReplyError as error:
-                raise events.translate(error.name, error.text, what) from error
-        raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot {what}: the connection to systemd breaks again and again")
+        """The reply to a call that may be made twice; it is, each time the connection breaks."""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                while True:
+                    try:
+                        return await self._bus.call(call)
+                    except BusLost as lost:
+                        LOG.debug("asking again, the bus broke: %s", lost)
+        except ReplyError as error:
+            raise events.translate(error.name, error.text, what) from error
+        except TimeoutError:
+            raise KeepfleetError(
+                ErrorKind.UNAVAILABLE, f"cannot {what}: systemd has not answered in {CALL_SECONDS:g} s"
+            ) from None
 
     async def _job(self, kuuid: int, call: Call, aim: Aim, what: str) -> str:
         """Queues a job and returns its result."""
@@ -143,29 +146,29 @@ class SystemdUnits:
 
         Signals may be lost then, too: `_look_again` makes the wait look, as `self._jobs` holds it already.
         """
-        for attempt in range(TRIES):
+        lost = False
+        while True:
             try:
                 return str((await self._bus.call(call))[0])
             except BusLost:
+                lost = True
                 state = await self.look(kuuid)
                 if aim is Aim.START and state is not None and state.load == "loaded":
                     return None
             except ReplyError as error:
                 failure = events.translate(error.name, error.text, what)
-                if attempt and aim is Aim.STOP and failure.kind is ErrorKind.NOT_FOUND:
+                if lost and aim is Aim.STOP and failure.kind is ErrorKind.NOT_FOUND:
                     self._jobs.doubt()
                     return None
                 raise failure from error
-        raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot {what}: the connection to systemd breaks again and again")
 
     async def _forget(self, unit: str) -> None:
         """Clears a failed state, which would keep the unit's name taken (man systemctl, reset-failed)."""
         try:
-            await self._bus.call(Call("ResetFailedUnit", "s", (unit,)))
-        except ReplyError as error:
-            LOG.debug("%s is forgotten already: %s", unit, error)
-        except BusLost:
-            LOG.warning("cannot make systemd forget %s: the bus went away; CollectMode= will", unit)
+            await self._ask(Call("ResetFailedUnit", "s", (unit,)), f"make systemd forget {unit}")
+        except KeepfleetError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                LOG.warning("%s", error.message)
 
     def _signal(self, member: str, body: list[object]) -> None:
         if member == "JobRemoved":
@@ -174,22 +177,27 @@ class SystemdUnits:
                 self._jobs.ended(end)
 
     def _returned(self) -> None:
-        if self._resync is None or self._resync.done():
-            self._resync = asyncio.create_task(self._look_again(), name="resync")
+        if self._resync is not None:
+            self._resync.cancel()
+        self._resync = asyncio.create_task(self._look_again(), name="resync")
 
     async def _look_again(self) -> None:
         """After signals may have been lost: subscribes, because systemd reports a job's end only to the connection
         that queued it or to subscribers, and makes every wait look at its unit. Unsubscribes when they are done."""
         if not len(self._jobs):
             return
+        await self._subscription("Subscribe")
+        self._jobs.doubt()
+        await self._jobs.drained()
+        await self._subscription("Unsubscribe")
+
+    async def _subscription(self, member: str) -> None:
+        """Subscribe or Unsubscribe. Answered with an error when it is so already, and void when the bus goes away
+        again, which calls `_look_again` again."""
         try:
-            await self._bus.call(Call("Subscribe"))
-            self._jobs.doubt()
-            await self._jobs.drained()
-            await self._bus.call(Call("Unsubscribe"))
+            await self._bus.call(Call(member))
         except (ReplyError, BusLost, KeepfleetError) as error:
-            LOG.warning("cannot subscribe to systemd's signals: %s", error)
-            self._jobs.doubt()
+            LOG.debug("%s: %s", member, error)
 
 
 _PROPERTIES = "org.freedesktop.DBus.Properties"

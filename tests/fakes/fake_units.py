@@ -50,12 +50,12 @@ class FakeUnits:
             raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start {unit}: no ExecStart; run keepctl install")
         os.mkdir(f"{self._root}/keepfleet/{kuuid}")
         self._set(kuuid, "activating", "start")
-        self._ended[kuuid] = asyncio.Event()
+        ended = self._ended[kuuid] = asyncio.Event()
         self.begun.set()
         self.most_at_once = max(self.most_at_once, sum(s.active == "activating" for s in self._states.values()))
         await asyncio.sleep(0)
         if self.behaviour == NEVER:
-            await self._never_ready(kuuid, seconds)
+            await self._never_ready(kuuid, ended, seconds)
         if self.behaviour == FAIL:
             self._set(kuuid, "failed", "failed")
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start {unit}: its loader failed", ("exit code 7",))
@@ -65,10 +65,10 @@ class FakeUnits:
         self._set(kuuid, "active", "running")
         self.at_ready(loader)
 
-    async def _never_ready(self, kuuid: int, seconds: float) -> None:
+    async def _never_ready(self, kuuid: int, ended: asyncio.Event, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._ended[kuuid].wait()
+                await ended.wait()
                 why = "it was removed meanwhile"
         except TimeoutError:
             why = "it was not ready in time"

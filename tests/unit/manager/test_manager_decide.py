@@ -18,8 +18,8 @@ from keep_protocol.states import State
 SILENT = KeepfleetError(ErrorKind.UNAVAILABLE, "cannot reach the loader of keep 5: no answer")
 
 
-def unit(active: str = "active", sub: str = "running", load: str = "loaded") -> UnitState:
-    return UnitState(5, load, active, sub)
+def unit(active: str = "active", sub: str = "running", load: str = "loaded", job: str = "") -> UnitState:
+    return UnitState(5, load, active, sub, job)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ def unit(active: str = "active", sub: str = "running", load: str = "loaded") -> 
         (unit("activating", "start"), True),
         (unit("deactivating", "stop-sigterm"), True),
         (unit("inactive", "dead"), False),
+        (unit("inactive", "dead", job="start"), True),
         (unit("inactive", "dead", "not-found"), False),
         (unit("active", "running", "bad-setting"), False),
     ],
@@ -43,6 +44,7 @@ def test_a_unit_is_a_keep_unless_it_only_lingers(state: UnitState, kept: bool) -
     [
         (unit("activating", "start"), "success", None, State.UNDEFINED, "starting: the unit is activating (start)"),
         (unit("activating", "auto-restart"), "signal", None, State.UNDEFINED, "restarting: the unit is activating"),
+        (unit("inactive", "dead", job="start"), "", None, State.UNDEFINED, "starting: the unit is inactive (dead)"),
         (unit("failed", "failed"), "exit-code", None, State.ERROR, "the unit is failed (failed, exit-code)"),
         (unit(), "success", SILENT, State.ERROR, "no answer; the unit is active (running)"),
         (unit("deactivating", "stop-sigterm"), "", None, State.ERROR, "deactivating (stop-sigterm)"),
@@ -135,6 +137,10 @@ def test_units_that_are_no_keeps_are_left_out() -> None:
         (None, "failed", "done"),
         (unit("failed", "failed"), "failed", "done"),
         (unit("inactive", "dead"), "failed", "done"),
+        (unit("inactive", "dead", job="start"), None, None),
+        (unit("activating", "start", job="start"), None, None),
+        (unit("deactivating", "stop-sigterm", job="stop"), "canceled", None),
+        (unit("active", "running", job="stop"), "canceled", None),
         (unit("active", "running", "not-found"), "failed", "done"),
         (unit(), "done", None),
         (unit("reloading", "reload"), "done", None),

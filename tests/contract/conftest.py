@@ -1,0 +1,53 @@
+"""The two service managers that must behave alike: the fake and a real systemd."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from keep_manager.keeps.interfaces import Units
+from keep_manager.systemd.units import SystemdUnits
+from testers.sandbox.sandbox import Sandbox
+from tests.fakes.fake_units import FakeUnits
+from tests.fakes.systemd_house import SystemdHouse
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A service manager under test, and how a test makes its loaders behave."""
+
+    units: Units
+    behave: Callable[[str], None]
+    install: Callable[[bool], None]
+
+
+@pytest.fixture(scope="session")
+def house() -> Iterator[SystemdHouse]:
+    with Sandbox(f"contract-{os.getpid()}") as sandbox:
+        yield SystemdHouse(sandbox)
+
+
+@pytest.fixture
+def fake_place() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="kc") as name:
+        yield name
+
+
+@pytest.fixture(params=["fake", "systemd"])
+async def subject(request: pytest.FixtureRequest, fake_place: str) -> AsyncIterator[Subject]:
+    if request.param == "fake":
+        fake = FakeUnits(fake_place)
+        yield Subject(fake, lambda how: setattr(fake, "behaviour", how), lambda on: setattr(fake, "installed", on))
+        await fake.close()
+        return
+    house: SystemdHouse = request.getfixturevalue("house")
+    units = SystemdUnits(house.address, "system", house.runtime_root)
+    await units.open()
+    yield Subject(units, house.behave, lambda on: house.install() if on else house.uninstall())
+    await units.close()
+    house.install()
+    house.clear()

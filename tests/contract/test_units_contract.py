@@ -1,0 +1,120 @@
+"""What the manager may rely on from a service manager; the fake and systemd pass the same tests."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from keep_manager.keeps import decide
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from tests.contract.conftest import Subject
+
+ENOUGH = 20.0
+
+
+async def refusal(work: object) -> KeepfleetError:
+    with pytest.raises(KeepfleetError) as caught:
+        await work  # type: ignore[misc] # whatever coroutine a test hands over
+    return caught.value
+
+
+async def gone(subject: Subject, kuuid: int) -> bool:
+    state = await subject.units.look(kuuid)
+    return (state is None or not decide.is_keep(state)) and kuuid not in subject.units.kuuids()
+
+
+async def test_a_started_unit_is_active_listed_and_has_its_directory(subject: Subject) -> None:
+    await subject.units.start(1001, ENOUGH)
+    state = await subject.units.look(1001)
+    assert state is not None
+    assert (state.kuuid, state.load, state.active) == (1001, "loaded", "active")
+    assert state in await subject.units.listed()
+    assert subject.units.kuuids() == {1001}
+    assert await subject.units.reason(1001) in ("", "success")
+
+
+async def test_a_unit_that_exists_is_a_conflict_and_stays(subject: Subject) -> None:
+    await subject.units.start(1002, ENOUGH)
+    assert (await refusal(subject.units.start(1002, ENOUGH))).kind is ErrorKind.CONFLICT
+    state = await subject.units.look(1002)
+    assert state is not None
+    assert state.active == "active"
+
+
+async def test_fifty_starts_of_one_unit_have_one_winner(subject: Subject) -> None:
+    results = await asyncio.gather(*(subject.units.start(1003, ENOUGH) for _ in range(50)), return_exceptions=True)
+    lost = [result for result in results if isinstance(result, KeepfleetError)]
+    assert len(lost) == 49
+    assert {error.kind for error in lost} == {ErrorKind.CONFLICT}
+
+
+async def test_a_stopped_unit_leaves_nothing_and_can_be_started_again(subject: Subject) -> None:
+    for _ in range(2):
+        await subject.units.start(1004, ENOUGH)
+        await subject.units.stop(1004)
+        assert await gone(subject, 1004)
+
+
+async def test_a_unit_that_does_not_exist_is_not_found(subject: Subject) -> None:
+    assert await subject.units.look(1005) is None
+    assert (await refusal(subject.units.stop(1005))).kind is ErrorKind.NOT_FOUND
+    assert await subject.units.reason(1005) == ""
+
+
+async def test_a_loader_that_fails_is_an_error_and_stop_clears_it_away(subject: Subject) -> None:
+    subject.behave("fail")
+    error = await refusal(subject.units.start(1006, ENOUGH))
+    assert error.kind is ErrorKind.KEEP_FAILED
+    assert "keep@1006.service" in error.message
+    await subject.units.stop(1006)
+    assert await gone(subject, 1006)
+
+
+async def test_a_loader_that_is_never_ready_is_an_error_in_time(subject: Subject) -> None:
+    subject.behave("never")
+    error = await refusal(subject.units.start(1007, 0.3))
+    assert error.kind is ErrorKind.KEEP_FAILED
+    assert "not ready in time" in error.message
+    await subject.units.stop(1007)
+    assert await gone(subject, 1007)
+
+
+async def test_a_stop_ends_a_start_that_is_under_way(subject: Subject) -> None:
+    subject.behave("never")
+    starting = asyncio.create_task(subject.units.start(1008, ENOUGH))
+    while await subject.units.look(1008) is None:  # noqa: ASYNC110 # the moment between queued and ready is what is wanted
+        await asyncio.sleep(0)
+    await subject.units.stop(1008)
+    error = await refusal(starting)
+    assert error.kind is ErrorKind.KEEP_FAILED
+    assert "removed meanwhile" in error.message
+    assert await gone(subject, 1008)
+
+
+async def test_a_start_that_is_cancelled_is_cleared_by_a_stop(subject: Subject) -> None:
+    subject.behave("never")
+    starting = asyncio.create_task(subject.units.start(1009, ENOUGH))
+    while await subject.units.look(1009) is None:  # noqa: ASYNC110 # as above
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait({starting})
+    await subject.units.stop(1009)
+    assert await gone(subject, 1009)
+
+
+async def test_units_that_are_not_installed_are_said_and_leave_nothing(subject: Subject) -> None:
+    subject.install(False)
+    error = await refusal(subject.units.start(1010, ENOUGH))
+    assert error.kind is ErrorKind.CONFIGURATION
+    assert "run keepctl install" in error.message
+    assert await gone(subject, 1010)
+
+
+async def test_many_at_once_all_start_and_all_stop(subject: Subject) -> None:
+    ids = range(2000, 2030)
+    await asyncio.gather(*(subject.units.start(kuuid, ENOUGH) for kuuid in ids))
+    assert {state.kuuid for state in await subject.units.listed()} == set(ids) == subject.units.kuuids()
+    await asyncio.gather(*(subject.units.stop(kuuid) for kuuid in ids))
+    assert subject.units.kuuids() == set()
+    assert [state for state in await subject.units.listed() if decide.is_keep(state)] == []

@@ -1,0 +1,54 @@
+"""The bus connection against peers that are not there, hang up, or say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from keep_manager.systemd import bus
+from keep_manager.systemd.bus import Bus
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+
+async def refused(path: Path) -> KeepfleetError:
+    made = Bus(f"unix:path={path}", lambda member, body: None)
+    with pytest.raises(KeepfleetError, match="cannot reach systemd on") as caught:
+        await asyncio.wait_for(made.open(), 5)
+    await made.close()
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    return caught.value
+
+
+async def test_no_bus_is_an_error_with_the_reason(place: Path) -> None:
+    assert "No such file" in (await refused(place / "none")).message
+
+
+async def test_a_bus_that_hangs_up_during_the_handshake_is_an_error_and_not_an_endless_loop(place: Path) -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_unix_server(hang_up, place / "bus"):
+        await refused(place / "bus")
+
+
+async def test_a_bus_that_says_nothing_is_given_up(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus, "CONNECT_SECONDS", 0.05)
+    heard = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(say_nothing, place / "bus"):
+        await refused(place / "bus")
+    assert heard.is_set()
+
+
+async def test_an_address_that_is_no_unix_socket_is_refused() -> None:
+    made = Bus("tcp:host=127.0.0.1,port=1", lambda member, body: None)
+    with pytest.raises(KeepfleetError, match="names no Unix socket"):
+        await made.open()
+    await made.close()
