@@ -1,1 +1,1 @@
-"""The systemd units as package data; `keepctl install` fills in the `@PLACEHOLDERS@` and writes them where systemd looks."""
+"""The systemd units as package data; `keepctl install` fills in the `@PLACEHOLDERS@`."""
