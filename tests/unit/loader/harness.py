@@ -20,6 +20,8 @@ from keep_protocol.states import State
 FAKES = Path(__file__).resolve().parents[2] / "fakes"
 PUPPET = (sys.executable, "-I", "-S", str(FAKES / "app_loader_puppet.py"))
 KUUID = 7
+ROUNDS = 100
+"""Commands answered until everything sent before them has been seen to; each is one turn of the loader's loop."""
 FINGERPRINT = "sha256:" + "ab" * 32
 DEADLINE = 15.0
 """Seconds until a test gives up on another process; each of them answers in milliseconds."""
@@ -224,6 +226,14 @@ class LoaderProcess:
         """How many descriptors the loader has."""
         assert self.process is not None
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def comes_back_to(self, descriptors: int, peer: Peer) -> bool:
+        """Whether the loader has that many descriptors again, once it has seen to what was sent to it before."""
+        for _ in range(ROUNDS):
+            peer.ask(CommandType.INFO)
+            if self.open_descriptors() == descriptors:
+                return True
+        return False
 
 
 @dataclass

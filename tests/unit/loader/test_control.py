@@ -121,8 +121,7 @@ def test_descriptors_of_half_a_command_are_closed_with_the_connection(loader: Lo
     other.close()
     with pytest.raises(KeepfleetError):
         peer.ask(CommandType.STOP)
-    assert peer.ask(CommandType.INFO).kuuid == KUUID
-    assert loader.open_descriptors() == before
+    assert loader.comes_back_to(before, peer)
 
 
 def test_more_descriptors_than_a_command_may_carry_end_the_connection(loader: LoaderProcess) -> None:
@@ -134,8 +133,7 @@ def test_more_descriptors_than_a_command_may_carry_end_the_connection(loader: Lo
     socket.send_fds(other.sock, [b"{"], [reader] * (MAX_CONTROL_FDS * 3))
     assert refused(other) is ErrorKind.BAD_REQUEST
     assert other.has_hung_up()
-    assert peer.ask(CommandType.INFO).kuuid == KUUID
-    assert loader.open_descriptors() == before
+    assert loader.comes_back_to(before, peer)
     os.close(reader)
     os.close(writer)
 

@@ -265,8 +265,7 @@ def test_descriptors_sent_with_a_report_are_closed(loader: LoaderProcess, handed
     for _ in range(20):
         puppet.report("receiving", ("a", "b", "c"), text="receiving")
     loader.systemd.wait_for("STATUS", "started: receiving")
-    peer.ask(CommandType.INFO)
-    assert loader.open_descriptors() == before
+    assert loader.comes_back_to(before, peer)
 
 
 def test_a_busy_door_does_not_keep_systemd_busy(loader: LoaderProcess, handed: Door) -> None:
