@@ -81,17 +81,17 @@ def make(directory: str) -> None:
             _write(path, _read(f"{os.path.dirname(directory)}/{file}"))
 
 
-def delegate(hierarchy: Hierarchy) -> list[str]:
-    """Switches on, for the cgroups below the machine's v2 root, what can be; returns what was off before.
+def delegate(found: list[Hierarchy]) -> list[str]:
+    """Where v2 is all there is: switches on what can be for the cgroups below its root; returns what was off before.
 
     Where processes of the machine sit in that root (some containers) the kernel refuses, and limits of units in
     the sandbox have no effect: the sandbox works all the same.
     """
-    if hierarchy.options is not None:
+    if len(found) != 1 or found[0].options is not None:
         return []
-    switch = f"{hierarchy.directory}/cgroup.subtree_control"
+    switch = f"{found[0].directory}/cgroup.subtree_control"
     done = []
-    for controller in _read(f"{hierarchy.directory}/cgroup.controllers").split():
+    for controller in _read(f"{found[0].directory}/cgroup.controllers").split():
         if controller not in _read(switch).split():
             with contextlib.suppress(OSError):
                 _write(switch, f"+{controller}")

@@ -7,6 +7,8 @@ second, PID 1, to `booting` in the state directory and ends: nothing of the boot
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import os
 import socket
 import subprocess
@@ -114,6 +116,9 @@ def _mounts(name: str, state: str, found: list[cgroups.Hierarchy]) -> None:
     linux.tmpfs("/run", "755")
     for directory in _RUN:
         os.makedirs(f"/run/{directory}")
+    with contextlib.suppress(KeyError):  # as tmpfiles does on a host: members of that group may read the journal
+        os.chown("/run/log/journal", 0, grp.getgrnam("systemd-journal").gr_gid)
+        os.chmod("/run/log/journal", 0o2755)  # noqa: S103
     linux.bind(state_handle, INSIDE_STATE)
     _own_etc(name)
     for directory in filter(os.path.isdir, layout.REBOUND):

@@ -185,8 +185,7 @@ class Sandbox:
         if not found:
             raise SandboxError(f"cannot boot the sandbox {self.name}: no cgroup hierarchy is below {cgroups.ROOT}")
         try:
-            switched_on = [controller for hierarchy in found for controller in cgroups.delegate(hierarchy)]
-            if switched_on:
+            if switched_on := cgroups.delegate(found):
                 state.remember_controllers(switched_on)
             for hierarchy in found:
                 cgroups.make(hierarchy.of(self.name))

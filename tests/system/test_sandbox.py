@@ -174,6 +174,9 @@ def test_a_user_manager_lays_out_sandboxed_units_of_its_own(box: Sandbox) -> Non
     unit = ["systemd-run", "--user", "--wait", "--pipe", "--quiet", "-p", "PrivateUsers=yes", "-p", "ProtectHome=tmpfs"]
     done = box.exec([*unit, "sh", "-c", "id -un; ls /home"], user="tester", env=env)
     assert (done.returncode, done.stdout) == (0, "tester\n")
+    box.exec(["journalctl", "--sync"])
+    log = box.exec(["journalctl", "--output=cat", "_SYSTEMD_USER_UNIT=dbus.service"], user="tester", env=env)
+    assert "Successfully activated" in log.stdout
     assert "tester" not in Path("/etc/passwd").read_text()
 
 
