@@ -22,7 +22,7 @@ from testers.sandbox import cgroups, layout, linux
 SYSTEMD = "/lib/systemd/systemd"
 INSIDE_STATE = "/run/sandbox"
 """Where the state directory is seen inside."""
-_HIDDEN_UNITS = ("/usr/local/lib/systemd", "/lib/systemd/system-generators", "/lib/systemd/user-generators")
+_HIDDEN = ("/usr/local/lib/systemd", "/lib/systemd/system-generators", "/lib/systemd/user-generators")
 """The machine's own units and what would generate units from its files; the default search path itself is kept."""
 _RUN = (
     *("lock", "log/journal", "dbus", "user", "systemd/system", INSIDE_STATE.removeprefix("/run/")),
@@ -65,8 +65,27 @@ def _own_etc(name: str) -> None:
     socket.sethostname(name)
 
 
+def _own_directory(directory: str) -> None:
+    """The machine's `directory`, where what is written in it is the sandbox's alone.
+
+    An overlay where the kernel can: one mount, and a unit's start pays for every mount there is. It cannot show
+    what is mounted below, nor lie on many others; then entries are bound one by one, and only new ones are private.
+    """
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        mounted = [line.split(" ")[1] for line in file]
+    if not any(place == directory or place.startswith(f"{directory}/") for place in mounted):
+        own = f"/run/sandbox-own{directory}"
+        os.makedirs(f"{own}/upper", mode=0o755)
+        os.makedirs(f"{own}/work", mode=0o700)
+        options = f"lowerdir={directory},upperdir={own}/upper,workdir={own}/work"
+        with contextlib.suppress(OSError):
+            linux.mount("overlay", directory, "overlay", linux.MS_NOSUID | linux.MS_NODEV, options)
+            return
+    _rebound(directory)
+
+
 def _rebound(directory: str) -> None:
-    """An own directory with the machine's entries bound into it: an entry added later is the sandbox's alone."""
+    """An empty directory with the machine's entries bound into it."""
     entries = [(e.name, e.is_symlink(), e.is_dir(follow_symlinks=False), e.path) for e in os.scandir(directory)]
     links = {name: os.readlink(path) for name, is_link, _, path in entries if is_link}
     handles = {name: _path_handle(path) for name, is_link, _, path in entries if not is_link}
@@ -122,11 +141,14 @@ def _mounts(name: str, state: str, found: list[cgroups.Hierarchy]) -> None:
     linux.bind(state_handle, INSIDE_STATE)
     _own_etc(name)
     for directory in filter(os.path.isdir, layout.REBOUND):
-        _rebound(directory)
+        _own_directory(directory)
     for directory in dict.fromkeys(map(os.path.realpath, layout.EMPTIED)):
+        while os.path.ismount(directory):  # rather than over it: fewer mounts
+            linux.detach(directory)
         linux.tmpfs(directory, "1777")
-    for directory in filter(os.path.isdir, (*_HIDDEN_UNITS, "/var/log/journal")):
-        linux.tmpfs(directory, "755")
+    for directory in filter(os.path.isdir, _HIDDEN):
+        if os.listdir(directory):
+            linux.tmpfs(directory, "755")
     linux.bind(units, "/lib/systemd/system")
     if os.path.exists("/dev/console"):
         linux.bind(console, "/dev/console")
