@@ -25,8 +25,9 @@ SLICE_GROUPS = 32
 
 MAX_CONTROL_FRAME = 64 * 1024
 """One message on the control socket, in bytes; a keep's object with its certificate and a backtrace is 8 KiB."""
-MAX_CONTROL_FDS = 8
-"""Descriptors in one control message: the listener, the client CA, the revocation list, and room for grants."""
+MAX_CONTROL_FDS = 48
+"""Descriptors in one control message: three of the door's, the workload's description, its standard input, and at most
+16 directories and 16 secrets; the kernel takes 253 (man 7 unix)."""
 MAX_CONTROL_CONNECTIONS = 8
 """Open control connections per loader; the manager uses one at a time."""
 CONTROL_REPLY_SECONDS = 2.0

@@ -23,10 +23,11 @@ class CommandType(Enum):
     """What the manager may ask of a loader.
 
     ADDR, PORT and NAMES say what the certificate is for and what `keep-info` shows: contents are the address, the
-    decimal port, and comma-separated further names and addresses. START carries, as SCM_RIGHTS, the descriptors
-    START_DESCRIPTORS in that order, and is answered when the app-loader listens. INFO is answered at once.
-    STOP, contents who asked, ends the app-loader or the workload. WAIT, contents a state's decimal number, is
-    answered when the keep's state is another one.
+    decimal port, and comma-separated further names and addresses. DESCRIBE, contents a JSON object with `name`,
+    `labels` and `owner`, is kept for `keep-info`. START carries, as SCM_RIGHTS, the descriptors START_DESCRIPTORS in
+    that order, then perhaps WORKLOAD_DESCRIPTOR and what that grants; it is answered when the app-loader listens.
+    INFO is answered at once. STOP, contents who asked, ends the app-loader or the workload. WAIT, contents a state's
+    decimal number, is answered when the keep's state is another one.
     """
 
     ADDR = "apploader-addr"
@@ -34,6 +35,7 @@ class CommandType(Enum):
     NAMES = "apploader-names"
     START = "apploader-start"
     INFO = "keep-info"
+    DESCRIBE = "keep-describe"
     STOP = "apploader-stop"
     WAIT = "keep-wait"
 
@@ -41,6 +43,8 @@ class CommandType(Enum):
 START_DESCRIPTORS = ("listener", "client-ca", "revoked")
 """What START hands over: the listening TCP socket, the client CA's PEM, and the list of revoked serial numbers
 (one hexadecimal number a line), which is only ever appended to and is read anew for each connection."""
+WORKLOAD_DESCRIPTOR = "workload"
+"""A file with `workload.Workload.to_json`, open for reading alone; after it come the descriptors of `grant_names`."""
 
 
 class Command(Record):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import Enum
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import DEFAULT_LIMITS, Limits, limits_from_wire
 from keep_protocol.record import Record
 from keep_protocol.states import State
 
@@ -20,6 +21,7 @@ class OutcomeKind(Enum):
 
     EXITED = "exited"
     TRAPPED = "trapped"
+    LIMITED = "limited"
     KILLED = "killed"
     STOPPED = "stopped"
     LOST = "lost"
@@ -31,10 +33,25 @@ class Outcome(Record):
 
     kind: which way; text: one sentence without a full stop ("exited 3", "trapped: out of bounds memory access");
     exit_code: the guest's, for EXITED; signal: the number, for KILLED; backtrace: the trap's frames, innermost
-    first; wall_seconds, cpu_seconds and peak_bytes: of the process that ran it, None where nobody measured.
+    first; wall_seconds, cpu_seconds and peak_bytes: of the process that ran it; output_bytes: what it wrote to
+    standard output and error; started_at and ended_at: seconds of the epoch; by: who stopped it, "" when nobody did.
+    None where nobody measured.
     """
 
-    __slots__ = ("backtrace", "cpu_seconds", "exit_code", "kind", "peak_bytes", "signal", "text", "wall_seconds")
+    __slots__ = (
+        "backtrace",
+        "by",
+        "cpu_seconds",
+        "ended_at",
+        "exit_code",
+        "kind",
+        "output_bytes",
+        "peak_bytes",
+        "signal",
+        "started_at",
+        "text",
+        "wall_seconds",
+    )
     kind: OutcomeKind
     text: str
     exit_code: int | None
@@ -43,6 +60,10 @@ class Outcome(Record):
     wall_seconds: float | None
     cpu_seconds: float | None
     peak_bytes: int | None
+    output_bytes: int | None
+    started_at: float | None
+    ended_at: float | None
+    by: str
 
     def __init__(
         self,
@@ -54,6 +75,10 @@ class Outcome(Record):
         wall_seconds: float | None = None,
         cpu_seconds: float | None = None,
         peak_bytes: int | None = None,
+        output_bytes: int | None = None,
+        started_at: float | None = None,
+        ended_at: float | None = None,
+        by: str = "",
     ) -> None:
         self._freeze(
             kind=kind,
@@ -64,6 +89,10 @@ class Outcome(Record):
             wall_seconds=wall_seconds,
             cpu_seconds=cpu_seconds,
             peak_bytes=peak_bytes,
+            output_bytes=output_bytes,
+            started_at=started_at,
+            ended_at=ended_at,
+            by=by,
         )
 
     def to_wire(self) -> dict[str, object]:
@@ -76,7 +105,8 @@ class KeepInfo(Record):
 
     address and port: where the app-loader listens, "" and 0 before start-keep; detail: a sentence for people;
     fingerprint: `sha256:` and 64 hex digits of the DER certificate; certificate: its PEM; unit: the systemd unit;
-    walls: what the loader's probe found missing, empty when every wall stands.
+    walls: what the loader's probe found missing, empty when every wall stands; name, labels and owner: what its
+    creator called it, and who that was; limits: what it may use; restarts: how often its workload was started again.
     """
 
     __slots__ = (
@@ -85,8 +115,13 @@ class KeepInfo(Record):
         "detail",
         "fingerprint",
         "kuuid",
+        "labels",
+        "limits",
+        "name",
         "outcome",
+        "owner",
         "port",
+        "restarts",
         "state",
         "unit",
         "walls",
@@ -101,6 +136,11 @@ class KeepInfo(Record):
     unit: str
     walls: tuple[str, ...]
     outcome: Outcome | None
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    owner: str
+    limits: Limits
+    restarts: int
 
     def __init__(
         self,
@@ -114,6 +154,11 @@ class KeepInfo(Record):
         unit: str = "",
         walls: tuple[str, ...] = (),
         outcome: Outcome | None = None,
+        name: str = "",
+        labels: tuple[tuple[str, str], ...] = (),
+        owner: str = "",
+        limits: Limits = DEFAULT_LIMITS,
+        restarts: int = 0,
     ) -> None:
         self._freeze(
             kuuid=kuuid,
@@ -126,6 +171,11 @@ class KeepInfo(Record):
             unit=unit,
             walls=walls,
             outcome=outcome,
+            name=name,
+            labels=labels,
+            owner=owner,
+            limits=limits,
+            restarts=restarts,
         )
 
     def to_wire(self) -> dict[str, object]:
@@ -141,6 +191,11 @@ class KeepInfo(Record):
             "unit": self.unit,
             "walls": list(self.walls),
             "outcome": None if self.outcome is None else self.outcome.to_wire(),
+            "name": self.name,
+            "labels": dict(self.labels),
+            "owner": self.owner,
+            "limits": self.limits.to_wire(),
+            "restarts": self.restarts,
         }
 
 
@@ -182,6 +237,12 @@ class _Members:
             raise self._refuse(name, "a list of strings")
         return tuple(value)
 
+    def labels(self, name: str) -> tuple[tuple[str, str], ...]:
+        value = self._value.get(name, {})
+        if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+            raise self._refuse(name, "an object of strings")
+        return tuple((str(label), str(text)) for label, text in value.items())
+
     def mapping(self, name: str) -> dict[str, object] | None:
         value = self._value.get(name)
         if value is not None and not isinstance(value, dict):
@@ -204,6 +265,10 @@ def outcome_from_wire(value: dict[str, object]) -> Outcome:
         wall_seconds=members.maybe_seconds("wall_seconds"),
         cpu_seconds=members.maybe_seconds("cpu_seconds"),
         peak_bytes=members.maybe_number("peak_bytes"),
+        output_bytes=members.maybe_number("output_bytes"),
+        started_at=members.maybe_seconds("started_at"),
+        ended_at=members.maybe_seconds("ended_at"),
+        by=members.text("by"),
     )
 
 
@@ -225,4 +290,9 @@ def keep_from_wire(value: dict[str, object]) -> KeepInfo:
         unit=members.text("unit"),
         walls=members.lines("walls"),
         outcome=None if outcome is None else outcome_from_wire(outcome),
+        name=members.text("name"),
+        labels=members.labels("labels"),
+        owner=members.text("owner"),
+        limits=limits_from_wire(members.mapping("limits") or {}),
+        restarts=members.number("restarts"),
     )
