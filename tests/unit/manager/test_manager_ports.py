@@ -63,33 +63,3 @@ def test_a_port_left_by_closed_connections_is_free_again(taken: int) -> None:
 def test_ipv6_is_its_own() -> None:
     with bind_listener("::1", [0]) as sock:
         assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-@pytest.mark.parametrize("way", ["connect", "fast open"])
-def test_a_listener_cannot_be_turned_round_to_connect(address: str, way: str) -> None:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family) as target, bind_listener(address, [0]) as sock:
-        sock.shutdown(socket.SHUT_RDWR)
-        sock.settimeout(0.2)
-        with pytest.raises(OSError, match=r"timed out|not connected|in progress"):
-            if way == "connect":
-                sock.connect(target.getsockname())
-            else:
-                sock.sendto(b"x", socket.MSG_FASTOPEN, target.getsockname())
-                sock.getpeername()
-
-
-def test_the_seal_cannot_be_broken_by_who_holds_the_listener() -> None:
-    with bind_listener("127.0.0.1", [0]) as sock, pytest.raises(PermissionError):
-        sock.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER
-
-
-def test_what_a_sealed_listener_accepts_works_both_ways() -> None:
-    with bind_listener("127.0.0.1", [0]) as sock, socket.create_connection(sock.getsockname()) as client:
-        accepted, _ = sock.accept()
-        with accepted:
-            client.sendall(b"ping")
-            assert accepted.recv(4) == b"ping"
-            accepted.sendall(b"pong")
-            assert client.recv(4) == b"pong"
