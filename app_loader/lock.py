@@ -1,8 +1,9 @@
 """Load, then lock: what a process gives up for good before it touches what a stranger made.
 
-Two walls: PR_SET_MDWE where the kernel has it (Linux 6.3), and always a seccomp filter of our own. The filter is
-installed by prctl(2), which systemd's @system-service allows and seccomp(2) may not be.
-`program` is pure and tested by running it; import rule: `ctypes`, `os`, `struct`.
+Two walls for the checker and the runner: PR_SET_MDWE where the kernel has it (Linux 6.3), and always a seccomp filter
+of our own. The filter is installed by prctl(2), which systemd's @system-service allows and seccomp(2) may not be.
+The door, which talks to strangers, gives up to connect: `door_program`.
+The programs are pure and tested by running them; import rule: `ctypes`, `os`, `struct`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Callable
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -82,6 +84,10 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "request_key": (249, 218),
 }
 """What is refused, whole or for some arguments (see `program`), with its numbers on x86_64 and aarch64."""
+DOOR_SYSCALLS = ("socket", "connect", "bind", "listen")
+SENDING = {"sendto": (44, 206, 3), "sendmsg": (46, 211, 2), "sendmmsg": (307, 269, 3)}
+"""Calls that connect as they send (TCP fast open), with their numbers and which argument holds their flags."""
+_MSG_FASTOPEN = 0x20000000
 Instruction = tuple[int, int, int, int]
 
 
@@ -98,14 +104,9 @@ def _only_if(number: int, inner: list[Instruction]) -> list[Instruction]:
     return [(JUMP_EQUAL, 0, len(inner), number), *inner]
 
 
-def program(machine: str, pid: int, *, executable_memory: bool) -> list[Instruction]:
-    """The filter for `machine` as BPF instructions: new executable memory unless `executable_memory`, other programs,
-    new processes, sockets, opened files, signals to any process but `pid`, and the kernel's odd corners are refused.
-
-    Raises KeyError for a machine that is not in ARCHITECTURES.
-    """
-    column = list(ARCHITECTURES).index(machine)
-    code: list[Instruction] = [
+def _begin(machine: str) -> list[Instruction]:
+    """Kills on a call of another architecture, refuses those of x32, and loads the number."""
+    return [
         (LD_WORD, 0, 0, _ARCHITECTURE),
         (JUMP_EQUAL, 1, 0, ARCHITECTURES[machine]),
         (RETURN, 0, 0, KILL),
@@ -113,6 +114,34 @@ def program(machine: str, pid: int, *, executable_memory: bool) -> list[Instruct
         (JUMP_AT_LEAST, 0, 1, _X32),
         _refuse(errno.EPERM),
     ]
+
+
+def door_program(machine: str) -> list[Instruction]:
+    """The door's filter for `machine`: what it has been handed is all the network it can have.
+
+    Its listener belongs to the host's network, wherever PrivateNetwork= puts the process: shut down as a listener it
+    would connect to anywhere. Raises KeyError for a machine that is not in ARCHITECTURES.
+    """
+    column = list(ARCHITECTURES).index(machine)
+    code = _begin(machine)
+    for name in DOOR_SYSCALLS:
+        number = SYSCALLS[name][column]
+        if number is not None:
+            code += _only_if(number, [_refuse(errno.EPERM)])
+    for row in SENDING.values():
+        flags = [_argument(row[2]), (JUMP_BITS, 0, 1, _MSG_FASTOPEN), _refuse(errno.EPERM), (RETURN, 0, 0, ALLOW)]
+        code += _only_if(row[column], flags)
+    return [*code, (RETURN, 0, 0, ALLOW)]
+
+
+def program(machine: str, pid: int, *, executable_memory: bool) -> list[Instruction]:
+    """The filter for `machine` as BPF instructions: new executable memory unless `executable_memory`, other programs,
+    new processes, sockets, opened files, signals to any process but `pid`, and the kernel's odd corners are refused.
+
+    Raises KeyError for a machine that is not in ARCHITECTURES.
+    """
+    column = list(ARCHITECTURES).index(machine)
+    code = _begin(machine)
     for name, row in SYSCALLS.items():
         number = row[column]
         if number is None:
@@ -155,22 +184,43 @@ def lock(*, executable_memory: bool) -> bool:
     With `executable_memory` it may still make code (the checker compiles); everything else is refused all the same.
     Raises KeepfleetError(WALL_MISSING) when the filter cannot be installed.
     """
+    code = program(_machine(), os.getpid(), executable_memory=executable_memory)
+    prctl = _prctl()
+    prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    mdwe = not executable_memory and prctl(_PR_SET_MDWE, _MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) == 0
+    _install(code)
+    return mdwe
+
+
+def lock_door() -> None:
+    """Gives up connecting, and new sockets, for good, here and in all that this process starts or becomes.
+
+    Raises KeepfleetError(WALL_MISSING) when the filter cannot be installed.
+    """
+    _install(door_program(_machine()))
+
+
+def _machine() -> str:
     if len(os.listdir("/proc/self/task")) != 1:
         raise KeepfleetError(ErrorKind.WALL_MISSING, "cannot lock the process: it has several threads")
     machine = os.uname().machine
     if machine not in ARCHITECTURES:
         raise KeepfleetError(ErrorKind.WALL_MISSING, f"cannot lock the process: no filter is written for {machine}")
-    code = b"".join(
-        struct.pack("HBBI", *step) for step in program(machine, os.getpid(), executable_memory=executable_memory)
-    )
-    buffer = ctypes.create_string_buffer(code, len(code))
-    table = _Program(len(code) // struct.calcsize("HBBI"), ctypes.addressof(buffer))
+    return machine
+
+
+def _prctl() -> Callable[..., int]:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-    prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    mdwe = not executable_memory and prctl(_PR_SET_MDWE, _MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) == 0
+    return prctl
+
+
+def _install(code: list[Instruction]) -> None:
+    data = b"".join(struct.pack("HBBI", *step) for step in code)
+    buffer = ctypes.create_string_buffer(data, len(data))
+    table = _Program(len(code), ctypes.addressof(buffer))
+    prctl = _prctl()
     if prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise _cannot("no-new-privileges", ctypes.get_errno())
     if prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(table), 0, 0):
         raise _cannot("its system call filter", ctypes.get_errno())
-    return mdwe

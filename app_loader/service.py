@@ -1,5 +1,5 @@
 """Wires the door together, in this order: settings, the openssl program, the imports of TLS beside it, the identity,
-LISTENING, and with the first client h11 and the door; at its end the runner, by exec.
+LISTENING, and with the first client the door's lock, h11 and the door; at its end the runner, by exec.
 
 The kernel accepts connections from the first moment on; LISTENING says that the certificate they will see is made.
 h11 and what it brings are 2.4 MB of every keep that waits, and 20 ms of one client's time: they come with the client.
@@ -84,7 +84,9 @@ def _receive(settings: Settings, reporter: Reporter) -> int | None:
         return None
     from app_loader.access import UploadAccess
     from app_loader.door import Door
+    from app_loader.lock import lock_door
 
+    lock_door()  # before the first byte of a stranger's is read
     access = UploadAccess(REVOKED_FD)
     compiled = Door(settings, socket.socket(fileno=LISTENER_FD), context, access, reporter).run()
     if compiled is not None:

@@ -18,6 +18,8 @@ HOMES = ("/home", "/root")
 DEVICES = ("/dev/mem", "/dev/kmsg", "/dev/kvm", "/dev/fuse", "/dev/net/tun", "/dev/loop-control")
 """What PrivateDevices= takes away, as far as a host has it."""
 
+MAX_MOUNTINFO = 1024 * 1024
+"""Five thousand mounts; a keep sees a hundred."""
 MAX_NAMED = 4
 """Network devices named in one sentence; a host may have hundreds."""
 
@@ -85,8 +87,21 @@ def _mounts(directory: str) -> list[str]:
         flags = _flags(path)
         if flags is not None and not flags & os.ST_NOEXEC:
             found.append(f"programs in {path} can be run")
+    found += [f"programs can be written to {path} and run there" for path in _writable_code()]
     found += [f"{path} is not hidden" for path in HOMES if os.path.isdir(path) and not os.path.ismount(path)]
     return found
+
+
+def _writable_code() -> list[str]:
+    """The places where a file system is mounted that takes files from us and runs them, other than those of NO_EXEC.
+
+    Of several mounts at one place the last counts, which is what is looked at.
+    """
+    # Each line's fifth word is the place, with odd characters in octal (man proc).
+    words = [line.split(b" ", 5) for line in _lines("/proc/self/mountinfo", MAX_MOUNTINFO)]
+    places = {word[4].decode("unicode_escape").encode("latin-1") for word in words if len(word) > 5}
+    found = [os.fsdecode(place) for place in places if os.path.isdir(place) and os.access(place, os.W_OK)]
+    return [path for path in sorted(found) if path not in NO_EXEC and not (_flags(path) or 0) & os.ST_NOEXEC]
 
 
 def _privileges(uid: int) -> list[str]:
@@ -104,10 +119,10 @@ def _privileges(uid: int) -> list[str]:
     return found
 
 
-def _lines(path: str) -> list[bytes]:
-    """The lines of a file of /proc; none where it is hidden."""
+def _lines(path: str, limit: int = 64 * 1024) -> list[bytes]:
+    """The lines of a file of /proc, in its first `limit` bytes; none where it is hidden."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return (file.read(64 * 1024) or b"").splitlines()
+        with open(path, "rb") as file:
+            return file.read(limit).splitlines()
     except OSError:
         return []

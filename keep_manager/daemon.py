@@ -20,8 +20,9 @@ from keep_manager import pki
 from keep_manager.config import Settings
 from keep_manager.http.app import Server, make_app
 from keep_manager.http.gate import listen
-from keep_manager.keeps.manager import Keeps, Terms
+from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.rediscover import census
+from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
 from keep_manager.systemd.units import SystemdUnits
 from keep_protocol.sdnotify import Notifier

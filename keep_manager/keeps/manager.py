@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
+from keep_manager.keeps.creation import Creation, Unbroken
 from keep_manager.keeps.interfaces import Loaders, LoaderSession, Units
 from keep_manager.keeps.ports import bind_listener
+from keep_manager.keeps.terms import Terms
 from keep_manager.model import UnitState
 from keep_protocol.api import NewKeep, StartKeep
-from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, KUUID_BITS, unit_name
+from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -25,28 +25,11 @@ from keep_protocol.states import State
 LOG = logging.getLogger("keepfleet.keeps")
 ASKED_AT_ONCE = 256
 """Loaders asked at the same moment: far below RLIMIT_NOFILE, and 2,000 dead ones still take 16 s and not an hour."""
-MAX_WAITING_CREATIONS = 512
-"""Requests that may queue for a creation; the queue drains at about 20 a second."""
 MAX_WAITERS = 128
 """Requests that may wait for a change of state; each holds one of its loader's eight connections."""
 MAX_WAIT_SECONDS = 60.0
 START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
 """The loader gives its app-loader APPLOADER_START_SECONDS and then answers with the reason."""
-DRAWS = 8
-"""IDs drawn for one creation: of 2^53 a second draw is needed once in a lifetime."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the configuration lets keeps have. client_ca and revoked: the files whose descriptors each door gets."""
-
-    client_ca: str
-    revoked: str
-    first_port: int
-    last_port: int
-    start_timeout_seconds: float = 15.0
-    max_keeps: int = 2000
-    max_creations_at_once: int = 8
 
 
 class Keeps:
@@ -56,103 +39,22 @@ class Keeps:
         self._units = units
         self._loaders = loaders
         self._terms = terms
-        self._creations = asyncio.Semaphore(terms.max_creations_at_once)
-        self._creating: set[int] = set()
-        self._waiting = 0
+        self._unbroken = Unbroken()
+        self._creation = Creation(units, loaders, terms, self._unbroken)
         self._starting: set[int] = set()
         self._waiters = 0
         self._asked = asyncio.Semaphore(ASKED_AT_ONCE)
-        self._rollbacks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"Keeps({len(self._creating)} being created, {len(self._starting)} being started)"
+        return f"Keeps({self._creation!r}, {len(self._starting)} being started)"
 
     async def create(self, request: NewKeep) -> KeepInfo:
-        """A new keep, listening for start-keep. When anything fails, or the caller is cancelled, nothing is left.
-
-        Raises KeepfleetError: UNSUPPORTED for an architecture this host has no hardware for, TOO_MANY, KEEP_FAILED
-        with the unit's last journal lines, CONFIGURATION when the units are not installed.
-        """
-        if request.arch != "wasi":
-            raise KeepfleetError(
-                ErrorKind.UNSUPPORTED, f"cannot make a keep of {request.arch}: this host has no such hardware; use wasi"
-            )
-        if self._waiting >= MAX_WAITING_CREATIONS:
-            raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
-        self._waiting += 1
-        try:
-            await self._creations.acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            return await self._create()
-        finally:
-            self._creations.release()
-
-    async def _create(self) -> KeepInfo:
-        for _ in range(DRAWS):
-            kuuid = self._draw()
-            self._creating.add(kuuid)
-            try:
-                return await self._bring_up(kuuid)
-            except KeepfleetError as error:
-                if error.kind is not ErrorKind.CONFLICT:
-                    raise
-            finally:
-                self._creating.discard(kuuid)
-        raise KeepfleetError(ErrorKind.INTERNAL, f"cannot make a keep: {DRAWS} IDs in a row were taken")
-
-    def _draw(self) -> int:
-        taken = self._units.kuuids() | self._creating
-        if len(taken) >= self._terms.max_keeps:
-            raise KeepfleetError(
-                ErrorKind.TOO_MANY,
-                f"cannot make a keep: there are {len(taken)}, and max_keeps is {self._terms.max_keeps}",
-            )
-        while True:
-            kuuid = secrets.randbits(KUUID_BITS)
-            if decide.check_kuuid_free(kuuid, taken):
-                return kuuid
-
-    async def _bring_up(self, kuuid: int) -> KeepInfo:
-        reach(Failpoint.CREATE_BEFORE_UNIT)
-        try:
-            await self._units.start(kuuid, self._terms.start_timeout_seconds)
-            reach(Failpoint.CREATE_AFTER_READY)
-            info = await self._loaders.ask(kuuid, Command(CommandType.INFO))
-        except KeepfleetError as error:
-            if error.kind is not ErrorKind.CONFLICT:
-                await self._finish(self._roll_back(kuuid))
-                LOG.warning("%s: not created: %s", unit_name(kuuid), error.message)
-            raise
-        except asyncio.CancelledError:
-            await self._finish(self._roll_back(kuuid))
-            LOG.info("%s: not created: the client went away", unit_name(kuuid))
-            raise
-        reach(Failpoint.CREATE_BEFORE_REPLY)
-        LOG.info("%s: created", unit_name(kuuid))
-        return decide.shown(info)
-
-    async def _finish(self, work: Coroutine[None, None, None]) -> None:
-        """Carries `work` through even when this task is cancelled meanwhile."""
-        task = asyncio.create_task(work)
-        self._rollbacks.add(task)
-        task.add_done_callback(self._rollbacks.discard)
-        await asyncio.shield(task)
-
-    async def _roll_back(self, kuuid: int) -> None:
-        try:
-            await self._units.stop(kuuid)
-        except KeepfleetError as error:
-            if error.kind is not ErrorKind.NOT_FOUND:
-                LOG.error("%s: cannot roll back: %s", unit_name(kuuid), error.message)
-        if kuuid in self._units.kuuids():
-            LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))
+        """A new keep, listening for start-keep; see Creation.create."""
+        return await self._creation.create(request)
 
     async def settle(self) -> None:
-        """Waits for the rollbacks under way."""
-        if self._rollbacks:
-            await asyncio.wait(self._rollbacks)
+        """Waits for the rollbacks and removals under way."""
+        await self._unbroken.settle()
 
     async def list(self) -> Sequence[KeepInfo]:
         """Every keep, by ID; those whose loader does not answer are in state 15 (or 0 while starting), with why."""
@@ -249,7 +151,7 @@ class Keeps:
         A caller that is cancelled has asked for it all the same: the removal is carried through.
         """
         reach(Failpoint.REMOVE_BEFORE_CALL)
-        await self._finish(self._remove(kuuid))
+        await self._unbroken.finish(self._remove(kuuid))
         reach(Failpoint.REMOVE_BEFORE_REPLY)
         LOG.info("%s: removed by %s", unit_name(kuuid), who)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from dbus_next.aio.message_bus import MessageBus
 from dbus_next.constants import MessageFlag, MessageType
-from dbus_next.errors import DBusError
+from dbus_next.errors import AuthError, DBusError
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
@@ -39,7 +39,7 @@ _RULES = (
     "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',"
     f"arg0='{SYSTEMD}'",
 )
-_LOST = (OSError, EOFError, KeyError, ValueError, asyncio.InvalidStateError, DBusError)
+_LOST = (OSError, EOFError, LookupError, ValueError, asyncio.InvalidStateError, DBusError, AuthError)
 """What dbus-next raises when its connection is or goes dead, found by breaking it."""
 _AWAY = frozenset(f"org.freedesktop.DBus.Error.{n}" for n in ("NoReply", "ServiceUnknown", "NameHasNoOwner"))
 """What the bus answers for a systemd that is re-executing itself."""

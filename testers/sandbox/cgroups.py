@@ -146,18 +146,11 @@ def kill_all(name: str, found: list[Hierarchy]) -> None:
 
 
 def end_commands(name: str, seconds: float) -> None:
-    """SIGTERM, and after `seconds` SIGKILL, to what `enter` runs; whoever waits for it outside is resumed to reap it.
-
-    Done before power-off: systemd-shutdown waits for SIGCHLD, and these are not its children, so it would wait
-    ten seconds for nothing.
-    """
+    """SIGTERM, and after `seconds` SIGKILL, to what `enter` runs: power-off would wait for it far longer."""
     root = hierarchies()[0].of(name)
+    scopes = [entry.path for entry in os.scandir(root) if entry.name.startswith("exec-")]
     for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, KILL_SECONDS)):
-        deadline = time.monotonic() + patience
-        waiting = members(f"{root}/{OUTSIDE}")
-        _signal_all(name, waiting, signal.SIGCONT, time.monotonic())
-        scopes = [entry.path for entry in os.scandir(root) if entry.name.startswith("exec-")]
-        _signal_all(name, set().union(*map(members, scopes)), number, deadline)
+        _signal_all(name, set().union(*map(members, scopes)), number, time.monotonic() + patience)
 
 
 def _signal_all(name: str, pids: set[int], number: int, deadline: float) -> None:

@@ -7,12 +7,16 @@ when the command stops, returns its exit status or dies of its signal; if it is 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import pwd
 import resource
 import signal
+import socket
 import sys
+from collections.abc import Callable
 
 if not __package__:
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -77,6 +81,60 @@ def _run(target: int, directories: list[str], user: str, directory: str, command
     return _execute(command)
 
 
+def _async(channel: socket.socket) -> None:
+    """Has the kernel send SIGIO when something, or the end, arrives on `channel`: one wait then covers both worlds."""
+    fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(channel, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    os.kill(os.getpid(), signal.SIGIO)  # for what arrived before
+
+
+def _receive(channel: socket.socket) -> bytes | None:
+    """The next message; empty at the end, None where none is there."""
+    try:
+        return channel.recv(16)
+    except BlockingIOError:
+        return None
+    except ConnectionResetError:
+        return b""
+
+
+def _watch(channel: socket.socket, child: int) -> None:
+    """Inside: reports on `channel` that the command stopped or how it ended, and kills it when the other end goes."""
+    _async(channel)
+    while True:
+        if signal.sigwaitinfo({signal.SIGCHLD, signal.SIGIO}).si_signo == signal.SIGIO:
+            if _receive(channel) == b"":
+                os.kill(child, signal.SIGKILL)
+            continue
+        pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+        if pid:
+            with contextlib.suppress(BrokenPipeError):
+                channel.send(str(status).encode())
+            if not os.WIFSTOPPED(status):
+                return
+
+
+def _wait(channel: socket.socket, command: int) -> int:
+    """Outside: forwards signals to the command (a pidfd) until it ends; returns its wait status.
+
+    Stops when the terminal stopped the command (Ctrl-Z), so that the shell notices; not on SIGSTOP, which power-off
+    sends to everybody.
+    """
+    _async(channel)
+    while True:
+        received = signal.sigwaitinfo(signal.valid_signals())
+        if received.si_signo not in (signal.SIGIO, signal.SIGCHLD) and received.si_code != _SENT_BY_THE_KERNEL:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(command, received.si_signo)
+        while (message := _receive(channel)) is not None:
+            status = int(message or signal.SIGKILL)  # no message at the end: whoever watched it was killed with it
+            if not os.WIFSTOPPED(status):
+                return status
+            if os.WSTOPSIG(status) != signal.SIGSTOP:
+                os.kill(os.getpid(), signal.SIGSTOP)
+                signal.pidfd_send_signal(command, signal.SIGCONT)
+
+
 def _end_as(status: int) -> int:
     """The command's exit status; where a signal ended it, this process ends by the same one."""
     code = os.waitstatus_to_exitcode(status)
@@ -85,30 +143,9 @@ def _end_as(status: int) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if -code not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(-code, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [-code])
     os.kill(os.getpid(), -code)
     return 128 - code
-
-
-def _wait(child: int) -> int:
-    """Forwards signals to `child` until it ends; returns its wait status.
-
-    Stops when the terminal stopped the child (Ctrl-Z), so that the shell notices; not on SIGSTOP, which power-off
-    sends to everybody before it kills: a stopped parent could not reap, and PID 1 would wait for that for ever.
-    """
-    while True:
-        received = signal.sigwaitinfo(signal.valid_signals())
-        if received.si_signo != signal.SIGCHLD:
-            if received.si_code != _SENT_BY_THE_KERNEL:
-                os.kill(child, received.si_signo)
-            continue
-        pid, status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
-        if pid and os.WIFSTOPPED(status):
-            if os.WSTOPSIG(status) != signal.SIGSTOP:
-                os.kill(os.getpid(), signal.SIGSTOP)
-                os.kill(child, signal.SIGCONT)
-        elif pid:
-            return status
 
 
 def _prepare(name: str, pid: int) -> tuple[int, list[str]]:
@@ -127,6 +164,23 @@ def _prepare(name: str, pid: int) -> tuple[int, list[str]]:
     return target, scopes
 
 
+def _start(inner: socket.socket, outer: socket.socket, run: Callable[[], int]) -> None:
+    """In the first process of ours in the sandbox's PID namespace: starts the watcher and ends.
+
+    So everything that stays is the sandbox's own PID 1's to reap. A process whose parent is outside would become a
+    zombie there that systemd-shutdown waits for, where nobody outside reaps (some containers' PID 1).
+    """
+    outer.close()
+    if os.fork():
+        return
+    child = os.fork()
+    if child == 0:
+        inner.close()
+        os._exit(run())
+    socket.send_fds(inner, [b"0"], [os.pidfd_open(child)])
+    _watch(inner, child)
+
+
 def main(arguments: list[str]) -> int:
     """The exit status for the process; 125 where the sandbox is not there or cannot be entered."""
     name, pid, user, directory, *command = arguments
@@ -135,13 +189,18 @@ def main(arguments: list[str]) -> int:
     try:
         target, scopes = _prepare(name, int(pid))
         linux.setns(target, linux.CLONE_NEWPID)
+        outer, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         child = os.fork()
+        if child == 0:
+            _start(inner, outer, lambda: _run(target, scopes, user, directory, command))
+            os._exit(0)
+        inner.close()
+        os.waitpid(child, 0)
+        _, descriptors, _, _ = socket.recv_fds(outer, 1, 1)
     except OSError as error:
         print(f"cannot enter the sandbox {name}: {error.strerror}", file=sys.stderr)
         return CANNOT_ENTER
-    if child == 0:
-        os._exit(_run(target, scopes, user, directory, command))
-    status = _wait(child)
+    status = _wait(outer, descriptors[0]) if descriptors else int(signal.SIGKILL)
     for scope in scopes:
         try:
             os.rmdir(scope)

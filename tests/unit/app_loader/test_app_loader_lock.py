@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
 import struct
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from app_loader.lock import (
     KILL,
     LD_WORD,
     RETURN,
+    SENDING,
     SYSCALLS,
+    Instruction,
+    door_program,
     program,
 )
 
@@ -31,9 +35,14 @@ READ = {"x86_64": 0, "aarch64": 63}
 
 def decide(machine: str, number: int, *arguments: int, kind: int | None = None, compiler: bool = False) -> int:
     """What the filter returns for one system call."""
+    return run(program(machine, PID, executable_memory=compiler), machine, number, *arguments, kind=kind)
+
+
+def run(code: list[Instruction], machine: str, number: int, *arguments: int, kind: int | None = None) -> int:
+    """What the program `code` returns for one system call."""
     padded = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("<IIQ6Q", number, ARCHITECTURES[machine] if kind is None else kind, 0, *padded)
-    code, at, word = program(machine, PID, executable_memory=compiler), 0, 0
+    at = word = 0
     while True:
         operation, yes, no, value = code[at]
         at += 1
@@ -83,6 +92,60 @@ def test_the_checker_may_make_code_and_nothing_else(machine: str) -> None:
 def test_calls_of_another_kind_kill(machine: str) -> None:
     assert decide(machine, READ[machine], kind=0x40000003) == KILL
     assert decide(machine, READ[machine] | 0x40000000) == EPERM
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_the_door_may_send_and_start_programs_but_not_connect(machine: str) -> None:
+    column, code = list(ARCHITECTURES).index(machine), door_program(machine)
+    for name, row in SYSCALLS.items():
+        number = row[column]
+        if number is not None:
+            allowed = run(code, machine, number, 0, 0, 4) == ALLOW
+            assert allowed is (name not in ("socket", "connect", "bind", "listen"))
+    for row3 in SENDING.values():
+        flags = [0, 0, 0, 0]
+        assert run(code, machine, row3[column], *flags) == ALLOW
+        flags[row3[2]] = socket.MSG_FASTOPEN
+        assert run(code, machine, row3[column], *flags) == EPERM
+    assert run(code, machine, READ[machine], kind=0x40000003) == KILL
+
+
+DOOR_TRIAL = """
+import json, os, socket, subprocess, sys
+from app_loader.lock import lock_door
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+target = ("127.0.0.1", int(sys.argv[1]))
+lock_door()
+accepted, _ = listener.accept()
+accepted.sendall(b"answer")
+seen = {"answer": client.recv(6).decode()}
+listener.shutdown(socket.SHUT_RDWR)
+for name, action in (
+    ("connect", lambda: listener.connect(target)),
+    ("fast open", lambda: listener.sendto(b"x", socket.MSG_FASTOPEN, target)),
+    ("socket", lambda: socket.socket()),
+    ("pair", lambda: socket.socketpair()),
+    ("program", lambda: subprocess.run(["true"], check=True)),
+):
+    try:
+        action()
+        seen[name] = "done"
+    except OSError as error:
+        seen[name] = type(error).__name__
+os.write(1, json.dumps(seen).encode())
+"""
+
+
+def test_a_locked_door_answers_its_clients_and_cannot_turn_its_listener_round() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        command = [sys.executable, "-c", DOOR_TRIAL, str(target.getsockname()[1])]
+        seen = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert seen == {
+        "answer": "answer",
+        **dict.fromkeys(("connect", "fast open", "socket"), "PermissionError"),
+        **dict.fromkeys(("pair", "program"), "done"),
+    }
 
 
 TRIAL = """

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from keep_manager.keeps import manager
-from keep_manager.keeps.manager import Keeps, Terms
+from keep_manager.keeps import creation, manager
+from keep_manager.keeps.manager import Keeps
+from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
 from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.control import CommandType
@@ -258,7 +259,7 @@ async def test_waiters_are_bounded(keeps: Keeps, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_creations_that_queue_are_bounded(keeps: Keeps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager, "MAX_WAITING_CREATIONS", 0)
+    monkeypatch.setattr(creation, "MAX_WAITING_CREATIONS", 0)
     assert (await refusal(keeps.create(NewKeep()))).kind is ErrorKind.TOO_MANY
 
 

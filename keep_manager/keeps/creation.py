@@ -1,0 +1,137 @@
+"""Makes keeps, each whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Coroutine
+
+from keep_manager.failpoints import Failpoint, reach
+from keep_manager.keeps import decide
+from keep_manager.keeps.interfaces import Loaders, Units
+from keep_manager.keeps.terms import Terms
+from keep_protocol.api import NewKeep
+from keep_protocol.constants import KUUID_BITS, unit_name
+from keep_protocol.control import Command, CommandType
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+
+LOG = logging.getLogger("keepfleet.keeps")
+MAX_WAITING_CREATIONS = 512
+"""Requests that may queue for a creation; the queue drains at about 20 a second."""
+DRAWS = 8
+"""IDs drawn for one creation: of 2^53 a second draw is needed once in a lifetime."""
+
+
+class Unbroken:
+    """Work that is carried through even when the one who waits for it is cancelled."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"Unbroken({len(self._tasks)})"
+
+    async def finish(self, work: Coroutine[None, None, None]) -> None:
+        """Carries `work` through even when this task is cancelled meanwhile."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def settle(self) -> None:
+        """Waits for what is under way."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+class Creation:
+    """Makes keeps: at most so many at once, at most so many in all."""
+
+    def __init__(self, units: Units, loaders: Loaders, terms: Terms, unbroken: Unbroken) -> None:
+        self._units = units
+        self._loaders = loaders
+        self._terms = terms
+        self._unbroken = unbroken
+        self._creations = asyncio.Semaphore(terms.max_creations_at_once)
+        self._creating: set[int] = set()
+        self._waiting = 0
+
+    def __repr__(self) -> str:
+        return f"Creation({len(self._creating)} under way, {self._waiting} waiting)"
+
+    async def create(self, request: NewKeep) -> KeepInfo:
+        """A new keep, listening for start-keep. When anything fails, or the caller is cancelled, nothing is left.
+
+        Raises KeepfleetError: UNSUPPORTED for an architecture this host has no hardware for, TOO_MANY, KEEP_FAILED
+        with the unit's last journal lines, CONFIGURATION when the units are not installed.
+        """
+        if request.arch != "wasi":
+            raise KeepfleetError(
+                ErrorKind.UNSUPPORTED, f"cannot make a keep of {request.arch}: this host has no such hardware; use wasi"
+            )
+        if self._waiting >= MAX_WAITING_CREATIONS:
+            raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
+        self._waiting += 1
+        try:
+            await self._creations.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            return await self._create()
+        finally:
+            self._creations.release()
+
+    async def _create(self) -> KeepInfo:
+        for _ in range(DRAWS):
+            kuuid = self._draw()
+            self._creating.add(kuuid)
+            try:
+                return await self._bring_up(kuuid)
+            except KeepfleetError as error:
+                if error.kind is not ErrorKind.CONFLICT:
+                    raise
+            finally:
+                self._creating.discard(kuuid)
+        raise KeepfleetError(ErrorKind.INTERNAL, f"cannot make a keep: {DRAWS} IDs in a row were taken")
+
+    def _draw(self) -> int:
+        taken = self._units.kuuids() | self._creating
+        if len(taken) >= self._terms.max_keeps:
+            raise KeepfleetError(
+                ErrorKind.TOO_MANY,
+                f"cannot make a keep: there are {len(taken)}, and max_keeps is {self._terms.max_keeps}",
+            )
+        while True:
+            kuuid = secrets.randbits(KUUID_BITS)
+            if decide.check_kuuid_free(kuuid, taken):
+                return kuuid
+
+    async def _bring_up(self, kuuid: int) -> KeepInfo:
+        reach(Failpoint.CREATE_BEFORE_UNIT)
+        try:
+            await self._units.start(kuuid, self._terms.start_timeout_seconds)
+            reach(Failpoint.CREATE_AFTER_READY)
+            info = await self._loaders.ask(kuuid, Command(CommandType.INFO))
+        except KeepfleetError as error:
+            if error.kind is not ErrorKind.CONFLICT:
+                await self._unbroken.finish(self._roll_back(kuuid))
+                LOG.warning("%s: not created: %s", unit_name(kuuid), error.message)
+            raise
+        except asyncio.CancelledError:
+            await self._unbroken.finish(self._roll_back(kuuid))
+            LOG.info("%s: not created: the client went away", unit_name(kuuid))
+            raise
+        reach(Failpoint.CREATE_BEFORE_REPLY)
+        LOG.info("%s: created", unit_name(kuuid))
+        return decide.shown(info)
+
+    async def _roll_back(self, kuuid: int) -> None:
+        try:
+            await self._units.stop(kuuid)
+        except KeepfleetError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                LOG.error("%s: cannot roll back: %s", unit_name(kuuid), error.message)
+        if kuuid in self._units.kuuids():
+            LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))

@@ -1,0 +1,18 @@
+"""What the configuration lets keeps have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Limits, and where things lie. client_ca and revoked: the files whose descriptors each door gets."""
+
+    client_ca: str
+    revoked: str
+    first_port: int
+    last_port: int
+    start_timeout_seconds: float = 15.0
+    max_keeps: int = 2000
+    max_creations_at_once: int = 8
