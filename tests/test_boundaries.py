@@ -40,6 +40,7 @@ ONLY_IN: dict[str, set[str]] = {
     "h11": {"app_loader"},
     "click": {"keepctl", "testers"},
     "yaml": {"keep_manager", "keepctl"},
+    "rich": {"keepctl"},
 }
 STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_loader", "keep_client", "units")
 
