@@ -157,7 +157,8 @@ def check_guest_path(path: str) -> str:
     plain = (
         path.startswith("/") and len(path) <= 255 and all(p not in ("", ".", "..") for p in parts[1:] if path != "/")
     )
-    if not plain or "\0" in path or path == SECRETS_GUEST or path.startswith(SECRETS_GUEST + "/"):
+    unreadable = any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in path)
+    if not plain or unreadable or path == SECRETS_GUEST or path.startswith(SECRETS_GUEST + "/"):
         raise _bad(f"{path[:60]!r} cannot be a directory's name in the guest: it must be an absolute, plain path")
     return path
 
@@ -205,10 +206,15 @@ def _directories(value: object) -> tuple[Directory, ...]:
 def workload_from_json(data: bytes) -> Workload:
     """The workload `to_json` wrote. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) for anything else."""
     value = strict_json.loads_object(data, MAX_WORKLOAD_JSON, "the workload's description")
+    unknown = sorted(set(value) - set(Workload.__slots__))
+    if unknown:
+        raise _bad(f"{unknown[0][:40]!r} is nothing a workload has")
     export, stdin, restart = value.get("export"), value.get("stdin"), value.get("restart")
     policies = {policy.value: policy for policy in RestartPolicy}
-    if not isinstance(export, str) or not isinstance(stdin, bool) or restart not in policies:
-        raise _bad("export, stdin or restart is missing or of another type")
+    if not isinstance(export, str) or not isinstance(stdin, bool):
+        raise _bad("export or stdin is missing or of another type")
+    if not isinstance(restart, str) or restart not in policies:
+        raise _bad(f"restart must be one of {', '.join(policies)}")
     return Workload(
         arguments=_texts(value.get("arguments"), "arguments"),
         environment=_pairs(value.get("environment")),
@@ -217,5 +223,5 @@ def workload_from_json(data: bytes) -> Workload:
         stdin=stdin,
         directories=_directories(value.get("directories")),
         secrets=_texts(value.get("secrets"), "secrets"),
-        restart=policies[str(restart)],
+        restart=policies[restart],
     )

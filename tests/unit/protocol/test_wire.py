@@ -49,6 +49,10 @@ OUTCOMES = st.builds(
     wall_seconds=SECONDS,
     cpu_seconds=SECONDS,
     peak_bytes=st.none() | st.integers(0),
+    output_bytes=st.none() | st.integers(0),
+    started_at=SECONDS,
+    ended_at=SECONDS,
+    by=st.text(),
 )
 KEEPS = st.builds(
     KeepInfo,
@@ -62,6 +66,10 @@ KEEPS = st.builds(
     unit=st.text(),
     walls=st.lists(st.text()).map(tuple),
     outcome=st.none() | OUTCOMES,
+    name=st.text(),
+    labels=st.dictionaries(st.text(), st.text()).map(lambda labels: tuple(labels.items())),
+    owner=st.text(),
+    restarts=st.integers(0),
 )
 COMMANDS = st.builds(Command, st.sampled_from(CommandType), st.text())
 
@@ -217,6 +225,17 @@ def test_a_keep_has_the_originals_members() -> None:
         {"outcome": {"kind": "exited", "wall_seconds": 10**400}},
         {"outcome": {"kind": "exited", "cpu_seconds": math.inf}},
         {"outcome": {"kind": "exited", "cpu_seconds": math.nan}},
+        {"outcome": {"kind": "exited", "output_bytes": "1"}},
+        {"outcome": {"kind": "exited", "started_at": -1}},
+        {"outcome": {"kind": "exited", "ended_at": math.inf}},
+        {"outcome": {"kind": "exited", "by": None}},
+        {"outcome": {"kind": "exited", "by": 5}},
+        {"name": None},
+        {"labels": []},
+        {"labels": {"a": 1}},
+        {"owner": 5},
+        {"restarts": "1"},
+        {"restarts": True},
     ],
 )
 def test_a_keep_of_another_shape_is_a_bad_request(change: dict[str, object]) -> None:
