@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from keep_loader.log import log, plain
-from keep_loader.record import RecordFile, Saved
+from keep_loader.record import RecordFile
+from keep_loader.saved import Saved
 from keep_loader.status import detail_of, place_of, status_text
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome
+from keep_protocol.limits import Limits
 from keep_protocol.states import STATE_OF, Event, Phase, State, advance
 
 MAX_DETAIL = 200
@@ -19,13 +21,19 @@ MAX_DETAIL = 200
 
 
 class Keep:
-    """One keep's phase, door, identity and outcome; `changed` is called after every change of any of them."""
+    """One keep's phase, door, identity and outcome; `changed` is called after every change of any of them.
 
-    def __init__(self, kuuid: int, walls: tuple[str, ...], record: RecordFile, changed: Callable[[], None]) -> None:
+    name, labels and owner: what its creator called it, and who that was; limits: what it may use.
+    """
+
+    def __init__(
+        self, kuuid: int, limits: Limits, walls: tuple[str, ...], record: RecordFile, changed: Callable[[], None]
+    ) -> None:
         self._kuuid, self._record, self._changed = kuuid, record, changed
         self._why = ""
         self.phase = Phase.BOOTING
-        self.walls = walls
+        self.walls, self.limits = walls, limits
+        self.name, self.labels, self.owner = "", tuple[tuple[str, str], ...](), ""
         self.address, self.port, self.names = "", 0, ""
         self.fingerprint = self.certificate = ""
         self.outcome: Outcome | None = None
@@ -52,6 +60,10 @@ class Keep:
             unit=unit_name(self._kuuid),
             walls=self.walls,
             outcome=self.outcome,
+            name=self.name,
+            labels=self.labels,
+            owner=self.owner,
+            limits=self.limits,
         )
 
     @property
@@ -65,9 +77,17 @@ class Keep:
         return place_of(self.address, self.port)
 
     def restore(self, saved: Saved) -> None:
-        """Takes back what a loader before us had written."""
-        self.address, self.port, self.names = saved.address, saved.port, saved.names
-        self.fingerprint, self.certificate = saved.fingerprint, saved.certificate
+        """Takes back what a loader before us had written: of a keep that was never started, what it is called."""
+        self.name, self.labels, self.owner = saved.name, saved.labels, saved.owner
+        if saved.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
+            self.address, self.port, self.names = saved.address, saved.port, saved.names
+            self.fingerprint, self.certificate = saved.fingerprint, saved.certificate
+
+    def describe(self, name: str, labels: tuple[tuple[str, str], ...], owner: str) -> None:
+        """What the keep is called, and who created it; remembered."""
+        self.name, self.labels, self.owner = name, labels, owner
+        self._remember()
+        self._changed()
 
     def set_door(self, address: str, port: int, names: str) -> None:
         """Where the door is to be, and the names it is certified for; empty and 0 for no door."""
@@ -102,9 +122,12 @@ class Keep:
             certificate=self.certificate,
             detail=self._why,
             outcome=self.outcome,
+            name=self.name,
+            labels=self.labels,
+            owner=self.owner,
         )
         try:
-            if self.phase is Phase.IDLE:
+            if self.phase is Phase.IDLE and not (self.name or self.labels or self.owner):
                 self._record.forget()
             else:
                 self._record.write(saved)

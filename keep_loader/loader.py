@@ -49,7 +49,7 @@ class Loader:
         stored = take_stored()
         self._record = RecordFile(settings.directory, self._notifier, stored.pop(RECORD, None))
         self._store = DescriptorStore(self._notifier, stored)
-        self._keep = Keep(settings.kuuid, probe(settings.directory), self._record, self._changed)
+        self._keep = Keep(settings.kuuid, settings.limits, probe(settings.directory), self._record, self._changed)
         self._supervisor = Supervisor(self._keep, self._loop, self._store, settings)
         self._address, self._port, self._names = "", 0, ""
         self._status = ""
@@ -60,6 +60,7 @@ class Loader:
             CommandType.ADDR: self._set_address,
             CommandType.PORT: self._set_port,
             CommandType.NAMES: self._set_names,
+            CommandType.DESCRIBE: self._describe,
             CommandType.START: self._start,
             CommandType.INFO: self._info,
             CommandType.STOP: self._stop,
@@ -112,7 +113,7 @@ class Loader:
         except KeepfleetError as error:
             saved = None
             resumption = Resumption(Event.FAIL, outcome=Outcome(OutcomeKind.LOST, plain(error.message, 400)))
-        if saved is not None and resumption.event is not Event.READY:
+        if saved is not None:
             keep.restore(saved)
         if resumption.event is Event.RESUME:
             self._supervisor.resume()
@@ -153,6 +154,14 @@ class Loader:
         if contents and (not _NAMES.fullmatch(contents) or contents.count(",") >= MAX_CERTIFICATE_NAMES):
             raise _bad(f"cannot certify these names: at most {MAX_CERTIFICATE_NAMES}, comma-separated, may be given")
         self._names = contents
+        connection.reply(self._keep.info)
+
+    def _describe(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        from keep_loader.description import read_description  # 60 KB that a keep without a name never needs
+
+        self._must_be_idle()
+        described = read_description(contents)
+        self._keep.describe(described.name, described.labels, described.owner)
         connection.reply(self._keep.info)
 
     def _start(self, _contents: str, descriptors: list[int], connection: Connection) -> None:

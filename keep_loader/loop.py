@@ -15,6 +15,8 @@ READABLE = select.POLLIN
 WRITABLE = select.POLLOUT
 HANG_UP = 0
 """poll(2) always reports POLLHUP and POLLERR; asking for nothing leaves just these."""
+_LONGEST_SECONDS = 86400.0
+"""poll(2) counts milliseconds in an int, 24 days; a deadline may lie years ahead."""
 
 
 class Loop:
@@ -72,7 +74,7 @@ class Loop:
         if not self._deadlines:
             return None
         first = min(moment for moment, _ in self._deadlines.values())
-        return max(0, int((first - time.monotonic()) * 1000) + 1)
+        return max(0, int(min(first - time.monotonic(), _LONGEST_SECONDS) * 1000) + 1)
 
     def _expire(self) -> None:
         now = time.monotonic()

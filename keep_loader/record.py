@@ -1,4 +1,4 @@
-"""The keep's record: what a loader that was killed must know again, and what it then does.
+"""The keep's record: where what must be known again is kept, and what a loader that finds it then does.
 
 Import rule: that of keep_loader.
 """
@@ -8,87 +8,14 @@ from __future__ import annotations
 import os
 
 from keep_loader.fdstore import STORED_NAMES
-from keep_protocol import strict_json
-from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import Outcome, OutcomeKind, outcome_from_wire
+from keep_loader.saved import MAX_RECORD, Saved, bad_record, decode_saved, encode_saved
+from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.record import Record
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.states import Event, Phase
 
-SCHEMA = 1
-"""A record of another number is never guessed at."""
-MAX_RECORD = 128 * 1024
-"""Bytes of a record; one with a certificate and a backtrace is 8 KiB."""
 RECORD = "record"
 """The record's name in systemd's descriptor store."""
-
-
-class Saved(Record):
-    """What the record holds: the phase, where the door listens, the identity it shows, and how it ended."""
-
-    __slots__ = ("address", "certificate", "detail", "fingerprint", "names", "outcome", "phase", "port")
-    phase: Phase
-    address: str
-    port: int
-    names: str
-    fingerprint: str
-    certificate: str
-    detail: str
-    outcome: Outcome | None
-
-    def __init__(
-        self,
-        phase: Phase,
-        address: str = "",
-        port: int = 0,
-        names: str = "",
-        fingerprint: str = "",
-        certificate: str = "",
-        detail: str = "",
-        outcome: Outcome | None = None,
-    ) -> None:
-        self._freeze(
-            phase=phase,
-            address=address,
-            port=port,
-            names=names,
-            fingerprint=fingerprint,
-            certificate=certificate,
-            detail=detail,
-            outcome=outcome,
-        )
-
-
-def encode_saved(saved: Saved) -> bytes:
-    """The record as JSON."""
-    outcome = None if saved.outcome is None else saved.outcome.to_wire()
-    return strict_json.dumps({**saved.fields(), "schema": SCHEMA, "phase": saved.phase.value, "outcome": outcome})
-
-
-def _bad(why: str) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the keep's record: {why}")
-
-
-def decode_saved(data: bytes) -> Saved:
-    """The record in `data`. Raises KeepfleetError for anything but a whole record of this schema."""
-    value = strict_json.loads_object(data, MAX_RECORD, "the keep's record")
-    if value.get("schema") != SCHEMA:
-        raise _bad(f"its schema is not {SCHEMA}")
-    phases = {phase.value: phase for phase in Phase}
-    phase, port, outcome = value.get("phase"), value.get("port"), value.get("outcome")
-    if not isinstance(phase, str) or phase not in phases:
-        raise _bad("its phase is none that is known")
-    if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65535:
-        raise _bad("its port is none")
-    if outcome is not None and not isinstance(outcome, dict):
-        raise _bad("its outcome must be an object")
-    texts: dict[str, str] = {}
-    for name in ("address", "names", "fingerprint", "certificate", "detail"):
-        text = value.get(name)
-        if not isinstance(text, str):
-            raise _bad(f"its {name} must be a string")
-        texts[name] = text
-    return Saved(phases[phase], port=port, outcome=None if outcome is None else outcome_from_wire(outcome), **texts)
 
 
 class RecordFile:
@@ -113,10 +40,10 @@ class RecordFile:
         try:
             slots = [_slot(os.pread(self._descriptor, MAX_RECORD, place)) for place in (0, MAX_RECORD)]
         except OSError as error:
-            raise _bad(str(error.strerror)) from error
+            raise bad_record(str(error.strerror)) from error
         whole = [slot for slot in slots if slot is not None]
         if not whole:
-            raise _bad("none of its slots is whole")
+            raise bad_record("none of its slots is whole")
         self._number, data = max(whole)
         return decode_saved(data)
 
@@ -134,7 +61,7 @@ class RecordFile:
             self._notifier.store(RECORD, self._descriptor)
 
     def forget(self) -> None:
-        """Closes the record, here and at systemd's: a keep that is idle has nothing to remember. Raises OSError."""
+        """Closes the record, here and at systemd's: there is nothing to remember. Raises OSError."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

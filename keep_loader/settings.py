@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from keep_protocol.constants import MAX_WORKLOAD_BYTES, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import DEFAULT_LIMITS, Limits, limits_from_text
 from keep_protocol.record import Record
 
 MAX_SOCKET_PATH = 107
@@ -21,16 +22,17 @@ class Settings(Record):
     """One loader's settings.
 
     directory: the keep's own runtime directory; command: the app-loader's arguments; openssl and max_workload: passed
-    on to it; watchdog_seconds: how often systemd wants to hear of us, 0 for never.
+    on to it; watchdog_seconds: how often systemd wants to hear of us, 0 for never; limits: the keep's.
     """
 
-    __slots__ = ("command", "directory", "kuuid", "max_workload", "openssl", "watchdog_seconds")
+    __slots__ = ("command", "directory", "kuuid", "limits", "max_workload", "openssl", "watchdog_seconds")
     kuuid: int
     directory: str
     command: tuple[str, ...]
     openssl: str
     max_workload: int
     watchdog_seconds: float
+    limits: Limits
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class Settings(Record):
         openssl: str = "/usr/bin/openssl",
         max_workload: int = MAX_WORKLOAD_BYTES,
         watchdog_seconds: float = 0.0,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._freeze(
             kuuid=kuuid,
@@ -48,6 +51,7 @@ class Settings(Record):
             openssl=openssl,
             max_workload=max_workload,
             watchdog_seconds=watchdog_seconds,
+            limits=limits,
         )
 
     @property
@@ -74,8 +78,8 @@ def _whole_number(environment: Mapping[str, str], name: str, default: int) -> in
 def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Settings:
     """The settings in the command line and the unit's environment.
 
-    Raises KeepfleetError: BAD_REQUEST for an ID that is none, CONFIGURATION for what the unit does not say or says
-    wrongly.
+    Raises KeepfleetError: BAD_REQUEST for an ID or limits that are none, CONFIGURATION for what the unit does not say
+    or says wrongly.
     """
     words = arguments or [environment.get("KEEPFLEET_KUUID", "")]
     if len(words) != 1:
@@ -93,6 +97,7 @@ def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Setti
         openssl=environment.get("KEEPFLEET_OPENSSL") or "/usr/bin/openssl",
         max_workload=_whole_number(environment, "KEEPFLEET_MAX_WORKLOAD", MAX_WORKLOAD_BYTES),
         watchdog_seconds=watchdog / 1_000_000,
+        limits=limits_from_text(environment.get("KEEPFLEET_LIMITS", "")),
     )
     if len(os.fsencode(settings.socket_path)) > MAX_SOCKET_PATH:
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start: {settings.socket_path} is too long for a socket")

@@ -99,6 +99,7 @@ class Supervisor:
             "KEEPFLEET_RUNTIME_DIRECTORY": settings.directory,
             "KEEPFLEET_OPENSSL": settings.openssl,
             "KEEPFLEET_MAX_WORKLOAD": str(settings.max_workload),
+            "KEEPFLEET_LIMITS": settings.limits.to_text(),
         }
         try:
             child = spawn(settings.command, environment, [self._store.get(name) for name in STORED_NAMES])

@@ -23,8 +23,9 @@ KUUID_BITS = 53
 SLICE_GROUPS = 32
 """Keeps are spread over this many slices: PID 1 pays for the units beside a new one in its slice."""
 
-MAX_CONTROL_FRAME = 64 * 1024
-"""One message on the control socket, in bytes; a keep's object with its certificate and a backtrace is 8 KiB."""
+MAX_CONTROL_FRAME = 128 * 1024
+"""One message on the control socket, in bytes; a keep's object with its certificate and a backtrace is 8 KiB, and with
+16 labels of 255 characters that JSON writes as twelve bytes each, 110 KiB."""
 MAX_CONTROL_FDS = 48
 """Descriptors in one control message: three of the door's, the workload's description, its standard input, and at most
 16 directories and 16 secrets; the kernel takes 253 (man 7 unix)."""

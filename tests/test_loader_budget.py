@@ -32,6 +32,7 @@ OURS = {
             "record",
             "reports",
             "run",
+            "saved",
             "settings",
             "status",
             "supervisor",

@@ -15,17 +15,21 @@ from hypothesis import strategies as st
 
 from keep_loader import fdstore, walls
 from keep_loader.child import Exit
+from keep_loader.description import MAX_OWNER
 from keep_loader.log import plain
 from keep_loader.loop import READABLE, Loop
 from keep_loader.memory import memory_kills
 from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, outcome_of, plain_lines
-from keep_loader.record import MAX_RECORD, RecordFile, Saved, decode_saved, encode_saved, resume_from
+from keep_loader.record import RecordFile, resume_from
+from keep_loader.saved import MAX_RECORD, Saved, decode_saved, encode_saved
 from keep_loader.settings import read_settings
 from keep_loader.status import status_text
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import decode_reply, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.labels import MAX_LABEL_VALUE, MAX_LABELS
+from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State
 
@@ -90,11 +94,20 @@ def test_what_is_believed_always_fits_an_answer_and_can_be_printed(text: str, li
     assert decode_reply(encode_reply(info)) == info
 
 
-def test_the_longest_outcome_fits_an_answer() -> None:
+def test_the_longest_outcome_and_the_longest_labels_fit_an_answer() -> None:
     widest = "\U0001f512"  # printable, and twelve bytes in JSON
     outcome = believe(Outcome(OutcomeKind.TRAPPED, widest * 9999, backtrace=(widest * 9999,) * 99))
     assert outcome is not None and sum(map(len, outcome.backtrace)) <= MAX_LINES_TOTAL
-    info = KeepInfo(kuuid=1, state=State.ERROR, detail=widest * 200, certificate="\n" * 8192, outcome=outcome)
+    info = KeepInfo(
+        kuuid=1,
+        state=State.ERROR,
+        detail=widest * 200,
+        certificate="\n" * 8192,
+        outcome=outcome,
+        name="n" * 63,
+        labels=tuple((f"{number:063}", widest * MAX_LABEL_VALUE) for number in range(MAX_LABELS)),
+        owner=widest * MAX_OWNER,
+    )
     assert len(encode_reply(info)) < MAX_CONTROL_FRAME
 
 
@@ -138,6 +151,9 @@ OUTCOMES = st.none() | st.builds(Outcome, st.sampled_from(OutcomeKind), st.text(
         port=st.integers(0, 65535),
         detail=st.text(),
         outcome=OUTCOMES,
+        name=st.text(),
+        labels=st.dictionaries(st.text(), st.text()).map(lambda labels: tuple(labels.items())),
+        owner=st.text(),
     )
 )
 def test_a_record_comes_back_as_it_was(saved: Saved) -> None:
@@ -213,6 +229,7 @@ def test_settings_come_from_the_unit() -> None:
     settings = read_settings(["7"], {**ENVIRONMENT, **more})
     assert (settings.kuuid, settings.directory, settings.watchdog_seconds) == (7, "/run/keepfleet/7", 30.0)
     assert (settings.openssl, settings.max_workload) == ("/opt/openssl", 1000)
+    assert settings.limits == DEFAULT_LIMITS
     assert settings.command[1:3] == ("-I", "-S")
     assert settings.command[3].endswith("/app_loader/__main__.py")
     assert read_settings([], {**ENVIRONMENT, "KEEPFLEET_KUUID": "8"}).kuuid == 8
@@ -233,6 +250,8 @@ def test_a_watchdog_of_another_process_is_not_ours() -> None:
         (["7"], {"RUNTIME_DIRECTORY": "relative"}),
         (["7"], {"RUNTIME_DIRECTORY": "/" + "x" * 100}),
         (["7"], {**ENVIRONMENT, "WATCHDOG_USEC": "-1"}),
+        (["7"], {**ENVIRONMENT, "KEEPFLEET_LIMITS": "wall_seconds=0"}),
+        (["7"], {**ENVIRONMENT, "KEEPFLEET_LIMITS": "speed=1"}),
         (["7"], {**ENVIRONMENT, "KEEPFLEET_MAX_WORKLOAD": "9" * 40}),
     ],
 )
@@ -272,6 +291,18 @@ def test_deadlines_come_in_time_can_be_moved_and_can_be_dropped() -> None:
     assert calls == ["late"]
     assert 0.04 <= time.monotonic() - began < 5
     assert not loop.stands("end")
+
+
+def test_a_deadline_may_lie_years_ahead() -> None:
+    loop = Loop()
+    reader, writer = os.pipe()
+    loop.after("far", 10 * 365 * 86400.0, loop.stop)
+    loop.watch(reader, READABLE, lambda _: loop.stop())
+    os.write(writer, b"x")
+    loop.run()
+    assert loop.stands("far")
+    for descriptor in (reader, writer):
+        os.close(descriptor)
 
 
 def test_the_probe_names_every_wall_that_an_ordinary_process_lacks(tmp_path: Path) -> None:

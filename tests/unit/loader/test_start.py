@@ -10,6 +10,7 @@ import pytest
 
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.states import State
 
 from .harness import FINGERPRINT, KUUID, Door, LoaderProcess, Peer, opened
@@ -68,6 +69,7 @@ def test_the_app_loader_gets_its_descriptors_at_their_numbers_and_nothing_else(
         "KEEPFLEET_RUNTIME_DIRECTORY": str(place),
         "KEEPFLEET_OPENSSL": "/usr/bin/openssl",
         "KEEPFLEET_MAX_WORKLOAD": "268435456",
+        "KEEPFLEET_LIMITS": DEFAULT_LIMITS.to_text(),
     }
 
 

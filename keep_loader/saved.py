@@ -1,0 +1,126 @@
+"""What a loader that was killed must know again, as JSON. Pure.
+
+Import rule: that of keep_loader.
+"""
+
+from __future__ import annotations
+
+from keep_protocol import strict_json
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import Outcome, outcome_from_wire
+from keep_protocol.record import Record
+from keep_protocol.states import Phase
+
+SCHEMA = 2
+"""A record of another number is never guessed at."""
+MAX_RECORD = 256 * 1024
+"""Bytes of a record: twice the longest answer to keep-info, which holds most of it; one with a certificate and a
+backtrace is 8 KiB."""
+_TEXTS = ("address", "certificate", "detail", "fingerprint", "name", "names", "owner")
+
+
+class Saved(Record):
+    """What the record holds: the phase, where the door listens, the identity it shows, what the keep was called and by
+    whom, and how its workload ended."""
+
+    __slots__ = (
+        "address",
+        "certificate",
+        "detail",
+        "fingerprint",
+        "labels",
+        "name",
+        "names",
+        "outcome",
+        "owner",
+        "phase",
+        "port",
+    )
+    phase: Phase
+    address: str
+    port: int
+    names: str
+    fingerprint: str
+    certificate: str
+    detail: str
+    outcome: Outcome | None
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    owner: str
+
+    def __init__(
+        self,
+        phase: Phase,
+        address: str = "",
+        port: int = 0,
+        names: str = "",
+        fingerprint: str = "",
+        certificate: str = "",
+        detail: str = "",
+        outcome: Outcome | None = None,
+        name: str = "",
+        labels: tuple[tuple[str, str], ...] = (),
+        owner: str = "",
+    ) -> None:
+        self._freeze(
+            phase=phase,
+            address=address,
+            port=port,
+            names=names,
+            fingerprint=fingerprint,
+            certificate=certificate,
+            detail=detail,
+            outcome=outcome,
+            name=name,
+            labels=labels,
+            owner=owner,
+        )
+
+
+def encode_saved(saved: Saved) -> bytes:
+    """The record as JSON."""
+    return strict_json.dumps(
+        {
+            **saved.fields(),
+            "schema": SCHEMA,
+            "phase": saved.phase.value,
+            "outcome": None if saved.outcome is None else saved.outcome.to_wire(),
+            "labels": dict(saved.labels),
+        }
+    )
+
+
+def bad_record(why: str) -> KeepfleetError:
+    """The error of a record that cannot be read."""
+    return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the keep's record: {why}")
+
+
+def decode_saved(data: bytes) -> Saved:
+    """The record in `data`. Raises KeepfleetError for anything but a whole record of this schema."""
+    value = strict_json.loads_object(data, MAX_RECORD, "the keep's record")
+    if value.get("schema") != SCHEMA:
+        raise bad_record(f"its schema is not {SCHEMA}")
+    phases = {phase.value: phase for phase in Phase}
+    phase, port, outcome = value.get("phase"), value.get("port"), value.get("outcome")
+    labels = value.get("labels")
+    if not isinstance(phase, str) or phase not in phases:
+        raise bad_record("its phase is none that is known")
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65535:
+        raise bad_record("its port is none")
+    if outcome is not None and not isinstance(outcome, dict):
+        raise bad_record("its outcome must be an object")
+    if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
+        raise bad_record("its labels must be an object of strings")
+    texts: dict[str, str] = {}
+    for name in _TEXTS:
+        text = value.get(name)
+        if not isinstance(text, str):
+            raise bad_record(f"its {name} must be a string")
+        texts[name] = text
+    return Saved(
+        phases[phase],
+        port=port,
+        outcome=None if outcome is None else outcome_from_wire(outcome),
+        labels=tuple((str(key), str(text)) for key, text in labels.items()),
+        **texts,
+    )

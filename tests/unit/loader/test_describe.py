@@ -1,0 +1,114 @@
+"""What a keep is called and what it may use: shown in keep-info, remembered over a crash, checked again here."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keep_loader.description import MAX_OWNER, read_description
+from keep_protocol.control import CommandType
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.limits import DEFAULT_LIMITS, Limits
+from keep_protocol.states import State
+
+from .harness import Door, LoaderProcess, opened
+
+CALLED = {"name": "web-1", "labels": {"team/role": "a b", "env": "prüf"}, "owner": "alice"}
+
+
+def called(info: KeepInfo) -> dict[str, object]:
+    return {"name": info.name, "labels": dict(info.labels), "owner": info.owner}
+
+
+def test_a_keep_has_the_limits_of_its_unit_and_passes_them_on(unstarted: LoaderProcess, handed: Door) -> None:
+    limits = Limits(wall_seconds=10, memory_bytes=1 << 20)
+    unstarted.start(environment={"KEEPFLEET_LIMITS": limits.to_text()})
+    assert unstarted.peer().ask(CommandType.INFO).limits == limits
+    _, puppet = opened(unstarted, handed)
+    assert puppet.environment["KEEPFLEET_LIMITS"] == limits.to_text()
+
+
+def test_a_keep_without_limits_has_the_default_ones(loader: LoaderProcess) -> None:
+    assert loader.peer().ask(CommandType.INFO).limits == DEFAULT_LIMITS
+
+
+def test_a_description_is_shown_and_can_be_given_anew(loader: LoaderProcess) -> None:
+    peer = loader.peer()
+    assert called(peer.ask(CommandType.DESCRIBE, json.dumps(CALLED))) == CALLED
+    assert called(peer.ask(CommandType.INFO)) == CALLED
+    assert called(peer.ask(CommandType.DESCRIBE, "{}")) == {"name": "", "labels": {}, "owner": ""}
+
+
+def test_a_description_survives_the_loader_in_every_phase(loader: LoaderProcess, handed: Door) -> None:
+    loader.peer().ask(CommandType.DESCRIBE, json.dumps(CALLED))
+    for _ in range(2):
+        loader.end(signal.SIGKILL)
+        loader.systemd.drain()
+        loader.start()
+        info = loader.peer().ask(CommandType.INFO)
+        assert (info.state, called(info)) == (State.LISTENING, CALLED)
+    peer, _ = opened(loader, handed)
+    peer.ask(CommandType.STOP, "bob")
+    loader.end(signal.SIGKILL)
+    loader.systemd.drain()
+    loader.start()
+    info = loader.peer().ask(CommandType.INFO)
+    assert (info.state, called(info)) == (State.COMPLETE, CALLED)
+
+
+def test_a_failed_start_leaves_the_description(loader: LoaderProcess, handed: Door) -> None:
+    peer = loader.peer()
+    peer.ask(CommandType.DESCRIBE, json.dumps(CALLED))
+    peer.send(CommandType.START, "", handed.descriptors)
+    loader.puppet().order("exit", code=1)
+    with pytest.raises(KeepfleetError):
+        peer.answer()
+    assert called(peer.ask(CommandType.INFO)) == CALLED
+
+
+def test_a_started_keep_keeps_its_description(loader: LoaderProcess, handed: Door) -> None:
+    peer, _ = opened(loader, handed)
+    with pytest.raises(KeepfleetError) as refused:
+        peer.ask(CommandType.DESCRIBE, json.dumps(CALLED))
+    assert refused.value.kind is ErrorKind.CONFLICT
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        "",
+        "[]",
+        '{"name": "UPPER"}',
+        '{"name": 5}',
+        '{"name": null}',
+        '{"name": "a\\n[Service]"}',
+        '{"labels": []}',
+        '{"labels": {"KEY": "x"}}',
+        '{"labels": {"a": 1}}',
+        '{"labels": {"a": "\\u001b[0m"}}',
+        '{"labels": {"a": "\\ud800"}}',
+        json.dumps({"labels": {str(number): "" for number in range(17)}}),
+        json.dumps({"labels": {"a": "x" * 256}}),
+        '{"owner": 1}',
+        '{"owner": "a\\nb"}',
+        json.dumps({"owner": "x" * (MAX_OWNER + 1)}),
+        '{"colour": "red"}',
+    ],
+)
+def test_what_is_no_description_is_refused_and_changes_nothing(loader: LoaderProcess, contents: str) -> None:
+    peer = loader.peer()
+    with pytest.raises(KeepfleetError, match="cannot ") as refused:
+        peer.ask(CommandType.DESCRIBE, contents)
+    assert refused.value.kind is ErrorKind.BAD_REQUEST
+    assert called(peer.ask(CommandType.INFO)) == {"name": "", "labels": {}, "owner": ""}
+
+
+@given(st.text(max_size=200))
+def test_no_contents_do_more_than_be_refused(contents: str) -> None:
+    with pytest.raises(KeepfleetError):
+        read_description(contents + "\x00")
