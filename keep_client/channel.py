@@ -59,6 +59,10 @@ class Channel(io.RawIOBase):
             raise
         return cls(sock, time.monotonic() + seconds)
 
+    def extend(self, seconds: float) -> None:
+        """The deadline is `seconds` from now: for a stream, whose end nobody knows."""
+        self._deadline = time.monotonic() + seconds
+
     def _wait(self, events: int) -> None:
         poll = select.poll()
         poll.register(self._sock, events)

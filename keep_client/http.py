@@ -5,19 +5,24 @@ from __future__ import annotations
 import http.client
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 from keep_client.channel import Channel
 from keep_client.endpoint import Endpoint
-from keep_client.failures import closed_in_silence, translate
+from keep_client.failures import ConnectionFailed, closed_in_silence, translate
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 
 MAX_REPLY = 16 * 1024 * 1024
 """The longest answer: a list of 2,000 keeps at 8 KiB each (a keep's object with its certificate)."""
+STREAM_CHUNK = 64 * 1024
 _TARGET = re.compile(r"/[\x21-\x7e]*")
+_VALUE = re.compile(r"[\x20-\x7e]{0,1024}")
+Headers = Mapping[str, str]
+NO_HEADERS: Headers = {}
 
 
 @dataclass(frozen=True)
@@ -67,14 +72,17 @@ def json_body(value: object) -> Body:
     return Body("application/json", len(data), (data,))
 
 
-def _head(method: str, target: str, endpoint: Endpoint, body: Body) -> bytes:
+def _head(method: str, target: str, endpoint: Endpoint, body: Body, headers: Headers) -> bytes:
     if not _TARGET.fullmatch(target):
         raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot ask for {target!r}: it is no path")
+    if any(not _VALUE.fullmatch(value) for value in headers.values()):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot send a header that is not plain text")
     lines = [
         f"{method} {target} HTTP/1.1",
         f"Host: {endpoint.authority}",
         "Connection: close",
-        "Accept: application/json, text/plain",
+        "Accept: application/json, text/plain, text/event-stream",
+        *(f"{name}: {value}" for name, value in headers.items()),
     ]
     if method != "GET":
         lines += [f"Content-Type: {body.type}", f"Content-Length: {body.length}"]
@@ -95,25 +103,71 @@ def _send(channel: Channel, head: bytes, body: Body) -> None:
         )
 
 
+@contextmanager
+def _translated(endpoint: Endpoint) -> Iterator[None]:
+    try:
+        yield
+    except http.client.RemoteDisconnected as error:
+        raise closed_in_silence(endpoint) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise translate(error, endpoint) from error
+
+
+def _whole(response: http.client.HTTPResponse, peer: str, limit: int) -> Reply:
+    data = response.read(limit + 1)
+    if len(data) > limit:
+        raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the answer of {peer}: it is over {limit} bytes")
+    if response.length:  # what the header announced and the connection did not bring
+        raise http.client.IncompleteRead(data, response.length)
+    return Reply(response.status, data, peer)
+
+
 def exchange(
-    channel: Channel, endpoint: Endpoint, method: str, target: str, body: Body = NO_BODY, limit: int = MAX_REPLY
+    channel: Channel,
+    endpoint: Endpoint,
+    method: str,
+    target: str,
+    body: Body = NO_BODY,
+    limit: int = MAX_REPLY,
+    headers: Headers = NO_HEADERS,
 ) -> Reply:
     """Sends one request and reads its answer, at most `limit` bytes of it; stops sending when it comes early.
 
     Raises ConnectionFailed when no answer came, KeepfleetError for one that is too large or not HTTP.
     """
-    peer = str(endpoint)
-    try:
-        _send(channel, _head(method, target, endpoint, body), body)
+    with _translated(endpoint):
+        _send(channel, _head(method, target, endpoint, body, headers), body)
         with http.client.HTTPResponse(cast(socket.socket, channel), method=method) as response:
             response.begin()
-            data = response.read(limit + 1)
-            if len(data) > limit:
-                raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the answer of {peer}: it is over {limit} bytes")
-            if response.length:  # what the header announced and the connection did not bring
-                raise http.client.IncompleteRead(data, response.length)
-            return Reply(response.status, data, peer)
-    except http.client.RemoteDisconnected as error:
-        raise closed_in_silence(endpoint) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise translate(error, endpoint) from error
+            return _whole(response, str(endpoint), limit)
+
+
+def receive(channel: Channel, endpoint: Endpoint, target: str, headers: Headers, idle: float) -> Iterator[bytes]:
+    """Sends one GET and yields the body of its answer as it comes, each part within `idle` seconds of the last.
+
+    Raises ConnectionFailed when no answer came, when it breaks off, or falls silent; and the error the peer reported
+    where its status is not 200.
+    """
+    with _translated(endpoint):
+        channel.extend(idle)
+        _send(channel, _head("GET", target, endpoint, NO_BODY, headers), NO_BODY)
+        response = http.client.HTTPResponse(cast(socket.socket, channel), method="GET")
+        response.begin()
+    with response:
+        if response.status != 200:
+            with _translated(endpoint):
+                raise _whole(response, str(endpoint), MAX_REPLY).error()
+        while data := _part(response, endpoint):
+            yield data
+            channel.extend(idle)
+
+
+def _part(response: http.client.HTTPResponse, endpoint: Endpoint) -> bytes:
+    try:
+        return response.read1(STREAM_CHUNK)
+    except TimeoutError as error:
+        raise ConnectionFailed(ErrorKind.TOO_SLOW, f"cannot read on from {endpoint}: it fell silent") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionFailed(
+            ErrorKind.UNAVAILABLE, f"cannot read on from {endpoint}: the connection was lost"
+        ) from error

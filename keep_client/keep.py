@@ -6,7 +6,7 @@ import hashlib
 import os
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -32,6 +32,7 @@ MAX_DOOR_REPLY = 64 * 1024
 CLOSED_HINT = (
     "a keep closes its door for good once it has its workload, and when it is stopped; ask the manager for its state"
 )
+Progress = Callable[[int], None]
 _DECIMAL = tuple(str(byte).encode("ascii") for byte in range(256))
 _UNSPECIFIED = ("0.0.0.0", "::")
 
@@ -97,9 +98,23 @@ def _numbers(file: FileIO) -> Iterator[bytes]:
     yield b"]}"
 
 
-def raw_body(file: FileIO) -> Body:
-    """The file as it is, in parts."""
-    return Body("application/wasm", os.fstat(file.fileno()).st_size, _chunks(file))
+def _told(parts: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
+    sent = 0
+    for part in parts:
+        yield part  # the next one is asked for when this one has gone out
+        sent += len(part)
+        progress(sent)
+
+
+def raw_body(file: FileIO, progress: Progress | None = None) -> Body:
+    """The file as it is, in parts; `progress` hears how many bytes have gone out, after each."""
+    parts = _chunks(file)
+    return Body("application/wasm", file_size(file), _told(parts, progress) if progress is not None else parts)
+
+
+def file_size(file: FileIO) -> int:
+    """How many bytes the open file has."""
+    return os.fstat(file.fileno()).st_size
 
 
 def numbers_body(file: FileIO) -> Body:
@@ -118,9 +133,9 @@ def upload(door: Door, context: ssl.SSLContext, method: str, target: str, body: 
         return exchange(channel, door.endpoint, method, target, body, MAX_DOOR_REPLY)
 
 
-def upload_raw(door: Door, context: ssl.SSLContext, file: FileIO) -> Reply:
+def upload_raw(door: Door, context: ssl.SSLContext, file: FileIO, progress: Progress | None = None) -> Reply:
     """`PUT /workload`: the file as `application/wasm`."""
-    return upload(door, context, "PUT", WORKLOAD_PATH, raw_body(file))
+    return upload(door, context, "PUT", WORKLOAD_PATH, raw_body(file, progress))
 
 
 def received(reply: Reply, file: FileIO) -> str:

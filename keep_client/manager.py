@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import ssl
+import time
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from functools import partial
+from urllib.parse import urlencode
 
 from keep_client.channel import Channel
 from keep_client.endpoint import Endpoint
-from keep_client.http import NO_BODY, Body, Reply, exchange, json_body
+from keep_client.failures import ConnectionFailed
+from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, json_body, receive
+from keep_client.streams import IDLE_SECONDS, RETRY_SECONDS, EventParser, ServerEvent, resumed
 from keep_protocol.api import LEGACY_PATH, V1_KEEPS_PATH
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
+from keep_protocol.streams import END, KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
 
 CALL_SECONDS = 60.0
 """Creation waits for systemd up to the manager's start_timeout_seconds (15) and in its queue of creations."""
 START_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS + 18.0
 """start-keep: the loader's own deadline, and slack for the manager's queue."""
+WAIT_STEP_SECONDS = 60
+"""The longest the manager lets one request wait for a change; a longer wait asks again."""
 WAIT_SLACK_SECONDS = 10.0
 """How much later than it was asked for an answer to a wait may come."""
+
+PAGE = 500
+"""Keeps asked for at once: one megabyte."""
+V1_EVENTS_PATH = "/v1/events"
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+RESUME_HEADER = "Last-Event-ID"
+NO_LIMITS: Mapping[str, int] = {}
 
 
 def keeps_of(value: dict[str, object], member: str, peer: str) -> tuple[KeepInfo, ...]:
@@ -41,13 +58,27 @@ class ManagerClient:
     def __repr__(self) -> str:
         return f"ManagerClient({self.endpoint})"
 
-    def request(self, method: str, target: str, body: Body = NO_BODY, seconds: float = CALL_SECONDS) -> Reply:
+    def request(
+        self,
+        method: str,
+        target: str,
+        body: Body = NO_BODY,
+        seconds: float = CALL_SECONDS,
+        headers: Headers = NO_HEADERS,
+    ) -> Reply:
         """One exchange, whatever its status."""
         with Channel.open(self.endpoint, self._context, seconds) as channel:
-            return exchange(channel, self.endpoint, method, target, body)
+            return exchange(channel, self.endpoint, method, target, body, headers=headers)
 
-    def _call(self, method: str, target: str, body: Body = NO_BODY, seconds: float = CALL_SECONDS) -> Reply:
-        reply = self.request(method, target, body, seconds)
+    def _call(
+        self,
+        method: str,
+        target: str,
+        body: Body = NO_BODY,
+        seconds: float = CALL_SECONDS,
+        headers: Headers = NO_HEADERS,
+    ) -> Reply:
+        reply = self.request(method, target, body, seconds, headers)
         if not 200 <= reply.status < 300:
             raise reply.error()
         return reply
@@ -60,24 +91,53 @@ class ManagerClient:
         """One of the original's commands, whatever the status of its answer."""
         return self.request("POST", LEGACY_PATH, json_body(command))
 
-    def create(self, arch: str = "wasi") -> KeepInfo:
-        """A new keep."""
-        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body({"arch": arch})).object())
+    def create(
+        self,
+        arch: str = "wasi",
+        name: str = "",
+        labels: Mapping[str, str] = NO_HEADERS,
+        limits: Mapping[str, int] = NO_LIMITS,
+        idempotency_key: str = "",
+    ) -> KeepInfo:
+        """A new keep. A second call with the same key and the same wishes names the same keep, and makes none."""
+        body: dict[str, object] = {"arch": arch}
+        for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits))):
+            if value:
+                body[member] = value
+        headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
+        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), headers=headers).object())
 
-    def keeps(self) -> tuple[KeepInfo, ...]:
-        """Every keep the manager knows."""
-        reply = self._call("GET", V1_KEEPS_PATH)
-        return keeps_of(reply.object(), "keeps", reply.peer)
+    def keeps(self, labels: Mapping[str, str] = NO_HEADERS) -> tuple[KeepInfo, ...]:
+        """Every keep the manager knows that has all of `labels`, page by page."""
+        query = [("limit", str(PAGE)), *(("label", f"{key}={value}") for key, value in labels.items())]
+        found: list[KeepInfo] = []
+        after: int | None = 0
+        while after is not None:
+            page = [*query, ("after", str(after))] if after else query
+            reply = self._call("GET", f"{V1_KEEPS_PATH}?{urlencode(page)}")
+            answer = reply.object()
+            found += keeps_of(answer, "keeps", reply.peer)
+            after = _next_page(answer, after, reply.peer)
+        return tuple(found)
 
     def keep(self, kuuid: int) -> KeepInfo:
         """One keep."""
         return keep_from_wire(self._call("GET", f"{V1_KEEPS_PATH}/{kuuid}").object())
 
-    def start(self, kuuid: int, address: str, port: int | None, names: tuple[str, ...] = ()) -> KeepInfo:
-        """Lets a keep listen; without a port the manager's first is tried first."""
+    def start(
+        self,
+        kuuid: int,
+        address: str,
+        port: int | None,
+        names: tuple[str, ...] = (),
+        workload: dict[str, object] | None = None,
+    ) -> KeepInfo:
+        """Lets a keep listen; without a port the manager's first is tried first. workload: what its guest is given."""
         body: dict[str, object] = {"address": address, "names": list(names)}
         if port is not None:
             body["port"] = port
+        if workload is not None:
+            body["workload"] = workload
         reply = self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", json_body(body), START_SECONDS)
         return keep_from_wire(reply.object())
 
@@ -93,3 +153,55 @@ class ManagerClient:
         """The keep as soon as its state is no longer `state`, or as it is after `seconds`."""
         target = f"{V1_KEEPS_PATH}/{kuuid}?changed-from={int(state)}&timeout={seconds}"
         return keep_from_wire(self._call("GET", target, NO_BODY, seconds + WAIT_SLACK_SECONDS).object())
+
+    def ended(self, kuuid: int) -> KeepInfo:
+        """The keep once it has ended, however long that takes; a manager that is away for a moment is asked again."""
+        pauses = iter(RETRY_SECONDS)
+        keep: KeepInfo | None = None
+        while keep is None or keep.state not in (State.COMPLETE, State.ERROR):
+            try:
+                keep = self.keep(kuuid) if keep is None else self.changed(kuuid, keep.state, WAIT_STEP_SECONDS)
+                pauses = iter(RETRY_SECONDS)
+            except ConnectionFailed:
+                seconds = next(pauses, None) if keep is not None else None
+                if seconds is None:
+                    raise
+                time.sleep(seconds)
+        return keep
+
+    def lines(
+        self, kuuid: int, follow: bool = False, last: int | None = None, after: str = ""
+    ) -> Generator[LogLine, None, None]:
+        """The lines of a keep's journal, the `last` ones of it or those after a cursor; with `follow` until it ends.
+
+        A lost connection is made again where it broke off.
+        """
+        query = [("follow", "true")] * follow + ([("lines", str(last))] if last is not None else [])
+        target = f"{V1_KEEPS_PATH}/{kuuid}/logs{'?' * bool(query)}{urlencode(query)}"
+        with closing(resumed(partial(self._stream, target), after)) as events:
+            for event in events:
+                if event.name == END:
+                    return
+                if event.name == LINE:
+                    yield line_from_wire(event.data, event.id)
+
+    def events(self, after: str = "") -> Generator[KeepEvent, None, None]:
+        """What happens to keeps from now on, or after an event's id; a lost connection is made again."""
+        with closing(resumed(partial(self._stream, V1_EVENTS_PATH), after)) as events:
+            for event in events:
+                if event.name == KEEP:
+                    yield event_from_wire(event.data)
+
+    def _stream(self, target: str, after: str) -> Generator[ServerEvent, None, None]:
+        headers = {RESUME_HEADER: after} if after else NO_HEADERS
+        parser = EventParser(str(self.endpoint))
+        with Channel.open(self.endpoint, self._context, IDLE_SECONDS) as channel:
+            for data in receive(channel, self.endpoint, target, headers, IDLE_SECONDS):
+                yield from parser.feed(data)
+
+
+def _next_page(answer: dict[str, object], after: int, peer: str) -> int | None:
+    following = answer.get("next")
+    if following is not None and (not isinstance(following, int) or following <= after):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the answer of {peer}: 'next' must be a later ID")
+    return following

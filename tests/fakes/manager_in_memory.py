@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Callable
+from urllib.parse import parse_qsl
 
-from keep_protocol import api, strict_json
+from keep_protocol import api, streams, strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.limits import Limits
 from keep_protocol.states import State
-from tests.fakes.tls_peer import TlsPeer, answer, read_request
+from keep_protocol.streams import KeepEvent, LogLine
+from tests.fakes.tls_peer import TlsPeer, answer, read_whole_request
 
 STATUS = {ErrorKind.NOT_FOUND: 404, ErrorKind.CONFLICT: 409, ErrorKind.BAD_REQUEST: 400, ErrorKind.UNKNOWN_COMMAND: 400}
 FIRST_ID = 4503599627370495
@@ -19,6 +23,9 @@ class ManagerInMemory(TlsPeer):
     """`keeps` may be looked at and changed by the test; so may `door_port`, where started keeps say they listen.
 
     `twist` is applied to every keep before it is shown: the way to make this manager lie.
+    `lines` are the keeps' journals; each connection to a stream sends as many events as `break_off_after` says (one
+    number a connection, taken off) and breaks off, and all of them when there is none. `on_follow` is called when the
+    lines of a followed journal are out. `workloads` is what start was asked to give.
     """
 
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
@@ -26,14 +33,25 @@ class ManagerInMemory(TlsPeer):
         self.keeps: dict[int, KeepInfo] = {}
         self.door_port: int | None = None
         self.banner = api.BANNER
+        self.workloads: dict[int, object] = {}
+        self.lines: dict[int, list[LogLine]] = {}
+        self.happened: list[KeepEvent] = []
+        self.break_off_after: list[int] = []
+        self.on_follow: Callable[[ssl.SSLSocket], None] = lambda connection: None
         self.requests: list[str] = []
+        self.headers: list[dict[str, str]] = []
         self.twist: dict[str, object] = {}
         self._keep_pem, self._fingerprint = keep_pem, fingerprint
 
     def _serve_request(self, connection: ssl.SSLSocket) -> None:
-        line, body = read_request(connection)
+        line, headers, body = read_whole_request(connection)
         method, target, _ = line.split(" ")
         self.requests.append(f"{method} {target}")
+        self.headers.append(headers)
+        stream = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?|/v1/events", target)
+        if stream and (not stream[1] or int(stream[1]) in self.keeps):
+            self._stream(connection, int(stream[1] or 0), stream[2] or "", headers.get("last-event-id", ""))
+            return
         try:
             status, reply = self._answer(method, target, body)
         except KeepfleetError as error:
@@ -48,18 +66,55 @@ class ManagerInMemory(TlsPeer):
             return 200, {}
         if target == api.LEGACY_PATH:
             return 200, self._obey(api.parse_legacy(body), "klvec")
-        if target == api.V1_KEEPS_PATH:
-            request: api.Request = api.parse_v1_create(body) if method == "POST" else api.ListKeeps()
-            return 201 if method == "POST" else 200, self._obey(request, "keeps")
-        match = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop)?(\?.*)?", target)
+        path, _, query = target.partition("?")
+        if path == api.V1_KEEPS_PATH and method == "GET":
+            return 200, self._page(parse_qsl(query))
+        if path == api.V1_KEEPS_PATH:
+            return 201, self._obey(api.parse_v1_create(body), "keeps")
+        match = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs)?(\?.*)?", target)
         assert match, target
         kuuid = int(match[1])
         if method == "GET":
             return 200, self._show(self._known(kuuid))
         if method == "DELETE":
             return 204, self._obey(api.RemoveKeep(kuuid), "")
-        request = api.parse_v1_start(kuuid, body) if match[2] == "/start" else api.StopKeep(kuuid)
-        return 200, self._obey(request, "")
+        if match[2] != "/start":
+            return 200, self._obey(api.StopKeep(kuuid), "")
+        asked = strict_json.loads_object(body, 1 << 20, "the request")
+        self.workloads[kuuid] = asked.pop("workload", None)
+        return 200, self._obey(api.parse_v1_start(kuuid, strict_json.dumps(asked)), "")
+
+    def _page(self, query: list[tuple[str, str]]) -> dict[str, object]:
+        labels = {tuple(text.split("=", 1)) for name, text in query if name == "label"}
+        after, limit = (int(dict(query).get(name, "0")) for name in ("after", "limit"))
+        found = [keep for kuuid, keep in sorted(self.keeps.items()) if kuuid > after and labels <= set(keep.labels)]
+        return {
+            "keeps": [self._show(keep) for keep in found[:limit]],
+            "next": found[limit - 1].kuuid if limit and len(found) > limit else None,
+        }
+
+    def _stream(self, connection: ssl.SSLSocket, kuuid: int, query: str, after: str) -> None:
+        asked = dict(parse_qsl(query.removeprefix("?")))
+        events = [
+            streams.encode("line", line.to_wire(), f"c={number}")
+            for number, line in enumerate(self.lines.get(kuuid, []), 1)
+        ]
+        if not kuuid:
+            events = [streams.encode("keep", event.to_wire(), f"c={n}") for n, event in enumerate(self.happened, 1)]
+        chosen = (
+            events[int(after.removeprefix("c=") or "0") :] if after else events[-int(asked.get("lines", "99999")) :]
+        )
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        last = self.break_off_after.pop(0) if self.break_off_after else None
+        for event in [b": alive\n\n", *chosen][: None if last is None else last + 1]:
+            connection.sendall(b"%x\r\n%s\r\n" % (len(event), event))
+        if last is not None:
+            return
+        if asked.get("follow"):
+            self.on_follow(connection)
+            end = streams.encode("end", self._show(self._known(kuuid)))
+            connection.sendall(b"%x\r\n%s\r\n" % (len(end), end))
+        connection.sendall(b"0\r\n\r\n")
 
     def _known(self, kuuid: int) -> KeepInfo:
         if kuuid not in self.keeps:
@@ -81,7 +136,10 @@ class ManagerInMemory(TlsPeer):
             return {member: [self._show(keep) for keep in self.keeps.values()]}
         if isinstance(request, api.NewKeep):
             kuuid = FIRST_ID + len(self.keeps)
-            self.keeps[kuuid] = KeepInfo(kuuid, State.LISTENING, "listening", unit=f"keep@{kuuid}.service")
+            self.keeps[kuuid] = KeepInfo(
+                kuuid, State.LISTENING, "listening", unit=f"keep@{kuuid}.service", name=request.name,
+                labels=request.labels, limits=Limits(**dict(request.limits)),
+            )  # fmt: skip
             return self._show(self.keeps[kuuid])
         keep = self._known(request.kuuid)
         if isinstance(request, api.RemoveKeep):

@@ -79,20 +79,23 @@ def read_head(connection: ssl.SSLSocket) -> bytes:
     return data
 
 
-def read_request(connection: ssl.SSLSocket) -> tuple[str, bytes]:
-    """The request line and the whole body."""
+def read_whole_request(connection: ssl.SSLSocket) -> tuple[str, dict[str, str], bytes]:
+    """The request line, the headers by their lower-case names, and the whole body."""
     head, _, body = read_head(connection).partition(b"\r\n\r\n")
-    length = 0
-    for line in head.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length":
-            length = int(value)
-    while len(body) < length:
+    line, *fields = head.decode("ascii").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
+    while len(body) < int(headers.get("content-length", "0")):
         more = connection.recv(65536)
         if not more:
             raise ConnectionResetError("the client hung up")
         body += more
-    return head.split(b"\r\n")[0].decode("ascii"), body
+    return line, headers, body
+
+
+def read_request(connection: ssl.SSLSocket) -> tuple[str, bytes]:
+    """The request line and the whole body."""
+    line, _, body = read_whole_request(connection)
+    return line, body
 
 
 def answer(status: int, body: bytes) -> bytes:

@@ -127,3 +127,16 @@ def test_only_a_started_keep_has_a_door(state: State) -> None:
     with pytest.raises(KeepfleetError, match="keep 7: it is elsewhere") as raised:
         door_of(keep, "localhost")
     assert raised.value.kind is ErrorKind.CONFLICT
+
+
+def test_progress_tells_every_byte_that_went_out(pki: Pki, tmp_path: Path) -> None:
+    path = tmp_path / "m.wasm"
+    path.write_bytes(b"\0asm" + bytes(700_000))
+    told: list[int] = []
+    with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
+        reply = upload_raw(
+            door_at("127.0.0.1", door.port, pki.fingerprint), pki.credentials().keep_context(), file, told.append
+        )
+        assert received(reply, file).startswith("700004 bytes received whole")
+    assert told == sorted(told)
+    assert told[-1] == 700_004

@@ -1,0 +1,105 @@
+"""Server-sent events: the bytes parsed, and a stream that goes on where a lost connection left it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+from keep_client.failures import ConnectionFailed
+from keep_protocol import strict_json
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.streams import ALIVE_SECONDS, MAX_EVENT_BYTES, MAX_ID
+
+IDLE_SECONDS = 3 * ALIVE_SECONDS
+"""A server that has said nothing for three of its own intervals is gone, or the way to it is."""
+RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0)
+"""Pauses before each try to resume, about ten seconds together: a killed manager is back in half a second."""
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """One event: its name, its data as a JSON object, and its id, "" where it has none."""
+
+    name: str
+    data: dict[str, object]
+    id: str
+
+
+class EventParser:
+    """Bytes in, events out (the WHATWG event stream format, of it what the manager sends); bounded in memory."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self._rest = b""
+        self._name, self._id = "", ""
+        self._data: list[bytes] = []
+        self._size = 0
+
+    def __repr__(self) -> str:
+        return f"EventParser({len(self._rest) + self._size} bytes held)"
+
+    def feed(self, data: bytes) -> Iterator[ServerEvent]:
+        """The events `data` completes. Raises KeepfleetError(TOO_LARGE or BAD_REQUEST) for one that cannot be read."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._size += len(line)
+            self._bounded(self._size)
+            event = self._line(line.removesuffix(b"\r"))
+            if event is not None:
+                yield event
+        self._bounded(self._size + len(self._rest))
+
+    def _bounded(self, size: int) -> None:
+        if size > MAX_EVENT_BYTES:
+            raise KeepfleetError(
+                ErrorKind.TOO_LARGE, f"cannot read the stream of {self._peer}: an event is over {MAX_EVENT_BYTES} bytes"
+            )
+
+    def _line(self, line: bytes) -> ServerEvent | None:
+        if not line:
+            return self._finish()
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(value)
+        elif field == b"event":
+            self._name = value.decode("utf-8", "replace")
+        elif field == b"id" and len(value) <= MAX_ID and b"\0" not in value:
+            self._id = value.decode("utf-8", "replace")
+        return None
+
+    def _finish(self) -> ServerEvent | None:
+        data, name, event_id = b"\n".join(self._data), self._name or "message", self._id
+        had_data = bool(self._data)
+        self._name, self._id, self._data, self._size = "", "", [], 0
+        if not had_data:
+            return None
+        return ServerEvent(
+            name, strict_json.loads_object(data, MAX_EVENT_BYTES, f"the stream of {self._peer}"), event_id
+        )
+
+
+def resumed(
+    connect: Callable[[str], Iterator[ServerEvent]], after: str = "", pause: Callable[[float], None] = time.sleep
+) -> Generator[ServerEvent, None, None]:
+    """The events of `connect(after)`, and of new connections after the last event's id when one is lost.
+
+    Ends where a connection ends by itself. Raises ConnectionFailed when the first connection fails, or all tries of
+    RETRY_SECONDS in a row.
+    """
+    pauses: Iterator[float] | None = None
+    while True:
+        try:
+            for event in connect(after):
+                after = event.id or after
+                pauses = iter(RETRY_SECONDS)
+                yield event
+            return
+        except ConnectionFailed:
+            if pauses is None:
+                raise
+            seconds = next(pauses, None)
+            if seconds is None:
+                raise
+            pause(seconds)

@@ -1,0 +1,170 @@
+"""Server-sent events: parsed whole from any pieces, bounded, and resumed where a connection broke off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from keep_client.endpoint import Endpoint
+from keep_client.failures import ConnectionFailed
+from keep_client.manager import ManagerClient
+from keep_client.streams import RETRY_SECONDS, EventParser, ServerEvent, resumed
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.states import State
+from keep_protocol.streams import MAX_EVENT_BYTES, KeepEvent, LogLine
+from tests.fakes.client_pki import Pki
+from tests.fakes.manager_in_memory import ManagerInMemory
+
+STREAM = b': alive\r\n\r\nid: 1\nevent: line\ndata: {"a":\ndata: 1}\n\nevent: end\ndata: {}\n\nretry: 3\nid:2\n\n'
+LOST = ConnectionFailed(ErrorKind.UNAVAILABLE, "lost")
+
+
+@pytest.fixture
+def fake(pki: Pki) -> Iterator[ManagerInMemory]:
+    with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as manager:
+        yield manager
+
+
+@pytest.fixture
+def client(pki: Pki, fake: ManagerInMemory) -> ManagerClient:
+    return ManagerClient(Endpoint("localhost", fake.port, "the manager"), pki.credentials().manager_context())
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_events_are_the_same_in_whatever_pieces_they_come(size: int) -> None:
+    parser = EventParser("the manager")
+    pieces = [STREAM[start : start + size] for start in range(0, len(STREAM), size)]
+    events = [event for piece in pieces for event in parser.feed(piece)]
+    assert events == [ServerEvent("line", {"a": 1}, "1"), ServerEvent("end", {}, "")]
+
+
+@pytest.mark.parametrize("data", [b"data: " + b"x" * MAX_EVENT_BYTES, b"data: 1\n" * MAX_EVENT_BYTES])
+def test_an_event_without_end_is_given_up(data: bytes) -> None:
+    with pytest.raises(KeepfleetError) as raised:
+        list(EventParser("the manager").feed(data))
+    assert raised.value.kind is ErrorKind.TOO_LARGE
+
+
+def test_an_event_that_is_no_json_object_is_refused() -> None:
+    with pytest.raises(KeepfleetError, match="cannot read the stream of the manager"):
+        list(EventParser("the manager").feed(b"data: [1]\n\n"))
+
+
+def test_a_lost_stream_goes_on_after_the_last_id() -> None:
+    asked: list[str] = []
+
+    def connect(after: str) -> Iterator[ServerEvent]:
+        asked.append(after)
+        yield ServerEvent("line", {}, str(len(asked)))
+        if len(asked) < 3:
+            raise LOST
+
+    assert len(list(resumed(connect, "0", lambda seconds: None))) == 3
+    assert asked == ["0", "1", "2"]
+
+
+def test_a_stream_that_cannot_be_made_again_is_given_up_after_all_tries() -> None:
+    paused: list[float] = []
+    tried: list[str] = []
+
+    def connect(after: str) -> Iterator[ServerEvent]:
+        tried.append(after)
+        if len(tried) == 1:
+            yield ServerEvent("line", {}, "7")
+        raise LOST
+
+    with pytest.raises(ConnectionFailed):
+        list(resumed(connect, "", paused.append))
+    assert tuple(paused) == RETRY_SECONDS
+    assert set(tried[1:]) == {"7"}
+
+
+def test_the_first_connection_is_not_tried_twice() -> None:
+    def connect(after: str) -> Iterator[ServerEvent]:
+        raise LOST
+        yield
+
+    with pytest.raises(ConnectionFailed):
+        list(resumed(connect, "", lambda seconds: pytest.fail("it paused")))
+
+
+def test_a_keeps_lines_come_once_each_and_in_order_over_two_broken_connections(
+    client: ManagerClient, fake: ManagerInMemory
+) -> None:
+    kuuid = client.create().kuuid
+    fake.lines[kuuid] = [LogLine(float(n), "workload", f"line {n}") for n in range(9)]
+    fake.break_off_after = [4, 3]
+    lines = list(client.lines(kuuid, follow=True))
+    assert [line.text for line in lines] == [f"line {n}" for n in range(9)]
+    assert [headers.get("last-event-id") for headers in fake.headers[1:]] == [None, "c=4", "c=7"]
+
+
+def test_the_last_lines_alone_can_be_asked_for(client: ManagerClient, fake: ManagerInMemory) -> None:
+    kuuid = client.create().kuuid
+    fake.lines[kuuid] = [LogLine(float(n), "workload", f"line {n}") for n in range(9)]
+    assert [line.text for line in client.lines(kuuid, last=2)] == ["line 7", "line 8"]
+    assert fake.requests[-1] == f"GET /v1/keeps/{kuuid}/logs?lines=2"
+
+
+def test_the_lines_of_no_keep_are_the_managers_refusal(client: ManagerClient) -> None:
+    with pytest.raises(KeepfleetError) as raised:
+        list(client.lines(12))
+    assert raised.value.kind is ErrorKind.NOT_FOUND
+
+
+def test_what_happens_to_keeps_is_told(client: ManagerClient, fake: ManagerInMemory) -> None:
+    keep = client.create()
+    fake.happened = [KeepEvent(1.0, "created", keep), KeepEvent(2.0, "removed", keep)]
+    assert list(client.events()) == fake.happened
+    assert list(client.events("c=1")) == fake.happened[1:]
+
+
+def test_keeps_come_page_by_page_and_by_label(
+    client: ManagerClient, fake: ManagerInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keep_client.manager.PAGE", 2)
+    made = [client.create(name=f"n-{n}", labels={"odd": str(n % 2)}) for n in range(5)]
+    assert client.keeps() == tuple(made)
+    assert client.keeps({"odd": "1"}) == (made[1], made[3])
+
+
+@pytest.mark.parametrize("following", ["7", 0, [1]])
+def test_a_next_page_that_does_not_lead_on_is_refused(
+    client: ManagerClient, fake: ManagerInMemory, monkeypatch: pytest.MonkeyPatch, following: object
+) -> None:
+    monkeypatch.setattr(fake, "_answer", lambda *_: (200, {"keeps": [], "next": following}))
+    with pytest.raises(KeepfleetError, match="'next' must be a later ID"):
+        client.keeps()
+
+
+def test_a_creation_says_its_wishes_and_its_key(client: ManagerClient, fake: ManagerInMemory) -> None:
+    keep = client.create(name="n", labels={"a": "b"}, limits={"tasks": 20}, idempotency_key="k1")
+    assert (keep.name, keep.labels, keep.limits.tasks) == ("n", (("a", "b"),), 20)
+    assert fake.headers[-1]["idempotency-key"] == "k1"
+    with pytest.raises(KeepfleetError, match="plain text"):
+        client.create(idempotency_key="a\r\nb: c")
+
+
+def test_a_start_says_what_its_guest_is_given(client: ManagerClient, fake: ManagerInMemory) -> None:
+    kuuid = client.create().kuuid
+    client.start(kuuid, "127.0.0.1", None, workload={"arguments": ["a"]})
+    assert fake.workloads[kuuid] == {"arguments": ["a"]}
+
+
+def test_the_end_is_waited_for_and_a_manager_away_for_a_moment_asked_again(
+    client: ManagerClient, fake: ManagerInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kuuid = client.create().kuuid
+    paused: list[float] = []
+    outcome = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
+
+    def away(*_: object) -> object:
+        fake.change(kuuid, state=State.COMPLETE, outcome=outcome)
+        monkeypatch.undo()
+        raise LOST
+
+    monkeypatch.setattr("keep_client.manager.time.sleep", paused.append)
+    monkeypatch.setattr(client, "changed", away)
+    assert client.ended(kuuid).outcome == outcome
