@@ -1,29 +1,27 @@
-"""The manager's configuration: one YAML file, every key checked where it stands, flags over it.
-
-The file is composed into nodes and never constructed, so that each refusal names line and column, and so that no
-tag, alias or duplicate key is ever acted upon.
-"""
+"""The manager's configuration: one YAML file, every key checked where it stands, flags over it."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol
 
 import yaml
 
+from keep_manager import nodes
+from keep_manager.keeps.allowances import CallerEntry
+from keep_manager.model import GrantRoot
 from keep_protocol.constants import (
     DEFAULT_MANAGER_ADDRESS,
     DEFAULT_MANAGER_PORT,
     FIRST_KEEP_PORT,
     LAST_KEEP_PORT,
 )
-from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import BOUNDS
 
-MAX_CONFIG_BYTES = 64 * 1024
-"""The longest sensible file is 1 KiB; this bounds what the YAML scanner is asked to look at."""
+MAX_RETENTION_SECONDS = 365 * 86400
+MAX_CALLER_NAME = 64
+"""A common name has at most 64 characters (RFC 5280, ub-common-name)."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SYSTEM_CONFIG = "/etc/keepfleet/manager.yaml"
 SYSTEM_PKI = "/etc/keepfleet/pki"
@@ -42,13 +40,6 @@ def default_pki() -> str:
 def default_instance() -> str:
     """The service manager whose owner we are."""
     return "system" if os.geteuid() == 0 else "user"
-
-
-class _Mark(Protocol):
-    """A place in the file; the scanner in C and the one in Python have a class each."""
-
-    line: int
-    column: int
 
 
 @dataclass(frozen=True)
@@ -72,56 +63,24 @@ class Settings:
     start_timeout_seconds: int = 15
     max_keeps: int = 2000
     max_creations_at_once: int = 8
+    retention_seconds: int = 3600
+    callers: Mapping[str, CallerEntry] = field(default_factory=dict)
     log_level: str = "info"
 
 
-def _refuse(where: str, why: str) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot use {where}: {why}")
-
-
-def _whole(low: int, high: int) -> Callable[[str, object], object]:
-    def check(where: str, value: object) -> object:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise _refuse(where, f"it must be a whole number in {low} … {high}")
-        return value
-
-    return check
-
-
-def _one_of(*words: str) -> Callable[[str, object], object]:
-    def check(where: str, value: object) -> object:
-        if value not in words:
-            raise _refuse(where, f"it must be one of {', '.join(words)}")
-        return value
-
-    return check
-
-
-def _address(where: str, value: object) -> object:
-    try:
-        return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
-    except ValueError:
-        raise _refuse(where, "it must be an IPv4 or IPv6 address") from None
-
-
-def _directory(where: str, value: object) -> object:
-    if not isinstance(value, str) or not os.path.isabs(os.path.expanduser(value)) or "\0" in value:
-        raise _refuse(where, "it must be the absolute path of a directory")
-    return os.path.normpath(os.path.expanduser(value))
-
-
 _CHECKS: dict[str, Callable[[str, object], object]] = {
-    "address": _address,
-    "port": _whole(1, 65535),
-    "client_certificates": _one_of("required", "optional"),
-    "pki": _directory,
-    "instance": _one_of("system", "user"),
-    "start_timeout_seconds": _whole(1, 300),
-    "max_keeps": _whole(1, 100_000),
-    "max_creations_at_once": _whole(1, 64),
-    "log_level": _one_of(*LOG_LEVELS),
+    "address": nodes.address,
+    "port": nodes.whole(1, 65535),
+    "client_certificates": nodes.one_of("required", "optional"),
+    "pki": nodes.directory,
+    "instance": nodes.one_of("system", "user"),
+    "start_timeout_seconds": nodes.whole(1, 300),
+    "max_keeps": nodes.whole(1, 100_000),
+    "max_creations_at_once": nodes.whole(1, 64),
+    "retention_seconds": nodes.whole(1, MAX_RETENTION_SECONDS),
+    "log_level": nodes.one_of(*LOG_LEVELS),
 }
-_PORT_CHECKS = {"first": _whole(1, 65535), "last": _whole(1, 65535)}
+_PORT_CHECKS = {"first": nodes.whole(1, 65535), "last": nodes.whole(1, 65535)}
 
 
 def load(path: str | None, flags: Mapping[str, object]) -> Settings:
@@ -132,13 +91,13 @@ def load(path: str | None, flags: Mapping[str, object]) -> Settings:
     where = default_path() if path is None else path
     try:
         with open(where, "rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
+            text = file.read(nodes.MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
         if path is not None:
-            raise _refuse(where, "there is no such file") from None
+            raise nodes.refuse(where, "there is no such file") from None
         text = b""
     except OSError as error:
-        raise _refuse(where, str(error.strerror)) from error
+        raise nodes.refuse(where, str(error.strerror)) from error
     settings = parse(text, where)
     values = {name: _CHECKS[name](f"--{name.replace('_', '-')}", value) for name, value in flags.items()}
     return replace(settings, **values)  # type: ignore[arg-type] # each value passed its key's check
@@ -146,80 +105,73 @@ def load(path: str | None, flags: Mapping[str, object]) -> Settings:
 
 def parse(text: bytes, name: str) -> Settings:
     """The settings in a file's bytes; `name` is the file's, for messages. Raises KeepfleetError(CONFIGURATION)."""
-    if len(text) > MAX_CONFIG_BYTES:
-        raise _refuse(name, f"it is over {MAX_CONFIG_BYTES} bytes")
-    root = _compose(text, name)
+    if len(text) > nodes.MAX_CONFIG_BYTES:
+        raise nodes.refuse(name, f"it is over {nodes.MAX_CONFIG_BYTES} bytes")
+    root = nodes.compose(text, name)
     if root is None:
         return Settings()
-    known: list[str] = [*_CHECKS, "keep_ports"]
+    known: list[str] = [*_CHECKS, *_MAPPINGS]
     values: dict[str, object] = {}
-    for key, node in _members(root, name, known):
-        if key == "keep_ports":
-            values[key] = _ports(node, name)
+    for key, node in nodes.members(root, name, known):
+        if key in _MAPPINGS:
+            values[key] = _MAPPINGS[key](node, name)
         else:
-            values[key] = _CHECKS[key](_at(name, node, key), _scalar(node, name, key))
+            values[key] = _CHECKS[key](nodes.at(name, node, key), nodes.scalar(node, name, key))
     return replace(Settings(), **values)  # type: ignore[arg-type] # each value passed its key's check
-
-
-def _place(name: str, mark: _Mark | None) -> str:
-    """FILE:LINE:COLUMN, as editors and compilers write it."""
-    return name if mark is None else f"{name}:{mark.line + 1}:{mark.column + 1}"
-
-
-def _compose(text: bytes, name: str) -> yaml.Node | None:
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise _refuse(_place(name, event.start_mark), "aliases (*name) are not taken")
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        raise _refuse(_place(name, error.problem_mark), f"it is not YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _refuse(name, f"it is not YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise _refuse(name, "it is nested too deeply") from None
-
-
-def _at(name: str, node: yaml.Node, key: str) -> str:
-    return f"{_place(name, node.start_mark)} ({key})"
-
-
-def _members(node: yaml.Node, name: str, known: list[str]) -> list[tuple[str, yaml.Node]]:
-    """The pairs of a mapping, each key known and standing once."""
-    if not isinstance(node, yaml.MappingNode):
-        raise _refuse(_place(name, node.start_mark), "it must be a mapping")
-    found: dict[str, yaml.Node] = {}
-    for key_node, value in node.value:
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a key"
-        if key not in known:
-            raise _refuse(_at(name, key_node, str(key)[:40]), f"the key is not known; known are {', '.join(known)}")
-        if key in found:
-            raise _refuse(_at(name, key_node, key), "the key stands twice")
-        found[key] = value
-    return list(found.items())
-
-
-def _scalar(node: yaml.Node, name: str, key: str) -> object:
-    """A plain string or whole number; nothing else has a meaning here."""
-    if isinstance(node, yaml.ScalarNode):
-        if node.tag == "tag:yaml.org,2002:str":
-            return str(node.value)
-        if node.tag == "tag:yaml.org,2002:int" and str(node.value).isdecimal() and len(node.value) <= 9:
-            return int(node.value)
-    raise _refuse(_at(name, node, key), "it must be a plain string or a whole number")
 
 
 def _ports(node: yaml.Node, name: str) -> PortRange:
     values = {
-        key: _PORT_CHECKS[key](_at(name, value, key), _scalar(value, name, key))
-        for key, value in _members(node, name, list(_PORT_CHECKS))
+        key: _PORT_CHECKS[key](nodes.at(name, value, key), nodes.scalar(value, name, key))
+        for key, value in nodes.members(node, name, list(_PORT_CHECKS))
     }
-    ports = replace(PortRange(), **values)  # type: ignore[arg-type] # each value passed its key's check
+    ports = replace(PortRange(), **values)
     if ports.first > ports.last:
-        raise _refuse(_at(name, node, "keep_ports"), f"first, {ports.first}, lies above last, {ports.last}")
+        raise nodes.refuse(nodes.at(name, node, "keep_ports"), f"first, {ports.first}, lies above last, {ports.last}")
     return ports
+
+
+def _callers(node: yaml.Node, name: str) -> dict[str, CallerEntry]:
+    found: dict[str, CallerEntry] = {}
+    for key, value in nodes.members(node, name, None):
+        if not 0 < len(key) <= MAX_CALLER_NAME:
+            raise nodes.refuse(
+                nodes.at(name, value, key[:40]), f"a certificate's name has 1 to {MAX_CALLER_NAME} characters"
+            )
+        found[key] = _caller(value, name)
+    return found
+
+
+def _caller(node: yaml.Node, name: str) -> CallerEntry:
+    roots: tuple[GrantRoot, ...] | None = None
+    ceilings: dict[str, int] = {}
+    for key, value in nodes.members(node, name, ["grant_roots", "ceilings"]):
+        if key == "grant_roots":
+            roots = tuple(_grant_root(item, name) for item in nodes.items(value, name, key))
+            continue
+        for limit, number in nodes.members(value, name, list(BOUNDS)):
+            check = nodes.whole(*BOUNDS[limit])
+            ceilings[limit] = check(nodes.at(name, number, limit), nodes.scalar(number, name, limit))
+    return CallerEntry(roots, ceilings)
+
+
+def _grant_root(node: yaml.Node, name: str) -> GrantRoot:
+    pairs = dict(nodes.members(node, name, ["path", "writable"]))
+    if "path" not in pairs:
+        raise nodes.refuse(nodes.at(name, node, "grant_roots"), "a grant root has a path")
+    path = nodes.directory(nodes.at(name, pairs["path"], "path"), nodes.scalar(pairs["path"], name, "path"))
+    return GrantRoot(path, "writable" in pairs and nodes.boolean(pairs["writable"], name, "writable"))
+
+
+_MAPPINGS: dict[str, Callable[[yaml.Node, str], object]] = {"keep_ports": _ports, "callers": _callers}
 
 
 def render(settings: Settings) -> str:
     """The settings as the YAML file that gives exactly them."""
-    return yaml.safe_dump(asdict(settings), sort_keys=False)
+    shown = asdict(settings)
+    for entry in shown["callers"].values():
+        if entry["grant_roots"] is None:
+            del entry["grant_roots"]
+        else:
+            entry["grant_roots"] = list(entry["grant_roots"])
+    return yaml.safe_dump(shown, sort_keys=False)

@@ -57,6 +57,7 @@ def terms(settings: Settings, files: pki.Directory) -> Terms:
         start_timeout_seconds=settings.start_timeout_seconds,
         max_keeps=settings.max_keeps,
         max_creations_at_once=settings.max_creations_at_once,
+        callers=settings.callers,
     )
 
 
@@ -100,7 +101,7 @@ def _at(settings: Settings) -> str:
 async def _rediscover(keeps: Keeps) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
-    found = census(await keeps.list())
+    found = census((await keeps.list()).keeps)
     LOG.info("rediscovered %s in %.0f ms", found, 1000 * (loop.time() - began))
     for line in found.troubled:
         LOG.warning("rediscovered in error: %s", line)

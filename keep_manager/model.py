@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -36,3 +37,38 @@ class ClientIdentity:
 
     def __str__(self) -> str:
         return f"{self.subject} (serial {self.serial:x})"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. name: the common name of the certificate shown, "" for none; where: the address; text: both, and the
+    certificate's serial number, for the log."""
+
+    name: str
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def who(self) -> str:
+        """Who it was, as a keep's outcome tells it: the name, or for a client without one its address."""
+        return self.name or f"a client at {self.where}"
+
+
+@dataclass(frozen=True)
+class GrantRoot:
+    """A directory below which a caller may have things granted; writable: for writing, too."""
+
+    path: str
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What one caller may ask for. grant_roots: none, and nothing can be granted; ceilings: the most each limit may
+    be, by its name, for every limit there is."""
+
+    grant_roots: tuple[GrantRoot, ...]
+    ceilings: Mapping[str, int]

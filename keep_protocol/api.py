@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from keep_protocol import strict_json
@@ -20,15 +21,20 @@ from keep_protocol.constants import (
     parse_kuuid,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.labels import Labels, check_label, check_labels, check_name
+from keep_protocol.limits import check_limit
 
 LEGACY_PATH = "/keeps_post"
 V1_KEEPS_PATH = "/v1/keeps"
+MAX_PAGE = 1000
+"""Keeps on one page of a list at most; a page of that many is 2 MB."""
 MAX_TOKEN = 4096
 """An auth-token is accepted for the original's sake and not used; a certificate decides. It is bounded all the same."""
 BANNER = f"Protocol_name = {PROTOCOL_NAME}\nProtocol_version = {PROTOCOL_VERSION}"
 UNDEFINED_COMMAND = {"text": "undefined"}
 ARCHITECTURES = ("wasi", "AMD-SEV", "Intel-SGX")
 """Backends by their wire names; only `wasi` runs here, the others need hardware that seals a keep's memory."""
+_COUNT = re.compile(r"[0-9]{1,4}", re.ASCII)
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE | re.ASCII
 )
@@ -36,14 +42,24 @@ _HOST_NAME = re.compile(
 
 @dataclass(frozen=True)
 class NewKeep:
-    """Create a keep of the architecture `arch`, one of ARCHITECTURES."""
+    """Create a keep of the architecture `arch`, one of ARCHITECTURES.
+
+    limits: those asked for, by name; what is not named has its default, or the caller's ceiling where that is lower.
+    """
 
     arch: str = "wasi"
+    name: str = ""
+    labels: Labels = ()
+    limits: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class ListKeeps:
-    """List every keep."""
+    """List the keeps that have all of `labels`, by ID: those after the ID `after`, at most `limit` of them (0: all)."""
+
+    limit: int = 0
+    after: int = 0
+    labels: Labels = ()
 
 
 @dataclass(frozen=True)
@@ -186,11 +202,50 @@ def _text(value: dict[str, object], name: str, default: str) -> str:
     return member
 
 
+def _object(value: dict[str, object], name: str) -> dict[str, object]:
+    member = value.get(name, {})
+    if not isinstance(member, dict):
+        raise _bad(f"cannot obey the request: {name!r} must be an object")
+    return member
+
+
 def parse_v1_create(body: bytes) -> NewKeep:
-    """The body of `POST /v1/keeps`: `{"arch": "wasi"}`, or empty. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE)."""
+    """The body of `POST /v1/keeps`: `arch`, `name`, `labels` and `limits`, each optional; or empty.
+
+    Raises KeepfleetError(BAD_REQUEST or TOO_LARGE).
+    """
     value = strict_json.loads_object(body or b"{}", MAX_MANAGER_BODY, "the request")
-    _known(value, ("arch",))
-    return NewKeep(check_arch(_text(value, "arch", "wasi")))
+    _known(value, ("arch", "name", "labels", "limits"))
+    return NewKeep(
+        check_arch(_text(value, "arch", "wasi")),
+        check_name(_text(value, "name", "")),
+        check_labels(_object(value, "labels").items()),
+        tuple((name, check_limit(name, number)) for name, number in _object(value, "limits").items()),
+    )
+
+
+def parse_v1_list(query: Iterable[tuple[str, str]]) -> ListKeeps:
+    """The query of `GET /v1/keeps`: `limit`, `after`, and any number of `label=KEY=VALUE`.
+
+    Raises KeepfleetError(BAD_REQUEST).
+    """
+    single: dict[str, int] = {}
+    labels: list[tuple[str, object]] = []
+    for name, text in query:
+        if name == "label":
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise _bad(f"cannot list keeps: label must be KEY=VALUE, not {text[:40]!r}")
+            labels.append(check_label(key, value))
+        elif name not in ("limit", "after") or name in single:
+            raise _bad(f"cannot list keeps: {name[:40]!r} is no parameter of it, or stands twice")
+        elif name == "after":
+            single[name] = parse_kuuid(text)
+        elif not _COUNT.fullmatch(text) or not 1 <= int(text) <= MAX_PAGE:
+            raise _bad(f"cannot list keeps: limit must be a whole number in 1 … {MAX_PAGE}")
+        else:
+            single[name] = int(text)
+    return ListKeeps(single.get("limit", 0), single.get("after", 0), check_labels(labels))
 
 
 def parse_v1_start(kuuid: int, body: bytes) -> StartKeep:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Protocol
 
 from aiohttp import web
 
-from keep_manager.http.middleware import json_response, peer_of, read_body
+from keep_manager.http.middleware import caller_of, json_response, read_body
+from keep_manager.keeps.listing import Page
+from keep_manager.model import Caller
 from keep_protocol import api
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -24,11 +25,11 @@ _SECONDS = re.compile(r"[0-9]{1,2}(\.[0-9]{1,3})?", re.ASCII)
 class Keeps(Protocol):
     """What the handlers need of the keeps. Every method raises KeepfleetError alone."""
 
-    async def create(self, request: api.NewKeep) -> KeepInfo:
+    async def create(self, request: api.NewKeep, caller: Caller) -> KeepInfo:
         """A new keep."""
 
-    async def list(self) -> Sequence[KeepInfo]:
-        """Every keep."""
+    async def list(self, request: api.ListKeeps) -> Page:
+        """A page of keeps."""
 
     async def get(self, kuuid: int) -> KeepInfo:
         """One keep."""
@@ -39,10 +40,10 @@ class Keeps(Protocol):
     async def start(self, request: api.StartKeep) -> KeepInfo:
         """Lets a keep listen."""
 
-    async def stop(self, kuuid: int, who: str) -> KeepInfo:
+    async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
         """Ends a keep's door or workload."""
 
-    async def remove(self, kuuid: int, who: str) -> None:
+    async def remove(self, kuuid: int, caller: Caller) -> None:
         """Ends a keep."""
 
 
@@ -60,15 +61,16 @@ async def banner(_: web.Request) -> web.StreamResponse:
 
 async def create_keep(request: web.Request) -> web.StreamResponse:
     """POST /v1/keeps."""
-    info = await request.app[KEEPS].create(api.parse_v1_create(await read_body(request)))
+    info = await request.app[KEEPS].create(api.parse_v1_create(await read_body(request)), caller_of(request))
     response = json_response(info.to_wire(), 201)
     response.headers["Location"] = f"{api.V1_KEEPS_PATH}/{info.kuuid}"
     return response
 
 
 async def list_keeps(request: web.Request) -> web.StreamResponse:
-    """GET /v1/keeps."""
-    return json_response({"keeps": [keep.to_wire() for keep in await request.app[KEEPS].list()]})
+    """GET /v1/keeps; `next` is what to ask for `after` on the following page, or null."""
+    page = await request.app[KEEPS].list(api.parse_v1_list(request.query.items()))
+    return json_response({"keeps": [keep.to_wire() for keep in page.keeps], "next": page.next})
 
 
 async def get_keep(request: web.Request) -> web.StreamResponse:
@@ -102,10 +104,10 @@ async def start_keep(request: web.Request) -> web.StreamResponse:
 async def stop_keep(request: web.Request) -> web.StreamResponse:
     """POST /v1/keeps/ID/stop."""
     await read_body(request)
-    return json_response((await request.app[KEEPS].stop(_kuuid(request), str(peer_of(request)))).to_wire())
+    return json_response((await request.app[KEEPS].stop(_kuuid(request), caller_of(request))).to_wire())
 
 
 async def remove_keep(request: web.Request) -> web.StreamResponse:
     """DELETE /v1/keeps/ID."""
-    await request.app[KEEPS].remove(_kuuid(request), str(peer_of(request)))
+    await request.app[KEEPS].remove(_kuuid(request), caller_of(request))
     return web.Response(status=204)

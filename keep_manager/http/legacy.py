@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from keep_manager.http.handlers import KEEPS
-from keep_manager.http.middleware import json_response, peer_of, read_body
+from keep_manager.http.middleware import caller_of, json_response, read_body
 from keep_protocol import api
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -18,21 +18,21 @@ async def keeps_post(request: web.Request) -> web.StreamResponse:
     match api.parse_legacy(await read_body(request)):
         case api.NewKeep() as command:
             return json_response(await _new_keep(request, command))
-        case api.ListKeeps():
-            return json_response({"klvec": [keep.to_wire() for keep in await keeps.list()]})
+        case api.ListKeeps() as command:
+            return json_response({"klvec": [keep.to_wire() for keep in (await keeps.list(command)).keeps]})
         case api.StartKeep() as command:
             return json_response((await keeps.start(command)).to_wire())
         case api.StopKeep(kuuid):
-            return json_response((await keeps.stop(kuuid, str(peer_of(request)))).to_wire())
+            return json_response((await keeps.stop(kuuid, caller_of(request))).to_wire())
         case api.RemoveKeep(kuuid):
-            await keeps.remove(kuuid, str(peer_of(request)))
+            await keeps.remove(kuuid, caller_of(request))
             return json_response({"text": "removed"})
 
 
 async def _new_keep(request: web.Request, command: api.NewKeep) -> dict[str, object]:
     """The new keep; for hardware this host lacks a keep in state 15 with the reason, as the original had it."""
     try:
-        return (await request.app[KEEPS].create(command)).to_wire()
+        return (await request.app[KEEPS].create(command, caller_of(request))).to_wire()
     except KeepfleetError as error:
         if error.kind is not ErrorKind.UNSUPPORTED:
             raise

@@ -11,6 +11,7 @@ from aiohttp import web
 from keep_manager.http.access import Certificates, Peer, Policy, admit
 from keep_manager.http.connection import Connection
 from keep_manager.http.errors import KIND_OF, STATUS_OF, v1_body
+from keep_manager.model import Caller
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_MANAGER_BODY
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -39,6 +40,13 @@ def peer_of(request: web.Request) -> Peer:
     """The other end of the request's connection."""
     connection = request.protocol
     return connection.peer if isinstance(connection, Connection) else Peer("nowhere", None)
+
+
+def caller_of(request: web.Request) -> Caller:
+    """Who sent the request."""
+    peer = peer_of(request)
+    name = "" if peer.identity is None else peer.identity.subject
+    return Caller("".join(c for c in name if c.isprintable()), peer.address, str(peer))
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

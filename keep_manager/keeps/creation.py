@@ -9,19 +9,29 @@ from collections.abc import Coroutine
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
+from keep_manager.keeps.allowances import allowance, limits_for
 from keep_manager.keeps.interfaces import Loaders, Units
 from keep_manager.keeps.terms import Terms
+from keep_manager.model import Caller
+from keep_protocol import strict_json
 from keep_protocol.api import NewKeep
 from keep_protocol.constants import KUUID_BITS, unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.limits import Limits
 
 LOG = logging.getLogger("keepfleet.keeps")
 MAX_WAITING_CREATIONS = 512
 """Requests that may queue for a creation; the queue drains at about 20 a second."""
 DRAWS = 8
 """IDs drawn for one creation: of 2^53 a second draw is needed once in a lifetime."""
+
+
+def describe(request: NewKeep, caller: Caller) -> Command:
+    """The command that tells a new keep's loader what it is called, and by whom."""
+    described = {"name": request.name, "labels": dict(request.labels), "owner": caller.name}
+    return Command(CommandType.DESCRIBE, strict_json.dumps(described).decode("ascii"))
 
 
 class Unbroken:
@@ -61,16 +71,19 @@ class Creation:
     def __repr__(self) -> str:
         return f"Creation({len(self._creating)} under way, {self._waiting} waiting)"
 
-    async def create(self, request: NewKeep) -> KeepInfo:
+    async def create(self, request: NewKeep, caller: Caller) -> KeepInfo:
         """A new keep, listening for start-keep. When anything fails, or the caller is cancelled, nothing is left.
 
-        Raises KeepfleetError: UNSUPPORTED for an architecture this host has no hardware for, TOO_MANY, KEEP_FAILED
-        with the unit's last journal lines, CONFIGURATION when the units are not installed.
+        Raises KeepfleetError: UNSUPPORTED for an architecture this host has no hardware for, FORBIDDEN above one of
+        the caller's ceilings, TOO_MANY, KEEP_FAILED with the unit's last journal lines, CONFIGURATION when the units
+        are not installed.
         """
         if request.arch != "wasi":
             raise KeepfleetError(
                 ErrorKind.UNSUPPORTED, f"cannot make a keep of {request.arch}: this host has no such hardware; use wasi"
             )
+        limits = limits_for(request.limits, allowance(self._terms.callers, caller), caller)
+        described = describe(request, caller)
         if self._waiting >= MAX_WAITING_CREATIONS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
         self._waiting += 1
@@ -79,16 +92,16 @@ class Creation:
         finally:
             self._waiting -= 1
         try:
-            return await self._create()
+            return await self._create(limits, described)
         finally:
             self._creations.release()
 
-    async def _create(self) -> KeepInfo:
+    async def _create(self, limits: Limits, described: Command) -> KeepInfo:
         for _ in range(DRAWS):
             kuuid = self._draw()
             self._creating.add(kuuid)
             try:
-                return await self._bring_up(kuuid)
+                return await self._bring_up(kuuid, limits, described)
             except KeepfleetError as error:
                 if error.kind is not ErrorKind.CONFLICT:
                     raise
@@ -108,12 +121,12 @@ class Creation:
             if decide.check_kuuid_free(kuuid, taken):
                 return kuuid
 
-    async def _bring_up(self, kuuid: int) -> KeepInfo:
+    async def _bring_up(self, kuuid: int, limits: Limits, described: Command) -> KeepInfo:
         reach(Failpoint.CREATE_BEFORE_UNIT)
         try:
-            await self._units.start(kuuid, self._terms.start_timeout_seconds)
+            await self._units.start(kuuid, self._terms.start_timeout_seconds, limits)
             reach(Failpoint.CREATE_AFTER_READY)
-            info = await self._loaders.ask(kuuid, Command(CommandType.INFO))
+            info = await self._loaders.ask(kuuid, described)
         except KeepfleetError as error:
             if error.kind is not ErrorKind.CONFLICT:
                 await self._unbroken.finish(self._roll_back(kuuid))

@@ -10,6 +10,7 @@ from keep_manager.model import UnitState
 from keep_protocol.constants import CONTROL_REPLY_SECONDS
 from keep_protocol.control import Command
 from keep_protocol.keep import KeepInfo
+from keep_protocol.limits import DEFAULT_LIMITS, Limits
 
 
 class Units(Protocol):
@@ -18,8 +19,9 @@ class Units(Protocol):
     def kuuids(self) -> set[int]:
         """The keeps whose unit has a runtime directory, found without asking the service manager."""
 
-    async def start(self, kuuid: int, seconds: float) -> None:
-        """Makes the unit and waits for its READY: CONFLICT if there is one, KEEP_FAILED with evidence otherwise."""
+    async def start(self, kuuid: int, seconds: float, limits: Limits = DEFAULT_LIMITS) -> None:
+        """Makes the unit with `limits` and waits for its READY: CONFLICT if there is one, KEEP_FAILED with evidence
+        otherwise."""
 
     async def stop(self, kuuid: int) -> None:
         """Ends and forgets the unit, in whatever state it is: NOT_FOUND if there is none."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 from keep_manager.failpoints import Failpoint, reach
-from keep_manager.keeps import decide
+from keep_manager.keeps import decide, listing
 from keep_manager.keeps.creation import Creation, Unbroken
 from keep_manager.keeps.interfaces import Loaders, LoaderSession, Units
+from keep_manager.keeps.listing import Page
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.terms import Terms
-from keep_manager.model import UnitState
-from keep_protocol.api import NewKeep, StartKeep
+from keep_manager.model import Caller, UnitState
+from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -30,6 +30,8 @@ MAX_WAITERS = 128
 MAX_WAIT_SECONDS = 60.0
 START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
 """The loader gives its app-loader APPLOADER_START_SECONDS and then answers with the reason."""
+
+EVERY_KEEP = ListKeeps()
 
 
 class Keeps:
@@ -48,18 +50,24 @@ class Keeps:
     def __repr__(self) -> str:
         return f"Keeps({self._creation!r}, {len(self._starting)} being started)"
 
-    async def create(self, request: NewKeep) -> KeepInfo:
+    async def create(self, request: NewKeep, caller: Caller) -> KeepInfo:
         """A new keep, listening for start-keep; see Creation.create."""
-        return await self._creation.create(request)
+        return await self._creation.create(request, caller)
 
     async def settle(self) -> None:
         """Waits for the rollbacks and removals under way."""
         await self._unbroken.settle()
 
-    async def list(self) -> Sequence[KeepInfo]:
-        """Every keep, by ID; those whose loader does not answer are in state 15 (or 0 while starting), with why."""
-        units = [unit for unit in await self._units.listed() if decide.is_keep(unit)]
-        return await asyncio.gather(*(self._describe(unit) for unit in sorted(units, key=lambda unit: unit.kuuid)))
+    async def list(self, request: ListKeeps = EVERY_KEEP) -> Page:
+        """Keeps by ID; those whose loader does not answer are in state 15 (or 0 while starting), with why."""
+        units = listing.candidates(await self._units.listed(), request)
+        step = max(request.limit + 1, ASKED_AT_ONCE) if request.limit and request.labels else request.limit + 1
+        found: list[KeepInfo] = []
+        while units and not listing.enough(found, request):
+            asked, units = (units[:step], units[step:]) if request.limit else (units, [])
+            keeps = await asyncio.gather(*(self._describe(unit) for unit in asked))
+            found += [keep for keep in keeps if listing.matches(keep, request)]
+        return listing.page(found, request)
 
     async def get(self, kuuid: int) -> KeepInfo:
         """One keep. Raises KeepfleetError(NOT_FOUND)."""
@@ -133,19 +141,22 @@ class Keeps:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot trust keep {request.kuuid}: it names another address")
         return info
 
-    async def stop(self, kuuid: int, who: str) -> KeepInfo:
-        """Ends the keep's door or workload; `who` asked. Raises KeepfleetError: NOT_FOUND, CONFLICT."""
+    async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
+        """Ends the keep's door or workload; its outcome says that `caller` asked.
+
+        Raises KeepfleetError: NOT_FOUND, CONFLICT.
+        """
         try:
-            info = await self._loaders.ask(kuuid, Command(CommandType.STOP, who))
+            info = await self._loaders.ask(kuuid, Command(CommandType.STOP, caller.who))
         except KeepfleetError as error:
             if error.kind is ErrorKind.UNAVAILABLE:
                 await self._existing(kuuid)
             raise
         reach(Failpoint.STOP_AFTER_COMMAND)
-        LOG.info("%s: stopped by %s", unit_name(kuuid), who)
+        LOG.info("%s: stopped by %s", unit_name(kuuid), caller)
         return decide.shown(info)
 
-    async def remove(self, kuuid: int, who: str) -> None:
+    async def remove(self, kuuid: int, caller: Caller) -> None:
         """Ends the keep's unit, in whatever state it is, and everything of it. Raises KeepfleetError(NOT_FOUND).
 
         A caller that is cancelled has asked for it all the same: the removal is carried through.
@@ -153,7 +164,7 @@ class Keeps:
         reach(Failpoint.REMOVE_BEFORE_CALL)
         await self._unbroken.finish(self._remove(kuuid))
         reach(Failpoint.REMOVE_BEFORE_REPLY)
-        LOG.info("%s: removed by %s", unit_name(kuuid), who)
+        LOG.info("%s: removed by %s", unit_name(kuuid), caller)
 
     async def _remove(self, kuuid: int) -> None:
         try:

@@ -15,6 +15,7 @@ from keep_manager.systemd.jobs import JobWaits
 from keep_manager.systemd.properties import keep_properties
 from keep_protocol.constants import UNIT_PATTERN, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import DEFAULT_LIMITS, Limits
 
 LOG = logging.getLogger("keepfleet.units")
 STOP_SECONDS = 20.0
@@ -57,15 +58,15 @@ class SystemdUnits:
                 continue
         return found
 
-    async def start(self, kuuid: int, seconds: float) -> None:
-        """Makes the keep's unit and waits until its loader has said READY.
+    async def start(self, kuuid: int, seconds: float, limits: Limits = DEFAULT_LIMITS) -> None:
+        """Makes the keep's unit, with `limits`, and waits until its loader has said READY.
 
         Raises KeepfleetError: CONFLICT when the unit exists, KEEP_FAILED with evidence when it does not get ready in
         `seconds`, CONFIGURATION when the keep units are not installed. The caller must then `stop` it.
         """
         unit = unit_name(kuuid)
         what = f"start {unit}"
-        properties = [[name, variant(signature, value)] for name, signature, value in keep_properties(kuuid)]
+        properties = [[name, variant(signature, value)] for name, signature, value in keep_properties(kuuid, limits)]
         call = Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, []))
         try:
             async with asyncio.timeout(seconds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 from contextlib import suppress
@@ -11,6 +12,7 @@ from keep_protocol.constants import control_socket_path
 from keep_protocol.control import Command, CommandType, FrameDecoder, decode_command, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.limits import DEFAULT_LIMITS, Limits
 from keep_protocol.states import STATE_OF, Event, Phase, advance
 
 FINGERPRINT = "sha256:" + "ab" * 32
@@ -23,8 +25,11 @@ class FakeLoader:
     until it is set; `heard` is set by each command; `received` are the inode numbers of START's descriptors.
     """
 
-    def __init__(self, runtime_root: str, kuuid: int) -> None:
+    def __init__(self, runtime_root: str, kuuid: int, limits: Limits = DEFAULT_LIMITS) -> None:
         self.kuuid = kuuid
+        self.limits = limits
+        self.name, self.owner = "", ""
+        self.labels: tuple[tuple[str, str], ...] = ()
         self.phase = Phase.IDLE
         self.silent = False
         self.refuse: KeepfleetError | None = None
@@ -82,6 +87,10 @@ class FakeLoader:
             FINGERPRINT if listening else "",
             walls=self.walls,
             outcome=self._outcome,
+            name=self.name,
+            labels=self.labels,
+            owner=self.owner,
+            limits=self.limits,
         )
 
     def _spawn(self, work: object) -> None:
@@ -134,6 +143,9 @@ class FakeLoader:
                 self._address = command.contents
             case CommandType.PORT:
                 self._port = int(command.contents)
+            case CommandType.DESCRIBE:
+                said = json.loads(command.contents)
+                self.name, self.owner, self.labels = said["name"], said["owner"], tuple(said["labels"].items())
             case CommandType.START:
                 await self._start(descriptors)
             case CommandType.STOP:

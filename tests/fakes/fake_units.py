@@ -10,6 +10,7 @@ from collections.abc import Callable
 from keep_manager.model import UnitState
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import DEFAULT_LIMITS, Limits
 from tests.fakes.fake_loader import FakeLoader
 
 READY, NEVER, FAIL = "ready", "never", "fail"
@@ -41,7 +42,7 @@ class FakeUnits:
         """See Units."""
         return {int(name) for name in os.listdir(f"{self._root}/keepfleet")}
 
-    async def start(self, kuuid: int, seconds: float) -> None:
+    async def start(self, kuuid: int, seconds: float, limits: Limits = DEFAULT_LIMITS) -> None:
         """See Units."""
         unit = unit_name(kuuid)
         if kuuid in self._states:
@@ -59,7 +60,7 @@ class FakeUnits:
         if self.behaviour == FAIL:
             self._set(kuuid, "failed", "failed")
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start {unit}: its loader failed", ("exit code 7",))
-        loader = FakeLoader(self._root, kuuid)
+        loader = FakeLoader(self._root, kuuid, limits)
         loader.open()
         self.loaders[kuuid] = loader
         self._set(kuuid, "active", "running")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from keep_manager import __main__, config
+from keep_manager.keeps.allowances import CallerEntry
+from keep_manager.model import GrantRoot
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 REFUSED = {
@@ -40,6 +42,16 @@ REFUSED = {
     "a: 1\n---\nb: 2": "not YAML",
     "[" * 3000 + "]" * 3000: "nested too deeply",
     "log_level: loud": "debug, info, warning, error",
+    "callers: {a: {grant_roots: [{path: rel}]}}": "f:1:36 (path): it must be the absolute path",
+    "callers: {a: {grant_roots: [{writable: true}]}}": "f:1:29 (grant_roots): a grant root has a path",
+    "callers: {a: {grant_roots: [{path: /x, writable: 'true'}]}}": "f:1:50 (writable): it must be true or false",
+    "callers: {a: {grant_roots: {path: /x}}}": "f:1:28 (grant_roots): it must be a list",
+    "callers: {a: {grants: []}}": "f:1:15 (grants): the key is not known; known are grant_roots, ceilings",
+    "callers:\n  a:\n    ceilings: {memory: 1}": "f:3:16 (memory): the key is not known",
+    "callers:\n  a:\n    ceilings: {tasks: 9999}": "f:3:23 (tasks): it must be a whole number in 16 … 512",
+    "callers: {'': {}}": "a certificate's name has 1 to 64 characters",
+    "callers: {a: {}, a: {}}": "f:1:18 (a): the key stands twice",
+    "retention_seconds: 0": "1 … 31536000",
     "max_creations_at_once: 65": "1 … 64",
 }
 
@@ -71,16 +83,32 @@ def test_every_key_is_taken() -> None:
     settings = config.parse(
         b"address: '::1'\nport: 4000\nclient_certificates: optional\npki: /etc/x/\ninstance: user\n"
         b"keep_ports: {first: 4001, last: 4100}\nstart_timeout_seconds: 3\nmax_keeps: 7\nmax_creations_at_once: 2\n"
-        b"log_level: debug\n",
+        b"retention_seconds: 9\nlog_level: debug\n"
+        b"callers: {alice: {grant_roots: [{path: /srv/a/, writable: true}], ceilings: {tasks: 20}}, '*': {}}\n",
         "f",
     )
     assert settings == config.Settings(
-        "::1", 4000, "optional", "/etc/x", "user", config.PortRange(4001, 4100), 3, 7, 2, "debug"
+        "::1",
+        4000,
+        "optional",
+        "/etc/x",
+        "user",
+        config.PortRange(4001, 4100),
+        3,
+        7,
+        2,
+        9,
+        {"alice": CallerEntry((GrantRoot("/srv/a", True),), {"tasks": 20}), "*": CallerEntry()},
+        "debug",
     )
 
 
 def test_what_is_printed_is_a_file_that_gives_the_same_settings() -> None:
-    settings = config.parse(b"port: 4000\nkeep_ports: {first: 5000}\n", "f")
+    settings = config.parse(
+        b"port: 4000\nkeep_ports: {first: 5000}\n"
+        b"callers: {a: {ceilings: {tasks: 20}}, b: {grant_roots: [{path: /srv}]}, c: {grant_roots: []}}\n",
+        "f",
+    )
     assert config.parse(config.render(settings).encode(), "f") == settings
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from keep_manager.http.errors import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
+from keep_manager.keeps.allowances import DEFAULT_CEILINGS, CallerEntry, allowance, limits_for
 from keep_manager.keeps.rediscover import census
-from keep_manager.model import UnitState
+from keep_manager.model import Allowance, Caller, GrantRoot, UnitState
 from keep_manager.systemd import events
 from keep_manager.systemd.events import Aim
 from keep_manager.systemd.properties import keep_properties
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.limits import DEFAULTS, MIB, Limits
 from keep_protocol.states import State
 
 SILENT = KeepfleetError(ErrorKind.UNAVAILABLE, "cannot reach the loader of keep 5: no answer")
@@ -112,7 +116,26 @@ def test_a_census_counts_and_says_what_is_wrong() -> None:
 
 
 def test_a_unit_gets_its_slice_and_nothing_else() -> None:
-    assert keep_properties(33) == (("Slice", "s", "keep-g01.slice"),)
+    properties = {name: value for name, _, value in keep_properties(33, Limits(tasks=40, cpu_percent=50))}
+    assert properties == {
+        "Slice": "keep-g01.slice",
+        "MemoryMax": (256 + 256) * MIB,
+        "TasksMax": 40,
+        "CPUQuotaPerSecUSec": 500_000,
+        "IOWeight": 100,
+        "LogRateLimitBurst": 1000,
+        "Environment": [f"KEEPFLEET_LIMITS={Limits(tasks=40, cpu_percent=50).to_text()}"],
+    }
+
+
+def test_nothing_the_manager_sets_stands_in_an_installed_drop_in_which_would_win() -> None:
+    names = {"MemoryMax", "TasksMax", "CPUQuota", "IOWeight", "LogRateLimitBurst", "Slice"}
+    root = Path(__file__).resolve().parents[3] / "units"
+    files = list(root.glob("*/keep@.service.d/*.conf"))
+    assert len(files) == 2
+    for file in files:
+        set_there = {line.partition("=")[0] for line in file.read_text().splitlines() if not line.startswith("#")}
+        assert not set_there & names, file
 
 
 def test_a_job_s_end_is_read_and_anything_else_is_not() -> None:
@@ -185,3 +208,31 @@ def test_every_kind_of_error_has_its_status() -> None:
 def test_the_original_s_answer_to_an_unknown_command_is_kept() -> None:
     assert legacy_body(KeepfleetError(ErrorKind.UNKNOWN_COMMAND, "cannot")) == {"text": "undefined"}
     assert legacy_body(KeepfleetError(ErrorKind.NOT_FOUND, "cannot"))["text"] == "cannot"
+
+
+MALLORY = Caller("mallory", "192.0.2.1", "mallory")
+
+
+def test_an_entry_stands_over_everybody_s_which_stands_over_the_defaults() -> None:
+    roots = (GrantRoot("/srv"),)
+    entries = {"*": CallerEntry(roots, {"tasks": 100, "io_weight": 50}), "mallory": CallerEntry(None, {"tasks": 20})}
+    own = allowance(entries, MALLORY)
+    assert (own.grant_roots, own.ceilings["tasks"], own.ceilings["io_weight"]) == (roots, 20, 50)
+    assert own.ceilings["memory_bytes"] == DEFAULT_CEILINGS["memory_bytes"]
+    assert allowance(entries, Caller("", "x", "x")).ceilings["tasks"] == 100
+    assert allowance({"*": CallerEntry(roots), "mallory": CallerEntry(())}, MALLORY).grant_roots == ()
+    assert allowance({}, MALLORY) == Allowance((), DEFAULT_CEILINGS)
+
+
+def test_a_ceiling_below_a_default_lowers_it_unasked() -> None:
+    low = Allowance((), {**DEFAULT_CEILINGS, "wall_seconds": 10})
+    assert limits_for((), low, MALLORY) == Limits(wall_seconds=10)
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_every_limit_has_a_ceiling_that_is_named_when_it_is_passed(name: str) -> None:
+    allowed = allowance({}, MALLORY)
+    top = allowed.ceilings[name]
+    assert limits_for(((name, top),), allowed, MALLORY).fields()[name] == top
+    with pytest.raises(KeepfleetError, match=f"with {name} {top + 1}: the ceiling for mallory is {top}"):
+        limits_for(((name, top + 1),), allowed, MALLORY)

@@ -77,13 +77,24 @@ async def test_v1_creates_gets_starts_stops_and_deletes(house: ManagerHouse) -> 
             path = response.headers["Location"]
         assert path == f"/v1/keeps/{keep['kuuid']}"
         assert (await call(client, "GET", path))[1] == keep
-        assert (await call(client, "GET", "/v1/keeps"))[1] == {"keeps": [keep]}
+        assert (await call(client, "GET", "/v1/keeps"))[1] == {"keeps": [keep], "next": None}
         status, started = await call(client, "POST", f"{path}/start", json={"port": 42100, "names": ["A.example"]})
         assert (status, started["state"]) == (200, 2)
         assert (await call(client, "POST", f"{path}/start"))[0] == 409
         assert (await call(client, "POST", f"{path}/stop"))[1]["outcome"]["kind"] == "stopped"
         assert await call(client, "DELETE", path) == (204, "")
         assert (await call(client, "GET", path))[0] == 404
+
+
+async def test_v1_takes_a_name_labels_and_limits_and_finds_keeps_by_label(house: ManagerHouse) -> None:
+    async with house.client() as client:
+        body = {"name": "web", "labels": {"tier": "front=1"}, "limits": {"memory_bytes": 1 << 30}}
+        made = (await call(client, "POST", "/v1/keeps", json=body))[1]
+        assert (made["name"], made["labels"], made["owner"]) == ("web", {"tier": "front=1"}, "operator")
+        assert made["limits"]["memory_bytes"] == 1 << 30
+        await call(client, "POST", "/v1/keeps")
+        found = (await call(client, "GET", "/v1/keeps?limit=1&label=tier%3Dfront%3D1"))[1]
+        assert found == {"keeps": [made], "next": None}
 
 
 async def test_v1_waits_for_a_change(house: ManagerHouse) -> None:
@@ -138,6 +149,14 @@ async def test_a_bad_request_is_a_400_and_changes_nothing(house: ManagerHouse, b
     [
         ("POST", "/v1/keeps", b'{"arch":"wasi","x":1}', 400),
         ("POST", "/v1/keeps", b'{"arch":5}', 400),
+        ("POST", "/v1/keeps", b'{"limits":{"tasks":65}}', 403),
+        ("POST", "/v1/keeps", b'{"limits":{"tasks":1}}', 400),
+        ("POST", "/v1/keeps", b'{"limits":{"speed":1}}', 400),
+        ("POST", "/v1/keeps", b'{"limits":[]}', 400),
+        ("POST", "/v1/keeps", b'{"name":"\\n"}', 400),
+        ("POST", "/v1/keeps", b'{"labels":{"A":"x"}}', 400),
+        ("GET", "/v1/keeps?limit=0", b"", 400),
+        ("GET", "/v1/keeps?label=x", b"", 400),
         ("POST", "/v1/keeps/5/start", b'{"port":"80"}', 400),
         ("POST", "/v1/keeps/5/start", b'{"port":true}', 400),
         ("POST", "/v1/keeps/5/start", b'{"names":["a b"]}', 400),
@@ -195,7 +214,7 @@ async def test_a_client_that_hangs_up_during_a_creation_leaves_nothing(house: Ma
 async def test_a_defect_is_a_500_with_a_reference_and_no_traceback(
     house: ManagerHouse, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken() -> None:
+    async def broken(_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(house.keeps, "list", broken)

@@ -14,13 +14,18 @@ from keep_manager.keeps import creation, manager
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
-from keep_protocol.api import NewKeep, StartKeep
+from keep_manager.model import Caller
+from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import Limits
 from keep_protocol.states import Event, State
 from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FAIL, NEVER, FakeUnits
+
+ALICE = Caller("alice", "127.0.0.1", "alice (serial a1) at 127.0.0.1")
+NOBODY = Caller("", "192.0.2.9", "a client without a certificate at 192.0.2.9")
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def empty(units: FakeUnits, place: Path) -> bool:
 
 
 async def test_a_new_keep_listens_for_its_start(keeps: Keeps) -> None:
-    info = await keeps.create(NewKeep())
+    info = await keeps.create(NewKeep(), ALICE)
     assert info.state is State.LISTENING
     assert info.unit == f"keep@{info.kuuid}.service"
     assert 0 < info.kuuid < 1 << 53
@@ -53,21 +58,21 @@ async def test_a_new_keep_listens_for_its_start(keeps: Keeps) -> None:
 
 @pytest.mark.parametrize("arch", ["AMD-SEV", "Intel-SGX"])
 async def test_hardware_that_is_not_there_is_said(keeps: Keeps, arch: str) -> None:
-    assert (await refusal(keeps.create(NewKeep(arch)))).kind is ErrorKind.UNSUPPORTED
+    assert (await refusal(keeps.create(NewKeep(arch), ALICE))).kind is ErrorKind.UNSUPPORTED
 
 
 async def test_fifty_at_once_are_fifty_and_never_more_than_allowed_at_a_time(keeps: Keeps, units: FakeUnits) -> None:
-    made = await asyncio.gather(*(keeps.create(NewKeep()) for _ in range(50)))
+    made = await asyncio.gather(*(keeps.create(NewKeep(), ALICE) for _ in range(50)))
     assert len({info.kuuid for info in made}) == 50
     assert units.most_at_once <= 4
-    assert len(await keeps.list()) == 50
+    assert len((await keeps.list()).keeps) == 50
 
 
 async def test_a_failed_creation_leaves_nothing_and_shows_the_journal(
     keeps: Keeps, units: FakeUnits, place: Path
 ) -> None:
     units.behaviour = FAIL
-    error = await refusal(keeps.create(NewKeep()))
+    error = await refusal(keeps.create(NewKeep(), ALICE))
     assert (error.kind, error.evidence) == (ErrorKind.KEEP_FAILED, ("exit code 7",))
     assert empty(units, place)
 
@@ -75,7 +80,7 @@ async def test_a_failed_creation_leaves_nothing_and_shows_the_journal(
 async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, place: Path, terms: Terms) -> None:
     units.behaviour = NEVER
     keeps = Keeps(units, Loaders(str(place)), replace(terms, start_timeout_seconds=0.02))
-    error = await refusal(keeps.create(NewKeep()))
+    error = await refusal(keeps.create(NewKeep(), ALICE))
     assert error.kind is ErrorKind.KEEP_FAILED
     assert "not ready in time" in error.message
     assert empty(units, place)
@@ -88,13 +93,13 @@ async def test_a_loader_that_is_ready_and_does_not_answer_leaves_nothing(
         loader.says_it_is = 1
 
     units.at_ready = lie
-    assert (await refusal(keeps.create(NewKeep()))).kind is ErrorKind.KEEP_FAILED
+    assert (await refusal(keeps.create(NewKeep(), ALICE))).kind is ErrorKind.KEEP_FAILED
     assert empty(units, place)
 
 
 async def test_a_client_that_goes_away_leaves_nothing(keeps: Keeps, units: FakeUnits, place: Path) -> None:
     units.behaviour = NEVER
-    creation = asyncio.create_task(keeps.create(NewKeep()))
+    creation = asyncio.create_task(keeps.create(NewKeep(), ALICE))
     await units.begun.wait()
     creation.cancel()
     await asyncio.wait({creation})
@@ -105,7 +110,7 @@ async def test_a_client_that_goes_away_leaves_nothing(keeps: Keeps, units: FakeU
 
 async def test_units_that_are_not_installed_are_said(keeps: Keeps, units: FakeUnits) -> None:
     units.installed = False
-    error = await refusal(keeps.create(NewKeep()))
+    error = await refusal(keeps.create(NewKeep(), ALICE))
     assert error.kind is ErrorKind.CONFIGURATION
     assert "run keepctl install" in error.message
 
@@ -115,26 +120,26 @@ async def test_an_id_that_is_taken_is_drawn_again(
 ) -> None:
     drawn = iter([0, 7, 7, 8])
     monkeypatch.setattr("secrets.randbits", lambda bits: next(drawn))
-    assert (await keeps.create(NewKeep())).kuuid == 7
-    assert (await keeps.create(NewKeep())).kuuid == 8
+    assert (await keeps.create(NewKeep(), ALICE)).kuuid == 7
+    assert (await keeps.create(NewKeep(), ALICE)).kuuid == 8
 
 
 async def test_the_sixty_first_keep_of_sixty_is_too_many(units: FakeUnits, place: Path, terms: Terms) -> None:
     keeps = Keeps(units, Loaders(str(place)), replace(terms, max_keeps=2))
-    made = await asyncio.gather(*(keeps.create(NewKeep()) for _ in range(5)), return_exceptions=True)
+    made = await asyncio.gather(*(keeps.create(NewKeep(), ALICE) for _ in range(5)), return_exceptions=True)
     refused = [error for error in made if isinstance(error, KeepfleetError)]
     assert [error.kind for error in refused] == [ErrorKind.TOO_MANY] * 3
     assert len(units.kuuids()) == 2
 
 
 async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: FakeUnits, terms: Terms) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     before = len(os.listdir("/proc/self/fd"))
     info = await keeps.start(StartKeep(kuuid, port=43000, names=("a.example", "192.0.2.1")))
     loader = units.loaders[kuuid]
     assert (info.state, info.address, info.fingerprint) == (State.STARTED, "127.0.0.1", FINGERPRINT)
     assert 43000 <= info.port <= 43999
-    said = [(c.type, c.contents) for c in loader.commands if c.type is not CommandType.INFO]
+    said = [(c.type, c.contents) for c in loader.commands if c.type not in (CommandType.INFO, CommandType.DESCRIBE)]
     assert said == [
         (CommandType.ADDR, "127.0.0.1"),
         (CommandType.PORT, str(info.port)),
@@ -146,7 +151,7 @@ async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: Fake
 
 
 async def test_a_taken_port_moves_on_and_a_second_start_is_a_conflict(keeps: Keeps) -> None:
-    one, two = [(await keeps.create(NewKeep())).kuuid for _ in range(2)]
+    one, two = [(await keeps.create(NewKeep(), ALICE)).kuuid for _ in range(2)]
     first = await keeps.start(StartKeep(one, port=43500))
     with socket.socket() as occupant:
         occupant.bind(("127.0.0.1", 0))
@@ -157,21 +162,21 @@ async def test_a_taken_port_moves_on_and_a_second_start_is_a_conflict(keeps: Kee
 
 
 async def test_of_two_starts_at_once_exactly_one_wins(keeps: Keeps) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     results = await asyncio.gather(*(keeps.start(StartKeep(kuuid)) for _ in range(5)), return_exceptions=True)
     lost = [result for result in results if isinstance(result, KeepfleetError)]
     assert [error.kind for error in lost] == [ErrorKind.CONFLICT] * 4
 
 
 async def test_a_start_on_a_foreign_address_leaves_the_keep_startable(keeps: Keeps) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     error = await refusal(keeps.start(StartKeep(kuuid, address="192.0.2.9")))
     assert error.kind is ErrorKind.PORT_UNAVAILABLE
     assert (await keeps.start(StartKeep(kuuid))).state is State.STARTED
 
 
 async def test_a_start_the_loader_refuses_frees_the_port(keeps: Keeps, units: FakeUnits) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     units.loaders[kuuid].refuse = KeepfleetError(ErrorKind.KEEP_FAILED, "cannot make a certificate", ("openssl died",))
     error = await refusal(keeps.start(StartKeep(kuuid, port=43900)))
     assert error.evidence == ("openssl died",)
@@ -184,7 +189,7 @@ async def test_a_missing_ca_file_is_an_error_before_the_keep_starts(
     units: FakeUnits, place: Path, terms: Terms
 ) -> None:
     keeps = Keeps(units, Loaders(str(place)), replace(terms, client_ca=f"{place}/none"))
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     assert (await refusal(keeps.start(StartKeep(kuuid)))).kind is ErrorKind.CERTIFICATE
     assert (await keeps.get(kuuid)).state is State.LISTENING
 
@@ -193,8 +198,8 @@ async def test_every_operation_on_a_keep_that_does_not_exist_says_so(keeps: Keep
     for work in (
         keeps.get(5),
         keeps.start(StartKeep(5)),
-        keeps.stop(5, "x"),
-        keeps.remove(5, "x"),
+        keeps.stop(5, ALICE),
+        keeps.remove(5, ALICE),
         keeps.wait(5, State.LISTENING, 1.0),
     ):
         error = await refusal(work)
@@ -203,23 +208,23 @@ async def test_every_operation_on_a_keep_that_does_not_exist_says_so(keeps: Keep
 
 
 async def test_a_keep_that_crashed_is_in_state_15_with_the_reason(keeps: Keeps, units: FakeUnits) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     await units.crash(kuuid)
     info = await keeps.get(kuuid)
     assert info.state is State.ERROR
     assert "failed (failed, exit-code)" in info.detail
-    assert [keep.detail for keep in await keeps.list()] == ["the unit is failed (failed, exit-code)"]
-    await keeps.remove(kuuid, "x")
-    assert await keeps.list() == []
+    assert [keep.detail for keep in (await keeps.list()).keeps] == ["the unit is failed (failed, exit-code)"]
+    await keeps.remove(kuuid, ALICE)
+    assert (await keeps.list()).keeps == ()
 
 
 async def test_a_silent_loader_does_not_hold_up_the_others(
     keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = [(await keeps.create(NewKeep())).kuuid for _ in range(2)]
+    one, two = [(await keeps.create(NewKeep(), ALICE)).kuuid for _ in range(2)]
     units.loaders[one].silent = True
     monkeypatch.setattr("keep_manager.keeps.interfaces.CONTROL_REPLY_SECONDS", 0.05)
-    shown = {keep.kuuid: keep for keep in await keeps.list()}
+    shown = {keep.kuuid: keep for keep in (await keeps.list()).keeps}
     assert shown[one].state is State.ERROR
     assert "no answer" in shown[one].detail
     assert shown[two].state is State.LISTENING
@@ -228,16 +233,16 @@ async def test_a_silent_loader_does_not_hold_up_the_others(
 async def test_another_manager_finds_every_keep_as_it_is(
     keeps: Keeps, units: FakeUnits, place: Path, terms: Terms
 ) -> None:
-    one, two = [(await keeps.create(NewKeep())).kuuid for _ in range(2)]
+    one, two = [(await keeps.create(NewKeep(), ALICE)).kuuid for _ in range(2)]
     await keeps.start(StartKeep(one))
     other = Keeps(units, Loaders(str(place)), terms)
-    assert {k.kuuid: k.state for k in await other.list()} == {one: State.STARTED, two: State.LISTENING}
+    assert {k.kuuid: k.state for k in (await other.list()).keeps} == {one: State.STARTED, two: State.LISTENING}
     assert (await refusal(other.start(StartKeep(one)))).kind is ErrorKind.CONFLICT
     assert (await other.start(StartKeep(two))).state is State.STARTED
 
 
 async def test_a_wait_returns_when_the_state_changes(keeps: Keeps, units: FakeUnits) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     await keeps.start(StartKeep(kuuid))
     loader = units.loaders[kuuid]
     loader.heard.clear()
@@ -249,7 +254,7 @@ async def test_a_wait_returns_when_the_state_changes(keeps: Keeps, units: FakeUn
 
 
 async def test_a_wait_without_a_change_returns_the_keep_at_its_end(keeps: Keeps) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     assert (await keeps.wait(kuuid, State.LISTENING, 0.02)).state is State.LISTENING
 
 
@@ -260,37 +265,89 @@ async def test_waiters_are_bounded(keeps: Keeps, monkeypatch: pytest.MonkeyPatch
 
 async def test_creations_that_queue_are_bounded(keeps: Keeps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(creation, "MAX_WAITING_CREATIONS", 0)
-    assert (await refusal(keeps.create(NewKeep()))).kind is ErrorKind.TOO_MANY
+    assert (await refusal(keeps.create(NewKeep(), ALICE))).kind is ErrorKind.TOO_MANY
 
 
 async def test_a_stop_ends_the_door_and_keeps_the_outcome(keeps: Keeps, units: FakeUnits) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     await keeps.start(StartKeep(kuuid))
-    info = await keeps.stop(kuuid, "operator")
+    info = await keeps.stop(kuuid, ALICE)
     assert info.state is State.COMPLETE
     assert info.outcome is not None
-    assert units.loaders[kuuid].commands[-1].contents == "operator"
-    assert (await refusal(keeps.stop(kuuid, "operator"))).kind is ErrorKind.CONFLICT
+    assert units.loaders[kuuid].commands[-1].contents == "alice"
+    assert (await refusal(keeps.stop(kuuid, ALICE))).kind is ErrorKind.CONFLICT
 
 
 async def test_a_removal_while_the_keep_starts_ends_both_cleanly(keeps: Keeps, units: FakeUnits, place: Path) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     loader = units.loaders[kuuid]
     loader.hold = asyncio.Event()
     starting = asyncio.create_task(keeps.start(StartKeep(kuuid)))
     while not any(c.type is CommandType.START for c in loader.commands):
         loader.heard.clear()
         await loader.heard.wait()
-    await keeps.remove(kuuid, "x")
+    await keeps.remove(kuuid, ALICE)
     assert (await refusal(starting)).kind is ErrorKind.NOT_FOUND
     assert empty(units, place)
 
 
 async def test_a_removal_whose_client_went_away_is_carried_through(keeps: Keeps, units: FakeUnits, place: Path) -> None:
-    kuuid = (await keeps.create(NewKeep())).kuuid
-    removal = asyncio.create_task(keeps.remove(kuuid, "x"))
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    removal = asyncio.create_task(keeps.remove(kuuid, ALICE))
     await asyncio.sleep(0)
     removal.cancel()
     await asyncio.wait({removal})
     await keeps.settle()
     assert empty(units, place)
+
+
+async def test_a_keep_is_called_what_its_creator_said_and_belongs_to_it(keeps: Keeps) -> None:
+    made = await keeps.create(NewKeep(name="web", labels=(("tier", "front"),)), ALICE)
+    assert (made.name, made.labels, made.owner) == ("web", (("tier", "front"),), "alice")
+    assert (await keeps.create(NewKeep(), NOBODY)).owner == ""
+
+
+async def test_a_keep_has_the_limits_asked_for_and_the_rest_by_default(keeps: Keeps) -> None:
+    made = await keeps.create(NewKeep(limits=(("wall_seconds", 5),)), ALICE)
+    assert made.limits == Limits(wall_seconds=5)
+
+
+async def test_a_limit_above_the_ceiling_is_forbidden_and_nothing_is_made(keeps: Keeps, units: FakeUnits) -> None:
+    error = await refusal(keeps.create(NewKeep(limits=(("tasks", 65),)), ALICE))
+    assert error.kind is ErrorKind.FORBIDDEN
+    assert error.message == "cannot make a keep with tasks 65: the ceiling for alice is 64"
+    assert not units.kuuids()
+
+
+async def test_a_loader_that_takes_no_description_is_rolled_back(keeps: Keeps, units: FakeUnits, place: Path) -> None:
+    units.at_ready = lambda loader: setattr(loader, "says_it_is", 4)
+    assert (await refusal(keeps.create(NewKeep(), ALICE))).kind is ErrorKind.KEEP_FAILED
+    assert empty(units, place)
+
+
+async def test_pages_follow_one_another_and_hold_every_keep_once(keeps: Keeps) -> None:
+    made = sorted([(await keeps.create(NewKeep(), ALICE)).kuuid for _ in range(5)])
+    seen: list[int] = []
+    after, pages = 0, 0
+    while pages == 0 or after:
+        page = await keeps.list(ListKeeps(limit=2, after=after))
+        seen += [keep.kuuid for keep in page.keeps]
+        after, pages = page.next or 0, pages + 1
+    assert (seen, pages) == (made, 3)
+
+
+async def test_a_last_page_that_is_full_names_no_next_one(keeps: Keeps) -> None:
+    for _ in range(2):
+        await keeps.create(NewKeep(), ALICE)
+    assert (await keeps.list(ListKeeps(limit=2))).next is None
+
+
+async def test_labels_choose_keeps_across_pages(keeps: Keeps) -> None:
+    colours = ("red", "blue", "red", "blue", "red")
+    made = [await keeps.create(NewKeep(labels=(("c", colour), ("all", "x"))), ALICE) for colour in colours]
+    red = sorted(keep.kuuid for keep in made if ("c", "red") in keep.labels)
+    first = await keeps.list(ListKeeps(limit=2, labels=(("c", "red"),)))
+    assert ([keep.kuuid for keep in first.keeps], first.next) == (red[:2], red[1])
+    rest = await keeps.list(ListKeeps(limit=2, after=red[1], labels=(("c", "red"), ("all", "x"))))
+    assert ([keep.kuuid for keep in rest.keeps], rest.next) == (red[2:], None)
+    assert (await keeps.list(ListKeeps(labels=(("c", "green"),)))).keeps == ()

@@ -1,0 +1,92 @@
+"""A keep's own limits on a real systemd: what systemd says it holds, and what the kernel was told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from keep_manager.systemd.units import SystemdUnits
+from keep_protocol.limits import MIB, OVERHEAD_BYTES, Limits
+from tests.fakes.systemd_house import DROP_IN, SystemdHouse
+
+ENOUGH = 20.0
+ASKED = Limits(memory_bytes=64 * MIB, tasks=20, cpu_percent=50, io_weight=55, log_lines_per_second=77)
+MEMORY = 64 * MIB + OVERHEAD_BYTES
+
+
+@pytest.fixture
+async def units(house: SystemdHouse) -> AsyncIterator[SystemdUnits]:
+    made = SystemdUnits(house.address, "system", house.runtime_root)
+    await made.open()
+    yield made
+    await made.close()
+    house.install()
+    house.clear()
+
+
+def shown(house: SystemdHouse, kuuid: int, *names: str) -> dict[str, str]:
+    lines = house.run("systemctl", "show", f"keep@{kuuid}.service", f"--property={','.join(names)}").splitlines()
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def kernel(house: SystemdHouse, kuuid: int, *files: str) -> str:
+    """The content of the first of `files` there is in the keep's control group, v2's name before v1's."""
+    for file in files:
+        command = f"cat $(find /sys/fs/cgroup -path '*/keep@{kuuid}.service/{file}') </dev/null"
+        if found := house.run("sh", "-c", command).strip():
+            return found
+    pytest.skip(f"this kernel has none of {files}")
+
+
+async def test_systemd_holds_a_keep_to_the_limits_it_was_made_with(house: SystemdHouse, units: SystemdUnits) -> None:
+    await units.start(3001, ENOUGH, ASKED)
+    names = ("MemoryMax", "TasksMax", "CPUQuotaPerSecUSec", "IOWeight", "LogRateLimitBurst", "Environment")
+    assert shown(house, 3001, *names) == {
+        "MemoryMax": str(MEMORY),
+        "TasksMax": "20",
+        "CPUQuotaPerSecUSec": "500ms",
+        "IOWeight": "55",
+        "LogRateLimitBurst": "77",
+        "Environment": f"KEEPFLEET_LIMITS={ASKED.to_text()}",
+    }
+
+
+async def test_the_kernel_holds_a_keep_to_its_memory(house: SystemdHouse, units: SystemdUnits) -> None:
+    await units.start(3002, ENOUGH, ASKED)
+    assert kernel(house, 3002, "memory.max", "memory.limit_in_bytes") == str(MEMORY)
+
+
+async def test_the_kernel_holds_a_keep_to_its_tasks(house: SystemdHouse, units: SystemdUnits) -> None:
+    await units.start(3003, ENOUGH, ASKED)
+    assert kernel(house, 3003, "pids.max") == "20"
+
+
+async def test_the_kernel_holds_a_keep_to_its_processor_time(house: SystemdHouse, units: SystemdUnits) -> None:
+    await units.start(3004, ENOUGH, ASKED)
+    assert kernel(house, 3004, "cpu.max", "cpu.cfs_quota_us") in ("50000 100000", "50000")
+
+
+async def test_the_kernel_weighs_the_input_and_output_of_a_keep(house: SystemdHouse, units: SystemdUnits) -> None:
+    await units.start(3005, ENOUGH, ASKED)
+    await units.start(3006, ENOUGH, Limits(io_weight=200))
+    files = ("io.bfq.weight", "io.weight", "blkio.bfq.weight", "blkio.weight")
+    light, heavy = (int(kernel(house, kuuid, *files).split()[-1]) for kuuid in (3005, 3006))
+    assert light < heavy
+
+
+async def test_what_stands_in_a_drop_in_has_the_last_word(house: SystemdHouse, units: SystemdUnits) -> None:
+    own = DROP_IN.replace("10-test", "50-local")
+    house.run("tee", own, text="[Service]\nTasksMax=18\n")
+    house.run("systemctl", "daemon-reload")
+    try:
+        await units.start(3007, ENOUGH, ASKED)
+        assert shown(house, 3007, "TasksMax") == {"TasksMax": "18"}
+    finally:
+        house.run("rm", own)
+
+
+async def test_two_keeps_have_limits_of_their_own(house: SystemdHouse, units: SystemdUnits) -> None:
+    await units.start(3008, ENOUGH, Limits(tasks=16))
+    await units.start(3009, ENOUGH, Limits(tasks=17))
+    assert [shown(house, kuuid, "TasksMax")["TasksMax"] for kuuid in (3008, 3009)] == ["16", "17"]
