@@ -15,7 +15,7 @@ from keep_protocol.record import Record
 
 STATUS_DESCRIPTOR = 3
 """Where the app-loader finds its end of the report socket; what it is handed follows from 4 on."""
-_CLEAR_OF_TARGETS = 32
+_CLEAR_OF_TARGETS = 64
 """Sources are copied to numbers from here, so that placing one never overwrites another."""
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(4)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from keep_loader.log import log, plain
 from keep_loader.record import RecordFile
+from keep_loader.restart import NO
 from keep_loader.saved import Saved
 from keep_loader.status import detail_of, place_of, status_text
 from keep_protocol.constants import unit_name
@@ -23,7 +24,8 @@ MAX_DETAIL = 200
 class Keep:
     """One keep's phase, door, identity and outcome; `changed` is called after every change of any of them.
 
-    name, labels and owner: what its creator called it, and who that was; limits: what it may use.
+    name, labels and owner: what its creator called it, and who that was; limits: what it may use; granted: the names
+    of what its workload gets, in order; policy: when that is started again.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Keep:
         self.walls, self.limits = walls, limits
         self.name, self.labels, self.owner = "", tuple[tuple[str, str], ...](), ""
         self.address, self.port, self.names = "", 0, ""
+        self.granted, self.policy = tuple[str, ...](), NO
         self.fingerprint = self.certificate = ""
         self.outcome: Outcome | None = None
 
@@ -82,6 +85,7 @@ class Keep:
         if saved.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
             self.address, self.port, self.names = saved.address, saved.port, saved.names
             self.fingerprint, self.certificate = saved.fingerprint, saved.certificate
+            self.granted, self.policy = saved.granted, saved.policy
 
     def describe(self, name: str, labels: tuple[tuple[str, str], ...], owner: str) -> None:
         """What the keep is called, and who created it; remembered."""
@@ -93,6 +97,10 @@ class Keep:
         """Where the door is to be, and the names it is certified for; empty and 0 for no door."""
         self.address, self.port, self.names = address, port, names
         self.fingerprint = self.certificate = ""
+
+    def set_workload(self, granted: tuple[str, ...], policy: str) -> None:
+        """What the workload that is to come is granted, and when it is started again."""
+        self.granted, self.policy = granted, policy
 
     def tell(self, why: str) -> None:
         """Changes the sentence in `detail`, empty for the phase's own words."""
@@ -125,6 +133,8 @@ class Keep:
             name=self.name,
             labels=self.labels,
             owner=self.owner,
+            granted=self.granted,
+            policy=self.policy,
         )
         try:
             if self.phase is Phase.IDLE and not (self.name or self.labels or self.owner):

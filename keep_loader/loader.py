@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 
 from keep_loader.control import Connection, ControlServer
-from keep_loader.fdstore import DescriptorStore, check_start_descriptors
+from keep_loader.fdstore import DescriptorStore
 from keep_loader.keep import Keep
 from keep_loader.log import log, plain
 from keep_loader.loop import READABLE, Loop
@@ -165,6 +165,8 @@ class Loader:
         connection.reply(self._keep.info)
 
     def _start(self, _contents: str, descriptors: list[int], connection: Connection) -> None:
+        from keep_loader.start import check_start  # with the first start: an idle keep does not pay for it
+
         advance(self._keep.phase, Event.START)
         if self._starting is not None:
             raise KeepfleetError(ErrorKind.CONFLICT, "cannot start a keep while another start is being answered")
@@ -174,10 +176,11 @@ class Loader:
                 "cannot take a workload: a wall of the keep is missing; compare its unit with the one installed",
                 self._keep.walls,
             )
-        address, port = check_start_descriptors(descriptors)
-        if self._port not in (0, port):
-            raise _bad(f"cannot listen on port {self._port}: the socket that was handed over is bound to {port}")
-        self._keep.set_door(self._address or address, port, self._names)
+        start = check_start(descriptors)
+        if self._port not in (0, start.port):
+            raise _bad(f"cannot listen on port {self._port}: the socket that was handed over is bound to {start.port}")
+        self._keep.set_door(self._address or start.address, start.port, self._names)
+        self._keep.set_workload(start.granted, start.policy)
         self._address, self._port, self._names = "", 0, ""
         self._starting = connection
         self._supervisor.open(descriptors)

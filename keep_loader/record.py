@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from keep_loader.fdstore import STORED_NAMES
+from keep_loader.fdstore import DOOR_NAMES
 from keep_loader.saved import MAX_RECORD, Saved, bad_record, decode_saved, encode_saved
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.record import Record
@@ -103,7 +103,7 @@ def resume_from(saved: Saved | None, stored: frozenset[str]) -> Resumption:
     if saved.phase is Phase.RUNNING:
         why = "the loader was killed while the workload ran"
         return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why))
-    missing = [name for name in STORED_NAMES if name not in stored]
+    missing = [name for name in (*DOOR_NAMES, *saved.granted) if name not in stored]
     if missing:
         why = f"cannot open the keep's door again: systemd did not keep its {' and '.join(missing)}"
         return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why))

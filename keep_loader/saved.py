@@ -5,6 +5,8 @@ Import rule: that of keep_loader.
 
 from __future__ import annotations
 
+from keep_loader.fdstore import is_granted_name
+from keep_loader.restart import NO, POLICIES
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, outcome_from_wire
@@ -21,19 +23,21 @@ _TEXTS = ("address", "certificate", "detail", "fingerprint", "name", "names", "o
 
 class Saved(Record):
     """What the record holds: the phase, where the door listens, the identity it shows, what the keep was called and by
-    whom, and how its workload ended."""
+    whom, what its workload is granted and when it is started again, and how it ended."""
 
     __slots__ = (
         "address",
         "certificate",
         "detail",
         "fingerprint",
+        "granted",
         "labels",
         "name",
         "names",
         "outcome",
         "owner",
         "phase",
+        "policy",
         "port",
     )
     phase: Phase
@@ -47,6 +51,8 @@ class Saved(Record):
     name: str
     labels: tuple[tuple[str, str], ...]
     owner: str
+    granted: tuple[str, ...]
+    policy: str
 
     def __init__(
         self,
@@ -61,6 +67,8 @@ class Saved(Record):
         name: str = "",
         labels: tuple[tuple[str, str], ...] = (),
         owner: str = "",
+        granted: tuple[str, ...] = (),
+        policy: str = NO,
     ) -> None:
         self._freeze(
             phase=phase,
@@ -74,6 +82,8 @@ class Saved(Record):
             name=name,
             labels=labels,
             owner=owner,
+            granted=granted,
+            policy=policy,
         )
 
 
@@ -86,6 +96,7 @@ def encode_saved(saved: Saved) -> bytes:
             "phase": saved.phase.value,
             "outcome": None if saved.outcome is None else saved.outcome.to_wire(),
             "labels": dict(saved.labels),
+            "granted": list(saved.granted),
         }
     )
 
@@ -102,7 +113,7 @@ def decode_saved(data: bytes) -> Saved:
         raise bad_record(f"its schema is not {SCHEMA}")
     phases = {phase.value: phase for phase in Phase}
     phase, port, outcome = value.get("phase"), value.get("port"), value.get("outcome")
-    labels = value.get("labels")
+    labels, granted, policy = value.get("labels"), value.get("granted"), value.get("policy")
     if not isinstance(phase, str) or phase not in phases:
         raise bad_record("its phase is none that is known")
     if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65535:
@@ -111,6 +122,10 @@ def decode_saved(data: bytes) -> Saved:
         raise bad_record("its outcome must be an object")
     if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
         raise bad_record("its labels must be an object of strings")
+    if not isinstance(granted, list) or not all(isinstance(name, str) and is_granted_name(name) for name in granted):
+        raise bad_record("what its workload is granted must be a list of names")
+    if not isinstance(policy, str) or policy not in POLICIES:
+        raise bad_record("its restart policy is none that is known")
     texts: dict[str, str] = {}
     for name in _TEXTS:
         text = value.get(name)
@@ -122,5 +137,7 @@ def decode_saved(data: bytes) -> Saved:
         port=port,
         outcome=None if outcome is None else outcome_from_wire(outcome),
         labels=tuple((str(key), str(text)) for key, text in labels.items()),
+        granted=tuple(granted),
+        policy=policy,
         **texts,
     )

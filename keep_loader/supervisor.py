@@ -11,12 +11,13 @@ import signal
 import time
 
 from keep_loader.child import spawn
-from keep_loader.fdstore import IDENTITY, STORED_NAMES, DescriptorStore, is_plain_file
+from keep_loader.fdstore import DOOR_NAMES, IDENTITY, DescriptorStore, is_plain_file
 from keep_loader.keep import Keep
 from keep_loader.log import log, plain
 from keep_loader.loop import Loop
 from keep_loader.memory import memory_kills
 from keep_loader.outcome import MAX_TEXT, believe, event_of, outcome_of, plain_error
+from keep_loader.restart import NO
 from keep_loader.run import Run
 from keep_loader.settings import Settings
 from keep_protocol.control import START_DESCRIPTORS, Report, ReportType
@@ -53,7 +54,7 @@ class Supervisor:
         return self._run is not None
 
     def open(self, descriptors: list[int]) -> None:
-        """Opens the door with START_DESCRIPTORS, which it takes out of the list.
+        """Opens the door with START_DESCRIPTORS and what the workload is granted, which it takes out of the list.
 
         The keep is AWAITING some time after this, or IDLE again with the reason in `start_error`.
         Raises KeepfleetError(CONFLICT), taking nothing, unless the keep is IDLE.
@@ -61,7 +62,7 @@ class Supervisor:
         self._keep.move(Event.START)
         self.start_error = None
         try:
-            for name in START_DESCRIPTORS:
+            for name in (*START_DESCRIPTORS, *self._keep.granted):
                 self._store.park(name, descriptors.pop(0))
             self._spawn()
         except KeepfleetError as error:
@@ -101,8 +102,9 @@ class Supervisor:
             "KEEPFLEET_MAX_WORKLOAD": str(settings.max_workload),
             "KEEPFLEET_LIMITS": settings.limits.to_text(),
         }
+        handed = [self._store.get(name) for name in (*DOOR_NAMES, *keep.granted)]
         try:
-            child = spawn(settings.command, environment, [self._store.get(name) for name in STORED_NAMES])
+            child = spawn(settings.command, environment, handed)
         except OSError as error:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the app-loader: {error.strerror}") from error
         self._run = Run(self._loop, child, self._take, self._exited)
@@ -191,6 +193,7 @@ class Supervisor:
         log(plain(str(error), MAX_TEXT))
         self._store.drop_all()
         self._keep.set_door("", 0, "")
+        self._keep.set_workload((), NO)
         self._keep.move(Event.START_FAILED)
 
     def _door_lost(self, why: str, final: bool) -> None:

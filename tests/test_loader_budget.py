@@ -31,6 +31,7 @@ OURS = {
             "outcome",
             "record",
             "reports",
+            "restart",
             "run",
             "saved",
             "settings",

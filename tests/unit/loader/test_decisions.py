@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_loader import fdstore, walls
+from keep_loader import fdstore, restart, walls
 from keep_loader.child import Exit
 from keep_loader.description import MAX_OWNER
 from keep_loader.log import plain
@@ -33,7 +33,7 @@ from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State
 
-WHOLE_DOOR = frozenset(fdstore.STORED_NAMES)
+WHOLE_DOOR = frozenset(fdstore.DOOR_NAMES)
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 
 
@@ -128,7 +128,7 @@ def test_every_record_leads_somewhere_a_booting_keep_may_go(phase: Phase, stored
     assert (Phase.BOOTING, resume_from(Saved(phase), stored).event) in TRANSITIONS
 
 
-@pytest.mark.parametrize("missing", fdstore.STORED_NAMES)
+@pytest.mark.parametrize("missing", fdstore.DOOR_NAMES)
 def test_a_door_is_opened_again_only_with_all_it_had(missing: str) -> None:
     assert resume_from(Saved(Phase.AWAITING), WHOLE_DOOR).event is Event.RESUME
     assert resume_from(Saved(Phase.REOPENING), WHOLE_DOOR).event is Event.RESUME
@@ -154,6 +154,8 @@ OUTCOMES = st.none() | st.builds(Outcome, st.sampled_from(OutcomeKind), st.text(
         name=st.text(),
         labels=st.dictionaries(st.text(), st.text()).map(lambda labels: tuple(labels.items())),
         owner=st.text(),
+        granted=st.lists(st.sampled_from(["workload", "stdin", "directory-0", "secret-15"])).map(tuple),
+        policy=st.sampled_from(restart.POLICIES),
     )
 )
 def test_a_record_comes_back_as_it_was(saved: Saved) -> None:
