@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable
 
 from keep_loader.control import Connection, ControlServer
@@ -106,13 +107,14 @@ class Loader:
             self._changed()
 
     def _boot(self) -> None:
-        keep = self._keep
+        keep, now = self._keep, round(time.time(), 3)
         try:
             saved = self._record.read()
-            resumption = resume_from(saved, self._store.names)
+            resumption = resume_from(saved, self._store.names, now)
         except KeepfleetError as error:
             saved = None
-            resumption = Resumption(Event.FAIL, outcome=Outcome(OutcomeKind.LOST, plain(error.message, 400)))
+            lost = Outcome(OutcomeKind.LOST, plain(error.message, 400), ended_at=now)
+            resumption = Resumption(Event.FAIL, outcome=lost)
         if saved is not None:
             keep.restore(saved)
         if resumption.event is Event.RESUME:

@@ -5,10 +5,15 @@ Pure: decides, does nothing. Import rule: that of keep_loader.
 
 from __future__ import annotations
 
+import signal
+
 from keep_loader.child import Exit, signal_name
 from keep_loader.log import plain
+from keep_loader.meter import Used
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.limits import MIB, Limits
+from keep_protocol.record import Record
 from keep_protocol.states import Event
 
 MAX_TEXT = 1000
@@ -21,7 +26,19 @@ MAX_LINES_TOTAL = 2400
 """Characters of evidence in all."""
 MAX_EXIT_CODE = (1 << 32) - 1
 """A guest's exit code is an unsigned 32-bit number in WASI."""
-_ITS_OWN_TO_TELL = (OutcomeKind.EXITED, OutcomeKind.TRAPPED, OutcomeKind.KILLED, OutcomeKind.REFUSED)
+MAX_OUTPUT = (1 << 63) - 1
+"""Bytes of output: what the kernel's own counter holds."""
+CLOCK_SLACK_SECONDS = 0.02
+PEAK_SLACK_BYTES = 4 * MIB
+"""The kernel counts the same thing at two places at slightly different moments: processor time by the clock tick,
+resident pages by the thread."""
+_ITS_OWN_TO_TELL = (
+    OutcomeKind.EXITED,
+    OutcomeKind.TRAPPED,
+    OutcomeKind.LIMITED,
+    OutcomeKind.KILLED,
+    OutcomeKind.REFUSED,
+)
 """That it was stopped or lost is ours to say."""
 
 
@@ -47,7 +64,7 @@ def believe(reported: Outcome | None) -> Outcome | None:
     """What may stand of an outcome that a process running foreign code reported; None where nothing may."""
     if reported is None or reported.kind not in _ITS_OWN_TO_TELL:
         return None
-    code = reported.exit_code
+    code, written = reported.exit_code, reported.output_bytes
     if code is not None and not 0 <= code <= MAX_EXIT_CODE:
         return None
     if reported.kind is OutcomeKind.EXITED and code is None:
@@ -57,38 +74,85 @@ def believe(reported: Outcome | None) -> Outcome | None:
         text=plain(reported.text, MAX_TEXT) or reported.kind.value,
         exit_code=code,
         backtrace=plain_lines(reported.backtrace),
+        cpu_seconds=reported.cpu_seconds,
+        peak_bytes=reported.peak_bytes,
+        output_bytes=written if written is not None and 0 <= written <= MAX_OUTPUT else None,
     )
 
 
-def outcome_of(
-    reported: Outcome | None, stopped_by: str | None, end: Exit, wall_seconds: float, killed_for_memory: bool
-) -> Outcome:
-    """The outcome of a workload whose process ended as `end`.
+class Death(Record):
+    """What is known of a workload's end: how its process ended, the outcome it reported, who stopped it, and the limit
+    it was ended for; None each where there is none."""
 
-    Its own report counts first; then who stopped it; then the signal that ended it. A process that just went away
-    without a word is LOST.
+    __slots__ = ("end", "limited", "stopped_by", "told")
+    end: Exit
+    told: Outcome | None
+    stopped_by: str | None
+    limited: str | None
+
+    def __init__(
+        self, end: Exit, told: Outcome | None = None, stopped_by: str | None = None, limited: str | None = None
+    ) -> None:
+        self._freeze(end=end, told=told, stopped_by=stopped_by, limited=limited)
+
+
+def outcome_of(death: Death, used: Used, limits: Limits) -> Outcome:
+    """The outcome of a workload that died so and used so much.
+
+    Its own report counts first; then who stopped it; then the limit it was over; then the signal that ended it. A
+    process that just went away without a word is LOST.
     """
-    kind, text, code, number = OutcomeKind.LOST, f"the process {end.words} without a report", None, end.signal
-    backtrace: tuple[str, ...] = ()
-    if reported is not None:
-        kind, text, code, number = reported.kind, reported.text, reported.exit_code, None
-        backtrace = reported.backtrace
-    elif stopped_by is not None:
-        kind, text, number = OutcomeKind.STOPPED, f"stopped by {stopped_by}", None
+    told, end = death.told, death.end
+    kind, text, number = OutcomeKind.LOST, f"the process {end.words} without a report", end.signal
+    if told is not None:
+        kind, text, number = told.kind, told.text, None
+    elif death.stopped_by is not None:
+        kind, text, number = OutcomeKind.STOPPED, f"stopped by {death.stopped_by}", None
+    elif (limited := _limit_of(death, used, limits)) is not None:
+        kind, text = OutcomeKind.LIMITED, limited
     elif number is not None:
         kind, text = OutcomeKind.KILLED, f"killed by {signal_name(number)}"
-        if killed_for_memory:
-            text += ": the kernel ended it because the keep's memory limit was reached"
     return Outcome(
         kind=kind,
         text=text,
-        exit_code=code,
+        exit_code=None if told is None else told.exit_code,
         signal=number,
-        backtrace=backtrace,
-        wall_seconds=round(wall_seconds, 6),
-        cpu_seconds=round(end.cpu_seconds, 6),
-        peak_bytes=end.peak_bytes,
+        backtrace=() if told is None else told.backtrace,
+        wall_seconds=round(used.wall_seconds, 6),
+        cpu_seconds=_processor_time(told, used, end),
+        peak_bytes=_peak(told, used, end),
+        output_bytes=None if told is None else told.output_bytes,
+        started_at=round(used.started_at, 3),
+        ended_at=round(used.ended_at, 3),
+        by=death.stopped_by or "" if kind is OutcomeKind.STOPPED else "",
     )
+
+
+def _limit_of(death: Death, used: Used, limits: Limits) -> str | None:
+    """The limit that ended the process, in words; None when none did."""
+    if death.limited is not None:
+        return death.limited
+    if used.for_memory:
+        return f"killed by the kernel for memory (the keep's limit is {limits.unit_memory_bytes // MIB} MiB)"
+    # The kernel signals SIGXCPU at the limit, and SIGKILL a second later to a process that took no notice.
+    spent = death.end.cpu_seconds >= limits.cpu_seconds
+    if death.end.signal == signal.SIGXCPU or (death.end.signal == signal.SIGKILL and spent):
+        return f"over its processor time limit of {limits.cpu_seconds} s"
+    return None
+
+
+def _processor_time(told: Outcome | None, used: Used, end: Exit) -> float | None:
+    """The runner's own figure where it can be true; else ours."""
+    if told is not None and told.cpu_seconds is not None and told.cpu_seconds <= end.cpu_seconds + CLOCK_SLACK_SECONDS:
+        return round(told.cpu_seconds, 6)
+    return None if used.cpu_seconds is None else round(used.cpu_seconds, 6)
+
+
+def _peak(told: Outcome | None, used: Used, end: Exit) -> int | None:
+    """The runner's own figure where it can be true; else ours, where it was measured."""
+    if told is not None and told.peak_bytes is not None and 0 < told.peak_bytes <= end.peak_bytes + PEAK_SLACK_BYTES:
+        return told.peak_bytes
+    return used.peak_bytes
 
 
 def event_of(outcome: Outcome) -> Event:

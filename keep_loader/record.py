@@ -88,8 +88,9 @@ class Resumption(Record):
         self._freeze(event=event, why=why, outcome=outcome)
 
 
-def resume_from(saved: Saved | None, stored: frozenset[str]) -> Resumption:
-    """What follows from the record and the names of the descriptors systemd kept for us. Pure.
+def resume_from(saved: Saved | None, stored: frozenset[str], now: float) -> Resumption:
+    """What follows from the record and the names of the descriptors systemd kept for us, at `now` seconds of the
+    epoch. Pure.
 
     A start that was not yet answered is forgotten; a door is opened again with all it had; a workload is lost; an end
     stays an end.
@@ -102,9 +103,9 @@ def resume_from(saved: Saved | None, stored: frozenset[str]) -> Resumption:
         return Resumption(Event.FAIL, saved.detail, saved.outcome)
     if saved.phase is Phase.RUNNING:
         why = "the loader was killed while the workload ran"
-        return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why))
+        return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why, ended_at=now))
     missing = [name for name in (*DOOR_NAMES, *saved.granted) if name not in stored]
     if missing:
         why = f"cannot open the keep's door again: systemd did not keep its {' and '.join(missing)}"
-        return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why))
+        return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why, ended_at=now))
     return Resumption(Event.RESUME)

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 
 from keep_loader.child import Child, Exit
-from keep_loader.loop import READABLE, Loop
+from keep_loader.loop import READABLE, Action, Loop
 from keep_loader.reports import ReportReader
 from keep_protocol.constants import APPLOADER_START_SECONDS
 from keep_protocol.control import Report
@@ -28,8 +28,8 @@ _START, _END, _LINGER = "app-loader start", "app-loader end", "workload linger"
 class Run:
     """Owns one app-loader from its spawn until `finish`, which must follow the call of `exited`.
 
-    told: the outcome its workload reported; stopped_by: who asked for its end; failure: why its door was given up;
-    final: another door could not do better.
+    told: the outcome its workload reported; stopped_by: who asked for its end; limited: the limit it was ended for;
+    failure: why its door was given up; final: another door could not do better.
     """
 
     def __init__(
@@ -37,9 +37,10 @@ class Run:
     ) -> None:
         self._loop, self._child, self._exited = loop, child, exited
         self._reader = ReportReader(loop, child, take, self._reports_lost)
-        self._accepted = False
+        self._look: Action | None = None
         self.told: Outcome | None = None
         self.stopped_by: str | None = None
+        self.limited: str | None = None
         self.failure: KeepfleetError | None = None
         self.final = False
         loop.watch(child.pidfd, READABLE, self._ended)
@@ -49,17 +50,23 @@ class Run:
         return f"Run({self._child})"
 
     @property
+    def pid(self) -> int:
+        """The process, until `finish`."""
+        return self._child.pid
+
+    @property
     def ending(self) -> bool:
         """Whether its end has been asked for: nothing that it says counts any more."""
-        return self.stopped_by is not None or self.failure is not None
+        return self.stopped_by is not None or self.failure is not None or self.limited is not None
 
     def opened(self) -> None:
         """Its door is open: the deadline for that is met."""
         self._loop.cancel(_START)
 
-    def accepted(self) -> None:
-        """It is becoming the workload: from here on it may say little."""
-        self._accepted = True
+    def accepted(self, look: Action) -> None:
+        """It is the workload, or becoming it: from here on it may say little, and `look` is called before a signal."""
+        self._look = look
+        self._loop.cancel(_START)
         self._reader.limit(MAX_RUNNING_REPORTS)
 
     def tell(self, outcome: Outcome) -> None:
@@ -72,8 +79,14 @@ class Run:
         """Ends it, by TERM and then by KILL; asked twice, the first who asked is named."""
         if self.stopped_by is None:
             self.stopped_by = by
-            self._child.send_signal(signal.SIGTERM)
+            self._signal(signal.SIGTERM)
             self._loop.after(_END, TERM_SECONDS, self._kill)
+
+    def limit(self, why: str) -> None:
+        """Ends a workload at once that is over a limit; `why` says which. One that is ending anyway is let end."""
+        if not self.ending and self.told is None:
+            self.limited = why
+            self._kill()
 
     def abandon(self, error: KeepfleetError, *, final: bool = False) -> None:
         """Ends a door that cannot serve."""
@@ -93,12 +106,17 @@ class Run:
         self._exited()
 
     def _kill(self) -> None:
-        self._child.send_signal(signal.SIGKILL)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self._look is not None:
+            self._look()
+        self._child.send_signal(number)
 
     def _too_slow(self) -> None:
         why = f"the app-loader did not listen within {APPLOADER_START_SECONDS:g} s"
         self.abandon(KeepfleetError(ErrorKind.TOO_SLOW, f"cannot open the keep's door: {why}"))
 
     def _reports_lost(self) -> None:
-        if not self._accepted:
+        if self._look is None:
             self._kill()  # a door that can no longer report is of no use

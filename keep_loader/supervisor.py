@@ -7,7 +7,6 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import re
-import signal
 import time
 
 from keep_loader.child import spawn
@@ -15,10 +14,10 @@ from keep_loader.fdstore import DOOR_NAMES, IDENTITY, DescriptorStore, is_plain_
 from keep_loader.keep import Keep
 from keep_loader.log import log, plain
 from keep_loader.loop import Loop
-from keep_loader.memory import memory_kills
-from keep_loader.outcome import MAX_TEXT, believe, event_of, outcome_of, plain_error
+from keep_loader.outcome import MAX_TEXT, event_of, plain_error
 from keep_loader.restart import NO
 from keep_loader.run import Run
+from keep_loader.running import Running
 from keep_loader.settings import Settings
 from keep_protocol.control import START_DESCRIPTORS, Report, ReportType
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -41,7 +40,7 @@ class Supervisor:
         self._keep, self._loop, self._store, self._settings = keep, loop, store, settings
         self._run: Run | None = None
         self._reopened: list[float] = []
-        self._began, self._memory_kills = 0.0, 0
+        self._running: Running | None = None
         self.leaving = False
         self.start_error: KeepfleetError | None = None
 
@@ -120,31 +119,19 @@ class Supervisor:
         run, phase, kind = self._run, self._keep.phase, report.type
         if run is None or run.ending:
             return
-        if phase is Phase.RUNNING:
-            self._take_running(run, report)
+        if self._running is not None:
+            self._running.take(report)
         elif kind is ReportType.FAILED:
             unknown = KeepfleetError(ErrorKind.KEEP_FAILED, "cannot serve: the app-loader did not say why")
             run.abandon(plain_error(report.error or unknown))
         elif phase in (Phase.OPENING, Phase.REOPENING) and kind is ReportType.LISTENING:
             self._listening(run, report, descriptors)
         elif phase is Phase.AWAITING and kind is ReportType.ACCEPTED:
-            run.accepted()
-            self._began, self._memory_kills = time.monotonic(), memory_kills()
+            self._running = Running(self._keep, self._loop, run, fresh=False)
             self._store.drop_all()
             self._keep.move(Event.ACCEPT)
         elif phase is Phase.AWAITING and kind in (ReportType.RECEIVING, ReportType.AWAITING):
             self._keep.tell(report.text or ("receiving a workload" if kind is ReportType.RECEIVING else ""))
-
-    def _take_running(self, run: Run, report: Report) -> None:
-        told: Outcome | None = None
-        if report.type is ReportType.RUNNING:
-            self._keep.tell(report.text)
-        elif report.type is ReportType.FAILED and report.error is not None:
-            told = believe(Outcome(OutcomeKind.REFUSED, report.error.message, backtrace=report.error.evidence))
-        elif report.type is ReportType.ENDED:
-            told = believe(report.outcome)
-        if told is not None:
-            run.tell(told)
 
     def _listening(self, run: Run, report: Report, descriptors: list[int]) -> None:
         """The door is open: takes its identity, or on a later opening makes sure that it is the same."""
@@ -176,15 +163,17 @@ class Supervisor:
         end = run.finish()
         stopped_by = run.stopped_by or (UNIT_END if self.leaving else None)
         died = f"the app-loader {end.words}"
-        if self._keep.phase is Phase.RUNNING:
-            for_memory = end.signal == signal.SIGKILL and memory_kills() > self._memory_kills
-            outcome = outcome_of(run.told, stopped_by, end, time.monotonic() - self._began, for_memory)
+        if self._running is not None:
+            outcome = self._running.ended(end, stopped_by)
+            self._running = None
             self._keep.move(event_of(outcome), outcome=outcome)
         elif self._keep.phase is Phase.OPENING:
             self._start_failed(run.failure or _door_error(died))
         elif stopped_by is not None:
             self._store.drop_all()
-            self._keep.move(Event.STOP, outcome=Outcome(OutcomeKind.STOPPED, f"stopped by {stopped_by}"))
+            text = f"stopped by {stopped_by}"
+            stopped = Outcome(OutcomeKind.STOPPED, text, ended_at=round(time.time(), 3), by=stopped_by)
+            self._keep.move(Event.STOP, outcome=stopped)
         else:
             self._door_lost(died if run.failure is None else run.failure.message, run.final)
 
@@ -210,7 +199,8 @@ class Supervisor:
 
     def _fail(self, why: str) -> None:
         self._store.drop_all()
-        self._keep.move(Event.FAIL, outcome=Outcome(OutcomeKind.LOST, plain(why, MAX_TEXT)))
+        lost = Outcome(OutcomeKind.LOST, plain(why, MAX_TEXT), ended_at=round(time.time(), 3))
+        self._keep.move(Event.FAIL, outcome=lost)
 
 
 def _door_error(why: str) -> KeepfleetError:

@@ -1,10 +1,10 @@
 """An app-loader that does what a test tells it, over the socket `puppet.sock` in the keep's runtime directory.
 
-It says at first what it was handed: its process ID, environment, descriptors and standard input. Then each line is
-an order in JSON, answered "done": {"do": "report", "report": {...}, "files": [text, ...]} sends a report with files
-attached, "raw" a packet of "text", "flood" the same many times until the socket refuses, "identity" answers the text
-of descriptor 7, "ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up" closes the report
-socket, "exit" and "signal" end it.
+It says at first what it was handed: its process ID, environment, arguments, descriptors and standard input. Then each
+line is an order in JSON, answered "done": {"do": "report", "report": {...}, "files": [text, ...]} sends a report with
+files attached, "raw" a packet of "text", "flood" the same many times until the socket refuses, "identity" answers the
+text of descriptor 7, "burn" uses processor "seconds", "ignore-term", "orphan" (a child that outlives it, its ID
+answered), "hang-up" closes the report socket, "exit" and "signal" end it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 
 STATUS = 3
 
@@ -68,6 +69,10 @@ def obey(order: dict[str, object]) -> str:
         return flood(str(order["text"]).encode(), int(str(order["count"])))
     elif do == "identity":
         return os.pread(7, 4096, 0).decode()
+    elif do == "burn":
+        until = time.process_time() + float(str(order["seconds"]))
+        while time.process_time() < until:
+            pass
     elif do == "ignore-term":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     elif do == "orphan":

@@ -14,12 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keep_loader import fdstore, restart, walls
-from keep_loader.child import Exit
 from keep_loader.description import MAX_OWNER
 from keep_loader.log import plain
 from keep_loader.loop import READABLE, Loop
 from keep_loader.memory import memory_kills
-from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, outcome_of, plain_lines
+from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, plain_lines
 from keep_loader.record import RecordFile, resume_from
 from keep_loader.saved import MAX_RECORD, Saved, decode_saved, encode_saved
 from keep_loader.settings import read_settings
@@ -33,39 +32,9 @@ from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State
 
+NOW = 1_800_000_000.0
 WHOLE_DOOR = frozenset(fdstore.DOOR_NAMES)
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
-
-
-@pytest.mark.parametrize(
-    ("reported", "stopped_by", "end", "for_memory", "kind", "text", "event"),
-    [
-        (EXITED_0, None, Exit(0, None), False, OutcomeKind.EXITED, "exited 0", Event.FINISH),
-        (EXITED_0, "alice", Exit(None, 15), False, OutcomeKind.EXITED, "exited 0", Event.FINISH),
-        (None, "alice", Exit(None, 15), False, OutcomeKind.STOPPED, "stopped by alice", Event.STOP),
-        (None, "alice", Exit(0, None), False, OutcomeKind.STOPPED, "stopped by alice", Event.STOP),
-        (None, None, Exit(None, 9), False, OutcomeKind.KILLED, "killed by SIGKILL", Event.FAIL),
-        (None, None, Exit(None, 40), False, OutcomeKind.KILLED, "killed by signal 40", Event.FAIL),
-        (None, None, Exit(7, None), False, OutcomeKind.LOST, "the process exited 7 without a report", Event.FAIL),
-    ],
-)
-def test_the_end_of_a_workload_is_told_from_the_best_witness(
-    reported: Outcome | None,
-    stopped_by: str | None,
-    end: Exit,
-    for_memory: bool,
-    kind: OutcomeKind,
-    text: str,
-    event: Event,
-) -> None:
-    outcome = outcome_of(reported, stopped_by, end, 1.5, for_memory)
-    assert (outcome.kind, outcome.text, event_of(outcome)) == (kind, text, event)
-    assert outcome.wall_seconds == 1.5
-
-
-def test_a_kill_for_memory_says_so() -> None:
-    outcome = outcome_of(None, None, Exit(None, 9), 1.0, True)
-    assert outcome.text == "killed by SIGKILL: the kernel ended it because the keep's memory limit was reached"
 
 
 @pytest.mark.parametrize("kind", list(OutcomeKind))
@@ -125,19 +94,19 @@ def test_plain_text_is_one_printable_line_of_its_length(text: str, limit: int) -
 @pytest.mark.parametrize("phase", list(Phase))
 @pytest.mark.parametrize("stored", [frozenset[str](), WHOLE_DOOR, WHOLE_DOOR - {"identity"}])
 def test_every_record_leads_somewhere_a_booting_keep_may_go(phase: Phase, stored: frozenset[str]) -> None:
-    assert (Phase.BOOTING, resume_from(Saved(phase), stored).event) in TRANSITIONS
+    assert (Phase.BOOTING, resume_from(Saved(phase), stored, NOW).event) in TRANSITIONS
 
 
 @pytest.mark.parametrize("missing", fdstore.DOOR_NAMES)
 def test_a_door_is_opened_again_only_with_all_it_had(missing: str) -> None:
-    assert resume_from(Saved(Phase.AWAITING), WHOLE_DOOR).event is Event.RESUME
-    assert resume_from(Saved(Phase.REOPENING), WHOLE_DOOR).event is Event.RESUME
-    resumption = resume_from(Saved(Phase.AWAITING), WHOLE_DOOR - {missing})
+    assert resume_from(Saved(Phase.AWAITING), WHOLE_DOOR, NOW).event is Event.RESUME
+    assert resume_from(Saved(Phase.REOPENING), WHOLE_DOOR, NOW).event is Event.RESUME
+    resumption = resume_from(Saved(Phase.AWAITING), WHOLE_DOOR - {missing}, NOW)
     assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
 
 
 def test_no_record_is_a_fresh_keep() -> None:
-    assert resume_from(None, WHOLE_DOOR).event is Event.READY
+    assert resume_from(None, WHOLE_DOOR, NOW).event is Event.READY
 
 
 OUTCOMES = st.none() | st.builds(Outcome, st.sampled_from(OutcomeKind), st.text(), st.none() | st.integers(0, 255))

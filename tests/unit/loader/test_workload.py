@@ -62,15 +62,15 @@ def test_an_accepted_workload_closes_the_door_for_good(loader: LoaderProcess, ha
 def test_a_workload_that_exits_completes_the_keep_with_any_code(loader: LoaderProcess, handed: Door, code: int) -> None:
     peer, puppet = running(loader, handed)
     puppet.report("running")
-    puppet.report("ended", outcome={**exited(code), "wall_seconds": 99, "peak_bytes": 1})
+    own = {"wall_seconds": 99, "cpu_seconds": 0.0001, "peak_bytes": 2_000_000, "output_bytes": 12}
+    puppet.report("ended", outcome={**exited(code), **own})
     puppet.order("exit", code=code)
     info = ended(peer)
     assert (info.state, info.detail) == (State.COMPLETE, f"exited {code}")
     assert info.outcome is not None
     assert (info.outcome.kind, info.outcome.exit_code) == (OutcomeKind.EXITED, code)
     assert info.outcome.wall_seconds is not None and 0 < info.outcome.wall_seconds < 15
-    assert info.outcome.cpu_seconds is not None and info.outcome.cpu_seconds > 0
-    assert info.outcome.peak_bytes is not None and info.outcome.peak_bytes > 1_000_000
+    assert (info.outcome.cpu_seconds, info.outcome.peak_bytes, info.outcome.output_bytes) == (0.0001, 2_000_000, 12)
     assert loader.systemd.wait_for("STATUS", "complete").startswith(f"complete: exited {code} (")
 
 

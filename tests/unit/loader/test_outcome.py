@@ -1,0 +1,212 @@
+"""How a workload's end is told: by whom, in which words, and with figures that are its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keep_loader.child import Exit, spawn
+from keep_loader.meter import Meter, Used, processor_seconds
+from keep_loader.outcome import PEAK_SLACK_BYTES, Death, believe, event_of, outcome_of
+from keep_protocol.control import CommandType
+from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.limits import MIB, Limits
+from keep_protocol.states import Event, State
+
+from .harness import Door, LoaderProcess, Peer, Puppet, opened
+
+LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB)
+USED = Used(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
+FOR_MEMORY = Used(1.5, 0.25, None, for_memory=True)
+EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
+OUT_OF_TIME = "over its time limit of 10 s"
+OUT_OF_MEMORY = "killed by the kernel for memory (the keep's limit is 320 MiB)"
+OUT_OF_PROCESSOR = "over its processor time limit of 5 s"
+
+
+@dataclass
+class Case:
+    """What is known of a death, and what must be told of it."""
+
+    death: Death
+    kind: OutcomeKind
+    text: str
+    event: Event
+    used: Used = USED
+
+
+KILL = Exit(None, signal.SIGKILL)
+CASES = [
+    Case(Death(Exit(0, None), EXITED_0), OutcomeKind.EXITED, "exited 0", Event.FINISH),
+    Case(Death(Exit(None, 15), EXITED_0, "alice"), OutcomeKind.EXITED, "exited 0", Event.FINISH),
+    Case(Death(KILL, EXITED_0, None, OUT_OF_TIME), OutcomeKind.EXITED, "exited 0", Event.FINISH),
+    Case(Death(Exit(None, 15), None, "alice"), OutcomeKind.STOPPED, "stopped by alice", Event.STOP),
+    Case(Death(Exit(0, None), None, "alice"), OutcomeKind.STOPPED, "stopped by alice", Event.STOP),
+    Case(Death(KILL, None, "alice", OUT_OF_TIME), OutcomeKind.STOPPED, "stopped by alice", Event.STOP),
+    Case(Death(KILL, None, None, OUT_OF_TIME), OutcomeKind.LIMITED, OUT_OF_TIME, Event.FAIL),
+    Case(Death(KILL), OutcomeKind.LIMITED, OUT_OF_MEMORY, Event.FAIL, FOR_MEMORY),
+    Case(Death(Exit(None, signal.SIGXCPU, 5.0)), OutcomeKind.LIMITED, OUT_OF_PROCESSOR, Event.FAIL),
+    Case(Death(Exit(None, signal.SIGKILL, 6.0)), OutcomeKind.LIMITED, OUT_OF_PROCESSOR, Event.FAIL),
+    Case(Death(Exit(None, signal.SIGKILL, 4.9)), OutcomeKind.KILLED, "killed by SIGKILL", Event.FAIL),
+    Case(Death(Exit(None, signal.SIGSEGV, 6.0)), OutcomeKind.KILLED, "killed by SIGSEGV", Event.FAIL),
+    Case(Death(Exit(None, 40)), OutcomeKind.KILLED, "killed by signal 40", Event.FAIL),
+    Case(Death(Exit(7, None)), OutcomeKind.LOST, "the process exited 7 without a report", Event.FAIL),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_the_end_of_a_workload_is_told_from_the_best_witness(case: Case) -> None:
+    outcome = outcome_of(case.death, case.used, LIMITS)
+    assert (outcome.kind, outcome.text, event_of(outcome)) == (case.kind, case.text, case.event)
+    assert outcome.by == ("alice" if case.kind is OutcomeKind.STOPPED else "")
+
+
+def test_an_outcome_says_when_and_how_long() -> None:
+    outcome = outcome_of(Death(KILL), USED, LIMITS)
+    assert (outcome.wall_seconds, outcome.started_at, outcome.ended_at) == (1.5, 100.0, 101.5)
+    assert (outcome.cpu_seconds, outcome.peak_bytes, outcome.output_bytes) == (0.25, 7 * MIB, None)
+
+
+@pytest.mark.parametrize(("told", "shown"), [(None, 0.25), (0.1, 0.1), (1.01, 1.01), (1.1, 0.25), (1e9, 0.25)])
+def test_processor_time_is_the_runners_own_where_the_kernel_saw_as_much(told: float | None, shown: float) -> None:
+    reported = Outcome(OutcomeKind.EXITED, "exited 0", 0, cpu_seconds=told)
+    assert outcome_of(Death(Exit(0, None, 1.0, 9 * MIB), reported), USED, LIMITS).cpu_seconds == shown
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [(None, 7), (3, 3), (9, 9), (9 + PEAK_SLACK_BYTES // MIB, 13), (14, 7), (0, 7), (-1, 7), (1 << 60, 7)],
+)
+def test_peak_memory_is_the_runners_own_where_the_kernel_saw_as_much(told: int | None, shown: int) -> None:
+    peak = None if told is None else told * MIB
+    reported = Outcome(OutcomeKind.EXITED, "exited 0", 0, peak_bytes=peak)
+    assert outcome_of(Death(Exit(0, None, 1.0, 9 * MIB), reported), USED, LIMITS).peak_bytes == shown * MIB
+
+
+@pytest.mark.parametrize(("told", "shown"), [(None, None), (0, 0), (5, 5), (-1, None), (1 << 63, None)])
+def test_output_is_counted_by_the_runner_alone(told: int | None, shown: int | None) -> None:
+    reported = believe(Outcome(OutcomeKind.EXITED, "exited 0", 0, output_bytes=told))
+    assert reported is not None
+    assert outcome_of(Death(Exit(0, None), reported), USED, LIMITS).output_bytes == shown
+
+
+@given(st.floats(0, 1e12), st.integers(), st.integers())
+def test_no_figure_a_workload_reports_can_do_more_than_be_ignored(cpu: float, peak: int, written: int) -> None:
+    reported = believe(
+        Outcome(OutcomeKind.EXITED, "x", 0, cpu_seconds=cpu, peak_bytes=peak, output_bytes=written, by="root")
+    )
+    outcome = outcome_of(Death(Exit(0, None, 1.0, MIB), reported), USED, LIMITS)
+    assert outcome.cpu_seconds is not None and 0 <= outcome.cpu_seconds <= 1.02
+    assert outcome.peak_bytes is not None and 0 < outcome.peak_bytes <= 7 * MIB
+    assert outcome.by == ""
+
+
+def burn(seconds: float) -> None:
+    """Uses that much processor time."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def test_the_meter_leaves_out_what_was_used_before() -> None:
+    pid = os.getpid()
+    burn(0.1)
+    meter = Meter(pid, fresh=False)
+    burn(0.05)
+    meter.look()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime
+    used = meter.used(Exit(None, signal.SIGKILL, total, 1 << 40))
+    assert used.cpu_seconds is not None and 0.03 <= used.cpu_seconds <= 0.2
+    assert used.peak_bytes is not None and MIB < used.peak_bytes < 1 << 40
+    assert used.ended_at >= used.started_at > 1e9
+
+
+def test_a_process_that_was_never_a_door_has_the_kernels_figures() -> None:
+    child = spawn(("/bin/true",), {}, [])
+    meter = Meter(child.pid, fresh=True)
+    os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+    end = child.reap()
+    used = meter.used(end)
+    assert (used.cpu_seconds, used.peak_bytes, used.for_memory) == (end.cpu_seconds, end.peak_bytes, False)
+
+
+def test_what_cannot_be_seen_is_not_measured() -> None:
+    assert processor_seconds(1 << 30) is None
+    meter = Meter(1 << 30, fresh=False)
+    meter.look()
+    used = meter.used(Exit(None, signal.SIGSEGV, 1.0, MIB))
+    assert (used.cpu_seconds, used.peak_bytes) == (None, None)
+
+
+def limited(loader: LoaderProcess, handed: Door, limits: Limits) -> tuple[Peer, Puppet]:
+    """A keep with `limits` whose workload has been accepted."""
+    loader.start(environment={"KEEPFLEET_LIMITS": limits.to_text()})
+    peer, puppet = opened(loader, handed)
+    puppet.report("accepted")
+    loader.systemd.wait_for("STATUS", "started: running")
+    return peer, puppet
+
+
+def ended(peer: Peer) -> tuple[KeepInfo, Outcome]:
+    info = peer.ask(CommandType.WAIT, str(int(State.STARTED)))
+    assert info.outcome is not None
+    return info, info.outcome
+
+
+def test_a_workload_over_its_time_is_killed_and_the_limit_named(unstarted: LoaderProcess, handed: Door) -> None:
+    peer, puppet = limited(unstarted, handed, Limits(wall_seconds=1))
+    puppet.do("ignore-term")
+    info, outcome = ended(peer)
+    assert (info.state, info.detail) == (State.ERROR, "over its time limit of 1 s")
+    assert (outcome.kind, outcome.signal) == (OutcomeKind.LIMITED, signal.SIGKILL)
+    assert outcome.wall_seconds is not None and 1.0 <= outcome.wall_seconds < 1.5
+    assert outcome.peak_bytes is not None and outcome.peak_bytes > MIB
+    assert puppet.is_gone()
+
+
+def test_a_workload_over_its_processor_time_names_that_limit(unstarted: LoaderProcess, handed: Door) -> None:
+    peer, puppet = limited(unstarted, handed, Limits(cpu_seconds=7))
+    os.kill(puppet.pid, signal.SIGXCPU)
+    info, outcome = ended(peer)
+    assert (info.state, info.detail) == (State.ERROR, "over its processor time limit of 7 s")
+    assert outcome.kind is OutcomeKind.LIMITED
+
+
+def test_a_workload_may_say_which_of_its_limits_it_met(unstarted: LoaderProcess, handed: Door) -> None:
+    peer, puppet = limited(unstarted, handed, Limits())
+    puppet.report("ended", outcome={"kind": "limited", "text": "over its memory limit of 64 MiB"})
+    puppet.order("exit", code=1)
+    info, outcome = ended(peer)
+    assert (info.detail, outcome.kind) == ("over its memory limit of 64 MiB", OutcomeKind.LIMITED)
+
+
+def test_what_the_door_used_is_not_the_workloads(unstarted: LoaderProcess, handed: Door) -> None:
+    unstarted.start()
+    peer, puppet = opened(unstarted, handed)
+    puppet.do("burn", seconds=0.3)
+    puppet.report("accepted")
+    unstarted.systemd.wait_for("STATUS", "started: running")
+    os.kill(puppet.pid, signal.SIGSEGV)
+    _, outcome = ended(peer)
+    assert outcome.cpu_seconds is not None and outcome.cpu_seconds < 0.2
+    assert outcome.peak_bytes is None  # its memory was gone before anybody could look
+    assert outcome.started_at is not None and outcome.ended_at is not None
+    assert 0 <= outcome.ended_at - outcome.started_at < 15
+
+
+def test_a_stop_says_by_whom_and_when(unstarted: LoaderProcess, handed: Door) -> None:
+    peer, _ = limited(unstarted, handed, Limits())
+    before = time.time()
+    outcome = peer.ask(CommandType.STOP, "alice").outcome
+    assert outcome is not None and (outcome.kind, outcome.by) == (OutcomeKind.STOPPED, "alice")
+    assert outcome.ended_at is not None and before - 1 <= outcome.ended_at <= time.time() + 1
+    assert outcome.peak_bytes is not None and outcome.peak_bytes > MIB
