@@ -16,7 +16,7 @@ import os
 import signal
 from contextlib import AsyncExitStack
 
-from keep_manager import pki
+from keep_manager import grants, pki
 from keep_manager.config import Settings
 from keep_manager.http.app import Server, make_app
 from keep_manager.http.gate import listen
@@ -78,7 +78,7 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         units = SystemdUnits(bus_address(settings.instance), settings.instance, runtime_root(settings.instance))
         parts.push_async_callback(units.close)
         await units.open()
-        keeps = Keeps(units, Loaders(runtime_root(settings.instance)), terms(settings, files))
+        keeps = Keeps(units, Loaders(runtime_root(settings.instance)), terms(settings, files), grants.opened)
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
         server = Server(make_app(keeps, certificates, require_client=required), listener, context, certificates)

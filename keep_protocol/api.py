@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from keep_protocol import strict_json
+from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.constants import (
     FIRST_KEEP_PORT,
     LAST_KEEP_PORT,
@@ -23,11 +24,14 @@ from keep_protocol.constants import (
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.labels import Labels, check_label, check_labels, check_name
 from keep_protocol.limits import check_limit
+from keep_protocol.workload import MAX_WORKLOAD_JSON
 
 LEGACY_PATH = "/keeps_post"
 V1_KEEPS_PATH = "/v1/keeps"
 MAX_PAGE = 1000
 """Keeps on one page of a list at most; a page of that many is 2 MB."""
+MAX_START_BODY = MAX_MANAGER_BODY + MAX_WORKLOAD_JSON
+"""A start request beside its workload's arguments and environment, which may be as long as the kernel takes them."""
 MAX_TOKEN = 4096
 """An auth-token is accepted for the original's sake and not used; a certificate decides. It is bounded all the same."""
 BANNER = f"Protocol_name = {PROTOCOL_NAME}\nProtocol_version = {PROTOCOL_VERSION}"
@@ -64,12 +68,16 @@ class ListKeeps:
 
 @dataclass(frozen=True)
 class StartKeep:
-    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`; `names` go into its certificate too."""
+    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`; `names` go into its certificate too.
+
+    workload: what its guest is given, None for nothing at all.
+    """
 
     kuuid: int
     address: str = "127.0.0.1"
     port: int = FIRST_KEEP_PORT
     names: tuple[str, ...] = ()
+    workload: WorkloadRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -249,15 +257,22 @@ def parse_v1_list(query: Iterable[tuple[str, str]]) -> ListKeeps:
 
 
 def parse_v1_start(kuuid: int, body: bytes) -> StartKeep:
-    """The body of `POST /v1/keeps/ID/start`: `address`, `port` and `names`, each optional.
+    """The body of `POST /v1/keeps/ID/start`: `address`, `port`, `names` and `workload`, each optional.
 
     Raises KeepfleetError(BAD_REQUEST or TOO_LARGE).
     """
-    value = strict_json.loads_object(body or b"{}", MAX_MANAGER_BODY, "the request")
-    _known(value, ("address", "port", "names"))
+    value = strict_json.loads_object(body or b"{}", MAX_START_BODY, "the request")
+    _known(value, ("address", "port", "names", "workload"))
     port, names = value.get("port", FIRST_KEEP_PORT), value.get("names", [])
     if not isinstance(port, int) or isinstance(port, bool):
         raise _bad("cannot obey the request: 'port' must be a whole number")
     if not isinstance(names, list):
         raise _bad("cannot obey the request: 'names' must be a list of strings")
-    return StartKeep(kuuid, check_address(_text(value, "address", "127.0.0.1")), check_port(port), check_names(names))
+    asked = value.get("workload")
+    return StartKeep(
+        kuuid,
+        check_address(_text(value, "address", "127.0.0.1")),
+        check_port(port),
+        check_names(names),
+        None if asked is None else parse_workload(asked),
+    )

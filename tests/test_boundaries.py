@@ -13,7 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
 LIGHT_PROTOCOL = {
     f"keep_protocol.{name}"
-    for name in ("record", "constants", "states", "errors", "strict_json", "control", "keep", "sdnotify")
+    for name in (
+        "record",
+        "constants",
+        "states",
+        "errors",
+        "strict_json",
+        "control",
+        "keep",
+        "limits",
+        "workload",
+        "sdnotify",
+    )
 }
 # Package (or sub-package) -> the prefixes of our own modules it may import. The longest prefix decides.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -28,13 +39,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_manager.http": {"keep_manager.http", "keep_manager.keeps", "keep_manager.model", "keep_protocol"},
     "keep_manager.keeps": {"keep_manager.keeps", "keep_manager.model", "keep_manager.failpoints", "keep_protocol"},
     "keep_manager.systemd": {"keep_manager.systemd", "keep_manager.model", "keep_manager.failpoints", "keep_protocol"},
+    "keep_manager.grants": {"keep_manager.grants", "keep_manager.model", "keep_protocol"},
     "keep_manager.pki": {"keep_manager.pki", "keep_manager.model", "keep_protocol"},
     "keep_manager.loader_client": {"keep_manager.loader_client", "keep_manager.model", "keep_protocol"},
 }
 # Third-party module -> the only modules of ours that may import it.
 ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus"},
-    "wasmtime": {"app_loader.runner", "app_loader.checker", "app_loader.engine"},
+    "wasmtime": {
+        f"app_loader.{name}" for name in ("belongings", "checker", "component", "engine", "entry", "guest", "runner")
+    },
     "cryptography": {"keep_manager.pki", "keepctl"},
     "aiohttp": {"keep_manager"},
     "h11": {"app_loader"},

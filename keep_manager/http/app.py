@@ -16,7 +16,8 @@ from keep_manager.http.connection import Connection
 from keep_manager.http.errors import legacy_body, v1_body
 from keep_manager.http.gate import Gate
 from keep_manager.http.middleware import ErrorBody, Handler, Rules
-from keep_protocol.api import LEGACY_PATH, V1_KEEPS_PATH
+from keep_protocol.api import LEGACY_PATH, MAX_START_BODY, V1_KEEPS_PATH
+from keep_protocol.constants import MAX_MANAGER_BODY
 
 STOP_SECONDS = 5.0
 """What requests under way get at the end; a creation takes 60 ms, and what is cut off is rolled back."""
@@ -24,13 +25,14 @@ STOP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Route:
-    """One path and method: who may use it, what answers, and how it tells errors."""
+    """One path and method: who may use it, what answers, how it tells errors, and how long a body it reads."""
 
     method: str
     path: str
     access: type[Policy]
     handler: Handler
     error_body: ErrorBody = v1_body
+    max_body: int = MAX_MANAGER_BODY
 
 
 ROUTES = (
@@ -41,7 +43,9 @@ ROUTES = (
     Route("GET", V1_KEEPS_PATH, WithClientCertificate, handlers.list_keeps),
     Route("GET", f"{V1_KEEPS_PATH}/{{kuuid}}", WithClientCertificate, handlers.get_keep),
     Route("DELETE", f"{V1_KEEPS_PATH}/{{kuuid}}", WithClientCertificate, handlers.remove_keep),
-    Route("POST", f"{V1_KEEPS_PATH}/{{kuuid}}/start", WithClientCertificate, handlers.start_keep),
+    Route(
+        "POST", f"{V1_KEEPS_PATH}/{{kuuid}}/start", WithClientCertificate, handlers.start_keep, max_body=MAX_START_BODY
+    ),
     Route("POST", f"{V1_KEEPS_PATH}/{{kuuid}}/stop", WithClientCertificate, handlers.stop_keep),
 )
 """Every way in. With `client_certificates: optional`, ClientCertificateIfShown stands for WithClientCertificate."""
@@ -56,7 +60,7 @@ def make_app(keeps: handlers.Keeps, certificates: Certificates, *, require_clien
     rules: dict[web.AbstractRoute, Rules] = {}
     for route in ROUTES:
         added = app.router.add_route(route.method, route.path, route.handler, expect_handler=middleware.expect)
-        rules[added] = Rules(_policy(route.access, require_client), route.error_body)
+        rules[added] = Rules(_policy(route.access, require_client), route.error_body, route.max_body)
     app[middleware.RULES] = rules
     app.on_response_prepare.append(_headers)
     return app

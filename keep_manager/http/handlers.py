@@ -37,7 +37,7 @@ class Keeps(Protocol):
     async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
         """One keep, after its state has changed or the time is over."""
 
-    async def start(self, request: api.StartKeep) -> KeepInfo:
+    async def start(self, request: api.StartKeep, caller: Caller) -> KeepInfo:
         """Lets a keep listen."""
 
     async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
@@ -98,7 +98,7 @@ async def get_keep(request: web.Request) -> web.StreamResponse:
 async def start_keep(request: web.Request) -> web.StreamResponse:
     """POST /v1/keeps/ID/start."""
     start = api.parse_v1_start(_kuuid(request), await read_body(request))
-    return json_response((await request.app[KEEPS].start(start)).to_wire())
+    return json_response((await request.app[KEEPS].start(start, caller_of(request))).to_wire())
 
 
 async def stop_keep(request: web.Request) -> web.StreamResponse:

@@ -21,7 +21,7 @@ async def keeps_post(request: web.Request) -> web.StreamResponse:
         case api.ListKeeps() as command:
             return json_response({"klvec": [keep.to_wire() for keep in (await keeps.list(command)).keeps]})
         case api.StartKeep() as command:
-            return json_response((await keeps.start(command)).to_wire())
+            return json_response((await keeps.start(command, caller_of(request))).to_wire())
         case api.StopKeep(kuuid):
             return json_response((await keeps.stop(kuuid, caller_of(request))).to_wire())
         case api.RemoveKeep(kuuid):

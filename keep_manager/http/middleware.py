@@ -17,7 +17,7 @@ from keep_protocol.constants import MAX_MANAGER_BODY
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 BODY_SECONDS = 10.0
-"""A body is at most 64 KiB: seven kilobytes a second."""
+"""A body is at most 64 KiB, seven kilobytes a second, and that of a start 4 MiB, 3.4 Mbit/s."""
 _CLOSING = {ErrorKind.FORBIDDEN, ErrorKind.TOO_LARGE, ErrorKind.TOO_SLOW}
 """After these the connection is not used again: the peer is not trusted, or its body still lies on the wire."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -26,10 +26,11 @@ ErrorBody = Callable[[KeepfleetError], dict[str, object]]
 
 @dataclass(frozen=True)
 class Rules:
-    """What a route carries for the middleware: who may use it, and how it tells errors."""
+    """What a route carries for the middleware: who may use it, how it tells errors, and how much it reads."""
 
     access: Policy
     error_body: ErrorBody
+    max_body: int = MAX_MANAGER_BODY
 
 
 RULES = web.AppKey("rules", dict[web.AbstractRoute, Rules])
@@ -96,32 +97,38 @@ async def expect(request: web.Request) -> web.StreamResponse | None:
     if request.headers.get("Expect", "").lower() != "100-continue":
         error = KeepfleetError(ErrorKind.BAD_REQUEST, "cannot do what the request expects: only 100-continue is known")
         return json_response(v1_body(error), 417)
-    if (request.content_length or 0) <= MAX_MANAGER_BODY:
+    if (request.content_length or 0) <= _max_body(request):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     return None
 
 
-def _too_large() -> KeepfleetError:
-    return KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the request: it is over {MAX_MANAGER_BODY} bytes")
+def _max_body(request: web.Request) -> int:
+    rules = request.app[RULES].get(request.match_info.route)
+    return MAX_MANAGER_BODY if rules is None else rules.max_body
+
+
+def _too_large(limit: int) -> KeepfleetError:
+    return KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the request: it is over {limit} bytes")
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The request's body, at most MAX_MANAGER_BODY bytes, in BODY_SECONDS, and never decompressed.
+    """The request's body, at most the route's `max_body` bytes, in BODY_SECONDS, and never decompressed.
 
     Raises KeepfleetError: TOO_LARGE, at once where Content-Length says it; TOO_SLOW; BAD_REQUEST for a body that
     ends half-way; and HTTPUnsupportedMediaType for one that is encoded.
     """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise web.HTTPUnsupportedMediaType(reason="A body must not be encoded")
-    if (request.content_length or 0) > MAX_MANAGER_BODY:
-        raise _too_large()
+    limit = _max_body(request)
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.content.iter_any():
                 body += chunk
-                if len(body) > MAX_MANAGER_BODY:
-                    raise _too_large()
+                if len(body) > limit:
+                    raise _too_large(limit)
     except TimeoutError:
         raise KeepfleetError(ErrorKind.TOO_SLOW, f"cannot read the request: no body in {BODY_SECONDS:g} s") from None
     except web.RequestPayloadError as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
-from keep_manager.model import UnitState
+from keep_manager.model import Allowance, Caller, UnitState
+from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.constants import CONTROL_REPLY_SECONDS
 from keep_protocol.control import Command
 from keep_protocol.keep import KeepInfo
@@ -34,6 +35,15 @@ class Units(Protocol):
 
     async def reason(self, kuuid: int) -> str:
         """Why the unit ended or fails, in a word, or ""."""
+
+
+class Grants(Protocol):
+    """Opens what a guest is granted."""
+
+    def __call__(
+        self, request: WorkloadRequest, allowed: Allowance, caller: Caller, /
+    ) -> AbstractContextManager[tuple[int, ...]]:
+        """Descriptors, open while the block runs: of the workload's description, then of each grant in order."""
 
 
 class LoaderSession(Protocol):

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide, listing
+from keep_manager.keeps.allowances import allowance
 from keep_manager.keeps.creation import Creation, Unbroken
-from keep_manager.keeps.interfaces import Loaders, LoaderSession, Units
+from keep_manager.keeps.interfaces import Grants, Loaders, LoaderSession, Units
 from keep_manager.keeps.listing import Page
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.terms import Terms
@@ -37,10 +38,11 @@ EVERY_KEEP = ListKeeps()
 class Keeps:
     """Every keep of one service manager."""
 
-    def __init__(self, units: Units, loaders: Loaders, terms: Terms) -> None:
+    def __init__(self, units: Units, loaders: Loaders, terms: Terms, grants: Grants) -> None:
         self._units = units
         self._loaders = loaders
         self._terms = terms
+        self._grants = grants
         self._unbroken = Unbroken()
         self._creation = Creation(units, loaders, terms, self._unbroken)
         self._starting: set[int] = set()
@@ -95,12 +97,12 @@ class Keeps:
         finally:
             self._waiters -= 1
 
-    async def start(self, request: StartKeep) -> KeepInfo:
+    async def start(self, request: StartKeep, caller: Caller) -> KeepInfo:
         """Binds the listener and hands it to the keep, which then awaits its workload there.
 
         A caller that is cancelled after the hand-over leaves the keep started: it is listed, and can be stopped.
-        Raises KeepfleetError: NOT_FOUND, CONFLICT when it is started or being started, PORT_UNAVAILABLE, or what the
-        loader reports.
+        Raises KeepfleetError: NOT_FOUND, CONFLICT when it is started or being started, PORT_UNAVAILABLE, FORBIDDEN
+        and others for what cannot be granted, or what the loader reports.
         """
         kuuid = request.kuuid
         if kuuid in self._starting:
@@ -108,7 +110,7 @@ class Keeps:
         self._starting.add(kuuid)
         try:
             async with self._loaders.session(kuuid) as session:
-                info = await self._hand_over(session, request)
+                info = await self._hand_over(session, request, caller)
         except KeepfleetError as error:
             if error.kind is ErrorKind.UNAVAILABLE:
                 await self._existing(kuuid)
@@ -116,11 +118,20 @@ class Keeps:
         finally:
             self._starting.discard(kuuid)
         reach(Failpoint.START_BEFORE_REPLY)
-        LOG.info("%s: started on %s port %d, %s", unit_name(kuuid), info.address, info.port, info.fingerprint)
+        LOG.info("%s: started by %s on %s port %d", unit_name(kuuid), caller, info.address, info.port)
         return decide.shown(info)
 
-    async def _hand_over(self, session: LoaderSession, request: StartKeep) -> KeepInfo:
+    async def _hand_over(self, session: LoaderSession, request: StartKeep, caller: Caller) -> KeepInfo:
         decide.refuse_start(await session.ask(Command(CommandType.INFO)))
+        with ExitStack() as files:
+            granted: tuple[int, ...] = ()
+            if request.workload is not None:
+                allowed = allowance(self._terms.callers, caller)
+                granted = files.enter_context(self._grants(request.workload, allowed, caller))
+            doors = tuple(_open(files, path) for path in (self._terms.client_ca, self._terms.revoked))
+            return await self._open_door(session, request, (*doors, *granted))
+
+    async def _open_door(self, session: LoaderSession, request: StartKeep, files: tuple[int, ...]) -> KeepInfo:
         reach(Failpoint.START_BEFORE_BIND)
         ports = decide.candidate_ports(request.address, request.port, self._terms.first_port, self._terms.last_port)
         with bind_listener(request.address, ports) as listener:
@@ -130,12 +141,7 @@ class Keeps:
             await session.ask(Command(CommandType.PORT, str(port)))
             await session.ask(Command(CommandType.NAMES, ",".join(request.names)))
             reach(Failpoint.START_AFTER_ADDRESS)
-            with ExitStack() as files:
-                grants = [
-                    listener.fileno(),
-                    *(_open(files, path) for path in (self._terms.client_ca, self._terms.revoked)),
-                ]
-                info = await session.ask(Command(CommandType.START), START_REPLY_SECONDS, grants)
+            info = await session.ask(Command(CommandType.START), START_REPLY_SECONDS, (listener.fileno(), *files))
         reach(Failpoint.START_AFTER_COMMAND)
         if (info.address, info.port) != (request.address, port):
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot trust keep {request.kuuid}: it names another address")

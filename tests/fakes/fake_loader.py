@@ -8,12 +8,13 @@ import os
 import socket
 from contextlib import suppress
 
-from keep_protocol.constants import control_socket_path
+from keep_protocol.constants import MAX_CONTROL_FDS, control_socket_path
 from keep_protocol.control import Command, CommandType, FrameDecoder, decode_command, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
 from keep_protocol.states import STATE_OF, Event, Phase, advance
+from keep_protocol.workload import Workload, workload_from_json
 
 FINGERPRINT = "sha256:" + "ab" * 32
 
@@ -22,7 +23,8 @@ class FakeLoader:
     """One keep's loader.
 
     `silent` makes it accept and never answer; `refuse` is the error the next START gets; `hold` makes START wait
-    until it is set; `heard` is set by each command; `received` are the inode numbers of START's descriptors.
+    until it is set; `heard` is set by each command; `received` are the inode numbers of START's descriptors;
+    `workload` is the description that came with it, and `granted` what that grants, open until the loader ends.
     """
 
     def __init__(self, runtime_root: str, kuuid: int, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -36,6 +38,8 @@ class FakeLoader:
         self.hold: asyncio.Event | None = None
         self.walls: tuple[str, ...] = ()
         self.received: list[int] = []
+        self.workload: Workload | None = None
+        self.granted: list[int] = []
         self.commands: list[Command] = []
         self.heard = asyncio.Event()
         self.says_it_is = kuuid
@@ -63,6 +67,8 @@ class FakeLoader:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._listener.close()
+        while self.granted:
+            os.close(self.granted.pop())
         with suppress(FileNotFoundError):
             os.unlink(self._path)
 
@@ -155,8 +161,11 @@ class FakeLoader:
                     await self._changed.wait_for(lambda: int(STATE_OF[self.phase]) != int(command.contents))
 
     async def _start(self, descriptors: list[int]) -> None:
-        if len(descriptors) != 3:
+        if len(descriptors) < 3:
             raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot start: {len(descriptors)} descriptors, not three")
+        if len(descriptors) > 3:
+            self.workload = workload_from_json(os.pread(descriptors[3], 1 << 22, 0))
+            self.granted = [os.dup(descriptor) for descriptor in descriptors[4:]]
         await self.move(Event.START)
         self.received = [os.fstat(descriptor).st_ino for descriptor in descriptors]
         if self.hold is not None:
@@ -174,7 +183,7 @@ async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     loop = asyncio.get_running_loop()
     while True:
         try:
-            data, descriptors, _, _ = socket.recv_fds(sock, 65536, 8)
+            data, descriptors, _, _ = socket.recv_fds(sock, 65536, MAX_CONTROL_FDS)
             return data, list(descriptors)
         except BlockingIOError:
             readable: asyncio.Future[None] = loop.create_future()

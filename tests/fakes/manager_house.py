@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
-from keep_manager import pki
+from keep_manager import grants, pki
 from keep_manager.http.app import Server, make_app
 from keep_manager.http.gate import listen
 from keep_manager.keeps.manager import Keeps
@@ -30,7 +30,7 @@ class ManagerHouse:
         self.runtime_root = str(directory / "run")
         self.units = FakeUnits(self.runtime_root)
         self.terms = Terms(self.files.ca, self.files.revoked, first_port, 65535, 2.0, max_keeps=20)
-        self.keeps = Keeps(self.units, Loaders(self.runtime_root), self.terms)
+        self.keeps = Keeps(self.units, Loaders(self.runtime_root), self.terms, grants.opened)
         self.require_client = require_client
         self.operator = self.authority.issue("operator")
         self.url = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 from pathlib import Path
@@ -95,6 +96,20 @@ async def test_v1_takes_a_name_labels_and_limits_and_finds_keeps_by_label(house:
         await call(client, "POST", "/v1/keeps")
         found = (await call(client, "GET", "/v1/keeps?limit=1&label=tier%3Dfront%3D1"))[1]
         assert found == {"keeps": [made], "next": None}
+
+
+async def test_v1_starts_a_keep_with_arguments_as_long_as_the_kernel_takes_them(house: ManagerHouse) -> None:
+    async with house.client() as client:
+        kuuid = (await call(client, "POST", "/v1/keeps"))[1]["kuuid"]
+        body = {"workload": {"arguments": ["x" * 1000] * 2000, "environment": {"A": "b"}}}
+        long = io.BytesIO(json.dumps(body).encode())
+        assert (await call(client, "POST", f"/v1/keeps/{kuuid}/start", data=long))[0] == 200
+        workload = house.units.loaders[kuuid].workload
+        assert workload is not None
+        assert (len(workload.arguments), workload.environment) == (2000, (("A", "b"),))
+        for path in (f"/v1/keeps/{kuuid}/start", "/v1/keeps"):
+            longer = io.BytesIO(json.dumps({"workload": {"arguments": ["x" * 1000] * 2100}}).encode())
+            assert (await call(client, "POST", path, data=longer))[0] == 413
 
 
 async def test_v1_waits_for_a_change(house: ManagerHouse) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from keep_manager import grants
 from keep_manager.keeps import creation, manager
+from keep_manager.keeps.allowances import CallerEntry
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
-from keep_manager.model import Caller
+from keep_manager.model import Caller, GrantRoot
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
+from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
@@ -36,7 +39,7 @@ def terms(place: Path, authority: FakeAuthority) -> Terms:
 
 @pytest.fixture
 def keeps(units: FakeUnits, place: Path, terms: Terms) -> Keeps:
-    return Keeps(units, Loaders(str(place)), terms)
+    return Keeps(units, Loaders(str(place)), terms, grants.opened)
 
 
 async def refusal(work: object) -> KeepfleetError:
@@ -79,7 +82,7 @@ async def test_a_failed_creation_leaves_nothing_and_shows_the_journal(
 
 async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, place: Path, terms: Terms) -> None:
     units.behaviour = NEVER
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, start_timeout_seconds=0.02))
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, start_timeout_seconds=0.02), grants.opened)
     error = await refusal(keeps.create(NewKeep(), ALICE))
     assert error.kind is ErrorKind.KEEP_FAILED
     assert "not ready in time" in error.message
@@ -125,7 +128,7 @@ async def test_an_id_that_is_taken_is_drawn_again(
 
 
 async def test_the_sixty_first_keep_of_sixty_is_too_many(units: FakeUnits, place: Path, terms: Terms) -> None:
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, max_keeps=2))
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, max_keeps=2), grants.opened)
     made = await asyncio.gather(*(keeps.create(NewKeep(), ALICE) for _ in range(5)), return_exceptions=True)
     refused = [error for error in made if isinstance(error, KeepfleetError)]
     assert [error.kind for error in refused] == [ErrorKind.TOO_MANY] * 3
@@ -135,7 +138,7 @@ async def test_the_sixty_first_keep_of_sixty_is_too_many(units: FakeUnits, place
 async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: FakeUnits, terms: Terms) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     before = len(os.listdir("/proc/self/fd"))
-    info = await keeps.start(StartKeep(kuuid, port=43000, names=("a.example", "192.0.2.1")))
+    info = await keeps.start(StartKeep(kuuid, port=43000, names=("a.example", "192.0.2.1")), ALICE)
     loader = units.loaders[kuuid]
     assert (info.state, info.address, info.fingerprint) == (State.STARTED, "127.0.0.1", FINGERPRINT)
     assert 43000 <= info.port <= 43999
@@ -152,33 +155,33 @@ async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: Fake
 
 async def test_a_taken_port_moves_on_and_a_second_start_is_a_conflict(keeps: Keeps) -> None:
     one, two = [(await keeps.create(NewKeep(), ALICE)).kuuid for _ in range(2)]
-    first = await keeps.start(StartKeep(one, port=43500))
+    first = await keeps.start(StartKeep(one, port=43500), ALICE)
     with socket.socket() as occupant:
         occupant.bind(("127.0.0.1", 0))
         occupant.listen()
-        second = await keeps.start(StartKeep(two, port=occupant.getsockname()[1]))
+        second = await keeps.start(StartKeep(two, port=occupant.getsockname()[1]), ALICE)
         assert second.port not in (first.port, occupant.getsockname()[1])
-    assert (await refusal(keeps.start(StartKeep(one)))).kind is ErrorKind.CONFLICT
+    assert (await refusal(keeps.start(StartKeep(one), ALICE))).kind is ErrorKind.CONFLICT
 
 
 async def test_of_two_starts_at_once_exactly_one_wins(keeps: Keeps) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
-    results = await asyncio.gather(*(keeps.start(StartKeep(kuuid)) for _ in range(5)), return_exceptions=True)
+    results = await asyncio.gather(*(keeps.start(StartKeep(kuuid), ALICE) for _ in range(5)), return_exceptions=True)
     lost = [result for result in results if isinstance(result, KeepfleetError)]
     assert [error.kind for error in lost] == [ErrorKind.CONFLICT] * 4
 
 
 async def test_a_start_on_a_foreign_address_leaves_the_keep_startable(keeps: Keeps) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
-    error = await refusal(keeps.start(StartKeep(kuuid, address="192.0.2.9")))
+    error = await refusal(keeps.start(StartKeep(kuuid, address="192.0.2.9"), ALICE))
     assert error.kind is ErrorKind.PORT_UNAVAILABLE
-    assert (await keeps.start(StartKeep(kuuid))).state is State.STARTED
+    assert (await keeps.start(StartKeep(kuuid), ALICE)).state is State.STARTED
 
 
 async def test_a_start_the_loader_refuses_frees_the_port(keeps: Keeps, units: FakeUnits) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     units.loaders[kuuid].refuse = KeepfleetError(ErrorKind.KEEP_FAILED, "cannot make a certificate", ("openssl died",))
-    error = await refusal(keeps.start(StartKeep(kuuid, port=43900)))
+    error = await refusal(keeps.start(StartKeep(kuuid, port=43900), ALICE))
     assert error.evidence == ("openssl died",)
     port = int(next(c.contents for c in units.loaders[kuuid].commands if c.type is CommandType.PORT))
     with pytest.raises(ConnectionRefusedError):
@@ -188,16 +191,16 @@ async def test_a_start_the_loader_refuses_frees_the_port(keeps: Keeps, units: Fa
 async def test_a_missing_ca_file_is_an_error_before_the_keep_starts(
     units: FakeUnits, place: Path, terms: Terms
 ) -> None:
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, client_ca=f"{place}/none"))
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, client_ca=f"{place}/none"), grants.opened)
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
-    assert (await refusal(keeps.start(StartKeep(kuuid)))).kind is ErrorKind.CERTIFICATE
+    assert (await refusal(keeps.start(StartKeep(kuuid), ALICE))).kind is ErrorKind.CERTIFICATE
     assert (await keeps.get(kuuid)).state is State.LISTENING
 
 
 async def test_every_operation_on_a_keep_that_does_not_exist_says_so(keeps: Keeps) -> None:
     for work in (
         keeps.get(5),
-        keeps.start(StartKeep(5)),
+        keeps.start(StartKeep(5), ALICE),
         keeps.stop(5, ALICE),
         keeps.remove(5, ALICE),
         keeps.wait(5, State.LISTENING, 1.0),
@@ -234,16 +237,16 @@ async def test_another_manager_finds_every_keep_as_it_is(
     keeps: Keeps, units: FakeUnits, place: Path, terms: Terms
 ) -> None:
     one, two = [(await keeps.create(NewKeep(), ALICE)).kuuid for _ in range(2)]
-    await keeps.start(StartKeep(one))
-    other = Keeps(units, Loaders(str(place)), terms)
+    await keeps.start(StartKeep(one), ALICE)
+    other = Keeps(units, Loaders(str(place)), terms, grants.opened)
     assert {k.kuuid: k.state for k in (await other.list()).keeps} == {one: State.STARTED, two: State.LISTENING}
-    assert (await refusal(other.start(StartKeep(one)))).kind is ErrorKind.CONFLICT
-    assert (await other.start(StartKeep(two))).state is State.STARTED
+    assert (await refusal(other.start(StartKeep(one), ALICE))).kind is ErrorKind.CONFLICT
+    assert (await other.start(StartKeep(two), ALICE)).state is State.STARTED
 
 
 async def test_a_wait_returns_when_the_state_changes(keeps: Keeps, units: FakeUnits) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
-    await keeps.start(StartKeep(kuuid))
+    await keeps.start(StartKeep(kuuid), ALICE)
     loader = units.loaders[kuuid]
     loader.heard.clear()
     waiting = asyncio.create_task(keeps.wait(kuuid, State.STARTED, 5.0))
@@ -270,7 +273,7 @@ async def test_creations_that_queue_are_bounded(keeps: Keeps, monkeypatch: pytes
 
 async def test_a_stop_ends_the_door_and_keeps_the_outcome(keeps: Keeps, units: FakeUnits) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
-    await keeps.start(StartKeep(kuuid))
+    await keeps.start(StartKeep(kuuid), ALICE)
     info = await keeps.stop(kuuid, ALICE)
     assert info.state is State.COMPLETE
     assert info.outcome is not None
@@ -282,7 +285,7 @@ async def test_a_removal_while_the_keep_starts_ends_both_cleanly(keeps: Keeps, u
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     loader = units.loaders[kuuid]
     loader.hold = asyncio.Event()
-    starting = asyncio.create_task(keeps.start(StartKeep(kuuid)))
+    starting = asyncio.create_task(keeps.start(StartKeep(kuuid), ALICE))
     while not any(c.type is CommandType.START for c in loader.commands):
         loader.heard.clear()
         await loader.heard.wait()
@@ -351,3 +354,30 @@ async def test_labels_choose_keeps_across_pages(keeps: Keeps) -> None:
     rest = await keeps.list(ListKeeps(limit=2, after=red[1], labels=(("c", "red"), ("all", "x"))))
     assert ([keep.kuuid for keep in rest.keeps], rest.next) == (red[2:], None)
     assert (await keeps.list(ListKeeps(labels=(("c", "green"),)))).keeps == ()
+
+
+def given(place: Path, **more: object) -> WorkloadRequest:
+    (place / "root" / "data").mkdir(parents=True, exist_ok=True)
+    directories = [{"host": f"{place}/root/data", "guest": "/data"}]
+    return parse_workload({"arguments": ["-v"], "directories": directories, **more})
+
+
+async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, place: Path, terms: Terms) -> None:
+    callers = {"alice": CallerEntry((GrantRoot(f"{place}/root"),))}
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, callers=callers), grants.opened)
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    request = given(place)
+    await keeps.start(StartKeep(kuuid, workload=request), ALICE)
+    loader = units.loaders[kuuid]
+    assert loader.workload == request.workload
+    assert [os.fstat(descriptor).st_ino for descriptor in loader.granted] == [(place / "root/data").stat().st_ino]
+
+
+async def test_a_grant_that_is_refused_leaves_the_keep_as_it_was(keeps: Keeps, units: FakeUnits, place: Path) -> None:
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    open_before = len(os.listdir("/proc/self/fd"))
+    error = await refusal(keeps.start(StartKeep(kuuid, workload=given(place)), ALICE))
+    assert error.kind is ErrorKind.FORBIDDEN
+    assert (await keeps.get(kuuid)).state is State.LISTENING
+    assert len(os.listdir("/proc/self/fd")) <= open_before
+    assert (await keeps.start(StartKeep(kuuid, workload=parse_workload({})), ALICE)).state is State.STARTED
