@@ -1,7 +1,8 @@
 """The checker: a throw-away process that validates and compiles one upload inside hard limits, then ends.
 
 It gets the module's file, a file for the compiled result and a socket; it locks itself before it reads the first byte
-a stranger sent. Its verdict is one JSON object: `{}` for a module that can run, or `{"error": {…}}`.
+a stranger sent. What it is, a core module or a component, is told by its bytes. Its verdict is one JSON object:
+`{"note": "…"}` for what can run, or `{"error": {…}}`.
 """
 
 from __future__ import annotations
@@ -11,40 +12,47 @@ import errno
 import mmap
 import os
 import resource
+import sys
+from collections.abc import Callable
 
 import wasmtime
 from wasmtime import _ffi as ffi
+from wasmtime import component
 
-from app_loader.checking import GO, MODULE_FD, RESULT_FD, VERDICT_FD, too_complex
-from app_loader.engine import check_imports, find_entry, make_engine, make_linker
-from app_loader.limits import (
-    CHECKER_CPU_SECONDS,
-    CHECKER_DATA_BYTES,
-    MAX_EVIDENCE_LINE,
-    MAX_EVIDENCE_LINES,
-)
+from app_loader.budget import Budget, budget
+from app_loader.checking import DESCRIPTION_FD, GO, MODULE_FD, RESULT_FD, VERDICT_FD, too_complex
+from app_loader.component import check_component, find_run, make_component_linker
+from app_loader.engine import make_engine, make_linker
+from app_loader.entry import check_imports, find_entry
+from app_loader.handover import described
+from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
 from app_loader.lock import lock
+from app_loader.settings import read_limits
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import Limits
+from keep_protocol.workload import Workload
 
 MAGIC = b"\0asm"
 CORE_VERSION = b"\x01\x00\x00\x00"
+COMPONENT_VERSION = b"\x0d\x00\x01\x00"
+"""The one version of the component binary format so far."""
 COMPONENT_LAYER = b"\x01\x00"
 """Bytes six and seven of a component: its layer; a core module has zero there."""
 _HEAD = 8
 
 
-def check_head(head: bytes) -> None:
-    """Returns when `head`, a file's first eight bytes, begins a core module. Pure.
+def check_head(head: bytes) -> bool:
+    """Whether `head`, a file's first eight bytes, begins a component; False for a core module. Pure.
 
     Raises KeepfleetError(INVALID_MODULE) that says what it is instead. wasmtime itself would take text for a module.
     """
-    if head.startswith(MAGIC) and head[4:] == CORE_VERSION:
-        return
+    if head.startswith(MAGIC) and head[4:] in (CORE_VERSION, COMPONENT_VERSION):
+        return head[4:] == COMPONENT_VERSION
     if not head:
         what = "it is empty"
     elif head.startswith(MAGIC) and len(head) == _HEAD and head[6:] == COMPONENT_LAYER:
-        what = "it is a component, and this keep runs core modules; compile for wasm32-wasip1"
+        what = f"it is a component of another version, {head[4:6].hex()}; build it with current tools"
     elif head.startswith(MAGIC) and len(head) == _HEAD:
         what = f"its version {head[4:].hex()} is not 1"
     elif MAGIC.startswith(head[:4]):
@@ -58,10 +66,11 @@ def check_head(head: bytes) -> None:
     raise KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {what}")
 
 
-def _limit() -> None:
+def _limit(allowed: Budget, most: Budget) -> None:
+    """Sets the soft limits, and with the first call the hard ones, which no later call can raise."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (CHECKER_CPU_SECONDS, CHECKER_CPU_SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_DATA, (CHECKER_DATA_BYTES, CHECKER_DATA_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (allowed.cpu_seconds, most.cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed.data_bytes, most.data_bytes))
 
 
 def _reason(error: wasmtime.WasmtimeError) -> KeepfleetError:
@@ -70,30 +79,36 @@ def _reason(error: wasmtime.WasmtimeError) -> KeepfleetError:
     return KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {shown}", tuple(lines))
 
 
-def _compile(engine: wasmtime.Engine, module: int) -> wasmtime.Module:
-    """Compiles from a mapping of the file: the package's own calls would copy a large module twice."""
+def _mapped(module: int) -> tuple[ctypes.Array[ctypes.c_uint8], int]:
+    """The file as an array, and its size: mapped, since the package's own calls would copy a large module twice."""
     size = os.fstat(module).st_size
-    with mmap.mmap(module, size) as mapped:
-        view = (ctypes.c_uint8 * size).from_buffer(mapped)
-        try:
-            invalid = ffi.wasmtime_module_validate(engine.ptr(), view, size)
-            if invalid:
-                raise wasmtime.WasmtimeError._from_ptr(invalid)
-            pointer = ctypes.POINTER(ffi.wasmtime_module_t)()
-            failed = ffi.wasmtime_module_new(engine.ptr(), view, size, ctypes.byref(pointer))
-            if failed:
-                raise wasmtime.WasmtimeError._from_ptr(failed)
-            return wasmtime.Module._from_ptr(pointer)
-        finally:
-            del view  # or the mapping could not be closed
+    return (ctypes.c_uint8 * size).from_buffer(mmap.mmap(module, size)), size
 
 
-def _store(module: wasmtime.Module, result: int) -> None:
+def _succeed(failed: object) -> None:
+    if failed:
+        raise wasmtime.WasmtimeError._from_ptr(failed)  # type: ignore[arg-type]
+
+
+def _compile_module(engine: wasmtime.Engine, module: int) -> wasmtime.Module:
+    view, size = _mapped(module)
+    _succeed(ffi.wasmtime_module_validate(engine.ptr(), view, size))
+    pointer = ctypes.POINTER(ffi.wasmtime_module_t)()
+    _succeed(ffi.wasmtime_module_new(engine.ptr(), view, size, ctypes.byref(pointer)))
+    return wasmtime.Module._from_ptr(pointer)
+
+
+def _compile_component(engine: wasmtime.Engine, module: int) -> component.Component:
+    view, size = _mapped(module)
+    pointer = ctypes.POINTER(ffi.wasmtime_component_t)()
+    _succeed(ffi.wasmtime_component_new(engine.ptr(), view, size, ctypes.byref(pointer)))
+    return component.Component._from_ptr(pointer)
+
+
+def _store(serialize: Callable[..., object], compiled: wasmtime.Module | component.Component, result: int) -> None:
     """Writes the compiled module straight from wasmtime's buffer."""
     vector = ffi.wasm_byte_vec_t()
-    failed = ffi.wasmtime_module_serialize(module.ptr(), ctypes.byref(vector))
-    if failed:
-        raise wasmtime.WasmtimeError._from_ptr(failed)
+    _succeed(serialize(compiled.ptr(), ctypes.byref(vector)))
     try:
         address = ctypes.addressof(vector.data.contents)
         view = memoryview((ctypes.c_uint8 * vector.size).from_address(address))
@@ -106,30 +121,49 @@ def _store(module: wasmtime.Module, result: int) -> None:
         ffi.wasm_byte_vec_delete(ctypes.byref(vector))
 
 
-def examine(module: int, result: int) -> KeepfleetError | None:
-    """Checks and compiles the file `module` into the file `result`; the refusal, or None when it can run."""
+def _examine_module(module: int, result: int, limits: Limits, workload: Workload) -> str:
+    engine = make_engine(limits.stack_bytes)
+    compiled = _compile_module(engine, module)
+    check_imports(engine, make_linker(engine), compiled)
+    find_entry(compiled, workload)
+    _store(ffi.wasmtime_module_serialize, compiled, result)
+    return ""
+
+
+def _examine_component(module: int, result: int, limits: Limits, workload: Workload) -> str:
+    engine = make_engine(limits.stack_bytes, components=True)
+    compiled = _compile_component(engine, module)
+    note = check_component(engine, make_component_linker(engine), compiled)
+    find_run(engine, compiled, workload)
+    _store(ffi.wasmtime_component_serialize, compiled, result)
+    return note
+
+
+def examine(module: int, result: int, limits: Limits, workload: Workload) -> str | KeepfleetError:
+    """Checks and compiles the file `module` into the file `result`; the refusal, or a note on what can run."""
+    allowed = budget(os.fstat(module).st_size, limits.unit_memory_bytes)
     try:
-        check_head(os.pread(module, _HEAD, 0))
-        engine = make_engine()
-        compiled = _compile(engine, module)
-        check_imports(engine, make_linker(engine), compiled)
-        find_entry(compiled)
-        _store(compiled, result)
+        is_component = check_head(os.pread(module, _HEAD, 0))
+        return (_examine_component if is_component else _examine_module)(module, result, limits, workload)
     except wasmtime.WasmtimeError as error:
         return _reason(error)
     except MemoryError:
-        return too_complex(f"takes over {CHECKER_DATA_BYTES >> 20} MiB of memory")
+        return too_complex(allowed.over_data())
     except KeepfleetError as error:
         return error
-    return None
 
 
 def check() -> int:
     """The process: limits, lock, wait for the whole module, verdict, end. Returns the exit code."""
-    _limit()
+    limits = read_limits(dict(os.environ))
+    workload = described(DESCRIPTION_FD)
+    most = budget(sys.maxsize, limits.unit_memory_bytes)
+    _limit(budget(0, limits.unit_memory_bytes), most)
     lock(executable_memory=True)
     if os.read(VERDICT_FD, len(GO)) != GO:
         return 0  # the door has lost interest
-    refusal = examine(MODULE_FD, RESULT_FD)
-    os.write(VERDICT_FD, strict_json.dumps({} if refusal is None else {"error": refusal.to_wire()}))
+    _limit(budget(os.fstat(MODULE_FD).st_size, limits.unit_memory_bytes), most)
+    verdict = examine(MODULE_FD, RESULT_FD, limits, workload)
+    shown = {"note": verdict} if isinstance(verdict, str) else {"error": verdict.to_wire()}
+    os.write(VERDICT_FD, strict_json.dumps(shown))
     os._exit(0)  # giving a gigabyte back piece by piece would take time

@@ -12,11 +12,9 @@ import signal
 import socket
 import sys
 
+from app_loader.budget import Budget, budget
 from app_loader.limits import (
-    CHECKER_CPU_SECONDS,
-    CHECKER_DATA_BYTES,
     CHECKER_END_SECONDS,
-    CHECKER_SECONDS,
     MAX_CHECKER_ANSWER,
     MAX_EVIDENCE_LINE,
     MAX_EVIDENCE_LINES,
@@ -24,12 +22,16 @@ from app_loader.limits import (
 from app_loader.workload import unnamed_file
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
+from keep_protocol.limits import DEFAULT_LIMITS, Limits
 
-VERDICT_FD, MODULE_FD, RESULT_FD = 3, 4, 5
-"""The checker's descriptors."""
+VERDICT_FD, MODULE_FD, RESULT_FD, DESCRIPTION_FD = 3, 4, 5, 6
+"""The checker's descriptors; the last only when a workload was described."""
 GO = b"go"
 ENTRY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
 """The way in to all three processes, see `__main__`."""
+
+_NO_VECTORS = "support for v128"
+"""wasmtime's C interface aborts with these words when it is asked for a signature with a vector in it."""
 
 
 def too_complex(how: str, evidence: tuple[str, ...] = ()) -> KeepfleetError:
@@ -37,26 +39,38 @@ def too_complex(how: str, evidence: tuple[str, ...] = ()) -> KeepfleetError:
     return KeepfleetError(ErrorKind.TOO_COMPLEX, f"cannot take the module: compiling it {how}", evidence)
 
 
-def verdict_of_end(code: int, said: str = "") -> KeepfleetError:
+def verdict_of_end(code: int, allowed: Budget, said: str = "") -> KeepfleetError:
     """Why a checker that ended with `code` (negative: a signal), and `said` this, gave no verdict. Pure."""
     lines = tuple(line[:MAX_EVIDENCE_LINE] for line in said.splitlines() if line and not line.startswith("note: "))
     if code == -signal.SIGXCPU:
-        return too_complex(f"takes over {CHECKER_CPU_SECONDS} s of processor time")
+        return too_complex(allowed.over_cpu())
+    if code == -signal.SIGABRT and _NO_VECTORS in said:
+        return KeepfleetError(
+            ErrorKind.INVALID_MODULE,
+            "cannot call the export: it takes or returns a vector (v128), which cannot be given as text or shown",
+        )
     if code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGKILL, -signal.SIGILL):
-        how = f"takes over {CHECKER_DATA_BYTES >> 20} MiB of memory ({signal.Signals(-code).name})"
-        return too_complex(how, lines[:MAX_EVIDENCE_LINES])
+        return too_complex(f"{allowed.over_data()} ({signal.Signals(-code).name})", lines[:MAX_EVIDENCE_LINES])
     return KeepfleetError(
         ErrorKind.INTERNAL, f"cannot check the module: the checker ended with {code}", lines[-MAX_EVIDENCE_LINES:]
     )
 
 
 class Checking:
-    """One checker at work. result: the file the compiled module is written to; deadline: once `go` was called."""
+    """One checker at work. result: the file the compiled module is written to; deadline: once `go` was called; note:
+    what the owner of a module that can run should know of it."""
 
-    def __init__(self, module: int) -> None:
-        """Starts the process for the module's file. Raises KeepfleetError(NO_SPACE, INTERNAL)."""
+    def __init__(self, module: int, limits: Limits = DEFAULT_LIMITS, description: int | None = None) -> None:
+        """Starts the process for the module's file, and for the workload described in that file, if one is.
+
+        Raises KeepfleetError(NO_SPACE, INTERNAL).
+        """
         self.result = unnamed_file()
         self.deadline: float | None = None
+        self.note = ""
+        self._module, self._limits, self._budget = module, limits, budget(0, limits.unit_memory_bytes)
+        handed = [(MODULE_FD, module), (RESULT_FD, self.result)]
+        handed += [] if description is None else [(DESCRIPTION_FD, description)]
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self._errors, errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -66,12 +80,12 @@ class Checking:
                 self._pid = os.posix_spawn(
                     sys.executable,
                     [sys.executable, "-I", "-S", ENTRY, "check"],
-                    {"LANG": "C.UTF-8"},
+                    {"LANG": "C.UTF-8", "KEEPFLEET_LIMITS": limits.to_text()},
                     file_actions=[
                         (os.POSIX_SPAWN_DUP2, null, 0),
                         (os.POSIX_SPAWN_DUP2, null, 1),
                         (os.POSIX_SPAWN_DUP2, errors, 2),
-                        *_moves((theirs.fileno(), module, self.result), (VERDICT_FD, MODULE_FD, RESULT_FD)),
+                        *_moves([(VERDICT_FD, theirs.fileno()), *handed]),
                     ],
                 )
             finally:
@@ -93,7 +107,8 @@ class Checking:
 
     def go(self, now: float) -> None:
         """The module is whole: the check begins."""
-        self.deadline = now + CHECKER_SECONDS
+        self._budget = budget(os.fstat(self._module).st_size, self._limits.unit_memory_bytes)
+        self.deadline = now + self._budget.seconds
         try:
             self._socket.send(GO)
         except OSError:
@@ -106,18 +121,19 @@ class Checking:
         except OSError:
             packet = b""
         if not packet:
-            return verdict_of_end(self._wait_for_end(), self._said())
+            return verdict_of_end(self._wait_for_end(), self._budget, self._said())
         self._kill()
         try:
             value = strict_json.loads_object(packet, MAX_CHECKER_ANSWER, "the checker's verdict")
         except KeepfleetError as error:
             return KeepfleetError(ErrorKind.INTERNAL, error.message)
+        self.note = str(value.get("note", ""))
         return error_from_wire(value["error"]) if "error" in value else None
 
     def give_up(self) -> KeepfleetError:
         """Kills the process; the refusal for one that took too long."""
         self._kill()
-        return too_complex(f"takes over {CHECKER_SECONDS:g} s")
+        return too_complex(f"takes over {self._budget.seconds:g} s")
 
     def _wait_for_end(self) -> int:
         """The exit code of a process that has closed its socket; one that does not end is killed."""
@@ -163,11 +179,11 @@ class Checking:
             os.close(self.take_result())
 
 
-def _moves(sources: tuple[int, ...], targets: tuple[int, ...]) -> list[tuple[int, int, int] | tuple[int, int]]:
-    """File actions that put `sources` at `targets`, by way of numbers above both: a target may be another's source."""
-    base = max(*sources, *targets) + 1
+def _moves(moves: list[tuple[int, int]]) -> list[tuple[int, int, int] | tuple[int, int]]:
+    """File actions for (target, source) pairs, by way of numbers above all: a target may be another's source."""
+    base = max(number for move in moves for number in move) + 1
     actions: list[tuple[int, int, int] | tuple[int, int]] = []
-    actions += [(os.POSIX_SPAWN_DUP2, source, base + index) for index, source in enumerate(sources)]
-    actions += [(os.POSIX_SPAWN_DUP2, base + index, target) for index, target in enumerate(targets)]
-    actions += [(os.POSIX_SPAWN_CLOSE, base + index) for index in range(len(targets))]
+    actions += [(os.POSIX_SPAWN_DUP2, source, base + index) for index, (_, source) in enumerate(moves)]
+    actions += [(os.POSIX_SPAWN_DUP2, base + index, target) for index, (target, _) in enumerate(moves)]
+    actions += [(os.POSIX_SPAWN_CLOSE, base + index) for index in range(len(moves))]
     return actions

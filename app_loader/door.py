@@ -16,6 +16,7 @@ from app_loader.answers import Refused, error_answer, json_answer, text_answer
 from app_loader.channel import Gone
 from app_loader.crowd import Crowd
 from app_loader.exchange import Exchange, Happening, Stage
+from app_loader.handover import Handover
 from app_loader.limits import (
     ACCESS_RECHECK_SECONDS,
     HANDOVER_SECONDS,
@@ -29,6 +30,7 @@ from app_loader.settings import Settings
 from app_loader.upload import Upload
 from keep_protocol.control import Report, ReportType
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.workload import RestartPolicy
 
 RECEIVED = "Payload received"
 """The original's words."""
@@ -50,8 +52,9 @@ class Door:
         context: ssl.SSLContext,
         access: UploadAccess,
         reporter: Reporter,
+        given: Handover | None = None,
     ) -> None:
-        self._settings, self._reporter = settings, reporter
+        self._settings, self._reporter, self._given = settings, reporter, given
         self._listener: socket.socket | None = listener
         self._crowd = Crowd(context, access)
         self._upload: Upload | None = None
@@ -160,7 +163,7 @@ class Door:
             return
         if self._upload is not None:
             raise KeepfleetError(ErrorKind.CONFLICT, _TAKEN.format("is receiving"))
-        self._upload = Upload(exchange, wish, self._settings.max_workload, now)
+        self._upload = Upload(exchange, wish, self._settings, self._given, now)
         self._reporter.send(Report(ReportType.RECEIVING, f"receiving a workload from certificate {peer.serial:x}"))
         exchange.invite_body()
 
@@ -194,9 +197,15 @@ class Door:
         """The report goes out before the answer, so that an acknowledged workload is never lost."""
         workload, self._upload = upload.workload, None
         self._accepted = upload.checking.take_result()
-        self._reporter.send(
-            Report(ReportType.ACCEPTED, f"accepted a module of {workload.size} bytes, sha256:{workload.sha256}")
-        )
+        text = f"accepted a module of {workload.size} bytes, sha256:{workload.sha256}"
+        if upload.checking.note:
+            text += f"; {upload.checking.note}"
+            _log(upload.checking.note)
+        report = Report(ReportType.ACCEPTED, text)
+        if self._given is not None and self._given.workload.restart is not RestartPolicy.NO:
+            self._reporter.send_with(report, self._accepted)  # the loader will start it again from this very file
+        else:
+            self._reporter.send(report)
         if workload.wish is Wish.PAYLOAD:
             upload.exchange.answer(text_answer(RECEIVED), now)
         else:

@@ -12,8 +12,12 @@ CLIENT_CA_FD = 5
 REVOKED_FD = 6
 IDENTITY_FD = 7
 """Only when the door is opened again after a crash."""
+DOOR_WORKLOAD_FD = 8
+"""Only when a workload was described: its description, and after it what it is granted, in order."""
 COMPILED_FD = 4
 """The runner's: the compiled module, where the door had its listener."""
+RUNNER_WORKLOAD_FD = 5
+"""The runner's: the description and the grants, each below its number at the door."""
 
 CERTIFICATE_DAYS = 397
 """A keep lives hours or weeks; 397 days is the longest any TLS client still takes (CA/Browser Forum, 2020)."""
@@ -60,11 +64,19 @@ PAYLOAD_SLICE = 32 * 1024
 """Text of numbers parsed at once: 16,000 Python objects at most, under 1 MB."""
 
 CHECKER_CPU_SECONDS = 10
-"""A module of 20 MB compiles in 9; a 120 KB compile bomb would take 41."""
+"""What every module has; a 120 KB compile bomb would take 41."""
+CHECKER_CPU_SECONDS_PER_MIB = 1
+"""A component of 18 MB, CPython with a program, compiles in 7 seconds on one thread; a machine may be half as fast."""
+MAX_CHECKER_CPU_SECONDS = 60
 CHECKER_DATA_BYTES = 384 * 1024 * 1024
 """Private memory of the checker (RLIMIT_DATA). Never RLIMIT_AS: wasmtime reserves address space by the gigabyte."""
-CHECKER_SECONDS = 15.0
-"""Wall clock from the whole body to the checker's answer; over it the checker is killed."""
+CHECKER_DATA_FACTOR = 20
+"""Bytes of memory for each byte of the module above that: CPython's 18 MB need 285 MB, sixteen times."""
+MAX_CHECKER_DATA_BYTES = 1024 * 1024 * 1024
+CHECKER_BESIDE_BYTES = 64 * 1024 * 1024
+"""What of the unit's memory is left to the loader, the door and the kernel while the checker works."""
+CHECKER_WALL_FACTOR = 1.5
+"""Wall clock from the whole body to the checker's answer, by its processor time; over it the checker is killed."""
 CHECKER_END_SECONDS = 1.0
 """A checker that died of a limit has closed its descriptors some microseconds before it can be waited for."""
 MAX_CHECKER_ANSWER = 32 * 1024
@@ -73,14 +85,21 @@ MAX_EVIDENCE_LINES = 20
 MAX_EVIDENCE_LINE = 200
 """An error names the first things that are wrong; a hostile module has a million of them."""
 
-GUEST_MEMORY_BYTES = 256 * 1024 * 1024
-"""Linear memory of a workload; the unit's MemoryMax lies above it, so that the guest hears of it first."""
-GUEST_TABLE_ELEMENTS = 1_000_000
-"""8 MB of table; a compiler's table of indirect calls has thousands."""
 GUEST_TABLES = 16
 GUEST_MEMORIES = 1
 """Several memories are a proposal that is switched off."""
 GUEST_INSTANCES = 1
+COMPONENT_TABLES = 64
+COMPONENT_MEMORIES = 8
+"""A component may be several modules, each with a memory of its own; the unit's MemoryMax= bounds their sum."""
+COMPONENT_INSTANCES = 200
+"""CPython's component is 30 instances, most of them adapters of a few functions."""
+ASYNC_STACK_SPARE_BYTES = 1024 * 1024
+"""wasmtime runs components on a stack that must be larger than what it allows WebAssembly of it, or it aborts."""
+OS_STACK_SPARE_BYTES = 4 * 1024 * 1024
+"""Stack of the process beside WebAssembly's: the interpreter's own, and wasmtime's below a call out of the guest."""
+MAX_SECRET_BYTES = 1024 * 1024
+"""A secret is a key, a token or a certificate; it costs the keep memory."""
 MAX_BACKTRACE_FRAMES = 20
 MAX_EXIT_CODE = 125
 """The largest code the runner's own exit repeats; a shell gives others a meaning. The report has it whole."""

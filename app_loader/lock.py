@@ -19,6 +19,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _PR_SET_MDWE = 4, 38, 22, 65
 _SECCOMP_MODE_FILTER, _MDWE_REFUSE_EXEC_GAIN = 2, 1
 _PROT_EXEC, _CLONE_THREAD = 0x4, 0x10000
+_AT_FDCWD = 0xFFFFFF9C
+"""-100 in the low half of an argument."""
 _X32 = 0x40000000
 """The x32 system calls of x86_64 are the same calls under other numbers."""
 KILL, ALLOW, ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
@@ -134,10 +136,12 @@ def door_program(machine: str) -> list[Instruction]:
     return [*code, (RETURN, 0, 0, ALLOW)]
 
 
-def program(machine: str, pid: int, *, executable_memory: bool) -> list[Instruction]:
+def program(machine: str, pid: int, *, executable_memory: bool, files: bool = False) -> list[Instruction]:
     """The filter for `machine` as BPF instructions: new executable memory unless `executable_memory`, other programs,
     new processes, sockets, opened files, signals to any process but `pid`, and the kernel's odd corners are refused.
 
+    With `files`, files can be opened from an open directory, which is how a guest reaches its own; what lies beneath
+    that directory wasmtime sees to (openat2 with RESOLVE_BENEATH). From the working directory none can be.
     Raises KeyError for a machine that is not in ARCHITECTURES.
     """
     column = list(ARCHITECTURES).index(machine)
@@ -163,6 +167,10 @@ def program(machine: str, pid: int, *, executable_memory: bool) -> list[Instruct
             code += _only_if(
                 number, [_argument(0), (JUMP_EQUAL, 1, 0, pid), _refuse(errno.EPERM), (RETURN, 0, 0, ALLOW)]
             )
+        elif files and name in ("openat", "openat2"):
+            code += _only_if(
+                number, [_argument(0), (JUMP_EQUAL, 0, 1, _AT_FDCWD), _refuse(errno.EPERM), (RETURN, 0, 0, ALLOW)]
+            )
         else:
             code += _only_if(number, [_refuse(errno.EPERM)])
     return [*code, (RETURN, 0, 0, ALLOW)]
@@ -178,13 +186,14 @@ def _cannot(what: str, error: int) -> KeepfleetError:
     return KeepfleetError(ErrorKind.WALL_MISSING, f"cannot lock the process: {what}: {os.strerror(error)}")
 
 
-def lock(*, executable_memory: bool) -> bool:
+def lock(*, executable_memory: bool, files: bool = False) -> bool:
     """Locks this process, which must have one thread, for good; True when PR_SET_MDWE stands as well.
 
     With `executable_memory` it may still make code (the checker compiles); everything else is refused all the same.
+    With `files` it may still open files beneath the directories it has open.
     Raises KeepfleetError(WALL_MISSING) when the filter cannot be installed.
     """
-    code = program(_machine(), os.getpid(), executable_memory=executable_memory)
+    code = program(_machine(), os.getpid(), executable_memory=executable_memory, files=files)
     prctl = _prctl()
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     mdwe = not executable_memory and prctl(_PR_SET_MDWE, _MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) == 0

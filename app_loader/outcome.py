@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from app_loader.limits import MAX_BACKTRACE_FRAMES, MAX_EVIDENCE_LINE, MAX_EXIT_CODE
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.limits import Limits
 from keep_protocol.record import Record
 
 _TRAP = "wasm trap: "
+_WHILE_EXECUTING = "error while executing at wasm backtrace:"
+_FRAME = re.compile(r"^ *([0-9]{1,3}): +(?:(0x[0-9a-f]{1,16}) - )?(\S[^\n]{0,400}![^\n]{1,400})$", re.MULTILINE)
+"""A frame in an error's message: `   1:     0x91 - module!function`."""
+_OVER_MEMORY = re.compile(r"memory minimum size of [0-9]+ pages exceeds memory limits")
+_OVER_TABLE = re.compile(r"table minimum size of [0-9]+ elements exceeds table limits")
 Frame = tuple[str | None, int, int]
 """A frame of a trap: the function's name, its index, and the offset in the module."""
 
 
 class Spent(Record):
-    """What a run has used: wall and processor seconds, and the process's largest memory in bytes, where known."""
+    """What a run has used: wall and processor seconds, the process's largest memory and its output in bytes, where
+    known; and from when to when, in seconds of the epoch."""
 
-    __slots__ = ("cpu", "peak", "wall")
+    __slots__ = ("cpu", "ended", "output", "peak", "started", "wall")
     wall: float
     cpu: float
     peak: int | None
+    output: int | None
+    started: float | None
+    ended: float | None
 
-    def __init__(self, wall: float, cpu: float, peak: int | None) -> None:
-        self._freeze(wall=wall, cpu=cpu, peak=peak)
+    def __init__(
+        self,
+        wall: float,
+        cpu: float,
+        peak: int | None,
+        output: int | None = None,
+        started: float | None = None,
+        ended: float | None = None,
+    ) -> None:
+        self._freeze(wall=wall, cpu=cpu, peak=peak, output=output, started=started, ended=ended)
 
 
 def _outcome(
@@ -36,6 +55,9 @@ def _outcome(
         wall_seconds=round(spent.wall, 6),
         cpu_seconds=round(spent.cpu, 6),
         peak_bytes=spent.peak,
+        output_bytes=spent.output,
+        started_at=spent.started,
+        ended_at=spent.ended,
     )
 
 
@@ -60,10 +82,14 @@ def backtrace(frames: Iterable[Frame]) -> tuple[str, ...]:
         if number == MAX_BACKTRACE_FRAMES:
             lines.append("…")
             break
-        shown = f"function {index}" if name is None else name.encode("ascii", "backslashreplace").decode()
-        printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown[:MAX_EVIDENCE_LINE])
-        lines.append(f"{number}: {printable} at {offset:#x}")
+        shown = f"function {index}" if name is None else name
+        lines.append(f"{number}: {_printable(shown)} at {offset:#x}")
     return tuple(lines)
+
+
+def _printable(name: str) -> str:
+    shown = name.encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown[:MAX_EVIDENCE_LINE])
 
 
 def trapped(message: str, frames: Iterable[Frame], spent: Spent) -> Outcome:
@@ -71,10 +97,32 @@ def trapped(message: str, frames: Iterable[Frame], spent: Spent) -> Outcome:
     return _outcome(OutcomeKind.TRAPPED, f"trapped: {trap_reason(message)}", spent, backtrace=backtrace(frames))
 
 
-def refused(message: str, spent: Spent) -> Outcome:
-    """The module could not be started, as its memory is over the limit."""
+def not_started(message: str, limits: Limits, spent: Spent) -> Outcome:
+    """The module could not be instantiated: it needs more than it may have, or something else is amiss."""
+    if _OVER_MEMORY.search(message):
+        return _outcome(OutcomeKind.LIMITED, f"over its memory limit of {in_bytes(limits.memory_bytes)}", spent)
+    if _OVER_TABLE.search(message):
+        return _outcome(OutcomeKind.LIMITED, f"over its limit of {limits.table_elements} table elements", spent)
     lines = [line.strip() for line in message.splitlines() if line.strip() and line.strip() != "Caused by:"]
     return _outcome(OutcomeKind.REFUSED, f"refused: {': '.join(lines)[: 2 * MAX_EVIDENCE_LINE]}", spent)
+
+
+def in_bytes(number: int) -> str:
+    """A number of bytes in the largest unit that leaves it whole: 64 MiB."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= size and number % size == 0:
+            return f"{number // size} {unit}"
+    return f"{number} bytes"
+
+
+def of_error(message: str, limits: Limits, spent: Spent) -> Outcome:
+    """What stopped a guest where the engine has one message alone: a trap in a component, or no start at all."""
+    if _TRAP not in message and _WHILE_EXECUTING not in message:
+        return not_started(message, limits, spent)
+    frames = [f"{m[1]}: {_printable(m[3])} at {m[2] or '?'}" for m in _FRAME.finditer(message)]
+    more = ["…"] if len(frames) > MAX_BACKTRACE_FRAMES else []
+    told = (*frames[:MAX_BACKTRACE_FRAMES], *more)
+    return _outcome(OutcomeKind.TRAPPED, f"trapped: {trap_reason(message)}", spent, backtrace=told)
 
 
 def lost(reason: str, spent: Spent) -> Outcome:

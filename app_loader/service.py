@@ -12,10 +12,11 @@ import select
 import socket
 import sys
 
+from app_loader.handover import Handover, handed_over, place_for_runner
 from app_loader.identity import Identity, Making, read_identity
 from app_loader.limits import (
     CLIENT_CA_FD,
-    COMPILED_FD,
+    DOOR_WORKLOAD_FD,
     IDENTITY_FD,
     LISTENER_FD,
     MAX_CLIENT_CA_BYTES,
@@ -34,8 +35,8 @@ def serve() -> int:
     reporter = Reporter()
     try:
         settings = read_settings(dict(os.environ))
-        _keep_to_ourselves(settings)
-        compiled = _receive(settings, reporter)
+        given = _keep_to_ourselves(settings)
+        compiled = _receive(settings, given, reporter)
     except KeepfleetError as error:
         print(f"app-loader: {error.message}", *error.evidence, sep="\n  ", file=sys.stderr, flush=True)
         reporter.send(Report(ReportType.FAILED, error.message, error=error))
@@ -43,19 +44,22 @@ def serve() -> int:
     if compiled is None:
         return 0
     try:
-        become_runner(compiled)
+        become_runner(compiled, given, settings)
     except OSError as error:
         text = f"cannot start the runner: {error}"
         reporter.send(Report(ReportType.ENDED, text, outcome=Outcome(OutcomeKind.LOST, text)))
     return 1
 
 
-def _keep_to_ourselves(settings: Settings) -> None:
+def _keep_to_ourselves(settings: Settings) -> Handover | None:
     """Keeps what was handed over from every program this one starts, and closes anything else that came along.
 
-    Raises KeepfleetError(CONFIGURATION) when something was not handed over.
+    Returns what is for the workload. Raises KeepfleetError(CONFIGURATION) when something was not handed over.
     """
+    given = handed_over(DOOR_WORKLOAD_FD)
     handed = (STATUS_FD, LISTENER_FD, CLIENT_CA_FD, REVOKED_FD) + ((IDENTITY_FD,) if settings.has_identity else ())
+    if given is not None:
+        handed += (given.descriptor, *given.grants)
     for descriptor in handed:
         try:
             os.set_inheritable(descriptor, False)
@@ -63,10 +67,13 @@ def _keep_to_ourselves(settings: Settings) -> None:
             raise KeepfleetError(
                 ErrorKind.CONFIGURATION, f"cannot start the app-loader: descriptor {descriptor}: {error.strerror}"
             ) from error
+    if not settings.has_identity:
+        os.closerange(IDENTITY_FD, IDENTITY_FD + 1)
     os.closerange(handed[-1] + 1, os.sysconf("SC_OPEN_MAX"))
+    return given
 
 
-def _receive(settings: Settings, reporter: Reporter) -> int | None:
+def _receive(settings: Settings, given: Handover | None, reporter: Reporter) -> int | None:
     making = None if settings.has_identity else Making(settings)
     from keep_protocol import tls
 
@@ -88,7 +95,7 @@ def _receive(settings: Settings, reporter: Reporter) -> int | None:
 
     lock_door()  # before the first byte of a stranger's is read
     access = UploadAccess(REVOKED_FD)
-    compiled = Door(settings, socket.socket(fileno=LISTENER_FD), context, access, reporter).run()
+    compiled = Door(settings, socket.socket(fileno=LISTENER_FD), context, access, reporter, given).run()
     if compiled is not None:
         identity.wipe()
     return compiled
@@ -109,15 +116,18 @@ def _client_ca() -> str:
         raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot read the client CA: {error}") from error
 
 
-def become_runner(compiled: int) -> None:
-    """Replaces this process by the runner, which gets the status socket and the compiled module and nothing else.
+def become_runner(compiled: int, given: Handover | None, settings: Settings) -> None:
+    """Replaces this process by the runner, which gets the status socket, the compiled module and what the workload was
+    granted, and nothing else.
 
     Raises OSError when that cannot be done.
     """
     from app_loader.checking import ENTRY
 
-    os.dup2(compiled, COMPILED_FD, inheritable=True)
-    os.set_inheritable(STATUS_FD, True)
-    os.execve(  # noqa: S606 - a fixed list of arguments
-        sys.executable, [sys.executable, "-I", "-S", ENTRY, "run"], {"LANG": "C.UTF-8"}
-    )
+    place_for_runner(compiled, given)
+    environment = {
+        "LANG": "C.UTF-8",
+        "KEEPFLEET_LIMITS": settings.limits.to_text(),
+        "KEEPFLEET_RUNTIME_DIRECTORY": settings.runtime_directory,
+    }
+    os.execve(sys.executable, [sys.executable, "-I", "-S", ENTRY, "run"], environment)  # noqa: S606 - a fixed list

@@ -10,6 +10,7 @@ import socket
 
 from keep_protocol.constants import LAST_KEEP_PORT, MAX_CERTIFICATE_NAMES, MAX_WORKLOAD_BYTES, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import Limits, limits_from_text
 from keep_protocol.record import Record
 
 _DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
@@ -18,12 +19,13 @@ _DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.AS
 class Settings(Record):
     """kuuid: the keep; address and port: where it listens; names: further names for its certificate; has_identity:
     whether a former door's key and certificate were handed over; runtime_directory: the keep's own tmpfs directory;
-    openssl: the program's path; max_workload: bytes a module may have."""
+    openssl: the program's path; max_workload: bytes a module may have; limits: the keep's."""
 
     __slots__ = (
         "address",
         "has_identity",
         "kuuid",
+        "limits",
         "max_workload",
         "names",
         "openssl",
@@ -38,6 +40,7 @@ class Settings(Record):
     runtime_directory: str
     openssl: str
     max_workload: int
+    limits: Limits
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Settings(Record):
         runtime_directory: str,
         openssl: str,
         max_workload: int,
+        limits: Limits,
     ) -> None:
         self._freeze(
             kuuid=kuuid,
@@ -59,6 +63,7 @@ class Settings(Record):
             runtime_directory=runtime_directory,
             openssl=openssl,
             max_workload=max_workload,
+            limits=limits,
         )
 
 
@@ -100,6 +105,11 @@ def _absolute(environment: dict[str, str], name: str, default: str) -> str:
     return path
 
 
+def read_limits(environment: dict[str, str]) -> Limits:
+    """The keep's limits in `environment`; the defaults where it names none. Raises KeepfleetError(BAD_REQUEST)."""
+    return limits_from_text(environment.get("KEEPFLEET_LIMITS", ""))
+
+
 def read_settings(environment: dict[str, str]) -> Settings:
     """The settings in `environment`. Raises KeepfleetError(CONFIGURATION, or BAD_REQUEST for the ID)."""
     address = canonical_address(environment.get("KEEPFLEET_ADDRESS", ""))
@@ -116,4 +126,5 @@ def read_settings(environment: dict[str, str]) -> Settings:
         runtime_directory=_absolute(environment, "KEEPFLEET_RUNTIME_DIRECTORY", ""),
         openssl=_absolute(environment, "KEEPFLEET_OPENSSL", "/usr/bin/openssl"),
         max_workload=_number(environment, "KEEPFLEET_MAX_WORKLOAD", str(MAX_WORKLOAD_BYTES), 1, 1 << 40),
+        limits=read_limits(environment),
     )

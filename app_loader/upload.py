@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from app_loader.checking import Checking
 from app_loader.exchange import Exchange
+from app_loader.handover import Handover
 from app_loader.limits import ACCESS_RECHECK_SECONDS, GRACE_SECONDS, MIN_BYTES_PER_SECOND
 from app_loader.request import Wish
+from app_loader.settings import Settings
 from app_loader.workload import Workload
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -13,12 +15,13 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 class Upload:
     """An upload from its headers to its verdict; `close` drops everything it holds."""
 
-    def __init__(self, exchange: Exchange, wish: Wish, max_workload: int, now: float) -> None:
+    def __init__(self, exchange: Exchange, wish: Wish, settings: Settings, given: Handover | None, now: float) -> None:
         """Raises KeepfleetError (NO_SPACE, INTERNAL), leaving nothing behind."""
         self.exchange = exchange
-        self.workload = Workload(wish, max_workload)
+        self.workload = Workload(wish, settings.max_workload)
+        description = None if given is None else given.descriptor
         try:
-            self.checking = Checking(self.workload.descriptor)
+            self.checking = Checking(self.workload.descriptor, settings.limits, description)
         except KeepfleetError:
             self.workload.close()
             raise

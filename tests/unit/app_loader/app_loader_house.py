@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +26,7 @@ from keep_protocol import tls
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import Report, ReportType, decode_report
 from keep_protocol.keep import Outcome
+from keep_protocol.workload import Workload
 from tests.fakes.pki import Authority
 
 PATIENCE = 30.0
@@ -72,7 +73,10 @@ class House:
         authority: Authority,
         environment: Mapping[str, str] | None = None,
         limits: Mapping[str, object] | None = None,
+        workload: Workload | None = None,
+        grants: Sequence[int] = (),
     ) -> None:
+        """`grants` are descriptors, in the order of `workload.grant_names`; the caller closes them."""
         self.directory, self.authority = directory, authority
         self._site = directory / "site"
         self._site.mkdir()
@@ -85,6 +89,12 @@ class House:
         self.port: int = self.listener.getsockname()[1]
         self.identity: int | None = None
         self.fingerprint = ""
+        self._handed: list[int] = []
+        self.parked: int | None = None
+        if workload is not None:
+            (directory / "workload.json").write_bytes(workload.to_json())
+            description = os.open(directory / "workload.json", os.O_RDONLY)
+            self._handed = [description, *(os.dup(grant) for grant in grants)]
         self._output: list[bytes] = []
         self._threads: list[threading.Thread] = []
         self.pid = 0
@@ -92,21 +102,10 @@ class House:
 
     def spawn(self) -> None:
         """Starts the app-loader as the keep-loader does; again, on the identity of the last, after it has ended."""
-        self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours, out = socket.socketpair()  # what journald gives a unit: a stream socket
         opened = [os.open(self.directory / name, os.O_RDONLY) for name in ("ca.pem", "revoked")]
-        null = os.open("/dev/null", os.O_RDONLY)
-        sources = [theirs.fileno(), self.listener.fileno(), *opened]
-        sources += [] if self.identity is None else [self.identity]
-        base = 100
-        actions: list[tuple[int, int, int] | tuple[int, int]] = [
-            (os.POSIX_SPAWN_DUP2, null, 0),
-            (os.POSIX_SPAWN_DUP2, out.fileno(), 1),
-            (os.POSIX_SPAWN_DUP2, out.fileno(), 2),
-        ]
-        actions += [(os.POSIX_SPAWN_DUP2, source, base + i) for i, source in enumerate(sources)]
-        actions += [(os.POSIX_SPAWN_DUP2, base + i, 3 + i) for i in range(len(sources))]
-        actions += [(os.POSIX_SPAWN_CLOSE, base + i) for i in range(len(sources))]
+        handed = {4: self.listener.fileno(), 5: opened[0], 6: opened[1], **dict(enumerate(self._handed, 8))}
+        if self.identity is not None:
+            handed[7] = self.identity
         environment = {
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
@@ -119,11 +118,29 @@ class House:
             "KEEPFLEET_OPENSSL": "/usr/bin/openssl",
             **self.environment,
         }
-        self.pid = os.posix_spawn(
-            sys.executable, [sys.executable, "-I", "-S", str(self.entry)], environment, file_actions=actions
-        )
-        for descriptor in (*opened, null):
+        self._start([], handed, environment)
+        for descriptor in opened:
             os.close(descriptor)
+
+    def run_again(self) -> None:
+        """Starts the runner as the keep-loader does for a workload whose compiled module it has parked."""
+        assert self.parked is not None
+        environment = {"LANG": "C.UTF-8", "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory), **self.environment}
+        self._start(["run"], {4: self.parked, **dict(enumerate(self._handed, 5))}, environment)
+
+    def _start(self, words: list[str], handed: Mapping[int, int], environment: Mapping[str, str]) -> None:
+        self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, out = socket.socketpair()  # what journald gives a unit: a stream socket
+        null = os.open("/dev/null", os.O_RDONLY)
+        placed = {0: null, 1: out.fileno(), 2: out.fileno(), 3: theirs.fileno(), **handed}
+        base = 100
+        actions: list[tuple[int, int, int] | tuple[int, int]] = []
+        actions += [(os.POSIX_SPAWN_DUP2, source, base + i) for i, source in enumerate(placed.values())]
+        actions += [(os.POSIX_SPAWN_DUP2, base + i, target) for i, target in enumerate(placed)]
+        actions += [(os.POSIX_SPAWN_CLOSE, base + i) for i in range(len(placed))]
+        command = [sys.executable, "-I", "-S", str(self.entry), *words]
+        self.pid = os.posix_spawn(sys.executable, command, environment, file_actions=actions)
+        os.close(null)
         theirs.close()
         out.close()
         self._threads.append(threading.Thread(target=self._collect, args=(ours,)))
@@ -151,6 +168,9 @@ class House:
                 os.close(self.identity)
             (self.identity,) = descriptors
             self.fingerprint = report.fingerprint
+        elif descriptors:
+            assert report.type is ReportType.ACCEPTED
+            (self.parked,) = descriptors
         return report
 
     def expect(self, *kinds: ReportType) -> Report:
@@ -200,9 +220,11 @@ class House:
         if self.pid:
             self.kill()
         self.listener.close()
-        if self.identity is not None:
-            os.close(self.identity)
-            self.identity = None
+        for descriptor in (self.identity, self.parked, *self._handed):
+            if descriptor is not None:
+                os.close(descriptor)
+        self.identity = self.parked = None
+        self._handed = []
 
     def __enter__(self) -> Self:
         return self
@@ -289,6 +311,28 @@ def listening(
     with House(directory, authority, environment, limits) as house:
         house.expect(ReportType.LISTENING)
         yield house
+
+
+@contextlib.contextmanager
+def granted(
+    directory: Path,
+    authority: Authority,
+    workload: Workload,
+    grants: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[House]:
+    """An app-loader that listens for a workload that gets something."""
+    with House(directory, authority, environment, None, workload, grants) as house:
+        house.expect(ReportType.LISTENING)
+        yield house
+
+
+def run(house: House, client: Path, module: bytes) -> Outcome:
+    """Uploads `module` and lets it run to its end."""
+    answer = ask(house, client, put(module))
+    assert answer.status == 200, answer
+    house.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
+    return house.outcome()
 
 
 def wasm(text: str) -> bytes:

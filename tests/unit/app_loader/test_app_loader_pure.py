@@ -18,6 +18,7 @@ from app_loader.request import Wish, decide
 from app_loader.settings import Settings, read_settings
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.tls import fingerprint_of
 
 GOOD = {
@@ -190,7 +191,8 @@ def test_the_process_repeats_codes_up_to_125(code: int, process: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "ended", [outcome.lost("x", SPENT), outcome.refused("x", SPENT), outcome.trapped("x", [], SPENT)]
+    "ended",
+    [outcome.lost("x", SPENT), outcome.not_started("x", DEFAULT_LIMITS, SPENT), outcome.trapped("x", [], SPENT)],
 )
 def test_every_other_end_is_code_1(ended: Outcome) -> None:
     assert outcome.process_code(ended) == 1
