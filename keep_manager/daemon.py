@@ -5,7 +5,7 @@
    connect from now on queue, and are served at 5: a restart is a pause, not a refusal.
 3. The bus, without which there are no keeps.
 4. Rediscovery, so that the log says what was found before anything changes it.
-5. The server; then READY, as all of it works.
+5. The server, and whoever removes old keeps; then READY, as all of it works.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from keep_manager.http.app import Server, make_app
 from keep_manager.http.gate import listen
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.rediscover import census
+from keep_manager.keeps.retention import retain
 from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
 from keep_manager.systemd.units import SystemdUnits
@@ -84,6 +85,8 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         server = Server(make_app(keeps, certificates, require_client=required), listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open()
+        retention = asyncio.create_task(retain(keeps, settings.retention_seconds), name="retention")
+        parts.push_async_callback(_cancel, retention)
         pulse = asyncio.create_task(_pulse(notifier, units), name="pulse")
         parts.push_async_callback(_cancel, pulse)
         notifier.send("READY=1")
@@ -120,4 +123,4 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled() and (error := task.exception()) is not None:
-        LOG.error("the watchdog had ended: %s", error)
+        LOG.error("the task %s had ended: %s", task.get_name(), error)

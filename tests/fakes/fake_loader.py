@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from contextlib import suppress
 
 from keep_protocol.constants import MAX_CONTROL_FDS, control_socket_path
@@ -42,6 +43,7 @@ class FakeLoader:
         self.granted: list[int] = []
         self.commands: list[Command] = []
         self.heard = asyncio.Event()
+        self.stopped_by = ""
         self.says_it_is = kuuid
         self.connections = 0
         self._address, self._port = "", 0
@@ -78,7 +80,8 @@ class FakeLoader:
             self.phase = advance(self.phase, event)
             if self.phase is Phase.ENDED:
                 kind = OutcomeKind.STOPPED if event is Event.STOP else OutcomeKind.EXITED
-                self._outcome = Outcome(kind, f"{kind.value}", exit_code=0 if kind is OutcomeKind.EXITED else None)
+                code = 0 if kind is OutcomeKind.EXITED else None
+                self._outcome = Outcome(kind, f"{kind.value}", exit_code=code, ended_at=time.time(), by=self.stopped_by)
             self._changed.notify_all()
 
     def info(self) -> KeepInfo:
@@ -155,6 +158,7 @@ class FakeLoader:
             case CommandType.START:
                 await self._start(descriptors)
             case CommandType.STOP:
+                self.stopped_by = command.contents
                 await self.move(Event.STOP)
             case CommandType.WAIT:
                 async with self._changed:
