@@ -19,14 +19,16 @@ from keep_protocol.states import State
 DEFAULT_WAIT_SECONDS = 30.0
 MAX_WAIT_SECONDS = 60.0
 """Longer waits are asked again: a proxy or a firewall forgets a silent connection after a minute."""
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _SECONDS = re.compile(r"[0-9]{1,2}(\.[0-9]{1,3})?", re.ASCII)
 
 
 class Keeps(Protocol):
     """What the handlers need of the keeps. Every method raises KeepfleetError alone."""
 
-    async def create(self, request: api.NewKeep, caller: Caller) -> KeepInfo:
-        """A new keep."""
+    async def create(self, request: api.NewKeep, caller: Caller, key: str = "") -> KeepInfo:
+        """A new keep; with a `key`, the one the same caller's same request with it has made already."""
 
     async def list(self, request: api.ListKeeps) -> Page:
         """A page of keeps."""
@@ -60,8 +62,13 @@ async def banner(_: web.Request) -> web.StreamResponse:
 
 
 async def create_keep(request: web.Request) -> web.StreamResponse:
-    """POST /v1/keeps."""
-    info = await request.app[KEEPS].create(api.parse_v1_create(await read_body(request)), caller_of(request))
+    """POST /v1/keeps; a second request with the same Idempotency-Key gets the first one's answer."""
+    key = request.headers.get(IDEMPOTENCY_HEADER, "")
+    if IDEMPOTENCY_HEADER in request.headers and not _KEY.fullmatch(key):
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot make a keep: {IDEMPOTENCY_HEADER} must be 1 to 128 visible ASCII characters"
+        )
+    info = await request.app[KEEPS].create(api.parse_v1_create(await read_body(request)), caller_of(request), key)
     response = json_response(info.to_wire(), 201)
     response.headers["Location"] = f"{api.V1_KEEPS_PATH}/{info.kuuid}"
     return response

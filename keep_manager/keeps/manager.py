@@ -11,6 +11,7 @@ from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide, listing
 from keep_manager.keeps.allowances import allowance
 from keep_manager.keeps.creation import Creation, Unbroken
+from keep_manager.keeps.idempotency import Remembered
 from keep_manager.keeps.interfaces import Grants, Loaders, LoaderSession, Units
 from keep_manager.keeps.listing import Page
 from keep_manager.keeps.ports import bind_listener
@@ -45,6 +46,7 @@ class Keeps:
         self._grants = grants
         self._unbroken = Unbroken()
         self._creation = Creation(units, loaders, terms, self._unbroken)
+        self._remembered = Remembered()
         self._starting: set[int] = set()
         self._waiters = 0
         self._asked = asyncio.Semaphore(ASKED_AT_ONCE)
@@ -52,9 +54,11 @@ class Keeps:
     def __repr__(self) -> str:
         return f"Keeps({self._creation!r}, {len(self._starting)} being started)"
 
-    async def create(self, request: NewKeep, caller: Caller) -> KeepInfo:
-        """A new keep, listening for start-keep; see Creation.create."""
-        return await self._creation.create(request, caller)
+    async def create(self, request: NewKeep, caller: Caller, key: str = "") -> KeepInfo:
+        """A new keep, listening for start-keep; see Creation.create, and for a `key` Remembered.once."""
+        if not key:
+            return await self._creation.create(request, caller)
+        return await self._remembered.once(caller, key, request, lambda: self._creation.create(request, caller))
 
     async def settle(self) -> None:
         """Waits for the rollbacks and removals under way."""
