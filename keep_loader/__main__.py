@@ -20,7 +20,7 @@ BAD_START = 2
 
 
 def main() -> int:
-    """Runs one keep until SIGTERM; returns the exit status."""
+    """Runs one keep until SIGTERM, or until its workload is to be run again; returns the exit status."""
     try:
         settings = read_settings(sys.argv[1:], os.environ)
         loader = Loader(settings, missing_walls)
@@ -31,7 +31,7 @@ def main() -> int:
         signal.signal(number, lambda *_: loader.leave())
     with loader:
         loader.run()
-    return 0
+    return loader.exit_status
 
 
 if __name__ == "__main__":

@@ -18,13 +18,15 @@ IDENTITY = "identity"
 """The app-loader's key and certificate, in a file without a name: a door opened again must show the same."""
 DOOR_NAMES = (*START_DESCRIPTORS, IDENTITY)
 """What the door needs, in the order of its descriptors."""
+COMPILED = "compiled"
+"""The compiled module of a workload that is to be started again."""
 STDIN, DIRECTORY, SECRET = "stdin", "directory-", "secret-"
 """The names, or their beginnings, of what `workload.Workload.grant_names` holds."""
 
 
 def is_stored_name(name: str) -> bool:
     """Whether one of ours may have that name in systemd's store; what has another is not taken out of it."""
-    return name in DOOR_NAMES or is_granted_name(name)
+    return name in DOOR_NAMES or name == COMPILED or is_granted_name(name)
 
 
 def is_granted_name(name: str) -> bool:
@@ -41,6 +43,12 @@ def close_all(descriptors: list[int]) -> None:
 def is_plain_file(descriptor: int) -> bool:
     """Whether `descriptor` is a regular file: a pipe or a device could block whoever reads it."""
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def rewind(descriptor: int | None) -> None:
+    """Puts a file back to its beginning; what a pipe or a socket has given it does not give again. Raises OSError."""
+    if descriptor is not None and is_plain_file(descriptor):
+        os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 class DescriptorStore:
@@ -79,10 +87,15 @@ class DescriptorStore:
                 ErrorKind.SYSTEMD, f"cannot park the keep's {name} with systemd: {error.strerror}"
             ) from error
 
+    def drop(self, names: tuple[str, ...]) -> None:
+        """Closes those of `names` that are held, here and at systemd's."""
+        for name in names:
+            if name in self._held:
+                self._drop(name)
+
     def drop_all(self) -> None:
         """Closes everything, here and at systemd's: after this the port is free."""
-        for name in list(self._held):
-            self._drop(name)
+        self.drop(tuple(self._held))
 
     def _drop(self, name: str) -> None:
         os.close(self._held.pop(name))

@@ -25,7 +25,7 @@ class Keep:
     """One keep's phase, door, identity and outcome; `changed` is called after every change of any of them.
 
     name, labels and owner: what its creator called it, and who that was; limits: what it may use; granted: the names
-    of what its workload gets, in order; policy: when that is started again.
+    of what its workload gets, in order; policy: when that is started again; restarts, reruns and started_at: see Saved.
     """
 
     def __init__(
@@ -38,6 +38,8 @@ class Keep:
         self.name, self.labels, self.owner = "", tuple[tuple[str, str], ...](), ""
         self.address, self.port, self.names = "", 0, ""
         self.granted, self.policy = tuple[str, ...](), NO
+        self.restarts, self.reruns = 0, tuple[float, ...]()
+        self.started_at: float | None = None
         self.fingerprint = self.certificate = ""
         self.outcome: Outcome | None = None
 
@@ -67,6 +69,7 @@ class Keep:
             labels=self.labels,
             owner=self.owner,
             limits=self.limits,
+            restarts=self.restarts,
         )
 
     @property
@@ -86,6 +89,7 @@ class Keep:
             self.address, self.port, self.names = saved.address, saved.port, saved.names
             self.fingerprint, self.certificate = saved.fingerprint, saved.certificate
             self.granted, self.policy = saved.granted, saved.policy
+            self.restarts, self.reruns, self.started_at = saved.restarts, saved.reruns, saved.started_at
 
     def describe(self, name: str, labels: tuple[tuple[str, str], ...], owner: str) -> None:
         """What the keep is called, and who created it; remembered."""
@@ -135,6 +139,9 @@ class Keep:
             owner=self.owner,
             granted=self.granted,
             policy=self.policy,
+            restarts=self.restarts,
+            reruns=self.reruns,
+            started_at=self.started_at,
         )
         try:
             if self.phase is Phase.IDLE and not (self.name or self.labels or self.owner):

@@ -18,6 +18,7 @@ from keep_loader.keep import Keep
 from keep_loader.log import log, plain
 from keep_loader.loop import READABLE, Loop
 from keep_loader.record import RECORD, RecordFile, Resumption, resume_from
+from keep_loader.restart import RESTART_STATUS
 from keep_loader.settings import Settings
 from keep_loader.supervisor import Supervisor
 from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_CONNECTIONS
@@ -91,8 +92,14 @@ class Loader:
         os.close(self._wake_writer)
 
     def run(self) -> None:
-        """Serves until `leave` was called and no process of ours is left."""
+        """Serves until `leave` was called and no process of ours is left, or until systemd is to start us again."""
         self._loop.run()
+
+    @property
+    def exit_status(self) -> int:
+        """What to exit with: 0, or RESTART_STATUS where the workload is to be run again."""
+        again = self._keep.phase is Phase.RESTARTING and not self._supervisor.leaving
+        return RESTART_STATUS if again else 0
 
     def leave(self) -> None:
         """Ends the loader; safe to be called by a signal's handler."""
@@ -119,6 +126,9 @@ class Loader:
             keep.restore(saved)
         if resumption.event is Event.RESUME:
             self._supervisor.resume()
+            return
+        if resumption.event is Event.RERUN and resumption.outcome is not None:
+            self._supervisor.run_again(resumption.outcome)
             return
         self._store.drop_all()
         keep.move(resumption.event, resumption.why, resumption.outcome)
@@ -224,7 +234,7 @@ class Loader:
         self._waiting = [(state, peer) for state, peer in self._waiting if state is keep.state]
         for connection in changed:
             connection.reply(info)
-        if self._supervisor.leaving and not self._supervisor.busy:
+        if keep.phase is Phase.RESTARTING or (self._supervisor.leaving and not self._supervisor.busy):
             self._loop.stop()
 
     def _show_status(self) -> None:

@@ -66,7 +66,7 @@ class Meter:
 
     def __init__(self, pid: int, *, fresh: bool) -> None:
         self._fresh = fresh
-        self._started_at, self._began = time.time(), time.monotonic()
+        self.started_at, self._began = time.time(), time.monotonic()
         self._memory_kills = memory_kills()
         self._before = 0.0 if fresh else processor_seconds(pid)
         self._peak: int | None = None
@@ -78,7 +78,7 @@ class Meter:
             return
 
     def __repr__(self) -> str:
-        return f"Meter(since {self._started_at:.0f})"
+        return f"Meter(since {self.started_at:.0f})"
 
     def look(self) -> None:
         """Notes the largest memory so far: to be called before the process is killed, which leaves nothing to see."""
@@ -101,7 +101,7 @@ class Meter:
             wall_seconds=time.monotonic() - self._began,
             cpu_seconds=None if self._before is None else max(0.0, end.cpu_seconds - self._before),
             peak_bytes=end.peak_bytes if self._fresh else self._peak,
-            started_at=self._started_at,
+            started_at=self.started_at,
             ended_at=time.time(),
             for_memory=end.signal == signal.SIGKILL and memory_kills() > self._memory_kills,
         )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from keep_loader.fdstore import DOOR_NAMES
+from keep_loader.fdstore import COMPILED, DOOR_NAMES
+from keep_loader.restart import wanted
 from keep_loader.saved import MAX_RECORD, Saved, bad_record, decode_saved, encode_saved
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.record import Record
@@ -92,8 +93,8 @@ def resume_from(saved: Saved | None, stored: frozenset[str], now: float) -> Resu
     """What follows from the record and the names of the descriptors systemd kept for us, at `now` seconds of the
     epoch. Pure.
 
-    A start that was not yet answered is forgotten; a door is opened again with all it had; a workload is lost; an end
-    stays an end.
+    A start that was not yet answered is forgotten; a door is opened again with all it had; a workload is run again
+    where its policy says so, else it is lost; an end stays an end.
     """
     if saved is None or saved.phase in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
         return Resumption(Event.READY)
@@ -101,11 +102,24 @@ def resume_from(saved: Saved | None, stored: frozenset[str], now: float) -> Resu
         return Resumption(Event.RESTORE, saved.detail, saved.outcome)
     if saved.phase is Phase.FAILED:
         return Resumption(Event.FAIL, saved.detail, saved.outcome)
-    if saved.phase is Phase.RUNNING:
-        why = "the loader was killed while the workload ran"
-        return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why, ended_at=now))
+    if saved.phase in (Phase.RUNNING, Phase.RESTARTING):
+        return _run_again(saved, stored, now)
     missing = [name for name in (*DOOR_NAMES, *saved.granted) if name not in stored]
     if missing:
         why = f"cannot open the keep's door again: systemd did not keep its {' and '.join(missing)}"
         return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why, ended_at=now))
     return Resumption(Event.RESUME)
+
+
+def _run_again(saved: Saved, stored: frozenset[str], now: float) -> Resumption:
+    outcome = saved.outcome
+    if outcome is None:  # it was running
+        why = "the loader was killed while the workload ran"
+        outcome = Outcome(OutcomeKind.LOST, why, started_at=saved.started_at, ended_at=now)
+        if not wanted(saved.policy, outcome):
+            return Resumption(Event.FAIL, why, outcome)
+    missing = [name for name in (COMPILED, *saved.granted) if name not in stored]
+    if missing:
+        why = f"cannot run the workload again: systemd did not keep its {' and '.join(missing)}"
+        return Resumption(Event.FAIL, why, outcome)
+    return Resumption(Event.RERUN, outcome=outcome)

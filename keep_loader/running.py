@@ -23,6 +23,7 @@ class Running:
     def __init__(self, keep: Keep, loop: Loop, run: Run, *, fresh: bool) -> None:
         self._keep, self._loop, self._run = keep, loop, run
         self._meter = Meter(run.pid, fresh=fresh)
+        keep.started_at = round(self._meter.started_at, 3)
         run.accepted(self._meter.look)
         loop.after(_WALL, keep.limits.wall_seconds, self._out_of_time)
 

@@ -18,12 +18,18 @@ SCHEMA = 2
 MAX_RECORD = 256 * 1024
 """Bytes of a record: twice the longest answer to keep-info, which holds most of it; one with a certificate and a
 backtrace is 8 KiB."""
+_MAX_SECONDS = 1e12
+"""JSON has numbers no clock shows, and `1e999` reads as infinity."""
 _TEXTS = ("address", "certificate", "detail", "fingerprint", "name", "names", "owner")
 
 
 class Saved(Record):
     """What the record holds: the phase, where the door listens, the identity it shows, what the keep was called and by
-    whom, what its workload is granted and when it is started again, and how it ended."""
+    whom, what its workload is granted and when it is started again, and how it ended last.
+
+    started_at: when its workload was, in seconds of the epoch; restarts: how often it was started again; reruns: when
+    it was lately, on the monotonic clock.
+    """
 
     __slots__ = (
         "address",
@@ -39,6 +45,9 @@ class Saved(Record):
         "phase",
         "policy",
         "port",
+        "reruns",
+        "restarts",
+        "started_at",
     )
     phase: Phase
     address: str
@@ -53,6 +62,9 @@ class Saved(Record):
     owner: str
     granted: tuple[str, ...]
     policy: str
+    restarts: int
+    reruns: tuple[float, ...]
+    started_at: float | None
 
     def __init__(
         self,
@@ -69,6 +81,9 @@ class Saved(Record):
         owner: str = "",
         granted: tuple[str, ...] = (),
         policy: str = NO,
+        restarts: int = 0,
+        reruns: tuple[float, ...] = (),
+        started_at: float | None = None,
     ) -> None:
         self._freeze(
             phase=phase,
@@ -84,6 +99,9 @@ class Saved(Record):
             owner=owner,
             granted=granted,
             policy=policy,
+            restarts=restarts,
+            reruns=reruns,
+            started_at=started_at,
         )
 
 
@@ -97,6 +115,7 @@ def encode_saved(saved: Saved) -> bytes:
             "outcome": None if saved.outcome is None else saved.outcome.to_wire(),
             "labels": dict(saved.labels),
             "granted": list(saved.granted),
+            "reruns": list(saved.reruns),
         }
     )
 
@@ -126,6 +145,13 @@ def decode_saved(data: bytes) -> Saved:
         raise bad_record("what its workload is granted must be a list of names")
     if not isinstance(policy, str) or policy not in POLICIES:
         raise bad_record("its restart policy is none that is known")
+    restarts, reruns, started_at = value.get("restarts"), value.get("reruns"), value.get("started_at")
+    if not isinstance(restarts, int) or isinstance(restarts, bool) or restarts < 0:
+        raise bad_record("the number of its restarts is none")
+    if not isinstance(reruns, list) or not all(_is_moment(moment) for moment in reruns):
+        raise bad_record("its restarts must be a list of moments")
+    if started_at is not None and not _is_moment(started_at):
+        raise bad_record("its start is no moment")
     texts: dict[str, str] = {}
     for name in _TEXTS:
         text = value.get(name)
@@ -139,5 +165,13 @@ def decode_saved(data: bytes) -> Saved:
         labels=tuple((str(key), str(text)) for key, text in labels.items()),
         granted=tuple(granted),
         policy=policy,
+        restarts=restarts,
+        reruns=tuple(map(float, reruns)),
+        started_at=None if started_at is None else float(str(started_at)),
         **texts,
     )
+
+
+def _is_moment(value: object) -> bool:
+    """Whether `value` is a number of seconds that a clock shows."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MAX_SECONDS

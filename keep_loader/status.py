@@ -15,6 +15,7 @@ _WORDS: dict[Phase, str] = {
     Phase.AWAITING: "awaiting workload",
     Phase.REOPENING: "opening the door again",
     Phase.RUNNING: "running a workload",
+    Phase.RESTARTING: "starting the workload again",
     Phase.ENDED: "ended",
     Phase.FAILED: "failed",
 }
@@ -49,6 +50,8 @@ def status_text(phase: Phase, info: KeepInfo) -> str:
         text += f" on {place_of(info.address, info.port)}"
         if info.fingerprint:
             text += f", {info.fingerprint[: len('sha256:') + _SHOWN_DIGITS]}…"
+    elif phase is Phase.RUNNING and info.restarts:
+        text += f" (started again {'once' if info.restarts == 1 else f'{info.restarts} times'})"
     elif info.outcome is not None and info.state in (State.COMPLETE, State.ERROR):
         text += _cost(info.outcome)
     if info.walls:

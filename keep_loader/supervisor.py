@@ -10,12 +10,13 @@ import re
 import time
 
 from keep_loader.child import spawn
-from keep_loader.fdstore import DOOR_NAMES, IDENTITY, DescriptorStore, is_plain_file
+from keep_loader.fdstore import COMPILED, DOOR_NAMES, IDENTITY, STDIN, DescriptorStore, is_plain_file, rewind
+from keep_loader.handing import door_environment, runner_environment
 from keep_loader.keep import Keep
 from keep_loader.log import log, plain
 from keep_loader.loop import Loop
 from keep_loader.outcome import MAX_TEXT, event_of, plain_error
-from keep_loader.restart import NO
+from keep_loader.restart import NO, recent, too_often, wanted
 from keep_loader.run import Run
 from keep_loader.running import Running
 from keep_loader.settings import Settings
@@ -70,7 +71,28 @@ class Supervisor:
     def resume(self) -> None:
         """Opens the door again with the descriptors systemd kept over a crash of the loader."""
         self._keep.move(Event.RESUME, "opening the door again after a crash of the loader")
+        self._store.drop((COMPILED,))  # of a workload whose acceptance was not yet written down
         self._spawn_again()
+
+    def run_again(self, before: Outcome) -> None:
+        """Runs the workload again, which has ended as `before`, with what systemd kept of it."""
+        keep, now = self._keep, time.monotonic()
+        why = too_often(keep.reruns, now)
+        if why is not None:
+            self._give_up(why, before)
+            return
+        self._store.drop(DOOR_NAMES)
+        keep.restarts, keep.reruns = keep.restarts + 1, (*recent(keep.reruns, now), now)
+        keep.move(Event.RERUN, f"running the workload again: {before.text}")
+        handed = [self._store.get(name) for name in (COMPILED, *keep.granted)]
+        try:
+            rewind(self._store.get(STDIN))
+            child = spawn((*self._settings.command, "run"), runner_environment(self._settings), handed)
+        except OSError as error:
+            self._fail(f"cannot run the workload again: {error.strerror}")
+            return
+        self._run = Run(self._loop, child, self._take, self._exited)
+        self._running = Running(keep, self._loop, self._run, fresh=True)
 
     def stop(self, by: str) -> None:
         """Ends the app-loader or the workload; the keep is ENDED when its process has gone.
@@ -88,19 +110,7 @@ class Supervisor:
 
     def _spawn(self) -> None:
         keep, settings = self._keep, self._settings
-        environment = {
-            "PATH": "/usr/bin:/bin",
-            "LANG": "C.UTF-8",
-            "KEEPFLEET_KUUID": str(settings.kuuid),
-            "KEEPFLEET_ADDRESS": keep.address,
-            "KEEPFLEET_PORT": str(keep.port),
-            "KEEPFLEET_NAMES": keep.names,
-            "KEEPFLEET_HAS_IDENTITY": "1" if IDENTITY in self._store.names else "0",
-            "KEEPFLEET_RUNTIME_DIRECTORY": settings.directory,
-            "KEEPFLEET_OPENSSL": settings.openssl,
-            "KEEPFLEET_MAX_WORKLOAD": str(settings.max_workload),
-            "KEEPFLEET_LIMITS": settings.limits.to_text(),
-        }
+        environment = door_environment(settings, keep, IDENTITY in self._store.names)
         handed = [self._store.get(name) for name in (*DOOR_NAMES, *keep.granted)]
         try:
             child = spawn(settings.command, environment, handed)
@@ -127,11 +137,26 @@ class Supervisor:
         elif phase in (Phase.OPENING, Phase.REOPENING) and kind is ReportType.LISTENING:
             self._listening(run, report, descriptors)
         elif phase is Phase.AWAITING and kind is ReportType.ACCEPTED:
-            self._running = Running(self._keep, self._loop, run, fresh=False)
-            self._store.drop_all()
-            self._keep.move(Event.ACCEPT)
+            self._accept(run, descriptors)
         elif phase is Phase.AWAITING and kind in (ReportType.RECEIVING, ReportType.AWAITING):
             self._keep.tell(report.text or ("receiving a workload" if kind is ReportType.RECEIVING else ""))
+
+    def _accept(self, run: Run, descriptors: list[int]) -> None:
+        """The workload is whole: keeps what running it again takes, and lets go of the door."""
+        keep = self._keep
+        if keep.policy != NO:
+            if not (len(descriptors) == 1 and is_plain_file(descriptors[0])):
+                why = "the app-loader did not hand its module over, to be started again"
+                run.abandon(KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot run the workload: {why}"), final=True)
+                return
+            try:
+                self._store.park(COMPILED, descriptors.pop())
+            except KeepfleetError as error:
+                run.abandon(error, final=True)
+                return
+        self._running = Running(keep, self._loop, run, fresh=False)
+        keep.move(Event.ACCEPT)
+        self._store.drop(DOOR_NAMES if keep.policy != NO else (*DOOR_NAMES, *keep.granted))
 
     def _listening(self, run: Run, report: Report, descriptors: list[int]) -> None:
         """The door is open: takes its identity, or on a later opening makes sure that it is the same."""
@@ -166,7 +191,7 @@ class Supervisor:
         if self._running is not None:
             outcome = self._running.ended(end, stopped_by)
             self._running = None
-            self._keep.move(event_of(outcome), outcome=outcome)
+            self._workload_ended(outcome)
         elif self._keep.phase is Phase.OPENING:
             self._start_failed(run.failure or _door_error(died))
         elif stopped_by is not None:
@@ -176,6 +201,22 @@ class Supervisor:
             self._keep.move(Event.STOP, outcome=stopped)
         else:
             self._door_lost(died if run.failure is None else run.failure.message, run.final)
+
+    def _workload_ended(self, outcome: Outcome) -> None:
+        keep = self._keep
+        if not wanted(keep.policy, outcome):
+            self._store.drop_all()
+            keep.move(event_of(outcome), outcome=outcome)
+            return
+        why = too_often(keep.reruns, time.monotonic())
+        if why is not None:
+            self._give_up(why, outcome)
+        else:
+            keep.move(Event.RESTART, f"starting the workload again: {outcome.text}", outcome)
+
+    def _give_up(self, why: str, outcome: Outcome) -> None:
+        self._store.drop_all()
+        self._keep.move(Event.FAIL, f"{why}: {outcome.text}", outcome)
 
     def _start_failed(self, error: KeepfleetError) -> None:
         self.start_error = error

@@ -30,6 +30,7 @@ class Phase(Enum):
     AWAITING = "awaiting-workload"
     REOPENING = "reopening"
     RUNNING = "running"
+    RESTARTING = "restarting"
     ENDED = "ended"
     FAILED = "failed"
 
@@ -44,8 +45,10 @@ class Event(Enum):
     DOOR_LOST = "door-lost"
     RESUME = "resume"
     RESTORE = "restore"
+    RERUN = "rerun"
     ACCEPT = "accept"
     FINISH = "finish"
+    RESTART = "restart"
     STOP = "stop"
     FAIL = "fail"
 
@@ -57,6 +60,7 @@ STATE_OF: dict[Phase, State] = {
     Phase.AWAITING: State.STARTED,
     Phase.REOPENING: State.STARTED,
     Phase.RUNNING: State.STARTED,
+    Phase.RESTARTING: State.STARTED,
     Phase.ENDED: State.COMPLETE,
     Phase.FAILED: State.ERROR,
 }
@@ -65,6 +69,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.BOOTING, Event.READY): Phase.IDLE,
     (Phase.BOOTING, Event.RESUME): Phase.REOPENING,
     (Phase.BOOTING, Event.RESTORE): Phase.ENDED,
+    (Phase.BOOTING, Event.RERUN): Phase.RUNNING,
     (Phase.IDLE, Event.START): Phase.OPENING,
     (Phase.OPENING, Event.DOOR_OPEN): Phase.AWAITING,
     (Phase.OPENING, Event.START_FAILED): Phase.IDLE,
@@ -73,6 +78,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.REOPENING, Event.DOOR_LOST): Phase.REOPENING,
     (Phase.AWAITING, Event.ACCEPT): Phase.RUNNING,
     (Phase.RUNNING, Event.FINISH): Phase.ENDED,
+    (Phase.RUNNING, Event.RESTART): Phase.RESTARTING,
     (Phase.AWAITING, Event.STOP): Phase.ENDED,
     (Phase.REOPENING, Event.STOP): Phase.ENDED,
     (Phase.RUNNING, Event.STOP): Phase.ENDED,

@@ -23,6 +23,7 @@ OURS = {
             "child",
             "control",
             "fdstore",
+            "handing",
             "keep",
             "log",
             "loader",

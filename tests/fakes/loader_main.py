@@ -20,6 +20,8 @@ def hand_stored() -> None:
     """Puts the descriptors of FAKE_STORED where systemd would (man sd_listen_fds)."""
     pairs = [pair.partition("=") for pair in os.environ.pop("FAKE_STORED", "").split(",") if pair]
     clear = [fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, 100) for _, _, number in pairs]
+    for _, _, number in pairs:
+        os.close(int(number))
     for target, copy in enumerate(clear, 3):
         os.dup2(copy, target)
         os.close(copy)
@@ -36,8 +38,8 @@ def shorten_deadlines() -> None:
         setattr(sys.modules[module], name, float(number))
 
 
-def main() -> None:
-    """Runs the loader until SIGTERM."""
+def main() -> int:
+    """Runs the loader until SIGTERM, or until its workload is to be run again; returns the exit status."""
     shorten_deadlines()
     walls = tuple(os.environ.pop("FAKE_WALLS", "").splitlines())
     hand_stored()
@@ -47,7 +49,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: loader.leave())
     with loader:
         loader.run()
+    return loader.exit_status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

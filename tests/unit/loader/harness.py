@@ -132,6 +132,7 @@ class Puppet:
         self._lines = sock.makefile("rw", encoding="utf-8")
         hello = json.loads(self._lines.readline())
         self.pid = int(hello["pid"])
+        self.arguments: list[str] = hello["arguments"]
         self.environment: dict[str, str] = hello["environment"]
         self.descriptors: dict[int, str] = {int(number): path for number, path in hello["descriptors"].items()}
 

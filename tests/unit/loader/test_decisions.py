@@ -125,6 +125,9 @@ OUTCOMES = st.none() | st.builds(Outcome, st.sampled_from(OutcomeKind), st.text(
         owner=st.text(),
         granted=st.lists(st.sampled_from(["workload", "stdin", "directory-0", "secret-15"])).map(tuple),
         policy=st.sampled_from(restart.POLICIES),
+        restarts=st.integers(0),
+        reruns=st.lists(st.floats(0, 1e9)).map(tuple),
+        started_at=st.none() | st.floats(0, 1e9),
     )
 )
 def test_a_record_comes_back_as_it_was(saved: Saved) -> None:

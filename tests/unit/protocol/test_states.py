@@ -9,12 +9,13 @@ from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State, adv
 
 # Written out a second time, as a reviewer would draw it: phase -> event -> phase.
 DRAWN: dict[str, dict[str, str]] = {
-    "booting": {"ready": "idle", "resume": "reopening", "restore": "ended", "fail": "failed"},
+    "booting": {"ready": "idle", "resume": "reopening", "restore": "ended", "rerun": "running", "fail": "failed"},
     "idle": {"start": "opening", "fail": "failed"},
     "opening": {"door-open": "awaiting-workload", "start-failed": "idle", "fail": "failed"},
     "awaiting-workload": {"door-lost": "reopening", "accept": "running", "stop": "ended", "fail": "failed"},
     "reopening": {"door-open": "awaiting-workload", "door-lost": "reopening", "stop": "ended", "fail": "failed"},
-    "running": {"finish": "ended", "stop": "ended", "fail": "failed"},
+    "running": {"finish": "ended", "stop": "ended", "restart": "restarting", "fail": "failed"},
+    "restarting": {"fail": "failed"},  # its loader exits, and the next one boots
     "ended": {},
     "failed": {"fail": "failed"},
 }

@@ -1,0 +1,303 @@
+"""Workloads that are started again: by systemd, from what it keeps of them, and not for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keep_loader.record import resume_from
+from keep_loader.restart import (
+    ALWAYS,
+    MAX_RERUNS,
+    NO,
+    ON_FAILURE,
+    POLICIES,
+    RERUN_SECONDS,
+    RESTART_STATUS,
+    recent,
+    too_often,
+    wanted,
+)
+from keep_loader.saved import Saved, decode_saved, encode_saved
+from keep_protocol.control import CommandType
+from keep_protocol.errors import KeepfleetError
+from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.limits import Limits
+from keep_protocol.states import Event, Phase, State
+from keep_protocol.workload import Directory, RestartPolicy, Workload
+
+from .harness import DEADLINE, Door, LoaderProcess, Puppet
+
+NOW = 1_800_000_000.0
+EXITED = {code: Outcome(OutcomeKind.EXITED, f"exited {code}", code) for code in (0, 1)}
+GRANTED = ("workload", "stdin", "directory-0")
+KEPT = frozenset(("compiled", *GRANTED))
+
+
+@pytest.mark.parametrize(
+    ("policy", "outcome", "again"),
+    [
+        *((NO, Outcome(kind, "x", 1), False) for kind in OutcomeKind),
+        *((policy, Outcome(OutcomeKind.STOPPED, "x"), False) for policy in POLICIES),
+        *((policy, Outcome(OutcomeKind.REFUSED, "x"), False) for policy in POLICIES),
+        (ON_FAILURE, EXITED[0], False),
+        (ALWAYS, EXITED[0], True),
+        *((policy, EXITED[1], True) for policy in (ON_FAILURE, ALWAYS)),
+        *(
+            (policy, Outcome(kind, "x"), True)
+            for policy in (ON_FAILURE, ALWAYS)
+            for kind in (OutcomeKind.TRAPPED, OutcomeKind.LIMITED, OutcomeKind.KILLED, OutcomeKind.LOST)
+        ),
+    ],
+)
+def test_a_policy_decides_by_the_outcome(policy: str, outcome: Outcome, again: bool) -> None:
+    assert wanted(policy, outcome) is again
+
+
+def test_only_lately_counts_for_too_often() -> None:
+    lately = tuple(100.0 + number for number in range(MAX_RERUNS))
+    assert too_often(lately, 110.0) == "gave it up after starting it again 4 times within 60 s"
+    assert too_often(lately[1:], 110.0) is None
+    assert too_often(lately, 100.0 + RERUN_SECONDS) is None
+    assert recent((50.0, 100.0, 200.0), 150.0) == (100.0,)  # a moment ahead of the clock is of another boot
+
+
+@given(st.lists(st.floats(0, 300), max_size=20).map(sorted))
+def test_no_minute_ever_has_more_starts_than_systemd_allows(ends: list[float]) -> None:
+    reruns: tuple[float, ...] = ()
+    started: list[float] = []
+    for now in ends:
+        if too_often(reruns, now) is None:
+            reruns = (*recent(reruns, now), now)
+            started.append(now)
+    for first in started:
+        assert sum(first <= moment < first + RERUN_SECONDS for moment in started) <= MAX_RERUNS
+
+
+@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.RESTARTING])
+@pytest.mark.parametrize("policy", [ON_FAILURE, ALWAYS])
+def test_what_systemd_kept_whole_is_run_again(phase: Phase, policy: str) -> None:
+    outcome = EXITED[1] if phase is Phase.RESTARTING else None
+    saved = Saved(phase, granted=GRANTED, policy=policy, outcome=outcome, started_at=NOW - 5)
+    resumption = resume_from(saved, KEPT, NOW)
+    assert resumption.event is Event.RERUN
+    assert resumption.outcome is not None
+    assert resumption.outcome.kind is (OutcomeKind.EXITED if outcome else OutcomeKind.LOST)
+    for missing in KEPT:
+        resumption = resume_from(saved, KEPT - {missing}, NOW)
+        assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
+        assert resumption.outcome is not None
+
+
+def test_a_workload_without_a_policy_is_lost_with_its_times() -> None:
+    resumption = resume_from(Saved(Phase.RUNNING, granted=GRANTED, started_at=NOW - 5), KEPT, NOW)
+    assert resumption.event is Event.FAIL
+    assert resumption.outcome is not None
+    assert (resumption.outcome.started_at, resumption.outcome.ended_at) == (NOW - 5, NOW)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"granted": "workload"},
+        {"granted": ["listener"]},
+        {"granted": [["workload"]]},
+        {"policy": "sometimes"},
+        {"policy": None},
+        {"restarts": -1},
+        {"restarts": True},
+        {"restarts": "1"},
+        {"reruns": {}},
+        {"reruns": ["1"]},
+        {"reruns": [-1]},
+        {"reruns": [1e300]},
+        {"started_at": "now"},
+        {"started_at": True},
+        {"labels": {"a": 1}},
+        {"labels": []},
+    ],
+)
+def test_a_record_of_another_shape_is_refused(change: dict[str, object]) -> None:
+    members = {**json.loads(encode_saved(Saved(Phase.RUNNING))), **change}
+    with pytest.raises(KeepfleetError, match="cannot read the keep's record"):
+        decode_saved(json.dumps(members).encode())
+
+
+class Repeated:
+    """A keep whose workload is to be started again, with the test in systemd's place."""
+
+    def __init__(self, loader: LoaderProcess, handed: Door, place: Path, policy: RestartPolicy) -> None:
+        self.loader = loader
+        workload = Workload(stdin=True, directories=(Directory("/d"),), restart=policy)
+        (place / "w").write_bytes(workload.to_json())
+        (place / "in").write_bytes(b"one line\n")
+        self.descriptors = [os.open(place / name, os.O_RDONLY) for name in ("w", "in", ".")]
+        peer = loader.peer()
+        peer.send(CommandType.START, "", (*handed.descriptors, *self.descriptors))
+        self.puppet = loader.puppet()
+        self.puppet.listen()
+        peer.answer()
+
+    def accept(self) -> None:
+        self.puppet.report("accepted", ("the module",))
+        self.loader.systemd.wait_for("STATUS", "started: running")
+
+    def exit(self, code: int) -> None:
+        self.puppet.report("ended", outcome={"kind": "exited", "text": f"exited {code}", "exit_code": code})
+        self.puppet.order("exit", code=code)
+
+    def again(self) -> Puppet:
+        """The loader has exited for it: systemd starts it again, and it the workload."""
+        assert self.loader.process is not None
+        assert self.loader.process.wait(DEADLINE) == RESTART_STATUS
+        self.loader.systemd.drain()
+        self.loader.start()
+        self.puppet = self.loader.puppet()
+        return self.puppet
+
+    def info(self) -> KeepInfo:
+        return self.loader.peer().ask(CommandType.INFO)
+
+    def end(self) -> KeepInfo:
+        return self.loader.peer().ask(CommandType.WAIT, str(int(State.STARTED)))
+
+
+@pytest.fixture
+def repeated(request: pytest.FixtureRequest, loader: LoaderProcess, handed: Door, place: Path) -> Iterator[Repeated]:
+    with ExitStack() as stack:
+        made = Repeated(loader, handed, place.parent, getattr(request, "param", RestartPolicy.ON_FAILURE))
+        for descriptor in made.descriptors:
+            stack.callback(os.close, descriptor)
+        made.accept()
+        yield made
+
+
+ALWAYS_REPEATED = pytest.mark.parametrize("repeated", [RestartPolicy.ALWAYS], indirect=True)
+
+
+def test_a_running_workload_keeps_its_module_and_grants_with_systemd(repeated: Repeated) -> None:
+    repeated.loader.systemd.drain()
+    assert repeated.loader.systemd.door == {"compiled", "workload", "stdin", "directory-0"}
+    assert os.pread(repeated.loader.systemd.stored["compiled"], 100, 0) == b"the module"
+
+
+def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated) -> None:
+    assert os.read(repeated.descriptors[1], 100) == b"one line\n"  # as its first run did: the offset is shared
+    repeated.exit(1)
+    puppet = repeated.again()
+    assert puppet.arguments == ["run"]
+    assert puppet.environment == {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "KEEPFLEET_RUNTIME_DIRECTORY": str(repeated.loader.directory),
+        "KEEPFLEET_LIMITS": Limits().to_text(),
+    }
+    assert set(puppet.descriptors) == set(range(8))
+    given = [os.readlink(f"/proc/self/fd/{number}") for number in repeated.descriptors]
+    assert [puppet.descriptors[number] for number in (5, 6, 7)] == given
+    assert os.read(repeated.descriptors[1], 100) == b"one line\n"  # from its beginning
+    info = repeated.info()
+    assert (info.state, info.restarts, info.outcome) == (State.STARTED, 1, None)
+    assert info.detail == "running the workload again: exited 1"
+    puppet.report("running", text="running the workload")
+    repeated.loader.systemd.wait_for("STATUS", "started: running the workload (started again once)")
+    repeated.exit(0)
+    info = repeated.end()
+    assert (info.state, info.detail, info.restarts) == (State.COMPLETE, "exited 0", 1)
+    assert info.outcome is not None
+    assert info.outcome.peak_bytes is not None and info.outcome.peak_bytes > 1_000_000
+    repeated.loader.systemd.drain()
+    assert repeated.loader.systemd.door == set()
+
+
+def test_a_workload_that_did_its_job_is_not_run_again(repeated: Repeated) -> None:
+    repeated.exit(0)
+    assert repeated.end().state is State.COMPLETE
+    repeated.loader.systemd.drain()
+    assert repeated.loader.systemd.door == set()
+
+
+@ALWAYS_REPEATED
+def test_a_workload_that_must_always_run_is_run_again_after_its_job(repeated: Repeated) -> None:
+    repeated.exit(0)
+    repeated.again()
+    assert repeated.info().restarts == 1
+
+
+@ALWAYS_REPEATED
+def test_a_stop_is_for_good(repeated: Repeated) -> None:
+    assert repeated.loader.peer().ask(CommandType.STOP, "alice").detail == "stopped by alice"
+    repeated.loader.systemd.drain()
+    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.end(signal.SIGTERM) == 0
+
+
+@ALWAYS_REPEATED
+def test_the_end_of_the_unit_is_for_good(repeated: Repeated) -> None:
+    assert repeated.loader.end(signal.SIGTERM) == 0
+    assert "stopped by the end of its unit" in repeated.loader.log_text()
+
+
+@ALWAYS_REPEATED
+def test_a_crash_loop_ends_with_its_reason_before_systemd_ends_it(repeated: Repeated) -> None:
+    for _ in range(MAX_RERUNS):
+        repeated.exit(1)
+        repeated.again()
+    outcome = {"kind": "trapped", "text": "trapped: unreachable", "backtrace": ["0: f"]}
+    repeated.puppet.report("ended", outcome=outcome)
+    repeated.puppet.order("exit", code=1)
+    info = repeated.end()
+    assert (info.state, info.restarts) == (State.ERROR, MAX_RERUNS)
+    assert info.detail == "gave it up after starting it again 4 times within 60 s: trapped: unreachable"
+    assert info.outcome is not None
+    assert (info.outcome.kind, info.outcome.backtrace) == (OutcomeKind.TRAPPED, ("0: f",))
+    repeated.loader.systemd.drain()
+    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.end(signal.SIGTERM) == 0
+
+
+def test_a_loader_that_is_killed_runs_the_workload_again(repeated: Repeated) -> None:
+    repeated.loader.end(signal.SIGKILL)
+    os.kill(repeated.puppet.pid, signal.SIGKILL)
+    repeated.loader.systemd.drain()
+    repeated.loader.start()
+    repeated.puppet = repeated.loader.puppet()
+    info = repeated.info()
+    assert (info.restarts, info.detail) == (
+        1,
+        "running the workload again: the loader was killed while the workload ran",
+    )
+
+
+def test_a_module_that_systemd_did_not_keep_is_not_run_again(repeated: Repeated) -> None:
+    repeated.exit(3)
+    assert repeated.loader.process is not None
+    repeated.loader.process.wait(DEADLINE)
+    repeated.loader.systemd.drain()
+    os.close(repeated.loader.systemd.stored.pop("compiled"))
+    repeated.loader.start()
+    info = repeated.info()
+    assert (info.state, info.detail) == (
+        State.ERROR,
+        "cannot run the workload again: systemd did not keep its compiled",
+    )
+    assert info.outcome is not None and info.outcome.exit_code == 3
+
+
+def test_an_app_loader_that_hands_no_module_over_ends_the_keep(
+    loader: LoaderProcess, handed: Door, place: Path
+) -> None:
+    made = Repeated(loader, handed, place.parent, RestartPolicy.ALWAYS)
+    made.puppet.report("accepted")
+    info = made.end()
+    assert (info.state, "did not hand its module over" in info.detail) == (State.ERROR, True)
+    for descriptor in made.descriptors:
+        os.close(descriptor)
