@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from collections.abc import Callable
-from ctypes import byref
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import wasmtime
 from wasmtime import _ffi as ffi
@@ -25,11 +26,13 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
 from keep_protocol.workload import Workload
 
+if TYPE_CHECKING:
+    from wasmtime import component  # 2 MB that a core module does not need
+
 _HEAD, _FLAGS = 64, slice(48, 52)
 """A compiled file is ELF; wasmtime says in its header's e_flags what it is (wasmtime, `ObjectKind`)."""
 _MODULE, _COMPONENT = 1, 2
 _ERR = "err"
-Compiled = TypeVar("Compiled")
 
 
 class Guest(Protocol):
@@ -49,7 +52,7 @@ class CoreGuest:
     def __init__(self, compiled: int, limits: Limits, workload: Workload, wasi: wasmtime.WasiConfig) -> None:
         """Raises wasmtime.WasmtimeError when the compiled module does not fit this engine."""
         self._engine = make_engine(limits.stack_bytes)
-        self._module = _load(wasmtime.Module.deserialize_file, wasmtime.Module.deserialize, self._engine, compiled)
+        self._module = _load_module(self._engine, compiled)
         self._entry = find_entry(self._module, workload)
         self._reactor = self._entry.name != COMMAND and any(e.name == INITIALIZE for e in self._module.exports)
         self._linker = make_linker(self._engine)
@@ -80,7 +83,7 @@ class CoreGuest:
         """Calls one export; the package's own look-up would wrap every one of them first."""
         item, encoded = ffi.wasmtime_extern_t(), name.encode()
         if not ffi.wasmtime_instance_export_get(
-            self._store._context(), byref(instance._instance), encoded, len(encoded), byref(item)
+            self._store._context(), ctypes.byref(instance._instance), encoded, len(encoded), ctypes.byref(item)
         ):
             raise wasmtime.WasmtimeError("what is to be called is not there")
         function = wrap_extern(item)
@@ -94,13 +97,10 @@ class ComponentGuest:
 
     def __init__(self, compiled: int, limits: Limits, workload: Workload, wasi: wasmtime.WasiConfig) -> None:
         """Raises wasmtime.WasmtimeError when the compiled component does not fit this engine."""
-        from wasmtime import component
-
         from app_loader.component import find_run, make_component_linker
 
         self._engine = make_engine(limits.stack_bytes, components=True)
-        kind = component.Component
-        self._component = _load(kind.deserialize_file, kind.deserialize, self._engine, compiled)
+        self._component = _load_component(self._engine, compiled)
         self._interface = find_run(self._engine, self._component, workload)
         self._linker = make_component_linker(self._engine)
         self._store = wasmtime.Store(self._engine)
@@ -128,17 +128,38 @@ class ComponentGuest:
         return int(getattr(result, "tag", None) == _ERR), []
 
 
-def _load(
-    from_file: Callable[[wasmtime.Engine, str], Compiled],
-    from_bytes: Callable[[wasmtime.Engine, bytes], Compiled],
-    engine: wasmtime.Engine,
-    compiled: int,
-) -> Compiled:
-    """What was compiled, mapped from its file; where the file's mount allows no code (NoExecPaths=), from a copy."""
+def _load_module(engine: wasmtime.Engine, compiled: int) -> wasmtime.Module:
+    """The module mapped from its file; where the file's mount allows no code (NoExecPaths=), from a copy of it."""
     try:
-        return from_file(engine, f"/proc/self/fd/{compiled}")
+        return wasmtime.Module.deserialize_file(engine, f"/proc/self/fd/{compiled}")
     except wasmtime.WasmtimeError:
-        return from_bytes(engine, os.pread(compiled, os.fstat(compiled).st_size, 0))
+        pointer = ctypes.POINTER(ffi.wasmtime_module_t)()
+        _copy(ffi.wasmtime_module_deserialize, engine, compiled, pointer)
+        return wasmtime.Module._from_ptr(pointer)
+
+
+def _load_component(engine: wasmtime.Engine, compiled: int) -> component.Component:
+    """See `_load_module`."""
+    from wasmtime import component
+
+    try:
+        return component.Component.deserialize_file(engine, f"/proc/self/fd/{compiled}")
+    except wasmtime.WasmtimeError:
+        pointer = ctypes.POINTER(ffi.wasmtime_component_t)()
+        _copy(ffi.wasmtime_component_deserialize, engine, compiled, pointer)
+        return component.Component._from_ptr(pointer)
+
+
+def _copy(deserialize: Callable[..., object], engine: wasmtime.Engine, compiled: int, pointer: object) -> None:
+    """Makes one copy, wasmtime's own: the package's calls would make three of what may be 32 MB."""
+    size = os.fstat(compiled).st_size
+    mapped = mmap.mmap(compiled, size, access=mmap.ACCESS_COPY)
+    view = (ctypes.c_uint8 * size).from_buffer(mapped)
+    failed = deserialize(engine.ptr(), view, size, ctypes.byref(pointer))  # type: ignore[arg-type]
+    del view  # or the mapping could not be closed
+    mapped.close()
+    if failed:
+        raise wasmtime.WasmtimeError._from_ptr(failed)  # type: ignore[arg-type]
 
 
 def load_guest(compiled: int, limits: Limits, workload: Workload, wasi: wasmtime.WasiConfig) -> Guest:

@@ -33,9 +33,16 @@ EPERM, ENOSYS = ERRNO | errno.EPERM, ERRNO | errno.ENOSYS
 READ = {"x86_64": 0, "aarch64": 63}
 
 
-def decide(machine: str, number: int, *arguments: int, kind: int | None = None, compiler: bool = False) -> int:
+def decide(
+    machine: str,
+    number: int,
+    *arguments: int,
+    kind: int | None = None,
+    compiler: bool = False,
+    files: bool = False,
+) -> int:
     """What the filter returns for one system call."""
-    return run(program(machine, PID, executable_memory=compiler), machine, number, *arguments, kind=kind)
+    return run(program(machine, PID, executable_memory=compiler, files=files), machine, number, *arguments, kind=kind)
 
 
 def run(code: list[Instruction], machine: str, number: int, *arguments: int, kind: int | None = None) -> int:
@@ -86,6 +93,20 @@ def test_the_checker_may_make_code_and_nothing_else(machine: str) -> None:
         if number is not None:
             makes_code = name in ("mmap", "mprotect", "pkey_mprotect")
             assert (decide(machine, number, 0, 0, 4, compiler=True) == ALLOW) is makes_code
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_a_guest_with_files_opens_them_from_its_directories_and_nothing_else_changes(machine: str) -> None:
+    column, working_directory = list(ARCHITECTURES).index(machine), 0xFFFFFFFFFFFFFF9C
+    for name, row in SYSCALLS.items():
+        number = row[column]
+        if number is None:
+            continue
+        opens = name in ("openat", "openat2")
+        assert (decide(machine, number, 4, 0, 4, files=True) == ALLOW) is opens
+        if opens:
+            assert decide(machine, number, working_directory, files=True) == EPERM
+            assert decide(machine, number, 0xFFFFFF9C, files=True) == EPERM
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURES)
