@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from keepctl.commands import keeps, pki, units
-from keepctl.commands.shared import Commands
+from keepctl.commands.shared import LazyCommands
+
+HELP = """Runs workloads in keeps, shows them, and looks after certificates and installation.
+
+\b
+    keepctl run hello.wasm              run a program and see its output
+    keepctl ps                          what is there
+    keepctl inspect KEEP                everything about one, with why it ended
+    keepctl logs -f KEEP                what it prints
+
+KEEP is a keep's ID, the beginning of its ID, or its name.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no answer: not reached, or one side does not trust the other.
+`run` and `wait` exit as the workload did: see their --help.
+"""
+COMMANDS = {
+    "run": "keepctl.commands.run:run",
+    "ps": "keepctl.commands.keeps:ps",
+    "create": "keepctl.commands.keeps:create",
+    "new": "keepctl.commands.keeps:create",
+    "start": "keepctl.commands.keeps:start",
+    "upload": "keepctl.commands.keeps:upload",
+    "inspect": "keepctl.commands.keeps:inspect",
+    "logs": "keepctl.commands.watch:logs",
+    "wait": "keepctl.commands.watch:wait",
+    "events": "keepctl.commands.watch:events",
+    "stop": "keepctl.commands.keeps:stop",
+    "rm": "keepctl.commands.keeps:remove",
+    "manifest": "keepctl.commands.manifest:group",
+    "context": "keepctl.commands.context:group",
+    "completion": "keepctl.commands.completion:completion",
+    "init": "keepctl.commands.pki:init",
+    "pki": "keepctl.commands.pki:group",
+    "install": "keepctl.commands.units:install",
+    "uninstall": "keepctl.commands.units:uninstall",
+}
+"""Every command, in the order of --help, and where it is."""
 
 
-def build() -> Commands:
-    """The whole command line, one list of commands a reader can take in."""
-    top = Commands(
-        "keepctl",
-        help="Certificates, installation, and every call of the manager's.\n\n"
-        "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no answer: not reached, or one side does not trust the other.",
-    )
-    for command in (pki.init, pki.group, units.install, units.uninstall):
-        top.add_command(command)
-    for command in (keeps.ps, keeps.new, keeps.start, keeps.upload, keeps.inspect, keeps.stop, keeps.remove):
-        top.add_command(command)
-    return top
+def build() -> LazyCommands:
+    """The whole command line."""
+    return LazyCommands("keepctl", COMMANDS, help=HELP)
 
 
 def main() -> None:

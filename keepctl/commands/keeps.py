@@ -1,183 +1,224 @@
-"""`keepctl ps`, `new`, `start`, `upload`, `inspect`, `stop`, `rm`: the manager's calls."""
+"""`keepctl ps`, `create`, `start`, `upload`, `inspect`, `stop`, `rm`: the manager's calls."""
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from io import FileIO
+from typing import Any
 
 import click
 
 from keep_client import keep as keep_client
-from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, Credentials, parse_manager
 from keep_client.endpoint import authority
 from keep_client.failures import ConnectionFailed
-from keep_client.manager import ManagerClient
+from keep_client.keep import file_size
 from keep_client.text import one_line, printable
 from keep_protocol.api import ARCHITECTURES
-from keep_protocol.constants import LAST_KEEP_PORT
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.keep import KeepInfo, OutcomeKind
-from keep_protocol.states import State
-from keepctl.commands.shared import FAILED, NO_ANSWER, Kuuid, show_error, table
+from keep_protocol.keep import KeepInfo
+from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
+from keepctl.commands.options import Parsed, Wishes, creation_options, door_options, guest_options
+from keepctl.commands.shared import FAILED, NO_ANSWER, show_error
+from keepctl.display import UploadBar, json_text, show_table
+from keepctl.endings import ending, succeeded
+from keepctl.job import Job
+from keepctl.references import resolve
+from keepctl.summary import summary
+from keepctl.values import parse_pair
 
-WAIT_STEP_SECONDS = 60
-"""The longest the manager lets one request wait for a change; `upload --wait` asks again."""
 _SHOWN_DIGITS = 16
 """How much of a fingerprint a table shows; `inspect` shows all of it."""
-
-_kuuid = click.argument("kuuid", metavar="ID", type=Kuuid())
-_output = click.option(
-    "-o", "--output", type=click.Choice(("text", "json")), default="text", show_default=True, help="How to print it."
-)
-
-
-@dataclass(frozen=True)
-class Access:
-    """Which manager, and who we are to it and to its keeps."""
-
-    manager: str
-    credentials: Credentials
-
-    def client(self) -> ManagerClient:
-        """The manager's calls. Raises KeepfleetError when the address or a file cannot be used."""
-        return ManagerClient(parse_manager(self.manager), self.credentials.manager_context())
-
-
-def _connected(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --manager, --ca, --cert and --key; the command gets them as one `access`."""
-
-    @click.option(
-        "--manager",
-        envvar=MANAGER_VARIABLE,
-        default=DEFAULT_MANAGER,
-        show_default=True,
-        metavar="URL",
-        help="The manager: HOST:PORT or https://HOST:PORT; also $KEEPFLEET_MANAGER.",
-    )
-    @click.option("--ca", metavar="FILE", help="The CA of the manager; otherwise ca.crt of the PKI directory.")
-    @click.option("--cert", metavar="FILE", help="Your certificate; otherwise clients/admin.crt.")
-    @click.option("--key", metavar="FILE", help="Its key; otherwise the .key beside it.")
-    @functools.wraps(command)
-    def connected(manager: str, ca: str | None, cert: str | None, key: str | None, **arguments: object) -> None:
-        command(access=Access(manager, Credentials.find(ca, cert, key)), **arguments)
-
-    return connected
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2)
+_HEADER = ("ID", "NAME", "STATE", "ADDRESS", "FINGERPRINT", "DETAIL")
 
 
 def _row(keep: KeepInfo) -> tuple[str, ...]:
     where = authority(keep.address, keep.port) if keep.port else ""
     short = keep.fingerprint[: len("sha256:") + _SHOWN_DIGITS]
-    return str(keep.kuuid), f"{int(keep.state)} {keep.state.name.lower()}", where, short, keep.detail
+    return str(keep.kuuid), keep.name, f"{int(keep.state)} {keep.state.name.lower()}", where, short, keep.detail
 
 
-@click.command("ps")
-@_connected
-@_output
-def ps(output: str, access: Access) -> None:
-    """Lists the keeps."""
-    keeps = access.client().keeps()
-    if output == "json":
-        click.echo(_json([keep.to_wire() for keep in keeps]))
-    else:
-        click.echo(table(("ID", "STATE", "ADDRESS", "FINGERPRINT", "DETAIL"), [_row(keep) for keep in keeps]))
-
-
-@click.command("new")
-@_connected
-@_output
-@click.option("--arch", type=click.Choice(ARCHITECTURES), default="wasi", show_default=True, help="The kind of keep.")
-def new(output: str, arch: str, access: Access) -> None:
-    """Creates a keep and prints its ID."""
-    keep = access.client().create(arch)
-    click.echo(_json(keep.to_wire()) if output == "json" else str(keep.kuuid))
-
-
-@click.command("start")
-@_kuuid
-@_connected
-@_output
-@click.option("--address", default="127.0.0.1", show_default=True, metavar="IP", help="Where it is to listen.")
+@click.command("ps", short_help="Lists the keeps.")
+@connected
+@output_option
 @click.option(
-    "--port", type=click.IntRange(1, LAST_KEEP_PORT), help="The port; on 127.0.0.1 a taken one moves to the next."
+    "--label", "labels", multiple=True, type=Parsed(parse_pair), metavar="K=V", help="Only keeps so labelled."
 )
-@click.option("--name", "names", multiple=True, metavar="DNS|IP", help="Another name for its certificate.")
-def start(kuuid: int, output: str, address: str, port: int | None, names: tuple[str, ...], access: Access) -> None:
-    """Lets the keep ID listen for its workload."""
-    keep = access.client().start(kuuid, address, port, names)
+@click.option("-q", "--quiet", is_flag=True, help="Only the IDs.")
+def ps(output: str, labels: tuple[tuple[str, str], ...], quiet: bool, access: Access) -> None:
+    """Lists the keeps.
+
+    \b
+    keepctl ps --label app=web
+    keepctl rm $(keepctl ps -q --label app=web)
+    """
+    keeps = access.client().keeps(dict(labels))
     if output == "json":
-        click.echo(_json(keep.to_wire()))
+        click.echo(json_text([keep.to_wire() for keep in keeps]))
+    elif quiet:
+        for keep in keeps:
+            click.echo(str(keep.kuuid))
     else:
-        click.echo(f"address     {authority(keep.address, keep.port)}")
-        click.echo(f"fingerprint {printable(keep.fingerprint)}")
+        show_table(_HEADER, [_row(keep) for keep in keeps])
 
 
-def _wait_for_end(client: ManagerClient, kuuid: int) -> KeepInfo:
-    keep = client.keep(kuuid)
-    while keep.state is State.STARTED:
-        keep = client.changed(kuuid, keep.state, WAIT_STEP_SECONDS)
-    return keep
+@click.command("create", short_help="Creates a keep and prints its ID.")
+@connected
+@output_option
+@click.option("--arch", type=click.Choice(ARCHITECTURES), default="wasi", show_default=True, help="The kind of keep.")
+@creation_options
+def create(output: str, arch: str, access: Access, **wishes: Any) -> None:  # the options, as click passes them
+    """Creates a keep and prints its ID; `new` and `create` are the same.
+
+    \b
+    ID=$(keepctl create --name web --memory 64M --time 1h --label app=web)
+    """
+    job = Wishes(**wishes).on(Job())
+    keep = access.client().create(arch, job.name, job.labels, job.limits)
+    click.echo(json_text(keep.to_wire()) if output == "json" else str(keep.kuuid))
 
 
-def _succeeded(keep: KeepInfo) -> bool:
-    return keep.outcome is not None and keep.outcome.kind is OutcomeKind.EXITED and keep.outcome.exit_code == 0
+@click.command("start", short_help="Lets a keep listen for its workload.")
+@keep_argument
+@click.argument("arguments", metavar="[-- ARGS]...", nargs=-1)
+@connected
+@output_option
+@door_options
+@click.option("--name", "names", multiple=True, metavar="DNS|IP", help="Another name for its certificate.")
+@guest_options
+def start(
+    keep: str,
+    output: str,
+    address: str,
+    port: int | None,
+    names: tuple[str, ...],
+    access: Access,
+    **wishes: Any,  # the guest's options, as click passes them
+) -> None:
+    """Lets a keep listen for its workload, and says what its guest will be given.
+
+    \b
+    keepctl start web --dir /srv/site:/site --env LEVEL=info -- --verbose
+    """
+    job = Wishes(**wishes).on(Job())
+    client, kuuid = access.keep(keep)
+    info = client.start(kuuid, address, port, names, job.workload())
+    if output == "json":
+        click.echo(json_text(info.to_wire()))
+    else:
+        click.echo(f"address     {authority(info.address, info.port)}")
+        click.echo(f"fingerprint {printable(info.fingerprint)}")
 
 
-@click.command("upload")
-@_kuuid
+def send(access: Access, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
+    """Sends an open file to a started keep, with a bar where it takes long; what the keep says it received."""
+    door = keep_client.door_of(keep, manager_host)
+    with UploadBar(file_size(file)) as bar:
+        reply = keep_client.upload_raw(door, access.credentials.keep_context(), file, bar)
+    return keep_client.received(reply, file)
+
+
+@click.command("upload", short_help="Sends a file to a started keep.")
+@keep_argument
 @click.argument("file")
-@_connected
+@connected
+@output_option
 @click.option("--wait", is_flag=True, help="Wait for the workload's end; exit 1 unless it ended well.")
-def upload(kuuid: int, file: str, wait: bool, access: Access) -> None:
-    """Sends FILE to the keep ID, whose certificate must be the one the manager tells."""
-    client = access.client()
-    door = keep_client.door_of(client.keep(kuuid), client.endpoint.host)
+def upload(keep: str, file: str, output: str, wait: bool, access: Access) -> None:
+    """Sends FILE to a started keep, whose certificate must be the one the manager tells.
+
+    \b
+    keepctl upload --wait web site.wasm
+    """
+    client, kuuid = access.keep(keep)
     with keep_client.open_workload(file) as workload:
-        reply = keep_client.upload_raw(door, access.credentials.keep_context(), workload)
-        click.echo(one_line(keep_client.received(reply, workload)))
-    if wait:
-        keep = _wait_for_end(client, kuuid)
-        click.echo(one_line(keep.outcome.text if keep.outcome is not None else keep.detail))
-        raise SystemExit(0 if _succeeded(keep) else FAILED)
+        told = send(access, client.keep(kuuid), client.endpoint.host, workload)
+    if output == "text":
+        click.echo(one_line(told))
+    info = client.ended(kuuid) if wait else client.keep(kuuid)
+    if output == "json":
+        click.echo(json_text(info.to_wire()))
+    elif wait:
+        click.echo(one_line(ending(info)))
+    raise SystemExit(FAILED if wait and not succeeded(info) else 0)
 
 
-@click.command("inspect")
-@_kuuid
-@_connected
-def inspect(kuuid: int, access: Access) -> None:
-    """Prints everything known about the keep ID, as JSON."""
-    click.echo(_json(access.client().keep(kuuid).to_wire()))
+@click.command("inspect", short_help="Shows everything about a keep.")
+@keep_argument
+@connected
+@click.option(
+    "-o", "--output", type=click.Choice(("json", "text")), default="json", show_default=True, help="How to print it."
+)
+def inspect(keep: str, output: str, access: Access) -> None:
+    """Prints everything known about a keep: where it is, its limits, how its workload ended and why.
+
+    \b
+    keepctl inspect -o text web
+    """
+    client, kuuid = access.keep(keep)
+    info = client.keep(kuuid)
+    click.echo(json_text(info.to_wire()) if output == "json" else "\n".join(map(printable, summary(info))))
 
 
-@click.command("stop")
-@_kuuid
-@_connected
-def stop(kuuid: int, access: Access) -> None:
-    """Ends what the keep ID runs; its outcome stays to be seen."""
-    keep = access.client().stop(kuuid)
-    click.echo(one_line(keep.outcome.text if keep.outcome is not None else keep.detail))
+@click.command("stop", short_help="Ends what keeps run.")
+@keeps_argument
+@connected
+@output_option
+def stop(keeps: tuple[str, ...], output: str, access: Access) -> None:
+    """Ends what keeps run; their outcomes stay to be seen. One that cannot be stopped does not keep the others.
 
-
-@click.command("rm")
-@click.argument("kuuids", metavar="ID...", type=Kuuid(), nargs=-1, required=True)
-@_connected
-def remove(kuuids: tuple[int, ...], access: Access) -> None:
-    """Stops and forgets keeps. One that cannot be removed does not keep the others."""
+    \b
+    keepctl stop web
+    """
     client = access.client()
-    code = 0
-    for kuuid in kuuids:
-        try:
-            client.remove(kuuid)
+    stopped: list[KeepInfo] = []
+
+    def one(reference: str) -> None:
+        stopped.append(client.stop(resolve(client, reference)))
+        if output == "text":
+            click.echo(one_line(ending(stopped[-1])))
+
+    code = _each(keeps, one)
+    if output == "json":
+        click.echo(json_text([keep.to_wire() for keep in stopped]))
+    raise SystemExit(code)
+
+
+@click.command("rm", short_help="Stops and forgets keeps.")
+@keeps_argument
+@connected
+@output_option
+def remove(keeps: tuple[str, ...], output: str, access: Access) -> None:
+    """Stops and forgets keeps. One that cannot be removed does not keep the others.
+
+    \b
+    keepctl rm web 4503599627370495
+    """
+    client = access.client()
+    removed: list[int] = []
+
+    def one(reference: str) -> None:
+        kuuid = resolve(client, reference)
+        client.remove(kuuid)
+        removed.append(kuuid)
+        if output == "text":
             click.echo(f"removed {kuuid}")
+
+    code = _each(keeps, one)
+    if output == "json":
+        click.echo(json_text(removed))
+    raise SystemExit(code)
+
+
+def _each(references: tuple[str, ...], work: Callable[[str], None]) -> int:
+    """Does `work` for each; the exit code. A manager that does not answer ends it at once."""
+    code = 0
+    for reference in references:
+        try:
+            work(reference)
         except ConnectionFailed as error:
             show_error(error)
-            raise SystemExit(NO_ANSWER) from error
+            return NO_ANSWER
         except KeepfleetError as error:
             show_error(error)
             code = FAILED
-    raise SystemExit(code)
+    return code

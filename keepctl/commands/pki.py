@@ -10,7 +10,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import authority, configuration, files, hostnames, inspection
 from keepctl import pki as store
 from keepctl.authority import CLIENT_DAYS, MAX_CLIENT_DAYS
-from keepctl.commands.shared import Commands, now, pki_option, table
+from keepctl.commands.shared import Commands, now, pki_option
+from keepctl.display import show_table
 from keepctl.layout import Layout, check_client_name, serial_text
 
 MAX_PASSWORD = 1024
@@ -130,7 +131,7 @@ def list_certificates(layout: Layout) -> None:
         (entry.name, entry.kind, entry.status(moment), f"{entry.expires:%Y-%m-%d}", entry.serial)
         for entry in store.listed(layout)
     ]
-    click.echo(table(("NAME", "KIND", "STATUS", "EXPIRES", "SERIAL"), rows))
+    show_table(("NAME", "KIND", "STATUS", "EXPIRES", "SERIAL"), rows)
 
 
 @group.command("check")

@@ -1,10 +1,11 @@
-"""What every command has in common: how errors are shown, the exit codes, options, tables."""
+"""What every command has in common: how errors are shown, the exit codes, options."""
 
 from __future__ import annotations
 
 import datetime
+import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -12,7 +13,6 @@ import click
 from keep_client.credentials import pki_directory
 from keep_client.failures import ConnectionFailed
 from keep_client.text import one_line, printable
-from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import KeepfleetError
 from keepctl.layout import Layout
 
@@ -44,16 +44,24 @@ class Commands(click.Group):
             ctx.exit(FAILED)
 
 
-class Kuuid(click.ParamType[int]):
-    """A keep's ID on the command line."""
+class LazyCommands(Commands):
+    """A group whose commands are imported when they are wanted: `run` does not pay for the certificates' library."""
 
-    name = "id"
+    def __init__(self, name: str, sources: Mapping[str, str], **attributes: Any) -> None:
+        """sources: each command's name, and `module:attribute`, where it is."""
+        super().__init__(name, **attributes)
+        self._sources = dict(sources)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_kuuid(str(value))
-        except KeepfleetError as error:
-            self.fail(error.message, param, ctx)
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._sources)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._sources:
+            return None
+        module, _, attribute = self._sources[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101  # the table above is ours
+        return command
 
 
 def _layout(ctx: click.Context, param: click.Parameter, value: str | None) -> Layout:
@@ -76,12 +84,3 @@ def pki_option(command: _Command) -> _Command:
 def now() -> datetime.datetime:
     """The time, once a command."""
     return datetime.datetime.now(datetime.UTC)
-
-
-def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns two spaces apart, the last one as long as it likes."""
-    lines = [header, *[tuple(one_line(cell) or "-" for cell in row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
-    return "\n".join(
-        "".join(cell.ljust(width + 2) for cell, width in zip(line, widths, strict=False)) + line[-1] for line in lines
-    )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from keepctl.__main__ import build
+from tests.fakes.client_pki import Pki
+from tests.fakes.manager_in_memory import ManagerInMemory
 
 Run = Callable[..., Result]
+MODULE = b"\0asm\1\0\0\0"
 
 
 @pytest.fixture
@@ -18,7 +21,9 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the PKI is to be."""
     path = tmp_path / "keepfleet" / "pki"
     monkeypatch.setenv("KEEPFLEET_PKI", str(path))
-    monkeypatch.delenv("KEEPFLEET_MANAGER", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for variable in ("KEEPFLEET_MANAGER", "KEEPFLEET_CONTEXT"):
+        monkeypatch.delenv(variable, raising=False)
     return path
 
 
@@ -34,3 +39,26 @@ def run(directory: Path) -> Run:
         return result
 
     return invoke
+
+
+@pytest.fixture(scope="package")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def manager(pki: Pki, monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[ManagerInMemory]:
+    """A manager that `run` speaks to."""
+    del run  # which sets the variable this fixture sets anew
+    with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as fake:
+        monkeypatch.setenv("KEEPFLEET_PKI", pki.layout.directory)
+        monkeypatch.setenv("KEEPFLEET_MANAGER", f"127.0.0.1:{fake.port}")
+        yield fake
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> str:
+    """A file the fake door takes."""
+    path = tmp_path / "m.wasm"
+    path.write_bytes(MODULE)
+    return str(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,40 +14,17 @@ from keepctl.layout import Layout
 from tests.fakes.client_pki import Pki
 from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
-from tests.unit.keepctl.conftest import Run
-
-MODULE = b"\0asm\1\0\0\0"
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return Pki(tmp_path_factory.mktemp("pki"))
-
-
-@pytest.fixture
-def manager(pki: Pki, monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[ManagerInMemory]:
-    del run  # which sets the variable this fixture sets anew
-    with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as fake:
-        monkeypatch.setenv("KEEPFLEET_PKI", pki.layout.directory)
-        monkeypatch.setenv("KEEPFLEET_MANAGER", f"127.0.0.1:{fake.port}")
-        yield fake
-
-
-@pytest.fixture
-def module(tmp_path: Path) -> str:
-    path = tmp_path / "m.wasm"
-    path.write_bytes(MODULE)
-    return str(path)
+from tests.unit.keepctl.conftest import MODULE, Run
 
 
 def test_a_keep_is_made_started_shown_stopped_and_removed(run: Run, manager: ManagerInMemory, pki: Pki) -> None:
-    assert run("ps").output.split() == ["ID", "STATE", "ADDRESS", "FINGERPRINT", "DETAIL"]
+    assert run("ps").output.split() == ["ID", "NAME", "STATE", "ADDRESS", "FINGERPRINT", "DETAIL"]
     kuuid = run("new").output.strip()
     assert kuuid == str(FIRST_ID)
     started = run("start", kuuid, "--port", "4040", "--name", "edge.example")
     assert started.output == f"address     127.0.0.1:4040\nfingerprint {pki.fingerprint}\n"
     row = run("ps").output.splitlines()[1]
-    assert re.fullmatch(rf"{kuuid}  2 started  127\.0\.0\.1:4040  {pki.fingerprint[:23]}  awaiting-workload", row)
+    assert re.fullmatch(rf"{kuuid}  -     2 started  127\.0\.0\.1:4040  {pki.fingerprint[:23]}  awaiting-workload", row)
     assert json.loads(run("inspect", kuuid).output)["fingerprint"] == pki.fingerprint
     assert run("stop", kuuid).output == "stopped by its owner\n"
     assert run("rm", kuuid).output == f"removed {kuuid}\n"
@@ -151,9 +127,11 @@ def test_a_manager_out_of_reach_is_exit_code_3_and_one_line(run: Run, pki: Pki, 
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("kuuid", ["0", "-1", "x", "1.5", str(1 << 53), "1\n"])
-def test_what_is_no_id_is_wrong_usage(run: Run, kuuid: str) -> None:
-    assert run("inspect", "--", kuuid).exit_code == 2
+@pytest.mark.parametrize("text", ["", "1.5", "1\n", "Web", "é", "keep@7.service", "\\x2e", "../7", "x" * 64])
+def test_what_can_mean_no_keep_is_wrong_usage(run: Run, text: str) -> None:
+    result = run("inspect", "--", text)
+    assert result.exit_code == 2
+    assert "write its ID, the beginning of its ID, or its name" in result.stderr
 
 
 def test_without_certificates_it_says_how_to_get_some(run: Run) -> None:

@@ -1,0 +1,95 @@
+"""Which manager a command speaks to and as whom, and which keep it means: options every such command has."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, PKI_VARIABLE, Credentials, parse_manager
+from keep_client.manager import ManagerClient
+from keep_protocol.errors import KeepfleetError
+from keepctl import contexts
+from keepctl.references import check_reference, resolve
+
+CONTEXT_VARIABLE = "KEEPFLEET_CONTEXT"
+
+
+@dataclass(frozen=True)
+class Access:
+    """Which manager, and who we are to it and to its keeps."""
+
+    manager: str
+    credentials: Credentials
+
+    def client(self) -> ManagerClient:
+        """The manager's calls. Raises KeepfleetError when the address or a file cannot be used."""
+        return ManagerClient(parse_manager(self.manager), self.credentials.manager_context())
+
+    def keep(self, reference: str) -> tuple[ManagerClient, int]:
+        """The manager's calls, and the ID of the keep that `reference` means. Raises KeepfleetError."""
+        client = self.client()
+        return client, resolve(client, reference)
+
+
+def _find(context: str | None, manager: str | None, ca: str | None, cert: str | None, key: str | None) -> Access:
+    """An option wins over a context that was asked for, that over the environment, that over the current context."""
+    asked = context or os.environ.get(CONTEXT_VARIABLE)
+    known = contexts.load() if not (manager and ca and cert) or asked else contexts.Contexts()
+    chosen = known.get(asked) if asked else {}
+    current = known.get(known.current) if known.current and not asked else {}
+    files = current if PKI_VARIABLE not in os.environ else {}
+    address = manager or chosen.get("manager") or os.environ.get(MANAGER_VARIABLE) or current.get("manager")
+    found = {name: chosen.get(name) or files.get(name) for name in ("ca", "cert", "key")}
+    credentials = Credentials.find(ca or found["ca"], cert or found["cert"], key or (None if cert else found["key"]))
+    return Access(address or DEFAULT_MANAGER, credentials)
+
+
+def connected(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --context, --manager, --ca, --cert and --key; the command gets them as one `access`."""
+
+    @click.option("--context", metavar="NAME", help="One of `keepctl context list`; also $KEEPFLEET_CONTEXT.")
+    @click.option(
+        "--manager",
+        metavar="URL",
+        help="The manager: HOST:PORT or https://HOST:PORT; also $KEEPFLEET_MANAGER; otherwise the context's, "
+        f"or {DEFAULT_MANAGER}.",
+    )
+    @click.option("--ca", metavar="FILE", help="The CA of the manager; otherwise ca.crt of the PKI directory.")
+    @click.option("--cert", metavar="FILE", help="Your certificate; otherwise clients/admin.crt.")
+    @click.option("--key", metavar="FILE", help="Its key; otherwise the .key beside it.")
+    @functools.wraps(command)
+    def with_access(
+        context: str | None,
+        manager: str | None,
+        ca: str | None,
+        cert: str | None,
+        key: str | None,
+        **arguments: object,
+    ) -> None:
+        command(access=_find(context, manager, ca, cert, key), **arguments)
+
+    return with_access
+
+
+class Reference(click.ParamType[str]):
+    """A keep on the command line: its ID, the beginning of its ID, or its name."""
+
+    name = "keep"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return check_reference(str(value))
+        except KeepfleetError as error:
+            self.fail(error.message, param, ctx)
+
+
+keep_argument = click.argument("keep", metavar="KEEP", type=Reference())
+keeps_argument = click.argument("keeps", metavar="KEEP...", type=Reference(), nargs=-1, required=True)
+output_option = click.option(
+    "-o", "--output", type=click.Choice(("text", "json")), default="text", show_default=True, help="How to print it."
+)

@@ -1,0 +1,98 @@
+"""`keepctl context …`: managers by name, so that nothing needs typing twice."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from keep_client.credentials import parse_manager
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keepctl import contexts
+from keepctl.commands.access import output_option
+from keepctl.commands.shared import Commands
+from keepctl.contexts import Contexts
+from keepctl.display import json_text, show_table
+
+
+@click.group("context", cls=Commands, short_help="Managers by name.")
+def group() -> None:
+    """Remembers managers, and the files that let you in, by name.
+
+    \b
+    keepctl context set edge --manager edge.example:3030 --ca ca.crt --cert alice.crt
+    keepctl context use edge
+    """
+
+
+@group.command("set")
+@click.argument("name")
+@click.option("--manager", metavar="URL", help="The manager: HOST:PORT or https://HOST:PORT.")
+@click.option("--ca", metavar="FILE", help="The CA of the manager.")
+@click.option("--cert", metavar="FILE", help="Your certificate.")
+@click.option("--key", metavar="FILE", help="Its key; otherwise the .key beside it.")
+def set_context(name: str, manager: str | None, ca: str | None, cert: str | None, key: str | None) -> None:
+    """Remembers what is given under NAME, beside what NAME has already; the first one is in use at once.
+
+    \b
+    keepctl context set edge --manager edge.example:3030 --ca ca.crt --cert alice.crt
+    """
+    contexts.check_name(name)
+    if manager is not None:
+        parse_manager(manager)
+    named = {field: os.path.abspath(file) for field, file in (("ca", ca), ("cert", cert), ("key", key)) if file}
+    for field, file in named.items():
+        if not os.path.isfile(file):
+            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot remember --{field}: {file}: there is no such file")
+    known = contexts.load()
+    context = {**known.contexts.get(name, {}), **({"manager": manager} if manager else {}), **named}
+    where = contexts.save(Contexts(known.current or name, {**known.contexts, name: context}))
+    click.echo(f"{name} is in {where}{', and in use' if (known.current or name) == name else ''}")
+
+
+@group.command("use")
+@click.argument("name")
+def use(name: str) -> None:
+    """Uses NAME from now on.
+
+    \b
+    keepctl context use edge
+    """
+    known = contexts.load()
+    known.get(name)
+    contexts.save(Contexts(name, known.contexts))
+    click.echo(f"{name} is in use")
+
+
+@group.command("rm")
+@click.argument("name")
+def remove(name: str) -> None:
+    """Forgets NAME; the files it names stay.
+
+    \b
+    keepctl context rm edge
+    """
+    known = contexts.load()
+    known.get(name)
+    left = {other: context for other, context in known.contexts.items() if other != name}
+    contexts.save(Contexts("" if known.current == name else known.current, left))
+    click.echo(f"{name} is forgotten")
+
+
+@group.command("list")
+@output_option
+def list_contexts(output: str) -> None:
+    """Lists the contexts; the one in use has a star.
+
+    \b
+    keepctl context list -o json
+    """
+    known = contexts.load()
+    if output == "json":
+        click.echo(json_text({"current": known.current, "contexts": known.contexts}))
+        return
+    rows = [
+        ("*" if name == known.current else " ", name, *(context.get(field, "") for field in contexts.FIELDS))
+        for name, context in sorted(known.contexts.items())
+    ]
+    show_table(("", "NAME", *(field.upper() for field in contexts.FIELDS)), rows)

@@ -1,0 +1,97 @@
+"""`keepctl logs`, `wait` and `events`: what keeps say and what happens to them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import click
+
+from keep_client.text import one_line
+from keep_protocol.streams import LogLine
+from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
+from keepctl.commands.run import line_shower, refuse_raw_terminal
+from keepctl.display import json_line, json_text
+from keepctl.endings import EXIT_CODES, ending, exit_code_of
+from keepctl.follow import WORKLOAD
+from keepctl.references import resolve
+from keepctl.summary import moment_text
+
+
+@click.command("logs", short_help="Shows what a keep printed.")
+@keep_argument
+@connected
+@output_option
+@click.option("-f", "--follow", is_flag=True, help="Go on until it ends; Ctrl-C leaves it running.")
+@click.option("-n", "--lines", "last", type=click.IntRange(0, 1_000_000), help="Only the last lines.")
+@click.option("--all", "everything", is_flag=True, help="Also what the keep itself says, and not only its guest.")
+@click.option("-t", "--timestamps", is_flag=True, help="Each line's time before it.")
+@click.option("--raw", is_flag=True, help="The output as it is, control characters and all; into a pipe or a file.")
+def logs(
+    keep: str,
+    output: str,
+    follow: bool,
+    last: int | None,
+    everything: bool,
+    timestamps: bool,
+    raw: bool,
+    access: Access,
+) -> None:
+    """Shows what a keep's guest printed.
+
+    \b
+    keepctl logs -f -n 20 web
+    """
+    refuse_raw_terminal(raw)
+    client, kuuid = access.keep(keep)
+    shower = line_shower(raw, output == "json")
+
+    def show(line: LogLine) -> None:
+        if everything or line.source == WORKLOAD:
+            if timestamps and output == "text":
+                click.echo(f"{moment_text(line.at)} ", nl=False)
+            shower(line)
+
+    with closing(client.lines(kuuid, follow, last)) as lines:
+        for line in lines:
+            show(line)
+
+
+@click.command(
+    "wait",
+    short_help="Waits until keeps have ended, and exits as the last one did.",
+    help="Waits until each keep has ended, tells why, and exits as the last one's workload did.\n\n"
+    f"\b\nkeepctl wait web && echo done\n\n{EXIT_CODES}",
+)
+@keeps_argument
+@connected
+@output_option
+def wait(keeps: tuple[str, ...], output: str, access: Access) -> None:
+    client = access.client()
+    ended = []
+    for kuuid in [resolve(client, reference) for reference in keeps]:
+        keep = client.ended(kuuid)
+        ended.append(keep)
+        if output == "text":
+            click.echo(one_line(ending(keep)))
+    if output == "json":
+        click.echo(json_text([keep.to_wire() for keep in ended]))
+    raise SystemExit(exit_code_of(ended[-1].outcome))
+
+
+@click.command("events", short_help="Shows what happens to keeps.")
+@connected
+@output_option
+def events(output: str, access: Access) -> None:
+    """Shows what happens to keeps from now on, one line each, until Ctrl-C.
+
+    \b
+    keepctl events -o json
+    """
+    with closing(access.client().events()) as happening:
+        for event in happening:
+            if output == "json":
+                click.echo(json_line(event.to_wire()))
+            else:
+                named = f" {event.keep.name}" if event.keep.name else ""
+                told = f"{moment_text(event.at)} {event.event} {event.keep.kuuid}{named} {ending(event.keep)}"
+                click.echo(one_line(told).rstrip())

@@ -1,0 +1,70 @@
+"""A workload's output, shown until it ends; Ctrl-C stops the workload, a second one leaves it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import Protocol
+
+from keep_protocol.keep import KeepInfo
+from keep_protocol.streams import LogLine
+
+WORKLOAD = "workload"
+
+
+class Manager(Protocol):
+    """What is needed of the manager."""
+
+    def lines(
+        self, kuuid: int, follow: bool = False, last: int | None = None, after: str = ""
+    ) -> Generator[LogLine, None, None]:
+        """The lines of a keep's journal."""
+
+    def ended(self, kuuid: int) -> KeepInfo:
+        """The keep, once it has ended."""
+
+    def stop(self, kuuid: int) -> KeepInfo:
+        """Ends what the keep runs."""
+
+
+class Left(Exception):
+    """The person has gone, and the workload runs on."""
+
+
+@contextmanager
+def ending_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP are Ctrl-C inside."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def until_the_end(
+    manager: Manager, kuuid: int, show: Callable[[LogLine], None], stopping: Callable[[], None]
+) -> tuple[KeepInfo, bool]:
+    """Shows the keep's lines until it has ended; the keep then, and whether Ctrl-C ended it.
+
+    At the first Ctrl-C `stopping` is called and the workload stopped; its last lines are still shown. Raises Left at
+    the second, KeepfleetError when the manager cannot be reached any more.
+    """
+    cursor, stopped = "", False
+    while True:
+        try:
+            with closing(manager.lines(kuuid, follow=True, after=cursor)) as lines:
+                for line in lines:
+                    cursor = line.cursor or cursor
+                    show(line)
+            return manager.ended(kuuid), stopped
+        except KeyboardInterrupt:
+            if stopped:
+                raise Left from None
+            stopped = True
+            try:
+                stopping()
+                manager.stop(kuuid)
+            except KeyboardInterrupt:
+                raise Left from None

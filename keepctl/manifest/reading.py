@@ -1,0 +1,122 @@
+"""A manifest's file, read into a job."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keepctl.job import NO_RESTART, Grant, Job
+from keepctl.manifest.check import faults_of
+from keepctl.manifest.schema import SCHEMA, WORDS
+from keepctl.values import parse_limit
+from keepctl.yamltree import MAX_BYTES, Fault, Node, parse
+
+
+def parse_job(data: bytes, directory: str = "") -> tuple[Job | None, list[Fault]]:
+    """The job a manifest describes, or every fault of it; `directory` is where a relative module lies. Pure."""
+    root, faults = parse(data)
+    if root is None:
+        return None, faults or [Fault(1, 1, "it is empty")]
+    faults += faults_of(root, SCHEMA)
+    if not faults:
+        faults += [*_twice(root), *_limits(root)[1]]
+    if faults:
+        return None, sorted(faults)
+    job = _job(root, directory)
+    try:
+        job.check()
+    except KeepfleetError as error:
+        return None, [Fault(root.line, root.column, error.message)]
+    return job, []
+
+
+def read_job(path: str) -> Job:
+    """The job in the file at `path`. Raises KeepfleetError(BAD_REQUEST) with every fault as evidence."""
+    job, faults = parse_job(_read(path), os.path.dirname(os.path.abspath(path)))
+    if job is None:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST,
+            f"cannot use {path}: {count}; see: keepctl manifest schema",
+            tuple(f"{path}:{fault.line}:{fault.column}: {fault.message}" for fault in faults),
+        )
+    return job
+
+
+def _read(path: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {path}: it is not a regular file")
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {path}: {error.strerror}") from error
+
+
+def _entries(root: Node, name: str) -> dict[str, Node]:
+    value = root.value[name].value if isinstance(root.value, dict) and name in root.value else None
+    return value if isinstance(value, dict) else {}
+
+
+def _items(root: Node, name: str) -> list[dict[str, Node]]:
+    value = root.value[name].value if isinstance(root.value, dict) and name in root.value else None
+    return [item.value for item in value if isinstance(item.value, dict)] if isinstance(value, list) else []
+
+
+def _text(root: Node, name: str) -> str:
+    value = root.value[name].value if isinstance(root.value, dict) and name in root.value else None
+    return value if isinstance(value, str) else ""
+
+
+def _texts(root: Node, name: str) -> tuple[str, ...]:
+    value = root.value[name].value if isinstance(root.value, dict) and name in root.value else None
+    return tuple(str(item.value) for item in value) if isinstance(value, list) else ()
+
+
+def _twice(root: Node) -> Iterator[Fault]:
+    """What may stand only once: a directory's place in the guest, and a secret's name."""
+    for list_name, member in (("directories", "guest"), ("secrets", "name")):
+        seen: dict[str, int] = {}
+        for item in _items(root, list_name):
+            node = item[member]
+            first = seen.setdefault(node.text, node.line)
+            if first != node.line:
+                yield Fault(
+                    node.line, node.column, f"{list_name}: {node.text!r} stands twice; the first is in line {first}"
+                )
+
+
+def _limits(root: Node) -> tuple[dict[str, int], list[Fault]]:
+    limits: dict[str, int] = {}
+    faults: list[Fault] = []
+    for name, node in _entries(root, "limits").items():
+        try:
+            limit, number = parse_limit(WORDS.get(name, name), node.text)
+            limits[limit] = number
+        except KeepfleetError as error:
+            faults.append(Fault(node.line, node.column, error.message))
+    return limits, faults
+
+
+def _job(root: Node, directory: str) -> Job:
+    module, export, arguments = _text(root, "module"), _text(root, "export"), _texts(root, "arguments")
+    return Job(
+        module=os.path.join(directory, module) if module else "",
+        name=_text(root, "name"),
+        labels={name: node.text for name, node in _entries(root, "labels").items()},
+        arguments=() if export else arguments,
+        environment={name: node.text for name, node in _entries(root, "environment").items()},
+        directories=tuple(
+            Grant(item["host"].text, item["guest"].text, "writable" in item and item["writable"].value is True)
+            for item in _items(root, "directories")
+        ),
+        secrets={item["name"].text: item["file"].text for item in _items(root, "secrets")},
+        stdin=_text(root, "stdin"),
+        limits=_limits(root)[0],
+        restart=_text(root, "restart") or NO_RESTART,
+        export=export,
+        export_arguments=arguments if export else (),
+    )

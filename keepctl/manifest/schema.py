@@ -1,0 +1,193 @@
+"""The published JSON Schema (draft 2020-12) of a manifest; the checks and the reference page are made of this table.
+
+`x-must` finishes the sentence "X must …" where a pattern alone would tell a person nothing.
+"""
+
+from __future__ import annotations
+
+from keep_protocol.labels import MAX_LABEL_VALUE, MAX_LABELS
+from keep_protocol.limits import BOUNDS, DEFAULTS
+from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS, RestartPolicy
+from keepctl.values import CPUS, DURATION
+
+Schema = dict[str, object]
+
+_PATH_LIMIT = 4095
+"""PATH_MAX without its NUL (man 7 path_resolution)."""
+
+
+def _whole(pattern: str) -> str:
+    return f"^(?:{pattern})$"
+
+
+def _text(description: str, pattern: str, must: str, **more: object) -> Schema:
+    return {"type": "string", "description": description, "pattern": pattern, "x-must": must, **more}
+
+
+def _host_path(description: str) -> Schema:
+    return _text(
+        description + " An absolute path on the manager's host, below what its configuration grants you.",
+        "^/[^\\u0000]*$",
+        "be an absolute path",
+        maxLength=_PATH_LIMIT,
+    )
+
+
+def _number(name: str, description: str) -> Schema:
+    low, high = BOUNDS[name]
+    return {
+        "type": "integer",
+        "description": description,
+        "minimum": low,
+        "maximum": high,
+        "default": DEFAULTS[name],
+    }
+
+
+def _size(description: str) -> Schema:
+    return {
+        "type": ["integer", "string"],
+        "description": description,
+        "pattern": "^(?:[0-9]{1,12}(?:[KMGkmg](?:i?B)?|B)?)$",
+        "x-must": "be bytes, or a size like 64K, 64M or 1G",
+        "minimum": 0,
+    }
+
+
+def _duration(description: str) -> Schema:
+    return {
+        "type": ["integer", "string"],
+        "description": description,
+        "pattern": _whole(DURATION.pattern),
+        "x-must": "be whole seconds, or a time like 10s, 5m or 1h30m",
+        "minimum": 0,
+    }
+
+
+_NO_NUL = {"type": "string", "pattern": "^[^\\u0000]*$", "x-must": "hold no NUL"}
+_LIMITS: dict[str, object] = {
+    "memory": _size(f"The guest's memory. Default {DEFAULTS['memory_bytes'] >> 20}M."),
+    "time": _duration(f"How long it may run. Default {DEFAULTS['wall_seconds'] // 3600}h."),
+    "cpu_time": _duration(f"How much processor time it may use. Default {DEFAULTS['cpu_seconds'] // 3600}h."),
+    "cpus": {
+        "type": ["integer", "number", "string"],
+        "description": "How much of how many processors, with at most two decimals. Default 1.",
+        "pattern": _whole(CPUS.pattern),
+        "x-must": "be a number of processors like 0.5 or 2",
+        "minimum": 0.01,
+        "maximum": BOUNDS["cpu_percent"][1] / 100,
+    },
+    "stack": _size(f"The stack of WebAssembly calls. Default {DEFAULTS['stack_bytes'] >> 20}M."),
+    "table_elements": _number("table_elements", "The elements of all its tables together."),
+    "tasks": _number("tasks", "Processes and threads of the keep, its own among them."),
+    "io_weight": _number("io_weight", "Its share of the disks beside others."),
+    "log_lines_per_second": _number("log_lines_per_second", "Lines of output a second; more are dropped and counted."),
+}
+SCHEMA: Schema = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "urn:keepfleet:manifest:1",
+    "title": "keepfleet workload",
+    "description": "One workload: the module, what its guest is given, and what it may use.",
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "name": _text(
+            "What the keep is called.",
+            "^[a-z0-9-]{1,63}$",
+            "be 1 to 63 of a-z, 0-9 and -",
+        ),
+        "module": _text(
+            "The WebAssembly file to send; a relative path is beside the manifest. Left out, it is named on the "
+            "command line.",
+            "^[^\\u0000]+$",
+            "be the path of a file",
+            maxLength=_PATH_LIMIT,
+        ),
+        "export": _text(
+            "The exported function to call instead of the program's own entry; `arguments` are its arguments then.",
+            "^[^\\u0000-\\u001f\\u007f]{1,256}$",
+            "be 1 to 256 characters, none of them a control character",
+        ),
+        "arguments": {
+            "type": "array",
+            "description": "The guest's arguments, after the program's name.",
+            "maxItems": MAX_STRINGS,
+            "items": _NO_NUL,
+        },
+        "environment": {
+            "type": "object",
+            "description": "The guest's environment. Secrets do not belong here.",
+            "maxProperties": MAX_STRINGS,
+            "propertyNames": {"pattern": "^[^=\\u0000]+$", "x-must": "be a variable's name, without ="},
+            "additionalProperties": _NO_NUL,
+        },
+        "stdin": _host_path("The file that is the guest's standard input; empty where left out."),
+        "directories": {
+            "type": "array",
+            "description": "Directories the guest may open.",
+            "maxItems": MAX_DIRECTORIES,
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["host", "guest"],
+                "properties": {
+                    "host": _host_path("The directory."),
+                    "guest": _text(
+                        "Where the guest finds it; not below /run/secrets.",
+                        "^/$|^(?!/run/secrets(?:/|$))(?:/(?!\\.{1,2}(?:/|$))[^/\\u0000]+)+$",
+                        "be an absolute, plain path, and not /run/secrets",
+                        maxLength=255,
+                    ),
+                    "writable": {
+                        "type": "boolean",
+                        "description": "Whether the guest may write there.",
+                        "default": False,
+                    },
+                },
+            },
+        },
+        "secrets": {
+            "type": "array",
+            "description": "Files the guest finds as /run/secrets/NAME, in memory and not in its environment.",
+            "maxItems": MAX_SECRETS,
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["name", "file"],
+                "properties": {
+                    "name": _text(
+                        "Its name in the guest.",
+                        "^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
+                        "be 1 to 63 of A-Z, a-z, 0-9, `_`, `.` and -, and begin with a letter or digit",
+                    ),
+                    "file": _host_path("The file."),
+                },
+            },
+        },
+        "limits": {
+            "type": "object",
+            "description": "What it may use; what is left out has its default, or your ceiling where that is lower.",
+            "additionalProperties": False,
+            "properties": _LIMITS,
+        },
+        "restart": {
+            "description": "When it is run again after its end.",
+            "enum": [policy.value for policy in RestartPolicy],
+            "default": RestartPolicy.NO.value,
+        },
+        "labels": {
+            "type": "object",
+            "description": "Labels to find the keep by.",
+            "maxProperties": MAX_LABELS,
+            "propertyNames": {"pattern": "^[a-z0-9./-]{1,63}$", "x-must": "be 1 to 63 of a-z, 0-9, `.`, `/` and -"},
+            "additionalProperties": _text(
+                "A label's value.",
+                "^[^\\u0000-\\u001f\\u007f-\\u009f\\u2028\\u2029]*$",
+                "be printable",
+                maxLength=MAX_LABEL_VALUE,
+            ),
+        },
+    },
+}
+WORDS = {"memory": "memory", "time": "time", "cpu_time": "cpu_time", "cpus": "cpus", "stack": "stack_bytes"}
+"""How each limit of a manifest is called by `keepctl.values.parse_limit`; the others by their own names."""

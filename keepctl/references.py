@@ -1,0 +1,70 @@
+"""Which keep is meant: by its ID, the beginning of its ID, or its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Protocol
+
+from keep_protocol.constants import KUUID_BITS
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+
+REFERENCE = re.compile(r"[a-z0-9-]{1,63}", re.ASCII)
+_ID = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
+_SHOWN = 5
+"""How many of several keeps meant are named in the error."""
+
+
+class Keeps(Protocol):
+    """What is needed of the manager."""
+
+    def keep(self, kuuid: int) -> KeepInfo:
+        """One keep; KeepfleetError(NOT_FOUND) where there is none."""
+
+    def keeps(self) -> tuple[KeepInfo, ...]:
+        """Every keep."""
+
+
+def check_reference(text: str) -> str:
+    """`text` when it can mean a keep. Raises KeepfleetError(BAD_REQUEST)."""
+    if not REFERENCE.fullmatch(text):
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST,
+            f"{text[:40]!r} means no keep: write its ID, the beginning of its ID, or its name (a-z, 0-9 and -)",
+        )
+    return text
+
+
+def choose(keeps: Iterable[KeepInfo], text: str) -> KeepInfo | None:
+    """The keep named `text`, else the one whose ID begins so; None for none.
+
+    Raises KeepfleetError(CONFLICT) where several are meant, with their IDs.
+    """
+    known = list(keeps)
+    meant = [keep for keep in known if keep.name == text] or [
+        keep for keep in known if str(keep.kuuid).startswith(text)
+    ]
+    if len(meant) > 1:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot tell which keep {text} is: {len(meant)} are called so or begin so; write the whole ID",
+            tuple(f"{keep.kuuid} {keep.name}".strip() for keep in meant[:_SHOWN]),
+        )
+    return meant[0] if meant else None
+
+
+def resolve(manager: Keeps, text: str) -> int:
+    """The ID of the keep `text` means. Raises KeepfleetError: NOT_FOUND, CONFLICT where several are meant."""
+    missing = KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {text}: there is none; see: keepctl ps")
+    if _ID.fullmatch(text) and int(text) < 1 << KUUID_BITS:
+        try:
+            return manager.keep(int(text)).kuuid
+        except KeepfleetError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                raise
+            missing = error
+    found = choose(manager.keeps(), text)
+    if found is None:
+        raise missing
+    return found.kuuid

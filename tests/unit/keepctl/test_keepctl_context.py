@@ -1,0 +1,103 @@
+"""The context file, and which of options, environment and contexts wins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.client_pki import Pki
+from tests.fakes.manager_in_memory import ManagerInMemory
+from tests.unit.keepctl.conftest import Run
+
+
+@pytest.fixture
+def bare(manager: ManagerInMemory, monkeypatch: pytest.MonkeyPatch) -> ManagerInMemory:
+    """A manager nothing in the environment speaks of."""
+    monkeypatch.delenv("KEEPFLEET_MANAGER")
+    monkeypatch.delenv("KEEPFLEET_PKI")
+    return manager
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "keepfleet" / "context.yaml"
+
+
+def set_up(run: Run, pki: Pki, name: str, port: int) -> None:
+    ca, certificate = pki.layout.ca_certificate, pki.layout.client_certificate("admin")
+    result = run("context", "set", name, "--manager", f"127.0.0.1:{port}", "--ca", ca, "--cert", certificate)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_context_remembers_all_that_a_command_needs(run: Run, bare: ManagerInMemory, pki: Pki, file: Path) -> None:
+    set_up(run, pki, "edge", bare.port)
+    assert run("ps").exit_code == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    listed = run("context", "list").output.splitlines()
+    assert listed[0].split() == ["NAME", "MANAGER", "CA", "CERT", "KEY"]
+    assert listed[1].split()[:3] == ["*", "edge", f"127.0.0.1:{bare.port}"]
+
+
+def test_one_of_several_is_used_or_asked_for(
+    run: Run, bare: ManagerInMemory, pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(run, pki, "away", 1)
+    set_up(run, pki, "edge", bare.port)
+    assert run("ps").exit_code == 3
+    assert run("ps", "--context", "edge").exit_code == 0
+    assert run("context", "use", "edge").output == "edge is in use\n"
+    assert run("ps").exit_code == 0
+    assert run("ps", "--manager", "127.0.0.1:1").exit_code == 3
+    monkeypatch.setenv("KEEPFLEET_CONTEXT", "away")
+    assert run("ps").exit_code == 3
+    monkeypatch.delenv("KEEPFLEET_CONTEXT")
+    monkeypatch.setenv("KEEPFLEET_MANAGER", "127.0.0.1:1")
+    assert run("ps").exit_code == 3, "the environment wins over the context in use"
+    assert run("ps", "--context", "edge").exit_code == 0, "and a context asked for wins over the environment"
+
+
+def test_a_context_is_changed_in_part_and_forgotten(run: Run, bare: ManagerInMemory, pki: Pki) -> None:
+    set_up(run, pki, "edge", 1)
+    run("context", "set", "edge", "--manager", f"127.0.0.1:{bare.port}")
+    assert run("ps").exit_code == 0
+    assert run("context", "rm", "edge").output == "edge is forgotten\n"
+    assert json.loads(run("context", "list", "-o", "json").output) == {"current": "", "contexts": {}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("use", "nobody"), "cannot use context 'nobody': there is none; see: keepctl context list"),
+        (("rm", "nobody"), "cannot use context 'nobody'"),
+        (("set", "a b"), "cannot name a context 'a b'"),
+        (("set", "é"), "cannot name a context 'é'"),
+        (("set", "x", "--manager", "a b"), "cannot read 'a b' as the manager's address"),
+        (("set", "x", "--ca", "/nowhere"), "/nowhere: there is no such file"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(run: Run, arguments: tuple[str, ...], told: str) -> None:
+    result = run("context", *arguments)
+    assert result.exit_code == 1
+    assert told in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x 1",
+        "contexts: [1]",
+        "current: 3",
+        "other: 1",
+        "- a",
+        "contexts: {x: {manager: 3}}",
+        "contexts: {x: {y: z}}",
+    ],
+)
+def test_a_context_file_of_another_shape_is_refused_and_named(run: Run, file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    result = run("ps")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"keepctl: cannot read {file}: mend it or remove it\n    ")

@@ -1,0 +1,152 @@
+"""What people type and see, without a manager: sizes, times, endings, references, tables, bars."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from keep_protocol.errors import KeepfleetError
+from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.states import State
+from keepctl import values
+from keepctl.display import UploadBar, plain_table, show_table
+from keepctl.endings import exit_code_of
+from keepctl.references import choose
+from tests.unit.keepctl.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("65536", 65536), ("64K", 65536), ("64M", 64 << 20), ("1GiB", 1 << 30), ("5b", 5)]
+)
+def test_a_size_is_bytes_with_an_optional_unit(text: str, number: int) -> None:
+    assert values.parse_size(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10", 10), ("10s", 10), ("5m", 300), ("1h30m", 5400), ("2d", 172800), ("1d2h3m4s", 93784)]
+)
+def test_a_time_is_seconds_or_days_hours_minutes(text: str, seconds: int) -> None:
+    assert values.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(("text", "percent"), [("0.5", 50), ("2", 200), ("0.25", 25), ("1.5", 150)])
+def test_processors_are_percent_of_one(text: str, percent: int) -> None:
+    assert values.parse_cpus(text) == percent
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        *((values.parse_size, text) for text in ("", "M", "-1", "1.5G", "1T", "٣", "1 M", "1M\n", "9" * 20)),
+        *((values.parse_duration, text) for text in ("", "s", "-1", "1.5s", "10ms", "1m1h", "1 s", "1s\n")),
+        *((values.parse_cpus, text) for text in ("", ".5", "-1", "1.234", "1e3", "nan", "1\n")),
+        *((values.parse_pair, text) for text in ("", "a", "=b")),
+        *((values.parse_directory, text) for text in ("", "/a", ":/a", "/a:", "/a:/b:rx", "/a:/b:rw:x")),
+    ],
+)
+def test_anything_else_is_refused_in_words(parse: Callable[[str], object], text: str) -> None:
+    with pytest.raises(KeepfleetError, match="cannot read"):
+        parse(text)
+
+
+def test_a_limit_has_a_friendly_and_an_exact_name() -> None:
+    assert (
+        values.parse_limit("memory", "64M") == values.parse_limit("memory_bytes", "64M") == ("memory_bytes", 64 << 20)
+    )
+    assert values.parse_limit("cpus", "0.5") == values.parse_limit("cpu_percent", "50") == ("cpu_percent", 50)
+    with pytest.raises(KeepfleetError, match="the limits are memory, time"):
+        values.parse_limit("speed", "1")
+    with pytest.raises(KeepfleetError, match="cannot limit wall_seconds to 0"):
+        values.parse_limit("time", "0")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(None, ""), (0, "0 B"), (1536, "1.5 KiB"), (64 << 20, "64 MiB"), (3 << 30, "3 GiB")]
+)
+def test_bytes_are_written_for_people(number: int | None, text: str) -> None:
+    assert values.size_text(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (0.25, "0.25 s"), (90, "90 s"), (125, "2 min 5 s"), (7500, "2 h 5 min"), (266400, "3 d 2 h")],
+)
+def test_times_are_written_for_people(seconds: float | None, text: str) -> None:
+    assert values.seconds_text(seconds) == text
+
+
+def test_every_way_to_end_has_an_exit_code_and_only_a_good_end_has_0() -> None:
+    assert exit_code_of(None) == 125
+    for kind in OutcomeKind:
+        assert 0 < exit_code_of(Outcome(kind, "x", exit_code=7)) < 256
+    assert exit_code_of(Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)) == 0
+
+
+def test_a_name_wins_over_the_beginning_of_an_id() -> None:
+    keeps = [KeepInfo(12, State.LISTENING, name="x"), KeepInfo(34, State.LISTENING, name="12")]
+    assert choose(keeps, "12") == keeps[1]
+    assert choose(keeps, "1") == keeps[0]
+    assert choose(keeps, "9") is None
+    with pytest.raises(KeepfleetError, match="2 are called so"):
+        choose([*keeps, KeepInfo(35, State.LISTENING)], "3")
+
+
+def test_a_plain_table_has_no_control_characters_and_no_empty_cells() -> None:
+    assert plain_table(("A", "B"), [("\x1b[31m", ""), ("x", "y\nz")]) == "A         B\n\\x1b[31m  -\nx         y z"
+
+
+def test_a_table_on_a_terminal_shows_what_a_guest_wrote_as_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    show_table(("ID", "DETAIL"), [("7", "[red]\x1b[31m")])
+    assert "[red]\\x1b[31m" in capsys.readouterr().out
+
+
+def test_an_upload_that_takes_long_gets_a_bar_that_goes_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("keepctl.display.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with UploadBar(10, shown=True) as bar:
+        timer = next(thread for thread in threading.enumerate() if isinstance(thread, threading.Timer))
+        timer.join()
+        bar(10)
+    assert "checking and compiling" in capsys.readouterr().err
+
+
+def test_an_upload_that_nobody_watches_or_that_is_quick_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (True, False):
+        with UploadBar(10, shown) as bar:
+            bar(10)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("shell", "told"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])
+def test_every_shell_gets_its_completion(run: Run, shell: str, told: str) -> None:
+    result = run("completion", shell)
+    assert result.exit_code == 0
+    assert told in result.output and "_KEEPCTL_COMPLETE" in result.output
+
+
+def test_the_completion_knows_commands_and_options(run: Run) -> None:
+    del run
+    from click.shell_completion import ShellComplete
+
+    from keepctl.__main__ import build
+
+    complete = ShellComplete(build(), {}, "keepctl", "_KEEPCTL_COMPLETE")
+    assert "run" in [item.value for item in complete.get_completions([], "r")]
+    assert "--memory" in [item.value for item in complete.get_completions(["run"], "--m")]
+
+
+def test_every_command_has_help_with_an_example(run: Run) -> None:
+    from keepctl.__main__ import COMMANDS
+
+    for name in set(COMMANDS) - {"init", "pki", "install", "uninstall"}:
+        text = run(name, "--help").output
+        assert "keepctl " + name.replace("new", "create") in text.split("Usage:")[1].split("\n", 1)[1], name

@@ -1,0 +1,278 @@
+"""`keepctl run`, `logs`, `wait`, `events`, against a manager and a door over real TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.states import State
+from keep_protocol.streams import KeepEvent, LogLine
+from tests.fakes.client_pki import Pki
+from tests.fakes.keep_door import KeepDoor
+from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.unit.keepctl.conftest import MODULE, Run
+
+GOOD = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
+TRAP = Outcome(OutcomeKind.TRAPPED, "trapped: \x1b[2J unreachable", backtrace=("0: boom", "1: _start"))
+Door = Callable[..., KeepDoor]
+
+
+def say(manager: ManagerInMemory, *texts: str, source: str = "workload") -> None:
+    manager.lines.setdefault(FIRST_ID, []).extend(LogLine(float(n), source, text) for n, text in enumerate(texts))
+
+
+@pytest.fixture
+def door(manager: ManagerInMemory, pki: Pki) -> Door:
+    """A door whose workload ends as it is told as soon as it has arrived."""
+
+    def make(outcome: Outcome | None = GOOD) -> KeepDoor:
+        def accepted() -> None:
+            if outcome is not None:
+                state = State.COMPLETE if outcome.kind is OutcomeKind.EXITED else State.ERROR
+                manager.change(FIRST_ID, state=state, detail="ended", outcome=outcome)
+
+        door = KeepDoor(pki.keep(), accepted)
+        manager.door_port = door.port
+        return door
+
+    return make
+
+
+def test_a_program_is_run_its_output_shown_and_its_exit_code_is_ours(
+    run: Run, manager: ManagerInMemory, door: Door, module: str
+) -> None:
+    say(manager, "started", source="keep")
+    say(manager, "hello", "\x1b[31mred\r")
+    with door(Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3)) as at:
+        result = run("run", module, "--", "-v", "x")
+    assert at.received == MODULE
+    assert result.stdout == "hello\n\\x1b[31mred\\r\n"
+    assert result.stderr == f"keepctl: keep {FIRST_ID}: exited 3\n"
+    assert result.exit_code == 3
+    assert manager.workloads[FIRST_ID] == {"arguments": ["-v", "x"]}
+    assert list(manager.keeps) == [FIRST_ID]
+
+
+def test_a_good_end_says_nothing_of_its_own_and_rm_removes_the_keep(
+    run: Run, manager: ManagerInMemory, door: Door, module: str
+) -> None:
+    say(manager, "hello")
+    with door():
+        result = run("run", "--rm", "--raw", module)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "hello\n", "")
+    assert manager.keeps == {}
+
+
+def test_everything_asked_for_reaches_the_manager(
+    run: Run, manager: ManagerInMemory, door: Door, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with door():
+        result = run(
+            "run", "-d", "--name", "web", "--label", "app=a=b", "--memory", "64M", "--time", "1m30s", "--cpus", "0.5",
+            "--limit", "tasks=20", "--env", "A=", "--dir", "/srv/x:/x", "--dir", "d:/d:rw", "--stdin", "/in",
+            "--secret", "t=/s", "--restart", "on-failure", "--export", "add", module, "--", "1", "2",
+        )  # fmt: skip
+    assert (result.exit_code, result.output) == (0, f"{FIRST_ID}\n")
+    keep = manager.keeps[FIRST_ID]
+    assert (keep.name, keep.labels) == ("web", (("app", "a=b"),))
+    limits = keep.limits
+    assert (limits.memory_bytes, limits.wall_seconds, limits.cpu_percent, limits.tasks) == (64 << 20, 90, 50, 20)
+    assert manager.workloads[FIRST_ID] == {
+        "environment": {"A": ""},
+        "export": "add",
+        "export_arguments": ["1", "2"],
+        "stdin": {"file": "/in"},
+        "directories": [
+            {"host": "/srv/x", "guest": "/x", "writable": False},
+            {"host": str(tmp_path / "d"), "guest": "/d", "writable": True},
+        ],
+        "secrets": [{"name": "t", "file": "/s"}],
+        "restart": "on-failure",
+    }
+    assert len(manager.headers[0]["idempotency-key"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (TRAP, 134),
+        (Outcome(OutcomeKind.LIMITED, "over its time limit of 10 s"), 124),
+        (Outcome(OutcomeKind.KILLED, "killed", signal=11), 139),
+        (Outcome(OutcomeKind.STOPPED, "stopped by alice"), 143),
+        (Outcome(OutcomeKind.LOST, "lost"), 125),
+        (Outcome(OutcomeKind.EXITED, "exited 256", exit_code=256), 1),
+    ],
+)
+def test_each_way_to_end_has_its_exit_code_and_its_reason(
+    run: Run, manager: ManagerInMemory, door: Door, module: str, outcome: Outcome, code: int
+) -> None:
+    with door(outcome):
+        result = run("run", module)
+        assert run("wait", str(FIRST_ID)).exit_code == code
+    assert result.exit_code == code
+    reason = outcome.text.replace("\x1b", "\\x1b")
+    assert result.stderr.splitlines()[0] == f"keepctl: keep {FIRST_ID}: {reason}"
+    assert result.stderr.splitlines()[1:] == [f"    {frame}" for frame in outcome.backtrace]
+
+
+def test_output_as_json_is_one_object_a_line_with_the_keep_last(
+    run: Run, manager: ManagerInMemory, door: Door, module: str
+) -> None:
+    say(manager, "hello")
+    with door():
+        lines = [json.loads(line) for line in run("run", "-o", "json", module).stdout.splitlines()]
+    assert lines[0] == {"at": 0.0, "source": "workload", "text": "hello"}
+    assert lines[1]["keep"]["outcome"]["exit_code"] == 0
+
+
+def test_a_refused_module_leaves_no_keep_behind(run: Run, manager: ManagerInMemory, door: Door, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    with door():
+        result = run("run", str(tmp_path / "text"))
+    assert result.exit_code == 126
+    assert result.stderr == "keepctl: cannot run it: \\x1b[31mnot a module\n    magic header\n"
+    assert manager.keeps == {}
+
+
+def test_a_file_that_is_not_there_makes_no_keep(run: Run, manager: ManagerInMemory) -> None:
+    result = run("run", "/nowhere.wasm")
+    assert (result.exit_code, result.stderr) == (125, "keepctl: cannot read /nowhere.wasm: No such file or directory\n")
+    assert manager.requests == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--rm", "-d", "m"),
+        ("--memory", "lots", "m"),
+        ("--time", "-1", "m"),
+        ("--limit", "tasks=1", "m"),
+        ("--limit", "speed=3", "m"),
+        ("--dir", "/a", "m"),
+        ("--env", "novalue", "m"),
+        ("--restart", "sometimes", "m"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(run: Run, manager: ManagerInMemory, arguments: tuple[str, ...]) -> None:
+    assert run("run", *arguments).exit_code == 2
+    assert manager.requests == []
+
+
+@pytest.mark.parametrize("name", ["Web", "é", "a\nb", "keep@7.service", "\\x2d", "x" * 64, "a b"])
+def test_a_name_no_keep_may_have_is_refused_in_clear_words(run: Run, manager: ManagerInMemory, name: str) -> None:
+    result = run("run", "--name", name, "m.wasm")
+    assert result.exit_code == 125
+    assert "a name is 1 to 63 of a-z, 0-9 and -" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert manager.requests == []
+
+
+def test_ctrl_c_stops_the_workload_and_its_last_words_are_shown(
+    run: Run, manager: ManagerInMemory, door: Door, module: str
+) -> None:
+    def interrupt(connection: ssl.SSLSocket) -> None:
+        if manager.keeps[FIRST_ID].state is State.STARTED:
+            os.kill(os.getpid(), signal.SIGINT)
+            connection.recv(1)  # until the client hangs up
+            say(manager, "last words")
+            raise ConnectionResetError
+
+    manager.on_follow = interrupt
+    say(manager, "working")
+    with door(None):
+        result = run("run", module)
+    assert result.exit_code == 130
+    assert result.stdout == "working\nlast words\n"
+    assert result.stderr == f"keepctl: stopping keep {FIRST_ID}; Ctrl-C again leaves it running\n"
+    assert manager.keeps[FIRST_ID].state is State.COMPLETE
+
+
+def test_a_second_ctrl_c_leaves_the_keep_as_it_is(run: Run, manager: ManagerInMemory, door: Door, module: str) -> None:
+    def interrupt(connection: ssl.SSLSocket) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        connection.recv(1)
+        raise ConnectionResetError
+
+    manager.on_follow = interrupt
+    with door(None):
+        result = run("run", "--rm", module)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == f"keepctl: left keep {FIRST_ID} running; see: keepctl logs -f {FIRST_ID}"
+    assert FIRST_ID in manager.keeps
+
+
+def test_a_reader_that_goes_away_stops_the_workload_quietly(manager: ManagerInMemory, door: Door, module: str) -> None:
+    say(manager, *(f"line {number}" for number in range(20_000)))
+    command = [sys.executable, "-m", "keepctl", "run", module]
+    with door(None), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+    assert manager.requests[-1] == f"POST /v1/keeps/{FIRST_ID}/stop"
+
+
+def test_logs_shows_the_guests_lines_and_with_all_the_keeps_too(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    say(manager, "listening", source="keep")
+    say(manager, "a", "b\x00", "c")
+    assert run("logs", "web").output == "a\nb\\x00\nc\n"
+    assert run("logs", "-n", "1", "web").output == "c\n"
+    assert run("logs", "--raw", "web").output == "a\nb\x00\nc\n"
+    assert run("logs", "--all", "-f", "web").output == "listening\na\nb\\x00\nc\n"
+    assert run("logs", "-t", "-n", "1", "web").output.endswith(" c\n")
+    assert json.loads(run("logs", "-o", "json", "-n", "1", "web").output)["text"] == "c"
+
+
+def test_events_are_one_line_each(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    manager.happened = [KeepEvent(0.0, "created", manager.keeps[FIRST_ID])]
+    assert run("events").output.endswith(f" created {FIRST_ID} web listening\n")
+    assert json.loads(run("events", "-o", "json").output)["event"] == "created"
+
+
+def test_wait_tells_how_each_keep_ended(run: Run, manager: ManagerInMemory) -> None:
+    run("new")
+    manager.change(FIRST_ID, state=State.ERROR, outcome=TRAP)
+    result = run("wait", str(FIRST_ID))
+    assert (result.exit_code, result.output) == (134, "trapped: \\x1b[2J unreachable\n")
+    assert json.loads(run("wait", "-o", "json", str(FIRST_ID)).output)[0]["outcome"]["kind"] == "trapped"
+
+
+def test_inspect_as_text_says_what_a_person_wants_to_know(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web", "--label", "a=b")
+    outcome = Outcome(
+        OutcomeKind.TRAPPED, "trapped: boom", backtrace=("0: f",), wall_seconds=0.25, cpu_seconds=125.0,
+        peak_bytes=3 << 20, output_bytes=10, started_at=0.0, ended_at=1.0, by="alice",
+    )  # fmt: skip
+    manager.change(FIRST_ID, state=State.ERROR, detail="trapped\x1b", outcome=outcome, restarts=2)
+    text = run("inspect", "-o", "text", "web").output
+    for told in ("trapped: boom", "  0: f", "ran 0.25 s, processor 2 min 5 s, peak 3 MiB, output 10 B", "a=b", "alice"):
+        assert told in text
+    assert "\x1b" not in text
+
+
+def test_keeps_are_meant_by_id_by_its_beginning_and_by_name(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    run("new", "--name", "db", "--label", "app=x")
+    for reference in (str(FIRST_ID), "web", "4503599627370495"):
+        assert json.loads(run("inspect", reference).output)["kuuid"] == FIRST_ID
+    several = run("inspect", "45")
+    assert several.exit_code == 1
+    assert "2 are called so or begin so" in several.stderr and f"    {FIRST_ID} web" in several.stderr
+    assert run("stop", "nobody").stderr == "keepctl: cannot find keep nobody: there is none; see: keepctl ps\n"
+    assert run("ps", "-q", "--label", "app=x").output == f"{FIRST_ID + 1}\n"
+    assert json.loads(run("rm", "-o", "json", "web", "db").output) == [FIRST_ID, FIRST_ID + 1]
+    assert manager.keeps == {}
