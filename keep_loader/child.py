@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 
+from keep_loader.fdstore import descriptors_in
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.record import Record
 
@@ -107,16 +108,6 @@ class Child:
             cpu_seconds=usage.ru_utime + usage.ru_stime,
             peak_bytes=usage.ru_maxrss * 1024,
         )
-
-
-def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors that came with a message."""
-    found: list[int] = []
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            whole = len(data) - len(data) % 4
-            found += memoryview(data[:whole]).cast("i").tolist()
-    return found
 
 
 def spawn(command: tuple[str, ...], environment: dict[str, str], handed: list[int | None]) -> Child:

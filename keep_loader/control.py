@@ -10,8 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from keep_loader.child import descriptors_in
-from keep_loader.fdstore import close_all
+from keep_loader.fdstore import close_all, descriptors_in
 from keep_loader.log import log
 from keep_loader.loop import HANG_UP, READABLE, WRITABLE, Loop
 from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS

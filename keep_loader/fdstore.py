@@ -7,6 +7,7 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
+import socket
 import stat
 
 from keep_loader.log import log
@@ -38,6 +39,16 @@ def close_all(descriptors: list[int]) -> None:
     """Closes and removes every descriptor in `descriptors`."""
     while descriptors:
         os.close(descriptors.pop())
+
+
+def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors that came with a message."""
+    found: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(data) - len(data) % 4
+            found += memoryview(data[:whole]).cast("i").tolist()
+    return found
 
 
 def is_plain_file(descriptor: int) -> bool:

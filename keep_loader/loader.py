@@ -20,13 +20,16 @@ from keep_loader.loop import READABLE, Loop
 from keep_loader.record import RECORD, RecordFile, Resumption, resume_from
 from keep_loader.restart import RESTART_STATUS
 from keep_loader.settings import Settings
-from keep_loader.supervisor import Supervisor
 from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_CONNECTIONS
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.sdnotify import Notifier, take_stored
 from keep_protocol.states import Event, Phase, State, advance
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms of every keep's start
+    from keep_loader.supervisor import Supervisor
 
 MAX_WAITERS = MAX_CONTROL_CONNECTIONS - 2
 """Peers waiting for a change; two connections always stay for commands."""
@@ -52,7 +55,8 @@ class Loader:
         self._record = RecordFile(settings.directory, self._notifier, stored.pop(RECORD, None))
         self._store = DescriptorStore(self._notifier, stored)
         self._keep = Keep(settings.kuuid, settings.limits, probe(settings.directory), self._record, self._changed)
-        self._supervisor = Supervisor(self._keep, self._loop, self._store, settings)
+        self._supervisor: Supervisor | None = None
+        self._leaving = False
         self._address, self._port, self._names = "", 0, ""
         self._status = ""
         self._starting: Connection | None = None
@@ -98,19 +102,30 @@ class Loader:
     @property
     def exit_status(self) -> int:
         """What to exit with: 0, or RESTART_STATUS where the workload is to be run again."""
-        again = self._keep.phase is Phase.RESTARTING and not self._supervisor.leaving
+        again = self._keep.phase is Phase.RESTARTING and not self._leaving
         return RESTART_STATUS if again else 0
 
     def leave(self) -> None:
         """Ends the loader; safe to be called by a signal's handler."""
-        self._supervisor.leaving = True
+        self._leaving = True
+        if self._supervisor is not None:
+            self._supervisor.leaving = True
+
+    def _supervise(self) -> Supervisor:
+        """The supervisor, made with the first start: an idle keep does without what watches processes, 0.2 MB."""
+        if self._supervisor is None:
+            from keep_loader.supervisor import Supervisor
+
+            self._supervisor = Supervisor(self._keep, self._loop, self._store, self._settings)
+        return self._supervisor
 
     def _woken(self, _events: int) -> None:
         """A signal has come, and its handler has run."""
         os.read(self._wake, 512)
-        if self._supervisor.leaving:
+        if self._leaving:
             self._notify("STOPPING=1")
-            self._supervisor.leave()
+            if self._supervisor is not None:
+                self._supervisor.leave()
             self._changed()
 
     def _boot(self) -> None:
@@ -125,10 +140,10 @@ class Loader:
         if saved is not None:
             keep.restore(saved)
         if resumption.event is Event.RESUME:
-            self._supervisor.resume()
+            self._supervise().resume()
             return
         if resumption.event is Event.RERUN and resumption.outcome is not None:
-            self._supervisor.run_again(resumption.outcome)
+            self._supervise().run_again(resumption.outcome)
             return
         self._store.drop_all()
         keep.move(resumption.event, resumption.why, resumption.outcome)
@@ -195,13 +210,14 @@ class Loader:
         self._keep.set_workload(start.granted, start.policy)
         self._address, self._port, self._names = "", 0, ""
         self._starting = connection
-        self._supervisor.open(descriptors)
+        self._supervise().open(descriptors)
 
     def _info(self, _contents: str, _descriptors: list[int], connection: Connection) -> None:
         connection.reply(self._keep.info)
 
     def _stop(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
-        self._supervisor.stop(plain(contents, MAX_BY) or "the manager")
+        advance(self._keep.phase, Event.STOP)
+        self._supervise().stop(plain(contents, MAX_BY) or "the manager")
         self._stopping.append(connection)
 
     def _wait(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
@@ -221,11 +237,11 @@ class Loader:
         self._loop.after(_CHANGED, 0, self._show)
 
     def _show(self) -> None:
-        keep, info = self._keep, self._keep.info
+        keep, info, supervisor = self._keep, self._keep.info, self._supervisor
         self._show_status()
-        if self._starting is not None and keep.phase is not Phase.OPENING:
+        if self._starting is not None and supervisor is not None and keep.phase is not Phase.OPENING:
             connection, self._starting = self._starting, None
-            connection.reply(self._supervisor.start_error or info)
+            connection.reply(supervisor.start_error or info)
         if keep.phase in (Phase.ENDED, Phase.FAILED):
             stopping, self._stopping = self._stopping, []
             for connection in stopping:
@@ -234,7 +250,8 @@ class Loader:
         self._waiting = [(state, peer) for state, peer in self._waiting if state is keep.state]
         for connection in changed:
             connection.reply(info)
-        if keep.phase is Phase.RESTARTING or (self._supervisor.leaving and not self._supervisor.busy):
+        busy = supervisor is not None and supervisor.busy
+        if keep.phase is Phase.RESTARTING or (self._leaving and not busy):
             self._loop.stop()
 
     def _show_status(self) -> None:

@@ -21,6 +21,7 @@ LIGHT_PROTOCOL = {
         "strict_json",
         "control",
         "keep",
+        "labels",
         "limits",
         "workload",
         "sdnotify",

@@ -8,6 +8,7 @@ holds `name=number` pairs: what systemd would hand back from its descriptor stor
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import signal
 import sys
@@ -35,7 +36,7 @@ def shorten_deadlines() -> None:
     for pair in filter(None, os.environ.pop("FAKE_CONSTANTS", "").split(",")):
         place, _, number = pair.partition("=")
         module, _, name = place.partition(":")
-        setattr(sys.modules[module], name, float(number))
+        setattr(importlib.import_module(module), name, float(number))
 
 
 def main() -> int:
