@@ -13,7 +13,7 @@ from keep_client.channel import Channel
 from keep_client.endpoint import Endpoint
 from keep_client.failures import ConnectionFailed
 from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, json_body, receive
-from keep_client.streams import IDLE_SECONDS, RETRY_SECONDS, EventParser, ServerEvent, resumed
+from keep_client.streams import ALIVE, IDLE_SECONDS, RETRY_SECONDS, EventParser, ServerEvent, resumed
 from keep_protocol.api import LEGACY_PATH, V1_KEEPS_PATH
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -163,22 +163,22 @@ class ManagerClient:
                 keep = self.keep(kuuid) if keep is None else self.changed(kuuid, keep.state, WAIT_STEP_SECONDS)
                 pauses = iter(RETRY_SECONDS)
             except ConnectionFailed:
-                seconds = next(pauses, None) if keep is not None else None
+                seconds = next(pauses, None)
                 if seconds is None:
                     raise
                 time.sleep(seconds)
         return keep
 
     def lines(
-        self, kuuid: int, follow: bool = False, last: int | None = None, after: str = ""
+        self, kuuid: int, follow: bool = False, last: int | None = None, after: str = "", patient: bool = False
     ) -> Generator[LogLine, None, None]:
         """The lines of a keep's journal, the `last` ones of it or those after a cursor; with `follow` until it ends.
 
-        A lost connection is made again where it broke off.
+        A lost connection is made again where it broke off; `patient`: also the first one.
         """
         query = [("follow", "true")] * follow + ([("lines", str(last))] if last is not None else [])
         target = f"{V1_KEEPS_PATH}/{kuuid}/logs{'?' * bool(query)}{urlencode(query)}"
-        with closing(resumed(partial(self._stream, target), after)) as events:
+        with closing(resumed(partial(self._stream, target, follow), after, patient)) as events:
             for event in events:
                 if event.name == END:
                     return
@@ -187,17 +187,25 @@ class ManagerClient:
 
     def events(self, after: str = "") -> Generator[KeepEvent, None, None]:
         """What happens to keeps from now on, or after an event's id; a lost connection is made again."""
-        with closing(resumed(partial(self._stream, V1_EVENTS_PATH), after)) as events:
+        with closing(resumed(partial(self._stream, V1_EVENTS_PATH, True), after)) as events:
             for event in events:
+                if event.name == END:
+                    return
                 if event.name == KEEP:
                     yield event_from_wire(event.data)
 
-    def _stream(self, target: str, after: str) -> Generator[ServerEvent, None, None]:
+    def _stream(self, target: str, endless: bool, after: str) -> Generator[ServerEvent, None, None]:
+        """One connection's events. endless: it must not end by itself, so that an end means a manager that stops."""
         headers = {RESUME_HEADER: after} if after else NO_HEADERS
         parser = EventParser(str(self.endpoint))
         with Channel.open(self.endpoint, self._context, IDLE_SECONDS) as channel:
             for data in receive(channel, self.endpoint, target, headers, IDLE_SECONDS):
+                yield ALIVE
                 yield from parser.feed(data)
+        if endless:
+            raise ConnectionFailed(
+                ErrorKind.UNAVAILABLE, f"cannot read on from {self.endpoint}: it ended the stream before its end"
+            )
 
 
 def _next_page(answer: dict[str, object], after: int, peer: str) -> int | None:

@@ -26,6 +26,10 @@ class ServerEvent:
     id: str
 
 
+ALIVE = ServerEvent("", {}, "")
+"""What a connection may yield to say that it stands; nobody else sees it."""
+
+
 class EventParser:
     """Bytes in, events out (the WHATWG event stream format, of it what the manager sends); bounded in memory."""
 
@@ -81,20 +85,24 @@ class EventParser:
 
 
 def resumed(
-    connect: Callable[[str], Iterator[ServerEvent]], after: str = "", pause: Callable[[float], None] = time.sleep
+    connect: Callable[[str], Iterator[ServerEvent]],
+    after: str = "",
+    patient: bool = False,
+    pause: Callable[[float], None] = time.sleep,
 ) -> Generator[ServerEvent, None, None]:
     """The events of `connect(after)`, and of new connections after the last event's id when one is lost.
 
-    Ends where a connection ends by itself. Raises ConnectionFailed when the first connection fails, or all tries of
-    RETRY_SECONDS in a row.
+    patient: the first connection is tried as often as any other. Ends where a connection ends by itself. Raises
+    ConnectionFailed when the first connection fails, or all tries of RETRY_SECONDS in a row.
     """
-    pauses: Iterator[float] | None = None
+    pauses: Iterator[float] | None = iter(RETRY_SECONDS) if patient else None
     while True:
         try:
             for event in connect(after):
                 after = event.id or after
                 pauses = iter(RETRY_SECONDS)
-                yield event
+                if event is not ALIVE:
+                    yield event
             return
         except ConnectionFailed:
             if pauses is None:

@@ -17,7 +17,7 @@ class Manager(Protocol):
     """What is needed of the manager."""
 
     def lines(
-        self, kuuid: int, follow: bool = False, last: int | None = None, after: str = ""
+        self, kuuid: int, follow: bool = False, last: int | None = None, after: str = "", patient: bool = False
     ) -> Generator[LogLine, None, None]:
         """The lines of a keep's journal."""
 
@@ -54,7 +54,7 @@ def until_the_end(
     cursor, stopped = "", False
     while True:
         try:
-            with closing(manager.lines(kuuid, follow=True, after=cursor)) as lines:
+            with closing(manager.lines(kuuid, follow=True, after=cursor, patient=True)) as lines:
                 for line in lines:
                     cursor = line.cursor or cursor
                     show(line)

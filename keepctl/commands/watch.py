@@ -22,7 +22,7 @@ from keepctl.summary import moment_text
 @connected
 @output_option
 @click.option("-f", "--follow", is_flag=True, help="Go on until it ends; Ctrl-C leaves it running.")
-@click.option("-n", "--lines", "last", type=click.IntRange(0, 1_000_000), help="Only the last lines.")
+@click.option("-n", "--lines", "last", type=click.IntRange(1, 100_000), help="Only the last lines.")
 @click.option("--all", "everything", is_flag=True, help="Also what the keep itself says, and not only its guest.")
 @click.option("-t", "--timestamps", is_flag=True, help="Each line's time before it.")
 @click.option("--raw", is_flag=True, help="The output as it is, control characters and all; into a pipe or a file.")

@@ -24,8 +24,8 @@ class ManagerInMemory(TlsPeer):
 
     `twist` is applied to every keep before it is shown: the way to make this manager lie.
     `lines` are the keeps' journals; each connection to a stream sends as many events as `break_off_after` says (one
-    number a connection, taken off) and breaks off, and all of them when there is none. `on_follow` is called when the
-    lines of a followed journal are out. `workloads` is what start was asked to give.
+    number a connection, taken off) and breaks off, politely or not, and all of them when there is none. `on_follow` is
+    called when the lines of a followed journal are out. `workloads` is what start was asked to give.
     """
 
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
@@ -37,6 +37,7 @@ class ManagerInMemory(TlsPeer):
         self.lines: dict[int, list[LogLine]] = {}
         self.happened: list[KeepEvent] = []
         self.break_off_after: list[int] = []
+        self.break_off_politely = False
         self.on_follow: Callable[[ssl.SSLSocket], None] = lambda connection: None
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
@@ -109,10 +110,11 @@ class ManagerInMemory(TlsPeer):
         for event in [b": alive\n\n", *chosen][: None if last is None else last + 1]:
             connection.sendall(b"%x\r\n%s\r\n" % (len(event), event))
         if last is not None:
+            connection.sendall(b"0\r\n\r\n" if self.break_off_politely else b"")
             return
-        if asked.get("follow"):
+        if asked.get("follow") or not kuuid:
             self.on_follow(connection)
-            end = streams.encode("end", self._show(self._known(kuuid)))
+            end = streams.encode("end", self._show(self._known(kuuid)) if kuuid else {})
             connection.sendall(b"%x\r\n%s\r\n" % (len(end), end))
         connection.sendall(b"0\r\n\r\n")
 

@@ -9,7 +9,7 @@ import pytest
 from keep_client.endpoint import Endpoint
 from keep_client.failures import ConnectionFailed
 from keep_client.manager import ManagerClient
-from keep_client.streams import RETRY_SECONDS, EventParser, ServerEvent, resumed
+from keep_client.streams import ALIVE, RETRY_SECONDS, EventParser, ServerEvent, resumed
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
@@ -61,7 +61,7 @@ def test_a_lost_stream_goes_on_after_the_last_id() -> None:
         if len(asked) < 3:
             raise LOST
 
-    assert len(list(resumed(connect, "0", lambda seconds: None))) == 3
+    assert len(list(resumed(connect, "0", pause=lambda seconds: None))) == 3
     assert asked == ["0", "1", "2"]
 
 
@@ -76,7 +76,7 @@ def test_a_stream_that_cannot_be_made_again_is_given_up_after_all_tries() -> Non
         raise LOST
 
     with pytest.raises(ConnectionFailed):
-        list(resumed(connect, "", paused.append))
+        list(resumed(connect, pause=paused.append))
     assert tuple(paused) == RETRY_SECONDS
     assert set(tried[1:]) == {"7"}
 
@@ -87,7 +87,30 @@ def test_the_first_connection_is_not_tried_twice() -> None:
         yield
 
     with pytest.raises(ConnectionFailed):
-        list(resumed(connect, "", lambda seconds: pytest.fail("it paused")))
+        list(resumed(connect, pause=lambda seconds: pytest.fail("it paused")))
+
+
+def test_the_first_connection_is_tried_again_by_the_patient_and_signs_of_life_renew_the_tries() -> None:
+    tried: list[str] = []
+
+    def connect(after: str) -> Iterator[ServerEvent]:
+        tried.append(after)
+        if len(tried) < 3 * len(RETRY_SECONDS):
+            if len(tried) % len(RETRY_SECONDS) == 0:
+                yield ALIVE
+            raise LOST
+        yield ServerEvent("line", {}, "1")
+
+    assert list(resumed(connect, patient=True, pause=lambda seconds: None)) == [ServerEvent("line", {}, "1")]
+
+
+def test_a_followed_stream_that_ends_before_its_end_is_made_again(
+    client: ManagerClient, fake: ManagerInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kuuid = client.create().kuuid
+    fake.lines[kuuid] = [LogLine(float(n), "workload", f"line {n}") for n in range(3)]
+    fake.break_off_after, fake.break_off_politely = [1, 1], True
+    assert [line.text for line in client.lines(kuuid, follow=True)] == ["line 0", "line 1", "line 2"]
 
 
 def test_a_keeps_lines_come_once_each_and_in_order_over_two_broken_connections(
