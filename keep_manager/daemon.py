@@ -25,6 +25,7 @@ from keep_manager.keeps.rediscover import census
 from keep_manager.keeps.retention import retain
 from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
+from keep_manager.systemd.lines import Journal
 from keep_manager.systemd.units import SystemdUnits
 from keep_protocol.sdnotify import Notifier
 
@@ -82,7 +83,8 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         keeps = Keeps(units, Loaders(runtime_root(settings.instance)), terms(settings, files), grants.opened)
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
-        server = Server(make_app(keeps, certificates, require_client=required), listener, context, certificates)
+        app = make_app(keeps, Journal(settings.instance), certificates, require_client=required)
+        server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open()
         retention = asyncio.create_task(retain(keeps, settings.retention_seconds), name="retention")

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from keep_manager.http import handlers, legacy, middleware
+from keep_manager.http import handlers, legacy, middleware, streams
 from keep_manager.http.access import Certificates, ClientCertificateIfShown, Policy, WithClientCertificate
 from keep_manager.http.connection import Connection
 from keep_manager.http.errors import legacy_body, v1_body
 from keep_manager.http.gate import Gate
 from keep_manager.http.middleware import ErrorBody, Handler, Rules
+from keep_manager.keeps.logs import Journal
 from keep_protocol.api import LEGACY_PATH, MAX_START_BODY, V1_KEEPS_PATH
 from keep_protocol.constants import MAX_MANAGER_BODY
 
@@ -46,15 +47,21 @@ ROUTES = (
     Route(
         "POST", f"{V1_KEEPS_PATH}/{{kuuid}}/start", WithClientCertificate, handlers.start_keep, max_body=MAX_START_BODY
     ),
+    Route("GET", f"{V1_KEEPS_PATH}/{{kuuid}}/logs", WithClientCertificate, streams.keep_logs),
     Route("POST", f"{V1_KEEPS_PATH}/{{kuuid}}/stop", WithClientCertificate, handlers.stop_keep),
 )
 """Every way in. With `client_certificates: optional`, ClientCertificateIfShown stands for WithClientCertificate."""
 
 
-def make_app(keeps: handlers.Keeps, certificates: Certificates, *, require_client: bool) -> web.Application:
+def make_app(
+    keeps: handlers.Keeps, journal: Journal, certificates: Certificates, *, require_client: bool
+) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
+    app[streams.JOURNAL] = journal
+    app[streams.STREAMS] = set()
+    app.on_shutdown.append(streams.end_streams)
     app[middleware.CERTIFICATES] = certificates
     app[middleware.DEFAULT_ACCESS] = _policy(WithClientCertificate, require_client)
     rules: dict[web.AbstractRoute, Rules] = {}

@@ -85,6 +85,8 @@ async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
     what = f"{request.method} {request.path[:80]!r}"
     admit(policy, peer_of(request), request.app[CERTIFICATES], what)
     response = await handler(request)
+    if response.prepared:
+        return response  # a stream; it has asked all the while
     admit(policy, peer_of(request), request.app[CERTIFICATES], what)
     return response
 

@@ -6,6 +6,7 @@ from testers.sandbox.sandbox import Sandbox
 
 DROP_IN = "/etc/systemd/system/keep@.service.d/10-test.conf"
 BEHAVIOUR = "/run/behaviour"
+WORDS = "/run/words"
 RUNTIME_ROOT = "/run"
 UNIT = f"""
 [Unit]
@@ -19,7 +20,9 @@ RuntimeDirectory=keepfleet/%i
 Restart=on-failure
 RestartSec=60
 ExecStart=/bin/sh -c 'case $(cat {BEHAVIOUR}) in \\
-  ready) systemd-notify --ready;; slow) sleep 1; systemd-notify --ready;; never) ;; fail) exit 7;; esac; \\
+  ready) systemd-notify --ready;; slow) sleep 1; systemd-notify --ready;; never) ;; fail) exit 7;; \\
+  prints) echo one; printf "t\\\\vwo\\\\377\\\\n"; systemd-notify --ready; \\
+    read -r line <{WORDS}; echo "$line";; esac; \\
   exec sleep infinity'
 """
 
@@ -66,7 +69,8 @@ class SystemdHouse:
         self.run("systemctl", "daemon-reload")
 
     def behave(self, how: str) -> None:
-        """What loaders do from now on: "ready", "slow" (ready after a second), "never" or "fail"."""
+        """What loaders do from now on: "ready", "slow" (ready after a second), "never", "fail" or
+        "prints" (two lines, and a third one that a test writes to WORDS)."""
         self.run("tee", BEHAVIOUR, text=how)
 
     def units(self) -> list[str]:

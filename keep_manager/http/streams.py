@@ -1,0 +1,151 @@
+"""Server-sent events: a keep's lines as an answer that goes on. The shapes are keep_protocol.streams'."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+
+from aiohttp import web
+
+from keep_manager.http.connection import SEND_SECONDS
+from keep_manager.http.handlers import KEEPS
+from keep_manager.http.middleware import CERTIFICATES, RULES, peer_of
+from keep_manager.keeps.logs import Journal, followed
+from keep_protocol import streams
+from keep_protocol.constants import parse_kuuid
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.streams import LogLine
+
+LOG = logging.getLogger("keepfleet.http")
+MAX_LINES = 100_000
+FIRST_SECONDS = 0.2
+"""A refusal comes in this time; after it a client that follows a silent keep learns that it is served."""
+RESUME_HEADER = "Last-Event-ID"
+JOURNAL = web.AppKey("journal", Journal)
+STREAMS = web.AppKey("streams", set[asyncio.Task[None]])
+_COUNT = re.compile(r"[0-9]{1,6}", re.ASCII)
+_ALIVE = b": alive\n\n"
+
+
+async def keep_logs(request: web.Request) -> web.StreamResponse:
+    """GET /v1/keeps/ID/logs; see keep_protocol.streams."""
+    kuuid = parse_kuuid(request.match_info["kuuid"])
+    last, follow = _query(request)
+    after = request.headers.get(RESUME_HEADER, "")
+    await request.app[KEEPS].get(kuuid)
+    journal = request.app[JOURNAL]
+    if follow:
+        return await _answer(request, followed(request.app[KEEPS], journal, kuuid, last, after))
+    return await _answer(request, _present(journal, kuuid, last, after))
+
+
+def _query(request: web.Request) -> tuple[int | None, bool]:
+    query = request.query
+    unknown = sorted(set(query) - {"follow", "lines"})
+    if unknown or len(query) != len(set(query)):
+        name = (unknown or sorted(query))[0]
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot read the log: {name[:40]!r} is no parameter of it, or stands twice"
+        )
+    if query.get("follow", "false") not in ("true", "false"):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the log: follow must be true or false")
+    lines = query.get("lines")
+    if lines is not None and (not _COUNT.fullmatch(lines) or not 1 <= int(lines) <= MAX_LINES):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the log: lines must be in 1 … {MAX_LINES}")
+    return None if lines is None else int(lines), query.get("follow") == "true"
+
+
+async def _present(journal: Journal, kuuid: int, last: int | None, after: str) -> AsyncIterator[LogLine | KeepInfo]:
+    async with journal.lines(kuuid, last=last, after=after) as lines:
+        async for line in lines:
+            yield line
+
+
+async def _answer(request: web.Request, told: AsyncIterator[LogLine | KeepInfo]) -> web.StreamResponse:
+    """The stream of `told`, with a sign of life in every silence, until it ends or the client is gone.
+
+    A refusal before the first thing told is an answer like any other; one after it can only end the stream: the client
+    resumes, and is answered.
+    """
+    response = web.StreamResponse(headers={"Content-Type": streams.CONTENT_TYPE})
+    task = asyncio.current_task()
+    if task is not None:
+        request.app[STREAMS].add(task)
+        task.add_done_callback(request.app[STREAMS].discard)
+    async with aclosing(_alive(told)) as chunks:  # type: ignore[type-var] # it is a generator
+        try:
+            async for chunk in chunks:
+                _check_again(request)
+                if not response.prepared:
+                    await response.prepare(request)
+                await _send(request, response, chunk)
+            if not response.prepared:
+                await response.prepare(request)
+        except KeepfleetError as error:
+            if not response.prepared:
+                raise
+            LOG.info("ended the stream of %s to %s: %s", request.path, peer_of(request), error.message)
+            response.force_close()
+    return response
+
+
+def _check_again(request: web.Request) -> None:
+    """A certificate that was revoked or has expired meanwhile gets nothing more."""
+    rules = request.app[RULES].get(request.match_info.route)
+    if rules is not None:
+        rules.access.check(peer_of(request), request.app[CERTIFICATES])
+
+
+async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await response.write(chunk)
+    except TimeoutError:
+        LOG.warning("%s does not read its stream; cut off", peer_of(request))
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client does not read") from None
+
+
+async def _alive(told: AsyncIterator[LogLine | KeepInfo]) -> AsyncIterator[bytes]:
+    """What to send: each thing told as an event, and signs of life in every silence, the first one soon."""
+    pause = FIRST_SECONDS
+    coming: asyncio.Task[LogLine | KeepInfo | None] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.create_task(_next(told))
+            await asyncio.wait({coming}, timeout=pause)
+            pause = streams.ALIVE_SECONDS
+            if not coming.done():
+                yield _ALIVE
+                continue
+            item, coming = coming.result(), None
+            if item is None:
+                return
+            yield _encoded(item)
+    finally:
+        if coming is not None:
+            coming.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({coming})
+
+
+async def _next(told: AsyncIterator[LogLine | KeepInfo]) -> LogLine | KeepInfo | None:
+    return await anext(told, None)
+
+
+def _encoded(item: LogLine | KeepInfo) -> bytes:
+    if isinstance(item, KeepInfo):
+        return streams.encode(streams.END, item.to_wire())
+    return streams.encode(streams.LINE, item.to_wire(), item.cursor)
+
+
+async def end_streams(app: web.Application) -> None:
+    """Ends every stream: a manager that stops does not wait for those who listen; they resume at the next one."""
+    tasks = app[STREAMS]
+    for task in tuple(tasks):
+        task.cancel()

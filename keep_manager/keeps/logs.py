@@ -1,0 +1,101 @@
+"""A keep's lines, and its end after the last of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Protocol
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+from keep_protocol.streams import LogLine
+
+WAIT_SECONDS = 60.0
+AGAIN_SECONDS = 0.25
+"""Until a keep whose loader does not answer is asked again; it comes back on its own, and no one is told."""
+ENDED = (State.COMPLETE, State.ERROR)
+
+
+class Journal(Protocol):
+    """Where keeps' lines are. Every method raises KeepfleetError alone."""
+
+    def lines(
+        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False
+    ) -> AbstractAsyncContextManager[AsyncIterator[LogLine]]:
+        """The lines there are, the `last` ones or those `after` one; with `follow` also those to come, for ever."""
+
+    async def sync(self) -> None:
+        """Waits until what was written before can be read."""
+
+
+class Keeps(Protocol):
+    """What is asked about the keep itself."""
+
+    async def get(self, kuuid: int) -> KeepInfo:
+        """One keep, or NOT_FOUND."""
+
+    async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
+        """One keep, after its state has changed or the time is over."""
+
+
+async def ended(keeps: Keeps, kuuid: int) -> KeepInfo:
+    """The keep once it has ended; once it was removed, a keep in state 0 that says so."""
+    loop = asyncio.get_running_loop()
+    try:
+        info = await keeps.get(kuuid)
+        while info.state not in ENDED:
+            before, asked = info.state, loop.time()
+            info = await keeps.wait(kuuid, info.state, WAIT_SECONDS)
+            if info.state is before and loop.time() - asked < AGAIN_SECONDS:
+                await asyncio.sleep(AGAIN_SECONDS)
+    except KeepfleetError as error:
+        if error.kind is not ErrorKind.NOT_FOUND:
+            raise
+        return KeepInfo(kuuid, State.UNDEFINED, "it was removed")
+    return info
+
+
+async def followed(
+    keeps: Keeps, journal: Journal, kuuid: int, last: int | None, after: str
+) -> AsyncIterator[LogLine | KeepInfo]:
+    """The keep's lines as they come; when it has ended those that are still to be read, and at the very end the keep.
+
+    Raises KeepfleetError as the journal and the keeps do.
+    """
+    end = asyncio.create_task(ended(keeps, kuuid))
+    coming: asyncio.Task[LogLine | None] | None = None
+    try:
+        async with journal.lines(kuuid, last=last, after=after, follow=True) as lines:
+            while not end.done():
+                coming = coming or asyncio.create_task(_next(lines))
+                await asyncio.wait({coming, end}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    continue
+                line, coming = coming.result(), None
+                if line is None:
+                    raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot follow the journal: its reader ended")
+                after, last = line.cursor, None
+                yield line
+            await _end(coming)
+        info = await end
+        await journal.sync()
+        async with journal.lines(kuuid, last=last, after=after) as lines:
+            async for line in lines:
+                yield line
+        yield info
+    finally:
+        await _end(coming)
+        await _end(end)
+
+
+async def _next(lines: AsyncIterator[LogLine]) -> LogLine | None:
+    return await anext(lines, None)
+
+
+async def _end(task: asyncio.Task[LogLine | None] | asyncio.Task[KeepInfo] | None) -> None:
+    if task is not None and not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})

@@ -1,0 +1,145 @@
+"""One keep's lines out of the journal, as they are and as they come. What journalctl writes is read here. Pure but for
+`Journal`, which runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from keep_protocol.constants import unit_name
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.streams import LogLine
+
+MAX_FOLLOWED = 64
+"""Readers at once; each is a journalctl of its own, with about 10 MB."""
+MAX_RECORD = 1024 * 1024
+"""journald cuts a line at 48 KiB; one that is no text is written as numbers, five characters a byte."""
+SYNC_SECONDS = 2.0
+"""What journald gets to write down what was sent to it before a keep's end is told; a busy one needs 100 ms."""
+FIELDS = "MESSAGE,_CMDLINE"
+_CURSOR = re.compile(
+    r"s=[0-9a-f]{32};i=[0-9a-f]{1,16};b=[0-9a-f]{32};m=[0-9a-f]{1,16};t=[0-9a-f]{1,16};x=[0-9a-f]{1,16}"
+)
+_LOADER = "keep_loader/__main__.py"
+_APP_LOADER = "app-loader: "
+_RUNNER = " run"
+
+
+def check_cursor(text: str) -> str:
+    """`text` when it is a journal's cursor. Raises KeepfleetError(BAD_REQUEST)."""
+    if not _CURSOR.fullmatch(text):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot resume after {text[:60]!r}: it is no event's id")
+    return text
+
+
+def source(text: str, command: str) -> str:
+    """Who wrote a line: the loader by its command line; the app-loader by its prefix too, as it becomes the runner and
+    journald may not have noticed yet; anything else is the workload's."""
+    if _LOADER in command or (text.startswith(_APP_LOADER) and not command.endswith(_RUNNER)):
+        return "keep"
+    return "workload"
+
+
+def read_record(record: bytes) -> LogLine | None:
+    """The line in one record of journalctl's JSON; None for what is none. A message that is no text is a list there."""
+    try:
+        fields = json.loads(record)
+        message, at = fields.get("MESSAGE"), int(fields["__REALTIME_TIMESTAMP"]) / 1e6
+        text = bytes(message).decode("utf-8", "replace") if isinstance(message, list) else message
+        cursor = check_cursor(str(fields["__CURSOR"]))
+        command = fields.get("_CMDLINE")
+    except (ValueError, TypeError, KeyError, AttributeError, KeepfleetError):
+        return None
+    if not isinstance(text, str):
+        return None
+    return LogLine(at, source(text, command if isinstance(command, str) else ""), text, cursor)
+
+
+class Journal:
+    """The journal of one service manager's host; `command` runs its journalctl."""
+
+    def __init__(self, instance: str, command: Sequence[str] = ("journalctl",)) -> None:
+        self._instance = instance
+        self._command = tuple(command)
+        self._followed = 0
+
+    def __repr__(self) -> str:
+        return f"Journal({self._instance}, {self._followed} readers)"
+
+    @asynccontextmanager
+    async def lines(
+        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False
+    ) -> AsyncIterator[AsyncIterator[LogLine]]:
+        """The keep's lines, the `last` ones or those `after` a cursor; with `follow` also those to come, for ever.
+
+        The reader ends with the block. Raises KeepfleetError: TOO_MANY, BAD_REQUEST for no cursor, UNAVAILABLE.
+        """
+        if self._followed >= MAX_FOLLOWED:
+            raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot read the journal: {self._followed} readers do already")
+        self._followed += 1
+        try:
+            process = await self._start(_arguments(self._instance, kuuid, last, after, follow))
+            try:
+                yield _records(process)
+            finally:
+                if process.returncode is None:
+                    with suppress(ProcessLookupError):
+                        process.kill()
+                await process.communicate()
+        finally:
+            self._followed -= 1
+
+    async def sync(self) -> None:
+        """Waits until journald has written what was sent to it. Only root may ask; for others there is no waiting."""
+        process = await self._start(("--sync",))
+        try:
+            async with asyncio.timeout(SYNC_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+        finally:
+            await process.communicate()
+
+    async def _start(self, arguments: Sequence[str]) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self._command, *arguments, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, limit=MAX_RECORD
+            )
+        except OSError as error:
+            raise KeepfleetError(
+                ErrorKind.UNAVAILABLE, f"cannot read the journal: journalctl: {error.strerror}"
+            ) from error
+
+
+def _arguments(instance: str, kuuid: int, last: int | None, after: str, follow: bool) -> list[str]:
+    """The unit is matched by the field journald itself fills in: others can be written by anybody."""
+    arguments = ["--output=json", f"--output-fields={FIELDS}", "--all", "--quiet", "--no-pager"]
+    if follow:
+        arguments.append("--follow")
+    if after:
+        arguments += [f"--after-cursor={check_cursor(after)}", "--no-tail"]
+    elif last is not None:
+        arguments.append(f"--lines={last}")
+    else:
+        arguments.append("--no-tail")
+    field = "_SYSTEMD_USER_UNIT" if instance == "user" else "_SYSTEMD_UNIT"
+    return [*(["--user"] if instance == "user" else []), *arguments, f"{field}={unit_name(kuuid)}"]
+
+
+async def _records(process: asyncio.subprocess.Process) -> AsyncIterator[LogLine]:
+    output = process.stdout
+    while output is not None:
+        try:
+            record = await output.readline()
+        except ValueError:
+            continue  # a record over MAX_RECORD; it was dropped
+        if not record:
+            return
+        line = read_record(record)
+        if line is not None:
+            yield line
