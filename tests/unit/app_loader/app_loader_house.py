@@ -75,8 +75,10 @@ class House:
         limits: Mapping[str, object] | None = None,
         workload: Workload | None = None,
         grants: Sequence[int] = (),
+        before: Sequence[str] = (),
     ) -> None:
-        """`grants` are descriptors, in the order of `workload.grant_names`; the caller closes them."""
+        """`grants` are descriptors, in the order of `workload.grant_names`; the caller closes them. `before` is a
+        command that becomes the one that follows it, as what a unit does before its process."""
         self.directory, self.authority = directory, authority
         self._site = directory / "site"
         self._site.mkdir()
@@ -90,6 +92,7 @@ class House:
         self.identity: int | None = None
         self.fingerprint = ""
         self._handed: list[int] = []
+        self._before = list(before)
         self.parked: int | None = None
         if workload is not None:
             (directory / "workload.json").write_bytes(workload.to_json())
@@ -138,8 +141,8 @@ class House:
         actions += [(os.POSIX_SPAWN_DUP2, source, base + i) for i, source in enumerate(placed.values())]
         actions += [(os.POSIX_SPAWN_DUP2, base + i, target) for i, target in enumerate(placed)]
         actions += [(os.POSIX_SPAWN_CLOSE, base + i) for i in range(len(placed))]
-        command = [sys.executable, "-I", "-S", str(self.entry), *words]
-        self.pid = os.posix_spawn(sys.executable, command, environment, file_actions=actions)
+        command = [*self._before, sys.executable, "-I", "-S", str(self.entry), *words]
+        self.pid = os.posix_spawn(command[0], command, environment, file_actions=actions)
         os.close(null)
         theirs.close()
         out.close()
@@ -319,10 +322,10 @@ def granted(
     authority: Authority,
     workload: Workload,
     grants: Sequence[int] = (),
-    environment: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
 ) -> Iterator[House]:
     """An app-loader that listens for a workload that gets something."""
-    with House(directory, authority, environment, None, workload, grants) as house:
+    with House(directory, authority, workload=workload, grants=grants, before=before) as house:
         house.expect(ReportType.LISTENING)
         yield house
 

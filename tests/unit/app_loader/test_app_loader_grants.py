@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,9 +142,22 @@ def test_nothing_is_written_to_a_read_only_directory(
     assert (data / "in.txt").read_text() == "given"
 
 
+RESTRICTED = """
+import errno, os, sys
+from app_loader import lock
+machine = os.uname().machine
+number = lock.SYSCALLS["openat2"][list(lock.ARCHITECTURES).index(machine)]
+code = [*lock._begin(machine), *lock._only_if(number, [lock._refuse(errno.ENOSYS)]), (lock.RETURN, 0, 0, lock.ALLOW)]
+lock._install(code)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""What RestrictSUIDSGID= does in a system's keep: no openat2 there, so that wasmtime walks a path step by step."""
+
+
+@pytest.mark.parametrize("restricted", [False, True])
 @pytest.mark.parametrize("writable", [False, True])
 def test_no_path_leads_out_of_a_granted_directory(
-    writable: bool, data: Path, outside: Path, keep: Path, authority: Authority, client: Path
+    writable: bool, restricted: bool, data: Path, outside: Path, keep: Path, authority: Authority, client: Path
 ) -> None:
     attempts = Attempts()
     paths = ["../outside.txt", "sub/../../outside.txt", "sub/../../data/in.txt", "..", str(outside), "/etc/passwd"]
@@ -165,7 +179,8 @@ def test_no_path_leads_out_of_a_granted_directory(
         attempts.unlink("../outside.txt")
         attempts.make_directory("../made")
     workload = Workload(directories=(Directory("/d", writable),))
-    with opened(data) as grants, granted(keep, authority, workload, grants) as house:
+    before = (sys.executable, "-c", RESTRICTED) if restricted else ()
+    with opened(data) as grants, granted(keep, authority, workload, grants, before) as house:
         _, output = outcome_and_output(house, client, attempts.module())
     assert len(output) == len(paths) + 3 + (10 if writable else 0)
     own_links = {len(paths) + 6, len(paths) + 8}
