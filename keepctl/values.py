@@ -90,15 +90,16 @@ def size_text(number: int | None) -> str:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """A time for people: `0.25 s`, `90 s`, `2 h 5 min`; "" for None."""
+    """A time for people: `0.25 s`, `90 s`, `1 h`, `2 h 5 min`; "" for None."""
     if seconds is None:
         return ""
     if seconds < 10:
-        return f"{seconds:.2f} s"
+        return f"{seconds:.2f} s".replace(".00 s", " s")
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60} s"
-    hours = whole // 3600
-    return f"{hours} h {whole % 3600 // 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    larger, smaller = ((60, "min"), (1, "s")) if whole < 3600 else ((3600, "h"), (60, "min"))
+    if whole >= 172_800:
+        larger, smaller = (86400, "d"), (3600, "h")
+    rest = whole % larger[0] // smaller[0]
+    return f"{whole // larger[0]} {larger[1]}" + (f" {rest} {smaller[1]}" if rest else "")

@@ -251,3 +251,13 @@ def test_a_bad_manifest_makes_no_keep(run: Run, manager: ManagerInMemory, tmp_pa
     assert run("run", "-f", str(tmp_path)).exit_code == 125
     assert run("run", "-f", "/dev/zero").exit_code == 125
     assert manager.requests == []
+
+
+def test_the_how_tos_manifest_is_good_and_its_faults_are_told_as_it_says() -> None:
+    text = (ROOT / "docs/how-to/manifests.md").read_text(encoding="utf-8")
+    example = text.split("```yaml\n")[1].split("```")[0]
+    job, found = parse_job(example.encode())
+    assert (job is not None, found) == (True, [])
+    spoiled = example.replace("name: thumb", "name: Thumb", 1).replace('"256"', "256").replace("128M", "lots")
+    told = [line.removeprefix("    thumbnails.yaml:") for line in text.splitlines() if line.startswith("    thumb")]
+    assert told == [f"{fault.line}:{fault.column}: {fault.message}" for fault in parse_job(spoiled.encode())[1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +13,21 @@ from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State
 from keepctl import values
 from keepctl.display import UploadBar, plain_table, show_table
-from keepctl.endings import exit_code_of
+from keepctl.endings import (
+    EXIT_CODES,
+    INTERRUPTED,
+    LIMIT,
+    NOT_RUN,
+    REFUSED,
+    STOPPED,
+    TRAP,
+    UNREAD,
+    exit_code_of,
+)
 from keepctl.references import choose
 from tests.unit.keepctl.conftest import Run
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +84,15 @@ def test_bytes_are_written_for_people(number: int | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, ""), (0.25, "0.25 s"), (90, "90 s"), (125, "2 min 5 s"), (7500, "2 h 5 min"), (266400, "3 d 2 h")],
+    [
+        (None, ""),
+        (0.25, "0.25 s"),
+        (90, "90 s"),
+        (125, "2 min 5 s"),
+        (3600, "1 h"),
+        (7500, "2 h 5 min"),
+        (266400, "3 d 2 h"),
+    ],
 )
 def test_times_are_written_for_people(seconds: float | None, text: str) -> None:
     assert values.seconds_text(seconds) == text
@@ -150,3 +171,9 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
     for name in set(COMMANDS) - {"init", "pki", "install", "uninstall"}:
         text = run(name, "--help").output
         assert "keepctl " + name.replace("new", "create") in text.split("Usage:")[1].split("\n", 1)[1], name
+
+
+def test_the_how_to_tells_the_exit_codes_there_are() -> None:
+    page = (ROOT / "docs/how-to/keepctl.md").read_text(encoding="utf-8")
+    for code in (LIMIT, NOT_RUN, REFUSED, INTERRUPTED, TRAP, UNREAD, STOPPED):
+        assert f"| {code} |" in page and f"\n{code}  " in EXIT_CODES
