@@ -1,0 +1,103 @@
+"""Limits that end a workload and policies that start it again, on a real systemd: what is told, and what is left."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from keep_client.keep import door_of, open_workload, upload_raw
+from keep_protocol.constants import unit_name
+from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.limits import Limits
+from keep_protocol.states import State
+from tests.system.fleet import Fleet, free_port
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+DEADLINE = 30
+"""Seconds until a test gives a keep up; each of them ends in two."""
+
+
+def began(fleet: Fleet, example: str, restart: str = "no", **limits: int) -> KeepInfo:
+    """A keep that runs an example, by its file's stem."""
+    client = fleet.client()
+    keep = client.create(limits=limits)
+    keep = client.start(keep.kuuid, "127.0.0.1", free_port(), workload={"restart": restart})
+    (path,) = EXAMPLES.glob(f"*/{example}.wasm")
+    with open_workload(str(path)) as file:
+        reply = upload_raw(door_of(keep, "127.0.0.1"), fleet.credentials().keep_context(), file)
+    assert reply.status == 200, reply
+    return keep
+
+
+def ended(fleet: Fleet, keep: KeepInfo) -> tuple[KeepInfo, Outcome]:
+    """The keep once it has ended; it is given up, by removing it, after DEADLINE."""
+    alarm = threading.Timer(DEADLINE, fleet.client().remove, (keep.kuuid,))
+    alarm.start()
+    try:
+        info = fleet.client().ended(keep.kuuid)
+    finally:
+        alarm.cancel()
+    assert info.outcome is not None, info
+    return info, info.outcome
+
+
+def stored(fleet: Fleet, keep: KeepInfo) -> int:
+    """How many descriptors systemd keeps for the unit."""
+    return int(fleet.host.show(unit_name(keep.kuuid), "NFileDescriptorStore")["NFileDescriptorStore"])
+
+
+def test_a_tight_loop_ends_at_its_time_limit(fleet: Fleet) -> None:
+    info, outcome = ended(fleet, began(fleet, "spin", wall_seconds=1))
+    assert (info.state, outcome.kind, outcome.text) == (State.ERROR, OutcomeKind.LIMITED, "over its time limit of 1 s")
+    assert outcome.wall_seconds is not None and 1 <= outcome.wall_seconds < 2
+    assert outcome.cpu_seconds is not None and 0 < outcome.cpu_seconds <= outcome.wall_seconds + 0.1
+    assert outcome.peak_bytes is not None and outcome.peak_bytes > 1_000_000
+    assert info.limits == Limits(wall_seconds=1)
+
+
+def test_a_tight_loop_ends_at_its_processor_time_limit(fleet: Fleet) -> None:
+    _, outcome = ended(fleet, began(fleet, "spin", cpu_seconds=1))
+    assert (outcome.kind, outcome.text) == (OutcomeKind.LIMITED, "over its processor time limit of 1 s")
+    assert outcome.cpu_seconds is not None and 1 <= outcome.cpu_seconds < 3
+
+
+def test_a_workload_that_fails_is_started_again_and_then_given_up_with_its_reason(fleet: Fleet) -> None:
+    cursor = fleet.host.cursor()
+    keep = began(fleet, "trap", "on-failure")
+    fleet.host.wait_journal("running -> failed (fail): gave it up", unit_name(keep.kuuid), cursor)
+    info, outcome = ended(fleet, keep)
+    assert (info.state, info.restarts, outcome.kind) == (State.ERROR, 4, OutcomeKind.TRAPPED)
+    assert info.detail.startswith("gave it up after starting it again 4 times within 60 s: trapped: out of bounds")
+    assert any("read_past_the_end" in line for line in outcome.backtrace)
+    shown = fleet.host.show(unit_name(keep.kuuid), "ActiveState", "NRestarts")
+    assert shown == {"ActiveState": "active", "NRestarts": "4"}
+    assert stored(fleet, keep) == 1  # the record
+
+
+def test_a_workload_that_does_its_job_is_not_started_again(fleet: Fleet) -> None:
+    info, outcome = ended(fleet, began(fleet, "return-1", "on-failure"))
+    assert (info.restarts, outcome.kind, outcome.exit_code) == (0, OutcomeKind.EXITED, 0)
+
+
+def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_for_good(fleet: Fleet) -> None:
+    keep = began(fleet, "spin", "always")
+    unit = unit_name(keep.kuuid)
+    fleet.host.wait_journal("spinning until stopped", unit)
+    assert stored(fleet, keep) == 3  # the record, the module, the description
+    cursor = fleet.host.cursor()
+    fleet.host.systemctl("kill", "--kill-whom=main", f"--signal={int(signal.SIGKILL)}", unit)
+    fleet.host.wait_journal("spinning until stopped", unit, cursor)
+    info = fleet.client().keep(keep.kuuid)
+    assert (info.state, info.restarts, info.fingerprint) == (State.STARTED, 1, keep.fingerprint)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", keep.port))
+    stopped = fleet.client().stop(keep.kuuid)
+    assert stopped.outcome is not None
+    assert (stopped.state, stopped.outcome.kind, stopped.outcome.by) == (State.COMPLETE, OutcomeKind.STOPPED, "admin")
+    assert fleet.host.show(unit, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "1"}
+    fleet.client().remove(keep.kuuid)
+    assert fleet.left_over() == []
