@@ -136,7 +136,7 @@ def test_a_door_has_given_up_to_connect_when_it_answers(fleet: Fleet) -> None:
 HOLES = {
     "PrivateNetwork=no\nRestrictAddressFamilies=\nRestrictAddressFamilies=AF_UNIX AF_INET AF_INET6": "AF_INET can be",
     "RestrictAddressFamilies=": "a socket of AF_INET can be made",
-    "ProtectSystem=no": "/etc is not mounted read-only",
+    "ReadWritePaths=/etc": "/etc is not mounted read-only",
     "TemporaryFileSystem=": "/run/dbus/system_bus_socket can be connected to",
     "NoExecPaths=": "programs in /tmp can be run",
     "NoExecPaths=\nNoExecPaths=/tmp /var/tmp": "programs in / can be run",
