@@ -32,17 +32,19 @@ def main() -> int:
     """The exit code: 1 when something could not be measured, whatever the figures are."""
     options = _arguments()
     out = options.out or os.path.join(RESULTS, time.strftime("%Y%m%dT%H%M%SZ.json", time.gmtime()))
+    failed = False
     try:
         with Host() as host:
             before = facts(host)
             sections = run_all(host, tuple(options.only or BENCHMARKS), quick=options.quick)
+            failed = any(section.failure for section in sections)
+            print(render(sections))
+            write_results(out, before, sections, quick=options.quick)
+            print(f"\nwritten to {os.path.relpath(out)}")
     except (MeasurementFailed, KeepfleetError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    print(render(sections))
-    write_results(out, before, sections, quick=options.quick)
-    print(f"\nwritten to {os.path.relpath(out)}")
-    return int(any(section.failure for section in sections))
+    return int(failed)
 
 
 if __name__ == "__main__":

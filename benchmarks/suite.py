@@ -27,6 +27,7 @@ def _section(host: Host, name: str, effort: Effort) -> Section:
     title, measure = BENCHMARKS[name]
     began = time.monotonic()
     try:
+        host.clear()  # of what an earlier one left when it failed
         figures = tuple(measure(host, effort))
     except _FAILURES as error:
         return Section(name, title, failure=f"{type(error).__name__}: {error}", seconds=time.monotonic() - began)
@@ -42,6 +43,5 @@ def run_all(host: Host, names: Sequence[str], *, quick: bool) -> list[Section]:
         section = _section(host, name, effort)
         if section.failure:
             tell(f"{name} FAILED: {section.failure}")
-            host.clear()
         sections.append(section)
     return sections
