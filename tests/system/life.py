@@ -196,6 +196,10 @@ class Bystanders:
     def __repr__(self) -> str:
         return f"Bystanders({', '.join(self.units)})"
 
+    def owns(self, trace: str) -> bool:
+        """Whether a unit, path or control group is one of theirs."""
+        return any(str(life.kuuid) in trace for life in self._lives)
+
     def _pulse(self) -> list[object]:
         """What changes when one of their processes, doors or states does."""
         names = "--property=InvocationID,NRestarts,MainPID,StatusText"

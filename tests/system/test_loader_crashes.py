@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import socket
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from keep_client import keep as door
-from keep_client.http import Body, Reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, OutcomeKind
 from keep_protocol.states import State
 from tests.system import modules
+from tests.system.calls import half_an_upload
 from tests.system.fleet import Fleet, free_port
-from tests.system.life import SOON, Bystanders, Life, drop_in
+from tests.system.life import Bystanders, Life, drop_in
 
 SLOW_OPENSSL = "/opt/slow/openssl"
 MODULE = modules.says(b"done\n")
+
+pytestmark = pytest.mark.usefixtures("undisturbed")
 
 
 @pytest.fixture(scope="module")
@@ -31,48 +30,12 @@ def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
     installed_fleet.clear()
 
 
-@pytest.fixture(scope="module")
-def bystanders(fleet: Fleet) -> Bystanders:
-    """Two keeps beside those whose processes die."""
-    return Bystanders(fleet)
-
-
-@pytest.fixture(autouse=True)
-def nothing_else_is_disturbed(bystanders: Bystanders) -> Iterator[None]:
-    """After each test the bystanders are as they were."""
-    yield
-    bystanders.check()
-
-
 def usable(life: Life) -> None:
     """The keep, awaiting its workload, takes one and runs it; then it goes without a trace."""
     assert life.upload(MODULE).status == 200
     life.line("done")
     life.until(State.STARTED, State.COMPLETE)
     life.remove()
-
-
-@contextlib.contextmanager
-def half_an_upload(life: Life) -> Iterator[Future[Reply]]:
-    """An upload of which the keep has the first half; at the end of the block comes the rest."""
-    sent, go_on = threading.Event(), threading.Event()
-
-    def parts() -> Iterator[bytes]:
-        yield MODULE[:100]
-        sent.set()
-        go_on.wait(SOON)
-        yield MODULE[100:]
-
-    body = Body("application/wasm", len(MODULE), parts())
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(door.upload, life.door, life.context, "PUT", door.WORKLOAD_PATH, body)
-        try:
-            assert sent.wait(SOON)
-            while "receiving a workload" not in life.look().detail:
-                assert not future.done(), future.result()
-            yield future
-        finally:
-            go_on.set()
 
 
 def same_door(life: Life, before: KeepInfo) -> None:
@@ -115,7 +78,7 @@ def test_a_connection_that_queued_while_the_loader_was_killed_is_served(fleet: F
 def test_an_upload_that_is_cut_off_by_the_loader_s_death_can_be_sent_again(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     before = life.info
-    with half_an_upload(life) as upload:
+    with half_an_upload(life, MODULE) as upload:
         life.kill_loader()
     with pytest.raises(KeepfleetError, match=f"cannot use keep {life.kuuid}"):
         upload.result()
@@ -249,7 +212,7 @@ def test_a_connection_that_queued_while_the_app_loader_died_is_served(fleet: Fle
 def test_an_upload_that_is_cut_off_by_the_app_loader_s_death_can_be_sent_again(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     before, cursor = life.info, fleet.host.cursor()
-    with half_an_upload(life) as upload:
+    with half_an_upload(life, MODULE) as upload:
         life.signal(life.app_loader_pid, signal.SIGKILL)
         life.line("reopening -> awaiting-workload", cursor)
     with pytest.raises(KeepfleetError, match=f"cannot use keep {life.kuuid}"):

@@ -20,27 +20,14 @@ from tests.system.life import SOON, Bystanders, Life, drop_in
 AT_ONCE = 24
 """Three times what the manager has under way at once: when the first is made, others are in every step."""
 
+pytestmark = pytest.mark.usefixtures("undisturbed")
+
 
 @pytest.fixture(scope="module")
 def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
     """The manager; a test removes its own keeps."""
     yield installed_fleet
     installed_fleet.clear()
-
-
-@pytest.fixture(scope="module")
-def bystanders(fleet: Fleet) -> Bystanders:
-    """Two keeps beside those the manager is killed over."""
-    return Bystanders(fleet)
-
-
-@pytest.fixture(autouse=True)
-def nothing_else_is_disturbed(fleet: Fleet, bystanders: Bystanders) -> Iterator[None]:
-    """After each test the bystanders are as they were, and nothing of any other keep is left."""
-    yield
-    bystanders.check()
-    assert fleet.keep_units() == sorted(bystanders.units)
-    assert others(fleet, bystanders) == {}
 
 
 @contextlib.contextmanager
@@ -186,7 +173,7 @@ def test_the_manager_may_be_killed_again_and_again(fleet: Fleet, bystanders: Bys
     does_its_job(life)
 
 
-def test_a_keep_in_state_15_and_its_reason_are_told_by_the_next_manager_too(fleet: Fleet, bystanders: Bystanders) -> None:
+def test_a_keep_in_state_15_and_its_reason_are_told_by_the_next_manager(fleet: Fleet, bystanders: Bystanders) -> None:
     life = Life.running(fleet)
     life.kill_loader()
     life.until(State.UNDEFINED, State.ERROR)
