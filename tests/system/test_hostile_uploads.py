@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from keep_protocol.states import State
 from tests.system.calm import settled, undisturbed, usage_of
 from tests.system.fleet import Fleet
 from tests.system.life import Bystanders, Life, example
-from tests.system.wire import Answer, NoAnswer, ask, connect, read_answer, request, send
+from tests.system.wire import SECONDS, Answer, NoAnswer, ask, connect, read_answer, request, send
 
 MODULE = example("hello-wat/hello")
 JSON, WASM = "Content-Type: application/json", "Content-Type: application/wasm"
@@ -83,9 +84,11 @@ def sent(life: Life, data: bytes) -> Answer:
 
 
 def awaits(life: Life) -> bool:
-    """Whether the keep is in state 2 and awaits a workload; it says why it did not take the last."""
-    info = life.look()
-    return info.state is State.STARTED and "await" in info.detail and info.outcome is None
+    """Whether the keep is in state 2 and awaits a workload, once its loader has heard how the last upload ended."""
+    deadline = time.monotonic() + SECONDS
+    while (info := life.look()).detail.startswith("receiving") and time.monotonic() < deadline:
+        continue
+    return info.state is State.STARTED and info.detail.startswith("awaiting") and info.outcome is None
 
 
 def refused(life: Life, answer: Answer, status: int) -> None:
