@@ -15,7 +15,6 @@ import resource
 import wasmtime
 from wasmtime import _ffi as ffi
 
-from app_loader.checking import GO, MODULE_FD, RESULT_FD, VERDICT_FD, too_complex
 from app_loader.engine import check_imports, find_entry, make_engine, make_linker
 from app_loader.limits import (
     CHECKER_CPU_SECONDS,
@@ -24,6 +23,7 @@ from app_loader.limits import (
     MAX_EVIDENCE_LINES,
 )
 from app_loader.lock import lock
+from app_loader.verdict import GO, MODULE_FD, RESULT_FD, VERDICT_FD, too_complex
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 

@@ -12,42 +12,14 @@ import signal
 import socket
 import sys
 
-from app_loader.limits import (
-    CHECKER_CPU_SECONDS,
-    CHECKER_DATA_BYTES,
-    CHECKER_END_SECONDS,
-    CHECKER_SECONDS,
-    MAX_CHECKER_ANSWER,
-    MAX_EVIDENCE_LINE,
-    MAX_EVIDENCE_LINES,
-)
+from app_loader.limits import CHECKER_END_SECONDS, CHECKER_SECONDS, MAX_CHECKER_ANSWER
+from app_loader.verdict import GO, MODULE_FD, RESULT_FD, VERDICT_FD, too_complex, verdict_of_end
 from app_loader.workload import unnamed_file
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 
-VERDICT_FD, MODULE_FD, RESULT_FD = 3, 4, 5
-"""The checker's descriptors."""
-GO = b"go"
 ENTRY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
 """The way in to all three processes, see `__main__`."""
-
-
-def too_complex(how: str, evidence: tuple[str, ...] = ()) -> KeepfleetError:
-    """The refusal of a module that cannot be checked within the limits."""
-    return KeepfleetError(ErrorKind.TOO_COMPLEX, f"cannot take the module: compiling it {how}", evidence)
-
-
-def verdict_of_end(code: int, said: str = "") -> KeepfleetError:
-    """Why a checker that ended with `code` (negative: a signal), and `said` this, gave no verdict. Pure."""
-    lines = tuple(line[:MAX_EVIDENCE_LINE] for line in said.splitlines() if line and not line.startswith("note: "))
-    if code == -signal.SIGXCPU:
-        return too_complex(f"takes over {CHECKER_CPU_SECONDS} s of processor time")
-    if code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGKILL, -signal.SIGILL):
-        how = f"takes over {CHECKER_DATA_BYTES >> 20} MiB of memory ({signal.Signals(-code).name})"
-        return too_complex(how, lines[:MAX_EVIDENCE_LINES])
-    return KeepfleetError(
-        ErrorKind.INTERNAL, f"cannot check the module: the checker ended with {code}", lines[-MAX_EVIDENCE_LINES:]
-    )
 
 
 class Checking:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app_loader.checker import check_head
-from app_loader.checking import verdict_of_end
+from app_loader.verdict import verdict_of_end
 from keep_protocol.control import ReportType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.pki import Authority
