@@ -8,7 +8,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from benchmarks.figures import Figure, Goal, Measure
+from benchmarks.figures import Figure, Goal
 from benchmarks.host import MANAGER_UNIT, Host
 from benchmarks.measuring import FULL, MS, Effort, MeasurementFailed, timed
 from benchmarks.rate import create
@@ -17,7 +17,7 @@ from keep_protocol.constants import UNIT_PATTERN
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 
-REDISCOVERY = Goal(1000.0, Measure.WORST)
+REDISCOVERY = Goal(1000.0)
 AT_ONCE = 8
 BACK_SECONDS = 30.0
 _RETRY_SECONDS = 0.002

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 MS = 1000.0
 MB = 1_000_000.0
-"""The decimal one, for memory and for rates."""
+"""For what is sent."""
+MIB = 1024.0 * 1024
+"""For memory, as the kernel and systemd count it."""
 
 
 class MeasurementFailed(Exception):
@@ -35,7 +37,7 @@ class Effort:
 
 FULL = Effort(100, 5, 24, 8, 200, 5, 30, 5, 100_000_000)
 """The issue's sizes: 200 keeps, 100 MB."""
-QUICK = Effort(5, 1, 8, 2, 20, 1, 3, 1, 20_000_000)
+QUICK = Effort(5, 1, 8, 4, 20, 1, 3, 1, 20_000_000)
 
 
 class Stopwatch:

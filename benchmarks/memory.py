@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+import tempfile
 
+from benchmarks import waiting
 from benchmarks.figures import Figure, Goal
-from benchmarks.host import Host, example
-from benchmarks.measuring import MB, Effort, MeasurementFailed
+from benchmarks.host import Host
+from benchmarks.measuring import MIB, Effort, MeasurementFailed
 from keep_client.keep import door_of, open_workload, received, upload_raw
 from keep_protocol.keep import KeepInfo
 
 IDLE, LISTENING, RUNNING = Goal(5.0), Goal(12.0), Goal(15.0)
-"""Megabytes."""
-WORKLOAD, ITS_LINE = "spin-wat", "spinning"
+"""MiB."""
 _PRIVATE = re.compile(r"^Private_(?:Clean|Dirty|Hugetlb): +([0-9]+) kB$", re.MULTILINE)
 
 
@@ -40,7 +41,7 @@ def _look(host: Host, keeps: list[KeepInfo], processes: int) -> tuple[float, ...
         count, private = of_unit(host, keep.unit)
         if count != processes:
             raise MeasurementFailed(f"{keep.unit} has {count} processes, and should have {processes}")
-        samples.append(private / MB)
+        samples.append(private / MIB)
     return tuple(samples)
 
 
@@ -51,16 +52,18 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
     idle = _look(host, keeps, 1)
     keeps = [client.start(keep.kuuid, "127.0.0.1", None) for keep in keeps]
     listening = _look(host, keeps, 2)
-    running: tuple[float, ...] = ()
-    for keep in keeps:  # one at a time: they use a processor each
-        with open_workload(example(WORKLOAD)) as file:
-            received(upload_raw(door_of(keep, host.endpoint.host), host.keep_context, file), file)
-        host.first_line(keep.unit, ITS_LINE)
-        running += _look(host, [keep], 2)
-        client.stop(keep.kuuid)
+    with tempfile.NamedTemporaryFile(suffix=".wasm") as workload:
+        workload.write(waiting.module())
+        workload.flush()
+        with open_workload(workload.name) as file:
+            for keep in keeps:
+                received(upload_raw(door_of(keep, host.endpoint.host), host.keep_context, file), file)
+    for keep in keeps:
+        host.first_line(keep.unit, waiting.ITS_LINE)
+    running = _look(host, keeps, 2)
     host.clear()
     return [
-        Figure("idle: the loader", "MB", idle, IDLE),
-        Figure("listening: loader and app-loader", "MB", listening, LISTENING),
-        Figure("running: loader and a workload", "MB", running, RUNNING),
+        Figure("idle: the loader", "MiB", idle, IDLE),
+        Figure("listening: loader and app-loader", "MiB", listening, LISTENING),
+        Figure("running: loader and a workload", "MiB", running, RUNNING),
     ]

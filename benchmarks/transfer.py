@@ -15,7 +15,7 @@ from io import FileIO
 
 from benchmarks.figures import Figure, Goal, Measure
 from benchmarks.host import Host, example
-from benchmarks.measuring import MB, MS, Effort, MeasurementFailed
+from benchmarks.measuring import MB, MIB, MS, Effort, MeasurementFailed
 from benchmarks.modules import padded
 from keep_client.credentials import pki_directory
 from keep_client.http import Body, Reply
@@ -24,7 +24,7 @@ from keep_protocol.tls import fingerprint_of
 
 THROUGHPUT = Goal(200.0, at_least=True)
 FLAT = Goal(1.0, Measure.WORST)
-"""Megabytes that may come and go with the allocator's mood."""
+"""MiB that may come and go with the allocator's mood."""
 WARM_UP = 16_000_000
 """Bytes sent before the time is taken: more than the sockets' buffers hold (tcp_wmem and tcp_rmem, 4 and 6 MB), so that
 from here on no byte can be sent without another having been received."""
@@ -142,8 +142,8 @@ class Transfers:
         self.rate.append(pace.rate)
         self.whole.append(self._size / MB / (answered - began))
         self.checked.append(MS * (answered - pace.sent_at))
-        self.growth.append((pace.seen[-1] - pace.seen[0]) / MB)
-        self.peak.append(pace.seen[-1] / MB)
+        self.growth.append((pace.seen[-1] - pace.seen[0]) / MIB)
+        self.peak.append(pace.seen[-1] / MIB)
         client.remove(keep.kuuid)
 
 
@@ -166,6 +166,6 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         Figure(f"{size} raw upload, the body", "MB/s", tuple(transfers.rate), THROUGHPUT, floor, rates=True),
         Figure("the whole call: connect, send, check, answer", "MB/s", tuple(transfers.whole), floor=floor, rates=True),
         Figure("last byte sent → answer 200", "ms", tuple(transfers.checked)),
-        Figure("app-loader's peak, from a tenth of the body to its end: growth", "MB", tuple(transfers.growth), FLAT),
-        Figure("app-loader's peak (resident, shared libraries included)", "MB", tuple(transfers.peak)),
+        Figure("app-loader's peak, from a tenth of the body to its end: growth", "MiB", tuple(transfers.growth), FLAT),
+        Figure("app-loader's peak (resident, shared libraries included)", "MiB", tuple(transfers.peak)),
     ]

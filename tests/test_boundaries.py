@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Third-party module -> the only modules of ours that may import it.
 ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus", "benchmarks.bus"},
-    "wasmtime": {"app_loader.runner", "app_loader.checker", "app_loader.engine"},
+    "wasmtime": {"app_loader.runner", "app_loader.checker", "app_loader.engine", "benchmarks.waiting"},
     "cryptography": {"keep_manager.pki", "keepctl"},
     "aiohttp": {"keep_manager"},
     "h11": {"app_loader"},
