@@ -190,19 +190,24 @@ def test_a_workload_cannot_choose_its_lines_priority_unit_or_keep(fleet: Fleet) 
     assert {entry["KEEP_ID"] for entry in entries} == {str(life.kuuid)}
 
 
+def dynamic_user(fleet: Fleet, uid: str) -> str:
+    """The name systemd knows the user by; the C library only knows it where libnss-systemd is installed."""
+    name = "org.freedesktop.systemd1"
+    call = ["busctl", "call", name, "/org/freedesktop/systemd1", f"{name}.Manager", "LookupDynamicUserByUID", "u", uid]
+    return fleet.host.run(call).stdout.split('"')[1]
+
+
 def test_each_keep_has_a_user_a_control_group_and_a_certificate_of_its_own(fleet: Fleet) -> None:
     lives = [Life.awaiting(fleet) for _ in range(3)]
-    owners = [
-        fleet.host.run(["stat", "--format=%u %U", f"/proc/{life.app_loader_pid}"]).stdout.split() for life in lives
-    ]
-    assert len({uid for uid, _ in owners}) == 3
-    assert [user for _, user in owners] == [f"keep-{life.kuuid}" for life in lives]
-    assert all(61184 <= int(uid) <= 65519 for uid, _ in owners), "systemd's range of dynamic users"
-    for life in lives:
+    uids = [fleet.host.run(["stat", "--format=%u", f"/proc/{life.app_loader_pid}"]).stdout.strip() for life in lives]
+    assert len(set(uids)) == 3
+    assert [dynamic_user(fleet, uid) for uid in uids] == [f"keep-{life.kuuid}" for life in lives]
+    assert all(61184 <= int(uid) <= 65519 for uid in uids), "systemd's range of dynamic users"
+    for life, uid in zip(lives, uids, strict=True):
         group = fleet.host.run(["cat", f"/proc/{life.app_loader_pid}/cgroup"]).stdout
         assert f"/{slice_name(life.kuuid)}/{life.unit}" in group
-        mode = fleet.host.run(["stat", "--format=%a %U", f"/run/keepfleet/{life.kuuid}"]).stdout.split()
-        assert mode == ["700", f"keep-{life.kuuid}"]
+        mode = fleet.host.run(["stat", "--format=%a %u", f"/run/keepfleet/{life.kuuid}"]).stdout.split()
+        assert mode == ["700", uid]
     assert len({life.info.fingerprint for life in lives}) == 3
 
 
