@@ -106,7 +106,7 @@ def test_systemctl_status_tells_each_state_in_a_sentence(fleet: Fleet) -> None:
     assert life.status("awaiting") == f"started: awaiting workload {at}"
     assert f'Status: "started: awaiting workload {at}"' in fleet.host.systemctl("status", life.unit)
     life.upload(modules.sleeps())
-    assert life.status("running") == "started: running the workload"
+    assert life.status("running the workload") == "started: running the workload"
     fleet.client().stop(life.kuuid)
     assert life.status("complete").startswith("complete: stopped by admin")
     assert fleet.host.show(MANAGER, "StatusText")["StatusText"].endswith("keeps")
