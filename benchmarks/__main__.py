@@ -24,7 +24,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./run bench", description="measures keepfleet; a missed goal is no failure")
     parser.add_argument("--quick", action="store_true", help="few samples: shows that everything can be measured")
     parser.add_argument("--only", nargs="+", choices=tuple(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--out", metavar="FILE", help="where the JSON goes (default: benchmarks/results/TIME.json)")
+    parser.add_argument("--out", metavar="FILE", help="where the JSON goes (default: benchmarks/results/)")
     return parser.parse_args()
 
 
