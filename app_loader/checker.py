@@ -20,7 +20,6 @@ from wasmtime import _ffi as ffi
 from wasmtime import component
 
 from app_loader.budget import Budget, budget
-from app_loader.checking import DESCRIPTION_FD, GO, MODULE_FD, RESULT_FD, VERDICT_FD, too_complex
 from app_loader.component import check_component, find_run, make_component_linker
 from app_loader.engine import make_engine, make_linker
 from app_loader.entry import check_imports, find_entry
@@ -28,6 +27,7 @@ from app_loader.handover import described
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
 from app_loader.lock import lock
 from app_loader.settings import read_limits
+from app_loader.verdict import DESCRIPTION_FD, GO, MODULE_FD, RESULT_FD, VERDICT_FD, too_complex
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits

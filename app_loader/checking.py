@@ -12,48 +12,16 @@ import signal
 import socket
 import sys
 
-from app_loader.budget import Budget, budget
-from app_loader.limits import (
-    CHECKER_END_SECONDS,
-    MAX_CHECKER_ANSWER,
-    MAX_EVIDENCE_LINE,
-    MAX_EVIDENCE_LINES,
-)
+from app_loader.budget import budget
+from app_loader.limits import CHECKER_END_SECONDS, MAX_CHECKER_ANSWER
+from app_loader.verdict import DESCRIPTION_FD, GO, MODULE_FD, RESULT_FD, VERDICT_FD, too_complex, verdict_of_end
 from app_loader.workload import unnamed_file
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
 
-VERDICT_FD, MODULE_FD, RESULT_FD, DESCRIPTION_FD = 3, 4, 5, 6
-"""The checker's descriptors; the last only when a workload was described."""
-GO = b"go"
 ENTRY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__main__.py")
 """The way in to all three processes, see `__main__`."""
-
-_NO_VECTORS = "support for v128"
-"""wasmtime's C interface aborts with these words when it is asked for a signature with a vector in it."""
-
-
-def too_complex(how: str, evidence: tuple[str, ...] = ()) -> KeepfleetError:
-    """The refusal of a module that cannot be checked within the limits."""
-    return KeepfleetError(ErrorKind.TOO_COMPLEX, f"cannot take the module: compiling it {how}", evidence)
-
-
-def verdict_of_end(code: int, allowed: Budget, said: str = "") -> KeepfleetError:
-    """Why a checker that ended with `code` (negative: a signal), and `said` this, gave no verdict. Pure."""
-    lines = tuple(line[:MAX_EVIDENCE_LINE] for line in said.splitlines() if line and not line.startswith("note: "))
-    if code == -signal.SIGXCPU:
-        return too_complex(allowed.over_cpu())
-    if code == -signal.SIGABRT and _NO_VECTORS in said:
-        return KeepfleetError(
-            ErrorKind.INVALID_MODULE,
-            "cannot call the export: it takes or returns a vector (v128), which cannot be given as text or shown",
-        )
-    if code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGKILL, -signal.SIGILL):
-        return too_complex(f"{allowed.over_data()} ({signal.Signals(-code).name})", lines[:MAX_EVIDENCE_LINES])
-    return KeepfleetError(
-        ErrorKind.INTERNAL, f"cannot check the module: the checker ended with {code}", lines[-MAX_EVIDENCE_LINES:]
-    )
 
 
 class Checking:

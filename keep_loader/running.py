@@ -49,5 +49,5 @@ class Running:
         return outcome_of(death, self._meter.used(end), self._keep.limits)
 
     def _out_of_time(self) -> None:
-        """A kill, and not the engine's epochs: those cost a tight loop half its speed, and bind no host call."""
+        """A kill, and not the engine's epochs: those double a tight loop's time, and bind no host call."""
         self._run.limit(f"over its time limit of {self._keep.limits.wall_seconds} s")

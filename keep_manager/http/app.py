@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from keep_manager.http import handlers, legacy, middleware, streams
+from keep_manager.http import handlers, legacy, middleware, openapi, streams
 from keep_manager.http.access import Certificates, ClientCertificateIfShown, Policy, WithClientCertificate
 from keep_manager.http.connection import Connection
 from keep_manager.http.errors import legacy_body, v1_body
@@ -47,6 +47,7 @@ ROUTES = (
     Route(
         "POST", f"{V1_KEEPS_PATH}/{{kuuid}}/start", WithClientCertificate, handlers.start_keep, max_body=MAX_START_BODY
     ),
+    Route("GET", openapi.DOCUMENT_PATH, WithClientCertificate, openapi.openapi),
     Route("GET", f"{V1_KEEPS_PATH}/{{kuuid}}/logs", WithClientCertificate, streams.keep_logs),
     Route("POST", f"{V1_KEEPS_PATH}/{{kuuid}}/stop", WithClientCertificate, handlers.stop_keep),
 )
@@ -60,6 +61,7 @@ def make_app(
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
     app[streams.JOURNAL] = journal
+    app[openapi.DOCUMENT] = openapi.document(ROUTES)
     app[streams.STREAMS] = set()
     app.on_shutdown.append(streams.end_streams)
     app[middleware.CERTIFICATES] = certificates

@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import socket
 import ssl
+import traceback
 from collections import Counter
 from collections.abc import Callable
 
@@ -125,10 +126,21 @@ class Gate:
             )
         except ssl.SSLCertVerificationError as error:
             SECURITY.warning("refused the certificate of a client at %s: %s", address, error.verify_message)
+            _let_go(error)
             release()
         except (OSError, TimeoutError) as error:
             SECURITY.info("no TLS with a client at %s: %s", address, getattr(error, "reason", None) or error)
+            _let_go(error)
             release()
         except asyncio.CancelledError:
             release()
             raise
+
+
+def _let_go(error: OSError) -> None:
+    """Frees a connection whose handshake failed now, and not when the garbage collector looks.
+
+    asyncio's frames in the traceback, the error and the connection hold each other: 256 KiB of buffer that a stranger
+    could have us keep for each connection.
+    """
+    traceback.clear_frames(error.__traceback__)

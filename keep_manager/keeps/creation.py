@@ -26,6 +26,8 @@ MAX_WAITING_CREATIONS = 512
 """Requests that may queue for a creation; the queue drains at about 20 a second."""
 DRAWS = 8
 """IDs drawn for one creation: of 2^53 a second draw is needed once in a lifetime."""
+ROLL_BACK_SECONDS = 1.0
+"""Between two tries to roll back while systemd cannot be reached; a try itself waits for systemd's return."""
 
 
 def describe(request: NewKeep, caller: Caller) -> Command:
@@ -39,9 +41,10 @@ class Unbroken:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._later: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"Unbroken({len(self._tasks)})"
+        return f"Unbroken({len(self._tasks)}, {len(self._later)} later)"
 
     async def finish(self, work: Coroutine[None, None, None]) -> None:
         """Carries `work` through even when this task is cancelled meanwhile."""
@@ -50,10 +53,20 @@ class Unbroken:
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
 
+    def later(self, work: Coroutine[None, None, None]) -> None:
+        """Carries `work` through with nobody waiting for it."""
+        task = asyncio.create_task(work)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
     async def settle(self) -> None:
-        """Waits for what is under way."""
+        """Waits for what is under way, and gives up what nobody waits for: systemd may never come back."""
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for task in self._later:
+            task.cancel()
+        if self._later:
+            await asyncio.wait(self._later)
 
 
 class Creation:
@@ -141,10 +154,25 @@ class Creation:
         return decide.shown(info)
 
     async def _roll_back(self, kuuid: int) -> None:
+        if not await self._rolled_back(kuuid):
+            self._unbroken.later(self._roll_back_later(kuuid))
+
+    async def _roll_back_later(self, kuuid: int) -> None:
+        while True:
+            await asyncio.sleep(ROLL_BACK_SECONDS)
+            if await self._rolled_back(kuuid):
+                return
+
+    async def _rolled_back(self, kuuid: int) -> bool:
+        """Removes what there is of a keep that was not created; False while systemd cannot be reached."""
         try:
             await self._units.stop(kuuid)
         except KeepfleetError as error:
+            if error.kind is ErrorKind.UNAVAILABLE:
+                LOG.warning("%s: cannot roll back yet: %s", unit_name(kuuid), error.message)
+                return False
             if error.kind is not ErrorKind.NOT_FOUND:
                 LOG.error("%s: cannot roll back: %s", unit_name(kuuid), error.message)
         if kuuid in self._units.kuuids():
             LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))
+        return True

@@ -35,7 +35,7 @@ def silent(unit: UnitState, reason: str, error: KeepfleetError | None) -> KeepIn
         return KeepInfo(unit.kuuid, State.UNDEFINED, f"starting: {where}", unit=unit_name(unit.kuuid))
     if unit.sub == "auto-restart":
         return KeepInfo(unit.kuuid, State.UNDEFINED, f"restarting: {where}", unit=unit_name(unit.kuuid))
-    if error is None:
+    if error is None or not answers(unit):
         return KeepInfo(unit.kuuid, State.ERROR, where, unit=unit_name(unit.kuuid))
     return KeepInfo(unit.kuuid, State.ERROR, f"{error.message}; {where}", unit=unit_name(unit.kuuid))
 

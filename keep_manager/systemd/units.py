@@ -11,6 +11,7 @@ from keep_manager.model import UnitState
 from keep_manager.systemd import events, journal
 from keep_manager.systemd.bus import CALL_SECONDS, Bus, BusLost, Call, ReplyError, variant
 from keep_manager.systemd.events import Aim
+from keep_manager.systemd.fields import FieldFiles
 from keep_manager.systemd.jobs import JobWaits
 from keep_manager.systemd.properties import keep_properties
 from keep_protocol.constants import UNIT_PATTERN, unit_name
@@ -31,6 +32,7 @@ class SystemdUnits:
         self._instance = instance
         self._directory = f"{runtime_root}/keepfleet"
         self._private = f"{runtime_root}/private/keepfleet"
+        self._fields = FieldFiles(runtime_root)
         self._jobs = JobWaits()
         self._resync: asyncio.Task[None] | None = None
 
@@ -88,13 +90,22 @@ class SystemdUnits:
                 result = await self._job(kuuid, Call("StopUnit", "ss", (unit, "replace")), Aim.STOP, what)
         except TimeoutError:
             result = "timeout"
+        except KeepfleetError as error:
+            if error.kind is ErrorKind.NOT_FOUND:
+                self._fields.remove(kuuid)
+            raise
         if result not in ("done", "canceled"):
             raise events.failure(result, what, await journal.last_lines(unit, self._instance))
         await self._forget(unit)
+        self._fields.remove(kuuid)
 
     async def listed(self) -> list[UnitState]:
-        """Every keep's unit that systemd has. Raises KeepfleetError."""
-        return await self._list(UNIT_PATTERN)
+        """Every keep's unit that systemd has; tidies up after those it had. Raises KeepfleetError."""
+        before = self._fields.kuuids()
+        states = await self._list(UNIT_PATTERN)
+        for kuuid in before - {state.kuuid for state in states}:
+            self._fields.remove(kuuid)
+        return states
 
     async def look(self, kuuid: int) -> UnitState | None:
         """The keep's unit as it is now, or None. Raises KeepfleetError."""

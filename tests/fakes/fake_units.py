@@ -19,12 +19,14 @@ READY, NEVER, FAIL = "ready", "never", "fail"
 class FakeUnits:
     """A service manager. `behaviour` is what the next units' loaders do: say READY, never do, or fail.
 
-    `begun` is set when a unit begins to start, `gone` when one has been stopped.
+    `away` is how many of the next stops cannot reach it. `begun` is set when a unit begins to start, `gone` when one
+    has been stopped.
     """
 
     def __init__(self, runtime_root: str) -> None:
         self.behaviour = READY
         self.installed = True
+        self.away = 0
         self.loaders: dict[int, FakeLoader] = {}
         self.at_ready: Callable[[FakeLoader], None] = lambda _: None
         self.most_at_once = 0
@@ -77,6 +79,9 @@ class FakeUnits:
 
     async def stop(self, kuuid: int) -> None:
         """See Units."""
+        if self.away:
+            self.away -= 1
+            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot stop {unit_name(kuuid)}: systemd has not answered")
         if kuuid not in self._states:
             raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot stop {unit_name(kuuid)}: it is not loaded")
         loader = self.loaders.pop(kuuid, None)

@@ -13,6 +13,7 @@ from testers.sandbox.layout import Layout
 from testers.sandbox.sandbox import Sandbox
 from tests.system.fleet import Fleet
 from tests.system.host import Host, message_of
+from tests.system.life import Bystanders
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INSTALLED = "/opt/keepfleet"
@@ -58,6 +59,20 @@ def installed_fleet(host: Host, configuration: Path) -> Fleet:
     fleet = Fleet(host, configuration)
     fleet.install()
     return fleet
+
+
+@pytest.fixture(scope="module")
+def bystanders(fleet: Fleet) -> Bystanders:
+    """Two keeps beside those that a module's tests are about; its `fleet` must be the module's own."""
+    return Bystanders(fleet)
+
+
+@pytest.fixture
+def undisturbed(fleet: Fleet, bystanders: Bystanders) -> Iterator[None]:
+    """After the test the bystanders are as they were, and nothing of any other keep is left."""
+    yield
+    bystanders.check()
+    assert [trace for trace in fleet.left_over() if not bystanders.owns(trace)] == []
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from tests.system.host import Host
 
 MANAGER = "keep-manager.service"
 KEEP_RUNTIME = "/run/keepfleet"
+NAMED_AFTER_UNITS = ("/run", "/tmp", "/var/tmp", "/sys/fs/cgroup")
+"""Runtime directories, users, unit files, journald's settings, private directories, and control groups."""
 
 
 def free_port() -> int:
@@ -106,10 +108,9 @@ class Fleet:
         return self.host.units(UNIT_PATTERN)
 
     def left_over(self) -> list[str]:
-        """What is there of any keep: units, runtime directories, unit files written at run time."""
-        places = [KEEP_RUNTIME, "/run/systemd/transient", "/run/systemd/system.control"]
-        tests = ["(", "-path", f"{KEEP_RUNTIME}/*", "-o", "-name", "keep@*", ")"]
-        files = self.host.run(["find", *places, "-mindepth", "1", "-maxdepth", "1", *tests], check=False)
+        """What is there of any keep: units, and what bears its name where systemd and the kernel keep such things."""
+        names = ["-path", f"{KEEP_RUNTIME}/*", "-o", "-name", "*keep@[1-9]*", "-o", "-name", "*keep-[1-9]*"]
+        files = self.host.run(["find", *NAMED_AFTER_UNITS, "(", *names, ")", "-prune", "-print"], check=False)
         return [*self.keep_units(), *files.stdout.split()]
 
     def clear(self) -> None:
@@ -119,3 +120,4 @@ class Fleet:
             self.host.systemctl("stop", *units)
             self.host.systemctl("reset-failed", *units, check=False)
         self.host.systemctl("start", MANAGER)
+        self.client().keeps()  # whereupon it tidies up after the keeps it did not stop itself

@@ -29,6 +29,14 @@ def message_of(entry: Entry) -> str:
     return bytes(message).decode("utf-8", "backslashreplace") if isinstance(message, list) else str(message)
 
 
+def _from(cursor: str) -> str:
+    """journalctl's option to begin with the entry at `cursor`.
+
+    `--after-cursor=` beside a filter skips the first entry that matches, whether it is that one or not (systemd 252).
+    """
+    return f"--cursor={cursor}"
+
+
 class Host:
     """A booted sandbox. `path` is one directory that is the same inside and outside; everybody inside may read it."""
 
@@ -113,8 +121,8 @@ class Host:
         if unit:
             arguments.append(f"--unit={unit}")
         if since_cursor:
-            arguments.append(f"--after-cursor={since_cursor}")
-        return self._entries(*arguments)
+            arguments.append(_from(since_cursor))
+        return [entry for entry in self._entries(*arguments) if entry["__CURSOR"] != since_cursor]
 
     def _entries(self, *arguments: str) -> list[Entry]:
         self.run(["journalctl", "--sync"])
@@ -135,7 +143,7 @@ class Host:
         matches = wanted if callable(wanted) else lambda entry: wanted in message_of(entry)
         arguments = ["journalctl", "--follow", "--lines=all", "--output=json", "--all"]
         arguments += [f"--unit={unit}"] if unit else []
-        arguments += [f"--after-cursor={since_cursor}"] if since_cursor else []
+        arguments += [_from(since_cursor)] if since_cursor else []
         seen: list[str] = []
         with self.popen(arguments) as follower:
             alarm = threading.Timer(seconds, follower.kill)
@@ -143,7 +151,7 @@ class Host:
             try:
                 for line in follower.stdout or ():
                     entry: Entry = json.loads(line)
-                    if matches(entry):
+                    if entry["__CURSOR"] != since_cursor and matches(entry):
                         return entry
                     seen.append(message_of(entry))
             finally:

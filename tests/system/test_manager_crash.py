@@ -99,4 +99,5 @@ def test_a_removal_cut_off_leaves_a_whole_keep_or_none(fleet: Fleet, point: Fail
         fleet.client().remove(kuuid)
     else:
         fleet.host.systemctl("stop", f"keep@{kuuid}.service", check=False)
+    assert fleet.client().keeps() == ()
     assert fleet.left_over() == []

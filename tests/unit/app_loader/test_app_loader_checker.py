@@ -8,7 +8,7 @@ import pytest
 
 from app_loader.budget import budget
 from app_loader.checker import check_head
-from app_loader.checking import verdict_of_end
+from app_loader.verdict import verdict_of_end
 from keep_protocol.control import ReportType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.pki import Authority
@@ -141,7 +141,9 @@ SLOW = many_functions(10_000, b"\x10\0" * 400 + b"\x0b")
 def test_a_module_that_takes_too_much_processor_time_is_too_complex(
     tmp_path: Path, authority: Authority, client: Path
 ) -> None:
-    with listening(tmp_path, authority, CHECKER_CPU_SECONDS=1, CHECKER_CPU_SECONDS_PER_MIB=0) as house:
+    with listening(
+        tmp_path, authority, CHECKER_CPU_SECONDS=1, CHECKER_CPU_SECONDS_PER_MIB=0, CHECKER_WALL_FACTOR=30
+    ) as house:
         error = refused(house, client, SLOW).error
         assert (error["kind"], "processor time" in str(error["message"])) == ("too-complex", True)
 

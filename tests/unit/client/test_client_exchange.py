@@ -133,10 +133,12 @@ def test_an_answer_that_is_not_whole_http_is_an_error_in_words(pki: Pki, data: b
 def test_a_server_that_wants_another_cas_clients_is_said_to_have_refused_our_certificate(
     pki: Pki, foreign: Pki
 ) -> None:
-    with TlsPeer(pki.manager(client_ca=foreign.ca_pem), lambda _: None) as peer:
-        with pytest.raises(ConnectionFailed, match="refused our certificate: another CA issued it") as raised:
-            ask(pki, peer)
-        assert peer.refused == 1
+    with (
+        TlsPeer(pki.manager(client_ca=foreign.ca_pem), lambda _: None) as peer,
+        pytest.raises(ConnectionFailed, match="refused our certificate: another CA issued it") as raised,
+    ):
+        ask(pki, peer)
+    assert peer.refused == 1
     assert raised.value.kind is ErrorKind.CERTIFICATE
 
 

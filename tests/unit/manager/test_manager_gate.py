@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
+import gc
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +42,26 @@ async def test_garbage_instead_of_a_handshake_is_closed(house: ManagerHouse) -> 
     await asyncio.wait_for(reader.read(), 5)
     writer.transport.abort()
     assert await served(house)
+
+
+async def test_a_failed_handshake_is_freed_without_the_garbage_collector(house: ManagerHouse) -> None:
+    def protocols() -> int:
+        return sum(isinstance(thing, asyncio.sslproto.SSLProtocol) for thing in gc.get_objects())
+
+    assert await served(house)
+    gc.collect()
+    gc.disable()
+    try:
+        before = protocols()
+        for garbage in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+            writer.write(garbage)
+            writer.close()
+            await reader.read()
+        await quiet(house)
+        assert protocols() == before
+    finally:
+        gc.enable()
 
 
 async def test_old_tls_is_refused(house: ManagerHouse) -> None:

@@ -259,7 +259,8 @@ def test_a_directory_swapped_for_a_link_during_the_grant_never_leads_out(root: P
             swapped.rename(root / "link")
             (root / "aside").rename(swapped)
 
-    inside, results = (swapped / "x").stat().st_ino, set()
+    inside = (swapped / "x").stat().st_ino
+    results: set[int | ErrorKind] = set()
     swapper = threading.Thread(target=swap)
     swapper.start()
     try:

@@ -80,6 +80,27 @@ async def test_a_failed_creation_leaves_nothing_and_shows_the_journal(
     assert empty(units, place)
 
 
+async def test_what_cannot_be_rolled_back_yet_is_when_systemd_is_back(
+    keeps: Keeps, units: FakeUnits, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creation, "ROLL_BACK_SECONDS", 0)
+    units.behaviour, units.away = FAIL, 3
+    assert (await refusal(keeps.create(NewKeep(), ALICE))).kind is ErrorKind.KEEP_FAILED
+    assert len((await keeps.list()).keeps) == 1
+    await units.gone.wait()
+    assert empty(units, place)
+
+
+async def test_a_manager_that_stops_gives_a_rollback_up_that_waits_for_systemd(
+    keeps: Keeps, units: FakeUnits, caplog: pytest.LogCaptureFixture
+) -> None:
+    units.behaviour, units.away = FAIL, 1
+    await refusal(keeps.create(NewKeep(), ALICE))
+    await keeps.settle()
+    assert "cannot roll back yet" in caplog.text
+    assert len((await keeps.list()).keeps) == 1
+
+
 async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, place: Path, terms: Terms) -> None:
     units.behaviour = NEVER
     keeps = Keeps(units, Loaders(str(place)), replace(terms, start_timeout_seconds=0.02), grants.opened)

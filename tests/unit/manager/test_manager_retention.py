@@ -33,7 +33,8 @@ def ended(kuuid: int, ago: float | None, state: State = State.COMPLETE) -> KeepI
 
 def test_those_that_ended_long_enough_ago_are_due_and_the_next_look_is_when_one_is() -> None:
     keeps = [ended(1, 100), ended(2, 99), ended(3, 30), ended(4, 200, State.ERROR)]
-    assert expired(keeps, NOW, 100) == ([1, 4], pytest.approx(100 / 60))
+    due, wait = expired(keeps, NOW, 100)
+    assert (due, wait) == ([1, 4], 100 / 60)
     assert expired([ended(3, 30)], NOW, 100) == ([], 70)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from keep_protocol.limits import (
 )
 from keep_protocol.states import State
 
+HOW_TO = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "limits.md"
 LIMITS = st.fixed_dictionaries({}, optional={name: st.integers(*BOUNDS[name]) for name in BOUNDS}).map(
     lambda values: Limits(**values)
 )
@@ -35,6 +37,13 @@ def test_every_limit_has_a_default_within_its_bounds() -> None:
     assert all(BOUNDS[name][0] <= DEFAULTS[name] <= BOUNDS[name][1] for name in BOUNDS)
     assert Limits() == DEFAULT_LIMITS
     assert DEFAULT_LIMITS.fields() == DEFAULTS
+
+
+def test_the_how_to_has_every_limit_with_its_default_and_its_bounds() -> None:
+    rows = re.findall(r"^\| `([a-z_]+)` \| ([0-9]+) \| ([0-9]+) \| ([0-9]+) \|", HOW_TO.read_text(), re.MULTILINE)
+    assert {name: (int(default), (int(low), int(high))) for name, default, low, high in rows} == {
+        name: (DEFAULTS[name], BOUNDS[name]) for name in BOUNDS
+    }
 
 
 def test_the_units_memory_is_wider_than_the_guests() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,8 +71,10 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
     commands = [line for block in blocks("docs/tutorial.md", "sh") for line in block.splitlines()]
     inside = [line for line in commands if not line.startswith("./run ") and line != "exit"]
     assert len(commands) - len(inside) == 4, "only ./run up, ./run exec, exit and ./run down stand outside the host"
+    checkout = fleet.host.path / "checkout"  # the host need not see the real one: it may lie below /tmp
+    shutil.copytree(ROOT / "examples", checkout / "examples")
     output = fleet.host.run(
-        ["bash", "-euxo", "pipefail", "-c", f"cd {ROOT}\n{chr(10).join(inside)}"],
+        ["bash", "-euxo", "pipefail", "-c", f"cd {checkout}\n{chr(10).join(inside)}"],
         env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"},
         timeout=COMMAND_SECONDS,
     ).stdout

@@ -1,0 +1,60 @@
+"""What every benchmark shares: how it fails, how much it measures, how it takes the time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+MS = 1000.0
+MB = 1_000_000.0
+"""For what is sent."""
+MIB = 1024.0 * 1024
+"""For memory, as the kernel and systemd count it."""
+
+
+class MeasurementFailed(Exception):
+    """Something could not be measured; the text says what was seen instead."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often things are measured."""
+
+    rounds: int
+    """One has five starts of units and one life of a keep; a 99th percentile wants a hundred samples."""
+    batches: int
+    batch_keeps: int
+    memory_keeps: int
+    fleet_keeps: int
+    fleet_kills: int
+    lists: int
+    uploads: int
+    upload_bytes: int
+
+
+FULL = Effort(100, 5, 24, 8, 200, 5, 30, 5, 100_000_000)
+"""The issue's sizes: 200 keeps, 100 MB."""
+QUICK = Effort(5, 1, 8, 4, 20, 1, 3, 1, 20_000_000)
+
+
+class Stopwatch:
+    """The milliseconds of a block, once it has ended."""
+
+    milliseconds = 0.0
+
+
+@contextmanager
+def timed() -> Iterator[Stopwatch]:
+    """Takes the time of a block."""
+    watch = Stopwatch()
+    began = time.perf_counter()
+    yield watch
+    watch.milliseconds = MS * (time.perf_counter() - began)
+
+
+def tell(text: str) -> None:
+    """One line of progress, on standard error."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,47 @@
+"""Every benchmark by name, and one run of some of them."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable, Sequence
+
+from benchmarks import fleet, lifecycle, memory, rate, transfer
+from benchmarks.figures import Figure, NoSamples, Section
+from benchmarks.host import Host
+from benchmarks.measuring import FULL, QUICK, Effort, MeasurementFailed, tell
+from keep_protocol.errors import KeepfleetError
+
+_FAILURES = (MeasurementFailed, KeepfleetError, NoSamples, OSError, http.client.HTTPException)
+Benchmark = tuple[str, Callable[[Host, Effort], list[Figure]]]
+BENCHMARKS: dict[str, Benchmark] = {
+    "lifecycle": ("One keep's life, against a unit that only sleeps", lifecycle.measure),
+    "rate": ("Creation rate", rate.measure),
+    "memory": ("Private memory of one keep", memory.measure),
+    "transfer": ("A large upload", transfer.measure),
+    "fleet": ("Many keeps, and a manager killed", fleet.measure),
+}
+
+
+def _section(host: Host, name: str, effort: Effort) -> Section:
+    title, measure = BENCHMARKS[name]
+    began = time.monotonic()
+    try:
+        host.clear()  # of what an earlier one left when it failed
+        figures = tuple(measure(host, effort))
+    except _FAILURES as error:
+        return Section(name, title, failure=f"{type(error).__name__}: {error}", seconds=time.monotonic() - began)
+    return Section(name, title, figures, seconds=time.monotonic() - began)
+
+
+def run_all(host: Host, names: Sequence[str], *, quick: bool) -> list[Section]:
+    """Each named benchmark's section, in order; one that fails does not keep the next from running."""
+    effort = QUICK if quick else FULL
+    sections = []
+    for name in names:
+        tell(f"{name}: {BENCHMARKS[name][0]}")
+        section = _section(host, name, effort)
+        if section.failure:
+            tell(f"{name} FAILED: {section.failure}")
+        sections.append(section)
+    return sections

@@ -1,0 +1,221 @@
+"""The OpenAPI 3.1 document of /v1, made of the table of routes and of what stands here about each of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import web
+
+from keep_manager.http.errors import STATUS_OF
+from keep_manager.http.middleware import json_response
+from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, Schema, schemas
+from keep_protocol import streams
+from keep_protocol.api import V1_KEEPS_PATH
+from keep_protocol.errors import ErrorKind
+from keep_protocol.states import State
+
+OPENAPI = "3.1.0"
+VERSION = "1"
+DOCUMENT_PATH = "/v1/openapi.json"
+DOCUMENT = web.AppKey("document", dict[str, object])
+KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
+EVERYWHERE = (
+    ErrorKind.BAD_REQUEST,
+    ErrorKind.FORBIDDEN,
+    ErrorKind.TOO_MANY,
+    ErrorKind.UNAVAILABLE,
+    ErrorKind.SYSTEMD,
+    ErrorKind.INTERNAL,
+)
+"""What any operation may be refused with; SYSTEMD is also the status of KEEP_FAILED."""
+BODY = (ErrorKind.TOO_LARGE, ErrorKind.TOO_SLOW)
+"""What an operation with a body may be refused with beside."""
+UNSUPPORTED_MEDIA = 415
+"""A body that is encoded: HTTP's own status."""
+
+
+class Route(Protocol):
+    """What is read of a row of the table of routes."""
+
+    @property
+    def method(self) -> str:
+        """GET, POST, …"""
+
+    @property
+    def path(self) -> str:
+        """With parameters as `{name}`."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the query or one header."""
+
+    name: str
+    place: str
+    schema: Schema
+    description: str
+
+    def document(self) -> dict[str, object]:
+        """As OpenAPI has it."""
+        return {"name": self.name, "in": self.place, "schema": self.schema, "description": self.description}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation. answer: its shape's name, a content type, or "" for no content; refusals: beside EVERYWHERE."""
+
+    name: str
+    summary: str
+    status: int = 200
+    answer: str = "Keep"
+    body: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    refusals: tuple[ErrorKind, ...] = (ErrorKind.NOT_FOUND,)
+
+
+_RESUME = Parameter(
+    "Last-Event-ID", "header", {"type": "string", "maxLength": streams.MAX_ID}, "the id of the last event received"
+)
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("GET", V1_KEEPS_PATH): Operation(
+        "listKeeps",
+        "Keeps by ID, page by page",
+        answer="Page",
+        parameters=(
+            Parameter("limit", "query", PAGE_LIMIT, "keeps on the page at most; all without it"),
+            Parameter("after", "query", KUUID, "`next` of the page before"),
+            Parameter(
+                "label",
+                "query",
+                {"type": "array", "items": {"type": "string", "pattern": "^[a-z0-9./-]{1,63}=[ -~]{0,255}$"}},
+                "KEY=VALUE; keeps that have all of those named",
+            ),
+        ),
+        refusals=(),
+    ),
+    ("POST", V1_KEEPS_PATH): Operation(
+        "createKeep",
+        "A new keep",
+        201,
+        body="Create",
+        parameters=(
+            Parameter(
+                "Idempotency-Key",
+                "header",
+                {"type": "string", "pattern": "^[!-~]{1,128}$"},
+                "the same key, caller and body within ten minutes name the same keep, as long as the manager runs",
+            ),
+        ),
+        refusals=(*BODY, ErrorKind.CONFLICT, ErrorKind.UNSUPPORTED, ErrorKind.CONFIGURATION, ErrorKind.KEEP_FAILED),
+    ),
+    ("GET", KEEP_PATH): Operation(
+        "getKeep",
+        "One keep, at once or after a change of its state",
+        parameters=(
+            Parameter(
+                "changed-from",
+                "query",
+                {"type": "integer", "enum": [int(state) for state in State]},
+                "answer when its state is no longer this one, or when the time is over",
+            ),
+            Parameter("timeout", "query", {"type": "number", "minimum": 0, "maximum": 60}, "seconds, at most 60"),
+        ),
+    ),
+    ("DELETE", KEEP_PATH): Operation("removeKeep", "Ends a keep and forgets it", 204, answer=""),
+    ("POST", f"{KEEP_PATH}/start"): Operation(
+        "startKeep",
+        "Lets a keep listen for its workload, and gives its guest what it is granted",
+        body="Start",
+        refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.PORT_UNAVAILABLE, ErrorKind.CONFIGURATION),
+    ),
+    ("POST", f"{KEEP_PATH}/stop"): Operation(
+        "stopKeep",
+        "Ends a keep's door or workload; its outcome stays",
+        refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
+    ("GET", f"{KEEP_PATH}/logs"): Operation(
+        "keepLogs",
+        "A keep's lines as server-sent events: `line`, and with follow a last `end`",
+        answer=streams.CONTENT_TYPE,
+        parameters=(
+            Parameter("follow", "query", {"type": "boolean"}, "go on until the keep has ended"),
+            Parameter("lines", "query", {"type": "integer", "minimum": 1, "maximum": 100_000}, "the last lines alone"),
+            _RESUME,
+        ),
+    ),
+    ("GET", DOCUMENT_PATH): Operation("openapi", "This document", answer="application/json", refusals=()),
+}
+"""Every operation of /v1. A route without one is a defect, which every start of the manager shows."""
+
+
+def document(routes: Iterable[Route]) -> dict[str, object]:
+    """The document of those `routes` that lie below /v1. Raises KeyError for one that is not described."""
+    paths: dict[str, dict[str, object]] = {}
+    for route in routes:
+        if route.path.startswith("/v1/"):
+            paths.setdefault(route.path, {})[route.method.lower()] = _operation(
+                OPERATIONS[route.method, route.path], route.path
+            )
+    return {
+        "openapi": OPENAPI,
+        "info": {
+            "title": "keep-manager",
+            "version": VERSION,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "security": [{"clientCertificate": []}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas(),
+            "securitySchemes": {"clientCertificate": {"type": "mutualTLS"}},
+        },
+    }
+
+
+def _operation(operation: Operation, path: str) -> dict[str, object]:
+    parameters = [parameter.document() for parameter in operation.parameters]
+    if "{kuuid}" in path:
+        parameters.insert(0, {"name": "kuuid", "in": "path", "required": True, "schema": KUUID})
+    described: dict[str, object] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "parameters": parameters,
+        "responses": _responses(operation),
+    }
+    if operation.body:
+        schema = {"$ref": f"#/components/schemas/{operation.body}"}
+        described["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+    return described
+
+
+def _responses(operation: Operation) -> dict[str, object]:
+    refused: dict[str, list[str]] = {}
+    for kind in (*EVERYWHERE, *operation.refusals):
+        refused.setdefault(str(int(STATUS_OF[kind])), []).append(kind.value)
+    if operation.body:
+        refused[str(UNSUPPORTED_MEDIA)] = [ErrorKind.UNSUPPORTED.value]
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        str(operation.status): _answer(operation),
+        **{status: {"description": ", ".join(kinds), "content": error} for status, kinds in sorted(refused.items())},
+    }
+
+
+def _answer(operation: Operation) -> dict[str, object]:
+    if not operation.answer:
+        return {"description": "done"}
+    if "/" in operation.answer:
+        shape: Schema = EVENT if operation.answer == streams.CONTENT_TYPE else {"type": "object"}
+        return {"description": operation.summary, "content": {operation.answer: {"schema": shape}}}
+    schema = {"$ref": f"#/components/schemas/{operation.answer}"}
+    answer: dict[str, object] = {"description": operation.summary, "content": {"application/json": {"schema": schema}}}
+    if operation.status == 201:
+        answer["headers"] = {"Location": {"required": True, "schema": {"type": "string"}}}
+    return answer
+
+
+async def openapi(request: web.Request) -> web.StreamResponse:
+    """GET /v1/openapi.json."""
+    return json_response(request.app[DOCUMENT])

@@ -1,0 +1,43 @@
+"""The files by which systemd tells journald the fields of a keep's lines (KEEP_ID), removed in systemd's stead.
+
+systemd writes one for each unit with LogExtraFields= and, when the unit goes, unlinks another name (252, and later
+ones too): every keep that ever was would leave a file in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from keep_protocol.constants import kuuid_of_unit, unit_name
+
+LOG = logging.getLogger("keepfleet.units")
+_PREFIX = "log-extra-fields:"
+
+
+class FieldFiles:
+    """Those files of one systemd instance; a user's instance has none."""
+
+    def __init__(self, runtime_root: str) -> None:
+        self._directory = f"{runtime_root}/systemd/units"
+
+    def __repr__(self) -> str:
+        return f"FieldFiles({self._directory!r})"
+
+    def kuuids(self) -> set[int]:
+        """The keeps that have one."""
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return set()
+        found = (kuuid_of_unit(name.removeprefix(_PREFIX)) for name in names if name.startswith(_PREFIX))
+        return {kuuid for kuuid in found if kuuid is not None}
+
+    def remove(self, kuuid: int) -> None:
+        """Removes the file of a keep whose unit has gone. One that is not there is no error."""
+        try:
+            os.unlink(f"{self._directory}/{_PREFIX}{unit_name(kuuid)}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            LOG.warning("cannot remove journald's settings of %s: %s", unit_name(kuuid), error.strerror)

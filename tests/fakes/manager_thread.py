@@ -1,0 +1,37 @@
+"""A manager in a thread of its own, for clients that block."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.fakes.manager_house import ManagerHouse, manager_house
+
+READY_SECONDS = 10.0
+
+
+@contextmanager
+def manager_thread(directory: Path) -> Iterator[ManagerHouse]:
+    """A house that serves while the block runs."""
+    ready, made = threading.Event(), []
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def live() -> None:
+        async with manager_house(directory) as house:
+            made.append(house)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(live(),))
+    thread.start()
+    try:
+        assert ready.wait(READY_SECONDS)
+        yield made[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

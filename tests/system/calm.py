@@ -1,0 +1,58 @@
+"""What must be as before after an attack: the manager's process, its descriptors and memory, its log, its keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.system.fleet import MANAGER, Fleet
+from tests.system.host import Host, message_of
+
+SETTLE_SECONDS = 20.0
+"""A server drops a lingering or silent connection after its own deadlines, the longest of which is 15 s."""
+MAX_GROWTH = 50 << 20
+"""What the manager may keep after an attack: asyncio holds 256 KiB for each of the 128 connections one address may
+have, and the C library's allocator does not give every page back."""
+DEFECTS = ("Traceback", "defect ", "Task exception", "was never retrieved", "never awaited")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process holds."""
+
+    memory: int
+    descriptors: int
+
+
+def usage_of(host: Host, pid: int) -> Usage:
+    """The resident memory and the open descriptors of a process inside."""
+    script = f"grep VmRSS /proc/{pid}/status; ls /proc/{pid}/fd | wc -l"
+    words = host.run(["sh", "-c", script]).stdout.split()
+    return Usage(int(words[1]) * 1024, int(words[3]))
+
+
+def settled(host: Host, pid: int, before: Usage) -> Usage:
+    """The process's usage once it has closed what it opened since `before`, or what it still holds in the end."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (now := usage_of(host, pid)).descriptors > before.descriptors and time.monotonic() < deadline:
+        continue
+    return now
+
+
+@contextlib.contextmanager
+def undisturbed(fleet: Fleet) -> Iterator[None]:
+    """What happens meanwhile must leave the manager and its keeps as they are; asserted at the end."""
+    host, pid, units, cursor = fleet.host, fleet.manager_pid, fleet.keep_units(), fleet.host.cursor()
+    fleet.client().banner()
+    before = usage_of(host, pid)
+    yield
+    assert fleet.manager_pid == pid
+    assert "Enarx-Keep-Manager" in fleet.client().banner()
+    assert fleet.keep_units() == units
+    after = settled(host, pid, before)
+    assert after.descriptors <= before.descriptors
+    assert after.memory < before.memory + MAX_GROWTH
+    lines = [message_of(entry) for entry in host.journal(unit=MANAGER, since_cursor=cursor)]
+    assert [line for line in lines if any(word in line for word in DEFECTS)] == []

@@ -1,0 +1,216 @@
+"""One keep in a system test: the calls of its clients, and what systemd, the kernel and journald say of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from keep_client import keep as door
+from keep_client.http import Body, Reply
+from keep_client.keep import Door, door_of
+from keep_protocol.constants import unit_name
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+from keep_protocol.tls import check_pin
+from tests.system import modules
+from tests.system.fleet import Fleet, free_port
+from tests.system.host import Entry, Host, message_of
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SOON = 20
+"""Seconds a change may take that takes milliseconds; what a test waits for is the change, not this."""
+
+
+def example(path: str) -> bytes:
+    """A checked-in module, as in `hello-wat/hello`."""
+    return (EXAMPLES / f"{path}.wasm").read_bytes()
+
+
+@contextlib.contextmanager
+def drop_in(host: Host, unit: str, text: str) -> Iterator[None]:
+    """Directives added to a unit, or to every instance of a template, until the block ends."""
+    path = f"/run/systemd/system/{unit}.d/90-test.conf"
+    host.run(["mkdir", "-p", path.rpartition("/")[0]])
+    host.run(["tee", path], input=text)
+    host.systemctl("daemon-reload")
+    try:
+        yield
+    finally:
+        host.run(["rm", path])
+        host.systemctl("daemon-reload")
+
+
+class Life:
+    """One keep, from its creation or from any moment on. `info` is what its manager said last."""
+
+    def __init__(self, fleet: Fleet, kuuid: int) -> None:
+        self.fleet, self.host, self.kuuid = fleet, fleet.host, kuuid
+        self.unit = unit_name(kuuid)
+        self.info = fleet.client().keep(kuuid)
+
+    @classmethod
+    def create(cls, fleet: Fleet) -> Life:
+        """A new keep."""
+        return cls(fleet, fleet.client().create().kuuid)
+
+    @classmethod
+    def awaiting(cls, fleet: Fleet) -> Life:
+        """A new keep that awaits its workload."""
+        life = cls.create(fleet)
+        life.start()
+        return life
+
+    @classmethod
+    def running(cls, fleet: Fleet) -> Life:
+        """A new keep whose workload runs, and sleeps."""
+        life = cls.awaiting(fleet)
+        assert life.upload(modules.sleeps()).status == 200
+        life.line("asleep")
+        life.status("running the workload")
+        life.look()
+        return life
+
+    @classmethod
+    def ended(cls, fleet: Fleet, code: int = 3) -> Life:
+        """A new keep whose workload has exited with `code`."""
+        life = cls.awaiting(fleet)
+        assert life.upload(modules.says(code=code)).status == 200
+        life.until(State.STARTED, State.COMPLETE)
+        return life
+
+    def __repr__(self) -> str:
+        return f"Life({self.unit}, {self.info.detail})"
+
+    def look(self) -> KeepInfo:
+        """The keep as the manager shows it now."""
+        self.info = self.fleet.client().keep(self.kuuid)
+        return self.info
+
+    def start(self, address: str = "127.0.0.1", port: int | None = None) -> KeepInfo:
+        """start-keep, on a free port where none is named."""
+        self.info = self.fleet.client().start(self.kuuid, address, port or free_port())
+        return self.info
+
+    def until(self, before: State, after: State) -> KeepInfo:
+        """The keep once it is no longer in `before`; it must then be in `after`."""
+        self.info = self.fleet.client().changed(self.kuuid, before, SOON)
+        assert self.info.state is after, self.info
+        return self.info
+
+    @property
+    def door(self) -> Door:
+        """Where it receives, and its pin."""
+        return door_of(self.info, "127.0.0.1")
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What the administrator shows to a keep."""
+        return self.fleet.credentials().keep_context()
+
+    def upload(self, module: bytes) -> Reply:
+        """The module as it is."""
+        body = Body("application/wasm", len(module), (module,))
+        return door.upload(self.door, self.context, "PUT", door.WORKLOAD_PATH, body)
+
+    def upload_numbers(self, module: bytes) -> Reply:
+        """The module as the original's clients send it."""
+        text = b'{"encoding":"wasm","contents":[' + ",".join(map(str, module)).encode() + b"]}"
+        body = Body("application/json", len(text), (text,))
+        return door.upload(self.door, self.context, "POST", door.PAYLOAD_PATH, body)
+
+    def connect(self) -> socket.socket:
+        """A bare TCP connection to its door."""
+        return socket.create_connection((self.info.address, self.info.port), SOON)
+
+    def banner(self, connection: socket.socket) -> str:
+        """What the door tells over this connection, after its certificate was compared with the pin."""
+        with self.context.wrap_socket(connection) as tls, io.BytesIO() as heard:
+            check_pin(tls.getpeercert(binary_form=True), self.info.fingerprint)
+            tls.sendall(b"GET / HTTP/1.1\r\nHost: keep\r\nConnection: close\r\n\r\n")
+            while data := tls.recv(4096):
+                heard.write(data)
+            return heard.getvalue().decode()
+
+    def show(self, name: str) -> str:
+        """A property of its unit."""
+        return self.host.show(self.unit, name)[name]
+
+    def status(self, text: str) -> str:
+        """Its line in `systemctl status`, once it holds `text`: the loader changes it at most five times a second."""
+        deadline = time.monotonic() + SOON
+        while text not in (shown := self.show("StatusText")):
+            assert time.monotonic() < deadline, shown
+        return shown
+
+    @property
+    def loader_pid(self) -> int:
+        """The loader's PID inside."""
+        return int(self.show("MainPID"))
+
+    @property
+    def app_loader_pid(self) -> int:
+        """The PID of the loader's one child: app-loader, or runner."""
+        (pid,) = self.host.run(["pgrep", "--parent", str(self.loader_pid)]).stdout.split()
+        return int(pid)
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        """Sends a signal to a process inside."""
+        self.host.run(["kill", f"-{int(number)}", str(pid)])
+
+    def kill_loader(self) -> None:
+        """SIGKILL to the loader; returns when systemd has started another."""
+        cursor = self.host.cursor()
+        self.host.systemctl("kill", "--kill-whom=main", "--signal=KILL", self.unit)
+        self.line("booting -> ", cursor)
+
+    def line(self, text: str, cursor: str | None = None) -> Entry:
+        """The journal entry of its unit that holds `text`, waited for."""
+        return self.host.wait_journal(text, unit=self.unit, since_cursor=cursor, seconds=SOON)
+
+    def output(self) -> list[str]:
+        """What journald has of the keep's own processes, by the field KEEP_ID."""
+        return [message_of(entry) for entry in self.host.journal(KEEP_ID=str(self.kuuid))]
+
+    def remove(self) -> None:
+        """DELETE, and then nothing of it is there."""
+        self.fleet.client().remove(self.kuuid)
+        assert str(self.kuuid) not in " ".join(self.fleet.left_over())
+
+
+class Bystanders:
+    """Two keeps that a scenario must not disturb: one awaits its workload, the other's runs."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._lives = (Life.awaiting(fleet), Life.running(fleet))
+        self.units = [life.unit for life in self._lives]
+        self._before = self._pulse()
+
+    def __repr__(self) -> str:
+        return f"Bystanders({', '.join(self.units)})"
+
+    def owns(self, trace: str) -> bool:
+        """Whether a unit, path or control group is one of theirs."""
+        return any(str(life.kuuid) in trace for life in self._lives)
+
+    def _pulse(self) -> list[object]:
+        """What changes when one of their processes, doors or states does."""
+        names = "--property=InvocationID,NRestarts,MainPID,StatusText"
+        shown = self._fleet.host.systemctl("show", names, *self.units)
+        loaders = ",".join(re.findall("^MainPID=([0-9]+)$", shown, re.MULTILINE))
+        children = self._fleet.host.run(["pgrep", "--parent", loaders], check=False).stdout
+        return [shown, children, [life.look() for life in self._lives]]
+
+    def check(self) -> None:
+        """They are exactly as they were: the same processes in the same states behind the same doors."""
+        assert self._pulse() == self._before, "a bystander was disturbed"
+        awaiting = self._lives[0]
+        with awaiting.connect() as connection:
+            assert "awaiting a workload" in awaiting.banner(connection)

@@ -1,0 +1,161 @@
+"""Not one byte of what a client sends reaches a unit: no name, no property, no file, and nothing runs because of it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from keepctl import authority
+from tests.system.calm import undisturbed
+from tests.system.fleet import MANAGER, Fleet
+from tests.system.host import message_of
+from tests.system.life import Life
+from tests.system.wire import ask, request
+
+MARK = "zzmark"
+"""Stands in every string below; it may be found in answers and in the manager's log, and nowhere else."""
+TRACE = f"/run/{MARK}-ran"
+STRINGS = (
+    f"{MARK}\n[Service]\nExecStartPre=/bin/touch {TRACE}\n",
+    f"1\n[Service]\nExecStopPost=+/bin/touch {TRACE}\n#{MARK}",
+    f"../../../etc/systemd/system/{MARK}",
+    f"{MARK}/../../x.service",
+    f"%n-%i-%H-{MARK}",
+    f"$HOME ${{PATH}} $(touch {TRACE}) `touch {TRACE}` {MARK}",
+    f"keep@{MARK}",
+    f"keep@1.service {MARK}.service",
+    f"1\0{MARK}",
+    f"1 {MARK}",
+    f"{MARK}\\x2d\\n\\\\",
+    f"127.0.0.1\r\nX-Header: {MARK}",
+    f"'; touch {TRACE}; '{MARK}",
+    f"１２３{MARK}",
+    f"{MARK}\u202e\ud7ff\u2028é",
+    f"{MARK}" + "a" * 300,
+    f"READY=1\nMAINPID=1\nFDSTOREREMOVE=1\n{MARK}",
+)
+EVIL_NAMES = (f"{MARK}\nMAINPID=1\nFDSTOREREMOVE=1", f"%n $HOME $(touch {TRACE})", "\x1b[2J\u202e", "<0>\0x", "a" * 64)
+"""What a certificate of our CA can bear: up to 64 characters."""
+PLACES = ("/run/systemd", "/etc/systemd", "/run/keepfleet", "/run/user")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def calm(installed_fleet: Fleet) -> Iterator[None]:
+    """After all of this the manager is the same process, holds no more than before and has logged no defect."""
+    installed_fleet.clear()
+    with undisturbed(installed_fleet):
+        yield
+
+
+def unit_texts(fleet: Fleet) -> str:
+    """Everything systemd has of any keep, the manager and the slices: files, properties, names of all units."""
+    host = fleet.host
+    patterns = ("keep*.service", "keep*.slice", MANAGER)
+    # A slice that was made as needed has no file, which `cat` calls an error.
+    texts = [host.systemctl("cat", *patterns, check=False), host.systemctl("show", "--all", *patterns)]
+    texts += [host.systemctl("list-units", "--all"), host.systemctl("list-unit-files"), host.systemctl("list-jobs")]
+    return "\n".join(texts)
+
+
+def assert_clean(fleet: Fleet) -> None:
+    """No trace of MARK where systemd looks, now and after it has read everything again, and nothing has run."""
+    fleet.host.systemctl("daemon-reload")
+    assert MARK not in unit_texts(fleet)
+    assert fleet.host.run(["grep", "-rls", MARK, *PLACES], check=False).stdout == ""
+    assert fleet.host.run(["find", "/run", "/etc", "-name", f"*{MARK}*"]).stdout == ""
+    assert fleet.host.run(["test", "-e", TRACE], check=False).returncode == 1
+
+
+def legacy_requests(text: str, kuuid: int) -> Iterator[bytes]:
+    """The original's commands with `text` in one member after the other."""
+    good = {"command": "start-keep", "kuuid": str(kuuid), "keep-addr": "127.0.0.1", "keep-port": "3031"}
+    commands = [{**good, member: text} for member in good]
+    commands += [{"command": "new-keep", "keep-arch": text}, {"command": "list-keeps", text: "x"}]
+    commands += [{"command": "stop-keep", "kuuid": text}, {"command": "remove-keep", "kuuid": text}]
+    for command in commands:
+        yield request("POST", "/keeps_post", json.dumps(command).encode())
+
+
+def v1_requests(text: str, kuuid: int) -> Iterator[bytes]:
+    """The calls of /v1 with `text` in every place that takes one."""
+    keep, encoded = f"/v1/keeps/{kuuid}", quote(text, safe="")
+    for path, body in (("", {"arch": text}), (f"/{kuuid}/start", {"address": text}), (f"/{encoded}/start", {})):
+        yield request("POST", f"/v1/keeps{path}", json.dumps(body).encode())
+    for names in ({"names": [text]}, {"names": ["localhost", text]}, {text: ["localhost"]}):
+        yield request("POST", f"{keep}/start", json.dumps(names).encode())
+    for query in (f"changed-from={encoded}", f"changed-from=1&timeout={encoded}", f"{encoded}=1"):
+        yield request("GET", f"{keep}?{query}")
+    for method in ("GET", "DELETE"):
+        yield request(method, f"/v1/keeps/{encoded}")
+    yield request("POST", f"/v1/keeps/{encoded}/stop")
+
+
+def test_no_string_of_a_client_s_reaches_a_unit(fleet: Fleet) -> None:
+    life, context = Life.create(fleet), fleet.tls()
+    for text in STRINGS:
+        for data in (*legacy_requests(text, life.kuuid), *v1_requests(text, life.kuuid)):
+            assert 400 <= ask(fleet.port, context, data).status < 500, data
+    assert fleet.keep_units() == [life.unit]
+    assert_clean(fleet)
+    assert life.look().port == 0
+
+
+def test_a_token_and_headers_which_are_taken_and_not_used_reach_no_unit(fleet: Fleet) -> None:
+    context = fleet.tls()
+    for text in STRINGS:
+        body = json.dumps({"command": "new-keep", "keep-arch": "wasi", "auth-token": text}).encode()
+        line = quote(text)
+        answer = ask(fleet.port, context, request("POST", "/keeps_post", body, f"User-Agent: {line}", f"X: {line}"))
+        assert (answer.status, answer.object["state"]) == (200, 1)
+    assert len(fleet.keep_units()) == len(STRINGS)
+    assert_clean(fleet)
+
+
+def evil_client(fleet: Fleet, directory: Path, name: str) -> ssl.SSLContext:
+    """A client whose certificate, rightly issued by our CA, bears `name`: keepctl would not issue it."""
+    pki = fleet.pki
+    ca = authority.load_certificate((pki / "ca.crt").read_bytes(), "ca")
+    ca_key, key = authority.load_key((pki / "ca.key").read_bytes(), "ca.key"), authority.new_key()
+    now = datetime.datetime.now(datetime.UTC)
+    good = authority.issue_client(authority.Identity(ca, ca_key), key, "good", 1, now).certificate
+    builder = x509.CertificateBuilder().issuer_name(ca.subject).public_key(key.public_key())
+    builder = builder.subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+    builder = builder.serial_number(good.serial_number).not_valid_before(now - datetime.timedelta(minutes=1))
+    builder = builder.not_valid_after(now + datetime.timedelta(days=1))
+    for extension in good.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    signed = builder.sign(ca_key, hashes.SHA256())
+    file = directory / "evil.pem"
+    file.write_bytes(authority.certificate_pem(signed) + authority.key_pem(key))
+    context = fleet.tls(None)
+    context.load_cert_chain(file)
+    return context
+
+
+@pytest.mark.parametrize("text", EVIL_NAMES, ids=range(len(EVIL_NAMES)))
+def test_the_name_in_a_certificate_is_shown_as_plain_text_and_tells_systemd_nothing(
+    fleet: Fleet, tmp_path: Path, text: str
+) -> None:
+    context = evil_client(fleet, tmp_path, text)
+    life = Life.awaiting(fleet)
+    loader, cursor = life.loader_pid, fleet.host.cursor()
+    assert ask(fleet.port, context, request("POST", f"/v1/keeps/{life.kuuid}/stop")).status == 200
+    told = life.look().outcome
+    assert told is not None
+    assert told.text.isprintable()
+    assert "stopped by" in message_of(life.line("stopped by", cursor))
+    assert life.loader_pid == loader
+    shown = fleet.host.show(life.unit, "StatusText", "MainPID", "ActiveState", "NFileDescriptorStore")
+    assert (shown["MainPID"], shown["ActiveState"]) == (str(loader), "active")
+    assert len(shown) == 4  # a newline would have made another property of the rest
+    fleet.host.systemctl("daemon-reload")
+    assert fleet.host.run(["test", "-e", TRACE], check=False).returncode == 1
+    assert MARK not in fleet.host.systemctl("cat", life.unit)

@@ -1,0 +1,245 @@
+"""SIGKILL and SIGSTOP of a keep's processes in each state: what docs/architecture.md says of what survives what."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo, OutcomeKind
+from keep_protocol.states import State
+from tests.system import modules
+from tests.system.calls import half_an_upload
+from tests.system.fleet import Fleet, free_port
+from tests.system.life import Bystanders, Life, drop_in
+
+SLOW_OPENSSL = "/opt/slow/openssl"
+MODULE = modules.says(b"done\n")
+
+pytestmark = pytest.mark.usefixtures("undisturbed")
+
+
+@pytest.fixture(scope="module")
+def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
+    """The manager; a test's own keep is removed by the test."""
+    yield installed_fleet
+    installed_fleet.clear()
+
+
+def usable(life: Life) -> None:
+    """The keep, awaiting its workload, takes one and runs it; then it goes without a trace."""
+    assert life.upload(MODULE).status == 200
+    life.line("done")
+    life.until(State.STARTED, State.COMPLETE)
+    life.remove()
+
+
+def same_door(life: Life, before: KeepInfo) -> None:
+    """It awaits its workload again where it did, with the certificate its clients know."""
+    life.until(State.UNDEFINED, State.STARTED)
+    if life.info.detail != "awaiting workload":
+        life.status("awaiting workload")
+        life.look()
+    assert life.info == before
+
+
+def test_an_idle_keep_whose_loader_is_killed_is_idle_again_and_can_be_started(fleet: Fleet) -> None:
+    life = Life.create(fleet)
+    pid = life.loader_pid
+    life.kill_loader()
+    life.until(State.UNDEFINED, State.LISTENING)
+    assert life.loader_pid not in (0, pid)
+    life.start()
+    usable(life)
+
+
+def test_an_awaiting_keep_whose_loader_is_killed_awaits_again_at_the_same_door(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    before, old = life.info, life.app_loader_pid
+    life.kill_loader()
+    same_door(life, before)
+    assert life.app_loader_pid != old
+    usable(life)
+
+
+def test_a_connection_that_queued_while_the_loader_was_killed_is_served(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    life.signal(life.app_loader_pid, signal.SIGSTOP)
+    with life.connect() as queued:
+        life.kill_loader()
+        assert "awaiting a workload" in life.banner(queued)
+    usable(life)
+
+
+def test_an_upload_that_is_cut_off_by_the_loader_s_death_can_be_sent_again(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    before = life.info
+    with half_an_upload(life, MODULE) as upload:
+        life.kill_loader()
+    with pytest.raises(KeepfleetError, match=f"cannot use keep {life.kuuid}"):
+        upload.result()
+    same_door(life, before)
+    usable(life)
+
+
+def test_a_keep_whose_loader_is_killed_while_its_workload_runs_is_in_state_15_and_says_so(fleet: Fleet) -> None:
+    life = Life.running(fleet)
+    runner, port = life.app_loader_pid, life.info.port
+    life.kill_loader()
+    life.until(State.UNDEFINED, State.ERROR)
+    assert life.info.outcome is not None
+    assert life.info.outcome.kind is OutcomeKind.LOST
+    assert life.info.detail == "the loader was killed while the workload ran"
+    assert fleet.host.run(["kill", "-0", str(runner)], check=False).returncode != 0, "the workload outlived its loader"
+    socket.create_server(("127.0.0.1", port)).close()
+    with pytest.raises(KeepfleetError) as refusal:
+        life.start()
+    assert refusal.value.kind is ErrorKind.CONFLICT
+    life.remove()
+
+
+def test_a_keep_that_had_ended_keeps_its_outcome_over_its_loader_s_death(fleet: Fleet) -> None:
+    life = Life.ended(fleet, code=7)
+    before = life.look()
+    life.kill_loader()
+    life.until(State.UNDEFINED, State.COMPLETE)
+    assert life.info == before
+    assert life.info.outcome is not None
+    assert life.info.outcome.exit_code == 7
+    life.remove()
+
+
+def test_a_start_that_is_cut_off_by_the_loader_s_death_is_refused_and_may_be_tried_again(
+    fleet: Fleet, slow_openssl: str
+) -> None:
+    life = Life.create(fleet)
+    port = free_port()
+    with ThreadPoolExecutor(1) as pool:
+        start = pool.submit(life.start, "127.0.0.1", port)
+        life.line("idle -> opening")
+        life.kill_loader()
+        with pytest.raises(KeepfleetError, match=f"cannot reach the loader of keep {life.kuuid}"):
+            start.result()
+    life.until(State.UNDEFINED, State.LISTENING)
+    socket.create_server(("127.0.0.1", port)).close()
+    life.remove()
+
+
+@pytest.fixture
+def slow_openssl(fleet: Fleet) -> Iterator[str]:
+    """Keeps whose certificate is never made: their door does not open."""
+    fleet.host.run(["mkdir", "-p", SLOW_OPENSSL.rpartition("/")[0]])
+    fleet.host.run(["tee", SLOW_OPENSSL], input="#!/bin/sh\nexec /usr/bin/sleep 600\n")
+    fleet.host.run(["chmod", "755", SLOW_OPENSSL])
+    with drop_in(
+        fleet.host,
+        "keep@.service",
+        f"[Service]\nEnvironment=KEEPFLEET_OPENSSL={SLOW_OPENSSL}\nExecPaths={SLOW_OPENSSL} /usr/bin\n",
+    ):
+        yield SLOW_OPENSSL
+
+
+def test_the_loader_may_die_again_and_again_within_its_limit(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    before = life.info
+    for _ in range(3):
+        life.kill_loader()
+        same_door(life, before)
+    usable(life)
+
+
+def test_a_loader_that_dies_too_often_ends_in_a_failed_unit_in_state_15_that_can_be_removed(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    port = life.info.port
+    for _ in range(4):
+        life.kill_loader()
+    cursor = fleet.host.cursor()
+    life.signal(life.loader_pid, signal.SIGKILL)
+    fleet.host.wait_journal("Start request repeated too quickly", unit=life.unit, since_cursor=cursor)
+    life.until(State.UNDEFINED, State.ERROR)
+    assert "the unit is failed" in life.info.detail
+    assert life.info in fleet.client().keeps()
+    socket.create_server(("127.0.0.1", port)).close()
+    life.remove()
+
+
+def test_a_stopped_loader_is_in_state_15_and_does_not_answer_while_others_are_listed_as_they_are(
+    fleet: Fleet, bystanders: Bystanders
+) -> None:
+    life = Life.awaiting(fleet)
+    before, pid = life.info, life.loader_pid
+    life.signal(pid, signal.SIGSTOP)
+    shown = {info.unit: info for info in fleet.client().keeps()}
+    assert shown[life.unit].state is State.ERROR
+    assert "no answer" in shown[life.unit].detail
+    assert [shown[unit].state for unit in bystanders.units] == [State.STARTED, State.STARTED]
+    with pytest.raises(KeepfleetError, match="no answer"):
+        life.start()
+    life.signal(pid, signal.SIGCONT)
+    assert life.look() == before
+    usable(life)
+
+
+def test_a_stopped_loader_can_be_removed(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    life.signal(life.loader_pid, signal.SIGSTOP)
+    life.remove()
+
+
+def test_an_app_loader_that_dies_before_an_upload_is_replaced_behind_the_same_door(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    before, cursor = life.info, fleet.host.cursor()
+    life.signal(life.app_loader_pid, signal.SIGKILL)
+    life.line("reopening -> awaiting-workload", cursor)
+    assert life.look() == before
+    usable(life)
+
+
+def test_a_connection_that_queued_while_the_app_loader_died_is_served(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    pid = life.app_loader_pid
+    life.signal(pid, signal.SIGSTOP)
+    with life.connect() as queued:
+        life.signal(pid, signal.SIGKILL)
+        assert "awaiting a workload" in life.banner(queued)
+    usable(life)
+
+
+def test_an_upload_that_is_cut_off_by_the_app_loader_s_death_can_be_sent_again(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    before, cursor = life.info, fleet.host.cursor()
+    with half_an_upload(life, MODULE) as upload:
+        life.signal(life.app_loader_pid, signal.SIGKILL)
+        life.line("reopening -> awaiting-workload", cursor)
+    with pytest.raises(KeepfleetError, match=f"cannot use keep {life.kuuid}"):
+        upload.result()
+    assert life.look() == before
+    usable(life)
+
+
+def test_a_workload_that_is_killed_is_in_state_15_with_the_signal(fleet: Fleet) -> None:
+    life = Life.running(fleet)
+    life.signal(life.app_loader_pid, signal.SIGKILL)
+    life.until(State.STARTED, State.ERROR)
+    outcome = life.info.outcome
+    assert outcome is not None
+    assert (outcome.kind, outcome.signal, outcome.text) == (OutcomeKind.KILLED, 9, "killed by SIGKILL")
+    life.remove()
+
+
+def test_a_door_that_dies_too_often_is_given_up_with_the_reason_and_its_port_is_free(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    port = life.info.port
+    for _ in range(5):
+        cursor = fleet.host.cursor()
+        life.signal(life.app_loader_pid, signal.SIGKILL)
+        life.line("reopening -> awaiting-workload", cursor)
+    life.signal(life.app_loader_pid, signal.SIGKILL)
+    life.until(State.STARTED, State.ERROR)
+    assert "gave the door up after opening it again 5 times" in life.info.detail
+    socket.create_server(("127.0.0.1", port)).close()
+    life.remove()

@@ -1,0 +1,188 @@
+"""SIGKILL of the manager between every two steps, and in the midst of many: no keep is stopped, lost or doubled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from keep_client.failures import ConnectionFailed
+from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+from tests.system import modules
+from tests.system.fleet import MANAGER, Fleet, free_port
+from tests.system.life import SOON, Bystanders, Life, drop_in
+
+AT_ONCE = 24
+"""Three times what the manager has under way at once: when the first is made, others are in every step."""
+
+pytestmark = pytest.mark.usefixtures("undisturbed")
+
+
+@pytest.fixture(scope="module")
+def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
+    """The manager; a test removes its own keeps."""
+    yield installed_fleet
+    installed_fleet.clear()
+
+
+@contextlib.contextmanager
+def killed_at(fleet: Fleet, point: Failpoint) -> Iterator[None]:
+    """A manager that will kill itself at `point`; at the end another, which will not, has taken over."""
+    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\n"):
+        fleet.restart()
+    pid = fleet.manager_pid
+    yield
+    fleet.host.systemctl("start", MANAGER)
+    assert fleet.manager_pid not in (0, pid), "the manager was not killed"
+
+
+def others(fleet: Fleet, bystanders: Bystanders) -> dict[int, KeepInfo]:
+    """The keeps that are no bystanders, as the manager lists them; systemd has exactly these."""
+    listed = fleet.client().keeps()
+    assert sorted(info.unit for info in listed) == sorted(fleet.keep_units())
+    return {info.kuuid: info for info in listed if info.unit not in bystanders.units}
+
+
+def settled(fleet: Fleet, kuuid: int) -> Life:
+    """The keep once its unit has started."""
+    fleet.client().changed(kuuid, State.UNDEFINED, SOON)
+    return Life(fleet, kuuid)
+
+
+def does_its_job(life: Life) -> None:
+    """The keep, idle or awaiting, runs a workload, and goes without a trace."""
+    if life.info.state is State.LISTENING:
+        life.start()
+    assert life.upload(modules.says(b"done\n")).status == 200
+    life.until(State.STARTED, State.COMPLETE)
+    life.remove()
+
+
+@pytest.mark.parametrize("point", [point for point in Failpoint if point.name.startswith("CREATE")])
+def test_a_creation_during_which_the_manager_dies_has_made_a_usable_keep_or_nothing(
+    fleet: Fleet, bystanders: Bystanders, point: Failpoint
+) -> None:
+    with killed_at(fleet, point), pytest.raises(ConnectionFailed):
+        fleet.client().create()
+    found = others(fleet, bystanders)
+    assert len(found) == (0 if point is Failpoint.CREATE_BEFORE_UNIT else 1)
+    for kuuid in found:
+        does_its_job(settled(fleet, kuuid))
+
+
+@pytest.mark.parametrize("point", [point for point in Failpoint if point.name.startswith("START")])
+def test_a_start_during_which_the_manager_dies_has_opened_the_door_or_can_be_repeated(
+    fleet: Fleet, bystanders: Bystanders, point: Failpoint
+) -> None:
+    life, port = Life.create(fleet), free_port()
+    with killed_at(fleet, point), pytest.raises(ConnectionFailed):
+        life.start("127.0.0.1", port)
+    assert list(others(fleet, bystanders)) == [life.kuuid]
+    handed_over = point in (Failpoint.START_AFTER_COMMAND, Failpoint.START_BEFORE_REPLY)
+    assert life.look().state is (State.STARTED if handed_over else State.LISTENING)
+    if handed_over:
+        assert (life.info.port, life.info.detail) == (port, "awaiting workload")
+    else:
+        assert life.start("127.0.0.1", port).port == port
+    does_its_job(life)
+
+
+def test_a_stop_during_which_the_manager_dies_has_stopped_the_keep(fleet: Fleet) -> None:
+    life = Life.running(fleet)
+    with killed_at(fleet, Failpoint.STOP_AFTER_COMMAND), pytest.raises(ConnectionFailed):
+        fleet.client().stop(life.kuuid)
+    life.until(State.STARTED, State.COMPLETE)
+    life.remove()
+
+
+@pytest.mark.parametrize("point", [point for point in Failpoint if point.name.startswith("REMOVE")])
+def test_a_removal_during_which_the_manager_dies_has_removed_all_or_nothing(
+    fleet: Fleet, bystanders: Bystanders, point: Failpoint
+) -> None:
+    life = Life.awaiting(fleet)
+    with killed_at(fleet, point), pytest.raises(ConnectionFailed):
+        fleet.client().remove(life.kuuid)
+    if point is Failpoint.REMOVE_BEFORE_CALL:
+        assert life.look().state is State.STARTED
+        life.remove()
+        return
+    with contextlib.suppress(KeepfleetError):  # it may be gone already
+        fleet.client().remove(life.kuuid)
+    assert others(fleet, bystanders) == {}
+    assert str(life.kuuid) not in " ".join(fleet.left_over())
+
+
+def test_many_creations_during_which_the_manager_dies_leave_each_keep_usable_and_none_twice(
+    fleet: Fleet, bystanders: Bystanders
+) -> None:
+    cursor = fleet.host.cursor()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        made = [pool.submit(fleet.client().create) for _ in range(AT_ONCE)]
+        fleet.host.wait_journal(": created", since_cursor=cursor)
+        fleet.kill()
+        answered = {future.result().kuuid for future in made if future.exception() is None}
+        errors = [future.exception() for future in made if future.exception() is not None]
+    assert all(isinstance(error, ConnectionFailed) for error in errors), errors
+    found = others(fleet, bystanders)
+    assert answered <= set(found)
+    assert errors, "it was not killed in the midst"
+    for kuuid in found:
+        assert settled(fleet, kuuid).info.state is State.LISTENING
+    one, *rest = found
+    does_its_job(Life(fleet, one))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(fleet.client().remove, rest))
+    assert others(fleet, bystanders) == {}
+
+
+def test_an_upload_and_its_workload_go_on_while_the_manager_is_dead(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    fleet.host.systemctl("stop", MANAGER)
+    assert life.upload(modules.says(b"nobody watches\n", code=5)).status == 200
+    life.line("running -> ended")
+    assert life.output()[-2:] == ["nobody watches", "running -> ended (finish): exited 5"]
+    fleet.host.systemctl("start", MANAGER)
+    assert life.look().outcome is not None
+    assert life.info.detail == "exited 5"
+    life.remove()
+
+
+def test_a_client_that_waits_while_the_manager_dies_learns_it_at_once_and_can_ask_the_next(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(fleet.client().changed, life.kuuid, State.STARTED, 60)
+        while f"{life.kuuid}/control.sock" not in fleet.host.run(["ss", "-Hx", "state", "established"]).stdout:
+            assert not waiting.done()
+        fleet.kill()
+        with pytest.raises(ConnectionFailed):
+            waiting.result()
+    life.look()
+    does_its_job(life)
+
+
+def test_the_manager_may_be_killed_again_and_again(fleet: Fleet, bystanders: Bystanders) -> None:
+    life = Life.awaiting(fleet)
+    for _ in range(3):
+        fleet.kill()
+        assert others(fleet, bystanders) == {life.kuuid: life.info}
+    does_its_job(life)
+
+
+def test_a_keep_in_state_15_and_its_reason_are_told_by_the_next_manager(fleet: Fleet, bystanders: Bystanders) -> None:
+    life = Life.running(fleet)
+    life.kill_loader()
+    life.until(State.UNDEFINED, State.ERROR)
+    cursor = fleet.host.cursor()
+    fleet.kill()
+    line = fleet.host.wait_journal("rediscovered in error: ", unit=MANAGER, since_cursor=cursor)["MESSAGE"]
+    assert line == f"rediscovered in error: {life.unit}: the loader was killed while the workload ran"
+    assert others(fleet, bystanders) == {life.kuuid: life.info}
+    with pytest.raises(KeepfleetError) as refusal:
+        life.start()
+    assert refusal.value.kind is ErrorKind.CONFLICT
+    life.remove()

@@ -1,0 +1,180 @@
+"""Start, upload and stop: two at once, with something in the way, and where they make no sense."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from keep_client import keep as door
+from keep_client.failures import ConnectionFailed
+from keep_client.http import Body, Reply
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import OutcomeKind
+from keep_protocol.states import State
+from tests.system import modules
+from tests.system.calls import both, half_an_upload, refused, split
+from tests.system.fleet import Fleet, free_port
+from tests.system.life import Life
+
+OTHER_LOOPBACK = "127.0.0.2"
+NOT_OURS = "192.0.2.77"
+"""An address for documentation (RFC 5737), which no host has."""
+
+pytestmark = pytest.mark.usefixtures("undisturbed")
+
+
+@pytest.fixture(scope="module")
+def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
+    """The manager; a test removes its own keeps."""
+    yield installed_fleet
+    installed_fleet.clear()
+
+
+@pytest.fixture
+def life(fleet: Fleet) -> Iterator[Life]:
+    """A new keep, removed after the test."""
+    life = Life.create(fleet)
+    yield life
+    with contextlib.suppress(KeepfleetError):
+        fleet.client().remove(life.kuuid)
+
+
+def test_a_second_start_is_refused_and_changes_nothing(life: Life) -> None:
+    started = life.start()
+    assert "it is started" in refused(life.start, ErrorKind.CONFLICT)
+    assert life.look() == started
+
+
+def test_of_two_starts_at_once_one_wins_and_the_other_hears_409(life: Life) -> None:
+    ports = free_port(), free_port()
+    won, lost = split(both(*[lambda port=port: life.start("127.0.0.1", port) for port in ports]))
+    assert lost == [ErrorKind.CONFLICT]
+    assert won == [life.look()]
+    free = next(port for port in ports if port != life.info.port)
+    socket.create_server(("127.0.0.1", free)).close()
+
+
+def test_a_taken_port_of_127_0_0_1_moves_to_the_next_free_one(life: Life) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert port < life.start("127.0.0.1", port).port
+    assert life.upload(modules.says(b"moved\n")).status == 200
+    life.line("moved")
+
+
+def test_two_keeps_asked_for_one_port_get_one_each(fleet: Fleet) -> None:
+    port = free_port()
+    lives = [Life.create(fleet) for _ in range(2)]
+    both(*[lambda life=life: life.start("127.0.0.1", port) for life in lives])
+    assert port in {life.info.port for life in lives}
+    assert len({life.info.port for life in lives}) == 2
+    for life in lives:
+        life.remove()
+
+
+def test_a_taken_port_of_another_address_is_an_error_and_the_keep_stays_idle(life: Life) -> None:
+    with socket.create_server((OTHER_LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        message = refused(lambda: life.start(OTHER_LOOPBACK, port), ErrorKind.PORT_UNAVAILABLE)
+    assert message == f"cannot listen on {OTHER_LOOPBACK}: port {port}: Address already in use"
+    assert life.look().state is State.LISTENING
+    assert life.start(OTHER_LOOPBACK, port).port == port
+    assert life.upload(modules.says(b"elsewhere\n")).status == 200
+    life.line("elsewhere")
+
+
+def test_an_address_that_is_not_ours_is_an_error_and_the_keep_stays_idle(life: Life) -> None:
+    message = refused(lambda: life.start(NOT_OURS, free_port()), ErrorKind.PORT_UNAVAILABLE)
+    assert NOT_OURS in message
+    assert "Cannot assign requested address" in message
+    assert life.look().state is State.LISTENING
+    life.start()
+
+
+def test_no_port_free_in_the_manager_s_range_is_an_error_and_the_keep_stays_idle(fleet: Fleet, life: Life) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with fleet.configured(keep_ports=f"{{first: {port}, last: {port}}}"):
+            message = refused(lambda: life.start("127.0.0.1", port), ErrorKind.PORT_UNAVAILABLE)
+    assert "Address already in use" in message
+    assert life.look().state is State.LISTENING
+
+
+def test_of_two_uploads_at_once_one_is_taken_and_the_other_hears_409(life: Life) -> None:
+    life.start()
+    module = modules.says(b"first\n")
+    with half_an_upload(life, module) as first:
+        reply = life.upload(modules.says(b"second\n"))
+        assert (reply.status, reply.error().kind) == (409, ErrorKind.CONFLICT)
+        assert "is receiving another one" in reply.error().message
+    assert first.result().status == 200
+    life.until(State.STARTED, State.COMPLETE)
+    assert "first" in life.output()
+    assert "second" not in life.output()
+
+
+def test_of_many_uploads_at_the_same_moment_exactly_one_is_taken(life: Life) -> None:
+    life.start()
+    target, context, module = life.door, life.context, modules.says(b"once\n")
+
+    def upload() -> Reply:
+        body = Body("application/wasm", len(module), (module,))
+        return door.upload(target, context, "PUT", door.WORKLOAD_PATH, body)
+
+    results = both(*[upload] * 6)
+    statuses = [result.status for result in results if isinstance(result, Reply)]
+    turned_away = [result for result in results if not isinstance(result, Reply)]
+    assert statuses.count(200) == 1
+    assert set(statuses) <= {200, 409}
+    assert all(isinstance(error, ConnectionFailed) for error in turned_away), turned_away
+    life.until(State.STARTED, State.COMPLETE)
+    assert life.output().count("once") == 1
+
+
+def test_an_upload_after_another_was_accepted_is_refused_at_the_door(fleet: Fleet) -> None:
+    life = Life.running(fleet)
+    with pytest.raises(ConnectionFailed, match="nothing listens there; a keep closes its door for good"):
+        life.upload(modules.says(b"late\n"))
+    life.remove()
+
+
+def test_an_idle_keep_cannot_be_stopped(fleet: Fleet, life: Life) -> None:
+    assert "cannot stop a keep that is idle" in refused(lambda: fleet.client().stop(life.kuuid), ErrorKind.CONFLICT)
+    assert life.look().state is State.LISTENING
+
+
+@pytest.mark.parametrize("make", [Life.awaiting, Life.running])
+def test_a_stopped_keep_is_complete_says_who_stopped_it_and_frees_its_port(
+    fleet: Fleet, make: Callable[[Fleet], Life]
+) -> None:
+    life = make(fleet)
+    stopped = fleet.client().stop(life.kuuid)
+    assert stopped.state is State.COMPLETE
+    assert stopped.outcome is not None
+    assert stopped.outcome.kind is OutcomeKind.STOPPED
+    assert stopped.outcome.text.startswith("stopped by admin (serial ")
+    assert life.look() == stopped
+    socket.create_server(("127.0.0.1", stopped.port)).close()
+    assert fleet.host.run(["pgrep", "--parent", str(life.loader_pid)], check=False).stdout == ""
+    refused(lambda: fleet.client().stop(life.kuuid), ErrorKind.CONFLICT)
+    refused(life.start, ErrorKind.CONFLICT)
+    life.remove()
+
+
+def test_a_keep_that_has_ended_cannot_be_stopped_and_keeps_its_outcome(fleet: Fleet) -> None:
+    life = Life.ended(fleet)
+    before = life.look()
+    refused(lambda: fleet.client().stop(life.kuuid), ErrorKind.CONFLICT)
+    assert life.look() == before
+    life.remove()
+
+
+def test_a_keep_that_is_stopped_during_an_upload_drops_it(life: Life, fleet: Fleet) -> None:
+    life.start()
+    with half_an_upload(life, modules.says(b"never\n")) as upload:
+        assert fleet.client().stop(life.kuuid).state is State.COMPLETE
+    assert isinstance(upload.exception(), ConnectionFailed)
+    assert "never" not in life.output()
