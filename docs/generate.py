@@ -1,4 +1,5 @@
-"""Writes what the docs derive from code, between its markers: the state diagram and the table of statuses.
+"""Writes what the docs derive from code, between its markers: the state diagram, and the tables of statuses, operations
+and limits.
 
 `python docs/generate.py` rewrites them; `--check` only compares and exits 1 on a difference.
 """
@@ -13,7 +14,9 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from app_loader import answers  # noqa: E402 - found by the line above
-from keep_manager.http import errors  # noqa: E402 - found by the line above
+from keep_manager.http import errors, openapi  # noqa: E402 - found by the line above
+from keep_manager.keeps.allowances import DEFAULT_CEILINGS  # noqa: E402 - found by the line above
+from keep_protocol import limits  # noqa: E402 - found by the line above
 from keep_protocol.errors import ErrorKind  # noqa: E402 - found by the line above
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase  # noqa: E402 - found by the line above
 
@@ -45,9 +48,30 @@ def status_table() -> str:
     return "\n".join(lines)
 
 
+def operation_table() -> str:
+    """Every operation of /v1, from what the OpenAPI document is made of."""
+    lines = ["| request | answer | parameters | what it does |", "|---|---|---|---|"]
+    for (method, path), operation in openapi.OPERATIONS.items():
+        body = f" with `{operation.body}`" if operation.body else ""
+        answer = f"{operation.status} `{operation.answer}`" if operation.answer else str(operation.status)
+        parameters = ", ".join(f"`{parameter.name}`" for parameter in operation.parameters) or "—"
+        lines.append(f"| `{method} {path}`{body} | {answer} | {parameters} | {operation.summary} |")
+    return "\n".join(lines)
+
+
+def limit_table() -> str:
+    """Every limit with its default, its bounds, and the ceiling nobody has to configure."""
+    lines = ["| limit | default | smallest | largest | ceiling by default |", "|---|---|---|---|---|"]
+    for name, (low, high) in limits.BOUNDS.items():
+        lines.append(f"| `{name}` | {limits.DEFAULTS[name]} | {low} | {high} | {DEFAULT_CEILINGS[name]} |")
+    return "\n".join(lines)
+
+
 GENERATED: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("architecture.md", "states", state_diagram),
     ("wire-protocol.md", "statuses", status_table),
+    ("reference/v1.md", "operations", operation_table),
+    ("reference/v1.md", "limits", limit_table),
 )
 """Page, marker, and what stands after it."""
 
