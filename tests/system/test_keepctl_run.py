@@ -1,0 +1,96 @@
+"""`keepctl run` and what goes with it, typed on a real host with a real manager, keeps and journal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.system.fleet import Fleet
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 60
+# Started in the background, and gone on with when its workload runs.
+BACKGROUND = """
+keepctl run --rm --name looper {options} examples/spin-wat/spin.wasm >out 2>err &
+timeout 20 sh -c "until keepctl ps -o json | grep -q '\\"detail\\": \\"running'; do sleep 0.1; done"
+"""
+
+
+@pytest.fixture
+def workplace(fleet: Fleet) -> Path:
+    """A directory that is the same inside the host, with the examples in it: a checkout may lie below /tmp."""
+    place = fleet.host.path / "keepctl-run"
+    shutil.copytree(ROOT / "examples", place / "examples", ignore=shutil.ignore_patterns("build"), dirs_exist_ok=True)
+    return place
+
+
+def typed(fleet: Fleet, workplace: Path, script: str) -> str:
+    """What a script prints; it may fail, and says itself with what code."""
+    done = fleet.host.run(
+        ["bash", "-uo", "pipefail", "-c", f"D=$(mktemp -d) && cd {workplace} || exit\n{script}\nrm -r $D"],
+        env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"},
+        timeout=SECONDS,
+    )
+    return done.stdout
+
+
+def test_a_program_is_run_and_its_exit_code_and_reason_are_told(fleet: Fleet, workplace: Path) -> None:
+    output = typed(
+        fleet,
+        workplace,
+        """
+keepctl run --rm examples/hello-c/hello.wasm 2>$D/err; echo "exit $?"; cat $D/err
+keepctl run --rm examples/exit-3/exit-3.wasm 2>&1; echo "exit $?"
+keepctl run --rm examples/trap-wat/trap.wasm 2>&1; echo "exit $?"
+keepctl run --rm examples/unknown-import/unknown-import.wasm 2>&1; echo "exit $?"
+keepctl run --rm --time 1s examples/spin-wat/spin.wasm 2>&1; echo "exit $?"
+keepctl ps -q
+""",
+    )
+    assert "Hello from C, inside a keep!" in output
+    codes = [line for line in output.splitlines() if line.startswith("exit ")]
+    assert codes == ["exit 0", "exit 3", "exit 134", "exit 126", "exit 124"], output
+    assert "trapped: out of bounds memory access" in output
+    assert "over its time limit of 1 s" in output
+    assert output.rstrip().endswith("exit 124"), "and no keep is left"
+
+
+def test_a_manifest_is_run_and_found_by_its_name_and_label(fleet: Fleet, workplace: Path) -> None:
+    output = typed(
+        fleet,
+        workplace,
+        f"""
+cat >$D/w.yaml <<END
+name: from-file
+module: {workplace}/examples/return-1/return-1.wasm
+limits: {{memory: 64M, time: 1m}}
+labels: {{app: docs}}
+END
+keepctl manifest check $D/w.yaml >&2 && keepctl run -f $D/w.yaml >&2
+keepctl ps -o json --label app=docs
+keepctl rm from-file >&2
+""",
+    )
+    (keep,) = json.loads(output)
+    assert (keep["name"], keep["labels"], keep["limits"]["wall_seconds"]) == ("from-file", {"app": "docs"}, 60)
+    assert keep["outcome"]["text"] == "exited 0"
+
+
+def test_a_signal_stops_the_workload_and_removes_the_keep(fleet: Fleet, workplace: Path) -> None:
+    script = BACKGROUND.format(options="").replace(">out 2>err", ">$D/out 2>$D/err")
+    output = typed(fleet, workplace, f"{script}\nkill $!; wait $!; echo exit $?; cat $D/err; keepctl ps -q")
+    assert output.splitlines()[0] == "exit 130", output
+    assert "stopping keep" in output
+    assert len(output.splitlines()) == 2, "and no keep is left"
+
+
+def test_a_killed_manager_is_waited_for(fleet: Fleet, workplace: Path) -> None:
+    script = BACKGROUND.format(options="--time 4s").replace(">out 2>err", ">$D/out 2>$D/err")
+    output = typed(
+        fleet, workplace, f"{script}\nsystemctl kill -s KILL keep-manager; wait $!; echo exit $?; cat $D/err"
+    )
+    assert output.splitlines()[0] == "exit 124", output
+    assert "over its time limit of 4 s" in output
