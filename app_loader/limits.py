@@ -75,8 +75,9 @@ CHECKER_DATA_FACTOR = 20
 MAX_CHECKER_DATA_BYTES = 1024 * 1024 * 1024
 CHECKER_BESIDE_BYTES = 64 * 1024 * 1024
 """What of the unit's memory is left to the loader, the door and the kernel while the checker works."""
-CHECKER_WALL_FACTOR = 1.5
-"""Wall clock from the whole body to the checker's answer, by its processor time; over it the checker is killed."""
+CHECKER_WALL_FACTOR = 3
+"""Wall clock from the whole body to the checker's answer, by its processor time: a busy host gives it a third. Over
+it the checker is killed."""
 CHECKER_END_SECONDS = 1.0
 """A checker that died of a limit has closed its descriptors some microseconds before it can be waited for."""
 MAX_CHECKER_ANSWER = 32 * 1024

@@ -99,6 +99,7 @@ class House:
             description = os.open(directory / "workload.json", os.O_RDONLY)
             self._handed = [description, *(os.dup(grant) for grant in grants)]
         self._output: list[bytes] = []
+        self._said = threading.Condition()
         self._threads: list[threading.Thread] = []
         self.pid = 0
         self.spawn()
@@ -152,12 +153,19 @@ class House:
     def _collect(self, stream: socket.socket) -> None:
         with stream:
             while data := stream.recv(65536):
-                self._output.append(data)
+                with self._said:
+                    self._output.append(data)
+                    self._said.notify_all()
 
     @property
     def output(self) -> bytes:
         """Everything on standard output and error so far; all of it after `end`."""
         return b"".join(self._output)
+
+    def hear(self, words: bytes) -> None:
+        """Waits until the process has said `words`."""
+        with self._said:
+            assert self._said.wait_for(lambda: words in self.output, PATIENCE), self.output
 
     def report(self) -> Report:
         """The next report. Raises EOFError when the app-loader has ended."""

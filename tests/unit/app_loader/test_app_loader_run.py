@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from keep_protocol.control import ReportType
 from keep_protocol.keep import OutcomeKind
+from keep_protocol.workload import Workload
 from tests.fakes.pki import Authority
-from tests.unit.app_loader.app_loader_house import House, as_root, ask, listening, post, put, run, wasm
+from tests.unit.app_loader.app_loader_house import House, as_root, ask, granted, listening, post, put, run, wasm
 
 WASI = "wasi_snapshot_preview1"
 
@@ -87,6 +89,20 @@ def test_text_without_a_newline_is_not_lost_at_exit(house: House, client: Path) 
     assert run(house, client, command(body, more=SAYS)).exit_code == 7
     house.end()
     assert house.output == b"hellohello"
+
+
+def test_output_arrives_as_it_is_written_even_without_a_newline(
+    tmp_path: Path, authority: Authority, client: Path
+) -> None:
+    body = """(call $print (i32.const 1) (i32.const 64) (i32.const 5))
+      (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))"""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, granted(tmp_path, authority, Workload(stdin=True), [theirs.fileno()]) as house:
+        assert ask(house, client, put(command(body, more=SAYS))).status == 200
+        house.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+        house.hear(b"hello")
+        ours.shutdown(socket.SHUT_WR)
+        house.expect(ReportType.ENDED)
 
 
 def test_a_trap_is_told_with_its_reason_and_its_functions(house: House, client: Path) -> None:
