@@ -28,6 +28,7 @@ COMMANDS = {
     "logs": "keepctl.commands.watch:logs",
     "wait": "keepctl.commands.watch:wait",
     "events": "keepctl.commands.watch:events",
+    "top": "keepctl.commands.top:top",
     "stop": "keepctl.commands.keeps:stop",
     "rm": "keepctl.commands.keeps:remove",
     "manifest": "keepctl.commands.manifest:group",

@@ -17,6 +17,8 @@ from keep_protocol.errors import KeepfleetError
 from keepctl.layout import Layout
 
 FAILED = 1
+INTERRUPTED = 130
+"""128 + SIGINT, as a shell tells it; nothing is said, since the person knows."""
 NO_ANSWER = 3
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -37,6 +39,8 @@ class Commands(click.Group):
         except KeepfleetError as error:
             show_error(error)
             ctx.exit(NO_ANSWER if isinstance(error, ConnectionFailed) else FAILED)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads its output
         except OSError as error:
