@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import wasmtime
 
 from keep_client.keep import door_of, open_workload, upload_raw
 from keep_protocol.constants import unit_name
@@ -17,17 +18,29 @@ from keep_protocol.states import State
 from tests.system.fleet import Fleet, free_port
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+MEMORY = "/run/systemd/system/keep@.service.d/50-memory.conf"
+GREEDY = """(module (memory (export "memory") 8000) (func (export "_start") (local $at i32)
+  (loop $next
+    (i32.store (local.get $at) (i32.const 1))
+    (local.set $at (i32.add (local.get $at) (i32.const 4096)))
+    (br_if $next (i32.lt_u (local.get $at) (i32.const 524000000))))))"""
+"""Writes to every page of 500 MiB."""
 DEADLINE = 30
 """Seconds until a test gives a keep up; each of them ends in two."""
 
 
-def began(fleet: Fleet, example: str, restart: str = "no", **limits: int) -> KeepInfo:
-    """A keep that runs an example, by its file's stem."""
+def example(stem: str) -> Path:
+    """The module of that name among the examples."""
+    (path,) = EXAMPLES.glob(f"*/{stem}.wasm")
+    return path
+
+
+def began(fleet: Fleet, module: Path, restart: str = "no", **limits: int) -> KeepInfo:
+    """A keep that runs a module."""
     client = fleet.client()
     keep = client.create(limits=limits)
     keep = client.start(keep.kuuid, "127.0.0.1", free_port(), workload={"restart": restart})
-    (path,) = EXAMPLES.glob(f"*/{example}.wasm")
-    with open_workload(str(path)) as file:
+    with open_workload(str(module)) as file:
         reply = upload_raw(door_of(keep, "127.0.0.1"), fleet.credentials().keep_context(), file)
     assert reply.status == 200, reply
     return keep
@@ -51,7 +64,7 @@ def stored(fleet: Fleet, keep: KeepInfo) -> int:
 
 
 def test_a_tight_loop_ends_at_its_time_limit(fleet: Fleet) -> None:
-    info, outcome = ended(fleet, began(fleet, "spin", wall_seconds=1))
+    info, outcome = ended(fleet, began(fleet, example("spin"), wall_seconds=1))
     assert (info.state, outcome.kind, outcome.text) == (State.ERROR, OutcomeKind.LIMITED, "over its time limit of 1 s")
     assert outcome.wall_seconds is not None and 1 <= outcome.wall_seconds < 2
     assert outcome.cpu_seconds is not None and 0 < outcome.cpu_seconds <= outcome.wall_seconds + 0.1
@@ -60,14 +73,29 @@ def test_a_tight_loop_ends_at_its_time_limit(fleet: Fleet) -> None:
 
 
 def test_a_tight_loop_ends_at_its_processor_time_limit(fleet: Fleet) -> None:
-    _, outcome = ended(fleet, began(fleet, "spin", cpu_seconds=1))
+    _, outcome = ended(fleet, began(fleet, example("spin"), cpu_seconds=1))
     assert (outcome.kind, outcome.text) == (OutcomeKind.LIMITED, "over its processor time limit of 1 s")
     assert outcome.cpu_seconds is not None and 1 <= outcome.cpu_seconds < 3
 
 
+def test_a_workload_that_the_kernel_ends_for_memory_says_so_and_its_loader_lives(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "greedy.wasm").write_bytes(wasmtime.wat2wasm(GREEDY))
+    fleet.host.run(["mkdir", "-p", MEMORY.rpartition("/")[0]])
+    # As if the guest had broken out of its engine: less than the engine's own limit, which it never reaches.
+    fleet.host.run(["tee", MEMORY], input="[Service]\nMemoryMax=256M\n")
+    fleet.host.systemctl("daemon-reload")
+    try:
+        _, outcome = ended(fleet, began(fleet, tmp_path / "greedy.wasm", memory_bytes=1 << 30))
+    finally:
+        fleet.host.run(["rm", MEMORY])
+        fleet.host.systemctl("daemon-reload")
+    assert (outcome.kind, outcome.signal) == (OutcomeKind.LIMITED, signal.SIGKILL)
+    assert outcome.text.startswith("killed by the kernel for memory")
+
+
 def test_a_workload_that_fails_is_started_again_and_then_given_up_with_its_reason(fleet: Fleet) -> None:
     cursor = fleet.host.cursor()
-    keep = began(fleet, "trap", "on-failure")
+    keep = began(fleet, example("trap"), "on-failure")
     fleet.host.wait_journal("running -> failed (fail): gave it up", unit_name(keep.kuuid), cursor)
     info, outcome = ended(fleet, keep)
     assert (info.state, info.restarts, outcome.kind) == (State.ERROR, 4, OutcomeKind.TRAPPED)
@@ -79,12 +107,12 @@ def test_a_workload_that_fails_is_started_again_and_then_given_up_with_its_reaso
 
 
 def test_a_workload_that_does_its_job_is_not_started_again(fleet: Fleet) -> None:
-    info, outcome = ended(fleet, began(fleet, "return-1", "on-failure"))
+    info, outcome = ended(fleet, began(fleet, example("return-1"), "on-failure"))
     assert (info.restarts, outcome.kind, outcome.exit_code) == (0, OutcomeKind.EXITED, 0)
 
 
 def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_for_good(fleet: Fleet) -> None:
-    keep = began(fleet, "spin", "always")
+    keep = began(fleet, example("spin"), "always")
     unit = unit_name(keep.kuuid)
     fleet.host.wait_journal("spinning until stopped", unit)
     assert stored(fleet, keep) == 3  # the record, the module, the description
