@@ -21,6 +21,28 @@ STATUS_OF: dict[ErrorKind, int] = {
 """Any other kind is a fault of the keep itself: 500."""
 
 
+REASONS: dict[int, str] = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    411: "Length Required",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    417: "Expectation Failed",
+    422: "Unprocessable Content",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    505: "HTTP Version Not Supported",
+    507: "Insufficient Storage",
+}
+"""RFC 9110's phrases; `http.HTTPStatus` would bring the whole of `http` into every keep."""
+
+
 class Refused(KeepfleetError):
     """A refusal whose status its kind does not tell, perhaps with one more header."""
 
@@ -41,6 +63,11 @@ class Answer(Record):
     def __init__(self, status: int, body: bytes, content_type: str, *more: tuple[str, str]) -> None:
         headers = (("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close"), *more)
         self._freeze(status=status, headers=headers, body=body)
+
+    @property
+    def reason(self) -> str:
+        """The phrase of the status line; clients of 2020 expect one."""
+        return REASONS.get(self.status, "")
 
 
 def text_answer(text: str) -> Answer:

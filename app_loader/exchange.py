@@ -122,7 +122,9 @@ class Exchange:
             return
         self.stage, self.deadline = Stage.ANSWERING, now + ANSWER_SECONDS
         try:
-            head = self._http.send(h11.Response(status_code=answer.status, headers=list(answer.headers)))
+            head = self._http.send(
+                h11.Response(status_code=answer.status, headers=list(answer.headers), reason=answer.reason)
+            )
             body = b"" if self._headless else self._http.send(h11.Data(data=answer.body))
             end = self._http.send(h11.EndOfMessage())
             self._channel.write((head or b"") + (body or b"") + (end or b""))
