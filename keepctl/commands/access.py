@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, PKI_VARIABLE, Credentials, parse_manager
 from keep_client.manager import ManagerClient
@@ -86,6 +87,17 @@ class Reference(click.ParamType[str]):
             return check_reference(str(value))
         except KeepfleetError as error:
             self.fail(error.message, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names and IDs that go on as what is typed; none where the manager cannot be asked."""
+        named = (ctx.params.get(name) for name in ("context", "manager", "ca", "cert", "key"))
+        try:
+            keeps = _find(*named).client().keeps()
+        except KeepfleetError:
+            return []
+        found = [CompletionItem(keep.name, help=keep.detail) for keep in keeps if keep.name]
+        found += [CompletionItem(str(keep.kuuid), help=keep.name or keep.detail) for keep in keeps]
+        return [item for item in found if str(item.value).startswith(incomplete)]
 
 
 keep_argument = click.argument("keep", metavar="KEEP", type=Reference())

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
 from keep_protocol.streams import KeepEvent, LogLine
+from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
 from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
@@ -276,3 +278,13 @@ def test_keeps_are_meant_by_id_by_its_beginning_and_by_name(run: Run, manager: M
     assert run("ps", "-q", "--label", "app=x").output == f"{FIRST_ID + 1}\n"
     assert json.loads(run("rm", "-o", "json", "web", "db").output) == [FIRST_ID, FIRST_ID + 1]
     assert manager.keeps == {}
+
+
+def test_the_completion_knows_the_keeps_and_nothing_where_no_manager_answers(
+    run: Run, manager: ManagerInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("new", "--name", "web")
+    complete = ShellComplete(build(), {}, "keepctl", "_KEEPCTL_COMPLETE")
+    assert [item.value for item in complete.get_completions(["logs"], "")] == ["web", str(FIRST_ID)]
+    assert [item.value for item in complete.get_completions(["rm", "web"], "45")] == [str(FIRST_ID)]
+    assert complete.get_completions(["logs", "--manager", "127.0.0.1:1"], "") == []
