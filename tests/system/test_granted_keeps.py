@@ -1,0 +1,78 @@
+"""The manager's part of a granted workload on a real systemd: what its unit lets it open, tell, and clear away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from keep_client.manager import ManagerClient
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.states import State
+from tests.system.fleet import MANAGER, Fleet, free_port
+from tests.system.life import Life, drop_in, example
+
+ROOT = "/run/granted"
+CALLERS = f'{{"*": {{grant_roots: [{{path: {ROOT}}}, {{path: {ROOT}/out, writable: true}}]}}}}'
+
+
+@pytest.fixture
+def granting(fleet: Fleet) -> Iterator[Fleet]:
+    """A fleet whose manager may grant from ROOT."""
+    script = f"mkdir -p {ROOT}/out; echo hello >{ROOT}/in; echo s3cret >{ROOT}/token; ln -s /etc {ROOT}/link"
+    fleet.host.run(["sh", "-ec", f"{script}; chmod 0700 {ROOT}; chmod 0777 {ROOT}/out"])
+    try:
+        with (
+            drop_in(fleet.host, MANAGER, f"[Service]\nReadWritePaths=-{ROOT}/out\n"),
+            fleet.configured(callers=CALLERS),
+        ):
+            yield fleet
+    finally:
+        fleet.host.run(["rm", "-r", ROOT])
+
+
+def given(**more: object) -> dict[str, object]:
+    return {"stdin": {"file": f"{ROOT}/in"}, "secrets": [{"name": "token", "file": f"{ROOT}/token"}], **more}
+
+
+def test_the_manager_s_unit_can_grant_and_the_keep_runs_with_it(granting: Fleet) -> None:
+    client, life = granting.client(), Life.create(granting)
+    directories = [
+        {"host": ROOT, "guest": "/all"},
+        {"host": f"{ROOT}/out", "guest": "/out", "writable": True},
+    ]
+    workload = given(directories=directories, arguments=["-v"], environment={"A": "b"})
+    life.info = client.start(life.kuuid, "127.0.0.1", free_port(), (), workload)
+    assert life.info.state is State.STARTED
+    assert life.upload(example("hello-c/hello")).status == 200
+    lines = list(client.lines(life.kuuid, follow=True))
+    assert "Hello from C, inside a keep!" in [line.text for line in lines if line.source == "workload"]
+    assert lines[-1].source == "keep"
+    assert life.look().state is State.COMPLETE
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", f"{ROOT}/link/passwd", "/proc/self/fd/0"])
+def test_what_lies_outside_is_forbidden_and_the_keep_can_start_without_it(granting: Fleet, path: str) -> None:
+    client, life = granting.client(), Life.create(granting)
+    with pytest.raises(KeepfleetError) as caught:
+        client.start(life.kuuid, "127.0.0.1", free_port(), (), given(stdin={"file": path}))
+    assert caught.value.kind is ErrorKind.FORBIDDEN
+    assert client.start(life.kuuid, "127.0.0.1", free_port()).state is State.STARTED
+
+
+def _stopped(client: ManagerClient, fleet: Fleet) -> Life:
+    life = Life.awaiting(fleet)
+    life.info = client.stop(life.kuuid)
+    assert life.info.outcome is not None
+    assert life.info.outcome.by == "admin"
+    return life
+
+
+def test_a_keep_that_ended_is_removed_in_time_even_when_the_manager_was_killed(fleet: Fleet) -> None:
+    with fleet.configured(retention_seconds=3):
+        life = _stopped(fleet.client(), fleet)
+        other = Life.create(fleet)
+        cursor = fleet.host.cursor()
+        fleet.kill()
+        fleet.host.wait_journal(f"{life.unit}: removed by the manager", MANAGER, cursor)
+        assert fleet.keep_units() == [other.unit]
