@@ -31,7 +31,11 @@ def main() -> int:
         signal.signal(number, lambda *_: loader.leave())
     with loader:
         loader.run()
-    return loader.exit_status
+        if loader.exit_status:
+            # At once and with every connection still open: whoever waits for the keep sees them close when systemd
+            # sees the exit too, and not some milliseconds before, when the unit would still look alive.
+            os._exit(loader.exit_status)
+    return 0
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def ended(fleet: Fleet, keep: KeepInfo) -> tuple[KeepInfo, Outcome]:
         info = fleet.client().ended(keep.kuuid)
     finally:
         alarm.cancel()
-    assert info.outcome is not None, info
+    assert info.outcome is not None, info.detail
     return info, info.outcome
 
 
