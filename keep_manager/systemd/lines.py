@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Sequence
@@ -117,7 +118,9 @@ class Journal:
 
 
 def _arguments(instance: str, kuuid: int, last: int | None, after: str, follow: bool) -> list[str]:
-    """The unit is matched by the field journald itself fills in: others can be written by anybody."""
+    """The unit is matched by fields journald itself fills in: others can be written by anybody. Not `--user`: that
+    looks into the user's own journal alone, and where the journal is kept in memory there is none (man journald.conf,
+    SplitMode=)."""
     arguments = ["--output=json", f"--output-fields={FIELDS}", "--all", "--quiet", "--no-pager"]
     if follow:
         arguments.append("--follow")
@@ -127,8 +130,11 @@ def _arguments(instance: str, kuuid: int, last: int | None, after: str, follow: 
         arguments.append(f"--lines={last}")
     else:
         arguments.append("--no-tail")
-    field = "_SYSTEMD_USER_UNIT" if instance == "user" else "_SYSTEMD_UNIT"
-    return [*(["--user"] if instance == "user" else []), *arguments, f"{field}={unit_name(kuuid)}"]
+    unit = unit_name(kuuid)
+    matches = (
+        [f"_SYSTEMD_USER_UNIT={unit}", f"_UID={os.geteuid()}"] if instance == "user" else [f"_SYSTEMD_UNIT={unit}"]
+    )
+    return [*arguments, *matches]
 
 
 async def _records(process: asyncio.subprocess.Process) -> AsyncIterator[LogLine]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from keep_client.manager import ManagerClient
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.system.fleet import MANAGER, Fleet, free_port
+from tests.system.host import Host
 from tests.system.life import Life, drop_in, example
 
 ROOT = "/run/granted"
@@ -29,6 +31,24 @@ def granting(fleet: Fleet) -> Iterator[Fleet]:
             yield fleet
     finally:
         fleet.host.run(["rm", "-r", ROOT])
+
+
+USER_LIFE = """
+import json, os, sys
+from keep_client.credentials import Credentials
+from keep_client.endpoint import Endpoint
+from keep_client.manager import ManagerClient
+pki = os.path.expanduser("~/.config/keepfleet/pki")
+files = Credentials(f"{pki}/ca.crt", f"{pki}/clients/admin.crt", f"{pki}/clients/admin.key")
+client = ManagerClient(Endpoint("127.0.0.1", int(sys.argv[1]), "the manager", ""), files.manager_context())
+kuuid = client.create().kuuid
+given = {"stdin": {"file": os.path.expanduser("~/granted/in")}}
+state = client.start(kuuid, "127.0.0.1", int(sys.argv[2]), (), given).state
+sources = [line.source for line in client.lines(kuuid)]
+client.remove(kuuid)
+print(json.dumps({"state": int(state), "sources": sources}))
+"""
+"""One keep's life by the client library, to be run inside by a user."""
 
 
 def given(**more: object) -> dict[str, object]:
@@ -76,3 +96,23 @@ def test_a_keep_that_ended_is_removed_in_time_even_when_the_manager_was_killed(f
         fleet.kill()
         fleet.host.wait_journal(f"{life.unit}: removed by the manager", MANAGER, cursor)
         assert fleet.keep_units() == [other.unit]
+
+
+def test_a_user_s_manager_tells_a_keep_s_lines_and_grants_without_root(host: Host) -> None:
+    user = host.with_user_manager("gina")
+    home = host.run(["sh", "-c", "echo $HOME"], user=user).stdout.strip()
+    host.run(["keepctl", "install", "--user"], user=user)
+    host.run(["keepctl", "init"], user=user)
+    port = free_port()
+    configuration = f"{home}/.config/keepfleet/manager.yaml"
+    host.run(["sed", "-i", f"s/^port:.*/port: {port}/", configuration], user=user)
+    callers = f'callers: {{"*": {{grant_roots: [{{path: {home}/granted}}]}}}}'
+    host.run(["sh", "-c", f"mkdir ~/granted; echo x >~/granted/in; echo '{callers}' >>{configuration}"], user=user)
+    host.systemctl("start", MANAGER, user=user)
+    try:
+        script = ["/opt/keepfleet/bin/python", "-P", "-c", USER_LIFE, str(port), str(free_port())]
+        told = json.loads(host.run(script, user=user).stdout)
+        assert told["state"] == int(State.STARTED)
+        assert "keep" in told["sources"]
+    finally:
+        host.systemctl("stop", MANAGER, user=user)
