@@ -1,4 +1,4 @@
-"""`keepctl logs`, `wait` and `events`: what keeps say and what happens to them."""
+"""`keepctl logs` and `wait`: what keeps say, and how they end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keep_client.text import one_line
 from keep_protocol.streams import LogLine
 from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.run import line_shower, refuse_raw_terminal
-from keepctl.display import json_line, json_text
+from keepctl.display import json_text
 from keepctl.endings import EXIT_CODES, ending, exit_code_of
 from keepctl.follow import WORKLOAD
 from keepctl.references import resolve
@@ -76,22 +76,3 @@ def wait(keeps: tuple[str, ...], output: str, access: Access) -> None:
     if output == "json":
         click.echo(json_text([keep.to_wire() for keep in ended]))
     raise SystemExit(exit_code_of(ended[-1].outcome))
-
-
-@click.command("events", short_help="Shows what happens to keeps.")
-@connected
-@output_option
-def events(output: str, access: Access) -> None:
-    """Shows what happens to keeps from now on, one line each, until Ctrl-C.
-
-    \b
-    keepctl events -o json
-    """
-    with closing(access.client().events()) as happening:
-        for event in happening:
-            if output == "json":
-                click.echo(json_line(event.to_wire()))
-            else:
-                named = f" {event.keep.name}" if event.keep.name else ""
-                told = f"{moment_text(event.at)} {event.event} {event.keep.kuuid}{named} {ending(event.keep)}"
-                click.echo(one_line(told).rstrip())

@@ -1,4 +1,4 @@
-"""`keepctl run`, `logs`, `wait`, `events`, against a manager and a door over real TLS."""
+"""`keepctl run`, `logs`, `wait`, against a manager and a door over real TLS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from click.shell_completion import ShellComplete
 
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
-from keep_protocol.streams import KeepEvent, LogLine
+from keep_protocol.streams import LogLine
 from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
 from tests.fakes.keep_door import KeepDoor
@@ -236,13 +236,6 @@ def test_logs_shows_the_guests_lines_and_with_all_the_keeps_too(run: Run, manage
     assert run("logs", "--all", "-f", "web").output == "listening\na\nb\\x00\nc\n"
     assert run("logs", "-t", "-n", "1", "web").output.endswith(" c\n")
     assert json.loads(run("logs", "-o", "json", "-n", "1", "web").output)["text"] == "c"
-
-
-def test_events_are_one_line_each(run: Run, manager: ManagerInMemory) -> None:
-    run("new", "--name", "web")
-    manager.happened = [KeepEvent(0.0, "created", manager.keeps[FIRST_ID])]
-    assert run("events").output.endswith(f" created {FIRST_ID} web listening\n")
-    assert json.loads(run("events", "-o", "json").output)["event"] == "created"
 
 
 def test_wait_tells_how_each_keep_ended(run: Run, manager: ManagerInMemory) -> None:
