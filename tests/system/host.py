@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,14 @@ class Host:
         wanted = [f"--property={','.join(names)}"] if names else []
         lines = self.systemctl("show", *wanted, unit, user=user).splitlines()
         return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+    def wait_status(self, unit: str, begins: str, seconds: float = JOURNAL_SECONDS) -> str:
+        """The unit's status line, once it begins with `begins`. Raises CommandFailed when it does not come in time."""
+        deadline = time.monotonic() + seconds
+        while not (text := self.show(unit, "StatusText")["StatusText"]).startswith(begins):
+            if time.monotonic() > deadline:
+                raise CommandFailed(f"the status of {unit} never began with {begins!r}; it is {text!r}")
+        return text
 
     def units(self, *patterns: str, user: str | None = None) -> list[str]:
         """The loaded units whose names match, in any state."""

@@ -1,170 +1,137 @@
-"""A client on another host: its own network namespace and address, and names and addresses that it verifies."""
+"""The client on another host: names and addresses are verified in full, and everything works from there."""
 
 from __future__ import annotations
 
-import ipaddress
-import json
-import os
-import socket
-import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
-from keep_client.endpoint import Endpoint
-from keep_client.manager import ManagerClient
-from tests.system.fleet import Fleet
-from tests.system.life import example
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.states import State
+from tests.system import far
+from tests.system.far import NEAR, NEAR_6, FarHost
+from tests.system.fleet import Fleet, free_port
+from tests.system.life import Life, example
 
-NAME = "edge.example"
-CLIENT_SECONDS = 60
-# What a client there runs: full verification of the manager by name or address, and of a keep by its own certificate.
-VERIFY = """
-import json, socket, ssl, sys
-ca, host, port, name = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-context = ssl.create_default_context(cafile=ca)
-context.load_cert_chain(sys.argv[5], sys.argv[6])
-try:
-    with socket.create_connection((host, port), 20) as plain, context.wrap_socket(plain, server_hostname=name) as sock:
-        print(json.dumps({"verified": True, "from": sock.getsockname()[0]}))
-except ssl.SSLCertVerificationError as error:
-    print(json.dumps({"verified": False, "why": error.verify_message}))
-"""
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """Another host: a network namespace joined to ours by one cable. here and there: the cable's two addresses."""
-
-    namespace: str
-    here: str
-    there: str
-    python: str
-
-    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs a command there."""
-        return subprocess.run(
-            ["ip", "netns", "exec", self.namespace, *argv],
-            capture_output=True,
-            text=True,
-            timeout=CLIENT_SECONDS,
-            check=check,
-        )
-
-    def verifies(self, fleet: Fleet, port: int, name: str, ca: str | None = None) -> dict[str, object]:
-        """Whether a client there trusts what listens here on `port` to be `name`."""
-        own = fleet.credentials()
-        files = (ca or str(fleet.pki / "ca.crt"), self.here, str(port), name, own.certificate, own.key)
-        value: dict[str, object] = json.loads(self.run(self.python, "-c", VERIFY, *files).stdout)
-        return value
+MANAGER_NAME, KEEP_NAME = "keeps.example", "one.keep.example"
+PKI = "/etc/keepfleet/pki"
+ADMIN = (f"{PKI}/clients/admin.crt", f"{PKI}/clients/admin.key")
+MODULE = "/etc/hello.wasm"
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> Iterator[Elsewhere]:
-    """The other host, gone again at the end; its addresses are of a block for documentation (RFC 5737)."""
-    name = f"kf{os.getpid() % 100_000}"
-    inner, outer = f"{name}i", f"{name}o"
-    net = ipaddress.ip_network("198.51.100.128/30")
-    here, there = (str(address) for address in net.hosts())
-    steps = (
-        ["netns", "add", name],
-        ["link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name],
-        ["address", "add", f"{here}/30", "dev", outer],
-        ["link", "set", outer, "up"],
-        ["-n", name, "address", "add", f"{there}/30", "dev", inner],
-        ["-n", name, "link", "set", inner, "up"],
-    )
-    try:
-        for step in steps:
-            subprocess.run(["ip", *step], check=True, capture_output=True)
-        yield Elsewhere(name, here, there, sys.executable)
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "delete", outer], check=False, capture_output=True)
+def other(installed_fleet: Fleet) -> Iterator[FarHost]:
+    """The other host, for which the manager listens on every address and has a certificate with its name."""
+    fleet, host = installed_fleet, installed_fleet.host
+    fleet.clear()
+    with far.far_host(fleet) as other:
+        names = ["--name", MANAGER_NAME, "--address", NEAR, "--address", NEAR_6]
+        host.run(["keepctl", "pki", "renew-server", *names])
+        with fleet.configured(address="0.0.0.0"):
+            (host.path / "hello.wasm").write_bytes(example("hello-wat/hello"))
+            host.run(["cp", f"{host.path}/hello.wasm", MODULE])
+            yield other
 
 
-@pytest.fixture(scope="module")
-def reachable(installed_fleet: Fleet, elsewhere: Elsewhere) -> Iterator[Fleet]:
-    """The manager, listening on the cable's address, with a certificate for that address and a name."""
-    installed_fleet.host.run(["keepctl", "pki", "renew-server", "--name", NAME, "--address", elsewhere.here])
-    with installed_fleet.configured(address=elsewhere.here):
-        yield installed_fleet
-        units = installed_fleet.keep_units()
-        if units:
-            installed_fleet.host.systemctl("stop", *units)
+def started(fleet: Fleet, address: str = NEAR) -> Life:
+    """A keep that awaits its workload on `address`, with a name of its own."""
+    life = Life.create(fleet)
+    life.info = fleet.client().start(life.kuuid, address, free_port(), (KEEP_NAME,))
+    return life
 
 
-def manager(fleet: Fleet, elsewhere: Elsewhere) -> ManagerClient:
-    return ManagerClient(Endpoint(elsewhere.here, fleet.port, "the manager", ""), fleet.credentials().manager_context())
+def anchor(life: Life) -> str:
+    """A file with the keep's certificate, as the manager told it, to trust alone."""
+    place = f"/etc/keep-{life.kuuid}.pem"
+    life.host.run(["tee", place], input=life.info.certificate)
+    return place
 
 
-@pytest.mark.parametrize("name", [NAME, None])
-def test_a_client_elsewhere_verifies_the_manager_by_name_and_by_address(
-    reachable: Fleet, elsewhere: Elsewhere, name: str | None
+def test_the_manager_is_verified_by_its_address_and_by_its_name(fleet: Fleet, other: FarHost) -> None:
+    for name in (NEAR, MANAGER_NAME):
+        assert other.ask(NEAR, fleet.port, name, f"{PKI}/ca.crt", ADMIN) == {"status": 200}
+
+
+def test_the_manager_under_another_name_or_another_ca_is_not_trusted(fleet: Fleet, other: FarHost) -> None:
+    wrong = other.ask(NEAR, fleet.port, "other.example", f"{PKI}/ca.crt", ADMIN)
+    assert "Hostname mismatch" in wrong["distrust"]
+    assert "IP address mismatch" in other.ask(NEAR, fleet.port, "192.0.2.77", f"{PKI}/ca.crt", ADMIN)["distrust"]
+    life = started(fleet)
+    assert "distrust" in other.ask(NEAR, fleet.port, NEAR, anchor(life), ADMIN)
+
+
+@pytest.mark.parametrize("address", [NEAR, NEAR_6])
+def test_a_keep_s_certificate_as_the_only_trust_anchor_is_verified_by_address_and_name(
+    fleet: Fleet, other: FarHost, address: str
 ) -> None:
-    found = elsewhere.verifies(reachable, reachable.port, name or elsewhere.here)
-    assert found == {"verified": True, "from": elsewhere.there}
+    life = started(fleet, address)
+    file = anchor(life)
+    for name in (address, KEEP_NAME):
+        assert other.ask(address, life.info.port, name, file, ADMIN) == {"status": 200}
+    assert "ismatch" in other.ask(address, life.info.port, "two.keep.example", file, ADMIN)["distrust"]
+    assert "distrust" in other.ask(address, life.info.port, address, f"{PKI}/ca.crt", ADMIN)
 
 
-@pytest.mark.parametrize("name", ["other.example", "198.51.100.200"])
-def test_a_client_elsewhere_trusts_the_manager_under_no_other_name(
-    reachable: Fleet, elsewhere: Elsewhere, name: str
-) -> None:
-    found = elsewhere.verifies(reachable, reachable.port, name)
-    assert not found["verified"]
-    assert "mismatch" in str(found["why"]) or "not valid for" in str(found["why"])
-
-
-def test_a_keep_proves_its_address_and_its_name_by_its_own_certificate(reachable: Fleet, elsewhere: Elsewhere) -> None:
-    client = manager(reachable, elsewhere)
-    keep = client.create()
-    port = free_port_of(elsewhere.here)
-    started = client.start(keep.kuuid, elsewhere.here, port, (NAME,))
-    assert (started.address, started.port) == (elsewhere.here, port)
-    trusted = reachable.host.path / f"{keep.kuuid}.pem"
-    trusted.write_text(started.certificate)
-    for name in (elsewhere.here, NAME):
-        assert elsewhere.verifies(reachable, port, name, str(trusted))["verified"], name
-    for name in ("other.example", "127.0.0.1"):
-        assert not elsewhere.verifies(reachable, port, name, str(trusted))["verified"], name
-    assert not elsewhere.verifies(reachable, port, elsewhere.here)["verified"], "no CA speaks for a keep"
-
-
-def test_the_testers_do_their_whole_job_from_elsewhere(reachable: Fleet, elsewhere: Elsewhere) -> None:
-    own = reachable.credentials()
-    port = free_port_of(elsewhere.here)
-    files = ["--ca", own.ca, "--cert", own.certificate, "--key", own.key]
-    walked = elsewhere.run(
-        *(elsewhere.python, "-m", "testers.keep_manager_tester", "--yes", "--manager"),
-        *(f"{elsewhere.here}:{reachable.port}", "--address", elsewhere.here, "--port", str(port), *files),
+def test_another_keep_s_certificate_and_pin_are_refused_before_a_byte_is_sent(fleet: Fleet, other: FarHost) -> None:
+    life, impostor = started(fleet), started(fleet)
+    assert "distrust" in other.ask(NEAR, impostor.info.port, NEAR, anchor(life), ADMIN)
+    done = other.run(
+        "app-loader-tester", str(impostor.info.port), "--address", NEAR, "--fingerprint", life.info.fingerprint, MODULE,
         check=False,
-    )
-    assert walked.returncode == 0, walked.stdout + walked.stderr
-    fingerprint = walked.stdout.rsplit("--fingerprint ", 1)[1].split()[0]
-    file = reachable.host.path / "sent.wasm"
-    file.write_bytes(example("return-1/return-1"))
-    sender = [elsewhere.python, "-m", "testers.app_loader_tester", str(port), "--address", elsewhere.here, *files[2:]]
-    wrong = elsewhere.run(*sender, "--fingerprint", "sha256:" + "0" * 64, str(file), check=False)
-    assert wrong.returncode != 0
-    assert "cannot trust" in wrong.stdout + wrong.stderr
-    sent = elsewhere.run(*sender, "--fingerprint", fingerprint, str(file), check=False)
-    assert sent.returncode == 0, sent.stdout + sent.stderr
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "nothing was sent" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert impostor.look().detail == "awaiting workload"
 
 
-def test_a_pin_refuses_every_other_keep(reachable: Fleet, elsewhere: Elsewhere) -> None:
-    client = manager(reachable, elsewhere)
-    doors = [client.start(client.create().kuuid, elsewhere.here, free_port_of(elsewhere.here)) for _ in range(2)]
-    certificates = [ssl.get_server_certificate((door.address, door.port)) for door in doors]
-    assert certificates == [door.certificate for door in doors]
-    assert len({door.fingerprint for door in doors}) == 2
+def test_the_testers_walk_every_step_from_there_and_the_command_they_print_works(fleet: Fleet, other: FarHost) -> None:
+    manager = f"{NEAR}:{fleet.port}"
+    port = free_port()
+    walked = other.run("keep-manager-tester", "--yes", "--manager", manager, "--address", NEAR, "--port", str(port))
+    command = walked.stdout.strip().splitlines()[-1]
+    assert command.startswith(f"app-loader-tester {port} --address {NEAR} --fingerprint sha256:")
+    sent = other.shell(command.replace("FILE.wasm", MODULE))
+    assert "Payload received" in sent.stdout
+    (keep,) = fleet.client().keeps()
+    life = Life(fleet, keep.kuuid)
+    if life.info.state is State.STARTED:
+        life.until(State.STARTED, State.COMPLETE)
+    assert any("hello" in line.lower() for line in life.output())
 
 
-def free_port_of(address: str) -> int:
-    """A port of `address` that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def test_keepctl_works_from_there_by_address_and_says_who_asked_from_where(fleet: Fleet, other: FarHost) -> None:
+    manager = ("--manager", f"{NEAR}:{fleet.port}")
+    kuuid = other.run("keepctl", "new", *manager).stdout.strip()
+    other.run("keepctl", "start", kuuid, *manager, "--address", NEAR, "--port", str(free_port()), "--name", KEEP_NAME)
+    assert "received whole" in other.run("keepctl", "upload", kuuid, MODULE, "--wait", *manager).stdout
+    idle = other.run("keepctl", "new", *manager).stdout.strip()
+    other.run("keepctl", "start", idle, *manager, "--address", NEAR, "--port", str(free_port()))
+    assert f"at {far.FAR}" in other.run("keepctl", "stop", idle, *manager).stdout
+    other.run("keepctl", "rm", kuuid, idle, *manager)
+    assert fleet.left_over() == []
+
+
+def test_without_a_certificate_nothing_is_answered_there_either(fleet: Fleet, other: FarHost) -> None:
+    life = started(fleet)
+    for port in (fleet.port, life.info.port):
+        done = other.run("openssl", "s_client", "-connect", f"{NEAR}:{port}", "-quiet", "-verify_quiet", check=False)
+        assert "HTTP" not in done.stdout
+    assert life.look().detail == "awaiting workload"
+
+
+def test_a_keep_on_the_host_s_own_loopback_cannot_be_reached_from_there(fleet: Fleet, other: FarHost) -> None:
+    life = Life.awaiting(fleet)
+    said = other.ask(NEAR, life.info.port, NEAR, anchor(life), ADMIN)
+    assert said == {"failed": "Connection refused"}
+
+
+def test_on_an_address_of_the_host_s_a_taken_port_is_an_error_and_not_moved(fleet: Fleet, other: FarHost) -> None:
+    first, second = started(fleet), Life.create(fleet)
+    with pytest.raises(KeepfleetError, match="Address already in use") as taken:
+        fleet.client().start(second.kuuid, NEAR, first.info.port)
+    assert taken.value.kind is ErrorKind.PORT_UNAVAILABLE
+    assert second.look().state is State.LISTENING
+    with pytest.raises(KeepfleetError, match="Cannot assign requested address"):
+        fleet.client().start(second.kuuid, far.FAR, first.info.port)
+    assert fleet.client().start(second.kuuid, NEAR, free_port()).state is State.STARTED

@@ -1,0 +1,128 @@
+"""The installed units as systemd sees them: clean, tight, in their slice, their limits in the kernel's hands."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from keep_protocol.constants import slice_name
+from keep_protocol.states import State
+from tests.system.fleet import MANAGER, Fleet
+from tests.system.host import Host, message_of
+from tests.system.life import Life, example
+
+KEEP_SCORE, MANAGER_SCORE = 0.3, 2.0
+"""`systemd-analyze security`, 0 to 10. The manager's is what being root for D-Bus and for its keeps' sockets costs."""
+MEMORY, TASKS = 512 << 20, 32
+
+
+@pytest.fixture
+def life(fleet: Fleet) -> Life:
+    return Life.awaiting(fleet)
+
+
+def score(host: Host, unit: str) -> float:
+    """The unit's exposure."""
+    said = host.run(["systemd-analyze", "security", "--no-pager", unit]).stdout
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+    assert found is not None, said
+    return float(found[1])
+
+
+def kernel_s(life: Life, controller: str, *names: str) -> int:
+    """What the kernel has in the keep's control group, in cgroups v1 or v2, under the first of these names it knows."""
+    group = life.show("ControlGroup")
+    places = [f"/sys/fs/cgroup{part}{group}/{name}" for part in (f"/{controller}", "") for name in names]
+    text = life.host.run(["sh", "-c", 'for f; do [ -e "$f" ] && exec cat "$f"; done; exit 1', "-", *places]).stdout
+    return int(text.split()[0])
+
+
+def test_systemd_has_nothing_to_say_against_the_manager_s_unit_and_the_slice(fleet: Fleet) -> None:
+    done = fleet.host.run(["systemd-analyze", "verify", "--man=no", MANAGER, "keep.slice"])
+    assert done.stdout + done.stderr == ""
+
+
+def test_systemd_has_nothing_to_say_against_a_live_keep_s_unit(life: Life) -> None:
+    done = life.host.run(["systemd-analyze", "verify", "--man=no", f"/run/systemd/transient/{life.unit}"])
+    assert done.stdout + done.stderr == ""
+
+
+def test_systemd_read_every_line_of_the_units_without_a_warning(fleet: Fleet) -> None:
+    cursor = fleet.host.cursor()
+    fleet.host.systemctl("daemon-reload")
+    Life.create(fleet).remove()
+    said = [message_of(entry) for entry in fleet.host.journal(since_cursor=cursor, _PID="1")]
+    assert [line for line in said if "keep" in line and re.search(r":[0-9]+:|nknown|gnoring|ailed", line)] == []
+
+
+def test_a_keep_s_exposure_is_as_low_as_promised(life: Life) -> None:
+    assert score(life.host, life.unit) <= KEEP_SCORE
+
+
+def test_the_manager_s_exposure_is_as_low_as_promised(fleet: Fleet) -> None:
+    assert score(fleet.host, MANAGER) <= MANAGER_SCORE
+
+
+def test_a_keep_s_limits_are_in_force_in_the_kernel(life: Life) -> None:
+    assert kernel_s(life, "memory", "memory.limit_in_bytes", "memory.max") == MEMORY
+    assert kernel_s(life, "pids", "pids.max") == TASKS
+    quota = kernel_s(life, "cpu", "cpu.cfs_quota_us", "cpu.max")
+    assert quota == 100_000
+    limits = life.host.run(["prlimit", "--pid", str(life.loader_pid), "--noheadings", "--output", "RESOURCE,HARD"])
+    hard = dict(line.split() for line in limits.stdout.splitlines())
+    assert (hard["NOFILE"], hard["CORE"]) == ("256", "0")
+
+
+def test_a_keep_lives_in_the_slice_of_its_group_below_all_keeps(life: Life) -> None:
+    assert life.show("Slice") == slice_name(life.kuuid)
+    assert life.show("ControlGroup") == f"/keep.slice/{slice_name(life.kuuid)}/{life.unit}"
+    shown = life.host.show("keep.slice", "CPUWeight", "TasksMax")
+    assert shown["CPUWeight"] == "50"
+    assert shown["TasksMax"] not in ("infinity", "")
+
+
+def test_a_keep_s_lines_bear_its_id_and_its_name(life: Life) -> None:
+    found = life.host.journal(KEEP_ID=str(life.kuuid))
+    assert found
+    assert {entry["_SYSTEMD_UNIT"] for entry in found} == {life.unit}
+    assert {entry["SYSLOG_IDENTIFIER"] for entry in found} == {f"keep-{life.kuuid}"}
+
+
+def test_the_status_line_reads_well_from_the_start_to_the_end(fleet: Fleet) -> None:
+    life = Life.create(fleet)
+    assert life.show("StatusText") == "listening: ready for a start"
+    life.start()
+    place, pin = f"127.0.0.1:{life.info.port}", life.info.fingerprint[:19]
+    assert life.host.wait_status(life.unit, "started") == f"started: awaiting workload on {place}, {pin}…"
+    assert life.upload(example("exit-3/exit-3")).status == 200
+    life.until(State.STARTED, State.COMPLETE)
+    assert re.fullmatch(r"complete: exited 3 \(.* s, .* MB\)", life.host.wait_status(life.unit, "complete"))
+    assert "complete: exited 3" in life.host.systemctl("status", life.unit)
+
+
+def test_a_drop_in_of_the_operator_s_changes_a_limit(fleet: Fleet) -> None:
+    host, place = fleet.host, "/etc/systemd/system/keep@.service.d/50-local.conf"
+    host.run(["tee", place], input="[Service]\nMemoryMax=300M\n")
+    host.systemctl("daemon-reload")
+    try:
+        life = Life.create(fleet)
+        assert kernel_s(life, "memory", "memory.limit_in_bytes", "memory.max") == 300 << 20
+    finally:
+        host.run(["rm", place])
+        host.systemctl("daemon-reload")
+
+
+def test_without_the_drop_in_no_keep_starts_at_all_and_the_reason_says_what_to_do(fleet: Fleet) -> None:
+    host, place = fleet.host, "/etc/systemd/system/keep@.service.d"
+    host.run(["mv", place, f"{host.path}/away"])
+    host.systemctl("daemon-reload")
+    try:
+        refused = fleet.client().legacy({"command": "new-keep", "keep-arch": "wasi"})
+        assert refused.status == 500
+        assert "keepctl install" in refused.error().message
+        assert fleet.left_over() == []
+    finally:
+        host.run(["mv", f"{host.path}/away", place])
+        host.systemctl("daemon-reload")
+    Life.create(fleet).remove()
