@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,14 @@ from pathlib import Path
 import pytest
 import wasmtime
 
+from keepctl.manifest.reading import read_job
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 WAT = sorted(EXAMPLES.glob("*/*.wat"))
+COMPILED = sorted(path for path in EXAMPLES.glob("*/*") if path.suffix in (".c", ".rs", ".ts"))
+MANIFESTS = sorted(EXAMPLES.glob("*/*.yaml"))
+LARGEST_BYTES = 3 << 20
+"""Of what is checked in."""
 
 
 def run(name: str, tmp_path: Path) -> tuple[str, str]:
@@ -42,7 +49,7 @@ def test_the_build_script_finds_no_difference() -> None:
         [sys.executable, str(EXAMPLES / "build"), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == len(WAT) + 1
+    assert len(done.stdout.splitlines()) == len(WAT) + len(COMPILED)
 
 
 def test_the_build_script_finds_a_difference(tmp_path: Path) -> None:
@@ -57,9 +64,31 @@ def test_the_build_script_finds_a_difference(tmp_path: Path) -> None:
 
 def test_every_source_has_its_module_and_stands_in_the_readme() -> None:
     readme = (EXAMPLES / "README.md").read_text()
-    for source in [*WAT, *EXAMPLES.glob("*/*.c")]:
-        assert source.with_suffix(".wasm").is_file()
+    for source in [*WAT, *COMPILED]:
+        assert source.with_suffix(".wasm").stat().st_size <= LARGEST_BYTES
         assert f"| `{source.parent.name}` |" in readme
+
+
+@pytest.mark.parametrize("source", COMPILED, ids=lambda path: path.parent.name)
+def test_the_readme_has_each_compiler_s_command_as_the_build_script_has_it(source: Path) -> None:
+    script = runpy.run_path(str(EXAMPLES / "build"))
+    compiler = script["COMPILERS"][source.suffix]
+    readme = (EXAMPLES / "README.md").read_text()
+    (command,) = (line for line in readme.splitlines() if f"{compiler.program} --" in line)
+    assert " ".join([compiler.program, *compiler.flags, "-o"]) in command
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.parent.name)
+def test_a_manifest_names_its_example_and_limits_it(manifest: Path) -> None:
+    job = read_job(str(manifest))
+    assert (job.name, job.module) == (manifest.parent.name, str(manifest.with_suffix(".wasm")))
+    assert job.limits["wall_seconds"] <= 20
+    assert job.limits["memory_bytes"] <= 32 << 20
+
+
+def test_every_example_with_limits_to_break_has_a_manifest() -> None:
+    without = {source.parent.name for source in [*WAT, *COMPILED]} - {manifest.parent.name for manifest in MANIFESTS}
+    assert without == {"hello-c", "hello-wat", "return-1", "exit-3"}
 
 
 @pytest.mark.parametrize(
