@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,8 @@ ROOT = "/run/examples"
 """What stands for it here; unlike /srv it is the sandbox's own."""
 CALLERS = f'{{"*": {{grant_roots: [{{path: {ROOT}}}, {{path: {ROOT}/filter/out, writable: true}}]}}}}'
 SECONDS = 60
+BUILD_SECONDS = 120
+"""It takes five on an idle machine."""
 LIMITED, REFUSED, TRAPPED = 124, 126, 134
 MISBEHAVING = [
     ("spin-wat/spin", LIMITED, "over its processor time limit of 1 s"),
@@ -35,7 +40,7 @@ MISBEHAVING = [
 def workplace(fleet: Fleet) -> Path:
     """The examples in a directory that is the same inside the host, their manifests naming ROOT."""
     place = fleet.host.path / "examples"
-    shutil.copytree(EXAMPLES, place, ignore=shutil.ignore_patterns("build", "node_modules"), dirs_exist_ok=True)
+    shutil.copytree(EXAMPLES, place, ignore=shutil.ignore_patterns("node_modules"), dirs_exist_ok=True)
     for manifest in place.glob("*/*.yaml"):
         manifest.write_text(manifest.read_text().replace(NAMED, ROOT))
     return place
@@ -107,6 +112,18 @@ def test_the_named_function_takes_typed_arguments_and_its_result_is_printed(flee
     code, _, said = ran(fleet, workplace, "gcd-wat/gcd", "--", "7")
     assert code == REFUSED
     assert "it takes 2 arguments, 1 given" in said
+
+
+def test_the_python_component_is_built_and_runs(fleet: Fleet, workplace: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    if shutil.which("componentize-py", path=path) is None:
+        pytest.skip("componentize-py is not installed, and its component of 18 MB is not checked in")
+    subprocess.run([sys.executable, workplace / "build", "json-python"], check=True, timeout=BUILD_SECONDS)
+    output = '{\n  "in": [\n    "a",\n    "keep"\n  ],\n  "made": "by Python"\n}\n'
+    assert ran(fleet, workplace, "json-python/tidy")[:2] == (0, output)
+    code, output, _ = ran(fleet, workplace, "json-python/tidy", "--", "{")
+    assert code == 1
+    assert "tidy: cannot read '{'" in output
 
 
 @pytest.mark.parametrize(("example", "code", "words"), MISBEHAVING, ids=[name for name, _, _ in MISBEHAVING])
