@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 READ_ONLY = ("/", "/etc", "/usr", "/var", "/run")
 """ProtectSystem=strict and the empty /run; /tmp and the keep's own directory stay writable, and private."""
@@ -88,8 +89,20 @@ def _mounts(directory: str) -> list[str]:
         if flags is not None and not flags & os.ST_NOEXEC:
             found.append(f"programs in {path} can be run")
     found += [f"programs can be written to {path} and run there" for path in _writable_code()]
-    found += [f"{path} is not hidden" for path in HOMES if os.path.isdir(path) and not os.path.ismount(path)]
+    found += [f"{path} is not hidden" for path in HOMES if not _is_hidden(path)]
     return found
+
+
+def _is_hidden(home: str) -> bool:
+    """Whether something is mounted over `home` that shows nothing of it but the way to our own files.
+
+    A mount alone tells nothing: /home is often a file system of its own.
+    """
+    ours = {os.path.realpath(path)[len(home) + 1 :].partition("/")[0] for path in (__file__, sys.executable)}
+    try:
+        return not set(os.listdir(home)) - ours and os.path.ismount(home)
+    except OSError:
+        return os.path.ismount(home) or not os.path.isdir(home)
 
 
 def _writable_code() -> list[str]:

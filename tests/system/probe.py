@@ -170,7 +170,7 @@ def outside(port: int, manager: int) -> Attempts:
         made[f"socket {family}"] = partial(socket.socket, getattr(socket, family), socket.SOCK_RAW)
     made["signal PID 1"] = partial(os.kill, 1, 0)
     made["signal the manager"] = partial(os.kill, manager, 0)
-    for name in ("environ", "mem", "fd", "root/etc", "maps"):
+    for name in ("environ", "mem", "fd/0", "root/etc", "maps"):
         made[f"read the manager's {name}"] = partial(read, f"/proc/{manager}/{name}")
     made["make shared memory"] = shared_memory
     return made

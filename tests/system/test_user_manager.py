@@ -1,0 +1,225 @@
+"""An ordinary user's own service manager: the main job without root, and the walls that hold there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.system import inside
+from tests.system.fleet import free_port
+from tests.system.host import Host, message_of
+from tests.system.life import example
+
+USER = "ada"
+SCORE = 1.0
+"""`systemd-analyze security`; 0.4 of it is for a root that a user's service never is."""
+MANAGER = "keep-manager.service"
+KILLED = "SIGSYS"
+
+
+@dataclass(frozen=True)
+class UserFleet:
+    """A manager of USER's, installed and started as USER would."""
+
+    host: Host
+    port: int
+    home: str
+
+    def keepctl(self, *arguments: str, check: bool = True) -> str:
+        """One call of the manager, and what it printed."""
+        command = ["keepctl", *arguments, "--manager", f"127.0.0.1:{self.port}"]
+        done = self.host.run(command, user=USER, check=check)
+        return done.stdout.strip() or done.stderr.strip()
+
+    def inspect(self, kuuid: str) -> dict[str, Any]:
+        """Everything the manager knows of a keep."""
+        found: dict[str, Any] = json.loads(self.keepctl("inspect", kuuid))
+        return found
+
+    def unit(self, kuuid: str) -> str:
+        return f"keep@{kuuid}.service"
+
+    def output(self, kuuid: str) -> list[str]:
+        """The keep's own lines; the field KEEP_ID is the system manager's alone to give."""
+        return [message_of(entry) for entry in self.host.journal(SYSLOG_IDENTIFIER=f"keep-{kuuid}")]
+
+    def pid(self, unit: str) -> int:
+        return int(self.host.show(unit, "MainPID", user=USER)["MainPID"])
+
+    def left_over(self, kuuid: str) -> list[str]:
+        """What is there of a keep: its unit, and what bears its ID in the user's runtime directory."""
+        units = self.host.units(self.unit(kuuid), user=USER)
+        runtime = self.host.run(["find", "/run/user", "/tmp", "/var/tmp", "-name", f"*{kuuid}*"]).stdout
+        return [*units, *runtime.split()]
+
+
+@pytest.fixture(scope="module")
+def ada(host: Host) -> Iterator[UserFleet]:
+    """USER's manager, made by the three commands of the docs."""
+    host.with_user_manager(USER)
+    home = host.run(["sh", "-c", "echo ~"], user=USER).stdout.strip()
+    host.run(["keepctl", "install", "--user"], user=USER)
+    host.run(["keepctl", "init"], user=USER)
+    fleet = UserFleet(host, free_port(), home)
+    settings = f"{home}/.config/keepfleet/manager.yaml"
+    host.run(["sed", "-i", f"s/^port: .*/port: {fleet.port}/", settings], user=USER)
+    host.systemctl("start", "keep-manager", user=USER)
+    yield fleet
+    for unit in host.units("keep@*.service", user=USER):
+        host.systemctl("stop", unit, user=USER)
+    host.systemctl("stop", MANAGER, user=USER)
+
+
+@pytest.fixture(scope="module")
+def found(ada: UserFleet) -> dict[str, Any]:
+    """The probe's report from within a keep of USER's, while another keep is there."""
+    other = ada.keepctl("new")
+    report = inside.probe(ada.host, 7, ada.port, ada.pid(MANAGER), USER)
+    ada.keepctl("rm", other)
+    return report
+
+
+def started(ada: UserFleet) -> str:
+    """A keep that awaits its workload."""
+    kuuid = ada.keepctl("new")
+    ada.keepctl("start", kuuid, "--port", str(free_port()))
+    return kuuid
+
+
+def test_the_main_job_is_done_without_root(ada: UserFleet) -> None:
+    kuuid = started(ada)
+    assert ada.inspect(kuuid)["walls"] == []
+    assert ada.host.run(["ps", "-o", "user=", "-p", str(ada.pid(ada.unit(kuuid)))]).stdout.strip() == USER
+    module = ada.host.path / "hello-of-ada.wasm"
+    module.write_bytes(example("hello-wat/hello"))
+    assert "received whole" in ada.keepctl("upload", kuuid, str(module), "--wait")
+    outcome = ada.inspect(kuuid)["outcome"]
+    assert (outcome["kind"], outcome["exit_code"]) == ("exited", 0)
+    assert any("hello" in line.lower() for line in ada.output(kuuid))
+    ada.keepctl("rm", kuuid)
+    assert ada.left_over(kuuid) == []
+
+
+def test_a_killed_manager_finds_its_keeps_again(ada: UserFleet) -> None:
+    kuuid = started(ada)
+    before, pid, cursor = ada.inspect(kuuid), ada.pid(MANAGER), ada.host.cursor()
+    ada.host.systemctl("kill", "--signal=9", MANAGER, user=USER)
+    ada.host.wait_journal("Started keep-manager.service", since_cursor=cursor)
+    assert ada.pid(MANAGER) not in (0, pid)
+    assert ada.inspect(kuuid) == before
+    ada.keepctl("rm", kuuid)
+
+
+def test_a_killed_loader_opens_the_same_door_again(ada: UserFleet) -> None:
+    kuuid = started(ada)
+    before, cursor = ada.inspect(kuuid), ada.host.cursor()
+    ada.host.run(["kill", "-9", str(ada.pid(ada.unit(kuuid)))])
+    ada.host.wait_journal(lambda entry: "-> awaiting-workload" in message_of(entry), since_cursor=cursor)
+    after = ada.inspect(kuuid)
+    assert (after["fingerprint"], after["app_loader_bind_port"]) == (
+        before["fingerprint"],
+        before["app_loader_bind_port"],
+    )
+    ada.keepctl("rm", kuuid)
+
+
+def test_the_exposure_is_as_low_as_promised(ada: UserFleet) -> None:
+    kuuid = ada.keepctl("new")
+    said = ada.host.run(["systemd-analyze", "--user", "security", "--no-pager", ada.unit(kuuid)], user=USER).stdout
+    level = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+    assert level is not None
+    assert float(level[1]) <= SCORE
+    ada.keepctl("rm", kuuid)
+
+
+def test_systemd_has_nothing_to_say_against_the_units(ada: UserFleet) -> None:
+    done = ada.host.run(["systemd-analyze", "--user", "verify", "--man=no", MANAGER, "keep.slice"], user=USER)
+    assert done.stdout + done.stderr == ""
+
+
+def test_the_user_s_buses_and_every_other_are_out_of_reach(found: dict[str, Any]) -> None:
+    tried = {name: how for name, how in found["attempts"].items() if name.startswith("connect /")}
+    assert any(re.match(r"connect /run/user/[0-9]+/bus", name) for name in tried)
+    assert any(re.match(r"connect /run/user/[0-9]+/systemd/private", name) for name in tried)
+    assert set(tried.values()) == {"ENOENT"}
+
+
+def test_there_is_no_network_and_no_way_to_the_manager(found: dict[str, Any]) -> None:
+    assert found["attempts"]["connect to the manager"] == "EAFNOSUPPORT"
+    assert {how for name, how in found["attempts"].items() if name.startswith("socket ")} == {"EAFNOSUPPORT"}
+    assert found["interfaces"] == ["lo"]
+
+
+def test_only_the_interpreter_can_be_executed(found: dict[str, Any]) -> None:
+    tried = {how for name, how in found["attempts"].items() if name.startswith(("execute", "map code"))}
+    assert tried == {"EACCES", "EPERM", "refused by the linker"}
+
+
+def test_no_place_is_both_writable_and_executable(found: dict[str, Any]) -> None:
+    assert [place for place, flags in found["mounts"].items() if flags == "wx"] == []
+    writable = {place for place, flags in found["mounts"].items() if "w" in flags}
+    assert writable == {"/tmp", "/var/tmp", found["own"]}
+    written = {name.removeprefix("write in ") for name, how in found["attempts"].items() if how == "done"}
+    assert written - {"make shared memory", "signal the manager"} == writable
+
+
+def test_the_user_s_home_keys_and_other_keeps_are_not_there(found: dict[str, Any]) -> None:
+    tried = {name: how for name, how in found["attempts"].items() if name.startswith("read /")}
+    assert set(tried.values()) <= {"ENOENT", "EACCES", "empty"}
+    assert found["attempts"]["read /home"] == "empty"
+    assert found["keeps"] == ["7"]
+
+
+def test_the_user_s_other_processes_cannot_be_looked_into(found: dict[str, Any]) -> None:
+    """They can be seen and signalled, which a user manager cannot prevent; the lock of the runner does."""
+    tried = {name: how for name, how in found["attempts"].items() if name.startswith("read the manager's")}
+    assert len(tried) == 5
+    assert set(tried.values()) == {"EACCES"}
+
+
+def test_no_privilege_is_there_and_no_odd_system_call_is_let_through(found: dict[str, Any]) -> None:
+    status = found["status"]
+    assert {status[name] for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    tried = {name.removeprefix("call "): how for name, how in found["attempts"].items() if name.startswith("call ")}
+    assert {name for name, how in tried.items() if how == "EPERM"} == {"unshare", "setns", "personality"}
+    assert set(tried.values()) == {KILLED, "EPERM"}
+
+
+HOLES = {
+    "PrivateUsers=no": "can be connected to",
+    "TemporaryFileSystem=": "can be connected to",
+    "PrivateNetwork=no": "there are network devices",
+    "RestrictAddressFamilies=": "a socket of AF_INET can be made",
+    "ProtectHome=no\nTemporaryFileSystem=\nTemporaryFileSystem=/run:ro": "/home is not hidden",
+    "ProtectSystem=no": "/etc is not mounted read-only",
+    "TemporaryFileSystem=/srv:mode=1777": "programs can be written to /srv and run there",
+}
+"""What a drop-in of the user's might say. Without PrivateUsers= the manager would silently ignore most of the rest."""
+
+
+@pytest.mark.parametrize("hole", HOLES, ids=lambda hole: hole.splitlines()[0])
+def test_a_keep_with_a_hole_in_its_walls_takes_no_workload_or_does_not_start(ada: UserFleet, hole: str) -> None:
+    with inside.drop_in(ada.host, f"[Service]\n{hole}\n", USER):
+        before = ada.host.units("keep@*.service", user=USER)
+        kuuid = ada.keepctl("new", check=False)
+        if not kuuid.isdecimal():
+            assert "cannot" in kuuid
+            assert ada.host.units("keep@*.service", user=USER) == before
+            return
+        assert any(HOLES[hole] in wall for wall in ada.inspect(kuuid)["walls"])
+        assert "a wall around it is missing" in ada.keepctl("start", kuuid, check=False)
+    ada.keepctl("rm", kuuid)
+
+
+def test_nothing_of_the_user_s_manager_needs_or_touches_the_system_s(ada: UserFleet) -> None:
+    assert ada.host.units("keep@*.service") == []
+    owners = ada.host.run(["find", f"{ada.home}/.config", "!", "-user", USER]).stdout
+    assert owners == ""
+    pki = ada.host.run(["find", f"{ada.home}/.config/keepfleet/pki", "-name", "*.key", "-perm", "/077"]).stdout
+    assert pki == ""
