@@ -13,7 +13,7 @@ FILES = sorted(path for variant in ("system", "user") for path in (UNITS / varia
 PLACEHOLDERS = {"@PREFIX@", "@PYTHON@", "@PYTHON_REAL@", "@PACKAGES@", "@OPENSSL@"}
 # What a user manager cannot do, and who a keep is there: the only keys of the system's variant the user's may lack.
 SYSTEM_ONLY = {"DynamicUser", "User", "ProtectProc", "ProcSubset", "IPAddressDeny", "DevicePolicy"}
-SYSTEM_ONLY |= {"LogExtraFields", "LogRateLimitIntervalSec", "LogRateLimitBurst"}
+SYSTEM_ONLY |= {"LogExtraFields", "LogRateLimitIntervalSec"}
 
 
 def keys(path: Path) -> set[str]:
