@@ -26,6 +26,7 @@ from keepctl.endings import EXIT_CODES, INTERRUPTED, UNREAD, ending, exit_code_o
 from keepctl.follow import WORKLOAD, Left, ending_signals, until_the_end
 from keepctl.job import Job
 
+_GUEST_WORDS = "keepctl.guest-words"
 HELP = f"""Runs FILE in a new keep: shows its output until it ends, tells why it ended, and exits as it did.
 
 \b
@@ -147,7 +148,17 @@ def _run(access: Access, job: Job, how: _How) -> int:
     return _follow(client, keep.kuuid, how)
 
 
-@click.command("run", help=HELP, short_help="Runs a file in a new keep, and exits as it did.")
+class _GuestCommand(click.Command):
+    """A command whose words after `--` are the guest's, whatever stands before: a manifest may name the module."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, with those words put aside first."""
+        split = args.index("--") if "--" in args else len(args)
+        ctx.meta[_GUEST_WORDS] = tuple(args[split + 1 :])
+        return super().parse_args(ctx, args[:split])
+
+
+@click.command("run", cls=_GuestCommand, help=HELP, short_help="Runs a file in a new keep, and exits as it did.")
 @click.argument("file", metavar="[FILE.wasm]", required=False)
 @click.argument("arguments", metavar="[-- ARGS]...", nargs=-1)
 @click.option("-f", "--file", "described", metavar="FILE.yaml", help="A manifest that describes the workload.")
@@ -174,6 +185,7 @@ def run(
     if remove and detach:
         raise click.UsageError("--rm and -d exclude each other: nobody is there to remove the keep")
     refuse_raw_terminal(raw)
+    wishes["arguments"] = (*wishes["arguments"], *click.get_current_context().meta[_GUEST_WORDS])
     how = _How(address, port, remove, detach, raw, output == "json")
     with ending_signals():
         try:

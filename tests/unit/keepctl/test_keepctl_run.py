@@ -49,6 +49,17 @@ def door(manager: ManagerInMemory, pki: Pki) -> Door:
     return make
 
 
+def test_words_after_the_dashes_are_the_guests_also_where_a_manifest_names_the_module(
+    run: Run, manager: ManagerInMemory, door: Door, module: str, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "workload.yaml"
+    manifest.write_text(f"module: {module}\n")
+    with door(Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)):
+        result = run("run", "-f", str(manifest), "--", "100", "--", "x")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert manager.workloads[FIRST_ID] == {"arguments": ["100", "--", "x"]}
+
+
 def test_a_program_is_run_its_output_shown_and_its_exit_code_is_ours(
     run: Run, manager: ManagerInMemory, door: Door, module: str
 ) -> None:
