@@ -19,7 +19,7 @@ from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECON
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
-from keep_protocol.streams import END, KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
+from keep_protocol.streams import END, LINE, LogLine, line_from_wire
 
 CALL_SECONDS = 60.0
 """Creation waits for systemd up to the manager's start_timeout_seconds (15) and in its queue of creations."""
@@ -32,7 +32,6 @@ WAIT_SLACK_SECONDS = 10.0
 
 PAGE = 500
 """Keeps asked for at once: one megabyte."""
-V1_EVENTS_PATH = "/v1/events"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 RESUME_HEADER = "Last-Event-ID"
 NO_LIMITS: Mapping[str, int] = {}
@@ -184,15 +183,6 @@ class ManagerClient:
                     return
                 if event.name == LINE:
                     yield line_from_wire(event.data, event.id)
-
-    def events(self, after: str = "") -> Generator[KeepEvent, None, None]:
-        """What happens to keeps from now on, or after an event's id; a lost connection is made again."""
-        with closing(resumed(partial(self._stream, V1_EVENTS_PATH, True), after)) as events:
-            for event in events:
-                if event.name == END:
-                    return
-                if event.name == KEEP:
-                    yield event_from_wire(event.data)
 
     def _stream(self, target: str, endless: bool, after: str) -> Generator[ServerEvent, None, None]:
         """One connection's events. endless: it must not end by itself, so that an end means a manager that stops."""

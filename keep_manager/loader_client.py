@@ -15,6 +15,7 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from keep_manager.model import LoaderGone
 from keep_protocol.constants import CONTROL_REPLY_SECONDS, MAX_CONTROL_FRAME, control_socket_path
 from keep_protocol.control import Command, decode_reply, encode_command
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -24,8 +25,17 @@ BUSY_SECONDS = 0.005
 """Pause before another attempt at a socket whose queue is full; the kernel tells nobody when it has room."""
 
 
+GONE = (ConnectionError, FileNotFoundError)
+"""What a loader that has ended leaves behind: no socket, one that refuses, or a connection that breaks off."""
+
+
 def _unreachable(kuuid: int, why: str) -> KeepfleetError:
     return KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot reach the loader of keep {kuuid}: {why}")
+
+
+def _failed(kuuid: int, error: OSError) -> KeepfleetError:
+    failure = _unreachable(kuuid, str(error.strerror))
+    return LoaderGone(failure.kind, failure.message) if isinstance(error, GONE) else failure
 
 
 class LoaderSession:
@@ -44,7 +54,8 @@ class LoaderSession:
     ) -> KeepInfo:
         """The loader's answer; `descriptors` travel with the command's first byte and stay the caller's.
 
-        Raises the loader's error, or KeepfleetError UNAVAILABLE when it does not answer whole in `seconds`.
+        Raises the loader's error, or KeepfleetError UNAVAILABLE when it does not answer whole in `seconds`: LoaderGone
+        where it has ended.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -53,7 +64,7 @@ class LoaderSession:
         except TimeoutError:
             raise _unreachable(self._kuuid, f"no answer to {command.type.value} in {seconds:g} s") from None
         except OSError as error:
-            raise _unreachable(self._kuuid, f"{error.strerror}") from error
+            raise _failed(self._kuuid, error) from error
         info = decode_reply(frame)
         if info.kuuid != self._kuuid:
             raise KeepfleetError(
@@ -112,7 +123,7 @@ class Loaders:
 
     @asynccontextmanager
     async def session(self, kuuid: int) -> AsyncIterator[LoaderSession]:
-        """A connection for several commands. Raises KeepfleetError(UNAVAILABLE) when there is none to be had."""
+        """A connection for several commands. Raises KeepfleetError(UNAVAILABLE), LoaderGone too, when there is none."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
             try:
                 async with asyncio.timeout(CONTROL_REPLY_SECONDS):
@@ -120,7 +131,7 @@ class Loaders:
             except TimeoutError:
                 raise _unreachable(kuuid, f"its socket stayed busy for {CONTROL_REPLY_SECONDS:g} s") from None
             except OSError as error:
-                raise _unreachable(kuuid, str(error.strerror)) from error
+                raise _failed(kuuid, error) from error
             yield LoaderSession(sock, kuuid)
 
 

@@ -6,6 +6,12 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from keep_protocol.errors import KeepfleetError
+
+
+class LoaderGone(KeepfleetError):
+    """Nobody is behind a loader's socket, or it has just ended; one that hangs is a plain KeepfleetError."""
+
 
 @dataclass(frozen=True)
 class UnitState:

@@ -1,8 +1,8 @@
-"""What the manager tells as server-sent events: the lines of a keep's journal, and what happens to keeps.
+"""What the manager tells as server-sent events: the lines of a keep's journal.
 
 `GET /v1/keeps/ID/logs[?follow=true][&lines=N]` sends one `line` event for each line; with `follow` a last `end` event
-after the last line of a keep that has ended, then it closes. `GET /v1/events` sends one `keep` event for each change.
-Every event has an id to resume after (`Last-Event-ID`); a comment line keeps a silent stream alive. Pure.
+after the last line of a keep that has ended, then it closes.
+Every line has an id to resume after (`Last-Event-ID`); a comment line keeps a silent stream alive. Pure.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ import re
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.record import Record
 
 CONTENT_TYPE = "text/event-stream"
 LINE = "line"
 END = "end"
-KEEP = "keep"
-GAP = "gap"
-"""Sent first where the stream cannot go on where the client left it: what lies between is not told again."""
 ALIVE_SECONDS = 15.0
 """A comment is sent after this much silence, so that each side notices when the other has gone."""
 MAX_EVENT_BYTES = 512 * 1024
@@ -50,23 +46,6 @@ class LogLine(Record):
         return {"at": self.at, "source": self.source, "text": self.text}
 
 
-class KeepEvent(Record):
-    """One thing that happened to a keep: when, what (created, started, running, ended, failed, removed), and the keep
-    as it was then."""
-
-    __slots__ = ("at", "event", "keep")
-    at: float
-    event: str
-    keep: KeepInfo
-
-    def __init__(self, at: float, event: str, keep: KeepInfo) -> None:
-        self._freeze(at=at, event=event, keep=keep)
-
-    def to_wire(self) -> dict[str, object]:
-        """The data of a `keep` event."""
-        return {"at": self.at, "event": self.event, "keep": self.keep.to_wire()}
-
-
 def _refuse(what: str) -> KeepfleetError:
     return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {what}: it has another shape")
 
@@ -89,14 +68,6 @@ def line_from_wire(value: dict[str, object], cursor: str = "") -> LogLine:
     """The line in a `line` event's data. Raises KeepfleetError(BAD_REQUEST) on another shape."""
     what = "a line of the log"
     return LogLine(_at(value, what), _text(value, "source", what), _text(value, "text", what), cursor)
-
-
-def event_from_wire(value: dict[str, object]) -> KeepEvent:
-    """The change in a `keep` event's data. Raises KeepfleetError(BAD_REQUEST) on another shape."""
-    keep = value.get("keep")
-    if not isinstance(keep, dict):
-        raise _refuse("an event")
-    return KeepEvent(_at(value, "an event"), _text(value, "event", "an event"), keep_from_wire(keep))
 
 
 def encode(name: str, data: dict[str, object], event_id: str = "") -> bytes:

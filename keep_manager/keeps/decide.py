@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from keep_manager.model import UnitState
+from keep_manager.model import LoaderGone, UnitState
 from keep_protocol.constants import KUUID_BITS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -28,13 +28,24 @@ def shown(info: KeepInfo) -> KeepInfo:
     return KeepInfo(**{**info.fields(), "unit": unit_name(info.kuuid)})  # type: ignore[arg-type] # its own fields
 
 
+def between_loaders(unit: UnitState, error: KeepfleetError | None) -> bool:
+    """Whether the unit's loader has just ended and systemd is about to start another, or to give the unit up.
+
+    A unit is "active" still until systemd has noticed, and "deactivating" without a job until it has tidied up.
+    """
+    if unit.active == "deactivating":
+        return unit.job != "stop"
+    return unit.sub == "auto-restart" or (answers(unit) and isinstance(error, LoaderGone))
+
+
 def silent(unit: UnitState, reason: str, error: KeepfleetError | None) -> KeepInfo:
     """A keep whose loader did not answer, or could not be expected to."""
     where = f"the unit is {unit.active} ({unit.sub}{f', {reason}' if reason and reason != 'success' else ''})"
-    if unit.active in ("activating", "inactive") and unit.sub != "auto-restart":
+    if between_loaders(unit, error):
+        why = f"restarting: its loader has just ended; {where}"
+        return KeepInfo(unit.kuuid, State.UNDEFINED, why, unit=unit_name(unit.kuuid))
+    if unit.active in ("activating", "inactive"):
         return KeepInfo(unit.kuuid, State.UNDEFINED, f"starting: {where}", unit=unit_name(unit.kuuid))
-    if unit.sub == "auto-restart":
-        return KeepInfo(unit.kuuid, State.UNDEFINED, f"restarting: {where}", unit=unit_name(unit.kuuid))
     if error is None or not answers(unit):
         return KeepInfo(unit.kuuid, State.ERROR, where, unit=unit_name(unit.kuuid))
     return KeepInfo(unit.kuuid, State.ERROR, f"{error.message}; {where}", unit=unit_name(unit.kuuid))

@@ -52,7 +52,7 @@ class LoaderSession(Protocol):
     async def ask(
         self, command: Command, seconds: float = CONTROL_REPLY_SECONDS, descriptors: Sequence[int] = ()
     ) -> KeepInfo:
-        """The answer to a command; the loader's own error, or UNAVAILABLE."""
+        """The answer to a command; the loader's own error, or UNAVAILABLE: LoaderGone where it has ended."""
 
 
 class Loaders(Protocol):

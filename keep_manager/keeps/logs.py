@@ -68,17 +68,19 @@ async def followed(
     coming: asyncio.Task[LogLine | None] | None = None
     try:
         async with journal.lines(kuuid, last=last, after=after, follow=True) as lines:
-            while not end.done():
-                coming = coming or asyncio.create_task(_next(lines))
-                await asyncio.wait({coming, end}, return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    continue
-                line, coming = coming.result(), None
-                if line is None:
-                    raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot follow the journal: its reader ended")
-                after, last = line.cursor, None
-                yield line
-            await _end(coming)
+            try:
+                while not end.done():
+                    coming = coming or asyncio.create_task(_next(lines))
+                    await asyncio.wait({coming, end}, return_when=asyncio.FIRST_COMPLETED)
+                    if not coming.done():
+                        continue
+                    line, coming = coming.result(), None
+                    if line is None:
+                        raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot follow the journal: its reader ended")
+                    after, last = line.cursor, None
+                    yield line
+            finally:
+                await _end(coming)  # before the journal ends its reader: only one may read from that at a time
         info = await end
         await journal.sync()
         async with journal.lines(kuuid, last=last, after=after) as lines:
@@ -86,7 +88,6 @@ async def followed(
                 yield line
         yield info
     finally:
-        await _end(coming)
         await _end(end)
 
 

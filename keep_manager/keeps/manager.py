@@ -30,6 +30,8 @@ ASKED_AT_ONCE = 256
 MAX_WAITERS = 128
 """Requests that may wait for a change of state; each holds one of its loader's eight connections."""
 MAX_WAIT_SECONDS = 60.0
+AGAIN_SECONDS = 1.0
+"""Until a waiter looks again at a keep whose loader is away; the next loader knows nothing of those who wait."""
 START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
 """The loader gives its app-loader APPLOADER_START_SECONDS and then answers with the reason."""
 
@@ -94,12 +96,23 @@ class Keeps:
             )
         self._waiters += 1
         try:
-            command = Command(CommandType.WAIT, str(int(changed_from)))
-            return decide.shown(await self._loaders.ask(kuuid, command, min(seconds, MAX_WAIT_SECONDS)))
-        except KeepfleetError:
-            return await self.get(kuuid)
+            return await self._changed(kuuid, changed_from, min(seconds, MAX_WAIT_SECONDS))
         finally:
             self._waiters -= 1
+
+    async def _changed(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
+        command = Command(CommandType.WAIT, str(int(changed_from)))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while True:
+            try:
+                return decide.shown(await self._loaders.ask(kuuid, command, deadline - loop.time()))
+            except KeepfleetError:
+                info = await self.get(kuuid)
+            left = deadline - loop.time()
+            if info.state is not changed_from or left <= 0:
+                return info
+            await asyncio.sleep(min(AGAIN_SECONDS, left))
 
     async def start(self, request: StartKeep, caller: Caller) -> KeepInfo:
         """Binds the listener and hands it to the keep, which then awaits its workload there.

@@ -111,6 +111,15 @@ class FakeUnits:
         await self.loaders.pop(kuuid).close()
         self._set(kuuid, "failed", "failed")
 
+    async def vanish(self, kuuid: int) -> None:
+        """The unit's loader has ended, and nobody has noticed."""
+        await self.loaders.pop(kuuid).close()
+
+    def back(self, kuuid: int) -> None:
+        """Another loader of the unit's is there."""
+        loader = self.loaders[kuuid] = FakeLoader(self._root, kuuid)
+        loader.open()
+
     async def close(self) -> None:
         """Ends every unit."""
         for kuuid in list(self._states):

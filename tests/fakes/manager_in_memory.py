@@ -12,7 +12,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
 from keep_protocol.states import State
-from keep_protocol.streams import KeepEvent, LogLine
+from keep_protocol.streams import LogLine
 from tests.fakes.tls_peer import TlsPeer, answer, read_whole_request
 
 STATUS = {ErrorKind.NOT_FOUND: 404, ErrorKind.CONFLICT: 409, ErrorKind.BAD_REQUEST: 400, ErrorKind.UNKNOWN_COMMAND: 400}
@@ -35,7 +35,6 @@ class ManagerInMemory(TlsPeer):
         self.banner = api.BANNER
         self.workloads: dict[int, object] = {}
         self.lines: dict[int, list[LogLine]] = {}
-        self.happened: list[KeepEvent] = []
         self.break_off_after: list[int] = []
         self.break_off_politely = False
         self.on_follow: Callable[[ssl.SSLSocket], None] = lambda connection: None
@@ -49,9 +48,9 @@ class ManagerInMemory(TlsPeer):
         method, target, _ = line.split(" ")
         self.requests.append(f"{method} {target}")
         self.headers.append(headers)
-        stream = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?|/v1/events", target)
-        if stream and (not stream[1] or int(stream[1]) in self.keeps):
-            self._stream(connection, int(stream[1] or 0), stream[2] or "", headers.get("last-event-id", ""))
+        stream = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?", target)
+        if stream and int(stream[1]) in self.keeps:
+            self._stream(connection, int(stream[1]), stream[2] or "", headers.get("last-event-id", ""))
             return
         try:
             status, reply = self._answer(method, target, body)
@@ -100,8 +99,6 @@ class ManagerInMemory(TlsPeer):
             streams.encode("line", line.to_wire(), f"c={number}")
             for number, line in enumerate(self.lines.get(kuuid, []), 1)
         ]
-        if not kuuid:
-            events = [streams.encode("keep", event.to_wire(), f"c={n}") for n, event in enumerate(self.happened, 1)]
         chosen = (
             events[int(after.removeprefix("c=") or "0") :] if after else events[-int(asked.get("lines", "99999")) :]
         )
@@ -112,9 +109,9 @@ class ManagerInMemory(TlsPeer):
         if last is not None:
             connection.sendall(b"0\r\n\r\n" if self.break_off_politely else b"")
             return
-        if asked.get("follow") or not kuuid:
+        if asked.get("follow"):
             self.on_follow(connection)
-            end = streams.encode("end", self._show(self._known(kuuid)) if kuuid else {})
+            end = streams.encode("end", self._show(self._known(kuuid)))
             connection.sendall(b"%x\r\n%s\r\n" % (len(end), end))
         connection.sendall(b"0\r\n\r\n")
 

@@ -13,7 +13,7 @@ from keep_client.streams import ALIVE, RETRY_SECONDS, EventParser, ServerEvent, 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
-from keep_protocol.streams import MAX_EVENT_BYTES, KeepEvent, LogLine
+from keep_protocol.streams import MAX_EVENT_BYTES, LogLine
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
 
@@ -135,13 +135,6 @@ def test_the_lines_of_no_keep_are_the_managers_refusal(client: ManagerClient) ->
     with pytest.raises(KeepfleetError) as raised:
         list(client.lines(12))
     assert raised.value.kind is ErrorKind.NOT_FOUND
-
-
-def test_what_happens_to_keeps_is_told(client: ManagerClient, fake: ManagerInMemory) -> None:
-    keep = client.create()
-    fake.happened = [KeepEvent(1.0, "created", keep), KeepEvent(2.0, "removed", keep)]
-    assert list(client.events()) == fake.happened
-    assert list(client.events("c=1")) == fake.happened[1:]
 
 
 def test_keeps_come_page_by_page_and_by_label(

@@ -10,7 +10,7 @@ from keep_manager.http.errors import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
 from keep_manager.keeps.allowances import DEFAULT_CEILINGS, CallerEntry, allowance, limits_for
 from keep_manager.keeps.rediscover import census
-from keep_manager.model import Allowance, Caller, GrantRoot, UnitState
+from keep_manager.model import Allowance, Caller, GrantRoot, LoaderGone, UnitState
 from keep_manager.systemd import events
 from keep_manager.systemd.events import Aim
 from keep_manager.systemd.properties import keep_properties
@@ -20,6 +20,7 @@ from keep_protocol.limits import DEFAULTS, MIB, Limits
 from keep_protocol.states import State
 
 SILENT = KeepfleetError(ErrorKind.UNAVAILABLE, "cannot reach the loader of keep 5: no answer")
+GONE = LoaderGone(ErrorKind.UNAVAILABLE, "cannot reach the loader of keep 5: Connection reset by peer")
 
 
 def unit(active: str = "active", sub: str = "running", load: str = "loaded", job: str = "") -> UnitState:
@@ -47,11 +48,15 @@ def test_a_unit_is_a_keep_unless_it_only_lingers(state: UnitState, kept: bool) -
     ("state", "reason", "error", "shown", "detail"),
     [
         (unit("activating", "start"), "success", None, State.UNDEFINED, "starting: the unit is activating (start)"),
-        (unit("activating", "auto-restart"), "signal", None, State.UNDEFINED, "restarting: the unit is activating"),
+        (unit("activating", "auto-restart"), "signal", None, State.UNDEFINED, "restarting: its loader has"),
         (unit("inactive", "dead", job="start"), "", None, State.UNDEFINED, "starting: the unit is inactive (dead)"),
         (unit("failed", "failed"), "exit-code", None, State.ERROR, "the unit is failed (failed, exit-code)"),
         (unit(), "success", SILENT, State.ERROR, "no answer; the unit is active (running)"),
-        (unit("deactivating", "stop-sigterm"), "", None, State.ERROR, "deactivating (stop-sigterm)"),
+        (unit(), "success", GONE, State.UNDEFINED, "restarting: its loader has just ended; the unit is"),
+        (unit("failed", "failed"), "exit-code", GONE, State.ERROR, "the unit is failed (failed, exit-code)"),
+        (unit("activating", "start"), "success", GONE, State.UNDEFINED, "starting: the unit is activating (start)"),
+        (unit("deactivating", "stop-sigterm"), "", None, State.UNDEFINED, "restarting: its loader has just ended"),
+        (unit("deactivating", "stop-sigterm", job="stop"), "", GONE, State.ERROR, "deactivating (stop-sigterm)"),
     ],
 )
 def test_a_silent_keep_is_shown_with_its_unit_s_state(

@@ -16,7 +16,7 @@ from keep_manager.keeps.allowances import CallerEntry
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
-from keep_manager.model import Caller, GrantRoot
+from keep_manager.model import Caller, GrantRoot, UnitState
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.control import CommandType
@@ -280,6 +280,34 @@ async def test_a_wait_returns_when_the_state_changes(keeps: Keeps, units: FakeUn
 async def test_a_wait_without_a_change_returns_the_keep_at_its_end(keeps: Keeps) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     assert (await keeps.wait(kuuid, State.LISTENING, 0.02)).state is State.LISTENING
+
+
+async def test_a_keep_between_two_loaders_is_restarting_and_waited_for_in_peace(
+    keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "AGAIN_SECONDS", 0.02)
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    waiting = asyncio.create_task(keeps.wait(kuuid, State.LISTENING, 5.0))
+    units.loaders[kuuid].heard.clear()
+    await units.loaders[kuuid].heard.wait()
+    await units.vanish(kuuid)
+    shown = [await waiting, await keeps.get(kuuid), *(await keeps.list()).keeps]
+    assert {info.state for info in shown} == {State.UNDEFINED}
+    assert {info.detail for info in shown} == {"restarting: its loader has just ended; the unit is active (running)"}
+    asked: list[int] = []
+    look = units.look
+
+    async def counted(kuuid: int) -> UnitState | None:
+        asked.append(kuuid)
+        return await look(kuuid)
+
+    monkeypatch.setattr(units, "look", counted)
+    assert (await keeps.wait(kuuid, State.UNDEFINED, 0.1)).state is State.UNDEFINED
+    assert 2 <= len(asked) <= 7
+    waiting = asyncio.create_task(keeps.wait(kuuid, State.UNDEFINED, 5.0))
+    await asyncio.sleep(0)
+    units.back(kuuid)
+    assert (await waiting).state is State.LISTENING
 
 
 async def test_waiters_are_bounded(keeps: Keeps, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from keep_manager.loader_client import Loaders
+from keep_manager.model import LoaderGone
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import Event, State
@@ -86,6 +87,7 @@ async def test_a_silent_loader_is_given_up_at_the_deadline(loader: FakeLoader, p
     loader.silent = True
     error = await refused(place, 0.05)
     assert error.kind is ErrorKind.UNAVAILABLE
+    assert not isinstance(error, LoaderGone)
     assert "no answer to keep-info in 0.05 s" in error.message
 
 
@@ -95,10 +97,22 @@ async def test_a_loader_of_another_keep_is_not_believed(loader: FakeLoader, plac
 
 
 async def test_no_loader_is_an_error_with_the_reason(place: Path, directory: Path) -> None:
-    assert "No such file" in (await refused(place)).message
+    error = await refused(place)
+    assert isinstance(error, LoaderGone)
+    assert "No such file" in error.message
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(directory / "control.sock"))
-    assert "Connection refused" in (await refused(place)).message
+    error = await refused(place)
+    assert isinstance(error, LoaderGone)
+    assert "Connection refused" in error.message
+
+
+async def test_a_loader_that_ends_during_a_wait_is_gone(loader: FakeLoader, place: Path) -> None:
+    waiting = asyncio.create_task(Loaders(str(place)).ask(5, Command(CommandType.WAIT, "1")))
+    await loader.heard.wait()
+    await loader.close()
+    with pytest.raises(LoaderGone):
+        await waiting
 
 
 @pytest.mark.parametrize(
@@ -134,7 +148,9 @@ async def test_a_link_in_the_keep_s_directory_is_not_followed(directory: Path, p
 
 async def test_a_plain_file_is_not_a_control_socket(directory: Path, place: Path) -> None:
     (directory / "control.sock").touch()
-    assert "not its own socket" in (await refused(place)).message
+    error = await refused(place)
+    assert not isinstance(error, LoaderGone)
+    assert "not its own socket" in error.message
 
 
 async def test_no_descriptor_is_left_after_failures(directory: Path, place: Path) -> None:

@@ -6,18 +6,11 @@ import pytest
 
 from keep_protocol import streams
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.keep import KeepInfo
-from keep_protocol.states import State
 
 
 def test_a_line_of_the_log_comes_back_as_it_was() -> None:
     line = streams.LogLine(1.5, "workload", "a\x1b[31m\u2028\n", "s=1")
     assert streams.line_from_wire(line.to_wire(), "s=1") == line
-
-
-def test_a_change_of_a_keep_comes_back_as_it_was() -> None:
-    event = streams.KeepEvent(3.0, "created", KeepInfo(7, State.LISTENING))
-    assert streams.event_from_wire(event.to_wire()) == event
 
 
 def test_an_event_is_one_id_one_name_and_one_line_of_data() -> None:
@@ -37,9 +30,3 @@ def test_an_id_that_would_break_out_of_its_line_is_refused(event_id: str) -> Non
 def test_a_line_of_another_shape_is_refused(value: dict[str, object]) -> None:
     with pytest.raises(KeepfleetError, match="cannot read a line of the log"):
         streams.line_from_wire(value)
-
-
-@pytest.mark.parametrize("value", [{}, {"at": 1, "event": "created", "keep": 3}, {"at": True, "event": "", "keep": {}}])
-def test_an_event_of_another_shape_is_refused(value: dict[str, object]) -> None:
-    with pytest.raises(KeepfleetError, match="cannot read"):
-        streams.event_from_wire(value)
