@@ -71,8 +71,10 @@ class Fleet:
 
     def kill(self) -> None:
         """SIGKILL to the manager; returns when systemd has started it again and it is ready."""
+        before = self.manager_pid
         self.host.systemctl("kill", f"--signal={int(signal.SIGKILL)}", MANAGER)
-        self.host.systemctl("start", MANAGER)
+        while self.manager_pid in (0, before):  # a start asked before systemd has noticed the death does nothing
+            self.host.systemctl("start", MANAGER)
 
     @property
     def manager_pid(self) -> int:
