@@ -125,3 +125,8 @@ def test_every_package_is_drawn_in_the_map() -> None:
 @pytest.mark.parametrize("package", sorted(OURS))
 def test_importing_a_package_by_name_brings_in_nothing(package: str) -> None:
     assert not list(imports_of(ROOT / package / "__init__.py"))
+
+
+def test_each_test_file_has_a_name_of_its_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == [], "pytest imports them by name"
