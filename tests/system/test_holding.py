@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
+from functools import partial
 
-from keep_client.manager import ManagerClient
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -207,14 +207,12 @@ def test_removal_while_starting_with_grants_leaves_no_descriptor_in_the_manager(
         "secrets": [{"name": f"s{number}", "file": f"{root}/in"} for number in range(8)],
     }
 
-    def start(client: ManagerClient, kuuid: int) -> object:
-        return client.start(kuuid, "127.0.0.1", free_port(), (), given)
-
     with fleet.configured(callers=f'{{"*": {{grant_roots: [{{path: {root}}}]}}}}'), undisturbed(fleet):
         client = fleet.client()
         for _ in range(6):
             kuuid = client.create().kuuid
-            started, removed = both(lambda kuuid=kuuid: start(client, kuuid), lambda kuuid=kuuid: client.remove(kuuid))
+            start = partial(client.start, kuuid, "127.0.0.1", free_port(), (), given)
+            started, removed = both(start, partial(client.remove, kuuid))
             assert removed is None
             assert isinstance(started, KeepInfo | KeepfleetError)
         assert not client.keeps()
