@@ -121,8 +121,8 @@ def test_the_python_component_is_built_and_runs(fleet: Fleet, workplace: Path) -
     subprocess.run([sys.executable, workplace / "build", "json-python"], check=True, timeout=BUILD_SECONDS)
     output = '{\n  "in": [\n    "a",\n    "keep"\n  ],\n  "made": "by Python"\n}\n'
     assert ran(fleet, workplace, "json-python/tidy")[:2] == (0, output)
-    code, output, _ = ran(fleet, workplace, "json-python/tidy", "--", "{")
-    assert code == 1
+    code, output, said = ran(fleet, workplace, "json-python/tidy", "--", "{")
+    assert code == 1, said
     assert "tidy: cannot read '{'" in output
 
 
