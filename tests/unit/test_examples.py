@@ -85,7 +85,7 @@ def test_a_manifest_names_its_example_and_limits_it(manifest: Path) -> None:
     job = read_job(str(manifest))
     assert (job.name, job.module) == (manifest.parent.name, str(manifest.with_suffix(".wasm")))
     assert job.limits["wall_seconds"] <= 30
-    assert job.limits["memory_bytes"] <= 128 << 20
+    assert job.limits["memory_bytes"] <= 256 << 20
 
 
 def test_every_example_with_limits_to_break_has_a_manifest() -> None:
