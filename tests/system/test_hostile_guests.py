@@ -80,7 +80,7 @@ def test_a_guest_over_its_keep_s_memory_is_killed_alone_and_the_keep_says_so(ins
         life = Life.awaiting(installed_fleet)
         loader = life.loader_pid
         outcome = ended(life, hostile.fills_memory(), State.ERROR)
-    assert (outcome.kind, outcome.signal) == (OutcomeKind.KILLED, 9)
+    assert (outcome.kind, outcome.signal) == (OutcomeKind.LIMITED, 9)
     assert "memory" in outcome.text
     assert life.loader_pid == loader
     life.remove()
