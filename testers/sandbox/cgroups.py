@@ -21,6 +21,8 @@ OUTSIDE = "exec.scope"
 """The cgroup, below a sandbox's own, of the processes that wait outside for a command inside."""
 KILL_SECONDS = 5.0
 """A killed process is gone in milliseconds; one that is not in this time hangs in the kernel."""
+ENTER_TRIES = 20
+"""A reload trims each cgroup once; this covers one reload after another."""
 _RETRY_SECONDS = 0.01
 """A cgroup can stay busy for a moment after its last process: the kernel tells nobody when that ends."""
 
@@ -107,9 +109,20 @@ def withdraw(hierarchy: Hierarchy, switched_on: list[str]) -> None:
 
 
 def enter(directories: list[str]) -> None:
-    """Moves the calling process, alone, into these cgroups."""
+    """Moves the calling process, alone, into these cgroups; makes one again that has gone meanwhile.
+
+    The sandbox's own systemd removes empty cgroups that it did not make, as when it reloads.
+    """
     for directory in directories:
-        _write(f"{directory}/cgroup.procs", "0")
+        for tries_left in reversed(range(ENTER_TRIES)):
+            try:
+                _write(f"{directory}/cgroup.procs", "0")
+                break
+            except FileNotFoundError:
+                if not tries_left:
+                    raise
+                with contextlib.suppress(FileNotFoundError):
+                    make(directory)
 
 
 def members(directory: str) -> set[int]:

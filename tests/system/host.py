@@ -159,6 +159,8 @@ class Host:
             alarm.start()
             try:
                 for line in follower.stdout or ():
+                    if not line.startswith("{"):
+                        raise CommandFailed(f"journalctl: {line}")
                     entry: Entry = json.loads(line)
                     if entry["__CURSOR"] != since_cursor and matches(entry):
                         return entry

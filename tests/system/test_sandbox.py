@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -113,6 +114,13 @@ def test_a_command_that_is_not_there_or_not_executable_is_127_or_126_as_in_a_she
 def test_input_and_output_pass_through(box: Sandbox) -> None:
     done = box.exec(["sh", "-c", "cat; echo error >&2"], input="text\n")
     assert (done.stdout, done.stderr) == ("text\n", "error\n")
+
+
+def test_commands_run_while_systemd_reloads_and_trims_the_cgroups_it_did_not_make(box: Sandbox) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        pairs = [(["systemctl", "daemon-reload"], ["true"], ["true"], ["true"]) for _ in range(10)]
+        done = list(pool.map(box.exec, [command for pair in pairs for command in pair]))
+    assert [result.stderr for result in done if result.returncode] == []
 
 
 def test_a_command_has_a_cgroup_of_its_own_that_goes_with_it(box: Sandbox) -> None:
