@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -136,32 +136,6 @@ def printing(fleet: Fleet) -> Iterator[Life]:
     assert life.look().state is State.STARTED
     assert life.app_loader_pid == runner
     life.remove()
-
-
-def test_clients_that_vanish_while_they_follow_leave_nothing_in_the_manager(fleet: Fleet) -> None:
-    with printing(fleet) as life, undisturbed(fleet):
-        for _ in range(5):
-            with closing(fleet.client().lines(life.kuuid, follow=True)) as lines:
-                next(line for line in lines if line.text == "tick")
-        command = ["keepctl", "logs", "-f", str(life.kuuid)]
-        with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as follower:
-            assert any("tick" in line for line in follower.stdout or ())
-    found = fleet.host.run(["pgrep", "--parent", str(fleet.manager_pid), "journalctl"], check=False)
-    assert found.stdout == "", "readers of the journal are left"
-
-
-def test_a_run_whose_terminal_is_gone_leaves_its_workload_running(fleet: Fleet) -> None:
-    module = fleet.host.path / "ticks.wasm"
-    module.write_bytes(modules.says(*[b"tick\n"] * 2000, pause_ms=20))
-    with undisturbed(fleet):
-        command = ["keepctl", "run", "--rm", str(module)]
-        with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as run:
-            assert any("tick" in line for line in run.stdout or ())
-        (info,) = fleet.client().keeps()
-        life = Life(fleet, info.kuuid)
-        life.line("tick", fleet.host.cursor())
-        assert life.look().state is State.STARTED
-        life.remove()
 
 
 def filled(size: int) -> tuple[list[str], dict[str, str]]:
