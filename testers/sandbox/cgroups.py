@@ -10,6 +10,7 @@ Import rule: the standard library's light part (`os`, `signal`, `select`, `time`
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -118,10 +119,11 @@ def enter(directories: list[str]) -> None:
             try:
                 _write(f"{directory}/cgroup.procs", "0")
                 break
-            except FileNotFoundError:
-                if not tries_left:
+            except OSError as error:
+                # ENODEV where it went between open(2) and write(2).
+                if not tries_left or error.errno not in (errno.ENOENT, errno.ENODEV):
                     raise
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     make(directory)
 
 
