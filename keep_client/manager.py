@@ -14,12 +14,12 @@ from keep_client.endpoint import Endpoint
 from keep_client.failures import ConnectionFailed
 from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, json_body, receive
 from keep_client.streams import ALIVE, IDLE_SECONDS, RETRY_SECONDS, EventParser, ServerEvent, resumed
-from keep_protocol.api import LEGACY_PATH, V1_KEEPS_PATH
+from keep_protocol.api import LEGACY_PATH, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
-from keep_protocol.streams import END, LINE, LogLine, line_from_wire
+from keep_protocol.streams import END, KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
 
 CALL_SECONDS = 60.0
 """Creation waits for systemd up to the manager's start_timeout_seconds (15) and in its queue of creations."""
@@ -183,6 +183,20 @@ class ManagerClient:
                     return
                 if event.name == LINE:
                     yield line_from_wire(event.data, event.id)
+
+    def events(
+        self, kuuid: int | None = None, last: int | None = None, after: str = ""
+    ) -> Generator[KeepEvent, None, None]:
+        """What happens to keeps, or to one, for ever: the `last` events first, or those after a cursor.
+
+        A lost connection is made again where it broke off.
+        """
+        query = [("keep", str(kuuid))] * (kuuid is not None) + ([("lines", str(last))] if last is not None else [])
+        target = f"{V1_EVENTS_PATH}{'?' * bool(query)}{urlencode(query)}"
+        with closing(resumed(partial(self._stream, target, True), after)) as events:
+            for event in events:
+                if event.name == KEEP:
+                    yield event_from_wire(event.data, event.id)
 
     def _stream(self, target: str, endless: bool, after: str) -> Generator[ServerEvent, None, None]:
         """One connection's events. endless: it must not end by itself, so that an end means a manager that stops."""

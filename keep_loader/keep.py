@@ -13,6 +13,7 @@ from keep_loader.restart import NO
 from keep_loader.saved import Saved
 from keep_loader.status import detail_of, place_of, status_text
 from keep_protocol.constants import unit_name
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome
 from keep_protocol.limits import Limits
 from keep_protocol.states import STATE_OF, Event, Phase, State, advance
@@ -70,6 +71,7 @@ class Keep:
             owner=self.owner,
             limits=self.limits,
             restarts=self.restarts,
+            phase=self.phase.value,
         )
 
     @property
@@ -105,6 +107,23 @@ class Keep:
     def set_workload(self, granted: tuple[str, ...], policy: str) -> None:
         """What the workload that is to come is granted, and when it is started again."""
         self.granted, self.policy = granted, policy
+
+    def set_dropped(self, lines: int) -> None:
+        """How many of its lines the journal did not take; remembered with the outcome of a keep that has ended.
+
+        Raises KeepfleetError(CONFLICT), changing nothing, where there is none.
+        """
+        if self.outcome is None or self.phase not in (Phase.ENDED, Phase.FAILED):
+            raise KeepfleetError(
+                ErrorKind.CONFLICT, f"cannot count the lines of a keep that is {self.phase.value}: it has not ended"
+            )
+        self.outcome = self.outcome.with_dropped(lines)
+        self._remember()
+        self._changed()
+
+    def say_again(self) -> None:
+        """Logs where the keep stands: the journal tells of lines it dropped with the next one it takes."""
+        log(self.status)
 
     def tell(self, why: str) -> None:
         """Changes the sentence in `detail`, empty for the phase's own words."""

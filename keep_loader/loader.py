@@ -61,7 +61,7 @@ class Loader:
         self._status = ""
         self._starting: Connection | None = None
         self._stopping: list[Connection] = []
-        self._waiting: list[tuple[State, Connection]] = []
+        self._waiting: list[tuple[State | Phase, Connection]] = []
         self._commands: dict[CommandType, Callable[[str, list[int], Connection], None]] = {
             CommandType.ADDR: self._set_address,
             CommandType.PORT: self._set_port,
@@ -71,6 +71,7 @@ class Loader:
             CommandType.INFO: self._info,
             CommandType.STOP: self._stop,
             CommandType.WAIT: self._wait,
+            CommandType.DROPPED: self._dropped,
         }
 
     def __repr__(self) -> str:
@@ -221,16 +222,28 @@ class Loader:
         self._stopping.append(connection)
 
     def _wait(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
-        states = {str(int(state)): state for state in State}
-        if contents not in states:
-            raise _bad(f"cannot wait for a change of state {plain(contents, 20)!r}: it is the number of none")
-        self._waiting = [(state, peer) for state, peer in self._waiting if not peer.closed]
-        if self._keep.state is not states[contents]:
+        stands = {str(int(state)): state for state in State} | {phase.value: phase for phase in Phase}
+        if contents not in stands:
+            raise _bad(f"cannot wait for a change from {plain(contents, 20)!r}: it is no state's number and no phase")
+        self._waiting = [(stand, peer) for stand, peer in self._waiting if not peer.closed]
+        if not self._is(stands[contents]):
             connection.reply(self._keep.info)
         elif len(self._waiting) >= MAX_WAITERS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot wait: {MAX_WAITERS} peers wait for this keep already")
         else:
-            self._waiting.append((states[contents], connection))
+            self._waiting.append((stands[contents], connection))
+
+    def _is(self, stand: State | Phase) -> bool:
+        return stand is (self._keep.state if isinstance(stand, State) else self._keep.phase)
+
+    def _dropped(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        if not contents:
+            self._keep.say_again()
+        elif re.fullmatch(r"[0-9]{1,18}", contents, re.ASCII):
+            self._keep.set_dropped(int(contents))
+        else:
+            raise _bad(f"cannot keep {plain(contents, 20)!r} as a count of lines: it is no whole number")
+        connection.reply(self._keep.info)
 
     def _changed(self) -> None:
         """Answers and shows a change when whatever made it has come to its end: an answer may bring a new command."""
@@ -246,8 +259,8 @@ class Loader:
             stopping, self._stopping = self._stopping, []
             for connection in stopping:
                 connection.reply(info)
-        changed = [peer for state, peer in self._waiting if state is not keep.state]
-        self._waiting = [(state, peer) for state, peer in self._waiting if state is keep.state]
+        changed = [peer for stand, peer in self._waiting if not self._is(stand)]
+        self._waiting = [(stand, peer) for stand, peer in self._waiting if self._is(stand)]
         for connection in changed:
             connection.reply(info)
         busy = supervisor is not None and supervisor.busy

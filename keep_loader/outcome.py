@@ -28,6 +28,8 @@ MAX_EXIT_CODE = (1 << 32) - 1
 """A guest's exit code is an unsigned 32-bit number in WASI."""
 MAX_OUTPUT = (1 << 63) - 1
 """Bytes of output: what the kernel's own counter holds."""
+OWN_LINES = 64
+"""Lines that the loader and the app-loader say beside the workload's in the same second: at most a dozen."""
 CLOCK_SLACK_SECONDS = 0.02
 PEAK_SLACK_BYTES = 4 * MIB
 """The kernel counts the same thing at two places at slightly different moments: processor time by the clock tick,
@@ -153,6 +155,12 @@ def _peak(told: Outcome | None, used: Used, end: Exit) -> int | None:
     if told is not None and told.peak_bytes is not None and 0 < told.peak_bytes <= end.peak_bytes + PEAK_SLACK_BYTES:
         return told.peak_bytes
     return used.peak_bytes
+
+
+def all_lines_taken(outcome: Outcome, limits: Limits) -> bool:
+    """Whether the workload cannot have written more lines than the journal takes in one second; each has a byte."""
+    written = outcome.output_bytes
+    return written is not None and written + OWN_LINES <= limits.log_lines_per_second
 
 
 def event_of(outcome: Outcome) -> Event:

@@ -9,7 +9,7 @@ from keep_loader.child import Exit
 from keep_loader.keep import Keep
 from keep_loader.loop import Loop
 from keep_loader.meter import Meter
-from keep_loader.outcome import Death, believe, outcome_of
+from keep_loader.outcome import Death, all_lines_taken, believe, outcome_of
 from keep_loader.run import Run
 from keep_protocol.control import Report, ReportType
 from keep_protocol.keep import Outcome, OutcomeKind
@@ -46,7 +46,9 @@ class Running:
         """The outcome, once the process has ended as `end`."""
         self._loop.cancel(_WALL)
         death = Death(end, self._run.told, stopped_by, self._run.limited)
-        return outcome_of(death, self._meter.used(end), self._keep.limits)
+        outcome = outcome_of(death, self._meter.used(end), self._keep.limits)
+        whole = not self._keep.restarts and all_lines_taken(outcome, self._keep.limits)
+        return outcome.with_dropped(0) if whole else outcome
 
     def _out_of_time(self) -> None:
         """A kill, and not the engine's epochs: those double a tight loop's time, and bind no host call."""

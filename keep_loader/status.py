@@ -40,6 +40,8 @@ def _cost(outcome: Outcome) -> str:
         parts.append(f"{outcome.wall_seconds:.3g} s")
     if outcome.peak_bytes is not None:
         parts.append(f"{outcome.peak_bytes / 1e6:.0f} MB")
+    if outcome.dropped_lines:
+        parts.append(f"{outcome.dropped_lines} lines dropped by the journal")
     return f" ({', '.join(parts)})" if parts else ""
 
 

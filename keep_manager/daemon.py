@@ -5,7 +5,8 @@
    connect from now on queue, and are served at 5: a restart is a pause, not a refusal.
 3. The bus, without which there are no keeps.
 4. Rediscovery, so that the log says what was found before anything changes it.
-5. The server, and whoever removes old keeps; then READY, as all of it works.
+5. The server, whoever removes old keeps, and the watch over all of them, which begins by reading what was told
+   before; then READY, as all of it works.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from keep_manager import grants, pki
@@ -24,9 +26,12 @@ from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.rediscover import census
 from keep_manager.keeps.retention import retain
 from keep_manager.keeps.terms import Terms
+from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
+from keep_manager.systemd.ledger import Ledger
 from keep_manager.systemd.lines import Journal
 from keep_manager.systemd.units import SystemdUnits
+from keep_protocol.keep import KeepInfo
 from keep_protocol.sdnotify import Notifier
 
 LOG = logging.getLogger("keepfleet.daemon")
@@ -80,15 +85,21 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         units = SystemdUnits(bus_address(settings.instance), settings.instance, runtime_root(settings.instance))
         parts.push_async_callback(units.close)
         await units.open()
-        keeps = Keeps(units, Loaders(runtime_root(settings.instance)), terms(settings, files), grants.opened)
+        loaders, journal = Loaders(runtime_root(settings.instance)), Journal(settings.instance)
+        ledger = Ledger(journal, settings.instance)
+        watch = Watch(units, loaders, ledger)
+        parts.push_async_callback(watch.close)
+        keeps = Keeps(units, loaders, terms(settings, files), grants.opened, watch)
         parts.push_async_callback(keeps.settle)
-        await _rediscover(keeps)
-        app = make_app(keeps, Journal(settings.instance), certificates, require_client=required)
+        found = await _rediscover(keeps)
+        app = make_app(keeps, journal, ledger, certificates, require_client=required)
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open()
         retention = asyncio.create_task(retain(keeps, settings.retention_seconds), name="retention")
         parts.push_async_callback(_cancel, retention)
+        watching = asyncio.create_task(watch.open(found), name="watch")
+        parts.push_async_callback(_cancel, watching)
         pulse = asyncio.create_task(_pulse(notifier, units), name="pulse")
         parts.push_async_callback(_cancel, pulse)
         notifier.send("READY=1")
@@ -103,13 +114,15 @@ def _at(settings: Settings) -> str:
     return f"{address}:{settings.port}"
 
 
-async def _rediscover(keeps: Keeps) -> None:
+async def _rediscover(keeps: Keeps) -> Sequence[KeepInfo]:
     loop = asyncio.get_running_loop()
     began = loop.time()
-    found = census((await keeps.list()).keeps)
+    keeps_found = (await keeps.list()).keeps
+    found = census(keeps_found)
     LOG.info("rediscovered %s in %.0f ms", found, 1000 * (loop.time() - began))
     for line in found.troubled:
         LOG.warning("rediscovered in error: %s", line)
+    return keeps_found
 
 
 async def _pulse(notifier: Notifier, units: SystemdUnits) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from keep_protocol.errors import KeepfleetError
+from keep_protocol.streams import Happening
 
 
 class LoaderGone(KeepfleetError):
@@ -26,6 +27,14 @@ class UnitState:
     active: str
     sub: str
     job: str = ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was told of a keep last, and how often its workload had been started again by then."""
+
+    happening: Happening
+    restarts: int = 0
 
 
 @dataclass(frozen=True)

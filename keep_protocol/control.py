@@ -27,7 +27,9 @@ class CommandType(Enum):
     `labels` and `owner`, is kept for `keep-info`. START carries, as SCM_RIGHTS, the descriptors START_DESCRIPTORS in
     that order, then perhaps WORKLOAD_DESCRIPTOR and what that grants; it is answered when the app-loader listens.
     INFO is answered at once. STOP, contents who asked, ends the app-loader or the workload. WAIT, contents a state's
-    decimal number, is answered when the keep's state is another one.
+    decimal number or a phase's word, is answered when the keep's state, or its phase, is another one. DROPPED without
+    contents makes the loader say a line, with which the journal tells what it dropped; with a decimal number that is
+    how many lines, to be kept with the outcome.
     """
 
     ADDR = "apploader-addr"
@@ -38,6 +40,7 @@ class CommandType(Enum):
     DESCRIBE = "keep-describe"
     STOP = "apploader-stop"
     WAIT = "keep-wait"
+    DROPPED = "keep-dropped"
 
 
 START_DESCRIPTORS = ("listener", "client-ca", "revoked")

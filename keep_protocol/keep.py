@@ -34,14 +34,16 @@ class Outcome(Record):
     kind: which way; text: one sentence without a full stop ("exited 3", "trapped: out of bounds memory access");
     exit_code: the guest's, for EXITED; signal: the number, for KILLED; backtrace: the trap's frames, innermost
     first; wall_seconds, cpu_seconds and peak_bytes: of the process that ran it; output_bytes: what it wrote to
-    standard output and error; started_at and ended_at: seconds of the epoch; by: who stopped it, "" when nobody did.
-    None where nobody measured.
+    standard output and error; dropped_lines: how many of the keep's lines the journal's limit kept out of it, over all
+    its runs; started_at and ended_at: seconds of the epoch; by: who stopped it, "" when nobody did. None where nobody
+    measured, or not yet.
     """
 
     __slots__ = (
         "backtrace",
         "by",
         "cpu_seconds",
+        "dropped_lines",
         "ended_at",
         "exit_code",
         "kind",
@@ -64,6 +66,7 @@ class Outcome(Record):
     started_at: float | None
     ended_at: float | None
     by: str
+    dropped_lines: int | None
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class Outcome(Record):
         started_at: float | None = None,
         ended_at: float | None = None,
         by: str = "",
+        dropped_lines: int | None = None,
     ) -> None:
         self._freeze(
             kind=kind,
@@ -93,7 +97,12 @@ class Outcome(Record):
             started_at=started_at,
             ended_at=ended_at,
             by=by,
+            dropped_lines=dropped_lines,
         )
+
+    def with_dropped(self, lines: int) -> Outcome:
+        """The same outcome, now that it is known how many lines were dropped."""
+        return Outcome(**{**self.fields(), "dropped_lines": lines})  # type: ignore[arg-type] # its own fields
 
     def to_wire(self) -> dict[str, object]:
         """The outcome as JSON members; `kind` as its word."""
@@ -103,10 +112,11 @@ class Outcome(Record):
 class KeepInfo(Record):
     """One keep. `to_wire` keeps the original's member names and adds ours beside them.
 
-    address and port: where the app-loader listens, "" and 0 before start-keep; detail: a sentence for people;
-    fingerprint: `sha256:` and 64 hex digits of the DER certificate; certificate: its PEM; unit: the systemd unit;
-    walls: what the loader's probe found missing, empty when every wall stands; name, labels and owner: what its
-    creator called it, and who that was; limits: what it may use; restarts: how often its workload was started again.
+    phase: where exactly it is, one of states.Phase's words, or "" where its loader did not say; address and port: where
+    the app-loader listens, "" and 0 before start-keep; detail: a sentence for people; fingerprint: `sha256:` and 64 hex
+    digits of the DER certificate; certificate: its PEM; unit: the systemd unit; walls: what the loader's probe found
+    missing, empty when every wall stands; name, labels and owner: what its creator called it, and who that was; limits:
+    what it may use; restarts: how often its workload was started again.
     """
 
     __slots__ = (
@@ -120,6 +130,7 @@ class KeepInfo(Record):
         "name",
         "outcome",
         "owner",
+        "phase",
         "port",
         "restarts",
         "state",
@@ -141,6 +152,7 @@ class KeepInfo(Record):
     owner: str
     limits: Limits
     restarts: int
+    phase: str
 
     def __init__(
         self,
@@ -159,6 +171,7 @@ class KeepInfo(Record):
         owner: str = "",
         limits: Limits = DEFAULT_LIMITS,
         restarts: int = 0,
+        phase: str = "",
     ) -> None:
         self._freeze(
             kuuid=kuuid,
@@ -176,6 +189,7 @@ class KeepInfo(Record):
             owner=owner,
             limits=limits,
             restarts=restarts,
+            phase=phase,
         )
 
     def to_wire(self) -> dict[str, object]:
@@ -185,6 +199,7 @@ class KeepInfo(Record):
             "kuuid": self.kuuid,
             "app_loader_bind_port": self.port,
             "bindaddress": self.address,
+            "phase": self.phase,
             "detail": self.detail,
             "fingerprint": self.fingerprint,
             "certificate": self.certificate,
@@ -269,6 +284,7 @@ def outcome_from_wire(value: dict[str, object]) -> Outcome:
         started_at=members.maybe_seconds("started_at"),
         ended_at=members.maybe_seconds("ended_at"),
         by=members.text("by"),
+        dropped_lines=members.maybe_number("dropped_lines"),
     )
 
 
@@ -295,4 +311,5 @@ def keep_from_wire(value: dict[str, object]) -> KeepInfo:
         owner=members.text("owner"),
         limits=limits_from_wire(members.mapping("limits") or {}),
         restarts=members.number("restarts"),
+        phase=members.text("phase"),
     )

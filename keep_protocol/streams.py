@@ -1,21 +1,26 @@
-"""What the manager tells as server-sent events: the lines of a keep's journal.
+"""What the manager tells as server-sent events: the lines of a keep's journal, and what happens to keeps.
 
 `GET /v1/keeps/ID/logs[?follow=true][&lines=N]` sends one `line` event for each line; with `follow` a last `end` event
 after the last line of a keep that has ended, then it closes.
-Every line has an id to resume after (`Last-Event-ID`); a comment line keeps a silent stream alive. Pure.
+`GET /v1/events[?keep=ID][&lines=N]` sends one `keep` event for each thing that happens, for ever: everything after its
+answer has begun.
+Every event has an id to resume after (`Last-Event-ID`); a comment line keeps a silent stream alive. Pure.
 """
 
 from __future__ import annotations
 
 import re
+from enum import Enum
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.record import Record
 
 CONTENT_TYPE = "text/event-stream"
 LINE = "line"
 END = "end"
+KEEP = "keep"
 ALIVE_SECONDS = 15.0
 """A comment is sent after this much silence, so that each side notices when the other has gone."""
 MAX_EVENT_BYTES = 512 * 1024
@@ -25,11 +30,28 @@ MAX_ID = 512
 _ID = re.compile(r"[\x21-\x7e]{0,512}")
 
 
+WORKLOAD_SOURCE, KEEP_SOURCE, JOURNAL_SOURCE = "workload", "keep", "journal"
+SOURCES = (WORKLOAD_SOURCE, KEEP_SOURCE, JOURNAL_SOURCE)
+"""Who says a line: the guest; the loader or the app-loader; or journald, of lines of either that it dropped there."""
+
+
+class Happening(Enum):
+    """What can happen to a keep. STARTED: it awaits its workload; RUNNING: it has accepted one."""
+
+    CREATED = "created"
+    STARTED = "started"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    ENDED = "ended"
+    FAILED = "failed"
+    REMOVED = "removed"
+
+
 class LogLine(Record):
     """One line of a keep's journal.
 
-    at: seconds of the epoch; source: "workload" for what the guest wrote, "keep" for what the loader and the
-    app-loader say; text: the line, control characters and all; cursor: its id, to resume after.
+    at: seconds of the epoch; source: one of the sources above; text: the line, control characters and all; cursor: its
+    id, to resume after.
     """
 
     __slots__ = ("at", "cursor", "source", "text")
@@ -44,6 +66,28 @@ class LogLine(Record):
     def to_wire(self) -> dict[str, object]:
         """The data of a `line` event; the cursor is the event's id."""
         return {"at": self.at, "source": self.source, "text": self.text}
+
+
+class KeepEvent(Record):
+    """One thing that happened to a keep.
+
+    at: when, in seconds of the epoch; happening: what; keep: as it was then; by: who asked for it, "" where nobody did
+    or nobody knows; cursor: its id, to resume after.
+    """
+
+    __slots__ = ("at", "by", "cursor", "happening", "keep")
+    at: float
+    happening: Happening
+    keep: KeepInfo
+    by: str
+    cursor: str
+
+    def __init__(self, at: float, happening: Happening, keep: KeepInfo, by: str = "", cursor: str = "") -> None:
+        self._freeze(at=at, happening=happening, keep=keep, by=by, cursor=cursor)
+
+    def to_wire(self) -> dict[str, object]:
+        """The data of a `keep` event; the cursor is the event's id."""
+        return {"at": self.at, "event": self.happening.value, "by": self.by, "keep": self.keep.to_wire()}
 
 
 def _refuse(what: str) -> KeepfleetError:
@@ -68,6 +112,16 @@ def line_from_wire(value: dict[str, object], cursor: str = "") -> LogLine:
     """The line in a `line` event's data. Raises KeepfleetError(BAD_REQUEST) on another shape."""
     what = "a line of the log"
     return LogLine(_at(value, what), _text(value, "source", what), _text(value, "text", what), cursor)
+
+
+def event_from_wire(value: dict[str, object], cursor: str = "") -> KeepEvent:
+    """What happened, in a `keep` event's data. Raises KeepfleetError(BAD_REQUEST) on another shape."""
+    what, keep = "an event", value.get("keep")
+    words = {happening.value: happening for happening in Happening}
+    word = _text(value, "event", what)
+    if word not in words or not isinstance(keep, dict):
+        raise _refuse(what)
+    return KeepEvent(_at(value, what), words[word], keep_from_wire(keep), _text(value, "by", what), cursor)
 
 
 def encode(name: str, data: dict[str, object], event_id: str = "") -> bytes:

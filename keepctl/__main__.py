@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "keepctl.commands.keeps:inspect",
     "logs": "keepctl.commands.watch:logs",
     "wait": "keepctl.commands.watch:wait",
+    "events": "keepctl.commands.watch:events",
     "top": "keepctl.commands.top:top",
     "stop": "keepctl.commands.keeps:stop",
     "rm": "keepctl.commands.keeps:remove",

@@ -10,8 +10,6 @@ from typing import Protocol
 from keep_protocol.keep import KeepInfo
 from keep_protocol.streams import LogLine
 
-WORKLOAD = "workload"
-
 
 class Manager(Protocol):
     """What is needed of the manager."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime
 
 from keep_client.endpoint import authority
+from keep_client.text import one_line
 from keep_protocol.keep import KeepInfo, Outcome
 from keep_protocol.limits import Limits
+from keep_protocol.streams import Happening, KeepEvent
+from keepctl.endings import ending
 from keepctl.values import seconds_text, size_text
 
 
@@ -15,6 +18,15 @@ def moment_text(at: float | None) -> str:
     if at is None:
         return ""
     return f"{datetime.datetime.fromtimestamp(at, datetime.UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def event_text(event: KeepEvent) -> str:
+    """One line: when, what, to which keep, and how it is now or who asked for it."""
+    keep = event.keep
+    named = f" {keep.name}" if keep.name else ""
+    by = f" (by {event.by})" if event.by and event.happening is not Happening.ENDED else ""
+    now = "" if event.happening is Happening.REMOVED else f" {ending(keep)}"
+    return one_line(f"{moment_text(event.at)} {event.happening.value} {keep.kuuid}{named}{now}{by}")
 
 
 def _limits(limits: Limits) -> str:
@@ -32,6 +44,7 @@ def _outcome(outcome: Outcome) -> list[tuple[str, str]]:
         ("processor", seconds_text(outcome.cpu_seconds)),
         ("peak", size_text(outcome.peak_bytes)),
         ("output", size_text(outcome.output_bytes)),
+        ("lines dropped", str(outcome.dropped_lines or "")),
     )
     return [
         ("outcome", outcome.text),

@@ -16,8 +16,8 @@ from keep_manager.http.connection import Connection
 from keep_manager.http.errors import legacy_body, v1_body
 from keep_manager.http.gate import Gate
 from keep_manager.http.middleware import ErrorBody, Handler, Rules
-from keep_manager.keeps.logs import Journal
-from keep_protocol.api import LEGACY_PATH, MAX_START_BODY, V1_KEEPS_PATH
+from keep_manager.keeps.logs import Events, Journal
+from keep_protocol.api import LEGACY_PATH, MAX_START_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.constants import MAX_MANAGER_BODY
 
 STOP_SECONDS = 5.0
@@ -50,17 +50,19 @@ ROUTES = (
     Route("GET", openapi.DOCUMENT_PATH, WithClientCertificate, openapi.openapi),
     Route("GET", f"{V1_KEEPS_PATH}/{{kuuid}}/logs", WithClientCertificate, streams.keep_logs),
     Route("POST", f"{V1_KEEPS_PATH}/{{kuuid}}/stop", WithClientCertificate, handlers.stop_keep),
+    Route("GET", V1_EVENTS_PATH, WithClientCertificate, streams.keep_events),
 )
 """Every way in. With `client_certificates: optional`, ClientCertificateIfShown stands for WithClientCertificate."""
 
 
 def make_app(
-    keeps: handlers.Keeps, journal: Journal, certificates: Certificates, *, require_client: bool
+    keeps: handlers.Keeps, journal: Journal, events: Events, certificates: Certificates, *, require_client: bool
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
     app[streams.JOURNAL] = journal
+    app[streams.EVENTS] = events
     app[openapi.DOCUMENT] = openapi.document(ROUTES)
     app[streams.STREAMS] = set()
     app.on_shutdown.append(streams.end_streams)

@@ -12,7 +12,7 @@ from keep_manager.http.errors import STATUS_OF
 from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, Schema, schemas
 from keep_protocol import streams
-from keep_protocol.api import V1_KEEPS_PATH
+from keep_protocol.api import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.states import State
 
@@ -144,6 +144,17 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             Parameter("lines", "query", {"type": "integer", "minimum": 1, "maximum": 100_000}, "the last lines alone"),
             _RESUME,
         ),
+    ),
+    ("GET", V1_EVENTS_PATH): Operation(
+        "keepEvents",
+        "What happens to keeps as server-sent events: `keep`, for ever, from the answer's begin on",
+        answer=streams.CONTENT_TYPE,
+        parameters=(
+            Parameter("keep", "query", KUUID, "of this keep alone"),
+            Parameter("lines", "query", {"type": "integer", "minimum": 1, "maximum": 100_000}, "first the last events"),
+            _RESUME,
+        ),
+        refusals=(),
     ),
     ("GET", DOCUMENT_PATH): Operation("openapi", "This document", answer="application/json", refusals=()),
 }

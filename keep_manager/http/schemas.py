@@ -9,7 +9,7 @@ from keep_protocol.errors import ErrorKind
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.labels import MAX_LABEL_VALUE, MAX_LABELS
 from keep_protocol.limits import BOUNDS, DEFAULTS
-from keep_protocol.states import State
+from keep_protocol.states import Phase, State
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, RestartPolicy
 
 Schema = dict[str, object]
@@ -80,6 +80,10 @@ def _outcome() -> Schema:
             "started_at": _maybe("number", _EPOCH),
             "ended_at": _maybe("number", _EPOCH),
             "by": _text("who stopped it; empty when nobody did"),
+            "dropped_lines": _maybe(
+                "integer",
+                "how many of the keep's lines the journal's limit kept out of it; null where nobody counted yet",
+            ),
         }
     )
 
@@ -91,6 +95,11 @@ def _keep() -> Schema:
             "kuuid": KUUID,
             "app_loader_bind_port": {"type": "integer", "minimum": 0, "maximum": LAST_KEEP_PORT},
             "bindaddress": _text("where its door is; empty before it is started"),
+            "phase": {
+                "type": "string",
+                "enum": ["", *(phase.value for phase in Phase)],
+                "description": "where exactly it is; empty where its loader does not answer",
+            },
             "detail": _text("a sentence for people"),
             "fingerprint": _text("`sha256:` and 64 hexadecimal digits of its certificate; empty before it is started"),
             "certificate": _text("that certificate, PEM"),
@@ -142,6 +151,25 @@ def schemas() -> dict[str, Schema]:
     return {
         "Keep": _keep(),
         "Outcome": _outcome(),
+        "KeepEvent": _object(
+            {
+                "at": {"type": "number", "description": "seconds of the epoch"},
+                "event": {"type": "string", "enum": [happening.value for happening in streams.Happening]},
+                "by": _text("who asked for it; empty where nobody did or nobody knows"),
+                "keep": _ref("Keep"),
+            },
+            None,
+            "the data of a `keep` event",
+        ),
+        "LogLine": _object(
+            {
+                "at": {"type": "number", "description": "seconds of the epoch"},
+                "source": {"type": "string", "enum": list(streams.SOURCES)},
+                "text": _text("the line"),
+            },
+            None,
+            "the data of a `line` event",
+        ),
         "Page": _object(
             {
                 "keeps": _list(_ref("Keep"), "by ID"),
@@ -188,7 +216,7 @@ EVENT: Schema = {
     "type": "object",
     "description": "one server-sent event; its data is JSON",
     "properties": {
-        "event": {"type": "string", "enum": [streams.LINE, streams.END]},
+        "event": {"type": "string", "enum": [streams.LINE, streams.KEEP, streams.END]},
         "data": {"type": "string"},
         "id": {"type": "string", "maxLength": streams.MAX_ID},
     },

@@ -1,11 +1,12 @@
-"""Server-sent events: a keep's lines as an answer that goes on. The shapes are keep_protocol.streams'."""
+"""Server-sent events: a keep's lines, and what happens to keeps, as answers that go on. The shapes are
+keep_protocol.streams'."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 
 from aiohttp import web
@@ -13,12 +14,12 @@ from aiohttp import web
 from keep_manager.http.connection import SEND_SECONDS
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import CERTIFICATES, RULES, peer_of
-from keep_manager.keeps.logs import Journal, followed
+from keep_manager.keeps.logs import Events, Journal, followed
 from keep_protocol import streams
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.streams import LogLine
+from keep_protocol.streams import KeepEvent, LogLine
 
 LOG = logging.getLogger("keepfleet.http")
 MAX_LINES = 100_000
@@ -26,9 +27,12 @@ FIRST_SECONDS = 0.2
 """A refusal comes in this time; after it a client that follows a silent keep learns that it is served."""
 RESUME_HEADER = "Last-Event-ID"
 JOURNAL = web.AppKey("journal", Journal)
+EVENTS = web.AppKey("events", Events)
 STREAMS = web.AppKey("streams", set[asyncio.Task[None]])
 _COUNT = re.compile(r"[0-9]{1,6}", re.ASCII)
 _ALIVE = b": alive\n\n"
+Told = LogLine | KeepEvent | KeepInfo
+"""What a stream tells; a keep is its end."""
 
 
 async def keep_logs(request: web.Request) -> web.StreamResponse:
@@ -43,20 +47,38 @@ async def keep_logs(request: web.Request) -> web.StreamResponse:
     return await _answer(request, _present(journal, kuuid, last, after))
 
 
-def _query(request: web.Request) -> tuple[int | None, bool]:
+async def keep_events(request: web.Request) -> web.StreamResponse:
+    """GET /v1/events; see keep_protocol.streams. The answer begins when nothing more can be missed."""
+    query = _parameters(request, "keep", "lines")
+    kuuid = parse_kuuid(query["keep"]) if "keep" in query else None
+    after = request.headers.get(RESUME_HEADER, "")
+    async with request.app[EVENTS].events(kuuid, _lines(query) or 0, after) as events:
+        return await _answer(request, events)
+
+
+def _parameters(request: web.Request, *known: str) -> Mapping[str, str]:
     query = request.query
-    unknown = sorted(set(query) - {"follow", "lines"})
+    unknown = sorted(set(query) - set(known))
     if unknown or len(query) != len(set(query)):
         name = (unknown or sorted(query))[0]
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, f"cannot read the log: {name[:40]!r} is no parameter of it, or stands twice"
         )
+    return query
+
+
+def _query(request: web.Request) -> tuple[int | None, bool]:
+    query = _parameters(request, "follow", "lines")
     if query.get("follow", "false") not in ("true", "false"):
         raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the log: follow must be true or false")
+    return _lines(query), query.get("follow") == "true"
+
+
+def _lines(query: Mapping[str, str]) -> int | None:
     lines = query.get("lines")
     if lines is not None and (not _COUNT.fullmatch(lines) or not 1 <= int(lines) <= MAX_LINES):
         raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the log: lines must be in 1 … {MAX_LINES}")
-    return None if lines is None else int(lines), query.get("follow") == "true"
+    return None if lines is None else int(lines)
 
 
 async def _present(journal: Journal, kuuid: int, last: int | None, after: str) -> AsyncIterator[LogLine | KeepInfo]:
@@ -65,7 +87,7 @@ async def _present(journal: Journal, kuuid: int, last: int | None, after: str) -
             yield line
 
 
-async def _answer(request: web.Request, told: AsyncIterator[LogLine | KeepInfo]) -> web.StreamResponse:
+async def _answer(request: web.Request, told: AsyncIterator[Told]) -> web.StreamResponse:
     """The stream of `told`, with a sign of life in every silence, until it ends or the client is gone.
 
     A refusal before the first thing told is an answer like any other; one after it can only end the stream: the client
@@ -111,10 +133,10 @@ async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes
         raise ConnectionResetError("the client does not read") from None
 
 
-async def _alive(told: AsyncIterator[LogLine | KeepInfo]) -> AsyncIterator[bytes]:
+async def _alive(told: AsyncIterator[Told]) -> AsyncIterator[bytes]:
     """What to send: each thing told as an event, and signs of life in every silence, the first one soon."""
     pause = FIRST_SECONDS
-    coming: asyncio.Task[LogLine | KeepInfo | None] | None = None
+    coming: asyncio.Task[Told | None] | None = None
     try:
         while True:
             coming = coming or asyncio.create_task(_next(told))
@@ -134,14 +156,15 @@ async def _alive(told: AsyncIterator[LogLine | KeepInfo]) -> AsyncIterator[bytes
                 await asyncio.wait({coming})
 
 
-async def _next(told: AsyncIterator[LogLine | KeepInfo]) -> LogLine | KeepInfo | None:
+async def _next(told: AsyncIterator[Told]) -> Told | None:
     return await anext(told, None)
 
 
-def _encoded(item: LogLine | KeepInfo) -> bytes:
+def _encoded(item: Told) -> bytes:
     if isinstance(item, KeepInfo):
         return streams.encode(streams.END, item.to_wire())
-    return streams.encode(streams.LINE, item.to_wire(), item.cursor)
+    name = streams.KEEP if isinstance(item, KeepEvent) else streams.LINE
+    return streams.encode(name, item.to_wire(), item.cursor)
 
 
 async def end_streams(app: web.Application) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
 from keep_manager.keeps.allowances import allowance, limits_for
-from keep_manager.keeps.interfaces import Loaders, Units
+from keep_manager.keeps.interfaces import Loaders, Units, Witness
 from keep_manager.keeps.terms import Terms
 from keep_manager.model import Caller
 from keep_protocol import strict_json
@@ -72,11 +72,12 @@ class Unbroken:
 class Creation:
     """Makes keeps: at most so many at once, at most so many in all."""
 
-    def __init__(self, units: Units, loaders: Loaders, terms: Terms, unbroken: Unbroken) -> None:
+    def __init__(self, units: Units, loaders: Loaders, terms: Terms, unbroken: Unbroken, witness: Witness) -> None:
         self._units = units
         self._loaders = loaders
         self._terms = terms
         self._unbroken = unbroken
+        self._witness = witness
         self._creations = asyncio.Semaphore(terms.max_creations_at_once)
         self._creating: set[int] = set()
         self._waiting = 0
@@ -150,8 +151,9 @@ class Creation:
             LOG.info("%s: not created: the client went away", unit_name(kuuid))
             raise
         reach(Failpoint.CREATE_BEFORE_REPLY)
-        LOG.info("%s: created", unit_name(kuuid))
-        return decide.shown(info)
+        made = decide.shown(info)
+        self._witness.appeared(made)
+        return made
 
     async def _roll_back(self, kuuid: int) -> None:
         if not await self._rolled_back(kuuid):

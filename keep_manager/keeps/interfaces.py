@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
-from keep_manager.model import Allowance, Caller, UnitState
+from keep_manager.model import Allowance, Caller, Told, UnitState
 from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.constants import CONTROL_REPLY_SECONDS
 from keep_protocol.control import Command
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
+from keep_protocol.streams import KeepEvent
 
 
 class Units(Protocol):
@@ -53,6 +54,39 @@ class LoaderSession(Protocol):
         self, command: Command, seconds: float = CONTROL_REPLY_SECONDS, descriptors: Sequence[int] = ()
     ) -> KeepInfo:
         """The answer to a command; the loader's own error, or UNAVAILABLE: LoaderGone where it has ended."""
+
+
+class Ledger(Protocol):
+    """Where what happens to keeps is written down. Every method raises KeepfleetError alone."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it can be known how many lines the journal dropped."""
+
+    async def write(self, event: KeepEvent, text: str) -> None:
+        """Writes an event down; `text` is its line."""
+
+    async def told(self) -> dict[int, Told]:
+        """What was written last of each keep, as far as that is remembered."""
+
+    async def taken(self, kuuid: int, since: float, at_most: int) -> int:
+        """How many lines of a keep the journal has taken since then, counted up to `at_most`."""
+
+    async def dropped(self, kuuid: int) -> int:
+        """How many lines of a keep the journal says it has dropped so far."""
+
+
+class Witness(Protocol):
+    """Who tells what happens to keeps."""
+
+    def appeared(self, info: KeepInfo) -> None:
+        """There is a new keep."""
+
+    def removing(self, kuuid: int, by: str) -> AbstractContextManager[None]:
+        """A keep's unit is being ended while the block runs, as `by` asked for."""
+
+    async def counted(self, kuuid: int) -> None:
+        """Waits until it is known how many lines of a keep that has ended were dropped, or that it never will be."""
 
 
 class Loaders(Protocol):

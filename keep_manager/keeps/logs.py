@@ -10,7 +10,7 @@ from typing import Protocol
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
-from keep_protocol.streams import LogLine
+from keep_protocol.streams import KeepEvent, LogLine
 
 WAIT_SECONDS = 60.0
 AGAIN_SECONDS = 0.25
@@ -30,6 +30,15 @@ class Journal(Protocol):
         """Waits until what was written before can be read."""
 
 
+class Events(Protocol):
+    """Where what happened to keeps is. Every method raises KeepfleetError alone."""
+
+    def events(
+        self, kuuid: int | None = None, last: int = 0, after: str = ""
+    ) -> AbstractAsyncContextManager[AsyncIterator[KeepEvent]]:
+        """The events after one, or the `last` ones, and then those to come, for ever; all or those of one keep."""
+
+
 class Keeps(Protocol):
     """What is asked about the keep itself."""
 
@@ -39,9 +48,12 @@ class Keeps(Protocol):
     async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
         """One keep, after its state has changed or the time is over."""
 
+    async def counted(self, kuuid: int) -> KeepInfo:
+        """A keep that has ended, once it is known how many of its lines were dropped."""
+
 
 async def ended(keeps: Keeps, kuuid: int) -> KeepInfo:
-    """The keep once it has ended; once it was removed, a keep in state 0 that says so."""
+    """The keep once it has ended and its dropped lines are counted; one that was removed says so."""
     loop = asyncio.get_running_loop()
     try:
         info = await keeps.get(kuuid)
@@ -50,6 +62,9 @@ async def ended(keeps: Keeps, kuuid: int) -> KeepInfo:
             info = await keeps.wait(kuuid, info.state, WAIT_SECONDS)
             if info.state is before and loop.time() - asked < AGAIN_SECONDS:
                 await asyncio.sleep(AGAIN_SECONDS)
+        outcome = info.outcome
+        if outcome is not None and outcome.started_at is not None and outcome.dropped_lines is None:
+            info = await keeps.counted(kuuid)
     except KeepfleetError as error:
         if error.kind is not ErrorKind.NOT_FOUND:
             raise

@@ -12,7 +12,7 @@ from keep_manager.keeps import decide, listing
 from keep_manager.keeps.allowances import allowance
 from keep_manager.keeps.creation import Creation, Unbroken
 from keep_manager.keeps.idempotency import Remembered
-from keep_manager.keeps.interfaces import Grants, Loaders, LoaderSession, Units
+from keep_manager.keeps.interfaces import Grants, Loaders, LoaderSession, Units, Witness
 from keep_manager.keeps.listing import Page
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.terms import Terms
@@ -41,13 +41,14 @@ EVERY_KEEP = ListKeeps()
 class Keeps:
     """Every keep of one service manager."""
 
-    def __init__(self, units: Units, loaders: Loaders, terms: Terms, grants: Grants) -> None:
+    def __init__(self, units: Units, loaders: Loaders, terms: Terms, grants: Grants, witness: Witness) -> None:
         self._units = units
         self._loaders = loaders
         self._terms = terms
         self._grants = grants
+        self._witness = witness
         self._unbroken = Unbroken()
-        self._creation = Creation(units, loaders, terms, self._unbroken)
+        self._creation = Creation(units, loaders, terms, self._unbroken, witness)
         self._remembered = Remembered()
         self._starting: set[int] = set()
         self._waiters = 0
@@ -84,6 +85,11 @@ class Keeps:
         except KeepfleetError as error:
             unit = await self._existing(kuuid)
             return decide.silent(unit, await self._units.reason(kuuid), error)
+
+    async def counted(self, kuuid: int) -> KeepInfo:
+        """A keep that has ended, once it is known how many of its lines were dropped. Raises NOT_FOUND."""
+        await self._witness.counted(kuuid)
+        return await self.get(kuuid)
 
     async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
         """One keep, once its state is another than `changed_from`, or as it is after `seconds`.
@@ -185,13 +191,14 @@ class Keeps:
         A caller that is cancelled has asked for it all the same: the removal is carried through.
         """
         reach(Failpoint.REMOVE_BEFORE_CALL)
-        await self._unbroken.finish(self._remove(kuuid))
+        await self._unbroken.finish(self._remove(kuuid, caller))
         reach(Failpoint.REMOVE_BEFORE_REPLY)
         LOG.info("%s: removed by %s", unit_name(kuuid), caller)
 
-    async def _remove(self, kuuid: int) -> None:
+    async def _remove(self, kuuid: int, caller: Caller) -> None:
         try:
-            await self._units.stop(kuuid)
+            with self._witness.removing(kuuid, caller.who):
+                await self._units.stop(kuuid)
         except KeepfleetError as error:
             raise decide.missing(kuuid) if error.kind is ErrorKind.NOT_FOUND else error from error
 

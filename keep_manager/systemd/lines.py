@@ -9,12 +9,12 @@ import json
 import os
 import re
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.streams import LogLine
+from keep_protocol.streams import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, LogLine
 
 MAX_FOLLOWED = 64
 """Readers at once; each is a journalctl of its own, with about 10 MB."""
@@ -22,7 +22,10 @@ MAX_RECORD = 1024 * 1024
 """journald cuts a line at 48 KiB; one that is no text is written as numbers, five characters a byte."""
 SYNC_SECONDS = 2.0
 """What journald gets to write down what was sent to it before a keep's end is told; a busy one needs 100 ms."""
-FIELDS = "MESSAGE,_CMDLINE"
+FIELDS = "MESSAGE,_CMDLINE,N_DROPPED"
+DROPPED = ("_TRANSPORT=driver", "MESSAGE_ID=a596d6fe7bfa4994828e72309e95d61e")
+"""How journald itself tells that a unit's limit made it drop lines (SD_MESSAGE_JOURNAL_DROPPED in sd-messages.h); the
+transport cannot be forged. It tells so with the next line of the unit that it takes."""
 _CURSOR = re.compile(
     r"s=[0-9a-f]{32};i=[0-9a-f]{1,16};b=[0-9a-f]{32};m=[0-9a-f]{1,16};t=[0-9a-f]{1,16};x=[0-9a-f]{1,16}"
 )
@@ -42,8 +45,8 @@ def source(text: str, command: str) -> str:
     """Who wrote a line: the loader by its command line; the app-loader by its prefix too, as it becomes the runner and
     journald may not have noticed yet; anything else is the workload's."""
     if _LOADER in command or (text.startswith(_APP_LOADER) and not command.endswith(_RUNNER)):
-        return "keep"
-    return "workload"
+        return KEEP_SOURCE
+    return WORKLOAD_SOURCE
 
 
 def read_record(record: bytes) -> LogLine | None:
@@ -53,11 +56,13 @@ def read_record(record: bytes) -> LogLine | None:
         message, at = fields.get("MESSAGE"), int(fields["__REALTIME_TIMESTAMP"]) / 1e6
         text = bytes(message).decode("utf-8", "replace") if isinstance(message, list) else message
         cursor = check_cursor(str(fields["__CURSOR"]))
-        command = fields.get("_CMDLINE")
+        command, dropped = fields.get("_CMDLINE"), fields.get("N_DROPPED")
     except (ValueError, TypeError, KeyError, AttributeError, KeepfleetError):
         return None
     if not isinstance(text, str):
         return None
+    if dropped is not None:
+        return LogLine(at, JOURNAL_SOURCE, f"{dropped} lines were dropped here", cursor)
     return LogLine(at, source(text, command if isinstance(command, str) else ""), text, cursor)
 
 
@@ -80,20 +85,37 @@ class Journal:
 
         The reader ends with the block. Raises KeepfleetError: TOO_MANY, BAD_REQUEST for no cursor, UNAVAILABLE.
         """
+        arguments = _arguments(self._instance, kuuid, last, after, follow)
+        with self.place_for_reader():
+            async with self.records(arguments) as records:
+                yield _lines(records)
+
+    @contextmanager
+    def place_for_reader(self) -> Iterator[None]:
+        """One of the MAX_FOLLOWED places for those who read for a client. Raises KeepfleetError(TOO_MANY)."""
         if self._followed >= MAX_FOLLOWED:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot read the journal: {self._followed} readers do already")
         self._followed += 1
         try:
-            process = await self._start(_arguments(self._instance, kuuid, last, after, follow))
-            try:
-                yield _records(process)
-            finally:
-                if process.returncode is None:
-                    with suppress(ProcessLookupError):
-                        process.kill()
-                await process.communicate()
+            yield
         finally:
             self._followed -= 1
+
+    @asynccontextmanager
+    async def records(self, arguments: Sequence[str]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """What journalctl writes with these arguments, line by line. The reader ends with the block.
+
+        Raises KeepfleetError(UNAVAILABLE).
+        """
+        process = await self._start(arguments)
+        try:
+            yield _records(process)
+        finally:
+            # At the end of its output it ends by itself; a kill then could take its status from under asyncio's waiter.
+            if process.returncode is None and not (process.stdout and process.stdout.at_eof()):
+                with suppress(ProcessLookupError):
+                    process.kill()
+            await process.communicate()
 
     async def sync(self) -> None:
         """Waits until journald has written what was sent to it. Only root may ask; for others there is no waiting."""
@@ -131,13 +153,21 @@ def _arguments(instance: str, kuuid: int, last: int | None, after: str, follow: 
     else:
         arguments.append("--no-tail")
     unit = unit_name(kuuid)
-    matches = (
-        [f"_SYSTEMD_USER_UNIT={unit}", f"_UID={os.geteuid()}"] if instance == "user" else [f"_SYSTEMD_UNIT={unit}"]
-    )
-    return [*arguments, *matches]
+    if instance == "user":
+        own, about = [f"_SYSTEMD_USER_UNIT={unit}", f"_UID={os.geteuid()}"], f"OBJECT_SYSTEMD_USER_UNIT={unit}"
+    else:
+        own, about = [f"_SYSTEMD_UNIT={unit}"], f"OBJECT_SYSTEMD_UNIT={unit}"
+    return [*arguments, *own, "+", *DROPPED, about]
 
 
-async def _records(process: asyncio.subprocess.Process) -> AsyncIterator[LogLine]:
+async def _lines(records: AsyncIterator[bytes]) -> AsyncIterator[LogLine]:
+    async for record in records:
+        line = read_record(record)
+        if line is not None:
+            yield line
+
+
+async def _records(process: asyncio.subprocess.Process) -> AsyncIterator[bytes]:
     output = process.stdout
     while output is not None:
         try:
@@ -146,6 +176,4 @@ async def _records(process: asyncio.subprocess.Process) -> AsyncIterator[LogLine
             continue  # a record over MAX_RECORD; it was dropped
         if not record:
             return
-        line = read_record(record)
-        if line is not None:
-            yield line
+        yield record

@@ -16,14 +16,14 @@ from keep_client.manager import ManagerClient
 from keep_client.text import one_line, printable
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.streams import LogLine
+from keep_protocol.streams import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
 from keepctl.commands.access import Access, connected, output_option
 from keepctl.commands.keeps import send
 from keepctl.commands.options import Wishes, creation_options, door_options, guest_options
 from keepctl.commands.shared import show_error
 from keepctl.display import json_line, json_text
 from keepctl.endings import EXIT_CODES, INTERRUPTED, UNREAD, ending, exit_code_of, exit_code_of_error, succeeded
-from keepctl.follow import WORKLOAD, Left, ending_signals, until_the_end
+from keepctl.follow import Left, ending_signals, until_the_end
 from keepctl.job import Job
 
 _GUEST_WORDS = "keepctl.guest-words"
@@ -55,11 +55,16 @@ class _How:
 
 
 def line_shower(raw: bool, json: bool) -> Callable[[LogLine], None]:
-    """Prints a line of a log at once: as JSON, as it is, or with its control characters shown as escapes."""
+    """Prints a line of a log at once: as JSON, as it is, or with its control characters shown as escapes.
+
+    What the journal says of lines it dropped goes to standard error: it is no output of the guest's.
+    """
 
     def show(line: LogLine) -> None:
         if json:
             click.echo(json_line(line.to_wire()))
+        elif line.source == JOURNAL_SOURCE:
+            click.echo(f"keepctl: the journal: {one_line(line.text)}", err=True)
         else:
             click.echo(line.text if raw else printable(line.text))
 
@@ -112,7 +117,7 @@ def _follow(client: ManagerClient, kuuid: int, how: _How) -> int:
     shower = line_shower(how.raw, how.json)
 
     def show(line: LogLine) -> None:
-        if line.source == WORKLOAD:
+        if line.source in (WORKLOAD_SOURCE, JOURNAL_SOURCE):
             shower(line)
 
     def stopping() -> None:

@@ -1,4 +1,4 @@
-"""`keepctl logs` and `wait`: what keeps say, and how they end."""
+"""`keepctl logs`, `wait` and `events`: what keeps say, how they end, and what happens to them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from contextlib import closing
 import click
 
 from keep_client.text import one_line
-from keep_protocol.streams import LogLine
-from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
+from keep_protocol.streams import JOURNAL_SOURCE, WORKLOAD_SOURCE, Happening, LogLine
+from keepctl.commands.access import Access, Reference, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.run import line_shower, refuse_raw_terminal
-from keepctl.display import json_text
+from keepctl.display import json_line, json_text
 from keepctl.endings import EXIT_CODES, ending, exit_code_of
-from keepctl.follow import WORKLOAD
 from keepctl.references import resolve
-from keepctl.summary import moment_text
+from keepctl.summary import event_text, moment_text
 
 
 @click.command("logs", short_help="Shows what a keep printed.")
@@ -46,7 +45,7 @@ def logs(
     shower = line_shower(raw, output == "json")
 
     def show(line: LogLine) -> None:
-        if everything or line.source == WORKLOAD:
+        if everything or line.source in (WORKLOAD_SOURCE, JOURNAL_SOURCE):
             if timestamps and output == "text":
                 click.echo(f"{moment_text(line.at)} ", nl=False)
             shower(line)
@@ -76,3 +75,26 @@ def wait(keeps: tuple[str, ...], output: str, access: Access) -> None:
     if output == "json":
         click.echo(json_text([keep.to_wire() for keep in ended]))
     raise SystemExit(exit_code_of(ended[-1].outcome))
+
+
+@click.command("events", short_help="Shows what happens to keeps.")
+@click.argument("keep", metavar="[KEEP]", type=Reference(), required=False)
+@connected
+@output_option
+@click.option("-n", "--lines", "last", type=click.IntRange(1, 100_000), help="First the last events.")
+def events(keep: str | None, output: str, last: int | None, access: Access) -> None:
+    """Shows what happens to keeps, or to one, line by line; of one until it is removed, else until Ctrl-C.
+
+    \b
+    keepctl events -o json
+    """
+    client = access.client()
+    kuuid = None if keep is None else resolve(client, keep)
+    with closing(client.events(kuuid, last)) as happening:
+        for event in happening:
+            if output == "json":
+                click.echo(json_line(event.to_wire()))
+            else:
+                click.echo(event_text(event))
+            if kuuid is not None and event.happening is Happening.REMOVED:
+                return

@@ -52,6 +52,7 @@ class FakeLoader:
         self._path = control_socket_path(runtime_root, kuuid)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._peers: set[socket.socket] = set()
 
     def __repr__(self) -> str:
         return f"FakeLoader({self.kuuid}, {self.phase.value})"
@@ -60,25 +61,31 @@ class FakeLoader:
         """Listens on the keep's control socket, whose directory exists."""
         self._listener.bind(self._path)
         self._listener.listen(16)
-        self._spawn(self._accept())
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     async def close(self) -> None:
         """Closes every connection and the socket, as a loader that has ended."""
+        if self._listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for sock in self._peers:  # of those whose task was ended before it began
+            sock.close()
         self._listener.close()
         while self.granted:
             os.close(self.granted.pop())
         with suppress(FileNotFoundError):
             os.unlink(self._path)
 
-    async def move(self, event: Event) -> None:
-        """Moves the keep along the real table and tells whoever waits."""
+    async def move(self, event: Event, outcome: Outcome | None = None) -> None:
+        """Moves the keep along the real table and tells whoever waits; `outcome` is how its workload ended."""
         async with self._changed:
             self.phase = advance(self.phase, event)
-            if self.phase is Phase.ENDED:
+            if outcome is not None:
+                self._outcome = outcome
+            elif self.phase is Phase.ENDED:
                 kind = OutcomeKind.STOPPED if event is Event.STOP else OutcomeKind.EXITED
                 code = 0 if kind is OutcomeKind.EXITED else None
                 self._outcome = Outcome(kind, f"{kind.value}", exit_code=code, ended_at=time.time(), by=self.stopped_by)
@@ -100,6 +107,7 @@ class FakeLoader:
             labels=self.labels,
             owner=self.owner,
             limits=self.limits,
+            phase=self.phase.value,
         )
 
     def _spawn(self, work: object) -> None:
@@ -107,12 +115,13 @@ class FakeLoader:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            sock, _ = await loop.sock_accept(self._listener)
-            self.connections += 1
-            self._spawn(self._serve(sock))
+    def _accept(self) -> None:
+        """Takes one connection; not by a task, which loses one that comes in the moment it is ended."""
+        sock, _ = self._listener.accept()
+        sock.setblocking(False)
+        self.connections += 1
+        self._peers.add(sock)
+        self._spawn(self._serve(sock))
 
     async def _serve(self, sock: socket.socket) -> None:
         decoder = FrameDecoder()
@@ -133,6 +142,7 @@ class FakeLoader:
             for descriptor in descriptors:
                 os.close(descriptor)
             sock.close()
+            self._peers.discard(sock)
 
     async def _obey(self, frame: bytes, descriptors: list[int]) -> KeepInfo | KeepfleetError | None:
         try:
@@ -162,7 +172,11 @@ class FakeLoader:
                 await self.move(Event.STOP)
             case CommandType.WAIT:
                 async with self._changed:
-                    await self._changed.wait_for(lambda: int(STATE_OF[self.phase]) != int(command.contents))
+                    await self._changed.wait_for(
+                        lambda: command.contents not in (str(int(STATE_OF[self.phase])), self.phase.value)
+                    )
+            case CommandType.DROPPED if command.contents and self._outcome is not None:
+                self._outcome = self._outcome.with_dropped(int(command.contents))
 
     async def _start(self, descriptors: list[int]) -> None:
         if len(descriptors) < 3:

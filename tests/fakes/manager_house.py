@@ -17,6 +17,7 @@ from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
 from keep_protocol import tls
 from tests.fakes.fake_journal import FakeJournal
+from tests.fakes.fake_ledger import FakeLedger, FakeWitness
 from tests.fakes.fake_pki import FakeAuthority, Identity
 from tests.fakes.fake_units import FakeUnits
 
@@ -31,8 +32,9 @@ class ManagerHouse:
         self.runtime_root = str(directory / "run")
         self.units = FakeUnits(self.runtime_root)
         self.terms = Terms(self.files.ca, self.files.revoked, first_port, 65535, 2.0, max_keeps=20)
-        self.keeps = Keeps(self.units, Loaders(self.runtime_root), self.terms, grants.opened)
+        self.keeps = Keeps(self.units, Loaders(self.runtime_root), self.terms, grants.opened, FakeWitness())
         self.journal = FakeJournal()
+        self.ledger = FakeLedger()
         self.require_client = require_client
         self.operator = self.authority.issue("operator")
         self.url = ""
@@ -49,7 +51,7 @@ class ManagerHouse:
         self.port = listener.getsockname()[1]
         self.url = f"https://127.0.0.1:{self.port}"
         context = self.files.server_context(require_client=self.require_client)
-        app = make_app(self.keeps, self.journal, certificates, require_client=self.require_client)
+        app = make_app(self.keeps, self.journal, self.ledger, certificates, require_client=self.require_client)
         self.server = Server(app, listener, context, certificates)
         await self.server.open()
 

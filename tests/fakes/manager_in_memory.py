@@ -12,7 +12,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
 from keep_protocol.states import State
-from keep_protocol.streams import LogLine
+from keep_protocol.streams import KeepEvent, LogLine
 from tests.fakes.tls_peer import TlsPeer, answer, read_whole_request
 
 STATUS = {ErrorKind.NOT_FOUND: 404, ErrorKind.CONFLICT: 409, ErrorKind.BAD_REQUEST: 400, ErrorKind.UNKNOWN_COMMAND: 400}
@@ -23,9 +23,10 @@ class ManagerInMemory(TlsPeer):
     """`keeps` may be looked at and changed by the test; so may `door_port`, where started keeps say they listen.
 
     `twist` is applied to every keep before it is shown: the way to make this manager lie.
-    `lines` are the keeps' journals; each connection to a stream sends as many events as `break_off_after` says (one
-    number a connection, taken off) and breaks off, politely or not, and all of them when there is none. `on_follow` is
-    called when the lines of a followed journal are out. `workloads` is what start was asked to give.
+    `lines` are the keeps' journals, and `happened` what happened to keeps; each connection to a stream sends as many
+    events as `break_off_after` says (one number a connection, taken off) and breaks off, politely or not, and all of
+    them when there is none. `on_follow` is called when the lines of a followed journal are out. `workloads` is what
+    start was asked to give.
     """
 
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
@@ -35,6 +36,7 @@ class ManagerInMemory(TlsPeer):
         self.banner = api.BANNER
         self.workloads: dict[int, object] = {}
         self.lines: dict[int, list[LogLine]] = {}
+        self.happened: list[KeepEvent] = []
         self.break_off_after: list[int] = []
         self.break_off_politely = False
         self.on_follow: Callable[[ssl.SSLSocket], None] = lambda connection: None
@@ -51,6 +53,9 @@ class ManagerInMemory(TlsPeer):
         stream = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?", target)
         if stream and int(stream[1]) in self.keeps:
             self._stream(connection, int(stream[1]), stream[2] or "", headers.get("last-event-id", ""))
+            return
+        if target.partition("?")[0] == api.V1_EVENTS_PATH:
+            self._stream(connection, None, target.partition("?")[2], headers.get("last-event-id", ""))
             return
         try:
             status, reply = self._answer(method, target, body)
@@ -93,12 +98,13 @@ class ManagerInMemory(TlsPeer):
             "next": found[limit - 1].kuuid if limit and len(found) > limit else None,
         }
 
-    def _stream(self, connection: ssl.SSLSocket, kuuid: int, query: str, after: str) -> None:
+    def _stream(self, connection: ssl.SSLSocket, kuuid: int | None, query: str, after: str) -> None:
         asked = dict(parse_qsl(query.removeprefix("?")))
-        events = [
-            streams.encode("line", line.to_wire(), f"c={number}")
-            for number, line in enumerate(self.lines.get(kuuid, []), 1)
-        ]
+        told = [event.to_wire() for event in self.happened]
+        if kuuid is not None:
+            told = [line.to_wire() for line in self.lines.get(kuuid, [])]
+        name = streams.KEEP if kuuid is None else streams.LINE
+        events = [streams.encode(name, data, f"c={number}") for number, data in enumerate(told, 1)]
         chosen = (
             events[int(after.removeprefix("c=") or "0") :] if after else events[-int(asked.get("lines", "99999")) :]
         )
@@ -109,7 +115,7 @@ class ManagerInMemory(TlsPeer):
         if last is not None:
             connection.sendall(b"0\r\n\r\n" if self.break_off_politely else b"")
             return
-        if asked.get("follow"):
+        if kuuid is not None and asked.get("follow"):
             self.on_follow(connection)
             end = streams.encode("end", self._show(self._known(kuuid)))
             connection.sendall(b"%x\r\n%s\r\n" % (len(end), end))

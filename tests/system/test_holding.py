@@ -118,6 +118,9 @@ def test_100_mb_of_output_cost_nobody_else_a_line_and_no_process_memory(fleet: F
     outcome = ended(flood).outcome
     assert outcome is not None
     assert outcome.text == "exited 0"
+    assert outcome.dropped_lines is not None
+    # Of the loader's own few lines some may have been dropped with the guest's.
+    assert 0 <= followed + outcome.dropped_lines - FLOOD_BYTES // 1000 <= 5
     assert outcome.output_bytes is not None
     assert FLOOD_BYTES <= outcome.output_bytes < FLOOD_BYTES + 100_000
     assert 0 < followed < FLOOD_BYTES // 1000  # what the limit dropped is missing here, and counted in output_bytes

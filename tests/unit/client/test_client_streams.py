@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -13,7 +14,7 @@ from keep_client.streams import ALIVE, RETRY_SECONDS, EventParser, ServerEvent, 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
-from keep_protocol.streams import MAX_EVENT_BYTES, LogLine
+from keep_protocol.streams import MAX_EVENT_BYTES, Happening, KeepEvent, LogLine
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
 
@@ -135,6 +136,22 @@ def test_the_lines_of_no_keep_are_the_managers_refusal(client: ManagerClient) ->
     with pytest.raises(KeepfleetError) as raised:
         list(client.lines(12))
     assert raised.value.kind is ErrorKind.NOT_FOUND
+
+
+def test_what_happens_to_keeps_is_told_and_taken_up_where_it_broke_off(
+    client: ManagerClient, fake: ManagerInMemory
+) -> None:
+    keep = client.create()
+    fake.happened = [KeepEvent(1.0, Happening.CREATED, keep), KeepEvent(2.0, Happening.REMOVED, keep, "alice")]
+    fake.break_off_after = [1]
+    with closing(client.events(keep.kuuid, 2)) as events:
+        told = [next(events), next(events)]
+    assert [(event.at, event.happening, event.by, event.cursor) for event in told] == [
+        (1.0, Happening.CREATED, "", "c=1"),
+        (2.0, Happening.REMOVED, "alice", "c=2"),
+    ]
+    assert fake.requests[-2:] == [f"GET /v1/events?keep={keep.kuuid}&lines=2"] * 2
+    assert fake.headers[-1]["last-event-id"] == "c=1"
 
 
 def test_keeps_come_page_by_page_and_by_label(

@@ -16,7 +16,7 @@ from click.shell_completion import ShellComplete
 
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
-from keep_protocol.streams import LogLine
+from keep_protocol.streams import Happening, KeepEvent, LogLine
 from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
 from tests.fakes.keep_door import KeepDoor
@@ -247,6 +247,30 @@ def test_logs_shows_the_guests_lines_and_with_all_the_keeps_too(run: Run, manage
     assert run("logs", "--all", "-f", "web").output == "listening\na\nb\\x00\nc\n"
     assert run("logs", "-t", "-n", "1", "web").output.endswith(" c\n")
     assert json.loads(run("logs", "-o", "json", "-n", "1", "web").output)["text"] == "c"
+
+
+def test_what_the_journal_dropped_is_said_beside_the_output(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    manager.lines[FIRST_ID] = [LogLine(0.0, "workload", "a"), LogLine(0.0, "journal", "7 lines were dropped here")]
+    shown = run("logs", "web")
+    assert (shown.stdout, shown.stderr) == ("a\n", "keepctl: the journal: 7 lines were dropped here\n")
+    assert json.loads(run("logs", "-o", "json", "-n", "1", "web").output)["source"] == "journal"
+
+
+def test_what_happens_to_one_keep_is_shown_until_it_is_removed(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    keep = manager.keeps[FIRST_ID]
+    manager.happened = [
+        KeepEvent(0.0, Happening.CREATED, keep, "bob"),
+        KeepEvent(1.0, Happening.REMOVED, keep, "alice"),
+    ]
+    created, removed = run("events", "web").output.splitlines()
+    assert created.endswith(f" created {FIRST_ID} web listening (by bob)")
+    assert removed.endswith(f" removed {FIRST_ID} web (by alice)")
+    assert [json.loads(line)["event"] for line in run("events", "-o", "json", "web").output.splitlines()] == [
+        "created",
+        "removed",
+    ]
 
 
 def test_wait_tells_how_each_keep_ended(run: Run, manager: ManagerInMemory) -> None:

@@ -23,6 +23,7 @@ from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
 from keep_protocol.states import Event, State
+from tests.fakes.fake_ledger import FakeWitness
 from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FAIL, NEVER, FakeUnits
@@ -39,7 +40,7 @@ def terms(place: Path, authority: FakeAuthority) -> Terms:
 
 @pytest.fixture
 def keeps(units: FakeUnits, place: Path, terms: Terms) -> Keeps:
-    return Keeps(units, Loaders(str(place)), terms, grants.opened)
+    return Keeps(units, Loaders(str(place)), terms, grants.opened, FakeWitness())
 
 
 async def refusal(work: object) -> KeepfleetError:
@@ -103,7 +104,7 @@ async def test_a_manager_that_stops_gives_a_rollback_up_that_waits_for_systemd(
 
 async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, place: Path, terms: Terms) -> None:
     units.behaviour = NEVER
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, start_timeout_seconds=0.02), grants.opened)
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, start_timeout_seconds=0.02), grants.opened, FakeWitness())
     error = await refusal(keeps.create(NewKeep(), ALICE))
     assert error.kind is ErrorKind.KEEP_FAILED
     assert "not ready in time" in error.message
@@ -149,7 +150,7 @@ async def test_an_id_that_is_taken_is_drawn_again(
 
 
 async def test_the_sixty_first_keep_of_sixty_is_too_many(units: FakeUnits, place: Path, terms: Terms) -> None:
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, max_keeps=2), grants.opened)
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, max_keeps=2), grants.opened, FakeWitness())
     made = await asyncio.gather(*(keeps.create(NewKeep(), ALICE) for _ in range(5)), return_exceptions=True)
     refused = [error for error in made if isinstance(error, KeepfleetError)]
     assert [error.kind for error in refused] == [ErrorKind.TOO_MANY] * 3
@@ -212,7 +213,7 @@ async def test_a_start_the_loader_refuses_frees_the_port(keeps: Keeps, units: Fa
 async def test_a_missing_ca_file_is_an_error_before_the_keep_starts(
     units: FakeUnits, place: Path, terms: Terms
 ) -> None:
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, client_ca=f"{place}/none"), grants.opened)
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, client_ca=f"{place}/none"), grants.opened, FakeWitness())
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     assert (await refusal(keeps.start(StartKeep(kuuid), ALICE))).kind is ErrorKind.CERTIFICATE
     assert (await keeps.get(kuuid)).state is State.LISTENING
@@ -259,7 +260,7 @@ async def test_another_manager_finds_every_keep_as_it_is(
 ) -> None:
     one, two = [(await keeps.create(NewKeep(), ALICE)).kuuid for _ in range(2)]
     await keeps.start(StartKeep(one), ALICE)
-    other = Keeps(units, Loaders(str(place)), terms, grants.opened)
+    other = Keeps(units, Loaders(str(place)), terms, grants.opened, FakeWitness())
     assert {k.kuuid: k.state for k in (await other.list()).keeps} == {one: State.STARTED, two: State.LISTENING}
     assert (await refusal(other.start(StartKeep(one), ALICE))).kind is ErrorKind.CONFLICT
     assert (await other.start(StartKeep(two), ALICE)).state is State.STARTED
@@ -413,7 +414,7 @@ def given(place: Path, **more: object) -> WorkloadRequest:
 
 async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, place: Path, terms: Terms) -> None:
     callers = {"alice": CallerEntry((GrantRoot(f"{place}/root"),))}
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, callers=callers), grants.opened)
+    keeps = Keeps(units, Loaders(str(place)), replace(terms, callers=callers), grants.opened, FakeWitness())
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     request = given(place)
     await keeps.start(StartKeep(kuuid, workload=request), ALICE)

@@ -19,6 +19,7 @@ from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State
+from tests.fakes.fake_ledger import FakeWitness
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FakeUnits
 
@@ -59,7 +60,7 @@ def test_an_end_in_the_future_waits_no_longer_than_one_of_now() -> None:
 @pytest.fixture
 def keeps(units: FakeUnits, place: Path, authority: FakeAuthority) -> Keeps:
     terms = Terms(f"{place}/pki/ca.crt", f"{place}/pki/revoked", 44000, 44999)
-    return Keeps(units, Loaders(str(place)), terms, grants.opened)
+    return Keeps(units, Loaders(str(place)), terms, grants.opened, FakeWitness())
 
 
 async def test_a_keep_goes_when_its_time_is_over_and_others_stay(keeps: Keeps, units: FakeUnits) -> None:

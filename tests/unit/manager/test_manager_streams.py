@@ -17,7 +17,8 @@ from keep_manager.keeps import logs
 from keep_manager.systemd import lines
 from keep_protocol import streams
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.states import Event
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import Event, State
 from tests.fakes.fake_journal import cursor
 from tests.fakes.fake_loader import FakeLoader
 from tests.fakes.manager_house import ManagerHouse
@@ -157,6 +158,52 @@ async def test_a_certificate_revoked_meanwhile_gets_nothing_more(house: ManagerH
             assert await reader.texts() == []
 
 
+@asynccontextmanager
+async def happening(client: aiohttp.ClientSession, query: str = "", after: str = "") -> AsyncIterator[Reader]:
+    headers = {"Last-Event-ID": after} if after else {}
+    async with client.get(f"/v1/events{query}", headers=headers) as response:
+        assert (response.status, response.content_type) == (200, "text/event-stream"), await response.text()
+        yield Reader(response)
+
+
+def event(kuuid: int, happened: streams.Happening) -> streams.KeepEvent:
+    return streams.KeepEvent(1.5, happened, KeepInfo(kuuid, State.LISTENING), "alice")
+
+
+async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(house: ManagerHouse) -> None:
+    await house.ledger.write(event(5, streams.Happening.CREATED), "before")
+    async with house.client() as client:
+        async with happening(client) as reader:
+            await house.ledger.write(event(5, streams.Happening.ENDED), "now")
+            name, data, mark = await reader.next()
+            assert (name, data["event"], data["by"], data["keep"]["kuuid"]) == ("keep", "ended", "alice", 5)
+        await house.ledger.read_by(0)
+        await house.ledger.write(event(5, streams.Happening.REMOVED), "meanwhile")
+        async with happening(client, after=mark) as reader:
+            assert (await reader.next())[1]["event"] == "removed"
+        async with happening(client, "?lines=3") as reader:
+            assert [(await reader.next())[1]["event"] for _ in range(3)] == ["created", "ended", "removed"]
+
+
+async def test_what_happens_to_one_keep_is_told_alone(house: ManagerHouse) -> None:
+    async with house.client() as client, happening(client, "?keep=6") as reader:
+        await house.ledger.write(event(5, streams.Happening.CREATED), "another")
+        await house.ledger.write(event(6, streams.Happening.CREATED), "this one")
+        assert (await reader.next())[1]["keep"]["kuuid"] == 6
+
+
+async def test_a_journal_that_is_away_refuses_who_asks_for_events(house: ManagerHouse) -> None:
+    house.ledger.away = True
+    async with house.client() as client, client.get("/v1/events") as response:
+        assert response.status == 503
+
+
+@pytest.mark.parametrize("query", ["?keep=x", "?keep=0", "?lines=0", "?follow=true", "?lines=1&lines=1"])
+async def test_events_that_cannot_be_asked_for_are_refused(house: ManagerHouse, query: str) -> None:
+    async with house.client() as client, client.get(f"/v1/events{query}") as response:
+        assert response.status == 400
+
+
 @pytest.mark.parametrize(
     ("query", "after", "status"),
     [
@@ -181,9 +228,6 @@ async def test_what_cannot_be_read_is_refused(house: ManagerHouse, query: str, a
 
 
 async def test_a_keep_whose_loader_is_away_is_not_asked_in_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    from keep_protocol.keep import KeepInfo
-    from keep_protocol.states import State
-
     class Away:
         asked = 0
 
@@ -194,6 +238,9 @@ async def test_a_keep_whose_loader_is_away_is_not_asked_in_a_loop(monkeypatch: p
             self.asked += 1
             return KeepInfo(kuuid, State.COMPLETE if self.asked == 3 else State.UNDEFINED)
 
+        async def counted(self, kuuid: int) -> KeepInfo:
+            raise AssertionError("a keep without an outcome has no lines to count")
+
     monkeypatch.setattr(logs, "AGAIN_SECONDS", 0.02)
     loop, keeps = asyncio.get_running_loop(), Away()
     began = loop.time()
@@ -202,6 +249,12 @@ async def test_a_keep_whose_loader_is_away_is_not_asked_in_a_loop(monkeypatch: p
 
 
 RECORD = {"__CURSOR": cursor(7), "__REALTIME_TIMESTAMP": "1500000", "MESSAGE": "hello", "_CMDLINE": "python x run"}
+
+
+def test_what_the_journal_dropped_is_a_line_of_its_own() -> None:
+    record = {**RECORD, "MESSAGE": "Suppressed 7 messages from keep@5.service", "N_DROPPED": "7"}
+    line = lines.read_record(json.dumps(record).encode())
+    assert line == streams.LogLine(1.5, "journal", "7 lines were dropped here", cursor(7))
 
 
 def test_a_record_of_journalctl_s_is_a_line() -> None:

@@ -1,0 +1,57 @@
+"""How many lines of a keep the journal dropped, asked when it has ended and kept with its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from keep_manager.keeps import decide
+from keep_manager.keeps.interfaces import Ledger, Loaders
+from keep_protocol.constants import unit_name
+from keep_protocol.control import Command, CommandType
+from keep_protocol.errors import KeepfleetError
+from keep_protocol.keep import KeepInfo, Outcome
+
+LOG = logging.getLogger("keepfleet.watch")
+INTERVAL_SECONDS = 1.05
+"""The unit's LogRateLimitIntervalSec=, and a little: a line said after it makes journald tell what it dropped."""
+COUNTED_AT_ONCE = 4
+"""Each reads the journal by two or three processes of 20 ms."""
+
+
+class Counter:
+    """Counts the dropped lines of ended keeps, and has their loaders keep the number."""
+
+    def __init__(self, loaders: Loaders, ledger: Ledger) -> None:
+        self._loaders, self._ledger = loaders, ledger
+        self._places = asyncio.Semaphore(COUNTED_AT_ONCE)
+
+    def __repr__(self) -> str:
+        return f"Counter({self._ledger!r})"
+
+    async def settled(self, info: KeepInfo) -> KeepInfo:
+        """The ended keep with the number in its outcome; as it was, where that is known or cannot be."""
+        outcome = info.outcome
+        if outcome is None or outcome.started_at is None or outcome.dropped_lines is not None:
+            return info
+        if not self._ledger.counts:
+            return info
+        try:
+            async with self._places:
+                lines = await self._count(info, outcome)
+                kept = await self._loaders.ask(info.kuuid, Command(CommandType.DROPPED, str(lines)))
+        except KeepfleetError as error:
+            LOG.warning("cannot count the dropped lines of %s: %s", unit_name(info.kuuid), error.message)
+            return info
+        return decide.shown(kept)
+
+    async def _count(self, info: KeepInfo, outcome: Outcome) -> int:
+        """The number; where the last second brought as many lines as the limit lets through, only after another line
+        has made journald tell what it dropped in that second."""
+        now, limit = time.time(), info.limits.log_lines_per_second
+        ended = now if outcome.ended_at is None else min(outcome.ended_at, now)
+        if await self._ledger.taken(info.kuuid, ended - INTERVAL_SECONDS, limit) >= limit:
+            await asyncio.sleep(min(max(ended + INTERVAL_SECONDS - time.time(), 0), INTERVAL_SECONDS))
+            await self._loaders.ask(info.kuuid, Command(CommandType.DROPPED))
+        return await self._ledger.dropped(info.kuuid)

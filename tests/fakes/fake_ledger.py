@@ -1,0 +1,141 @@
+"""What happens to keeps, written down in memory and followed as the real one's; and a witness that sees nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from keep_manager.model import Told
+from keep_manager.systemd.lines import check_cursor
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.streams import Happening, KeepEvent
+from tests.fakes.fake_journal import cursor
+
+DEADLINE = 20.0
+"""Seconds until a test gives up; each event is written in milliseconds."""
+
+
+class FakeWitness:
+    """Tells nobody, and knows of no line that was dropped."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def appeared(self, info: KeepInfo) -> None:
+        """See Witness."""
+
+    @contextmanager
+    def removing(self, kuuid: int, by: str) -> Iterator[None]:
+        """See Witness."""
+        yield
+
+    async def counted(self, kuuid: int) -> None:
+        """See Witness."""
+        self.asked.append(kuuid)
+
+
+class FakeLedger:
+    """`written` are the events so far and `lines` their lines; `before` is what another manager told; `away` makes
+    each call fail, whereupon `refused` is set; `readers` are those that follow now.
+
+    accepted and lost: what the journal took of a keep in its last second, and what it dropped.
+    """
+
+    def __init__(self, *, counts: bool = True) -> None:
+        self.written: list[KeepEvent] = []
+        self.lines: list[str] = []
+        self.before: dict[int, Told] = {}
+        self.away = False
+        self.readers = 0
+        self.accepted, self.lost = 0, 0
+        self.refused = asyncio.Event()
+        self._counts = counts
+        self._changed = asyncio.Condition()
+
+    def __repr__(self) -> str:
+        return f"FakeLedger({len(self.written)} events, {self.readers} readers)"
+
+    @property
+    def counts(self) -> bool:
+        """See Ledger."""
+        return self._counts
+
+    def _reach(self) -> None:
+        if self.away:
+            self.refused.set()
+            raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot write to the journal: it takes nothing")
+
+    async def write(self, event: KeepEvent, text: str) -> None:
+        """See Ledger."""
+        self._reach()
+        async with self._changed:
+            mark = cursor(len(self.written) + 1)
+            self.written.append(KeepEvent(event.at, event.happening, event.keep, event.by, mark))
+            self.lines.append(text)
+            self._changed.notify_all()
+
+    async def until(self, happening: Happening, kuuid: int | None = None) -> KeepEvent:
+        """The first such event, of the keep where one is named, once it is written."""
+
+        def found() -> KeepEvent | None:
+            mine = (event for event in self.written if kuuid in (None, event.keep.kuuid))
+            return next((event for event in mine if event.happening is happening), None)
+
+        async with asyncio.timeout(DEADLINE), self._changed:
+            await self._changed.wait_for(found)
+        event = found()
+        assert event is not None
+        return event
+
+    async def told(self) -> dict[int, Told]:
+        """See Ledger."""
+        self._reach()
+        return {
+            **self.before,
+            **{event.keep.kuuid: Told(event.happening, event.keep.restarts) for event in self.written},
+        }
+
+    async def taken(self, kuuid: int, since: float, at_most: int) -> int:
+        """See Ledger."""
+        self._reach()
+        return min(self.accepted, at_most)
+
+    async def dropped(self, kuuid: int) -> int:
+        """See Ledger."""
+        self._reach()
+        return self.lost
+
+    @asynccontextmanager
+    async def events(
+        self, kuuid: int | None = None, last: int = 0, after: str = ""
+    ) -> AsyncIterator[AsyncIterator[KeepEvent]]:
+        """See Ledger."""
+        self._reach()
+        start = int(check_cursor(after).split(";")[1].removeprefix("i="), 16) if after else len(self.written) - last
+        await self._count(1)
+        try:
+            yield self._read(kuuid, max(start, 0))
+        finally:
+            await self._count(-1)
+
+    async def read_by(self, readers: int) -> None:
+        """Waits until so many follow."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.readers == readers)
+
+    async def _count(self, number: int) -> None:
+        async with self._changed:
+            self.readers += number
+            self._changed.notify_all()
+
+    async def _read(self, kuuid: int | None, seen: int) -> AsyncIterator[KeepEvent]:
+        while True:
+            async with self._changed:
+                while len(self.written) == seen:
+                    await self._changed.wait()
+            new, seen = self.written[seen:], len(self.written)
+            for event in new:
+                if kuuid in (None, event.keep.kuuid):
+                    yield event

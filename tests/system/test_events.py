@@ -1,0 +1,141 @@
+"""What happens to keeps, told once and in order, across the manager's death; and the count of lines dropped."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import islice
+
+import pytest
+
+from keep_protocol.states import State
+from keep_protocol.streams import Happening, KeepEvent
+from tests.system import modules
+from tests.system.fleet import MANAGER, Fleet
+from tests.system.host import message_of
+from tests.system.life import Life, example
+
+CREATED, STARTED, RUNNING = Happening.CREATED, Happening.STARTED, Happening.RUNNING
+ENDED, FAILED, REMOVED = Happening.ENDED, Happening.FAILED, Happening.REMOVED
+DEADLINE = 60
+"""Seconds for a whole test, each of which takes two or three."""
+ALL = (CREATED, STARTED, RUNNING, ENDED, REMOVED)
+
+
+@contextmanager
+def happening(
+    fleet: Fleet, kuuid: int | None = None, last: int | None = None, after: str = ""
+) -> Iterator[Iterator[KeepEvent]]:
+    """What happens, told to one client while the block runs."""
+    with closing(fleet.client().events(kuuid, last, after)) as events:
+        yield events
+
+
+@pytest.fixture(autouse=True)
+def deadline() -> Iterator[None]:
+    """An event that never comes ends the test: a stream of events has no end."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("no such event came")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(DEADLINE)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def told(fleet: Fleet, life: Life, count: int) -> list[KeepEvent]:
+    """The first events of a keep, from the journal's beginning on."""
+    with happening(fleet, life.kuuid, 1000) as events:
+        return list(islice(events, count))
+
+
+def words(events: list[KeepEvent]) -> tuple[Happening, ...]:
+    return tuple(event.happening for event in events)
+
+
+def test_a_keeps_life_is_told_in_order_with_its_outcome_and_who_removed_it(fleet: Fleet) -> None:
+    life = Life.ended(fleet)
+    life.remove()
+    events = told(fleet, life, len(ALL))
+    assert words(events) == ALL
+    assert [event.at for event in events] == sorted(event.at for event in events)
+    ended, removed = events[-2:]
+    assert ended.keep.outcome is not None
+    assert (ended.keep.outcome.text, ended.at) == ("exited 3", ended.keep.outcome.ended_at)
+    assert removed.by == "admin"
+
+
+def test_a_follower_is_told_all_across_the_managers_death_and_nothing_twice(fleet: Fleet) -> None:
+    before = Life.awaiting(fleet)
+    with happening(fleet, last=1000) as events:
+        mine = (event for event in events if event.keep.kuuid == before.kuuid)
+        assert words(list(islice(mine, 2))) == (CREATED, STARTED)
+        fleet.kill()
+        assert before.upload(modules.says(code=3)).status == 200
+        before.until(State.STARTED, State.COMPLETE)
+        before.remove()
+        assert words(list(islice(mine, 3))) == (RUNNING, ENDED, REMOVED)
+    assert words(told(fleet, before, len(ALL))) == ALL
+
+
+def test_a_new_manager_tells_what_happened_while_there_was_none(fleet: Fleet) -> None:
+    ends, goes = Life.awaiting(fleet), Life.create(fleet)
+    assert words(told(fleet, ends, 2)) == (CREATED, STARTED)
+    assert words(told(fleet, goes, 1)) == (CREATED,)
+    fleet.host.systemctl("stop", MANAGER)
+    assert ends.upload(modules.says(code=3)).status == 200
+    ends.line("running -> ended")
+    fleet.host.systemctl("stop", goes.unit)
+    fleet.host.systemctl("start", MANAGER)
+    assert words(told(fleet, ends, 4)) == (CREATED, STARTED, RUNNING, ENDED)
+    assert words(told(fleet, goes, 2)) == (CREATED, REMOVED)
+
+
+def test_a_keep_whose_loader_is_killed_while_it_runs_has_failed(fleet: Fleet) -> None:
+    life = Life.running(fleet)
+    fleet.host.run(["kill", "-KILL", str(life.loader_pid)])
+    failed = told(fleet, life, 4)[-1]
+    assert failed.happening is FAILED
+    assert failed.keep.outcome is not None
+    assert failed.keep.outcome.text == "the loader was killed while the workload ran"
+
+
+def test_the_journal_has_the_outcome_as_one_record_among_the_units_lines(fleet: Fleet) -> None:
+    life = Life.ended(fleet)
+    told(fleet, life, 4)
+    printed = fleet.host.run(["journalctl", "--output=json", "--all", f"--unit={life.unit}", "KEEP_EVENT=ended"]).stdout
+    (entry,) = map(json.loads, printed.splitlines())
+    assert message_of(entry) == f"{life.unit}: ended: exited 3"
+    assert json.loads(entry["KEEP_RECORD"])["keep"] == life.look().to_wire()
+    assert fleet.host.run(["journalctl", "--output=cat", "--quiet", f"KEEP_ID={life.kuuid}", "KEEP_EVENT=ended"]).stdout
+
+
+def test_a_flooded_keeps_end_says_how_many_lines_the_journal_dropped(fleet: Fleet) -> None:
+    client = fleet.client()
+    life = Life(fleet, client.create(limits={"wall_seconds": 2, "log_lines_per_second": 100}).kuuid)
+    life.start()
+    assert life.upload(example("flood-wat/flood")).status == 200
+    lines = list(client.lines(life.kuuid, follow=True))
+    dropped = sum(int(line.text.split()[0]) for line in lines if line.source == "journal")
+    outcome = life.look().outcome
+    assert outcome is not None
+    assert (outcome.text, outcome.dropped_lines) == ("over its time limit of 2 s", dropped)
+    assert dropped > 0
+    assert f"{dropped} lines dropped by the journal" in fleet.host.show(life.unit, "StatusText")["StatusText"]
+    (failed,) = [event for event in told(fleet, life, 4) if event.happening is FAILED]
+    assert failed.keep.outcome == outcome
+
+
+@pytest.mark.parametrize("count", [1, 900])
+def test_a_keep_that_keeps_to_its_limit_has_lost_no_line_and_knows_it(fleet: Fleet, count: int) -> None:
+    life = Life.awaiting(fleet)
+    assert life.upload(modules.says(*[b"a line\n"] * count)).status == 200
+    lines = [line.source for line in fleet.client().lines(life.kuuid, follow=True)]
+    assert (lines.count("workload"), lines.count("journal")) == (count, 0)
+    outcome = life.look().outcome
+    assert outcome is not None
+    assert outcome.dropped_lines == 0
