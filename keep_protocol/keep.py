@@ -34,8 +34,9 @@ class Outcome(Record):
     kind: which way; text: one sentence without a full stop ("exited 3", "trapped: out of bounds memory access");
     exit_code: the guest's, for EXITED; signal: the number, for KILLED; backtrace: the trap's frames, innermost
     first; wall_seconds, cpu_seconds and peak_bytes: of the process that ran it; output_bytes: what it wrote to
-    standard output and error; started_at and ended_at: seconds of the epoch; by: who stopped it, "" when nobody did.
-    None where nobody measured.
+    standard output and error; started_at: seconds of the epoch; ended_at: that and wall_seconds, so that a clock that
+    was set meanwhile contradicts neither; ended_monotonic: when that was in seconds since the host's boot
+    (CLOCK_MONOTONIC), which nobody can set; by: who stopped it, "" when nobody did. None where nobody measured.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class Outcome(Record):
         "by",
         "cpu_seconds",
         "ended_at",
+        "ended_monotonic",
         "exit_code",
         "kind",
         "output_bytes",
@@ -64,6 +66,7 @@ class Outcome(Record):
     started_at: float | None
     ended_at: float | None
     by: str
+    ended_monotonic: float | None
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class Outcome(Record):
         started_at: float | None = None,
         ended_at: float | None = None,
         by: str = "",
+        ended_monotonic: float | None = None,
     ) -> None:
         self._freeze(
             kind=kind,
@@ -93,6 +97,7 @@ class Outcome(Record):
             started_at=started_at,
             ended_at=ended_at,
             by=by,
+            ended_monotonic=ended_monotonic,
         )
 
     def to_wire(self) -> dict[str, object]:
@@ -269,6 +274,7 @@ def outcome_from_wire(value: dict[str, object]) -> Outcome:
         started_at=members.maybe_seconds("started_at"),
         ended_at=members.maybe_seconds("ended_at"),
         by=members.text("by"),
+        ended_monotonic=members.maybe_seconds("ended_monotonic"),
     )
 
 

@@ -104,6 +104,12 @@ def test_a_workload_without_a_policy_is_lost_with_its_times() -> None:
     assert (resumption.outcome.started_at, resumption.outcome.ended_at) == (NOW - 5, NOW)
 
 
+def test_no_workload_is_lost_before_it_started_though_the_clock_was_set_back() -> None:
+    resumption = resume_from(Saved(Phase.RUNNING, granted=GRANTED, started_at=NOW + 3600), KEPT, NOW)
+    assert resumption.outcome is not None
+    assert resumption.outcome.ended_at == resumption.outcome.started_at == NOW + 3600
+
+
 @pytest.mark.parametrize(
     "change",
     [
