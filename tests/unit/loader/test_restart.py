@@ -302,7 +302,7 @@ def test_an_app_loader_that_hands_no_module_over_ends_the_keep(
     loader: LoaderProcess, handed: Door, place: Path
 ) -> None:
     made = Repeated(loader, handed, place.parent, RestartPolicy.ALWAYS)
-    made.puppet.report("accepted")
+    made.puppet.order("report", report={"report": "accepted"})  # it may be killed before it could say "done"
     info = made.end()
     assert (info.state, "did not hand its module over" in info.detail) == (State.ERROR, True)
     for descriptor in made.descriptors:
