@@ -63,7 +63,7 @@ def clock(fleet: ClockedFleet) -> Clock:
 
 def running(fleet: ClockedFleet, module: bytes, restart: str = "no", **limits: int) -> Life:
     """A keep that has received `module`."""
-    life = Life(fleet, fleet.client().create(limits=limits).kuuid)
+    life = Life.create(fleet, **limits)
     life.info = fleet.client().start(life.kuuid, "127.0.0.1", free_port(), workload={"restart": restart})
     assert life.upload(module).status == 200
     return life

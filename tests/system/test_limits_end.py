@@ -51,13 +51,6 @@ def bystanders(fleet: Fleet) -> Iterator[Bystanders]:
     made.check()
 
 
-def limited(fleet: Fleet, **limits: int) -> Life:
-    """A keep with these limits that awaits its workload."""
-    life = Life(fleet, fleet.client().create(limits=limits).kuuid)
-    life.start()
-    return life
-
-
 def end(life: Life, module: bytes) -> Outcome:
     """How `module` ends; a keep that does not end is given up by removing it."""
     assert life.upload(module).status == 200
@@ -74,7 +67,7 @@ def end(life: Life, module: bytes) -> Outcome:
 @pytest.mark.usefixtures("bystanders")
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_what_never_ends_ends_within_a_second_of_its_time(fleet: Fleet, kind: str) -> None:
-    life = limited(fleet, wall_seconds=SECONDS, log_lines_per_second=100)
+    life = Life.awaiting(fleet, wall_seconds=SECONDS, log_lines_per_second=100)
     loader = life.loader_pid
     with undisturbed(fleet):
         outcome = end(life, ENDLESS[kind])
@@ -87,7 +80,7 @@ def test_what_never_ends_ends_within_a_second_of_its_time(fleet: Fleet, kind: st
 
 @pytest.mark.usefixtures("bystanders")
 def test_at_once_they_end_within_a_second_of_their_time_too(fleet: Fleet) -> None:
-    lives = [limited(fleet, wall_seconds=SECONDS, log_lines_per_second=100) for _ in ENDLESS]
+    lives = [Life.awaiting(fleet, wall_seconds=SECONDS, log_lines_per_second=100) for _ in ENDLESS]
     with undisturbed(fleet), ThreadPoolExecutor(len(lives)) as pool:
         outcomes = list(pool.map(end, lives, ENDLESS.values()))
     told = {kind: (outcome.text, outcome.wall_seconds) for kind, outcome in zip(ENDLESS, outcomes, strict=True)}
@@ -114,7 +107,7 @@ def over_memory(kind: str, limit: int) -> bytes:
 @pytest.mark.parametrize("kind", ["at its start", "all there can be", "by growing", "in a table"])
 def test_a_catastrophic_allocation_ends_with_its_reason_and_takes_nothing(fleet: Fleet, kind: str) -> None:
     limit = 16 * MIB
-    life = limited(fleet, memory_bytes=limit, wall_seconds=SECONDS)
+    life = Life.awaiting(fleet, memory_bytes=limit, wall_seconds=SECONDS)
     with undisturbed(fleet):
         outcome = end(life, over_memory(kind, limit))
     words = {"by growing": "trapped: wasm `unreachable` instruction executed", "in a table": "over its limit of "}
