@@ -9,6 +9,8 @@ import contextlib
 import select
 import socket
 import ssl
+from collections.abc import Callable
+from functools import partial
 
 from app_loader.limits import TLS_RECORD_BYTES
 
@@ -43,35 +45,37 @@ class Channel:
         """The TLS socket, to ask it for the peer's certificate."""
         return self._tls
 
-    def handshake(self) -> bool:
-        """Goes on with the handshake; True when it is complete. Raises Gone when it failed; the alert is sent."""
+    def _attempt(self, call: Callable[[], int]) -> int | None:
+        """What `call` returns; None when it must be made again after a poll for `interest`. Raises Gone."""
         try:
-            self._tls.do_handshake()
+            return call()
         except ssl.SSLWantReadError:
             self.interest = select.POLLIN
-            return False
         except ssl.SSLWantWriteError:
             self.interest = select.POLLOUT
-            return False
         except (OSError, ValueError) as error:
             raise Gone(str(error)) from error
+        return None
+
+    def handshake(self) -> bool:
+        """Goes on with the handshake; True when it is complete. Raises Gone when it failed; the alert is sent."""
+        if self._attempt(self._shake_hands) is None:
+            return False
         self.interest = select.POLLIN
         return True
+
+    def _shake_hands(self) -> int:
+        self._tls.do_handshake()
+        return 0
 
     def read_into(self, buffer: memoryview) -> int:
         """Fills `buffer` as far as bytes have come; 0 when none have. Raises Gone at the end of the stream."""
         filled = 0
         self.interest = select.POLLIN
-        while len(buffer) - filled >= TLS_RECORD_BYTES:
-            try:
-                count = self._tls.recv_into(buffer[filled:])
-            except ssl.SSLWantReadError:
+        while len(rest := buffer[filled:]) >= TLS_RECORD_BYTES:
+            count = self._attempt(partial(self._tls.recv_into, rest))
+            if count is None:
                 break
-            except ssl.SSLWantWriteError:
-                self.interest = select.POLLOUT
-                break
-            except (OSError, ValueError) as error:
-                raise Gone(str(error)) from error
             if count == 0:
                 if filled:
                     break
@@ -87,16 +91,9 @@ class Channel:
     def flush(self) -> bool:
         """Sends what is queued and fits; True when nothing is left. Raises Gone."""
         while self._unsent:
-            try:
-                count = self._tls.send(bytes(self._unsent[:TLS_RECORD_BYTES]))
-            except ssl.SSLWantReadError:
-                self.interest = select.POLLIN
+            count = self._attempt(partial(self._tls.send, bytes(self._unsent[:TLS_RECORD_BYTES])))
+            if count is None:
                 return False
-            except ssl.SSLWantWriteError:
-                self.interest = select.POLLOUT
-                return False
-            except (OSError, ValueError) as error:
-                raise Gone(str(error)) from error
             del self._unsent[:count]
         self.interest = select.POLLIN
         return True

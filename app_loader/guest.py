@@ -56,15 +56,8 @@ class CoreGuest:
         self._entry = find_entry(self._module, workload)
         self._reactor = self._entry.name != COMMAND and any(e.name == INITIALIZE for e in self._module.exports)
         self._linker = make_linker(self._engine)
-        self._store = wasmtime.Store(self._engine)
-        self._store.set_limits(
-            memory_size=limits.memory_bytes,
-            table_elements=limits.table_elements,
-            instances=GUEST_INSTANCES,
-            tables=GUEST_TABLES,
-            memories=GUEST_MEMORIES,
-        )
-        self._store.set_wasi(wasi)
+        counts = (GUEST_INSTANCES, GUEST_TABLES, GUEST_MEMORIES)
+        self._store = _make_store(self._engine, limits, counts, wasi)
 
     def __repr__(self) -> str:
         return f"CoreGuest({self._entry!r})"
@@ -103,15 +96,8 @@ class ComponentGuest:
         self._component = _load_component(self._engine, compiled)
         self._interface = find_run(self._engine, self._component, workload)
         self._linker = make_component_linker(self._engine)
-        self._store = wasmtime.Store(self._engine)
-        self._store.set_limits(
-            memory_size=limits.memory_bytes,
-            table_elements=limits.table_elements,
-            instances=COMPONENT_INSTANCES,
-            tables=COMPONENT_TABLES,
-            memories=COMPONENT_MEMORIES,
-        )
-        self._store.set_wasi(wasi)
+        counts = (COMPONENT_INSTANCES, COMPONENT_TABLES, COMPONENT_MEMORIES)
+        self._store = _make_store(self._engine, limits, counts, wasi)
 
     def __repr__(self) -> str:
         return f"ComponentGuest({self._interface})"
@@ -126,6 +112,23 @@ class ComponentGuest:
             raise wasmtime.WasmtimeError("what is to be called is no function")
         result = function(self._store)
         return int(getattr(result, "tag", None) == _ERR), []
+
+
+def _make_store(
+    engine: wasmtime.Engine, limits: Limits, counts: tuple[int, int, int], wasi: wasmtime.WasiConfig
+) -> wasmtime.Store:
+    """A store that holds its guest to `limits` and to so many instances, tables and memories."""
+    store = wasmtime.Store(engine)
+    instances, tables, memories = counts
+    store.set_limits(
+        memory_size=limits.memory_bytes,
+        table_elements=limits.table_elements,
+        instances=instances,
+        tables=tables,
+        memories=memories,
+    )
+    store.set_wasi(wasi)
+    return store
 
 
 def _load_module(engine: wasmtime.Engine, compiled: int) -> wasmtime.Module:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import time
 
 from keep_client.endpoint import Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
+_CLOCK = "; are both clocks right?"
 _REFUSALS = {
     "UNKNOWN_CA": "another CA issued it",
-    "CERTIFICATE_EXPIRED": "it has expired",
+    "CERTIFICATE_EXPIRED": f"it has expired by its clock{_CLOCK}",
     "CERTIFICATE_REVOKED": "it is revoked",
     "CERTIFICATE_REQUIRED": "it wants one and none was shown",
-    "BAD_CERTIFICATE": "it is not acceptable",
+    "BAD_CERTIFICATE": f"it is not acceptable, or not valid yet by its clock{_CLOCK}",
     "UNSUPPORTED_CERTIFICATE": "it is not one for clients",
     "CERTIFICATE_UNKNOWN": "it is not acceptable",
     "ACCESS_DENIED": "it is not allowed there",
 }
 """What a TLS alert (RFC 8446, section 6.2) says about the certificate we showed."""
+
+
+_OUT_OF_TIME = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 
 class ConnectionFailed(KeepfleetError):
@@ -28,10 +34,11 @@ class ConnectionFailed(KeepfleetError):
 
 def _of_tls(error: ssl.SSLError, peer: Endpoint) -> ConnectionFailed:
     if isinstance(error, ssl.SSLCertVerificationError):
+        hint = "check the CA file, and that the certificate names the address used"
+        if error.verify_code in _OUT_OF_TIME:
+            hint = f"this machine's clock shows {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}; is it right?"
         return ConnectionFailed(
-            ErrorKind.CERTIFICATE,
-            f"cannot trust {peer}: {error.verify_message.rstrip('.')}; "
-            "check the CA file, and that the certificate names the address used",
+            ErrorKind.CERTIFICATE, f"cannot trust {peer}: {error.verify_message.rstrip('.')}; {hint}"
         )
     reason = error.reason or ""
     for word, meaning in _REFUSALS.items():
@@ -47,7 +54,7 @@ def closed_in_silence(peer: Endpoint) -> ConnectionFailed:
     return ConnectionFailed(
         ErrorKind.CERTIFICATE,
         f"cannot use {peer}: it closed the connection without an answer; most likely it refused our certificate "
-        "(from another CA, expired or revoked)",
+        "(from another CA, revoked, or expired or not valid yet by its clock)",
     )
 
 

@@ -5,6 +5,7 @@ Import rule: that of keep_loader.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from keep_loader.log import log, plain
@@ -131,12 +132,16 @@ class Keep:
         self._changed()
 
     def move(self, event: Event, why: str = "", outcome: Outcome | None = None) -> None:
-        """Moves to the phase after `event`, writes the record and logs the move.
+        """Moves to the phase after `event`, writes the record and logs the move; an outcome that does not say so yet
+        has ended now.
 
         Raises KeepfleetError(CONFLICT), changing nothing, for a move the table does not list.
         """
         before, self.phase = self.phase, advance(self.phase, event)
         self._why = plain(why, MAX_DETAIL)
+        if outcome is not None and outcome.ended_monotonic is None:
+            now: object = round(time.monotonic(), 3)
+            outcome = Outcome(**{**outcome.fields(), "ended_monotonic": now})  # type: ignore[arg-type] # its own fields
         self.outcome = outcome
         reason = self._why or ("" if outcome is None else plain(outcome.text, MAX_DETAIL))
         log(f"{before.value} -> {self.phase.value} ({event.value}){': ' if reason else ''}{reason}")

@@ -97,11 +97,12 @@ class Meter:
         if self._status is not None:
             os.close(self._status)
             self._status = None
+        wall = time.monotonic() - self._began
         return Used(
-            wall_seconds=time.monotonic() - self._began,
+            wall_seconds=wall,
             cpu_seconds=None if self._before is None else max(0.0, end.cpu_seconds - self._before),
             peak_bytes=end.peak_bytes if self._fresh else self._peak,
             started_at=self.started_at,
-            ended_at=time.time(),
+            ended_at=self.started_at + wall,  # and not what a clock says that may have been set meanwhile
             for_memory=end.signal == signal.SIGKILL and memory_kills() > self._memory_kills,
         )

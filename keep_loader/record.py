@@ -115,7 +115,8 @@ def _run_again(saved: Saved, stored: frozenset[str], now: float) -> Resumption:
     outcome = saved.outcome
     if outcome is None:  # it was running
         why = "the loader was killed while the workload ran"
-        outcome = Outcome(OutcomeKind.LOST, why, started_at=saved.started_at, ended_at=now)
+        ended_at = max(now, saved.started_at or now)  # the clock may have been set back since
+        outcome = Outcome(OutcomeKind.LOST, why, started_at=saved.started_at, ended_at=ended_at)
         if not wanted(saved.policy, outcome):
             return Resumption(Event.FAIL, why, outcome)
     missing = [name for name in (COMPILED, *saved.granted) if name not in stored]

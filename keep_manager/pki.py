@@ -72,11 +72,14 @@ class Directory:
             certificate = x509.load_pem_x509_certificate(_read(path))
         except ValueError as error:
             raise _refuse(path, f"it holds no certificate: {error}") from error
-        end = certificate.not_valid_after_utc
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        remedy = "run: keepctl pki renew-server" if path == self.certificate else "make a new PKI"
+        if begin > now():
+            LOG.error("the certificate %s is valid from %s UTC on; is the clock right?", path, f"{begin:%F %R}")
         if end <= now():
-            LOG.error("the certificate %s expired on %s; run: keepctl init --renew", path, end.date())
+            LOG.error("the certificate %s expired on %s; %s", path, end.date(), remedy)
         elif end <= now() + EXPIRY_WARNING:
-            LOG.warning("the certificate %s expires on %s; run: keepctl init --renew", path, end.date())
+            LOG.warning("the certificate %s expires on %s; %s", path, end.date(), remedy)
 
 
 def _read(path: str) -> bytes:

@@ -35,8 +35,9 @@ class Outcome(Record):
     exit_code: the guest's, for EXITED; signal: the number, for KILLED; backtrace: the trap's frames, innermost
     first; wall_seconds, cpu_seconds and peak_bytes: of the process that ran it; output_bytes: what it wrote to
     standard output and error; dropped_lines: how many of the keep's lines the journal's limit kept out of it, over all
-    its runs; started_at and ended_at: seconds of the epoch; by: who stopped it, "" when nobody did. None where nobody
-    measured, or not yet.
+    its runs; started_at: seconds of the epoch; ended_at: that and wall_seconds, so that a clock that was set meanwhile
+    contradicts neither; ended_monotonic: when that was in seconds since the host's boot (CLOCK_MONOTONIC), which nobody
+    can set; by: who stopped it, "" when nobody did. None where nobody measured, or not yet.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Outcome(Record):
         "cpu_seconds",
         "dropped_lines",
         "ended_at",
+        "ended_monotonic",
         "exit_code",
         "kind",
         "output_bytes",
@@ -67,6 +69,7 @@ class Outcome(Record):
     ended_at: float | None
     by: str
     dropped_lines: int | None
+    ended_monotonic: float | None
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class Outcome(Record):
         ended_at: float | None = None,
         by: str = "",
         dropped_lines: int | None = None,
+        ended_monotonic: float | None = None,
     ) -> None:
         self._freeze(
             kind=kind,
@@ -98,6 +102,7 @@ class Outcome(Record):
             ended_at=ended_at,
             by=by,
             dropped_lines=dropped_lines,
+            ended_monotonic=ended_monotonic,
         )
 
     def with_dropped(self, lines: int) -> Outcome:
@@ -285,6 +290,7 @@ def outcome_from_wire(value: dict[str, object]) -> Outcome:
         ended_at=members.maybe_seconds("ended_at"),
         by=members.text("by"),
         dropped_lines=members.maybe_number("dropped_lines"),
+        ended_monotonic=members.maybe_seconds("ended_monotonic"),
     )
 
 

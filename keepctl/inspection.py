@@ -49,7 +49,7 @@ def _modes(layout: Layout) -> Iterator[str]:
 
 def _dates(path: str, certificate: x509.Certificate, now: datetime.datetime) -> Iterator[str]:
     if certificate.not_valid_before_utc > now:
-        yield f"{path}: it is valid from {certificate.not_valid_before_utc:%Y-%m-%d} on; is the clock right?"
+        yield f"{path}: it is valid from {certificate.not_valid_before_utc:%F %R} UTC on; is the clock right?"
     left = certificate.not_valid_after_utc - now
     if left.total_seconds() <= 0:
         yield f"{path}: it expired on {certificate.not_valid_after_utc:%Y-%m-%d}"

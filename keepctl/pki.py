@@ -188,11 +188,11 @@ def listed(layout: Layout) -> list[Issued]:
     return sorted(found, key=lambda entry: entry.expires, reverse=True)
 
 
-def _serials_to_revoke(layout: Layout, what: str, now: datetime.datetime) -> list[str]:
+def _serials_to_revoke(layout: Layout, what: str) -> list[str]:
     entries = listed(layout)
     named = [entry for entry in entries if entry.name == what and entry.kind == "client"]
     if named:
-        return [entry.serial for entry in named if entry.status(now) == "valid"]
+        return [entry.serial for entry in named if not entry.revoked]
     serial = what.lower().replace(":", "").lstrip("0")
     if SERIAL.fullmatch(serial) and any(entry.serial == serial for entry in entries):
         return [entry.serial for entry in entries if entry.serial == serial and not entry.revoked]
@@ -202,13 +202,14 @@ def _serials_to_revoke(layout: Layout, what: str, now: datetime.datetime) -> lis
     )
 
 
-def revoke(layout: Layout, what: str, now: datetime.datetime) -> list[str]:
-    """Revokes a client's valid certificates by its name, or one certificate by its serial number.
+def revoke(layout: Layout, what: str) -> list[str]:
+    """Revokes a client's certificates by its name, or one certificate by its serial number.
 
+    Expired ones too: that is the word of a clock, which may be wrong here and right where they are shown.
     Returns the serial numbers newly revoked. Raises KeepfleetError(NOT_FOUND) for an unknown one.
     """
     with files.explained(f"revoke {what}"), files.locked(layout.directory):
-        serials = _serials_to_revoke(layout, what, now)
+        serials = _serials_to_revoke(layout, what)
         for serial in serials:
             files.append_line(layout.revoked, serial)
     return serials

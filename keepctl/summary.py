@@ -14,10 +14,13 @@ from keepctl.values import seconds_text, size_text
 
 
 def moment_text(at: float | None) -> str:
-    """A time of day with its date, in the zone of who reads it; "" for None."""
+    """A time of day with its date, in the zone of who reads it; "" for None, and seconds where no calendar has it."""
     if at is None:
         return ""
-    return f"{datetime.datetime.fromtimestamp(at, datetime.UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+    try:
+        return f"{datetime.datetime.fromtimestamp(at, datetime.UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError):
+        return f"@{at:.0f}"
 
 
 def event_text(event: KeepEvent) -> str:

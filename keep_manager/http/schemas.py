@@ -79,6 +79,7 @@ def _outcome() -> Schema:
             "output_bytes": _maybe("integer", "what it wrote to standard output and error"),
             "started_at": _maybe("number", _EPOCH),
             "ended_at": _maybe("number", _EPOCH),
+            "ended_monotonic": _maybe("number", "the same in seconds since the host's boot, which no clock changes"),
             "by": _text("who stopped it; empty when nobody did"),
             "dropped_lines": _maybe(
                 "integer",

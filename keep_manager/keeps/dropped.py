@@ -16,6 +16,8 @@ from keep_protocol.keep import KeepInfo, Outcome
 LOG = logging.getLogger("keepfleet.watch")
 INTERVAL_SECONDS = 1.05
 """The unit's LogRateLimitIntervalSec=, and a little: a line said after it makes journald tell what it dropped."""
+LOOKED_THROUGH = 20_000
+"""Lines read to see whether there were too many; a keep with a higher limit just says a line more."""
 COUNTED_AT_ONCE = 4
 """Each reads the journal by two or three processes of 20 ms."""
 
@@ -49,9 +51,9 @@ class Counter:
     async def _count(self, info: KeepInfo, outcome: Outcome) -> int:
         """The number; where the last second brought as many lines as the limit lets through, only after another line
         has made journald tell what it dropped in that second."""
-        now, limit = time.time(), info.limits.log_lines_per_second
-        ended = now if outcome.ended_at is None else min(outcome.ended_at, now)
-        if await self._ledger.taken(info.kuuid, ended - INTERVAL_SECONDS, limit) >= limit:
-            await asyncio.sleep(min(max(ended + INTERVAL_SECONDS - time.time(), 0), INTERVAL_SECONDS))
+        now, limit = time.monotonic(), info.limits.log_lines_per_second
+        ended = now if outcome.ended_monotonic is None else min(outcome.ended_monotonic, now)
+        if limit > LOOKED_THROUGH or await self._ledger.taken(info.kuuid, ended - INTERVAL_SECONDS, limit) >= limit:
+            await asyncio.sleep(max(ended + INTERVAL_SECONDS - time.monotonic(), 0))
             await self._loaders.ask(info.kuuid, Command(CommandType.DROPPED))
         return await self._ledger.dropped(info.kuuid)

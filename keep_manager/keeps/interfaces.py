@@ -70,7 +70,7 @@ class Ledger(Protocol):
         """What was written last of each keep, as far as that is remembered."""
 
     async def taken(self, kuuid: int, since: float, at_most: int) -> int:
-        """How many lines of a keep the journal has taken since then, counted up to `at_most`."""
+        """How many lines of a keep the journal has taken since that second of the host's uptime, up to `at_most`."""
 
     async def dropped(self, kuuid: int) -> int:
         """How many lines of a keep the journal says it has dropped so far."""

@@ -2,6 +2,8 @@
 
 A keep that has not ended when it is looked at cannot be due before a whole retention later, so one look in that time
 misses nothing, and a manager that starts anew begins with a look. In between it sleeps until the first one is due.
+Time is the host's since its boot, which keeps do not outlive: a clock that is set removes nothing early and keeps
+nothing for ever.
 """
 
 from __future__ import annotations
@@ -35,16 +37,13 @@ class Keeps(Protocol):
 
 
 def expired(keeps: Iterable[KeepInfo], now: float, seconds: float) -> tuple[list[int], float]:
-    """The keeps whose end lies `seconds` back at `now`, and how long until another look is worth it. Pure.
-
-    An end that lies in the future was written before the clock was set back; it waits no longer than one of now.
-    """
+    """The keeps that ended `seconds` before `now`, both since boot, and when another look is worth it. Pure."""
     due: list[int] = []
     wait = seconds
     for keep in keeps:
-        if keep.state not in ENDED or keep.outcome is None or keep.outcome.ended_at is None:
+        if keep.state not in ENDED or keep.outcome is None or keep.outcome.ended_monotonic is None:
             continue
-        left = keep.outcome.ended_at + seconds - now
+        left = keep.outcome.ended_monotonic + seconds - now
         if left <= 0:
             due.append(keep.kuuid)
         else:
@@ -52,7 +51,7 @@ def expired(keeps: Iterable[KeepInfo], now: float, seconds: float) -> tuple[list
     return due, max(wait, seconds / LOOKS_PER_RETENTION)
 
 
-async def retain(keeps: Keeps, seconds: float, clock: Callable[[], float] = time.time) -> None:
+async def retain(keeps: Keeps, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
     """Removes keeps when they are due, until it is cancelled. What cannot be removed now is tried at the next look."""
     remover = Caller("", "", f"the manager, as it ended {seconds:g} s ago")
     while True:

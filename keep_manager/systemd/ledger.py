@@ -142,12 +142,14 @@ class Ledger:
         return found
 
     async def taken(self, kuuid: int, since: float, at_most: int) -> int:
-        """How many lines of a keep journald has taken since then, counted up to `at_most`. Raises KeepfleetError."""
+        """How many lines of a keep journald has taken since that second of the host's uptime, counted up to `at_most`.
+
+        Raises KeepfleetError.
+        """
         await self._journal.sync()
         arguments = ["--output=json", "--output-fields=_PID", "--quiet", "--no-pager", f"--lines={at_most}"]
-        arguments += [f"--since=@{since:.6f}", f"_SYSTEMD_UNIT={unit_name(kuuid)}"]
-        async with self._journal.records(arguments) as records:
-            return len([None async for _ in records])
+        async with self._journal.records([*arguments, f"_SYSTEMD_UNIT={unit_name(kuuid)}"]) as records:
+            return len([None async for record in records if _uptime(record) >= since])
 
     async def dropped(self, kuuid: int) -> int:
         """How many lines of a keep journald says it has dropped so far. Raises KeepfleetError."""
@@ -168,6 +170,13 @@ class Ledger:
             return check_cursor(str(json.loads(record).get("__CURSOR", "")))
         except (ValueError, KeepfleetError):
             return ""
+
+
+def _uptime(record: bytes) -> float:
+    try:
+        return int(json.loads(record)["__MONOTONIC_TIMESTAMP"]) / 1e6
+    except (ValueError, TypeError, KeyError):
+        return 0.0
 
 
 def _number_dropped(record: bytes) -> int:

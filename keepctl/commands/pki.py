@@ -114,12 +114,12 @@ def renew_server(layout: Layout, names: tuple[str, ...], addresses: tuple[str, .
 @click.argument("what", metavar="NAME|SERIAL")
 @pki_option
 def revoke(layout: Layout, what: str) -> None:
-    """Revokes every valid certificate of a client, or the one with a serial number; from the next request on."""
-    serials = store.revoke(layout, what, now())
+    """Revokes every certificate of a client, or the one with a serial number; from the next request on."""
+    serials = store.revoke(layout, what)
     for serial in serials:
         click.echo(f"revoked {serial}")
     if not serials:
-        click.echo(f"{what} has no valid certificate left; nothing changed")
+        click.echo(f"{what} has no certificate left to revoke; nothing changed")
 
 
 @group.command("list")

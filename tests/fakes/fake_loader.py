@@ -88,7 +88,10 @@ class FakeLoader:
             elif self.phase is Phase.ENDED:
                 kind = OutcomeKind.STOPPED if event is Event.STOP else OutcomeKind.EXITED
                 code = 0 if kind is OutcomeKind.EXITED else None
-                self._outcome = Outcome(kind, f"{kind.value}", exit_code=code, ended_at=time.time(), by=self.stopped_by)
+                at, since_boot = time.time(), time.monotonic()
+                self._outcome = Outcome(
+                    kind, kind.value, exit_code=code, ended_at=at, by=self.stopped_by, ended_monotonic=since_boot
+                )
             self._changed.notify_all()
 
     def info(self) -> KeepInfo:

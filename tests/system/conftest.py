@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Generator, Iterator
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from keep_protocol.errors import KeepfleetError
 from testers.sandbox.layout import Layout
 from testers.sandbox.sandbox import Sandbox
 from tests.system.fleet import Fleet
 from tests.system.host import Host, message_of
-from tests.system.life import Bystanders
+from tests.system.life import Bystanders, Life
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INSTALLED = "/opt/keepfleet"
@@ -73,6 +75,21 @@ def undisturbed(fleet: Fleet, bystanders: Bystanders) -> Iterator[None]:
     yield
     bystanders.check()
     assert [trace for trace in fleet.left_over() if not bystanders.owns(trace)] == []
+
+
+def module_s_fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
+    """The manager of a module whose tests remove their own keeps: `fleet = pytest.fixture(scope="module")(…)`."""
+    yield installed_fleet
+    installed_fleet.clear()
+
+
+@pytest.fixture
+def life(fleet: Fleet) -> Iterator[Life]:
+    """A new keep, removed after the test."""
+    life = Life.create(fleet)
+    yield life
+    with contextlib.suppress(KeepfleetError):
+        fleet.client().remove(life.kuuid)
 
 
 @pytest.fixture

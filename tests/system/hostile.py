@@ -76,6 +76,15 @@ def exits(code: int) -> bytes:
     return module(f"(call $proc_exit (i32.const {code}))")
 
 
+def counts_its_words() -> bytes:
+    """Exits with the number of bytes of its arguments and its environment, each string's NUL included."""
+    return module(
+        """(drop (call $args_sizes_get (i32.const 0) (i32.const 4)))
+        (drop (call $environ_sizes_get (i32.const 8) (i32.const 12)))
+        (call $proc_exit (i32.add (i32.load (i32.const 4)) (i32.load (i32.const 12))))"""
+    )
+
+
 def floods(times: int) -> bytes:
     """Writes a hundred short lines `times` times over, as fast as it can; two seconds later one more."""
     more = r'(data (i32.const 508) "end\n") (data (i32.const 1024) "flood!!!\n")'

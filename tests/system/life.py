@@ -56,14 +56,14 @@ class Life:
         self.info = fleet.client().keep(kuuid)
 
     @classmethod
-    def create(cls, fleet: Fleet) -> Life:
-        """A new keep."""
-        return cls(fleet, fleet.client().create().kuuid)
+    def create(cls, fleet: Fleet, **limits: int) -> Life:
+        """A new keep, with these limits of its own."""
+        return cls(fleet, fleet.client().create(limits=limits).kuuid)
 
     @classmethod
-    def awaiting(cls, fleet: Fleet) -> Life:
+    def awaiting(cls, fleet: Fleet, **limits: int) -> Life:
         """A new keep that awaits its workload."""
-        life = cls.create(fleet)
+        life = cls.create(fleet, **limits)
         life.start()
         return life
 

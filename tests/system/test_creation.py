@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from tests.system.calls import both, refused, split
+from tests.system.conftest import module_s_fleet
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Bystanders, Life, drop_in
 
@@ -20,22 +20,7 @@ NEVER_READY = "ExecStart=\nExecStart=@PYTHON@ -I -S -c 'import time; time.sleep(
 NO_KEEP = 4503599627370497
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
-
-
-@pytest.fixture(scope="module")
-def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
-    """The manager; a test removes its own keeps."""
-    yield installed_fleet
-    installed_fleet.clear()
-
-
-@pytest.fixture
-def life(fleet: Fleet) -> Iterator[Life]:
-    """A new keep, removed after the test."""
-    life = Life.create(fleet)
-    yield life
-    with contextlib.suppress(KeepfleetError):
-        fleet.client().remove(life.kuuid)
+fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
 def test_keeps_created_at_once_have_ids_users_and_control_groups_of_their_own(fleet: Fleet) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from tests.system import modules
+from tests.system.conftest import module_s_fleet
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.life import Life, drop_in
 
@@ -20,13 +21,7 @@ LINES = 200
 DROP_IN = "/etc/systemd/system/keep@.service.d/10-keepfleet.conf"
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
-
-
-@pytest.fixture(scope="module")
-def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
-    """The manager; a test removes its own keeps."""
-    yield installed_fleet
-    installed_fleet.clear()
+fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
 def made_during(fleet: Fleet, trouble: Callable[[], object]) -> list[KeepInfo]:

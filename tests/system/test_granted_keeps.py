@@ -10,9 +10,10 @@ import pytest
 from keep_client.manager import ManagerClient
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
+from tests.system import hostile
 from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.host import Host
-from tests.system.life import Life, drop_in, example
+from tests.system.life import Bystanders, Life, drop_in, example
 
 ROOT = "/run/granted"
 CALLERS = f'{{"*": {{grant_roots: [{{path: {ROOT}}}, {{path: {ROOT}/out, writable: true}}]}}}}'
@@ -33,6 +34,17 @@ def granting(fleet: Fleet) -> Iterator[Fleet]:
         fleet.host.run(["rm", "-r", ROOT])
 
 
+MAKES = hostile.module(
+    """(i32.store (i32.const 0) (i32.const 600)) (i32.store (i32.const 4) (i32.const 7))
+    (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+    (loop $again
+      (local.set $n (call $path_create_directory (i32.const 3) (i32.const 600) (i32.const 3)))
+      (br_if $again (i32.or (i32.eqz (local.get $n)) (i32.eq (local.get $n) (i32.const 20)))))
+    (call $proc_exit (local.get $n))""",
+    more='(data (i32.const 600) "making\\n")',
+)
+"""Makes a directory in its first granted one again and again; exits with the first error but EXIST."""
+NOENT = 44
 USER_LIFE = """
 import json, os, sys
 from keep_client.credentials import Credentials
@@ -69,6 +81,22 @@ def test_the_manager_s_unit_can_grant_and_the_keep_runs_with_it(granting: Fleet)
     assert "Hello from C, inside a keep!" in [line.text for line in lines if line.source == "workload"]
     assert lines[-1].source == "keep"
     assert life.look().state is State.COMPLETE
+
+
+def test_a_directory_removed_while_it_is_used_is_an_error_of_that_guest_alone(granting: Fleet) -> None:
+    client, bystanders = granting.client(), Bystanders(granting)
+    granting.host.run(["mkdir", "-m", "0777", f"{ROOT}/out/used"])
+    life = Life.create(granting)
+    workload: dict[str, object] = {"directories": [{"host": f"{ROOT}/out/used", "guest": "/used", "writable": True}]}
+    life.info = client.start(life.kuuid, "127.0.0.1", free_port(), (), workload)
+    assert life.upload(MAKES).status == 200
+    life.line("making")
+    granting.host.run(["sh", "-c", f"until rm -r {ROOT}/out/used; do :; done"])
+    outcome = life.until(State.STARTED, State.COMPLETE).outcome
+    assert outcome is not None
+    assert (outcome.text, outcome.exit_code) == (f"exited {NOENT}", NOENT)
+    bystanders.check()
+    life.remove()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", f"{ROOT}/link/passwd", "/proc/self/fd/0"])

@@ -13,9 +13,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from keep_protocol.labels import MAX_LABEL_VALUE, MAX_LABELS
+from keep_protocol.states import State
 from keepctl import authority
+from tests.system import hostile
 from tests.system.calm import undisturbed
-from tests.system.fleet import MANAGER, Fleet
+from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.host import message_of
 from tests.system.life import Life
 from tests.system.wire import ask, request
@@ -91,6 +94,18 @@ def v1_requests(text: str, kuuid: int) -> Iterator[bytes]:
         yield request("POST", f"/v1/keeps{path}", json.dumps(body).encode())
     for names in ({"names": [text]}, {"names": ["localhost", text]}, {text: ["localhost"]}):
         yield request("POST", f"{keep}/start", json.dumps(names).encode())
+    for wish in ({"name": text}, {"labels": {f"{text}_": "x"}}, {text: "x"}):
+        yield request("POST", "/v1/keeps", json.dumps(wish).encode())
+    for workload in (
+        {text: ["x"]},
+        {"restart": text},
+        {"environment": {f"={text}": "x"}},
+        {"directories": [{"host": "/", "guest": text}]},
+        {"directories": [{"host": text, "guest": "/x"}]},
+        {"secrets": [{"name": text, "file": "/x"}]},
+        {"stdin": {"file": text}},
+    ):
+        yield request("POST", f"{keep}/start", json.dumps({"workload": workload}).encode())
     for query in (f"changed-from={encoded}", f"changed-from=1&timeout={encoded}", f"{encoded}=1"):
         yield request("GET", f"{keep}?{query}")
     for method in ("GET", "DELETE"):
@@ -106,6 +121,23 @@ def test_no_string_of_a_client_s_reaches_a_unit(fleet: Fleet) -> None:
     assert fleet.keep_units() == [life.unit]
     assert_clean(fleet)
     assert life.look().port == 0
+
+
+def test_words_that_a_guest_and_its_labels_may_have_arrive_whole_and_reach_no_unit(fleet: Fleet) -> None:
+    words = [text for text in STRINGS if "\0" not in text]
+    plain = [text for text in words if text.isprintable() and len(text) <= MAX_LABEL_VALUE]
+    labels = {f"l{number}": text for number, text in enumerate(plain[:MAX_LABELS])}
+    variables = {text.replace("=", "-"): text for text in words}
+    life = Life(fleet, fleet.client().create(name="zzmark", labels=labels).kuuid)
+    given: dict[str, object] = {"arguments": words, "environment": variables}
+    life.info = fleet.client().start(life.kuuid, "127.0.0.1", free_port(), (), given)
+    assert dict(life.info.labels) == labels
+    assert life.upload(hostile.counts_its_words()).status == 200
+    outcome = life.until(State.STARTED, State.COMPLETE).outcome
+    assert outcome is not None
+    strings = ["workload.wasm", *words, *(f"{name}={text}" for name, text in variables.items())]
+    assert outcome.exit_code == sum(len(text.encode()) + 1 for text in strings)
+    assert_clean(fleet)
 
 
 def test_a_token_and_headers_which_are_taken_and_not_used_reach_no_unit(fleet: Fleet) -> None:

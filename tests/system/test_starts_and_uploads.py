@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from keep_client import keep as door
 from keep_client.failures import ConnectionFailed
 from keep_client.http import Body, Reply
-from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.errors import ErrorKind
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.calls import both, half_an_upload, refused, split
+from tests.system.conftest import module_s_fleet
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Life
 
@@ -24,22 +24,7 @@ NOT_OURS = "192.0.2.77"
 """An address for documentation (RFC 5737), which no host has."""
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
-
-
-@pytest.fixture(scope="module")
-def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
-    """The manager; a test removes its own keeps."""
-    yield installed_fleet
-    installed_fleet.clear()
-
-
-@pytest.fixture
-def life(fleet: Fleet) -> Iterator[Life]:
-    """A new keep, removed after the test."""
-    life = Life.create(fleet)
-    yield life
-    with contextlib.suppress(KeepfleetError):
-        fleet.client().remove(life.kuuid)
+fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
 def test_a_second_start_is_refused_and_changes_nothing(life: Life) -> None:

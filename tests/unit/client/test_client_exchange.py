@@ -154,6 +154,17 @@ def test_an_expired_certificate_is_said_to_have_expired(pki: Pki) -> None:
             exchange(channel, endpoint, "GET", "/")
 
 
+def test_a_certificate_that_is_not_valid_yet_is_said_to_be_a_matter_of_clocks(pki: Pki) -> None:
+    credentials = pki.client("early", pki.now + datetime.timedelta(hours=1), days=30)
+    with TlsPeer(pki.manager(), lambda _: None) as peer:
+        endpoint = Endpoint("127.0.0.1", peer.port, "the manager")
+        with (
+            pytest.raises(ConnectionFailed, match="not valid yet by its clock; are both clocks right"),
+            Channel.open(endpoint, credentials.manager_context(), SECONDS) as channel,
+        ):
+            exchange(channel, endpoint, "GET", "/")
+
+
 def test_a_connection_closed_without_a_word_is_said_to_be_a_refused_certificate_most_likely(pki: Pki) -> None:
     with pytest.raises(ConnectionFailed, match="without an answer; most likely it refused our certificate"):
         asked(pki, lambda _: None)

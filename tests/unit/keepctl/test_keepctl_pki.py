@@ -112,7 +112,13 @@ def test_a_revoked_client_gets_a_new_key_and_never_its_old_one(run: Run, made: P
     assert (made / "clients/alice.key").read_bytes() != key
 
 
-def test_revoking_a_name_reaches_every_valid_certificate_it_ever_had(run: Run, made: Path) -> None:
+def test_a_certificate_that_has_expired_by_this_clock_is_revoked_all_the_same(made: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    pki.issue(Layout(str(made)), "alice", 1, now - 2 * DAY)
+    assert pki.revoke(Layout(str(made)), "alice") == [serial(made / "clients/alice.crt")]
+
+
+def test_revoking_a_name_reaches_every_certificate_it_ever_had(run: Run, made: Path) -> None:
     run("pki", "issue", "alice")
     first = serial(made / "clients/alice.crt")
     run("pki", "issue", "alice", "--renew")

@@ -25,6 +25,7 @@ from keepctl.endings import (
     exit_code_of,
 )
 from keepctl.references import choose
+from keepctl.summary import moment_text
 from tests.unit.keepctl.conftest import Run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,6 +43,12 @@ def test_a_size_is_bytes_with_an_optional_unit(text: str, number: int) -> None:
 )
 def test_a_time_is_seconds_or_days_hours_minutes(text: str, seconds: int) -> None:
     assert values.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("at", [253402300799.0, 253402300800.0, 1e12])
+def test_a_moment_that_no_calendar_has_is_told_in_seconds(at: float) -> None:
+    assert moment_text(at) in (f"@{at:.0f}", "9999-12-31 23:59:59")
+    assert moment_text(1e12) == "@1000000000000"
 
 
 @pytest.mark.parametrize(("text", "percent"), [("0.5", 50), ("2", 200), ("0.25", 25), ("1.5", 150)])

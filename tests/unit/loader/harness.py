@@ -8,16 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 from keep_protocol.control import Command, CommandType, FrameDecoder, decode_reply, encode_command
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
+
+from .notified import listening
 
 FAKES = Path(__file__).resolve().parents[2] / "fakes"
 PUPPET = (sys.executable, "-I", "-S", str(FAKES / "app_loader_puppet.py"))
@@ -25,91 +25,8 @@ KUUID = 7
 ROUNDS = 100
 """Commands answered until everything sent before them has been seen to; each is one turn of the loader's loop."""
 FINGERPRINT = "sha256:" + "ab" * 32
-SO_FAR, END = b"SO_FAR", b"END"
-"""Messages of the test's own to its reading thread; none of systemd's is without a `=`."""
 DEADLINE = 15.0
 """Seconds until a test gives up on another process; each of them answers in milliseconds."""
-
-
-@dataclass
-class Systemd:
-    """The other end of `$NOTIFY_SOCKET`: what the loader said, and the descriptors it parked.
-
-    A thread takes each message at once, as PID 1 does: where the kernel queues ten (net.unix.max_dgram_qlen, which
-    systemd raises at boot), a loader would wait for a test that waits for it.
-    """
-
-    path: str
-    sock: socket.socket
-    stored: dict[str, int] = field(default_factory=dict)
-    unstored: list[str] = field(default_factory=list)
-    statuses: list[str] = field(default_factory=list)
-    messages: int = 0
-    _heard: SimpleQueue[tuple[bytes, list[int]]] = field(default_factory=SimpleQueue)
-
-    def __post_init__(self) -> None:
-        self._thread = threading.Thread(target=self._listen)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        while True:
-            data, descriptors, _, _ = socket.recv_fds(self.sock, 65536, 8)
-            self._heard.put((data, descriptors))
-            if data == END:
-                return
-
-    def _mark(self, data: bytes) -> None:
-        """Sends `data` after everything that has been sent before."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(data, self.path)
-
-    def receive(self) -> dict[str, str]:
-        """The loader's next message, obeyed as systemd would. Raises TimeoutError when there is none."""
-        try:
-            return self._obey(*self._heard.get(timeout=DEADLINE))
-        except Empty:
-            raise TimeoutError("the loader said nothing more") from None
-
-    def _obey(self, data: bytes, descriptors: list[int]) -> dict[str, str]:
-        said = dict(line.split("=", 1) for line in data.decode().splitlines())
-        self.messages += 1
-        if "FDSTORE" in said:
-            (self.stored[said["FDNAME"]],) = descriptors
-        elif "FDSTOREREMOVE" in said:
-            os.close(self.stored.pop(said["FDNAME"]))
-            self.unstored.append(said["FDNAME"])
-        if "STATUS" in said:
-            self.statuses.append(said["STATUS"])
-        return said
-
-    def wait_for(self, key: str, value: str | None = None) -> str:
-        """The value of the next `key` the loader says; with `value`, of the next one that begins with it."""
-        while True:
-            said = self.receive().get(key)
-            if said is not None and (value is None or said.startswith(value)):
-                return said
-
-    @property
-    def door(self) -> set[str]:
-        """The names of what is parked of the keep's door; its record is no part of that."""
-        return set(self.stored) - {"record"}
-
-    def drain(self) -> None:
-        """Takes what has been said already."""
-        self._mark(SO_FAR)
-        while (heard := self._heard.get(timeout=DEADLINE))[0] != SO_FAR:
-            self._obey(*heard)
-
-    def close(self) -> None:
-        """Closes everything, and lets go of what is stored."""
-        self._mark(END)
-        self._thread.join(DEADLINE)
-        while not self._heard.empty():
-            for descriptor in self._heard.get()[1]:
-                os.close(descriptor)
-        for descriptor in self.stored.values():
-            os.close(descriptor)
-        self.sock.close()
 
 
 class Peer:
@@ -200,10 +117,7 @@ class LoaderProcess:
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.directory, self._stack = directory, stack
         self.log = directory.parent / "log"
-        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        notify.bind(str(directory.parent / "notify"))
-        self.systemd = Systemd(str(directory.parent / "notify"), notify)
-        stack.callback(self.systemd.close)
+        self.systemd = stack.enter_context(listening(str(directory.parent / "notify"), DEADLINE))
         self._calls = stack.enter_context(socket.socket(socket.AF_UNIX))
         self._calls.settimeout(DEADLINE)
         self._calls.bind(str(directory / "puppet.sock"))

@@ -130,6 +130,15 @@ def test_the_meter_leaves_out_what_was_used_before() -> None:
     assert used.ended_at >= used.started_at > 1e9
 
 
+@pytest.mark.parametrize("set_by", [-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0])
+def test_a_clock_that_is_set_meanwhile_changes_no_duration(set_by: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter, clock = Meter(os.getpid(), fresh=False), time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + set_by)
+    used = meter.used(Exit(0, None))
+    assert 0 <= used.wall_seconds < 3600
+    assert used.ended_at - used.started_at == pytest.approx(used.wall_seconds, abs=0.001)
+
+
 def test_a_process_that_was_never_a_door_has_the_kernels_figures() -> None:
     child = spawn(("/bin/true",), {}, [])
     meter = Meter(child.pid, fresh=True)
@@ -201,6 +210,7 @@ def test_what_the_door_used_is_not_the_workloads(unstarted: LoaderProcess, hande
     assert outcome.peak_bytes is None  # its memory was gone before anybody could look
     assert outcome.started_at is not None and outcome.ended_at is not None
     assert 0 <= outcome.ended_at - outcome.started_at < 15
+    assert outcome.ended_monotonic is not None and 0 < outcome.ended_monotonic <= time.monotonic()
 
 
 def test_a_stop_says_by_whom_and_when(unstarted: LoaderProcess, handed: Door) -> None:

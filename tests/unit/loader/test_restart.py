@@ -104,6 +104,12 @@ def test_a_workload_without_a_policy_is_lost_with_its_times() -> None:
     assert (resumption.outcome.started_at, resumption.outcome.ended_at) == (NOW - 5, NOW)
 
 
+def test_no_workload_is_lost_before_it_started_though_the_clock_was_set_back() -> None:
+    resumption = resume_from(Saved(Phase.RUNNING, granted=GRANTED, started_at=NOW + 3600), KEPT, NOW)
+    assert resumption.outcome is not None
+    assert resumption.outcome.ended_at == resumption.outcome.started_at == NOW + 3600
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -296,7 +302,7 @@ def test_an_app_loader_that_hands_no_module_over_ends_the_keep(
     loader: LoaderProcess, handed: Door, place: Path
 ) -> None:
     made = Repeated(loader, handed, place.parent, RestartPolicy.ALWAYS)
-    made.puppet.order("report", report={"report": "accepted"})  # it is ended for it, perhaps before it can answer
+    made.puppet.order("report", report={"report": "accepted"})  # it may be killed before it could say "done"
     info = made.end()
     assert (info.state, "did not hand its module over" in info.detail) == (State.ERROR, True)
     for descriptor in made.descriptors:

@@ -126,6 +126,15 @@ def test_a_certificate_that_is_no_certificate_is_refused(authority: FakeAuthorit
         pki.Directory(str(Path(authority.file).parent)).check()
 
 
+def test_a_certificate_that_is_not_valid_yet_is_a_matter_of_the_clock(
+    authority: FakeAuthority, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pki.now() - datetime.timedelta(days=400)
+    monkeypatch.setattr(pki, "now", lambda: before)
+    pki.Directory(str(Path(authority.file).parent)).check()
+    assert "UTC on; is the clock right?" in caplog.text
+
+
 def test_a_certificate_about_to_expire_is_warned_about(
     authority: FakeAuthority, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,4 +145,5 @@ def test_a_certificate_about_to_expire_is_warned_about(
     monkeypatch.setattr(pki, "now", lambda: later)
     files.check()
     assert "expired on" in caplog.text
+    assert "run: keepctl pki renew-server" in caplog.text
     assert os.path.basename(files.certificate) in caplog.text

@@ -25,11 +25,14 @@ from tests.fakes.fake_units import FakeUnits
 
 ALICE = Caller("alice", "127.0.0.1", "alice")
 NOW = 1_000_000.0
+SET = 400 * 86400.0
+"""How far a clock may be off that somebody has set."""
 
 
-def ended(kuuid: int, ago: float | None, state: State = State.COMPLETE) -> KeepInfo:
+def ended(kuuid: int, ago: float | None, state: State = State.COMPLETE, ended_at: float = 0.0) -> KeepInfo:
     at = None if ago is None else NOW - ago
-    return KeepInfo(kuuid, state, outcome=Outcome(OutcomeKind.EXITED, "exited 0", ended_at=at))
+    outcome = Outcome(OutcomeKind.EXITED, "exited 0", ended_at=ended_at, ended_monotonic=at)
+    return KeepInfo(kuuid, state, outcome=outcome)
 
 
 def test_those_that_ended_long_enough_ago_are_due_and_the_next_look_is_when_one_is() -> None:
@@ -53,8 +56,11 @@ def test_what_has_not_ended_is_never_due(keep: KeepInfo) -> None:
     assert expired([keep], NOW, 100) == ([], 100)
 
 
-def test_an_end_in_the_future_waits_no_longer_than_one_of_now() -> None:
-    assert expired([ended(1, -3600)], NOW, 100) == ([], 100)
+@pytest.mark.parametrize("off", [-SET, -3600.0, 3600.0, SET])
+def test_a_clock_that_was_set_neither_removes_a_keep_early_nor_keeps_it(off: float) -> None:
+    at = time.time() + off
+    assert expired([ended(1, 30, ended_at=at)], NOW, 100) == ([], 70)
+    assert expired([ended(1, 100, ended_at=at)], NOW, 100)[0] == [1]
 
 
 @pytest.fixture
@@ -80,7 +86,7 @@ async def test_a_manager_that_starts_anew_removes_what_ended_before(keeps: Keeps
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     await keeps.start(StartKeep(kuuid), ALICE)
     await keeps.stop(kuuid, ALICE)
-    watch = asyncio.create_task(retain(keeps, 3600, lambda: time.time() + 3601))
+    watch = asyncio.create_task(retain(keeps, 3600, lambda: time.monotonic() + 3601))
     try:
         await asyncio.wait_for(units.gone.wait(), 5)
     finally:

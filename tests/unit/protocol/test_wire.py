@@ -52,6 +52,7 @@ OUTCOMES = st.builds(
     output_bytes=st.none() | st.integers(0),
     started_at=SECONDS,
     ended_at=SECONDS,
+    ended_monotonic=SECONDS,
     by=st.text(),
 )
 KEEPS = st.builds(

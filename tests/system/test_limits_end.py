@@ -1,0 +1,118 @@
+"""Whatever a guest does, or waits for, it ends within a second of its limit, and nobody beside it notices."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.limits import MIB
+from keep_protocol.states import State
+from tests.system import hostile, modules
+from tests.system.calm import undisturbed
+from tests.system.fleet import Fleet
+from tests.system.life import Bystanders, Life, example
+
+SECONDS = 2
+OVER = f"over its time limit of {SECONDS} s"
+GIVEN_UP = 60
+GROWS = hostile.wat("""(module (memory (export "memory") 1) (func (export "_start")
+  (loop $more (drop (memory.grow (i32.const 1000))) (br $more))))""")
+"""Asks for 64 MiB more again and again, also when it has been refused."""
+WAITS = hostile.module(
+    "(i32.store8 (i32.const 72) (i32.const 1)) (i32.store (i32.const 80) (i32.const 0))"
+    "(loop $l (drop (call $poll_oneoff (i32.const 64) (i32.const 128) (i32.const 1) (i32.const 8))) (br $l))"
+)
+"""Waits for its standard input to have something, again and again."""
+READS = hostile.module(
+    "(i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const 1000))"
+    "(loop $l (drop (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8))) (br $l))"
+)
+"""Reads its standard input, which has nothing for it, again and again."""
+ENDLESS = {
+    "a tight loop": hostile.spins("_start"),
+    "a start function that never ends": hostile.spins("the start section"),
+    "a host call that waits for an hour": modules.sleeps(),
+    "a host call that waits for input": WAITS,
+    "reading where nothing comes": READS,
+    "an endless allocation": GROWS,
+    "a flood of output": example("flood-wat/flood"),
+}
+
+
+@pytest.fixture
+def bystanders(fleet: Fleet) -> Iterator[Bystanders]:
+    """Two keeps that must be as they were after the test."""
+    made = Bystanders(fleet)
+    yield made
+    made.check()
+
+
+def end(life: Life, module: bytes) -> Outcome:
+    """How `module` ends; a keep that does not end is given up by removing it."""
+    assert life.upload(module).status == 200
+    alarm = threading.Timer(GIVEN_UP, life.fleet.client().remove, (life.kuuid,))
+    alarm.start()
+    try:
+        info = life.fleet.client().ended(life.kuuid)
+    finally:
+        alarm.cancel()
+    assert info.outcome is not None, info.detail
+    return info.outcome
+
+
+@pytest.mark.usefixtures("bystanders")
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_what_never_ends_ends_within_a_second_of_its_time(fleet: Fleet, kind: str) -> None:
+    life = Life.awaiting(fleet, wall_seconds=SECONDS, log_lines_per_second=100)
+    loader = life.loader_pid
+    with undisturbed(fleet):
+        outcome = end(life, ENDLESS[kind])
+    assert (outcome.kind, outcome.text) == (OutcomeKind.LIMITED, OVER)
+    assert outcome.wall_seconds is not None and SECONDS <= outcome.wall_seconds < SECONDS + 1
+    assert life.loader_pid == loader
+    assert life.host.run(["pgrep", "--parent", str(loader)], check=False).stdout == ""
+    life.remove()
+
+
+@pytest.mark.usefixtures("bystanders")
+def test_at_once_they_end_within_a_second_of_their_time_too(fleet: Fleet) -> None:
+    lives = [Life.awaiting(fleet, wall_seconds=SECONDS, log_lines_per_second=100) for _ in ENDLESS]
+    with undisturbed(fleet), ThreadPoolExecutor(len(lives)) as pool:
+        outcomes = list(pool.map(end, lives, ENDLESS.values()))
+    told = {kind: (outcome.text, outcome.wall_seconds) for kind, outcome in zip(ENDLESS, outcomes, strict=True)}
+    assert {kind: one for kind, one in told.items() if one[0] != OVER or not one[1] or one[1] >= SECONDS + 1} == {}
+    for life in lives:
+        life.remove()
+
+
+def over_memory(kind: str, limit: int) -> bytes:
+    """A module that needs more memory than it may have: at once when it starts, by growing, or by a table."""
+    pages = 2 * limit // hostile.PAGE
+    return hostile.wat(
+        {
+            "at its start": f'(module (memory {pages}) (func (export "_start")))',
+            "all there can be": '(module (memory 65536) (func (export "_start")))',
+            "by growing": f"""(module (memory 1) (func (export "_start")
+                (if (i32.eq (memory.grow (i32.const {pages})) (i32.const -1)) (then unreachable))))""",
+            "in a table": '(module (table 4000000000 funcref) (func (export "_start")))',
+        }[kind]
+    )
+
+
+@pytest.mark.usefixtures("bystanders")
+@pytest.mark.parametrize("kind", ["at its start", "all there can be", "by growing", "in a table"])
+def test_a_catastrophic_allocation_ends_with_its_reason_and_takes_nothing(fleet: Fleet, kind: str) -> None:
+    limit = 16 * MIB
+    life = Life.awaiting(fleet, memory_bytes=limit, wall_seconds=SECONDS)
+    with undisturbed(fleet):
+        outcome = end(life, over_memory(kind, limit))
+    words = {"by growing": "trapped: wasm `unreachable` instruction executed", "in a table": "over its limit of "}
+    assert outcome.text.startswith(words.get(kind, "over its memory limit of 16 MiB")), outcome.text
+    assert outcome.wall_seconds is not None and outcome.wall_seconds < 1
+    assert outcome.peak_bytes is None or outcome.peak_bytes < 128 * MIB
+    assert life.look().state is State.ERROR
+    life.remove()
