@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from aiohttp import web
 
 from keep_manager.http.connection import SEND_SECONDS
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import CERTIFICATES, RULES, peer_of
-from keep_manager.keeps.logs import Journal, followed
+from keep_manager.keeps.logs import Journal, end_task, followed
 from keep_protocol import streams
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -59,24 +59,26 @@ def _query(request: web.Request) -> tuple[int | None, bool]:
     return None if lines is None else int(lines), query.get("follow") == "true"
 
 
-async def _present(journal: Journal, kuuid: int, last: int | None, after: str) -> AsyncIterator[LogLine | KeepInfo]:
+async def _present(
+    journal: Journal, kuuid: int, last: int | None, after: str
+) -> AsyncGenerator[LogLine | KeepInfo, None]:
     async with journal.lines(kuuid, last=last, after=after) as lines:
         async for line in lines:
             yield line
 
 
-async def _answer(request: web.Request, told: AsyncIterator[LogLine | KeepInfo]) -> web.StreamResponse:
+async def _answer(request: web.Request, told: AsyncGenerator[LogLine | KeepInfo, None]) -> web.StreamResponse:
     """The stream of `told`, with a sign of life in every silence, until it ends or the client is gone.
+
+    `told` is closed with the answer, wherever that breaks off: a client may go while a line is sent as well as while
+    one is waited for. Left to the garbage collector, its journalctl would live on until that looks.
 
     A refusal before the first thing told is an answer like any other; one after it can only end the stream: the client
     resumes, and is answered.
     """
     response = web.StreamResponse(headers={"Content-Type": streams.CONTENT_TYPE})
-    task = asyncio.current_task()
-    if task is not None:
-        request.app[STREAMS].add(task)
-        task.add_done_callback(request.app[STREAMS].discard)
-    async with aclosing(_alive(told)) as chunks:  # type: ignore[type-var] # it is a generator
+    _enlist(request.app)
+    async with aclosing(told), aclosing(_alive(told)) as chunks:
         try:
             async for chunk in chunks:
                 _check_again(request)
@@ -91,6 +93,16 @@ async def _answer(request: web.Request, told: AsyncIterator[LogLine | KeepInfo])
             LOG.info("ended the stream of %s to %s: %s", request.path, peer_of(request), error.message)
             response.force_close()
     return response
+
+
+def _enlist(app: web.Application) -> None:
+    """Notes the running task for `end_streams`. Here and not in its caller, whose frame an exception's traceback keeps:
+    a task named there would hold itself.
+    """
+    task = asyncio.current_task()
+    if task is not None:
+        app[STREAMS].add(task)
+        task.add_done_callback(app[STREAMS].discard)
 
 
 def _check_again(request: web.Request) -> None:
@@ -111,7 +123,7 @@ async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes
         raise ConnectionResetError("the client does not read") from None
 
 
-async def _alive(told: AsyncIterator[LogLine | KeepInfo]) -> AsyncIterator[bytes]:
+async def _alive(told: AsyncGenerator[LogLine | KeepInfo, None]) -> AsyncGenerator[bytes, None]:
     """What to send: each thing told as an event, and signs of life in every silence, the first one soon."""
     pause = FIRST_SECONDS
     coming: asyncio.Task[LogLine | KeepInfo | None] | None = None
@@ -128,13 +140,10 @@ async def _alive(told: AsyncIterator[LogLine | KeepInfo]) -> AsyncIterator[bytes
                 return
             yield _encoded(item)
     finally:
-        if coming is not None:
-            coming.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({coming})
+        await end_task(coming)  # before `told` is closed: only one may be at work in it
 
 
-async def _next(told: AsyncIterator[LogLine | KeepInfo]) -> LogLine | KeepInfo | None:
+async def _next(told: AsyncGenerator[LogLine | KeepInfo, None]) -> LogLine | KeepInfo | None:
     return await anext(told, None)
 
 

@@ -9,8 +9,8 @@ import json
 import os
 import re
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -86,12 +86,10 @@ class Journal:
         try:
             process = await self._start(_arguments(self._instance, kuuid, last, after, follow))
             try:
-                yield _records(process)
+                async with aclosing(_records(process)) as records:
+                    yield records
             finally:
-                if process.returncode is None:
-                    with suppress(ProcessLookupError):
-                        process.kill()
-                await process.communicate()
+                await _ended(process)
         finally:
             self._followed -= 1
 
@@ -99,12 +97,11 @@ class Journal:
         """Waits until journald has written what was sent to it. Only root may ask; for others there is no waiting."""
         process = await self._start(("--sync",))
         try:
-            async with asyncio.timeout(SYNC_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SYNC_SECONDS):
+                    await process.wait()
         finally:
-            await process.communicate()
+            await _ended(process)
 
     async def _start(self, arguments: Sequence[str]) -> asyncio.subprocess.Process:
         try:
@@ -137,7 +134,15 @@ def _arguments(instance: str, kuuid: int, last: int | None, after: str, follow: 
     return [*arguments, *matches]
 
 
-async def _records(process: asyncio.subprocess.Process) -> AsyncIterator[LogLine]:
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Kills a journalctl that has not ended by itself, and reads what it left in the pipe, which closes that."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+    await process.communicate()
+
+
+async def _records(process: asyncio.subprocess.Process) -> AsyncGenerator[LogLine, None]:
     output = process.stdout
     while output is not None:
         try:
