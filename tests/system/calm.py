@@ -44,8 +44,7 @@ def settled(host: Host, pid: int, before: Usage) -> Usage:
 def readers_left(fleet: Fleet) -> list[str]:
     """The manager's readers of the journal, once all have gone, or those that are still there in the end."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    command = ["pgrep", "--parent", str(fleet.manager_pid), "journalctl"]
-    while (left := fleet.host.run(command, check=False).stdout.split()) and time.monotonic() < deadline:
+    while (left := fleet.readers()) and time.monotonic() < deadline:
         continue
     return left
 
