@@ -144,9 +144,25 @@ class ManagerClient:
         """Ends a keep's app-loader or workload; its outcome stays."""
         return keep_from_wire(self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/stop").object())
 
-    def remove(self, kuuid: int) -> None:
-        """Stops a keep's unit and forgets the keep."""
-        self._call("DELETE", f"{V1_KEEPS_PATH}/{kuuid}")
+    def remove(self, kuuid: int, patient: bool = False) -> None:
+        """Stops a keep's unit and forgets the keep.
+
+        patient: a manager that is away for a moment is asked again, and a keep that is gone already is as good.
+        """
+        pauses = iter(RETRY_SECONDS if patient else ())
+        while True:
+            try:
+                self._call("DELETE", f"{V1_KEEPS_PATH}/{kuuid}")
+                return
+            except ConnectionFailed:
+                seconds = next(pauses, None)
+                if seconds is None:
+                    raise
+                time.sleep(seconds)
+            except KeepfleetError as error:
+                if patient and error.kind is ErrorKind.NOT_FOUND:
+                    return
+                raise
 
     def changed(self, kuuid: int, state: State, seconds: int) -> KeepInfo:
         """The keep as soon as its state is no longer `state`, or as it is after `seconds`."""

@@ -28,6 +28,10 @@ ACCEPTS_AT_ONCE = 32
 """Connections taken before the loop turns to others again."""
 PAUSE_SECONDS = 1.0
 """Until the next attempt when the process or the host is out of descriptors; nothing tells when there are some."""
+UNHEARD_SECONDS = 15.0
+"""How long a connection lives on whose other end acknowledges nothing of what was sent, as one whose network is gone.
+Linux alone would try for a quarter of an hour, and keep a follower's journalctl as long; a lost packet is sent again
+some six times meanwhile (man 7 tcp, TCP_USER_TIMEOUT)."""
 SHUTDOWN_SECONDS = 2.0
 """For the other side's part of closing TLS."""
 
@@ -106,6 +110,7 @@ class Gate:
 
     async def _shake_hands(self, sock: socket.socket, address: str) -> None:
         sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNHEARD_SECONDS * 1000))
         released = False
 
         def release() -> None:

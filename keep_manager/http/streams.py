@@ -6,15 +6,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 from aiohttp import web
 
 from keep_manager.http.connection import SEND_SECONDS
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import CERTIFICATES, RULES, peer_of
-from keep_manager.keeps.logs import Events, Journal, followed
+from keep_manager.keeps.logs import Events, Journal, end_task, followed
 from keep_protocol import streams
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -81,24 +81,26 @@ def _lines(query: Mapping[str, str]) -> int | None:
     return None if lines is None else int(lines)
 
 
-async def _present(journal: Journal, kuuid: int, last: int | None, after: str) -> AsyncIterator[LogLine | KeepInfo]:
+async def _present(
+    journal: Journal, kuuid: int, last: int | None, after: str
+) -> AsyncGenerator[LogLine | KeepInfo, None]:
     async with journal.lines(kuuid, last=last, after=after) as lines:
         async for line in lines:
             yield line
 
 
-async def _answer(request: web.Request, told: AsyncIterator[Told]) -> web.StreamResponse:
+async def _answer(request: web.Request, told: AsyncGenerator[Told, None]) -> web.StreamResponse:
     """The stream of `told`, with a sign of life in every silence, until it ends or the client is gone.
+
+    `told` is closed with the answer, wherever that breaks off: a client may go while a line is sent as well as while
+    one is waited for. Left to the garbage collector, its journalctl would live on until that looks.
 
     A refusal before the first thing told is an answer like any other; one after it can only end the stream: the client
     resumes, and is answered.
     """
     response = web.StreamResponse(headers={"Content-Type": streams.CONTENT_TYPE})
-    task = asyncio.current_task()
-    if task is not None:
-        request.app[STREAMS].add(task)
-        task.add_done_callback(request.app[STREAMS].discard)
-    async with aclosing(_alive(told)) as chunks:  # type: ignore[type-var] # it is a generator
+    _enlist(request.app)
+    async with aclosing(told), aclosing(_alive(told)) as chunks:
         try:
             async for chunk in chunks:
                 _check_again(request)
@@ -113,6 +115,16 @@ async def _answer(request: web.Request, told: AsyncIterator[Told]) -> web.Stream
             LOG.info("ended the stream of %s to %s: %s", request.path, peer_of(request), error.message)
             response.force_close()
     return response
+
+
+def _enlist(app: web.Application) -> None:
+    """Notes the running task for `end_streams`. Here and not in its caller, whose frame an exception's traceback keeps:
+    a task named there would hold itself.
+    """
+    task = asyncio.current_task()
+    if task is not None:
+        app[STREAMS].add(task)
+        task.add_done_callback(app[STREAMS].discard)
 
 
 def _check_again(request: web.Request) -> None:
@@ -133,7 +145,7 @@ async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes
         raise ConnectionResetError("the client does not read") from None
 
 
-async def _alive(told: AsyncIterator[Told]) -> AsyncIterator[bytes]:
+async def _alive(told: AsyncGenerator[Told, None]) -> AsyncGenerator[bytes, None]:
     """What to send: each thing told as an event, and signs of life in every silence, the first one soon."""
     pause = FIRST_SECONDS
     coming: asyncio.Task[Told | None] | None = None
@@ -150,13 +162,10 @@ async def _alive(told: AsyncIterator[Told]) -> AsyncIterator[bytes]:
                 return
             yield _encoded(item)
     finally:
-        if coming is not None:
-            coming.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({coming})
+        await end_task(coming)  # before `told` is closed: only one may be at work in it
 
 
-async def _next(told: AsyncIterator[Told]) -> Told | None:
+async def _next(told: AsyncGenerator[Told, None]) -> Told | None:
     return await anext(told, None)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, suppress
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -35,7 +35,7 @@ class Events(Protocol):
 
     def events(
         self, kuuid: int | None = None, last: int = 0, after: str = ""
-    ) -> AbstractAsyncContextManager[AsyncIterator[KeepEvent]]:
+    ) -> AbstractAsyncContextManager[AsyncGenerator[KeepEvent, None]]:
         """The events after one, or the `last` ones, and then those to come, for ever; all or those of one keep."""
 
 
@@ -74,10 +74,10 @@ async def ended(keeps: Keeps, kuuid: int) -> KeepInfo:
 
 async def followed(
     keeps: Keeps, journal: Journal, kuuid: int, last: int | None, after: str
-) -> AsyncIterator[LogLine | KeepInfo]:
+) -> AsyncGenerator[LogLine | KeepInfo, None]:
     """The keep's lines as they come; when it has ended those that are still to be read, and at the very end the keep.
 
-    Raises KeepfleetError as the journal and the keeps do.
+    Whoever takes it closes it: it holds a reader of the journal. Raises KeepfleetError as the journal and the keeps do.
     """
     end = asyncio.create_task(ended(keeps, kuuid))
     coming: asyncio.Task[LogLine | None] | None = None
@@ -95,7 +95,7 @@ async def followed(
                     after, last = line.cursor, None
                     yield line
             finally:
-                await _end(coming)  # before the journal ends its reader: only one may read from that at a time
+                await end_task(coming)  # before the journal ends its reader: only one may read from that at a time
         info = await end
         await journal.sync()
         async with journal.lines(kuuid, last=last, after=after) as lines:
@@ -103,15 +103,27 @@ async def followed(
                 yield line
         yield info
     finally:
-        await _end(end)
+        await end_task(end)
 
 
 async def _next(lines: AsyncIterator[LogLine]) -> LogLine | None:
     return await anext(lines, None)
 
 
-async def _end(task: asyncio.Task[LogLine | None] | asyncio.Task[KeepInfo] | None) -> None:
-    if task is not None and not task.done():
-        task.cancel()
-        with suppress(asyncio.CancelledError):
+async def end_task(task: asyncio.Task[Any] | None) -> None:
+    """Cancels a task and returns when it has ended, also when the caller is cancelled meanwhile, once or more often:
+    what the task holds is then free, and what it was using may be closed. Its result is nobody's any more.
+    """
+    if task is None:
+        return
+    task.cancel()
+    cancelled = False
+    while not task.done():
+        try:
             await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if not task.cancelled():
+        task.exception()  # looked at, or asyncio logs that nobody did
+    if cancelled:
+        raise asyncio.CancelledError

@@ -10,8 +10,8 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 
 from keep_manager.model import Told
 from keep_manager.systemd.lines import DROPPED, Journal, check_cursor
@@ -115,7 +115,7 @@ class Ledger:
     @asynccontextmanager
     async def events(
         self, kuuid: int | None = None, last: int = 0, after: str = ""
-    ) -> AsyncIterator[AsyncIterator[KeepEvent]]:
+    ) -> AsyncIterator[AsyncGenerator[KeepEvent, None]]:
         """The events after a cursor, or the `last` ones, and then those to come, for ever; all or those of one keep.
 
         What happens after the block has begun is told. Raises KeepfleetError: TOO_MANY, BAD_REQUEST, UNAVAILABLE.
@@ -126,8 +126,11 @@ class Ledger:
         # Not --after-cursor=, which skips the first entry that matches, whether it is that one or not (systemd 252).
         arguments += [f"--cursor={place}", "--no-tail"] if place else [f"--lines={last}"]
         with self._journal.place_for_reader():
-            async with self._journal.records([*arguments, *matches]) as records:
-                yield _events(records, place)
+            async with (
+                self._journal.records([*arguments, *matches]) as records,
+                aclosing(_events(records, place)) as events,
+            ):
+                yield events
 
     async def told(self) -> dict[int, Told]:
         """What was told last of each keep among the MAX_TOLD latest events. Raises KeepfleetError."""
@@ -186,7 +189,7 @@ def _number_dropped(record: bytes) -> int:
         return 0
 
 
-async def _events(records: AsyncIterator[bytes], after: str) -> AsyncIterator[KeepEvent]:
+async def _events(records: AsyncGenerator[bytes, None], after: str) -> AsyncGenerator[KeepEvent, None]:
     async for record in records:
         event = read_event(record)
         if event is not None and event.cursor != after:

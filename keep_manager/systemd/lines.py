@@ -9,8 +9,8 @@ import json
 import os
 import re
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -87,8 +87,8 @@ class Journal:
         """
         arguments = _arguments(self._instance, kuuid, last, after, follow)
         with self.place_for_reader():
-            async with self.records(arguments) as records:
-                yield _lines(records)
+            async with self.records(arguments) as records, aclosing(_lines(records)) as lines:
+                yield lines
 
     @contextmanager
     def place_for_reader(self) -> Iterator[None]:
@@ -102,31 +102,27 @@ class Journal:
             self._followed -= 1
 
     @asynccontextmanager
-    async def records(self, arguments: Sequence[str]) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def records(self, arguments: Sequence[str]) -> AsyncIterator[AsyncGenerator[bytes, None]]:
         """What journalctl writes with these arguments, line by line. The reader ends with the block.
 
         Raises KeepfleetError(UNAVAILABLE).
         """
         process = await self._start(arguments)
         try:
-            yield _records(process)
+            async with aclosing(_records(process)) as records:
+                yield records
         finally:
-            # At the end of its output it ends by itself; a kill then could take its status from under asyncio's waiter.
-            if process.returncode is None and not (process.stdout and process.stdout.at_eof()):
-                with suppress(ProcessLookupError):
-                    process.kill()
-            await process.communicate()
+            await _ended(process)
 
     async def sync(self) -> None:
         """Waits until journald has written what was sent to it. Only root may ask; for others there is no waiting."""
         process = await self._start(("--sync",))
         try:
-            async with asyncio.timeout(SYNC_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SYNC_SECONDS):
+                    await process.wait()
         finally:
-            await process.communicate()
+            await _ended(process)
 
     async def _start(self, arguments: Sequence[str]) -> asyncio.subprocess.Process:
         try:
@@ -160,14 +156,23 @@ def _arguments(instance: str, kuuid: int, last: int | None, after: str, follow: 
     return [*arguments, *own, "+", *DROPPED, about]
 
 
-async def _lines(records: AsyncIterator[bytes]) -> AsyncIterator[LogLine]:
+async def _lines(records: AsyncGenerator[bytes, None]) -> AsyncGenerator[LogLine, None]:
     async for record in records:
         line = read_record(record)
         if line is not None:
             yield line
 
 
-async def _records(process: asyncio.subprocess.Process) -> AsyncIterator[bytes]:
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Kills a journalctl that has not ended by itself, and reads what it left in the pipe, which closes that."""
+    # At the end of its output it ends by itself; a kill then could take its status from under asyncio's waiter.
+    if process.returncode is None and not (process.stdout and process.stdout.at_eof()):
+        with suppress(ProcessLookupError):
+            process.kill()
+    await process.communicate()
+
+
+async def _records(process: asyncio.subprocess.Process) -> AsyncGenerator[bytes, None]:
     output = process.stdout
     while output is not None:
         try:

@@ -11,14 +11,13 @@ from typing import Any
 
 import click
 
-from keep_client.keep import open_workload
 from keep_client.manager import ManagerClient
 from keep_client.text import one_line, printable
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.streams import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
 from keepctl.commands.access import Access, connected, output_option
-from keepctl.commands.keeps import send
+from keepctl.commands.begin import begin
 from keepctl.commands.options import Wishes, creation_options, door_options, guest_options
 from keepctl.commands.shared import show_error
 from keepctl.display import json_line, json_text
@@ -91,20 +90,6 @@ def _described(path: str) -> Job:
     return read_job(path)
 
 
-def _begin(access: Access, client: ManagerClient, job: Job, how: _How) -> KeepInfo:
-    """A keep that has received the job's module; or none, when anything fails."""
-    with open_workload(job.module) as file:
-        keep = client.create("wasi", job.name, job.labels, job.limits, os.urandom(16).hex())
-        try:
-            started = client.start(keep.kuuid, how.address, how.port, (), job.workload())
-            send(access, started, client.endpoint.host, file)
-        except (KeepfleetError, KeyboardInterrupt):
-            with suppress(KeepfleetError):
-                client.remove(keep.kuuid)
-            raise
-    return started
-
-
 def _tell_end(keep: KeepInfo) -> None:
     if succeeded(keep):
         return
@@ -133,20 +118,20 @@ def _follow(client: ManagerClient, kuuid: int, how: _How) -> int:
         with suppress(KeepfleetError):
             client.stop(kuuid)
         if how.remove:
-            client.remove(kuuid)
+            client.remove(kuuid, patient=True)
         return UNREAD
     if how.json:
         click.echo(json_line({"keep": keep.to_wire()}))
     if not interrupted:
         _tell_end(keep)
     if how.remove:
-        client.remove(kuuid)
+        client.remove(kuuid, patient=True)
     return INTERRUPTED if interrupted else exit_code_of(keep.outcome)
 
 
 def _run(access: Access, job: Job, how: _How) -> int:
     client = access.client()
-    keep = _begin(access, client, job, how)
+    keep = begin(access, client, job, how.address, how.port)
     if how.detach:
         click.echo(json_text(client.keep(keep.kuuid).to_wire()) if how.json else str(keep.kuuid))
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from keep_manager.model import Told
@@ -110,7 +110,7 @@ class FakeLedger:
     @asynccontextmanager
     async def events(
         self, kuuid: int | None = None, last: int = 0, after: str = ""
-    ) -> AsyncIterator[AsyncIterator[KeepEvent]]:
+    ) -> AsyncIterator[AsyncGenerator[KeepEvent, None]]:
         """See Ledger."""
         self._reach()
         start = int(check_cursor(after).split(";")[1].removeprefix("i="), 16) if after else len(self.written) - last
@@ -130,7 +130,7 @@ class FakeLedger:
             self.readers += number
             self._changed.notify_all()
 
-    async def _read(self, kuuid: int | None, seen: int) -> AsyncIterator[KeepEvent]:
+    async def _read(self, kuuid: int | None, seen: int) -> AsyncGenerator[KeepEvent, None]:
         while True:
             async with self._changed:
                 while len(self.written) == seen:

@@ -27,6 +27,8 @@ class ManagerInMemory(TlsPeer):
     events as `break_off_after` says (one number a connection, taken off) and breaks off, politely or not, and all of
     them when there is none. `on_follow` is called when the lines of a followed journal are out. `workloads` is what
     start was asked to give.
+    By request line, and taken off one by one: what is done with the connection `instead` of obeying, and what is done
+    when it was obeyed and the answer is `lost`.
     """
 
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
@@ -43,6 +45,9 @@ class ManagerInMemory(TlsPeer):
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.twist: dict[str, object] = {}
+        self.instead: dict[str, list[Callable[[ssl.SSLSocket], object]]] = {}
+        self.lost: dict[str, list[Callable[[ssl.SSLSocket], object]]] = {}
+        self._created: dict[str, int] = {}
         self._keep_pem, self._fingerprint = keep_pem, fingerprint
 
     def _serve_request(self, connection: ssl.SSLSocket) -> None:
@@ -50,6 +55,9 @@ class ManagerInMemory(TlsPeer):
         method, target, _ = line.split(" ")
         self.requests.append(f"{method} {target}")
         self.headers.append(headers)
+        if instead := self.instead.get(self.requests[-1]):
+            instead.pop(0)(connection)
+            return
         stream = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?", target)
         if stream and int(stream[1]) in self.keeps:
             self._stream(connection, int(stream[1]), stream[2] or "", headers.get("last-event-id", ""))
@@ -63,6 +71,9 @@ class ManagerInMemory(TlsPeer):
             status, reply = STATUS.get(error.kind, 500), {"error": error.to_wire()}
             if target.startswith(api.LEGACY_PATH):
                 reply["text"] = error.message
+        if lost := self.lost.get(self.requests[-1]):
+            lost.pop(0)(connection)
+            return
         data = self.banner.encode() if target == "/" else strict_json.dumps(reply)
         connection.sendall(answer(status, b"" if status == 204 else data))
 
@@ -75,7 +86,12 @@ class ManagerInMemory(TlsPeer):
         if path == api.V1_KEEPS_PATH and method == "GET":
             return 200, self._page(parse_qsl(query))
         if path == api.V1_KEEPS_PATH:
-            return 201, self._obey(api.parse_v1_create(body), "keeps")
+            key = self.headers[-1].get("idempotency-key", "")
+            if self._created.get(key) in self.keeps:
+                return 201, self._show(self.keeps[self._created[key]])
+            made = self._obey(api.parse_v1_create(body), "keeps")
+            self._created |= {key: FIRST_ID + len(self.keeps) - 1} if key else {}
+            return 201, made
         match = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs)?(\?.*)?", target)
         assert match, target
         kuuid = int(match[1])

@@ -41,6 +41,14 @@ def settled(host: Host, pid: int, before: Usage) -> Usage:
     return now
 
 
+def readers_left(fleet: Fleet) -> list[str]:
+    """The manager's readers of the journal, once all have gone, or those that are still there in the end."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (left := fleet.readers()) and time.monotonic() < deadline:
+        continue
+    return left
+
+
 @contextlib.contextmanager
 def undisturbed(fleet: Fleet) -> Iterator[None]:
     """What happens meanwhile must leave the manager and its keeps as they are; asserted at the end."""

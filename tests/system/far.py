@@ -17,6 +17,8 @@ from tests.system.host import Host
 NEAR, FAR = "198.51.100.1", "198.51.100.2"
 NEAR_6, FAR_6 = "2001:db8:6b66::1", "2001:db8:6b66::2"
 """Addresses for documentation (RFC 5737, RFC 3849): nobody's network has them."""
+NOBODY = "02:00:00:00:00:01"
+"""A link address no card has; the first two bits say that it was made up here."""
 PYTHON = "/opt/keepfleet/bin/python"
 _CABLE = """
 ip netns add {name}
@@ -56,7 +58,11 @@ class FarHost:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a command there."""
-        return self.host.run(["nsenter", f"--net=/run/netns/{self.name}", *command], check=check)
+        return self.host.run(self.command(*command), check=check)
+
+    def command(self, *command: str) -> list[str]:
+        """What to run on the manager's host so that `command` runs there."""
+        return ["nsenter", f"--net=/run/netns/{self.name}", *command]
 
     def shell(self, line: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a line a program told a person to type."""
@@ -70,6 +76,21 @@ class FarHost:
         said = self.run(PYTHON, "-I", "-c", _ASK, address, str(port), name, authority, *files).stdout
         result: dict[str, Any] = json.loads(said)
         return result
+
+    @contextlib.contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Whatever either side sends is lost on the way, and nobody is told: each has the other under a wrong address.
+
+        IPv4 alone. A cable that is pulled would tell both.
+        """
+        here, there = f"{self.name}a", f"{self.name}b"
+        self.host.run(["ip", "neighbour", "replace", FAR, "lladdr", NOBODY, "nud", "permanent", "dev", here])
+        self.run("ip", "neighbour", "replace", NEAR, "lladdr", NOBODY, "nud", "permanent", "dev", there)
+        try:
+            yield
+        finally:
+            self.host.run(["ip", "neighbour", "delete", FAR, "dev", here])
+            self.run("ip", "neighbour", "delete", NEAR, "dev", there)
 
 
 @contextlib.contextmanager

@@ -81,6 +81,11 @@ class Fleet:
         """The manager's PID inside."""
         return int(self.host.show(MANAGER, "MainPID")["MainPID"])
 
+    def readers(self) -> list[str]:
+        """The PIDs inside of the manager's readers of the journal."""
+        command = ["pgrep", "--parent", str(self.manager_pid), "journalctl"]
+        return self.host.run(command, check=False).stdout.split()
+
     def credentials(self, name: str = "admin") -> Credentials:
         """The files of one client of the PKI."""
         return Credentials(

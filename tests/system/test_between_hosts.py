@@ -9,6 +9,7 @@ import pytest
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.system import far
+from tests.system.calm import readers_left, undisturbed
 from tests.system.far import NEAR, NEAR_6, FarHost
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Life, example
@@ -110,6 +111,19 @@ def test_keepctl_works_from_there_by_address_and_says_who_asked(fleet: Fleet, ot
     assert other.run("keepctl", "stop", idle, *manager).stdout == "stopped by admin\n"
     other.run("keepctl", "rm", kuuid, idle, *manager)
     assert fleet.left_over() == []
+
+
+def test_a_follower_whose_network_falls_silent_is_given_up_with_its_reader(fleet: Fleet, other: FarHost) -> None:
+    life = Life.awaiting(fleet)
+    command = ["keepctl", "logs", "--follow", "--all", str(life.kuuid), "--manager", f"{NEAR}:{fleet.port}"]
+    with undisturbed(fleet), fleet.host.popen(other.command(*command)) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline()
+        (reader,) = fleet.readers()
+        with other.silenced():
+            fleet.host.run(["tail", f"--pid={reader}", "--follow", "/dev/null"])
+        assert follower.poll() is None
+    assert readers_left(fleet) == []
 
 
 def test_without_a_certificate_nothing_is_answered_there_either(fleet: Fleet, other: FarHost) -> None:

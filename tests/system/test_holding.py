@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -13,7 +13,7 @@ from keep_protocol.states import State
 from keep_protocol.workload import MAX_STRINGS_BYTES
 from tests.system import hostile, modules
 from tests.system.calls import both, refused
-from tests.system.calm import undisturbed, usage_of
+from tests.system.calm import readers_left, undisturbed, usage_of
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Bystanders, Life, example
 
@@ -53,6 +53,8 @@ FLOOD = f"""(module
       (local.set $at (i32.rem_u (i32.add (local.get $at) (i32.load (i32.const 8))) (i32.const 1000000)))
       (br_if $write (i32.gt_s (local.get $left) (i32.const 0))))))"""
 """Writes 100 MB in lines of 999 characters, as fast as they are taken."""
+VANISHING = 20
+"""Clients one after another; of those that go while lines are sent, one in five met a manager that read no more."""
 MAX_GROWTH = 20 << 20
 """What a process may have more of after 100 MB went past it."""
 COUNTS = hostile.module(
@@ -139,6 +141,44 @@ def printing(fleet: Fleet) -> Iterator[Life]:
     assert life.look().state is State.STARTED
     assert life.app_loader_pid == runner
     life.remove()
+
+
+def test_clients_that_vanish_while_they_follow_leave_nothing_in_the_manager(fleet: Fleet) -> None:
+    with printing(fleet) as life, undisturbed(fleet):
+        for _ in range(5):
+            with closing(fleet.client().lines(life.kuuid, follow=True)) as lines:
+                next(line for line in lines if line.text == "tick")
+        command = ["keepctl", "logs", "-f", str(life.kuuid)]
+        with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as follower:
+            assert any("tick" in line for line in follower.stdout or ())
+    assert readers_left(fleet) == []
+
+
+def test_clients_that_vanish_in_the_midst_of_a_torrent_leave_nothing_in_the_manager(fleet: Fleet) -> None:
+    life = limited(fleet)
+    assert life.upload(modules.says(*[b"x" * 999 + b"\n"] * 900)).status == 200
+    ended(life)
+    with undisturbed(fleet):
+        for _ in range(VANISHING):
+            with closing(fleet.client().lines(life.kuuid, follow=True)) as lines:
+                for _ in range(10):
+                    next(lines)
+    assert readers_left(fleet) == []
+    life.remove()
+
+
+def test_a_run_whose_terminal_is_gone_leaves_its_workload_running(fleet: Fleet) -> None:
+    module = fleet.host.path / "ticks.wasm"
+    module.write_bytes(modules.says(*[b"tick\n"] * 2000, pause_ms=20))
+    with undisturbed(fleet):
+        command = ["keepctl", "run", "--rm", str(module)]
+        with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as run:
+            assert any("tick" in line for line in run.stdout or ())
+        (info,) = fleet.client().keeps()
+        life = Life(fleet, info.kuuid)
+        life.line("tick", fleet.host.cursor())
+        assert life.look().state is State.STARTED
+        life.remove()
 
 
 def filled(size: int) -> tuple[list[str], dict[str, str]]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from keepctl.commands.shared import INTERRUPTED
 from tests.system.fleet import Fleet
+from tests.system.life import Life
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60
+LARGE_HEAD, LARGE_BYTES = b"\0asm\1\0\0\0" + b"\0\x80\x80\x80\x1f", 13 + (31 << 21)
+"""A module of 62 MiB, all of it one custom section without a name: its upload takes some hundred milliseconds."""
 # Started in the background, and gone on with when its workload runs.
 BACKGROUND = """
 keepctl run --rm --name looper {options} examples/spin-wat/spin.wasm >out 2>err &
@@ -85,6 +91,31 @@ def test_a_signal_stops_the_workload_and_removes_the_keep(fleet: Fleet, workplac
     assert output.splitlines()[0] == "exit 130", output
     assert "stopping keep" in output
     assert len(output.splitlines()) == 2, "and no keep is left"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_a_run_that_is_ended_in_the_midst_of_its_upload_leaves_nothing_or_a_keep_that_can_be_removed(
+    fleet: Fleet, number: signal.Signals
+) -> None:
+    large = fleet.host.path / "large.wasm"
+    large.write_bytes(LARGE_HEAD)
+    os.truncate(large, LARGE_BYTES)
+    command = ["keepctl", "run", str(large)]
+    with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as run:
+        while not any("receiving" in keep.detail for keep in fleet.client().keeps()):
+            assert run.poll() is None, "it was over before it was seen"
+        if number is not signal.SIGKILL:  # which the end of this block sends
+            run.send_signal(number)
+            assert run.wait(SECONDS) == INTERRUPTED
+    left = [Life(fleet, keep.kuuid) for keep in fleet.client().keeps()]
+    assert len(left) == (number is signal.SIGKILL)
+    for life in left:
+        while "receiving" in life.look().detail:  # what was sent before the kill is read before the end is
+            continue
+        with life.connect() as connection:
+            assert "awaiting a workload" in life.banner(connection)
+        life.remove()
+    assert fleet.left_over() == []
 
 
 def test_a_killed_manager_is_waited_for(fleet: Fleet, workplace: Path) -> None:

@@ -1,0 +1,123 @@
+"""`keepctl run` that gets no further than its beginning: no keep is left that nobody knows of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import ssl
+from collections.abc import Callable
+
+import pytest
+
+from keep_client import manager as client
+from keep_protocol import strict_json
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.states import State
+from tests.fakes.client_pki import Pki
+from tests.fakes.keep_door import KeepDoor
+from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.fakes.tls_peer import TlsPeer, answer, read_head
+from tests.unit.keepctl.conftest import Run
+
+CREATE = "POST /v1/keeps"
+START = f"POST /v1/keeps/{FIRST_ID}/start"
+REMOVE = f"DELETE /v1/keeps/{FIRST_ID}"
+INTERRUPTIONS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def hang_up(_: ssl.SSLSocket) -> None:
+    """An answer that got lost."""
+
+
+def interrupt(number: signal.Signals = signal.SIGINT) -> Callable[[ssl.SSLSocket], None]:
+    """A signal to keepctl while it waits for the answer, which never comes."""
+
+    def instead(connection: ssl.SSLSocket) -> None:
+        os.kill(os.getpid(), number)
+        connection.recv(1)  # until it hangs up
+
+    return instead
+
+
+def refuse(connection: ssl.SSLSocket) -> None:
+    error = KeepfleetError(ErrorKind.INTERNAL, "cannot stop the unit: the bus is away")
+    connection.sendall(answer(500, strict_json.dumps({"error": error.to_wire()})))
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "RETRY_SECONDS", (0.0, 0.0))
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_a_signal_in_the_midst_of_the_upload_leaves_no_keep(
+    run: Run, manager: ManagerInMemory, pki: Pki, module: str, number: signal.Signals
+) -> None:
+    def receive(connection: ssl.SSLSocket) -> None:
+        read_head(connection)
+        interrupt(number)(connection)
+
+    with TlsPeer(pki.keep(), receive) as door:
+        manager.door_port = door.port
+        result = run("run", module)
+    assert (result.exit_code, result.stderr) == (130, "")
+    assert manager.keeps == {}
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+@pytest.mark.parametrize("request_line", [CREATE, START])
+def test_a_signal_while_an_answer_is_on_its_way_leaves_no_keep(
+    run: Run, manager: ManagerInMemory, module: str, number: signal.Signals, request_line: str
+) -> None:
+    manager.lost[request_line] = [interrupt(number)]
+    assert run("run", module).exit_code == 130
+    assert manager.keeps == {}
+
+
+@pytest.mark.parametrize("request_line", [CREATE, START])
+def test_a_lost_answer_leaves_no_keep(run: Run, manager: ManagerInMemory, module: str, request_line: str) -> None:
+    manager.lost[request_line] = [hang_up]
+    result = run("run", module)
+    assert result.exit_code != 0
+    assert result.stderr.startswith("keepctl: cannot use the manager")
+    assert manager.keeps == {}
+
+
+def test_a_manager_that_is_away_when_the_keep_is_to_go_is_asked_again(
+    run: Run, manager: ManagerInMemory, module: str
+) -> None:
+    manager.lost |= {START: [hang_up], REMOVE: [hang_up]}
+    result = run("run", module)
+    assert result.stderr.count("\n") == 1
+    assert manager.requests == [CREATE, START, REMOVE, REMOVE], "the second one is told that the keep is gone"
+
+
+@pytest.mark.parametrize("way", [refuse, hang_up, interrupt()])
+def test_a_keep_that_could_not_be_removed_is_named_with_what_to_do(
+    run: Run, manager: ManagerInMemory, module: str, way: Callable[[ssl.SSLSocket], None]
+) -> None:
+    manager.instead |= {START: [hang_up], REMOVE: [way] * 3}
+    lines = run("run", module).stderr.splitlines()
+    assert lines[0].startswith(f"keepctl: left keep {FIRST_ID}")
+    assert lines[0].endswith(f"; remove it: keepctl rm {FIRST_ID}")
+
+
+def test_a_refused_creation_is_not_asked_for_again(run: Run, manager: ManagerInMemory, module: str) -> None:
+    manager.instead[CREATE] = [refuse]
+    assert run("run", module).exit_code != 0
+    assert manager.requests == [CREATE]
+
+
+def test_rm_asks_a_manager_again_that_is_away_for_a_moment(
+    run: Run, manager: ManagerInMemory, pki: Pki, module: str
+) -> None:
+    def accepted() -> None:
+        manager.change(FIRST_ID, state=State.COMPLETE, outcome=Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0))
+
+    manager.lost[REMOVE] = [hang_up]
+    with KeepDoor(pki.keep(), accepted) as door:
+        manager.door_port = door.port
+        result = run("run", "--rm", module)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert manager.keeps == {}
