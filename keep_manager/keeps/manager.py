@@ -16,6 +16,7 @@ from keep_manager.keeps.interfaces import Grants, Loaders, LoaderSession, Units
 from keep_manager.keeps.listing import Page
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.terms import Terms
+from keep_manager.keeps.told import Told
 from keep_manager.model import Caller, UnitState
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
@@ -49,6 +50,7 @@ class Keeps:
         self._unbroken = Unbroken()
         self._creation = Creation(units, loaders, terms, self._unbroken)
         self._remembered = Remembered()
+        self._told = Told()
         self._starting: set[int] = set()
         self._waiters = 0
         self._asked = asyncio.Semaphore(ASKED_AT_ONCE)
@@ -59,8 +61,9 @@ class Keeps:
     async def create(self, request: NewKeep, caller: Caller, key: str = "") -> KeepInfo:
         """A new keep, listening for start-keep; see Creation.create, and for a `key` Remembered.once."""
         if not key:
-            return await self._creation.create(request, caller)
-        return await self._remembered.once(caller, key, request, lambda: self._creation.create(request, caller))
+            return self._told.heard(await self._creation.create(request, caller))
+        once = self._remembered.once(caller, key, request, lambda: self._creation.create(request, caller))
+        return self._told.heard(await once)
 
     async def settle(self) -> None:
         """Waits for the rollbacks and removals under way."""
@@ -68,7 +71,9 @@ class Keeps:
 
     async def list(self, request: ListKeeps = EVERY_KEEP) -> Page:
         """Keeps by ID; those whose loader does not answer are in state 15 (or 0 while starting), with why."""
-        units = listing.candidates(await self._units.listed(), request)
+        there = await self._units.listed()
+        self._told.only(unit.kuuid for unit in there)
+        units = listing.candidates(there, request)
         step = max(request.limit + 1, ASKED_AT_ONCE) if request.limit and request.labels else request.limit + 1
         found: list[KeepInfo] = []
         while units and not listing.enough(found, request):
@@ -80,10 +85,9 @@ class Keeps:
     async def get(self, kuuid: int) -> KeepInfo:
         """One keep. Raises KeepfleetError(NOT_FOUND)."""
         try:
-            return decide.shown(await self._loaders.ask(kuuid, Command(CommandType.INFO)))
+            return self._shown(await self._loaders.ask(kuuid, Command(CommandType.INFO)))
         except KeepfleetError as error:
-            unit = await self._existing(kuuid)
-            return decide.silent(unit, await self._units.reason(kuuid), error)
+            return await self._silent(await self._existing(kuuid), error)
 
     async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
         """One keep, once its state is another than `changed_from`, or as it is after `seconds`.
@@ -106,7 +110,7 @@ class Keeps:
         deadline = loop.time() + seconds
         while True:
             try:
-                return decide.shown(await self._loaders.ask(kuuid, command, deadline - loop.time()))
+                return self._shown(await self._loaders.ask(kuuid, command, deadline - loop.time()))
             except KeepfleetError:
                 info = await self.get(kuuid)
             left = deadline - loop.time()
@@ -136,7 +140,7 @@ class Keeps:
             self._starting.discard(kuuid)
         reach(Failpoint.START_BEFORE_REPLY)
         LOG.info("%s: started by %s on %s port %d", unit_name(kuuid), caller, info.address, info.port)
-        return decide.shown(info)
+        return self._shown(info)
 
     async def _hand_over(self, session: LoaderSession, request: StartKeep, caller: Caller) -> KeepInfo:
         decide.refuse_start(await session.ask(Command(CommandType.INFO)))
@@ -177,7 +181,7 @@ class Keeps:
             raise
         reach(Failpoint.STOP_AFTER_COMMAND)
         LOG.info("%s: stopped by %s", unit_name(kuuid), caller)
-        return decide.shown(info)
+        return self._shown(info)
 
     async def remove(self, kuuid: int, caller: Caller) -> None:
         """Ends the keep's unit, in whatever state it is, and everything of it. Raises KeepfleetError(NOT_FOUND).
@@ -200,10 +204,16 @@ class Keeps:
         if decide.answers(unit):
             try:
                 async with self._asked:
-                    return decide.shown(await self._loaders.ask(unit.kuuid, Command(CommandType.INFO)))
+                    return self._shown(await self._loaders.ask(unit.kuuid, Command(CommandType.INFO)))
             except KeepfleetError as caught:
                 error = caught
-        return decide.silent(unit, await self._units.reason(unit.kuuid), error)
+        return await self._silent(unit, error)
+
+    def _shown(self, info: KeepInfo) -> KeepInfo:
+        return self._told.heard(decide.shown(info))
+
+    async def _silent(self, unit: UnitState, error: KeepfleetError | None) -> KeepInfo:
+        return self._told.filled(decide.silent(unit, await self._units.reason(unit.kuuid), error))
 
     async def _existing(self, kuuid: int) -> UnitState:
         unit = await self._units.look(kuuid)

@@ -282,6 +282,29 @@ async def test_a_wait_without_a_change_returns_the_keep_at_its_end(keeps: Keeps)
     assert (await keeps.wait(kuuid, State.LISTENING, 0.02)).state is State.LISTENING
 
 
+async def test_a_keep_between_two_loaders_keeps_its_name_labels_owner_and_limits(
+    keeps: Keeps, units: FakeUnits
+) -> None:
+    wanted = NewKeep(name="web", labels=(("app", "shop"),), limits=(("tasks", 20),))
+    kuuid = (await keeps.create(wanted, ALICE)).kuuid
+    before = await keeps.get(kuuid)
+    await units.vanish(kuuid)
+    for shown in (await keeps.get(kuuid), *(await keeps.list(ListKeeps(labels=(("app", "shop"),)))).keeps):
+        assert shown.detail.startswith("restarting")
+        assert (shown.name, shown.labels, shown.owner, shown.limits) == (
+            ("web", (("app", "shop"),), "alice", before.limits)
+        )
+    assert before.limits.tasks == 20
+
+
+async def test_what_a_removed_keep_was_called_is_forgotten(keeps: Keeps, units: FakeUnits) -> None:
+    kuuid = (await keeps.create(NewKeep(name="web"), ALICE)).kuuid
+    assert repr(keeps._told) == "Told(1 keeps)"
+    await units.stop(kuuid)
+    await keeps.list()
+    assert repr(keeps._told) == "Told(0 keeps)"
+
+
 async def test_a_keep_between_two_loaders_is_restarting_and_waited_for_in_peace(
     keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
