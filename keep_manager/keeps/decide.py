@@ -79,6 +79,14 @@ def refuse_start(info: KeepInfo) -> None:
         )
 
 
+def not_stopped(info: KeepInfo) -> KeepfleetError:
+    """The error for a keep in which nothing is to be stopped."""
+    return KeepfleetError(
+        ErrorKind.CONFLICT,
+        f"cannot stop keep {info.kuuid}: nothing runs in it, it is {info.state.name.lower()}: {info.detail}",
+    )
+
+
 def missing(kuuid: int) -> KeepfleetError:
     """The error for a keep that does not exist."""
     return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {kuuid}: there is no unit {unit_name(kuuid)}")

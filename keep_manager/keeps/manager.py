@@ -178,6 +178,8 @@ class Keeps:
         except KeepfleetError as error:
             if error.kind is ErrorKind.UNAVAILABLE:
                 await self._existing(kuuid)
+            if error.kind is ErrorKind.CONFLICT:
+                raise decide.not_stopped(await self.get(kuuid)) from error
             raise
         reach(Failpoint.STOP_AFTER_COMMAND)
         LOG.info("%s: stopped by %s", unit_name(kuuid), caller)

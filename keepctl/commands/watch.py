@@ -11,7 +11,7 @@ from keep_protocol.streams import LogLine
 from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.run import line_shower, refuse_raw_terminal
 from keepctl.display import json_text
-from keepctl.endings import EXIT_CODES, ending, exit_code_of
+from keepctl.endings import EXIT_CODES, exit_code_of, told
 from keepctl.follow import WORKLOAD
 from keepctl.references import resolve
 from keepctl.summary import moment_text
@@ -72,7 +72,7 @@ def wait(keeps: tuple[str, ...], output: str, access: Access) -> None:
         keep = client.ended(kuuid)
         ended.append(keep)
         if output == "text":
-            click.echo(one_line(ending(keep)))
+            click.echo(one_line(told(keep, len(keeps) > 1)))
     if output == "json":
         click.echo(json_text([keep.to_wire() for keep in ended]))
     raise SystemExit(exit_code_of(ended[-1].outcome))

@@ -350,7 +350,9 @@ async def test_a_stop_ends_the_door_and_keeps_the_outcome(keeps: Keeps, units: F
     assert info.state is State.COMPLETE
     assert info.outcome is not None
     assert info.outcome.by == "alice"
-    assert (await refusal(keeps.stop(kuuid, ALICE))).kind is ErrorKind.CONFLICT
+    error = await refusal(keeps.stop(kuuid, ALICE))
+    assert error.kind is ErrorKind.CONFLICT
+    assert error.message == f"cannot stop keep {kuuid}: nothing runs in it, it is complete: ended"
 
 
 async def test_a_removal_while_the_keep_starts_ends_both_cleanly(keeps: Keeps, units: FakeUnits, place: Path) -> None:
@@ -390,7 +392,8 @@ async def test_a_keep_has_the_limits_asked_for_and_the_rest_by_default(keeps: Ke
 async def test_a_limit_above_the_ceiling_is_forbidden_and_nothing_is_made(keeps: Keeps, units: FakeUnits) -> None:
     error = await refusal(keeps.create(NewKeep(limits=(("tasks", 65),)), ALICE))
     assert error.kind is ErrorKind.FORBIDDEN
-    assert error.message == "cannot make a keep with tasks 65: the ceiling for alice is 64"
+    assert "cannot make a keep with tasks 65: the ceiling for alice is 64; " in error.message
+    assert "the manager's configuration sets it" in error.message
     assert not units.kuuids()
 
 
