@@ -33,6 +33,10 @@ MAX_WAITERS = 128
 MAX_WAIT_SECONDS = 60.0
 AGAIN_SECONDS = 1.0
 """Until a waiter looks again at a keep whose loader is away; the next loader knows nothing of those who wait."""
+STOP_SECONDS = 10.0
+"""systemd starts a keep again after a quarter of a second, and a loader is there 50 ms later; a busy host is slower."""
+STOP_AGAIN_SECONDS = 0.02
+"""A workload that fails at once runs for less than a tenth of a second before it is started again."""
 START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
 """The loader gives its app-loader APPLOADER_START_SECONDS and then answers with the reason."""
 
@@ -171,16 +175,20 @@ class Keeps:
     async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
         """Ends the keep's door or workload; its outcome says that `caller` asked.
 
-        Raises KeepfleetError: NOT_FOUND, CONFLICT.
+        One that is being started again has no loader for moments: it is stopped as soon as there is one.
+        Raises KeepfleetError: NOT_FOUND, CONFLICT, UNAVAILABLE.
         """
-        try:
-            info = await self._loaders.ask(kuuid, Command(CommandType.STOP, caller.who))
-        except KeepfleetError as error:
-            if error.kind is ErrorKind.UNAVAILABLE:
-                await self._existing(kuuid)
-            if error.kind is ErrorKind.CONFLICT:
-                raise decide.not_stopped(await self.get(kuuid)) from error
-            raise
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + STOP_SECONDS
+        while True:
+            try:
+                info = await self._loaders.ask(kuuid, Command(CommandType.STOP, caller.who))
+                break
+            except KeepfleetError as error:
+                decide.refuse_stop(await self.get(kuuid), error)
+                if loop.time() > deadline:
+                    raise
+            await asyncio.sleep(STOP_AGAIN_SECONDS)
         reach(Failpoint.STOP_AFTER_COMMAND)
         LOG.info("%s: stopped by %s", unit_name(kuuid), caller)
         return self._shown(info)

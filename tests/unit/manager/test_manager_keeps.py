@@ -22,7 +22,7 @@ from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
-from keep_protocol.states import Event, State
+from keep_protocol.states import Event, Phase, State
 from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FAIL, NEVER, FakeUnits
@@ -353,6 +353,33 @@ async def test_a_stop_ends_the_door_and_keeps_the_outcome(keeps: Keeps, units: F
     error = await refusal(keeps.stop(kuuid, ALICE))
     assert error.kind is ErrorKind.CONFLICT
     assert error.message == f"cannot stop keep {kuuid}: nothing runs in it, it is complete: ended"
+
+
+async def test_a_keep_that_is_being_started_again_is_stopped_by_its_next_loader(keeps: Keeps, units: FakeUnits) -> None:
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    await units.vanish(kuuid)
+    stopping = asyncio.create_task(keeps.stop(kuuid, ALICE))
+    await asyncio.sleep(3 * manager.STOP_AGAIN_SECONDS)
+    assert not stopping.done()
+    units.back(kuuid)
+    loader = units.loaders[kuuid]
+    loader.phase = Phase.RESTARTING
+    loader.heard.clear()
+    await loader.heard.wait()
+    assert not stopping.done(), "a run that has just ended is not stopped either, and the next one will be"
+    loader.phase = Phase.RUNNING
+    info = await stopping
+    assert info.outcome is not None
+    assert info.outcome.by == "alice"
+
+
+async def test_a_stop_gives_up_where_no_loader_comes_back(
+    keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "STOP_SECONDS", 0.05)
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    await units.vanish(kuuid)
+    assert (await refusal(keeps.stop(kuuid, ALICE))).kind is ErrorKind.UNAVAILABLE
 
 
 async def test_a_removal_while_the_keep_starts_ends_both_cleanly(keeps: Keeps, units: FakeUnits, place: Path) -> None:
