@@ -11,6 +11,10 @@ from keep_protocol.keep import KeepInfo
 from keep_protocol.streams import LogLine
 
 WORKLOAD = "workload"
+MAX_LAST = 100_000
+"""The most the manager is asked for at once."""
+_OWN_LINES = 32
+"""Of a keep, from its start to its end, and room for a few runs more."""
 
 
 class Manager(Protocol):
@@ -41,6 +45,21 @@ def ending_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def last_lines(manager: Manager, kuuid: int, count: int) -> tuple[list[LogLine], str]:
+    """The last `count` lines of the guest's, and the cursor to go on after.
+
+    The manager counts the keep's own lines too, and a keep that is started again says a few at each start.
+    """
+    asked = count + _OWN_LINES
+    while True:
+        with closing(manager.lines(kuuid, last=min(asked, MAX_LAST))) as lines:
+            found = list(lines)
+        said = [line for line in found if line.source == WORKLOAD]
+        if len(said) >= count or len(found) < asked or asked >= MAX_LAST:
+            return said[-count:], found[-1].cursor if found else ""
+        asked *= 4
 
 
 def until_the_end(

@@ -12,7 +12,7 @@ from keepctl.commands.access import Access, connected, keep_argument, keeps_argu
 from keepctl.commands.run import line_shower, refuse_raw_terminal
 from keepctl.display import json_text
 from keepctl.endings import EXIT_CODES, exit_code_of, told
-from keepctl.follow import WORKLOAD
+from keepctl.follow import MAX_LAST, WORKLOAD, last_lines
 from keepctl.references import resolve
 from keepctl.summary import moment_text
 
@@ -22,7 +22,7 @@ from keepctl.summary import moment_text
 @connected
 @output_option
 @click.option("-f", "--follow", is_flag=True, help="Go on until it ends; Ctrl-C leaves it running.")
-@click.option("-n", "--lines", "last", type=click.IntRange(1, 100_000), help="Only the last lines.")
+@click.option("-n", "--lines", "last", type=click.IntRange(1, MAX_LAST), help="Only the last lines.")
 @click.option("--all", "everything", is_flag=True, help="Also what the keep itself says, and not only its guest.")
 @click.option("-t", "--timestamps", is_flag=True, help="Each line's time before it.")
 @click.option("--raw", is_flag=True, help="The output as it is, control characters and all; into a pipe or a file.")
@@ -51,7 +51,15 @@ def logs(
                 click.echo(f"{moment_text(line.at)} ", nl=False)
             shower(line)
 
-    with closing(client.lines(kuuid, follow, last)) as lines:
+    after = ""
+    if last is not None and not everything:
+        said, after = last_lines(client, kuuid, last)
+        for line in said:
+            show(line)
+        last = None
+        if not follow:
+            return
+    with closing(client.lines(kuuid, follow, last, after)) as lines:
         for line in lines:
             show(line)
 

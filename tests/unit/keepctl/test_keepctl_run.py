@@ -249,6 +249,17 @@ def test_logs_shows_the_guests_lines_and_with_all_the_keeps_too(run: Run, manage
     assert json.loads(run("logs", "-o", "json", "-n", "1", "web").output)["text"] == "c"
 
 
+def test_the_last_lines_are_the_guests_whatever_the_keep_says_after_them(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    say(manager, *(f"line {number}" for number in range(300)))
+    say(manager, *["running -> ended (finish): exited 0"] * 150, source="keep")
+    manager.change(FIRST_ID, state=State.COMPLETE)
+    assert run("logs", "-n", "2", "web").output == "line 298\nline 299\n"
+    assert run("logs", "-f", "-n", "2", "web").output == "line 298\nline 299\n"
+    assert run("logs", "-n", "1000", "web").output.count("line") == 300
+    assert run("logs", "--all", "-n", "1", "web").output == "running -> ended (finish): exited 0\n"
+
+
 def test_wait_tells_how_each_keep_ended(run: Run, manager: ManagerInMemory) -> None:
     run("new")
     manager.change(FIRST_ID, state=State.ERROR, outcome=TRAP)
