@@ -10,8 +10,9 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import authority, configuration, files, hostnames, inspection
 from keepctl import pki as store
 from keepctl.authority import CLIENT_DAYS, MAX_CLIENT_DAYS
-from keepctl.commands.shared import Commands, now, pki_option
-from keepctl.display import show_table
+from keepctl.commands.access import output_option
+from keepctl.commands.shared import FAILED, Commands, now, pki_option
+from keepctl.display import json_text, show_table
 from keepctl.layout import Layout, check_client_name, serial_text
 
 MAX_PASSWORD = 1024
@@ -144,13 +145,28 @@ def revoke(layout: Layout, what: str) -> None:
 
 @group.command("list")
 @pki_option
-def list_certificates(layout: Layout) -> None:
+@output_option
+def list_certificates(layout: Layout, output: str) -> None:
     """Lists every certificate the CA has signed.
 
     \b
     keepctl pki list
+    keepctl pki list -o json
     """
     moment = now()
+    if output == "json":
+        listed = [
+            {
+                "name": entry.name,
+                "kind": entry.kind,
+                "status": entry.status(moment),
+                "expires": entry.expires.isoformat(),
+                "serial": entry.serial,
+            }
+            for entry in store.listed(layout)
+        ]
+        click.echo(json_text(listed))
+        return
     rows = [
         (entry.name, entry.kind, entry.status(moment), f"{entry.expires:%Y-%m-%d}", entry.serial)
         for entry in store.listed(layout)
@@ -160,13 +176,17 @@ def list_certificates(layout: Layout) -> None:
 
 @group.command("check")
 @pki_option
-def check(layout: Layout) -> None:
+@output_option
+def check(layout: Layout, output: str) -> None:
     """Checks file modes, the chain, keys, dates and revocations; exits 1 when there is something to do.
 
     \b
     keepctl pki check
     """
     found = inspection.findings(layout, now())
+    if output == "json":
+        click.echo(json_text({"pki": layout.directory, "findings": found}))
+        raise SystemExit(FAILED if found else 0)
     if found:
         raise KeepfleetError(
             ErrorKind.CERTIFICATE, f"cannot vouch for {layout.directory}: there is something to mend", tuple(found)

@@ -14,7 +14,7 @@ import click
 from keep_client.keep import open_workload
 from keep_client.manager import ManagerClient
 from keep_client.text import one_line, printable
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.streams import LogLine
 from keepctl.commands.access import Access, connected, output_option
@@ -125,6 +125,13 @@ def _follow(client: ManagerClient, kuuid: int, how: _How) -> int:
     except Left:
         click.echo(f"keepctl: left keep {kuuid} running; see: keepctl logs -f {kuuid}", err=True)
         return INTERRUPTED
+    except KeepfleetError as error:
+        if error.kind is not ErrorKind.NOT_FOUND:
+            raise
+        why = (
+            f"cannot tell how keep {kuuid} ended: somebody removed it meanwhile; its lines: journalctl KEEP_ID={kuuid}"
+        )
+        raise KeepfleetError(ErrorKind.NOT_FOUND, why) from error
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # nothing more can be written there, the exit flushes it
         with suppress(KeepfleetError):

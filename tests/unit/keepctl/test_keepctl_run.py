@@ -60,6 +60,16 @@ def test_words_after_the_dashes_are_the_guests_also_where_a_manifest_names_the_m
     assert manager.workloads[FIRST_ID] == {"arguments": ["100", "--", "x"]}
 
 
+def test_a_keep_that_somebody_removes_meanwhile_is_told_as_that(
+    run: Run, manager: ManagerInMemory, pki: Pki, module: str
+) -> None:
+    with KeepDoor(pki.keep(), manager.keeps.clear) as at:
+        manager.door_port = at.port
+        result = run("run", module)
+    assert result.exit_code == 125
+    assert f"keepctl: cannot tell how keep {FIRST_ID} ended: somebody removed it meanwhile" in result.stderr
+
+
 def test_a_program_is_run_its_output_shown_and_its_exit_code_is_ours(
     run: Run, manager: ManagerInMemory, door: Door, module: str
 ) -> None:
