@@ -39,6 +39,9 @@ COMPONENT_VERSION = b"\x0d\x00\x01\x00"
 """The one version of the component binary format so far."""
 COMPONENT_LAYER = b"\x01\x00"
 """Bytes six and seven of a component: its layer; a core module has zero there."""
+ZIP = b"PK\x03\x04"
+PACKED = (b"\x1f\x8b", ZIP)
+"""How what people fetch packed begins."""
 _HEAD = 8
 
 
@@ -59,6 +62,8 @@ def check_head(head: bytes) -> bool:
         what = "it ends within its first eight bytes"
     elif head.startswith(b"\x7fELF"):
         what = "it is a native program (ELF), not WebAssembly"
+    elif head.startswith(PACKED):
+        what = f"it is a {'zip' if head.startswith(ZIP) else 'gzip'} file; unpack it first"
     elif head.lstrip().startswith((b"(", b";;")):
         what = "it is WebAssembly text; convert it first: wat2wasm FILE.wat"
     else:

@@ -16,6 +16,8 @@ _FRAME = re.compile(r"^ *([0-9]{1,3}): +(?:(0x[0-9a-f]{1,16}) - )?(\S[^\n]{0,400
 """A frame in an error's message: `   1:     0x91 - module!function`."""
 _OVER_MEMORY = re.compile(r"memory minimum size of [0-9]+ pages exceeds memory limits")
 _OVER_TABLE = re.compile(r"table minimum size of [0-9]+ elements exceeds table limits")
+_UNKNOWN_OFFSET = (1 << 64) - 1
+"""What wasmtime says of the frame in which a call did not get to begin, for want of stack."""
 Frame = tuple[str | None, int, int]
 """A frame of a trap: the function's name, its index, and the offset in the module."""
 
@@ -83,7 +85,8 @@ def backtrace(frames: Iterable[Frame]) -> tuple[str, ...]:
             lines.append("…")
             break
         shown = f"function {index}" if name is None else name
-        lines.append(f"{number}: {_printable(shown)} at {offset:#x}")
+        where = "" if offset == _UNKNOWN_OFFSET else f" at {offset:#x}"
+        lines.append(f"{number}: {_printable(shown)}{where}")
     return tuple(lines)
 
 

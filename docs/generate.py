@@ -1,5 +1,5 @@
-"""Writes what the docs derive from code, between its markers: the state diagram, and the tables of statuses, operations
-and limits.
+"""Writes what the docs derive from code, between its markers: the state diagram, and the tables of statuses, of
+operations, of limits and of shapes.
 
 `python docs/generate.py` rewrites them; `--check` only compares and exits 1 on a difference.
 """
@@ -7,14 +7,15 @@ and limits.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from app_loader import answers  # noqa: E402 - found by the line above
-from keep_manager.http import errors, openapi  # noqa: E402 - found by the line above
+from keep_manager.http import errors, openapi, schemas  # noqa: E402 - found by the line above
+from keep_manager.http.schemas import Schema  # noqa: E402 - found by the line above
 from keep_manager.keeps.allowances import DEFAULT_CEILINGS  # noqa: E402 - found by the line above
 from keep_protocol import limits  # noqa: E402 - found by the line above
 from keep_protocol.errors import ErrorKind  # noqa: E402 - found by the line above
@@ -67,11 +68,82 @@ def limit_table() -> str:
     return "\n".join(lines)
 
 
+BODIES, ANSWERS = ("Create", "Start"), ("Keep", "Outcome", "Page", "Error")
+"""In the order in which a client meets them; of an answer all members are there, of a body those it needs."""
+
+
+def shape_tables() -> str:
+    """Every member of what /v1 takes and answers, from the schemas of the OpenAPI document."""
+    shapes = schemas.schemas()
+    parts = []
+    for name in BODIES + ANSWERS:
+        head = f"### `{name}`\n\n| member | type | meaning |\n|---|---|---|\n"
+        parts.append(head + "\n".join(_members(shapes[name], "", mark=name in BODIES)))
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def _members(shape: Schema, prefix: str, *, mark: bool) -> Iterator[str]:
+    properties = shape["properties"]
+    required = shape.get("required")
+    assert isinstance(properties, dict)  # noqa: S101 - of an object there are
+    assert isinstance(required, list)  # noqa: S101 - of an object it is said
+    for name, schema in properties.items():
+        needed = " (needed)" if mark and name in required else ""
+        yield f"| `{prefix}{name}`{needed} | {_type(schema)} | {_meaning(name, schema)} |"
+        inner, more = _inner(schema)
+        if inner is not None and name != "limits":
+            yield from _members(inner, f"{prefix}{name}{more}.", mark=mark)
+
+
+def _alternatives(schema: Schema) -> list[Schema]:
+    several = schema.get("anyOf")
+    return several if isinstance(several, list) else [schema]
+
+
+def _inner(schema: Schema) -> tuple[Schema | None, str]:
+    """The object in `schema` that has members of its own, and how they are reached."""
+    for one in _alternatives(schema):
+        items = one.get("items")
+        if isinstance(items, dict) and "properties" in items:
+            return items, "[]"
+        if "properties" in one:
+            return one, ""
+    return None, ""
+
+
+def _type(schema: Schema) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_type(one) for one in _alternatives(schema))
+    if "$ref" in schema:
+        return f"`{str(schema['$ref']).rpartition('/')[2]}`"
+    if isinstance(words := schema.get("enum"), list):
+        return "one of " + ", ".join(f"`{word}`" for word in words)
+    kind = schema.get("type")
+    text = " or ".join(map(str, kind)) if isinstance(kind, list) else str(kind)
+    items = schema.get("items")
+    if isinstance(items, dict):
+        text += f" of {_type(items)}"
+    return text
+
+
+def _meaning(name: str, schema: Schema) -> str:
+    if name == "limits":
+        return "[limits](#limits)"
+    parts = [str(schema["description"])] if "description" in schema else []
+    if "minimum" in schema and "maximum" in schema:
+        parts.append(f"{schema['minimum']} … {schema['maximum']}")
+    parts += [f"at most {schema[most]}" for most in ("maxItems", "maxProperties") if most in schema]
+    if "default" in schema:
+        parts.append(f"default `{str(schema['default']).lower()}`")
+    return "; ".join(parts) or "—"
+
+
 GENERATED: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("architecture.md", "states", state_diagram),
     ("wire-protocol.md", "statuses", status_table),
     ("reference/v1.md", "operations", operation_table),
     ("reference/v1.md", "limits", limit_table),
+    ("reference/v1.md", "shapes", shape_tables),
 )
 """Page, marker, and what stands after it."""
 

@@ -47,7 +47,8 @@ def parse_manager(text: str) -> Endpoint:
     port = int(match[3] or DEFAULT_MANAGER_PORT) if match else 0
     if match is None or not 1 <= port <= 65535 or (match[1] and not _is_ipv6(match[1])):
         raise KeepfleetError(
-            ErrorKind.BAD_REQUEST, f"cannot read {text[:80]!r} as the manager's address: it must be HOST:PORT"
+            ErrorKind.BAD_REQUEST,
+            f"cannot read {text[:80]!r} as the manager's address: it must be HOST:PORT or https://HOST:PORT",
         )
     return Endpoint(match[1] or match[2], port, "the manager", MANAGER_HINT)
 

@@ -29,9 +29,7 @@ SLOWEST_BYTES_PER_SECOND = 64 * 1024
 """The slowest link an upload is given time for: half a megabit a second."""
 MAX_DOOR_REPLY = 64 * 1024
 """A keep runs foreign code, so little is read of what it answers; a refusal with its reason is under 8 KiB."""
-CLOSED_HINT = (
-    "a keep closes its door for good once it has its workload, and when it is stopped; ask the manager for its state"
-)
+CLOSED_HINT = "a keep closes its door for good once it has its workload, and when it is stopped; see: keepctl inspect"
 Progress = Callable[[int], None]
 _DECIMAL = tuple(str(byte).encode("ascii") for byte in range(256))
 _UNSPECIFIED = ("0.0.0.0", "::")
@@ -67,7 +65,7 @@ def door_of(keep: KeepInfo, manager_host: str) -> Door:
             "only a started keep receives a workload",
         )
     host = reachable_host(keep, manager_host)
-    return Door(Endpoint(host, keep.port, f"keep {keep.kuuid}", CLOSED_HINT), keep.fingerprint)
+    return Door(Endpoint(host, keep.port, f"keep {keep.kuuid}", f"{CLOSED_HINT} {keep.kuuid}"), keep.fingerprint)
 
 
 @contextmanager

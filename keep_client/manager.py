@@ -201,15 +201,17 @@ class ManagerClient:
                     yield line_from_wire(event.data, event.id)
 
     def events(
-        self, kuuid: int | None = None, last: int | None = None, after: str = ""
+        self, kuuid: int | None = None, last: int | None = None, after: str = "", follow: bool = True
     ) -> Generator[KeepEvent, None, None]:
-        """What happens to keeps, or to one, for ever: the `last` events first, or those after a cursor.
+        """What happens to keeps, or to one, for ever: the `last` events first, or those after a cursor; or, not to
+        `follow`, those so far.
 
         A lost connection is made again where it broke off.
         """
         query = [("keep", str(kuuid))] * (kuuid is not None) + ([("lines", str(last))] if last is not None else [])
+        query += [("follow", "true")] * follow
         target = f"{V1_EVENTS_PATH}{'?' * bool(query)}{urlencode(query)}"
-        with closing(resumed(partial(self._stream, target, True), after)) as events:
+        with closing(resumed(partial(self._stream, target, follow), after)) as events:
             for event in events:
                 if event.name == KEEP:
                     yield event_from_wire(event.data, event.id)

@@ -89,7 +89,11 @@ def root_for(grant: Grant, roots: Sequence[GrantRoot], caller: Caller) -> tuple[
     fit = [root for root in above if root.writable or not grant.writable]
     if not fit:
         why = "may only be read" if above else "lies below no directory from which anything may be granted"
-        raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot grant {grant.path}: for {caller.who} it {why}")
+        raise KeepfleetError(
+            ErrorKind.FORBIDDEN,
+            f"cannot grant {grant.path}: for {caller.who} it {why}; "
+            "the manager's configuration sets that, under callers",
+        )
     nearest = max(fit, key=lambda root: len(root.path))
     return nearest, grant.path[len(nearest.path.rstrip("/")) :].strip("/") or "."
 

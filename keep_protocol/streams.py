@@ -2,8 +2,8 @@
 
 `GET /v1/keeps/ID/logs[?follow=true][&lines=N]` sends one `line` event for each line; with `follow` a last `end` event
 after the last line of a keep that has ended, then it closes.
-`GET /v1/events[?keep=ID][&lines=N]` sends one `keep` event for each thing that happens, for ever: everything after its
-answer has begun.
+`GET /v1/events[?keep=ID][&lines=N][&follow=true]` sends one `keep` event for each thing that happened; with `follow`
+for each that happens after its answer has begun, for ever.
 Every event has an id to resume after (`Last-Event-ID`); a comment line keeps a silent stream alive. Pure.
 """
 

@@ -18,6 +18,13 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 
 HANDSHAKE_SECONDS = 5.0
 """A TLS 1.3 handshake takes two round trips; five seconds cover a slow radio link and bound a silent peer."""
+_FAULTS = {
+    "key values mismatch": "they do not belong together",
+    "no certificate or crl found": "there is no certificate in PEM in it",
+    "no start line": "there is no PEM in it",
+    "PEM lib": "it is not PEM",
+}
+"""What OpenSSL says where a wrong file was named."""
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -57,11 +64,26 @@ def client_context(ca_file: str, certificate: str | None, key: str | None) -> ss
     context = _base(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cafile=ca_file)
-        if certificate is not None:
-            context.load_cert_chain(certificate, key)
     except (OSError, ValueError) as error:
-        raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use {ca_file} or {certificate}: {error}") from error
+        raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use the CA file {ca_file}: {_reason(error)}") from error
+    if certificate is not None:
+        _show(context, certificate, key)
     return context
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, in words: OpenSSL names a library, a code and a line of C."""
+    return next((words for sign, words in _FAULTS.items() if sign in str(error)), str(error))
+
+
+def _show(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
+    """Shows `certificate` to servers. Raises KeepfleetError(CERTIFICATE)."""
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ValueError) as error:
+        raise KeepfleetError(
+            ErrorKind.CERTIFICATE, f"cannot use the certificate {certificate} with the key {key}: {_reason(error)}"
+        ) from error
 
 
 def pinned_client_context(certificate: str, key: str | None) -> ssl.SSLContext:
@@ -73,10 +95,7 @@ def pinned_client_context(certificate: str, key: str | None) -> ssl.SSLContext:
     context = _base(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ValueError) as error:
-        raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use the certificate {certificate}: {error}") from error
+    _show(context, certificate, key)
     return context
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import click
+
 from keepctl.commands.shared import LazyCommands
 
 HELP = """Runs workloads in keeps, shows them, and looks after certificates and installation.
@@ -44,7 +46,8 @@ COMMANDS = {
 
 def build() -> LazyCommands:
     """The whole command line."""
-    return LazyCommands("keepctl", COMMANDS, help=HELP)
+    root = LazyCommands("keepctl", COMMANDS, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+    return click.version_option(package_name="keepfleet", message="keepctl %(version)s")(root)
 
 
 def main() -> None:

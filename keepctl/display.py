@@ -19,6 +19,8 @@ from keep_client.text import one_line
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_LAST_COLUMN = 16
+"""The narrowest a table's last column gets; a terminal without that room folds the table's lines itself."""
 PATIENCE_SECONDS = 0.5
 """What takes less needs no bar."""
 
@@ -43,7 +45,10 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: fitted to a terminal, or plain."""
+    """Prints a table: on a terminal its last column folded to fit, elsewhere plain.
+
+    The other columns are never folded: an address or an ID in two lines can be neither read nor copied.
+    """
     if not sys.stdout.isatty():
         click.echo(plain_table(header, rows))
         return
@@ -52,11 +57,13 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
+    last = len(header) - 1
     for number, title in enumerate(header):
-        table.add_column(title, no_wrap=number == 0, overflow="fold")
+        table.add_column(title, no_wrap=number < last, overflow="fold")
     for row in rows:
         table.add_row(*(Text(one_line(cell) or "-") for cell in row))
-    Console().print(table)
+    fixed = [max(len(line[column]) for line in (header, *rows)) + 2 for column in range(last)]
+    Console(width=max(Console().width, sum(fixed) + _LAST_COLUMN)).print(table)
 
 
 class UploadBar:
@@ -90,9 +97,13 @@ class UploadBar:
             self._progress.start()
 
     def _draw(self) -> None:
-        if self._progress is not None and self._task is not None:
-            doing = "sending" if self._sent < self._total else "checking and compiling"
-            self._progress.update(self._task, completed=self._sent, description=doing)
+        if self._progress is None or self._task is None:
+            return
+        if self._sent < self._total:
+            self._progress.update(self._task, completed=self._sent, description="sending")
+        elif self._progress.tasks[0].total is not None:  # nobody knows how long it takes: a bar that moves, and a clock
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task("checking and compiling", total=None, completed=self._sent)
 
     def __call__(self, sent: int) -> None:
         """`sent` bytes have gone out."""

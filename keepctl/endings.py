@@ -65,3 +65,8 @@ def succeeded(keep: KeepInfo) -> bool:
 def ending(keep: KeepInfo) -> str:
     """Why the workload ended, or where the keep stands."""
     return keep.outcome.text if keep.outcome is not None else keep.detail
+
+
+def told(keep: KeepInfo, several: bool) -> str:
+    """`ending`, and before it which keep's, where several are told of."""
+    return f"{keep.kuuid}{f' {keep.name}' if keep.name else ''}: {ending(keep)}" if several else ending(keep)

@@ -8,7 +8,12 @@ from contextlib import closing, contextmanager
 from typing import Protocol
 
 from keep_protocol.keep import KeepInfo
-from keep_protocol.streams import LogLine
+from keep_protocol.streams import KEEP_SOURCE, LogLine
+
+MAX_LAST = 100_000
+"""The most the manager is asked for at once."""
+_OWN_LINES = 32
+"""Of a keep, from its start to its end, and room for a few runs more."""
 
 
 class Manager(Protocol):
@@ -40,6 +45,21 @@ def ending_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def last_lines(manager: Manager, kuuid: int, count: int) -> tuple[list[LogLine], str]:
+    """The last `count` lines of the guest's, or of its that were dropped, and the cursor to go on after.
+
+    The manager counts the keep's own lines too, and a keep that is started again says a few at each start.
+    """
+    asked = count + _OWN_LINES
+    while True:
+        with closing(manager.lines(kuuid, last=min(asked, MAX_LAST))) as lines:
+            found = list(lines)
+        said = [line for line in found if line.source != KEEP_SOURCE]
+        if len(said) >= count or len(found) < asked or asked >= MAX_LAST:
+            return said[-count:], found[-1].cursor if found else ""
+        asked *= 4
 
 
 def until_the_end(

@@ -56,15 +56,15 @@ def choose(keeps: Iterable[KeepInfo], text: str) -> KeepInfo | None:
 
 def resolve(manager: Keeps, text: str) -> int:
     """The ID of the keep `text` means. Raises KeepfleetError: NOT_FOUND, CONFLICT where several are meant."""
-    missing = KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {text}: there is none; see: keepctl ps")
+    evidence: tuple[str, ...] = ()
     if _ID.fullmatch(text) and int(text) < 1 << KUUID_BITS:
         try:
             return manager.keep(int(text)).kuuid
         except KeepfleetError as error:
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
-            missing = error
+            evidence = error.evidence
     found = choose(manager.keeps(), text)
     if found is None:
-        raise missing
+        raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {text}: there is none; see: keepctl ps", evidence)
     return found.kuuid

@@ -147,11 +147,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("GET", V1_EVENTS_PATH): Operation(
         "keepEvents",
-        "What happens to keeps as server-sent events: `keep`, for ever, from the answer's begin on",
+        "What happened to keeps, or with follow what happens from the answer's begin on, as server-sent events: `keep`",
         answer=streams.CONTENT_TYPE,
         parameters=(
             Parameter("keep", "query", KUUID, "of this keep alone"),
-            Parameter("lines", "query", {"type": "integer", "minimum": 1, "maximum": 100_000}, "first the last events"),
+            Parameter("follow", "query", {"type": "boolean"}, "go on for ever"),
+            Parameter("lines", "query", {"type": "integer", "minimum": 1, "maximum": 100_000}, "the last events"),
             _RESUME,
         ),
         refusals=(),

@@ -35,6 +35,10 @@ def _text(description: str, **more: object) -> Schema:
     return {"type": "string", "description": description, **more}
 
 
+def _texts(description: str) -> Schema:
+    return {"type": "object", "additionalProperties": {"type": "string"}, "description": description}
+
+
 def _maybe(kind: str, description: str) -> Schema:
     return {"type": [kind, "null"], "description": description}
 
@@ -68,7 +72,7 @@ def _limits(*, required: bool) -> Schema:
 def _outcome() -> Schema:
     return _object(
         {
-            "kind": {"type": "string", "enum": [kind.value for kind in OutcomeKind]},
+            "kind": _text("which way it ended", enum=[kind.value for kind in OutcomeKind]),
             "text": _text("how it ended, in one sentence"),
             "exit_code": _maybe("integer", "of a guest that exited"),
             "signal": _maybe("integer", "the number, of one that was killed"),
@@ -92,9 +96,18 @@ def _outcome() -> Schema:
 def _keep() -> Schema:
     return _object(
         {
-            "state": {"type": "integer", "enum": [int(state) for state in State]},
+            "state": {
+                "type": "integer",
+                "enum": [int(state) for state in State],
+                "description": ", ".join(f"{int(state)} {state.name.lower()}" for state in State),
+            },
             "kuuid": KUUID,
-            "app_loader_bind_port": {"type": "integer", "minimum": 0, "maximum": LAST_KEEP_PORT},
+            "app_loader_bind_port": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": LAST_KEEP_PORT,
+                "description": "the port of its door; 0 before it is started",
+            },
             "bindaddress": _text("where its door is; empty before it is started"),
             "phase": {
                 "type": "string",
@@ -106,9 +119,12 @@ def _keep() -> Schema:
             "certificate": _text("that certificate, PEM"),
             "unit": _text("its systemd unit"),
             "walls": _list({"type": "string"}, "what its loader found missing around itself"),
-            "outcome": {"anyOf": [_ref("Outcome"), {"type": "null"}]},
+            "outcome": {
+                "anyOf": [_ref("Outcome"), {"type": "null"}],
+                "description": "how its workload ended, or null before that",
+            },
             "name": _text("what its creator called it"),
-            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+            "labels": _texts("what it can be found by"),
             "owner": _text("the name in its creator's certificate"),
             "limits": _limits(required=True),
             "restarts": {"type": "integer", "minimum": 0, "description": "how often its workload was started again"},
@@ -123,24 +139,27 @@ def _workload() -> Schema:
         {
             "host": path,
             "guest": _text("an absolute, plain path for the guest", minLength=1),
-            "writable": {"type": "boolean", "default": False},
+            "writable": {"type": "boolean", "default": False, "description": "whether the guest may write there"},
         },
         ("host", "guest"),
     )
     return _object(
         {
             "arguments": _list(texts, "argv after the program's name"),
-            "environment": {"type": "object", "additionalProperties": {"type": "string"}},
+            "environment": _texts("its variables, and no others"),
             "export": _text("the function to call; empty for the module's own entry"),
             "export_arguments": _list(texts, "its arguments, typed by its signature"),
-            "stdin": {"anyOf": [_object({"file": path}), {"type": "null"}]},
+            "stdin": {
+                "anyOf": [_object({"file": path}), {"type": "null"}],
+                "description": "its standard input; empty without one",
+            },
             "directories": _list(directory, "directories of the host", maxItems=MAX_DIRECTORIES),
             "secrets": _list(
                 _object({"name": _text("its file's name below /run/secrets", minLength=1), "file": path}),
                 "files of the host",
                 maxItems=MAX_SECRETS,
             ),
-            "restart": {"type": "string", "enum": [policy.value for policy in RestartPolicy]},
+            "restart": _text("when it is run again", enum=[policy.value for policy in RestartPolicy], default="no"),
         },
         (),
         "what the guest is given; paths lie below the caller's grant roots",
@@ -182,7 +201,7 @@ def schemas() -> dict[str, Schema]:
         ),
         "Create": _object(
             {
-                "arch": {"type": "string", "enum": ["wasi"]},
+                "arch": _text("the kind of keep", enum=["wasi"], default="wasi"),
                 "name": NAME,
                 "labels": LABELS,
                 "limits": _limits(required=False),
@@ -192,9 +211,17 @@ def schemas() -> dict[str, Schema]:
         "Start": _object(
             {
                 "address": _text("an IPv4 or IPv6 address of the manager's host", default="127.0.0.1"),
-                "port": {"type": "integer", "minimum": 1, "maximum": LAST_KEEP_PORT},
+                "port": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": LAST_KEEP_PORT,
+                    "description": "of its door; on 127.0.0.1 a taken one moves to the next free one",
+                },
                 "names": _list({"type": "string"}, "for its certificate", maxItems=MAX_CERTIFICATE_NAMES),
-                "workload": {"anyOf": [_workload(), {"type": "null"}]},
+                "workload": {
+                    "anyOf": [_workload(), {"type": "null"}],
+                    "description": "what the guest is given; paths lie below the caller's grant roots",
+                },
             },
             (),
         ),
@@ -202,7 +229,7 @@ def schemas() -> dict[str, Schema]:
             {
                 "error": _object(
                     {
-                        "kind": {"type": "string", "enum": [kind.value for kind in ErrorKind]},
+                        "kind": _text("for programs", enum=[kind.value for kind in ErrorKind]),
                         "message": _text("cannot X: why"),
                         "evidence": _list({"type": "string"}, "lines that show it"),
                     }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from aiohttp import web
@@ -49,36 +49,27 @@ async def keep_logs(request: web.Request) -> web.StreamResponse:
 
 async def keep_events(request: web.Request) -> web.StreamResponse:
     """GET /v1/events; see keep_protocol.streams. The answer begins when nothing more can be missed."""
-    query = _parameters(request, "keep", "lines")
-    kuuid = parse_kuuid(query["keep"]) if "keep" in query else None
+    last, follow = _query(request, "keep")
+    kuuid = parse_kuuid(request.query["keep"]) if "keep" in request.query else None
     after = request.headers.get(RESUME_HEADER, "")
-    async with request.app[EVENTS].events(kuuid, _lines(query) or 0, after) as events:
+    async with request.app[EVENTS].events(kuuid, last=last, after=after, follow=follow) as events:
         return await _answer(request, events)
 
 
-def _parameters(request: web.Request, *known: str) -> Mapping[str, str]:
+def _query(request: web.Request, *more: str) -> tuple[int | None, bool]:
     query = request.query
-    unknown = sorted(set(query) - set(known))
+    unknown = sorted(set(query) - {"follow", "lines", *more})
     if unknown or len(query) != len(set(query)):
         name = (unknown or sorted(query))[0]
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, f"cannot read the log: {name[:40]!r} is no parameter of it, or stands twice"
         )
-    return query
-
-
-def _query(request: web.Request) -> tuple[int | None, bool]:
-    query = _parameters(request, "follow", "lines")
     if query.get("follow", "false") not in ("true", "false"):
         raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the log: follow must be true or false")
-    return _lines(query), query.get("follow") == "true"
-
-
-def _lines(query: Mapping[str, str]) -> int | None:
     lines = query.get("lines")
     if lines is not None and (not _COUNT.fullmatch(lines) or not 1 <= int(lines) <= MAX_LINES):
         raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the log: lines must be in 1 … {MAX_LINES}")
-    return None if lines is None else int(lines)
+    return None if lines is None else int(lines), query.get("follow") == "true"
 
 
 async def _present(

@@ -50,7 +50,8 @@ def limits_for(asked: Iterable[tuple[str, int]], allowed: Allowance, caller: Cal
         if value > allowed.ceilings[name]:
             raise KeepfleetError(
                 ErrorKind.FORBIDDEN,
-                f"cannot make a keep with {name} {value}: the ceiling for {caller.who} is {allowed.ceilings[name]}",
+                f"cannot make a keep with {name} {value}: the ceiling for {caller.who} is {allowed.ceilings[name]}; "
+                "the manager's configuration sets it, under callers",
             )
         values[name] = value
     return Limits(**values)

@@ -79,6 +79,21 @@ def refuse_start(info: KeepInfo) -> None:
         )
 
 
+def refuse_stop(info: KeepInfo, error: KeepfleetError) -> None:
+    """Raises what a stop that met `error` is refused with; returns where it may work in a moment, as `info` shows."""
+    if error.kind not in (ErrorKind.CONFLICT, ErrorKind.UNAVAILABLE):
+        raise error
+    if info.state in (State.UNDEFINED, State.STARTED):
+        return
+    if error.kind is ErrorKind.CONFLICT:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot stop keep {info.kuuid}: nothing runs in it, it is {info.state.name.lower()}: {info.detail}",
+        ) from error
+    if info.state is State.ERROR:
+        raise error
+
+
 def missing(kuuid: int) -> KeepfleetError:
     """The error for a keep that does not exist."""
     return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {kuuid}: there is no unit {unit_name(kuuid)}")

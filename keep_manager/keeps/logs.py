@@ -34,9 +34,10 @@ class Events(Protocol):
     """Where what happened to keeps is. Every method raises KeepfleetError alone."""
 
     def events(
-        self, kuuid: int | None = None, last: int = 0, after: str = ""
+        self, kuuid: int | None = None, *, last: int | None = None, after: str = "", follow: bool = False
     ) -> AbstractAsyncContextManager[AsyncGenerator[KeepEvent, None]]:
-        """The events after one, or the `last` ones, and then those to come, for ever; all or those of one keep."""
+        """The events there are, the `last` ones or those `after` one, of all keeps or of one; with `follow` those to
+        come, for ever, and before them only what `last` or `after` asks for."""
 
 
 class Keeps(Protocol):

@@ -13,6 +13,7 @@ from keep_manager.keeps.allowances import allowance
 from keep_manager.keeps.creation import Creation, Unbroken
 from keep_manager.keeps.idempotency import Remembered
 from keep_manager.keeps.interfaces import Grants, Loaders, LoaderSession, Units, Witness
+from keep_manager.keeps.lasting import Lasting
 from keep_manager.keeps.listing import Page
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.terms import Terms
@@ -32,6 +33,10 @@ MAX_WAITERS = 128
 MAX_WAIT_SECONDS = 60.0
 AGAIN_SECONDS = 1.0
 """Until a waiter looks again at a keep whose loader is away; the next loader knows nothing of those who wait."""
+STOP_SECONDS = 10.0
+"""systemd starts a keep again after a quarter of a second, and a loader is there 50 ms later; a busy host is slower."""
+STOP_AGAIN_SECONDS = 0.02
+"""A workload that fails at once runs for less than a tenth of a second before it is started again."""
 START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
 """The loader gives its app-loader APPLOADER_START_SECONDS and then answers with the reason."""
 
@@ -50,6 +55,7 @@ class Keeps:
         self._unbroken = Unbroken()
         self._creation = Creation(units, loaders, terms, self._unbroken, witness)
         self._remembered = Remembered()
+        self._lasting = Lasting()
         self._starting: set[int] = set()
         self._waiters = 0
         self._asked = asyncio.Semaphore(ASKED_AT_ONCE)
@@ -60,8 +66,9 @@ class Keeps:
     async def create(self, request: NewKeep, caller: Caller, key: str = "") -> KeepInfo:
         """A new keep, listening for start-keep; see Creation.create, and for a `key` Remembered.once."""
         if not key:
-            return await self._creation.create(request, caller)
-        return await self._remembered.once(caller, key, request, lambda: self._creation.create(request, caller))
+            return self._lasting.heard(await self._creation.create(request, caller))
+        once = self._remembered.once(caller, key, request, lambda: self._creation.create(request, caller))
+        return self._lasting.heard(await once)
 
     async def settle(self) -> None:
         """Waits for the rollbacks and removals under way."""
@@ -69,7 +76,9 @@ class Keeps:
 
     async def list(self, request: ListKeeps = EVERY_KEEP) -> Page:
         """Keeps by ID; those whose loader does not answer are in state 15 (or 0 while starting), with why."""
-        units = listing.candidates(await self._units.listed(), request)
+        there = await self._units.listed()
+        self._lasting.only(unit.kuuid for unit in there)
+        units = listing.candidates(there, request)
         step = max(request.limit + 1, ASKED_AT_ONCE) if request.limit and request.labels else request.limit + 1
         found: list[KeepInfo] = []
         while units and not listing.enough(found, request):
@@ -81,10 +90,9 @@ class Keeps:
     async def get(self, kuuid: int) -> KeepInfo:
         """One keep. Raises KeepfleetError(NOT_FOUND)."""
         try:
-            return decide.shown(await self._loaders.ask(kuuid, Command(CommandType.INFO)))
+            return self._shown(await self._loaders.ask(kuuid, Command(CommandType.INFO)))
         except KeepfleetError as error:
-            unit = await self._existing(kuuid)
-            return decide.silent(unit, await self._units.reason(kuuid), error)
+            return await self._silent(await self._existing(kuuid), error)
 
     async def counted(self, kuuid: int) -> KeepInfo:
         """A keep that has ended, once it is known how many of its lines were dropped. Raises NOT_FOUND."""
@@ -112,7 +120,7 @@ class Keeps:
         deadline = loop.time() + seconds
         while True:
             try:
-                return decide.shown(await self._loaders.ask(kuuid, command, deadline - loop.time()))
+                return self._shown(await self._loaders.ask(kuuid, command, deadline - loop.time()))
             except KeepfleetError:
                 info = await self.get(kuuid)
             left = deadline - loop.time()
@@ -142,7 +150,7 @@ class Keeps:
             self._starting.discard(kuuid)
         reach(Failpoint.START_BEFORE_REPLY)
         LOG.info("%s: started by %s on %s port %d", unit_name(kuuid), caller, info.address, info.port)
-        return decide.shown(info)
+        return self._shown(info)
 
     async def _hand_over(self, session: LoaderSession, request: StartKeep, caller: Caller) -> KeepInfo:
         decide.refuse_start(await session.ask(Command(CommandType.INFO)))
@@ -173,17 +181,23 @@ class Keeps:
     async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
         """Ends the keep's door or workload; its outcome says that `caller` asked.
 
-        Raises KeepfleetError: NOT_FOUND, CONFLICT.
+        One that is being started again has no loader for moments: it is stopped as soon as there is one.
+        Raises KeepfleetError: NOT_FOUND, CONFLICT, UNAVAILABLE.
         """
-        try:
-            info = await self._loaders.ask(kuuid, Command(CommandType.STOP, caller.who))
-        except KeepfleetError as error:
-            if error.kind is ErrorKind.UNAVAILABLE:
-                await self._existing(kuuid)
-            raise
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + STOP_SECONDS
+        while True:
+            try:
+                info = await self._loaders.ask(kuuid, Command(CommandType.STOP, caller.who))
+                break
+            except KeepfleetError as error:
+                decide.refuse_stop(await self.get(kuuid), error)
+                if loop.time() > deadline:
+                    raise
+            await asyncio.sleep(STOP_AGAIN_SECONDS)
         reach(Failpoint.STOP_AFTER_COMMAND)
         LOG.info("%s: stopped by %s", unit_name(kuuid), caller)
-        return decide.shown(info)
+        return self._shown(info)
 
     async def remove(self, kuuid: int, caller: Caller) -> None:
         """Ends the keep's unit, in whatever state it is, and everything of it. Raises KeepfleetError(NOT_FOUND).
@@ -207,10 +221,16 @@ class Keeps:
         if decide.answers(unit):
             try:
                 async with self._asked:
-                    return decide.shown(await self._loaders.ask(unit.kuuid, Command(CommandType.INFO)))
+                    return self._shown(await self._loaders.ask(unit.kuuid, Command(CommandType.INFO)))
             except KeepfleetError as caught:
                 error = caught
-        return decide.silent(unit, await self._units.reason(unit.kuuid), error)
+        return await self._silent(unit, error)
+
+    def _shown(self, info: KeepInfo) -> KeepInfo:
+        return self._lasting.heard(decide.shown(info))
+
+    async def _silent(self, unit: UnitState, error: KeepfleetError | None) -> KeepInfo:
+        return self._lasting.filled(decide.silent(unit, await self._units.reason(unit.kuuid), error))
 
     async def _existing(self, kuuid: int) -> UnitState:
         unit = await self._units.look(kuuid)

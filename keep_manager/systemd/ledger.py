@@ -114,17 +114,23 @@ class Ledger:
 
     @asynccontextmanager
     async def events(
-        self, kuuid: int | None = None, last: int = 0, after: str = ""
+        self, kuuid: int | None = None, *, last: int | None = None, after: str = "", follow: bool = False
     ) -> AsyncIterator[AsyncGenerator[KeepEvent, None]]:
-        """The events after a cursor, or the `last` ones, and then those to come, for ever; all or those of one keep.
+        """The events there are, the `last` ones or those `after` a cursor, of all keeps or of one; with `follow` those to
+        come, for ever, and before them only what `last` or `after` asks for.
 
         What happens after the block has begun is told. Raises KeepfleetError: TOO_MANY, BAD_REQUEST, UNAVAILABLE.
         """
         matches = self._matches if kuuid is None else (*self._matches, f"KEEP_ID={kuuid}")
-        arguments = ["--output=json", "--output-fields=KEEP_RECORD", "--all", "--quiet", "--no-pager", "--follow"]
-        place = check_cursor(after) if after else "" if last else await self._end()
-        # Not --after-cursor=, which skips the first entry that matches, whether it is that one or not (systemd 252).
-        arguments += [f"--cursor={place}", "--no-tail"] if place else [f"--lines={last}"]
+        arguments = ["--output=json", "--output-fields=KEEP_RECORD", "--all", "--quiet", "--no-pager"]
+        place = check_cursor(after) if after else await self._end() if follow and last is None else ""
+        if follow:
+            arguments.append("--follow")
+        if place:
+            # Not --after-cursor=, which skips the first entry that matches, whether it is that one or not (252).
+            arguments += [f"--cursor={place}", "--no-tail"]
+        else:
+            arguments.append("--no-tail" if last is None else f"--lines={last}")
         with self._journal.place_for_reader():
             async with (
                 self._journal.records([*arguments, *matches]) as records,

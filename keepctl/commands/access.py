@@ -15,6 +15,7 @@ from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, PKI_VARIA
 from keep_client.manager import ManagerClient
 from keep_protocol.errors import KeepfleetError
 from keepctl import contexts
+from keepctl.commands.shared import FILE
 from keepctl.references import check_reference, resolve
 
 CONTEXT_VARIABLE = "KEEPFLEET_CONTEXT"
@@ -53,16 +54,20 @@ def _find(context: str | None, manager: str | None, ca: str | None, cert: str | 
 def connected(command: Callable[..., None]) -> Callable[..., None]:
     """Adds --context, --manager, --ca, --cert and --key; the command gets them as one `access`."""
 
-    @click.option("--context", metavar="NAME", help="One of `keepctl context list`; also $KEEPFLEET_CONTEXT.")
+    @click.option(
+        "--context", metavar="NAME", type=ContextName(), help="One of `keepctl context list`; also $KEEPFLEET_CONTEXT."
+    )
     @click.option(
         "--manager",
         metavar="URL",
         help="The manager: HOST:PORT or https://HOST:PORT; also $KEEPFLEET_MANAGER; otherwise the context's, "
         f"or {DEFAULT_MANAGER}.",
     )
-    @click.option("--ca", metavar="FILE", help="The CA of the manager; otherwise ca.crt of the PKI directory.")
-    @click.option("--cert", metavar="FILE", help="Your certificate; otherwise clients/admin.crt.")
-    @click.option("--key", metavar="FILE", help="Its key; otherwise the .key beside it.")
+    @click.option(
+        "--ca", metavar="FILE", type=FILE, help="The CA of the manager; otherwise ca.crt of the PKI directory."
+    )
+    @click.option("--cert", metavar="FILE", type=FILE, help="Your certificate; otherwise clients/admin.crt.")
+    @click.option("--key", metavar="FILE", type=FILE, help="Its key; otherwise the .key beside it.")
     @functools.wraps(command)
     def with_access(
         context: str | None,
@@ -75,6 +80,21 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         command(access=_find(context, manager, ca, cert, key), **arguments)
 
     return with_access
+
+
+class ContextName(click.ParamType[str]):
+    """A context's name; a shell completes it."""
+
+    name = "context"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names that go on as what is typed; none where the file cannot be read."""
+        try:
+            known = contexts.load().contexts
+        except KeepfleetError:
+            return []
+        found = [CompletionItem(name, help=context.get("manager", "")) for name, context in sorted(known.items())]
+        return [item for item in found if item.value.startswith(incomplete)]
 
 
 class Reference(click.ParamType[str]):

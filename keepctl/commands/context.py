@@ -9,8 +9,8 @@ import click
 from keep_client.credentials import parse_manager
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import contexts
-from keepctl.commands.access import output_option
-from keepctl.commands.shared import Commands
+from keepctl.commands.access import ContextName, output_option
+from keepctl.commands.shared import FILE, Commands
 from keepctl.contexts import Contexts
 from keepctl.display import json_text, show_table
 
@@ -26,11 +26,11 @@ def group() -> None:
 
 
 @group.command("set")
-@click.argument("name")
+@click.argument("name", type=ContextName())
 @click.option("--manager", metavar="URL", help="The manager: HOST:PORT or https://HOST:PORT.")
-@click.option("--ca", metavar="FILE", help="The CA of the manager.")
-@click.option("--cert", metavar="FILE", help="Your certificate.")
-@click.option("--key", metavar="FILE", help="Its key; otherwise the .key beside it.")
+@click.option("--ca", metavar="FILE", type=FILE, help="The CA of the manager.")
+@click.option("--cert", metavar="FILE", type=FILE, help="Your certificate.")
+@click.option("--key", metavar="FILE", type=FILE, help="Its key; otherwise the .key beside it.")
 def set_context(name: str, manager: str | None, ca: str | None, cert: str | None, key: str | None) -> None:
     """Remembers what is given under NAME, beside what NAME has already; the first one is in use at once.
 
@@ -51,7 +51,7 @@ def set_context(name: str, manager: str | None, ca: str | None, cert: str | None
 
 
 @group.command("use")
-@click.argument("name")
+@click.argument("name", type=ContextName())
 def use(name: str) -> None:
     """Uses NAME from now on.
 
@@ -65,7 +65,7 @@ def use(name: str) -> None:
 
 
 @group.command("rm")
-@click.argument("name")
+@click.argument("name", type=ContextName())
 def remove(name: str) -> None:
     """Forgets NAME; the files it names stay.
 

@@ -18,23 +18,20 @@ from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.options import Parsed, Wishes, creation_options, door_options, guest_options
-from keepctl.commands.shared import FAILED, NO_ANSWER, show_error
+from keepctl.commands.shared import FAILED, FILE, NO_ANSWER, show_error
 from keepctl.display import UploadBar, json_text, show_table
-from keepctl.endings import ending, succeeded
+from keepctl.endings import ending, succeeded, told
 from keepctl.job import Job
 from keepctl.references import resolve
 from keepctl.summary import summary
 from keepctl.values import parse_pair
 
-_SHOWN_DIGITS = 16
-"""How much of a fingerprint a table shows; `inspect` shows all of it."""
-_HEADER = ("ID", "NAME", "STATE", "ADDRESS", "FINGERPRINT", "DETAIL")
+_HEADER = ("ID", "NAME", "STATE", "ADDRESS", "DETAIL")
 
 
 def _row(keep: KeepInfo) -> tuple[str, ...]:
     where = authority(keep.address, keep.port) if keep.port else ""
-    short = keep.fingerprint[: len("sha256:") + _SHOWN_DIGITS]
-    return str(keep.kuuid), keep.name, f"{int(keep.state)} {keep.state.name.lower()}", where, short, keep.detail
+    return str(keep.kuuid), keep.name, f"{int(keep.state)} {keep.state.name.lower()}", where, keep.detail
 
 
 @click.command("ps", short_help="Lists the keeps.")
@@ -119,7 +116,7 @@ def send(access: Access, keep: KeepInfo, manager_host: str, file: FileIO) -> str
 
 @click.command("upload", short_help="Sends a file to a started keep.")
 @keep_argument
-@click.argument("file")
+@click.argument("file", type=FILE)
 @connected
 @output_option
 @click.option("--wait", is_flag=True, help="Wait for the workload's end; exit 1 unless it ended well.")
@@ -175,7 +172,7 @@ def stop(keeps: tuple[str, ...], output: str, access: Access) -> None:
     def one(reference: str) -> None:
         stopped.append(client.stop(resolve(client, reference)))
         if output == "text":
-            click.echo(one_line(ending(stopped[-1])))
+            click.echo(one_line(told(stopped[-1], len(keeps) > 1)))
 
     code = _each(keeps, one)
     if output == "json":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from keepctl.commands.access import output_option
-from keepctl.commands.shared import Commands
+from keepctl.commands.shared import FILE, Commands
 from keepctl.display import json_text
 from keepctl.manifest.reading import read_job
 from keepctl.manifest.schema import SCHEMA
@@ -21,7 +21,7 @@ def group() -> None:
 
 
 @group.command("check")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
 @output_option
 def check(files: tuple[str, ...], output: str) -> None:
     """Says everything that is wrong with manifests, each fault with its line and column; exits 1 for the first bad one.

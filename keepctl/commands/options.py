@@ -11,6 +11,7 @@ import click
 
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.workload import RestartPolicy
+from keepctl.commands.shared import FILE
 from keepctl.job import Grant, Job
 from keepctl.values import parse_directory, parse_limit, parse_pair
 
@@ -63,7 +64,7 @@ _GUEST = (
         metavar="HOST:GUEST[:rw]",
         help="A directory of the manager's host; read-only unless :rw.",
     ),
-    click.option("--stdin", metavar="FILE", help="A file of the manager's host as its standard input."),
+    click.option("--stdin", metavar="FILE", type=FILE, help="A file of the manager's host as its standard input."),
     click.option(
         "--secret",
         "secrets",

@@ -10,8 +10,9 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import authority, configuration, files, hostnames, inspection
 from keepctl import pki as store
 from keepctl.authority import CLIENT_DAYS, MAX_CLIENT_DAYS
-from keepctl.commands.shared import Commands, now, pki_option
-from keepctl.display import show_table
+from keepctl.commands.access import output_option
+from keepctl.commands.shared import FAILED, Commands, now, pki_option
+from keepctl.display import json_text, show_table
 from keepctl.layout import Layout, check_client_name, serial_text
 
 MAX_PASSWORD = 1024
@@ -22,7 +23,7 @@ _addresses = click.option(
 )
 
 
-@click.command("init")
+@click.command("init", short_help="Makes a CA and the first certificates on this host.")
 @pki_option
 @_names
 @_addresses
@@ -31,6 +32,9 @@ def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], cli
     """Makes a new PKI: a local CA, the manager's certificate, a first client's; and manager.yaml beside it.
 
     The manager's certificate is for this host's own names and addresses and those given. Never overwrites anything.
+
+    \b
+    keepctl init --name edge.example --address 192.0.2.7
     """
     known = hostnames.server_names(names, addresses)
     path = configuration.path_beside(layout.directory)
@@ -42,9 +46,14 @@ def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], cli
     click.echo(f"configuration {path}{'' if new else ' (was there, and is unchanged)'}")
 
 
-@click.group("pki", cls=Commands)
+@click.group("pki", cls=Commands, short_help="Looks after certificates.")
 def group() -> None:
-    """Issues, renews, revokes, lists and checks certificates."""
+    """Issues, renews, revokes, lists and checks certificates.
+
+    \b
+    keepctl pki issue alice --p12 alice.p12
+    keepctl pki revoke alice
+    """
 
 
 def _password(file: str | None) -> bytes:
@@ -77,6 +86,10 @@ def issue(layout: Layout, name: str, p12: str | None, days: int, password_file: 
     """Issues a client's certificate to NAME.
 
     The PKCS#12 file is AES-256-CBC under PBES2 with HMAC-SHA-256, which OpenSSL reads since 1.0.
+
+    \b
+    keepctl pki issue alice --p12 alice.p12
+    keepctl pki issue alice --renew
     """
     check_client_name(name)
     if p12 is None and password_file is not None:
@@ -102,7 +115,11 @@ def issue(layout: Layout, name: str, p12: str | None, days: int, password_file: 
 @_names
 @_addresses
 def renew_server(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...]) -> None:
-    """Issues the manager a later certificate, for its names until now, this host's, and those given."""
+    """Issues the manager a later certificate, for its names until now, this host's, and those given.
+
+    \b
+    keepctl pki renew-server && systemctl restart keep-manager
+    """
     identity = store.renew_server(layout, hostnames.server_names(names, addresses), now())
     click.echo(f"certificate {layout.manager_certificate}")
     click.echo(f"names       {', '.join(authority.alternative_names(identity.certificate))}")
@@ -114,7 +131,11 @@ def renew_server(layout: Layout, names: tuple[str, ...], addresses: tuple[str, .
 @click.argument("what", metavar="NAME|SERIAL")
 @pki_option
 def revoke(layout: Layout, what: str) -> None:
-    """Revokes every certificate of a client, or the one with a serial number; from the next request on."""
+    """Revokes every certificate of a client, or the one with a serial number; from the next request on.
+
+    \b
+    keepctl pki revoke alice
+    """
     serials = store.revoke(layout, what)
     for serial in serials:
         click.echo(f"revoked {serial}")
@@ -124,9 +145,28 @@ def revoke(layout: Layout, what: str) -> None:
 
 @group.command("list")
 @pki_option
-def list_certificates(layout: Layout) -> None:
-    """Lists every certificate the CA has signed."""
+@output_option
+def list_certificates(layout: Layout, output: str) -> None:
+    """Lists every certificate the CA has signed.
+
+    \b
+    keepctl pki list
+    keepctl pki list -o json
+    """
     moment = now()
+    if output == "json":
+        listed = [
+            {
+                "name": entry.name,
+                "kind": entry.kind,
+                "status": entry.status(moment),
+                "expires": entry.expires.isoformat(),
+                "serial": entry.serial,
+            }
+            for entry in store.listed(layout)
+        ]
+        click.echo(json_text(listed))
+        return
     rows = [
         (entry.name, entry.kind, entry.status(moment), f"{entry.expires:%Y-%m-%d}", entry.serial)
         for entry in store.listed(layout)
@@ -136,9 +176,17 @@ def list_certificates(layout: Layout) -> None:
 
 @group.command("check")
 @pki_option
-def check(layout: Layout) -> None:
-    """Checks file modes, the chain, keys, dates and revocations; exits 1 when there is something to do."""
+@output_option
+def check(layout: Layout, output: str) -> None:
+    """Checks file modes, the chain, keys, dates and revocations; exits 1 when there is something to do.
+
+    \b
+    keepctl pki check
+    """
     found = inspection.findings(layout, now())
+    if output == "json":
+        click.echo(json_text({"pki": layout.directory, "findings": found}))
+        raise SystemExit(FAILED if found else 0)
     if found:
         raise KeepfleetError(
             ErrorKind.CERTIFICATE, f"cannot vouch for {layout.directory}: there is something to mend", tuple(found)

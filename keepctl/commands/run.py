@@ -13,13 +13,13 @@ import click
 
 from keep_client.manager import ManagerClient
 from keep_client.text import one_line, printable
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.streams import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
 from keepctl.commands.access import Access, connected, output_option
 from keepctl.commands.begin import begin
 from keepctl.commands.options import Wishes, creation_options, door_options, guest_options
-from keepctl.commands.shared import show_error
+from keepctl.commands.shared import FILE, show_error
 from keepctl.display import json_line, json_text
 from keepctl.endings import EXIT_CODES, INTERRUPTED, UNREAD, ending, exit_code_of, exit_code_of_error, succeeded
 from keepctl.follow import Left, ending_signals, until_the_end
@@ -77,6 +77,8 @@ def refuse_raw_terminal(raw: bool) -> None:
 
 
 def _job(file: str | None, described: str | None, wishes: Wishes) -> Job:
+    if file is not None and described is None and file.endswith((".yaml", ".yml")):
+        raise click.UsageError(f"{file} is a manifest by its name; run it with: keepctl run -f {file}")
     job = wishes.on(_described(described) if described is not None else Job())
     module = file or job.module
     if not module:
@@ -113,6 +115,13 @@ def _follow(client: ManagerClient, kuuid: int, how: _How) -> int:
     except Left:
         click.echo(f"keepctl: left keep {kuuid} running; see: keepctl logs -f {kuuid}", err=True)
         return INTERRUPTED
+    except KeepfleetError as error:
+        if error.kind is not ErrorKind.NOT_FOUND:
+            raise
+        why = (
+            f"cannot tell how keep {kuuid} ended: somebody removed it meanwhile; its lines: journalctl KEEP_ID={kuuid}"
+        )
+        raise KeepfleetError(ErrorKind.NOT_FOUND, why) from error
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # nothing more can be written there, the exit flushes it
         with suppress(KeepfleetError):
@@ -149,9 +158,11 @@ class _GuestCommand(click.Command):
 
 
 @click.command("run", cls=_GuestCommand, help=HELP, short_help="Runs a file in a new keep, and exits as it did.")
-@click.argument("file", metavar="[FILE.wasm]", required=False)
+@click.argument("file", metavar="[FILE.wasm]", required=False, type=FILE)
 @click.argument("arguments", metavar="[-- ARGS]...", nargs=-1)
-@click.option("-f", "--file", "described", metavar="FILE.yaml", help="A manifest that describes the workload.")
+@click.option(
+    "-f", "--file", "described", metavar="FILE.yaml", type=FILE, help="A manifest that describes the workload."
+)
 @click.option("--rm", "remove", is_flag=True, help="Remove the keep when the workload has ended.")
 @click.option("-d", "--detach", is_flag=True, help="Print the keep's ID and leave it running.")
 @click.option("--raw", is_flag=True, help="Its output as it is, control characters and all; into a pipe or a file.")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import importlib
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any, TypeVar
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from keep_client.credentials import pki_directory
 from keep_client.failures import ConnectionFailed
@@ -20,22 +22,63 @@ FAILED = 1
 INTERRUPTED = 130
 """128 + SIGINT, as a shell tells it; nothing is said, since the person knows."""
 NO_ANSWER = 3
+FILE = click.Path()
+"""A file's name, as text; so marked, a shell completes it."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def show_error(error: KeepfleetError) -> None:
-    """One line, and the evidence indented below it, on standard error."""
+    """One line, and the evidence it does not hold already indented below it, on standard error."""
     click.echo(f"keepctl: {one_line(error.message)}", err=True)
     for line in error.evidence:
-        click.echo(f"    {printable(line)}", err=True)
+        if line not in error.message:
+            click.echo(f"    {printable(line)}", err=True)
+
+
+class WrongUsage(click.UsageError):
+    """click's refusal of a command line, shown as every other error: one line, with the next step."""
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(error.format_message(), error.ctx)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Prints it."""
+        text = one_line(self.message).removesuffix(".").replace(". (", " (")
+        asked = self.ctx.command_path if self.ctx is not None else "keepctl"
+        said = f"keepctl: cannot read the command line: {text[:1].lower()}{text[1:]}; see: {asked} --help"
+        click.echo(said, file=file, err=file is None)
+
+
+@contextmanager
+def _brief() -> Iterator[None]:
+    try:
+        yield
+    except (WrongUsage, NoArgsIsHelpError):
+        raise
+    except click.UsageError as error:
+        raise WrongUsage(error) from error
 
 
 class Commands(click.Group):
     """A group whose commands may raise KeepfleetError: it is shown as a sentence, and decides the exit code."""
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib  # here: 5 ms, for those alone who mistype
+
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} (Did you mean {near[0]!r}?)", ctx) from error
+
     def invoke(self, ctx: click.Context) -> Any:  # click's own signature
         try:
-            return super().invoke(ctx)
+            with _brief():
+                return super().invoke(ctx)
         except KeepfleetError as error:
             show_error(error)
             ctx.exit(NO_ANSWER if isinstance(error, ConnectionFailed) else FAILED)
@@ -55,6 +98,10 @@ class LazyCommands(Commands):
         """sources: each command's name, and `module:attribute`, where it is."""
         super().__init__(name, **attributes)
         self._sources = dict(sources)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # click's own signature
+        with _brief():
+            return super().make_context(*args, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._sources)

@@ -41,13 +41,16 @@ def _tell(changes: list[Change], reloaded: bool) -> None:
         click.echo("systemd has read its units again")
 
 
-@click.command("install")
+@click.command("install", short_help="Writes the units of systemd.")
 @_where
 @click.option("--prefix", "root", default=sys.prefix, metavar="P", help="The virtual environment keepfleet lives in.")
 def install(variant: str | None, unit_directory: str | None, no_reload: bool, root: str) -> None:
     """Writes the units, filled in for this prefix and interpreter; may be repeated.
 
     The system's keeps are users of their own, so the prefix must be readable by any user: not below /root or /home.
+
+    \b
+    keepctl install && keepctl init && systemctl enable --now keep-manager
     """
     where = _target(variant, unit_directory, no_reload)
     _tell(installation.install(where, prefix.values_for(root, where.variant)), where.reload)
@@ -56,9 +59,13 @@ def install(variant: str | None, unit_directory: str | None, no_reload: bool, ro
         click.echo(f"Next: keepctl init, then systemctl{user} enable --now keep-manager")
 
 
-@click.command("uninstall")
+@click.command("uninstall", short_help="Removes the units again.")
 @_where
 def uninstall(variant: str | None, unit_directory: str | None, no_reload: bool) -> None:
-    """Removes the units again; certificates and configuration stay. Refuses while keeps or the manager run."""
+    """Removes the units again; certificates and configuration stay. Refuses while keeps or the manager run.
+
+    \b
+    systemctl stop keep-manager && keepctl uninstall
+    """
     where = _target(variant, unit_directory, no_reload)
     _tell(installation.uninstall(where), where.reload)

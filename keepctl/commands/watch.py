@@ -11,7 +11,8 @@ from keep_protocol.streams import JOURNAL_SOURCE, WORKLOAD_SOURCE, Happening, Lo
 from keepctl.commands.access import Access, Reference, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.run import line_shower, refuse_raw_terminal
 from keepctl.display import json_line, json_text
-from keepctl.endings import EXIT_CODES, ending, exit_code_of
+from keepctl.endings import EXIT_CODES, exit_code_of, told
+from keepctl.follow import MAX_LAST, last_lines
 from keepctl.references import resolve
 from keepctl.summary import event_text, moment_text
 
@@ -21,7 +22,7 @@ from keepctl.summary import event_text, moment_text
 @connected
 @output_option
 @click.option("-f", "--follow", is_flag=True, help="Go on until it ends; Ctrl-C leaves it running.")
-@click.option("-n", "--lines", "last", type=click.IntRange(1, 100_000), help="Only the last lines.")
+@click.option("-n", "--lines", "last", type=click.IntRange(1, MAX_LAST), help="Only the last lines.")
 @click.option("--all", "everything", is_flag=True, help="Also what the keep itself says, and not only its guest.")
 @click.option("-t", "--timestamps", is_flag=True, help="Each line's time before it.")
 @click.option("--raw", is_flag=True, help="The output as it is, control characters and all; into a pipe or a file.")
@@ -50,7 +51,15 @@ def logs(
                 click.echo(f"{moment_text(line.at)} ", nl=False)
             shower(line)
 
-    with closing(client.lines(kuuid, follow, last)) as lines:
+    after = ""
+    if last is not None and not everything:
+        said, after = last_lines(client, kuuid, last)
+        for line in said:
+            show(line)
+        last = None
+        if not follow:
+            return
+    with closing(client.lines(kuuid, follow, last, after)) as lines:
         for line in lines:
             show(line)
 
@@ -71,7 +80,7 @@ def wait(keeps: tuple[str, ...], output: str, access: Access) -> None:
         keep = client.ended(kuuid)
         ended.append(keep)
         if output == "text":
-            click.echo(one_line(ending(keep)))
+            click.echo(one_line(told(keep, len(keeps) > 1)))
     if output == "json":
         click.echo(json_text([keep.to_wire() for keep in ended]))
     raise SystemExit(exit_code_of(ended[-1].outcome))
@@ -81,8 +90,9 @@ def wait(keeps: tuple[str, ...], output: str, access: Access) -> None:
 @click.argument("keep", metavar="[KEEP]", type=Reference(), required=False)
 @connected
 @output_option
-@click.option("-n", "--lines", "last", type=click.IntRange(1, 100_000), help="First the last events.")
-def events(keep: str | None, output: str, last: int | None, access: Access) -> None:
+@click.option("-n", "--lines", "last", type=click.IntRange(1, MAX_LAST), help="First the last events.")
+@click.option("--no-follow", is_flag=True, help="Only what has happened so far, as far as the journal goes back.")
+def events(keep: str | None, output: str, last: int | None, no_follow: bool, access: Access) -> None:
     """Shows what happens to keeps, or to one, line by line; of one until it is removed, else until Ctrl-C.
 
     \b
@@ -90,7 +100,7 @@ def events(keep: str | None, output: str, last: int | None, access: Access) -> N
     """
     client = access.client()
     kuuid = None if keep is None else resolve(client, keep)
-    with closing(client.events(kuuid, last)) as happening:
+    with closing(client.events(kuuid, last, follow=not no_follow)) as happening:
         for event in happening:
             if output == "json":
                 click.echo(json_line(event.to_wire()))

@@ -109,14 +109,17 @@ class FakeLedger:
 
     @asynccontextmanager
     async def events(
-        self, kuuid: int | None = None, last: int = 0, after: str = ""
+        self, kuuid: int | None = None, *, last: int | None = None, after: str = "", follow: bool = False
     ) -> AsyncIterator[AsyncGenerator[KeepEvent, None]]:
         """See Ledger."""
         self._reach()
-        start = int(check_cursor(after).split(";")[1].removeprefix("i="), 16) if after else len(self.written) - last
+        there = len(self.written)
+        start = there - last if last is not None else there if follow else 0
+        if after:
+            start = int(check_cursor(after).split(";")[1].removeprefix("i="), 16)
         await self._count(1)
         try:
-            yield self._read(kuuid, max(start, 0))
+            yield self._read(kuuid, max(start, 0), follow)
         finally:
             await self._count(-1)
 
@@ -130,8 +133,8 @@ class FakeLedger:
             self.readers += number
             self._changed.notify_all()
 
-    async def _read(self, kuuid: int | None, seen: int) -> AsyncGenerator[KeepEvent, None]:
-        while True:
+    async def _read(self, kuuid: int | None, seen: int, follow: bool) -> AsyncGenerator[KeepEvent, None]:
+        while follow or seen < len(self.written):
             async with self._changed:
                 while len(self.written) == seen:
                     await self._changed.wait()

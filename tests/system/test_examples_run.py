@@ -68,9 +68,8 @@ printf 'the cat and the dog and the bird\\n' >words/text.txt
 def ran(fleet: Fleet, workplace: Path, example: str, *options: str) -> tuple[int, str, str]:
     """`keepctl run` of an example's manifest: its exit code, its output, and what keepctl said."""
     path = f"{workplace}/{example}"
-    module = [f"{path}.wasm"] if "--" in options else []  # what comes first beside the options is the module
     done = fleet.host.run(
-        ["keepctl", "run", "--rm", "-f", f"{path}.yaml", *module, *options],
+        ["keepctl", "run", "--rm", "-f", f"{path}.yaml", *options],
         check=False,
         env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"},
         timeout=SECONDS,

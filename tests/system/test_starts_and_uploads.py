@@ -127,7 +127,9 @@ def test_an_upload_after_another_was_accepted_is_refused_at_the_door(fleet: Flee
 
 
 def test_an_idle_keep_cannot_be_stopped(fleet: Fleet, life: Life) -> None:
-    assert "cannot stop a keep that is idle" in refused(lambda: fleet.client().stop(life.kuuid), ErrorKind.CONFLICT)
+    assert f"cannot stop keep {life.kuuid}: nothing runs in it" in refused(
+        lambda: fleet.client().stop(life.kuuid), ErrorKind.CONFLICT
+    )
     assert life.look().state is State.LISTENING
 
 

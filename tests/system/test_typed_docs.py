@@ -1,4 +1,5 @@
-"""Every command the README and the tutorial tell a newcomer to type is typed here, on a real host."""
+"""Every command that the README, the tutorial, the how-tos and the examples tell a newcomer to type is typed here, on a
+real host."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ import pytest
 from tests.system.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]
+GRANTED = "/run/typed"
+"""What stands for /srv/keepfleet, which the examples are given files from; unlike /srv it is the sandbox's own."""
 COMMAND_SECONDS = 300
 """`./run demo` builds a wheel and its environment where there is none yet."""
 # Everything a checkout's script runs gets a loopback of its own, so that the ports of the docs are free.
@@ -46,7 +49,21 @@ def test_the_readmes_playground_does_what_it_says() -> None:
     name = f"readme-{os.getpid()}"
     output = typed(f"trap './run down' EXIT\n{chr(10).join(playground)}", {"KEEPFLEET_PLAYGROUND": name})
     assert "All answers were as they should be" in output
-    assert "awaiting workload" in output
+    for told in (
+        "awaiting workload",
+        "\n97\n",
+        "returned: [21]",
+        "spinning until stopped",
+        "started: running the workload",
+        "stopped by admin",
+        "exit code 124",
+        "exit code 134",
+        "0: read_past_the_end at",
+        "exit code 126",
+    ):
+        assert told in output, f"the README promises {told!r}; it printed:\n{output}"
+    typed_here = {*playground, "./run demo", "./run test"}
+    assert [line for line in lines if line not in typed_here] == [], "a command that no test types"
 
 
 @pytest.mark.usefixtures("prefix")
@@ -67,17 +84,29 @@ def test_the_demo_fails_and_names_the_step_for_a_file_that_is_no_module() -> Non
     assert "Traceback" not in done.stderr + done.stdout
 
 
+def typed_inside(fleet: Fleet, commands: list[str]) -> str:
+    """What the commands print, typed one after another into one shell on the host."""
+    checkout = fleet.host.path / "checkout"  # the host need not see the real one: it may lie below /tmp
+    unseen = shutil.ignore_patterns("node_modules", "build")
+    shutil.copytree(ROOT / "examples", checkout / "examples", ignore=unseen, dirs_exist_ok=True)
+    script = "\n".join(commands).replace("/srv/keepfleet", GRANTED)
+    for manifest in checkout.glob("examples/*/*.yaml"):
+        manifest.write_text(manifest.read_text().replace("/srv/keepfleet", GRANTED))
+    done = fleet.host.run(
+        ["bash", "-euxo", "pipefail", "-c", f"cd {checkout}\n{script}"],
+        env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"},
+        check=False,
+        timeout=COMMAND_SECONDS,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return f"{done.stdout}\n{done.stderr}"
+
+
 def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet) -> None:
     commands = [line for block in blocks("docs/tutorial.md", "sh") for line in block.splitlines()]
     inside = [line for line in commands if not line.startswith("./run ") and line != "exit"]
     assert len(commands) - len(inside) == 4, "only ./run up, ./run exec, exit and ./run down stand outside the host"
-    checkout = fleet.host.path / "checkout"  # the host need not see the real one: it may lie below /tmp
-    shutil.copytree(ROOT / "examples", checkout / "examples")
-    output = fleet.host.run(
-        ["bash", "-euxo", "pipefail", "-c", f"cd {checkout}\n{chr(10).join(inside)}"],
-        env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"},
-        timeout=COMMAND_SECONDS,
-    ).stdout
+    output = typed_inside(fleet, inside)
     for told in (
         "listening: ready for a start",
         "Hello from C, inside a keep!",
@@ -88,3 +117,42 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
         "All answers were as they should be",
     ):
         assert told in output, f"the tutorial promises {told!r}; it printed:\n{output}"
+
+
+@pytest.mark.parametrize(
+    ("page", "promised"),
+    [
+        (
+            "limits",
+            ("over its time limit of 1 s", "exit code 124", "exit code 12", "the ceiling for admin", "exit code 125"),
+        ),
+        ("restart", ("exited 3", "gave it up after starting it again 4 times", "restarts     4")),
+        ("logs", ("\n97\n", '"source":"workload"', "running -> ended (finish): exited 0")),
+        ("outcomes", ("exit code 134", "0: read_past_the_end at", "error: trapped: out of bounds", "exit code 126")),
+        (
+            "rest-api",
+            ("3.1.0", '"size":13577', "event: end", '"text": "exited 0"', '"kind":"conflict"', "exit code 22"),
+        ),
+    ],
+)
+def test_a_how_to_can_be_typed_from_its_first_to_its_last_line(
+    fleet: Fleet, page: str, promised: tuple[str, ...]
+) -> None:
+    if page == "rest-api" and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    output = typed_inside(fleet, blocks(f"docs/how-to/{page}.md", "sh"))
+    for told in promised:
+        assert told in output, f"{page}.md promises {told!r}; it printed:\n{output}"
+    assert fleet.client().keeps() == (), "and it tidies up"
+
+
+def test_the_examples_that_are_given_files_can_be_run_as_their_readme_says(fleet: Fleet) -> None:
+    try:
+        output = typed_inside(fleet, blocks("examples/README.md", "sh"))
+    finally:
+        fleet.host.run(["rm", "-rf", GRANTED, "/etc/systemd/system/keep-manager.service.d/50-examples.conf"])
+        fleet.host.systemctl("daemon-reload")
+        fleet.configure()
+        fleet.restart()
+    for told in ("\n19\n", "1 ONE\n2 TWO\n", "3 lines read, 1 left out", "3 the\n2 and\n"):
+        assert told in output, f"the examples' README promises {told!r}; it printed:\n{output}"

@@ -60,6 +60,8 @@ def refused(house: House, client: Path, module: bytes, status: int = 422) -> Ans
         (b"(module)", "it is WebAssembly text"),
         (b"\n;; text", "it is WebAssembly text"),
         (b"\x7fELF\2\1\1\0", "it is a native program"),
+        (b"\x1f\x8b\x08\x08\x44\xa4\x05\x6b", "it is a gzip file; unpack it first"),
+        (b"PK\x03\x04\x14\0\0\0", "it is a zip file; unpack it first"),
         (b"\0asm\x0e\0\1\0", "it is a component of another version, 0e00"),
         (b"\0asm\2\0\0\0", "its version 02000000 is not 1"),
         (b"#!/bin/s", "it does not begin as a WebAssembly file does, but with 23 21"),

@@ -184,6 +184,10 @@ def test_a_backtrace_is_bounded_and_printable() -> None:
     assert len(lines) == 21
 
 
+def test_a_frame_without_an_offset_names_none() -> None:
+    assert outcome.backtrace([("deeper", 0, (1 << 64) - 1), ("deeper", 0, 0x30)]) == ("0: deeper", "1: deeper at 0x30")
+
+
 @pytest.mark.parametrize(("code", "process"), [(0, 0), (1, 1), (125, 125), (126, 125), (2**32 - 1, 125)])
 def test_the_process_repeats_codes_up_to_125(code: int, process: int) -> None:
     ended = outcome.exited(code, SPENT)

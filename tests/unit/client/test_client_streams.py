@@ -150,8 +150,9 @@ def test_what_happens_to_keeps_is_told_and_taken_up_where_it_broke_off(
         (1.0, Happening.CREATED, "", "c=1"),
         (2.0, Happening.REMOVED, "alice", "c=2"),
     ]
-    assert fake.requests[-2:] == [f"GET /v1/events?keep={keep.kuuid}&lines=2"] * 2
+    assert fake.requests[-2:] == [f"GET /v1/events?keep={keep.kuuid}&lines=2&follow=true"] * 2
     assert fake.headers[-1]["last-event-id"] == "c=1"
+    assert len(list(client.events(follow=False))) == 2
 
 
 def test_keeps_come_page_by_page_and_by_label(

@@ -18,13 +18,13 @@ from tests.unit.keepctl.conftest import MODULE, Run
 
 
 def test_a_keep_is_made_started_shown_stopped_and_removed(run: Run, manager: ManagerInMemory, pki: Pki) -> None:
-    assert run("ps").output.split() == ["ID", "NAME", "STATE", "ADDRESS", "FINGERPRINT", "DETAIL"]
+    assert run("ps").output.split() == ["ID", "NAME", "STATE", "ADDRESS", "DETAIL"]
     kuuid = run("new").output.strip()
     assert kuuid == str(FIRST_ID)
     started = run("start", kuuid, "--port", "4040", "--name", "edge.example")
     assert started.output == f"address     127.0.0.1:4040\nfingerprint {pki.fingerprint}\n"
     row = run("ps").output.splitlines()[1]
-    assert re.fullmatch(rf"{kuuid}  -     2 started  127\.0\.0\.1:4040  {pki.fingerprint[:23]}  awaiting-workload", row)
+    assert re.fullmatch(rf"{kuuid}  -     2 started  127\.0\.0\.1:4040  awaiting-workload", row)
     assert json.loads(run("inspect", kuuid).output)["fingerprint"] == pki.fingerprint
     assert run("stop", kuuid).output == "stopped by its owner\n"
     assert run("rm", kuuid).output == f"removed {kuuid}\n"
@@ -95,7 +95,7 @@ def test_the_managers_refusal_is_one_line_with_its_evidence_below(run: Run, mana
     del manager
     result = run("inspect", "12")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "keepctl: cannot find keep 12: there is none\n    a line of evidence\n"
+    assert result.stderr == "keepctl: cannot find keep 12: there is none; see: keepctl ps\n    a line of evidence\n"
 
 
 def test_one_keep_that_cannot_be_removed_does_not_keep_the_others(run: Run, manager: ManagerInMemory) -> None:

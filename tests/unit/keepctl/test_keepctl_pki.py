@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -263,3 +264,17 @@ def test_without_a_pki_every_command_says_what_to_do(run: Run, directory: Path) 
         assert result.exit_code == 1
         assert result.stderr.startswith("keepctl: cannot ")
         assert result.stderr.count("\n") == 1
+
+
+def test_the_list_and_the_check_are_for_programs_too(run: Run, directory: Path) -> None:
+    run("init")
+    listed = json.loads(run("pki", "list", "-o", "json").output)
+    assert {entry["name"]: (entry["kind"], entry["status"]) for entry in listed} == {
+        "keep-manager": ("server", "valid"),
+        "admin": ("client", "valid"),
+    }
+    assert json.loads(run("pki", "check", "-o", "json").output) == {"pki": str(directory), "findings": []}
+    (directory / "clients" / "admin.key").chmod(0o644)
+    result = run("pki", "check", "-o", "json")
+    assert result.exit_code == 1
+    assert "run: chmod 0600" in json.loads(result.output)["findings"][0]

@@ -60,6 +60,16 @@ def test_words_after_the_dashes_are_the_guests_also_where_a_manifest_names_the_m
     assert manager.workloads[FIRST_ID] == {"arguments": ["100", "--", "x"]}
 
 
+def test_a_keep_that_somebody_removes_meanwhile_is_told_as_that(
+    run: Run, manager: ManagerInMemory, pki: Pki, module: str
+) -> None:
+    with KeepDoor(pki.keep(), manager.keeps.clear) as at:
+        manager.door_port = at.port
+        result = run("run", module)
+    assert result.exit_code == 125
+    assert f"keepctl: cannot tell how keep {FIRST_ID} ended: somebody removed it meanwhile" in result.stderr
+
+
 def test_a_program_is_run_its_output_shown_and_its_exit_code_is_ours(
     run: Run, manager: ManagerInMemory, door: Door, module: str
 ) -> None:
@@ -271,6 +281,17 @@ def test_what_happens_to_one_keep_is_shown_until_it_is_removed(run: Run, manager
         "created",
         "removed",
     ]
+
+
+def test_the_last_lines_are_the_guests_whatever_the_keep_says_after_them(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    say(manager, *(f"line {number}" for number in range(300)))
+    say(manager, *["running -> ended (finish): exited 0"] * 150, source="keep")
+    manager.change(FIRST_ID, state=State.COMPLETE)
+    assert run("logs", "-n", "2", "web").output == "line 298\nline 299\n"
+    assert run("logs", "-f", "-n", "2", "web").output == "line 298\nline 299\n"
+    assert run("logs", "-n", "1000", "web").output.count("line") == 300
+    assert run("logs", "--all", "-n", "1", "web").output == "running -> ended (finish): exited 0\n"
 
 
 def test_wait_tells_how_each_keep_ended(run: Run, manager: ManagerInMemory) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,26 @@ MemoryCurrent=1
 Id=keep@3.service
 LoadState=not-found
 """
+
+
+def test_processor_time_that_systemd_does_not_count_is_that_of_the_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unset = "Id=keep@1.service\nLoadState=loaded\nCPUUsageNSec=[not set]\nControlGroup=/keep.slice/keep@1.service\n"
+    groups = usage.control_groups(f"{unset}\nId=keep@2.service\nCPUUsageNSec=5\nControlGroup=/keep.slice/b\n")
+    assert groups == {"keep@1.service": "/keep.slice/keep@1.service"}
+    group = tmp_path / "cgroup/systemd/keep.slice/keep@1.service"
+    group.mkdir(parents=True)
+    (group / "cgroup.procs").write_text("41\n42\n43\n")
+    ticks = os.sysconf("SC_CLK_TCK")
+    for process, name in (("41", "a b) S"), ("42", "c")):
+        (tmp_path / process).mkdir()
+        times = f"{ticks} {ticks // 2} {ticks} 0"
+        (tmp_path / process / "stat").write_text(f"{process} ({name}) R 1 2 3 4 5 6 7 8 9 10 {times} 20 0 1\n")
+    monkeypatch.setattr(usage, "CGROUPS", str(tmp_path / "cgroup"))
+    monkeypatch.setattr(usage, "PROC", str(tmp_path))
+    assert usage.cpu_of_processes(groups["keep@1.service"]) == 5.0, "and the third one has just ended"
+    assert usage.cpu_of_processes("/nowhere") is None
 
 
 def test_figures_are_read_and_those_not_counted_are_none() -> None:

@@ -22,7 +22,7 @@ from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
-from keep_protocol.states import Event, State
+from keep_protocol.states import Event, Phase, State
 from tests.fakes.fake_ledger import FakeWitness
 from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
 from tests.fakes.fake_pki import FakeAuthority
@@ -283,6 +283,29 @@ async def test_a_wait_without_a_change_returns_the_keep_at_its_end(keeps: Keeps)
     assert (await keeps.wait(kuuid, State.LISTENING, 0.02)).state is State.LISTENING
 
 
+async def test_a_keep_between_two_loaders_keeps_its_name_labels_owner_and_limits(
+    keeps: Keeps, units: FakeUnits
+) -> None:
+    wanted = NewKeep(name="web", labels=(("app", "shop"),), limits=(("tasks", 20),))
+    kuuid = (await keeps.create(wanted, ALICE)).kuuid
+    before = await keeps.get(kuuid)
+    await units.vanish(kuuid)
+    for shown in (await keeps.get(kuuid), *(await keeps.list(ListKeeps(labels=(("app", "shop"),)))).keeps):
+        assert shown.detail.startswith("restarting")
+        assert (shown.name, shown.labels, shown.owner, shown.limits) == (
+            ("web", (("app", "shop"),), "alice", before.limits)
+        )
+    assert before.limits.tasks == 20
+
+
+async def test_what_a_removed_keep_was_called_is_forgotten(keeps: Keeps, units: FakeUnits) -> None:
+    kuuid = (await keeps.create(NewKeep(name="web"), ALICE)).kuuid
+    assert repr(keeps._lasting) == "Lasting(1 keeps)"
+    await units.stop(kuuid)
+    await keeps.list()
+    assert repr(keeps._lasting) == "Lasting(0 keeps)"
+
+
 async def test_a_keep_between_two_loaders_is_restarting_and_waited_for_in_peace(
     keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +351,36 @@ async def test_a_stop_ends_the_door_and_keeps_the_outcome(keeps: Keeps, units: F
     assert info.state is State.COMPLETE
     assert info.outcome is not None
     assert info.outcome.by == "alice"
-    assert (await refusal(keeps.stop(kuuid, ALICE))).kind is ErrorKind.CONFLICT
+    error = await refusal(keeps.stop(kuuid, ALICE))
+    assert error.kind is ErrorKind.CONFLICT
+    assert error.message == f"cannot stop keep {kuuid}: nothing runs in it, it is complete: ended"
+
+
+async def test_a_keep_that_is_being_started_again_is_stopped_by_its_next_loader(keeps: Keeps, units: FakeUnits) -> None:
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    await units.vanish(kuuid)
+    stopping = asyncio.create_task(keeps.stop(kuuid, ALICE))
+    await asyncio.sleep(3 * manager.STOP_AGAIN_SECONDS)
+    assert not stopping.done()
+    units.back(kuuid)
+    loader = units.loaders[kuuid]
+    loader.phase = Phase.RESTARTING
+    loader.heard.clear()
+    await loader.heard.wait()
+    assert not stopping.done(), "a run that has just ended is not stopped either, and the next one will be"
+    loader.phase = Phase.RUNNING
+    info = await stopping
+    assert info.outcome is not None
+    assert info.outcome.by == "alice"
+
+
+async def test_a_stop_gives_up_where_no_loader_comes_back(
+    keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "STOP_SECONDS", 0.05)
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    await units.vanish(kuuid)
+    assert (await refusal(keeps.stop(kuuid, ALICE))).kind is ErrorKind.UNAVAILABLE
 
 
 async def test_a_removal_while_the_keep_starts_ends_both_cleanly(keeps: Keeps, units: FakeUnits, place: Path) -> None:
@@ -368,7 +420,8 @@ async def test_a_keep_has_the_limits_asked_for_and_the_rest_by_default(keeps: Ke
 async def test_a_limit_above_the_ceiling_is_forbidden_and_nothing_is_made(keeps: Keeps, units: FakeUnits) -> None:
     error = await refusal(keeps.create(NewKeep(limits=(("tasks", 65),)), ALICE))
     assert error.kind is ErrorKind.FORBIDDEN
-    assert error.message == "cannot make a keep with tasks 65: the ceiling for alice is 64"
+    assert "cannot make a keep with tasks 65: the ceiling for alice is 64; " in error.message
+    assert "the manager's configuration sets it" in error.message
     assert not units.kuuids()
 
 

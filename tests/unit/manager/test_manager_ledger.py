@@ -98,7 +98,7 @@ async def test_events_begin_after_the_latest_entry_whoevers_it_is(tmp_path: Path
     record = {"__CURSOR": cursor(3), "KEEP_RECORD": json.dumps(EVENT.to_wire())}
     later = {"__CURSOR": cursor(4), "KEEP_RECORD": json.dumps(EVENT.to_wire())}
     book = with_journalctl(tmp_path, record, {"__CURSOR": cursor(5), "KEEP_RECORD": "{"}, later, follows=True)
-    async with asyncio.timeout(20), book.events(7) as events:
+    async with asyncio.timeout(20), book.events(7, follow=True) as events:
         first = await anext(events)
     assert first.cursor == cursor(4), "the latest entry was there before, and what cannot be read is passed over"
     end, read = (tmp_path / "arguments").read_text().splitlines()
@@ -110,8 +110,8 @@ async def test_events_begin_after_the_latest_entry_whoevers_it_is(tmp_path: Path
 async def test_the_last_events_and_those_after_one_are_asked_for_directly(tmp_path: Path) -> None:
     record = {"__CURSOR": cursor(10), "KEEP_RECORD": json.dumps(EVENT.to_wire())}
     book = with_journalctl(tmp_path, record, follows=True)
-    for last, after in ((3, ""), (0, cursor(9))):
-        async with asyncio.timeout(20), book.events(last=last, after=after) as events:
+    for last, after in ((3, ""), (None, cursor(9))):
+        async with asyncio.timeout(20), book.events(last=last, after=after, follow=True) as events:
             assert (await anext(events)).happening is Happening.FAILED
     first, second = (tmp_path / "arguments").read_text().splitlines()
     assert "--lines=3" in first

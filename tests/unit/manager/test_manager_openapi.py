@@ -69,6 +69,8 @@ def session(manager: ManagerHouse) -> Iterator[requests.Session]:
 def test_every_answer_is_one_the_document_allows(
     case: schemathesis.Case[Any], manager: ManagerHouse, session: requests.Session
 ) -> None:
+    if case.path == api.V1_EVENTS_PATH and case.query:
+        case.query.pop("follow", None)  # such a stream has no end; test_manager_streams follows some
     case.call_and_validate(
         base_url=manager.url, session=session, checks=CHECKS, timeout=SECONDS, verify=session.verify, cert=session.cert
     )
@@ -94,6 +96,7 @@ def test_each_step_of_a_keep_s_life_is_answered_as_the_document_says(
     step("POST", "/v1/keeps/{kuuid}/start", 409, kuuid=kuuid)
     assert step("POST", "/v1/keeps/{kuuid}/stop", 200, kuuid=kuuid)["outcome"]
     step("GET", "/v1/keeps/{kuuid}/logs", 200, kuuid=kuuid, params={"follow": "true"})
+    step("GET", api.V1_EVENTS_PATH, 200, params={"keep": kuuid, "lines": 5})
     step("DELETE", "/v1/keeps/{kuuid}", 204, kuuid=kuuid)
     step("DELETE", "/v1/keeps/{kuuid}", 404, kuuid=kuuid)
     assert step("GET", DOCUMENT_PATH, 200) == DOCUMENT

@@ -110,6 +110,16 @@ def test_a_certificate_that_cannot_be_used_is_an_error_of_ours(tmp_path: Path) -
         assert refused.value.kind is ErrorKind.CERTIFICATE
 
 
+def test_a_wrong_file_is_named_in_words(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.crt"
+    broken.write_text("no PEM")
+    with pytest.raises(KeepfleetError, match=f"cannot use the CA file {broken}: there is no certificate in PEM in it"):
+        tls.client_context(str(broken), None, None)
+    with pytest.raises(KeepfleetError, match=f"cannot use the certificate {broken} with the key None: ") as refused:
+        tls.pinned_client_context(str(broken), None)
+    assert "_ssl.c" not in refused.value.message
+
+
 def test_every_context_is_tls_1_3_without_tickets() -> None:
     context = tls._base(ssl.PROTOCOL_TLS_CLIENT)
     assert context.minimum_version is ssl.TLSVersion.TLSv1_3
