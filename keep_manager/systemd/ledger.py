@@ -116,8 +116,8 @@ class Ledger:
     async def events(
         self, kuuid: int | None = None, *, last: int | None = None, after: str = "", follow: bool = False
     ) -> AsyncIterator[AsyncGenerator[KeepEvent, None]]:
-        """The events there are, the `last` ones or those `after` a cursor, of all keeps or of one; with `follow` those to
-        come, for ever, and before them only what `last` or `after` asks for.
+        """The events there are, the `last` ones or those `after` a cursor, of all keeps or of one; with `follow` those
+        to come, for ever, and before them only what `last` or `after` asks for.
 
         What happens after the block has begun is told. Raises KeepfleetError: TOO_MANY, BAD_REQUEST, UNAVAILABLE.
         """
