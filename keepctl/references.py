@@ -54,6 +54,16 @@ def choose(keeps: Iterable[KeepInfo], text: str) -> KeepInfo | None:
     return meant[0] if meant else None
 
 
+def resolve_past(manager: Keeps, text: str) -> int:
+    """The same, but a whole ID may also be that of a keep that was removed. Raises KeepfleetError."""
+    try:
+        return resolve(manager, text)
+    except KeepfleetError as error:
+        if error.kind is not ErrorKind.NOT_FOUND or not _ID.fullmatch(text) or int(text) >= 1 << KUUID_BITS:
+            raise
+        return int(text)
+
+
 def resolve(manager: Keeps, text: str) -> int:
     """The ID of the keep `text` means. Raises KeepfleetError: NOT_FOUND, CONFLICT where several are meant."""
     evidence: tuple[str, ...] = ()

@@ -18,6 +18,8 @@ _REACHED: dict[str, Happening] = {
 }
 """What has happened to a keep that is found in a phase; the other phases pass, and nobody is told of them."""
 _ENDS = (Happening.RESTARTING, Happening.ENDED, Happening.FAILED)
+MAX_SENTENCE = 1000
+"""Characters of a line: what a keep says of itself is bounded by its loader, and a keep taken over has another."""
 _LAST = 1 << 53
 """The place of an end; a loader counts its restarts in a JSON number, and would be at it for ages."""
 
@@ -63,7 +65,7 @@ def _by(happened: Happening, keep: KeepInfo) -> str:
 
 
 def sentence(event: KeepEvent) -> str:
-    """The event as a line of a log, as in `keep@7.service: ended: exited 3`."""
+    """The event as a line of a log, as in `keep@7.service: ended: exited 3`; printable, whatever the keep says."""
     keep, happened = event.keep, event.happening
     text = f"{unit_name(keep.kuuid)}: {happened.value}"
     if happened in (Happening.CREATED, Happening.REMOVED):
@@ -72,4 +74,4 @@ def sentence(event: KeepEvent) -> str:
         text += f" on {keep.address} port {keep.port}"
     elif happened in _ENDS:
         text += f": {keep.detail}"
-    return text
+    return "".join(c if c.isprintable() else " " for c in text[:MAX_SENTENCE])

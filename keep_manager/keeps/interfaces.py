@@ -82,8 +82,8 @@ class Witness(Protocol):
     def appeared(self, info: KeepInfo) -> None:
         """There is a new keep."""
 
-    def removing(self, kuuid: int, by: str) -> AbstractContextManager[None]:
-        """A keep's unit is being ended while the block runs, as `by` asked for."""
+    def removing(self, kuuid: int, by: str) -> AbstractAsyncContextManager[None]:
+        """A keep's unit is being ended while the block runs, as `by` asked for; after it that is told."""
 
     async def counted(self, kuuid: int) -> None:
         """Waits until it is known how many lines of a keep that has ended were dropped, or that it never will be."""

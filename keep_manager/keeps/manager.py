@@ -211,7 +211,7 @@ class Keeps:
 
     async def _remove(self, kuuid: int, caller: Caller) -> None:
         try:
-            with self._witness.removing(kuuid, caller.who):
+            async with self._witness.removing(kuuid, caller.who):
                 await self._units.stop(kuuid)
         except KeepfleetError as error:
             raise decide.missing(kuuid) if error.kind is ErrorKind.NOT_FOUND else error from error

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 
 from keep_manager.keeps import decide
 from keep_manager.keeps.dropped import Counter
@@ -31,18 +32,41 @@ WAIT_SECONDS = 3600.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 16.0
 """Between two looks at a keep whose loader is away, doubled each time: systemd tells of a unit's end only to those who
 subscribe to all of its signals."""
+MANY, MANY_SECONDS = 16, 16.0
+"""Changes that one keep may tell in so many seconds; a life has six and a restart two. A keep that was taken over could
+tell thousands, and each would be looked at and written down."""
 SETTLED_SECONDS = 5.0
 """How long a client waits at most for the count of dropped lines."""
+TOLD_SECONDS = 2.0
+"""How long a client waits at most until a removal is told: milliseconds, unless the journal takes nothing."""
 _ENDS = (Happening.ENDED, Happening.FAILED)
 
 
 class _Watched:
-    """One keep that is watched: what was told of it, who removed it, and whether its end is told."""
+    """One keep that is watched: what was told of it, who removed it, and whether its end, and its going, are told."""
 
     def __init__(self, told: Told | None) -> None:
         self.told = told
         self.remover: str | None = None
-        self.nudged, self.settled = asyncio.Event(), asyncio.Event()
+        self.nudged, self.settled, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+
+class Pace:
+    """Lets `many` things through in `seconds`, in a burst or not."""
+
+    def __init__(self, many: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._lately: deque[float] = deque(maxlen=many)
+
+    def __repr__(self) -> str:
+        return f"Pace({len(self._lately)} of {self._lately.maxlen} in {self._seconds:g} s)"
+
+    def wait(self, now: float) -> float:
+        """Seconds to wait after one more at `now`."""
+        self._lately.append(now)
+        if len(self._lately) < (self._lately.maxlen or 0):
+            return 0.0
+        return max(self._lately[0] + self._seconds - now, 0.0)
 
 
 class Watch:
@@ -85,25 +109,22 @@ class Watch:
         """Watches a new keep."""
         self._begin(info, None)
 
-    @contextmanager
-    def removing(self, kuuid: int, by: str) -> Iterator[None]:
-        """A keep that goes while the block runs was removed by `by`; after it there is a look whether it has gone."""
+    @asynccontextmanager
+    async def removing(self, kuuid: int, by: str) -> AsyncIterator[None]:
+        """A keep that goes while the block runs was removed by `by`; who waits for the block has it told before."""
         watched = self._watched.get(kuuid)
         if watched is not None:
             watched.remover = by
-        try:
-            yield
-        finally:
-            if watched is not None:
-                watched.nudged.set()
+        yield
+        if watched is not None:
+            watched.nudged.set()
+            await _happened(watched.gone, TOLD_SECONDS)
 
     async def counted(self, kuuid: int) -> None:
         """Waits until a keep's end is told, with the lines that were dropped; not for ever."""
         watched = self._watched.get(kuuid)
         if watched is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SETTLED_SECONDS):
-                    await watched.settled.wait()
+            await _happened(watched.settled, SETTLED_SECONDS)
 
     def _begin(self, info: KeepInfo, told: Told | None) -> None:
         if info.kuuid in self._watched:
@@ -122,6 +143,7 @@ class Watch:
             await self._tell(KeepEvent(time.time(), Happening.REMOVED, info, watched.remover or ""))
         finally:
             watched.settled.set()
+            watched.gone.set()
             del self._watched[info.kuuid]
 
     async def _stand(self, info: KeepInfo, watched: _Watched) -> None:
@@ -138,6 +160,7 @@ class Watch:
     async def _stands(self, info: KeepInfo, watched: _Watched) -> AsyncIterator[KeepInfo]:
         """The keep each time its phase has changed, until there is none any more."""
         pause = FIRST_PAUSE_SECONDS
+        pace = Pace(MANY, MANY_SECONDS)
         while True:
             failure: KeepfleetError
             try:
@@ -147,6 +170,7 @@ class Watch:
                         info = decide.shown(await session.ask(command, WAIT_SECONDS))
                         pause = FIRST_PAUSE_SECONDS
                         yield info
+                        await asyncio.sleep(pace.wait(time.monotonic()))
             except KeepfleetError as error:
                 failure = error
             try:
@@ -159,9 +183,7 @@ class Watch:
                     yield info
             except KeepfleetError as error:
                 LOG.debug("cannot look after %s: %s", unit_name(info.kuuid), error.message)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await watched.nudged.wait()
+            await _happened(watched.nudged, pause)
             watched.nudged.clear()
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -170,6 +192,13 @@ class Watch:
             await self._ledger.write(event, sentence(event))
         except KeepfleetError as error:
             LOG.warning("%s (told here alone: %s)", sentence(event), error.message)
+
+
+async def _happened(event: asyncio.Event, seconds: float) -> None:
+    """Waits for `event`, but no longer than that."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _known(before: KeepInfo, found: KeepInfo) -> KeepInfo:

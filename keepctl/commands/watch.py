@@ -13,7 +13,7 @@ from keepctl.commands.run import line_shower, refuse_raw_terminal
 from keepctl.display import json_line, json_text
 from keepctl.endings import EXIT_CODES, exit_code_of, told
 from keepctl.follow import MAX_LAST, last_lines
-from keepctl.references import resolve
+from keepctl.references import resolve, resolve_past
 from keepctl.summary import event_text, moment_text
 
 
@@ -99,7 +99,8 @@ def events(keep: str | None, output: str, last: int | None, no_follow: bool, acc
     keepctl events -o json
     """
     client = access.client()
-    kuuid = None if keep is None else resolve(client, keep)
+    past = no_follow or last is not None
+    kuuid = None if keep is None else resolve_past(client, keep) if past else resolve(client, keep)
     with closing(client.events(kuuid, last, follow=not no_follow)) as happening:
         for event in happening:
             if output == "json":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 
 from keep_manager.model import Told
 from keep_manager.systemd.lines import check_cursor
@@ -26,8 +26,8 @@ class FakeWitness:
     def appeared(self, info: KeepInfo) -> None:
         """See Witness."""
 
-    @contextmanager
-    def removing(self, kuuid: int, by: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def removing(self, kuuid: int, by: str) -> AsyncIterator[None]:
         """See Witness."""
         yield
 

@@ -23,9 +23,10 @@ FINGERPRINT = "sha256:" + "ab" * 32
 class FakeLoader:
     """One keep's loader.
 
-    `silent` makes it accept and never answer; `refuse` is the error the next START gets; `hold` makes START wait
-    until it is set; `heard` is set by each command; `received` are the inode numbers of START's descriptors;
-    `workload` is the description that came with it, and `granted` what that grants, open until the loader ends.
+    `silent` makes it accept and never answer, `lies` answer each wait at once; `refuse` is the error the next START
+    gets; `hold` makes START wait until it is set; `heard` is set by each command; `received` are the inode numbers of
+    START's descriptors; `workload` is the description that came with it, and `granted` what that grants, open until the
+    loader ends.
     """
 
     def __init__(self, runtime_root: str, kuuid: int, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -35,6 +36,7 @@ class FakeLoader:
         self.labels: tuple[tuple[str, str], ...] = ()
         self.phase = Phase.IDLE
         self.silent = False
+        self.lies = False
         self.refuse: KeepfleetError | None = None
         self.hold: asyncio.Event | None = None
         self.walls: tuple[str, ...] = ()
@@ -173,7 +175,7 @@ class FakeLoader:
             case CommandType.STOP:
                 self.stopped_by = command.contents
                 await self.move(Event.STOP)
-            case CommandType.WAIT:
+            case CommandType.WAIT if not self.lies:
                 async with self._changed:
                     await self._changed.wait_for(
                         lambda: command.contents not in (str(int(STATE_OF[self.phase])), self.phase.value)

@@ -126,8 +126,9 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
             "limits",
             ("over its time limit of 1 s", "exit code 124", "exit code 12", "the ceiling for admin", "exit code 125"),
         ),
+        ("events", ("created", " running ", " ended ", " removed ", "(by admin)", "ended: exited 0\n", " exited 0\n")),
         ("restart", ("exited 3", "gave it up after starting it again 4 times", "restarts     4")),
-        ("logs", ("\n97\n", '"source":"workload"', "running -> ended (finish): exited 0")),
+        ("logs", ("\n97\n", "lines were dropped here", '"source":"workload"', "running -> ended (finish): exited 0")),
         ("outcomes", ("exit code 134", "0: read_past_the_end at", "error: trapped: out of bounds", "exit code 126")),
         (
             "rest-api",

@@ -101,8 +101,11 @@ def test_the_main_job_is_done_without_root(ada: UserFleet) -> None:
     outcome = ada.inspect(kuuid)["outcome"]
     assert (outcome["kind"], outcome["exit_code"]) == ("exited", 0)
     assert any("hello" in line.lower() for line in ada.output(kuuid))
+    assert outcome["dropped_lines"] == 0
     ada.keepctl("rm", kuuid)
     assert ada.left_over(kuuid) == []
+    events = map(json.loads, ada.keepctl("events", "--no-follow", "-o", "json", kuuid).splitlines())
+    assert [event["event"] for event in events] == ["created", "started", "running", "ended", "removed"]
 
 
 def test_a_killed_manager_finds_its_keeps_again(ada: UserFleet) -> None:

@@ -294,6 +294,13 @@ def test_the_last_lines_are_the_guests_whatever_the_keep_says_after_them(run: Ru
     assert run("logs", "--all", "-n", "1", "web").output == "running -> ended (finish): exited 0\n"
 
 
+def test_what_happened_to_a_removed_keep_is_found_by_its_id(run: Run, manager: ManagerInMemory) -> None:
+    assert run("events", "--no-follow", "77").output == ""
+    assert manager.requests[-1] == "GET /v1/events?keep=77"
+    assert run("events", "77").exit_code == 1
+    assert run("events", "--no-follow", "web").exit_code == 1
+
+
 def test_wait_tells_how_each_keep_ended(run: Run, manager: ManagerInMemory) -> None:
     run("new")
     manager.change(FIRST_ID, state=State.ERROR, outcome=TRAP)

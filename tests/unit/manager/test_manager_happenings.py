@@ -79,6 +79,7 @@ def test_an_end_is_told_with_its_own_times_and_with_who_asked_for_it() -> None:
         (KeepEvent(1.0, RUNNING, keep(Phase.RUNNING)), "keep@7.service: running"),
         (KeepEvent(1.0, ENDED, keep(Phase.ENDED, RAN)), "keep@7.service: ended: exited 3"),
         (KeepEvent(1.0, Happening.REMOVED, keep(Phase.ENDED, RAN), "bob"), "keep@7.service: removed by bob"),
+        (KeepEvent(1.0, FAILED, KeepInfo(7, State.ERROR, "a\x1b[2J\nb")), "keep@7.service: failed: a [2J b"),
     ],
 )
 def test_an_event_is_one_line_of_a_log(event: KeepEvent, line: str) -> None:

@@ -84,7 +84,7 @@ async def test_the_life_of_a_keep_is_told_in_order_and_once(house: House) -> Non
     await loader.move(Event.FINISH, QUIET)
     ended = await house.ledger.until(ENDED)
     await house.keeps.remove(info.kuuid, ALICE)
-    removed = await house.ledger.until(Happening.REMOVED)
+    removed = house.ledger.written[-1]
     assert house.told == [CREATED, STARTED, RUNNING, ENDED, Happening.REMOVED]
     assert (ended.at, ended.keep.outcome, ended.keep.name) == (6.0, QUIET, "web")
     assert (removed.by, removed.keep.outcome) == ("alice", QUIET)
@@ -191,6 +191,22 @@ async def test_a_journal_that_is_away_costs_the_telling_and_not_the_watch(
     await house.ledger.until(STARTED)
     assert house.told == [STARTED]
     assert "created by alice (told here alone: cannot write to the journal" in caplog.text
+
+
+async def test_a_keep_that_tells_of_changes_without_end_is_asked_at_a_bounded_pace(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "MANY", 3)
+    info, loader = await house.new()
+    loader.lies = True
+    for _ in range(200):
+        await house.keeps.get(info.kuuid)  # each is a turn of the loop for whoever else asks
+    assert sum(command.type is CommandType.WAIT for command in loader.commands) <= 4
+
+
+def test_a_pace_lets_a_burst_through_and_then_one_at_a_time() -> None:
+    pace = watch.Pace(3, 6.0)
+    assert [pace.wait(moment) for moment in (0.0, 1.0, 2.0, 6.0, 7.0, 20.0)] == [0.0, 0.0, 4.0, 1.0, 1.0, 0.0]
 
 
 async def test_nobody_waits_for_the_count_of_a_keep_that_is_not_watched(house: House) -> None:
