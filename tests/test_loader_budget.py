@@ -39,7 +39,18 @@ OURS = {
     "keep_protocol",
     *(
         f"keep_protocol.{name}"
-        for name in ("constants", "control", "errors", "keep", "limits", "record", "sdnotify", "states", "strict_json")
+        for name in (
+            "constants",
+            "control",
+            "errors",
+            "keep",
+            "limits",
+            "members",
+            "record",
+            "sdnotify",
+            "states",
+            "strict_json",
+        )
     ),
 }
 # Beside what `python -I -S` has loaded before our first line.
