@@ -8,6 +8,7 @@ import time
 
 from keep_manager.keeps import decide
 from keep_manager.keeps.interfaces import Ledger, Loaders
+from keep_manager.model import LoaderGone
 from keep_protocol.constants import unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import KeepfleetError
@@ -43,6 +44,8 @@ class Counter:
             async with self._places:
                 lines = await self._count(info, outcome)
                 kept = await self._loaders.ask(info.kuuid, Command(CommandType.DROPPED, str(lines)))
+        except LoaderGone:
+            return info  # the keep is going; nobody will ask for its outcome
         except KeepfleetError as error:
             LOG.warning("cannot count the dropped lines of %s: %s", unit_name(info.kuuid), error.message)
             return info

@@ -25,6 +25,8 @@ SOCKET = "/run/systemd/journal/socket"
 MANAGER_UNIT = "keep-manager.service"
 MESSAGE_ID = "7a1f0c5e7d5b4f5e9a53e0d2c2a3b9d4"
 """What all our events have in common (man sd-id128)."""
+KEEP = "KEEP_EVENT_KEEP"
+"""The field of the keep's ID. Not KEEP_ID, by which people read the lines of the keep itself."""
 WRITE_SECONDS = 5.0
 """journald takes an entry at once unless its queue is full; one that is restarted is back in a fraction of this."""
 MAX_TOLD = 20_000
@@ -55,7 +57,7 @@ def fields_of(event: KeepEvent, text: str, instance: str) -> dict[str, str]:
         "PRIORITY": str(PRIORITIES.get(event.happening, 6)),
         "SYSLOG_IDENTIFIER": "keep-manager",
         about: unit_name(event.keep.kuuid),
-        "KEEP_ID": str(event.keep.kuuid),
+        KEEP: str(event.keep.kuuid),
         "KEEP_EVENT": event.happening.value,
         "KEEP_RESTARTS": str(event.keep.restarts),
         "KEEP_RECORD": strict_json.dumps(event.to_wire()).decode("ascii"),
@@ -75,7 +77,7 @@ def read_told(record: bytes) -> tuple[int, Told] | None:
     """The keep and what was told of it, in one record of journalctl's JSON; None for what is none."""
     try:
         fields = json.loads(record)
-        return int(fields["KEEP_ID"]), Told(_HAPPENINGS[fields["KEEP_EVENT"]], int(fields["KEEP_RESTARTS"]))
+        return int(fields[KEEP]), Told(_HAPPENINGS[fields["KEEP_EVENT"]], int(fields["KEEP_RESTARTS"]))
     except (ValueError, TypeError, KeyError):
         return None
 
@@ -121,7 +123,7 @@ class Ledger:
 
         What happens after the block has begun is told. Raises KeepfleetError: TOO_MANY, BAD_REQUEST, UNAVAILABLE.
         """
-        matches = self._matches if kuuid is None else (*self._matches, f"KEEP_ID={kuuid}")
+        matches = self._matches if kuuid is None else (*self._matches, f"{KEEP}={kuuid}")
         arguments = ["--output=json", "--output-fields=KEEP_RECORD", "--all", "--quiet", "--no-pager"]
         place = check_cursor(after) if after else await self._end() if follow and last is None else ""
         if follow:
@@ -140,7 +142,7 @@ class Ledger:
 
     async def told(self) -> dict[int, Told]:
         """What was told last of each keep among the MAX_TOLD latest events. Raises KeepfleetError."""
-        fields = "--output-fields=KEEP_ID,KEEP_EVENT,KEEP_RESTARTS"
+        fields = f"--output-fields={KEEP},KEEP_EVENT,KEEP_RESTARTS"
         arguments = ["--output=json", fields, "--quiet", "--no-pager", "--reverse", f"--lines={MAX_TOLD}"]
         found: dict[int, Told] = {}
         async with self._journal.records([*arguments, *self._matches]) as records:

@@ -18,6 +18,7 @@ from keep_client.keep import Door, door_of
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
+from keep_protocol.streams import Happening, KeepEvent
 from keep_protocol.tls import check_pin
 from tests.system import modules
 from tests.system.fleet import Fleet, free_port
@@ -87,6 +88,11 @@ class Life:
 
     def __repr__(self) -> str:
         return f"Life({self.unit}, {self.info.detail})"
+
+    def told(self, *happenings: Happening) -> KeepEvent:
+        """The first such event of the keep, once it is told; an end is, when its dropped lines are counted."""
+        with contextlib.closing(self.fleet.client().events(self.kuuid, last=1000)) as events:
+            return next(event for event in events if event.happening in happenings)
 
     def look(self) -> KeepInfo:
         """The keep as the manager shows it now."""

@@ -13,6 +13,7 @@ from keep_manager.failpoints import VARIABLE, Failpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
+from keep_protocol.streams import Happening
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.life import SOON, Bystanders, Life, drop_in
@@ -177,6 +178,8 @@ def test_a_keep_in_state_15_and_its_reason_are_told_by_the_next_manager(fleet: F
     life = Life.running(fleet)
     life.kill_loader()
     life.until(State.UNDEFINED, State.ERROR)
+    life.told(Happening.FAILED)
+    life.look()
     cursor = fleet.host.cursor()
     fleet.kill()
     line = fleet.host.wait_journal("rediscovered in error: ", unit=MANAGER, since_cursor=cursor)["MESSAGE"]

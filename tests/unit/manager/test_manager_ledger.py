@@ -44,7 +44,7 @@ def with_journalctl(place: Path, *records: Mapping[str, object], follows: bool =
 async def test_an_event_is_an_entry_with_fields_about_the_keeps_unit(tmp_path: Path, journald: socket.socket) -> None:
     await with_journalctl(tmp_path).write(EVENT, "keep@7.service: failed")
     said = dict(line.split("=", 1) for line in journald.recv(65536).decode().splitlines())
-    assert (said["MESSAGE"], said["KEEP_ID"], said["KEEP_EVENT"]) == ("keep@7.service: failed", "7", "failed")
+    assert (said["MESSAGE"], said["KEEP_EVENT_KEEP"], said["KEEP_EVENT"]) == ("keep@7.service: failed", "7", "failed")
     assert (said["OBJECT_SYSTEMD_UNIT"], said["PRIORITY"], said["KEEP_RESTARTS"]) == ("keep@7.service", "4", "2")
     assert ledger.read_event(json.dumps({**said, "__CURSOR": cursor(3)}).encode()) == KeepEvent(
         EVENT.at, EVENT.happening, EVENT.keep, EVENT.by, cursor(3)
@@ -71,8 +71,10 @@ async def test_a_journald_that_is_not_there_or_takes_nothing_is_said(
 
 
 async def test_what_was_told_last_is_the_first_found_from_the_newest_back(tmp_path: Path) -> None:
-    told = [{"KEEP_ID": "7", "KEEP_EVENT": word, "KEEP_RESTARTS": "1"} for word in ("running", "started", "created")]
-    book = with_journalctl(tmp_path, *told, {"KEEP_ID": "8", "KEEP_EVENT": "melted"}, {"KEEP_ID": None})
+    told = [
+        {"KEEP_EVENT_KEEP": "7", "KEEP_EVENT": word, "KEEP_RESTARTS": "1"} for word in ("running", "started", "created")
+    ]
+    book = with_journalctl(tmp_path, *told, {"KEEP_EVENT_KEEP": "8", "KEEP_EVENT": "melted"}, {"KEEP_EVENT_KEEP": None})
     assert await book.told() == {7: Told(Happening.RUNNING, 1)}
     assert "--reverse" in (tmp_path / "arguments").read_text()
 
@@ -104,7 +106,7 @@ async def test_events_begin_after_the_latest_entry_whoevers_it_is(tmp_path: Path
     end, read = (tmp_path / "arguments").read_text().splitlines()
     assert end.endswith("--lines=1")
     assert read.endswith(f"--cursor={cursor(3)} --no-tail _SYSTEMD_UNIT=keep-manager.service "
-                         f"MESSAGE_ID={ledger.MESSAGE_ID} KEEP_ID=7")  # fmt: skip
+                         f"MESSAGE_ID={ledger.MESSAGE_ID} KEEP_EVENT_KEEP=7")  # fmt: skip
 
 
 async def test_the_last_events_and_those_after_one_are_asked_for_directly(tmp_path: Path) -> None:
