@@ -132,6 +132,25 @@ def pki_option(command: _Command) -> _Command:
     )(command)
 
 
+def _show_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    del param
+    if not asked or ctx.resilient_parsing:
+        return
+    import importlib.metadata  # here: 27 ms, for those alone who ask
+
+    try:
+        version = importlib.metadata.version("keepfleet")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown (not installed)"  # a checkout: what it holds is told by git, and not by pyproject.toml
+    click.echo(f"keepctl {version}")
+    ctx.exit()
+
+
+version_option = click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+)
+
+
 def now() -> datetime.datetime:
     """The time, once a command."""
     return datetime.datetime.now(datetime.UTC)
