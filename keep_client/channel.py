@@ -24,14 +24,19 @@ _EARLY_BYTES = 16 * 1024
 """What is read of an early answer at once: one TLS record; the rest waits in the socket."""
 
 
+class ReaderGone(Exception):
+    """Nobody is left to read what the answer would be written to. No OSError: the connection has not failed."""
+
+
 class Channel(io.RawIOBase):
     """A TLS connection as a raw stream of bytes; use it as a context manager.
 
-    Reading and writing raise OSError (TimeoutError at the deadline); `failures.translate` words it.
+    Reading and writing raise OSError (TimeoutError at the deadline); `failures.translate` words it. With `reader`, the
+    descriptor of a pipe or socket our own output goes to, a wait raises ReaderGone as soon as its other end is closed.
     """
 
-    def __init__(self, sock: ssl.SSLSocket, deadline: float) -> None:
-        self._sock, self._deadline = sock, deadline
+    def __init__(self, sock: ssl.SSLSocket, deadline: float, reader: int | None = None) -> None:
+        self._sock, self._deadline, self._reader = sock, deadline, reader
         self._early = b""
         self._answered = False
         sock.setblocking(False)
@@ -40,7 +45,14 @@ class Channel(io.RawIOBase):
         return f"Channel({'closed' if self.closed else 'answered' if self._answered else 'open'})"
 
     @classmethod
-    def open(cls, endpoint: Endpoint, context: ssl.SSLContext, seconds: float, pin: str | None = None) -> Self:
+    def open(
+        cls,
+        endpoint: Endpoint,
+        context: ssl.SSLContext,
+        seconds: float,
+        pin: str | None = None,
+        reader: int | None = None,
+    ) -> Self:
         """Connects and shakes hands; with `pin`, checks the peer's fingerprint before anything can be sent.
 
         `seconds` is for all that follows. Raises ConnectionFailed, or KeepfleetError(CERTIFICATE) for another pin.
@@ -59,7 +71,7 @@ class Channel(io.RawIOBase):
         except KeepfleetError:
             sock.close()
             raise
-        return cls(sock, time.monotonic() + seconds)
+        return cls(sock, time.monotonic() + seconds, reader)
 
     def extend(self, seconds: float) -> None:
         """The deadline is `seconds` from now: for a stream, whose end nobody knows."""
@@ -68,9 +80,14 @@ class Channel(io.RawIOBase):
     def _wait(self, events: int) -> None:
         poll = select.poll()
         poll.register(self._sock, events)
+        if self._reader is not None:
+            poll.register(self._reader, 0)  # no event asked for: poll(2) tells POLLERR and POLLHUP all the same
         left = self._deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
+        ready = poll.poll(left * 1000) if left > 0 else []
+        if not ready:
             raise TimeoutError("the deadline has passed")
+        if any(descriptor == self._reader for descriptor, _ in ready):
+            raise ReaderGone
 
     def _hear(self) -> bool:
         """Whether the peer has answered, or hung up, before it was asked to."""

@@ -32,6 +32,14 @@ class ConnectionFailed(KeepfleetError):
     """No answer came: the server was not reached, or one side did not trust the other, or it went away."""
 
 
+class CertificateRefused(ConnectionFailed):
+    """`peer` refused our certificate, or hung up as one does that refuses it."""
+
+    def __init__(self, message: str, peer: Endpoint) -> None:
+        super().__init__(ErrorKind.CERTIFICATE, message)
+        self.peer = peer
+
+
 def _of_tls(error: ssl.SSLError, peer: Endpoint) -> ConnectionFailed:
     if isinstance(error, ssl.SSLCertVerificationError):
         hint = "check the CA file, and that the certificate names the address used"
@@ -43,18 +51,18 @@ def _of_tls(error: ssl.SSLError, peer: Endpoint) -> ConnectionFailed:
     reason = error.reason or ""
     for word, meaning in _REFUSALS.items():
         if reason.endswith("ALERT_" + word):
-            return ConnectionFailed(ErrorKind.CERTIFICATE, f"cannot use {peer}: it refused our certificate: {meaning}")
+            return CertificateRefused(f"cannot use {peer}: it refused our certificate: {meaning}", peer)
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot use {peer}: it does not speak TLS")
     return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot use {peer}: TLS failed: {reason or error.strerror}")
 
 
-def closed_in_silence(peer: Endpoint) -> ConnectionFailed:
+def closed_in_silence(peer: Endpoint) -> CertificateRefused:
     """The error for a peer that hung up without one byte of an answer: so it does to a certificate it refuses."""
-    return ConnectionFailed(
-        ErrorKind.CERTIFICATE,
+    return CertificateRefused(
         f"cannot use {peer}: it closed the connection without an answer; most likely it refused our certificate "
         "(from another CA, revoked, or expired or not valid yet by its clock)",
+        peer,
     )
 
 

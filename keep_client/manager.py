@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
 import time
 from collections.abc import Generator, Mapping
@@ -9,7 +10,7 @@ from contextlib import closing
 from functools import partial
 from urllib.parse import urlencode
 
-from keep_client.channel import Channel
+from keep_client.channel import Channel, ReaderGone
 from keep_client.endpoint import Endpoint
 from keep_client.failures import ConnectionFailed
 from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, json_body, receive
@@ -185,15 +186,22 @@ class ManagerClient:
         return keep
 
     def lines(
-        self, kuuid: int, follow: bool = False, last: int | None = None, after: str = "", patient: bool = False
+        self,
+        kuuid: int,
+        follow: bool = False,
+        last: int | None = None,
+        after: str = "",
+        patient: bool = False,
+        reader: int | None = None,
     ) -> Generator[LogLine, None, None]:
         """The lines of a keep's journal, the `last` ones of it or those after a cursor; with `follow` until it ends.
 
-        A lost connection is made again where it broke off; `patient`: also the first one.
+        A lost connection is made again where it broke off; `patient`: also the first one. reader: the pipe or socket
+        they will be written to; BrokenPipeError as soon as its other end is closed, and not only at the next line.
         """
         query = [("follow", "true")] * follow + ([("lines", str(last))] if last is not None else [])
         target = f"{V1_KEEPS_PATH}/{kuuid}/logs{'?' * bool(query)}{urlencode(query)}"
-        with closing(resumed(partial(self._stream, target, follow), after, patient)) as events:
+        with closing(resumed(partial(self._stream, target, follow, reader), after, patient)) as events:
             for event in events:
                 if event.name == END:
                     return
@@ -201,29 +209,37 @@ class ManagerClient:
                     yield line_from_wire(event.data, event.id)
 
     def events(
-        self, kuuid: int | None = None, last: int | None = None, after: str = "", follow: bool = True
+        self,
+        kuuid: int | None = None,
+        last: int | None = None,
+        after: str = "",
+        follow: bool = True,
+        reader: int | None = None,
     ) -> Generator[KeepEvent, None, None]:
         """What happens to keeps, or to one, for ever: the `last` events first, or those after a cursor; or, not to
         `follow`, those so far.
 
-        A lost connection is made again where it broke off.
+        A lost connection is made again where it broke off. reader: as for `lines`.
         """
         query = [("keep", str(kuuid))] * (kuuid is not None) + ([("lines", str(last))] if last is not None else [])
         query += [("follow", "true")] * follow
         target = f"{V1_EVENTS_PATH}{'?' * bool(query)}{urlencode(query)}"
-        with closing(resumed(partial(self._stream, target, follow), after)) as events:
+        with closing(resumed(partial(self._stream, target, follow, reader), after)) as events:
             for event in events:
                 if event.name == KEEP:
                     yield event_from_wire(event.data, event.id)
 
-    def _stream(self, target: str, endless: bool, after: str) -> Generator[ServerEvent, None, None]:
+    def _stream(self, target: str, endless: bool, reader: int | None, after: str) -> Generator[ServerEvent, None, None]:
         """One connection's events. endless: it must not end by itself, so that an end means a manager that stops."""
         headers = {RESUME_HEADER: after} if after else NO_HEADERS
         parser = EventParser(str(self.endpoint))
-        with Channel.open(self.endpoint, self._context, IDLE_SECONDS) as channel:
-            for data in receive(channel, self.endpoint, target, headers, IDLE_SECONDS):
-                yield ALIVE
-                yield from parser.feed(data)
+        with Channel.open(self.endpoint, self._context, IDLE_SECONDS, reader=reader) as channel:
+            try:
+                for data in receive(channel, self.endpoint, target, headers, IDLE_SECONDS):
+                    yield ALIVE
+                    yield from parser.feed(data)
+            except ReaderGone as error:
+                raise BrokenPipeError(errno.EPIPE, "nobody reads the output any more") from error
         if endless:
             raise ConnectionFailed(
                 ErrorKind.UNAVAILABLE, f"cannot read on from {self.endpoint}: it ended the stream before its end"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import click
-
-from keepctl.commands.shared import LazyCommands
+from keepctl.commands.shared import LazyCommands, version_option
 
 HELP = """Runs workloads in keeps, shows them, and looks after certificates and installation.
 
@@ -47,7 +45,7 @@ COMMANDS = {
 def build() -> LazyCommands:
     """The whole command line."""
     root = LazyCommands("keepctl", COMMANDS, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-    return click.version_option(package_name="keepfleet", message="keepctl %(version)s")(root)
+    return version_option(root)
 
 
 def main() -> None:

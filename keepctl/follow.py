@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Protocol
@@ -20,7 +23,13 @@ class Manager(Protocol):
     """What is needed of the manager."""
 
     def lines(
-        self, kuuid: int, follow: bool = False, last: int | None = None, after: str = "", patient: bool = False
+        self,
+        kuuid: int,
+        follow: bool = False,
+        last: int | None = None,
+        after: str = "",
+        patient: bool = False,
+        reader: int | None = None,
     ) -> Generator[LogLine, None, None]:
         """The lines of a keep's journal."""
 
@@ -47,6 +56,19 @@ def ending_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def output_reader() -> int | None:
+    """Standard output's descriptor where it shows that its reader has gone, as a pipe and a socket do; else None.
+
+    A terminal that goes away sends SIGHUP, and a file has no reader. tail(1) -f ends by the same sign.
+    """
+    try:
+        descriptor = sys.stdout.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (AttributeError, OSError, ValueError):  # there is none, or it is closed, or no file at all
+        return None
+    return descriptor if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
+
+
 def last_lines(manager: Manager, kuuid: int, count: int) -> tuple[list[LogLine], str]:
     """The last `count` lines of the guest's, or of its that were dropped, and the cursor to go on after.
 
@@ -68,12 +90,12 @@ def until_the_end(
     """Shows the keep's lines until it has ended; the keep then, and whether Ctrl-C ended it.
 
     At the first Ctrl-C `stopping` is called and the workload stopped; its last lines are still shown. Raises Left at
-    the second, KeepfleetError when the manager cannot be reached any more.
+    the second, KeepfleetError when the manager cannot be reached any more, and BrokenPipeError when nobody reads on.
     """
-    cursor, stopped = "", False
+    cursor, stopped, reader = "", False, output_reader()
     while True:
         try:
-            with closing(manager.lines(kuuid, follow=True, after=cursor, patient=True)) as lines:
+            with closing(manager.lines(kuuid, follow=True, after=cursor, patient=True, reader=reader)) as lines:
                 for line in lines:
                     cursor = line.cursor or cursor
                     show(line)

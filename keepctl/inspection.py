@@ -1,4 +1,5 @@
-"""`keepctl pki check`: what is wrong with a PKI directory, one sentence a finding."""
+"""What is wrong with a PKI directory, one sentence a finding (`keepctl pki check`), and with a certificate of our own
+that a peer has refused."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ import stat
 from collections.abc import Iterator
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from keep_protocol.errors import KeepfleetError
 from keepctl import authority, files, pki
-from keepctl.layout import SERIAL, Layout, serial_text
+from keepctl.layout import SERIAL, Layout, check_client_name, serial_text
 
 WARN_DAYS = 30
 """A certificate this close to its end is worth a line: the month that a yearly renewal leaves."""
@@ -103,3 +104,45 @@ def findings(layout: Layout, now: datetime.datetime) -> list[str]:
         path = os.path.join(layout.clients, name)
         found += _end_certificate(path, path[:-4] + ".key", ca, revoked, server=False, now=now)
     return found
+
+
+def _issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (InvalidSignature, ValueError):  # another key, another name
+        return False
+    except (TypeError, UnsupportedAlgorithm):
+        return True  # a kind of key we cannot judge
+    return True
+
+
+def _certificates(path: str) -> list[x509.Certificate]:
+    with open(path, "rb") as file:  # a link is followed: OpenSSL has read it so, too
+        return x509.load_pem_x509_certificates(file.read(files.MAX_FILE_BYTES))
+
+
+def fault_of_ours(path: str, ca_path: str, now: datetime.datetime) -> str | None:
+    """Why a peer of the CA in `ca_path` may refuse our certificate in `path`, with the next step; None where the files
+    do not tell. It may stand below others in its file, which then are of that CA."""
+    try:
+        chain, authorities = _certificates(path), _certificates(ca_path)
+    except (OSError, ValueError):
+        return None
+    ours = chain[0]
+    name = authority.common_name(ours)
+    try:
+        check_client_name(name)
+    except KeepfleetError:
+        name = "NAME"
+    if not any(_issued_by(certificate, ca) for certificate in chain for ca in authorities):
+        return (
+            f"your certificate {path} was issued by another CA than {ca_path}; "
+            f"ask for one of that CA: keepctl pki issue {name}"
+        )
+    if ours.not_valid_after_utc <= now:
+        ended = f"{ours.not_valid_after_utc:%Y-%m-%d}"
+        return f"your certificate {path} expired on {ended}; ask for a new one: keepctl pki issue {name}"
+    if ours.not_valid_before_utc > now:
+        begins = f"{ours.not_valid_before_utc:%F %R} UTC"
+        return f"your certificate {path} is valid from {begins} on; is this machine's clock right?"
+    return None

@@ -57,10 +57,10 @@ def _write_identity(certificate_path: str, key_path: str, identity: Identity) ->
         raise
 
 
-def create(layout: Layout, names: tuple[str, ...], client: str, now: datetime.datetime) -> None:
+def create(layout: Layout, names: tuple[str, ...], client: str, now: datetime.datetime) -> tuple[Identity, Identity]:
     """A new PKI: a CA, the manager's certificate for `names`, the first client's. Whole, or nothing is there.
 
-    Raises KeepfleetError(CONFLICT) when the directory exists and is not empty.
+    Returns the manager's and the client's. Raises KeepfleetError(CONFLICT) when the directory exists and is not empty.
     """
     check_client_name(client)
     directory = layout.directory
@@ -75,10 +75,11 @@ def create(layout: Layout, names: tuple[str, ...], client: str, now: datetime.da
     with files.explained(f"make a PKI in {directory}"):
         files.make_directories(os.path.dirname(directory), files.PUBLIC_DIRECTORY)
         with files.directory_in_the_making(directory) as temporary:
-            _fill(Layout(temporary), names, client, now)
+            made = _fill(Layout(temporary), names, client, now)
+    return made
 
 
-def _fill(layout: Layout, names: tuple[str, ...], client: str, now: datetime.datetime) -> None:
+def _fill(layout: Layout, names: tuple[str, ...], client: str, now: datetime.datetime) -> tuple[Identity, Identity]:
     os.mkdir(layout.clients, files.PRIVATE_DIRECTORY)
     os.mkdir(layout.issued, files.PRIVATE_DIRECTORY)
     ca = authority.make_ca(now)
@@ -90,6 +91,7 @@ def _fill(layout: Layout, names: tuple[str, ...], client: str, now: datetime.dat
     _register(layout, server)
     _register(layout, first)
     files.write_new(layout.revoked, b"", files.PUBLIC_FILE)
+    return server, first
 
 
 def load_identity(certificate_path: str, key_path: str) -> Identity:

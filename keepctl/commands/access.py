@@ -15,7 +15,7 @@ from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, PKI_VARIA
 from keep_client.manager import ManagerClient
 from keep_protocol.errors import KeepfleetError
 from keepctl import contexts
-from keepctl.commands.shared import FILE
+from keepctl.commands.shared import FILE, remember
 from keepctl.references import check_reference, resolve
 
 CONTEXT_VARIABLE = "KEEPFLEET_CONTEXT"
@@ -77,7 +77,9 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         key: str | None,
         **arguments: object,
     ) -> None:
-        command(access=_find(context, manager, ca, cert, key), **arguments)
+        access = _find(context, manager, ca, cert, key)
+        remember(access.credentials)
+        command(access=access, **arguments)
 
     return with_access
 

@@ -31,7 +31,8 @@ def group() -> None:
 @click.option("--ca", metavar="FILE", type=FILE, help="The CA of the manager.")
 @click.option("--cert", metavar="FILE", type=FILE, help="Your certificate.")
 @click.option("--key", metavar="FILE", type=FILE, help="Its key; otherwise the .key beside it.")
-def set_context(name: str, manager: str | None, ca: str | None, cert: str | None, key: str | None) -> None:
+@output_option
+def set_context(name: str, manager: str | None, ca: str | None, cert: str | None, key: str | None, output: str) -> None:
     """Remembers what is given under NAME, beside what NAME has already; the first one is in use at once.
 
     \b
@@ -46,13 +47,18 @@ def set_context(name: str, manager: str | None, ca: str | None, cert: str | None
             raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot remember --{field}: {file}: there is no such file")
     known = contexts.load()
     context = {**known.contexts.get(name, {}), **({"manager": manager} if manager else {}), **named}
-    where = contexts.save(Contexts(known.current or name, {**known.contexts, name: context}))
-    click.echo(f"{name} is in {where}{', and in use' if (known.current or name) == name else ''}")
+    current = known.current or name
+    where = contexts.save(Contexts(current, {**known.contexts, name: context}))
+    if output == "json":
+        click.echo(json_text({"name": name, "context": context, "current": current, "file": where}))
+    else:
+        click.echo(f"{name} is in {where}{', and in use' if current == name else ''}")
 
 
 @group.command("use")
 @click.argument("name", type=ContextName())
-def use(name: str) -> None:
+@output_option
+def use(name: str, output: str) -> None:
     """Uses NAME from now on.
 
     \b
@@ -60,13 +66,14 @@ def use(name: str) -> None:
     """
     known = contexts.load()
     known.get(name)
-    contexts.save(Contexts(name, known.contexts))
-    click.echo(f"{name} is in use")
+    where = contexts.save(Contexts(name, known.contexts))
+    click.echo(json_text({"current": name, "file": where}) if output == "json" else f"{name} is in use")
 
 
 @group.command("rm")
 @click.argument("name", type=ContextName())
-def remove(name: str) -> None:
+@output_option
+def remove(name: str, output: str) -> None:
     """Forgets NAME; the files it names stay.
 
     \b
@@ -75,8 +82,12 @@ def remove(name: str) -> None:
     known = contexts.load()
     known.get(name)
     left = {other: context for other, context in known.contexts.items() if other != name}
-    contexts.save(Contexts("" if known.current == name else known.current, left))
-    click.echo(f"{name} is forgotten")
+    current = "" if known.current == name else known.current
+    where = contexts.save(Contexts(current, left))
+    if output == "json":
+        click.echo(json_text({"removed": name, "current": current, "file": where}))
+    else:
+        click.echo(f"{name} is forgotten")
 
 
 @group.command("list")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from keepctl.commands.access import output_option
@@ -31,7 +33,8 @@ def check(files: tuple[str, ...], output: str) -> None:
     """
     jobs = [(file, read_job(file)) for file in files]
     if output == "json":
-        click.echo(json_text([{"file": file, "name": job.name, "limits": job.limits} for file, job in jobs]))
+        listed = [{"file": os.path.abspath(file), "name": job.name, "limits": job.limits} for file, job in jobs]
+        click.echo(json_text(listed))
     else:
         for file, _ in jobs:
             click.echo(f"{file}: all is well")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 
 import click
@@ -9,7 +10,7 @@ import click
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import authority, configuration, files, hostnames, inspection
 from keepctl import pki as store
-from keepctl.authority import CLIENT_DAYS, MAX_CLIENT_DAYS
+from keepctl.authority import CLIENT_DAYS, MAX_CLIENT_DAYS, Identity
 from keepctl.commands.access import output_option
 from keepctl.commands.shared import FAILED, Commands, now, pki_option
 from keepctl.display import json_text, show_table
@@ -23,12 +24,39 @@ _addresses = click.option(
 )
 
 
+def _epoch(moment: datetime.datetime) -> int:
+    """Seconds of the epoch, as every time in our JSON; X.509 knows no parts of them."""
+    return int(moment.timestamp())
+
+
+def _wire(identity: Identity, certificate_path: str, key_path: str) -> dict[str, object]:
+    """A certificate that was just issued, as -o json tells it: named as `pki list` names it, and its files."""
+    certificate = identity.certificate
+    return {
+        "name": authority.common_name(certificate),
+        "certificate": certificate_path,
+        "key": key_path,
+        "serial": serial_text(certificate.serial_number),
+        "expires": _epoch(certificate.not_valid_after_utc),
+    }
+
+
+def _server_wire(layout: Layout, identity: Identity) -> dict[str, object]:
+    names = list(authority.alternative_names(identity.certificate))
+    return {**_wire(identity, layout.manager_certificate, layout.manager_key), "names": names}
+
+
+def _client_wire(layout: Layout, name: str, identity: Identity) -> dict[str, object]:
+    return _wire(identity, layout.client_certificate(name), layout.client_key(name))
+
+
 @click.command("init", short_help="Makes a CA and the first certificates on this host.")
 @pki_option
 @_names
 @_addresses
 @click.option("--client", default=store.FIRST_CLIENT, show_default=True, metavar="NAME", help="The first client.")
-def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], client: str) -> None:
+@output_option
+def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], client: str, output: str) -> None:
     """Makes a new PKI: a local CA, the manager's certificate, a first client's; and manager.yaml beside it.
 
     The manager's certificate is for this host's own names and addresses and those given. Never overwrites anything.
@@ -39,7 +67,17 @@ def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], cli
     known = hostnames.server_names(names, addresses)
     path = configuration.path_beside(layout.directory)
     with configuration.written_if_missing(path, layout.directory) as new:
-        store.create(layout, known, client, now())
+        server, first = store.create(layout, known, client, now())
+    if output == "json":
+        made = {
+            "pki": layout.directory,
+            "ca": layout.ca_certificate,
+            "manager": _server_wire(layout, server),
+            "client": _client_wire(layout, client, first),
+            "configuration": {"file": path, "written": new},
+        }
+        click.echo(json_text(made))
+        return
     click.echo(f"certificates  {layout.directory}")
     click.echo(f"manager       {layout.manager_certificate}, for {', '.join(known)}")
     click.echo(f"client        {layout.client_certificate(client)}")
@@ -62,7 +100,10 @@ def _password(file: str | None) -> bytes:
             data = files.read(file).removesuffix(b"\n")
     else:
         prompt = "Password for the PKCS#12 file (empty: none)"
-        text: str = click.prompt(prompt, default="", show_default=False, hide_input=True, confirmation_prompt=True)
+        # On standard error: standard output may be read by a program, as JSON.
+        text: str = click.prompt(
+            prompt, default="", show_default=False, hide_input=True, confirmation_prompt=True, err=True
+        )
         data = text.encode("utf-8")
     if len(data) > MAX_PASSWORD:
         raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot use a password of over {MAX_PASSWORD} bytes")
@@ -82,7 +123,10 @@ def _password(file: str | None) -> bytes:
 )
 @click.option("--password-file", metavar="F", help="The PKCS#12 file's password, instead of asking; may be empty.")
 @click.option("--renew", is_flag=True, help="A later certificate for the key NAME has.")
-def issue(layout: Layout, name: str, p12: str | None, days: int, password_file: str | None, renew: bool) -> None:
+@output_option
+def issue(
+    layout: Layout, name: str, p12: str | None, days: int, password_file: str | None, renew: bool, output: str
+) -> None:
     """Issues a client's certificate to NAME.
 
     The PKCS#12 file is AES-256-CBC under PBES2 with HMAC-SHA-256, which OpenSSL reads since 1.0.
@@ -98,15 +142,20 @@ def issue(layout: Layout, name: str, p12: str | None, days: int, password_file: 
     if p12 is not None and os.path.lexists(p12):
         raise KeepfleetError(ErrorKind.CONFLICT, f"cannot write {p12}: it exists; name another file")
     identity = (store.renew if renew else store.issue)(layout, name, days, now())
-    click.echo(f"certificate {layout.client_certificate(name)}")
-    click.echo(f"key         {layout.client_key(name)}")
-    click.echo(f"serial      {serial_text(identity.certificate.serial_number)}")
-    click.echo(f"expires     {identity.certificate.not_valid_after_utc:%Y-%m-%d}")
+    if output == "text":
+        click.echo(f"certificate {layout.client_certificate(name)}")
+        click.echo(f"key         {layout.client_key(name)}")
+        click.echo(f"serial      {serial_text(identity.certificate.serial_number)}")
+        click.echo(f"expires     {identity.certificate.not_valid_after_utc:%Y-%m-%d}")
     if p12 is not None:
         ca = store.load_ca(layout).certificate
         data = authority.pkcs12_bytes(name, identity, ca, password)
         with files.explained(f"write {p12}"):
             files.write_new(os.path.abspath(p12), data, files.PRIVATE_FILE)
+    if output == "json":
+        exported = None if p12 is None else {"file": os.path.abspath(p12), "encrypted": bool(password)}
+        click.echo(json_text({**_client_wire(layout, name, identity), "p12": exported}))
+    elif p12 is not None:
         click.echo(f"PKCS#12     {p12}{'' if password else ' (not encrypted: keep it where only you can read it)'}")
 
 
@@ -114,13 +163,17 @@ def issue(layout: Layout, name: str, p12: str | None, days: int, password_file: 
 @pki_option
 @_names
 @_addresses
-def renew_server(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...]) -> None:
+@output_option
+def renew_server(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], output: str) -> None:
     """Issues the manager a later certificate, for its names until now, this host's, and those given.
 
     \b
     keepctl pki renew-server && systemctl restart keep-manager
     """
     identity = store.renew_server(layout, hostnames.server_names(names, addresses), now())
+    if output == "json":
+        click.echo(json_text(_server_wire(layout, identity)))
+        return
     click.echo(f"certificate {layout.manager_certificate}")
     click.echo(f"names       {', '.join(authority.alternative_names(identity.certificate))}")
     click.echo(f"expires     {identity.certificate.not_valid_after_utc:%Y-%m-%d}")
@@ -130,13 +183,17 @@ def renew_server(layout: Layout, names: tuple[str, ...], addresses: tuple[str, .
 @group.command("revoke")
 @click.argument("what", metavar="NAME|SERIAL")
 @pki_option
-def revoke(layout: Layout, what: str) -> None:
+@output_option
+def revoke(layout: Layout, what: str, output: str) -> None:
     """Revokes every certificate of a client, or the one with a serial number; from the next request on.
 
     \b
     keepctl pki revoke alice
     """
     serials = store.revoke(layout, what)
+    if output == "json":
+        click.echo(json_text({"revoked": serials}))
+        return
     for serial in serials:
         click.echo(f"revoked {serial}")
     if not serials:
@@ -160,7 +217,7 @@ def list_certificates(layout: Layout, output: str) -> None:
                 "name": entry.name,
                 "kind": entry.kind,
                 "status": entry.status(moment),
-                "expires": entry.expires.isoformat(),
+                "expires": _epoch(entry.expires),
                 "serial": entry.serial,
             }
             for entry in store.listed(layout)

@@ -12,8 +12,8 @@ from typing import IO, Any, TypeVar
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from keep_client.credentials import pki_directory
-from keep_client.failures import ConnectionFailed
+from keep_client.credentials import Credentials, pki_directory
+from keep_client.failures import CertificateRefused, ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import KeepfleetError
 from keepctl.layout import Layout
@@ -24,12 +24,30 @@ INTERRUPTED = 130
 NO_ANSWER = 3
 FILE = click.Path()
 """A file's name, as text; so marked, a shell completes it."""
+_CREDENTIALS = "keepctl.credentials"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def remember(credentials: Credentials) -> None:
+    """This command shows these: `show_error` looks at them where they were refused."""
+    click.get_current_context().meta[_CREDENTIALS] = credentials
+
+
+def _words(error: KeepfleetError) -> str:
+    """The error's message; of a refused certificate, better than a guess, what is wrong with our file."""
+    context = click.get_current_context(silent=True)
+    shown = context.meta.get(_CREDENTIALS) if context is not None else None
+    if not isinstance(error, CertificateRefused) or shown is None:
+        return error.message
+    from keepctl.inspection import fault_of_ours  # here: its library costs 45 ms, and only a refusal needs it
+
+    fault = fault_of_ours(shown.certificate, shown.ca, now())
+    return f"cannot use {error.peer}: {fault}" if fault else error.message
 
 
 def show_error(error: KeepfleetError) -> None:
     """One line, and the evidence it does not hold already indented below it, on standard error."""
-    click.echo(f"keepctl: {one_line(error.message)}", err=True)
+    click.echo(f"keepctl: {one_line(_words(error))}", err=True)
     for line in error.evidence:
         if line not in error.message:
             click.echo(f"    {printable(line)}", err=True)
@@ -130,6 +148,25 @@ def pki_option(command: _Command) -> _Command:
         help="The certificates' directory; otherwise $KEEPFLEET_PKI, /etc/keepfleet/pki for root, "
         "~/.config/keepfleet/pki for others.",
     )(command)
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    del param
+    if not asked or ctx.resilient_parsing:
+        return
+    import importlib.metadata  # here: 27 ms, for those alone who ask
+
+    try:
+        version = importlib.metadata.version("keepfleet")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown (not installed)"  # a checkout: what it holds is told by git, and not by pyproject.toml
+    click.echo(f"keepctl {version}")
+    ctx.exit()
+
+
+version_option = click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+)
 
 
 def now() -> datetime.datetime:

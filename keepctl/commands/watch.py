@@ -12,7 +12,7 @@ from keepctl.commands.access import Access, Reference, connected, keep_argument,
 from keepctl.commands.run import line_shower, refuse_raw_terminal
 from keepctl.display import json_line, json_text
 from keepctl.endings import EXIT_CODES, exit_code_of, told
-from keepctl.follow import MAX_LAST, last_lines
+from keepctl.follow import MAX_LAST, last_lines, output_reader
 from keepctl.references import resolve, resolve_past
 from keepctl.summary import event_text, moment_text
 
@@ -59,7 +59,7 @@ def logs(
         last = None
         if not follow:
             return
-    with closing(client.lines(kuuid, follow, last, after)) as lines:
+    with closing(client.lines(kuuid, follow, last, after, reader=output_reader())) as lines:
         for line in lines:
             show(line)
 
@@ -101,7 +101,7 @@ def events(keep: str | None, output: str, last: int | None, no_follow: bool, acc
     client = access.client()
     past = no_follow or last is not None
     kuuid = None if keep is None else resolve_past(client, keep) if past else resolve(client, keep)
-    with closing(client.events(kuuid, last, follow=not no_follow)) as happening:
+    with closing(client.events(kuuid, last, follow=not no_follow, reader=output_reader())) as happening:
         for event in happening:
             if output == "json":
                 click.echo(json_line(event.to_wire()))

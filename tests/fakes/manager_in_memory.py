@@ -25,7 +25,7 @@ class ManagerInMemory(TlsPeer):
     `twist` is applied to every keep before it is shown: the way to make this manager lie.
     `lines` are the keeps' journals, and `happened` what happened to keeps; each connection to a stream sends as many
     events as `break_off_after` says (one number a connection, taken off) and breaks off, politely or not, and all of
-    them when there is none. `on_follow` is called when the lines of a followed journal are out. `workloads` is what
+    them when there is none. `on_follow` is called when all of a followed stream is out. `workloads` is what
     start was asked to give.
     By request line, and taken off one by one: what is done with the connection `instead` of obeying, and what is done
     when it was obeyed and the answer is `lost`.
@@ -131,8 +131,9 @@ class ManagerInMemory(TlsPeer):
         if last is not None:
             connection.sendall(b"0\r\n\r\n" if self.break_off_politely else b"")
             return
-        if kuuid is not None and asked.get("follow"):
+        if asked.get("follow"):
             self.on_follow(connection)
+        if kuuid is not None and asked.get("follow"):
             end = streams.encode("end", self._show(self._known(kuuid)))
             connection.sendall(b"%x\r\n%s\r\n" % (len(end), end))
         connection.sendall(b"0\r\n\r\n")

@@ -93,6 +93,33 @@ def test_a_signal_stops_the_workload_and_removes_the_keep(fleet: Fleet, workplac
     assert len(output.splitlines()) == 2, "and no keep is left"
 
 
+def test_a_reader_that_goes_away_ends_a_workload_that_says_no_more(fleet: Fleet, workplace: Path) -> None:
+    output = typed(
+        fleet,
+        workplace,
+        """
+keepctl run --rm --time 10m examples/spin-wat/spin.wasm 2>&1 | head -n 1; echo "exit ${PIPESTATUS[0]}"
+keepctl ps -q
+""",
+    )
+    assert output.splitlines() == ["spinning until stopped", "exit 141"], "and no keep is left"
+
+
+def test_a_certificate_of_another_ca_is_told_from_a_manager_that_hangs_up(fleet: Fleet, workplace: Path) -> None:
+    output = typed(
+        fleet,
+        workplace,
+        """
+keepctl init --pki $D/keepfleet/pki -o json >$D/made
+python3 -c 'import json, sys; print(json.load(sys.stdin)["client"]["name"])' <$D/made
+keepctl ps --cert $D/keepfleet/pki/clients/admin.crt 2>&1; echo "exit $?"
+""",
+    )
+    name, refusal, code = output.splitlines()
+    assert (name, code) == ("admin", "exit 3")
+    assert "/clients/admin.crt was issued by another CA than /etc/keepfleet/pki/ca.crt; ask for one of that" in refusal
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_a_run_that_is_ended_in_the_midst_of_its_upload_leaves_nothing_or_a_keep_that_can_be_removed(
     fleet: Fleet, number: signal.Signals

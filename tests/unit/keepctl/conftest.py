@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.states import State
+from keep_protocol.streams import LogLine
 from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
-from tests.fakes.manager_in_memory import ManagerInMemory
+from tests.fakes.keep_door import KeepDoor
+from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 
 Run = Callable[..., Result]
 MODULE = b"\0asm\1\0\0\0"
+GOOD = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
+Door = Callable[..., KeepDoor]
 
 
 @pytest.fixture
@@ -62,3 +68,25 @@ def module(tmp_path: Path) -> str:
     path = tmp_path / "m.wasm"
     path.write_bytes(MODULE)
     return str(path)
+
+
+def say(manager: ManagerInMemory, *texts: str, source: str = "workload") -> None:
+    """The first keep, or its guest, prints these lines."""
+    manager.lines.setdefault(FIRST_ID, []).extend(LogLine(float(n), source, text) for n, text in enumerate(texts))
+
+
+@pytest.fixture
+def door(manager: ManagerInMemory, pki: Pki) -> Door:
+    """A door whose workload ends as it is told as soon as it has arrived."""
+
+    def make(outcome: Outcome | None = GOOD) -> KeepDoor:
+        def accepted() -> None:
+            if outcome is not None:
+                state = State.COMPLETE if outcome.kind is OutcomeKind.EXITED else State.ERROR
+                manager.change(FIRST_ID, state=state, detail="ended", outcome=outcome)
+
+        door = KeepDoor(pki.keep(), accepted)
+        manager.door_port = door.port
+        return door
+
+    return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import re
 from collections.abc import Iterator
@@ -43,6 +44,20 @@ def test_every_help_has_an_example(run: Run, path: tuple[str, ...]) -> None:
     text = run(*path, "--help").stdout.split("Usage:")[1].split("\n", 1)[1]
     assert re.search(rf"^ +(\w+=\$\(|\w+: +|systemctl .* && )?{typed} ?", text, re.MULTILINE), text
     assert run(*path, "-h").stdout == run(*path, "--help").stdout
+
+
+def test_the_version_is_that_of_the_installed_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", {"keepfleet": "7.8.9"}.__getitem__)
+    assert run("--version").output == "keepctl 7.8.9\n"
+
+
+def test_a_checkout_that_is_not_installed_says_so_for_its_version(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, "keepctl unknown (not installed)\n")
 
 
 def test_no_summary_of_a_command_is_cut(run: Run) -> None:

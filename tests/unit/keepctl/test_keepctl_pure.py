@@ -141,8 +141,8 @@ def test_an_upload_that_takes_long_gets_a_bar_that_goes_away(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     with UploadBar(10, shown=True) as bar:
-        timer = next(thread for thread in threading.enumerate() if isinstance(thread, threading.Timer))
-        timer.join()
+        for timer in [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]:
+            timer.join()  # or it has run already, and is gone
         bar(10)
     assert "checking and compiling" in capsys.readouterr().err
 

@@ -6,9 +6,6 @@ import json
 import os
 import signal
 import ssl
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,32 +18,9 @@ from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
 from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
-from tests.unit.keepctl.conftest import MODULE, Run
+from tests.unit.keepctl.conftest import MODULE, Door, Run, say
 
-GOOD = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 TRAP = Outcome(OutcomeKind.TRAPPED, "trapped: \x1b[2J unreachable", backtrace=("0: boom", "1: _start"))
-Door = Callable[..., KeepDoor]
-
-
-def say(manager: ManagerInMemory, *texts: str, source: str = "workload") -> None:
-    manager.lines.setdefault(FIRST_ID, []).extend(LogLine(float(n), source, text) for n, text in enumerate(texts))
-
-
-@pytest.fixture
-def door(manager: ManagerInMemory, pki: Pki) -> Door:
-    """A door whose workload ends as it is told as soon as it has arrived."""
-
-    def make(outcome: Outcome | None = GOOD) -> KeepDoor:
-        def accepted() -> None:
-            if outcome is not None:
-                state = State.COMPLETE if outcome.kind is OutcomeKind.EXITED else State.ERROR
-                manager.change(FIRST_ID, state=state, detail="ended", outcome=outcome)
-
-        door = KeepDoor(pki.keep(), accepted)
-        manager.door_port = door.port
-        return door
-
-    return make
 
 
 def test_words_after_the_dashes_are_the_guests_also_where_a_manifest_names_the_module(
@@ -233,18 +207,6 @@ def test_a_second_ctrl_c_leaves_the_keep_as_it_is(run: Run, manager: ManagerInMe
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == f"keepctl: left keep {FIRST_ID} running; see: keepctl logs -f {FIRST_ID}"
     assert FIRST_ID in manager.keeps
-
-
-def test_a_reader_that_goes_away_stops_the_workload_quietly(manager: ManagerInMemory, door: Door, module: str) -> None:
-    say(manager, *(f"line {number}" for number in range(20_000)))
-    command = [sys.executable, "-m", "keepctl", "run", module]
-    with door(None), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"line 0\n"
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait() == 141
-    assert manager.requests[-1] == f"POST /v1/keeps/{FIRST_ID}/stop"
 
 
 def test_logs_shows_the_guests_lines_and_with_all_the_keeps_too(run: Run, manager: ManagerInMemory) -> None:
