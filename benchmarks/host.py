@@ -21,8 +21,7 @@ from benchmarks.measuring import MeasurementFailed
 from keep_client.credentials import Credentials, pki_directory
 from keep_client.endpoint import Endpoint
 from keep_client.manager import ManagerClient
-from keep_protocol.api import LEGACY_PATH
-from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT, UNIT_PATTERN
+from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT, LEGACY_PATH, UNIT_PATTERN
 from keep_protocol.keep import KeepInfo, keep_from_wire
 
 MANAGER_UNIT = "keep-manager.service"

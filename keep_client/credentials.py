@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
+import socket
 import ssl
 from dataclasses import dataclass
 
@@ -35,8 +35,8 @@ def pki_directory() -> str:
 
 def _is_ipv6(text: str) -> bool:
     try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
+        socket.inet_pton(socket.AF_INET6, text)
+    except OSError:
         return False
     return True
 

@@ -1,8 +1,7 @@
-"""Foreign exceptions of a connection, turned into sentences in one place."""
+"""Foreign exceptions of a connection, turned into sentences in one place; http.client's are `answers`' own."""
 
 from __future__ import annotations
 
-import http.client
 import socket
 import ssl
 import time
@@ -66,18 +65,21 @@ def closed_in_silence(peer: Endpoint) -> CertificateRefused:
     )
 
 
+def not_whole(error: Exception, peer: Endpoint) -> KeepfleetError:
+    """The error for an answer that is no HTTP, or ends too early."""
+    return KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot read the answer of {peer}: it is not whole HTTP: {error!r}")
+
+
 def translate(error: Exception, peer: Endpoint) -> KeepfleetError:
-    """The KeepfleetError for what a socket, TLS or http.client raised while talking to `peer`."""
+    """The KeepfleetError for what a socket or TLS raised while talking to `peer`."""
     if isinstance(error, KeepfleetError):
         return error
     if isinstance(error, (ssl.SSLZeroReturnError, ssl.SSLEOFError)):
         return closed_in_silence(peer)
     if isinstance(error, ssl.SSLError):
         return _of_tls(error, peer)
-    if isinstance(error, (http.client.HTTPException, ValueError)) and not isinstance(error, ConnectionResetError):
-        return KeepfleetError(
-            ErrorKind.UNAVAILABLE, f"cannot read the answer of {peer}: it is not whole HTTP: {error!r}"
-        )
+    if isinstance(error, ValueError):
+        return not_whole(error, peer)
     if isinstance(error, ConnectionRefusedError):
         return ConnectionFailed(
             ErrorKind.UNAVAILABLE, f"cannot reach {peer}: nothing listens there{peer.hint and '; '}{peer.hint}"

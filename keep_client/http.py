@@ -1,24 +1,22 @@
-"""One HTTP/1.1 request and its answer on a channel, bounded in size and time."""
+"""One HTTP/1.1 request and its answer on a channel, bounded in size and time.
+
+What reads the answers is imported when a request is out: the 9 ms of http.client pass while the server works.
+"""
 
 from __future__ import annotations
 
-import http.client
 import re
-import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 from keep_client.channel import Channel
 from keep_client.endpoint import Endpoint
-from keep_client.failures import ConnectionFailed, closed_in_silence, translate
+from keep_client.failures import translate
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 
 MAX_REPLY = 16 * 1024 * 1024
 """The longest answer: a list of 2,000 keeps at 8 KiB each (a keep's object with its certificate)."""
-STREAM_CHUNK = 64 * 1024
 _TARGET = re.compile(r"/[\x21-\x7e]*")
 _VALUE = re.compile(r"[\x20-\x7e]{0,1024}")
 Headers = Mapping[str, str]
@@ -89,7 +87,14 @@ def _head(method: str, target: str, endpoint: Endpoint, body: Body, headers: Hea
     return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
-def _send(channel: Channel, head: bytes, body: Body) -> None:
+def _send(channel: Channel, head: bytes, body: Body, endpoint: Endpoint) -> None:
+    try:
+        _send_parts(channel, head, body)
+    except (OSError, ValueError) as error:
+        raise translate(error, endpoint) from error
+
+
+def _send_parts(channel: Channel, head: bytes, body: Body) -> None:
     sent = 0
     if not channel.send(head):
         return
@@ -101,25 +106,6 @@ def _send(channel: Channel, head: bytes, body: Body) -> None:
         raise KeepfleetError(
             ErrorKind.CONFLICT, f"cannot send the file: it changed while it was read ({sent} of {body.length} bytes)"
         )
-
-
-@contextmanager
-def _translated(endpoint: Endpoint) -> Iterator[None]:
-    try:
-        yield
-    except http.client.RemoteDisconnected as error:
-        raise closed_in_silence(endpoint) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise translate(error, endpoint) from error
-
-
-def _whole(response: http.client.HTTPResponse, peer: str, limit: int) -> Reply:
-    data = response.read(limit + 1)
-    if len(data) > limit:
-        raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the answer of {peer}: it is over {limit} bytes")
-    if response.length:  # what the header announced and the connection did not bring
-        raise http.client.IncompleteRead(data, response.length)
-    return Reply(response.status, data, peer)
 
 
 def exchange(
@@ -135,11 +121,10 @@ def exchange(
 
     Raises ConnectionFailed when no answer came, KeepfleetError for one that is too large or not HTTP.
     """
-    with _translated(endpoint):
-        _send(channel, _head(method, target, endpoint, body, headers), body)
-        with http.client.HTTPResponse(cast(socket.socket, channel), method=method) as response:
-            response.begin()
-            return _whole(response, str(endpoint), limit)
+    _send(channel, _head(method, target, endpoint, body, headers), body, endpoint)
+    from keep_client.answers import whole
+
+    return whole(channel, endpoint, method, limit)
 
 
 def receive(channel: Channel, endpoint: Endpoint, target: str, headers: Headers, idle: float) -> Iterator[bytes]:
@@ -148,26 +133,8 @@ def receive(channel: Channel, endpoint: Endpoint, target: str, headers: Headers,
     Raises ConnectionFailed when no answer came, when it breaks off, or falls silent; and the error the peer reported
     where its status is not 200.
     """
-    with _translated(endpoint):
-        channel.extend(idle)
-        _send(channel, _head("GET", target, endpoint, NO_BODY, headers), NO_BODY)
-        response = http.client.HTTPResponse(cast(socket.socket, channel), method="GET")
-        response.begin()
-    with response:
-        if response.status != 200:
-            with _translated(endpoint):
-                raise _whole(response, str(endpoint), MAX_REPLY).error()
-        while data := _part(response, endpoint):
-            yield data
-            channel.extend(idle)
+    channel.extend(idle)
+    _send(channel, _head("GET", target, endpoint, NO_BODY, headers), NO_BODY, endpoint)
+    from keep_client.answers import parts
 
-
-def _part(response: http.client.HTTPResponse, endpoint: Endpoint) -> bytes:
-    try:
-        return response.read1(STREAM_CHUNK)
-    except TimeoutError as error:
-        raise ConnectionFailed(ErrorKind.TOO_SLOW, f"cannot read on from {endpoint}: it fell silent") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionFailed(
-            ErrorKind.UNAVAILABLE, f"cannot read on from {endpoint}: the connection was lost"
-        ) from error
+    yield from parts(channel, endpoint, idle)

@@ -26,9 +26,6 @@ from keep_protocol.labels import Labels, check_label, check_labels, check_name
 from keep_protocol.limits import check_limit
 from keep_protocol.workload import MAX_WORKLOAD_JSON
 
-LEGACY_PATH = "/keeps_post"
-V1_KEEPS_PATH = "/v1/keeps"
-V1_EVENTS_PATH = "/v1/events"
 MAX_PAGE = 1000
 """Keeps on one page of a list at most; a page of that many is 2 MB."""
 MAX_START_BODY = MAX_MANAGER_BODY + MAX_WORKLOAD_JSON

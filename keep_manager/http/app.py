@@ -17,8 +17,8 @@ from keep_manager.http.errors import legacy_body, v1_body
 from keep_manager.http.gate import Gate
 from keep_manager.http.middleware import ErrorBody, Handler, Rules
 from keep_manager.keeps.logs import Events, Journal
-from keep_protocol.api import LEGACY_PATH, MAX_START_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
-from keep_protocol.constants import MAX_MANAGER_BODY
+from keep_protocol.api import MAX_START_BODY
+from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
 
 STOP_SECONDS = 5.0
 """What requests under way get at the end; a creation takes 60 ms, and what is cut off is rolled back."""

@@ -11,7 +11,7 @@ from keep_manager.http.middleware import caller_of, json_response, read_body
 from keep_manager.keeps.listing import Page
 from keep_manager.model import Caller
 from keep_protocol import api
-from keep_protocol.constants import parse_kuuid
+from keep_protocol.constants import V1_KEEPS_PATH, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -73,7 +73,7 @@ async def create_keep(request: web.Request) -> web.StreamResponse:
         )
     info = await request.app[KEEPS].create(api.parse_v1_create(await read_body(request)), caller_of(request), key)
     response = json_response(info.to_wire(), 201)
-    response.headers["Location"] = f"{api.V1_KEEPS_PATH}/{info.kuuid}"
+    response.headers["Location"] = f"{V1_KEEPS_PATH}/{info.kuuid}"
     return response
 
 

@@ -12,7 +12,7 @@ from keep_manager.http.errors import STATUS_OF
 from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, Schema, schemas
 from keep_protocol import streams
-from keep_protocol.api import V1_EVENTS_PATH, V1_KEEPS_PATH
+from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.states import State
 

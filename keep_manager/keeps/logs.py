@@ -22,9 +22,12 @@ class Journal(Protocol):
     """Where keeps' lines are. Every method raises KeepfleetError alone."""
 
     def lines(
-        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False
+        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False, beside: bool = False
     ) -> AbstractAsyncContextManager[AsyncIterator[LogLine]]:
-        """The lines there are, the `last` ones or those `after` one; with `follow` also those to come, for ever."""
+        """The lines there are, the `last` ones or those `after` one; with `follow` also those to come, for ever.
+
+        beside: the caller holds a reader that follows already, and is not refused a second one.
+        """
 
     async def sync(self) -> None:
         """Waits until what was written before can be read."""
@@ -97,12 +100,13 @@ async def followed(
                     yield line
             finally:
                 await end_task(coming)  # before the journal ends its reader: only one may read from that at a time
-        info = await end
-        await journal.sync()
-        async with journal.lines(kuuid, last=last, after=after) as lines:
-            async for line in lines:
-                yield line
-        yield info
+            # Inside: a reader that waits takes the kernel up to 20 ms to end, and the rest need not wait for that.
+            info = await end
+            await journal.sync()
+            async with journal.lines(kuuid, last=last, after=after, beside=True) as rest:
+                async for line in rest:
+                    yield line
+            yield info
     finally:
         await end_task(end)
 

@@ -10,14 +10,15 @@ import os
 import re
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
 
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.streams import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, LogLine
 
 MAX_FOLLOWED = 64
-"""Readers at once; each is a journalctl of its own, with about 10 MB."""
+"""Clients that read at once. Each has a journalctl of its own, with about 10 MB; one that follows a keep has a second
+beside it at the keep's end, for the rest."""
 MAX_RECORD = 1024 * 1024
 """journald cuts a line at 48 KiB; one that is no text is written as numbers, five characters a byte."""
 SYNC_SECONDS = 2.0
@@ -79,14 +80,15 @@ class Journal:
 
     @asynccontextmanager
     async def lines(
-        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False
+        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False, beside: bool = False
     ) -> AsyncIterator[AsyncIterator[LogLine]]:
         """The keep's lines, the `last` ones or those `after` a cursor; with `follow` also those to come, for ever.
 
-        The reader ends with the block. Raises KeepfleetError: TOO_MANY, BAD_REQUEST for no cursor, UNAVAILABLE.
+        The reader ends with the block. beside: the place that the caller has already is enough for this one too.
+        Raises KeepfleetError: TOO_MANY, BAD_REQUEST for no cursor, UNAVAILABLE.
         """
         arguments = _arguments(self._instance, kuuid, last, after, follow)
-        with self.place_for_reader():
+        with nullcontext() if beside else self.place_for_reader():
             async with self.records(arguments) as records, aclosing(_lines(records)) as lines:
                 yield lines
 

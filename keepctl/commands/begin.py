@@ -14,8 +14,8 @@ from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keepctl.commands.access import Access
-from keepctl.commands.keeps import send
 from keepctl.job import Job
+from keepctl.sending import send
 
 
 def begin(access: Access, client: ManagerClient, job: Job, address: str, port: int | None) -> KeepInfo:
@@ -29,7 +29,7 @@ def begin(access: Access, client: ManagerClient, job: Job, address: str, port: i
         try:
             keep = create()
             started = client.start(keep.kuuid, address, port, (), job.workload())
-            send(access, started, client.endpoint.host, file)
+            send(access.credentials.keep_context(), started, client.endpoint.host, file)
         except (KeepfleetError, KeyboardInterrupt) as error:
             if keep is None and _may_have_worked(error):
                 keep = _again(create)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from io import FileIO
 from typing import Any
 
 import click
 
-from keep_client import keep as keep_client
 from keep_client.endpoint import authority
 from keep_client.failures import ConnectionFailed
-from keep_client.keep import file_size
+from keep_client.keep import open_workload
 from keep_client.text import one_line, printable
 from keep_protocol.api import ARCHITECTURES
 from keep_protocol.errors import KeepfleetError
@@ -19,10 +17,11 @@ from keep_protocol.keep import KeepInfo
 from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.options import Parsed, Wishes, creation_options, door_options, guest_options
 from keepctl.commands.shared import FAILED, FILE, NO_ANSWER, show_error
-from keepctl.display import UploadBar, json_text, show_table
+from keepctl.display import json_text, show_table
 from keepctl.endings import ending, succeeded, told
 from keepctl.job import Job
 from keepctl.references import resolve
+from keepctl.sending import send
 from keepctl.summary import summary
 from keepctl.values import parse_pair
 
@@ -106,14 +105,6 @@ def start(
         click.echo(f"fingerprint {printable(info.fingerprint)}")
 
 
-def send(access: Access, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
-    """Sends an open file to a started keep, with a bar where it takes long; what the keep says it received."""
-    door = keep_client.door_of(keep, manager_host)
-    with UploadBar(file_size(file)) as bar:
-        reply = keep_client.upload_raw(door, access.credentials.keep_context(), file, bar)
-    return keep_client.received(reply, file)
-
-
 @click.command("upload", short_help="Sends a file to a started keep.")
 @keep_argument
 @click.argument("file", type=FILE)
@@ -127,8 +118,8 @@ def upload(keep: str, file: str, output: str, wait: bool, access: Access) -> Non
     keepctl upload --wait web site.wasm
     """
     client, kuuid = access.keep(keep)
-    with keep_client.open_workload(file) as workload:
-        told = send(access, client.keep(kuuid), client.endpoint.host, workload)
+    with open_workload(file) as workload:
+        told = send(access.credentials.keep_context(), client.keep(kuuid), client.endpoint.host, workload)
     if output == "text":
         click.echo(one_line(told))
     info = client.ended(kuuid) if wait else client.keep(kuuid)

@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.exceptions import NoArgsIsHelpError
@@ -16,7 +16,9 @@ from keep_client.credentials import Credentials, pki_directory
 from keep_client.failures import CertificateRefused, ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import KeepfleetError
-from keepctl.layout import Layout
+
+if TYPE_CHECKING:
+    from keepctl.layout import Layout
 
 FAILED = 1
 INTERRUPTED = 130
@@ -134,6 +136,8 @@ class LazyCommands(Commands):
 
 
 def _layout(ctx: click.Context, param: click.Parameter, value: str | None) -> Layout:
+    from keepctl.layout import Layout
+
     del ctx, param
     return Layout(os.path.abspath(value) if value else pki_directory())
 

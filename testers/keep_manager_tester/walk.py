@@ -9,7 +9,8 @@ from keep_client.http import Reply
 from keep_client.keep import reachable_host
 from keep_client.manager import ManagerClient, keeps_of
 from keep_protocol import strict_json
-from keep_protocol.api import BANNER, LEGACY_PATH
+from keep_protocol.api import BANNER
+from keep_protocol.constants import LEGACY_PATH
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
 from keep_protocol.tls import fingerprint_of, parse_fingerprint

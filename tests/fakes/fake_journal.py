@@ -46,9 +46,10 @@ class FakeJournal:
 
     @asynccontextmanager
     async def lines(
-        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False
+        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False, beside: bool = False
     ) -> AsyncIterator[AsyncIterator[LogLine]]:
         """See Journal."""
+        assert not beside or self.readers, "it stands beside none"
         start = int(check_cursor(after).split(";")[1].removeprefix("i="), 16) if after else 0
         await self._count(follow)
         try:

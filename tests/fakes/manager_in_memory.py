@@ -8,6 +8,7 @@ from collections.abc import Callable
 from urllib.parse import parse_qsl
 
 from keep_protocol import api, streams, strict_json
+from keep_protocol.constants import LEGACY_PATH, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
@@ -58,18 +59,18 @@ class ManagerInMemory(TlsPeer):
         if instead := self.instead.get(self.requests[-1]):
             instead.pop(0)(connection)
             return
-        stream = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?", target)
+        stream = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?", target)
         if stream and int(stream[1]) in self.keeps:
             self._stream(connection, int(stream[1]), stream[2] or "", headers.get("last-event-id", ""))
             return
-        if target.partition("?")[0] == api.V1_EVENTS_PATH:
+        if target.partition("?")[0] == V1_EVENTS_PATH:
             self._stream(connection, None, target.partition("?")[2], headers.get("last-event-id", ""))
             return
         try:
             status, reply = self._answer(method, target, body)
         except KeepfleetError as error:
             status, reply = STATUS.get(error.kind, 500), {"error": error.to_wire()}
-            if target.startswith(api.LEGACY_PATH):
+            if target.startswith(LEGACY_PATH):
                 reply["text"] = error.message
         if lost := self.lost.get(self.requests[-1]):
             lost.pop(0)(connection)
@@ -80,19 +81,19 @@ class ManagerInMemory(TlsPeer):
     def _answer(self, method: str, target: str, body: bytes) -> tuple[int, dict[str, object]]:
         if target == "/":
             return 200, {}
-        if target == api.LEGACY_PATH:
+        if target == LEGACY_PATH:
             return 200, self._obey(api.parse_legacy(body), "klvec")
         path, _, query = target.partition("?")
-        if path == api.V1_KEEPS_PATH and method == "GET":
+        if path == V1_KEEPS_PATH and method == "GET":
             return 200, self._page(parse_qsl(query))
-        if path == api.V1_KEEPS_PATH:
+        if path == V1_KEEPS_PATH:
             key = self.headers[-1].get("idempotency-key", "")
             if self._created.get(key) in self.keeps:
                 return 201, self._show(self.keeps[self._created[key]])
             made = self._obey(api.parse_v1_create(body), "keeps")
             self._created |= {key: FIRST_ID + len(self.keeps) - 1} if key else {}
             return 201, made
-        match = re.fullmatch(api.V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs)?(\?.*)?", target)
+        match = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs)?(\?.*)?", target)
         assert match, target
         kuuid = int(match[1])
         if method == "GET":

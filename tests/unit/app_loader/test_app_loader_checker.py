@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import select
+import sys
 from pathlib import Path
 
 import pytest
 
+from app_loader import checking
 from app_loader.budget import budget
 from app_loader.checker import check_head
 from app_loader.verdict import verdict_of_end
 from keep_protocol.control import ReportType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.pki import Authority
-from tests.unit.app_loader.app_loader_house import Answer, House, as_root, ask, descriptors_of, listening, put, wasm
+from tests.unit.app_loader.app_loader_house import (
+    PATIENCE,
+    Answer,
+    House,
+    as_root,
+    ask,
+    descriptors_of,
+    listening,
+    put,
+    wasm,
+)
 
 HEADER = b"\0asm\1\0\0\0"
 NOTHING = wasm('(module (func (export "_start")))')
@@ -130,6 +143,42 @@ def test_the_checker_has_the_module_and_nothing_of_the_door(house: House, client
         opened = descriptors_of(checker)
         assert set(opened) <= {0, 1, 2, 3, 4, 5}, opened
         assert [opened[number].split(":")[0] for number in (0, 1, 2, 3)] == ["/dev/null", "/dev/null", "pipe", "socket"]
+
+
+LOOKS = """
+import os, sys
+sys.path[:] = {path!r}
+from app_loader import checker
+
+def looks(*_):
+    try:
+        os.close(os.open("/", os.O_RDONLY))
+        return "open"
+    except OSError:
+        return f"locked, components: {{'wasmtime.component' in sys.modules}}"
+
+checker.examine = looks
+sys.exit(checker.check())
+"""
+
+
+@pytest.mark.parametrize(("head", "needed"), [(HEADER, False), (b"\0asm\x0d\0\1\0", True), (b"", False)])
+def test_the_checker_is_locked_when_it_looks_at_a_module_and_has_what_its_kind_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, needed: bool
+) -> None:
+    entry, module = tmp_path / "looks.py", tmp_path / "module"
+    entry.write_text(LOOKS.format(path=sys.path))
+    module.write_bytes(head)
+    monkeypatch.setattr(checking, "ENTRY", str(entry))
+    with module.open("r+b") as file:
+        check = checking.Checking(file.fileno())
+        try:
+            check.go(0.0)
+            assert select.select([check], [], [], PATIENCE)[0]
+            assert check.verdict() is None
+            assert check.note == f"locked, components: {needed}"
+        finally:
+            check.close()
 
 
 def test_a_bomb_of_blocks_ends_at_the_memory_limit(house: House, client: Path) -> None:

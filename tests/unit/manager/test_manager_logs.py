@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
@@ -11,6 +13,8 @@ from keep_manager.keeps import logs
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
+from keep_protocol.streams import LogLine
+from tests.fakes.fake_journal import FakeJournal
 
 
 async def test_whoever_ends_a_task_and_is_cancelled_meanwhile_still_waits_for_its_end() -> None:
@@ -74,3 +78,34 @@ async def test_a_keep_whose_loader_is_away_is_not_asked_in_a_loop(monkeypatch: p
     began = loop.time()
     assert (await logs.ended(keeps, 5)).state is State.COMPLETE
     assert loop.time() - began >= 0.04
+
+
+async def test_the_rest_of_a_stream_does_not_wait_for_the_end_of_its_reader_that_follows() -> None:
+    told = asyncio.Event()
+
+    class SlowToEnd(FakeJournal):
+        @asynccontextmanager
+        async def lines(
+            self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False, beside: bool = False
+        ) -> AsyncIterator[AsyncIterator[LogLine]]:
+            async with super().lines(kuuid, last=last, after=after, follow=follow, beside=beside) as found:
+                yield found
+            if follow:
+                await told.wait()
+
+    class Ended:
+        async def get(self, kuuid: int) -> KeepInfo:
+            return KeepInfo(kuuid, State.COMPLETE)
+
+        async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
+            raise AssertionError("it has ended")
+
+        async def counted(self, kuuid: int) -> KeepInfo:
+            raise AssertionError("a keep without an outcome has no lines to count")
+
+    journal = SlowToEnd()
+    journal.late.append((5, "last words"))
+    async with asyncio.timeout(10), aclosing(logs.followed(Ended(), journal, 5, None, "")) as stream:
+        assert getattr(await anext(stream), "text", None) == "last words"
+        assert isinstance(await anext(stream), KeepInfo)
+        told.set()

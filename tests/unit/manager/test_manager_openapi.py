@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 from keep_manager.http.app import ROUTES
 from keep_manager.http.openapi import DOCUMENT_PATH, OPERATIONS, document
 from keep_manager.http.schemas import schemas
-from keep_protocol import api
+from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State
 from tests.fakes.manager_house import ManagerHouse
@@ -69,7 +69,7 @@ def session(manager: ManagerHouse) -> Iterator[requests.Session]:
 def test_every_answer_is_one_the_document_allows(
     case: schemathesis.Case[Any], manager: ManagerHouse, session: requests.Session
 ) -> None:
-    if case.path == api.V1_EVENTS_PATH and case.query:
+    if case.path == V1_EVENTS_PATH and case.query:
         case.query.pop("follow", None)  # such a stream has no end; test_manager_streams follows some
     case.call_and_validate(
         base_url=manager.url, session=session, checks=CHECKS, timeout=SECONDS, verify=session.verify, cert=session.cert
@@ -87,7 +87,7 @@ def test_each_step_of_a_keep_s_life_is_answered_as_the_document_says(
         schema[path][method].validate_response(response)
         return dict(response.json()) if response.content and "json" in response.headers["Content-Type"] else {}
 
-    for keep in session.get(f"{manager.url}{api.V1_KEEPS_PATH}", timeout=SECONDS).json()["keeps"]:
+    for keep in session.get(f"{manager.url}{V1_KEEPS_PATH}", timeout=SECONDS).json()["keeps"]:
         step("DELETE", "/v1/keeps/{kuuid}", 204, kuuid=keep["kuuid"])
     kuuid = step("POST", "/v1/keeps", 201, json={"name": "a", "labels": {"b": "c"}})["kuuid"]
     step("GET", "/v1/keeps", 200, params={"limit": 1, "label": "b=c"})
@@ -96,7 +96,7 @@ def test_each_step_of_a_keep_s_life_is_answered_as_the_document_says(
     step("POST", "/v1/keeps/{kuuid}/start", 409, kuuid=kuuid)
     assert step("POST", "/v1/keeps/{kuuid}/stop", 200, kuuid=kuuid)["outcome"]
     step("GET", "/v1/keeps/{kuuid}/logs", 200, kuuid=kuuid, params={"follow": "true"})
-    step("GET", api.V1_EVENTS_PATH, 200, params={"keep": kuuid, "lines": 5})
+    step("GET", V1_EVENTS_PATH, 200, params={"keep": kuuid, "lines": 5})
     step("DELETE", "/v1/keeps/{kuuid}", 204, kuuid=kuuid)
     step("DELETE", "/v1/keeps/{kuuid}", 404, kuuid=kuuid)
     assert step("GET", DOCUMENT_PATH, 200) == DOCUMENT
