@@ -109,10 +109,11 @@ def withdraw(hierarchy: Hierarchy, switched_on: list[str]) -> None:
             _write(f"{hierarchy.directory}/cgroup.subtree_control", f"-{controller}")
 
 
-def enter(directories: list[str]) -> None:
-    """Moves the calling process, alone, into these cgroups; makes one again that has gone meanwhile.
+def enter(directories: list[str], *, again: bool = True) -> None:
+    """Moves the calling process, alone, into these cgroups; `again` makes one anew that has gone meanwhile.
 
-    The sandbox's own systemd removes empty cgroups that it did not make, as when it reloads.
+    The sandbox's own systemd removes empty cgroups that it did not make, as when it reloads. Before there is one they
+    go only where the boot was interrupted, and then what is made again would stay.
     """
     for directory in directories:
         for tries_left in reversed(range(ENTER_TRIES)):
@@ -121,7 +122,7 @@ def enter(directories: list[str]) -> None:
                 break
             except OSError as error:
                 # ENODEV where it went between open(2) and write(2).
-                if not tries_left or error.errno not in (errno.ENOENT, errno.ENODEV):
+                if not again or not tries_left or error.errno not in (errno.ENOENT, errno.ENODEV):
                     raise
                 with contextlib.suppress(OSError):
                     make(directory)

@@ -179,7 +179,7 @@ def main(name: str, state: str) -> int:
     """0 when the second process is on its way to be systemd; 1, with a line on standard error, when not."""
     try:
         found = cgroups.hierarchies()
-        cgroups.enter([hierarchy.of(name) for hierarchy in found])
+        cgroups.enter([hierarchy.of(name) for hierarchy in found], again=False)
         namespaces = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWCGROUP
         linux.unshare(namespaces | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
         # Opened before the fork: the child mounts over /run, and both are in the new mount namespace.

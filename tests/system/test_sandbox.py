@@ -297,6 +297,13 @@ def test_an_interrupted_boot_leaves_nothing_that_off_and_boot_do_not_remove(
     assert traces(name) == []
 
 
+def test_a_first_process_that_outlives_its_boot_makes_nothing_again(name: str) -> None:
+    first = [sys.executable, "-I", "-S", str(ROOT / "testers/sandbox/first.py"), name, state.directory(name)]
+    done = subprocess.run(first, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, "cannot set the sandbox up" in done.stderr) == (1, True)
+    assert traces(name) == []
+
+
 def test_the_command_line_says_in_one_sentence_what_is_wrong(name: str) -> None:
     for arguments in (["exec", name, "--", "true"], ["boot", "--bind", "nonsense", name], ["boot", "../x"]):
         done = subprocess.run([*CLI, *arguments], cwd=ROOT, capture_output=True, text=True)
