@@ -56,6 +56,7 @@ def test_the_readmes_playground_does_what_it_says() -> None:
         "spinning until stopped",
         "started: running the workload",
         "stopped by admin",
+        "spinner stopped by admin\n",
         "exit code 124",
         "exit code 134",
         "0: read_past_the_end at",
