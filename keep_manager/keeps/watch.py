@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from keep_manager.keeps import decide
 from keep_manager.keeps.dropped import Counter
@@ -30,8 +30,8 @@ LOG = logging.getLogger("keepfleet.watch")
 WAIT_SECONDS = 3600.0
 """A loader is asked again after this time; while it hangs, systemd's watchdog ends it long before."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 16.0
-"""Between two looks at a keep whose loader is away, doubled each time: systemd tells of a unit's end only to those who
-subscribe to all of its signals."""
+"""Between two looks at a keep whose loader is away, doubled each time where none is to come: systemd tells of a unit's
+end only to those who subscribe to all of its signals."""
 MANY, MANY_SECONDS = 16, 16.0
 """Changes that one keep may tell in so many seconds; a life has six and a restart two. A keep that was taken over could
 tell thousands, and each would be looked at and written down."""
@@ -92,7 +92,7 @@ class Watch:
         for kuuid, keep in found.items():
             self._begin(keep, told.get(kuuid))
         for kuuid, last in told.items():
-            if kuuid not in found and last.happening is not Happening.REMOVED:
+            if kuuid not in found and kuuid not in self._watched and last.happening is not Happening.REMOVED:
                 gone = KeepInfo(
                     kuuid, State.UNDEFINED, "it was removed while there was no manager", unit=unit_name(kuuid)
                 )
@@ -137,9 +137,10 @@ class Watch:
     async def _watch(self, info: KeepInfo, watched: _Watched) -> None:
         try:
             await self._stand(info, watched)
-            async for stand in self._stands(info, watched):
-                info = stand
-                await self._stand(info, watched)
+            async with aclosing(self._stands(info, watched)) as stands:
+                async for stand in stands:
+                    info = stand
+                    await self._stand(info, watched)
             await self._tell(KeepEvent(time.time(), Happening.REMOVED, info, watched.remover or ""))
         finally:
             watched.settled.set()
@@ -149,7 +150,7 @@ class Watch:
     async def _stand(self, info: KeepInfo, watched: _Watched) -> None:
         """Tells what has happened to a keep that stands so."""
         ended = reached(info) in _ENDS
-        if ended:
+        if ended and not watched.settled.is_set():
             info = await self._counter.settled(info)
         for event in happenings(watched.told, info, time.time()):
             await self._tell(event)
@@ -157,7 +158,7 @@ class Watch:
         if ended:
             watched.settled.set()
 
-    async def _stands(self, info: KeepInfo, watched: _Watched) -> AsyncIterator[KeepInfo]:
+    async def _stands(self, info: KeepInfo, watched: _Watched) -> AsyncGenerator[KeepInfo, None]:
         """The keep each time its phase has changed, until there is none any more."""
         pause = FIRST_PAUSE_SECONDS
         pace = Pace(MANY, MANY_SECONDS)
@@ -181,6 +182,8 @@ class Watch:
                 if isinstance(failure, LoaderGone) and found.state is State.ERROR:
                     info = _known(info, found)
                     yield info
+                elif found.state is State.UNDEFINED:
+                    pause = FIRST_PAUSE_SECONDS  # another loader comes in a moment
             except KeepfleetError as error:
                 LOG.debug("cannot look after %s: %s", unit_name(info.kuuid), error.message)
             await _happened(watched.nudged, pause)
