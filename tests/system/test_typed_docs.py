@@ -140,8 +140,6 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
 def test_a_how_to_can_be_typed_from_its_first_to_its_last_line(
     fleet: Fleet, page: str, promised: tuple[str, ...]
 ) -> None:
-    if page == "rest-api" and shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
     output = typed_inside(fleet, blocks(f"docs/how-to/{page}.md", "sh"))
     for told in promised:
         assert told in output, f"{page}.md promises {told!r}; it printed:\n{output}"
