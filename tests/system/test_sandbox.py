@@ -297,6 +297,14 @@ def test_an_interrupted_boot_leaves_nothing_that_off_and_boot_do_not_remove(
     assert traces(name) == []
 
 
+def test_what_lies_on_a_tmp_that_is_a_mount_of_its_own_is_shown_too(name: str) -> None:
+    boot = f"{sys.executable} -m testers.sandbox boot --bind /tmp/own:/opt/shown:ro {name}"
+    script = f"mount -t tmpfs tmpfs /tmp; mkdir /tmp/own; echo hello >/tmp/own/file; {boot}"
+    subprocess.run(["unshare", "--mount", "sh", "-ec", script], cwd=ROOT, check=True, timeout=SECONDS)
+    assert Sandbox(name).exec(["cat", "/opt/shown/file"]).stdout == "hello\n"
+    assert Sandbox(name).exec(["ls", "-A", "/tmp"]).stdout == ""
+
+
 def test_a_first_process_that_outlives_its_boot_makes_nothing_again(name: str) -> None:
     first = [sys.executable, "-I", "-S", str(ROOT / "testers/sandbox/first.py"), name, state.directory(name)]
     done = subprocess.run(first, capture_output=True, text=True, timeout=SECONDS)
