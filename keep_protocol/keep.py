@@ -11,7 +11,9 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import DEFAULT_LIMITS, Limits, limits_from_wire
 from keep_protocol.members import Members
 from keep_protocol.record import Record
-from keep_protocol.states import State
+from keep_protocol.states import Phase, State
+
+_PHASES = frozenset(["", *(phase.value for phase in Phase)])
 
 
 class OutcomeKind(Enum):
@@ -247,6 +249,9 @@ def keep_from_wire(value: dict[str, object]) -> KeepInfo:
     numbers = {int(state): state for state in State}
     if members.number("state") not in numbers:
         raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the keep: 'state' is none that is known")
+    phase = members.text("phase")
+    if phase not in _PHASES:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the keep: 'phase' is none that is known")
     outcome = members.mapping("outcome")
     return KeepInfo(
         kuuid=members.number("kuuid"),
@@ -264,5 +269,5 @@ def keep_from_wire(value: dict[str, object]) -> KeepInfo:
         owner=members.text("owner"),
         limits=limits_from_wire(members.mapping("limits") or {}),
         restarts=members.number("restarts"),
-        phase=members.text("phase"),
+        phase=phase,
     )

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from keep_client import keep as door
 from keep_client.http import Body, Reply
 from keep_client.keep import Door, door_of
 from keep_protocol.constants import unit_name
-from keep_protocol.keep import KeepInfo
+from keep_protocol.keep import KeepInfo, Outcome
 from keep_protocol.states import State
 from keep_protocol.streams import Happening, KeepEvent
 from keep_protocol.tls import check_pin
@@ -93,6 +94,17 @@ class Life:
         """The first such event of the keep, once it is told; an end is, when its dropped lines are counted."""
         with contextlib.closing(self.fleet.client().events(self.kuuid, last=1000)) as events:
             return next(event for event in events if event.happening in happenings)
+
+    def end(self, seconds: float) -> tuple[KeepInfo, Outcome]:
+        """The keep once it has ended, and how; it is given up, by removing it, after `seconds`."""
+        alarm = threading.Timer(seconds, self.fleet.client().remove, (self.kuuid,))
+        alarm.start()
+        try:
+            info = self.fleet.client().ended(self.kuuid)
+        finally:
+            alarm.cancel()
+        assert info.outcome is not None, info.detail
+        return info, info.outcome
 
     def look(self) -> KeepInfo:
         """The keep as the manager shows it now."""

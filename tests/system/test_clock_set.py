@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,14 +70,7 @@ def running(fleet: ClockedFleet, module: bytes, restart: str = "no", **limits: i
 
 def ended(life: Life) -> tuple[KeepInfo, Outcome]:
     """The keep once it has ended, and how; its end is not before its start, and as much later as it ran."""
-    alarm = threading.Timer(GIVEN_UP, life.fleet.client().remove, (life.kuuid,))
-    alarm.start()
-    try:
-        info = life.fleet.client().ended(life.kuuid)
-    finally:
-        alarm.cancel()
-    outcome = info.outcome
-    assert outcome is not None, info.detail
+    info, outcome = life.end(GIVEN_UP)
     assert outcome.started_at is not None and outcome.ended_at is not None
     if outcome.wall_seconds is not None:
         assert outcome.ended_at - outcome.started_at == pytest.approx(outcome.wall_seconds, abs=0.002)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,14 +53,7 @@ def bystanders(fleet: Fleet) -> Iterator[Bystanders]:
 def end(life: Life, module: bytes) -> Outcome:
     """How `module` ends; a keep that does not end is given up by removing it."""
     assert life.upload(module).status == 200
-    alarm = threading.Timer(GIVEN_UP, life.fleet.client().remove, (life.kuuid,))
-    alarm.start()
-    try:
-        info = life.fleet.client().ended(life.kuuid)
-    finally:
-        alarm.cancel()
-    assert info.outcome is not None, info.detail
-    return info.outcome
+    return life.end(GIVEN_UP)[1]
 
 
 @pytest.mark.usefixtures("bystanders")

@@ -85,6 +85,7 @@ def test_on_another_address_a_moved_port_is_a_surprise(
         ({"state": 15, "detail": "no room"}, "a new keep must be in state 1, and is in 15 (error)\n    no room"),
         ({"state": 0}, "must be in state 1, and is in 0 (undefined)"),
         ({"state": 7}, "'state' is none that is known"),
+        ({"phase": "melted"}, "'phase' is none that is known"),
         ({"kuuid": 0}, "the new keep's ID is 0"),
         ({"kuuid": "1"}, "'kuuid' must be a whole number"),
         ({"app_loader_bind_port": 3031}, "claims to listen on :3031 before it was started"),
