@@ -167,13 +167,15 @@ def test_clients_that_vanish_in_the_midst_of_a_torrent_leave_nothing_in_the_mana
     life.remove()
 
 
-def test_a_run_whose_terminal_is_gone_leaves_its_workload_running(fleet: Fleet) -> None:
+def test_a_run_that_is_killed_leaves_its_workload_running(fleet: Fleet) -> None:
     module = fleet.host.path / "ticks.wasm"
     module.write_bytes(modules.says(*[b"tick\n"] * 2000, pause_ms=20))
     with undisturbed(fleet):
         command = ["keepctl", "run", "--rm", str(module)]
         with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as run:
             assert any("tick" in line for line in run.stdout or ())
+            run.kill()
+            run.wait()  # before its pipe is closed, in which it would see a reader that has gone, and stop the workload
         (info,) = fleet.client().keeps()
         life = Life(fleet, info.kuuid)
         life.line("tick", fleet.host.cursor())
