@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.streams import Happening
+from keep_protocol.sse import EventType
 
 
 class LoaderGone(KeepfleetError):
@@ -33,7 +33,7 @@ class UnitState:
 class Told:
     """What was told of a keep last, and how often its workload had been started again by then."""
 
-    happening: Happening
+    type: EventType
     restarts: int = 0
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from keep_protocol import streams
+from keep_protocol import sse
 from keep_protocol.api import MAX_PAGE
 from keep_protocol.constants import KUUID_BITS, LAST_KEEP_PORT, MAX_CERTIFICATE_NAMES
 from keep_protocol.errors import ErrorKind
 from keep_protocol.keep import OutcomeKind
-from keep_protocol.labels import MAX_LABEL_VALUE, MAX_LABELS
 from keep_protocol.limits import BOUNDS, DEFAULTS
+from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, RestartPolicy
 from keep_protocol.states import Phase, State
-from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, RestartPolicy
+from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS
 
 Schema = dict[str, object]
 MAX_KUUID = (1 << KUUID_BITS) - 1
@@ -118,7 +118,7 @@ def _keep() -> Schema:
             "fingerprint": _text("`sha256:` and 64 hexadecimal digits of its certificate; empty before it is started"),
             "certificate": _text("that certificate, PEM"),
             "unit": _text("its systemd unit"),
-            "walls": _list({"type": "string"}, "what its loader found missing around itself"),
+            "isolation_failures": _list({"type": "string"}, "what its loader found missing around itself"),
             "outcome": {
                 "anyOf": [_ref("Outcome"), {"type": "null"}],
                 "description": "how its workload ended, or null before that",
@@ -174,7 +174,7 @@ def schemas() -> dict[str, Schema]:
         "KeepEvent": _object(
             {
                 "at": {"type": "number", "description": "seconds of the epoch"},
-                "event": {"type": "string", "enum": [happening.value for happening in streams.Happening]},
+                "event": {"type": "string", "enum": [type_.value for type_ in sse.EventType]},
                 "by": _text("who asked for it; empty where nobody did or nobody knows"),
                 "keep": _ref("Keep"),
             },
@@ -184,7 +184,7 @@ def schemas() -> dict[str, Schema]:
         "LogLine": _object(
             {
                 "at": {"type": "number", "description": "seconds of the epoch"},
-                "source": {"type": "string", "enum": list(streams.SOURCES)},
+                "source": {"type": "string", "enum": list(sse.SOURCES)},
                 "text": _text("the line"),
             },
             None,
@@ -244,9 +244,9 @@ EVENT: Schema = {
     "type": "object",
     "description": "one server-sent event; its data is JSON",
     "properties": {
-        "event": {"type": "string", "enum": [streams.LINE, streams.KEEP, streams.END]},
+        "event": {"type": "string", "enum": [sse.LINE, sse.KEEP, sse.END]},
         "data": {"type": "string"},
-        "id": {"type": "string", "maxLength": streams.MAX_ID},
+        "id": {"type": "string", "maxLength": sse.MAX_ID},
     },
     "required": ["event", "data"],
 }

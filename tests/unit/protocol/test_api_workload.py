@@ -6,7 +6,8 @@ import pytest
 
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest, parse_workload
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.workload import Directory, RestartPolicy, Workload
+from keep_protocol.spec import RestartPolicy
+from keep_protocol.workload import Directory, Workload
 
 
 def test_an_empty_workload_gives_nothing() -> None:

@@ -35,7 +35,6 @@ from keep_protocol.control import (
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind, keep_from_wire, outcome_from_wire
-from keep_protocol.record import Record
 from keep_protocol.states import State
 
 SECONDS = st.none() | st.floats(0, 1e9)
@@ -65,7 +64,7 @@ KEEPS = st.builds(
     fingerprint=st.text(),
     certificate=st.text(),
     unit=st.text(),
-    walls=st.lists(st.text()).map(tuple),
+    isolation_failures=st.lists(st.text()).map(tuple),
     outcome=st.none() | OUTCOMES,
     name=st.text(),
     labels=st.dictionaries(st.text(), st.text()).map(lambda labels: tuple(labels.items())),
@@ -214,8 +213,8 @@ def test_a_keep_has_the_originals_members() -> None:
         {"kuuid": "7"},
         {"kuuid": 1.5},
         {"detail": 5},
-        {"walls": "x"},
-        {"walls": [1]},
+        {"isolation_failures": "x"},
+        {"isolation_failures": [1]},
         {"outcome": []},
         {"outcome": {"kind": "odd"}},
         {"outcome": {"kind": "exited", "text": 5}},
@@ -344,33 +343,3 @@ def test_a_foreign_unit_is_no_keep(unit: str) -> None:
 def test_an_id_out_of_range_names_no_unit(kuuid: int) -> None:
     with pytest.raises(KeepfleetError):
         unit_name(kuuid)
-
-
-class Point(Record):
-    __slots__ = ("x", "y")
-    x: int
-    y: int
-
-    def __init__(self, x: int, y: int) -> None:
-        self._freeze(x=x, y=y)
-
-
-class Other(Point):
-    __slots__ = ()
-
-
-def test_a_record_is_a_value_that_cannot_be_changed() -> None:
-    point = Point(1, 2)
-    assert (point == Point(1, 2), point == Point(2, 1), point == (1, 2)) == (True, False, False)
-    assert hash(point) == hash(Point(1, 2))
-    assert repr(point) == "Point(x=1, y=2)"
-    assert point.fields() == {"x": 1, "y": 2}
-    with pytest.raises(AttributeError, match=r"Point\.x is read-only"):
-        point.x = 3
-    with pytest.raises(AttributeError, match=r"Point\.x is read-only"):
-        del point.x
-
-
-def test_a_record_takes_no_field_it_does_not_have() -> None:
-    with pytest.raises(TypeError, match="no field z"):
-        Point(1, 2)._freeze(x=1, y=2, z=3)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.control import START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.workload import (
     MAX_DIRECTORIES,
     MAX_SECRETS,
@@ -19,7 +20,6 @@ from keep_protocol.workload import (
     MAX_WORKLOAD_JSON,
     SECRETS_GUEST,
     Directory,
-    RestartPolicy,
     Workload,
     check_guest_path,
     workload_from_json,

@@ -1,8 +1,8 @@
-"""What the manager tells as server-sent events: the lines of a keep's journal, and what happens to keeps.
+"""What the manager sends as server-sent events: the lines of a keep's journal, and the events of keeps.
 
 `GET /v1/keeps/ID/logs[?follow=true][&lines=N]` sends one `line` event for each line; with `follow` a last `end` event
 after the last line of a keep that has ended, then it closes.
-`GET /v1/events[?keep=ID][&lines=N][&follow=true]` sends one `keep` event for each thing that happened; with `follow`
+`GET /v1/events[?keep=ID][&lines=N][&follow=true]` sends one `keep` event for each event; with `follow`
 for each that happens after its answer has begun, for ever.
 Every event has an id to resume after (`Last-Event-ID`); a comment line keeps a silent stream alive. Pure.
 """
@@ -14,8 +14,8 @@ from enum import Enum
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo, keep_from_wire
-from keep_protocol.record import Record
 
 CONTENT_TYPE = "text/event-stream"
 LINE = "line"
@@ -35,7 +35,7 @@ SOURCES = (WORKLOAD_SOURCE, KEEP_SOURCE, JOURNAL_SOURCE)
 """Who says a line: the guest; the loader or the app-loader; or journald, of lines of either that it dropped there."""
 
 
-class Happening(Enum):
+class EventType(Enum):
     """What can happen to a keep. STARTED: it awaits its workload; RUNNING: it has accepted one."""
 
     CREATED = "created"
@@ -54,14 +54,10 @@ class LogLine(Record):
     id, to resume after.
     """
 
-    __slots__ = ("at", "cursor", "source", "text")
     at: float
-    cursor: str
     source: str
     text: str
-
-    def __init__(self, at: float, source: str, text: str, cursor: str = "") -> None:
-        self._freeze(at=at, source=source, text=text, cursor=cursor)
+    cursor: str = ""
 
     def to_wire(self) -> dict[str, object]:
         """The data of a `line` event; the cursor is the event's id."""
@@ -75,19 +71,15 @@ class KeepEvent(Record):
     or nobody knows; cursor: its id, to resume after.
     """
 
-    __slots__ = ("at", "by", "cursor", "happening", "keep")
     at: float
-    happening: Happening
+    type: EventType
     keep: KeepInfo
-    by: str
-    cursor: str
-
-    def __init__(self, at: float, happening: Happening, keep: KeepInfo, by: str = "", cursor: str = "") -> None:
-        self._freeze(at=at, happening=happening, keep=keep, by=by, cursor=cursor)
+    by: str = ""
+    cursor: str = ""
 
     def to_wire(self) -> dict[str, object]:
         """The data of a `keep` event; the cursor is the event's id."""
-        return {"at": self.at, "event": self.happening.value, "by": self.by, "keep": self.keep.to_wire()}
+        return {"at": self.at, "event": self.type.value, "by": self.by, "keep": self.keep.to_wire()}
 
 
 def _refuse(what: str) -> KeepfleetError:
@@ -117,7 +109,7 @@ def line_from_wire(value: dict[str, object], cursor: str = "") -> LogLine:
 def event_from_wire(value: dict[str, object], cursor: str = "") -> KeepEvent:
     """What happened, in a `keep` event's data. Raises KeepfleetError(BAD_REQUEST) on another shape."""
     what, keep = "an event", value.get("keep")
-    words = {happening.value: happening for happening in Happening}
+    words = {type_.value: type_ for type_ in EventType}
     word = _text(value, "event", what)
     if word not in words or not isinstance(keep, dict):
         raise _refuse(what)
