@@ -37,7 +37,8 @@ from keep_protocol.fields import (
     parse,
     table_of,
 )
-from keep_protocol.limits import check_limit
+from keep_protocol.limits import Limits, check_limit
+from keep_protocol.schema import record_schema
 from keep_protocol.spec import (
     LABELS,
     MAX_UPLOADERS,
@@ -132,6 +133,10 @@ class AskedLimits(Type):
 
     def encode(self, value: tuple[tuple[str, int], ...]) -> object:
         return dict(value)
+
+    def schema(self, _refer: object) -> dict[str, object]:
+        """The limits, none of them required."""
+        return record_schema(Limits)
 
 
 class NewKeep(Record):
