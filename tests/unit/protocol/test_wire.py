@@ -48,20 +48,20 @@ from keep_protocol.kinds import Kind
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import State
 
-NUMBERS = st.none() | st.integers(-(1 << 63), 1 << 63)
+COUNTS = st.none() | st.integers(0, 1 << 63)
 PRINTABLE = st.text(max_size=255).filter(str.isprintable)
 SECONDS = st.none() | st.floats(0, 1e9)
 OUTCOMES = st.builds(
     Outcome,
     kind=st.sampled_from(OutcomeKind),
     text=st.text(),
-    exit_code=NUMBERS,
-    signal=NUMBERS,
+    exit_code=st.none() | st.integers(0, (1 << 32) - 1),
+    signal=st.none() | st.integers(0, 127),
     backtrace=st.lists(st.text()).map(tuple),
     wall_seconds=SECONDS,
     cpu_seconds=SECONDS,
-    peak_bytes=NUMBERS,
-    output_bytes=NUMBERS,
+    peak_bytes=COUNTS,
+    output_bytes=COUNTS,
     started_at=SECONDS,
     ended_at=SECONDS,
     ended_monotonic=SECONDS,
