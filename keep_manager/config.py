@@ -20,7 +20,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Nested, Record, Text, Whole, Word, check, field, invalid, table_of
 from keep_protocol.spec import Lease
 from strict_yaml.records import Entries, read
-from strict_yaml.tree import Fault, parse as parse_yaml
+from strict_yaml.tree import Fault
+from strict_yaml.tree import parse as parse_yaml
 
 MAX_CONFIG_BYTES = 64 * 1024
 """The longest sensible file is 4 KiB; this bounds what the YAML scanner is asked to look at."""
@@ -159,7 +160,8 @@ def parse(text: bytes, name: str) -> Settings:
         settings, more = read(Settings, root)
         faults = sorted([*faults, *more])
     if settings is None or faults:
-        raise _refuse(_at(name, faults[0]), faults[0].message, tuple(f"{_at(name, each)}: {each.message}" for each in faults))
+        every = tuple(f"{_at(name, fault)}: {fault.message}" for fault in faults)
+        raise _refuse(_at(name, faults[0]), faults[0].message, every)
     return settings
 
 
