@@ -75,6 +75,6 @@ def test_a_keep_listens_only_where_its_caller_may(address: str, port: int, why: 
 def test_streams_give_their_place_back() -> None:
     quotas = keeper(Quotas(followers=1))
     for _ in range(3):
-        with quotas.following(ANN), quotas.following(BOB):
-            with pytest.raises(KeepfleetError, match="1 streams are open"), quotas.following(ANN):
+        with quotas.following(ANN), quotas.following(BOB), pytest.raises(KeepfleetError, match="1 streams are open"):
+            with quotas.following(ANN):
                 pytest.fail("a second stream was let in")
