@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testers": {"testers", "keep_client", "keep_protocol"},
     "units": set(),
     "benchmarks": {"benchmarks", "keep_client", "keep_protocol"},
+    "tools": set(),
+    "tools.sandbox": {"tools.sandbox"},
+    "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},
     "keep_manager": {"keep_manager", "keep_protocol", "strict_yaml"},
     "keep_manager.http": {
         "keep_manager.http",
@@ -80,7 +84,7 @@ ONLY_IN: dict[str, set[str]] = {
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},
 }
-STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_loader", "keep_client", "units")
+STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_loader", "keep_client", "units", "tools")
 
 
 def sources() -> list[Path]:
@@ -143,6 +147,11 @@ def test_every_package_is_drawn_in_the_map() -> None:
 @pytest.mark.parametrize("package", sorted(OURS))
 def test_importing_a_package_by_name_brings_in_nothing(package: str) -> None:
     assert not list(imports_of(ROOT / package / "__init__.py"))
+
+
+def test_the_wheel_holds_every_package_but_what_only_a_checkout_uses() -> None:
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
+    assert OURS - set(hatch["build"]["targets"]["wheel"]["packages"]) == {"tools", "benchmarks"}
 
 
 def test_each_test_file_outside_a_package_has_a_name_of_its_own() -> None:
