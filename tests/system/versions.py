@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Installation:
         for package in _MARKED:
             for module in (packages / package).glob("**/*.py"):
                 module.write_text(module.read_text() + _MARK.format(name=name))
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *(packages / name for name in _MARKED)], check=True)
         if name in self._engines:
             for old in packages.glob("wasmtime*"):
                 shutil.rmtree(old)
