@@ -1,4 +1,4 @@
-"""A host whose /opt/keepfleet has versions, as `./run install` makes them: copies of one that differ where a test says."""
+"""A host whose /opt/keepfleet has versions, as `./run install` makes them: copies of one, changed as a test needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MARK = '\ngetattr(__import__("sys").stderr, "write", len)("imported " + __name_
 class Installation:
     """/opt/keepfleet of `host`, which is `directory` outside.
 
-    `prefix` is what a version is a copy of, and `engines` has the wheels that take the place of its wasmtime, by version.
+    `prefix` is what a version is a copy of; `engines` has the wheel of another wasmtime for some versions.
     """
 
     def __init__(self, fleet: Fleet, directory: Path, prefix: Path, engines: dict[str, Path]) -> None:
