@@ -70,7 +70,7 @@ def install(
     keeps are users of their own, so the version must be readable by any user: not below /root or /home.
 
     \b
-    /opt/keepfleet/versions/0.1.0/bin/keepctl install
+    keepctl install && systemctl restart keep-manager
     """
     where = _target(variant, unit_directory, program_directory, no_reload)
     found = find_prefix(root)
