@@ -13,7 +13,8 @@ from keepctl import installation
 from keepctl.commands.access import output_option
 from keepctl.display import json_text
 from keepctl.installation import Target
-from keepctl.prefix import Change, find_prefix, values_for
+from keepctl.prefix import find_prefix, values_for
+from keepctl.versions import Change
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
