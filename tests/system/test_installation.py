@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from testers.sandbox.layout import Layout
-from testers.sandbox.sandbox import Sandbox
 from tests.system.host import Host
 from tests.system.versions import download
+from tools.sandbox.layout import Layout
+from tools.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/operations.md"

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from keep_protocol.states import State
-from testers.sandbox.layout import Layout
-from testers.sandbox.sandbox import Sandbox
 from tests.system import modules
 from tests.system.fleet import Fleet
 from tests.system.host import Host
 from tests.system.life import Life
 from tests.system.versions import ROOT, VERSIONS, Installation, download, imported, versions_of
+from tools.sandbox.layout import Layout
+from tools.sandbox.sandbox import Sandbox
 
 OLDER_ENGINE = Path(__file__).with_name("older-engine.lock")
 OLD, NEW = "0.1.0-old", "0.2.0-new"

@@ -97,8 +97,8 @@ def test_only_a_listening_keep_may_be_started(state: State) -> None:
 
 def test_a_keep_whose_wall_is_missing_is_not_started() -> None:
     with pytest.raises(KeepfleetError) as caught:
-        decide.refuse_start(KeepInfo(5, State.LISTENING, walls=("the bus answers",)))
-    assert caught.value.kind is ErrorKind.WALL_MISSING
+        decide.refuse_start(KeepInfo(5, State.LISTENING, isolation_failures=("the bus answers",)))
+    assert caught.value.kind is ErrorKind.ISOLATION_FAILURE
     assert caught.value.evidence == ("the bus answers",)
 
 

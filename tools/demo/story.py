@@ -16,7 +16,7 @@ from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_POR
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
-from testers.demo.host import Host, StepFailed
+from tools.demo.host import Host, StepFailed
 
 MANAGER_UNIT = "keep-manager.service"
 RUN_SECONDS = 60
@@ -114,7 +114,7 @@ class Story:
         self._unit = keep.unit
         self._say(f"keep {keep.kuuid}, state {int(keep.state)} ({keep.detail}), unit {keep.unit}")
         expect(keep.state is State.LISTENING, f"a new keep must be in state 1, this one is in {int(keep.state)}")
-        expect(not keep.walls, f"walls are missing around it: {', '.join(keep.walls)}")
+        expect(not keep.isolation_failures, f"its isolation check failed: {', '.join(keep.isolation_failures)}")
         active = self._host.show(keep.unit, "ActiveState")
         expect(active == "active", f"systemd says its unit is {active}")
         return keep
