@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 import yaml
 
 from keep_manager import nodes
-from keep_manager.keeps.allowances import CallerEntry
+from keep_manager.keeps.policy import CallerEntry
 from keep_manager.model import GrantRoot
 from keep_protocol.constants import (
     DEFAULT_MANAGER_ADDRESS,

@@ -15,6 +15,8 @@ from keep_manager.model import Caller
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_MANAGER_BODY
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import Role, owner_of
+from keep_protocol.spec import ANONYMOUS
 
 BODY_SECONDS = 10.0
 """A body is at most 64 KiB, seven kilobytes a second, and that of a start 4 MiB, 3.4 Mbit/s."""
@@ -46,8 +48,9 @@ def peer_of(request: web.Request) -> Peer:
 def caller_of(request: web.Request) -> Caller:
     """Who sent the request."""
     peer = peer_of(request)
-    name = "" if peer.identity is None else peer.identity.subject
-    return Caller("".join(c for c in name if c.isprintable()), peer.address, str(peer))
+    if peer.identity is None:
+        return Caller(ANONYMOUS, Role.ANONYMOUS, peer.address, str(peer))
+    return Caller(owner_of(peer.identity.subject), Role.OPERATOR, peer.address, str(peer))
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

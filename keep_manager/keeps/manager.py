@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
-from keep_manager.keeps.creation import Creation, Unbroken, key_digest, request_digest, spec_for
+from keep_manager.keeps.creation import Creation, Unbroken, spec_for
 from keep_manager.keeps.decide import Page
 from keep_manager.keeps.idempotency import IdempotencyCache, another_request
 from keep_manager.keeps.interfaces import EventRecorder, Loaders, LoaderSession, Providers, Quotas, Units
@@ -116,7 +116,7 @@ class Keeps:
                 raise another_request()
             return await self._view.changed(kuuid, State.UNDEFINED, self._policy.start_timeout_seconds)
 
-        return await self._idempotency.once(key_digest(caller, key) + request.arch, request, once)
+        return await self._idempotency.once(spec.key, request, once)
 
     async def settle(self) -> None:
         """Waits for the rollbacks and removals under way."""

@@ -66,7 +66,7 @@ def _end_of(entry: Entry, retention: float) -> tuple[float | None, str]:
     if info.state in ENDED:
         ended = entry.unit_ended if info.outcome is None else info.outcome.ended_monotonic
         ended = entry.unit_ended if ended is None else ended
-        return (None if ended is None else ended + retention), f"as it ended {retention:g} s ago"
+        return (None if ended is None else ended + retention), f"ended {retention:g} s ago"
     lease = getattr(info.lease, UNUSED.get(info.phase, ""), 0)
     return (entry.since + lease if lease else None), f"unused for {lease} s"
 
