@@ -81,7 +81,7 @@ class Command(Record):
     contents: str = ""
 
     @property
-    def brings_descriptors(self) -> bool:
+    def takes_descriptors(self) -> bool:
         """Whether descriptors may come with it."""
         return self.type in (CommandType.START, CommandType.KEEP_START)
 
@@ -304,10 +304,16 @@ class FrameDecoder:
         return self._depth == 0
 
 
-def __getattr__(name: str) -> object:
-    """The names that have moved to `reports`, until what imports them from here has followed."""
-    if name in ("Report", "ReportType", "encode_report", "decode_report"):
-        from keep_protocol import reports
+if TYPE_CHECKING:  # moved to `reports`; here until what imports them from here has followed
+    from keep_protocol.reports import Report as Report
+    from keep_protocol.reports import ReportType as ReportType
+    from keep_protocol.reports import decode_report as decode_report
+    from keep_protocol.reports import encode_report as encode_report
+else:
 
-        return getattr(reports, name)
-    raise AttributeError(name)
+    def __getattr__(name: str) -> object:
+        if name in ("Report", "ReportType", "encode_report", "decode_report"):
+            from keep_protocol import reports
+
+            return getattr(reports, name)
+        raise AttributeError(name)
