@@ -35,6 +35,7 @@ from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
+from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
 
 LOG = logging.getLogger("keepfleet.daemon")
@@ -60,7 +61,7 @@ def bus_address(instance: str) -> str:
 def policy_of(settings: Settings, files: pki.Directory) -> Policy:
     """What the configuration lets keeps have."""
     return Policy(
-        client_ca=files.ca,
+        client_ca=files.client_ca,
         revoked=files.revoked,
         first_port=settings.keep_ports.first,
         last_port=settings.keep_ports.last,
@@ -83,7 +84,7 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         files.check()
         required = settings.client_certificates == "required"
         context = files.server_context(require_client=required)
-        certificates = pki.ClientCertificates(pki.Revoked(files.revoked))
+        certificates = pki.ClientCertificates(RevokedFile(files.revoked))
         listener = parts.enter_context(listen(settings.address, settings.port))
         root = runtime_root(settings.instance)
         units = SystemdUnits(tasks, bus_address(settings.instance), settings.instance, root)

@@ -55,7 +55,7 @@ ONLY_IN: dict[str, set[str]] = {
             for name in ("belongings", "checker", "component", "engine", "entry", "guest", "runner")
         ),
     },
-    "cryptography": {"keep_manager.pki", "keepctl"},
+    "cryptography": {"keepctl"},
     "aiohttp": {"keep_manager"},
     "h11": {"app_loader"},
     "click": {"keepctl", "testers"},
