@@ -8,7 +8,7 @@ from typing import Protocol
 from aiohttp import web
 
 from keep_manager.http.middleware import caller_of, json_response, read_body
-from keep_manager.keeps.listing import Page
+from keep_manager.keeps.decide import Page
 from keep_manager.model import Caller
 from keep_protocol import api
 from keep_protocol.constants import V1_KEEPS_PATH, parse_kuuid

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import caller_of, json_response, read_body
+from keep_manager.keeps.decide import by_creation
 from keep_protocol import api
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -19,7 +20,8 @@ async def keeps_post(request: web.Request) -> web.StreamResponse:
         case api.NewKeep() as command:
             return json_response(await _new_keep(request, command))
         case api.ListKeeps() as command:
-            return json_response({"klvec": [keep.to_wire() for keep in (await keeps.list(command)).keeps]})
+            found = by_creation((await keeps.list(command)).keeps)  # the clients of 2020 start the last one
+            return json_response({"klvec": [keep.to_wire() for keep in found]})
         case api.StartKeep() as command:
             return json_response((await keeps.start(command, caller_of(request))).to_wire())
         case api.StopKeep(kuuid):

@@ -16,6 +16,8 @@ from keep_manager.model import Caller
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_MANAGER_BODY
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import Role, owner_of
+from keep_protocol.spec import ANONYMOUS
 
 BODY_SECONDS = 10.0
 """A body is at most 64 KiB, seven kilobytes a second, and that of a start 4 MiB, 3.4 Mbit/s."""
