@@ -20,7 +20,9 @@ import signal
 from contextlib import AsyncExitStack
 
 from keep_manager import pki
+from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.config import ClientCertificates, Settings
+from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
 from keep_manager.http.gate import listen
 from keep_manager.keeps.decide import census
@@ -69,6 +71,7 @@ def policy_of(settings: Settings, files: pki.Directory) -> Policy:
         max_keeps=settings.max_keeps,
         max_creations_at_once=settings.max_creations_at_once,
         callers=settings.callers_by_name,
+        lease=settings.lease,
     )
 
 
@@ -95,10 +98,12 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         event_log = EventLog(journal, instance)
         watch = Watch(tasks, units, loaders, event_log, view)
         policy = policy_of(settings, files)
-        keeps = Keeps(tasks, units, loaders, policy, Providers(policy.client_ca, policy.revoked), watch, view)
+        quotas = QuotaKeeper(policy.callers, lambda: view)
+        providers = Providers(policy.client_ca, policy.revoked)
+        keeps = Keeps(tasks, units, loaders, policy, providers, watch, view, quotas)
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
-        app = make_app(keeps, journal, event_log, certificates, require_client=required, callers=policy.callers)
+        app = make_app(keeps, journal, event_log, Admission(certificates, required), policy.callers, quotas)
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open()

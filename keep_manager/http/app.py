@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from keep_manager.authorize.quotas import QuotaKeeper
+from keep_manager.authorize.table import Action
 from keep_manager.callers import Callers
 from keep_manager.http import handlers, legacy, middleware, openapi, streams
-from keep_manager.http.access import Certificates, ClientCertificateIfShown, Policy, WithClientCertificate
+from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
 from keep_manager.http.errors import legacy_body, v1_body
 from keep_manager.http.gate import Gate
@@ -27,43 +29,42 @@ STOP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Route:
-    """One path and method: who may use it, what answers, how it tells errors, and how long a body it reads."""
+    """One path and method: what it does, by which the table of `authorize` decides who may (None: its body says what);
+    what answers, how errors look, and how long a body it reads."""
 
     method: str
     path: str
-    access: type[Policy]
+    action: Action | None
     handler: Handler
     error_body: ErrorBody = v1_body
     max_body: int = MAX_MANAGER_BODY
 
 
+KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
 ROUTES = (
-    Route("GET", "/", WithClientCertificate, handlers.banner),
-    Route("POST", LEGACY_PATH, WithClientCertificate, legacy.keeps_post, legacy_body),
-    Route("POST", f"{LEGACY_PATH}/", WithClientCertificate, legacy.keeps_post, legacy_body),
-    Route("POST", V1_KEEPS_PATH, WithClientCertificate, handlers.create_keep),
-    Route("GET", V1_KEEPS_PATH, WithClientCertificate, handlers.list_keeps),
-    Route("GET", f"{V1_KEEPS_PATH}/{{kuuid}}", WithClientCertificate, handlers.get_keep),
-    Route("DELETE", f"{V1_KEEPS_PATH}/{{kuuid}}", WithClientCertificate, handlers.remove_keep),
-    Route(
-        "POST", f"{V1_KEEPS_PATH}/{{kuuid}}/start", WithClientCertificate, handlers.start_keep, max_body=MAX_START_BODY
-    ),
-    Route("GET", openapi.DOCUMENT_PATH, WithClientCertificate, openapi.openapi),
-    Route("GET", f"{V1_KEEPS_PATH}/{{kuuid}}/logs", WithClientCertificate, streams.keep_logs),
-    Route("POST", f"{V1_KEEPS_PATH}/{{kuuid}}/stop", WithClientCertificate, handlers.stop_keep),
-    Route("GET", V1_EVENTS_PATH, WithClientCertificate, streams.keep_events),
+    Route("GET", "/", Action.DESCRIBE, handlers.banner),
+    Route("POST", LEGACY_PATH, None, legacy.keeps_post, legacy_body),
+    Route("POST", f"{LEGACY_PATH}/", None, legacy.keeps_post, legacy_body),
+    Route("POST", V1_KEEPS_PATH, Action.CREATE, handlers.create_keep),
+    Route("GET", V1_KEEPS_PATH, Action.LIST, handlers.list_keeps),
+    Route("GET", KEEP_PATH, Action.READ, handlers.get_keep),
+    Route("DELETE", KEEP_PATH, Action.REMOVE, handlers.remove_keep),
+    Route("POST", f"{KEEP_PATH}/start", Action.START, handlers.start_keep, max_body=MAX_START_BODY),
+    Route("POST", f"{KEEP_PATH}/stop", Action.STOP, handlers.stop_keep),
+    Route("GET", f"{KEEP_PATH}/logs", Action.LOGS, streams.keep_logs),
+    Route("GET", V1_EVENTS_PATH, Action.EVENTS, streams.keep_events),
+    Route("GET", openapi.DOCUMENT_PATH, Action.DESCRIBE, openapi.openapi),
 )
-"""Every way in. With `client_certificates: optional`, ClientCertificateIfShown stands for WithClientCertificate."""
+"""Every way in."""
 
 
 def make_app(
     keeps: handlers.Keeps,
     journal: Journal,
     events: Events,
-    certificates: Certificates,
-    *,
-    require_client: bool,
-    callers: Callers | None = None,
+    admission: Admission,
+    callers: Callers,
+    quotas: QuotaKeeper,
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
@@ -73,20 +74,17 @@ def make_app(
     app[openapi.DOCUMENT] = openapi.document(ROUTES)
     app[streams.STREAMS] = set()
     app.on_shutdown.append(streams.end_streams)
-    app[middleware.CERTIFICATES] = certificates
-    app[middleware.CALLERS] = callers or {}
-    app[middleware.DEFAULT_ACCESS] = _policy(WithClientCertificate, require_client)
+    app[middleware.ADMISSION] = admission
+    app[middleware.CALLERS] = callers
+    app[middleware.FIND] = keeps.find
+    app[middleware.QUOTAS] = quotas
     rules: dict[web.AbstractRoute, Rules] = {}
     for route in ROUTES:
         added = app.router.add_route(route.method, route.path, route.handler, expect_handler=middleware.expect)
-        rules[added] = Rules(_policy(route.access, require_client), route.error_body, route.max_body)
+        rules[added] = Rules(route.action, route.error_body, route.max_body)
     app[middleware.RULES] = rules
     app.on_response_prepare.append(_headers)
     return app
-
-
-def _policy(access: type[Policy], require_client: bool) -> Policy:
-    return access() if require_client or access is not WithClientCertificate else ClientCertificateIfShown()
 
 
 async def _headers(_: web.Request, response: web.StreamResponse) -> None:

@@ -7,13 +7,14 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 from aiohttp import web
 
+from keep_manager.authorize.table import Action
 from keep_manager.http.connection import SEND_SECONDS
-from keep_manager.http.handlers import KEEPS
-from keep_manager.http.middleware import CERTIFICATES, RULES, caller_of, peer_of
+from keep_manager.http.handlers import KEEPS, visible_to
+from keep_manager.http.middleware import ADMISSION, QUOTAS, caller_of, peer_of
 from keep_manager.keeps import logs
 from keep_manager.keeps.logs import Events, Journal
 from keep_manager.tasks import Group
@@ -47,10 +48,11 @@ async def keep_logs(request: web.Request) -> web.StreamResponse:
     last, follow = _query(request)
     after = request.headers.get(RESUME_HEADER, "")
     await request.app[KEEPS].get(kuuid)
-    keeps, journal, caller = request.app[KEEPS], request.app[JOURNAL], caller_of(request).name
-    if follow:
-        return await _answer(request, lambda send: logs.follow(keeps, journal, kuuid, last, after, send, caller))
-    return await _answer(request, lambda send: logs.present(journal, kuuid, last, after, send, caller))
+    keeps, journal, caller = request.app[KEEPS], request.app[JOURNAL], caller_of(request)
+    if not follow:
+        return await _answer(request, lambda send: logs.present(journal, kuuid, last, after, send, caller.name))
+    with request.app[QUOTAS].following(caller):
+        return await _answer(request, lambda send: logs.follow(keeps, journal, kuuid, last, after, send, caller.name))
 
 
 async def keep_events(request: web.Request) -> web.StreamResponse:
@@ -58,8 +60,15 @@ async def keep_events(request: web.Request) -> web.StreamResponse:
     last, follow = _query(request, "keep")
     kuuid = parse_kuuid(request.query["keep"]) if "keep" in request.query else None
     after = request.headers.get(RESUME_HEADER, "")
-    caller = caller_of(request).name
-    async with request.app[EVENTS].events(kuuid, last=last, after=after, follow=follow, caller=caller) as events:
+    caller = caller_of(request)
+    async with AsyncExitStack() as held:
+        if follow:
+            held.enter_context(request.app[QUOTAS].following(caller))
+        visible = visible_to(caller, Action.EVENTS)
+        source = request.app[EVENTS].events(
+            kuuid, last=last, after=after, follow=follow, visible=visible, caller=caller.name
+        )
+        events = await held.enter_async_context(source)
 
         async def produce(send: Callable[[Item], Awaitable[None]]) -> None:
             async with aclosing(events):
@@ -147,9 +156,7 @@ def _enlist(app: web.Application) -> None:
 
 def _check_again(request: web.Request) -> None:
     """A certificate that was revoked or has expired meanwhile gets nothing more."""
-    rules = request.app[RULES].get(request.match_info.route)
-    if rules is not None:
-        rules.access.check(peer_of(request), request.app[CERTIFICATES])
+    request.app[ADMISSION].check(peer_of(request))
 
 
 async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from keep_manager.callers import EVERYONE, CallerEntry
+from keep_manager.callers import DEFAULT_LEASE, EVERYONE, CallerEntry
 from keep_manager.model import Allowance, Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE, Role
@@ -24,9 +24,6 @@ DEFAULT_CEILINGS: dict[str, int] = {
 }
 """What a caller may raise without a word of the configuration: its own memory and time, by a factor that suits a host of
 a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
-DEFAULT_LEASE = Lease(idle_seconds=86400, await_seconds=86400)
-"""A day each: who makes a keep in the evening uploads in the morning, and what a crashed client left behind (5 MB while
-idle, 15 MB and a port while it awaits its workload) is gone the day after."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-
 from keep_manager.systemd.lines import Journal
+
 from keep_manager.systemd.units import SystemdUnits
 from keep_protocol.sse import LogLine
 from tests.fakes.systemd_house import WORDS, SystemdHouse

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
-from keep_manager.model import Told
 from keep_manager.systemd.lines import check_cursor
+
+from keep_manager.model import Told
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import EventType, KeepEvent

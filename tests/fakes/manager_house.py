@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+from keep_manager.keeps.terms import Terms
 
 from keep_manager import grants, pki
 from keep_manager.http.app import Server, make_app
 from keep_manager.http.gate import listen
 from keep_manager.keeps.manager import Keeps
-from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
 from keep_protocol import tls
 from keep_protocol.revocation import RevokedFile

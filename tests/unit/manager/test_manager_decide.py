@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from keep_manager.keeps.allowances import DEFAULT_CEILINGS, allowance, limits_for
+from keep_manager.keeps.rediscover import census
+from keep_manager.systemd.events import Aim
 
 from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.http.errors import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
-from keep_manager.keeps.allowances import DEFAULT_CEILINGS, allowance, limits_for
-from keep_manager.keeps.rediscover import census
 from keep_manager.model import Allowance, Caller, LoaderGone, UnitState
 from keep_manager.systemd import events
-from keep_manager.systemd.events import Aim
 from keep_manager.systemd.properties import keep_properties
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from keep_manager.keeps.allowances import DEFAULT_CEILINGS
 
 from keep_manager import grants
 from keep_manager.callers import GrantRoot
-from keep_manager.keeps.allowances import DEFAULT_CEILINGS
 from keep_manager.model import Allowance, Caller
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest, parse_workload
 from keep_protocol.errors import ErrorKind, KeepfleetError

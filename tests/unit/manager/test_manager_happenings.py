@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from keep_manager.keeps.happenings import happenings, sentence
+
 from keep_manager.model import Told
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.sse import EventType, KeepEvent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from keep_manager.systemd.events import JobEnd
+
 from keep_manager.systemd.jobs import JobWaits
 
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from keep_manager.keeps.terms import Terms
 
 from keep_manager import grants
 from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.keeps import creation, manager
 from keep_manager.keeps.manager import Keeps
-from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
 from keep_manager.model import Caller, UnitState
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep

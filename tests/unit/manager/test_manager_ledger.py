@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from keep_manager.systemd.ledger import Ledger
+from keep_manager.systemd.lines import Journal
 
 from keep_manager.model import Told
 from keep_manager.systemd import ledger
-from keep_manager.systemd.ledger import Ledger
-from keep_manager.systemd.lines import Journal
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import EventType, KeepEvent

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from keep_manager.keeps.terms import Terms
 
 from keep_manager import grants
 from keep_manager.keeps import retention
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.retention import expired, retain
-from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
 from keep_manager.model import Caller
 from keep_protocol.api import NewKeep, StartKeep

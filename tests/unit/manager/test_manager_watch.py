@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from keep_manager.keeps.terms import Terms
 
 from keep_manager import grants
 from keep_manager.keeps import dropped, watch
 from keep_manager.keeps.manager import Keeps
-from keep_manager.keeps.terms import Terms
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
 from keep_manager.model import Caller, Told
