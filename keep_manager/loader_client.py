@@ -12,7 +12,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
 from keep_manager.model import Answer, LoaderGone

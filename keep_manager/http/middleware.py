@@ -48,9 +48,13 @@ def peer_of(request: web.Request) -> Peer:
 def caller_of(request: web.Request) -> Caller:
     """Who sent the request."""
     peer = peer_of(request)
-    if peer.identity is None:
+    shown = peer.identity
+    if shown is None:
         return Caller(ANONYMOUS, Role.ANONYMOUS, peer.address, str(peer))
-    return Caller(owner_of(peer.identity.subject), Role.OPERATOR, peer.address, str(peer))
+    if shown.identity is None:
+        return Caller(owner_of(shown.subject), Role.OPERATOR, peer.address, str(peer), shown.fingerprint)
+    own = shown.identity
+    return Caller(own.name, own.role, peer.address, str(peer), shown.fingerprint, own.keep)
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

@@ -20,7 +20,6 @@ from keep_manager.tasks import Group
 from keep_protocol import strict_json
 from keep_protocol.api import NewKeep
 from keep_protocol.constants import KUUID_BITS, unit_name
-from keep_protocol.control import hello
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.spec import ANONYMOUS, KeepSpec, encode_spec

@@ -72,7 +72,11 @@ def _between(base: KeepReport, end: UnitEnd, where: str) -> KeepReport:
 def starting(kuuid: int, spec: KeepSpec) -> KeepReport:
     """The report of a keep whose unit is being made."""
     return KeepReport(
-        State.UNDEFINED, kuuid, detail="starting: its unit is being made", restart=spec.restart, uploaders=spec.uploaders
+        State.UNDEFINED,
+        kuuid,
+        detail="starting: its unit is being made",
+        restart=spec.restart,
+        uploaders=spec.uploaders,
     )
 
 

@@ -47,9 +47,7 @@ class IdempotencyCache:
     def __repr__(self) -> str:
         return f"IdempotencyCache({len(self._creations)} keys)"
 
-    async def once(
-        self, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]
-    ) -> KeepInfo:
+    async def once(self, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]) -> KeepInfo:
         """The keep that `make` made for this key, which has the caller in it, now or before; a second request waits for the first.
 
         A creation that failed, or whose client went away, is forgotten: the next request makes its own. Raises
@@ -66,9 +64,7 @@ class IdempotencyCache:
             if made is not None:
                 return made
 
-    async def _make(
-        self, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]
-    ) -> KeepInfo:
+    async def _make(self, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]) -> KeepInfo:
         creation = self._creations[key] = _Creation(request, self._clock() + KEPT_SECONDS)
         made: KeepInfo | None = None
         try:

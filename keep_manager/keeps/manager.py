@@ -85,7 +85,9 @@ class Keeps:
 
     async def _adopt(self, unit: UnitState) -> None:
         spec = None
-        with suppress(KeepfleetError):  # gone meanwhile, or systemd is away: then its loader is asked, or it is looked at
+        with suppress(
+            KeepfleetError
+        ):  # gone meanwhile, or systemd is away: then its loader is asked, or it is looked at
             spec = await self._units.spec(unit.kuuid)
         self._view.begin(unit.kuuid, spec)
         error: KeepfleetError | None = None
@@ -196,7 +198,9 @@ class Keeps:
         kind = kind_of(spec.kind)
         async with self._providers.opened(provision) as given:
             reach(Failpoint.START_BEFORE_BIND)
-            ports = decide.candidate_ports(request.address, request.port, self._policy.first_port, self._policy.last_port)
+            ports = decide.candidate_ports(
+                request.address, request.port, self._policy.first_port, self._policy.last_port
+            )
             with bind_listener(request.address, ports) as listener:
                 reach(Failpoint.START_AFTER_BIND)
                 descriptors = {"listener": listener.fileno(), **given}

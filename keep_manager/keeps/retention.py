@@ -26,7 +26,11 @@ LOOKS_PER_RETENTION = 60
 """Keeps that end one after another are due together, a sixtieth of the retention late."""
 LONGEST_PAUSE_SECONDS = 60.0
 """A keep that is made a moment after a look may have a lease that is shorter than the retention."""
-UNUSED = {Phase.IDLE.value: "idle_seconds", Phase.AWAITING.value: "await_seconds", Phase.REOPENING.value: "await_seconds"}
+UNUSED = {
+    Phase.IDLE.value: "idle_seconds",
+    Phase.AWAITING.value: "await_seconds",
+    Phase.REOPENING.value: "await_seconds",
+}
 """The phases of a keep that is unused, and the part of its lease that counts there."""
 
 

@@ -83,7 +83,11 @@ def _root(held: ExitStack, root: GrantRoot) -> int:
 
 
 def open_grant(
-    held: ExitStack, grant: Grant, roots: Sequence[GrantRoot], caller: Caller, check: Callable[[Grant, os.stat_result], None]
+    held: ExitStack,
+    grant: Grant,
+    roots: Sequence[GrantRoot],
+    caller: Caller,
+    check: Callable[[Grant, os.stat_result], None],
 ) -> int:
     """One grant, opened for reading once `check` has accepted what was found. A directory is so too and not only as a place (O_PATH): systemd's descriptor
     store refuses such descriptors, and a writable one is written to through its files, not through itself."""

@@ -116,7 +116,9 @@ class Journal:
         """
         all_of_them, own = self._followed.total(), self._followed[caller]
         if all_of_them >= MAX_FOLLOWED or own >= MAX_FOLLOWED_PER_CALLER:
-            most, whose = (MAX_FOLLOWED_PER_CALLER, " of yours") if own >= MAX_FOLLOWED_PER_CALLER else (MAX_FOLLOWED, "")
+            most, whose = (
+                (MAX_FOLLOWED_PER_CALLER, " of yours") if own >= MAX_FOLLOWED_PER_CALLER else (MAX_FOLLOWED, "")
+            )
             raise KeepfleetError(
                 ErrorKind.TOO_MANY, f"cannot read the journal: {most} readers{whose} do already, which is the limit"
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from keep_manager import __main__, config
-from keep_manager.keeps.allowances import CallerEntry
+from keep_manager.keeps.policy import CallerEntry
 from keep_manager.model import GrantRoot
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
