@@ -144,8 +144,8 @@ class Creation:
     async def create(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         """A new keep, listening for start-keep. When anything fails, or the caller is cancelled, nothing is left.
 
-        Raises KeepfleetError: CONFLICT naming the living keep of the owner that has the name, TOO_MANY, KEEP_FAILED with
-        the unit's last journal lines, CONFIGURATION when the units are not installed.
+        Raises KeepfleetError: CONFLICT naming the living keep of the owner that has the name, TOO_MANY, KEEP_FAILED
+        with the unit's last journal lines, CONFIGURATION when the units are not installed.
         """
         if self._waiting >= MAX_WAITING_CREATIONS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")

@@ -23,8 +23,8 @@ DEFAULT_CEILINGS: dict[str, int] = {
     "cpu_seconds": 7 * 86400,
     "tasks": 64,
 }
-"""What a caller may raise without a word of the configuration: its own memory and time, by a factor that suits a host of
-a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
+"""What a caller may raise without a word of the configuration: its own memory and time, by a factor that suits a host
+of a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
 DEFAULT_LEASE = Lease(idle_seconds=86400, await_seconds=86400)
 """A day each: who makes a keep in the evening uploads in the morning, and what a crashed client left behind (5 MB while
 idle, 15 MB and a port while it awaits its workload) is gone the day after."""

@@ -34,9 +34,7 @@ class Providers:
         try:
             found = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            opening.add_done_callback(
-                lambda done: (done.cancelled() or done.exception(), held.close())
-            )  # the thread cannot be cancelled
+            opening.add_done_callback(_closer(held))  # the thread cannot be cancelled
             raise
         except BaseException:
             held.close()
@@ -50,3 +48,12 @@ class Providers:
         for provider in self._providers:
             found |= provider(provision, held)
         return found
+
+
+def _closer(held: ExitStack) -> Callable[[asyncio.Future[Mapping[str, int]]], None]:
+    def close(done: asyncio.Future[Mapping[str, int]]) -> None:
+        if not done.cancelled():
+            done.exception()  # looked at, or asyncio logs that it was not
+        held.close()
+
+    return close

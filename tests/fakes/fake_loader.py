@@ -45,11 +45,12 @@ WORDS = {
 class FakeLoader:
     """One keep's loader.
 
-    `version` is the control protocol it speaks; of version 1 its unit has no spec, and it says what it was described as.
-    `silent` makes it accept and never answer, `lies` answer each wait at once; `refuse` is the error the next START
-    gets; `dies` makes STOP wait until it is set, as for a process that takes its time; `hold` makes START wait until it is set; `heard` is set by each command; `received` are the inode numbers of
-    START's descriptors; `workload` is the description that came with it, and `granted` what that grants, open until the
-    loader ends.
+    `version` is the control protocol it speaks; of version 1 its unit has no spec, and it says what it was described
+    as. `silent` makes it accept and never answer, `lies` answer each wait immediately; `refuse` is the error the next
+    START gets; `dies` makes STOP wait until it is set, as for a process that takes its time; `hold` makes START wait
+    until it is set; `heard` is set by each command; `received` are the inode numbers of START's descriptors, `started`
+    its message; `workload` is the description that came with it, and `granted` what that grants, open until the loader
+    ends.
     """
 
     def __init__(self, runtime_root: str, kuuid: int, spec: KeepSpec = NO_SPEC) -> None:

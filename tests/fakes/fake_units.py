@@ -22,8 +22,8 @@ class FakeUnits:
     """A service manager. `behaviour` is what the next units' loaders do: say READY, never do, or fail.
 
     `away` is how many of the next stops cannot reach it; `masked` and `installed` are what its template is; `ends` are
-    how units ended; a spec that is taken out of `specs` is of a unit of the version before. `begun` is set when a unit begins to start, `gone` when one
-    has been stopped.
+    how units ended; a spec that is taken out of `specs` is of a unit of the version before. `begun` is set when a unit
+    begins to start, `gone` when one has been stopped.
     """
 
     def __init__(self, runtime_root: str) -> None:

@@ -31,9 +31,7 @@ def older_engine(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def installation(
-    prefix: Path, older_engine: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Installation]:
+def installation(prefix: Path, older_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """A host of its own, because versions of keepfleet are switched on it."""
     directories = {name: tmp_path_factory.mktemp(name) for name in ("opt", "programs", "etc", "shared")}
     for directory in directories.values():

@@ -83,7 +83,8 @@ AUTO_RESTART = unit("activating", "auto-restart")
             UnitEnd("exit-code", 75, 3),
             State.STARTED,
             "restarting",
-            "restarting: the workload exited 3; the unit is activating (auto-restart, exit-code), started again 3 times",
+            "restarting: the workload exited 3; the unit is activating (auto-restart, exit-code), "
+            "started again 3 times",
         ),
         (
             None,
@@ -98,7 +99,8 @@ AUTO_RESTART = unit("activating", "auto-restart")
             UnitEnd("signal", 9, 2),
             State.STARTED,
             "",
-            "restarting: its loader has just ended; the unit is activating (auto-restart, signal), started again 2 times",
+            "restarting: its loader has just ended; the unit is activating (auto-restart, signal), "
+            "started again 2 times",
         ),
         (
             None,

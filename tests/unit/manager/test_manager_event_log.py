@@ -157,10 +157,10 @@ async def test_an_event_that_journald_has_not_written_down_yet_is_not_lost_to_wh
         assert (await anext(events)).at == 9.0
 
 
-async def test_where_the_event_has_gone_its_moment_decides(tmp_path: Path) -> None:
+async def test_where_the_event_has_gone_its_moment_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = "m=0123456789abcdef;n=1;t=1e8480", "m=0123456789abcdef;n=9;t=3d0900"
     book = with_journalctl(tmp_path, stored(3, KEEP_EVENT_ID=old), stored(4, KEEP_EVENT_ID=new))
-    book._cursor = nothing  # type: ignore[method-assign] # its journal does not have that event
+    monkeypatch.setattr(book, "_cursor", nothing)  # its journal does not have that event
     async with book.events(after="m=fedcba9876543210;n=3;t=2dc6c0") as events:
         assert [event.cursor async for event in events] == [new]
     assert "--since=@3 --no-tail" in (tmp_path / "arguments").read_text()

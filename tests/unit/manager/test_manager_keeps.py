@@ -282,7 +282,7 @@ async def test_a_keep_between_two_loaders_is_restarting_with_its_state_and_all_i
     before = await keeps.create(wanted, ALICE)
     waiting = asyncio.create_task(keeps.wait(before.kuuid, State.LISTENING, 60.0))
     await units.vanish(before.kuuid)
-    while not (shown := await keeps.get(before.kuuid)).detail.startswith("restarting: "):
+    while not (shown := await keeps.get(before.kuuid)).detail.startswith("restarting: "):  # noqa: ASYNC110 # each a turn of the loop
         await asyncio.sleep(0)
     assert shown.detail == "restarting: its loader has just ended; the unit is active (running)"
     assert shown == before.replace(detail=shown.detail, phase="")

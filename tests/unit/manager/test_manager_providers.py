@@ -328,7 +328,7 @@ async def test_the_loop_goes_on_while_a_file_system_hangs(trusted: Providers, ro
     for _ in range(100):
         await asyncio.sleep(0)
     assert not opened.is_set()
-    with open(root.parent / "ca", "wb"):
+    with (root.parent / "ca").open("wb"):
         await starting
     assert opened.is_set()
 
@@ -349,7 +349,7 @@ async def test_a_start_that_is_given_up_while_its_files_are_opened_leaves_none_o
     starting.cancel()
     await asyncio.wait({starting})
     assert starting.cancelled()
-    with open(root.parent / "ca", "wb"):
+    with (root.parent / "ca").open("wb"):
         await asyncio.get_running_loop().shutdown_default_executor()  # the thread has ended, and what it does last
 
 
