@@ -20,7 +20,8 @@ import signal
 from contextlib import AsyncExitStack
 
 from keep_manager import pki
-from keep_manager.config import Settings
+from keep_manager.authorize.quotas import QuotaKeeper
+from keep_manager.config import ClientCertificates, Settings
 from keep_manager.http.app import Server, make_app
 from keep_manager.http.gate import listen
 from keep_manager.keeps.decide import census
@@ -68,7 +69,8 @@ def policy_of(settings: Settings, files: pki.Directory) -> Policy:
         start_timeout_seconds=settings.start_timeout_seconds,
         max_keeps=settings.max_keeps,
         max_creations_at_once=settings.max_creations_at_once,
-        callers=settings.callers,
+        callers=settings.callers_by_name,
+        lease=settings.lease,
     )
 
 
@@ -82,22 +84,26 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
     async with Group() as tasks, AsyncExitStack() as parts:
         files = pki.Directory(settings.pki)
         files.check()
-        required = settings.client_certificates == "required"
+        required = settings.client_certificates is ClientCertificates.REQUIRED
         context = files.server_context(require_client=required)
         certificates = pki.ClientCertificates(RevokedFile(files.revoked))
         listener = parts.enter_context(listen(settings.address, settings.port))
-        root = runtime_root(settings.instance)
-        units = SystemdUnits(tasks, bus_address(settings.instance), settings.instance, root)
+        instance = settings.instance.value
+        root = runtime_root(instance)
+        units = SystemdUnits(tasks, bus_address(instance), instance, root)
         parts.push_async_callback(units.close)
         await units.open()
-        loaders, journal, view = Loaders(root), Journal(settings.instance), View()
-        event_log = EventLog(journal, settings.instance)
+        loaders, journal, view = Loaders(root), Journal(instance), View()
+        event_log = EventLog(journal, instance)
         watch = Watch(tasks, units, loaders, event_log, view)
         policy = policy_of(settings, files)
-        keeps = Keeps(tasks, units, loaders, policy, Providers(policy.client_ca, policy.revoked), watch, view)
+        providers, quotas = Providers(policy.client_ca, policy.revoked), QuotaKeeper(policy.callers, lambda: view)
+        keeps = Keeps(tasks, units, loaders, policy, providers, watch, view, quotas)
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
-        app = make_app(keeps, journal, event_log, certificates, require_client=required)
+        app = make_app(
+            keeps, journal, event_log, certificates, require_client=required, callers=settings.callers_by_name
+        )
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open()
@@ -105,7 +111,7 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         tasks.start(watch.open(), name="watch")
         tasks.start(pulse.beat(view), name="pulse")
         pulse.say("READY=1")
-        LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates)
+        LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)
         await stop.wait()
         pulse.say("STOPPING=1", "STATUS=finishing the requests under way; keeps go on")
         LOG.info("stopping; keeps go on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from keep_manager.callers import GrantRoot
 from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import KeepfleetError
@@ -119,14 +120,6 @@ class Caller:
     def who(self) -> str:
         """Who it was, as a keep's outcome says it: the name, or for a client without one its address."""
         return f"a client at {self.where}" if self.name == ANONYMOUS else self.name
-
-
-@dataclass(frozen=True)
-class GrantRoot:
-    """A directory below which a caller may have things granted; writable: for writing, too."""
-
-    path: str
-    writable: bool = False
 
 
 @dataclass(frozen=True)

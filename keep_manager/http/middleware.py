@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from keep_manager.http.access import Certificates, Peer, Policy, admit
+from keep_manager.callers import Callers
+from keep_manager.http.access import Certificates, Peer, Policy, admit, caller_at
 from keep_manager.http.connection import Connection
 from keep_manager.http.errors import KIND_OF, STATUS_OF, v1_body
 from keep_manager.model import Caller
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_MANAGER_BODY
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.identity import Role, owner_of
-from keep_protocol.spec import ANONYMOUS
 
 BODY_SECONDS = 10.0
 """A body is at most 64 KiB, seven kilobytes a second, and that of a start 4 MiB, 3.4 Mbit/s."""
@@ -37,6 +36,8 @@ class Rules:
 
 RULES = web.AppKey("rules", dict[web.AbstractRoute, Rules])
 CERTIFICATES = web.AppKey("certificates", Certificates)
+CALLERS: web.AppKey[Callers] = web.AppKey("callers")
+"""What the configuration says of callers."""
 
 
 def peer_of(request: web.Request) -> Peer:
@@ -47,14 +48,7 @@ def peer_of(request: web.Request) -> Peer:
 
 def caller_of(request: web.Request) -> Caller:
     """Who sent the request."""
-    peer = peer_of(request)
-    shown = peer.identity
-    if shown is None:
-        return Caller(ANONYMOUS, Role.ANONYMOUS, peer.address, str(peer))
-    if shown.identity is None:
-        return Caller(owner_of(shown.subject), Role.OPERATOR, peer.address, str(peer), shown.fingerprint)
-    own = shown.identity
-    return Caller(own.name, own.role, peer.address, str(peer), shown.fingerprint, own.keep)
+    return caller_at(peer_of(request), request.app[CALLERS])
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from keep_manager.model import Allowance, Caller, GrantRoot
+from keep_manager.callers import EVERYONE, Callers, entry_of
+from keep_manager.model import Allowance, Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE, Role
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import BOUNDS, DEFAULTS, MIB, Limits
 from keep_protocol.spec import KeepSpec, Lease
 
-EVERYBODY = "*"
-"""The entry for callers that have none of their own; what an entry does not name comes from it, too."""
 DEFAULT_CEILINGS: dict[str, int] = {
     **DEFAULTS,
     "memory_bytes": 1024 * MIB,
@@ -31,14 +30,6 @@ idle, 15 MB and a port while it awaits its workload) is gone the day after."""
 
 
 @dataclass(frozen=True)
-class CallerEntry:
-    """One entry of the configuration's `callers`; None and what is not in `ceilings` come from `*`."""
-
-    grant_roots: tuple[GrantRoot, ...] | None = None
-    ceilings: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Policy:
     """Limits, and where things lie. client_ca and revoked: the files whose descriptors each upload endpoint gets;
     callers: what each may ask for; lease: of keeps whose creator asked for none."""
@@ -50,15 +41,14 @@ class Policy:
     start_timeout_seconds: float = 15.0
     max_keeps: int = 2000
     max_creations_at_once: int = 8
-    callers: Mapping[str, CallerEntry] = field(default_factory=dict)
+    callers: Callers = field(default_factory=dict)
     lease: Lease = DEFAULT_LEASE
 
     def allowance(self, caller: Caller) -> Allowance:
-        """What `caller` may ask for: its own entry over that of everybody, over the defaults."""
-        common = self.callers.get(EVERYBODY, CallerEntry())
-        own = self.callers.get(caller.name, CallerEntry()) if caller.role is not Role.ANONYMOUS else CallerEntry()
+        """What `caller` may ask for: its own entry over that of everyone, over the defaults."""
+        common, own = entry_of(self.callers, EVERYONE), entry_of(self.callers, caller.name)
         roots = common.grant_roots if own.grant_roots is None else own.grant_roots
-        return Allowance(roots or (), {**DEFAULT_CEILINGS, **common.ceilings, **own.ceilings})
+        return Allowance(roots or (), {**DEFAULT_CEILINGS, **dict(common.ceilings), **dict(own.ceilings)})
 
 
 class Unlimited:

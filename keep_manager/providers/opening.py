@@ -14,7 +14,8 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from keep_manager.model import Caller, GrantRoot
+from keep_manager.callers import GrantRoot
+from keep_manager.model import Caller
 from keep_protocol.api_workload import Grant, GrantKind
 from keep_protocol.errors import ErrorKind, KeepfleetError
 

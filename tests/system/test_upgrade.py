@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from keep_protocol.states import State
-from testers.sandbox.layout import Layout
-from testers.sandbox.sandbox import Sandbox
 from tests.system import modules
-from tests.system.fleet import KEEP_RUNTIME, Fleet
+from tests.system.fleet import Fleet
 from tests.system.host import Host
 from tests.system.life import Life
 from tests.system.versions import ROOT, VERSIONS, Installation, download, imported, versions_of
+from tools.sandbox.layout import Layout
+from tools.sandbox.sandbox import Sandbox
 
 OLDER_ENGINE = Path(__file__).with_name("older-engine.lock")
 OLD, NEW = "0.1.0-old", "0.2.0-new"
@@ -44,12 +44,10 @@ def installation(prefix: Path, older_engine: Path, tmp_path_factory: pytest.Temp
         yield Installation(fleet, directories["opt"], prefix, {OLD: older_engine})
 
 
-@pytest.fixture(params=[(OLD, NEW), (NEW, OLD)], ids=["upgrade", "downgrade"])
-def before_and_after(installation: Installation, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """The first of two versions is installed, and its manager runs."""
-    before, after = request.param
-    installation.install(before)
-    yield before, after
+@pytest.fixture
+def fleet(installation: Installation) -> Iterator[Fleet]:
+    """The manager of whatever version; a test installs what it is about."""
+    yield installation.fleet
     installation.fleet.clear()
 
 
@@ -72,11 +70,11 @@ def finish(life: Life) -> None:
     assert PRINTED.decode().strip() in life.output()
 
 
+@pytest.mark.parametrize(("before", "after"), [(OLD, NEW), (NEW, OLD)], ids=["upgrade", "downgrade"])
 def test_every_keep_goes_on_with_its_own_version_and_a_new_one_has_the_new(
-    installation: Installation, before_and_after: tuple[str, str]
+    installation: Installation, fleet: Fleet, before: str, after: str
 ) -> None:
-    before, after = before_and_after
-    fleet = installation.fleet
+    installation.install(before)
     idle, awaiting, running, restarting = Life.create(fleet), Life.awaiting(fleet), Life.running(fleet), service(fleet)
     lives = (idle, awaiting, running, restarting)
     seen, pids = [life.look() for life in lives], [life.loader_pid for life in lives]
@@ -105,42 +103,40 @@ def test_every_keep_goes_on_with_its_own_version_and_a_new_one_has_the_new(
 
 
 def test_an_idle_keep_imports_what_it_needs_later_from_its_own_version(
-    installation: Installation, before_and_after: tuple[str, str]
+    installation: Installation, fleet: Fleet
 ) -> None:
-    before, after = before_and_after
-    idle = Life.create(installation.fleet)
+    installation.install(OLD)
+    idle = Life.create(fleet)
     first = imported(idle)
-    installation.install(after)
+    installation.install(NEW)
     idle.start()
     finish(idle)
-    assert ("app_loader", before) in imported(idle) - first, "it imported nothing later, so this shows nothing"
-    assert {version for _, version in imported(idle)} == {before}
+    assert ("app_loader", OLD) in imported(idle) - first, "it imported nothing later, so this shows nothing"
+    assert {version for _, version in imported(idle)} == {OLD}
 
 
 def test_a_version_is_removed_by_the_first_installation_that_finds_it_unused(
-    installation: Installation, before_and_after: tuple[str, str]
+    installation: Installation, fleet: Fleet
 ) -> None:
-    before, after = before_and_after
-    fleet = installation.fleet
+    installation.install(OLD)
+    removal = f"removed   {VERSIONS}/{OLD}\n"
     life = Life.ended(fleet)
-    assert f"removed   {VERSIONS}/{before}\n" not in installation.install(after), "its manager ran, and a keep is left"
-    assert installation.names() == {before, after}
-    assert f"removed   {VERSIONS}/{before}\n" not in installation.install(after), "a keep's unit names it"
+    assert removal not in installation.install(NEW), "its manager ran, and a keep is left"
+    assert installation.names() == {OLD, NEW}
+    assert removal not in installation.install(NEW), "a keep's unit names it"
     life.remove()
-    assert f"removed   {VERSIONS}/{before}\n" in installation.install(after)
-    assert installation.names() == {after}
+    assert removal in installation.install(NEW)
+    assert installation.names() == {NEW}
 
 
-def test_a_unit_that_names_no_version_starts_nothing(
-    installation: Installation, before_and_after: tuple[str, str]
-) -> None:
-    host = installation.host
+def test_a_unit_that_names_no_version_starts_nothing(installation: Installation, fleet: Fleet) -> None:
+    installation.install(NEW)
+    host, unit = fleet.host, "keep@7.service"
     call = ["busctl", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"]
-    call += ["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))", "keep@7.service", "fail"]
+    call += ["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "0", "0"]
     cursor = host.cursor()
-    host.run([*call, "0", "0"])
-    said = host.wait_journal("can't open file '/keep_loader/__main__.py'", unit="keep@7.service", since_cursor=cursor)
-    assert said["_PID"] != "1"
-    host.systemctl("stop", "keep@7.service", check=False)
-    host.systemctl("reset-failed", "keep@7.service", check=False)
-    assert f"{KEEP_RUNTIME}/7" not in host.run(["ls", KEEP_RUNTIME]).stdout
+    host.run(call)
+    host.wait_journal("can't open file '/keep_loader/__main__.py'", unit=unit, since_cursor=cursor)
+    host.systemctl("stop", unit)
+    host.systemctl("reset-failed", unit, check=False)
+    assert fleet.left_over() == []

@@ -1,10 +1,11 @@
-"""A host whose /opt/keepfleet has versions, as `./run install` makes them: copies of one that differ where a test says."""
+"""A host whose /opt/keepfleet has versions, as `./run install` makes them: copies of one, changed as a test needs."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _MARK = '\ngetattr(__import__("sys").stderr, "write", len)("imported " + __name_
 class Installation:
     """/opt/keepfleet of `host`, which is `directory` outside.
 
-    `prefix` is what a version is a copy of, and `engines` has the wheels that take the place of its wasmtime, by version.
+    `prefix` is what a version is a copy of; `engines` has the wheel of another wasmtime for some versions.
     """
 
     def __init__(self, fleet: Fleet, directory: Path, prefix: Path, engines: dict[str, Path]) -> None:
@@ -51,6 +52,7 @@ class Installation:
         for package in _MARKED:
             for module in (packages / package).glob("**/*.py"):
                 module.write_text(module.read_text() + _MARK.format(name=name))
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *(packages / name for name in _MARKED)], check=True)
         if name in self._engines:
             for old in packages.glob("wasmtime*"):
                 shutil.rmtree(old)

@@ -9,8 +9,9 @@ import pytest
 from keep_manager.http.errors import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
 from keep_manager.keeps.decide import census
-from keep_manager.keeps.policy import DEFAULT_CEILINGS, CallerEntry, Policy, limits_for, uploaders_for
-from keep_manager.model import Allowance, Caller, GrantRoot, LoaderGone, UnitEnd, UnitState
+from keep_manager.callers import CallerEntry, GrantRoot
+from keep_manager.keeps.policy import DEFAULT_CEILINGS, Policy, limits_for, uploaders_for
+from keep_manager.model import Allowance, Caller, LoaderGone, UnitEnd, UnitState
 from keep_manager.systemd import replies
 from keep_manager.systemd.properties import keep_properties, spec_in
 from keep_manager.systemd.replies import Aim
@@ -329,12 +330,16 @@ def test_who_may_upload_is_who_starts_unless_it_is_said_otherwise() -> None:
 
 def test_an_entry_stands_over_everybody_s_which_stands_over_the_defaults() -> None:
     roots = (GrantRoot("/srv"),)
-    entries = {"*": CallerEntry(roots, {"tasks": 100, "io_weight": 50}), "mallory": CallerEntry(None, {"tasks": 20})}
+    entries = {
+        "*": CallerEntry(grant_roots=roots, ceilings=(("tasks", 100), ("io_weight", 50))),
+        "mallory": CallerEntry(grant_roots=None, ceilings=(("tasks", 20),)),
+    }
     own = allowance(entries, MALLORY)
     assert (own.grant_roots, own.ceilings["tasks"], own.ceilings["io_weight"]) == (roots, 20, 50)
     assert own.ceilings["memory_bytes"] == DEFAULT_CEILINGS["memory_bytes"]
     assert allowance(entries, STRANGER).ceilings["tasks"] == 100
-    assert allowance({"*": CallerEntry(roots), "mallory": CallerEntry(())}, MALLORY).grant_roots == ()
+    none = {"*": CallerEntry(grant_roots=roots), "mallory": CallerEntry(grant_roots=())}
+    assert allowance(none, MALLORY).grant_roots == ()
     assert allowance({}, MALLORY) == Allowance((), DEFAULT_CEILINGS)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.keeps import creation, manager
 from keep_manager.keeps.manager import Keeps
-from keep_manager.keeps.policy import CallerEntry, Policy
-from keep_manager.model import GrantRoot
+from keep_manager.keeps.policy import Policy
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.control import CommandType, StartMessage
@@ -432,7 +432,7 @@ def given(place: Path, **more: object) -> WorkloadRequest:
 
 
 async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, place: Path, policy: Policy) -> None:
-    callers = {"alice": CallerEntry((GrantRoot(f"{place}/root"),))}
+    callers = {"alice": CallerEntry(grant_roots=(GrantRoot(f"{place}/root"),))}
     async with manager_parts(units, str(place), replace(policy, callers=callers)) as parts:
         kuuid = (await parts.keeps.create(NewKeep(restart=RestartPolicy.ALWAYS), ALICE)).kuuid
         request = given(place)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from keep_manager.callers import GrantRoot
 from keep_manager.keeps.policy import DEFAULT_CEILINGS
-from keep_manager.model import Allowance, GrantRoot, Provision
+from keep_manager.model import Allowance, Provision
 from keep_manager.providers import Providers, files, opening, secrets
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest, parse_workload
 from keep_protocol.errors import ErrorKind, KeepfleetError
