@@ -161,7 +161,7 @@ def own_processor_seconds(pid: int) -> float | None:
     """
     try:
         return time.clock_gettime(~pid << 3 | _OF_A_PROCESS)
-    except OSError:
+    except (OSError, OverflowError):
         return None
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keep_loader.child import Exit, spawn
-from keep_loader.meter import Meter, Used, processor_seconds
 
-from keep_loader.outcome import PEAK_SLACK_BYTES, Death, believe, event_of, outcome_of
+from keep_loader.outcome import PEAK_SLACK_BYTES, Death, Usage, believe, event_of, outcome_of
+from keep_loader.process import Exit, spawn
+from keep_loader.running import Meter, processor_seconds
 from keep_protocol.control import CommandType
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import MIB, Limits
@@ -23,8 +23,8 @@ from keep_protocol.states import Event, State
 from .harness import Endpoint, LoaderProcess, Peer, Stub, opened
 
 LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB)
-USED = Used(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
-FOR_MEMORY = Used(1.5, 0.25, None, for_memory=True)
+USED = Usage(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
+FOR_MEMORY = Usage(1.5, 0.25, None, for_memory=True)
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 OUT_OF_TIME = "over its time limit of 10 s"
 OUT_OF_MEMORY = "killed by the kernel for memory (the keep's limit is 320 MiB)"
@@ -39,7 +39,7 @@ class Case:
     kind: OutcomeKind
     text: str
     event: Event
-    used: Used = USED
+    used: Usage = USED
 
 
 KILL = Exit(None, signal.SIGKILL)
@@ -124,7 +124,7 @@ def test_the_meter_leaves_out_what_was_used_before() -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime
-    used = meter.used(Exit(None, signal.SIGKILL, total, 1 << 40))
+    used = meter.usage(Exit(None, signal.SIGKILL, total, 1 << 40))
     assert used.cpu_seconds is not None and 0.03 <= used.cpu_seconds <= 0.2
     assert used.peak_bytes is not None and MIB < used.peak_bytes < 1 << 40
     assert used.ended_at >= used.started_at > 1e9
@@ -134,17 +134,17 @@ def test_the_meter_leaves_out_what_was_used_before() -> None:
 def test_a_clock_that_is_set_meanwhile_changes_no_duration(set_by: float, monkeypatch: pytest.MonkeyPatch) -> None:
     meter, clock = Meter(os.getpid(), fresh=False), time.time
     monkeypatch.setattr(time, "time", lambda: clock() + set_by)
-    used = meter.used(Exit(0, None))
+    used = meter.usage(Exit(0, None))
     assert 0 <= used.wall_seconds < 3600
     assert used.ended_at - used.started_at == pytest.approx(used.wall_seconds, abs=0.001)
 
 
 def test_a_process_that_was_never_an_endpoint_has_the_kernels_figures() -> None:
-    child = spawn(("/bin/true",), {}, [])
+    child = spawn(("/bin/true",), {}, {})
     meter = Meter(child.pid, fresh=True)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
     end = child.reap()
-    used = meter.used(end)
+    used = meter.usage(end)
     assert (used.cpu_seconds, used.peak_bytes, used.for_memory) == (end.cpu_seconds, end.peak_bytes, False)
 
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_seen_is_not_measured() -> None:
     assert processor_seconds(1 << 30) is None
     meter = Meter(1 << 30, fresh=False)
     meter.look()
-    used = meter.used(Exit(None, signal.SIGSEGV, 1.0, MIB))
+    used = meter.usage(Exit(None, signal.SIGSEGV, 1.0, MIB))
     assert (used.cpu_seconds, used.peak_bytes) == (None, None)
 
 
