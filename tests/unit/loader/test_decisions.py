@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -40,7 +41,7 @@ WIDEST = "\U0001f512"
 """Printable, and twelve bytes in JSON."""
 
 
-def saved(phase: Phase, **report: object) -> KeepRecord:
+def saved(phase: Phase, **report: Any) -> KeepRecord:
     return KeepRecord(KeepReport(kuuid=7, state=STATE_OF[phase], phase=phase.value, **report))
 
 
@@ -70,7 +71,7 @@ def test_what_is_believed_always_fits_an_answer_and_can_be_printed(text: str, li
     assert decode_reply(encode_reply(info)) == info
 
 
-def longest(**more: object) -> KeepReport:
+def longest(**more: Any) -> KeepReport:
     outcome = believe(Outcome(OutcomeKind.TRAPPED, WIDEST * 9999, backtrace=(WIDEST * 9999,) * 99))
     assert outcome is not None and sum(map(len, outcome.backtrace)) <= MAX_LINES_TOTAL
     return KeepReport(
@@ -219,7 +220,7 @@ def test_a_writing_that_was_cut_off_leaves_the_one_before_it(cut: int) -> None:
         assert record is not None and record.phase is Phase.AWAITING
 
 
-def shown(phase: Phase, **more: object) -> str:
+def shown(phase: Phase, **more: Any) -> str:
     return status_text(KeepReport(kuuid=1, state=STATE_OF[phase], phase=phase.value, **more))
 
 

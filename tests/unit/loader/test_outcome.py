@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from keep_loader.outcome import PEAK_SLACK_BYTES, Death, Usage, believe, event_of, outcome_of
 from keep_loader.process import Exit, spawn
-from keep_loader.running import Meter, processor_seconds
+from keep_loader.running import Meter, next_look, processor_seconds
 from keep_protocol.control import CommandType
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import MIB, Limits
@@ -188,6 +189,36 @@ def test_a_workload_over_its_processor_time_names_that_limit(unstarted: LoaderPr
     info, outcome = ended(peer)
     assert (info.state, info.detail) == (State.ERROR, "over its processor time limit of 7 s")
     assert outcome.kind is OutcomeKind.LIMITED
+
+
+def test_the_loader_ends_a_workload_at_its_processor_time_and_not_at_the_next_whole_second_of_its_process(
+    unstarted: LoaderProcess, passed: Endpoint
+) -> None:
+    unstarted.start(environment={"KEEPFLEET_LIMITS": Limits(cpu_seconds=1).to_text()})
+    peer, stub = opened(unstarted, passed)
+    stub.do("burn", seconds=0.4)  # as an endpoint: no part of the workload's
+    stub.accept()
+    stub.order("spin")
+    info, outcome = ended(peer)
+    assert (info.detail, outcome.kind) == ("over its processor time limit of 1 s", OutcomeKind.LIMITED)
+    assert outcome.signal == signal.SIGKILL
+    assert outcome.cpu_seconds is not None and 0.98 <= outcome.cpu_seconds < 1.4
+
+
+@given(st.integers(1, 10_000), st.floats(0.01, 1))
+def test_a_workload_is_ended_within_a_tenth_of_its_processor_time(limit: int, share: float) -> None:
+    used, looks = 0.0, 0
+    while used < limit:
+        used += next_look(limit, used, 100) * share
+        looks += 1
+    assert used <= limit * 1.1 + 0.1
+    assert looks < 20 * math.log(limit + 1) / share + 100
+
+
+def test_a_workload_that_sleeps_is_looked_at_seldom() -> None:
+    assert next_look(3600, 0, 100) == 3600
+    assert next_look(3600, 3599.99, 100) == 1.0
+    assert next_look(3600, 0, 400) == 900
 
 
 def test_a_workload_may_say_which_of_its_limits_it_met(unstarted: LoaderProcess, passed: Endpoint) -> None:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ NO, ON_FAILURE, ALWAYS = RestartPolicy
 ARTIFACTS = {"compiled": "machine code", "module": "the module"}
 
 
-def saved(phase: Phase, restart: RestartPolicy = NO, outcome: Outcome | None = None, **private: object) -> KeepRecord:
+def saved(phase: Phase, restart: RestartPolicy = NO, outcome: Outcome | None = None, **private: Any) -> KeepRecord:
     report = KeepReport(kuuid=7, state=STATE_OF[phase], phase=phase.value, restart=restart, outcome=outcome)
     return KeepRecord(report, Private(granted=GRANTED, **private))
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def with_spec(loader: LoaderProcess, spec: KeepSpec) -> Peer:
     return loader.peer()
 
 
-def started(loader: LoaderProcess, peer: Peer, passed: dict[str, int], **message: object) -> Stub:
+def started(loader: LoaderProcess, peer: Peer, passed: dict[str, int], **message: Any) -> Stub:
     peer.start(passed, **message)
     stub = loader.stub()
     stub.listen()
