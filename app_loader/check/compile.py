@@ -1,9 +1,9 @@
-"""The checker: a throw-away process that validates and compiles one upload inside hard limits, then ends.
+"""The checker: a throw-away process that validates and compiles one module inside hard limits, then ends.
 
-It gets the module's file, a file for the compiled result and a socket. What the module is, a core module or a
-component, is told by its first eight bytes. They are compared before the checker locks itself, since what only
-components need, 13 ms of imports, can be read from no file afterwards; nothing else that a stranger sent is. Its
-verdict is one JSON object: `{"note": "…"}` for what can run, or `{"error": {…}}`.
+It gets the module's file, a file for the compiled module, and a socket. What the module is, a core module or a
+component, is read from its first eight bytes, before the checker locks itself, since what only components need, 13 ms
+of imports, can be read from no file afterwards; nothing else of the module is read before. Its result is one JSON
+object: `{"note": "…"}` for what can run, or `{"error": {…}}`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING
 import wasmtime
 from wasmtime import _ffi as ffi
 
-from app_loader.budget import Budget, budget
-from app_loader.engine import make_engine, make_linker
-from app_loader.entry import check_imports, find_entry
-from app_loader.handover import described
-from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
-from app_loader.lock import lock
+from app_loader.check.budget import GO, Budget, budget, too_complex
+from app_loader.check.imports import check_component, check_imports, find_entry, find_run, make_component_linker
+from app_loader.descriptors import Passed, read_workload
+from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES, REPORT_FD
+from app_loader.run.engine import make_engine, make_linker
+from app_loader.run.lock import lock
 from app_loader.settings import read_limits
-from app_loader.verdict import DESCRIPTION_FD, GO, MODULE_FD, RESULT_FD, VERDICT_FD, too_complex
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
@@ -90,7 +89,11 @@ def _reason(error: wasmtime.WasmtimeError) -> KeepfleetError:
 def _mapped(module: int) -> tuple[ctypes.Array[ctypes.c_uint8], int]:
     """The file as an array, and its size: mapped, since the package's own calls would copy a large module twice."""
     size = os.fstat(module).st_size
-    return (ctypes.c_uint8 * size).from_buffer(mmap.mmap(module, size)), size
+    try:
+        mapped = mmap.mmap(module, size)
+    except PermissionError:  # a loader keeps it open for reading alone
+        mapped = mmap.mmap(module, size, access=mmap.ACCESS_COPY)
+    return (ctypes.c_uint8 * size).from_buffer(mapped), size
 
 
 def _succeed(failed: object) -> None:
@@ -141,8 +144,6 @@ def _examine_module(module: int, result: int, limits: Limits, workload: Workload
 
 
 def _examine_component(module: int, result: int, limits: Limits, workload: Workload) -> str:
-    from app_loader.component import check_component, find_run, make_component_linker
-
     engine = make_engine(limits.stack_bytes, components=True)
     compiled = _compile_component(engine, module)
     note = check_component(engine, make_component_linker(engine), compiled)
@@ -165,19 +166,20 @@ def examine(module: int, result: int, limits: Limits, workload: Workload) -> str
         return error
 
 
-def check() -> int:
-    """The process: limits, wait for the whole module, lock, verdict, end. Returns the exit code."""
-    limits = read_limits(dict(os.environ))
-    workload = described(DESCRIPTION_FD)
+def check(passed: Passed) -> int:
+    """The process: limits, wait for the whole module, lock, result, end. Returns the exit code."""
+    limits = read_limits(os.environ)
+    module, result = passed.number("module"), passed.number("result")
+    workload = read_workload(passed.number("workload")) if "workload" in passed else Workload()
     most = budget(sys.maxsize, limits.unit_memory_bytes)
     _limit(budget(0, limits.unit_memory_bytes), most)
-    if os.read(VERDICT_FD, len(GO)) != GO:
-        return 0  # the door has lost interest
-    if os.pread(MODULE_FD, _HEAD, 0) == MAGIC + COMPONENT_VERSION:
-        import app_loader.component  # noqa: F401  # the last moment: no file can be opened behind the lock
+    if os.read(REPORT_FD, len(GO)) != GO:
+        return 0  # the parent no longer wants a result
+    if os.pread(module, _HEAD, 0) == MAGIC + COMPONENT_VERSION:
+        import wasmtime.component  # noqa: F401  # the last moment: no file can be opened behind the lock
     lock(executable_memory=True)
-    _limit(budget(os.fstat(MODULE_FD).st_size, limits.unit_memory_bytes), most)
-    verdict = examine(MODULE_FD, RESULT_FD, limits, workload)
-    shown = {"note": verdict} if isinstance(verdict, str) else {"error": verdict.to_wire()}
-    os.write(VERDICT_FD, strict_json.dumps(shown))
+    _limit(budget(os.fstat(module).st_size, limits.unit_memory_bytes), most)
+    found = examine(module, result, limits, workload)
+    shown = {"note": found} if isinstance(found, str) else {"error": found.to_wire()}
+    os.write(REPORT_FD, strict_json.dumps(shown))
     os._exit(0)  # giving a gigabyte back piece by piece would take time

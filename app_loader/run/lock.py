@@ -1,8 +1,8 @@
-"""Load, then lock: what a process gives up for good before it touches what a stranger made.
+"""Load, then lock: what a process gives up permanently before it touches what a stranger made.
 
 Two locks for the checker and the runner: PR_SET_MDWE where the kernel has it (Linux 6.3), and always a seccomp filter
 of our own. The filter is installed by prctl(2), which systemd's @system-service allows and seccomp(2) may not be.
-The door, which talks to strangers, gives up to connect: `door_program`.
+The upload endpoint, which talks to strangers, gives up to connect: `endpoint_program`.
 The programs are pure and tested by running them; import rule: `ctypes`, `os`, `struct`.
 """
 
@@ -86,7 +86,7 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "request_key": (249, 218),
 }
 """What is refused, whole or for some arguments (see `program`), with its numbers on x86_64 and aarch64."""
-DOOR_SYSCALLS = ("socket", "connect", "bind", "listen")
+ENDPOINT_SYSCALLS = ("socket", "connect", "bind", "listen")
 SENDING = {"sendto": (44, 206, 3), "sendmsg": (46, 211, 2), "sendmmsg": (307, 269, 3)}
 """Calls that connect as they send (TCP fast open), with their numbers and which argument holds their flags."""
 _MSG_FASTOPEN = 0x20000000
@@ -118,15 +118,15 @@ def _begin(machine: str) -> list[Instruction]:
     ]
 
 
-def door_program(machine: str) -> list[Instruction]:
-    """The door's filter for `machine`: what it has been handed is all the network it can have.
+def endpoint_program(machine: str) -> list[Instruction]:
+    """The endpoint's filter for `machine`: what was passed to it is all the network it can have.
 
     Its listener belongs to the host's network, wherever PrivateNetwork= puts the process: shut down as a listener it
     would connect to anywhere. Raises KeyError for a machine that is not in ARCHITECTURES.
     """
     column = list(ARCHITECTURES).index(machine)
     code = _begin(machine)
-    for name in DOOR_SYSCALLS:
+    for name in ENDPOINT_SYSCALLS:
         number = SYSCALLS[name][column]
         if number is not None:
             code += _only_if(number, [_refuse(errno.EPERM)])
@@ -187,7 +187,7 @@ def _cannot(what: str, error: int) -> KeepfleetError:
 
 
 def lock(*, executable_memory: bool, files: bool = False) -> bool:
-    """Locks this process, which must have one thread, for good; True when PR_SET_MDWE stands as well.
+    """Locks this process, which must have one thread, permanently; True when PR_SET_MDWE stands as well.
 
     With `executable_memory` it may still make code (the checker compiles); everything else is refused all the same.
     With `files` it may still open files beneath the directories it has open.
@@ -201,12 +201,12 @@ def lock(*, executable_memory: bool, files: bool = False) -> bool:
     return mdwe
 
 
-def lock_door() -> None:
-    """Gives up connecting, and new sockets, for good, here and in all that this process starts or becomes.
+def lock_endpoint() -> None:
+    """Gives up connecting, and new sockets, permanently, here and in all that this process starts or becomes.
 
     Raises KeepfleetError(ISOLATION_FAILURE) when the filter cannot be installed.
     """
-    _install(door_program(_machine()))
+    _install(endpoint_program(_machine()))
 
 
 def _machine() -> str:

@@ -1,6 +1,6 @@
 """The keep's key and self-signed certificate: made by the openssl program, kept in one unlinked file in memory.
 
-The program runs beside our own imports and takes 5 ms; `cryptography` in this process would cost 56 ms and 10 MB.
+The program runs while we import and takes 5 ms; `cryptography` in this process would cost 56 ms and 10 MB.
 The file lies in the keep's runtime directory, a tmpfs, has no name, and is emptied when a workload is accepted.
 Import rule: as `settings`; `ssl` and `keep_protocol.tls` only after the program has been started.
 """
@@ -12,7 +12,7 @@ import os
 import select
 import signal
 
-from app_loader.limits import CERTIFICATE_DAYS, IDENTITY_FD, IDENTITY_SECONDS, MAX_IDENTITY_BYTES
+from app_loader.limits import CERTIFICATE_DAYS, IDENTITY_SECONDS, MAX_IDENTITY_BYTES
 from app_loader.settings import Settings, canonical_address
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
@@ -22,7 +22,7 @@ _SERIAL_BYTES = 16
 """128 random bits, over the 64 the CA/Browser Forum asks for, and a positive number in 17 DER bytes."""
 
 
-class Identity(Record):
+class TlsIdentity(Record):
     """descriptor: the file with key and certificate; certificate: the PEM; der: the same in DER."""
 
     descriptor: int
@@ -30,7 +30,7 @@ class Identity(Record):
     der: bytes
 
     def __repr__(self) -> str:
-        return f"Identity({self.descriptor})"
+        return f"TlsIdentity({self.descriptor})"
 
     @property
     def path(self) -> str:
@@ -68,7 +68,7 @@ def openssl_arguments(settings: Settings, serial: bytes) -> list[str]:
     return arguments
 
 
-class Making:
+class IdentityMaker:
     """The openssl program at work; `result` waits for it, once."""
 
     def __init__(self, settings: Settings) -> None:
@@ -100,9 +100,9 @@ class Making:
                 os.close(null)
 
     def __repr__(self) -> str:
-        return f"Making({self._pid})"
+        return f"IdentityMaker({self._pid})"
 
-    def result(self, seconds: float = IDENTITY_SECONDS) -> Identity:
+    def result(self, seconds: float = IDENTITY_SECONDS) -> TlsIdentity:
         """The identity. Raises KeepfleetError(CERTIFICATE) when openssl fails or takes over `seconds`."""
         waiter = os.pidfd_open(self._pid)
         try:
@@ -127,7 +127,7 @@ class Making:
         return read_identity(self._file)
 
 
-def read_identity(descriptor: int = IDENTITY_FD) -> Identity:
+def read_identity(descriptor: int) -> TlsIdentity:
     """The identity in the file `descriptor`. Raises KeepfleetError(CERTIFICATE) when it has been wiped or is none."""
     text = os.pread(descriptor, MAX_IDENTITY_BYTES, 0)
     begin, end = text.find(_BEGIN), text.find(_END)
@@ -138,4 +138,4 @@ def read_identity(descriptor: int = IDENTITY_FD) -> Identity:
         der = binascii.a2b_base64(text[begin + len(_BEGIN) : end])
     except binascii.Error as error:
         raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot read the keep's certificate: {error}") from error
-    return Identity(descriptor, pem.decode("ascii"), der)
+    return TlsIdentity(descriptor, pem.decode("ascii"), der)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from app_loader.limits import MAX_BACKTRACE_FRAMES, MAX_EVIDENCE_LINE, MAX_EXIT_CODE
 from keep_protocol.fields import Record
-from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.outcome import Outcome, OutcomeKind
 
 _TRAP = "wasm trap: "
 _WHILE_EXECUTING = "error while executing at wasm backtrace:"
@@ -22,7 +22,7 @@ Frame = tuple[str | None, int, int]
 """A frame of a trap: the function's name, its index, and the offset in the module."""
 
 
-class Spent(Record):
+class Usage(Record):
     """What a run has used: wall and processor seconds, the process's largest memory and its output in bytes, where
     known; and from when to when, in seconds of the epoch."""
 
@@ -35,25 +35,25 @@ class Spent(Record):
 
 
 def _outcome(
-    kind: OutcomeKind, text: str, spent: Spent, code: int | None = None, backtrace: tuple[str, ...] = ()
+    kind: OutcomeKind, text: str, usage: Usage, code: int | None = None, backtrace: tuple[str, ...] = ()
 ) -> Outcome:
     return Outcome(
         kind,
         text,
         exit_code=code,
         backtrace=backtrace,
-        wall_seconds=round(spent.wall, 6),
-        cpu_seconds=round(spent.cpu, 6),
-        peak_bytes=spent.peak,
-        output_bytes=spent.output,
-        started_at=spent.started,
-        ended_at=spent.ended,
+        wall_seconds=round(usage.wall, 6),
+        cpu_seconds=round(usage.cpu, 6),
+        peak_bytes=usage.peak,
+        output_bytes=usage.output,
+        started_at=usage.started,
+        ended_at=usage.ended,
     )
 
 
-def exited(code: int, spent: Spent) -> Outcome:
+def exited(code: int, usage: Usage) -> Outcome:
     """The guest has returned, or called proc_exit."""
-    return _outcome(OutcomeKind.EXITED, f"exited {code}", spent, code)
+    return _outcome(OutcomeKind.EXITED, f"exited {code}", usage, code)
 
 
 def trap_reason(message: str) -> str:
@@ -83,19 +83,19 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown[:MAX_EVIDENCE_LINE])
 
 
-def trapped(message: str, frames: Iterable[Frame], spent: Spent) -> Outcome:
+def trapped(message: str, frames: Iterable[Frame], usage: Usage) -> Outcome:
     """The guest has done what WebAssembly forbids."""
-    return _outcome(OutcomeKind.TRAPPED, f"trapped: {trap_reason(message)}", spent, backtrace=backtrace(frames))
+    return _outcome(OutcomeKind.TRAPPED, f"trapped: {trap_reason(message)}", usage, backtrace=backtrace(frames))
 
 
-def not_started(message: str, limits: Limits, spent: Spent) -> Outcome:
-    """The module could not be instantiated: it needs more than it may have, or something else is amiss."""
+def not_started(message: str, limits: Limits, usage: Usage) -> Outcome:
+    """The module could not be instantiated: it needs more than it may have, or its loading failed."""
     if _OVER_MEMORY.search(message):
-        return _outcome(OutcomeKind.LIMITED, f"over its memory limit of {in_bytes(limits.memory_bytes)}", spent)
+        return _outcome(OutcomeKind.LIMITED, f"over its memory limit of {in_bytes(limits.memory_bytes)}", usage)
     if _OVER_TABLE.search(message):
-        return _outcome(OutcomeKind.LIMITED, f"over its limit of {limits.table_elements} table elements", spent)
+        return _outcome(OutcomeKind.LIMITED, f"over its limit of {limits.table_elements} table elements", usage)
     lines = [line.strip() for line in message.splitlines() if line.strip() and line.strip() != "Caused by:"]
-    return _outcome(OutcomeKind.REFUSED, f"refused: {': '.join(lines)[: 2 * MAX_EVIDENCE_LINE]}", spent)
+    return _outcome(OutcomeKind.REFUSED, f"refused: {': '.join(lines)[: 2 * MAX_EVIDENCE_LINE]}", usage)
 
 
 def in_bytes(number: int) -> str:
@@ -106,19 +106,20 @@ def in_bytes(number: int) -> str:
     return f"{number} bytes"
 
 
-def of_error(message: str, limits: Limits, spent: Spent) -> Outcome:
-    """What stopped a guest where the engine has one message alone: a trap in a component, or no start at all."""
-    if _TRAP not in message and _WHILE_EXECUTING not in message:
-        return not_started(message, limits, spent)
+def of_error(message: str, limits: Limits, usage: Usage, *, started: bool) -> Outcome:
+    """What stopped a guest where the engine has one message alone: a trap in a component, no start at all, or where it
+    has `started`, a result that is invalid."""
+    if not started and _TRAP not in message and _WHILE_EXECUTING not in message:
+        return not_started(message, limits, usage)
     frames = [f"{m[1]}: {_printable(m[3])} at {m[2] or '?'}" for m in _FRAME.finditer(message)]
     more = ["…"] if len(frames) > MAX_BACKTRACE_FRAMES else []
-    told = (*frames[:MAX_BACKTRACE_FRAMES], *more)
-    return _outcome(OutcomeKind.TRAPPED, f"trapped: {trap_reason(message)}", spent, backtrace=told)
+    shown = (*frames[:MAX_BACKTRACE_FRAMES], *more)
+    return _outcome(OutcomeKind.TRAPPED, f"trapped: {trap_reason(message)}", usage, backtrace=shown)
 
 
-def lost(reason: str, spent: Spent) -> Outcome:
+def lost(reason: str, usage: Usage) -> Outcome:
     """The runner itself has failed."""
-    return _outcome(OutcomeKind.LOST, f"lost: {reason[: 2 * MAX_EVIDENCE_LINE]}", spent)
+    return _outcome(OutcomeKind.LOST, f"lost: {reason[: 2 * MAX_EVIDENCE_LINE]}", usage)
 
 
 def process_code(outcome: Outcome) -> int:

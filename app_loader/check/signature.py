@@ -1,4 +1,4 @@
-"""Arguments of an exported function, from text to numbers by its signature: strict, and refused in words. Pure.
+"""Arguments of an exported function, from text to numbers by its signature: strict, and refused with a reason. Pure.
 
 Imports no engine: a type is its name in WebAssembly's text format.
 """

@@ -13,8 +13,8 @@ from wasmtime import _ffi as ffi
 from app_loader.limits import ASYNC_STACK_SPARE_BYTES
 from keep_protocol.limits import DEFAULT_LIMITS, check_limit
 
-WASI_MODULES = ("wasi_snapshot_preview1", "wasi_unstable")
-"""The import modules a workload may name."""
+WASI_MODULE = "wasi_snapshot_preview1"
+"""The one import module of core modules."""
 
 
 class GuestExit(Exception):
@@ -65,7 +65,5 @@ def make_linker(engine: wasmtime.Engine) -> wasmtime.Linker:
     linker = wasmtime.Linker(engine)
     linker.allow_shadowing = True
     linker.define_wasi()
-    leave = wasmtime.FuncType([wasmtime.ValType.i32()], [])
-    for module in WASI_MODULES:
-        linker.define_func(module, "proc_exit", leave, _leave)
+    linker.define_func(WASI_MODULE, "proc_exit", wasmtime.FuncType([wasmtime.ValType.i32()], []), _leave)
     return linker

@@ -1,4 +1,4 @@
-"""A guest: a compiled core module or component, linked with what it is given, ready for its first instruction."""
+"""A guest: a compiled core module or component, loaded, linked with what it is given, and run to its end."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import wasmtime
 from wasmtime import _ffi as ffi
 from wasmtime._extern import wrap_extern
 
-from app_loader.engine import make_engine, make_linker
-from app_loader.entry import COMMAND, INITIALIZE, find_entry
+from app_loader.check.imports import COMMAND, INITIALIZE, find_entry, find_run, make_component_linker
 from app_loader.limits import (
     COMPONENT_INSTANCES,
     COMPONENT_MEMORIES,
@@ -21,9 +20,13 @@ from app_loader.limits import (
     GUEST_INSTANCES,
     GUEST_MEMORIES,
     GUEST_TABLES,
+    MAX_EVIDENCE_LINE,
 )
-from keep_protocol.errors import ErrorKind, KeepfleetError
+from app_loader.run import outcome as outcomes
+from app_loader.run.engine import GuestExit, make_engine, make_linker
+from app_loader.run.meter import Meter
 from keep_protocol.limits import Limits
+from keep_protocol.outcome import Outcome
 from keep_protocol.workload import Workload
 
 if TYPE_CHECKING:
@@ -35,36 +38,50 @@ _MODULE, _COMPONENT = 1, 2
 _ERR = "err"
 
 
+class Unfit(Exception):
+    """The compiled file does not fit this engine: another version or other settings made it, or it is damaged."""
+
+
 class Guest(Protocol):
-    """Loaded and linked; nothing of it has run yet."""
+    """Loaded; nothing of it has run yet. started: whether `run` has come as far as calling it."""
+
+    started: bool
+
+    def link(self, wasi: wasmtime.WasiConfig) -> None:
+        """Gives it what it may reach; once, before `run`."""
 
     def run(self) -> tuple[int, list[object]]:
         """Runs it to its end: its exit code, and what an export returned.
 
-        Raises GuestExit, wasmtime.Trap, wasmtime.ExitTrap, or wasmtime.WasmtimeError for a component's trap and for
-        what cannot be instantiated within its limits.
+        Raises GuestExit, wasmtime.Trap, wasmtime.ExitTrap, or wasmtime.WasmtimeError for a component's trap or invalid
+        result, and, before it has started, for what cannot be instantiated within its limits.
         """
 
 
 class CoreGuest:
     """A core module."""
 
-    def __init__(self, compiled: int, limits: Limits, workload: Workload, wasi: wasmtime.WasiConfig) -> None:
-        """Raises wasmtime.WasmtimeError when the compiled module does not fit this engine."""
+    def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
+        """See `load_guest`."""
+        self.started, self._limits = False, limits
         self._engine = make_engine(limits.stack_bytes)
         self._module = _load_module(self._engine, compiled)
         self._entry = find_entry(self._module, workload)
-        self._reactor = self._entry.name != COMMAND and any(e.name == INITIALIZE for e in self._module.exports)
+        is_function = self._entry.name not in (COMMAND, INITIALIZE)
+        self._reactor = is_function and any(e.name == INITIALIZE for e in self._module.exports)
         self._linker = make_linker(self._engine)
-        counts = (GUEST_INSTANCES, GUEST_TABLES, GUEST_MEMORIES)
-        self._store = _make_store(self._engine, limits, counts, wasi)
 
     def __repr__(self) -> str:
         return f"CoreGuest({self._entry!r})"
 
+    def link(self, wasi: wasmtime.WasiConfig) -> None:
+        """See `Guest`."""
+        self._store = _make_store(self._engine, self._limits, (GUEST_INSTANCES, GUEST_TABLES, GUEST_MEMORIES), wasi)
+
     def run(self) -> tuple[int, list[object]]:
         """See `Guest`."""
         instance = self._linker.instantiate(self._store, self._module)
+        self.started = True
         if self._reactor:
             self._call(instance, INITIALIZE)
         returned = self._call(instance, self._entry.name, *self._entry.values)
@@ -88,28 +105,31 @@ class CoreGuest:
 class ComponentGuest:
     """A WASI 0.2 command component."""
 
-    def __init__(self, compiled: int, limits: Limits, workload: Workload, wasi: wasmtime.WasiConfig) -> None:
-        """Raises wasmtime.WasmtimeError when the compiled component does not fit this engine."""
-        from app_loader.component import find_run, make_component_linker
-
+    def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
+        """See `load_guest`."""
+        self.started, self._limits = False, limits
         self._engine = make_engine(limits.stack_bytes, components=True)
         self._component = _load_component(self._engine, compiled)
         self._interface = find_run(self._engine, self._component, workload)
         self._linker = make_component_linker(self._engine)
-        counts = (COMPONENT_INSTANCES, COMPONENT_TABLES, COMPONENT_MEMORIES)
-        self._store = _make_store(self._engine, limits, counts, wasi)
 
     def __repr__(self) -> str:
         return f"ComponentGuest({self._interface})"
 
+    def link(self, wasi: wasmtime.WasiConfig) -> None:
+        """See `Guest`."""
+        counts = (COMPONENT_INSTANCES, COMPONENT_TABLES, COMPONENT_MEMORIES)
+        self._store = _make_store(self._engine, self._limits, counts, wasi)
+
     def run(self) -> tuple[int, list[object]]:
-        """See `Guest`. Its `run` says ok or not; more than 0 and 1 a component cannot say."""
+        """See `Guest`. Its `run` returns ok or not, 0 or 1; by `exit-with-code` it may leave with any other."""
         instance = self._linker.instantiate(self._store, self._component)
         interface = instance.get_export_index(self._store, self._interface)
         index = None if interface is None else instance.get_export_index(self._store, "run", interface)
         function = None if index is None else instance.get_func(self._store, index)
         if function is None:
             raise wasmtime.WasmtimeError("what is to be called is no function")
+        self.started = True
         result = function(self._store)
         return int(getattr(result, "tag", None) == _ERR), []
 
@@ -165,12 +185,40 @@ def _copy(deserialize: Callable[..., object], engine: wasmtime.Engine, compiled:
         raise wasmtime.WasmtimeError._from_ptr(failed)  # type: ignore[arg-type]
 
 
-def load_guest(compiled: int, limits: Limits, workload: Workload, wasi: wasmtime.WasiConfig) -> Guest:
+def load_guest(compiled: int, limits: Limits, workload: Workload) -> Guest:
     """The guest in the compiled file, whichever kind it is.
 
-    Raises wasmtime.WasmtimeError when it does not fit this engine, KeepfleetError when it is none.
+    Raises Unfit when it does not fit this engine, KeepfleetError when what the workload calls is not in it.
     """
     kind = int.from_bytes(os.pread(compiled, _HEAD, 0)[_FLAGS], "little")
     if kind not in (_MODULE, _COMPONENT):
-        raise KeepfleetError(ErrorKind.INVALID_MODULE, "cannot run the file: it is no compiled module")
-    return (CoreGuest if kind == _MODULE else ComponentGuest)(compiled, limits, workload, wasi)
+        raise Unfit("it is no compiled module")
+    try:
+        return (CoreGuest if kind == _MODULE else ComponentGuest)(compiled, limits, workload)
+    except wasmtime.WasmtimeError as error:
+        raise Unfit(" ".join(str(error).split())[:MAX_EVIDENCE_LINE]) from error
+
+
+def run_guest(guest: Guest, limits: Limits, meter: Meter) -> Outcome:
+    """Runs the guest to its end, whichever that is; prints what an export returned."""
+    try:
+        code, returned = guest.run()
+    except GuestExit as left:
+        return outcomes.exited(left.code, meter.usage())
+    except wasmtime.Trap as trap:
+        frames = ((frame.func_name, frame.func_index, frame.module_offset) for frame in trap.frames)
+        return outcomes.trapped(trap.message, frames, meter.usage())
+    except wasmtime.ExitTrap as left:
+        return outcomes.exited(left.code, meter.usage())
+    except wasmtime.WasmtimeError as error:
+        return outcomes.of_error(str(error), limits, meter.usage(), started=guest.started)
+    if returned:
+        _print(f"returned: {returned}")
+    return outcomes.exited(code, meter.usage())
+
+
+def _print(line: str) -> None:
+    """One line on the journal's stream, where the guest's own output goes."""
+    text = (line + "\n").encode("ascii", "backslashreplace")
+    while text:
+        text = text[os.write(1, text) :]

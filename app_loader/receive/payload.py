@@ -39,7 +39,7 @@ def numbers(text: bytes) -> bytes:
 class PayloadParser:
     """Feed it the body piece by piece; each call returns the module's next bytes. Call `finish` at the body's end.
 
-    The members stand in any order, each once, and no others; white space is allowed where JSON allows it. A call
+    The members come in any order, each once, and no others; white space is allowed where JSON allows it. A call
     that raised KeepfleetError(BAD_REQUEST) leaves the parser of no use.
     """
 
@@ -69,7 +69,7 @@ class PayloadParser:
             if step != self._items:
                 self._head += before - len(self._text)
         if self._step != self._items and self._head + len(self._text) > MAX_PAYLOAD_HEAD:
-            raise _bad(f"there are over {MAX_PAYLOAD_HEAD} bytes beside its numbers")
+            raise _bad(f"there are over {MAX_PAYLOAD_HEAD} bytes besides its numbers")
 
     def finish(self) -> None:
         """Returns when the body was whole. Raises KeepfleetError(BAD_REQUEST) otherwise."""
@@ -83,7 +83,7 @@ class PayloadParser:
             return None
         if rest[0] not in wanted:
             where = bytes(rest[:20]).decode("ascii", "backslashreplace")
-            raise _bad(f"{where!r} stands where {' or '.join(map(chr, wanted))} must")
+            raise _bad(f"{where!r} is where {' or '.join(map(chr, wanted))} must be")
         self._text = rest[1:]
         return rest[0]
 
@@ -91,7 +91,7 @@ class PayloadParser:
         """Takes white space and then one string; None while it is not whole."""
         rest = self._text.lstrip(_SPACE)
         if rest and rest[0] != ord('"'):
-            raise _bad(f"{bytes(rest[:20])!r} stands where a string must")
+            raise _bad(f"{bytes(rest[:20])!r} is where a string must be be")
         match = _STRING.match(rest)
         if match is None:
             return None
@@ -113,7 +113,7 @@ class PayloadParser:
         if name not in ("encoding", "contents"):
             raise _bad(f"{name[:40]!r} is no member of it")
         if name in self._seen:
-            raise _bad(f"{name!r} stands twice")
+            raise _bad(f"{name!r} is given twice")
         self._seen[name] = True
         self._step = self._encoding_colon if name == "encoding" else self._contents_colon
 
@@ -127,7 +127,8 @@ class PayloadParser:
             return
         if value != ENCODING:
             raise KeepfleetError(
-                ErrorKind.UNSUPPORTED, f"cannot read the payload: its encoding {value[:40]!r} is not {ENCODING!r}"
+                ErrorKind.UNSUPPORTED_MEDIA,
+                f"cannot read the payload: its encoding {value[:40]!r} is not {ENCODING!r}",
             )
         self._step = self._after
 
@@ -176,5 +177,5 @@ class PayloadParser:
 
     def _end(self) -> None:
         if self._text.strip(_SPACE):
-            raise _bad("something stands after its end")
+            raise _bad("something follows its end")
         self._text.clear()
