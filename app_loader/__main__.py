@@ -17,14 +17,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the part named by the first argument: none for the endpoint, `check`, or `run`. Returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     if words == ["run"]:
-        from app_loader.run.start import start
+        from app_loader.run.runner import run
 
-        return start()
+        return run()
     if words == ["check"]:
         from app_loader.descriptors import claim
 
         passed = claim(os.environ)  # before the engine's libraries open files of their own
-        from app_loader.check.compile import check
+        from app_loader.check.compiler import check
 
         return check(passed)
     if words:

@@ -2,13 +2,12 @@
 
 KEEPFLEET_DESCRIPTORS holds their names, separated by commas; the i-th is at FIRST_DESCRIPTOR + i. A descriptor without
 a name was not passed, whatever is open there: a library may keep a file of its own open (libffi does, on Python 3.14).
-Import rule: `os`, `re` and the light part of keep_protocol.
+Import rule: `os` and the light part of keep_protocol.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 
 from app_loader.limits import FIRST_DESCRIPTOR, REPORT_FD
@@ -17,14 +16,18 @@ from keep_protocol.fields import Record
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
 
 VARIABLE = "KEEPFLEET_DESCRIPTORS"
-_NAME = re.compile(
-    r"listener|client-ca|revoked|identity|workload|stdin|compiled|module|result|(?:directory|secret)-[0-9]{1,2}",
-    re.ASCII,
-)
+_NAMES = ("listener", "client-ca", "revoked", "identity", "compiled", "module", "result", "workload", "stdin")
+_NUMBERED = ("directory", "secret")
+"""What a workload is granted several of, `-` and a number behind it."""
 
 
 def _cannot(why: str) -> KeepfleetError:
     return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start the app-loader: {why}")
+
+
+def _is_known(name: str) -> bool:
+    kind, _, number = name.rpartition("-")
+    return name in _NAMES or (kind in _NUMBERED and number.isascii() and number.isdecimal() and len(number) <= 2)
 
 
 class Passed:
@@ -33,7 +36,7 @@ class Passed:
     def __init__(self, names: Sequence[str]) -> None:
         """Raises KeepfleetError(CONFIGURATION) for a name that is unknown, or given twice."""
         for name in names:
-            if not _NAME.fullmatch(name):
+            if not _is_known(name):
                 raise _cannot(f"{VARIABLE} has the unknown name {name[:40]!r}")
         if len(set(names)) != len(names):
             raise _cannot(f"{VARIABLE} has a name twice")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 
 from app_loader.limits import REPORT_FD
-from keep_protocol.control import Report, encode_report
+from keep_protocol.reports import Report, encode_report
 
 
 class Reporter:

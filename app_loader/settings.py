@@ -20,8 +20,8 @@ _DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.AS
 
 class Settings(Record):
     """kuuid: the keep; address and port: where it listens; names: further names for its certificate; uploaders:
-    who may upload, see `receive.access`; runtime_directory: the keep's own tmpfs directory; openssl: the program's path;
-    max_workload: bytes a module may have; limits: the keep's."""
+    who may upload, see `receive.access`; runtime_directory: the keep's own tmpfs directory; openssl: the program's
+    path; max_workload: bytes a module may have; limits: the keep's."""
 
     kuuid: int
     address: str

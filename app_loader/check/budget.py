@@ -9,11 +9,11 @@ from __future__ import annotations
 import signal
 
 from app_loader.limits import (
-    CHECKER_RESERVE_BYTES,
     CHECKER_CPU_SECONDS,
     CHECKER_CPU_SECONDS_PER_MIB,
     CHECKER_DATA_BYTES,
     CHECKER_DATA_FACTOR,
+    CHECKER_RESERVE_BYTES,
     CHECKER_WALL_FACTOR,
     MAX_CHECKER_CPU_SECONDS,
     MAX_CHECKER_DATA_BYTES,

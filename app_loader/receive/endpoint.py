@@ -43,6 +43,10 @@ def _log(line: str) -> None:
     print(f"app-loader: {line}", file=sys.stderr, flush=True)
 
 
+def _shown(uploader: Uploader) -> str:
+    return f"{uploader.name} (serial {uploader.serial})"
+
+
 class Endpoint:
     """Serves until a workload is accepted (`run` returns its compiled file) or the keep-loader is gone (None)."""
 
@@ -165,8 +169,9 @@ class Endpoint:
         if self._upload is not None:
             raise KeepfleetError(ErrorKind.CONFLICT, _TAKEN.format("is receiving"))
         self._upload = Upload(exchange, wanted, self._settings, self._grants, now)
-        text = f"receiving a workload from {uploader.name} (serial {uploader.serial})"
-        self._reporter.send(Report(ReportType.RECEIVING, text, upload=uploader))
+        self._reporter.send(
+            Report(ReportType.RECEIVING, f"receiving a workload from {_shown(uploader)}", upload=uploader)
+        )
         exchange.invite_body()
 
     def _refuse(self, exchange: Exchange, error: KeepfleetError, now: float) -> None:
@@ -201,9 +206,7 @@ class Endpoint:
         """The report goes out before the answer, so that an acknowledged workload is never lost."""
         module, self._upload = upload.module, None
         self._accepted = upload.checking.take_result()
-        client = f"{uploader.name} (serial {uploader.serial}), {uploader.fingerprint}"
-        _log(f"accepted {module.digest}, {module.bytes} bytes, named {ascii(module.name)}; client: {client}")
-        text = f"accepted a module of {module.bytes} bytes, {module.digest}"
+        text = f"accepted a module of {module.bytes} bytes, {module.digest}, from {_shown(uploader)}"
         if upload.checking.note:
             text += f"; {upload.checking.note}"
             _log(upload.checking.note)

@@ -147,7 +147,7 @@ class Channel:
 
 
 class Stage(Enum):
-    """The stages of an exchange. CHECKING: the body is whole and nothing is read; LINGERING: see `limits.LINGER_SECONDS`."""
+    """CHECKING: the body is whole and nothing is read; LINGERING: see `limits.LINGER_SECONDS`."""
 
     HANDSHAKE = "handshake"
     HEADERS = "headers"
@@ -159,9 +159,12 @@ class Stage(Enum):
 
 
 class Exchange:
-    """One client's connection and its one request. stage: the present one; deadline: the monotonic time at which this stage has lasted too long; peer: the
-    client's certificate, or the refusal that reading it gave, once the handshake is done; heard: whether the client has
-    sent anything."""
+    """One client's connection and its one request.
+
+    stage: the present one; deadline: the monotonic time at which it has lasted too long; peer: the client's
+    certificate, or the refusal that reading it gave, once the handshake is done; heard: whether the client has sent
+    anything.
+    """
 
     def __init__(self, channel: Channel, now: float) -> None:
         self._channel = channel

@@ -188,9 +188,7 @@ def _module_name(found: dict[bytes, bytes]) -> str:
     return name
 
 
-def read_request(
-    method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], max_workload: int
-) -> Request:
+def read_request(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], max_workload: int) -> Request:
     """What the client asks for. Raises KeepfleetError, or Refused, for anything the endpoint does not do."""
     found = _headers_of(headers)
     if target not in ROUTES:

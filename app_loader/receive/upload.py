@@ -81,7 +81,9 @@ class Body:
 class Upload:
     """An upload from its headers to its result; `close` drops everything it holds."""
 
-    def __init__(self, exchange: Exchange, request: Request, settings: Settings, grants: Grants | None, now: float) -> None:
+    def __init__(
+        self, exchange: Exchange, request: Request, settings: Settings, grants: Grants | None, now: float
+    ) -> None:
         """Raises KeepfleetError (NO_SPACE, INTERNAL), leaving nothing behind."""
         self.exchange = exchange
         self.request = request

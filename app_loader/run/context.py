@@ -81,7 +81,7 @@ class SecretFiles:
 
 
 class GuestContext:
-    """What one guest is given, as a WASI context. wasi: the context, to be used once; has_files: whether any directory is in it;
+    """What one guest is given. wasi: the context, to be used once; has_files: whether any directory is in it;
     writes_files: whether it may write to one."""
 
     def __init__(self, grants: Grants | None, runtime_directory: str) -> None:

@@ -17,11 +17,10 @@ import time
 from typing import TYPE_CHECKING
 
 from app_loader.descriptors import Grants, Passed, claim, read_grants
-from app_loader.limits import MAX_EVIDENCE_LINE, OS_STACK_SPARE_BYTES
+from app_loader.limits import EXACT_CPU_SECONDS, OS_STACK_SPARE_BYTES
 from app_loader.reports import Reporter
 from app_loader.run import outcome as outcomes
-from app_loader.run.deadline import end_after
-from app_loader.run.meter import Meter
+from app_loader.run.meter import Meter, end_after
 from app_loader.settings import read_limits
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
@@ -67,7 +66,8 @@ def _run(reporter: Reporter, meter: Meter) -> Outcome:
         _bound(limits)
         lock(executable_memory=False, files=context.has_files)
         reporter.send(Report(ReportType.RUNNING, text))
-        end_after(limits.cpu_seconds)
+        if limits.cpu_seconds <= EXACT_CPU_SECONDS:
+            end_after(limits.cpu_seconds)
         meter.begin(output=not context.writes_files)
         return run_guest(guest, limits, meter)
     finally:
@@ -106,7 +106,7 @@ def _load_fresh(compiled: int, limits: Limits, workload: Workload) -> Guest:
 
 
 def _compile_again(module: int, limits: Limits, grants: Grants | None) -> int:
-    """The module's new compiled file, made by a checker as at its upload. Raises KeepfleetError when that refuses it."""
+    """The module's new compiled file, made by a checker as at its upload. Raises KeepfleetError when it is refused."""
     from app_loader.check.checking import Checking
 
     checking = Checking(module, limits, None if grants is None else grants.description)

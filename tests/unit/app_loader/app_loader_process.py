@@ -24,8 +24,8 @@ import app_loader
 import keep_protocol
 from keep_protocol import tls
 from keep_protocol.constants import MAX_CONTROL_FRAME
-from keep_protocol.control import Report, ReportType, decode_report
 from keep_protocol.keep import Outcome
+from keep_protocol.reports import Report, ReportType, decode_report
 from keep_protocol.workload import Workload
 from tests.fakes.pki import Authority
 
@@ -34,7 +34,7 @@ PATIENCE = 30.0
 
 
 def installed(directory: Path, changed: Mapping[str, object]) -> Path:
-    """A directory as an installation leaves it: our packages beside h11 and wasmtime, limits of the app-loader
+    """A directory as an installation leaves it: our packages, h11 and wasmtime, limits of the app-loader
     `changed` so that a test need not wait for the real ones. Returns the way in."""
     for package in (app_loader, keep_protocol, h11, wasmtime):
         source = Path(next(iter(package.__path__)))
@@ -44,7 +44,7 @@ def installed(directory: Path, changed: Mapping[str, object]) -> Path:
             source = Path((directory / name).readlink())
             (directory / name).unlink()
             (directory / name).mkdir()
-            for file in source.glob("*.py"):
+            for file in source.iterdir():
                 (directory / name / file.name).symlink_to(file)
             lines = "".join(f"{key} = {value!r}\n" for key, value in changed.items())
             (directory / name / constants).unlink()
@@ -64,8 +64,8 @@ def descriptors_of(pid: int) -> dict[int, str]:
     return found
 
 
-class House:
-    """One app-loader process with everything it is handed."""
+class AppLoaderProcess:
+    """One app-loader process with everything that is passed to it."""
 
     def __init__(
         self,
@@ -76,9 +76,11 @@ class House:
         workload: Workload | None = None,
         grants: Sequence[int] = (),
         before: Sequence[str] = (),
+        stray: int | None = None,
     ) -> None:
         """`grants` are descriptors, in the order of `workload.grant_names`; the caller closes them. `before` is a
-        command that becomes the one that follows it, as what a unit does before its process."""
+        command that becomes the one that follows it, as what a unit does before its process. `stray` is a descriptor
+        that each process is started with beyond those that are passed to it."""
         self.directory, self.authority = directory, authority
         self._site = directory / "site"
         self._site.mkdir()
@@ -91,13 +93,15 @@ class House:
         self.port: int = self.listener.getsockname()[1]
         self.identity: int | None = None
         self.fingerprint = ""
-        self._handed: list[int] = []
+        self.given: dict[str, int] = {}
         self._before = list(before)
-        self.parked: int | None = None
+        self.parked: dict[str, int] = {}
+        self.stray = stray
         if workload is not None:
             (directory / "workload.json").write_bytes(workload.to_json())
             description = os.open(directory / "workload.json", os.O_RDONLY)
-            self._handed = [description, *(os.dup(grant) for grant in grants)]
+            names = ("workload", *workload.grant_names)
+            self.given = dict(zip(names, (description, *(os.dup(grant) for grant in grants)), strict=False))
         self._output: list[bytes] = []
         self._said = threading.Condition()
         self._threads: list[threading.Thread] = []
@@ -105,11 +109,11 @@ class House:
         self.spawn()
 
     def spawn(self) -> None:
-        """Starts the app-loader as the keep-loader does; again, on the identity of the last, after it has ended."""
+        """Starts the endpoint as the keep-loader does; again, on the identity of the last, after it has ended."""
         opened = [os.open(self.directory / name, os.O_RDONLY) for name in ("ca.pem", "revoked")]
-        handed = {4: self.listener.fileno(), 5: opened[0], 6: opened[1], **dict(enumerate(self._handed, 8))}
+        passed = dict(zip(("listener", "client-ca", "revoked"), (self.listener.fileno(), *opened), strict=True))
         if self.identity is not None:
-            handed[7] = self.identity
+            passed["identity"] = self.identity
         environment = {
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
@@ -117,33 +121,34 @@ class House:
             "KEEPFLEET_ADDRESS": "127.0.0.1",
             "KEEPFLEET_PORT": str(self.port),
             "KEEPFLEET_NAMES": "keep.example,10.1.2.3",
-            "KEEPFLEET_HAS_IDENTITY": "0" if self.identity is None else "1",
+            "KEEPFLEET_UPLOADERS": "*",
             "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory),
             "KEEPFLEET_OPENSSL": "/usr/bin/openssl",
-            **self.environment,
         }
-        self._start([], handed, environment)
+        self._start([], {**passed, **self.given}, environment)
         for descriptor in opened:
             os.close(descriptor)
 
     def run_again(self) -> None:
         """Starts the runner as the keep-loader does for a workload whose compiled module it has parked."""
-        assert self.parked is not None
-        environment = {"LANG": "C.UTF-8", "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory), **self.environment}
-        self._start(["run"], {4: self.parked, **dict(enumerate(self._handed, 5))}, environment)
+        environment = {"LANG": "C.UTF-8", "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory)}
+        self._start(["run"], {**self.parked, **self.given}, environment)
 
-    def _start(self, words: list[str], handed: Mapping[int, int], environment: Mapping[str, str]) -> None:
+    def _start(self, words: list[str], passed: Mapping[str, int], environment: Mapping[str, str]) -> None:
+        variables = {**environment, "KEEPFLEET_DESCRIPTORS": ",".join(passed), **self.environment}
         self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, out = socket.socketpair()  # what journald gives a unit: a stream socket
         null = os.open("/dev/null", os.O_RDONLY)
-        placed = {0: null, 1: out.fileno(), 2: out.fileno(), 3: theirs.fileno(), **handed}
+        placed = dict(enumerate([null, out.fileno(), out.fileno(), theirs.fileno(), *passed.values()]))
+        if self.stray is not None:
+            placed[len(placed) + 2] = self.stray
         base = 100
         actions: list[tuple[int, int, int] | tuple[int, int]] = []
         actions += [(os.POSIX_SPAWN_DUP2, source, base + i) for i, source in enumerate(placed.values())]
         actions += [(os.POSIX_SPAWN_DUP2, base + i, target) for i, target in enumerate(placed)]
         actions += [(os.POSIX_SPAWN_CLOSE, base + i) for i in range(len(placed))]
         command = [*self._before, sys.executable, "-I", "-S", str(self.entry), *words]
-        self.pid = os.posix_spawn(command[0], command, environment, file_actions=actions)
+        self.pid = os.posix_spawn(command[0], command, variables, file_actions=actions)
         os.close(null)
         theirs.close()
         out.close()
@@ -174,14 +179,15 @@ class House:
         if not packet:
             raise EOFError(f"the app-loader has ended: {self.output!r}")
         report = decode_report(packet)
+        named = dict(zip(report.descriptors, descriptors, strict=True))
         if report.type is ReportType.LISTENING:
             if self.identity is not None:
                 os.close(self.identity)
-            (self.identity,) = descriptors
+            self.identity = named.pop("identity")
             self.fingerprint = report.fingerprint
-        elif descriptors:
-            assert report.type is ReportType.ACCEPTED
-            (self.parked,) = descriptors
+        elif report.type is ReportType.ACCEPTED:
+            self.parked, named = named, {}
+        assert not named
         return report
 
     def expect(self, *kinds: ReportType) -> Report:
@@ -231,11 +237,10 @@ class House:
         if self.pid:
             self.kill()
         self.listener.close()
-        for descriptor in (self.identity, self.parked, *self._handed):
+        for descriptor in (self.identity, *self.parked.values(), *self.given.values()):
             if descriptor is not None:
                 os.close(descriptor)
-        self.identity = self.parked = None
-        self._handed = []
+        self.identity, self.parked, self.given = None, {}, {}
 
     def __enter__(self) -> Self:
         return self
@@ -306,9 +311,9 @@ def post(module: bytes) -> bytes:
     return request("POST", "/payload", {"Content-Type": "application/json", "Content-Length": len(body)}, body)
 
 
-def ask(house: House, certificate: Path, data: bytes) -> Answer:
+def ask(process: AppLoaderProcess, certificate: Path, data: bytes) -> Answer:
     """Sends `data` on a connection of its own and reads the answer."""
-    connection = house.connect(certificate)
+    connection = process.connect(certificate)
     with contextlib.suppress(ConnectionError, ssl.SSLError):  # it may be answered before it has said everything
         connection.sendall(data)
     return read_answer(connection, "HEAD" if data.startswith(b"HEAD") else "PUT")
@@ -317,11 +322,11 @@ def ask(house: House, certificate: Path, data: bytes) -> Answer:
 @contextlib.contextmanager
 def listening(
     directory: Path, authority: Authority, environment: Mapping[str, str] | None = None, **limits: object
-) -> Iterator[House]:
+) -> Iterator[AppLoaderProcess]:
     """An app-loader that listens, some of its limits changed."""
-    with House(directory, authority, environment, limits) as house:
-        house.expect(ReportType.LISTENING)
-        yield house
+    with AppLoaderProcess(directory, authority, environment, limits) as process:
+        process.expect(ReportType.LISTENING)
+        yield process
 
 
 @contextlib.contextmanager
@@ -331,19 +336,22 @@ def granted(
     workload: Workload,
     grants: Sequence[int] = (),
     before: Sequence[str] = (),
-) -> Iterator[House]:
+    stray: int | None = None,
+) -> Iterator[AppLoaderProcess]:
     """An app-loader that listens for a workload that gets something."""
-    with House(directory, authority, workload=workload, grants=grants, before=before) as house:
-        house.expect(ReportType.LISTENING)
-        yield house
+    with AppLoaderProcess(
+        directory, authority, workload=workload, grants=grants, before=before, stray=stray
+    ) as process:
+        process.expect(ReportType.LISTENING)
+        yield process
 
 
-def run(house: House, client: Path, module: bytes) -> Outcome:
+def run(process: AppLoaderProcess, client: Path, module: bytes) -> Outcome:
     """Uploads `module` and lets it run to its end."""
-    answer = ask(house, client, put(module))
+    answer = ask(process, client, put(module))
     assert answer.status == 200, answer
-    house.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
-    return house.outcome()
+    process.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
+    return process.outcome()
 
 
 def wasm(text: str) -> bytes:
