@@ -160,7 +160,7 @@ def read_certificate(der: bytes) -> CertificateFields:
             raise _Malformed(f"it is over {MAX_CERTIFICATE_BYTES} bytes")
         return _read(der)
     except ValueError as error:  # _Malformed, and UnicodeDecodeError
-        raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot read the client's certificate: {error}") from error
+        raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot read the certificate: {error}") from error
 
 
 class _Malformed(ValueError):

@@ -53,7 +53,7 @@ ONLY_IN: dict[str, set[str]] = {
         *(f"app_loader.{name}" for name in ("check.compiler", "check.imports")),
         *(f"app_loader.run.{name}" for name in ("context", "engine", "guest")),
     },
-    "cryptography": {"keep_manager.pki", "keepctl"},
+    "cryptography": {"keepctl"},
     "aiohttp": {"keep_manager"},
     "h11": {"app_loader.receive"},
     "click": {"keepctl", "testers"},
