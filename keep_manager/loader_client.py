@@ -16,10 +16,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from keep_manager.model import LoaderGone
-from keep_protocol.constants import CONTROL_REPLY_SECONDS, MAX_CONTROL_FRAME, control_socket_path
-from keep_protocol.control import Command, decode_reply, encode_command
+from keep_protocol.constants import CONTROL_REPLY_SECONDS, MAX_CONTROL_FRAME, control_socket_path, unit_name
+from keep_protocol.control import Command, claimed_spec, decode_reply, encode_command
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo
+from keep_protocol.keep import KeepInfo, merge
 
 BUSY_SECONDS = 0.005
 """Pause before another attempt at a socket whose queue is full; the kernel tells nobody when it has room."""
@@ -65,12 +65,12 @@ class LoaderSession:
             raise _unreachable(self._kuuid, f"no answer to {command.type.value} in {seconds:g} s") from None
         except OSError as error:
             raise _failed(self._kuuid, error) from error
-        info = decode_reply(frame)
-        if info.kuuid != self._kuuid:
+        report = decode_reply(frame)
+        if report.kuuid != self._kuuid:
             raise KeepfleetError(
-                ErrorKind.KEEP_FAILED, f"cannot trust the loader of keep {self._kuuid}: it says it is {info.kuuid}"
+                ErrorKind.KEEP_FAILED, f"cannot trust the loader of keep {self._kuuid}: it says it is {report.kuuid}"
             )
-        return info
+        return merge(claimed_spec(frame), report, unit_name(self._kuuid))
 
     async def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
         sent = 0

@@ -1,4 +1,4 @@
-"""A real loader process on a real Unix socket, with the test in systemd's place and a puppet for its app-loader."""
+"""A real loader process on a real Unix socket, with the test in systemd's place and a stub for its app-loader."""
 
 from __future__ import annotations
 
@@ -13,18 +13,31 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from keep_protocol.control import Command, CommandType, FrameDecoder, decode_reply, encode_command
-from keep_protocol.keep import KeepInfo
+from keep_protocol.control import (
+    START_DESCRIPTORS,
+    Command,
+    CommandType,
+    FrameDecoder,
+    StartMessage,
+    claimed_spec,
+    decode_reply,
+    encode_command,
+    start,
+)
+from keep_protocol.keep import KeepReport
+from keep_protocol.spec import KeepSpec
 from keep_protocol.states import State
 
 from .notified import listening
 
 FAKES = Path(__file__).resolve().parents[2] / "fakes"
-PUPPET = (sys.executable, "-I", "-S", str(FAKES / "app_loader_puppet.py"))
+STUB = (sys.executable, "-I", "-S", str(FAKES / "app_loader_stub.py"))
 KUUID = 7
 ROUNDS = 100
 """Commands answered until everything sent before them has been seen to; each is one turn of the loader's loop."""
 FINGERPRINT = "sha256:" + "ab" * 32
+UPLOAD = {"name": "alice", "serial": "ab12", "fingerprint": "sha256:" + "12" * 32}
+MODULE = {"name": "hello.wasm", "digest": "sha256:" + "34" * 32, "bytes": 1234}
 DEADLINE = 15.0
 """Seconds until a test gives up on another process; each of them answers in milliseconds."""
 
@@ -38,26 +51,40 @@ class Peer:
         self.sock.connect(path)
         self._decoder = FrameDecoder()
         self._frames: list[bytes] = []
+        self.frame = b""
 
     def send(self, kind: CommandType, contents: str = "", descriptors: tuple[int, ...] = ()) -> None:
-        line = encode_command(Command(kind, contents))
+        self.give(Command(kind, contents), descriptors)
+
+    def give(self, command: Command, descriptors: tuple[int, ...] = ()) -> None:
+        line = encode_command(command)
         if descriptors:
             socket.send_fds(self.sock, [line], list(descriptors))
         else:
             self.sock.sendall(line)
 
-    def answer(self) -> KeepInfo:
+    def start(self, passed: dict[str, int], **message: object) -> None:
+        """A start of version 2 with descriptors by name."""
+        self.give(start(StartMessage(descriptors=tuple(passed), **message)), tuple(passed.values()))
+
+    def answer(self) -> KeepReport:
         """The next answer. Raises the error the loader reports, or EOFError when it hangs up."""
         while not self._frames:
             data = self.sock.recv(65536)
             if not data:
                 raise EOFError
             self._frames += self._decoder.feed(data)
-        return decode_reply(self._frames.pop(0))
+        self.frame = self._frames.pop(0)
+        return decode_reply(self.frame)
 
-    def ask(self, kind: CommandType, contents: str = "", descriptors: tuple[int, ...] = ()) -> KeepInfo:
+    def ask(self, kind: CommandType, contents: str = "", descriptors: tuple[int, ...] = ()) -> KeepReport:
         self.send(kind, contents, descriptors)
         return self.answer()
+
+    def claims(self) -> KeepSpec:
+        """What the loader says of the keep's spec, as a manager of version 1 reads it."""
+        self.ask(CommandType.INFO)
+        return claimed_spec(self.frame)
 
     def has_hung_up(self) -> bool:
         """Waits until the loader closes the connection, whatever it still says."""
@@ -72,7 +99,7 @@ class Peer:
         self.sock.close()
 
 
-class Puppet:
+class Stub:
     """One fake app-loader that has called."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -84,6 +111,12 @@ class Puppet:
         self.arguments: list[str] = hello["arguments"]
         self.environment: dict[str, str] = hello["environment"]
         self.descriptors: dict[int, str] = {int(number): path for number, path in hello["descriptors"].items()}
+        self.names = list(filter(None, self.environment["KEEPFLEET_DESCRIPTORS"].split(",")))
+
+    @property
+    def passed(self) -> dict[str, str]:
+        """What each descriptor that was passed by name is open on."""
+        return {name: self.descriptors[number] for number, name in enumerate(self.names, 4)}
 
     def do(self, what: str, **more: object) -> str:
         """Gives an order and waits until it is done."""
@@ -95,11 +128,15 @@ class Puppet:
         self._lines.write(json.dumps({"do": what, **more}) + "\n")
         self._lines.flush()
 
-    def report(self, kind: str, files: tuple[str, ...] = (), **more: object) -> None:
-        self.do("report", report={"report": kind, **more}, files=files)
+    def report(self, kind: str, files: dict[str, str] | None = None, **more: object) -> None:
+        """Reports with files attached, by name."""
+        self.do("report", report={"report": kind, **more}, files=files or {})
 
     def listen(self, fingerprint: str = FINGERPRINT, identity: str = "the key") -> None:
-        self.report("listening", (identity,), fingerprint=fingerprint, certificate="PEM")
+        self.report("listening", {"identity": identity}, fingerprint=fingerprint, certificate="PEM")
+
+    def accept(self, files: dict[str, str] | None = None) -> None:
+        self.report("accepted", files, upload=UPLOAD, module=MODULE)
 
     def is_gone(self) -> bool:
         """Waits until the process has ended, whatever it still answers."""
@@ -120,16 +157,16 @@ class LoaderProcess:
         self.systemd = stack.enter_context(listening(str(directory.parent / "notify"), DEADLINE))
         self._calls = stack.enter_context(socket.socket(socket.AF_UNIX))
         self._calls.settimeout(DEADLINE)
-        self._calls.bind(str(directory / "puppet.sock"))
+        self._calls.bind(str(directory / "stub.sock"))
         self._calls.listen(8)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *command: str, environment: dict[str, str] | None = None) -> None:
-        """Starts the loader and waits until it is READY; what systemd keeps is handed to it."""
+    def start(self, *command: str, environment: dict[str, str] | None = None, strays: tuple[int, ...] = ()) -> None:
+        """Starts the loader and waits until it is READY; what systemd keeps is passed to it, and `strays` are open."""
         stored = dict(self.systemd.stored)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, FAKES / "loader_main.py", str(KUUID), *(command or PUPPET)],
+                [sys.executable, FAKES / "loader_main.py", str(KUUID), *(command or STUB)],
                 env={
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                     "RUNTIME_DIRECTORY": str(self.directory),
@@ -139,7 +176,7 @@ class LoaderProcess:
                 },
                 stdin=subprocess.DEVNULL,
                 stderr=log,
-                pass_fds=list(stored.values()),
+                pass_fds=[*stored.values(), *strays],
             )
         self._stack.callback(self.end)
         self.systemd.wait_for("READY")
@@ -158,12 +195,12 @@ class LoaderProcess:
         self._stack.callback(peer.close)
         return peer
 
-    def puppet(self) -> Puppet:
+    def stub(self) -> Stub:
         """The next app-loader that calls."""
         sock, _ = self._calls.accept()
-        puppet = Puppet(sock)
-        self._stack.callback(puppet.close)
-        return puppet
+        stub = Stub(sock)
+        self._stack.callback(stub.close)
+        return stub
 
     def log_text(self) -> str:
         return self.log.read_text()
@@ -183,7 +220,7 @@ class LoaderProcess:
 
 
 @dataclass
-class Door:
+class Endpoint:
     """What START hands over."""
 
     listener: socket.socket
@@ -195,12 +232,17 @@ class Door:
         return self.listener.fileno(), self.authority, self.revoked
 
     @property
+    def named(self) -> dict[str, int]:
+        """The same by name."""
+        return dict(zip(START_DESCRIPTORS, self.descriptors, strict=True))
+
+    @property
     def port(self) -> int:
         return int(self.listener.getsockname()[1])
 
 
 @contextmanager
-def door(directory: Path) -> Iterator[Door]:
+def endpoint(directory: Path) -> Iterator[Endpoint]:
     """A listening socket on a free port, and two files that can be read alone."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -209,14 +251,14 @@ def door(directory: Path) -> Iterator[Door]:
             (directory / name).write_text(name)
             numbers.append(os.open(directory / name, os.O_RDONLY))
             stack.callback(os.close, numbers[-1])
-        yield Door(listener, *numbers)
+        yield Endpoint(listener, *numbers)
 
 
-def opened(loader: LoaderProcess, handed: Door) -> tuple[Peer, Puppet]:
+def opened(loader: LoaderProcess, passed: Endpoint) -> tuple[Peer, Stub]:
     """A keep that awaits its workload."""
     peer = loader.peer()
-    peer.send(CommandType.START, "", handed.descriptors)
-    puppet = loader.puppet()
-    puppet.listen()
+    peer.start(passed.named)
+    stub = loader.stub()
+    stub.listen()
     assert peer.answer().state is State.STARTED
-    return peer, puppet
+    return peer, stub

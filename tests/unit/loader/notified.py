@@ -46,7 +46,7 @@ class Systemd:
                 return said
 
     @property
-    def door(self) -> set[str]:
+    def endpoint(self) -> set[str]:
         """The names of what is parked of the keep's door; its record is no part of that."""
         return set(self.stored) - {"record"}
 
@@ -67,7 +67,7 @@ def _send(path: str, message: str) -> None:
 
 
 def _pass_on(notify: socket.socket, into: socket.socket) -> None:
-    """Takes every message at once, as systemd does.
+    """Takes every message immediately, as systemd does.
 
     The kernel queues ten (net.unix.max_dgram_qlen) where no systemd has raised that at boot, and then the loader waits.
     """

@@ -12,28 +12,28 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from keep_loader import fdstore, isolation, restart
 from keep_loader.description import MAX_OWNER
-from keep_loader.log import plain
-from keep_loader.loop import READABLE, Loop
 from keep_loader.memory import memory_kills
-from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, plain_lines
 from keep_loader.record import RecordFile, resume_from
 from keep_loader.saved import MAX_RECORD, Saved, decode_saved, encode_saved
-from keep_loader.settings import read_settings
 from keep_loader.status import status_text
+
+from keep_loader import fdstore, isolation, restart
+from keep_loader.log import plain
+from keep_loader.loop import READABLE, Loop
+from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, plain_lines
+from keep_loader.settings import read_settings
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import decode_reply, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State
 
 NOW = 1_800_000_000.0
-WHOLE_DOOR = frozenset(fdstore.DOOR_NAMES)
+WHOLE_ENDPOINT = frozenset(fdstore.DOOR_NAMES)
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 
 
@@ -59,7 +59,7 @@ def test_what_is_believed_always_fits_an_answer_and_can_be_printed(text: str, li
     assert outcome is not None and outcome.signal is None
     assert outcome.text.isprintable() and outcome.text
     assert all(line.isprintable() for line in outcome.backtrace)
-    info = KeepInfo(kuuid=1, state=State.ERROR, detail=outcome.text[:200], certificate="x" * 8192, outcome=outcome)
+    info = KeepReport(kuuid=1, state=State.ERROR, detail=outcome.text[:200], certificate="x" * 8192, outcome=outcome)
     assert decode_reply(encode_reply(info)) == info
 
 
@@ -67,7 +67,7 @@ def test_the_longest_outcome_and_the_longest_labels_fit_an_answer() -> None:
     widest = "\U0001f512"  # printable, and twelve bytes in JSON
     outcome = believe(Outcome(OutcomeKind.TRAPPED, widest * 9999, backtrace=(widest * 9999,) * 99))
     assert outcome is not None and sum(map(len, outcome.backtrace)) <= MAX_LINES_TOTAL
-    info = KeepInfo(
+    info = KeepReport(
         kuuid=1,
         state=State.ERROR,
         detail=widest * 200,
@@ -92,21 +92,21 @@ def test_plain_text_is_one_printable_line_of_its_length(text: str, limit: int) -
 
 
 @pytest.mark.parametrize("phase", list(Phase))
-@pytest.mark.parametrize("stored", [frozenset[str](), WHOLE_DOOR, WHOLE_DOOR - {"identity"}])
+@pytest.mark.parametrize("stored", [frozenset[str](), WHOLE_ENDPOINT, WHOLE_ENDPOINT - {"identity"}])
 def test_every_record_leads_somewhere_a_booting_keep_may_go(phase: Phase, stored: frozenset[str]) -> None:
     assert (Phase.BOOTING, resume_from(Saved(phase), stored, NOW).event) in TRANSITIONS
 
 
 @pytest.mark.parametrize("missing", fdstore.DOOR_NAMES)
-def test_a_door_is_opened_again_only_with_all_it_had(missing: str) -> None:
-    assert resume_from(Saved(Phase.AWAITING), WHOLE_DOOR, NOW).event is Event.RESUME
-    assert resume_from(Saved(Phase.REOPENING), WHOLE_DOOR, NOW).event is Event.RESUME
-    resumption = resume_from(Saved(Phase.AWAITING), WHOLE_DOOR - {missing}, NOW)
+def test_an_endpoint_is_opened_again_only_with_all_it_had(missing: str) -> None:
+    assert resume_from(Saved(Phase.AWAITING), WHOLE_ENDPOINT, NOW).event is Event.RESUME
+    assert resume_from(Saved(Phase.REOPENING), WHOLE_ENDPOINT, NOW).event is Event.RESUME
+    resumption = resume_from(Saved(Phase.AWAITING), WHOLE_ENDPOINT - {missing}, NOW)
     assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
 
 
 def test_no_record_is_a_fresh_keep() -> None:
-    assert resume_from(None, WHOLE_DOOR, NOW).event is Event.READY
+    assert resume_from(None, WHOLE_ENDPOINT, NOW).event is Event.READY
 
 
 OUTCOMES = st.none() | st.builds(Outcome, st.sampled_from(OutcomeKind), st.text(), st.none() | st.integers(0, 255))
@@ -178,7 +178,7 @@ def test_a_writing_that_was_cut_off_leaves_the_one_before_it(cut: int) -> None:
 
 
 def shown(phase: Phase, **more: object) -> str:
-    info = KeepInfo(kuuid=1, state=STATE_OF[phase], **more)  # type: ignore[arg-type]
+    info = KeepReport(kuuid=1, state=STATE_OF[phase], **more)  # type: ignore[arg-type]
     return status_text(phase, info)
 
 
@@ -187,8 +187,8 @@ def test_status_lines_read_well() -> None:
     assert shown(Phase.AWAITING, detail="awaiting workload", **place) == (
         "started: awaiting workload on [::1]:3031, sha256:abababababab…"
     )
-    assert shown(Phase.OPENING, detail="opening the door", address="10.0.0.1", port=1) == (
-        "listening: opening the door on 10.0.0.1:1"
+    assert shown(Phase.OPENING, detail="opening the upload endpoint", address="10.0.0.1", port=1) == (
+        "listening: opening the upload endpoint on 10.0.0.1:1"
     )
     outcome = Outcome(OutcomeKind.EXITED, "exited 3", 3, wall_seconds=0.25, peak_bytes=12_000_000)
     assert shown(Phase.ENDED, detail="exited 3", outcome=outcome, **place) == "complete: exited 3 (0.25 s, 12 MB)"
@@ -234,7 +234,7 @@ def test_a_wrong_start_is_one_clear_error(arguments: list[str], environment: dic
         read_settings(arguments, environment)
 
 
-def test_the_loop_calls_nobody_for_a_descriptor_that_was_closed_meanwhile() -> None:
+def test_the_loop_calls_no_handler_of_a_descriptor_that_was_closed_meanwhile() -> None:
     loop, calls = Loop(), list[str]()
     pairs = [socket.socketpair() for _ in range(2)]
 
@@ -264,7 +264,7 @@ def test_deadlines_come_in_time_can_be_moved_and_can_be_dropped() -> None:
     loop.run()
     assert calls == ["late"]
     assert 0.04 <= time.monotonic() - began < 5
-    assert not loop.stands("end")
+    assert not loop.is_set("end")
 
 
 def test_a_deadline_may_lie_years_ahead() -> None:
@@ -274,19 +274,19 @@ def test_a_deadline_may_lie_years_ahead() -> None:
     loop.watch(reader, READABLE, lambda _: loop.stop())
     os.write(writer, b"x")
     loop.run()
-    assert loop.stands("far")
+    assert loop.is_set("far")
     for descriptor in (reader, writer):
         os.close(descriptor)
 
 
-def test_the_probe_names_every_wall_that_an_ordinary_process_lacks(tmp_path: Path) -> None:
+def test_the_probe_names_every_isolation_failure_of_an_ordinary_process(tmp_path: Path) -> None:
     missing = isolation.isolation_failures(str(tmp_path))
     assert "a socket of AF_INET can be made" in missing
     assert "system calls are not filtered" in missing or "new privileges can be gained" in missing
     assert any(line.startswith("programs in ") for line in missing)
 
 
-def test_a_bus_that_can_be_connected_to_is_a_missing_wall(place: Path) -> None:
+def test_a_bus_that_can_be_connected_to_is_an_isolation_failure(place: Path) -> None:
     with socket.socket(socket.AF_UNIX) as bus:
         bus.bind(str(place / "bus"))
         bus.listen()

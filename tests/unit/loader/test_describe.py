@@ -8,43 +8,43 @@ import signal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from keep_loader.description import MAX_OWNER, read_description
+
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo
+from keep_protocol.keep import KeepReport
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
 from keep_protocol.states import State
 
-from .harness import Door, LoaderProcess, opened
+from .harness import Endpoint, LoaderProcess, opened
 
 CALLED = {"name": "web-1", "labels": {"team/role": "a b", "env": "prüf"}, "owner": "alice"}
 
 
-def called(info: KeepInfo) -> dict[str, object]:
+def called(info: KeepReport) -> dict[str, object]:
     return {"name": info.name, "labels": dict(info.labels), "owner": info.owner}
 
 
-def test_a_keep_has_the_limits_of_its_unit_and_passes_them_on(unstarted: LoaderProcess, handed: Door) -> None:
+def test_a_keep_has_the_limits_of_its_unit_and_passes_them_on(unstarted: LoaderProcess, passed: Endpoint) -> None:
     limits = Limits(wall_seconds=10, memory_bytes=1 << 20)
     unstarted.start(environment={"KEEPFLEET_LIMITS": limits.to_text()})
     assert unstarted.peer().ask(CommandType.INFO).limits == limits
-    _, puppet = opened(unstarted, handed)
-    assert puppet.environment["KEEPFLEET_LIMITS"] == limits.to_text()
+    _, stub = opened(unstarted, passed)
+    assert stub.environment["KEEPFLEET_LIMITS"] == limits.to_text()
 
 
 def test_a_keep_without_limits_has_the_default_ones(loader: LoaderProcess) -> None:
     assert loader.peer().ask(CommandType.INFO).limits == DEFAULT_LIMITS
 
 
-def test_a_description_is_shown_and_can_be_given_anew(loader: LoaderProcess) -> None:
+def test_a_description_is_shown_and_can_be_given_again(loader: LoaderProcess) -> None:
     peer = loader.peer()
     assert called(peer.ask(CommandType.DESCRIBE, json.dumps(CALLED))) == CALLED
     assert called(peer.ask(CommandType.INFO)) == CALLED
     assert called(peer.ask(CommandType.DESCRIBE, "{}")) == {"name": "", "labels": {}, "owner": ""}
 
 
-def test_a_description_survives_the_loader_in_every_phase(loader: LoaderProcess, handed: Door) -> None:
+def test_a_description_survives_the_loader_in_every_phase(loader: LoaderProcess, passed: Endpoint) -> None:
     loader.peer().ask(CommandType.DESCRIBE, json.dumps(CALLED))
     for _ in range(2):
         loader.end(signal.SIGKILL)
@@ -52,7 +52,7 @@ def test_a_description_survives_the_loader_in_every_phase(loader: LoaderProcess,
         loader.start()
         info = loader.peer().ask(CommandType.INFO)
         assert (info.state, called(info)) == (State.LISTENING, CALLED)
-    peer, _ = opened(loader, handed)
+    peer, _ = opened(loader, passed)
     peer.ask(CommandType.STOP, "bob")
     loader.end(signal.SIGKILL)
     loader.systemd.drain()
@@ -61,18 +61,18 @@ def test_a_description_survives_the_loader_in_every_phase(loader: LoaderProcess,
     assert (info.state, called(info)) == (State.COMPLETE, CALLED)
 
 
-def test_a_failed_start_leaves_the_description(loader: LoaderProcess, handed: Door) -> None:
+def test_a_failed_start_leaves_the_description(loader: LoaderProcess, passed: Endpoint) -> None:
     peer = loader.peer()
     peer.ask(CommandType.DESCRIBE, json.dumps(CALLED))
-    peer.send(CommandType.START, "", handed.descriptors)
-    loader.puppet().order("exit", code=1)
+    peer.send(CommandType.START, "", passed.descriptors)
+    loader.stub().order("exit", code=1)
     with pytest.raises(KeepfleetError):
         peer.answer()
     assert called(peer.ask(CommandType.INFO)) == CALLED
 
 
-def test_a_started_keep_keeps_its_description(loader: LoaderProcess, handed: Door) -> None:
-    peer, _ = opened(loader, handed)
+def test_a_started_keep_keeps_its_description(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, _ = opened(loader, passed)
     with pytest.raises(KeepfleetError) as refused:
         peer.ask(CommandType.DESCRIBE, json.dumps(CALLED))
     assert refused.value.kind is ErrorKind.CONFLICT

@@ -1,4 +1,4 @@
-"""How a workload's end is told: by whom, in which words, and with figures that are its own."""
+"""How a workload's end is reported: by whom, in which words, and with figures that are its own."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from keep_loader.child import Exit, spawn
 from keep_loader.meter import Meter, Used, processor_seconds
+
 from keep_loader.outcome import PEAK_SLACK_BYTES, Death, believe, event_of, outcome_of
 from keep_protocol.control import CommandType
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import MIB, Limits
 from keep_protocol.states import Event, State
 
-from .harness import Door, LoaderProcess, Peer, Puppet, opened
+from .harness import Endpoint, LoaderProcess, Peer, Stub, opened
 
 LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB)
 USED = Used(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
@@ -33,7 +33,7 @@ OUT_OF_PROCESSOR = "over its processor time limit of 5 s"
 
 @dataclass
 class Case:
-    """What is known of a death, and what must be told of it."""
+    """What is known of a death, and what must be reported of it."""
 
     death: Death
     kind: OutcomeKind
@@ -62,7 +62,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_the_end_of_a_workload_is_told_from_the_best_witness(case: Case) -> None:
+def test_the_end_of_a_workload_is_reported_from_the_best_evidence(case: Case) -> None:
     outcome = outcome_of(case.death, case.used, LIMITS)
     assert (outcome.kind, outcome.text, event_of(outcome)) == (case.kind, case.text, case.event)
     assert outcome.by == ("alice" if case.kind is OutcomeKind.STOPPED else "")
@@ -74,25 +74,25 @@ def test_an_outcome_says_when_and_how_long() -> None:
     assert (outcome.cpu_seconds, outcome.peak_bytes, outcome.output_bytes) == (0.25, 7 * MIB, None)
 
 
-@pytest.mark.parametrize(("told", "shown"), [(None, 0.25), (0.1, 0.1), (1.01, 1.01), (1.1, 0.25), (1e9, 0.25)])
-def test_processor_time_is_the_runners_own_where_the_kernel_saw_as_much(told: float | None, shown: float) -> None:
-    reported = Outcome(OutcomeKind.EXITED, "exited 0", 0, cpu_seconds=told)
+@pytest.mark.parametrize(("own", "shown"), [(None, 0.25), (0.1, 0.1), (1.01, 1.01), (1.1, 0.25), (1e9, 0.25)])
+def test_processor_time_is_the_runners_own_where_the_kernel_saw_as_much(own: float | None, shown: float) -> None:
+    reported = Outcome(OutcomeKind.EXITED, "exited 0", 0, cpu_seconds=own)
     assert outcome_of(Death(Exit(0, None, 1.0, 9 * MIB), reported), USED, LIMITS).cpu_seconds == shown
 
 
 @pytest.mark.parametrize(
-    ("told", "shown"),
+    ("own", "shown"),
     [(None, 7), (3, 3), (9, 9), (9 + PEAK_SLACK_BYTES // MIB, 13), (14, 7), (0, 7), (-1, 7), (1 << 60, 7)],
 )
-def test_peak_memory_is_the_runners_own_where_the_kernel_saw_as_much(told: int | None, shown: int) -> None:
-    peak = None if told is None else told * MIB
+def test_peak_memory_is_the_runners_own_where_the_kernel_saw_as_much(own: int | None, shown: int) -> None:
+    peak = None if own is None else own * MIB
     reported = Outcome(OutcomeKind.EXITED, "exited 0", 0, peak_bytes=peak)
     assert outcome_of(Death(Exit(0, None, 1.0, 9 * MIB), reported), USED, LIMITS).peak_bytes == shown * MIB
 
 
-@pytest.mark.parametrize(("told", "shown"), [(None, None), (0, 0), (5, 5), (-1, None), (1 << 63, None)])
-def test_output_is_counted_by_the_runner_alone(told: int | None, shown: int | None) -> None:
-    reported = believe(Outcome(OutcomeKind.EXITED, "exited 0", 0, output_bytes=told))
+@pytest.mark.parametrize(("own", "shown"), [(None, None), (0, 0), (5, 5), (-1, None), (1 << 63, None)])
+def test_output_is_counted_by_the_runner_alone(own: int | None, shown: int | None) -> None:
+    reported = believe(Outcome(OutcomeKind.EXITED, "exited 0", 0, output_bytes=own))
     assert reported is not None
     assert outcome_of(Death(Exit(0, None), reported), USED, LIMITS).output_bytes == shown
 
@@ -139,7 +139,7 @@ def test_a_clock_that_is_set_meanwhile_changes_no_duration(set_by: float, monkey
     assert used.ended_at - used.started_at == pytest.approx(used.wall_seconds, abs=0.001)
 
 
-def test_a_process_that_was_never_a_door_has_the_kernels_figures() -> None:
+def test_a_process_that_was_never_an_endpoint_has_the_kernels_figures() -> None:
     child = spawn(("/bin/true",), {}, [])
     meter = Meter(child.pid, fresh=True)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
@@ -156,55 +156,55 @@ def test_what_cannot_be_seen_is_not_measured() -> None:
     assert (used.cpu_seconds, used.peak_bytes) == (None, None)
 
 
-def limited(loader: LoaderProcess, handed: Door, limits: Limits) -> tuple[Peer, Puppet]:
+def limited(loader: LoaderProcess, passed: Endpoint, limits: Limits) -> tuple[Peer, Stub]:
     """A keep with `limits` whose workload has been accepted."""
     loader.start(environment={"KEEPFLEET_LIMITS": limits.to_text()})
-    peer, puppet = opened(loader, handed)
-    puppet.report("accepted")
+    peer, stub = opened(loader, passed)
+    stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
-    return peer, puppet
+    return peer, stub
 
 
-def ended(peer: Peer) -> tuple[KeepInfo, Outcome]:
+def ended(peer: Peer) -> tuple[KeepReport, Outcome]:
     info = peer.ask(CommandType.WAIT, str(int(State.STARTED)))
     assert info.outcome is not None
     return info, info.outcome
 
 
-def test_a_workload_over_its_time_is_killed_and_the_limit_named(unstarted: LoaderProcess, handed: Door) -> None:
-    peer, puppet = limited(unstarted, handed, Limits(wall_seconds=1))
-    puppet.do("ignore-term")
+def test_a_workload_over_its_time_is_killed_and_the_limit_named(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = limited(unstarted, passed, Limits(wall_seconds=1))
+    stub.do("ignore-term")
     info, outcome = ended(peer)
     assert (info.state, info.detail) == (State.ERROR, "over its time limit of 1 s")
     assert (outcome.kind, outcome.signal) == (OutcomeKind.LIMITED, signal.SIGKILL)
     assert outcome.wall_seconds is not None and 1.0 <= outcome.wall_seconds < 1.5
     assert outcome.peak_bytes is not None and outcome.peak_bytes > MIB
-    assert puppet.is_gone()
+    assert stub.is_gone()
 
 
-def test_a_workload_over_its_processor_time_names_that_limit(unstarted: LoaderProcess, handed: Door) -> None:
-    peer, puppet = limited(unstarted, handed, Limits(cpu_seconds=7))
-    os.kill(puppet.pid, signal.SIGXCPU)
+def test_a_workload_over_its_processor_time_names_that_limit(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = limited(unstarted, passed, Limits(cpu_seconds=7))
+    os.kill(stub.pid, signal.SIGXCPU)
     info, outcome = ended(peer)
     assert (info.state, info.detail) == (State.ERROR, "over its processor time limit of 7 s")
     assert outcome.kind is OutcomeKind.LIMITED
 
 
-def test_a_workload_may_say_which_of_its_limits_it_met(unstarted: LoaderProcess, handed: Door) -> None:
-    peer, puppet = limited(unstarted, handed, Limits())
-    puppet.report("ended", outcome={"kind": "limited", "text": "over its memory limit of 64 MiB"})
-    puppet.order("exit", code=1)
+def test_a_workload_may_say_which_of_its_limits_it_met(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = limited(unstarted, passed, Limits())
+    stub.report("ended", outcome={"kind": "limited", "text": "over its memory limit of 64 MiB"})
+    stub.order("exit", code=1)
     info, outcome = ended(peer)
     assert (info.detail, outcome.kind) == ("over its memory limit of 64 MiB", OutcomeKind.LIMITED)
 
 
-def test_what_the_door_used_is_not_the_workloads(unstarted: LoaderProcess, handed: Door) -> None:
+def test_what_the_endpoint_used_is_not_the_workloads(unstarted: LoaderProcess, passed: Endpoint) -> None:
     unstarted.start()
-    peer, puppet = opened(unstarted, handed)
-    puppet.do("burn", seconds=0.3)
-    puppet.report("accepted")
+    peer, stub = opened(unstarted, passed)
+    stub.do("burn", seconds=0.3)
+    stub.accept()
     unstarted.systemd.wait_for("STATUS", "started: running")
-    os.kill(puppet.pid, signal.SIGSEGV)
+    os.kill(stub.pid, signal.SIGSEGV)
     _, outcome = ended(peer)
     assert outcome.cpu_seconds is not None and outcome.cpu_seconds < 0.2
     assert outcome.peak_bytes is None  # its memory was gone before anybody could look
@@ -213,8 +213,8 @@ def test_what_the_door_used_is_not_the_workloads(unstarted: LoaderProcess, hande
     assert outcome.ended_monotonic is not None and 0 < outcome.ended_monotonic <= time.monotonic()
 
 
-def test_a_stop_says_by_whom_and_when(unstarted: LoaderProcess, handed: Door) -> None:
-    peer, _ = limited(unstarted, handed, Limits())
+def test_a_stop_says_by_whom_and_when(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    peer, _ = limited(unstarted, passed, Limits())
     before = time.time()
     outcome = peer.ask(CommandType.STOP, "alice").outcome
     assert outcome is not None and (outcome.kind, outcome.by) == (OutcomeKind.STOPPED, "alice")

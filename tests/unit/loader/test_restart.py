@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from keep_loader.record import resume_from
+from keep_loader.saved import Saved, decode_saved, encode_saved
+
 from keep_loader.restart import (
     ALWAYS,
     MAX_RERUNS,
@@ -26,16 +27,15 @@ from keep_loader.restart import (
     too_often,
     wanted,
 )
-from keep_loader.saved import Saved, decode_saved, encode_saved
 from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, State
 from keep_protocol.workload import Directory, Workload
 
-from .harness import DEADLINE, Door, LoaderProcess, Puppet
+from .harness import DEADLINE, Endpoint, LoaderProcess, Stub
 
 NOW = 1_800_000_000.0
 EXITED = {code: Outcome(OutcomeKind.EXITED, f"exited {code}", code) for code in (0, 1)}
@@ -141,46 +141,48 @@ def test_a_record_of_another_shape_is_refused(change: dict[str, object]) -> None
 class Repeated:
     """A keep whose workload is to be started again, with the test in systemd's place."""
 
-    def __init__(self, loader: LoaderProcess, handed: Door, place: Path, policy: RestartPolicy) -> None:
+    def __init__(self, loader: LoaderProcess, passed: Endpoint, place: Path, policy: RestartPolicy) -> None:
         self.loader = loader
         workload = Workload(stdin=True, directories=(Directory("/d"),), restart=policy)
         (place / "w").write_bytes(workload.to_json())
         (place / "in").write_bytes(b"one line\n")
         self.descriptors = [os.open(place / name, os.O_RDONLY) for name in ("w", "in", ".")]
         peer = loader.peer()
-        peer.send(CommandType.START, "", (*handed.descriptors, *self.descriptors))
-        self.puppet = loader.puppet()
-        self.puppet.listen()
+        peer.send(CommandType.START, "", (*passed.descriptors, *self.descriptors))
+        self.stub = loader.stub()
+        self.stub.listen()
         peer.answer()
 
     def accept(self) -> None:
-        self.puppet.report("accepted", ("the module",))
+        self.stub.report("accepted", ("the module",))
         self.loader.systemd.wait_for("STATUS", "started: running")
 
     def exit(self, code: int) -> None:
-        self.puppet.report("ended", outcome={"kind": "exited", "text": f"exited {code}", "exit_code": code})
-        self.puppet.order("exit", code=code)
+        self.stub.report("ended", outcome={"kind": "exited", "text": f"exited {code}", "exit_code": code})
+        self.stub.order("exit", code=code)
 
-    def again(self) -> Puppet:
+    def again(self) -> Stub:
         """The loader has exited for it: systemd starts it again, and it the workload."""
         assert self.loader.process is not None
         assert self.loader.process.wait(DEADLINE) == RESTART_STATUS
         self.loader.systemd.drain()
         self.loader.start()
-        self.puppet = self.loader.puppet()
-        return self.puppet
+        self.stub = self.loader.stub()
+        return self.stub
 
-    def info(self) -> KeepInfo:
+    def info(self) -> KeepReport:
         return self.loader.peer().ask(CommandType.INFO)
 
-    def end(self) -> KeepInfo:
+    def end(self) -> KeepReport:
         return self.loader.peer().ask(CommandType.WAIT, str(int(State.STARTED)))
 
 
 @pytest.fixture
-def repeated(request: pytest.FixtureRequest, loader: LoaderProcess, handed: Door, place: Path) -> Iterator[Repeated]:
+def repeated(
+    request: pytest.FixtureRequest, loader: LoaderProcess, passed: Endpoint, place: Path
+) -> Iterator[Repeated]:
     with ExitStack() as stack:
-        made = Repeated(loader, handed, place.parent, getattr(request, "param", RestartPolicy.ON_FAILURE))
+        made = Repeated(loader, passed, place.parent, getattr(request, "param", RestartPolicy.ON_FAILURE))
         for descriptor in made.descriptors:
             stack.callback(os.close, descriptor)
         made.accept()
@@ -192,29 +194,29 @@ ALWAYS_REPEATED = pytest.mark.parametrize("repeated", [RestartPolicy.ALWAYS], in
 
 def test_a_running_workload_keeps_its_module_and_grants_with_systemd(repeated: Repeated) -> None:
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == {"compiled", "workload", "stdin", "directory-0"}
+    assert repeated.loader.systemd.parked == {"compiled", "workload", "stdin", "directory-0"}
     assert os.pread(repeated.loader.systemd.stored["compiled"], 100, 0) == b"the module"
 
 
 def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated) -> None:
     assert os.read(repeated.descriptors[1], 100) == b"one line\n"  # as its first run did: the offset is shared
     repeated.exit(1)
-    puppet = repeated.again()
-    assert puppet.arguments == ["run"]
-    assert puppet.environment == {
+    stub = repeated.again()
+    assert stub.arguments == ["run"]
+    assert stub.environment == {
         "PATH": "/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "KEEPFLEET_RUNTIME_DIRECTORY": str(repeated.loader.directory),
         "KEEPFLEET_LIMITS": Limits().to_text(),
     }
-    assert set(puppet.descriptors) == set(range(8))
+    assert set(stub.descriptors) == set(range(8))
     given = [os.readlink(f"/proc/self/fd/{number}") for number in repeated.descriptors]
-    assert [puppet.descriptors[number] for number in (5, 6, 7)] == given
+    assert [stub.descriptors[number] for number in (5, 6, 7)] == given
     assert os.read(repeated.descriptors[1], 100) == b"one line\n"  # from its beginning
     info = repeated.info()
     assert (info.state, info.restarts, info.outcome) == (State.STARTED, 1, None)
     assert info.detail == "running the workload again: exited 1"
-    puppet.report("running", text="running the workload")
+    stub.report("running", text="running the workload")
     repeated.loader.systemd.wait_for("STATUS", "started: running the workload (started again once)")
     repeated.exit(0)
     info = repeated.end()
@@ -222,14 +224,14 @@ def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated)
     assert info.outcome is not None
     assert info.outcome.peak_bytes is not None and info.outcome.peak_bytes > 1_000_000
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.systemd.parked == set()
 
 
 def test_a_workload_that_did_its_job_is_not_run_again(repeated: Repeated) -> None:
     repeated.exit(0)
     assert repeated.end().state is State.COMPLETE
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.systemd.parked == set()
 
 
 @ALWAYS_REPEATED
@@ -240,15 +242,15 @@ def test_a_workload_that_must_always_run_is_run_again_after_its_job(repeated: Re
 
 
 @ALWAYS_REPEATED
-def test_a_stop_is_for_good(repeated: Repeated) -> None:
+def test_a_stop_is_permanent(repeated: Repeated) -> None:
     assert repeated.loader.peer().ask(CommandType.STOP, "alice").detail == "stopped by alice"
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.systemd.parked == set()
     assert repeated.loader.end(signal.SIGTERM) == 0
 
 
 @ALWAYS_REPEATED
-def test_the_end_of_the_unit_is_for_good(repeated: Repeated) -> None:
+def test_the_end_of_the_unit_is_permanent(repeated: Repeated) -> None:
     assert repeated.loader.end(signal.SIGTERM) == 0
     assert "stopped by the end of its unit" in repeated.loader.log_text()
 
@@ -259,24 +261,24 @@ def test_a_crash_loop_ends_with_its_reason_before_systemd_ends_it(repeated: Repe
         repeated.exit(1)
         repeated.again()
     outcome = {"kind": "trapped", "text": "trapped: unreachable", "backtrace": ["0: f"]}
-    repeated.puppet.report("ended", outcome=outcome)
-    repeated.puppet.order("exit", code=1)
+    repeated.stub.report("ended", outcome=outcome)
+    repeated.stub.order("exit", code=1)
     info = repeated.end()
     assert (info.state, info.restarts) == (State.ERROR, MAX_RERUNS)
     assert info.detail == "gave it up after starting it again 4 times within 60 s: trapped: unreachable"
     assert info.outcome is not None
     assert (info.outcome.kind, info.outcome.backtrace) == (OutcomeKind.TRAPPED, ("0: f",))
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.systemd.parked == set()
     assert repeated.loader.end(signal.SIGTERM) == 0
 
 
 def test_a_loader_that_is_killed_runs_the_workload_again(repeated: Repeated) -> None:
     repeated.loader.end(signal.SIGKILL)
-    os.kill(repeated.puppet.pid, signal.SIGKILL)
+    os.kill(repeated.stub.pid, signal.SIGKILL)
     repeated.loader.systemd.drain()
     repeated.loader.start()
-    repeated.puppet = repeated.loader.puppet()
+    repeated.stub = repeated.loader.stub()
     info = repeated.info()
     assert (info.restarts, info.detail) == (
         1,
@@ -300,11 +302,11 @@ def test_a_module_that_systemd_did_not_keep_is_not_run_again(repeated: Repeated)
 
 
 def test_an_app_loader_that_hands_no_module_over_ends_the_keep(
-    loader: LoaderProcess, handed: Door, place: Path
+    loader: LoaderProcess, passed: Endpoint, place: Path
 ) -> None:
-    made = Repeated(loader, handed, place.parent, RestartPolicy.ALWAYS)
-    made.puppet.order("report", report={"report": "accepted"})  # it may be killed before it could say "done"
+    made = Repeated(loader, passed, place.parent, RestartPolicy.ALWAYS)
+    made.stub.order("report", report={"report": "accepted"})  # it may be killed before it could say "done"
     info = made.end()
-    assert (info.state, "did not hand its module over" in info.detail) == (State.ERROR, True)
+    assert (info.state, "did not pass its module on" in info.detail) == (State.ERROR, True)
     for descriptor in made.descriptors:
         os.close(descriptor)

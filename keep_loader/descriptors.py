@@ -1,5 +1,4 @@
-"""The descriptors of the keep's door and of what its workload is granted: held here, and parked in systemd's
-descriptor store so that they outlive us.
+"""Descriptors by name: held here, and parked in systemd's descriptor store so that they outlive us.
 
 Import rule: that of keep_loader.
 """
@@ -7,32 +6,28 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 
 from keep_loader.log import log
-from keep_protocol.control import START_DESCRIPTORS, WORKLOAD_DESCRIPTOR
+from keep_protocol.control import START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.sdnotify import Notifier
 
-IDENTITY = "identity"
-"""The app-loader's key and certificate, in a file without a name: a door opened again must show the same."""
-DOOR_NAMES = (*START_DESCRIPTORS, IDENTITY)
-"""What the door needs, in the order of its descriptors."""
-COMPILED = "compiled"
-"""The compiled module of a workload that is to be started again."""
-STDIN, DIRECTORY, SECRET = "stdin", "directory-", "secret-"
-"""The names, or their beginnings, of what `workload.Workload.grant_names` holds."""
+IDENTITY, COMPILED, MODULE, STDIN = "identity", "compiled", "module", "stdin"
+"""Names that `reports` and `workload` define too, which only a started keep imports."""
+ENDPOINT_NAMES = (*START_DESCRIPTORS, IDENTITY)
+"""What the upload endpoint needs; opened again, it must show the same identity."""
+MODULE_NAMES = (COMPILED, MODULE)
+"""What running a workload again needs, beside what it was given."""
+GRANTED = re.compile(r"workload|stdin|(directory|secret)-[0-9]{1,2}", re.ASCII)
+"""The names of a workload's description and of what it is granted."""
 
 
 def is_stored_name(name: str) -> bool:
     """Whether one of ours may have that name in systemd's store; what has another is not taken out of it."""
-    return name in DOOR_NAMES or name == COMPILED or is_granted_name(name)
-
-
-def is_granted_name(name: str) -> bool:
-    """Whether it is the name of a workload's description or of something it is granted."""
-    return name in (WORKLOAD_DESCRIPTOR, STDIN) or name.rstrip("0123456789") in (DIRECTORY, SECRET)
+    return name in (*ENDPOINT_NAMES, *MODULE_NAMES) or GRANTED.fullmatch(name) is not None
 
 
 def close_all(descriptors: list[int]) -> None:
@@ -51,14 +46,14 @@ def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found
 
 
-def is_plain_file(descriptor: int) -> bool:
+def is_regular_file(descriptor: int) -> bool:
     """Whether `descriptor` is a regular file: a pipe or a device could block whoever reads it."""
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def rewind(descriptor: int | None) -> None:
     """Puts a file back to its beginning; what a pipe or a socket has given it does not give again. Raises OSError."""
-    if descriptor is not None and is_plain_file(descriptor):
+    if descriptor is not None and is_regular_file(descriptor):
         os.lseek(descriptor, 0, os.SEEK_SET)
 
 
@@ -85,6 +80,10 @@ class DescriptorStore:
     def get(self, name: str) -> int | None:
         """The descriptor called `name`, still owned by the store."""
         return self._held.get(name)
+
+    def select(self, names: tuple[str, ...]) -> dict[str, int]:
+        """Those of `names` that are held, in that order, still owned by the store."""
+        return {name: self._held[name] for name in names if name in self._held}
 
     def park(self, name: str, descriptor: int) -> None:
         """Takes `descriptor` over. Raises KeepfleetError(SYSTEMD), still owning it, when systemd cannot store it."""

@@ -1,10 +1,11 @@
-"""An app-loader that does what a test tells it, over the socket `puppet.sock` in the keep's runtime directory.
+"""An app-loader that does what a test orders, over the socket `stub.sock` in the keep's runtime directory.
 
-It says at first what it was handed: its process ID, environment, arguments, descriptors and standard input. Then each
-line is an order in JSON, answered "done": {"do": "report", "report": {...}, "files": [text, ...]} sends a report with
-files attached, "raw" a packet of "text", "flood" the same many times until the socket refuses, "identity" answers the
-text of descriptor 7, "burn" uses processor "seconds", "ignore-term", "orphan" (a child that outlives it, its ID
-answered), "hang-up" closes the report socket, "exit" and "signal" end it.
+It says at first what it was given: its process ID, environment, arguments, descriptors and standard input. Then each
+line is an order in JSON, answered "done": {"do": "report", "report": {...}, "files": {name: text, ...}} sends a report
+with files attached by name, "raw" a packet of "text" with "files", a list, that it does not name, "flood" the same many
+times until the socket refuses, "identity" answers the text of the descriptor of that name, "burn" uses processor
+"seconds", "spin" does it for ever, "ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up"
+closes the report socket, "exit" and "signal" end it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import sys
 import tempfile
 import time
+from typing import Any
 
 STATUS = 3
 
@@ -58,20 +60,25 @@ def orphan() -> str:
     return str(pid)
 
 
-def obey(order: dict[str, object]) -> str:
+def obey(order: dict[str, Any]) -> str:
     """Does one thing and answers."""
     do, files = order["do"], order.get("files", [])
     if do == "report":
-        send(json.dumps(order["report"]).encode(), files if isinstance(files, list) else [])
+        named = files if isinstance(files, dict) else {}
+        send(json.dumps({"descriptors": list(named), **order["report"]}).encode(), list(named.values()))
     elif do == "raw":
         send(str(order["text"]).encode(), files if isinstance(files, list) else [])
     elif do == "flood":
         return flood(str(order["text"]).encode(), int(str(order["count"])))
     elif do == "identity":
-        return os.pread(7, 4096, 0).decode()
+        names = os.environ["KEEPFLEET_DESCRIPTORS"].split(",")
+        return os.pread(4 + names.index("identity"), 4096, 0).decode()
     elif do == "burn":
         until = time.process_time() + float(str(order["seconds"]))
         while time.process_time() < until:
+            pass
+    elif do == "spin":
+        while True:
             pass
     elif do == "ignore-term":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -98,7 +105,7 @@ def main() -> None:
         "arguments": sys.argv[1:],
     }
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(os.environ["KEEPFLEET_RUNTIME_DIRECTORY"] + "/puppet.sock")
+        sock.connect(os.environ["KEEPFLEET_RUNTIME_DIRECTORY"] + "/stub.sock")
         with sock.makefile("rw", encoding="utf-8") as lines:
             lines.write(json.dumps(hello) + "\n")
             lines.flush()
