@@ -111,10 +111,13 @@ def of_error(message: str, limits: Limits, usage: Usage, *, started: bool) -> Ou
     has `started`, a result that is invalid."""
     if not started and _TRAP not in message and _WHILE_EXECUTING not in message:
         return not_started(message, limits, usage)
+    reason = trap_reason(message)
+    if _TRAP not in message and _WHILE_EXECUTING not in message:
+        reason = f"the engine cannot take its result: {reason}"
     frames = [f"{m[1]}: {_printable(m[3])} at {m[2] or '?'}" for m in _FRAME.finditer(message)]
     more = ["…"] if len(frames) > MAX_BACKTRACE_FRAMES else []
     shown = (*frames[:MAX_BACKTRACE_FRAMES], *more)
-    return _outcome(OutcomeKind.TRAPPED, f"trapped: {trap_reason(message)}", usage, backtrace=shown)
+    return _outcome(OutcomeKind.TRAPPED, f"trapped: {reason}", usage, backtrace=shown)
 
 
 def lost(reason: str, usage: Usage) -> Outcome:

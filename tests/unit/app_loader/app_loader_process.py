@@ -80,7 +80,7 @@ class AppLoaderProcess:
     ) -> None:
         """`grants` are descriptors, in the order of `workload.grant_names`; the caller closes them. `before` is a
         command that becomes the one that follows it, as what a unit does before its process. `stray` is a descriptor
-        that each process is started with beyond those that are passed to it."""
+        that each process finds open at the numbers behind those that are passed to it."""
         self.directory, self.authority = directory, authority
         self._site = directory / "site"
         self._site.mkdir()
@@ -106,6 +106,7 @@ class AppLoaderProcess:
         self._said = threading.Condition()
         self._threads: list[threading.Thread] = []
         self.pid = 0
+        self.cpu_seconds = 0.0
         self.spawn()
 
     def spawn(self) -> None:
@@ -141,7 +142,7 @@ class AppLoaderProcess:
         null = os.open("/dev/null", os.O_RDONLY)
         placed = dict(enumerate([null, out.fileno(), out.fileno(), theirs.fileno(), *passed.values()]))
         if self.stray is not None:
-            placed[len(placed) + 2] = self.stray
+            placed |= dict.fromkeys(range(len(placed), len(placed) + 6), self.stray)
         base = 100
         actions: list[tuple[int, int, int] | tuple[int, int]] = []
         actions += [(os.POSIX_SPAWN_DUP2, source, base + i) for i, source in enumerate(placed.values())]
@@ -208,7 +209,9 @@ class AppLoaderProcess:
         waiter = os.pidfd_open(self.pid)
         assert select.select([waiter], [], [], PATIENCE)[0], "the app-loader did not end"
         os.close(waiter)
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        _, status, usage = os.wait4(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self.cpu_seconds = usage.ru_utime + usage.ru_stime
         self.pid = 0
         self._status.close()
         for thread in self._threads:
@@ -223,6 +226,11 @@ class AppLoaderProcess:
     def descriptors(self) -> dict[int, str]:
         """What the process has open."""
         return descriptors_of(self.pid)
+
+    def used_seconds(self) -> float:
+        """The processor time of the process and of those it has started and waited for, as it runs."""
+        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def forget(self) -> None:
         """The keep-loader dies: its end of the status socket closes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import sys
@@ -24,6 +25,7 @@ from tests.unit.app_loader.app_loader_process import (
     descriptors_of,
     listening,
     put,
+    read_answer,
     wasm,
 )
 
@@ -123,6 +125,28 @@ def test_unknown_imports_are_named(process: AppLoaderProcess, client: Path) -> N
       (func (export "_start")))""")
     error = refused(process, client, module).error
     assert error["evidence"] == ["'env' 'launch'", "'wasi_snapshot_preview1' 'sock_open'"]
+
+
+def test_wasis_first_snapshot_is_named_with_what_to_build_for_instead(process: AppLoaderProcess, client: Path) -> None:
+    module = wasm("""(module (import "wasi_unstable" "proc_exit" (func (param i32))) (func (export "_start")))""")
+    error = refused(process, client, module).error
+    assert error["evidence"] == ["'wasi_unstable' 'proc_exit'"]
+    assert "build the module for wasm32-wasip1" in str(error["message"])
+
+
+def test_a_checker_that_is_killed_from_outside_is_not_the_modules_fault(
+    process: AppLoaderProcess, client: Path
+) -> None:
+    with process.connect(client) as connection:
+        connection.sendall(put(NOTHING)[:-1])
+        process.expect(ReportType.RECEIVING)
+        (checker,) = process.children()
+        os.kill(checker, signal.SIGKILL)
+        answer = read_answer(connection)
+    assert (answer.status, answer.error["kind"]) == (503, "unavailable")
+    assert "the checker was killed from outside (SIGKILL)" in str(answer.error["message"])
+    process.expect(ReportType.AWAITING)
+    assert ask(process, client, put(NOTHING)).status == 200
 
 
 def test_a_bomb_of_functions_ends_at_the_memory_limit(process: AppLoaderProcess, client: Path) -> None:

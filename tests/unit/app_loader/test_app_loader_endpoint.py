@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import resource
 import select
 import socket
 import ssl
+import struct
 from pathlib import Path
 
 import pytest
 
+from keep_protocol.keep import Module
 from keep_protocol.reports import ReportType
 from tests.fakes.pki import CLIENT, DAY, SERVER, Authority, load
 from tests.unit.app_loader.app_loader_process import (
@@ -27,6 +30,7 @@ from tests.unit.app_loader.app_loader_process import (
 )
 
 NOTHING = wasm('(module (func (export "_start")))')
+LONG = NOTHING + b"\0\x84\x80\x04\3abc" + bytes(65536)
 RAW = {"Content-Type": "application/wasm"}
 
 
@@ -169,6 +173,44 @@ def test_an_upload_that_is_cut_leaves_nothing_behind(process: AppLoaderProcess, 
     assert len(process.descriptors()) <= before
     assert process.children() == set()
     serves(process, client)
+
+
+@pytest.mark.parametrize("sent", [0, 10, 200, None])
+def test_a_client_that_resets_its_connection_leaves_the_endpoint_serving(
+    process: AppLoaderProcess, client: Path, sent: int | None
+) -> None:
+    """Before, in and after its headers, and while its module is checked and answered."""
+    with process.connect(client) as connection:
+        connection.sendall(put(LONG)[:sent])
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if sent is None:
+        process.expect(ReportType.RECEIVING)
+        with contextlib.suppress(ssl.SSLError, ConnectionError):  # its module may be taken before the reset is seen
+            ask(process, client, put(NOTHING))
+        kinds = [process.report().type for _ in range(3)]
+        assert ReportType.ACCEPTED in kinds
+    else:
+        if sent == 200:
+            process.expect(ReportType.RECEIVING, ReportType.AWAITING)
+        serves(process, client)
+
+
+@pytest.mark.parametrize("name", ["hello.wasm", "grüße ∑.wasm", "x" * 255, ""])
+def test_a_module_is_reported_with_its_name_digest_and_size(process: AppLoaderProcess, client: Path, name: str) -> None:
+    headers = {**RAW, "Content-Length": len(NOTHING), "X-Module-Name": name}
+    assert ask(process, client, request("PUT", "/workload", headers, NOTHING)).status == 200
+    report = process.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
+    assert report.module == Module(f"sha256:{hashlib.sha256(NOTHING).hexdigest()}", name, len(NOTHING))
+
+
+@pytest.mark.parametrize("name", ["../x", "x" * 256, "a\tb", "\u202e", "a\u2028b"])
+def test_a_modules_name_that_could_deceive_a_reader_is_refused(
+    process: AppLoaderProcess, client: Path, name: str
+) -> None:
+    headers = {**RAW, "Content-Length": len(NOTHING), "X-Module-Name": name}
+    answer = ask(process, client, request("PUT", "/workload", headers, NOTHING))
+    assert (answer.status, answer.error["kind"]) == (400, "bad-request")
+    assert "X-Module-Name must be" in str(answer.error["message"])
 
 
 def test_a_body_in_chunks_is_taken(process: AppLoaderProcess, client: Path) -> None:

@@ -144,10 +144,32 @@ def test_a_component_runs_and_its_output_is_the_processs_own(process: AppLoaderP
         ("(call $exit (i32.const 1)) (i32.const 0)", 1),
     ],
 )
-def test_a_component_says_ok_or_not_and_no_more(process: AppLoaderProcess, client: Path, body: str, code: int) -> None:
+def test_a_component_returns_ok_or_not(process: AppLoaderProcess, client: Path, body: str, code: int) -> None:
     outcome = run(process, client, component(body))
     assert (outcome.kind, outcome.exit_code, outcome.text) == (OutcomeKind.EXITED, code, f"exited {code}")
     assert process.end() == code
+
+
+def test_a_component_leaves_with_any_code_by_exit_with_code(process: AppLoaderProcess, client: Path) -> None:
+    module = wasm("""(component
+      (import "wasi:cli/exit@0.2.0" (instance $exit (export "exit-with-code" (func (param "status-code" u8)))))
+      (core func $exit (canon lower (func $exit "exit-with-code")))
+      (core module $m (import "e" "exit" (func $exit (param i32)))
+        (func (export "run") (result i32) (call $exit (i32.const 42)) (i32.const 0)))
+      (core instance $i (instantiate $m (with "e" (instance (export "exit" (func $exit))))))
+      (func $run (result (result)) (canon lift (core func $i "run")))
+      (instance $r (export "run" (func $run)))
+      (export "wasi:cli/run@0.2.0" (instance $r)))""")
+    outcome = run(process, client, module)
+    assert (outcome.kind, outcome.exit_code, outcome.text) == (OutcomeKind.EXITED, 42, "exited 42")
+
+
+def test_a_component_that_has_run_and_returns_an_invalid_result_is_trapped_and_not_refused(
+    process: AppLoaderProcess, client: Path
+) -> None:
+    outcome = run(process, client, component("(i32.const 2)"))
+    assert outcome.kind is OutcomeKind.TRAPPED
+    assert outcome.text == "trapped: the engine cannot take its result: discriminant 2 out of range [0..2)"
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ def command(body: str, memory: str = '(memory (export "memory") 1)', more: str =
       (func (export "_start") {body}))""")
 
 
+PUTS = f"""(import "{WASI}" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1) (data (i32.const 0) "\\10\\00\\00\\00\\05\\00\\00\\00") (data (i32.const 16) "once\\n")
+  (func $puts (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))"""
 SAYS = '(data (i32.const 64) "hello from the keep\\n")'
 HELLO = command("(call $print (i32.const 1) (i32.const 64) (i32.const 20))", more=SAYS)
 SLEEPS = command("(call $sleep (i64.const 600000000000))")
@@ -86,6 +89,16 @@ def test_a_reactor_is_initialized_before_its_default_export_is_called(process: A
     run(process, client, module)
     process.end()
     assert process.output == b"returned: [42]\n"
+
+
+def test_a_reactors_initialize_that_is_called_by_name_runs_once(
+    tmp_path: Path, authority: Authority, client: Path
+) -> None:
+    module = wasm(f"""(module {PUTS} (func (export "_initialize") (call $puts)))""")
+    with granted(tmp_path, authority, Workload(export="_initialize")) as process:
+        assert run(process, client, module).exit_code == 0
+        process.end()
+        assert process.output == b"once\n"
 
 
 @pytest.mark.parametrize(("code", "shown"), [(0, 0), (3, 3), (125, 125), (200, 125), (4294967295, 125)])
