@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.http.errors import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
 from keep_manager.keeps.decide import census
-from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.keeps.policy import DEFAULT_CEILINGS, Policy, limits_for, uploaders_for
 from keep_manager.model import Allowance, Caller, LoaderGone, UnitEnd, UnitState
 from keep_manager.systemd import replies
