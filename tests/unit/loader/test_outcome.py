@@ -20,8 +20,7 @@ from keep_protocol.control import CommandType
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import MIB, Limits
 from keep_protocol.states import Event, State
-
-from .harness import Endpoint, LoaderProcess, Peer, Stub, opened
+from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, Stub, opened
 
 LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB)
 USED = Usage(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
