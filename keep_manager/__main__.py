@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_CONFIGURATION if error.kind is ErrorKind.CONFIGURATION else EXIT_FAILED
     except Exception:
         log.LOG.exception("a part of the manager failed; systemd starts it again")
-        return EXIT_FAILED
+        raise
     return 0
 
 

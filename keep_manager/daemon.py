@@ -4,7 +4,7 @@
 2. The listening socket, because of two managers the second must fail before it has touched anything. Clients that
    connect from now on queue, and are served at 5: a restart is a pause, not a refusal.
 3. The bus, without which there are no keeps.
-4. Rediscovery, which fills the view of all keeps, and whose line in the log says what was found before anything changes.
+4. Rediscovery, which fills the view of all keeps, and logs what was found before anything changes.
 5. The server, what removes old and unused keeps, and the watch over all of them, which begins by reading the latest
    events; then READY, as all of it works.
 

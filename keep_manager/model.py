@@ -42,7 +42,7 @@ class UnitEnd:
     """How a unit's main process ended last (man org.freedesktop.systemd1).
 
     result: systemd's word ("exit-code", "signal", …), or "" where it is not known; status: the exit status or signal;
-    restarts: how often systemd has started it again; inactive_since: when the unit ended, in seconds since boot, or None.
+    restarts: how often systemd has started it again; inactive_since: when the unit ended, in seconds since boot.
     """
 
     result: str = ""
@@ -57,7 +57,7 @@ class Answer:
     before says them, which hold for a unit that has no spec."""
 
     report: KeepReport
-    claims: KeepSpec = KeepSpec()
+    claims: KeepSpec
 
 
 @dataclass(frozen=True)

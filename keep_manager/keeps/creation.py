@@ -144,12 +144,11 @@ class Creation:
     async def create(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         """A new keep, listening for start-keep. When anything fails, or the caller is cancelled, nothing is left.
 
-        Raises KeepfleetError: CONFLICT naming the living keep of the owner that has the name, TOO_MANY, KEEP_FAILED with
-        the unit's last journal lines, CONFIGURATION when the units are not installed.
+        Raises KeepfleetError: CONFLICT naming the living keep of the owner that has the name, TOO_MANY, KEEP_FAILED
+        with the unit's last journal lines, CONFIGURATION when the units are not installed.
         """
         if self._waiting >= MAX_WAITING_CREATIONS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
-        self._quotas.admit_creation(caller, spec)
         async with self._named(request, spec, caller):
             self._waiting += 1
             try:
@@ -157,7 +156,7 @@ class Creation:
             finally:
                 self._waiting -= 1
             try:
-                return await self._create(spec)
+                return await self._create(spec, caller)
             finally:
                 self._creations.release()
 
@@ -186,13 +185,13 @@ class Creation:
         finally:
             del self._names[place]
 
-    async def _create(self, spec: KeepSpec) -> KeepInfo:
+    async def _create(self, spec: KeepSpec, caller: Caller) -> KeepInfo:
         reserved = self._names.get((spec.owner, spec.name)) if spec.name else None
         for _ in range(DRAWS):
             kuuid, reserved = reserved or self._draw(), None
             self._creating.add(kuuid)
             try:
-                return await self._bring_up(kuuid, spec)
+                return await self._bring_up(kuuid, spec, caller)
             except KeepfleetError as error:
                 if error.kind is not ErrorKind.CONFLICT:
                     raise
@@ -212,9 +211,10 @@ class Creation:
             if decide.check_kuuid_free(kuuid, taken) and kuuid not in self._view:
                 return kuuid
 
-    async def _bring_up(self, kuuid: int, spec: KeepSpec) -> KeepInfo:
-        reach(Failpoint.CREATE_BEFORE_UNIT)
+    async def _bring_up(self, kuuid: int, spec: KeepSpec, caller: Caller) -> KeepInfo:
+        self._quotas.admit_creation(caller, spec)  # counted from the next line on
         self._view.begin(kuuid, spec)
+        reach(Failpoint.CREATE_BEFORE_UNIT)
         try:
             await self._units.start(kuuid, self._policy.start_timeout_seconds, spec)
             reach(Failpoint.CREATE_AFTER_READY)

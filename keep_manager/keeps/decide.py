@@ -81,7 +81,7 @@ def starting(kuuid: int, spec: KeepSpec) -> KeepReport:
 
 
 def adopted(spec: KeepSpec | None, claims: KeepSpec) -> KeepSpec:
-    """What a keep is: what its unit says; of a unit of the version before, which says nothing, what its loader claims."""
+    """What a keep is: what its unit says; of a unit of the version before, which says nothing, its loader's claims."""
     return claims if spec is None else spec
 
 

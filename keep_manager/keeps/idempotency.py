@@ -48,7 +48,8 @@ class IdempotencyCache:
         return f"IdempotencyCache({len(self._creations)} keys)"
 
     async def once(self, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]) -> KeepInfo:
-        """The keep that `make` made for this key, which has the caller in it, now or before; a second request waits for the first.
+        """The keep that `make` made for this key, which has the caller in it, now or before; a second request waits for
+        the first.
 
         A creation that failed, or whose client went away, is forgotten: the next request makes its own. Raises
         KeepfleetError(CONFLICT) for a key that came with another request, and what `make` raises.

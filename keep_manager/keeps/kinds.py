@@ -27,7 +27,8 @@ class KindOfKeep:
         if names[: len(self.brings)] != self.brings:
             raise KeepfleetError(
                 ErrorKind.INTERNAL,
-                f"cannot start a keep of kind {self.kind.value}: it takes {', '.join(self.brings)}, not {', '.join(names)}",
+                f"cannot start a keep of kind {self.kind.value}: it takes {', '.join(self.brings)}, "
+                f"not {', '.join(names)}",
             )
 
 

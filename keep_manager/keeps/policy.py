@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from keep_manager.callers import DEFAULT_LEASE, EVERYONE, CallerEntry
+from keep_manager.callers import DEFAULT_LEASE, EVERYONE, Callers, entry_of
 from keep_manager.model import Allowance, Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE, Role
@@ -22,8 +22,8 @@ DEFAULT_CEILINGS: dict[str, int] = {
     "cpu_seconds": 7 * 86400,
     "tasks": 64,
 }
-"""What a caller may raise without a word of the configuration: its own memory and time, by a factor that suits a host of
-a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
+"""What a caller may raise without a word of the configuration: its own memory and time, by a factor that suits a host
+of a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,12 @@ class Policy:
     start_timeout_seconds: float = 15.0
     max_keeps: int = 2000
     max_creations_at_once: int = 8
-    callers: Mapping[str, CallerEntry] = field(default_factory=dict)
+    callers: Callers = field(default_factory=dict)
     lease: Lease = DEFAULT_LEASE
 
     def allowance(self, caller: Caller) -> Allowance:
-        """What `caller` may ask for: its own entry over that of everybody, over the defaults."""
-        common = self.callers.get(EVERYONE, CallerEntry())
-        own = self.callers.get(caller.name, CallerEntry()) if caller.role is not Role.ANONYMOUS else CallerEntry()
+        """What `caller` may ask for: its own entry over that of everyone, over the defaults."""
+        common, own = entry_of(self.callers, EVERYONE), entry_of(self.callers, caller.name)
         roots = common.grant_roots if own.grant_roots is None else own.grant_roots
         return Allowance(roots or (), {**DEFAULT_CEILINGS, **dict(common.ceilings), **dict(own.ceilings)})
 

@@ -1,8 +1,8 @@
 """Removes keeps that ended long enough ago, and those that stay unused for longer than their lease.
 
-Time is the host's since its boot, which keeps do not outlive: a clock that is set removes nothing early and keeps nothing
-for ever. When a keep ended, its loader says, or its unit where that has failed; since when it is unused, its latest event
-says: a new manager goes on where the one before stopped.
+Time is the host's since its boot, which keeps do not outlive: a clock that is set removes nothing early and keeps
+nothing for ever. When a keep ended, its loader says, or its unit where that has failed; since when it is unused, its
+latest event says: a new manager goes on where the one before stopped.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Due:
 
 
 def due(entries: Iterable[Entry], now: float, retention: float) -> tuple[list[Due], float]:
-    """The keeps to remove at `now`, in seconds since boot, and after how many seconds another look is worth it. Pure."""
+    """The keeps to remove at `now`, in seconds since boot, and in how many seconds another look is worth it. Pure."""
     found: list[Due] = []
     wait = min(retention, LONGEST_PAUSE_SECONDS)
     for entry in entries:

@@ -30,11 +30,11 @@ class Providers:
     async def opened(self, provision: Provision) -> AsyncIterator[Mapping[str, int]]:
         """Descriptors by name, open while the block runs. Raises KeepfleetError as the providers do."""
         held = ExitStack()
-        opening = asyncio.get_running_loop().run_in_executor(None, self._open, provision, held)
+        opening = asyncio.get_running_loop().run_in_executor(None, self.open_now, provision, held)
         try:
             found = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            opening.add_done_callback(lambda done: (done.exception(), held.close()))  # the thread cannot be cancelled
+            opening.add_done_callback(_closer(held))  # the thread cannot be cancelled
             raise
         except BaseException:
             held.close()
@@ -42,8 +42,18 @@ class Providers:
         with held:
             yield found
 
-    def _open(self, provision: Provision, held: ExitStack) -> Mapping[str, int]:
+    def open_now(self, provision: Provision, held: ExitStack) -> Mapping[str, int]:
+        """Descriptors by name, which `held` closes. Raises KeepfleetError as the providers do."""
         found: dict[str, int] = {}
         for provider in self._providers:
             found |= provider(provision, held)
         return found
+
+
+def _closer(held: ExitStack) -> Callable[[asyncio.Future[Mapping[str, int]]], None]:
+    def close(done: asyncio.Future[Mapping[str, int]]) -> None:
+        if not done.cancelled():
+            done.exception()  # looked at, or asyncio logs that it was not
+        held.close()
+
+    return close

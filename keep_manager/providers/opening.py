@@ -90,8 +90,9 @@ def open_grant(
     caller: Caller,
     check: Callable[[Grant, os.stat_result], None],
 ) -> int:
-    """One grant, opened for reading once `check` has accepted what was found. A directory is so too and not only as a place (O_PATH): systemd's descriptor
-    store refuses such descriptors, and a writable one is written to through its files, not through itself."""
+    """One grant, opened for reading once `check` has accepted what was found. A directory is so too and not only as a
+    place (O_PATH): systemd's descriptor store refuses such descriptors, and a writable one is written to through its
+    files, not through itself."""
     root, rest = root_for(grant, roots, caller)
     with ExitStack() as own:
         try:

@@ -1,9 +1,9 @@
 """Events of keeps, written into the journal and read from it again, sent to those who follow, and the lines the journal
 dropped.
 
-Followers cost no process: what this manager writes it sends them itself, and the journal is read once for each that asks
-for what was before. An event is an entry of the manager's own unit, so that no keep's flood can displace it, and is about the keep's unit:
-`journalctl -u keep@ID` and `systemctl status` show it, `journalctl -o json` the whole record.
+Followers cost no process: what this manager writes it sends them itself, and the journal is read once for each that
+asks for what was before. An event is an entry of the manager's own unit, so that no keep's flood can displace it, and
+is about the keep's unit: `journalctl -u keep@ID` and `systemctl status` show it, `journalctl -o json` the whole record.
 """
 
 from __future__ import annotations

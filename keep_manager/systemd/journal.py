@@ -1,4 +1,5 @@
-"""Lines of keeps out of the journal, as they are and as they come, and the last ones of a unit as evidence for an error.
+"""Lines of keeps out of the journal, as they are and as they come, and a unit's last ones as evidence for an error.
+
 What journalctl writes is read here.
 """
 
@@ -18,8 +19,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.sse import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, LogLine
 
 MAX_FOLLOWED = 64
-"""Clients that read concurrently. Each has a journalctl of its own, with about 10 MB; one that follows a keep has a second
-beside it at the keep's end, for the rest."""
+"""Clients that read concurrently. Each has a journalctl of its own, with about 10 MB; one that follows a keep has a
+second beside it at the keep's end, for the rest."""
 MAX_FOLLOWED_PER_CALLER = 16
 """A quarter of them, so that no caller takes all."""
 MAX_RECORD = 1024 * 1024

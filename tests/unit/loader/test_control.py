@@ -12,8 +12,7 @@ from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS, MA
 from keep_protocol.control import Command, CommandType, encode_command
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
-
-from .harness import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer
+from tests.fakes.loader_process import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer
 
 INFO = encode_command(Command(CommandType.INFO))
 
@@ -45,7 +44,9 @@ def test_the_next_command_waits_for_the_answer_before(loader: LoaderProcess, pas
     stop = encode_command(Command(CommandType.STOP, "alice"))
     socket.send_fds(peer.sock, [INFO + line + INFO + stop + INFO], list(passed.descriptors))
     listening = {"report": "listening", "fingerprint": FINGERPRINT, "certificate": "PEM"}
-    loader.stub().order("report", report=listening, files=["the key"])  # the stop may end it before it answers
+    loader.stub().order(
+        "report", report=listening, files={"identity": "the key"}
+    )  # the stop may end it before it answers
     assert [peer.answer().state for _ in range(5)] == [
         State.LISTENING,
         State.STARTED,
