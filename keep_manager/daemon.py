@@ -20,8 +20,8 @@ from contextlib import AsyncExitStack
 
 from keep_manager import grants, pki
 from keep_manager.config import Settings
+from keep_manager.http.acceptor import listen
 from keep_manager.http.app import Server, make_app
-from keep_manager.http.gate import listen
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.rediscover import census
 from keep_manager.keeps.retention import retain
@@ -94,8 +94,9 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         found = await _rediscover(keeps)
         app = make_app(keeps, journal, ledger, certificates, require_client=required)
         server = Server(app, listener, context, certificates)
+        group = await parts.enter_async_context(asyncio.TaskGroup())
         parts.push_async_callback(server.close)
-        await server.open()
+        await server.open(group)
         retention = asyncio.create_task(retain(keeps, settings.retention_seconds), name="retention")
         parts.push_async_callback(_cancel, retention)
         watching = asyncio.create_task(watch.open(found), name="watch")

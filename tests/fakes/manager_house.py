@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,8 +11,8 @@ from pathlib import Path
 import aiohttp
 
 from keep_manager import grants, pki
+from keep_manager.http.acceptor import listen
 from keep_manager.http.app import Server, make_app
-from keep_manager.http.gate import listen
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
@@ -44,8 +45,8 @@ class ManagerHouse:
     def __repr__(self) -> str:
         return f"ManagerHouse({self.url})"
 
-    async def open(self) -> None:
-        """Serves."""
+    async def open(self, group: asyncio.TaskGroup) -> None:
+        """Serves, in tasks of `group`."""
         certificates = pki.ClientCertificates(pki.Revoked(self.files.revoked))
         listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
@@ -53,7 +54,7 @@ class ManagerHouse:
         context = self.files.server_context(require_client=self.require_client)
         app = make_app(self.keeps, self.journal, self.ledger, certificates, require_client=self.require_client)
         self.server = Server(app, listener, context, certificates)
-        await self.server.open()
+        await self.server.open(group)
 
     async def close(self) -> None:
         """Ends everything."""
@@ -87,8 +88,9 @@ class ManagerHouse:
 async def manager_house(directory: Path, *, require_client: bool = True) -> AsyncIterator[ManagerHouse]:
     """A manager that serves while the block runs."""
     house = ManagerHouse(directory, require_client=require_client)
-    await house.open()
-    try:
-        yield house
-    finally:
-        await house.close()
+    async with asyncio.TaskGroup() as group:
+        await house.open(group)
+        try:
+            yield house
+        finally:
+            await house.close()
