@@ -13,7 +13,7 @@ STATUS_OF: dict[ErrorKind, int] = {
     ErrorKind.TOO_SLOW: 408,
     ErrorKind.CONFLICT: 409,
     ErrorKind.TOO_LARGE: 413,
-    ErrorKind.UNSUPPORTED: 415,
+    ErrorKind.UNSUPPORTED_MEDIA: 415,
     ErrorKind.INVALID_MODULE: 422,
     ErrorKind.TOO_COMPLEX: 422,
     ErrorKind.NO_SPACE: 507,

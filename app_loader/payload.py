@@ -127,7 +127,7 @@ class PayloadParser:
             return
         if value != ENCODING:
             raise KeepfleetError(
-                ErrorKind.UNSUPPORTED, f"cannot read the payload: its encoding {value[:40]!r} is not {ENCODING!r}"
+                ErrorKind.UNSUPPORTED_MEDIA, f"cannot read the payload: its encoding {value[:40]!r} is not {ENCODING!r}"
             )
         self._step = self._after
 

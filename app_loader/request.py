@@ -53,14 +53,15 @@ def _check_type(wish: Wish, found: dict[bytes, bytes]) -> None:
     """The original's clients may leave out the type of a payload; a raw upload must name its own."""
     if found.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise KeepfleetError(
-            ErrorKind.UNSUPPORTED, "cannot take the upload: a Content-Encoding is refused; send the bytes as they are"
+            ErrorKind.UNSUPPORTED_MEDIA,
+            "cannot take the upload: a Content-Encoding is refused; send the bytes as they are",
         )
     wanted = _MEDIA_TYPES[wish]
     given = found.get(b"content-type", wanted if wish is Wish.PAYLOAD else b"").split(b";", 1)[0].strip().lower()
     if given != wanted:
         shown = given[:_SHOWN].decode("ascii", "backslashreplace") or "missing"
         raise KeepfleetError(
-            ErrorKind.UNSUPPORTED,
+            ErrorKind.UNSUPPORTED_MEDIA,
             f"cannot take the upload: its Content-Type is {shown}, and must be {wanted.decode()}",
         )
 

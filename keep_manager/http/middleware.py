@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from keep_manager.http.access import Certificates, Peer, Policy, admit
+from keep_manager.http.access import SECURITY, Certificates, Peer, Policy, admit
 from keep_manager.http.connection import Connection
+from keep_manager.http.cross_site import check_media_type, check_site
 from keep_manager.http.errors import KIND_OF, STATUS_OF, v1_body
 from keep_manager.model import Caller
 from keep_protocol import strict_json
@@ -84,11 +85,20 @@ async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
     policy = rules.access if rules is not None else request.app[DEFAULT_ACCESS]
     what = f"{request.method} {request.path[:80]!r}"
     admit(policy, peer_of(request), request.app[CERTIFICATES], what)
+    _refuse_other_sites(request, what)
     response = await handler(request)
     if response.prepared:
         return response  # a stream; it has asked all the while
     admit(policy, peer_of(request), request.app[CERTIFICATES], what)
     return response
+
+
+def _refuse_other_sites(request: web.Request, what: str) -> None:
+    try:
+        check_site(request)
+    except KeepfleetError as error:
+        SECURITY.warning("refused %s from %s: %s", what, peer_of(request), error.message)
+        raise
 
 
 DEFAULT_ACCESS = web.AppKey("default_access", Policy)
@@ -116,11 +126,10 @@ def _too_large(limit: int) -> KeepfleetError:
 async def read_body(request: web.Request) -> bytes:
     """The request's body, at most the route's `max_body` bytes, in BODY_SECONDS, and never decompressed.
 
-    Raises KeepfleetError: TOO_LARGE, at once where Content-Length says it; TOO_SLOW; BAD_REQUEST for a body that
-    ends half-way; and HTTPUnsupportedMediaType for one that is encoded.
+    Raises KeepfleetError: TOO_LARGE, immediately where Content-Length says it; TOO_SLOW; BAD_REQUEST for a body
+    that ends half-way; UNSUPPORTED_MEDIA for one that is encoded, or of another type than JSON.
     """
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise web.HTTPUnsupportedMediaType(reason="A body must not be encoded")
+    check_media_type(request)
     limit = _max_body(request)
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
