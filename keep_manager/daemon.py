@@ -22,9 +22,9 @@ from contextlib import AsyncExitStack
 from keep_manager import pki
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.config import ClientCertificates, Settings
+from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
-from keep_manager.http.gate import listen
 from keep_manager.keeps.decide import census
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
@@ -106,7 +106,7 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         app = make_app(keeps, journal, event_log, Admission(certificates, required), policy.callers, quotas)
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
-        await server.open()
+        await server.open(tasks)
         tasks.start(retain(keeps, view.entries, settings.retention_seconds), name="retention")
         tasks.start(watch.open(), name="watch")
         tasks.start(pulse.beat(view), name="pulse")

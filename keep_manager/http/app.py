@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -14,12 +13,14 @@ from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
 from keep_manager.callers import Callers
 from keep_manager.http import handlers, legacy, middleware, openapi, streams
+from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
 from keep_manager.http.errors import legacy_body, v1_body
-from keep_manager.http.gate import Gate
 from keep_manager.http.middleware import ErrorBody, Handler, Rules
+from keep_manager.http.recheck import Recheck
 from keep_manager.keeps.logs import Events, Journal
+from keep_manager.tasks import Group
 from keep_protocol.api import MAX_START_BODY
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
 
@@ -99,30 +100,29 @@ class Server:
         self, app: web.Application, listener: socket.socket, context: ssl.SSLContext, certificates: Certificates
     ) -> None:
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=STOP_SECONDS, access_log=None)
-        self._listener = listener
-        self._context = context
         self._certificates = certificates
-        self._gate: Gate | None = None
+        self._acceptor = Acceptor(listener, context, self._connection)
+        self._recheck: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"Server({self._gate!r})"
+        return f"Server({self._acceptor!r})"
 
-    async def open(self) -> None:
-        """Serves from now on."""
+    async def open(self, group: Group) -> None:
+        """Serves from now on, in tasks of `group`, which a defect ends; `close` ends them all."""
         await self._runner.setup()
-        self._gate = Gate(self._listener, self._context, self._connection)
-        self._gate.open()
+        self._acceptor.open(group)
+        recheck = Recheck(self._acceptor.established, self._certificates)
+        self._recheck = group.start(recheck.run(), name="recheck")
 
     async def close(self) -> None:
         """Accepts no more, gives requests under way STOP_SECONDS, and closes every connection."""
-        if self._gate is not None:
-            await self._gate.close()
-        else:
-            self._listener.close()
+        if self._recheck is not None:
+            self._recheck.cancel()
+        await self._acceptor.close()
         await self._runner.cleanup()
 
-    def _connection(self, ended: Callable[[], None]) -> asyncio.Protocol:
+    def _connection(self, established: Hook, ended: Hook) -> asyncio.Protocol:
         server = self._runner.server
         if server is None:
             raise ConnectionAbortedError("the server is closing")
-        return Connection(server, self._certificates, ended)
+        return Connection(server, self._certificates, established, ended)

@@ -13,6 +13,7 @@ from keep_manager.authorize.table import Action, Owned, authorize
 from keep_manager.callers import Callers
 from keep_manager.http.access import Admission, Peer, caller_at, refusals_logged
 from keep_manager.http.connection import Connection
+from keep_manager.http.cross_site import check_media_type, check_site
 from keep_manager.http.errors import KIND_OF, STATUS_OF, v1_body
 from keep_manager.model import Caller
 from keep_protocol import strict_json
@@ -119,6 +120,8 @@ async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
     """
     admit(request)
     rules = request.app[RULES].get(request.match_info.route)
+    with refusals_logged(peer_of(request), _what(request)):
+        check_site(request)
     if rules is not None and rules.action is not None:
         authorized(request, rules.action, kuuid_of(request))
     response = await handler(request)
@@ -150,11 +153,10 @@ def _too_large(limit: int) -> KeepfleetError:
 async def read_body(request: web.Request) -> bytes:
     """The request's body, at most the route's `max_body` bytes, in BODY_SECONDS, and never decompressed.
 
-    Raises KeepfleetError: TOO_LARGE, at once where Content-Length says it; TOO_SLOW; BAD_REQUEST for a body that
-    ends half-way; and HTTPUnsupportedMediaType for one that is encoded.
+    Raises KeepfleetError: TOO_LARGE, immediately where Content-Length says it; TOO_SLOW; BAD_REQUEST for a body
+    that ends half-way; UNSUPPORTED_MEDIA for one that is encoded, or of another type than JSON.
     """
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise web.HTTPUnsupportedMediaType(reason="A body must not be encoded")
+    check_media_type(request)
     limit = _max_body(request)
     if (request.content_length or 0) > limit:
         raise _too_large(limit)

@@ -28,8 +28,6 @@ LOG = logging.getLogger("keepfleet.http")
 MAX_LINES = 100_000
 FIRST_SECONDS = 0.2
 """A refusal comes in this time; after it a client that follows a silent keep learns that it is served."""
-RECHECK_SECONDS = 0.5
-"""How long a client whose certificate was revoked may still follow."""
 RESUME_HEADER = "Last-Event-ID"
 JOURNAL = web.AppKey("journal", Journal)
 EVENTS = web.AppKey("events", Events)
@@ -128,13 +126,11 @@ async def _forward(request: web.Request, response: web.StreamResponse, queue: as
     while True:
         chunk = _ALIVE
         try:
-            async with asyncio.timeout_at(min(alive_at, loop.time() + RECHECK_SECONDS)):
+            async with asyncio.timeout_at(alive_at):
                 item = await queue.get()
             chunk = b"" if item is None else _encoded(item)
         except TimeoutError:
-            if loop.time() < alive_at:
-                _check_again(request)
-                continue
+            LOG.debug("nothing to send to %s; a sign of life", peer_of(request))
         _check_again(request)
         if not response.prepared:
             await response.prepare(request)

@@ -12,9 +12,9 @@ import aiohttp
 from keep_manager import pki
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.callers import Callers
+from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
-from keep_manager.http.gate import listen
 from keep_manager.keeps.policy import Policy
 from keep_manager.tasks import Group
 from keep_protocol import tls
@@ -69,7 +69,7 @@ class ManagerHouse:
         admission = Admission(certificates, self.require_client)
         app = make_app(self.keeps, self.journal, self.events, admission, self.policy.callers, self.quotas)
         self.server = Server(app, listener, context, certificates)
-        await self.server.open()
+        await self.server.open(self.tasks)
 
     async def close(self) -> None:
         """Ends everything."""
