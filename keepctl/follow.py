@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from typing import Protocol
 
 from keep_protocol.keep import KeepInfo
-from keep_protocol.streams import KEEP_SOURCE, LogLine
+from keep_protocol.sse import KEEP_SOURCE, LogLine
 
 MAX_LAST = 100_000
 """The most the manager is asked for at once."""

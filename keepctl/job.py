@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from keep_protocol.labels import check_labels, check_name
 from keep_protocol.limits import Limits
-from keep_protocol.workload import Directory, RestartPolicy, Workload
+from keep_protocol.spec import RestartPolicy, check_labels, check_name
+from keep_protocol.workload import Directory, Workload
 
 NO_RESTART = RestartPolicy.NO.value
 

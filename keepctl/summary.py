@@ -8,7 +8,7 @@ from keep_client.endpoint import authority
 from keep_client.text import one_line
 from keep_protocol.keep import KeepInfo, Outcome
 from keep_protocol.limits import Limits
-from keep_protocol.streams import Happening, KeepEvent
+from keep_protocol.sse import EventType, KeepEvent
 from keepctl.endings import ending
 from keepctl.values import seconds_text, size_text
 
@@ -27,9 +27,9 @@ def event_text(event: KeepEvent) -> str:
     """One line: when, what, to which keep, and how it is now or who asked for it."""
     keep = event.keep
     named = f" {keep.name}" if keep.name else ""
-    by = f" (by {event.by})" if event.by and event.happening is not Happening.ENDED else ""
-    now = "" if event.happening is Happening.REMOVED else f" {ending(keep)}"
-    return one_line(f"{moment_text(event.at)} {event.happening.value} {keep.kuuid}{named}{now}{by}")
+    by = f" (by {event.by})" if event.by and event.type is not EventType.ENDED else ""
+    now = "" if event.type is EventType.REMOVED else f" {ending(keep)}"
+    return one_line(f"{moment_text(event.at)} {event.type.value} {keep.kuuid}{named}{now}{by}")
 
 
 def _limits(limits: Limits) -> str:
@@ -72,6 +72,6 @@ def summary(keep: KeepInfo) -> list[str]:
         ("labels", ", ".join(f"{name}={value}" for name, value in keep.labels)),
         ("limits", _limits(keep.limits)),
         ("restarts", str(keep.restarts) if keep.restarts else ""),
-        ("missing walls", ", ".join(keep.walls)),
+        ("isolation failures", ", ".join(keep.isolation_failures)),
     ]
     return [f"{name:<12} {value}" for name, value in facts if value]

@@ -15,7 +15,7 @@ from keep_client.manager import ManagerClient
 from keep_client.text import one_line, printable
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.streams import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
+from keep_protocol.sse import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
 from keepctl.commands.access import Access, connected, output_option
 from keepctl.commands.begin import begin
 from keepctl.commands.options import Wishes, creation_options, door_options, guest_options

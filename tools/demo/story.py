@@ -114,7 +114,7 @@ class Story:
         self._unit = keep.unit
         self._say(f"keep {keep.kuuid}, state {int(keep.state)} ({keep.detail}), unit {keep.unit}")
         expect(keep.state is State.LISTENING, f"a new keep must be in state 1, this one is in {int(keep.state)}")
-        expect(not keep.walls, f"walls are missing around it: {', '.join(keep.walls)}")
+        expect(not keep.isolation_failures, f"its isolation check failed: {', '.join(keep.isolation_failures)}")
         active = self._host.show(keep.unit, "ActiveState")
         expect(active == "active", f"systemd says its unit is {active}")
         return keep

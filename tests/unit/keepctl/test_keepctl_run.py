@@ -12,8 +12,8 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.sse import EventType, KeepEvent, LogLine
 from keep_protocol.states import State
-from keep_protocol.streams import Happening, KeepEvent, LogLine
 from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
 from tests.fakes.keep_door import KeepDoor
@@ -233,8 +233,8 @@ def test_what_happens_to_one_keep_is_shown_until_it_is_removed(run: Run, manager
     run("new", "--name", "web")
     keep = manager.keeps[FIRST_ID]
     manager.happened = [
-        KeepEvent(0.0, Happening.CREATED, keep, "bob"),
-        KeepEvent(1.0, Happening.REMOVED, keep, "alice"),
+        KeepEvent(0.0, EventType.CREATED, keep, "bob"),
+        KeepEvent(1.0, EventType.REMOVED, keep, "alice"),
     ]
     created, removed = run("events", "web").output.splitlines()
     assert created.endswith(f" created {FIRST_ID} web listening (by bob)")

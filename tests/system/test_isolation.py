@@ -1,4 +1,4 @@
-"""The walls of a keep, tried out from inside, and what happens where one is missing."""
+"""The isolation check of a keep, and what happens where isolation is missing."""
 
 from __future__ import annotations
 
@@ -152,15 +152,15 @@ HOLES = {
 def test_a_keep_with_a_hole_in_its_walls_says_so_and_takes_no_workload(fleet: Fleet, hole: str) -> None:
     with inside.drop_in(fleet.host, f"[Service]\n{hole}\n"):
         keep = fleet.client().create()
-        walls = fleet.client().keep(keep.kuuid).walls
-        assert any(HOLES[hole] in wall for wall in walls), walls
-        with pytest.raises(KeepfleetError, match="a wall around it is missing") as refused:
+        failures = fleet.client().keep(keep.kuuid).isolation_failures
+        assert any(HOLES[hole] in failure for failure in failures), failures
+        with pytest.raises(KeepfleetError, match="its isolation check failed") as refused:
             fleet.client().start(keep.kuuid, "127.0.0.1", None)
-    assert refused.value.kind is ErrorKind.WALL_MISSING
-    assert refused.value.evidence == walls
+    assert refused.value.kind is ErrorKind.ISOLATION_FAILURE
+    assert refused.value.evidence == failures
     assert fleet.client().keep(keep.kuuid).state is State.LISTENING
     assert "refuses workloads" in fleet.host.show(keep.unit, "StatusText")["StatusText"]
 
 
 def test_a_keep_of_the_installed_unit_has_every_wall(fleet: Fleet) -> None:
-    assert fleet.client().create().walls == ()
+    assert fleet.client().create().isolation_failures == ()

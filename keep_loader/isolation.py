@@ -1,4 +1,4 @@
-"""The walls of a keep, tried out from inside: a loader takes no workload where one that it expects is missing.
+"""The isolation check, made from inside the keep: a loader takes no workload where some is missing.
 
 systemd accepts many directives that do nothing where the kernel or the kind of manager cannot obey them, so what
 the unit asks for proves nothing. Each probe tries, or reads from the kernel, what a workload could try.
@@ -25,8 +25,8 @@ MAX_NAMED = 4
 """Network devices named in one sentence; a host may have hundreds."""
 
 
-def missing_walls(directory: str) -> tuple[str, ...]:
-    """A sentence for each wall that does not stand; `directory` is the keep's own."""
+def isolation_failures(directory: str) -> tuple[str, ...]:
+    """A sentence for each failure; `directory` is the keep's own."""
     uid = os.geteuid()
     found = [*_buses(_bus_sockets(uid)), *_networks(), *_mounts(directory), *_privileges(uid)]
     found += [f"the device {path} is there" for path in DEVICES if os.path.exists(path)]
