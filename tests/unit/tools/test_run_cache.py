@@ -73,7 +73,8 @@ def test_what_another_run_or_a_sandbox_uses_stays(tmp_path: Path) -> None:
 
 def test_what_a_run_uses_stays_as_long_as_what_it_started_runs(tmp_path: Path) -> None:
     old = fill(tmp_path, 12)
-    first = bash(tmp_path, f"entry thing {old[0].name.removeprefix('thing-')} make; touch -d @1 $entry; exec sleep infinity")
+    key = old[0].name.removeprefix("thing-")
+    first = bash(tmp_path, f"entry thing {key} make; touch -d @1 $entry; exec sleep infinity")
     with first:
         while old[0].stat().st_mtime != 1:
             assert first.poll() is None
