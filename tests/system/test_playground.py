@@ -28,7 +28,7 @@ def playground() -> Iterator[str]:
 
 def run(playground: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "KEEPFLEET_PLAYGROUND": playground}
-    command = [ROOT / "run", *arguments]
+    command = [str(ROOT / "run"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
 
 
