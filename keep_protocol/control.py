@@ -302,18 +302,3 @@ class FrameDecoder:
         elif byte in b"}]":
             self._depth -= 1
         return self._depth == 0
-
-
-if TYPE_CHECKING:  # moved to `reports`; here until what imports them from here has followed
-    from keep_protocol.reports import Report as Report
-    from keep_protocol.reports import ReportType as ReportType
-    from keep_protocol.reports import decode_report as decode_report
-    from keep_protocol.reports import encode_report as encode_report
-else:
-
-    def __getattr__(name: str) -> object:
-        if name in ("Report", "ReportType", "encode_report", "decode_report"):
-            from keep_protocol import reports
-
-            return getattr(reports, name)
-        raise AttributeError(name)
