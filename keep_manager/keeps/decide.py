@@ -54,6 +54,8 @@ def silent(
     if unit.active in ("activating", "inactive"):
         state = State.UNDEFINED if last is None else base.state
         return base.replace(state=state, phase="", detail=f"starting: {where}")
+    if unit.active == "deactivating":
+        return base.replace(phase="", detail=f"stopping: {where}")
     said = where if error is None or not answers(unit) else f"{error.message}; {where}"
     return base.replace(state=State.ERROR, phase="", detail=said)
 

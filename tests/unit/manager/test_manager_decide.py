@@ -60,7 +60,7 @@ def test_a_unit_is_a_keep_unless_it_only_lingers(state: UnitState, kept: bool) -
         (unit("failed", "failed"), "exit-code", GONE, State.ERROR, "the unit is failed (failed, exit-code)"),
         (unit("activating", "start"), "success", GONE, State.UNDEFINED, "starting: the unit is activating (start)"),
         (unit("deactivating", "stop-sigterm"), "", None, State.UNDEFINED, "restarting: its loader has just ended"),
-        (unit("deactivating", "stop-sigterm", job="stop"), "", GONE, State.ERROR, "deactivating (stop-sigterm)"),
+        (unit("deactivating", "stop-sigterm", job="stop"), "", GONE, State.UNDEFINED, "stopping: the unit is"),
     ],
 )
 def test_a_silent_keep_is_shown_with_its_unit_s_state(
