@@ -12,7 +12,7 @@ import wasmtime
 from wasmtime import _ffi as ffi
 from wasmtime._extern import wrap_extern
 
-from app_loader.check.imports import COMMAND, INITIALIZE, find_entry, find_run, make_component_linker
+from app_loader.check.imports import COMMAND, INITIALIZE, find_entry
 from app_loader.limits import (
     COMPONENT_INSTANCES,
     COMPONENT_MEMORIES,
@@ -107,6 +107,8 @@ class ComponentGuest:
 
     def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
         """See `load_guest`."""
+        from app_loader.check.components import find_run, make_component_linker
+
         self.started, self._limits = False, limits
         self._engine = make_engine(limits.stack_bytes, components=True)
         self._component = _load_component(self._engine, compiled)
