@@ -20,8 +20,7 @@ from keep_protocol.reports import Report, ReportType
 
 _WALL, _PROCESSOR = "workload's time", "workload's processor time"
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.05, 1.0
-"""Seconds between two looks at a workload's processor time where it is near its limit: a twentieth of the limit, but
-in these bounds."""
+"""Bounds of the seconds between two looks at the processor time of a workload that is near its limit."""
 _FIRST_OF_PROCESSOR_TIME = 11
 """utime, stime, cutime and cstime, counted from the field after the name in parentheses (man 5 proc)."""
 _OF_A_PROCESS = 2
@@ -83,10 +82,17 @@ class Running:
         if used >= limit:
             self._run.limit(f"over its processor time limit of {limit} s")
             return
-        # It cannot reach the limit sooner than with every processor that the unit may have.
-        soonest = (limit - used) * 100 / max(self._limits.cpu_percent, 100)
-        shortest = min(max(limit / 20, _SHORTEST_LOOK), _LONGEST_LOOK)
-        self._loop.after(_PROCESSOR, max(soonest, shortest), self._look_at_processor_time)
+        self._loop.after(_PROCESSOR, next_look(limit, used, self._limits.cpu_percent), self._look_at_processor_time)
+
+
+def next_look(limit: float, used: float, cpu_percent: int) -> float:
+    """Seconds until the processor time is to be looked at again. Pure.
+
+    It cannot reach the limit sooner than with every processor that the unit may have; near the limit a look comes after
+    a twentieth of it, so that a guest, which is one thread, goes no further beyond.
+    """
+    soonest = (limit - used) * 100 / max(cpu_percent, 100)
+    return max(soonest, min(max(limit / 20, _SHORTEST_LOOK), _LONGEST_LOOK))
 
 
 class Meter:
@@ -161,7 +167,7 @@ def own_processor_seconds(pid: int) -> float | None:
     """
     try:
         return time.clock_gettime(~pid << 3 | _OF_A_PROCESS)
-    except OSError:
+    except (OSError, OverflowError):
         return None
 
 

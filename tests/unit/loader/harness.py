@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keep_protocol.control import (
     START_DESCRIPTORS,
@@ -63,7 +64,7 @@ class Peer:
         else:
             self.sock.sendall(line)
 
-    def start(self, passed: dict[str, int], **message: object) -> None:
+    def start(self, passed: dict[str, int], **message: Any) -> None:
         """A start of version 2 with descriptors by name."""
         self.give(start(StartMessage(descriptors=tuple(passed), **message)), tuple(passed.values()))
 

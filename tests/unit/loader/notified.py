@@ -46,8 +46,8 @@ class Systemd:
                 return said
 
     @property
-    def endpoint(self) -> set[str]:
-        """The names of what is parked of the keep's door; its record is no part of that."""
+    def parked(self) -> set[str]:
+        """The names of what is parked, without the keep's record."""
         return set(self.stored) - {"record"}
 
     def drain(self) -> None:

@@ -45,7 +45,9 @@ def test_the_next_command_waits_for_the_answer_before(loader: LoaderProcess, pas
     stop = encode_command(Command(CommandType.STOP, "alice"))
     socket.send_fds(peer.sock, [INFO + line + INFO + stop + INFO], list(passed.descriptors))
     listening = {"report": "listening", "fingerprint": FINGERPRINT, "certificate": "PEM"}
-    loader.stub().order("report", report=listening, files=["the key"])  # the stop may end it before it answers
+    loader.stub().order(
+        "report", report=listening, files={"identity": "the key"}
+    )  # the stop may end it before it answers
     assert [peer.answer().state for _ in range(5)] == [
         State.LISTENING,
         State.STARTED,

@@ -55,7 +55,7 @@ def test_a_loader_killed_while_awaiting_opens_the_same_endpoint_again(loader: Lo
     loader.start()
     again = loader.stub()
     assert info_of(loader).detail == "opening the upload endpoint again after a crash of the loader"
-    assert again.environment["KEEPFLEET_HAS_IDENTITY"] == "1"
+    assert again.names == ["listener", "client-ca", "revoked", "identity"]
     assert again.do("identity") == "the key"
     assert again.descriptors[4] == os.readlink(f"/proc/self/fd/{passed.listener.fileno()}")
     again.report("listening", fingerprint=FINGERPRINT, certificate="PEM")
@@ -141,10 +141,12 @@ def record_of(place: Path, data: bytes) -> int:
         b"1\n\xff\xfe\n1\n",
         b"1\n[]\n1\n",
         b"1\n{}\n1\n",
-        b'1\n{"schema":1,"phase":"idle"}\n1\n',
-        b'1\n{"schema":2,"phase":"gone"}\n1\n',
-        b'1\n{"schema":2,"phase":"ended","port":"x"}\n1\n',
-        b'1\n{"schema":2,"phase":"ended","port":1,"outcome":{"kind":"odd"}}\n1\n',
+        b'1\n{"schema":2,"phase":"idle"}\n1\n',
+        b'1\n{"schema":3}\n1\n',
+        b'1\n{"schema":3,"report":{"state":1,"kuuid":7}}\n1\n',
+        b'1\n{"schema":3,"report":{"state":1,"kuuid":7,"phase":"gone"}}\n1\n',
+        b'1\n{"schema":3,"report":{"state":3,"kuuid":7,"phase":"ended","app_loader_bind_port":"x"}}\n1\n',
+        b'1\n{"schema":3,"report":{"state":3,"kuuid":7,"phase":"ended","outcome":{"kind":"odd"}}}\n1\n',
         b"1\n" + b"[" * 100_000 + b"\n1\n",
         b"x" * 1_000_000,
     ],

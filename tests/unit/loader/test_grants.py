@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from keep_loader.fdstore import is_granted_name
 
-from keep_loader.restart import POLICIES
+from keep_loader.descriptors import is_stored_name
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import State
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_WORKLOAD_JSON, Directory, Workload
 
 from .harness import FINGERPRINT, Endpoint, LoaderProcess, Stub, opened
 
+NAMES = ("workload", "stdin", "directory-0", "directory-1", "secret-0")
 ENDPOINT = {"listener", "client-ca", "revoked", "identity"}
 GIVEN = Workload(
     arguments=("-v",), stdin=True, directories=(Directory("/data"), Directory("/out", True)), secrets=("token",)
@@ -77,7 +76,7 @@ def given(loader: LoaderProcess, passed: Endpoint, grants: Grants) -> tuple[Stub
     """A keep that awaits a workload for which GIVEN was granted."""
     descriptors = grants.given()
     peer = loader.peer()
-    peer.send(CommandType.START, "", (*passed.descriptors, *descriptors))
+    peer.start({**passed.named, **dict(zip(NAMES, descriptors, strict=True))})
     stub = loader.stub()
     stub.listen()
     assert peer.answer().state is State.STARTED
@@ -88,26 +87,23 @@ def links(descriptors: list[int]) -> list[str]:
     return [os.readlink(f"/proc/self/fd/{number}") for number in descriptors]
 
 
-def test_the_words_for_restarting_are_the_contracts() -> None:
-    assert set(POLICIES) == {policy.value for policy in RestartPolicy}
-
-
 def test_every_name_of_a_grant_may_come_back_from_systemd() -> None:
     workload = Workload(
         stdin=True,
         directories=tuple(Directory(f"/{number}") for number in range(MAX_DIRECTORIES)),
         secrets=tuple(f"s{number}" for number in range(MAX_SECRETS)),
     )
-    assert all(is_granted_name(name) for name in workload.grant_names)
-    assert not any(is_granted_name(name) for name in ("", "listener", "identity", "directory-x", "stdin-1", "secret"))
+    assert all(is_stored_name(name) for name in workload.grant_names)
+    assert not any(is_stored_name(name) for name in ("", "record", "stored", "directory-x", "stdin-1", "secret"))
 
 
 def test_grants_are_parked_by_name_and_passed_on_in_order(
     loader: LoaderProcess, passed: Endpoint, grants: Grants
 ) -> None:
     stub, descriptors = given(loader, passed, grants)
-    assert [stub.descriptors[number] for number in range(8, 13)] == links(descriptors)
-    assert set(stub.descriptors) == {*range(7), *range(8, 13)}
+    assert stub.names == ["listener", "client-ca", "revoked", *NAMES]
+    assert [stub.passed[name] for name in NAMES] == links(descriptors)
+    assert set(stub.descriptors) == set(range(12))
     loader.systemd.wait_for("STATUS", "started: awaiting")
     assert loader.systemd.parked == ENDPOINT | {"workload", "stdin", "directory-0", "directory-1", "secret-0"}
     assert os.pread(loader.systemd.stored["secret-0"], 10, 0) == b"secret"
@@ -120,8 +116,8 @@ def test_a_workload_without_grants_has_its_description_alone(
     peer = loader.peer()
     peer.send(CommandType.START, "", (*passed.descriptors, descriptor))
     stub = loader.stub()
-    assert [stub.descriptors[8]] == links([descriptor])
-    assert set(stub.descriptors) == {*range(7), 8}
+    assert [stub.passed["workload"]] == links([descriptor])
+    assert set(stub.descriptors) == set(range(8))
 
 
 def test_the_most_that_can_be_granted_is_passed_on(loader: LoaderProcess, passed: Endpoint, grants: Grants) -> None:
@@ -136,7 +132,7 @@ def test_the_most_that_can_be_granted_is_passed_on(loader: LoaderProcess, passed
     peer = loader.peer()
     peer.send(CommandType.START, "", (*passed.descriptors, *descriptors))
     stub = loader.stub()
-    assert [stub.descriptors[number] for number in range(8, 8 + len(descriptors))] == links(descriptors)
+    assert [stub.passed[name] for name in ("workload", *workload.grant_names)] == links(descriptors)
     stub.listen()
     assert peer.answer().state is State.STARTED
 
@@ -151,7 +147,7 @@ def test_a_file_a_pipe_and_a_socket_can_be_standard_input(
             peer = loader.peer()
             peer.send(CommandType.START, "", (*passed.descriptors, described, source))
             stub = loader.stub()
-            assert [stub.descriptors[9]] == links([source])
+            assert [stub.passed["stdin"]] == links([source])
             stub.order("exit", code=1)
             with pytest.raises(KeepfleetError, match="exited 1"):
                 peer.answer()
@@ -162,22 +158,22 @@ def refusals(grants: Grants) -> Iterator[tuple[list[int], str]]:
     workload, stdin, data, out, token = grants.given()
     place = str(grants.place)
     yield [stdin], "workload must be a regular file"
-    yield [grants.file("w", GIVEN.to_json(), os.O_RDWR)], "workload must be open for reading alone"
-    yield [grants.keep(os.open(place, os.O_TMPFILE | os.O_RDWR))], "workload must be open for reading alone"
+    yield [grants.file("w", GIVEN.to_json(), os.O_RDWR)], "workload must be read-only"
+    yield [grants.keep(os.open(place, os.O_TMPFILE | os.O_RDWR))], "workload must be read-only"
     yield [grants.file("empty")], "cannot read the workload's description"
-    yield [grants.file("other", b'{"arguments":5}')], "cannot give the workload"
+    yield [grants.file("other", b'{"arguments":5}')], "invalid workload description"
     yield [grants.file("large", b" " * (MAX_WORKLOAD_JSON + 1))], "over"
-    yield [workload], "granted 4 descriptors, not 0"
-    yield [workload, stdin, data, out], "granted 4 descriptors, not 3"
-    yield [workload, stdin, data, out, token, token], "granted 4 descriptors, not 5"
+    yield [workload], "it takes 8 descriptors, not 4"
+    yield [workload, stdin, data, out], "it takes 8 descriptors, not 7"
+    yield [workload, stdin, data, out, token, token], "it takes 8 descriptors, not 9"
     yield [workload, data, data, out, token], "stdin must be a regular file, a pipe or a socket"
-    yield [workload, grants.pipe()[1], data, out, token], "stdin must be open for reading alone"
+    yield [workload, grants.pipe()[1], data, out, token], "stdin must be read-only"
     yield [workload, grants.keep(os.open("/dev/zero", os.O_RDONLY)), data, out, token], "stdin must be a regular file"
     yield [workload, stdin, token, out, token], "directory-0 must be a directory"
     yield [workload, stdin, data, stdin, token], "directory-1 must be a directory"
     yield [workload, stdin, data, out, data], "secret-0 must be a regular file"
-    yield [workload, stdin, data, out, grants.file("rw", b"", os.O_RDWR)], "secret-0 must be open for reading alone"
-    yield [workload, stdin, data, out, grants.file("path", b"", os.O_PATH)], "secret-0 must be open for reading alone"
+    yield [workload, stdin, data, out, grants.file("rw", b"", os.O_RDWR)], "secret-0 must be read-only"
+    yield [workload, stdin, data, out, grants.file("path", b"", os.O_PATH)], "secret-0 must be read-only"
 
 
 def test_what_was_not_described_is_refused_and_leaves_nothing(
@@ -217,14 +213,15 @@ def test_an_endpoint_that_is_opened_again_has_what_was_granted(
     stub, descriptors = given(loader, passed, grants)
     os.kill(stub.pid, signal.SIGKILL)
     again = loader.stub()
-    assert [again.descriptors[number] for number in range(8, 13)] == links(descriptors)
+    assert again.names == ["listener", "client-ca", "revoked", "identity", *NAMES]
+    assert [again.passed[name] for name in NAMES] == links(descriptors)
     loader.end(signal.SIGKILL)
     os.kill(again.pid, signal.SIGKILL)
     loader.systemd.drain()
     loader.start()
     third = loader.stub()
-    assert third.environment["KEEPFLEET_HAS_IDENTITY"] == "1"
-    assert [third.descriptors[number] for number in range(8, 13)] == links(descriptors)
+    assert third.names == again.names
+    assert [third.passed[name] for name in NAMES] == links(descriptors)
     third.report("listening", fingerprint=FINGERPRINT, certificate="PEM")
     loader.systemd.wait_for("STATUS", "started: awaiting workload")
 

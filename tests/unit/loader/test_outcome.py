@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from keep_loader.child import Exit, spawn
-from keep_loader.meter import Meter, Used, processor_seconds
 
-from keep_loader.outcome import PEAK_SLACK_BYTES, Death, believe, event_of, outcome_of
+from keep_loader.outcome import PEAK_SLACK_BYTES, Death, Usage, believe, event_of, outcome_of
+from keep_loader.process import Exit, spawn
+from keep_loader.running import Meter, next_look, processor_seconds
 from keep_protocol.control import CommandType
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import MIB, Limits
@@ -23,8 +24,8 @@ from keep_protocol.states import Event, State
 from .harness import Endpoint, LoaderProcess, Peer, Stub, opened
 
 LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB)
-USED = Used(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
-FOR_MEMORY = Used(1.5, 0.25, None, for_memory=True)
+USED = Usage(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
+FOR_MEMORY = Usage(1.5, 0.25, None, for_memory=True)
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 OUT_OF_TIME = "over its time limit of 10 s"
 OUT_OF_MEMORY = "killed by the kernel for memory (the keep's limit is 320 MiB)"
@@ -39,7 +40,7 @@ class Case:
     kind: OutcomeKind
     text: str
     event: Event
-    used: Used = USED
+    used: Usage = USED
 
 
 KILL = Exit(None, signal.SIGKILL)
@@ -124,7 +125,7 @@ def test_the_meter_leaves_out_what_was_used_before() -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime
-    used = meter.used(Exit(None, signal.SIGKILL, total, 1 << 40))
+    used = meter.usage(Exit(None, signal.SIGKILL, total, 1 << 40))
     assert used.cpu_seconds is not None and 0.03 <= used.cpu_seconds <= 0.2
     assert used.peak_bytes is not None and MIB < used.peak_bytes < 1 << 40
     assert used.ended_at >= used.started_at > 1e9
@@ -134,17 +135,17 @@ def test_the_meter_leaves_out_what_was_used_before() -> None:
 def test_a_clock_that_is_set_meanwhile_changes_no_duration(set_by: float, monkeypatch: pytest.MonkeyPatch) -> None:
     meter, clock = Meter(os.getpid(), fresh=False), time.time
     monkeypatch.setattr(time, "time", lambda: clock() + set_by)
-    used = meter.used(Exit(0, None))
+    used = meter.usage(Exit(0, None))
     assert 0 <= used.wall_seconds < 3600
     assert used.ended_at - used.started_at == pytest.approx(used.wall_seconds, abs=0.001)
 
 
 def test_a_process_that_was_never_an_endpoint_has_the_kernels_figures() -> None:
-    child = spawn(("/bin/true",), {}, [])
+    child = spawn(("/bin/true",), {}, {})
     meter = Meter(child.pid, fresh=True)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
     end = child.reap()
-    used = meter.used(end)
+    used = meter.usage(end)
     assert (used.cpu_seconds, used.peak_bytes, used.for_memory) == (end.cpu_seconds, end.peak_bytes, False)
 
 
@@ -152,7 +153,7 @@ def test_what_cannot_be_seen_is_not_measured() -> None:
     assert processor_seconds(1 << 30) is None
     meter = Meter(1 << 30, fresh=False)
     meter.look()
-    used = meter.used(Exit(None, signal.SIGSEGV, 1.0, MIB))
+    used = meter.usage(Exit(None, signal.SIGSEGV, 1.0, MIB))
     assert (used.cpu_seconds, used.peak_bytes) == (None, None)
 
 
@@ -188,6 +189,36 @@ def test_a_workload_over_its_processor_time_names_that_limit(unstarted: LoaderPr
     info, outcome = ended(peer)
     assert (info.state, info.detail) == (State.ERROR, "over its processor time limit of 7 s")
     assert outcome.kind is OutcomeKind.LIMITED
+
+
+def test_the_loader_ends_a_workload_at_its_processor_time_and_not_at_the_next_whole_second_of_its_process(
+    unstarted: LoaderProcess, passed: Endpoint
+) -> None:
+    unstarted.start(environment={"KEEPFLEET_LIMITS": Limits(cpu_seconds=1).to_text()})
+    peer, stub = opened(unstarted, passed)
+    stub.do("burn", seconds=0.4)  # as an endpoint: no part of the workload's
+    stub.accept()
+    stub.order("spin")
+    info, outcome = ended(peer)
+    assert (info.detail, outcome.kind) == ("over its processor time limit of 1 s", OutcomeKind.LIMITED)
+    assert outcome.signal == signal.SIGKILL
+    assert outcome.cpu_seconds is not None and 0.98 <= outcome.cpu_seconds < 1.4
+
+
+@given(st.integers(1, 10_000), st.floats(0.01, 1))
+def test_a_workload_is_ended_within_a_tenth_of_its_processor_time(limit: int, share: float) -> None:
+    used, looks = 0.0, 0
+    while used < limit:
+        used += next_look(limit, used, 100) * share
+        looks += 1
+    assert used <= limit * 1.1 + 0.1
+    assert looks < 20 * math.log(limit + 1) / share + 100
+
+
+def test_a_workload_that_sleeps_is_looked_at_seldom() -> None:
+    assert next_look(3600, 0, 100) == 3600
+    assert next_look(3600, 3599.99, 100) == 1.0
+    assert next_look(3600, 0, 400) == 900
 
 
 def test_a_workload_may_say_which_of_its_limits_it_met(unstarted: LoaderProcess, passed: Endpoint) -> None:

@@ -147,10 +147,23 @@ def test_only_a_started_keep_can_be_stopped(loader: LoaderProcess, passed: Endpo
     with pytest.raises(KeepfleetError, match="idle") as refused:
         peer.ask(CommandType.STOP)
     assert refused.value.kind is ErrorKind.CONFLICT
-    peer, _ = opened(loader, passed)
-    peer.ask(CommandType.STOP)
-    with pytest.raises(KeepfleetError, match="ended"):
-        peer.ask(CommandType.STOP)
+
+
+def test_a_stop_of_what_has_ended_is_answered_with_its_end(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    stub.report("ended", outcome=exited(3))
+    stub.order("exit", code=3)
+    assert ended(peer).detail == "exited 3"
+    before = peer.ask(CommandType.INFO)
+    assert peer.ask(CommandType.STOP, "alice") == before
+    assert before.outcome is not None and before.outcome.by == ""
+
+
+def test_a_stop_of_what_has_failed_is_answered_with_its_failure(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    os.kill(stub.pid, signal.SIGSEGV)
+    assert ended(peer).state is State.ERROR
+    assert peer.ask(CommandType.STOP, "alice").detail == "killed by SIGSEGV"
 
 
 def test_a_wait_is_answered_at_the_change_and_others_are_served_meanwhile(
@@ -269,7 +282,7 @@ def test_descriptors_sent_with_a_report_are_closed(loader: LoaderProcess, passed
     peer, stub = opened(loader, passed)
     before = loader.open_descriptors()
     for _ in range(20):
-        stub.report("receiving", ("a", "b", "c"), text="receiving")
+        stub.report("receiving", {"a": "a", "b": "b", "c": "c"}, text="receiving")
     loader.systemd.wait_for("STATUS", "started: receiving")
     assert loader.comes_back_to(before, peer)
 

@@ -120,21 +120,28 @@ def test_a_census_counts_and_says_what_is_wrong() -> None:
     assert str(census([])) == "0 keeps, 0 started"
 
 
-def test_a_unit_gets_its_slice_and_nothing_else() -> None:
+def test_a_unit_gets_its_name_slice_limits_and_version_and_nothing_else() -> None:
     properties = {name: value for name, _, value in keep_properties(33, Limits(tasks=40, cpu_percent=50))}
+    packages = Path(__file__).resolve().parents[3]
     assert properties == {
+        "Description": "Keep 33",
         "Slice": "keep-g01.slice",
         "MemoryMax": (256 + 256) * MIB,
         "TasksMax": 40,
         "CPUQuotaPerSecUSec": 500_000,
         "IOWeight": 100,
         "LogRateLimitBurst": 1000,
-        "Environment": [f"KEEPFLEET_LIMITS={Limits(tasks=40, cpu_percent=50).to_text()}"],
+        "LogExtraFields": [b"KEEP_ID=33"],
+        "Environment": [
+            f"KEEPFLEET_LIMITS={Limits(tasks=40, cpu_percent=50).to_text()}",
+            f"KEEPFLEET_PACKAGES={packages}",
+        ],
     }
 
 
 def test_nothing_the_manager_sets_stands_in_an_installed_drop_in_which_would_win() -> None:
     names = {"MemoryMax", "TasksMax", "CPUQuota", "IOWeight", "LogRateLimitBurst", "Slice"}
+    names |= {"Description", "LogExtraFields"}
     root = Path(__file__).resolve().parents[3] / "units"
     files = list(root.glob("*/keep@.service.d/*.conf"))
     assert len(files) == 2

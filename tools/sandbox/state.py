@@ -9,8 +9,8 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from testers.sandbox import cgroups
-from testers.sandbox.errors import SandboxError
+from tools.sandbox import cgroups
+from tools.sandbox.errors import SandboxError
 
 ROOT = "/run/keepfleet-sandbox"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")

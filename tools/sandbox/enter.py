@@ -21,7 +21,7 @@ from collections.abc import Callable
 if not __package__:
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from testers.sandbox import cgroups, linux
+from tools.sandbox import cgroups, linux
 
 CANNOT_ENTER = 125
 """Exit status where the sandbox, not the command, is the reason (as in env, nohup and docker run)."""

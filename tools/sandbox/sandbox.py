@@ -13,10 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from testers.sandbox import cgroups, needs, state
-from testers.sandbox.errors import SandboxError
-from testers.sandbox.layout import Layout
-from testers.sandbox.units import write_units
+from tools.sandbox import cgroups, needs, state
+from tools.sandbox.errors import SandboxError
+from tools.sandbox.layout import Layout
+from tools.sandbox.units import write_units
 
 BOOT_SECONDS = 30.0
 """A boot takes half a second; this covers a host sixty times busier."""

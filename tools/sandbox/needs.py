@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from testers.sandbox.errors import SandboxError
+from tools.sandbox.errors import SandboxError
 
 _CAP_SYS_ADMIN = 21
 _PROGRAMS = {"systemd": "/lib/systemd/systemd", "dbus": "dbus-daemon"}

@@ -17,7 +17,7 @@ import sys
 if not __package__:
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from testers.sandbox import cgroups, layout, linux
+from tools.sandbox import cgroups, layout, linux
 
 SYSTEMD = "/lib/systemd/systemd"
 INSIDE_STATE = "/run/sandbox"

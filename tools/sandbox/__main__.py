@@ -1,4 +1,4 @@
-"""`python3 -m testers.sandbox`: a private systemd from the command line."""
+"""`python3 -m tools.sandbox`: a private systemd from the command line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import signal
 import sys
 from typing import NoReturn
 
-from testers.sandbox.errors import SandboxError
-from testers.sandbox.layout import Layout, parse_bind
-from testers.sandbox.sandbox import ENVIRONMENT, Sandbox
-from testers.sandbox.state import names
+from tools.sandbox.errors import SandboxError
+from tools.sandbox.layout import Layout, parse_bind
+from tools.sandbox.sandbox import ENVIRONMENT, Sandbox
+from tools.sandbox.state import names
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python3 -m testers.sandbox", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python3 -m tools.sandbox", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     boot = verbs.add_parser("boot", help="boot NAME")
     boot.add_argument("--bind", action="append", default=[], metavar="SOURCE:PLACE[:ro]", help="show SOURCE at PLACE")
