@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+import resource
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -202,7 +204,27 @@ def load_guest(compiled: int, limits: Limits, workload: Workload) -> Guest:
 
 
 def run_guest(guest: Guest, limits: Limits, meter: Meter) -> Outcome:
-    """Runs the guest to its end, whichever that is; prints what an export returned."""
+    """Runs the guest to its end, whichever that is; prints what an export returned.
+
+    Where it failed with as many files open as the process may have, the outcome says so: all that WASI has told the
+    guest is that a file could not be opened, "I/O error".
+    """
+    outcome = _run_to_end(guest, limits, meter)
+    if outcome.exit_code != 0 and _has_no_descriptor_left():
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return outcome.replace(text=f"{outcome.text}; it had all files open that a keep may, {most} (LimitNOFILE=)")
+    return outcome
+
+
+def _has_no_descriptor_left() -> bool:
+    try:
+        os.close(os.dup(1))
+    except OSError as error:
+        return error.errno == errno.EMFILE
+    return False
+
+
+def _run_to_end(guest: Guest, limits: Limits, meter: Meter) -> Outcome:
     try:
         code, returned = guest.run()
     except GuestExit as left:
