@@ -19,6 +19,7 @@ from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import Report, ReportType
 
 _WALL, _PROCESSOR = "workload's time", "workload's processor time"
+_SLACK = 0.05
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.05, 1.0
 """Bounds of the seconds between two looks at the processor time of a workload that is near its limit."""
 _FIRST_OF_PROCESSOR_TIME = 11
@@ -74,25 +75,28 @@ class Running:
         self._run.limit(f"over its time limit of {self._limits.wall_seconds} s")
 
     def _look_at_processor_time(self) -> None:
-        """Ends a workload at its limit. The kernel's own, which the runner sets, knows whole seconds of the process
-        alone, those of the upload endpoint among them: it holds where this loader does not come to look."""
+        """Ends a workload that is over its limit and has not ended itself, as an honest runner does exactly there."""
         limit, used = self._limits.cpu_seconds, self._meter.processor_seconds()
         if used is None:
             return  # it has ended
-        if used >= limit:
+        seconds = next_look(limit, used, self._limits.cpu_percent)
+        if seconds is None:
             self._run.limit(f"over its processor time limit of {limit} s")
-            return
-        self._loop.after(_PROCESSOR, next_look(limit, used, self._limits.cpu_percent), self._look_at_processor_time)
+        else:
+            self._loop.after(_PROCESSOR, seconds, self._look_at_processor_time)
 
 
-def next_look(limit: float, used: float, cpu_percent: int) -> float:
-    """Seconds until the processor time is to be looked at again. Pure.
+def next_look(limit: float, used: float, cpu_percent: int) -> float | None:
+    """Seconds until the processor time is to be looked at again, None where the limit is passed. Pure.
 
-    It cannot reach the limit sooner than with every processor that the unit may have; near the limit a look comes after
-    a twentieth of it, so that a guest, which is one thread, goes no further beyond.
+    The limit is passed with a twentieth and _SLACK more: loading the module counts here, which the runner leaves out.
+    It cannot be passed sooner than with every processor that the unit may have; near it a look comes after a twentieth
+    of it, so that a guest, which is one thread, goes no further beyond than a tenth and a tenth of a second.
     """
-    soonest = (limit - used) * 100 / max(cpu_percent, 100)
-    return max(soonest, min(max(limit / 20, _SHORTEST_LOOK), _LONGEST_LOOK))
+    room = limit * 1.05 + _SLACK - used
+    if room <= 0:
+        return None
+    return max(room * 100 / max(cpu_percent, 100), min(max(limit / 20, _SHORTEST_LOOK), _LONGEST_LOOK))
 
 
 class Meter:

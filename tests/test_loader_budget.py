@@ -14,8 +14,8 @@ import pytest
 
 import keep_loader
 
-# With the first start come start and workload, supervisor, process, running, outcome, restart and reports; with a record
-# of a loader before it, restart. An idle keep has none of them.
+# With the first start come start and workload, supervisor, process, running, outcome, restart and reports; with a
+# record of a loader before it, restart. An idle keep has none of them.
 MAIN = Path(keep_loader.__file__).parent / "__main__.py"
 OURS = {
     "keep_loader",

@@ -34,7 +34,7 @@ theirs = Settings.runner_environment
 Settings.runner_environment = lambda settings: {**theirs(settings), **ours}
 runpy.run_path(main, run_name="__main__")
 """
-"""The loader, which passes nothing of its environment on, passes this on: its endpoint and its runner see the clock too."""
+"""The loader, which passes nothing of its environment on, passes this on to what it starts."""
 
 
 def environment() -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Endpoint, LoaderProcess, endpoint
+from tests.fakes.loader_process import Endpoint, LoaderProcess, endpoint
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS, MA
 from keep_protocol.control import Command, CommandType, encode_command
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
-
-from .harness import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer
+from tests.fakes.loader_process import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer
 
 INFO = encode_command(Command(CommandType.INFO))
 

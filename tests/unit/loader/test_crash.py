@@ -14,8 +14,7 @@ from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepReport, OutcomeKind
 from keep_protocol.states import State
-
-from .harness import FINGERPRINT, Endpoint, LoaderProcess, Stub, opened
+from tests.fakes.loader_process import FINGERPRINT, Endpoint, LoaderProcess, Stub, opened
 
 
 def killed(loader: LoaderProcess, stub: Stub | None = None) -> None:

@@ -13,8 +13,7 @@ from keep_protocol.control import CommandType, decode_description
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
 from keep_protocol.states import State
-
-from .harness import Endpoint, LoaderProcess, Peer, opened
+from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, opened
 
 CALLED = {"name": "web-1", "labels": {"team/role": "a b", "env": "prüf"}, "owner": "alice"}
 

@@ -12,8 +12,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
 from keep_protocol.states import State
-
-from .harness import Endpoint, LoaderProcess, Peer, opened
+from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, opened
 
 
 def ended(loader: LoaderProcess, passed: Endpoint, output_bytes: int | None) -> tuple[Peer, KeepReport]:

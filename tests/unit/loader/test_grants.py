@@ -17,8 +17,7 @@ from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_WORKLOAD_JSON, Directory, Workload
-
-from .harness import FINGERPRINT, Endpoint, LoaderProcess, Stub, opened
+from tests.fakes.loader_process import FINGERPRINT, Endpoint, LoaderProcess, Stub, opened
 
 NAMES = ("workload", "stdin", "directory-0", "directory-1", "secret-0")
 ENDPOINT = {"listener", "client-ca", "revoked", "identity"}

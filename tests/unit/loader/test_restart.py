@@ -24,8 +24,7 @@ from keep_protocol.limits import Limits
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import STATE_OF, Event, Phase, State
 from keep_protocol.workload import Directory, Workload
-
-from .harness import DEADLINE, Endpoint, LoaderProcess, Stub
+from tests.fakes.loader_process import DEADLINE, Endpoint, LoaderProcess, Stub
 
 NOW = 1_800_000_000.0
 EXITED = {code: Outcome(OutcomeKind.EXITED, f"exited {code}", code) for code in (0, 1)}

@@ -12,8 +12,7 @@ from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.states import State
-
-from .harness import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer, opened
+from tests.fakes.loader_process import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer, opened
 
 
 def test_an_idle_loader_says_what_it_is(loader: LoaderProcess) -> None:

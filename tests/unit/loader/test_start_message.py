@@ -18,8 +18,7 @@ from keep_protocol.limits import Limits
 from keep_protocol.spec import KeepSpec, RestartPolicy, encode_spec
 from keep_protocol.states import State
 from keep_protocol.workload import Directory, Workload
-
-from .harness import FINGERPRINT, MODULE, UPLOAD, Endpoint, LoaderProcess, Peer, Stub, opened
+from tests.fakes.loader_process import FINGERPRINT, MODULE, UPLOAD, Endpoint, LoaderProcess, Peer, Stub, opened
 
 SPEC = KeepSpec(
     name="web", owner="alice", labels=(("team", "a b"),), limits=Limits(wall_seconds=77), restart=RestartPolicy.ALWAYS

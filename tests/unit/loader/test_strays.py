@@ -11,8 +11,7 @@ import pytest
 from keep_loader.loop import Loop
 from keep_protocol.control import CommandType
 from keep_protocol.states import State
-
-from .harness import FINGERPRINT, Endpoint, LoaderProcess, opened
+from tests.fakes.loader_process import FINGERPRINT, Endpoint, LoaderProcess, opened
 
 
 @pytest.fixture

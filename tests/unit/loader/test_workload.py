@@ -16,8 +16,7 @@ from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport, OutcomeKind
 from keep_protocol.states import State
-
-from .harness import DEADLINE, Endpoint, LoaderProcess, Peer, Stub, opened
+from tests.fakes.loader_process import DEADLINE, Endpoint, LoaderProcess, Peer, Stub, opened
 
 
 def running(loader: LoaderProcess, passed: Endpoint) -> tuple[Peer, Stub]:

@@ -28,10 +28,9 @@ from keep_protocol.control import (
 from keep_protocol.keep import KeepReport
 from keep_protocol.spec import KeepSpec
 from keep_protocol.states import State
+from tests.fakes.notify_socket import listening
 
-from .notified import listening
-
-FAKES = Path(__file__).resolve().parents[2] / "fakes"
+FAKES = Path(__file__).resolve().parent
 STUB = (sys.executable, "-I", "-S", str(FAKES / "app_loader_stub.py"))
 KUUID = 7
 ROUNDS = 100
@@ -112,7 +111,7 @@ class Stub:
         self.arguments: list[str] = hello["arguments"]
         self.environment: dict[str, str] = hello["environment"]
         self.descriptors: dict[int, str] = {int(number): path for number, path in hello["descriptors"].items()}
-        self.names = list(filter(None, self.environment["KEEPFLEET_DESCRIPTORS"].split(",")))
+        self.names = list(filter(None, self.environment.get("KEEPFLEET_DESCRIPTORS", "").split(",")))
 
     @property
     def passed(self) -> dict[str, str]:
@@ -150,15 +149,29 @@ class Stub:
 
 
 class LoaderProcess:
-    """A loader in `directory`, its notify socket, and the place its app-loaders call."""
+    """A loader in `directory`, its notify socket, and the place its app-loaders call.
 
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
+    main, stub, calls and path: the program, its app-loader, the socket that this calls, and where the packages lie;
+    ours, where nothing else is said.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        stack: ExitStack,
+        *,
+        main: Path = FAKES / "loader_main.py",
+        stub: tuple[str, ...] = STUB,
+        calls: str = "stub.sock",
+        path: str = os.pathsep.join(filter(None, sys.path)),
+    ) -> None:
         self.directory, self._stack = directory, stack
+        self._main, self._stub_command, self._path = main, stub, path
         self.log = directory.parent / "log"
         self.systemd = stack.enter_context(listening(str(directory.parent / "notify"), DEADLINE))
         self._calls = stack.enter_context(socket.socket(socket.AF_UNIX))
         self._calls.settimeout(DEADLINE)
-        self._calls.bind(str(directory / "stub.sock"))
+        self._calls.bind(str(directory / calls))
         self._calls.listen(8)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -167,9 +180,9 @@ class LoaderProcess:
         stored = dict(self.systemd.stored)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, FAKES / "loader_main.py", str(KUUID), *(command or STUB)],
+                [sys.executable, self._main, str(KUUID), *(command or self._stub_command)],
                 env={
-                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                    "PYTHONPATH": self._path,
                     "RUNTIME_DIRECTORY": str(self.directory),
                     "NOTIFY_SOCKET": self.systemd.path,
                     "FAKE_STORED": ",".join(f"{name}={number}" for name, number in stored.items()),
