@@ -90,6 +90,9 @@ ASYNC_STACK_SPARE_BYTES = 1024 * 1024
 """wasmtime runs components on a stack that must be larger than what it allows WebAssembly of it, or it aborts."""
 OS_STACK_SPARE_BYTES = 4 * 1024 * 1024
 """Stack of the process besides WebAssembly's: the interpreter's own, and wasmtime's below a call out of the guest."""
+EXACT_CPU_SECONDS = 60
+"""Up to this limit of processor time the runner ends itself exactly; above, RLIMIT_CPU's second more or less is under
+2 %, and the thread that counts is not worth its 60 KB."""
 MAX_SECRET_BYTES = 1024 * 1024
 """A secret is a key, a token or a certificate; it costs the keep memory."""
 MAX_BACKTRACE_FRAMES = 20

@@ -17,10 +17,10 @@ import time
 from typing import TYPE_CHECKING
 
 from app_loader.descriptors import Grants, Passed, claim, read_grants
-from app_loader.limits import OS_STACK_SPARE_BYTES
+from app_loader.limits import EXACT_CPU_SECONDS, OS_STACK_SPARE_BYTES
 from app_loader.reports import Reporter
 from app_loader.run import outcome as outcomes
-from app_loader.run.meter import Meter
+from app_loader.run.meter import Meter, end_after
 from app_loader.settings import read_limits
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
@@ -66,6 +66,8 @@ def _run(reporter: Reporter, meter: Meter) -> Outcome:
         _bound(limits)
         lock(executable_memory=False, files=context.has_files)
         reporter.send(Report(ReportType.RUNNING, text))
+        if limits.cpu_seconds <= EXACT_CPU_SECONDS:
+            end_after(limits.cpu_seconds)
         meter.begin(output=not context.writes_files)
         return run_guest(guest, limits, meter)
     finally:
@@ -118,11 +120,7 @@ def _compile_again(module: int, limits: Limits, grants: Grants | None) -> int:
 
 
 def _bound(limits: Limits) -> None:
-    """The limits the kernel keeps: processor time, and room for the guest's stack.
-
-    RLIMIT_CPU counts whole seconds from the process's start, so it is up to a second wider than the limit; the loader,
-    which knows better, ends the workload before.
-    """
+    """The limits the kernel keeps: processor time in whole seconds, see `end_after`, and room for the guest's stack."""
     cpu = math.ceil(time.process_time()) + limits.cpu_seconds
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(

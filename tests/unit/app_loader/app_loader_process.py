@@ -106,6 +106,7 @@ class AppLoaderProcess:
         self._said = threading.Condition()
         self._threads: list[threading.Thread] = []
         self.pid = 0
+        self.cpu_seconds = 0.0
         self.spawn()
 
     def spawn(self) -> None:
@@ -208,7 +209,9 @@ class AppLoaderProcess:
         waiter = os.pidfd_open(self.pid)
         assert select.select([waiter], [], [], PATIENCE)[0], "the app-loader did not end"
         os.close(waiter)
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        _, status, usage = os.wait4(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self.cpu_seconds = usage.ru_utime + usage.ru_stime
         self.pid = 0
         self._status.close()
         for thread in self._threads:
@@ -223,6 +226,11 @@ class AppLoaderProcess:
     def descriptors(self) -> dict[int, str]:
         """What the process has open."""
         return descriptors_of(self.pid)
+
+    def used_seconds(self) -> float:
+        """The processor time of the process and of those it has started and waited for, as it runs."""
+        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def forget(self) -> None:
         """The keep-loader dies: its end of the status socket closes."""

@@ -97,7 +97,9 @@ def test_a_loop_ends_by_sigxcpu_when_its_processor_time_is_over(
     with listening(tmp_path, authority, limited(cpu_seconds=1)) as process:
         assert ask(process, client, put(SPINS)).status == 200
         process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+        before = process.used_seconds()
         assert process.end() == -signal.SIGXCPU
+        assert 0.9 < process.cpu_seconds - before < 1.1, "its own second, to the tick of the kernel's clock"
 
 
 def test_output_and_times_are_counted(process: AppLoaderProcess, client: Path) -> None:
