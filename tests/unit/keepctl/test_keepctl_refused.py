@@ -98,7 +98,7 @@ def test_of_files_that_cannot_be_read_nothing_is_said(pki: Pki, tmp_path: Path, 
 
 def test_a_name_that_no_client_of_ours_could_have_is_not_offered_to_a_shell(pki: Pki, tmp_path: Path) -> None:
     other = authority.make_ca(pki.now)
-    odd = authority.issue_client(other, authority.new_key(), "x; rm -r /", 30, pki.now).certificate
+    odd = authority.issue_client(other, authority.new_key().public_key(), "x; rm -r /", 30 * DAY, pki.now)
     path = tmp_path / "odd.crt"
     path.write_bytes(authority.certificate_pem(odd))
     said = inspection.fault_of_ours(str(path), pki.layout.ca_certificate, pki.now)
