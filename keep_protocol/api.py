@@ -37,7 +37,8 @@ from keep_protocol.fields import (
     parse,
     table_of,
 )
-from keep_protocol.limits import check_limit
+from keep_protocol.limits import Limits, check_limit
+from keep_protocol.schema import record_schema
 from keep_protocol.spec import (
     LABELS,
     MAX_UPLOADERS,
@@ -68,9 +69,9 @@ _HOST_NAME = re.compile(
 
 
 class _Architecture(Text):
-    """One of ARCHITECTURES."""
+    """One of ARCHITECTURES; the schema names those that run without such hardware."""
 
-    words = ARCHITECTURES
+    words = ARCHITECTURES[:1]
 
     def __init__(self) -> None:
         super().__init__(40, must=f"one of {', '.join(ARCHITECTURES)}")
@@ -132,6 +133,10 @@ class AskedLimits(Type):
 
     def encode(self, value: tuple[tuple[str, int], ...]) -> object:
         return dict(value)
+
+    def schema(self, _refer: object) -> dict[str, object]:
+        """The limits, none of them required."""
+        return record_schema(Limits)
 
 
 class NewKeep(Record):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from keep_protocol.fields import Flag, Items, Maybe, Nested, Pairs, Record, Text, Type, Word, field, invalid, parse
+from keep_protocol.schema import record_schema
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.workload import (
     EXPORT,
@@ -121,6 +122,10 @@ class WorkloadMember(Type):
 
     def parse(self, value: object) -> WorkloadRequest:
         return parse_workload(value)
+
+    def schema(self, _refer: object) -> dict[str, object]:
+        """The whole of AskedWorkload."""
+        return record_schema(AskedWorkload)
 
 
 def parse_workload(asked: object) -> WorkloadRequest:

@@ -36,6 +36,10 @@ def invalid(what: str, why: str) -> KeepfleetError:
     return KeepfleetError(ErrorKind.BAD_REQUEST, f"invalid {what}: {why}")
 
 
+class Unfit(ValueError):
+    """Why a part of a field's value is not what it must be."""
+
+
 class Type:
     """What the JSON value of a field may be. `must` completes "field 'x' must be …"."""
 
@@ -135,12 +139,18 @@ class Items(Type):
 
     def __init__(self, of: Type, most: int) -> None:
         self.of, self.most = of, most
-        self.must = f"a list of at most {most}, each {of.must}"
+        self.must = f"a list of at most {most}"
 
     def parse(self, value: object) -> tuple[Any, ...]:
         if not isinstance(value, list) or len(value) > self.most:
             raise ValueError
-        return tuple(self.of.parse(item) for item in value)
+        found: list[Any] = []
+        for item in value:
+            try:
+                found.append(self.of.parse(item))
+            except ValueError:
+                raise Unfit(f"item {len(found) + 1} must be {self.of.must}{_shown(item)}") from None
+        return tuple(found)
 
     def encode(self, value: Any) -> object:
         return [self.of.encode(item) for item in value]
@@ -151,12 +161,21 @@ class Pairs(Type):
 
     def __init__(self, name: Text, value: Text, most: int, *, ordered: bool = False) -> None:
         self.name, self.value, self.most, self.ordered = name, value, most, ordered
-        self.must = f"an object of at most {most} strings, each name {name.must} and each value {value.must}"
+        self.must = f"an object of at most {most} strings"
 
     def parse(self, value: object) -> tuple[tuple[str, str], ...]:
         if not isinstance(value, dict) or len(value) > self.most:
             raise ValueError
-        pairs = [(self.name.parse(name), self.value.parse(text)) for name, text in value.items()]
+        pairs: list[tuple[str, str]] = []
+        for name, text in value.items():
+            part: Text = self.name
+            try:
+                self.name.parse(name)
+                part = self.value
+                pairs.append((name, self.value.parse(text)))
+            except ValueError:
+                which = "a name" if part is self.name else f"the value of {name!r}"
+                raise Unfit(f"{which} must be {part.must}{_shown(name if part is self.name else text)}") from None
         return tuple(sorted(pairs) if self.ordered else pairs)
 
     def encode(self, value: Any) -> object:
@@ -239,10 +258,10 @@ class Record(metaclass=RecordType):
     def __init__(self, *values: object, **named: object) -> None:
         names, kind = self.__match_args__, type(self)
         given = {**kind._defaults, **dict(zip(names, values, strict=False)), **named}
-        if len(values) > len(names) or any(name in named for name in names[: len(values)]) or len(given) != len(names):
+        if len(values) > len(names) or set(names[: len(values)]) & named.keys() or len(given) != len(names):
             raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, not {', '.join(given)}")
-        for name, value in given.items():
-            object.__setattr__(self, name, value)  # AttributeError where there is no such field
+        for each, value in given.items():
+            object.__setattr__(self, each, value)  # AttributeError where there is no such field
         self._check()
 
     def _check(self) -> None:
@@ -314,6 +333,11 @@ def check(row: Field, value: object, what: str) -> Any:
     """The value of one field. Raises KeepfleetError(BAD_REQUEST) naming it."""
     try:
         return row.type.parse(value)
+    except Unfit as unfit:
+        raise invalid(what, f"field {row.name!r}: {unfit}") from None
     except ValueError:
-        shown = f", not {value[:_SHOWN]!r}" if isinstance(value, str) else ""
-        raise invalid(what, f"field {row.name!r} must be {row.type.must}{shown}") from None
+        raise invalid(what, f"field {row.name!r} must be {row.type.must}{_shown(value)}") from None
+
+
+def _shown(value: object) -> str:
+    return f", not {value[:_SHOWN]!r}" if isinstance(value, str) else ""

@@ -9,7 +9,8 @@ from enum import Enum
 
 from keep_protocol.fields import Items, Maybe, Record, Seconds, Text, Whole, Word, field
 
-_NUMBER = Whole(-(1 << 63), 1 << 63)
+_COUNT = Whole(0, 1 << 63)
+"""What the kernel's own counters hold."""
 _SECONDS = "seconds, or null where nobody measured"
 _EPOCH = "seconds of the epoch, or null"
 
@@ -35,18 +36,18 @@ class Outcome(Record):
 
     kind: OutcomeKind = field(Word(OutcomeKind), about="which way it ended")
     text: str = field(Text(), about="how it ended, in one sentence")
-    exit_code: int | None = field(Maybe(_NUMBER), default=None, about="of a guest that exited")
-    signal: int | None = field(Maybe(_NUMBER), default=None, about="the number, of one that was killed")
+    exit_code: int | None = field(Maybe(Whole(0, (1 << 32) - 1)), default=None, about="of a guest that exited")
+    signal: int | None = field(Maybe(Whole(0, 127)), default=None, about="the number, of one that was killed")
     backtrace: tuple[str, ...] = field(Items(Text(), 10_000), default=(), about="of a trap, the innermost frame first")
     wall_seconds: float | None = field(Maybe(Seconds()), default=None, about=_SECONDS)
     cpu_seconds: float | None = field(Maybe(Seconds()), default=None, about=_SECONDS)
-    peak_bytes: int | None = field(Maybe(_NUMBER), default=None, about="the most memory it had")
-    output_bytes: int | None = field(Maybe(_NUMBER), default=None, about="what it wrote to standard output and error")
+    peak_bytes: int | None = field(Maybe(_COUNT), default=None, about="the most memory it had")
+    output_bytes: int | None = field(Maybe(_COUNT), default=None, about="what it wrote to standard output and error")
     started_at: float | None = field(Maybe(Seconds()), default=None, about=_EPOCH)
     ended_at: float | None = field(Maybe(Seconds()), default=None, about=_EPOCH)
     by: str = field(Text(), default="", about="who stopped it; empty when nobody did")
     dropped_lines: int | None = field(
-        Maybe(_NUMBER),
+        Maybe(_COUNT),
         default=None,
         about="how many of the keep's lines the journal's limit kept out of it; null where nobody counted yet",
     )

@@ -3,7 +3,7 @@
 `GET /v1/keeps/ID/logs[?follow=true][&lines=N]` sends one `line` event for each line; with `follow` a last `end` event
 after the last line of a keep that has ended, then it closes.
 `GET /v1/events[?keep=ID][&lines=N][&follow=true]` sends one `keep` event for each event; with `follow`
-for each that happens after its answer has begun, for ever.
+for each that happens after its answer has begun, without end.
 Every event has an id to resume after (`Last-Event-ID`); a comment line keeps a silent stream alive. Pure.
 """
 
@@ -14,8 +14,8 @@ from enum import Enum
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Record
-from keep_protocol.keep import KeepInfo, keep_from_wire
+from keep_protocol.fields import Nested, Record, Seconds, Text, Word, field, members
+from keep_protocol.keep import KeepInfo
 
 CONTENT_TYPE = "text/event-stream"
 LINE = "line"
@@ -48,72 +48,33 @@ class EventType(Enum):
 
 
 class LogLine(Record):
-    """One line of a keep's journal.
+    """One line of a keep's journal, control characters and all; the data of a `line` event. cursor: the event's id, to
+    resume after."""
 
-    at: seconds of the epoch; source: one of the sources above; text: the line, control characters and all; cursor: its
-    id, to resume after.
-    """
-
-    at: float
-    source: str
-    text: str
+    at: float = field(Seconds(), about="seconds of the epoch")
+    source: str = field(Text(20), about=f"who wrote it: {', '.join(SOURCES)}")
+    text: str = field(Text(), about="the line")
     cursor: str = ""
-
-    def to_wire(self) -> dict[str, object]:
-        """The data of a `line` event; the cursor is the event's id."""
-        return {"at": self.at, "source": self.source, "text": self.text}
 
 
 class KeepEvent(Record):
-    """One thing that happened to a keep.
+    """One thing that happened to a keep; the data of a `keep` event. cursor: the event's id, to resume after."""
 
-    at: when, in seconds of the epoch; happening: what; keep: as it was then; by: who asked for it, "" where nobody did
-    or nobody knows; cursor: its id, to resume after.
-    """
-
-    at: float
-    type: EventType
-    keep: KeepInfo
-    by: str = ""
+    at: float = field(Seconds(), about="seconds of the epoch")
+    type: EventType = field(Word(EventType), name="event", about="what happened")
+    keep: KeepInfo = field(Nested(KeepInfo, "keep"), about="the keep as it was then")
+    by: str = field(Text(200), default="", about="who asked for it; empty where no one did or it is not known")
     cursor: str = ""
-
-    def to_wire(self) -> dict[str, object]:
-        """The data of a `keep` event; the cursor is the event's id."""
-        return {"at": self.at, "event": self.type.value, "by": self.by, "keep": self.keep.to_wire()}
-
-
-def _refuse(what: str) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {what}: it has another shape")
-
-
-def _text(value: dict[str, object], name: str, what: str) -> str:
-    text = value.get(name)
-    if not isinstance(text, str):
-        raise _refuse(what)
-    return text
-
-
-def _at(value: dict[str, object], what: str) -> float:
-    at = value.get("at")
-    if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < 1e12:
-        raise _refuse(what)
-    return float(at)
 
 
 def line_from_wire(value: dict[str, object], cursor: str = "") -> LogLine:
     """The line in a `line` event's data. Raises KeepfleetError(BAD_REQUEST) on another shape."""
-    what = "a line of the log"
-    return LogLine(_at(value, what), _text(value, "source", what), _text(value, "text", what), cursor)
+    return LogLine(cursor=cursor, **members(LogLine, value, "log line"))
 
 
 def event_from_wire(value: dict[str, object], cursor: str = "") -> KeepEvent:
     """What happened, in a `keep` event's data. Raises KeepfleetError(BAD_REQUEST) on another shape."""
-    what, keep = "an event", value.get("keep")
-    words = {type_.value: type_ for type_ in EventType}
-    word = _text(value, "event", what)
-    if word not in words or not isinstance(keep, dict):
-        raise _refuse(what)
-    return KeepEvent(_at(value, what), words[word], keep_from_wire(keep), _text(value, "by", what), cursor)
+    return KeepEvent(cursor=cursor, **members(KeepEvent, value, "event"))
 
 
 def encode(name: str, data: dict[str, object], event_id: str = "") -> bytes:

@@ -37,7 +37,7 @@ def written_if_missing(path: str, directory: str) -> Iterator[bool]:
     with files.explained(f"write {path}"):
         files.make_directories(os.path.dirname(path), files.PUBLIC_DIRECTORY)
         try:
-            files.write_new(path, _TEXT.format(pki=quoted).encode("utf-8"), files.PUBLIC_FILE)
+            files.write_new(path, _TEXT.format(pki=quoted).encode("utf-8"), files.PRIVATE_FILE)
             new = True
         except FileExistsError:
             new = False

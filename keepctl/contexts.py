@@ -13,7 +13,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import files
 
 if TYPE_CHECKING:
-    from keepctl.yamltree import Node
+    from strict_yaml.tree import Node
 
 FIELDS = ("manager", "ca", "cert", "key")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
@@ -81,7 +81,7 @@ def load() -> Contexts:
         if isinstance(error.__cause__, FileNotFoundError):
             return Contexts()
         raise
-    from keepctl.yamltree import parse  # here: YAML costs 15 ms, and few have such a file
+    from strict_yaml.tree import parse  # here: YAML costs 15 ms, and few have such a file
 
     tree, faults = parse(data)
     if faults:

@@ -101,7 +101,7 @@ name: again
         "line 9, column 11: limits.memory must be bytes, or a size like 64K, 64M or 1G, not 'lots'",
         "line 10, column 10: limits.tasks must be in 16 … 512, not 1",
         "line 11, column 10: restart must be one of no, on-failure, always, not 'sometimes'",
-        "line 12, column 1: 'name' stands twice; the first is in line 1",
+        "line 12, column 1: duplicate key 'name'; the first is in line 1",
     ]
 
 
@@ -139,10 +139,10 @@ name: again
         ("stdin: relative", "stdin must be an absolute path"),
         ("restart: true", "restart must be one of no, on-failure, always"),
         ("limits: {cpus: 0}", "limits.cpus must be in 0.01"),
-        ("limits: {time: 0}", "cannot limit wall_seconds to 0"),
+        ("limits: {time: 0}", "'wall_seconds' must be a whole number in 1"),
         ("limits: {time: 10ms}", "limits.time must be whole seconds, or a time like 10s"),
         ("limits: {tasks: true}", "limits.tasks must be a whole number"),
-        ("limits: {memory: 999999999999}", "cannot limit memory_bytes to 999999999999"),
+        ("limits: {memory: 999999999999}", "'memory_bytes' must be a whole number in 65536"),
         ("labels: {A: b}", "the name 'A' in labels must be 1 to 63"),
         ('labels: {a: "b\\n"}', "labels.a must be printable"),
         ("labels: {" + ", ".join(f"a{n}: b" for n in range(17)) + "}", "labels has 17 entries; at most 16 fit"),

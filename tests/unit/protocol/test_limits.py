@@ -145,7 +145,7 @@ def test_no_object_does_more_than_be_refused(value: dict[str, object]) -> None:
         assert error.kind is ErrorKind.BAD_REQUEST
 
 
-@pytest.mark.parametrize("limits", [[], "x", 5, {"wall_seconds": 0}, {"nothing": 1}])
+@pytest.mark.parametrize("limits", [[], "x", 5, {"wall_seconds": 0}])
 def test_a_keep_with_limits_of_another_shape_is_a_bad_request(limits: object) -> None:
     with pytest.raises(KeepfleetError) as refused:
         keep_from_wire({**KeepInfo(kuuid=7, state=State.LISTENING).to_wire(), "limits": limits})

@@ -34,21 +34,34 @@ from keep_protocol.control import (
     encode_report,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind, keep_from_wire, outcome_from_wire
+from keep_protocol.keep import (
+    KeepInfo,
+    Module,
+    Outcome,
+    OutcomeKind,
+    Uploader,
+    WorkloadSummary,
+    keep_from_wire,
+    outcome_from_wire,
+)
+from keep_protocol.kinds import Kind
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import State
 
+COUNTS = st.none() | st.integers(0, 1 << 63)
+PRINTABLE = st.text("aZ 9é€", max_size=255)
 SECONDS = st.none() | st.floats(0, 1e9)
 OUTCOMES = st.builds(
     Outcome,
     kind=st.sampled_from(OutcomeKind),
     text=st.text(),
-    exit_code=st.none() | st.integers(),
-    signal=st.none() | st.integers(),
+    exit_code=st.none() | st.integers(0, (1 << 32) - 1),
+    signal=st.none() | st.integers(0, 127),
     backtrace=st.lists(st.text()).map(tuple),
     wall_seconds=SECONDS,
     cpu_seconds=SECONDS,
-    peak_bytes=st.none() | st.integers(0),
-    output_bytes=st.none() | st.integers(0),
+    peak_bytes=COUNTS,
+    output_bytes=COUNTS,
     started_at=SECONDS,
     ended_at=SECONDS,
     ended_monotonic=SECONDS,
@@ -59,17 +72,26 @@ KEEPS = st.builds(
     kuuid=st.integers(1, (1 << KUUID_BITS) - 1),
     state=st.sampled_from(State),
     detail=st.text(),
-    address=st.text(),
+    address=st.text(max_size=64),
     port=st.integers(0, 65535),
-    fingerprint=st.text(),
+    fingerprint=st.text(max_size=80),
     certificate=st.text(),
-    unit=st.text(),
+    unit=st.text(max_size=64),
     isolation_failures=st.lists(st.text()).map(tuple),
     outcome=st.none() | OUTCOMES,
-    name=st.text(),
-    labels=st.dictionaries(st.text(), st.text()).map(lambda labels: tuple(labels.items())),
-    owner=st.text(),
-    restarts=st.integers(0),
+    name=st.text("abz09-", max_size=63),
+    labels=st.dictionaries(st.text("abz09./-", min_size=1, max_size=63), PRINTABLE, max_size=16).map(
+        lambda labels: tuple(sorted(labels.items()))
+    ),
+    owner=st.text(max_size=128),
+    restarts=st.integers(0, 1 << 53),
+    kind=st.sampled_from(Kind),
+    created_at=SECONDS,
+    restart=st.sampled_from(RestartPolicy),
+    module=st.none() | st.builds(Module, st.just("sha256:" + "a" * 64), st.text(max_size=255), st.integers(0, 1 << 53)),
+    workload=st.none() | st.builds(WorkloadSummary, st.lists(st.text()).map(tuple), stdin=st.booleans()),
+    uploaders=st.lists(st.sampled_from(["*", "name:ann", "sha256:" + "b" * 64]), max_size=3).map(tuple),
+    uploaded_by=st.none() | st.builds(Uploader, st.just("sha256:" + "c" * 64), st.text(max_size=128)),
 )
 COMMANDS = st.builds(Command, st.sampled_from(CommandType), st.text())
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from testers.sandbox.errors import SandboxError
-from testers.sandbox.sandbox import Sandbox
+from tools.sandbox.errors import SandboxError
+from tools.sandbox.sandbox import Sandbox
 
 _START_SECONDS = 30.0
 """A user manager starts in a tenth of a second; this covers a host three hundred times busier."""

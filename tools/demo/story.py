@@ -16,7 +16,7 @@ from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_POR
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
-from testers.demo.host import Host, StepFailed
+from tools.demo.host import Host, StepFailed
 
 MANAGER_UNIT = "keep-manager.service"
 RUN_SECONDS = 60

@@ -1,4 +1,7 @@
-"""`python -m testers.demo [--user] FILE.wasm`: the main job on this host; exits 0 only if every step was checked."""
+"""`tools/demo/__main__.py [--user] FILE.wasm`: the main job on this host; exits 0 only if every step was checked.
+
+Run as a bare file by the interpreter of an installed prefix: what it tries is installed, and the demo itself is not.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import argparse
 import os
 import sys
 
+if not __package__:
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
 from keep_protocol.errors import KeepfleetError
-from testers.demo.host import Host, StepFailed
-from testers.demo.story import Story
+from tools.demo.host import Host, StepFailed
+from tools.demo.story import Story
 
 
 def main() -> int:
     """0 when every step did what it should, 1 otherwise, with the step and the unit's journal."""
-    parser = argparse.ArgumentParser(prog="testers.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="demo", description=__doc__.partition("\n")[0])
     parser.add_argument("file", metavar="FILE.wasm", help="the workload")
     parser.add_argument("--user", action="store_true", help="on this user's service manager instead of the system's")
     parser.add_argument("--expect", help="a text the workload prints; without it only its end is checked")

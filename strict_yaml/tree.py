@@ -149,7 +149,7 @@ class _Builder:
         first = parent.node.value.get(key.text)
         if first is not None and first.key is not None:
             self.faults.append(
-                Fault(key.line, key.column, f"{key.text[:40]!r} stands twice; the first is in line {first.key[0]}")
+                Fault(key.line, key.column, f"duplicate key {key.text[:40]!r}; the first is in line {first.key[0]}")
             )
         node.key = (key.line, key.column)
         parent.node.value[key.text] = node
