@@ -78,17 +78,16 @@ def _end_certificate(
     except KeepfleetError as error:
         yield error.message
         return
+    if certificate.serial_number in revoked:
+        if server:
+            yield f"{path}: it is revoked; run: keepctl pki renew-server"
+        return  # a revoked client's files are no fault, and neither its dates nor its CA matter any more
     if not any(authority.issued_by(certificate, ca) for ca in cas):
         yield f"{path}: this CA did not issue it"
         return
     if not (authority.is_server(certificate) if server else authority.is_client(certificate)):
         yield f"{path}: it is not a {'server' if server else 'client'}'s certificate"
-    if certificate.serial_number in revoked:
-        if server:
-            yield f"{path}: it is revoked; run: keepctl pki renew-server"
-        return  # a revoked client's files are no fault, and its dates no longer matter
-    if "+" not in os.path.basename(path):  # an uploader's is made to expire
-        yield from _dates(path, certificate, now)
+    yield from _dates(path, certificate, now)
 
 
 def _authorities(layout: Layout, cas: list[x509.Certificate], now: datetime.datetime) -> Iterator[str]:
@@ -136,7 +135,7 @@ def findings(layout: Layout, now: datetime.datetime) -> list[str]:
         found.append(error.message)
     found += _end_certificate(layout.manager_certificate, cas, revoked, server=True, now=now)
     names = sorted(os.listdir(layout.clients)) if os.path.isdir(layout.clients) else []
-    for name in (name for name in names if name.endswith(".crt")):
+    for name in (name for name in names if name.endswith(".crt") and "+" not in name):  # uploaders' are made to expire
         found += _end_certificate(os.path.join(layout.clients, name), cas, revoked, server=False, now=now)
     return found
 

@@ -154,7 +154,11 @@ def test_the_page_on_certificates_can_be_typed_and_another_ca_s_client_then_runs
     (checkout / "company-ca.crt").write_text(company.pem)
     carol = ForeignAuthority("department", "ed25519", above=company).issue("carol", "rsa")
     (checkout / "carol.pem").write_bytes(carol.pem)
-    then = ["keepctl run --rm --cert carol.pem --key carol.pem examples/hello-c/hello.wasm", "keepctl pki check"]
+    then = [
+        "chmod 600 carol.pem",
+        "keepctl run --rm --cert carol.pem --key carol.pem examples/hello-c/hello.wasm",
+        "keepctl pki check",
+    ]
     fleet.host.run(["cp", "-a", pki, f"{pki}.before"])
     try:
         output = typed_inside(fleet, [*blocks("docs/how-to/certificates.md", "sh"), *then])

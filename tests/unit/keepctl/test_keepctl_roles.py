@@ -314,6 +314,8 @@ def cas(made: Path) -> list[x509.Certificate]:
 
 def test_a_rotation_trusts_both_cas_until_nothing_of_the_old_one_is_in_use(run: Run, made: Path) -> None:
     (old,) = cas(made)
+    for words in (("eve",), ("ci", "--role", "uploader", "--keep", "7")):
+        assert run("pki", "issue", *words).exit_code == 0
     begun = run("pki", "rotate")
     assert begun.exit_code == 0, begun.output
     assert "systemctl restart keep-manager" in begun.output
@@ -336,6 +338,7 @@ def test_a_rotation_trusts_both_cas_until_nothing_of_the_old_one_is_in_use(run: 
     assert "alice" not in early.stderr
     assert len(cas(made)) == 2
 
+    run("pki", "revoke", "eve")
     assert run("pki", "renew-server").exit_code == run("pki", "renew", "admin").exit_code == 0
     assert run("pki", "rotate", "--finish").exit_code == 0
     assert cas(made) == [new]
@@ -397,8 +400,7 @@ def test_a_rotation_keeps_the_clients_bundle_in_step(run: Run, made: Path) -> No
 
 def test_check_looks_into_the_clients_bundle(made: Path) -> None:
     layout, now, bundle = Layout(str(made)), datetime.datetime.now(datetime.UTC), made / "client-ca.crt"
-    foreign = ForeignAuthority()
-    bundle.write_text(foreign.pem)
+    bundle.write_text(ForeignAuthority(end=DAY).pem)
     assert any("our own CA is not in it" in line for line in inspection.findings(layout, now))
     assert any("client-ca.crt: it expires on" in line for line in inspection.findings(layout, now))
     bundle.write_text("x")

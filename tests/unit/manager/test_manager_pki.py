@@ -206,11 +206,12 @@ def test_a_file_that_is_there_but_cannot_be_read_says_so_and_not_to_make_another
 def test_every_certificate_of_a_bundle_is_looked_at(authority: FakeAuthority, caplog: pytest.LogCaptureFixture) -> None:
     directory = Path(authority.file).parent
     bundle = directory / "client-ca.crt"
-    bundle.write_text("# ours, and the partner's\n" + Path(authority.file).read_text() + ForeignAuthority().pem)
+    bundle.write_text("# ours, and the partner's\n" + Path(authority.file).read_text() + ForeignAuthority(end=DAY).pem)
     files = pki.Directory(str(directory))
     assert files.client_ca == str(bundle)
     files.check()
     assert caplog.text.count(f"certificate {bundle} expires on") == 2
+    assert "put its successor beside it" in caplog.text
     bundle.write_text(ForeignAuthority().pem + "-----BEGIN CERTIFICATE-----\nMII")
     with pytest.raises(KeepfleetError, match="or one that is cut short"):
         files.check()
