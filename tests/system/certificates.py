@@ -46,7 +46,7 @@ def issue(
     It is valid from now + `begins` until now + `ends`.
     """
     key, now = authority.new_key(), datetime.datetime.now(datetime.UTC)
-    sign = x509.KeyUsage(not is_ca, False, False, False, False, is_ca, is_ca, False, False)
+    sign = x509.KeyUsage(True, False, False, False, False, is_ca, is_ca, False, False)
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
