@@ -31,7 +31,7 @@ _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]*-----END CERTI
 
 
 def now() -> datetime.datetime:
-    """The time certificates are judged by."""
+    """The time that certificates are compared with."""
     return datetime.datetime.now(datetime.UTC)
 
 
@@ -70,7 +70,7 @@ class Directory:
             raise _unusable(self.path, "others could change what is in it; run: chmod 0700")
         tls.check_private_file(self.key)
         remedies = {
-            self.client_ca: "put its successor beside it",
+            self.client_ca: "add its successor to the file",
             self.ca: "run: keepctl pki rotate",
             self.certificate: "run: keepctl pki renew-server",
         }

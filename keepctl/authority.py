@@ -93,7 +93,7 @@ def _begin(
 
 
 def make_ca(now: datetime.datetime, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> KeyPair:
-    """A self-signed CA that issues end certificates only; named by its key, so that two are told apart.
+    """A self-signed CA that issues end certificates only; named by its key, so that two are distinct.
 
     Its URI, `spiffe://TRUST-DOMAIN`, says which trust domain the identities it signs are of.
     """
@@ -315,7 +315,7 @@ def load_certificate(pem: bytes, path: str) -> x509.Certificate:
 
 
 def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    """Whether `ca` has signed `certificate`; so is taken what has a kind of key that cannot be judged here."""
+    """Whether `ca` has signed `certificate`; true, too, for a kind of key that cannot be verified here."""
     try:
         certificate.verify_directly_issued_by(ca)
     except (InvalidSignature, ValueError):  # another key, another name

@@ -91,7 +91,7 @@ def _end_certificate(
 
 
 def _authorities(layout: Layout, cas: list[x509.Certificate], now: datetime.datetime) -> Iterator[str]:
-    """The CA's dates and key, and a rotation that somebody has to end."""
+    """The CA's dates and key, and a rotation that has to be ended."""
     for ca in cas:
         yield from _dates(layout.ca_certificate, ca, now)
     if os.path.lexists(layout.client_ca):
@@ -145,9 +145,20 @@ def _certificates(path: str) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(file.read(files.MAX_FILE_BYTES))
 
 
+def _later(ours: x509.Certificate, name: str) -> str:
+    """What keepctl is asked for in place of an expired certificate."""
+    try:
+        identity = authority.identity(ours)
+    except KeepfleetError:
+        identity = None
+    if identity is None or identity.keep is None:
+        return f"renew {name}"
+    return f"issue {name} --role uploader --keep {identity.keep}"
+
+
 def fault_of_ours(path: str, ca_path: str, now: datetime.datetime) -> str | None:
     """Why a peer of the CA in `ca_path` may refuse our certificate in `path`, with the next step; None where the files
-    do not tell. It may stand below others in its file, which then are of that CA."""
+    do not show it. Certificates between the two may follow ours in its file."""
     try:
         chain, authorities = _certificates(path), _certificates(ca_path)
     except (OSError, ValueError):
@@ -165,7 +176,7 @@ def fault_of_ours(path: str, ca_path: str, now: datetime.datetime) -> str | None
         )
     if ours.not_valid_after_utc <= now:
         ended = f"{ours.not_valid_after_utc:%Y-%m-%d}"
-        return f"your certificate {path} expired on {ended}; ask for a new one: keepctl pki issue {name}"
+        return f"your certificate {path} expired on {ended}; ask for a later one: keepctl pki {_later(ours, name)}"
     if ours.not_valid_before_utc > now:
         begins = f"{ours.not_valid_before_utc:%F %R} UTC"
         return f"your certificate {path} is valid from {begins} on; is this machine's clock right?"

@@ -121,7 +121,7 @@ def _fill(
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Says what to do where a file cannot be read: make it, or be somebody who may."""
+    """Says what to do where a file cannot be read: make it, or run as its owner."""
     try:
         yield
     except FileNotFoundError as error:

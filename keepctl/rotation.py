@@ -1,4 +1,4 @@
-"""The rotation of the CA: a new one beside the old, both trusted, until nothing of the old one is in use."""
+"""The rotation of the CA: a new one next to the old, both trusted, until nothing of the old one is in use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keepctl.layout import Layout
 
 
 def begin(layout: Layout, now: datetime.datetime, trust_domain: str | None = None) -> KeyPair:
-    """A new CA, which signs from now on, beside the old one, which stays trusted until `finish`.
+    """A new CA, which signs from now on; the old one stays trusted until `finish`.
 
     The old CA's key is not needed, and replaced. A crash between the two files leaves both CAs trusted and the old one
     signing, which `finish` ends. Raises KeepfleetError(CONFLICT) while a rotation is under way.

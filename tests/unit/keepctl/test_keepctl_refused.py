@@ -51,7 +51,7 @@ def test_an_expired_certificate_of_ours_is_named_with_its_date_and_the_next_step
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr == (
         f"keepctl: cannot use the manager at 127.0.0.1:{refusing.port}: your certificate {ours.certificate} expired on "
-        f"{ended:%Y-%m-%d}; ask for a new one: keepctl pki issue expired\n"
+        f"{ended:%Y-%m-%d}; ask for a later one: keepctl pki renew expired\n"
     )
 
 

@@ -37,7 +37,7 @@ def load(path: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def judged(path: Path, later: datetime.timedelta = datetime.timedelta()) -> Identity | None:
+def accepted(path: Path, later: datetime.timedelta = datetime.timedelta()) -> Identity | None:
     """What manager and keeps make of a certificate."""
     fields = read_certificate(load(path).public_bytes(serialization.Encoding.DER))
     return check_client(fields, (datetime.datetime.now(datetime.UTC) + later).timestamp())
@@ -45,9 +45,9 @@ def judged(path: Path, later: datetime.timedelta = datetime.timedelta()) -> Iden
 
 def test_the_first_client_is_an_operator_of_the_trust_domain(run: Run, directory: Path) -> None:
     assert run("init", "--trust-domain", "edge.example").exit_code == 0
-    assert judged(directory / "clients/admin.crt") == Identity(Role.OPERATOR, "admin", None, "edge.example")
+    assert accepted(directory / "clients/admin.crt") == Identity(Role.OPERATOR, "admin", None, "edge.example")
     assert run("pki", "issue", "alice").exit_code == 0
-    assert judged(directory / "clients/alice.crt") == Identity(Role.USER, "alice", None, "edge.example")
+    assert accepted(directory / "clients/alice.crt") == Identity(Role.USER, "alice", None, "edge.example")
 
 
 def test_a_trust_domain_that_no_uri_can_have_is_refused_and_nothing_is_made(run: Run, directory: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_trust_domain_that_no_uri_can_have_is_refused_and_nothing_is_made(run:
 def test_a_certificate_says_its_role(run: Run, made: Path, role: str) -> None:
     result = run("pki", "issue", "a.b@example", "--role", role)
     assert result.exit_code == 0, result.output
-    assert judged(made / "clients/a.b@example.crt") == Identity(Role(role), "a.b@example")
+    assert accepted(made / "clients/a.b@example.crt") == Identity(Role(role), "a.b@example")
     assert f"spiffe://keepfleet/{role}/a.b@example" in result.output
     assert authority.fingerprint(load(made / "clients/a.b@example.crt")) in result.output
     assert run("pki", "check").exit_code == 0
@@ -71,12 +71,12 @@ def test_an_uploader_has_ten_minutes_for_one_keep(run: Run, made: Path) -> None:
     issued = json.loads(run("pki", "issue", "ci", "--role", "uploader", "--keep", "42", "-o", "json").output)
     path = made / "clients/ci+42.crt"
     assert (issued["certificate"], issued["role"], issued["keep"]) == (str(path), "uploader", 42)
-    assert judged(path) == Identity(Role.UPLOADER, "ci", 42)
-    assert judged(path, datetime.timedelta(minutes=9)) == Identity(Role.UPLOADER, "ci", 42)
+    assert accepted(path) == Identity(Role.UPLOADER, "ci", 42)
+    assert accepted(path, datetime.timedelta(minutes=9)) == Identity(Role.UPLOADER, "ci", 42)
     with pytest.raises(KeepfleetError, match="it is valid from"):
-        judged(path, datetime.timedelta(minutes=10))
+        accepted(path, datetime.timedelta(minutes=10))
     assert run("pki", "issue", "ci", "--role", "uploader", "--keep", "43", "--for", "1m").exit_code == 0
-    assert judged(made / "clients/ci+43.crt") == Identity(Role.UPLOADER, "ci", 43)
+    assert accepted(made / "clients/ci+43.crt") == Identity(Role.UPLOADER, "ci", 43)
     assert run("pki", "check").exit_code == 0
 
 
@@ -155,10 +155,10 @@ def before_roles(made: Path) -> Path:
 
 def test_a_certificate_of_before_there_were_roles_is_renewed_as_it_is(run: Run, made: Path) -> None:
     path = before_roles(made)
-    assert judged(path) is None
+    assert accepted(path) is None
     assert "old" in run("pki", "list").output
     assert run("pki", "renew", "old").exit_code == 0
-    assert judged(path) is None
+    assert accepted(path) is None
     assert run("pki", "check").exit_code == 0
 
 
@@ -169,7 +169,7 @@ def test_renewing_keeps_role_and_key_without_the_key_being_there(run: Run, made:
     old = load(path)
     result = run("pki", "renew", "eve", "--for", "60d")
     assert result.exit_code == 0, result.output
-    assert judged(path) == Identity(Role.VIEWER, "eve")
+    assert accepted(path) == Identity(Role.VIEWER, "eve")
     assert load(path).public_key() == old.public_key()
     assert load(path).not_valid_after_utc > old.not_valid_after_utc
     (made / "clients/eve.key").write_bytes(key)
@@ -183,7 +183,7 @@ def test_a_request_is_signed_without_its_key_ever_being_there(run: Run, made: Pa
     assert (tmp_path / "alice.key").stat().st_mode & 0o777 == 0o600
     result = run("pki", "issue", "--csr", str(tmp_path / "alice.csr"), "--role", "viewer")
     assert result.exit_code == 0, result.output
-    assert judged(made / "clients/alice.crt") == Identity(Role.VIEWER, "alice")
+    assert accepted(made / "clients/alice.crt") == Identity(Role.VIEWER, "alice")
     assert not (made / "clients/alice.key").exists()
     assert "key  " not in result.output
     pki.load_pair(str(made / "clients/alice.crt"), str(tmp_path / "alice.key"))
@@ -205,7 +205,7 @@ def test_a_request_may_bring_any_key_of_tls_and_its_own_words_count_for_nothing(
     signed = builder.sign(key, None if kind == "ed25519" else hashes.SHA256())
     (tmp_path / "x.csr").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     assert run("pki", "issue", "bob", "--csr", str(tmp_path / "x.csr")).exit_code == 0
-    assert judged(made / "clients/bob.crt") == Identity(Role.USER, "bob")
+    assert accepted(made / "clients/bob.crt") == Identity(Role.USER, "bob")
     assert load(made / "clients/bob.crt").public_key() == key.public_key()
 
 
@@ -413,3 +413,10 @@ def test_an_export_during_a_rotation_holds_both_cas(run: Run, made: Path, tmp_pa
     words = ("--p12", str(tmp_path / "a.p12"), "--password-file", str(tmp_path / "password"))
     assert run("pki", "issue", "alice", *words).exit_code == 0
     assert pkcs12.load_key_and_certificates((tmp_path / "a.p12").read_bytes(), None)[2] == cas(made)
+
+
+def test_an_uploader_whose_time_is_over_is_sent_for_another_certificate(made: Path) -> None:
+    layout, now = Layout(str(made)), datetime.datetime.now(datetime.UTC)
+    grant = pki.issue(layout, "ci", authority.UPLOADER_LIFE, now - DAY, Role.UPLOADER, keep=7)
+    said = inspection.fault_of_ours(grant.path, layout.ca_certificate, now)
+    assert said is not None and said.endswith("keepctl pki issue ci --role uploader --keep 7")
