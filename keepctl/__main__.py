@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from keepctl.commands.shared import LazyCommands, version_option
+from keepctl.display import open_standard_streams
 
 HELP = """Runs workloads in keeps, shows them, and looks after certificates and installation.
 
@@ -31,9 +32,9 @@ COMMANDS = {
     "top": "keepctl.commands.top:top",
     "stop": "keepctl.commands.keeps:stop",
     "rm": "keepctl.commands.keeps:remove",
-    "manifest": "keepctl.commands.manifest:group",
-    "context": "keepctl.commands.context:group",
-    "completion": "keepctl.commands.completion:completion",
+    "manifest": "keepctl.commands.local:manifest",
+    "context": "keepctl.commands.local:context",
+    "completion": "keepctl.commands.local:completion",
     "init": "keepctl.commands.pki:init",
     "pki": "keepctl.commands.pki:group",
     "install": "keepctl.commands.units:install",
@@ -50,6 +51,7 @@ def build() -> LazyCommands:
 
 def main() -> None:
     """Runs one command and exits with its code."""
+    open_standard_streams()
     build()(prog_name="keepctl")
 
 

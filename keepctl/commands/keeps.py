@@ -15,22 +15,20 @@ from keep_protocol.api import ARCHITECTURES
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
-from keepctl.commands.options import Parsed, Wishes, creation_options, door_options, guest_options
+from keepctl.commands.options import JobOptions, Parsed, creation_options, endpoint_options, guest_options
 from keepctl.commands.shared import FAILED, FILE, NO_ANSWER, show_error
+from keepctl.describe import ending, named_ending, state_text, succeeded, summary
 from keepctl.display import json_text, show_table
-from keepctl.endings import ending, succeeded, told
-from keepctl.job import Job
+from keepctl.job import Job, parse_pair
 from keepctl.references import resolve
-from keepctl.sending import send
-from keepctl.summary import summary
-from keepctl.values import parse_pair
+from keepctl.run import send
 
 _HEADER = ("ID", "NAME", "STATE", "ADDRESS", "DETAIL")
 
 
 def _row(keep: KeepInfo) -> tuple[str, ...]:
     where = authority(keep.address, keep.port) if keep.port else ""
-    return str(keep.kuuid), keep.name, f"{int(keep.state)} {keep.state.name.lower()}", where, keep.detail
+    return str(keep.kuuid), keep.name, state_text(keep), where, keep.detail
 
 
 @click.command("ps", short_help="Lists the keeps.")
@@ -62,13 +60,13 @@ def ps(output: str, labels: tuple[tuple[str, str], ...], quiet: bool, access: Ac
 @output_option
 @click.option("--arch", type=click.Choice(ARCHITECTURES), default="wasi", show_default=True, help="The kind of keep.")
 @creation_options
-def create(output: str, arch: str, access: Access, **wishes: Any) -> None:  # the options, as click passes them
+def create(output: str, arch: str, access: Access, **options: Any) -> None:  # the options, as click passes them
     """Creates a keep and prints its ID; `new` and `create` are the same.
 
     \b
     ID=$(keepctl create --name web --memory 64M --time 1h --label app=web)
     """
-    job = Wishes(**wishes).on(Job())
+    job = JobOptions(**options).on(Job())
     keep = access.client().create(arch, job.name, job.labels, job.limits)
     click.echo(json_text(keep.to_wire()) if output == "json" else str(keep.kuuid))
 
@@ -78,7 +76,7 @@ def create(output: str, arch: str, access: Access, **wishes: Any) -> None:  # th
 @click.argument("arguments", metavar="[-- ARGS]...", nargs=-1)
 @connected
 @output_option
-@door_options
+@endpoint_options
 @click.option("--name", "names", multiple=True, metavar="DNS|IP", help="Another name for its certificate.")
 @guest_options
 def start(
@@ -88,14 +86,14 @@ def start(
     port: int | None,
     names: tuple[str, ...],
     access: Access,
-    **wishes: Any,  # the guest's options, as click passes them
+    **options: Any,  # the guest's options, as click passes them
 ) -> None:
     """Lets a keep listen for its workload, and says what its guest will be given.
 
     \b
     keepctl start web --dir /srv/site:/site --env LEVEL=info -- --verbose
     """
-    job = Wishes(**wishes).on(Job())
+    job = JobOptions(**options).on(Job())
     client, kuuid = access.keep(keep)
     info = client.start(kuuid, address, port, names, job.workload())
     if output == "json":
@@ -119,9 +117,9 @@ def upload(keep: str, file: str, output: str, wait: bool, access: Access) -> Non
     """
     client, kuuid = access.keep(keep)
     with open_workload(file) as workload:
-        told = send(access.credentials.keep_context(), client.keep(kuuid), client.endpoint.host, workload)
+        confirmed = send(access.credentials, client.keep(kuuid), client.endpoint.host, workload)
     if output == "text":
-        click.echo(one_line(told))
+        click.echo(one_line(confirmed))
     info = client.ended(kuuid) if wait else client.keep(kuuid)
     if output == "json":
         click.echo(json_text(info.to_wire()))
@@ -163,7 +161,7 @@ def stop(keeps: tuple[str, ...], output: str, access: Access) -> None:
     def one(reference: str) -> None:
         stopped.append(client.stop(resolve(client, reference)))
         if output == "text":
-            click.echo(one_line(told(stopped[-1], len(keeps) > 1)))
+            click.echo(one_line(named_ending(stopped[-1], len(keeps) > 1)))
 
     code = _each(keeps, one)
     if output == "json":

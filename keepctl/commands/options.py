@@ -12,15 +12,14 @@ import click
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.workload import RestartPolicy
 from keepctl.commands.shared import FILE
-from keepctl.job import Grant, Job
-from keepctl.values import parse_directory, parse_limit, parse_pair
+from keepctl.job import Grant, Job, parse_directory, parse_limit, parse_pair
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Value = TypeVar("_Value")
 
 
 class Parsed(click.ParamType[_Value], Generic[_Value]):
-    """A parameter read by one of `keepctl.values`; its refusal is wrong usage."""
+    """A parameter read by one of `keepctl.job`; its refusal is wrong usage."""
 
     name = "text"
 
@@ -96,8 +95,8 @@ def guest_options(command: _Command) -> _Command:
     return _added(_GUEST, command)
 
 
-def door_options(command: _Command) -> _Command:
-    """Where the keep is to receive its workload."""
+def endpoint_options(command: _Command) -> _Command:
+    """--address and --port: where the keep is to receive its workload."""
     options = (
         click.option("--address", default="127.0.0.1", show_default=True, metavar="IP", help="Where it is to listen."),
         click.option(
@@ -108,7 +107,7 @@ def door_options(command: _Command) -> _Command:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class JobOptions:
     """What the options said; a subset of them where a command has fewer."""
 
     name: str = ""
@@ -127,14 +126,14 @@ class Wishes:
     arguments: tuple[str, ...] = field(default=())
 
     def on(self, job: Job) -> Job:
-        """`job` with these wishes on top: what is named replaces, what is listed is added.
+        """`job` with these options on top: what is named replaces, what is listed is added.
 
         Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) for what the manager would refuse by its contract.
         """
         friendly = [limit for limit in (self.memory, self.time, self.cpu_time, self.cpus) if limit is not None]
         export = job.export if self.export is None else self.export
         arguments = self.arguments or (job.export_arguments if export else job.arguments)
-        wished = replace(
+        described = replace(
             job,
             name=self.name or job.name,
             labels=_over(job.labels, self.labels),
@@ -148,8 +147,8 @@ class Wishes:
             arguments=() if export else arguments,
             export_arguments=arguments if export else (),
         )
-        wished.check()
-        return wished
+        described.check()
+        return described
 
 
 def _over(under: Mapping[str, str], over: tuple[tuple[str, str], ...]) -> dict[str, str]:

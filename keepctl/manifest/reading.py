@@ -7,10 +7,9 @@ import stat
 from collections.abc import Iterator
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl.job import NO_RESTART, Grant, Job
+from keepctl.job import NO_RESTART, Grant, Job, parse_limit
 from keepctl.manifest.check import faults_of
 from keepctl.manifest.schema import SCHEMA, WORDS
-from keepctl.values import parse_limit
 from keepctl.yamltree import MAX_BYTES, Fault, Node, parse
 
 

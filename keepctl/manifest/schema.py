@@ -8,7 +8,7 @@ from __future__ import annotations
 from keep_protocol.labels import MAX_LABEL_VALUE, MAX_LABELS
 from keep_protocol.limits import BOUNDS, DEFAULTS
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS, RestartPolicy
-from keepctl.values import CPUS, DURATION
+from keepctl.job import CPUS, DURATION
 
 Schema = dict[str, object]
 
@@ -190,4 +190,4 @@ SCHEMA: Schema = {
     },
 }
 WORDS = {"memory": "memory", "time": "time", "cpu_time": "cpu_time", "cpus": "cpus", "stack": "stack_bytes"}
-"""How each limit of a manifest is called by `keepctl.values.parse_limit`; the others by their own names."""
+"""How each limit of a manifest is called by `keepctl.job.parse_limit`; the others by their own names."""

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keep_protocol.limits import DEFAULTS
-from keepctl.job import Grant, Job
+from keepctl.job import FRIENDLY, Grant, Job
 from keepctl.manifest.check import ANNOTATIONS, IMPLEMENTED
 from keepctl.manifest.reading import parse_job
 from keepctl.manifest.reference import page
 from keepctl.manifest.schema import SCHEMA, WORDS
-from keepctl.values import FRIENDLY
 from tests.fakes.client_pki import Pki
 from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory

@@ -34,14 +34,14 @@ def test_words_after_the_dashes_are_the_guests_also_where_a_manifest_names_the_m
     assert manager.workloads[FIRST_ID] == {"arguments": ["100", "--", "x"]}
 
 
-def test_a_keep_that_somebody_removes_meanwhile_is_told_as_that(
+def test_a_keep_that_is_removed_meanwhile_is_reported_as_that(
     run: Run, manager: ManagerInMemory, pki: Pki, module: str
 ) -> None:
     with KeepDoor(pki.keep(), manager.keeps.clear) as at:
         manager.door_port = at.port
         result = run("run", module)
     assert result.exit_code == 125
-    assert f"keepctl: cannot tell how keep {FIRST_ID} ended: somebody removed it meanwhile" in result.stderr
+    assert f"keepctl: cannot say how keep {FIRST_ID} ended: it was removed meanwhile" in result.stderr
 
 
 def test_a_program_is_run_its_output_shown_and_its_exit_code_is_ours(
@@ -195,7 +195,10 @@ def test_ctrl_c_stops_the_workload_and_its_last_words_are_shown(
     assert manager.keeps[FIRST_ID].state is State.COMPLETE
 
 
-def test_a_second_ctrl_c_leaves_the_keep_as_it_is(run: Run, manager: ManagerInMemory, door: Door, module: str) -> None:
+@pytest.mark.parametrize("rm", [False, True], ids=["without --rm", "with --rm"])
+def test_a_second_ctrl_c_leaves_the_keep_or_removes_it_as_rm_says(
+    run: Run, manager: ManagerInMemory, door: Door, module: str, rm: bool
+) -> None:
     def interrupt(connection: ssl.SSLSocket) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         connection.recv(1)
@@ -203,10 +206,11 @@ def test_a_second_ctrl_c_leaves_the_keep_as_it_is(run: Run, manager: ManagerInMe
 
     manager.on_follow = interrupt
     with door(None):
-        result = run("run", "--rm", module)
+        result = run("run", *["--rm"] * rm, module)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == f"keepctl: left keep {FIRST_ID} running; see: keepctl logs -f {FIRST_ID}"
-    assert FIRST_ID in manager.keeps
+    last = "removed it" if rm else f"left it running; see: keepctl logs -f {FIRST_ID}; stop it: keepctl stop {FIRST_ID}"
+    assert result.stderr.splitlines()[-1] == f"keepctl: keep {FIRST_ID}: {last}"
+    assert (FIRST_ID in manager.keeps) is not rm
 
 
 def test_logs_shows_the_guests_lines_and_with_all_the_keeps_too(run: Run, manager: ManagerInMemory) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from keepctl.follow import ending_signals
+from keepctl.run import ending_signals
 
 
 def test_a_hangup_is_ctrl_c_unless_it_was_ignored_before_as_nohup_has_it() -> None:
