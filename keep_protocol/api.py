@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from keep_protocol import strict_json
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.constants import (
-    FIRST_KEEP_PORT,
     LAST_KEEP_PORT,
     MAX_CERTIFICATE_NAMES,
     MAX_MANAGER_BODY,
@@ -66,14 +65,15 @@ class ListKeeps:
 
 @dataclass(frozen=True)
 class StartKeep:
-    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`; `names` go into its certificate too.
+    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`, 0 for the first of the manager's keep ports
+    that is free; `names` go into its certificate too.
 
     workload: what its guest is given, None for nothing at all.
     """
 
     kuuid: int
     address: str = "127.0.0.1"
-    port: int = FIRST_KEEP_PORT
+    port: int = 0
     names: tuple[str, ...] = ()
     workload: WorkloadRequest | None = None
 
@@ -261,7 +261,7 @@ def parse_v1_start(kuuid: int, body: bytes) -> StartKeep:
     """
     value = strict_json.loads_object(body or b"{}", MAX_START_BODY, "the request")
     _known(value, ("address", "port", "names", "workload"))
-    port, names = value.get("port", FIRST_KEEP_PORT), value.get("names", [])
+    port, names = value.get("port", 0), value.get("names", [])
     if not isinstance(port, int) or isinstance(port, bool):
         raise _bad("cannot obey the request: 'port' must be a whole number")
     if not isinstance(names, list):
@@ -270,7 +270,7 @@ def parse_v1_start(kuuid: int, body: bytes) -> StartKeep:
     return StartKeep(
         kuuid,
         check_address(_text(value, "address", "127.0.0.1")),
-        check_port(port),
+        check_port(port) if "port" in value else 0,
         check_names(names),
         None if asked is None else parse_workload(asked),
     )

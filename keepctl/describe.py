@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 
-from keep_client.endpoint import authority
+from keep_client.peer import authority
 from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind

@@ -15,9 +15,9 @@ from io import FileIO
 from typing import Protocol
 
 from keep_client.credentials import Credentials
-from keep_client.failures import ConnectionFailed
-from keep_client.keep import door_of, file_size, open_workload, received, upload_raw
+from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
 from keep_client.manager import ManagerClient
+from keep_client.peer import ConnectionFailed
 from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -79,7 +79,7 @@ def send(credentials: Credentials, keep: KeepInfo, manager_host: str, file: File
 
     Raises KeepfleetError.
     """
-    endpoint = door_of(keep, manager_host)
+    endpoint = endpoint_of(keep, manager_host)
     with UploadBar(file_size(file)) as bar:
         reply = upload_raw(endpoint, credentials.keep_context(), file, bar)
     return received(reply, file)

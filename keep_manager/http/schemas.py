@@ -215,7 +215,8 @@ def schemas() -> dict[str, Schema]:
                     "type": "integer",
                     "minimum": 1,
                     "maximum": LAST_KEEP_PORT,
-                    "description": "of its door; on 127.0.0.1 a taken one moves to the next free one",
+                    "description": "of its upload endpoint; without one the first of keep_ports that is free; "
+                    "on 127.0.0.1 a taken one moves to the next free one",
                 },
                 "names": _list({"type": "string"}, "for its certificate", maxItems=MAX_CERTIFICATE_NAMES),
                 "workload": {

@@ -52,8 +52,11 @@ def silent(unit: UnitState, reason: str, error: KeepfleetError | None) -> KeepIn
 
 
 def candidate_ports(address: str, port: int, first: int, last: int) -> Iterator[int]:
-    """The ports to try in order: on 127.0.0.1 the one asked for, every one after it in first … last, and then from
-    first on; elsewhere exactly the one asked for."""
+    """The ports to try in order: where none was asked for (0), all in first … last; on 127.0.0.1 the one asked for,
+    every one after it in first … last, and then from first on; elsewhere exactly the one asked for."""
+    if not port:
+        yield from range(first, last + 1)
+        return
     yield port
     if address == LOCALHOST:
         yield from range(max(port + 1, first), last + 1)

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from keep_client.endpoint import authority
-from keep_client.failures import ConnectionFailed
 from keep_client.keep import open_workload
+from keep_client.peer import ConnectionFailed, authority
 from keep_client.text import one_line, printable
 from keep_protocol.api import ARCHITECTURES
 from keep_protocol.errors import KeepfleetError

@@ -9,8 +9,7 @@ import os
 
 import click
 
-from keep_client.credentials import parse_manager
-from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_client.credentials import check_readable, parse_manager
 from keepctl import contexts
 from keepctl.commands.access import ContextName, output_option
 from keepctl.commands.shared import FILE, Commands
@@ -47,9 +46,8 @@ def set_context(name: str, manager: str | None, ca: str | None, cert: str | None
     if manager is not None:
         parse_manager(manager)
     named = {field: os.path.abspath(file) for field, file in (("ca", ca), ("cert", cert), ("key", key)) if file}
-    for field, file in named.items():
-        if not os.path.isfile(file):
-            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot remember --{field}: {file}: there is no such file")
+    for file in named.values():
+        check_readable(file)
     known = contexts.load()
     context = {**known.contexts.get(name, {}), **({"manager": manager} if manager else {}), **named}
     current = known.current or name

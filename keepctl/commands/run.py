@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from keep_client.failures import ConnectionFailed
 from keep_client.manager import ManagerClient
+from keep_client.peer import ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo

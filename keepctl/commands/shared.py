@@ -13,7 +13,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from keep_client.credentials import Credentials, pki_directory
-from keep_client.failures import CertificateRefused, ConnectionFailed
+from keep_client.peer import CertificateRefused, ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import KeepfleetError
 from keepctl.display import discard_output, say

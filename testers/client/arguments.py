@@ -6,7 +6,7 @@ import argparse
 import os
 
 from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, Credentials, parse_manager
-from keep_client.endpoint import Endpoint
+from keep_client.peer import Endpoint
 from keep_protocol.api import check_address
 from keep_protocol.constants import LAST_KEEP_PORT
 from keep_protocol.errors import KeepfleetError

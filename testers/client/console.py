@@ -6,8 +6,8 @@ import json
 import sys
 from collections.abc import Callable
 
-from keep_client.failures import ConnectionFailed
 from keep_client.http import Reply
+from keep_client.peer import ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import ErrorKind, KeepfleetError
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from urllib.parse import parse_qsl
 
 from keep_protocol import api, streams, strict_json
-from keep_protocol.constants import LEGACY_PATH, V1_EVENTS_PATH, V1_KEEPS_PATH
+from keep_protocol.constants import FIRST_KEEP_PORT, LEGACY_PATH, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
@@ -172,7 +172,7 @@ class ManagerInMemory(TlsPeer):
             return self._show(self.change(keep.kuuid, state=State.COMPLETE, outcome=outcome))
         if keep.state is not State.LISTENING:
             raise KeepfleetError(ErrorKind.CONFLICT, f"cannot start keep {keep.kuuid}: it is started already")
-        port = self.door_port or request.port
+        port = self.door_port or request.port or FIRST_KEEP_PORT
         started = self.change(
             keep.kuuid, state=State.STARTED, detail="awaiting-workload", address=request.address, port=port,
             fingerprint=self._fingerprint, certificate=self._keep_pem,

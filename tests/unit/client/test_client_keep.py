@@ -1,4 +1,4 @@
-"""Uploading to a keep: the pin before the first byte, both encodings, what the door confirms."""
+"""Uploading to a keep: the pin before the first byte, both encodings, what the keep confirms."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from keep_client.keep import (
     CHUNK,
-    Door,
-    door_at,
-    door_of,
+    UploadEndpoint,
+    endpoint_at,
+    endpoint_of,
     numbers_body,
     open_workload,
     received,
@@ -38,8 +38,8 @@ def module(tmp_path: Path) -> str:
     return str(path)
 
 
-def at(peer: TlsPeer, pki: Pki) -> Door:
-    return door_at("127.0.0.1", peer.port, pki.fingerprint)
+def at(peer: TlsPeer, pki: Pki) -> UploadEndpoint:
+    return endpoint_at("127.0.0.1", peer.port, pki.fingerprint)
 
 
 @pytest.mark.parametrize("upload", [upload_raw, upload_numbers])
@@ -54,7 +54,7 @@ def test_a_module_arrives_whole_and_is_confirmed(pki: Pki, module: str, upload: 
 def test_nothing_is_sent_to_a_keep_with_another_certificate(pki: Pki, module: str) -> None:
     heard: list[bytes] = []
     with TlsPeer(pki.keep(), lambda c: heard.append(c.recv(1))) as peer, open_workload(module) as file:
-        door = door_at("127.0.0.1", peer.port, "sha256:" + "0" * 64)
+        door = endpoint_at("127.0.0.1", peer.port, "sha256:" + "0" * 64)
         with pytest.raises(KeepfleetError, match=r"cannot trust the keep.*nothing was sent") as raised:
             upload_raw(door, pki.credentials().keep_context(), file)
     assert raised.value.kind is ErrorKind.CERTIFICATE
@@ -72,7 +72,7 @@ def test_a_keep_that_confirms_other_bytes_is_not_believed(pki: Pki, module: str)
             received(reply, file)
 
 
-def test_a_refused_module_is_the_doors_own_error(pki: Pki, tmp_path: Path) -> None:
+def test_a_refused_module_is_the_keeps_own_error(pki: Pki, tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("hello")
     with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
@@ -116,26 +116,46 @@ def test_only_a_regular_file_is_a_workload(tmp_path: Path) -> None:
             pass
 
 
-def test_a_keep_on_every_address_is_met_where_its_manager_is() -> None:
-    keep = KeepInfo(7, State.STARTED, address="::", port=3031, fingerprint="sha256:" + "1" * 64)
-    assert door_of(keep, "edge.example").endpoint.host == "edge.example"
+@pytest.mark.parametrize(
+    ("address", "manager", "host"),
+    [
+        ("::", "127.0.0.1", "::1"),
+        ("::", "127.0.0.2", "::1"),
+        ("::", "::1", "::1"),
+        ("::", "2001:db8::7", "2001:db8::7"),
+        ("0.0.0.0", "192.0.2.7", "192.0.2.7"),
+        ("0.0.0.0", "::1", "127.0.0.1"),
+        ("0.0.0.0", "localhost", "127.0.0.1"),
+        ("192.0.2.9", "edge.example", "192.0.2.9"),
+    ],
+)
+def test_a_keep_on_every_address_is_met_at_its_managers_of_that_family(address: str, manager: str, host: str) -> None:
+    keep = KeepInfo(7, State.STARTED, address=address, port=3031, fingerprint="sha256:" + "1" * 64)
+    assert endpoint_of(keep, manager).endpoint.host == host
+
+
+@pytest.mark.parametrize(("address", "manager"), [("::", "192.0.2.7"), ("0.0.0.0", "2001:db8::7")])
+def test_a_keep_of_the_other_family_is_said_to_be_that(address: str, manager: str) -> None:
+    keep = KeepInfo(7, State.STARTED, address=address, port=3031, fingerprint="sha256:" + "1" * 64)
+    with pytest.raises(KeepfleetError, match=f"it listens on {address}, which is IPv. alone, and {manager} has no"):
+        endpoint_of(keep, manager)
 
 
 @pytest.mark.parametrize("state", [State.LISTENING, State.COMPLETE, State.ERROR])
-def test_only_a_started_keep_has_a_door(state: State) -> None:
+def test_only_a_started_keep_has_an_upload_endpoint(state: State) -> None:
     keep = KeepInfo(7, state, detail="elsewhere", address="127.0.0.1", port=3031, fingerprint="sha256:" + "1" * 64)
     with pytest.raises(KeepfleetError, match="keep 7: it is elsewhere") as raised:
-        door_of(keep, "localhost")
+        endpoint_of(keep, "localhost")
     assert raised.value.kind is ErrorKind.CONFLICT
 
 
-def test_progress_tells_every_byte_that_went_out(pki: Pki, tmp_path: Path) -> None:
+def test_progress_counts_every_byte_that_went_out(pki: Pki, tmp_path: Path) -> None:
     path = tmp_path / "m.wasm"
     path.write_bytes(b"\0asm" + bytes(700_000))
     told: list[int] = []
     with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
         reply = upload_raw(
-            door_at("127.0.0.1", door.port, pki.fingerprint), pki.credentials().keep_context(), file, told.append
+            endpoint_at("127.0.0.1", door.port, pki.fingerprint), pki.credentials().keep_context(), file, told.append
         )
         assert received(reply, file).startswith("700004 bytes received whole")
     assert told == sorted(told)

@@ -7,9 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from keep_client.endpoint import Endpoint
-from keep_client.failures import ConnectionFailed
 from keep_client.manager import ManagerClient
+from keep_client.peer import ConnectionFailed, Endpoint
 from keep_client.streams import ALIVE, RETRY_SECONDS, EventParser, ServerEvent, resumed
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind

@@ -134,7 +134,7 @@ def test_a_refused_connection_is_explained(
         port = gone.port
     assert tester(port, "--fingerprint", pki.fingerprint, module) == 3
     error = capsys.readouterr().err
-    assert "nothing listens there; a keep closes its door for good once it has its workload" in error
+    assert "nothing listens there; a keep closes its upload endpoint once it has its workload" in error
     assert error.count("\n") == 1
 
 
