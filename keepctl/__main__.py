@@ -16,7 +16,7 @@ HELP = """Runs workloads in keeps, shows them, and looks after certificates and 
 KEEP is a keep's ID, the beginning of its ID, or its name.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no answer: not reached, or one side does not trust the other.
-`run` and `wait` exit as the workload did: see their --help.
+`run`, `wait` and `upload --wait` exit as the workload did: see their --help.
 """
 COMMANDS = {
     "run": "keepctl.commands.run:run",

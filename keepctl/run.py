@@ -85,6 +85,19 @@ def send(credentials: Credentials, keep: KeepInfo, manager_host: str, file: File
     return received(reply, file)
 
 
+def listen(
+    client: ManagerClient, kuuid: int, address: str, port: int | None, names: tuple[str, ...], job: Job
+) -> KeepInfo:
+    """Starts a keep, without an address on the one the manager is reached by. Raises KeepfleetError."""
+    try:
+        return client.start(kuuid, address, port, names, job.workload())
+    except KeepfleetError as error:
+        if address or error.kind is not ErrorKind.PORT_UNAVAILABLE:
+            raise
+        hint = "name an address of the manager's host with --address, or in: keepctl context set NAME --address IP"
+        raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
+
+
 def begin(client: ManagerClient, credentials: Credentials, job: Job, address: str, port: int | None) -> KeepInfo:
     """A keep that has received the job's module; or none, when anything fails.
 
@@ -95,7 +108,7 @@ def begin(client: ManagerClient, credentials: Credentials, job: Job, address: st
     with open_workload(job.module) as file:
         try:
             keep = create()
-            started = client.start(keep.kuuid, address, port, (), job.workload())
+            started = listen(client, keep.kuuid, address, port, (), job)
             send(credentials, started, client.endpoint.host, file)
         except BaseException as error:
             if keep is None and _may_have_worked(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -15,12 +16,12 @@ from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.options import JobOptions, Parsed, creation_options, endpoint_options, guest_options
-from keepctl.commands.shared import FAILED, FILE, NO_ANSWER, show_error
-from keepctl.describe import ending, named_ending, state_text, succeeded, summary
+from keepctl.commands.shared import FAILED, FILE, NO_ANSWER, exiting_as_the_workload, show_error
+from keepctl.describe import EXIT_CODES, ending, exit_code_of, named_ending, state_text, summary
 from keepctl.display import json_text, show_table
 from keepctl.job import Job, parse_pair
 from keepctl.references import resolve
-from keepctl.run import send
+from keepctl.run import listen, send
 
 _HEADER = ("ID", "NAME", "STATE", "ADDRESS", "DETAIL")
 
@@ -94,7 +95,7 @@ def start(
     """
     job = JobOptions(**options).on(Job())
     client, kuuid = access.keep(keep)
-    info = client.start(kuuid, address, port, names, job.workload())
+    info = listen(client, kuuid, address or access.address, port, names, job)
     if output == "json":
         click.echo(json_text(info.to_wire()))
     else:
@@ -102,18 +103,24 @@ def start(
         click.echo(f"fingerprint {printable(info.fingerprint)}")
 
 
-@click.command("upload", short_help="Sends a file to a started keep.")
+@click.command(
+    "upload",
+    short_help="Sends a file to a started keep.",
+    help="Sends FILE to a started keep, whose certificate must be the one the manager names.\n\n"
+    f"\b\nkeepctl upload --wait web site.wasm\n\nWith --wait: {EXIT_CODES[3:]}",
+)
 @keep_argument
 @click.argument("file", type=FILE)
 @connected
 @output_option
-@click.option("--wait", is_flag=True, help="Wait for the workload's end; exit 1 unless it ended well.")
+@click.option("--wait", is_flag=True, help="Wait for the workload's end; exit as it did.")
 def upload(keep: str, file: str, output: str, wait: bool, access: Access) -> None:
-    """Sends FILE to a started keep, whose certificate must be the one the manager tells.
+    with exiting_as_the_workload() if wait else nullcontext():
+        info = _upload(access, keep, file, output, wait)
+    raise SystemExit(exit_code_of(info.outcome) if wait else 0)
 
-    \b
-    keepctl upload --wait web site.wasm
-    """
+
+def _upload(access: Access, keep: str, file: str, output: str, wait: bool) -> KeepInfo:
     client, kuuid = access.keep(keep)
     with open_workload(file) as workload:
         confirmed = send(access.credentials, client.keep(kuuid), client.endpoint.host, workload)
@@ -124,7 +131,7 @@ def upload(keep: str, file: str, output: str, wait: bool, access: Access) -> Non
         click.echo(json_text(info.to_wire()))
     elif wait:
         click.echo(one_line(ending(info)))
-    raise SystemExit(FAILED if wait and not succeeded(info) else 0)
+    return info
 
 
 @click.command("inspect", short_help="Shows everything about a keep.")

@@ -32,12 +32,21 @@ def context() -> None:
 @context.command("set")
 @click.argument("name", type=ContextName())
 @click.option("--manager", metavar="URL", help="The manager: HOST:PORT or https://HOST:PORT.")
+@click.option("--address", metavar="IP", help="Where its keeps are to listen, instead of where it is reached itself.")
 @click.option("--ca", metavar="FILE", type=FILE, help="The CA of the manager.")
 @click.option("--cert", metavar="FILE", type=FILE, help="Your certificate.")
 @click.option("--key", metavar="FILE", type=FILE, help="Its key; otherwise the .key beside it.")
 @output_option
-def set_context(name: str, manager: str | None, ca: str | None, cert: str | None, key: str | None, output: str) -> None:
-    """Remembers what is given under NAME, beside what NAME has already; the first one is in use at once.
+def set_context(
+    name: str,
+    manager: str | None,
+    address: str | None,
+    ca: str | None,
+    cert: str | None,
+    key: str | None,
+    output: str,
+) -> None:
+    """Remembers what is given under NAME, beside what NAME has already; the first one is in use immediately.
 
     \b
     keepctl context set edge --manager edge.example:3030 --ca ca.crt --cert alice.crt
@@ -45,11 +54,16 @@ def set_context(name: str, manager: str | None, ca: str | None, cert: str | None
     contexts.check_name(name)
     if manager is not None:
         parse_manager(manager)
+    if address is not None:
+        from keep_protocol.api import check_address  # here: 5 ms, for this command alone
+
+        check_address(address)
     named = {field: os.path.abspath(file) for field, file in (("ca", ca), ("cert", cert), ("key", key)) if file}
     for file in named.values():
         check_readable(file)
     known = contexts.load()
-    context = {**known.contexts.get(name, {}), **({"manager": manager} if manager else {}), **named}
+    given = {field: text for field, text in (("manager", manager), ("address", address)) if text}
+    context = {**known.contexts.get(name, {}), **given, **named}
     current = known.current or name
     where = contexts.save(Contexts(current, {**known.contexts, name: context}))
     if output == "json":

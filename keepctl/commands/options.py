@@ -98,9 +98,16 @@ def guest_options(command: _Command) -> _Command:
 def endpoint_options(command: _Command) -> _Command:
     """--address and --port: where the keep is to receive its workload."""
     options = (
-        click.option("--address", default="127.0.0.1", show_default=True, metavar="IP", help="Where it is to listen."),
         click.option(
-            "--port", type=click.IntRange(1, 65535), help="The port; on 127.0.0.1 a taken one moves to the next."
+            "--address",
+            default="",
+            metavar="IP",
+            help="Where it is to listen; otherwise the context's, or the address the manager is reached by.",
+        ),
+        click.option(
+            "--port",
+            type=click.IntRange(1, 65535),
+            help="The port, otherwise the first free one; on 127.0.0.1 a taken one moves to the next.",
         ),
     )
     return _added(options, command)

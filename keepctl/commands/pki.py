@@ -20,7 +20,7 @@ MAX_PASSWORD = 1024
 
 _names = click.option("--name", "names", multiple=True, metavar="DNS", help="A name the manager is reached by.")
 _addresses = click.option(
-    "--address", "addresses", multiple=True, metavar="IP", help="An address the manager is reached at."
+    "--address", "addresses", multiple=True, metavar="IP", help="An address the manager is reached at and listens on."
 )
 
 
@@ -59,14 +59,16 @@ def _client_wire(layout: Layout, name: str, identity: Identity) -> dict[str, obj
 def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], client: str, output: str) -> None:
     """Makes a new PKI: a local CA, the manager's certificate, a first client's; and manager.yaml beside it.
 
-    The manager's certificate is for this host's own names and addresses and those given. Never overwrites anything.
+    The manager's certificate is for this host's own names and addresses and those given. With --address it listens
+    there (with several, on every address), otherwise for this host alone. Never overwrites anything.
 
     \b
     keepctl init --name edge.example --address 192.0.2.7
     """
     known = hostnames.server_names(names, addresses)
     path = configuration.path_beside(layout.directory)
-    with configuration.written_if_missing(path, layout.directory) as new:
+    listening = configuration.listening_address(addresses)
+    with configuration.written_if_missing(path, layout.directory, listening) as new:
         server, first = store.create(layout, known, client, now())
     if output == "json":
         made = {
@@ -74,14 +76,16 @@ def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], cli
             "ca": layout.ca_certificate,
             "manager": _server_wire(layout, server),
             "client": _client_wire(layout, client, first),
-            "configuration": {"file": path, "written": new},
+            "configuration": {"file": path, "written": new, "address": listening if new else None},
         }
         click.echo(json_text(made))
         return
     click.echo(f"certificates  {layout.directory}")
     click.echo(f"manager       {layout.manager_certificate}, for {', '.join(known)}")
     click.echo(f"client        {layout.client_certificate(client)}")
-    click.echo(f"configuration {path}{'' if new else ' (was there, and is unchanged)'}")
+    unchanged = f" (was there, and is unchanged; to listen there it needs: address: {listening})" if addresses else ""
+    unchanged = unchanged or " (was there, and is unchanged)"
+    click.echo(f"configuration {path}{f': listens on {listening}' if new else unchanged}")
 
 
 @click.group("pki", cls=Commands, short_help="Looks after certificates.")

@@ -162,7 +162,7 @@ def _removed(kuuid: int) -> KeepfleetError:
 
 def _run(access: Access, job: Job, how: _How) -> int:
     client = access.client()
-    keep = begin(client, access.credentials, job, how.address, how.port)
+    keep = begin(client, access.credentials, job, how.address or access.address, how.port)
     if not how.detach:
         return _finish(client, keep.kuuid, how)
     try:

@@ -16,6 +16,7 @@ from keep_client.credentials import Credentials, pki_directory
 from keep_client.peer import CertificateRefused, ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import KeepfleetError
+from keepctl.describe import exit_code_of_error
 from keepctl.display import discard_output, say
 
 if TYPE_CHECKING:
@@ -54,6 +55,16 @@ def show_error(error: KeepfleetError) -> None:
     for line in error.evidence:
         if line not in error.message:
             say(f"    {printable(line)}")
+
+
+@contextmanager
+def exiting_as_the_workload() -> Iterator[None]:
+    """What fails inside has the exit code of a workload that was not run or not watched, as `keepctl run` has it."""
+    try:
+        yield
+    except KeepfleetError as error:
+        show_error(error)
+        raise SystemExit(exit_code_of_error(error)) from error
 
 
 class WrongUsage(click.UsageError):

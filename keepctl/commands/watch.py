@@ -11,6 +11,7 @@ from keep_client.text import one_line
 from keep_protocol.streams import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, Happening, LogLine
 from keepctl.commands.access import Access, Reference, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.run import refuse_raw_terminal
+from keepctl.commands.shared import exiting_as_the_workload
 from keepctl.describe import EXIT_CODES, event_text, exit_code_of, moment_text, named_ending
 from keepctl.display import json_line, json_text, line_printer, output_reader
 from keepctl.references import resolve, resolve_past
@@ -86,20 +87,21 @@ def logs(
 @click.command(
     "wait",
     short_help="Waits until keeps have ended, and exits as the last one did.",
-    help="Waits until each keep has ended, tells why, and exits as the last one's workload did.\n\n"
+    help="Waits until each keep has ended, says why, and exits as the last one's workload did.\n\n"
     f"\b\nkeepctl wait web && echo done\n\n{EXIT_CODES}",
 )
 @keeps_argument
 @connected
 @output_option
 def wait(keeps: tuple[str, ...], output: str, access: Access) -> None:
-    client = access.client()
     ended = []
-    for kuuid in [resolve(client, reference) for reference in keeps]:
-        keep = client.ended(kuuid)
-        ended.append(keep)
-        if output == "text":
-            click.echo(one_line(named_ending(keep, len(keeps) > 1)))
+    with exiting_as_the_workload():
+        client = access.client()
+        for kuuid in [resolve(client, reference) for reference in keeps]:
+            keep = client.ended(kuuid)
+            ended.append(keep)
+            if output == "text":
+                click.echo(one_line(named_ending(keep, len(keeps) > 1)))
     if output == "json":
         click.echo(json_text([keep.to_wire() for keep in ended]))
     raise SystemExit(exit_code_of(ended[-1].outcome))

@@ -65,7 +65,7 @@ def test_a_new_pki_is_told_with_its_files_serials_and_dates(run: Run, directory:
     assert made == {
         "pki": str(directory),
         "ca": str(directory / "ca.crt"),
-        "configuration": {"file": str(directory.parent / "manager.yaml"), "written": True},
+        "configuration": {"file": str(directory.parent / "manager.yaml"), "written": True, "address": "127.0.0.1"},
     }
     assert isinstance(manager, dict) and isinstance(client, dict)
     assert "edge.example" in manager.pop("names")

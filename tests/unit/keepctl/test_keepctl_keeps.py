@@ -53,11 +53,11 @@ def test_a_file_is_uploaded_to_the_pinned_keep(run: Run, manager: ManagerInMemor
     ("outcome", "code"),
     [
         (Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0), 0),
-        (Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3), 1),
-        (Outcome(OutcomeKind.TRAPPED, "trapped: \x1b[2J unreachable"), 1),
+        (Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3), 3),
+        (Outcome(OutcomeKind.TRAPPED, "trapped: \x1b[2J unreachable"), 134),
     ],
 )
-def test_waiting_tells_how_the_workload_ended(
+def test_waiting_says_and_exits_as_the_workload_ended(
     run: Run, manager: ManagerInMemory, pki: Pki, module: str, outcome: Outcome, code: int
 ) -> None:
     def end() -> None:
@@ -79,8 +79,33 @@ def test_a_refused_file_is_told_with_its_reason(run: Run, manager: ManagerInMemo
         run("new")
         run("start", str(FIRST_ID))
         result = run("upload", str(FIRST_ID), str(tmp_path / "text"))
+        assert run("upload", "--wait", str(FIRST_ID), str(tmp_path / "text")).exit_code == 126
     assert result.exit_code == 1
     assert result.stderr == "keepctl: cannot run it: \\x1b[31mnot a module\n    magic header\n"
+
+
+def test_a_wait_that_fails_is_no_exit_code_of_a_workloads(run: Run, manager: ManagerInMemory) -> None:
+    del manager
+    assert run("wait", "web").exit_code == 125
+    assert run("upload", "--wait", "web", "/nowhere.wasm").exit_code == 125
+
+
+@pytest.mark.parametrize(
+    ("detail", "state"),
+    [
+        ("restarting: its loader has just ended; the unit is activating (auto-restart)", "0 restarting"),
+        ("starting: the unit is inactive (dead)", "0 starting"),
+        ("it was removed", "0 undefined"),
+    ],
+)
+def test_a_keep_that_is_being_restarted_is_shown_as_that(
+    run: Run, manager: ManagerInMemory, detail: str, state: str
+) -> None:
+    run("new")
+    manager.change(FIRST_ID, state=State.UNDEFINED, detail=detail)
+    assert f"  {state}  " in run("ps").output
+    assert f"{state}: {detail}" in run("inspect", "-o", "text", str(FIRST_ID)).output
+    assert f"  {state}  " in run("top", "-a").output
 
 
 def test_nothing_is_uploaded_to_a_keep_that_is_not_started(run: Run, manager: ManagerInMemory, module: str) -> None:
