@@ -103,10 +103,14 @@ class ManagerClient:
         labels: Mapping[str, str] = NO_HEADERS,
         limits: Mapping[str, int] = NO_LIMITS,
         idempotency_key: str = "",
+        replace: bool = False,
     ) -> KeepInfo:
-        """A new keep. A second call with the same key and the same members names the same keep, and makes none."""
+        """A new keep. A second call with the same key and the same members names the same keep, and makes none.
+
+        replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
+        """
         body: dict[str, object] = {"arch": arch}
-        for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits))):
+        for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits)), ("replace", replace)):
             if value:
                 body[member] = value
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS

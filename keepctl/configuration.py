@@ -1,4 +1,4 @@
-"""manager.yaml as keepctl sees it: the first one, with the defaults in comments; and where it says a manager listens."""
+"""manager.yaml as keepctl sees it: the first one, with defaults in comments, and where it says a manager listens."""
 
 from __future__ import annotations
 

@@ -98,21 +98,34 @@ def listen(
         raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
 
 
-def begin(client: ManagerClient, credentials: Credentials, job: Job, address: str, port: int | None) -> KeepInfo:
+def create(client: ManagerClient, job: Job, arch: str, replace: bool, key: str = "") -> KeepInfo:
+    """A new keep for a job; key: an idempotency key. Raises KeepfleetError, of a name that is taken with what to do."""
+    try:
+        return client.create(arch, job.name, job.labels, job.limits, key, replace)
+    except KeepfleetError as error:
+        if not job.name or replace or error.kind is not ErrorKind.CONFLICT:
+            raise
+        hint = f"end it first with --replace, or look at it: keepctl inspect {job.name}"
+        raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
+
+
+def begin(
+    client: ManagerClient, credentials: Credentials, job: Job, address: str, port: int | None, replace: bool
+) -> KeepInfo:
     """A keep that has received the job's module; or none, when anything fails.
 
     Where its answer to the creation is lost, the manager is asked with the same key once more what it made.
     """
-    create = partial(client.create, "wasi", job.name, job.labels, job.limits, os.urandom(16).hex())
+    make = partial(create, client, job, "wasi", replace, os.urandom(16).hex())
     keep: KeepInfo | None = None
     with open_workload(job.module) as file:
         try:
-            keep = create()
+            keep = make()
             started = listen(client, keep.kuuid, address, port, (), job)
             send(credentials, started, client.endpoint.host, file)
         except BaseException as error:
             if keep is None and _may_have_worked(error):
-                keep = _again(create)
+                keep = _again(make)
             if keep is not None:
                 settle(client, keep.kuuid, Fate.REMOVE)
             raise
@@ -127,9 +140,9 @@ def _may_have_worked(error: BaseException) -> bool:
     )
 
 
-def _again(create: partial[KeepInfo]) -> KeepInfo | None:
+def _again(make: partial[KeepInfo]) -> KeepInfo | None:
     try:
-        return create()
+        return make()
     except KeepfleetError:
         return None  # the first error is the one to report
 

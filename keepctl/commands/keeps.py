@@ -21,6 +21,7 @@ from keepctl.describe import EXIT_CODES, ending, exit_code_of, named_ending, sta
 from keepctl.display import json_text, show_table
 from keepctl.job import Job, parse_pair
 from keepctl.references import resolve
+from keepctl.run import create as create_keep
 from keepctl.run import listen, send
 
 _HEADER = ("ID", "NAME", "STATE", "ADDRESS", "DETAIL")
@@ -60,14 +61,16 @@ def ps(output: str, labels: tuple[tuple[str, str], ...], quiet: bool, access: Ac
 @output_option
 @click.option("--arch", type=click.Choice(ARCHITECTURES), default="wasi", show_default=True, help="The kind of keep.")
 @creation_options
-def create(output: str, arch: str, access: Access, **options: Any) -> None:  # the options, as click passes them
+def create(
+    output: str, arch: str, replace: bool, access: Access, **options: Any
+) -> None:  # the options, as click passes them
     """Creates a keep and prints its ID; `new` and `create` are the same.
 
     \b
     ID=$(keepctl create --name web --memory 64M --time 1h --label app=web)
     """
     job = JobOptions(**options).on(Job())
-    keep = access.client().create(arch, job.name, job.labels, job.limits)
+    keep = create_keep(access.client(), job, arch, replace)
     click.echo(json_text(keep.to_wire()) if output == "json" else str(keep.kuuid))
 
 

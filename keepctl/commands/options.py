@@ -44,6 +44,7 @@ def _named_limit(name: str) -> Parsed[tuple[str, int]]:
 _PAIR = Parsed(parse_pair)
 _CREATION = (
     click.option("--name", default="", metavar="NAME", help="What to call the keep: a-z, 0-9 and -."),
+    click.option("--replace", is_flag=True, help="End a living keep of that name, of yours, first."),
     click.option("--label", "labels", multiple=True, type=_PAIR, metavar="K=V", help="A label to find it by."),
     click.option("--memory", type=_named_limit("memory"), metavar="SIZE", help="The guest's memory: 64M."),
     click.option("--time", type=_named_limit("time"), metavar="TIME", help="How long it may run: 10s, 5m, 1h30m."),
@@ -86,7 +87,7 @@ def _added(options: tuple[Callable[[_Command], _Command], ...], command: _Comman
 
 
 def creation_options(command: _Command) -> _Command:
-    """--name, --label and the limits."""
+    """--name, --replace, --label and the limits."""
     return _added(_CREATION, command)
 
 

@@ -58,6 +58,7 @@ class _How:
     detach: bool
     raw: bool
     json: bool
+    replace: bool
 
 
 def refuse_raw_terminal(raw: bool) -> None:
@@ -162,7 +163,7 @@ def _removed(kuuid: int) -> KeepfleetError:
 
 def _run(access: Access, job: Job, how: _How) -> int:
     client = access.client()
-    keep = begin(client, access.credentials, job, how.address or access.address, how.port)
+    keep = begin(client, access.credentials, job, how.address or access.address, how.port, how.replace)
     if not how.detach:
         return _finish(client, keep.kuuid, how)
     try:
@@ -204,6 +205,7 @@ def run(
     remove: bool,
     detach: bool,
     raw: bool,
+    replace: bool,
     output: str,
     address: str,
     port: int | None,
@@ -214,7 +216,7 @@ def run(
         raise click.UsageError("--rm and -d exclude each other: a detached keep is removed by keepctl rm")
     refuse_raw_terminal(raw)
     options["arguments"] = (*options["arguments"], *click.get_current_context().meta[_GUEST_WORDS])
-    how = _How(address, port, remove, detach, raw, output == "json")
+    how = _How(address, port, remove, detach, raw, output == "json", replace)
     with ending_signals():
         try:
             code = _run(access, _job(file, described, JobOptions(**options)), how)

@@ -90,7 +90,9 @@ class ManagerInMemory(TlsPeer):
             key = self.headers[-1].get("idempotency-key", "")
             if self._created.get(key) in self.keeps:
                 return 201, self._show(self.keeps[self._created[key]])
-            made = self._obey(api.parse_v1_create(body), "keeps")
+            asked = strict_json.loads_object(body or b"{}", 1 << 20, "the request")
+            self._give_up_name(str(asked.get("name", "")), replace=bool(asked.pop("replace", False)))
+            made = self._obey(api.parse_v1_create(strict_json.dumps(asked)), "keeps")
             self._created |= {key: FIRST_ID + len(self.keeps) - 1} if key else {}
             return 201, made
         match = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs)?(\?.*)?", target)
@@ -105,6 +107,15 @@ class ManagerInMemory(TlsPeer):
         asked = strict_json.loads_object(body, 1 << 20, "the request")
         self.workloads[kuuid] = asked.pop("workload", None)
         return 200, self._obey(api.parse_v1_start(kuuid, strict_json.dumps(asked)), "")
+
+    def _give_up_name(self, name: str, replace: bool) -> None:
+        living = (State.LISTENING, State.STARTED)
+        for keep in [keep for keep in self.keeps.values() if name and keep.name == name and keep.state in living]:
+            if not replace:
+                raise KeepfleetError(
+                    ErrorKind.CONFLICT, f"cannot create keep {name}: keep {keep.kuuid} has that name already"
+                )
+            self._obey(api.StopKeep(keep.kuuid), "")
 
     def _page(self, query: list[tuple[str, str]]) -> dict[str, object]:
         labels = {tuple(text.split("=", 1)) for name, text in query if name == "label"}

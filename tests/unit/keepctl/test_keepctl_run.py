@@ -132,6 +132,25 @@ def test_output_as_json_is_one_object_a_line_with_the_keep_last(
     assert lines[1]["keep"]["outcome"]["exit_code"] == 0
 
 
+@pytest.mark.parametrize("words", [("run", "-d"), ("create",)], ids=" ".join)
+def test_a_name_that_is_taken_is_refused_with_its_holder_or_taken_over(
+    run: Run, manager: ManagerInMemory, door: Door, module: str, words: tuple[str, ...]
+) -> None:
+    words = (*words, "--name", "web", *[module] * ("run" in words))
+    with door(None):
+        assert run(*words).exit_code == 0
+        refused = run(*words)
+        assert refused.exit_code != 0
+        assert refused.stderr == (
+            f"keepctl: cannot create keep web: keep {FIRST_ID} has that name already; end it first with --replace, or "
+            "look at it: keepctl inspect web\n"
+        )
+        assert list(manager.keeps) == [FIRST_ID]
+    with door(None):
+        assert run(*words, "--replace").output == f"{FIRST_ID + 1}\n"
+    assert manager.keeps[FIRST_ID].state is State.COMPLETE
+
+
 def test_a_refused_module_leaves_no_keep_behind(run: Run, manager: ManagerInMemory, door: Door, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     with door():
