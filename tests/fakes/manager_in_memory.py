@@ -36,6 +36,7 @@ class ManagerInMemory(TlsPeer):
         super().__init__(context, self._serve_request)
         self.keeps: dict[int, KeepInfo] = {}
         self.door_port: int | None = None
+        self.newest_first = False
         self.banner = api.BANNER
         self.workloads: dict[int, object] = {}
         self.lines: dict[int, list[LogLine]] = {}
@@ -167,7 +168,8 @@ class ManagerInMemory(TlsPeer):
 
     def _obey(self, request: api.Request, member: str) -> dict[str, object]:
         if isinstance(request, api.ListKeeps):
-            return {member: [self._show(keep) for keep in self.keeps.values()]}
+            order = -1 if self.newest_first else 1
+            return {member: [self._show(keep) for keep in list(self.keeps.values())[::order]]}
         if isinstance(request, api.NewKeep):
             kuuid = FIRST_ID + len(self.keeps)
             self.keeps[kuuid] = KeepInfo(

@@ -119,6 +119,13 @@ def test_a_name_wins_over_the_beginning_of_an_id() -> None:
         choose([*keeps, KeepInfo(35, State.LISTENING)], "3")
 
 
+def test_of_keeps_with_one_name_the_living_one_is_meant() -> None:
+    ended = [KeepInfo(number, State.COMPLETE, name="web") for number in (1, 2)]
+    assert choose([*ended, KeepInfo(3, State.STARTED, name="web")], "web") == KeepInfo(3, State.STARTED, name="web")
+    with pytest.raises(KeepfleetError, match="2 are called so"):
+        choose(ended, "web")
+
+
 def test_a_plain_table_has_no_control_characters_and_no_empty_cells() -> None:
     assert plain_table(("A", "B"), [("\x1b[31m", ""), ("x", "y\nz")]) == "A         B\n\\x1b[31m  -\nx         y z"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from keep_protocol.states import State
 from testers.keep_manager_tester.__main__ import main
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
@@ -51,6 +52,21 @@ def test_the_walk_ends_with_the_exact_next_command(
     assert manager.requests == ["GET /"] + ["POST /keeps_post"] * 4
     assert '> POST /keeps_post {"command":"new-keep","keep-arch":"wasi","auth-token":"a3f9cb07"}' in output
     assert "2 started    its app-loader waits for a workload, or runs it" in output
+
+
+def test_several_walks_on_one_manager_each_start_the_keep_they_made(tester: Tester, manager: ManagerInMemory) -> None:
+    for number in (1, 2, 3):
+        assert tester("--yes") == 0
+        assert [keep.state for keep in manager.keeps.values()] == [State.STARTED] * number
+
+
+def test_a_manager_that_lists_the_newest_keep_elsewhere_is_a_surprise(
+    tester: Tester, manager: ManagerInMemory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tester("--yes") == 0
+    manager.newest_first = True
+    assert tester("--yes") == 1
+    assert f"keep {FIRST_ID + 1} was created last and is not listed last" in capsys.readouterr().err
 
 
 def test_certificates_that_were_named_are_named_in_the_next_command_too(
@@ -109,7 +125,7 @@ def test_a_new_keep_that_is_not_as_it_should_be_is_a_surprise(
 @pytest.mark.parametrize(
     ("fingerprint", "complaint"),
     [
-        ("", "told no fingerprint"),
+        ("", "named no fingerprint"),
         ("sha256:12", "64 hexadecimal digits"),
         ("sha256:" + "0" * 64, "the keep's certificate is sha256:"),
     ],
