@@ -23,7 +23,7 @@ PAYLOAD_PATH = "/payload"
 WORKLOAD_PATH = "/workload"
 PAYLOAD_RECEIVED = "Payload received"
 CHUNK = 256 * 1024
-"""Bytes of a file in memory at once."""
+"""Bytes of a file in memory at a time."""
 UPLOAD_SECONDS = 60.0
 """For the keep to check and compile a module (it allows itself about ten seconds) on a busy host."""
 SLOWEST_BYTES_PER_SECOND = 64 * 1024

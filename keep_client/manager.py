@@ -35,7 +35,7 @@ WAIT_SLACK_SECONDS = 10.0
 """How much later than it was asked for an answer to a wait may come."""
 
 PAGE = 500
-"""Keeps asked for at once: one megabyte."""
+"""Keeps asked for in one request: one megabyte."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 RESUME_HEADER = "Last-Event-ID"
 NO_LIMITS: Mapping[str, int] = {}
@@ -255,7 +255,7 @@ class ManagerClient:
                     yield ALIVE
                     yield from parser.feed(data)
             except ReaderGone as error:
-                raise BrokenPipeError(errno.EPIPE, "nobody reads the output any more") from error
+                raise BrokenPipeError(errno.EPIPE, "the output has no reader any more") from error
         if endless:
             raise ConnectionFailed(
                 ErrorKind.UNAVAILABLE, f"cannot read on from {self.endpoint}: it ended the stream before its end"

@@ -41,7 +41,7 @@ def authority(host: str, port: int) -> str:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server listens; `role` names it in errors, as in "the manager"; `hint` is for when nobody does."""
+    """Where a server listens; `role` names it in errors, as in "the manager"; `hint` is for when none does."""
 
     host: str
     port: int
@@ -53,7 +53,7 @@ class Endpoint:
 
     @property
     def authority(self) -> str:
-        """HOST:PORT, as it stands in a URL and in the Host header."""
+        """HOST:PORT, as it is written in a URL and in the Host header."""
         return authority(self.host, self.port)
 
 

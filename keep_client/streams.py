@@ -27,7 +27,7 @@ class ServerEvent:
 
 
 ALIVE = ServerEvent("", {}, "")
-"""What a connection may yield to say that it stands; nobody else sees it."""
+"""What a connection may yield to say that it is open; it goes no further."""
 
 
 class EventParser:

@@ -123,7 +123,7 @@ def _certificates(path: str) -> list[x509.Certificate]:
 
 def fault_of_ours(path: str, ca_path: str, now: datetime.datetime) -> str | None:
     """Why a peer of the CA in `ca_path` may refuse our certificate in `path`, with the next step; None where the files
-    do not tell. It may stand below others in its file, which then are of that CA."""
+    do not say. It may come after others in its file, which then are of that CA."""
     try:
         chain, authorities = _certificates(path), _certificates(ca_path)
     except (OSError, ValueError):

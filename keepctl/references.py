@@ -50,7 +50,7 @@ def choose(keeps: Iterable[KeepInfo], text: str) -> KeepInfo | None:
     if len(meant) > 1:
         raise KeepfleetError(
             ErrorKind.CONFLICT,
-            f"cannot tell which keep {text} is: {len(meant)} are called so or begin so; write the whole ID",
+            f"cannot decide which keep {text} is: {len(meant)} are called so or begin so; write the whole ID",
             tuple(f"{keep.kuuid} {keep.name}".strip() for keep in meant[:_SHOWN]),
         )
     return meant[0] if meant else None

@@ -8,7 +8,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 
 PLACEHOLDERS = ("PREFIX", "PYTHON", "PYTHON_REAL", "PACKAGES", "OPENSSL")
 MARK = "# Written by `keepctl install`, which overwrites it: change it with `systemctl edit`, not here.\n"
-"""The first line of every file we write; a file without it is somebody else's."""
+"""The first line of every file we write; a file without it is not ours."""
 _PLACEHOLDER = re.compile(r"@([A-Z][A-Z0-9_]*)@")
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._+-]*")
 """What a unit file takes without quoting: no white space, no %, no $, no quotes, no backslash."""

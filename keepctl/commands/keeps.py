@@ -205,7 +205,7 @@ def remove(keeps: tuple[str, ...], output: str, access: Access) -> None:
 
 
 def _each(references: tuple[str, ...], work: Callable[[str], None]) -> int:
-    """Does `work` for each; the exit code. A manager that does not answer ends it at once."""
+    """Does `work` for each; the exit code. A manager that does not answer ends it immediately."""
     code = 0
     for reference in references:
         try:

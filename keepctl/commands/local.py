@@ -46,7 +46,7 @@ def set_context(
     key: str | None,
     output: str,
 ) -> None:
-    """Remembers what is given under NAME, beside what NAME has already; the first one is in use immediately.
+    """Remembers what is given under NAME, in addition to what NAME has already; the first one is in use immediately.
 
     \b
     keepctl context set edge --manager edge.example:3030 --ca ca.crt --cert alice.crt

@@ -32,7 +32,7 @@ from keepctl.job import Job
 from keepctl.run import Fate, Left, begin, ending_signals, settle, until_the_end
 
 _GUEST_WORDS = "keepctl.guest-words"
-HELP = f"""Runs FILE in a new keep: shows its output until it ends, tells why it ended, and exits as it did.
+HELP = f"""Runs FILE in a new keep: shows its output until it ends, says why it ended, and exits as it did.
 
 \b
 keepctl run hello.wasm
@@ -50,7 +50,7 @@ whatever ends this.
 
 @dataclass(frozen=True)
 class _How:
-    """What is done with the keep beside running the workload in it."""
+    """What is done with the keep, apart from running the workload in it."""
 
     address: str
     port: int | None
@@ -176,7 +176,7 @@ def _run(access: Access, job: Job, how: _How) -> int:
 
 
 class _GuestCommand(click.Command):
-    """A command whose words after `--` are the guest's, whatever stands before: a manifest may name the module."""
+    """A command whose words after `--` are the guest's, whatever comes before: a manifest may name the module."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click's, with those words put aside first."""

@@ -1,4 +1,4 @@
-"""`keepctl top`: what keeps use, as this host's systemd counts it, or else their processes, beside what they may."""
+"""`keepctl top`: what keeps use, as this host's systemd counts it, or else their processes, and what they may use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HIERARCHIES = ("", "/systemd", "/unified")
 """Below CGROUPS: where systemd keeps its tree of units, with control groups v2 and with v1."""
 CGROUPS, PROC = "/sys/fs/cgroup", "/proc"
 _UTIME, _CSTIME = 11, 15
-"""Where the processor time of a process and its waited-for children stands in /proc/PID/stat, counted after the name:
+"""Where the processor time of a process and its waited-for children is in /proc/PID/stat, counted after the name:
 user, system, children's user, children's system. proc(5)"""
 _UNSET = (1 << 64) - 1
 

@@ -122,8 +122,8 @@ def events(keep: str | None, output: str, last: int | None, no_follow: bool, acc
     client = access.client()
     past = no_follow or last is not None
     kuuid = None if keep is None else resolve_past(client, keep) if past else resolve(client, keep)
-    with closing(client.events(kuuid, last, follow=not no_follow, reader=output_reader())) as happening:
-        for event in happening:
+    with closing(client.events(kuuid, last, follow=not no_follow, reader=output_reader())) as following:
+        for event in following:
             if output == "json":
                 click.echo(json_line(event.to_wire()))
             else:

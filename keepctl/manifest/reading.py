@@ -84,7 +84,7 @@ def _twice(root: Node) -> Iterator[Fault]:
             first = seen.setdefault(node.text, node.line)
             if first != node.line:
                 yield Fault(
-                    node.line, node.column, f"{list_name}: {node.text!r} stands twice; the first is in line {first}"
+                    node.line, node.column, f"{list_name}: duplicate {node.text!r}; the first is in line {first}"
                 )
 
 

@@ -11,7 +11,7 @@ from keep_client.peer import Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
-from testers.client.console import Console
+from testers.client import Console
 
 EVERY_ADDRESS = ("0.0.0.0", "::")
 MEANINGS = {

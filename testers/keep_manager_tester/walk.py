@@ -14,7 +14,7 @@ from keep_protocol.constants import LEGACY_PATH
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
 from keep_protocol.tls import fingerprint_of, parse_fingerprint
-from testers.client.console import Console, Surprise, expect
+from testers.client import Console, Surprise, expect
 
 STATES = """\
  0 undefined  the keep's loader is not ready

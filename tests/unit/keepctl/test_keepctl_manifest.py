@@ -100,7 +100,7 @@ name: again
         "line 9, column 11: limits.memory must be bytes, or a size like 64K, 64M or 1G, not 'lots'",
         "line 10, column 10: limits.tasks must be in 16 … 512, not 1",
         "line 11, column 10: restart must be one of no, on-failure, always, not 'sometimes'",
-        "line 12, column 1: 'name' stands twice; the first is in line 1",
+        "line 12, column 1: duplicate key 'name'; the first is in line 1",
     ]
 
 
@@ -146,7 +146,7 @@ name: again
         ('labels: {a: "b\\n"}', "labels.a must be printable"),
         ("labels: {" + ", ".join(f"a{n}: b" for n in range(17)) + "}", "labels has 17 entries; at most 16 fit"),
         ("secrets: [{name: ../x, file: /x}]", "secrets[0].name must be 1 to 63 of A-Z"),
-        ("secrets:\n- {name: a, file: /x}\n- {name: a, file: /y}", "line 3, column 10: secrets: 'a' stands twice"),
+        ("secrets:\n- {name: a, file: /x}\n- {name: a, file: /y}", "line 3, column 10: secrets: duplicate 'a'"),
         ("directories: [{host: /a, guest: /run/secrets/x}]", "not /run/secrets"),
         ("directories: [{host: /a, guest: /a/../b}]", "be an absolute, plain path"),
         ("directories: [{host: /a, guest: /b, mode: rw}]", "'directories[0].mode' is not known in directories[0]"),
