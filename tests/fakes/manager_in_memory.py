@@ -21,7 +21,7 @@ FIRST_ID = 4503599627370495
 
 
 class ManagerInMemory(TlsPeer):
-    """`keeps` may be looked at and changed by the test; so may `door_port`, where started keeps say they listen.
+    """`keeps` may be looked at and changed by the test; so may `upload_port`, where started keeps say they listen.
 
     `twist` is applied to every keep before it is shown: the way to make this manager lie.
     `lines` are the keeps' journals, and `happened` what happened to keeps; each connection to a stream sends as many
@@ -35,7 +35,7 @@ class ManagerInMemory(TlsPeer):
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
         super().__init__(context, self._serve_request)
         self.keeps: dict[int, KeepInfo] = {}
-        self.door_port: int | None = None
+        self.upload_port: int | None = None
         self.newest_first = False
         self.banner = api.BANNER
         self.workloads: dict[int, object] = {}
@@ -129,11 +129,11 @@ class ManagerInMemory(TlsPeer):
 
     def _stream(self, connection: ssl.SSLSocket, kuuid: int | None, query: str, after: str) -> None:
         asked = dict(parse_qsl(query.removeprefix("?")))
-        told = [event.to_wire() for event in self.happened]
+        said = [event.to_wire() for event in self.happened]
         if kuuid is not None:
-            told = [line.to_wire() for line in self.lines.get(kuuid, [])]
+            said = [line.to_wire() for line in self.lines.get(kuuid, [])]
         name = streams.KEEP if kuuid is None else streams.LINE
-        events = [streams.encode(name, data, f"c={number}") for number, data in enumerate(told, 1)]
+        events = [streams.encode(name, data, f"c={number}") for number, data in enumerate(said, 1)]
         chosen = (
             events[int(after.removeprefix("c=") or "0") :] if after else events[-int(asked.get("lines", "99999")) :]
         )
@@ -185,7 +185,7 @@ class ManagerInMemory(TlsPeer):
             return self._show(self.change(keep.kuuid, state=State.COMPLETE, outcome=outcome))
         if keep.state is not State.LISTENING:
             raise KeepfleetError(ErrorKind.CONFLICT, f"cannot start keep {keep.kuuid}: it is started already")
-        port = self.door_port or request.port or FIRST_KEEP_PORT
+        port = self.upload_port or request.port or FIRST_KEEP_PORT
         started = self.change(
             keep.kuuid, state=State.STARTED, detail="awaiting-workload", address=request.address, port=port,
             fingerprint=self._fingerprint, certificate=self._keep_pem,

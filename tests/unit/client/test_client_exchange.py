@@ -221,7 +221,7 @@ def test_a_path_with_a_line_break_is_never_sent(pki: Pki) -> None:
             exchange(channel, endpoint, "GET", "/x HTTP/1.1\r\nA: b")
 
 
-def test_an_error_in_another_shape_is_told_with_its_first_lines() -> None:
+def test_an_error_in_another_shape_is_said_with_its_first_lines() -> None:
     error = Reply(502, b"<html>\nBad gateway", "the manager").error()
     assert (error.message, error.evidence) == ("cannot go on: the manager answered 502", ("<html>", "Bad gateway"))
 

@@ -25,8 +25,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from tests.fakes.client_pki import Pki
-from tests.fakes.keep_door import KeepDoor
 from tests.fakes.tls_peer import TlsPeer, answer, read_request
+from tests.fakes.upload_stub import UploadStub
 
 MODULE = b"\0asm\1\0\0\0" + bytes(range(256))
 
@@ -44,19 +44,19 @@ def at(peer: TlsPeer, pki: Pki) -> UploadEndpoint:
 
 @pytest.mark.parametrize("upload", [upload_raw, upload_numbers])
 def test_a_module_arrives_whole_and_is_confirmed(pki: Pki, module: str, upload: object) -> None:
-    with KeepDoor(pki.keep()) as door, open_workload(module) as file:
+    with UploadStub(pki.keep()) as stub, open_workload(module) as file:
         send = upload_raw if upload is upload_raw else upload_numbers
-        reply = send(at(door, pki), pki.credentials().keep_context(), file)
+        reply = send(at(stub, pki), pki.credentials().keep_context(), file)
         assert "received" in received(reply, file)
-    assert door.received == MODULE
+    assert stub.received == MODULE
 
 
 def test_nothing_is_sent_to_a_keep_with_another_certificate(pki: Pki, module: str) -> None:
     heard: list[bytes] = []
     with TlsPeer(pki.keep(), lambda c: heard.append(c.recv(1))) as peer, open_workload(module) as file:
-        door = endpoint_at("127.0.0.1", peer.port, "sha256:" + "0" * 64)
+        stub = endpoint_at("127.0.0.1", peer.port, "sha256:" + "0" * 64)
         with pytest.raises(KeepfleetError, match=r"cannot trust the keep.*nothing was sent") as raised:
-            upload_raw(door, pki.credentials().keep_context(), file)
+            upload_raw(stub, pki.credentials().keep_context(), file)
     assert raised.value.kind is ErrorKind.CERTIFICATE
     assert heard in ([], [b""])
 
@@ -75,8 +75,8 @@ def test_a_keep_that_confirms_other_bytes_is_not_believed(pki: Pki, module: str)
 def test_a_refused_module_is_the_keeps_own_error(pki: Pki, tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("hello")
-    with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
-        reply = upload_raw(at(door, pki), pki.credentials().keep_context(), file)
+    with UploadStub(pki.keep()) as stub, open_workload(str(path)) as file:
+        reply = upload_raw(at(stub, pki), pki.credentials().keep_context(), file)
         with pytest.raises(KeepfleetError) as raised:
             received(reply, file)
     assert (raised.value.kind, raised.value.evidence) == (ErrorKind.INVALID_MODULE, ("magic header",))
@@ -85,12 +85,12 @@ def test_a_refused_module_is_the_keeps_own_error(pki: Pki, tmp_path: Path) -> No
 def test_a_file_that_shrinks_while_it_is_sent_is_an_error_and_no_upload(pki: Pki, tmp_path: Path) -> None:
     path = tmp_path / "m.wasm"
     path.write_bytes(MODULE)
-    with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
+    with UploadStub(pki.keep()) as stub, open_workload(str(path)) as file:
         body = numbers_body(file)
         os.truncate(path, 3)
         with pytest.raises(KeepfleetError, match="it changed while it was read"):
-            upload(at(door, pki), pki.credentials().keep_context(), "POST", "/payload", body)
-    assert door.received is None
+            upload(at(stub, pki), pki.credentials().keep_context(), "POST", "/payload", body)
+    assert stub.received is None
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK])
@@ -152,11 +152,11 @@ def test_only_a_started_keep_has_an_upload_endpoint(state: State) -> None:
 def test_progress_counts_every_byte_that_went_out(pki: Pki, tmp_path: Path) -> None:
     path = tmp_path / "m.wasm"
     path.write_bytes(b"\0asm" + bytes(700_000))
-    told: list[int] = []
-    with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
+    said: list[int] = []
+    with UploadStub(pki.keep()) as stub, open_workload(str(path)) as file:
         reply = upload_raw(
-            endpoint_at("127.0.0.1", door.port, pki.fingerprint), pki.credentials().keep_context(), file, told.append
+            endpoint_at("127.0.0.1", stub.port, pki.fingerprint), pki.credentials().keep_context(), file, said.append
         )
         assert received(reply, file).startswith("700004 bytes received whole")
-    assert told == sorted(told)
-    assert told[-1] == 700_004
+    assert said == sorted(said)
+    assert said[-1] == 700_004

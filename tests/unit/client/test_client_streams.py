@@ -137,15 +137,15 @@ def test_the_lines_of_no_keep_are_the_managers_refusal(client: ManagerClient) ->
     assert raised.value.kind is ErrorKind.NOT_FOUND
 
 
-def test_what_happens_to_keeps_is_told_and_taken_up_where_it_broke_off(
+def test_what_happens_to_keeps_is_said_and_taken_up_where_it_broke_off(
     client: ManagerClient, fake: ManagerInMemory
 ) -> None:
     keep = client.create()
     fake.happened = [KeepEvent(1.0, Happening.CREATED, keep), KeepEvent(2.0, Happening.REMOVED, keep, "alice")]
     fake.break_off_after = [1]
     with closing(client.events(keep.kuuid, 2)) as events:
-        told = [next(events), next(events)]
-    assert [(event.at, event.happening, event.by, event.cursor) for event in told] == [
+        seen = [next(events), next(events)]
+    assert [(event.at, event.happening, event.by, event.cursor) for event in seen] == [
         (1.0, Happening.CREATED, "", "c=1"),
         (2.0, Happening.REMOVED, "alice", "c=2"),
     ]

@@ -117,10 +117,10 @@ def test_a_context_is_changed_in_part_and_forgotten(run: Run, bare: ManagerInMem
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "said"),
     [
-        (("use", "nobody"), "cannot use context 'nobody': there is none; see: keepctl context list"),
-        (("rm", "nobody"), "cannot use context 'nobody'"),
+        (("use", "bob"), "cannot use context 'bob': there is none; see: keepctl context list"),
+        (("rm", "bob"), "cannot use context 'bob'"),
         (("set", "a b"), "cannot name a context 'a b'"),
         (("set", "é"), "cannot name a context 'é'"),
         (("set", "x", "--manager", "a b"), "cannot read 'a b' as the manager's address"),
@@ -128,10 +128,10 @@ def test_a_context_is_changed_in_part_and_forgotten(run: Run, bare: ManagerInMem
         (("set", "x", "--address", "edge"), "'edge'"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(run: Run, arguments: tuple[str, ...], told: str) -> None:
+def test_what_cannot_be_is_said_in_one_line(run: Run, arguments: tuple[str, ...], said: str) -> None:
     result = run("context", *arguments)
     assert result.exit_code == 1
-    assert told in result.stderr and result.stderr.count("\n") == 1
+    assert said in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

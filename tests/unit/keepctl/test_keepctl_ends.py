@@ -17,7 +17,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.fakes.tls_peer import answer
-from tests.unit.keepctl.conftest import Door, Run, say
+from tests.unit.keepctl.conftest import MakeStub, Run, say
 
 KEEP = f"/v1/keeps/{FIRST_ID}"
 FOLLOW = f"GET {KEEP}/logs?follow=true"
@@ -45,10 +45,10 @@ WAYS = pytest.mark.parametrize("way", [too_many, away], ids=["64 followers", "a 
 
 @WAYS
 def test_a_keep_that_cannot_be_followed_is_named_with_how_to_see_and_stop_it(
-    run: Run, manager: ManagerInMemory, door: Door, module: str, way: Callable[[ssl.SSLSocket], None]
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, way: Callable[[ssl.SSLSocket], None]
 ) -> None:
     manager.instead[FOLLOW] = [way] * 3
-    with door(None):
+    with stub(None):
         result = run("run", module)
     assert (result.exit_code, result.stdout) == (125, "")
     assert result.stderr.splitlines()[-1] == LEFT
@@ -57,10 +57,10 @@ def test_a_keep_that_cannot_be_followed_is_named_with_how_to_see_and_stop_it(
 
 @WAYS
 def test_a_keep_that_cannot_be_followed_is_removed_with_rm(
-    run: Run, manager: ManagerInMemory, door: Door, module: str, way: Callable[[ssl.SSLSocket], None]
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, way: Callable[[ssl.SSLSocket], None]
 ) -> None:
     manager.instead[FOLLOW] = [way] * 3
-    with door(None):
+    with stub(None):
         result = run("run", "--rm", module)
     assert result.exit_code == 125
     assert result.stderr.splitlines()[-1] == REMOVED
@@ -68,10 +68,10 @@ def test_a_keep_that_cannot_be_followed_is_removed_with_rm(
 
 
 def test_where_the_manager_stays_away_the_keep_that_rm_left_is_named(
-    run: Run, manager: ManagerInMemory, door: Door, module: str
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     manager.instead |= {FOLLOW: [away] * 3, f"DELETE {KEEP}": [away]}
-    with door(None):
+    with stub(None):
         result = run("run", "--rm", module)
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"keepctl: left keep {FIRST_ID}: ")
@@ -79,10 +79,10 @@ def test_where_the_manager_stays_away_the_keep_that_rm_left_is_named(
 
 
 def test_a_failed_removal_at_the_end_does_not_change_the_exit_code(
-    run: Run, manager: ManagerInMemory, door: Door, module: str
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     manager.instead[f"DELETE {KEEP}"] = [too_many]
-    with door():
+    with stub():
         result = run("run", "--rm", module)
     assert result.exit_code == 0
     assert result.stderr.startswith(f"keepctl: left keep {FIRST_ID}: ")
@@ -97,10 +97,10 @@ def typed(shell: str, module: str) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.mark.parametrize("rm", [False, True], ids=["without --rm", "with --rm"])
 def test_output_that_cannot_be_written_ends_the_workload_and_says_so(
-    manager: ManagerInMemory, door: Door, module: str, rm: bool
+    manager: ManagerInMemory, stub: MakeStub, module: str, rm: bool
 ) -> None:
     say(manager, *(f"line {number}" for number in range(2000)))
-    with door(None):
+    with stub(None):
         done = typed(f"$K run {'--rm' if rm else ''} $M >/dev/full", module)
     assert done.stderr.decode().splitlines() == [
         f"keepctl: keep {FIRST_ID}: cannot write the output: No space left on device",
@@ -110,15 +110,17 @@ def test_output_that_cannot_be_written_ends_the_workload_and_says_so(
     assert (manager.keeps == {}) if rm else (manager.keeps[FIRST_ID].state is State.COMPLETE)
 
 
-def test_a_detached_keep_whose_id_cannot_be_written_is_named(manager: ManagerInMemory, door: Door, module: str) -> None:
-    with door(None):
+def test_a_detached_keep_whose_id_cannot_be_written_is_named(
+    manager: ManagerInMemory, stub: MakeStub, module: str
+) -> None:
+    with stub(None):
         done = typed("$K run -d $M >/dev/full", module)
     assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (125, LEFT)
     assert manager.keeps[FIRST_ID].state is State.STARTED
 
 
 def test_a_reader_that_goes_while_the_end_is_reported_does_not_keep_the_keep(
-    manager: ManagerInMemory, door: Door, module: str
+    manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     say(manager, "one line")
     reader, writer = os.pipe()
@@ -127,7 +129,7 @@ def test_a_reader_that_goes_while_the_end_is_reported_does_not_keep_the_keep(
         os.close(reader)
 
     manager.on_follow = hang_up
-    with door(None), subprocess.Popen(
+    with stub(None), subprocess.Popen(
         [sys.executable, "-m", "keepctl", "run", "--rm", "-o", "json", module], stdout=writer, stderr=subprocess.PIPE
     ) as process:  # fmt: skip
         os.close(writer)
@@ -139,20 +141,20 @@ def test_a_reader_that_goes_while_the_end_is_reported_does_not_keep_the_keep(
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_a_stream_that_is_closed_or_full_changes_nothing(
-    manager: ManagerInMemory, door: Door, module: str, closed: str
+    manager: ManagerInMemory, stub: MakeStub, module: str, closed: str
 ) -> None:
     say(manager, "hello")
-    with door():
+    with stub():
         done = typed(f"$K run --rm $M {closed}", module)
     assert (done.returncode, done.stderr) == (0, b"")
     assert manager.keeps == {}
 
 
 def test_a_reason_that_cannot_be_said_leaves_the_exit_code_as_it_is(
-    manager: ManagerInMemory, door: Door, module: str
+    manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     manager.instead[FOLLOW] = [too_many]
-    with door(None):
+    with stub(None):
         assert typed("$K run $M 2>/dev/full", module).returncode == 125
 
 
@@ -167,7 +169,7 @@ def test_no_command_ends_with_a_traceback_where_its_output_cannot_be_written(
 
 def test_a_fault_of_our_own_names_the_keep_that_it_leaves(
     manager: ManagerInMemory,
-    door: Door,
+    stub: MakeStub,
     module: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -178,6 +180,6 @@ def test_a_fault_of_our_own_names_the_keep_that_it_leaves(
     from keepctl.__main__ import build
 
     monkeypatch.setattr("keepctl.commands.run.until_the_end", broken)
-    with door(None), pytest.raises(RuntimeError):
+    with stub(None), pytest.raises(RuntimeError):
         build()(["run", module], standalone_mode=False)
     assert capsys.readouterr().err.splitlines()[-1] == LEFT

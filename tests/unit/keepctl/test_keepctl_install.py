@@ -1,4 +1,4 @@
-"""`keepctl install` and `uninstall`: templates filled in, files put in place, systemd told."""
+"""`keepctl install` and `uninstall`: templates filled in, files put in place, systemd said."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def where(tmp_path: Path) -> Target:
 
 @pytest.fixture
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `systemctl` that notes what it was told and prints what stands in `answer` beside it."""
+    """A `systemctl` that notes what it was said and prints what stands in `answer` beside it."""
     directory = tmp_path / "bin"
     directory.mkdir()
     program = directory / "systemctl"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {directory}/told\ncat {directory}/answer 2>/dev/null; exit 0\n')
+    program.write_text(f'#!/bin/sh\necho "$@" >> {directory}/said\ncat {directory}/answer 2>/dev/null; exit 0\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
     return directory
@@ -122,12 +122,12 @@ def test_uninstalling_takes_away_what_was_written_and_nothing_else(units: Path, 
     assert installation.uninstall(where, units) == []
 
 
-def test_systemd_is_told_to_read_its_units_again(units: Path, where: Target, systemctl: Path) -> None:
+def test_systemd_is_said_to_read_its_units_again(units: Path, where: Target, systemctl: Path) -> None:
     installation.install(Target("system", where.directory), VALUES, units)
     (units / "user").mkdir()
     (units / "user/keep.slice").write_text("[Slice]\n")
     installation.install(Target("user", where.directory + "2"), VALUES, units)
-    assert (systemctl / "told").read_text() == "daemon-reload\n--user daemon-reload\n"
+    assert (systemctl / "said").read_text() == "daemon-reload\n--user daemon-reload\n"
 
 
 def test_units_in_use_are_not_removed(units: Path, where: Target, systemctl: Path) -> None:
@@ -139,7 +139,7 @@ def test_units_in_use_are_not_removed(units: Path, where: Target, systemctl: Pat
     assert Path(where.directory, "keep-manager.service").exists()
 
 
-def test_a_systemctl_that_fails_is_told_with_its_complaint(systemctl: Path) -> None:
+def test_a_systemctl_that_fails_is_said_with_its_complaint(systemctl: Path) -> None:
     (systemctl / "systemctl").write_text("#!/bin/sh\necho no bus >&2; exit 1\n")
     with pytest.raises(KeepfleetError, match="is this host running systemd") as raised:
         installation.systemctl("system", "daemon-reload")

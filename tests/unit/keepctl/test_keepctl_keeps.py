@@ -1,4 +1,4 @@
-"""The manager's calls from the command line, against a manager and a door over real TLS."""
+"""The manager's calls from the command line, against a manager and a stub over real TLS."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
 from keepctl.layout import Layout
 from tests.fakes.client_pki import Pki
-from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.fakes.upload_stub import UploadStub
 from tests.unit.keepctl.conftest import MODULE, Run
 
 
@@ -39,14 +39,14 @@ def test_json_is_what_the_manager_said(run: Run, manager: ManagerInMemory) -> No
 
 
 def test_a_file_is_uploaded_to_the_pinned_keep(run: Run, manager: ManagerInMemory, pki: Pki, module: str) -> None:
-    with KeepDoor(pki.keep()) as door:
-        manager.door_port = door.port
+    with UploadStub(pki.keep()) as stub:
+        manager.upload_port = stub.port
         kuuid = run("new").output.strip()
         run("start", kuuid)
         result = run("upload", kuuid, module)
     assert result.exit_code == 0, result.output
     assert "8 bytes received whole, sha256:" in result.output
-    assert door.received == MODULE
+    assert stub.received == MODULE
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_waiting_says_and_exits_as_the_workload_ended(
     def end() -> None:
         manager.change(FIRST_ID, state=State.COMPLETE, outcome=outcome)
 
-    with KeepDoor(pki.keep(), accepted=end) as door:
-        manager.door_port = door.port
+    with UploadStub(pki.keep(), accepted=end) as stub:
+        manager.upload_port = stub.port
         run("new")
         run("start", str(FIRST_ID))
         result = run("upload", str(FIRST_ID), module, "--wait")
@@ -72,10 +72,10 @@ def test_waiting_says_and_exits_as_the_workload_ended(
     assert result.stdout.splitlines()[-1] == outcome.text.replace("\x1b", "\\x1b")
 
 
-def test_a_refused_file_is_told_with_its_reason(run: Run, manager: ManagerInMemory, pki: Pki, tmp_path: Path) -> None:
+def test_a_refused_file_is_said_with_its_reason(run: Run, manager: ManagerInMemory, pki: Pki, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
-    with KeepDoor(pki.keep()) as door:
-        manager.door_port = door.port
+    with UploadStub(pki.keep()) as stub:
+        manager.upload_port = stub.port
         run("new")
         run("start", str(FIRST_ID))
         result = run("upload", str(FIRST_ID), str(tmp_path / "text"))
@@ -135,7 +135,7 @@ def test_one_keep_that_cannot_be_removed_does_not_keep_the_others(run: Run, mana
     [("ps",), ("new",), ("start", "7"), ("inspect", "7"), ("stop", "7"), ("rm", "7", "8"), ("upload", "7", "f")],
 )
 def test_a_manager_out_of_reach_is_exit_code_3_and_one_line(run: Run, pki: Pki, command: tuple[str, ...]) -> None:
-    with KeepDoor(pki.keep()) as gone:
+    with UploadStub(pki.keep()) as gone:
         port = gone.port
     layout = Layout(pki.layout.directory)
     access = (

@@ -87,7 +87,7 @@ def test_wrong_usage_is_one_line_with_the_next_step(run: Run, words: tuple[str, 
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_several_ends_are_told_apart() -> None:
+def test_several_ends_are_said_apart() -> None:
     keep = KeepInfo(7, State.COMPLETE, outcome=Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3), name="web")
     assert named_ending(keep, several=False) == "exited 3"
     assert named_ending(keep, several=True) == "7 web: exited 3"

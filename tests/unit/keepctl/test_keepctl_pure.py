@@ -46,7 +46,7 @@ def test_a_time_is_seconds_or_days_hours_minutes(text: str, seconds: int) -> Non
 
 
 @pytest.mark.parametrize("at", [253402300799.0, 253402300800.0, 1e12])
-def test_a_moment_that_no_calendar_has_is_told_in_seconds(at: float) -> None:
+def test_a_moment_that_no_calendar_has_is_said_in_seconds(at: float) -> None:
     assert moment_text(at) in (f"@{at:.0f}", "9999-12-31 23:59:59")
     assert moment_text(1e12) == "@1000000000000"
 
@@ -159,11 +159,11 @@ def test_an_upload_that_nobody_watches_or_that_is_quick_gets_none(capsys: pytest
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("shell", "told"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])
-def test_every_shell_gets_its_completion(run: Run, shell: str, told: str) -> None:
+@pytest.mark.parametrize(("shell", "said"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])
+def test_every_shell_gets_its_completion(run: Run, shell: str, said: str) -> None:
     result = run("completion", shell)
     assert result.exit_code == 0
-    assert told in result.output and "_KEEPCTL_COMPLETE" in result.output
+    assert said in result.output and "_KEEPCTL_COMPLETE" in result.output
 
 
 def test_the_completion_knows_commands_and_options(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""`keepctl top`: figures out of systemctl's words, and beside each keep's limits."""
+"""`keepctl top`: figures out of systemctl's words, and next to each keep's limits."""
 
 from __future__ import annotations
 

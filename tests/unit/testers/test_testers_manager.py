@@ -82,7 +82,7 @@ def test_certificates_that_were_named_are_named_in_the_next_command_too(
 def test_on_127_0_0_1_the_port_may_have_moved_up(
     tester: Tester, manager: ManagerInMemory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manager.door_port = 3050
+    manager.upload_port = 3050
     assert tester("--yes") == 0
     assert "app-loader-tester 3050" in capsys.readouterr().out
 
@@ -90,7 +90,7 @@ def test_on_127_0_0_1_the_port_may_have_moved_up(
 def test_on_another_address_a_moved_port_is_a_surprise(
     tester: Tester, manager: ManagerInMemory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manager.door_port = 3050
+    manager.upload_port = 3050
     assert tester("--yes", "--address", "192.0.2.7") == 1
     assert "cannot go on: it listens on port 3050, and 3031 was asked for" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""A keep's door over real HTTPS that takes any one file starting like a WebAssembly module, and runs nothing."""
+"""A keep's stub over real HTTPS that takes any one file starting like a WebAssembly module, and runs nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.tls_peer import TlsPeer, answer, read_request
 
 
-class KeepDoor(TlsPeer):
+class UploadStub(TlsPeer):
     """`received` is what it was sent; `accepted` is called after a workload was taken."""
 
     def __init__(self, context: ssl.SSLContext, accepted: Callable[[], None] = lambda: None) -> None:
