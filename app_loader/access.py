@@ -13,19 +13,15 @@ import time
 from app_loader.certificate import CLIENT_AUTH, MalformedCertificate, extended_key_usages
 from app_loader.limits import MAX_REVOKED_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
 
 
 class Peer(Record):
     """A client's verified certificate: serial, a number; expires, in Unix seconds; usages, its extended key usages."""
 
-    __slots__ = ("expires", "serial", "usages")
     serial: int
     expires: float
     usages: frozenset[bytes]
-
-    def __init__(self, serial: int, expires: float, usages: frozenset[bytes]) -> None:
-        self._freeze(serial=serial, expires=expires, usages=usages)
 
 
 def _forbidden(message: str) -> KeepfleetError:

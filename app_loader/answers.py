@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
 
 STATUS_OF: dict[ErrorKind, int] = {
     ErrorKind.BAD_REQUEST: 400,
@@ -55,14 +55,16 @@ class Refused(KeepfleetError):
 class Answer(Record):
     """status, headers and body of one response; every answer is the last on its connection."""
 
-    __slots__ = ("body", "headers", "status")
     status: int
-    headers: tuple[tuple[str, str], ...]
     body: bytes
+    content_type: str
+    more: tuple[tuple[str, str], ...] = ()
 
-    def __init__(self, status: int, body: bytes, content_type: str, *more: tuple[str, str]) -> None:
-        headers = (("Content-Type", content_type), ("Content-Length", str(len(body))), ("Connection", "close"), *more)
-        self._freeze(status=status, headers=headers, body=body)
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The header lines, in order."""
+        length = ("Content-Length", str(len(self.body)))
+        return (("Content-Type", self.content_type), length, ("Connection", "close"), *self.more)
 
     @property
     def reason(self) -> str:
@@ -84,4 +86,4 @@ def error_answer(error: KeepfleetError) -> Answer:
     """The answer that tells `error`, in the one error shape."""
     status = error.status if isinstance(error, Refused) else STATUS_OF.get(error.kind, 500)
     more = (error.header,) if isinstance(error, Refused) and error.header is not None else ()
-    return Answer(status, strict_json.dumps({"error": error.to_wire()}) + b"\n", "application/json", *more)
+    return Answer(status, strict_json.dumps({"error": error.to_wire()}) + b"\n", "application/json", more)

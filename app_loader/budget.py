@@ -13,19 +13,15 @@ from app_loader.limits import (
     MAX_CHECKER_CPU_SECONDS,
     MAX_CHECKER_DATA_BYTES,
 )
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
 
 
 class Budget(Record):
     """cpu_seconds: processor time; data_bytes: private memory; seconds: from the whole body to the verdict."""
 
-    __slots__ = ("cpu_seconds", "data_bytes", "seconds")
     cpu_seconds: int
     data_bytes: int
     seconds: float
-
-    def __init__(self, cpu_seconds: int, data_bytes: int, seconds: float) -> None:
-        self._freeze(cpu_seconds=cpu_seconds, data_bytes=data_bytes, seconds=seconds)
 
     def over_cpu(self) -> str:
         """How compiling went over, in words that follow "compiling it"."""

@@ -30,7 +30,7 @@ from app_loader.settings import Settings
 from app_loader.upload import Upload
 from keep_protocol.control import Report, ReportType
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.workload import RestartPolicy
+from keep_protocol.spec import RestartPolicy
 
 RECEIVED = "Payload received"
 """The original's words."""

@@ -7,7 +7,7 @@ import wasmtime
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
 from app_loader.signature import NUMBERS, in_words, values
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
 from keep_protocol.workload import Workload
 
 COMMAND, DEFAULT = "_start", ""
@@ -21,12 +21,8 @@ _NO_ARGUMENTS = "a command's arguments are its argv"
 class Entry(Record):
     """name: the exported function to call; values: its arguments."""
 
-    __slots__ = ("name", "values")
     name: str
-    values: tuple[int | float, ...]
-
-    def __init__(self, name: str, values: tuple[int | float, ...] = ()) -> None:
-        self._freeze(name=name, values=values)
+    values: tuple[int | float, ...] = ()
 
 
 def shown(name: str | None) -> str:

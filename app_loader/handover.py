@@ -11,7 +11,7 @@ import os
 
 from app_loader.limits import COMPILED_FD, RUNNER_WORKLOAD_FD, STATUS_FD
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
 
 
@@ -19,13 +19,9 @@ class Handover(Record):
     """workload: what the guest gets; descriptor: the file that says so; grants: the descriptors of
     `workload.grant_names`, in order."""
 
-    __slots__ = ("descriptor", "grants", "workload")
     workload: Workload
     descriptor: int
     grants: tuple[int, ...]
-
-    def __init__(self, workload: Workload, descriptor: int, grants: tuple[int, ...]) -> None:
-        self._freeze(workload=workload, descriptor=descriptor, grants=grants)
 
 
 def _is_open(descriptor: int) -> bool:

@@ -15,7 +15,7 @@ import signal
 from app_loader.limits import CERTIFICATE_DAYS, IDENTITY_FD, IDENTITY_SECONDS, MAX_IDENTITY_BYTES
 from app_loader.settings import Settings, canonical_address
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
 
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 _SERIAL_BYTES = 16
@@ -25,13 +25,9 @@ _SERIAL_BYTES = 16
 class Identity(Record):
     """descriptor: the file with key and certificate; certificate: the PEM; der: the same in DER."""
 
-    __slots__ = ("certificate", "der", "descriptor")
+    descriptor: int
     certificate: str
     der: bytes
-    descriptor: int
-
-    def __init__(self, descriptor: int, certificate: str, der: bytes) -> None:
-        self._freeze(descriptor=descriptor, certificate=certificate, der=der)
 
     def __repr__(self) -> str:
         return f"Identity({self.descriptor})"

@@ -1,6 +1,6 @@
 """Load, then lock: what a process gives up for good before it touches what a stranger made.
 
-Two walls for the checker and the runner: PR_SET_MDWE where the kernel has it (Linux 6.3), and always a seccomp filter
+Two locks for the checker and the runner: PR_SET_MDWE where the kernel has it (Linux 6.3), and always a seccomp filter
 of our own. The filter is installed by prctl(2), which systemd's @system-service allows and seccomp(2) may not be.
 The door, which talks to strangers, gives up to connect: `door_program`.
 The programs are pure and tested by running them; import rule: `ctypes`, `os`, `struct`.
@@ -183,7 +183,7 @@ class _Program(ctypes.Structure):
 
 
 def _cannot(what: str, error: int) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.WALL_MISSING, f"cannot lock the process: {what}: {os.strerror(error)}")
+    return KeepfleetError(ErrorKind.ISOLATION_FAILURE, f"cannot lock the process: {what}: {os.strerror(error)}")
 
 
 def lock(*, executable_memory: bool, files: bool = False) -> bool:
@@ -191,7 +191,7 @@ def lock(*, executable_memory: bool, files: bool = False) -> bool:
 
     With `executable_memory` it may still make code (the checker compiles); everything else is refused all the same.
     With `files` it may still open files beneath the directories it has open.
-    Raises KeepfleetError(WALL_MISSING) when the filter cannot be installed.
+    Raises KeepfleetError(ISOLATION_FAILURE) when the filter cannot be installed.
     """
     code = program(_machine(), os.getpid(), executable_memory=executable_memory, files=files)
     prctl = _prctl()
@@ -204,17 +204,19 @@ def lock(*, executable_memory: bool, files: bool = False) -> bool:
 def lock_door() -> None:
     """Gives up connecting, and new sockets, for good, here and in all that this process starts or becomes.
 
-    Raises KeepfleetError(WALL_MISSING) when the filter cannot be installed.
+    Raises KeepfleetError(ISOLATION_FAILURE) when the filter cannot be installed.
     """
     _install(door_program(_machine()))
 
 
 def _machine() -> str:
     if len(os.listdir("/proc/self/task")) != 1:
-        raise KeepfleetError(ErrorKind.WALL_MISSING, "cannot lock the process: it has several threads")
+        raise KeepfleetError(ErrorKind.ISOLATION_FAILURE, "cannot lock the process: it has several threads")
     machine = os.uname().machine
     if machine not in ARCHITECTURES:
-        raise KeepfleetError(ErrorKind.WALL_MISSING, f"cannot lock the process: no filter is written for {machine}")
+        raise KeepfleetError(
+            ErrorKind.ISOLATION_FAILURE, f"cannot lock the process: no filter is written for {machine}"
+        )
     return machine
 
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 
 from app_loader.limits import MAX_BACKTRACE_FRAMES, MAX_EVIDENCE_LINE, MAX_EXIT_CODE
+from keep_protocol.fields import Record
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.limits import Limits
-from keep_protocol.record import Record
 
 _TRAP = "wasm trap: "
 _WHILE_EXECUTING = "error while executing at wasm backtrace:"
@@ -26,24 +26,12 @@ class Spent(Record):
     """What a run has used: wall and processor seconds, the process's largest memory and its output in bytes, where
     known; and from when to when, in seconds of the epoch."""
 
-    __slots__ = ("cpu", "ended", "output", "peak", "started", "wall")
     wall: float
     cpu: float
     peak: int | None
-    output: int | None
-    started: float | None
-    ended: float | None
-
-    def __init__(
-        self,
-        wall: float,
-        cpu: float,
-        peak: int | None,
-        output: int | None = None,
-        started: float | None = None,
-        ended: float | None = None,
-    ) -> None:
-        self._freeze(wall=wall, cpu=cpu, peak=peak, output=output, started=started, ended=ended)
+    output: int | None = None
+    started: float | None = None
+    ended: float | None = None
 
 
 def _outcome(

@@ -10,8 +10,8 @@ import socket
 
 from keep_protocol.constants import LAST_KEEP_PORT, MAX_CERTIFICATE_NAMES, MAX_WORKLOAD_BYTES, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.limits import Limits, limits_from_text
-from keep_protocol.record import Record
 
 _DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
 
@@ -21,17 +21,6 @@ class Settings(Record):
     whether a former door's key and certificate were handed over; runtime_directory: the keep's own tmpfs directory;
     openssl: the program's path; max_workload: bytes a module may have; limits: the keep's."""
 
-    __slots__ = (
-        "address",
-        "has_identity",
-        "kuuid",
-        "limits",
-        "max_workload",
-        "names",
-        "openssl",
-        "port",
-        "runtime_directory",
-    )
     kuuid: int
     address: str
     port: int
@@ -41,30 +30,6 @@ class Settings(Record):
     openssl: str
     max_workload: int
     limits: Limits
-
-    def __init__(
-        self,
-        kuuid: int,
-        address: str,
-        port: int,
-        names: tuple[str, ...],
-        has_identity: bool,
-        runtime_directory: str,
-        openssl: str,
-        max_workload: int,
-        limits: Limits,
-    ) -> None:
-        self._freeze(
-            kuuid=kuuid,
-            address=address,
-            port=port,
-            names=names,
-            has_identity=has_identity,
-            runtime_directory=runtime_directory,
-            openssl=openssl,
-            max_workload=max_workload,
-            limits=limits,
-        )
 
 
 def canonical_address(text: str) -> str | None:

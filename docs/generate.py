@@ -68,7 +68,7 @@ def limit_table() -> str:
     return "\n".join(lines)
 
 
-BODIES, ANSWERS = ("Create", "Start"), ("Keep", "Outcome", "Page", "Error")
+BODIES, ANSWERS = ("Create", "Start"), ("Keep", "Outcome", "Lease", "Module", "Workload", "Uploader", "Page", "Error")
 """In the order in which a client meets them; of an answer all members are there, of a body those it needs."""
 
 
@@ -117,7 +117,7 @@ def _type(schema: Schema) -> str:
     if "$ref" in schema:
         return f"`{str(schema['$ref']).rpartition('/')[2]}`"
     if isinstance(words := schema.get("enum"), list):
-        return "one of " + ", ".join(f"`{word}`" for word in words)
+        return "one of " + ", ".join("null" if word is None else f"`{word}`" for word in words)
     kind = schema.get("type")
     text = " or ".join(map(str, kind)) if isinstance(kind, list) else str(kind)
     items = schema.get("items")

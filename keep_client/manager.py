@@ -22,8 +22,8 @@ from keep_protocol.constants import (
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
+from keep_protocol.sse import END, KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
 from keep_protocol.states import State
-from keep_protocol.streams import END, KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
 
 CALL_SECONDS = 60.0
 """Creation waits for systemd up to the manager's start_timeout_seconds (15) and in its queue of creations."""

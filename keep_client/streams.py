@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from keep_client.peer import ConnectionFailed
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.streams import ALIVE_SECONDS, MAX_EVENT_BYTES, MAX_ID
+from keep_protocol.sse import ALIVE_SECONDS, MAX_EVENT_BYTES, MAX_ID
 
 IDLE_SECONDS = 3 * ALIVE_SECONDS
 """A server that has said nothing for three of its own intervals is gone, or the way to it is."""

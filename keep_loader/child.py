@@ -12,7 +12,7 @@ import socket
 
 from keep_loader.fdstore import descriptors_in
 from keep_protocol.constants import MAX_CONTROL_FRAME
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
 
 STATUS_DESCRIPTOR = 3
 """Where the app-loader finds its end of the report socket; what it is handed follows from 4 on."""
@@ -24,14 +24,10 @@ _DESCRIPTOR_SPACE = socket.CMSG_SPACE(4)
 class Exit(Record):
     """How a process ended: its exit code, or the signal that ended it; its CPU time and the memory it once had."""
 
-    __slots__ = ("code", "cpu_seconds", "peak_bytes", "signal")
     code: int | None
     signal: int | None
-    cpu_seconds: float
-    peak_bytes: int
-
-    def __init__(self, code: int | None, signal: int | None, cpu_seconds: float = 0.0, peak_bytes: int = 0) -> None:
-        self._freeze(code=code, signal=signal, cpu_seconds=cpu_seconds, peak_bytes=peak_bytes)
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
 
     @property
     def words(self) -> str:
@@ -50,12 +46,8 @@ def signal_name(number: int) -> str:
 class Packet(Record):
     """One packet of the child's: its bytes (None where it was over the limit) and the descriptors it carried."""
 
-    __slots__ = ("data", "descriptors")
     data: bytes | None
     descriptors: list[int]
-
-    def __init__(self, data: bytes | None, descriptors: list[int]) -> None:
-        self._freeze(data=data, descriptors=descriptors)
 
 
 class Child:

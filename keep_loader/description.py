@@ -1,6 +1,6 @@
 """What the keep's creator called it, as the manager tells it: checked again, since it goes into every answer.
 
-Imported with the first keep-describe. Import rule: that of keep_loader, and keep_protocol.labels.
+Imported with the first keep-describe. Import rule: that of keep_loader, and keep_protocol.spec.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.labels import Labels, check_labels, check_name
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
+from keep_protocol.spec import Labels, check_labels, check_name
 
 MAX_OWNER = 128
 """Characters of the creator's name: a certificate's common name has at most 64 (RFC 5280, appendix A)."""
@@ -18,13 +18,9 @@ MAX_OWNER = 128
 class Description(Record):
     """The keep's name and labels, and who created it; each may be empty."""
 
-    __slots__ = ("labels", "name", "owner")
     name: str
     labels: Labels
     owner: str
-
-    def __init__(self, name: str, labels: Labels, owner: str) -> None:
-        self._freeze(name=name, labels=labels, owner=owner)
 
 
 def read_description(contents: str) -> Description:

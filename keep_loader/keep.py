@@ -31,12 +31,17 @@ class Keep:
     """
 
     def __init__(
-        self, kuuid: int, limits: Limits, walls: tuple[str, ...], record: RecordFile, changed: Callable[[], None]
+        self,
+        kuuid: int,
+        limits: Limits,
+        isolation_failures: tuple[str, ...],
+        record: RecordFile,
+        changed: Callable[[], None],
     ) -> None:
         self._kuuid, self._record, self._changed = kuuid, record, changed
         self._why = ""
         self.phase = Phase.BOOTING
-        self.walls, self.limits = walls, limits
+        self.isolation_failures, self.limits = isolation_failures, limits
         self.name, self.labels, self.owner = "", tuple[tuple[str, str], ...](), ""
         self.address, self.port, self.names = "", 0, ""
         self.granted, self.policy = tuple[str, ...](), NO
@@ -65,7 +70,7 @@ class Keep:
             fingerprint=self.fingerprint,
             certificate=self.certificate,
             unit=unit_name(self._kuuid),
-            walls=self.walls,
+            isolation_failures=self.isolation_failures,
             outcome=self.outcome,
             name=self.name,
             labels=self.labels,
@@ -141,7 +146,7 @@ class Keep:
         self._why = plain(why, MAX_DETAIL)
         if outcome is not None and outcome.ended_monotonic is None:
             now: object = round(time.monotonic(), 3)
-            outcome = Outcome(**{**outcome.fields(), "ended_monotonic": now})  # type: ignore[arg-type] # its own fields
+            outcome = Outcome(**{**outcome.fields(), "ended_monotonic": now})
         self.outcome = outcome
         reason = self._why or ("" if outcome is None else plain(outcome.text, MAX_DETAIL))
         log(f"{before.value} -> {self.phase.value} ({event.value}){': ' if reason else ''}{reason}")

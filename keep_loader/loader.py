@@ -44,7 +44,7 @@ _NAMES = re.compile(r"[A-Za-z0-9.:-]{1,253}(,[A-Za-z0-9.:-]{1,253})*")
 class Loader:
     """One keep's loader, from its boot to SIGTERM; a context manager that owns everything it opens.
 
-    `probe` says which walls are missing around the keep's directory; while any is, START is refused.
+    `probe` is the isolation check; while it reports a failure, START is refused.
     """
 
     def __init__(self, settings: Settings, probe: Callable[[str], tuple[str, ...]]) -> None:
@@ -198,11 +198,11 @@ class Loader:
         advance(self._keep.phase, Event.START)
         if self._starting is not None:
             raise KeepfleetError(ErrorKind.CONFLICT, "cannot start a keep while another start is being answered")
-        if self._keep.walls:
+        if self._keep.isolation_failures:
             raise KeepfleetError(
-                ErrorKind.WALL_MISSING,
-                "cannot take a workload: a wall of the keep is missing; compare its unit with the one installed",
-                self._keep.walls,
+                ErrorKind.ISOLATION_FAILURE,
+                "cannot take a workload: the isolation check failed; compare its unit with the one installed",
+                self._keep.isolation_failures,
             )
         start = check_start(descriptors)
         if self._port not in (0, start.port):

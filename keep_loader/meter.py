@@ -12,7 +12,7 @@ import time
 
 from keep_loader.child import Exit
 from keep_loader.memory import memory_kills
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
 
 _FIRST_OF_PROCESSOR_TIME = 11
 """utime, stime, cutime and cstime, counted from the field after the name in parentheses (man 5 proc)."""
@@ -22,31 +22,12 @@ class Used(Record):
     """What one run used: seconds and bytes, None where nothing could be measured; when, in seconds of the epoch; and
     whether the kernel ended it for memory."""
 
-    __slots__ = ("cpu_seconds", "ended_at", "for_memory", "peak_bytes", "started_at", "wall_seconds")
     wall_seconds: float
     cpu_seconds: float | None
     peak_bytes: int | None
-    started_at: float
-    ended_at: float
-    for_memory: bool
-
-    def __init__(
-        self,
-        wall_seconds: float,
-        cpu_seconds: float | None,
-        peak_bytes: int | None,
-        started_at: float = 0.0,
-        ended_at: float = 0.0,
-        for_memory: bool = False,
-    ) -> None:
-        self._freeze(
-            wall_seconds=wall_seconds,
-            cpu_seconds=cpu_seconds,
-            peak_bytes=peak_bytes,
-            started_at=started_at,
-            ended_at=ended_at,
-            for_memory=for_memory,
-        )
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    for_memory: bool = False
 
 
 def processor_seconds(pid: int) -> float | None:

@@ -11,9 +11,9 @@ from keep_loader.child import Exit, signal_name
 from keep_loader.log import plain
 from keep_loader.meter import Used
 from keep_protocol.errors import KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.limits import MIB, Limits
-from keep_protocol.record import Record
 from keep_protocol.states import Event
 
 MAX_TEXT = 1000
@@ -86,16 +86,10 @@ class Death(Record):
     """What is known of a workload's end: how its process ended, the outcome it reported, who stopped it, and the limit
     it was ended for; None each where there is none."""
 
-    __slots__ = ("end", "limited", "stopped_by", "told")
     end: Exit
-    told: Outcome | None
-    stopped_by: str | None
-    limited: str | None
-
-    def __init__(
-        self, end: Exit, told: Outcome | None = None, stopped_by: str | None = None, limited: str | None = None
-    ) -> None:
-        self._freeze(end=end, told=told, stopped_by=stopped_by, limited=limited)
+    told: Outcome | None = None
+    stopped_by: str | None = None
+    limited: str | None = None
 
 
 def outcome_of(death: Death, used: Used, limits: Limits) -> Outcome:

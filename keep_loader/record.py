@@ -10,8 +10,8 @@ import os
 from keep_loader.fdstore import COMPILED, DOOR_NAMES
 from keep_loader.restart import wanted
 from keep_loader.saved import MAX_RECORD, Saved, bad_record, decode_saved, encode_saved
+from keep_protocol.fields import Record
 from keep_protocol.keep import Outcome, OutcomeKind
-from keep_protocol.record import Record
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.states import Event, Phase
 
@@ -80,13 +80,9 @@ def _slot(data: bytes) -> tuple[int, bytes] | None:
 class Resumption(Record):
     """How a starting loader goes on: the event to move by, and for an end what to show."""
 
-    __slots__ = ("event", "outcome", "why")
     event: Event
-    why: str
-    outcome: Outcome | None
-
-    def __init__(self, event: Event, why: str = "", outcome: Outcome | None = None) -> None:
-        self._freeze(event=event, why=why, outcome=outcome)
+    why: str = ""
+    outcome: Outcome | None = None
 
 
 def resume_from(saved: Saved | None, stored: frozenset[str], now: float) -> Resumption:

@@ -9,8 +9,8 @@ from keep_loader.fdstore import is_granted_name
 from keep_loader.restart import NO, POLICIES
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.keep import Outcome, outcome_from_wire
-from keep_protocol.record import Record
 from keep_protocol.states import Phase
 
 SCHEMA = 2
@@ -31,78 +31,22 @@ class Saved(Record):
     it was lately, on the monotonic clock.
     """
 
-    __slots__ = (
-        "address",
-        "certificate",
-        "detail",
-        "fingerprint",
-        "granted",
-        "labels",
-        "name",
-        "names",
-        "outcome",
-        "owner",
-        "phase",
-        "policy",
-        "port",
-        "reruns",
-        "restarts",
-        "started_at",
-    )
     phase: Phase
-    address: str
-    port: int
-    names: str
-    fingerprint: str
-    certificate: str
-    detail: str
-    outcome: Outcome | None
-    name: str
-    labels: tuple[tuple[str, str], ...]
-    owner: str
-    granted: tuple[str, ...]
-    policy: str
-    restarts: int
-    reruns: tuple[float, ...]
-    started_at: float | None
-
-    def __init__(
-        self,
-        phase: Phase,
-        address: str = "",
-        port: int = 0,
-        names: str = "",
-        fingerprint: str = "",
-        certificate: str = "",
-        detail: str = "",
-        outcome: Outcome | None = None,
-        name: str = "",
-        labels: tuple[tuple[str, str], ...] = (),
-        owner: str = "",
-        granted: tuple[str, ...] = (),
-        policy: str = NO,
-        restarts: int = 0,
-        reruns: tuple[float, ...] = (),
-        started_at: float | None = None,
-    ) -> None:
-        self._freeze(
-            phase=phase,
-            address=address,
-            port=port,
-            names=names,
-            fingerprint=fingerprint,
-            certificate=certificate,
-            detail=detail,
-            outcome=outcome,
-            name=name,
-            labels=labels,
-            owner=owner,
-            granted=granted,
-            policy=policy,
-            restarts=restarts,
-            reruns=reruns,
-            started_at=started_at,
-        )
+    address: str = ""
+    port: int = 0
+    names: str = ""
+    fingerprint: str = ""
+    certificate: str = ""
+    detail: str = ""
+    outcome: Outcome | None = None
+    name: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    owner: str = ""
+    granted: tuple[str, ...] = ()
+    policy: str = NO
+    restarts: int = 0
+    reruns: tuple[float, ...] = ()
+    started_at: float | None = None
 
 
 def encode_saved(saved: Saved) -> bytes:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from keep_protocol.constants import MAX_WORKLOAD_BYTES, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.limits import DEFAULT_LIMITS, Limits, limits_from_text
-from keep_protocol.record import Record
 
 MAX_SOCKET_PATH = 107
 """The longest path a Unix socket's address holds (man 7 unix)."""
@@ -25,34 +25,13 @@ class Settings(Record):
     on to it; watchdog_seconds: how often systemd wants to hear of us, 0 for never; limits: the keep's.
     """
 
-    __slots__ = ("command", "directory", "kuuid", "limits", "max_workload", "openssl", "watchdog_seconds")
     kuuid: int
     directory: str
     command: tuple[str, ...]
-    openssl: str
-    max_workload: int
-    watchdog_seconds: float
-    limits: Limits
-
-    def __init__(
-        self,
-        kuuid: int,
-        directory: str,
-        command: tuple[str, ...],
-        openssl: str = "/usr/bin/openssl",
-        max_workload: int = MAX_WORKLOAD_BYTES,
-        watchdog_seconds: float = 0.0,
-        limits: Limits = DEFAULT_LIMITS,
-    ) -> None:
-        self._freeze(
-            kuuid=kuuid,
-            directory=directory,
-            command=command,
-            openssl=openssl,
-            max_workload=max_workload,
-            watchdog_seconds=watchdog_seconds,
-            limits=limits,
-        )
+    openssl: str = "/usr/bin/openssl"
+    max_workload: int = MAX_WORKLOAD_BYTES
+    watchdog_seconds: float = 0.0
+    limits: Limits = DEFAULT_LIMITS
 
     @property
     def socket_path(self) -> str:

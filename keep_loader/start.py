@@ -15,21 +15,17 @@ from keep_loader.fdstore import DIRECTORY, SECRET, STDIN, is_plain_file
 from keep_loader.restart import NO
 from keep_protocol.control import START_DESCRIPTORS, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
 
 
 class Start(Record):
     """What was handed over. address and port: where its listener is bound; granted: the names of what follows
     START_DESCRIPTORS, in order; policy: when the workload is started again."""
 
-    __slots__ = ("address", "granted", "policy", "port")
     address: str
     port: int
-    granted: tuple[str, ...]
-    policy: str
-
-    def __init__(self, address: str, port: int, granted: tuple[str, ...] = (), policy: str = NO) -> None:
-        self._freeze(address=address, port=port, granted=granted, policy=policy)
+    granted: tuple[str, ...] = ()
+    policy: str = NO
 
 
 def check_start(descriptors: list[int]) -> Start:

@@ -56,7 +56,8 @@ def status_text(phase: Phase, info: KeepInfo) -> str:
         text += f" (started again {'once' if info.restarts == 1 else f'{info.restarts} times'})"
     elif info.outcome is not None and info.state in (State.COMPLETE, State.ERROR):
         text += _cost(info.outcome)
-    if info.walls:
-        count = "1 wall is" if len(info.walls) == 1 else f"{len(info.walls)} walls are"
-        text += f"; refuses workloads: {count} missing: {'; '.join(info.walls)}"
+    if info.isolation_failures:
+        count = len(info.isolation_failures)
+        text += f"; refuses workloads, {count} isolation failure{'' if count == 1 else 's'}: "
+        text += "; ".join(info.isolation_failures)
     return text

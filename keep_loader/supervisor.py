@@ -178,7 +178,7 @@ class Supervisor:
                 run.abandon(error)
                 return
         run.opened()
-        keep.move(Event.DOOR_OPEN)
+        keep.move(Event.ENDPOINT_READY)
 
     def _exited(self) -> None:
         """The process has ended, and its last reports have been read."""
@@ -235,7 +235,7 @@ class Supervisor:
             self._fail(f"gave the door up after opening it again {MAX_RESPAWNS} times: {why}")
         else:
             self._reopened.append(now)
-            self._keep.move(Event.DOOR_LOST, f"opening the door again: {why}")
+            self._keep.move(Event.ENDPOINT_LOST, f"opening the door again: {why}")
             self._spawn_again()
 
     def _fail(self, why: str) -> None:

@@ -1,30 +1,37 @@
-"""The manager's configuration: one YAML file, every key checked where it stands, flags over it."""
+"""The manager's configuration: one YAML file, every fault of it with its place, flags over it."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from enum import Enum
 
 import yaml
 
-from keep_manager import nodes
-from keep_manager.keeps.allowances import CallerEntry
-from keep_manager.model import GrantRoot
+from keep_manager.callers import MAX_CALLER_NAME, CallerEntry, Callers, DirectoryPath
 from keep_protocol.constants import (
     DEFAULT_MANAGER_ADDRESS,
     DEFAULT_MANAGER_PORT,
     FIRST_KEEP_PORT,
     LAST_KEEP_PORT,
 )
-from keep_protocol.limits import BOUNDS
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Nested, Record, Text, Whole, Word, check, field, invalid, table_of
+from keep_protocol.spec import Lease
+from strict_yaml.records import Entries, read
+from strict_yaml.tree import Fault
+from strict_yaml.tree import parse as parse_yaml
 
+MAX_CONFIG_BYTES = 64 * 1024
+"""The longest sensible file is 4 KiB; this bounds what the YAML scanner is asked to look at."""
 MAX_RETENTION_SECONDS = 365 * 86400
-MAX_CALLER_NAME = 64
-"""A common name has at most 64 characters (RFC 5280, ub-common-name)."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SYSTEM_CONFIG = "/etc/keepfleet/manager.yaml"
 SYSTEM_PKI = "/etc/keepfleet/pki"
+DEFAULT_LEASE = Lease(idle_seconds=86400, await_seconds=86400)
+"""A day each: who makes a keep in the evening uploads in the morning, and what a crashed client left behind (5 MB while
+idle, 15 MB and a port while it awaits its workload) is gone the day after."""
 
 
 def default_path() -> str:
@@ -37,50 +44,81 @@ def default_pki() -> str:
     return SYSTEM_PKI if os.geteuid() == 0 else os.path.expanduser("~/.config/keepfleet/pki")
 
 
-def default_instance() -> str:
-    """The service manager whose owner we are."""
-    return "system" if os.geteuid() == 0 else "user"
+class Instance(Enum):
+    """Which service manager runs the keeps."""
+
+    SYSTEM = "system"
+    USER = "user"
 
 
-@dataclass(frozen=True)
-class PortRange:
+class ClientCertificates(Enum):
+    """Whether a client must show a certificate."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
+class LogLevel(Enum):
+    """The least important lines that are logged."""
+
+    DEBUG, INFO, WARNING, ERROR = LOG_LEVELS
+
+
+class _Address(Text):
+    """An IPv4 or IPv6 address, in its canonical form."""
+
+    def __init__(self) -> None:
+        super().__init__(60, must="an IPv4 or IPv6 address")
+
+    def parse(self, value: object) -> str:
+        return str(ipaddress.ip_address(super().parse(value)))
+
+
+class _CallerName(Text):
+    """The name of a caller: a certificate's, `anonymous`, or `*`."""
+
+    def __init__(self) -> None:
+        super().__init__(MAX_CALLER_NAME, must=f"a certificate's name of 1 to {MAX_CALLER_NAME} characters")
+
+    def parse(self, value: object) -> str:
+        name = super().parse(value)
+        if not name:
+            raise ValueError
+        return name
+
+
+class PortRange(Record):
     """The ports keeps on 127.0.0.1 may move to, both ends included."""
 
-    first: int = FIRST_KEEP_PORT
-    last: int = LAST_KEEP_PORT
+    first: int = field(Whole(1, 65535), default=FIRST_KEEP_PORT)
+    last: int = field(Whole(1, 65535), default=LAST_KEEP_PORT)
+
+    def _check(self) -> None:
+        if self.first > self.last:
+            raise invalid("port range", f"first, {self.first}, lies above last, {self.last}")
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Record):
     """The configuration in force; docs/operations.md explains each key."""
 
-    address: str = DEFAULT_MANAGER_ADDRESS
-    port: int = DEFAULT_MANAGER_PORT
-    client_certificates: str = "required"
-    pki: str = field(default_factory=default_pki)
-    instance: str = field(default_factory=default_instance)
-    keep_ports: PortRange = field(default_factory=PortRange)
-    start_timeout_seconds: int = 15
-    max_keeps: int = 2000
-    max_creations_at_once: int = 8
-    retention_seconds: int = 3600
-    callers: Mapping[str, CallerEntry] = field(default_factory=dict)
-    log_level: str = "info"
+    address: str = field(_Address(), default=DEFAULT_MANAGER_ADDRESS)
+    port: int = field(Whole(1, 65535), default=DEFAULT_MANAGER_PORT)
+    client_certificates: ClientCertificates = field(Word(ClientCertificates), default=ClientCertificates.REQUIRED)
+    pki: str = field(DirectoryPath(), default=default_pki())
+    instance: Instance = field(Word(Instance), default=Instance.SYSTEM if os.geteuid() == 0 else Instance.USER)
+    keep_ports: PortRange = field(Nested(PortRange, "port range", strict=True), default=PortRange())
+    start_timeout_seconds: int = field(Whole(1, 300), default=15)
+    max_keeps: int = field(Whole(1, 100_000), default=2000)
+    max_creations_at_once: int = field(Whole(1, 64), default=8)
+    retention_seconds: int = field(Whole(1, MAX_RETENTION_SECONDS), default=3600)
+    lease: Lease = field(Nested(Lease, "lease", strict=True), default=DEFAULT_LEASE)
+    callers: tuple[tuple[str, CallerEntry], ...] = field(Entries(_CallerName(), CallerEntry, "caller"), default=())
+    log_level: LogLevel = field(Word(LogLevel), default=LogLevel.INFO)
 
-
-_CHECKS: dict[str, Callable[[str, object], object]] = {
-    "address": nodes.address,
-    "port": nodes.whole(1, 65535),
-    "client_certificates": nodes.one_of("required", "optional"),
-    "pki": nodes.directory,
-    "instance": nodes.one_of("system", "user"),
-    "start_timeout_seconds": nodes.whole(1, 300),
-    "max_keeps": nodes.whole(1, 100_000),
-    "max_creations_at_once": nodes.whole(1, 64),
-    "retention_seconds": nodes.whole(1, MAX_RETENTION_SECONDS),
-    "log_level": nodes.one_of(*LOG_LEVELS),
-}
-_PORT_CHECKS = {"first": nodes.whole(1, 65535), "last": nodes.whole(1, 65535)}
+    @property
+    def callers_by_name(self) -> Callers:
+        """The entries of `callers`."""
+        return dict(self.callers)
 
 
 def load(path: str | None, flags: Mapping[str, object]) -> Settings:
@@ -91,87 +129,51 @@ def load(path: str | None, flags: Mapping[str, object]) -> Settings:
     where = default_path() if path is None else path
     try:
         with open(where, "rb") as file:
-            text = file.read(nodes.MAX_CONFIG_BYTES + 1)
+            text = file.read(MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
         if path is not None:
-            raise nodes.refuse(where, "there is no such file") from None
+            raise _refuse(where, "there is no such file") from None
         text = b""
     except OSError as error:
-        raise nodes.refuse(where, str(error.strerror)) from error
+        raise _refuse(where, str(error.strerror)) from error
     settings = parse(text, where)
-    values = {name: _CHECKS[name](f"--{name.replace('_', '-')}", value) for name, value in flags.items()}
-    return replace(settings, **values)  # type: ignore[arg-type] # each value passed its key's check
+    for name, value in flags.items():
+        try:
+            settings = settings.replace(**{name: check(table_of(Settings)[name], value, "flag")})
+        except KeepfleetError as error:
+            raise _refuse(f"--{name.replace('_', '-')}", error.message) from None
+    return settings
 
 
 def parse(text: bytes, name: str) -> Settings:
-    """The settings in a file's bytes; `name` is the file's, for messages. Raises KeepfleetError(CONFIGURATION)."""
-    if len(text) > nodes.MAX_CONFIG_BYTES:
-        raise nodes.refuse(name, f"it is over {nodes.MAX_CONFIG_BYTES} bytes")
-    root = nodes.compose(text, name)
-    if root is None:
+    """The settings in a file's bytes; `name` is the file's, for messages.
+
+    Raises KeepfleetError(CONFIGURATION) with the first fault, and all of them as evidence.
+    """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise _refuse(name, f"it is over {MAX_CONFIG_BYTES} bytes")
+    root, faults = parse_yaml(text)
+    if root is None and not faults:
         return Settings()
-    known: list[str] = [*_CHECKS, *_MAPPINGS]
-    values: dict[str, object] = {}
-    for key, node in nodes.members(root, name, known):
-        if key in _MAPPINGS:
-            values[key] = _MAPPINGS[key](node, name)
-        else:
-            values[key] = _CHECKS[key](nodes.at(name, node, key), nodes.scalar(node, name, key))
-    return replace(Settings(), **values)  # type: ignore[arg-type] # each value passed its key's check
+    settings = None
+    if root is not None:
+        settings, more = read(Settings, root)
+        faults = sorted([*faults, *more])
+    if settings is None or faults:
+        every = tuple(f"{_at(name, fault)}: {fault.message}" for fault in faults)
+        raise _refuse(_at(name, faults[0]), faults[0].message, every)
+    return settings
 
 
-def _ports(node: yaml.Node, name: str) -> PortRange:
-    values = {
-        key: _PORT_CHECKS[key](nodes.at(name, value, key), nodes.scalar(value, name, key))
-        for key, value in nodes.members(node, name, list(_PORT_CHECKS))
-    }
-    ports = replace(PortRange(), **values)
-    if ports.first > ports.last:
-        raise nodes.refuse(nodes.at(name, node, "keep_ports"), f"first, {ports.first}, lies above last, {ports.last}")
-    return ports
+def _at(name: str, fault: Fault) -> str:
+    """FILE:LINE:COLUMN, as editors and compilers write it."""
+    return f"{name}:{fault.line}:{fault.column}"
 
 
-def _callers(node: yaml.Node, name: str) -> dict[str, CallerEntry]:
-    found: dict[str, CallerEntry] = {}
-    for key, value in nodes.members(node, name, None):
-        if not 0 < len(key) <= MAX_CALLER_NAME:
-            raise nodes.refuse(
-                nodes.at(name, value, key[:40]), f"a certificate's name has 1 to {MAX_CALLER_NAME} characters"
-            )
-        found[key] = _caller(value, name)
-    return found
-
-
-def _caller(node: yaml.Node, name: str) -> CallerEntry:
-    roots: tuple[GrantRoot, ...] | None = None
-    ceilings: dict[str, int] = {}
-    for key, value in nodes.members(node, name, ["grant_roots", "ceilings"]):
-        if key == "grant_roots":
-            roots = tuple(_grant_root(item, name) for item in nodes.items(value, name, key))
-            continue
-        for limit, number in nodes.members(value, name, list(BOUNDS)):
-            check = nodes.whole(*BOUNDS[limit])
-            ceilings[limit] = check(nodes.at(name, number, limit), nodes.scalar(number, name, limit))
-    return CallerEntry(roots, ceilings)
-
-
-def _grant_root(node: yaml.Node, name: str) -> GrantRoot:
-    pairs = dict(nodes.members(node, name, ["path", "writable"]))
-    if "path" not in pairs:
-        raise nodes.refuse(nodes.at(name, node, "grant_roots"), "a grant root has a path")
-    path = nodes.directory(nodes.at(name, pairs["path"], "path"), nodes.scalar(pairs["path"], name, "path"))
-    return GrantRoot(path, "writable" in pairs and nodes.boolean(pairs["writable"], name, "writable"))
-
-
-_MAPPINGS: dict[str, Callable[[yaml.Node, str], object]] = {"keep_ports": _ports, "callers": _callers}
+def _refuse(where: str, why: str, evidence: tuple[str, ...] = ()) -> KeepfleetError:
+    return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot use {where}: {why}", evidence)
 
 
 def render(settings: Settings) -> str:
     """The settings as the YAML file that gives exactly them."""
-    shown = asdict(settings)
-    for entry in shown["callers"].values():
-        if entry["grant_roots"] is None:
-            del entry["grant_roots"]
-        else:
-            entry["grant_roots"] = list(entry["grant_roots"])
-    return yaml.safe_dump(shown, sort_keys=False)
+    return yaml.safe_dump(settings.to_wire(), sort_keys=False)

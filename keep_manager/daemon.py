@@ -32,6 +32,7 @@ from keep_manager.systemd.ledger import Ledger
 from keep_manager.systemd.lines import Journal
 from keep_manager.systemd.units import SystemdUnits
 from keep_protocol.keep import KeepInfo
+from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
 
 LOG = logging.getLogger("keepfleet.daemon")
@@ -57,7 +58,7 @@ def bus_address(instance: str) -> str:
 def terms(settings: Settings, files: pki.Directory) -> Terms:
     """What the configuration lets keeps have."""
     return Terms(
-        client_ca=files.ca,
+        client_ca=files.client_ca,
         revoked=files.revoked,
         first_port=settings.keep_ports.first,
         last_port=settings.keep_ports.last,
@@ -80,7 +81,7 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         files.check()
         required = settings.client_certificates == "required"
         context = files.server_context(require_client=required)
-        certificates = pki.ClientCertificates(pki.Revoked(files.revoked))
+        certificates = pki.ClientCertificates(RevokedFile(files.revoked))
         listener = parts.enter_context(listen(settings.address, settings.port))
         units = SystemdUnits(bus_address(settings.instance), settings.instance, runtime_root(settings.instance))
         parts.push_async_callback(units.close)

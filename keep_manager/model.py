@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.streams import Happening
+from keep_protocol.identity import Identity
+from keep_protocol.sse import EventType
 
 
 class LoaderGone(KeepfleetError):
@@ -33,7 +34,7 @@ class UnitState:
 class Told:
     """What was told of a keep last, and how often its workload had been started again by then."""
 
-    happening: Happening
+    type: EventType
     restarts: int = 0
 
 
@@ -41,17 +42,31 @@ class Told:
 class ClientIdentity:
     """Who a client's certificate says it is, read once per connection.
 
-    fault: why the certificate may not be used here whatever the time, or "".
+    certificate: its fields, None where they cannot be read; identity: the role, name and keep that its URI names, None
+    where it has no such URI; fault: why it may not be used here whatever the time, or "".
     """
 
-    subject: str
-    serial: int
-    not_before: datetime.datetime
-    not_after: datetime.datetime
+    certificate: CertificateFields | None
+    identity: Identity | None = None
     fault: str = ""
 
+    @property
+    def subject(self) -> str:
+        """The certificate's common name, or its whole subject."""
+        return "" if self.certificate is None else self.certificate.subject
+
+    @property
+    def serial(self) -> int:
+        """The certificate's serial number."""
+        return 0 if self.certificate is None else self.certificate.serial
+
+    @property
+    def fingerprint(self) -> str:
+        """`sha256:` and 64 hexadecimal digits of the certificate."""
+        return "" if self.certificate is None else self.certificate.fingerprint
+
     def __str__(self) -> str:
-        return f"{self.subject} (serial {self.serial:x})"
+        return "an unreadable certificate" if self.certificate is None else str(self.certificate)
 
 
 @dataclass(frozen=True)

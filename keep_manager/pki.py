@@ -1,8 +1,8 @@
-"""The manager's certificates and its clients': the only import of cryptography.
+"""The manager's certificates and its clients'.
 
-OpenSSL has checked a client's chain in the handshake. What it does not check is checked here: that the certificate
-was made for a client (OpenSSL takes one without any extended key usage), and, for every request anew, that it has
-not expired or been revoked while the connection stood open.
+OpenSSL has checked a client's chain in the handshake. What it does not check is checked here, for every request again,
+since a certificate may expire or be revoked while its connection stays open: by `keep_protocol.certificate`, the same
+policy as a keep's.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import os
 import re
 import ssl
 import stat
-
-from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from collections.abc import Iterator
 
 from keep_manager.model import ClientIdentity
 from keep_protocol import tls
+from keep_protocol.certificate import check_client, read_certificate
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import identity_of
+from keep_protocol.revocation import RevokedFile
 
 LOG = logging.getLogger("keepfleet.pki")
 EXPIRY_WARNING = datetime.timedelta(days=30)
 """Long enough before the end that a monthly look at the log finds it."""
-MAX_REVOKED_BYTES = 4 * 1024 * 1024
-"""A hundred thousand serial numbers."""
-_SERIAL = re.compile(rb"[0-9a-fA-F]{1,40}")
+MAX_PEM_BYTES = 256 * 1024
+"""A hundred CAs in one file; a keep reads no longer one."""
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]*-----END CERTIFICATE-----")
 
 
 def now() -> datetime.datetime:
@@ -34,12 +35,17 @@ def now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def _refuse(path: str, why: object) -> KeepfleetError:
+def _unusable(path: str, why: object) -> KeepfleetError:
     return KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use {path}: {why}")
 
 
+def _unread(path: str, error: OSError) -> KeepfleetError:
+    missing = isinstance(error, FileNotFoundError)
+    return _unusable(path, f"{error.strerror}; run: keepctl init" if missing else error.strerror)
+
+
 class Directory:
-    """The files `keepctl init` makes below one directory."""
+    """The files `keepctl init` makes below one directory, and `client-ca.crt` where clients have a CA of their own."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -47,144 +53,111 @@ class Directory:
         self.certificate = os.path.join(path, "manager.crt")
         self.key = os.path.join(path, "manager.key")
         self.revoked = os.path.join(path, "revoked")
+        self._client_ca = os.path.join(path, "client-ca.crt")
+
+    @property
+    def client_ca(self) -> str:
+        """The file with the CAs of clients' certificates: `client-ca.crt` where there is one, else `ca.crt`."""
+        return self._client_ca if os.path.lexists(self._client_ca) else self.ca
 
     def check(self) -> None:
         """Raises KeepfleetError(CERTIFICATE) unless every file is there, private where it must be, and usable."""
         try:
             status = os.stat(self.path)
         except OSError as error:
-            raise _refuse(self.path, f"{error.strerror}; run: keepctl init") from error
+            raise _unread(self.path, error) from error
         if not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
-            raise _refuse(self.path, "others could change what is in it; run: chmod 0700")
+            raise _unusable(self.path, "others could change what is in it; run: chmod 0700")
         tls.check_private_file(self.key)
-        for path in (self.ca, self.certificate):
-            self._check_certificate(path)
-        Revoked(self.revoked).serials()
+        for path in dict.fromkeys((self.ca, self.client_ca, self.certificate)):
+            remedy = "run: keepctl pki renew-server" if path == self.certificate else "run: keepctl pki rotate"
+            for der in _certificates(path):
+                _check_time(path, der, remedy)
+        RevokedFile(self.revoked).serials()
 
     def server_context(self, *, require_client: bool) -> ssl.SSLContext:
         """The TLS the manager serves with. Raises KeepfleetError(CERTIFICATE)."""
-        return tls.server_context(
-            self.certificate, self.key, _read(self.ca).decode("ascii", "replace"), require_client=require_client
-        )
-
-    def _check_certificate(self, path: str) -> None:
-        try:
-            certificate = x509.load_pem_x509_certificate(_read(path))
-        except ValueError as error:
-            raise _refuse(path, f"it holds no certificate: {error}") from error
-        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        remedy = "run: keepctl pki renew-server" if path == self.certificate else "make a new PKI"
-        if begin > now():
-            LOG.error("the certificate %s is valid from %s UTC on; is the clock right?", path, f"{begin:%F %R}")
-        if end <= now():
-            LOG.error("the certificate %s expired on %s; %s", path, end.date(), remedy)
-        elif end <= now() + EXPIRY_WARNING:
-            LOG.warning("the certificate %s expires on %s; %s", path, end.date(), remedy)
+        bundle = "".join(ssl.DER_cert_to_PEM_cert(der) for der in _certificates(self.client_ca))
+        return tls.server_context(self.certificate, self.key, bundle, require_client=require_client)
 
 
-def _read(path: str) -> bytes:
+def _check_time(path: str, der: bytes, remedy: str) -> None:
     try:
-        with open(path, "rb") as file:
-            return file.read(MAX_REVOKED_BYTES + 1)
+        certificate = read_certificate(der)
+    except KeepfleetError as error:
+        raise _unusable(path, error.message) from error
+    begin, end = (
+        datetime.datetime.fromtimestamp(moment, datetime.UTC)
+        for moment in (certificate.not_before, certificate.not_after)
+    )
+    if begin > now():
+        LOG.error("the certificate %s is valid from %s UTC on; is the clock right?", path, f"{begin:%F %R}")
+    if end <= now():
+        LOG.error("the certificate %s expired on %s; %s", path, end.date(), remedy)
+    elif end <= now() + EXPIRY_WARNING:
+        LOG.warning("the certificate %s expires on %s; %s", path, end.date(), remedy)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)  # as it is opened for a keep
+
+
+def _certificates(path: str) -> Iterator[bytes]:
+    """The certificates of a PEM file in DER, at least one. Raises KeepfleetError(CERTIFICATE)."""
+    try:
+        with open(path, "rb", opener=_no_link) as file:
+            data = file.read(MAX_PEM_BYTES + 1)
     except OSError as error:
-        raise _refuse(path, f"{error.strerror}; run: keepctl init") from error
-
-
-class Revoked:
-    """The serial numbers in the file `revoked`, one in hexadecimal a line, read anew whenever the file has changed."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._version: tuple[int, int, int] | None = None
-        self._serials: frozenset[int] = frozenset()
-
-    def __repr__(self) -> str:
-        return f"Revoked({self._path!r}, {len(self._serials)})"
-
-    def serials(self) -> frozenset[int]:
-        """Every revoked serial number. Raises KeepfleetError(CERTIFICATE) when the file cannot be read whole."""
-        try:
-            status = os.stat(self._path)
-        except OSError as error:
-            raise _refuse(self._path, f"{error.strerror}; nobody is let in without it") from error
-        version = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if version != self._version:
-            data = _read(self._path)
-            if len(data) > MAX_REVOKED_BYTES:
-                raise _refuse(self._path, f"it is over {MAX_REVOKED_BYTES} bytes")
-            self._serials = frozenset(self._parse(data))
-            self._version = version
-        return self._serials
-
-    def _parse(self, data: bytes) -> list[int]:
-        serials: list[int] = []
-        for number, line in enumerate(data.splitlines(), 1):
-            word = line.split(b"#")[0].strip()
-            if _SERIAL.fullmatch(word):
-                serials.append(int(word, 16))
-            elif word:
-                LOG.error("cannot read line %d of %s: it must be one hexadecimal serial number", number, self._path)
-        return serials
+        raise _unread(path, error) from error
+    if len(data) > MAX_PEM_BYTES:
+        raise _unusable(path, f"it is over {MAX_PEM_BYTES} bytes")
+    try:
+        blocks = _PEM.findall(data.decode("ascii"))
+        found = [ssl.PEM_cert_to_DER_cert(block) for block in blocks]
+    except ValueError as error:
+        raise _unusable(path, f"it is not PEM in ASCII: {error}") from error
+    if not found or data.count(b"-----BEGIN CERTIFICATE-----") != len(found):
+        raise _unusable(path, "it holds no certificate, or one that is cut short")
+    return iter(found)
 
 
 class ClientCertificates:
-    """Judges the certificates clients show."""
+    """Decides about the certificates clients show."""
 
-    def __init__(self, revoked: Revoked) -> None:
+    def __init__(self, revoked: RevokedFile) -> None:
         self._revoked = revoked
+        self._complaint = ""
+
+    def __repr__(self) -> str:
+        return f"ClientCertificates({self._revoked!r})"
 
     def identify(self, der: bytes) -> ClientIdentity:
-        """Who the certificate belongs to, and what is wrong with it for good. Never raises for what a client sent."""
+        """Who the certificate belongs to, and what is wrong with it whatever the time. Never raises for its bytes."""
         try:
-            certificate = x509.load_der_x509_certificate(der)
-            return ClientIdentity(
-                subject=_subject(certificate),
-                serial=certificate.serial_number,
-                not_before=certificate.not_valid_before_utc,
-                not_after=certificate.not_valid_after_utc,
-                fault=_fault(certificate),
-            )
-        except ValueError as error:
-            epoch = datetime.datetime.fromtimestamp(0, datetime.UTC)
-            return ClientIdentity("unreadable", 0, epoch, epoch, f"it cannot be read: {error}")
+            certificate = read_certificate(der)
+        except KeepfleetError as error:
+            return ClientIdentity(None, fault=error.message)
+        try:
+            return ClientIdentity(certificate, identity_of(certificate.uris))
+        except KeepfleetError as error:
+            return ClientIdentity(certificate, fault=f"cannot accept the certificate of {certificate}: {error.message}")
 
     def check(self, identity: ClientIdentity) -> None:
         """Raises KeepfleetError: FORBIDDEN when the certificate may not be used now, CERTIFICATE when that cannot
         be found out."""
-        moment = now()
-        if identity.fault:
-            why = identity.fault
-        elif not identity.not_before <= moment < identity.not_after:
-            why = f"it is valid from {identity.not_before:%F %T} to {identity.not_after:%F %T} UTC"
-        elif identity.serial in self._revoked.serials():
-            why = "it was revoked"
-        else:
-            return
-        raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot accept the certificate of {identity}: {why}")
+        if identity.fault or identity.certificate is None:
+            raise KeepfleetError(ErrorKind.FORBIDDEN, identity.fault)
+        check_client(identity.certificate, now().timestamp())
+        if identity.serial in self._serials():
+            raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot accept the certificate of {identity}: it was revoked")
 
-
-def _subject(certificate: x509.Certificate) -> str:
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value)[:64] if names else certificate.subject.rfc4514_string()[:64]
-
-
-def _fault(certificate: x509.Certificate) -> str:
-    """Why the certificate is no client's, or ""."""
-    extensions = certificate.extensions
-    try:
-        usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        return "it was not made for a client: it names no extended key usage"
-    if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
-        return "it was not made for a client: its extended key usage lacks clientAuth"
-    try:
-        if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            return "it is a certificate authority's, not a client's"
-    except x509.ExtensionNotFound:
-        pass
-    try:
-        if not extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature:
-            return "its key usage lacks digitalSignature"
-    except x509.ExtensionNotFound:
-        pass
-    return ""
+    def _serials(self) -> frozenset[int]:
+        try:
+            serials = self._revoked.serials()
+        except KeepfleetError as error:
+            if error.message != self._complaint:  # one line for the operator, not one for each request
+                LOG.error("%s; every client is refused until it is fixed", error.message)
+            self._complaint = error.message
+            raise
+        self._complaint = ""
+        return serials

@@ -8,10 +8,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from keep_protocol import strict_json
-from keep_protocol.api_workload import WorkloadRequest, parse_workload
+from keep_protocol.api_workload import WorkloadMember, WorkloadRequest
 from keep_protocol.constants import (
     LAST_KEEP_PORT,
     MAX_CERTIFICATE_NAMES,
@@ -21,8 +20,35 @@ from keep_protocol.constants import (
     parse_kuuid,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.labels import Labels, check_label, check_labels, check_name
-from keep_protocol.limits import check_limit
+from keep_protocol.fields import (
+    Flag,
+    Items,
+    Maybe,
+    Nested,
+    Record,
+    Text,
+    Type,
+    Whole,
+    Word,
+    check,
+    field,
+    members,
+    parse,
+    table_of,
+)
+from keep_protocol.limits import Limits, check_limit
+from keep_protocol.schema import record_schema
+from keep_protocol.spec import (
+    LABELS,
+    MAX_UPLOADERS,
+    NAME,
+    UPLOADER,
+    Labels,
+    Lease,
+    RestartPolicy,
+    check_label,
+    check_labels,
+)
 from keep_protocol.workload import MAX_WORKLOAD_JSON
 
 MAX_PAGE = 1000
@@ -41,52 +67,140 @@ _HOST_NAME = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class NewKeep:
-    """Create a keep of the architecture `arch`, one of ARCHITECTURES.
+class _Architecture(Text):
+    """One of ARCHITECTURES; the schema names those that run without such hardware."""
+
+    words = ARCHITECTURES[:1]
+
+    def __init__(self) -> None:
+        super().__init__(40, must=f"one of {', '.join(ARCHITECTURES)}")
+
+    def parse(self, value: object) -> str:
+        if value not in ARCHITECTURES:
+            raise ValueError
+        return str(value)
+
+
+class _Address(Text):
+    """An IPv4 or IPv6 address of this host without a scope, in its canonical form."""
+
+    def __init__(self) -> None:
+        super().__init__(60, must="an IPv4 or IPv6 address of this host, without a scope")
+
+    def parse(self, value: object) -> str:
+        address = ipaddress.ip_address(super().parse(value))
+        if getattr(address, "scope_id", None) is not None or address.is_multicast:
+            raise ValueError
+        return str(address)
+
+
+class _CertifiedName(Text):
+    """A DNS name, in lower case, or an address in its canonical form."""
+
+    def __init__(self) -> None:
+        super().__init__(253, must="a DNS name or an address")
+
+    def parse(self, value: object) -> str:
+        name = super().parse(value)
+        try:
+            return str(ipaddress.ip_address(name))
+        except ValueError:
+            if not _HOST_NAME.fullmatch(name):
+                raise
+            return name.lower()
+
+
+class _CertifiedNames(Items):
+    """Names for a certificate, in order, without repeats."""
+
+    def __init__(self) -> None:
+        super().__init__(_CertifiedName(), MAX_CERTIFICATE_NAMES)
+
+    def parse(self, value: object) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(super().parse(value)))
+
+
+class AskedLimits(Type):
+    """Some of a keep's limits, as (name, value) pairs."""
+
+    must = "an object"
+
+    def parse(self, value: object) -> tuple[tuple[str, int], ...]:
+        if not isinstance(value, dict):
+            raise ValueError  # noqa: TRY004 - of every value alike
+        return tuple((name, check_limit(name, number)) for name, number in value.items())
+
+    def encode(self, value: tuple[tuple[str, int], ...]) -> object:
+        return dict(value)
+
+    def schema(self, _refer: object) -> dict[str, object]:
+        """The limits, none of them required."""
+        return record_schema(Limits)
+
+
+class NewKeep(Record):
+    """Create a keep of the architecture `arch`.
 
     limits: those asked for, by name; what is not named has its default, or the caller's ceiling where that is lower.
+    lease: None for the manager's own. replace: end the caller's living keep of that name first.
     """
 
-    arch: str = "wasi"
-    name: str = ""
-    labels: Labels = ()
-    limits: tuple[tuple[str, int], ...] = ()
+    arch: str = field(_Architecture(), default="wasi", about="the architecture; only `wasi` runs without hardware")
+    name: str = field(NAME, default="", about="1 to 63 of a-z, 0-9 and -, or empty; one living keep of an owner has it")
+    labels: Labels = field(LABELS, default=(), about="what it can be found by")
+    limits: tuple[tuple[str, int], ...] = field(AskedLimits(), default=(), about="what it may use")
+    restart: RestartPolicy = field(Word(RestartPolicy), default=RestartPolicy.NO, about="when its workload runs again")
+    lease: Lease | None = field(
+        Maybe(Nested(Lease, "lease", strict=True)),
+        default=None,
+        about="how long it may stay unused; or null",
+    )
+    uploaders: tuple[str, ...] = field(
+        Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload; empty: whoever starts it"
+    )
+    replace_living: bool = field(
+        Flag(), default=False, name="replace", about="end the caller's living keep of that name first"
+    )
 
 
-@dataclass(frozen=True)
-class ListKeeps:
-    """List the keeps that have all of `labels`, by ID: those after the ID `after`, at most `limit` of them (0: all)."""
+class ListKeeps(Record):
+    """List the keeps that have all of `labels`, newest first or by `page`: those after the ID `after`, at most `limit`
+    of them (0: all)."""
 
     limit: int = 0
     after: int = 0
     labels: Labels = ()
 
 
-@dataclass(frozen=True)
-class StartKeep:
-    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`, 0 for the first of the manager's keep ports
-    that is free; `names` go into its certificate too.
+class StartKeep(Record):
+    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`, None for the first of the manager's
+    keep ports that is free; `names` go into its certificate too.
 
-    workload: what its guest is given, None for nothing at all.
+    uploaders: who may send its workload; empty for whom it was made for, or else the starter. workload: what its guest
+    is given, None for nothing at all.
     """
 
     kuuid: int
-    address: str = "127.0.0.1"
-    port: int = 0
-    names: tuple[str, ...] = ()
-    workload: WorkloadRequest | None = None
+    address: str = field(_Address(), default="127.0.0.1", about="an IPv4 or IPv6 address of the manager's host")
+    port: int | None = field(
+        Maybe(Whole(1, LAST_KEEP_PORT)),
+        default=None,
+        about="of its upload endpoint; null for the first free one of keep_ports; on 127.0.0.1 a taken one moves on",
+    )
+    names: tuple[str, ...] = field(_CertifiedNames(), default=(), about="for its certificate, beside the address")
+    workload: WorkloadRequest | None = field(Maybe(WorkloadMember()), default=None, about="what its guest is given")
+    uploaders: tuple[str, ...] = field(
+        Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload: names and fingerprints"
+    )
 
 
-@dataclass(frozen=True)
-class StopKeep:
-    """End the keep's app-loader or workload; its outcome stays."""
+class StopKeep(Record):
+    """End the keep's upload endpoint or workload; its outcome stays."""
 
     kuuid: int
 
 
-@dataclass(frozen=True)
-class RemoveKeep:
+class RemoveKeep(Record):
     """Stop the keep's unit and forget the keep."""
 
     kuuid: int
@@ -101,44 +215,22 @@ def _bad(message: str) -> KeepfleetError:
 
 def check_arch(text: str) -> str:
     """`text` when it names an architecture. Raises KeepfleetError(BAD_REQUEST) otherwise."""
-    if text not in ARCHITECTURES:
-        raise _bad(f"cannot make a keep of {text[:40]!r}: keep-arch must be one of {', '.join(ARCHITECTURES)}")
-    return text
+    return str(check(table_of(NewKeep)["arch"], text, "request"))
 
 
 def check_address(text: str) -> str:
     """An IPv4 or IPv6 address without a scope, in its canonical form. Raises KeepfleetError(BAD_REQUEST)."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        raise _bad(f"cannot listen on {text[:60]!r}: it must be an IPv4 or IPv6 address") from None
-    if getattr(address, "scope_id", None) is not None or address.is_multicast:
-        raise _bad(f"cannot listen on {text[:60]!r}: it must be an address of this host, without a scope")
-    return str(address)
+    return str(check(table_of(StartKeep)["address"], text, "request"))
 
 
 def check_port(number: int) -> int:
     """`number` when it is a port a keep may have. Raises KeepfleetError(BAD_REQUEST) otherwise."""
-    if not 1 <= number <= LAST_KEEP_PORT:
-        raise _bad(f"cannot listen on port {number}: it must lie in 1 … {LAST_KEEP_PORT}")
-    return number
+    return int(check(table_of(StartKeep)["port"], number, "request"))
 
 
 def check_names(names: list[object]) -> tuple[str, ...]:
     """DNS names and addresses for a certificate, in order, without repeats. Raises KeepfleetError(BAD_REQUEST)."""
-    if len(names) > MAX_CERTIFICATE_NAMES:
-        raise _bad(f"cannot certify {len(names)} names: at most {MAX_CERTIFICATE_NAMES} fit")
-    checked: dict[str, None] = {}
-    for name in names:
-        if not isinstance(name, str):
-            raise _bad("cannot certify a name that is not a string")
-        try:
-            checked[str(ipaddress.ip_address(name))] = None
-        except ValueError:
-            if not _HOST_NAME.fullmatch(name):
-                raise _bad(f"cannot certify {name[:60]!r}: it is neither a DNS name nor an address") from None
-            checked[name.lower()] = None
-    return tuple(checked)
+    return tuple(check(table_of(StartKeep)["names"], names, "request"))
 
 
 def _strings(value: dict[str, object], names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, str]:
@@ -193,41 +285,13 @@ def parse_legacy(body: bytes) -> Request:
     raise KeepfleetError(ErrorKind.UNKNOWN_COMMAND, f"cannot obey {command[:40]!r}: it is no command of the manager's")
 
 
-def _known(value: dict[str, object], names: tuple[str, ...]) -> None:
-    for name in value:
-        if name not in names:
-            raise _bad(
-                f"cannot obey the request: {name[:40]!r} is no member of it; it takes {', '.join(names) or 'none'}"
-            )
-
-
-def _text(value: dict[str, object], name: str, default: str) -> str:
-    member = value.get(name, default)
-    if not isinstance(member, str):
-        raise _bad(f"cannot obey the request: {name!r} must be a string")
-    return member
-
-
-def _object(value: dict[str, object], name: str) -> dict[str, object]:
-    member = value.get(name, {})
-    if not isinstance(member, dict):
-        raise _bad(f"cannot obey the request: {name!r} must be an object")
-    return member
-
-
 def parse_v1_create(body: bytes) -> NewKeep:
-    """The body of `POST /v1/keeps`: `arch`, `name`, `labels` and `limits`, each optional; or empty.
+    """The body of `POST /v1/keeps`, every member optional; or empty.
 
     Raises KeepfleetError(BAD_REQUEST or TOO_LARGE).
     """
     value = strict_json.loads_object(body or b"{}", MAX_MANAGER_BODY, "the request")
-    _known(value, ("arch", "name", "labels", "limits"))
-    return NewKeep(
-        check_arch(_text(value, "arch", "wasi")),
-        check_name(_text(value, "name", "")),
-        check_labels(_object(value, "labels").items()),
-        tuple((name, check_limit(name, number)) for name, number in _object(value, "limits").items()),
-    )
+    return parse(NewKeep, value, "request", strict=True)
 
 
 def parse_v1_list(query: Iterable[tuple[str, str]]) -> ListKeeps:
@@ -255,22 +319,9 @@ def parse_v1_list(query: Iterable[tuple[str, str]]) -> ListKeeps:
 
 
 def parse_v1_start(kuuid: int, body: bytes) -> StartKeep:
-    """The body of `POST /v1/keeps/ID/start`: `address`, `port`, `names` and `workload`, each optional.
+    """The body of `POST /v1/keeps/ID/start`, every member optional; or empty.
 
     Raises KeepfleetError(BAD_REQUEST or TOO_LARGE).
     """
     value = strict_json.loads_object(body or b"{}", MAX_START_BODY, "the request")
-    _known(value, ("address", "port", "names", "workload"))
-    port, names = value.get("port", 0), value.get("names", [])
-    if not isinstance(port, int) or isinstance(port, bool):
-        raise _bad("cannot obey the request: 'port' must be a whole number")
-    if not isinstance(names, list):
-        raise _bad("cannot obey the request: 'names' must be a list of strings")
-    asked = value.get("workload")
-    return StartKeep(
-        kuuid,
-        check_address(_text(value, "address", "127.0.0.1")),
-        check_port(port) if "port" in value else 0,
-        check_names(names),
-        None if asked is None else parse_workload(asked),
-    )
+    return StartKeep(kuuid, **members(StartKeep, value, "request", strict=True))

@@ -8,21 +8,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.workload import Directory, RestartPolicy, Workload
+from keep_protocol.fields import Flag, Items, Maybe, Nested, Pairs, Record, Text, Type, Word, field, invalid, parse
+from keep_protocol.schema import record_schema
+from keep_protocol.spec import RestartPolicy
+from keep_protocol.workload import (
+    EXPORT,
+    MAX_DIRECTORIES,
+    MAX_SECRETS,
+    MAX_STRINGS,
+    MAX_STRINGS_BYTES,
+    STRINGS,
+    Directory,
+    Workload,
+)
 
 MAX_PATH = 4095
 """PATH_MAX of Linux, less its NUL (man 3 realpath)."""
-_MEMBERS = (
-    "arguments",
-    "environment",
-    "export",
-    "export_arguments",
-    "stdin",
-    "directories",
-    "secrets",
-    "restart",
-)
+
+
+class HostPath(Text):
+    """An absolute, plain path of the manager's host: no `.`, no `..`, no NUL."""
+
+    def __init__(self) -> None:
+        super().__init__(MAX_PATH, must="an absolute, plain path of the manager's host")
+
+    def parse(self, value: object) -> str:
+        path = super().parse(value)
+        plain = path.startswith("/") and all(part not in ("", ".", "..") for part in path[1:].split("/") if path != "/")
+        if not plain or "\0" in path or len(path.encode()) > MAX_PATH:  # UnicodeEncodeError is a ValueError
+            raise ValueError
+        return path
 
 
 class GrantKind(Enum):
@@ -44,103 +59,91 @@ class Grant:
 
 @dataclass(frozen=True)
 class WorkloadRequest:
-    """What a guest is given. grants: what to open, in the order of `workload.grant_names`."""
+    """What a guest is given. grants: what to open, in the order of `workload.grant_names`; sets_restart: whether the
+    workload's restart policy was asked for here; without that it is the keep's own."""
 
     workload: Workload
     grants: tuple[Grant, ...] = ()
+    sets_restart: bool = False
 
 
-def _bad(why: str) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot give the workload what is asked for: {why}")
+class AskedFile(Record):
+    """A file of the manager's host."""
+
+    file: str = field(HostPath(), about="its path on the manager's host")
 
 
-def check_host_path(path: object) -> str:
-    """`path` when it is absolute and plain: no `.`, no `..`, no NUL. Raises KeepfleetError(BAD_REQUEST)."""
-    if not isinstance(path, str):
-        raise _bad("a path must be a string")
-    plain = path.startswith("/") and all(part not in ("", ".", "..") for part in path[1:].split("/") if path != "/")
-    try:
-        long = len(path.encode()) > MAX_PATH
-    except UnicodeEncodeError:
-        plain, long = False, False
-    if not plain or long or "\0" in path:
-        raise _bad(f"{path[:60]!a} is no absolute, plain path of the manager's host")
-    return path
+class AskedDirectory(Record):
+    """A directory of the manager's host, for the guest."""
+
+    host: str = field(HostPath(), about="its path on the manager's host")
+    guest: str = field(Text(255), about="an absolute, plain path for the guest")
+    writable: bool = field(Flag(), default=False, about="whether the guest may write there")
 
 
-def _object(value: object, what: str, names: tuple[str, ...]) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise _bad(f"{what} must be an object")
-    for name in value:
-        if name not in names:
-            raise _bad(f"{str(name)[:40]!r} is no member of {what}; it takes {', '.join(names)}")
-    return value
+class AskedSecret(Record):
+    """A file of the manager's host, for the guest alone."""
+
+    name: str = field(Text(63), about="its file's name below /run/secrets")
+    file: str = field(HostPath(), about="its path on the manager's host")
 
 
-def _items(value: dict[str, object], name: str) -> list[object]:
-    member = value.get(name, [])
-    if not isinstance(member, list):
-        raise _bad(f"{name!r} must be a list")
-    return member
+class AskedWorkload(Record):
+    """What the guest is given; paths of the host lie below the caller's grant roots."""
+
+    arguments: tuple[str, ...] = field(STRINGS, default=(), about="argv after the program's name")
+    environment: tuple[tuple[str, str], ...] = field(
+        Pairs(Text(MAX_STRINGS_BYTES, must="a string"), Text(MAX_STRINGS_BYTES), MAX_STRINGS),
+        default=(),
+        about="its variables, and no others",
+    )
+    export: str = field(EXPORT, default="", about="the function to call; empty for the module's own entry")
+    export_arguments: tuple[str, ...] = field(STRINGS, default=(), about="its arguments, typed by its signature")
+    stdin: AskedFile | None = field(
+        Maybe(Nested(AskedFile, "stdin", strict=True)), default=None, about="its standard input; empty without one"
+    )
+    directories: tuple[AskedDirectory, ...] = field(
+        Items(Nested(AskedDirectory, "directory", strict=True), MAX_DIRECTORIES),
+        default=(),
+        about="directories of the host",
+    )
+    secrets: tuple[AskedSecret, ...] = field(
+        Items(Nested(AskedSecret, "secret", strict=True), MAX_SECRETS), default=(), about="files of the host"
+    )
+    restart: RestartPolicy | None = field(
+        Maybe(Word(RestartPolicy)), default=None, about="when it is run again; null for what the keep was made with"
+    )
 
 
-def _texts(value: dict[str, object], name: str) -> tuple[str, ...]:
-    texts = [item for item in _items(value, name) if isinstance(item, str)]
-    if len(texts) != len(_items(value, name)):
-        raise _bad(f"{name!r} must be a list of strings")
-    return tuple(texts)
+class WorkloadMember(Type):
+    """The member `workload` of a start request, as a WorkloadRequest."""
 
+    must = "an object"
 
-def _text(value: dict[str, object], name: str, default: str, what: str) -> str:
-    member = value.get(name, default)
-    if not isinstance(member, str):
-        raise _bad(f"{name!r} of {what} must be a string")
-    return member
+    def parse(self, value: object) -> WorkloadRequest:
+        return parse_workload(value)
 
-
-def _environment(value: dict[str, object]) -> tuple[tuple[str, str], ...]:
-    member = value.get("environment", {})
-    if not isinstance(member, dict) or not all(isinstance(text, str) for text in member.values()):
-        raise _bad("'environment' must be an object of strings")
-    return tuple((str(name), str(text)) for name, text in member.items())
-
-
-def _directory(item: object) -> tuple[Directory, Grant]:
-    value = _object(item, "a directory", ("host", "guest", "writable"))
-    writable = value.get("writable", False)
-    if not isinstance(writable, bool):
-        raise _bad("'writable' of a directory must be true or false")
-    path = check_host_path(value.get("host"))
-    return Directory(_text(value, "guest", "", "a directory"), writable), Grant(GrantKind.DIRECTORY, path, writable)
-
-
-def _secret(item: object) -> tuple[str, Grant]:
-    value = _object(item, "a secret", ("name", "file"))
-    return _text(value, "name", "", "a secret"), Grant(GrantKind.SECRET, check_host_path(value.get("file")))
+    def schema(self, _refer: object) -> dict[str, object]:
+        """The whole of AskedWorkload."""
+        return record_schema(AskedWorkload)
 
 
 def parse_workload(asked: object) -> WorkloadRequest:
     """What the member `workload` asks for. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) naming what is wrong."""
-    value = _object(asked, "the workload", _MEMBERS)
-    directories = [_directory(item) for item in _items(value, "directories")]
-    secrets = [_secret(item) for item in _items(value, "secrets")]
-    stdin: list[Grant] = []
-    if value.get("stdin") is not None:
-        file = check_host_path(_object(value["stdin"], "the standard input", ("file",)).get("file"))
-        stdin.append(Grant(GrantKind.STDIN, file))
-    policies = {policy.value: policy for policy in RestartPolicy}
-    restart = _text(value, "restart", RestartPolicy.NO.value, "the workload")
-    if restart not in policies:
-        raise _bad(f"restart must be one of {', '.join(policies)}")
+    if not isinstance(asked, dict):
+        raise invalid("workload", "it must be an object")
+    wanted = parse(AskedWorkload, asked, "workload", strict=True)
     workload = Workload(
-        arguments=_texts(value, "arguments"),
-        environment=_environment(value),
-        export=_text(value, "export", "", "the workload"),
-        export_arguments=_texts(value, "export_arguments"),
-        stdin=bool(stdin),
-        directories=tuple(directory for directory, _ in directories),
-        secrets=tuple(name for name, _ in secrets),
-        restart=policies[restart],
+        arguments=wanted.arguments,
+        environment=wanted.environment,
+        export=wanted.export,
+        export_arguments=wanted.export_arguments,
+        stdin=wanted.stdin is not None,
+        directories=tuple(Directory(directory.guest, directory.writable) for directory in wanted.directories),
+        secrets=tuple(secret.name for secret in wanted.secrets),
+        restart=wanted.restart or RestartPolicy.NO,
     )
-    grants = (*stdin, *(grant for _, grant in directories), *(grant for _, grant in secrets))
-    return WorkloadRequest(workload, grants)
+    stdin = () if wanted.stdin is None else (Grant(GrantKind.STDIN, wanted.stdin.file),)
+    directories = tuple(Grant(GrantKind.DIRECTORY, item.host, item.writable) for item in wanted.directories)
+    secrets = tuple(Grant(GrantKind.SECRET, secret.file) for secret in wanted.secrets)
+    return WorkloadRequest(workload, (*stdin, *directories, *secrets), wanted.restart is not None)

@@ -15,8 +15,9 @@ from enum import Enum
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
-from keep_protocol.keep import KeepInfo, Outcome, keep_from_wire, outcome_from_wire
-from keep_protocol.record import Record
+from keep_protocol.fields import Record
+from keep_protocol.keep import KeepInfo, keep_from_wire, outcome_from_wire
+from keep_protocol.outcome import Outcome
 
 
 class CommandType(Enum):
@@ -53,12 +54,8 @@ WORKLOAD_DESCRIPTOR = "workload"
 class Command(Record):
     """One control command: its type and its contents, always a string."""
 
-    __slots__ = ("contents", "type")
     type: CommandType
-    contents: str
-
-    def __init__(self, type: CommandType, contents: str = "") -> None:
-        self._freeze(type=type, contents=contents)
+    contents: str = ""
 
 
 def encode_command(command: Command) -> bytes:
@@ -182,26 +179,12 @@ class Report(Record):
     """One report. text: a sentence for `detail`; certificate and fingerprint with LISTENING; outcome with ENDED;
     error with FAILED."""
 
-    __slots__ = ("certificate", "error", "fingerprint", "outcome", "text", "type")
     type: ReportType
-    text: str
-    fingerprint: str
-    certificate: str
-    outcome: Outcome | None
-    error: KeepfleetError | None
-
-    def __init__(
-        self,
-        type: ReportType,
-        text: str = "",
-        fingerprint: str = "",
-        certificate: str = "",
-        outcome: Outcome | None = None,
-        error: KeepfleetError | None = None,
-    ) -> None:
-        self._freeze(
-            type=type, text=text, fingerprint=fingerprint, certificate=certificate, outcome=outcome, error=error
-        )
+    text: str = ""
+    fingerprint: str = ""
+    certificate: str = ""
+    outcome: Outcome | None = None
+    error: KeepfleetError | None = None
 
 
 def encode_report(report: Report) -> bytes:

@@ -24,7 +24,7 @@ class ErrorKind(Enum):
     TOO_COMPLEX = "too-complex"
     PORT_UNAVAILABLE = "port-unavailable"
     NO_SPACE = "no-space"
-    WALL_MISSING = "wall-missing"
+    ISOLATION_FAILURE = "isolation-failure"
     KEEP_FAILED = "keep-failed"
     SYSTEMD = "systemd"
     UNAVAILABLE = "unavailable"

@@ -1,273 +1,206 @@
-"""A keep as others see it: one frozen object, the same in keep-info, the manager's replies and the clients.
+"""A keep as others see it: what its loader reports of its process, and what clients see of both that and its spec.
 
 Import rule: the light part of keep_protocol.
 """
 
 from __future__ import annotations
 
-from enum import Enum
-
-from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.limits import DEFAULT_LIMITS, Limits, limits_from_wire
-from keep_protocol.members import Members
-from keep_protocol.record import Record
+from keep_protocol.constants import KUUID_BITS, LAST_KEEP_PORT
+from keep_protocol.fields import Flag, Items, Maybe, Nested, Record, Seconds, Text, Whole, Word, field, parse
+from keep_protocol.kinds import Kind
+from keep_protocol.limits import DEFAULT_LIMITS, Limits
+from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.spec import (
+    FINGERPRINT,
+    LABELS,
+    MAX_UPLOADERS,
+    NAME,
+    UPLOADER,
+    KeepSpec,
+    Labels,
+    Lease,
+    RestartPolicy,
+)
 from keep_protocol.states import Phase, State
 
-_PHASES = frozenset(["", *(phase.value for phase in Phase)])
+__all__ = ["KeepInfo", "KeepReport", "Module", "Outcome", "OutcomeKind", "Uploader", "WorkloadSummary", "merge"]
+MAX_SHOWN_ARGUMENTS = 4096
+"""Characters of a workload's arguments that are shown; the rest is cut off."""
 
 
-class OutcomeKind(Enum):
-    """How a workload ended."""
+class _PhaseWord(Text):
+    """A phase's word, or empty."""
 
-    EXITED = "exited"
-    TRAPPED = "trapped"
-    LIMITED = "limited"
-    KILLED = "killed"
-    STOPPED = "stopped"
-    LOST = "lost"
-    REFUSED = "refused"
+    words = ("", *(phase.value for phase in Phase))
+
+    def __init__(self) -> None:
+        super().__init__(32, must=f"empty or one of {', '.join(self.words[1:])}")
+
+    def parse(self, value: object) -> str:
+        text = super().parse(value)
+        if text not in self.words:
+            raise ValueError
+        return text
 
 
-class Outcome(Record):
-    """How a workload ended, in words and with evidence.
+class Module(Record):
+    """The module a keep runs. name: what its sender called it, or empty."""
 
-    kind: which way; text: one sentence without a full stop ("exited 3", "trapped: out of bounds memory access");
-    exit_code: the guest's, for EXITED; signal: the number, for KILLED; backtrace: the trap's frames, innermost
-    first; wall_seconds, cpu_seconds and peak_bytes: of the process that ran it; output_bytes: what it wrote to
-    standard output and error; dropped_lines: how many of the keep's lines the journal's limit kept out of it, over all
-    its runs; started_at: seconds of the epoch; ended_at: that and wall_seconds, so that a clock that was set meanwhile
-    contradicts neither; ended_monotonic: when that was in seconds since the host's boot (CLOCK_MONOTONIC), which nobody
-    can set; by: who stopped it, "" when nobody did. None where nobody measured, or not yet.
-    """
+    digest: str = field(FINGERPRINT, about="`sha256:` and 64 hexadecimal digits of its bytes")
+    name: str = field(Text(255), default="", about="what its sender called it, or empty")
+    bytes: int = field(Whole(0, 1 << 53), default=0, about="its size")
 
-    __slots__ = (
-        "backtrace",
-        "by",
-        "cpu_seconds",
-        "dropped_lines",
-        "ended_at",
-        "ended_monotonic",
-        "exit_code",
-        "kind",
-        "output_bytes",
-        "peak_bytes",
-        "signal",
-        "started_at",
-        "text",
-        "wall_seconds",
+
+class Uploader(Record):
+    """Who sent a keep's workload: the caller's name, the certificate's serial number in hexadecimal, and its
+    fingerprint."""
+
+    fingerprint: str = field(FINGERPRINT, about="the certificate's fingerprint")
+    name: str = field(Text(128), default="", about="the caller's name")
+    serial: str = field(Text(64), default="", about="the certificate's serial number in hexadecimal")
+
+
+class ShownDirectory(Record):
+    """A granted directory as it is shown."""
+
+    guest: str = field(Text(255), about="the guest's path")
+    writable: bool = field(Flag(), default=False, about="whether the guest may write there")
+
+
+class WorkloadSummary(Record):
+    """What a workload was given, as it is shown; no value of its environment, and no path of the host."""
+
+    arguments: tuple[str, ...] = field(Items(Text(), 65536), default=(), about="argv after the program's name, cut")
+    export: str = field(Text(256), default="", about="the function that is called; empty for the module's own entry")
+    directories: tuple[ShownDirectory, ...] = field(
+        Items(Nested(ShownDirectory, "directory"), 64), default=(), about="granted directories"
     )
-    kind: OutcomeKind
-    text: str
-    exit_code: int | None
-    signal: int | None
-    backtrace: tuple[str, ...]
-    wall_seconds: float | None
-    cpu_seconds: float | None
-    peak_bytes: int | None
-    output_bytes: int | None
-    started_at: float | None
-    ended_at: float | None
-    by: str
-    dropped_lines: int | None
-    ended_monotonic: float | None
+    secrets: tuple[str, ...] = field(Items(Text(255), 64), default=(), about="the names of its secrets")
+    stdin: bool = field(Flag(), default=False, about="whether it has a standard input")
 
-    def __init__(
-        self,
-        kind: OutcomeKind,
-        text: str,
-        exit_code: int | None = None,
-        signal: int | None = None,
-        backtrace: tuple[str, ...] = (),
-        wall_seconds: float | None = None,
-        cpu_seconds: float | None = None,
-        peak_bytes: int | None = None,
-        output_bytes: int | None = None,
-        started_at: float | None = None,
-        ended_at: float | None = None,
-        by: str = "",
-        dropped_lines: int | None = None,
-        ended_monotonic: float | None = None,
-    ) -> None:
-        self._freeze(
-            kind=kind,
-            text=text,
-            exit_code=exit_code,
-            signal=signal,
-            backtrace=backtrace,
-            wall_seconds=wall_seconds,
-            cpu_seconds=cpu_seconds,
-            peak_bytes=peak_bytes,
-            output_bytes=output_bytes,
-            started_at=started_at,
-            ended_at=ended_at,
-            by=by,
-            dropped_lines=dropped_lines,
-            ended_monotonic=ended_monotonic,
-        )
 
-    def with_dropped(self, lines: int) -> Outcome:
-        """The same outcome, now that it is known how many lines were dropped."""
-        return Outcome(**{**self.fields(), "dropped_lines": lines})  # type: ignore[arg-type] # its own fields
+_KUUID = Whole(0, (1 << KUUID_BITS) - 1)
+_PORT = Whole(0, LAST_KEEP_PORT)
+_ISOLATION = "what the isolation check inside the keep found missing; empty when all holds"
+_RESTARTS = Whole(0, 1 << 53)
 
-    def to_wire(self) -> dict[str, object]:
-        """The outcome as JSON members; `kind` as its word."""
-        return {**self.fields(), "kind": self.kind.value, "backtrace": list(self.backtrace)}
+
+class KeepReport(Record):
+    """What a loader says of its process: nothing in it decides about rights, names or limits."""
+
+    state: State = field(Word(State), about=", ".join(f"{int(state)} {state.name.lower()}" for state in State))
+    kuuid: int = field(_KUUID, about="the keep's ID")
+    port: int = field(_PORT, default=0, name="app_loader_bind_port", about="where its upload endpoint listens; or 0")
+    address: str = field(Text(64), default="", name="bindaddress", about="where its upload endpoint listens; or empty")
+    phase: str = field(_PhaseWord(), default="", about="the phase it is in")
+    detail: str = field(Text(), default="", about="a sentence for people")
+    fingerprint: str = field(Text(80), default="", about="of its certificate; empty before it is started")
+    certificate: str = field(Text(), default="", about="that certificate, PEM")
+    isolation_failures: tuple[str, ...] = field(Items(Text(), 1000), default=(), about=_ISOLATION)
+    outcome: Outcome | None = field(
+        Maybe(Nested(Outcome, "outcome")), default=None, about="how its workload ended, or null before that"
+    )
+    restart: RestartPolicy = field(Word(RestartPolicy), default=RestartPolicy.NO, about="the restart policy in force")
+    restarts: int = field(_RESTARTS, default=0, about="how often its workload was started again")
+    module: Module | None = field(Maybe(Nested(Module, "module")), default=None, about="the module it runs, or null")
+    workload: WorkloadSummary | None = field(
+        Maybe(Nested(WorkloadSummary, "workload")), default=None, about="what its workload was given, or null"
+    )
+    uploaded_by: Uploader | None = field(
+        Maybe(Nested(Uploader, "uploader")), default=None, about="who sent its workload, or null"
+    )
+    uploaders: tuple[str, ...] = field(
+        Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload: names and fingerprints"
+    )
+    control_version: int = field(Whole(1, 1000), default=1, about="the control protocol it speaks")
 
 
 class KeepInfo(Record):
-    """One keep. `to_wire` keeps the original's member names and adds ours beside them.
+    """One keep as clients see it. The wire has the original's member names, and ours beside them."""
 
-    phase: where exactly it is, one of states.Phase's words, or "" where its loader did not say; address and port: where
-    the app-loader listens, "" and 0 before start-keep; detail: a sentence for people; fingerprint: `sha256:` and 64 hex
-    digits of the DER certificate; certificate: its PEM; unit: the systemd unit; walls: what the loader's probe found
-    missing, empty when every wall stands; name, labels and owner: what its creator called it, and who that was; limits:
-    what it may use; restarts: how often its workload was started again.
-    """
-
-    __slots__ = (
-        "address",
-        "certificate",
-        "detail",
-        "fingerprint",
-        "kuuid",
-        "labels",
-        "limits",
-        "name",
-        "outcome",
-        "owner",
-        "phase",
-        "port",
-        "restarts",
-        "state",
-        "unit",
-        "walls",
+    kuuid: int = field(_KUUID, about="the keep's ID")
+    state: State = field(Word(State), about=", ".join(f"{int(state)} {state.name.lower()}" for state in State))
+    detail: str = field(Text(), default="", about="a sentence for people")
+    address: str = field(
+        Text(64), default="", name="bindaddress", about="where its upload endpoint is; empty before it is started"
     )
-    kuuid: int
-    state: State
-    detail: str
-    address: str
-    port: int
-    fingerprint: str
-    certificate: str
-    unit: str
-    walls: tuple[str, ...]
-    outcome: Outcome | None
-    name: str
-    labels: tuple[tuple[str, str], ...]
-    owner: str
-    limits: Limits
-    restarts: int
-    phase: str
-
-    def __init__(
-        self,
-        kuuid: int,
-        state: State,
-        detail: str = "",
-        address: str = "",
-        port: int = 0,
-        fingerprint: str = "",
-        certificate: str = "",
-        unit: str = "",
-        walls: tuple[str, ...] = (),
-        outcome: Outcome | None = None,
-        name: str = "",
-        labels: tuple[tuple[str, str], ...] = (),
-        owner: str = "",
-        limits: Limits = DEFAULT_LIMITS,
-        restarts: int = 0,
-        phase: str = "",
-    ) -> None:
-        self._freeze(
-            kuuid=kuuid,
-            state=state,
-            detail=detail,
-            address=address,
-            port=port,
-            fingerprint=fingerprint,
-            certificate=certificate,
-            unit=unit,
-            walls=walls,
-            outcome=outcome,
-            name=name,
-            labels=labels,
-            owner=owner,
-            limits=limits,
-            restarts=restarts,
-            phase=phase,
-        )
+    port: int = field(
+        _PORT, default=0, name="app_loader_bind_port", about="the port of its upload endpoint; 0 before it is started"
+    )
+    fingerprint: str = field(
+        Text(80),
+        default="",
+        about="`sha256:` and 64 hexadecimal digits of its certificate; empty before it is started",
+    )
+    certificate: str = field(Text(), default="", about="that certificate, PEM")
+    unit: str = field(Text(64), default="", about="its systemd unit")
+    isolation_failures: tuple[str, ...] = field(Items(Text(), 1000), default=(), about=_ISOLATION)
+    outcome: Outcome | None = field(
+        Maybe(Nested(Outcome, "outcome")), default=None, about="how its workload ended, or null before that"
+    )
+    name: str = field(NAME, default="", about="what its creator called it")
+    labels: Labels = field(LABELS, default=(), about="what it can be found by")
+    owner: str = field(Text(128), default="", about="whose it is: the name of the caller who created it")
+    limits: Limits = field(Nested(Limits, "limits"), default=DEFAULT_LIMITS, about="what it may use")
+    restarts: int = field(_RESTARTS, default=0, about="how often its workload was started again")
+    phase: str = field(_PhaseWord(), default="", about="where exactly it is; empty where its loader does not answer")
+    kind: Kind = field(Word(Kind), default=Kind.UPLOAD, about="what it is made for")
+    created_at: float | None = field(Maybe(Seconds()), default=None, about="seconds of the epoch, or null")
+    restart: RestartPolicy = field(Word(RestartPolicy), default=RestartPolicy.NO, about="when its workload runs again")
+    lease: Lease = field(Nested(Lease, "lease"), default=Lease(), about="how long it may stay unused")
+    module: Module | None = field(Maybe(Nested(Module, "module")), default=None, about="the module it runs, or null")
+    workload: WorkloadSummary | None = field(
+        Maybe(Nested(WorkloadSummary, "workload")), default=None, about="what its workload was given, or null"
+    )
+    uploaders: tuple[str, ...] = field(
+        Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload: names and fingerprints"
+    )
+    uploaded_by: Uploader | None = field(
+        Maybe(Nested(Uploader, "uploader")), default=None, about="who sent its workload, or null"
+    )
 
     def to_wire(self) -> dict[str, object]:
-        """The keep as the original's object (`state`, `kuuid`, `app_loader_bind_port`, `bindaddress`) and ours."""
-        return {
-            "state": int(self.state),
-            "kuuid": self.kuuid,
-            "app_loader_bind_port": self.port,
-            "bindaddress": self.address,
-            "phase": self.phase,
-            "detail": self.detail,
-            "fingerprint": self.fingerprint,
-            "certificate": self.certificate,
-            "unit": self.unit,
-            "walls": list(self.walls),
-            "outcome": None if self.outcome is None else self.outcome.to_wire(),
-            "name": self.name,
-            "labels": dict(self.labels),
-            "owner": self.owner,
-            "limits": self.limits.to_wire(),
-            "restarts": self.restarts,
-        }
+        """The keep with the original's four members first, in its order."""
+        value = super().to_wire()
+        first = {name: value[name] for name in ("state", "kuuid", "app_loader_bind_port", "bindaddress")}
+        return first | value
+
+
+def merge(spec: KeepSpec, report: KeepReport, unit: str) -> KeepInfo:
+    """The keep as clients see it: what it is by its spec, what its process does by its loader's report."""
+    return KeepInfo(
+        kuuid=report.kuuid,
+        state=report.state,
+        detail=report.detail,
+        address=report.address,
+        port=report.port,
+        fingerprint=report.fingerprint,
+        certificate=report.certificate,
+        unit=unit,
+        isolation_failures=report.isolation_failures,
+        outcome=report.outcome,
+        name=spec.name,
+        labels=spec.labels,
+        owner=spec.owner,
+        limits=spec.limits,
+        restarts=report.restarts,
+        phase=report.phase,
+        kind=spec.kind,
+        created_at=spec.created_at or None,
+        restart=report.restart,
+        lease=spec.lease,
+        module=report.module,
+        workload=report.workload,
+        uploaders=report.uploaders or spec.uploaders,
+        uploaded_by=report.uploaded_by,
+    )
 
 
 def outcome_from_wire(value: dict[str, object]) -> Outcome:
     """The outcome another process sent. Raises KeepfleetError(BAD_REQUEST) on another shape."""
-    members = Members(value, "the outcome")
-    words = {kind.value: kind for kind in OutcomeKind}
-    if members.text("kind") not in words:
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the outcome: 'kind' is none that is known")
-    return Outcome(
-        kind=words[members.text("kind")],
-        text=members.text("text"),
-        exit_code=members.maybe_number("exit_code"),
-        signal=members.maybe_number("signal"),
-        backtrace=members.lines("backtrace"),
-        wall_seconds=members.maybe_seconds("wall_seconds"),
-        cpu_seconds=members.maybe_seconds("cpu_seconds"),
-        peak_bytes=members.maybe_number("peak_bytes"),
-        output_bytes=members.maybe_number("output_bytes"),
-        started_at=members.maybe_seconds("started_at"),
-        ended_at=members.maybe_seconds("ended_at"),
-        by=members.text("by"),
-        dropped_lines=members.maybe_number("dropped_lines"),
-        ended_monotonic=members.maybe_seconds("ended_monotonic"),
-    )
+    return parse(Outcome, value, "outcome")
 
 
 def keep_from_wire(value: dict[str, object]) -> KeepInfo:
     """The keep another process described. Raises KeepfleetError(BAD_REQUEST) on another shape."""
-    members = Members(value, "the keep")
-    numbers = {int(state): state for state in State}
-    if members.number("state") not in numbers:
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the keep: 'state' is none that is known")
-    phase = members.text("phase")
-    if phase not in _PHASES:
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the keep: 'phase' is none that is known")
-    outcome = members.mapping("outcome")
-    return KeepInfo(
-        kuuid=members.number("kuuid"),
-        state=numbers[members.number("state")],
-        detail=members.text("detail"),
-        address=members.text("bindaddress"),
-        port=members.number("app_loader_bind_port"),
-        fingerprint=members.text("fingerprint"),
-        certificate=members.text("certificate"),
-        unit=members.text("unit"),
-        walls=members.lines("walls"),
-        outcome=None if outcome is None else outcome_from_wire(outcome),
-        name=members.text("name"),
-        labels=members.labels("labels"),
-        owner=members.text("owner"),
-        limits=limits_from_wire(members.mapping("limits") or {}),
-        restarts=members.number("restarts"),
-        phase=phase,
-    )
+    return parse(KeepInfo, value, "keep")

@@ -1,41 +1,16 @@
-"""The limits of one keep: what it gets unless more or less is asked for, and their text for the loader's environment.
+"""The limits of one keep: what it gets unless more or less is asked for, and their text for the app-loader.
 
-Import rule: `re`, `errors` and `record` alone (the light part of keep_protocol).
+Import rule: `re`, `errors` and `fields` alone (the light part of keep_protocol).
 """
 
 from __future__ import annotations
 
 import re
 
-from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.record import Record
+from keep_protocol.fields import Record, Whole, check, field, invalid, refuse_unknown, table_of
 
 MIB = 1 << 20
-DEFAULTS: dict[str, int] = {
-    "memory_bytes": 256 * MIB,
-    "table_elements": 1_000_000,
-    "stack_bytes": 1 * MIB,
-    "wall_seconds": 3600,
-    "cpu_seconds": 3600,
-    "tasks": 32,
-    "cpu_percent": 100,
-    "io_weight": 100,
-    "log_lines_per_second": 1000,
-}
-"""Each limit's name and what a keep has by default. A keep that should run longer than an hour says so."""
-BOUNDS: dict[str, tuple[int, int]] = {
-    "memory_bytes": (64 * 1024, 4096 * MIB),
-    "table_elements": (0, 10_000_000),
-    "stack_bytes": (64 * 1024, 8 * MIB),
-    "wall_seconds": (1, 10 * 365 * 86400),
-    "cpu_seconds": (1, 10 * 365 * 86400),
-    "tasks": (16, 512),
-    "cpu_percent": (1, 100 * 1024),
-    "io_weight": (1, 10_000),
-    "log_lines_per_second": (1, 1_000_000),
-}
-"""The smallest and largest value that means something: one WebAssembly page and its largest 32-bit memory; the stack
-wasmtime can give; the tasks the loader, the checker and wasmtime themselves need."""
+TEN_YEARS = 10 * 365 * 86400
 OVERHEAD_BYTES = 256 * MIB
 """What the unit gets above the guest's memory: the interpreter, the engine, the compiled module, the loader. A little
 wider on purpose, so that the inner limit speaks first, with a reason, and the outer one always holds."""
@@ -43,63 +18,49 @@ _PAIR = re.compile(r"([a-z_]{1,32})=([0-9]{1,12})", re.ASCII)
 
 
 class Limits(Record):
-    """One keep's limits, each a whole number.
+    """One keep's limits, each a whole number. A keep that should run longer than an hour says so.
 
-    memory_bytes: all linear memories together; table_elements; stack_bytes: of WebAssembly calls; wall_seconds and
-    cpu_seconds: of the workload; tasks, cpu_percent (100 is one processor), io_weight and log_lines_per_second: of the
-    unit.
+    The smallest and largest values are those that mean something: one WebAssembly page and its largest 32-bit memory,
+    the stack wasmtime can give, the tasks the loader, the checker and wasmtime themselves need.
     """
 
-    __slots__ = tuple(DEFAULTS)
-    memory_bytes: int
-    table_elements: int
-    stack_bytes: int
-    wall_seconds: int
-    cpu_seconds: int
-    tasks: int
-    cpu_percent: int
-    io_weight: int
-    log_lines_per_second: int
+    memory_bytes: int = field(
+        Whole(64 * 1024, 4096 * MIB), default=256 * MIB, about="all linear memories of the guest together, in bytes"
+    )
+    table_elements: int = field(Whole(0, 10_000_000), default=1_000_000, about="elements of all its tables together")
+    stack_bytes: int = field(Whole(64 * 1024, 8 * MIB), default=1 * MIB, about="the stack of its calls, in bytes")
+    wall_seconds: int = field(Whole(1, TEN_YEARS), default=3600, about="how long the workload may run")
+    cpu_seconds: int = field(Whole(1, TEN_YEARS), default=3600, about="how much processor time it may use")
+    tasks: int = field(Whole(16, 512), default=32, about="processes and threads of the unit")
+    cpu_percent: int = field(Whole(1, 100 * 1024), default=100, about="the unit's share of processors; 100 is one")
+    io_weight: int = field(Whole(1, 10_000), default=100, about="the unit's weight where disks are contended")
+    log_lines_per_second: int = field(Whole(1, 1_000_000), default=1000, about="lines the journal takes from the unit")
 
-    def __init__(self, **values: int) -> None:
-        """The defaults, and `values` in place of some. Raises KeepfleetError(BAD_REQUEST) naming what is wrong."""
-        for name, value in values.items():
-            check_limit(name, value)
-        self._freeze(**{**DEFAULTS, **values})
+    def _check(self) -> None:
+        for name, row in table_of(Limits).items():
+            check(row, getattr(self, name), "limits")
 
     @property
     def unit_memory_bytes(self) -> int:
         """MemoryMax= of the unit."""
         return self.memory_bytes + OVERHEAD_BYTES
 
-    def to_wire(self) -> dict[str, object]:
-        """The limits as JSON members."""
-        return self.fields()
-
     def to_text(self) -> str:
-        """The limits in letters, digits, `=`, `_` and commas alone: fit for a unit's Environment=."""
+        """The limits in letters, digits, `=`, `_` and commas alone."""
         return ",".join(f"{name}={value}" for name, value in self.fields().items())
 
 
-DEFAULT_LIMITS: Limits
+DEFAULT_LIMITS = Limits()
+DEFAULTS: dict[str, int] = DEFAULT_LIMITS.fields()
+"""Each limit's name and what a keep has by default."""
+BOUNDS: dict[str, tuple[int, int]] = {name: (row.type.low, row.type.high) for name, row in table_of(Limits).items()}  # type: ignore[attr-defined] # every row is a Whole
+"""Each limit's smallest and largest value."""
 
 
 def check_limit(name: str, value: object) -> int:
     """`value` when it is a whole number that `name` may have. Raises KeepfleetError(BAD_REQUEST)."""
-    if name not in BOUNDS:
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot limit {name[:40]!r}: the limits are {', '.join(BOUNDS)}")
-    low, high = BOUNDS[name]
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise KeepfleetError(
-            ErrorKind.BAD_REQUEST,
-            f"cannot limit {name} to {str(value)[:40]}: it must be a whole number in {low} … {high}",
-        )
-    return value
-
-
-def limits_from_wire(value: dict[str, object]) -> Limits:
-    """The limits in a JSON object; what is not named has its default. Raises KeepfleetError(BAD_REQUEST)."""
-    return Limits(**{name: check_limit(name, number) for name, number in value.items()})
+    refuse_unknown({name: value}, list(BOUNDS), "limits")
+    return int(check(table_of(Limits)[name], value, "limits"))
 
 
 def limits_from_text(text: str) -> Limits:
@@ -108,9 +69,6 @@ def limits_from_text(text: str) -> Limits:
     for part in text.split(",") if text else ():
         match = _PAIR.fullmatch(part)
         if match is None or match[1] in values:
-            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {part[:60]!r} as a limit")
-        values[match[1]] = int(match[2])
+            raise invalid("limits", f"{part[:60]!r} is no limit, or is given twice")
+        values[match[1]] = check_limit(match[1], int(match[2]))
     return Limits(**values)
-
-
-DEFAULT_LIMITS = Limits()

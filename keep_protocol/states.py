@@ -41,8 +41,8 @@ class Event(Enum):
     READY = "ready"
     START = "start"
     START_FAILED = "start-failed"
-    DOOR_OPEN = "door-open"
-    DOOR_LOST = "door-lost"
+    ENDPOINT_READY = "endpoint-ready"
+    ENDPOINT_LOST = "endpoint-lost"
     RESUME = "resume"
     RESTORE = "restore"
     RERUN = "rerun"
@@ -71,11 +71,11 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.BOOTING, Event.RESTORE): Phase.ENDED,
     (Phase.BOOTING, Event.RERUN): Phase.RUNNING,
     (Phase.IDLE, Event.START): Phase.OPENING,
-    (Phase.OPENING, Event.DOOR_OPEN): Phase.AWAITING,
+    (Phase.OPENING, Event.ENDPOINT_READY): Phase.AWAITING,
     (Phase.OPENING, Event.START_FAILED): Phase.IDLE,
-    (Phase.AWAITING, Event.DOOR_LOST): Phase.REOPENING,
-    (Phase.REOPENING, Event.DOOR_OPEN): Phase.AWAITING,
-    (Phase.REOPENING, Event.DOOR_LOST): Phase.REOPENING,
+    (Phase.AWAITING, Event.ENDPOINT_LOST): Phase.REOPENING,
+    (Phase.REOPENING, Event.ENDPOINT_READY): Phase.AWAITING,
+    (Phase.REOPENING, Event.ENDPOINT_LOST): Phase.REOPENING,
     (Phase.AWAITING, Event.ACCEPT): Phase.RUNNING,
     (Phase.RUNNING, Event.FINISH): Phase.ENDED,
     (Phase.RUNNING, Event.RESTART): Phase.RESTARTING,

@@ -43,6 +43,8 @@ def server_context(
 ) -> ssl.SSLContext:
     """A server that asks for a client certificate issued by one of the CAs in `client_ca_pem` (PEM text).
 
+    Each of these is trusted by itself, also one below another CA (PARTIAL_CHAIN): so that the clients of one department
+    can be trusted without those of its whole company. A client sends the intermediate certificates between.
     `certificate` and `key` are paths (`key` None: in the certificate's file). With `require_client` false a client
     without a certificate is let in, one with a foreign certificate still is not.
     Raises KeepfleetError(CERTIFICATE) when a file or the PEM cannot be used.
@@ -50,7 +52,7 @@ def server_context(
     context = _base(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0
     context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
         context.load_cert_chain(certificate, key)
         context.load_verify_locations(cadata=client_ca_pem)

@@ -105,7 +105,7 @@ def _settings(data: bytes, path: str) -> dict[str, str]:
     lines = _LINE.findall(text)
     if len(lines) == len(_MENTION.findall(text)):
         return dict(lines)
-    from keepctl.yamltree import parse
+    from strict_yaml.tree import parse
 
     tree, faults = parse(data)
     if faults:

@@ -13,7 +13,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import files
 
 if TYPE_CHECKING:
-    from keepctl.yamltree import Node
+    from strict_yaml.tree import Node
 
 FIELDS = ("manager", "address", "ca", "cert", "key")
 """address: where its keeps are to listen."""
@@ -82,7 +82,7 @@ def load() -> Contexts:
         if isinstance(error.__cause__, FileNotFoundError):
             return Contexts()
         raise
-    from keepctl.yamltree import parse  # here: YAML costs 15 ms, and few have such a file
+    from strict_yaml.tree import parse  # here: YAML costs 15 ms, and few have such a file
 
     tree, faults = parse(data)
     if faults:

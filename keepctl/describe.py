@@ -12,8 +12,8 @@ from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
-from keep_protocol.streams import Happening, KeepEvent
 
 LIMIT = 124
 """As timeout(1) says it."""
@@ -131,9 +131,9 @@ def event_text(event: KeepEvent) -> str:
     """One line: when, what, to which keep, and how it is now or who asked for it."""
     keep = event.keep
     named = f" {keep.name}" if keep.name else ""
-    by = f" (by {event.by})" if event.by and event.happening is not Happening.ENDED else ""
-    now = "" if event.happening is Happening.REMOVED else f" {ending(keep)}"
-    return one_line(f"{moment_text(event.at)} {event.happening.value} {keep.kuuid}{named}{now}{by}")
+    by = f" (by {event.by})" if event.by and event.type is not EventType.ENDED else ""
+    now = "" if event.type is EventType.REMOVED else f" {ending(keep)}"
+    return one_line(f"{moment_text(event.at)} {event.type.value} {keep.kuuid}{named}{now}{by}")
 
 
 def _limits(limits: Limits) -> str:
@@ -176,6 +176,6 @@ def summary(keep: KeepInfo) -> list[str]:
         ("labels", ", ".join(f"{name}={value}" for name, value in keep.labels)),
         ("limits", _limits(keep.limits)),
         ("restarts", str(keep.restarts) if keep.restarts else ""),
-        ("isolation", f"fails: {', '.join(keep.walls)}" if keep.walls else ""),
+        ("isolation", f"fails: {', '.join(keep.isolation_failures)}" if keep.isolation_failures else ""),
     ]
     return [f"{name:<12} {value}" for name, value in facts if value]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from keep_client.text import one_line, printable
-from keep_protocol.streams import JOURNAL_SOURCE, LogLine
+from keep_protocol.sse import JOURNAL_SOURCE, LogLine
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

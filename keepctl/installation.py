@@ -1,45 +1,66 @@
-"""Puts the units where systemd finds them, and takes them away again."""
+"""Puts the units where systemd finds them, makes a version the current one, and takes both away again."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl import files
-from keepctl.rendering import MARK, render
+from keepctl import files, prefix
+from keepctl.prefix import Change, Prefix, check_path
 
 SYSTEM_UNITS = "/etc/systemd/system"
+SYSTEM_PROGRAMS = "/usr/local/bin"
 SYSTEMCTL_SECONDS = 60.0
 """daemon-reload reads every unit again: half a second with 2,000 keeps, on a busy host several."""
+MANAGER = "keep-manager.service"
+KEEPS = "keep@*.service"
+SLICES = ("keep.slice", "keep-g*.slice")
+RUNNING = "active,activating,deactivating,reloading"
+MARK = "# Written by `keepctl install`, which overwrites it: change it with `systemctl edit`, not here.\n"
+"""The first line of every file we write; a file without it was written by another program or a person."""
+PLACEHOLDERS = ("PREFIX", "PYTHON_REAL", "VERSIONS", "OPENSSL")
+_PLACEHOLDER = re.compile(r"@([A-Z][A-Z0-9_]*)@")
+_WANTED_BY = (".wants", ".requires")
+"""The directories in which `systemctl enable` links a unit (man systemctl)."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Which service manager, where its units lie, and whether it is told to read them."""
+    """Which service manager, where its units lie and an operator's programs, and whether it is to read its units."""
 
     variant: str
     directory: str
+    programs: str
     reload: bool = True
 
 
-@dataclass(frozen=True)
-class Change:
-    """What became of one unit file: "written", "unchanged" or "removed"."""
-
-    path: str
-    what: str
-
-
-def target(variant: str, directory: str | None, *, reload: bool) -> Target:
-    """Where `variant`, "system" or "user", looks for units its administrator made, unless `directory` is given."""
+def target(variant: str, directory: str | None, programs: str | None, *, reload: bool) -> Target:
+    """Where `variant`, "system" or "user", looks for units its administrator made and for programs, unless given."""
     if directory is None:
         home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
         directory = SYSTEM_UNITS if variant == "system" else os.path.join(home, "systemd", "user")
-    return Target(variant, os.path.abspath(directory), reload)
+    if programs is None:
+        programs = SYSTEM_PROGRAMS if variant == "system" else os.path.expanduser("~/.local/bin")
+    return Target(variant, os.path.abspath(directory), os.path.abspath(programs), reload)
+
+
+def render(name: str, template: str, values: dict[str, str]) -> str:
+    """The unit file `name`. Raises KeepfleetError(CONFIGURATION) for a placeholder that is not known."""
+
+    def value_of(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise KeepfleetError(
+                ErrorKind.CONFIGURATION,
+                f"cannot write {name}: {match[0]} is no placeholder; known are {', '.join(sorted(values))}",
+            )
+        return check_path(values[match[1]], f"@{match[1]}@")
+
+    return MARK + _PLACEHOLDER.sub(value_of, template)
 
 
 def templates(variant: str, root: Traversable | None = None) -> dict[str, str]:
@@ -61,64 +82,68 @@ def templates(variant: str, root: Traversable | None = None) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _existing(path: str) -> str | None:
-    try:
-        text = files.read(path).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return None
-    if not text.startswith(MARK):
-        raise KeepfleetError(
-            ErrorKind.CONFLICT, f"cannot replace {path}: `keepctl install` did not write it; move it away first"
-        )
-    return text
+def install(where: Target, version: Prefix, values: dict[str, str], root: Traversable | None = None) -> list[Change]:
+    """Makes `version` the current one: its units, the link `current`, the programs; then removes unused versions.
 
-
-def install(where: Target, values: dict[str, str], root: Traversable | None = None) -> list[Change]:
-    """Writes every unit that is not there as it should be, each file atomically, and reloads systemd.
-
-    Everything is rendered and checked before the first file changes. Raises KeepfleetError.
+    Everything is rendered and checked before the first file changes, and each file changes atomically. Without
+    `where.reload` systemd is not asked what it runs, so that no version is removed. Raises KeepfleetError.
     """
     changes = []
-    with files.explained(f"install units in {where.directory}"):
+    with prefix.locked(version), files.explained(f"install units in {where.directory}"):
         wanted = {
             os.path.join(where.directory, n): render(n, t, values) for n, t in templates(where.variant, root).items()
         }
         found = {path: _existing(path) for path in wanted}
+        if version.is_managed:
+            prefix.check_programs(version, where.programs)
         for path, text in wanted.items():
             if found[path] != text:
                 files.make_directories(os.path.dirname(path), files.PUBLIC_DIRECTORY)
                 files.replace(path, text.encode("utf-8"), files.PUBLIC_FILE)
-            changes.append(Change(path, "unchanged" if found[path] == text else "written"))
-    if where.reload:
-        systemctl(where.variant, "daemon-reload")
+            changes.append(Change("unit", path, "unchanged" if found[path] == text else "written"))
+        if version.is_managed:
+            changes += prefix.make_current(version, where.programs)
+        if where.reload:
+            systemctl(where.variant, "daemon-reload")
+        if where.reload and version.is_managed:
+            environments = systemctl(where.variant, "show", "--property=Environment", KEEPS)
+            changes += prefix.remove_unused(version, environments)
     return changes
 
 
-def uninstall(where: Target, root: Traversable | None = None) -> list[Change]:
-    """Removes the units we wrote and reloads systemd. Raises KeepfleetError(CONFLICT) while anything of ours runs."""
-    if where.reload:
-        running = systemctl(
-            where.variant, "list-units", "--plain", "--no-legend", "--state=active,activating,deactivating,reloading",
-            "keep@*.service", "keep-manager.service",
-        ).split("\n")  # fmt: skip
-        units = [line.split()[0] for line in running if line.strip()]
-        if units:
-            raise KeepfleetError(
-                ErrorKind.CONFLICT,
-                f"cannot uninstall while {len(units)} of our units run; remove the keeps, then stop the manager",
-                tuple(units[:10]),
-            )
+def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -> list[Change]:
+    """Removes what `install` made, all versions among it. Raises KeepfleetError(CONFLICT) while anything of ours runs.
+
+    What systemd still knows of keeps that failed and of their slices goes with it.
+    """
+    _refuse_while_running(where, version)
     changes = []
-    with files.explained(f"remove units from {where.directory}"):
-        paths = [os.path.join(where.directory, name) for name in templates(where.variant, root)]
-        for path in [path for path in paths if _existing(path) is not None]:
-            os.unlink(path)
-            changes.append(Change(path, "removed"))
-            if os.path.dirname(path) != where.directory and not os.listdir(os.path.dirname(path)):
-                os.rmdir(os.path.dirname(path))
-    if where.reload:
-        systemctl(where.variant, "daemon-reload")
+    with prefix.locked(version), files.explained(f"remove units from {where.directory}"):
+        if where.reload:
+            for verb, names in (("reset-failed", units(where.variant, "failed", KEEPS, MANAGER)),
+                                ("stop", units(where.variant, "active", *SLICES))):  # fmt: skip
+                if names:
+                    systemctl(where.variant, verb, *names)
+        for path in [os.path.join(where.directory, name) for name in templates(where.variant, root)]:
+            if _existing(path) is not None:
+                changes += _remove_unit(where.directory, path)
+        if where.reload:
+            systemctl(where.variant, "daemon-reload")
+        if version.is_managed:
+            changes += prefix.remove_programs(version, where.programs)
+            changes += prefix.remove_all(version)
     return changes
+
+
+def is_manager_running(where: Target) -> bool:
+    """Whether the manager is, so that an upgrade takes a restart. Raises KeepfleetError(SYSTEMD)."""
+    return bool(units(where.variant, RUNNING, MANAGER))
+
+
+def units(variant: str, states: str, *patterns: str) -> list[str]:
+    """The loaded units with such names in one of these states. Raises KeepfleetError(SYSTEMD)."""
+    listed = systemctl(variant, "list-units", "--plain", "--no-legend", "--full", f"--state={states}", *patterns)
+    return [line.split()[0] for line in listed.splitlines() if line.strip()]
 
 
 def systemctl(variant: str, *arguments: str) -> str:
@@ -135,3 +160,51 @@ def systemctl(variant: str, *arguments: str) -> str:
             tuple(done.stderr.strip().splitlines()[-5:]),
         )
     return done.stdout
+
+
+def _refuse_while_running(where: Target, version: Prefix) -> None:
+    """Raises KeepfleetError(CONFLICT) with what runs, and how to end it."""
+    running = units(where.variant, RUNNING, KEEPS, MANAGER) if where.reload else []
+    if running:
+        user = " --user" if where.variant == "user" else ""
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot uninstall while {len(running)} of our units run; this ends all keeps and the manager: "
+            f"systemctl{user} stop '{KEEPS}' {MANAGER}",
+            tuple(running[:10]),
+        )
+    elsewhere = prefix.versions_in_use(version, "lib/") if version.is_managed else {}
+    if elsewhere:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot uninstall while a user's own keeps run from {version.versions}",
+            tuple(f"process {pid}" for pid in sorted(elsewhere.values())),
+        )
+
+
+def _existing(path: str) -> str | None:
+    try:
+        text = files.read(path).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    if not text.startswith(MARK):
+        raise KeepfleetError(
+            ErrorKind.CONFLICT, f"cannot replace {path}: `keepctl install` did not write it; move it away first"
+        )
+    return text
+
+
+def _remove_unit(directory: str, path: str) -> list[Change]:
+    """Removes a unit file with the links by which `systemctl enable` has it started, and what is empty then."""
+    links = [
+        os.path.join(directory, name, os.path.basename(path))
+        for name in sorted(os.listdir(directory))
+        if name.endswith(_WANTED_BY)
+    ]
+    changes = []
+    for each in [*(link for link in links if os.path.islink(link)), path]:
+        os.unlink(each)
+        changes.append(Change("unit", each, "removed"))
+        if os.path.dirname(each) != directory and not os.listdir(os.path.dirname(each)):
+            os.rmdir(os.path.dirname(each))
+    return changes

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.labels import check_labels, check_name
 from keep_protocol.limits import BOUNDS, Limits, check_limit
-from keep_protocol.workload import Directory, RestartPolicy, Workload
+from keep_protocol.spec import RestartPolicy, check_labels, check_name
+from keep_protocol.workload import Directory, Workload
 
 NO_RESTART = RestartPolicy.NO.value
 SIZE = re.compile(r"([0-9]{1,12})(?:([KMG])(?:i?B)?|B)?", re.ASCII | re.IGNORECASE)

@@ -21,7 +21,7 @@ from keep_client.peer import ConnectionFailed
 from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.streams import LogLine
+from keep_protocol.sse import LogLine
 from keepctl.display import UploadBar, output_reader, say
 from keepctl.job import Job
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +15,17 @@ OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
 LIGHT_PROTOCOL = {
     f"keep_protocol.{name}"
     for name in (
-        "record",
+        "fields",
+        "kinds",
+        "spec",
+        "outcome",
+        "reports",
         "constants",
         "states",
         "errors",
         "strict_json",
         "control",
         "keep",
-        "labels",
         "limits",
         "workload",
         "sdnotify",
@@ -33,14 +37,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_loader": {"keep_loader", *LIGHT_PROTOCOL},
     "app_loader": {"app_loader", "keep_protocol"},
     "keep_client": {"keep_client", "keep_protocol"},
-    "keepctl": {"keepctl", "keep_client", "keep_protocol", "units"},
+    "strict_yaml": {"strict_yaml", "keep_protocol"},
+    "keepctl": {"keepctl", "keep_client", "keep_protocol", "strict_yaml", "units"},
     "testers": {"testers", "keep_client", "keep_protocol"},
     "units": set(),
     "benchmarks": {"benchmarks", "keep_client", "keep_protocol"},
-    "keep_manager": {"keep_manager", "keep_protocol"},
-    "keep_manager.http": {"keep_manager.http", "keep_manager.keeps", "keep_manager.model", "keep_protocol"},
-    "keep_manager.keeps": {"keep_manager.keeps", "keep_manager.model", "keep_manager.failpoints", "keep_protocol"},
+    "tools": set(),
+    "tools.sandbox": {"tools.sandbox"},
+    "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},
+    "keep_manager": {"keep_manager", "keep_protocol", "strict_yaml"},
+    "keep_manager.http": {
+        "keep_manager.http",
+        "keep_manager.authorize",
+        "keep_manager.keeps",
+        "keep_manager.model",
+        "keep_protocol",
+    },
+    "keep_manager.keeps": {
+        "keep_manager.keeps",
+        "keep_manager.callers",
+        "keep_manager.model",
+        "keep_manager.failpoints",
+        "keep_protocol",
+    },
     "keep_manager.systemd": {"keep_manager.systemd", "keep_manager.model", "keep_manager.failpoints", "keep_protocol"},
+    "keep_manager.authorize": {"keep_manager.authorize", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
+    "keep_manager.callers": {"keep_protocol"},
     "keep_manager.grants": {"keep_manager.grants", "keep_manager.model", "keep_protocol"},
     "keep_manager.pki": {"keep_manager.pki", "keep_manager.model", "keep_protocol"},
     "keep_manager.loader_client": {"keep_manager.loader_client", "keep_manager.model", "keep_protocol"},
@@ -55,14 +77,14 @@ ONLY_IN: dict[str, set[str]] = {
             for name in ("belongings", "checker", "component", "engine", "entry", "guest", "runner")
         ),
     },
-    "cryptography": {"keep_manager.pki", "keepctl"},
+    "cryptography": {"keepctl"},
     "aiohttp": {"keep_manager"},
     "h11": {"app_loader"},
     "click": {"keepctl", "testers"},
-    "yaml": {"keep_manager", "keepctl"},
+    "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},
 }
-STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_loader", "keep_client", "units")
+STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_loader", "keep_client", "units", "tools")
 
 
 def sources() -> list[Path]:
@@ -125,6 +147,11 @@ def test_every_package_is_drawn_in_the_map() -> None:
 @pytest.mark.parametrize("package", sorted(OURS))
 def test_importing_a_package_by_name_brings_in_nothing(package: str) -> None:
     assert not list(imports_of(ROOT / package / "__init__.py"))
+
+
+def test_the_wheel_holds_every_package_but_what_only_a_checkout_uses() -> None:
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
+    assert OURS - set(hatch["build"]["targets"]["wheel"]["packages"]) == {"tools", "benchmarks"}
 
 
 def test_each_test_file_outside_a_package_has_a_name_of_its_own() -> None:

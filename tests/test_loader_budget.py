@@ -33,7 +33,7 @@ OURS = {
             "saved",
             "settings",
             "status",
-            "walls",
+            "isolation",
         )
     ),
     "keep_protocol",

@@ -11,7 +11,7 @@ from aiohttp import web
 from keep_manager.http.errors import STATUS_OF
 from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, Schema, schemas
-from keep_protocol import streams
+from keep_protocol import sse
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.states import State
@@ -76,7 +76,7 @@ class Operation:
 
 
 _RESUME = Parameter(
-    "Last-Event-ID", "header", {"type": "string", "maxLength": streams.MAX_ID}, "the id of the last event received"
+    "Last-Event-ID", "header", {"type": "string", "maxLength": sse.MAX_ID}, "the id of the last event received"
 )
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", V1_KEEPS_PATH): Operation(
@@ -138,7 +138,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", f"{KEEP_PATH}/logs"): Operation(
         "keepLogs",
         "A keep's lines as server-sent events: `line`, and with follow a last `end`",
-        answer=streams.CONTENT_TYPE,
+        answer=sse.CONTENT_TYPE,
         parameters=(
             Parameter("follow", "query", {"type": "boolean"}, "go on until the keep has ended"),
             Parameter("lines", "query", {"type": "integer", "minimum": 1, "maximum": 100_000}, "the last lines alone"),
@@ -148,7 +148,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", V1_EVENTS_PATH): Operation(
         "keepEvents",
         "What happened to keeps, or with follow what happens from the answer's begin on, as server-sent events: `keep`",
-        answer=streams.CONTENT_TYPE,
+        answer=sse.CONTENT_TYPE,
         parameters=(
             Parameter("keep", "query", KUUID, "of this keep alone"),
             Parameter("follow", "query", {"type": "boolean"}, "go on for ever"),
@@ -219,7 +219,7 @@ def _answer(operation: Operation) -> dict[str, object]:
     if not operation.answer:
         return {"description": "done"}
     if "/" in operation.answer:
-        shape: Schema = EVENT if operation.answer == streams.CONTENT_TYPE else {"type": "object"}
+        shape: Schema = EVENT if operation.answer == sse.CONTENT_TYPE else {"type": "object"}
         return {"description": operation.summary, "content": {operation.answer: {"schema": shape}}}
     schema = {"$ref": f"#/components/schemas/{operation.answer}"}
     answer: dict[str, object] = {"description": operation.summary, "content": {"application/json": {"schema": schema}}}

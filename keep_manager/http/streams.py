@@ -1,5 +1,5 @@
 """Server-sent events: a keep's lines, and what happens to keeps, as answers that go on. The shapes are
-keep_protocol.streams'."""
+keep_protocol.sse'."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from keep_manager.http.connection import SEND_SECONDS
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import CERTIFICATES, RULES, peer_of
 from keep_manager.keeps.logs import Events, Journal, end_task, followed
-from keep_protocol import streams
+from keep_protocol import sse
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.streams import KeepEvent, LogLine
+from keep_protocol.sse import KeepEvent, LogLine
 
 LOG = logging.getLogger("keepfleet.http")
 MAX_LINES = 100_000
@@ -36,7 +36,7 @@ Told = LogLine | KeepEvent | KeepInfo
 
 
 async def keep_logs(request: web.Request) -> web.StreamResponse:
-    """GET /v1/keeps/ID/logs; see keep_protocol.streams."""
+    """GET /v1/keeps/ID/logs; see keep_protocol.sse."""
     kuuid = parse_kuuid(request.match_info["kuuid"])
     last, follow = _query(request)
     after = request.headers.get(RESUME_HEADER, "")
@@ -48,7 +48,7 @@ async def keep_logs(request: web.Request) -> web.StreamResponse:
 
 
 async def keep_events(request: web.Request) -> web.StreamResponse:
-    """GET /v1/events; see keep_protocol.streams. The answer begins when nothing more can be missed."""
+    """GET /v1/events; see keep_protocol.sse. The answer begins when nothing more can be missed."""
     last, follow = _query(request, "keep")
     kuuid = parse_kuuid(request.query["keep"]) if "keep" in request.query else None
     after = request.headers.get(RESUME_HEADER, "")
@@ -89,7 +89,7 @@ async def _answer(request: web.Request, told: AsyncGenerator[Told, None]) -> web
     A refusal before the first thing told is an answer like any other; one after it can only end the stream: the client
     resumes, and is answered.
     """
-    response = web.StreamResponse(headers={"Content-Type": streams.CONTENT_TYPE})
+    response = web.StreamResponse(headers={"Content-Type": sse.CONTENT_TYPE})
     _enlist(request.app)
     async with aclosing(told), aclosing(_alive(told)) as chunks:
         try:
@@ -144,7 +144,7 @@ async def _alive(told: AsyncGenerator[Told, None]) -> AsyncGenerator[bytes, None
         while True:
             coming = coming or asyncio.create_task(_next(told))
             await asyncio.wait({coming}, timeout=pause)
-            pause = streams.ALIVE_SECONDS
+            pause = sse.ALIVE_SECONDS
             if not coming.done():
                 yield _ALIVE
                 continue
@@ -162,9 +162,9 @@ async def _next(told: AsyncGenerator[Told, None]) -> Told | None:
 
 def _encoded(item: Told) -> bytes:
     if isinstance(item, KeepInfo):
-        return streams.encode(streams.END, item.to_wire())
-    name = streams.KEEP if isinstance(item, KeepEvent) else streams.LINE
-    return streams.encode(name, item.to_wire(), item.cursor)
+        return sse.encode(sse.END, item.to_wire())
+    name = sse.KEEP if isinstance(item, KeepEvent) else sse.LINE
+    return sse.encode(name, item.to_wire(), item.cursor)
 
 
 async def end_streams(app: web.Application) -> None:

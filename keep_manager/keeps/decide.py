@@ -25,7 +25,7 @@ def answers(unit: UnitState) -> bool:
 
 def shown(info: KeepInfo) -> KeepInfo:
     """A loader's answer as clients see it: the unit is the manager's word, not the loader's."""
-    return KeepInfo(**{**info.fields(), "unit": unit_name(info.kuuid)})  # type: ignore[arg-type] # its own fields
+    return KeepInfo(**{**info.fields(), "unit": unit_name(info.kuuid)})
 
 
 def between_loaders(unit: UnitState, error: KeepfleetError | None) -> bool:
@@ -51,10 +51,10 @@ def silent(unit: UnitState, reason: str, error: KeepfleetError | None) -> KeepIn
     return KeepInfo(unit.kuuid, State.ERROR, f"{error.message}; {where}", unit=unit_name(unit.kuuid))
 
 
-def candidate_ports(address: str, port: int, first: int, last: int) -> Iterator[int]:
-    """The ports to try in order: where none was asked for (0), all in first … last; on 127.0.0.1 the one asked for,
+def candidate_ports(address: str, port: int | None, first: int, last: int) -> Iterator[int]:
+    """The ports to try in order: where none was asked for, all in first … last; on 127.0.0.1 the one asked for,
     every one after it in first … last, and then from first on; elsewhere exactly the one asked for."""
-    if not port:
+    if port is None:
         yield from range(first, last + 1)
         return
     yield port
@@ -70,11 +70,11 @@ def check_kuuid_free(kuuid: int, taken: set[int]) -> bool:
 
 def refuse_start(info: KeepInfo) -> None:
     """Raises KeepfleetError unless a keep that answered `info` may be started now."""
-    if info.walls:
+    if info.isolation_failures:
         raise KeepfleetError(
-            ErrorKind.WALL_MISSING,
-            f"cannot start keep {info.kuuid}: a wall around it is missing; its workload would not be contained",
-            info.walls,
+            ErrorKind.ISOLATION_FAILURE,
+            f"cannot start keep {info.kuuid}: its isolation check failed; its workload would not be contained",
+            info.isolation_failures,
         )
     if info.state is not State.LISTENING:
         raise KeepfleetError(

@@ -12,7 +12,7 @@ from keep_protocol.constants import CONTROL_REPLY_SECONDS
 from keep_protocol.control import Command
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
-from keep_protocol.streams import KeepEvent
+from keep_protocol.sse import KeepEvent
 
 
 class Units(Protocol):

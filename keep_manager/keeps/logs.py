@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.sse import KeepEvent, LogLine
 from keep_protocol.states import State
-from keep_protocol.streams import KeepEvent, LogLine
 
 WAIT_SECONDS = 60.0
 AGAIN_SECONDS = 0.25

@@ -23,8 +23,8 @@ from keep_protocol.constants import unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
-from keep_protocol.streams import Happening, KeepEvent
 
 LOG = logging.getLogger("keepfleet.watch")
 WAIT_SECONDS = 3600.0
@@ -39,7 +39,7 @@ SETTLED_SECONDS = 5.0
 """How long a client waits at most for the count of dropped lines."""
 TOLD_SECONDS = 2.0
 """How long a client waits at most until a removal is told: milliseconds, unless the journal takes nothing."""
-_ENDS = (Happening.ENDED, Happening.FAILED)
+_ENDS = (EventType.ENDED, EventType.FAILED)
 
 
 class _Watched:
@@ -92,11 +92,11 @@ class Watch:
         for kuuid, keep in found.items():
             self._begin(keep, told.get(kuuid))
         for kuuid, last in told.items():
-            if kuuid not in found and kuuid not in self._watched and last.happening is not Happening.REMOVED:
+            if kuuid not in found and kuuid not in self._watched and last.type is not EventType.REMOVED:
                 gone = KeepInfo(
                     kuuid, State.UNDEFINED, "it was removed while there was no manager", unit=unit_name(kuuid)
                 )
-                await self._tell(KeepEvent(time.time(), Happening.REMOVED, gone))
+                await self._tell(KeepEvent(time.time(), EventType.REMOVED, gone))
 
     async def close(self) -> None:
         """Ends the watch; what happens from now on is told by the next one."""
@@ -141,7 +141,7 @@ class Watch:
                 async for stand in stands:
                     info = stand
                     await self._stand(info, watched)
-            await self._tell(KeepEvent(time.time(), Happening.REMOVED, info, watched.remover or ""))
+            await self._tell(KeepEvent(time.time(), EventType.REMOVED, info, watched.remover or ""))
         finally:
             watched.settled.set()
             watched.gone.set()
@@ -154,7 +154,7 @@ class Watch:
             info = await self._counter.settled(info)
         for event in happenings(watched.told, info, time.time()):
             await self._tell(event)
-            watched.told = Told(event.happening, info.restarts)
+            watched.told = Told(event.type, info.restarts)
         if ended:
             watched.settled.set()
 
@@ -207,4 +207,4 @@ async def _happened(event: asyncio.Event, seconds: float) -> None:
 def _known(before: KeepInfo, found: KeepInfo) -> KeepInfo:
     """The keep as systemd shows it now, with what its loader had said of it."""
     now = {"state": found.state, "detail": found.detail, "phase": found.phase}
-    return KeepInfo(**{**before.fields(), **now})  # type: ignore[arg-type] # its own fields
+    return KeepInfo(**{**before.fields(), **now})

@@ -18,7 +18,7 @@ from keep_manager.systemd.lines import DROPPED, Journal, check_cursor
 from keep_protocol import strict_json
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.streams import Happening, KeepEvent, event_from_wire
+from keep_protocol.sse import EventType, KeepEvent, event_from_wire
 
 SOCKET = "/run/systemd/journal/socket"
 """Where journald takes entries with fields of the sender's own (systemd's "Native Journal Protocol")."""
@@ -31,9 +31,9 @@ WRITE_SECONDS = 5.0
 """journald takes an entry at once unless its queue is full; one that is restarted is back in a fraction of this."""
 MAX_TOLD = 20_000
 """Events looked through at a start, from the newest back: a second's work, and hours of a busy host."""
-PRIORITIES = {Happening.FAILED: 4}
+PRIORITIES = {EventType.FAILED: 4}
 """As syslog counts; everything else is 6, informational."""
-_HAPPENINGS = {happening.value: happening for happening in Happening}
+_HAPPENINGS = {type_.value: type_ for type_ in EventType}
 
 
 def entry(fields: Mapping[str, str]) -> bytes:
@@ -54,11 +54,11 @@ def fields_of(event: KeepEvent, text: str, instance: str) -> dict[str, str]:
     return {
         "MESSAGE": text,
         "MESSAGE_ID": MESSAGE_ID,
-        "PRIORITY": str(PRIORITIES.get(event.happening, 6)),
+        "PRIORITY": str(PRIORITIES.get(event.type, 6)),
         "SYSLOG_IDENTIFIER": "keep-manager",
         about: unit_name(event.keep.kuuid),
         KEEP: str(event.keep.kuuid),
-        "KEEP_EVENT": event.happening.value,
+        "KEEP_EVENT": event.type.value,
         "KEEP_RESTARTS": str(event.keep.restarts),
         "KEEP_RECORD": strict_json.dumps(event.to_wire()).decode("ascii"),
     }

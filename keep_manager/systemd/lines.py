@@ -14,7 +14,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontex
 
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.streams import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, LogLine
+from keep_protocol.sse import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, LogLine
 
 MAX_FOLLOWED = 64
 """Clients that read at once. Each has a journalctl of its own, with about 10 MB; one that follows a keep has a second

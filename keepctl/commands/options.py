@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import click
 
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.workload import RestartPolicy
+from keep_protocol.spec import RestartPolicy
 from keepctl.commands.shared import FILE
 from keepctl.job import Grant, Job, parse_directory, parse_limit, parse_pair
 

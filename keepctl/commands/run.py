@@ -13,7 +13,7 @@ from keep_client.peer import ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.streams import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
+from keep_protocol.sse import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
 from keepctl.commands.access import Access, connected, output_option
 from keepctl.commands.options import JobOptions, creation_options, endpoint_options, guest_options
 from keepctl.commands.shared import FILE, show_error

@@ -1,4 +1,4 @@
-"""`keepctl install` and `keepctl uninstall`: the units."""
+"""`keepctl install` and `keepctl uninstall`: units, versions, and programs on PATH."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import click
 
-from keepctl import installation, prefix
+from keepctl import installation
 from keepctl.commands.access import output_option
 from keepctl.display import json_text
-from keepctl.installation import Change, Target
+from keepctl.installation import Target
+from keepctl.prefix import Change, find_prefix, values_for
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -22,22 +23,27 @@ def _where(command: _Command) -> _Command:
         click.option("--system", "variant", flag_value="system", help="For the host's systemd (the default for root)."),
         click.option("--user", "variant", flag_value="user", help="For your own service manager (else the default)."),
         click.option("--unit-directory", metavar="DIR", help="Instead of where that service manager looks first."),
-        click.option("--no-reload", is_flag=True, help="Do not tell systemd."),
+        click.option("--program-directory", metavar="DIR", help="Instead of /usr/local/bin or ~/.local/bin."),
+        click.option("--no-reload", is_flag=True, help="Ask systemd nothing, and do not have it read its units again."),
+        click.option("--prefix", "root", default=sys.prefix, metavar="P", help="The version's virtual environment."),
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def _target(variant: str | None, unit_directory: str | None, no_reload: bool) -> Target:
+def _target(variant: str | None, unit_directory: str | None, program_directory: str | None, no_reload: bool) -> Target:
     chosen = variant or ("system" if os.geteuid() == 0 else "user")
-    return installation.target(chosen, unit_directory, reload=not no_reload)
+    return installation.target(chosen, unit_directory, program_directory, reload=not no_reload)
 
 
-def _tell(changes: list[Change], where: Target, output: str) -> None:
+def _show(changes: list[Change], where: Target, output: str) -> None:
     if output == "json":
-        units = [{"file": change.path, "change": change.what} for change in changes]
-        click.echo(json_text({"instance": where.variant, "units": units, "reloaded": where.reload}))
+        named = {
+            f"{kind}s": [{"file": change.path, "change": change.what} for change in changes if change.kind == kind]
+            for kind in ("unit", "version", "program")
+        }
+        click.echo(json_text({"instance": where.variant, **named, "reloaded": where.reload}))
         return
     for change in changes:
         click.echo(f"{change.what:<9} {change.path}")
@@ -47,33 +53,61 @@ def _tell(changes: list[Change], where: Target, output: str) -> None:
         click.echo("systemd has read its units again")
 
 
-@click.command("install", short_help="Writes the units of systemd.")
+@click.command("install", short_help="Makes this version the installed one.")
 @_where
-@click.option("--prefix", "root", default=sys.prefix, metavar="P", help="The virtual environment keepfleet lives in.")
 @output_option
-def install(variant: str | None, unit_directory: str | None, no_reload: bool, root: str, output: str) -> None:
-    """Writes the units, filled in for this prefix and interpreter; may be repeated.
+def install(
+    variant: str | None,
+    unit_directory: str | None,
+    program_directory: str | None,
+    no_reload: bool,
+    root: str,
+    output: str,
+) -> None:
+    """Writes the units for this version, makes it the current one, and links its programs into PATH; may be repeated.
 
-    The system's keeps are users of their own, so the prefix must be readable by any user: not below /root or /home.
+    Keeps go on with the version they were made with; versions that nothing uses any more are removed. The system's
+    keeps are users of their own, so the version must be readable by any user: not below /root or /home.
 
     \b
-    keepctl install && keepctl init && systemctl enable --now keep-manager
+    /opt/keepfleet/versions/0.1.0/bin/keepctl install
     """
-    where = _target(variant, unit_directory, no_reload)
-    _tell(installation.install(where, prefix.values_for(root, where.variant)), where, output)
-    if where.reload and output == "text":
-        user = " --user" if where.variant == "user" else ""
+    where = _target(variant, unit_directory, program_directory, no_reload)
+    found = find_prefix(root)
+    changes = installation.install(where, found, values_for(found, where.variant))
+    _show(changes, where, output)
+    if output == "text":
+        _say_next(where, any(change.what != "unchanged" for change in changes), found.is_managed)
+
+
+def _say_next(where: Target, changed: bool, linked: bool) -> None:
+    """What an operator does now."""
+    if linked and where.programs not in os.environ.get("PATH", "").split(os.pathsep):
+        click.echo(f"Not on your PATH: {where.programs}; log in again, or: PATH={where.programs}:$PATH")
+    user = " --user" if where.variant == "user" else ""
+    if where.reload and not installation.is_manager_running(where):
         click.echo(f"Next: keepctl init, then systemctl{user} enable --now keep-manager")
+    elif where.reload and changed:
+        click.echo(f"Next: systemctl{user} restart keep-manager; keeps go on with the version they were made with")
 
 
-@click.command("uninstall", short_help="Removes the units again.")
+@click.command("uninstall", short_help="Removes units, programs and versions again.")
 @_where
 @output_option
-def uninstall(variant: str | None, unit_directory: str | None, no_reload: bool, output: str) -> None:
-    """Removes the units again; certificates and configuration stay. Refuses while keeps or the manager run.
+def uninstall(
+    variant: str | None,
+    unit_directory: str | None,
+    program_directory: str | None,
+    no_reload: bool,
+    root: str,
+    output: str,
+) -> None:
+    """Removes what install made: units, programs and all versions. Certificates and configuration stay.
+
+    Refuses while keeps or the manager run.
 
     \b
     systemctl stop keep-manager && keepctl uninstall
     """
-    where = _target(variant, unit_directory, no_reload)
-    _tell(installation.uninstall(where), where, output)
+    where = _target(variant, unit_directory, program_directory, no_reload)
+    _show(installation.uninstall(where, find_prefix(root)), where, output)

@@ -8,7 +8,7 @@ import click
 
 from keep_client.manager import ManagerClient
 from keep_client.text import one_line
-from keep_protocol.streams import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, Happening, LogLine
+from keep_protocol.sse import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, EventType, LogLine
 from keepctl.commands.access import Access, Reference, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.run import refuse_raw_terminal
 from keepctl.commands.shared import exiting_as_the_workload
@@ -128,5 +128,5 @@ def events(keep: str | None, output: str, last: int | None, no_follow: bool, acc
                 click.echo(json_line(event.to_wire()))
             else:
                 click.echo(event_text(event))
-            if kuuid is not None and event.happening is Happening.REMOVED:
+            if kuuid is not None and event.type is EventType.REMOVED:
                 return

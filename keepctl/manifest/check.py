@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
-from keepctl.yamltree import Fault, Node
+from strict_yaml.tree import Fault, Node
 
 _SHOWN = 40
 _TYPES: Mapping[str, tuple[str, Callable[[object], bool]]] = {

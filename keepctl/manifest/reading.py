@@ -10,7 +10,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl.job import NO_RESTART, Grant, Job, parse_limit
 from keepctl.manifest.check import faults_of
 from keepctl.manifest.schema import SCHEMA, WORDS
-from keepctl.yamltree import MAX_BYTES, Fault, Node, parse
+from strict_yaml.tree import MAX_BYTES, Fault, Node, parse
 
 
 def parse_job(data: bytes, directory: str = "") -> tuple[Job | None, list[Fault]]:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from keep_protocol.labels import MAX_LABEL_VALUE, MAX_LABELS
 from keep_protocol.limits import BOUNDS, DEFAULTS
-from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS, RestartPolicy
+from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, RestartPolicy
+from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS
 from keepctl.job import CPUS, DURATION
 
 Schema = dict[str, object]

@@ -11,9 +11,9 @@ import pytest
 
 from keep_manager.keeps.interfaces import Units
 from keep_manager.systemd.units import SystemdUnits
-from testers.sandbox.sandbox import Sandbox
 from tests.fakes.fake_units import FakeUnits
 from tests.fakes.systemd_house import SystemdHouse
+from tools.sandbox.sandbox import Sandbox
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from keep_manager.systemd.lines import Journal
 from keep_manager.systemd.units import SystemdUnits
-from keep_protocol.streams import LogLine
+from keep_protocol.sse import LogLine
 from tests.fakes.systemd_house import WORDS, SystemdHouse
 
 ENOUGH = 20.0

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from keep_manager.systemd.lines import check_cursor
-from keep_protocol.streams import LogLine
+from keep_protocol.sse import LogLine
 
 
 def cursor(number: int) -> str:

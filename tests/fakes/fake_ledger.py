@@ -10,7 +10,7 @@ from keep_manager.model import Told
 from keep_manager.systemd.lines import check_cursor
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.streams import Happening, KeepEvent
+from keep_protocol.sse import EventType, KeepEvent
 from tests.fakes.fake_journal import cursor
 
 DEADLINE = 20.0
@@ -72,16 +72,16 @@ class FakeLedger:
         self._reach()
         async with self._changed:
             mark = cursor(len(self.written) + 1)
-            self.written.append(KeepEvent(event.at, event.happening, event.keep, event.by, mark))
+            self.written.append(KeepEvent(event.at, event.type, event.keep, event.by, mark))
             self.lines.append(text)
             self._changed.notify_all()
 
-    async def until(self, happening: Happening, kuuid: int | None = None) -> KeepEvent:
+    async def until(self, happening: EventType, kuuid: int | None = None) -> KeepEvent:
         """The first such event, of the keep where one is named, once it is written."""
 
         def found() -> KeepEvent | None:
             mine = (event for event in self.written if kuuid in (None, event.keep.kuuid))
-            return next((event for event in mine if event.happening is happening), None)
+            return next((event for event in mine if event.type is happening), None)
 
         async with asyncio.timeout(DEADLINE), self._changed:
             await self._changed.wait_for(found)
@@ -94,7 +94,7 @@ class FakeLedger:
         self._reach()
         return {
             **self.before,
-            **{event.keep.kuuid: Told(event.happening, event.keep.restarts) for event in self.written},
+            **{event.keep.kuuid: Told(event.type, event.keep.restarts) for event in self.written},
         }
 
     async def taken(self, kuuid: int, since: float, at_most: int) -> int:

@@ -39,7 +39,7 @@ class FakeLoader:
         self.lies = False
         self.refuse: KeepfleetError | None = None
         self.hold: asyncio.Event | None = None
-        self.walls: tuple[str, ...] = ()
+        self.isolation_failures: tuple[str, ...] = ()
         self.received: list[int] = []
         self.workload: Workload | None = None
         self.granted: list[int] = []
@@ -106,7 +106,7 @@ class FakeLoader:
             self._address if listening else "",
             self._port if listening else 0,
             FINGERPRINT if listening else "",
-            walls=self.walls,
+            isolation_failures=self.isolation_failures,
             outcome=self._outcome,
             name=self.name,
             labels=self.labels,
@@ -199,7 +199,7 @@ class FakeLoader:
                 os.close(descriptors.pop())
             await self.move(Event.START_FAILED)
             raise error
-        await self.move(Event.DOOR_OPEN)
+        await self.move(Event.ENDPOINT_READY)
 
 
 async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:

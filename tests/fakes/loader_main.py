@@ -1,8 +1,8 @@
-"""The real loader, started without systemd: its walls are told and not probed, its app-loader is a fake.
+"""The real loader, started without systemd: its isolation failures are given, its app-loader is a fake.
 
-Arguments: the keep's ID, then the app-loader's command. FAKE_WALLS holds missing walls, one a line. FAKE_STORED
-holds `name=number` pairs: what systemd would hand back from its descriptor store, at 3 and up. FAKE_CONSTANTS holds
-`module:NAME=number` pairs: deadlines that a test cannot wait for.
+Arguments: the keep's ID, then the app-loader's command. FAKE_ISOLATION_FAILURES holds one failure a line.
+FAKE_STORED holds `name=number` pairs: what systemd would hand back from its descriptor store, at 3 and up.
+FAKE_CONSTANTS holds `module:NAME=number` pairs: deadlines that a test cannot wait for.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def shorten_deadlines() -> None:
 def main() -> int:
     """Runs the loader until SIGTERM, or until its workload is to be run again; returns the exit status."""
     shorten_deadlines()
-    walls = tuple(os.environ.pop("FAKE_WALLS", "").splitlines())
+    failures = tuple(os.environ.pop("FAKE_ISOLATION_FAILURES", "").splitlines())
     hand_stored()
     settings = read_settings(sys.argv[1:2], os.environ)
-    faked = Settings(**{**settings.fields(), "command": tuple(sys.argv[2:])})  # type: ignore[arg-type]
-    loader = Loader(faked, lambda _directory: walls)
+    faked = Settings(**{**settings.fields(), "command": tuple(sys.argv[2:])})
+    loader = Loader(faked, lambda _directory: failures)
     signal.signal(signal.SIGTERM, lambda *_: loader.leave())
     with loader:
         loader.run()

@@ -16,6 +16,7 @@ from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
 from keep_protocol import tls
+from keep_protocol.revocation import RevokedFile
 from tests.fakes.fake_journal import FakeJournal
 from tests.fakes.fake_ledger import FakeLedger, FakeWitness
 from tests.fakes.fake_pki import FakeAuthority, Identity
@@ -46,7 +47,7 @@ class ManagerHouse:
 
     async def open(self) -> None:
         """Serves."""
-        certificates = pki.ClientCertificates(pki.Revoked(self.files.revoked))
+        certificates = pki.ClientCertificates(RevokedFile(self.files.revoked))
         listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         self.url = f"https://127.0.0.1:{self.port}"

@@ -7,13 +7,13 @@ import ssl
 from collections.abc import Callable
 from urllib.parse import parse_qsl
 
-from keep_protocol import api, streams, strict_json
+from keep_protocol import api, sse, strict_json
 from keep_protocol.constants import FIRST_KEEP_PORT, LEGACY_PATH, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.sse import KeepEvent, LogLine
 from keep_protocol.states import State
-from keep_protocol.streams import KeepEvent, LogLine
 from tests.fakes.tls_peer import TlsPeer, answer, read_whole_request
 
 STATUS = {ErrorKind.NOT_FOUND: 404, ErrorKind.CONFLICT: 409, ErrorKind.BAD_REQUEST: 400, ErrorKind.UNKNOWN_COMMAND: 400}
@@ -132,8 +132,8 @@ class ManagerInMemory(TlsPeer):
         said = [event.to_wire() for event in self.happened]
         if kuuid is not None:
             said = [line.to_wire() for line in self.lines.get(kuuid, [])]
-        name = streams.KEEP if kuuid is None else streams.LINE
-        events = [streams.encode(name, data, f"c={number}") for number, data in enumerate(said, 1)]
+        name = sse.KEEP if kuuid is None else sse.LINE
+        events = [sse.encode(name, data, f"c={number}") for number, data in enumerate(said, 1)]
         chosen = (
             events[int(after.removeprefix("c=") or "0") :] if after else events[-int(asked.get("lines", "99999")) :]
         )
@@ -147,7 +147,7 @@ class ManagerInMemory(TlsPeer):
         if asked.get("follow"):
             self.on_follow(connection)
         if kuuid is not None and asked.get("follow"):
-            end = streams.encode("end", self._show(self._known(kuuid)))
+            end = sse.encode("end", self._show(self._known(kuuid)))
             connection.sendall(b"%x\r\n%s\r\n" % (len(end), end))
         connection.sendall(b"0\r\n\r\n")
 
@@ -163,7 +163,7 @@ class ManagerInMemory(TlsPeer):
 
     def change(self, kuuid: int, **fields: object) -> KeepInfo:
         """Replaces some fields of a keep."""
-        self.keeps[kuuid] = KeepInfo(**{**self._known(kuuid).fields(), **fields})  # type: ignore[arg-type]  # by name
+        self.keeps[kuuid] = KeepInfo(**{**self._known(kuuid).fields(), **fields})
         return self.keeps[kuuid]
 
     def _obey(self, request: api.Request, member: str) -> dict[str, object]:

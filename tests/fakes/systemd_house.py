@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testers.sandbox.sandbox import Sandbox
+from tools.sandbox.sandbox import Sandbox
 
 DROP_IN = "/etc/systemd/system/keep@.service.d/10-test.conf"
 BEHAVIOUR = "/run/behaviour"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from keep_protocol.errors import KeepfleetError
-from testers.sandbox.layout import Layout
-from testers.sandbox.sandbox import Sandbox
 from tests.system.fleet import Fleet
 from tests.system.host import Host, message_of
 from tests.system.life import Bystanders, Life
+from tools.sandbox.layout import Layout
+from tools.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INSTALLED = "/opt/keepfleet"

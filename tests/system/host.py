@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from testers.sandbox.sandbox import Sandbox
-from testers.sandbox.users import start_user_manager
+from tools.sandbox.sandbox import Sandbox
+from tools.sandbox.users import start_user_manager
 
 JOURNAL_SECONDS = 20.0
 """journald shows a line within milliseconds; this covers a host a thousand times busier."""

@@ -18,8 +18,8 @@ from keep_client.http import Body, Reply
 from keep_client.keep import UploadEndpoint, endpoint_of
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome
+from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
-from keep_protocol.streams import Happening, KeepEvent
 from keep_protocol.tls import check_pin
 from tests.system import modules
 from tests.system.fleet import Fleet, free_port
@@ -90,10 +90,10 @@ class Life:
     def __repr__(self) -> str:
         return f"Life({self.unit}, {self.info.detail})"
 
-    def told(self, *happenings: Happening) -> KeepEvent:
+    def told(self, *happenings: EventType) -> KeepEvent:
         """The first such event of the keep, once it is told; an end is, when its dropped lines are counted."""
         with contextlib.closing(self.fleet.client().events(self.kuuid, last=1000)) as events:
-            return next(event for event in events if event.happening in happenings)
+            return next(event for event in events if event.type in happenings)
 
     def end(self, seconds: float) -> tuple[KeepInfo, Outcome]:
         """The keep once it has ended, and how; it is given up, by removing it, after `seconds`."""

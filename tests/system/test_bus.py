@@ -10,8 +10,8 @@ import pytest
 
 from keep_manager.systemd.units import SystemdUnits
 from keep_protocol.errors import KeepfleetError
-from testers.sandbox.sandbox import Sandbox
 from tests.fakes.systemd_house import SystemdHouse
+from tools.sandbox.sandbox import Sandbox
 
 ENOUGH = 30.0
 SOON = 5.0

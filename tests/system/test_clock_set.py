@@ -16,14 +16,14 @@ from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State
-from testers.sandbox.layout import Layout
-from testers.sandbox.sandbox import Sandbox
 from tests.system import modules
 from tests.system.clock import DAY, HOUR, Clock, ClockedFleet, environment
 from tests.system.conftest import INSTALLED
 from tests.system.fleet import MANAGER, free_port
 from tests.system.host import Host
 from tests.system.life import Life
+from tools.sandbox.layout import Layout
+from tools.sandbox.sandbox import Sandbox
 
 STEPS = [-HOUR, HOUR, -400 * DAY, 400 * DAY]
 AN_HOUR = [-HOUR, HOUR]

@@ -10,15 +10,15 @@ from itertools import islice
 
 import pytest
 
+from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
-from keep_protocol.streams import Happening, KeepEvent
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import message_of
 from tests.system.life import Life, example
 
-CREATED, STARTED, RUNNING = Happening.CREATED, Happening.STARTED, Happening.RUNNING
-ENDED, FAILED, REMOVED = Happening.ENDED, Happening.FAILED, Happening.REMOVED
+CREATED, STARTED, RUNNING = EventType.CREATED, EventType.STARTED, EventType.RUNNING
+ENDED, FAILED, REMOVED = EventType.ENDED, EventType.FAILED, EventType.REMOVED
 DEADLINE = 60
 """Seconds for a whole test, each of which takes two or three."""
 ALL = (CREATED, STARTED, RUNNING, ENDED, REMOVED)
@@ -53,8 +53,8 @@ def told(fleet: Fleet, life: Life, count: int) -> list[KeepEvent]:
         return list(islice(events, count))
 
 
-def words(events: list[KeepEvent]) -> tuple[Happening, ...]:
-    return tuple(event.happening for event in events)
+def words(events: list[KeepEvent]) -> tuple[EventType, ...]:
+    return tuple(event.type for event in events)
 
 
 def test_a_keeps_life_is_told_in_order_with_its_outcome_and_who_removed_it(fleet: Fleet) -> None:
@@ -99,7 +99,7 @@ def test_a_keep_whose_loader_is_killed_while_it_runs_has_failed(fleet: Fleet) ->
     life = Life.running(fleet)
     fleet.host.run(["kill", "-KILL", str(life.loader_pid)])
     failed = told(fleet, life, 4)[-1]
-    assert failed.happening is FAILED
+    assert failed.type is FAILED
     assert failed.keep.outcome is not None
     assert failed.keep.outcome.text == "the loader was killed while the workload ran"
 
@@ -125,7 +125,7 @@ def test_a_flooded_keeps_end_says_how_many_lines_the_journal_dropped(fleet: Flee
     assert (outcome.text, outcome.dropped_lines) == ("over its time limit of 2 s", dropped)
     assert dropped > 0
     assert f"{dropped} lines dropped by the journal" in fleet.host.show(life.unit, "StatusText")["StatusText"]
-    (failed,) = [event for event in told(fleet, life, 4) if event.happening is FAILED]
+    (failed,) = [event for event in told(fleet, life, 4) if event.type is FAILED]
     assert failed.keep.outcome == outcome
 
 

@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from keep_protocol.labels import MAX_LABEL_VALUE, MAX_LABELS
+from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS
 from keep_protocol.states import State
 from keepctl import authority
 from tests.system import hostile

@@ -41,7 +41,7 @@ def guest_lines(life: Life) -> list[str]:
 def test_a_keep_goes_from_its_creation_over_its_start_and_its_workload_to_its_outcome(fleet: Fleet) -> None:
     life = Life.create(fleet)
     assert (life.info.state, life.info.detail, life.info.port) == (State.LISTENING, "ready for a start", 0)
-    assert life.info.walls == ()
+    assert life.info.isolation_failures == ()
     life.start()
     assert (life.info.state, life.info.detail) == (State.STARTED, "awaiting workload")
     module = example("hello-wat/hello")

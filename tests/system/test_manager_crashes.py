@@ -12,8 +12,8 @@ from keep_client.peer import ConnectionFailed
 from keep_manager.failpoints import VARIABLE, Failpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.sse import EventType
 from keep_protocol.states import State
-from keep_protocol.streams import Happening
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.life import SOON, Bystanders, Life, drop_in
@@ -178,7 +178,7 @@ def test_a_keep_in_state_15_and_its_reason_are_told_by_the_next_manager(fleet: F
     life = Life.running(fleet)
     life.kill_loader()
     life.until(State.UNDEFINED, State.ERROR)
-    life.told(Happening.FAILED)
+    life.told(EventType.FAILED)
     life.look()
     cursor = fleet.host.cursor()
     fleet.kill()

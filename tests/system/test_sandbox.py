@@ -18,15 +18,15 @@ from typing import IO
 
 import pytest
 
-from testers.sandbox import cgroups, state
-from testers.sandbox.errors import SandboxError
-from testers.sandbox.layout import Layout, parse_bind
-from testers.sandbox.sandbox import Sandbox
-from testers.sandbox.users import start_user_manager
 from tests.system.host import Host
+from tools.sandbox import cgroups, state
+from tools.sandbox.errors import SandboxError
+from tools.sandbox.layout import Layout, parse_bind
+from tools.sandbox.sandbox import Sandbox
+from tools.sandbox.users import start_user_manager
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CLI = [sys.executable, "-m", "testers.sandbox"]
+CLI = [sys.executable, "-m", "tools.sandbox"]
 SECONDS = 30
 
 
@@ -298,7 +298,7 @@ def test_an_interrupted_boot_leaves_nothing_that_off_and_boot_do_not_remove(
 
 
 def test_what_lies_on_a_tmp_that_is_a_mount_of_its_own_is_shown_too(name: str) -> None:
-    boot = f"{sys.executable} -m testers.sandbox boot --bind /tmp/own:/opt/shown:ro {name}"
+    boot = f"{sys.executable} -m tools.sandbox boot --bind /tmp/own:/opt/shown:ro {name}"
     script = f"mount -t tmpfs tmpfs /tmp; mkdir /tmp/own; echo hello >/tmp/own/file; {boot}"
     subprocess.run(["unshare", "--mount", "sh", "-ec", script], cwd=ROOT, check=True, timeout=SECONDS)
     assert Sandbox(name).exec(["cat", "/opt/shown/file"]).stdout == "hello\n"
@@ -306,7 +306,7 @@ def test_what_lies_on_a_tmp_that_is_a_mount_of_its_own_is_shown_too(name: str) -
 
 
 def test_a_first_process_that_outlives_its_boot_makes_nothing_again(name: str) -> None:
-    first = [sys.executable, "-I", "-S", str(ROOT / "testers/sandbox/first.py"), name, state.directory(name)]
+    first = [sys.executable, "-I", "-S", str(ROOT / "tools/sandbox/first.py"), name, state.directory(name)]
     done = subprocess.run(first, capture_output=True, text=True, timeout=SECONDS)
     assert (done.returncode, "cannot set the sandbox up" in done.stderr) == (1, True)
     assert traces(name) == []
@@ -331,7 +331,7 @@ def test_the_command_line_boots_lists_runs_and_ends(name: str) -> None:
 
 def test_without_root_one_sentence_says_so(name: str) -> None:
     with tempfile.TemporaryDirectory() as place:  # the checkout may be in a home that is closed to others
-        shutil.copytree(ROOT / "testers", f"{place}/testers", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "tools", f"{place}/tools", ignore=shutil.ignore_patterns("__pycache__"))
         Path(place).chmod(0o755)
         done = subprocess.run([*CLI, "boot", name], cwd=place, capture_output=True, text=True, user="nobody", env={})
     assert done.stderr.startswith("cannot boot a sandbox: it needs root")

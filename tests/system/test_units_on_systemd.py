@@ -15,6 +15,7 @@ from tests.system.life import Life, example
 KEEP_SCORE, MANAGER_SCORE = 0.3, 2.1
 """`systemd-analyze security`, 0 to 10. The manager's is what being root for D-Bus and for its keeps' sockets costs."""
 MEMORY, TASKS = 512 << 20, 32
+MANAGER_MEMORY = 512 << 20
 
 
 @pytest.fixture
@@ -30,11 +31,11 @@ def score(host: Host, unit: str) -> float:
     return float(found[1])
 
 
-def kernel_s(life: Life, controller: str, *names: str) -> int:
-    """What the kernel has in the keep's control group, in cgroups v1 or v2, under the first of these names it knows."""
-    group = life.show("ControlGroup")
+def kernel_s(host: Host, unit: str, controller: str, *names: str) -> int:
+    """What the kernel has in the unit's control group, in cgroups v1 or v2, under the first of these names it knows."""
+    group = host.show(unit, "ControlGroup")["ControlGroup"]
     places = [f"/sys/fs/cgroup{part}{group}/{name}" for part in (f"/{controller}", "") for name in names]
-    text = life.host.run(["sh", "-c", 'for f; do [ -e "$f" ] && exec cat "$f"; done; exit 1', "-", *places]).stdout
+    text = host.run(["sh", "-c", 'for f; do [ -e "$f" ] && exec cat "$f"; done; exit 1', "-", *places]).stdout
     return int(text.split()[0])
 
 
@@ -64,10 +65,18 @@ def test_the_manager_s_exposure_is_as_low_as_promised(fleet: Fleet) -> None:
     assert score(fleet.host, MANAGER) <= MANAGER_SCORE
 
 
+def test_the_manager_s_memory_is_limited_by_the_kernel(fleet: Fleet) -> None:
+    assert kernel_s(fleet.host, MANAGER, "memory", "memory.limit_in_bytes", "memory.max") == MANAGER_MEMORY
+    assert fleet.host.show(MANAGER, "MemoryHigh", "OOMPolicy") == {
+        "MemoryHigh": str(384 << 20),
+        "OOMPolicy": "continue",
+    }
+
+
 def test_a_keep_s_limits_are_in_force_in_the_kernel(life: Life) -> None:
-    assert kernel_s(life, "memory", "memory.limit_in_bytes", "memory.max") == MEMORY
-    assert kernel_s(life, "pids", "pids.max") == TASKS
-    quota = kernel_s(life, "cpu", "cpu.cfs_quota_us", "cpu.max")
+    assert kernel_s(life.host, life.unit, "memory", "memory.limit_in_bytes", "memory.max") == MEMORY
+    assert kernel_s(life.host, life.unit, "pids", "pids.max") == TASKS
+    quota = kernel_s(life.host, life.unit, "cpu", "cpu.cfs_quota_us", "cpu.max")
     assert quota == 100_000
     limits = life.host.run(["prlimit", "--pid", str(life.loader_pid), "--noheadings", "--output", "RESOURCE,HARD"])
     hard = dict(line.split() for line in limits.stdout.splitlines())
@@ -80,6 +89,10 @@ def test_a_keep_lives_in_the_slice_of_its_group_below_all_keeps(life: Life) -> N
     shown = life.host.show("keep.slice", "CPUWeight", "TasksMax")
     assert shown["CPUWeight"] == "50"
     assert shown["TasksMax"] not in ("infinity", "")
+
+
+def test_a_keep_s_unit_is_called_by_its_id(life: Life) -> None:
+    assert life.show("Description") == f"Keep {life.kuuid}"
 
 
 def test_a_keep_s_lines_bear_its_id_and_its_name(life: Life) -> None:
@@ -107,7 +120,7 @@ def test_a_drop_in_of_the_operator_s_changes_a_limit(fleet: Fleet) -> None:
     host.systemctl("daemon-reload")
     try:
         life = Life.create(fleet)
-        assert kernel_s(life, "memory", "memory.limit_in_bytes", "memory.max") == 300 << 20
+        assert kernel_s(life.host, life.unit, "memory", "memory.limit_in_bytes", "memory.max") == 300 << 20
     finally:
         host.run(["rm", place])
         host.systemctl("daemon-reload")

@@ -93,7 +93,7 @@ def started(ada: UserFleet) -> str:
 
 def test_the_main_job_is_done_without_root(ada: UserFleet) -> None:
     kuuid = started(ada)
-    assert ada.inspect(kuuid)["walls"] == []
+    assert ada.inspect(kuuid)["isolation_failures"] == []
     assert ada.host.run(["ps", "-o", "user=", "-p", str(ada.pid(ada.unit(kuuid)))]).stdout.strip() == USER
     module = ada.host.path / "hello-of-ada.wasm"
     module.write_bytes(example("hello-wat/hello"))
@@ -215,8 +215,8 @@ def test_a_keep_with_a_hole_in_its_walls_takes_no_workload_or_does_not_start(ada
             assert "cannot" in kuuid
             assert ada.host.units("keep@*.service", user=USER) == before
             return
-        assert any(HOLES[hole] in wall for wall in ada.inspect(kuuid)["walls"])
-        assert "a wall around it is missing" in ada.keepctl("start", kuuid, check=False)
+        assert any(HOLES[hole] in wall for wall in ada.inspect(kuuid)["isolation_failures"])
+        assert "its isolation check failed" in ada.keepctl("start", kuuid, check=False)
     ada.keepctl("rm", kuuid)
 
 

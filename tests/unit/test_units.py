@@ -10,10 +10,10 @@ import pytest
 
 UNITS = Path(str(resources.files("units")))
 FILES = sorted(path for variant in ("system", "user") for path in (UNITS / variant).rglob("*") if path.is_file())
-PLACEHOLDERS = {"@PREFIX@", "@PYTHON@", "@PYTHON_REAL@", "@PACKAGES@", "@OPENSSL@"}
+PLACEHOLDERS = {"@PREFIX@", "@PYTHON_REAL@", "@VERSIONS@", "@OPENSSL@"}
 # What a user manager cannot do, and who a keep is there: the only keys of the system's variant the user's may lack.
 SYSTEM_ONLY = {"DynamicUser", "User", "ProtectProc", "ProcSubset", "IPAddressDeny", "DevicePolicy"}
-SYSTEM_ONLY |= {"LogExtraFields", "LogRateLimitIntervalSec"}
+SYSTEM_ONLY |= {"LogRateLimitIntervalSec"}
 
 
 def keys(path: Path) -> set[str]:

@@ -16,7 +16,8 @@ from app_loader.secret_files import SecretFiles
 from keep_protocol.control import ReportType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
-from keep_protocol.workload import Directory, RestartPolicy, Workload
+from keep_protocol.spec import RestartPolicy
+from keep_protocol.workload import Directory, Workload
 from tests.fakes.pki import Authority
 from tests.unit.app_loader.app_loader_house import House, as_root, ask, granted, put, run, wasm
 from tests.unit.app_loader.guests import CREATE, ECHO, PERM, REFUSED, SUCCESS, TRUNCATE, WORDS, WRITE, Attempts

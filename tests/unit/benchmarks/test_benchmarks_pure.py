@@ -18,7 +18,7 @@ from benchmarks.transfer import Pace, peak_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
 DROP_IN = (ROOT / "units/system/keep@.service.d/10-keepfleet.conf").read_text(encoding="utf-8")
-RENDERED = DROP_IN.replace("@PYTHON_REAL@", "/usr/bin/python3.11").replace("@PYTHON@", "/opt/keepfleet/bin/python")
+RENDERED = DROP_IN.replace("@PYTHON_REAL@", "/usr/bin/python3.11")
 SMALL = (ROOT / "examples/hello-wat/hello.wasm").read_bytes()
 
 

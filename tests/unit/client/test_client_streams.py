@@ -12,8 +12,8 @@ from keep_client.peer import ConnectionFailed, Endpoint
 from keep_client.streams import ALIVE, RETRY_SECONDS, EventParser, ServerEvent, resumed
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.sse import MAX_EVENT_BYTES, EventType, KeepEvent, LogLine
 from keep_protocol.states import State
-from keep_protocol.streams import MAX_EVENT_BYTES, Happening, KeepEvent, LogLine
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
 
@@ -141,13 +141,13 @@ def test_what_happens_to_keeps_is_said_and_taken_up_where_it_broke_off(
     client: ManagerClient, fake: ManagerInMemory
 ) -> None:
     keep = client.create()
-    fake.happened = [KeepEvent(1.0, Happening.CREATED, keep), KeepEvent(2.0, Happening.REMOVED, keep, "alice")]
+    fake.happened = [KeepEvent(1.0, EventType.CREATED, keep), KeepEvent(2.0, EventType.REMOVED, keep, "alice")]
     fake.break_off_after = [1]
     with closing(client.events(keep.kuuid, 2)) as events:
         seen = [next(events), next(events)]
-    assert [(event.at, event.happening, event.by, event.cursor) for event in seen] == [
-        (1.0, Happening.CREATED, "", "c=1"),
-        (2.0, Happening.REMOVED, "alice", "c=2"),
+    assert [(event.at, event.type, event.by, event.cursor) for event in seen] == [
+        (1.0, EventType.CREATED, "", "c=1"),
+        (2.0, EventType.REMOVED, "alice", "c=2"),
     ]
     assert fake.requests[-2:] == [f"GET /v1/events?keep={keep.kuuid}&lines=2&follow=true"] * 2
     assert fake.headers[-1]["last-event-id"] == "c=1"

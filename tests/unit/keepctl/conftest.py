@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.sse import LogLine
 from keep_protocol.states import State
-from keep_protocol.streams import LogLine
 from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory

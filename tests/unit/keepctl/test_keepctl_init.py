@@ -55,6 +55,7 @@ def test_keys_are_for_their_owner_alone_whatever_the_umask(run: Run, directory: 
             assert mode(path) == 0o600, path
         else:
             assert mode(path) & ~0o644 == 0, path
+    assert mode(directory.parent / "manager.yaml") == 0o600, "it names callers and their grants"
 
 
 def test_a_key_never_exists_with_a_wider_mode_not_even_while_it_is_written(

@@ -42,7 +42,7 @@ ALL = list(commands(build()))
 def test_every_help_has_an_example(run: Run, path: tuple[str, ...]) -> None:
     typed = ("keepctl " + " ".join(path)).replace("keepctl new", "keepctl create").strip()
     text = run(*path, "--help").stdout.split("Usage:")[1].split("\n", 1)[1]
-    assert re.search(rf"^ +(\w+=\$\(|\w+: +|systemctl .* && )?{typed} ?", text, re.MULTILINE), text
+    assert re.search(rf"^ +(\w+=\$\(|\w+: +|systemctl .* && |/\S+/bin/)?{typed} ?", text, re.MULTILINE), text
     assert run(*path, "-h").stdout == run(*path, "--help").stdout
 
 

@@ -76,7 +76,7 @@ def test_a_limit_has_a_friendly_and_an_exact_name() -> None:
     assert job.parse_limit("cpus", "0.5") == job.parse_limit("cpu_percent", "50") == ("cpu_percent", 50)
     with pytest.raises(KeepfleetError, match="the limits are memory, time"):
         job.parse_limit("speed", "1")
-    with pytest.raises(KeepfleetError, match="cannot limit wall_seconds to 0"):
+    with pytest.raises(KeepfleetError, match="'wall_seconds' must be a whole number in 1"):
         job.parse_limit("time", "0")
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
-from keep_protocol.streams import Happening, KeepEvent
 from keepctl.display import output_reader
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.unit.keepctl.conftest import GOOD, MakeStub, Run, say
@@ -42,7 +42,7 @@ def silent(manager: ManagerInMemory) -> Callable[[ssl.SSLSocket], None]:
             connection.recv(1)
         except TimeoutError:
             manager.change(FIRST_ID, state=State.COMPLETE, outcome=GOOD)
-            manager.happened.append(KeepEvent(1.0, Happening.REMOVED, manager.keeps[FIRST_ID]))
+            manager.happened.append(KeepEvent(1.0, EventType.REMOVED, manager.keeps[FIRST_ID]))
 
     return say_nothing
 
@@ -71,7 +71,7 @@ def test_what_only_watches_ends_when_its_reader_has_gone(
 ) -> None:
     run("new", "--name", "web")
     say(manager, "line 0")
-    manager.happened = [KeepEvent(0.0, Happening.CREATED, manager.keeps[FIRST_ID], "bob")]
+    manager.happened = [KeepEvent(0.0, EventType.CREATED, manager.keeps[FIRST_ID], "bob")]
     manager.on_follow = silent(manager)
     with subprocess.Popen([sys.executable, "-m", "keepctl", *words], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -12,8 +12,8 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.sse import EventType, KeepEvent, LogLine
 from keep_protocol.states import State
-from keep_protocol.streams import Happening, KeepEvent, LogLine
 from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
@@ -191,7 +191,7 @@ def test_wrong_usage_is_exit_code_2(run: Run, manager: ManagerInMemory, argument
 def test_a_name_no_keep_may_have_is_refused_in_clear_words(run: Run, manager: ManagerInMemory, name: str) -> None:
     result = run("run", "--name", name, "m.wasm")
     assert result.exit_code == 125
-    assert "a name is 1 to 63 of a-z, 0-9 and -" in result.stderr
+    assert "it must be 1 to 63 of a-z, 0-9 and -" in result.stderr
     assert result.stderr.count("\n") == 1
     assert manager.requests == []
 
@@ -258,8 +258,8 @@ def test_what_happens_to_one_keep_is_shown_until_it_is_removed(run: Run, manager
     run("new", "--name", "web")
     keep = manager.keeps[FIRST_ID]
     manager.happened = [
-        KeepEvent(0.0, Happening.CREATED, keep, "bob"),
-        KeepEvent(1.0, Happening.REMOVED, keep, "alice"),
+        KeepEvent(0.0, EventType.CREATED, keep, "bob"),
+        KeepEvent(1.0, EventType.REMOVED, keep, "alice"),
     ]
     created, removed = run("events", "web").output.splitlines()
     assert created.endswith(f" created {FIRST_ID} web listening (by bob)")

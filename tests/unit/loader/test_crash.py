@@ -203,6 +203,6 @@ def test_each_move_is_logged_once(loader: LoaderProcess, handed: Door) -> None:
     assert loader.log_text().splitlines() == [
         "booting -> idle (ready)",
         "idle -> opening (start)",
-        "opening -> awaiting-workload (door-open)",
+        "opening -> awaiting-workload (endpoint-ready)",
         "awaiting-workload -> ended (stop): stopped by alice",
     ]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_loader import fdstore, restart, walls
+from keep_loader import fdstore, isolation, restart
 from keep_loader.description import MAX_OWNER
 from keep_loader.log import plain
 from keep_loader.loop import READABLE, Loop
@@ -27,9 +27,9 @@ from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import decode_reply, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
-from keep_protocol.labels import MAX_LABEL_VALUE, MAX_LABELS
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.sdnotify import Notifier
+from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State
 
 NOW = 1_800_000_000.0
@@ -280,7 +280,7 @@ def test_a_deadline_may_lie_years_ahead() -> None:
 
 
 def test_the_probe_names_every_wall_that_an_ordinary_process_lacks(tmp_path: Path) -> None:
-    missing = walls.missing_walls(str(tmp_path))
+    missing = isolation.isolation_failures(str(tmp_path))
     assert "a socket of AF_INET can be made" in missing
     assert "system calls are not filtered" in missing or "new privileges can be gained" in missing
     assert any(line.startswith("programs in ") for line in missing)
@@ -290,7 +290,7 @@ def test_a_bus_that_can_be_connected_to_is_a_missing_wall(place: Path) -> None:
     with socket.socket(socket.AF_UNIX) as bus:
         bus.bind(str(place / "bus"))
         bus.listen()
-        found = walls._buses((str(place / "bus"), str(place / "none")))
+        found = isolation._buses((str(place / "bus"), str(place / "none")))
     assert found == [f"{place}/bus can be connected to"]
 
 

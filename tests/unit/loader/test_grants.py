@@ -16,8 +16,9 @@ from keep_loader.fdstore import is_granted_name
 from keep_loader.restart import POLICIES
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import State
-from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_WORKLOAD_JSON, Directory, RestartPolicy, Workload
+from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_WORKLOAD_JSON, Directory, Workload
 
 from .harness import FINGERPRINT, Door, LoaderProcess, Puppet, opened
 

@@ -31,8 +31,9 @@ from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, State
-from keep_protocol.workload import Directory, RestartPolicy, Workload
+from keep_protocol.workload import Directory, Workload
 
 from .harness import DEADLINE, Door, LoaderProcess, Puppet
 

@@ -163,15 +163,17 @@ def test_an_app_loader_that_cannot_be_spawned_is_an_error(unstarted: LoaderProce
     assert peer.ask(CommandType.INFO).state is State.LISTENING
 
 
-def test_a_missing_wall_refuses_the_start_and_stands_in_the_status(unstarted: LoaderProcess, handed: Door) -> None:
-    unstarted.start(environment={"FAKE_WALLS": "/etc is not mounted read-only\nnew privileges can be gained"})
+def test_an_isolation_failure_refuses_the_start_and_is_in_the_status(unstarted: LoaderProcess, handed: Door) -> None:
+    unstarted.start(
+        environment={"FAKE_ISOLATION_FAILURES": "/etc is not mounted read-only\nnew privileges can be gained"}
+    )
     peer = unstarted.peer()
     with pytest.raises(KeepfleetError) as refused:
         peer.ask(CommandType.START, "", handed.descriptors)
-    assert refused.value.kind is ErrorKind.WALL_MISSING
+    assert refused.value.kind is ErrorKind.ISOLATION_FAILURE
     assert refused.value.evidence == ("/etc is not mounted read-only", "new privileges can be gained")
-    assert peer.ask(CommandType.INFO).walls == refused.value.evidence
-    assert "2 walls are missing: /etc is not mounted read-only" in unstarted.systemd.statuses[0]
+    assert peer.ask(CommandType.INFO).isolation_failures == refused.value.evidence
+    assert "2 isolation failures: /etc is not mounted read-only" in unstarted.systemd.statuses[0]
 
 
 def test_what_is_no_door_is_refused_and_closed(loader: LoaderProcess, handed: Door, place: Path) -> None:

@@ -7,50 +7,57 @@ from pathlib import Path
 import pytest
 
 from keep_manager import __main__, config
-from keep_manager.keeps.allowances import CallerEntry
-from keep_manager.model import GrantRoot
+from keep_manager.callers import CallerEntry, ConfiguredRole, GrantRoot, Quotas, quotas_for
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.spec import Lease
 
 REFUSED = {
-    "port: nope": "f:1:7 (port)",
-    "port: 0": "f:1:7 (port)",
+    "port: nope": "f:1:7: port must be a whole number in 1 … 65535",
+    "port: 0": "f:1:7: port must be",
     "port: 65536": "1 … 65535",
-    "port: true": "f:1:7 (port)",
-    "port: 3.5": "f:1:7 (port)",
-    "port: 0x10": "f:1:7 (port)",
-    "port: [1]": "f:1:7 (port)",
-    "port: 1\nport: 2": "f:2:1 (port): the key stands twice",
-    "address: 127.0.0.1\nprot: 1": "f:2:1 (prot): the key is not known",
-    "address: example.com": "f:1:10 (address)",
-    "address: 5": "f:1:10 (address)",
-    "client_certificates: sometimes": "required, optional",
+    "port: true": "f:1:7: port must be",
+    "port: 3.5": "f:1:7: port must be",
+    "port: 0x10": "f:1:7: port must be",
+    "port: [1]": "f:1:7: port must be",
+    "port: '1'": "f:1:7: port must be",
+    "port:": "f:1:6: port must be",
+    "port: 1\nport: 2": "f:2:1: duplicate key 'port'; the first is in line 1",
+    "address: 127.0.0.1\nprot: 1": "f:2:1: unknown key 'prot'; there are address, port, ",
+    "address: example.com": "f:1:10: address must be an IPv4 or IPv6 address",
+    "address: 5": "f:1:10: address must be",
+    "client_certificates: sometimes": "must be one of required, optional",
+    "client_certificates: [required]": "must be one of required, optional",
     "pki: relative/path": "absolute",
     "keep_ports: {first: 10, last: 9}": "first, 10, lies above last, 9",
-    "keep_ports: {frist: 10}": "f:1:14 (frist)",
-    "keep_ports: 7": "mapping",
-    "- a": "f:1:1: it must be a mapping",
+    "keep_ports: {frist: 10}": "f:1:14: unknown key 'keep_ports.frist'; there are first, last",
+    "keep_ports: 7": "keep_ports must be a mapping",
+    "- a": "f:1:1: the file must be a mapping",
     "5": "must be a mapping",
-    "a: &x 1\nport: *x": "aliases",
-    "a: &x [*x]": "aliases",
-    "port: !!python/object/apply:os.system [id]": "f:1:7 (port)",
-    "port: !foo 1": "f:1:7 (port)",
+    "port: &x 1\nmax_keeps: *x": "anchors are not allowed",
+    "port: *x": "aliases are not allowed",
+    "port: &x [*x]": "anchors",
+    "port: !!python/object/apply:os.system [id]": "tags are not allowed",
+    "port: !foo 1": "tags are not allowed",
     "port: 1\nbad": "not YAML",
     "port: '": "not YAML",
-    "? [a, b]\n: 1": "not known",
-    "<<: {port: 5}": "not known",
-    "\0": "not YAML",
-    "a: 1\n---\nb: 2": "not YAML",
-    "[" * 3000 + "]" * 3000: "nested too deeply",
+    "? [a, b]\n: 1": "a key must be a word",
+    "<<: {port: 5}": "unknown key '<<'",
+    "\0": "control character",
+    "a: 1\n---\nb: 2": "second document",
+    "[" * 3000 + "]" * 3000: "nested more than 16 deep",
     "log_level: loud": "debug, info, warning, error",
-    "callers: {a: {grant_roots: [{path: rel}]}}": "f:1:36 (path): it must be the absolute path",
-    "callers: {a: {grant_roots: [{writable: true}]}}": "f:1:29 (grant_roots): a grant root has a path",
-    "callers: {a: {grant_roots: [{path: /x, writable: 'true'}]}}": "f:1:50 (writable): it must be true or false",
-    "callers: {a: {grant_roots: {path: /x}}}": "f:1:28 (grant_roots): it must be a list",
-    "callers: {a: {grants: []}}": "f:1:15 (grants): the key is not known; known are grant_roots, ceilings",
-    "callers:\n  a:\n    ceilings: {memory: 1}": "f:3:16 (memory): the key is not known",
-    "callers:\n  a:\n    ceilings: {tasks: 9999}": "f:3:23 (tasks): it must be a whole number in 16 … 512",
-    "callers: {'': {}}": "a certificate's name has 1 to 64 characters",
-    "callers: {a: {}, a: {}}": "f:1:18 (a): the key stands twice",
+    "lease: {idle_seconds: -1}": "lease.idle_seconds must be a whole number",
+    "callers: {a: {grant_roots: [{path: rel}]}}": "f:1:36: callers.a.grant_roots[0].path must be the absolute path",
+    "callers: {a: {grant_roots: [{writable: true}]}}": "f:1:29: callers.a.grant_roots[0] has no 'path'",
+    "callers: {a: {grant_roots: [{path: /x, writable: 'true'}]}}": "writable must be true or false",
+    "callers: {a: {grant_roots: {path: /x}}}": "f:1:28: callers.a.grant_roots must be a list",
+    "callers: {a: {grants: []}}": "f:1:15: unknown key 'callers.a.grants'; there are role, grant_roots, ",
+    "callers:\n  a:\n    ceilings: {memory: 1}": "f:3:15: callers.a.ceilings: invalid limits: unknown field 'memory'",
+    "callers:\n  a:\n    ceilings: {tasks: 9999}": "field 'tasks' must be a whole number in 16 … 512",
+    "callers: {'': {}}": "a certificate's name of 1 to 64 characters",
+    "callers: {a: {}, a: {}}": "f:1:18: duplicate key 'a'",
+    "callers: {a: {role: uploader}}": "role must be one of operator, user, viewer",
+    "callers: {a: {quotas: {keeps: -1}}}": "callers.a.quotas.keeps must be a whole number",
     "retention_seconds: 0": "1 … 31536000",
     "max_creations_at_once: 65": "1 … 64",
 }
@@ -64,8 +71,14 @@ def test_a_wrong_file_is_refused_with_the_place_and_the_reason(text: str) -> Non
     assert REFUSED[text] in caught.value.message
 
 
+def test_every_fault_is_reported_at_once() -> None:
+    with pytest.raises(KeepfleetError, match="f:1:7: port must be") as caught:
+        config.parse(b"port: nope\nprot: 1\nkeep_ports: {first: 0}\n", "f")
+    assert [line.split(": ")[0] for line in caught.value.evidence] == ["f:1:7", "f:2:1", "f:3:21"]
+
+
 def test_bytes_that_are_no_text_are_refused() -> None:
-    with pytest.raises(KeepfleetError, match="not YAML"):
+    with pytest.raises(KeepfleetError, match="not UTF-8"):
         config.parse(b"\xff\xfe\xfa", "f")
 
 
@@ -83,24 +96,34 @@ def test_every_key_is_taken() -> None:
     settings = config.parse(
         b"address: '::1'\nport: 4000\nclient_certificates: optional\npki: /etc/x/\ninstance: user\n"
         b"keep_ports: {first: 4001, last: 4100}\nstart_timeout_seconds: 3\nmax_keeps: 7\nmax_creations_at_once: 2\n"
-        b"retention_seconds: 9\nlog_level: debug\n"
-        b"callers: {alice: {grant_roots: [{path: /srv/a/, writable: true}], ceilings: {tasks: 20}}, '*': {}}\n",
+        b"retention_seconds: 9\nlog_level: debug\nlease: {idle_seconds: 5}\n"
+        b"callers: {alice: {role: viewer, grant_roots: [{path: /srv/a/, writable: true}], ceilings: {tasks: 20},\n"
+        b"    quotas: {keeps: 3, addresses: [127.0.0.1]}}, '*': {}}\n",
         "f",
+    )
+    alice = CallerEntry(
+        ConfiguredRole.VIEWER,
+        (GrantRoot("/srv/a", True),),
+        (("tasks", 20),),
+        Quotas(keeps=3, addresses=("127.0.0.1",)),
     )
     assert settings == config.Settings(
         "::1",
         4000,
-        "optional",
+        config.ClientCertificates.OPTIONAL,
         "/etc/x",
-        "user",
+        config.Instance.USER,
         config.PortRange(4001, 4100),
         3,
         7,
         2,
         9,
-        {"alice": CallerEntry((GrantRoot("/srv/a", True),), {"tasks": 20}), "*": CallerEntry()},
-        "debug",
+        Lease(5, 0),
+        (("alice", alice), ("*", CallerEntry())),
+        config.LogLevel.DEBUG,
     )
+    assert quotas_for(settings.callers_by_name, "alice").keeps == 3
+    assert quotas_for(settings.callers_by_name, "bob") == Quotas()
 
 
 def test_what_is_printed_is_a_file_that_gives_the_same_settings() -> None:
@@ -112,7 +135,7 @@ def test_what_is_printed_is_a_file_that_gives_the_same_settings() -> None:
     assert config.parse(config.render(settings).encode(), "f") == settings
 
 
-def test_flags_stand_over_the_file(tmp_path: Path) -> None:
+def test_flags_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "m.yaml"
     file.write_text("port: 4000\naddress: 127.0.0.2\n")
     settings = config.load(str(file), {"port": 5000})
@@ -142,4 +165,4 @@ def test_check_config_exits_2_with_the_place(tmp_path: Path, capsys: pytest.Capt
     file = tmp_path / "m.yaml"
     file.write_text("prot: 4000\n")
     assert __main__.main(["--config", str(file), "--check-config"]) == 2
-    assert f"{file}:1:1 (prot)" in capsys.readouterr().err
+    assert f"{file}:1:1: unknown key 'prot'" in capsys.readouterr().err

@@ -81,11 +81,11 @@ def test_a_loader_cannot_name_another_unit() -> None:
         ("127.0.0.2", 3031, [3031]),
         ("::1", 3031, [3031]),
         ("0.0.0.0", 3031, [3031]),
-        ("127.0.0.1", 0, [3031, 3032, 3033]),
-        ("192.0.2.7", 0, [3031, 3032, 3033]),
+        ("127.0.0.1", None, [3031, 3032, 3033]),
+        ("192.0.2.7", None, [3031, 3032, 3033]),
     ],
 )
-def test_a_port_that_was_asked_for_moves_on_127_0_0_1_alone(address: str, port: int, ports: list[int]) -> None:
+def test_a_port_that_was_asked_for_moves_on_127_0_0_1_alone(address: str, port: int | None, ports: list[int]) -> None:
     assert list(decide.candidate_ports(address, port, 3031, 3033)) == ports
 
 
@@ -99,8 +99,8 @@ def test_only_a_listening_keep_may_be_started(state: State) -> None:
 
 def test_a_keep_whose_wall_is_missing_is_not_started() -> None:
     with pytest.raises(KeepfleetError) as caught:
-        decide.refuse_start(KeepInfo(5, State.LISTENING, walls=("the bus answers",)))
-    assert caught.value.kind is ErrorKind.WALL_MISSING
+        decide.refuse_start(KeepInfo(5, State.LISTENING, isolation_failures=("the bus answers",)))
+    assert caught.value.kind is ErrorKind.ISOLATION_FAILURE
     assert caught.value.evidence == ("the bus answers",)
 
 
@@ -122,21 +122,28 @@ def test_a_census_counts_and_says_what_is_wrong() -> None:
     assert str(census([])) == "0 keeps, 0 started"
 
 
-def test_a_unit_gets_its_slice_and_nothing_else() -> None:
+def test_a_unit_gets_its_name_slice_limits_and_version_and_nothing_else() -> None:
     properties = {name: value for name, _, value in keep_properties(33, Limits(tasks=40, cpu_percent=50))}
+    packages = Path(__file__).resolve().parents[3]
     assert properties == {
+        "Description": "Keep 33",
         "Slice": "keep-g01.slice",
         "MemoryMax": (256 + 256) * MIB,
         "TasksMax": 40,
         "CPUQuotaPerSecUSec": 500_000,
         "IOWeight": 100,
         "LogRateLimitBurst": 1000,
-        "Environment": [f"KEEPFLEET_LIMITS={Limits(tasks=40, cpu_percent=50).to_text()}"],
+        "LogExtraFields": [b"KEEP_ID=33"],
+        "Environment": [
+            f"KEEPFLEET_LIMITS={Limits(tasks=40, cpu_percent=50).to_text()}",
+            f"KEEPFLEET_PACKAGES={packages}",
+        ],
     }
 
 
 def test_nothing_the_manager_sets_stands_in_an_installed_drop_in_which_would_win() -> None:
     names = {"MemoryMax", "TasksMax", "CPUQuota", "IOWeight", "LogRateLimitBurst", "Slice"}
+    names |= {"Description", "LogExtraFields"}
     root = Path(__file__).resolve().parents[3] / "units"
     files = list(root.glob("*/keep@.service.d/*.conf"))
     assert len(files) == 2

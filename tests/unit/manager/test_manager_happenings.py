@@ -7,11 +7,11 @@ import pytest
 from keep_manager.keeps.happenings import happenings, sentence
 from keep_manager.model import Told
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import STATE_OF, Phase, State
-from keep_protocol.streams import Happening, KeepEvent
 
-CREATED, STARTED, RUNNING = Happening.CREATED, Happening.STARTED, Happening.RUNNING
-RESTARTING, ENDED, FAILED = Happening.RESTARTING, Happening.ENDED, Happening.FAILED
+CREATED, STARTED, RUNNING = EventType.CREATED, EventType.STARTED, EventType.RUNNING
+RESTARTING, ENDED, FAILED = EventType.RESTARTING, EventType.ENDED, EventType.FAILED
 RAN = Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3, started_at=5.0, ended_at=6.0)
 NEVER_RAN = Outcome(OutcomeKind.STOPPED, "stopped by alice", ended_at=4.0, by="alice")
 
@@ -57,8 +57,8 @@ def keep(phase: Phase, outcome: Outcome | None = None, restarts: int = 0) -> Kee
         (Told(RUNNING), KeepInfo(7, State.UNDEFINED, "restarting"), []),
     ],
 )
-def test_what_has_happened_since_is_told_in_order(told: Told | None, now: KeepInfo, expected: list[Happening]) -> None:
-    assert [event.happening for event in happenings(told, now, 9.0)] == expected
+def test_what_has_happened_since_is_told_in_order(told: Told | None, now: KeepInfo, expected: list[EventType]) -> None:
+    assert [event.type for event in happenings(told, now, 9.0)] == expected
 
 
 def test_an_end_is_told_with_its_own_times_and_with_who_asked_for_it() -> None:
@@ -78,7 +78,7 @@ def test_an_end_is_told_with_its_own_times_and_with_who_asked_for_it() -> None:
         (KeepEvent(1.0, STARTED, keep(Phase.AWAITING)), "keep@7.service: started on 127.0.0.1 port 3031"),
         (KeepEvent(1.0, RUNNING, keep(Phase.RUNNING)), "keep@7.service: running"),
         (KeepEvent(1.0, ENDED, keep(Phase.ENDED, RAN)), "keep@7.service: ended: exited 3"),
-        (KeepEvent(1.0, Happening.REMOVED, keep(Phase.ENDED, RAN), "bob"), "keep@7.service: removed by bob"),
+        (KeepEvent(1.0, EventType.REMOVED, keep(Phase.ENDED, RAN), "bob"), "keep@7.service: removed by bob"),
         (KeepEvent(1.0, FAILED, KeepInfo(7, State.ERROR, "a\x1b[2J\nb")), "keep@7.service: failed: a [2J b"),
     ],
 )

@@ -16,11 +16,11 @@ from keep_manager.systemd.ledger import Ledger
 from keep_manager.systemd.lines import Journal
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
-from keep_protocol.streams import Happening, KeepEvent
 from tests.fakes.fake_journal import cursor
 
-EVENT = KeepEvent(1.5, Happening.FAILED, KeepInfo(7, State.ERROR, "lost\nits way", restarts=2, phase="failed"), "alice")
+EVENT = KeepEvent(1.5, EventType.FAILED, KeepInfo(7, State.ERROR, "lost\nits way", restarts=2, phase="failed"), "alice")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def test_an_event_is_an_entry_with_fields_about_the_keeps_unit(tmp_path: P
     assert (said["MESSAGE"], said["KEEP_EVENT_KEEP"], said["KEEP_EVENT"]) == ("keep@7.service: failed", "7", "failed")
     assert (said["OBJECT_SYSTEMD_UNIT"], said["PRIORITY"], said["KEEP_RESTARTS"]) == ("keep@7.service", "4", "2")
     assert ledger.read_event(json.dumps({**said, "__CURSOR": cursor(3)}).encode()) == KeepEvent(
-        EVENT.at, EVENT.happening, EVENT.keep, EVENT.by, cursor(3)
+        EVENT.at, EVENT.type, EVENT.keep, EVENT.by, cursor(3)
     )
 
 
@@ -75,7 +75,7 @@ async def test_what_was_told_last_is_the_first_found_from_the_newest_back(tmp_pa
         {"KEEP_EVENT_KEEP": "7", "KEEP_EVENT": word, "KEEP_RESTARTS": "1"} for word in ("running", "started", "created")
     ]
     book = with_journalctl(tmp_path, *told, {"KEEP_EVENT_KEEP": "8", "KEEP_EVENT": "melted"}, {"KEEP_EVENT_KEEP": None})
-    assert await book.told() == {7: Told(Happening.RUNNING, 1)}
+    assert await book.told() == {7: Told(EventType.RUNNING, 1)}
     assert "--reverse" in (tmp_path / "arguments").read_text()
 
 
@@ -114,7 +114,7 @@ async def test_the_last_events_and_those_after_one_are_asked_for_directly(tmp_pa
     book = with_journalctl(tmp_path, record, follows=True)
     for last, after in ((3, ""), (None, cursor(9))):
         async with asyncio.timeout(20), book.events(last=last, after=after, follow=True) as events:
-            assert (await anext(events)).happening is Happening.FAILED
+            assert (await anext(events)).type is EventType.FAILED
     first, second = (tmp_path / "arguments").read_text().splitlines()
     assert "--lines=3" in first
     assert f"--cursor={cursor(9)}" in second

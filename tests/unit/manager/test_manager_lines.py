@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from keep_manager.systemd import lines
-from keep_protocol import streams
+from keep_protocol import sse
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.fake_journal import cursor
 
@@ -18,12 +18,12 @@ RECORD = {"__CURSOR": cursor(7), "__REALTIME_TIMESTAMP": "1500000", "MESSAGE": "
 def test_what_the_journal_dropped_is_a_line_of_its_own() -> None:
     record = {**RECORD, "MESSAGE": "Suppressed 7 messages from keep@5.service", "N_DROPPED": "7"}
     line = lines.read_record(json.dumps(record).encode())
-    assert line == streams.LogLine(1.5, "journal", "7 lines were dropped here", cursor(7))
+    assert line == sse.LogLine(1.5, "journal", "7 lines were dropped here", cursor(7))
 
 
 def test_a_record_of_journalctl_s_is_a_line() -> None:
     line = lines.read_record(json.dumps(RECORD).encode())
-    assert line == streams.LogLine(1.5, "workload", "hello", cursor(7))
+    assert line == sse.LogLine(1.5, "workload", "hello", cursor(7))
     raw = lines.read_record(json.dumps({**RECORD, "MESSAGE": [27, 91, 255, 65]}).encode())
     assert raw is not None
     assert raw.text == "\x1b[\ufffdA"

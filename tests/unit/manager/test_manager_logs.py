@@ -12,8 +12,8 @@ import pytest
 from keep_manager.keeps import logs
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.sse import LogLine
 from keep_protocol.states import State
-from keep_protocol.streams import LogLine
 from tests.fakes.fake_journal import FakeJournal
 
 

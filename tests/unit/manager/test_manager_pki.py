@@ -10,12 +10,16 @@ import pytest
 
 from keep_manager import pki
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from tests.fakes.fake_pki import CLIENT, DAY, SERVER, FakeAuthority, Identity
+from keep_protocol.identity import Identity, Role
+from keep_protocol.revocation import RevokedFile
+from tests.fakes.certificates import ForeignAuthority
+from tests.fakes.fake_pki import CLIENT, DAY, SERVER, FakeAuthority
+from tests.fakes.fake_pki import Identity as Made
 
 
-def judge(authority: FakeAuthority, identity: Identity) -> None:
+def judge(authority: FakeAuthority, identity: Made) -> None:
     directory = Path(authority.file).parent
-    judge = pki.ClientCertificates(pki.Revoked(str(directory / "revoked")))
+    judge = pki.ClientCertificates(RevokedFile(str(directory / "revoked")))
     judge.check(judge.identify(identity.der))
 
 
@@ -45,15 +49,15 @@ def test_a_certificate_with_a_fault_is_refused_with_the_fault(
 
 
 def test_bytes_that_are_no_certificate_are_refused(authority: FakeAuthority) -> None:
-    judge = pki.ClientCertificates(pki.Revoked(pki.Directory(str(Path(authority.file).parent)).revoked))
-    with pytest.raises(KeepfleetError, match="cannot be read"):
+    judge = pki.ClientCertificates(RevokedFile(pki.Directory(str(Path(authority.file).parent)).revoked))
+    with pytest.raises(KeepfleetError, match="cannot read the certificate"):
         judge.check(judge.identify(b"\x30\x00"))
 
 
 def test_a_certificate_that_expires_while_it_is_used_is_refused(
     authority: FakeAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = pki.ClientCertificates(pki.Revoked(pki.Directory(str(Path(authority.file).parent)).revoked))
+    judge = pki.ClientCertificates(RevokedFile(pki.Directory(str(Path(authority.file).parent)).revoked))
     identity = judge.identify(authority.issue("a").der)
     judge.check(identity)
     later = pki.now() + 2 * DAY
@@ -64,7 +68,7 @@ def test_a_certificate_that_expires_while_it_is_used_is_refused(
 
 def test_a_serial_in_the_revoked_file_is_refused_from_then_on(authority: FakeAuthority) -> None:
     file = Path(authority.file).parent / "revoked"
-    judge = pki.ClientCertificates(pki.Revoked(str(file)))
+    judge = pki.ClientCertificates(RevokedFile(str(file)))
     identity = judge.identify(authority.issue("a").der)
     judge.check(identity)
     with file.open("a") as revoked:
@@ -73,18 +77,59 @@ def test_a_serial_in_the_revoked_file_is_refused_from_then_on(authority: FakeAut
         judge.check(identity)
 
 
-def test_a_line_that_is_no_serial_does_not_hide_the_others(
+def test_a_list_with_a_line_that_is_no_serial_number_refuses_everybody_and_the_log_says_which_line(
     authority: FakeAuthority, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = Path(authority.file).parent / "revoked"
-    file.write_bytes(b"nonsense\n\xff\n1f\n")
-    assert pki.Revoked(str(file)).serials() == {0x1F}
-    assert "line 1" in caplog.text
+    judge = pki.ClientCertificates(RevokedFile(str(file)))
+    identity = judge.identify(authority.issue("a").der)
+    file.write_bytes(b"1f\nnonsense\n")
+    for _ in range(3):
+        with pytest.raises(KeepfleetError, match=f"cannot read {file}: line 2 must be one serial number") as caught:
+            judge.check(identity)
+        assert caught.value.kind is ErrorKind.CERTIFICATE
+    assert [record.getMessage().count("line 2") for record in caplog.records] == [1]
+    with pytest.raises(KeepfleetError, match="line 2"):
+        pki.Directory(str(file.parent)).check()
+    file.write_bytes(b"1f\n")
+    judge.check(identity)
+
+
+@pytest.mark.parametrize("notation", ["{:x}", "{:X}", "0x{:x}", "{:020x}"])
+def test_a_serial_number_is_revoked_in_every_notation(authority: FakeAuthority, notation: str) -> None:
+    file = Path(authority.file).parent / "revoked"
+    judge = pki.ClientCertificates(RevokedFile(str(file)))
+    identity = judge.identify(authority.issue("a").der)
+    for text in (notation.format(identity.serial), identity.serial.to_bytes(2, "big").hex(":").upper()):
+        file.write_text(f"{text}\n")
+        with pytest.raises(KeepfleetError, match="it was revoked"):
+            judge.check(identity)
+
+
+def test_a_certificate_says_who_its_client_is(authority: FakeAuthority) -> None:
+    judge = pki.ClientCertificates(RevokedFile(str(Path(authority.file).parent / "revoked")))
+    foreign = ForeignAuthority()
+    identity = judge.identify(foreign.issue("Alice A.", uris=("spiffe://edge/user/alice",)).der)
+    assert identity.identity == Identity(Role.USER, "alice", None, "edge")
+    assert identity.subject == "Alice A."
+    assert identity.fingerprint.startswith("sha256:")
+    assert judge.identify(authority.issue("b").der).identity is None
+    judge.check(identity)
+
+
+def test_an_identity_that_cannot_be_read_is_refused_for_good(authority: FakeAuthority) -> None:
+    judge = pki.ClientCertificates(RevokedFile(str(Path(authority.file).parent / "revoked")))
+    identity = judge.identify(ForeignAuthority().issue("a", uris=("spiffe://edge/root/a",)).der)
+    with pytest.raises(KeepfleetError, match=r"certificate of a \(serial .*its role must be") as caught:
+        judge.check(identity)
+    assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
 def test_without_the_revoked_file_nobody_is_let_in(authority: FakeAuthority) -> None:
     (Path(authority.file).parent / "revoked").unlink()
-    with pytest.raises(KeepfleetError, match="nobody is let in") as caught:
+    with pytest.raises(
+        KeepfleetError, match=r"cannot accept any certificate: cannot read .*/revoked: No such file or directory"
+    ) as caught:
         judge(authority, authority.issue("a"))
     assert caught.value.kind is ErrorKind.CERTIFICATE
 
@@ -122,7 +167,7 @@ def test_a_missing_directory_says_how_to_make_it(tmp_path: Path) -> None:
 
 def test_a_certificate_that_is_no_certificate_is_refused(authority: FakeAuthority) -> None:
     Path(authority.file).write_text("hello")
-    with pytest.raises(KeepfleetError, match="holds no certificate"):
+    with pytest.raises(KeepfleetError, match="it holds no certificate"):
         pki.Directory(str(Path(authority.file).parent)).check()
 
 
@@ -147,3 +192,28 @@ def test_a_certificate_about_to_expire_is_warned_about(
     assert "expired on" in caplog.text
     assert "run: keepctl pki renew-server" in caplog.text
     assert os.path.basename(files.certificate) in caplog.text
+
+
+def test_a_file_that_is_there_but_cannot_be_read_says_so_and_not_to_make_another(authority: FakeAuthority) -> None:
+    directory = Path(authority.file).parent
+    Path(authority.file).unlink()
+    Path(authority.file).symlink_to(directory / "manager.crt")
+    with pytest.raises(KeepfleetError, match=r"/ca\.crt: ") as caught:
+        pki.Directory(str(directory)).check()
+    assert "keepctl init" not in caught.value.message
+
+
+def test_every_certificate_of_a_bundle_is_looked_at(authority: FakeAuthority, caplog: pytest.LogCaptureFixture) -> None:
+    directory = Path(authority.file).parent
+    bundle = directory / "client-ca.crt"
+    bundle.write_text("# ours, and the partner's\n" + Path(authority.file).read_text() + ForeignAuthority().pem)
+    files = pki.Directory(str(directory))
+    assert files.client_ca == str(bundle)
+    files.check()
+    assert caplog.text.count(f"certificate {bundle} expires on") == 2
+    bundle.write_text(ForeignAuthority().pem + "-----BEGIN CERTIFICATE-----\nMII")
+    with pytest.raises(KeepfleetError, match="or one that is cut short"):
+        files.check()
+    bundle.write_text("ä")
+    with pytest.raises(KeepfleetError, match="it is not PEM in ASCII"):
+        files.check()

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from keep_manager.http import streams as http_streams
-from keep_protocol import streams
+from keep_protocol import sse
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import Event, State
 from tests.fakes.fake_journal import cursor
@@ -144,7 +144,7 @@ async def test_clients_that_go_away_in_the_midst_of_a_torrent_leave_no_reader(ho
 
 async def test_a_silent_stream_shows_that_it_lives(house: ManagerHouse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_streams, "FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(streams, "ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(sse, "ALIVE_SECONDS", 0.01)
     async with house.client() as client:
         kuuid, _ = await new_keep(house, client)
         async with reading(client, kuuid, "?follow=true") as reader:
@@ -182,19 +182,19 @@ async def happening(client: aiohttp.ClientSession, query: str = "", after: str =
         yield Reader(response)
 
 
-def event(kuuid: int, happened: streams.Happening) -> streams.KeepEvent:
-    return streams.KeepEvent(1.5, happened, KeepInfo(kuuid, State.LISTENING), "alice")
+def event(kuuid: int, happened: sse.EventType) -> sse.KeepEvent:
+    return sse.KeepEvent(1.5, happened, KeepInfo(kuuid, State.LISTENING), "alice")
 
 
 async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(house: ManagerHouse) -> None:
-    await house.ledger.write(event(5, streams.Happening.CREATED), "before")
+    await house.ledger.write(event(5, sse.EventType.CREATED), "before")
     async with house.client() as client:
         async with happening(client, "?follow=true") as reader:
-            await house.ledger.write(event(5, streams.Happening.ENDED), "now")
+            await house.ledger.write(event(5, sse.EventType.ENDED), "now")
             name, data, mark = await reader.next()
             assert (name, data["event"], data["by"], data["keep"]["kuuid"]) == ("keep", "ended", "alice", 5)
         await house.ledger.read_by(0)
-        await house.ledger.write(event(5, streams.Happening.REMOVED), "meanwhile")
+        await house.ledger.write(event(5, sse.EventType.REMOVED), "meanwhile")
         async with happening(client, "?follow=true", after=mark) as reader:
             assert (await reader.next())[1]["event"] == "removed"
         async with happening(client) as reader:
@@ -204,8 +204,8 @@ async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(house: Ma
 
 async def test_what_happens_to_one_keep_is_told_alone(house: ManagerHouse) -> None:
     async with house.client() as client, happening(client, "?keep=6&follow=true") as reader:
-        await house.ledger.write(event(5, streams.Happening.CREATED), "another")
-        await house.ledger.write(event(6, streams.Happening.CREATED), "this one")
+        await house.ledger.write(event(5, sse.EventType.CREATED), "another")
+        await house.ledger.write(event(6, sse.EventType.CREATED), "this one")
         assert (await reader.next())[1]["keep"]["kuuid"] == 6
 
 

@@ -17,14 +17,14 @@ from keep_manager.model import Caller, Told
 from keep_protocol.api import NewKeep
 from keep_protocol.control import CommandType
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.sse import EventType
 from keep_protocol.states import Event, State
-from keep_protocol.streams import Happening
 from tests.fakes.fake_ledger import FakeLedger
 from tests.fakes.fake_loader import FakeLoader
 from tests.fakes.fake_units import FakeUnits
 
 ALICE = Caller("alice", "127.0.0.1", "alice (serial a1) at 127.0.0.1")
-CREATED, STARTED, RUNNING, ENDED = Happening.CREATED, Happening.STARTED, Happening.RUNNING, Happening.ENDED
+CREATED, STARTED, RUNNING, ENDED = EventType.CREATED, EventType.STARTED, EventType.RUNNING, EventType.ENDED
 LOUD = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0, output_bytes=10**6, started_at=5.0, ended_at=6.0)
 QUIET = LOUD.with_dropped(0)
 TERMS = Terms("none", "none", 43000, 43999, 2.0)
@@ -54,8 +54,8 @@ class House:
         return info, self.units.loaders[info.kuuid]
 
     @property
-    def told(self) -> list[Happening]:
-        return [event.happening for event in self.ledger.written]
+    def told(self) -> list[EventType]:
+        return [event.type for event in self.ledger.written]
 
 
 async def run(loader: FakeLoader, *events: Event) -> None:
@@ -77,7 +77,7 @@ async def house(units: FakeUnits, place: Path, ledger: FakeLedger) -> AsyncItera
 
 async def test_the_life_of_a_keep_is_told_in_order_and_once(house: House) -> None:
     info, loader = await house.new()
-    await run(loader, Event.START, Event.DOOR_OPEN)
+    await run(loader, Event.START, Event.ENDPOINT_READY)
     await house.ledger.until(STARTED)
     await run(loader, Event.ACCEPT)
     await house.ledger.until(RUNNING)
@@ -85,7 +85,7 @@ async def test_the_life_of_a_keep_is_told_in_order_and_once(house: House) -> Non
     ended = await house.ledger.until(ENDED)
     await house.keeps.remove(info.kuuid, ALICE)
     removed = house.ledger.written[-1]
-    assert house.told == [CREATED, STARTED, RUNNING, ENDED, Happening.REMOVED]
+    assert house.told == [CREATED, STARTED, RUNNING, ENDED, EventType.REMOVED]
     assert (ended.at, ended.keep.outcome, ended.keep.name) == (6.0, QUIET, "web")
     assert (removed.by, removed.keep.outcome) == ("alice", QUIET)
     assert house.ledger.lines[0] == f"keep@{info.kuuid}.service: created by alice"
@@ -94,7 +94,7 @@ async def test_the_life_of_a_keep_is_told_in_order_and_once(house: House) -> Non
 async def test_what_passes_between_two_looks_is_told_all_the_same(house: House) -> None:
     _, loader = await house.new()
     # Without a pause in which the watch could look.
-    await run(loader, Event.START, Event.DOOR_OPEN, Event.ACCEPT)
+    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
     await loader.move(Event.FINISH, QUIET)
     await house.ledger.until(ENDED)
     assert house.told == [CREATED, STARTED, RUNNING, ENDED]
@@ -104,18 +104,18 @@ async def test_a_new_manager_tells_what_happened_while_there_was_none_and_nothin
     _, stays = await house.new()
     gone, _ = await house.new()
     await house.watch.close()
-    await run(stays, Event.START, Event.DOOR_OPEN)
+    await run(stays, Event.START, Event.ENDPOINT_READY)
     await house.units.stop(gone.kuuid)
     await house.again()
     await house.ledger.until(STARTED)
-    await house.ledger.until(Happening.REMOVED)
-    assert sorted(event.happening.value for event in house.ledger.written) == [
+    await house.ledger.until(EventType.REMOVED)
+    assert sorted(event.type.value for event in house.ledger.written) == [
         "created",
         "created",
         "removed",
         "started",
     ]
-    assert next(e for e in house.ledger.written if e.happening is Happening.REMOVED).keep.kuuid == gone.kuuid
+    assert next(e for e in house.ledger.written if e.type is EventType.REMOVED).keep.kuuid == gone.kuuid
 
 
 async def test_a_keep_that_another_manager_told_of_is_not_told_of_again(house: House) -> None:
@@ -124,7 +124,7 @@ async def test_a_keep_that_another_manager_told_of_is_not_told_of_again(house: H
     house.ledger.written.clear()
     house.ledger.before[info.kuuid] = Told(CREATED)
     await house.again()
-    await run(loader, Event.START, Event.DOOR_OPEN)
+    await run(loader, Event.START, Event.ENDPOINT_READY)
     await house.ledger.until(STARTED)
     assert house.told == [STARTED]
 
@@ -133,7 +133,7 @@ async def test_a_keep_that_goes_without_our_doing_is_told(house: House, monkeypa
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
     info, _ = await house.new()
     await house.units.stop(info.kuuid)
-    assert (await house.ledger.until(Happening.REMOVED)).by == ""
+    assert (await house.ledger.until(EventType.REMOVED)).by == ""
 
 
 async def test_a_keep_whose_unit_fails_has_failed_and_is_still_known(
@@ -142,11 +142,11 @@ async def test_a_keep_whose_unit_fails_has_failed_and_is_still_known(
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
     info, _ = await house.new()
     await house.units.crash(info.kuuid)
-    failed = await house.ledger.until(Happening.FAILED)
+    failed = await house.ledger.until(EventType.FAILED)
     assert (failed.keep.state, failed.keep.name) == (State.ERROR, "web")
     await house.keeps.remove(info.kuuid, ALICE)
-    assert (await house.ledger.until(Happening.REMOVED)).by == "alice"
-    assert house.told.count(Happening.FAILED) == 1
+    assert (await house.ledger.until(EventType.REMOVED)).by == "alice"
+    assert house.told.count(EventType.FAILED) == 1
 
 
 async def test_a_flooded_keep_says_one_more_line_before_its_lost_ones_are_counted(
@@ -155,7 +155,7 @@ async def test_a_flooded_keep_says_one_more_line_before_its_lost_ones_are_counte
     monkeypatch.setattr(dropped, "INTERVAL_SECONDS", 0.01)
     info, loader = await house.new()
     house.ledger.accepted, house.ledger.lost = 1000, 4321
-    await run(loader, Event.START, Event.DOOR_OPEN, Event.ACCEPT)
+    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
     await loader.move(Event.FINISH, LOUD)
     event = await house.ledger.until(ENDED)
     assert event.keep.outcome == LOUD.with_dropped(4321)
@@ -166,7 +166,7 @@ async def test_a_flooded_keep_says_one_more_line_before_its_lost_ones_are_counte
 async def test_a_keep_that_was_quiet_at_its_end_says_no_further_line(house: House) -> None:
     _, loader = await house.new()
     house.ledger.accepted, house.ledger.lost = 999, 5
-    await run(loader, Event.START, Event.DOOR_OPEN, Event.ACCEPT)
+    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
     await loader.move(Event.FINISH, LOUD)
     assert (await house.ledger.until(ENDED)).keep.outcome == LOUD.with_dropped(5)
     assert [c.contents for c in loader.commands if c.type is CommandType.DROPPED] == ["5"]
@@ -175,7 +175,7 @@ async def test_a_keep_that_was_quiet_at_its_end_says_no_further_line(house: Hous
 @pytest.mark.parametrize("ledger", [FakeLedger(counts=False)])
 async def test_where_nobody_can_know_what_was_dropped_nothing_is_said_of_it(house: House) -> None:
     _, loader = await house.new()
-    await run(loader, Event.START, Event.DOOR_OPEN, Event.ACCEPT)
+    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
     await loader.move(Event.FINISH, LOUD)
     assert (await house.ledger.until(ENDED)).keep.outcome == LOUD
 
@@ -187,7 +187,7 @@ async def test_a_journal_that_is_away_costs_the_telling_and_not_the_watch(
     info = await house.keeps.create(NewKeep(), ALICE)
     await house.ledger.refused.wait()
     house.ledger.away = False
-    await run(house.units.loaders[info.kuuid], Event.START, Event.DOOR_OPEN)
+    await run(house.units.loaders[info.kuuid], Event.START, Event.ENDPOINT_READY)
     await house.ledger.until(STARTED)
     assert house.told == [STARTED]
     assert "created by alice (told here alone: cannot write to the journal" in caplog.text

@@ -67,7 +67,7 @@ def test_the_originals_commands_are_understood(body: bytes, request_: api.Reques
     ],
 )
 def test_what_is_no_command_is_refused_by_its_kind(body: bytes, kind: ErrorKind) -> None:
-    with pytest.raises(KeepfleetError, match="cannot ") as refused:
+    with pytest.raises(KeepfleetError, match=r"^(cannot|invalid) ") as refused:
         api.parse_legacy(body)
     assert refused.value.kind is kind
     assert "\n" not in refused.value.message
@@ -125,6 +125,6 @@ def test_a_v1_start_has_defaults_and_takes_names() -> None:
     ],
 )
 def test_a_wrong_v1_start_is_refused(body: bytes) -> None:
-    with pytest.raises(KeepfleetError, match="cannot ") as refused:
+    with pytest.raises(KeepfleetError, match=r"^(cannot|invalid) ") as refused:
         api.parse_v1_start(7, body)
     assert refused.value.kind is ErrorKind.BAD_REQUEST

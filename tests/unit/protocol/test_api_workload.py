@@ -6,7 +6,8 @@ import pytest
 
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest, parse_workload
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.workload import Directory, RestartPolicy, Workload
+from keep_protocol.spec import RestartPolicy
+from keep_protocol.workload import Directory, Workload
 
 
 def test_an_empty_workload_gives_nothing() -> None:
@@ -49,27 +50,28 @@ def test_everything_a_guest_can_be_given_is_taken() -> None:
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ([], "the workload must be an object"),
-        ({"args": []}, "'args' is no member of the workload"),
+        ([], "invalid workload: it must be an object"),
+        ({"args": []}, "unknown field 'args'"),
         ({"arguments": "x"}, "'arguments' must be a list"),
-        ({"arguments": [1]}, "'arguments' must be a list of strings"),
+        ({"arguments": [1]}, "'arguments': item 1 must be a string"),
         ({"arguments": ["a\0b"]}, "NUL"),
-        ({"environment": []}, "'environment' must be an object of strings"),
-        ({"environment": {"A": 1}}, "'environment' must be an object of strings"),
+        ({"environment": []}, "'environment' must be an object of at most"),
+        ({"environment": {"A": 1}}, "'environment': the value of 'A' must be a string"),
         ({"environment": {"A=B": "1"}}, "no name of a variable"),
-        ({"export": 5}, "'export' of the workload must be a string"),
-        ({"stdin": "/x"}, "the standard input must be an object"),
-        ({"stdin": {"path": "/x"}}, "it takes file"),
-        ({"stdin": {}}, "a path must be a string"),
-        ({"directories": [{"guest": "/a"}]}, "a path must be a string"),
-        ({"directories": [{"host": "/a"}]}, "absolute, plain path"),
+        ({"export": 5}, "'export' must be a name"),
+        ({"stdin": "/x"}, "'stdin' must be null or an object"),
+        ({"stdin": {"file": "/x", "path": "/x"}}, "it takes file"),
+        ({"stdin": {}}, "'file' is missing"),
+        ({"directories": [{"guest": "/a"}]}, "'host' is missing"),
+        ({"directories": [{"host": "a", "guest": "/a"}]}, "absolute, plain path"),
+        ({"directories": [{"host": "/a"}]}, "'guest' is missing"),
         ({"directories": [{"host": "/a", "guest": "/a", "writable": 1}]}, "true or false"),
         ({"directories": [{"host": "/a", "guest": "/run/secrets"}]}, "cannot be a directory's name"),
         ({"directories": [{"host": "/a", "guest": "/a"}] * 2}, "one name"),
         ({"directories": [{"host": "/a", "guest": f"/{n}"} for n in range(17)]}, "at most 16"),
         ({"secrets": [{"name": "../x", "file": "/a"}]}, "cannot be a secret's name"),
-        ({"secrets": [{"name": "x"}]}, "a path must be a string"),
-        ({"secrets": ["x"]}, "a secret must be an object"),
+        ({"secrets": [{"name": "x"}]}, "'file' is missing"),
+        ({"secrets": ["x"]}, "'secrets': item 1 must be an object"),
         ({"restart": "sometimes"}, "no, on-failure, always"),
     ],
 )

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import parse, table_of
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.limits import (
     BOUNDS,
@@ -20,7 +21,6 @@ from keep_protocol.limits import (
     Limits,
     check_limit,
     limits_from_text,
-    limits_from_wire,
 )
 from keep_protocol.states import State
 
@@ -33,7 +33,7 @@ FIT_FOR_A_UNIT = re.compile(r"[a-z0-9_=,]{1,1024}", re.ASCII)
 
 
 def test_every_limit_has_a_default_within_its_bounds() -> None:
-    assert set(DEFAULTS) == set(BOUNDS) == set(Limits.__slots__)
+    assert set(DEFAULTS) == set(BOUNDS) == set(table_of(Limits))
     assert all(BOUNDS[name][0] <= DEFAULTS[name] <= BOUNDS[name][1] for name in BOUNDS)
     assert Limits() == DEFAULT_LIMITS
     assert DEFAULT_LIMITS.fields() == DEFAULTS
@@ -52,7 +52,7 @@ def test_the_units_memory_is_wider_than_the_guests() -> None:
 
 @given(LIMITS)
 def test_limits_come_back_as_they_were_from_json_and_from_text(limits: Limits) -> None:
-    assert limits_from_wire(limits.to_wire()) == limits
+    assert parse(Limits, limits.to_wire(), "limits") == limits
     assert limits_from_text(limits.to_text()) == limits
     assert FIT_FOR_A_UNIT.fullmatch(limits.to_text())
     info = KeepInfo(kuuid=1, state=State.LISTENING, limits=limits)
@@ -60,8 +60,10 @@ def test_limits_come_back_as_they_were_from_json_and_from_text(limits: Limits) -
 
 
 def test_what_is_not_named_has_its_default() -> None:
-    assert limits_from_text("") == limits_from_wire({}) == DEFAULT_LIMITS
-    assert limits_from_text("wall_seconds=10") == limits_from_wire({"wall_seconds": 10}) == Limits(wall_seconds=10)
+    assert limits_from_text("") == Limits() == DEFAULT_LIMITS
+    assert (
+        limits_from_text("wall_seconds=10") == parse(Limits, {"wall_seconds": 10}, "limits") == Limits(wall_seconds=10)
+    )
     assert Limits(wall_seconds=10).cpu_seconds == DEFAULTS["cpu_seconds"]
 
 
@@ -70,23 +72,25 @@ def test_the_bounds_themselves_are_allowed_and_one_beyond_is_not(name: str) -> N
     low, high = BOUNDS[name]
     assert (check_limit(name, low), check_limit(name, high)) == (low, high)
     for value in (low - 1, high + 1):
-        with pytest.raises(KeepfleetError, match=f"cannot limit {name} to {value}: .* {low} … {high}") as refused:
+        with pytest.raises(
+            KeepfleetError, match=f"invalid limits: field '{name}' must be .* {low} … {high}"
+        ) as refused:
             Limits(**{name: value})
         assert refused.value.kind is ErrorKind.BAD_REQUEST
 
 
 @pytest.mark.parametrize("value", [True, False, 1.5, 2.0, "10", None, [], {}, float("nan"), float("inf"), 10**400])
 def test_a_limit_that_is_no_whole_number_is_refused_in_words(value: object) -> None:
-    with pytest.raises(KeepfleetError, match="cannot limit wall_seconds to ") as refused:
-        limits_from_wire({"wall_seconds": value})
+    with pytest.raises(KeepfleetError, match="invalid limits: field 'wall_seconds' must be") as refused:
+        check_limit("wall_seconds", value)
     assert refused.value.kind is ErrorKind.BAD_REQUEST
     assert len(refused.value.message) < 200
 
 
 @pytest.mark.parametrize("name", ["", "memory", "MEMORY_BYTES", "memory_bytes ", "__class__", "x" * 1000])
 def test_a_limit_that_is_none_is_refused_and_all_are_named(name: str) -> None:
-    with pytest.raises(KeepfleetError, match="the limits are memory_bytes, ") as refused:
-        limits_from_wire({name: 1})
+    with pytest.raises(KeepfleetError, match="it takes memory_bytes, ") as refused:
+        check_limit(name, 1)
     assert refused.value.kind is ErrorKind.BAD_REQUEST
     assert len(refused.value.message) < 400
 
@@ -114,7 +118,7 @@ def test_a_limit_that_is_none_is_refused_and_all_are_named(name: str) -> None:
     ],
 )
 def test_text_that_was_not_written_by_us_is_refused(text: str) -> None:
-    with pytest.raises(KeepfleetError, match="cannot ") as refused:
+    with pytest.raises(KeepfleetError, match="invalid ") as refused:
         limits_from_text(text)
     assert refused.value.kind is ErrorKind.BAD_REQUEST
 
@@ -136,12 +140,12 @@ def test_no_text_does_more_than_be_refused(text: str) -> None:
 )
 def test_no_object_does_more_than_be_refused(value: dict[str, object]) -> None:
     try:
-        limits_from_wire(value)
+        parse(Limits, value, "limits", strict=True)
     except KeepfleetError as error:
         assert error.kind is ErrorKind.BAD_REQUEST
 
 
-@pytest.mark.parametrize("limits", [[], "x", 5, {"wall_seconds": 0}, {"nothing": 1}])
+@pytest.mark.parametrize("limits", [[], "x", 5, {"wall_seconds": 0}])
 def test_a_keep_with_limits_of_another_shape_is_a_bad_request(limits: object) -> None:
     with pytest.raises(KeepfleetError) as refused:
         keep_from_wire({**KeepInfo(kuuid=7, state=State.LISTENING).to_wire(), "limits": limits})

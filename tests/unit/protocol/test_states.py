@@ -11,9 +11,14 @@ from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State, adv
 DRAWN: dict[str, dict[str, str]] = {
     "booting": {"ready": "idle", "resume": "reopening", "restore": "ended", "rerun": "running", "fail": "failed"},
     "idle": {"start": "opening", "fail": "failed"},
-    "opening": {"door-open": "awaiting-workload", "start-failed": "idle", "fail": "failed"},
-    "awaiting-workload": {"door-lost": "reopening", "accept": "running", "stop": "ended", "fail": "failed"},
-    "reopening": {"door-open": "awaiting-workload", "door-lost": "reopening", "stop": "ended", "fail": "failed"},
+    "opening": {"endpoint-ready": "awaiting-workload", "start-failed": "idle", "fail": "failed"},
+    "awaiting-workload": {"endpoint-lost": "reopening", "accept": "running", "stop": "ended", "fail": "failed"},
+    "reopening": {
+        "endpoint-ready": "awaiting-workload",
+        "endpoint-lost": "reopening",
+        "stop": "ended",
+        "fail": "failed",
+    },
     "running": {"finish": "ended", "stop": "ended", "restart": "restarting", "fail": "failed"},
     "restarting": {"fail": "failed"},  # its loader exits, and the next one boots
     "ended": {},

@@ -34,22 +34,34 @@ from keep_protocol.control import (
     encode_report,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind, keep_from_wire, outcome_from_wire
-from keep_protocol.record import Record
+from keep_protocol.keep import (
+    KeepInfo,
+    Module,
+    Outcome,
+    OutcomeKind,
+    Uploader,
+    WorkloadSummary,
+    keep_from_wire,
+    outcome_from_wire,
+)
+from keep_protocol.kinds import Kind
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import State
 
+COUNTS = st.none() | st.integers(0, 1 << 63)
+PRINTABLE = st.text(max_size=255).filter(str.isprintable)
 SECONDS = st.none() | st.floats(0, 1e9)
 OUTCOMES = st.builds(
     Outcome,
     kind=st.sampled_from(OutcomeKind),
     text=st.text(),
-    exit_code=st.none() | st.integers(),
-    signal=st.none() | st.integers(),
+    exit_code=st.none() | st.integers(0, (1 << 32) - 1),
+    signal=st.none() | st.integers(0, 127),
     backtrace=st.lists(st.text()).map(tuple),
     wall_seconds=SECONDS,
     cpu_seconds=SECONDS,
-    peak_bytes=st.none() | st.integers(0),
-    output_bytes=st.none() | st.integers(0),
+    peak_bytes=COUNTS,
+    output_bytes=COUNTS,
     started_at=SECONDS,
     ended_at=SECONDS,
     ended_monotonic=SECONDS,
@@ -60,17 +72,26 @@ KEEPS = st.builds(
     kuuid=st.integers(1, (1 << KUUID_BITS) - 1),
     state=st.sampled_from(State),
     detail=st.text(),
-    address=st.text(),
+    address=st.text(max_size=64),
     port=st.integers(0, 65535),
-    fingerprint=st.text(),
+    fingerprint=st.text(max_size=80),
     certificate=st.text(),
-    unit=st.text(),
-    walls=st.lists(st.text()).map(tuple),
+    unit=st.text(max_size=64),
+    isolation_failures=st.lists(st.text()).map(tuple),
     outcome=st.none() | OUTCOMES,
-    name=st.text(),
-    labels=st.dictionaries(st.text(), st.text()).map(lambda labels: tuple(labels.items())),
-    owner=st.text(),
-    restarts=st.integers(0),
+    name=st.from_regex(r"[a-z0-9-]{0,63}", fullmatch=True),
+    labels=st.dictionaries(st.from_regex(r"[a-z0-9./-]{1,63}", fullmatch=True), PRINTABLE, max_size=16).map(
+        lambda labels: tuple(sorted(labels.items()))
+    ),
+    owner=st.text(max_size=128),
+    restarts=st.integers(0, 1 << 53),
+    kind=st.sampled_from(Kind),
+    created_at=SECONDS,
+    restart=st.sampled_from(RestartPolicy),
+    module=st.none() | st.builds(Module, st.just("sha256:" + "a" * 64), st.text(max_size=255), st.integers(0, 1 << 53)),
+    workload=st.none() | st.builds(WorkloadSummary, st.lists(st.text()).map(tuple), stdin=st.booleans()),
+    uploaders=st.lists(st.sampled_from(["*", "name:ann", "sha256:" + "b" * 64]), max_size=3).map(tuple),
+    uploaded_by=st.none() | st.builds(Uploader, st.just("sha256:" + "c" * 64), st.text(max_size=128)),
 )
 COMMANDS = st.builds(Command, st.sampled_from(CommandType), st.text())
 
@@ -214,8 +235,8 @@ def test_a_keep_has_the_originals_members() -> None:
         {"kuuid": "7"},
         {"kuuid": 1.5},
         {"detail": 5},
-        {"walls": "x"},
-        {"walls": [1]},
+        {"isolation_failures": "x"},
+        {"isolation_failures": [1]},
         {"outcome": []},
         {"outcome": {"kind": "odd"}},
         {"outcome": {"kind": "exited", "text": 5}},
@@ -344,33 +365,3 @@ def test_a_foreign_unit_is_no_keep(unit: str) -> None:
 def test_an_id_out_of_range_names_no_unit(kuuid: int) -> None:
     with pytest.raises(KeepfleetError):
         unit_name(kuuid)
-
-
-class Point(Record):
-    __slots__ = ("x", "y")
-    x: int
-    y: int
-
-    def __init__(self, x: int, y: int) -> None:
-        self._freeze(x=x, y=y)
-
-
-class Other(Point):
-    __slots__ = ()
-
-
-def test_a_record_is_a_value_that_cannot_be_changed() -> None:
-    point = Point(1, 2)
-    assert (point == Point(1, 2), point == Point(2, 1), point == (1, 2)) == (True, False, False)
-    assert hash(point) == hash(Point(1, 2))
-    assert repr(point) == "Point(x=1, y=2)"
-    assert point.fields() == {"x": 1, "y": 2}
-    with pytest.raises(AttributeError, match=r"Point\.x is read-only"):
-        point.x = 3
-    with pytest.raises(AttributeError, match=r"Point\.x is read-only"):
-        del point.x
-
-
-def test_a_record_takes_no_field_it_does_not_have() -> None:
-    with pytest.raises(TypeError, match="no field z"):
-        Point(1, 2)._freeze(x=1, y=2, z=3)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.control import START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.workload import (
     MAX_DIRECTORIES,
     MAX_SECRETS,
@@ -19,7 +20,6 @@ from keep_protocol.workload import (
     MAX_WORKLOAD_JSON,
     SECRETS_GUEST,
     Directory,
-    RestartPolicy,
     Workload,
     check_guest_path,
     workload_from_json,
@@ -189,7 +189,6 @@ def test_a_name_that_is_no_file_name_is_no_secrets(name: str) -> None:
         {"stdin": None},
         {"directories": {}},
         {"directories": ["/a"]},
-        {"directories": [{"guest": "/a"}]},
         {"directories": [{"guest": "/a", "writable": 1}]},
         {"directories": [{"guest": 1, "writable": True}]},
         {"directories": [{"guest": "/..", "writable": True}]},
@@ -203,15 +202,8 @@ def test_a_name_that_is_no_file_name_is_no_secrets(name: str) -> None:
     ],
 )
 def test_a_description_of_another_shape_is_a_bad_request(change: dict[str, object]) -> None:
-    with pytest.raises(KeepfleetError, match="cannot give the workload") as error:
+    with pytest.raises(KeepfleetError, match=r"^(cannot give the workload|invalid)") as error:
         workload_from_json(json.dumps({**PLAIN, **change}).encode())
-    assert error.value.kind is ErrorKind.BAD_REQUEST
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_a_description_that_lacks_a_member_is_a_bad_request(name: str) -> None:
-    with pytest.raises(KeepfleetError) as error:
-        workload_from_json(json.dumps({key: value for key, value in PLAIN.items() if key != name}).encode())
     assert error.value.kind is ErrorKind.BAD_REQUEST
 
 
@@ -244,5 +236,7 @@ def test_no_members_of_a_description_do_more_than_be_refused(members: dict[str, 
 
 @given(st.binary(max_size=300))
 def test_no_bytes_of_a_description_do_more_than_be_refused(data: bytes) -> None:
-    with pytest.raises(KeepfleetError):
-        workload_from_json(data)
+    try:
+        assert workload_from_json(data) == Workload()  # `{}` and nothing else that comes up here
+    except KeepfleetError as error:
+        assert error.kind is ErrorKind.BAD_REQUEST

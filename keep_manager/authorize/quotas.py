@@ -1,0 +1,105 @@
+"""How much each caller may have: its living keeps, their memory, its starts in a minute, its open streams, and where
+its keeps may listen. Operators have quotas too, if generous ones: a script that runs away is no attacker.
+
+Keeps and memory are counted in the view of all keeps, so that nothing is counted that is not there. Starts and streams
+are of this process: a manager that starts anew begins to count anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from keep_manager.callers import Callers, quotas_for
+from keep_manager.model import Caller
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.spec import KeepSpec
+from keep_protocol.states import State
+
+MINUTE = 60.0
+_ENDED = (State.COMPLETE, State.ERROR)
+
+
+class QuotaKeeper:
+    """Admits what each caller may still have; `keeps` are all that there are now."""
+
+    def __init__(
+        self, callers: Callers, keeps: Callable[[], Iterable[KeepInfo]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._callers, self._keeps, self._clock = callers, keeps, clock
+        self._starts: dict[str, deque[float]] = {}
+        self._followers: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"QuotaKeeper({len(self._callers)} entries, {self._followers.total()} followers)"
+
+    def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
+        """Returns where one more keep of this spec fits. Raises KeepfleetError(TOO_MANY) naming the quota."""
+        quotas = quotas_for(self._callers, caller.name)
+        living = [keep for keep in self._keeps() if keep.owner == caller.name and keep.state not in _ENDED]
+        if len(living) >= quotas.keeps:
+            raise _over(caller, f"create a keep: {len(living)} of its keeps are living", "keeps", quotas.keeps)
+        memory = sum(keep.limits.memory_bytes for keep in living) + spec.limits.memory_bytes
+        if memory > quotas.memory_bytes:
+            raise _over(
+                caller, f"create a keep: its keeps would have {memory} bytes", "memory_bytes", quotas.memory_bytes
+            )
+
+    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int) -> None:
+        """Returns where the caller may start this keep there, and counts the start.
+
+        Raises KeepfleetError: TOO_MANY, or FORBIDDEN for an address or a port that its keeps may not listen on.
+        """
+        quotas = quotas_for(self._callers, caller.name)
+        if quotas.addresses and address not in quotas.addresses:
+            raise _forbidden(caller, info, f"address {address}", ", ".join(quotas.addresses))
+        if not quotas.first_port <= port <= quotas.last_port:
+            raise _forbidden(caller, info, f"port {port}", f"ports {quotas.first_port} to {quotas.last_port}")
+        now, starts = self._clock(), self._starts.setdefault(caller.name, deque())
+        while starts and starts[0] <= now - MINUTE:
+            starts.popleft()
+        if len(starts) >= quotas.starts_per_minute:
+            raise _over(
+                caller,
+                f"start keep {info.kuuid}: {len(starts)} starts in a minute",
+                "starts_per_minute",
+                quotas.starts_per_minute,
+            )
+        starts.append(now)
+        if len(self._starts) > len(self._callers) + 1000:
+            self._starts = {name: times for name, times in self._starts.items() if times and times[-1] > now - MINUTE}
+
+    @contextmanager
+    def following(self, caller: Caller) -> Iterator[None]:
+        """One of the caller's places for streams, while the block runs. Raises KeepfleetError(TOO_MANY)."""
+        quotas = quotas_for(self._callers, caller.name)
+        if self._followers[caller.name] >= quotas.followers:
+            raise _over(
+                caller, f"follow: {self._followers[caller.name]} streams are open", "followers", quotas.followers
+            )
+        self._followers[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._followers[caller.name] -= 1
+            if not self._followers[caller.name]:
+                del self._followers[caller.name]
+
+
+def _over(caller: Caller, what: str, name: str, quota: int) -> KeepfleetError:
+    return KeepfleetError(
+        ErrorKind.TOO_MANY,
+        f"cannot {what}, and the quota {name} of {caller.who} is {quota}; end some, or have the manager's "
+        "configuration raise it, under callers",
+    )
+
+
+def _forbidden(caller: Caller, info: KeepInfo, what: str, allowed: str) -> KeepfleetError:
+    return KeepfleetError(
+        ErrorKind.FORBIDDEN,
+        f"cannot start keep {info.kuuid} on {what}: the quotas of {caller.who} allow {allowed}; "
+        "the manager's configuration sets them, under callers",
+    )

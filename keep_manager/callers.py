@@ -1,0 +1,88 @@
+"""What the configuration says of callers: their role, where things may be granted to them, and how much they may have.
+
+Frozen values, as `model` holds: `config` reads them, `authorize` and `keeps` ask them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import Enum
+
+from keep_protocol.api import AskedLimits
+from keep_protocol.fields import Flag, Items, Maybe, Nested, Record, Text, Whole, Word, field
+from keep_protocol.identity import Role
+from keep_protocol.limits import MIB
+
+EVERYONE = "*"
+"""The entry for callers that have none of their own; what an entry does not name comes from it, too."""
+MAX_CALLER_NAME = 64
+"""A common name has at most 64 characters (RFC 5280, ub-common-name)."""
+
+
+class DirectoryPath(Text):
+    """The absolute path of a directory, `~` resolved and without `..`."""
+
+    def __init__(self) -> None:
+        super().__init__(4095, must="the absolute path of a directory")
+
+    def parse(self, value: object) -> str:
+        path = os.path.expanduser(super().parse(value))
+        if not os.path.isabs(path) or "\0" in path:
+            raise ValueError
+        return os.path.normpath(path)
+
+
+class GrantRoot(Record):
+    """A directory below which a caller may have things granted; writable: for writing, too."""
+
+    path: str = field(DirectoryPath())
+    writable: bool = field(Flag(), default=False)
+
+
+class ConfiguredRole(Enum):
+    """The roles that the configuration may give to a certificate that says none."""
+
+    OPERATOR = Role.OPERATOR.value
+    USER = Role.USER.value
+    VIEWER = Role.VIEWER.value
+
+
+class Quotas(Record):
+    """How much one caller may have at a time; the defaults are more than one person or program needs on one host."""
+
+    keeps: int = field(Whole(0, 100_000), default=500, about="living keeps")
+    memory_bytes: int = field(
+        Whole(0, 1 << 50), default=256 * 1024 * MIB, about="the memory limits of its living keeps together"
+    )
+    starts_per_minute: int = field(Whole(0, 100_000), default=1200, about="keeps started in a minute")
+    followers: int = field(Whole(0, 1000), default=16, about="streams of lines and events open")
+    first_port: int = field(Whole(1, 65535), default=1, about="the lowest port its keeps may listen on")
+    last_port: int = field(Whole(1, 65535), default=65535, about="the highest port its keeps may listen on")
+    addresses: tuple[str, ...] = field(
+        Items(Text(60), 64), default=(), about="the addresses its keeps may listen on; empty for every one"
+    )
+
+
+class CallerEntry(Record):
+    """One entry of `callers`. None, and what is not in `ceilings`, comes from the entry `*`."""
+
+    role: ConfiguredRole | None = field(Maybe(Word(ConfiguredRole)), default=None)
+    grant_roots: tuple[GrantRoot, ...] | None = field(
+        Maybe(Items(Nested(GrantRoot, "grant root", strict=True), 256)), default=None
+    )
+    ceilings: tuple[tuple[str, int], ...] = field(AskedLimits(), default=())
+    quotas: Quotas | None = field(Maybe(Nested(Quotas, "quotas", strict=True)), default=None)
+
+
+Callers = Mapping[str, CallerEntry]
+
+
+def quotas_for(callers: Callers, name: str) -> Quotas:
+    """The quotas of the caller called so: its own, or those of everyone, or the defaults."""
+    return entry_of(callers, name).quotas or entry_of(callers, EVERYONE).quotas or Quotas()
+
+
+def entry_of(callers: Callers, name: str) -> CallerEntry:
+    """The entry of exactly this name, empty where there is none."""
+    return callers.get(name, CallerEntry())

@@ -1,0 +1,92 @@
+"""A host whose /opt/keepfleet has versions, as `./run install` makes them: copies of one, changed as a test needs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.system.fleet import Fleet
+from tests.system.host import Host
+from tests.system.life import Life
+
+ROOT = "/opt/keepfleet"
+VERSIONS = f"{ROOT}/versions"
+_MARKED = ("keep_loader", "app_loader", "keep_protocol")
+_MARK = '\ngetattr(__import__("sys").stderr, "write", len)("imported " + __name__ + " of {name}\\n")\n'
+"""At the end of each module that runs in a keep. A process without standard error imports it silently."""
+
+
+class Installation:
+    """/opt/keepfleet of `host`, which is `directory` outside.
+
+    `prefix` is what a version is a copy of; `engines` has the wheel of another wasmtime for some versions.
+    """
+
+    def __init__(self, fleet: Fleet, directory: Path, prefix: Path, engines: dict[str, Path]) -> None:
+        self.fleet = fleet
+        self.host: Host = fleet.host
+        self._directory = directory
+        self._prefix = prefix
+        self._engines = engines
+
+    def __repr__(self) -> str:
+        return f"Installation({self.host}, {sorted(self.names())})"
+
+    def names(self) -> set[str]:
+        """The versions that are there."""
+        return {path.name for path in (self._directory / "versions").iterdir()}
+
+    def make(self, name: str) -> None:
+        """Makes a version, whose modules name it as they load."""
+        version = self._directory / "versions" / name
+        shutil.copytree(self._prefix, version, symlinks=True)
+        for script in (version / "bin").iterdir():
+            if not script.is_symlink():
+                text = re.sub(r"\A#!/opt/keepfleet/", f"#!{VERSIONS}/{name}/", script.read_text())
+                script.write_text(text)
+        (packages,) = version.glob("lib/python3*/site-packages")
+        for package in _MARKED:
+            for module in (packages / package).glob("**/*.py"):
+                module.write_text(module.read_text() + _MARK.format(name=name))
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *(packages / name for name in _MARKED)], check=True)
+        if name in self._engines:
+            for old in packages.glob("wasmtime*"):
+                shutil.rmtree(old)
+            with zipfile.ZipFile(self._engines[name]) as wheel:
+                wheel.extractall(packages)
+
+    def install(self, name: str) -> str:
+        """Makes a version the current one, as the docs say, and returns what was printed."""
+        if name not in self.names():
+            self.make(name)
+        said = self.host.run([f"{VERSIONS}/{name}/bin/keepctl", "install", "--system"]).stdout
+        if not self.fleet.pki.exists():
+            self.host.run(["keepctl", "init"])
+            self.fleet.configure()
+        self.fleet.restart()
+        return said
+
+
+def versions_of(life: Life) -> set[str]:
+    """The versions that the processes of a keep were started from."""
+    pid = str(life.loader_pid)
+    shown = life.host.run(["ps", "-o", "args=", "--pid", pid, "--ppid", pid]).stdout
+    return set(re.findall(f"{VERSIONS}/([^/]+)/", shown))
+
+
+def imported(life: Life) -> set[tuple[str, str]]:
+    """Each package of which the keep's processes have imported modules so far, with the version they were of."""
+    found = (re.fullmatch(r"imported ([a-z_]+)\S* of (\S+)", line) for line in life.output())
+    return {(match[1], match[2]) for match in found if match}
+
+
+def download(prefix: Path, lock: Path, directory: Path) -> list[Path]:
+    """What a lock file names, from the registry that this machine is configured for."""
+    pip = [str(prefix.parent / "build/bin/python"), "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
+    command = [*pip, "--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(directory)]
+    subprocess.run(command, check=True)
+    return sorted(directory.iterdir())

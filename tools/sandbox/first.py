@@ -1,0 +1,201 @@
+"""Becomes PID 1 of a new sandbox: enters its cgroups, unshares, lays out the mounts, and execs systemd.
+
+Run as a bare file by `sandbox.Sandbox.boot` with the sandbox's name and state directory; every step that fails
+is one line on standard error, which is the sandbox's console file. The first process writes the number of the
+second, PID 1, to `booting` in the state directory and ends: nothing of the booting command stays behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import socket
+import subprocess
+import sys
+
+if not __package__:
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from tools.sandbox import cgroups, layout, linux
+
+SYSTEMD = "/lib/systemd/systemd"
+INSIDE_STATE = "/run/sandbox"
+"""Where the state directory is seen inside."""
+_HIDDEN = ("/usr/local/lib/systemd", "/lib/systemd/system-generators", "/lib/systemd/user-generators")
+"""The machine's own units and what would generate units from its files; the default search path itself is kept."""
+_RUN = (
+    *("lock", "log/journal", "dbus", "user", "systemd/system", INSIDE_STATE.removeprefix("/run/")),
+    *("systemd/unit-root", "systemd/mount-rootfs"),
+)
+"""What systemd expects in /run. The last two: a user manager cannot lay out mounts before a system unit did once."""
+_JOURNAL = """[Journal]
+Storage=volatile
+RuntimeMaxUse=256M
+ReadKMsg=no
+Audit=no
+ForwardToSyslog=no
+ForwardToKMsg=no
+ForwardToConsole=no
+ForwardToWall=no
+"""
+
+
+def _path_handle(path: str) -> int:
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+
+def _own_etc(name: str) -> None:
+    """A copy of /etc in memory, so that anything may be installed, any user added, and the machine never sees it."""
+    copy = "/run/etc"
+    os.mkdir(copy)
+    linux.tmpfs(copy, "755")
+    subprocess.run(["cp", "--archive", "/etc/.", copy], check=True)
+    subprocess.run(["rm", "--recursive", "--force", f"{copy}/systemd", f"{copy}/machine-id"], check=True)
+    for directory in ("system", "user", "journald.conf.d"):
+        os.makedirs(f"{copy}/systemd/{directory}")
+    files = {"hostname": f"{name}\n", "machine-id": os.urandom(16).hex() + "\n", "systemd/journald.conf": _JOURNAL}
+    for file, text in files.items():
+        with open(f"{copy}/{file}", "w", encoding="utf-8") as stream:
+            stream.write(text)
+    with open(f"{copy}/hosts", "a", encoding="utf-8") as stream:
+        stream.write(f"127.0.1.1 {name}\n")
+    linux.mount(copy, "/etc", None, linux.MS_MOVE)
+    os.rmdir(copy)
+    socket.sethostname(name)
+
+
+def _own_directory(directory: str) -> None:
+    """The machine's `directory`, where what is written in it is the sandbox's alone.
+
+    An overlay where the kernel can: one mount, and a unit's start pays for every mount there is. It cannot show
+    what is mounted below, nor lie on many others; then entries are bound one by one, and only new ones are private.
+    """
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        mounted = [line.split(" ")[1] for line in file]
+    if not any(place == directory or place.startswith(f"{directory}/") for place in mounted):
+        own = f"/run/sandbox-own{directory}"
+        os.makedirs(f"{own}/upper", mode=0o755)
+        os.makedirs(f"{own}/work", mode=0o700)
+        options = f"lowerdir={directory},upperdir={own}/upper,workdir={own}/work"
+        with contextlib.suppress(OSError):
+            linux.mount("overlay", directory, "overlay", linux.MS_NOSUID | linux.MS_NODEV, options)
+            return
+    _rebound(directory)
+
+
+def _rebound(directory: str) -> None:
+    """An empty directory with the machine's entries bound into it."""
+    entries = [(e.name, e.is_symlink(), e.is_dir(follow_symlinks=False), e.path) for e in os.scandir(directory)]
+    links = {name: os.readlink(path) for name, is_link, _, path in entries if is_link}
+    handles = {name: _path_handle(path) for name, is_link, _, path in entries if not is_link}
+    linux.tmpfs(directory, "755")
+    for name, is_link, is_directory, path in entries:
+        if is_link:
+            os.symlink(links[name], path)
+            continue
+        _mount_point(path, directory=is_directory)
+        linux.bind(handles[name], path)
+        os.close(handles[name])
+
+
+def _mount_point(path: str, *, directory: bool) -> None:
+    """Makes the mount point `path` where the sandbox has its own files. Raises OSError elsewhere, changing nothing."""
+    if os.path.exists(path):
+        return
+    if not any(f"{os.path.realpath(path)}/".startswith(f"{own}/") for own in layout.OWN):
+        raise FileNotFoundError(
+            2, f"it does not exist on this machine; choose a place in {', '.join(layout.OWN)}", path
+        )
+    os.makedirs(path if directory else os.path.dirname(path), exist_ok=True)
+    if not directory:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
+def _own_cgroups(found: list[cgroups.Hierarchy]) -> None:
+    """Mounts the same hierarchies anew: this cgroup namespace shows them from the sandbox's own cgroup down."""
+    linux.detach(cgroups.ROOT)
+    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    if all(hierarchy.directory != cgroups.ROOT for hierarchy in found):
+        linux.tmpfs(cgroups.ROOT, "755", flags)
+    for hierarchy in found:
+        os.makedirs(hierarchy.directory, exist_ok=True)
+        kind = "cgroup2" if hierarchy.options is None else "cgroup"
+        linux.mount(kind, hierarchy.directory, kind, flags, hierarchy.options)
+
+
+def _mounts(name: str, state: str, found: list[cgroups.Hierarchy]) -> None:
+    """The sandbox's view of the machine's files. Sources are opened before anything is mounted over them."""
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    with open(f"{state}/layout.json", encoding="utf-8") as file:
+        wanted = layout.from_json(file.read())
+    sources = [_path_handle(source) for source, _, _ in wanted.binds]
+    real_sources = [os.path.realpath(source) for source, _, _ in wanted.binds]
+    state_handle, units, console = (_path_handle(f"{state}{part}") for part in ("", "/units", "/console"))
+    linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    linux.tmpfs("/run", "755")
+    for directory in _RUN:
+        os.makedirs(f"/run/{directory}")
+    with contextlib.suppress(KeyError):  # as tmpfiles does on a host: members of that group may read the journal
+        os.chown("/run/log/journal", 0, grp.getgrnam("systemd-journal").gr_gid)
+        os.chmod("/run/log/journal", 0o2755)  # noqa: S103
+    linux.bind(state_handle, INSIDE_STATE)
+    _own_etc(name)
+    for directory in filter(os.path.isdir, layout.REBOUND):
+        _own_directory(directory)
+    for directory in dict.fromkeys(map(os.path.realpath, layout.EMPTIED)):
+        # Taken away rather than mounted over: fewer mounts. But what lies on a mount that is gone cannot be bound.
+        needed = any(f"{source}/".startswith(f"{directory}/") for source in real_sources)
+        while not needed and os.path.ismount(directory):
+            linux.detach(directory)
+        linux.tmpfs(directory, "1777")
+    for directory in filter(os.path.isdir, _HIDDEN):
+        if os.listdir(directory):
+            linux.tmpfs(directory, "755")
+    linux.bind(units, "/lib/systemd/system")
+    if os.path.exists("/dev/console"):
+        linux.bind(console, "/dev/console")
+    _own_cgroups(found)
+    linux.bind(_path_handle("/proc/sys"), "/proc/sys", read_only=True)
+    for directory in wanted.tmpfs:
+        _mount_point(directory, directory=True)
+        linux.tmpfs(directory, "755")
+    for source, (path, place, read_only) in zip(sources, wanted.binds, strict=True):
+        _mount_point(place, directory=os.path.isdir(f"/proc/self/fd/{source}") or path.endswith("/"))
+        linux.bind(source, place, read_only=read_only)
+
+
+def _become_systemd(name: str, state: str, found: list[cgroups.Hierarchy]) -> None:
+    _mounts(name, state, found)
+    os.chdir("/")
+    environment = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "container": "keepfleet-sandbox",
+        "NOTIFY_SOCKET": f"{INSIDE_STATE}/notify",
+    }
+    options = ["--show-status=0", "--log-target=journal", "--default-standard-output=journal"]
+    os.execve(SYSTEMD, [SYSTEMD, "--system", "--unit=sandbox.target", *options], environment)  # noqa: S606
+
+
+def main(name: str, state: str) -> int:
+    """0 when the second process is on its way to be systemd; 1, with a line on standard error, when not."""
+    try:
+        found = cgroups.hierarchies()
+        cgroups.enter([hierarchy.of(name) for hierarchy in found], again=False)
+        namespaces = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWCGROUP
+        linux.unshare(namespaces | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
+        # Opened before the fork: the child mounts over /run, and both are in the new mount namespace.
+        with open(f"{state}/booting", "w", encoding="utf-8") as file:
+            child = os.fork()
+            if child == 0:
+                _become_systemd(name, state, found)
+            file.write(str(child))
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        print(f"cannot set the sandbox up: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1], sys.argv[2]))
