@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if check_only:
         print(config.render(settings), end="")
         return 0
-    log.set_up(settings.log_level)
+    log.set_up(settings.log_level.value)
     try:
         asyncio.run(daemon.run(settings))
     except KeepfleetError as error:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from keep_manager import grants, pki
-from keep_manager.config import Settings
+from keep_manager.config import ClientCertificates, Settings
 from keep_manager.http.app import Server, make_app
 from keep_manager.http.gate import listen
 from keep_manager.keeps.manager import Keeps
@@ -65,7 +65,7 @@ def terms(settings: Settings, files: pki.Directory) -> Terms:
         start_timeout_seconds=settings.start_timeout_seconds,
         max_keeps=settings.max_keeps,
         max_creations_at_once=settings.max_creations_at_once,
-        callers=settings.callers,
+        callers=settings.callers_by_name,
     )
 
 
@@ -79,21 +79,23 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
     async with AsyncExitStack() as parts:
         files = pki.Directory(settings.pki)
         files.check()
-        required = settings.client_certificates == "required"
+        required = settings.client_certificates is ClientCertificates.REQUIRED
         context = files.server_context(require_client=required)
         certificates = pki.ClientCertificates(RevokedFile(files.revoked))
         listener = parts.enter_context(listen(settings.address, settings.port))
-        units = SystemdUnits(bus_address(settings.instance), settings.instance, runtime_root(settings.instance))
+        units = SystemdUnits(
+            bus_address(settings.instance.value), settings.instance.value, runtime_root(settings.instance.value)
+        )
         parts.push_async_callback(units.close)
         await units.open()
-        loaders, journal = Loaders(runtime_root(settings.instance)), Journal(settings.instance)
-        ledger = Ledger(journal, settings.instance)
+        loaders, journal = Loaders(runtime_root(settings.instance.value)), Journal(settings.instance.value)
+        ledger = Ledger(journal, settings.instance.value)
         watch = Watch(units, loaders, ledger)
         parts.push_async_callback(watch.close)
         keeps = Keeps(units, loaders, terms(settings, files), grants.opened, watch)
         parts.push_async_callback(keeps.settle)
         found = await _rediscover(keeps)
-        app = make_app(keeps, journal, ledger, certificates, require_client=required)
+        app = make_app(keeps, journal, ledger, certificates, require_client=required, callers=settings.callers_by_name)
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open()
@@ -104,7 +106,7 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         pulse = asyncio.create_task(_pulse(notifier, units), name="pulse")
         parts.push_async_callback(_cancel, pulse)
         notifier.send("READY=1")
-        LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates)
+        LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)
         await stop.wait()
         notifier.send("STOPPING=1", "STATUS=finishing the requests under way; keeps go on")
         LOG.info("stopping; keeps go on")

@@ -15,7 +15,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from keep_manager.model import Allowance, Caller, GrantRoot
+from keep_manager.callers import GrantRoot
+from keep_manager.model import Allowance, Caller
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest
 from keep_protocol.errors import ErrorKind, KeepfleetError
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from keep_manager.callers import GrantRoot
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.identity import Identity
+from keep_protocol.identity import Identity, Role
+from keep_protocol.spec import ANONYMOUS
 from keep_protocol.sse import EventType
 
 
@@ -71,28 +73,23 @@ class ClientIdentity:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. name: the common name of the certificate shown, "" for none; where: the address; text: both, and the
-    certificate's serial number, for the log."""
+    """Who asks. name: the owner word, "anonymous" without a certificate; where: the address; text: name, serial number
+    and address, for the log; fingerprint: of the certificate; keep: the one keep an uploader may send to."""
 
     name: str
+    role: Role
     where: str
     text: str
+    fingerprint: str = ""
+    keep: int | None = None
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def who(self) -> str:
-        """Who it was, as a keep's outcome tells it: the name, or for a client without one its address."""
-        return self.name or f"a client at {self.where}"
-
-
-@dataclass(frozen=True)
-class GrantRoot:
-    """A directory below which a caller may have things granted; writable: for writing, too."""
-
-    path: str
-    writable: bool = False
+        """Who it was, as a keep's outcome says it: the name, or for a client without one its address."""
+        return f"a client at {self.where}" if self.name == ANONYMOUS else self.name
 
 
 @dataclass(frozen=True)

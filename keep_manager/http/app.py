@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from keep_manager.callers import Callers
 from keep_manager.http import handlers, legacy, middleware, openapi, streams
 from keep_manager.http.access import Certificates, ClientCertificateIfShown, Policy, WithClientCertificate
 from keep_manager.http.connection import Connection
@@ -56,7 +57,13 @@ ROUTES = (
 
 
 def make_app(
-    keeps: handlers.Keeps, journal: Journal, events: Events, certificates: Certificates, *, require_client: bool
+    keeps: handlers.Keeps,
+    journal: Journal,
+    events: Events,
+    certificates: Certificates,
+    *,
+    require_client: bool,
+    callers: Callers | None = None,
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
@@ -67,6 +74,7 @@ def make_app(
     app[streams.STREAMS] = set()
     app.on_shutdown.append(streams.end_streams)
     app[middleware.CERTIFICATES] = certificates
+    app[middleware.CALLERS] = callers or {}
     app[middleware.DEFAULT_ACCESS] = _policy(WithClientCertificate, require_client)
     rules: dict[web.AbstractRoute, Rules] = {}
     for route in ROUTES:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from keep_manager.http.access import Certificates, Peer, Policy, admit
+from keep_manager.callers import Callers
+from keep_manager.http.access import Certificates, Peer, Policy, admit, caller_at
 from keep_manager.http.connection import Connection
 from keep_manager.http.errors import KIND_OF, STATUS_OF, v1_body
 from keep_manager.model import Caller
@@ -35,6 +36,8 @@ class Rules:
 
 RULES = web.AppKey("rules", dict[web.AbstractRoute, Rules])
 CERTIFICATES = web.AppKey("certificates", Certificates)
+CALLERS: web.AppKey[Callers] = web.AppKey("callers")
+"""What the configuration says of callers."""
 
 
 def peer_of(request: web.Request) -> Peer:
@@ -45,9 +48,7 @@ def peer_of(request: web.Request) -> Peer:
 
 def caller_of(request: web.Request) -> Caller:
     """Who sent the request."""
-    peer = peer_of(request)
-    name = "" if peer.identity is None else peer.identity.subject
-    return Caller("".join(c for c in name if c.isprintable()), peer.address, str(peer))
+    return caller_at(peer_of(request), request.app[CALLERS])
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
-from keep_manager.model import Allowance, Caller, GrantRoot
+from keep_manager.callers import EVERYONE, CallerEntry
+from keep_manager.model import Allowance, Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import BOUNDS, DEFAULTS, MIB, Limits
 
-EVERYBODY = "*"
-"""The entry for callers that have none of their own; what an entry does not name comes from it, too."""
 DEFAULT_CEILINGS: dict[str, int] = {
     **DEFAULTS,
     "memory_bytes": 1024 * MIB,
@@ -24,20 +22,12 @@ DEFAULT_CEILINGS: dict[str, int] = {
 few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
 
 
-@dataclass(frozen=True)
-class CallerEntry:
-    """One entry of the configuration's `callers`; None and what is not in `ceilings` come from `*`."""
-
-    grant_roots: tuple[GrantRoot, ...] | None = None
-    ceilings: Mapping[str, int] = field(default_factory=dict)
-
-
 def allowance(entries: Mapping[str, CallerEntry], caller: Caller) -> Allowance:
     """What `caller` may ask for: its own entry over that of everybody, over the defaults."""
-    common = entries.get(EVERYBODY, CallerEntry())
+    common = entries.get(EVERYONE, CallerEntry())
     own = entries.get(caller.name, CallerEntry()) if caller.name else CallerEntry()
     roots = common.grant_roots if own.grant_roots is None else own.grant_roots
-    return Allowance(roots or (), {**DEFAULT_CEILINGS, **common.ceilings, **own.ceilings})
+    return Allowance(roots or (), {**DEFAULT_CEILINGS, **dict(common.ceilings), **dict(own.ceilings)})
 
 
 def limits_for(asked: Iterable[tuple[str, int]], allowed: Allowance, caller: Caller) -> Limits:

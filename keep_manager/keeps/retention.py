@@ -17,7 +17,9 @@ from typing import Protocol
 from keep_manager.keeps.listing import Page
 from keep_manager.model import Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo
+from keep_protocol.spec import ANONYMOUS
 from keep_protocol.states import State
 
 LOG = logging.getLogger("keepfleet.keeps")
@@ -53,7 +55,7 @@ def expired(keeps: Iterable[KeepInfo], now: float, seconds: float) -> tuple[list
 
 async def retain(keeps: Keeps, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
     """Removes keeps when they are due, until it is cancelled. What cannot be removed now is tried at the next look."""
-    remover = Caller("", "", f"the manager, as it ended {seconds:g} s ago")
+    remover = Caller(ANONYMOUS, Role.OPERATOR, "", f"the manager, as it ended {seconds:g} s ago")
     while True:
         wait = seconds / LOOKS_PER_RETENTION
         try:

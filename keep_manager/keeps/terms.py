@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from keep_manager.keeps.allowances import CallerEntry
+from keep_manager.callers import CallerEntry
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def host(prefix: Path, configuration: Path, tmp_path_factory: pytest.TempPathFac
         (str(configuration), "/etc/keepfleet", False),
         (str(shared), str(shared), False),
     )
-    with Sandbox(f"tests-{os.getpid()}", Layout(binds)) as sandbox:
+    with Sandbox(f"tests-{os.getpid()}", Layout(binds)) as sandbox, sandbox.network():
         yield Host(sandbox, shared)
 
 

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.http.errors import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
-from keep_manager.keeps.allowances import DEFAULT_CEILINGS, CallerEntry, allowance, limits_for
+from keep_manager.keeps.allowances import DEFAULT_CEILINGS, allowance, limits_for
 from keep_manager.keeps.rediscover import census
-from keep_manager.model import Allowance, Caller, GrantRoot, LoaderGone, UnitState
+from keep_manager.model import Allowance, Caller, LoaderGone, UnitState
 from keep_manager.systemd import events
 from keep_manager.systemd.events import Aim
 from keep_manager.systemd.properties import keep_properties
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import DEFAULTS, MIB, Limits
 from keep_protocol.states import State
@@ -224,17 +226,23 @@ def test_the_original_s_answer_to_an_unknown_command_is_kept() -> None:
     assert legacy_body(KeepfleetError(ErrorKind.NOT_FOUND, "cannot"))["text"] == "cannot"
 
 
-MALLORY = Caller("mallory", "192.0.2.1", "mallory")
+MALLORY = Caller("mallory", Role.OPERATOR, "192.0.2.1", "mallory")
 
 
 def test_an_entry_stands_over_everybody_s_which_stands_over_the_defaults() -> None:
     roots = (GrantRoot("/srv"),)
-    entries = {"*": CallerEntry(roots, {"tasks": 100, "io_weight": 50}), "mallory": CallerEntry(None, {"tasks": 20})}
+    entries = {
+        "*": CallerEntry(grant_roots=roots, ceilings=(("tasks", 100), ("io_weight", 50))),
+        "mallory": CallerEntry(grant_roots=None, ceilings=(("tasks", 20),)),
+    }
     own = allowance(entries, MALLORY)
     assert (own.grant_roots, own.ceilings["tasks"], own.ceilings["io_weight"]) == (roots, 20, 50)
     assert own.ceilings["memory_bytes"] == DEFAULT_CEILINGS["memory_bytes"]
-    assert allowance(entries, Caller("", "x", "x")).ceilings["tasks"] == 100
-    assert allowance({"*": CallerEntry(roots), "mallory": CallerEntry(())}, MALLORY).grant_roots == ()
+    assert allowance(entries, Caller("anonymous", Role.ANONYMOUS, "x", "x")).ceilings["tasks"] == 100
+    assert (
+        allowance({"*": CallerEntry(grant_roots=roots), "mallory": CallerEntry(grant_roots=())}, MALLORY).grant_roots
+        == ()
+    )
     assert allowance({}, MALLORY) == Allowance((), DEFAULT_CEILINGS)
 
 

@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 
 from keep_manager import grants
+from keep_manager.callers import GrantRoot
 from keep_manager.keeps.allowances import DEFAULT_CEILINGS
-from keep_manager.model import Allowance, Caller, GrantRoot
+from keep_manager.model import Allowance, Caller
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest, parse_workload
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import Role
 from keep_protocol.workload import Directory, Workload, workload_from_json
 
-ALICE = Caller("alice", "127.0.0.1", "alice")
+ALICE = Caller("alice", Role.OPERATOR, "127.0.0.1", "alice")
 
 
 @pytest.fixture

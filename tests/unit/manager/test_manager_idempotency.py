@@ -11,11 +11,12 @@ from keep_manager.keeps.idempotency import REMEMBERED_SECONDS, Remembered
 from keep_manager.model import Caller
 from keep_protocol.api import NewKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from tests.fakes.manager_house import ManagerHouse
 
-ALICE, BOB = (Caller(name, "127.0.0.1", name) for name in ("alice", "bob"))
+ALICE, BOB = (Caller(name, Role.OPERATOR, "127.0.0.1", name) for name in ("alice", "bob"))
 
 
 class Maker:
@@ -51,7 +52,7 @@ async def test_one_key_names_one_keep(maker: Maker) -> None:
 
 async def test_another_key_and_another_caller_get_a_keep_of_their_own(maker: Maker) -> None:
     remembered = Remembered()
-    strangers = [Caller("", where, where) for where in ("192.0.2.1", "192.0.2.2")]
+    strangers = [Caller("anonymous", Role.ANONYMOUS, where, where) for where in ("192.0.2.1", "192.0.2.2")]
     callers = [(ALICE, "k"), (ALICE, "l"), (BOB, "k"), *((stranger, "k") for stranger in strangers)]
     made = [(await remembered.once(caller, key, NewKeep(), maker)).kuuid for caller, key in callers]
     assert made == [1, 2, 3, 4, 5]

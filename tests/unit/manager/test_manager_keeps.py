@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from keep_manager import grants
+from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.keeps import creation, manager
-from keep_manager.keeps.allowances import CallerEntry
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.terms import Terms
 from keep_manager.loader_client import Loaders
-from keep_manager.model import Caller, GrantRoot, UnitState
+from keep_manager.model import Caller, UnitState
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import Role
 from keep_protocol.limits import Limits
 from keep_protocol.states import Event, Phase, State
 from tests.fakes.fake_ledger import FakeWitness
@@ -28,8 +29,8 @@ from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FAIL, NEVER, FakeUnits
 
-ALICE = Caller("alice", "127.0.0.1", "alice (serial a1) at 127.0.0.1")
-NOBODY = Caller("", "192.0.2.9", "a client without a certificate at 192.0.2.9")
+ALICE = Caller("alice", Role.OPERATOR, "127.0.0.1", "alice (serial a1) at 127.0.0.1")
+NOBODY = Caller("anonymous", Role.ANONYMOUS, "192.0.2.9", "a client without a certificate at 192.0.2.9")
 
 
 @pytest.fixture
@@ -466,7 +467,7 @@ def given(place: Path, **more: object) -> WorkloadRequest:
 
 
 async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, place: Path, terms: Terms) -> None:
-    callers = {"alice": CallerEntry((GrantRoot(f"{place}/root"),))}
+    callers = {"alice": CallerEntry(grant_roots=(GrantRoot(f"{place}/root"),))}
     keeps = Keeps(units, Loaders(str(place)), replace(terms, callers=callers), grants.opened, FakeWitness())
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     request = given(place)

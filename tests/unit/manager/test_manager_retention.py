@@ -17,13 +17,14 @@ from keep_manager.loader_client import Loaders
 from keep_manager.model import Caller
 from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State
 from tests.fakes.fake_ledger import FakeWitness
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FakeUnits
 
-ALICE = Caller("alice", "127.0.0.1", "alice")
+ALICE = Caller("alice", Role.OPERATOR, "127.0.0.1", "alice")
 NOW = 1_000_000.0
 SET = 400 * 86400.0
 """How far a clock may be off that somebody has set."""

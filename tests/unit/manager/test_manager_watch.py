@@ -16,6 +16,7 @@ from keep_manager.loader_client import Loaders
 from keep_manager.model import Caller, Told
 from keep_protocol.api import NewKeep
 from keep_protocol.control import CommandType
+from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.sse import EventType
 from keep_protocol.states import Event, State
@@ -23,7 +24,7 @@ from tests.fakes.fake_ledger import FakeLedger
 from tests.fakes.fake_loader import FakeLoader
 from tests.fakes.fake_units import FakeUnits
 
-ALICE = Caller("alice", "127.0.0.1", "alice (serial a1) at 127.0.0.1")
+ALICE = Caller("alice", Role.OPERATOR, "127.0.0.1", "alice (serial a1) at 127.0.0.1")
 CREATED, STARTED, RUNNING, ENDED = EventType.CREATED, EventType.STARTED, EventType.RUNNING, EventType.ENDED
 LOUD = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0, output_bytes=10**6, started_at=5.0, ended_at=6.0)
 QUIET = LOUD.with_dropped(0)
