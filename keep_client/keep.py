@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import FileIO
 
 from keep_client.channel import Channel
-from keep_client.http import Body, Reply, exchange
+from keep_client.http import NO_HEADERS, Body, Headers, Reply, exchange
 from keep_client.peer import Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -21,6 +21,9 @@ from keep_protocol.states import State
 
 PAYLOAD_PATH = "/payload"
 WORKLOAD_PATH = "/workload"
+MODULE_NAME_HEADER = "X-Module-Name"
+MAX_MODULE_NAME = 255
+"""Characters; the longest name of a file (NAME_MAX)."""
 PAYLOAD_RECEIVED = "Payload received"
 CHUNK = 256 * 1024
 """Bytes of a file in memory at a time."""
@@ -137,7 +140,14 @@ def numbers_body(file: FileIO) -> Body:
     return Body("application/json", sum(len(part) for part in _numbers(file)), _numbers(file))
 
 
-def upload(endpoint: UploadEndpoint, context: ssl.SSLContext, method: str, target: str, body: Body) -> Reply:
+def upload(
+    endpoint: UploadEndpoint,
+    context: ssl.SSLContext,
+    method: str,
+    target: str,
+    body: Body,
+    headers: Headers = NO_HEADERS,
+) -> Reply:
     """Sends one workload and returns the keep's answer, whatever its status.
 
     Nothing is sent unless the keep's certificate has the endpoint's fingerprint (KeepfleetError CERTIFICATE).
@@ -145,14 +155,16 @@ def upload(endpoint: UploadEndpoint, context: ssl.SSLContext, method: str, targe
     """
     seconds = UPLOAD_SECONDS + body.length / SLOWEST_BYTES_PER_SECOND
     with Channel.open(endpoint.endpoint, context, seconds, pin=endpoint.fingerprint) as channel:
-        return exchange(channel, endpoint.endpoint, method, target, body, MAX_UPLOAD_REPLY)
+        return exchange(channel, endpoint.endpoint, method, target, body, MAX_UPLOAD_REPLY, headers)
 
 
 def upload_raw(
     endpoint: UploadEndpoint, context: ssl.SSLContext, file: FileIO, progress: Progress | None = None
 ) -> Reply:
-    """`PUT /workload`: the file as `application/wasm`."""
-    return upload(endpoint, context, "PUT", WORKLOAD_PATH, raw_body(file, progress))
+    """`PUT /workload`: the file as `application/wasm`, with its name for people to see."""
+    name = os.path.basename(str(file.name))
+    headers = {MODULE_NAME_HEADER: name} if name.isprintable() and len(name) <= MAX_MODULE_NAME else NO_HEADERS
+    return upload(endpoint, context, "PUT", WORKLOAD_PATH, raw_body(file, progress), headers)
 
 
 def received(reply: Reply, file: FileIO) -> str:

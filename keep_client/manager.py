@@ -104,15 +104,19 @@ class ManagerClient:
         limits: Mapping[str, int] = NO_LIMITS,
         idempotency_key: str = "",
         replace: bool = False,
+        lease: Mapping[str, int] = NO_LIMITS,
     ) -> KeepInfo:
         """A new keep. A second call with the same key and the same members names the same keep, and makes none.
 
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
+        lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
         """
         body: dict[str, object] = {"arch": arch}
         for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits)), ("replace", replace)):
             if value:
                 body[member] = value
+        if lease:
+            body["lease"] = dict(lease)
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
         return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), headers=headers).object())
 

@@ -6,6 +6,8 @@ Exit codes have the habits of a shell, timeout(1) and podman.
 from __future__ import annotations
 
 import datetime
+import shlex
+from collections.abc import Iterable
 
 from keep_client.peer import authority
 from keep_client.text import one_line
@@ -31,6 +33,8 @@ STOPPED = 143
 """128 + SIGTERM."""
 _SIGNALLED = 128
 _DEFAULT_SIGNAL = 9
+_DIGEST_SHOWN = 12
+"""Hexadecimal digits of a digest that tell modules apart in a table; as git and podman show."""
 _REFUSALS = frozenset({ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX})
 
 EXIT_CODES = f"""\b
@@ -163,18 +167,66 @@ def _outcome(outcome: Outcome) -> list[tuple[str, str]]:
     ]
 
 
+def newest_first(keeps: Iterable[KeepInfo]) -> list[KeepInfo]:
+    """By age; those whose age is not known, by ID, at the end."""
+    return sorted(keeps, key=lambda keep: (-(keep.created_at or 0.0), keep.kuuid))
+
+
+def age_text(keep: KeepInfo, now: float) -> str:
+    """How long ago a keep was made: `5 min`, `3 h`, `2 d`; "" where that is not known."""
+    if keep.created_at is None:
+        return ""
+    seconds = max(0, int(now - keep.created_at))
+    units = ((172_800, 86400, "d"), (7200, 3600, "h"), (120, 60, "min"))
+    return next((f"{seconds // size} {unit}" for least, size, unit in units if seconds >= least), f"{seconds} s")
+
+
+def module_text(keep: KeepInfo) -> str:
+    """What a keep runs, briefly: its module's name, or the beginning of its digest; "" before it has one."""
+    if keep.module is None:
+        return ""
+    return keep.module.name or keep.module.digest[: len("sha256:") + _DIGEST_SHOWN]
+
+
+def _workload(keep: KeepInfo) -> list[tuple[str, str]]:
+    module, given, uploader = keep.module, keep.workload, keep.uploaded_by
+    directories = given.directories if given is not None else ()
+    return [
+        ("module", f"{module.name} {module.digest}, {size_text(module.bytes)}".strip() if module is not None else ""),
+        ("uploaded by", f"{uploader.name} (serial {uploader.serial}) {uploader.fingerprint}" if uploader else ""),
+        ("may upload", ", ".join(keep.uploaders) if uploader is None else ""),
+        ("export", given.export if given else ""),
+        ("arguments", shlex.join(given.arguments) if given else ""),
+        (
+            "directories",
+            ", ".join(f"{one.guest} ({'read-write' if one.writable else 'read-only'})" for one in directories),
+        ),
+        ("secrets", ", ".join(given.secrets) if given else ""),
+        ("stdin", "a file" if given and given.stdin else ""),
+        ("restart", keep.restart.value),
+    ]
+
+
+def _lease(keep: KeepInfo) -> str:
+    parts = (("unstarted", keep.lease.idle_seconds), ("without a workload", keep.lease.await_seconds))
+    return ", ".join(f"{seconds_text(seconds)} {what}" for what, seconds in parts if seconds)
+
+
 def summary(keep: KeepInfo) -> list[str]:
     """Everything a person wants to know, one fact a line; what is empty is left out."""
     facts = [
         ("keep", f"{keep.kuuid} {keep.name}".strip()),
         ("state", f"{state_text(keep)}: {keep.detail}"),
         *(_outcome(keep.outcome) if keep.outcome is not None else ()),
+        ("created", moment_text(keep.created_at)),
+        *_workload(keep),
         ("address", authority(keep.address, keep.port) if keep.port else ""),
         ("fingerprint", keep.fingerprint),
         ("unit", keep.unit),
         ("owner", keep.owner),
         ("labels", ", ".join(f"{name}={value}" for name, value in keep.labels)),
         ("limits", _limits(keep.limits)),
+        ("lease", _lease(keep)),
         ("restarts", str(keep.restarts) if keep.restarts else ""),
         ("isolation", f"fails: {', '.join(keep.isolation_failures)}" if keep.isolation_failures else ""),
     ]

@@ -100,7 +100,7 @@ class Grant:
 class Job:
     """A workload: what the keep is called and may use, and what its guest is given.
 
-    module: the file to send, "" where it comes by another way; environment, labels, limits and secrets: by name;
+    module: the file to send, "" where it comes by another way; environment, labels, limits, lease and secrets: by name;
     stdin and the secrets' values: files of the manager's host.
     """
 
@@ -113,6 +113,7 @@ class Job:
     secrets: Mapping[str, str] = field(default_factory=dict)
     stdin: str = ""
     limits: Mapping[str, int] = field(default_factory=dict)
+    lease: Mapping[str, int] = field(default_factory=dict)
     restart: str = NO_RESTART
     export: str = ""
     export_arguments: tuple[str, ...] = ()

@@ -101,12 +101,12 @@ def listen(
 def create(client: ManagerClient, job: Job, arch: str, replace: bool, key: str = "") -> KeepInfo:
     """A new keep for a job; key: an idempotency key. Raises KeepfleetError, of a name that is taken with what to do."""
     try:
-        return client.create(arch, job.name, job.labels, job.limits, key, replace)
+        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease)
     except KeepfleetError as error:
         if not job.name or replace or error.kind is not ErrorKind.CONFLICT:
             raise
-        hint = f"end it first with --replace, or look at it: keepctl inspect {job.name}"
-        raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
+        message = f"{error.message}; with --replace that one is ended first"
+        raise KeepfleetError(error.kind, message, error.evidence) from error
 
 
 def begin(

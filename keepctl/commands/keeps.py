@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -17,19 +18,32 @@ from keep_protocol.keep import KeepInfo
 from keepctl.commands.access import Access, connected, keep_argument, keeps_argument, output_option
 from keepctl.commands.options import JobOptions, Parsed, creation_options, endpoint_options, guest_options
 from keepctl.commands.shared import FAILED, FILE, NO_ANSWER, exiting_as_the_workload, show_error
-from keepctl.describe import EXIT_CODES, ending, exit_code_of, named_ending, state_text, summary
+from keepctl.describe import (
+    EXIT_CODES,
+    age_text,
+    ending,
+    exit_code_of,
+    module_text,
+    named_ending,
+    newest_first,
+    state_text,
+    summary,
+)
 from keepctl.display import json_text, show_table
 from keepctl.job import Job, parse_pair
 from keepctl.references import resolve
 from keepctl.run import create as create_keep
 from keepctl.run import listen, send
 
-_HEADER = ("ID", "NAME", "STATE", "ADDRESS", "DETAIL")
+_HEADER = ("ID", "NAME", "STATE", "AGE", "MODULE", "ADDRESS", "DETAIL")
 
 
-def _row(keep: KeepInfo) -> tuple[str, ...]:
+def _row(keep: KeepInfo, now: float) -> tuple[str, ...]:
     where = authority(keep.address, keep.port) if keep.port else ""
-    return str(keep.kuuid), keep.name, state_text(keep), where, keep.detail
+    return (
+        *(str(keep.kuuid), keep.name, state_text(keep), age_text(keep, now), module_text(keep)),
+        *(where, keep.detail),
+    )
 
 
 @click.command("ps", short_help="Lists the keeps.")
@@ -40,20 +54,21 @@ def _row(keep: KeepInfo) -> tuple[str, ...]:
 )
 @click.option("-q", "--quiet", is_flag=True, help="Only the IDs.")
 def ps(output: str, labels: tuple[tuple[str, str], ...], quiet: bool, access: Access) -> None:
-    """Lists the keeps.
+    """Lists the keeps, the newest first.
 
     \b
     keepctl ps --label app=web
     keepctl rm $(keepctl ps -q --label app=web)
     """
-    keeps = access.client().keeps(dict(labels))
+    keeps = newest_first(access.client().keeps(dict(labels)))
     if output == "json":
         click.echo(json_text([keep.to_wire() for keep in keeps]))
     elif quiet:
         for keep in keeps:
             click.echo(str(keep.kuuid))
     else:
-        show_table(_HEADER, [_row(keep) for keep in keeps])
+        now = time.time()
+        show_table(_HEADER, [_row(keep, now) for keep in keeps])
 
 
 @click.command("create", short_help="Creates a keep and prints its ID.")
@@ -144,7 +159,8 @@ def _upload(access: Access, keep: str, file: str, output: str, wait: bool) -> Ke
     "-o", "--output", type=click.Choice(("json", "text")), default="json", show_default=True, help="How to print it."
 )
 def inspect(keep: str, output: str, access: Access) -> None:
-    """Prints everything known about a keep: where it is, its limits, how its workload ended and why.
+    """Prints everything known about a keep: what it runs and was given, where it is, its limits, how its workload ended
+    and why.
 
     \b
     keepctl inspect -o text web

@@ -12,7 +12,7 @@ import click
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.spec import RestartPolicy
 from keepctl.commands.shared import FILE
-from keepctl.job import Grant, Job, parse_directory, parse_limit, parse_pair
+from keepctl.job import Grant, Job, parse_directory, parse_duration, parse_limit, parse_pair
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Value = TypeVar("_Value")
@@ -53,6 +53,10 @@ _CREATION = (
     click.option(
         "--limit", "limits", multiple=True, type=Parsed(_limit), metavar="NAME=VALUE", help="Any limit by its name."
     ),
+    click.option("--idle", type=Parsed(parse_duration), metavar="TIME", help="End it when unstarted for so long."),
+    click.option(
+        "--await", "waits", type=Parsed(parse_duration), metavar="TIME", help="End it when without a workload so long."
+    ),
 )
 _GUEST = (
     click.option("--env", "-e", multiple=True, type=_PAIR, metavar="K=V", help="A variable of its environment."),
@@ -87,7 +91,7 @@ def _added(options: tuple[Callable[[_Command], _Command], ...], command: _Comman
 
 
 def creation_options(command: _Command) -> _Command:
-    """--name, --replace, --label and the limits."""
+    """--name, --replace, --label, the limits and the lease."""
     return _added(_CREATION, command)
 
 
@@ -125,6 +129,8 @@ class JobOptions:
     cpu_time: tuple[str, int] | None = None
     cpus: tuple[str, int] | None = None
     limits: tuple[tuple[str, int], ...] = ()
+    idle: int | None = None
+    waits: int | None = None
     env: tuple[tuple[str, str], ...] = ()
     directories: tuple[tuple[str, str, bool], ...] = ()
     stdin: str | None = None
@@ -139,6 +145,7 @@ class JobOptions:
         Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) for what the manager would refuse by its contract.
         """
         friendly = [limit for limit in (self.memory, self.time, self.cpu_time, self.cpus) if limit is not None]
+        lease = {"idle_seconds": self.idle, "await_seconds": self.waits}
         export = job.export if self.export is None else self.export
         arguments = self.arguments or (job.export_arguments if export else job.arguments)
         described = replace(
@@ -146,6 +153,7 @@ class JobOptions:
             name=self.name or job.name,
             labels=_over(job.labels, self.labels),
             limits={**job.limits, **dict(self.limits), **dict(friendly)},
+            lease={**job.lease, **{name: seconds for name, seconds in lease.items() if seconds is not None}},
             environment=_over(job.environment, self.env),
             directories=job.directories + tuple(Grant(*directory) for directory in self.directories),
             stdin=os.path.abspath(self.stdin) if self.stdin else job.stdin,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import time
 from collections.abc import Callable
 from urllib.parse import parse_qsl
 
@@ -12,6 +13,7 @@ from keep_protocol.constants import FIRST_KEEP_PORT, LEGACY_PATH, V1_EVENTS_PATH
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.spec import Lease
 from keep_protocol.sse import KeepEvent, LogLine
 from keep_protocol.states import State
 from tests.fakes.tls_peer import TlsPeer, answer, read_whole_request
@@ -92,8 +94,8 @@ class ManagerInMemory(TlsPeer):
             if self._created.get(key) in self.keeps:
                 return 201, self._show(self.keeps[self._created[key]])
             asked = strict_json.loads_object(body or b"{}", 1 << 20, "the request")
-            self._give_up_name(str(asked.get("name", "")), replace=bool(asked.pop("replace", False)))
-            made = self._obey(api.parse_v1_create(strict_json.dumps(asked)), "keeps")
+            self._give_up_name(str(asked.get("name", "")), replace=bool(asked.get("replace", False)))
+            made = self._obey(api.parse_v1_create(body), "keeps")
             self._created |= {key: FIRST_ID + len(self.keeps) - 1} if key else {}
             return 201, made
         match = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs)?(\?.*)?", target)
@@ -173,8 +175,8 @@ class ManagerInMemory(TlsPeer):
         if isinstance(request, api.NewKeep):
             kuuid = FIRST_ID + len(self.keeps)
             self.keeps[kuuid] = KeepInfo(
-                kuuid, State.LISTENING, "listening", unit=f"keep@{kuuid}.service", name=request.name,
-                labels=request.labels, limits=Limits(**dict(request.limits)),
+                kuuid, State.LISTENING, "listening", created_at=time.time(), unit=f"keep@{kuuid}.service",
+                name=request.name, labels=request.labels, limits=Limits(**dict(request.limits)), lease=request.lease or Lease(),
             )  # fmt: skip
             return self._show(self.keeps[kuuid])
         keep = self._known(request.kuuid)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from tests.fakes.tls_peer import TlsPeer, answer, read_request
+from tests.fakes.tls_peer import TlsPeer, answer, read_whole_request
 
 
 class UploadStub(TlsPeer):
@@ -18,10 +18,11 @@ class UploadStub(TlsPeer):
     def __init__(self, context: ssl.SSLContext, accepted: Callable[[], None] = lambda: None) -> None:
         super().__init__(context, self._serve_request)
         self.received: bytes | None = None
+        self.headers: dict[str, str] = {}
         self._accepted = accepted
 
     def _serve_request(self, connection: ssl.SSLSocket) -> None:
-        line, body = read_request(connection)
+        line, self.headers, body = read_whole_request(connection)
         if self.received is not None:
             error = KeepfleetError(ErrorKind.CONFLICT, "cannot take a second workload: there is one")
             connection.sendall(answer(409, strict_json.dumps({"error": error.to_wire()})))

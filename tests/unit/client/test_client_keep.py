@@ -51,6 +51,25 @@ def test_a_module_arrives_whole_and_is_confirmed(pki: Pki, module: str, upload: 
     assert stub.received == MODULE
 
 
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("m.wasm", "m.wasm"),
+        ("größe 1.wasm", "größe 1.wasm"),
+        ("a\nb", None),
+        ("\x1b[31m", None),
+        ("ä" * 127, "ä" * 127),
+    ],
+)
+def test_a_modules_name_is_that_of_its_file_where_people_can_be_shown_it(
+    pki: Pki, tmp_path: Path, name: str, sent: str | None
+) -> None:
+    (tmp_path / name).write_bytes(MODULE)
+    with UploadStub(pki.keep()) as stub, open_workload(str(tmp_path / name)) as file:
+        upload_raw(at(stub, pki), pki.credentials().keep_context(), file)
+    assert stub.headers.get("x-module-name") == sent
+
+
 def test_nothing_is_sent_to_a_keep_with_another_certificate(pki: Pki, module: str) -> None:
     heard: list[bytes] = []
     with TlsPeer(pki.keep(), lambda c: heard.append(c.recv(1))) as peer, open_workload(module) as file:

@@ -172,11 +172,11 @@ def test_a_next_page_that_does_not_lead_on_is_refused(
         client.keeps()
 
 
-def test_a_creation_says_its_wishes_and_its_key(client: ManagerClient, fake: ManagerInMemory) -> None:
+def test_a_creation_names_its_members_and_its_key(client: ManagerClient, fake: ManagerInMemory) -> None:
     keep = client.create(name="n", labels={"a": "b"}, limits={"tasks": 20}, idempotency_key="k1")
     assert (keep.name, keep.labels, keep.limits.tasks) == ("n", (("a", "b"),), 20)
     assert fake.headers[-1]["idempotency-key"] == "k1"
-    with pytest.raises(KeepfleetError, match="plain text"):
+    with pytest.raises(KeepfleetError, match="printable text"):
         client.create(idempotency_key="a\r\nb: c")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 
-from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.keep import Module, Outcome, OutcomeKind, ShownDirectory, Uploader, WorkloadSummary
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import State
 from keepctl.layout import Layout
 from tests.fakes.client_pki import Pki
@@ -18,17 +20,80 @@ from tests.unit.keepctl.conftest import MODULE, Run
 
 
 def test_a_keep_is_made_started_shown_stopped_and_removed(run: Run, manager: ManagerInMemory, pki: Pki) -> None:
-    assert run("ps").output.split() == ["ID", "NAME", "STATE", "ADDRESS", "DETAIL"]
+    assert run("ps").output.split() == ["ID", "NAME", "STATE", "AGE", "MODULE", "ADDRESS", "DETAIL"]
     kuuid = run("new").output.strip()
     assert kuuid == str(FIRST_ID)
     started = run("start", kuuid, "--port", "4040", "--name", "edge.example")
     assert started.output == f"address     127.0.0.1:4040\nfingerprint {pki.fingerprint}\n"
     row = run("ps").output.splitlines()[1]
-    assert re.fullmatch(rf"{kuuid}  -     2 started  127\.0\.0\.1:4040  awaiting-workload", row)
+    assert re.fullmatch(rf"{kuuid}  -     2 started  \d s  -       127\.0\.0\.1:4040  awaiting-workload", row)
     assert json.loads(run("inspect", kuuid).output)["fingerprint"] == pki.fingerprint
     assert run("stop", kuuid).output == "stopped by its owner\n"
     assert run("rm", kuuid).output == f"removed {kuuid}\n"
     assert manager.keeps == {}
+
+
+def test_keeps_are_listed_newest_first_with_age_and_module(run: Run, manager: ManagerInMemory) -> None:
+    now = time.time()
+    ages = {"old": 3 * 86400 + 60, "young": 61, "middle": 3 * 3600, "unknown": None}
+    for number, (name, age) in enumerate(ages.items()):
+        run("new", "--name", name)
+        manager.change(FIRST_ID + number, created_at=None if age is None else now - age)
+    manager.change(FIRST_ID, module=Module("sha256:" + "ab" * 32, "hello\x1b.wasm", 13577))
+    manager.change(FIRST_ID + 1, module=Module("sha256:" + "cd" * 32))
+    rows = [row.split("  ") for row in run("ps").output.splitlines()]
+    cells = [[cell.strip() for cell in row if cell] for row in rows]
+    assert [(row[1], row[3], row[4]) for row in cells] == [
+        ("NAME", "AGE", "MODULE"),
+        ("young", "61 s", "sha256:cdcdcdcdcdcd"),
+        ("middle", "3 h", "-"),
+        ("old", "3 d", "hello\\x1b.wasm"),
+        ("unknown", "-", "-"),
+    ]
+    assert run("ps", "-q").output.split() == [str(FIRST_ID + number) for number in (1, 2, 0, 3)]
+    assert [keep["name"] for keep in json.loads(run("ps", "-o", "json").output)] == [
+        "young",
+        "middle",
+        "old",
+        "unknown",
+    ]
+
+
+def test_what_runs_can_be_seen(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web", "--idle", "1h")
+    manager.change(
+        FIRST_ID,
+        state=State.STARTED,
+        module=Module("sha256:" + "ab" * 32, "site.wasm", 13577),
+        workload=WorkloadSummary(
+            ("-v", "two words", "\x1b"),
+            "serve",
+            (ShownDirectory("/site"), ShownDirectory("/out", True)),
+            ("token",),
+            True,
+        ),
+        uploaded_by=Uploader("sha256:" + "cd" * 32, "alice", "1f"),
+        uploaders=("name:alice",),
+        restart=RestartPolicy.ON_FAILURE,
+        created_at=0.0,
+    )
+    text = run("inspect", "-o", "text", "web").output
+    facts = {line[:12].strip(): line[13:] for line in text.splitlines()}
+    assert facts["module"] == f"site.wasm sha256:{'ab' * 32}, 13.3 KiB"
+    assert facts["uploaded by"] == f"alice (serial 1f) sha256:{'cd' * 32}"
+    assert facts["arguments"] == "-v 'two words' '\\x1b'"
+    assert (facts["export"], facts["secrets"], facts["stdin"]) == ("serve", "token", "a file")
+    assert facts["directories"] == "/site (read-only), /out (read-write)"
+    assert (facts["restart"], facts["lease"]) == ("on-failure", "1 h unstarted")
+    assert facts["created"].startswith(("1970-01-01", "1969-12-31"))
+    assert "may upload" not in facts
+    assert json.loads(run("inspect", "web").output)["workload"]["secrets"] == ["token"]
+
+
+def test_before_the_upload_it_is_shown_who_may(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    manager.change(FIRST_ID, uploaders=("name:alice", "name:bob"))
+    assert "may upload   name:alice, name:bob\n" in run("inspect", "-o", "text", "web").output
 
 
 def test_json_is_what_the_manager_said(run: Run, manager: ManagerInMemory) -> None:

@@ -142,13 +142,22 @@ def test_a_name_that_is_taken_is_refused_with_its_holder_or_taken_over(
         refused = run(*words)
         assert refused.exit_code != 0
         assert refused.stderr == (
-            f"keepctl: cannot create keep web: keep {FIRST_ID} has that name already; end it first with --replace, or "
-            "look at it: keepctl inspect web\n"
+            f"keepctl: cannot create keep web: keep {FIRST_ID} has that name already; with --replace that one is ended "
+            "first\n"
         )
         assert list(manager.keeps) == [FIRST_ID]
     with stub(None):
         assert run(*words, "--replace").output == f"{FIRST_ID + 1}\n"
     assert manager.keeps[FIRST_ID].state is State.COMPLETE
+
+
+def test_a_lease_is_asked_for_in_whole(run: Run, manager: ManagerInMemory) -> None:
+    assert run("create", "--idle", "1h", "--await", "90s").exit_code == 0
+    assert run("create", "--idle", "5m").exit_code == 0
+    assert run("create").exit_code == 0
+    leases = [(keep.lease.idle_seconds, keep.lease.await_seconds) for keep in manager.keeps.values()]
+    assert leases == [(3600, 90), (300, 0), (0, 0)]
+    assert run("create", "--idle", "soon").exit_code == 2
 
 
 def test_a_refused_module_leaves_no_keep_behind(
