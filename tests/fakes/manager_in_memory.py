@@ -176,7 +176,8 @@ class ManagerInMemory(TlsPeer):
             kuuid = FIRST_ID + len(self.keeps)
             self.keeps[kuuid] = KeepInfo(
                 kuuid, State.LISTENING, "listening", created_at=time.time(), unit=f"keep@{kuuid}.service",
-                name=request.name, labels=request.labels, limits=Limits(**dict(request.limits)), lease=request.lease or Lease(),
+                name=request.name, labels=request.labels, limits=Limits(**dict(request.limits)),
+                lease=request.lease or Lease(),
             )  # fmt: skip
             return self._show(self.keeps[kuuid])
         keep = self._known(request.kuuid)
