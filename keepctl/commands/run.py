@@ -126,7 +126,7 @@ def _finish(client: ManagerClient, kuuid: int, how: _How) -> int:
         discard_output()
         return _give_up(client, kuuid, removing or Fate.STOP, f"cannot write the output: {error.strerror or error}")
     except Left:
-        _give_up(client, kuuid, removing or Fate.LEAVE, "did not wait for its end")
+        _give_up(client, kuuid, removing or Fate.LEAVE, "")
         return INTERRUPTED
     except KeyboardInterrupt:
         settle(client, kuuid, removing or Fate.STOP)

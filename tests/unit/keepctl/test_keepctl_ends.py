@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from keep_client import streams
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
+from keepctl.run import ending_signals
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.fakes.tls_peer import answer
 from tests.unit.keepctl.conftest import MakeStub, Run, say
@@ -183,3 +185,18 @@ def test_a_fault_of_our_own_names_the_keep_that_it_leaves(
     with stub(None), pytest.raises(RuntimeError):
         build()(["run", module], standalone_mode=False)
     assert capsys.readouterr().err.splitlines()[-1] == LEFT
+
+
+def test_a_hangup_is_ctrl_c_unless_it_was_ignored_before_as_nohup_has_it() -> None:
+    heard = []
+    for handler in (signal.SIG_DFL, signal.SIG_IGN):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with ending_signals():
+                os.kill(os.getpid(), signal.SIGHUP)
+            heard.append("nothing")
+        except KeyboardInterrupt:
+            heard.append("Ctrl-C")
+        finally:
+            assert signal.signal(signal.SIGHUP, before) is handler
+    assert heard == ["Ctrl-C", "nothing"]
