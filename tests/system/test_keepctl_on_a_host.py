@@ -129,7 +129,7 @@ def test_what_runs_is_seen_in_ps_and_inspect(fleet: Fleet, workplace: Path) -> N
         workplace,
         """
 keepctl run -d --name spinner examples/spin-wat/spin.wasm >/dev/null
-timeout 20 sh -c "until keepctl ps -o json | grep -q '\"detail\": \"running'; do sleep 0.1; done"
+keepctl logs -f spinner | head -n 1 >/dev/null
 keepctl ps
 keepctl inspect -o text spinner
 keepctl rm spinner >/dev/null
