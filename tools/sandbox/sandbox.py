@@ -24,7 +24,7 @@ BOOT_SECONDS = 30.0
 OFF_SECONDS = 10.0
 """An orderly power-off takes a second; a keep may use its five seconds to stop (TimeoutStopSec=)."""
 COMMAND_SECONDS = 2.0
-"""What a command that runs inside at power-off has from SIGTERM to SIGKILL; a shell ends at once."""
+"""What a command that runs inside at power-off has from SIGTERM to SIGKILL; a shell ends immediately."""
 _POWER_OFF = signal.SIGRTMIN + 4
 """To PID 1: start poweroff.target (man systemd, SIGRTMIN+4)."""
 _HERE = os.path.dirname(os.path.abspath(__file__))
