@@ -188,7 +188,7 @@ class Sandbox:
         self._make_cgroups()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, open(f"{self.state}/console", "wb") as console:
             ready.bind(f"{self.state}/notify")
-            arguments = [*_LEAN_PYTHON, f"{_HERE}/first.py", self.name, self.state]
+            arguments = [*_LEAN_PYTHON, f"{_HERE}/first.py", self.name, self.state, str(os.getpid())]
             first = subprocess.run(
                 arguments,
                 check=False,
