@@ -88,9 +88,10 @@ def imported(life: Life) -> set[tuple[str, str]]:
 
 
 def download(prefix: Path, lock: Path, directory: Path) -> list[Path]:
-    """What a lock file names, from the registry that this machine is configured for."""
+    """What a lock file names, from the registry that this machine is configured for, by the pip that built `prefix`."""
     network = ["nsenter", f"--net=/proc/self/fd/{_MACHINE_S_NETWORK}"]
-    pip = [str(prefix.parent / "build/bin/python"), "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
+    python = max(prefix.parent.glob("build-????????????/bin/python"), key=lambda path: path.parents[1].stat().st_mtime)
+    pip = [str(python), "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
     wanted = ["--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(directory)]
     subprocess.run([*network, *pip, *wanted], check=True, pass_fds=(_MACHINE_S_NETWORK,))
     return sorted(directory.iterdir())
