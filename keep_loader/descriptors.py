@@ -21,13 +21,13 @@ ENDPOINT_NAMES = (*START_DESCRIPTORS, IDENTITY)
 """What the upload endpoint needs; opened again, it must show the same identity."""
 MODULE_NAMES = (COMPILED, MODULE)
 """What running a workload again needs, beside what it was given."""
-GRANTED = re.compile(r"workload|stdin|(directory|secret)-[0-9]{1,2}", re.ASCII)
+GRANTED = r"workload|stdin|(directory|secret)-[0-9]{1,2}"
 """The names of a workload's description and of what it is granted."""
 
 
 def is_stored_name(name: str) -> bool:
     """Whether one of ours may have that name in systemd's store; what has another is not taken out of it."""
-    return name in (*ENDPOINT_NAMES, *MODULE_NAMES) or GRANTED.fullmatch(name) is not None
+    return name in (*ENDPOINT_NAMES, *MODULE_NAMES) or re.fullmatch(GRANTED, name, re.ASCII) is not None
 
 
 def close_all(descriptors: list[int]) -> None:
