@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the manager until SIGTERM. 0: ended as told; 1: could not go on; 2: the configuration is wrong."""
+    """Runs the manager until SIGTERM. 0: ended as asked; 1: could not go on; 2: the configuration is wrong."""
     options = vars(_parser().parse_args(arguments))
     path, check_only = options.pop("config"), options.pop("check_config")
     try:
@@ -41,12 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
     if check_only:
         print(config.render(settings), end="")
         return 0
-    log.set_up(settings.log_level)
+    log.set_up(settings.log_level.value)
     try:
         asyncio.run(daemon.run(settings))
     except KeepfleetError as error:
         log.LOG.error("%s", error.message)
         return EXIT_CONFIGURATION if error.kind is ErrorKind.CONFIGURATION else EXIT_FAILED
+    except Exception:
+        log.LOG.exception("a part of the manager failed; systemd starts it again")
+        raise
     return 0
 
 

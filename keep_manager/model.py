@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from keep_manager.callers import GrantRoot
+from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.identity import Identity
+from keep_protocol.identity import Identity, Role
+from keep_protocol.keep import KeepInfo, KeepReport
+from keep_protocol.spec import ANONYMOUS, KeepSpec
 from keep_protocol.sse import EventType
+
+Visible = Callable[[KeepInfo], bool]
+"""Whether a caller may see a keep; what it may not see is as if it were not there."""
 
 
 class LoaderGone(KeepfleetError):
-    """Nobody is behind a loader's socket, or it has just ended; one that hangs is a plain KeepfleetError."""
+    """No process is behind a loader's socket, or it has just ended; one that hangs is a plain KeepfleetError."""
 
 
 @dataclass(frozen=True)
 class UnitState:
     """One keep's unit as systemd lists it (man systemctl, "list-units").
 
-    load: "loaded", "not-found", …; active: "active", "activating", "failed", …; sub: the service's own state;
+    load: "loaded", "not-found", "masked", …; active: "active", "activating", "failed", …; sub: the service's own state;
     job: the type of the job that is queued for it, or "".
     """
 
@@ -31,11 +38,36 @@ class UnitState:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What was told of a keep last, and how often its workload had been started again by then."""
+class UnitEnd:
+    """How a unit's main process ended last (man org.freedesktop.systemd1).
+
+    result: systemd's word ("exit-code", "signal", …), or "" where it is not known; status: the exit status or signal;
+    restarts: how often systemd has started it again; inactive_since: when the unit ended, in seconds since boot.
+    """
+
+    result: str = ""
+    status: int = 0
+    restarts: int = 0
+    inactive_since: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a loader answered. report: about its process; claims: name, labels and limits as a loader of the version
+    before says them, which hold for a unit that has no spec."""
+
+    report: KeepReport
+    claims: KeepSpec
+
+
+@dataclass(frozen=True)
+class LastEvent:
+    """The latest event of a keep, how often its workload had been started again by then, and when that was, in seconds
+    since boot."""
 
     type: EventType
     restarts: int = 0
+    since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,28 +103,23 @@ class ClientIdentity:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. name: the common name of the certificate shown, "" for none; where: the address; text: both, and the
-    certificate's serial number, for the log."""
+    """Who asks. name: the owner word, "anonymous" without a certificate; where: the address; text: name, serial number
+    and address, for the log; fingerprint: of the certificate; keep: the one keep an uploader may send to."""
 
     name: str
+    role: Role
     where: str
     text: str
+    fingerprint: str = ""
+    keep: int | None = None
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def who(self) -> str:
-        """Who it was, as a keep's outcome tells it: the name, or for a client without one its address."""
-        return self.name or f"a client at {self.where}"
-
-
-@dataclass(frozen=True)
-class GrantRoot:
-    """A directory below which a caller may have things granted; writable: for writing, too."""
-
-    path: str
-    writable: bool = False
+        """Who it was, as a keep's outcome says it: the name, or for a client without one its address."""
+        return f"a client at {self.where}" if self.name == ANONYMOUS else self.name
 
 
 @dataclass(frozen=True)
@@ -102,3 +129,13 @@ class Allowance:
 
     grant_roots: tuple[GrantRoot, ...]
     ceilings: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Provision:
+    """What is asked for in a keep's start: by whom, for which keep, and what its workload is to have, if anything."""
+
+    spec: KeepSpec
+    caller: Caller
+    allowed: Allowance
+    workload: WorkloadRequest | None

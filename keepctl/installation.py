@@ -10,8 +10,9 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl import files, prefix
-from keepctl.prefix import Change, Prefix, check_path
+from keepctl import files, versions
+from keepctl.prefix import Prefix, check_path
+from keepctl.versions import Change
 
 SYSTEM_UNITS = "/etc/systemd/system"
 SYSTEM_PROGRAMS = "/usr/local/bin"
@@ -89,25 +90,25 @@ def install(where: Target, version: Prefix, values: dict[str, str], root: Traver
     `where.reload` systemd is not asked what it runs, so that no version is removed. Raises KeepfleetError.
     """
     changes = []
-    with prefix.locked(version), files.explained(f"install units in {where.directory}"):
+    with versions.locked(version), files.explained(f"install units in {where.directory}"):
         wanted = {
             os.path.join(where.directory, n): render(n, t, values) for n, t in templates(where.variant, root).items()
         }
         found = {path: _existing(path) for path in wanted}
         if version.is_managed:
-            prefix.check_programs(version, where.programs)
+            versions.check_programs(version, where.programs)
         for path, text in wanted.items():
             if found[path] != text:
                 files.make_directories(os.path.dirname(path), files.PUBLIC_DIRECTORY)
                 files.replace(path, text.encode("utf-8"), files.PUBLIC_FILE)
             changes.append(Change("unit", path, "unchanged" if found[path] == text else "written"))
         if version.is_managed:
-            changes += prefix.make_current(version, where.programs)
+            changes += versions.make_current(version, where.programs)
         if where.reload:
             systemctl(where.variant, "daemon-reload")
         if where.reload and version.is_managed:
             environments = systemctl(where.variant, "show", "--property=Environment", KEEPS)
-            changes += prefix.remove_unused(version, environments)
+            changes += versions.remove_unused(version, environments)
     return changes
 
 
@@ -118,7 +119,7 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
     """
     _refuse_while_running(where, version)
     changes = []
-    with prefix.locked(version), files.explained(f"remove units from {where.directory}"):
+    with versions.locked(version), files.explained(f"remove units from {where.directory}"):
         if where.reload:
             for verb, names in (("reset-failed", units(where.variant, "failed", KEEPS, MANAGER)),
                                 ("stop", units(where.variant, "active", *SLICES))):  # fmt: skip
@@ -130,8 +131,8 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
         if where.reload:
             systemctl(where.variant, "daemon-reload")
         if version.is_managed:
-            changes += prefix.remove_programs(version, where.programs)
-            changes += prefix.remove_all(version)
+            changes += versions.remove_programs(version, where.programs)
+            changes += versions.remove_all(version)
     return changes
 
 
@@ -173,7 +174,7 @@ def _refuse_while_running(where: Target, version: Prefix) -> None:
             f"systemctl{user} stop '{KEEPS}' {MANAGER}",
             tuple(running[:10]),
         )
-    elsewhere = prefix.versions_in_use(version, "lib/") if version.is_managed else {}
+    elsewhere = versions.versions_in_use(version, "lib/") if version.is_managed else {}
     if elsewhere:
         raise KeepfleetError(
             ErrorKind.CONFLICT,

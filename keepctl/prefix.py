@@ -1,11 +1,10 @@
-"""Where keepfleet is installed: one folder for each version, which of them is current, and what the units say of it.
+"""Where keepfleet is installed, what the units say of it, and whether a keep could use it.
 
     ROOT/versions/NAME   a version: a whole virtual environment, which nothing changes once it is there
     ROOT/current         a link to the version that the manager and the programs on PATH run
 
-A keep runs the version that made it until it ends, so a version stays while a keep's unit or a process names it.
-A virtual environment that lies in no folder `versions` can be used as well, as in a sandbox or an image; it is its own
-only version, and it is never switched or removed.
+`versions` switches and removes them. A virtual environment that lies in no folder `versions` can be used as well, as in
+a sandbox or an image; it is its own only version, and it is never switched or removed.
 """
 
 from __future__ import annotations
@@ -15,35 +14,19 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl import files
 
 PYTHON_SECONDS = 20.0
 """An interpreter starts in 20 ms."""
 HIDDEN_FROM_KEEPS = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - looked at, never written to
 """What ProtectHome= and PrivateTmp= hide from a keep (man systemd.exec)."""
-PROGRAMS = ("keepctl", "keep-manager", "keep-manager-tester", "app-loader-tester")
-"""What an operator types; keep-loader and app-loader are started by systemd and by each other."""
-UNFINISHED = (".new", ".removed")
-"""How the names of folders end that `./run install` has not finished, or that were not removed completely."""
 _OURS = "keep_loader"
 _WHERE = f"import os, {_OURS}; print(os.path.dirname(os.path.dirname(os.path.abspath({_OURS}.__file__))))"
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._+-]*")
 """What a unit file takes without quoting: no white space, no %, no $, no quotes, no backslash."""
 _ELSEWHERE = "install keepfleet elsewhere, for example in /opt/keepfleet"
-
-
-@dataclass(frozen=True)
-class Change:
-    """What became of one `unit`, `version` or `program`: "written", "unchanged", "current", "linked" or "removed"."""
-
-    kind: str
-    path: str
-    what: str
 
 
 @dataclass(frozen=True)
@@ -179,111 +162,3 @@ def check_visible(path: str) -> None:
         if step == "/":
             return
         step = os.path.dirname(step)
-
-
-@contextmanager
-def locked(prefix: Prefix) -> Iterator[None]:
-    """Only one process at a time adds, switches or removes versions. Raises KeepfleetError(CONFLICT) for the second."""
-    if not prefix.is_managed:
-        yield
-        return
-    with files.locked(prefix.versions):
-        yield
-
-
-def check_programs(prefix: Prefix, directory: str) -> None:
-    """Raises KeepfleetError(CONFLICT) where a program in `directory` would be replaced that is not ours."""
-    for path in (os.path.join(directory, name) for name in PROGRAMS):
-        if os.path.lexists(path) and not _links_here(prefix, path):
-            raise KeepfleetError(
-                ErrorKind.CONFLICT, f"cannot replace {path}: `keepctl install` did not make it; move it away first"
-            )
-
-
-def make_current(prefix: Prefix, directory: str) -> list[Change]:
-    """Points `current` to this version, with one rename, and the programs in `directory` to `current`."""
-    target = os.path.relpath(prefix.directory, prefix.root)
-    changes = [Change("version", prefix.directory, "current" if _link(prefix.current, target) else "unchanged")]
-    files.make_directories(directory, files.PUBLIC_DIRECTORY)
-    for name in PROGRAMS:
-        path = os.path.join(directory, name)
-        linked = _link(path, os.path.join(prefix.current, "bin", name))
-        changes.append(Change("program", path, "linked" if linked else "unchanged"))
-    return changes
-
-
-def remove_programs(prefix: Prefix, directory: str) -> list[Change]:
-    """Removes the links that `make_current` made in `directory`."""
-    paths = [path for path in (os.path.join(directory, name) for name in PROGRAMS) if _links_here(prefix, path)]
-    for path in paths:
-        os.unlink(path)
-    return [Change("program", path, "removed") for path in paths]
-
-
-def remove_unused(prefix: Prefix, environments: str) -> list[Change]:
-    """Removes each version that is not current and that neither a process nor `environments`, those of all keeps'
-    units as systemd prints them, names."""
-    used = {*versions_in_use(prefix), os.path.basename(os.path.realpath(prefix.current))}
-    used |= set(re.findall(re.escape(prefix.versions) + "/([^/ ]+)/", environments))
-    names = [name for name in sorted(os.listdir(prefix.versions)) if name not in used]
-    return [_remove_version(os.path.join(prefix.versions, name)) for name in names]
-
-
-def remove_all(prefix: Prefix) -> list[Change]:
-    """Removes `current`, every version, and ROOT where it is empty then: this program's own files among them."""
-    if os.path.islink(prefix.current):
-        os.unlink(prefix.current)
-    changes = [_remove_version(os.path.join(prefix.versions, name)) for name in sorted(os.listdir(prefix.versions))]
-    os.rmdir(prefix.versions)
-    if not os.listdir(prefix.root):
-        os.rmdir(prefix.root)
-    return changes
-
-
-def versions_in_use(prefix: Prefix, part: str = "") -> dict[str, int]:
-    """The versions that processes of this machine were started from, each with one of those processes' numbers.
-
-    A manager or a keepctl is seen by its interpreter, a keep by the path of its program; `part` limits that to
-    what lies below it, as in "lib/".
-    """
-    found = {}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        for number, word in enumerate(_command_line(pid)):
-            name, _, rest = word.removeprefix(f"{prefix.versions}/").partition("/")
-            is_ours = word.startswith(f"{prefix.versions}/") and (number == 0 or rest.startswith("lib/"))
-            if is_ours and rest.startswith(part):
-                found[name] = pid
-    return found
-
-
-def _command_line(pid: int) -> Iterable[str]:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return os.fsdecode(file.read()).split("\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return ()  # it has ended meanwhile
-
-
-def _links_here(prefix: Prefix, path: str) -> bool:
-    """Whether `path` is a link into the installation of `prefix`."""
-    return os.path.islink(path) and os.readlink(path).startswith(f"{prefix.root}/")
-
-
-def _link(path: str, target: str) -> bool:
-    """Makes `path` a link to `target`, atomically; returns whether that changed anything."""
-    if os.path.islink(path) and os.readlink(path) == target:
-        return False
-    temporary = files.temporary_beside(path)
-    os.symlink(target, temporary)
-    os.rename(temporary, path)
-    files.sync_directory(os.path.dirname(path))
-    return True
-
-
-def _remove_version(path: str) -> Change:
-    """Removes a version under another name, so that what is left after a crash is not taken for a version."""
-    away = path if path.endswith(UNFINISHED) else path + UNFINISHED[1]
-    if away != path:
-        os.rename(path, away)
-    shutil.rmtree(away)
-    return Change("version", path, "removed")

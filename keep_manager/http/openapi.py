@@ -10,10 +10,11 @@ from aiohttp import web
 
 from keep_manager.http.errors import STATUS_OF
 from keep_manager.http.middleware import json_response
-from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, Schema, schemas
+from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, schemas
 from keep_protocol import sse
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind
+from keep_protocol.schema import Schema
 from keep_protocol.states import State
 
 OPENAPI = "3.1.0"
@@ -207,7 +208,7 @@ def _responses(operation: Operation) -> dict[str, object]:
     for kind in (*EVERYWHERE, *operation.refusals):
         refused.setdefault(str(int(STATUS_OF[kind])), []).append(kind.value)
     if operation.body:
-        refused[str(UNSUPPORTED_MEDIA)] = [ErrorKind.UNSUPPORTED.value]
+        refused[str(UNSUPPORTED_MEDIA)] = [ErrorKind.UNSUPPORTED_MEDIA.value]
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
         str(operation.status): _answer(operation),

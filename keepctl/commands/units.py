@@ -13,7 +13,8 @@ from keepctl import installation
 from keepctl.commands.access import output_option
 from keepctl.display import json_text
 from keepctl.installation import Target
-from keepctl.prefix import Change, find_prefix, values_for
+from keepctl.prefix import find_prefix, values_for
+from keepctl.versions import Change
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -70,7 +71,7 @@ def install(
     keeps are users of their own, so the version must be readable by any user: not below /root or /home.
 
     \b
-    /opt/keepfleet/versions/0.1.0/bin/keepctl install
+    keepctl install && systemctl restart keep-manager
     """
     where = _target(variant, unit_directory, program_directory, no_reload)
     found = find_prefix(root)

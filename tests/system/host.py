@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from tools.sandbox.command import Command
 from tools.sandbox.sandbox import Sandbox
 from tools.sandbox.users import start_user_manager
 
@@ -69,7 +70,7 @@ class Host:
     @contextmanager
     def popen(
         self, argv: Sequence[str], *, user: str | None = None, env: Mapping[str, str] | None = None
-    ) -> Iterator[subprocess.Popen[str]]:
+    ) -> Iterator[Command]:
         """A command running inside, its output and errors to be read from `stdout`; it is killed at the end."""
         merged = {**self._users.get(user or "", {}), **(env or {})}
         with self.sandbox.popen(
@@ -79,7 +80,6 @@ class Host:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         ) as process:
             try:
                 yield process

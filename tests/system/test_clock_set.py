@@ -39,7 +39,7 @@ def installed_fleet(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     for directory in (etc, shared):
         directory.chmod(0o755)
     binds = ((str(prefix), INSTALLED, True), (str(etc), "/etc/keepfleet", False), (str(shared), str(shared), False))
-    with Sandbox(f"clock-{os.getpid()}", Layout(binds)) as sandbox:
+    with Sandbox(f"clock-{os.getpid()}", Layout(binds)) as sandbox, sandbox.network():
         fleet = ClockedFleet(Host(sandbox, shared), etc)
         fleet.install()
         with fleet.under_the_clock():

@@ -6,11 +6,12 @@ import argparse
 import os
 import signal
 import sys
-from typing import NoReturn
 
+from tools.sandbox import client
+from tools.sandbox.channel import Request
 from tools.sandbox.errors import SandboxError
 from tools.sandbox.layout import Layout, parse_bind
-from tools.sandbox.sandbox import ENVIRONMENT, Sandbox
+from tools.sandbox.sandbox import Sandbox
 from tools.sandbox.state import names
 
 
@@ -23,21 +24,21 @@ def _arguments() -> argparse.Namespace:
     run = verbs.add_parser("exec", help="run CMD in NAME")
     run.add_argument("--user", default="root", help="as this user of the sandbox")
     run.add_argument("--setenv", action="append", default=[], metavar="NAME=VALUE", help="set a variable for CMD")
-    for verb in (boot, run, verbs.add_parser("off", help="power NAME off and remove every trace")):
+    boot.add_argument("--root", metavar="DIR", help="boot this directory's system, not the machine's own")
+    shown = verbs.add_parser("shown", help="what NAME, which must be running, shows of this machine with --bind")
+    for verb in (boot, run, shown, verbs.add_parser("off", help="power NAME off and remove every trace")):
         verb.add_argument("name", metavar="NAME")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...")
     verbs.add_parser("list", help="the sandboxes of this machine")
     return parser.parse_args()
 
 
-def _exec(options: argparse.Namespace) -> NoReturn:
+def _exec(options: argparse.Namespace) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise SandboxError("cannot run nothing: name a command after --")
-    arguments = Sandbox(options.name).command(command, options.user, os.getcwd())
-    env = {name: os.environ[name] for name in ("TERM", "COLORTERM", "NO_COLOR") if name in os.environ}
-    env.update(dict(setting.partition("=")[::2] for setting in options.setenv))
-    os.execve(arguments[0], arguments, {**ENVIRONMENT, **env})  # noqa: S606
+    environment = {**client.environment(), **dict(setting.partition("=")[::2] for setting in options.setenv)}
+    return client.run(options.name, Request(command, options.user, os.getcwd(), environment))
 
 
 def main() -> int:
@@ -46,9 +47,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that an interrupted boot is undone
     try:
         if options.verb == "boot":
-            Sandbox(options.name, Layout(tuple(map(parse_bind, options.bind)), tuple(options.tmpfs))).boot()
+            Sandbox(
+                options.name, Layout(tuple(map(parse_bind, options.bind)), tuple(options.tmpfs), options.root)
+            ).boot()
         elif options.verb == "exec":
-            _exec(options)
+            return _exec(options)
+        elif options.verb == "shown":
+            print(*(source for source, _, _ in Sandbox(options.name).shown().binds), sep="\n")
         elif options.verb == "off":
             Sandbox(options.name).off()
         else:

@@ -10,20 +10,21 @@ Import rule: the standard library's light part (`os`, `signal`, `select`, `time`
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import re
 import select
 import signal
 import time
 
 ROOT = "/sys/fs/cgroup"
+UNIFIED_ALONE = 258
+"""The first systemd that cannot use cgroup v1 (its NEWS)."""
 PREFIX = "keepfleet-sandbox-"
-OUTSIDE = "exec.scope"
-"""The cgroup, below a sandbox's own, of the processes that wait outside for a command inside."""
+COMMANDS = "exec.scope"
+"""The cgroup, below a sandbox's own, of the agent and of the commands it starts. The sandbox's systemd, which removes
+empty cgroups that it did not make, never finds it empty."""
 KILL_SECONDS = 5.0
 """A killed process is gone in milliseconds; one that is not in this time hangs in the kernel."""
-ENTER_TRIES = 20
-"""A reload trims each cgroup once; this covers one reload after another."""
 _RETRY_SECONDS = 0.01
 """A cgroup can stay busy for a moment after its last process: the kernel tells nobody when that ends."""
 
@@ -75,6 +76,29 @@ def hierarchies() -> list[Hierarchy]:
     return parse_mounts(_read("/proc/self/mounts"), frozenset(controllers))
 
 
+def version_of(said: str) -> int:
+    """The number in what `systemd --version` prints. Raises ValueError where there is none."""
+    if not (found := re.match(r"systemd (\d+)", said)):
+        raise ValueError(f"cannot find a version in {said[:80]!r}")
+    return int(found[1])
+
+
+def shown_to(version: int, found: list[Hierarchy]) -> list[Hierarchy]:
+    """What is mounted inside for a systemd of that version: all of it, or v2 alone from UNIFIED_ALONE on.
+
+    There the controllers that the machine uses in v1 are missing, and limits by them have no effect. Raises ValueError
+    where the machine has no v2.
+    """
+    if version < UNIFIED_ALONE:
+        return found
+    if all(hierarchy.options is not None for hierarchy in found):
+        raise ValueError(
+            f"systemd {version} knows cgroup v2 alone, and none is mounted here; run: "
+            f"mkdir {ROOT}/unified; mount -t cgroup2 none {ROOT}/unified"
+        )
+    return [Hierarchy(ROOT, None)]
+
+
 def make(directory: str) -> None:
     """Makes a cgroup that processes can enter: a v1 cpuset must first be given processors and memory nodes."""
     os.makedirs(directory, exist_ok=True)
@@ -109,23 +133,10 @@ def withdraw(hierarchy: Hierarchy, switched_on: list[str]) -> None:
             _write(f"{hierarchy.directory}/cgroup.subtree_control", f"-{controller}")
 
 
-def enter(directories: list[str], *, again: bool = True) -> None:
-    """Moves the calling process, alone, into these cgroups; `again` makes one anew that has gone meanwhile.
-
-    The sandbox's own systemd removes empty cgroups that it did not make, as when it reloads. Before there is one they
-    go only where the boot was interrupted, and then what is made again would stay.
-    """
+def enter(directories: list[str]) -> None:
+    """Moves the calling process, alone, into these cgroups."""
     for directory in directories:
-        for tries_left in reversed(range(ENTER_TRIES)):
-            try:
-                _write(f"{directory}/cgroup.procs", "0")
-                break
-            except OSError as error:
-                # ENODEV where it went between open(2) and write(2).
-                if not again or not tries_left or error.errno not in (errno.ENOENT, errno.ENODEV):
-                    raise
-                with contextlib.suppress(OSError):
-                    make(directory)
+        _write(f"{directory}/cgroup.procs", "0")
 
 
 def members(directory: str) -> set[int]:
@@ -161,12 +172,23 @@ def kill_all(name: str, found: list[Hierarchy]) -> None:
             raise TimeoutError(f"processes {sorted(pids)} do not end")
 
 
-def end_commands(name: str, seconds: float) -> None:
-    """SIGTERM, and after `seconds` SIGKILL, to what `enter` runs: power-off would wait for it far longer."""
-    root = hierarchies()[0].of(name)
-    scopes = [entry.path for entry in os.scandir(root) if entry.name.startswith("exec-")]
+def end_commands(name: str, agent: int, seconds: float) -> None:
+    """SIGTERM, and after `seconds` SIGKILL, to what `agent` started: power-off would wait for it far longer.
+
+    The agent and those that watch its commands, its children, go on: they say how the commands ended.
+    """
+    directories = [f"{hierarchy.of(name)}/{COMMANDS}" for hierarchy in hierarchies()]
     for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, KILL_SECONDS)):
-        _signal_all(name, set().union(*map(members, scopes)), number, time.monotonic() + patience)
+        pids = {pid for pid in set().union(*map(members, directories)) if pid != agent and parent(pid) != agent}
+        _signal_all(name, pids, number, time.monotonic() + patience)
+
+
+def parent(pid: int) -> int | None:
+    """The process that started `pid`, or took it over; None where it is gone (man 5 proc, /proc/pid/stat)."""
+    try:
+        return int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def _signal_all(name: str, pids: set[int], number: int, deadline: float) -> None:

@@ -8,7 +8,7 @@ second, PID 1, to `booting` in the state directory and ends: nothing of the boot
 from __future__ import annotations
 
 import contextlib
-import grp
+import fcntl
 import os
 import socket
 import subprocess
@@ -17,7 +17,7 @@ import sys
 if not __package__:
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from tools.sandbox import cgroups, layout, linux
+from tools.sandbox import accounts, agent, cgroups, channel, layout, linux
 
 SYSTEMD = "/lib/systemd/systemd"
 INSIDE_STATE = "/run/sandbox"
@@ -29,6 +29,9 @@ _RUN = (
     *("systemd/unit-root", "systemd/mount-rootfs"),
 )
 """What systemd expects in /run. The last two: a user manager cannot lay out mounts before a system unit did once."""
+_NETWORK = """link set lo up
+link add host0 type veth peer name host1
+"""
 _JOURNAL = """[Journal]
 Storage=volatile
 RuntimeMaxUse=256M
@@ -112,50 +115,105 @@ def _mount_point(path: str, *, directory: bool) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
 
 
-def _own_cgroups(found: list[cgroups.Hierarchy]) -> None:
-    """Mounts the same hierarchies anew: this cgroup namespace shows them from the sandbox's own cgroup down."""
+def _own_cgroups(shown: list[cgroups.Hierarchy]) -> None:
+    """Mounts these hierarchies again: this cgroup namespace shows them from the sandbox's own cgroup down."""
     linux.detach(cgroups.ROOT)
     flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-    if all(hierarchy.directory != cgroups.ROOT for hierarchy in found):
+    if all(hierarchy.directory != cgroups.ROOT for hierarchy in shown):
         linux.tmpfs(cgroups.ROOT, "755", flags)
-    for hierarchy in found:
+    for hierarchy in shown:
         os.makedirs(hierarchy.directory, exist_ok=True)
         kind = "cgroup2" if hierarchy.options is None else "cgroup"
         linux.mount(kind, hierarchy.directory, kind, flags, hierarchy.options)
 
 
-def _mounts(name: str, state: str, found: list[cgroups.Hierarchy]) -> None:
-    """The sandbox's view of the machine's files. Sources are opened before anything is mounted over them."""
-    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    with open(f"{state}/layout.json", encoding="utf-8") as file:
-        wanted = layout.from_json(file.read())
-    sources = [_path_handle(source) for source, _, _ in wanted.binds]
-    real_sources = [os.path.realpath(source) for source, _, _ in wanted.binds]
-    state_handle, units, console = (_path_handle(f"{state}{part}") for part in ("", "/units", "/console"))
+def _systemd_version() -> int:
+    """Of the system that is booted. Raises ValueError for one that does not say it."""
+    said = subprocess.run([SYSTEMD, "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return cgroups.version_of(said)
+
+
+def _own_network() -> None:
+    """The network namespace is new: its loopback is switched on, and as every host it has a device more."""
+    subprocess.run(["/bin/ip", "-batch", "-"], check=True, input=_NETWORK, text=True)
+
+
+def _hold(sources: list[str]) -> None:
+    """A lock on each directory that is shown, as long as the agent runs: what builds them leaves them alone."""
+    for source in filter(os.path.isdir, sources):
+        fcntl.flock(os.open(source, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_SH)
+
+
+def _enter_root(root: str) -> int:
+    """Makes the directory `root` the root; what was it until now goes with the returned descriptor, see `_leave`."""
+    devices, kernel = _path_handle("/dev"), _path_handle("/sys")
+    linux.bind(_path_handle(root), root)
+    machine = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chdir(root)
+    linux.pivot_root(".", ".")
+    _own_proc()
+    linux.bind(devices, "/dev")
+    linux.bind(kernel, "/sys")
+    return machine
+
+
+def _leave(machine: int) -> None:
+    os.fchdir(machine)
+    linux.detach(".")
+    os.chdir("/")
+
+
+def _own_proc() -> None:
     linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+
+
+def _own_run(state: int) -> None:
     linux.tmpfs("/run", "755")
     for directory in _RUN:
         os.makedirs(f"/run/{directory}")
-    with contextlib.suppress(KeyError):  # as tmpfiles does on a host: members of that group may read the journal
-        os.chown("/run/log/journal", 0, grp.getgrnam("systemd-journal").gr_gid)
+    with contextlib.suppress(LookupError):  # as tmpfiles does on a host: members of that group may read the journal
+        os.chown("/run/log/journal", 0, accounts.group("systemd-journal"))
         os.chmod("/run/log/journal", 0o2755)  # noqa: S103
-    linux.bind(state_handle, INSIDE_STATE)
+    linux.bind(state, INSIDE_STATE)
+
+
+def _empty(directory: str, sources: list[str]) -> None:
+    """Taken away rather than mounted over: fewer mounts. But what lies on a mount that is gone cannot be bound."""
+    needed = any(f"{source}/".startswith(f"{directory}/") for source in sources)
+    while not needed and os.path.ismount(directory):
+        linux.detach(directory)
+    linux.tmpfs(directory, "1777")
+
+
+def _mounts(name: str, state: str, found: list[cgroups.Hierarchy]) -> list[str]:
+    """The sandbox's view of the machine's files; the cgroups of commands in it.
+
+    Sources are opened before anything is mounted over them.
+    """
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    with open(f"{state}/layout.json", encoding="utf-8") as file:
+        wanted = layout.from_json(file.read())
+    real_sources = [os.path.realpath(source) for source, _, _ in wanted.binds]
+    _hold(real_sources)
+    sources = [_path_handle(source) for source, _, _ in wanted.binds]
+    state_handle, units, console = (_path_handle(f"{state}{part}") for part in ("", "/units", "/console"))
+    machine = _enter_root(wanted.root) if wanted.root else None
+    if machine is None:
+        _own_proc()
+    _own_run(state_handle)
     _own_etc(name)
     for directory in filter(os.path.isdir, layout.REBOUND):
         _own_directory(directory)
     for directory in dict.fromkeys(map(os.path.realpath, layout.EMPTIED)):
-        # Taken away rather than mounted over: fewer mounts. But what lies on a mount that is gone cannot be bound.
-        needed = any(f"{source}/".startswith(f"{directory}/") for source in real_sources)
-        while not needed and os.path.ismount(directory):
-            linux.detach(directory)
-        linux.tmpfs(directory, "1777")
+        _empty(directory, real_sources if machine is None else [])
     for directory in filter(os.path.isdir, _HIDDEN):
         if os.listdir(directory):
             linux.tmpfs(directory, "755")
     linux.bind(units, "/lib/systemd/system")
     if os.path.exists("/dev/console"):
         linux.bind(console, "/dev/console")
-    _own_cgroups(found)
+    shown = cgroups.shown_to(_systemd_version(), found)
+    _own_cgroups(shown)
     linux.bind(_path_handle("/proc/sys"), "/proc/sys", read_only=True)
     for directory in wanted.tmpfs:
         _mount_point(directory, directory=True)
@@ -163,11 +221,16 @@ def _mounts(name: str, state: str, found: list[cgroups.Hierarchy]) -> None:
     for source, (path, place, read_only) in zip(sources, wanted.binds, strict=True):
         _mount_point(place, directory=os.path.isdir(f"/proc/self/fd/{source}") or path.endswith("/"))
         linux.bind(source, place, read_only=read_only)
+    if machine is not None:
+        _leave(machine)
+    return [f"{hierarchy.directory}/{cgroups.COMMANDS}" for hierarchy in shown]
 
 
 def _become_systemd(name: str, state: str, found: list[cgroups.Hierarchy]) -> None:
-    _mounts(name, state, found)
+    _own_network()
+    directories = _mounts(name, state, found)
     os.chdir("/")
+    agent.start(channel.socket_in(INSIDE_STATE), directories)
     environment = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LANG": "C.UTF-8",
@@ -182,8 +245,8 @@ def main(name: str, state: str) -> int:
     """0 when the second process is on its way to be systemd; 1, with a line on standard error, when not."""
     try:
         found = cgroups.hierarchies()
-        cgroups.enter([hierarchy.of(name) for hierarchy in found], again=False)
-        namespaces = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWCGROUP
+        cgroups.enter([hierarchy.of(name) for hierarchy in found])
+        namespaces = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWCGROUP | linux.CLONE_NEWNET
         linux.unshare(namespaces | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC)
         # Opened before the fork: the child mounts over /run, and both are in the new mount namespace.
         with open(f"{state}/booting", "w", encoding="utf-8") as file:

@@ -19,29 +19,33 @@ OWN = ("/run", "/etc", *REBOUND, *EMPTIED)
 class Layout:
     """Extra mounts: `binds` are (source outside, place inside, read-only), `tmpfs` are empty directories inside.
 
-    Raises ValueError for a path that is not absolute and normal.
+    `root` is a directory to boot in the place of the machine's root file system. Raises ValueError for a path that is
+    not absolute and normal.
     """
 
-    def __init__(self, binds: tuple[tuple[str, str, bool], ...] = (), tmpfs: tuple[str, ...] = ()) -> None:
-        for path in (*tmpfs, *(place for bind in binds for place in bind[:2])):
+    def __init__(
+        self, binds: tuple[tuple[str, str, bool], ...] = (), tmpfs: tuple[str, ...] = (), root: str | None = None
+    ) -> None:
+        for path in (*tmpfs, *(place for bind in binds for place in bind[:2]), *([root] if root else [])):
             if not os.path.isabs(path) or os.path.normpath(path) != path or path == "/":
                 raise ValueError(f"cannot mount {path!r}: it must be an absolute path without . or ..")
         self.binds = binds
         self.tmpfs = tmpfs
+        self.root = root
 
     def __repr__(self) -> str:
-        return f"Layout(binds={self.binds!r}, tmpfs={self.tmpfs!r})"
+        return f"Layout(binds={self.binds!r}, tmpfs={self.tmpfs!r}, root={self.root!r})"
 
     def to_json(self) -> str:
         """For `from_json` in the process that becomes PID 1."""
-        return json.dumps({"binds": self.binds, "tmpfs": self.tmpfs})
+        return json.dumps({"binds": self.binds, "tmpfs": self.tmpfs, "root": self.root})
 
 
 def from_json(text: str) -> Layout:
     """The layout `to_json` wrote."""
     value = json.loads(text)
     binds = tuple((str(source), str(place), bool(read_only)) for source, place, read_only in value["binds"])
-    return Layout(binds, tuple(str(place) for place in value["tmpfs"]))
+    return Layout(binds, tuple(str(place) for place in value["tmpfs"]), value["root"])
 
 
 def parse_bind(text: str) -> tuple[str, str, bool]:

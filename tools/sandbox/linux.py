@@ -14,6 +14,7 @@ CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -66,6 +67,11 @@ def bind(descriptor: int, target: str, *, read_only: bool = False) -> None:
 def detach(target: str) -> None:
     """umount2(2) of `target` and everything mounted below it, at once, whoever still uses it."""
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH), target)
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2): `new`, a mount, is the root of this mount namespace, and the root until now is seen at `old`."""
+    _check(_libc.pivot_root(os.fsencode(new), os.fsencode(old)), new)
 
 
 def unshare(flags: int) -> None:

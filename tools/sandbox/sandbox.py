@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from tools.sandbox import cgroups, needs, state
+from tools.sandbox import cgroups, linux, needs, state
+from tools.sandbox.channel import ENVIRONMENT, Request, state_directory
+from tools.sandbox.command import Command, Streams, agent_pid, ask
 from tools.sandbox.errors import SandboxError
-from tools.sandbox.layout import Layout
+from tools.sandbox.layout import Layout, from_json
 from tools.sandbox.units import write_units
 
 BOOT_SECONDS = 30.0
@@ -24,11 +25,6 @@ OFF_SECONDS = 10.0
 """An orderly power-off takes a second; a keep may use its five seconds to stop (TimeoutStopSec=)."""
 COMMAND_SECONDS = 2.0
 """What a command that runs inside at power-off has from SIGTERM to SIGKILL; a shell ends at once."""
-ENVIRONMENT = {
-    "PATH": "/opt/keepfleet/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LANG": "C.UTF-8",
-}
-"""What every command inside starts with."""
 _POWER_OFF = signal.SIGRTMIN + 4
 """To PID 1: start poweroff.target (man systemd, SIGRTMIN+4)."""
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -47,7 +43,7 @@ class Sandbox:
             raise SandboxError(f"cannot use {name!r} as a sandbox's name: it must be 1 to 32 of a-z, 0-9 and -")
         self.name = name
         self.layout = layout or Layout()
-        self.state = state.directory(name)
+        self.state = state_directory(name)
 
     def __repr__(self) -> str:
         return f"Sandbox({self.name}, {'running' if self.pid else 'off'})"
@@ -70,13 +66,20 @@ class Sandbox:
             return pid if cgroups.belongs(pid, self.name) else None
         return None
 
+    def shown(self) -> Layout:
+        """The layout that it was booted with. Raises SandboxError where it is not running."""
+        if self.pid is None:
+            raise SandboxError(f"the sandbox {self.name} is not running")
+        with open(f"{self.state}/layout.json", encoding="utf-8") as file:
+            return from_json(file.read())
+
     def boot(self) -> None:
         """Boots, and returns when systemd has started everything. What an interrupted boot left is removed first.
 
         Raises SandboxError where it is running already, where rights or programs are missing, and where systemd
         does not come up, with what it said. Whatever ends this call early, Ctrl-C included, leaves nothing.
         """
-        needs.check()
+        needs.check(self.layout.root)
         with state.lock(self.state):
             if self.pid:
                 raise SandboxError(f"cannot boot the sandbox {self.name}: it is running already")
@@ -90,47 +93,70 @@ class Sandbox:
                 state.remove(self.name)
                 raise
 
-    def command(self, command: Sequence[str], user: str = "root", cwd: str = "/") -> list[str]:
-        """What to execute outside so that `command` runs inside; see `popen`. Raises SandboxError where it is off."""
-        pid = self.pid
-        if pid is None:
-            raise SandboxError(f"cannot run {command[0]} in the sandbox {self.name}: it is not running; boot it first")
-        return [*_LEAN_PYTHON, f"{_HERE}/enter.py", self.name, str(pid), user, cwd, *command]
+    def command(self, words: Sequence[str], user: str = "root", cwd: str = "/") -> list[str]:
+        """What to execute outside so that a command runs inside."""
+        return [*_LEAN_PYTHON, f"{_HERE}/client.py", self.name, user, cwd, *words]
 
     def popen(
         self,
-        command: Sequence[str],
+        words: Sequence[str],
         *,
         user: str = "root",
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
-        **options: Any,
-    ) -> subprocess.Popen[Any]:
-        """Starts `command` inside, as `user` and in `cwd` (/ where that is not there), in a cgroup of its own.
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+    ) -> Command:
+        """Starts a command inside, as `user` and in `cwd` (/ where that is not there); nothing runs for it outside.
 
-        Its environment is PATH, LANG and `env`, nothing of ours; HOME and USER are the user's. `options` are
-        subprocess.Popen's. Signals sent to the returned process reach the command, and its exit status is the
-        command's; 125 means that the sandbox could not be entered. Raises SandboxError where it is not running.
+        Its environment is PATH, LANG and `env`, nothing of ours; HOME and USER are the user's. A stream is one of
+        subprocess's PIPE, DEVNULL and STDOUT, or a descriptor. Exit status 125 means that the sandbox could not be
+        entered. Raises SandboxError where it is not running.
         """
-        return subprocess.Popen(self.command(command, user, cwd), env={**ENVIRONMENT, **(env or {})}, **options)
+        request = Request(list(words), user, cwd, {**ENVIRONMENT, **(env or {})})
+        with Streams(stdin, stdout, stderr) as streams:
+            return Command(ask(self.name, request, streams.theirs), words, streams.ours)
 
     def exec(
-        self, command: Sequence[str], *, timeout: float | None = None, input: str | None = None, **options: Any
+        self,
+        words: Sequence[str],
+        *,
+        timeout: float | None = None,
+        input: str | None = None,
+        user: str = "root",
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
     ) -> subprocess.CompletedProcess[str]:
-        """Runs `command` inside to its end and returns its status, output and errors as text; see `popen`.
+        """Runs a command inside to its end and returns its status, output and errors as text; see `popen`.
 
         Raises subprocess.TimeoutExpired, after killing the command, when it takes longer than `timeout` seconds.
         """
-        options.setdefault("stdin", subprocess.DEVNULL if input is None else subprocess.PIPE)
-        options.setdefault("stdout", subprocess.PIPE)
-        options.setdefault("stderr", subprocess.PIPE)
-        with self.popen(command, text=True, **options) as process:
+        stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+        with self.popen(words, user=user, env=env, cwd=cwd, stdin=stdin) as command:
             try:
-                out, err = process.communicate(input, timeout)
-            except BaseException:
-                process.kill()
-                raise
-        return subprocess.CompletedProcess(list(command), process.returncode, out, err)
+                out, err = command.communicate(input, timeout)
+            except TimeoutError as error:
+                raise subprocess.TimeoutExpired(list(words), timeout or 0) from error
+        return subprocess.CompletedProcess(list(words), command.wait(), out, err)
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator[None]:
+        """The calling thread, and the threads and processes it starts meanwhile, are in the sandbox's network.
+
+        Raises SandboxError where the sandbox is not running.
+        """
+        if (pid := self.pid) is None:
+            raise SandboxError(f"cannot enter the network of the sandbox {self.name}: it is not running")
+        ours = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        theirs = os.pidfd_open(pid)
+        try:
+            linux.setns(theirs, linux.CLONE_NEWNET)
+            yield
+        finally:
+            linux.setns(ours, linux.CLONE_NEWNET)
+            os.close(theirs)
+            os.close(ours)
 
     def off(self) -> None:
         """Powers off in an orderly way, then removes every trace. Does nothing where there is none.
@@ -148,14 +174,15 @@ class Sandbox:
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
             try:
-                cgroups.end_commands(self.name, COMMAND_SECONDS)
+                if agent := agent_pid(self.name):
+                    cgroups.end_commands(self.name, agent, COMMAND_SECONDS)
                 signal.pidfd_send_signal(descriptor, _POWER_OFF)
                 select.select([descriptor], [], [], OFF_SECONDS)
             finally:
                 os.close(descriptor)
 
     def _boot(self) -> None:
-        write_units(f"{self.state}/units")
+        write_units(f"{self.state}/units", self.layout.root or "")
         with open(f"{self.state}/layout.json", "w", encoding="utf-8") as file:
             file.write(self.layout.to_json())
         self._make_cgroups()

@@ -10,23 +10,18 @@ import shutil
 from collections.abc import Iterator
 
 from tools.sandbox import cgroups
+from tools.sandbox.channel import STATE, state_directory
 from tools.sandbox.errors import SandboxError
 
-ROOT = "/run/keepfleet-sandbox"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-_CONTROLLERS = f"{ROOT}/.controllers"
+_CONTROLLERS = f"{STATE}/.controllers"
 """The v2 controllers sandboxes switched on for the machine; the last sandbox to go switches them off."""
-
-
-def directory(name: str) -> str:
-    """Where the state of the sandbox `name` is: its units, layout, console output and the number of its PID 1."""
-    return f"{ROOT}/{name}"
 
 
 def names() -> list[str]:
     """The sandboxes that have a state directory on this machine, running or left by an interrupt."""
     with contextlib.suppress(FileNotFoundError):
-        return sorted(name for name in os.listdir(ROOT) if NAME.fullmatch(name))
+        return sorted(name for name in os.listdir(STATE) if NAME.fullmatch(name))
     return []
 
 
@@ -70,7 +65,7 @@ def clear(name: str) -> None:
             cgroups.remove(hierarchy.of(name))
     except (OSError, TimeoutError) as error:
         raise SandboxError(f"cannot remove the sandbox {name}: {error}") from error
-    for entry in os.scandir(directory(name)):
+    for entry in os.scandir(state_directory(name)):
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
         else:
@@ -80,7 +75,7 @@ def clear(name: str) -> None:
 def remove(name: str) -> None:
     """`clear`, and the state directory too; after the last sandbox, everything that any of them changed here."""
     clear(name)
-    os.rmdir(directory(name))
+    os.rmdir(state_directory(name))
     if names():
         return
     with contextlib.suppress(FileNotFoundError), open(_CONTROLLERS, encoding="utf-8") as file:
@@ -89,4 +84,4 @@ def remove(name: str) -> None:
             cgroups.withdraw(hierarchy, switched_on)
         os.unlink(_CONTROLLERS)
     with contextlib.suppress(OSError):
-        os.rmdir(ROOT)
+        os.rmdir(STATE)

@@ -23,11 +23,11 @@ AllowIsolate=yes
 """
 
 
-def write_units(directory: str) -> None:
-    """Fills `directory`, which becomes the sandbox's /lib/systemd/system."""
+def write_units(directory: str, root: str = "") -> None:
+    """Fills `directory`, which becomes /lib/systemd/system in the sandbox, with those of the system at `root`."""
     os.makedirs(directory)
     for name in _NAMES:
-        if os.path.exists(f"{_STOCK}/{name}"):
-            shutil.copy(f"{_STOCK}/{name}", f"{directory}/{name}")
+        if os.path.exists(f"{root}{_STOCK}/{name}"):
+            shutil.copy(f"{root}{_STOCK}/{name}", f"{directory}/{name}")
     with open(f"{directory}/sandbox.target", "w", encoding="utf-8") as file:
         file.write(_TARGET)

@@ -17,7 +17,8 @@ import pytest
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import files, installation, prefix
 from keepctl.installation import MARK, PLACEHOLDERS, Target, render, templates
-from keepctl.prefix import PROGRAMS, Change, Prefix, find_prefix
+from keepctl.prefix import Prefix, find_prefix
+from keepctl.versions import PROGRAMS, Change
 from tests.unit.keepctl.conftest import Run
 
 VALUES = {

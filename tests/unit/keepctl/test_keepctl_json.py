@@ -111,7 +111,7 @@ def test_units_are_told_with_what_became_of_each(run: Run, tmp_path: Path) -> No
         words = ("uninstall",) if change == "removed" else ("install", "--prefix", str(tmp_path / "venv"))
         said = told(run, *words, *where)
         units = said.pop("units")
-        assert said == {"instance": "user", "reloaded": False}
+        assert said == {"instance": "user", "versions": [], "programs": [], "reloaded": False}
         assert isinstance(units, list)
         assert {unit["change"] for unit in units} == {change}
         assert str(tmp_path / "units/keep-manager.service") in [unit["file"] for unit in units]

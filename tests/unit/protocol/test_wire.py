@@ -52,7 +52,7 @@ from keep_protocol.spec import KeepSpec, RestartPolicy
 from keep_protocol.states import State
 
 COUNTS = st.none() | st.integers(0, 1 << 63)
-PRINTABLE = st.text(max_size=255).filter(str.isprintable)
+PRINTABLE = st.text("aZ 9é€", max_size=255)
 SECONDS = st.none() | st.floats(0, 1e9)
 OUTCOMES = st.builds(
     Outcome,
@@ -82,8 +82,8 @@ KEEPS = st.builds(
     unit=st.text(max_size=64),
     isolation_failures=st.lists(st.text()).map(tuple),
     outcome=st.none() | OUTCOMES,
-    name=st.from_regex(r"[a-z0-9-]{0,63}", fullmatch=True),
-    labels=st.dictionaries(st.from_regex(r"[a-z0-9./-]{1,63}", fullmatch=True), PRINTABLE, max_size=16).map(
+    name=st.text("abz09-", max_size=63),
+    labels=st.dictionaries(st.text("abz09./-", min_size=1, max_size=63), PRINTABLE, max_size=16).map(
         lambda labels: tuple(sorted(labels.items()))
     ),
     owner=st.text(max_size=128),

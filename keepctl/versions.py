@@ -1,0 +1,139 @@
+"""The versions of one installation: which is current, which are used, and how they come and go.
+
+A keep runs the version that made it until it ends, so a version stays while a keep's unit or a process names it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keepctl import files
+from keepctl.prefix import Prefix
+
+PROGRAMS = ("keepctl", "keep-manager", "keep-manager-tester", "app-loader-tester")
+"""What an operator types; keep-loader and app-loader are started by systemd and by each other."""
+UNFINISHED = (".new", ".removed")
+"""How the names of folders end that `./run install` has not finished, or that were not removed completely."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one `unit`, `version` or `program`: "written", "unchanged", "current", "linked" or "removed"."""
+
+    kind: str
+    path: str
+    what: str
+
+
+@contextmanager
+def locked(prefix: Prefix) -> Iterator[None]:
+    """Only one process at a time adds, switches or removes versions. Raises KeepfleetError(CONFLICT) for the second."""
+    if not prefix.is_managed:
+        yield
+        return
+    with files.locked(prefix.versions):
+        yield
+
+
+def check_programs(prefix: Prefix, directory: str) -> None:
+    """Raises KeepfleetError(CONFLICT) where a program in `directory` would be replaced that is not ours."""
+    for path in (os.path.join(directory, name) for name in PROGRAMS):
+        if os.path.lexists(path) and not _links_here(prefix, path):
+            raise KeepfleetError(
+                ErrorKind.CONFLICT, f"cannot replace {path}: `keepctl install` did not make it; move it away first"
+            )
+
+
+def make_current(prefix: Prefix, directory: str) -> list[Change]:
+    """Points `current` to this version, with one rename, and the programs in `directory` to `current`."""
+    target = os.path.relpath(prefix.directory, prefix.root)
+    changes = [Change("version", prefix.directory, "current" if _link(prefix.current, target) else "unchanged")]
+    files.make_directories(directory, files.PUBLIC_DIRECTORY)
+    for name in PROGRAMS:
+        path = os.path.join(directory, name)
+        linked = _link(path, os.path.join(prefix.current, "bin", name))
+        changes.append(Change("program", path, "linked" if linked else "unchanged"))
+    return changes
+
+
+def remove_programs(prefix: Prefix, directory: str) -> list[Change]:
+    """Removes the links that `make_current` made in `directory`."""
+    paths = [path for path in (os.path.join(directory, name) for name in PROGRAMS) if _links_here(prefix, path)]
+    for path in paths:
+        os.unlink(path)
+    return [Change("program", path, "removed") for path in paths]
+
+
+def remove_unused(prefix: Prefix, environments: str) -> list[Change]:
+    """Removes each version that is not current and that neither a process nor `environments`, those of all keeps'
+    units as systemd prints them, names."""
+    used = {*versions_in_use(prefix), os.path.basename(os.path.realpath(prefix.current))}
+    used |= set(re.findall(re.escape(prefix.versions) + "/([^/ ]+)/", environments))
+    names = [name for name in sorted(os.listdir(prefix.versions)) if name not in used]
+    return [_remove_version(os.path.join(prefix.versions, name)) for name in names]
+
+
+def remove_all(prefix: Prefix) -> list[Change]:
+    """Removes `current`, every version, and ROOT where it is empty then: this program's own files among them."""
+    if os.path.islink(prefix.current):
+        os.unlink(prefix.current)
+    changes = [_remove_version(os.path.join(prefix.versions, name)) for name in sorted(os.listdir(prefix.versions))]
+    os.rmdir(prefix.versions)
+    if not os.listdir(prefix.root):
+        os.rmdir(prefix.root)
+    return changes
+
+
+def versions_in_use(prefix: Prefix, part: str = "") -> dict[str, int]:
+    """The versions that processes of this machine were started from, each with one of those processes' numbers.
+
+    A manager or a keepctl is seen by its interpreter, a keep by the path of its program; `part` limits that to
+    what lies below it, as in "lib/".
+    """
+    found = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        for number, word in enumerate(_command_line(pid)):
+            name, _, rest = word.removeprefix(f"{prefix.versions}/").partition("/")
+            is_ours = word.startswith(f"{prefix.versions}/") and (number == 0 or rest.startswith("lib/"))
+            if is_ours and rest.startswith(part):
+                found[name] = pid
+    return found
+
+
+def _command_line(pid: int) -> Iterable[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsdecode(file.read()).split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return ()  # it has ended meanwhile
+
+
+def _links_here(prefix: Prefix, path: str) -> bool:
+    """Whether `path` is a link into the installation of `prefix`."""
+    return os.path.islink(path) and os.readlink(path).startswith(f"{prefix.root}/")
+
+
+def _link(path: str, target: str) -> bool:
+    """Makes `path` a link to `target`, atomically; returns whether that changed anything."""
+    if os.path.islink(path) and os.readlink(path) == target:
+        return False
+    temporary = files.temporary_beside(path)
+    os.symlink(target, temporary)
+    os.rename(temporary, path)
+    files.sync_directory(os.path.dirname(path))
+    return True
+
+
+def _remove_version(path: str) -> Change:
+    """Removes a version under another name, so that what is left after a crash is not taken for a version."""
+    away = path if path.endswith(UNFINISHED) else path + UNFINISHED[1]
+    if away != path:
+        os.rename(path, away)
+    shutil.rmtree(away)
+    return Change("version", path, "removed")
