@@ -20,7 +20,7 @@ IDENTITY, COMPILED, MODULE, STDIN = "identity", "compiled", "module", "stdin"
 ENDPOINT_NAMES = (*START_DESCRIPTORS, IDENTITY)
 """What the upload endpoint needs; opened again, it must show the same identity."""
 MODULE_NAMES = (COMPILED, MODULE)
-"""What running a workload again needs, beside what it was given."""
+"""What running a workload again needs, with what it was given."""
 GRANTED = r"workload|stdin|(directory|secret)-[0-9]{1,2}"
 """The names of a workload's description and of what it is granted."""
 
@@ -47,7 +47,7 @@ def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def is_regular_file(descriptor: int) -> bool:
-    """Whether `descriptor` is a regular file: a pipe or a device could block whoever reads it."""
+    """Whether `descriptor` is a regular file: a pipe or a device could block its reader."""
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
