@@ -20,7 +20,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 IDLE_SECONDS = 30.0
 """A peer that is owed nothing and says nothing, or does not read its answer, is closed: the manager connects again."""
 CHUNK = 16 * 1024
-"""Bytes taken in one turn; smaller than the largest frame, so that cutting one peer's bytes never holds the others up."""
+"""Bytes taken in one turn; below the largest frame, so that cutting one peer's bytes never holds the others up."""
 MAX_QUEUED = 32
 """Commands sent ahead by one peer; a manager of version 1 sends five to start a keep."""
 _CREDENTIALS = struct.Struct("3i")
