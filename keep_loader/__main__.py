@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-if not __package__:  # run by path under -I -S: our packages lie beside this one, and the standard library must win
+if not __package__:  # run by path under -I -S: our packages lie together, and the standard library must win
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from keep_loader.isolation import isolation_failures

@@ -20,7 +20,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 IDLE_SECONDS = 30.0
 """A peer that is owed nothing and says nothing, or does not read its answer, is closed: the manager connects again."""
 CHUNK = 16 * 1024
-"""Bytes taken at once; smaller than the largest frame, so that cutting one peer's bytes never holds the others up."""
+"""Bytes taken in one turn; below the largest frame, so that cutting one peer's bytes never holds the others up."""
 MAX_QUEUED = 32
 """Commands sent ahead by one peer; a manager of version 1 sends five to start a keep."""
 _CREDENTIALS = struct.Struct("3i")
@@ -173,7 +173,7 @@ def _send_once(sock: socket.socket, line: bytes) -> None:
 
 
 class ControlServer:
-    """Listens at `path` (mode 0600) and hands each command to `obey`, which answers by `Connection.reply`.
+    """Listens at `path` (mode 0600) and passes each command to `obey`, which answers by `Connection.reply`.
 
     `obey` raises KeepfleetError for a refusal, and takes the descriptors it keeps out of the list it is given.
     """

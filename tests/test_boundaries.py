@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_manager.http",
         "keep_manager.authorize",
         "keep_manager.callers",
+        "keep_manager.tasks",
         "keep_manager.keeps",
         "keep_manager.model",
         "keep_protocol",
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_manager.authorize": {"keep_manager.authorize", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
     "keep_manager.callers": {"keep_protocol"},
     "keep_manager.model": {"keep_manager.model", "keep_manager.callers", "keep_protocol"},
-    "keep_manager.grants": {"keep_manager.grants", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
+    "keep_manager.providers": {"keep_manager.providers", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
     "keep_manager.pki": {"keep_manager.pki", "keep_manager.model", "keep_protocol"},
     "keep_manager.loader_client": {"keep_manager.loader_client", "keep_manager.model", "keep_protocol"},
 }

@@ -165,7 +165,7 @@ def test_an_old_manager_makes_starts_and_stops_a_keep(
     described, begun, stopped, shown = map(json.loads, said.splitlines())
     spec = {"name": "web", "labels": {"team": "a b"}, "owner": "alice", "limits": SPEC.limits.to_wire()}
     for info in (described, begun, stopped, shown):
-        assert {name: info[name] for name in spec} == spec  # and not what it was told
+        assert {name: info[name] for name in spec} == spec  # and not what DESCRIBE said
         assert (info["kuuid"], info["unit"], info["walls"]) == (KUUID, f"keep@{KUUID}.service", [])
     assert (begun["state"], begun["phase"], begun["app_loader_bind_port"]) == (2, "awaiting-workload", passed.port)
     assert (stopped["state"], stopped["detail"]) == (3, "stopped by alice")

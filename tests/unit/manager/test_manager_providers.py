@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -9,20 +10,20 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from keep_manager import grants
 from keep_manager.callers import GrantRoot
-from keep_manager.keeps.allowances import DEFAULT_CEILINGS
-from keep_manager.model import Allowance, Caller
+from keep_manager.keeps.policy import DEFAULT_CEILINGS
+from keep_manager.model import Allowance, Provision
+from keep_manager.providers import Providers, files, opening, secrets
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest, parse_workload
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.identity import Role
+from keep_protocol.spec import KeepSpec
 from keep_protocol.workload import Directory, Workload, workload_from_json
-
-ALICE = Caller("alice", Role.OPERATOR, "127.0.0.1", "alice")
+from tests.fakes.callers import ALICE
 
 
 @pytest.fixture
@@ -75,8 +76,18 @@ def stdin(path: Path | str) -> Grant:
     return Grant(GrantKind.STDIN, str(path))
 
 
+@contextmanager
+def granted(request: WorkloadRequest, allowance: Allowance) -> Iterator[tuple[int, ...]]:
+    """What the providers open, in the order of its names."""
+    with ExitStack() as held:
+        provision = Provision(KeepSpec(), ALICE, allowance, request)
+        found = {**files.opened(provision, held), **secrets.opened(provision, held)}
+        assert tuple(found) == ("workload", *request.workload.grant_names)
+        yield tuple(found.values())
+
+
 def refusal(grant: Grant, allowance: Allowance) -> KeepfleetError:
-    with pytest.raises(KeepfleetError) as caught, grants.opened(asked(grant), allowance, ALICE):
+    with pytest.raises(KeepfleetError) as caught, granted(asked(grant), allowance):
         pytest.fail("it was granted")
     assert caught.value.message.startswith("cannot ")
     return caught.value
@@ -89,7 +100,7 @@ def same(descriptor: int, path: Path) -> bool:
 def test_what_is_granted_arrives_in_the_order_of_its_names(root: Path) -> None:
     request = asked(stdin(root / "data" / "in.txt"), directory(root / "data"), secret(root / "key"))
     assert request.workload.grant_names == ("stdin", "directory-0", "secret-0")
-    with grants.opened(request, allowed(root), ALICE) as (description, file, place, key):
+    with granted(request, allowed(root)) as (description, file, place, key):
         assert workload_from_json(os.pread(description, 1 << 20, 0)) == request.workload
         assert os.pread(file, 10, 0) == b"hello"
         assert same(place, root / "data")
@@ -98,7 +109,7 @@ def test_what_is_granted_arrives_in_the_order_of_its_names(root: Path) -> None:
 
 def test_every_descriptor_is_open_for_reading_alone_and_can_be_stored(root: Path) -> None:
     request = asked(stdin(root / "data" / "in.txt"), directory(root / "data", True), secret(root / "key"))
-    with grants.opened(request, allowed(root, True), ALICE) as descriptors:
+    with granted(request, allowed(root, True)) as descriptors:
         for descriptor in descriptors:
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
             assert flags & os.O_ACCMODE == os.O_RDONLY
@@ -107,7 +118,7 @@ def test_every_descriptor_is_open_for_reading_alone_and_can_be_stored(root: Path
 
 
 def test_a_description_can_be_changed_by_nobody(root: Path) -> None:
-    with grants.opened(asked(), allowed(root), ALICE) as (description,):
+    with granted(asked(), allowed(root)) as (description,):
         with pytest.raises(OSError, match="Operation not permitted"):
             os.open(f"/proc/self/fd/{description}", os.O_WRONLY | os.O_TRUNC)
         with pytest.raises(OSError, match="Operation not permitted"):
@@ -119,7 +130,7 @@ def test_a_description_can_be_changed_by_nobody(root: Path) -> None:
 
 
 def test_the_root_itself_can_be_granted(root: Path) -> None:
-    with grants.opened(asked(directory(root)), allowed(root), ALICE) as (_, place):
+    with granted(asked(directory(root)), allowed(root)) as (_, place):
         assert same(place, root)
 
 
@@ -145,7 +156,7 @@ def test_a_root_for_reading_gives_nothing_to_write_to(root: Path) -> None:
 
 def test_a_writable_root_below_one_for_reading_is_used_for_writing(root: Path) -> None:
     both = Allowance((GrantRoot(str(root)), GrantRoot(str(root / "data"), True)), DEFAULT_CEILINGS)
-    with grants.opened(asked(directory(root / "data" / "deep", True)), both, ALICE) as (_, place):
+    with granted(asked(directory(root / "data" / "deep", True)), both) as (_, place):
         assert same(place, root / "data" / "deep")
     assert refusal(directory(root, True), both).kind is ErrorKind.FORBIDDEN
 
@@ -155,7 +166,7 @@ def test_the_kernel_leads_nobody_out_of_a_root(root: Path, path: str) -> None:
     place = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
         with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):
-            grants.open_strictly(path, os.O_PATH, place)
+            opening.open_strictly(path, os.O_PATH, place)
     finally:
         os.close(place)
 
@@ -228,18 +239,18 @@ def test_a_device_is_no_standard_input() -> None:
 
 def test_a_secret_that_is_too_long_is_refused(root: Path) -> None:
     with open(root / "key", "wb") as file:
-        file.truncate(grants.MAX_SECRET_BYTES + 1)
+        file.truncate(secrets.MAX_SECRET_BYTES + 1)
     assert refusal(secret(root / "key"), allowed(root)).kind is ErrorKind.TOO_LARGE
 
 
 def test_one_refusal_among_many_grants_closes_them_all(root: Path) -> None:
     many = asked(*(directory(root / "data") for _ in range(15)), directory(root / "none"))
-    with pytest.raises(KeepfleetError), grants.opened(many, allowed(root), ALICE):
+    with pytest.raises(KeepfleetError), granted(many, allowed(root)):
         pytest.fail("it was granted")
 
 
 def test_a_grant_that_was_opened_stays_the_same_when_its_name_is_given_to_another(root: Path) -> None:
-    with grants.opened(asked(directory(root / "data")), allowed(root), ALICE) as (_, place):
+    with granted(asked(directory(root / "data")), allowed(root)) as (_, place):
         inode = os.fstat(place).st_ino
         (root / "data").rename(root / "old")
         (root / "data").symlink_to(root.parent / "outside")
@@ -268,7 +279,7 @@ def test_a_directory_swapped_for_a_link_during_the_grant_never_leads_out(root: P
     try:
         for _ in range(3000):
             try:
-                with grants.opened(asked(directory(swapped / "x")), allowed(root), ALICE) as (_, place):
+                with granted(asked(directory(swapped / "x")), allowed(root)) as (_, place):
                     results.add(os.fstat(place).st_ino)
             except KeepfleetError as error:
                 results.add(error.kind)
@@ -282,7 +293,7 @@ def test_a_directory_swapped_for_a_link_during_the_grant_never_leads_out(root: P
 
 
 def test_a_directory_removed_while_it_is_granted_stays_an_empty_directory(root: Path) -> None:
-    with grants.opened(asked(directory(root / "data")), allowed(root), ALICE) as (_, place):
+    with granted(asked(directory(root / "data")), allowed(root)) as (_, place):
         shutil.rmtree(root / "data")
         assert os.listdir(place) == []
 
@@ -293,3 +304,57 @@ def test_the_manager_s_unit_leaves_it_the_call_that_grants_need() -> None:
     assert len(files) == 2
     for file in files:
         assert "RestrictSUIDSGID=yes" not in file.read_text().splitlines(), file
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> Providers:
+    for name in ("ca", "revoked"):
+        (tmp_path / name).touch()
+    return Providers(str(tmp_path / "ca"), str(tmp_path / "revoked"))
+
+
+async def test_the_loop_goes_on_while_a_file_system_hangs(trusted: Providers, root: Path) -> None:
+    """A FIFO in the place of the client CA is opened by a thread, which waits until a writer comes."""
+    os.unlink(root.parent / "ca")
+    os.mkfifo(root.parent / "ca")
+    provision = Provision(KeepSpec(), ALICE, allowed(root), asked(directory(root)))
+    opened = asyncio.Event()
+
+    async def start() -> None:
+        async with trusted.opened(provision) as found:
+            assert list(found) == ["client-ca", "revoked", "workload", "directory-0"]
+            opened.set()
+
+    starting = asyncio.create_task(start())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not opened.is_set()
+    with (root.parent / "ca").open("wb"):
+        await starting
+    assert opened.is_set()
+
+
+async def test_a_start_that_is_given_up_while_its_files_are_opened_leaves_none_open(
+    trusted: Providers, root: Path
+) -> None:
+    os.unlink(root.parent / "ca")
+    os.mkfifo(root.parent / "ca")
+    provision = Provision(KeepSpec(), ALICE, allowed(root), asked(directory(root)))
+
+    async def start() -> None:
+        async with trusted.opened(provision):
+            pytest.fail("it was given up")
+
+    starting = asyncio.create_task(start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert starting.cancelled()
+    with (root.parent / "ca").open("wb"):
+        await asyncio.get_running_loop().shutdown_default_executor()  # the thread has ended, and what it does last
+
+
+def test_a_start_without_a_workload_gets_what_an_upload_endpoint_needs(trusted: Providers, root: Path) -> None:
+    with ExitStack() as held:
+        found = trusted.open_now(Provision(KeepSpec(), ALICE, allowed(root), None), held)
+        assert list(found) == ["client-ca", "revoked"]

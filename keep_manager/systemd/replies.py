@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from keep_manager.model import UnitState
+from keep_manager.model import UnitEnd, UnitState
 from keep_protocol.constants import kuuid_of_unit
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -77,8 +77,32 @@ _KINDS = {
 def translate(name: str, text: str, what: str) -> KeepfleetError:
     """The error systemd answered, by its D-Bus name, as ours; `what` completes "cannot …"."""
     kind = _KINDS.get(name, ErrorKind.SYSTEMD)
-    step = "; the keep units are not installed: run keepctl install" if kind is ErrorKind.CONFIGURATION else ""
+    step = ""
+    if name == "org.freedesktop.systemd1.UnitMasked":
+        step = "; unmask it: systemctl unmask keep@.service"
+    elif kind is ErrorKind.CONFIGURATION:
+        step = "; the keep units are not installed: run keepctl install"
     return KeepfleetError(kind, f"cannot {what}: systemd says: {text or name}{step}")
+
+
+def not_pristine(file_state: str, template: str, what: str) -> KeepfleetError:
+    """The error where systemd says that a new keep's unit exists, as its template has the file state `file_state`."""
+    if file_state.startswith("masked"):
+        why = f"{template} is masked; unmask it: systemctl unmask {template}"
+    else:
+        why = f"there is a file {template} ({file_state}), and keeps are made without one; remove that file"
+    return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot {what}: {why}")
+
+
+def unit_end(result: object, status: object, restarts: object, inactive_usec: object) -> UnitEnd:
+    """How a unit ended, of its properties; what has another shape counts as not known."""
+    since = inactive_usec / 1e6 if isinstance(inactive_usec, int) and inactive_usec else None
+    return UnitEnd(
+        result if isinstance(result, str) else "",
+        status if isinstance(status, int) else 0,
+        restarts if isinstance(restarts, int) else 0,
+        since,
+    )
 
 
 _RESULTS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_manager.systemd import lines
+from keep_manager.systemd import journal as lines
 from keep_protocol import sse
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.fake_journal import cursor
