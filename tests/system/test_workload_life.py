@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from keep_client.keep import door_of, open_workload, upload_raw
+from keep_client.keep import endpoint_of, open_workload, upload_raw
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
@@ -41,7 +41,7 @@ def began(fleet: Fleet, module: Path, restart: str = "no", **limits: int) -> Kee
     keep = client.create(limits=limits)
     keep = client.start(keep.kuuid, "127.0.0.1", free_port(), workload={"restart": restart})
     with open_workload(str(module)) as file:
-        reply = upload_raw(door_of(keep, "127.0.0.1"), fleet.credentials().keep_context(), file)
+        reply = upload_raw(endpoint_of(keep, "127.0.0.1"), fleet.credentials().keep_context(), file)
     assert reply.status == 200, reply
     return keep
 
