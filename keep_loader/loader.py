@@ -5,9 +5,9 @@ Import rule: that of keep_loader.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # as in __main__
 import os
 import re
-import signal
 import time
 from collections.abc import Callable
 
@@ -87,7 +87,7 @@ class Loader:
         """Opens the control socket, goes on where a loader before us was killed, and says READY to systemd."""
         self._wake, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._loop.watch(self._wake, READABLE, self._woken)
-        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        _signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         self._control = ControlServer(self._loop, self._settings.socket_path, self._obey)
         self._boot()
         self._systemd.ready(status_text(self._keep.report))
@@ -97,7 +97,7 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self._control.close()
-        signal.set_wakeup_fd(-1)
+        _signal.set_wakeup_fd(-1)
         os.close(self._wake)
         os.close(self._wake_writer)
 
