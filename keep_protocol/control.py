@@ -42,9 +42,10 @@ class CommandType(Enum):
     order, then perhaps WORKLOAD_DESCRIPTOR and what that grants, and is answered as KEEP_START is.
 
     INFO is answered immediately. STOP, contents who asked, ends the app-loader or the workload; it is answered when
-    that has ended, and immediately where it had. WAIT, contents a state's decimal number or a phase's word, perhaps a space
-    and the `detail`, is answered when the keep's state, phase or detail is another one. DROPPED without contents makes
-    the loader say a line, with which the journal says what it dropped; with a decimal number that is how many lines, to be kept with the outcome.
+    that has ended, and immediately where it had. WAIT, contents a state's decimal number or a phase's word, perhaps a
+    space and the `detail`, is answered when the keep's state, phase or detail is another one. DROPPED without contents
+    makes the loader say a line, with which the journal says what it dropped; with a decimal number that is how many
+    lines, to be kept with the outcome.
     """
 
     HELLO = "keep-hello"
