@@ -19,9 +19,9 @@ from keepctl.authority import CLIENT_LIFE, UPLOADER_LIFE, KeyPair
 from keepctl.commands.access import output_option
 from keepctl.commands.shared import FAILED, FILE, Commands, now, pki_option
 from keepctl.display import json_text, show_table
+from keepctl.job import parse_duration
 from keepctl.layout import Layout, check_client_name
 from keepctl.pki import Grant, Issued
-from keepctl.values import parse_duration
 
 MAX_PASSWORD = 1024
 _ROLES = [role.value for role in Role if role is not Role.ANONYMOUS]
@@ -29,7 +29,7 @@ _RESTART = "Now restart the manager: systemctl restart keep-manager"
 
 _names = click.option("--name", "names", multiple=True, metavar="DNS", help="A name the manager is reached by.")
 _addresses = click.option(
-    "--address", "addresses", multiple=True, metavar="IP", help="An address the manager is reached at."
+    "--address", "addresses", multiple=True, metavar="IP", help="An address the manager is reached at and listens on."
 )
 
 
@@ -94,14 +94,16 @@ def init(
 ) -> None:
     """Makes a new PKI: a local CA, the manager's certificate, a first operator's; and manager.yaml beside it.
 
-    The manager's certificate is for this host's own names and addresses and those given. Never overwrites anything.
+    The manager's certificate is for this host's own names and addresses and those given. With --address it listens
+    there (with several, on every address), otherwise for this host alone. Never overwrites anything.
 
     \b
     keepctl init --name edge.example --address 192.0.2.7
     """
     known = hostnames.server_names(names, addresses)
     path = configuration.path_beside(layout.directory)
-    with configuration.written_if_missing(path, layout.directory) as new:
+    listening = configuration.listening_address(addresses)
+    with configuration.written_if_missing(path, layout.directory, listening) as new:
         server, first = store.create(layout, known, client, now(), trust_domain)
     if output == "json":
         made = {
@@ -111,14 +113,16 @@ def init(
             "client": _client_wire(
                 Grant(first.certificate, layout.client_certificate(client), layout.client_key(client))
             ),
-            "configuration": {"file": path, "written": new},
+            "configuration": {"file": path, "written": new, "address": listening if new else None},
         }
         click.echo(json_text(made))
         return
     click.echo(f"certificates  {layout.directory}")
     click.echo(f"manager       {layout.manager_certificate}, for {', '.join(known)}")
     click.echo(f"client        {layout.client_certificate(client)}")
-    click.echo(f"configuration {path}{'' if new else ' (was there, and is unchanged)'}")
+    unchanged = f" (was there, and is unchanged; to listen there it needs: address: {listening})" if addresses else ""
+    unchanged = unchanged or " (was there, and is unchanged)"
+    click.echo(f"configuration {path}{f': listens on {listening}' if new else unchanged}")
 
 
 @click.group("pki", cls=Commands, short_help="Looks after certificates.")

@@ -17,6 +17,7 @@ from tests.system import certificates
 from tests.system.calm import undisturbed
 from tests.system.fleet import Fleet
 from tests.system.life import Life, example
+from tests.system.silent import rolling
 from tests.system.wire import Answer, NoAnswer, ask, connect, read_answer, request
 
 DOORS = ("manager", "keep")
@@ -127,23 +128,45 @@ def test_the_manager_s_own_certificate_is_not_a_client_s(place: Place) -> None:
     place.check()
 
 
-def test_a_revoked_certificate_is_refused_at_once_and_on_a_connection_that_is_open(place: Place) -> None:
+def test_a_revoked_certificate_is_refused_and_its_open_connection_closed(place: Place) -> None:
     name = f"soon-gone-{place.name}"
     files, context = place.fleet.issue(name), place.context(None)
     context.load_cert_chain(files.certificate, files.key)
     with connect(place.port, context) as opened:
-        if place.name == "manager":  # a keep's door answers once a connection
+        if place.name == "manager":  # which closes it by itself, within a second
             opened.sendall(BANNER)
             assert read_answer(opened).status == 200
         place.fleet.host.run(["keepctl", "pki", "revoke", name])
-        opened.sendall(BANNER)
-        answer = read_answer(opened)
-        assert (answer.status, answer.kind) == (403, "forbidden")
-        assert "revoked" in answer.object["error"]["message"]
+        if place.name == "keep":  # whose endpoint answers once a connection
+            opened.sendall(BANNER)
+            answer = read_answer(opened)
+            assert (answer.status, answer.kind) == (403, "forbidden")
+            assert "revoked" in answer.object["error"]["message"]
         assert opened.recv(1) == b""
     again = place.ask(context)
-    assert again.status == 403
+    assert (again.status, again.kind) == (403, "forbidden")
+    assert "revoked" in again.object["error"]["message"]
     place.check()
+
+
+def test_a_revoked_client_s_stream_of_events_ends_while_nothing_happens(fleet: Fleet) -> None:
+    files, context = fleet.issue("listener"), fleet.tls(None)
+    context.load_cert_chain(files.certificate, files.key)
+    with connect(fleet.port, context) as opened:
+        opened.sendall(request("GET", "/v1/events?follow=true"))
+        assert opened.recv(12) == b"HTTP/1.1 200"
+        cursor = fleet.host.cursor()
+        serial = fleet.host.run(["keepctl", "pki", "revoke", "listener"]).stdout.split()[1]
+        while opened.recv(65536):
+            pass
+    line = str(fleet.host.wait_journal("cut off 1 connections", since_cursor=cursor)["MESSAGE"])
+    assert f"listener (serial {serial})" in line
+
+
+def test_two_hundred_rolling_silent_connections_fail_no_request_of_a_client_of_their_address(fleet: Fleet) -> None:
+    """The case an operator saw: 128 of them made 6 of 6 requests fail."""
+    with rolling(fleet.port, 200, [f"127.0.0.{number}" for number in (1, 1, 2, 3)]), rolling(fleet.port, 200):
+        assert [ask(fleet.port, fleet.tls(), BANNER).status for _ in range(100)] == [200] * 100
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
         "Hello from C, inside a keep!",
         "returned: [1]",
         "refused, exit code 1",
-        "trapped, exit code 1",
+        "trapped, exit code 134",
         "out of bounds memory access",
         "All answers were as they should be",
     ):

@@ -145,7 +145,7 @@ def test_a_serial_number_is_revoked_however_it_is_written(run: Run, made: Path, 
 
 
 def test_an_unknown_name_or_serial_number_is_an_error_and_changes_nothing(run: Run, made: Path) -> None:
-    result = run("pki", "revoke", "nobody")
+    result = run("pki", "revoke", "bob")
     assert result.exit_code == 1
     assert "no certificate has that name or serial number" in result.stderr
     assert (made / "revoked").read_bytes() == b""

@@ -28,7 +28,7 @@ def foreign(tmp_path: Path) -> Pki:
 
 @pytest.fixture(params=["alert", "silence"])
 def refusing(request: pytest.FixtureRequest, pki: Pki) -> Iterator[TlsPeer]:
-    """A manager that tells of a refused certificate by its TLS alert, or hangs up on every request."""
+    """A manager that reports a refused certificate by its TLS alert, or hangs up on every request."""
     context = server_context(pki.layout.manager_certificate, pki.layout.manager_key, pki.ca_pem)
     if request.param == "silence":
         context.verify_mode = ssl.CERT_NONE

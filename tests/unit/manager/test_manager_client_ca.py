@@ -150,7 +150,7 @@ async def test_a_list_with_an_unreadable_line_refuses_everybody_until_it_is_fixe
             write(house.files.revoked, text)
             async with client.get("/v1/keeps") as response:
                 assert response.status == status
-    assert f"cannot read {house.files.revoked}: line 2 must be one serial number" in caplog.text
+        assert f"cannot read {house.files.revoked}: line 2 must be one serial number" in caplog.text
 
 
 async def test_a_serial_number_in_openssl_s_colon_form_is_revoked(house: ManagerHouse) -> None:
