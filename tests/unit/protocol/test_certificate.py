@@ -280,6 +280,11 @@ def test_an_oversized_certificate_is_refused() -> None:
         read_certificate(a_client(others=others).der)
 
 
+def test_a_certificate_of_very_many_parts_is_refused_before_they_are_read() -> None:
+    with pytest.raises(KeepfleetError, match="an element holds more than 1024"):
+        read_certificate(element(0x30, b"\x30\x00" * 30000))
+
+
 OID_EKU, OID_BC, OID_KU, OID_SAN = (bytes.fromhex("0603" + text) for text in ("551d25", "551d13", "551d0f", "551d11"))
 
 
