@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from keep_manager.callers import Callers, quotas_for
+from keep_manager.callers import Callers, Quotas, quotas_for
 from keep_manager.model import Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -20,6 +20,7 @@ from keep_protocol.spec import KeepSpec
 from keep_protocol.states import State
 
 MINUTE = 60.0
+DEFAULT_QUOTAS = Quotas()
 _ENDED = (State.COMPLETE, State.ERROR)
 
 
@@ -48,16 +49,23 @@ class QuotaKeeper:
                 caller, f"create a keep: its keeps would have {memory} bytes", "memory_bytes", quotas.memory_bytes
             )
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int) -> None:
+    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> None:
         """Returns where the caller may start this keep there, and counts the start.
+
+        port: None for any of the manager's, which is for callers who may have all ports.
 
         Raises KeepfleetError: TOO_MANY, or FORBIDDEN for an address or a port that its keeps may not listen on.
         """
         quotas = quotas_for(self._callers, caller.name)
         if quotas.addresses and address not in quotas.addresses:
             raise _forbidden(caller, info, f"address {address}", ", ".join(quotas.addresses))
-        if not quotas.first_port <= port <= quotas.last_port:
-            raise _forbidden(caller, info, f"port {port}", f"ports {quotas.first_port} to {quotas.last_port}")
+        if port is None:
+            allowed = (quotas.first_port, quotas.last_port) == (DEFAULT_QUOTAS.first_port, DEFAULT_QUOTAS.last_port)
+        else:
+            allowed = quotas.first_port <= port <= quotas.last_port
+        if not allowed:
+            named = "any port" if port is None else f"port {port}"
+            raise _forbidden(caller, info, named, f"ports {quotas.first_port} to {quotas.last_port}")
         now, starts = self._clock(), self._starts.setdefault(caller.name, deque())
         while starts and starts[0] <= now - MINUTE:
             starts.popleft()
