@@ -5,19 +5,10 @@ Import rule: nothing.
 
 from __future__ import annotations
 
-STATUS_FD = 3
-"""The status socket: handed over by the keep-loader, kept by the runner."""
-LISTENER_FD = 4
-CLIENT_CA_FD = 5
-REVOKED_FD = 6
-IDENTITY_FD = 7
-"""Only when the door is opened again after a crash."""
-DOOR_WORKLOAD_FD = 8
-"""Only when a workload was described: its description, and after it what it is granted, in order."""
-COMPILED_FD = 4
-"""The runner's: the compiled module, where the door had its listener."""
-RUNNER_WORKLOAD_FD = 5
-"""The runner's: the description and the grants, each below its number at the door."""
+REPORT_FD = 3
+"""The report socket: passed by the keep-loader, kept by the runner. In the checker, the socket to the endpoint."""
+FIRST_DESCRIPTOR = 4
+"""Where passed descriptors begin, see `descriptors`."""
 
 CERTIFICATE_DAYS = 397
 """A keep lives hours or weeks; 397 days is the longest any TLS client still takes (CA/Browser Forum, 2020)."""
@@ -43,7 +34,7 @@ MIN_BYTES_PER_SECOND = 64 * 1024
 ANSWER_SECONDS = 5.0
 """An answer is under 8 KiB and fits a socket's buffer; a client that does not take it is not waited for."""
 LINGER_SECONDS = 2.0
-"""How long a refused client may go on sending before the connection is cut; closing at once would reset it and
+"""How long a refused client may go on sending before the connection is cut; closing it immediately would reset it and
 destroy the answer on its way (RFC 9112, section 9.6)."""
 HANDOVER_SECONDS = 1.0
 """How long the answers of the last connections may take before the workload starts."""
@@ -61,7 +52,7 @@ TLS_RECORD_BYTES = 16 * 1024
 MAX_PAYLOAD_HEAD = 4 * 1024
 """Everything of a JSON payload but its numbers: it needs 40 bytes, the rest is for white space."""
 PAYLOAD_SLICE = 32 * 1024
-"""Text of numbers parsed at once: 16,000 Python objects at most, under 1 MB."""
+"""Text of numbers parsed in one step: 16,000 Python objects at most, under 1 MB."""
 
 CHECKER_CPU_SECONDS = 10
 """What every module has; a 120 KB compile bomb would take 41."""
@@ -73,8 +64,8 @@ CHECKER_DATA_BYTES = 384 * 1024 * 1024
 CHECKER_DATA_FACTOR = 20
 """Bytes of memory for each byte of the module above that: CPython's 18 MB need 285 MB, sixteen times."""
 MAX_CHECKER_DATA_BYTES = 1024 * 1024 * 1024
-CHECKER_BESIDE_BYTES = 64 * 1024 * 1024
-"""What of the unit's memory is left to the loader, the door and the kernel while the checker works."""
+CHECKER_RESERVE_BYTES = 64 * 1024 * 1024
+"""What of the unit's memory is left to the loader, the endpoint and the kernel while the checker works."""
 CHECKER_WALL_FACTOR = 3
 """Wall clock from the whole body to the checker's answer, by its processor time: a busy host gives it a third. Over
 it the checker is killed."""
@@ -98,7 +89,10 @@ COMPONENT_INSTANCES = 200
 ASYNC_STACK_SPARE_BYTES = 1024 * 1024
 """wasmtime runs components on a stack that must be larger than what it allows WebAssembly of it, or it aborts."""
 OS_STACK_SPARE_BYTES = 4 * 1024 * 1024
-"""Stack of the process beside WebAssembly's: the interpreter's own, and wasmtime's below a call out of the guest."""
+"""Stack of the process besides WebAssembly's: the interpreter's own, and wasmtime's below a call out of the guest."""
+EXACT_CPU_SECONDS = 60
+"""Up to this limit of processor time the runner ends itself exactly; above, RLIMIT_CPU's second more or less is under
+2 %, and the thread that counts is not worth its 60 KB."""
 MAX_SECRET_BYTES = 1024 * 1024
 """A secret is a key, a token or a certificate; it costs the keep memory."""
 MAX_BACKTRACE_FRAMES = 20

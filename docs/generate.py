@@ -13,10 +13,10 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from app_loader import answers  # noqa: E402 - found by the line above
+from app_loader.receive import requests  # noqa: E402 - found by the line above
 from keep_manager.http import errors, openapi, schemas  # noqa: E402 - found by the line above
 from keep_manager.http.schemas import Schema  # noqa: E402 - found by the line above
-from keep_manager.keeps.allowances import DEFAULT_CEILINGS  # noqa: E402 - found by the line above
+from keep_manager.keeps.policy import DEFAULT_CEILINGS  # noqa: E402 - found by the line above
 from keep_protocol import limits  # noqa: E402 - found by the line above
 from keep_protocol.errors import ErrorKind  # noqa: E402 - found by the line above
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase  # noqa: E402 - found by the line above
@@ -44,7 +44,7 @@ def status_table() -> str:
     """The statuses error kinds have over HTTP, at the manager and at a keep's door; a dash where one never says it."""
     lines = ["| kind | manager | keep |", "|---|---|---|"]
     for kind in ErrorKind:
-        statuses = [table.get(kind) for table in (errors.STATUS_OF, answers.STATUS_OF)]
+        statuses = [table.get(kind) for table in (errors.STATUS_OF, requests.STATUS_OF)]
         lines.append(f"| `{kind.value}` | " + " | ".join("—" if s is None else str(int(s)) for s in statuses) + " |")
     return "\n".join(lines)
 

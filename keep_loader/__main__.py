@@ -32,8 +32,8 @@ def main() -> int:
     with loader:
         loader.run()
         if loader.exit_status:
-            # At once and with every connection still open: whoever waits for the keep sees them close when systemd
-            # sees the exit too, and not some milliseconds before, when the unit would still look alive.
+            # Immediately, with every connection still open: a peer that waits sees it close when systemd sees the exit
+            # too, and not some milliseconds before, when the unit would still look alive.
             os._exit(loader.exit_status)
     return 0
 

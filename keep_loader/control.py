@@ -10,20 +10,19 @@ import socket
 import struct
 from collections.abc import Callable
 
-from keep_loader.fdstore import close_all, descriptors_in
+from keep_loader.descriptors import close_all, descriptors_in
 from keep_loader.log import log
 from keep_loader.loop import HANG_UP, READABLE, WRITABLE, Loop
 from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS
-from keep_protocol.control import Command, CommandType, FrameDecoder, decode_command, encode_reply
+from keep_protocol.control import Command, FrameDecoder, decode_command, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo
 
 IDLE_SECONDS = 30.0
-"""A peer that is owed nothing and says nothing, or does not read its answer, is closed: the manager asks anew."""
+"""A peer that is owed nothing and says nothing, or does not read its answer, is closed: the manager connects again."""
 CHUNK = 16 * 1024
 """Bytes taken at once; smaller than the largest frame, so that cutting one peer's bytes never holds the others up."""
 MAX_QUEUED = 32
-"""Commands sent ahead by one peer; a manager sends four to start a keep."""
+"""Commands sent ahead by one peer; a manager of version 1 sends five to start a keep."""
 _CREDENTIALS = struct.Struct("3i")
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(4 * MAX_CONTROL_FDS)
 
@@ -47,12 +46,12 @@ class Connection:
     def __repr__(self) -> str:
         return f"Connection({self._number}, {len(self._queue)} queued{', closed' if self.closed else ''})"
 
-    def reply(self, answer: KeepInfo | KeepfleetError) -> None:
-        """Answers the command that is being obeyed; a peer that has gone away is no error."""
+    def reply(self, answer: bytes) -> None:
+        """Answers the command that is being obeyed by an encoded reply; a peer that has gone away is no error."""
         if self.closed:
             return
         self._owed = False
-        self._outbox += encode_reply(answer)
+        self._outbox += answer
         self._write()
         if not self._obeying:
             self._obey_queue()
@@ -75,7 +74,7 @@ class Connection:
         return f"control connection {self._number}"
 
     def _settle(self) -> None:
-        """Asks the loop for what this connection can use now: to write, to be told of a hang-up, or to read."""
+        """Asks the loop for what this connection can use now: to write, to know of a hang-up, or to read."""
         if self.closed:
             return
         if self._last and not (self._outbox or self._owed or self._queue):
@@ -85,7 +84,7 @@ class Connection:
         self._server.loop.watch(self._sock.fileno(), events, self._ready)
         if self._owed:
             self._server.loop.cancel(self._deadline)
-        elif not self._server.loop.stands(self._deadline):
+        elif not self._server.loop.is_set(self._deadline):
             self._server.loop.after(self._deadline, IDLE_SECONDS, self.close)
 
     def _ready(self, events: int) -> None:
@@ -126,16 +125,16 @@ class Connection:
         except KeepfleetError as error:
             self._last = True
             close_all(self._descriptors)
-            self.reply(error)
+            self.reply(encode_reply(error))
         self._obey_queue()
 
     def _enqueue(self, frames: list[bytes]) -> None:
-        """Queues `frames`; what descriptors came with them belongs to the first START among them."""
+        """Queues `frames`; what descriptors came with them belongs to the first start among them."""
         if len(frames) > MAX_QUEUED:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot queue over {MAX_QUEUED} commands of one connection")
         for frame in frames:
             descriptors: list[int] = []
-            if self._descriptors and _is_start(frame):
+            if self._descriptors and _takes_descriptors(frame):
                 descriptors, self._descriptors = self._descriptors, []
             self._queue.append((frame, descriptors))
         if frames and not self._decoder.waiting:
@@ -149,16 +148,16 @@ class Connection:
             try:
                 self._server.obey(decode_command(frame), descriptors, self)
             except KeepfleetError as error:
-                self.reply(error)
+                self.reply(encode_reply(error))
             finally:
                 self._obeying = False
                 close_all(descriptors)
         self._settle()
 
 
-def _is_start(frame: bytes) -> bool:
+def _takes_descriptors(frame: bytes) -> bool:
     try:
-        return decode_command(frame).type is CommandType.START
+        return decode_command(frame).takes_descriptors
     except KeepfleetError:
         return False
 

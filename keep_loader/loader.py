@@ -8,66 +8,72 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Callable
 
 from keep_loader.control import Connection, ControlServer
-from keep_loader.fdstore import DescriptorStore
-from keep_loader.keep import Keep
-from keep_loader.log import log, plain
+from keep_loader.descriptors import DescriptorStore
+from keep_loader.log import Systemd, log, plain
 from keep_loader.loop import READABLE, Loop
-from keep_loader.record import RECORD, RecordFile, Resumption, resume_from
-from keep_loader.restart import RESTART_STATUS
 from keep_loader.settings import Settings
-from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_CONNECTIONS
-from keep_protocol.control import Command, CommandType
+from keep_loader.state import RECORD, Keep, KeepRecord, RecordFile, status_text
+from keep_protocol.constants import MAX_CONTROL_CONNECTIONS
+from keep_protocol.control import (
+    Command,
+    CommandType,
+    StartMessage,
+    decode_description,
+    decode_hello,
+    decode_start,
+    encode_reply,
+)
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.sdnotify import Notifier, take_stored
 from keep_protocol.states import Event, Phase, State, advance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms of every keep's start
+    from keep_loader.start import Version1Start
     from keep_loader.supervisor import Supervisor
 
+RESTART_STATUS = 75
+"""The exit status that asks systemd to start us, and we the workload, again: EX_TEMPFAIL (sysexits.h), which nothing
+else uses."""
 MAX_WAITERS = MAX_CONTROL_CONNECTIONS - 2
 """Peers waiting for a change; two connections always stay for commands."""
 MAX_BY = 80
 """Characters of who asked for a stop."""
-STATUS_SECONDS = 0.2
-"""At most five status lines a second: a hostile app-loader must not keep systemd busy."""
-_STATUS, _CHANGED, _WATCHDOG = "status", "changed", "watchdog"
-_NAMES = re.compile(r"[A-Za-z0-9.:-]{1,253}(,[A-Za-z0-9.:-]{1,253})*")
+_CHANGED = "changed"
+_ENDED = (Phase.ENDED, Phase.FAILED)
 
 
 class Loader:
     """One keep's loader, from its boot to SIGTERM; a context manager that owns everything it opens.
 
-    `probe` is the isolation check; while it reports a failure, START is refused.
+    `probe` is the isolation check; while it reports a failure, a start is refused.
     """
 
     def __init__(self, settings: Settings, probe: Callable[[str], tuple[str, ...]]) -> None:
         self._settings = settings
         self._loop = Loop()
-        self._notifier = Notifier()
+        notifier = Notifier()
+        self._systemd = Systemd(self._loop, notifier)
         stored = take_stored()
-        self._record = RecordFile(settings.directory, self._notifier, stored.pop(RECORD, None))
-        self._store = DescriptorStore(self._notifier, stored)
-        self._keep = Keep(settings.kuuid, settings.limits, probe(settings.directory), self._record, self._changed)
+        self._record = RecordFile(settings.directory, notifier, stored.pop(RECORD, None))
+        self._store = DescriptorStore(notifier, stored)
+        self._keep = Keep(settings.kuuid, settings.spec, probe(settings.directory), self._record, self._changed)
         self._supervisor: Supervisor | None = None
         self._leaving = False
-        self._address, self._port, self._names = "", 0, ""
-        self._status = ""
+        self._version_1: Version1Start | None = None
         self._starting: Connection | None = None
         self._stopping: list[Connection] = []
-        self._waiting: list[tuple[State | Phase, Connection]] = []
+        self._waiting: list[tuple[tuple[State | Phase, str | None], Connection]] = []
         self._commands: dict[CommandType, Callable[[str, list[int], Connection], None]] = {
-            CommandType.ADDR: self._set_address,
-            CommandType.PORT: self._set_port,
-            CommandType.NAMES: self._set_names,
+            CommandType.HELLO: self._hello,
+            CommandType.KEEP_START: self._start,
             CommandType.DESCRIBE: self._describe,
-            CommandType.START: self._start,
+            CommandType.START: self._start_of_version_1,
             CommandType.INFO: self._info,
             CommandType.STOP: self._stop,
             CommandType.WAIT: self._wait,
@@ -78,16 +84,15 @@ class Loader:
         return f"Loader({self._keep!r})"
 
     def __enter__(self) -> Loader:
-        """Opens the control socket, goes on where a loader before us was killed, and tells systemd READY."""
+        """Opens the control socket, goes on where a loader before us was killed, and says READY to systemd."""
         self._wake, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._loop.watch(self._wake, READABLE, self._woken)
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         self._control = ControlServer(self._loop, self._settings.socket_path, self._obey)
         self._boot()
-        self._status = self._keep.status
-        self._notify("READY=1", f"STATUS={self._status}")
+        self._systemd.ready(status_text(self._keep.report))
         if self._settings.watchdog_seconds:
-            self._alive()
+            self._systemd.feed_watchdog(self._settings.watchdog_seconds)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,7 +118,7 @@ class Loader:
             self._supervisor.leaving = True
 
     def _supervise(self) -> Supervisor:
-        """The supervisor, made with the first start: an idle keep does without what watches processes, 0.2 MB."""
+        """The supervisor, made with the first start: an idle keep does without what watches processes, 0.4 MB."""
         if self._supervisor is None:
             from keep_loader.supervisor import Supervisor
 
@@ -124,164 +129,168 @@ class Loader:
         """A signal has come, and its handler has run."""
         os.read(self._wake, 512)
         if self._leaving:
-            self._notify("STOPPING=1")
+            self._systemd.notify(STOPPING="1")
             if self._supervisor is not None:
                 self._supervisor.leave()
             self._changed()
 
     def _boot(self) -> None:
-        keep, now = self._keep, round(time.time(), 3)
         try:
             saved = self._record.read()
-            resumption = resume_from(saved, self._store.names, now)
         except KeepfleetError as error:
-            saved = None
-            lost = Outcome(OutcomeKind.LOST, plain(error.message, 400), ended_at=now)
-            resumption = Resumption(Event.FAIL, outcome=lost)
-        if saved is not None:
-            keep.restore(saved)
+            self._store.drop_all()
+            lost = Outcome(OutcomeKind.LOST, plain(error.message, 400), ended_at=round(time.time(), 3))
+            self._keep.move(Event.FAIL, outcome=lost)
+            return
+        if saved is None:
+            self._store.drop_all()
+            self._keep.move(Event.READY)
+        else:
+            self._go_on(saved)
+
+    def _go_on(self, saved: KeepRecord) -> None:
+        """Goes on where the loader before us was."""
+        from keep_loader.restart import resume_from
+
+        resumption = resume_from(saved, self._store.names, round(time.time(), 3))
+        self._keep.restore(saved)
         if resumption.event is Event.RESUME:
             self._supervise().resume()
-            return
-        if resumption.event is Event.RERUN and resumption.outcome is not None:
+        elif resumption.event is Event.RERUN and resumption.outcome is not None:
             self._supervise().run_again(resumption.outcome)
-            return
-        self._store.drop_all()
-        keep.move(resumption.event, resumption.why, resumption.outcome)
+        else:
+            self._store.drop_all()
+            self._keep.move(resumption.event, resumption.why, resumption.outcome)
 
     def _obey(self, command: Command, descriptors: list[int], connection: Connection) -> None:
-        self._commands[command.type](command.contents, descriptors, connection)
+        handler = self._commands.get(command.type)
+        if handler is None:
+            self._set_up(command.type, command.contents, connection)
+        else:
+            handler(command.contents, descriptors, connection)
+
+    def _reply(self, connection: Connection) -> None:
+        connection.reply(encode_reply(self._keep.report, self._keep.spec))
+
+    def _hello(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        decode_hello(contents)
+        self._reply(connection)
 
     def _must_be_idle(self) -> None:
         if self._keep.phase is not Phase.IDLE:
             raise KeepfleetError(
                 ErrorKind.CONFLICT,
-                f"cannot set the door of a keep that is {self._keep.phase.value}: it has been started",
+                f"cannot set up the upload endpoint of a keep that is {self._keep.report.phase}: it has been started",
             )
 
-    def _set_address(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
-        self._must_be_idle()
-        for family in (socket.AF_INET, socket.AF_INET6):
-            try:
-                self._address = socket.inet_ntop(family, socket.inet_pton(family, contents))
-            except (OSError, ValueError):
-                continue
-            connection.reply(self._keep.info)
-            return
-        raise _bad(f"cannot listen on {plain(contents, 60)!r}: it must be an IPv4 or IPv6 address")
+    def _set_up(self, kind: CommandType, contents: str, connection: Connection) -> None:
+        """One of the commands of version 1 that say before START what the message of a start says at one time."""
+        from keep_loader.start import Version1Start
 
-    def _set_port(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
         self._must_be_idle()
-        if not re.fullmatch(r"[1-9][0-9]{0,4}", contents, re.ASCII) or int(contents) > 65535:
-            raise _bad(f"cannot listen on port {plain(contents, 20)!r}: it must lie in 1 … 65535")
-        self._port = int(contents)
-        connection.reply(self._keep.info)
-
-    def _set_names(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
-        self._must_be_idle()
-        if contents and (not _NAMES.fullmatch(contents) or contents.count(",") >= MAX_CERTIFICATE_NAMES):
-            raise _bad(f"cannot certify these names: at most {MAX_CERTIFICATE_NAMES}, comma-separated, may be given")
-        self._names = contents
-        connection.reply(self._keep.info)
+        self._version_1 = (self._version_1 or Version1Start()).set(kind, contents)
+        self._reply(connection)
 
     def _describe(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
-        from keep_loader.description import read_description  # 60 KB that a keep without a name never needs
-
+        """What the unit's spec says counts; only where there is none, a manager of version 1 says it."""
         self._must_be_idle()
-        described = read_description(contents)
-        self._keep.describe(described.name, described.labels, described.owner)
-        connection.reply(self._keep.info)
+        description = decode_description(contents)
+        if not self._settings.has_spec:
+            self._keep.describe(description)
+        self._reply(connection)
 
-    def _start(self, _contents: str, descriptors: list[int], connection: Connection) -> None:
-        from keep_loader.start import check_start  # with the first start: an idle keep does not pay for it
-
+    def _check_startable(self) -> None:
         advance(self._keep.phase, Event.START)
         if self._starting is not None:
             raise KeepfleetError(ErrorKind.CONFLICT, "cannot start a keep while another start is being answered")
-        if self._keep.isolation_failures:
+        if self._keep.report.isolation_failures:
             raise KeepfleetError(
                 ErrorKind.ISOLATION_FAILURE,
                 "cannot take a workload: the isolation check failed; compare its unit with the one installed",
-                self._keep.isolation_failures,
+                self._keep.report.isolation_failures,
             )
-        start = check_start(descriptors)
-        if self._port not in (0, start.port):
-            raise _bad(f"cannot listen on port {self._port}: the socket that was handed over is bound to {start.port}")
-        self._keep.set_door(self._address or start.address, start.port, self._names)
-        self._keep.set_workload(start.granted, start.policy)
-        self._address, self._port, self._names = "", 0, ""
-        self._starting = connection
-        self._supervise().open(descriptors)
+
+    def _start(self, contents: str, descriptors: list[int], connection: Connection) -> None:
+        self._check_startable()
+        self._begin(decode_start(contents), descriptors, connection)
+
+    def _start_of_version_1(self, _contents: str, descriptors: list[int], connection: Connection) -> None:
+        from keep_loader.start import Version1Start
+
+        self._check_startable()
+        message = (self._version_1 or Version1Start()).message(descriptors)
+        self._begin(message, descriptors, connection)
+
+    def _begin(self, message: StartMessage, descriptors: list[int], connection: Connection) -> None:
+        from keep_loader.start import check_start  # with the first start: an idle keep does without it
+
+        start = check_start(message, descriptors, self._keep.spec)
+        self._version_1, self._starting = None, connection
+        self._supervise().open(start, descriptors)
 
     def _info(self, _contents: str, _descriptors: list[int], connection: Connection) -> None:
-        connection.reply(self._keep.info)
+        self._reply(connection)
 
     def _stop(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        if self._keep.phase in _ENDED:
+            self._reply(connection)  # what was asked for is so
+            return
         advance(self._keep.phase, Event.STOP)
         self._supervise().stop(plain(contents, MAX_BY) or "the manager")
         self._stopping.append(connection)
 
     def _wait(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
-        stands = {str(int(state)): state for state in State} | {phase.value: phase for phase in Phase}
-        if contents not in stands:
+        known = {str(int(state)): state for state in State} | {phase.value: phase for phase in Phase}
+        word, also_detail, detail = contents.partition(" ")
+        if word not in known:
             raise _bad(f"cannot wait for a change from {plain(contents, 20)!r}: it is no state's number and no phase")
-        self._waiting = [(stand, peer) for stand, peer in self._waiting if not peer.closed]
-        if not self._is(stands[contents]):
-            connection.reply(self._keep.info)
+        self._waiting = [(place, peer) for place, peer in self._waiting if not peer.closed]
+        known_as = (known[word], detail if also_detail else None)
+        if not self._is(known_as):
+            self._reply(connection)
         elif len(self._waiting) >= MAX_WAITERS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot wait: {MAX_WAITERS} peers wait for this keep already")
         else:
-            self._waiting.append((stands[contents], connection))
+            self._waiting.append((known_as, connection))
 
-    def _is(self, stand: State | Phase) -> bool:
-        return stand is (self._keep.state if isinstance(stand, State) else self._keep.phase)
+    def _is(self, known_as: tuple[State | Phase, str | None]) -> bool:
+        place, detail = known_as
+        report = self._keep.report
+        return place is (report.state if isinstance(place, State) else self._keep.phase) and (
+            detail is None or detail == report.detail
+        )
 
     def _dropped(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
         if not contents:
-            self._keep.say_again()
+            log(status_text(self._keep.report))  # with the next line it takes, the journal says what it dropped
         elif re.fullmatch(r"[0-9]{1,18}", contents, re.ASCII):
             self._keep.set_dropped(int(contents))
         else:
             raise _bad(f"cannot keep {plain(contents, 20)!r} as a count of lines: it is no whole number")
-        connection.reply(self._keep.info)
+        self._reply(connection)
 
     def _changed(self) -> None:
         """Answers and shows a change when whatever made it has come to its end: an answer may bring a new command."""
         self._loop.after(_CHANGED, 0, self._show)
 
     def _show(self) -> None:
-        keep, info, supervisor = self._keep, self._keep.info, self._supervisor
-        self._show_status()
+        keep, supervisor = self._keep, self._supervisor
+        self._systemd.show(status_text(keep.report))
         if self._starting is not None and supervisor is not None and keep.phase is not Phase.OPENING:
             connection, self._starting = self._starting, None
-            connection.reply(supervisor.start_error or info)
-        if keep.phase in (Phase.ENDED, Phase.FAILED):
+            error = supervisor.start_error
+            connection.reply(encode_reply(error or keep.report, keep.spec))
+        if keep.phase in _ENDED:
             stopping, self._stopping = self._stopping, []
             for connection in stopping:
-                connection.reply(info)
-        changed = [peer for stand, peer in self._waiting if not self._is(stand)]
-        self._waiting = [(stand, peer) for stand, peer in self._waiting if self._is(stand)]
+                self._reply(connection)
+        changed = [peer for place, peer in self._waiting if not self._is(place)]
+        self._waiting = [(place, peer) for place, peer in self._waiting if self._is(place)]
         for connection in changed:
-            connection.reply(info)
+            self._reply(connection)
         busy = supervisor is not None and supervisor.busy
         if keep.phase is Phase.RESTARTING or (self._leaving and not busy):
             self._loop.stop()
-
-    def _show_status(self) -> None:
-        if self._keep.status != self._status and not self._loop.stands(_STATUS):
-            self._status = self._keep.status
-            self._notify(f"STATUS={self._status}")
-            self._loop.after(_STATUS, STATUS_SECONDS, self._show_status)
-
-    def _alive(self) -> None:
-        self._notify("WATCHDOG=1")
-        self._loop.after(_WATCHDOG, self._settings.watchdog_seconds / 2, self._alive)
-
-    def _notify(self, *assignments: str) -> None:
-        try:
-            self._notifier.send(*assignments)
-        except OSError as error:
-            log(f"cannot tell systemd {assignments[0].partition('=')[0]}: {error.strerror}")
 
 
 def _bad(message: str) -> KeepfleetError:

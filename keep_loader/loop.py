@@ -49,10 +49,10 @@ class Loop:
         self._deadlines[name] = (time.monotonic() + seconds, action)
 
     def cancel(self, name: str) -> None:
-        """Drops the deadline `name`; one that does not stand is no error."""
+        """Drops the deadline `name`; one that is not there is no error."""
         self._deadlines.pop(name, None)
 
-    def stands(self, name: str) -> bool:
+    def is_set(self, name: str) -> bool:
         """Whether the deadline `name` still lies ahead."""
         return name in self._deadlines
 

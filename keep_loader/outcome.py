@@ -1,4 +1,4 @@
-"""How a workload's end is told, from what it reported and what the kernel saw.
+"""How a workload's end is reported, from what it said, what the kernel saw, and what it used.
 
 Pure: decides, does nothing. Import rule: that of keep_loader.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import signal
 
-from keep_loader.child import Exit, signal_name
 from keep_loader.log import plain
-from keep_loader.meter import Used
+from keep_loader.process import Exit, signal_name
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.fields import Record
-from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.limits import MIB, Limits
+from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.states import Event
 
 MAX_TEXT = 1000
@@ -29,19 +28,19 @@ MAX_EXIT_CODE = (1 << 32) - 1
 MAX_OUTPUT = (1 << 63) - 1
 """Bytes of output: what the kernel's own counter holds."""
 OWN_LINES = 64
-"""Lines that the loader and the app-loader say beside the workload's in the same second: at most a dozen."""
+"""Lines of the loader and the app-loader in the same second as the workload's: at most a dozen."""
 CLOCK_SLACK_SECONDS = 0.02
 PEAK_SLACK_BYTES = 4 * MIB
 """The kernel counts the same thing at two places at slightly different moments: processor time by the clock tick,
 resident pages by the thread."""
-_ITS_OWN_TO_TELL = (
+_ITS_OWN_TO_REPORT = (
     OutcomeKind.EXITED,
     OutcomeKind.TRAPPED,
     OutcomeKind.LIMITED,
     OutcomeKind.KILLED,
     OutcomeKind.REFUSED,
 )
-"""That it was stopped or lost is ours to say."""
+"""That it was stopped or lost is ours to report."""
 
 
 def plain_lines(lines: tuple[str, ...]) -> tuple[str, ...]:
@@ -64,7 +63,7 @@ def plain_error(error: KeepfleetError) -> KeepfleetError:
 
 def believe(reported: Outcome | None) -> Outcome | None:
     """What may stand of an outcome that a process running foreign code reported; None where nothing may."""
-    if reported is None or reported.kind not in _ITS_OWN_TO_TELL:
+    if reported is None or reported.kind not in _ITS_OWN_TO_REPORT:
         return None
     code, written = reported.exit_code, reported.output_bytes
     if code is not None and not 0 <= code <= MAX_EXIT_CODE:
@@ -82,53 +81,65 @@ def believe(reported: Outcome | None) -> Outcome | None:
     )
 
 
+class Usage(Record):
+    """What one run used: seconds and bytes, None where nothing could be measured; when, in seconds of the epoch; and
+    whether the kernel ended it for memory."""
+
+    wall_seconds: float
+    cpu_seconds: float | None
+    peak_bytes: int | None
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    for_memory: bool = False
+
+
 class Death(Record):
     """What is known of a workload's end: how its process ended, the outcome it reported, who stopped it, and the limit
     it was ended for; None each where there is none."""
 
     end: Exit
-    told: Outcome | None = None
+    reported: Outcome | None = None
     stopped_by: str | None = None
     limited: str | None = None
 
 
-def outcome_of(death: Death, used: Used, limits: Limits) -> Outcome:
+def outcome_of(death: Death, usage: Usage, limits: Limits) -> Outcome:
     """The outcome of a workload that died so and used so much.
 
     Its own report counts first; then who stopped it; then the limit it was over; then the signal that ended it. A
     process that just went away without a word is LOST.
     """
-    told, end = death.told, death.end
+    reported, end = death.reported, death.end
     kind, text, number = OutcomeKind.LOST, f"the process {end.words} without a report", end.signal
-    if told is not None:
-        kind, text, number = told.kind, told.text, None
+    if reported is not None:
+        kind, text, number = reported.kind, reported.text, None
     elif death.stopped_by is not None:
         kind, text, number = OutcomeKind.STOPPED, f"stopped by {death.stopped_by}", None
-    elif (limited := _limit_of(death, used, limits)) is not None:
+    elif (limited := _limit_of(death, usage, limits)) is not None:
         kind, text = OutcomeKind.LIMITED, limited
     elif number is not None:
         kind, text = OutcomeKind.KILLED, f"killed by {signal_name(number)}"
     return Outcome(
         kind=kind,
         text=text,
-        exit_code=None if told is None else told.exit_code,
+        exit_code=None if reported is None else reported.exit_code,
         signal=number,
-        backtrace=() if told is None else told.backtrace,
-        wall_seconds=round(used.wall_seconds, 6),
-        cpu_seconds=_processor_time(told, used, end),
-        peak_bytes=_peak(told, used, end),
-        output_bytes=None if told is None else told.output_bytes,
-        started_at=round(used.started_at, 3),
-        ended_at=round(used.ended_at, 3),
+        backtrace=() if reported is None else reported.backtrace,
+        wall_seconds=round(usage.wall_seconds, 6),
+        cpu_seconds=_processor_time(reported, usage, end),
+        peak_bytes=_peak(reported, usage, end),
+        output_bytes=None if reported is None else reported.output_bytes,
+        started_at=round(usage.started_at, 3),
+        ended_at=round(usage.ended_at, 3),
         by=death.stopped_by or "" if kind is OutcomeKind.STOPPED else "",
     )
 
 
-def _limit_of(death: Death, used: Used, limits: Limits) -> str | None:
+def _limit_of(death: Death, usage: Usage, limits: Limits) -> str | None:
     """The limit that ended the process, in words; None when none did."""
     if death.limited is not None:
         return death.limited
-    if used.for_memory:
+    if usage.for_memory:
         return f"killed by the kernel for memory (the keep's limit is {limits.unit_memory_bytes // MIB} MiB)"
     # The kernel signals SIGXCPU at the limit, and SIGKILL a second later to a process that took no notice.
     spent = death.end.cpu_seconds >= limits.cpu_seconds
@@ -137,18 +148,26 @@ def _limit_of(death: Death, used: Used, limits: Limits) -> str | None:
     return None
 
 
-def _processor_time(told: Outcome | None, used: Used, end: Exit) -> float | None:
+def _processor_time(reported: Outcome | None, usage: Usage, end: Exit) -> float | None:
     """The runner's own figure where it can be true; else ours."""
-    if told is not None and told.cpu_seconds is not None and told.cpu_seconds <= end.cpu_seconds + CLOCK_SLACK_SECONDS:
-        return round(told.cpu_seconds, 6)
-    return None if used.cpu_seconds is None else round(used.cpu_seconds, 6)
+    if (
+        reported is not None
+        and reported.cpu_seconds is not None
+        and reported.cpu_seconds <= end.cpu_seconds + CLOCK_SLACK_SECONDS
+    ):
+        return round(reported.cpu_seconds, 6)
+    return None if usage.cpu_seconds is None else round(usage.cpu_seconds, 6)
 
 
-def _peak(told: Outcome | None, used: Used, end: Exit) -> int | None:
+def _peak(reported: Outcome | None, usage: Usage, end: Exit) -> int | None:
     """The runner's own figure where it can be true; else ours, where it was measured."""
-    if told is not None and told.peak_bytes is not None and 0 < told.peak_bytes <= end.peak_bytes + PEAK_SLACK_BYTES:
-        return told.peak_bytes
-    return used.peak_bytes
+    if (
+        reported is not None
+        and reported.peak_bytes is not None
+        and 0 < reported.peak_bytes <= end.peak_bytes + PEAK_SLACK_BYTES
+    ):
+        return reported.peak_bytes
+    return usage.peak_bytes
 
 
 def all_lines_taken(outcome: Outcome, limits: Limits) -> bool:

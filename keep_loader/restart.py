@@ -1,32 +1,32 @@
-"""When a workload is started again, and when that is given up.
+"""What runs again: after a workload's end by its restart policy, and after the loader's own by its record.
 
-It is systemd that starts it again, by starting the loader that exits for it: Restart=, its delay and its limit hold.
-Pure. Import rule: that of keep_loader.
+It is systemd that starts a workload again, by starting the loader that exits for it: Restart=, its delay and its limit
+hold. Pure; imported with the first record or start. Import rule: that of keep_loader.
 """
 
 from __future__ import annotations
 
-from keep_protocol.keep import Outcome, OutcomeKind
+from keep_loader.descriptors import ENDPOINT_NAMES, MODULE_NAMES
+from keep_loader.state import KeepRecord
+from keep_protocol.fields import Record
+from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.spec import RestartPolicy
+from keep_protocol.states import Event, Phase
 
-NO, ON_FAILURE, ALWAYS = "no", "on-failure", "always"
-"""The words of workload.RestartPolicy, which only a keep whose start describes a workload imports."""
-POLICIES = (NO, ON_FAILURE, ALWAYS)
 MAX_RERUNS = 4
 RERUN_SECONDS = 60.0
 """The unit's StartLimitBurst=5 in StartLimitIntervalSec=60, less the keep's first start: just before systemd would give
-the unit up and its last outcome with it, the loader gives the workload up and tells that outcome."""
-RESTART_STATUS = 75
-"""The loader's exit status that asks systemd to start it again: EX_TEMPFAIL (sysexits.h), which nothing else uses."""
+the unit up and its last outcome with it, the loader gives the workload up and reports that outcome."""
 
 
-def wanted(policy: str, outcome: Outcome) -> bool:
+def wanted(policy: RestartPolicy, outcome: Outcome) -> bool:
     """Whether the policy asks for another run after `outcome`.
 
-    Not once somebody has stopped it, and not where it could not even be started: it never could.
+    Not once it was stopped, and not where it could not even be started: it never could.
     """
-    if policy == NO or outcome.kind in (OutcomeKind.STOPPED, OutcomeKind.REFUSED):
+    if policy is RestartPolicy.NO or outcome.kind in (OutcomeKind.STOPPED, OutcomeKind.REFUSED):
         return False
-    return policy == ALWAYS or outcome.kind is not OutcomeKind.EXITED or outcome.exit_code != 0
+    return policy is RestartPolicy.ALWAYS or outcome.kind is not OutcomeKind.EXITED or outcome.exit_code != 0
 
 
 def recent(reruns: tuple[float, ...], now: float) -> tuple[float, ...]:
@@ -39,3 +39,49 @@ def too_often(reruns: tuple[float, ...], now: float) -> str | None:
     if len(recent(reruns, now)) < MAX_RERUNS:
         return None
     return f"gave it up after starting it again {MAX_RERUNS} times within {RERUN_SECONDS:g} s"
+
+
+class Resumption(Record):
+    """How a starting loader goes on: the event to move by, and for an end what to show."""
+
+    event: Event
+    why: str = ""
+    outcome: Outcome | None = None
+
+
+def resume_from(saved: KeepRecord, stored: frozenset[str], now: float) -> Resumption:
+    """What follows from the record and the names of the descriptors systemd kept for us, at `now` seconds of the
+    epoch. Pure.
+
+    A start that was not yet answered is forgotten; an upload endpoint is opened again with all it had; a workload is
+    run again where its policy says so, else it is lost; an end stays an end.
+    """
+    report = saved.report
+    if saved.phase in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
+        return Resumption(Event.READY)
+    if saved.phase is Phase.ENDED:
+        return Resumption(Event.RESTORE, report.detail, report.outcome)
+    if saved.phase is Phase.FAILED:
+        return Resumption(Event.FAIL, report.detail, report.outcome)
+    if saved.phase in (Phase.RUNNING, Phase.RESTARTING):
+        return _run_again(saved, stored, now)
+    missing = [name for name in (*ENDPOINT_NAMES, *saved.private.granted) if name not in stored]
+    if missing:
+        why = f"cannot open the keep's upload endpoint again: systemd did not keep its {' and '.join(missing)}"
+        return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why, ended_at=now))
+    return Resumption(Event.RESUME)
+
+
+def _run_again(saved: KeepRecord, stored: frozenset[str], now: float) -> Resumption:
+    outcome, started_at = saved.report.outcome, saved.private.started_at
+    if outcome is None:  # it was running
+        why = "the loader was killed while the workload ran"
+        ended_at = max(now, started_at or now)  # the clock may have been set back since
+        outcome = Outcome(OutcomeKind.LOST, why, started_at=started_at, ended_at=ended_at)
+        if not wanted(saved.report.restart, outcome):
+            return Resumption(Event.FAIL, why, outcome)
+    missing = [name for name in (*MODULE_NAMES, *saved.private.granted) if name not in stored]
+    if missing:
+        why = f"cannot run the workload again: systemd did not keep its {' and '.join(missing)}"
+        return Resumption(Event.FAIL, why, outcome)
+    return Resumption(Event.RERUN, outcome=outcome)

@@ -1,4 +1,4 @@
-"""What a loader is told at its start: its keep's ID, its directory, and what it passes on to the app-loader.
+"""What a loader is given at its start: its keep's ID, directory and spec, and what it passes on to the app-loader.
 
 Import rule: that of keep_loader.
 """
@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from keep_protocol.constants import MAX_WORKLOAD_BYTES, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
-from keep_protocol.limits import DEFAULT_LIMITS, Limits, limits_from_text
+from keep_protocol.keep import KeepReport
+from keep_protocol.limits import limits_from_text
+from keep_protocol.spec import SPEC_VARIABLE, KeepSpec, decode_spec
 
 MAX_SOCKET_PATH = 107
 """The longest path a Unix socket's address holds (man 7 unix)."""
@@ -22,7 +24,8 @@ class Settings(Record):
     """One loader's settings.
 
     directory: the keep's own runtime directory; command: the app-loader's arguments; openssl and max_workload: passed
-    on to it; watchdog_seconds: how often systemd wants to hear of us, 0 for never; limits: the keep's.
+    on to it; watchdog_seconds: how often systemd wants to hear of us, 0 for never; spec: what the keep is; has_spec:
+    whether its unit says so, which one made by the version before does not.
     """
 
     kuuid: int
@@ -31,16 +34,39 @@ class Settings(Record):
     openssl: str = "/usr/bin/openssl"
     max_workload: int = MAX_WORKLOAD_BYTES
     watchdog_seconds: float = 0.0
-    limits: Limits = DEFAULT_LIMITS
+    spec: KeepSpec = KeepSpec()
+    has_spec: bool = False
 
     @property
     def socket_path(self) -> str:
         """Where the control socket listens."""
         return f"{self.directory}/control.sock"
 
+    def endpoint_environment(self, report: KeepReport, names: tuple[str, ...]) -> dict[str, str]:
+        """What the app-loader gets: written here word by word, and nothing of ours inherited."""
+        return {
+            **self.runner_environment(),
+            "KEEPFLEET_KUUID": str(self.kuuid),
+            "KEEPFLEET_ADDRESS": report.address,
+            "KEEPFLEET_PORT": str(report.port),
+            "KEEPFLEET_NAMES": ",".join(names),
+            "KEEPFLEET_UPLOADERS": ",".join(report.uploaders),
+            "KEEPFLEET_OPENSSL": self.openssl,
+            "KEEPFLEET_MAX_WORKLOAD": str(self.max_workload),
+        }
+
+    def runner_environment(self) -> dict[str, str]:
+        """What a runner gets that is started without an upload endpoint before it."""
+        return {
+            "PATH": "/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "KEEPFLEET_RUNTIME_DIRECTORY": self.directory,
+            "KEEPFLEET_LIMITS": self.spec.limits.to_text(),
+        }
+
 
 def app_loader_command() -> tuple[str, ...]:
-    """How the app-loader beside this package is started."""
+    """How the app-loader of the same version, beside this package, is started."""
     packages = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return (sys.executable, "-I", "-S", f"{packages}/app_loader/__main__.py")
 
@@ -54,10 +80,18 @@ def _whole_number(environment: Mapping[str, str], name: str, default: int) -> in
     return int(text)
 
 
+def _spec(environment: Mapping[str, str]) -> tuple[KeepSpec, bool]:
+    """The unit's spec; of a unit of the version before, which has none, its limits."""
+    text = environment.get(SPEC_VARIABLE)
+    if text is None:
+        return KeepSpec(limits=limits_from_text(environment.get("KEEPFLEET_LIMITS", ""))), False
+    return decode_spec(text), True
+
+
 def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Settings:
     """The settings in the command line and the unit's environment.
 
-    Raises KeepfleetError: BAD_REQUEST for an ID or limits that are none, CONFIGURATION for what the unit does not say
+    Raises KeepfleetError: BAD_REQUEST for an invalid ID, spec or limits, CONFIGURATION for what the unit does not say
     or says wrongly.
     """
     words = arguments or [environment.get("KEEPFLEET_KUUID", "")]
@@ -69,6 +103,7 @@ def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Setti
     watchdog = _whole_number(environment, "WATCHDOG_USEC", 0)
     if environment.get("WATCHDOG_PID", "") not in ("", str(os.getpid())):
         watchdog = 0
+    spec, has_spec = _spec(environment)
     settings = Settings(
         kuuid=parse_kuuid(words[0]),
         directory=directory,
@@ -76,7 +111,8 @@ def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Setti
         openssl=environment.get("KEEPFLEET_OPENSSL") or "/usr/bin/openssl",
         max_workload=_whole_number(environment, "KEEPFLEET_MAX_WORKLOAD", MAX_WORKLOAD_BYTES),
         watchdog_seconds=watchdog / 1_000_000,
-        limits=limits_from_text(environment.get("KEEPFLEET_LIMITS", "")),
+        spec=spec,
+        has_spec=has_spec,
     )
     if len(os.fsencode(settings.socket_path)) > MAX_SOCKET_PATH:
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start: {settings.socket_path} is too long for a socket")

@@ -1,4 +1,4 @@
-"""What START hands over, checked before any of it is used.
+"""What START brings, checked before any of it is used.
 
 Imported with the first start, and workload.py with the first that describes a workload: an idle keep has neither.
 Import rule: that of keep_loader.
@@ -8,83 +8,153 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import stat
 
-from keep_loader.fdstore import DIRECTORY, SECRET, STDIN, is_plain_file
-from keep_loader.restart import NO
-from keep_protocol.control import START_DESCRIPTORS, WORKLOAD_DESCRIPTOR
+from keep_loader.descriptors import STDIN, is_regular_file
+from keep_loader.log import plain
+from keep_protocol.control import LISTENER, START_DESCRIPTORS, WORKLOAD_DESCRIPTOR, CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Record
+from keep_protocol.fields import Record, check, table_of
+from keep_protocol.keep import MAX_SHOWN_ARGUMENTS, ShownDirectory, WorkloadSummary
+from keep_protocol.spec import ANONYMOUS, KeepSpec, RestartPolicy
+from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
+
+ANY_UPLOADER = ("*",)
+"""Any certificate of the client CA."""
 
 
 class Start(Record):
-    """What was handed over. address and port: where its listener is bound; granted: the names of what follows
-    START_DESCRIPTORS, in order; policy: when the workload is started again."""
+    """A start that can be made. address and port: where clients reach it; names: further ones for its certificate;
+    uploaders: who may send its workload; granted: the names of the workload's descriptors, in order; restart: the
+    policy in force; workload: what it was given, as it is shown, None where nothing was."""
 
     address: str
     port: int
-    granted: tuple[str, ...] = ()
-    policy: str = NO
+    names: tuple[str, ...]
+    uploaders: tuple[str, ...]
+    descriptors: tuple[str, ...]
+    granted: tuple[str, ...]
+    restart: RestartPolicy
+    workload: WorkloadSummary | None
 
 
-def check_start(descriptors: list[int]) -> Start:
-    """The start that `descriptors` are for: exactly START_DESCRIPTORS, then perhaps a workload and what it is granted.
+def check_start(message: StartMessage, descriptors: list[int], spec: KeepSpec) -> Start:
+    """The start that `message` asks for with `descriptors`, in the order of its names.
 
-    The files must be open for reading alone: a keep that could write them would choose who may enter it.
-    Raises KeepfleetError(BAD_REQUEST, or TOO_LARGE for the workload's description) otherwise.
+    Each of START_DESCRIPTORS must be there, and beside them, if anything, a workload's description and exactly what
+    that grants. The files must be read-only: a keep that could write them would choose who may enter it. Raises
+    KeepfleetError(BAD_REQUEST, or TOO_LARGE for the workload's description).
     """
-    count = len(START_DESCRIPTORS)
-    if len(descriptors) < count:
-        raise _bad(f"it takes {count} descriptors, not {len(descriptors)}")
-    for name, descriptor in zip(START_DESCRIPTORS[1:], descriptors[1:count], strict=True):
-        _check_file(name, descriptor)
-    address, port = listening_address(descriptors[0])
-    if len(descriptors) == count:
-        return Start(address, port)
-    return _with_workload(address, port, descriptors[count:])
+    names = message.descriptors
+    if len(names) != len(descriptors):
+        raise _bad(f"it names {len(names)} descriptors and brings {len(descriptors)}")
+    passed = dict(zip(names, descriptors, strict=True))
+    for name in START_DESCRIPTORS:
+        if name not in passed:
+            raise _bad(f"its descriptor {name} is missing")
+    address, port = listening_address(passed[LISTENER])
+    for name in START_DESCRIPTORS[1:]:
+        _check_file(name, passed[name])
+    described = WORKLOAD_DESCRIPTOR in passed
+    workload = workload_from_json(_description(passed[WORKLOAD_DESCRIPTOR])) if described else None
+    granted = () if workload is None else (WORKLOAD_DESCRIPTOR, *workload.grant_names)
+    for name in names:
+        if name not in START_DESCRIPTORS and name not in granted:
+            raise _bad(f"its descriptor {name} is nothing that its workload is granted")
+    for name in granted:
+        if name not in passed:
+            raise _bad(f"its descriptor {name} is missing, which its workload is granted")
+        _check_granted(name, passed[name])
+    return Start(
+        address=canonical_address(message.address) if message.address else address,
+        port=port,
+        names=message.names,
+        uploaders=message.uploaders or uploaders_of(spec),
+        descriptors=names,
+        granted=granted,
+        restart=spec.restart if workload is None else workload.restart,
+        workload=None if workload is None else summary_of(workload),
+    )
 
 
-def _with_workload(address: str, port: int, descriptors: list[int]) -> Start:
-    from keep_protocol.workload import MAX_WORKLOAD_JSON, workload_from_json
+def uploaders_of(spec: KeepSpec) -> tuple[str, ...]:
+    """Who may send a workload where START does not say it: whom the spec names, else the owner alone.
 
-    _check_file(WORKLOAD_DESCRIPTOR, descriptors[0])
-    workload = workload_from_json(_whole(descriptors[0], MAX_WORKLOAD_JSON))
-    names = workload.grant_names
-    if len(descriptors) != 1 + len(names):
-        raise _bad(f"its workload is granted {len(names)} descriptors, not {len(descriptors) - 1}")
-    for name, descriptor in zip(names, descriptors[1:], strict=True):
-        if name == STDIN:
-            _check_stdin(descriptor)
-        elif name.startswith(DIRECTORY):
-            _check_directory(name, descriptor)
-        elif name.startswith(SECRET):
-            _check_file(name, descriptor)
-    return Start(address, port, (WORKLOAD_DESCRIPTOR, *names), workload.restart.value)
+    A keep without an owner, of a manager of version 1, or of the anonymous one, takes any certificate of the client CA.
+    """
+    if spec.uploaders:
+        return spec.uploaders
+    return ANY_UPLOADER if spec.owner in ("", ANONYMOUS) else (f"name:{spec.owner}",)
+
+
+def summary_of(workload: Workload) -> WorkloadSummary:
+    """What of a workload's description is shown: no value of its environment; of its arguments at most
+    MAX_SHOWN_ARGUMENTS characters in all, each counted as one more than it has."""
+    shown: list[str] = []
+    room = MAX_SHOWN_ARGUMENTS
+    for argument in workload.arguments:
+        if room <= 0:
+            break
+        shown.append(argument[: room - 1])
+        room -= len(argument) + 1
+    return WorkloadSummary(
+        arguments=tuple(shown),
+        export=workload.export,
+        directories=tuple(ShownDirectory(known.guest, known.writable) for known in workload.directories),
+        secrets=workload.secrets,
+        stdin=workload.stdin,
+    )
+
+
+def canonical_address(text: str) -> str:
+    """The IPv4 or IPv6 address in `text`, in its usual form. Raises KeepfleetError(BAD_REQUEST)."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            return socket.inet_ntop(family, socket.inet_pton(family, text))
+        except (OSError, ValueError):
+            continue
+    raise _bad(f"{plain(text, 60)!r} is no IPv4 or IPv6 address")
+
+
+def _description(descriptor: int) -> bytes:
+    """The workload's description."""
+    _check_file(WORKLOAD_DESCRIPTOR, descriptor)
+    return _whole(descriptor, MAX_WORKLOAD_JSON)
 
 
 def listening_address(descriptor: int) -> tuple[str, int]:
     """The address and port a listening TCP socket is bound to. Raises KeepfleetError(BAD_REQUEST) for anything else."""
     if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-        raise _bad("its first descriptor must be a listening TCP socket")
+        raise _bad("its descriptor listener must be a listening TCP socket")
     with socket.socket(fileno=os.dup(descriptor)) as sock:
         family = sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
         if not family or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise _bad("its first descriptor must be a listening TCP socket")
+            raise _bad("its descriptor listener must be a listening TCP socket")
         name = sock.getsockname()
     return str(name[0]), int(name[1])
 
 
-def _reads_alone(descriptor: int) -> bool:
+def _is_read_only(descriptor: int) -> bool:
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     return flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_PATH
 
 
+def _check_granted(name: str, descriptor: int) -> None:
+    if name == STDIN:
+        _check_stdin(descriptor)
+    elif name.startswith("directory-"):
+        _check_directory(name, descriptor)
+    else:
+        _check_file(name, descriptor)
+
+
 def _check_file(name: str, descriptor: int) -> None:
-    if not is_plain_file(descriptor):
+    if not is_regular_file(descriptor):
         raise _bad(f"its descriptor {name} must be a regular file")
-    if not _reads_alone(descriptor):
-        raise _bad(f"its descriptor {name} must be open for reading alone")
+    if not _is_read_only(descriptor):
+        raise _bad(f"its descriptor {name} must be read-only")
 
 
 def _check_directory(name: str, descriptor: int) -> None:
@@ -96,8 +166,8 @@ def _check_stdin(descriptor: int) -> None:
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         raise _bad(f"its descriptor {STDIN} must be a regular file, a pipe or a socket")
-    if not stat.S_ISSOCK(mode) and not _reads_alone(descriptor):
-        raise _bad(f"its descriptor {STDIN} must be open for reading alone")
+    if not stat.S_ISSOCK(mode) and not _is_read_only(descriptor):
+        raise _bad(f"its descriptor {STDIN} must be read-only")
 
 
 def _whole(descriptor: int, limit: int) -> bytes:
@@ -108,5 +178,37 @@ def _whole(descriptor: int, limit: int) -> bytes:
     return data
 
 
+class Version1Start(Record):
+    """What a manager of version 1 has said before its START; port: 0 where it did not say it."""
+
+    address: str = ""
+    port: int = 0
+    names: tuple[str, ...] = ()
+
+    def set(self, kind: CommandType, contents: str) -> Version1Start:
+        """The same with one more thing said. Raises KeepfleetError(BAD_REQUEST)."""
+        if kind is CommandType.ADDR:
+            return self.replace(address=canonical_address(contents))
+        if kind is CommandType.PORT:
+            if not re.fullmatch(r"[1-9][0-9]{0,4}", contents, re.ASCII) or int(contents) > 65535:
+                raise _bad(f"port {plain(contents, 20)!r} must be in 1 … 65535")
+            return self.replace(port=int(contents))
+        names = contents.split(",") if contents else []
+        return self.replace(names=check(table_of(StartMessage)["names"], names, "start"))
+
+    def message(self, descriptors: list[int]) -> StartMessage:
+        """The message of a START that brings `descriptors`, whose order says what each is. Raises as check_start."""
+        known: tuple[str, ...] = START_DESCRIPTORS
+        if len(descriptors) > len(known):
+            workload = workload_from_json(_description(descriptors[len(known)]))
+            known += (WORKLOAD_DESCRIPTOR, *workload.grant_names)
+        if len(descriptors) != len(known):
+            raise _bad(f"it takes {len(known)} descriptors, not {len(descriptors)}")
+        _, port = listening_address(descriptors[0])
+        if self.port not in (0, port):
+            raise _bad(f"it is to listen on port {self.port}, and the socket that was passed is bound to {port}")
+        return StartMessage(address=self.address, names=self.names, descriptors=known)
+
+
 def _bad(message: str) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot start the app-loader: {message}")
+    return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot start the keep: {message}")

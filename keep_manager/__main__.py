@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the manager until SIGTERM. 0: ended as told; 1: could not go on; 2: the configuration is wrong."""
+    """Runs the manager until SIGTERM. 0: ended as asked; 1: could not go on; 2: the configuration is wrong."""
     options = vars(_parser().parse_args(arguments))
     path, check_only = options.pop("config"), options.pop("check_config")
     try:
@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeepfleetError as error:
         log.LOG.error("%s", error.message)
         return EXIT_CONFIGURATION if error.kind is ErrorKind.CONFIGURATION else EXIT_FAILED
+    except Exception:
+        log.LOG.exception("a part of the manager failed; systemd starts it again")
+        raise
     return 0
 
 

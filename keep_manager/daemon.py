@@ -4,9 +4,11 @@
 2. The listening socket, because of two managers the second must fail before it has touched anything. Clients that
    connect from now on queue, and are served at 5: a restart is a pause, not a refusal.
 3. The bus, without which there are no keeps.
-4. Rediscovery, so that the log says what was found before anything changes it.
-5. The server, whoever removes old keeps, and the watch over all of them, which begins by reading what was told
-   before; then READY, as all of it works.
+4. Rediscovery, which fills the view of all keeps, and logs what was found before anything changes.
+5. The server, what removes old and unused keeps, and the watch over all of them, which begins by reading the latest
+   events; then READY, as all of it works.
+
+Every part's tasks are one group's: one that fails ends the manager with its reason logged, and systemd starts it again.
 """
 
 from __future__ import annotations
@@ -15,23 +17,26 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from keep_manager import grants, pki
+from keep_manager import pki
+from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.config import ClientCertificates, Settings
+from keep_manager.http.acceptor import listen
+from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
-from keep_manager.http.gate import listen
+from keep_manager.keeps.decide import census
 from keep_manager.keeps.manager import Keeps
-from keep_manager.keeps.rediscover import census
+from keep_manager.keeps.policy import Policy
 from keep_manager.keeps.retention import retain
-from keep_manager.keeps.terms import Terms
+from keep_manager.keeps.view import View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
-from keep_manager.systemd.ledger import Ledger
-from keep_manager.systemd.lines import Journal
+from keep_manager.providers import Providers
+from keep_manager.systemd.event_log import EventLog
+from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.units import SystemdUnits
-from keep_protocol.keep import KeepInfo
+from keep_manager.tasks import Group
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
 
@@ -55,9 +60,9 @@ def bus_address(instance: str) -> str:
     return os.environ.get("DBUS_SESSION_BUS_ADDRESS", f"unix:path={runtime_root(instance)}/bus")
 
 
-def terms(settings: Settings, files: pki.Directory) -> Terms:
+def policy_of(settings: Settings, files: pki.Directory) -> Policy:
     """What the configuration lets keeps have."""
-    return Terms(
+    return Policy(
         client_ca=files.client_ca,
         revoked=files.revoked,
         first_port=settings.keep_ports.first,
@@ -66,49 +71,49 @@ def terms(settings: Settings, files: pki.Directory) -> Terms:
         max_keeps=settings.max_keeps,
         max_creations_at_once=settings.max_creations_at_once,
         callers=settings.callers_by_name,
+        lease=settings.lease,
     )
 
 
 async def run(settings: Settings, notifier: Notifier | None = None) -> None:
-    """Serves until SIGTERM or SIGINT. Raises KeepfleetError when a part cannot start; nothing is left then."""
-    notifier = notifier or Notifier()
+    """Serves until SIGTERM or SIGINT. Raises KeepfleetError when a part cannot start, and what a part failed with."""
+    pulse = Pulse(notifier or Notifier())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with AsyncExitStack() as parts:
+    async with Group() as tasks, AsyncExitStack() as parts:
         files = pki.Directory(settings.pki)
         files.check()
         required = settings.client_certificates is ClientCertificates.REQUIRED
         context = files.server_context(require_client=required)
         certificates = pki.ClientCertificates(RevokedFile(files.revoked))
         listener = parts.enter_context(listen(settings.address, settings.port))
-        units = SystemdUnits(
-            bus_address(settings.instance.value), settings.instance.value, runtime_root(settings.instance.value)
-        )
+        instance = settings.instance.value
+        root = runtime_root(instance)
+        units = SystemdUnits(tasks, bus_address(instance), instance, root)
         parts.push_async_callback(units.close)
         await units.open()
-        loaders, journal = Loaders(runtime_root(settings.instance.value)), Journal(settings.instance.value)
-        ledger = Ledger(journal, settings.instance.value)
-        watch = Watch(units, loaders, ledger)
-        parts.push_async_callback(watch.close)
-        keeps = Keeps(units, loaders, terms(settings, files), grants.opened, watch)
+        loaders, journal, view = Loaders(root), Journal(instance), View()
+        event_log = EventLog(journal, instance)
+        watch = Watch(tasks, units, loaders, event_log, view)
+        policy = policy_of(settings, files)
+        quotas = QuotaKeeper(policy.callers, lambda: view)
+        providers = Providers(policy.client_ca, policy.revoked)
+        keeps = Keeps(tasks, units, loaders, policy, providers, watch, view, quotas)
         parts.push_async_callback(keeps.settle)
-        found = await _rediscover(keeps)
-        app = make_app(keeps, journal, ledger, certificates, require_client=required, callers=settings.callers_by_name)
+        await _rediscover(keeps)
+        app = make_app(keeps, journal, event_log, Admission(certificates, required), policy.callers, quotas)
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
-        await server.open()
-        retention = asyncio.create_task(retain(keeps, settings.retention_seconds), name="retention")
-        parts.push_async_callback(_cancel, retention)
-        watching = asyncio.create_task(watch.open(found), name="watch")
-        parts.push_async_callback(_cancel, watching)
-        pulse = asyncio.create_task(_pulse(notifier, units), name="pulse")
-        parts.push_async_callback(_cancel, pulse)
-        notifier.send("READY=1")
+        await server.open(tasks)
+        tasks.start(retain(keeps, view.entries, settings.retention_seconds), name="retention")
+        tasks.start(watch.open(), name="watch")
+        tasks.start(pulse.beat(view), name="pulse")
+        pulse.say("READY=1")
         LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)
         await stop.wait()
-        notifier.send("STOPPING=1", "STATUS=finishing the requests under way; keeps go on")
+        pulse.say("STOPPING=1", "STATUS=finishing the requests under way; keeps go on")
         LOG.info("stopping; keeps go on")
 
 
@@ -117,28 +122,41 @@ def _at(settings: Settings) -> str:
     return f"{address}:{settings.port}"
 
 
-async def _rediscover(keeps: Keeps) -> Sequence[KeepInfo]:
+async def _rediscover(keeps: Keeps) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
-    keeps_found = (await keeps.list()).keeps
-    found = census(keeps_found)
+    found = census(await keeps.rediscover())
     LOG.info("rediscovered %s in %.0f ms", found, 1000 * (loop.time() - began))
     for line in found.troubled:
         LOG.warning("rediscovered in error: %s", line)
-    return keeps_found
 
 
-async def _pulse(notifier: Notifier, units: SystemdUnits) -> None:
+class Pulse:
     """Feeds the watchdog from the event loop, so that a loop that hangs is noticed, and keeps the status line true."""
-    micro = os.environ.get("WATCHDOG_USEC", "")
-    period = int(micro) / 1e6 / WATCHDOG_SHARE if micro.isdecimal() and int(micro) else STATUS_SECONDS
-    while True:
-        notifier.send("WATCHDOG=1", f"STATUS={len(units.kuuids())} keeps")
-        await asyncio.sleep(period)
 
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._failure = ""
 
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled() and (error := task.exception()) is not None:
-        LOG.error("the task %s had ended: %s", task.get_name(), error)
+    def __repr__(self) -> str:
+        return f"Pulse({self._notifier!r})"
+
+    def say(self, *assignments: str) -> None:
+        """Notifies systemd. Where it takes nothing now (ENOBUFS, a full queue) that is logged once; the next beat may
+        pass, and without any the watchdog ends the manager."""
+        try:
+            self._notifier.send(*assignments)
+        except OSError as error:
+            if str(error) != self._failure:
+                LOG.warning("cannot notify systemd, trying again: %s", error)
+            self._failure = str(error)
+        else:
+            self._failure = ""
+
+    async def beat(self, view: View) -> None:
+        """Notifies systemd for ever, WATCHDOG_SHARE times in each of the watchdog's intervals."""
+        micro = os.environ.get("WATCHDOG_USEC", "")
+        period = int(micro) / 1e6 / WATCHDOG_SHARE if micro.isdecimal() and int(micro) else STATUS_SECONDS
+        while True:
+            self.say("WATCHDOG=1", f"STATUS={len(view)} keeps")
+            await asyncio.sleep(period)

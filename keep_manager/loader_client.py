@@ -2,7 +2,7 @@
 
 A loader is not trusted: its answers are bounded in size and time, the socket must be a socket of the directory's
 own owner (a compromised loader could have put a symbolic link to another service there), and an answer that speaks
-of another keep is refused.
+of another keep is refused. One of the version before, which does not know `keep-hello`, gets the requests of its time.
 """
 
 from __future__ import annotations
@@ -13,18 +13,26 @@ import socket
 import stat
 import struct
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
-from keep_manager.model import LoaderGone
+from keep_manager.model import Answer, LoaderGone
 from keep_protocol.constants import CONTROL_REPLY_SECONDS, MAX_CONTROL_FRAME, control_socket_path
-from keep_protocol.control import Command, decode_reply, encode_command
+from keep_protocol.control import (
+    CONTROL_VERSION,
+    Command,
+    CommandType,
+    StartMessage,
+    claimed_spec,
+    decode_reply,
+    encode_command,
+    hello,
+    start,
+)
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo
+from keep_protocol.spec import KeepSpec
 
 BUSY_SECONDS = 0.005
-"""Pause before another attempt at a socket whose queue is full; the kernel tells nobody when it has room."""
-
-
+"""Pause before another attempt at a socket whose queue is full; the kernel does not say when it has room."""
 GONE = (ConnectionError, FileNotFoundError)
 """What a loader that has ended leaves behind: no socket, one that refuses, or a connection that breaks off."""
 
@@ -38,6 +46,19 @@ def _failed(kuuid: int, error: OSError) -> KeepfleetError:
     return LoaderGone(failure.kind, failure.message) if isinstance(error, GONE) else failure
 
 
+def decode_answer(frame: bytes) -> Answer:
+    """What a loader's answer says. Raises the error it reports, or KeepfleetError(BAD_REQUEST) for another shape.
+
+    Of what it claims to be, the owner never counts; and none of it where it is malformed.
+    """
+    report = decode_reply(frame)
+    try:
+        claims = claimed_spec(frame).replace(owner="")
+    except KeepfleetError:
+        claims = KeepSpec()
+    return Answer(report, claims)
+
+
 class LoaderSession:
     """One connection to one loader; commands are answered in order."""
 
@@ -45,13 +66,14 @@ class LoaderSession:
         self._sock = sock
         self._kuuid = kuuid
         self._rest = b""
+        self._version = 1
 
     def __repr__(self) -> str:
-        return f"LoaderSession({self._kuuid})"
+        return f"LoaderSession({self._kuuid}, control protocol {self._version})"
 
     async def ask(
         self, command: Command, seconds: float = CONTROL_REPLY_SECONDS, descriptors: Sequence[int] = ()
-    ) -> KeepInfo:
+    ) -> Answer:
         """The loader's answer; `descriptors` travel with the command's first byte and stay the caller's.
 
         Raises the loader's error, or KeepfleetError UNAVAILABLE when it does not answer whole in `seconds`: LoaderGone
@@ -65,12 +87,37 @@ class LoaderSession:
             raise _unreachable(self._kuuid, f"no answer to {command.type.value} in {seconds:g} s") from None
         except OSError as error:
             raise _failed(self._kuuid, error) from error
-        info = decode_reply(frame)
-        if info.kuuid != self._kuuid:
+        answer = decode_answer(frame)
+        if answer.report.kuuid != self._kuuid:
             raise KeepfleetError(
-                ErrorKind.KEEP_FAILED, f"cannot trust the loader of keep {self._kuuid}: it says it is {info.kuuid}"
+                ErrorKind.KEEP_FAILED,
+                f"cannot trust the loader of keep {self._kuuid}: it says it is {answer.report.kuuid}",
             )
-        return info
+        return answer
+
+    async def hello(self) -> Answer:
+        """The keep; from then on the session speaks the newest protocol that both know. Raises as `ask` does."""
+        try:
+            answer = await self.ask(hello())
+        except KeepfleetError as error:
+            if error.kind is not ErrorKind.UNKNOWN_COMMAND:
+                raise
+            return await self.ask(Command(CommandType.INFO))
+        self._version = min(answer.report.control_version, CONTROL_VERSION)
+        return answer
+
+    async def start(self, message: StartMessage, port: int, files: Sequence[int], seconds: float) -> Answer:
+        """Lets the keep begin with `files`, which `message` names in this order; the first listens on `port`.
+
+        A loader of the version before knows no uploaders: there every certificate of the client CA may upload. Raises
+        as `ask` does.
+        """
+        if self._version >= CONTROL_VERSION:
+            return await self.ask(start(message), seconds, files)
+        await self.ask(Command(CommandType.ADDR, message.address))
+        await self.ask(Command(CommandType.PORT, str(port)))
+        await self.ask(Command(CommandType.NAMES, ",".join(message.names)))
+        return await self.ask(Command(CommandType.START), seconds, files)
 
     async def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
         sent = 0
@@ -116,7 +163,7 @@ class Loaders:
     def __repr__(self) -> str:
         return f"Loaders({self._root!r})"
 
-    async def ask(self, kuuid: int, command: Command, seconds: float = CONTROL_REPLY_SECONDS) -> KeepInfo:
+    async def ask(self, kuuid: int, command: Command, seconds: float = CONTROL_REPLY_SECONDS) -> Answer:
         """The answer to one command. Raises as LoaderSession.ask does."""
         async with self.session(kuuid) as session:
             return await session.ask(command, seconds)
@@ -124,8 +171,10 @@ class Loaders:
     @asynccontextmanager
     async def session(self, kuuid: int) -> AsyncIterator[LoaderSession]:
         """A connection for several commands. Raises KeepfleetError(UNAVAILABLE), LoaderGone too, when there is none."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+        with ExitStack() as held:
             try:
+                flags = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+                sock = held.enter_context(socket.socket(socket.AF_UNIX, flags))
                 async with asyncio.timeout(CONTROL_REPLY_SECONDS):
                     await _connect(sock, control_socket_path(self._root, kuuid))
             except TimeoutError:

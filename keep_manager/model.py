@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from keep_manager.callers import GrantRoot
+from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.identity import Identity, Role
-from keep_protocol.spec import ANONYMOUS
+from keep_protocol.keep import KeepInfo, KeepReport
+from keep_protocol.spec import ANONYMOUS, KeepSpec
 from keep_protocol.sse import EventType
+
+Visible = Callable[[KeepInfo], bool]
+"""Whether a caller may see a keep; what it may not see is as if it were not there."""
 
 
 class LoaderGone(KeepfleetError):
-    """Nobody is behind a loader's socket, or it has just ended; one that hangs is a plain KeepfleetError."""
+    """No process is behind a loader's socket, or it has just ended; one that hangs is a plain KeepfleetError."""
 
 
 @dataclass(frozen=True)
 class UnitState:
     """One keep's unit as systemd lists it (man systemctl, "list-units").
 
-    load: "loaded", "not-found", …; active: "active", "activating", "failed", …; sub: the service's own state;
+    load: "loaded", "not-found", "masked", …; active: "active", "activating", "failed", …; sub: the service's own state;
     job: the type of the job that is queued for it, or "".
     """
 
@@ -33,11 +38,36 @@ class UnitState:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What was told of a keep last, and how often its workload had been started again by then."""
+class UnitEnd:
+    """How a unit's main process ended last (man org.freedesktop.systemd1).
+
+    result: systemd's word ("exit-code", "signal", …), or "" where it is not known; status: the exit status or signal;
+    restarts: how often systemd has started it again; inactive_since: when the unit ended, in seconds since boot.
+    """
+
+    result: str = ""
+    status: int = 0
+    restarts: int = 0
+    inactive_since: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a loader answered. report: about its process; claims: name, labels and limits as a loader of the version
+    before says them, which hold for a unit that has no spec."""
+
+    report: KeepReport
+    claims: KeepSpec
+
+
+@dataclass(frozen=True)
+class LastEvent:
+    """The latest event of a keep, how often its workload had been started again by then, and when that was, in seconds
+    since boot."""
 
     type: EventType
     restarts: int = 0
+    since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,3 +129,13 @@ class Allowance:
 
     grant_roots: tuple[GrantRoot, ...]
     ceilings: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Provision:
+    """What is asked for in a keep's start: by whom, for which keep, and what its workload is to have, if anything."""
+
+    spec: KeepSpec
+    caller: Caller
+    allowed: Allowance
+    workload: WorkloadRequest | None

@@ -37,6 +37,11 @@ MAX_CONTROL_CONNECTIONS = 8
 """Open control connections per loader; the manager uses one at a time."""
 CONTROL_REPLY_SECONDS = 2.0
 """A loader answers from memory; one that has not in this time is shown as state 15 and not waited for."""
+TERM_SECONDS = 2.0
+"""From a loader's SIGTERM to its SIGKILL; the unit's TimeoutStopSec is 5 s."""
+STOP_REPLY_SECONDS = TERM_SECONDS + 8.0
+"""`apploader-stop` is answered when the process has ended: after TERM_SECONDS one that takes no notice is killed, and
+its memory, up to 4 GiB, is freed in 1 s where the host is idle; this covers one eight times busier."""
 APPLOADER_START_SECONDS = 10.0
 """start-keep to listening takes 40 ms; this covers a host a hundred times busier."""
 

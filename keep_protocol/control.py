@@ -1,38 +1,55 @@
-"""The loader's control protocol (manager ↔ keep-loader, a Unix stream socket) and its reports from the app-loader.
+"""The loader's control protocol: manager ↔ keep-loader, over a Unix stream socket.
 
 Takes and returns bytes and objects; no sockets here. Import rule: the light part of keep_protocol.
 
 A command is `{"commandtype": "…", "commandcontents": "…"}`, one after another, a newline between them allowed.
-Every command is answered, in order, with one line: the keep's object (see `keep.KeepInfo.to_wire`), or
-`{"error": {"kind": …, "message": …, "evidence": […]}}`.
+Every command is answered, in order, with one line: the keep's object, which is `keep.KeepReport.to_wire` and, for the
+managers of version 1, what they read from it of the keep's spec; or `{"error": {"kind": …, "message": …, "evidence":
+[…]}}`.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from enum import Enum
 
 from keep_protocol import strict_json
-from keep_protocol.constants import MAX_CONTROL_FRAME
+from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_FDS, MAX_CONTROL_FRAME, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
-from keep_protocol.fields import Record
-from keep_protocol.keep import KeepInfo, keep_from_wire, outcome_from_wire
-from keep_protocol.outcome import Outcome
+from keep_protocol.fields import Items, Nested, Record, Text, Whole, field, parse
+from keep_protocol.keep import KeepReport
+from keep_protocol.limits import DEFAULT_LIMITS, Limits
+from keep_protocol.spec import LABELS, MAX_UPLOADERS, NAME, UPLOADER, KeepSpec, Labels, Printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from keep_protocol.keep import KeepInfo
+
+CONTROL_VERSION = 2
+"""Version 1 has no HELLO: a loader that speaks it answers `unknown-command`, and takes START and what is set before."""
 
 
 class CommandType(Enum):
     """What the manager may ask of a loader.
 
-    ADDR, PORT and NAMES say what the certificate is for and what `keep-info` shows: contents are the address, the
-    decimal port, and comma-separated further names and addresses. DESCRIBE, contents a JSON object with `name`,
-    `labels` and `owner`, is kept for `keep-info`. START carries, as SCM_RIGHTS, the descriptors START_DESCRIPTORS in
-    that order, then perhaps WORKLOAD_DESCRIPTOR and what that grants; it is answered when the app-loader listens.
-    INFO is answered at once. STOP, contents who asked, ends the app-loader or the workload. WAIT, contents a state's
-    decimal number or a phase's word, is answered when the keep's state, or its phase, is another one. DROPPED without
-    contents makes the loader say a line, with which the journal tells what it dropped; with a decimal number that is
-    how many lines, to be kept with the outcome.
+    HELLO, contents `Hello`, is answered immediately with the keep's object, whose `control_version` is the loader's.
+    KEEP_START, contents a `StartMessage`, carries the descriptors that it names, in its order, as SCM_RIGHTS; it is
+    answered when the app-loader listens.
+
+    The original's commands, and version 1's: ADDR, PORT and NAMES say what the certificate is for and what `keep-info`
+    shows: contents are the address, the decimal port, and comma-separated further names and addresses. DESCRIBE,
+    contents a `Description`, is for keeps without a spec. START carries the descriptors START_DESCRIPTORS in that
+    order, then perhaps WORKLOAD_DESCRIPTOR and what that grants, and is answered as KEEP_START is.
+
+    INFO is answered immediately. STOP, contents who asked, ends the app-loader or the workload; it is answered when
+    that has ended, and immediately where it had. WAIT, contents a state's decimal number or a phase's word, perhaps a
+    space and the `detail`, is answered when the keep's state, phase or detail is another one. DROPPED without contents
+    makes the loader say a line, with which the journal says what it dropped; with a decimal number that is how many
+    lines, to be kept with the outcome.
     """
 
+    HELLO = "keep-hello"
+    KEEP_START = "keep-start"
     ADDR = "apploader-addr"
     PORT = "apploader-port"
     NAMES = "apploader-names"
@@ -44,11 +61,18 @@ class CommandType(Enum):
     DROPPED = "keep-dropped"
 
 
-START_DESCRIPTORS = ("listener", "client-ca", "revoked")
-"""What START hands over: the listening TCP socket, the client CA's PEM, and the list of revoked serial numbers
-(one hexadecimal number a line), which is only ever appended to and is read anew for each connection."""
+LISTENER, CLIENT_CA, REVOKED = "listener", "client-ca", "revoked"
+START_DESCRIPTORS = (LISTENER, CLIENT_CA, REVOKED)
+"""What every start brings: the listening TCP socket, the client CA's PEM, and the list of revoked serial numbers
+(one hexadecimal number a line), which is only ever appended to and is read again for each connection."""
 WORKLOAD_DESCRIPTOR = "workload"
-"""A file with `workload.Workload.to_json`, open for reading alone; after it come the descriptors of `grant_names`."""
+"""A read-only file with `workload.Workload.to_json`; with it come the descriptors of its `grant_names`."""
+DESCRIPTOR = Text(
+    16,
+    re.compile(r"listener|client-ca|revoked|workload|stdin|(directory|secret)-[0-9]{1,2}", re.ASCII),
+    "the name of a descriptor that a start may bring",
+)
+CERTIFICATE_NAME = Text(253, re.compile(r"[A-Za-z0-9.:-]{1,253}", re.ASCII), "a DNS name or an address")
 
 
 class Command(Record):
@@ -56,6 +80,62 @@ class Command(Record):
 
     type: CommandType
     contents: str = ""
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether descriptors may come with it."""
+        return self.type in (CommandType.START, CommandType.KEEP_START)
+
+
+class Hello(Record):
+    """The newest version that the manager speaks."""
+
+    version: int = field(Whole(1, 1000), about="the newest control protocol that the manager speaks")
+
+
+class StartMessage(Record):
+    """One start. descriptors: the names of those that come with it, in their order, each once."""
+
+    address: str = field(Text(64), default="", about="where clients reach it; empty for where the listener is bound")
+    names: tuple[str, ...] = field(
+        Items(CERTIFICATE_NAME, MAX_CERTIFICATE_NAMES), default=(), about="further names for its certificate"
+    )
+    uploaders: tuple[str, ...] = field(
+        Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send the workload; empty for what the spec says"
+    )
+    descriptors: tuple[str, ...] = field(
+        Items(DESCRIPTOR, MAX_CONTROL_FDS), default=(), about="the names of the descriptors that come with it"
+    )
+
+
+class Description(Record):
+    """What a manager of version 1 says of a keep whose unit has no spec; each member may be empty."""
+
+    name: str = field(NAME, default="", about="what its creator called it")
+    labels: Labels = field(LABELS, default=(), about="what it can be found by")
+    owner: str = field(
+        Printable(128, must="at most 128 printable characters"), default="", about="its creator's common name"
+    )
+
+
+class _Claim(Description):
+    """What an answer says of the keep's spec."""
+
+    limits: Limits = field(Nested(Limits, "limits"), default=DEFAULT_LIMITS, about="what it may use")
+
+
+def hello() -> Command:
+    """The command that asks for the loader's version."""
+    return _with_contents(CommandType.HELLO, Hello(CONTROL_VERSION))
+
+
+def start(message: StartMessage) -> Command:
+    """The command that starts a keep by `message`; its descriptors travel with it."""
+    return _with_contents(CommandType.KEEP_START, message)
+
+
+def _with_contents(kind: CommandType, record: Record) -> Command:
+    return Command(kind, strict_json.dumps(record.to_wire()).decode("ascii"))
 
 
 def encode_command(command: Command) -> bytes:
@@ -77,19 +157,86 @@ def decode_command(frame: bytes) -> Command:
     raise KeepfleetError(ErrorKind.UNKNOWN_COMMAND, f"cannot obey {word[:40]!r}: it is no command of the loader's")
 
 
-def encode_reply(reply: KeepInfo | KeepfleetError) -> bytes:
-    """The answer to a command as one line."""
+def decode_hello(contents: str) -> Hello:
+    """The contents of HELLO. Raises KeepfleetError(BAD_REQUEST)."""
+    return parse(Hello, _object(contents, "hello"), "hello")
+
+
+def decode_start(contents: str) -> StartMessage:
+    """The contents of KEEP_START: an unknown member is refused, since it could be a restriction.
+
+    Raises KeepfleetError(BAD_REQUEST).
+    """
+    message = parse(StartMessage, _object(contents, "start"), "start", strict=True)
+    if len(set(message.descriptors)) != len(message.descriptors):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, "invalid start: a descriptor's name stands twice")
+    return message
+
+
+def decode_description(contents: str) -> Description:
+    """The contents of DESCRIBE. Raises KeepfleetError(BAD_REQUEST)."""
+    return parse(Description, _object(contents, "description"), "description", strict=True)
+
+
+def _object(contents: str, what: str) -> dict[str, object]:
+    return strict_json.loads_object(contents.encode("utf-8", "replace"), MAX_CONTROL_FRAME, f"the {what}")
+
+
+def encode_reply(reply: KeepReport | KeepInfo | KeepfleetError, spec: KeepSpec | None = None) -> bytes:
+    """The answer to a command as one line; with `spec`, what a manager of version 1 reads of it is added.
+
+    A line over MAX_CONTROL_FRAME, which would be refused, loses first the summary of the workload and then the labels:
+    both are for people, and neither comes near that length but by intent.
+    """
     if isinstance(reply, KeepfleetError):
         return strict_json.dumps({"error": reply.to_wire()}) + b"\n"
-    return strict_json.dumps(reply.to_wire()) + b"\n"
+    value = reply.to_wire()
+    if spec is not None:
+        value |= {
+            "unit": unit_name(reply.kuuid),
+            "walls": list(reply.isolation_failures),
+            "name": spec.name,
+            "labels": dict(spec.labels),
+            "owner": spec.owner,
+            "limits": spec.limits.to_wire(),
+        }
+    line = strict_json.dumps(value)
+    for member, nothing in (("workload", None), ("labels", {})):
+        if len(line) >= MAX_CONTROL_FRAME:
+            value[member] = nothing
+            line = strict_json.dumps(value)
+    return line + b"\n"
 
 
-def decode_reply(frame: bytes) -> KeepInfo:
-    """The keep in a loader's answer. Raises the error the loader reported, or BAD_REQUEST for a foreign shape."""
+def decode_reply(frame: bytes) -> KeepReport:
+    """What a loader of either version says of its process.
+
+    Raises the error the loader reported, or KeepfleetError(BAD_REQUEST) for another shape.
+    """
+    value = _answer(frame)
+    if "isolation_failures" not in value and "walls" in value:
+        value["isolation_failures"] = value["walls"]
+    return parse(KeepReport, value, "answer")
+
+
+def claimed_spec(frame: bytes) -> KeepSpec:
+    """What a loader says of its keep's name, labels, owner and limits; for keeps whose unit has no spec.
+
+    It is the loader's word: no right may be derived from it, the owner least of all. Raises as decode_reply does.
+    """
+    claim = parse(_Claim, _answer(frame), "answer")
+    return KeepSpec(name=claim.name, labels=claim.labels, owner=claim.owner, limits=claim.limits)
+
+
+def _answer(frame: bytes) -> dict[str, object]:
     value = strict_json.loads_object(frame, MAX_CONTROL_FRAME, "the loader's answer")
-    if "error" in value:
-        raise error_from_wire(value["error"])
-    return keep_from_wire(value)
+    if "error" not in value:
+        return value
+    error = error_from_wire(value["error"])
+    wire = value["error"]
+    if isinstance(wire, dict) and wire.get("kind") == "wall-missing":  # the word of version 1
+        error = KeepfleetError(ErrorKind.ISOLATION_FAILURE, error.message, error.evidence)
+    raise error
 
 
 class FrameDecoder:
@@ -156,69 +303,3 @@ class FrameDecoder:
         elif byte in b"}]":
             self._depth -= 1
         return self._depth == 0
-
-
-class ReportType(Enum):
-    """What an app-loader tells its loader, over a SOCK_SEQPACKET pair, one JSON object a packet.
-
-    LISTENING (carries, as SCM_RIGHTS, the identity file: certificate and key), RECEIVING, AWAITING (an upload was
-    refused or lost; the door waits again), ACCEPTED (the workload is whole, valid and compiled; the answer goes out
-    next), FAILED (the app-loader cannot serve), and from the runner RUNNING and ENDED.
-    """
-
-    LISTENING = "listening"
-    RECEIVING = "receiving"
-    AWAITING = "awaiting"
-    ACCEPTED = "accepted"
-    FAILED = "failed"
-    RUNNING = "running"
-    ENDED = "ended"
-
-
-class Report(Record):
-    """One report. text: a sentence for `detail`; certificate and fingerprint with LISTENING; outcome with ENDED;
-    error with FAILED."""
-
-    type: ReportType
-    text: str = ""
-    fingerprint: str = ""
-    certificate: str = ""
-    outcome: Outcome | None = None
-    error: KeepfleetError | None = None
-
-
-def encode_report(report: Report) -> bytes:
-    """The report as one packet, shortened to fit MAX_CONTROL_FRAME by dropping the outcome's backtrace if it must."""
-    value: dict[str, object] = {
-        "report": report.type.value,
-        "text": report.text,
-        "fingerprint": report.fingerprint,
-        "certificate": report.certificate,
-    }
-    if report.error is not None:
-        value["error"] = report.error.to_wire()
-    if report.outcome is not None:
-        value["outcome"] = report.outcome.to_wire()
-    packet = strict_json.dumps(value)
-    if len(packet) > MAX_CONTROL_FRAME and report.outcome is not None:
-        value["outcome"] = {**report.outcome.to_wire(), "text": report.outcome.text[:1000], "backtrace": []}
-        packet = strict_json.dumps(value)
-    return packet
-
-
-def decode_report(packet: bytes) -> Report:
-    """The report in one packet. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE): the sender runs foreign code."""
-    value = strict_json.loads_object(packet, MAX_CONTROL_FRAME, "the app-loader's report")
-    words = {kind.value: kind for kind in ReportType}
-    texts = [value.get(name, "") for name in ("report", "text", "fingerprint", "certificate")]
-    if not all(isinstance(text, str) for text in texts) or texts[0] not in words:
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the app-loader's report: {json.dumps(texts)[:80]}")
-    outcome = value.get("outcome")
-    return Report(
-        type=words[str(texts[0])],
-        text=str(texts[1]),
-        fingerprint=str(texts[2]),
-        certificate=str(texts[3]),
-        outcome=outcome_from_wire(outcome) if isinstance(outcome, dict) else None,
-        error=error_from_wire(value["error"]) if "error" in value else None,
-    )

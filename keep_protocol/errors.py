@@ -20,6 +20,7 @@ class ErrorKind(Enum):
     TOO_SLOW = "too-slow"
     TOO_MANY = "too-many"
     UNSUPPORTED = "unsupported"
+    UNSUPPORTED_MEDIA = "unsupported-media"
     INVALID_MODULE = "invalid-module"
     TOO_COMPLEX = "too-complex"
     PORT_UNAVAILABLE = "port-unavailable"

@@ -226,6 +226,9 @@ class RecordType(type):
     """Makes a class of annotated fields a record: slots, defaults, and the table of those that have a row."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> RecordType:
+        if "__annotate__" in namespace or "__annotate_func__" in namespace:
+            # From 3.14 on; they stand in `__annotations__`, as text, only where the module asks for that (PEP 749).
+            raise TypeError(f"the module of the record {name} must have `from __future__ import annotations`")
         names = [own for own, hint in namespace.get("__annotations__", {}).items() if not hint.startswith("ClassVar")]
         inherited = [base for base in bases if isinstance(base, RecordType)]
         defaults = {key: value for base in inherited for key, value in base._defaults.items()}
@@ -256,7 +259,8 @@ class Record(metaclass=RecordType):
     """
 
     def __init__(self, *values: object, **named: object) -> None:
-        names, kind = self.__match_args__, type(self)
+        kind: RecordType = type(self)
+        names = kind.__match_args__
         given = {**kind._defaults, **dict(zip(names, values, strict=False)), **named}
         if len(values) > len(names) or set(names[: len(values)]) & named.keys() or len(given) != len(names):
             raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, not {', '.join(given)}")

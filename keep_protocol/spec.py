@@ -42,7 +42,7 @@ UPLOADER = Text(
 _DIGEST = Text(64, re.compile(r"([0-9a-f]{64})?"), "64 hexadecimal digits")
 
 
-class _Printable(Text):
+class Printable(Text):
     """A string of printable characters."""
 
     def parse(self, value: object) -> str:
@@ -52,7 +52,7 @@ class _Printable(Text):
         return text
 
 
-LABEL_VALUE = _Printable(MAX_LABEL_VALUE, must=f"at most {MAX_LABEL_VALUE} printable characters")
+LABEL_VALUE = Printable(MAX_LABEL_VALUE, must=f"at most {MAX_LABEL_VALUE} printable characters")
 LABELS = Pairs(LABEL_KEY, LABEL_VALUE, MAX_LABELS, ordered=True)
 
 

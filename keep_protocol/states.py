@@ -82,6 +82,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.AWAITING, Event.STOP): Phase.ENDED,
     (Phase.REOPENING, Event.STOP): Phase.ENDED,
     (Phase.RUNNING, Event.STOP): Phase.ENDED,
+    (Phase.RESTARTING, Event.STOP): Phase.ENDED,
     **{(phase, Event.FAIL): Phase.FAILED for phase in Phase if phase is not Phase.ENDED},
 }
 

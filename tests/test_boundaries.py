@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_manager.http",
         "keep_manager.authorize",
         "keep_manager.callers",
+        "keep_manager.tasks",
         "keep_manager.keeps",
         "keep_manager.model",
         "keep_protocol",
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_manager.authorize": {"keep_manager.authorize", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
     "keep_manager.callers": {"keep_protocol"},
     "keep_manager.model": {"keep_manager.model", "keep_manager.callers", "keep_protocol"},
-    "keep_manager.grants": {"keep_manager.grants", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
+    "keep_manager.providers": {"keep_manager.providers", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
     "keep_manager.pki": {"keep_manager.pki", "keep_manager.model", "keep_protocol"},
     "keep_manager.loader_client": {"keep_manager.loader_client", "keep_manager.model", "keep_protocol"},
 }
@@ -74,14 +75,12 @@ ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus", "benchmarks.bus"},
     "wasmtime": {
         "benchmarks.waiting",
-        *(
-            f"app_loader.{name}"
-            for name in ("belongings", "checker", "component", "engine", "entry", "guest", "runner")
-        ),
+        *(f"app_loader.{name}" for name in ("check.compiler", "check.components", "check.imports")),
+        *(f"app_loader.run.{name}" for name in ("context", "engine", "guest")),
     },
     "cryptography": {"keepctl"},
     "aiohttp": {"keep_manager"},
-    "h11": {"app_loader"},
+    "h11": {"app_loader.receive"},
     "click": {"keepctl", "testers"},
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},

@@ -14,27 +14,14 @@ import pytest
 
 import keep_loader
 
-# With the first start come supervisor, run, running, child, meter, outcome and what checks a start; with the first
-# description its checks; and workload.py with the first workload that is described. An idle keep has none of them.
+# With the first start come start and workload, supervisor, process, running, outcome, restart and reports; with a
+# record of a loader before it, restart. An idle keep has none of them.
 MAIN = Path(keep_loader.__file__).parent / "__main__.py"
 OURS = {
     "keep_loader",
     *(
         f"keep_loader.{name}"
-        for name in (
-            "control",
-            "fdstore",
-            "keep",
-            "log",
-            "loader",
-            "loop",
-            "record",
-            "restart",
-            "saved",
-            "settings",
-            "status",
-            "isolation",
-        )
+        for name in ("control", "descriptors", "isolation", "loader", "log", "loop", "settings", "state")
     ),
     "keep_protocol",
     *(
@@ -43,11 +30,13 @@ OURS = {
             "constants",
             "control",
             "errors",
+            "fields",
             "keep",
+            "kinds",
             "limits",
-            "members",
-            "record",
+            "outcome",
             "sdnotify",
+            "spec",
             "states",
             "strict_json",
         )
@@ -66,6 +55,7 @@ STANDARD_LIBRARY = {
     "_stat",
     "_struct",
     "array",
+    "binascii",
     "collections",
     "collections.abc",
     "copyreg",
@@ -116,7 +106,7 @@ FORBIDDEN = {
 
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
-    """The modules a loader has when it is about to open its socket, as `-X importtime` tells them."""
+    """The modules a loader has when it is about to open its socket, as `-X importtime` lists them."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-X", "importtime", str(MAIN), "none"], capture_output=True, text=True, timeout=30
     )

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from keep_manager.callers import Callers, Quotas, quotas_for
+from keep_manager.callers import Callers, quotas_for
 from keep_manager.model import Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -20,7 +20,6 @@ from keep_protocol.spec import KeepSpec
 from keep_protocol.states import State
 
 MINUTE = 60.0
-DEFAULT_QUOTAS = Quotas()
 _ENDED = (State.COMPLETE, State.ERROR)
 
 
@@ -49,23 +48,17 @@ class QuotaKeeper:
                 caller, f"create a keep: its keeps would have {memory} bytes", "memory_bytes", quotas.memory_bytes
             )
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> None:
-        """Returns where the caller may start this keep there, and counts the start.
-
-        port: None for any of the manager's, which is for callers who may have all ports.
+    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
+        """The lowest and the highest port where the caller may start this keep, on that address and at `port` where it
+        names one; counts the start.
 
         Raises KeepfleetError: TOO_MANY, or FORBIDDEN for an address or a port that its keeps may not listen on.
         """
         quotas = quotas_for(self._callers, caller.name)
         if quotas.addresses and address not in quotas.addresses:
             raise _forbidden(caller, info, f"address {address}", ", ".join(quotas.addresses))
-        if port is None:
-            allowed = (quotas.first_port, quotas.last_port) == (DEFAULT_QUOTAS.first_port, DEFAULT_QUOTAS.last_port)
-        else:
-            allowed = quotas.first_port <= port <= quotas.last_port
-        if not allowed:
-            named = "any port" if port is None else f"port {port}"
-            raise _forbidden(caller, info, named, f"ports {quotas.first_port} to {quotas.last_port}")
+        if port is not None and not quotas.first_port <= port <= quotas.last_port:
+            raise _forbidden(caller, info, f"port {port}", f"ports {quotas.first_port} to {quotas.last_port}")
         now, starts = self._clock(), self._starts.setdefault(caller.name, deque())
         while starts and starts[0] <= now - MINUTE:
             starts.popleft()
@@ -79,6 +72,7 @@ class QuotaKeeper:
         starts.append(now)
         if len(self._starts) > len(self._callers) + 1000:
             self._starts = {name: times for name, times in self._starts.items() if times and times[-1] > now - MINUTE}
+        return quotas.first_port, quotas.last_port
 
     @contextmanager
     def following(self, caller: Caller) -> Iterator[None]:

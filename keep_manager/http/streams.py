@@ -6,15 +6,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
 
 from aiohttp import web
 
+from keep_manager.authorize.table import Action
 from keep_manager.http.connection import SEND_SECONDS
-from keep_manager.http.handlers import KEEPS
-from keep_manager.http.middleware import CERTIFICATES, RULES, peer_of
-from keep_manager.keeps.logs import Events, Journal, end_task, followed
+from keep_manager.http.handlers import KEEPS, visible_to
+from keep_manager.http.middleware import ADMISSION, QUOTAS, caller_of, peer_of
+from keep_manager.keeps import logs
+from keep_manager.keeps.logs import Events, Journal
+from keep_manager.tasks import Group
 from keep_protocol import sse
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -31,8 +34,10 @@ EVENTS = web.AppKey("events", Events)
 STREAMS = web.AppKey("streams", set[asyncio.Task[None]])
 _COUNT = re.compile(r"[0-9]{1,6}", re.ASCII)
 _ALIVE = b": alive\n\n"
-Told = LogLine | KeepEvent | KeepInfo
-"""What a stream tells; a keep is its end."""
+Item = LogLine | KeepEvent | KeepInfo
+"""What a stream sends; a keep is its end."""
+Produce = Callable[[Callable[[Item], Awaitable[None]]], Awaitable[None]]
+"""Sends one thing after another to the function it is given."""
 
 
 async def keep_logs(request: web.Request) -> web.StreamResponse:
@@ -41,10 +46,11 @@ async def keep_logs(request: web.Request) -> web.StreamResponse:
     last, follow = _query(request)
     after = request.headers.get(RESUME_HEADER, "")
     await request.app[KEEPS].get(kuuid)
-    journal = request.app[JOURNAL]
-    if follow:
-        return await _answer(request, followed(request.app[KEEPS], journal, kuuid, last, after))
-    return await _answer(request, _present(journal, kuuid, last, after))
+    keeps, journal, caller = request.app[KEEPS], request.app[JOURNAL], caller_of(request)
+    if not follow:
+        return await _answer(request, lambda send: logs.present(journal, kuuid, last, after, send, caller.name))
+    with request.app[QUOTAS].following(caller):
+        return await _answer(request, lambda send: logs.follow(keeps, journal, kuuid, last, after, send, caller.name))
 
 
 async def keep_events(request: web.Request) -> web.StreamResponse:
@@ -52,8 +58,22 @@ async def keep_events(request: web.Request) -> web.StreamResponse:
     last, follow = _query(request, "keep")
     kuuid = parse_kuuid(request.query["keep"]) if "keep" in request.query else None
     after = request.headers.get(RESUME_HEADER, "")
-    async with request.app[EVENTS].events(kuuid, last=last, after=after, follow=follow) as events:
-        return await _answer(request, events)
+    caller = caller_of(request)
+    async with AsyncExitStack() as held:
+        if follow:
+            held.enter_context(request.app[QUOTAS].following(caller))
+        visible = visible_to(caller, Action.EVENTS)
+        source = request.app[EVENTS].events(
+            kuuid, last=last, after=after, follow=follow, visible=visible, caller=caller.name
+        )
+        events = await held.enter_async_context(source)
+
+        async def produce(send: Callable[[Item], Awaitable[None]]) -> None:
+            async with aclosing(events):
+                async for event in events:
+                    await send(event)
+
+        return await _answer(request, produce)
 
 
 def _query(request: web.Request, *more: str) -> tuple[int | None, bool]:
@@ -72,40 +92,52 @@ def _query(request: web.Request, *more: str) -> tuple[int | None, bool]:
     return None if lines is None else int(lines), query.get("follow") == "true"
 
 
-async def _present(
-    journal: Journal, kuuid: int, last: int | None, after: str
-) -> AsyncGenerator[LogLine | KeepInfo, None]:
-    async with journal.lines(kuuid, last=last, after=after) as lines:
-        async for line in lines:
-            yield line
+async def _answer(request: web.Request, produce: Produce) -> web.StreamResponse:
+    """The stream of what `produce` sends, with a sign of life in every silence, until it ends or the client is gone.
 
-
-async def _answer(request: web.Request, told: AsyncGenerator[Told, None]) -> web.StreamResponse:
-    """The stream of `told`, with a sign of life in every silence, until it ends or the client is gone.
-
-    `told` is closed with the answer, wherever that breaks off: a client may go while a line is sent as well as while
-    one is waited for. Left to the garbage collector, its journalctl would live on until that looks.
-
-    A refusal before the first thing told is an answer like any other; one after it can only end the stream: the client
-    resumes, and is answered.
+    `produce` is ended with the answer, wherever that breaks off: a client may go while a line is sent as well as while
+    one is waited for. A refusal before the first thing sent is an answer like any other; one after it can only end the
+    stream: the client resumes, and is answered.
     """
     response = web.StreamResponse(headers={"Content-Type": sse.CONTENT_TYPE})
     _enlist(request.app)
-    async with aclosing(told), aclosing(_alive(told)) as chunks:
-        try:
-            async for chunk in chunks:
-                _check_again(request)
-                if not response.prepared:
-                    await response.prepare(request)
-                await _send(request, response, chunk)
-            if not response.prepared:
-                await response.prepare(request)
-        except KeepfleetError as error:
-            if not response.prepared:
-                raise
-            LOG.info("ended the stream of %s to %s: %s", request.path, peer_of(request), error.message)
-            response.force_close()
+    try:
+        queue: asyncio.Queue[Item | None] = asyncio.Queue(1)
+        async with Group() as producing:
+            producing.start(_produced(produce, queue))
+            await _forward(request, response, queue)
+    except KeepfleetError as error:
+        if not response.prepared:
+            raise
+        LOG.info("ended the stream of %s to %s: %s", request.path, peer_of(request), error.message)
+        response.force_close()
     return response
+
+
+async def _produced(produce: Produce, queue: asyncio.Queue[Item | None]) -> None:
+    await produce(queue.put)
+    await queue.put(None)
+
+
+async def _forward(request: web.Request, response: web.StreamResponse, queue: asyncio.Queue[Item | None]) -> None:
+    """Sends what comes through the queue until None does; in every silence, the first one soon, a sign of life."""
+    loop = asyncio.get_running_loop()
+    alive_at = loop.time() + FIRST_SECONDS
+    while True:
+        chunk = _ALIVE
+        try:
+            async with asyncio.timeout_at(alive_at):
+                item = await queue.get()
+            chunk = b"" if item is None else _encoded(item)
+        except TimeoutError:
+            LOG.debug("nothing to send to %s; a sign of life", peer_of(request))
+        _check_again(request)
+        if not response.prepared:
+            await response.prepare(request)
+        if not chunk:
+            return
+        await _send(request, response, chunk)
+        alive_at = loop.time() + sse.ALIVE_SECONDS
 
 
 def _enlist(app: web.Application) -> None:
@@ -120,9 +152,7 @@ def _enlist(app: web.Application) -> None:
 
 def _check_again(request: web.Request) -> None:
     """A certificate that was revoked or has expired meanwhile gets nothing more."""
-    rules = request.app[RULES].get(request.match_info.route)
-    if rules is not None:
-        rules.access.check(peer_of(request), request.app[CERTIFICATES])
+    request.app[ADMISSION].check(peer_of(request))
 
 
 async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
@@ -136,31 +166,7 @@ async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes
         raise ConnectionResetError("the client does not read") from None
 
 
-async def _alive(told: AsyncGenerator[Told, None]) -> AsyncGenerator[bytes, None]:
-    """What to send: each thing told as an event, and signs of life in every silence, the first one soon."""
-    pause = FIRST_SECONDS
-    coming: asyncio.Task[Told | None] | None = None
-    try:
-        while True:
-            coming = coming or asyncio.create_task(_next(told))
-            await asyncio.wait({coming}, timeout=pause)
-            pause = sse.ALIVE_SECONDS
-            if not coming.done():
-                yield _ALIVE
-                continue
-            item, coming = coming.result(), None
-            if item is None:
-                return
-            yield _encoded(item)
-    finally:
-        await end_task(coming)  # before `told` is closed: only one may be at work in it
-
-
-async def _next(told: AsyncGenerator[Told, None]) -> Told | None:
-    return await anext(told, None)
-
-
-def _encoded(item: Told) -> bytes:
+def _encoded(item: Item) -> bytes:
     if isinstance(item, KeepInfo):
         return sse.encode(sse.END, item.to_wire())
     name = sse.KEEP if isinstance(item, KeepEvent) else sse.LINE

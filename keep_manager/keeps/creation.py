@@ -3,119 +3,195 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import secrets
-from collections.abc import Coroutine
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
-from keep_manager.keeps.allowances import allowance, limits_for
-from keep_manager.keeps.interfaces import Loaders, Units, Witness
-from keep_manager.keeps.terms import Terms
+from keep_manager.keeps.interfaces import EventRecorder, Loaders, Quotas, Units
+from keep_manager.keeps.policy import Policy, check_uploaders, limits_for
+from keep_manager.keeps.view import View
 from keep_manager.model import Caller
+from keep_manager.tasks import Group
 from keep_protocol import strict_json
 from keep_protocol.api import NewKeep
 from keep_protocol.constants import KUUID_BITS, unit_name
-from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.limits import Limits
+from keep_protocol.spec import ANONYMOUS, KeepSpec, encode_spec
 
 LOG = logging.getLogger("keepfleet.keeps")
 MAX_WAITING_CREATIONS = 512
 """Requests that may queue for a creation; the queue drains at about 20 a second."""
 DRAWS = 8
 """IDs drawn for one creation: of 2^53 a second draw is needed once in a lifetime."""
+REPLACEMENTS = 8
+"""Living keeps of one name that one creation ends before its own: each may have been made by another meanwhile."""
 ROLL_BACK_SECONDS = 1.0
 """Between two tries to roll back while systemd cannot be reached; a try itself waits for systemd's return."""
 
 
-def describe(request: NewKeep, caller: Caller) -> Command:
-    """The command that tells a new keep's loader what it is called, and by whom."""
-    described = {"name": request.name, "labels": dict(request.labels), "owner": caller.name}
-    return Command(CommandType.DESCRIBE, strict_json.dumps(described).decode("ascii"))
+def key_digest(caller: Caller, key: str) -> str:
+    """What a keep's unit has of the idempotency key it was asked for with, or "" for none."""
+    if not key:
+        return ""
+    own = f"{caller.name}\0{caller.where if caller.name == ANONYMOUS else ''}\0{key}"
+    return hashlib.sha256(own.encode()).hexdigest()
+
+
+def request_digest(request: NewKeep) -> str:
+    """What a keep's unit has of the request it was asked for with."""
+    return hashlib.sha256(strict_json.dumps(request.to_wire())).hexdigest()
+
+
+def spec_for(request: NewKeep, caller: Caller, policy: Policy, key: str = "") -> KeepSpec:
+    """What the keep that `caller` asks for will be.
+
+    Raises KeepfleetError: UNSUPPORTED for an architecture this host has no hardware for, FORBIDDEN above one of the
+    caller's ceilings, TOO_LARGE for labels that no unit can hold.
+    """
+    if request.arch != "wasi":
+        raise KeepfleetError(
+            ErrorKind.UNSUPPORTED, f"cannot make a keep of {request.arch}: this host has no such hardware; use wasi"
+        )
+    check_uploaders(request.uploaders, caller)
+    spec = KeepSpec(
+        name=request.name,
+        labels=request.labels,
+        owner=caller.name,
+        uploaders=request.uploaders,
+        limits=limits_for(request.limits, policy.allowance(caller), caller),
+        restart=request.restart,
+        lease=request.lease or policy.lease,
+        created_at=time.time(),
+        key=key_digest(caller, key),
+        request=request_digest(request) if key else "",
+    )
+    encode_spec(spec)
+    return spec
 
 
 class Unbroken:
     """Work that is carried through even when the one who waits for it is cancelled."""
 
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._later: set[asyncio.Task[None]] = set()
+    def __init__(self, tasks: Group) -> None:
+        self._tasks = tasks
+        self._awaited: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"Unbroken({len(self._tasks)}, {len(self._later)} later)"
+        return f"Unbroken({len(self._awaited)})"
 
     async def finish(self, work: Coroutine[None, None, None]) -> None:
-        """Carries `work` through even when this task is cancelled meanwhile."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        """Carries `work` through even when this task is cancelled meanwhile. Raises the KeepfleetError it raises."""
+        result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may be nobody's any more
+        task = self._tasks.start(_carried_through(work, result))
+        self._awaited.add(task)
+        task.add_done_callback(self._awaited.discard)
+        await asyncio.shield(result)
 
     def later(self, work: Coroutine[None, None, None]) -> None:
-        """Carries `work` through with nobody waiting for it."""
-        task = asyncio.create_task(work)
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
+        """Carries `work` through with no one waiting for it, until the manager ends: systemd may never come back."""
+        self._tasks.start(work)
 
     async def settle(self) -> None:
-        """Waits for what is under way, and gives up what nobody waits for: systemd may never come back."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        for task in self._later:
-            task.cancel()
-        if self._later:
-            await asyncio.wait(self._later)
+        """Waits for what is under way."""
+        if self._awaited:
+            await asyncio.wait(self._awaited)
+
+
+async def _carried_through(work: Coroutine[None, None, None], result: asyncio.Future[None]) -> None:
+    try:
+        await work
+    except KeepfleetError as error:
+        result.set_exception(error)
+    except BaseException:
+        result.cancel()
+        raise
+    else:
+        result.set_result(None)
 
 
 class Creation:
-    """Makes keeps: at most so many at once, at most so many in all."""
+    """Makes keeps: at most so many concurrently, at most so many in all, and of one owner's names each once."""
 
-    def __init__(self, units: Units, loaders: Loaders, terms: Terms, unbroken: Unbroken, witness: Witness) -> None:
-        self._units = units
-        self._loaders = loaders
-        self._terms = terms
-        self._unbroken = unbroken
-        self._witness = witness
-        self._creations = asyncio.Semaphore(terms.max_creations_at_once)
+    def __init__(
+        self,
+        units: Units,
+        loaders: Loaders,
+        policy: Policy,
+        unbroken: Unbroken,
+        recorder: EventRecorder,
+        view: View,
+        quotas: Quotas,
+        remove: Callable[[int, Caller], Awaitable[None]],
+    ) -> None:
+        self._units, self._loaders, self._policy = units, loaders, policy
+        self._unbroken, self._recorder, self._view, self._quotas = unbroken, recorder, view, quotas
+        self._remove = remove
+        self._creations = asyncio.Semaphore(policy.max_creations_at_once)
         self._creating: set[int] = set()
+        self._names: dict[tuple[str, str], int] = {}
         self._waiting = 0
 
     def __repr__(self) -> str:
         return f"Creation({len(self._creating)} under way, {self._waiting} waiting)"
 
-    async def create(self, request: NewKeep, caller: Caller) -> KeepInfo:
+    async def create(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         """A new keep, listening for start-keep. When anything fails, or the caller is cancelled, nothing is left.
 
-        Raises KeepfleetError: UNSUPPORTED for an architecture this host has no hardware for, FORBIDDEN above one of
-        the caller's ceilings, TOO_MANY, KEEP_FAILED with the unit's last journal lines, CONFIGURATION when the units
-        are not installed.
+        Raises KeepfleetError: CONFLICT naming the living keep of the owner that has the name, TOO_MANY, KEEP_FAILED
+        with the unit's last journal lines, CONFIGURATION when the units are not installed.
         """
-        if request.arch != "wasi":
-            raise KeepfleetError(
-                ErrorKind.UNSUPPORTED, f"cannot make a keep of {request.arch}: this host has no such hardware; use wasi"
-            )
-        limits = limits_for(request.limits, allowance(self._terms.callers, caller), caller)
-        described = describe(request, caller)
         if self._waiting >= MAX_WAITING_CREATIONS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
-        self._waiting += 1
-        try:
-            await self._creations.acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            return await self._create(limits, described)
-        finally:
-            self._creations.release()
+        async with self._named(request, spec, caller):
+            self._waiting += 1
+            try:
+                await self._creations.acquire()
+            finally:
+                self._waiting -= 1
+            try:
+                return await self._create(spec, caller)
+            finally:
+                self._creations.release()
 
-    async def _create(self, limits: Limits, described: Command) -> KeepInfo:
+    @asynccontextmanager
+    async def _named(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> AsyncIterator[None]:
+        """Holds the keep's name while the block runs, in which its owner has no other keep of that name."""
+        place = (spec.owner, spec.name)
+        if not spec.name:
+            yield
+            return
+        for _ in range(REPLACEMENTS):
+            holder = self._view.holder(*place)
+            if holder is None or not request.replace_living:
+                break
+            try:
+                await self._remove(holder, caller)
+            except KeepfleetError as error:
+                if error.kind is not ErrorKind.NOT_FOUND:
+                    raise
+        holder = self._names.get(place) or self._view.holder(*place)
+        if holder is not None:
+            raise decide.name_taken(spec.name, holder)
+        self._names[place] = self._draw()
+        try:
+            yield
+        finally:
+            del self._names[place]
+
+    async def _create(self, spec: KeepSpec, caller: Caller) -> KeepInfo:
+        reserved = self._names.get((spec.owner, spec.name)) if spec.name else None
         for _ in range(DRAWS):
-            kuuid = self._draw()
+            kuuid, reserved = reserved or self._draw(), None
             self._creating.add(kuuid)
             try:
-                return await self._bring_up(kuuid, limits, described)
+                return await self._bring_up(kuuid, spec, caller)
             except KeepfleetError as error:
                 if error.kind is not ErrorKind.CONFLICT:
                     raise
@@ -124,25 +200,30 @@ class Creation:
         raise KeepfleetError(ErrorKind.INTERNAL, f"cannot make a keep: {DRAWS} IDs in a row were taken")
 
     def _draw(self) -> int:
-        taken = self._units.kuuids() | self._creating
-        if len(taken) >= self._terms.max_keeps:
+        taken = self._units.kuuids() | self._creating | set(self._names.values())
+        if len(taken) >= self._policy.max_keeps:
             raise KeepfleetError(
                 ErrorKind.TOO_MANY,
-                f"cannot make a keep: there are {len(taken)}, and max_keeps is {self._terms.max_keeps}",
+                f"cannot make a keep: there are {len(taken)}, and max_keeps is {self._policy.max_keeps}",
             )
         while True:
             kuuid = secrets.randbits(KUUID_BITS)
-            if decide.check_kuuid_free(kuuid, taken):
+            if decide.check_kuuid_free(kuuid, taken) and kuuid not in self._view:
                 return kuuid
 
-    async def _bring_up(self, kuuid: int, limits: Limits, described: Command) -> KeepInfo:
+    async def _bring_up(self, kuuid: int, spec: KeepSpec, caller: Caller) -> KeepInfo:
+        self._quotas.admit_creation(caller, spec)  # counted from the next line on
+        self._view.begin(kuuid, spec)
         reach(Failpoint.CREATE_BEFORE_UNIT)
         try:
-            await self._units.start(kuuid, self._terms.start_timeout_seconds, limits)
+            await self._units.start(kuuid, self._policy.start_timeout_seconds, spec)
             reach(Failpoint.CREATE_AFTER_READY)
-            info = await self._loaders.ask(kuuid, described)
+            async with self._loaders.session(kuuid) as session:
+                made = self._view.answered(kuuid, await session.hello())
         except KeepfleetError as error:
-            if error.kind is not ErrorKind.CONFLICT:
+            if error.kind is ErrorKind.CONFLICT:
+                self._view.drop(kuuid)
+            else:
                 await self._unbroken.finish(self._roll_back(kuuid))
                 LOG.warning("%s: not created: %s", unit_name(kuuid), error.message)
             raise
@@ -151,8 +232,7 @@ class Creation:
             LOG.info("%s: not created: the client went away", unit_name(kuuid))
             raise
         reach(Failpoint.CREATE_BEFORE_REPLY)
-        made = decide.shown(info)
-        self._witness.appeared(made)
+        self._recorder.appeared(kuuid)
         return made
 
     async def _roll_back(self, kuuid: int) -> None:
@@ -175,6 +255,7 @@ class Creation:
                 return False
             if error.kind is not ErrorKind.NOT_FOUND:
                 LOG.error("%s: cannot roll back: %s", unit_name(kuuid), error.message)
+        self._view.drop(kuuid)
         if kuuid in self._units.kuuids():
             LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))
         return True

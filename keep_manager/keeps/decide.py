@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from keep_manager.model import LoaderGone, UnitState
+from keep_manager.model import LoaderGone, UnitEnd, UnitState
+from keep_protocol.api import ListKeeps
 from keep_protocol.constants import KUUID_BITS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo
-from keep_protocol.states import State
+from keep_protocol.keep import KeepInfo, KeepReport
+from keep_protocol.spec import KeepSpec
+from keep_protocol.states import STATE_OF, Phase, State
 
 LOCALHOST = "127.0.0.1"
+ENDED = (State.COMPLETE, State.ERROR)
+RESTART_STATUS = 75
+"""What a loader exits with so that systemd starts its workload again (EX_TEMPFAIL, man 3 sysexits)."""
 
 
 def is_keep(unit: UnitState) -> bool:
@@ -23,11 +29,6 @@ def answers(unit: UnitState) -> bool:
     return unit.active in ("active", "reloading")
 
 
-def shown(info: KeepInfo) -> KeepInfo:
-    """A loader's answer as clients see it: the unit is the manager's word, not the loader's."""
-    return KeepInfo(**{**info.fields(), "unit": unit_name(info.kuuid)})
-
-
 def between_loaders(unit: UnitState, error: KeepfleetError | None) -> bool:
     """Whether the unit's loader has just ended and systemd is about to start another, or to give the unit up.
 
@@ -38,17 +39,52 @@ def between_loaders(unit: UnitState, error: KeepfleetError | None) -> bool:
     return unit.sub == "auto-restart" or (answers(unit) and isinstance(error, LoaderGone))
 
 
-def silent(unit: UnitState, reason: str, error: KeepfleetError | None) -> KeepInfo:
-    """A keep whose loader did not answer, or could not be expected to."""
-    where = f"the unit is {unit.active} ({unit.sub}{f', {reason}' if reason and reason != 'success' else ''})"
+def silent(
+    unit: UnitState, end: UnitEnd, error: KeepfleetError | None, spec: KeepSpec, last: KeepReport | None
+) -> KeepReport:
+    """The report in the stead of a loader that did not answer, or could not be expected to; `last` is its latest.
+
+    A keep whose next loader is about to come stays in the state it was in, as that will be its state again.
+    """
+    base = last or KeepReport(State.UNDEFINED, unit.kuuid, restart=spec.restart, uploaders=spec.uploaders)
+    why = f", {end.result}" if end.result and end.result != "success" else ""
+    where = f"the unit is {unit.active} ({unit.sub}{why})"
     if between_loaders(unit, error):
-        why = f"restarting: its loader has just ended; {where}"
-        return KeepInfo(unit.kuuid, State.UNDEFINED, why, unit=unit_name(unit.kuuid))
+        return _between(base, end, where)
     if unit.active in ("activating", "inactive"):
-        return KeepInfo(unit.kuuid, State.UNDEFINED, f"starting: {where}", unit=unit_name(unit.kuuid))
-    if error is None or not answers(unit):
-        return KeepInfo(unit.kuuid, State.ERROR, where, unit=unit_name(unit.kuuid))
-    return KeepInfo(unit.kuuid, State.ERROR, f"{error.message}; {where}", unit=unit_name(unit.kuuid))
+        state = State.UNDEFINED if last is None else base.state
+        return base.replace(state=state, phase="", detail=f"starting: {where}")
+    if unit.active == "deactivating":
+        return base.replace(phase="", detail=f"stopping: {where}")
+    said = where if error is None or not answers(unit) else f"{error.message}; {where}"
+    return base.replace(state=State.ERROR, phase="", detail=said)
+
+
+def _between(base: KeepReport, end: UnitEnd, where: str) -> KeepReport:
+    """The keep while it has no loader for a moment: its workload is run again, or its loader has failed."""
+    count = f", started again {end.restarts} times" if end.restarts > 1 else ""
+    if end.status == RESTART_STATUS or base.phase == Phase.RESTARTING.value:
+        how = f"the workload {base.outcome.text}; " if base.outcome is not None else ""
+        return base.replace(
+            state=STATE_OF[Phase.RESTARTING], phase=Phase.RESTARTING.value, detail=f"restarting: {how}{where}{count}"
+        )
+    return base.replace(phase="", detail=f"restarting: its loader has just ended; {where}{count}")
+
+
+def starting(kuuid: int, spec: KeepSpec) -> KeepReport:
+    """The report of a keep whose unit is being made."""
+    return KeepReport(
+        State.UNDEFINED,
+        kuuid,
+        detail="starting: its unit is being made",
+        restart=spec.restart,
+        uploaders=spec.uploaders,
+    )
+
+
+def adopted(spec: KeepSpec | None, claims: KeepSpec) -> KeepSpec:
+    """What a keep is: what its unit says; of a unit of the version before, which says nothing, its loader's claims."""
+    return claims if spec is None else spec
 
 
 def candidate_ports(address: str, port: int | None, first: int, last: int) -> Iterator[int]:
@@ -68,7 +104,7 @@ def check_kuuid_free(kuuid: int, taken: set[int]) -> bool:
     return 0 < kuuid < 1 << KUUID_BITS and kuuid not in taken
 
 
-def refuse_start(info: KeepInfo) -> None:
+def refuse_start(info: KeepReport | KeepInfo) -> None:
     """Raises KeepfleetError unless a keep that answered `info` may be started now."""
     if info.isolation_failures:
         raise KeepfleetError(
@@ -86,17 +122,67 @@ def refuse_stop(info: KeepInfo, error: KeepfleetError) -> None:
     """Raises what a stop that met `error` is refused with; returns where it may work in a moment, as `info` shows."""
     if error.kind not in (ErrorKind.CONFLICT, ErrorKind.UNAVAILABLE):
         raise error
-    if info.state in (State.UNDEFINED, State.STARTED):
-        return
-    if error.kind is ErrorKind.CONFLICT:
+    if error.kind is ErrorKind.CONFLICT and info.state is State.LISTENING:
         raise KeepfleetError(
-            ErrorKind.CONFLICT,
-            f"cannot stop keep {info.kuuid}: nothing runs in it, it is {info.state.name.lower()}: {info.detail}",
+            ErrorKind.CONFLICT, f"cannot stop keep {info.kuuid}: nothing runs in it, it is listening: {info.detail}"
         ) from error
-    if info.state is State.ERROR:
-        raise error
 
 
 def missing(kuuid: int) -> KeepfleetError:
     """The error for a keep that does not exist."""
     return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {kuuid}: there is no unit {unit_name(kuuid)}")
+
+
+def name_taken(name: str, holder: int) -> KeepfleetError:
+    """The error for a name that another living keep of the owner has."""
+    return KeepfleetError(
+        ErrorKind.CONFLICT,
+        f"cannot make a keep with the name {name!r}: your keep {holder} has it; remove that one, or replace it",
+    )
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some keeps by ID; next: the ID to ask for more `after`, None when these are the last."""
+
+    keeps: tuple[KeepInfo, ...]
+    next: int | None = None
+
+
+def page(keeps: Iterable[KeepInfo], request: ListKeeps) -> Page:
+    """Those of `keeps` that were asked for, by ID."""
+    labels = set(request.labels)
+    found = sorted(
+        (keep for keep in keeps if keep.kuuid > request.after and labels <= set(keep.labels)),
+        key=lambda keep: keep.kuuid,
+    )
+    if request.limit and len(found) > request.limit:
+        return Page(tuple(found[: request.limit]), found[request.limit - 1].kuuid)
+    return Page(tuple(found))
+
+
+def by_creation(keeps: Iterable[KeepInfo]) -> list[KeepInfo]:
+    """The keeps in the order in which they were made; those of which nothing says when come first."""
+    return sorted(keeps, key=lambda keep: (keep.created_at or 0.0, keep.kuuid))
+
+
+@dataclass(frozen=True)
+class Census:
+    """How many keeps there are, how many of them are started, and which are in state 15 and why."""
+
+    keeps: int
+    started: int
+    troubled: tuple[str, ...]
+
+    def __str__(self) -> str:
+        trouble = f", {len(self.troubled)} in error" if self.troubled else ""
+        return f"{self.keeps} keep{'' if self.keeps == 1 else 's'}, {self.started} started{trouble}"
+
+
+def census(keeps: Sequence[KeepInfo]) -> Census:
+    """Counts `keeps`."""
+    return Census(
+        keeps=len(keeps),
+        started=sum(keep.state is State.STARTED for keep in keeps),
+        troubled=tuple(f"{keep.unit}: {keep.detail}" for keep in keeps if keep.state is State.ERROR),
+    )

@@ -1,7 +1,7 @@
 """Creations that a client may safely ask for twice: the same key from the same caller names the same keep.
 
-Remembered in this process alone, and not for long: what it protects from is an answer that got lost on the way. A
-manager that crashed or restarted meanwhile makes a second keep; a client that must know gives its keep a label.
+What is kept here, in this process and for minutes, makes a retry wait for the request it repeats. Which keep a key
+made stands in its unit: a new manager knows it from there, for as long as the keep lives.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from keep_manager.model import Caller
 from keep_protocol.api import NewKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 
-REMEMBERED_SECONDS = 600.0
+KEPT_SECONDS = 600.0
 """A client that has not retried in ten minutes has given up."""
-MAX_REMEMBERED = 20_000
+MAX_KEPT = 20_000
 """A host makes at most about 20 keeps a second, 12,000 in that time; the oldest are forgotten above it."""
+
+
+def another_request() -> KeepfleetError:
+    """The error for a key that was used for another request."""
+    return KeepfleetError(
+        ErrorKind.CONFLICT, "cannot make a keep: its idempotency key came with another request before"
+    )
 
 
 @dataclass
@@ -31,56 +37,50 @@ class _Creation:
     done: asyncio.Future[KeepInfo | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class Remembered:
+class IdempotencyCache:
     """The creations of the last minutes that came with a key."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._creations: dict[tuple[str, str, str], _Creation] = {}
+        self._creations: dict[str, _Creation] = {}
 
     def __repr__(self) -> str:
-        return f"Remembered({len(self._creations)} keys)"
+        return f"IdempotencyCache({len(self._creations)} keys)"
 
-    async def once(
-        self, caller: Caller, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]
-    ) -> KeepInfo:
-        """The keep that `make` made for this key and caller, now or before; a second request waits for the first.
+    async def once(self, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]) -> KeepInfo:
+        """The keep that `make` made for this key, which has the caller in it, now or before; a second request waits for
+        the first.
 
         A creation that failed, or whose client went away, is forgotten: the next request makes its own. Raises
         KeepfleetError(CONFLICT) for a key that came with another request, and what `make` raises.
         """
-        name = (caller.name, "" if caller.name else caller.where, key)
         while True:
             self._forget()
-            known = self._creations.get(name)
+            known = self._creations.get(key)
             if known is None:
-                return await self._make(name, request, make)
+                return await self._make(key, request, make)
             if known.request != request:
-                raise KeepfleetError(
-                    ErrorKind.CONFLICT, "cannot make a keep: its idempotency key came with another request before"
-                )
+                raise another_request()
             made = await asyncio.shield(known.done)
             if made is not None:
                 return made
 
-    async def _make(
-        self, name: tuple[str, str, str], request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]
-    ) -> KeepInfo:
-        creation = self._creations[name] = _Creation(request, self._clock() + REMEMBERED_SECONDS)
+    async def _make(self, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]) -> KeepInfo:
+        creation = self._creations[key] = _Creation(request, self._clock() + KEPT_SECONDS)
         made: KeepInfo | None = None
         try:
             made = await make()
             return made
         finally:
-            if made is None and self._creations.get(name) is creation:
-                del self._creations[name]
+            if made is None and self._creations.get(key) is creation:
+                del self._creations[key]
             creation.done.set_result(made)
 
     def _forget(self) -> None:
         """Drops what is too old, oldest first, as they were put in; never what is still under way."""
         now = self._clock()
         for name, creation in list(self._creations.items()):
-            if creation.until > now and len(self._creations) <= MAX_REMEMBERED:
+            if creation.until > now and len(self._creations) <= MAX_KEPT:
                 return
             if creation.done.done():
                 del self._creations[name]

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
+from keep_manager.keeps.decide import ENDED
+from keep_manager.model import Visible
+from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import KeepEvent, LogLine
 from keep_protocol.states import State
 
 WAIT_SECONDS = 60.0
-AGAIN_SECONDS = 0.25
-"""Until a keep whose loader does not answer is asked again; it comes back on its own, and no one is told."""
-ENDED = (State.COMPLETE, State.ERROR)
+Send = Callable[[LogLine | KeepInfo], Awaitable[None]]
+"""Takes one thing to send; a keep is the end."""
 
 
 class Journal(Protocol):
     """Where keeps' lines are. Every method raises KeepfleetError alone."""
 
     def lines(
-        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False, beside: bool = False
+        self,
+        kuuid: int,
+        *,
+        last: int | None = None,
+        after: str = "",
+        follow: bool = False,
+        beside: bool = False,
+        caller: str = "",
     ) -> AbstractAsyncContextManager[AsyncIterator[LogLine]]:
         """The lines there are, the `last` ones or those `after` one; with `follow` also those to come, for ever.
 
-        beside: the caller holds a reader that follows already, and is not refused a second one.
+        TOO_MANY where `caller` has its share of readers. beside: the caller holds a reader that follows already, and is
+        not refused a second one.
         """
 
     async def sync(self) -> None:
@@ -37,10 +47,17 @@ class Events(Protocol):
     """Where what happened to keeps is. Every method raises KeepfleetError alone."""
 
     def events(
-        self, kuuid: int | None = None, *, last: int | None = None, after: str = "", follow: bool = False
+        self,
+        kuuid: int | None = None,
+        *,
+        last: int | None = None,
+        after: str = "",
+        follow: bool = False,
+        visible: Visible | None = None,
+        caller: str = "",
     ) -> AbstractAsyncContextManager[AsyncGenerator[KeepEvent, None]]:
         """The events there are, the `last` ones or those `after` one, of all keeps or of one; with `follow` those to
-        come, for ever, and before them only what `last` or `after` asks for."""
+        come, for ever, and before them only what `last` or `after` asks for. Only of keeps that are `visible`."""
 
 
 class Keeps(Protocol):
@@ -58,14 +75,10 @@ class Keeps(Protocol):
 
 async def ended(keeps: Keeps, kuuid: int) -> KeepInfo:
     """The keep once it has ended and its dropped lines are counted; one that was removed says so."""
-    loop = asyncio.get_running_loop()
     try:
         info = await keeps.get(kuuid)
         while info.state not in ENDED:
-            before, asked = info.state, loop.time()
             info = await keeps.wait(kuuid, info.state, WAIT_SECONDS)
-            if info.state is before and loop.time() - asked < AGAIN_SECONDS:
-                await asyncio.sleep(AGAIN_SECONDS)
         outcome = info.outcome
         if outcome is not None and outcome.started_at is not None and outcome.dropped_lines is None:
             info = await keeps.counted(kuuid)
@@ -76,59 +89,43 @@ async def ended(keeps: Keeps, kuuid: int) -> KeepInfo:
     return info
 
 
-async def followed(
-    keeps: Keeps, journal: Journal, kuuid: int, last: int | None, after: str
-) -> AsyncGenerator[LogLine | KeepInfo, None]:
-    """The keep's lines as they come; when it has ended those that are still to be read, and at the very end the keep.
+@dataclass
+class _Place:
+    """Where a reader is: after the line with that cursor, or before the `last` ones."""
 
-    Whoever takes it closes it: it holds a reader of the journal. Raises KeepfleetError as the journal and the keeps do.
+    last: int | None
+    after: str
+
+
+async def present(journal: Journal, kuuid: int, last: int | None, after: str, send: Send, caller: str = "") -> None:
+    """Sends the lines there are. Raises KeepfleetError as the journal does."""
+    async with journal.lines(kuuid, last=last, after=after, caller=caller) as lines:
+        async for line in lines:
+            await send(line)
+
+
+async def follow(
+    keeps: Keeps, journal: Journal, kuuid: int, last: int | None, after: str, send: Send, caller: str = ""
+) -> None:
+    """Sends the keep's lines as they come; when it has ended those that are still to be read, and at last the keep.
+
+    Raises KeepfleetError as the journal and the keeps do.
     """
-    end = asyncio.create_task(ended(keeps, kuuid))
-    coming: asyncio.Task[LogLine | None] | None = None
-    try:
-        async with journal.lines(kuuid, last=last, after=after, follow=True) as lines:
-            try:
-                while not end.done():
-                    coming = coming or asyncio.create_task(_next(lines))
-                    await asyncio.wait({coming, end}, return_when=asyncio.FIRST_COMPLETED)
-                    if not coming.done():
-                        continue
-                    line, coming = coming.result(), None
-                    if line is None:
-                        raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot follow the journal: its reader ended")
-                    after, last = line.cursor, None
-                    yield line
-            finally:
-                await end_task(coming)  # before the journal ends its reader: only one may read from that at a time
-            # Inside: a reader that waits takes the kernel up to 20 ms to end, and the rest need not wait for that.
-            info = await end
-            await journal.sync()
-            async with journal.lines(kuuid, last=last, after=after, beside=True) as rest:
-                async for line in rest:
-                    yield line
-            yield info
-    finally:
-        await end_task(end)
+    place = _Place(last, after)
+    async with journal.lines(kuuid, last=last, after=after, follow=True, caller=caller) as lines:
+        async with Group() as copying:
+            copying.start(_copy(lines, send, place))
+            info = await ended(keeps, kuuid)
+        # Inside: a reader that waits takes the kernel up to 20 ms to end, and the rest need not wait for that.
+        await journal.sync()
+        async with journal.lines(kuuid, last=place.last, after=place.after, beside=True) as rest:
+            async for line in rest:
+                await send(line)
+        await send(info)
 
 
-async def _next(lines: AsyncIterator[LogLine]) -> LogLine | None:
-    return await anext(lines, None)
-
-
-async def end_task(task: asyncio.Task[Any] | None) -> None:
-    """Cancels a task and returns when it has ended, also when the caller is cancelled meanwhile, once or more often:
-    what the task holds is then free, and what it was using may be closed. Its result is nobody's any more.
-    """
-    if task is None:
-        return
-    task.cancel()
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    if not task.cancelled():
-        task.exception()  # looked at, or asyncio logs that nobody did
-    if cancelled:
-        raise asyncio.CancelledError
+async def _copy(lines: AsyncIterator[LogLine], send: Send, place: _Place) -> None:
+    async for line in lines:
+        await send(line)
+        place.last, place.after = None, line.cursor
+    raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot follow the journal: its reader ended")

@@ -1,42 +1,40 @@
-"""Creates, lists, starts, stops and removes keeps. It remembers nothing that systemd and the loaders do not know."""
+"""Creates, lists, starts, stops and removes keeps. It holds nothing that units and loaders do not know."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from contextlib import ExitStack
+from contextlib import suppress
 
 from keep_manager.failpoints import Failpoint, reach
-from keep_manager.keeps import decide, listing
-from keep_manager.keeps.allowances import allowance
-from keep_manager.keeps.creation import Creation, Unbroken
-from keep_manager.keeps.idempotency import Remembered
-from keep_manager.keeps.interfaces import Grants, Loaders, LoaderSession, Units, Witness
-from keep_manager.keeps.lasting import Lasting
-from keep_manager.keeps.listing import Page
+from keep_manager.keeps import decide
+from keep_manager.keeps.creation import Creation, Unbroken, spec_for
+from keep_manager.keeps.decide import Page
+from keep_manager.keeps.idempotency import IdempotencyCache, another_request
+from keep_manager.keeps.interfaces import EventRecorder, Loaders, LoaderSession, Providers, Quotas, Units
+from keep_manager.keeps.kinds import kind_of
+from keep_manager.keeps.policy import Policy, Unlimited, uploaders_for
 from keep_manager.keeps.ports import bind_listener
-from keep_manager.keeps.terms import Terms
-from keep_manager.model import Caller, UnitState
+from keep_manager.keeps.view import NO_SPEC, View
+from keep_manager.model import Answer, Caller, Provision, UnitState, Visible
+from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
-from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
-from keep_protocol.control import Command, CommandType
+from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, STOP_REPLY_SECONDS, unit_name
+from keep_protocol.control import Command, CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 
 LOG = logging.getLogger("keepfleet.keeps")
-ASKED_AT_ONCE = 256
-"""Loaders asked at the same moment: far below RLIMIT_NOFILE, and 2,000 dead ones still take 16 s and not an hour."""
-MAX_WAITERS = 128
-"""Requests that may wait for a change of state; each holds one of its loader's eight connections."""
+ASKED_CONCURRENTLY = 64
+"""Units and loaders asked at the same moment when keeps are found: as many as the bus takes calls in flight."""
+MAX_WAITERS = 1024
+"""Requests that may wait for a change of state; each costs a task and no connection to a loader."""
 MAX_WAIT_SECONDS = 60.0
-AGAIN_SECONDS = 1.0
-"""Until a waiter looks again at a keep whose loader is away; the next loader knows nothing of those who wait."""
 STOP_SECONDS = 10.0
 """systemd starts a keep again after a quarter of a second, and a loader is there 50 ms later; a busy host is slower."""
 STOP_AGAIN_SECONDS = 0.02
-"""A workload that fails at once runs for less than a tenth of a second before it is started again."""
+"""A workload that fails immediately runs for less than a tenth of a second before it is started again."""
 START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
 """The loader gives its app-loader APPLOADER_START_SECONDS and then answers with the reason."""
 
@@ -46,58 +44,106 @@ EVERY_KEEP = ListKeeps()
 class Keeps:
     """Every keep of one service manager."""
 
-    def __init__(self, units: Units, loaders: Loaders, terms: Terms, grants: Grants, witness: Witness) -> None:
-        self._units = units
-        self._loaders = loaders
-        self._terms = terms
-        self._grants = grants
-        self._witness = witness
-        self._unbroken = Unbroken()
-        self._creation = Creation(units, loaders, terms, self._unbroken, witness)
-        self._remembered = Remembered()
-        self._lasting = Lasting()
+    def __init__(
+        self,
+        tasks: Group,
+        units: Units,
+        loaders: Loaders,
+        policy: Policy,
+        providers: Providers,
+        recorder: EventRecorder,
+        view: View,
+        quotas: Quotas | None = None,
+    ) -> None:
+        self._units, self._loaders, self._policy = units, loaders, policy
+        self._providers, self._recorder, self._view = providers, recorder, view
+        self._quotas: Quotas = quotas or Unlimited()
+        self._unbroken = Unbroken(tasks)
+        self._creation = Creation(
+            units, loaders, policy, self._unbroken, recorder, view, self._quotas, remove=self.remove
+        )
+        self._idempotency = IdempotencyCache()
         self._starting: set[int] = set()
         self._waiters = 0
-        self._asked = asyncio.Semaphore(ASKED_AT_ONCE)
 
     def __repr__(self) -> str:
-        return f"Keeps({self._creation!r}, {len(self._starting)} being started)"
+        return f"Keeps({self._view!r}, {self._creation!r}, {len(self._starting)} being started)"
+
+    async def rediscover(self) -> list[KeepInfo]:
+        """Every keep that units and loaders know of, and the view made of them. Raises KeepfleetError."""
+        places = asyncio.Semaphore(ASKED_CONCURRENTLY)
+
+        async def adopt(unit: UnitState) -> None:
+            async with places:
+                await self._adopt(unit)
+
+        async with Group() as asking:
+            found = [unit for unit in await self._units.listed() if decide.is_keep(unit)]
+            for task in [asking.start(adopt(unit)) for unit in found]:
+                await task
+        return list(self._view)
+
+    async def _adopt(self, unit: UnitState) -> None:
+        spec = None
+        with suppress(
+            KeepfleetError
+        ):  # gone meanwhile, or systemd is away: then its loader is asked, or it is looked at
+            spec = await self._units.spec(unit.kuuid)
+        self._view.begin(unit.kuuid, spec)
+        error: KeepfleetError | None = None
+        if decide.answers(unit):
+            try:
+                self._view.answered(unit.kuuid, await self._loaders.ask(unit.kuuid, Command(CommandType.INFO)))
+                return
+            except KeepfleetError as caught:
+                error = caught
+        self._view.silent(unit, await self._units.end(unit.kuuid), error)
 
     async def create(self, request: NewKeep, caller: Caller, key: str = "") -> KeepInfo:
-        """A new keep, listening for start-keep; see Creation.create, and for a `key` Remembered.once."""
+        """A new keep, listening for start-keep; with a `key` the one that the same caller's same request with it has
+        made before, also where that was another manager's work.
+
+        Raises KeepfleetError as `spec_for` and Creation.create do, and CONFLICT for a key of another request.
+        """
+        spec = spec_for(request, caller, self._policy, key)
         if not key:
-            return self._lasting.heard(await self._creation.create(request, caller))
-        once = self._remembered.once(caller, key, request, lambda: self._creation.create(request, caller))
-        return self._lasting.heard(await once)
+            return await self._creation.create(request, spec, caller)
+
+        async def once() -> KeepInfo:
+            made = self._view.made_with(spec.key)
+            if made is None:
+                return await self._creation.create(request, spec, caller)
+            kuuid, before = made
+            if before.request != spec.request:
+                raise another_request()
+            return await self._view.changed(kuuid, State.UNDEFINED, self._policy.start_timeout_seconds)
+
+        return await self._idempotency.once(spec.key, request, once)
 
     async def settle(self) -> None:
         """Waits for the rollbacks and removals under way."""
         await self._unbroken.settle()
 
-    async def list(self, request: ListKeeps = EVERY_KEEP) -> Page:
-        """Keeps by ID; those whose loader does not answer are in state 15 (or 0 while starting), with why."""
-        there = await self._units.listed()
-        self._lasting.only(unit.kuuid for unit in there)
-        units = listing.candidates(there, request)
-        step = max(request.limit + 1, ASKED_AT_ONCE) if request.limit and request.labels else request.limit + 1
-        found: list[KeepInfo] = []
-        while units and not listing.enough(found, request):
-            asked, units = (units[:step], units[step:]) if request.limit else (units, [])
-            keeps = await asyncio.gather(*(self._describe(unit) for unit in asked))
-            found += [keep for keep in keeps if listing.matches(keep, request)]
-        return listing.page(found, request)
+    async def list(self, request: ListKeeps = EVERY_KEEP, visible: Visible | None = None) -> Page:
+        """Keeps by ID that are `visible`; those whose loader does not answer are in state 15 (or 0 while starting)."""
+        return decide.page((keep for keep in self._view if visible is None or visible(keep)), request)
+
+    def find(self, kuuid: int) -> KeepInfo:
+        """One keep. Raises KeepfleetError(NOT_FOUND)."""
+        return self._view.find(kuuid)
 
     async def get(self, kuuid: int) -> KeepInfo:
         """One keep. Raises KeepfleetError(NOT_FOUND)."""
-        try:
-            return self._shown(await self._loaders.ask(kuuid, Command(CommandType.INFO)))
-        except KeepfleetError as error:
-            return await self._silent(await self._existing(kuuid), error)
+        return self._view.find(kuuid)
+
+    def counts(self) -> dict[State, int]:
+        """How many keeps are in each state."""
+        return self._view.counts()
 
     async def counted(self, kuuid: int) -> KeepInfo:
         """A keep that has ended, once it is known how many of its lines were dropped. Raises NOT_FOUND."""
-        await self._witness.counted(kuuid)
-        return await self.get(kuuid)
+        await self._recorder.counted(kuuid)
+        return self._view.find(kuuid)
 
     async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
         """One keep, once its state is another than `changed_from`, or as it is after `seconds`.
@@ -110,38 +156,26 @@ class Keeps:
             )
         self._waiters += 1
         try:
-            return await self._changed(kuuid, changed_from, min(seconds, MAX_WAIT_SECONDS))
+            return await self._view.changed(kuuid, changed_from, min(seconds, MAX_WAIT_SECONDS))
         finally:
             self._waiters -= 1
 
-    async def _changed(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
-        command = Command(CommandType.WAIT, str(int(changed_from)))
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while True:
-            try:
-                return self._shown(await self._loaders.ask(kuuid, command, deadline - loop.time()))
-            except KeepfleetError:
-                info = await self.get(kuuid)
-            left = deadline - loop.time()
-            if info.state is not changed_from or left <= 0:
-                return info
-            await asyncio.sleep(min(AGAIN_SECONDS, left))
-
     async def start(self, request: StartKeep, caller: Caller) -> KeepInfo:
-        """Binds the listener and hands it to the keep, which then awaits its workload there.
+        """Binds the listener and passes it to the keep, which then awaits its workload there.
 
-        A caller that is cancelled after the hand-over leaves the keep started: it is listed, and can be stopped.
+        A caller that is cancelled after that leaves the keep started: it is listed, and can be stopped.
         Raises KeepfleetError: NOT_FOUND, CONFLICT when it is started or being started, PORT_UNAVAILABLE, FORBIDDEN
         and others for what cannot be granted, or what the loader reports.
         """
         kuuid = request.kuuid
+        self._view.find(kuuid)
         if kuuid in self._starting:
             raise KeepfleetError(ErrorKind.CONFLICT, f"cannot start keep {kuuid}: it is being started")
         self._starting.add(kuuid)
         try:
             async with self._loaders.session(kuuid) as session:
-                info = await self._hand_over(session, request, caller)
+                answer = await self._hand_over(session, request, caller)
+            info = self._view.answered(kuuid, answer)
         except KeepfleetError as error:
             if error.kind is ErrorKind.UNAVAILABLE:
                 await self._existing(kuuid)
@@ -150,54 +184,62 @@ class Keeps:
             self._starting.discard(kuuid)
         reach(Failpoint.START_BEFORE_REPLY)
         LOG.info("%s: started by %s on %s port %d", unit_name(kuuid), caller, info.address, info.port)
-        return self._shown(info)
-
-    async def _hand_over(self, session: LoaderSession, request: StartKeep, caller: Caller) -> KeepInfo:
-        decide.refuse_start(await session.ask(Command(CommandType.INFO)))
-        with ExitStack() as files:
-            granted: tuple[int, ...] = ()
-            if request.workload is not None:
-                allowed = allowance(self._terms.callers, caller)
-                granted = files.enter_context(self._grants(request.workload, allowed, caller))
-            doors = tuple(_open(files, path) for path in (self._terms.client_ca, self._terms.revoked))
-            return await self._open_door(session, request, (*doors, *granted))
-
-    async def _open_door(self, session: LoaderSession, request: StartKeep, files: tuple[int, ...]) -> KeepInfo:
-        reach(Failpoint.START_BEFORE_BIND)
-        ports = decide.candidate_ports(request.address, request.port, self._terms.first_port, self._terms.last_port)
-        with bind_listener(request.address, ports) as listener:
-            reach(Failpoint.START_AFTER_BIND)
-            port = listener.getsockname()[1]
-            await session.ask(Command(CommandType.ADDR, request.address))
-            await session.ask(Command(CommandType.PORT, str(port)))
-            await session.ask(Command(CommandType.NAMES, ",".join(request.names)))
-            reach(Failpoint.START_AFTER_ADDRESS)
-            info = await session.ask(Command(CommandType.START), START_REPLY_SECONDS, (listener.fileno(), *files))
-        reach(Failpoint.START_AFTER_COMMAND)
-        if (info.address, info.port) != (request.address, port):
-            raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot trust keep {request.kuuid}: it names another address")
         return info
 
+    async def _hand_over(self, session: LoaderSession, request: StartKeep, caller: Caller) -> Answer:
+        kuuid = request.kuuid
+        answer = await session.hello()
+        info = self._view.answered(kuuid, answer)
+        decide.refuse_start(answer.report)
+        spec = self._view.entry(kuuid).spec or NO_SPEC
+        uploaders = uploaders_for(request.uploaders, spec, caller)
+        allowed = self._quotas.admit_start(caller, info, request.address, request.port)
+        provision = Provision(spec, caller, self._policy.allowance(caller), request.workload)
+        kind = kind_of(spec.kind)
+        async with self._providers.opened(provision) as given:
+            reach(Failpoint.START_BEFORE_BIND)
+            first, last = max(self._policy.first_port, allowed[0]), min(self._policy.last_port, allowed[1])
+            ports = decide.candidate_ports(request.address, request.port, first, last)
+            with bind_listener(request.address, ports) as listener:
+                reach(Failpoint.START_AFTER_BIND)
+                descriptors = {"listener": listener.fileno(), **given}
+                kind.check_descriptors(tuple(descriptors))
+                port = listener.getsockname()[1]
+                message = StartMessage(request.address, request.names, uploaders, tuple(descriptors))
+                reach(Failpoint.START_AFTER_ADDRESS)
+                answer = await session.start(message, port, tuple(descriptors.values()), START_REPLY_SECONDS)
+        reach(Failpoint.START_AFTER_COMMAND)
+        if (answer.report.address, answer.report.port) != (request.address, port):
+            raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot trust keep {kuuid}: it names another address")
+        return answer
+
     async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
-        """Ends the keep's door or workload; its outcome says that `caller` asked.
+        """Ends the keep's upload endpoint or workload; its outcome says that `caller` asked. One that has ended already
+        is returned as it is.
 
         One that is being started again has no loader for moments: it is stopped as soon as there is one.
-        Raises KeepfleetError: NOT_FOUND, CONFLICT, UNAVAILABLE.
+        Raises KeepfleetError: NOT_FOUND, CONFLICT where nothing runs yet, UNAVAILABLE.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + STOP_SECONDS
-        while True:
+        info = self._view.find(kuuid)
+        while info.state not in decide.ENDED:
             try:
-                info = await self._loaders.ask(kuuid, Command(CommandType.STOP, caller.who))
-                break
+                answer = await self._loaders.ask(kuuid, Command(CommandType.STOP, caller.who), STOP_REPLY_SECONDS)
             except KeepfleetError as error:
-                decide.refuse_stop(await self.get(kuuid), error)
+                info = await self._refreshed(kuuid)
+                if info.state in decide.ENDED:
+                    break
+                decide.refuse_stop(info, error)
                 if loop.time() > deadline:
                     raise
+            else:
+                info = self._view.answered(kuuid, answer)
+                reach(Failpoint.STOP_AFTER_COMMAND)
+                LOG.info("%s: stopped by %s", unit_name(kuuid), caller)
+                return info
             await asyncio.sleep(STOP_AGAIN_SECONDS)
-        reach(Failpoint.STOP_AFTER_COMMAND)
-        LOG.info("%s: stopped by %s", unit_name(kuuid), caller)
-        return self._shown(info)
+        return info
 
     async def remove(self, kuuid: int, caller: Caller) -> None:
         """Ends the keep's unit, in whatever state it is, and everything of it. Raises KeepfleetError(NOT_FOUND).
@@ -205,47 +247,34 @@ class Keeps:
         A caller that is cancelled has asked for it all the same: the removal is carried through.
         """
         reach(Failpoint.REMOVE_BEFORE_CALL)
-        await self._unbroken.finish(self._remove(kuuid, caller))
+        await self._unbroken.finish(self._remove(kuuid, caller.who))
         reach(Failpoint.REMOVE_BEFORE_REPLY)
         LOG.info("%s: removed by %s", unit_name(kuuid), caller)
 
-    async def _remove(self, kuuid: int, caller: Caller) -> None:
+    async def _remove(self, kuuid: int, by: str) -> None:
+        entry = self._view.entry(kuuid)
+        entry.removing = True
         try:
-            async with self._witness.removing(kuuid, caller.who):
+            async with self._recorder.removing(kuuid, by):
                 await self._units.stop(kuuid)
         except KeepfleetError as error:
-            raise decide.missing(kuuid) if error.kind is ErrorKind.NOT_FOUND else error from error
+            entry.removing = False
+            if error.kind is not ErrorKind.NOT_FOUND:
+                raise
+            self._view.drop(kuuid)
+            raise decide.missing(kuuid) from error
+        self._view.drop(kuuid)
 
-    async def _describe(self, unit: UnitState) -> KeepInfo:
-        error: KeepfleetError | None = None
-        if decide.answers(unit):
-            try:
-                async with self._asked:
-                    return self._shown(await self._loaders.ask(unit.kuuid, Command(CommandType.INFO)))
-            except KeepfleetError as caught:
-                error = caught
-        return await self._silent(unit, error)
-
-    def _shown(self, info: KeepInfo) -> KeepInfo:
-        return self._lasting.heard(decide.shown(info))
-
-    async def _silent(self, unit: UnitState, error: KeepfleetError | None) -> KeepInfo:
-        return self._lasting.filled(decide.silent(unit, await self._units.reason(unit.kuuid), error))
+    async def _refreshed(self, kuuid: int) -> KeepInfo:
+        """One keep as its loader, or else its unit, shows it at this moment. Raises KeepfleetError(NOT_FOUND)."""
+        try:
+            return self._view.answered(kuuid, await self._loaders.ask(kuuid, Command(CommandType.INFO)))
+        except KeepfleetError as error:
+            unit = await self._existing(kuuid)
+            return self._view.silent(unit, await self._units.end(kuuid), error)
 
     async def _existing(self, kuuid: int) -> UnitState:
         unit = await self._units.look(kuuid)
         if unit is None or not decide.is_keep(unit):
             raise decide.missing(kuuid)
         return unit
-
-
-def _open(files: ExitStack, path: str) -> int:
-    """A read-only descriptor of `path`, closed with `files`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        raise KeepfleetError(
-            ErrorKind.CERTIFICATE, f"cannot open {path}: {error.strerror}; run: keepctl init"
-        ) from error
-    files.callback(os.close, descriptor)
-    return descriptor

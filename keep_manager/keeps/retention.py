@@ -1,9 +1,8 @@
-"""Removes keeps that ended long enough ago; remembers nothing between one look and the next.
+"""Removes keeps that ended long enough ago, and those that stay unused for longer than their lease.
 
-A keep that has not ended when it is looked at cannot be due before a whole retention later, so one look in that time
-misses nothing, and a manager that starts anew begins with a look. In between it sleeps until the first one is due.
 Time is the host's since its boot, which keeps do not outlive: a clock that is set removes nothing early and keeps
-nothing for ever.
+nothing for ever. When a keep ended, its loader says, or its unit where that has failed; since when it is unused, its
+latest event says: a new manager goes on where the one before stopped.
 """
 
 from __future__ import annotations
@@ -12,64 +11,85 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
-from keep_manager.keeps.listing import Page
+from keep_manager.keeps.decide import ENDED
+from keep_manager.keeps.view import Entry
 from keep_manager.model import Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
-from keep_protocol.keep import KeepInfo
-from keep_protocol.spec import ANONYMOUS
-from keep_protocol.states import State
+from keep_protocol.states import Phase
 
 LOG = logging.getLogger("keepfleet.keeps")
 LOOKS_PER_RETENTION = 60
-"""A look asks every loader; keeps that end one after another are due together, a sixtieth of the retention late."""
-ENDED = (State.COMPLETE, State.ERROR)
+"""Keeps that end one after another are due together, a sixtieth of the retention late."""
+LONGEST_PAUSE_SECONDS = 60.0
+"""A keep that is made a moment after a look may have a lease that is shorter than the retention."""
+UNUSED = {
+    Phase.IDLE.value: "idle_seconds",
+    Phase.AWAITING.value: "await_seconds",
+    Phase.REOPENING.value: "await_seconds",
+}
+"""The phases of a keep that is unused, and the part of its lease that counts there."""
 
 
 class Keeps(Protocol):
     """What retention needs of the keeps. Every method raises KeepfleetError alone."""
 
-    async def list(self) -> Page:
-        """Every keep."""
-
     async def remove(self, kuuid: int, caller: Caller) -> None:
         """Ends a keep."""
 
 
-def expired(keeps: Iterable[KeepInfo], now: float, seconds: float) -> tuple[list[int], float]:
-    """The keeps that ended `seconds` before `now`, both since boot, and when another look is worth it. Pure."""
-    due: list[int] = []
-    wait = seconds
-    for keep in keeps:
-        if keep.state not in ENDED or keep.outcome is None or keep.outcome.ended_monotonic is None:
+@dataclass(frozen=True)
+class Due:
+    """A keep to remove, and why."""
+
+    kuuid: int
+    why: str
+
+
+def due(entries: Iterable[Entry], now: float, retention: float) -> tuple[list[Due], float]:
+    """The keeps to remove at `now`, in seconds since boot, and in how many seconds another look is worth it. Pure."""
+    found: list[Due] = []
+    wait = min(retention, LONGEST_PAUSE_SECONDS)
+    for entry in entries:
+        at, why = _end_of(entry, retention)
+        if at is None or entry.removing:
             continue
-        left = keep.outcome.ended_monotonic + seconds - now
-        if left <= 0:
-            due.append(keep.kuuid)
+        if at <= now:
+            found.append(Due(entry.info.kuuid, why))
         else:
-            wait = min(wait, left)
-    return due, max(wait, seconds / LOOKS_PER_RETENTION)
+            wait = min(wait, at - now)
+    return found, max(wait, min(retention / LOOKS_PER_RETENTION, LONGEST_PAUSE_SECONDS / LOOKS_PER_RETENTION))
 
 
-async def retain(keeps: Keeps, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+def _end_of(entry: Entry, retention: float) -> tuple[float | None, str]:
+    """When the keep is due, None for never, and why."""
+    info = entry.info
+    if info.state in ENDED:
+        ended = entry.unit_ended if info.outcome is None else info.outcome.ended_monotonic
+        ended = entry.unit_ended if ended is None else ended
+        return (None if ended is None else ended + retention), f"ended {retention:g} s ago"
+    lease = getattr(info.lease, UNUSED.get(info.phase, ""), 0)
+    return (entry.since + lease if lease else None), f"unused for {lease} s"
+
+
+async def retain(
+    keeps: Keeps, entries: Callable[[], Iterable[Entry]], seconds: float, clock: Callable[[], float] = time.monotonic
+) -> None:
     """Removes keeps when they are due, until it is cancelled. What cannot be removed now is tried at the next look."""
-    remover = Caller(ANONYMOUS, Role.OPERATOR, "", f"the manager, as it ended {seconds:g} s ago")
     while True:
-        wait = seconds / LOOKS_PER_RETENTION
-        try:
-            due, wait = expired((await keeps.list()).keeps, clock(), seconds)
-            for kuuid in due:
-                await _remove(keeps, kuuid, remover)
-        except KeepfleetError as error:
-            LOG.warning("cannot look for keeps that ended long ago: %s", error.message)
+        found, wait = due(entries(), clock(), seconds)
+        for one in found:
+            await _remove(keeps, one)
         await asyncio.sleep(wait)
 
 
-async def _remove(keeps: Keeps, kuuid: int, remover: Caller) -> None:
+async def _remove(keeps: Keeps, one: Due) -> None:
+    who = f"the manager: {one.why}"
     try:
-        await keeps.remove(kuuid, remover)
+        await keeps.remove(one.kuuid, Caller(who, Role.OPERATOR, "", who))
     except KeepfleetError as error:
         if error.kind is not ErrorKind.NOT_FOUND:
-            LOG.warning("cannot remove keep %d, which ended long ago: %s", kuuid, error.message)
+            LOG.warning("cannot remove keep %d, %s: %s", one.kuuid, one.why, error.message)

@@ -1,8 +1,9 @@
-"""Watches every keep and tells what happens to it, once, in order, whoever made it happen.
+"""Watches every keep, keeps the view of all of them true, and records what happens to each, once, in order, whatever
+made it happen.
 
-One task and one connection a keep, which waits for the loader's word. What was told is in the journal: a manager that
-starts anew reads it there, and tells what happened while there was none. A manager that is killed between a change and
-its telling tells it when it is back; one that is killed right after it may tell it twice.
+One task and one connection a keep, which waits for the loader's next report. What was recorded is in the journal: a new
+manager reads it there, and records what happened while there was none. A manager that is killed between a change and
+its record records it when it is back; one that is killed right after it may record it twice.
 """
 
 from __future__ import annotations
@@ -11,43 +12,47 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 
 from keep_manager.keeps import decide
 from keep_manager.keeps.dropped import Counter
-from keep_manager.keeps.happenings import happenings, reached, sentence
-from keep_manager.keeps.interfaces import Ledger, Loaders, Units
-from keep_manager.model import LoaderGone, Told
+from keep_manager.keeps.events import audit, events_of, is_upload, reached, sentence
+from keep_manager.keeps.interfaces import EventLog, Loaders, Units
+from keep_manager.keeps.view import Entry, View
+from keep_manager.model import LastEvent, LoaderGone, UnitState
+from keep_manager.tasks import Group
 from keep_protocol.constants import unit_name
 from keep_protocol.control import Command, CommandType
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
 
 LOG = logging.getLogger("keepfleet.watch")
+SECURITY = logging.getLogger("keepfleet.security")
 WAIT_SECONDS = 3600.0
 """A loader is asked again after this time; while it hangs, systemd's watchdog ends it long before."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 16.0
-"""Between two looks at a keep whose loader is away, doubled each time where none is to come: systemd tells of a unit's
+"""Between two looks at a keep whose loader is away, doubled each time where none is to come: systemd reports a unit's
 end only to those who subscribe to all of its signals."""
 MANY, MANY_SECONDS = 16, 16.0
-"""Changes that one keep may tell in so many seconds; a life has six and a restart two. A keep that was taken over could
-tell thousands, and each would be looked at and written down."""
+"""Changes that one keep may report in so many seconds; a life has six and a restart two. A keep that was taken over
+could report thousands, and each would be looked at and written down."""
 SETTLED_SECONDS = 5.0
 """How long a client waits at most for the count of dropped lines."""
-TOLD_SECONDS = 2.0
-"""How long a client waits at most until a removal is told: milliseconds, unless the journal takes nothing."""
+RECORDED_SECONDS = 2.0
+"""How long a client waits at most until a removal is recorded: milliseconds, unless the journal takes nothing."""
 _ENDS = (EventType.ENDED, EventType.FAILED)
 
 
 class _Watched:
-    """One keep that is watched: what was told of it, who removed it, and whether its end, and its going, are told."""
+    """One keep that is watched: its latest event, who removes it, and whether its end, and its going, are recorded."""
 
-    def __init__(self, told: Told | None) -> None:
-        self.told = told
+    def __init__(self, latest: LastEvent | None) -> None:
+        self.latest = latest
         self.remover: str | None = None
+        self.failure = ""
         self.nudged, self.settled, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
 
@@ -70,141 +75,158 @@ class Pace:
 
 
 class Watch:
-    """The watch over all keeps of one manager, from `open` to `close`."""
+    """The watch over all keeps of one manager; its tasks are `tasks`'."""
 
-    def __init__(self, units: Units, loaders: Loaders, ledger: Ledger) -> None:
-        self._units, self._loaders, self._ledger = units, loaders, ledger
-        self._counter = Counter(loaders, ledger)
+    def __init__(self, tasks: Group, units: Units, loaders: Loaders, log: EventLog, view: View) -> None:
+        self._tasks, self._units, self._loaders, self._log, self._view = tasks, units, loaders, log, view
+        self._counter = Counter(loaders, log, view)
         self._watched: dict[int, _Watched] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"Watch({len(self._watched)} keeps)"
 
-    async def open(self, keeps: Iterable[KeepInfo]) -> None:
-        """Watches `keeps`, which were there before; tells what has happened since what was told last."""
-        found = {keep.kuuid: keep for keep in keeps}
+    async def open(self) -> None:
+        """Watches the keeps of the view; records what has happened since the latest events."""
+        found = [info.kuuid for info in self._view]
+        latest: Mapping[int, LastEvent] = {}
         try:
-            told = await self._ledger.told()
+            latest = await self._log.latest()
         except KeepfleetError as error:
-            LOG.warning("cannot read what was told of the keeps, it may be told again: %s", error.message)
-            told = {}
-        for kuuid, keep in found.items():
-            self._begin(keep, told.get(kuuid))
-        for kuuid, last in told.items():
-            if kuuid not in found and kuuid not in self._watched and last.type is not EventType.REMOVED:
+            LOG.warning("cannot read the events so far, some may be recorded twice: %s", error.message)
+        for kuuid in found:
+            self._begin(kuuid, latest.get(kuuid))
+        for kuuid, last in latest.items():
+            if kuuid not in self._view and kuuid not in self._watched and last.type is not EventType.REMOVED:
                 gone = KeepInfo(
                     kuuid, State.UNDEFINED, "it was removed while there was no manager", unit=unit_name(kuuid)
                 )
-                await self._tell(KeepEvent(time.time(), EventType.REMOVED, gone))
+                await self._record(KeepEvent(time.time(), EventType.REMOVED, gone))
 
-    async def close(self) -> None:
-        """Ends the watch; what happens from now on is told by the next one."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def appeared(self, info: KeepInfo) -> None:
-        """Watches a new keep."""
-        self._begin(info, None)
+    def appeared(self, kuuid: int) -> None:
+        """Watches a new keep of the view."""
+        self._begin(kuuid, None)
 
     @asynccontextmanager
     async def removing(self, kuuid: int, by: str) -> AsyncIterator[None]:
-        """A keep that goes while the block runs was removed by `by`; who waits for the block has it told before."""
+        """A keep that goes while the block runs was removed by `by`; who waits for the block finds that recorded.
+
+        A removal that fails was none: whoever removes the keep later, or what else ends it, is another.
+        """
         watched = self._watched.get(kuuid)
-        if watched is not None:
-            watched.remover = by
-        yield
-        if watched is not None:
-            watched.nudged.set()
-            await _happened(watched.gone, TOLD_SECONDS)
+        if watched is None:
+            yield
+            return
+        watched.remover = by
+        try:
+            yield
+        except BaseException:
+            watched.remover = None
+            raise
+        watched.nudged.set()
+        await _within(watched.gone, RECORDED_SECONDS)
 
     async def counted(self, kuuid: int) -> None:
-        """Waits until a keep's end is told, with the lines that were dropped; not for ever."""
+        """Waits until a keep's end is recorded, with the lines that were dropped; not for ever."""
         watched = self._watched.get(kuuid)
         if watched is not None:
-            await _happened(watched.settled, SETTLED_SECONDS)
+            await _within(watched.settled, SETTLED_SECONDS)
 
-    def _begin(self, info: KeepInfo, told: Told | None) -> None:
-        if info.kuuid in self._watched:
+    def _begin(self, kuuid: int, latest: LastEvent | None) -> None:
+        if kuuid in self._watched or kuuid not in self._view:
             return
-        self._watched[info.kuuid] = watched = _Watched(told)
-        task = asyncio.create_task(self._watch(info, watched), name=f"watch {info.kuuid}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if latest is not None:
+            self._view.entry(kuuid).since = latest.since
+        self._watched[kuuid] = watched = _Watched(latest)
+        self._tasks.start(self._watch(kuuid, watched), name=f"watch {kuuid}")
 
-    async def _watch(self, info: KeepInfo, watched: _Watched) -> None:
+    async def _watch(self, kuuid: int, watched: _Watched) -> None:
+        info = self._view.find(kuuid)
         try:
-            await self._stand(info, watched)
-            async with aclosing(self._stands(info, watched)) as stands:
-                async for stand in stands:
-                    info = stand
-                    await self._stand(info, watched)
-            await self._tell(KeepEvent(time.time(), EventType.REMOVED, info, watched.remover or ""))
+            await self._look_into(info, watched)
+            await self._follow(kuuid, watched)
+            with suppress(KeepfleetError):
+                info = self._view.find(kuuid)
+            self._view.drop(kuuid)
+            await self._record(KeepEvent(time.time(), EventType.REMOVED, info, watched.remover or ""))
         finally:
             watched.settled.set()
             watched.gone.set()
-            del self._watched[info.kuuid]
+            del self._watched[kuuid]
 
-    async def _stand(self, info: KeepInfo, watched: _Watched) -> None:
-        """Tells what has happened to a keep that stands so."""
+    async def _look_into(self, info: KeepInfo, watched: _Watched) -> None:
+        """Records what has happened to a keep that is now so."""
         ended = reached(info) in _ENDS
         if ended and not watched.settled.is_set():
             info = await self._counter.settled(info)
-        for event in happenings(watched.told, info, time.time()):
-            await self._tell(event)
-            watched.told = Told(event.type, info.restarts)
+        for event in events_of(watched.latest, info, time.time()):
+            if is_upload(watched.latest, event) and event.keep.uploaded_by is not None:
+                SECURITY.info("%s", audit(event.keep))
+            await self._record(event)
+            watched.latest = LastEvent(event.type, info.restarts, time.monotonic())
         if ended:
             watched.settled.set()
 
-    async def _stands(self, info: KeepInfo, watched: _Watched) -> AsyncGenerator[KeepInfo, None]:
-        """The keep each time its phase has changed, until there is none any more."""
+    async def _follow(self, kuuid: int, watched: _Watched) -> None:
+        """Looks into the keep each time its phase has changed, until it has gone."""
         pause = FIRST_PAUSE_SECONDS
         pace = Pace(MANY, MANY_SECONDS)
         while True:
-            failure: KeepfleetError
             try:
-                async with self._loaders.session(info.kuuid) as session:
+                async with self._loaders.session(kuuid) as session:
                     while True:
-                        command = Command(CommandType.WAIT, info.phase) if info.phase else Command(CommandType.INFO)
-                        info = decide.shown(await session.ask(command, WAIT_SECONDS))
-                        pause = FIRST_PAUSE_SECONDS
-                        yield info
+                        command = _next_report(self._view.entry(kuuid))
+                        info = self._view.answered(kuuid, await session.ask(command, WAIT_SECONDS))
+                        pause, watched.failure = FIRST_PAUSE_SECONDS, ""
+                        await self._look_into(info, watched)
                         await asyncio.sleep(pace.wait(time.monotonic()))
             except KeepfleetError as error:
                 failure = error
+            if kuuid not in self._view:
+                return
             try:
-                unit = await self._units.look(info.kuuid)
+                unit = await self._units.look(kuuid)
                 if unit is None or not decide.is_keep(unit):
                     return
-                found = decide.silent(unit, await self._units.reason(info.kuuid), failure)
-                if isinstance(failure, LoaderGone) and found.state is State.ERROR:
-                    info = _known(info, found)
-                    yield info
-                elif found.state is State.UNDEFINED:
+                if await self._silent(unit, failure, watched):
                     pause = FIRST_PAUSE_SECONDS  # another loader comes in a moment
             except KeepfleetError as error:
-                LOG.debug("cannot look after %s: %s", unit_name(info.kuuid), error.message)
-            await _happened(watched.nudged, pause)
+                LOG.debug("cannot look after %s: %s", unit_name(kuuid), error.message)
+            await _within(watched.nudged, pause)
             watched.nudged.clear()
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    async def _tell(self, event: KeepEvent) -> None:
+    async def _silent(self, unit: UnitState, failure: KeepfleetError, watched: _Watched) -> bool:
+        """What a loader that does not answer means for its keep; whether another one is about to come."""
+        if isinstance(failure, LoaderGone):
+            await self._look_into(self._view.silent(unit, await self._units.end(unit.kuuid), failure), watched)
+            return decide.between_loaders(unit, failure) or unit.active == "activating"
+        if failure.message != watched.failure:
+            watched.failure = failure.message
+            LOG.warning("cannot watch %s, trying again: %s", unit_name(unit.kuuid), failure.message)
+        if failure.kind is not ErrorKind.UNAVAILABLE:  # not the manager's own trouble, nor a loader that is slow
+            self._view.silent(unit, await self._units.end(unit.kuuid), failure)
+        return False
+
+    async def _record(self, event: KeepEvent) -> None:
         try:
-            await self._ledger.write(event, sentence(event))
+            await self._log.write(event, sentence(event))
         except KeepfleetError as error:
-            LOG.warning("%s (told here alone: %s)", sentence(event), error.message)
+            LOG.warning("%s (recorded here alone: %s)", sentence(event), error.message)
 
 
-async def _happened(event: asyncio.Event, seconds: float) -> None:
+def _next_report(entry: Entry) -> Command:
+    """What to ask a keep's loader: for the next change of what it has said, or where that does not hold, for the keep.
+
+    A loader of the version before is not asked for a change of the sentence alone.
+    """
+    report = entry.report
+    if report is None or not entry.info.phase:
+        return Command(CommandType.INFO)
+    return Command(CommandType.WAIT, f"{report.phase} {report.detail}" if report.control_version > 1 else report.phase)
+
+
+async def _within(event: asyncio.Event, seconds: float) -> None:
     """Waits for `event`, but no longer than that."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-
-
-def _known(before: KeepInfo, found: KeepInfo) -> KeepInfo:
-    """The keep as systemd shows it now, with what its loader had said of it."""
-    now = {"state": found.state, "detail": found.detail, "phase": found.phase}
-    return KeepInfo(**{**before.fields(), **now})

@@ -1,7 +1,7 @@
 """The connection to the bus systemd is on: the only import of dbus_next.
 
 What dbus-next does not do is done here. Its writer drops the whole connection when the socket's buffer is full (about
-278 unsent calls), so calls in flight are bounded. A dead connection tells nobody and is not made again, so it is
+278 unsent calls), so calls in flight are bounded. A dead connection is silent and is not made again, so it is
 watched and made again. It waits for answers for ever, so every call has a deadline.
 """
 
@@ -21,6 +21,7 @@ from dbus_next.errors import AuthError, DBusError
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
+from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 LOG = logging.getLogger("keepfleet.bus")
@@ -33,7 +34,7 @@ CALL_SECONDS = 10.0
 """PID 1 answers in milliseconds; a daemon-reload of a large host holds it for seconds."""
 CONNECT_SECONDS = 5.0
 RETRY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Pauses between attempts to reach a bus that is away: nothing tells when it is back. The last one repeats."""
+"""Pauses between attempts to reach a bus that is away: nothing says when it is back. The last one repeats."""
 _RULES = (
     f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved',path='{SYSTEMD_PATH}'",
     "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',"
@@ -55,7 +56,7 @@ class ReplyError(Exception):
 
 
 class BusLost(Exception):
-    """The connection went away while a call was under way; nobody knows whether it was carried out."""
+    """The connection went away while a call was under way; it may have been carried out or not."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,15 @@ class Bus:
     it, is there again after it was away: signals may have been lost.
     """
 
-    def __init__(self, address: str, on_signal: Callable[[str, list[object]], None]) -> None:
+    def __init__(self, tasks: Group, address: str, on_signal: Callable[[str, list[object]], None]) -> None:
+        self._tasks = tasks
         self._address = address
         self._on_signal = on_signal
         self._calls = asyncio.Semaphore(MAX_CALLS)
         self._ready = asyncio.Event()
         self._connection: _Connection | None = None
         self._lost: asyncio.Future[None] | None = None
+        self._scopes: set[asyncio.Timeout] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._returns = 0
         self.on_return: Callable[[], None] = lambda: None
@@ -159,13 +162,15 @@ class Bus:
             raise KeepfleetError(
                 ErrorKind.UNAVAILABLE, f"cannot reach systemd on {self._address}: {error or type(error).__name__}"
             ) from error
-        self._keeper = asyncio.create_task(self._keep_connected(), name="bus")
+        self._keeper = self._tasks.start(self._keep_connected(), name="bus")
 
     async def close(self) -> None:
         """Ends the connection; calls under way fail."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
+            if not self._keeper.cancelled():
+                self._keeper.result()
         self._drop()
 
     async def call(self, call: Call, seconds: float = CALL_SECONDS) -> list[object]:
@@ -184,7 +189,7 @@ class Bus:
 
     async def _call(self, call: Call) -> list[object]:
         connection, lost = self._connection, self._lost
-        if connection is None or lost is None:
+        if connection is None or lost is None or lost.done():
             raise BusLost(call.member)
         message = Message(
             destination=call.destination,
@@ -195,17 +200,21 @@ class Bus:
             body=list(call.body),
             flags=MessageFlag.NO_AUTOSTART,
         )
-        reply_task = asyncio.ensure_future(connection.call(message))
+        scope = asyncio.timeout(None)
+        self._scopes.add(scope)
+        reply: Message | None = None
         try:
-            waited: set[asyncio.Future[Message | None] | asyncio.Future[None]] = {reply_task, lost}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            reply = reply_task.result() if reply_task.done() else None
+            async with scope:
+                reply = await connection.call(message)
+        except TimeoutError:
+            if not scope.expired():
+                raise
         except _LOST as error:
             self._ready.clear()
             _complete(lost)
             raise BusLost(call.member) from error
         finally:
-            reply_task.cancel()
+            self._scopes.discard(scope)
         if reply is None:
             raise BusLost(call.member)
         if reply.message_type is MessageType.ERROR and reply.error_name in _AWAY:
@@ -216,6 +225,7 @@ class Bus:
 
     async def _connect(self) -> None:
         self._lost = asyncio.get_running_loop().create_future()
+        self._lost.add_done_callback(self._break_off)
         self._connection = _Connection(bus_address=self._address)
         self._connection.when_ended(self._lost)
         self._connection.add_message_handler(self._received)
@@ -247,6 +257,12 @@ class Bus:
             except (*_LOST, TimeoutError, BusLost, ReplyError) as error:
                 self._drop()
                 LOG.debug("the bus at %s is still away: %s", self._address, error or type(error).__name__)
+
+    def _break_off(self, _: asyncio.Future[None]) -> None:
+        """Ends every call under way: its answer will never come."""
+        for scope in self._scopes:
+            with suppress(RuntimeError):  # what it says of a block that has ended meanwhile
+                scope.reschedule(0)
 
     def _returned(self) -> None:
         self._returns += 1

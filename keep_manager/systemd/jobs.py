@@ -1,4 +1,4 @@
-"""Who waits for the end of which systemd job. No I/O: `units` feeds it signals and awaits it."""
+"""The waits for the ends of systemd jobs. No I/O: `units` feeds it signals and awaits it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from keep_manager.systemd.events import JobEnd
+from keep_manager.systemd.replies import JobEnd
 
 
 class JobWait:
@@ -59,7 +59,7 @@ class JobWaits:
         return f"JobWaits({sorted(self._waits)})"
 
     async def drained(self) -> None:
-        """Returns when nobody waits."""
+        """Returns when no wait is left."""
         while self._waits:
             self._empty.clear()
             await self._empty.wait()
@@ -82,7 +82,7 @@ class JobWaits:
                 self._empty.set()
 
     def ended(self, end: JobEnd) -> None:
-        """Tells whoever waits for it that a job has ended."""
+        """Passes the end of a job on to those who wait for it."""
         for wait in self._waits.get(end.unit, ()):
             wait.ended(end)
 

@@ -1,21 +1,22 @@
-"""What the manager itself sets on a keep's unit, as (name, D-Bus signature, value). Pure.
+"""What the manager itself sets on a keep's unit, as (name, D-Bus signature, value), and reads from it again. Pure.
 
 Everything else stands in the installed drop-in keep@.service.d/10-keepfleet.conf. systemd reads drop-ins after a
 transient unit's own properties, so what stands in a drop-in wins: none of these may stand in the installed one, and
-an operator's own drop-in still has the last word. No text of a client's ever reaches a unit: systemd 252 writes some
-strings of a transient unit unescaped into a unit file.
+an operator's own drop-in still has the last word. systemd 252 writes some strings of a transient unit unescaped into a
+unit file, so that of a client's text only safe words reach it, each checked here: letters, digits, `.`, `_`, `@`, `-`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 
 from keep_protocol.constants import slice_name
-from keep_protocol.limits import Limits
+from keep_protocol.errors import KeepfleetError
+from keep_protocol.spec import NAME, OWNER, SPEC_VARIABLE, KeepSpec, decode_spec, encode_spec
 
+LOG = logging.getLogger("keepfleet.units")
 Property = tuple[str, str, object]
-LIMITS_VARIABLE = "KEEPFLEET_LIMITS"
-"""Through it the loader learns what the keep may use; letters, digits, `=`, `_` and commas alone."""
 PACKAGES_VARIABLE = "KEEPFLEET_PACKAGES"
 """The drop-in's ExecStart= expands it: a keep runs the packages of the manager that made it, after an upgrade too."""
 PACKAGES = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
@@ -24,16 +25,33 @@ USEC_PER_PERCENT = 10_000
 """CPUQuotaPerSecUSec= counts the microseconds of processor time in one second."""
 
 
-def keep_properties(kuuid: int, limits: Limits) -> tuple[Property, ...]:
-    """The transient properties of the keep `kuuid` (man systemd.resource-control, man systemd.exec)."""
+def keep_properties(kuuid: int, spec: KeepSpec) -> tuple[Property, ...]:
+    """The transient properties of the keep `kuuid` (man systemd.resource-control, man systemd.exec).
+
+    Raises ValueError where its name or owner is no safe word, KeepfleetError(TOO_LARGE) as `encode_spec` does.
+    """
+    name, owner, limits = NAME.parse(spec.name), OWNER.parse(spec.owner), spec.limits
+    fields = {"KEEP_ID": str(kuuid), "KEEP_NAME": name, "KEEP_OWNER": owner}
     return (
-        ("Description", "s", f"Keep {kuuid}"),
+        ("Description", "s", f"Keep {name or kuuid}" + (f" of {owner}" if owner else "")),
         ("Slice", "s", slice_name(kuuid)),
         ("MemoryMax", "t", limits.unit_memory_bytes),
         ("TasksMax", "t", limits.tasks),
         ("CPUQuotaPerSecUSec", "t", limits.cpu_percent * USEC_PER_PERCENT),
         ("IOWeight", "t", limits.io_weight),
         ("LogRateLimitBurst", "u", limits.log_lines_per_second),
-        ("LogExtraFields", "aay", [f"KEEP_ID={kuuid}".encode("ascii")]),
-        ("Environment", "as", [f"{LIMITS_VARIABLE}={limits.to_text()}", f"{PACKAGES_VARIABLE}={PACKAGES}"]),
+        ("LogExtraFields", "aay", [f"{field}={word}".encode("ascii") for field, word in fields.items() if word]),
+        ("Environment", "as", [f"{SPEC_VARIABLE}={encode_spec(spec)}", f"{PACKAGES_VARIABLE}={PACKAGES}"]),
     )
+
+
+def spec_in(environment: object, unit: str) -> KeepSpec | None:
+    """The spec in a unit's property Environment; None where there is none, or one that cannot be read."""
+    for entry in environment if isinstance(environment, list) else []:
+        name, _, text = str(entry).partition("=")
+        if name == SPEC_VARIABLE:
+            try:
+                return decode_spec(text)
+            except KeepfleetError as error:
+                LOG.error("%s: only operators may touch it, as nothing says whose it is: %s", unit, error.message)
+    return None

@@ -7,27 +7,34 @@ import logging
 import os
 
 from keep_manager.failpoints import Failpoint, reach
-from keep_manager.model import UnitState
-from keep_manager.systemd import events, journal
+from keep_manager.model import UnitEnd, UnitState
+from keep_manager.systemd import journal, replies
 from keep_manager.systemd.bus import CALL_SECONDS, Bus, BusLost, Call, ReplyError, variant
-from keep_manager.systemd.events import Aim
 from keep_manager.systemd.fields import FieldFiles
 from keep_manager.systemd.jobs import JobWaits
-from keep_manager.systemd.properties import keep_properties
+from keep_manager.systemd.properties import keep_properties, spec_in
+from keep_manager.systemd.replies import Aim
+from keep_manager.tasks import Group
 from keep_protocol.constants import UNIT_PATTERN, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.limits import DEFAULT_LIMITS, Limits
+from keep_protocol.spec import KeepSpec
 
 LOG = logging.getLogger("keepfleet.units")
 STOP_SECONDS = 20.0
 """The unit's TimeoutStopSec is 5 s, then SIGKILL; the rest is for a busy PID 1."""
 
 
+TEMPLATE = "keep@.service"
+"""Keeps are made without a file of this name: one that is there, or a mask, makes systemd refuse each of them."""
+NO_SPEC = KeepSpec()
+
+
 class SystemdUnits:
     """The keeps of one systemd instance, on the bus at `address`; `runtime_root` is /run or $XDG_RUNTIME_DIR."""
 
-    def __init__(self, address: str, instance: str, runtime_root: str) -> None:
-        self._bus = Bus(address, self._signal)
+    def __init__(self, tasks: Group, address: str, instance: str, runtime_root: str) -> None:
+        self._tasks = tasks
+        self._bus = Bus(tasks, address, self._signal)
         self._bus.on_return = self._returned
         self._instance = instance
         self._directory = f"{runtime_root}/keepfleet"
@@ -47,7 +54,6 @@ class SystemdUnits:
         """Ends the connection. Units are untouched."""
         if self._resync is not None:
             self._resync.cancel()
-            await asyncio.wait({self._resync})
         await self._bus.close()
 
     def kuuids(self) -> set[int]:
@@ -60,23 +66,23 @@ class SystemdUnits:
                 continue
         return found
 
-    async def start(self, kuuid: int, seconds: float, limits: Limits = DEFAULT_LIMITS) -> None:
-        """Makes the keep's unit, with `limits`, and waits until its loader has said READY.
+    async def start(self, kuuid: int, seconds: float, spec: KeepSpec = NO_SPEC) -> None:
+        """Makes the unit of the keep that `spec` describes, and waits until its loader has said READY.
 
         Raises KeepfleetError: CONFLICT when the unit exists, KEEP_FAILED with evidence when it does not get ready in
-        `seconds`, CONFIGURATION when the keep units are not installed. The caller must then `stop` it.
+        `seconds`, CONFIGURATION when the keep units are not installed, or masked. The caller must then `stop` it.
         """
         unit = unit_name(kuuid)
         what = f"start {unit}"
-        properties = [[name, variant(signature, value)] for name, signature, value in keep_properties(kuuid, limits)]
+        properties = [[name, variant(signature, value)] for name, signature, value in keep_properties(kuuid, spec)]
         call = Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, []))
         try:
             async with asyncio.timeout(seconds):
-                result = await self._job(kuuid, call, Aim.START, what)
+                result = await self._job(kuuid, call, Aim.START, what, spec)
         except TimeoutError:
             result = "timeout"
         if result != "done":
-            raise events.failure(result, what, await journal.last_lines(unit, self._instance))
+            raise replies.failure(result, what, await journal.last_lines(unit, self._instance))
 
     async def stop(self, kuuid: int) -> None:
         """Ends the keep's unit, waits until it has, and makes systemd forget it.
@@ -95,7 +101,7 @@ class SystemdUnits:
                 self._fields.remove(kuuid)
             raise
         if result not in ("done", "canceled"):
-            raise events.failure(result, what, await journal.last_lines(unit, self._instance))
+            raise replies.failure(result, what, await journal.last_lines(unit, self._instance))
         await self._forget(unit)
         self._fields.remove(kuuid)
 
@@ -112,20 +118,41 @@ class SystemdUnits:
         states = await self._list(unit_name(kuuid))
         return states[0] if states else None
 
-    async def reason(self, kuuid: int) -> str:
-        """Why the unit ended or is failing, as systemd's Result ("exit-code", "timeout", …), or ""."""
+    async def spec(self, kuuid: int) -> KeepSpec | None:
+        """What the unit says the keep is; None where it says nothing that can be read. Raises KeepfleetError."""
+        unit = unit_name(kuuid)
+        return spec_in(await self._property(await self._path(unit), "Service", "Environment", unit), unit)
+
+    async def end(self, kuuid: int) -> UnitEnd:
+        """How the unit's main process ended last; nothing is known of a unit that has gone."""
         unit = unit_name(kuuid)
         try:
-            path = (await self._ask(Call("GetUnit", "s", (unit,)), f"look at {unit}"))[0]
-            get = Call("Get", "ss", ("org.freedesktop.systemd1.Service", "Result"), str(path), _PROPERTIES)
-            value = (await self._ask(get, f"look at {unit}"))[0]
-        except KeepfleetError:
-            return ""
-        return str(getattr(value, "value", ""))
+            path = await self._path(unit)
+            result, status, restarts, since = [
+                await self._property(path, interface, name, unit)
+                for interface, name in (
+                    ("Service", "Result"),
+                    ("Service", "ExecMainStatus"),
+                    ("Service", "NRestarts"),
+                    ("Unit", "InactiveEnterTimestampMonotonic"),
+                )
+            ]
+        except KeepfleetError as error:
+            LOG.debug("%s", error.message)
+            return UnitEnd()
+        return replies.unit_end(result, status, restarts, since)
+
+    async def _path(self, unit: str) -> str:
+        """The unit's object. Raises KeepfleetError(NOT_FOUND)."""
+        return str((await self._ask(Call("GetUnit", "s", (unit,)), f"look at {unit}"))[0])
+
+    async def _property(self, path: str, interface: str, name: str, unit: str) -> object:
+        call = Call("Get", "ss", (f"org.freedesktop.systemd1.{interface}", name), path, _PROPERTIES)
+        return getattr((await self._ask(call, f"look at {unit}"))[0], "value", None)
 
     async def _list(self, pattern: str) -> list[UnitState]:
         reply = await self._ask(Call("ListUnitsByPatterns", "asas", ([], [pattern])), "list the keeps' units")
-        return events.unit_states(reply[0])
+        return replies.unit_states(reply[0])
 
     async def _ask(self, call: Call, what: str) -> list[object]:
         """The reply to a call that may be made twice; it is, each time the connection breaks."""
@@ -137,23 +164,23 @@ class SystemdUnits:
                     except BusLost as lost:
                         LOG.debug("asking again, the bus broke: %s", lost)
         except ReplyError as error:
-            raise events.translate(error.name, error.text, what) from error
+            raise replies.translate(error.name, error.text, what) from error
         except TimeoutError:
             raise KeepfleetError(
                 ErrorKind.UNAVAILABLE, f"cannot {what}: systemd has not answered in {CALL_SECONDS:g} s"
             ) from None
 
-    async def _job(self, kuuid: int, call: Call, aim: Aim, what: str) -> str:
-        """Queues a job and returns its result."""
+    async def _job(self, kuuid: int, call: Call, aim: Aim, what: str, spec: KeepSpec | None = None) -> str:
+        """Queues a job and returns its result; `spec` is of the unit that the job makes."""
         with self._jobs.expect(unit_name(kuuid)) as wait:
-            job = await self._queue(kuuid, call, aim, what)
+            job = await self._queue(kuuid, call, aim, what, spec)
             reach(Failpoint.CREATE_AFTER_CALL if aim is Aim.START else Failpoint.REMOVE_AFTER_CALL)
             while True:
-                result = await wait.result(job) or events.settled(await self.look(kuuid), aim)
+                result = await wait.result(job) or replies.settled(await self.look(kuuid), aim)
                 if result is not None:
                     return result
 
-    async def _queue(self, kuuid: int, call: Call, aim: Aim, what: str) -> str | None:
+    async def _queue(self, kuuid: int, call: Call, aim: Aim, what: str, spec: KeepSpec | None) -> str | None:
         """The job's path; None when the connection broke and the unit shows that the call had arrived.
 
         Signals may be lost then, too: `_look_again` makes the wait look, as `self._jobs` holds it already.
@@ -164,15 +191,43 @@ class SystemdUnits:
                 return str((await self._bus.call(call))[0])
             except BusLost:
                 lost = True
-                state = await self.look(kuuid)
-                if aim is Aim.START and state is not None and state.load == "loaded":
+                if aim is Aim.START and await self._made(kuuid, spec):
                     return None
             except ReplyError as error:
-                failure = events.translate(error.name, error.text, what)
+                failure = replies.translate(error.name, error.text, what)
                 if lost and aim is Aim.STOP and failure.kind is ErrorKind.NOT_FOUND:
                     self._jobs.doubt()
                     return None
+                if aim is Aim.START and failure.kind is ErrorKind.CONFLICT:
+                    # It may have arrived before the connection broke, and after the unit was looked at.
+                    if lost and await self._made(kuuid, spec):
+                        self._jobs.doubt()
+                        return None
+                    failure = await self._refusal(kuuid, what, failure)
                 raise failure from error
+
+    async def _made(self, kuuid: int, spec: KeepSpec | None) -> bool:
+        """Whether the unit is the one that our own call made: what it says of the keep has the moment in it."""
+        state = await self.look(kuuid)
+        if state is None or state.load != "loaded":
+            return False
+        try:
+            return await self.spec(kuuid) == spec
+        except KeepfleetError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                raise
+            return False
+
+    async def _refusal(self, kuuid: int, what: str, failure: KeepfleetError) -> KeepfleetError:
+        """Why systemd says that a unit exists: it does, or the template is masked or has a file of its own."""
+        state = await self.look(kuuid)
+        if state is not None and state.load == "loaded":
+            return failure
+        try:
+            file = (await self._ask(Call("GetUnitFileState", "s", (TEMPLATE,)), f"look at {TEMPLATE}"))[0]
+        except KeepfleetError:
+            return failure
+        return replies.not_pristine(str(file), TEMPLATE, what)
 
     async def _forget(self, unit: str) -> None:
         """Clears a failed state, which would keep the unit's name taken (man systemctl, reset-failed)."""
@@ -184,14 +239,14 @@ class SystemdUnits:
 
     def _signal(self, member: str, body: list[object]) -> None:
         if member == "JobRemoved":
-            end = events.job_end(body)
+            end = replies.job_end(body)
             if end is not None:
                 self._jobs.ended(end)
 
     def _returned(self) -> None:
         if self._resync is not None:
             self._resync.cancel()
-        self._resync = asyncio.create_task(self._look_again(), name="resync")
+        self._resync = self._tasks.start(self._look_again(), name="resync")
 
     async def _look_again(self) -> None:
         """After signals may have been lost: subscribes, because systemd reports a job's end only to the connection

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from keep_manager.keeps.interfaces import Units
 from keep_manager.systemd.units import SystemdUnits
+from keep_manager.tasks import Group
 from tests.fakes.fake_units import FakeUnits
 from tests.fakes.systemd_house import SystemdHouse
 from tools.sandbox.sandbox import Sandbox
@@ -23,12 +25,23 @@ class Subject:
     units: Units
     behave: Callable[[str], None]
     install: Callable[[bool], None]
+    mask: Callable[[bool], None]
 
 
 @pytest.fixture(scope="session")
 def house() -> Iterator[SystemdHouse]:
     with Sandbox(f"contract-{os.getpid()}") as sandbox:
         yield SystemdHouse(sandbox)
+
+
+@asynccontextmanager
+async def systemd_units(house: SystemdHouse) -> AsyncIterator[SystemdUnits]:
+    """The adapter to the sandbox's systemd, connected while the block runs."""
+    async with Group() as tasks:
+        units = SystemdUnits(tasks, house.address, "system", house.runtime_root)
+        await units.open()
+        yield units
+        await units.close()
 
 
 @pytest.fixture
@@ -41,13 +54,16 @@ def fake_place() -> Iterator[str]:
 async def subject(request: pytest.FixtureRequest, fake_place: str) -> AsyncIterator[Subject]:
     if request.param == "fake":
         fake = FakeUnits(fake_place)
-        yield Subject(fake, lambda how: setattr(fake, "behaviour", how), lambda on: setattr(fake, "installed", on))
+        yield Subject(
+            fake,
+            lambda how: setattr(fake, "behaviour", how),
+            lambda on: setattr(fake, "installed", on),
+            lambda on: setattr(fake, "masked", on),
+        )
         await fake.close()
         return
     house: SystemdHouse = request.getfixturevalue("house")
-    units = SystemdUnits(house.address, "system", house.runtime_root)
-    await units.open()
-    yield Subject(units, house.behave, lambda on: house.install() if on else house.uninstall())
-    await units.close()
+    async with systemd_units(house) as units:
+        yield Subject(units, house.behave, lambda on: house.install() if on else house.uninstall(), house.mask)
     house.install()
     house.clear()

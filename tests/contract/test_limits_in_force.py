@@ -6,21 +6,23 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from keep_manager.systemd.properties import PACKAGES
 from keep_manager.systemd.units import SystemdUnits
 from keep_protocol.limits import MIB, OVERHEAD_BYTES, Limits
+from keep_protocol.spec import KeepSpec, encode_spec
+from tests.contract.conftest import systemd_units
 from tests.fakes.systemd_house import DROP_IN, SystemdHouse
 
 ENOUGH = 20.0
-ASKED = Limits(memory_bytes=64 * MIB, tasks=20, cpu_percent=50, io_weight=55, log_lines_per_second=77)
+LIMITS = Limits(memory_bytes=64 * MIB, tasks=20, cpu_percent=50, io_weight=55, log_lines_per_second=77)
+ASKED = KeepSpec(name="web", owner="alice", limits=LIMITS)
 MEMORY = 64 * MIB + OVERHEAD_BYTES
 
 
 @pytest.fixture
 async def units(house: SystemdHouse) -> AsyncIterator[SystemdUnits]:
-    made = SystemdUnits(house.address, "system", house.runtime_root)
-    await made.open()
-    yield made
-    await made.close()
+    async with systemd_units(house) as made:
+        yield made
     house.install()
     house.clear()
 
@@ -54,7 +56,7 @@ async def test_systemd_holds_a_keep_to_the_limits_it_was_made_with(house: System
         "CPUQuotaPerSecUSec": "500ms",
         "IOWeight": "55",
         "LogRateLimitBurst": "77",
-        "Environment": f"KEEPFLEET_LIMITS={ASKED.to_text()}",
+        "Environment": f"KEEPFLEET_SPEC={encode_spec(ASKED)} KEEPFLEET_PACKAGES={PACKAGES}",
     }
 
 
@@ -78,7 +80,7 @@ async def test_the_kernel_weighs_the_input_and_output_of_a_keep(house: SystemdHo
     if not exist_anywhere(house, *files):
         pytest.skip("this kernel weighs no one's input and output: it was built without BFQ and without io.cost")
     await units.start(3005, ENOUGH, ASKED)
-    await units.start(3006, ENOUGH, Limits(io_weight=200))
+    await units.start(3006, ENOUGH, KeepSpec(limits=Limits(io_weight=200)))
     light, heavy = (int(kernel(house, kuuid, *files).split()[-1]) for kuuid in (3005, 3006))
     assert light < heavy
 
@@ -95,6 +97,6 @@ async def test_what_stands_in_a_drop_in_has_the_last_word(house: SystemdHouse, u
 
 
 async def test_two_keeps_have_limits_of_their_own(house: SystemdHouse, units: SystemdUnits) -> None:
-    await units.start(3008, ENOUGH, Limits(tasks=16))
-    await units.start(3009, ENOUGH, Limits(tasks=17))
+    await units.start(3008, ENOUGH, KeepSpec(limits=Limits(tasks=16)))
+    await units.start(3009, ENOUGH, KeepSpec(limits=Limits(tasks=17)))
     assert [shown(house, kuuid, "TasksMax")["TasksMax"] for kuuid in (3008, 3009)] == ["16", "17"]

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from keep_manager.systemd.lines import Journal
+from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.units import SystemdUnits
 from keep_protocol.sse import LogLine
+from tests.contract.conftest import systemd_units
 from tests.fakes.systemd_house import WORDS, SystemdHouse
 
 ENOUGH = 20.0
@@ -19,10 +20,8 @@ ENOUGH = 20.0
 async def units(house: SystemdHouse) -> AsyncIterator[SystemdUnits]:
     house.run("sh", "-c", f"rm -f {WORDS}; mkfifo {WORDS}")
     house.behave("prints")
-    made = SystemdUnits(house.address, "system", house.runtime_root)
-    await made.open()
-    yield made
-    await made.close()
+    async with systemd_units(house) as made:
+        yield made
     house.clear()
 
 

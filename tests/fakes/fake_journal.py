@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from keep_manager.systemd.lines import check_cursor
+from keep_manager.systemd.journal import check_cursor
 from keep_protocol.sse import LogLine
 
 
@@ -46,7 +46,14 @@ class FakeJournal:
 
     @asynccontextmanager
     async def lines(
-        self, kuuid: int, *, last: int | None = None, after: str = "", follow: bool = False, beside: bool = False
+        self,
+        kuuid: int,
+        *,
+        last: int | None = None,
+        after: str = "",
+        follow: bool = False,
+        beside: bool = False,
+        caller: str = "",
     ) -> AsyncIterator[AsyncIterator[LogLine]]:
         """See Journal."""
         assert not beside or self.readers, "it stands beside none"

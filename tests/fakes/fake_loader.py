@@ -3,41 +3,71 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import time
 from contextlib import suppress
 
 from keep_protocol.constants import MAX_CONTROL_FDS, control_socket_path
-from keep_protocol.control import Command, CommandType, FrameDecoder, decode_command, encode_reply
+from keep_protocol.control import (
+    CONTROL_VERSION,
+    START_DESCRIPTORS,
+    Command,
+    CommandType,
+    FrameDecoder,
+    StartMessage,
+    decode_command,
+    decode_start,
+    encode_reply,
+)
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
-from keep_protocol.limits import DEFAULT_LIMITS, Limits
+from keep_protocol.keep import KeepReport, Module, Outcome, OutcomeKind, Uploader
+from keep_protocol.spec import KeepSpec
 from keep_protocol.states import STATE_OF, Event, Phase, advance
 from keep_protocol.workload import Workload, workload_from_json
 
 FINGERPRINT = "sha256:" + "ab" * 32
+NO_SPEC = KeepSpec()
+WORDS = {
+    Phase.BOOTING: "starting",
+    Phase.IDLE: "ready for a start",
+    Phase.OPENING: "opening the upload endpoint",
+    Phase.AWAITING: "awaiting workload",
+    Phase.REOPENING: "opening the upload endpoint again",
+    Phase.RUNNING: "running a workload",
+    Phase.RESTARTING: "starting the workload again",
+    Phase.ENDED: "ended",
+    Phase.FAILED: "failed",
+}
+"""As the real loader has them; tests/contract compares them."""
 
 
 class FakeLoader:
     """One keep's loader.
 
-    `silent` makes it accept and never answer, `lies` answer each wait at once; `refuse` is the error the next START
-    gets; `hold` makes START wait until it is set; `heard` is set by each command; `received` are the inode numbers of
-    START's descriptors; `workload` is the description that came with it, and `granted` what that grants, open until the
-    loader ends.
+    `version` is the control protocol it speaks; of version 1 its unit has no spec, and it says what it was described
+    as. `silent` makes it accept and never answer, `lies` answer each wait immediately; `refuse` is the error the next
+    START gets; `dies` makes STOP wait until it is set, as for a process that takes its time; `hold` makes START wait
+    until it is set; `heard` is set by each command; `received` are the inode numbers of START's descriptors, `started`
+    its message; `workload` is the description that came with it, and `granted` what that grants, open until the loader
+    ends.
     """
 
-    def __init__(self, runtime_root: str, kuuid: int, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, runtime_root: str, kuuid: int, spec: KeepSpec = NO_SPEC) -> None:
         self.kuuid = kuuid
-        self.limits = limits
-        self.name, self.owner = "", ""
-        self.labels: tuple[tuple[str, str], ...] = ()
+        self.spec = spec
+        self.version = CONTROL_VERSION
+        self.uploaders: tuple[str, ...] = ()
+        self.module: Module | None = None
+        self.uploaded_by: Uploader | None = None
+        self.started: StartMessage | None = None
+        self.restart = spec.restart
         self.phase = Phase.IDLE
         self.silent = False
         self.lies = False
         self.refuse: KeepfleetError | None = None
+        self.restarts = 0
+        self.dies: asyncio.Event | None = None
         self.hold: asyncio.Event | None = None
         self.isolation_failures: tuple[str, ...] = ()
         self.received: list[int] = []
@@ -82,7 +112,7 @@ class FakeLoader:
             os.unlink(self._path)
 
     async def move(self, event: Event, outcome: Outcome | None = None) -> None:
-        """Moves the keep along the real table and tells whoever waits; `outcome` is how its workload ended."""
+        """Moves the keep along the real table and answers those who wait; `outcome` is how its workload ended."""
         async with self._changed:
             self.phase = advance(self.phase, event)
             if outcome is not None:
@@ -96,23 +126,26 @@ class FakeLoader:
                 )
             self._changed.notify_all()
 
-    def info(self) -> KeepInfo:
+    def report(self) -> KeepReport:
         """The keep as it is now."""
         listening = self.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING)
-        return KeepInfo(
-            self.says_it_is,
+        detail = self._outcome.text if self._outcome is not None and self.phase is Phase.ENDED else WORDS[self.phase]
+        return KeepReport(
             STATE_OF[self.phase],
-            self.phase.value,
-            self._address if listening else "",
+            self.says_it_is,
             self._port if listening else 0,
+            self._address if listening else "",
+            self.phase.value,
+            detail,
             FINGERPRINT if listening else "",
             isolation_failures=self.isolation_failures,
             outcome=self._outcome,
-            name=self.name,
-            labels=self.labels,
-            owner=self.owner,
-            limits=self.limits,
-            phase=self.phase.value,
+            restart=self.restart,
+            restarts=self.restarts,
+            module=self.module,
+            uploaded_by=self.uploaded_by,
+            uploaders=self.uploaders,
+            control_version=self.version,
         )
 
     def _spawn(self, work: object) -> None:
@@ -140,7 +173,7 @@ class FakeLoader:
                 for frame in decoder.feed(data):
                     reply = await self._obey(frame, descriptors)
                     if reply is not None:
-                        await asyncio.get_running_loop().sock_sendall(sock, encode_reply(reply))
+                        await asyncio.get_running_loop().sock_sendall(sock, encode_reply(reply, self.spec))
         except (ConnectionResetError, BrokenPipeError):
             return
         finally:
@@ -149,9 +182,11 @@ class FakeLoader:
             sock.close()
             self._peers.discard(sock)
 
-    async def _obey(self, frame: bytes, descriptors: list[int]) -> KeepInfo | KeepfleetError | None:
+    async def _obey(self, frame: bytes, descriptors: list[int]) -> KeepReport | KeepfleetError | None:
         try:
             command = decode_command(frame)
+            if self.version < CONTROL_VERSION and command.type in (CommandType.HELLO, CommandType.KEEP_START):
+                raise KeepfleetError(ErrorKind.UNKNOWN_COMMAND, f"cannot obey {command.type.value!r}")
             self.commands.append(command)
             self.heard.set()
             if self.silent:
@@ -159,7 +194,7 @@ class FakeLoader:
             await self._act(command, descriptors)
         except KeepfleetError as error:
             return error
-        return self.info()
+        return self.report()
 
     async def _act(self, command: Command, descriptors: list[int]) -> None:
         match command.type:
@@ -167,28 +202,44 @@ class FakeLoader:
                 self._address = command.contents
             case CommandType.PORT:
                 self._port = int(command.contents)
-            case CommandType.DESCRIBE:
-                said = json.loads(command.contents)
-                self.name, self.owner, self.labels = said["name"], said["owner"], tuple(said["labels"].items())
             case CommandType.START:
-                await self._start(descriptors)
+                await self._start(StartMessage(descriptors=START_DESCRIPTORS), descriptors)
+            case CommandType.KEEP_START:
+                await self._start(decode_start(command.contents), descriptors)
             case CommandType.STOP:
+                advance(self.phase, Event.STOP)
                 self.stopped_by = command.contents
+                if self.dies is not None:
+                    await self.dies.wait()
                 await self.move(Event.STOP)
             case CommandType.WAIT if not self.lies:
                 async with self._changed:
                     await self._changed.wait_for(
-                        lambda: command.contents not in (str(int(STATE_OF[self.phase])), self.phase.value)
+                        lambda: (
+                            command.contents
+                            not in (
+                                str(int(STATE_OF[self.phase])),
+                                self.phase.value,
+                                f"{self.phase.value} {self.report().detail}",
+                            )
+                        )
                     )
             case CommandType.DROPPED if command.contents and self._outcome is not None:
                 self._outcome = self._outcome.with_dropped(int(command.contents))
 
-    async def _start(self, descriptors: list[int]) -> None:
-        if len(descriptors) < 3:
-            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot start: {len(descriptors)} descriptors, not three")
+    async def _start(self, message: StartMessage, descriptors: list[int]) -> None:
+        if message.descriptors[:3] != START_DESCRIPTORS or len(descriptors) < 3:
+            raise KeepfleetError(
+                ErrorKind.BAD_REQUEST, f"cannot start the keep: {len(descriptors)} descriptors, not three"
+            )
         if len(descriptors) > 3:
             self.workload = workload_from_json(os.pread(descriptors[3], 1 << 22, 0))
+            self.restart = self.workload.restart
             self.granted = [os.dup(descriptor) for descriptor in descriptors[4:]]
+        if message.address:
+            with socket.socket(fileno=os.dup(descriptors[0])) as listener:
+                self._address, self._port = message.address, listener.getsockname()[1]
+        self.started, self.uploaders = message, message.uploaders
         await self.move(Event.START)
         self.received = [os.fstat(descriptor).st_ino for descriptor in descriptors]
         if self.hold is not None:

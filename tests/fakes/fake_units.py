@@ -5,27 +5,32 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import Callable
 
-from keep_manager.model import UnitState
+from keep_manager.model import UnitEnd, UnitState
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.limits import DEFAULT_LIMITS, Limits
+from keep_protocol.spec import KeepSpec
 from tests.fakes.fake_loader import FakeLoader
 
+NO_SPEC = KeepSpec()
 READY, NEVER, FAIL = "ready", "never", "fail"
 
 
 class FakeUnits:
     """A service manager. `behaviour` is what the next units' loaders do: say READY, never do, or fail.
 
-    `away` is how many of the next stops cannot reach it. `begun` is set when a unit begins to start, `gone` when one
-    has been stopped.
+    `away` is how many of the next stops cannot reach it; `masked` and `installed` are what its template is; `ends` are
+    how units ended; a spec that is taken out of `specs` is of a unit of the version before. `begun` is set when a unit
+    begins to start, `gone` when one has been stopped.
     """
 
     def __init__(self, runtime_root: str) -> None:
         self.behaviour = READY
-        self.installed = True
+        self.installed, self.masked = True, False
+        self.specs: dict[int, KeepSpec] = {}
+        self.ends: dict[int, UnitEnd] = {}
         self.away = 0
         self.loaders: dict[int, FakeLoader] = {}
         self.at_ready: Callable[[FakeLoader], None] = lambda _: None
@@ -44,14 +49,18 @@ class FakeUnits:
         """See Units."""
         return {int(name) for name in os.listdir(f"{self._root}/keepfleet")}
 
-    async def start(self, kuuid: int, seconds: float, limits: Limits = DEFAULT_LIMITS) -> None:
+    async def start(self, kuuid: int, seconds: float, spec: KeepSpec = NO_SPEC) -> None:
         """See Units."""
         unit = unit_name(kuuid)
         if kuuid in self._states:
             raise KeepfleetError(ErrorKind.CONFLICT, f"cannot start {unit}: Unit {unit} was already loaded")
+        if self.masked:
+            why = "keep@.service is masked; unmask it: systemctl unmask keep@.service"
+            raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start {unit}: {why}")
         if not self.installed:
             raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start {unit}: no ExecStart; run keepctl install")
         os.mkdir(f"{self._root}/keepfleet/{kuuid}")
+        self.specs[kuuid] = spec
         self._set(kuuid, "activating", "start")
         ended = self._ended[kuuid] = asyncio.Event()
         self.begun.set()
@@ -60,9 +69,10 @@ class FakeUnits:
         if self.behaviour == NEVER:
             await self._never_ready(kuuid, ended, seconds)
         if self.behaviour == FAIL:
+            self.ends[kuuid] = UnitEnd("exit-code", 7, 0, time.monotonic())
             self._set(kuuid, "failed", "failed")
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start {unit}: its loader failed", ("exit code 7",))
-        loader = FakeLoader(self._root, kuuid, limits)
+        loader = FakeLoader(self._root, kuuid, spec)
         loader.open()
         self.loaders[kuuid] = loader
         self._set(kuuid, "active", "running")
@@ -89,6 +99,8 @@ class FakeUnits:
             await loader.close()
         shutil.rmtree(f"{self._root}/keepfleet/{kuuid}", ignore_errors=True)
         self._states.pop(kuuid, None)
+        self.specs.pop(kuuid, None)
+        self.ends.pop(kuuid, None)
         if kuuid in self._ended:
             self._ended.pop(kuuid).set()
         self.gone.set()
@@ -101,23 +113,28 @@ class FakeUnits:
         """See Units."""
         return self._states.get(kuuid)
 
-    async def reason(self, kuuid: int) -> str:
+    async def spec(self, kuuid: int) -> KeepSpec | None:
+        """See Units."""
+        return self.specs.get(kuuid)
+
+    async def end(self, kuuid: int) -> UnitEnd:
         """See Units."""
         state = self._states.get(kuuid)
-        return "" if state is None else "exit-code" if state.active == "failed" else "success"
+        return self.ends.get(kuuid) or UnitEnd("" if state is None else "success")
 
     async def crash(self, kuuid: int) -> None:
         """The unit's loader ends by itself and is not started again."""
-        await self.loaders.pop(kuuid).close()
+        self.ends[kuuid] = UnitEnd("exit-code", 1, 0, time.monotonic())
         self._set(kuuid, "failed", "failed")
+        await self.loaders.pop(kuuid).close()
 
     async def vanish(self, kuuid: int) -> None:
-        """The unit's loader has ended, and nobody has noticed."""
+        """The unit's loader has ended, and systemd has not noticed yet."""
         await self.loaders.pop(kuuid).close()
 
     def back(self, kuuid: int) -> None:
         """Another loader of the unit's is there."""
-        loader = self.loaders[kuuid] = FakeLoader(self._root, kuuid)
+        loader = self.loaders[kuuid] = FakeLoader(self._root, kuuid, self.specs.get(kuuid, NO_SPEC))
         loader.open()
 
     async def close(self) -> None:

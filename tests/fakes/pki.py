@@ -49,8 +49,10 @@ class Authority:
         no_usages: bool = False,
         valid_for: datetime.timedelta = DAY,
         starts: datetime.timedelta = -2 * DAY,
+        uri: str = "",
     ) -> Path:
-        """A certificate valid from now + `starts` until now + `valid_for`, for clients unless told otherwise."""
+        """A certificate valid from now + `starts` until now + `valid_for`, for clients unless an option says otherwise;
+        `uri` is its one alternative name."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
         builder = (
@@ -68,6 +70,9 @@ class Authority:
         )
         if not no_usages:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages or [CLIENT]), critical=False)
+        if uri:
+            names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+            builder = builder.add_extension(names, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         path = self._directory / f"{name}.pem"
         path.write_bytes(

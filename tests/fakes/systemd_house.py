@@ -68,6 +68,10 @@ class SystemdHouse:
         self.run("rm", "-f", DROP_IN)
         self.run("systemctl", "daemon-reload")
 
+    def mask(self, on: bool) -> None:
+        """Masks the template of keeps, or unmasks it."""
+        self.run("systemctl", "mask" if on else "unmask", "keep@.service")
+
     def behave(self, how: str) -> None:
         """What loaders do from now on: "ready", "slow" (ready after a second), "never", "fail" or
         "prints" (two lines, and a third one that a test writes to WORDS)."""

@@ -28,13 +28,13 @@ LOADER = "/etc/clocked-loader.py"
 _LOADER = """import os, runpy, sys
 main = sys.argv.pop(1)
 sys.path.append(os.path.dirname(os.path.dirname(main)))
-from keep_loader import handing
+from keep_loader.settings import Settings
 ours = {name: text for name, text in os.environ.items() if "FAKE" in name or name == "LD_PRELOAD"}
-told = handing.runner_environment
-handing.runner_environment = lambda settings: {**told(settings), **ours}
+theirs = Settings.runner_environment
+Settings.runner_environment = lambda settings: {**theirs(settings), **ours}
 runpy.run_path(main, run_name="__main__")
 """
-"""The loader, which hands nothing of its environment on, hands this on: its door and its runner see the clock too."""
+"""The loader, which passes nothing of its environment on, passes this on to what it starts."""
 
 
 def environment() -> dict[str, str]:

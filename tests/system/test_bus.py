@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from keep_manager.systemd.units import SystemdUnits
+from keep_manager.tasks import Group
 from keep_protocol.errors import KeepfleetError
 from tests.fakes.systemd_house import SystemdHouse
 from tools.sandbox.sandbox import Sandbox
@@ -27,10 +28,11 @@ def house() -> Iterator[SystemdHouse]:
 
 @pytest.fixture
 async def units(house: SystemdHouse) -> AsyncIterator[SystemdUnits]:
-    made = SystemdUnits(house.address, "system", house.runtime_root)
-    await made.open()
-    yield made
-    await made.close()
+    async with Group() as tasks:
+        made = SystemdUnits(tasks, house.address, "system", house.runtime_root)
+        await made.open()
+        yield made
+        await made.close()
     house.clear()
 
 
@@ -139,7 +141,8 @@ async def test_without_the_bus_a_call_fails_in_time_and_with_a_reason(
 
 
 async def test_a_bus_that_is_not_there_is_said_at_once() -> None:
-    units = SystemdUnits("unix:path=/nonexistent/bus", "system", "/run")
-    with pytest.raises(KeepfleetError, match="cannot reach systemd on unix:path=/nonexistent/bus"):
-        await units.open()
-    await units.close()
+    async with Group() as tasks:
+        units = SystemdUnits(tasks, "unix:path=/nonexistent/bus", "system", "/run")
+        with pytest.raises(KeepfleetError, match="cannot reach systemd on unix:path=/nonexistent/bus"):
+            await units.open()
+        await units.close()

@@ -240,6 +240,6 @@ def test_a_door_that_dies_too_often_is_given_up_with_the_reason_and_its_port_is_
         life.line("reopening -> awaiting-workload", cursor)
     life.signal(life.app_loader_pid, signal.SIGKILL)
     life.until(State.STARTED, State.ERROR)
-    assert "gave the door up after opening it again 5 times" in life.info.detail
+    assert "gave the upload endpoint up after opening it again 5 times" in life.info.detail
     socket.create_server(("127.0.0.1", port)).close()
     life.remove()

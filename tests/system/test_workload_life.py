@@ -113,7 +113,7 @@ def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_for_
     keep = began(fleet, example("spin"), "always")
     unit = unit_name(keep.kuuid)
     fleet.host.wait_journal("spinning until stopped", unit)
-    assert stored(fleet, keep) == 3  # the record, the module, the description
+    assert stored(fleet, keep) == 4  # the record, the module compiled and as it was sent, the description
     cursor = fleet.host.cursor()
     fleet.host.systemctl("kill", "--kill-whom=main", f"--signal={int(signal.SIGKILL)}", unit)
     fleet.host.wait_journal("spinning until stopped", unit, cursor)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.pki import Authority
-from tests.unit.app_loader.app_loader_house import House, listening
+from tests.unit.app_loader.app_loader_process import AppLoaderProcess, listening
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,6 @@ def client(authority: Authority) -> Path:
 
 
 @pytest.fixture
-def house(tmp_path: Path, authority: Authority) -> Iterator[House]:
+def process(tmp_path: Path, authority: Authority) -> Iterator[AppLoaderProcess]:
     with listening(tmp_path, authority) as started:
         yield started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.app_loader.app_loader_house import wasm
+from tests.unit.app_loader.app_loader_process import wasm
 
 SUCCESS, ACCES, EXIST, INVAL, LOOP, NOENT, PERM, NOTCAPABLE = 0, 2, 20, 28, 32, 44, 63, 76
 """WASI preview 1's error numbers."""

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import select
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from app_loader import checking
-from app_loader.budget import budget
-from app_loader.checker import check_head
-from app_loader.verdict import verdict_of_end
-from keep_protocol.control import ReportType
+from app_loader.check import checking
+from app_loader.check.budget import budget, result_of_end
+from app_loader.check.compiler import check_head
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.reports import ReportType
 from tests.fakes.pki import Authority
-from tests.unit.app_loader.app_loader_house import (
+from tests.unit.app_loader.app_loader_process import (
     PATIENCE,
     Answer,
-    House,
+    AppLoaderProcess,
     as_root,
     ask,
     descriptors_of,
     listening,
     put,
+    read_answer,
     wasm,
 )
 
@@ -52,15 +54,15 @@ def many_functions(count: int, body: bytes) -> bytes:
     return HEADER + types + kinds + exports + section(10, leb(count) + code * count)
 
 
-def refused(house: House, client: Path, module: bytes, status: int = 422) -> Answer:
-    """The refusal of `module`, after which the door takes a good one."""
-    answer = ask(house, client, put(module))
+def refused(process: AppLoaderProcess, client: Path, module: bytes, status: int = 422) -> Answer:
+    """The refusal of `module`, after which the endpoint takes a good one."""
+    answer = ask(process, client, put(module))
     assert answer.status == status, answer
-    house.expect(ReportType.RECEIVING, ReportType.AWAITING)
-    assert house.children() == set()
-    assert ask(house, client, put(NOTHING)).status == 200
-    house.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
-    assert house.outcome().exit_code == 0
+    process.expect(ReportType.RECEIVING, ReportType.AWAITING)
+    assert process.children() == set()
+    assert ask(process, client, put(NOTHING)).status == 200
+    process.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
+    assert process.outcome().exit_code == 0
     return answer
 
 
@@ -109,37 +111,59 @@ def test_a_file_that_is_no_core_module_is_named_by_what_it_is(module: bytes, wor
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
 def test_a_module_that_cannot_run_is_answered_422_with_the_reason(
-    house: House, client: Path, module: bytes, words: str
+    process: AppLoaderProcess, client: Path, module: bytes, words: str
 ) -> None:
-    error = refused(house, client, module).error
+    error = refused(process, client, module).error
     assert error["kind"] == "invalid-module"
     assert words in str(error["message"]) + str(error["evidence"])
 
 
-def test_unknown_imports_are_named(house: House, client: Path) -> None:
+def test_unknown_imports_are_named(process: AppLoaderProcess, client: Path) -> None:
     module = wasm("""(module
       (import "env" "launch" (func)) (import "wasi_snapshot_preview1" "sock_open" (func))
       (import "wasi_snapshot_preview1" "sched_yield" (func (result i32)))
       (func (export "_start")))""")
-    error = refused(house, client, module).error
+    error = refused(process, client, module).error
     assert error["evidence"] == ["'env' 'launch'", "'wasi_snapshot_preview1' 'sock_open'"]
 
 
-def test_a_bomb_of_functions_ends_at_the_memory_limit(house: House, client: Path) -> None:
-    error = refused(house, client, many_functions(1_000_000, b"\x0b")).error
+def test_wasis_first_snapshot_is_named_with_what_to_build_for_instead(process: AppLoaderProcess, client: Path) -> None:
+    module = wasm("""(module (import "wasi_unstable" "proc_exit" (func (param i32))) (func (export "_start")))""")
+    error = refused(process, client, module).error
+    assert error["evidence"] == ["'wasi_unstable' 'proc_exit'"]
+    assert "build the module for wasm32-wasip1" in str(error["message"])
+
+
+def test_a_checker_that_is_killed_from_outside_is_not_the_modules_fault(
+    process: AppLoaderProcess, client: Path
+) -> None:
+    with process.connect(client) as connection:
+        connection.sendall(put(NOTHING)[:-1])
+        process.expect(ReportType.RECEIVING)
+        (checker,) = process.children()
+        os.kill(checker, signal.SIGKILL)
+        answer = read_answer(connection)
+    assert (answer.status, answer.error["kind"]) == (503, "unavailable")
+    assert "the checker was killed from outside (SIGKILL)" in str(answer.error["message"])
+    process.expect(ReportType.AWAITING)
+    assert ask(process, client, put(NOTHING)).status == 200
+
+
+def test_a_bomb_of_functions_ends_at_the_memory_limit(process: AppLoaderProcess, client: Path) -> None:
+    error = refused(process, client, many_functions(1_000_000, b"\x0b")).error
     assert error["kind"] == "too-complex"
     assert "384 MiB" in str(error["message"])
     assert "memory allocation of" in str(error["evidence"])
-    house.end()
-    assert b"memory allocation of" not in house.output
+    process.end()
+    assert b"memory allocation of" not in process.output
 
 
 @as_root
-def test_the_checker_has_the_module_and_nothing_of_the_door(house: House, client: Path) -> None:
-    with house.connect(client) as connection:
+def test_the_checker_has_the_module_and_nothing_of_the_endpoint(process: AppLoaderProcess, client: Path) -> None:
+    with process.connect(client) as connection:
         connection.sendall(put(NOTHING)[:-1])
-        house.expect(ReportType.RECEIVING)
-        (checker,) = house.children()
+        process.expect(ReportType.RECEIVING)
+        (checker,) = process.children()
         opened = descriptors_of(checker)
         assert set(opened) <= {0, 1, 2, 3, 4, 5}, opened
         assert [opened[number].split(":")[0] for number in (0, 1, 2, 3)] == ["/dev/null", "/dev/null", "pipe", "socket"]
@@ -148,7 +172,8 @@ def test_the_checker_has_the_module_and_nothing_of_the_door(house: House, client
 LOOKS = """
 import os, sys
 sys.path[:] = {path!r}
-from app_loader import checker
+from app_loader.check import compiler
+from app_loader.descriptors import claim
 
 def looks(*_):
     try:
@@ -157,8 +182,8 @@ def looks(*_):
     except OSError:
         return f"locked, components: {{'wasmtime.component' in sys.modules}}"
 
-checker.examine = looks
-sys.exit(checker.check())
+compiler.examine = looks
+sys.exit(compiler.check(claim(os.environ)))
 """
 
 
@@ -175,15 +200,15 @@ def test_the_checker_is_locked_when_it_looks_at_a_module_and_has_what_its_kind_n
         try:
             check.go(0.0)
             assert select.select([check], [], [], PATIENCE)[0]
-            assert check.verdict() is None
+            assert check.refusal() is None
             assert check.note == f"locked, components: {needed}"
         finally:
             check.close()
 
 
-def test_a_bomb_of_blocks_ends_at_the_memory_limit(house: House, client: Path) -> None:
+def test_a_bomb_of_blocks_ends_at_the_memory_limit(process: AppLoaderProcess, client: Path) -> None:
     bomb = many_functions(1, b"\x02\x40" * 1_000_000 + b"\x0b" * 1_000_001)
-    assert refused(house, client, bomb).error["kind"] == "too-complex"
+    assert refused(process, client, bomb).error["kind"] == "too-complex"
 
 
 SLOW = many_functions(10_000, b"\x10\0" * 400 + b"\x0b")
@@ -194,22 +219,26 @@ def test_a_module_that_takes_too_much_processor_time_is_too_complex(
 ) -> None:
     with listening(
         tmp_path, authority, CHECKER_CPU_SECONDS=1, CHECKER_CPU_SECONDS_PER_MIB=0, CHECKER_WALL_FACTOR=30
-    ) as house:
-        error = refused(house, client, SLOW).error
+    ) as process:
+        error = refused(process, client, SLOW).error
         assert (error["kind"], "processor time" in str(error["message"])) == ("too-complex", True)
 
 
 def test_a_module_that_takes_too_long_is_too_complex(tmp_path: Path, authority: Authority, client: Path) -> None:
-    with listening(tmp_path, authority, CHECKER_WALL_FACTOR=0.05) as house:
-        error = ask(house, client, put(SLOW)).error
+    with listening(tmp_path, authority, CHECKER_WALL_FACTOR=0.05) as process:
+        error = ask(process, client, put(SLOW)).error
         assert (error["kind"], "takes over 0.5 s" in str(error["message"])) == ("too-complex", True)
-        house.expect(ReportType.RECEIVING, ReportType.AWAITING)
-        assert house.children() == set()
+        process.expect(ReportType.RECEIVING, ReportType.AWAITING)
+        assert process.children() == set()
 
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(-24, "too-complex"), (-6, "too-complex"), (-9, "too-complex"), (-11, "too-complex"), (1, "internal")],
+    [
+        *((-number, "too-complex") for number in (signal.SIGXCPU, signal.SIGABRT, signal.SIGSEGV)),
+        *((-number, "unavailable") for number in (signal.SIGKILL, signal.SIGTERM, 40)),
+        (1, "internal"),
+    ],
 )
-def test_the_end_of_a_checker_without_a_verdict_has_a_kind(code: int, kind: str) -> None:
-    assert verdict_of_end(code, budget(0, 512 << 20)).kind.value == kind
+def test_the_end_of_a_checker_without_a_result_has_a_kind(code: int, kind: str) -> None:
+    assert result_of_end(code, budget(0, 512 << 20)).kind.value == kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -12,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from app_loader.limits import MAX_SECRET_BYTES
-from app_loader.secret_files import SecretFiles
-from keep_protocol.control import ReportType
+from app_loader.run.context import SecretFiles
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.reports import ReportType
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.workload import Directory, Workload
 from tests.fakes.pki import Authority
-from tests.unit.app_loader.app_loader_house import House, as_root, ask, granted, put, run, wasm
+from tests.unit.app_loader.app_loader_process import AppLoaderProcess, as_root, ask, granted, put, run, wasm
 from tests.unit.app_loader.guests import CREATE, ECHO, PERM, REFUSED, SUCCESS, TRUNCATE, WORDS, WRITE, Attempts
 
 
@@ -61,23 +62,23 @@ def data(tmp_path: Path, outside: Path) -> Path:
     return directory
 
 
-def outcome_and_output(house: House, client: Path, module: bytes) -> tuple[Outcome, bytes]:
-    outcome = run(house, client, module)
-    house.end()
-    return outcome, house.output
+def outcome_and_output(process: AppLoaderProcess, client: Path, module: bytes) -> tuple[Outcome, bytes]:
+    outcome = run(process, client, module)
+    process.end()
+    return outcome, process.output
 
 
 def test_arguments_and_environment_arrive_as_they_were_given(keep: Path, authority: Authority, client: Path) -> None:
     workload = Workload(("one", "", "zwei drei\n", "ü"), (("A", "1"), ("EMPTY", ""), ("B", "a=b")))
-    with granted(keep, authority, workload) as house:
-        _, output = outcome_and_output(house, client, WORDS)
+    with granted(keep, authority, workload) as process:
+        _, output = outcome_and_output(process, client, WORDS)
     words = ["workload.wasm", "one", "", "zwei drei\n", "ü", "A=1", "EMPTY=", "B=a=b"]
     assert output.decode().split("\0")[:-1] == words
 
 
 def test_arguments_of_two_megabytes_arrive_whole(keep: Path, authority: Authority, client: Path) -> None:
-    with granted(keep, authority, Workload(tuple("x" * 65535 for _ in range(31)))) as house:
-        _, output = outcome_and_output(house, client, WORDS)
+    with granted(keep, authority, Workload(tuple("x" * 65535 for _ in range(31)))) as process:
+        _, output = outcome_and_output(process, client, WORDS)
     assert output.count(b"x") == 31 * 65535
 
 
@@ -85,22 +86,22 @@ def test_a_file_as_standard_input_is_read_from_its_beginning(
     tmp_path: Path, keep: Path, authority: Authority, client: Path
 ) -> None:
     (tmp_path / "input").write_bytes(b"line one\nline two\n" * 1000)
-    with opened(tmp_path / "input") as grants, granted(keep, authority, Workload(stdin=True), grants) as house:
+    with opened(tmp_path / "input") as grants, granted(keep, authority, Workload(stdin=True), grants) as process:
         os.lseek(grants[0], 9, os.SEEK_SET)
-        _, output = outcome_and_output(house, client, ECHO)
+        _, output = outcome_and_output(process, client, ECHO)
     assert output == b"line one\nline two\n" * 1000
 
 
 def test_a_stream_as_standard_input_is_read_to_its_end(keep: Path, authority: Authority, client: Path) -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs, granted(keep, authority, Workload(stdin=True), [theirs.fileno()]) as house:
-        assert ask(house, client, put(ECHO)).status == 200
-        house.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+    with ours, theirs, granted(keep, authority, Workload(stdin=True), [theirs.fileno()]) as process:
+        assert ask(process, client, put(ECHO)).status == 200
+        process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
         ours.sendall(b"while it runs")
         ours.shutdown(socket.SHUT_WR)
-        house.expect(ReportType.ENDED)
-        house.end()
-        assert house.output == b"while it runs"
+        process.expect(ReportType.ENDED)
+        process.end()
+        assert process.output == b"while it runs"
 
 
 def test_a_guest_reads_and_writes_in_its_directory(data: Path, keep: Path, authority: Authority, client: Path) -> None:
@@ -114,8 +115,11 @@ def test_a_guest_reads_and_writes_in_its_directory(data: Path, keep: Path, autho
     attempts.symlink("new", "made/soft")
     attempts.open("made/soft")
     attempts.unlink("made/linked")
-    with opened(data) as grants, granted(keep, authority, Workload(directories=(Directory("/d", True),)), grants) as h:
-        outcome, output = outcome_and_output(h, client, attempts.module())
+    with (
+        opened(data) as grants,
+        granted(keep, authority, Workload(directories=(Directory("/d", True),)), grants) as process,
+    ):
+        outcome, output = outcome_and_output(process, client, attempts.module())
     assert output == b"\0given\n\0given\n" + bytes(7)
     assert outcome.output_bytes is None, "what is written to files cannot be told from output"
     assert sorted(path.name for path in (data / "made").iterdir()) == ["new", "soft"]
@@ -135,8 +139,8 @@ def test_nothing_is_written_to_a_read_only_directory(
     attempts.rename("in.txt", "moved")
     attempts.unlink("in.txt")
     before = sorted(path.name for path in data.iterdir())
-    with opened(data) as grants, granted(keep, authority, Workload(directories=(Directory("/d"),)), grants) as house:
-        outcome, output = outcome_and_output(house, client, attempts.module())
+    with opened(data) as grants, granted(keep, authority, Workload(directories=(Directory("/d"),)), grants) as process:
+        outcome, output = outcome_and_output(process, client, attempts.module())
     assert output == b"\0given\n" + bytes([PERM] * 8)
     assert outcome.output_bytes is not None and outcome.output_bytes >= len(output)
     assert sorted(path.name for path in data.iterdir()) == before
@@ -145,7 +149,7 @@ def test_nothing_is_written_to_a_read_only_directory(
 
 RESTRICTED = """
 import errno, os, sys
-from app_loader import lock
+from app_loader.run import lock
 machine = os.uname().machine
 number = lock.SYSCALLS["openat2"][list(lock.ARCHITECTURES).index(machine)]
 code = [*lock._begin(machine), *lock._only_if(number, [lock._refuse(errno.ENOSYS)]), (lock.RETURN, 0, 0, lock.ALLOW)]
@@ -181,8 +185,8 @@ def test_no_path_leads_out_of_a_granted_directory(
         attempts.make_directory("../made")
     workload = Workload(directories=(Directory("/d", writable),))
     before = (sys.executable, "-c", RESTRICTED) if restricted else ()
-    with opened(data) as grants, granted(keep, authority, workload, grants, before) as house:
-        _, output = outcome_and_output(house, client, attempts.module())
+    with opened(data) as grants, granted(keep, authority, workload, grants, before) as process:
+        _, output = outcome_and_output(process, client, attempts.module())
     assert len(output) == len(paths) + 3 + (10 if writable else 0)
     own_links = {len(paths) + 6, len(paths) + 8}
     got_through = [number for number, byte in enumerate(output) if byte == SUCCESS and number not in own_links]
@@ -201,15 +205,20 @@ def test_a_directory_swapped_for_a_link_while_it_is_granted_stays_what_it_was(
     attempts.open("passwd")
     ours, theirs = socket.socketpair()
     workload = Workload(stdin=True, directories=(Directory("/d"),))
-    with ours, theirs, opened(data) as grants, granted(keep, authority, workload, [theirs.fileno(), *grants]) as house:
-        assert ask(house, client, put(attempts.module())).status == 200
-        house.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+    with (
+        ours,
+        theirs,
+        opened(data) as grants,
+        granted(keep, authority, workload, [theirs.fileno(), *grants]) as process,
+    ):
+        assert ask(process, client, put(attempts.module())).status == 200
+        process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
         data.rename(data.parent / "moved")
         data.symlink_to("/etc")
         ours.close()
-        house.expect(ReportType.ENDED)
-        house.end()
-        assert house.output.startswith(b"\0\0given\n") and house.output[-1] != SUCCESS
+        process.expect(ReportType.ENDED)
+        process.end()
+        assert process.output.startswith(b"\0\0given\n") and process.output[-1] != SUCCESS
 
 
 def test_a_removed_directory_is_an_error_of_the_guests(
@@ -225,16 +234,16 @@ def test_a_removed_directory_is_an_error_of_the_guests(
         ours,
         theirs,
         opened(data.parent / "empty") as grants,
-        granted(keep, authority, workload, [theirs.fileno(), *grants]) as house,
+        granted(keep, authority, workload, [theirs.fileno(), *grants]) as process,
     ):
-        assert ask(house, client, put(attempts.module())).status == 200
-        house.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+        assert ask(process, client, put(attempts.module())).status == 200
+        process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
         (data.parent / "empty").rmdir()
         ours.close()
-        report = house.expect(ReportType.ENDED)
+        report = process.expect(ReportType.ENDED)
         assert report.outcome is not None and report.outcome.text == "exited 0"
-        house.end()
-        assert house.output[0] == SUCCESS and house.output[1] != SUCCESS
+        process.end()
+        assert process.output[0] == SUCCESS and process.output[1] != SUCCESS
 
 
 def test_secrets_are_files_of_the_guest_and_gone_at_its_end(
@@ -250,9 +259,9 @@ def test_secrets_are_files_of_the_guest_and_gone_at_its_end(
     attempts.open("new", flags=CREATE, rights=WRITE)
     with (
         opened(tmp_path / "token", tmp_path / "key") as grants,
-        granted(keep, authority, Workload(secrets=("token", "api.key")), grants) as house,
+        granted(keep, authority, Workload(secrets=("token", "api.key")), grants) as process,
     ):
-        outcome, output = outcome_and_output(house, client, attempts.module())
+        outcome, output = outcome_and_output(process, client, attempts.module())
         assert output == b"\0hunter2\n\0\x00\xff\n" + bytes([PERM, PERM, PERM])
         assert outcome.text == "exited 0"
         assert not list((keep / "secrets").iterdir())
@@ -273,20 +282,45 @@ def test_secrets_are_for_the_keep_alone_and_bounded(tmp_path: Path) -> None:
             SecretFiles(str(tmp_path), [("one", grants[0])])
 
 
-def test_a_grant_that_was_not_handed_over_is_an_error_in_words(keep: Path, authority: Authority) -> None:
-    with House(keep, authority, workload=Workload(stdin=True)) as house:
-        report = house.expect(ReportType.FAILED)
-        assert report.error is not None and "its stdin: it was not handed over" in report.error.message
+def test_a_grant_that_was_not_passed_is_an_error_in_words(keep: Path, authority: Authority) -> None:
+    with AppLoaderProcess(keep, authority, workload=Workload(stdin=True)) as process:
+        report = process.expect(ReportType.FAILED)
+        assert report.error is not None and "descriptor 'stdin' was not passed" in report.error.message
 
 
 def test_a_description_that_is_none_is_an_error_in_words(keep: Path, authority: Authority) -> None:
-    with House(keep, authority, workload=Workload()) as house:
-        house.expect(ReportType.LISTENING)
-        house.kill()
+    with AppLoaderProcess(keep, authority, workload=Workload()) as process:
+        process.expect(ReportType.LISTENING)
+        process.kill()
         (keep / "workload.json").write_text('{"arguments": 3}')
-        house.spawn()
-        report = house.expect(ReportType.FAILED)
-        assert report.error is not None and "cannot give the workload" in report.error.message
+        process.spawn()
+        report = process.expect(ReportType.FAILED)
+        assert report.error is not None and "invalid workload description" in report.error.message
+
+
+OPENS = """(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1) (data (i32.const 1024) "in.txt")
+  (func (export "_start") (local $error i32)
+    (loop $more
+      (local.set $error (call $open (i32.const 3) (i32.const 0) (i32.const 1024) (i32.const 6) (i32.const 0)
+        (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 8)))
+      (br_if $more (i32.eqz (local.get $error))))
+    (call $exit (local.get $error))))"""
+"""Opens a file again and again, and exits with the first error."""
+
+
+def test_a_guest_that_opens_too_many_files_ends_with_that_limit_in_its_outcome(
+    data: Path, keep: Path, authority: Authority, client: Path
+) -> None:
+    workload = Workload(directories=(Directory("/d"),))
+    with opened(data) as grants, granted(keep, authority, workload, grants) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        outcome = run(process, client, wasm(OPENS))
+        assert outcome.exit_code == 29, "WASI's EIO"
+        assert outcome.text == "exited 29; it had all files open that a keep may, 64 (LimitNOFILE=)"
 
 
 @as_root
@@ -297,10 +331,15 @@ def test_a_running_guest_has_its_grants_open_and_nothing_else(
     attempts.wait()
     ours, theirs = socket.socketpair()
     workload = Workload(stdin=True, directories=(Directory("/d"),))
-    with ours, theirs, opened(data) as grants, granted(keep, authority, workload, [theirs.fileno(), *grants]) as house:
-        assert ask(house, client, put(attempts.module())).status == 200
-        house.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
-        names = [name for name in house.descriptors().values() if str(keep.parent) in name]
+    with (
+        ours,
+        theirs,
+        opened(data) as grants,
+        granted(keep, authority, workload, [theirs.fileno(), *grants]) as process,
+    ):
+        assert ask(process, client, put(attempts.module())).status == 200
+        process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+        names = [name for name in process.descriptors().values() if str(keep.parent) in name]
         assert names == [str(data)]
 
 
@@ -308,7 +347,7 @@ AGAIN = wasm("""(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit
   (func (export "_start") (call $exit (i32.const 3))))""")
 
 
-def test_a_workload_to_be_repeated_is_handed_to_the_loader_and_runs_again_from_that(
+def test_a_workload_to_be_repeated_is_passed_to_the_loader_and_runs_again_from_that(
     tmp_path: Path, data: Path, keep: Path, authority: Authority, client: Path
 ) -> None:
     (tmp_path / "input").write_bytes(b"again")
@@ -316,21 +355,21 @@ def test_a_workload_to_be_repeated_is_handed_to_the_loader_and_runs_again_from_t
         stdin=True, directories=(Directory("/d"),), secrets=("token",), restart=RestartPolicy.ON_FAILURE
     )
     paths = (tmp_path / "input", data, data / "in.txt")
-    with opened(*paths) as grants, granted(keep, authority, workload, grants) as house:
-        assert run(house, client, ECHO).text == "exited 0"
-        house.end()
-        assert house.parked is not None
+    with opened(*paths) as grants, granted(keep, authority, workload, grants) as process:
+        assert run(process, client, ECHO).text == "exited 0"
+        process.end()
+        assert set(process.parked) == {"compiled", "module"}
         for _ in range(2):
-            house.run_again()
-            outcome = house.outcome()
+            process.run_again()
+            outcome = process.outcome()
             assert (outcome.kind, outcome.exit_code) == (OutcomeKind.EXITED, 0)
-            assert house.end() == 0
-        assert house.output == b"again" * 3
+            assert process.end() == 0
+        assert process.output == b"again" * 3
 
 
-def test_a_workload_that_is_not_repeated_is_not_handed_to_the_loader(
+def test_a_workload_that_is_not_repeated_is_not_passed_to_the_loader(
     keep: Path, authority: Authority, client: Path
 ) -> None:
-    with granted(keep, authority, Workload()) as house:
-        assert run(house, client, AGAIN).exit_code == 3
-        assert house.parked is None
+    with granted(keep, authority, Workload()) as process:
+        assert run(process, client, AGAIN).exit_code == 3
+        assert process.parked == {}

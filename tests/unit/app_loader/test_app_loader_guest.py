@@ -9,12 +9,11 @@ import pytest
 import wasmtime
 from wasmtime import component as components
 
-from app_loader.checker import examine
-from app_loader.guest import ComponentGuest, CoreGuest, load_guest
-from keep_protocol.errors import KeepfleetError
+from app_loader.check.compiler import examine
+from app_loader.run.guest import ComponentGuest, CoreGuest, Unfit, load_guest
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.workload import Workload
-from tests.unit.app_loader.app_loader_house import wasm
+from tests.unit.app_loader.app_loader_process import wasm
 from tests.unit.app_loader.guests import component
 
 MODULE = wasm('(module (func (export "seven") (result i32) i32.const 7))')
@@ -43,7 +42,8 @@ def test_a_guest_runs_from_its_file_and_where_that_cannot_be_mapped_as_code_from
         monkeypatch.setattr(components.Component, "deserialize_file", refuse)
     workload = Workload(export="seven") if kind == "module" else Workload()
     file = compiled(tmp_path, MODULE if kind == "module" else component("(i32.const 1)"), workload)
-    guest = load_guest(file, DEFAULT_LIMITS, workload, wasmtime.WasiConfig())
+    guest = load_guest(file, DEFAULT_LIMITS, workload)
+    guest.link(wasmtime.WasiConfig())
     os.close(file)
     assert type(guest) is (CoreGuest if kind == "module" else ComponentGuest)
     assert guest.run() == ((0, [7]) if kind == "module" else (1, []))
@@ -56,6 +56,6 @@ def test_a_file_that_is_no_compiled_guest_is_not_run(tmp_path: Path, change: str
         os.ftruncate(file, 1000)
     else:
         os.pwrite(file, b"\x7fELF" + bytes(60), 0)
-    with pytest.raises((wasmtime.WasmtimeError, KeepfleetError)):
-        load_guest(file, DEFAULT_LIMITS, Workload(export="seven"), wasmtime.WasiConfig())
+    with pytest.raises(Unfit):
+        load_guest(file, DEFAULT_LIMITS, Workload(export="seven"))
     os.close(file)

@@ -10,15 +10,15 @@ import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.component import INTERFACES, make_component_linker
-from app_loader.engine import make_engine
-from app_loader.signature import in_words, values
-from keep_protocol.control import ReportType
+from app_loader.check.components import INTERFACES, make_component_linker
+from app_loader.check.signature import in_words, values
+from app_loader.run.engine import make_engine
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
+from keep_protocol.reports import ReportType
 from keep_protocol.workload import Workload
 from tests.fakes.pki import Authority
-from tests.unit.app_loader.app_loader_house import House, ask, granted, put, run, wasm
+from tests.unit.app_loader.app_loader_process import AppLoaderProcess, ask, granted, put, run, wasm
 from tests.unit.app_loader.guests import PRINTS, component
 
 EXPORTS = wasm("""(module (global $n (mut i32) (i32.const 0))
@@ -37,8 +37,8 @@ def refusal(
     directory: Path, authority: Authority, client: Path, module: bytes, workload: Workload
 ) -> dict[str, object]:
     """What the upload of `module` is refused with."""
-    with granted(directory, authority, workload) as house:
-        answer = ask(house, client, put(module))
+    with granted(directory, authority, workload) as process:
+        answer = ask(process, client, put(module))
         assert answer.status == 422, answer
         assert answer.error["kind"] == "invalid-module"
         return answer.error
@@ -57,10 +57,10 @@ def refusal(
 def test_an_export_is_called_with_typed_arguments_and_its_results_are_printed(
     tmp_path: Path, authority: Authority, client: Path, export: str, arguments: tuple[str, ...], printed: bytes
 ) -> None:
-    with granted(tmp_path, authority, Workload(export=export, export_arguments=arguments)) as house:
-        assert run(house, client, EXPORTS).text == "exited 0"
-        house.end()
-        assert house.output == printed
+    with granted(tmp_path, authority, Workload(export=export, export_arguments=arguments)) as process:
+        assert run(process, client, EXPORTS).text == "exited 0"
+        process.end()
+        assert process.output == printed
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_a_signature_is_printable_whatever_the_export_is_called() -> None:
     assert in_words("", [], ["i32", "i64"]) == '""() -> i32, i64'
 
 
-def test_a_component_runs_and_its_output_is_the_processs_own(house: House, client: Path) -> None:
-    outcome = run(house, client, PRINTS)
+def test_a_component_runs_and_its_output_is_the_processs_own(process: AppLoaderProcess, client: Path) -> None:
+    outcome = run(process, client, PRINTS)
     assert (outcome.kind, outcome.exit_code) == (OutcomeKind.EXITED, 0)
-    house.end()
-    assert house.output == b"hello from a component\n"
+    process.end()
+    assert process.output == b"hello from a component\n"
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,32 @@ def test_a_component_runs_and_its_output_is_the_processs_own(house: House, clien
         ("(call $exit (i32.const 1)) (i32.const 0)", 1),
     ],
 )
-def test_a_component_says_ok_or_not_and_no_more(house: House, client: Path, body: str, code: int) -> None:
-    outcome = run(house, client, component(body))
+def test_a_component_returns_ok_or_not(process: AppLoaderProcess, client: Path, body: str, code: int) -> None:
+    outcome = run(process, client, component(body))
     assert (outcome.kind, outcome.exit_code, outcome.text) == (OutcomeKind.EXITED, code, f"exited {code}")
-    assert house.end() == code
+    assert process.end() == code
+
+
+def test_a_component_leaves_with_any_code_by_exit_with_code(process: AppLoaderProcess, client: Path) -> None:
+    module = wasm("""(component
+      (import "wasi:cli/exit@0.2.0" (instance $exit (export "exit-with-code" (func (param "status-code" u8)))))
+      (core func $exit (canon lower (func $exit "exit-with-code")))
+      (core module $m (import "e" "exit" (func $exit (param i32)))
+        (func (export "run") (result i32) (call $exit (i32.const 42)) (i32.const 0)))
+      (core instance $i (instantiate $m (with "e" (instance (export "exit" (func $exit))))))
+      (func $run (result (result)) (canon lift (core func $i "run")))
+      (instance $r (export "run" (func $run)))
+      (export "wasi:cli/run@0.2.0" (instance $r)))""")
+    outcome = run(process, client, module)
+    assert (outcome.kind, outcome.exit_code, outcome.text) == (OutcomeKind.EXITED, 42, "exited 42")
+
+
+def test_a_component_that_has_run_and_returns_an_invalid_result_is_trapped_and_not_refused(
+    process: AppLoaderProcess, client: Path
+) -> None:
+    outcome = run(process, client, component("(i32.const 2)"))
+    assert outcome.kind is OutcomeKind.TRAPPED
+    assert outcome.text == "trapped: the engine cannot take its result: discriminant 2 out of range [0..2)"
 
 
 @pytest.mark.parametrize(
@@ -159,16 +181,16 @@ def test_a_component_says_ok_or_not_and_no_more(house: House, client: Path, body
     ],
 )
 def test_a_components_trap_is_told_with_its_functions(
-    house: House, client: Path, body: str, memory: str, reason: str
+    process: AppLoaderProcess, client: Path, body: str, memory: str, reason: str
 ) -> None:
-    outcome = run(house, client, component(body, memory=memory))
+    outcome = run(process, client, component(body, memory=memory))
     assert (outcome.kind, outcome.text) == (OutcomeKind.TRAPPED, f"trapped: {reason}")
     assert outcome.backtrace[0].startswith("0: m!go at ")
     assert len(outcome.backtrace) <= 21
 
 
-def test_a_component_over_its_memory_limit_at_its_start_says_so(house: House, client: Path) -> None:
-    outcome = run(house, client, component("(i32.const 0)", memory="(memory 8000)"))
+def test_a_component_over_its_memory_limit_at_its_start_says_so(process: AppLoaderProcess, client: Path) -> None:
+    outcome = run(process, client, component("(i32.const 0)", memory="(memory 8000)"))
     assert (outcome.kind, outcome.text) == (OutcomeKind.LIMITED, "over its memory limit of 256 MiB")
 
 
@@ -213,14 +235,16 @@ def test_an_export_of_a_component_cannot_be_called_by_name(tmp_path: Path, autho
     assert "only of a core module" in str(error["message"])
 
 
-def test_a_component_that_imports_sockets_is_told_that_there_is_no_network(house: House, client: Path) -> None:
+def test_a_component_that_imports_sockets_is_told_that_there_is_no_network(
+    process: AppLoaderProcess, client: Path
+) -> None:
     sockets = '(import "wasi:sockets/network@0.2.0" (instance (export "network" (type (sub resource)))))'
-    assert ask(house, client, put(component("(i32.const 0)", imports=sockets))).status == 200
-    report = house.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
+    assert ask(process, client, put(component("(i32.const 0)", imports=sockets))).status == 200
+    report = process.expect(ReportType.RECEIVING, ReportType.ACCEPTED)
     assert "it imports wasi:sockets, and this version gives a guest no network" in report.text
-    assert house.outcome().exit_code == 0
-    house.end()
-    assert b"gives a guest no network" in house.output
+    assert process.outcome().exit_code == 0
+    process.end()
+    assert b"gives a guest no network" in process.output
 
 
 def test_every_interface_said_to_be_there_is_there() -> None:

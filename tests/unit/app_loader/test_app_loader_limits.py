@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader import outcome as outcomes
-from app_loader.budget import budget
-from app_loader.engine import make_engine
-from keep_protocol.control import ReportType
+from app_loader.check.budget import budget
+from app_loader.run import outcome as outcomes
+from app_loader.run.engine import make_engine
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.limits import DEFAULT_LIMITS, MIB, Limits
+from keep_protocol.reports import ReportType
 from tests.fakes.pki import Authority
-from tests.unit.app_loader.app_loader_house import House, ask, listening, put, run, wasm
+from tests.unit.app_loader.app_loader_process import AppLoaderProcess, ask, listening, put, run, wasm
 from tests.unit.app_loader.guests import component
 from tests.unit.app_loader.test_app_loader_checker import many_functions
 
@@ -40,10 +40,10 @@ def limited(**values: int) -> dict[str, str]:
 def test_memory_and_tables_grow_to_their_limits_and_not_beyond(
     tmp_path: Path, authority: Authority, client: Path
 ) -> None:
-    with listening(tmp_path, authority, limited(memory_bytes=MIB, table_elements=10)) as house:
-        run(house, client, GROWS)
-        house.end()
-        assert house.output == b"returned: [1, -1, 1, -1]\n"
+    with listening(tmp_path, authority, limited(memory_bytes=MIB, table_elements=10)) as process:
+        run(process, client, GROWS)
+        process.end()
+        assert process.output == b"returned: [1, -1, 1, -1]\n"
 
 
 @pytest.mark.parametrize(
@@ -57,21 +57,21 @@ def test_memory_and_tables_grow_to_their_limits_and_not_beyond(
 def test_a_guest_that_starts_over_a_limit_is_told_which(
     tmp_path: Path, authority: Authority, client: Path, module: bytes, text: str
 ) -> None:
-    with listening(tmp_path, authority, limited(memory_bytes=MIB, table_elements=10)) as house:
-        outcome = run(house, client, module)
+    with listening(tmp_path, authority, limited(memory_bytes=MIB, table_elements=10)) as process:
+        outcome = run(process, client, module)
         assert (outcome.kind, outcome.text) == (OutcomeKind.LIMITED, text)
-        assert house.end() == 1
+        assert process.end() == 1
 
 
 @pytest.mark.parametrize("stack", [64 * 1024, 8 * MIB])
 def test_the_stack_is_as_deep_as_the_limit_allows(
     tmp_path: Path, authority: Authority, client: Path, stack: int
 ) -> None:
-    with listening(tmp_path, authority, limited(stack_bytes=stack)) as house:
-        outcome = run(house, client, DEEP)
-        house.end()
+    with listening(tmp_path, authority, limited(stack_bytes=stack)) as process:
+        outcome = run(process, client, DEEP)
+        process.end()
         if stack == 8 * MIB:
-            assert (outcome.text, house.output) == ("exited 0", b"returned: [60000]\n")
+            assert (outcome.text, process.output) == ("exited 0", b"returned: [60000]\n")
         else:
             assert outcome.text == "trapped: call stack exhausted"
 
@@ -82,50 +82,52 @@ def test_the_largest_stack_overflows_into_a_trap_and_not_into_the_process(
 ) -> None:
     core = wasm('(module (func $deep (call $deep)) (func (export "_start") (call $deep)))')
     module = core if guest == "core" else component("(call $go)")
-    with listening(tmp_path, authority, limited(stack_bytes=8 * MIB)) as house:
-        assert run(house, client, module).text == "trapped: call stack exhausted"
+    with listening(tmp_path, authority, limited(stack_bytes=8 * MIB)) as process:
+        assert run(process, client, module).text == "trapped: call stack exhausted"
 
 
 def test_a_stack_no_keep_may_have_is_refused_before_an_engine_is_built() -> None:
-    with pytest.raises(KeepfleetError, match="cannot limit stack_bytes to 9000000"):
+    with pytest.raises(KeepfleetError, match="field 'stack_bytes' must be"):
         make_engine(9_000_000)
 
 
 def test_a_loop_ends_by_sigxcpu_when_its_processor_time_is_over(
     tmp_path: Path, authority: Authority, client: Path
 ) -> None:
-    with listening(tmp_path, authority, limited(cpu_seconds=1)) as house:
-        assert ask(house, client, put(SPINS)).status == 200
-        house.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
-        assert house.end() == -signal.SIGXCPU
+    with listening(tmp_path, authority, limited(cpu_seconds=1)) as process:
+        assert ask(process, client, put(SPINS)).status == 200
+        process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+        before = process.used_seconds()
+        assert process.end() == -signal.SIGXCPU
+        assert 0.9 < process.cpu_seconds - before < 1.1, "its own second, to the tick of the kernel's clock"
 
 
-def test_output_and_times_are_counted(house: House, client: Path) -> None:
+def test_output_and_times_are_counted(process: AppLoaderProcess, client: Path) -> None:
     module = wasm("""(module (import "wasi_snapshot_preview1" "fd_write"
         (func $write (param i32 i32 i32 i32) (result i32)))
       (memory (export "memory") 1) (data (i32.const 0) "\\10\\00\\00\\00\\e8\\03\\00\\00")
       (func (export "_start") (local $n i32)
         (loop (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
           (br_if 0 (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 50))))))""")
-    outcome = run(house, client, module)
-    house.end()
-    assert len(house.output) == 50_000
+    outcome = run(process, client, module)
+    process.end()
+    assert len(process.output) == 50_000
     assert outcome.output_bytes is not None and 50_000 <= outcome.output_bytes < 50_500
     assert outcome.started_at is not None and outcome.ended_at is not None and outcome.wall_seconds is not None
     assert outcome.ended_at - outcome.started_at == pytest.approx(outcome.wall_seconds, abs=0.001)
 
 
 def test_compiling_stays_within_a_small_keeps_memory(tmp_path: Path, authority: Authority, client: Path) -> None:
-    with listening(tmp_path, authority, limited(memory_bytes=64 * 1024)) as house:
-        answer = ask(house, client, put(many_functions(1_000_000, b"\x0b")))
+    with listening(tmp_path, authority, limited(memory_bytes=64 * 1024)) as process:
+        answer = ask(process, client, put(many_functions(1_000_000, b"\x0b")))
         assert (answer.status, answer.error["kind"]) == (422, "too-complex")
         assert "takes over 192 MiB of memory" in str(answer.error["message"])
 
 
 def test_a_limit_that_is_none_is_an_error_in_words(tmp_path: Path, authority: Authority) -> None:
-    with House(tmp_path, authority, {"KEEPFLEET_LIMITS": "memory_bytes=1"}) as house:
-        report = house.expect(ReportType.FAILED)
-        assert report.error is not None and "cannot limit memory_bytes to 1" in report.error.message
+    with AppLoaderProcess(tmp_path, authority, {"KEEPFLEET_LIMITS": "memory_bytes=1"}) as process:
+        report = process.expect(ReportType.FAILED)
+        assert report.error is not None and "field 'memory_bytes' must be" in report.error.message
 
 
 @given(st.integers(0, 1 << 40), st.integers(64 * 1024, 4096 * MIB))

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from app_loader.lock import (
+from app_loader.run.lock import (
     ALLOW,
     ARCHITECTURES,
     ERRNO,
@@ -24,7 +24,7 @@ from app_loader.lock import (
     SENDING,
     SYSCALLS,
     Instruction,
-    door_program,
+    endpoint_program,
     program,
 )
 
@@ -116,8 +116,8 @@ def test_calls_of_another_kind_kill(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURES)
-def test_the_door_may_send_and_start_programs_but_not_connect(machine: str) -> None:
-    column, code = list(ARCHITECTURES).index(machine), door_program(machine)
+def test_the_endpoint_may_send_and_start_programs_but_not_connect(machine: str) -> None:
+    column, code = list(ARCHITECTURES).index(machine), endpoint_program(machine)
     for name, row in SYSCALLS.items():
         number = row[column]
         if number is not None:
@@ -133,11 +133,11 @@ def test_the_door_may_send_and_start_programs_but_not_connect(machine: str) -> N
 
 DOOR_TRIAL = """
 import json, os, socket, subprocess, sys
-from app_loader.lock import lock_door
+from app_loader.run.lock import lock_endpoint
 listener = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(listener.getsockname())
 target = ("127.0.0.1", int(sys.argv[1]))
-lock_door()
+lock_endpoint()
 accepted, _ = listener.accept()
 accepted.sendall(b"answer")
 seen = {"answer": client.recv(6).decode()}
@@ -158,7 +158,7 @@ os.write(1, json.dumps(seen).encode())
 """
 
 
-def test_a_locked_door_answers_its_clients_and_cannot_turn_its_listener_round() -> None:
+def test_a_locked_endpoint_answers_its_clients_and_cannot_turn_its_listener_round() -> None:
     with socket.create_server(("127.0.0.1", 0)) as target:
         command = [sys.executable, "-c", DOOR_TRIAL, str(target.getsockname()[1])]
         seen = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
@@ -172,8 +172,8 @@ def test_a_locked_door_answers_its_clients_and_cannot_turn_its_listener_round() 
 TRIAL = """
 import ctypes, json, mmap, os, socket, sys, threading
 import wasmtime
-from app_loader.engine import make_engine
-from app_loader.lock import lock
+from app_loader.run.engine import make_engine
+from app_loader.run.lock import lock
 engine, other = make_engine(), make_engine()
 binary = bytes(wasmtime.wat2wasm('(module (func (export "f") (result i32) i32.const 7))'))
 module, store = wasmtime.Module(engine, binary), wasmtime.Store(engine)
@@ -227,7 +227,7 @@ def test_a_locked_process_has_lost_what_it_gave_up(compiler: bool) -> None:
 def test_a_process_with_several_threads_is_not_locked() -> None:
     trial = """
 import threading
-from app_loader.lock import lock
+from app_loader.run.lock import lock
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 lock(executable_memory=False)"""
     ended = subprocess.run([sys.executable, "-c", trial], capture_output=True)

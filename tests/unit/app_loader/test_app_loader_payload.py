@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.payload import PayloadParser
+from app_loader.receive.payload import PayloadParser
 from keep_protocol.errors import KeepfleetError
 
 SPACE = st.text(" \t\r\n", max_size=3)
@@ -30,7 +30,7 @@ def reference(text: bytes) -> bytes | None:
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key stands twice")
+            raise ValueError("a key is given twice")
         return dict(pairs)
 
     try:
@@ -93,7 +93,7 @@ def test_any_other_text_is_taken_only_where_json_takes_it(text: str, cuts: list[
     ("text", "words"),
     [
         ('{"encoding":"wat","contents":[0]}', "its encoding 'wat' is not 'wasm'"),
-        ('{"encoding":"wasm","encoding":"wasm","contents":[0]}', "'encoding' stands twice"),
+        ('{"encoding":"wasm","encoding":"wasm","contents":[0]}', "'encoding' is given twice"),
         ('{"encoding":"wasm"}', "'contents' is missing"),
         ('{"contents":[]}', "'encoding' is missing"),
         ('{"encoding":"wasm","contents":[256]}', "b'256' in 'contents' is no number"),
@@ -101,11 +101,11 @@ def test_any_other_text_is_taken_only_where_json_takes_it(text: str, cuts: list[
         ('{"encoding":"wasm","contents":[1 2]}', "b'1 2' in 'contents' is no number"),
         ('{"encoding":"wasm","contents":[1,]}', "b'' in 'contents' is no number"),
         ('{"encoding":"wasm","contents":[1]', "it ends too early"),
-        ('{"encoding":"wasm","contents":[1]}x', "something stands after its end"),
+        ('{"encoding":"wasm","contents":[1]}x', "something follows its end"),
         ('{"encoding":"wasm","contents":[1],"name":"x"}', "'name' is no member"),
-        ('{"encoding":' + " " * 5000, "there are over 4096 bytes beside its numbers"),
+        ('{"encoding":' + " " * 5000, "there are over 4096 bytes besides its numbers"),
         ('{"encoding":"wasm","contents":[' + "1" * 5000, "is no number"),
-        ("[" * 100_000, "stands where { must"),
+        ("[" * 100_000, "is where { must be"),
     ],
 )
 def test_a_wrong_payload_is_refused_in_words(text: str, words: str) -> None:

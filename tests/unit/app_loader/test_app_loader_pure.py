@@ -11,10 +11,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader import outcome
-from app_loader.answers import STATUS_OF, error_answer
-from app_loader.identity import Making, alternative_names
-from app_loader.request import Wish, decide
+from app_loader.receive.identity import IdentityMaker, alternative_names
+from app_loader.receive.requests import STATUS_OF, Request, Route, error_answer, read_request
+from app_loader.run import outcome
 from app_loader.settings import Settings, read_settings
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
@@ -28,12 +27,12 @@ GOOD = {
     "KEEPFLEET_NAMES": "Keep.example,10.0.0.1,::1,keep.example",
     "KEEPFLEET_RUNTIME_DIRECTORY": "/run/keepfleet/7",
 }
-SPENT = outcome.Spent(1.0, 0.5, 4096)
+USAGE = outcome.Usage(1.0, 0.5, 4096)
 
 
 def test_settings_are_read_with_their_defaults() -> None:
     settings = read_settings(GOOD)
-    assert (settings.kuuid, settings.port, settings.has_identity) == (7, 3031, False)
+    assert (settings.kuuid, settings.port, settings.uploaders) == (7, 3031, ())
     assert settings.openssl == "/usr/bin/openssl"
     assert settings.max_workload == 256 << 20
 
@@ -51,7 +50,8 @@ def test_settings_are_read_with_their_defaults() -> None:
         ("KEEPFLEET_NAMES", "a,DNS:b"),
         ("KEEPFLEET_NAMES", "a\nb"),
         ("KEEPFLEET_NAMES", ",".join("abcdefghijklmnopq")),
-        ("KEEPFLEET_HAS_IDENTITY", "yes"),
+        ("KEEPFLEET_UPLOADERS", "alice"),
+        ("KEEPFLEET_UPLOADERS", ",".join(f"name:{n}" for n in range(17))),
         ("KEEPFLEET_RUNTIME_DIRECTORY", "run"),
         ("KEEPFLEET_OPENSSL", "openssl"),
         ("KEEPFLEET_MAX_WORKLOAD", "-1"),
@@ -73,7 +73,7 @@ def making(tmp_path: Path, **changed: str) -> Settings:
 
 
 def test_the_certificate_is_what_a_client_may_expect(tmp_path: Path) -> None:
-    identity = Making(making(tmp_path)).result()
+    identity = IdentityMaker(making(tmp_path)).result()
     certificate = x509.load_pem_x509_certificate(identity.certificate.encode())
     extensions = certificate.extensions
     assert certificate.subject.rfc4514_string() == "CN=keep-7"
@@ -94,7 +94,7 @@ def test_the_certificate_is_what_a_client_may_expect(tmp_path: Path) -> None:
 
 
 def test_two_certificates_have_two_serials(tmp_path: Path) -> None:
-    first, second = (Making(making(tmp_path)).result() for _ in range(2))
+    first, second = (IdentityMaker(making(tmp_path)).result() for _ in range(2))
     assert first.der != second.der
     os.close(first.descriptor)
     os.close(second.descriptor)
@@ -102,7 +102,7 @@ def test_two_certificates_have_two_serials(tmp_path: Path) -> None:
 
 def test_an_openssl_that_fails_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(KeepfleetError) as caught:
-        Making(making(tmp_path, KEEPFLEET_OPENSSL="/bin/ls")).result()
+        IdentityMaker(making(tmp_path, KEEPFLEET_OPENSSL="/bin/ls")).result()
     assert caught.value.kind is ErrorKind.CERTIFICATE
     assert caught.value.evidence
 
@@ -112,47 +112,47 @@ def test_an_openssl_that_hangs_is_ended(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\nexec sleep 1000\n")
     program.chmod(0o700)
     with pytest.raises(KeepfleetError, match=r"took over 0\.1 s"):
-        Making(making(tmp_path, KEEPFLEET_OPENSSL=str(program))).result(0.1)
+        IdentityMaker(making(tmp_path, KEEPFLEET_OPENSSL=str(program))).result(0.1)
 
 
 @given(st.binary(max_size=20), st.binary(max_size=20), st.lists(st.tuples(st.binary(), st.binary()), max_size=5))
 def test_any_request_is_decided_or_refused(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     try:
-        decide(method, target, headers, 1000)
+        read_request(method, target, headers, 1000)
     except KeepfleetError as error:
         assert 400 <= error_answer(error).status < 500
 
 
 @pytest.mark.parametrize(
-    ("method", "target", "headers", "wish"),
+    ("method", "target", "headers", "route"),
     [
-        (b"GET", b"/", [], Wish.BANNER),
-        (b"POST", b"/payload", [(b"Content-Length", b"5000")], Wish.PAYLOAD),
+        (b"GET", b"/", [], Route.BANNER),
+        (b"POST", b"/payload", [(b"Content-Length", b"5000")], Route.PAYLOAD),
         (
             b"POST",
             b"/payload",
             [(b"content-type", b"application/json; charset=utf-8"), (b"content-length", b"1")],
-            Wish.PAYLOAD,
+            Route.PAYLOAD,
         ),
         (
             b"PUT",
             b"/workload",
             [(b"Content-Type", b"Application/WASM"), (b"Transfer-Encoding", b"chunked")],
-            Wish.WORKLOAD,
+            Route.WORKLOAD,
         ),
-        (b"PUT", b"/workload", [(b"content-type", b"application/wasm"), (b"content-length", b"1000")], Wish.WORKLOAD),
+        (b"PUT", b"/workload", [(b"content-type", b"application/wasm"), (b"content-length", b"1000")], Route.WORKLOAD),
     ],
 )
 def test_the_three_requests_are_understood(
-    method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], wish: Wish
+    method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], route: Route
 ) -> None:
-    assert decide(method, target, headers, 1000) is wish
+    assert read_request(method, target, headers, 1000) == Request(route)
 
 
 def test_one_byte_over_the_limit_is_too_large() -> None:
     headers = [(b"content-type", b"application/wasm"), (b"content-length", b"1001")]
     with pytest.raises(KeepfleetError) as caught:
-        decide(b"PUT", b"/workload", headers, 1000)
+        read_request(b"PUT", b"/workload", headers, 1000)
     assert error_answer(caught.value).status == 413
 
 
@@ -174,7 +174,7 @@ def test_every_other_kind_of_error_is_the_keeps_own_fault() -> None:
     ],
 )
 def test_a_traps_reason_is_found_in_its_message(message: str, reason: str) -> None:
-    assert outcome.trapped(message, [], SPENT).text == f"trapped: {reason}"
+    assert outcome.trapped(message, [], USAGE).text == f"trapped: {reason}"
 
 
 def test_a_backtrace_is_bounded_and_printable() -> None:
@@ -190,13 +190,13 @@ def test_a_frame_without_an_offset_names_none() -> None:
 
 @pytest.mark.parametrize(("code", "process"), [(0, 0), (1, 1), (125, 125), (126, 125), (2**32 - 1, 125)])
 def test_the_process_repeats_codes_up_to_125(code: int, process: int) -> None:
-    ended = outcome.exited(code, SPENT)
+    ended = outcome.exited(code, USAGE)
     assert (ended.kind, ended.exit_code, outcome.process_code(ended)) == (OutcomeKind.EXITED, code, process)
 
 
 @pytest.mark.parametrize(
     "ended",
-    [outcome.lost("x", SPENT), outcome.not_started("x", DEFAULT_LIMITS, SPENT), outcome.trapped("x", [], SPENT)],
+    [outcome.lost("x", USAGE), outcome.not_started("x", DEFAULT_LIMITS, USAGE), outcome.trapped("x", [], USAGE)],
 )
 def test_every_other_end_is_code_1(ended: Outcome) -> None:
     assert outcome.process_code(ended) == 1

@@ -189,7 +189,13 @@ def test_an_empty_directory_is_used_and_made_private(run: Run, directory: Path) 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--name", "a b"), ("--name", "*.example"), ("--address", "1.2.3"), ("--client", "../a"), ("--client", "A")],
+    [
+        ("--name", "a b"),
+        ("--name", "*.example"),
+        ("--address", "1.2.3"),
+        ("--client", "../a"),
+        ("--client", "anonymous"),
+    ],
 )
 def test_a_name_that_cannot_be_certified_is_refused_and_nothing_is_made(
     run: Run, directory: Path, arguments: tuple[str, str]

@@ -69,6 +69,8 @@ def test_a_new_pki_is_said_with_its_files_serials_and_dates(run: Run, directory:
     }
     assert isinstance(manager, dict) and isinstance(client, dict)
     assert "edge.example" in manager.pop("names")
+    assert (client.pop("role"), client.pop("keep")) == ("operator", None)
+    assert client.pop("fingerprint") == registered["ann"].fingerprint
     for wire, name, path in ((manager, "keep-manager", "manager"), (client, "ann", "clients/ann")):
         assert wire == {
             "name": name,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Door, LoaderProcess, door
+from tests.fakes.loader_process import Endpoint, LoaderProcess, endpoint
 
 
 @pytest.fixture
@@ -35,6 +35,6 @@ def loader(unstarted: LoaderProcess) -> LoaderProcess:
 
 
 @pytest.fixture
-def handed(place: Path) -> Iterator[Door]:
-    with door(place.parent) as made:
+def passed(place: Path) -> Iterator[Endpoint]:
+    with endpoint(place.parent) as made:
         yield made

@@ -12,8 +12,7 @@ from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS, MA
 from keep_protocol.control import Command, CommandType, encode_command
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
-
-from .harness import FINGERPRINT, KUUID, Door, LoaderProcess, Peer
+from tests.fakes.loader_process import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer
 
 INFO = encode_command(Command(CommandType.INFO))
 
@@ -39,13 +38,15 @@ def test_a_command_sent_byte_by_byte_is_one_command(loader: LoaderProcess) -> No
     assert peer.answer().kuuid == KUUID
 
 
-def test_the_next_command_waits_for_the_answer_before(loader: LoaderProcess, handed: Door) -> None:
+def test_the_next_command_waits_for_the_answer_before(loader: LoaderProcess, passed: Endpoint) -> None:
     peer = loader.peer()
     line = encode_command(Command(CommandType.START))
     stop = encode_command(Command(CommandType.STOP, "alice"))
-    socket.send_fds(peer.sock, [INFO + line + INFO + stop + INFO], list(handed.descriptors))
+    socket.send_fds(peer.sock, [INFO + line + INFO + stop + INFO], list(passed.descriptors))
     listening = {"report": "listening", "fingerprint": FINGERPRINT, "certificate": "PEM"}
-    loader.puppet().order("report", report=listening, files=["the key"])  # the stop may end it before it answers
+    loader.stub().order(
+        "report", report=listening, files={"identity": "the key"}
+    )  # the stop may end it before it answers
     assert [peer.answer().state for _ in range(5)] == [
         State.LISTENING,
         State.STARTED,
@@ -103,21 +104,21 @@ def test_a_peer_that_has_said_all_is_answered(loader: LoaderProcess) -> None:
     assert peer.has_hung_up()
 
 
-def test_descriptors_of_another_command_are_closed_at_once(loader: LoaderProcess, handed: Door) -> None:
+def test_descriptors_of_another_command_are_closed_immediately(loader: LoaderProcess, passed: Endpoint) -> None:
     peer = loader.peer()
     peer.ask(CommandType.INFO)
     before = loader.open_descriptors()
     for _ in range(20):
-        peer.ask(CommandType.INFO, "", handed.descriptors)
+        peer.ask(CommandType.INFO, "", passed.descriptors)
     assert loader.open_descriptors() == before
 
 
-def test_descriptors_of_half_a_command_are_closed_with_the_connection(loader: LoaderProcess, handed: Door) -> None:
+def test_descriptors_of_half_a_command_are_closed_with_the_connection(loader: LoaderProcess, passed: Endpoint) -> None:
     peer = loader.peer()
     peer.ask(CommandType.INFO)
     before = loader.open_descriptors()
     other = loader.peer()
-    socket.send_fds(other.sock, [b'{"commandtype":'], list(handed.descriptors))
+    socket.send_fds(other.sock, [b'{"commandtype":'], list(passed.descriptors))
     other.close()
     with pytest.raises(KeepfleetError):
         peer.ask(CommandType.STOP)
@@ -149,7 +150,7 @@ def test_only_so_many_connections_are_taken(loader: LoaderProcess) -> None:
     assert loader.peer().ask(CommandType.INFO).kuuid == KUUID
 
 
-def test_a_peer_that_reads_nothing_costs_little_and_holds_nobody_up(loader: LoaderProcess) -> None:
+def test_a_peer_that_reads_nothing_costs_little_and_holds_no_other_up(loader: LoaderProcess) -> None:
     deaf = loader.peer()
     deaf.sock.setblocking(False)
     sent = 0
@@ -175,7 +176,7 @@ def test_a_silent_peer_is_hung_up_on_and_a_waiting_one_is_not(unstarted: LoaderP
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_stranger_is_hung_up_on_and_logged(loader: LoaderProcess) -> None:
     for path in (loader.directory.parent, loader.directory, loader.directory / "control.sock"):
-        path.chmod(0o777)  # as if every other wall around the socket were gone
+        path.chmod(0o777)  # as if every other protection of the socket were gone
     os.seteuid(65534)
     try:
         peer = loader.peer()

@@ -12,21 +12,20 @@ import pytest
 from keep_loader.supervisor import MAX_RESPAWNS
 from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.keep import KeepInfo, OutcomeKind
+from keep_protocol.keep import KeepReport, OutcomeKind
 from keep_protocol.states import State
+from tests.fakes.loader_process import FINGERPRINT, Endpoint, LoaderProcess, Stub, opened
 
-from .harness import FINGERPRINT, Door, LoaderProcess, Puppet, opened
 
-
-def killed(loader: LoaderProcess, puppet: Puppet | None = None) -> None:
+def killed(loader: LoaderProcess, stub: Stub | None = None) -> None:
     """SIGKILL of the loader; then systemd ends the rest of the unit and takes note of what was said."""
     loader.end(signal.SIGKILL)
-    if puppet is not None:
-        os.kill(puppet.pid, signal.SIGKILL)
+    if stub is not None:
+        os.kill(stub.pid, signal.SIGKILL)
     loader.systemd.drain()
 
 
-def info_of(loader: LoaderProcess) -> KeepInfo:
+def info_of(loader: LoaderProcess) -> KeepReport:
     return loader.peer().ask(CommandType.INFO)
 
 
@@ -36,11 +35,11 @@ def test_a_loader_killed_when_idle_is_idle_again(loader: LoaderProcess) -> None:
     assert info_of(loader).state is State.LISTENING
 
 
-def test_a_loader_killed_during_a_start_is_idle_and_frees_the_port(loader: LoaderProcess, handed: Door) -> None:
-    loader.peer().send(CommandType.START, "", handed.descriptors)
-    puppet = loader.puppet()
-    killed(loader, puppet)
-    assert loader.systemd.door == {"listener", "client-ca", "revoked"}
+def test_a_loader_killed_during_a_start_is_idle_and_frees_the_port(loader: LoaderProcess, passed: Endpoint) -> None:
+    loader.peer().send(CommandType.START, "", passed.descriptors)
+    stub = loader.stub()
+    killed(loader, stub)
+    assert loader.systemd.parked == {"listener", "client-ca", "revoked"}
     loader.start()
     loader.systemd.drain()
     assert loader.systemd.stored == {}
@@ -48,50 +47,52 @@ def test_a_loader_killed_during_a_start_is_idle_and_frees_the_port(loader: Loade
     assert (info.state, info.port) == (State.LISTENING, 0)
 
 
-def test_a_loader_killed_while_awaiting_opens_the_same_door_again(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = opened(loader, handed)
-    killed(loader, puppet)
-    waiting = socket.create_connection(("127.0.0.1", handed.port))
+def test_a_loader_killed_while_awaiting_opens_the_same_endpoint_again(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = opened(loader, passed)
+    killed(loader, stub)
+    waiting = socket.create_connection(("127.0.0.1", passed.port))
     loader.start()
-    again = loader.puppet()
-    assert info_of(loader).detail == "opening the door again after a crash of the loader"
-    assert again.environment["KEEPFLEET_HAS_IDENTITY"] == "1"
+    again = loader.stub()
+    assert info_of(loader).detail == "opening the upload endpoint again after a crash of the loader"
+    assert again.names == ["listener", "client-ca", "revoked", "identity"]
     assert again.do("identity") == "the key"
-    assert again.descriptors[4] == os.readlink(f"/proc/self/fd/{handed.listener.fileno()}")
+    assert again.descriptors[4] == os.readlink(f"/proc/self/fd/{passed.listener.fileno()}")
     again.report("listening", fingerprint=FINGERPRINT, certificate="PEM")
     loader.systemd.wait_for("STATUS", "started: awaiting workload")
     info = info_of(loader)
-    assert (info.state, info.port, info.fingerprint) == (State.STARTED, handed.port, FINGERPRINT)
+    assert (info.state, info.port, info.fingerprint) == (State.STARTED, passed.port, FINGERPRINT)
     waiting.close()
 
 
-def test_a_door_that_would_show_another_certificate_is_not_opened_again(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = opened(loader, handed)
-    killed(loader, puppet)
+def test_an_endpoint_that_would_show_another_certificate_is_not_opened_again(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
+    _, stub = opened(loader, passed)
+    killed(loader, stub)
     loader.start()
     other = {"report": "listening", "fingerprint": "sha256:" + "cd" * 32, "certificate": "PEM"}
-    loader.puppet().order("report", report=other)
+    loader.stub().order("report", report=other)
     loader.systemd.wait_for("STATUS", "error")
     assert "another certificate" in info_of(loader).detail
-    assert loader.systemd.door == set()
+    assert loader.systemd.parked == set()
 
 
-def test_a_loader_killed_while_the_workload_ran_has_lost_it(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = opened(loader, handed)
-    puppet.report("accepted")
+def test_a_loader_killed_while_the_workload_ran_has_lost_it(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = opened(loader, passed)
+    stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
-    killed(loader, puppet)
+    killed(loader, stub)
     loader.start()
     info = info_of(loader)
     assert (info.state, info.detail) == (State.ERROR, "the loader was killed while the workload ran")
     assert info.outcome is not None and info.outcome.kind is OutcomeKind.LOST
 
 
-def test_an_outcome_survives_the_loader(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = opened(loader, handed)
-    puppet.report("accepted")
-    puppet.report("ended", outcome={"kind": "exited", "text": "exited 3", "exit_code": 3})
-    puppet.order("exit", code=3)
+def test_an_outcome_survives_the_loader(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = opened(loader, passed)
+    stub.accept()
+    stub.report("ended", outcome={"kind": "exited", "text": "exited 3", "exit_code": 3})
+    stub.order("exit", code=3)
     loader.systemd.wait_for("STATUS", "complete")
     before = info_of(loader)
     killed(loader)
@@ -102,10 +103,10 @@ def test_an_outcome_survives_the_loader(loader: LoaderProcess, handed: Door) -> 
     assert info_of(loader) == before
 
 
-def test_an_error_survives_the_loader(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = opened(loader, handed)
-    puppet.report("accepted")
-    os.kill(puppet.pid, signal.SIGILL)
+def test_an_error_survives_the_loader(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = opened(loader, passed)
+    stub.accept()
+    os.kill(stub.pid, signal.SIGILL)
     loader.systemd.wait_for("STATUS", "error: killed by SIGILL")
     before = info_of(loader)
     killed(loader)
@@ -113,9 +114,11 @@ def test_an_error_survives_the_loader(loader: LoaderProcess, handed: Door) -> No
     assert info_of(loader) == before
 
 
-def test_a_door_whose_descriptors_were_not_kept_fails_with_the_reason(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = opened(loader, handed)
-    killed(loader, puppet)
+def test_an_endpoint_whose_descriptors_were_not_kept_fails_with_the_reason(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
+    _, stub = opened(loader, passed)
+    killed(loader, stub)
     os.close(loader.systemd.stored.pop("listener"))
     loader.start()
     info = info_of(loader)
@@ -137,10 +140,12 @@ def record_of(place: Path, data: bytes) -> int:
         b"1\n\xff\xfe\n1\n",
         b"1\n[]\n1\n",
         b"1\n{}\n1\n",
-        b'1\n{"schema":1,"phase":"idle"}\n1\n',
-        b'1\n{"schema":2,"phase":"gone"}\n1\n',
-        b'1\n{"schema":2,"phase":"ended","port":"x"}\n1\n',
-        b'1\n{"schema":2,"phase":"ended","port":1,"outcome":{"kind":"odd"}}\n1\n',
+        b'1\n{"schema":2,"phase":"idle"}\n1\n',
+        b'1\n{"schema":3}\n1\n',
+        b'1\n{"schema":3,"report":{"state":1,"kuuid":7}}\n1\n',
+        b'1\n{"schema":3,"report":{"state":1,"kuuid":7,"phase":"gone"}}\n1\n',
+        b'1\n{"schema":3,"report":{"state":3,"kuuid":7,"phase":"ended","app_loader_bind_port":"x"}}\n1\n',
+        b'1\n{"schema":3,"report":{"state":3,"kuuid":7,"phase":"ended","outcome":{"kind":"odd"}}}\n1\n',
         b"1\n" + b"[" * 100_000 + b"\n1\n",
         b"x" * 1_000_000,
     ],
@@ -159,36 +164,38 @@ def test_a_record_that_is_a_pipe_never_stops_the_start(unstarted: LoaderProcess)
     os.close(writer)
 
 
-def test_a_dead_door_is_opened_again_with_its_identity(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = opened(loader, handed)
-    os.kill(puppet.pid, signal.SIGKILL)
-    again = loader.puppet()
+def test_a_dead_endpoint_is_opened_again_with_its_identity(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = opened(loader, passed)
+    os.kill(stub.pid, signal.SIGKILL)
+    again = loader.stub()
     assert again.do("identity") == "the key"
-    assert peer.ask(CommandType.INFO).detail == "opening the door again: the app-loader was killed by SIGKILL"
+    assert (
+        peer.ask(CommandType.INFO).detail == "opening the upload endpoint again: the app-loader was killed by SIGKILL"
+    )
     again.report("listening", fingerprint=FINGERPRINT, certificate="PEM")
     loader.systemd.wait_for("STATUS", "started: awaiting")
     assert peer.ask(CommandType.INFO).state is State.STARTED
 
 
-def test_a_door_that_keeps_dying_is_given_up(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = opened(loader, handed)
+def test_an_endpoint_that_keeps_dying_is_given_up(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = opened(loader, passed)
     for _ in range(MAX_RESPAWNS):
-        puppet.order("exit", code=1)
-        puppet = loader.puppet()
-    puppet.order("exit", code=1)
+        stub.order("exit", code=1)
+        stub = loader.stub()
+    stub.order("exit", code=1)
     info = peer.ask(CommandType.WAIT, str(int(State.STARTED)))
     assert info.state is State.ERROR
-    assert info.detail == "gave the door up after opening it again 5 times: the app-loader exited 1"
+    assert info.detail == "gave the upload endpoint up after opening it again 5 times: the app-loader exited 1"
     loader.systemd.drain()
-    assert loader.systemd.door == set()
+    assert loader.systemd.parked == set()
 
 
-def test_a_failed_keep_cannot_be_started(loader: LoaderProcess, handed: Door, place: Path) -> None:
+def test_a_failed_keep_cannot_be_started(loader: LoaderProcess, passed: Endpoint, place: Path) -> None:
     loader.systemd.stored["record"] = record_of(place, b"{")
     killed(loader)
     loader.start()
     with pytest.raises(KeepfleetError, match="failed"):
-        loader.peer().ask(CommandType.START, "", handed.descriptors)
+        loader.peer().ask(CommandType.START, "", passed.descriptors)
 
 
 def test_the_watchdog_is_fed_from_the_loop(unstarted: LoaderProcess) -> None:
@@ -197,8 +204,8 @@ def test_the_watchdog_is_fed_from_the_loop(unstarted: LoaderProcess) -> None:
         unstarted.systemd.wait_for("WATCHDOG")
 
 
-def test_each_move_is_logged_once(loader: LoaderProcess, handed: Door) -> None:
-    peer, _ = opened(loader, handed)
+def test_each_move_is_logged_once(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, _ = opened(loader, passed)
     peer.ask(CommandType.STOP, "alice")
     assert loader.log_text().splitlines() == [
         "booting -> idle (ready)",

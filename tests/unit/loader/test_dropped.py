@@ -9,34 +9,33 @@ import pytest
 from keep_loader.outcome import OWN_LINES, all_lines_taken
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
 from keep_protocol.states import State
+from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, opened
 
-from .harness import Door, LoaderProcess, Peer, opened
 
-
-def ended(loader: LoaderProcess, handed: Door, output_bytes: int | None) -> tuple[Peer, KeepInfo]:
+def ended(loader: LoaderProcess, passed: Endpoint, output_bytes: int | None) -> tuple[Peer, KeepReport]:
     """A keep whose workload has exited with 0 and says that it wrote so much."""
-    peer, puppet = opened(loader, handed)
-    puppet.report("accepted")
+    peer, stub = opened(loader, passed)
+    stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
-    told = {"kind": "exited", "text": "exited 0", "exit_code": 0, "output_bytes": output_bytes}
-    puppet.report("ended", outcome=told)
-    puppet.order("exit", code=0)
+    reported = {"kind": "exited", "text": "exited 0", "exit_code": 0, "output_bytes": output_bytes}
+    stub.report("ended", outcome=reported)
+    stub.order("exit", code=0)
     return peer, peer.ask(CommandType.WAIT, str(int(State.STARTED)))
 
 
-def dropped(info: KeepInfo) -> int | None:
+def dropped(info: KeepReport) -> int | None:
     assert info.outcome is not None
     return info.outcome.dropped_lines
 
 
-def test_a_wait_for_another_phase_is_answered_where_the_state_stays(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = opened(loader, handed)
+def test_a_wait_for_another_phase_is_answered_where_the_state_stays(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = opened(loader, passed)
     waiter = loader.peer()
     waiter.send(CommandType.WAIT, "awaiting-workload")
-    puppet.report("accepted")
+    stub.accept()
     info = waiter.answer()
     assert (info.state, info.phase) == (State.STARTED, "running")
     assert waiter.ask(CommandType.WAIT, "idle").phase == "running"
@@ -49,24 +48,24 @@ def test_what_is_no_count_of_lines_is_refused(loader: LoaderProcess, contents: s
     assert refused.value.kind is ErrorKind.BAD_REQUEST
 
 
-def test_the_lines_of_a_keep_that_has_not_ended_are_not_counted(loader: LoaderProcess, handed: Door) -> None:
-    peer, _ = opened(loader, handed)
+def test_the_lines_of_a_keep_that_has_not_ended_are_not_counted(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, _ = opened(loader, passed)
     with pytest.raises(KeepfleetError, match="it has not ended") as refused:
         peer.ask(CommandType.DROPPED, "5")
     assert refused.value.kind is ErrorKind.CONFLICT
     assert peer.ask(CommandType.INFO).outcome is None
 
 
-def test_a_loader_that_is_asked_says_one_more_line(loader: LoaderProcess, handed: Door) -> None:
-    peer, _ = ended(loader, handed, 10**6)
+def test_a_loader_that_is_asked_says_one_more_line(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, _ = ended(loader, passed, 10**6)
     before = loader.log_text()
     assert dropped(peer.ask(CommandType.DROPPED)) is None
     (line,) = loader.log_text().removeprefix(before).splitlines()
     assert line.startswith("complete: exited 0")
 
 
-def test_the_count_is_shown_and_outlives_the_loader(loader: LoaderProcess, handed: Door) -> None:
-    peer, info = ended(loader, handed, 10**6)
+def test_the_count_is_shown_and_outlives_the_loader(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, info = ended(loader, passed, 10**6)
     assert dropped(info) is None, "a million bytes may have been more lines than the journal takes"
     assert dropped(peer.ask(CommandType.DROPPED, "4321")) == 4321
     assert "4321 lines dropped by the journal" in loader.systemd.wait_for("STATUS", "complete: exited 0 (")
@@ -77,8 +76,8 @@ def test_the_count_is_shown_and_outlives_the_loader(loader: LoaderProcess, hande
     assert (again.phase, dropped(again)) == ("ended", 4321)
 
 
-def test_a_workload_that_wrote_little_has_lost_nothing(loader: LoaderProcess, handed: Door) -> None:
-    assert dropped(ended(loader, handed, 500)[1]) == 0
+def test_a_workload_that_wrote_little_has_lost_nothing(loader: LoaderProcess, passed: Endpoint) -> None:
+    assert dropped(ended(loader, passed, 500)[1]) == 0
 
 
 @pytest.mark.parametrize(

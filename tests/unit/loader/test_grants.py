@@ -1,4 +1,4 @@
-"""A start that describes a workload: what is granted is checked, parked by its name, handed on, and dropped."""
+"""A start that describes a workload: what is granted is checked, parked by its name, passed on, and dropped."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from keep_loader.fdstore import is_granted_name
-from keep_loader.restart import POLICIES
+from keep_loader.descriptors import is_stored_name
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import State
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_WORKLOAD_JSON, Directory, Workload
+from tests.fakes.loader_process import FINGERPRINT, Endpoint, LoaderProcess, Stub, opened
 
-from .harness import FINGERPRINT, Door, LoaderProcess, Puppet, opened
-
-DOOR = {"listener", "client-ca", "revoked", "identity"}
+NAMES = ("workload", "stdin", "directory-0", "directory-1", "secret-0")
+ENDPOINT = {"listener", "client-ca", "revoked", "identity"}
 GIVEN = Workload(
     arguments=("-v",), stdin=True, directories=(Directory("/data"), Directory("/out", True)), secrets=("token",)
 )
@@ -73,23 +71,19 @@ def grants(place: Path) -> Iterator[Grants]:
         yield Grants(directory, stack)
 
 
-def given(loader: LoaderProcess, handed: Door, grants: Grants) -> tuple[Puppet, list[int]]:
+def given(loader: LoaderProcess, passed: Endpoint, grants: Grants) -> tuple[Stub, list[int]]:
     """A keep that awaits a workload for which GIVEN was granted."""
     descriptors = grants.given()
     peer = loader.peer()
-    peer.send(CommandType.START, "", (*handed.descriptors, *descriptors))
-    puppet = loader.puppet()
-    puppet.listen()
+    peer.start({**passed.named, **dict(zip(NAMES, descriptors, strict=True))})
+    stub = loader.stub()
+    stub.listen()
     assert peer.answer().state is State.STARTED
-    return puppet, descriptors
+    return stub, descriptors
 
 
 def links(descriptors: list[int]) -> list[str]:
     return [os.readlink(f"/proc/self/fd/{number}") for number in descriptors]
-
-
-def test_the_words_for_restarting_are_the_contracts() -> None:
-    assert set(POLICIES) == {policy.value for policy in RestartPolicy}
 
 
 def test_every_name_of_a_grant_may_come_back_from_systemd() -> None:
@@ -98,31 +92,34 @@ def test_every_name_of_a_grant_may_come_back_from_systemd() -> None:
         directories=tuple(Directory(f"/{number}") for number in range(MAX_DIRECTORIES)),
         secrets=tuple(f"s{number}" for number in range(MAX_SECRETS)),
     )
-    assert all(is_granted_name(name) for name in workload.grant_names)
-    assert not any(is_granted_name(name) for name in ("", "listener", "identity", "directory-x", "stdin-1", "secret"))
+    assert all(is_stored_name(name) for name in workload.grant_names)
+    assert not any(is_stored_name(name) for name in ("", "record", "stored", "directory-x", "stdin-1", "secret"))
 
 
-def test_grants_are_parked_by_name_and_handed_on_in_order(loader: LoaderProcess, handed: Door, grants: Grants) -> None:
-    puppet, descriptors = given(loader, handed, grants)
-    assert [puppet.descriptors[number] for number in range(8, 13)] == links(descriptors)
-    assert set(puppet.descriptors) == {*range(7), *range(8, 13)}
+def test_grants_are_parked_by_name_and_passed_on_in_order(
+    loader: LoaderProcess, passed: Endpoint, grants: Grants
+) -> None:
+    stub, descriptors = given(loader, passed, grants)
+    assert stub.names == ["listener", "client-ca", "revoked", *NAMES]
+    assert [stub.passed[name] for name in NAMES] == links(descriptors)
+    assert set(stub.descriptors) == set(range(12))
     loader.systemd.wait_for("STATUS", "started: awaiting")
-    assert loader.systemd.door == DOOR | {"workload", "stdin", "directory-0", "directory-1", "secret-0"}
+    assert loader.systemd.parked == ENDPOINT | {"workload", "stdin", "directory-0", "directory-1", "secret-0"}
     assert os.pread(loader.systemd.stored["secret-0"], 10, 0) == b"secret"
 
 
 def test_a_workload_without_grants_has_its_description_alone(
-    loader: LoaderProcess, handed: Door, grants: Grants
+    loader: LoaderProcess, passed: Endpoint, grants: Grants
 ) -> None:
     descriptor = grants.workload(Workload(arguments=("x",)))
     peer = loader.peer()
-    peer.send(CommandType.START, "", (*handed.descriptors, descriptor))
-    puppet = loader.puppet()
-    assert [puppet.descriptors[8]] == links([descriptor])
-    assert set(puppet.descriptors) == {*range(7), 8}
+    peer.send(CommandType.START, "", (*passed.descriptors, descriptor))
+    stub = loader.stub()
+    assert [stub.passed["workload"]] == links([descriptor])
+    assert set(stub.descriptors) == set(range(8))
 
 
-def test_the_most_that_can_be_granted_is_handed_on(loader: LoaderProcess, handed: Door, grants: Grants) -> None:
+def test_the_most_that_can_be_granted_is_passed_on(loader: LoaderProcess, passed: Endpoint, grants: Grants) -> None:
     workload = Workload(
         stdin=True,
         directories=tuple(Directory(f"/{number}") for number in range(MAX_DIRECTORIES)),
@@ -132,59 +129,61 @@ def test_the_most_that_can_be_granted_is_handed_on(loader: LoaderProcess, handed
     descriptors += [grants.directory(f"d{number}") for number in range(MAX_DIRECTORIES)]
     descriptors += [grants.file(f"s{number}") for number in range(MAX_SECRETS)]
     peer = loader.peer()
-    peer.send(CommandType.START, "", (*handed.descriptors, *descriptors))
-    puppet = loader.puppet()
-    assert [puppet.descriptors[number] for number in range(8, 8 + len(descriptors))] == links(descriptors)
-    puppet.listen()
+    peer.send(CommandType.START, "", (*passed.descriptors, *descriptors))
+    stub = loader.stub()
+    assert [stub.passed[name] for name in ("workload", *workload.grant_names)] == links(descriptors)
+    stub.listen()
     assert peer.answer().state is State.STARTED
 
 
-def test_a_file_a_pipe_and_a_socket_can_be_standard_input(loader: LoaderProcess, handed: Door, grants: Grants) -> None:
+def test_a_file_a_pipe_and_a_socket_can_be_standard_input(
+    loader: LoaderProcess, passed: Endpoint, grants: Grants
+) -> None:
     described = grants.workload(Workload(stdin=True))
     left, right = socket.socketpair()
     with left, right:
         for source in (grants.file("in"), grants.pipe()[0], left.fileno()):
             peer = loader.peer()
-            peer.send(CommandType.START, "", (*handed.descriptors, described, source))
-            puppet = loader.puppet()
-            assert [puppet.descriptors[9]] == links([source])
-            puppet.order("exit", code=1)
+            peer.send(CommandType.START, "", (*passed.descriptors, described, source))
+            stub = loader.stub()
+            assert [stub.passed["stdin"]] == links([source])
+            stub.order("exit", code=1)
             with pytest.raises(KeepfleetError, match="exited 1"):
                 peer.answer()
 
 
 def refusals(grants: Grants) -> Iterator[tuple[list[int], str]]:
-    """What follows the door's descriptors, and a word of the refusal."""
+    """What follows the descriptors of the endpoint, and a word of the refusal."""
     workload, stdin, data, out, token = grants.given()
     place = str(grants.place)
     yield [stdin], "workload must be a regular file"
-    yield [grants.file("w", GIVEN.to_json(), os.O_RDWR)], "workload must be open for reading alone"
-    yield [grants.keep(os.open(place, os.O_TMPFILE | os.O_RDWR))], "workload must be open for reading alone"
+    yield [grants.file("w", GIVEN.to_json(), os.O_RDWR)], "workload must be read-only"
+    yield [grants.keep(os.open(place, os.O_TMPFILE | os.O_RDWR))], "workload must be read-only"
     yield [grants.file("empty")], "cannot read the workload's description"
-    yield [grants.file("other", b'{"arguments":5}')], "cannot give the workload"
+    yield [grants.file("other", b'{"arguments":5}')], "invalid workload description"
     yield [grants.file("large", b" " * (MAX_WORKLOAD_JSON + 1))], "over"
-    yield [workload], "granted 4 descriptors, not 0"
-    yield [workload, stdin, data, out], "granted 4 descriptors, not 3"
-    yield [workload, stdin, data, out, token, token], "granted 4 descriptors, not 5"
+    yield [workload], "it takes 8 descriptors, not 4"
+    yield [workload, stdin, data, out], "it takes 8 descriptors, not 7"
+    yield [workload, stdin, data, out, token, token], "it takes 8 descriptors, not 9"
     yield [workload, data, data, out, token], "stdin must be a regular file, a pipe or a socket"
-    yield [workload, grants.pipe()[1], data, out, token], "stdin must be open for reading alone"
+    yield [workload, grants.pipe()[1], data, out, token], "stdin must be read-only"
     yield [workload, grants.keep(os.open("/dev/zero", os.O_RDONLY)), data, out, token], "stdin must be a regular file"
     yield [workload, stdin, token, out, token], "directory-0 must be a directory"
     yield [workload, stdin, data, stdin, token], "directory-1 must be a directory"
     yield [workload, stdin, data, out, data], "secret-0 must be a regular file"
-    yield [workload, stdin, data, out, grants.file("rw", b"", os.O_RDWR)], "secret-0 must be open for reading alone"
-    yield [workload, stdin, data, out, grants.file("path", b"", os.O_PATH)], "secret-0 must be open for reading alone"
+    yield [workload, stdin, data, out, grants.file("rw", b"", os.O_RDWR)], "secret-0 must be read-only"
+    yield [workload, stdin, data, out, grants.file("path", b"", os.O_PATH)], "secret-0 must be read-only"
 
 
 def test_what_was_not_described_is_refused_and_leaves_nothing(
-    loader: LoaderProcess, handed: Door, grants: Grants
+    loader: LoaderProcess, passed: Endpoint, grants: Grants
 ) -> None:
     peer = loader.peer()
     peer.ask(CommandType.INFO)
     before = loader.open_descriptors()
     for descriptors, why in refusals(grants):
         with pytest.raises(KeepfleetError, match=why) as refused:
-            peer.ask(CommandType.START, "", (*handed.descriptors, *descriptors))
+            peer.ask(CommandType.START, "", (*passed.descriptors, *descriptors))
         assert refused.value.kind in (ErrorKind.BAD_REQUEST, ErrorKind.TOO_LARGE)
         assert peer.ask(CommandType.INFO).state is State.LISTENING
     assert loader.open_descriptors() == before
@@ -192,71 +191,74 @@ def test_what_was_not_described_is_refused_and_leaves_nothing(
     assert loader.systemd.stored == {}
 
 
-def test_a_failed_start_lets_go_of_what_was_granted(loader: LoaderProcess, handed: Door, grants: Grants) -> None:
+def test_a_failed_start_lets_go_of_what_was_granted(loader: LoaderProcess, passed: Endpoint, grants: Grants) -> None:
     peer = loader.peer()
     peer.ask(CommandType.INFO)
     before = loader.open_descriptors()
-    peer.send(CommandType.START, "", (*handed.descriptors, *grants.given()))
-    loader.puppet().order("exit", code=1)
+    peer.send(CommandType.START, "", (*passed.descriptors, *grants.given()))
+    loader.stub().order("exit", code=1)
     with pytest.raises(KeepfleetError):
         peer.answer()
     assert loader.open_descriptors() == before
     loader.systemd.drain()
     assert loader.systemd.stored == {}
-    peer.send(CommandType.START, "", handed.descriptors)
-    assert set(loader.puppet().descriptors) == set(range(7))
+    peer.send(CommandType.START, "", passed.descriptors)
+    assert set(loader.stub().descriptors) == set(range(7))
 
 
-def test_a_door_that_is_opened_again_has_what_was_granted(loader: LoaderProcess, handed: Door, grants: Grants) -> None:
-    puppet, descriptors = given(loader, handed, grants)
-    os.kill(puppet.pid, signal.SIGKILL)
-    again = loader.puppet()
-    assert [again.descriptors[number] for number in range(8, 13)] == links(descriptors)
+def test_an_endpoint_that_is_opened_again_has_what_was_granted(
+    loader: LoaderProcess, passed: Endpoint, grants: Grants
+) -> None:
+    stub, descriptors = given(loader, passed, grants)
+    os.kill(stub.pid, signal.SIGKILL)
+    again = loader.stub()
+    assert again.names == ["listener", "client-ca", "revoked", "identity", *NAMES]
+    assert [again.passed[name] for name in NAMES] == links(descriptors)
     loader.end(signal.SIGKILL)
     os.kill(again.pid, signal.SIGKILL)
     loader.systemd.drain()
     loader.start()
-    third = loader.puppet()
-    assert third.environment["KEEPFLEET_HAS_IDENTITY"] == "1"
-    assert [third.descriptors[number] for number in range(8, 13)] == links(descriptors)
+    third = loader.stub()
+    assert third.names == again.names
+    assert [third.passed[name] for name in NAMES] == links(descriptors)
     third.report("listening", fingerprint=FINGERPRINT, certificate="PEM")
     loader.systemd.wait_for("STATUS", "started: awaiting workload")
 
 
 def test_a_grant_that_systemd_did_not_keep_ends_the_keep_with_the_reason(
-    loader: LoaderProcess, handed: Door, grants: Grants
+    loader: LoaderProcess, passed: Endpoint, grants: Grants
 ) -> None:
-    puppet, _ = given(loader, handed, grants)
+    stub, _ = given(loader, passed, grants)
     loader.end(signal.SIGKILL)
-    os.kill(puppet.pid, signal.SIGKILL)
+    os.kill(stub.pid, signal.SIGKILL)
     loader.systemd.drain()
     os.close(loader.systemd.stored.pop("directory-1"))
     loader.start()
     info = loader.peer().ask(CommandType.INFO)
     assert (info.state, "did not keep its directory-1" in info.detail) == (State.ERROR, True)
     loader.systemd.drain()
-    assert loader.systemd.door == set()
+    assert loader.systemd.parked == set()
 
 
 def test_an_accepted_workload_keeps_its_grants_and_the_loader_none(
-    loader: LoaderProcess, handed: Door, grants: Grants
+    loader: LoaderProcess, passed: Endpoint, grants: Grants
 ) -> None:
-    puppet, descriptors = given(loader, handed, grants)
-    puppet.report("accepted")
+    stub, descriptors = given(loader, passed, grants)
+    stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
-    assert loader.systemd.door == set()
+    assert loader.systemd.parked == set()
     assert loader.process is not None
     held = {os.readlink(f"/proc/{loader.process.pid}/fd/{n}") for n in os.listdir(f"/proc/{loader.process.pid}/fd")}
     assert not held & set(links(descriptors))
 
 
-def test_a_stop_lets_go_of_what_was_granted(loader: LoaderProcess, handed: Door, grants: Grants) -> None:
-    given(loader, handed, grants)
+def test_a_stop_lets_go_of_what_was_granted(loader: LoaderProcess, passed: Endpoint, grants: Grants) -> None:
+    given(loader, passed, grants)
     loader.peer().ask(CommandType.STOP, "alice")
     loader.systemd.wait_for("STATUS", "complete")
-    assert loader.systemd.door == set()
+    assert loader.systemd.parked == set()
 
 
-def test_a_start_without_a_workload_is_as_before(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = opened(loader, handed)
-    assert set(puppet.descriptors) == set(range(7))
+def test_a_start_without_a_workload_is_as_before(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = opened(loader, passed)
+    assert set(stub.descriptors) == set(range(7))

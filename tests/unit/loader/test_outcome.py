@@ -1,7 +1,8 @@
-"""How a workload's end is told: by whom, in which words, and with figures that are its own."""
+"""How a workload's end is reported: by whom, in which words, and with figures that are its own."""
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -12,19 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_loader.child import Exit, spawn
-from keep_loader.meter import Meter, Used, processor_seconds
-from keep_loader.outcome import PEAK_SLACK_BYTES, Death, believe, event_of, outcome_of
+from keep_loader.outcome import PEAK_SLACK_BYTES, Death, Usage, believe, event_of, outcome_of
+from keep_loader.process import Exit, spawn
+from keep_loader.running import Meter, next_look, processor_seconds
 from keep_protocol.control import CommandType
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import MIB, Limits
 from keep_protocol.states import Event, State
-
-from .harness import Door, LoaderProcess, Peer, Puppet, opened
+from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, Stub, opened
 
 LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB)
-USED = Used(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
-FOR_MEMORY = Used(1.5, 0.25, None, for_memory=True)
+USED = Usage(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
+FOR_MEMORY = Usage(1.5, 0.25, None, for_memory=True)
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 OUT_OF_TIME = "over its time limit of 10 s"
 OUT_OF_MEMORY = "killed by the kernel for memory (the keep's limit is 320 MiB)"
@@ -33,13 +33,13 @@ OUT_OF_PROCESSOR = "over its processor time limit of 5 s"
 
 @dataclass
 class Case:
-    """What is known of a death, and what must be told of it."""
+    """What is known of a death, and what must be reported of it."""
 
     death: Death
     kind: OutcomeKind
     text: str
     event: Event
-    used: Used = USED
+    used: Usage = USED
 
 
 KILL = Exit(None, signal.SIGKILL)
@@ -62,7 +62,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_the_end_of_a_workload_is_told_from_the_best_witness(case: Case) -> None:
+def test_the_end_of_a_workload_is_reported_from_the_best_evidence(case: Case) -> None:
     outcome = outcome_of(case.death, case.used, LIMITS)
     assert (outcome.kind, outcome.text, event_of(outcome)) == (case.kind, case.text, case.event)
     assert outcome.by == ("alice" if case.kind is OutcomeKind.STOPPED else "")
@@ -74,25 +74,25 @@ def test_an_outcome_says_when_and_how_long() -> None:
     assert (outcome.cpu_seconds, outcome.peak_bytes, outcome.output_bytes) == (0.25, 7 * MIB, None)
 
 
-@pytest.mark.parametrize(("told", "shown"), [(None, 0.25), (0.1, 0.1), (1.01, 1.01), (1.1, 0.25), (1e9, 0.25)])
-def test_processor_time_is_the_runners_own_where_the_kernel_saw_as_much(told: float | None, shown: float) -> None:
-    reported = Outcome(OutcomeKind.EXITED, "exited 0", 0, cpu_seconds=told)
+@pytest.mark.parametrize(("own", "shown"), [(None, 0.25), (0.1, 0.1), (1.01, 1.01), (1.1, 0.25), (1e9, 0.25)])
+def test_processor_time_is_the_runners_own_where_the_kernel_saw_as_much(own: float | None, shown: float) -> None:
+    reported = Outcome(OutcomeKind.EXITED, "exited 0", 0, cpu_seconds=own)
     assert outcome_of(Death(Exit(0, None, 1.0, 9 * MIB), reported), USED, LIMITS).cpu_seconds == shown
 
 
 @pytest.mark.parametrize(
-    ("told", "shown"),
+    ("own", "shown"),
     [(None, 7), (3, 3), (9, 9), (9 + PEAK_SLACK_BYTES // MIB, 13), (14, 7), (0, 7), (-1, 7), (1 << 60, 7)],
 )
-def test_peak_memory_is_the_runners_own_where_the_kernel_saw_as_much(told: int | None, shown: int) -> None:
-    peak = None if told is None else told * MIB
+def test_peak_memory_is_the_runners_own_where_the_kernel_saw_as_much(own: int | None, shown: int) -> None:
+    peak = None if own is None else own * MIB
     reported = Outcome(OutcomeKind.EXITED, "exited 0", 0, peak_bytes=peak)
     assert outcome_of(Death(Exit(0, None, 1.0, 9 * MIB), reported), USED, LIMITS).peak_bytes == shown * MIB
 
 
-@pytest.mark.parametrize(("told", "shown"), [(None, None), (0, 0), (5, 5), (-1, None), (1 << 63, None)])
-def test_output_is_counted_by_the_runner_alone(told: int | None, shown: int | None) -> None:
-    reported = believe(Outcome(OutcomeKind.EXITED, "exited 0", 0, output_bytes=told))
+@pytest.mark.parametrize(("own", "shown"), [(None, None), (0, 0), (5, 5), (-1, None), (1 << 63, None)])
+def test_output_is_counted_by_the_runner_alone(own: int | None, shown: int | None) -> None:
+    reported = believe(Outcome(OutcomeKind.EXITED, "exited 0", 0, output_bytes=own))
     assert reported is not None
     assert outcome_of(Death(Exit(0, None), reported), USED, LIMITS).output_bytes == shown
 
@@ -124,7 +124,7 @@ def test_the_meter_leaves_out_what_was_used_before() -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime
-    used = meter.used(Exit(None, signal.SIGKILL, total, 1 << 40))
+    used = meter.usage(Exit(None, signal.SIGKILL, total, 1 << 40))
     assert used.cpu_seconds is not None and 0.03 <= used.cpu_seconds <= 0.2
     assert used.peak_bytes is not None and MIB < used.peak_bytes < 1 << 40
     assert used.ended_at >= used.started_at > 1e9
@@ -134,17 +134,17 @@ def test_the_meter_leaves_out_what_was_used_before() -> None:
 def test_a_clock_that_is_set_meanwhile_changes_no_duration(set_by: float, monkeypatch: pytest.MonkeyPatch) -> None:
     meter, clock = Meter(os.getpid(), fresh=False), time.time
     monkeypatch.setattr(time, "time", lambda: clock() + set_by)
-    used = meter.used(Exit(0, None))
+    used = meter.usage(Exit(0, None))
     assert 0 <= used.wall_seconds < 3600
     assert used.ended_at - used.started_at == pytest.approx(used.wall_seconds, abs=0.001)
 
 
-def test_a_process_that_was_never_a_door_has_the_kernels_figures() -> None:
-    child = spawn(("/bin/true",), {}, [])
+def test_a_process_that_was_never_an_endpoint_has_the_kernels_figures() -> None:
+    child = spawn(("/bin/true",), {}, {})
     meter = Meter(child.pid, fresh=True)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
     end = child.reap()
-    used = meter.used(end)
+    used = meter.usage(end)
     assert (used.cpu_seconds, used.peak_bytes, used.for_memory) == (end.cpu_seconds, end.peak_bytes, False)
 
 
@@ -152,59 +152,90 @@ def test_what_cannot_be_seen_is_not_measured() -> None:
     assert processor_seconds(1 << 30) is None
     meter = Meter(1 << 30, fresh=False)
     meter.look()
-    used = meter.used(Exit(None, signal.SIGSEGV, 1.0, MIB))
+    used = meter.usage(Exit(None, signal.SIGSEGV, 1.0, MIB))
     assert (used.cpu_seconds, used.peak_bytes) == (None, None)
 
 
-def limited(loader: LoaderProcess, handed: Door, limits: Limits) -> tuple[Peer, Puppet]:
+def limited(loader: LoaderProcess, passed: Endpoint, limits: Limits) -> tuple[Peer, Stub]:
     """A keep with `limits` whose workload has been accepted."""
     loader.start(environment={"KEEPFLEET_LIMITS": limits.to_text()})
-    peer, puppet = opened(loader, handed)
-    puppet.report("accepted")
+    peer, stub = opened(loader, passed)
+    stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
-    return peer, puppet
+    return peer, stub
 
 
-def ended(peer: Peer) -> tuple[KeepInfo, Outcome]:
+def ended(peer: Peer) -> tuple[KeepReport, Outcome]:
     info = peer.ask(CommandType.WAIT, str(int(State.STARTED)))
     assert info.outcome is not None
     return info, info.outcome
 
 
-def test_a_workload_over_its_time_is_killed_and_the_limit_named(unstarted: LoaderProcess, handed: Door) -> None:
-    peer, puppet = limited(unstarted, handed, Limits(wall_seconds=1))
-    puppet.do("ignore-term")
+def test_a_workload_over_its_time_is_killed_and_the_limit_named(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = limited(unstarted, passed, Limits(wall_seconds=1))
+    stub.do("ignore-term")
     info, outcome = ended(peer)
     assert (info.state, info.detail) == (State.ERROR, "over its time limit of 1 s")
     assert (outcome.kind, outcome.signal) == (OutcomeKind.LIMITED, signal.SIGKILL)
     assert outcome.wall_seconds is not None and 1.0 <= outcome.wall_seconds < 1.5
     assert outcome.peak_bytes is not None and outcome.peak_bytes > MIB
-    assert puppet.is_gone()
+    assert stub.is_gone()
 
 
-def test_a_workload_over_its_processor_time_names_that_limit(unstarted: LoaderProcess, handed: Door) -> None:
-    peer, puppet = limited(unstarted, handed, Limits(cpu_seconds=7))
-    os.kill(puppet.pid, signal.SIGXCPU)
+def test_a_workload_over_its_processor_time_names_that_limit(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = limited(unstarted, passed, Limits(cpu_seconds=7))
+    os.kill(stub.pid, signal.SIGXCPU)
     info, outcome = ended(peer)
     assert (info.state, info.detail) == (State.ERROR, "over its processor time limit of 7 s")
     assert outcome.kind is OutcomeKind.LIMITED
 
 
-def test_a_workload_may_say_which_of_its_limits_it_met(unstarted: LoaderProcess, handed: Door) -> None:
-    peer, puppet = limited(unstarted, handed, Limits())
-    puppet.report("ended", outcome={"kind": "limited", "text": "over its memory limit of 64 MiB"})
-    puppet.order("exit", code=1)
+def test_the_loader_ends_a_workload_at_its_processor_time_and_not_at_the_next_whole_second_of_its_process(
+    unstarted: LoaderProcess, passed: Endpoint
+) -> None:
+    unstarted.start(environment={"KEEPFLEET_LIMITS": Limits(cpu_seconds=1).to_text()})
+    peer, stub = opened(unstarted, passed)
+    stub.do("burn", seconds=0.4)  # as an endpoint: no part of the workload's
+    stub.accept()
+    stub.order("spin")
+    info, outcome = ended(peer)
+    assert (info.detail, outcome.kind) == ("over its processor time limit of 1 s", OutcomeKind.LIMITED)
+    assert outcome.signal == signal.SIGKILL
+    assert outcome.cpu_seconds is not None and 0.98 <= outcome.cpu_seconds < 1.4
+
+
+@given(st.integers(1, 10_000), st.floats(0.01, 1))
+def test_a_workload_is_ended_within_a_tenth_of_its_processor_time(limit: int, share: float) -> None:
+    used, looks = 0.0, 0
+    while (seconds := next_look(limit, used, 100)) is not None:
+        used += seconds * share
+        looks += 1
+    assert used >= limit
+    assert used <= limit * 1.1 + 0.1
+    assert looks < 20 * math.log(limit + 1) / share + 100
+
+
+def test_a_workload_that_sleeps_is_looked_at_seldom() -> None:
+    assert next_look(3600, 0, 100) == 3780.05
+    assert next_look(3600, 3780, 100) == 1.0
+    assert next_look(3600, 0, 400) == 945.0125
+
+
+def test_a_workload_may_say_which_of_its_limits_it_met(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = limited(unstarted, passed, Limits())
+    stub.report("ended", outcome={"kind": "limited", "text": "over its memory limit of 64 MiB"})
+    stub.order("exit", code=1)
     info, outcome = ended(peer)
     assert (info.detail, outcome.kind) == ("over its memory limit of 64 MiB", OutcomeKind.LIMITED)
 
 
-def test_what_the_door_used_is_not_the_workloads(unstarted: LoaderProcess, handed: Door) -> None:
+def test_what_the_endpoint_used_is_not_the_workloads(unstarted: LoaderProcess, passed: Endpoint) -> None:
     unstarted.start()
-    peer, puppet = opened(unstarted, handed)
-    puppet.do("burn", seconds=0.3)
-    puppet.report("accepted")
+    peer, stub = opened(unstarted, passed)
+    stub.do("burn", seconds=0.3)
+    stub.accept()
     unstarted.systemd.wait_for("STATUS", "started: running")
-    os.kill(puppet.pid, signal.SIGSEGV)
+    os.kill(stub.pid, signal.SIGSEGV)
     _, outcome = ended(peer)
     assert outcome.cpu_seconds is not None and outcome.cpu_seconds < 0.2
     assert outcome.peak_bytes is None  # its memory was gone before anybody could look
@@ -213,8 +244,8 @@ def test_what_the_door_used_is_not_the_workloads(unstarted: LoaderProcess, hande
     assert outcome.ended_monotonic is not None and 0 < outcome.ended_monotonic <= time.monotonic()
 
 
-def test_a_stop_says_by_whom_and_when(unstarted: LoaderProcess, handed: Door) -> None:
-    peer, _ = limited(unstarted, handed, Limits())
+def test_a_stop_says_by_whom_and_when(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    peer, _ = limited(unstarted, passed, Limits())
     before = time.time()
     outcome = peer.ask(CommandType.STOP, "alice").outcome
     assert outcome is not None and (outcome.kind, outcome.by) == (OutcomeKind.STOPPED, "alice")

@@ -8,47 +8,43 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_loader.record import resume_from
-from keep_loader.restart import (
-    ALWAYS,
-    MAX_RERUNS,
-    NO,
-    ON_FAILURE,
-    POLICIES,
-    RERUN_SECONDS,
-    RESTART_STATUS,
-    recent,
-    too_often,
-    wanted,
-)
-from keep_loader.saved import Saved, decode_saved, encode_saved
+from keep_loader.loader import RESTART_STATUS
+from keep_loader.restart import MAX_RERUNS, RERUN_SECONDS, recent, resume_from, too_often, wanted
+from keep_loader.state import KeepRecord, Private, decode_record
 from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
 from keep_protocol.spec import RestartPolicy
-from keep_protocol.states import Event, Phase, State
+from keep_protocol.states import STATE_OF, Event, Phase, State
 from keep_protocol.workload import Directory, Workload
-
-from .harness import DEADLINE, Door, LoaderProcess, Puppet
+from tests.fakes.loader_process import DEADLINE, Endpoint, LoaderProcess, Stub
 
 NOW = 1_800_000_000.0
 EXITED = {code: Outcome(OutcomeKind.EXITED, f"exited {code}", code) for code in (0, 1)}
 GRANTED = ("workload", "stdin", "directory-0")
-KEPT = frozenset(("compiled", *GRANTED))
+KEPT = frozenset(("compiled", "module", *GRANTED))
+NO, ON_FAILURE, ALWAYS = RestartPolicy
+ARTIFACTS = {"compiled": "machine code", "module": "the module"}
+
+
+def saved(phase: Phase, restart: RestartPolicy = NO, outcome: Outcome | None = None, **private: Any) -> KeepRecord:
+    report = KeepReport(kuuid=7, state=STATE_OF[phase], phase=phase.value, restart=restart, outcome=outcome)
+    return KeepRecord(report, Private(granted=GRANTED, **private))
 
 
 @pytest.mark.parametrize(
     ("policy", "outcome", "again"),
     [
         *((NO, Outcome(kind, "x", 1), False) for kind in OutcomeKind),
-        *((policy, Outcome(OutcomeKind.STOPPED, "x"), False) for policy in POLICIES),
-        *((policy, Outcome(OutcomeKind.REFUSED, "x"), False) for policy in POLICIES),
+        *((policy, Outcome(OutcomeKind.STOPPED, "x"), False) for policy in RestartPolicy),
+        *((policy, Outcome(OutcomeKind.REFUSED, "x"), False) for policy in RestartPolicy),
         (ON_FAILURE, EXITED[0], False),
         (ALWAYS, EXITED[0], True),
         *((policy, EXITED[1], True) for policy in (ON_FAILURE, ALWAYS)),
@@ -59,7 +55,7 @@ KEPT = frozenset(("compiled", *GRANTED))
         ),
     ],
 )
-def test_a_policy_decides_by_the_outcome(policy: str, outcome: Outcome, again: bool) -> None:
+def test_a_policy_decides_by_the_outcome(policy: RestartPolicy, outcome: Outcome, again: bool) -> None:
     assert wanted(policy, outcome) is again
 
 
@@ -85,28 +81,28 @@ def test_no_minute_ever_has_more_starts_than_systemd_allows(ends: list[float]) -
 
 @pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.RESTARTING])
 @pytest.mark.parametrize("policy", [ON_FAILURE, ALWAYS])
-def test_what_systemd_kept_whole_is_run_again(phase: Phase, policy: str) -> None:
+def test_what_systemd_kept_whole_is_run_again(phase: Phase, policy: RestartPolicy) -> None:
     outcome = EXITED[1] if phase is Phase.RESTARTING else None
-    saved = Saved(phase, granted=GRANTED, policy=policy, outcome=outcome, started_at=NOW - 5)
-    resumption = resume_from(saved, KEPT, NOW)
+    record = saved(phase, policy, outcome, started_at=NOW - 5)
+    resumption = resume_from(record, KEPT, NOW)
     assert resumption.event is Event.RERUN
     assert resumption.outcome is not None
     assert resumption.outcome.kind is (OutcomeKind.EXITED if outcome else OutcomeKind.LOST)
     for missing in KEPT:
-        resumption = resume_from(saved, KEPT - {missing}, NOW)
+        resumption = resume_from(record, KEPT - {missing}, NOW)
         assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
         assert resumption.outcome is not None
 
 
 def test_a_workload_without_a_policy_is_lost_with_its_times() -> None:
-    resumption = resume_from(Saved(Phase.RUNNING, granted=GRANTED, started_at=NOW - 5), KEPT, NOW)
+    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW - 5), KEPT, NOW)
     assert resumption.event is Event.FAIL
     assert resumption.outcome is not None
     assert (resumption.outcome.started_at, resumption.outcome.ended_at) == (NOW - 5, NOW)
 
 
 def test_no_workload_is_lost_before_it_started_though_the_clock_was_set_back() -> None:
-    resumption = resume_from(Saved(Phase.RUNNING, granted=GRANTED, started_at=NOW + 3600), KEPT, NOW)
+    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW + 3600), KEPT, NOW)
     assert resumption.outcome is not None
     assert resumption.outcome.ended_at == resumption.outcome.started_at == NOW + 3600
 
@@ -117,70 +113,91 @@ def test_no_workload_is_lost_before_it_started_though_the_clock_was_set_back() -
         {"granted": "workload"},
         {"granted": ["listener"]},
         {"granted": [["workload"]]},
-        {"policy": "sometimes"},
-        {"policy": None},
-        {"restarts": -1},
-        {"restarts": True},
-        {"restarts": "1"},
         {"reruns": {}},
         {"reruns": ["1"]},
         {"reruns": [-1]},
         {"reruns": [1e300]},
         {"started_at": "now"},
         {"started_at": True},
-        {"labels": {"a": 1}},
-        {"labels": []},
+        {"names": ["a b"]},
+        {"description": {"labels": {"a": 1}}},
+        {"description": []},
     ],
 )
-def test_a_record_of_another_shape_is_refused(change: dict[str, object]) -> None:
-    members = {**json.loads(encode_saved(Saved(Phase.RUNNING))), **change}
+def test_a_record_with_a_private_part_of_another_shape_is_refused(change: dict[str, object]) -> None:
+    refuses("private", change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"restart": "sometimes"},
+        {"restart": None},
+        {"restarts": -1},
+        {"restarts": True},
+        {"restarts": "1"},
+        {"phase": ""},
+        {"phase": "gone"},
+        {"uploaders": ["anyone"]},
+    ],
+)
+def test_a_record_with_a_report_of_another_shape_is_refused(change: dict[str, object]) -> None:
+    refuses("report", change)
+
+
+def refuses(part: str, change: dict[str, object]) -> None:
+    members = json.loads(saved(Phase.RUNNING).encode())
+    assert decode_record(json.dumps(members).encode()) == saved(Phase.RUNNING)
+    members[part] |= change
     with pytest.raises(KeepfleetError, match="cannot read the keep's record"):
-        decode_saved(json.dumps(members).encode())
+        decode_record(json.dumps(members).encode())
 
 
 class Repeated:
     """A keep whose workload is to be started again, with the test in systemd's place."""
 
-    def __init__(self, loader: LoaderProcess, handed: Door, place: Path, policy: RestartPolicy) -> None:
+    def __init__(self, loader: LoaderProcess, passed: Endpoint, place: Path, policy: RestartPolicy) -> None:
         self.loader = loader
         workload = Workload(stdin=True, directories=(Directory("/d"),), restart=policy)
         (place / "w").write_bytes(workload.to_json())
         (place / "in").write_bytes(b"one line\n")
         self.descriptors = [os.open(place / name, os.O_RDONLY) for name in ("w", "in", ".")]
         peer = loader.peer()
-        peer.send(CommandType.START, "", (*handed.descriptors, *self.descriptors))
-        self.puppet = loader.puppet()
-        self.puppet.listen()
+        peer.start({**passed.named, **dict(zip(GRANTED, self.descriptors, strict=True))})
+        self.stub = loader.stub()
+        self.stub.listen()
         peer.answer()
 
     def accept(self) -> None:
-        self.puppet.report("accepted", ("the module",))
+        self.stub.accept(ARTIFACTS)
         self.loader.systemd.wait_for("STATUS", "started: running")
 
     def exit(self, code: int) -> None:
-        self.puppet.report("ended", outcome={"kind": "exited", "text": f"exited {code}", "exit_code": code})
-        self.puppet.order("exit", code=code)
+        self.stub.report("ended", outcome={"kind": "exited", "text": f"exited {code}", "exit_code": code})
+        self.stub.order("exit", code=code)
 
-    def again(self) -> Puppet:
+    def again(self) -> Stub:
         """The loader has exited for it: systemd starts it again, and it the workload."""
         assert self.loader.process is not None
         assert self.loader.process.wait(DEADLINE) == RESTART_STATUS
         self.loader.systemd.drain()
         self.loader.start()
-        self.puppet = self.loader.puppet()
-        return self.puppet
+        self.stub = self.loader.stub()
+        return self.stub
 
-    def info(self) -> KeepInfo:
+    def info(self) -> KeepReport:
         return self.loader.peer().ask(CommandType.INFO)
 
-    def end(self) -> KeepInfo:
+    def end(self) -> KeepReport:
         return self.loader.peer().ask(CommandType.WAIT, str(int(State.STARTED)))
 
 
 @pytest.fixture
-def repeated(request: pytest.FixtureRequest, loader: LoaderProcess, handed: Door, place: Path) -> Iterator[Repeated]:
+def repeated(
+    request: pytest.FixtureRequest, loader: LoaderProcess, passed: Endpoint, place: Path
+) -> Iterator[Repeated]:
     with ExitStack() as stack:
-        made = Repeated(loader, handed, place.parent, getattr(request, "param", RestartPolicy.ON_FAILURE))
+        made = Repeated(loader, passed, place.parent, getattr(request, "param", RestartPolicy.ON_FAILURE))
         for descriptor in made.descriptors:
             stack.callback(os.close, descriptor)
         made.accept()
@@ -192,29 +209,31 @@ ALWAYS_REPEATED = pytest.mark.parametrize("repeated", [RestartPolicy.ALWAYS], in
 
 def test_a_running_workload_keeps_its_module_and_grants_with_systemd(repeated: Repeated) -> None:
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == {"compiled", "workload", "stdin", "directory-0"}
-    assert os.pread(repeated.loader.systemd.stored["compiled"], 100, 0) == b"the module"
+    assert repeated.loader.systemd.parked == KEPT
+    for name, text in ARTIFACTS.items():
+        assert os.pread(repeated.loader.systemd.stored[name], 100, 0) == text.encode()
 
 
 def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated) -> None:
     assert os.read(repeated.descriptors[1], 100) == b"one line\n"  # as its first run did: the offset is shared
     repeated.exit(1)
-    puppet = repeated.again()
-    assert puppet.arguments == ["run"]
-    assert puppet.environment == {
+    stub = repeated.again()
+    assert stub.arguments == ["run"]
+    assert stub.environment == {
         "PATH": "/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "KEEPFLEET_RUNTIME_DIRECTORY": str(repeated.loader.directory),
         "KEEPFLEET_LIMITS": Limits().to_text(),
+        "KEEPFLEET_DESCRIPTORS": "compiled,module,workload,stdin,directory-0",
     }
-    assert set(puppet.descriptors) == set(range(8))
+    assert set(stub.descriptors) == set(range(9))
     given = [os.readlink(f"/proc/self/fd/{number}") for number in repeated.descriptors]
-    assert [puppet.descriptors[number] for number in (5, 6, 7)] == given
+    assert [stub.passed[name] for name in GRANTED] == given
     assert os.read(repeated.descriptors[1], 100) == b"one line\n"  # from its beginning
     info = repeated.info()
     assert (info.state, info.restarts, info.outcome) == (State.STARTED, 1, None)
     assert info.detail == "running the workload again: exited 1"
-    puppet.report("running", text="running the workload")
+    stub.report("running", text="running the workload")
     repeated.loader.systemd.wait_for("STATUS", "started: running the workload (started again once)")
     repeated.exit(0)
     info = repeated.end()
@@ -222,14 +241,14 @@ def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated)
     assert info.outcome is not None
     assert info.outcome.peak_bytes is not None and info.outcome.peak_bytes > 1_000_000
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.systemd.parked == set()
 
 
 def test_a_workload_that_did_its_job_is_not_run_again(repeated: Repeated) -> None:
     repeated.exit(0)
     assert repeated.end().state is State.COMPLETE
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.systemd.parked == set()
 
 
 @ALWAYS_REPEATED
@@ -240,15 +259,29 @@ def test_a_workload_that_must_always_run_is_run_again_after_its_job(repeated: Re
 
 
 @ALWAYS_REPEATED
-def test_a_stop_is_for_good(repeated: Repeated) -> None:
+def test_a_stop_is_permanent(repeated: Repeated) -> None:
     assert repeated.loader.peer().ask(CommandType.STOP, "alice").detail == "stopped by alice"
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.systemd.parked == set()
     assert repeated.loader.end(signal.SIGTERM) == 0
 
 
 @ALWAYS_REPEATED
-def test_the_end_of_the_unit_is_for_good(repeated: Repeated) -> None:
+def test_a_stop_between_a_workloads_report_and_its_exit_is_permanent(repeated: Repeated) -> None:
+    repeated.stub.report("ended", outcome={"kind": "exited", "text": "exited 1", "exit_code": 1})
+    peer = repeated.loader.peer()
+    repeated.stub.do("ignore-term")  # its exit comes after the stop
+    peer.send(CommandType.STOP, "alice")
+    assert repeated.info().phase == "running"
+    repeated.stub.order("exit", code=1)
+    info = peer.answer()
+    assert (info.phase, info.detail, info.restarts) == ("ended", "exited 1", 0)
+    repeated.loader.systemd.drain()
+    assert repeated.loader.systemd.parked == set()
+
+
+@ALWAYS_REPEATED
+def test_the_end_of_the_unit_is_permanent(repeated: Repeated) -> None:
     assert repeated.loader.end(signal.SIGTERM) == 0
     assert "stopped by the end of its unit" in repeated.loader.log_text()
 
@@ -259,24 +292,24 @@ def test_a_crash_loop_ends_with_its_reason_before_systemd_ends_it(repeated: Repe
         repeated.exit(1)
         repeated.again()
     outcome = {"kind": "trapped", "text": "trapped: unreachable", "backtrace": ["0: f"]}
-    repeated.puppet.report("ended", outcome=outcome)
-    repeated.puppet.order("exit", code=1)
+    repeated.stub.report("ended", outcome=outcome)
+    repeated.stub.order("exit", code=1)
     info = repeated.end()
     assert (info.state, info.restarts) == (State.ERROR, MAX_RERUNS)
     assert info.detail == "gave it up after starting it again 4 times within 60 s: trapped: unreachable"
     assert info.outcome is not None
     assert (info.outcome.kind, info.outcome.backtrace) == (OutcomeKind.TRAPPED, ("0: f",))
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.door == set()
+    assert repeated.loader.systemd.parked == set()
     assert repeated.loader.end(signal.SIGTERM) == 0
 
 
 def test_a_loader_that_is_killed_runs_the_workload_again(repeated: Repeated) -> None:
     repeated.loader.end(signal.SIGKILL)
-    os.kill(repeated.puppet.pid, signal.SIGKILL)
+    os.kill(repeated.stub.pid, signal.SIGKILL)
     repeated.loader.systemd.drain()
     repeated.loader.start()
-    repeated.puppet = repeated.loader.puppet()
+    repeated.stub = repeated.loader.stub()
     info = repeated.info()
     assert (info.restarts, info.detail) == (
         1,
@@ -299,12 +332,14 @@ def test_a_module_that_systemd_did_not_keep_is_not_run_again(repeated: Repeated)
     assert info.outcome is not None and info.outcome.exit_code == 3
 
 
-def test_an_app_loader_that_hands_no_module_over_ends_the_keep(
-    loader: LoaderProcess, handed: Door, place: Path
+@pytest.mark.parametrize("names", [(), ("compiled",), ("module",), ("module", "compiled"), ("compiled", "other")])
+def test_an_app_loader_that_does_not_pass_its_module_on_ends_the_keep(
+    loader: LoaderProcess, passed: Endpoint, place: Path, names: tuple[str, ...]
 ) -> None:
-    made = Repeated(loader, handed, place.parent, RestartPolicy.ALWAYS)
-    made.puppet.order("report", report={"report": "accepted"})  # it may be killed before it could say "done"
+    made = Repeated(loader, passed, place.parent, RestartPolicy.ALWAYS)
+    files = dict.fromkeys(names, "x")
+    made.stub.order("report", report={"report": "accepted"}, files=files)  # it may be killed before it said "done"
     info = made.end()
-    assert (info.state, "did not hand its module over" in info.detail) == (State.ERROR, True)
+    assert (info.state, "did not pass its module on" in info.detail) == (State.ERROR, True)
     for descriptor in made.descriptors:
         os.close(descriptor)

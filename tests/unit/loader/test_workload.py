@@ -10,25 +10,24 @@ import socket
 
 import pytest
 
-from keep_loader.run import MAX_RUNNING_REPORTS
+from keep_loader.process import MAX_RUNNING_REPORTS
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo, OutcomeKind
+from keep_protocol.keep import KeepReport, OutcomeKind
 from keep_protocol.states import State
+from tests.fakes.loader_process import DEADLINE, Endpoint, LoaderProcess, Peer, Stub, opened
 
-from .harness import DEADLINE, Door, LoaderProcess, Peer, Puppet, opened
 
-
-def running(loader: LoaderProcess, handed: Door) -> tuple[Peer, Puppet]:
+def running(loader: LoaderProcess, passed: Endpoint) -> tuple[Peer, Stub]:
     """A keep whose workload has been accepted, as its loader sees it."""
-    peer, puppet = opened(loader, handed)
-    puppet.report("accepted")
+    peer, stub = opened(loader, passed)
+    stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
-    return peer, puppet
+    return peer, stub
 
 
-def ended(peer: Peer, before: State = State.STARTED) -> KeepInfo:
+def ended(peer: Peer, before: State = State.STARTED) -> KeepReport:
     """The keep when it is no longer in `before`."""
     return peer.ask(CommandType.WAIT, str(int(before)))
 
@@ -37,34 +36,36 @@ def exited(code: object) -> dict[str, object]:
     return {"kind": "exited", "text": f"exited {code}", "exit_code": code}
 
 
-def test_an_upload_is_shown_and_its_loss_too(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = opened(loader, handed)
-    puppet.report("receiving", text="receiving 3 MB")
+def test_an_upload_is_shown_and_its_loss_too(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = opened(loader, passed)
+    stub.report("receiving", text="receiving 3 MB")
     loader.systemd.wait_for("STATUS", "started: receiving 3 MB on 127.0.0.1:")
     assert peer.ask(CommandType.INFO).detail == "receiving 3 MB"
-    puppet.report("awaiting")
+    stub.report("awaiting")
     loader.systemd.wait_for("STATUS", "started: awaiting workload on")
 
 
-def test_an_accepted_workload_closes_the_door_for_good(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = opened(loader, handed)
-    puppet.report("accepted")
+def test_an_accepted_workload_closes_the_endpoint_permanently(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = opened(loader, passed)
+    stub.accept()
     loader.systemd.wait_for("STATUS", "started: running a workload")
-    assert loader.systemd.door == set()
+    assert loader.systemd.parked == set()
     assert sorted(loader.systemd.unstored) == ["client-ca", "identity", "listener", "revoked"]
     assert loader.process is not None
     sockets = {os.readlink(f"/proc/{loader.process.pid}/fd/{n}") for n in os.listdir(f"/proc/{loader.process.pid}/fd")}
-    assert os.readlink(f"/proc/self/fd/{handed.listener.fileno()}") not in sockets
-    assert peer.ask(CommandType.INFO).port == handed.port
+    assert os.readlink(f"/proc/self/fd/{passed.listener.fileno()}") not in sockets
+    assert peer.ask(CommandType.INFO).port == passed.port
 
 
 @pytest.mark.parametrize("code", [0, 3, 125])
-def test_a_workload_that_exits_completes_the_keep_with_any_code(loader: LoaderProcess, handed: Door, code: int) -> None:
-    peer, puppet = running(loader, handed)
-    puppet.report("running")
+def test_a_workload_that_exits_completes_the_keep_with_any_code(
+    loader: LoaderProcess, passed: Endpoint, code: int
+) -> None:
+    peer, stub = running(loader, passed)
+    stub.report("running")
     own = {"wall_seconds": 99, "cpu_seconds": 0.0001, "peak_bytes": 2_000_000, "output_bytes": 12}
-    puppet.report("ended", outcome={**exited(code), **own})
-    puppet.order("exit", code=code)
+    stub.report("ended", outcome={**exited(code), **own})
+    stub.order("exit", code=code)
     info = ended(peer)
     assert (info.state, info.detail) == (State.COMPLETE, f"exited {code}")
     assert info.outcome is not None
@@ -74,11 +75,11 @@ def test_a_workload_that_exits_completes_the_keep_with_any_code(loader: LoaderPr
     assert loader.systemd.wait_for("STATUS", "complete").startswith(f"complete: exited {code} (")
 
 
-def test_a_trap_is_an_error_with_its_backtrace(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = running(loader, handed)
+def test_a_trap_is_an_error_with_its_backtrace(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
     outcome = {"kind": "trapped", "text": "trapped: unreachable", "backtrace": ["0: f\x1b[31m", "1: _start"]}
-    puppet.report("ended", outcome=outcome)
-    puppet.order("exit", code=1)
+    stub.report("ended", outcome=outcome)
+    stub.order("exit", code=1)
     info = ended(peer)
     assert (info.state, info.detail) == (State.ERROR, "trapped: unreachable")
     assert info.outcome is not None
@@ -86,19 +87,19 @@ def test_a_trap_is_an_error_with_its_backtrace(loader: LoaderProcess, handed: Do
 
 
 @pytest.mark.parametrize("error", [{"kind": "invalid-module", "message": "cannot link it"}, 5])
-def test_a_runner_that_fails_has_refused_the_workload(loader: LoaderProcess, handed: Door, error: object) -> None:
-    peer, puppet = running(loader, handed)
-    puppet.report("failed", error=error)
-    puppet.order("exit", code=1)
+def test_a_runner_that_fails_has_refused_the_workload(loader: LoaderProcess, passed: Endpoint, error: object) -> None:
+    peer, stub = running(loader, passed)
+    stub.report("failed", error=error)
+    stub.order("exit", code=1)
     info = ended(peer)
     assert info.state is State.ERROR
     assert info.detail.startswith("cannot ")
     assert info.outcome is not None and info.outcome.kind is OutcomeKind.REFUSED
 
 
-def test_a_kill_is_told_from_the_wait_status(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = running(loader, handed)
-    os.kill(puppet.pid, signal.SIGSEGV)
+def test_a_kill_is_read_from_the_wait_status(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    os.kill(stub.pid, signal.SIGSEGV)
     info = ended(peer)
     assert info.state is State.ERROR
     assert info.outcome is not None
@@ -106,28 +107,30 @@ def test_a_kill_is_told_from_the_wait_status(loader: LoaderProcess, handed: Door
     assert info.detail == "killed by SIGSEGV"
 
 
-def test_a_workload_that_goes_without_a_word_is_lost(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = running(loader, handed)
-    puppet.order("exit", code=0)
+def test_a_workload_that_goes_without_a_word_is_lost(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    stub.order("exit", code=0)
     info = ended(peer)
     assert (info.state, info.detail) == (State.ERROR, "the process exited 0 without a report")
     assert info.outcome is not None and info.outcome.kind is OutcomeKind.LOST
 
 
-def test_a_stop_ends_the_door_and_names_who_asked(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = opened(loader, handed)
+def test_a_stop_ends_the_endpoint_and_names_who_asked(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = opened(loader, passed)
     info = peer.ask(CommandType.STOP, "alice\n\x1b[2J")
     assert (info.state, info.detail) == (State.COMPLETE, "stopped by alice  [2J")
     assert info.outcome is not None and info.outcome.kind is OutcomeKind.STOPPED
-    assert puppet.is_gone()
+    assert stub.is_gone()
     loader.systemd.wait_for("STATUS", "complete")
-    assert loader.systemd.door == set()
+    assert loader.systemd.parked == set()
 
 
-def test_a_stop_of_a_workload_that_ignores_it_is_a_kill_after_two_seconds(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = running(loader, handed)
-    puppet.do("ignore-term")
-    orphan = int(puppet.do("orphan"))
+def test_a_stop_of_a_workload_that_ignores_it_is_a_kill_after_two_seconds(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
+    peer, stub = running(loader, passed)
+    stub.do("ignore-term")
+    orphan = int(stub.do("orphan"))
     watch = os.pidfd_open(orphan)
     first, second = loader.peer(), loader.peer()
     first.send(CommandType.STOP, "alice")
@@ -138,21 +141,36 @@ def test_a_stop_of_a_workload_that_ignores_it_is_a_kill_after_two_seconds(loader
     os.close(watch)
 
 
-def test_only_a_started_keep_can_be_stopped(loader: LoaderProcess, handed: Door) -> None:
+def test_only_a_started_keep_can_be_stopped(loader: LoaderProcess, passed: Endpoint) -> None:
     peer = loader.peer()
     with pytest.raises(KeepfleetError, match="idle") as refused:
         peer.ask(CommandType.STOP)
     assert refused.value.kind is ErrorKind.CONFLICT
-    peer, _ = opened(loader, handed)
-    peer.ask(CommandType.STOP)
-    with pytest.raises(KeepfleetError, match="ended"):
-        peer.ask(CommandType.STOP)
 
 
-def test_a_wait_is_answered_at_the_change_and_others_are_served_meanwhile(loader: LoaderProcess, handed: Door) -> None:
+def test_a_stop_of_what_has_ended_is_answered_with_its_end(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    stub.report("ended", outcome=exited(3))
+    stub.order("exit", code=3)
+    assert ended(peer).detail == "exited 3"
+    before = peer.ask(CommandType.INFO)
+    assert peer.ask(CommandType.STOP, "alice") == before
+    assert before.outcome is not None and before.outcome.by == ""
+
+
+def test_a_stop_of_what_has_failed_is_answered_with_its_failure(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    os.kill(stub.pid, signal.SIGSEGV)
+    assert ended(peer).state is State.ERROR
+    assert peer.ask(CommandType.STOP, "alice").detail == "killed by SIGSEGV"
+
+
+def test_a_wait_is_answered_at_the_change_and_others_are_served_meanwhile(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
     waiter = loader.peer()
     waiter.send(CommandType.WAIT, "1")
-    peer, _ = opened(loader, handed)
+    peer, _ = opened(loader, passed)
     assert waiter.answer().state is State.STARTED
     waiter.send(CommandType.WAIT, "2")
     peer.ask(CommandType.STOP)
@@ -174,10 +192,10 @@ def test_waiting_peers_leave_room_for_commands_and_are_dropped_when_they_hang_up
     assert loader.peer().ask(CommandType.INFO).state is State.LISTENING
 
 
-def test_sigterm_ends_the_workload_and_the_loader(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = running(loader, handed)
+def test_sigterm_ends_the_workload_and_the_loader(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = running(loader, passed)
     assert loader.end(signal.SIGTERM) == 0
-    assert puppet.is_gone()
+    assert stub.is_gone()
     assert "stopped by the end of its unit" in loader.log_text()
 
 
@@ -186,28 +204,28 @@ def test_sigterm_of_an_idle_loader_is_prompt_and_clean(loader: LoaderProcess) ->
     loader.systemd.wait_for("STOPPING")
 
 
-def test_sigterm_during_a_start_ends_the_app_loader(loader: LoaderProcess, handed: Door) -> None:
+def test_sigterm_during_a_start_ends_the_app_loader(loader: LoaderProcess, passed: Endpoint) -> None:
     peer = loader.peer()
-    peer.send(CommandType.START, "", handed.descriptors)
-    puppet = loader.puppet()
+    peer.send(CommandType.START, "", passed.descriptors)
+    stub = loader.stub()
     assert loader.end(signal.SIGTERM) == 0
-    assert puppet.is_gone()
+    assert stub.is_gone()
 
 
-def test_forged_reports_after_the_end_change_nothing(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = running(loader, handed)
-    puppet.report("ended", outcome=exited(1))
-    assert int(puppet.do("flood", text=json.dumps({"report": "ended", "outcome": exited(0)}), count=100_000)) < 1000
-    puppet.order("exit", code=1)
+def test_forged_reports_after_the_end_change_nothing(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    stub.report("ended", outcome=exited(1))
+    assert int(stub.do("flood", text=json.dumps({"report": "ended", "outcome": exited(0)}), count=100_000)) < 1000
+    stub.order("exit", code=1)
     assert ended(peer).detail == "exited 1"
 
 
-def test_a_workload_can_say_little(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = running(loader, handed)
-    sent = int(puppet.do("flood", text=json.dumps({"report": "running", "text": "x" * 50_000}), count=100_000))
+def test_a_workload_can_say_little(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    sent = int(stub.do("flood", text=json.dumps({"report": "running", "text": "x" * 50_000}), count=100_000))
     assert MAX_RUNNING_REPORTS <= sent < 1000
     assert len(peer.ask(CommandType.INFO).detail) <= 200
-    os.kill(puppet.pid, signal.SIGKILL)
+    os.kill(stub.pid, signal.SIGKILL)
     assert ended(peer).detail == "killed by SIGKILL"
 
 
@@ -229,12 +247,12 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("packet", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_reports_of_a_workload_change_no_state(loader: LoaderProcess, handed: Door, packet: str) -> None:
-    peer, puppet = running(loader, handed)
+def test_hostile_reports_of_a_workload_change_no_state(loader: LoaderProcess, passed: Endpoint, packet: str) -> None:
+    peer, stub = running(loader, passed)
     before = loader.open_descriptors()
-    puppet.do("raw", text=packet, files=["a", "b"])
-    puppet.report("ended", outcome=exited(4))
-    puppet.order("exit", code=4)
+    stub.do("raw", text=packet, files=["a", "b"])
+    stub.report("ended", outcome=exited(4))
+    stub.order("exit", code=4)
     info = ended(peer)
     assert (info.state, info.detail) == (State.COMPLETE, "exited 4")
     assert loader.open_descriptors() <= before
@@ -243,45 +261,45 @@ def test_hostile_reports_of_a_workload_change_no_state(loader: LoaderProcess, ha
     assert "Traceback" not in loader.log_text()
 
 
-def test_a_workload_that_reports_its_end_and_stays_is_killed(unstarted: LoaderProcess, handed: Door) -> None:
-    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.run:LINGER_SECONDS=0.05"})
-    peer, puppet = running(unstarted, handed)
-    puppet.order("report", report={"report": "ended", "outcome": exited(0)})
+def test_a_workload_that_reports_its_end_and_stays_is_killed(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.process:LINGER_SECONDS=0.05"})
+    peer, stub = running(unstarted, passed)
+    stub.order("report", report={"report": "ended", "outcome": exited(0)})
     assert ended(peer).detail == "exited 0"
-    assert puppet.is_gone()
+    assert stub.is_gone()
 
 
-def test_a_workload_floods_no_log(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = running(loader, handed)
-    puppet.do("flood", text="not JSON", count=1000)
-    os.kill(puppet.pid, signal.SIGKILL)
+def test_a_workload_floods_no_log(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    stub.do("flood", text="not JSON", count=1000)
+    os.kill(stub.pid, signal.SIGKILL)
     ended(peer)
     assert loader.log_text().count("ignored a report") == 1
 
 
-def test_descriptors_sent_with_a_report_are_closed(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = opened(loader, handed)
+def test_descriptors_sent_with_a_report_are_closed(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = opened(loader, passed)
     before = loader.open_descriptors()
     for _ in range(20):
-        puppet.report("receiving", ("a", "b", "c"), text="receiving")
+        stub.report("receiving", {"a": "a", "b": "b", "c": "c"}, text="receiving")
     loader.systemd.wait_for("STATUS", "started: receiving")
     assert loader.comes_back_to(before, peer)
 
 
-def test_a_busy_door_does_not_keep_systemd_busy(loader: LoaderProcess, handed: Door) -> None:
-    peer, puppet = opened(loader, handed)
+def test_a_busy_endpoint_does_not_keep_systemd_busy(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = opened(loader, passed)
     loader.systemd.wait_for("STATUS", "started")
     before = loader.systemd.messages
     for number in range(500):
-        puppet.report("receiving", text=f"receiving {number}")
+        stub.report("receiving", text=f"receiving {number}")
     loader.systemd.wait_for("STATUS", "started: receiving 499")
     assert loader.systemd.messages - before < 100
     assert peer.ask(CommandType.INFO).detail == "receiving 499"
 
 
-def test_the_notify_socket_is_not_handed_on(loader: LoaderProcess, handed: Door) -> None:
-    _, puppet = opened(loader, handed)
-    assert "NOTIFY_SOCKET" not in puppet.environment
-    assert all(not path.startswith("socket:") for number, path in puppet.descriptors.items() if number > 4)
+def test_the_notify_socket_is_not_passed_on(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = opened(loader, passed)
+    assert "NOTIFY_SOCKET" not in stub.environment
+    assert all(not path.startswith("socket:") for number, path in stub.descriptors.items() if number > 4)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(loader.directory / "control.sock"))

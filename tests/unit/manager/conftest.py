@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from keep_manager.keeps.policy import Policy
+from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FakeUnits
 from tests.fakes.manager_house import ManagerHouse, manager_house
+from tests.fakes.manager_parts import ManagerParts, manager_parts
 
 
 @pytest.fixture
@@ -37,3 +40,20 @@ def authority(place: Path) -> FakeAuthority:
     made = FakeAuthority(place / "pki")
     made.manager_files()
     return made
+
+
+@pytest.fixture
+def events() -> FakeEventLog:
+    return FakeEventLog()
+
+
+@pytest.fixture
+def policy(place: Path, authority: FakeAuthority) -> Policy:
+    pki = str(place / "pki")
+    return Policy(f"{pki}/ca.crt", f"{pki}/revoked", 43000, 43999, 2.0, max_keeps=60, max_creations_at_once=4)
+
+
+@pytest.fixture
+async def parts(units: FakeUnits, place: Path, policy: Policy, events: FakeEventLog) -> AsyncIterator[ManagerParts]:
+    async with manager_parts(units, str(place), policy, events) as made:
+        yield made

@@ -9,14 +9,16 @@ import pytest
 
 from keep_manager.systemd import bus
 from keep_manager.systemd.bus import Bus
+from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 
 async def refused(path: Path) -> KeepfleetError:
-    made = Bus(f"unix:path={path}", lambda member, body: None)
-    with pytest.raises(KeepfleetError, match="cannot reach systemd on") as caught:
-        await asyncio.wait_for(made.open(), 5)
-    await made.close()
+    async with Group() as tasks:
+        made = Bus(tasks, f"unix:path={path}", lambda member, body: None)
+        with pytest.raises(KeepfleetError, match="cannot reach systemd on") as caught:
+            await asyncio.wait_for(made.open(), 5)
+        await made.close()
     assert caught.value.kind is ErrorKind.UNAVAILABLE
     return caught.value
 
@@ -48,7 +50,8 @@ async def test_a_bus_that_says_nothing_is_given_up(place: Path, monkeypatch: pyt
 
 
 async def test_an_address_that_is_no_unix_socket_is_refused() -> None:
-    made = Bus("tcp:host=127.0.0.1,port=1", lambda member, body: None)
-    with pytest.raises(KeepfleetError, match="names no Unix socket"):
-        await made.open()
-    await made.close()
+    async with Group() as tasks:
+        made = Bus(tasks, "tcp:host=127.0.0.1,port=1", lambda member, body: None)
+        with pytest.raises(KeepfleetError, match="names no Unix socket"):
+            await made.open()
+        await made.close()

@@ -9,17 +9,19 @@ import pytest
 from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.http.errors import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
-from keep_manager.keeps.allowances import DEFAULT_CEILINGS, allowance, limits_for
-from keep_manager.keeps.rediscover import census
-from keep_manager.model import Allowance, Caller, LoaderGone, UnitState
-from keep_manager.systemd import events
-from keep_manager.systemd.events import Aim
-from keep_manager.systemd.properties import keep_properties
+from keep_manager.keeps.decide import census
+from keep_manager.keeps.policy import DEFAULT_CEILINGS, Policy, limits_for, uploaders_for
+from keep_manager.model import Allowance, Caller, LoaderGone, UnitEnd, UnitState
+from keep_manager.systemd import replies
+from keep_manager.systemd.properties import keep_properties, spec_in
+from keep_manager.systemd.replies import Aim
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
-from keep_protocol.keep import KeepInfo
+from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import DEFAULTS, MIB, Limits
+from keep_protocol.spec import KeepSpec, encode_spec
 from keep_protocol.states import State
+from tests.fakes.callers import STRANGER
 
 SILENT = KeepfleetError(ErrorKind.UNAVAILABLE, "cannot reach the loader of keep 5: no answer")
 GONE = LoaderGone(ErrorKind.UNAVAILABLE, "cannot reach the loader of keep 5: Connection reset by peer")
@@ -58,19 +60,71 @@ def test_a_unit_is_a_keep_unless_it_only_lingers(state: UnitState, kept: bool) -
         (unit("failed", "failed"), "exit-code", GONE, State.ERROR, "the unit is failed (failed, exit-code)"),
         (unit("activating", "start"), "success", GONE, State.UNDEFINED, "starting: the unit is activating (start)"),
         (unit("deactivating", "stop-sigterm"), "", None, State.UNDEFINED, "restarting: its loader has just ended"),
-        (unit("deactivating", "stop-sigterm", job="stop"), "", GONE, State.ERROR, "deactivating (stop-sigterm)"),
+        (unit("deactivating", "stop-sigterm", job="stop"), "", GONE, State.UNDEFINED, "stopping: the unit is"),
     ],
 )
 def test_a_silent_keep_is_shown_with_its_unit_s_state(
     state: UnitState, reason: str, error: KeepfleetError | None, shown: State, detail: str
 ) -> None:
-    info = decide.silent(state, reason, error)
-    assert (info.kuuid, info.state, info.unit) == (5, shown, "keep@5.service")
-    assert detail in info.detail
+    report = decide.silent(state, UnitEnd(reason), error, KeepSpec(), None)
+    assert (report.kuuid, report.state) == (5, shown)
+    assert detail in report.detail
 
 
-def test_a_loader_cannot_name_another_unit() -> None:
-    assert decide.shown(KeepInfo(5, State.LISTENING, unit="sshd.service")).unit == "keep@5.service"
+RAN = Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3, started_at=5.0, ended_at=6.0)
+AUTO_RESTART = unit("activating", "auto-restart")
+
+
+@pytest.mark.parametrize(
+    ("last", "end", "state", "phase", "detail"),
+    [
+        # A workload that is run again and again, seen before and not seen before.
+        (
+            KeepReport(State.STARTED, 5, phase="restarting", outcome=RAN),
+            UnitEnd("exit-code", 75, 3),
+            State.STARTED,
+            "restarting",
+            "restarting: the workload exited 3; the unit is activating (auto-restart, exit-code), "
+            "started again 3 times",
+        ),
+        (
+            None,
+            UnitEnd("exit-code", 75, 1),
+            State.STARTED,
+            "restarting",
+            "restarting: the unit is activating (auto-restart, exit-code)",
+        ),
+        # A loader that fails: its keep is what it was, and the next loader takes over.
+        (
+            KeepReport(State.STARTED, 5, 3031, "127.0.0.1", "awaiting-workload"),
+            UnitEnd("signal", 9, 2),
+            State.STARTED,
+            "",
+            "restarting: its loader has just ended; the unit is activating (auto-restart, signal), "
+            "started again 2 times",
+        ),
+        (
+            None,
+            UnitEnd("exit-code", 1),
+            State.UNDEFINED,
+            "",
+            "restarting: its loader has just ended; the unit is activating (auto-restart, exit-code)",
+        ),
+    ],
+)
+def test_a_crash_loop_is_shown_as_what_it_is(
+    last: KeepReport | None, end: UnitEnd, state: State, phase: str, detail: str
+) -> None:
+    report = decide.silent(AUTO_RESTART, end, None, KeepSpec(), last)
+    assert (report.state, report.phase, report.detail) == (state, phase, detail)
+    if last is not None:
+        assert (report.address, report.outcome) == (last.address, last.outcome)
+
+
+def test_what_a_unit_says_of_a_keep_counts_and_what_its_loader_claims_only_without_that() -> None:
+    spec, claims = KeepSpec(name="mine", owner="alice"), KeepSpec(name="other")
+    assert decide.adopted(spec, claims) is spec
+    assert decide.adopted(None, claims) is claims
 
 
 @pytest.mark.parametrize(
@@ -99,7 +153,7 @@ def test_only_a_listening_keep_may_be_started(state: State) -> None:
     decide.refuse_start(KeepInfo(5, State.LISTENING))
 
 
-def test_a_keep_whose_wall_is_missing_is_not_started() -> None:
+def test_a_keep_whose_isolation_check_failed_is_not_started() -> None:
     with pytest.raises(KeepfleetError) as caught:
         decide.refuse_start(KeepInfo(5, State.LISTENING, isolation_failures=("the bus answers",)))
     assert caught.value.kind is ErrorKind.ISOLATION_FAILURE
@@ -124,23 +178,55 @@ def test_a_census_counts_and_says_what_is_wrong() -> None:
     assert str(census([])) == "0 keeps, 0 started"
 
 
-def test_a_unit_gets_its_name_slice_limits_and_version_and_nothing_else() -> None:
-    properties = {name: value for name, _, value in keep_properties(33, Limits(tasks=40, cpu_percent=50))}
+SPEC = KeepSpec(
+    name="web", owner="alice", limits=Limits(tasks=40, cpu_percent=50), labels=(("a", "[Service] $HOME %n"),)
+)
+
+
+def test_a_unit_gets_its_name_slice_limits_spec_and_version_and_nothing_else() -> None:
+    properties = {name: value for name, _, value in keep_properties(33, SPEC)}
     packages = Path(__file__).resolve().parents[3]
     assert properties == {
-        "Description": "Keep 33",
+        "Description": "Keep web of alice",
         "Slice": "keep-g01.slice",
         "MemoryMax": (256 + 256) * MIB,
         "TasksMax": 40,
         "CPUQuotaPerSecUSec": 500_000,
         "IOWeight": 100,
         "LogRateLimitBurst": 1000,
-        "LogExtraFields": [b"KEEP_ID=33"],
+        "LogExtraFields": [b"KEEP_ID=33", b"KEEP_NAME=web", b"KEEP_OWNER=alice"],
         "Environment": [
-            f"KEEPFLEET_LIMITS={Limits(tasks=40, cpu_percent=50).to_text()}",
+            f"KEEPFLEET_SPEC={encode_spec(SPEC)}",
             f"KEEPFLEET_PACKAGES={packages}",
         ],
     }
+
+
+def test_the_spec_is_read_back_and_what_cannot_be_read_is_none() -> None:
+    environment = next(value for name, _, value in keep_properties(33, SPEC) if name == "Environment")
+    assert spec_in(environment, "keep@33.service") == SPEC
+    for nothing in ([], None, ["LANG=C.UTF-8"], ["KEEPFLEET_SPEC=!"], ["KEEPFLEET_SPEC="], [5]):
+        assert spec_in(nothing, "keep@33.service") is None
+
+
+def test_a_keep_without_a_name_is_described_by_its_id() -> None:
+    properties = {name: value for name, _, value in keep_properties(33, KeepSpec(owner="alice"))}
+    assert properties["Description"] == "Keep 33 of alice"
+    assert properties["LogExtraFields"] == [b"KEEP_ID=33", b"KEEP_OWNER=alice"]
+
+
+@pytest.mark.parametrize("text", ["a\n[Service]", "a b", "%n", "é", "$x", "a" * 65])
+def test_no_word_that_is_not_safe_reaches_a_unit(text: str) -> None:
+    for spec in (KeepSpec(name=text), KeepSpec(owner=text)):
+        with pytest.raises(ValueError):
+            keep_properties(33, spec)
+
+
+@pytest.mark.parametrize(("state", "why"), [("masked", "is masked; unmask it"), ("static", "remove that file")])
+def test_a_template_that_is_masked_or_has_a_file_is_said(state: str, why: str) -> None:
+    error = replies.not_pristine(state, "keep@.service", "start keep@5.service")
+    assert error.kind is ErrorKind.CONFIGURATION
+    assert why in error.message
 
 
 def test_nothing_the_manager_sets_stands_in_an_installed_drop_in_which_would_win() -> None:
@@ -155,10 +241,10 @@ def test_nothing_the_manager_sets_stands_in_an_installed_drop_in_which_would_win
 
 
 def test_a_job_s_end_is_read_and_anything_else_is_not() -> None:
-    end = events.job_end([7, "/job/7", "keep@5.service", "done"])
-    assert end == events.JobEnd("/job/7", "keep@5.service", "done")
-    assert events.job_end([7, "/job/7", "keep@5.service"]) is None
-    assert events.job_end(["x", 1, 2, 3]) is None
+    end = replies.job_end([7, "/job/7", "keep@5.service", "done"])
+    assert end == replies.JobEnd("/job/7", "keep@5.service", "done")
+    assert replies.job_end([7, "/job/7", "keep@5.service"]) is None
+    assert replies.job_end(["x", 1, 2, 3]) is None
 
 
 def test_units_that_are_no_keeps_are_left_out() -> None:
@@ -166,8 +252,8 @@ def test_units_that_are_no_keeps_are_left_out() -> None:
         return [name, "d", "loaded", "active", "running", "", "/u", 3, "start", "/job"]
 
     rows = [row("keep@5.service"), row("keep@05.service"), row("keep@x.service"), row("keep@9007199254740992.service")]
-    assert events.unit_states([*rows, row(5), ["short"], 7]) == [UnitState(5, "loaded", "active", "running", "start")]
-    assert events.unit_states("nonsense") == []
+    assert replies.unit_states([*rows, row(5), ["short"], 7]) == [UnitState(5, "loaded", "active", "running", "start")]
+    assert replies.unit_states("nonsense") == []
 
 
 @pytest.mark.parametrize(
@@ -188,8 +274,8 @@ def test_units_that_are_no_keeps_are_left_out() -> None:
     ],
 )
 def test_a_lost_job_is_judged_by_its_unit(state: UnitState | None, start: str | None, stop: str | None) -> None:
-    assert events.settled(state, Aim.START) == start
-    assert events.settled(state, Aim.STOP) == stop
+    assert replies.settled(state, Aim.START) == start
+    assert replies.settled(state, Aim.STOP) == stop
 
 
 @pytest.mark.parametrize(
@@ -203,7 +289,7 @@ def test_a_lost_job_is_judged_by_its_unit(state: UnitState | None, start: str | 
     ],
 )
 def test_systemd_s_errors_have_our_kinds(name: str, kind: ErrorKind) -> None:
-    error = events.translate(name, "text", "start keep@5.service")
+    error = replies.translate(name, "text", "start keep@5.service")
     assert error.kind is kind
     assert error.message.startswith("cannot start keep@5.service: systemd says: text")
     assert ("run keepctl install" in error.message) is (kind is ErrorKind.CONFIGURATION)
@@ -211,7 +297,7 @@ def test_systemd_s_errors_have_our_kinds(name: str, kind: ErrorKind) -> None:
 
 @pytest.mark.parametrize("result", ["failed", "timeout", "canceled", "dependency", "skipped"])
 def test_every_job_result_but_done_is_an_error_with_its_evidence(result: str) -> None:
-    error = events.failure(result, "start keep@5.service", ("line",))
+    error = replies.failure(result, "start keep@5.service", ("line",))
     assert error.message.startswith("cannot start keep@5.service: ")
     assert error.evidence == ("line",)
 
@@ -226,7 +312,22 @@ def test_the_original_s_answer_to_an_unknown_command_is_kept() -> None:
     assert legacy_body(KeepfleetError(ErrorKind.NOT_FOUND, "cannot"))["text"] == "cannot"
 
 
-MALLORY = Caller("mallory", Role.OPERATOR, "192.0.2.1", "mallory")
+MALLORY = Caller("mallory", Role.USER, "192.0.2.1", "mallory")
+
+
+def allowance(entries: dict[str, CallerEntry], caller: Caller) -> Allowance:
+    return Policy("", "", 1, 2, callers=entries).allowance(caller)
+
+
+def test_who_may_upload_is_who_starts_unless_it_is_said_otherwise() -> None:
+    anyone = KeepSpec()
+    assert uploaders_for((), anyone, MALLORY) == ("name:mallory",)
+    assert uploaders_for(("name:bob",), anyone, MALLORY) == ("name:bob",)
+    assert uploaders_for((), KeepSpec(uploaders=("name:ci",)), MALLORY) == ("name:ci",)
+    assert uploaders_for((), anyone, STRANGER) == ("*",)
+    with pytest.raises(KeepfleetError) as caught:
+        uploaders_for(("*",), anyone, MALLORY)
+    assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
 def test_an_entry_stands_over_everybody_s_which_stands_over_the_defaults() -> None:
@@ -238,11 +339,9 @@ def test_an_entry_stands_over_everybody_s_which_stands_over_the_defaults() -> No
     own = allowance(entries, MALLORY)
     assert (own.grant_roots, own.ceilings["tasks"], own.ceilings["io_weight"]) == (roots, 20, 50)
     assert own.ceilings["memory_bytes"] == DEFAULT_CEILINGS["memory_bytes"]
-    assert allowance(entries, Caller("anonymous", Role.ANONYMOUS, "x", "x")).ceilings["tasks"] == 100
-    assert (
-        allowance({"*": CallerEntry(grant_roots=roots), "mallory": CallerEntry(grant_roots=())}, MALLORY).grant_roots
-        == ()
-    )
+    assert allowance(entries, STRANGER).ceilings["tasks"] == 100
+    none = {"*": CallerEntry(grant_roots=roots), "mallory": CallerEntry(grant_roots=())}
+    assert allowance(none, MALLORY).grant_roots == ()
     assert allowance({}, MALLORY) == Allowance((), DEFAULT_CEILINGS)
 
 

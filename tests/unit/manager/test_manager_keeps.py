@@ -10,38 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from keep_manager import grants
 from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.keeps import creation, manager
 from keep_manager.keeps.manager import Keeps
-from keep_manager.keeps.terms import Terms
-from keep_manager.loader_client import Loaders
-from keep_manager.model import Caller, UnitState
+from keep_manager.keeps.policy import Policy
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
-from keep_protocol.control import CommandType
+from keep_protocol.control import CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.identity import Role
 from keep_protocol.limits import Limits
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, State
-from tests.fakes.fake_ledger import FakeWitness
+from tests.fakes.callers import ALICE, BOB, STRANGER
 from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
-from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FAIL, NEVER, FakeUnits
-
-ALICE = Caller("alice", Role.OPERATOR, "127.0.0.1", "alice (serial a1) at 127.0.0.1")
-NOBODY = Caller("anonymous", Role.ANONYMOUS, "192.0.2.9", "a client without a certificate at 192.0.2.9")
+from tests.fakes.manager_parts import ManagerParts, manager_parts
 
 
 @pytest.fixture
-def terms(place: Path, authority: FakeAuthority) -> Terms:
-    pki = str(place / "pki")
-    return Terms(f"{pki}/ca.crt", f"{pki}/revoked", 43000, 43999, 2.0, max_keeps=60, max_creations_at_once=4)
-
-
-@pytest.fixture
-def keeps(units: FakeUnits, place: Path, terms: Terms) -> Keeps:
-    return Keeps(units, Loaders(str(place)), terms, grants.opened, FakeWitness())
+def keeps(parts: ManagerParts) -> Keeps:
+    return parts.keeps
 
 
 async def refusal(work: object) -> KeepfleetError:
@@ -103,10 +91,10 @@ async def test_a_manager_that_stops_gives_a_rollback_up_that_waits_for_systemd(
     assert len((await keeps.list()).keeps) == 1
 
 
-async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, place: Path, terms: Terms) -> None:
+async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, place: Path, policy: Policy) -> None:
     units.behaviour = NEVER
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, start_timeout_seconds=0.02), grants.opened, FakeWitness())
-    error = await refusal(keeps.create(NewKeep(), ALICE))
+    async with manager_parts(units, str(place), replace(policy, start_timeout_seconds=0.02)) as parts:
+        error = await refusal(parts.keeps.create(NewKeep(), ALICE))
     assert error.kind is ErrorKind.KEEP_FAILED
     assert "not ready in time" in error.message
     assert empty(units, place)
@@ -150,30 +138,30 @@ async def test_an_id_that_is_taken_is_drawn_again(
     assert (await keeps.create(NewKeep(), ALICE)).kuuid == 8
 
 
-async def test_the_sixty_first_keep_of_sixty_is_too_many(units: FakeUnits, place: Path, terms: Terms) -> None:
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, max_keeps=2), grants.opened, FakeWitness())
-    made = await asyncio.gather(*(keeps.create(NewKeep(), ALICE) for _ in range(5)), return_exceptions=True)
+async def test_the_sixty_first_keep_of_sixty_is_too_many(units: FakeUnits, place: Path, policy: Policy) -> None:
+    async with manager_parts(units, str(place), replace(policy, max_keeps=2)) as parts:
+        made = await asyncio.gather(*(parts.keeps.create(NewKeep(), ALICE) for _ in range(5)), return_exceptions=True)
     refused = [error for error in made if isinstance(error, KeepfleetError)]
     assert [error.kind for error in refused] == [ErrorKind.TOO_MANY] * 3
     assert len(units.kuuids()) == 2
 
 
-async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: FakeUnits, terms: Terms) -> None:
+async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: FakeUnits, policy: Policy) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     before = len(os.listdir("/proc/self/fd"))
     info = await keeps.start(StartKeep(kuuid, port=43000, names=("a.example", "192.0.2.1")), ALICE)
     loader = units.loaders[kuuid]
     assert (info.state, info.address, info.fingerprint) == (State.STARTED, "127.0.0.1", FINGERPRINT)
     assert 43000 <= info.port <= 43999
-    said = [(c.type, c.contents) for c in loader.commands if c.type not in (CommandType.INFO, CommandType.DESCRIBE)]
-    assert said == [
-        (CommandType.ADDR, "127.0.0.1"),
-        (CommandType.PORT, str(info.port)),
-        (CommandType.NAMES, "a.example,192.0.2.1"),
-        (CommandType.START, ""),
-    ]
-    assert loader.received[1:] == [os.stat(terms.client_ca).st_ino, os.stat(terms.revoked).st_ino]
-    assert len(os.listdir("/proc/self/fd")) <= before + 4  # the loader's own copies, in this very process
+    assert loader.started == StartMessage(
+        "127.0.0.1", ("a.example", "192.0.2.1"), ("name:alice",), ("listener", "client-ca", "revoked")
+    )
+    said = [c.type for c in loader.commands if c.type is not CommandType.WAIT]
+    assert said == [CommandType.HELLO, CommandType.HELLO, CommandType.KEEP_START], "one request, where there were five"
+    assert loader.received[1:] == [os.stat(policy.client_ca).st_ino, os.stat(policy.revoked).st_ino]
+    assert (
+        len(os.listdir("/proc/self/fd")) <= before + 6
+    )  # the loader's copies, and both ends of the watch's connection
 
 
 async def test_a_taken_port_moves_on_and_a_second_start_is_a_conflict(keeps: Keeps) -> None:
@@ -206,18 +194,17 @@ async def test_a_start_the_loader_refuses_frees_the_port(keeps: Keeps, units: Fa
     units.loaders[kuuid].refuse = KeepfleetError(ErrorKind.KEEP_FAILED, "cannot make a certificate", ("openssl died",))
     error = await refusal(keeps.start(StartKeep(kuuid, port=43900), ALICE))
     assert error.evidence == ("openssl died",)
-    port = int(next(c.contents for c in units.loaders[kuuid].commands if c.type is CommandType.PORT))
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", 43900)):
+        pass
 
 
 async def test_a_missing_ca_file_is_an_error_before_the_keep_starts(
-    units: FakeUnits, place: Path, terms: Terms
+    units: FakeUnits, place: Path, policy: Policy
 ) -> None:
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, client_ca=f"{place}/none"), grants.opened, FakeWitness())
-    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
-    assert (await refusal(keeps.start(StartKeep(kuuid), ALICE))).kind is ErrorKind.CERTIFICATE
-    assert (await keeps.get(kuuid)).state is State.LISTENING
+    async with manager_parts(units, str(place), replace(policy, client_ca=f"{place}/none")) as parts:
+        kuuid = (await parts.keeps.create(NewKeep(), ALICE)).kuuid
+        assert (await refusal(parts.keeps.start(StartKeep(kuuid), ALICE))).kind is ErrorKind.CERTIFICATE
+        assert (await parts.keeps.get(kuuid)).state is State.LISTENING
 
 
 async def test_every_operation_on_a_keep_that_does_not_exist_says_so(keeps: Keeps) -> None:
@@ -236,7 +223,7 @@ async def test_every_operation_on_a_keep_that_does_not_exist_says_so(keeps: Keep
 async def test_a_keep_that_crashed_is_in_state_15_with_the_reason(keeps: Keeps, units: FakeUnits) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     await units.crash(kuuid)
-    info = await keeps.get(kuuid)
+    info = await keeps.wait(kuuid, State.LISTENING, 5.0)
     assert info.state is State.ERROR
     assert "failed (failed, exit-code)" in info.detail
     assert [keep.detail for keep in (await keeps.list()).keeps] == ["the unit is failed (failed, exit-code)"]
@@ -244,27 +231,31 @@ async def test_a_keep_that_crashed_is_in_state_15_with_the_reason(keeps: Keeps, 
     assert (await keeps.list()).keeps == ()
 
 
-async def test_a_silent_loader_does_not_hold_up_the_others(
-    keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
+async def test_a_silent_loader_does_not_hold_up_what_finds_the_keeps(
+    units: FakeUnits, keeps: Keeps, place: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = [(await keeps.create(NewKeep(), ALICE)).kuuid for _ in range(2)]
+    one, two = [(await keeps.create(NewKeep(name=name), ALICE)).kuuid for name in ("one", "two")]
     units.loaders[one].silent = True
-    monkeypatch.setattr("keep_manager.keeps.interfaces.CONTROL_REPLY_SECONDS", 0.05)
-    shown = {keep.kuuid: keep for keep in (await keeps.list()).keeps}
-    assert shown[one].state is State.ERROR
-    assert "no answer" in shown[one].detail
-    assert shown[two].state is State.LISTENING
+    monkeypatch.setattr("keep_manager.loader_client.Loaders.ask.__defaults__", (0.05,))
+    async with manager_parts(units, str(place), policy) as other:
+        shown = {keep.kuuid: keep for keep in (await other.keeps.list()).keeps}
+        assert (shown[one].state, shown[one].name) == (State.ERROR, "one")
+        assert "no answer" in shown[one].detail
+        assert shown[two].state is State.LISTENING
 
 
 async def test_another_manager_finds_every_keep_as_it_is(
-    keeps: Keeps, units: FakeUnits, place: Path, terms: Terms
+    keeps: Keeps, units: FakeUnits, place: Path, policy: Policy
 ) -> None:
     one, two = [(await keeps.create(NewKeep(), ALICE)).kuuid for _ in range(2)]
     await keeps.start(StartKeep(one), ALICE)
-    other = Keeps(units, Loaders(str(place)), terms, grants.opened, FakeWitness())
-    assert {k.kuuid: k.state for k in (await other.list()).keeps} == {one: State.STARTED, two: State.LISTENING}
-    assert (await refusal(other.start(StartKeep(one), ALICE))).kind is ErrorKind.CONFLICT
-    assert (await other.start(StartKeep(two), ALICE)).state is State.STARTED
+    before = (await keeps.list()).keeps
+    async with manager_parts(units, str(place), policy) as parts:
+        other = parts.keeps
+        assert (await other.list()).keeps == before
+        assert {k.kuuid: k.state for k in before} == {one: State.STARTED, two: State.LISTENING}
+        assert (await refusal(other.start(StartKeep(one), ALICE))).kind is ErrorKind.CONFLICT
+        assert (await other.start(StartKeep(two), ALICE)).state is State.STARTED
 
 
 async def test_a_wait_returns_when_the_state_changes(keeps: Keeps, units: FakeUnits) -> None:
@@ -284,55 +275,24 @@ async def test_a_wait_without_a_change_returns_the_keep_at_its_end(keeps: Keeps)
     assert (await keeps.wait(kuuid, State.LISTENING, 0.02)).state is State.LISTENING
 
 
-async def test_a_keep_between_two_loaders_keeps_its_name_labels_owner_and_limits(
+async def test_a_keep_between_two_loaders_is_restarting_with_its_state_and_all_it_is(
     keeps: Keeps, units: FakeUnits
 ) -> None:
     wanted = NewKeep(name="web", labels=(("app", "shop"),), limits=(("tasks", 20),))
-    kuuid = (await keeps.create(wanted, ALICE)).kuuid
-    before = await keeps.get(kuuid)
-    await units.vanish(kuuid)
-    for shown in (await keeps.get(kuuid), *(await keeps.list(ListKeeps(labels=(("app", "shop"),)))).keeps):
-        assert shown.detail.startswith("restarting")
-        assert (shown.name, shown.labels, shown.owner, shown.limits) == (
-            ("web", (("app", "shop"),), "alice", before.limits)
-        )
-    assert before.limits.tasks == 20
-
-
-async def test_what_a_removed_keep_was_called_is_forgotten(keeps: Keeps, units: FakeUnits) -> None:
-    kuuid = (await keeps.create(NewKeep(name="web"), ALICE)).kuuid
-    assert repr(keeps._lasting) == "Lasting(1 keeps)"
-    await units.stop(kuuid)
-    await keeps.list()
-    assert repr(keeps._lasting) == "Lasting(0 keeps)"
-
-
-async def test_a_keep_between_two_loaders_is_restarting_and_waited_for_in_peace(
-    keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(manager, "AGAIN_SECONDS", 0.02)
-    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
-    waiting = asyncio.create_task(keeps.wait(kuuid, State.LISTENING, 5.0))
-    units.loaders[kuuid].heard.clear()
-    await units.loaders[kuuid].heard.wait()
-    await units.vanish(kuuid)
-    shown = [await waiting, await keeps.get(kuuid), *(await keeps.list()).keeps]
-    assert {info.state for info in shown} == {State.UNDEFINED}
-    assert {info.detail for info in shown} == {"restarting: its loader has just ended; the unit is active (running)"}
-    asked: list[int] = []
-    look = units.look
-
-    async def counted(kuuid: int) -> UnitState | None:
-        asked.append(kuuid)
-        return await look(kuuid)
-
-    monkeypatch.setattr(units, "look", counted)
-    assert (await keeps.wait(kuuid, State.UNDEFINED, 0.1)).state is State.UNDEFINED
-    assert 2 <= len(asked) <= 7
-    waiting = asyncio.create_task(keeps.wait(kuuid, State.UNDEFINED, 5.0))
-    await asyncio.sleep(0)
-    units.back(kuuid)
-    assert (await waiting).state is State.LISTENING
+    before = await keeps.create(wanted, ALICE)
+    waiting = asyncio.create_task(keeps.wait(before.kuuid, State.LISTENING, 60.0))
+    await units.vanish(before.kuuid)
+    while not (shown := await keeps.get(before.kuuid)).detail.startswith("restarting: "):  # noqa: ASYNC110 # each a turn of the loop
+        await asyncio.sleep(0)
+    assert shown.detail == "restarting: its loader has just ended; the unit is active (running)"
+    assert shown == before.replace(detail=shown.detail, phase="")
+    assert (await keeps.list(ListKeeps(labels=(("app", "shop"),)))).keeps == (shown,)
+    assert not waiting.done(), "it will be in the same state again"
+    units.back(before.kuuid)
+    loader = units.loaders[before.kuuid]
+    await loader.heard.wait()
+    await loader.move(Event.FAIL)
+    assert (await waiting).state is State.ERROR
 
 
 async def test_waiters_are_bounded(keeps: Keeps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,16 +305,21 @@ async def test_creations_that_queue_are_bounded(keeps: Keeps, monkeypatch: pytes
     assert (await refusal(keeps.create(NewKeep(), ALICE))).kind is ErrorKind.TOO_MANY
 
 
-async def test_a_stop_ends_the_door_and_keeps_the_outcome(keeps: Keeps, units: FakeUnits) -> None:
+async def test_a_stop_ends_the_upload_endpoint_and_keeps_the_outcome(keeps: Keeps, units: FakeUnits) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     await keeps.start(StartKeep(kuuid), ALICE)
     info = await keeps.stop(kuuid, ALICE)
     assert info.state is State.COMPLETE
     assert info.outcome is not None
     assert info.outcome.by == "alice"
+    assert await keeps.stop(kuuid, BOB) == info, "it has ended already"
+
+
+async def test_a_keep_that_was_never_started_has_nothing_to_stop(keeps: Keeps) -> None:
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     error = await refusal(keeps.stop(kuuid, ALICE))
     assert error.kind is ErrorKind.CONFLICT
-    assert error.message == f"cannot stop keep {kuuid}: nothing runs in it, it is complete: ended"
+    assert error.message == f"cannot stop keep {kuuid}: nothing runs in it, it is listening: ready for a start"
 
 
 async def test_a_keep_that_is_being_started_again_is_stopped_by_its_next_loader(keeps: Keeps, units: FakeUnits) -> None:
@@ -389,7 +354,7 @@ async def test_a_removal_while_the_keep_starts_ends_both_cleanly(keeps: Keeps, u
     loader = units.loaders[kuuid]
     loader.hold = asyncio.Event()
     starting = asyncio.create_task(keeps.start(StartKeep(kuuid), ALICE))
-    while not any(c.type is CommandType.START for c in loader.commands):
+    while not any(c.type is CommandType.KEEP_START for c in loader.commands):
         loader.heard.clear()
         await loader.heard.wait()
     await keeps.remove(kuuid, ALICE)
@@ -410,7 +375,7 @@ async def test_a_removal_whose_client_went_away_is_carried_through(keeps: Keeps,
 async def test_a_keep_is_called_what_its_creator_said_and_belongs_to_it(keeps: Keeps) -> None:
     made = await keeps.create(NewKeep(name="web", labels=(("tier", "front"),)), ALICE)
     assert (made.name, made.labels, made.owner) == ("web", (("tier", "front"),), "alice")
-    assert (await keeps.create(NewKeep(), NOBODY)).owner == ""
+    assert (await keeps.create(NewKeep(), STRANGER)).owner == "anonymous"
 
 
 async def test_a_keep_has_the_limits_asked_for_and_the_rest_by_default(keeps: Keeps) -> None:
@@ -466,15 +431,15 @@ def given(place: Path, **more: object) -> WorkloadRequest:
     return parse_workload({"arguments": ["-v"], "directories": directories, **more})
 
 
-async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, place: Path, terms: Terms) -> None:
+async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, place: Path, policy: Policy) -> None:
     callers = {"alice": CallerEntry(grant_roots=(GrantRoot(f"{place}/root"),))}
-    keeps = Keeps(units, Loaders(str(place)), replace(terms, callers=callers), grants.opened, FakeWitness())
-    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
-    request = given(place)
-    await keeps.start(StartKeep(kuuid, workload=request), ALICE)
-    loader = units.loaders[kuuid]
-    assert loader.workload == request.workload
-    assert [os.fstat(descriptor).st_ino for descriptor in loader.granted] == [(place / "root/data").stat().st_ino]
+    async with manager_parts(units, str(place), replace(policy, callers=callers)) as parts:
+        kuuid = (await parts.keeps.create(NewKeep(restart=RestartPolicy.ALWAYS), ALICE)).kuuid
+        request = given(place)
+        await parts.keeps.start(StartKeep(kuuid, workload=request), ALICE)
+        loader = units.loaders[kuuid]
+        assert loader.workload == request.workload.replace(restart=RestartPolicy.ALWAYS)
+        assert [os.fstat(descriptor).st_ino for descriptor in loader.granted] == [(place / "root/data").stat().st_ino]
 
 
 async def test_a_grant_that_is_refused_leaves_the_keep_as_it_was(keeps: Keeps, units: FakeUnits, place: Path) -> None:
@@ -483,5 +448,5 @@ async def test_a_grant_that_is_refused_leaves_the_keep_as_it_was(keeps: Keeps, u
     error = await refusal(keeps.start(StartKeep(kuuid, workload=given(place)), ALICE))
     assert error.kind is ErrorKind.FORBIDDEN
     assert (await keeps.get(kuuid)).state is State.LISTENING
-    assert len(os.listdir("/proc/self/fd")) <= open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before + 2  # both ends of the watch's connection
     assert (await keeps.start(StartKeep(kuuid, workload=parse_workload({})), ALICE)).state is State.STARTED

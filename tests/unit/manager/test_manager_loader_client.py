@@ -51,8 +51,8 @@ async def refused(place: Path, seconds: float = 2.0) -> KeepfleetError:
 
 
 async def test_a_loader_is_asked(loader: FakeLoader, place: Path) -> None:
-    info = await Loaders(str(place)).ask(5, INFO)
-    assert (info.kuuid, info.state) == (5, State.LISTENING)
+    report = (await Loaders(str(place)).ask(5, INFO)).report
+    assert (report.kuuid, report.state) == (5, State.LISTENING)
 
 
 async def test_several_commands_go_over_one_connection(loader: FakeLoader, place: Path) -> None:
@@ -80,7 +80,7 @@ async def test_a_wait_is_answered_when_the_state_changes(loader: FakeLoader, pla
     waiting = asyncio.create_task(Loaders(str(place)).ask(5, Command(CommandType.WAIT, "1")))
     await loader.heard.wait()
     await loader.move(Event.FAIL)
-    assert (await waiting).state is State.ERROR
+    assert (await waiting).report.state is State.ERROR
 
 
 async def test_a_silent_loader_is_given_up_at_the_deadline(loader: FakeLoader, place: Path) -> None:
@@ -146,7 +146,7 @@ async def test_a_link_in_the_keep_s_directory_is_not_followed(directory: Path, p
     assert loader.connections == 0
 
 
-async def test_a_plain_file_is_not_a_control_socket(directory: Path, place: Path) -> None:
+async def test_a_regular_file_is_not_a_control_socket(directory: Path, place: Path) -> None:
     (directory / "control.sock").touch()
     error = await refused(place)
     assert not isinstance(error, LoaderGone)

@@ -187,14 +187,14 @@ def event(kuuid: int, happened: sse.EventType) -> sse.KeepEvent:
 
 
 async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(house: ManagerHouse) -> None:
-    await house.ledger.write(event(5, sse.EventType.CREATED), "before")
+    await house.events.write(event(5, sse.EventType.CREATED), "before")
     async with house.client() as client:
         async with happening(client, "?follow=true") as reader:
-            await house.ledger.write(event(5, sse.EventType.ENDED), "now")
+            await house.events.write(event(5, sse.EventType.ENDED), "now")
             name, data, mark = await reader.next()
             assert (name, data["event"], data["by"], data["keep"]["kuuid"]) == ("keep", "ended", "alice", 5)
-        await house.ledger.read_by(0)
-        await house.ledger.write(event(5, sse.EventType.REMOVED), "meanwhile")
+        await house.events.read_by(0)
+        await house.events.write(event(5, sse.EventType.REMOVED), "meanwhile")
         async with happening(client, "?follow=true", after=mark) as reader:
             assert (await reader.next())[1]["event"] == "removed"
         async with happening(client) as reader:
@@ -204,13 +204,13 @@ async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(house: Ma
 
 async def test_what_happens_to_one_keep_is_told_alone(house: ManagerHouse) -> None:
     async with house.client() as client, happening(client, "?keep=6&follow=true") as reader:
-        await house.ledger.write(event(5, sse.EventType.CREATED), "another")
-        await house.ledger.write(event(6, sse.EventType.CREATED), "this one")
+        await house.events.write(event(5, sse.EventType.CREATED), "another")
+        await house.events.write(event(6, sse.EventType.CREATED), "this one")
         assert (await reader.next())[1]["keep"]["kuuid"] == 6
 
 
 async def test_a_journal_that_is_away_refuses_who_asks_for_events(house: ManagerHouse) -> None:
-    house.ledger.away = True
+    house.events.away = True
     async with house.client() as client, client.get("/v1/events") as response:
         assert response.status == 503
 

@@ -20,7 +20,7 @@ DRAWN: dict[str, dict[str, str]] = {
         "fail": "failed",
     },
     "running": {"finish": "ended", "stop": "ended", "restart": "restarting", "fail": "failed"},
-    "restarting": {"fail": "failed"},  # its loader exits, and the next one boots
+    "restarting": {"stop": "ended", "fail": "failed"},  # its loader exits, and the next one boots
     "ended": {},
     "failed": {"fail": "failed"},
 }

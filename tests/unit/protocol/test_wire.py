@@ -24,18 +24,19 @@ from keep_protocol.control import (
     Command,
     CommandType,
     FrameDecoder,
-    Report,
-    ReportType,
+    StartMessage,
+    claimed_spec,
     decode_command,
     decode_reply,
-    decode_report,
+    decode_start,
     encode_command,
     encode_reply,
-    encode_report,
+    start,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.keep import (
     KeepInfo,
+    KeepReport,
     Module,
     Outcome,
     OutcomeKind,
@@ -45,7 +46,9 @@ from keep_protocol.keep import (
     outcome_from_wire,
 )
 from keep_protocol.kinds import Kind
-from keep_protocol.spec import RestartPolicy
+from keep_protocol.limits import Limits
+from keep_protocol.reports import Report, ReportType, decode_report, encode_report
+from keep_protocol.spec import KeepSpec, RestartPolicy
 from keep_protocol.states import State
 
 COUNTS = st.none() | st.integers(0, 1 << 63)
@@ -212,9 +215,63 @@ def test_an_unknown_command_has_its_own_kind() -> None:
 @given(KEEPS)
 def test_a_keep_comes_back_as_it_was(info: KeepInfo) -> None:
     assert keep_from_wire(info.to_wire()) == info
-    line = encode_reply(info)
-    if len(line) <= MAX_CONTROL_FRAME:
-        assert decode_reply(line.strip()) == info
+
+
+REPORTS = st.builds(
+    KeepReport,
+    kuuid=st.integers(1, (1 << KUUID_BITS) - 1),
+    state=st.sampled_from(State),
+    phase=st.sampled_from(["", "idle", "awaiting-workload", "ended"]),
+    detail=st.text(max_size=200),
+    address=st.text(max_size=64),
+    port=st.integers(0, 65535),
+    isolation_failures=st.lists(st.text(max_size=50)).map(tuple),
+    outcome=st.none() | OUTCOMES,
+    restart=st.sampled_from(RestartPolicy),
+    restarts=st.integers(0, 1 << 53),
+    uploaders=st.lists(st.sampled_from(["*", "name:ann"]), max_size=16).map(tuple),
+    control_version=st.integers(1, 2),
+)
+SPECS = st.builds(
+    KeepSpec,
+    name=st.from_regex(r"[a-z0-9-]{0,63}", fullmatch=True),
+    labels=st.dictionaries(st.from_regex(r"[a-z0-9./-]{1,63}", fullmatch=True), PRINTABLE, max_size=16).map(
+        lambda labels: tuple(sorted(labels.items()))
+    ),
+    owner=PRINTABLE.map(lambda text: text[:128]),
+    limits=st.builds(Limits, wall_seconds=st.integers(1, 1000)),
+)
+
+
+@given(REPORTS, SPECS)
+def test_an_answer_is_read_as_the_report_and_as_what_it_claims_of_the_spec(report: KeepReport, spec: KeepSpec) -> None:
+    line = encode_reply(report, spec)
+    assert decode_reply(line.strip()) == report
+    assert claimed_spec(line.strip()) == spec
+
+
+def test_an_answer_of_version_1_is_read_by_its_old_words() -> None:
+    answer = {"state": 1, "kuuid": 7, "walls": ["a wall"], "owner": "Ann Example"}
+    report = decode_reply(strict_json.dumps(answer))
+    assert (report.isolation_failures, report.control_version) == (("a wall",), 1)
+    error = {"error": {"kind": "wall-missing", "message": "cannot", "evidence": ["a wall"]}}
+    with pytest.raises(KeepfleetError) as refused:
+        decode_reply(strict_json.dumps(error))
+    assert (refused.value.kind, refused.value.evidence) == (ErrorKind.ISOLATION_FAILURE, ("a wall",))
+
+
+@pytest.mark.parametrize("change", [{"name": "UPPER"}, {"owner": 5}, {"labels": {"a": 1}}, {"limits": {"tasks": 0}}])
+def test_a_claim_of_another_shape_is_a_bad_request(change: dict[str, object]) -> None:
+    with pytest.raises(KeepfleetError) as refused:
+        claimed_spec(strict_json.dumps({"state": 1, "kuuid": 7, **change}))
+    assert refused.value.kind is ErrorKind.BAD_REQUEST
+
+
+def test_a_start_comes_back_as_it_was() -> None:
+    message = StartMessage("::1", ("a.example",), ("name:ann", "*"), ("listener", "workload", "directory-15"))
+    command = start(message)
+    assert decode_command(encode_command(command)) == command
+    assert decode_start(command.contents) == message
 
 
 def test_a_keep_has_the_originals_members() -> None:
@@ -292,7 +349,7 @@ def test_an_error_of_a_kind_from_the_future_is_internal() -> None:
 
 @given(st.sampled_from(ReportType), st.text(max_size=50), st.none() | OUTCOMES)
 def test_a_report_comes_back_as_it_was(kind: ReportType, text: str, outcome: Outcome | None) -> None:
-    report = Report(kind, text, fingerprint=text, certificate=text, outcome=outcome)
+    report = Report(kind, text, fingerprint=text, certificate=text, outcome=outcome, descriptors=("identity",))
     packet = encode_report(report)
     if len(json.dumps(report.text)) < 1000 and len(packet) <= MAX_CONTROL_FRAME:
         assert decode_report(packet) == report

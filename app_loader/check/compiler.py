@@ -1,0 +1,187 @@
+"""The checker: a throw-away process that validates and compiles one module inside hard limits, then ends.
+
+It gets the module's file, a file for the compiled module, and a socket. What the module is, a core module or a
+component, is read from its first eight bytes, before the checker locks itself, since what only components need, 13 ms
+of imports, can be read from no file afterwards; nothing else of the module is read before. Its result is one JSON
+object: `{"note": "…"}` for what can run, or `{"error": {…}}`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import resource
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import wasmtime
+from wasmtime import _ffi as ffi
+
+from app_loader.check.budget import GO, Budget, budget, too_complex
+from app_loader.check.imports import check_imports, find_entry
+from app_loader.descriptors import Passed, read_workload
+from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES, REPORT_FD
+from app_loader.run.engine import make_engine, make_linker
+from app_loader.run.lock import lock
+from app_loader.settings import read_limits
+from keep_protocol import strict_json
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import Limits
+from keep_protocol.workload import Workload
+
+if TYPE_CHECKING:
+    from wasmtime import component
+
+MAGIC = b"\0asm"
+CORE_VERSION = b"\x01\x00\x00\x00"
+COMPONENT_VERSION = b"\x0d\x00\x01\x00"
+"""The one version of the component binary format so far."""
+COMPONENT_LAYER = b"\x01\x00"
+"""Bytes six and seven of a component: its layer; a core module has zero there."""
+ZIP = b"PK\x03\x04"
+PACKED = (b"\x1f\x8b", ZIP)
+"""How what people fetch packed begins."""
+_HEAD = 8
+
+
+def check_head(head: bytes) -> bool:
+    """Whether `head`, a file's first eight bytes, begins a component; False for a core module. Pure.
+
+    Raises KeepfleetError(INVALID_MODULE) that says what it is instead. wasmtime itself would take text for a module.
+    """
+    if head.startswith(MAGIC) and head[4:] in (CORE_VERSION, COMPONENT_VERSION):
+        return head[4:] == COMPONENT_VERSION
+    if not head:
+        what = "it is empty"
+    elif head.startswith(MAGIC) and len(head) == _HEAD and head[6:] == COMPONENT_LAYER:
+        what = f"it is a component of another version, {head[4:6].hex()}; build it with current tools"
+    elif head.startswith(MAGIC) and len(head) == _HEAD:
+        what = f"its version {head[4:].hex()} is not 1"
+    elif MAGIC.startswith(head[:4]):
+        what = "it ends within its first eight bytes"
+    elif head.startswith(b"\x7fELF"):
+        what = "it is a native program (ELF), not WebAssembly"
+    elif head.startswith(PACKED):
+        what = f"it is a {'zip' if head.startswith(ZIP) else 'gzip'} file; unpack it first"
+    elif head.lstrip().startswith((b"(", b";;")):
+        what = "it is WebAssembly text; convert it first: wat2wasm FILE.wat"
+    else:
+        what = f"it does not begin as a WebAssembly file does, but with {head.hex(' ')}"
+    raise KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {what}")
+
+
+def _limit(allowed: Budget, most: Budget) -> None:
+    """Sets the soft limits, and with the first call the hard ones, which no later call can raise."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (allowed.cpu_seconds, most.cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed.data_bytes, most.data_bytes))
+
+
+def _reason(error: wasmtime.WasmtimeError) -> KeepfleetError:
+    lines = [line[:MAX_EVIDENCE_LINE] for line in str(error).splitlines() if line.strip()][:MAX_EVIDENCE_LINES]
+    shown = ": ".join(line.strip() for line in lines if line.strip() != "Caused by:")[: 2 * MAX_EVIDENCE_LINE]
+    return KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {shown}", tuple(lines))
+
+
+def _mapped(module: int) -> tuple[ctypes.Array[ctypes.c_uint8], int]:
+    """The file as an array, and its size: mapped, since the package's own calls would copy a large module twice."""
+    size = os.fstat(module).st_size
+    try:
+        mapped = mmap.mmap(module, size)
+    except PermissionError:  # a loader keeps it open for reading alone
+        mapped = mmap.mmap(module, size, access=mmap.ACCESS_COPY)
+    return (ctypes.c_uint8 * size).from_buffer(mapped), size
+
+
+def _succeed(failed: object) -> None:
+    if failed:
+        raise wasmtime.WasmtimeError._from_ptr(failed)  # type: ignore[arg-type]
+
+
+def _compile_module(engine: wasmtime.Engine, module: int) -> wasmtime.Module:
+    view, size = _mapped(module)
+    _succeed(ffi.wasmtime_module_validate(engine.ptr(), view, size))
+    pointer = ctypes.POINTER(ffi.wasmtime_module_t)()
+    _succeed(ffi.wasmtime_module_new(engine.ptr(), view, size, ctypes.byref(pointer)))
+    return wasmtime.Module._from_ptr(pointer)
+
+
+def _compile_component(engine: wasmtime.Engine, module: int) -> component.Component:
+    from wasmtime import component
+
+    view, size = _mapped(module)
+    pointer = ctypes.POINTER(ffi.wasmtime_component_t)()
+    _succeed(ffi.wasmtime_component_new(engine.ptr(), view, size, ctypes.byref(pointer)))
+    return component.Component._from_ptr(pointer)
+
+
+def _store(serialize: Callable[..., object], compiled: wasmtime.Module | component.Component, result: int) -> None:
+    """Writes the compiled module straight from wasmtime's buffer."""
+    vector = ffi.wasm_byte_vec_t()
+    _succeed(serialize(compiled.ptr(), ctypes.byref(vector)))
+    try:
+        address = ctypes.addressof(vector.data.contents)
+        view = memoryview((ctypes.c_uint8 * vector.size).from_address(address))
+        while view:
+            view = view[os.write(result, view) :]
+    except OSError as error:
+        kind = ErrorKind.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ErrorKind.INTERNAL
+        raise KeepfleetError(kind, f"cannot store the compiled module: {error.strerror}") from error
+    finally:
+        ffi.wasm_byte_vec_delete(ctypes.byref(vector))
+
+
+def _examine_module(module: int, result: int, limits: Limits, workload: Workload) -> str:
+    engine = make_engine(limits.stack_bytes)
+    compiled = _compile_module(engine, module)
+    check_imports(engine, make_linker(engine), compiled)
+    find_entry(compiled, workload)
+    _store(ffi.wasmtime_module_serialize, compiled, result)
+    return ""
+
+
+def _examine_component(module: int, result: int, limits: Limits, workload: Workload) -> str:
+    from app_loader.check.components import check_component, find_run, make_component_linker
+
+    engine = make_engine(limits.stack_bytes, components=True)
+    compiled = _compile_component(engine, module)
+    note = check_component(engine, make_component_linker(engine), compiled)
+    find_run(engine, compiled, workload)
+    _store(ffi.wasmtime_component_serialize, compiled, result)
+    return note
+
+
+def examine(module: int, result: int, limits: Limits, workload: Workload) -> str | KeepfleetError:
+    """Checks and compiles the file `module` into the file `result`; the refusal, or a note on what can run."""
+    allowed = budget(os.fstat(module).st_size, limits.unit_memory_bytes)
+    try:
+        is_component = check_head(os.pread(module, _HEAD, 0))
+        return (_examine_component if is_component else _examine_module)(module, result, limits, workload)
+    except wasmtime.WasmtimeError as error:
+        return _reason(error)
+    except MemoryError:
+        return too_complex(allowed.over_data())
+    except KeepfleetError as error:
+        return error
+
+
+def check(passed: Passed) -> int:
+    """The process: limits, wait for the whole module, lock, result, end. Returns the exit code."""
+    limits = read_limits(os.environ)
+    module, result = passed.number("module"), passed.number("result")
+    workload = read_workload(passed.number("workload")) if "workload" in passed else Workload()
+    most = budget(sys.maxsize, limits.unit_memory_bytes)
+    _limit(budget(0, limits.unit_memory_bytes), most)
+    if os.read(REPORT_FD, len(GO)) != GO:
+        return 0  # the parent no longer wants a result
+    if os.pread(module, _HEAD, 0) == MAGIC + COMPONENT_VERSION:
+        import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock
+    lock(executable_memory=True)
+    _limit(budget(os.fstat(module).st_size, limits.unit_memory_bytes), most)
+    found = examine(module, result, limits, workload)
+    shown = {"note": found} if isinstance(found, str) else {"error": found.to_wire()}
+    os.write(REPORT_FD, strict_json.dumps(shown))
+    os._exit(0)  # giving a gigabyte back piece by piece would take time

@@ -1,0 +1,95 @@
+"""What of a core module is called, and whether it can be: its imports, its entry, the entry's arguments."""
+
+from __future__ import annotations
+
+import wasmtime
+
+from app_loader.check.signature import NUMBERS, in_words, values
+from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
+from keep_protocol.workload import Workload
+
+COMMAND, DEFAULT = "_start", ""
+"""What is called where no export is asked for: a command's start function, else the export without a name, as the
+original did."""
+INITIALIZE = "_initialize"
+"""A reactor's own preparation (WASI application ABI), called before any export but a command's."""
+_NO_ARGUMENTS = "a command's arguments are its argv"
+_PREVIEW_0 = "wasi_unstable"
+"""The import module of WASI's first snapshot, which compilers have not used since 2019."""
+
+
+class Entry(Record):
+    """name: the exported function to call; values: its arguments."""
+
+    name: str
+    values: tuple[int | float, ...] = ()
+
+
+def shown(name: str | None) -> str:
+    """A name that a client chose, in ASCII and bounded."""
+    return ascii(name or "")[:MAX_EVIDENCE_LINE]
+
+
+def refused(message: str, lines: list[str] | None = None) -> KeepfleetError:
+    """The refusal of a module, with at most as much evidence as a person reads."""
+    return KeepfleetError(ErrorKind.INVALID_MODULE, message, tuple((lines or [])[:MAX_EVIDENCE_LINES]))
+
+
+def check_imports(engine: wasmtime.Engine, linker: wasmtime.Linker, module: wasmtime.Module) -> None:
+    """Returns when everything the module imports is there. Raises KeepfleetError(INVALID_MODULE) naming what is not."""
+    try:
+        linker.instantiate_pre(module)
+    except wasmtime.WasmtimeError as error:
+        store, missing = wasmtime.Store(engine), []
+        for wanted in module.imports:
+            try:
+                linker.get(store, wanted.module, wanted.name or "")
+            except wasmtime.WasmtimeError:
+                missing.append(f"{shown(wanted.module)} {shown(wanted.name)}")
+        if missing:
+            message = missing_in_words("module", missing)
+            if any(wanted.module == _PREVIEW_0 for wanted in module.imports):
+                message += f"; {_PREVIEW_0} is WASI's first snapshot: build the module for wasm32-wasip1"
+            raise refused(message, missing) from error
+        reason = str(error).splitlines() or ["an import has another type"]
+        raise refused(f"cannot take the module: {reason[0][:MAX_EVIDENCE_LINE]}", reason) from error
+
+
+def missing_in_words(what: str, missing: list[str]) -> str:
+    """The refusal of a `what` whose imports a keep does not have."""
+    named = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+    return f"cannot take the {what}: it imports what a keep does not have: {named}"
+
+
+def find_entry(module: wasmtime.Module, workload: Workload) -> Entry:
+    """What to call of `module`: the export the workload names, else COMMAND or DEFAULT, the first that is there.
+
+    Raises KeepfleetError(INVALID_MODULE) when there is none, or its arguments do not fit its signature.
+    """
+    functions = {export.name: export.type for export in module.exports if isinstance(export.type, wasmtime.FuncType)}
+    if workload.export:
+        if workload.export not in functions:
+            raise _nothing(f"it exports no function {shown(workload.export)}", functions)
+        name = workload.export
+    else:
+        name = COMMAND if COMMAND in functions else DEFAULT
+        if name not in functions:
+            raise _nothing("it exports nothing to run: neither _start nor a function with an empty name", functions)
+    kind = functions[name]
+    params, results = [str(kind) for kind in kind.params], [str(kind) for kind in kind.results]
+    signature = in_words(name, params, results)
+    if name == COMMAND and (params or results):
+        raise refused(f"cannot take the module: its export '_start' takes parameters or returns values: {signature}")
+    if name == COMMAND and workload.export_arguments:
+        raise refused(f"cannot call {signature}: it takes no arguments; {_NO_ARGUMENTS}")
+    for result in results:
+        if result not in NUMBERS:
+            raise refused(f"cannot call {signature}: a value of type {result} cannot be shown")
+    return Entry(name, tuple(values(signature, params, workload.export_arguments)))
+
+
+def _nothing(why: str, functions: dict[str, wasmtime.FuncType]) -> KeepfleetError:
+    """Names alone: asked for the signature of a function that takes vectors, wasmtime's C interface aborts."""
+    return refused(f"cannot take the module: {why}", [f"exports {shown(name)}" for name in functions])

@@ -1,0 +1,1 @@
+"""The runner: loads a compiled module, locks itself, and runs it."""

@@ -1,0 +1,132 @@
+"""How a workload ended, from what its engine said: exit code, trap or error to one Outcome. Pure; imports no engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from app_loader.limits import MAX_BACKTRACE_FRAMES, MAX_EVIDENCE_LINE, MAX_EXIT_CODE
+from keep_protocol.fields import Record
+from keep_protocol.limits import Limits
+from keep_protocol.outcome import Outcome, OutcomeKind
+
+_TRAP = "wasm trap: "
+_WHILE_EXECUTING = "error while executing at wasm backtrace:"
+_FRAME = re.compile(r"^ *([0-9]{1,3}): +(?:(0x[0-9a-f]{1,16}) - )?(\S[^\n]{0,400}![^\n]{1,400})$", re.MULTILINE)
+"""A frame in an error's message: `   1:     0x91 - module!function`."""
+_OVER_MEMORY = re.compile(r"memory minimum size of [0-9]+ pages exceeds memory limits")
+_OVER_TABLE = re.compile(r"table minimum size of [0-9]+ elements exceeds table limits")
+_UNKNOWN_OFFSET = (1 << 64) - 1
+"""What wasmtime says of the frame in which a call did not get to begin, for want of stack."""
+Frame = tuple[str | None, int, int]
+"""A frame of a trap: the function's name, its index, and the offset in the module."""
+
+
+class Usage(Record):
+    """What a run has used: wall and processor seconds, the process's largest memory and its output in bytes, where
+    known; and from when to when, in seconds of the epoch."""
+
+    wall: float
+    cpu: float
+    peak: int | None
+    output: int | None = None
+    started: float | None = None
+    ended: float | None = None
+
+
+def _outcome(
+    kind: OutcomeKind, text: str, usage: Usage, code: int | None = None, backtrace: tuple[str, ...] = ()
+) -> Outcome:
+    return Outcome(
+        kind,
+        text,
+        exit_code=code,
+        backtrace=backtrace,
+        wall_seconds=round(usage.wall, 6),
+        cpu_seconds=round(usage.cpu, 6),
+        peak_bytes=usage.peak,
+        output_bytes=usage.output,
+        started_at=usage.started,
+        ended_at=usage.ended,
+    )
+
+
+def exited(code: int, usage: Usage) -> Outcome:
+    """The guest has returned, or called proc_exit."""
+    return _outcome(OutcomeKind.EXITED, f"exited {code}", usage, code)
+
+
+def trap_reason(message: str) -> str:
+    """The trap's own words in wasmtime's message: "out of bounds memory access"."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if _TRAP in line:
+            return line.split(_TRAP, 1)[1][:MAX_EVIDENCE_LINE]
+    return (lines[-1] if lines else "the engine gave no reason")[:MAX_EVIDENCE_LINE]
+
+
+def backtrace(frames: Iterable[Frame]) -> tuple[str, ...]:
+    """One line a frame, innermost first; names are the guest's own and are shown in ASCII."""
+    lines = []
+    for number, (name, index, offset) in enumerate(frames):
+        if number == MAX_BACKTRACE_FRAMES:
+            lines.append("…")
+            break
+        shown = f"function {index}" if name is None else name
+        where = "" if offset == _UNKNOWN_OFFSET else f" at {offset:#x}"
+        lines.append(f"{number}: {_printable(shown)}{where}")
+    return tuple(lines)
+
+
+def _printable(name: str) -> str:
+    shown = name.encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown[:MAX_EVIDENCE_LINE])
+
+
+def trapped(message: str, frames: Iterable[Frame], usage: Usage) -> Outcome:
+    """The guest has done what WebAssembly forbids."""
+    return _outcome(OutcomeKind.TRAPPED, f"trapped: {trap_reason(message)}", usage, backtrace=backtrace(frames))
+
+
+def not_started(message: str, limits: Limits, usage: Usage) -> Outcome:
+    """The module could not be instantiated: it needs more than it may have, or its loading failed."""
+    if _OVER_MEMORY.search(message):
+        return _outcome(OutcomeKind.LIMITED, f"over its memory limit of {in_bytes(limits.memory_bytes)}", usage)
+    if _OVER_TABLE.search(message):
+        return _outcome(OutcomeKind.LIMITED, f"over its limit of {limits.table_elements} table elements", usage)
+    lines = [line.strip() for line in message.splitlines() if line.strip() and line.strip() != "Caused by:"]
+    return _outcome(OutcomeKind.REFUSED, f"refused: {': '.join(lines)[: 2 * MAX_EVIDENCE_LINE]}", usage)
+
+
+def in_bytes(number: int) -> str:
+    """A number of bytes in the largest unit that leaves it whole: 64 MiB."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= size and number % size == 0:
+            return f"{number // size} {unit}"
+    return f"{number} bytes"
+
+
+def of_error(message: str, limits: Limits, usage: Usage, *, started: bool) -> Outcome:
+    """What stopped a guest where the engine has one message alone: a trap in a component, no start at all, or where it
+    has `started`, a result that is invalid."""
+    if not started and _TRAP not in message and _WHILE_EXECUTING not in message:
+        return not_started(message, limits, usage)
+    reason = trap_reason(message)
+    if _TRAP not in message and _WHILE_EXECUTING not in message:
+        reason = f"the engine cannot take its result: {reason}"
+    frames = [f"{m[1]}: {_printable(m[3])} at {m[2] or '?'}" for m in _FRAME.finditer(message)]
+    more = ["…"] if len(frames) > MAX_BACKTRACE_FRAMES else []
+    shown = (*frames[:MAX_BACKTRACE_FRAMES], *more)
+    return _outcome(OutcomeKind.TRAPPED, f"trapped: {reason}", usage, backtrace=shown)
+
+
+def lost(reason: str, usage: Usage) -> Outcome:
+    """The runner itself has failed."""
+    return _outcome(OutcomeKind.LOST, f"lost: {reason[: 2 * MAX_EVIDENCE_LINE]}", usage)
+
+
+def process_code(outcome: Outcome) -> int:
+    """The runner's own exit code: the guest's up to MAX_EXIT_CODE, and 1 for everything else that went wrong."""
+    if outcome.kind is OutcomeKind.EXITED and outcome.exit_code is not None:
+        return min(outcome.exit_code, MAX_EXIT_CODE)
+    return 1

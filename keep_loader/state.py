@@ -1,0 +1,294 @@
+"""The keep: what its loader reports of it, what must outlive the loader beside that, and the record of both.
+
+Every move goes through `Keep.move`, and is logged there once. Import rule: that of keep_loader.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from keep_loader.descriptors import GRANTED
+from keep_loader.log import log, plain
+from keep_protocol import strict_json
+from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_FDS
+from keep_protocol.control import CERTIFICATE_NAME, CONTROL_VERSION, Description
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Items, Maybe, Nested, Record, Seconds, Text, field, parse
+from keep_protocol.keep import KeepReport
+from keep_protocol.outcome import Outcome
+from keep_protocol.sdnotify import Notifier
+from keep_protocol.spec import KeepSpec
+from keep_protocol.states import STATE_OF, Event, Phase, State, advance
+
+MAX_DETAIL = 200
+"""Characters of a sentence in `detail`; a status line is read on a terminal."""
+SCHEMA = 3
+"""A record of another number is never guessed at."""
+MAX_RECORD = 256 * 1024
+"""Bytes of a record: twice the longest answer to keep-info, which holds most of it; one with a certificate and a
+backtrace is 8 KiB."""
+RECORD = "record"
+"""The record's name in systemd's descriptor store."""
+_WORDS: dict[Phase, str] = {
+    Phase.BOOTING: "starting",
+    Phase.IDLE: "ready for a start",
+    Phase.OPENING: "opening the upload endpoint",
+    Phase.AWAITING: "awaiting workload",
+    Phase.REOPENING: "opening the upload endpoint again",
+    Phase.RUNNING: "running a workload",
+    Phase.RESTARTING: "starting the workload again",
+    Phase.ENDED: "ended",
+    Phase.FAILED: "failed",
+}
+_WITH_ENDPOINT = (Phase.OPENING, Phase.AWAITING, Phase.REOPENING)
+_SHOWN_DIGITS = 12
+"""Of the fingerprint in one line; the whole of it is in keep-info."""
+
+
+class Private(Record):
+    """What a loader must know of its keep and reports to nobody.
+
+    names: further names for the certificate; granted: the names of what its workload gets, in order; reruns: when that
+    was lately started again, on the monotonic clock; started_at: when it was last, in seconds of the epoch;
+    description: what a manager of version 1 called it, where its unit has no spec.
+    """
+
+    names: tuple[str, ...] = field(Items(CERTIFICATE_NAME, MAX_CERTIFICATE_NAMES), default=())
+    granted: tuple[str, ...] = field(Items(Text(16, GRANTED), MAX_CONTROL_FDS), default=())
+    reruns: tuple[float, ...] = field(Items(Seconds(), 1000), default=())
+    started_at: float | None = field(Maybe(Seconds()), default=None)
+    description: Description | None = field(Maybe(Nested(Description, "description")), default=None)
+
+
+class KeepRecord(Record):
+    """What a loader that was killed must know again."""
+
+    report: KeepReport = field(Nested(KeepReport, "report"))
+    private: Private = field(Nested(Private, "private part"), default=Private())
+
+    @property
+    def phase(self) -> Phase:
+        """Where exactly the keep is."""
+        return Phase(self.report.phase)
+
+    def encode(self) -> bytes:
+        """The record as JSON."""
+        return strict_json.dumps({"schema": SCHEMA, **self.to_wire()})
+
+
+def _bad_record(why: str) -> KeepfleetError:
+    return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the keep's record: {why}")
+
+
+def decode_record(data: bytes) -> KeepRecord:
+    """The record in `data`. Raises KeepfleetError for anything but a whole record of this schema."""
+    value = strict_json.loads_object(data, MAX_RECORD, "the keep's record")
+    if value.get("schema") != SCHEMA:
+        raise _bad_record(f"its schema is not {SCHEMA}")
+    try:
+        record = parse(KeepRecord, value, "record")
+    except KeepfleetError as error:
+        raise _bad_record(error.message) from error
+    if not record.report.phase:
+        raise _bad_record("it has no phase")
+    return record
+
+
+class Keep:
+    """One keep. `changed` is called after every change of it.
+
+    spec: what its unit says that it is; report: what is reported of it; private: what is not.
+    """
+
+    def __init__(
+        self,
+        kuuid: int,
+        spec: KeepSpec,
+        isolation_failures: tuple[str, ...],
+        record: RecordFile,
+        changed: Callable[[], None],
+    ) -> None:
+        self._record, self._changed = record, changed
+        self.spec, self.private = spec, Private()
+        self.report = KeepReport(
+            kuuid=kuuid,
+            state=STATE_OF[Phase.BOOTING],
+            phase=Phase.BOOTING.value,
+            detail=_WORDS[Phase.BOOTING],
+            isolation_failures=isolation_failures,
+            restart=spec.restart,
+            uploaders=spec.uploaders,
+            control_version=CONTROL_VERSION,
+        )
+
+    def __repr__(self) -> str:
+        return f"Keep({self.report.kuuid}, {self.report.phase})"
+
+    @property
+    def phase(self) -> Phase:
+        """Where exactly it is."""
+        return Phase(self.report.phase)
+
+    def restore(self, saved: KeepRecord) -> None:
+        """Takes back what a loader before us had written: of a keep that was never started, its description."""
+        if saved.private.description is not None:
+            self._describe(saved.private.description)
+        if saved.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
+            ours = ("state", "phase", "detail", "kuuid", "outcome", "isolation_failures", "control_version")
+            self.report = saved.report.replace(**{name: getattr(self.report, name) for name in ours})
+            self.private = saved.private
+
+    def describe(self, description: Description) -> None:
+        """What a manager of version 1 says that the keep is called, and who created it; remembered."""
+        self._describe(description)
+        self._save()
+        self._changed()
+
+    def _describe(self, description: Description) -> None:
+        self.private = self.private.replace(description=description)
+        self.spec = self.spec.replace(name=description.name, labels=description.labels, owner=description.owner)
+
+    def change(self, **fields: object) -> None:
+        """Changes members of the report that no move decides; saved with the next move."""
+        self.report = self.report.replace(**fields)
+
+    def change_private(self, **fields: object) -> None:
+        """Changes members of what is not reported; saved with the next move."""
+        self.private = self.private.replace(**fields)
+
+    def set_dropped(self, lines: int) -> None:
+        """How many of its lines the journal did not take; remembered with the outcome of a keep that has ended.
+
+        Raises KeepfleetError(CONFLICT), changing nothing, where there is none.
+        """
+        outcome = self.report.outcome
+        if outcome is None or self.phase not in (Phase.ENDED, Phase.FAILED):
+            raise KeepfleetError(
+                ErrorKind.CONFLICT, f"cannot count the lines of a keep that is {self.report.phase}: it has not ended"
+            )
+        self.change(outcome=outcome.with_dropped(lines))
+        self._save()
+        self._changed()
+
+    def set_detail(self, why: str) -> None:
+        """Changes the sentence in `detail`, empty for the phase's own words."""
+        self.change(detail=plain(why, MAX_DETAIL) or _WORDS[self.phase])
+        self._changed()
+
+    def move(self, event: Event, why: str = "", outcome: Outcome | None = None) -> None:
+        """Moves to the phase after `event`, writes the record and logs the move; an outcome that does not say so yet
+        has ended now.
+
+        Raises KeepfleetError(CONFLICT), changing nothing, for a move the table does not list.
+        """
+        before, phase = self.phase, advance(self.phase, event)
+        if outcome is not None and outcome.ended_monotonic is None:
+            outcome = outcome.replace(ended_monotonic=round(time.monotonic(), 3))
+        why = plain(why, MAX_DETAIL)
+        text = "" if outcome is None else outcome.text
+        self.change(phase=phase.value, state=STATE_OF[phase], detail=why or text or _WORDS[phase], outcome=outcome)
+        reason = why or plain(text, MAX_DETAIL)
+        log(f"{before.value} -> {phase.value} ({event.value}){': ' if reason else ''}{reason}")
+        self._save()
+        self._changed()
+
+    def _save(self) -> None:
+        try:
+            if self.phase is Phase.IDLE and self.private.description is None:
+                self._record.forget()
+            else:
+                self._record.write(KeepRecord(self.report, self.private))
+        except OSError as error:
+            # The keep goes on; a crash of the loader now would find an older record, and say what it can.
+            log(f"cannot write the keep's record: {error.strerror}")
+
+
+def status_text(report: KeepReport) -> str:
+    """One line for `systemctl status`, as in `started: awaiting workload on 127.0.0.1:3031, sha256:ab12…`."""
+    text = f"{report.state.name.lower()}: {report.detail}"
+    phase = Phase(report.phase)
+    if phase in _WITH_ENDPOINT:
+        host = f"[{report.address}]" if ":" in report.address else report.address
+        text += f" on {host}:{report.port}"
+        if report.fingerprint:
+            text += f", {report.fingerprint[: len('sha256:') + _SHOWN_DIGITS]}…"
+    elif phase is Phase.RUNNING and report.restarts:
+        text += f" (started again {'once' if report.restarts == 1 else f'{report.restarts} times'})"
+    elif report.outcome is not None and report.state in (State.COMPLETE, State.ERROR):
+        text += _usage(report.outcome)
+    if report.isolation_failures:
+        count = len(report.isolation_failures)
+        text += f"; refuses workloads, {count} isolation failure{'' if count == 1 else 's'}: "
+        text += "; ".join(report.isolation_failures)
+    return text
+
+
+def _usage(outcome: Outcome) -> str:
+    parts: list[str] = []
+    if outcome.wall_seconds is not None:
+        parts.append(f"{outcome.wall_seconds:.3g} s")
+    if outcome.peak_bytes is not None:
+        parts.append(f"{outcome.peak_bytes / 1e6:.0f} MB")
+    if outcome.dropped_lines:
+        parts.append(f"{outcome.dropped_lines} lines dropped by the journal")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+class RecordFile:
+    """Owns the record: a file without a name, parked in systemd's store from its first writing on.
+
+    A file with a name would go with the runtime directory, which systemd removes when the loader is killed.
+    Two slots are written in turn, each with its number before and after it: a loader killed half-way through a
+    writing leaves the slot before it whole.
+    """
+
+    def __init__(self, directory: str, notifier: Notifier, descriptor: int | None) -> None:
+        self._directory, self._notifier, self._descriptor = directory, notifier, descriptor
+        self._number = 0
+
+    def __repr__(self) -> str:
+        return f"RecordFile(written {self._number} times)"
+
+    def read(self) -> KeepRecord | None:
+        """What was written last, None where nothing ever was. Raises KeepfleetError when nothing of it is whole."""
+        if self._descriptor is None:
+            return None
+        try:
+            slots = [_slot(os.pread(self._descriptor, MAX_RECORD, place)) for place in (0, MAX_RECORD)]
+        except OSError as error:
+            raise _bad_record(str(error.strerror)) from error
+        whole = [slot for slot in slots if slot is not None]
+        if not whole:
+            raise _bad_record("none of its slots is whole")
+        self._number, data = max(whole)
+        return decode_record(data)
+
+    def write(self, record: KeepRecord) -> None:
+        """Writes `record` beside what was written last. Raises OSError."""
+        new = self._descriptor is None
+        if self._descriptor is None:
+            self._descriptor = os.open(self._directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        self._number += 1
+        number = str(self._number).encode()
+        data = number + b"\n" + record.encode() + b"\n" + number + b"\n"
+        # A slot is cut off where its text ends by its last number; what an older one left behind it is not read.
+        os.pwrite(self._descriptor, data, MAX_RECORD * (self._number % 2))
+        if new:
+            self._notifier.store(RECORD, self._descriptor)
+
+    def forget(self) -> None:
+        """Closes the record, here and at systemd's: there is nothing to remember. Raises OSError."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            self._notifier.unstore(RECORD)
+
+
+def _slot(data: bytes) -> tuple[int, bytes] | None:
+    """The number and the record in one slot, None unless it is whole: the same number stands before and after it."""
+    parts = data.split(b"\n", 3)
+    if len(parts) < 4 or parts[0] != parts[2] or not parts[0].isdigit() or len(parts[0]) > 18:
+        return None
+    return int(parts[0]), parts[1]

@@ -1,0 +1,98 @@
+"""What the configuration lets keeps have, what each caller may ask for, and what follows for a request. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from keep_manager.callers import DEFAULT_LEASE, EVERYONE, Callers, entry_of
+from keep_manager.model import Allowance, Caller
+from keep_protocol.constants import LAST_KEEP_PORT
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import ANY_CERTIFICATE, Role
+from keep_protocol.keep import KeepInfo
+from keep_protocol.limits import BOUNDS, DEFAULTS, MIB, Limits
+from keep_protocol.spec import KeepSpec, Lease
+
+DEFAULT_CEILINGS: dict[str, int] = {
+    **DEFAULTS,
+    "memory_bytes": 1024 * MIB,
+    "table_elements": BOUNDS["table_elements"][1],
+    "stack_bytes": BOUNDS["stack_bytes"][1],
+    "wall_seconds": 7 * 86400,
+    "cpu_seconds": 7 * 86400,
+    "tasks": 64,
+}
+"""What a caller may raise without a word of the configuration: its own memory and time, by a factor that suits a host
+of a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Limits, and where things lie. client_ca and revoked: the files whose descriptors each upload endpoint gets;
+    callers: what each may ask for; lease: of keeps whose creator asked for none."""
+
+    client_ca: str
+    revoked: str
+    first_port: int
+    last_port: int
+    start_timeout_seconds: float = 15.0
+    max_keeps: int = 2000
+    max_creations_at_once: int = 8
+    callers: Callers = field(default_factory=dict)
+    lease: Lease = DEFAULT_LEASE
+
+    def allowance(self, caller: Caller) -> Allowance:
+        """What `caller` may ask for: its own entry over that of everyone, over the defaults."""
+        common, own = entry_of(self.callers, EVERYONE), entry_of(self.callers, caller.name)
+        roots = common.grant_roots if own.grant_roots is None else own.grant_roots
+        return Allowance(roots or (), {**DEFAULT_CEILINGS, **dict(common.ceilings), **dict(own.ceilings)})
+
+
+class Unlimited:
+    """Quotas that refuse nothing."""
+
+    def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
+        """See Quotas."""
+
+    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
+        """See Quotas."""
+        return 1, LAST_KEEP_PORT
+
+
+def limits_for(asked: Iterable[tuple[str, int]], allowed: Allowance, caller: Caller) -> Limits:
+    """The limits of a keep for which `asked` was asked; the rest has its default, or the ceiling where it is lower.
+
+    Raises KeepfleetError(FORBIDDEN) naming the limit, the value and the ceiling.
+    """
+    values = {name: min(value, allowed.ceilings[name]) for name, value in DEFAULTS.items()}
+    for name, value in asked:
+        if value > allowed.ceilings[name]:
+            raise KeepfleetError(
+                ErrorKind.FORBIDDEN,
+                f"cannot make a keep with {name} {value}: the ceiling for {caller.who} is {allowed.ceilings[name]}; "
+                "the manager's configuration sets it, under callers",
+            )
+        values[name] = value
+    return Limits(**values)
+
+
+def uploaders_for(asked: tuple[str, ...], spec: KeepSpec, caller: Caller) -> tuple[str, ...]:
+    """Who may send the workload of a keep that `caller` starts: as `asked`, or as the keep was made for, or the caller
+    alone. A caller without a certificate cannot show one later, so every certificate may.
+
+    Raises KeepfleetError(FORBIDDEN) where a caller with a certificate would let all others in.
+    """
+    check_uploaders(asked, caller)
+    if asked or spec.uploaders:
+        return asked or spec.uploaders
+    return (ANY_CERTIFICATE,) if caller.role is Role.ANONYMOUS else (f"name:{caller.name}",)
+
+
+def check_uploaders(asked: tuple[str, ...], caller: Caller) -> None:
+    """Raises KeepfleetError(FORBIDDEN) where a caller with a certificate would let every certificate in."""
+    if ANY_CERTIFICATE in asked and caller.role is not Role.ANONYMOUS:
+        raise KeepfleetError(
+            ErrorKind.FORBIDDEN,
+            "cannot let every certificate upload: only keeps of clients without one are open to all; name the callers",
+        )

@@ -1,0 +1,141 @@
+"""Every keep as it is now, in memory: what listing, looking, waiting, counting and events read.
+
+It is fed by the watch and by what the manager itself does, and rebuilt at a start from the units and the loaders that
+answer: nothing in it is lost with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from keep_manager.keeps import decide
+from keep_manager.model import Answer, UnitEnd, UnitState
+from keep_protocol.constants import unit_name
+from keep_protocol.errors import KeepfleetError
+from keep_protocol.keep import KeepInfo, KeepReport, merge
+from keep_protocol.spec import KeepSpec
+from keep_protocol.states import State
+
+NO_SPEC = KeepSpec()
+
+
+@dataclass
+class Entry:
+    """One keep. spec: None until a keep of the version before has said what it is; report: its loader's latest; since:
+    when it reached the phase it is in, in seconds since boot; unit_ended: when its unit failed, or None."""
+
+    spec: KeepSpec | None
+    info: KeepInfo
+    report: KeepReport | None = None
+    since: float = field(default_factory=time.monotonic)
+    unit_ended: float | None = None
+    removing: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class View:
+    """All keeps of one manager."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry] = {}
+
+    def __repr__(self) -> str:
+        return f"View({len(self._entries)} keeps)"
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, kuuid: int) -> bool:
+        return kuuid in self._entries
+
+    def __iter__(self) -> Iterator[KeepInfo]:
+        return iter([entry.info for entry in self._entries.values()])
+
+    def entry(self, kuuid: int) -> Entry:
+        """All that is known of one keep. Raises KeepfleetError(NOT_FOUND)."""
+        try:
+            return self._entries[kuuid]
+        except KeyError:
+            raise decide.missing(kuuid) from None
+
+    def entries(self) -> list[Entry]:
+        """All that is known of every keep."""
+        return list(self._entries.values())
+
+    def find(self, kuuid: int) -> KeepInfo:
+        """One keep. Raises KeepfleetError(NOT_FOUND)."""
+        return self.entry(kuuid).info
+
+    def begin(self, kuuid: int, spec: KeepSpec | None) -> KeepInfo:
+        """There is a keep, whose loader has not said anything yet."""
+        known = spec or NO_SPEC
+        info = merge(known, decide.starting(kuuid, known), unit_name(kuuid))
+        self._entries[kuuid] = Entry(spec, info)
+        return info
+
+    def answered(self, kuuid: int, answer: Answer) -> KeepInfo:
+        """The keep, now that its loader has answered. Raises KeepfleetError(NOT_FOUND)."""
+        entry = self.entry(kuuid)
+        entry.spec = decide.adopted(entry.spec, answer.claims)
+        entry.report, entry.unit_ended = answer.report, None
+        return self._set(entry, answer.report)
+
+    def silent(self, unit: UnitState, end: UnitEnd, error: KeepfleetError | None) -> KeepInfo:
+        """The keep, now that its loader does not answer. Raises KeepfleetError(NOT_FOUND)."""
+        entry = self.entry(unit.kuuid)
+        if unit.active == "failed":
+            entry.unit_ended = end.inactive_since
+        return self._set(entry, decide.silent(unit, end, error, entry.spec or NO_SPEC, entry.report))
+
+    def drop(self, kuuid: int) -> None:
+        """There is no such keep any more."""
+        entry = self._entries.pop(kuuid, None)
+        if entry is not None:
+            entry.changed.set()
+
+    def holder(self, owner: str, name: str) -> int | None:
+        """The ID of the owner's living keep of that name: one that has ended, or is being removed, gives it up."""
+        for kuuid, entry in self._entries.items():
+            info = entry.info
+            if (info.owner, info.name) == (owner, name) and info.state not in decide.ENDED and not entry.removing:
+                return kuuid
+        return None
+
+    def made_with(self, key: str) -> tuple[int, KeepSpec] | None:
+        """The keep that was asked for with the idempotency key of that digest, and what it is."""
+        for kuuid, entry in self._entries.items():
+            if entry.spec is not None and entry.spec.key == key and not entry.removing:
+                return kuuid, entry.spec
+        return None
+
+    def counts(self) -> dict[State, int]:
+        """How many keeps are in each state."""
+        found = dict.fromkeys(State, 0)
+        for entry in self._entries.values():
+            found[entry.info.state] += 1
+        return found
+
+    async def changed(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
+        """The keep once its state is another than `changed_from`, or as it is after `seconds`.
+
+        Raises KeepfleetError(NOT_FOUND) when there is none, or none any more.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.find(kuuid).state is changed_from:
+                    await self._entries[kuuid].changed.wait()
+        return self.find(kuuid)
+
+    def _set(self, entry: Entry, report: KeepReport) -> KeepInfo:
+        info = merge(entry.spec or NO_SPEC, report, entry.info.unit)
+        if info.phase != entry.info.phase:
+            entry.since = time.monotonic()
+        if info != entry.info:
+            entry.info = info
+            entry.changed.set()
+            entry.changed = asyncio.Event()
+        return entry.info

@@ -1,0 +1,59 @@
+"""What a keep is given, as descriptors by name: each provider is one file and one function,
+`(provision, held) → named descriptors`, which `held` closes.
+
+They run in a thread: a file system that hangs holds up one start, and not the manager. Import rule:
+`keep_manager.model` and keep_protocol alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+
+from keep_manager.model import Provision
+from keep_manager.providers import endpoint, files, secrets
+
+Provider = Callable[[Provision, ExitStack], Mapping[str, int]]
+
+
+class Providers:
+    """Opens what a start asks for; client_ca and revoked are the files that every upload endpoint gets."""
+
+    def __init__(self, client_ca: str, revoked: str) -> None:
+        self._providers: tuple[Provider, ...] = (endpoint.opener(client_ca, revoked), files.opened, secrets.opened)
+
+    def __repr__(self) -> str:
+        return f"Providers({len(self._providers)})"
+
+    @asynccontextmanager
+    async def opened(self, provision: Provision) -> AsyncIterator[Mapping[str, int]]:
+        """Descriptors by name, open while the block runs. Raises KeepfleetError as the providers do."""
+        held = ExitStack()
+        opening = asyncio.get_running_loop().run_in_executor(None, self.open_now, provision, held)
+        try:
+            found = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_closer(held))  # the thread cannot be cancelled
+            raise
+        except BaseException:
+            held.close()
+            raise
+        with held:
+            yield found
+
+    def open_now(self, provision: Provision, held: ExitStack) -> Mapping[str, int]:
+        """Descriptors by name, which `held` closes. Raises KeepfleetError as the providers do."""
+        found: dict[str, int] = {}
+        for provider in self._providers:
+            found |= provider(provision, held)
+        return found
+
+
+def _closer(held: ExitStack) -> Callable[[asyncio.Future[Mapping[str, int]]], None]:
+    def close(done: asyncio.Future[Mapping[str, int]]) -> None:
+        if not done.cancelled():
+            done.exception()  # looked at, or asyncio logs that it was not
+        held.close()
+
+    return close

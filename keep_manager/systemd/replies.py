@@ -1,0 +1,119 @@
+"""What systemd's replies and signals mean, decided from data. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from keep_manager.model import UnitEnd, UnitState
+from keep_protocol.constants import kuuid_of_unit
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """A job has left systemd's queue: its object path, its unit, and "done", "failed", "timeout", "canceled", …"""
+
+    job: str
+    unit: str
+    result: str
+
+
+class Aim(Enum):
+    """What a job is to bring a unit to."""
+
+    START = "start"
+    STOP = "stop"
+
+
+def job_end(body: Sequence[object]) -> JobEnd | None:
+    """The meaning of Manager.JobRemoved(u id, o job, s unit, s result), or None for another shape."""
+    match body:
+        case [int(), str(job), str(unit), str(result)]:
+            return JobEnd(job, unit, result)
+    return None
+
+
+def unit_states(rows: object) -> list[UnitState]:
+    """The keeps in a reply of ListUnitsByPatterns, a(ssssssouso). Units that are not keeps are left out."""
+    states: list[UnitState] = []
+    for row in rows if isinstance(rows, list) else []:
+        match row:
+            case [str(name), _, str(load), str(active), str(sub), _, _, _, str(job), _]:
+                kuuid = kuuid_of_unit(name)
+                if kuuid is not None:
+                    states.append(UnitState(kuuid, load, active, sub, job))
+    return states
+
+
+def settled(state: UnitState | None, aim: Aim) -> str | None:
+    """The result a lost job must have had, judged by the unit as it is now; None while that is still open."""
+    if state is not None and state.job:
+        return "canceled" if aim is Aim.START and state.job == "stop" else None
+    if state is None or state.load != "loaded" or state.active in ("inactive", "failed"):
+        return "done" if aim is Aim.STOP else "failed"
+    return "done" if aim is Aim.START and state.active in ("active", "reloading") else None
+
+
+_KINDS = {
+    "org.freedesktop.systemd1.UnitExists": ErrorKind.CONFLICT,
+    "org.freedesktop.systemd1.NoSuchUnit": ErrorKind.NOT_FOUND,
+    "org.freedesktop.systemd1.BadUnitSetting": ErrorKind.CONFIGURATION,
+    "org.freedesktop.systemd1.LoadFailed": ErrorKind.CONFIGURATION,
+    "org.freedesktop.systemd1.UnitMasked": ErrorKind.CONFIGURATION,
+    "org.freedesktop.systemd1.ShuttingDown": ErrorKind.UNAVAILABLE,
+    "org.freedesktop.systemd1.TransactionIsDestructive": ErrorKind.UNAVAILABLE,
+    "org.freedesktop.DBus.Error.AccessDenied": ErrorKind.SYSTEMD,
+    "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired": ErrorKind.SYSTEMD,
+    "org.freedesktop.DBus.Error.LimitsExceeded": ErrorKind.TOO_MANY,
+    "org.freedesktop.DBus.Error.NoReply": ErrorKind.UNAVAILABLE,
+    "org.freedesktop.DBus.Error.ServiceUnknown": ErrorKind.UNAVAILABLE,
+    "org.freedesktop.DBus.Error.NameHasNoOwner": ErrorKind.UNAVAILABLE,
+    "org.freedesktop.DBus.Error.Disconnected": ErrorKind.UNAVAILABLE,
+}
+
+
+def translate(name: str, text: str, what: str) -> KeepfleetError:
+    """The error systemd answered, by its D-Bus name, as ours; `what` completes "cannot …"."""
+    kind = _KINDS.get(name, ErrorKind.SYSTEMD)
+    step = ""
+    if name == "org.freedesktop.systemd1.UnitMasked":
+        step = "; unmask it: systemctl unmask keep@.service"
+    elif kind is ErrorKind.CONFIGURATION:
+        step = "; the keep units are not installed: run keepctl install"
+    return KeepfleetError(kind, f"cannot {what}: systemd says: {text or name}{step}")
+
+
+def not_pristine(file_state: str, template: str, what: str) -> KeepfleetError:
+    """The error where systemd says that a new keep's unit exists, as its template has the file state `file_state`."""
+    if file_state.startswith("masked"):
+        why = f"{template} is masked; unmask it: systemctl unmask {template}"
+    else:
+        why = f"there is a file {template} ({file_state}), and keeps are made without one; remove that file"
+    return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot {what}: {why}")
+
+
+def unit_end(result: object, status: object, restarts: object, inactive_usec: object) -> UnitEnd:
+    """How a unit ended, of its properties; what has another shape counts as not known."""
+    since = inactive_usec / 1e6 if isinstance(inactive_usec, int) and inactive_usec else None
+    return UnitEnd(
+        result if isinstance(result, str) else "",
+        status if isinstance(status, int) else 0,
+        restarts if isinstance(restarts, int) else 0,
+        since,
+    )
+
+
+_RESULTS = {
+    "failed": (ErrorKind.KEEP_FAILED, "its loader failed"),
+    "timeout": (ErrorKind.KEEP_FAILED, "it was not ready in time"),
+    "canceled": (ErrorKind.KEEP_FAILED, "it was removed meanwhile"),
+    "dependency": (ErrorKind.KEEP_FAILED, "a unit it needs failed"),
+}
+
+
+def failure(result: str, what: str, evidence: tuple[str, ...]) -> KeepfleetError:
+    """The error of a job that ended with `result`, another than "done"."""
+    kind, why = _RESULTS.get(result, (ErrorKind.SYSTEMD, f"the job ended as {result!r}"))
+    return KeepfleetError(kind, f"cannot {what}: {why}", evidence)

@@ -1,0 +1,59 @@
+"""Tasks with an owner: the one place in the manager that makes them.
+
+A group's tasks end with its block: what still runs then is cancelled and waited for. A task that fails ends the block,
+and with it whoever opened it: in the daemon that is the process, which systemd starts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+LOG = logging.getLogger("keepfleet.tasks")
+
+
+class Group:
+    """An asyncio.TaskGroup whose first error is raised as itself, so that callers catch KeepfleetError by its name."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"Group({len(self._tasks)} tasks)"
+
+    async def __aenter__(self) -> Group:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as errors:
+            first, *more = _leaves(errors)
+            for other in more:
+                LOG.error("another task failed, too: %s", other, exc_info=other)
+            raise first from first.__cause__
+
+    def start(self, work: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
+        """Runs `work` as a task of the group."""
+        task = self._group.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors in a group and in the groups within it, in order."""
+    found: list[BaseException] = []
+    for error in errors.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

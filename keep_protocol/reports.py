@@ -1,0 +1,82 @@
+"""What an app-loader reports to its loader, over a SOCK_SEQPACKET pair: one JSON object a packet.
+
+Takes and returns bytes and objects; no sockets here. Import rule: the light part of keep_protocol.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from keep_protocol import strict_json
+from keep_protocol.constants import MAX_CONTROL_FRAME
+from keep_protocol.errors import KeepfleetError, error_from_wire
+from keep_protocol.fields import Items, Maybe, Nested, Record, Text, Type, Word, field, parse
+from keep_protocol.keep import Module, Uploader
+from keep_protocol.outcome import Outcome
+
+IDENTITY, COMPILED, MODULE = "identity", "compiled", "module"
+"""The names of descriptors that travel with a report: the endpoint's key and certificate, in a file without a name; the
+compiled module; and the module as it was sent."""
+MAX_REPORT_DESCRIPTORS = 4
+_DESCRIPTOR = Text(16, must="a descriptor's name")
+
+
+class ReportType(Enum):
+    """What is reported.
+
+    LISTENING (with IDENTITY), RECEIVING, AWAITING (an upload was refused or lost; the endpoint waits again), ACCEPTED
+    (the workload is whole, valid and compiled; the answer goes out next; with COMPILED and MODULE where it may be run
+    again), FAILED (the app-loader cannot serve, or the runner cannot run), and from the runner RUNNING and ENDED.
+    """
+
+    LISTENING = "listening"
+    RECEIVING = "receiving"
+    AWAITING = "awaiting"
+    ACCEPTED = "accepted"
+    FAILED = "failed"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class _Error(Type):
+    """An error as `error_from_wire` reads it, which takes anything."""
+
+    must = "an error"
+
+    def parse(self, value: object) -> KeepfleetError:
+        return error_from_wire(value)
+
+    def encode(self, value: KeepfleetError) -> object:
+        return value.to_wire()
+
+
+class Report(Record):
+    """One report. text: a sentence for `detail`; certificate and fingerprint with LISTENING; upload and module with
+    ACCEPTED; outcome with ENDED; error with FAILED; descriptors: the names of those that the packet carries, in their
+    order."""
+
+    type: ReportType = field(Word(ReportType), name="report", about="what is reported")
+    text: str = field(Text(), default="", about="a sentence for people")
+    fingerprint: str = field(Text(), default="", about="of the endpoint's certificate")
+    certificate: str = field(Text(), default="", about="that certificate, PEM")
+    outcome: Outcome | None = field(Maybe(Nested(Outcome, "outcome")), default=None, about="how the workload ended")
+    error: KeepfleetError | None = field(Maybe(_Error()), default=None, about="why it cannot go on")
+    descriptors: tuple[str, ...] = field(
+        Items(_DESCRIPTOR, MAX_REPORT_DESCRIPTORS), default=(), about="the names of the descriptors the packet carries"
+    )
+    upload: Uploader | None = field(Maybe(Nested(Uploader, "uploader")), default=None, about="who sent the workload")
+    module: Module | None = field(Maybe(Nested(Module, "module")), default=None, about="the module that was sent")
+
+
+def encode_report(report: Report) -> bytes:
+    """The report as one packet, shortened to fit MAX_CONTROL_FRAME by dropping the outcome's backtrace if it must."""
+    packet = strict_json.dumps(report.to_wire())
+    if len(packet) > MAX_CONTROL_FRAME and report.outcome is not None:
+        short = report.outcome.replace(text=report.outcome.text[:1000], backtrace=())
+        packet = strict_json.dumps(report.replace(outcome=short).to_wire())
+    return packet
+
+
+def decode_report(packet: bytes) -> Report:
+    """The report in one packet. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE): the sender runs foreign code."""
+    return parse(Report, strict_json.loads_object(packet, MAX_CONTROL_FRAME, "the app-loader's report"), "report")

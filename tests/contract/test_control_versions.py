@@ -1,0 +1,184 @@
+"""Control protocol 1 and 2: a loader and a manager of either version serve a keep together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from keep_manager.loader_client import Loaders
+from keep_protocol.control import Command, CommandType, hello
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import OutcomeKind
+from keep_protocol.limits import Limits
+from keep_protocol.spec import KeepSpec, encode_spec
+from keep_protocol.states import State
+from keep_protocol.workload import Directory, Workload
+from tests.fakes.loader_process import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer, endpoint
+
+HERE = Path(__file__).parent
+SPEC = KeepSpec(name="web", owner="alice", labels=(("team", "a b"),), limits=Limits(wall_seconds=77))
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A keep's runtime directory, below a runtime root."""
+    with tempfile.TemporaryDirectory(prefix="kv") as name:
+        made = Path(name) / "keepfleet" / str(KUUID)
+        made.mkdir(mode=0o700, parents=True)
+        yield made
+
+
+@pytest.fixture
+def version_1(place: Path) -> Path:
+    """The packages of version 1."""
+    packages = place.parent.parent / "version_1"
+    with tarfile.open(HERE / "version_1.tar.xz") as archive:
+        for member in archive:  # `extractall` wants a filter from 3.12 on, and knows none before 3.11.4
+            file = archive.extractfile(member)
+            if file is not None:
+                (packages / member.name).parent.mkdir(parents=True, exist_ok=True)
+                (packages / member.name).write_bytes(file.read())
+    return packages
+
+
+@pytest.fixture
+def passed(place: Path) -> Iterator[Endpoint]:
+    with endpoint(place.parent) as made:
+        yield made
+
+
+@pytest.fixture
+def old_loader(place: Path, version_1: Path) -> Iterator[LoaderProcess]:
+    """A loader of version 1, READY and idle."""
+    fakes = version_1 / "tests/fakes"
+    stub = (sys.executable, "-I", "-S", str(fakes / "app_loader_puppet.py"))
+    with ExitStack() as stack:
+        loader = LoaderProcess(
+            place, stack, main=fakes / "loader_main.py", stub=stub, calls="puppet.sock", path=str(version_1)
+        )
+        loader.start(environment={"KEEPFLEET_LIMITS": SPEC.limits.to_text()})
+        yield loader
+
+
+@pytest.fixture
+def new_loader(place: Path) -> Iterator[LoaderProcess]:
+    with ExitStack() as stack:
+        loader = LoaderProcess(place, stack)
+        loader.start(environment={"KEEPFLEET_SPEC": encode_spec(SPEC)})
+        yield loader
+
+
+def started(loader: LoaderProcess, peer: Peer, passed: Endpoint, *more: int) -> None:
+    """A start as a manager makes it whose hello was not understood."""
+    with pytest.raises(KeepfleetError) as unknown:
+        peer.give(hello())
+        peer.answer()
+    assert unknown.value.kind is ErrorKind.UNKNOWN_COMMAND
+    peer.ask(CommandType.ADDR, "127.0.0.1")
+    peer.ask(CommandType.PORT, str(passed.port))
+    peer.ask(CommandType.NAMES, "a.example")
+    peer.send(CommandType.START, "", (*passed.descriptors, *more))
+    report = {"report": "listening", "fingerprint": FINGERPRINT, "certificate": "PEM"}
+    loader.stub().do("report", report=report, files=["the key"])
+
+
+def test_an_old_loader_says_what_it_is(old_loader: LoaderProcess) -> None:
+    peer = old_loader.peer()
+    peer.ask(CommandType.DESCRIBE, json.dumps({"name": "web", "labels": {"a": "b"}, "owner": "Ann Example"}))
+    report = peer.ask(CommandType.INFO)
+    assert (report.kuuid, report.state, report.phase) == (KUUID, State.LISTENING, "idle")
+    assert (report.control_version, report.isolation_failures, report.workload) == (1, (), None)
+    claim = peer.claims()
+    assert (claim.name, claim.labels, claim.owner, claim.limits) == (
+        "web",
+        (("a", "b"),),
+        "Ann Example",
+        SPEC.limits,
+    )
+
+
+def test_an_old_loader_is_started_and_stopped(old_loader: LoaderProcess, passed: Endpoint, place: Path) -> None:
+    peer = old_loader.peer()
+    (place.parent / "workload").write_bytes(Workload(("-v",), directories=(Directory("/data"),)).to_json())
+    granted = [os.open(place.parent / "workload", os.O_RDONLY), os.open(place, os.O_RDONLY)]
+    started(old_loader, peer, passed, *granted)
+    report = peer.answer()
+    assert (report.state, report.port, report.fingerprint) == (State.STARTED, passed.port, FINGERPRINT)
+    report = peer.ask(CommandType.STOP, "alice")
+    assert (report.state, report.detail) == (State.COMPLETE, "stopped by alice")
+    assert report.outcome is not None and report.outcome.kind is OutcomeKind.STOPPED
+    for descriptor in granted:
+        os.close(descriptor)
+
+
+def test_an_old_loaders_isolation_failures_are_known_by_their_new_name(
+    place: Path, version_1: Path, passed: Endpoint
+) -> None:
+    fakes = version_1 / "tests/fakes"
+    with ExitStack() as stack:
+        loader = LoaderProcess(place, stack, main=fakes / "loader_main.py", path=str(version_1))
+        loader.start(environment={"FAKE_WALLS": "/etc is not mounted read-only"})
+        peer = loader.peer()
+        assert peer.ask(CommandType.INFO).isolation_failures == ("/etc is not mounted read-only",)
+        with pytest.raises(KeepfleetError) as refused:
+            peer.ask(CommandType.START, "", passed.descriptors)
+        assert refused.value.kind is ErrorKind.ISOLATION_FAILURE
+
+
+def test_an_old_manager_makes_starts_and_stops_a_keep(
+    new_loader: LoaderProcess, passed: Endpoint, place: Path, version_1: Path
+) -> None:
+    manager = subprocess.Popen(
+        [
+            sys.executable,
+            HERE / "manager_of_version_1.py",
+            place.parent.parent,
+            str(KUUID),
+            str(passed.port),
+            *map(str, passed.descriptors),
+        ],
+        env={"PYTHONPATH": str(version_1)},
+        stdout=subprocess.PIPE,
+        pass_fds=passed.descriptors,
+        text=True,
+    )
+    stub = new_loader.stub()
+    assert stub.environment["KEEPFLEET_NAMES"] == "a.example,10.0.0.1"
+    assert stub.environment["KEEPFLEET_UPLOADERS"] == "name:alice"
+    stub.order(
+        "report",
+        report={"report": "listening", "fingerprint": FINGERPRINT, "certificate": "PEM"},
+        files={"identity": "x"},
+    )
+    said, _ = manager.communicate(timeout=30)
+    assert manager.returncode == 0
+    described, begun, stopped, shown = map(json.loads, said.splitlines())
+    spec = {"name": "web", "labels": {"team": "a b"}, "owner": "alice", "limits": SPEC.limits.to_wire()}
+    for info in (described, begun, stopped, shown):
+        assert {name: info[name] for name in spec} == spec  # and not what it was told
+        assert (info["kuuid"], info["unit"], info["walls"]) == (KUUID, f"keep@{KUUID}.service", [])
+    assert (begun["state"], begun["phase"], begun["app_loader_bind_port"]) == (2, "awaiting-workload", passed.port)
+    assert (stopped["state"], stopped["detail"]) == (3, "stopped by alice")
+    assert shown == stopped
+
+
+@pytest.mark.parametrize("version", ["old_loader", "new_loader"])
+def test_the_managers_client_asks_a_loader_of_either_version(
+    request: pytest.FixtureRequest, place: Path, version: str
+) -> None:
+    request.getfixturevalue(version)
+
+    async def ask() -> object:
+        return await Loaders(str(place.parent.parent)).ask(KUUID, Command(CommandType.INFO))
+
+    assert f"kuuid={KUUID}" in repr(asyncio.run(ask()))

@@ -1,0 +1,119 @@
+"""An app-loader that does what a test orders, over the socket `stub.sock` in the keep's runtime directory.
+
+It says at first what it was given: its process ID, environment, arguments, descriptors and standard input. Then each
+line is an order in JSON, answered "done": {"do": "report", "report": {...}, "files": {name: text, ...}} sends a report
+with files attached by name, "raw" a packet of "text" with "files", a list, that it does not name, "flood" the same many
+times until the socket refuses, "identity" answers the text of the descriptor of that name, "burn" uses processor
+"seconds", "spin" does it for ever, "ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up"
+closes the report socket, "exit" and "signal" end it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from typing import Any
+
+STATUS = 3
+
+
+def attach(text: str) -> int:
+    """A file without a name that holds `text`."""
+    with tempfile.TemporaryFile(dir=os.environ["KEEPFLEET_RUNTIME_DIRECTORY"]) as file:
+        file.write(text.encode())
+        file.flush()
+        return os.dup(file.fileno())
+
+
+def send(packet: bytes, files: list[str]) -> None:
+    """Sends one packet to the loader."""
+    with socket.socket(fileno=os.dup(STATUS)) as status:
+        descriptors = [attach(text) for text in files]
+        if descriptors:
+            socket.send_fds(status, [packet], descriptors)
+        else:
+            status.send(packet)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def flood(packet: bytes, count: int) -> str:
+    """Sends `packet` up to `count` times; answers how often until the loader closed its end."""
+    for number in range(count):
+        try:
+            send(packet, [])
+        except OSError:
+            return str(number)
+    return str(count)
+
+
+def orphan() -> str:
+    """A child in our process group that waits for ever; answers its process ID."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    return str(pid)
+
+
+def obey(order: dict[str, Any]) -> str:
+    """Does one thing and answers."""
+    do, files = order["do"], order.get("files", [])
+    if do == "report":
+        named = files if isinstance(files, dict) else {}
+        send(json.dumps({"descriptors": list(named), **order["report"]}).encode(), list(named.values()))
+    elif do == "raw":
+        send(str(order["text"]).encode(), files if isinstance(files, list) else [])
+    elif do == "flood":
+        return flood(str(order["text"]).encode(), int(str(order["count"])))
+    elif do == "identity":
+        names = os.environ["KEEPFLEET_DESCRIPTORS"].split(",")
+        return os.pread(4 + names.index("identity"), 4096, 0).decode()
+    elif do == "burn":
+        until = time.process_time() + float(str(order["seconds"]))
+        while time.process_time() < until:
+            pass
+    elif do == "spin":
+        while True:
+            pass
+    elif do == "ignore-term":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif do == "orphan":
+        return orphan()
+    elif do == "hang-up":
+        os.close(STATUS)
+    elif do == "exit":
+        os._exit(int(str(order["code"])))
+    elif do == "signal":
+        os.kill(os.getpid(), int(str(order["number"])))
+    return "done"
+
+
+def main() -> None:
+    """Obeys until the test goes away."""
+    # Listed before a descriptor of our own is open; the list's own is the one that is gone again.
+    numbers = [number for number in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{number}")]
+    here = {number: os.readlink(f"/proc/self/fd/{number}") for number in numbers}
+    hello = {
+        "pid": os.getpid(),
+        "environment": {name: value for name, value in os.environ.items() if name != "LC_CTYPE"},
+        "descriptors": here,
+        "arguments": sys.argv[1:],
+    }
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(os.environ["KEEPFLEET_RUNTIME_DIRECTORY"] + "/stub.sock")
+        with sock.makefile("rw", encoding="utf-8") as lines:
+            lines.write(json.dumps(hello) + "\n")
+            lines.flush()
+            for line in lines:
+                answer = obey(json.loads(line))
+                lines.write(json.dumps(answer) + "\n")
+                lines.flush()
+
+
+if __name__ == "__main__":
+    main()

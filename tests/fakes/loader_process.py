@@ -1,0 +1,278 @@
+"""A real loader process on a real Unix socket, with the test in systemd's place and a stub for its app-loader."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keep_protocol.control import (
+    START_DESCRIPTORS,
+    Command,
+    CommandType,
+    FrameDecoder,
+    StartMessage,
+    claimed_spec,
+    decode_reply,
+    encode_command,
+    start,
+)
+from keep_protocol.keep import KeepReport
+from keep_protocol.spec import KeepSpec
+from keep_protocol.states import State
+from tests.fakes.notify_socket import listening
+
+FAKES = Path(__file__).resolve().parent
+STUB = (sys.executable, "-I", "-S", str(FAKES / "app_loader_stub.py"))
+KUUID = 7
+ROUNDS = 100
+"""Commands answered until everything sent before them has been seen to; each is one turn of the loader's loop."""
+FINGERPRINT = "sha256:" + "ab" * 32
+UPLOAD = {"name": "alice", "serial": "ab12", "fingerprint": "sha256:" + "12" * 32}
+MODULE = {"name": "hello.wasm", "digest": "sha256:" + "34" * 32, "bytes": 1234}
+DEADLINE = 15.0
+"""Seconds until a test gives up on another process; each of them answers in milliseconds."""
+
+
+class Peer:
+    """One control connection."""
+
+    def __init__(self, path: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(DEADLINE)
+        self.sock.connect(path)
+        self._decoder = FrameDecoder()
+        self._frames: list[bytes] = []
+        self.frame = b""
+
+    def send(self, kind: CommandType, contents: str = "", descriptors: tuple[int, ...] = ()) -> None:
+        self.give(Command(kind, contents), descriptors)
+
+    def give(self, command: Command, descriptors: tuple[int, ...] = ()) -> None:
+        line = encode_command(command)
+        if descriptors:
+            socket.send_fds(self.sock, [line], list(descriptors))
+        else:
+            self.sock.sendall(line)
+
+    def start(self, passed: dict[str, int], **message: Any) -> None:
+        """A start of version 2 with descriptors by name."""
+        self.give(start(StartMessage(descriptors=tuple(passed), **message)), tuple(passed.values()))
+
+    def answer(self) -> KeepReport:
+        """The next answer. Raises the error the loader reports, or EOFError when it hangs up."""
+        while not self._frames:
+            data = self.sock.recv(65536)
+            if not data:
+                raise EOFError
+            self._frames += self._decoder.feed(data)
+        self.frame = self._frames.pop(0)
+        return decode_reply(self.frame)
+
+    def ask(self, kind: CommandType, contents: str = "", descriptors: tuple[int, ...] = ()) -> KeepReport:
+        self.send(kind, contents, descriptors)
+        return self.answer()
+
+    def claims(self) -> KeepSpec:
+        """What the loader says of the keep's spec, as a manager of version 1 reads it."""
+        self.ask(CommandType.INFO)
+        return claimed_spec(self.frame)
+
+    def has_hung_up(self) -> bool:
+        """Waits until the loader closes the connection, whatever it still says."""
+        try:
+            while self.sock.recv(65536):
+                continue
+        except ConnectionResetError:
+            return True
+        return True
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Stub:
+    """One fake app-loader that has called."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(DEADLINE)
+        self._sock = sock
+        self._lines = sock.makefile("rw", encoding="utf-8")
+        hello = json.loads(self._lines.readline())
+        self.pid = int(hello["pid"])
+        self.arguments: list[str] = hello["arguments"]
+        self.environment: dict[str, str] = hello["environment"]
+        self.descriptors: dict[int, str] = {int(number): path for number, path in hello["descriptors"].items()}
+        self.names = list(filter(None, self.environment.get("KEEPFLEET_DESCRIPTORS", "").split(",")))
+
+    @property
+    def passed(self) -> dict[str, str]:
+        """What each descriptor that was passed by name is open on."""
+        return {name: self.descriptors[number] for number, name in enumerate(self.names, 4)}
+
+    def do(self, what: str, **more: object) -> str:
+        """Gives an order and waits until it is done."""
+        self.order(what, **more)
+        return str(json.loads(self._lines.readline()))
+
+    def order(self, what: str, **more: object) -> None:
+        """Gives an order that is not answered."""
+        self._lines.write(json.dumps({"do": what, **more}) + "\n")
+        self._lines.flush()
+
+    def report(self, kind: str, files: dict[str, str] | None = None, **more: object) -> None:
+        """Reports with files attached, by name."""
+        self.do("report", report={"report": kind, **more}, files=files or {})
+
+    def listen(self, fingerprint: str = FINGERPRINT, identity: str = "the key") -> None:
+        self.report("listening", {"identity": identity}, fingerprint=fingerprint, certificate="PEM")
+
+    def accept(self, files: dict[str, str] | None = None) -> None:
+        self.report("accepted", files, upload=UPLOAD, module=MODULE)
+
+    def is_gone(self) -> bool:
+        """Waits until the process has ended, whatever it still answers."""
+        self._lines.read()
+        return True
+
+    def close(self) -> None:
+        self._lines.close()
+        self._sock.close()
+
+
+class LoaderProcess:
+    """A loader in `directory`, its notify socket, and the place its app-loaders call.
+
+    main, stub, calls and path: the program, its app-loader, the socket that this calls, and where the packages lie;
+    ours, where nothing else is said.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        stack: ExitStack,
+        *,
+        main: Path = FAKES / "loader_main.py",
+        stub: tuple[str, ...] = STUB,
+        calls: str = "stub.sock",
+        path: str = os.pathsep.join(filter(None, sys.path)),
+    ) -> None:
+        self.directory, self._stack = directory, stack
+        self._main, self._stub_command, self._path = main, stub, path
+        self.log = directory.parent / "log"
+        self.systemd = stack.enter_context(listening(str(directory.parent / "notify"), DEADLINE))
+        self._calls = stack.enter_context(socket.socket(socket.AF_UNIX))
+        self._calls.settimeout(DEADLINE)
+        self._calls.bind(str(directory / calls))
+        self._calls.listen(8)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *command: str, environment: dict[str, str] | None = None, strays: tuple[int, ...] = ()) -> None:
+        """Starts the loader and waits until it is READY; what systemd keeps is passed to it, and `strays` are open."""
+        stored = dict(self.systemd.stored)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, self._main, str(KUUID), *(command or self._stub_command)],
+                env={
+                    "PYTHONPATH": self._path,
+                    "RUNTIME_DIRECTORY": str(self.directory),
+                    "NOTIFY_SOCKET": self.systemd.path,
+                    "FAKE_STORED": ",".join(f"{name}={number}" for name, number in stored.items()),
+                    **(environment or {}),
+                },
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                pass_fds=[*stored.values(), *strays],
+            )
+        self._stack.callback(self.end)
+        self.systemd.wait_for("READY")
+
+    def end(self, number: int = signal.SIGKILL) -> int:
+        """Ends the loader as systemd would, with its process group's rest left to the test; returns its status."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(DEADLINE)
+
+    def peer(self) -> Peer:
+        """A new control connection."""
+        peer = Peer(str(self.directory / "control.sock"))
+        self._stack.callback(peer.close)
+        return peer
+
+    def stub(self) -> Stub:
+        """The next app-loader that calls."""
+        sock, _ = self._calls.accept()
+        stub = Stub(sock)
+        self._stack.callback(stub.close)
+        return stub
+
+    def log_text(self) -> str:
+        return self.log.read_text()
+
+    def open_descriptors(self) -> int:
+        """How many descriptors the loader has."""
+        assert self.process is not None
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def comes_back_to(self, descriptors: int, peer: Peer) -> bool:
+        """Whether the loader has that many descriptors again, once it has seen to what was sent to it before."""
+        for _ in range(ROUNDS):
+            peer.ask(CommandType.INFO)
+            if self.open_descriptors() == descriptors:
+                return True
+        return False
+
+
+@dataclass
+class Endpoint:
+    """What START hands over."""
+
+    listener: socket.socket
+    authority: int
+    revoked: int
+
+    @property
+    def descriptors(self) -> tuple[int, int, int]:
+        return self.listener.fileno(), self.authority, self.revoked
+
+    @property
+    def named(self) -> dict[str, int]:
+        """The same by name."""
+        return dict(zip(START_DESCRIPTORS, self.descriptors, strict=True))
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+
+@contextmanager
+def endpoint(directory: Path) -> Iterator[Endpoint]:
+    """A listening socket on a free port, and two files that can be read alone."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        numbers: list[int] = []
+        for name in ("ca.crt", "revoked"):
+            (directory / name).write_text(name)
+            numbers.append(os.open(directory / name, os.O_RDONLY))
+            stack.callback(os.close, numbers[-1])
+        yield Endpoint(listener, *numbers)
+
+
+def opened(loader: LoaderProcess, passed: Endpoint) -> tuple[Peer, Stub]:
+    """A keep that awaits its workload."""
+    peer = loader.peer()
+    peer.start(passed.named)
+    stub = loader.stub()
+    stub.listen()
+    assert peer.answer().state is State.STARTED
+    return peer, stub
