@@ -51,7 +51,8 @@ def host(prefix: Path, configuration: Path, tmp_path_factory: pytest.TempPathFac
         (str(configuration), "/etc/keepfleet", False),
         (str(shared), str(shared), False),
     )
-    with Sandbox(f"tests-{os.getpid()}", Layout(binds)) as sandbox, sandbox.network():
+    layout = Layout(binds, root=os.environ.get("KEEPFLEET_TEST_ROOT"))
+    with Sandbox(f"tests-{os.getpid()}", layout) as sandbox, sandbox.network():
         yield Host(sandbox, shared)
 
 

@@ -193,8 +193,12 @@ class Life:
         return self.host.wait_journal(text, unit=self.unit, since_cursor=cursor, seconds=SOON)
 
     def output(self) -> list[str]:
-        """What journald has of the keep's own processes, by the field KEEP_ID."""
-        return [message_of(entry) for entry in self.host.journal(KEEP_ID=str(self.kuuid))]
+        """What journald has of the keep's own processes, line by line."""
+        return [message_of(entry) for entry in self.entries()]
+
+    def entries(self) -> list[Entry]:
+        """What journald has of the keep's own processes; PID 1's lines bear KEEP_ID too, from systemd 255 on."""
+        return self.host.journal(_SYSTEMD_UNIT=self.unit)
 
     def remove(self) -> None:
         """DELETE, and then nothing of it is there."""

@@ -16,7 +16,7 @@ from tools.sandbox import cgroups, linux, needs, state
 from tools.sandbox.channel import ENVIRONMENT, Request, state_directory
 from tools.sandbox.command import Command, Streams, agent_pid, ask
 from tools.sandbox.errors import SandboxError
-from tools.sandbox.layout import Layout
+from tools.sandbox.layout import Layout, from_json
 from tools.sandbox.units import write_units
 
 BOOT_SECONDS = 30.0
@@ -65,6 +65,13 @@ class Sandbox:
             pid = int(file.read())
             return pid if cgroups.belongs(pid, self.name) else None
         return None
+
+    def shown(self) -> Layout:
+        """The layout that it was booted with. Raises SandboxError where it is not running."""
+        if self.pid is None:
+            raise SandboxError(f"the sandbox {self.name} is not running")
+        with open(f"{self.state}/layout.json", encoding="utf-8") as file:
+            return from_json(file.read())
 
     def boot(self) -> None:
         """Boots, and returns when systemd has started everything. What an interrupted boot left is removed first.
