@@ -1,10 +1,14 @@
-"""One host for all system tests of a session: a private systemd with keepfleet installed as an operator would."""
+"""One host for all system tests of a worker: a private systemd with keepfleet installed as an operator would.
+
+A plugin of `tests/conftest.py`, for tests/system and tests/rare.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -21,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 INSTALLED = "/opt/keepfleet"
 SHOWN_LINES = 100
 """Journal lines shown with a failed test: a creation, an upload and a kill write about thirty."""
-_JOURNAL_START = pytest.StashKey[str]()
+_BEGAN = pytest.StashKey[float]()
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +112,9 @@ def _host_of(item: pytest.Item) -> Host | None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Remembers where the journal stood when the test began."""
-    if host := _host_of(item):
-        item.stash[_JOURNAL_START] = host.cursor()
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Remembers when the test began."""
+    item.stash[_BEGAN] = time.time()
     return (yield)
 
 
@@ -121,7 +124,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     host = _host_of(item)
     if report.failed and host and host.sandbox.pid:
-        entries = host.journal(since_cursor=item.stash.get(_JOURNAL_START, None))
-        lines = [f"{entry.get('SYSLOG_IDENTIFIER', '?')}: {message_of(entry)}" for entry in entries[-SHOWN_LINES:]]
+        lines = [
+            f"{entry.get('SYSLOG_IDENTIFIER', '?')}: {message_of(entry)}"
+            for entry in host.latest(SHOWN_LINES)
+            if int(entry["__REALTIME_TIMESTAMP"]) >= item.stash[_BEGAN] * 1e6
+        ]
         report.sections.append(("the host's journal", "\n".join(lines)))
     return report
