@@ -68,7 +68,7 @@ class Loader:
         self._version_1: Version1Start | None = None
         self._starting: Connection | None = None
         self._stopping: list[Connection] = []
-        self._waiting: list[tuple[State | Phase, Connection]] = []
+        self._waiting: list[tuple[tuple[State | Phase, str | None], Connection]] = []
         self._commands: dict[CommandType, Callable[[str, list[int], Connection], None]] = {
             CommandType.HELLO: self._hello,
             CommandType.KEEP_START: self._start,
@@ -241,18 +241,24 @@ class Loader:
 
     def _wait(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
         known = {str(int(state)): state for state in State} | {phase.value: phase for phase in Phase}
-        if contents not in known:
+        word, also_detail, detail = contents.partition(" ")
+        if word not in known:
             raise _bad(f"cannot wait for a change from {plain(contents, 20)!r}: it is no state's number and no phase")
         self._waiting = [(place, peer) for place, peer in self._waiting if not peer.closed]
-        if not self._is(known[contents]):
+        known_as = (known[word], detail if also_detail else None)
+        if not self._is(known_as):
             self._reply(connection)
         elif len(self._waiting) >= MAX_WAITERS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot wait: {MAX_WAITERS} peers wait for this keep already")
         else:
-            self._waiting.append((known[contents], connection))
+            self._waiting.append((known_as, connection))
 
-    def _is(self, place: State | Phase) -> bool:
-        return place is (self._keep.report.state if isinstance(place, State) else self._keep.phase)
+    def _is(self, known_as: tuple[State | Phase, str | None]) -> bool:
+        place, detail = known_as
+        report = self._keep.report
+        return place is (report.state if isinstance(place, State) else self._keep.phase) and (
+            detail is None or detail == report.detail
+        )
 
     def _dropped(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
         if not contents:

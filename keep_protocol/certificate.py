@@ -201,7 +201,7 @@ def _read(der: bytes) -> CertificateFields:
 
 
 def _ends_well(tags: list[int]) -> bool:
-    """Behind the key: the identifiers nobody uses any more, and the extensions, each at most once, in order."""
+    """Behind the key: two identifiers that are out of use, and the extensions, each at most once, in order."""
     return tags == [tag for tag in (_ISSUER_ID, _SUBJECT_ID, _EXTENSIONS) if tag in tags]
 
 
@@ -247,7 +247,7 @@ def _whole(contents: memoryview) -> int:
 
 
 def _flag(contents: memoryview) -> bool:
-    """The value of a BOOLEAN that stands there, and so is true: DER leaves out what is the default."""
+    """The value of a BOOLEAN that is present, and so is true: DER leaves out what is the default."""
     if bytes(contents) != b"\xff":
         raise _Malformed("a truth value is not DER's true")
     return True
@@ -343,7 +343,7 @@ def _extensions(data: memoryview) -> dict[bytes, memoryview]:
             _flag(parts[1][1])
         identifier = bytes(parts[0][1])
         if identifier in found:
-            raise _Malformed(f"its extension {_dotted(parts[0][1])} stands twice")
+            raise _Malformed(f"its extension {_dotted(parts[0][1])} is there twice")
         found[identifier] = parts[-1][1]
     return found
 

@@ -42,9 +42,10 @@ class CommandType(Enum):
     order, then perhaps WORKLOAD_DESCRIPTOR and what that grants, and is answered as KEEP_START is.
 
     INFO is answered immediately. STOP, contents who asked, ends the app-loader or the workload; it is answered when
-    that has ended, and immediately where it had. WAIT, contents a state's decimal number or a phase's word, is answered
-    when the keep's state, or its phase, is another one. DROPPED without contents makes the loader say a line, with
-    which the journal says what it dropped; with a decimal number that is how many lines, to be kept with the outcome.
+    that has ended, and immediately where it had. WAIT, contents a state's decimal number or a phase's word, perhaps a
+    space and the `detail`, is answered when the keep's state, phase or detail is another one. DROPPED without contents
+    makes the loader say a line, with which the journal says what it dropped; with a decimal number that is how many
+    lines, to be kept with the outcome.
     """
 
     HELLO = "keep-hello"
@@ -302,18 +303,3 @@ class FrameDecoder:
         elif byte in b"}]":
             self._depth -= 1
         return self._depth == 0
-
-
-if TYPE_CHECKING:  # moved to `reports`; here until what imports them from here has followed
-    from keep_protocol.reports import Report as Report
-    from keep_protocol.reports import ReportType as ReportType
-    from keep_protocol.reports import decode_report as decode_report
-    from keep_protocol.reports import encode_report as encode_report
-else:
-
-    def __getattr__(name: str) -> object:
-        if name in ("Report", "ReportType", "encode_report", "decode_report"):
-            from keep_protocol import reports
-
-            return getattr(reports, name)
-        raise AttributeError(name)

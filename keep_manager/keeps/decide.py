@@ -54,6 +54,8 @@ def silent(
     if unit.active in ("activating", "inactive"):
         state = State.UNDEFINED if last is None else base.state
         return base.replace(state=state, phase="", detail=f"starting: {where}")
+    if unit.active == "deactivating":
+        return base.replace(phase="", detail=f"stopping: {where}")
     said = where if error is None or not answers(unit) else f"{error.message}; {where}"
     return base.replace(state=State.ERROR, phase="", detail=said)
 
@@ -85,9 +87,12 @@ def adopted(spec: KeepSpec | None, claims: KeepSpec) -> KeepSpec:
     return claims if spec is None else spec
 
 
-def candidate_ports(address: str, port: int, first: int, last: int) -> Iterator[int]:
-    """The ports to try in order: on 127.0.0.1 the one asked for, every one after it in first … last, and then from
-    first on; elsewhere exactly the one asked for."""
+def candidate_ports(address: str, port: int | None, first: int, last: int) -> Iterator[int]:
+    """The ports to try in order: where none was asked for, all in first … last; on 127.0.0.1 the one asked for,
+    every one after it in first … last, and then from first on; elsewhere exactly the one asked for."""
+    if port is None:
+        yield from range(first, last + 1)
+        return
     yield port
     if address == LOCALHOST:
         yield from range(max(port + 1, first), last + 1)

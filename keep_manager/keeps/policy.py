@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from keep_manager.callers import DEFAULT_LEASE, EVERYONE, Callers, entry_of
 from keep_manager.model import Allowance, Caller
+from keep_protocol.constants import LAST_KEEP_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE, Role
 from keep_protocol.keep import KeepInfo
@@ -54,8 +55,9 @@ class Unlimited:
     def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
         """See Quotas."""
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int) -> None:
+    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
         """See Quotas."""
+        return 1, LAST_KEEP_PORT
 
 
 def limits_for(asked: Iterable[tuple[str, int]], allowed: Allowance, caller: Caller) -> Limits:

@@ -19,7 +19,7 @@ from keep_manager.keeps import decide
 from keep_manager.keeps.dropped import Counter
 from keep_manager.keeps.events import audit, events_of, is_upload, reached, sentence
 from keep_manager.keeps.interfaces import EventLog, Loaders, Units
-from keep_manager.keeps.view import View
+from keep_manager.keeps.view import Entry, View
 from keep_manager.model import LastEvent, LoaderGone, UnitState
 from keep_manager.tasks import Group
 from keep_protocol.constants import unit_name
@@ -174,8 +174,7 @@ class Watch:
             try:
                 async with self._loaders.session(kuuid) as session:
                     while True:
-                        phase = self._view.find(kuuid).phase
-                        command = Command(CommandType.WAIT, phase) if phase else Command(CommandType.INFO)
+                        command = _next_report(self._view.entry(kuuid))
                         info = self._view.answered(kuuid, await session.ask(command, WAIT_SECONDS))
                         pause, watched.failure = FIRST_PAUSE_SECONDS, ""
                         await self._look_into(info, watched)
@@ -213,6 +212,17 @@ class Watch:
             await self._log.write(event, sentence(event))
         except KeepfleetError as error:
             LOG.warning("%s (recorded here alone: %s)", sentence(event), error.message)
+
+
+def _next_report(entry: Entry) -> Command:
+    """What to ask a keep's loader: for the next change of what it has said, or where that does not hold, for the keep.
+
+    A loader of the version before is not asked for a change of the sentence alone.
+    """
+    report = entry.report
+    if report is None or not entry.info.phase:
+        return Command(CommandType.INFO)
+    return Command(CommandType.WAIT, f"{report.phase} {report.detail}" if report.control_version > 1 else report.phase)
 
 
 async def _within(event: asyncio.Event, seconds: float) -> None:

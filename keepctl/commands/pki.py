@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import datetime
 import os
+from typing import Any
 
 import click
+from cryptography import x509
 
+from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl import authority, configuration, files, hostnames, inspection
+from keep_protocol.identity import DEFAULT_TRUST_DOMAIN, Role
+from keep_protocol.revocation import serial_text
+from keepctl import authority, configuration, files, hostnames, inspection, rotation
 from keepctl import pki as store
-from keepctl.authority import CLIENT_DAYS, MAX_CLIENT_DAYS, Identity
+from keepctl.authority import CLIENT_LIFE, UPLOADER_LIFE, KeyPair
 from keepctl.commands.access import output_option
-from keepctl.commands.shared import FAILED, Commands, now, pki_option
+from keepctl.commands.shared import FAILED, FILE, Commands, now, pki_option
 from keepctl.display import json_text, show_table
-from keepctl.layout import Layout, check_client_name, serial_text
+from keepctl.job import parse_duration
+from keepctl.layout import Layout, check_client_name
+from keepctl.pki import Grant, Issued
 
 MAX_PASSWORD = 1024
+_ROLES = [role.value for role in Role if role is not Role.ANONYMOUS]
+_RESTART = "Now restart the manager: systemctl restart keep-manager"
 
 _names = click.option("--name", "names", multiple=True, metavar="DNS", help="A name the manager is reached by.")
 _addresses = click.option(
-    "--address", "addresses", multiple=True, metavar="IP", help="An address the manager is reached at."
+    "--address", "addresses", multiple=True, metavar="IP", help="An address the manager is reached at and listens on."
 )
 
 
@@ -29,59 +38,91 @@ def _epoch(moment: datetime.datetime) -> int:
     return int(moment.timestamp())
 
 
-def _wire(identity: Identity, certificate_path: str, key_path: str) -> dict[str, object]:
-    """A certificate that was just issued, as -o json tells it: named as `pki list` names it, and its files."""
-    certificate = identity.certificate
+def _wire(certificate: x509.Certificate, path: str, key_path: str | None) -> dict[str, object]:
+    """A certificate that was just issued, as -o json shows it: named as `pki list` names it, and its files."""
     return {
         "name": authority.common_name(certificate),
-        "certificate": certificate_path,
+        "certificate": path,
         "key": key_path,
         "serial": serial_text(certificate.serial_number),
         "expires": _epoch(certificate.not_valid_after_utc),
     }
 
 
-def _server_wire(layout: Layout, identity: Identity) -> dict[str, object]:
-    names = list(authority.alternative_names(identity.certificate))
-    return {**_wire(identity, layout.manager_certificate, layout.manager_key), "names": names}
+def _server_wire(layout: Layout, pair: KeyPair) -> dict[str, object]:
+    names = list(authority.alternative_names(pair.certificate))
+    return {**_wire(pair.certificate, layout.manager_certificate, layout.manager_key), "names": names}
 
 
-def _client_wire(layout: Layout, name: str, identity: Identity) -> dict[str, object]:
-    return _wire(identity, layout.client_certificate(name), layout.client_key(name))
+def _client_wire(grant: Grant) -> dict[str, object]:
+    identity = authority.identity(grant.certificate)
+    return {
+        **_wire(grant.certificate, grant.path, grant.key_path),
+        "role": None if identity is None else identity.role.value,
+        "keep": None if identity is None else identity.keep,
+        "fingerprint": authority.fingerprint(grant.certificate),
+    }
+
+
+def _show_grant(grant: Grant) -> None:
+    identity = authority.identity(grant.certificate)
+    if identity is not None:
+        click.echo(f"identity    {identity.uri()}")
+    click.echo(f"certificate {grant.path}")
+    if grant.key_path is not None:
+        click.echo(f"key         {grant.key_path}")
+    click.echo(f"serial      {serial_text(grant.certificate.serial_number)}")
+    click.echo(f"fingerprint {authority.fingerprint(grant.certificate)}")
+    click.echo(f"expires     {grant.certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
 
 
 @click.command("init", short_help="Makes a CA and the first certificates on this host.")
 @pki_option
 @_names
 @_addresses
-@click.option("--client", default=store.FIRST_CLIENT, show_default=True, metavar="NAME", help="The first client.")
+@click.option("--client", default=store.FIRST_CLIENT, show_default=True, metavar="NAME", help="The first operator.")
+@click.option(
+    "--trust-domain",
+    default=DEFAULT_TRUST_DOMAIN,
+    show_default=True,
+    metavar="DOMAIN",
+    help="Whose the identities are: each is spiffe://DOMAIN/ROLE/NAME.",
+)
 @output_option
-def init(layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], client: str, output: str) -> None:
-    """Makes a new PKI: a local CA, the manager's certificate, a first client's; and manager.yaml beside it.
+def init(
+    layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], client: str, trust_domain: str, output: str
+) -> None:
+    """Makes a new PKI: a local CA, the manager's certificate, a first operator's; and manager.yaml beside it.
 
-    The manager's certificate is for this host's own names and addresses and those given. Never overwrites anything.
+    The manager's certificate is for this host's own names and addresses and those given. With --address it listens
+    there (with several, on every address), otherwise for this host alone. Never overwrites anything.
 
     \b
     keepctl init --name edge.example --address 192.0.2.7
     """
     known = hostnames.server_names(names, addresses)
     path = configuration.path_beside(layout.directory)
-    with configuration.written_if_missing(path, layout.directory) as new:
-        server, first = store.create(layout, known, client, now())
+    listening = configuration.listening_address(addresses)
+    with configuration.written_if_missing(path, layout.directory, listening) as new:
+        server, first = store.create(layout, known, client, now(), trust_domain)
     if output == "json":
         made = {
             "pki": layout.directory,
             "ca": layout.ca_certificate,
             "manager": _server_wire(layout, server),
-            "client": _client_wire(layout, client, first),
-            "configuration": {"file": path, "written": new},
+            "client": _client_wire(
+                Grant(first.certificate, layout.client_certificate(client), layout.client_key(client))
+            ),
+            "configuration": {"file": path, "written": new, "address": listening if new else None},
         }
         click.echo(json_text(made))
         return
     click.echo(f"certificates  {layout.directory}")
     click.echo(f"manager       {layout.manager_certificate}, for {', '.join(known)}")
     click.echo(f"client        {layout.client_certificate(client)}")
-    click.echo(f"configuration {path}{'' if new else ' (was there, and is unchanged)'}")
+    unchanged = f" (was there, and is unchanged; to listen there it needs: address: {listening})" if addresses else ""
+    unchanged = unchanged or " (was there, and is unchanged)"
+    click.echo(f"configuration {path}{f': listens on {listening}' if new else unchanged}")
 
 
 @click.group("pki", cls=Commands, short_help="Looks after certificates.")
@@ -89,7 +130,7 @@ def group() -> None:
     """Issues, renews, revokes, lists and checks certificates.
 
     \b
-    keepctl pki issue alice --p12 alice.p12
+    keepctl pki issue alice --role user --p12 alice.p12
     keepctl pki revoke alice
     """
 
@@ -110,53 +151,180 @@ def _password(file: str | None) -> bytes:
     return data
 
 
-@group.command("issue")
-@click.argument("name")
-@pki_option
-@click.option("--p12", "p12", metavar="FILE", help="Also write certificate and key to a new PKCS#12 file.")
-@click.option(
-    "--days",
-    type=click.IntRange(1, MAX_CLIENT_DAYS),
-    default=CLIENT_DAYS,
-    show_default=True,
-    help="How long it is valid.",
+class Duration(click.ParamType[datetime.timedelta]):
+    """A time on the command line: `10m`, `12h`, `30d`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime.timedelta:
+        if isinstance(value, datetime.timedelta):
+            return value
+        try:
+            return datetime.timedelta(seconds=parse_duration(str(value)))
+        except KeepfleetError as error:
+            self.fail(error.message, param, ctx)
+
+
+_life = click.option(
+    "--for", "life", type=Duration(), metavar="TIME", help="How long it is valid: 30d, 12h; 397d, an uploader's 10m."
 )
+
+
+@group.command("issue")
+@click.argument("name", required=False)
+@pki_option
+@click.option("--role", type=click.Choice(_ROLES), default=Role.USER.value, show_default=True, help="What NAME may do.")
+@click.option("--keep", metavar="ID", help="The one keep an uploader may send its workload to.")
+@_life
+@click.option(
+    "--csr", "csr", type=FILE, metavar="FILE", help="Sign this request, made by `pki request`; NAME may be left out."
+)
+@click.option("--p12", "p12", metavar="FILE", help="Also write certificate and key to a new PKCS#12 file.")
 @click.option("--password-file", metavar="F", help="The PKCS#12 file's password, instead of asking; may be empty.")
-@click.option("--renew", is_flag=True, help="A later certificate for the key NAME has.")
 @output_option
 def issue(
-    layout: Layout, name: str, p12: str | None, days: int, password_file: str | None, renew: bool, output: str
+    layout: Layout,
+    name: str | None,
+    role: str,
+    keep: str | None,
+    life: datetime.timedelta | None,
+    csr: str | None,
+    p12: str | None,
+    password_file: str | None,
+    output: str,
 ) -> None:
     """Issues a client's certificate to NAME.
 
-    The PKCS#12 file is AES-256-CBC under PBES2 with HMAC-SHA-256, which OpenSSL reads since 1.0.
+    A role is operator (everything), user (its own keeps), viewer (reads what an operator may) or uploader (one upload
+    into one keep, within ten minutes). The PKCS#12 file is AES-256-CBC under PBES2 with HMAC-SHA-256.
 
     \b
-    keepctl pki issue alice --p12 alice.p12
-    keepctl pki issue alice --renew
+    keepctl pki issue alice --role user --p12 alice.p12
+    keepctl pki issue ci --role uploader --keep 7 --for 5m
+    keepctl pki issue --csr alice.csr --role viewer
     """
+    chosen = Role(role)
+    if (chosen is Role.UPLOADER) != (keep is not None):
+        raise click.UsageError("--keep ID goes with --role uploader, and an uploader needs one")
+    if csr is not None and p12 is not None:
+        raise click.UsageError("--p12 holds the key, which a request does not bring")
+    request = _request(csr)
+    if name is None and csr is not None:
+        name = authority.load_request(request or b"", csr)[0]
+    if name is None:
+        raise click.UsageError("Missing argument 'NAME'")
     check_client_name(name)
-    if p12 is None and password_file is not None:
-        raise click.UsageError("--password-file goes with --p12")
-    password = _password(password_file) if p12 is not None else b""
-    if p12 is not None and os.path.lexists(p12):
-        raise KeepfleetError(ErrorKind.CONFLICT, f"cannot write {p12}: it exists; name another file")
-    identity = (store.renew if renew else store.issue)(layout, name, days, now())
+    password = _export_password(p12, password_file)
+    life = life or (UPLOADER_LIFE if chosen is Role.UPLOADER else CLIENT_LIFE)
+    kuuid = None if keep is None else parse_kuuid(keep)
+    grant = store.issue(layout, name, life, now(), chosen, keep=kuuid, request=request)
     if output == "text":
-        click.echo(f"certificate {layout.client_certificate(name)}")
-        click.echo(f"key         {layout.client_key(name)}")
-        click.echo(f"serial      {serial_text(identity.certificate.serial_number)}")
-        click.echo(f"expires     {identity.certificate.not_valid_after_utc:%Y-%m-%d}")
-    if p12 is not None:
-        ca = store.load_ca(layout).certificate
-        data = authority.pkcs12_bytes(name, identity, ca, password)
-        with files.explained(f"write {p12}"):
-            files.write_new(os.path.abspath(p12), data, files.PRIVATE_FILE)
+        _show_grant(grant)
+    exported = _export(layout, name, grant, p12, password)
     if output == "json":
-        exported = None if p12 is None else {"file": os.path.abspath(p12), "encrypted": bool(password)}
-        click.echo(json_text({**_client_wire(layout, name, identity), "p12": exported}))
+        click.echo(json_text({**_client_wire(grant), "p12": exported}))
     elif p12 is not None:
         click.echo(f"PKCS#12     {p12}{'' if password else ' (not encrypted: keep it where only you can read it)'}")
+
+
+def _request(csr: str | None) -> bytes | None:
+    if csr is None:
+        return None
+    with files.explained(f"read the request {csr}"):
+        return files.read(csr)
+
+
+def _export_password(p12: str | None, password_file: str | None) -> bytes:
+    """The password of the PKCS#12 file, asked for before anything is issued."""
+    if p12 is None:
+        if password_file is not None:
+            raise click.UsageError("--password-file goes with --p12")
+        return b""
+    password = _password(password_file)
+    if os.path.lexists(p12):
+        raise KeepfleetError(ErrorKind.CONFLICT, f"cannot write {p12}: it exists; name another file")
+    return password
+
+
+def _export(layout: Layout, name: str, grant: Grant, p12: str | None, password: bytes) -> dict[str, object] | None:
+    if p12 is None or grant.key_path is None:
+        return None
+    pair = store.load_pair(grant.path, grant.key_path)
+    data = authority.pkcs12_bytes(name, pair, store.load_cas(layout), password)
+    with files.explained(f"write {p12}"):
+        files.write_new(os.path.abspath(p12), data, files.PRIVATE_FILE)
+    return {"file": os.path.abspath(p12), "encrypted": bool(password)}
+
+
+@group.command("renew")
+@click.argument("name")
+@pki_option
+@_life
+@output_option
+def renew(layout: Layout, name: str, life: datetime.timedelta | None, output: str) -> None:
+    """Issues NAME a later certificate, for the key and the role it has. Only the certificate is replaced.
+
+    \b
+    keepctl pki renew alice
+    """
+    grant = store.renew(layout, check_client_name(name), life or CLIENT_LIFE, now())
+    if output == "json":
+        click.echo(json_text(_client_wire(grant)))
+    else:
+        _show_grant(grant)
+
+
+@group.command("request")
+@click.argument("name")
+@click.option("--out", "directory", default=".", type=FILE, metavar="DIR", help="Where to; here, unless said.")
+@output_option
+def request(name: str, directory: str, output: str) -> None:
+    """Makes a key, NAME.key, that never leaves this machine, and NAME.csr, for `pki issue --csr` where the CA is.
+
+    \b
+    keepctl pki request alice
+    """
+    base = os.path.join(os.path.abspath(directory), check_client_name(name))
+    key = authority.new_key()
+    with files.explained(f"write the request of {name}"):
+        files.write_new(f"{base}.key", authority.key_pem(key), files.PRIVATE_FILE)
+        files.replace(f"{base}.csr", authority.make_request(name, key), files.PUBLIC_FILE)
+    if output == "json":
+        click.echo(json_text({"name": name, "key": f"{base}.key", "request": f"{base}.csr"}))
+        return
+    click.echo(f"key         {base}.key")
+    click.echo(f"request     {base}.csr")
+    click.echo(f"Now have it signed where the CA is: keepctl pki issue --csr {name}.csr --role ROLE")
+
+
+@group.command("rotate")
+@pki_option
+@click.option("--finish", is_flag=True, help="Trust the new CA alone.")
+@click.option("--force", is_flag=True, help="With --finish: although the old CA has signed certificates in use.")
+@click.option("--trust-domain", metavar="DOMAIN", help="The new CA's; otherwise the old one's.")
+@output_option
+def rotate(layout: Layout, finish: bool, force: bool, trust_domain: str | None, output: str) -> None:
+    """Makes a new CA, which signs from now on; both are trusted until --finish.
+
+    \b
+    keepctl pki rotate
+    keepctl pki rotate --finish
+    """
+    if (force and not finish) or (finish and trust_domain is not None):
+        raise click.UsageError("--force goes with --finish, and --trust-domain does not")
+    if finish:
+        rotation.finish(layout, now(), force=force)
+    else:
+        rotation.begin(layout, now(), trust_domain)
+    trusted = [authority.common_name(ca) for ca in store.load_cas(layout)]
+    if output == "json":
+        click.echo(json_text({"ca": layout.ca_certificate, "trusted": trusted}))
+        return
+    click.echo(f"certificate {layout.ca_certificate}")
+    click.echo(f"trusted     {', '.join(trusted)}")
+    click.echo(_RESTART)
+    if not finish:
+        click.echo("Then renew every certificate, give out ca.crt, and end it: keepctl pki rotate --finish")
 
 
 @group.command("renew-server")
@@ -170,14 +338,14 @@ def renew_server(layout: Layout, names: tuple[str, ...], addresses: tuple[str, .
     \b
     keepctl pki renew-server && systemctl restart keep-manager
     """
-    identity = store.renew_server(layout, hostnames.server_names(names, addresses), now())
+    pair = store.renew_server(layout, hostnames.server_names(names, addresses), now())
     if output == "json":
-        click.echo(json_text(_server_wire(layout, identity)))
+        click.echo(json_text(_server_wire(layout, pair)))
         return
     click.echo(f"certificate {layout.manager_certificate}")
-    click.echo(f"names       {', '.join(authority.alternative_names(identity.certificate))}")
-    click.echo(f"expires     {identity.certificate.not_valid_after_utc:%Y-%m-%d}")
-    click.echo("Now restart the manager: systemctl restart keep-manager")
+    click.echo(f"names       {', '.join(authority.alternative_names(pair.certificate))}")
+    click.echo(f"expires     {pair.certificate.not_valid_after_utc:%Y-%m-%d}")
+    click.echo(_RESTART)
 
 
 @group.command("revoke")
@@ -200,35 +368,50 @@ def revoke(layout: Layout, what: str, output: str) -> None:
         click.echo(f"{what} has no certificate left to revoke; nothing changed")
 
 
+def _role(entry: Issued) -> str:
+    if entry.identity is None:
+        return "server" if entry.kind == "server" else "-"
+    role = entry.identity.role.value
+    return role if entry.identity.keep is None else f"{role}/{entry.identity.keep}"
+
+
+def _entry_wire(entry: Issued, moment: datetime.datetime) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "role": None if entry.identity is None else entry.identity.role.value,
+        "keep": None if entry.identity is None else entry.identity.keep,
+        "status": entry.status(moment),
+        "expires": _epoch(entry.expires),
+        "serial": entry.serial,
+        "fingerprint": entry.fingerprint,
+    }
+
+
 @group.command("list")
 @pki_option
+@click.option("--all", "everything", is_flag=True, help="Uploaders' certificates that have expired, too.")
 @output_option
-def list_certificates(layout: Layout, output: str) -> None:
-    """Lists every certificate the CA has signed.
+def list_certificates(layout: Layout, everything: bool, output: str) -> None:
+    """Lists every certificate the CA has signed. A role of "-" is what `callers` in manager.yaml says, or operator.
 
     \b
     keepctl pki list
     keepctl pki list -o json
     """
     moment = now()
+    entries = [
+        entry
+        for entry in store.listed(layout)
+        if everything or entry.identity is None or entry.identity.keep is None or entry.expires > moment
+    ]
     if output == "json":
-        listed = [
-            {
-                "name": entry.name,
-                "kind": entry.kind,
-                "status": entry.status(moment),
-                "expires": _epoch(entry.expires),
-                "serial": entry.serial,
-            }
-            for entry in store.listed(layout)
-        ]
-        click.echo(json_text(listed))
+        click.echo(json_text([_entry_wire(entry, moment) for entry in entries]))
         return
     rows = [
-        (entry.name, entry.kind, entry.status(moment), f"{entry.expires:%Y-%m-%d}", entry.serial)
-        for entry in store.listed(layout)
+        (entry.name, _role(entry), entry.status(moment), f"{entry.expires:%Y-%m-%d}", entry.serial) for entry in entries
     ]
-    show_table(("NAME", "KIND", "STATUS", "EXPIRES", "SERIAL"), rows)
+    show_table(("NAME", "ROLE", "STATUS", "EXPIRES", "SERIAL"), rows)
 
 
 @group.command("check")
@@ -246,6 +429,6 @@ def check(layout: Layout, output: str) -> None:
         raise SystemExit(FAILED if found else 0)
     if found:
         raise KeepfleetError(
-            ErrorKind.CERTIFICATE, f"cannot vouch for {layout.directory}: there is something to mend", tuple(found)
+            ErrorKind.CERTIFICATE, f"cannot vouch for {layout.directory}: there is something to fix", tuple(found)
         )
     click.echo(f"{layout.directory}: all is well")

@@ -215,7 +215,14 @@ class FakeLoader:
             case CommandType.WAIT if not self.lies:
                 async with self._changed:
                     await self._changed.wait_for(
-                        lambda: command.contents not in (str(int(STATE_OF[self.phase])), self.phase.value)
+                        lambda: (
+                            command.contents
+                            not in (
+                                str(int(STATE_OF[self.phase])),
+                                self.phase.value,
+                                f"{self.phase.value} {self.report().detail}",
+                            )
+                        )
                     )
             case CommandType.DROPPED if command.contents and self._outcome is not None:
                 self._outcome = self._outcome.with_dropped(int(command.contents))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from keep_client import keep as door
-from keep_client.failures import ConnectionFailed
 from keep_client.http import Body
+from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State

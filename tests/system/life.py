@@ -15,7 +15,7 @@ from pathlib import Path
 
 from keep_client import keep as door
 from keep_client.http import Body, Reply
-from keep_client.keep import Door, door_of
+from keep_client.keep import UploadEndpoint, endpoint_of
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome
 from keep_protocol.sse import EventType, KeepEvent
@@ -123,9 +123,9 @@ class Life:
         return self.info
 
     @property
-    def door(self) -> Door:
+    def door(self) -> UploadEndpoint:
         """Where it receives, and its pin."""
-        return door_of(self.info, "127.0.0.1")
+        return endpoint_of(self.info, "127.0.0.1")
 
     @property
     def context(self) -> ssl.SSLContext:

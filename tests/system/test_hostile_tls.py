@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from keep_protocol.states import State
+from keepctl import authority
 from tests.system import certificates
 from tests.system.calm import undisturbed
 from tests.system.fleet import Fleet
@@ -111,6 +112,14 @@ def test_a_certificate_without_any_usage_is_forbidden(place: Place, tmp_path: Pa
     place.check()
 
 
+def test_a_ca_s_certificate_is_not_a_client_s_although_it_is_for_clients(place: Place, tmp_path: Path) -> None:
+    file = certificates.issue(certificates.installed_ca(place.fleet), tmp_path / "client.pem", is_ca=True)
+    answer = place.ask(place.context(file))
+    assert (answer.status, answer.kind) == (403, "forbidden")
+    assert "it is a certificate authority's" in answer.object["error"]["message"]
+    place.check()
+
+
 def test_the_manager_s_own_certificate_is_not_a_client_s(place: Place) -> None:
     context = place.context(None)
     context.load_cert_chain(place.fleet.pki / "manager.crt", place.fleet.pki / "manager.key")
@@ -158,6 +167,60 @@ def test_two_hundred_rolling_silent_connections_fail_no_request_of_a_client_of_t
     """The case an operator saw: 128 of them made 6 of 6 requests fail."""
     with rolling(fleet.port, 200, [f"127.0.0.{number}" for number in (1, 1, 2, 3)]), rolling(fleet.port, 200):
         assert [ask(fleet.port, fleet.tls(), BANNER).status for _ in range(100)] == [200] * 100
+
+
+@pytest.fixture
+def revoked(fleet: Fleet) -> Iterator[Path]:
+    """The list of revoked certificates, put back in the end; always one file, since keeps hold it open."""
+    path = fleet.pki / "revoked"
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
+
+
+@pytest.mark.parametrize("notation", ["colons", "0x", "upper case"])
+def test_a_serial_number_is_revoked_however_it_is_written(place: Place, revoked: Path, notation: str) -> None:
+    name = f"written-{notation.replace(' ', '-')}-{place.name}"
+    files, context = place.fleet.issue(name), place.context(None)
+    context.load_cert_chain(files.certificate, files.key)
+    serial = authority.load_certificate(Path(files.certificate).read_bytes(), name).serial_number
+    colons = serial.to_bytes(20, "big").hex(":").upper()
+    with revoked.open("a") as file:
+        file.write({"colons": colons, "0x": f"0x{serial:x}", "upper case": f"{serial:X}"}[notation] + "\n")
+    answer = place.ask(context)
+    assert (answer.status, answer.kind) == (403, "forbidden")
+    assert "revoked" in answer.object["error"]["message"]
+    place.check()
+    listed = place.fleet.host.run(["keepctl", "pki", "list"]).stdout.splitlines()
+    assert [line.split()[2] for line in listed if line.startswith(name)] == ["revoked"]
+
+
+def test_a_line_that_cannot_be_read_refuses_every_client_until_it_is_fixed(place: Place, revoked: Path) -> None:
+    before, cursor = revoked.read_bytes(), place.fleet.host.cursor()
+    with revoked.open("a") as file:
+        file.write("not a serial\n")
+    line = f"line {before.count(10) + 1} must be one serial number"
+    answer = place.ask(place.good())
+    assert answer.status == (500 if place.name == "manager" else 403)
+    assert line in answer.object["error"]["message"]
+    said = place.fleet.host.run(["keepctl", "pki", "list"], check=False)
+    assert said.returncode == 1 and line in said.stderr
+    if place.name == "manager":
+        assert place.fleet.host.wait_journal(line, since_cursor=cursor)
+    revoked.write_bytes(before)
+    place.check()
+
+
+def test_a_list_that_was_replaced_lets_no_client_into_the_keeps_that_hold_the_old_one(fleet: Fleet) -> None:
+    held, revoked = Place("keep", fleet, Life.awaiting(fleet)), fleet.pki / "revoked"
+    copy = fleet.pki / "revoked.edited"
+    copy.write_bytes(revoked.read_bytes())
+    copy.rename(revoked)
+    answer = held.ask(held.good())
+    assert answer.status == 403
+    assert "it was replaced by another file; start the keep again" in answer.object["error"]["message"]
+    Place("manager", fleet, held.life).check()
+    Place("keep", fleet, Life.awaiting(fleet)).check()
 
 
 def test_a_certificate_revoked_while_its_client_uploads_ends_the_upload(fleet: Fleet) -> None:

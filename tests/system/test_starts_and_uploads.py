@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from keep_client import keep as door
-from keep_client.failures import ConnectionFailed
 from keep_client.http import Body, Reply
+from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State

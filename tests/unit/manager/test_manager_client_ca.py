@@ -105,7 +105,7 @@ async def test_a_ca_below_an_untrusted_one_is_trusted_itself_and_its_sisters_are
     assert await asyncio.to_thread(taken_by_a_keep, house, sister) is None
 
 
-async def test_our_own_clients_are_served_beside_them(house: ManagerHouse) -> None:
+async def test_our_own_clients_are_served_as_well(house: ManagerHouse) -> None:
     async with house.client() as client, client.get("/v1/keeps") as response:
         assert response.status == 200
 

@@ -1,4 +1,4 @@
-"""The reader of certificates and its policy, beside `cryptography`'s reading of the same ones, and of bytes alone."""
+"""The reader of certificates and its policy, compared with `cryptography`'s reading of the same ones, and fuzzed."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def a_client(**options: object) -> Issued:
     return authority("p256").issue("alice", **options)  # type: ignore[arg-type] # one thing at a time
 
 
-def judged(**options: object) -> Identity | None:
+def accepted(**options: object) -> Identity | None:
     return check_client(read_certificate(a_client(**options).der), time.time())
 
 
@@ -172,16 +172,16 @@ HOUR = datetime.timedelta(hours=1)
 )
 def test_what_is_no_good_client_s_certificate_is_refused_with_its_reason(fault: dict[str, object], why: str) -> None:
     with pytest.raises(KeepfleetError, match=why) as refused:
-        judged(**fault)
+        accepted(**fault)
     assert refused.value.kind is ErrorKind.FORBIDDEN
 
 
 def test_a_good_certificate_says_who_it_is() -> None:
-    assert judged() is None
-    assert judged(uris=(USER, "https://alice.example")) == Identity(Role.USER, "alice")
+    assert accepted() is None
+    assert accepted(uris=(USER, "https://alice.example")) == Identity(Role.USER, "alice")
     ten_minutes = datetime.timedelta(minutes=10)
     uploader = {"uris": ("spiffe://keepfleet/uploader/ci/keep/7",), "begin": -HOUR / 60, "end": ten_minutes - HOUR / 60}
-    assert judged(**uploader) == Identity(Role.UPLOADER, "ci", 7)
+    assert accepted(**uploader) == Identity(Role.UPLOADER, "ci", 7)
 
 
 def test_a_certificate_ends_as_openssl_ends_it_at_its_last_second() -> None:

@@ -1,4 +1,4 @@
-"""A keep's door over real HTTPS that takes any one file starting like a WebAssembly module, and runs nothing."""
+"""A keep's stub over real HTTPS that takes any one file starting like a WebAssembly module, and runs nothing."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from collections.abc import Callable
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from tests.fakes.tls_peer import TlsPeer, answer, read_request
+from tests.fakes.tls_peer import TlsPeer, answer, read_whole_request
 
 
-class KeepDoor(TlsPeer):
+class UploadStub(TlsPeer):
     """`received` is what it was sent; `accepted` is called after a workload was taken."""
 
     def __init__(self, context: ssl.SSLContext, accepted: Callable[[], None] = lambda: None) -> None:
         super().__init__(context, self._serve_request)
         self.received: bytes | None = None
+        self.headers: dict[str, str] = {}
         self._accepted = accepted
 
     def _serve_request(self, connection: ssl.SSLSocket) -> None:
-        line, body = read_request(connection)
+        line, self.headers, body = read_whole_request(connection)
         if self.received is not None:
             error = KeepfleetError(ErrorKind.CONFLICT, "cannot take a second workload: there is one")
             connection.sendall(answer(409, strict_json.dumps({"error": error.to_wire()})))
