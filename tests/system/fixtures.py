@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -18,6 +19,7 @@ from keep_protocol.errors import KeepfleetError
 from tests.system.fleet import Fleet
 from tests.system.host import Host, message_of
 from tests.system.life import Bystanders, Life
+from tools.sandbox import linux
 from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 
@@ -26,6 +28,8 @@ INSTALLED = "/opt/keepfleet"
 SHOWN_LINES = 100
 """Journal lines shown with a failed test: a creation, an upload and a kill write about thirty."""
 _BEGAN = pytest.StashKey[float]()
+_MACHINE_S_NETWORK = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+"""That of this process until it has a host, whose network it then enters."""
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +62,29 @@ def host(prefix: Path, configuration: Path, tmp_path_factory: pytest.TempPathFac
     layout = Layout(binds, root=os.environ.get("KEEPFLEET_TEST_ROOT"))
     with Sandbox(f"tests-{os.getpid()}", layout) as sandbox, sandbox.network():
         yield Host(sandbox, shared)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A module without use for the host is in the machine's network, which may have a way to a registry."""
+    module: ModuleType = request.module
+    items = [item for item in request.session.items if getattr(item, "module", None) is module]
+    if any("host" in getattr(item, "fixturenames", ()) for item in items):
+        yield
+        return
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _enter(_MACHINE_S_NETWORK)
+        yield
+    finally:
+        _enter(before)
+        os.close(before)
+
+
+def _enter(network: int) -> None:
+    """Changes the calling thread's network where it is another one; so nobody needs a right for nothing."""
+    if not os.path.samestat(os.fstat(network), os.stat("/proc/thread-self/ns/net")):
+        linux.setns(network, linux.CLONE_NEWNET)
 
 
 @pytest.fixture(scope="session")
