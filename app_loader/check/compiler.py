@@ -22,11 +22,10 @@ from wasmtime import _ffi as ffi
 
 from app_loader.check.budget import GO, Budget, budget, too_complex
 from app_loader.check.imports import check_imports, find_entry
-from app_loader.descriptors import Passed, read_workload
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES, REPORT_FD
 from app_loader.run.engine import make_engine, make_linker
 from app_loader.run.lock import lock
-from app_loader.settings import read_limits
+from app_loader.settings import Passed, read_limits, read_workload
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits

@@ -26,13 +26,14 @@ from app_loader.limits import (
 )
 from app_loader.run import outcome as outcomes
 from app_loader.run.engine import GuestExit, make_engine, make_linker
-from app_loader.run.meter import Meter
 from keep_protocol.limits import Limits
 from keep_protocol.outcome import Outcome
 from keep_protocol.workload import Workload
 
 if TYPE_CHECKING:
     from wasmtime import component  # 2 MB that a core module does not need
+
+    from app_loader.run.runner import Meter
 
 _HEAD, _FLAGS = 64, slice(48, 52)
 """A compiled file is ELF; wasmtime says in its header's e_flags what it is (wasmtime, `ObjectKind`)."""
