@@ -137,5 +137,11 @@ def set_up(level: str) -> None:
     """Sends every logger of the process to stderr. `level` is one of config.LOG_LEVELS."""
     handler = RationingHandler(sys.stderr)
     handler.setFormatter(LineFormatter(priorities="JOURNAL_STREAM" in os.environ))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    set_level(level)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """Logs nothing less important from now on."""
+    logging.getLogger().setLevel(level.upper())

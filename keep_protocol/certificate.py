@@ -71,6 +71,8 @@ _KEY_USAGE, _ALTERNATIVE_NAMES, _BASIC_CONSTRAINTS, _EXTENDED_KEY_USAGE = (
 _LONG_FORM, _HIGH_TAG = 0x80, 0x1F
 _LENGTH_BYTES = 3
 """Lengths of up to three bytes: more than MAX_CERTIFICATE_BYTES can need."""
+_MAX_ELEMENTS = 1024
+"""In one element: 64 KiB hold thirty thousand, 60 ms to read; a subject has ten."""
 _OID_BITS = 128
 """The longest numbers in use are UUIDs (2.25.…)."""
 _DAYS_TO_1970 = 719162
@@ -228,6 +230,8 @@ def _children(data: memoryview) -> list[tuple[int, memoryview]]:
     while data:
         tag, contents, data = _element(data)
         found.append((tag, contents))
+        if len(found) > _MAX_ELEMENTS:
+            raise _Malformed(f"an element holds more than {_MAX_ELEMENTS}")
     return found
 
 

@@ -35,7 +35,7 @@ COMMANDS = {
     "manifest": "keepctl.commands.local:manifest",
     "context": "keepctl.commands.local:context",
     "completion": "keepctl.commands.local:completion",
-    "init": "keepctl.commands.pki:init",
+    "init": "keepctl.commands.issuing:init",
     "pki": "keepctl.commands.pki:group",
     "install": "keepctl.commands.units:install",
     "uninstall": "keepctl.commands.units:uninstall",

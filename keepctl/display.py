@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import sys
 import threading
@@ -116,7 +117,9 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(one_line(cell) or "-") for cell in row))
     fixed = [max(len(line[column]) for line in (header, *rows)) + 2 for column in range(last)]
-    Console(width=max(Console().width, sum(fixed) + _LAST_COLUMN)).print(table)
+    columns, lines = shutil.get_terminal_size()
+    # With both given, rich does not make every terminal that calls itself dumb 80 columns wide.
+    Console(width=max(columns, sum(fixed) + _LAST_COLUMN), height=lines).print(table)
 
 
 class UploadBar:

@@ -238,8 +238,8 @@ def _remove_expired_uploaders(layout: Layout, now: datetime.datetime) -> None:
 
 
 def renew(layout: Layout, name: str, life: datetime.timedelta, now: datetime.datetime) -> Grant:
-    """A later certificate for a client's key and identity: one file is replaced, so it happens or it does not. The key
-    need not be here."""
+    """A later certificate for a client's key, name and role: one file is replaced, so it happens or it does not. The
+    key need not be here."""
     ca = load_ca(layout)
     path, key_path = layout.client_certificate(name), layout.client_key(name)
     with files.explained(f"renew the certificate of {name}"), files.locked(layout.directory):
@@ -251,7 +251,10 @@ def renew(layout: Layout, name: str, life: datetime.timedelta, now: datetime.dat
                 f"make a new one: keepctl pki issue {name}",
             )
         key = authority.client_key(old, path)
-        certificate = authority.issue_client(ca, key, name, life, now, authority.identity(old))
+        identity = authority.identity(old)
+        if identity is not None:
+            identity = identity.replace(trust_domain=authority.trust_domain(ca.certificate))
+        certificate = authority.issue_client(ca, key, name, life, now, identity)
         with _registered(layout, certificate):
             files.replace(path, authority.certificate_pem(certificate), files.PUBLIC_FILE)
     return Grant(certificate, path, key_path if os.path.lexists(key_path) else None)

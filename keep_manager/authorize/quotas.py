@@ -36,6 +36,15 @@ class QuotaKeeper:
     def __repr__(self) -> str:
         return f"QuotaKeeper({len(self._callers)} entries, {self._followers.total()} followers)"
 
+    @property
+    def callers(self) -> Callers:
+        """What the configuration in force says of callers."""
+        return self._callers
+
+    def apply(self, callers: Callers) -> None:
+        """Counts by these entries from now on; what is there already stays."""
+        self._callers = callers
+
     def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
         """Returns where one more keep of this spec fits. Raises KeepfleetError(TOO_MANY) naming the quota."""
         quotas = quotas_for(self._callers, caller.name)

@@ -11,7 +11,6 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.callers import Callers
 from keep_manager.http import handlers, legacy, middleware, openapi, streams
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
@@ -64,7 +63,6 @@ def make_app(
     journal: Journal,
     events: Events,
     admission: Admission,
-    callers: Callers,
     quotas: QuotaKeeper,
 ) -> web.Application:
     """The application that serves ROUTES."""
@@ -76,7 +74,6 @@ def make_app(
     app[streams.STREAMS] = set()
     app.on_shutdown.append(streams.end_streams)
     app[middleware.ADMISSION] = admission
-    app[middleware.CALLERS] = callers
     app[middleware.FIND] = keeps.find
     app[middleware.QUOTAS] = quotas
     rules: dict[web.AbstractRoute, Rules] = {}

@@ -10,7 +10,6 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action, Owned, authorize
-from keep_manager.callers import Callers
 from keep_manager.http.access import Admission, Peer, caller_at, refusals_logged
 from keep_manager.http.connection import Connection
 from keep_manager.http.cross_site import check_media_type, check_site
@@ -40,8 +39,6 @@ class Rules:
 
 RULES = web.AppKey("rules", dict[web.AbstractRoute, Rules])
 ADMISSION = web.AppKey("admission", Admission)
-CALLERS: web.AppKey[Callers] = web.AppKey("callers")
-"""What the configuration says of callers."""
 FIND: web.AppKey[Callable[[int], Owned]] = web.AppKey("find")
 """A keep by its ID. Raises KeepfleetError(NOT_FOUND)."""
 QUOTAS = web.AppKey("quotas", QuotaKeeper)
@@ -55,7 +52,7 @@ def peer_of(request: web.Request) -> Peer:
 
 def caller_of(request: web.Request) -> Caller:
     """Who sent the request."""
-    return caller_at(peer_of(request), request.app[CALLERS])
+    return caller_at(peer_of(request), request.app[QUOTAS].callers)
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

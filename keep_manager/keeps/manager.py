@@ -69,6 +69,11 @@ class Keeps:
     def __repr__(self) -> str:
         return f"Keeps({self._view!r}, {self._creation!r}, {len(self._starting)} being started)"
 
+    def apply(self, policy: Policy) -> None:
+        """Makes and starts keeps by this policy from now on; what is there already stays."""
+        self._policy = policy
+        self._creation.apply(policy)
+
     async def rediscover(self) -> list[KeepInfo]:
         """Every keep that units and loaders know of, and the view made of them. Raises KeepfleetError."""
         places = asyncio.Semaphore(ASKED_CONCURRENTLY)

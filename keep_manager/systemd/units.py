@@ -114,8 +114,10 @@ class SystemdUnits:
         return states
 
     async def look(self, kuuid: int) -> UnitState | None:
-        """The keep's unit as it is now, or None. Raises KeepfleetError."""
+        """The keep's unit as it is now, or None; tidies up after one that has gone. Raises KeepfleetError."""
         states = await self._list(unit_name(kuuid))
+        if not states:
+            self._fields.remove(kuuid)
         return states[0] if states else None
 
     async def spec(self, kuuid: int) -> KeepSpec | None:

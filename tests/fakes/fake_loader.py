@@ -78,7 +78,7 @@ class FakeLoader:
         self.stopped_by = ""
         self.says_it_is = kuuid
         self.connections = 0
-        self._address, self._port = "", 0
+        self._address, self._port, self._said = "", 0, ""
         self._outcome: Outcome | None = None
         self._changed = asyncio.Condition()
         self._path = control_socket_path(runtime_root, kuuid)
@@ -114,7 +114,7 @@ class FakeLoader:
     async def move(self, event: Event, outcome: Outcome | None = None) -> None:
         """Moves the keep along the real table and answers those who wait; `outcome` is how its workload ended."""
         async with self._changed:
-            self.phase = advance(self.phase, event)
+            self.phase, self._said = advance(self.phase, event), ""
             if outcome is not None:
                 self._outcome = outcome
             elif self.phase is Phase.ENDED:
@@ -126,10 +126,24 @@ class FakeLoader:
                 )
             self._changed.notify_all()
 
+    async def say(self, detail: str) -> None:
+        """Changes the sentence alone."""
+        async with self._changed:
+            self._said = detail
+            self._changed.notify_all()
+
+    async def hang_up(self) -> None:
+        """Ends every connection, and goes on listening."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
     def report(self) -> KeepReport:
         """The keep as it is now."""
         listening = self.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING)
-        detail = self._outcome.text if self._outcome is not None and self.phase is Phase.ENDED else WORDS[self.phase]
+        ended = self._outcome is not None and self.phase is Phase.ENDED
+        detail = self._outcome.text if ended and self._outcome is not None else self._said or WORDS[self.phase]
         return KeepReport(
             STATE_OF[self.phase],
             self.says_it_is,

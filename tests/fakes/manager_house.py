@@ -67,7 +67,7 @@ class ManagerHouse:
         self.url = f"https://127.0.0.1:{self.port}"
         context = self.files.server_context(require_client=self.require_client)
         admission = Admission(certificates, self.require_client)
-        app = make_app(self.keeps, self.journal, self.events, admission, self.policy.callers, self.quotas)
+        app = make_app(self.keeps, self.journal, self.events, admission, self.quotas)
         self.server = Server(app, listener, context, certificates)
         await self.server.open(self.tasks)
 

@@ -133,6 +133,10 @@ class Host:
             arguments.append(_from(since_cursor))
         return [entry for entry in self._entries(*arguments) if entry["__CURSOR"] != since_cursor]
 
+    def latest(self, count: int) -> list[Entry]:
+        """The journal's last entries, at most `count`."""
+        return self._entries(f"--lines={count}")
+
     def _entries(self, *arguments: str) -> list[Entry]:
         self.run(["journalctl", "--sync"])
         output = self.run(["journalctl", "--no-pager", "--output=json", "--all", *arguments]).stdout

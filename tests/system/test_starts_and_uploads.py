@@ -15,7 +15,7 @@ from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.calls import both, half_an_upload, refused, split
-from tests.system.conftest import module_s_fleet
+from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Life
 

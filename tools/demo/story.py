@@ -33,7 +33,7 @@ def expect(condition: bool, otherwise: str) -> None:
 
 
 class Story:
-    """One telling: the host, the workload, the keeps made so far."""
+    """One run of the demo: the host, the workload, the keeps made so far."""
 
     def __init__(self, host: Host, file: str, expected: str | None) -> None:
         self._host, self._file, self._expected = host, file, expected
@@ -61,7 +61,7 @@ class Story:
             self._client = ManagerClient(parse_manager(self._manager), context)
         return self._client
 
-    def tell(self) -> None:
+    def run(self) -> None:
         """All steps. Raises StepFailed or KeepfleetError at the first that goes wrong."""
         self._prepare()
         first, second = self._create("Create a keep"), self._create("Create another, for later")

@@ -1,15 +1,17 @@
 """Becomes PID 1 of a new sandbox: enters its cgroups, unshares, lays out the mounts, and execs systemd.
 
-Run as a bare file by `sandbox.Sandbox.boot` with the sandbox's name and state directory; every step that fails
-is one line on standard error, which is the sandbox's console file. The first process writes the number of the
+Run as a bare file by `sandbox.Sandbox.boot` with the sandbox's name, state directory and own number; every step that
+fails is one line on standard error, which is the sandbox's console file. The first process writes the number of the
 second, PID 1, to `booting` in the state directory and ends: nothing of the booting command stays behind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -241,9 +243,14 @@ def _become_systemd(name: str, state: str, found: list[cgroups.Hierarchy]) -> No
     os.execve(SYSTEMD, [SYSTEMD, "--system", "--unit=sandbox.target", *options], environment)  # noqa: S606
 
 
-def main(name: str, state: str) -> int:
-    """0 when the second process is on its way to be systemd; 1, with a line on standard error, when not."""
+def main(name: str, state: str, boot: int) -> int:
+    """Run by the process `boot`, whose death ends it: another boot of that name may be under way already.
+
+    0 when the second process is on its way to be systemd; 1, with a line on standard error, when not."""
     try:
+        linux.die_with_parent(signal.SIGKILL)
+        if os.getppid() != boot:
+            raise ProcessLookupError(errno.ESRCH, "its boot was interrupted")
         found = cgroups.hierarchies()
         cgroups.enter([hierarchy.of(name) for hierarchy in found])
         namespaces = linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWCGROUP | linux.CLONE_NEWNET
@@ -261,4 +268,4 @@ def main(name: str, state: str) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1], sys.argv[2]))
+    os._exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -24,7 +24,7 @@ BOOT_SECONDS = 30.0
 OFF_SECONDS = 10.0
 """An orderly power-off takes a second; a keep may use its five seconds to stop (TimeoutStopSec=)."""
 COMMAND_SECONDS = 2.0
-"""What a command that runs inside at power-off has from SIGTERM to SIGKILL; a shell ends at once."""
+"""What a command that runs inside at power-off has from SIGTERM to SIGKILL; a shell ends immediately."""
 _POWER_OFF = signal.SIGRTMIN + 4
 """To PID 1: start poweroff.target (man systemd, SIGRTMIN+4)."""
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -188,7 +188,7 @@ class Sandbox:
         self._make_cgroups()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, open(f"{self.state}/console", "wb") as console:
             ready.bind(f"{self.state}/notify")
-            arguments = [*_LEAN_PYTHON, f"{_HERE}/first.py", self.name, self.state]
+            arguments = [*_LEAN_PYTHON, f"{_HERE}/first.py", self.name, self.state, str(os.getpid())]
             first = subprocess.run(
                 arguments,
                 check=False,

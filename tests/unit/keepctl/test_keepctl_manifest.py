@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from keep_protocol.limits import DEFAULTS
@@ -172,7 +172,6 @@ def test_a_whole_mebibyte_is_read() -> None:
     assert faults("arguments:\n" + "- {a: 1}\n" * 60_000) != []
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=300), st.text("ab: -[]{}&*!%#|>\n\t\"'?,1.~", max_size=120).map(str.encode)))
 def test_no_bytes_at_all_make_anything_but_a_job_or_faults(data: bytes) -> None:
     job, found = parse_job(data)

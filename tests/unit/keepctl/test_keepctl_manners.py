@@ -106,10 +106,12 @@ def test_evidence_that_the_message_holds_already_is_not_said_twice(capsys: pytes
     assert capsys.readouterr().err == "keepctl: cannot take it: it imports 'a' 'b'\n    'c' 'd'\n"
 
 
+@pytest.mark.parametrize("terminal", ["xterm", "dumb", ""])
 @pytest.mark.parametrize("columns", [30, 60, 80, 200])
 def test_a_table_folds_its_last_column_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, terminal: str
 ) -> None:
+    monkeypatch.setenv("TERM", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     row = ("5485733526670498", "thumbnails", "2 started", "127.0.0.1:3031", "over its processor time limit of 10 s")

@@ -348,6 +348,9 @@ def test_a_rotation_trusts_both_cas_until_nothing_of_the_old_one_is_in_use(run: 
 
 def test_a_rotation_ends_by_force_although_the_old_ca_s_certificates_are_in_use(run: Run, made: Path) -> None:
     run("pki", "rotate", "--trust-domain", "new.example")
+    run("pki", "issue", "alice")
+    assert run("pki", "renew", "admin").exit_code == 0
+    assert accepted(made / "clients/admin.crt") == Identity(Role.OPERATOR, "admin", None, "new.example")
     assert run("pki", "rotate", "--finish", "--force").exit_code == 0
     (ca,) = cas(made)
     assert authority.trust_domain(ca) == "new.example"

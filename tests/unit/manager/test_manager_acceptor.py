@@ -225,9 +225,8 @@ async def test_out_of_descriptors_is_a_pause_and_not_an_end(
 
 
 async def test_a_listener_that_is_broken_ends_the_process_with_its_reason() -> None:
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(OSError, match="Invalid argument"):
         await accept_through(errno.EINVAL)
-    assert caught.group_contains(OSError, match="Invalid argument")
 
 
 async def accept_through(*errors: int) -> None:

@@ -37,10 +37,14 @@ async def test_the_manager_s_own_page_is_no_other_site(house: ManagerHouse) -> N
 @pytest.mark.parametrize("path", ["/keeps_post", "/v1/keeps", "/v1/keeps/5/start", "/v1/keeps/5/stop"])
 async def test_a_body_of_another_type_is_refused(house: ManagerHouse, path: str, kind: str) -> None:
     async with house.client() as client:
+        if "/5/" in path:  # who may not see the keep is refused before its request is looked at
+            async with client.post("/v1/keeps") as made:
+                path = path.replace("5", str((await made.json())["kuuid"]))
+        before = set(house.units.loaders)
         for body in (LIST, b""):
             async with client.post(path, data=body, headers={"Content-Type": kind}) as response:
                 assert (response.status, (await response.json())["error"]["kind"]) == (415, "unsupported-media")
-    assert house.units.loaders == {}
+    assert set(house.units.loaders) == before
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "Application/JSON", None])

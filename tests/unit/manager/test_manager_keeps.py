@@ -5,25 +5,34 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from keep_manager.callers import CallerEntry, GrantRoot
-from keep_manager.keeps import creation, manager
+from keep_manager.authorize.quotas import QuotaKeeper
+from keep_manager.callers import CallerEntry, GrantRoot, Quotas
+from keep_manager.keeps import creation, decide, manager
+from keep_manager.keeps.creation import spec_for
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
+from keep_manager.model import Answer
+from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
+from keep_protocol.constants import STOP_REPLY_SECONDS, TERM_SECONDS
 from keep_protocol.control import CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import Limits
-from keep_protocol.spec import RestartPolicy
+from keep_protocol.spec import KeepSpec, RestartPolicy
+from keep_protocol.sse import EventType
 from keep_protocol.states import Event, Phase, State
 from tests.fakes.callers import ALICE, BOB, STRANGER
+from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
-from tests.fakes.fake_units import FAIL, NEVER, FakeUnits
+from tests.fakes.fake_units import FAIL, NEVER, READY, FakeUnits
 from tests.fakes.manager_parts import ManagerParts, manager_parts
 
 
@@ -450,3 +459,155 @@ async def test_a_grant_that_is_refused_leaves_the_keep_as_it_was(keeps: Keeps, u
     assert (await keeps.get(kuuid)).state is State.LISTENING
     assert len(os.listdir("/proc/self/fd")) <= open_before + 2  # both ends of the watch's connection
     assert (await keeps.start(StartKeep(kuuid, workload=parse_workload({})), ALICE)).state is State.STARTED
+
+
+async def test_a_name_belongs_to_one_living_keep_of_its_owner(keeps: Keeps, units: FakeUnits) -> None:
+    first = (await keeps.create(NewKeep(name="web"), ALICE)).kuuid
+    error = await refusal(keeps.create(NewKeep(name="web"), ALICE))
+    assert error.kind is ErrorKind.CONFLICT
+    assert f"your keep {first} has it" in error.message
+    assert (await keeps.create(NewKeep(name="web"), BOB)).name == "web", "another owner's"
+    await keeps.start(StartKeep(first), ALICE)
+    await keeps.stop(first, ALICE)
+    second = (await keeps.create(NewKeep(name="web"), ALICE)).kuuid
+    assert {keep.kuuid for keep in (await keeps.list(visible=lambda keep: keep.owner == "alice")).keeps} == {
+        first,
+        second,
+    }
+
+
+async def test_fifty_creations_of_one_name_have_one_winner_and_the_others_hear_of_it(keeps: Keeps) -> None:
+    made = await asyncio.gather(*(keeps.create(NewKeep(name="web"), ALICE) for _ in range(50)), return_exceptions=True)
+    errors = [result for result in made if isinstance(result, KeepfleetError)]
+    (winner,) = [result for result in made if not isinstance(result, BaseException)]
+    assert [error.kind for error in errors] == [ErrorKind.CONFLICT] * 49
+    assert {error.message for error in errors} == {
+        f"cannot make a keep with the name 'web': your keep {winner.kuuid} has it; remove that one, or replace it"
+    }
+
+
+async def test_a_creation_may_replace_the_living_keep_of_its_name(
+    keeps: Keeps, units: FakeUnits, events: FakeEventLog
+) -> None:
+    first = (await keeps.create(NewKeep(name="web"), ALICE)).kuuid
+    await events.until(EventType.CREATED, first)
+    second = (await keeps.create(NewKeep(name="web", replace_living=True), ALICE)).kuuid
+    assert units.kuuids() == {second}
+    assert (await events.until(EventType.REMOVED, first)).by == "alice"
+
+
+async def test_a_name_whose_creation_failed_is_free(keeps: Keeps, units: FakeUnits) -> None:
+    units.behaviour = FAIL
+    await refusal(keeps.create(NewKeep(name="web"), ALICE))
+    units.behaviour = READY
+    assert (await keeps.create(NewKeep(name="web"), ALICE)).name == "web"
+
+
+async def test_a_keep_that_a_manager_left_half_made_has_its_owner_and_name(
+    units: FakeUnits, place: Path, policy: Policy
+) -> None:
+    """The manager was killed between the unit and its answer, before the unit was ready."""
+    spec = spec_for(NewKeep(name="web", labels=(("a", "b"),)), ALICE, policy, "key-1")
+    units.behaviour = NEVER
+    starting = asyncio.create_task(units.start(7, 60.0, spec))
+    await units.begun.wait()
+    async with manager_parts(units, str(place), policy) as parts:
+        found = await parts.keeps.get(7)
+        assert (found.owner, found.name, found.labels, found.state) == ("alice", "web", (("a", "b"),), State.UNDEFINED)
+        error = await refusal(parts.keeps.create(NewKeep(name="web"), ALICE))
+        assert "your keep 7 has it" in error.message
+        await parts.keeps.remove(7, ALICE)
+    await refusal(starting)
+
+
+async def test_a_retry_at_the_next_manager_gets_the_keep_that_was_made(
+    keeps: Keeps, units: FakeUnits, place: Path, policy: Policy
+) -> None:
+    request = NewKeep(name="web")
+    made = await keeps.create(request, ALICE, "key-1")
+    async with manager_parts(units, str(place), policy) as parts:
+        assert (await parts.keeps.create(request, ALICE, "key-1")).kuuid == made.kuuid
+        error = await refusal(parts.keeps.create(NewKeep(name="other"), ALICE, "key-1"))
+        assert error.message == "cannot make a keep: its idempotency key came with another request before"
+        assert (await parts.keeps.create(request, BOB, "key-1")).kuuid != made.kuuid
+        assert len(units.kuuids()) == 2
+
+
+async def test_a_unit_of_the_version_before_is_no_one_s_and_called_what_its_loader_says(
+    keeps: Keeps, units: FakeUnits, place: Path, policy: Policy
+) -> None:
+    """Its loader speaks the control protocol of its time, and takes five requests to start."""
+    made = await keeps.create(NewKeep(name="web", labels=(("a", "b"),), limits=(("tasks", 20),)), ALICE)
+    loader = units.loaders[made.kuuid]
+    del units.specs[made.kuuid]
+    loader.version = 1
+    loader.commands.clear()
+    async with manager_parts(units, str(place), policy) as parts:
+        found = await parts.keeps.get(made.kuuid)
+        assert (found.owner, found.name, found.labels, found.limits.tasks) == ("", "web", (("a", "b"),), 20)
+        started = await parts.keeps.start(StartKeep(made.kuuid, names=("a.example",)), ALICE)
+    assert started.state is State.STARTED
+    said = [(c.type, c.contents) for c in loader.commands if c.type not in (CommandType.INFO, CommandType.WAIT)]
+    assert said == [
+        (CommandType.ADDR, "127.0.0.1"),
+        (CommandType.PORT, str(started.port)),
+        (CommandType.NAMES, "a.example"),
+        (CommandType.START, ""),
+    ]
+
+
+async def test_what_a_loader_claims_to_be_changes_nothing(keeps: Keeps, units: FakeUnits) -> None:
+    made = await keeps.create(NewKeep(name="web"), ALICE)
+    loader = units.loaders[made.kuuid]
+    loader.spec = loader.spec.replace(name="other", owner="bob", labels=(("x", "y"),))
+    shown = await keeps.start(StartKeep(made.kuuid), ALICE)
+    assert (shown.name, shown.owner, shown.labels) == ("web", "alice", ())
+
+
+async def test_a_stop_waits_for_a_process_that_takes_its_time_to_die(
+    keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "STOP_SECONDS", 0.0)
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    await keeps.start(StartKeep(kuuid), ALICE)
+    loader = units.loaders[kuuid]
+    loader.dies = asyncio.Event()
+    loader.heard.clear()
+    stopping = asyncio.create_task(keeps.stop(kuuid, ALICE))
+    await loader.heard.wait()
+    assert STOP_REPLY_SECONDS >= TERM_SECONDS + 5.0
+    assert not stopping.done()
+    loader.dies.set()
+    assert (await stopping).state is State.COMPLETE
+
+
+async def test_a_quota_counts_creations_that_are_under_way(units: FakeUnits, place: Path, policy: Policy) -> None:
+    async with Group() as tasks:
+        parts = ManagerParts(tasks, units, str(place), policy, FakeEventLog())
+        callers = {"alice": CallerEntry(quotas=Quotas(keeps=3))}
+        keeper = QuotaKeeper(callers, lambda: parts.view)
+        other = ManagerParts(tasks, units, str(place), policy, FakeEventLog(), keeper)
+        parts.view = other.view
+        made = await asyncio.gather(*(other.keeps.create(NewKeep(), ALICE) for _ in range(20)), return_exceptions=True)
+    assert sum(isinstance(result, KeepInfo) for result in made) == 3
+
+
+async def test_a_thousand_keeps_are_listed_from_memory(units: FakeUnits, place: Path, policy: Policy) -> None:
+    async with manager_parts(units, str(place), policy) as parts:
+        report = FakeLoader(str(place), 1).report()
+        for kuuid in range(1, 1001):
+            spec = KeepSpec(name=f"web-{kuuid}", owner="alice", labels=(("n", str(kuuid % 10)),))
+            parts.view.begin(kuuid, spec)
+            parts.view.answered(kuuid, Answer(report.replace(kuuid=kuuid), KeepSpec()))
+        began = time.process_time()
+        for _ in range(10):
+            page = await parts.keeps.list(ListKeeps(labels=(("n", "3"),)), visible=lambda keep: keep.owner == "alice")
+        spent = time.process_time() - began
+        assert len(page.keeps) == 100
+        assert spent < 1.0, "ten lists; each of them in well under a tenth of a second of processor time"
+        assert parts.keeps.counts()[State.LISTENING] == 1000
+
+
+def test_a_list_of_the_commands_of_2020_is_in_the_order_of_creation() -> None:
+    made = [KeepInfo(kuuid, State.LISTENING, created_at=at) for kuuid, at in ((5, 2.0), (9, 1.0), (3, 2.0), (8, None))]
+    assert [keep.kuuid for keep in decide.by_creation(made)] == [8, 9, 3, 5]

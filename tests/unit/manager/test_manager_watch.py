@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from keep_manager.model import LastEvent
 from keep_manager.tasks import Group
 from keep_protocol.api import NewKeep
 from keep_protocol.control import CommandType
-from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.errors import KeepfleetError
+from keep_protocol.keep import KeepInfo, Module, Outcome, OutcomeKind, Uploader
 from keep_protocol.sse import EventType
 from keep_protocol.states import Event, State
 from tests.fakes.callers import ALICE
@@ -206,3 +210,66 @@ def test_a_pace_lets_a_burst_through_and_then_one_at_a_time() -> None:
 
 async def test_nobody_waits_for_the_count_of_a_keep_that_is_not_watched(house: House) -> None:
     await house.watch.counted(5)
+
+
+async def test_a_failed_removal_leaves_its_remover_s_name_to_no_later_end(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
+    info, _ = await house.new()
+    house.units.away = 1
+    with pytest.raises(KeepfleetError, match="systemd has not answered"):
+        await house.keeps.remove(info.kuuid, ALICE)
+    assert (await house.keeps.get(info.kuuid)).state is State.LISTENING
+    await house.units.stop(info.kuuid)
+    assert (await house.events.until(EventType.REMOVED)).by == ""
+
+
+async def test_no_descriptors_for_a_moment_end_no_watch_and_are_logged_once(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """EMFILE: the manager's own trouble, of which the keep knows nothing."""
+    monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
+    info, loader = await house.new()
+    real, refused = socket.socket, []
+
+    def none_left(family: int = -1, *more: int, **named: int) -> socket.socket:
+        if family == socket.AF_UNIX and len(refused) < 3:
+            refused.append(family)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(family, *more, **named)
+
+    monkeypatch.setattr("keep_manager.loader_client.socket.socket", none_left)
+    await loader.hang_up()
+    while len(refused) < 3:  # noqa: ASYNC110 # each a turn of the loop
+        await asyncio.sleep(0)
+    await run(loader, Event.START, Event.ENDPOINT_READY)
+    await house.events.until(STARTED)
+    assert house.recorded == [CREATED, STARTED]
+    assert caplog.text.count("Too many open files") == 1
+    assert (await house.keeps.get(info.kuuid)).state is State.STARTED
+
+
+async def test_an_upload_is_one_line_of_the_security_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "keepfleet.security")
+    info, loader = await house.new()
+    loader.uploaded_by = Uploader("sha256:" + "a" * 64, "ci", "1f")
+    loader.module = Module("sha256:" + "b" * 64, "hello", 77)
+    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
+    await loader.move(Event.FINISH, QUIET)
+    await house.events.until(ENDED)
+    lines = [record.getMessage() for record in caplog.records if record.name == "keepfleet.security"]
+    assert lines == [
+        f"keep@{info.kuuid}.service of alice: module sha256:{'b' * 64} of 77 bytes was uploaded by ci "
+        f"(serial 1f, sha256:{'a' * 64})"
+    ]
+
+
+async def test_a_change_of_the_sentence_alone_is_shown(house: House) -> None:
+    info, loader = await house.new()
+    await run(loader, Event.START, Event.ENDPOINT_READY)
+    await house.events.until(STARTED)
+    await loader.say("receiving a workload")
+    while (await house.keeps.get(info.kuuid)).detail != "receiving a workload":  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert house.recorded == [CREATED, STARTED]

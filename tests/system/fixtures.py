@@ -1,12 +1,17 @@
-"""One host for all system tests of a session: a private systemd with keepfleet installed as an operator would."""
+"""One host for all system tests of a worker: a private systemd with keepfleet installed as an operator would.
+
+A plugin of `tests/conftest.py`, for tests/system and tests/rare.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,6 +19,7 @@ from keep_protocol.errors import KeepfleetError
 from tests.system.fleet import Fleet
 from tests.system.host import Host, message_of
 from tests.system.life import Bystanders, Life
+from tools.sandbox import linux
 from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 
@@ -21,7 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 INSTALLED = "/opt/keepfleet"
 SHOWN_LINES = 100
 """Journal lines shown with a failed test: a creation, an upload and a kill write about thirty."""
-_JOURNAL_START = pytest.StashKey[str]()
+_BEGAN = pytest.StashKey[float]()
+_MACHINE_S_NETWORK = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+"""That of this process until it has a host, whose network it then enters."""
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +62,29 @@ def host(prefix: Path, configuration: Path, tmp_path_factory: pytest.TempPathFac
     layout = Layout(binds, root=os.environ.get("KEEPFLEET_TEST_ROOT"))
     with Sandbox(f"tests-{os.getpid()}", layout) as sandbox, sandbox.network():
         yield Host(sandbox, shared)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A module without use for the host is in the machine's network, which may have a way to a registry."""
+    module: ModuleType = request.module
+    items = [item for item in request.session.items if getattr(item, "module", None) is module]
+    if any("host" in getattr(item, "fixturenames", ()) for item in items):
+        yield
+        return
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _enter(_MACHINE_S_NETWORK)
+        yield
+    finally:
+        _enter(before)
+        os.close(before)
+
+
+def _enter(network: int) -> None:
+    """Changes the calling thread's network where it is another one; so nobody needs a right for nothing."""
+    if not os.path.samestat(os.fstat(network), os.stat("/proc/thread-self/ns/net")):
+        linux.setns(network, linux.CLONE_NEWNET)
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +139,9 @@ def _host_of(item: pytest.Item) -> Host | None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Remembers where the journal stood when the test began."""
-    if host := _host_of(item):
-        item.stash[_JOURNAL_START] = host.cursor()
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Remembers when the test began."""
+    item.stash[_BEGAN] = time.time()
     return (yield)
 
 
@@ -121,7 +151,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     host = _host_of(item)
     if report.failed and host and host.sandbox.pid:
-        entries = host.journal(since_cursor=item.stash.get(_JOURNAL_START, None))
-        lines = [f"{entry.get('SYSLOG_IDENTIFIER', '?')}: {message_of(entry)}" for entry in entries[-SHOWN_LINES:]]
+        lines = [
+            f"{entry.get('SYSLOG_IDENTIFIER', '?')}: {message_of(entry)}"
+            for entry in host.latest(SHOWN_LINES)
+            if int(entry["__REALTIME_TIMESTAMP"]) >= item.stash[_BEGAN] * 1e6
+        ]
         report.sections.append(("the host's journal", "\n".join(lines)))
     return report

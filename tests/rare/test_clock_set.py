@@ -18,7 +18,7 @@ from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.clock import DAY, HOUR, Clock, ClockedFleet, environment
-from tests.system.conftest import INSTALLED
+from tests.system.fixtures import INSTALLED
 from tests.system.fleet import MANAGER, free_port
 from tests.system.host import Host
 from tests.system.life import Life
