@@ -15,6 +15,7 @@ from keep_protocol.states import State
 from keepctl import authority
 from tests.system import certificates
 from tests.system.calm import undisturbed
+from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet
 from tests.system.life import Life, example
 from tests.system.silent import rolling
@@ -31,6 +32,15 @@ def calm(installed_fleet: Fleet) -> Iterator[None]:
     installed_fleet.clear()
     with undisturbed(installed_fleet):
         yield
+
+
+fleet = pytest.fixture(scope="module")(module_s_fleet)
+
+
+@pytest.fixture(scope="module")
+def awaiting(fleet: Fleet) -> Life:
+    """One keep for all tests that only knock at its endpoint."""
+    return Life.awaiting(fleet)
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,8 @@ class Place:
 
 
 @pytest.fixture(params=DOORS)
-def place(request: pytest.FixtureRequest, fleet: Fleet) -> Place:
-    return Place(request.param, fleet, Life.awaiting(fleet))
+def place(request: pytest.FixtureRequest, fleet: Fleet, awaiting: Life) -> Place:
+    return Place(request.param, fleet, awaiting)
 
 
 def test_without_a_certificate_not_a_byte_of_http_is_answered(place: Place) -> None:
@@ -213,14 +223,16 @@ def test_a_line_that_cannot_be_read_refuses_every_client_until_it_is_fixed(place
 
 def test_a_list_that_was_replaced_lets_no_client_into_the_keeps_that_hold_the_old_one(fleet: Fleet) -> None:
     held, revoked = Place("keep", fleet, Life.awaiting(fleet)), fleet.pki / "revoked"
-    copy = fleet.pki / "revoked.edited"
+    copy, original = fleet.pki / "revoked.edited", fleet.pki / "revoked.original"
     copy.write_bytes(revoked.read_bytes())
+    original.hardlink_to(revoked)
     copy.rename(revoked)
     answer = held.ask(held.good())
     assert answer.status == 403
     assert "it was replaced by another file; start the keep again" in answer.object["error"]["message"]
     Place("manager", fleet, held.life).check()
     Place("keep", fleet, Life.awaiting(fleet)).check()
+    original.rename(revoked)  # which other keeps hold open
 
 
 def test_a_certificate_revoked_while_its_client_uploads_ends_the_upload(fleet: Fleet) -> None:
@@ -284,8 +296,10 @@ def test_what_is_no_tls_gets_no_http_back(place: Place, said: bytes) -> None:
     place.check()
 
 
-def test_among_fifty_silent_and_fifty_strange_connections_a_good_client_is_served(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DOORS)
+def test_among_fifty_silent_and_fifty_strange_connections_a_good_client_is_served(fleet: Fleet, name: str) -> None:
     held: list[socket.socket] = []
+    place = Place(name, fleet, Life.awaiting(fleet))
     try:
         for _ in range(50):
             held.append(socket.create_connection(("127.0.0.1", place.port), 30))

@@ -159,8 +159,10 @@ def test_the_page_on_certificates_can_be_typed_and_another_ca_s_client_then_runs
         "keepctl run --rm --cert carol.pem --key carol.pem examples/hello-c/hello.wasm",
         "keepctl pki check",
     ]
-    fleet.host.run(["cp", "-a", pki, f"{pki}.before"])
+    fleet.host.run(["mv", pki, f"{pki}.before"])  # which other tests' clients are in
     try:
+        fleet.host.run(["keepctl", "init"])
+        fleet.restart()
         output = typed_inside(fleet, [*blocks("docs/how-to/certificates.md", "sh"), *then])
     finally:
         fleet.host.run(["rm", "-rf", pki])

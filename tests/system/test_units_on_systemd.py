@@ -91,8 +91,8 @@ def test_a_keep_lives_in_the_slice_of_its_group_below_all_keeps(life: Life) -> N
     assert shown["TasksMax"] not in ("infinity", "")
 
 
-def test_a_keep_s_unit_is_called_by_its_id(life: Life) -> None:
-    assert life.show("Description") == f"Keep {life.kuuid}"
+def test_a_keep_s_unit_is_called_by_its_id_and_its_owner(life: Life) -> None:
+    assert life.show("Description") == f"Keep {life.kuuid} of admin"
 
 
 def test_a_keep_s_lines_bear_its_id_and_its_name(life: Life) -> None:

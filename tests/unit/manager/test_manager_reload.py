@@ -15,6 +15,7 @@ from keep_manager.callers import CallerEntry, ConfiguredRole, Quotas
 from keep_manager.config import Settings
 from keep_manager.keeps.policy import Policy
 from keep_manager.keeps.retention import Retention
+from keep_manager.keeps.view import Entry
 from keep_manager.model import Caller
 from keep_manager.reload import NEEDS_RESTART, Reload, changes
 from keep_protocol.api import NewKeep
@@ -142,7 +143,11 @@ async def test_retention_looks_immediately_by_what_was_applied() -> None:
         async def remove(self, kuuid: int, caller: Caller) -> None:
             raise AssertionError(f"{caller} removes {kuuid}")
 
-    retention = Retention(Removing(), lambda: looked.put_nowait(None) or (), 3600)
+    def look() -> tuple[Entry, ...]:
+        looked.put_nowait(None)
+        return ()
+
+    retention = Retention(Removing(), look, 3600)
     task = asyncio.create_task(retention.run())
     await asyncio.wait_for(looked.get(), SECONDS)
     retention.apply(1800)
