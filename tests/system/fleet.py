@@ -9,11 +9,9 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from keep_client.failures import ConnectionFailed
-
 from keep_client.credentials import Credentials
 from keep_client.manager import ManagerClient
-from keep_client.peer import Endpoint
+from keep_client.peer import ConnectionFailed, Endpoint
 from keep_manager.reload import NEEDS_RESTART
 from keep_protocol.constants import UNIT_PATTERN
 from tests.system.host import Host, message_of

@@ -231,7 +231,7 @@ async def test_no_descriptors_for_a_moment_end_no_watch_and_are_logged_once(
     """EMFILE: the manager's own trouble, of which the keep knows nothing."""
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
     info, loader = await house.new()
-    real, refused = socket.socket, []
+    real, refused = socket.socket, list[int]()
 
     def none_left(family: int = -1, *more: int, **named: int) -> socket.socket:
         if family == socket.AF_UNIX and len(refused) < 3:
