@@ -25,7 +25,7 @@ LAST_KEEP_PORT = 65535
 KUUID_BITS = 53
 """The widest integer every JSON reader keeps whole (RFC 8259, section 6)."""
 SLICE_GROUPS = 32
-"""Keeps are spread over this many slices: PID 1 pays for the units beside a new one in its slice."""
+"""Keeps are spread over this many slices: PID 1 pays for the other units in a new one's slice."""
 
 MAX_CONTROL_FRAME = 128 * 1024
 """One message on the control socket, in bytes; a keep's object with its certificate and a backtrace is 8 KiB, and with
