@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         return run()
     if words == ["check"]:
-        from app_loader.descriptors import claim
+        from app_loader.settings import claim
 
         passed = claim(os.environ)  # before the engine's libraries open files of their own
         from app_loader.check.compiler import check

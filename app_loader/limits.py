@@ -8,7 +8,7 @@ from __future__ import annotations
 REPORT_FD = 3
 """The report socket: passed by the keep-loader, kept by the runner. In the checker, the socket to the endpoint."""
 FIRST_DESCRIPTOR = 4
-"""Where passed descriptors begin, see `descriptors`."""
+"""Where passed descriptors begin, see `settings`."""
 
 CERTIFICATE_DAYS = 397
 """A keep lives hours or weeks; 397 days is the longest any TLS client still takes (CA/Browser Forum, 2020)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.figures import Figure, Goal, Measure
 from benchmarks.host import Host, example
 from benchmarks.measuring import MS, Effort, MeasurementFailed
-from keep_client.keep import door_of, open_workload, received, upload_raw
+from keep_client.keep import endpoint_of, open_workload, received, upload_raw
 
 LIMIT_SECONDS = 1
 WORKLOAD = "spin-wat"
@@ -18,7 +18,7 @@ def _overrun(host: Host) -> float:
     keep = host.client.create(limits={"wall_seconds": LIMIT_SECONDS})
     keep = host.client.start(keep.kuuid, host.endpoint.host, None)
     with open_workload(example(WORKLOAD)) as file:
-        received(upload_raw(door_of(keep, host.endpoint.host), host.keep_context, file), file)
+        received(upload_raw(endpoint_of(keep, host.endpoint.host), host.keep_context, file), file)
     outcome = host.client.ended(keep.kuuid).outcome
     host.client.remove(keep.kuuid)
     if outcome is None or outcome.wall_seconds is None or "over its time limit" not in outcome.text:

@@ -12,7 +12,7 @@ from benchmarks.figures import Figure, Goal
 from benchmarks.host import MANAGER_UNIT, Host
 from benchmarks.measuring import FULL, MS, Effort, MeasurementFailed, timed
 from benchmarks.rate import create
-from keep_client.failures import ConnectionFailed
+from keep_client.peer import ConnectionFailed
 from keep_protocol.constants import UNIT_PATTERN
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State

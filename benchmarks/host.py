@@ -19,8 +19,8 @@ from benchmarks import dropin
 from benchmarks.bus import Systemd
 from benchmarks.measuring import MeasurementFailed
 from keep_client.credentials import Credentials, pki_directory
-from keep_client.endpoint import Endpoint
 from keep_client.manager import ManagerClient
+from keep_client.peer import Endpoint
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT, LEGACY_PATH, UNIT_PATTERN
 from keep_protocol.keep import KeepInfo, keep_from_wire
 

@@ -10,7 +10,7 @@ from benchmarks.bus import simple_service, slice_of
 from benchmarks.figures import Figure, Goal, Measure
 from benchmarks.host import NOTIFYING, SLEEPING, Host, KeptConnection, example
 from benchmarks.measuring import Effort, MeasurementFailed, timed
-from keep_client.keep import door_of, open_workload, received, upload_raw
+from keep_client.keep import endpoint_of, open_workload, received, upload_raw
 from keep_protocol.constants import KUUID_BITS, slice_name
 from keep_protocol.keep import KeepInfo
 
@@ -66,7 +66,7 @@ class Lifecycle:
         with timed() as watch:
             keep = kept.start_keep(self._keep.kuuid)
         self.samples[START].append(watch.milliseconds)
-        door = door_of(keep, self._host.endpoint.host)
+        door = endpoint_of(keep, self._host.endpoint.host)
         with open_workload(self._module) as file:
             began = time.time_ns()
             with timed() as watch:

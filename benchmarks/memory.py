@@ -9,7 +9,7 @@ from benchmarks import waiting
 from benchmarks.figures import Figure, Goal
 from benchmarks.host import Host
 from benchmarks.measuring import MIB, Effort, MeasurementFailed
-from keep_client.keep import door_of, open_workload, received, upload_raw
+from keep_client.keep import endpoint_of, open_workload, received, upload_raw
 from keep_protocol.keep import KeepInfo
 
 IDLE, LISTENING, RUNNING = Goal(5.0), Goal(12.0), Goal(15.0)
@@ -57,7 +57,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         workload.flush()
         with open_workload(workload.name) as file:
             for keep in keeps:
-                received(upload_raw(door_of(keep, host.endpoint.host), host.keep_context, file), file)
+                received(upload_raw(endpoint_of(keep, host.endpoint.host), host.keep_context, file), file)
     for keep in keeps:
         host.first_line(keep.unit, waiting.ITS_LINE)
     running = _look(host, keeps, 2)

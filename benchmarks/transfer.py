@@ -19,7 +19,16 @@ from benchmarks.measuring import MB, MIB, MS, Effort, MeasurementFailed
 from benchmarks.modules import padded
 from keep_client.credentials import pki_directory
 from keep_client.http import Body, Reply
-from keep_client.keep import WORKLOAD_PATH, Door, door_at, door_of, open_workload, raw_body, received, upload
+from keep_client.keep import (
+    WORKLOAD_PATH,
+    UploadEndpoint,
+    endpoint_at,
+    endpoint_of,
+    open_workload,
+    raw_body,
+    received,
+    upload,
+)
 from keep_protocol.tls import fingerprint_of
 
 THROUGHPUT = Goal(200.0, at_least=True)
@@ -79,7 +88,7 @@ class Pace:
         return (self._size - sent) / MB / (self.sent_at - at)
 
 
-def send(door: Door, context: ssl.SSLContext, file: FileIO, pace: Pace) -> tuple[Reply, float]:
+def send(door: UploadEndpoint, context: ssl.SSLContext, file: FileIO, pace: Pace) -> tuple[Reply, float]:
     """The reply to an upload, and when it came."""
     body = raw_body(file)
     watched = Body(body.type, body.length, pace.over(iter(body.parts)))
@@ -88,7 +97,7 @@ def send(door: Door, context: ssl.SSLContext, file: FileIO, pace: Pace) -> tuple
 
 
 @contextmanager
-def sink() -> Iterator[Door]:
+def sink() -> Iterator[UploadEndpoint]:
     """A server that throws uploads away, in a process of its own with the manager's certificate."""
     paths = [os.path.join(pki_directory(), name) for name in ("ca.crt", "manager.crt", "manager.key")]
     with open(paths[1], encoding="ascii") as file:
@@ -99,7 +108,7 @@ def sink() -> Iterator[Door]:
             port = process.stdout.readline() if process.stdout else ""
             if not port.strip().isdecimal():
                 raise MeasurementFailed("the server that throws uploads away does not start")
-            yield door_at("127.0.0.1", int(port), fingerprint)
+            yield endpoint_at("127.0.0.1", int(port), fingerprint)
         finally:
             process.kill()
 
@@ -117,7 +126,7 @@ class Transfers:
         self.growth: list[float] = []
         self.peak: list[float] = []
 
-    def to_sink(self, door: Door) -> None:
+    def to_sink(self, door: UploadEndpoint) -> None:
         """One upload that nobody keeps."""
         pace = Pace(self._size)
         reply, _ = send(door, self._host.keep_context, self._file, pace)
@@ -135,7 +144,7 @@ class Transfers:
         if len(doors) != 1:
             raise MeasurementFailed(f"{keep.unit} has {len(doors)} app-loaders")
         pace = Pace(self._size, lambda: peak_of(doors[0]))
-        door = door_of(keep, self._host.endpoint.host)
+        door = endpoint_of(keep, self._host.endpoint.host)
         began = time.perf_counter()
         reply, answered = send(door, self._host.keep_context, self._file, pace)
         received(reply, self._file)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(DOCS.parent))
 from app_loader.receive import requests  # noqa: E402 - found by the line above
 from keep_manager.http import errors, openapi, schemas  # noqa: E402 - found by the line above
 from keep_manager.http.schemas import Schema  # noqa: E402 - found by the line above
-from keep_manager.keeps.allowances import DEFAULT_CEILINGS  # noqa: E402 - found by the line above
+from keep_manager.keeps.policy import DEFAULT_CEILINGS  # noqa: E402 - found by the line above
 from keep_protocol import limits  # noqa: E402 - found by the line above
 from keep_protocol.errors import ErrorKind  # noqa: E402 - found by the line above
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase  # noqa: E402 - found by the line above

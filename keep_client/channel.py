@@ -13,30 +13,31 @@ import ssl
 import time
 from typing import Any, Self
 
-from keep_client.endpoint import Endpoint
-from keep_client.failures import translate
+from keep_client.peer import Endpoint, handshake_failed, translate
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.tls import HANDSHAKE_SECONDS, check_pin
 
 CONNECT_SECONDS = 5.0
 """Two lost SYN packets on the slowest terrestrial path; after that a person wants to know."""
 _EARLY_BYTES = 16 * 1024
-"""What is read of an early answer at once: one TLS record; the rest waits in the socket."""
+"""How much of an early answer is read while sending: one TLS record; the rest waits in the socket."""
 
 
 class ReaderGone(Exception):
-    """Nobody is left to read what the answer would be written to. No OSError: the connection has not failed."""
+    """What the answer would be written to has no reader any more. No OSError: the connection has not failed."""
 
 
 class Channel(io.RawIOBase):
     """A TLS connection as a raw stream of bytes; use it as a context manager.
 
-    Reading and writing raise OSError (TimeoutError at the deadline); `failures.translate` words it. With `reader`, the
+    Reading and writing raise OSError (TimeoutError at the deadline); `peer.translate` words it. With `reader`, the
     descriptor of a pipe or socket our own output goes to, a wait raises ReaderGone as soon as its other end is closed.
     """
 
-    def __init__(self, sock: ssl.SSLSocket, deadline: float, reader: int | None = None) -> None:
-        self._sock, self._deadline, self._reader = sock, deadline, reader
+    def __init__(self, sock: ssl.SSLSocket, deadline: float, reader: int | None = None, address: str = "") -> None:
+        """address: the IP address that was connected to."""
+        self._sock, self._deadline, self._reader, self.address = sock, deadline, reader, address
+        self._opened = time.monotonic()
         self._early = b""
         self._answered = False
         sock.setblocking(False)
@@ -59,10 +60,11 @@ class Channel(io.RawIOBase):
         """
         try:
             with socket.create_connection((endpoint.host, endpoint.port), CONNECT_SECONDS) as plain:
+                address = str(plain.getpeername()[0])
                 plain.settimeout(HANDSHAKE_SECONDS)
                 # Or a request's body waits for the acknowledgement of its head, which the peer delays by 40 ms.
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock = context.wrap_socket(plain, server_hostname=endpoint.host)
+                sock = cls._shake_hands(plain, endpoint, context)
         except (OSError, ValueError) as error:
             raise translate(error, endpoint) from error
         try:
@@ -71,17 +73,28 @@ class Channel(io.RawIOBase):
         except KeepfleetError:
             sock.close()
             raise
-        return cls(sock, time.monotonic() + seconds, reader)
+        return cls(sock, time.monotonic() + seconds, reader, address)
+
+    @staticmethod
+    def _shake_hands(plain: socket.socket, endpoint: Endpoint, context: ssl.SSLContext) -> ssl.SSLSocket:
+        try:
+            return context.wrap_socket(plain, server_hostname=endpoint.host)
+        except OSError as error:
+            raise handshake_failed(error, endpoint) from error
+
+    def seconds(self) -> float:
+        """How long ago the handshake ended."""
+        return time.monotonic() - self._opened
 
     def extend(self, seconds: float) -> None:
-        """The deadline is `seconds` from now: for a stream, whose end nobody knows."""
+        """The deadline is `seconds` from now: for a stream, whose end is not known."""
         self._deadline = time.monotonic() + seconds
 
     def _wait(self, events: int) -> None:
         poll = select.poll()
         poll.register(self._sock, events)
         if self._reader is not None:
-            poll.register(self._reader, 0)  # no event asked for: poll(2) tells POLLERR and POLLHUP all the same
+            poll.register(self._reader, 0)  # no event asked for: poll(2) reports POLLERR and POLLHUP all the same
         left = self._deadline - time.monotonic()
         ready = poll.poll(left * 1000) if left > 0 else []
         if not ready:
@@ -132,6 +145,8 @@ class Channel(io.RawIOBase):
                 self._wait(select.POLLIN)
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT)
+            except BrokenPipeError:  # OpenSSL 3.5 reports a write that failed before; 3.0 had the end of the stream
+                return 0
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """What `http.client.HTTPResponse` asks of a socket; closing the file leaves the channel open."""

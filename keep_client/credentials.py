@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import socket
 import ssl
+import stat
 from dataclasses import dataclass
 
-from keep_client.endpoint import Endpoint
+from keep_client.peer import Endpoint
 from keep_protocol import tls
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -53,6 +55,44 @@ def parse_manager(text: str) -> Endpoint:
     return Endpoint(match[1] or match[2], port, "the manager", MANAGER_HINT)
 
 
+def check_readable(path: str) -> None:
+    """Raises KeepfleetError(CERTIFICATE) unless `path` is a regular file that we may read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return
+        finally:
+            os.close(descriptor)
+        why = "it is not a regular file"
+    except FileNotFoundError:
+        why = "there is no such file; make a PKI with `keepctl init`, or name your files with --ca, --cert and --key"
+    except PermissionError:
+        why = "permission denied; run this as a user who may read it, or name your files with --ca, --cert and --key"
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use {path}: {why}")
+
+
+@functools.cache
+def ask_passphrase(key: str) -> str:
+    """The passphrase of an encrypted key, asked for at the terminal once a process.
+
+    Raises KeepfleetError(CERTIFICATE) where there is no terminal.
+    """
+    import getpass  # here: for those alone who have such a key
+
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError as error:
+        raise KeepfleetError(
+            ErrorKind.CERTIFICATE,
+            f"cannot use the key {key}: it is encrypted, and there is no terminal to ask for its passphrase; "
+            f"write it without one: openssl pkey -in {key} -out NEW.key",
+        ) from error
+    return getpass.getpass(f"Passphrase of {key}: ")
+
+
 @dataclass(frozen=True)
 class Credentials:
     """Paths: the CA that issued the manager's certificate, and our own certificate and key."""
@@ -73,20 +113,18 @@ class Credentials:
 
     def _check(self, *paths: str) -> None:
         for path in paths:
-            if not os.path.isfile(path):
-                raise KeepfleetError(
-                    ErrorKind.CERTIFICATE,
-                    f"cannot use {path}: there is no such file; make a PKI with `keepctl init`, "
-                    "or name your files with --ca, --cert and --key",
-                )
+            check_readable(path)
         tls.check_private_file(self.key)
+
+    def _passphrase(self) -> str:
+        return ask_passphrase(self.key)
 
     def manager_context(self) -> ssl.SSLContext:
         """For the manager: its CA and its name are checked. Raises KeepfleetError(CERTIFICATE)."""
         self._check(self.ca, self.certificate, self.key)
-        return tls.client_context(self.ca, self.certificate, self.key)
+        return tls.client_context(self.ca, self.certificate, self.key, self._passphrase)
 
     def keep_context(self) -> ssl.SSLContext:
         """For a keep, whose pin the channel checks. Raises KeepfleetError(CERTIFICATE)."""
         self._check(self.certificate, self.key)
-        return tls.pinned_client_context(self.certificate, self.key)
+        return tls.pinned_client_context(self.certificate, self.key, self._passphrase)

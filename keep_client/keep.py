@@ -1,9 +1,10 @@
-"""One keep's door: sends it one workload, after its certificate was compared with the pin."""
+"""One keep's upload endpoint: sends it one workload, after its certificate was compared with the pin."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import ssl
 import stat
 from collections.abc import Callable, Iterator
@@ -12,51 +13,68 @@ from dataclasses import dataclass
 from io import FileIO
 
 from keep_client.channel import Channel
-from keep_client.endpoint import Endpoint
-from keep_client.http import Body, Reply, exchange
+from keep_client.http import NO_HEADERS, Body, Headers, Reply, exchange
+from keep_client.peer import Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 
 PAYLOAD_PATH = "/payload"
 WORKLOAD_PATH = "/workload"
+MODULE_NAME_HEADER = "X-Module-Name"
+MAX_MODULE_NAME = 255
+"""Characters; the longest name of a file (NAME_MAX)."""
 PAYLOAD_RECEIVED = "Payload received"
 CHUNK = 256 * 1024
-"""Bytes of a file in memory at once."""
-DOOR_SECONDS = 60.0
+"""Bytes of a file in memory at a time."""
+UPLOAD_SECONDS = 60.0
 """For the keep to check and compile a module (it allows itself about ten seconds) on a busy host."""
 SLOWEST_BYTES_PER_SECOND = 64 * 1024
 """The slowest link an upload is given time for: half a megabit a second."""
-MAX_DOOR_REPLY = 64 * 1024
+MAX_UPLOAD_REPLY = 64 * 1024
 """A keep runs foreign code, so little is read of what it answers; a refusal with its reason is under 8 KiB."""
-CLOSED_HINT = "a keep closes its door for good once it has its workload, and when it is stopped; see: keepctl inspect"
+CLOSED_HINT = "a keep closes its upload endpoint once it has its workload, and when it is stopped; see: keepctl inspect"
 Progress = Callable[[int], None]
 _DECIMAL = tuple(str(byte).encode("ascii") for byte in range(256))
-_UNSPECIFIED = ("0.0.0.0", "::")
+_FAMILIES = {"0.0.0.0": (socket.AF_INET, "IPv4", "127.0.0.1"), "::": (socket.AF_INET6, "IPv6", "::1")}
+"""What listens on every address listens on those of one family: a keep's socket is made with IPV6_V6ONLY."""
 
 
 @dataclass(frozen=True)
-class Door:
-    """Where one keep receives, and the fingerprint its certificate must have."""
+class UploadEndpoint:
+    """Where one keep receives its workload, and the fingerprint its certificate must have."""
 
     endpoint: Endpoint
     fingerprint: str
 
 
-def door_at(host: str, port: int, fingerprint: str) -> Door:
-    """The door at an address a person gave."""
-    return Door(Endpoint(host, port, "the keep", CLOSED_HINT), fingerprint)
+def endpoint_at(host: str, port: int, fingerprint: str) -> UploadEndpoint:
+    """The upload endpoint at an address a person gave."""
+    return UploadEndpoint(Endpoint(host, port, "the keep", CLOSED_HINT), fingerprint)
 
 
 def reachable_host(keep: KeepInfo, manager_host: str) -> str:
-    """Where to connect to for a keep; one that listens on every address is met where its manager is."""
-    return manager_host if keep.address in _UNSPECIFIED else keep.address
+    """Where to connect to for a keep; one that listens on every address of a family is met at its manager's of that
+    family. Raises KeepfleetError(CONFLICT) where the manager is known by none."""
+    if keep.address not in _FAMILIES:
+        return keep.address
+    family, name, loopback = _FAMILIES[keep.address]
+    try:
+        return str(socket.getaddrinfo(manager_host, None, family, socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        if manager_host == "::1" or manager_host.startswith("127."):
+            return loopback
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot send anything to keep {keep.kuuid}: it listens on {keep.address}, which is {name} alone, and "
+            f"{manager_host} has no {name} address; start it with --address and the one you reach it by",
+        ) from error
 
 
-def door_of(keep: KeepInfo, manager_host: str) -> Door:
-    """The door of a keep.
+def endpoint_of(keep: KeepInfo, manager_host: str) -> UploadEndpoint:
+    """The upload endpoint of a keep.
 
-    Raises KeepfleetError(CONFLICT) when the keep has none open.
+    Raises KeepfleetError(CONFLICT) when the keep has none open, or none that can be reached.
     """
     if keep.state is not State.STARTED or not keep.port or not keep.fingerprint:
         raise KeepfleetError(
@@ -65,7 +83,9 @@ def door_of(keep: KeepInfo, manager_host: str) -> Door:
             "only a started keep receives a workload",
         )
     host = reachable_host(keep, manager_host)
-    return Door(Endpoint(host, keep.port, f"keep {keep.kuuid}", f"{CLOSED_HINT} {keep.kuuid}"), keep.fingerprint)
+    return UploadEndpoint(
+        Endpoint(host, keep.port, f"keep {keep.kuuid}", f"{CLOSED_HINT} {keep.kuuid}"), keep.fingerprint
+    )
 
 
 @contextmanager
@@ -96,7 +116,7 @@ def _numbers(file: FileIO) -> Iterator[bytes]:
     yield b"]}"
 
 
-def _told(parts: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
+def _reported(parts: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
     sent = 0
     for part in parts:
         yield part  # the next one is asked for when this one has gone out
@@ -107,7 +127,7 @@ def _told(parts: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
 def raw_body(file: FileIO, progress: Progress | None = None) -> Body:
     """The file as it is, in parts; `progress` hears how many bytes have gone out, after each."""
     parts = _chunks(file)
-    return Body("application/wasm", file_size(file), _told(parts, progress) if progress is not None else parts)
+    return Body("application/wasm", file_size(file), _reported(parts, progress) if progress is not None else parts)
 
 
 def file_size(file: FileIO) -> int:
@@ -120,26 +140,37 @@ def numbers_body(file: FileIO) -> Body:
     return Body("application/json", sum(len(part) for part in _numbers(file)), _numbers(file))
 
 
-def upload(door: Door, context: ssl.SSLContext, method: str, target: str, body: Body) -> Reply:
-    """Sends one workload and returns the door's answer, whatever its status.
+def upload(
+    endpoint: UploadEndpoint,
+    context: ssl.SSLContext,
+    method: str,
+    target: str,
+    body: Body,
+    headers: Headers = NO_HEADERS,
+) -> Reply:
+    """Sends one workload and returns the keep's answer, whatever its status.
 
-    Nothing is sent unless the keep's certificate has the door's fingerprint (KeepfleetError CERTIFICATE).
+    Nothing is sent unless the keep's certificate has the endpoint's fingerprint (KeepfleetError CERTIFICATE).
     Raises ConnectionFailed when no answer came; a keep that has its workload listens no more.
     """
-    seconds = DOOR_SECONDS + body.length / SLOWEST_BYTES_PER_SECOND
-    with Channel.open(door.endpoint, context, seconds, pin=door.fingerprint) as channel:
-        return exchange(channel, door.endpoint, method, target, body, MAX_DOOR_REPLY)
+    seconds = UPLOAD_SECONDS + body.length / SLOWEST_BYTES_PER_SECOND
+    with Channel.open(endpoint.endpoint, context, seconds, pin=endpoint.fingerprint) as channel:
+        return exchange(channel, endpoint.endpoint, method, target, body, MAX_UPLOAD_REPLY, headers)
 
 
-def upload_raw(door: Door, context: ssl.SSLContext, file: FileIO, progress: Progress | None = None) -> Reply:
-    """`PUT /workload`: the file as `application/wasm`."""
-    return upload(door, context, "PUT", WORKLOAD_PATH, raw_body(file, progress))
+def upload_raw(
+    endpoint: UploadEndpoint, context: ssl.SSLContext, file: FileIO, progress: Progress | None = None
+) -> Reply:
+    """`PUT /workload`: the file as `application/wasm`, with its name for people to see."""
+    name = os.path.basename(str(file.name))
+    headers = {MODULE_NAME_HEADER: name} if name.isprintable() and len(name) <= MAX_MODULE_NAME else NO_HEADERS
+    return upload(endpoint, context, "PUT", WORKLOAD_PATH, raw_body(file, progress), headers)
 
 
 def received(reply: Reply, file: FileIO) -> str:
-    """What the door says it received, checked against the file; one sentence.
+    """What the keep says it received, checked against the file; one sentence.
 
-    Raises the error the door reported, or KeepfleetError(INTERNAL) when it confirms something else.
+    Raises the error the keep reported, or KeepfleetError(INTERNAL) when it confirms something else.
     """
     if reply.status != 200:
         raise reply.error()
@@ -157,6 +188,6 @@ def received(reply: Reply, file: FileIO) -> str:
     return f"{size} bytes received whole, sha256:{digest}"
 
 
-def upload_numbers(door: Door, context: ssl.SSLContext, file: FileIO) -> Reply:
+def upload_numbers(endpoint: UploadEndpoint, context: ssl.SSLContext, file: FileIO) -> Reply:
     """`POST /payload`: the file as the original's JSON."""
-    return upload(door, context, "POST", PAYLOAD_PATH, numbers_body(file))
+    return upload(endpoint, context, "POST", PAYLOAD_PATH, numbers_body(file))

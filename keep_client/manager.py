@@ -10,9 +10,8 @@ from contextlib import closing
 from functools import partial
 
 from keep_client.channel import Channel, ReaderGone
-from keep_client.endpoint import Endpoint
-from keep_client.failures import ConnectionFailed
 from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, json_body, receive
+from keep_client.peer import ConnectionFailed, Endpoint
 from keep_client.streams import ALIVE, IDLE_SECONDS, RETRY_SECONDS, EventParser, ServerEvent, resumed
 from keep_protocol.constants import (
     APPLOADER_START_SECONDS,
@@ -36,7 +35,7 @@ WAIT_SLACK_SECONDS = 10.0
 """How much later than it was asked for an answer to a wait may come."""
 
 PAGE = 500
-"""Keeps asked for at once: one megabyte."""
+"""Keeps asked for in one request: one megabyte."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 RESUME_HEADER = "Last-Event-ID"
 NO_LIMITS: Mapping[str, int] = {}
@@ -57,7 +56,8 @@ class ManagerClient:
     """
 
     def __init__(self, endpoint: Endpoint, context: ssl.SSLContext) -> None:
-        self.endpoint, self._context = endpoint, context
+        """`reached` is the IP address of the last connection, "" before the first."""
+        self.endpoint, self._context, self.reached = endpoint, context, ""
 
     def __repr__(self) -> str:
         return f"ManagerClient({self.endpoint})"
@@ -72,6 +72,7 @@ class ManagerClient:
     ) -> Reply:
         """One exchange, whatever its status."""
         with Channel.open(self.endpoint, self._context, seconds) as channel:
+            self.reached = channel.address
             return exchange(channel, self.endpoint, method, target, body, headers=headers)
 
     def _call(
@@ -102,12 +103,20 @@ class ManagerClient:
         labels: Mapping[str, str] = NO_HEADERS,
         limits: Mapping[str, int] = NO_LIMITS,
         idempotency_key: str = "",
+        replace: bool = False,
+        lease: Mapping[str, int] = NO_LIMITS,
     ) -> KeepInfo:
-        """A new keep. A second call with the same key and the same wishes names the same keep, and makes none."""
+        """A new keep. A second call with the same key and the same members names the same keep, and makes none.
+
+        replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
+        lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
+        """
         body: dict[str, object] = {"arch": arch}
-        for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits))):
+        for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits)), ("replace", replace)):
             if value:
                 body[member] = value
+        if lease:
+            body["lease"] = dict(lease)
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
         return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), headers=headers).object())
 
@@ -131,19 +140,26 @@ class ManagerClient:
     def start(
         self,
         kuuid: int,
-        address: str,
-        port: int | None,
+        address: str = "",
+        port: int | None = None,
         names: tuple[str, ...] = (),
         workload: dict[str, object] | None = None,
     ) -> KeepInfo:
-        """Lets a keep listen; without a port the manager's first is tried first. workload: what its guest is given."""
-        body: dict[str, object] = {"address": address, "names": list(names)}
+        """Lets a keep listen. workload: what its guest is given.
+
+        Without an address it is the one the manager is reached by, without a port the manager's first that is free.
+        """
+        body: dict[str, object] = {"address": address or self.reached or self._reach(), "names": list(names)}
         if port is not None:
             body["port"] = port
         if workload is not None:
             body["workload"] = workload
         reply = self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", json_body(body), START_SECONDS)
         return keep_from_wire(reply.object())
+
+    def _reach(self) -> str:
+        self.banner()
+        return self.reached
 
     def stop(self, kuuid: int) -> KeepInfo:
         """Ends a keep's app-loader or workload; its outcome stays."""
@@ -243,7 +259,7 @@ class ManagerClient:
                     yield ALIVE
                     yield from parser.feed(data)
             except ReaderGone as error:
-                raise BrokenPipeError(errno.EPIPE, "nobody reads the output any more") from error
+                raise BrokenPipeError(errno.EPIPE, "the output has no reader any more") from error
         if endless:
             raise ConnectionFailed(
                 ErrorKind.UNAVAILABLE, f"cannot read on from {self.endpoint}: it ended the stream before its end"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
-from keep_client.failures import ConnectionFailed
+from keep_client.peer import ConnectionFailed
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.sse import ALIVE_SECONDS, MAX_EVENT_BYTES, MAX_ID
@@ -27,7 +27,7 @@ class ServerEvent:
 
 
 ALIVE = ServerEvent("", {}, "")
-"""What a connection may yield to say that it stands; nobody else sees it."""
+"""What a connection may yield to say that it is open; it goes no further."""
 
 
 class EventParser:

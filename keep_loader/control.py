@@ -11,18 +11,24 @@ import struct
 from collections.abc import Callable
 
 from keep_loader.descriptors import close_all, descriptors_in
-from keep_loader.log import log
-from keep_loader.loop import HANG_UP, READABLE, WRITABLE, Loop
+from keep_loader.log import log, plain
+from keep_loader.loop import HANG_UP, READABLE, WRITABLE, Action, Loop
 from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS
 from keep_protocol.control import Command, FrameDecoder, decode_command, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepReport
+from keep_protocol.states import Phase, State
 
 IDLE_SECONDS = 30.0
 """A peer that is owed nothing and says nothing, or does not read its answer, is closed: the manager connects again."""
 CHUNK = 16 * 1024
-"""Bytes taken at once; smaller than the largest frame, so that cutting one peer's bytes never holds the others up."""
+"""Bytes taken in one turn; below the largest frame, so that cutting one peer's bytes never holds the others up."""
 MAX_QUEUED = 32
 """Commands sent ahead by one peer; a manager of version 1 sends five to start a keep."""
+MAX_WAITERS = MAX_CONTROL_CONNECTIONS - 2
+"""Peers waiting for a change; two connections always stay for commands."""
+DETAIL_SECONDS = 0.2
+_DETAIL = "detail"
 _CREDENTIALS = struct.Struct("3i")
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(4 * MAX_CONTROL_FDS)
 
@@ -173,7 +179,7 @@ def _send_once(sock: socket.socket, line: bytes) -> None:
 
 
 class ControlServer:
-    """Listens at `path` (mode 0600) and hands each command to `obey`, which answers by `Connection.reply`.
+    """Listens at `path` (mode 0600) and passes each command to `obey`, which answers by `Connection.reply`.
 
     `obey` raises KeepfleetError for a refusal, and takes the descriptors it keeps out of the list it is given.
     """
@@ -223,3 +229,52 @@ class ControlServer:
             return
         self._count += 1
         self._connections.append(Connection(self, sock, self._count))
+
+
+class Waiters:
+    """Peers that wait until the keep's state or phase is another one, and perhaps its detail.
+
+    A change of the detail alone is answered at most five times a second: a hostile app-loader could change it without
+    end, and must not keep the manager busy.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._waiting: list[tuple[State | Phase, str | None, Connection]] = []
+
+    def __repr__(self) -> str:
+        return f"Waiters({len(self._waiting)})"
+
+    def add(self, contents: str, report: KeepReport, connection: Connection) -> bool:
+        """Lets a peer wait by what its command says; false where the state or phase is another one already.
+
+        Raises KeepfleetError: BAD_REQUEST for other contents, TOO_MANY where others take the room.
+        """
+        known = {str(int(state)): state for state in State} | {phase.value: phase for phase in Phase}
+        word, with_detail, detail = contents.partition(" ")
+        if word not in known:
+            raise KeepfleetError(
+                ErrorKind.BAD_REQUEST,
+                f"cannot wait for a change from {plain(contents, 20)!r}: it is no state's number and no phase",
+            )
+        self._waiting = [waiter for waiter in self._waiting if not waiter[2].closed]
+        if not _is_in(known[word], report):
+            return False
+        if len(self._waiting) >= MAX_WAITERS:
+            raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot wait: {MAX_WAITERS} peers wait for this keep already")
+        self._waiting.append((known[word], detail if with_detail else None, connection))
+        return True
+
+    def changed(self, report: KeepReport, again: Action) -> list[Connection]:
+        """The peers to be answered now, which then wait no more; `again` is called when others may be."""
+        done = [waiter for waiter in self._waiting if not _is_in(waiter[0], report)]
+        other_detail = [waiter for waiter in self._waiting if waiter[1] not in (None, report.detail)]
+        if other_detail and not self._loop.is_set(_DETAIL):
+            self._loop.after(_DETAIL, DETAIL_SECONDS, again)
+            done += [waiter for waiter in other_detail if waiter not in done]
+        self._waiting = [waiter for waiter in self._waiting if waiter not in done]
+        return [connection for _, _, connection in done]
+
+
+def _is_in(place: State | Phase, report: KeepReport) -> bool:
+    return place is (report.state if isinstance(place, State) else Phase(report.phase))

@@ -20,14 +20,14 @@ IDENTITY, COMPILED, MODULE, STDIN = "identity", "compiled", "module", "stdin"
 ENDPOINT_NAMES = (*START_DESCRIPTORS, IDENTITY)
 """What the upload endpoint needs; opened again, it must show the same identity."""
 MODULE_NAMES = (COMPILED, MODULE)
-"""What running a workload again needs, beside what it was given."""
-GRANTED = re.compile(r"workload|stdin|(directory|secret)-[0-9]{1,2}", re.ASCII)
+"""What running a workload again needs, with what it was given."""
+GRANTED = r"workload|stdin|(directory|secret)-[0-9]{1,2}"
 """The names of a workload's description and of what it is granted."""
 
 
 def is_stored_name(name: str) -> bool:
     """Whether one of ours may have that name in systemd's store; what has another is not taken out of it."""
-    return name in (*ENDPOINT_NAMES, *MODULE_NAMES) or GRANTED.fullmatch(name) is not None
+    return name in (*ENDPOINT_NAMES, *MODULE_NAMES) or re.fullmatch(GRANTED, name, re.ASCII) is not None
 
 
 def close_all(descriptors: list[int]) -> None:
@@ -47,7 +47,7 @@ def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def is_regular_file(descriptor: int) -> bool:
-    """Whether `descriptor` is a regular file: a pipe or a device could block whoever reads it."""
+    """Whether `descriptor` is a regular file: a pipe or a device could block its reader."""
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 

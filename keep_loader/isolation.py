@@ -96,7 +96,7 @@ def _mounts(directory: str) -> list[str]:
 def _is_hidden(home: str) -> bool:
     """Whether something is mounted over `home` that shows nothing of it but the way to our own files.
 
-    A mount alone tells nothing: /home is often a file system of its own.
+    A mount alone proves nothing: /home is often a file system of its own.
     """
     ours = {os.path.realpath(path)[len(home) + 1 :].partition("/")[0] for path in (__file__, sys.executable)}
     try:

@@ -5,19 +5,18 @@ Import rule: that of keep_loader.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # as in __main__
 import os
 import re
-import signal
 import time
 from collections.abc import Callable
 
-from keep_loader.control import Connection, ControlServer
+from keep_loader.control import Connection, ControlServer, Waiters
 from keep_loader.descriptors import DescriptorStore
 from keep_loader.log import Systemd, log, plain
 from keep_loader.loop import READABLE, Loop
 from keep_loader.settings import Settings
 from keep_loader.state import RECORD, Keep, KeepRecord, RecordFile, status_text
-from keep_protocol.constants import MAX_CONTROL_CONNECTIONS
 from keep_protocol.control import (
     Command,
     CommandType,
@@ -30,7 +29,7 @@ from keep_protocol.control import (
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.sdnotify import Notifier, take_stored
-from keep_protocol.states import Event, Phase, State, advance
+from keep_protocol.states import Event, Phase, advance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms of every keep's start
@@ -40,8 +39,6 @@ if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms
 RESTART_STATUS = 75
 """The exit status that asks systemd to start us, and we the workload, again: EX_TEMPFAIL (sysexits.h), which nothing
 else uses."""
-MAX_WAITERS = MAX_CONTROL_CONNECTIONS - 2
-"""Peers waiting for a change; two connections always stay for commands."""
 MAX_BY = 80
 """Characters of who asked for a stop."""
 _CHANGED = "changed"
@@ -68,7 +65,7 @@ class Loader:
         self._version_1: Version1Start | None = None
         self._starting: Connection | None = None
         self._stopping: list[Connection] = []
-        self._waiting: list[tuple[tuple[State | Phase, str | None], Connection]] = []
+        self._waiters = Waiters(self._loop)
         self._commands: dict[CommandType, Callable[[str, list[int], Connection], None]] = {
             CommandType.HELLO: self._hello,
             CommandType.KEEP_START: self._start,
@@ -87,7 +84,7 @@ class Loader:
         """Opens the control socket, goes on where a loader before us was killed, and says READY to systemd."""
         self._wake, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._loop.watch(self._wake, READABLE, self._woken)
-        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        _signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         self._control = ControlServer(self._loop, self._settings.socket_path, self._obey)
         self._boot()
         self._systemd.ready(status_text(self._keep.report))
@@ -97,7 +94,7 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self._control.close()
-        signal.set_wakeup_fd(-1)
+        _signal.set_wakeup_fd(-1)
         os.close(self._wake)
         os.close(self._wake_writer)
 
@@ -240,25 +237,10 @@ class Loader:
         self._stopping.append(connection)
 
     def _wait(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
-        known = {str(int(state)): state for state in State} | {phase.value: phase for phase in Phase}
-        word, also_detail, detail = contents.partition(" ")
-        if word not in known:
-            raise _bad(f"cannot wait for a change from {plain(contents, 20)!r}: it is no state's number and no phase")
-        self._waiting = [(place, peer) for place, peer in self._waiting if not peer.closed]
-        known_as = (known[word], detail if also_detail else None)
-        if not self._is(known_as):
-            self._reply(connection)
-        elif len(self._waiting) >= MAX_WAITERS:
-            raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot wait: {MAX_WAITERS} peers wait for this keep already")
+        if self._waiters.add(contents, self._keep.report, connection):
+            self._changed()  # which answers it where there is something new already
         else:
-            self._waiting.append((known_as, connection))
-
-    def _is(self, known_as: tuple[State | Phase, str | None]) -> bool:
-        place, detail = known_as
-        report = self._keep.report
-        return place is (report.state if isinstance(place, State) else self._keep.phase) and (
-            detail is None or detail == report.detail
-        )
+            self._reply(connection)
 
     def _dropped(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
         if not contents:
@@ -284,9 +266,7 @@ class Loader:
             stopping, self._stopping = self._stopping, []
             for connection in stopping:
                 self._reply(connection)
-        changed = [peer for place, peer in self._waiting if not self._is(place)]
-        self._waiting = [(place, peer) for place, peer in self._waiting if self._is(place)]
-        for connection in changed:
+        for connection in self._waiters.changed(keep.report, self._show):
             self._reply(connection)
         busy = supervisor is not None and supervisor.busy
         if keep.phase is Phase.RESTARTING or (self._leaving and not busy):

@@ -66,7 +66,7 @@ class Settings(Record):
 
 
 def app_loader_command() -> tuple[str, ...]:
-    """How the app-loader of the same version, beside this package, is started."""
+    """How the app-loader of the same version, whose package lies where this one does, is started."""
     packages = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return (sys.executable, "-I", "-S", f"{packages}/app_loader/__main__.py")
 

@@ -43,7 +43,7 @@ class Start(Record):
 def check_start(message: StartMessage, descriptors: list[int], spec: KeepSpec) -> Start:
     """The start that `message` asks for with `descriptors`, in the order of its names.
 
-    Each of START_DESCRIPTORS must be there, and beside them, if anything, a workload's description and exactly what
+    Each of START_DESCRIPTORS must be there, and with them, if anything, a workload's description and exactly what
     that grants. The files must be read-only: a keep that could write them would choose who may enter it. Raises
     KeepfleetError(BAD_REQUEST, or TOO_LARGE for the workload's description).
     """

@@ -1,4 +1,4 @@
-"""The keep: what its loader reports of it, what must outlive the loader beside that, and the record of both.
+"""The keep: what its loader reports of it, what must also outlive the loader, and the record of both.
 
 Every move goes through `Keep.move`, and is logged there once. Import rule: that of keep_loader.
 """
@@ -48,7 +48,7 @@ _SHOWN_DIGITS = 12
 
 
 class Private(Record):
-    """What a loader must know of its keep and reports to nobody.
+    """What a loader must know of its keep and does not report.
 
     names: further names for the certificate; granted: the names of what its workload gets, in order; reruns: when that
     was lately started again, on the monotonic clock; started_at: when it was last, in seconds of the epoch;
@@ -266,7 +266,7 @@ class RecordFile:
         return decode_record(data)
 
     def write(self, record: KeepRecord) -> None:
-        """Writes `record` beside what was written last. Raises OSError."""
+        """Writes `record`, and leaves what was written last. Raises OSError."""
         new = self._descriptor is None
         if self._descriptor is None:
             self._descriptor = os.open(self._directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import sys
 
 from keep_manager import config, daemon, log
@@ -33,8 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the manager until SIGTERM. 0: ended as asked; 1: could not go on; 2: the configuration is wrong."""
     options = vars(_parser().parse_args(arguments))
     path, check_only = options.pop("config"), options.pop("check_config")
+    flags = {name: value for name, value in options.items() if value is not None}
+    load = functools.partial(config.load, path, flags)
     try:
-        settings = config.load(path, {name: value for name, value in options.items() if value is not None})
+        settings = load()
     except KeepfleetError as error:
         print(f"keep-manager: {error.message}", file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -43,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     log.set_up(settings.log_level.value)
     try:
-        asyncio.run(daemon.run(settings))
+        asyncio.run(daemon.run(settings, load))
     except KeepfleetError as error:
         log.LOG.error("%s", error.message)
         return EXIT_CONFIGURATION if error.kind is ErrorKind.CONFIGURATION else EXIT_FAILED

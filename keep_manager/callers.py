@@ -13,7 +13,11 @@ from keep_protocol.api import AskedLimits
 from keep_protocol.fields import Flag, Items, Maybe, Nested, Record, Text, Whole, Word, field
 from keep_protocol.identity import Role
 from keep_protocol.limits import MIB
+from keep_protocol.spec import Lease
 
+DEFAULT_LEASE = Lease(idle_seconds=86400, await_seconds=86400)
+"""A day each: who makes a keep in the evening uploads in the morning, and what a crashed client left behind (5 MB while
+idle, 15 MB and a port while it awaits its workload) is gone the day after."""
 EVERYONE = "*"
 """The entry for callers that have none of their own; what an entry does not name comes from it, too."""
 MAX_CALLER_NAME = 64

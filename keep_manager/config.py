@@ -9,7 +9,7 @@ from enum import Enum
 
 import yaml
 
-from keep_manager.callers import MAX_CALLER_NAME, CallerEntry, Callers, DirectoryPath
+from keep_manager.callers import DEFAULT_LEASE, MAX_CALLER_NAME, CallerEntry, Callers, DirectoryPath
 from keep_protocol.constants import (
     DEFAULT_MANAGER_ADDRESS,
     DEFAULT_MANAGER_PORT,
@@ -29,9 +29,6 @@ MAX_RETENTION_SECONDS = 365 * 86400
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SYSTEM_CONFIG = "/etc/keepfleet/manager.yaml"
 SYSTEM_PKI = "/etc/keepfleet/pki"
-DEFAULT_LEASE = Lease(idle_seconds=86400, await_seconds=86400)
-"""A day each: who makes a keep in the evening uploads in the morning, and what a crashed client left behind (5 MB while
-idle, 15 MB and a port while it awaits its workload) is gone the day after."""
 
 
 def default_path() -> str:

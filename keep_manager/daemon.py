@@ -17,21 +17,24 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from keep_manager import pki
+from keep_manager import log, pki
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.config import ClientCertificates, Settings
+from keep_manager.http.acceptor import listen
+from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
-from keep_manager.http.gate import listen
 from keep_manager.keeps.decide import census
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
-from keep_manager.keeps.retention import retain
+from keep_manager.keeps.retention import Retention
 from keep_manager.keeps.view import View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
 from keep_manager.providers import Providers
+from keep_manager.reload import Reload
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.units import SystemdUnits
@@ -74,8 +77,11 @@ def policy_of(settings: Settings, files: pki.Directory) -> Policy:
     )
 
 
-async def run(settings: Settings, notifier: Notifier | None = None) -> None:
-    """Serves until SIGTERM or SIGINT. Raises KeepfleetError when a part cannot start, and what a part failed with."""
+async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifier | None = None) -> None:
+    """Serves until SIGTERM or SIGINT; on SIGHUP `load` reads the settings again.
+
+    Raises KeepfleetError when a part cannot start, and what a part failed with.
+    """
     pulse = Pulse(notifier or Notifier())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -97,17 +103,27 @@ async def run(settings: Settings, notifier: Notifier | None = None) -> None:
         event_log = EventLog(journal, instance)
         watch = Watch(tasks, units, loaders, event_log, view)
         policy = policy_of(settings, files)
-        providers, quotas = Providers(policy.client_ca, policy.revoked), QuotaKeeper(policy.callers, lambda: view)
+        quotas = QuotaKeeper(policy.callers, lambda: view)
+        providers = Providers(policy.client_ca, policy.revoked)
         keeps = Keeps(tasks, units, loaders, policy, providers, watch, view, quotas)
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
-        app = make_app(
-            keeps, journal, event_log, certificates, require_client=required, callers=settings.callers_by_name
-        )
+        app = make_app(keeps, journal, event_log, Admission(certificates, required), quotas)
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
-        await server.open()
-        tasks.start(retain(keeps, view.entries, settings.retention_seconds), name="retention")
+        await server.open(tasks)
+        retention = Retention(keeps, view.entries, settings.retention_seconds)
+
+        def apply(new: Settings) -> None:
+            log.set_level(new.log_level.value)
+            quotas.apply(new.callers_by_name)
+            keeps.apply(policy_of(new, files))
+            retention.apply(new.retention_seconds)
+
+        reload = Reload(settings, load, apply, pulse.say)
+        loop.add_signal_handler(signal.SIGHUP, reload.request)
+        for part in (retention, reload):
+            tasks.start(part.run(), name=repr(part))
         tasks.start(watch.open(), name="watch")
         tasks.start(pulse.beat(view), name="pulse")
         pulse.say("READY=1")

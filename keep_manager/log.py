@@ -1,23 +1,54 @@
 """The one place that writes log lines: stderr, one line an event, with a priority when journald reads it.
 
-Text from others is escaped here, so that no client and no keep can forge a line or drive a terminal.
+Text from others is escaped here, so that no client and no keep can forge a line or drive a terminal. What may come in
+floods is rationed by kind of line, so that a flood of one kind hides no line of another, and what is left out is
+counted and said.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from enum import Enum
+from typing import TextIO
 
 LOG = logging.getLogger("keepfleet")
 SECURITY = logging.getLogger("keepfleet.security")
 """Refusals: who was turned away, with the certificate's serial number where there is one."""
+STRANGERS = logging.getLogger("keepfleet.security.strangers")
+"""Refusals of clients that have shown no good certificate, who can be anybody."""
 
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
-LINES_PER_SECOND = 50
-"""A flood of refusals stays far under journald's own limit; what is left out is counted and said."""
+
+
+class Ration(Enum):
+    """The kinds of line that are rationed apart: the records a second that each may write, and its name in words.
+
+    All of them together stay far under journald's own limit (10,000 lines in 30 s, man 5 journald.conf).
+    """
+
+    STRANGERS = 20, "lines about clients without a good certificate"
+    SECURITY = 50, "lines about refused clients"
+    ERRORS = 50, "errors"
+    OTHER = 50, "lines"
+
+    def __init__(self, per_second: int, words: str) -> None:
+        self.per_second = per_second
+        self.words = words
+
+
+def ration_of(record: logging.LogRecord) -> Ration:
+    """Where a record is counted: by what it is about, and the manager's own errors apart from all else."""
+    if record.name.startswith(STRANGERS.name):
+        return Ration.STRANGERS
+    if record.name.startswith(SECURITY.name):
+        return Ration.SECURITY
+    return Ration.ERRORS if record.levelno >= logging.ERROR else Ration.OTHER
 
 
 def escape(text: str) -> str:
@@ -44,33 +75,73 @@ class LineFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in lines)
 
 
-class FloodFilter(logging.Filter):
-    """Lets LINES_PER_SECOND records through each second; the next one after says how many were left out."""
+class RationingHandler(logging.StreamHandler[TextIO]):
+    """Writes at most its ration of each kind of line a second, and after it how many were left out, by kind.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
+    That is said with the next line of any kind, or by the event loop when the second is over, or when the log is
+    closed: whichever comes first.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream)
         self._clock = clock
-        self._second, self._passed, self._dropped = 0, 0, 0
+        self._second = 0
+        self._written: Counter[Ration] = Counter()
+        self._left_out: Counter[Ration] = Counter()
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is written."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the record, or counts it."""
         now = int(self._clock())
         if now != self._second:
-            self._second, self._passed = now, 0
-        if self._passed >= LINES_PER_SECOND:
-            self._dropped += 1
-            return False
-        self._passed += 1
-        if self._dropped:
-            record.msg, record.args = f"{record.getMessage()} (after {self._dropped} lines left out)", ()
-            self._dropped = 0
-        return True
+            self.say_left_out()
+            self._second = now
+            self._written.clear()
+        ration = ration_of(record)
+        if self._written[ration] < ration.per_second:
+            self._written[ration] += 1
+            super().emit(record)
+            return
+        if not self._left_out:
+            self._say_later(now + 1 - self._clock())
+        self._left_out[ration] += 1
+
+    def say_left_out(self) -> None:
+        """Writes how many lines of each kind were left out since it was said last."""
+        for ration, count in self._left_out.items():
+            logger = SECURITY if ration in (Ration.STRANGERS, Ration.SECURITY) else LOG
+            text = f"left out {count} {ration.words}: more than {ration.per_second} a second"
+            super().emit(logger.makeRecord(logger.name, logging.WARNING, "", 0, text, (), None))
+        self._left_out.clear()
+
+    def close(self) -> None:
+        """Says what is still to be said."""
+        self.say_left_out()
+        super().close()
+
+    def _say_later(self, seconds: float) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # another thread's line: the next one, or the end, says it
+        loop.call_later(max(0.0, seconds), self._say_locked)
+
+    def _say_locked(self) -> None:
+        self.acquire()
+        try:
+            self.say_left_out()
+        finally:
+            self.release()
 
 
 def set_up(level: str) -> None:
     """Sends every logger of the process to stderr. `level` is one of config.LOG_LEVELS."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = RationingHandler(sys.stderr)
     handler.setFormatter(LineFormatter(priorities="JOURNAL_STREAM" in os.environ))
-    handler.addFilter(FloodFilter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    set_level(level)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """Logs nothing less important from now on."""
+    logging.getLogger().setLevel(level.upper())

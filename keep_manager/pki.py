@@ -31,7 +31,7 @@ _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]*-----END CERTI
 
 
 def now() -> datetime.datetime:
-    """The time certificates are judged by."""
+    """The time that certificates are compared with."""
     return datetime.datetime.now(datetime.UTC)
 
 
@@ -69,10 +69,14 @@ class Directory:
         if not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
             raise _unusable(self.path, "others could change what is in it; run: chmod 0700")
         tls.check_private_file(self.key)
-        for path in dict.fromkeys((self.ca, self.client_ca, self.certificate)):
-            remedy = "run: keepctl pki renew-server" if path == self.certificate else "run: keepctl pki rotate"
+        remedies = {
+            self.client_ca: "add its successor to the file",
+            self.ca: "run: keepctl pki rotate",
+            self.certificate: "run: keepctl pki renew-server",
+        }
+        for path in remedies:
             for der in _certificates(path):
-                _check_time(path, der, remedy)
+                _check_time(path, der, remedies[path])
         RevokedFile(self.revoked).serials()
 
     def server_context(self, *, require_client: bool) -> ssl.SSLContext:

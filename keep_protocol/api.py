@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from keep_protocol import strict_json
 from keep_protocol.api_workload import WorkloadMember, WorkloadRequest
 from keep_protocol.constants import (
-    FIRST_KEEP_PORT,
     LAST_KEEP_PORT,
     MAX_CERTIFICATE_NAMES,
     MAX_MANAGER_BODY,
@@ -174,7 +173,8 @@ class ListKeeps(Record):
 
 
 class StartKeep(Record):
-    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`; `names` go into its certificate too.
+    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`, None for the first of the manager's
+    keep ports that is free; `names` go into its certificate too.
 
     uploaders: who may send its workload; empty for whom it was made for, or else the starter. workload: what its guest
     is given, None for nothing at all.
@@ -182,10 +182,10 @@ class StartKeep(Record):
 
     kuuid: int
     address: str = field(_Address(), default="127.0.0.1", about="an IPv4 or IPv6 address of the manager's host")
-    port: int = field(
-        Whole(1, LAST_KEEP_PORT),
-        default=FIRST_KEEP_PORT,
-        about="of its upload endpoint; on 127.0.0.1 a taken one moves to the next free one",
+    port: int | None = field(
+        Maybe(Whole(1, LAST_KEEP_PORT)),
+        default=None,
+        about="of its upload endpoint; null for the first free one of keep_ports; on 127.0.0.1 a taken one moves on",
     )
     names: tuple[str, ...] = field(_CertifiedNames(), default=(), about="for its certificate, beside the address")
     workload: WorkloadRequest | None = field(Maybe(WorkloadMember()), default=None, about="what its guest is given")

@@ -71,6 +71,8 @@ _KEY_USAGE, _ALTERNATIVE_NAMES, _BASIC_CONSTRAINTS, _EXTENDED_KEY_USAGE = (
 _LONG_FORM, _HIGH_TAG = 0x80, 0x1F
 _LENGTH_BYTES = 3
 """Lengths of up to three bytes: more than MAX_CERTIFICATE_BYTES can need."""
+_MAX_ELEMENTS = 1024
+"""In one element: 64 KiB hold thirty thousand, 60 ms to read; a subject has ten."""
 _OID_BITS = 128
 """The longest numbers in use are UUIDs (2.25.…)."""
 _DAYS_TO_1970 = 719162
@@ -201,7 +203,7 @@ def _read(der: bytes) -> CertificateFields:
 
 
 def _ends_well(tags: list[int]) -> bool:
-    """Behind the key: the identifiers nobody uses any more, and the extensions, each at most once, in order."""
+    """Behind the key: two identifiers that are out of use, and the extensions, each at most once, in order."""
     return tags == [tag for tag in (_ISSUER_ID, _SUBJECT_ID, _EXTENSIONS) if tag in tags]
 
 
@@ -228,6 +230,8 @@ def _children(data: memoryview) -> list[tuple[int, memoryview]]:
     while data:
         tag, contents, data = _element(data)
         found.append((tag, contents))
+        if len(found) > _MAX_ELEMENTS:
+            raise _Malformed(f"an element holds more than {_MAX_ELEMENTS}")
     return found
 
 
@@ -247,7 +251,7 @@ def _whole(contents: memoryview) -> int:
 
 
 def _flag(contents: memoryview) -> bool:
-    """The value of a BOOLEAN that stands there, and so is true: DER leaves out what is the default."""
+    """The value of a BOOLEAN that is present, and so is true: DER leaves out what is the default."""
     if bytes(contents) != b"\xff":
         raise _Malformed("a truth value is not DER's true")
     return True
@@ -343,7 +347,7 @@ def _extensions(data: memoryview) -> dict[bytes, memoryview]:
             _flag(parts[1][1])
         identifier = bytes(parts[0][1])
         if identifier in found:
-            raise _Malformed(f"its extension {_dotted(parts[0][1])} stands twice")
+            raise _Malformed(f"its extension {_dotted(parts[0][1])} is there twice")
         found[identifier] = parts[-1][1]
     return found
 

@@ -55,7 +55,7 @@ MAX_CERTIFICATE_NAMES = 16
 """DNS names and addresses a keep's certificate may carry beside the address it listens on."""
 
 UNIT_PATTERN = "keep@*.service"
-_UNIT = re.compile(r"keep@([1-9][0-9]{0,15})\.service")
+_UNIT = r"keep@([1-9][0-9]{0,15})\.service"
 _KUUID = re.compile(r"[1-9][0-9]{0,15}")
 
 
@@ -84,7 +84,7 @@ def unit_name(kuuid: int) -> str:
 
 def kuuid_of_unit(unit: str) -> int | None:
     """The keep's ID in a unit's name, or None where the unit is not a keep's."""
-    match = _UNIT.fullmatch(unit)
+    match = re.fullmatch(_UNIT, unit)
     if match is None or int(match[1]) >= 1 << KUUID_BITS:
         return None
     return int(match[1])

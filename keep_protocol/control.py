@@ -10,7 +10,6 @@ managers of version 1, what they read from it of the keep's spec; or `{"error": 
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 
 from keep_protocol import strict_json
@@ -69,10 +68,10 @@ WORKLOAD_DESCRIPTOR = "workload"
 """A read-only file with `workload.Workload.to_json`; with it come the descriptors of its `grant_names`."""
 DESCRIPTOR = Text(
     16,
-    re.compile(r"listener|client-ca|revoked|workload|stdin|(directory|secret)-[0-9]{1,2}", re.ASCII),
+    r"listener|client-ca|revoked|workload|stdin|(directory|secret)-[0-9]{1,2}",
     "the name of a descriptor that a start may bring",
 )
-CERTIFICATE_NAME = Text(253, re.compile(r"[A-Za-z0-9.:-]{1,253}", re.ASCII), "a DNS name or an address")
+CERTIFICATE_NAME = Text(253, r"[A-Za-z0-9.:-]{1,253}", "a DNS name or an address")
 
 
 class Command(Record):
@@ -303,18 +302,3 @@ class FrameDecoder:
         elif byte in b"}]":
             self._depth -= 1
         return self._depth == 0
-
-
-if TYPE_CHECKING:  # moved to `reports`; here until what imports them from here has followed
-    from keep_protocol.reports import Report as Report
-    from keep_protocol.reports import ReportType as ReportType
-    from keep_protocol.reports import decode_report as decode_report
-    from keep_protocol.reports import encode_report as encode_report
-else:
-
-    def __getattr__(name: str) -> object:
-        if name in ("Report", "ReportType", "encode_report", "decode_report"):
-            from keep_protocol import reports
-
-            return getattr(reports, name)
-        raise AttributeError(name)

@@ -55,16 +55,29 @@ class Type:
 
 
 class Text(Type):
-    """A string of at most `longest` characters, all of which must match `pattern`, a compiled regular expression."""
+    """A string of at most `longest` characters, all of which must match `pattern`, a regular expression.
 
-    def __init__(self, longest: int = 1 << 20, pattern: Pattern[str] | None = None, must: str = "") -> None:
-        self.longest, self.pattern = longest, pattern
+    One in text, whose classes are those of ASCII, is compiled when it is first needed: an idle keep needs few.
+    """
+
+    def __init__(self, longest: int = 1 << 20, pattern: str | Pattern[str] | None = None, must: str = "") -> None:
+        self.longest, self._pattern = longest, pattern
         self.must = must or "a string"
+
+    @property
+    def pattern(self) -> Pattern[str] | None:
+        """The compiled pattern, if there is one."""
+        if isinstance(self._pattern, str):
+            import re
+
+            self._pattern = re.compile(self._pattern, re.ASCII)
+        return self._pattern
 
     def parse(self, value: object) -> str:
         if not isinstance(value, str) or len(value) > self.longest:
             raise ValueError
-        if self.pattern is not None and not self.pattern.fullmatch(value):
+        pattern = self.pattern
+        if pattern is not None and not pattern.fullmatch(value):
             raise ValueError
         return value
 

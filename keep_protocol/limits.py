@@ -14,7 +14,7 @@ TEN_YEARS = 10 * 365 * 86400
 OVERHEAD_BYTES = 256 * MIB
 """What the unit gets above the guest's memory: the interpreter, the engine, the compiled module, the loader. A little
 wider on purpose, so that the inner limit speaks first, with a reason, and the outer one always holds."""
-_PAIR = re.compile(r"([a-z_]{1,32})=([0-9]{1,12})", re.ASCII)
+_PAIR = r"([a-z_]{1,32})=([0-9]{1,12})"
 
 
 class Limits(Record):
@@ -67,7 +67,7 @@ def limits_from_text(text: str) -> Limits:
     """The limits `to_text` wrote; empty text is the defaults. Raises KeepfleetError(BAD_REQUEST)."""
     values: dict[str, int] = {}
     for part in text.split(",") if text else ():
-        match = _PAIR.fullmatch(part)
+        match = re.fullmatch(_PAIR, part, re.ASCII)
         if match is None or match[1] in values:
             raise invalid("limits", f"{part[:60]!r} is no limit, or is given twice")
         values[match[1]] = check_limit(match[1], int(match[2]))

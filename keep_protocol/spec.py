@@ -30,16 +30,16 @@ ANONYMOUS = "anonymous"
 """The owner word of callers without a certificate; no certificate may have it."""
 
 Labels = tuple[tuple[str, str], ...]
-NAME = Text(63, re.compile(r"([a-z0-9-]{1,63})?", re.ASCII), "1 to 63 of a-z, 0-9 and -")
-LABEL_KEY = Text(63, re.compile(r"[a-z0-9./-]{1,63}", re.ASCII), "1 to 63 of a-z, 0-9, `.`, `/` and -")
-OWNER = Text(64, re.compile(r"([A-Za-z0-9._@-]{1,64})?", re.ASCII), "1 to 64 of A-Z, a-z, 0-9, `.`, `_`, `@` and -")
-FINGERPRINT = Text(71, re.compile(r"sha256:[0-9a-f]{64}"), "`sha256:` and 64 hexadecimal digits")
+NAME = Text(63, r"([a-z0-9-]{1,63})?", "1 to 63 of a-z, 0-9 and -")
+LABEL_KEY = Text(63, r"[a-z0-9./-]{1,63}", "1 to 63 of a-z, 0-9, `.`, `/` and -")
+OWNER = Text(64, r"([A-Za-z0-9._@-]{1,64})?", "1 to 64 of A-Z, a-z, 0-9, `.`, `_`, `@` and -")
+FINGERPRINT = Text(71, r"sha256:[0-9a-f]{64}", "`sha256:` and 64 hexadecimal digits")
 UPLOADER = Text(
     71,
-    re.compile(r"\*|name:[A-Za-z0-9._@-]{1,64}|sha256:[0-9a-f]{64}", re.ASCII),
+    r"\*|name:[A-Za-z0-9._@-]{1,64}|sha256:[0-9a-f]{64}",
     "`name:` and a caller's name, or a certificate's fingerprint",
 )
-_DIGEST = Text(64, re.compile(r"([0-9a-f]{64})?"), "64 hexadecimal digits")
+_DIGEST = Text(64, r"([0-9a-f]{64})?", "64 hexadecimal digits")
 
 
 class Printable(Text):

@@ -13,6 +13,7 @@ import os
 import re
 import ssl
 import stat
+from collections.abc import Callable
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -25,6 +26,8 @@ _FAULTS = {
     "PEM lib": "it is not PEM",
 }
 """What OpenSSL says where a wrong file was named."""
+Passphrase = Callable[[], str]
+"""Asks for the passphrase of an encrypted key; it is called only for one."""
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -58,10 +61,12 @@ def server_context(
     return context
 
 
-def client_context(ca_file: str, certificate: str | None, key: str | None) -> ssl.SSLContext:
+def client_context(
+    ca_file: str, certificate: str | None, key: str | None, passphrase: Passphrase | None = None
+) -> ssl.SSLContext:
     """A client that trusts `ca_file` alone, checks the server's name or address, and shows its own certificate.
 
-    Raises KeepfleetError(CERTIFICATE) when a file cannot be used.
+    Raises KeepfleetError(CERTIFICATE) when a file cannot be used, and what `passphrase` raises.
     """
     context = _base(ssl.PROTOCOL_TLS_CLIENT)
     try:
@@ -69,7 +74,7 @@ def client_context(ca_file: str, certificate: str | None, key: str | None) -> ss
     except (OSError, ValueError) as error:
         raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use the CA file {ca_file}: {_reason(error)}") from error
     if certificate is not None:
-        _show(context, certificate, key)
+        _show(context, certificate, key, passphrase)
     return context
 
 
@@ -78,26 +83,44 @@ def _reason(error: Exception) -> str:
     return next((words for sign, words in _FAULTS.items() if sign in str(error)), str(error))
 
 
-def _show(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
+def _show(context: ssl.SSLContext, certificate: str, key: str | None, passphrase: Passphrase | None) -> None:
     """Shows `certificate` to servers. Raises KeepfleetError(CERTIFICATE)."""
+    asked = False
+
+    def answer() -> str:
+        nonlocal asked
+        asked = True
+        if passphrase is None:
+            raise KeepfleetError(
+                ErrorKind.CERTIFICATE,
+                f"cannot use the key {key}: it is encrypted; write it without a passphrase: "
+                f"openssl pkey -in {key} -out NEW.key",
+            )
+        return passphrase()
+
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, answer)
+    except ssl.SSLError as error:
+        why = "the passphrase is wrong" if asked else _reason(error)
+        raise KeepfleetError(
+            ErrorKind.CERTIFICATE, f"cannot use the certificate {certificate} with the key {key}: {why}"
+        ) from error
     except (OSError, ValueError) as error:
         raise KeepfleetError(
             ErrorKind.CERTIFICATE, f"cannot use the certificate {certificate} with the key {key}: {_reason(error)}"
         ) from error
 
 
-def pinned_client_context(certificate: str, key: str | None) -> ssl.SSLContext:
+def pinned_client_context(certificate: str, key: str | None, passphrase: Passphrase | None = None) -> ssl.SSLContext:
     """A client for a keep, whose self-signed certificate is known by its fingerprint and by nothing else.
 
     The handshake itself accepts any certificate, so the caller must call `check_pin` on the connection before it
-    sends the first byte. Raises KeepfleetError(CERTIFICATE) when a file cannot be used.
+    sends the first byte. Raises KeepfleetError(CERTIFICATE) when a file cannot be used, and what `passphrase` raises.
     """
     context = _base(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    _show(context, certificate, key)
+    _show(context, certificate, key, passphrase)
     return context
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from keepctl.commands.shared import LazyCommands, version_option
+from keepctl.display import open_standard_streams
 
 HELP = """Runs workloads in keeps, shows them, and looks after certificates and installation.
 
@@ -15,7 +16,7 @@ HELP = """Runs workloads in keeps, shows them, and looks after certificates and 
 KEEP is a keep's ID, the beginning of its ID, or its name.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no answer: not reached, or one side does not trust the other.
-`run` and `wait` exit as the workload did: see their --help.
+`run`, `wait` and `upload --wait` exit as the workload did: see their --help.
 """
 COMMANDS = {
     "run": "keepctl.commands.run:run",
@@ -31,10 +32,10 @@ COMMANDS = {
     "top": "keepctl.commands.top:top",
     "stop": "keepctl.commands.keeps:stop",
     "rm": "keepctl.commands.keeps:remove",
-    "manifest": "keepctl.commands.manifest:group",
-    "context": "keepctl.commands.context:group",
-    "completion": "keepctl.commands.completion:completion",
-    "init": "keepctl.commands.pki:init",
+    "manifest": "keepctl.commands.local:manifest",
+    "context": "keepctl.commands.local:context",
+    "completion": "keepctl.commands.local:completion",
+    "init": "keepctl.commands.issuing:init",
     "pki": "keepctl.commands.pki:group",
     "install": "keepctl.commands.units:install",
     "uninstall": "keepctl.commands.units:uninstall",
@@ -50,6 +51,7 @@ def build() -> LazyCommands:
 
 def main() -> None:
     """Runs one command and exits with its code."""
+    open_standard_streams()
     build()(prog_name="keepctl")
 
 

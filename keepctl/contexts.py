@@ -15,7 +15,8 @@ from keepctl import files
 if TYPE_CHECKING:
     from strict_yaml.tree import Node
 
-FIELDS = ("manager", "ca", "cert", "key")
+FIELDS = ("manager", "address", "ca", "cert", "key")
+"""address: where its keeps are to listen."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
 Context = Mapping[str, str]
@@ -54,7 +55,7 @@ def check_name(name: str) -> str:
 
 
 def _unreadable(where: str, faults: list[str]) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot read {where}: mend it or remove it", tuple(faults))
+    return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot read {where}: correct it or remove it", tuple(faults))
 
 
 def _from_tree(node: Node, where: str) -> Contexts:
@@ -90,7 +91,7 @@ def load() -> Contexts:
 
 
 def save(contexts: Contexts) -> str:
-    """Writes the file, for its owner's eyes alone; its path. Raises KeepfleetError."""
+    """Writes the file, readable by its owner alone; its path. Raises KeepfleetError."""
     where = path()
     lines = ["# Written by keepctl context; a manager, and the files that let you in, by name.\n"]
     lines += [f"current: {json.dumps(contexts.current)}\n", "contexts:\n" if contexts.contexts else "contexts: {}\n"]

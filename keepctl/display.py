@@ -1,4 +1,4 @@
-"""What a person sees: tables and progress bars drawn by rich on a terminal, plain text everywhere else.
+"""What a person sees: lines, and tables and progress bars drawn by rich on a terminal, plain text everywhere else.
 
 rich is imported where it draws: a command in a pipe does not pay its 60 ms.
 """
@@ -6,15 +6,19 @@ rich is imported where it draws: a command in a pipe does not pay its 60 ms.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import stat
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import click
 
-from keep_client.text import one_line
+from keep_client.text import one_line, printable
+from keep_protocol.sse import JOURNAL_SOURCE, LogLine
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -33,6 +37,56 @@ def json_text(value: object) -> str:
 def json_line(value: object) -> str:
     """`value` on one line, for streams."""
     return json.dumps(value, separators=(",", ":"))
+
+
+def open_standard_streams() -> None:
+    """What was closed by `2>&-` is /dev/null: nothing is said there, and no other file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # for the process's life
+
+
+def say(text: str) -> None:
+    """A line on standard error. Where that cannot be written, there is no other place to say so."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # or the exit fails once more
+
+
+def discard_output() -> None:
+    """Standard output is /dev/null from here on: nothing can be written there, and the exit would flush it again."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the process's life
+
+
+def output_reader() -> int | None:
+    """Standard output's descriptor where it shows that its reader has gone, as a pipe and a socket do; else None.
+
+    A terminal that goes away sends SIGHUP, and a file has no reader. tail(1) -f ends by the same sign.
+    """
+    try:
+        descriptor = sys.stdout.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (AttributeError, OSError, ValueError):  # there is none, or it is closed, or no file at all
+        return None
+    return descriptor if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
+
+
+def line_printer(raw: bool, json: bool) -> Callable[[LogLine], None]:
+    """Prints each line of a log as it comes: as JSON, as it is, or with its control characters shown as escapes.
+
+    What the journal says of lines it dropped goes to standard error: it is no output of the guest's.
+    """
+
+    def show(line: LogLine) -> None:
+        if json:
+            click.echo(json_line(line.to_wire()))
+        elif line.source == JOURNAL_SOURCE:
+            say(f"keepctl: the journal: {one_line(line.text)}")
+        else:
+            click.echo(line.text if raw else printable(line.text))
+
+    return show
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -63,14 +117,16 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(one_line(cell) or "-") for cell in row))
     fixed = [max(len(line[column]) for line in (header, *rows)) + 2 for column in range(last)]
-    Console(width=max(Console().width, sum(fixed) + _LAST_COLUMN)).print(table)
+    columns, lines = shutil.get_terminal_size()
+    # With both given, rich does not make every terminal that calls itself dumb 80 columns wide.
+    Console(width=max(columns, sum(fixed) + _LAST_COLUMN), height=lines).print(table)
 
 
 class UploadBar:
     """A bar on standard error for an upload, and the check after it, once it takes PATIENCE_SECONDS; else nothing."""
 
     def __init__(self, total: int, shown: bool | None = None) -> None:
-        """total: the file's bytes; shown: whether anybody sees it, by default whether that is a terminal."""
+        """total: the file's bytes; shown: whether it is drawn at all, by default where that is a terminal."""
         self._total, self._sent = total, 0
         self._lock = threading.Lock()
         visible = sys.stderr.isatty() if shown is None else shown
@@ -101,7 +157,7 @@ class UploadBar:
             return
         if self._sent < self._total:
             self._progress.update(self._task, completed=self._sent, description="sending")
-        elif self._progress.tasks[0].total is not None:  # nobody knows how long it takes: a bar that moves, and a clock
+        elif self._progress.tasks[0].total is not None:  # how long it takes is not known: a bar that moves, and a clock
             self._progress.remove_task(self._task)
             self._task = self._progress.add_task("checking and compiling", total=None, completed=self._sent)
 

@@ -81,18 +81,6 @@ def replace(path: str, data: bytes, mode: int) -> None:
     sync_directory(os.path.dirname(path) or ".")
 
 
-def append_line(path: str, line: str) -> None:
-    """Adds `line` to an existing file with one write, after ending a last line that a crash cut short."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, ("\n" * torn + line + "\n").encode("ascii"))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read(path: str) -> bytes:
     """A regular file's bytes, at most MAX_FILE_BYTES."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -12,6 +12,7 @@ from keep_protocol.api import check_names
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+EVERY_ADDRESS = ("0.0.0.0", "::")  # what a manager may listen on, and no name of it
 _SIOCGIFADDR = 0x8915
 """ioctl: the IPv4 address of a named interface (man netdevice)."""
 _IF_INET6 = "/proc/net/if_inet6"
@@ -75,4 +76,5 @@ def server_names(names: tuple[str, ...], addresses: tuple[str, ...]) -> tuple[st
     Raises KeepfleetError(BAD_REQUEST) for one that was given and is no DNS name, or no address.
     """
     given = [*(name for one in names for name in check_names([one])), *map(_address, addresses)]
+    given = [name for name in given if name not in EVERY_ADDRESS]
     return tuple(dict.fromkeys([*LOOPBACK, *_acceptable(own_names() + own_addresses()), *given]))

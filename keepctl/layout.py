@@ -1,10 +1,12 @@
 """Which file of a PKI directory is what.
 
-ca.crt ca.key              the authority
+ca.crt ca.key              the authority; during a rotation the new one's certificate first, the old one's behind it
+client-ca.crt              the CAs of clients' certificates, where there are others than in ca.crt
 manager.crt manager.key    the manager's identity
-clients/NAME.crt .key      each client's current identity
+clients/NAME.crt .key      each client's current certificate; its key, unless it was made elsewhere (--csr)
+clients/NAME+ID.crt .key   an uploader's, for the keep ID
 issued/SERIAL.crt          every certificate the authority ever signed, for `pki list` and `pki revoke`
-revoked                    serial numbers in lowercase hexadecimal, one a line; only ever appended to
+revoked                    serial numbers, one a line (keep_protocol/revocation.py); only ever appended to
 """
 
 from __future__ import annotations
@@ -14,25 +16,17 @@ import re
 from dataclasses import dataclass
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import check_name
+from keep_protocol.revocation import serial_text
 
-_CLIENT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-SERIAL = re.compile(r"[0-9a-f]{1,40}")
-"""RFC 5280 allows a serial number 20 octets."""
+_FILE_NAME = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9._@-]*", re.ASCII)
 
 
 def check_client_name(name: str) -> str:
-    """`name` itself. Raises KeepfleetError(BAD_REQUEST) unless it is safe in a file's name and a log line."""
-    if not _CLIENT_NAME.fullmatch(name):
-        raise KeepfleetError(
-            ErrorKind.BAD_REQUEST,
-            f"cannot name a client {name[:80]!r}: it must be 1 to 63 of a-z, 0-9 and -, and not begin with -",
-        )
+    """`name` itself. Raises KeepfleetError(BAD_REQUEST) unless a certificate and its files may be called so."""
+    if not _FILE_NAME.fullmatch(check_name(name)):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"invalid name {name[:80]!r}: it must not begin with - or .")
     return name
-
-
-def serial_text(serial: int) -> str:
-    """A serial number as it stands in `revoked` and in file names."""
-    return f"{serial:x}"
 
 
 @dataclass(frozen=True)
@@ -72,11 +66,19 @@ class Layout:
     def revoked(self) -> str:
         return self._at("revoked")
 
-    def client_certificate(self, name: str) -> str:
-        return self._at("clients", check_client_name(name) + ".crt")
+    @property
+    def client_ca(self) -> str:
+        return self._at("client-ca.crt")
 
-    def client_key(self, name: str) -> str:
-        return self._at("clients", check_client_name(name) + ".key")
+    def client_certificate(self, name: str, keep: int | None = None) -> str:
+        """A client's certificate; with `keep`, the one to upload into that keep."""
+        return self._client(name, keep) + ".crt"
+
+    def client_key(self, name: str, keep: int | None = None) -> str:
+        return self._client(name, keep) + ".key"
+
+    def _client(self, name: str, keep: int | None) -> str:
+        return self._at("clients", check_client_name(name) + ("" if keep is None else f"+{keep}"))
 
     def issued_certificate(self, serial: int) -> str:
         return self._at("issued", serial_text(serial) + ".crt")

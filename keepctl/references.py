@@ -9,6 +9,7 @@ from typing import Protocol
 from keep_protocol.constants import KUUID_BITS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
 
 REFERENCE = re.compile(r"[a-z0-9-]{1,63}", re.ASCII)
 _ID = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
@@ -39,16 +40,17 @@ def check_reference(text: str) -> str:
 def choose(keeps: Iterable[KeepInfo], text: str) -> KeepInfo | None:
     """The keep named `text`, else the one whose ID begins so; None for none.
 
-    Raises KeepfleetError(CONFLICT) where several are meant, with their IDs.
+    An ended keep has given its name up: a living one is meant before it. Raises KeepfleetError(CONFLICT) where several
+    are meant, with their IDs.
     """
     known = list(keeps)
-    meant = [keep for keep in known if keep.name == text] or [
-        keep for keep in known if str(keep.kuuid).startswith(text)
-    ]
+    named = [keep for keep in known if keep.name == text]
+    living = [keep for keep in named if keep.state not in (State.COMPLETE, State.ERROR)]
+    meant = living or named or [keep for keep in known if str(keep.kuuid).startswith(text)]
     if len(meant) > 1:
         raise KeepfleetError(
             ErrorKind.CONFLICT,
-            f"cannot tell which keep {text} is: {len(meant)} are called so or begin so; write the whole ID",
+            f"cannot decide which keep {text} is: {len(meant)} are called so or begin so; write the whole ID",
             tuple(f"{keep.kuuid} {keep.name}".strip() for keep in meant[:_SHOWN]),
         )
     return meant[0] if meant else None

@@ -1,7 +1,7 @@
-"""YAML read strictly: bounded before it is parsed, every value with its line and column, every fault at once.
+"""YAML read strictly: bounded before it is parsed, every value with its line and column, every fault reported.
 
 Plain words mean what YAML 1.2 says (only `true` and `false` are booleans, so `restart: no` is a word). Refused are
-anchors and aliases (a bomb of a few lines), tags, directives, a second document, keys that stand twice, deep nesting.
+anchors and aliases (a bomb of a few lines), tags, directives, a second document, keys that occur twice, deep nesting.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Fault:
 class Node:
     """A value with its place; text: a scalar as it is written; key: the place of its key, where it has one.
 
-    broken: its fault is told already, and nothing more should be said of it.
+    broken: its fault is reported already, and nothing more should be said of it.
     """
 
     line: int

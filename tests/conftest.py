@@ -1,7 +1,44 @@
-"""For every test: being terminated ends the session as Ctrl-C does, so that fixtures still clean up."""
+"""For every test: order and lanes, one Hypothesis profile for all, and a termination that still cleans up."""
 
 from __future__ import annotations
 
 import signal
 
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+from tests.lanes import order
+
+pytest_plugins = ("tests.system.fixtures",)
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures clean up as after Ctrl-C
+
+COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+"""What an example may cost depends on how busy the machine is, so that no time limit fails a test."""
+settings.register_profile("short", COMMON, max_examples=50)
+settings.register_profile("long", COMMON, max_examples=1000)
+settings.register_profile(
+    "reproducible",
+    COMMON,
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+"""For examples that a schema makes: how many of them fit is not ours to tune."""
+settings.load_profile("short")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that parallel workers end within moments of each other."""
+    items.sort(key=lambda item: order(item.location[0]))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line about coverage, where it was measured."""
+    coverage = config.pluginmanager.getplugin("_cov")
+    total = getattr(coverage, "cov_total", None)
+    if total is not None:
+        terminalreporter.write_line(f"coverage of what runs in the tests' own processes: {total:.1f} % of the lines")

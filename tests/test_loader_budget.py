@@ -81,7 +81,6 @@ STANDARD_LIBRARY = {
     "reprlib",
     "select",
     "selectors",
-    "signal",
     "socket",
     "stat",
     "struct",

@@ -15,8 +15,8 @@ import socket
 import sys
 
 from app_loader.check.budget import GO, budget, result_of_end, too_complex
-from app_loader.descriptors import VARIABLE
 from app_loader.limits import CHECKER_END_SECONDS, FIRST_DESCRIPTOR, MAX_CHECKER_ANSWER, REPORT_FD
+from app_loader.settings import VARIABLE
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.limits import DEFAULT_LIMITS, Limits

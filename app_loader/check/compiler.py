@@ -21,12 +21,11 @@ import wasmtime
 from wasmtime import _ffi as ffi
 
 from app_loader.check.budget import GO, Budget, budget, too_complex
-from app_loader.check.imports import check_component, check_imports, find_entry, find_run, make_component_linker
-from app_loader.descriptors import Passed, read_workload
+from app_loader.check.imports import check_imports, find_entry
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES, REPORT_FD
 from app_loader.run.engine import make_engine, make_linker
 from app_loader.run.lock import lock
-from app_loader.settings import read_limits
+from app_loader.settings import Passed, read_limits, read_workload
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
@@ -144,6 +143,8 @@ def _examine_module(module: int, result: int, limits: Limits, workload: Workload
 
 
 def _examine_component(module: int, result: int, limits: Limits, workload: Workload) -> str:
+    from app_loader.check.components import check_component, find_run, make_component_linker
+
     engine = make_engine(limits.stack_bytes, components=True)
     compiled = _compile_component(engine, module)
     note = check_component(engine, make_component_linker(engine), compiled)
@@ -176,7 +177,7 @@ def check(passed: Passed) -> int:
     if os.read(REPORT_FD, len(GO)) != GO:
         return 0  # the parent no longer wants a result
     if os.pread(module, _HEAD, 0) == MAGIC + COMPONENT_VERSION:
-        import wasmtime.component  # noqa: F401  # the last moment: no file can be opened behind the lock
+        import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock
     lock(executable_memory=True)
     _limit(budget(os.fstat(module).st_size, limits.unit_memory_bytes), most)
     found = examine(module, result, limits, workload)

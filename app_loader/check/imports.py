@@ -1,26 +1,19 @@
-"""What of an upload is called and what it imports: whether a core module or a WASI 0.2 command component can run here.
+"""What of a core module is called, and whether it can be: its imports, its entry, the entry's arguments.
 
-A core module's imports are linked on trial. A component has no such check in wasmtime's C interface, so its imports are
-compared by name, and the rest by an instantiation in a store that allows no instance: it fails after the check and
-before the first instruction. `wasmtime.component`, 2 MB that a core module does not need, is imported in the functions
-that need it.
+Arguments come as text and become numbers by the export's signature: strict, and refused with a reason.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+import struct
 
 import wasmtime
 
-from app_loader.check.signature import NUMBERS, in_words, values
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.workload import Workload
-
-if TYPE_CHECKING:
-    from wasmtime import component
 
 COMMAND, DEFAULT = "_start", ""
 """What is called where no export is asked for: a command's start function, else the export without a name, as the
@@ -28,28 +21,16 @@ original did."""
 INITIALIZE = "_initialize"
 """A reactor's own preparation (WASI application ABI), called before any export but a command's."""
 _NO_ARGUMENTS = "a command's arguments are its argv"
-INTERFACES = {
-    "wasi:cli": (
-        *("environment", "exit", "stdin", "stdout", "stderr"),
-        *("terminal-input", "terminal-output", "terminal-stdin", "terminal-stdout", "terminal-stderr"),
-    ),
-    "wasi:clocks": ("monotonic-clock", "wall-clock"),
-    "wasi:filesystem": ("preopens", "types"),
-    "wasi:io": ("error", "poll", "streams"),
-    "wasi:random": ("insecure", "insecure-seed", "random"),
-    "wasi:sockets": (
-        *("instance-network", "ip-name-lookup", "network"),
-        *("tcp", "tcp-create-socket", "udp", "udp-create-socket"),
-    ),
-}
-"""Every interface of WASI 0.2 that is there. The sockets' calls fail, see NO_NETWORK."""
-RUN, RUN_FUNCTION = "wasi:cli/run", "run"
-"""A command's entry (WASI 0.2, wasi:cli/command)."""
-NO_NETWORK = "this version gives a guest no network"
-_VERSIONED = re.compile(r"([a-z0-9:-]{1,80})/([a-z0-9-]{1,80})@0\.2\.[0-9]{1,9}", re.ASCII)
 _PREVIEW_0 = "wasi_unstable"
 """The import module of WASI's first snapshot, which compilers have not used since 2019."""
-_NO_INSTANCE = "resource limit exceeded: instance count too high"
+INTEGER_BITS = {"i32": 32, "i64": 64}
+FLOAT_FORMATS = {"f32": "<f", "f64": "<d"}
+NUMBERS = (*INTEGER_BITS, *FLOAT_FORMATS)
+"""The types a value can be written in as text; vectors and references cannot."""
+_INTEGER = re.compile(r"[+-]?(?:[0-9]{1,20}|0x[0-9a-fA-F]{1,16})", re.ASCII)
+_FLOAT = re.compile(
+    r"[+-]?(?:(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,5})?|inf|nan)", re.ASCII
+)
 
 
 class Entry(Record):
@@ -127,63 +108,56 @@ def _nothing(why: str, functions: dict[str, wasmtime.FuncType]) -> KeepfleetErro
     return refused(f"cannot take the module: {why}", [f"exports {shown(name)}" for name in functions])
 
 
-def make_component_linker(engine: wasmtime.Engine) -> component.Linker:
-    """A linker with everything a component may import: WASI 0.2, without HTTP."""
-    from wasmtime import component
-
-    linker = component.Linker(engine)
-    linker.add_wasip2()
-    return linker
+def in_words(name: str, params: list[str], results: list[str]) -> str:
+    """The signature as a person reads it: `add(i32, i32) -> i32`. Names are the guest's own and shown in ASCII."""
+    shown = name.encode("ascii", "backslashreplace").decode()[:MAX_EVIDENCE_LINE] or '""'
+    returned = f" -> {', '.join(results)}" if results else ""
+    return f"{shown}({', '.join(params)}){returned}"
 
 
-def _is_there(name: str) -> bool:
-    match = _VERSIONED.fullmatch(name)
-    return match is not None and match[2] in INTERFACES.get(match[1], ())
+def _integer(text: str, bits: int) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise ValueError("it is no whole number, decimal or 0x…")
+    value = int(text, 16 if "x" in text else 10)
+    if not -(1 << bits - 1) <= value < 1 << bits:
+        raise ValueError(f"it does not fit {bits} bits")
+    return value - (1 << bits) if value >= 1 << bits - 1 else value
 
 
-def check_component(engine: wasmtime.Engine, linker: component.Linker, guest: component.Component) -> str:
-    """Returns when everything the component imports is there; what its owner should know, or "".
-
-    Raises KeepfleetError(INVALID_MODULE) naming what is not.
-    """
-    imports = list(guest.type.imports(engine))
-    missing = [name for name in imports if not _is_there(name)]
-    if missing:
-        message = missing_in_words("component", [shown(name) for name in missing])
-        if any(name.startswith("wasi:http/") for name in missing):
-            message += f"; {NO_NETWORK}"
-        raise refused(message, [shown(name) for name in missing])
-    store = wasmtime.Store(engine)
-    store.set_limits(instances=0)
-    store.set_wasi(wasmtime.WasiConfig())
+def _float(text: str, packed: str) -> float:
+    if not _FLOAT.fullmatch(text):
+        raise ValueError("it is no number, inf or nan")
+    value = float(text)
+    if value in (float("inf"), float("-inf")) and "inf" not in text:
+        raise ValueError("it is too large")
     try:
-        linker.instantiate(store, guest)
-    except wasmtime.WasmtimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        if not lines or not lines[0].startswith(_NO_INSTANCE):
-            raise refused(f"cannot take the component: {': '.join(lines)[: 2 * MAX_EVIDENCE_LINE]}", lines) from error
-    sockets = [name for name in imports if name.startswith("wasi:sockets/")]
-    return f"it imports wasi:sockets, and {NO_NETWORK}: those calls will fail" if sockets else ""
+        struct.pack(packed, value)
+    except OverflowError:
+        raise ValueError("it is too large") from None
+    return value
 
 
-def find_run(engine: wasmtime.Engine, guest: component.Component, workload: Workload) -> str:
-    """The name of the component's own RUN interface. Raises KeepfleetError(INVALID_MODULE) when it has none."""
-    if workload.export or workload.export_arguments:
-        raise refused(
-            "cannot call an export of a component by name, only of a core module: wasi:cli/run is a component's entry"
-        )
-    from wasmtime import component
+def values(signature: str, params: list[str], texts: tuple[str, ...]) -> list[int | float]:
+    """`texts` as the parameters of a function whose `signature` stands in the refusals.
 
-    exports = guest.type.exports(engine)
-    for name, item in exports.items():
-        if not (name.startswith(RUN + "@") and _VERSIONED.fullmatch(name)):
-            continue
-        if isinstance(item.ty, component.ComponentInstanceType):
-            function = item.ty.exports(engine).get(RUN_FUNCTION)
-            if function is not None and isinstance(function.ty, component.FuncType) and not function.ty.params:
-                return name
-    lines = [f"exports {shown(name)}" for name in list(exports)[:MAX_EVIDENCE_LINES]]
-    message = f"cannot take the component: it does not export {RUN}@0.2, the entry of a command"
-    if any(name.startswith("wasi:http/") for name in exports):
-        message += f"; it is a web handler, and {NO_NETWORK}"
-    raise refused(message, lines)
+    Integers are decimal or hexadecimal, signed or not, as in WebAssembly's text format: 0xffffffff is -1.
+    Raises KeepfleetError(INVALID_MODULE) for another count, a type text cannot give, or what is no such number.
+    """
+
+    def refused(why: str) -> KeepfleetError:
+        return KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot call {signature}: {why}")
+
+    for param in params:
+        if param not in NUMBERS:
+            raise refused(f"a value of type {param} cannot be given as text, only {', '.join(NUMBERS)}")
+    if len(texts) != len(params):
+        count = f"{len(params)} argument{'' if len(params) == 1 else 's'}"
+        raise refused(f"it takes {count}, {len(texts)} given")
+    found: list[int | float] = []
+    for number, (param, text) in enumerate(zip(params, texts, strict=True), 1):
+        try:
+            bits = INTEGER_BITS.get(param)
+            found.append(_float(text, FLOAT_FORMATS[param]) if bits is None else _integer(text, bits))
+        except ValueError as error:
+            raise refused(f"argument {number}, {text[:60]!a}, is no {param}: {error}") from None
+    return found

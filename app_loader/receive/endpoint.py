@@ -12,7 +12,6 @@ from typing import assert_never
 
 import h11
 
-from app_loader.descriptors import Grants
 from app_loader.limits import (
     ACCESS_RECHECK_SECONDS,
     HANDOVER_SECONDS,
@@ -20,13 +19,12 @@ from app_loader.limits import (
     READ_BYTES,
     STALL_SECONDS,
 )
-from app_loader.receive.access import UploadAccess
-from app_loader.receive.connections import ConnectionTable
+from app_loader.receive.access import ConnectionTable, UploadAccess
 from app_loader.receive.exchange import Exchange, Gone, HttpEvent, Stage
 from app_loader.receive.requests import Refused, Route, error_answer, json_answer, read_request, text_answer
 from app_loader.receive.upload import Upload
 from app_loader.reports import Reporter
-from app_loader.settings import Settings
+from app_loader.settings import Grants, Settings
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Uploader

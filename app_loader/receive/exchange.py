@@ -25,10 +25,9 @@ from app_loader.limits import (
     STALL_SECONDS,
     TLS_RECORD_BYTES,
 )
-from app_loader.receive.access import peer_of
 from app_loader.receive.requests import Answer
-from keep_protocol.certificate import CertificateFields
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.certificate import CertificateFields, read_certificate
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.tls import HANDSHAKE_SECONDS
 
 HttpEvent = h11.Request | h11.Data | h11.EndOfMessage
@@ -211,8 +210,11 @@ class Exchange:
         return []
 
     def _identify(self) -> None:
+        der = self._channel.connection.getpeercert(binary_form=True)
         try:
-            self.peer = peer_of(self._channel.connection)
+            if not der:
+                raise KeepfleetError(ErrorKind.FORBIDDEN, "cannot let the client in: it showed no certificate")
+            self.peer = read_certificate(der)
         except KeepfleetError as refusal:
             self.peer = refusal
 

@@ -13,11 +13,10 @@ import select
 import socket
 import sys
 
-from app_loader.descriptors import VARIABLE, Grants, Passed, claim, place, read_grants
 from app_loader.limits import MAX_CLIENT_CA_BYTES, REPORT_FD
 from app_loader.receive.identity import IdentityMaker, TlsIdentity, read_identity
 from app_loader.reports import Reporter
-from app_loader.settings import Settings, read_settings
+from app_loader.settings import VARIABLE, Grants, Passed, Settings, claim, place, read_grants, read_settings
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import COMPILED, IDENTITY, Report, ReportType

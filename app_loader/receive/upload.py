@@ -9,12 +9,11 @@ import hashlib
 import os
 
 from app_loader.check.checking import Checking, read_only, store_error, unnamed_file
-from app_loader.descriptors import Grants
 from app_loader.limits import ACCESS_RECHECK_SECONDS, GRACE_SECONDS, MIN_BYTES_PER_SECOND
 from app_loader.receive.exchange import Exchange
 from app_loader.receive.payload import PayloadParser
 from app_loader.receive.requests import Request, Route, body_limit, too_large
-from app_loader.settings import Settings
+from app_loader.settings import Grants, Settings
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Module
 

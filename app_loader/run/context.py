@@ -12,8 +12,8 @@ import stat
 
 import wasmtime
 
-from app_loader.descriptors import Grants
 from app_loader.limits import MAX_SECRET_BYTES
+from app_loader.settings import Grants
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.workload import SECRETS_GUEST
 

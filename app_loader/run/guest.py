@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+import resource
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +14,7 @@ import wasmtime
 from wasmtime import _ffi as ffi
 from wasmtime._extern import wrap_extern
 
-from app_loader.check.imports import COMMAND, INITIALIZE, find_entry, find_run, make_component_linker
+from app_loader.check.imports import COMMAND, INITIALIZE, find_entry
 from app_loader.limits import (
     COMPONENT_INSTANCES,
     COMPONENT_MEMORIES,
@@ -24,13 +26,14 @@ from app_loader.limits import (
 )
 from app_loader.run import outcome as outcomes
 from app_loader.run.engine import GuestExit, make_engine, make_linker
-from app_loader.run.meter import Meter
 from keep_protocol.limits import Limits
 from keep_protocol.outcome import Outcome
 from keep_protocol.workload import Workload
 
 if TYPE_CHECKING:
     from wasmtime import component  # 2 MB that a core module does not need
+
+    from app_loader.run.runner import Meter
 
 _HEAD, _FLAGS = 64, slice(48, 52)
 """A compiled file is ELF; wasmtime says in its header's e_flags what it is (wasmtime, `ObjectKind`)."""
@@ -107,6 +110,8 @@ class ComponentGuest:
 
     def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
         """See `load_guest`."""
+        from app_loader.check.components import find_run, make_component_linker
+
         self.started, self._limits = False, limits
         self._engine = make_engine(limits.stack_bytes, components=True)
         self._component = _load_component(self._engine, compiled)
@@ -200,7 +205,27 @@ def load_guest(compiled: int, limits: Limits, workload: Workload) -> Guest:
 
 
 def run_guest(guest: Guest, limits: Limits, meter: Meter) -> Outcome:
-    """Runs the guest to its end, whichever that is; prints what an export returned."""
+    """Runs the guest to its end, whichever that is; prints what an export returned.
+
+    Where it failed with as many files open as the process may have, the outcome says so: all that WASI has told the
+    guest is that a file could not be opened, "I/O error".
+    """
+    outcome = _run_to_end(guest, limits, meter)
+    if outcome.exit_code != 0 and _has_no_descriptor_left():
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return outcome.replace(text=f"{outcome.text}; it had all files open that a keep may, {most} (LimitNOFILE=)")
+    return outcome
+
+
+def _has_no_descriptor_left() -> bool:
+    try:
+        os.close(os.dup(1))
+    except OSError as error:
+        return error.errno == errno.EMFILE
+    return False
+
+
+def _run_to_end(guest: Guest, limits: Limits, meter: Meter) -> Outcome:
     try:
         code, returned = guest.run()
     except GuestExit as left:

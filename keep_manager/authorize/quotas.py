@@ -36,6 +36,15 @@ class QuotaKeeper:
     def __repr__(self) -> str:
         return f"QuotaKeeper({len(self._callers)} entries, {self._followers.total()} followers)"
 
+    @property
+    def callers(self) -> Callers:
+        """What the configuration in force says of callers."""
+        return self._callers
+
+    def apply(self, callers: Callers) -> None:
+        """Counts by these entries from now on; what is there already stays."""
+        self._callers = callers
+
     def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
         """Returns where one more keep of this spec fits. Raises KeepfleetError(TOO_MANY) naming the quota."""
         quotas = quotas_for(self._callers, caller.name)
@@ -48,15 +57,16 @@ class QuotaKeeper:
                 caller, f"create a keep: its keeps would have {memory} bytes", "memory_bytes", quotas.memory_bytes
             )
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int) -> None:
-        """Returns where the caller may start this keep there, and counts the start.
+    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
+        """The lowest and the highest port where the caller may start this keep, on that address and at `port` where it
+        names one; counts the start.
 
         Raises KeepfleetError: TOO_MANY, or FORBIDDEN for an address or a port that its keeps may not listen on.
         """
         quotas = quotas_for(self._callers, caller.name)
         if quotas.addresses and address not in quotas.addresses:
             raise _forbidden(caller, info, f"address {address}", ", ".join(quotas.addresses))
-        if not quotas.first_port <= port <= quotas.last_port:
+        if port is not None and not quotas.first_port <= port <= quotas.last_port:
             raise _forbidden(caller, info, f"port {port}", f"ports {quotas.first_port} to {quotas.last_port}")
         now, starts = self._clock(), self._starts.setdefault(caller.name, deque())
         while starts and starts[0] <= now - MINUTE:
@@ -71,6 +81,7 @@ class QuotaKeeper:
         starts.append(now)
         if len(self._starts) > len(self._callers) + 1000:
             self._starts = {name: times for name, times in self._starts.items() if times and times[-1] > now - MINUTE}
+        return quotas.first_port, quotas.last_port
 
     @contextmanager
     def following(self, caller: Caller) -> Iterator[None]:

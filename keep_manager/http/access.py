@@ -1,8 +1,10 @@
-"""Who may use a route: small named policies, and the line a refusal leaves in the log."""
+"""Who is at the other end of a connection, whether it may be served, and the line a refusal leaves in the log."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,40 +54,31 @@ def caller_at(peer: Peer, callers: Callers) -> Caller:
     return Caller(name, role, peer.address, str(peer), shown.fingerprint)
 
 
-class Policy(Protocol):
-    """Decides about one request."""
+@dataclass(frozen=True)
+class Admission:
+    """Who may connect at all: a client with a certificate of our CA, made for a client, in its time and not revoked,
+    which is checked again for every request.
 
-    def check(self, peer: Peer, certificates: Certificates) -> None:
-        """Raises KeepfleetError(FORBIDDEN) when `peer` may not."""
-
-
-class WithClientCertificate:
-    """A certificate of our CA, made for a client, in its time and not revoked: judged anew for every request."""
-
-    def check(self, peer: Peer, certificates: Certificates) -> None:
-        """Raises KeepfleetError(FORBIDDEN) for no certificate, too."""
-        if peer.identity is None:
-            raise KeepfleetError(ErrorKind.FORBIDDEN, "cannot serve a client without a certificate")
-        certificates.check(peer.identity)
-
-
-class ClientCertificateIfShown:
-    """Anyone who reaches the port; but a certificate that is shown must be a good one.
-
-    Stands for WithClientCertificate on every route when `client_certificates: optional` is configured, as the
-    clients of 2020 show none. They are one caller, `anonymous`: keep such a manager on 127.0.0.1.
+    certificate_required: false lets clients without one in, too, as those of 2020 show none: they are one caller,
+    `anonymous`, so keep such a manager on 127.0.0.1. A certificate that is shown must be a good one all the same.
     """
 
-    def check(self, peer: Peer, certificates: Certificates) -> None:
-        """Raises KeepfleetError(FORBIDDEN) for a certificate that is not good."""
+    certificates: Certificates
+    certificate_required: bool = True
+
+    def check(self, peer: Peer) -> None:
+        """Raises KeepfleetError: FORBIDDEN when `peer` may not, CERTIFICATE when that cannot be found out."""
         if peer.identity is not None:
-            certificates.check(peer.identity)
+            self.certificates.check(peer.identity)
+        elif self.certificate_required:
+            raise KeepfleetError(ErrorKind.FORBIDDEN, "cannot serve a client without a certificate")
 
 
-def admit(policy: Policy, peer: Peer, certificates: Certificates, what: str) -> None:
-    """Raises what the policy raises, after one line in the security log; `what` names the request."""
+@contextmanager
+def refusals_logged(peer: Peer, what: str) -> Iterator[None]:
+    """A refusal of what the block asks is one line in the security log; `what` names the request."""
     try:
-        policy.check(peer, certificates)
+        yield
     except KeepfleetError as error:
         SECURITY.warning("refused %s from %s: %s", what, peer, error.message)
         raise

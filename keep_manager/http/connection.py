@@ -1,4 +1,4 @@
-"""One client's connection: aiohttp's, with the peer's certificate read once, and its loose ends tied.
+"""One client's connection: aiohttp's, with the peer's certificate read once. Only this file knows aiohttp's insides.
 
 aiohttp closes a connection on which no whole request header has arrived in `keepalive_timeout`, from the first byte
 on; it has no deadline for a client that does not read its answer, and it logs a traceback for a malformed request.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from keep_manager.http.acceptor import Hook
 from keep_manager.http.access import Certificates, Peer
 from keep_manager.http.errors import KIND_OF, v1_body
 from keep_protocol import strict_json
@@ -31,9 +31,9 @@ MAX_HEADERS = 64
 
 
 class Connection(RequestHandler):
-    """One connection of one client; `ended` is called once, when it is closed."""
+    """One connection of one client; `established` is called when its handshake is done, `ended` when it is closed."""
 
-    def __init__(self, server: web.Server, certificates: Certificates, ended: Callable[[], None]) -> None:
+    def __init__(self, server: web.Server, certificates: Certificates, established: Hook, ended: Hook) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -47,6 +47,7 @@ class Connection(RequestHandler):
             logger=LOG,
         )
         self._certificates = certificates
+        self._established = established
         self._ended = ended
         self.peer = Peer("nowhere", None)
 
@@ -63,24 +64,35 @@ class Connection(RequestHandler):
             None if der is None else self._certificates.identify(der),
         )
         super().connection_made(transport)
+        self._established(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Called when the connection is closed, by whomever."""
+        """Called when the connection is closed, by either side."""
         super().connection_lost(exc)
-        self._ended()
+        self._ended(self)
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when no request is under way, by the loop's clock; None while one is, or waits for its turn."""
+        if self._request_in_progress or self._messages:
+            return None
+        return self._next_keepalive_close_time - HEADER_SECONDS
+
+    def cut_off(self) -> None:
+        """Closes the connection without waiting for anything; a request under way is cancelled."""
+        if isinstance(self.transport, asyncio.Transport):
+            self.transport.abort()
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Sends the answer; a client that does not take it in SEND_SECONDS is cut off."""
-        transport = self.transport
         try:
             async with asyncio.timeout(SEND_SECONDS):
                 return await super().finish_response(request, resp, start_time)
         except TimeoutError:
             LOG.warning("%s does not read its answer; cut off", self.peer)
-            if isinstance(transport, asyncio.Transport):
-                transport.abort()
+            self.cut_off()
             return resp, True
 
     def handle_error(

@@ -17,6 +17,7 @@ STATUS_OF: dict[ErrorKind, HTTPStatus] = {
     ErrorKind.TOO_SLOW: HTTPStatus.REQUEST_TIMEOUT,
     ErrorKind.TOO_MANY: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorKind.UNSUPPORTED: HTTPStatus.NOT_IMPLEMENTED,
+    ErrorKind.UNSUPPORTED_MEDIA: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ErrorKind.INVALID_MODULE: HTTPStatus.UNPROCESSABLE_ENTITY,
     ErrorKind.TOO_COMPLEX: HTTPStatus.UNPROCESSABLE_ENTITY,
     ErrorKind.PORT_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -36,7 +37,7 @@ KIND_OF = {
     405: ErrorKind.BAD_REQUEST,
     408: ErrorKind.TOO_SLOW,
     413: ErrorKind.TOO_LARGE,
-    415: ErrorKind.UNSUPPORTED,
+    415: ErrorKind.UNSUPPORTED_MEDIA,
     417: ErrorKind.BAD_REQUEST,
 }
 """The kinds of the refusals that are HTTP's own; any other status is INTERNAL."""

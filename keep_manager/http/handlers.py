@@ -7,9 +7,10 @@ from typing import Protocol
 
 from aiohttp import web
 
+from keep_manager.authorize.table import Action, may
 from keep_manager.http.middleware import caller_of, json_response, read_body
 from keep_manager.keeps.decide import Page
-from keep_manager.model import Caller
+from keep_manager.model import Caller, Visible
 from keep_protocol import api
 from keep_protocol.constants import V1_KEEPS_PATH, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -30,8 +31,11 @@ class Keeps(Protocol):
     async def create(self, request: api.NewKeep, caller: Caller, key: str = "") -> KeepInfo:
         """A new keep; with a `key`, the one the same caller's same request with it has made already."""
 
-    async def list(self, request: api.ListKeeps) -> Page:
-        """A page of keeps."""
+    async def list(self, request: api.ListKeeps, visible: Visible | None = None) -> Page:
+        """A page of those keeps that are visible."""
+
+    def find(self, kuuid: int) -> KeepInfo:
+        """One keep, as it is known now."""
 
     async def get(self, kuuid: int) -> KeepInfo:
         """One keep."""
@@ -59,6 +63,11 @@ def _kuuid(request: web.Request) -> int:
     return parse_kuuid(request.match_info["kuuid"])
 
 
+def visible_to(caller: Caller, action: Action = Action.LIST) -> Visible:
+    """Whether a keep may be shown to `caller`."""
+    return lambda keep: may(caller, action, keep)
+
+
 async def banner(_: web.Request) -> web.StreamResponse:
     """GET /: the protocol's name and version, as the original tells them."""
     return web.Response(text=api.BANNER)
@@ -79,7 +88,7 @@ async def create_keep(request: web.Request) -> web.StreamResponse:
 
 async def list_keeps(request: web.Request) -> web.StreamResponse:
     """GET /v1/keeps; `next` is what to ask for `after` on the following page, or null."""
-    page = await request.app[KEEPS].list(api.parse_v1_list(request.query.items()))
+    page = await request.app[KEEPS].list(api.parse_v1_list(request.query.items()), visible_to(caller_of(request)))
     return json_response({"keeps": [keep.to_wire() for keep in page.keeps], "next": page.next})
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from keep_manager.http.handlers import KEEPS
-from keep_manager.http.middleware import caller_of, json_response, read_body
+from keep_manager.authorize.table import Action
+from keep_manager.http.handlers import KEEPS, visible_to
+from keep_manager.http.middleware import authorized, caller_of, json_response, read_body
 from keep_manager.keeps.decide import by_creation
 from keep_protocol import api
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -18,16 +19,20 @@ async def keeps_post(request: web.Request) -> web.StreamResponse:
     keeps = request.app[KEEPS]
     match api.parse_legacy(await read_body(request)):
         case api.NewKeep() as command:
+            authorized(request, Action.CREATE)
             return json_response(await _new_keep(request, command))
         case api.ListKeeps() as command:
-            found = by_creation((await keeps.list(command)).keeps)  # the clients of 2020 start the last one
+            visible = visible_to(authorized(request, Action.LIST))
+            found = by_creation((await keeps.list(command, visible)).keeps)  # the clients of 2020 start the last one
             return json_response({"klvec": [keep.to_wire() for keep in found]})
         case api.StartKeep() as command:
-            return json_response((await keeps.start(command, caller_of(request))).to_wire())
+            caller = authorized(request, Action.START, command.kuuid)
+            return json_response((await keeps.start(command, caller)).to_wire())
         case api.StopKeep(kuuid):
-            return json_response((await keeps.stop(kuuid, caller_of(request))).to_wire())
+            caller = authorized(request, Action.STOP, kuuid)
+            return json_response((await keeps.stop(kuuid, caller)).to_wire())
         case api.RemoveKeep(kuuid):
-            await keeps.remove(kuuid, caller_of(request))
+            await keeps.remove(kuuid, authorized(request, Action.REMOVE, kuuid))
             return json_response({"text": "removed"})
 
 

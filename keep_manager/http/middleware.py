@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from keep_manager.callers import Callers
-from keep_manager.http.access import Certificates, Peer, Policy, admit, caller_at
+from keep_manager.authorize.quotas import QuotaKeeper
+from keep_manager.authorize.table import Action, Owned, authorize
+from keep_manager.http.access import Admission, Peer, caller_at, refusals_logged
 from keep_manager.http.connection import Connection
+from keep_manager.http.cross_site import check_media_type, check_site
 from keep_manager.http.errors import KIND_OF, STATUS_OF, v1_body
 from keep_manager.model import Caller
 from keep_protocol import strict_json
-from keep_protocol.constants import MAX_MANAGER_BODY
+from keep_protocol.constants import MAX_MANAGER_BODY, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 BODY_SECONDS = 10.0
@@ -27,17 +29,19 @@ ErrorBody = Callable[[KeepfleetError], dict[str, object]]
 
 @dataclass(frozen=True)
 class Rules:
-    """What a route carries for the middleware: who may use it, how it tells errors, and how much it reads."""
+    """What a route carries for the middleware: what it does, None where its body says that; how its errors look, and
+    how much it reads."""
 
-    access: Policy
+    action: Action | None
     error_body: ErrorBody
     max_body: int = MAX_MANAGER_BODY
 
 
 RULES = web.AppKey("rules", dict[web.AbstractRoute, Rules])
-CERTIFICATES = web.AppKey("certificates", Certificates)
-CALLERS: web.AppKey[Callers] = web.AppKey("callers")
-"""What the configuration says of callers."""
+ADMISSION = web.AppKey("admission", Admission)
+FIND: web.AppKey[Callable[[int], Owned]] = web.AppKey("find")
+"""A keep by its ID. Raises KeepfleetError(NOT_FOUND)."""
+QUOTAS = web.AppKey("quotas", QuotaKeeper)
 
 
 def peer_of(request: web.Request) -> Peer:
@@ -48,7 +52,7 @@ def peer_of(request: web.Request) -> Peer:
 
 def caller_of(request: web.Request) -> Caller:
     """Who sent the request."""
-    return caller_at(peer_of(request), request.app[CALLERS])
+    return caller_at(peer_of(request), request.app[QUOTAS].callers)
 
 
 def json_response(value: object, status: int = 200) -> web.Response:
@@ -75,24 +79,53 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     return response
 
 
+def admit(request: web.Request) -> None:
+    """Raises KeepfleetError, after one line in the security log, unless the request's client may be served now."""
+    peer = peer_of(request)
+    with refusals_logged(peer, _what(request)):
+        request.app[ADMISSION].check(peer)
+
+
+def authorized(request: web.Request, action: Action, kuuid: int | None = None) -> Caller:
+    """Who asks, where it may do that, to the keep `kuuid` or where none is concerned.
+
+    Raises KeepfleetError as `authorize` does, NOT_FOUND too for a keep that there is not.
+    """
+    caller = caller_of(request)
+    keep = None if kuuid is None else request.app[FIND](kuuid)
+    with refusals_logged(peer_of(request), _what(request)):
+        authorize(caller, action, keep)
+    return caller
+
+
+def kuuid_of(request: web.Request) -> int | None:
+    """The keep in the request's path. Raises KeepfleetError(BAD_REQUEST) for what is no ID."""
+    text = request.match_info.get("kuuid")
+    return None if text is None else parse_kuuid(text)
+
+
+def _what(request: web.Request) -> str:
+    return f"{request.method} {request.path[:80]!r}"
+
+
 @web.middleware
 async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Asks the route's policy, before the handler and, as it may have waited, once more before its answer goes out.
+    """Asks whether the client may be served and whether it may do what the route does; and, as the handler may have
+    waited, once more before its answer goes out whether it may be served.
 
-    A path that does not exist is told to nobody whom no route would serve.
+    That a path does not exist is said to no client that is not served.
     """
+    admit(request)
     rules = request.app[RULES].get(request.match_info.route)
-    policy = rules.access if rules is not None else request.app[DEFAULT_ACCESS]
-    what = f"{request.method} {request.path[:80]!r}"
-    admit(policy, peer_of(request), request.app[CERTIFICATES], what)
+    with refusals_logged(peer_of(request), _what(request)):
+        check_site(request)
+    if rules is not None and rules.action is not None:
+        authorized(request, rules.action, kuuid_of(request))
     response = await handler(request)
     if response.prepared:
-        return response  # a stream; it has asked all the while
-    admit(policy, peer_of(request), request.app[CERTIFICATES], what)
+        return response  # a stream, which has asked all the while
+    admit(request)
     return response
-
-
-DEFAULT_ACCESS = web.AppKey("default_access", Policy)
 
 
 async def expect(request: web.Request) -> web.StreamResponse | None:
@@ -117,11 +150,10 @@ def _too_large(limit: int) -> KeepfleetError:
 async def read_body(request: web.Request) -> bytes:
     """The request's body, at most the route's `max_body` bytes, in BODY_SECONDS, and never decompressed.
 
-    Raises KeepfleetError: TOO_LARGE, at once where Content-Length says it; TOO_SLOW; BAD_REQUEST for a body that
-    ends half-way; and HTTPUnsupportedMediaType for one that is encoded.
+    Raises KeepfleetError: TOO_LARGE, immediately where Content-Length says it; TOO_SLOW; BAD_REQUEST for a body
+    that ends half-way; UNSUPPORTED_MEDIA for one that is encoded, or of another type than JSON.
     """
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise web.HTTPUnsupportedMediaType(reason="A body must not be encoded")
+    check_media_type(request)
     limit = _max_body(request)
     if (request.content_length or 0) > limit:
         raise _too_large(limit)

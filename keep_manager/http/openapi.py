@@ -208,7 +208,7 @@ def _responses(operation: Operation) -> dict[str, object]:
     for kind in (*EVERYWHERE, *operation.refusals):
         refused.setdefault(str(int(STATUS_OF[kind])), []).append(kind.value)
     if operation.body:
-        refused[str(UNSUPPORTED_MEDIA)] = [ErrorKind.UNSUPPORTED.value]
+        refused[str(UNSUPPORTED_MEDIA)] = [ErrorKind.UNSUPPORTED_MEDIA.value]
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
         str(operation.status): _answer(operation),

@@ -7,13 +7,14 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 from aiohttp import web
 
+from keep_manager.authorize.table import Action
 from keep_manager.http.connection import SEND_SECONDS
-from keep_manager.http.handlers import KEEPS
-from keep_manager.http.middleware import CERTIFICATES, RULES, caller_of, peer_of
+from keep_manager.http.handlers import KEEPS, visible_to
+from keep_manager.http.middleware import ADMISSION, QUOTAS, caller_of, peer_of
 from keep_manager.keeps import logs
 from keep_manager.keeps.logs import Events, Journal
 from keep_manager.tasks import Group
@@ -27,8 +28,6 @@ LOG = logging.getLogger("keepfleet.http")
 MAX_LINES = 100_000
 FIRST_SECONDS = 0.2
 """A refusal comes in this time; after it a client that follows a silent keep learns that it is served."""
-RECHECK_SECONDS = 0.5
-"""How long a client whose certificate was revoked may still follow."""
 RESUME_HEADER = "Last-Event-ID"
 JOURNAL = web.AppKey("journal", Journal)
 EVENTS = web.AppKey("events", Events)
@@ -47,10 +46,11 @@ async def keep_logs(request: web.Request) -> web.StreamResponse:
     last, follow = _query(request)
     after = request.headers.get(RESUME_HEADER, "")
     await request.app[KEEPS].get(kuuid)
-    keeps, journal, caller = request.app[KEEPS], request.app[JOURNAL], caller_of(request).name
-    if follow:
-        return await _answer(request, lambda send: logs.follow(keeps, journal, kuuid, last, after, send, caller))
-    return await _answer(request, lambda send: logs.present(journal, kuuid, last, after, send, caller))
+    keeps, journal, caller = request.app[KEEPS], request.app[JOURNAL], caller_of(request)
+    if not follow:
+        return await _answer(request, lambda send: logs.present(journal, kuuid, last, after, send, caller.name))
+    with request.app[QUOTAS].following(caller):
+        return await _answer(request, lambda send: logs.follow(keeps, journal, kuuid, last, after, send, caller.name))
 
 
 async def keep_events(request: web.Request) -> web.StreamResponse:
@@ -58,8 +58,15 @@ async def keep_events(request: web.Request) -> web.StreamResponse:
     last, follow = _query(request, "keep")
     kuuid = parse_kuuid(request.query["keep"]) if "keep" in request.query else None
     after = request.headers.get(RESUME_HEADER, "")
-    caller = caller_of(request).name
-    async with request.app[EVENTS].events(kuuid, last=last, after=after, follow=follow, caller=caller) as events:
+    caller = caller_of(request)
+    async with AsyncExitStack() as held:
+        if follow:
+            held.enter_context(request.app[QUOTAS].following(caller))
+        visible = visible_to(caller, Action.EVENTS)
+        source = request.app[EVENTS].events(
+            kuuid, last=last, after=after, follow=follow, visible=visible, caller=caller.name
+        )
+        events = await held.enter_async_context(source)
 
         async def produce(send: Callable[[Item], Awaitable[None]]) -> None:
             async with aclosing(events):
@@ -119,13 +126,11 @@ async def _forward(request: web.Request, response: web.StreamResponse, queue: as
     while True:
         chunk = _ALIVE
         try:
-            async with asyncio.timeout_at(min(alive_at, loop.time() + RECHECK_SECONDS)):
+            async with asyncio.timeout_at(alive_at):
                 item = await queue.get()
             chunk = b"" if item is None else _encoded(item)
         except TimeoutError:
-            if loop.time() < alive_at:
-                _check_again(request)
-                continue
+            LOG.debug("nothing to send to %s; a sign of life", peer_of(request))
         _check_again(request)
         if not response.prepared:
             await response.prepare(request)
@@ -147,9 +152,7 @@ def _enlist(app: web.Application) -> None:
 
 def _check_again(request: web.Request) -> None:
     """A certificate that was revoked or has expired meanwhile gets nothing more."""
-    rules = request.app[RULES].get(request.match_info.route)
-    if rules is not None:
-        rules.access.check(peer_of(request), request.app[CERTIFICATES])
+    request.app[ADMISSION].check(peer_of(request))
 
 
 async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:

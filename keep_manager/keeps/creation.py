@@ -141,6 +141,12 @@ class Creation:
     def __repr__(self) -> str:
         return f"Creation({len(self._creating)} under way, {self._waiting} waiting)"
 
+    def apply(self, policy: Policy) -> None:
+        """Creates by this policy from now on; what is under way is not counted among what it lets run concurrently."""
+        if policy.max_creations_at_once != self._policy.max_creations_at_once:
+            self._creations = asyncio.Semaphore(policy.max_creations_at_once)
+        self._policy = policy
+
     async def create(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         """A new keep, listening for start-keep. When anything fails, or the caller is cancelled, nothing is left.
 
@@ -151,14 +157,15 @@ class Creation:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
         async with self._named(request, spec, caller):
             self._waiting += 1
+            creations = self._creations
             try:
-                await self._creations.acquire()
+                await creations.acquire()
             finally:
                 self._waiting -= 1
             try:
                 return await self._create(spec, caller)
             finally:
-                self._creations.release()
+                creations.release()
 
     @asynccontextmanager
     async def _named(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> AsyncIterator[None]:

@@ -87,9 +87,12 @@ def adopted(spec: KeepSpec | None, claims: KeepSpec) -> KeepSpec:
     return claims if spec is None else spec
 
 
-def candidate_ports(address: str, port: int, first: int, last: int) -> Iterator[int]:
-    """The ports to try in order: on 127.0.0.1 the one asked for, every one after it in first … last, and then from
-    first on; elsewhere exactly the one asked for."""
+def candidate_ports(address: str, port: int | None, first: int, last: int) -> Iterator[int]:
+    """The ports to try in order: where none was asked for, all in first … last; on 127.0.0.1 the one asked for,
+    every one after it in first … last, and then from first on; elsewhere exactly the one asked for."""
+    if port is None:
+        yield from range(first, last + 1)
+        return
     yield port
     if address == LOCALHOST:
         yield from range(max(port + 1, first), last + 1)

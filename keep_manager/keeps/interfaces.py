@@ -109,5 +109,5 @@ class Quotas(Protocol):
     def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
         """Raises when the caller may not have that keep beside those it has."""
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int) -> None:
-        """Raises when the caller may not start that keep there now."""
+    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
+        """The ports the caller may start that keep on, from the lowest to the highest; raises when it may not now."""

@@ -69,6 +69,11 @@ class Keeps:
     def __repr__(self) -> str:
         return f"Keeps({self._view!r}, {self._creation!r}, {len(self._starting)} being started)"
 
+    def apply(self, policy: Policy) -> None:
+        """Makes and starts keeps by this policy from now on; what is there already stays."""
+        self._policy = policy
+        self._creation.apply(policy)
+
     async def rediscover(self) -> list[KeepInfo]:
         """Every keep that units and loaders know of, and the view made of them. Raises KeepfleetError."""
         places = asyncio.Semaphore(ASKED_CONCURRENTLY)
@@ -193,14 +198,13 @@ class Keeps:
         decide.refuse_start(answer.report)
         spec = self._view.entry(kuuid).spec or NO_SPEC
         uploaders = uploaders_for(request.uploaders, spec, caller)
-        self._quotas.admit_start(caller, info, request.address, request.port)
+        allowed = self._quotas.admit_start(caller, info, request.address, request.port)
         provision = Provision(spec, caller, self._policy.allowance(caller), request.workload)
         kind = kind_of(spec.kind)
         async with self._providers.opened(provision) as given:
             reach(Failpoint.START_BEFORE_BIND)
-            ports = decide.candidate_ports(
-                request.address, request.port, self._policy.first_port, self._policy.last_port
-            )
+            first, last = max(self._policy.first_port, allowed[0]), min(self._policy.last_port, allowed[1])
+            ports = decide.candidate_ports(request.address, request.port, first, last)
             with bind_listener(request.address, ports) as listener:
                 reach(Failpoint.START_AFTER_BIND)
                 descriptors = {"listener": listener.fileno(), **given}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from keep_manager.callers import EVERYONE, Callers, entry_of
+from keep_manager.callers import DEFAULT_LEASE, EVERYONE, Callers, entry_of
 from keep_manager.model import Allowance, Caller
+from keep_protocol.constants import LAST_KEEP_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE, Role
 from keep_protocol.keep import KeepInfo
@@ -24,9 +25,6 @@ DEFAULT_CEILINGS: dict[str, int] = {
 }
 """What a caller may raise without a word of the configuration: its own memory and time, by a factor that suits a host
 of a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
-DEFAULT_LEASE = Lease(idle_seconds=86400, await_seconds=86400)
-"""A day each: who makes a keep in the evening uploads in the morning, and what a crashed client left behind (5 MB while
-idle, 15 MB and a port while it awaits its workload) is gone the day after."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,9 @@ class Unlimited:
     def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
         """See Quotas."""
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int) -> None:
+    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
         """See Quotas."""
+        return 1, LAST_KEEP_PORT
 
 
 def limits_for(asked: Iterable[tuple[str, int]], allowed: Allowance, caller: Caller) -> Limits:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,15 +76,36 @@ def _end_of(entry: Entry, retention: float) -> tuple[float | None, str]:
     return (entry.since + lease if lease else None), f"unused for {lease} s"
 
 
-async def retain(
-    keeps: Keeps, entries: Callable[[], Iterable[Entry]], seconds: float, clock: Callable[[], float] = time.monotonic
-) -> None:
-    """Removes keeps when they are due, until it is cancelled. What cannot be removed now is tried at the next look."""
-    while True:
-        found, wait = due(entries(), clock(), seconds)
-        for one in found:
-            await _remove(keeps, one)
-        await asyncio.sleep(wait)
+class Retention:
+    """Removes keeps when they are due, looking at `entries`; `seconds` is how long one that ended stays."""
+
+    def __init__(
+        self,
+        keeps: Keeps,
+        entries: Callable[[], Iterable[Entry]],
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keeps, self._entries, self._seconds, self._clock = keeps, entries, seconds, clock
+        self._applied = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Retention({self._seconds:g} s)"
+
+    def apply(self, seconds: float) -> None:
+        """Looks at once, by this retention."""
+        self._seconds = seconds
+        self._applied.set()
+
+    async def run(self) -> None:
+        """Goes on until it is cancelled. What cannot be removed now is tried at the next look."""
+        while True:
+            self._applied.clear()
+            found, wait = due(self._entries(), self._clock(), self._seconds)
+            for one in found:
+                await _remove(self._keeps, one)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._applied.wait(), wait)
 
 
 async def _remove(keeps: Keeps, one: Due) -> None:

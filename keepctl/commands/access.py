@@ -11,11 +11,12 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, PKI_VARIABLE, Credentials, parse_manager
+from keep_client.credentials import MANAGER_VARIABLE, PKI_VARIABLE, Credentials, parse_manager, pki_directory
 from keep_client.manager import ManagerClient
 from keep_protocol.errors import KeepfleetError
 from keepctl import contexts
 from keepctl.commands.shared import FILE, remember
+from keepctl.configuration import local_manager
 from keepctl.references import check_reference, resolve
 
 CONTEXT_VARIABLE = "KEEPFLEET_CONTEXT"
@@ -23,10 +24,11 @@ CONTEXT_VARIABLE = "KEEPFLEET_CONTEXT"
 
 @dataclass(frozen=True)
 class Access:
-    """Which manager, and who we are to it and to its keeps."""
+    """Which manager, who we are to it and to its keeps, and where these are to listen ("": where it is reached)."""
 
     manager: str
     credentials: Credentials
+    address: str = ""
 
     def client(self) -> ManagerClient:
         """The manager's calls. Raises KeepfleetError when the address or a file cannot be used."""
@@ -48,7 +50,8 @@ def _find(context: str | None, manager: str | None, ca: str | None, cert: str | 
     address = manager or chosen.get("manager") or os.environ.get(MANAGER_VARIABLE) or current.get("manager")
     found = {name: chosen.get(name) or files.get(name) for name in ("ca", "cert", "key")}
     credentials = Credentials.find(ca or found["ca"], cert or found["cert"], key or (None if cert else found["key"]))
-    return Access(address or DEFAULT_MANAGER, credentials)
+    listening = {} if manager else chosen if asked else {} if MANAGER_VARIABLE in os.environ else current
+    return Access(address or local_manager(pki_directory()), credentials, listening.get("address", ""))
 
 
 def connected(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,7 +64,7 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         "--manager",
         metavar="URL",
         help="The manager: HOST:PORT or https://HOST:PORT; also $KEEPFLEET_MANAGER; otherwise the context's, "
-        f"or {DEFAULT_MANAGER}.",
+        "or this host's, where its manager.yaml says.",
     )
     @click.option(
         "--ca", metavar="FILE", type=FILE, help="The CA of the manager; otherwise ca.crt of the PKI directory."

@@ -13,16 +13,18 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from keep_client.credentials import Credentials, pki_directory
-from keep_client.failures import CertificateRefused, ConnectionFailed
+from keep_client.peer import CertificateRefused, ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import KeepfleetError
+from keepctl.describe import exit_code_of_error
+from keepctl.display import discard_output, say
 
 if TYPE_CHECKING:
     from keepctl.layout import Layout
 
 FAILED = 1
 INTERRUPTED = 130
-"""128 + SIGINT, as a shell tells it; nothing is said, since the person knows."""
+"""128 + SIGINT, as a shell says it; no message, since the person knows."""
 NO_ANSWER = 3
 FILE = click.Path()
 """A file's name, as text; so marked, a shell completes it."""
@@ -49,10 +51,20 @@ def _words(error: KeepfleetError) -> str:
 
 def show_error(error: KeepfleetError) -> None:
     """One line, and the evidence it does not hold already indented below it, on standard error."""
-    click.echo(f"keepctl: {one_line(_words(error))}", err=True)
+    say(f"keepctl: {one_line(_words(error))}")
     for line in error.evidence:
         if line not in error.message:
-            click.echo(f"    {printable(line)}", err=True)
+            say(f"    {printable(line)}")
+
+
+@contextmanager
+def exiting_as_the_workload() -> Iterator[None]:
+    """What fails inside has the exit code of a workload that was not run or not watched, as `keepctl run` has it."""
+    try:
+        yield
+    except KeepfleetError as error:
+        show_error(error)
+        raise SystemExit(exit_code_of_error(error)) from error
 
 
 class WrongUsage(click.UsageError):
@@ -104,11 +116,6 @@ class Commands(click.Group):
             ctx.exit(NO_ANSWER if isinstance(error, ConnectionFailed) else FAILED)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
-        except BrokenPipeError:
-            raise  # click ends quietly when nobody reads its output
-        except OSError as error:
-            click.echo(f"keepctl: cannot go on: {error.filename or ''} {error.strerror or error}", err=True)
-            ctx.exit(FAILED)
 
 
 class LazyCommands(Commands):
@@ -118,6 +125,16 @@ class LazyCommands(Commands):
         """sources: each command's name, and `module:attribute`, where it is."""
         super().__init__(name, **attributes)
         self._sources = dict(sources)
+
+    def main(self, *args: Any, **extra: Any) -> Any:  # click's own signature
+        """As click's, which ends quietly when its output's reader has gone; and with one line where output cannot be
+        written, or a file cannot be used."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            say(one_line(f"keepctl: cannot go on: {error.filename or ''} {error.strerror or error}"))
+            discard_output()
+            raise SystemExit(FAILED) from error
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:  # click's own signature
         with _brief():
@@ -163,7 +180,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, asked: bool) -> No
     try:
         version = importlib.metadata.version("keepfleet")
     except importlib.metadata.PackageNotFoundError:
-        version = "unknown (not installed)"  # a checkout: what it holds is told by git, and not by pyproject.toml
+        version = "unknown (not installed)"  # a checkout: git says what it holds, and not pyproject.toml
     click.echo(f"keepctl {version}")
     ctx.exit()
 

@@ -6,15 +6,35 @@ from contextlib import closing
 
 import click
 
+from keep_client.manager import ManagerClient
 from keep_client.text import one_line
-from keep_protocol.sse import JOURNAL_SOURCE, WORKLOAD_SOURCE, EventType, LogLine
+from keep_protocol.sse import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, EventType, LogLine
 from keepctl.commands.access import Access, Reference, connected, keep_argument, keeps_argument, output_option
-from keepctl.commands.run import line_shower, refuse_raw_terminal
-from keepctl.display import json_line, json_text
-from keepctl.endings import EXIT_CODES, exit_code_of, told
-from keepctl.follow import MAX_LAST, last_lines, output_reader
+from keepctl.commands.run import refuse_raw_terminal
+from keepctl.commands.shared import exiting_as_the_workload
+from keepctl.describe import EXIT_CODES, event_text, exit_code_of, moment_text, named_ending
+from keepctl.display import json_line, json_text, line_printer, output_reader
 from keepctl.references import resolve, resolve_past
-from keepctl.summary import event_text, moment_text
+
+MAX_LAST = 100_000
+"""The most the manager is asked for in one request."""
+_OWN_LINES = 32
+"""Of a keep, from its start to its end, and room for a few runs more."""
+
+
+def last_lines(client: ManagerClient, kuuid: int, count: int) -> tuple[list[LogLine], str]:
+    """The last `count` lines of the guest's, or of its that were dropped, and the cursor to go on after.
+
+    The manager counts the keep's own lines too, and a keep that is started again says a few at each start.
+    """
+    asked = count + _OWN_LINES
+    while True:
+        with closing(client.lines(kuuid, last=min(asked, MAX_LAST))) as lines:
+            found = list(lines)
+        said = [line for line in found if line.source != KEEP_SOURCE]
+        if len(said) >= count or len(found) < asked or asked >= MAX_LAST:
+            return said[-count:], found[-1].cursor if found else ""
+        asked *= 4
 
 
 @click.command("logs", short_help="Shows what a keep printed.")
@@ -43,13 +63,13 @@ def logs(
     """
     refuse_raw_terminal(raw)
     client, kuuid = access.keep(keep)
-    shower = line_shower(raw, output == "json")
+    printer = line_printer(raw, output == "json")
 
     def show(line: LogLine) -> None:
         if everything or line.source in (WORKLOAD_SOURCE, JOURNAL_SOURCE):
             if timestamps and output == "text":
                 click.echo(f"{moment_text(line.at)} ", nl=False)
-            shower(line)
+            printer(line)
 
     after = ""
     if last is not None and not everything:
@@ -67,20 +87,21 @@ def logs(
 @click.command(
     "wait",
     short_help="Waits until keeps have ended, and exits as the last one did.",
-    help="Waits until each keep has ended, tells why, and exits as the last one's workload did.\n\n"
+    help="Waits until each keep has ended, says why, and exits as the last one's workload did.\n\n"
     f"\b\nkeepctl wait web && echo done\n\n{EXIT_CODES}",
 )
 @keeps_argument
 @connected
 @output_option
 def wait(keeps: tuple[str, ...], output: str, access: Access) -> None:
-    client = access.client()
     ended = []
-    for kuuid in [resolve(client, reference) for reference in keeps]:
-        keep = client.ended(kuuid)
-        ended.append(keep)
-        if output == "text":
-            click.echo(one_line(told(keep, len(keeps) > 1)))
+    with exiting_as_the_workload():
+        client = access.client()
+        for kuuid in [resolve(client, reference) for reference in keeps]:
+            keep = client.ended(kuuid)
+            ended.append(keep)
+            if output == "text":
+                click.echo(one_line(named_ending(keep, len(keeps) > 1)))
     if output == "json":
         click.echo(json_text([keep.to_wire() for keep in ended]))
     raise SystemExit(exit_code_of(ended[-1].outcome))
@@ -101,8 +122,8 @@ def events(keep: str | None, output: str, last: int | None, no_follow: bool, acc
     client = access.client()
     past = no_follow or last is not None
     kuuid = None if keep is None else resolve_past(client, keep) if past else resolve(client, keep)
-    with closing(client.events(kuuid, last, follow=not no_follow, reader=output_reader())) as happening:
-        for event in happening:
+    with closing(client.events(kuuid, last, follow=not no_follow, reader=output_reader())) as following:
+        for event in following:
             if output == "json":
                 click.echo(json_line(event.to_wire()))
             else:

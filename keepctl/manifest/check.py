@@ -1,7 +1,7 @@
 """Checks a tree of YAML against the manifest's schema: every fault, each with its line and column. Pure.
 
 A validator of the keywords the schema uses and no others (a test compares); one of the published packages would bring
-five more with it and would not know where in the file a value stands.
+five more with it and would not know where in the file a value is.
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ import stat
 from collections.abc import Iterator
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl.job import NO_RESTART, Grant, Job
+from keepctl.job import NO_RESTART, Grant, Job, parse_limit
 from keepctl.manifest.check import faults_of
 from keepctl.manifest.schema import SCHEMA, WORDS
-from keepctl.values import parse_limit
 from strict_yaml.tree import MAX_BYTES, Fault, Node, parse
 
 
@@ -85,7 +84,7 @@ def _twice(root: Node) -> Iterator[Fault]:
             first = seen.setdefault(node.text, node.line)
             if first != node.line:
                 yield Fault(
-                    node.line, node.column, f"{list_name}: {node.text!r} stands twice; the first is in line {first}"
+                    node.line, node.column, f"{list_name}: duplicate {node.text!r}; the first is in line {first}"
                 )
 
 

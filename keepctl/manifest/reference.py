@@ -15,7 +15,7 @@ is wrong with it, `keepctl manifest schema` prints the JSON Schema this page is 
 [manifests](../how-to/manifests.md).
 
 The file is UTF-8, at most 1 MiB, one document, read as YAML 1.2: only `true` and `false` are booleans. Anchors,
-aliases, tags, directives, and names that stand twice are refused. Any member not marked as needed may be left out.
+aliases, tags, directives, and duplicate names are refused. Any member not marked as needed may be left out.
 """
 
 
@@ -44,9 +44,9 @@ def _rules(schema: Schema) -> Iterator[str]:
 def _rows(schema: Schema) -> Iterator[str]:
     required = cast("list[str]", schema.get("required", []))
     for name, member in cast("dict[str, Schema]", schema["properties"]).items():
-        told = " ".join([str(member["description"]), *_rules(member)])
+        said = " ".join([str(member["description"]), *_rules(member)])
         needed = " (needed)" if name in required else ""
-        yield f"| `{name}`{needed} | {_type(member)} | {told} |"
+        yield f"| `{name}`{needed} | {_type(member)} | {said} |"
 
 
 def _table(schema: Schema) -> str:

@@ -1,6 +1,6 @@
 """The published JSON Schema (draft 2020-12) of a manifest; the checks and the reference page are made of this table.
 
-`x-must` finishes the sentence "X must …" where a pattern alone would tell a person nothing.
+`x-must` finishes the sentence "X must …" where a pattern alone would say nothing to a person.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from keep_protocol.limits import BOUNDS, DEFAULTS
 from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, RestartPolicy
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS
-from keepctl.values import CPUS, DURATION
+from keepctl.job import CPUS, DURATION
 
 Schema = dict[str, object]
 
@@ -80,7 +80,7 @@ _LIMITS: dict[str, object] = {
     "stack": _size(f"The stack of WebAssembly calls. Default {DEFAULTS['stack_bytes'] >> 20}M."),
     "table_elements": _number("table_elements", "The elements of all its tables together."),
     "tasks": _number("tasks", "Processes and threads of the keep, its own among them."),
-    "io_weight": _number("io_weight", "Its share of the disks beside others."),
+    "io_weight": _number("io_weight", "Its share of the disks among others."),
     "log_lines_per_second": _number("log_lines_per_second", "Lines of output a second; more are dropped and counted."),
 }
 SCHEMA: Schema = {
@@ -190,4 +190,4 @@ SCHEMA: Schema = {
     },
 }
 WORDS = {"memory": "memory", "time": "time", "cpu_time": "cpu_time", "cpus": "cpus", "stack": "stack_bytes"}
-"""How each limit of a manifest is called by `keepctl.values.parse_limit`; the others by their own names."""
+"""How each limit of a manifest is called by `keepctl.job.parse_limit`; the others by their own names."""

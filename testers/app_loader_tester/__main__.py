@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import sys
 
+from testers import client
 from testers.app_loader_tester.send import Sending
-from testers.client import arguments
-from testers.client.console import Console, run
+from testers.client import Console, run
 
 PROGRAM = "app-loader-tester"
 
 
 def main() -> int:
     """Sends one file; 0 only if the keep has accepted it."""
-    parser = arguments.parser(PROGRAM, "Sends a file to a keep that waits for its workload, and says what happened.")
-    parser.add_argument("port", metavar="PORT", type=arguments.port, help="the port the keep listens on")
+    parser = client.parser(PROGRAM, "Sends a file to a keep that waits for its workload, and says what happened.")
+    parser.add_argument("port", metavar="PORT", type=client.port, help="the port the keep listens on")
     parser.add_argument("file", metavar="FILE.wasm", help="any file; only a WebAssembly module is accepted")
     parser.add_argument(
-        "--address", type=arguments.address, default="127.0.0.1", help="where the keep listens (default: 127.0.0.1)"
+        "--address", type=client.address, default="127.0.0.1", help="where the keep listens (default: 127.0.0.1)"
     )
     parser.add_argument(
         "--fingerprint",
-        type=arguments.fingerprint,
-        help="the keep's certificate, sha256:…, as start-keep told it (default: ask the manager)",
+        type=client.fingerprint,
+        help="the keep's certificate, sha256:…, as start-keep answered it (default: ask the manager)",
     )
     parser.add_argument(
         "--encoding",
@@ -33,7 +33,7 @@ def main() -> int:
     options = parser.parse_args()
 
     def send() -> None:
-        sending = Sending(Console(pauses=False), arguments.credentials(options), options.manager)
+        sending = Sending(Console(pauses=False), client.credentials(options), options.manager)
         sending.send(options.address, options.port, options.fingerprint, options.file, options.encoding)
 
     return run(PROGRAM, send)

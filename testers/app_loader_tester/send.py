@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from keep_client import keep as doors
+from keep_client import keep as uploads
 from keep_client.credentials import Credentials
-from keep_client.endpoint import Endpoint
 from keep_client.manager import ManagerClient, keeps_of
+from keep_client.peer import Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
-from testers.client.console import Console
+from testers.client import Console
 
 EVERY_ADDRESS = ("0.0.0.0", "::")
 MEANINGS = {
@@ -51,17 +51,17 @@ class Sending:
 
     def send(self, address: str, port: int, fingerprint: str | None, path: str, encoding: str) -> None:
         """Sends the file at `path`. Raises KeepfleetError unless the keep accepts it."""
-        with doors.open_workload(path) as file:
-            door = doors.door_at(address, port, fingerprint or self._ask_manager(address, port))
+        with uploads.open_workload(path) as file:
+            endpoint = uploads.endpoint_at(address, port, fingerprint or self._ask_manager(address, port))
             size = os.fstat(file.fileno()).st_size
             how = "PUT /workload" if encoding == "raw" else "POST /payload"
-            self._console.say(f"Sending {path}, {size} bytes, to {door.endpoint} ({how}), {door.fingerprint}")
+            self._console.say(f"Sending {path}, {size} bytes, to {endpoint.endpoint} ({how}), {endpoint.fingerprint}")
             context = self._credentials.keep_context()
-            reply = (doors.upload_raw if encoding == "raw" else doors.upload_numbers)(door, context, file)
+            reply = (uploads.upload_raw if encoding == "raw" else uploads.upload_numbers)(endpoint, context, file)
             self._console.reply(reply)
             if reply.status != 200:
                 raise _explained(reply.status, reply.error())
-            self._console.say(doors.received(reply, file))
+            self._console.say(uploads.received(reply, file))
         self._console.say("The keep has accepted it and runs it now; its output is in the journal.")
 
 

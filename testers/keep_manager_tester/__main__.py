@@ -6,8 +6,8 @@ import sys
 
 from keep_client.manager import ManagerClient
 from keep_protocol.constants import FIRST_KEEP_PORT
-from testers.client import arguments
-from testers.client.console import Console, run
+from testers import client
+from testers.client import Console, run
 from testers.keep_manager_tester.walk import Walk
 
 PROGRAM = "keep-manager-tester"
@@ -15,20 +15,20 @@ PROGRAM = "keep-manager-tester"
 
 def main() -> int:
     """Runs the walk; 0 only if every answer was the expected one."""
-    parser = arguments.parser(PROGRAM, "Creates and starts a keep over the manager's original protocol, step by step.")
+    parser = client.parser(PROGRAM, "Creates and starts a keep over the manager's original protocol, step by step.")
     parser.add_argument("--yes", action="store_true", help="do not wait for <Enter> between the steps")
     parser.add_argument(
         "--address",
-        type=arguments.address,
+        type=client.address,
         default="127.0.0.1",
         help="where the keep is to listen (default: 127.0.0.1)",
     )
-    parser.add_argument("--port", type=arguments.port, default=FIRST_KEEP_PORT, help=f"(default: {FIRST_KEEP_PORT})")
+    parser.add_argument("--port", type=client.port, default=FIRST_KEEP_PORT, help=f"(default: {FIRST_KEEP_PORT})")
     options = parser.parse_args()
 
     def walk() -> None:
-        client = ManagerClient(options.manager, arguments.credentials(options).manager_context())
-        Walk(client, Console(pauses=not options.yes), arguments.repeated(options)).all(options.address, options.port)
+        manager = ManagerClient(options.manager, client.credentials(options).manager_context())
+        Walk(manager, Console(pauses=not options.yes), client.repeated(options)).all(options.address, options.port)
 
     return run(PROGRAM, walk)
 

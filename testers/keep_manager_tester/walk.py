@@ -14,7 +14,7 @@ from keep_protocol.constants import LEGACY_PATH
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
 from keep_protocol.tls import fingerprint_of, parse_fingerprint
-from testers.client.console import Console, Surprise, expect
+from testers.client import Console, Surprise, expect
 
 STATES = """\
  0 undefined  the keep's loader is not ready
@@ -73,24 +73,30 @@ class Walk:
         self._console.say(f"Keep {keep.kuuid} exists{f', as the unit {keep.unit}' if keep.unit else ''}.")
         return keep.kuuid
 
-    def _listed(self, kuuid: int) -> KeepInfo:
+    def _listed(self, kuuid: int) -> tuple[KeepInfo, tuple[KeepInfo, ...]]:
+        """The keep as the list has it, and those that are listed after it. Raises Surprise."""
         reply = self._command({"command": "list-keeps"})
         keeps = keeps_of(reply.object(), "klvec", reply.peer)
-        ours = [keep for keep in keeps if keep.kuuid == kuuid]
-        expect(len(ours) == 1, f"cannot go on: keep {kuuid} stands {len(ours)} times in the list, not once")
-        self._console.say(f"{len(keeps)} listed; keep {kuuid} is in state {int(ours[0].state)}.")
-        return ours[0]
+        places = [place for place, keep in enumerate(keeps, 1) if keep.kuuid == kuuid]
+        expect(len(places) == 1, f"cannot go on: keep {kuuid} is {len(places)} times in the list, not once")
+        ours = keeps[places[0] - 1]
+        self._console.say(f"{len(keeps)} listed; keep {kuuid} is number {places[0]}, in state {int(ours.state)}.")
+        return ours, keeps[places[0] :]
 
     def _find_listed(self, kuuid: int, state: State) -> None:
-        self._console.step("List the keeps", "The new one must be among them.")
-        _expect_state(self._listed(kuuid), state, f"keep {kuuid}")
+        self._console.step("List the keeps", "The new one must be the last: the client of 2020 starts that one.")
+        listed, later = self._listed(kuuid)
+        _expect_state(listed, state, f"keep {kuuid}")
+        ours = listed.created_at or 0.0
+        older = [keep for keep in later if (keep.created_at or 0.0) <= ours]  # another client may make keeps meanwhile
+        expect(not older, f"cannot go on: keep {kuuid} was created last and is not listed last")
 
     def _start_keep(self, kuuid: int, address: str, port: int) -> KeepInfo:
         moves = " (a taken one moves to the next free one)" if address == LOCAL else ""
         self._console.step(
             "Start the keep",
             f"It is to listen on {address}, port {port}{moves}. It makes a key and a certificate\n"
-            "of its own; the manager tells us that certificate's fingerprint.",
+            "of its own; the manager gives us that certificate's fingerprint.",
         )
         command = {"command": "start-keep", "kuuid": str(kuuid), "keep-addr": address, "keep-port": str(port)}
         keep = keep_from_wire(self._command(command).object())
@@ -105,7 +111,7 @@ class Walk:
 
     def _compare_listed(self, started: KeepInfo) -> None:
         self._console.step("List the keeps again", "Ours must be started, with the same port and fingerprint.")
-        listed = self._listed(started.kuuid)
+        listed, _ = self._listed(started.kuuid)
         _expect_state(listed, State.STARTED, f"keep {started.kuuid}")
         for name in ("address", "port", "fingerprint"):
             one, other = getattr(started, name), getattr(listed, name)
@@ -126,7 +132,7 @@ def _expect_state(keep: KeepInfo, state: State, what: str) -> None:
 
 
 def _check_certificate(keep: KeepInfo) -> None:
-    expect(bool(keep.fingerprint), "cannot go on: the manager told no fingerprint, and no keep is trusted without one")
+    expect(bool(keep.fingerprint), "cannot go on: the manager named no fingerprint, and no keep is trusted without one")
     parse_fingerprint(keep.fingerprint)
     if keep.certificate:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from typing import Any
 
 from keep_manager.loader_client import Loaders
 from keep_protocol.control import Command, CommandType
@@ -19,7 +20,7 @@ async def main(root: str, kuuid: int, port: str, descriptors: list[int]) -> None
     described = json.dumps({"name": "other", "labels": {"a": "b"}, "owner": "Ann Example"})
     loaders = Loaders(root)
     async with loaders.session(kuuid) as session:
-        shown = [await session.ask(Command(CommandType.DESCRIBE, described))]
+        shown: list[Any] = [await session.ask(Command(CommandType.DESCRIBE, described))]
         for kind, contents in (
             (CommandType.ADDR, "127.0.0.1"),
             (CommandType.PORT, port),

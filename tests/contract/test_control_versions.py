@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from keep_manager.loader_client import Loaders
-from keep_protocol.control import Command, CommandType, hello
+from keep_manager.model import Answer
+from keep_protocol.control import CommandType, StartMessage, hello
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.limits import Limits
@@ -165,20 +166,37 @@ def test_an_old_manager_makes_starts_and_stops_a_keep(
     described, begun, stopped, shown = map(json.loads, said.splitlines())
     spec = {"name": "web", "labels": {"team": "a b"}, "owner": "alice", "limits": SPEC.limits.to_wire()}
     for info in (described, begun, stopped, shown):
-        assert {name: info[name] for name in spec} == spec  # and not what it was told
+        assert {name: info[name] for name in spec} == spec  # and not what DESCRIBE said
         assert (info["kuuid"], info["unit"], info["walls"]) == (KUUID, f"keep@{KUUID}.service", [])
     assert (begun["state"], begun["phase"], begun["app_loader_bind_port"]) == (2, "awaiting-workload", passed.port)
     assert (stopped["state"], stopped["detail"]) == (3, "stopped by alice")
     assert shown == stopped
 
 
-@pytest.mark.parametrize("version", ["old_loader", "new_loader"])
-def test_the_managers_client_asks_a_loader_of_either_version(
-    request: pytest.FixtureRequest, place: Path, version: str
+@pytest.mark.parametrize(("version", "speaks"), [("old_loader", 1), ("new_loader", 2)])
+def test_todays_manager_starts_a_keep_of_either_version(
+    request: pytest.FixtureRequest, place: Path, passed: Endpoint, version: str, speaks: int
 ) -> None:
-    request.getfixturevalue(version)
+    loader: LoaderProcess = request.getfixturevalue(version)
+    message = StartMessage("127.0.0.1", ("a.example",), ("name:bob",), tuple(passed.named))
 
-    async def ask() -> object:
-        return await Loaders(str(place.parent.parent)).ask(KUUID, Command(CommandType.INFO))
+    async def begin() -> list[Answer]:
+        async with Loaders(str(place.parent.parent)).session(KUUID) as session:
+            greeting = await session.hello()
+            start = asyncio.ensure_future(session.start(message, passed.port, passed.descriptors, 15.0))
+            await asyncio.to_thread(listen)
+            return [greeting, await start]
 
-    assert f"kuuid={KUUID}" in repr(asyncio.run(ask()))
+    def listen() -> None:
+        stub = loader.stub()
+        named = {"identity": "the key"} if speaks > 1 else ["the key"]
+        report = {"report": "listening", "fingerprint": FINGERPRINT, "certificate": "PEM"}
+        stub.do("report", report=report, files=named)
+        assert stub.environment["KEEPFLEET_NAMES"] == "a.example"
+        assert stub.environment.get("KEEPFLEET_UPLOADERS") == ("name:bob" if speaks > 1 else None)
+
+    greeting, begun = asyncio.run(begin())
+    assert (greeting.report.control_version, greeting.report.phase) == (speaks, "idle")
+    assert greeting.claims.limits == SPEC.limits
+    assert (begun.report.state, begun.report.port) == (State.STARTED, passed.port)
+    assert begun.report.fingerprint == FINGERPRINT

@@ -69,7 +69,13 @@ class Issued:
 class ForeignAuthority:
     """A CA that is not keepfleet's, with a key of any kind, maybe below another."""
 
-    def __init__(self, name: str = "foreign CA", kind: str = "p256", above: ForeignAuthority | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "foreign CA",
+        kind: str = "p256",
+        above: ForeignAuthority | None = None,
+        end: datetime.timedelta = 1000 * HOUR,
+    ) -> None:
         self.key, self.above, self.name = new_key(kind), above, name_of(name)
         self.certificate = self._sign(
             self.name,
@@ -79,6 +85,7 @@ class ForeignAuthority:
                 (x509.BasicConstraints(ca=True, path_length=None), True),
                 (key_usage("key_cert_sign", "crl_sign"), True),
             ],
+            end=end,
         )
 
     @property

@@ -54,5 +54,5 @@ class Pki:
     def client(self, name: str, now: datetime.datetime, days: int = 30) -> Credentials:
         """Another client, issued as if it were `now`."""
         if not os.path.exists(self.layout.client_certificate(name)):
-            pki.issue(self.layout, name, days, now)
+            pki.issue(self.layout, name, datetime.timedelta(days=days), now)
         return self.credentials(name)

@@ -63,8 +63,9 @@ class FakeAuthority:
         began: datetime.timedelta = DAY,
         ca: bool = False,
         digital_signature: bool = True,
+        uri: str = "",
     ) -> Identity:
-        """A certificate; it is valid from `began` ago, for `ends_in` from now on."""
+        """A certificate; it is valid from `began` ago, for `ends_in` from now on. uri: the identity in it, or none."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(name_of(name), key.public_key(), ends_in, -began)
         builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
@@ -74,6 +75,10 @@ class FakeAuthority:
         if usages is not None and SERVER in usages:
             names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        elif uri:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=False
+            )
         certificate = builder.sign(self._key, hashes.SHA256())
         pem = certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -1,7 +1,7 @@
 """The real loader, started without systemd: its isolation failures are given, its app-loader is a fake.
 
 Arguments: the keep's ID, then the app-loader's command. FAKE_ISOLATION_FAILURES holds one failure a line.
-FAKE_STORED holds `name=number` pairs: what systemd would hand back from its descriptor store, at 3 and up.
+FAKE_STORED holds `name=number` pairs: what systemd would pass back from its descriptor store, at 3 and up.
 FAKE_CONSTANTS holds `module:NAME=number` pairs: deadlines that a test cannot wait for.
 """
 
@@ -17,7 +17,7 @@ from keep_loader.loader import Loader
 from keep_loader.settings import Settings, read_settings
 
 
-def hand_stored() -> None:
+def place_stored() -> None:
     """Puts the descriptors of FAKE_STORED where systemd would (man sd_listen_fds)."""
     pairs = [pair.partition("=") for pair in os.environ.pop("FAKE_STORED", "").split(",") if pair]
     clear = [fcntl.fcntl(int(number), fcntl.F_DUPFD_CLOEXEC, 100) for _, _, number in pairs]
@@ -43,7 +43,7 @@ def main() -> int:
     """Runs the loader until SIGTERM, or until its workload is to be run again; returns the exit status."""
     shorten_deadlines()
     failures = tuple(os.environ.pop("FAKE_ISOLATION_FAILURES", "").splitlines())
-    hand_stored()
+    place_stored()
     settings = read_settings(sys.argv[1:2], os.environ)
     faked = Settings(**{**settings.fields(), "command": tuple(sys.argv[2:])})
     loader = Loader(faked, lambda _directory: failures)

@@ -235,7 +235,7 @@ class LoaderProcess:
 
 @dataclass
 class Endpoint:
-    """What START hands over."""
+    """What a start brings."""
 
     listener: socket.socket
     authority: int

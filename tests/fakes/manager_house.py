@@ -10,8 +10,11 @@ from pathlib import Path
 import aiohttp
 
 from keep_manager import pki
+from keep_manager.authorize.quotas import QuotaKeeper
+from keep_manager.callers import Callers
+from keep_manager.http.acceptor import listen
+from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
-from keep_manager.http.gate import listen
 from keep_manager.keeps.policy import Policy
 from keep_manager.tasks import Group
 from keep_protocol import tls
@@ -26,15 +29,26 @@ from tests.fakes.manager_parts import ManagerParts
 class ManagerHouse:
     """What a test needs: the manager's parts, its authority, and clients."""
 
-    def __init__(self, directory: Path, *, require_client: bool = True, first_port: int = 42000) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        require_client: bool = True,
+        first_port: int = 42000,
+        callers: Callers | None = None,
+    ) -> None:
         self.authority = FakeAuthority(directory / "pki")
         self.authority.manager_files()
         self.files = pki.Directory(str(directory / "pki"))
         self.runtime_root = str(directory / "run")
         self.units = FakeUnits(self.runtime_root)
-        self.policy = Policy(self.files.client_ca, self.files.revoked, first_port, 65535, 2.0, max_keeps=20)
+        self.policy = Policy(
+            self.files.client_ca, self.files.revoked, first_port, 65535, 2.0, max_keeps=20, callers=callers or {}
+        )
+        self.quotas = QuotaKeeper(self.policy.callers, lambda: self.parts.view)
         self.tasks, self.journal, self.events = Group(), FakeJournal(), FakeEventLog()
-        self.keeps = ManagerParts(self.tasks, self.units, self.runtime_root, self.policy, self.events).keeps
+        self.parts = ManagerParts(self.tasks, self.units, self.runtime_root, self.policy, self.events, self.quotas)
+        self.keeps = self.parts.keeps
         self.require_client = require_client
         self.operator = self.authority.issue("operator")
         self.url = ""
@@ -52,9 +66,10 @@ class ManagerHouse:
         self.port = listener.getsockname()[1]
         self.url = f"https://127.0.0.1:{self.port}"
         context = self.files.server_context(require_client=self.require_client)
-        app = make_app(self.keeps, self.journal, self.events, certificates, require_client=self.require_client)
+        admission = Admission(certificates, self.require_client)
+        app = make_app(self.keeps, self.journal, self.events, admission, self.quotas)
         self.server = Server(app, listener, context, certificates)
-        await self.server.open()
+        await self.server.open(self.tasks)
 
     async def close(self) -> None:
         """Ends everything."""
@@ -86,9 +101,11 @@ class ManagerHouse:
 
 
 @asynccontextmanager
-async def manager_house(directory: Path, *, require_client: bool = True) -> AsyncIterator[ManagerHouse]:
+async def manager_house(
+    directory: Path, *, require_client: bool = True, callers: Callers | None = None
+) -> AsyncIterator[ManagerHouse]:
     """A manager that serves while the block runs."""
-    house = ManagerHouse(directory, require_client=require_client)
+    house = ManagerHouse(directory, require_client=require_client, callers=callers)
     await house.open()
     try:
         yield house

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import ssl
+import time
 from collections.abc import Callable
 from urllib.parse import parse_qsl
 
 from keep_protocol import api, sse, strict_json
-from keep_protocol.constants import LEGACY_PATH, V1_EVENTS_PATH, V1_KEEPS_PATH
+from keep_protocol.constants import FIRST_KEEP_PORT, LEGACY_PATH, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.spec import Lease
 from keep_protocol.sse import KeepEvent, LogLine
 from keep_protocol.states import State
 from tests.fakes.tls_peer import TlsPeer, answer, read_whole_request
@@ -21,7 +23,7 @@ FIRST_ID = 4503599627370495
 
 
 class ManagerInMemory(TlsPeer):
-    """`keeps` may be looked at and changed by the test; so may `door_port`, where started keeps say they listen.
+    """`keeps` may be looked at and changed by the test; so may `upload_port`, where started keeps say they listen.
 
     `twist` is applied to every keep before it is shown: the way to make this manager lie.
     `lines` are the keeps' journals, and `happened` what happened to keeps; each connection to a stream sends as many
@@ -35,7 +37,8 @@ class ManagerInMemory(TlsPeer):
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
         super().__init__(context, self._serve_request)
         self.keeps: dict[int, KeepInfo] = {}
-        self.door_port: int | None = None
+        self.upload_port: int | None = None
+        self.newest_first = False
         self.banner = api.BANNER
         self.workloads: dict[int, object] = {}
         self.lines: dict[int, list[LogLine]] = {}
@@ -90,6 +93,8 @@ class ManagerInMemory(TlsPeer):
             key = self.headers[-1].get("idempotency-key", "")
             if self._created.get(key) in self.keeps:
                 return 201, self._show(self.keeps[self._created[key]])
+            asked = strict_json.loads_object(body or b"{}", 1 << 20, "the request")
+            self._give_up_name(str(asked.get("name", "")), replace=bool(asked.get("replace", False)))
             made = self._obey(api.parse_v1_create(body), "keeps")
             self._created |= {key: FIRST_ID + len(self.keeps) - 1} if key else {}
             return 201, made
@@ -106,6 +111,15 @@ class ManagerInMemory(TlsPeer):
         self.workloads[kuuid] = asked.pop("workload", None)
         return 200, self._obey(api.parse_v1_start(kuuid, strict_json.dumps(asked)), "")
 
+    def _give_up_name(self, name: str, replace: bool) -> None:
+        living = (State.LISTENING, State.STARTED)
+        for keep in [keep for keep in self.keeps.values() if name and keep.name == name and keep.state in living]:
+            if not replace:
+                raise KeepfleetError(
+                    ErrorKind.CONFLICT, f"cannot create keep {name}: keep {keep.kuuid} has that name already"
+                )
+            self._obey(api.StopKeep(keep.kuuid), "")
+
     def _page(self, query: list[tuple[str, str]]) -> dict[str, object]:
         labels = {tuple(text.split("=", 1)) for name, text in query if name == "label"}
         after, limit = (int(dict(query).get(name, "0")) for name in ("after", "limit"))
@@ -117,11 +131,11 @@ class ManagerInMemory(TlsPeer):
 
     def _stream(self, connection: ssl.SSLSocket, kuuid: int | None, query: str, after: str) -> None:
         asked = dict(parse_qsl(query.removeprefix("?")))
-        told = [event.to_wire() for event in self.happened]
+        said = [event.to_wire() for event in self.happened]
         if kuuid is not None:
-            told = [line.to_wire() for line in self.lines.get(kuuid, [])]
+            said = [line.to_wire() for line in self.lines.get(kuuid, [])]
         name = sse.KEEP if kuuid is None else sse.LINE
-        events = [sse.encode(name, data, f"c={number}") for number, data in enumerate(told, 1)]
+        events = [sse.encode(name, data, f"c={number}") for number, data in enumerate(said, 1)]
         chosen = (
             events[int(after.removeprefix("c=") or "0") :] if after else events[-int(asked.get("lines", "99999")) :]
         )
@@ -156,12 +170,14 @@ class ManagerInMemory(TlsPeer):
 
     def _obey(self, request: api.Request, member: str) -> dict[str, object]:
         if isinstance(request, api.ListKeeps):
-            return {member: [self._show(keep) for keep in self.keeps.values()]}
+            order = -1 if self.newest_first else 1
+            return {member: [self._show(keep) for keep in list(self.keeps.values())[::order]]}
         if isinstance(request, api.NewKeep):
             kuuid = FIRST_ID + len(self.keeps)
             self.keeps[kuuid] = KeepInfo(
-                kuuid, State.LISTENING, "listening", unit=f"keep@{kuuid}.service", name=request.name,
-                labels=request.labels, limits=Limits(**dict(request.limits)),
+                kuuid, State.LISTENING, "listening", created_at=time.time(), unit=f"keep@{kuuid}.service",
+                name=request.name, labels=request.labels, limits=Limits(**dict(request.limits)),
+                lease=request.lease or Lease(),
             )  # fmt: skip
             return self._show(self.keeps[kuuid])
         keep = self._known(request.kuuid)
@@ -172,7 +188,7 @@ class ManagerInMemory(TlsPeer):
             return self._show(self.change(keep.kuuid, state=State.COMPLETE, outcome=outcome))
         if keep.state is not State.LISTENING:
             raise KeepfleetError(ErrorKind.CONFLICT, f"cannot start keep {keep.kuuid}: it is started already")
-        port = self.door_port or request.port
+        port = self.upload_port or request.port or FIRST_KEEP_PORT
         started = self.change(
             keep.kuuid, state=State.STARTED, detail="awaiting-workload", address=request.address, port=port,
             fingerprint=self._fingerprint, certificate=self._keep_pem,

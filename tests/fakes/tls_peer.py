@@ -82,7 +82,7 @@ def read_head(connection: ssl.SSLSocket) -> bytes:
 def read_whole_request(connection: ssl.SSLSocket) -> tuple[str, dict[str, str], bytes]:
     """The request line, the headers by their lower-case names, and the whole body."""
     head, _, body = read_head(connection).partition(b"\r\n\r\n")
-    line, *fields = head.decode("ascii").split("\r\n")
+    line, *fields = head.decode("utf-8").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
     while len(body) < int(headers.get("content-length", "0")):
         more = connection.recv(65536)

@@ -10,29 +10,29 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from keepctl import authority
-from keepctl.authority import Identity
+from keepctl.authority import KeyPair
 from tests.system.fleet import Fleet
 
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
 HOUR = datetime.timedelta(hours=1)
 
 
-def installed_ca(fleet: Fleet) -> Identity:
+def installed_ca(fleet: Fleet) -> KeyPair:
     """The CA of the installed PKI."""
     certificate, key = (fleet.pki / name for name in ("ca.crt", "ca.key"))
-    return Identity(
+    return KeyPair(
         authority.load_certificate(certificate.read_bytes(), str(certificate)),
         authority.load_key(key.read_bytes(), str(key)),
     )
 
 
-def foreign_ca() -> Identity:
+def foreign_ca() -> KeyPair:
     """A CA of somebody else's."""
     return authority.make_ca(datetime.datetime.now(datetime.UTC))
 
 
 def issue(
-    ca: Identity,
+    ca: KeyPair,
     file: Path,
     name: str = "somebody",
     *,
@@ -46,7 +46,7 @@ def issue(
     It is valid from now + `begins` until now + `ends`.
     """
     key, now = authority.new_key(), datetime.datetime.now(datetime.UTC)
-    sign = x509.KeyUsage(not is_ca, False, False, False, False, is_ca, is_ca, False, False)
+    sign = x509.KeyUsage(True, False, False, False, False, is_ca, is_ca, False, False)
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
@@ -67,11 +67,11 @@ def issue(
     return file
 
 
-def chained(ca: Identity, directory: Path) -> Path:
+def chained(ca: KeyPair, directory: Path) -> Path:
     """A client whose certificate another client of `ca`, made to look like a CA, has signed; the chain in one file."""
     middle = issue(ca, directory / "middle.pem", "middle", is_ca=True)
     pem = middle.read_bytes()
-    between = Identity(authority.load_certificate(pem, "middle"), authority.load_key(pem, "middle"))
+    between = KeyPair(authority.load_certificate(pem, "middle"), authority.load_key(pem, "middle"))
     leaf = issue(between, directory / "leaf.pem", "leaf")
     leaf.write_bytes(leaf.read_bytes() + pem)
     return leaf

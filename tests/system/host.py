@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import threading
 import time
@@ -116,6 +118,14 @@ class Host:
         listed = self.systemctl("list-units", "--all", "--plain", "--no-legend", "--full", *patterns, user=user)
         return [line.split()[0] for line in listed.splitlines() if line.strip()]
 
+    def files_of(self, prefix: str) -> set[str]:
+        """systemd's own files about loaded units that begin so, seen from outside; no command runs for it."""
+        found: set[str] = set()
+        for place in ("transient", "units"):
+            with contextlib.suppress(FileNotFoundError):
+                found.update(os.listdir(f"/proc/{self.sandbox.pid}/root/run/systemd/{place}"))
+        return {name for name in found if name.removeprefix("invocation:").startswith(prefix)}
+
     def cursor(self) -> str:
         """The journal's end now, to read on from."""
         entries = self._entries("--lines=1")
@@ -132,6 +142,10 @@ class Host:
         if since_cursor:
             arguments.append(_from(since_cursor))
         return [entry for entry in self._entries(*arguments) if entry["__CURSOR"] != since_cursor]
+
+    def latest(self, count: int) -> list[Entry]:
+        """The journal's last entries, at most `count`."""
+        return self._entries(f"--lines={count}")
 
     def _entries(self, *arguments: str) -> list[Entry]:
         self.run(["journalctl", "--sync"])

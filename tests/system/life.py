@@ -15,7 +15,7 @@ from pathlib import Path
 
 from keep_client import keep as door
 from keep_client.http import Body, Reply
-from keep_client.keep import Door, door_of
+from keep_client.keep import UploadEndpoint, endpoint_of
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome
 from keep_protocol.sse import EventType, KeepEvent
@@ -123,9 +123,9 @@ class Life:
         return self.info
 
     @property
-    def door(self) -> Door:
+    def door(self) -> UploadEndpoint:
         """Where it receives, and its pin."""
-        return door_of(self.info, "127.0.0.1")
+        return endpoint_of(self.info, "127.0.0.1")
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -193,8 +193,12 @@ class Life:
         return self.host.wait_journal(text, unit=self.unit, since_cursor=cursor, seconds=SOON)
 
     def output(self) -> list[str]:
-        """What journald has of the keep's own processes, by the field KEEP_ID."""
-        return [message_of(entry) for entry in self.host.journal(KEEP_ID=str(self.kuuid))]
+        """What journald has of the keep's own processes, line by line."""
+        return [message_of(entry) for entry in self.entries()]
+
+    def entries(self) -> list[Entry]:
+        """What journald has of the keep's own processes; PID 1's lines bear KEEP_ID too, from systemd 255 on."""
+        return self.host.journal(_SYSTEMD_UNIT=self.unit)
 
     def remove(self) -> None:
         """DELETE, and then nothing of it is there."""

@@ -113,6 +113,30 @@ def test_keepctl_works_from_there_by_address_and_says_who_asked(fleet: Fleet, ot
     assert fleet.left_over() == []
 
 
+def test_a_program_is_run_from_there_with_no_word_of_an_address_also_beside_a_keep_that_waits(
+    fleet: Fleet, other: FarHost
+) -> None:
+    manager = ("--manager", f"{NEAR}:{fleet.port}")
+    waiting = other.run("keepctl", "new", *manager).stdout.strip()
+    assert f"address     {NEAR}:" in other.run("keepctl", "start", waiting, *manager).stdout
+    assert "hello" in other.run("keepctl", "run", "--rm", MODULE, *manager).stdout.lower()
+    on_every = other.run("keepctl", "run", "--rm", "--address", "0.0.0.0", MODULE, *manager)
+    assert "hello" in on_every.stdout.lower()
+    other.run("keepctl", "rm", waiting, *manager)
+    assert fleet.left_over() == []
+
+
+def test_a_keep_on_every_ipv6_address_is_reached_over_ipv6(fleet: Fleet, other: FarHost) -> None:
+    local = ("--manager", f"127.0.0.1:{fleet.port}")
+    assert "hello" in fleet.host.run(["keepctl", "run", "--rm", "--address", "::", MODULE, *local]).stdout.lower()
+    refused = other.run(
+        "keepctl", "run", "--rm", "--address", "::", MODULE, "--manager", f"{NEAR}:{fleet.port}", check=False
+    )
+    assert refused.returncode == 125
+    assert f"which is IPv6 alone, and {NEAR} has no IPv6 address" in refused.stderr
+    assert fleet.left_over() == []
+
+
 def test_a_follower_whose_network_falls_silent_is_given_up_with_its_reader(fleet: Fleet, other: FarHost) -> None:
     life = Life.awaiting(fleet)
     command = ["keepctl", "logs", "--follow", "--all", str(life.kuuid), "--manager", f"{NEAR}:{fleet.port}"]

@@ -102,6 +102,16 @@ def test_the_original_s_steps_get_the_original_s_answers(old: Fleet, path: str) 
     assert begun["bindaddress"] == "127.0.0.1"
 
 
+def test_the_original_s_walk_starts_the_keep_it_made_each_time(old: Fleet) -> None:
+    """It started the last one of the list, which it took for the one it had just made."""
+    for number in range(1, 5):
+        made = command(old, command="new-keep", auth_token="a3f9cb07", keep_arch="wasi")
+        listed = command(old, command="list-keeps")["klvec"]
+        assert (len(listed), listed[-1]["kuuid"], listed[-1]["state"]) == (number, made["kuuid"], 1)
+        place = {"keep_addr": "127.0.0.1", "keep_port": "3031"}
+        assert command(old, command="start-keep", kuuid=str(listed[-1]["kuuid"]), **place)["state"] == 2
+
+
 def test_several_commands_on_one_connection_are_answered(old: Fleet) -> None:
     data = as_hyper_sends("/keeps_post/", '{"command":"list-keeps"}', old.port)
     with connect(old.port, old.tls(None), name="localhost") as connection:

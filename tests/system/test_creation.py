@@ -12,7 +12,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from tests.system.calls import both, refused, split
-from tests.system.conftest import module_s_fleet
+from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Bystanders, Life, drop_in
 

@@ -12,7 +12,7 @@ import pytest
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from tests.system import modules
-from tests.system.conftest import module_s_fleet
+from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.life import Life, drop_in
 

@@ -48,7 +48,7 @@ NOENT = 44
 USER_LIFE = """
 import json, os, sys
 from keep_client.credentials import Credentials
-from keep_client.endpoint import Endpoint
+from keep_client.peer import Endpoint
 from keep_client.manager import ManagerClient
 pki = os.path.expanduser("~/.config/keepfleet/pki")
 files = Credentials(f"{pki}/ca.crt", f"{pki}/clients/admin.crt", f"{pki}/clients/admin.key")

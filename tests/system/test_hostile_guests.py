@@ -139,7 +139,7 @@ def test_a_guest_that_computes_is_held_to_its_quota_and_its_loader_answers_meanw
 def entries(life: Life) -> list[Entry]:
     """The journal's entries of the workload, without the loader's and systemd's own."""
     loader = str(life.loader_pid)
-    return [entry for entry in life.host.journal(KEEP_ID=str(life.kuuid)) if entry["_PID"] != loader]
+    return [entry for entry in life.entries() if entry["_PID"] != loader]
 
 
 def test_a_flood_costs_its_own_lines_and_none_of_its_neighbour_s(life: Life, installed_fleet: Fleet) -> None:

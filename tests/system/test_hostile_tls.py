@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from keep_protocol.states import State
+from keepctl import authority
 from tests.system import certificates
 from tests.system.calm import undisturbed
+from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet
 from tests.system.life import Life, example
+from tests.system.silent import rolling
 from tests.system.wire import Answer, NoAnswer, ask, connect, read_answer, request
 
 DOORS = ("manager", "keep")
@@ -29,6 +32,15 @@ def calm(installed_fleet: Fleet) -> Iterator[None]:
     installed_fleet.clear()
     with undisturbed(installed_fleet):
         yield
+
+
+fleet = pytest.fixture(scope="module")(module_s_fleet)
+
+
+@pytest.fixture(scope="module")
+def awaiting(fleet: Fleet) -> Life:
+    """One keep for all tests that only knock at its endpoint."""
+    return Life.awaiting(fleet)
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,8 @@ class Place:
 
 
 @pytest.fixture(params=DOORS)
-def place(request: pytest.FixtureRequest, fleet: Fleet) -> Place:
-    return Place(request.param, fleet, Life.awaiting(fleet))
+def place(request: pytest.FixtureRequest, fleet: Fleet, awaiting: Life) -> Place:
+    return Place(request.param, fleet, awaiting)
 
 
 def test_without_a_certificate_not_a_byte_of_http_is_answered(place: Place) -> None:
@@ -110,6 +122,14 @@ def test_a_certificate_without_any_usage_is_forbidden(place: Place, tmp_path: Pa
     place.check()
 
 
+def test_a_ca_s_certificate_is_not_a_client_s_although_it_is_for_clients(place: Place, tmp_path: Path) -> None:
+    file = certificates.issue(certificates.installed_ca(place.fleet), tmp_path / "client.pem", is_ca=True)
+    answer = place.ask(place.context(file))
+    assert (answer.status, answer.kind) == (403, "forbidden")
+    assert "it is a certificate authority's" in answer.object["error"]["message"]
+    place.check()
+
+
 def test_the_manager_s_own_certificate_is_not_a_client_s(place: Place) -> None:
     context = place.context(None)
     context.load_cert_chain(place.fleet.pki / "manager.crt", place.fleet.pki / "manager.key")
@@ -118,23 +138,101 @@ def test_the_manager_s_own_certificate_is_not_a_client_s(place: Place) -> None:
     place.check()
 
 
-def test_a_revoked_certificate_is_refused_at_once_and_on_a_connection_that_is_open(place: Place) -> None:
+def test_a_revoked_certificate_is_refused_and_its_open_connection_closed(place: Place) -> None:
     name = f"soon-gone-{place.name}"
     files, context = place.fleet.issue(name), place.context(None)
     context.load_cert_chain(files.certificate, files.key)
     with connect(place.port, context) as opened:
-        if place.name == "manager":  # a keep's door answers once a connection
+        if place.name == "manager":  # which closes it by itself, within a second
             opened.sendall(BANNER)
             assert read_answer(opened).status == 200
         place.fleet.host.run(["keepctl", "pki", "revoke", name])
-        opened.sendall(BANNER)
-        answer = read_answer(opened)
-        assert (answer.status, answer.kind) == (403, "forbidden")
-        assert "revoked" in answer.object["error"]["message"]
+        if place.name == "keep":  # whose endpoint answers once a connection
+            opened.sendall(BANNER)
+            answer = read_answer(opened)
+            assert (answer.status, answer.kind) == (403, "forbidden")
+            assert "revoked" in answer.object["error"]["message"]
         assert opened.recv(1) == b""
     again = place.ask(context)
-    assert again.status == 403
+    assert (again.status, again.kind) == (403, "forbidden")
+    assert "revoked" in again.object["error"]["message"]
     place.check()
+
+
+def test_a_revoked_client_s_stream_of_events_ends_while_nothing_happens(fleet: Fleet) -> None:
+    files, context = fleet.issue("listener"), fleet.tls(None)
+    context.load_cert_chain(files.certificate, files.key)
+    with connect(fleet.port, context) as opened:
+        opened.sendall(request("GET", "/v1/events?follow=true"))
+        assert opened.recv(12) == b"HTTP/1.1 200"
+        cursor = fleet.host.cursor()
+        serial = fleet.host.run(["keepctl", "pki", "revoke", "listener"]).stdout.split()[1]
+        while opened.recv(65536):
+            pass
+    line = str(fleet.host.wait_journal("cut off 1 connections", since_cursor=cursor)["MESSAGE"])
+    assert f"listener (serial {serial})" in line
+
+
+def test_two_hundred_rolling_silent_connections_fail_no_request_of_a_client_of_their_address(fleet: Fleet) -> None:
+    """The case an operator saw: 128 of them made 6 of 6 requests fail."""
+    with rolling(fleet.port, 200, [f"127.0.0.{number}" for number in (1, 1, 2, 3)]), rolling(fleet.port, 200):
+        assert [ask(fleet.port, fleet.tls(), BANNER).status for _ in range(100)] == [200] * 100
+
+
+@pytest.fixture
+def revoked(fleet: Fleet) -> Iterator[Path]:
+    """The list of revoked certificates, put back in the end; always one file, since keeps hold it open."""
+    path = fleet.pki / "revoked"
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
+
+
+@pytest.mark.parametrize("notation", ["colons", "0x", "upper case"])
+def test_a_serial_number_is_revoked_however_it_is_written(place: Place, revoked: Path, notation: str) -> None:
+    name = f"written-{notation.replace(' ', '-')}-{place.name}"
+    files, context = place.fleet.issue(name), place.context(None)
+    context.load_cert_chain(files.certificate, files.key)
+    serial = authority.load_certificate(Path(files.certificate).read_bytes(), name).serial_number
+    colons = serial.to_bytes(20, "big").hex(":").upper()
+    with revoked.open("a") as file:
+        file.write({"colons": colons, "0x": f"0x{serial:x}", "upper case": f"{serial:X}"}[notation] + "\n")
+    answer = place.ask(context)
+    assert (answer.status, answer.kind) == (403, "forbidden")
+    assert "revoked" in answer.object["error"]["message"]
+    place.check()
+    listed = place.fleet.host.run(["keepctl", "pki", "list"]).stdout.splitlines()
+    assert [line.split()[2] for line in listed if line.startswith(name)] == ["revoked"]
+
+
+def test_a_line_that_cannot_be_read_refuses_every_client_until_it_is_fixed(place: Place, revoked: Path) -> None:
+    before, cursor = revoked.read_bytes(), place.fleet.host.cursor()
+    with revoked.open("a") as file:
+        file.write("not a serial\n")
+    line = f"line {before.count(10) + 1} must be one serial number"
+    answer = place.ask(place.good())
+    assert answer.status == (500 if place.name == "manager" else 403)
+    assert line in answer.object["error"]["message"]
+    said = place.fleet.host.run(["keepctl", "pki", "list"], check=False)
+    assert said.returncode == 1 and line in said.stderr
+    if place.name == "manager":
+        assert place.fleet.host.wait_journal(line, since_cursor=cursor)
+    revoked.write_bytes(before)
+    place.check()
+
+
+def test_a_list_that_was_replaced_lets_no_client_into_the_keeps_that_hold_the_old_one(fleet: Fleet) -> None:
+    held, revoked = Place("keep", fleet, Life.awaiting(fleet)), fleet.pki / "revoked"
+    copy, original = fleet.pki / "revoked.edited", fleet.pki / "revoked.original"
+    copy.write_bytes(revoked.read_bytes())
+    original.hardlink_to(revoked)
+    copy.rename(revoked)
+    answer = held.ask(held.good())
+    assert answer.status == 403
+    assert "it was replaced by another file; start the keep again" in answer.object["error"]["message"]
+    Place("manager", fleet, held.life).check()
+    Place("keep", fleet, Life.awaiting(fleet)).check()
+    original.rename(revoked)  # which other keeps hold open
 
 
 def test_a_certificate_revoked_while_its_client_uploads_ends_the_upload(fleet: Fleet) -> None:
@@ -198,8 +296,10 @@ def test_what_is_no_tls_gets_no_http_back(place: Place, said: bytes) -> None:
     place.check()
 
 
-def test_among_fifty_silent_and_fifty_strange_connections_a_good_client_is_served(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DOORS)
+def test_among_fifty_silent_and_fifty_strange_connections_a_good_client_is_served(fleet: Fleet, name: str) -> None:
     held: list[socket.socket] = []
+    place = Place(name, fleet, Life.awaiting(fleet))
     try:
         for _ in range(50):
             held.append(socket.create_connection(("127.0.0.1", place.port), 30))

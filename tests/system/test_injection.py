@@ -157,7 +157,9 @@ def evil_client(fleet: Fleet, directory: Path, name: str) -> ssl.SSLContext:
     ca = authority.load_certificate((pki / "ca.crt").read_bytes(), "ca")
     ca_key, key = authority.load_key((pki / "ca.key").read_bytes(), "ca.key"), authority.new_key()
     now = datetime.datetime.now(datetime.UTC)
-    good = authority.issue_client(authority.Identity(ca, ca_key), key, "good", 1, now).certificate
+    good = authority.issue_client(
+        authority.KeyPair(ca, ca_key), key.public_key(), "good", datetime.timedelta(days=1), now
+    )
     builder = x509.CertificateBuilder().issuer_name(ca.subject).public_key(key.public_key())
     builder = builder.subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
     builder = builder.serial_number(good.serial_number).not_valid_before(now - datetime.timedelta(minutes=1))

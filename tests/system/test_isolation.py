@@ -106,7 +106,9 @@ def test_nothing_but_standard_streams_and_the_unit_s_own_words_are_inherited(fou
     assert found["descriptors"][:3] == [0, 1, 2]
     assert len(found["descriptors"]) == 4  # and the directory being listed
     own = {"LANG", "PATH", "USER", "LOGNAME", "KEEPFLEET_OPENSSL", "KEEPFLEET_MAX_WORKLOAD"}
+    own |= {"KEEPFLEET_SPEC", "KEEPFLEET_PACKAGES"}
     systemd = {"INVOCATION_ID", "JOURNAL_STREAM", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY", "SYSTEMD_EXEC_PID"}
+    systemd |= {"FDSTORE", "MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE"}  # from 254 on
     assert set(found["environment"]) <= own | systemd | {"WATCHDOG_PID", "WATCHDOG_USEC", "HOME", "SHELL"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -103,6 +104,42 @@ keepctl ps -q
 """,
     )
     assert output.splitlines() == ["spinning until stopped", "exit 141"], "and no keep is left"
+
+
+def test_output_that_cannot_be_written_and_streams_that_are_closed_leave_no_keep(fleet: Fleet, workplace: Path) -> None:
+    output = typed(
+        fleet,
+        workplace,
+        """
+keepctl run --rm --time 10m examples/spin-wat/spin.wasm 2>&1 >/dev/full; echo "exit $?"
+keepctl run --rm examples/hello-c/hello.wasm 2>&-; echo "exit $?"
+keepctl run --rm -o json examples/hello-c/hello.wasm 2>&1 | head -n 1 | cut -c 1-5; echo "exit ${PIPESTATUS[0]}"
+keepctl ps -q
+""",
+    )
+    assert "cannot write the output: No space left on device" in output
+    codes = [line for line in output.splitlines() if line.startswith("exit ")]
+    assert codes[:2] == ["exit 125", "exit 0"] and codes[2] in ("exit 0", "exit 141"), output
+    assert output.splitlines()[-1] == codes[2], "and no keep is left"
+
+
+def test_what_runs_is_seen_in_ps_and_inspect(fleet: Fleet, workplace: Path) -> None:
+    output = typed(
+        fleet,
+        workplace,
+        """
+keepctl run -d --name spinner examples/spin-wat/spin.wasm >/dev/null
+keepctl logs -f spinner | head -n 1 >/dev/null
+keepctl ps
+keepctl inspect -o text spinner
+keepctl rm spinner >/dev/null
+""",
+    )
+    header, row, *facts = output.splitlines()
+    assert header.split() == ["ID", "NAME", "STATE", "AGE", "MODULE", "ADDRESS", "DETAIL"]
+    assert re.search(r" spinner +2 started +[0-9]+ s +(spin\.wasm|sha256:[0-9a-f]{12}) ", row), row
+    assert any(re.match(r"module +.*sha256:[0-9a-f]{64}", fact) for fact in facts), facts
+    assert any(re.match(r"created +[0-9]{4}-", fact) for fact in facts), facts
 
 
 def test_a_certificate_of_another_ca_is_told_from_a_manager_that_hangs_up(fleet: Fleet, workplace: Path) -> None:

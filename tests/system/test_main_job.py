@@ -28,7 +28,7 @@ def ran(fleet: Fleet, module: bytes) -> Life:
 
 def guest_entries(life: Life) -> list[dict[str, object]]:
     """The journal's entries of the workload: what the keep printed after the loader's last word on its start."""
-    entries = life.host.journal(KEEP_ID=str(life.kuuid))
+    entries = life.entries()
     loader = next(entry["_PID"] for entry in entries if "booting -> idle" in message_of(entry))
     return [entry for entry in entries if entry["_PID"] != loader]
 

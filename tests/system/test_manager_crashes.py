@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from keep_client.failures import ConnectionFailed
+from keep_client.peer import ConnectionFailed
 from keep_manager.failpoints import VARIABLE, Failpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo

@@ -25,7 +25,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 BAD = {
     "an anchor": ("name: &a web\nlabels: {x: y}\n", "anchors are not allowed"),
     "a bomb of aliases": (BOMB, "anchors are not allowed"),
-    "a name twice": ("name: web\nname: web\n", "'name' stands twice; the first is in line 1"),
+    "a name twice": ("name: web\nname: web\n", "duplicate key 'name'; the first is in line 1"),
     "10 MB of text": ("#" * 10_000_000, "it is over 1048576 bytes"),
     "a deep nest": ("[" * 100_000, "nested more than 16 deep"),
     "a name in Unicode": ("name: wéb\n", "name must be 1 to 63 of a-z"),

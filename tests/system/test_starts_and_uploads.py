@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from keep_client import keep as door
-from keep_client.failures import ConnectionFailed
 from keep_client.http import Body, Reply
+from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.calls import both, half_an_upload, refused, split
-from tests.system.conftest import module_s_fleet
+from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Life
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.certificates import ForeignAuthority
 from tests.system.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +114,7 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
         "Hello from C, inside a keep!",
         "returned: [1]",
         "refused, exit code 1",
-        "trapped, exit code 1",
+        "trapped, exit code 134",
         "out of bounds memory access",
         "All answers were as they should be",
     ):
@@ -143,6 +144,39 @@ def test_a_how_to_can_be_typed_from_its_first_to_its_last_line(
     output = typed_inside(fleet, blocks(f"docs/how-to/{page}.md", "sh"))
     for told in promised:
         assert told in output, f"{page}.md promises {told!r}; it printed:\n{output}"
+    assert fleet.client().keeps() == (), "and it tidies up"
+
+
+def test_the_page_on_certificates_can_be_typed_and_another_ca_s_client_then_runs_a_workload(fleet: Fleet) -> None:
+    checkout, pki = fleet.host.path / "checkout", "/etc/keepfleet/pki"
+    checkout.mkdir(exist_ok=True)
+    company = ForeignAuthority("company", "rsa")
+    (checkout / "company-ca.crt").write_text(company.pem)
+    carol = ForeignAuthority("department", "ed25519", above=company).issue("carol", "rsa")
+    (checkout / "carol.pem").write_bytes(carol.pem)
+    then = [
+        "chmod 600 carol.pem",
+        "keepctl run --rm --cert carol.pem --key carol.pem examples/hello-c/hello.wasm",
+        "keepctl pki check",
+    ]
+    fleet.host.run(["mv", pki, f"{pki}.before"])  # which other tests' clients are in
+    try:
+        fleet.host.run(["keepctl", "init"])
+        fleet.restart()
+        output = typed_inside(fleet, [*blocks("docs/how-to/certificates.md", "sh"), *then])
+    finally:
+        fleet.host.run(["rm", "-rf", pki])
+        fleet.host.run(["mv", f"{pki}.before", pki])
+        fleet.restart()
+    for promised in (
+        "spiffe://keepfleet/user/alice",
+        "spiffe://keepfleet/uploader/ci/keep/",
+        "spiffe://keepfleet/user/bob",
+        f"{pki}: all is well",
+        "trusted     keepfleet CA",
+        "Hello from C, inside a keep!",
+    ):
+        assert promised in output, f"certificates.md promises {promised!r}; it printed:\n{output}"
     assert fleet.client().keeps() == (), "and it tidies up"
 
 

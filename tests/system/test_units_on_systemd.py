@@ -91,14 +91,13 @@ def test_a_keep_lives_in_the_slice_of_its_group_below_all_keeps(life: Life) -> N
     assert shown["TasksMax"] not in ("infinity", "")
 
 
-def test_a_keep_s_unit_is_called_by_its_id(life: Life) -> None:
-    assert life.show("Description") == f"Keep {life.kuuid}"
+def test_a_keep_s_unit_is_called_by_its_id_and_its_owner(life: Life) -> None:
+    assert life.show("Description") == f"Keep {life.kuuid} of admin"
 
 
 def test_a_keep_s_lines_bear_its_id_and_its_name(life: Life) -> None:
-    found = life.host.journal(KEEP_ID=str(life.kuuid))
-    assert found
-    assert {entry["_SYSTEMD_UNIT"] for entry in found} == {life.unit}
+    found = life.entries()
+    assert {entry["KEEP_ID"] for entry in found} == {str(life.kuuid)}
     assert {entry["SYSLOG_IDENTIFIER"] for entry in found} == {f"keep-{life.kuuid}"}
 
 

@@ -39,7 +39,7 @@ def installation(prefix: Path, older_engine: Path, tmp_path_factory: pytest.Temp
     (directories["opt"] / "versions").mkdir()
     places = {"opt": ROOT, "programs": "/usr/local/bin", "etc": "/etc/keepfleet", "shared": directories["shared"]}
     binds = tuple((str(directories[name]), str(place), False) for name, place in places.items())
-    with Sandbox(f"upgrade-{os.getpid()}", Layout(binds)) as sandbox:
+    with Sandbox(f"upgrade-{os.getpid()}", Layout(binds)) as sandbox, sandbox.network():
         fleet = Fleet(Host(sandbox, directories["shared"]), directories["etc"])
         yield Installation(fleet, directories["opt"], prefix, {OLD: older_engine})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from keep_client.keep import door_of, open_workload, upload_raw
+from keep_client.keep import endpoint_of, open_workload, upload_raw
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
@@ -41,7 +41,7 @@ def began(fleet: Fleet, module: Path, restart: str = "no", **limits: int) -> Kee
     keep = client.create(limits=limits)
     keep = client.start(keep.kuuid, "127.0.0.1", free_port(), workload={"restart": restart})
     with open_workload(str(module)) as file:
-        reply = upload_raw(door_of(keep, "127.0.0.1"), fleet.credentials().keep_context(), file)
+        reply = upload_raw(endpoint_of(keep, "127.0.0.1"), fleet.credentials().keep_context(), file)
     assert reply.status == 200, reply
     return keep
 
@@ -113,7 +113,7 @@ def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_for_
     keep = began(fleet, example("spin"), "always")
     unit = unit_name(keep.kuuid)
     fleet.host.wait_journal("spinning until stopped", unit)
-    assert stored(fleet, keep) == 3  # the record, the module, the description
+    assert stored(fleet, keep) == 4  # the record, the module compiled and as it was sent, the description
     cursor = fleet.host.cursor()
     fleet.host.systemctl("kill", "--kill-whom=main", f"--signal={int(signal.SIGKILL)}", unit)
     fleet.host.wait_journal("spinning until stopped", unit, cursor)

@@ -86,7 +86,8 @@ def imported(life: Life) -> set[tuple[str, str]]:
 
 def download(prefix: Path, lock: Path, directory: Path) -> list[Path]:
     """What a lock file names, from the registry that this machine is configured for."""
-    pip = [str(prefix.parent / "build/bin/python"), "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
-    command = [*pip, "--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(directory)]
-    subprocess.run(command, check=True)
+    build = max(prefix.parent.glob("build-*/bin/python"), key=lambda found: found.lstat().st_mtime)
+    pip = [str(build), "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
+    wanted = ["--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(directory)]
+    subprocess.run([*pip, *wanted], check=True)
     return sorted(directory.iterdir())

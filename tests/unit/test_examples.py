@@ -63,6 +63,37 @@ def test_the_build_script_finds_a_difference(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "x: DIFFERENT from what its source gives\n")
 
 
+CLANG = """#!/bin/sh
+case "$*" in
+  --version) echo "Debian clang version 14.0.6" ;;
+  *smallest*) {smallest} ;;
+  *) exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("smallest", "status", "said"),
+    [("exit 1", 0, "x: not compared: Debian clang"), ('while [ "$1" != -o ]; do shift; done; echo >"$2"', 1, "")],
+)
+def test_a_compiler_without_its_library_is_no_difference_and_a_source_it_cannot_build_is_an_error(
+    tmp_path: Path, smallest: str, status: int, said: str
+) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "build").write_bytes((EXAMPLES / "build").read_bytes())
+    (tmp_path / "x/x.c").write_text("int main(void) { return 0; }")
+    (tmp_path / "x/x.wasm").write_bytes(b"")
+    clang = tmp_path / "bin/clang"
+    clang.parent.mkdir()
+    clang.write_text(CLANG.format(smallest=smallest))
+    clang.chmod(0o755)
+    command = [sys.executable, str(tmp_path / "build"), "--check"]
+    env = {"PATH": f"{clang.parent}:/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert (done.returncode, done.stdout[: len(said)]) == (status, said)
+    assert ("cannot build" in done.stderr) == (status == 1)
+
+
 def test_every_source_has_its_module_and_stands_in_the_readme() -> None:
     readme = (EXAMPLES / "README.md").read_text()
     for source in [*WAT, *COMPILED]:

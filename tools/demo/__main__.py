@@ -29,7 +29,7 @@ def main() -> int:
         return 2
     story = Story(Host(arguments.user), arguments.file, arguments.expect)
     try:
-        story.tell()
+        story.run()
     except (StepFailed, KeepfleetError) as error:
         print(f"\nFAILED at: {story.step}\n  {error}", file=sys.stderr)
         for line in getattr(error, "evidence", ()):

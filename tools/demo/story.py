@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from keep_client.credentials import DEFAULT_MANAGER, Credentials, parse_manager, pki_directory
-from keep_client.keep import door_of, open_workload, upload_raw
+from keep_client.keep import endpoint_of, open_workload, upload_raw
 from keep_client.manager import ManagerClient
 from keep_client.text import printable
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
@@ -33,7 +33,7 @@ def expect(condition: bool, otherwise: str) -> None:
 
 
 class Story:
-    """One telling: the host, the workload, the keeps made so far."""
+    """One run of the demo: the host, the workload, the keeps made so far."""
 
     def __init__(self, host: Host, file: str, expected: str | None) -> None:
         self._host, self._file, self._expected = host, file, expected
@@ -61,7 +61,7 @@ class Story:
             self._client = ManagerClient(parse_manager(self._manager), context)
         return self._client
 
-    def tell(self) -> None:
+    def run(self) -> None:
         """All steps. Raises StepFailed or KeepfleetError at the first that goes wrong."""
         self._prepare()
         first, second = self._create("Create a keep"), self._create("Create another, for later")
@@ -134,7 +134,7 @@ class Story:
         self._say(f"it listens on {started.address}:{started.port}, {started.fingerprint}")
         expect(started.state is State.STARTED and started.port > 0, f"it is in state {int(started.state)}")
         self._begin(f"Send it {os.path.basename(self._file)}, over TLS both ways, to that fingerprint alone")
-        door = door_of(started, self.client.endpoint.host)
+        door = endpoint_of(started, self.client.endpoint.host)
         with open_workload(self._file) as file:
             reply = upload_raw(door, Credentials.find().keep_context(), file)
         if reply.status != 200:

@@ -25,7 +25,8 @@ def _arguments() -> argparse.Namespace:
     run.add_argument("--user", default="root", help="as this user of the sandbox")
     run.add_argument("--setenv", action="append", default=[], metavar="NAME=VALUE", help="set a variable for CMD")
     boot.add_argument("--root", metavar="DIR", help="boot this directory's system, not the machine's own")
-    for verb in (boot, run, verbs.add_parser("off", help="power NAME off and remove every trace")):
+    shown = verbs.add_parser("shown", help="what NAME, which must be running, shows of this machine with --bind")
+    for verb in (boot, run, shown, verbs.add_parser("off", help="power NAME off and remove every trace")):
         verb.add_argument("name", metavar="NAME")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...")
     verbs.add_parser("list", help="the sandboxes of this machine")
@@ -51,6 +52,8 @@ def main() -> int:
             ).boot()
         elif options.verb == "exec":
             return _exec(options)
+        elif options.verb == "shown":
+            print(*(source for source, _, _ in Sandbox(options.name).shown().binds), sep="\n")
         elif options.verb == "off":
             Sandbox(options.name).off()
         else:

@@ -1,10 +1,10 @@
 """The sandbox's own cgroup in every hierarchy of the machine: v1, v2, or both.
 
 It is made and entered before the cgroup namespace, so that it is that namespace's root: the private systemd
-cannot see, and so cannot move, a process of the machine's. Who is in it belongs to the sandbox, whoever
-started it; that is what makes clean-up possible after any interrupt.
+cannot see, and so cannot move, a process of the machine's. What is in it belongs to the sandbox,
+however it was started; that is what makes clean-up possible after any interrupt.
 
-Import rule: the standard library's light part (`os`, `signal`, `select`, `time`), for `enter` and `first`.
+Import rule: the standard library's light part (`os`, `re`, `signal`, `select`, `time`), for `first`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ empty cgroups that it did not make, never finds it empty."""
 KILL_SECONDS = 5.0
 """A killed process is gone in milliseconds; one that is not in this time hangs in the kernel."""
 _RETRY_SECONDS = 0.01
-"""A cgroup can stay busy for a moment after its last process: the kernel tells nobody when that ends."""
+"""A cgroup can stay busy for a moment after its last process: the kernel reports no end of that."""
 
 
 class Hierarchy:

@@ -65,7 +65,7 @@ def _wait(channel: socket.socket, terminal: Terminal | None) -> int:
 
 
 def _stop(terminal: Terminal | None) -> None:
-    """Returns when somebody continues this process."""
+    """Returns when this process is continued."""
     if terminal:
         terminal.give_back()
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""What a sandbox shows at which path beside the machine's own files.
+"""What a sandbox shows at which path, besides the machine's own files.
 
 Import rule: `json` and `os` alone, for `first`.
 """

@@ -1,6 +1,6 @@
 """The system calls Python 3.11 has no function for: mount, umount2, unshare, setns, prctl.
 
-Import rule: `ctypes` and `os` alone, so that a command in a sandbox starts at once.
+Import rule: `ctypes` and `os` alone, so that a command in a sandbox starts quickly.
 Each function raises OSError with the call's errno and the path it was about.
 """
 
@@ -65,7 +65,7 @@ def bind(descriptor: int, target: str, *, read_only: bool = False) -> None:
 
 
 def detach(target: str) -> None:
-    """umount2(2) of `target` and everything mounted below it, at once, whoever still uses it."""
+    """umount2(2) of `target` and everything mounted below it, immediately, even where it is in use."""
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH), target)
 
 

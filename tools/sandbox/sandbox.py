@@ -16,7 +16,7 @@ from tools.sandbox import cgroups, linux, needs, state
 from tools.sandbox.channel import ENVIRONMENT, Request, state_directory
 from tools.sandbox.command import Command, Streams, agent_pid, ask
 from tools.sandbox.errors import SandboxError
-from tools.sandbox.layout import Layout
+from tools.sandbox.layout import Layout, from_json
 from tools.sandbox.units import write_units
 
 BOOT_SECONDS = 30.0
@@ -24,7 +24,7 @@ BOOT_SECONDS = 30.0
 OFF_SECONDS = 10.0
 """An orderly power-off takes a second; a keep may use its five seconds to stop (TimeoutStopSec=)."""
 COMMAND_SECONDS = 2.0
-"""What a command that runs inside at power-off has from SIGTERM to SIGKILL; a shell ends at once."""
+"""What a command that runs inside at power-off has from SIGTERM to SIGKILL; a shell ends immediately."""
 _POWER_OFF = signal.SIGRTMIN + 4
 """To PID 1: start poweroff.target (man systemd, SIGRTMIN+4)."""
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -65,6 +65,13 @@ class Sandbox:
             pid = int(file.read())
             return pid if cgroups.belongs(pid, self.name) else None
         return None
+
+    def shown(self) -> Layout:
+        """The layout that it was booted with. Raises SandboxError where it is not running."""
+        if self.pid is None:
+            raise SandboxError(f"the sandbox {self.name} is not running")
+        with open(f"{self.state}/layout.json", encoding="utf-8") as file:
+            return from_json(file.read())
 
     def boot(self) -> None:
         """Boots, and returns when systemd has started everything. What an interrupted boot left is removed first.
@@ -181,7 +188,7 @@ class Sandbox:
         self._make_cgroups()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, open(f"{self.state}/console", "wb") as console:
             ready.bind(f"{self.state}/notify")
-            arguments = [*_LEAN_PYTHON, f"{_HERE}/first.py", self.name, self.state]
+            arguments = [*_LEAN_PYTHON, f"{_HERE}/first.py", self.name, self.state, str(os.getpid())]
             first = subprocess.run(
                 arguments,
                 check=False,

@@ -35,7 +35,7 @@ def remember_controllers(controllers: list[str]) -> None:
 def lock(path: str) -> Iterator[None]:
     """One command at a time works on a state directory; the kernel ends the lock of one that was killed.
 
-    The lock is on the directory itself, which its holder may remove; who waited for it then makes it anew.
+    The lock is on the directory itself, which its holder may remove; a command that waited for it then makes it again.
     """
     while True:
         os.makedirs(path, mode=0o700, exist_ok=True)

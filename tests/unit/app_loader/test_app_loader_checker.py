@@ -173,7 +173,7 @@ LOOKS = """
 import os, sys
 sys.path[:] = {path!r}
 from app_loader.check import compiler
-from app_loader.descriptors import claim
+from app_loader.settings import claim
 
 def looks(*_):
     try:

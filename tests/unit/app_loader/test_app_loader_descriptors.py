@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from app_loader.descriptors import Passed
+from app_loader.settings import Passed
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.reports import ReportType
 from keep_protocol.spec import RestartPolicy
@@ -31,6 +33,13 @@ def test_a_descriptor_is_found_by_its_name_alone() -> None:
 def test_a_name_that_is_unknown_or_repeated_is_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(KeepfleetError, match="cannot start the app-loader: KEEPFLEET_DESCRIPTORS has"):
         Passed(names)
+
+
+@pytest.mark.parametrize("module", ["app_loader.receive.service", "app_loader.run.runner", "app_loader.settings"])
+def test_nothing_that_opens_files_of_its_own_is_imported_before_the_others_are_closed(module: str) -> None:
+    """libffi keeps a file open on Python 3.14, which `claim` would close, or take for passed."""
+    program = f"import sys, {module}; sys.exit('ctypes' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 
 
 @pytest.mark.parametrize("workload", [None, Workload(stdin=True, restart=RestartPolicy.ALWAYS)])

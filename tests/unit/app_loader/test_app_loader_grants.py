@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -295,6 +296,31 @@ def test_a_description_that_is_none_is_an_error_in_words(keep: Path, authority: 
         process.spawn()
         report = process.expect(ReportType.FAILED)
         assert report.error is not None and "invalid workload description" in report.error.message
+
+
+OPENS = """(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1) (data (i32.const 1024) "in.txt")
+  (func (export "_start") (local $error i32)
+    (loop $more
+      (local.set $error (call $open (i32.const 3) (i32.const 0) (i32.const 1024) (i32.const 6) (i32.const 0)
+        (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 8)))
+      (br_if $more (i32.eqz (local.get $error))))
+    (call $exit (local.get $error))))"""
+"""Opens a file again and again, and exits with the first error."""
+
+
+def test_a_guest_that_opens_too_many_files_ends_with_that_limit_in_its_outcome(
+    data: Path, keep: Path, authority: Authority, client: Path
+) -> None:
+    workload = Workload(directories=(Directory("/d"),))
+    with opened(data) as grants, granted(keep, authority, workload, grants) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        outcome = run(process, client, wasm(OPENS))
+        assert outcome.exit_code == 29, "WASI's EIO"
+        assert outcome.text == "exited 29; it had all files open that a keep may, 64 (LimitNOFILE=)"
 
 
 @as_root

@@ -10,8 +10,8 @@ import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.check.imports import INTERFACES, make_component_linker
-from app_loader.check.signature import in_words, values
+from app_loader.check.components import INTERFACES, make_component_linker
+from app_loader.check.imports import in_words, values
 from app_loader.run.engine import make_engine
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind

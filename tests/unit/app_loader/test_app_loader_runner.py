@@ -197,7 +197,7 @@ def test_a_workload_has_one_argument_no_environment_no_directory_and_no_input(
 
 
 @as_root
-def test_a_running_workload_has_the_status_socket_and_nothing_of_the_endpoint(
+def test_a_running_workload_has_the_report_socket_and_nothing_of_the_endpoint(
     process: AppLoaderProcess, client: Path
 ) -> None:
     assert ask(process, client, put(SLEEPS)).status == 200
@@ -213,7 +213,7 @@ def test_a_running_workload_has_the_status_socket_and_nothing_of_the_endpoint(
         assert int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
     environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
     names = {pair.partition(b"=")[0] for pair in environment if pair}
-    assert names == {b"LANG", b"KEEPFLEET_LIMITS", b"KEEPFLEET_RUNTIME_DIRECTORY"}
+    assert names == {b"LANG", b"KEEPFLEET_LIMITS", b"KEEPFLEET_RUNTIME_DIRECTORY", b"KEEPFLEET_DESCRIPTORS"}
     status = Path(f"/proc/{process.pid}/status").read_text()
     assert "Seccomp:\t2" in status and "NoNewPrivs:\t1" in status
 

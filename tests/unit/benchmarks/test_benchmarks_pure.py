@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import wasmtime
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import dropin
@@ -78,7 +78,6 @@ def test_leb128_reads_back(value: int) -> None:
 
 
 @given(st.integers(len(SMALL) + 10, len(SMALL) + 40_000))
-@settings(deadline=None)
 def test_a_padded_module_has_exactly_the_size_asked_for_and_is_valid(size: int) -> None:
     module = b"".join(padded(SMALL, size, b"filler"))
     assert len(module) == size

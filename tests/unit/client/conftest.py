@@ -1,4 +1,4 @@
-"""One PKI for all tests of the client, and another one that nobody here trusts."""
+"""One PKI for all tests of the client, and another one that is not trusted here."""
 
 from __future__ import annotations
 

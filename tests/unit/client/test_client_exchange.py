@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import errno
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from keep_client import channel
+from keep_client import peer as peer_module
 from keep_client.channel import Channel
-from keep_client.endpoint import Endpoint
-from keep_client.failures import ConnectionFailed
 from keep_client.http import Body, Reply, exchange, json_body
+from keep_client.peer import CertificateRefused, ConnectionFailed, Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.client_pki import Pki
 from tests.fakes.tls_peer import Handler, TlsPeer, answer, read_head, read_request
@@ -218,6 +221,55 @@ def test_a_path_with_a_line_break_is_never_sent(pki: Pki) -> None:
             exchange(channel, endpoint, "GET", "/x HTTP/1.1\r\nA: b")
 
 
-def test_an_error_in_another_shape_is_told_with_its_first_lines() -> None:
+def test_an_error_in_another_shape_is_said_with_its_first_lines() -> None:
     error = Reply(502, b"<html>\nBad gateway", "the manager").error()
     assert (error.message, error.evidence) == ("cannot go on: the manager answered 502", ("<html>", "Bad gateway"))
+
+
+def test_a_server_that_hangs_up_in_the_handshake_has_not_refused_our_certificate(pki: Pki) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        endpoint = Endpoint("127.0.0.1", listener.getsockname()[1], "the manager")
+        with pytest.raises(ConnectionFailed, match="during the TLS handshake, before it saw our certificate") as raised:
+            Channel.open(endpoint, pki.credentials().manager_context(), SECONDS)
+        thread.join()
+    assert not isinstance(raised.value, CertificateRefused)
+
+
+def test_a_handshake_that_does_not_end_is_no_refusal_either(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "HANDSHAKE_SECONDS", SHORT)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = Endpoint("127.0.0.1", listener.getsockname()[1], "the manager")
+        with pytest.raises(ConnectionFailed, match=r"handshake did not end.* lose large packets") as raised:
+            Channel.open(endpoint, pki.credentials().manager_context(), SECONDS)
+    assert raised.value.kind is ErrorKind.TOO_SLOW
+
+
+def test_a_server_that_hangs_up_late_did_not_receive_what_we_sent(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that gets our certificate at all refuses it immediately."""
+    monkeypatch.setattr(peer_module, "REFUSAL_SECONDS", 0.0)
+    with pytest.raises(ConnectionFailed, match=r"did not receive all that we sent; .*large packets") as raised:
+        asked(pki, lambda _: None)
+    assert not isinstance(raised.value, CertificateRefused)
+
+
+def test_a_broken_pipe_while_reading_is_the_end_of_the_stream(pki: Pki) -> None:
+    """OpenSSL 3.5 raises it from SSL_read after a write that failed."""
+
+    class Broken(ssl.SSLSocket):
+        def recv_into(self, *_: object, **__: object) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    context = pki.credentials().manager_context()
+    context.sslsocket_class = Broken
+    with TlsPeer(pki.manager(), lambda connection: connection.recv(1)) as peer:
+        endpoint = Endpoint("127.0.0.1", peer.port, "the manager")
+        with Channel.open(endpoint, context, SECONDS) as opened:
+            assert opened.readinto(bytearray(8)) == 0

@@ -1,4 +1,4 @@
-"""Uploading to a keep: the pin before the first byte, both encodings, what the door confirms."""
+"""Uploading to a keep: the pin before the first byte, both encodings, what the keep confirms."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from keep_client.keep import (
     CHUNK,
-    Door,
-    door_at,
-    door_of,
+    UploadEndpoint,
+    endpoint_at,
+    endpoint_of,
     numbers_body,
     open_workload,
     received,
@@ -25,8 +25,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from tests.fakes.client_pki import Pki
-from tests.fakes.keep_door import KeepDoor
 from tests.fakes.tls_peer import TlsPeer, answer, read_request
+from tests.fakes.upload_stub import UploadStub
 
 MODULE = b"\0asm\1\0\0\0" + bytes(range(256))
 
@@ -38,25 +38,44 @@ def module(tmp_path: Path) -> str:
     return str(path)
 
 
-def at(peer: TlsPeer, pki: Pki) -> Door:
-    return door_at("127.0.0.1", peer.port, pki.fingerprint)
+def at(peer: TlsPeer, pki: Pki) -> UploadEndpoint:
+    return endpoint_at("127.0.0.1", peer.port, pki.fingerprint)
 
 
 @pytest.mark.parametrize("upload", [upload_raw, upload_numbers])
 def test_a_module_arrives_whole_and_is_confirmed(pki: Pki, module: str, upload: object) -> None:
-    with KeepDoor(pki.keep()) as door, open_workload(module) as file:
+    with UploadStub(pki.keep()) as stub, open_workload(module) as file:
         send = upload_raw if upload is upload_raw else upload_numbers
-        reply = send(at(door, pki), pki.credentials().keep_context(), file)
+        reply = send(at(stub, pki), pki.credentials().keep_context(), file)
         assert "received" in received(reply, file)
-    assert door.received == MODULE
+    assert stub.received == MODULE
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("m.wasm", "m.wasm"),
+        ("größe 1.wasm", "größe 1.wasm"),
+        ("a\nb", None),
+        ("\x1b[31m", None),
+        ("ä" * 127, "ä" * 127),
+    ],
+)
+def test_a_modules_name_is_that_of_its_file_where_people_can_be_shown_it(
+    pki: Pki, tmp_path: Path, name: str, sent: str | None
+) -> None:
+    (tmp_path / name).write_bytes(MODULE)
+    with UploadStub(pki.keep()) as stub, open_workload(str(tmp_path / name)) as file:
+        upload_raw(at(stub, pki), pki.credentials().keep_context(), file)
+    assert stub.headers.get("x-module-name") == sent
 
 
 def test_nothing_is_sent_to_a_keep_with_another_certificate(pki: Pki, module: str) -> None:
     heard: list[bytes] = []
     with TlsPeer(pki.keep(), lambda c: heard.append(c.recv(1))) as peer, open_workload(module) as file:
-        door = door_at("127.0.0.1", peer.port, "sha256:" + "0" * 64)
+        stub = endpoint_at("127.0.0.1", peer.port, "sha256:" + "0" * 64)
         with pytest.raises(KeepfleetError, match=r"cannot trust the keep.*nothing was sent") as raised:
-            upload_raw(door, pki.credentials().keep_context(), file)
+            upload_raw(stub, pki.credentials().keep_context(), file)
     assert raised.value.kind is ErrorKind.CERTIFICATE
     assert heard in ([], [b""])
 
@@ -72,11 +91,11 @@ def test_a_keep_that_confirms_other_bytes_is_not_believed(pki: Pki, module: str)
             received(reply, file)
 
 
-def test_a_refused_module_is_the_doors_own_error(pki: Pki, tmp_path: Path) -> None:
+def test_a_refused_module_is_the_keeps_own_error(pki: Pki, tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("hello")
-    with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
-        reply = upload_raw(at(door, pki), pki.credentials().keep_context(), file)
+    with UploadStub(pki.keep()) as stub, open_workload(str(path)) as file:
+        reply = upload_raw(at(stub, pki), pki.credentials().keep_context(), file)
         with pytest.raises(KeepfleetError) as raised:
             received(reply, file)
     assert (raised.value.kind, raised.value.evidence) == (ErrorKind.INVALID_MODULE, ("magic header",))
@@ -85,12 +104,12 @@ def test_a_refused_module_is_the_doors_own_error(pki: Pki, tmp_path: Path) -> No
 def test_a_file_that_shrinks_while_it_is_sent_is_an_error_and_no_upload(pki: Pki, tmp_path: Path) -> None:
     path = tmp_path / "m.wasm"
     path.write_bytes(MODULE)
-    with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
+    with UploadStub(pki.keep()) as stub, open_workload(str(path)) as file:
         body = numbers_body(file)
         os.truncate(path, 3)
         with pytest.raises(KeepfleetError, match="it changed while it was read"):
-            upload(at(door, pki), pki.credentials().keep_context(), "POST", "/payload", body)
-    assert door.received is None
+            upload(at(stub, pki), pki.credentials().keep_context(), "POST", "/payload", body)
+    assert stub.received is None
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK])
@@ -116,27 +135,47 @@ def test_only_a_regular_file_is_a_workload(tmp_path: Path) -> None:
             pass
 
 
-def test_a_keep_on_every_address_is_met_where_its_manager_is() -> None:
-    keep = KeepInfo(7, State.STARTED, address="::", port=3031, fingerprint="sha256:" + "1" * 64)
-    assert door_of(keep, "edge.example").endpoint.host == "edge.example"
+@pytest.mark.parametrize(
+    ("address", "manager", "host"),
+    [
+        ("::", "127.0.0.1", "::1"),
+        ("::", "127.0.0.2", "::1"),
+        ("::", "::1", "::1"),
+        ("::", "2001:db8::7", "2001:db8::7"),
+        ("0.0.0.0", "192.0.2.7", "192.0.2.7"),
+        ("0.0.0.0", "::1", "127.0.0.1"),
+        ("0.0.0.0", "localhost", "127.0.0.1"),
+        ("192.0.2.9", "edge.example", "192.0.2.9"),
+    ],
+)
+def test_a_keep_on_every_address_is_met_at_its_managers_of_that_family(address: str, manager: str, host: str) -> None:
+    keep = KeepInfo(7, State.STARTED, address=address, port=3031, fingerprint="sha256:" + "1" * 64)
+    assert endpoint_of(keep, manager).endpoint.host == host
+
+
+@pytest.mark.parametrize(("address", "manager"), [("::", "192.0.2.7"), ("0.0.0.0", "2001:db8::7")])
+def test_a_keep_of_the_other_family_is_said_to_be_that(address: str, manager: str) -> None:
+    keep = KeepInfo(7, State.STARTED, address=address, port=3031, fingerprint="sha256:" + "1" * 64)
+    with pytest.raises(KeepfleetError, match=f"it listens on {address}, which is IPv. alone, and {manager} has no"):
+        endpoint_of(keep, manager)
 
 
 @pytest.mark.parametrize("state", [State.LISTENING, State.COMPLETE, State.ERROR])
-def test_only_a_started_keep_has_a_door(state: State) -> None:
+def test_only_a_started_keep_has_an_upload_endpoint(state: State) -> None:
     keep = KeepInfo(7, state, detail="elsewhere", address="127.0.0.1", port=3031, fingerprint="sha256:" + "1" * 64)
     with pytest.raises(KeepfleetError, match="keep 7: it is elsewhere") as raised:
-        door_of(keep, "localhost")
+        endpoint_of(keep, "localhost")
     assert raised.value.kind is ErrorKind.CONFLICT
 
 
-def test_progress_tells_every_byte_that_went_out(pki: Pki, tmp_path: Path) -> None:
+def test_progress_counts_every_byte_that_went_out(pki: Pki, tmp_path: Path) -> None:
     path = tmp_path / "m.wasm"
     path.write_bytes(b"\0asm" + bytes(700_000))
-    told: list[int] = []
-    with KeepDoor(pki.keep()) as door, open_workload(str(path)) as file:
+    said: list[int] = []
+    with UploadStub(pki.keep()) as stub, open_workload(str(path)) as file:
         reply = upload_raw(
-            door_at("127.0.0.1", door.port, pki.fingerprint), pki.credentials().keep_context(), file, told.append
+            endpoint_at("127.0.0.1", stub.port, pki.fingerprint), pki.credentials().keep_context(), file, said.append
         )
         assert received(reply, file).startswith("700004 bytes received whole")
-    assert told == sorted(told)
-    assert told[-1] == 700_004
+    assert said == sorted(said)
+    assert said[-1] == 700_004

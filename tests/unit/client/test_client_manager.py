@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
-from keep_client.credentials import Credentials, parse_manager, pki_directory
-from keep_client.endpoint import Endpoint
+from keep_client.credentials import Credentials, ask_passphrase, check_readable, parse_manager, pki_directory
 from keep_client.manager import ManagerClient
+from keep_client.peer import Endpoint
 from keep_client.text import one_line, printable
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
@@ -110,6 +115,90 @@ def test_missing_certificates_are_an_error_that_names_the_next_step(tmp_path: Pa
     assert credentials.key == str(tmp_path / "a.key")
     with pytest.raises(KeepfleetError, match=r"there is no such file; make a PKI with `keepctl init`"):
         credentials.manager_context()
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(0o700)
+    (tmp_path / "closed" / "ca.crt").write_text("x")
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    else:
+        (tmp_path / "closed").chmod(0)
+    try:
+        with pytest.raises(KeepfleetError, match=r"/closed/ca.crt: permission denied; run this as a user who may"):
+            check_readable(str(tmp_path / "closed" / "ca.crt"))
+    finally:
+        if root:
+            os.seteuid(0)
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_only_a_regular_file_is_a_certificate(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo"):
+        with pytest.raises(KeepfleetError, match="it is not a regular file"):
+            check_readable(str(path))
+
+
+@pytest.fixture
+def encrypted(pki: Pki, tmp_path: Path) -> Credentials:
+    """Our certificate, with its key under the passphrase "abcd"."""
+    ask_passphrase.cache_clear()
+    key = tmp_path / "admin.key"
+    plain = serialization.load_pem_private_key(Path(pki.credentials().key).read_bytes(), None)
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key.write_bytes(plain.private_bytes(pem, form, serialization.BestAvailableEncryption(b"abcd")))
+    key.chmod(0o600)
+    return Credentials(pki.layout.ca_certificate, pki.credentials().certificate, str(key))
+
+
+def at_a_terminal(answer: str, code: str) -> tuple[int, str]:
+    """What Python code ends with, and its terminal shows, where a person types `answer`."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", code])  # noqa: S606  # no shell, by intent
+    shown = b""
+    with suppress(OSError):  # EIO: the other end is closed
+        while more := os.read(terminal, 4096):
+            shown += more
+            if shown.endswith(b": ") and shown.count(b"Passphrase") == 1:
+                os.write(terminal, answer.encode() + b"\n")
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+
+
+@pytest.mark.parametrize(("typed", "code", "said"), [("abcd", 0, ""), ("wrong", 1, "the passphrase is wrong")])
+def test_an_encrypted_keys_passphrase_is_asked_for_once(
+    encrypted: Credentials, typed: str, code: int, said: str
+) -> None:
+    program = (
+        f"from keep_client.credentials import Credentials; c = Credentials({encrypted.ca!r}, "
+        f"{encrypted.certificate!r}, {encrypted.key!r}); c.manager_context(); c.keep_context()"
+    )
+    ended, shown = at_a_terminal(typed, program)
+    assert (ended, shown.count("Passphrase of")) == (code, 1), shown
+    assert said in shown and typed not in shown.splitlines()[0]
+
+
+def test_without_a_terminal_an_encrypted_key_is_refused_with_the_command_that_decrypts_it(
+    encrypted: Credentials,
+) -> None:
+    code = (
+        "from keep_client.credentials import Credentials; "
+        f"Credentials({encrypted.ca!r}, {encrypted.certificate!r}, {encrypted.key!r}).manager_context()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    assert "it is encrypted, and there is no terminal to ask for its passphrase" in done.stderr
+    assert f"write it without one: openssl pkey -in {encrypted.key}" in done.stderr
+
+
+def test_a_keep_listens_by_default_where_its_manager_is_reached(client: ManagerClient, pki: Pki) -> None:
+    assert client.reached == ""
+    assert client.start(client.create().kuuid).address == "127.0.0.1"
+    again = ManagerClient(client.endpoint, pki.credentials().manager_context())
+    assert again.start(client.create().kuuid).address == "127.0.0.1", "a first call finds it out"
 
 
 def test_the_pki_lies_where_the_variable_says_else_in_etc_for_root_else_in_the_home(

@@ -7,9 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from keep_client.endpoint import Endpoint
-from keep_client.failures import ConnectionFailed
 from keep_client.manager import ManagerClient
+from keep_client.peer import ConnectionFailed, Endpoint
 from keep_client.streams import ALIVE, RETRY_SECONDS, EventParser, ServerEvent, resumed
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
@@ -138,15 +137,15 @@ def test_the_lines_of_no_keep_are_the_managers_refusal(client: ManagerClient) ->
     assert raised.value.kind is ErrorKind.NOT_FOUND
 
 
-def test_what_happens_to_keeps_is_told_and_taken_up_where_it_broke_off(
+def test_what_happens_to_keeps_is_said_and_taken_up_where_it_broke_off(
     client: ManagerClient, fake: ManagerInMemory
 ) -> None:
     keep = client.create()
     fake.happened = [KeepEvent(1.0, EventType.CREATED, keep), KeepEvent(2.0, EventType.REMOVED, keep, "alice")]
     fake.break_off_after = [1]
     with closing(client.events(keep.kuuid, 2)) as events:
-        told = [next(events), next(events)]
-    assert [(event.at, event.type, event.by, event.cursor) for event in told] == [
+        seen = [next(events), next(events)]
+    assert [(event.at, event.type, event.by, event.cursor) for event in seen] == [
         (1.0, EventType.CREATED, "", "c=1"),
         (2.0, EventType.REMOVED, "alice", "c=2"),
     ]
@@ -173,11 +172,11 @@ def test_a_next_page_that_does_not_lead_on_is_refused(
         client.keeps()
 
 
-def test_a_creation_says_its_wishes_and_its_key(client: ManagerClient, fake: ManagerInMemory) -> None:
+def test_a_creation_names_its_members_and_its_key(client: ManagerClient, fake: ManagerInMemory) -> None:
     keep = client.create(name="n", labels={"a": "b"}, limits={"tasks": 20}, idempotency_key="k1")
     assert (keep.name, keep.labels, keep.limits.tasks) == ("n", (("a", "b"),), 20)
     assert fake.headers[-1]["idempotency-key"] == "k1"
-    with pytest.raises(KeepfleetError, match="plain text"):
+    with pytest.raises(KeepfleetError, match="printable text"):
         client.create(idempotency_key="a\r\nb: c")
 
 

@@ -13,13 +13,13 @@ from keep_protocol.sse import LogLine
 from keep_protocol.states import State
 from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
-from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.fakes.upload_stub import UploadStub
 
 Run = Callable[..., Result]
 MODULE = b"\0asm\1\0\0\0"
 GOOD = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
-Door = Callable[..., KeepDoor]
+MakeStub = Callable[..., UploadStub]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 @pytest.fixture
 def manager(pki: Pki, monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[ManagerInMemory]:
     """A manager that `run` speaks to."""
-    del run  # which sets the variable this fixture sets anew
+    del run  # which sets the variable this fixture sets again
     with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as fake:
         monkeypatch.setenv("KEEPFLEET_PKI", pki.layout.directory)
         monkeypatch.setenv("KEEPFLEET_MANAGER", f"127.0.0.1:{fake.port}")
@@ -64,7 +64,7 @@ def manager(pki: Pki, monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[Man
 
 @pytest.fixture
 def module(tmp_path: Path) -> str:
-    """A file the fake door takes."""
+    """A file the fake stub takes."""
     path = tmp_path / "m.wasm"
     path.write_bytes(MODULE)
     return str(path)
@@ -76,17 +76,17 @@ def say(manager: ManagerInMemory, *texts: str, source: str = "workload") -> None
 
 
 @pytest.fixture
-def door(manager: ManagerInMemory, pki: Pki) -> Door:
-    """A door whose workload ends as it is told as soon as it has arrived."""
+def stub(manager: ManagerInMemory, pki: Pki) -> MakeStub:
+    """A stub whose workload ends as asked as soon as it has arrived."""
 
-    def make(outcome: Outcome | None = GOOD) -> KeepDoor:
+    def make(outcome: Outcome | None = GOOD) -> UploadStub:
         def accepted() -> None:
             if outcome is not None:
                 state = State.COMPLETE if outcome.kind is OutcomeKind.EXITED else State.ERROR
                 manager.change(FIRST_ID, state=state, detail="ended", outcome=outcome)
 
-        door = KeepDoor(pki.keep(), accepted)
-        manager.door_port = door.port
-        return door
+        stub = UploadStub(pki.keep(), accepted)
+        manager.upload_port = stub.port
+        return stub
 
     return make

@@ -1,4 +1,4 @@
-"""`keepctl run` that gets no further than its beginning: no keep is left that nobody knows of."""
+"""`keepctl run` that gets no further than its beginning: no keep is left unnamed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
 from tests.fakes.client_pki import Pki
-from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.fakes.tls_peer import TlsPeer, answer, read_head
+from tests.fakes.upload_stub import UploadStub
 from tests.unit.keepctl.conftest import Run
 
 CREATE = "POST /v1/keeps"
@@ -58,8 +58,8 @@ def test_a_signal_in_the_midst_of_the_upload_leaves_no_keep(
         read_head(connection)
         interrupt(number)(connection)
 
-    with TlsPeer(pki.keep(), receive) as door:
-        manager.door_port = door.port
+    with TlsPeer(pki.keep(), receive) as stub:
+        manager.upload_port = stub.port
         result = run("run", module)
     assert (result.exit_code, result.stderr) == (130, "")
     assert manager.keeps == {}
@@ -90,7 +90,7 @@ def test_a_manager_that_is_away_when_the_keep_is_to_go_is_asked_again(
     manager.lost |= {START: [hang_up], REMOVE: [hang_up]}
     result = run("run", module)
     assert result.stderr.count("\n") == 1
-    assert manager.requests == [CREATE, START, REMOVE, REMOVE], "the second one is told that the keep is gone"
+    assert manager.requests == [CREATE, START, REMOVE, REMOVE], "the second one is said that the keep is gone"
 
 
 @pytest.mark.parametrize("way", [refuse, hang_up, interrupt()])
@@ -116,8 +116,8 @@ def test_rm_asks_a_manager_again_that_is_away_for_a_moment(
         manager.change(FIRST_ID, state=State.COMPLETE, outcome=Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0))
 
     manager.lost[REMOVE] = [hang_up]
-    with KeepDoor(pki.keep(), accepted) as door:
-        manager.door_port = door.port
+    with UploadStub(pki.keep(), accepted) as stub:
+        manager.upload_port = stub.port
         result = run("run", "--rm", module)
     assert (result.exit_code, result.stderr) == (0, "")
     assert manager.keeps == {}

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from keep_manager.config import load
-from keepctl import authority, files
+from keepctl import authority, configuration, files
 from tests.unit.keepctl.conftest import Run
 
 
@@ -189,7 +189,13 @@ def test_an_empty_directory_is_used_and_made_private(run: Run, directory: Path) 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--name", "a b"), ("--name", "*.example"), ("--address", "1.2.3"), ("--client", "../a"), ("--client", "A")],
+    [
+        ("--name", "a b"),
+        ("--name", "*.example"),
+        ("--address", "1.2.3"),
+        ("--client", "../a"),
+        ("--client", "anonymous"),
+    ],
 )
 def test_a_name_that_cannot_be_certified_is_refused_and_nothing_is_made(
     run: Run, directory: Path, arguments: tuple[str, str]
@@ -209,9 +215,72 @@ def test_the_managers_configuration_is_written_once_and_then_left_alone(run: Run
     assert path.read_text() == "port: 4030\n"
 
 
-def test_the_managers_configuration_is_one_the_manager_takes(run: Run, directory: Path) -> None:
+@pytest.mark.parametrize(
+    ("addresses", "listens"),
+    [
+        ((), "127.0.0.1"),
+        (("192.0.2.7",), "192.0.2.7"),
+        (("2001:db8::7",), "2001:db8::7"),
+        (("0.0.0.0",), "0.0.0.0"),
+        (("192.0.2.7", "198.51.100.7"), "0.0.0.0"),
+        (("2001:db8::7", "2001:db8::8"), "::"),
+        (("2001:db8::7", "192.0.2.7"), "0.0.0.0"),
+    ],
+)
+def test_the_manager_takes_its_configuration_and_listens_where_it_is_to_be_reached(
+    run: Run, directory: Path, addresses: tuple[str, ...], listens: str
+) -> None:
+    result = run("init", *(word for address in addresses for word in ("--address", address)))
+    path = directory.parent / "manager.yaml"
+    configuration = load(str(path), {})
+    assert (configuration.pki, configuration.address, configuration.port) == (str(directory), listens, 3030)
+    assert f"listens on {listens}" in result.output
+    assert mode(path) == 0o600
+    names = authority.alternative_names(certificate(directory / "manager.crt"))
+    assert set(addresses) - {"0.0.0.0"} <= set(names) and "0.0.0.0" not in names
+
+
+def test_a_configuration_that_is_there_is_said_to_lack_the_address(run: Run, directory: Path) -> None:
     run("init")
-    assert load(str(directory.parent / "manager.yaml"), {}).pki == str(directory)
+    result = run("init", "--pki", str(directory.parent / "second"), "--address", "192.0.2.7")
+    assert "is unchanged; to listen there it needs: address: 192.0.2.7" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "manager"),
+    [
+        ("", "127.0.0.1:3030"),
+        ("port: 4040\n", "127.0.0.1:4040"),
+        ("address: 192.0.2.7\nport: 4040  # ours\n", "192.0.2.7:4040"),
+        ("address: 0.0.0.0\n", "127.0.0.1:3030"),
+        ('address: "::"\nport: 1\n', "[::1]:1"),
+        ("address: 2001:db8::7\n", "[2001:db8::7]:3030"),
+        ("{address: 192.0.2.7, port: 4040}\n", "192.0.2.7:4040"),
+        ('"port": 4040\n', "127.0.0.1:4040"),
+        ("# port: 4040\nkeep_ports: {first: 1}\n", "127.0.0.1:3030"),
+        ("callers:\n  a:\n    port: 5\n", "127.0.0.1:3030"),
+    ],
+)
+def test_this_hosts_manager_is_where_its_configuration_says(directory: Path, text: str, manager: str) -> None:
+    directory.parent.mkdir()
+    (directory.parent / "real.yaml").write_text(text)
+    (directory.parent / "manager.yaml").symlink_to("real.yaml")
+    assert configuration.local_manager(str(directory)) == manager
+
+
+@pytest.mark.parametrize("text", ["port: 70000\n", "port: x\n", "address: edge.example\n", "port: [1\n"])
+def test_a_configuration_that_does_not_say_where_is_named_with_the_next_step(
+    run: Run, directory: Path, text: str
+) -> None:
+    directory.parent.mkdir()
+    (directory.parent / "manager.yaml").write_text(text)
+    result = run("ps")
+    assert result.exit_code == 1
+    assert f"{directory.parent}/manager.yaml" in result.stderr and "--manager HOST:PORT" in result.stderr
+
+
+def test_without_a_configuration_it_is_at_the_default(directory: Path) -> None:
+    assert configuration.local_manager(str(directory)) == "127.0.0.1:3030"
 
 
 def test_two_at_once_do_not_share_a_pki(run: Run, directory: Path) -> None:

@@ -256,7 +256,7 @@ def test_where_keeps_do_not_see_the_prefix_it_is_refused_for_the_system(path: st
 def open_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory every user can reach, as far as `check_visible` looks."""
     monkeypatch.setattr(prefix, "HIDDEN_FROM_KEEPS", ())
-    for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    for directory in (tmp_path, *tmp_path.parents[:-2]):
         if directory.stat().st_uid == os.geteuid():
             directory.chmod(directory.stat().st_mode | 0o055)
     return tmp_path

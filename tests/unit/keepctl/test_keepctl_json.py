@@ -34,8 +34,8 @@ def command_of(path: tuple[str, ...]) -> click.Command:
 LEAVES = [path for path in ALL if not isinstance(command_of(path), click.Group)]
 
 
-def told(run: Run, *arguments: str) -> dict[str, object]:
-    """What a command says in JSON: one object, and nothing beside it."""
+def shown(run: Run, *arguments: str) -> dict[str, object]:
+    """What a command says in JSON: one object, and nothing else."""
     result = run(*arguments, "-o", "json")
     assert (result.exit_code, result.stderr) == (0, "")
     found = json.loads(result.stdout)
@@ -58,17 +58,19 @@ def test_every_exception_is_a_command() -> None:
     assert set(EXCEPTIONS) <= set(LEAVES)
 
 
-def test_a_new_pki_is_told_with_its_files_serials_and_dates(run: Run, directory: Path) -> None:
-    made = told(run, "init", "--name", "edge.example", "--client", "ann")
+def test_a_new_pki_is_said_with_its_files_serials_and_dates(run: Run, directory: Path) -> None:
+    made = shown(run, "init", "--name", "edge.example", "--client", "ann")
     registered = {entry.name: entry for entry in listed(Layout(str(directory)))}
     manager, client = made.pop("manager"), made.pop("client")
     assert made == {
         "pki": str(directory),
         "ca": str(directory / "ca.crt"),
-        "configuration": {"file": str(directory.parent / "manager.yaml"), "written": True},
+        "configuration": {"file": str(directory.parent / "manager.yaml"), "written": True, "address": "127.0.0.1"},
     }
     assert isinstance(manager, dict) and isinstance(client, dict)
     assert "edge.example" in manager.pop("names")
+    assert (client.pop("role"), client.pop("keep")) == ("operator", None)
+    assert client.pop("fingerprint") == registered["ann"].fingerprint
     for wire, name, path in ((manager, "keep-manager", "manager"), (client, "ann", "clients/ann")):
         assert wire == {
             "name": name,
@@ -80,19 +82,19 @@ def test_a_new_pki_is_told_with_its_files_serials_and_dates(run: Run, directory:
     assert all(Path(wire["key"]).exists() for wire in (manager, client))
 
 
-def test_certificates_are_told_alike_when_issued_renewed_revoked_and_listed(run: Run, directory: Path) -> None:
+def test_certificates_are_said_alike_when_issued_renewed_revoked_and_listed(run: Run, directory: Path) -> None:
     run("init")
-    issued = told(run, "pki", "issue", "alice")
+    issued = shown(run, "pki", "issue", "alice")
     assert issued["certificate"] == str(directory / "clients/alice.crt")
     assert issued["p12"] is None
-    renewed = told(run, "pki", "renew-server", "--name", "new.example")
+    renewed = shown(run, "pki", "renew-server", "--name", "new.example")
     assert isinstance(renewed["names"], list) and "new.example" in renewed["names"]
     entries = {entry["serial"]: entry for entry in json.loads(run("pki", "list", "-o", "json").stdout)}
     for wire in (issued, renewed):
         entry = entries[wire["serial"]]
         assert (entry["name"], entry["expires"]) == (wire["name"], wire["expires"])
-    assert told(run, "pki", "revoke", "alice") == {"revoked": [issued["serial"]]}
-    assert told(run, "pki", "revoke", "alice") == {"revoked": []}
+    assert shown(run, "pki", "revoke", "alice") == {"revoked": [issued["serial"]]}
+    assert shown(run, "pki", "revoke", "alice") == {"revoked": []}
 
 
 def test_a_password_is_asked_for_beside_the_json(run: Run, directory: Path, tmp_path: Path) -> None:
@@ -104,29 +106,29 @@ def test_a_password_is_asked_for_beside_the_json(run: Run, directory: Path, tmp_
     assert "Password" in result.stderr
 
 
-def test_units_are_told_with_what_became_of_each(run: Run, tmp_path: Path) -> None:
+def test_units_are_said_with_what_became_of_each(run: Run, tmp_path: Path) -> None:
     make_prefix(tmp_path / "venv")
     where = ("--user", "--no-reload", "--unit-directory", str(tmp_path / "units"))
     for change in ("written", "unchanged", "removed"):
         words = ("uninstall",) if change == "removed" else ("install", "--prefix", str(tmp_path / "venv"))
-        said = told(run, *words, *where)
+        said = shown(run, *words, *where)
         units = said.pop("units")
         assert said == {"instance": "user", "versions": [], "programs": [], "reloaded": False}
         assert isinstance(units, list)
         assert {unit["change"] for unit in units} == {change}
         assert str(tmp_path / "units/keep-manager.service") in [unit["file"] for unit in units]
-    assert told(run, "uninstall", *where)["units"] == []
+    assert shown(run, "uninstall", *where)["units"] == []
 
 
-def test_contexts_are_told_with_the_one_in_use(run: Run, tmp_path: Path) -> None:
+def test_contexts_are_said_with_the_one_in_use(run: Run, tmp_path: Path) -> None:
     file = str(tmp_path / "config/keepfleet/context.yaml")
     edge = {"manager": "edge.example"}
-    said = told(run, "context", "set", "edge", "--manager", "edge.example")
+    said = shown(run, "context", "set", "edge", "--manager", "edge.example")
     assert said == {"name": "edge", "context": edge, "current": "edge", "file": file}
-    assert told(run, "context", "set", "west", "--manager", "w.example")["current"] == "edge"
-    assert told(run, "context", "use", "west") == {"current": "west", "file": file}
-    assert told(run, "context", "rm", "west") == {"removed": "west", "current": "", "file": file}
-    assert told(run, "context", "list") == {"current": "", "contexts": {"edge": edge}}
+    assert shown(run, "context", "set", "west", "--manager", "w.example")["current"] == "edge"
+    assert shown(run, "context", "use", "west") == {"current": "west", "file": file}
+    assert shown(run, "context", "rm", "west") == {"removed": "west", "current": "", "file": file}
+    assert shown(run, "context", "list") == {"current": "", "contexts": {"edge": edge}}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_contexts_are_told_with_the_one_in_use(run: Run, tmp_path: Path) -> None
         ("pki", "issue", "alice"),
         ("pki", "renew-server"),
         ("pki", "revoke", "alice"),
-        ("context", "use", "nobody"),
+        ("context", "use", "bob"),
         ("manifest", "check", "/nowhere.yaml"),
         ("install", "--prefix", "/nowhere"),
         ("ps", "--manager", "127.0.0.1:1"),

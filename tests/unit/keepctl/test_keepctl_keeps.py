@@ -1,34 +1,99 @@
-"""The manager's calls from the command line, against a manager and a door over real TLS."""
+"""The manager's calls from the command line, against a manager and a stub over real TLS."""
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 
-from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.keep import Module, Outcome, OutcomeKind, ShownDirectory, Uploader, WorkloadSummary
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import State
 from keepctl.layout import Layout
 from tests.fakes.client_pki import Pki
-from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.fakes.upload_stub import UploadStub
 from tests.unit.keepctl.conftest import MODULE, Run
 
 
 def test_a_keep_is_made_started_shown_stopped_and_removed(run: Run, manager: ManagerInMemory, pki: Pki) -> None:
-    assert run("ps").output.split() == ["ID", "NAME", "STATE", "ADDRESS", "DETAIL"]
+    assert run("ps").output.split() == ["ID", "NAME", "STATE", "AGE", "MODULE", "ADDRESS", "DETAIL"]
     kuuid = run("new").output.strip()
     assert kuuid == str(FIRST_ID)
     started = run("start", kuuid, "--port", "4040", "--name", "edge.example")
     assert started.output == f"address     127.0.0.1:4040\nfingerprint {pki.fingerprint}\n"
     row = run("ps").output.splitlines()[1]
-    assert re.fullmatch(rf"{kuuid}  -     2 started  127\.0\.0\.1:4040  awaiting-workload", row)
+    assert re.fullmatch(rf"{kuuid}  -     2 started  \d s  -       127\.0\.0\.1:4040  awaiting-workload", row)
     assert json.loads(run("inspect", kuuid).output)["fingerprint"] == pki.fingerprint
     assert run("stop", kuuid).output == "stopped by its owner\n"
     assert run("rm", kuuid).output == f"removed {kuuid}\n"
     assert manager.keeps == {}
+
+
+def test_keeps_are_listed_newest_first_with_age_and_module(run: Run, manager: ManagerInMemory) -> None:
+    now = time.time()
+    ages = {"old": 3 * 86400 + 60, "young": 61, "middle": 3 * 3600, "unknown": None}
+    for number, (name, age) in enumerate(ages.items()):
+        run("new", "--name", name)
+        manager.change(FIRST_ID + number, created_at=None if age is None else now - age)
+    manager.change(FIRST_ID, module=Module("sha256:" + "ab" * 32, "hello\x1b.wasm", 13577))
+    manager.change(FIRST_ID + 1, module=Module("sha256:" + "cd" * 32))
+    rows = [row.split("  ") for row in run("ps").output.splitlines()]
+    cells = [[cell.strip() for cell in row if cell] for row in rows]
+    assert [(row[1], row[3], row[4]) for row in cells] == [
+        ("NAME", "AGE", "MODULE"),
+        ("young", "61 s", "sha256:cdcdcdcdcdcd"),
+        ("middle", "3 h", "-"),
+        ("old", "3 d", "hello\\x1b.wasm"),
+        ("unknown", "-", "-"),
+    ]
+    assert run("ps", "-q").output.split() == [str(FIRST_ID + number) for number in (1, 2, 0, 3)]
+    assert [keep["name"] for keep in json.loads(run("ps", "-o", "json").output)] == [
+        "young",
+        "middle",
+        "old",
+        "unknown",
+    ]
+
+
+def test_what_runs_can_be_seen(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web", "--idle", "1h")
+    manager.change(
+        FIRST_ID,
+        state=State.STARTED,
+        module=Module("sha256:" + "ab" * 32, "site.wasm", 13577),
+        workload=WorkloadSummary(
+            ("-v", "two words", "\x1b"),
+            "serve",
+            (ShownDirectory("/site"), ShownDirectory("/out", True)),
+            ("token",),
+            True,
+        ),
+        uploaded_by=Uploader("sha256:" + "cd" * 32, "alice", "1f"),
+        uploaders=("name:alice",),
+        restart=RestartPolicy.ON_FAILURE,
+        created_at=0.0,
+    )
+    text = run("inspect", "-o", "text", "web").output
+    facts = {line[:12].strip(): line[13:] for line in text.splitlines()}
+    assert facts["module"] == f"site.wasm sha256:{'ab' * 32}, 13.3 KiB"
+    assert facts["uploaded by"] == f"alice (serial 1f) sha256:{'cd' * 32}"
+    assert facts["arguments"] == "-v 'two words' '\\x1b'"
+    assert (facts["export"], facts["secrets"], facts["stdin"]) == ("serve", "token", "a file")
+    assert facts["directories"] == "/site (read-only), /out (read-write)"
+    assert (facts["restart"], facts["lease"]) == ("on-failure", "1 h unstarted")
+    assert facts["created"].startswith(("1970-01-01", "1969-12-31"))
+    assert "may upload" not in facts
+    assert json.loads(run("inspect", "web").output)["workload"]["secrets"] == ["token"]
+
+
+def test_before_the_upload_it_is_shown_who_may(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    manager.change(FIRST_ID, uploaders=("name:alice", "name:bob"))
+    assert "may upload   name:alice, name:bob\n" in run("inspect", "-o", "text", "web").output
 
 
 def test_json_is_what_the_manager_said(run: Run, manager: ManagerInMemory) -> None:
@@ -39,32 +104,32 @@ def test_json_is_what_the_manager_said(run: Run, manager: ManagerInMemory) -> No
 
 
 def test_a_file_is_uploaded_to_the_pinned_keep(run: Run, manager: ManagerInMemory, pki: Pki, module: str) -> None:
-    with KeepDoor(pki.keep()) as door:
-        manager.door_port = door.port
+    with UploadStub(pki.keep()) as stub:
+        manager.upload_port = stub.port
         kuuid = run("new").output.strip()
         run("start", kuuid)
         result = run("upload", kuuid, module)
     assert result.exit_code == 0, result.output
     assert "8 bytes received whole, sha256:" in result.output
-    assert door.received == MODULE
+    assert stub.received == MODULE
 
 
 @pytest.mark.parametrize(
     ("outcome", "code"),
     [
         (Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0), 0),
-        (Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3), 1),
-        (Outcome(OutcomeKind.TRAPPED, "trapped: \x1b[2J unreachable"), 1),
+        (Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3), 3),
+        (Outcome(OutcomeKind.TRAPPED, "trapped: \x1b[2J unreachable"), 134),
     ],
 )
-def test_waiting_tells_how_the_workload_ended(
+def test_waiting_says_and_exits_as_the_workload_ended(
     run: Run, manager: ManagerInMemory, pki: Pki, module: str, outcome: Outcome, code: int
 ) -> None:
     def end() -> None:
         manager.change(FIRST_ID, state=State.COMPLETE, outcome=outcome)
 
-    with KeepDoor(pki.keep(), accepted=end) as door:
-        manager.door_port = door.port
+    with UploadStub(pki.keep(), accepted=end) as stub:
+        manager.upload_port = stub.port
         run("new")
         run("start", str(FIRST_ID))
         result = run("upload", str(FIRST_ID), module, "--wait")
@@ -72,15 +137,40 @@ def test_waiting_tells_how_the_workload_ended(
     assert result.stdout.splitlines()[-1] == outcome.text.replace("\x1b", "\\x1b")
 
 
-def test_a_refused_file_is_told_with_its_reason(run: Run, manager: ManagerInMemory, pki: Pki, tmp_path: Path) -> None:
+def test_a_refused_file_is_said_with_its_reason(run: Run, manager: ManagerInMemory, pki: Pki, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
-    with KeepDoor(pki.keep()) as door:
-        manager.door_port = door.port
+    with UploadStub(pki.keep()) as stub:
+        manager.upload_port = stub.port
         run("new")
         run("start", str(FIRST_ID))
         result = run("upload", str(FIRST_ID), str(tmp_path / "text"))
+        assert run("upload", "--wait", str(FIRST_ID), str(tmp_path / "text")).exit_code == 126
     assert result.exit_code == 1
     assert result.stderr == "keepctl: cannot run it: \\x1b[31mnot a module\n    magic header\n"
+
+
+def test_a_wait_that_fails_is_no_exit_code_of_a_workloads(run: Run, manager: ManagerInMemory) -> None:
+    del manager
+    assert run("wait", "web").exit_code == 125
+    assert run("upload", "--wait", "web", "/nowhere.wasm").exit_code == 125
+
+
+@pytest.mark.parametrize(
+    ("detail", "state"),
+    [
+        ("restarting: its loader has just ended; the unit is activating (auto-restart)", "0 restarting"),
+        ("starting: the unit is inactive (dead)", "0 starting"),
+        ("it was removed", "0 undefined"),
+    ],
+)
+def test_a_keep_that_is_being_restarted_is_shown_as_that(
+    run: Run, manager: ManagerInMemory, detail: str, state: str
+) -> None:
+    run("new")
+    manager.change(FIRST_ID, state=State.UNDEFINED, detail=detail)
+    assert f"  {state}  " in run("ps").output
+    assert f"{state}: {detail}" in run("inspect", "-o", "text", str(FIRST_ID)).output
+    assert f"  {state}  " in run("top", "-a").output
 
 
 def test_nothing_is_uploaded_to_a_keep_that_is_not_started(run: Run, manager: ManagerInMemory, module: str) -> None:
@@ -110,7 +200,7 @@ def test_one_keep_that_cannot_be_removed_does_not_keep_the_others(run: Run, mana
     [("ps",), ("new",), ("start", "7"), ("inspect", "7"), ("stop", "7"), ("rm", "7", "8"), ("upload", "7", "f")],
 )
 def test_a_manager_out_of_reach_is_exit_code_3_and_one_line(run: Run, pki: Pki, command: tuple[str, ...]) -> None:
-    with KeepDoor(pki.keep()) as gone:
+    with UploadStub(pki.keep()) as gone:
         port = gone.port
     layout = Layout(pki.layout.directory)
     access = (

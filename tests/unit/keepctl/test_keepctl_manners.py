@@ -19,7 +19,7 @@ from keep_protocol.states import State
 from keepctl import display
 from keepctl.__main__ import build
 from keepctl.commands.shared import show_error
-from keepctl.endings import told
+from keepctl.describe import named_ending
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.unit.keepctl.conftest import Run
 
@@ -42,7 +42,7 @@ ALL = list(commands(build()))
 def test_every_help_has_an_example(run: Run, path: tuple[str, ...]) -> None:
     typed = ("keepctl " + " ".join(path)).replace("keepctl new", "keepctl create").strip()
     text = run(*path, "--help").stdout.split("Usage:")[1].split("\n", 1)[1]
-    assert re.search(rf"^ +(\w+=\$\(|\w+: +|systemctl .* && )?{typed} ?", text, re.MULTILINE), text
+    assert re.search(rf"^ +(\w+=\$\(|\w+: +|systemctl .* && |/\S+/bin/)?{typed} ?", text, re.MULTILINE), text
     assert run(*path, "-h").stdout == run(*path, "--help").stdout
 
 
@@ -87,10 +87,10 @@ def test_wrong_usage_is_one_line_with_the_next_step(run: Run, words: tuple[str, 
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_several_ends_are_told_apart() -> None:
+def test_several_ends_are_said_apart() -> None:
     keep = KeepInfo(7, State.COMPLETE, outcome=Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3), name="web")
-    assert told(keep, several=False) == "exited 3"
-    assert told(keep, several=True) == "7 web: exited 3"
+    assert named_ending(keep, several=False) == "exited 3"
+    assert named_ending(keep, several=True) == "7 web: exited 3"
 
 
 def test_of_several_keeps_stopped_each_is_named(run: Run, manager: ManagerInMemory) -> None:
@@ -106,10 +106,12 @@ def test_evidence_that_the_message_holds_already_is_not_said_twice(capsys: pytes
     assert capsys.readouterr().err == "keepctl: cannot take it: it imports 'a' 'b'\n    'c' 'd'\n"
 
 
+@pytest.mark.parametrize("terminal", ["xterm", "dumb", ""])
 @pytest.mark.parametrize("columns", [30, 60, 80, 200])
 def test_a_table_folds_its_last_column_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, terminal: str
 ) -> None:
+    monkeypatch.setenv("TERM", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     row = ("5485733526670498", "thumbnails", "2 started", "127.0.0.1:3031", "over its processor time limit of 10 s")

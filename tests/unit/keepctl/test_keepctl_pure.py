@@ -11,9 +11,8 @@ import pytest
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State
-from keepctl import values
-from keepctl.display import UploadBar, plain_table, show_table
-from keepctl.endings import (
+from keepctl import describe, job
+from keepctl.describe import (
     EXIT_CODES,
     INTERRUPTED,
     LIMIT,
@@ -23,9 +22,10 @@ from keepctl.endings import (
     TRAP,
     UNREAD,
     exit_code_of,
+    moment_text,
 )
+from keepctl.display import UploadBar, plain_table, show_table
 from keepctl.references import choose
-from keepctl.summary import moment_text
 from tests.unit.keepctl.conftest import Run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,35 +35,35 @@ ROOT = Path(__file__).resolve().parents[3]
     ("text", "number"), [("0", 0), ("65536", 65536), ("64K", 65536), ("64M", 64 << 20), ("1GiB", 1 << 30), ("5b", 5)]
 )
 def test_a_size_is_bytes_with_an_optional_unit(text: str, number: int) -> None:
-    assert values.parse_size(text) == number
+    assert job.parse_size(text) == number
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("10", 10), ("10s", 10), ("5m", 300), ("1h30m", 5400), ("2d", 172800), ("1d2h3m4s", 93784)]
 )
 def test_a_time_is_seconds_or_days_hours_minutes(text: str, seconds: int) -> None:
-    assert values.parse_duration(text) == seconds
+    assert job.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("at", [253402300799.0, 253402300800.0, 1e12])
-def test_a_moment_that_no_calendar_has_is_told_in_seconds(at: float) -> None:
+def test_a_moment_that_no_calendar_has_is_said_in_seconds(at: float) -> None:
     assert moment_text(at) in (f"@{at:.0f}", "9999-12-31 23:59:59")
     assert moment_text(1e12) == "@1000000000000"
 
 
 @pytest.mark.parametrize(("text", "percent"), [("0.5", 50), ("2", 200), ("0.25", 25), ("1.5", 150)])
 def test_processors_are_percent_of_one(text: str, percent: int) -> None:
-    assert values.parse_cpus(text) == percent
+    assert job.parse_cpus(text) == percent
 
 
 @pytest.mark.parametrize(
     ("parse", "text"),
     [
-        *((values.parse_size, text) for text in ("", "M", "-1", "1.5G", "1T", "٣", "1 M", "1M\n", "9" * 20)),
-        *((values.parse_duration, text) for text in ("", "s", "-1", "1.5s", "10ms", "1m1h", "1 s", "1s\n")),
-        *((values.parse_cpus, text) for text in ("", ".5", "-1", "1.234", "1e3", "nan", "1\n")),
-        *((values.parse_pair, text) for text in ("", "a", "=b")),
-        *((values.parse_directory, text) for text in ("", "/a", ":/a", "/a:", "/a:/b:rx", "/a:/b:rw:x")),
+        *((job.parse_size, text) for text in ("", "M", "-1", "1.5G", "1T", "٣", "1 M", "1M\n", "9" * 20)),
+        *((job.parse_duration, text) for text in ("", "s", "-1", "1.5s", "10ms", "1m1h", "1 s", "1s\n")),
+        *((job.parse_cpus, text) for text in ("", ".5", "-1", "1.234", "1e3", "nan", "1\n")),
+        *((job.parse_pair, text) for text in ("", "a", "=b")),
+        *((job.parse_directory, text) for text in ("", "/a", ":/a", "/a:", "/a:/b:rx", "/a:/b:rw:x")),
     ],
 )
 def test_anything_else_is_refused_in_words(parse: Callable[[str], object], text: str) -> None:
@@ -72,21 +72,19 @@ def test_anything_else_is_refused_in_words(parse: Callable[[str], object], text:
 
 
 def test_a_limit_has_a_friendly_and_an_exact_name() -> None:
-    assert (
-        values.parse_limit("memory", "64M") == values.parse_limit("memory_bytes", "64M") == ("memory_bytes", 64 << 20)
-    )
-    assert values.parse_limit("cpus", "0.5") == values.parse_limit("cpu_percent", "50") == ("cpu_percent", 50)
+    assert job.parse_limit("memory", "64M") == job.parse_limit("memory_bytes", "64M") == ("memory_bytes", 64 << 20)
+    assert job.parse_limit("cpus", "0.5") == job.parse_limit("cpu_percent", "50") == ("cpu_percent", 50)
     with pytest.raises(KeepfleetError, match="the limits are memory, time"):
-        values.parse_limit("speed", "1")
-    with pytest.raises(KeepfleetError, match="cannot limit wall_seconds to 0"):
-        values.parse_limit("time", "0")
+        job.parse_limit("speed", "1")
+    with pytest.raises(KeepfleetError, match="'wall_seconds' must be a whole number in 1"):
+        job.parse_limit("time", "0")
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(None, ""), (0, "0 B"), (1536, "1.5 KiB"), (64 << 20, "64 MiB"), (3 << 30, "3 GiB")]
 )
 def test_bytes_are_written_for_people(number: int | None, text: str) -> None:
-    assert values.size_text(number) == text
+    assert describe.size_text(number) == text
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,7 @@ def test_bytes_are_written_for_people(number: int | None, text: str) -> None:
     ],
 )
 def test_times_are_written_for_people(seconds: float | None, text: str) -> None:
-    assert values.seconds_text(seconds) == text
+    assert describe.seconds_text(seconds) == text
 
 
 def test_every_way_to_end_has_an_exit_code_and_only_a_good_end_has_0() -> None:
@@ -119,6 +117,13 @@ def test_a_name_wins_over_the_beginning_of_an_id() -> None:
     assert choose(keeps, "9") is None
     with pytest.raises(KeepfleetError, match="2 are called so"):
         choose([*keeps, KeepInfo(35, State.LISTENING)], "3")
+
+
+def test_of_keeps_with_one_name_the_living_one_is_meant() -> None:
+    ended = [KeepInfo(number, State.COMPLETE, name="web") for number in (1, 2)]
+    assert choose([*ended, KeepInfo(3, State.STARTED, name="web")], "web") == KeepInfo(3, State.STARTED, name="web")
+    with pytest.raises(KeepfleetError, match="2 are called so"):
+        choose(ended, "web")
 
 
 def test_a_plain_table_has_no_control_characters_and_no_empty_cells() -> None:
@@ -154,11 +159,11 @@ def test_an_upload_that_nobody_watches_or_that_is_quick_gets_none(capsys: pytest
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("shell", "told"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])
-def test_every_shell_gets_its_completion(run: Run, shell: str, told: str) -> None:
+@pytest.mark.parametrize(("shell", "said"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])
+def test_every_shell_gets_its_completion(run: Run, shell: str, said: str) -> None:
     result = run("completion", shell)
     assert result.exit_code == 0
-    assert told in result.output and "_KEEPCTL_COMPLETE" in result.output
+    assert said in result.output and "_KEEPCTL_COMPLETE" in result.output
 
 
 def test_the_completion_knows_commands_and_options(run: Run) -> None:

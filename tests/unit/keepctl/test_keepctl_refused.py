@@ -28,7 +28,7 @@ def foreign(tmp_path: Path) -> Pki:
 
 @pytest.fixture(params=["alert", "silence"])
 def refusing(request: pytest.FixtureRequest, pki: Pki) -> Iterator[TlsPeer]:
-    """A manager that tells of a refused certificate by its TLS alert, or hangs up on every request."""
+    """A manager that reports a refused certificate by its TLS alert, or hangs up on every request."""
     context = server_context(pki.layout.manager_certificate, pki.layout.manager_key, pki.ca_pem)
     if request.param == "silence":
         context.verify_mode = ssl.CERT_NONE
@@ -51,7 +51,7 @@ def test_an_expired_certificate_of_ours_is_named_with_its_date_and_the_next_step
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr == (
         f"keepctl: cannot use the manager at 127.0.0.1:{refusing.port}: your certificate {ours.certificate} expired on "
-        f"{ended:%Y-%m-%d}; ask for a new one: keepctl pki issue expired\n"
+        f"{ended:%Y-%m-%d}; ask for a later one: keepctl pki renew expired\n"
     )
 
 
@@ -98,7 +98,7 @@ def test_of_files_that_cannot_be_read_nothing_is_said(pki: Pki, tmp_path: Path, 
 
 def test_a_name_that_no_client_of_ours_could_have_is_not_offered_to_a_shell(pki: Pki, tmp_path: Path) -> None:
     other = authority.make_ca(pki.now)
-    odd = authority.issue_client(other, authority.new_key(), "x; rm -r /", 30, pki.now).certificate
+    odd = authority.issue_client(other, authority.new_key().public_key(), "x; rm -r /", 30 * DAY, pki.now)
     path = tmp_path / "odd.crt"
     path.write_bytes(authority.certificate_pem(odd))
     said = inspection.fault_of_ours(str(path), pki.layout.ca_certificate, pki.now)

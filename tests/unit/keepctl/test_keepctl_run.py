@@ -1,4 +1,4 @@
-"""`keepctl run`, `logs`, `wait`, against a manager and a door over real TLS."""
+"""`keepctl run`, `logs`, `wait`, against a manager and a stub over real TLS."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from keep_protocol.sse import EventType, KeepEvent, LogLine
 from keep_protocol.states import State
 from keepctl.__main__ import build
 from tests.fakes.client_pki import Pki
-from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
-from tests.unit.keepctl.conftest import MODULE, Door, Run, say
+from tests.fakes.upload_stub import UploadStub
+from tests.unit.keepctl.conftest import MODULE, MakeStub, Run, say
 
 TRAP = Outcome(OutcomeKind.TRAPPED, "trapped: \x1b[2J unreachable", backtrace=("0: boom", "1: _start"))
 
 
 def test_words_after_the_dashes_are_the_guests_also_where_a_manifest_names_the_module(
-    run: Run, manager: ManagerInMemory, door: Door, module: str, tmp_path: Path
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, tmp_path: Path
 ) -> None:
     manifest = tmp_path / "workload.yaml"
     manifest.write_text(f"module: {module}\n")
-    with door(Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)):
+    with stub(Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)):
         result = run("run", "-f", str(manifest), "--", "100", "--", "x")
     assert (result.exit_code, result.stderr) == (0, "")
     assert manager.workloads[FIRST_ID] == {"arguments": ["100", "--", "x"]}
 
 
-def test_a_keep_that_somebody_removes_meanwhile_is_told_as_that(
+def test_a_keep_that_is_removed_meanwhile_is_reported_as_that(
     run: Run, manager: ManagerInMemory, pki: Pki, module: str
 ) -> None:
-    with KeepDoor(pki.keep(), manager.keeps.clear) as at:
-        manager.door_port = at.port
+    with UploadStub(pki.keep(), manager.keeps.clear) as at:
+        manager.upload_port = at.port
         result = run("run", module)
     assert result.exit_code == 125
-    assert f"keepctl: cannot tell how keep {FIRST_ID} ended: somebody removed it meanwhile" in result.stderr
+    assert f"keepctl: cannot say how keep {FIRST_ID} ended: it was removed meanwhile" in result.stderr
 
 
 def test_a_program_is_run_its_output_shown_and_its_exit_code_is_ours(
-    run: Run, manager: ManagerInMemory, door: Door, module: str
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     say(manager, "started", source="keep")
     say(manager, "hello", "\x1b[31mred\r")
-    with door(Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3)) as at:
+    with stub(Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3)) as at:
         result = run("run", module, "--", "-v", "x")
     assert at.received == MODULE
     assert result.stdout == "hello\n\\x1b[31mred\\r\n"
@@ -60,20 +60,20 @@ def test_a_program_is_run_its_output_shown_and_its_exit_code_is_ours(
 
 
 def test_a_good_end_says_nothing_of_its_own_and_rm_removes_the_keep(
-    run: Run, manager: ManagerInMemory, door: Door, module: str
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     say(manager, "hello")
-    with door():
+    with stub():
         result = run("run", "--rm", "--raw", module)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "hello\n", "")
     assert manager.keeps == {}
 
 
 def test_everything_asked_for_reaches_the_manager(
-    run: Run, manager: ManagerInMemory, door: Door, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with door():
+    with stub():
         result = run(
             "run", "-d", "--name", "web", "--label", "app=a=b", "--memory", "64M", "--time", "1m30s", "--cpus", "0.5",
             "--limit", "tasks=20", "--env", "A=", "--dir", "/srv/x:/x", "--dir", "d:/d:rw", "--stdin", "/in",
@@ -111,9 +111,9 @@ def test_everything_asked_for_reaches_the_manager(
     ],
 )
 def test_each_way_to_end_has_its_exit_code_and_its_reason(
-    run: Run, manager: ManagerInMemory, door: Door, module: str, outcome: Outcome, code: int
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, outcome: Outcome, code: int
 ) -> None:
-    with door(outcome):
+    with stub(outcome):
         result = run("run", module)
         assert run("wait", str(FIRST_ID)).exit_code == code
     assert result.exit_code == code
@@ -123,18 +123,48 @@ def test_each_way_to_end_has_its_exit_code_and_its_reason(
 
 
 def test_output_as_json_is_one_object_a_line_with_the_keep_last(
-    run: Run, manager: ManagerInMemory, door: Door, module: str
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     say(manager, "hello")
-    with door():
+    with stub():
         lines = [json.loads(line) for line in run("run", "-o", "json", module).stdout.splitlines()]
     assert lines[0] == {"at": 0.0, "source": "workload", "text": "hello"}
     assert lines[1]["keep"]["outcome"]["exit_code"] == 0
 
 
-def test_a_refused_module_leaves_no_keep_behind(run: Run, manager: ManagerInMemory, door: Door, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [("run", "-d"), ("create",)], ids=" ".join)
+def test_a_name_that_is_taken_is_refused_with_its_holder_or_taken_over(
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, words: tuple[str, ...]
+) -> None:
+    words = (*words, "--name", "web", *[module] * ("run" in words))
+    with stub(None):
+        assert run(*words).exit_code == 0
+        refused = run(*words)
+        assert refused.exit_code != 0
+        assert refused.stderr == (
+            f"keepctl: cannot create keep web: keep {FIRST_ID} has that name already; with --replace that one is ended "
+            "first\n"
+        )
+        assert list(manager.keeps) == [FIRST_ID]
+    with stub(None):
+        assert run(*words, "--replace").output == f"{FIRST_ID + 1}\n"
+    assert manager.keeps[FIRST_ID].state is State.COMPLETE
+
+
+def test_a_lease_is_asked_for_in_whole(run: Run, manager: ManagerInMemory) -> None:
+    assert run("create", "--idle", "1h", "--await", "90s").exit_code == 0
+    assert run("create", "--idle", "5m").exit_code == 0
+    assert run("create").exit_code == 0
+    leases = [(keep.lease.idle_seconds, keep.lease.await_seconds) for keep in manager.keeps.values()]
+    assert leases == [(3600, 90), (300, 0), (0, 0)]
+    assert run("create", "--idle", "soon").exit_code == 2
+
+
+def test_a_refused_module_leaves_no_keep_behind(
+    run: Run, manager: ManagerInMemory, stub: MakeStub, tmp_path: Path
+) -> None:
     (tmp_path / "text").write_text("hello")
-    with door():
+    with stub():
         result = run("run", str(tmp_path / "text"))
     assert result.exit_code == 126
     assert result.stderr == "keepctl: cannot run it: \\x1b[31mnot a module\n    magic header\n"
@@ -170,13 +200,13 @@ def test_wrong_usage_is_exit_code_2(run: Run, manager: ManagerInMemory, argument
 def test_a_name_no_keep_may_have_is_refused_in_clear_words(run: Run, manager: ManagerInMemory, name: str) -> None:
     result = run("run", "--name", name, "m.wasm")
     assert result.exit_code == 125
-    assert "a name is 1 to 63 of a-z, 0-9 and -" in result.stderr
+    assert "it must be 1 to 63 of a-z, 0-9 and -" in result.stderr
     assert result.stderr.count("\n") == 1
     assert manager.requests == []
 
 
 def test_ctrl_c_stops_the_workload_and_its_last_words_are_shown(
-    run: Run, manager: ManagerInMemory, door: Door, module: str
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     def interrupt(connection: ssl.SSLSocket) -> None:
         if manager.keeps[FIRST_ID].state is State.STARTED:
@@ -187,7 +217,7 @@ def test_ctrl_c_stops_the_workload_and_its_last_words_are_shown(
 
     manager.on_follow = interrupt
     say(manager, "working")
-    with door(None):
+    with stub(None):
         result = run("run", module)
     assert result.exit_code == 130
     assert result.stdout == "working\nlast words\n"
@@ -195,18 +225,22 @@ def test_ctrl_c_stops_the_workload_and_its_last_words_are_shown(
     assert manager.keeps[FIRST_ID].state is State.COMPLETE
 
 
-def test_a_second_ctrl_c_leaves_the_keep_as_it_is(run: Run, manager: ManagerInMemory, door: Door, module: str) -> None:
+@pytest.mark.parametrize("rm", [False, True], ids=["without --rm", "with --rm"])
+def test_a_second_ctrl_c_leaves_the_keep_or_removes_it_as_rm_says(
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, rm: bool
+) -> None:
     def interrupt(connection: ssl.SSLSocket) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         connection.recv(1)
         raise ConnectionResetError
 
     manager.on_follow = interrupt
-    with door(None):
-        result = run("run", "--rm", module)
+    with stub(None):
+        result = run("run", *["--rm"] * rm, module)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == f"keepctl: left keep {FIRST_ID} running; see: keepctl logs -f {FIRST_ID}"
-    assert FIRST_ID in manager.keeps
+    last = "removed it" if rm else f"left it running; see: keepctl logs -f {FIRST_ID}; stop it: keepctl stop {FIRST_ID}"
+    assert result.stderr.splitlines()[-1] == f"keepctl: keep {FIRST_ID}: {last}"
+    assert (FIRST_ID in manager.keeps) is not rm
 
 
 def test_logs_shows_the_guests_lines_and_with_all_the_keeps_too(run: Run, manager: ManagerInMemory) -> None:
@@ -279,8 +313,8 @@ def test_inspect_as_text_says_what_a_person_wants_to_know(run: Run, manager: Man
     )  # fmt: skip
     manager.change(FIRST_ID, state=State.ERROR, detail="trapped\x1b", outcome=outcome, restarts=2)
     text = run("inspect", "-o", "text", "web").output
-    for told in ("trapped: boom", "  0: f", "ran 0.25 s, processor 2 min 5 s, peak 3 MiB, output 10 B", "a=b", "alice"):
-        assert told in text
+    for said in ("trapped: boom", "  0: f", "ran 0.25 s, processor 2 min 5 s, peak 3 MiB, output 10 B", "a=b", "alice"):
+        assert said in text
     assert "\x1b" not in text
 
 
@@ -292,7 +326,7 @@ def test_keeps_are_meant_by_id_by_its_beginning_and_by_name(run: Run, manager: M
     several = run("inspect", "45")
     assert several.exit_code == 1
     assert "2 are called so or begin so" in several.stderr and f"    {FIRST_ID} web" in several.stderr
-    assert run("stop", "nobody").stderr == "keepctl: cannot find keep nobody: there is none; see: keepctl ps\n"
+    assert run("stop", "bob").stderr == "keepctl: cannot find keep bob: there is none; see: keepctl ps\n"
     assert run("ps", "-q", "--label", "app=x").output == f"{FIRST_ID + 1}\n"
     assert json.loads(run("rm", "-o", "json", "web", "db").output) == [FIRST_ID, FIRST_ID + 1]
     assert manager.keeps == {}

@@ -1,4 +1,4 @@
-"""`keepctl top`: figures out of systemctl's words, and beside each keep's limits."""
+"""`keepctl top`: figures out of systemctl's words, and next to each keep's limits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State
-from keepctl import usage
-from keepctl.commands import top as command
-from keepctl.usage import NOTHING, Usage
+from keepctl.commands import top
+from keepctl.commands.top import NOTHING, Usage
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.unit.keepctl.conftest import Run
 
@@ -39,7 +38,7 @@ def test_processor_time_that_systemd_does_not_count_is_that_of_the_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unset = "Id=keep@1.service\nLoadState=loaded\nCPUUsageNSec=[not set]\nControlGroup=/keep.slice/keep@1.service\n"
-    groups = usage.control_groups(f"{unset}\nId=keep@2.service\nCPUUsageNSec=5\nControlGroup=/keep.slice/b\n")
+    groups = top.control_groups(f"{unset}\nId=keep@2.service\nCPUUsageNSec=5\nControlGroup=/keep.slice/b\n")
     assert groups == {"keep@1.service": "/keep.slice/keep@1.service"}
     group = tmp_path / "cgroup/systemd/keep.slice/keep@1.service"
     group.mkdir(parents=True)
@@ -49,28 +48,28 @@ def test_processor_time_that_systemd_does_not_count_is_that_of_the_processes(
         (tmp_path / process).mkdir()
         times = f"{ticks} {ticks // 2} {ticks} 0"
         (tmp_path / process / "stat").write_text(f"{process} ({name}) R 1 2 3 4 5 6 7 8 9 10 {times} 20 0 1\n")
-    monkeypatch.setattr(usage, "CGROUPS", str(tmp_path / "cgroup"))
-    monkeypatch.setattr(usage, "PROC", str(tmp_path))
-    assert usage.cpu_of_processes(groups["keep@1.service"]) == 5.0, "and the third one has just ended"
-    assert usage.cpu_of_processes("/nowhere") is None
+    monkeypatch.setattr(top, "CGROUPS", str(tmp_path / "cgroup"))
+    monkeypatch.setattr(top, "PROC", str(tmp_path))
+    assert top.cpu_of_processes(groups["keep@1.service"]) == 5.0, "and the third one has just ended"
+    assert top.cpu_of_processes("/nowhere") is None
 
 
 def test_figures_are_read_and_those_not_counted_are_none() -> None:
-    assert usage.parse(SHOWN) == {"keep@1.service": Usage(5 << 20, 1.5, 3), "keep@2.service": NOTHING}
-    assert usage.parse("") == {}
+    assert top.parse(SHOWN) == {"keep@1.service": Usage(5 << 20, 1.5, 3), "keep@2.service": NOTHING}
+    assert top.parse("") == {}
 
 
 def test_processors_in_use_are_the_difference_over_time() -> None:
     keep = KeepInfo(7, State.STARTED, name="web")
-    line = command.row(keep, Usage(5 << 20, 3.0, 4), Usage(cpu_seconds=2.0), 2.0)
+    line = top.row(keep, Usage(5 << 20, 3.0, 4), Usage(cpu_seconds=2.0), 2.0)
     assert line == ("7", "web", "2 started", "50 %", "3 s", "100 %", "5 MiB", "256 MiB", "4", "0")
-    assert command.row(keep, NOTHING)[3:] == ("", "", "100 %", "", "256 MiB", "", "0")
+    assert top.row(keep, NOTHING)[3:] == ("", "", "100 %", "", "256 MiB", "", "0")
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     unit = f"keep@{FIRST_ID}.service"
-    monkeypatch.setattr(usage, "measure", lambda units: {unit: Usage(1 << 20, 0.5, 2)} if unit in set(units) else {})
+    monkeypatch.setattr(top, "measure", lambda units: {unit: Usage(1 << 20, 0.5, 2)} if unit in set(units) else {})
 
 
 @pytest.mark.usefixtures("measured")
@@ -106,4 +105,4 @@ def test_watching_goes_on_until_ctrl_c(run: Run, manager: ManagerInMemory, monke
 
 def test_a_host_without_systemd_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert usage.measure(["keep@1.service", ""]) == {}
+    assert top.measure(["keep@1.service", ""]) == {}

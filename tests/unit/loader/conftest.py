@@ -1,4 +1,4 @@
-"""A loader to talk to, and what a start hands it."""
+"""A loader to talk to, and what a start brings."""
 
 from __future__ import annotations
 

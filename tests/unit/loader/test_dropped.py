@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -39,6 +40,35 @@ def test_a_wait_for_another_phase_is_answered_where_the_state_stays(loader: Load
     info = waiter.answer()
     assert (info.state, info.phase) == (State.STARTED, "running")
     assert waiter.ask(CommandType.WAIT, "idle").phase == "running"
+
+
+def test_a_wait_for_another_detail_is_answered_where_the_phase_stays(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = opened(loader, passed)
+    waiter = loader.peer()
+    waiter.send(CommandType.WAIT, "awaiting-workload awaiting workload")
+    stub.report("receiving", text="receiving 3 MB")
+    assert waiter.answer().detail == "receiving 3 MB"
+    assert waiter.ask(CommandType.WAIT, "awaiting-workload other").detail == "receiving 3 MB"
+    assert waiter.ask(CommandType.WAIT, "idle receiving 3 MB").phase == "awaiting-workload"
+    waiter.send(CommandType.WAIT, "2 receiving 3 MB")
+    stub.accept()
+    stub.report("ended", outcome={"kind": "exited", "text": "exited 0", "exit_code": 0})
+    stub.order("exit", code=0)
+    assert waiter.answer().phase in ("running", "ended")
+
+
+def test_a_detail_that_changes_without_end_wakes_no_peer_without_end(loader: LoaderProcess, passed: Endpoint) -> None:
+    _, stub = opened(loader, passed)
+    waiter, answers = loader.peer(), 0
+    detail = "awaiting workload"
+    for number in range(500):
+        stub.report("receiving", text=f"receiving {number}")
+    while detail != "receiving 499":
+        detail = waiter.ask(CommandType.WAIT, f"awaiting-workload {detail}").detail
+        answers += 1
+    assert answers < 100
+    stub.order("flood", text=json.dumps({"report": "receiving", "text": "x"}), count=100)
+    assert waiter.ask(CommandType.WAIT, f"awaiting-workload {detail}").detail == "x"
 
 
 @pytest.mark.parametrize("contents", ["x", "-1", "1.5", "9" * 19, "\u0661"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -278,6 +279,26 @@ def test_a_stop_between_a_workloads_report_and_its_exit_is_permanent(repeated: R
     assert (info.phase, info.detail, info.restarts) == ("ended", "exited 1", 0)
     repeated.loader.systemd.drain()
     assert repeated.loader.systemd.parked == set()
+
+
+@ALWAYS_REPEATED
+def test_a_stop_in_the_moment_of_a_restart_is_permanent(repeated: Repeated) -> None:
+    """The loader finds the end of the process and the stop in one turn of its loop, in this order."""
+    peer = repeated.loader.peer()
+    peer.ask(CommandType.INFO)
+    assert repeated.loader.process is not None
+    repeated.loader.process.send_signal(signal.SIGSTOP)
+    ended = os.pidfd_open(repeated.stub.pid)
+    repeated.exit(1)
+    assert select.select([ended], [], [], DEADLINE)[0]
+    os.close(ended)
+    peer.send(CommandType.STOP, "alice")
+    repeated.loader.process.send_signal(signal.SIGCONT)
+    info = peer.answer()
+    assert (info.phase, info.detail, info.restarts) == ("ended", "stopped by alice", 0)
+    repeated.loader.systemd.drain()
+    assert repeated.loader.systemd.parked == set()
+    assert repeated.loader.end(signal.SIGTERM) == 0
 
 
 @ALWAYS_REPEATED

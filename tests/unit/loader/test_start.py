@@ -145,14 +145,16 @@ def test_an_app_loader_that_does_not_open_is_an_error_and_leaves_nothing(
 
 
 def test_an_app_loader_that_does_not_listen_in_time_is_killed(unstarted: LoaderProcess, passed: Endpoint) -> None:
-    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.process:APPLOADER_START_SECONDS=0.3"})
+    unstarted.start(
+        "/bin/sleep", "600", environment={"FAKE_CONSTANTS": "keep_loader.process:APPLOADER_START_SECONDS=0.3"}
+    )
     peer = unstarted.peer()
-    peer.send(CommandType.START, "", passed.descriptors)
-    stub = unstarted.stub()
     with pytest.raises(KeepfleetError, match=r"did not listen within 0\.3 s") as refused:
-        peer.answer()
+        peer.ask(CommandType.START, "", passed.descriptors)
     assert refused.value.kind is ErrorKind.TOO_SLOW
-    assert stub.is_gone()
+    assert unstarted.process is not None
+    pid = unstarted.process.pid
+    assert Path(f"/proc/{pid}/task/{pid}/children").read_text() == ""
 
 
 def test_an_app_loader_that_cannot_be_spawned_is_an_error(unstarted: LoaderProcess, passed: Endpoint) -> None:

@@ -120,8 +120,8 @@ def refusals(passed: Endpoint, described: dict[str, int]) -> Iterator[tuple[dict
     """A message, its descriptors, and a word of the refusal."""
     names, numbers = list(passed.named), list(passed.descriptors)
     yield {"descriptors": names, "colour": "red"}, numbers, "unknown field 'colour'"
-    yield {"descriptors": [*names[:2], "revoked-list"]}, numbers, "field 'descriptors' must be"
-    yield {"descriptors": [*names[:2], "identity"]}, numbers, "field 'descriptors' must be"
+    yield {"descriptors": [*names[:2], "revoked-list"]}, numbers, "field 'descriptors'"
+    yield {"descriptors": [*names[:2], "identity"]}, numbers, "field 'descriptors'"
     yield {"descriptors": [*names, "listener"]}, [*numbers, numbers[0]], "stands twice"
     yield {"descriptors": names[:2]}, numbers[:2], "its descriptor revoked is missing"
     yield {"descriptors": []}, [], "its descriptor listener is missing"
@@ -136,8 +136,8 @@ def refusals(passed: Endpoint, described: dict[str, int]) -> Iterator[tuple[dict
     more = {**granted, "directory-2": granted["directory-0"]}
     yield {"descriptors": list(more)}, list(more.values()), "directory-2 is nothing"
     yield {"descriptors": names, "address": "localhost"}, numbers, "no IPv4 or IPv6 address"
-    yield {"descriptors": names, "names": ["a b"]}, numbers, "field 'names' must be"
-    yield {"descriptors": names, "uploaders": ["anyone"]}, numbers, "field 'uploaders' must be"
+    yield {"descriptors": names, "names": ["a b"]}, numbers, "field 'names'"
+    yield {"descriptors": names, "uploaders": ["anyone"]}, numbers, "field 'uploaders'"
     swapped = dict(zip(names, (numbers[1], numbers[0], numbers[2]), strict=True))
     yield {"descriptors": list(swapped)}, list(swapped.values()), "listener must be a listening TCP socket"
 

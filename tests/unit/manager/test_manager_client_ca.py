@@ -105,7 +105,7 @@ async def test_a_ca_below_an_untrusted_one_is_trusted_itself_and_its_sisters_are
     assert await asyncio.to_thread(taken_by_a_keep, house, sister) is None
 
 
-async def test_our_own_clients_are_served_beside_them(house: ManagerHouse) -> None:
+async def test_our_own_clients_are_served_as_well(house: ManagerHouse) -> None:
     async with house.client() as client, client.get("/v1/keeps") as response:
         assert response.status == 200
 
@@ -150,7 +150,7 @@ async def test_a_list_with_an_unreadable_line_refuses_everybody_until_it_is_fixe
             write(house.files.revoked, text)
             async with client.get("/v1/keeps") as response:
                 assert response.status == status
-    assert f"cannot read {house.files.revoked}: line 2 must be one serial number" in caplog.text
+        assert f"cannot read {house.files.revoked}: line 2 must be one serial number" in caplog.text
 
 
 async def test_a_serial_number_in_openssl_s_colon_form_is_revoked(house: ManagerHouse) -> None:

@@ -137,9 +137,11 @@ def test_what_a_unit_says_of_a_keep_counts_and_what_its_loader_claims_only_witho
         ("127.0.0.2", 3031, [3031]),
         ("::1", 3031, [3031]),
         ("0.0.0.0", 3031, [3031]),
+        ("127.0.0.1", None, [3031, 3032, 3033]),
+        ("192.0.2.7", None, [3031, 3032, 3033]),
     ],
 )
-def test_only_127_0_0_1_moves_to_the_next_port(address: str, port: int, ports: list[int]) -> None:
+def test_a_port_that_was_asked_for_moves_on_127_0_0_1_alone(address: str, port: int | None, ports: list[int]) -> None:
     assert list(decide.candidate_ports(address, port, 3031, 3033)) == ports
 
 

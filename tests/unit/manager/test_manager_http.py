@@ -23,6 +23,8 @@ HEADERS = {"Content-Type": "application/json"}
 
 
 async def call(client: aiohttp.ClientSession, method: str, path: str, **options: Any) -> tuple[int, Any]:
+    if "data" in options:
+        options["headers"] = HEADERS | options.get("headers", {})
     async with client.request(method, path, **options) as response:
         text = await response.text()
         return response.status, json.loads(text) if response.content_type == "application/json" else text
@@ -198,6 +200,8 @@ async def test_a_bad_request_is_a_400_and_changes_nothing(house: ManagerHouse, b
 )
 async def test_v1_refuses_in_one_shape(house: ManagerHouse, method: str, path: str, body: bytes, status: int) -> None:
     async with house.client() as client:
+        if status == 400:  # who may not see the keep is refused before its request is looked at
+            path = path.replace("/keeps/5", f"/keeps/{(await call(client, 'POST', '/v1/keeps'))[1]['kuuid']}")
         got, answer = await call(client, method, path, data=body or None)
         assert got == status, answer
         error = answer["error"]
@@ -229,7 +233,7 @@ async def test_a_client_that_hangs_up_during_a_creation_leaves_nothing(house: Ma
 async def test_a_defect_is_a_500_with_a_reference_and_no_traceback(
     house: ManagerHouse, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(_: object) -> None:
+    async def broken(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(house.keeps, "list", broken)
@@ -346,7 +350,7 @@ async def test_an_encoded_body_is_refused_unread(house: ManagerHouse) -> None:
     async with house.client() as client:
         headers = {"Content-Encoding": "gzip"}
         status, answer = await call(client, "POST", "/keeps_post", data=b"\x1f\x8b", headers=headers)
-        assert (status, answer["error"]["kind"]) == (415, "unsupported")
+        assert (status, answer["error"]["kind"]) == (415, "unsupported-media")
 
 
 async def test_a_body_that_stops_half_way_is_a_408(house: ManagerHouse, monkeypatch: pytest.MonkeyPatch) -> None:

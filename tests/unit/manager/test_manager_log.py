@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import logging
 
-from keep_manager.log import LINES_PER_SECOND, FloodFilter, LineFormatter, escape
+from keep_manager.log import STRANGERS, LineFormatter, Ration, RationingHandler, escape
 
 
 def record(message: str, *args: object, level: int = logging.INFO, name: str = "keepfleet.x") -> logging.LogRecord:
@@ -42,15 +44,70 @@ def test_every_line_of_a_traceback_carries_the_priority() -> None:
     assert all(line.startswith("<3>") for line in lines)
 
 
-def test_a_flood_is_cut_and_counted() -> None:
-    now = [10.0]
-    flood = FloodFilter(lambda: now[0])
-    passed = sum(flood.filter(record("m")) for _ in range(LINES_PER_SECOND + 7))
-    assert passed == LINES_PER_SECOND
-    now[0] = 11.0
-    first = record("next %d", 1)
-    assert flood.filter(first)
-    assert first.getMessage() == "next 1 (after 7 lines left out)"
-    second = record("then")
-    assert flood.filter(second)
-    assert second.getMessage() == "then"
+class Clock:
+    """A clock that the test moves, and a log that writes by it."""
+
+    def __init__(self) -> None:
+        self.now = 10.0
+        self.written = io.StringIO()
+        self.handler = RationingHandler(self.written, lambda: self.now)
+        self.handler.setFormatter(LineFormatter(priorities=True))
+
+    def log(self, message: str, level: int = logging.INFO, name: str = "keepfleet.x", times: int = 1) -> None:
+        for _ in range(times):
+            self.handler.handle(record(message, level=level, name=name))
+
+    @property
+    def lines(self) -> list[str]:
+        return self.written.getvalue().splitlines()
+
+
+def test_a_flood_is_cut_counted_and_said_by_kind() -> None:
+    clock = Clock()
+    clock.log("hello", times=Ration.OTHER.per_second + 7)
+    clock.log("a stranger", name=STRANGERS.name, times=Ration.STRANGERS.per_second + 3)
+    assert len(clock.lines) == Ration.OTHER.per_second + Ration.STRANGERS.per_second
+    clock.now = 11.0
+    clock.log("next")
+    assert clock.lines[-3:] == [
+        "<4>left out 7 lines: more than 50 a second",
+        "<4>security: left out 3 lines about clients without a good certificate: more than 20 a second",
+        "<6>next",
+    ]
+
+
+def test_a_flood_of_strangers_hides_no_error_and_no_refusal_of_a_known_client() -> None:
+    clock = Clock()
+    clock.log("a stranger", name=STRANGERS.name, level=logging.WARNING, times=5000)
+    clock.log("refused serial 7", name="keepfleet.security", level=logging.WARNING)
+    clock.log("cannot accept connections", level=logging.ERROR)
+    clock.log("ready")
+    assert clock.lines[-3:] == ["<4>security: refused serial 7", "<3>cannot accept connections", "<6>ready"]
+    assert len(clock.lines) == Ration.STRANGERS.per_second + 3
+
+
+def test_errors_have_a_ration_too() -> None:
+    clock = Clock()
+    clock.log("broken", level=logging.ERROR, times=Ration.ERRORS.per_second + 1)
+    clock.log("critical", level=logging.CRITICAL)
+    assert len(clock.lines) == Ration.ERRORS.per_second
+
+
+def test_all_rations_together_are_under_two_hundred_lines_a_second_and_strangers_under_a_hundred() -> None:
+    assert sum(ration.per_second for ration in Ration) < 200
+    assert 2 * Ration.STRANGERS.per_second < 100, "a second of the flood can touch two of the clock's"
+
+
+def test_what_was_left_out_is_said_when_the_log_is_closed() -> None:
+    clock = Clock()
+    clock.log("hello", times=Ration.OTHER.per_second + 2)
+    clock.handler.close()
+    assert clock.lines[-1] == "<4>left out 2 lines: more than 50 a second"
+
+
+async def test_what_was_left_out_is_said_without_another_line() -> None:
+    clock = Clock()
+    clock.now = 10.99
+    clock.log("hello", times=Ration.OTHER.per_second + 2)
+    while "left out 2 lines" not in clock.written.getvalue():  # noqa: ASYNC110 # a log tells nobody
+        await asyncio.sleep(0.001)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -37,7 +37,6 @@ CHECKS = [
     response_schema_conformance,
     negative_data_rejection,
 ]
-EXAMPLES = 40
 SECONDS = 10
 DOCUMENT = document(ROUTES)
 schema = schemathesis.openapi.from_dict(DOCUMENT)
@@ -58,14 +57,7 @@ def session(manager: ManagerHouse) -> Iterator[requests.Session]:
 
 
 @schema.parametrize()
-@settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@settings.get_profile("reproducible")
 def test_every_answer_is_one_the_document_allows(
     case: schemathesis.Case[Any], manager: ManagerHouse, session: requests.Session
 ) -> None:

@@ -1,4 +1,4 @@
-"""Certificates: which clients are judged good, for how long, and which files a manager starts with."""
+"""Certificates: which clients' are accepted, for how long, and which files a manager starts with."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.fakes.fake_pki import CLIENT, DAY, SERVER, FakeAuthority
 from tests.fakes.fake_pki import Identity as Made
 
 
-def judge(authority: FakeAuthority, identity: Made) -> None:
+def check(authority: FakeAuthority, identity: Made) -> None:
     directory = Path(authority.file).parent
-    judge = pki.ClientCertificates(RevokedFile(str(directory / "revoked")))
-    judge.check(judge.identify(identity.der))
+    certificates = pki.ClientCertificates(RevokedFile(str(directory / "revoked")))
+    certificates.check(certificates.identify(identity.der))
 
 
 def test_a_client_s_certificate_is_good(authority: FakeAuthority) -> None:
-    judge(authority, authority.issue("a"))
-    judge(authority, authority.issue("b", usages=(SERVER, CLIENT)))
+    check(authority, authority.issue("a"))
+    check(authority, authority.issue("b", usages=(SERVER, CLIENT)))
 
 
 @pytest.mark.parametrize(
@@ -43,85 +43,85 @@ def test_a_certificate_with_a_fault_is_refused_with_the_fault(
     authority: FakeAuthority, why: str, options: dict[str, object]
 ) -> None:
     with pytest.raises(KeepfleetError, match=why) as caught:
-        judge(authority, authority.issue("bad", **options))  # type: ignore[arg-type] # one fault at a time
+        check(authority, authority.issue("bad", **options))  # type: ignore[arg-type] # one fault at a time
     assert caught.value.kind is ErrorKind.FORBIDDEN
     assert "serial" in caught.value.message
 
 
 def test_bytes_that_are_no_certificate_are_refused(authority: FakeAuthority) -> None:
-    judge = pki.ClientCertificates(RevokedFile(pki.Directory(str(Path(authority.file).parent)).revoked))
+    certificates = pki.ClientCertificates(RevokedFile(pki.Directory(str(Path(authority.file).parent)).revoked))
     with pytest.raises(KeepfleetError, match="cannot read the certificate"):
-        judge.check(judge.identify(b"\x30\x00"))
+        certificates.check(certificates.identify(b"\x30\x00"))
 
 
 def test_a_certificate_that_expires_while_it_is_used_is_refused(
     authority: FakeAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = pki.ClientCertificates(RevokedFile(pki.Directory(str(Path(authority.file).parent)).revoked))
-    identity = judge.identify(authority.issue("a").der)
-    judge.check(identity)
+    certificates = pki.ClientCertificates(RevokedFile(pki.Directory(str(Path(authority.file).parent)).revoked))
+    identity = certificates.identify(authority.issue("a").der)
+    certificates.check(identity)
     later = pki.now() + 2 * DAY
     monkeypatch.setattr(pki, "now", lambda: later)
     with pytest.raises(KeepfleetError, match="valid from"):
-        judge.check(identity)
+        certificates.check(identity)
 
 
 def test_a_serial_in_the_revoked_file_is_refused_from_then_on(authority: FakeAuthority) -> None:
     file = Path(authority.file).parent / "revoked"
-    judge = pki.ClientCertificates(RevokedFile(str(file)))
-    identity = judge.identify(authority.issue("a").der)
-    judge.check(identity)
+    certificates = pki.ClientCertificates(RevokedFile(str(file)))
+    identity = certificates.identify(authority.issue("a").der)
+    certificates.check(identity)
     with file.open("a") as revoked:
         revoked.write(f"# stolen\n\n{identity.serial:x}  # a\n")
     with pytest.raises(KeepfleetError, match="revoked"):
-        judge.check(identity)
+        certificates.check(identity)
 
 
 def test_a_list_with_a_line_that_is_no_serial_number_refuses_everybody_and_the_log_says_which_line(
     authority: FakeAuthority, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = Path(authority.file).parent / "revoked"
-    judge = pki.ClientCertificates(RevokedFile(str(file)))
-    identity = judge.identify(authority.issue("a").der)
+    certificates = pki.ClientCertificates(RevokedFile(str(file)))
+    identity = certificates.identify(authority.issue("a").der)
     file.write_bytes(b"1f\nnonsense\n")
     for _ in range(3):
         with pytest.raises(KeepfleetError, match=f"cannot read {file}: line 2 must be one serial number") as caught:
-            judge.check(identity)
+            certificates.check(identity)
         assert caught.value.kind is ErrorKind.CERTIFICATE
     assert [record.getMessage().count("line 2") for record in caplog.records] == [1]
     with pytest.raises(KeepfleetError, match="line 2"):
         pki.Directory(str(file.parent)).check()
     file.write_bytes(b"1f\n")
-    judge.check(identity)
+    certificates.check(identity)
 
 
 @pytest.mark.parametrize("notation", ["{:x}", "{:X}", "0x{:x}", "{:020x}"])
 def test_a_serial_number_is_revoked_in_every_notation(authority: FakeAuthority, notation: str) -> None:
     file = Path(authority.file).parent / "revoked"
-    judge = pki.ClientCertificates(RevokedFile(str(file)))
-    identity = judge.identify(authority.issue("a").der)
+    certificates = pki.ClientCertificates(RevokedFile(str(file)))
+    identity = certificates.identify(authority.issue("a").der)
     for text in (notation.format(identity.serial), identity.serial.to_bytes(2, "big").hex(":").upper()):
         file.write_text(f"{text}\n")
         with pytest.raises(KeepfleetError, match="it was revoked"):
-            judge.check(identity)
+            certificates.check(identity)
 
 
 def test_a_certificate_says_who_its_client_is(authority: FakeAuthority) -> None:
-    judge = pki.ClientCertificates(RevokedFile(str(Path(authority.file).parent / "revoked")))
+    certificates = pki.ClientCertificates(RevokedFile(str(Path(authority.file).parent / "revoked")))
     foreign = ForeignAuthority()
-    identity = judge.identify(foreign.issue("Alice A.", uris=("spiffe://edge/user/alice",)).der)
+    identity = certificates.identify(foreign.issue("Alice A.", uris=("spiffe://edge/user/alice",)).der)
     assert identity.identity == Identity(Role.USER, "alice", None, "edge")
     assert identity.subject == "Alice A."
     assert identity.fingerprint.startswith("sha256:")
-    assert judge.identify(authority.issue("b").der).identity is None
-    judge.check(identity)
+    assert certificates.identify(authority.issue("b").der).identity is None
+    certificates.check(identity)
 
 
 def test_an_identity_that_cannot_be_read_is_refused_for_good(authority: FakeAuthority) -> None:
-    judge = pki.ClientCertificates(RevokedFile(str(Path(authority.file).parent / "revoked")))
-    identity = judge.identify(ForeignAuthority().issue("a", uris=("spiffe://edge/root/a",)).der)
+    certificates = pki.ClientCertificates(RevokedFile(str(Path(authority.file).parent / "revoked")))
+    identity = certificates.identify(ForeignAuthority().issue("a", uris=("spiffe://edge/root/a",)).der)
     with pytest.raises(KeepfleetError, match=r"certificate of a \(serial .*its role must be") as caught:
-        judge.check(identity)
+        certificates.check(identity)
     assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
@@ -130,7 +130,7 @@ def test_without_the_revoked_file_nobody_is_let_in(authority: FakeAuthority) -> 
     with pytest.raises(
         KeepfleetError, match=r"cannot accept any certificate: cannot read .*/revoked: No such file or directory"
     ) as caught:
-        judge(authority, authority.issue("a"))
+        check(authority, authority.issue("a"))
     assert caught.value.kind is ErrorKind.CERTIFICATE
 
 
@@ -206,11 +206,12 @@ def test_a_file_that_is_there_but_cannot_be_read_says_so_and_not_to_make_another
 def test_every_certificate_of_a_bundle_is_looked_at(authority: FakeAuthority, caplog: pytest.LogCaptureFixture) -> None:
     directory = Path(authority.file).parent
     bundle = directory / "client-ca.crt"
-    bundle.write_text("# ours, and the partner's\n" + Path(authority.file).read_text() + ForeignAuthority().pem)
+    bundle.write_text("# ours, and the partner's\n" + Path(authority.file).read_text() + ForeignAuthority(end=DAY).pem)
     files = pki.Directory(str(directory))
     assert files.client_ca == str(bundle)
     files.check()
     assert caplog.text.count(f"certificate {bundle} expires on") == 2
+    assert "add its successor to the file" in caplog.text
     bundle.write_text(ForeignAuthority().pem + "-----BEGIN CERTIFICATE-----\nMII")
     with pytest.raises(KeepfleetError, match="or one that is cut short"):
         files.check()

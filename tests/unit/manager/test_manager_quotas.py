@@ -66,7 +66,8 @@ def test_starts_count_for_a_minute() -> None:
 )
 def test_a_keep_listens_only_where_its_caller_may(address: str, port: int, why: str) -> None:
     quotas = keeper(Quotas(first_port=4000, last_port=4010, addresses=("127.0.0.1",)))
-    quotas.admit_start(ANN, keep(1), "127.0.0.1", 4000)
+    assert quotas.admit_start(ANN, keep(1), "127.0.0.1", 4000) == (4000, 4010)
+    assert quotas.admit_start(ANN, keep(1), "127.0.0.1", None) == (4000, 4010)
     with pytest.raises(KeepfleetError, match=why) as refused:
         quotas.admit_start(ANN, keep(1), address, port)
     assert refused.value.kind is ErrorKind.FORBIDDEN

@@ -11,7 +11,7 @@ import pytest
 from keep_manager.keeps import retention
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
-from keep_manager.keeps.retention import Due, due, retain
+from keep_manager.keeps.retention import Due, Retention, due
 from keep_manager.keeps.view import Entry
 from keep_manager.model import LastEvent
 from keep_manager.tasks import Group
@@ -104,7 +104,7 @@ async def test_a_keep_goes_when_its_time_is_over_and_others_stay(
     await keeps.start(StartKeep(one), ALICE)
     await keeps.stop(one, ALICE)
     async with Group() as tasks:
-        tasks.start(retain(keeps, parts.view.entries, 0.2))
+        tasks.start(Retention(keeps, parts.view.entries, 0.2).run())
         await asyncio.wait_for(units.gone.wait(), 5)
     assert units.kuuids() == {two}
 
@@ -114,7 +114,7 @@ async def test_a_new_manager_removes_what_ended_before(keeps: Keeps, units: Fake
     await keeps.start(StartKeep(kuuid), ALICE)
     await keeps.stop(kuuid, ALICE)
     async with Group() as tasks:
-        tasks.start(retain(keeps, parts.view.entries, 3600, lambda: time.monotonic() + 3601))
+        tasks.start(Retention(keeps, parts.view.entries, 3600, lambda: time.monotonic() + 3601).run())
         await asyncio.wait_for(units.gone.wait(), 5)
     assert units.kuuids() == set()
 
@@ -126,7 +126,7 @@ async def test_a_removal_that_fails_is_tried_again_and_its_reason_logged(
     kuuid = (await parts.keeps.create(NewKeep(lease=Lease(idle_seconds=1)), ALICE)).kuuid
     units.away = 1
     async with Group() as tasks:
-        tasks.start(retain(parts.keeps, parts.view.entries, 3600, lambda: time.monotonic() + 2))
+        tasks.start(Retention(parts.keeps, parts.view.entries, 3600, lambda: time.monotonic() + 2).run())
         await asyncio.wait_for(units.gone.wait(), 5)
     assert f"cannot remove keep {kuuid}, unused for 1 s: cannot stop" in caplog.text
 
@@ -140,6 +140,6 @@ async def test_the_event_of_an_unused_keep_s_end_says_so_and_a_new_manager_goes_
     events.before[kuuid] = LastEvent(EventType.CREATED, 0, time.monotonic() - 101)
     events.written.clear()
     async with manager_parts(units, str(place), policy, events) as after, Group() as tasks:
-        tasks.start(retain(after.keeps, after.view.entries, 3600))
+        tasks.start(Retention(after.keeps, after.view.entries, 3600).run())
         removed = await events.until(EventType.REMOVED, kuuid)
     assert removed.by == "the manager: unused for 100 s"

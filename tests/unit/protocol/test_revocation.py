@@ -1,4 +1,4 @@
-"""The list of revoked certificates: one notation, read alike everywhere, and unreadable for everyone at once."""
+"""The list of revoked certificates: one notation, read alike everywhere, and unreadable for all of them alike."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from testers.app_loader_tester.__main__ import main
 from tests.fakes.client_pki import Pki
-from tests.fakes.keep_door import KeepDoor
 from tests.fakes.manager_in_memory import ManagerInMemory
 from tests.fakes.tls_peer import TlsPeer, answer, read_head
+from tests.fakes.upload_stub import UploadStub
 
 MODULE = b"\0asm\1\0\0\0"
 Tester = Callable[..., int]
@@ -27,8 +27,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 
 @pytest.fixture
-def door(pki: Pki) -> Iterator[KeepDoor]:
-    with KeepDoor(pki.keep()) as fake:
+def stub(pki: Pki) -> Iterator[UploadStub]:
+    with UploadStub(pki.keep()) as fake:
         yield fake
 
 
@@ -52,59 +52,59 @@ def tester(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> Tester:
 
 @pytest.mark.parametrize(("encoding", "confirmed"), [("wasm", "Payload received"), ("raw", "8 bytes received whole")])
 def test_a_module_is_sent_in_either_encoding_and_confirmed(
-    tester: Tester, door: KeepDoor, pki: Pki, module: str, encoding: str, confirmed: str,
+    tester: Tester, stub: UploadStub, pki: Pki, module: str, encoding: str, confirmed: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert tester(door.port, "--fingerprint", pki.fingerprint, "--encoding", encoding, module) == 0
+    assert tester(stub.port, "--fingerprint", pki.fingerprint, "--encoding", encoding, module) == 0
     output = capsys.readouterr().out
     assert "< 200" in output
     assert confirmed in output
     assert "The keep has accepted it" in output
-    assert door.received == MODULE
+    assert stub.received == MODULE
 
 
 def test_without_a_fingerprint_the_manager_is_asked_for_it(
-    tester: Tester, door: KeepDoor, pki: Pki, module: str, capsys: pytest.CaptureFixture[str]
+    tester: Tester, stub: UploadStub, pki: Pki, module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as manager:
-        manager.keeps[6] = KeepInfo(6, State.COMPLETE, address="127.0.0.1", port=door.port, fingerprint="sha256:00")
-        manager.keeps[7] = KeepInfo(7, State.STARTED, address="127.0.0.1", port=door.port, fingerprint=pki.fingerprint)
-        assert tester(door.port, "--manager", f"127.0.0.1:{manager.port}", module) == 0
+        manager.keeps[6] = KeepInfo(6, State.COMPLETE, address="127.0.0.1", port=stub.port, fingerprint="sha256:00")
+        manager.keeps[7] = KeepInfo(7, State.STARTED, address="127.0.0.1", port=stub.port, fingerprint=pki.fingerprint)
+        assert tester(stub.port, "--manager", f"127.0.0.1:{manager.port}", module) == 0
     assert f"keep 7 listens there: {pki.fingerprint}" in capsys.readouterr().out
 
 
 def test_a_keep_the_manager_does_not_know_is_sent_nothing(
-    tester: Tester, door: KeepDoor, pki: Pki, module: str, capsys: pytest.CaptureFixture[str]
+    tester: Tester, stub: UploadStub, pki: Pki, module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as manager:
-        manager.keeps[7] = KeepInfo(7, State.STARTED, address="192.0.2.7", port=door.port, fingerprint=pki.fingerprint)
-        assert tester(door.port, "--manager", f"127.0.0.1:{manager.port}", module) == 1
+        manager.keeps[7] = KeepInfo(7, State.STARTED, address="192.0.2.7", port=stub.port, fingerprint=pki.fingerprint)
+        assert tester(stub.port, "--manager", f"127.0.0.1:{manager.port}", module) == 1
     assert "knows no started keep there" in capsys.readouterr().err
-    assert door.received is None
+    assert stub.received is None
 
 
 def test_a_keep_with_another_certificate_is_sent_nothing(
-    tester: Tester, door: KeepDoor, module: str, capsys: pytest.CaptureFixture[str]
+    tester: Tester, stub: UploadStub, module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tester(door.port, "--fingerprint", "sha256:" + "0" * 64, module) == 1
+    assert tester(stub.port, "--fingerprint", "sha256:" + "0" * 64, module) == 1
     assert "cannot trust the keep" in capsys.readouterr().err
-    assert door.received is None
+    assert stub.received is None
 
 
 def test_a_second_workload_is_explained(
-    tester: Tester, door: KeepDoor, pki: Pki, module: str, capsys: pytest.CaptureFixture[str]
+    tester: Tester, stub: UploadStub, pki: Pki, module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tester(door.port, "--fingerprint", pki.fingerprint, module) == 0
-    assert tester(door.port, "--fingerprint", pki.fingerprint, module) == 1
+    assert tester(stub.port, "--fingerprint", pki.fingerprint, module) == 0
+    assert tester(stub.port, "--fingerprint", pki.fingerprint, module) == 1
     error = capsys.readouterr().err
     assert "the keep has a workload already, or is receiving one; it takes only one (409)" in error
 
 
-def test_what_is_no_module_is_told_with_the_reason_and_without_its_control_characters(
-    tester: Tester, door: KeepDoor, pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_is_no_module_is_said_with_the_reason_and_without_its_control_characters(
+    tester: Tester, stub: UploadStub, pki: Pki, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text").write_text("hello")
-    assert tester(door.port, "--fingerprint", pki.fingerprint, tmp_path / "text") == 1
+    assert tester(stub.port, "--fingerprint", pki.fingerprint, tmp_path / "text") == 1
     captured = capsys.readouterr()
     assert "will not run it; it goes on waiting for another (422)" in captured.err
     assert "\\x1b[31mnot a module" in captured.err
@@ -130,11 +130,11 @@ def test_a_file_over_the_keeps_limit_is_refused_while_it_is_sent(
 def test_a_refused_connection_is_explained(
     tester: Tester, pki: Pki, module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with KeepDoor(pki.keep()) as gone:
+    with UploadStub(pki.keep()) as gone:
         port = gone.port
     assert tester(port, "--fingerprint", pki.fingerprint, module) == 3
     error = capsys.readouterr().err
-    assert "nothing listens there; a keep closes its door for good once it has its workload" in error
+    assert "nothing listens there; a keep closes its upload endpoint once it has its workload" in error
     assert error.count("\n") == 1
 
 

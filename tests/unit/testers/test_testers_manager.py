@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from keep_protocol.states import State
 from testers.keep_manager_tester.__main__ import main
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
@@ -53,6 +54,21 @@ def test_the_walk_ends_with_the_exact_next_command(
     assert "2 started    its app-loader waits for a workload, or runs it" in output
 
 
+def test_several_walks_on_one_manager_each_start_the_keep_they_made(tester: Tester, manager: ManagerInMemory) -> None:
+    for number in (1, 2, 3):
+        assert tester("--yes") == 0
+        assert [keep.state for keep in manager.keeps.values()] == [State.STARTED] * number
+
+
+def test_a_manager_that_lists_the_newest_keep_elsewhere_is_a_surprise(
+    tester: Tester, manager: ManagerInMemory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tester("--yes") == 0
+    manager.newest_first = True
+    assert tester("--yes") == 1
+    assert f"keep {FIRST_ID + 1} was created last and is not listed last" in capsys.readouterr().err
+
+
 def test_certificates_that_were_named_are_named_in_the_next_command_too(
     tester: Tester, pki: Pki, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,7 +82,7 @@ def test_certificates_that_were_named_are_named_in_the_next_command_too(
 def test_on_127_0_0_1_the_port_may_have_moved_up(
     tester: Tester, manager: ManagerInMemory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manager.door_port = 3050
+    manager.upload_port = 3050
     assert tester("--yes") == 0
     assert "app-loader-tester 3050" in capsys.readouterr().out
 
@@ -74,7 +90,7 @@ def test_on_127_0_0_1_the_port_may_have_moved_up(
 def test_on_another_address_a_moved_port_is_a_surprise(
     tester: Tester, manager: ManagerInMemory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manager.door_port = 3050
+    manager.upload_port = 3050
     assert tester("--yes", "--address", "192.0.2.7") == 1
     assert "cannot go on: it listens on port 3050, and 3031 was asked for" in capsys.readouterr().err
 
@@ -84,10 +100,10 @@ def test_on_another_address_a_moved_port_is_a_surprise(
     [
         ({"state": 15, "detail": "no room"}, "a new keep must be in state 1, and is in 15 (error)\n    no room"),
         ({"state": 0}, "must be in state 1, and is in 0 (undefined)"),
-        ({"state": 7}, "'state' is none that is known"),
-        ({"phase": "melted"}, "'phase' is none that is known"),
+        ({"state": 7}, "invalid keep: field 'state' must be one of"),
+        ({"phase": "melted"}, "invalid keep: field 'phase' must be empty or one of"),
         ({"kuuid": 0}, "the new keep's ID is 0"),
-        ({"kuuid": "1"}, "'kuuid' must be a whole number"),
+        ({"kuuid": "1"}, "invalid keep: field 'kuuid' must be a whole number"),
         ({"app_loader_bind_port": 3031}, "claims to listen on :3031 before it was started"),
         ({"bindaddress": "127.0.0.1"}, "before it was started"),
     ],
@@ -102,14 +118,14 @@ def test_a_new_keep_that_is_not_as_it_should_be_is_a_surprise(
     manager.twist = twist
     assert tester("--yes") == 1
     error = capsys.readouterr().err
-    assert error.startswith("keep-manager-tester: cannot ")
+    assert error.startswith(("keep-manager-tester: cannot ", "keep-manager-tester: invalid keep: "))
     assert complaint in error
 
 
 @pytest.mark.parametrize(
     ("fingerprint", "complaint"),
     [
-        ("", "told no fingerprint"),
+        ("", "named no fingerprint"),
         ("sha256:12", "64 hexadecimal digits"),
         ("sha256:" + "0" * 64, "the keep's certificate is sha256:"),
     ],

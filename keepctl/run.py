@@ -1,0 +1,200 @@
+"""A workload from its file to its end: a keep with the workload in it, its output, and what becomes of the keep.
+
+Whatever ends it, the keep is removed, stopped, or named with what to do about it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from enum import Enum
+from functools import partial
+from io import FileIO
+from typing import Protocol
+
+from keep_client.credentials import Credentials
+from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
+from keep_client.manager import ManagerClient
+from keep_client.peer import ConnectionFailed
+from keep_client.text import one_line
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.sse import LogLine
+from keepctl.display import UploadBar, output_reader, say
+from keepctl.job import Job
+
+
+class Manager(Protocol):
+    """What a running workload needs of the manager."""
+
+    def lines(
+        self,
+        kuuid: int,
+        follow: bool = False,
+        last: int | None = None,
+        after: str = "",
+        patient: bool = False,
+        reader: int | None = None,
+    ) -> Generator[LogLine, None, None]:
+        """The lines of a keep's journal."""
+
+    def ended(self, kuuid: int) -> KeepInfo:
+        """The keep, once it has ended."""
+
+    def stop(self, kuuid: int) -> KeepInfo:
+        """Ends what the keep runs."""
+
+    def remove(self, kuuid: int, patient: bool = False) -> None:
+        """Stops and forgets the keep."""
+
+
+class Left(Exception):
+    """The person does not wait for the workload's end."""
+
+
+class Fate(Enum):
+    """What is done with a keep whose output is shown no longer; the value is what was done."""
+
+    LEAVE = "left it running"
+    STOP = "stopped it"
+    REMOVE = "removed it"
+
+
+@contextmanager
+def ending_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP are Ctrl-C inside; but for one that was ignored before, as nohup has it: that stays so."""
+    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in asked}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def send(credentials: Credentials, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
+    """Sends an open file to a started keep, with a bar where that takes long; what the keep says it received.
+
+    Raises KeepfleetError.
+    """
+    endpoint = endpoint_of(keep, manager_host)
+    with UploadBar(file_size(file)) as bar:
+        reply = upload_raw(endpoint, credentials.keep_context(), file, bar)
+    return received(reply, file)
+
+
+def listen(
+    client: ManagerClient, kuuid: int, address: str, port: int | None, names: tuple[str, ...], job: Job
+) -> KeepInfo:
+    """Starts a keep, without an address on the one the manager is reached by. Raises KeepfleetError."""
+    try:
+        return client.start(kuuid, address, port, names, job.workload())
+    except KeepfleetError as error:
+        if address or error.kind is not ErrorKind.PORT_UNAVAILABLE:
+            raise
+        hint = "name an address of the manager's host with --address, or in: keepctl context set NAME --address IP"
+        raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
+
+
+def create(client: ManagerClient, job: Job, arch: str, replace: bool, key: str = "") -> KeepInfo:
+    """A new keep for a job; key: an idempotency key. Raises KeepfleetError, of a name that is taken with what to do."""
+    try:
+        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease)
+    except KeepfleetError as error:
+        if not job.name or replace or error.kind is not ErrorKind.CONFLICT:
+            raise
+        message = f"{error.message}; with --replace that one is ended first"
+        raise KeepfleetError(error.kind, message, error.evidence) from error
+
+
+def begin(
+    client: ManagerClient, credentials: Credentials, job: Job, address: str, port: int | None, replace: bool
+) -> KeepInfo:
+    """A keep that has received the job's module; or none, when anything fails.
+
+    Where its answer to the creation is lost, the manager is asked with the same key once more what it made.
+    """
+    make = partial(create, client, job, "wasi", replace, os.urandom(16).hex())
+    keep: KeepInfo | None = None
+    with open_workload(job.module) as file:
+        try:
+            keep = make()
+            started = listen(client, keep.kuuid, address, port, (), job)
+            send(credentials, started, client.endpoint.host, file)
+        except BaseException as error:
+            if keep is None and _may_have_worked(error):
+                keep = _again(make)
+            if keep is not None:
+                settle(client, keep.kuuid, Fate.REMOVE)
+            raise
+    return started
+
+
+def _may_have_worked(error: BaseException) -> bool:
+    """Whether a creation that ended like this may have made a keep. One that took too long has not: the manager undoes
+    what its client does not wait for."""
+    return not isinstance(error, KeepfleetError) or (
+        isinstance(error, ConnectionFailed) and error.kind is not ErrorKind.TOO_SLOW
+    )
+
+
+def _again(make: partial[KeepInfo]) -> KeepInfo | None:
+    try:
+        return make()
+    except KeepfleetError:
+        return None  # the first error is the one to report
+
+
+def until_the_end(
+    manager: Manager, kuuid: int, show: Callable[[LogLine], None], stopping: Callable[[], None]
+) -> tuple[KeepInfo, bool]:
+    """Shows the keep's lines until it has ended; the keep then, and whether Ctrl-C ended it.
+
+    At the first Ctrl-C `stopping` is called and the workload stopped; its last lines are still shown. Raises Left at
+    the second, KeepfleetError when the manager cannot be reached any more or does not give the lines, BrokenPipeError
+    when the output's reader has gone, and OSError when it cannot be written.
+    """
+    cursor, stopped, reader = "", False, output_reader()
+    while True:
+        try:
+            with closing(manager.lines(kuuid, follow=True, after=cursor, patient=True, reader=reader)) as lines:
+                for line in lines:
+                    cursor = line.cursor or cursor
+                    show(line)
+            return manager.ended(kuuid), stopped
+        except KeyboardInterrupt:
+            if stopped:
+                raise Left from None
+            stopped = True
+            try:
+                stopping()
+                manager.stop(kuuid)
+            except KeyboardInterrupt:
+                raise Left from None
+
+
+def settle(manager: Manager, kuuid: int, fate: Fate, patient: bool = True) -> bool:
+    """Does with the keep what `fate` says; where that fails, or Ctrl-C ends it, names what is left and what to do.
+
+    patient: a manager that is away for a moment is asked again. Returns whether it is done.
+    """
+    try:
+        if fate is Fate.REMOVE:
+            manager.remove(kuuid, patient)
+        elif fate is Fate.STOP:
+            manager.stop(kuuid)
+    except (KeepfleetError, KeyboardInterrupt) as error:
+        if fate is Fate.STOP and isinstance(error, KeepfleetError) and _is_over(error):
+            return True
+        why = f": {error.message}" if isinstance(error, KeepfleetError) else ""
+        todo = f"remove it: keepctl rm {kuuid}" if fate is Fate.REMOVE else f"stop it: keepctl stop {kuuid}"
+        say(one_line(f"keepctl: left keep {kuuid}{why}; {todo}"))
+        return False
+    return True
+
+
+def _is_over(error: KeepfleetError) -> bool:
+    """Whether a stop was refused since nothing runs there any more."""
+    return error.kind in (ErrorKind.CONFLICT, ErrorKind.NOT_FOUND)

@@ -1,0 +1,65 @@
+"""keepfleet on a newer Debian than the machine's: its systemd, booted from a root directory, and its Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rare.hosts import INSTALLED, ROOT, SECONDS, Release
+from tools.sandbox.layout import Layout
+from tools.sandbox.sandbox import Sandbox
+
+TRIXIE, FORKY = Release("trixie", "3.13"), Release("forky", "3.14")
+PROVED = ("test_units_on_systemd.py", "test_isolation.py", "test_main_job.py", "test_user_manager.py")
+EXPECTED = "Hello from C, inside a keep!"
+
+
+@pytest.fixture(scope="module")
+def root() -> str:
+    return TRIXIE.root()
+
+
+@pytest.fixture(scope="module")
+def prefix(root: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prefix, wheels = tmp_path_factory.mktemp("prefix"), tmp_path_factory.mktemp("wheels")
+    prefix.chmod(0o755)  # every keep is a user of its own
+    TRIXIE.install(root, prefix, wheels)
+    return prefix
+
+
+def test_the_demo_checks_every_step(root: str, prefix: Path) -> None:
+    binds = tuple((str(ROOT / name), f"/opt/{name}", True) for name in ("tools", "examples"))
+    layout = Layout(((str(prefix), INSTALLED, True), *binds), root=root)
+    with Sandbox(f"newer-{os.getpid()}", layout) as sandbox:
+        assert sandbox.exec(["cat", "/etc/debian_version"]).stdout.startswith("13")
+        demo = [f"{INSTALLED}/bin/python", "-P", "/opt/tools/demo/__main__.py", "--expect", EXPECTED]
+        done = sandbox.exec([*demo, "/opt/examples/hello-c/hello.wasm"], timeout=SECONDS)
+        assert (done.returncode, done.stdout[-24:]) == (0, "Every step was checked.\n"), done.stdout + done.stderr
+
+
+def test_what_is_proved_of_units_isolation_and_the_main_job_holds_there_too(root: str, prefix: Path) -> None:
+    environment = {**os.environ, "KEEPFLEET_TEST_ROOT": root, "KEEPFLEET_TEST_PREFIX": str(prefix)}
+    files = [f"tests/system/{name}" for name in PROVED]
+    command = [sys.executable, "-m", "pytest", "--quiet", "--tb=short", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_systemd_without_cgroup_v1_boots_and_puts_units_into_cgroups() -> None:
+    with Sandbox(f"newest-{os.getpid()}", Layout(root=FORKY.root())) as sandbox:
+        version = int(sandbox.exec(["systemctl", "--version"]).stdout.split()[1])
+        assert version >= 258
+        assert sandbox.exec(["systemctl", "is-system-running"]).stdout == "running\n"
+        assert sandbox.exec(["stat", "--file-system", "--format=%T", "/sys/fs/cgroup"]).stdout == "cgroup2fs\n"
+        shown = sandbox.exec(["systemd-run", "--wait", "--pipe", "--quiet", "cat", "/proc/self/cgroup"]).stdout
+        assert "\n0::/system.slice/run-" in f"\n{shown}"
+
+
+def test_a_root_without_systemd_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.sandbox", "boot", "--root", str(tmp_path), "bare"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, f"it needs systemd, dbus in {tmp_path}" in done.stderr) == (1, True)
