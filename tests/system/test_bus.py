@@ -12,7 +12,7 @@ from keep_manager.model import UnitState
 from keep_manager.systemd.bus import BusLost, Call
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import KeepSpec
 from tests.fakes.systemd_house import SystemdHouse
 from tools.sandbox.sandbox import Sandbox
@@ -154,8 +154,9 @@ async def test_a_bus_that_is_not_there_is_said_at_once() -> None:
 async def test_a_call_that_arrived_before_the_connection_broke_makes_no_second_keep(
     house: SystemdHouse, units: SystemdUnits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer is lost, the unit is not there yet when it is looked at, and the repeated call finds that it exists."""
-    call, look, lost = units._bus.call, units.look, []
+    """The answer is lost, the unit is not there yet when it is looked at, and the repeated call finds it."""
+    call, look = units._bus.call, units.look
+    lost: list[Call] = []
 
     async def answer_lost(what: Call, seconds: float = 10.0) -> list[object]:
         answer = await call(what, seconds)
