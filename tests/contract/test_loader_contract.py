@@ -1,4 +1,4 @@
-"""What the manager may rely on from a loader; the fake and a real one, with a stub for its app-loader, pass the same."""
+"""What the manager may rely on from a loader: the fake, and a real one with a stub for its app-loader, pass alike."""
 
 from __future__ import annotations
 
