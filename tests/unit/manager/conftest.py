@@ -86,7 +86,7 @@ def held_too_long(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         began, garbage = time.thread_time(), collected[1]
         run(handle)
         spent = time.thread_time() - began - (collected[1] - garbage)
-        task = getattr(handle._callback, "__self__", None)
+        task = getattr(getattr(handle, "_callback", None), "__self__", None)
         code = getattr(task.get_coro(), "cr_code", None) if isinstance(task, asyncio.Task) else None
         ours = code is not None and "/tests/" not in code.co_filename and "pytest" not in code.co_filename
         if spent > BLOCKED_SECONDS and ours:
