@@ -135,7 +135,7 @@ class Fleet:
     def clear(self) -> None:
         """Ends every keep, whoever made it, and brings the manager back where a test ended it.
 
-        Where a test left nothing that costs one request. Raises AssertionError where the manager still has keeps.
+        Where a test left nothing that costs one request.
         """
         if self.host.files_of("keep@"):
             units = self.keep_units()
@@ -145,6 +145,10 @@ class Fleet:
             self.client().keeps()
         except ConnectionFailed:
             self.host.systemctl("start", MANAGER)
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until the manager has no keep: of those that it did not stop itself it hears a moment later."""
         deadline = time.monotonic() + SETTLE_SECONDS
-        while left := self.client().keeps():  # it follows what it did not stop itself
+        while left := self.client().keeps():
             assert time.monotonic() < deadline, f"the manager still has {left}"
