@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -57,3 +59,26 @@ def policy(place: Path, authority: FakeAuthority) -> Policy:
 async def parts(units: FakeUnits, place: Path, policy: Policy, events: FakeEventLog) -> AsyncIterator[ManagerParts]:
     async with manager_parts(units, str(place), policy, events) as made:
         yield made
+
+
+BLOCKED_SECONDS = 0.05
+"""The longest that one step of a task may hold the loop; measured in processor time, which a busy machine does not add
+to."""
+
+
+@pytest.fixture(autouse=True)
+def loop_is_not_blocked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test in which one step of the manager's own code held the event loop."""
+    held: list[str] = []
+    run = asyncio.events.Handle._run
+
+    def timed(handle: asyncio.events.Handle) -> None:
+        began = time.thread_time()
+        run(handle)
+        spent = time.thread_time() - began
+        if spent > BLOCKED_SECONDS and "keep_manager" in (shown := repr(handle)):
+            held.append(f"{spent:.3f} s: {shown}")
+
+    monkeypatch.setattr(asyncio.events.Handle, "_run", timed)
+    yield
+    assert not held, held
