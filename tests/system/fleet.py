@@ -59,9 +59,12 @@ class Fleet:
         (self.configuration / "manager.yaml").write_text(text)
 
     @contextlib.contextmanager
-    def configured(self, **keys: object) -> Iterator[None]:
-        """The manager with these keys, and without them at the end: reloaded, or restarted where a key needs that."""
-        apply = self.restart if set(NEEDS_RESTART).intersection(keys) else self.reload
+    def configured(self, *, restarted: bool = False, **keys: object) -> Iterator[None]:
+        """The manager with these keys, and without them at the end: reloaded, or restarted where a key needs that.
+
+        restarted: restarted in any case, as a changed unit needs it.
+        """
+        apply = self.restart if restarted or set(NEEDS_RESTART).intersection(keys) else self.reload
         self.configure(**keys)
         apply()
         try:
