@@ -59,9 +59,12 @@ class Fleet:
         (self.configuration / "manager.yaml").write_text(text)
 
     @contextlib.contextmanager
-    def configured(self, **keys: object) -> Iterator[None]:
-        """The manager with these keys, and without them at the end: reloaded, or restarted where a key needs that."""
-        apply = self.restart if set(NEEDS_RESTART).intersection(keys) else self.reload
+    def configured(self, *, restarted: bool = False, **keys: object) -> Iterator[None]:
+        """The manager with these keys, and without them at the end: reloaded, or restarted where a key needs that.
+
+        restarted: restarted in any case, as a changed unit needs it.
+        """
+        apply = self.restart if restarted or set(NEEDS_RESTART).intersection(keys) else self.reload
         self.configure(**keys)
         apply()
         try:
@@ -135,7 +138,7 @@ class Fleet:
     def clear(self) -> None:
         """Ends every keep, whoever made it, and brings the manager back where a test ended it.
 
-        Where a test left nothing that costs one request. Raises AssertionError where the manager still has keeps.
+        Where a test left nothing that costs one request.
         """
         if self.host.files_of("keep@"):
             units = self.keep_units()
@@ -145,6 +148,10 @@ class Fleet:
             self.client().keeps()
         except ConnectionFailed:
             self.host.systemctl("start", MANAGER)
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until the manager has no keep: of those that it did not stop itself it hears a moment later."""
         deadline = time.monotonic() + SETTLE_SECONDS
-        while left := self.client().keeps():  # it follows what it did not stop itself
+        while left := self.client().keeps():
             assert time.monotonic() < deadline, f"the manager still has {left}"
