@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from keep_manager.model import UnitState
+from keep_manager.systemd.bus import BusLost, Call
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.spec import KeepSpec
 from tests.fakes.systemd_house import SystemdHouse
 from tools.sandbox.sandbox import Sandbox
 
@@ -146,3 +149,35 @@ async def test_a_bus_that_is_not_there_is_said_at_once() -> None:
         with pytest.raises(KeepfleetError, match="cannot reach systemd on unix:path=/nonexistent/bus"):
             await units.open()
         await units.close()
+
+
+async def test_a_call_that_arrived_before_the_connection_broke_makes_no_second_keep(
+    house: SystemdHouse, units: SystemdUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is lost, the unit is not there yet when it is looked at, and the repeated call finds it."""
+    call, look = units._bus.call, units.look
+    lost: list[Call] = []
+
+    async def answer_lost(what: Call, seconds: float = 10.0) -> list[object]:
+        answer = await call(what, seconds)
+        if what.member == "StartTransientUnit" and not lost:
+            lost.append(what)
+            raise BusLost(what.member)
+        return answer
+
+    async def not_yet(kuuid: int) -> UnitState | None:
+        if len(lost) == 1:
+            lost.append(Call("looked"))
+            return None
+        return await look(kuuid)
+
+    monkeypatch.setattr(units._bus, "call", answer_lost)
+    monkeypatch.setattr(units, "look", not_yet)
+    spec = KeepSpec(name="web", owner="alice", created_at=1234.5)
+    await units.start(4711, ENOUGH, spec)
+    assert len(lost) == 2
+    assert await units.spec(4711) == spec
+    with pytest.raises(KeepfleetError) as caught:
+        lost.clear()
+        await units.start(4711, ENOUGH, spec.replace(created_at=1234.6))
+    assert caught.value.kind is ErrorKind.CONFLICT, "another's"

@@ -7,6 +7,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -231,18 +232,24 @@ async def test_no_descriptors_for_a_moment_end_no_watch_and_are_logged_once(
     """EMFILE: the manager's own trouble, of which the keep knows nothing."""
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
     info, loader = await house.new()
-    real, refused = socket.socket, list[int]()
+    while not any(command.type is CommandType.WAIT for command in loader.commands):
+        loader.heard.clear()
+        await loader.heard.wait()
+    real, enough = socket.socket, asyncio.Event()
+    refused: list[int] = []
 
     def none_left(family: int = -1, *more: int, **named: int) -> socket.socket:
         if family == socket.AF_UNIX and len(refused) < 3:
             refused.append(family)
+            if len(refused) == 3:
+                enough.set()
             raise OSError(errno.EMFILE, "Too many open files")
         return real(family, *more, **named)
 
-    monkeypatch.setattr("keep_manager.loader_client.socket.socket", none_left)
+    shim = SimpleNamespace(**{**vars(socket), "socket": none_left})
+    monkeypatch.setattr("keep_manager.loader_client.socket", shim)
     await loader.hang_up()
-    while len(refused) < 3:  # noqa: ASYNC110 # each a turn of the loop
-        await asyncio.sleep(0)
+    await asyncio.wait_for(enough.wait(), 5)
     await run(loader, Event.START, Event.ENDPOINT_READY)
     await house.events.until(STARTED)
     assert house.recorded == [CREATED, STARTED]
@@ -270,6 +277,7 @@ async def test_a_change_of_the_sentence_alone_is_shown(house: House) -> None:
     await run(loader, Event.START, Event.ENDPOINT_READY)
     await house.events.until(STARTED)
     await loader.say("receiving a workload")
-    while (await house.keeps.get(info.kuuid)).detail != "receiving a workload":  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while (await house.keeps.get(info.kuuid)).detail != "receiving a workload":  # noqa: ASYNC110
+            await asyncio.sleep(0)
     assert house.recorded == [CREATED, STARTED]
