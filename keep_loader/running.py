@@ -15,7 +15,7 @@ from keep_loader.loop import Loop
 from keep_loader.outcome import Death, Usage, all_lines_taken, believe, outcome_of
 from keep_loader.process import Exit, Run
 from keep_loader.state import Keep
-from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.outcome import Outcome
 from keep_protocol.reports import Report, ReportType
 
 _WALL, _PROCESSOR = "workload's time", "workload's processor time"
@@ -53,9 +53,6 @@ class Running:
         reported: Outcome | None = None
         if report.type is ReportType.RUNNING:
             self._keep.set_detail(report.text)
-        elif report.type is ReportType.FAILED and report.error is not None:
-            error = report.error
-            reported = believe(Outcome(OutcomeKind.REFUSED, error.message, backtrace=error.evidence))
         elif report.type is ReportType.ENDED:
             reported = believe(report.outcome)
         if reported is not None:
