@@ -123,7 +123,7 @@ def _link(path: str, target: str) -> bool:
     """Makes `path` a link to `target`, atomically; returns whether that changed anything."""
     if os.path.islink(path) and os.readlink(path) == target:
         return False
-    temporary = files.temporary_beside(path)
+    temporary = files.temporary_path(path)
     os.symlink(target, temporary)
     os.rename(temporary, path)
     files.sync_directory(os.path.dirname(path))

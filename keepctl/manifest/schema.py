@@ -97,7 +97,7 @@ SCHEMA: Schema = {
             "be 1 to 63 of a-z, 0-9 and -",
         ),
         "module": _text(
-            "The WebAssembly file to send; a relative path is beside the manifest. Left out, it is named on the "
+            "The WebAssembly file to send; a relative path begins at the manifest's directory. Left out, it is named on the "
             "command line.",
             "^[^\\u0000]+$",
             "be the path of a file",
