@@ -1,4 +1,4 @@
-"""One keep's life against the cost of a unit: every round starts each kind of unit once, in an order drawn each time."""
+"""One keep's life against the cost of a unit: every round starts each kind of unit once, in a drawn order."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def state_diagram() -> str:
 
 
 def status_table() -> str:
-    """The statuses error kinds have over HTTP, at the manager and at a keep's upload endpoint; a dash where one never says it."""
+    """The statuses error kinds have over HTTP, of the manager and of keeps; a dash where one never says it."""
     lines = ["| kind | manager | keep |", "|---|---|---|"]
     for kind in ErrorKind:
         statuses = [table.get(kind) for table in (errors.STATUS_OF, requests.STATUS_OF)]

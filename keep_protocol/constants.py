@@ -31,8 +31,8 @@ MAX_CONTROL_FRAME = 128 * 1024
 """One message on the control socket, in bytes; a keep's object with its certificate and a backtrace is 8 KiB, and with
 16 labels of 255 characters that JSON writes as twelve bytes each, 110 KiB."""
 MAX_CONTROL_FDS = 48
-"""Descriptors in one control message: the upload endpoint's three, the workload's description, its standard input, and at most
-16 directories and 16 secrets; the kernel takes 253 (man 7 unix)."""
+"""Descriptors in one control message: the upload endpoint's three, the workload's description, its standard input, and
+at most 16 directories and 16 secrets; the kernel takes 253 (man 7 unix)."""
 MAX_CONTROL_CONNECTIONS = 8
 """Open control connections per loader; the manager uses one at a time."""
 CONTROL_REPLY_SECONDS = 2.0

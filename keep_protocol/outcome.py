@@ -49,7 +49,7 @@ class Outcome(Record):
     dropped_lines: int | None = field(
         Maybe(_COUNT),
         default=None,
-        about="how many of the keep's lines the journal's limit kept out of it; null where they were not counted, or not yet",
+        about="how many of the keep's lines the journal's limit kept out of it; null where they are not counted",
     )
     ended_monotonic: float | None = field(
         Maybe(Seconds()), default=None, about="the same in seconds since the host's boot, which no clock changes"

@@ -72,8 +72,8 @@ def written_if_missing(path: str, directory: str, address: str = DEFAULT_MANAGER
 
 
 def local_manager(directory: str) -> str:
-    """HOST:PORT of this host's manager, as the manager.yaml next to a PKI directory says it; the defaults where there is
-    none, or none that we may read. Raises KeepfleetError(CONFIGURATION) for one that cannot be understood."""
+    """HOST:PORT of this host's manager, as the manager.yaml next to a PKI directory says it; the defaults where
+    there is none, or none that we may read. Raises KeepfleetError(CONFIGURATION) for one that cannot be understood."""
     path = configuration_path(directory)
     try:
         with open(path, "rb") as file:  # a link is followed: the manager follows it, too

@@ -106,7 +106,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
                 "Idempotency-Key",
                 "header",
                 {"type": "string", "pattern": "^[!-~]{1,128}$"},
-                "the same key, caller and body within ten minutes name the same keep, and later ones as long as that keep lives",
+                "the same key, caller and body name the same keep: for ten minutes, and as long as that keep lives",
             ),
         ),
         refusals=(*BODY, ErrorKind.CONFLICT, ErrorKind.UNSUPPORTED, ErrorKind.CONFIGURATION, ErrorKind.KEEP_FAILED),
