@@ -15,8 +15,8 @@ from keep_manager.keeps.policy import Policy
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FakeUnits
-from tests.fakes.manager_house import ManagerHouse, manager_house
 from tests.fakes.manager_parts import ManagerParts, manager_parts
+from tests.fakes.running_manager import RunningManager, running_manager
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def house(place: Path) -> AsyncIterator[ManagerHouse]:
-    async with manager_house(place) as made:
+async def manager(place: Path) -> AsyncIterator[RunningManager]:
+    async with running_manager(place) as made:
         yield made
 
 
