@@ -160,6 +160,13 @@ class Life:
         """A property of its unit."""
         return self.host.show(self.unit, name)[name]
 
+    def shown(self, detail: str) -> KeepInfo:
+        """The keep once the manager shows this detail; meanwhile its next loader is being started."""
+        deadline = time.monotonic() + SOON
+        while self.look().detail != detail:
+            assert time.monotonic() < deadline, self.info
+        return self.info
+
     def status(self, text: str) -> str:
         """Its line in `systemctl status`, once it holds `text`: the loader changes it at most five times a second."""
         deadline = time.monotonic() + SOON
