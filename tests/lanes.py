@@ -37,8 +37,9 @@ LONGEST_FIRST = (
     "tests/unit/loader/test_restart.py",
     "tests/unit/loader/test_workload.py",
 )
-"""Files that take more than some seconds, the longest first; what is new goes last until it is entered here. The seconds
-of each test: `./run test tests --durations=60`."""
+"""Files that take more than some seconds, the longest first; what is new goes last until it is entered here.
+
+The seconds of each test: `./run test tests --durations=60`."""
 
 
 def order(path: str) -> int:
