@@ -190,6 +190,7 @@ def test_a_body_that_stops_half_way_and_hangs_up_leaves_nothing(fleet: Fleet) ->
     assert fleet.client().keeps() == ()
 
 
+@pytest.mark.rare
 def test_a_body_that_stops_half_way_and_stays_is_given_up(fleet: Fleet) -> None:
     with connect(fleet.port, fleet.tls()) as connection:
         connection.sendall(request("POST", V1, b'{"arch":', length=16))
