@@ -121,9 +121,7 @@ def test_of_many_uploads_at_the_same_moment_exactly_one_is_taken(life: Life) -> 
 
 def test_an_upload_after_another_was_accepted_is_refused_at_the_door(fleet: Fleet) -> None:
     life = Life.running(fleet)
-    with pytest.raises(
-        ConnectionFailed, match="nothing listens there; a keep closes its upload endpoint"
-    ):
+    with pytest.raises(ConnectionFailed, match="nothing listens there; a keep closes its upload endpoint"):
         life.upload(modules.says(b"late\n"))
     life.remove()
 
