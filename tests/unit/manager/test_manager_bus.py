@@ -66,5 +66,5 @@ async def test_who_asks_again_right_after_a_loss_waits_for_the_bus_and_lets_the_
         call = Call("ListUnits")
         with pytest.raises(BusLost):
             await made.call(call)
-        with pytest.raises(KeepfleetError, match="no answer in 0.01 s"):
+        with pytest.raises(KeepfleetError, match=r"no answer in 0\.01 s"):
             await made.call(call, 0.01)
