@@ -18,8 +18,6 @@ MAX_IDENTITY_BYTES = 16 * 1024
 """A P-256 key and a certificate with 16 names are under 3 KiB."""
 MAX_CLIENT_CA_BYTES = 256 * 1024
 """A hundred CA certificates."""
-MAX_REVOKED_BYTES = 1024 * 1024
-"""25,000 serial numbers; a list longer than that refuses every client, because its end would be unread."""
 
 MAX_CONNECTIONS = 8
 """One uploads; the others let a second client hear 409 while the first is received."""

@@ -1,4 +1,4 @@
-"""One keep's life against the cost of a unit: every round starts each kind of unit once, in an order drawn anew."""
+"""One keep's life against the cost of a unit: every round starts each kind of unit once, in a drawn order."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ class Lifecycle:
         with timed() as watch:
             keep = kept.start_keep(self._keep.kuuid)
         self.samples[START].append(watch.milliseconds)
-        door = endpoint_of(keep, self._host.endpoint.host)
+        endpoint = endpoint_of(keep, self._host.endpoint.host)
         with open_workload(self._module) as file:
             began = time.time_ns()
             with timed() as watch:
-                reply = upload_raw(door, self._host.keep_context, file)
+                reply = upload_raw(endpoint, self._host.keep_context, file)
             received(reply, file)
         self.samples[ANSWER].append(watch.milliseconds)
         line = self._host.first_line(keep.unit, ITS_LINE)
@@ -94,7 +94,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         floor,
         figure(READY, "the same, with a Python that says READY", floor),
         figure(KEPT, "new-keep → reply", floor, CREATION),
-        figure(FRESH, "new-keep → reply, connection and TLS anew", floor),
+        figure(FRESH, "new-keep → reply, with a new connection", floor),
         figure(START, "start-keep → listening, certificate made", floor, LISTENING),
         figure(ANSWER, "upload of a small module → answer 200", floor),
         figure(LINE, "upload of a small module → its first journal line", floor),

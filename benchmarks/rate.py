@@ -1,4 +1,4 @@
-"""How many keeps a second, with one, four and eight clients at once, against as many units of the floor."""
+"""How many keeps a second, with one, four and eight clients concurrently, against as many units of the floor."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
             host.clear()
     figures = []
     for at_once in AT_ONCE:
-        floor = Figure(f"floor: hardened sleeps, {at_once} at once", "/s", tuple(floors[at_once]), rates=True)
-        keeps = Figure(f"new keeps, {at_once} at once", "/s", tuple(rates[at_once]), floor=floor, rates=True)
+        floor = Figure(f"floor: hardened sleeps, {at_once} concurrently", "/s", tuple(floors[at_once]), rates=True)
+        keeps = Figure(f"new keeps, {at_once} concurrently", "/s", tuple(rates[at_once]), floor=floor, rates=True)
         figures += [floor, keeps]
     return figures

@@ -1,6 +1,7 @@
 """The floor of an upload: a TLS server that reads a body and throws it away. Run as `python -m benchmarks.sink`.
 
-The same language, the same TLS, the same buffer as the door's; no HTTP parser, no digest, no file, no limits.
+The same language, the same TLS, the same buffer as the upload endpoint's; no HTTP parser, no digest, no file, no
+limits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A large module through the raw door: how fast, against a server that throws it away, and in how much memory."""
+"""A large module through the raw upload: how fast, against a server that throws it away, and in how much memory."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ class Pace:
         return (self._size - sent) / MB / (self.sent_at - at)
 
 
-def send(door: UploadEndpoint, context: ssl.SSLContext, file: FileIO, pace: Pace) -> tuple[Reply, float]:
+def send(endpoint: UploadEndpoint, context: ssl.SSLContext, file: FileIO, pace: Pace) -> tuple[Reply, float]:
     """The reply to an upload, and when it came."""
     body = raw_body(file)
     watched = Body(body.type, body.length, pace.over(iter(body.parts)))
-    reply = upload(door, context, "PUT", WORKLOAD_PATH, watched)
+    reply = upload(endpoint, context, "PUT", WORKLOAD_PATH, watched)
     return reply, time.perf_counter()
 
 
@@ -126,10 +126,10 @@ class Transfers:
         self.growth: list[float] = []
         self.peak: list[float] = []
 
-    def to_sink(self, door: UploadEndpoint) -> None:
+    def to_sink(self, endpoint: UploadEndpoint) -> None:
         """One upload that nobody keeps."""
         pace = Pace(self._size)
-        reply, _ = send(door, self._host.keep_context, self._file, pace)
+        reply, _ = send(endpoint, self._host.keep_context, self._file, pace)
         if reply.status != 200:
             raise MeasurementFailed(f"the sink answered {reply.status}")
         self.floor.append(pace.rate)
@@ -140,13 +140,13 @@ class Transfers:
         keep = client.create()
         keep = client.start(keep.kuuid, "127.0.0.1", None)
         loader = int(self._host.show(keep.unit, "MainPID"))
-        doors = [pid for pid in self._host.systemd.processes(keep.unit) if pid != loader]
-        if len(doors) != 1:
-            raise MeasurementFailed(f"{keep.unit} has {len(doors)} app-loaders")
-        pace = Pace(self._size, lambda: peak_of(doors[0]))
-        door = endpoint_of(keep, self._host.endpoint.host)
+        endpoints = [pid for pid in self._host.systemd.processes(keep.unit) if pid != loader]
+        if len(endpoints) != 1:
+            raise MeasurementFailed(f"{keep.unit} has {len(endpoints)} app-loaders")
+        pace = Pace(self._size, lambda: peak_of(endpoints[0]))
+        endpoint = endpoint_of(keep, self._host.endpoint.host)
         began = time.perf_counter()
-        reply, answered = send(door, self._host.keep_context, self._file, pace)
+        reply, answered = send(endpoint, self._host.keep_context, self._file, pace)
         received(reply, self._file)
         self.rate.append(pace.rate)
         self.whole.append(self._size / MB / (answered - began))

@@ -31,7 +31,7 @@ class Typing:
         self.samples: dict[str, list[float]] = defaultdict(list)
 
     def round(self) -> None:
-        """Everything once, in an order drawn anew."""
+        """Everything once, in an order drawn each time."""
         steps = [FLOOR, SMALL, REAL]
         self._draw.shuffle(steps)
         for step in steps:

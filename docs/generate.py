@@ -41,7 +41,7 @@ def state_diagram() -> str:
 
 
 def status_table() -> str:
-    """The statuses error kinds have over HTTP, at the manager and at a keep's door; a dash where one never says it."""
+    """The statuses error kinds have over HTTP, of the manager and of keeps; a dash where one never says it."""
     lines = ["| kind | manager | keep |", "|---|---|---|"]
     for kind in ErrorKind:
         statuses = [table.get(kind) for table in (errors.STATUS_OF, requests.STATUS_OF)]
@@ -61,7 +61,7 @@ def operation_table() -> str:
 
 
 def limit_table() -> str:
-    """Every limit with its default, its bounds, and the ceiling nobody has to configure."""
+    """Every limit with its default, its bounds, and its ceiling where none is configured."""
     lines = ["| limit | default | smallest | largest | ceiling by default |", "|---|---|---|---|---|"]
     for name, (low, high) in limits.BOUNDS.items():
         lines.append(f"| `{name}` | {limits.DEFAULTS[name]} | {low} | {high} | {DEFAULT_CEILINGS[name]} |")

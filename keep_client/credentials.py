@@ -105,7 +105,7 @@ class Credentials:
     def find(cls, ca: str | None = None, certificate: str | None = None, key: str | None = None) -> Credentials:
         """The files named, and for those not named the administrator's in `pki_directory()`.
 
-        A certificate without a key's name has its key beside it: NAME.crt and NAME.key.
+        A certificate without a key's name has its key next to it: NAME.crt and NAME.key.
         """
         directory = pki_directory()
         chosen = certificate or os.path.join(directory, "clients", DEFAULT_CLIENT + ".crt")

@@ -61,7 +61,7 @@ class Loader:
         self._store = DescriptorStore(notifier, stored)
         self._keep = Keep(settings.kuuid, settings.spec, probe(settings.directory), self._record, self._changed)
         self._supervisor: Supervisor | None = None
-        self._leaving = False
+        self._leaving = self._ending = False  # a signal has come; and was seen to
         self._version_1: Version1Start | None = None
         self._starting: Connection | None = None
         self._stopping: list[Connection] = []
@@ -126,6 +126,7 @@ class Loader:
         """A signal has come, and its handler has run."""
         os.read(self._wake, 512)
         if self._leaving:
+            self._ending = True
             self._systemd.notify(STOPPING="1")
             if self._supervisor is not None:
                 self._supervisor.leave()
@@ -149,7 +150,8 @@ class Loader:
         """Goes on where the loader before us was."""
         from keep_loader.restart import resume_from
 
-        resumption = resume_from(saved, self._store.names, round(time.time(), 3))
+        failures = self._keep.report.isolation_failures
+        resumption = resume_from(saved, self._store.names, round(time.time(), 3), failures)
         self._keep.restore(saved)
         if resumption.event is Event.RESUME:
             self._supervise().resume()
@@ -269,7 +271,7 @@ class Loader:
         for connection in self._waiters.changed(keep.report, self._show):
             self._reply(connection)
         busy = supervisor is not None and supervisor.busy
-        if keep.phase is Phase.RESTARTING or (self._leaving and not busy):
+        if keep.phase is Phase.RESTARTING or (self._ending and not busy):
             self._loop.stop()
 
 

@@ -39,8 +39,9 @@ _ITS_OWN_TO_REPORT = (
     OutcomeKind.LIMITED,
     OutcomeKind.KILLED,
     OutcomeKind.REFUSED,
+    OutcomeKind.LOST,
 )
-"""That it was stopped or lost is ours to report."""
+"""LOST is a runner's that failed, with its reason. That it was stopped is ours to report."""
 
 
 def plain_lines(lines: tuple[str, ...]) -> tuple[str, ...]:
@@ -142,8 +143,8 @@ def _limit_of(death: Death, usage: Usage, limits: Limits) -> str | None:
     if usage.for_memory:
         return f"killed by the kernel for memory (the keep's limit is {limits.unit_memory_bytes // MIB} MiB)"
     # The kernel signals SIGXCPU at the limit, and SIGKILL a second later to a process that took no notice.
-    spent = death.end.cpu_seconds >= limits.cpu_seconds
-    if death.end.signal == signal.SIGXCPU or (death.end.signal == signal.SIGKILL and spent):
+    over = death.end.cpu_seconds >= limits.cpu_seconds
+    if death.end.signal == signal.SIGXCPU or (death.end.signal == signal.SIGKILL and over):
         return f"over its processor time limit of {limits.cpu_seconds} s"
     return None
 

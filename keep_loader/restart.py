@@ -49,13 +49,22 @@ class Resumption(Record):
     outcome: Outcome | None = None
 
 
-def resume_from(saved: KeepRecord, stored: frozenset[str], now: float) -> Resumption:
+def resume_from(saved: KeepRecord, stored: frozenset[str], now: float, failures: tuple[str, ...]) -> Resumption:
     """What follows from the record and the names of the descriptors systemd kept for us, at `now` seconds of the
-    epoch. Pure.
+    epoch; `failures` are the isolation check's. Pure.
 
     A start that was not yet answered is forgotten; an upload endpoint is opened again with all it had; a workload is
-    run again where its policy says so, else it is lost; an end stays an end.
+    run again where its policy says so, else it is lost; an end stays an end. Neither happens with a failure: the unit
+    may have changed since the start.
     """
+    resumption = _without_check(saved, stored, now)
+    if not failures or resumption.event not in (Event.RESUME, Event.RERUN):
+        return resumption
+    why = f"cannot go on after a restart of the loader: the isolation check failed: {'; '.join(failures)}"
+    return Resumption(Event.FAIL, why, resumption.outcome or Outcome(OutcomeKind.LOST, why, ended_at=now))
+
+
+def _without_check(saved: KeepRecord, stored: frozenset[str], now: float) -> Resumption:
     report = saved.report
     if saved.phase in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
         return Resumption(Event.READY)

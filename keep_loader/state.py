@@ -141,7 +141,7 @@ class Keep:
             self.private = saved.private
 
     def describe(self, description: Description) -> None:
-        """What a manager of version 1 says that the keep is called, and who created it; remembered."""
+        """What a manager of version 1 says that the keep is called, and who created it; saved."""
         self._describe(description)
         self._save()
         self._changed()
@@ -159,7 +159,7 @@ class Keep:
         self.private = self.private.replace(**fields)
 
     def set_dropped(self, lines: int) -> None:
-        """How many of its lines the journal did not take; remembered with the outcome of a keep that has ended.
+        """How many of its lines the journal did not take; saved with the outcome of a keep that has ended.
 
         Raises KeepfleetError(CONFLICT), changing nothing, where there is none.
         """

@@ -1,6 +1,6 @@
 """Named places where a test makes the manager kill itself, to prove that nothing is lost there.
 
-Inert unless `$KEEPFLEET_FAILPOINT` names one: whoever can set the manager's environment can kill it anyway.
+Inert unless `$KEEPFLEET_FAILPOINT` names one: a user who can set the manager's environment can kill it anyway.
 """
 
 from __future__ import annotations

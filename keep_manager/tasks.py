@@ -1,7 +1,7 @@
 """Tasks with an owner: the one place in the manager that makes them.
 
 A group's tasks end with its block: what still runs then is cancelled and waited for. A task that fails ends the block,
-and with it whoever opened it: in the daemon that is the process, which systemd starts again.
+and with it what opened it: in the daemon that is the process, which systemd starts again.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ from keep_protocol.workload import MAX_WORKLOAD_JSON
 MAX_PAGE = 1000
 """Keeps on one page of a list at most; a page of that many is 2 MB."""
 MAX_START_BODY = MAX_MANAGER_BODY + MAX_WORKLOAD_JSON
-"""A start request beside its workload's arguments and environment, which may be as long as the kernel takes them."""
+"""A start request and its workload's arguments and environment, which may be as long as the kernel takes them."""
 MAX_TOKEN = 4096
 """An auth-token is accepted for the original's sake and not used; a certificate decides. It is bounded all the same."""
 BANNER = f"Protocol_name = {PROTOCOL_NAME}\nProtocol_version = {PROTOCOL_VERSION}"
@@ -156,7 +156,7 @@ class NewKeep(Record):
         about="how long it may stay unused; or null",
     )
     uploaders: tuple[str, ...] = field(
-        Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload; empty: whoever starts it"
+        Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload; empty: the caller who starts it"
     )
     replace_living: bool = field(
         Flag(), default=False, name="replace", about="end the caller's living keep of that name first"
@@ -187,7 +187,7 @@ class StartKeep(Record):
         default=None,
         about="of its upload endpoint; null for the first free one of keep_ports; on 127.0.0.1 a taken one moves on",
     )
-    names: tuple[str, ...] = field(_CertifiedNames(), default=(), about="for its certificate, beside the address")
+    names: tuple[str, ...] = field(_CertifiedNames(), default=(), about="for its certificate, besides the address")
     workload: WorkloadRequest | None = field(Maybe(WorkloadMember()), default=None, about="what its guest is given")
     uploaders: tuple[str, ...] = field(
         Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload: names and fingerprints"

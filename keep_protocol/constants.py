@@ -25,14 +25,14 @@ LAST_KEEP_PORT = 65535
 KUUID_BITS = 53
 """The widest integer every JSON reader keeps whole (RFC 8259, section 6)."""
 SLICE_GROUPS = 32
-"""Keeps are spread over this many slices: PID 1 pays for the units beside a new one in its slice."""
+"""Keeps are spread over this many slices: PID 1 pays for the other units in a new one's slice."""
 
 MAX_CONTROL_FRAME = 128 * 1024
 """One message on the control socket, in bytes; a keep's object with its certificate and a backtrace is 8 KiB, and with
 16 labels of 255 characters that JSON writes as twelve bytes each, 110 KiB."""
 MAX_CONTROL_FDS = 48
-"""Descriptors in one control message: three of the door's, the workload's description, its standard input, and at most
-16 directories and 16 secrets; the kernel takes 253 (man 7 unix)."""
+"""Descriptors in one control message: the upload endpoint's three, the workload's description, its standard input, and
+at most 16 directories and 16 secrets; the kernel takes 253 (man 7 unix)."""
 MAX_CONTROL_CONNECTIONS = 8
 """Open control connections per loader; the manager uses one at a time."""
 CONTROL_REPLY_SECONDS = 2.0
@@ -52,7 +52,7 @@ MAX_PAYLOAD_JSON_FACTOR = 5
 MAX_MANAGER_BODY = 64 * 1024
 """One request body to the manager: its longest is a start request with 16 names, under 6 KiB."""
 MAX_CERTIFICATE_NAMES = 16
-"""DNS names and addresses a keep's certificate may carry beside the address it listens on."""
+"""DNS names and addresses a keep's certificate may carry besides the address it listens on."""
 
 UNIT_PATTERN = "keep@*.service"
 _UNIT = r"keep@([1-9][0-9]{0,15})\.service"

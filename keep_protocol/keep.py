@@ -116,7 +116,7 @@ class KeepReport(Record):
 
 
 class KeepInfo(Record):
-    """One keep as clients see it. The wire has the original's member names, and ours beside them."""
+    """One keep as clients see it. The wire has the original's member names, and further ones of ours."""
 
     kuuid: int = field(_KUUID, about="the keep's ID")
     state: State = field(Word(State), about=", ".join(f"{int(state)} {state.name.lower()}" for state in State))

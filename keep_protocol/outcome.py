@@ -11,7 +11,7 @@ from keep_protocol.fields import Items, Maybe, Record, Seconds, Text, Whole, Wor
 
 _COUNT = Whole(0, 1 << 63)
 """What the kernel's own counters hold."""
-_SECONDS = "seconds, or null where nobody measured"
+_SECONDS = "seconds, or null where it was not measured"
 _EPOCH = "seconds of the epoch, or null"
 
 
@@ -28,7 +28,7 @@ class OutcomeKind(Enum):
 
 
 class Outcome(Record):
-    """How a workload ended, in words and with evidence; None where nobody measured, or not yet.
+    """How a workload ended, in words and with evidence; None where it was not measured, or not yet.
 
     text has no full stop ("exited 3", "trapped: out of bounds memory access"). ended_at is started_at and wall_seconds,
     so that a clock that was set meanwhile contradicts neither.
@@ -45,11 +45,11 @@ class Outcome(Record):
     output_bytes: int | None = field(Maybe(_COUNT), default=None, about="what it wrote to standard output and error")
     started_at: float | None = field(Maybe(Seconds()), default=None, about=_EPOCH)
     ended_at: float | None = field(Maybe(Seconds()), default=None, about=_EPOCH)
-    by: str = field(Text(), default="", about="who stopped it; empty when nobody did")
+    by: str = field(Text(), default="", about="who stopped it; empty where no one did")
     dropped_lines: int | None = field(
         Maybe(_COUNT),
         default=None,
-        about="how many of the keep's lines the journal's limit kept out of it; null where nobody counted yet",
+        about="how many of the keep's lines the journal's limit kept out of it; null where they are not counted",
     )
     ended_monotonic: float | None = field(
         Maybe(Seconds()), default=None, about="the same in seconds since the host's boot, which no clock changes"

@@ -1,4 +1,4 @@
-"""What a workload is given beside its module: arguments, environment, and what its descriptors are for.
+"""What a workload is given besides its module: arguments, environment, and what its descriptors are for.
 
 The manager opens what is granted and passes the descriptors to the loader with START; the loader passes them on; the
 runner gives each to the guest under the name that stands here. Pure. Import rule: the light part of keep_protocol.

@@ -37,8 +37,8 @@ _LINE = re.compile(r"^(address|port):[ \t]+[\"']?([0-9A-Fa-f.:]+)[\"']?[ \t]*(?:
 _MENTION = re.compile(r"^[^#\n]*\b(?:address|port)[\"']?\s*:", re.ASCII | re.MULTILINE)
 
 
-def path_beside(directory: str) -> str:
-    """Where manager.yaml lies for a PKI directory: beside it."""
+def configuration_path(directory: str) -> str:
+    """Where manager.yaml lies for a PKI directory: next to it."""
     return os.path.join(os.path.dirname(directory), "manager.yaml")
 
 
@@ -72,9 +72,9 @@ def written_if_missing(path: str, directory: str, address: str = DEFAULT_MANAGER
 
 
 def local_manager(directory: str) -> str:
-    """HOST:PORT of this host's manager, as the manager.yaml beside a PKI directory says it; the defaults where there is
-    none, or none that we may read. Raises KeepfleetError(CONFIGURATION) for one that cannot be understood."""
-    path = path_beside(directory)
+    """HOST:PORT of this host's manager, as the manager.yaml next to a PKI directory says it; the defaults where
+    there is none, or none that we may read. Raises KeepfleetError(CONFIGURATION) for one that cannot be understood."""
+    path = configuration_path(directory)
     try:
         with open(path, "rb") as file:  # a link is followed: the manager follows it, too
             data = file.read(files.MAX_FILE_BYTES)

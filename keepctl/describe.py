@@ -34,7 +34,7 @@ STOPPED = 143
 _SIGNALLED = 128
 _DEFAULT_SIGNAL = 9
 _DIGEST_SHOWN = 12
-"""Hexadecimal digits of a digest that tell modules apart in a table; as git and podman show."""
+"""Hexadecimal digits of a digest that distinguish modules in a table; as git and podman show."""
 _REFUSALS = frozenset({ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX})
 
 EXIT_CODES = f"""\b

@@ -61,7 +61,7 @@ def write_new(path: str, data: bytes, mode: int) -> None:
         raise
 
 
-def temporary_beside(path: str) -> str:
+def temporary_path(path: str) -> str:
     """A name in `path`'s directory that nothing has yet, so that a rename to `path` stays on one file system."""
     import secrets  # here: 3 ms with `random`, and most commands write nothing
 
@@ -71,7 +71,7 @@ def temporary_beside(path: str) -> str:
 
 def replace(path: str, data: bytes, mode: int) -> None:
     """`path` holds `data`, before or after any crash wholly the old or wholly the new."""
-    temporary = temporary_beside(path)
+    temporary = temporary_path(path)
     write_new(temporary, data, mode)
     try:
         os.rename(temporary, path)
@@ -107,11 +107,11 @@ def make_directories(path: str, mode: int) -> None:
 
 @contextmanager
 def directory_in_the_making(path: str) -> Iterator[str]:
-    """A new private directory beside `path`, which becomes `path` when the block ends without an exception.
+    """A new private directory next to `path`, which becomes `path` when the block ends without an exception.
 
     Raises FileExistsError or OSError(ENOTEMPTY) when `path` is anything but absent or an empty directory.
     """
-    temporary = temporary_beside(path)
+    temporary = temporary_path(path)
     os.mkdir(temporary, PRIVATE_DIRECTORY)
     try:
         yield temporary

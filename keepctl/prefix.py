@@ -22,8 +22,9 @@ PYTHON_SECONDS = 20.0
 """An interpreter starts in 20 ms."""
 HIDDEN_FROM_KEEPS = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - looked at, never written to
 """What ProtectHome= and PrivateTmp= hide from a keep (man systemd.exec)."""
-_OURS = "keep_loader"
-_WHERE = f"import os, {_OURS}; print(os.path.dirname(os.path.dirname(os.path.abspath({_OURS}.__file__))))"
+OURS = "keep_loader"
+"""A package that each installation has."""
+_WHERE = f"import os, {OURS}; print(os.path.dirname(os.path.dirname(os.path.abspath({OURS}.__file__))))"
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._+-]*")
 """What a unit file takes without quoting: no white space, no %, no $, no quotes, no backslash."""
 _ELSEWHERE = "install keepfleet elsewhere, for example in /opt/keepfleet"
@@ -106,7 +107,7 @@ def values_for(prefix: Prefix, variant: str) -> dict[str, str]:
         raise KeepfleetError(
             ErrorKind.CONFIGURATION, "cannot install: keeps make their keys with openssl; run: apt-get install openssl"
         )
-    main = os.path.join(packages_of(python), _OURS, "__main__.py")
+    main = os.path.join(packages_of(python), OURS, "__main__.py")
     values = {
         "PREFIX": prefix.in_units,
         "PYTHON_REAL": os.path.realpath(python),

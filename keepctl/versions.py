@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import files
-from keepctl.prefix import Prefix
+from keepctl.prefix import OURS, Prefix
 
 PROGRAMS = ("keepctl", "keep-manager", "keep-manager-tester", "app-loader-tester")
 """What an operator types; keep-loader and app-loader are started by systemd and by each other."""
@@ -75,19 +75,31 @@ def remove_unused(prefix: Prefix, environments: str) -> list[Change]:
     units as systemd prints them, names."""
     used = {*versions_in_use(prefix), os.path.basename(os.path.realpath(prefix.current))}
     used |= set(re.findall(re.escape(prefix.versions) + "/([^/ ]+)/", environments))
-    names = [name for name in sorted(os.listdir(prefix.versions)) if name not in used]
-    return [_remove_version(os.path.join(prefix.versions, name)) for name in names]
+    return [_remove_version(path) for path in _ours(prefix) if os.path.basename(path) not in used]
 
 
 def remove_all(prefix: Prefix) -> list[Change]:
-    """Removes `current`, every version, and ROOT where it is empty then: this program's own files among them."""
+    """Removes `current`, every version (this program's own files, too), and the directories that are empty then."""
     if os.path.islink(prefix.current):
         os.unlink(prefix.current)
-    changes = [_remove_version(os.path.join(prefix.versions, name)) for name in sorted(os.listdir(prefix.versions))]
-    os.rmdir(prefix.versions)
-    if not os.listdir(prefix.root):
-        os.rmdir(prefix.root)
+    changes = [_remove_version(path) for path in _ours(prefix)]
+    for directory in (prefix.versions, prefix.root):
+        if not os.listdir(directory):
+            os.rmdir(directory)
     return changes
+
+
+def _ours(prefix: Prefix) -> list[str]:
+    """The versions, and what is left of unfinished ones. A folder called `versions` may be one that others use, too."""
+    paths = [os.path.join(prefix.versions, name) for name in sorted(os.listdir(prefix.versions))]
+    return [path for path in paths if path.endswith(UNFINISHED) or _is_version(path)]
+
+
+def _is_version(path: str) -> bool:
+    """Whether keepfleet is installed in the virtual environment `path`."""
+    library = os.path.join(path, "lib")
+    interpreters = os.listdir(library) if os.path.isdir(library) else []
+    return any(os.path.isdir(os.path.join(library, name, "site-packages", OURS)) for name in interpreters)
 
 
 def versions_in_use(prefix: Prefix, part: str = "") -> dict[str, int]:
@@ -123,7 +135,7 @@ def _link(path: str, target: str) -> bool:
     """Makes `path` a link to `target`, atomically; returns whether that changed anything."""
     if os.path.islink(path) and os.readlink(path) == target:
         return False
-    temporary = files.temporary_beside(path)
+    temporary = files.temporary_path(path)
     os.symlink(target, temporary)
     os.rename(temporary, path)
     files.sync_directory(os.path.dirname(path))

@@ -155,5 +155,5 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     made.add_argument("--ca", metavar="F", help="the CA of the manager (default: ca.crt of the PKI directory)")
     made.add_argument("--cert", metavar="F", help="our certificate (default: clients/admin.crt)")
-    made.add_argument("--key", metavar="F", help="its key (default: the .key beside it)")
+    made.add_argument("--key", metavar="F", help="its key (default: the .key next to it)")
     return made

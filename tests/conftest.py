@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 
 import pytest
@@ -37,8 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """One line about coverage, where it was measured."""
-    coverage = config.pluginmanager.getplugin("_cov")
-    total = getattr(coverage, "cov_total", None)
-    if total is not None:
+    """One line about coverage, where `./run test --coverage` measured it."""
+    controller = getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+    if controller is not None:
+        total = controller.cov.report(file=io.StringIO(), output_format="total", ignore_errors=True)
         terminalreporter.write_line(f"coverage of what runs in the tests' own processes: {total:.1f} % of the lines")

@@ -24,7 +24,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 
 GO = b"go"
-"""What tells the checker that the module is whole."""
+"""Says to the checker that the module is whole."""
 _NO_VECTORS = "support for v128"
 """wasmtime's C interface aborts with these words when it is asked for a signature with a vector in it."""
 _BY_THE_MODULE = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)

@@ -91,7 +91,7 @@ class PayloadParser:
         """Takes white space and then one string; None while it is not whole."""
         rest = self._text.lstrip(_SPACE)
         if rest and rest[0] != ord('"'):
-            raise _bad(f"{bytes(rest[:20])!r} is where a string must be be")
+            raise _bad(f"{bytes(rest[:20])!r} is where a string must be")
         match = _STRING.match(rest)
         if match is None:
             return None
@@ -141,7 +141,7 @@ class PayloadParser:
             self._step = self._first
 
     def _first(self) -> None:
-        """An empty array ends at once; anything else is left to `_items`."""
+        """An empty array ends here; anything else is left to `_items`."""
         rest = self._text.lstrip(_SPACE)
         if rest:
             empty = rest[0] == ord("]")

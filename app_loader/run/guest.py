@@ -207,7 +207,7 @@ def load_guest(compiled: int, limits: Limits, workload: Workload) -> Guest:
 def run_guest(guest: Guest, limits: Limits, meter: Meter) -> Outcome:
     """Runs the guest to its end, whichever that is; prints what an export returned.
 
-    Where it failed with as many files open as the process may have, the outcome says so: all that WASI has told the
+    Where it failed with as many files open as the process may have, the outcome says so: all that WASI reports to the
     guest is that a file could not be opened, "I/O error".
     """
     outcome = _run_to_end(guest, limits, meter)

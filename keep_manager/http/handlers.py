@@ -50,7 +50,7 @@ class Keeps(Protocol):
         """Lets a keep listen."""
 
     async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
-        """Ends a keep's door or workload."""
+        """Ends a keep's upload endpoint or workload."""
 
     async def remove(self, kuuid: int, caller: Caller) -> None:
         """Ends a keep."""

@@ -106,14 +106,14 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
                 "Idempotency-Key",
                 "header",
                 {"type": "string", "pattern": "^[!-~]{1,128}$"},
-                "the same key, caller and body within ten minutes name the same keep, as long as the manager runs",
+                "the same key, caller and body name the same keep: for ten minutes, and as long as that keep lives",
             ),
         ),
         refusals=(*BODY, ErrorKind.CONFLICT, ErrorKind.UNSUPPORTED, ErrorKind.CONFIGURATION, ErrorKind.KEEP_FAILED),
     ),
     ("GET", KEEP_PATH): Operation(
         "getKeep",
-        "One keep, at once or after a change of its state",
+        "One keep, immediately or after a change of its state",
         parameters=(
             Parameter(
                 "changed-from",
@@ -133,7 +133,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", f"{KEEP_PATH}/stop"): Operation(
         "stopKeep",
-        "Ends a keep's door or workload; its outcome stays",
+        "Ends a keep's upload endpoint or workload; its outcome stays",
         refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
     ),
     ("GET", f"{KEEP_PATH}/logs"): Operation(

@@ -88,7 +88,7 @@ class Unbroken:
     async def finish(self, work: Coroutine[None, None, None]) -> None:
         """Carries `work` through even when this task is cancelled meanwhile. Raises the KeepfleetError it raises."""
         result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        result.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may be nobody's any more
+        result.add_done_callback(lambda done: done.cancelled() or done.exception())  # no one may wait for it any more
         task = self._tasks.start(_carried_through(work, result))
         self._awaited.add(task)
         task.add_done_callback(self._awaited.discard)

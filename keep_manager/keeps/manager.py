@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
 from keep_manager.failpoints import Failpoint, reach
@@ -15,7 +16,7 @@ from keep_manager.keeps.interfaces import EventRecorder, Loaders, LoaderSession,
 from keep_manager.keeps.kinds import kind_of
 from keep_manager.keeps.policy import Policy, Unlimited, uploaders_for
 from keep_manager.keeps.ports import bind_listener
-from keep_manager.keeps.view import NO_SPEC, View
+from keep_manager.keeps.view import NO_SPEC, Entry, View
 from keep_manager.model import Answer, Caller, Provision, UnitState, Visible
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
@@ -131,7 +132,29 @@ class Keeps:
 
     async def list(self, request: ListKeeps = EVERY_KEEP, visible: Visible | None = None) -> Page:
         """Keeps by ID that are `visible`; those whose loader does not answer are in state 15 (or 0 while starting)."""
+        await self._look_at([entry for entry in self._view.entries() if entry.passing])
         return decide.page((keep for keep in self._view if visible is None or visible(keep)), request)
+
+    async def _look_at(self, passing: Sequence[Entry]) -> None:
+        """Has the view show the units of these keeps as they are at this moment.
+
+        systemd sends a unit's changes to those alone who subscribe to all of them, which would cost it a tenth of its
+        rate; so what was passing when the watch looked is looked at again when it is asked for.
+        """
+        if not passing:
+            return
+        try:
+            units = {unit.kuuid: unit for unit in await self._units.listed()}
+        except KeepfleetError as error:
+            LOG.debug("cannot look at %d keeps: %s", len(passing), error.message)
+            return
+        for entry in passing:
+            kuuid, unit = entry.info.kuuid, units.get(entry.info.kuuid)
+            if unit is None or not decide.is_keep(unit):
+                self._view.drop(kuuid)
+                continue
+            with suppress(KeepfleetError):  # gone meanwhile
+                await self._refreshed(kuuid)
 
     def find(self, kuuid: int) -> KeepInfo:
         """One keep. Raises KeepfleetError(NOT_FOUND)."""
@@ -139,6 +162,8 @@ class Keeps:
 
     async def get(self, kuuid: int) -> KeepInfo:
         """One keep. Raises KeepfleetError(NOT_FOUND)."""
+        entry = self._view.entry(kuuid)
+        await self._look_at([entry] if entry.passing else [])
         return self._view.find(kuuid)
 
     def counts(self) -> dict[State, int]:

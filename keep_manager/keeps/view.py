@@ -26,7 +26,8 @@ NO_SPEC = KeepSpec()
 @dataclass
 class Entry:
     """One keep. spec: None until a keep of the version before has said what it is; report: its loader's latest; since:
-    when it reached the phase it is in, in seconds since boot; unit_ended: when its unit failed, or None."""
+    when it reached the phase it is in, in seconds since boot; unit_ended: when its unit failed, or None; passing: its
+    unit was on its way from one state to another when it was looked at."""
 
     spec: KeepSpec | None
     info: KeepInfo
@@ -34,6 +35,7 @@ class Entry:
     since: float = field(default_factory=time.monotonic)
     unit_ended: float | None = None
     removing: bool = False
+    passing: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -81,12 +83,13 @@ class View:
         """The keep, now that its loader has answered. Raises KeepfleetError(NOT_FOUND)."""
         entry = self.entry(kuuid)
         entry.spec = decide.adopted(entry.spec, answer.claims)
-        entry.report, entry.unit_ended = answer.report, None
+        entry.report, entry.unit_ended, entry.passing = answer.report, None, False
         return self._set(entry, answer.report)
 
     def silent(self, unit: UnitState, end: UnitEnd, error: KeepfleetError | None) -> KeepInfo:
         """The keep, now that its loader does not answer. Raises KeepfleetError(NOT_FOUND)."""
         entry = self.entry(unit.kuuid)
+        entry.passing = unit.active != "failed" and (not decide.answers(unit) or decide.between_loaders(unit, error))
         if unit.active == "failed":
             entry.unit_ended = end.inactive_since
         return self._set(entry, decide.silent(unit, end, error, entry.spec or NO_SPEC, entry.report))

@@ -112,7 +112,7 @@ class Watch:
     async def removing(self, kuuid: int, by: str) -> AsyncIterator[None]:
         """A keep that goes while the block runs was removed by `by`; who waits for the block finds that recorded.
 
-        A removal that fails was none: whoever removes the keep later, or what else ends it, is another.
+        A removal that fails was none: what ends the keep later has its own reason.
         """
         watched = self._watched.get(kuuid)
         if watched is None:

@@ -120,7 +120,7 @@ def _refusal(grant: Grant, error: OSError) -> KeepfleetError:
 
 
 def check_regular(grant: Grant, status: os.stat_result) -> None:
-    """Raises KeepfleetError unless a regular file with one name was found, which nobody else can have put there."""
+    """Raises KeepfleetError unless a regular file with one name was found, which no other user can have put there."""
     if not stat.S_ISREG(status.st_mode):
         why = f"it is no regular file, and a {grant.kind.value} comes from one"
         raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot grant {grant.path}: {why}")

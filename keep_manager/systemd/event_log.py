@@ -51,7 +51,7 @@ _ID = re.compile(r"m=[0-9a-f]{16};n=([0-9a-f]{1,16});t=([0-9a-f]{1,16})", re.ASC
 
 
 def entry(fields: Mapping[str, str]) -> bytes:
-    """One datagram of the native journal protocol; a value with a newline is told by its length."""
+    """One datagram of the native journal protocol; a value with a newline is preceded by its length."""
     parts: list[bytes] = []
     for name, text in fields.items():
         value = text.encode("utf-8", "replace")

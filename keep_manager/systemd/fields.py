@@ -1,4 +1,4 @@
-"""The files by which systemd tells journald the fields of a keep's lines (KEEP_ID), removed in systemd's stead.
+"""The files by which systemd gives journald the fields of a keep's lines (KEEP_ID, …), removed in its stead.
 
 systemd writes one for each unit with LogExtraFields= and, when the unit goes, unlinks another name (252, and later
 ones too): every keep that ever was would leave a file in memory.

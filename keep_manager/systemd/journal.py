@@ -20,7 +20,7 @@ from keep_protocol.sse import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, LogL
 
 MAX_FOLLOWED = 64
 """Clients that read concurrently. Each has a journalctl of its own, with about 10 MB; one that follows a keep has a
-second beside it at the keep's end, for the rest."""
+second one at the keep's end, for the rest."""
 MAX_FOLLOWED_PER_CALLER = 16
 """A quarter of them, so that no caller takes all."""
 MAX_RECORD = 1024 * 1024
@@ -31,7 +31,7 @@ EVIDENCE_LINES = 10
 EVIDENCE_SECONDS = 2.0
 """journalctl opens every journal file first: 30 ms here, more on a host with a long history."""
 MAX_EVIDENCE_BYTES = 16 * 1024
-"""What fits into one control message or error body beside everything else."""
+"""What fits into one control message or error body with everything else."""
 FIELDS = "MESSAGE,_CMDLINE,N_DROPPED"
 DROPPED = ("_TRANSPORT=driver", "MESSAGE_ID=a596d6fe7bfa4994828e72309e95d61e")
 """How journald itself says that a unit's limit made it drop lines (SD_MESSAGE_JOURNAL_DROPPED in sd-messages.h); the

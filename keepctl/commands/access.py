@@ -70,7 +70,7 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         "--ca", metavar="FILE", type=FILE, help="The CA of the manager; otherwise ca.crt of the PKI directory."
     )
     @click.option("--cert", metavar="FILE", type=FILE, help="Your certificate; otherwise clients/admin.crt.")
-    @click.option("--key", metavar="FILE", type=FILE, help="Its key; otherwise the .key beside it.")
+    @click.option("--key", metavar="FILE", type=FILE, help="Its key; otherwise the .key next to it.")
     @functools.wraps(command)
     def with_access(
         context: str | None,

@@ -92,7 +92,7 @@ def _show_grant(grant: Grant) -> None:
 def init(
     layout: Layout, names: tuple[str, ...], addresses: tuple[str, ...], client: str, trust_domain: str, output: str
 ) -> None:
-    """Makes a new PKI: a local CA, the manager's certificate, a first operator's; and manager.yaml beside it.
+    """Makes a new PKI: a local CA, the manager's certificate, a first operator's; and manager.yaml next to it.
 
     The manager's certificate is for this host's own names and addresses and those given. With --address it listens
     there (with several, on every address), otherwise for this host alone. Never overwrites anything.
@@ -101,7 +101,7 @@ def init(
     keepctl init --name edge.example --address 192.0.2.7
     """
     known = hostnames.server_names(names, addresses)
-    path = configuration.path_beside(layout.directory)
+    path = configuration.configuration_path(layout.directory)
     listening = configuration.listening_address(addresses)
     with configuration.written_if_missing(path, layout.directory, listening) as new:
         server, first = store.create(layout, known, client, now(), trust_domain)

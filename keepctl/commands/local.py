@@ -35,7 +35,7 @@ def context() -> None:
 @click.option("--address", metavar="IP", help="Where its keeps are to listen, instead of where it is reached itself.")
 @click.option("--ca", metavar="FILE", type=FILE, help="The CA of the manager.")
 @click.option("--cert", metavar="FILE", type=FILE, help="Your certificate.")
-@click.option("--key", metavar="FILE", type=FILE, help="Its key; otherwise the .key beside it.")
+@click.option("--key", metavar="FILE", type=FILE, help="Its key; otherwise the .key next to it.")
 @output_option
 def set_context(
     name: str,

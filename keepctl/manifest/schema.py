@@ -97,8 +97,8 @@ SCHEMA: Schema = {
             "be 1 to 63 of a-z, 0-9 and -",
         ),
         "module": _text(
-            "The WebAssembly file to send; a relative path is beside the manifest. Left out, it is named on the "
-            "command line.",
+            "The WebAssembly file to send; a relative path begins at the manifest's directory. Left out, it is named "
+            "on the command line.",
             "^[^\\u0000]+$",
             "be the path of a file",
             maxLength=_PATH_LIMIT,

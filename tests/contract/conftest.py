@@ -14,7 +14,7 @@ from keep_manager.keeps.interfaces import Units
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
 from tests.fakes.fake_units import FakeUnits
-from tests.fakes.systemd_house import SystemdHouse
+from tests.fakes.real_systemd import RealSystemd
 from tools.sandbox.sandbox import Sandbox
 
 
@@ -29,16 +29,16 @@ class Subject:
 
 
 @pytest.fixture(scope="session")
-def house() -> Iterator[SystemdHouse]:
+def systemd() -> Iterator[RealSystemd]:
     with Sandbox(f"contract-{os.getpid()}") as sandbox:
-        yield SystemdHouse(sandbox)
+        yield RealSystemd(sandbox)
 
 
 @asynccontextmanager
-async def systemd_units(house: SystemdHouse) -> AsyncIterator[SystemdUnits]:
+async def systemd_units(systemd: RealSystemd) -> AsyncIterator[SystemdUnits]:
     """The adapter to the sandbox's systemd, connected while the block runs."""
     async with Group() as tasks:
-        units = SystemdUnits(tasks, house.address, "system", house.runtime_root)
+        units = SystemdUnits(tasks, systemd.address, "system", systemd.runtime_root)
         await units.open()
         yield units
         await units.close()
@@ -62,8 +62,8 @@ async def subject(request: pytest.FixtureRequest, fake_place: str) -> AsyncItera
         )
         await fake.close()
         return
-    house: SystemdHouse = request.getfixturevalue("house")
-    async with systemd_units(house) as units:
-        yield Subject(units, house.behave, lambda on: house.install() if on else house.uninstall(), house.mask)
-    house.install()
-    house.clear()
+    systemd: RealSystemd = request.getfixturevalue("systemd")
+    async with systemd_units(systemd) as units:
+        yield Subject(units, systemd.behave, lambda on: systemd.install() if on else systemd.uninstall(), systemd.mask)
+    systemd.install()
+    systemd.clear()

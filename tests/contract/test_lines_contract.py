@@ -11,35 +11,35 @@ from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.units import SystemdUnits
 from keep_protocol.sse import LogLine
 from tests.contract.conftest import systemd_units
-from tests.fakes.systemd_house import WORDS, SystemdHouse
+from tests.fakes.real_systemd import WORDS, RealSystemd
 
 ENOUGH = 20.0
 
 
 @pytest.fixture
-async def units(house: SystemdHouse) -> AsyncIterator[SystemdUnits]:
-    house.run("sh", "-c", f"rm -f {WORDS}; mkfifo {WORDS}")
-    house.behave("prints")
-    async with systemd_units(house) as made:
+async def units(systemd: RealSystemd) -> AsyncIterator[SystemdUnits]:
+    systemd.run("sh", "-c", f"rm -f {WORDS}; mkfifo {WORDS}")
+    systemd.behave("prints")
+    async with systemd_units(systemd) as made:
         yield made
-    house.clear()
+    systemd.clear()
 
 
 @pytest.fixture
-def journal(house: SystemdHouse) -> Journal:
-    return Journal("system", house.sandbox.command(("journalctl",)))
+def journal(systemd: RealSystemd) -> Journal:
+    return Journal("system", systemd.sandbox.command(("journalctl",)))
 
 
 async def test_lines_come_as_they_are_written_and_can_be_resumed(
-    house: SystemdHouse, units: SystemdUnits, journal: Journal
+    systemd: RealSystemd, units: SystemdUnits, journal: Journal
 ) -> None:
     await units.start(5002, ENOUGH)
-    house.run("sh", "-c", f"echo for the other >{WORDS}")
+    systemd.run("sh", "-c", f"echo for the other >{WORDS}")
     await units.start(5001, ENOUGH)
     async with journal.lines(5001, follow=True) as coming:
         first, second = [await asyncio.wait_for(anext(coming), ENOUGH) for _ in range(2)]
         assert [first.text, second.text] == ["one", "t\vwo\ufffd"]
-        house.run("sh", "-c", f"echo three >{WORDS}")
+        systemd.run("sh", "-c", f"echo three >{WORDS}")
         third = await asyncio.wait_for(anext(coming), ENOUGH)
     await journal.sync()
     assert third.text == "three"
@@ -60,6 +60,6 @@ async def test_a_line_has_its_time_and_is_the_workload_s_unless_it_is_a_loader_s
     assert 1.7e9 < lines[0].at <= lines[1].at
 
 
-async def test_a_keep_that_never_was_has_no_lines(journal: Journal, house: SystemdHouse) -> None:
+async def test_a_keep_that_never_was_has_no_lines(journal: Journal, systemd: RealSystemd) -> None:
     async with journal.lines(5999) as found:
         assert [line async for line in found] == []

@@ -220,7 +220,7 @@ class FakeLoader:
                 await self._start(StartMessage(descriptors=START_DESCRIPTORS), descriptors)
             case CommandType.KEEP_START:
                 await self._start(decode_start(command.contents), descriptors)
-            case CommandType.STOP:
+            case CommandType.STOP if self.phase not in (Phase.ENDED, Phase.FAILED):
                 advance(self.phase, Event.STOP)
                 self.stopped_by = command.contents
                 if self.dies is not None:

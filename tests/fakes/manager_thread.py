@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.fakes.manager_house import ManagerHouse, manager_house
+from tests.fakes.running_manager import RunningManager, running_manager
 
 READY_SECONDS = 10.0
 
 
 @contextmanager
-def manager_thread(directory: Path) -> Iterator[ManagerHouse]:
-    """A house that serves while the block runs."""
+def manager_thread(directory: Path) -> Iterator[RunningManager]:
+    """A manager that serves while the block runs."""
     ready, made = threading.Event(), []
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def live() -> None:
-        async with manager_house(directory) as house:
-            made.append(house)
+        async with running_manager(directory) as manager:
+            made.append(manager)
             ready.set()
             await stop.wait()
 

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.fakes.manager_house import ManagerHouse
+from tests.fakes.running_manager import RunningManager
 
 
-def client_hello(house: ManagerHouse) -> bytes:
+def client_hello(manager: RunningManager) -> bytes:
     """The first bytes of a good client."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = house.context(house.operator).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    client = manager.context(manager.operator).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
     try:
         client.do_handshake()
     except ssl.SSLWantReadError:
@@ -25,14 +25,14 @@ def client_hello(house: ManagerHouse) -> bytes:
     raise AssertionError("a handshake alone")
 
 
-async def stranger(house: ManagerHouse, said: bytes = b"", address: str = "127.0.0.1") -> socket.socket:
+async def stranger(manager: RunningManager, said: bytes = b"", address: str = "127.0.0.1") -> socket.socket:
     """A connection from `address` on which this has been said, and no more will be."""
     sock = socket.socket()
     loop = asyncio.get_running_loop()
     try:
         sock.setblocking(False)
         sock.bind((address, 0))
-        await loop.sock_connect(sock, ("127.0.0.1", house.port))
+        await loop.sock_connect(sock, ("127.0.0.1", manager.port))
         if said:
             await loop.sock_sendall(sock, said)
     except BaseException:
@@ -53,7 +53,9 @@ async def ended(sock: socket.socket) -> bool:
 
 
 @asynccontextmanager
-async def rolling(house: ManagerHouse, count: int, addresses: Sequence[str], said: bytes = b"") -> AsyncIterator[None]:
+async def rolling(
+    manager: RunningManager, count: int, addresses: Sequence[str], said: bytes = b""
+) -> AsyncIterator[None]:
     """This many strangers while the block runs, each renewed as soon as the manager closes it."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -61,7 +63,7 @@ async def rolling(house: ManagerHouse, count: int, addresses: Sequence[str], sai
     async def again_and_again(address: str) -> None:
         while True:
             try:
-                sock = await stranger(house, said, address)
+                sock = await stranger(manager, said, address)
             except ConnectionError:
                 continue
             with sock:

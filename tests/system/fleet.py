@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tests.system.host import Host, message_of
 
 MANAGER = "keep-manager.service"
 KEEP_RUNTIME = "/run/keepfleet"
+SETTLE_SECONDS = 20.0
+"""The manager sees the end of keeps that others stopped within milliseconds; this covers a host that is much busier."""
 NAMED_AFTER_UNITS = ("/run", "/tmp", "/var/tmp", "/sys/fs/cgroup")
 """Runtime directories, users, unit files, journald's settings, private directories, and control groups."""
 
@@ -56,9 +59,12 @@ class Fleet:
         (self.configuration / "manager.yaml").write_text(text)
 
     @contextlib.contextmanager
-    def configured(self, **keys: object) -> Iterator[None]:
-        """The manager with these keys, and without them at the end: reloaded, or restarted where a key needs that."""
-        apply = self.restart if set(NEEDS_RESTART).intersection(keys) else self.reload
+    def configured(self, *, restarted: bool = False, **keys: object) -> Iterator[None]:
+        """The manager with these keys, and without them at the end: reloaded, or restarted where a key needs that.
+
+        restarted: restarted in any case, as a changed unit needs it.
+        """
+        apply = self.restart if restarted or set(NEEDS_RESTART).intersection(keys) else self.reload
         self.configure(**keys)
         apply()
         try:
@@ -139,7 +145,13 @@ class Fleet:
             self.host.systemctl("stop", *units)
             self.host.systemctl("reset-failed", *units, check=False)
         try:
-            self.client().keeps()  # whereupon it tidies up after the keeps it did not stop itself
+            self.client().keeps()
         except ConnectionFailed:
             self.host.systemctl("start", MANAGER)
-            self.client().keeps()
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until the manager has no keep: of those that it did not stop itself it hears a moment later."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while left := self.client().keeps():
+            assert time.monotonic() < deadline, f"the manager still has {left}"

@@ -58,7 +58,7 @@ printf 'the cat and the dog and the bird\\n' >words/text.txt
     try:
         with (
             drop_in(fleet.host, MANAGER, f"[Service]\nReadWritePaths=-{ROOT}/filter/out\n"),
-            fleet.configured(callers=CALLERS),
+            fleet.configured(restarted=True, callers=CALLERS),
         ):
             yield fleet
     finally:

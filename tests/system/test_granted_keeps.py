@@ -27,7 +27,7 @@ def granting(fleet: Fleet) -> Iterator[Fleet]:
     try:
         with (
             drop_in(fleet.host, MANAGER, f"[Service]\nReadWritePaths=-{ROOT}/out\n"),
-            fleet.configured(callers=CALLERS),
+            fleet.configured(restarted=True, callers=CALLERS),
         ):
             yield fleet
     finally:

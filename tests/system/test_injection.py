@@ -128,7 +128,7 @@ def test_words_that_a_guest_and_its_labels_may_have_arrive_whole_and_reach_no_un
     plain = [text for text in words if text.isprintable() and len(text) <= MAX_LABEL_VALUE]
     labels = {f"l{number}": text for number, text in enumerate(plain[:MAX_LABELS])}
     variables = {text.replace("=", "-"): text for text in words}
-    life = Life(fleet, fleet.client().create(name="zzmark", labels=labels).kuuid)
+    life = Life(fleet, fleet.client().create(name="plain", labels=labels).kuuid)
     given: dict[str, object] = {"arguments": words, "environment": variables}
     life.info = fleet.client().start(life.kuuid, "127.0.0.1", free_port(), (), given)
     assert dict(life.info.labels) == labels
@@ -137,6 +137,21 @@ def test_words_that_a_guest_and_its_labels_may_have_arrive_whole_and_reach_no_un
     assert outcome is not None
     strings = ["workload.wasm", *words, *(f"{name}={text}" for name, text in variables.items())]
     assert outcome.exit_code == sum(len(text.encode()) + 1 for text in strings)
+    assert_clean(fleet)
+
+
+def test_a_keep_s_name_and_owner_stand_in_its_unit_as_safe_words_and_its_labels_nowhere(fleet: Fleet) -> None:
+    labels = {f"l{number}": text for number, text in enumerate(STRINGS) if text.isprintable() and len(text) < 256}
+    life = Life(fleet, fleet.client().create(name="a-1-b", labels=dict(list(labels.items())[:MAX_LABELS])).kuuid)
+    for _ in range(2):
+        shown = fleet.host.show(life.unit, "Description", "LogExtraFields")
+        assert shown["Description"] == "Keep a-1-b of admin"
+        assert "KEEP_NAME=a-1-b" in shown["LogExtraFields"]
+        assert "KEEP_OWNER=admin" in shown["LogExtraFields"]
+        assert_clean(fleet)
+    for name in (f"a\n{MARK}", f"{MARK}%n", f"{MARK} x", f'{MARK}"', "A" + MARK, f"{MARK}é"):
+        answer = ask(fleet.port, fleet.tls(), request("POST", "/v1/keeps", json.dumps({"name": name}).encode()))
+        assert answer.status == 400
     assert_clean(fleet)
 
 

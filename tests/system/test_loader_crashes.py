@@ -160,7 +160,7 @@ def test_a_loader_that_dies_too_often_ends_in_a_failed_unit_in_state_15_that_can
     cursor = fleet.host.cursor()
     life.signal(life.loader_pid, signal.SIGKILL)
     fleet.host.wait_journal("Start request repeated too quickly", unit=life.unit, since_cursor=cursor)
-    life.until(State.UNDEFINED, State.ERROR)
+    life.until(State.STARTED, State.ERROR)
     assert "the unit is failed" in life.info.detail
     assert life.info in fleet.client().keeps()
     socket.create_server(("127.0.0.1", port)).close()

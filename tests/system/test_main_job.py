@@ -236,7 +236,7 @@ def test_a_removed_keep_leaves_nothing_in_whatever_state_it_was(fleet: Fleet, ma
 def test_the_manager_tidies_up_after_a_keep_that_it_did_not_stop_itself(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     fleet.host.systemctl("stop", life.unit)
-    assert fleet.client().keeps() == ()
+    fleet.settle()
     assert fleet.left_over() == []
 
 

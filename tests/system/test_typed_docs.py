@@ -134,7 +134,7 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
         ("outcomes", ("exit code 134", "0: read_past_the_end at", "error: trapped: out of bounds", "exit code 126")),
         (
             "rest-api",
-            ("3.1.0", '"size":13577', "event: end", '"text": "exited 0"', '"kind":"conflict"', "exit code 22"),
+            ("3.1.0", '"size":13577', "event: end", '"text": "exited 0"', '"kind":"not-found"', "exit code 22"),
         ),
     ],
 )

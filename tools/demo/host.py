@@ -21,7 +21,7 @@ class StepFailed(Exception):
 
 @dataclass(frozen=True)
 class Host:
-    """One service manager, the system's or (`user`) this user's, and the programs installed beside `python`."""
+    """One service manager, the system's or (`user`) this user's, and the programs installed next to `python`."""
 
     user: bool
 

@@ -134,9 +134,9 @@ class Story:
         self._say(f"it listens on {started.address}:{started.port}, {started.fingerprint}")
         expect(started.state is State.STARTED and started.port > 0, f"it is in state {int(started.state)}")
         self._begin(f"Send it {os.path.basename(self._file)}, over TLS both ways, to that fingerprint alone")
-        door = endpoint_of(started, self.client.endpoint.host)
+        endpoint = endpoint_of(started, self.client.endpoint.host)
         with open_workload(self._file) as file:
-            reply = upload_raw(door, Credentials.find().keep_context(), file)
+            reply = upload_raw(endpoint, Credentials.find().keep_context(), file)
         if reply.status != 200:
             raise reply.error()
         self._say(f"answered {reply.status}: {reply.text.strip()}")

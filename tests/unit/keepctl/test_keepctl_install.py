@@ -351,6 +351,19 @@ def test_a_version_goes_with_the_next_installation_unless_a_unit_or_a_process_us
     assert "show --property=Environment keep@*.service" in (systemctl / "called").read_text()
 
 
+def test_what_another_program_has_in_a_folder_called_versions_is_left_alone(
+    versions: list[Prefix], templates_root: Path, where: Target, systemctl: Path
+) -> None:
+    first, second = versions
+    other = Path(first.versions, "another-program")
+    (other / "lib/python3/site-packages/other").mkdir(parents=True)
+    target = Target("system", where.directory, where.programs)
+    installation.install(where, first, VALUES, templates_root)
+    assert paths(installation.install(target, second, VALUES, templates_root), "removed") == ["1"]
+    installation.uninstall(where, second, templates_root)
+    assert os.listdir(first.versions) == ["another-program"] and list(other.glob("lib/*/*/other")) != []
+
+
 def test_only_one_installation_at_a_time(versions: list[Prefix], templates_root: Path, where: Target) -> None:
     with files.locked(versions[0].versions), pytest.raises(KeepfleetError, match="another keepctl is at work there"):
         installation.install(where, versions[0], VALUES, templates_root)

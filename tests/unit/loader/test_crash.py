@@ -77,6 +77,19 @@ def test_an_endpoint_that_would_show_another_certificate_is_not_opened_again(
     assert loader.systemd.parked == set()
 
 
+def test_an_endpoint_is_not_opened_again_where_the_isolation_check_fails_now(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
+    _, stub = opened(loader, passed)
+    killed(loader, stub)
+    loader.start(environment={"FAKE_ISOLATION_FAILURES": "new privileges can be gained"})
+    info = info_of(loader)
+    loader.systemd.drain()
+    assert info.detail.endswith("the isolation check failed: new privileges can be gained")
+    assert info.isolation_failures == ("new privileges can be gained",)
+    assert loader.systemd.parked == set()
+
+
 def test_a_loader_killed_while_the_workload_ran_has_lost_it(loader: LoaderProcess, passed: Endpoint) -> None:
     _, stub = opened(loader, passed)
     stub.accept()

@@ -85,25 +85,32 @@ def test_no_minute_ever_has_more_starts_than_systemd_allows(ends: list[float]) -
 def test_what_systemd_kept_whole_is_run_again(phase: Phase, policy: RestartPolicy) -> None:
     outcome = EXITED[1] if phase is Phase.RESTARTING else None
     record = saved(phase, policy, outcome, started_at=NOW - 5)
-    resumption = resume_from(record, KEPT, NOW)
+    resumption = resume_from(record, KEPT, NOW, ())
     assert resumption.event is Event.RERUN
     assert resumption.outcome is not None
     assert resumption.outcome.kind is (OutcomeKind.EXITED if outcome else OutcomeKind.LOST)
     for missing in KEPT:
-        resumption = resume_from(record, KEPT - {missing}, NOW)
+        resumption = resume_from(record, KEPT - {missing}, NOW, ())
         assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
         assert resumption.outcome is not None
 
 
+def test_nothing_is_run_again_where_the_isolation_check_fails_now() -> None:
+    record = saved(Phase.RESTARTING, ALWAYS, EXITED[1], started_at=NOW - 5)
+    resumption = resume_from(record, KEPT, NOW, ("new privileges can be gained",))
+    assert (resumption.event, resumption.outcome) == (Event.FAIL, EXITED[1])
+    assert "new privileges can be gained" in resumption.why
+
+
 def test_a_workload_without_a_policy_is_lost_with_its_times() -> None:
-    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW - 5), KEPT, NOW)
+    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW - 5), KEPT, NOW, ())
     assert resumption.event is Event.FAIL
     assert resumption.outcome is not None
     assert (resumption.outcome.started_at, resumption.outcome.ended_at) == (NOW - 5, NOW)
 
 
 def test_no_workload_is_lost_before_it_started_though_the_clock_was_set_back() -> None:
-    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW + 3600), KEPT, NOW)
+    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW + 3600), KEPT, NOW, ())
     assert resumption.outcome is not None
     assert resumption.outcome.ended_at == resumption.outcome.started_at == NOW + 3600
 

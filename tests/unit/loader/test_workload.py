@@ -97,6 +97,15 @@ def test_a_runner_that_fails_has_refused_the_workload(loader: LoaderProcess, pas
     assert info.outcome is not None and info.outcome.kind is OutcomeKind.REFUSED
 
 
+def test_a_runner_that_fails_is_lost_for_the_reason_that_it_gives(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = running(loader, passed)
+    stub.report("ended", outcome={"kind": "lost", "text": "lost: cannot load the compiled module: another version"})
+    stub.order("exit", code=1)
+    info = ended(peer)
+    assert (info.state, info.detail) == (State.ERROR, "lost: cannot load the compiled module: another version")
+    assert info.outcome is not None and info.outcome.kind is OutcomeKind.LOST
+
+
 def test_a_kill_is_read_from_the_wait_status(loader: LoaderProcess, passed: Endpoint) -> None:
     peer, stub = running(loader, passed)
     os.kill(stub.pid, signal.SIGSEGV)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,8 +15,8 @@ from keep_manager.keeps.policy import Policy
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FakeUnits
-from tests.fakes.manager_house import ManagerHouse, manager_house
 from tests.fakes.manager_parts import ManagerParts, manager_parts
+from tests.fakes.running_manager import RunningManager, running_manager
 
 
 @pytest.fixture
@@ -23,8 +26,8 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def house(place: Path) -> AsyncIterator[ManagerHouse]:
-    async with manager_house(place) as made:
+async def manager(place: Path) -> AsyncIterator[RunningManager]:
+    async with running_manager(place) as made:
         yield made
 
 
@@ -57,3 +60,39 @@ def policy(place: Path, authority: FakeAuthority) -> Policy:
 async def parts(units: FakeUnits, place: Path, policy: Policy, events: FakeEventLog) -> AsyncIterator[ManagerParts]:
     async with manager_parts(units, str(place), policy, events) as made:
         yield made
+
+
+BLOCKED_SECONDS = 0.05
+"""The longest that one step of a task may hold the loop; measured in processor time, which a busy machine does not add
+to."""
+
+
+@pytest.fixture(autouse=True)
+def held_too_long(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fails a test in which one step of a task, other than the tests' own and their fakes', held the event loop."""
+    held: list[str] = []
+    collected = [0.0, 0.0]  # the garbage of a whole test session is not the manager's: since when, and how long
+
+    def collects(phase: str, _: dict[str, int]) -> None:
+        if phase == "start":
+            collected[0] = time.thread_time()
+        else:
+            collected[1] += time.thread_time() - collected[0]
+
+    gc.callbacks.append(collects)
+    run = asyncio.events.Handle._run
+
+    def timed(handle: asyncio.events.Handle) -> None:
+        began, garbage = time.thread_time(), collected[1]
+        run(handle)
+        spent = time.thread_time() - began - (collected[1] - garbage)
+        task = getattr(getattr(handle, "_callback", None), "__self__", None)
+        code = getattr(task.get_coro(), "cr_code", None) if isinstance(task, asyncio.Task) else None
+        ours = code is not None and "/tests/" not in code.co_filename and "pytest" not in code.co_filename
+        if spent > BLOCKED_SECONDS and ours:
+            held.append(f"{spent:.3f} s in a step of {task!r}")
+
+    monkeypatch.setattr(asyncio.events.Handle, "_run", timed)
+    yield held
+    gc.callbacks.remove(collects)
+    assert not held, held

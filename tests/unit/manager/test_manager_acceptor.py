@@ -20,45 +20,45 @@ from keep_manager.http.acceptor import listen
 from keep_manager.http.connection_table import Quota
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from tests.fakes.manager_house import ManagerHouse, manager_house
+from tests.fakes.running_manager import RunningManager, running_manager
 from tests.fakes.strangers import client_hello, ended, resident_bytes, rolling, stranger
 
 
-async def quiet(house: ManagerHouse) -> None:
+async def quiet(manager: RunningManager) -> None:
     """Returns when no connection is open; the acceptor tells no one."""
-    while "Acceptor(0 connections, 0 handshakes)" not in repr(house.server):  # noqa: ASYNC110
+    while "Acceptor(0 connections, 0 handshakes)" not in repr(manager.server):  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
-def open_now(house: ManagerHouse) -> list[acceptor.Established]:
-    assert house.server is not None
-    return list(house.server._acceptor.established())
+def open_now(manager: RunningManager) -> list[acceptor.Established]:
+    assert manager.server is not None
+    return list(manager.server._acceptor.established())
 
 
-async def until_handshakes(house: ManagerHouse, count: int) -> None:
-    while f"{count} handshakes)" not in repr(house.server):  # noqa: ASYNC110
+async def until_handshakes(manager: RunningManager, count: int) -> None:
+    while f"{count} handshakes)" not in repr(manager.server):  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
-async def served(house: ManagerHouse) -> bool:
-    async with house.client() as client, client.get("/") as response:
+async def served(manager: RunningManager) -> bool:
+    async with manager.client() as client, client.get("/") as response:
         return response.status == 200
 
 
-async def test_a_silent_handshake_is_closed(house: ManagerHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_handshake_is_closed(manager: RunningManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptor, "HANDSHAKE_SECONDS", 0.1)
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", manager.port)
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.transport.abort()
-    assert await served(house)
+    assert await served(manager)
 
 
-async def test_garbage_instead_of_a_handshake_is_closed(house: ManagerHouse) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+async def test_garbage_instead_of_a_handshake_is_closed(manager: RunningManager) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", manager.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     await asyncio.wait_for(reader.read(), 5)
     writer.transport.abort()
-    assert await served(house)
+    assert await served(manager)
 
 
 def tls_protocols() -> int:
@@ -67,73 +67,73 @@ def tls_protocols() -> int:
 
 @pytest.mark.parametrize("seconds", [5.0, 0.05])
 async def test_a_failed_handshake_is_freed_without_the_garbage_collector(
-    house: ManagerHouse, monkeypatch: pytest.MonkeyPatch, seconds: float
+    manager: RunningManager, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    assert await served(house)
+    assert await served(manager)
     monkeypatch.setattr(acceptor, "HANDSHAKE_SECONDS", seconds)
     gc.collect()
     gc.disable()
     try:
         before = tls_protocols()
-        for garbage in (b"", b"\x16", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", client_hello(house)):
-            held = await stranger(house, garbage)
+        for garbage in (b"", b"\x16", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", client_hello(manager)):
+            held = await stranger(manager, garbage)
             if seconds < 1:
                 assert await ended(held)
             held.close()
-        await quiet(house)
+        await quiet(manager)
         assert tls_protocols() == before
     finally:
         gc.enable()
 
 
-async def test_old_tls_is_refused(house: ManagerHouse) -> None:
-    context = house.context(house.operator)
+async def test_old_tls_is_refused(manager: RunningManager) -> None:
+    context = manager.context(manager.operator)
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        await asyncio.open_connection("127.0.0.1", house.port, ssl=context)
+        await asyncio.open_connection("127.0.0.1", manager.port, ssl=context)
 
 
-async def test_a_connection_is_freed_after_its_requests_too(house: ManagerHouse) -> None:
+async def test_a_connection_is_freed_after_its_requests_too(manager: RunningManager) -> None:
     for _ in range(5):
-        assert await served(house)
-    await quiet(house)
+        assert await served(manager)
+    await quiet(manager)
 
 
 async def test_a_handshake_given_up_for_another_is_freed_without_the_garbage_collector(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handshakes, "UNFINISHED", Quota(1, 1))
-    async with manager_house(place) as house:
-        assert await served(house)
+    async with running_manager(place) as manager:
+        assert await served(manager)
         gc.collect()
         gc.disable()
         try:
             before = tls_protocols()
-            for said in (b"", b"\x16", client_hello(house)):
-                held = await stranger(house, said)
-                await until_handshakes(house, 1)
-                other = await stranger(house)
+            for said in (b"", b"\x16", client_hello(manager)):
+                held = await stranger(manager, said)
+                await until_handshakes(manager, 1)
+                other = await stranger(manager)
                 assert await ended(held)
                 held.close()
                 other.close()
-                await quiet(house)
+                await quiet(manager)
             assert tls_protocols() == before
         finally:
             gc.enable()
 
 
 async def test_two_hundred_rolling_silent_connections_of_a_client_s_own_address_fail_none_of_its_requests(
-    house: ManagerHouse,
+    manager: RunningManager,
 ) -> None:
-    async with rolling(house, 200, ["127.0.0.1"]):
-        assert [await served(house) for _ in range(100)] == [True] * 100
+    async with rolling(manager, 200, ["127.0.0.1"]):
+        assert [await served(manager) for _ in range(100)] == [True] * 100
 
 
-async def test_more_silent_connections_than_there_is_room_for_fail_no_request(house: ManagerHouse) -> None:
-    async with rolling(house, handshakes.UNFINISHED.of_one + 5, ["127.0.0.1"]):
-        assert [await served(house) for _ in range(20)] == [True] * 20
-    async with rolling(house, handshakes.UNFINISHED.in_all + 5, [f"127.0.0.{number}" for number in range(1, 5)]):
-        assert [await served(house) for _ in range(20)] == [True] * 20
+async def test_more_silent_connections_than_there_is_room_for_fail_no_request(manager: RunningManager) -> None:
+    async with rolling(manager, handshakes.UNFINISHED.of_one + 5, ["127.0.0.1"]):
+        assert [await served(manager) for _ in range(20)] == [True] * 20
+    async with rolling(manager, handshakes.UNFINISHED.in_all + 5, [f"127.0.0.{number}" for number in range(1, 5)]):
+        assert [await served(manager) for _ in range(20)] == [True] * 20
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], [f"127.0.0.{number}" for number in range(1, 9)]])
@@ -141,25 +141,25 @@ async def test_clients_that_speak_and_then_fall_silent_fail_no_request(
     place: Path, monkeypatch: pytest.MonkeyPatch, addresses: list[str]
 ) -> None:
     monkeypatch.setattr(handshakes, "TURNS", Quota(40, 20))
-    async with manager_house(place) as house, rolling(house, 50, addresses, client_hello(house)):
-        assert [await served(house) for _ in range(3)] == [True] * 3
+    async with running_manager(place) as manager, rolling(manager, 50, addresses, client_hello(manager)):
+        assert [await served(manager) for _ in range(3)] == [True] * 3
 
 
 async def test_a_thousand_aborted_handshakes_cost_little_memory(
-    house: ManagerHouse, caplog: pytest.LogCaptureFixture
+    manager: RunningManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)
-    hello = client_hello(house)
-    assert await served(house)
+    hello = client_hello(manager)
+    assert await served(manager)
     gc.collect()
     before = resident_bytes()
-    held = [await stranger(house, hello, f"127.0.0.{1 + number % 20}") for number in range(1000)]
+    held = [await stranger(manager, hello, f"127.0.0.{1 + number % 20}") for number in range(1000)]
     for one in held:
         one.close()
-    await quiet(house)
+    await quiet(manager)
     for number in range(1000):
-        (await stranger(house, hello, f"127.0.0.{1 + number % 20}")).close()
-    await quiet(house)
+        (await stranger(manager, hello, f"127.0.0.{1 + number % 20}")).close()
+    await quiet(manager)
     assert resident_bytes() - before < 50 << 20
 
 
@@ -167,31 +167,31 @@ async def test_connections_of_one_address_are_capped_and_freed(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(acceptor, "ESTABLISHED", Quota(10, 3))
-    async with manager_house(place) as house:
-        context = house.context(house.operator)
-        used = [await asyncio.open_connection("127.0.0.1", house.port, ssl=context) for _ in range(3)]
+    async with running_manager(place) as manager:
+        context = manager.context(manager.operator)
+        used = [await asyncio.open_connection("127.0.0.1", manager.port, ssl=context) for _ in range(3)]
         for _, writer in used:
             writer.write(b"POST /v1/keeps HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-        while not all(one.idle_since is None for one in open_now(house)):  # noqa: ASYNC110 # nothing tells
+        while not all(one.idle_since is None for one in open_now(manager)):  # noqa: ASYNC110 # nothing tells
             await asyncio.sleep(0.001)
-        reader, writer = await asyncio.open_connection("127.0.0.1", house.port, ssl=context)
+        reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=context)
         with suppress(ConnectionResetError, ssl.SSLError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
         assert "refused a connection from 127.0.0.1: 3 are open" in caplog.text
         for _, one in [*used, (reader, writer)]:
             one.transport.abort()
-        await quiet(house)
-        assert await served(house)
+        await quiet(manager)
+        assert await served(manager)
 
 
 async def test_an_idle_connection_is_closed_for_a_new_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptor, "ESTABLISHED", Quota(10, 3))
-    async with manager_house(place) as house:
-        context = house.context(house.operator)
-        idle = [await asyncio.open_connection("127.0.0.1", house.port, ssl=context) for _ in range(3)]
-        while len(open_now(house)) < 3:  # noqa: ASYNC110 # nothing tells
+    async with running_manager(place) as manager:
+        context = manager.context(manager.operator)
+        idle = [await asyncio.open_connection("127.0.0.1", manager.port, ssl=context) for _ in range(3)]
+        while len(open_now(manager)) < 3:  # noqa: ASYNC110 # nothing tells
             await asyncio.sleep(0.001)
-        assert await served(house)
+        assert await served(manager)
         with suppress(ConnectionResetError, ssl.SSLError):
             assert await asyncio.wait_for(idle[0][0].read(), 5) == b""
         assert not idle[1][0].at_eof()
@@ -252,27 +252,27 @@ async def accept_through(*errors: int) -> None:
         listener.close()
 
 
-async def test_a_second_manager_fails_at_its_port_with_a_clear_reason(house: ManagerHouse) -> None:
+async def test_a_second_manager_fails_at_its_port_with_a_clear_reason(manager: RunningManager) -> None:
     with pytest.raises(KeepfleetError, match="is another keep-manager running") as caught:
-        listen("127.0.0.1", house.port)
+        listen("127.0.0.1", manager.port)
     assert caught.value.kind is ErrorKind.PORT_UNAVAILABLE
-    assert await served(house)
+    assert await served(manager)
 
 
-async def test_closing_lets_a_request_under_way_finish(house: ManagerHouse, place: Path) -> None:
-    async with house.client() as client:
+async def test_closing_lets_a_request_under_way_finish(manager: RunningManager, place: Path) -> None:
+    async with manager.client() as client:
         async with client.post("/v1/keeps") as response:
             kuuid = (await response.json())["kuuid"]
-        loader = house.units.loaders[kuuid]
+        loader = manager.units.loaders[kuuid]
         loader.hold = asyncio.Event()
         loader.heard.clear()
         starting = asyncio.create_task(client.post(f"/v1/keeps/{kuuid}/start"))
         await loader.heard.wait()
-        assert house.server is not None
-        closing = asyncio.create_task(house.server.close())
+        assert manager.server is not None
+        closing = asyncio.create_task(manager.server.close())
         await asyncio.sleep(0)
         loader.hold.set()
         async with await starting as response:
             assert response.status == 200
         await closing
-    house.server = None
+    manager.server = None

@@ -17,7 +17,7 @@ from keep_protocol.api import BANNER
 from keep_protocol.states import Event
 from tests.fakes.fake_pki import DAY, SERVER, FakeAuthority
 from tests.fakes.fake_units import FAIL, NEVER
-from tests.fakes.manager_house import ManagerHouse, manager_house
+from tests.fakes.running_manager import RunningManager, running_manager
 
 HEADERS = {"Content-Type": "application/json"}
 
@@ -34,14 +34,14 @@ async def legacy(client: aiohttp.ClientSession, path: str = "/keeps_post", **com
     return await call(client, "POST", path, json={key.replace("_", "-"): value for key, value in command.items()})
 
 
-async def test_the_banner_is_the_original_s(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_the_banner_is_the_original_s(manager: RunningManager) -> None:
+    async with manager.client() as client:
         assert await call(client, "GET", "/") == (200, BANNER)
 
 
 @pytest.mark.parametrize("path", ["/keeps_post", "/keeps_post/"])
-async def test_the_original_s_steps_work(house: ManagerHouse, path: str) -> None:
-    async with house.client() as client:
+async def test_the_original_s_steps_work(manager: RunningManager, path: str) -> None:
+    async with manager.client() as client:
         status, keep = await legacy(client, path, command="new-keep", keep_arch="wasi", auth_token="")
         assert status == 200
         assert (keep["state"], keep["app_loader_bind_port"], keep["bindaddress"]) == (1, 0, "")
@@ -57,14 +57,14 @@ async def test_the_original_s_steps_work(house: ManagerHouse, path: str) -> None
         assert (await legacy(client, path, command="remove-keep", kuuid=kuuid))[0] == 404
 
 
-async def test_an_unknown_command_is_undefined(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_an_unknown_command_is_undefined(manager: RunningManager) -> None:
+    async with manager.client() as client:
         assert await legacy(client, command="dance") == (400, {"text": "undefined"})
 
 
 @pytest.mark.parametrize("arch", ["AMD-SEV", "Intel-SGX"])
-async def test_known_hardware_that_is_not_there_is_a_keep_in_state_15(house: ManagerHouse, arch: str) -> None:
-    async with house.client() as client:
+async def test_known_hardware_that_is_not_there_is_a_keep_in_state_15(manager: RunningManager, arch: str) -> None:
+    async with manager.client() as client:
         status, keep = await legacy(client, command="new-keep", keep_arch=arch)
         assert (status, keep["state"], keep["kuuid"]) == (200, 15, 0)
         assert arch in keep["detail"]
@@ -72,8 +72,8 @@ async def test_known_hardware_that_is_not_there_is_a_keep_in_state_15(house: Man
         assert (status, body["error"]["kind"]) == (501, "unsupported")
 
 
-async def test_v1_creates_gets_starts_stops_and_deletes(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_v1_creates_gets_starts_stops_and_deletes(manager: RunningManager) -> None:
+    async with manager.client() as client:
         async with client.post("/v1/keeps") as response:
             assert response.status == 201
             keep = await response.json()
@@ -89,8 +89,8 @@ async def test_v1_creates_gets_starts_stops_and_deletes(house: ManagerHouse) -> 
         assert (await call(client, "GET", path))[0] == 404
 
 
-async def test_v1_takes_a_name_labels_and_limits_and_finds_keeps_by_label(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_v1_takes_a_name_labels_and_limits_and_finds_keeps_by_label(manager: RunningManager) -> None:
+    async with manager.client() as client:
         body = {"name": "web", "labels": {"tier": "front=1"}, "limits": {"memory_bytes": 1 << 30}}
         made = (await call(client, "POST", "/v1/keeps", json=body))[1]
         assert (made["name"], made["labels"], made["owner"]) == ("web", {"tier": "front=1"}, "operator")
@@ -100,13 +100,13 @@ async def test_v1_takes_a_name_labels_and_limits_and_finds_keeps_by_label(house:
         assert found == {"keeps": [made], "next": None}
 
 
-async def test_v1_starts_a_keep_with_arguments_as_long_as_the_kernel_takes_them(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_v1_starts_a_keep_with_arguments_as_long_as_the_kernel_takes_them(manager: RunningManager) -> None:
+    async with manager.client() as client:
         kuuid = (await call(client, "POST", "/v1/keeps"))[1]["kuuid"]
         body = {"workload": {"arguments": ["x" * 1000] * 2000, "environment": {"A": "b"}}}
         long = io.BytesIO(json.dumps(body).encode())
         assert (await call(client, "POST", f"/v1/keeps/{kuuid}/start", data=long))[0] == 200
-        workload = house.units.loaders[kuuid].workload
+        workload = manager.units.loaders[kuuid].workload
         assert workload is not None
         assert (len(workload.arguments), workload.environment) == (2000, (("A", "b"),))
         for path in (f"/v1/keeps/{kuuid}/start", "/v1/keeps"):
@@ -114,10 +114,10 @@ async def test_v1_starts_a_keep_with_arguments_as_long_as_the_kernel_takes_them(
             assert (await call(client, "POST", path, data=longer))[0] == 413
 
 
-async def test_v1_waits_for_a_change(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_v1_waits_for_a_change(manager: RunningManager) -> None:
+    async with manager.client() as client:
         kuuid = (await call(client, "POST", "/v1/keeps"))[1]["kuuid"]
-        loader = house.units.loaders[kuuid]
+        loader = manager.units.loaders[kuuid]
         loader.heard.clear()
         waiting = asyncio.create_task(call(client, "GET", f"/v1/keeps/{kuuid}?changed-from=1&timeout=30"))
         await loader.heard.wait()
@@ -153,12 +153,12 @@ BAD_BODIES: list[bytes] = [
 
 
 @pytest.mark.parametrize("body", BAD_BODIES, ids=lambda body: repr(body[:50]))
-async def test_a_bad_request_is_a_400_and_changes_nothing(house: ManagerHouse, body: bytes) -> None:
-    async with house.client() as client:
+async def test_a_bad_request_is_a_400_and_changes_nothing(manager: RunningManager, body: bytes) -> None:
+    async with manager.client() as client:
         status, answer = await call(client, "POST", "/keeps_post", data=body, headers=HEADERS)
         assert status == 400
         assert isinstance(answer["text"], str)
-        assert not house.units.kuuids()
+        assert not manager.units.kuuids()
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,10 @@ async def test_a_bad_request_is_a_400_and_changes_nothing(house: ManagerHouse, b
         ("GET", "/keeps_post", b"", 405),
     ],
 )
-async def test_v1_refuses_in_one_shape(house: ManagerHouse, method: str, path: str, body: bytes, status: int) -> None:
-    async with house.client() as client:
+async def test_v1_refuses_in_one_shape(
+    manager: RunningManager, method: str, path: str, body: bytes, status: int
+) -> None:
+    async with manager.client() as client:
         if status == 400:  # who may not see the keep is refused before its request is looked at
             path = path.replace("/keeps/5", f"/keeps/{(await call(client, 'POST', '/v1/keeps'))[1]['kuuid']}")
         got, answer = await call(client, method, path, data=body or None)
@@ -209,35 +211,35 @@ async def test_v1_refuses_in_one_shape(house: ManagerHouse, method: str, path: s
         assert error["message"].startswith(("cannot ", "invalid "))
 
 
-async def test_a_failed_creation_is_a_502_with_evidence_and_nothing_left(house: ManagerHouse) -> None:
-    house.units.behaviour = FAIL
-    async with house.client() as client:
+async def test_a_failed_creation_is_a_502_with_evidence_and_nothing_left(manager: RunningManager) -> None:
+    manager.units.behaviour = FAIL
+    async with manager.client() as client:
         status, answer = await call(client, "POST", "/v1/keeps")
         assert (status, answer["error"]["kind"]) == (502, "keep-failed")
         assert answer["error"]["evidence"] == ["exit code 7"]
-        assert not house.units.kuuids()
+        assert not manager.units.kuuids()
 
 
-async def test_a_client_that_hangs_up_during_a_creation_leaves_nothing(house: ManagerHouse) -> None:
-    house.units.behaviour = NEVER
-    async with house.client() as client:
+async def test_a_client_that_hangs_up_during_a_creation_leaves_nothing(manager: RunningManager) -> None:
+    manager.units.behaviour = NEVER
+    async with manager.client() as client:
         creation = asyncio.create_task(call(client, "POST", "/v1/keeps"))
-        await house.units.begun.wait()
+        await manager.units.begun.wait()
         creation.cancel()
         await asyncio.wait({creation})
-        await asyncio.wait_for(house.units.gone.wait(), 5)
-        await house.keeps.settle()
-        assert not house.units.kuuids()
+        await asyncio.wait_for(manager.units.gone.wait(), 5)
+        await manager.keeps.settle()
+        assert not manager.units.kuuids()
 
 
 async def test_a_defect_is_a_500_with_a_reference_and_no_traceback(
-    house: ManagerHouse, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    manager: RunningManager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(house.keeps, "list", broken)
-    async with house.client() as client:
+    monkeypatch.setattr(manager.keeps, "list", broken)
+    async with manager.client() as client:
         status, answer = await call(client, "GET", "/v1/keeps")
         assert (status, answer["error"]["kind"]) == (500, "internal")
         assert "secret" not in json.dumps(answer)
@@ -247,31 +249,31 @@ async def test_a_defect_is_a_500_with_a_reference_and_no_traceback(
         assert (await call(client, "GET", "/"))[0] == 200
 
 
-async def test_a_client_without_a_certificate_gets_no_answer(house: ManagerHouse) -> None:
-    async with house.client(anonymous=True) as client:
+async def test_a_client_without_a_certificate_gets_no_answer(manager: RunningManager) -> None:
+    async with manager.client(anonymous=True) as client:
         with pytest.raises(aiohttp.ClientError):
             await call(client, "GET", "/")
 
 
 @pytest.mark.parametrize("fault", ["foreign", "expired", "future", "server"])
-async def test_a_certificate_openssl_refuses_gets_no_answer(house: ManagerHouse, place: Path, fault: str) -> None:
+async def test_a_certificate_openssl_refuses_gets_no_answer(manager: RunningManager, place: Path, fault: str) -> None:
     identity = {
         "foreign": lambda: FakeAuthority(place / "other", "other CA").issue("x"),
-        "expired": lambda: house.authority.issue("x", ends_in=-DAY / 2),
-        "future": lambda: house.authority.issue("x", began=-DAY / 2),
-        "server": lambda: house.authority.issue("x", usages=(SERVER,)),
+        "expired": lambda: manager.authority.issue("x", ends_in=-DAY / 2),
+        "future": lambda: manager.authority.issue("x", began=-DAY / 2),
+        "server": lambda: manager.authority.issue("x", usages=(SERVER,)),
     }[fault]()
-    async with house.client(identity) as client:
+    async with manager.client(identity) as client:
         with pytest.raises(aiohttp.ClientError):
             await call(client, "GET", "/")
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/keeps", "/nowhere"])
 async def test_a_certificate_that_is_no_client_s_is_a_403_and_a_line_in_the_log(
-    house: ManagerHouse, path: str, caplog: pytest.LogCaptureFixture
+    manager: RunningManager, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    identity = house.authority.issue("sneaky", usages=None)
-    async with house.client(identity) as client:
+    identity = manager.authority.issue("sneaky", usages=None)
+    async with manager.client(identity) as client:
         status, answer = await call(client, "GET", path)
         assert (status, answer["error"]["kind"]) == (403, "forbidden")
     lines = [r for r in caplog.records if r.name == "keepfleet.security"]
@@ -279,10 +281,10 @@ async def test_a_certificate_that_is_no_client_s_is_a_403_and_a_line_in_the_log(
     assert f"serial {identity.certificate.serial_number:x}" in lines[0].getMessage()
 
 
-async def test_a_revoked_certificate_is_refused_on_the_open_connection_which_is_closed(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_a_revoked_certificate_is_refused_on_the_open_connection_which_is_closed(manager: RunningManager) -> None:
+    async with manager.client() as client:
         assert (await call(client, "GET", "/"))[0] == 200
-        house.revoke(house.operator)
+        manager.revoke(manager.operator)
         async with client.get("/") as response:
             assert response.status == 403
             assert response.headers["Connection"] == "close"
@@ -291,72 +293,72 @@ async def test_a_revoked_certificate_is_refused_on_the_open_connection_which_is_
             assert "revoked" in (await response.json())["text"]
 
 
-async def test_a_certificate_revoked_during_a_wait_gets_no_answer_from_it(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_a_certificate_revoked_during_a_wait_gets_no_answer_from_it(manager: RunningManager) -> None:
+    async with manager.client() as client:
         kuuid = (await call(client, "POST", "/v1/keeps"))[1]["kuuid"]
-        loader = house.units.loaders[kuuid]
+        loader = manager.units.loaders[kuuid]
         loader.heard.clear()
         waiting = asyncio.create_task(call(client, "GET", f"/v1/keeps/{kuuid}?changed-from=1"))
         await loader.heard.wait()
-        house.revoke(house.operator)
+        manager.revoke(manager.operator)
         await loader.move(Event.FAIL)
         assert (await waiting)[0] == 403
 
 
 async def test_with_optional_certificates_the_clients_of_2020_work_and_bad_ones_do_not(place: Path) -> None:
-    async with manager_house(place, require_client=False) as house:
-        async with house.client(anonymous=True) as client:
+    async with running_manager(place, require_client=False) as manager:
+        async with manager.client(anonymous=True) as client:
             assert (await legacy(client, "/keeps_post/", command="new-keep", keep_arch="wasi"))[0] == 200
             assert (await call(client, "GET", "/v1/keeps"))[0] == 200
-        async with house.client(house.authority.issue("bad", usages=None)) as client:
+        async with manager.client(manager.authority.issue("bad", usages=None)) as client:
             assert (await call(client, "GET", "/"))[0] == 403
-        async with house.client(FakeAuthority(place / "other").issue("x")) as client:
+        async with manager.client(FakeAuthority(place / "other").issue("x")) as client:
             with pytest.raises(aiohttp.ClientError):
                 await call(client, "GET", "/")
 
 
-async def test_a_body_that_announces_a_gigabyte_is_refused_at_once(house: ManagerHouse) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port, ssl=house.context(house.operator))
+async def test_a_body_that_announces_a_gigabyte_is_refused_at_once(manager: RunningManager) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=manager.context(manager.operator))
     writer.write(b"POST /keeps_post HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n" + b"x" * 1000)
     answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 1)
     assert b"413" in answer
     writer.transport.abort()
 
 
-async def test_a_body_in_chunks_is_counted(house: ManagerHouse) -> None:
+async def test_a_body_in_chunks_is_counted(manager: RunningManager) -> None:
     async def chunks() -> Any:
         for _ in range(20):
             yield b"x" * 8192
 
-    async with house.client() as client:
+    async with manager.client() as client:
         assert (await call(client, "POST", "/keeps_post", data=chunks()))[0] == 413
 
 
-async def test_an_expected_continue_is_not_given_for_a_body_that_is_too_long(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_an_expected_continue_is_not_given_for_a_body_that_is_too_long(manager: RunningManager) -> None:
+    async with manager.client() as client:
         status, answer = await call(client, "POST", "/keeps_post", data=b"x" * 100_000, expect100=True)
         assert (status, answer["error"]["kind"]) == (413, "too-large")
         status, _ = await call(client, "POST", "/keeps_post", data=b'{"command":"list-keeps"}', expect100=True)
         assert status == 200
 
 
-async def test_another_expectation_is_a_417(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_another_expectation_is_a_417(manager: RunningManager) -> None:
+    async with manager.client() as client:
         status, answer = await call(client, "POST", "/keeps_post", data=b"{}", headers={"Expect": "cake"})
         assert (status, answer["error"]["kind"]) == (417, "bad-request")
 
 
-async def test_an_encoded_body_is_refused_unread(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_an_encoded_body_is_refused_unread(manager: RunningManager) -> None:
+    async with manager.client() as client:
         headers = {"Content-Encoding": "gzip"}
         status, answer = await call(client, "POST", "/keeps_post", data=b"\x1f\x8b", headers=headers)
         assert (status, answer["error"]["kind"]) == (415, "unsupported-media")
 
 
-async def test_a_body_that_stops_half_way_is_a_408(house: ManagerHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_stops_half_way_is_a_408(manager: RunningManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "BODY_SECONDS", 0.05)
     monkeypatch.setattr(connection, "LINGER_SECONDS", 0.05)
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port, ssl=house.context(house.operator))
+    reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=manager.context(manager.operator))
     writer.write(b'POST /keeps_post HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"comm')
     answer = await asyncio.wait_for(reader.read(), 5)
     assert b" 408 " in answer
@@ -365,10 +367,10 @@ async def test_a_body_that_stops_half_way_is_a_408(house: ManagerHouse, monkeypa
 
 @pytest.mark.parametrize("sent", [b"", b"POST /keeps_post HT", b"GET / HTTP/1.1\r\nHost: x\r\nX: "])
 async def test_a_client_without_a_whole_header_is_closed(
-    house: ManagerHouse, monkeypatch: pytest.MonkeyPatch, sent: bytes
+    manager: RunningManager, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(connection, "HEADER_SECONDS", 0.1)
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port, ssl=house.context(house.operator))
+    reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=manager.context(manager.operator))
     writer.write(sent)
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.transport.abort()
@@ -376,10 +378,10 @@ async def test_a_client_without_a_whole_header_is_closed(
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"G\0T / HTTP/1.1\r\n\r\n"])
 async def test_what_is_not_http_is_a_400_and_one_line_without_a_traceback(
-    house: ManagerHouse, sent: bytes, caplog: pytest.LogCaptureFixture
+    manager: RunningManager, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port, ssl=house.context(house.operator))
+    reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=manager.context(manager.operator))
     writer.write(sent)
     answer = await asyncio.wait_for(reader.read(), 5)
     assert b" 400 " in answer.splitlines()[0]
@@ -388,14 +390,14 @@ async def test_what_is_not_http_is_a_400_and_one_line_without_a_traceback(
     writer.transport.abort()
 
 
-async def test_many_headers_and_long_lines_are_refused(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_many_headers_and_long_lines_are_refused(manager: RunningManager) -> None:
+    async with manager.client() as client:
         assert (await call(client, "GET", "/", headers={f"x-{i}": "y" for i in range(200)}))[0] == 400
         assert (await call(client, "GET", "/", headers={"x": "y" * 20_000}))[0] == 400
 
 
-async def test_pipelined_requests_are_answered_in_order(house: ManagerHouse) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port, ssl=house.context(house.operator))
+async def test_pipelined_requests_are_answered_in_order(manager: RunningManager) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=manager.context(manager.operator))
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 20 + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     answer = await asyncio.wait_for(reader.read(), 5)
     assert answer.count(b"200 OK") == 21

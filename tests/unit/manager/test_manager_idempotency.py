@@ -15,7 +15,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from tests.fakes.callers import ALICE, BOB, STRANGER
-from tests.fakes.manager_house import ManagerHouse
+from tests.fakes.running_manager import RunningManager
 
 
 class Maker:
@@ -112,21 +112,21 @@ async def test_the_oldest_keys_are_forgotten_above_a_bound(maker: Maker, monkeyp
     assert (await cache.once("k9", NewKeep(), maker)).kuuid == 10
 
 
-async def test_v1_answers_a_repeated_creation_with_the_same_keep(house: ManagerHouse) -> None:
-    async with house.client() as client:
+async def test_v1_answers_a_repeated_creation_with_the_same_keep(manager: RunningManager) -> None:
+    async with manager.client() as client:
         answers = []
         for _ in range(2):
             async with client.post("/v1/keeps", headers={"Idempotency-Key": "a-b-c"}) as response:
                 answers.append((response.status, response.headers["Location"], await response.json()))
         assert answers[0] == answers[1]
-        assert len(house.units.kuuids()) == 1
+        assert len(manager.units.kuuids()) == 1
         headers = {"Idempotency-Key": "a-b-c"}
         async with client.post("/v1/keeps", headers=headers, json={"name": "x"}) as response:
             assert response.status == 409
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 129, "é"])
-async def test_v1_refuses_a_key_that_is_none(house: ManagerHouse, key: str) -> None:
-    async with house.client() as client, client.post("/v1/keeps", headers={"Idempotency-Key": key}) as response:
+async def test_v1_refuses_a_key_that_is_none(manager: RunningManager, key: str) -> None:
+    async with manager.client() as client, client.post("/v1/keeps", headers={"Idempotency-Key": key}) as response:
         assert response.status == 400
-        assert not house.units.kuuids()
+        assert not manager.units.kuuids()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,19 @@ async def test_a_host_without_journalctl_says_so(tmp_path: Path) -> None:
         async with journal.lines(5):
             pytest.fail("it was read")
     assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+def test_a_caller_gets_a_share_of_the_readers_and_the_others_theirs() -> None:
+    journal = lines.Journal("system")
+    with ExitStack() as held:
+        for _ in range(lines.MAX_FOLLOWED_PER_CALLER):
+            held.enter_context(journal.place_for_reader("alice"))
+        with pytest.raises(KeepfleetError, match="16 readers of yours do already, which is the limit") as caught:
+            held.enter_context(journal.place_for_reader("alice"))
+        assert caught.value.kind is ErrorKind.TOO_MANY
+        for number in range(lines.MAX_FOLLOWED - lines.MAX_FOLLOWED_PER_CALLER):
+            held.enter_context(journal.place_for_reader(f"caller-{number}"))
+        with pytest.raises(KeepfleetError, match="64 readers do already"):
+            held.enter_context(journal.place_for_reader("bob"))
+    with journal.place_for_reader("alice"):
+        assert repr(journal) == "Journal(system, 1 readers)"

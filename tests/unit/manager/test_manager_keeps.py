@@ -291,8 +291,9 @@ async def test_a_keep_between_two_loaders_is_restarting_with_its_state_and_all_i
     before = await keeps.create(wanted, ALICE)
     waiting = asyncio.create_task(keeps.wait(before.kuuid, State.LISTENING, 60.0))
     await units.vanish(before.kuuid)
-    while not (shown := await keeps.get(before.kuuid)).detail.startswith("restarting: "):  # noqa: ASYNC110 # each a turn of the loop
-        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while not (shown := await keeps.get(before.kuuid)).detail.startswith("restarting: "):  # noqa: ASYNC110
+            await asyncio.sleep(0)
     assert shown.detail == "restarting: its loader has just ended; the unit is active (running)"
     assert shown == before.replace(detail=shown.detail, phase="")
     assert (await keeps.list(ListKeeps(labels=(("app", "shop"),)))).keeps == (shown,)
@@ -594,7 +595,9 @@ async def test_a_quota_counts_creations_that_are_under_way(units: FakeUnits, pla
 
 async def test_a_thousand_keeps_are_listed_from_memory(units: FakeUnits, place: Path, policy: Policy) -> None:
     async with manager_parts(units, str(place), policy) as parts:
-        report = FakeLoader(str(place), 1).report()
+        loader = FakeLoader(str(place), 1)
+        report = loader.report()
+        await loader.close()
         for kuuid in range(1, 1001):
             spec = KeepSpec(name=f"web-{kuuid}", owner="alice", labels=(("n", str(kuuid % 10)),))
             parts.view.begin(kuuid, spec)

@@ -26,8 +26,8 @@ from keep_manager.http.schemas import schemas
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.states import State
-from tests.fakes.manager_house import ManagerHouse
 from tests.fakes.manager_thread import manager_thread
+from tests.fakes.running_manager import RunningManager
 
 CHECKS = [
     not_a_server_error,
@@ -43,13 +43,13 @@ schema = schemathesis.openapi.from_dict(DOCUMENT)
 
 
 @pytest.fixture(scope="module")
-def manager() -> Iterator[ManagerHouse]:
-    with tempfile.TemporaryDirectory(prefix="km") as name, manager_thread(Path(name)) as house:
-        yield house
+def manager() -> Iterator[RunningManager]:
+    with tempfile.TemporaryDirectory(prefix="km") as name, manager_thread(Path(name)) as manager:
+        yield manager
 
 
 @pytest.fixture(scope="module")
-def session(manager: ManagerHouse) -> Iterator[requests.Session]:
+def session(manager: RunningManager) -> Iterator[requests.Session]:
     with requests.Session() as made:
         made.verify, made.cert = manager.authority.file, manager.operator.file
         made.trust_env = False
@@ -59,7 +59,7 @@ def session(manager: ManagerHouse) -> Iterator[requests.Session]:
 @schema.parametrize()
 @settings.get_profile("reproducible")
 def test_every_answer_is_one_the_document_allows(
-    case: schemathesis.Case[Any], manager: ManagerHouse, session: requests.Session
+    case: schemathesis.Case[Any], manager: RunningManager, session: requests.Session
 ) -> None:
     if case.path == V1_EVENTS_PATH and case.query:
         case.query.pop("follow", None)  # such a stream has no end; test_manager_streams follows some
@@ -69,7 +69,7 @@ def test_every_answer_is_one_the_document_allows(
 
 
 def test_each_step_of_a_keep_s_life_is_answered_as_the_document_says(
-    manager: ManagerHouse, session: requests.Session
+    manager: RunningManager, session: requests.Session
 ) -> None:
     def step(method: str, path: str, status: int, **values: object) -> dict[str, object]:
         kuuid = values.pop("kuuid", "")

@@ -22,7 +22,7 @@ from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.identity import Identity, Role
 from keep_protocol.sse import EventType
 from tests.fakes.fake_pki import FakeAuthority
-from tests.fakes.manager_house import ManagerHouse, manager_house
+from tests.fakes.running_manager import RunningManager, running_manager
 
 NOWHERE = 4503599627370495
 """The ID of a keep that there is not."""
@@ -43,23 +43,23 @@ async def create(client: aiohttp.ClientSession, name: str = "") -> int:
 class People:
     """Clients of one manager: two users, a viewer and an operator, each with the identity in its certificate."""
 
-    def __init__(self, house: ManagerHouse, sessions: dict[str, aiohttp.ClientSession]) -> None:
-        self.house = house
+    def __init__(self, manager: RunningManager, sessions: dict[str, aiohttp.ClientSession]) -> None:
+        self.manager = manager
         self.ann, self.bob = sessions["ann"], sessions["bob"]
         self.vic, self.root = sessions["vic"], sessions["root"]
 
 
 @pytest.fixture
-async def people(house: ManagerHouse) -> AsyncIterator[People]:
+async def people(manager: RunningManager) -> AsyncIterator[People]:
     roles = {"ann": Role.USER, "bob": Role.USER, "vic": Role.VIEWER, "root": Role.OPERATOR}
-    issued = {name: house.authority.issue(name, uri=Identity(role, name).uri()) for name, role in roles.items()}
+    issued = {name: manager.authority.issue(name, uri=Identity(role, name).uri()) for name, role in roles.items()}
     async with (
-        house.client(issued["ann"]) as ann,
-        house.client(issued["bob"]) as bob,
-        house.client(issued["vic"]) as vic,
-        house.client(issued["root"]) as root,
+        manager.client(issued["ann"]) as ann,
+        manager.client(issued["bob"]) as bob,
+        manager.client(issued["vic"]) as vic,
+        manager.client(issued["root"]) as root,
     ):
-        yield People(house, {"ann": ann, "bob": bob, "vic": vic, "root": root})
+        yield People(manager, {"ann": ann, "bob": bob, "vic": vic, "root": root})
 
 
 ON_A_KEEP = [(route.method, route.path.replace("{kuuid}", "{}")) for route in ROUTES if "{kuuid}" in route.path]
@@ -99,7 +99,7 @@ async def test_lists_and_events_show_each_caller_what_it_may_read(people: People
         _, page = await call(client, "GET", V1_KEEPS_PATH)
         assert {keep["kuuid"] for keep in page["keeps"]} == expected
     for kuuid in own.values():
-        await people.house.events.until(EventType.CREATED, kuuid)
+        await people.manager.events.until(EventType.CREATED, kuuid)
     _, text = await call(people.bob, "GET", V1_EVENTS_PATH)
     assert str(own["bob"]) in text
     assert str(own["ann"]) not in text
@@ -131,10 +131,10 @@ async def test_a_viewer_reads_and_changes_nothing(people: People, caplog: pytest
 async def test_an_uploader_sees_its_keep_and_can_do_nothing_else(people: People) -> None:
     kuuid, other = await create(people.ann), await create(people.ann)
     uri = Identity(Role.UPLOADER, "ci", kuuid).uri()
-    ten_minutes = people.house.authority.issue(
+    ten_minutes = people.manager.authority.issue(
         "ci", uri=uri, began=datetime.timedelta(minutes=1), ends_in=datetime.timedelta(minutes=9)
     )
-    async with people.house.client(ten_minutes) as client:
+    async with people.manager.client(ten_minutes) as client:
         assert (await call(client, "GET", f"{V1_KEEPS_PATH}/{kuuid}"))[0] == 200
         assert (await call(client, "GET", f"{V1_KEEPS_PATH}/{other}"))[0] == 404
         assert (await call(client, "DELETE", f"{V1_KEEPS_PATH}/{kuuid}"))[0] == 403
@@ -144,18 +144,18 @@ async def test_an_uploader_sees_its_keep_and_can_do_nothing_else(people: People)
 
 async def test_what_a_certificate_without_an_identity_may_do_is_configured(place: Path) -> None:
     callers = {"eve": CallerEntry(role=ConfiguredRole.VIEWER), "mel": CallerEntry(role=ConfiguredRole.USER)}
-    async with manager_house(place, callers=callers) as house:
-        async with house.client(house.authority.issue("eve")) as eve:
+    async with running_manager(place, callers=callers) as manager:
+        async with manager.client(manager.authority.issue("eve")) as eve:
             assert (await call(eve, "POST", V1_KEEPS_PATH))[0] == 403
-        async with house.client(house.authority.issue("mel")) as mel, house.client() as operator:
+        async with manager.client(manager.authority.issue("mel")) as mel, manager.client() as operator:
             kuuid = await create(mel)
             assert (await call(operator, "GET", f"{V1_KEEPS_PATH}/{kuuid}"))[1]["owner"] == "mel"
 
 
 async def test_clients_without_a_certificate_are_one_caller(place: Path) -> None:
-    async with manager_house(place, require_client=False) as house, house.client() as operator:
+    async with running_manager(place, require_client=False) as manager, manager.client() as operator:
         others = await create(operator)
-        async with house.client(anonymous=True) as client:
+        async with manager.client(anonymous=True) as client:
             kuuid = await create(client)
             assert (await call(client, "GET", f"{V1_KEEPS_PATH}/{others}"))[0] == 404
             _, page = await call(client, "GET", V1_KEEPS_PATH)
@@ -164,9 +164,9 @@ async def test_clients_without_a_certificate_are_one_caller(place: Path) -> None
 
 async def test_quotas_are_each_caller_s_own(place: Path) -> None:
     callers = {"ann": CallerEntry(quotas=Quotas(keeps=1, followers=1))}
-    async with manager_house(place, callers=callers) as house:
-        issued = house.authority.issue("ann", uri=Identity(Role.USER, "ann").uri())
-        async with house.client(issued) as ann, house.client() as operator:
+    async with running_manager(place, callers=callers) as manager:
+        issued = manager.authority.issue("ann", uri=Identity(Role.USER, "ann").uri())
+        async with manager.client(issued) as ann, manager.client() as operator:
             await create(ann)
             status, answer = await call(ann, "POST", V1_KEEPS_PATH)
             assert (status, answer["error"]["kind"]) == (429, "too-many")

@@ -11,15 +11,15 @@ import pytest
 
 from keep_manager import pki
 from tests.fakes.fake_pki import Identity
-from tests.fakes.manager_house import ManagerHouse
+from tests.fakes.running_manager import RunningManager
 
 ENOUGH = 5.0
 
 
-async def opened(house: ManagerHouse, identity: Identity, request: str) -> asyncio.StreamReader:
+async def opened(manager: RunningManager, identity: Identity, request: str) -> asyncio.StreamReader:
     """A connection on which this was sent and its answer has begun."""
-    context = house.context(identity)
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port, ssl=context)
+    context = manager.context(identity)
+    reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=context)
     writer.write(f"{request} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     if "changed-from" not in request:
         assert b"200" in await asyncio.wait_for(reader.readline(), ENOUGH)
@@ -42,18 +42,18 @@ REQUESTS = {
 
 @pytest.mark.parametrize("request_line", REQUESTS.values(), ids=REQUESTS)
 async def test_a_revoked_client_s_connection_is_closed_while_nothing_is_sent(
-    house: ManagerHouse, caplog: pytest.LogCaptureFixture, request_line: str
+    manager: RunningManager, caplog: pytest.LogCaptureFixture, request_line: str
 ) -> None:
-    async with house.client() as good:
+    async with manager.client() as good:
         async with good.post("/v1/keeps") as response:
             kuuid = (await response.json())["kuuid"]
-        bad = house.authority.issue("bad")
-        loader = house.units.loaders[kuuid]
+        bad = manager.authority.issue("bad")
+        loader = manager.units.loaders[kuuid]
         loader.heard.clear()
-        reader = await opened(house, bad, request_line.format(kuuid))
+        reader = await opened(manager, bad, request_line.format(kuuid))
         if "changed-from" in request_line:
             await asyncio.wait_for(loader.heard.wait(), ENOUGH)
-        house.revoke(bad)
+        manager.revoke(bad)
         assert await closed(reader)
         assert f"connections of bad (serial {bad.certificate.serial_number:x})" in caplog.text
         async with good.get("/v1/keeps") as response:
@@ -61,17 +61,17 @@ async def test_a_revoked_client_s_connection_is_closed_while_nothing_is_sent(
 
 
 async def test_a_connection_ends_when_its_certificate_expires(
-    house: ManagerHouse, monkeypatch: pytest.MonkeyPatch
+    manager: RunningManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = await opened(house, house.operator, "GET /v1/events?follow=true")
+    reader = await opened(manager, manager.operator, "GET /v1/events?follow=true")
     later = pki.now() + datetime.timedelta(days=4000)
     monkeypatch.setattr(pki, "now", lambda: later)
     assert await closed(reader)
 
 
-async def test_a_revoked_client_that_connects_anew_hears_why(house: ManagerHouse) -> None:
-    bad = house.authority.issue("bad")
-    house.revoke(bad)
-    async with house.client(bad) as client, client.get("/") as response:
+async def test_a_revoked_client_that_connects_anew_hears_why(manager: RunningManager) -> None:
+    bad = manager.authority.issue("bad")
+    manager.revoke(bad)
+    async with manager.client(bad) as client, client.get("/") as response:
         assert response.status == 403
         assert "it was revoked" in (await response.json())["error"]["message"]

@@ -21,8 +21,8 @@ from keep_manager.reload import NEEDS_RESTART, Reload, changes
 from keep_protocol.api import NewKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
-from tests.fakes.manager_house import ManagerHouse
 from tests.fakes.manager_parts import ManagerParts
+from tests.fakes.running_manager import RunningManager
 
 ANN = Caller("ann", Role.USER, "192.0.2.1", "ann at 192.0.2.1")
 SECONDS = 20
@@ -127,12 +127,12 @@ async def test_keeps_are_made_by_the_policy_applied_last(parts: ManagerParts, po
     await parts.keeps.create(NewKeep(), ANN)
 
 
-async def test_roles_and_quotas_hold_for_the_next_request_of_an_open_connection(house: ManagerHouse) -> None:
-    async with house.client(house.authority.issue("ann")) as session:
+async def test_roles_and_quotas_hold_for_the_next_request_of_an_open_connection(manager: RunningManager) -> None:
+    async with manager.client(manager.authority.issue("ann")) as session:
         assert (await session.post("/v1/keeps", json={})).status == 201
-        house.quotas.apply({"ann": CallerEntry(quotas=Quotas(keeps=1))})
+        manager.quotas.apply({"ann": CallerEntry(quotas=Quotas(keeps=1))})
         assert (await session.post("/v1/keeps", json={})).status == 429
-        house.quotas.apply({"ann": CallerEntry(role=ConfiguredRole.VIEWER)})
+        manager.quotas.apply({"ann": CallerEntry(role=ConfiguredRole.VIEWER)})
         assert (await session.post("/v1/keeps", json={})).status == 403
 
 

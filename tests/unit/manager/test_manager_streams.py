@@ -18,7 +18,7 @@ from keep_protocol.keep import KeepInfo
 from keep_protocol.states import Event, State
 from tests.fakes.fake_journal import cursor
 from tests.fakes.fake_loader import FakeLoader
-from tests.fakes.manager_house import ManagerHouse
+from tests.fakes.running_manager import RunningManager
 
 ENOUGH = 5.0
 TORRENT = 10_000
@@ -61,18 +61,18 @@ async def reading(client: aiohttp.ClientSession, kuuid: int, query: str = "", af
         yield Reader(response)
 
 
-async def new_keep(house: ManagerHouse, client: aiohttp.ClientSession) -> tuple[int, FakeLoader]:
+async def new_keep(manager: RunningManager, client: aiohttp.ClientSession) -> tuple[int, FakeLoader]:
     async with client.post("/v1/keeps") as response:
         kuuid = (await response.json())["kuuid"]
-    return kuuid, house.units.loaders[kuuid]
+    return kuuid, manager.units.loaders[kuuid]
 
 
-async def test_the_lines_there_are_come_and_the_stream_ends(house: ManagerHouse) -> None:
-    async with house.client() as client:
-        kuuid, _ = await new_keep(house, client)
-        await house.journal.write(kuuid, "one", "two")
-        await house.journal.write(kuuid + 1, "another's")
-        await house.journal.write(kuuid, "three")
+async def test_the_lines_there_are_come_and_the_stream_ends(manager: RunningManager) -> None:
+    async with manager.client() as client:
+        kuuid, _ = await new_keep(manager, client)
+        await manager.journal.write(kuuid, "one", "two")
+        await manager.journal.write(kuuid + 1, "another's")
+        await manager.journal.write(kuuid, "three")
         async with reading(client, kuuid) as reader:
             assert await reader.next() == ("line", {"at": 1.5, "source": "workload", "text": "one"}, cursor(1))
             assert await reader.texts() == ["two", "three"]
@@ -82,95 +82,95 @@ async def test_the_lines_there_are_come_and_the_stream_ends(house: ManagerHouse)
             assert await reader.texts() == ["two", "three"]
 
 
-async def test_a_follower_gets_what_comes_and_the_end_after_the_last_line(house: ManagerHouse) -> None:
-    async with house.client() as client:
-        kuuid, loader = await new_keep(house, client)
-        await house.journal.write(kuuid, "before")
+async def test_a_follower_gets_what_comes_and_the_end_after_the_last_line(manager: RunningManager) -> None:
+    async with manager.client() as client:
+        kuuid, loader = await new_keep(manager, client)
+        await manager.journal.write(kuuid, "before")
         async with reading(client, kuuid, "?follow=true") as reader:
             assert (await reader.next())[1]["text"] == "before"
-            await house.journal.write(kuuid, "while")
+            await manager.journal.write(kuuid, "while")
             assert (await reader.next())[1]["text"] == "while"
-            house.journal.late.append((kuuid, "last words"))
+            manager.journal.late.append((kuuid, "last words"))
             await loader.move(Event.FAIL)
             assert await reader.texts() == ["last words", "end 15"]
-        await house.journal.read_by(0)
+        await manager.journal.read_by(0)
 
 
-async def test_following_a_keep_that_has_ended_tells_all_and_ends(house: ManagerHouse) -> None:
-    async with house.client() as client:
-        kuuid, loader = await new_keep(house, client)
+async def test_following_a_keep_that_has_ended_tells_all_and_ends(manager: RunningManager) -> None:
+    async with manager.client() as client:
+        kuuid, loader = await new_keep(manager, client)
         await loader.move(Event.FAIL)
-        await house.journal.write(kuuid, *(f"line {number}" for number in range(500)))
+        await manager.journal.write(kuuid, *(f"line {number}" for number in range(500)))
         async with reading(client, kuuid, "?follow=true") as reader:
             assert await reader.texts() == [*(f"line {number}" for number in range(500)), "end 15"]
 
 
-async def test_the_removal_of_a_keep_ends_its_stream(house: ManagerHouse) -> None:
-    async with house.client() as client:
-        kuuid, _ = await new_keep(house, client)
+async def test_the_removal_of_a_keep_ends_its_stream(manager: RunningManager) -> None:
+    async with manager.client() as client:
+        kuuid, _ = await new_keep(manager, client)
         async with reading(client, kuuid, "?follow=true") as reader:
-            await house.journal.read_by(1)
+            await manager.journal.read_by(1)
             async with client.delete(f"/v1/keeps/{kuuid}") as response:
                 assert response.status == 204
             name, data, _ = await reader.next()
             assert (name, data["state"], data["detail"]) == ("end", 0, "it was removed")
-        await house.journal.read_by(0)
+        await manager.journal.read_by(0)
 
 
-async def test_a_client_that_goes_away_leaves_no_reader(house: ManagerHouse) -> None:
-    async with house.client() as client:
-        kuuid, _ = await new_keep(house, client)
+async def test_a_client_that_goes_away_leaves_no_reader(manager: RunningManager) -> None:
+    async with manager.client() as client:
+        kuuid, _ = await new_keep(manager, client)
         async with reading(client, kuuid, "?follow=true"):
-            await house.journal.read_by(1)
-    await asyncio.wait_for(house.journal.read_by(0), ENOUGH)
+            await manager.journal.read_by(1)
+    await asyncio.wait_for(manager.journal.read_by(0), ENOUGH)
 
 
-async def test_clients_that_go_away_in_the_midst_of_a_torrent_leave_no_reader(house: ManagerHouse) -> None:
+async def test_clients_that_go_away_in_the_midst_of_a_torrent_leave_no_reader(manager: RunningManager) -> None:
     gc.disable()  # what only it frees may be there for as long as the manager has little to do
     try:
-        async with house.client() as client:
-            kuuid, _ = await new_keep(house, client)
-            await house.journal.write(kuuid, *["x" * 1000] * TORRENT)
+        async with manager.client() as client:
+            kuuid, _ = await new_keep(manager, client)
+            await manager.journal.write(kuuid, *["x" * 1000] * TORRENT)
             for _ in range(10):
                 async with reading(client, kuuid, "?follow=true") as reader:
                     await reader.next()
                     assert reader.response.connection is not None
                     assert reader.response.connection.transport is not None
                     reader.response.connection.transport.abort()
-                await asyncio.wait_for(house.journal.read_by(0), ENOUGH)
+                await asyncio.wait_for(manager.journal.read_by(0), ENOUGH)
     finally:
         gc.enable()
 
 
-async def test_a_silent_stream_shows_that_it_lives(house: ManagerHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_stream_shows_that_it_lives(manager: RunningManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_streams, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(sse, "ALIVE_SECONDS", 0.01)
-    async with house.client() as client:
-        kuuid, _ = await new_keep(house, client)
+    async with manager.client() as client:
+        kuuid, _ = await new_keep(manager, client)
         async with reading(client, kuuid, "?follow=true") as reader:
             for _ in range(3):
                 assert await asyncio.wait_for(reader.response.content.readline(), ENOUGH) == b": alive\n"
                 await reader.response.content.readline()
 
 
-async def test_a_manager_that_stops_ends_its_streams_at_once(house: ManagerHouse) -> None:
-    async with house.client() as client:
-        kuuid, _ = await new_keep(house, client)
+async def test_a_manager_that_stops_ends_its_streams_at_once(manager: RunningManager) -> None:
+    async with manager.client() as client:
+        kuuid, _ = await new_keep(manager, client)
         async with reading(client, kuuid, "?follow=true"):
-            await house.journal.read_by(1)
-            assert house.server is not None
-            await asyncio.wait_for(house.server.close(), 2)
-            await house.journal.read_by(0)
-            house.server = None
+            await manager.journal.read_by(1)
+            assert manager.server is not None
+            await asyncio.wait_for(manager.server.close(), 2)
+            await manager.journal.read_by(0)
+            manager.server = None
 
 
-async def test_a_certificate_revoked_meanwhile_gets_nothing_more(house: ManagerHouse) -> None:
-    async with house.client() as client:
-        kuuid, _ = await new_keep(house, client)
+async def test_a_certificate_revoked_meanwhile_gets_nothing_more(manager: RunningManager) -> None:
+    async with manager.client() as client:
+        kuuid, _ = await new_keep(manager, client)
         async with reading(client, kuuid, "?follow=true") as reader:
-            await house.journal.read_by(1)
-            house.revoke(house.operator)
-            await house.journal.write(kuuid, "not for you")
+            await manager.journal.read_by(1)
+            manager.revoke(manager.operator)
+            await manager.journal.write(kuuid, "not for you")
             assert await reader.texts() == []
 
 
@@ -186,15 +186,15 @@ def event(kuuid: int, happened: sse.EventType) -> sse.KeepEvent:
     return sse.KeepEvent(1.5, happened, KeepInfo(kuuid, State.LISTENING), "alice")
 
 
-async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(house: ManagerHouse) -> None:
-    await house.events.write(event(5, sse.EventType.CREATED), "before")
-    async with house.client() as client:
+async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(manager: RunningManager) -> None:
+    await manager.events.write(event(5, sse.EventType.CREATED), "before")
+    async with manager.client() as client:
         async with happening(client, "?follow=true") as reader:
-            await house.events.write(event(5, sse.EventType.ENDED), "now")
+            await manager.events.write(event(5, sse.EventType.ENDED), "now")
             name, data, mark = await reader.next()
             assert (name, data["event"], data["by"], data["keep"]["kuuid"]) == ("keep", "ended", "alice", 5)
-        await house.events.read_by(0)
-        await house.events.write(event(5, sse.EventType.REMOVED), "meanwhile")
+        await manager.events.read_by(0)
+        await manager.events.write(event(5, sse.EventType.REMOVED), "meanwhile")
         async with happening(client, "?follow=true", after=mark) as reader:
             assert (await reader.next())[1]["event"] == "removed"
         async with happening(client) as reader:
@@ -202,22 +202,22 @@ async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(house: Ma
         assert told == ["created", "ended", "removed", None]
 
 
-async def test_what_happens_to_one_keep_is_told_alone(house: ManagerHouse) -> None:
-    async with house.client() as client, happening(client, "?keep=6&follow=true") as reader:
-        await house.events.write(event(5, sse.EventType.CREATED), "another")
-        await house.events.write(event(6, sse.EventType.CREATED), "this one")
+async def test_what_happens_to_one_keep_is_told_alone(manager: RunningManager) -> None:
+    async with manager.client() as client, happening(client, "?keep=6&follow=true") as reader:
+        await manager.events.write(event(5, sse.EventType.CREATED), "another")
+        await manager.events.write(event(6, sse.EventType.CREATED), "this one")
         assert (await reader.next())[1]["keep"]["kuuid"] == 6
 
 
-async def test_a_journal_that_is_away_refuses_who_asks_for_events(house: ManagerHouse) -> None:
-    house.events.away = True
-    async with house.client() as client, client.get("/v1/events") as response:
+async def test_a_journal_that_is_away_refuses_who_asks_for_events(manager: RunningManager) -> None:
+    manager.events.away = True
+    async with manager.client() as client, client.get("/v1/events") as response:
         assert response.status == 503
 
 
 @pytest.mark.parametrize("query", ["?keep=x", "?keep=0", "?lines=0", "?follow=yes", "?lines=1&lines=1"])
-async def test_events_that_cannot_be_asked_for_are_refused(house: ManagerHouse, query: str) -> None:
-    async with house.client() as client, client.get(f"/v1/events{query}") as response:
+async def test_events_that_cannot_be_asked_for_are_refused(manager: RunningManager, query: str) -> None:
+    async with manager.client() as client, client.get(f"/v1/events{query}") as response:
         assert response.status == 400
 
 
@@ -233,9 +233,9 @@ async def test_events_that_cannot_be_asked_for_are_refused(house: ManagerHouse, 
         ("?follow=true", "x", 400),
     ],
 )
-async def test_what_cannot_be_read_is_refused(house: ManagerHouse, query: str, after: str, status: int) -> None:
-    async with house.client() as client:
-        kuuid, _ = await new_keep(house, client)
+async def test_what_cannot_be_read_is_refused(manager: RunningManager, query: str, after: str, status: int) -> None:
+    async with manager.client() as client:
+        kuuid, _ = await new_keep(manager, client)
         headers = {"Last-Event-ID": after} if after else {}
         async with client.get(f"/v1/keeps/{kuuid}/logs{query}", headers=headers) as response:
             assert response.status == status

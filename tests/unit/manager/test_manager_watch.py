@@ -7,6 +7,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,7 +34,7 @@ QUIET = LOUD.with_dropped(0)
 POLICY = Policy("none", "none", 43000, 43999, 2.0)
 
 
-class House:
+class WatchedManager:
     """A watched manager, which can be ended and followed by another."""
 
     def __init__(self, units: FakeUnits, place: Path, events: FakeEventLog) -> None:
@@ -68,139 +69,143 @@ async def run(loader: FakeLoader, *events: Event) -> None:
 
 
 @pytest.fixture
-async def house(units: FakeUnits, place: Path, events: FakeEventLog) -> AsyncIterator[House]:
-    made = House(units, place, events)
+async def manager(units: FakeUnits, place: Path, events: FakeEventLog) -> AsyncIterator[WatchedManager]:
+    made = WatchedManager(units, place, events)
     await made.begin()
     yield made
     await made.end()
 
 
-async def test_the_life_of_a_keep_is_recorded_in_order_and_once(house: House) -> None:
-    info, loader = await house.new()
+async def test_the_life_of_a_keep_is_recorded_in_order_and_once(manager: WatchedManager) -> None:
+    info, loader = await manager.new()
     await run(loader, Event.START, Event.ENDPOINT_READY)
-    await house.events.until(STARTED)
+    await manager.events.until(STARTED)
     await run(loader, Event.ACCEPT)
-    await house.events.until(RUNNING)
+    await manager.events.until(RUNNING)
     await loader.move(Event.FINISH, QUIET)
-    ended = await house.events.until(ENDED)
-    await house.keeps.remove(info.kuuid, ALICE)
-    removed = house.events.written[-1]
-    assert house.recorded == [CREATED, STARTED, RUNNING, ENDED, EventType.REMOVED]
+    ended = await manager.events.until(ENDED)
+    await manager.keeps.remove(info.kuuid, ALICE)
+    removed = manager.events.written[-1]
+    assert manager.recorded == [CREATED, STARTED, RUNNING, ENDED, EventType.REMOVED]
     assert (ended.at, ended.keep.outcome, ended.keep.name) == (6.0, QUIET, "web-0")
     assert (removed.by, removed.keep.outcome) == ("alice", QUIET)
-    assert house.events.lines[0] == f"keep@{info.kuuid}.service: created by alice"
+    assert manager.events.lines[0] == f"keep@{info.kuuid}.service: created by alice"
 
 
-async def test_what_passes_between_two_looks_is_recorded_all_the_same(house: House) -> None:
-    _, loader = await house.new()
+async def test_what_passes_between_two_looks_is_recorded_all_the_same(manager: WatchedManager) -> None:
+    _, loader = await manager.new()
     # Without a pause in which the watch could look.
     await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
     await loader.move(Event.FINISH, QUIET)
-    await house.events.until(ENDED)
-    assert house.recorded == [CREATED, STARTED, RUNNING, ENDED]
+    await manager.events.until(ENDED)
+    assert manager.recorded == [CREATED, STARTED, RUNNING, ENDED]
 
 
-async def test_a_new_manager_records_what_happened_while_there_was_none_and_nothing_twice(house: House) -> None:
-    _, stays = await house.new()
-    gone, _ = await house.new()
-    await house.end()
+async def test_a_new_manager_records_what_happened_while_there_was_none_and_nothing_twice(
+    manager: WatchedManager,
+) -> None:
+    _, stays = await manager.new()
+    gone, _ = await manager.new()
+    await manager.end()
     await run(stays, Event.START, Event.ENDPOINT_READY)
-    await house.units.stop(gone.kuuid)
-    await house.begin()
-    await house.events.until(STARTED)
-    await house.events.until(EventType.REMOVED)
-    assert sorted(event.type.value for event in house.events.written) == [
+    await manager.units.stop(gone.kuuid)
+    await manager.begin()
+    await manager.events.until(STARTED)
+    await manager.events.until(EventType.REMOVED)
+    assert sorted(event.type.value for event in manager.events.written) == [
         "created",
         "created",
         "removed",
         "started",
     ]
-    assert next(e for e in house.events.written if e.type is EventType.REMOVED).keep.kuuid == gone.kuuid
+    assert next(e for e in manager.events.written if e.type is EventType.REMOVED).keep.kuuid == gone.kuuid
 
 
-async def test_a_keep_that_another_manager_recorded_is_not_recorded_again(house: House) -> None:
-    info, loader = await house.new()
-    await house.end()
-    house.events.written.clear()
-    house.events.before[info.kuuid] = LastEvent(CREATED)
-    await house.begin()
+async def test_a_keep_that_another_manager_recorded_is_not_recorded_again(manager: WatchedManager) -> None:
+    info, loader = await manager.new()
+    await manager.end()
+    manager.events.written.clear()
+    manager.events.before[info.kuuid] = LastEvent(CREATED)
+    await manager.begin()
     await run(loader, Event.START, Event.ENDPOINT_READY)
-    await house.events.until(STARTED)
-    assert house.recorded == [STARTED]
+    await manager.events.until(STARTED)
+    assert manager.recorded == [STARTED]
 
 
-async def test_a_keep_that_goes_without_our_doing_is_recorded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_keep_that_goes_without_our_doing_is_recorded(
+    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
-    info, _ = await house.new()
-    await house.units.stop(info.kuuid)
-    assert (await house.events.until(EventType.REMOVED)).by == ""
+    info, _ = await manager.new()
+    await manager.units.stop(info.kuuid)
+    assert (await manager.events.until(EventType.REMOVED)).by == ""
 
 
 async def test_a_keep_whose_unit_fails_has_failed_and_is_still_known(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
-    info, _ = await house.new()
-    await house.units.crash(info.kuuid)
-    failed = await house.events.until(EventType.FAILED)
+    info, _ = await manager.new()
+    await manager.units.crash(info.kuuid)
+    failed = await manager.events.until(EventType.FAILED)
     assert (failed.keep.state, failed.keep.name) == (State.ERROR, "web-0")
-    await house.keeps.remove(info.kuuid, ALICE)
-    assert (await house.events.until(EventType.REMOVED)).by == "alice"
-    assert house.recorded.count(EventType.FAILED) == 1
+    await manager.keeps.remove(info.kuuid, ALICE)
+    assert (await manager.events.until(EventType.REMOVED)).by == "alice"
+    assert manager.recorded.count(EventType.FAILED) == 1
 
 
 async def test_a_flooded_keep_says_one_more_line_before_its_lost_ones_are_counted(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dropped, "INTERVAL_SECONDS", 0.01)
-    info, loader = await house.new()
-    house.events.accepted, house.events.lost = 1000, 4321
+    info, loader = await manager.new()
+    manager.events.accepted, manager.events.lost = 1000, 4321
     await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
     await loader.move(Event.FINISH, LOUD)
-    event = await house.events.until(ENDED)
+    event = await manager.events.until(ENDED)
     assert event.keep.outcome == LOUD.with_dropped(4321)
-    assert (await house.keeps.counted(info.kuuid)).outcome == LOUD.with_dropped(4321)
+    assert (await manager.keeps.counted(info.kuuid)).outcome == LOUD.with_dropped(4321)
     assert [c.contents for c in loader.commands if c.type is CommandType.DROPPED] == ["", "4321"]
 
 
-async def test_a_keep_that_was_quiet_at_its_end_says_no_further_line(house: House) -> None:
-    _, loader = await house.new()
-    house.events.accepted, house.events.lost = 999, 5
+async def test_a_keep_that_was_quiet_at_its_end_says_no_further_line(manager: WatchedManager) -> None:
+    _, loader = await manager.new()
+    manager.events.accepted, manager.events.lost = 999, 5
     await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
     await loader.move(Event.FINISH, LOUD)
-    assert (await house.events.until(ENDED)).keep.outcome == LOUD.with_dropped(5)
+    assert (await manager.events.until(ENDED)).keep.outcome == LOUD.with_dropped(5)
     assert [c.contents for c in loader.commands if c.type is CommandType.DROPPED] == ["5"]
 
 
 @pytest.mark.parametrize("events", [FakeEventLog(counts=False)])
-async def test_where_nobody_can_know_what_was_dropped_nothing_is_said_of_it(house: House) -> None:
-    _, loader = await house.new()
+async def test_where_nobody_can_know_what_was_dropped_nothing_is_said_of_it(manager: WatchedManager) -> None:
+    _, loader = await manager.new()
     await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
     await loader.move(Event.FINISH, LOUD)
-    assert (await house.events.until(ENDED)).keep.outcome == LOUD
+    assert (await manager.events.until(ENDED)).keep.outcome == LOUD
 
 
 async def test_a_journal_that_is_away_costs_the_record_and_not_the_watch(
-    house: House, caplog: pytest.LogCaptureFixture
+    manager: WatchedManager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house.events.away = True
-    info = await house.keeps.create(NewKeep(), ALICE)
-    await house.events.refused.wait()
-    house.events.away = False
-    await run(house.units.loaders[info.kuuid], Event.START, Event.ENDPOINT_READY)
-    await house.events.until(STARTED)
-    assert house.recorded == [STARTED]
+    manager.events.away = True
+    info = await manager.keeps.create(NewKeep(), ALICE)
+    await manager.events.refused.wait()
+    manager.events.away = False
+    await run(manager.units.loaders[info.kuuid], Event.START, Event.ENDPOINT_READY)
+    await manager.events.until(STARTED)
+    assert manager.recorded == [STARTED]
     assert "created by alice (recorded here alone: cannot write to the journal" in caplog.text
 
 
 async def test_a_keep_that_reports_changes_without_end_is_asked_at_a_bounded_pace(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "MANY", 3)
-    info, loader = await house.new()
+    info, loader = await manager.new()
     loader.lies = True
     for _ in range(200):
-        await house.keeps.get(info.kuuid)  # each is a turn of the loop for whoever else asks
+        await manager.keeps.get(info.kuuid)  # each is a turn of the loop for whoever else asks
     assert sum(command.type is CommandType.WAIT for command in loader.commands) <= 4
 
 
@@ -240,56 +245,64 @@ async def test_a_keep_that_has_moved_on_since_its_latest_event_is_unused_from_no
     assert house.parts.view.entry(started.kuuid).since > 1.0
 
 
-async def test_nobody_waits_for_the_count_of_a_keep_that_is_not_watched(house: House) -> None:
-    await house.watch.counted(5)
+async def test_nobody_waits_for_the_count_of_a_keep_that_is_not_watched(manager: WatchedManager) -> None:
+    await manager.watch.counted(5)
 
 
 async def test_a_failed_removal_leaves_its_remover_s_name_to_no_later_end(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
-    info, _ = await house.new()
-    house.units.away = 1
+    info, _ = await manager.new()
+    manager.units.away = 1
     with pytest.raises(KeepfleetError, match="systemd has not answered"):
-        await house.keeps.remove(info.kuuid, ALICE)
-    assert (await house.keeps.get(info.kuuid)).state is State.LISTENING
-    await house.units.stop(info.kuuid)
-    assert (await house.events.until(EventType.REMOVED)).by == ""
+        await manager.keeps.remove(info.kuuid, ALICE)
+    assert (await manager.keeps.get(info.kuuid)).state is State.LISTENING
+    await manager.units.stop(info.kuuid)
+    assert (await manager.events.until(EventType.REMOVED)).by == ""
 
 
 async def test_no_descriptors_for_a_moment_end_no_watch_and_are_logged_once(
-    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """EMFILE: the manager's own trouble, of which the keep knows nothing."""
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
-    info, loader = await house.new()
-    real, refused = socket.socket, list[int]()
+    info, loader = await manager.new()
+    while not any(command.type is CommandType.WAIT for command in loader.commands):
+        loader.heard.clear()
+        await loader.heard.wait()
+    real, enough = socket.socket, asyncio.Event()
+    refused: list[int] = []
 
     def none_left(family: int = -1, *more: int, **named: int) -> socket.socket:
         if family == socket.AF_UNIX and len(refused) < 3:
             refused.append(family)
+            if len(refused) == 3:
+                enough.set()
             raise OSError(errno.EMFILE, "Too many open files")
         return real(family, *more, **named)
 
-    monkeypatch.setattr("keep_manager.loader_client.socket.socket", none_left)
+    shim = SimpleNamespace(**{**vars(socket), "socket": none_left})
+    monkeypatch.setattr("keep_manager.loader_client.socket", shim)
     await loader.hang_up()
-    while len(refused) < 3:  # noqa: ASYNC110 # each a turn of the loop
-        await asyncio.sleep(0)
+    await asyncio.wait_for(enough.wait(), 5)
     await run(loader, Event.START, Event.ENDPOINT_READY)
-    await house.events.until(STARTED)
-    assert house.recorded == [CREATED, STARTED]
+    await manager.events.until(STARTED)
+    assert manager.recorded == [CREATED, STARTED]
     assert caplog.text.count("Too many open files") == 1
-    assert (await house.keeps.get(info.kuuid)).state is State.STARTED
+    assert (await manager.keeps.get(info.kuuid)).state is State.STARTED
 
 
-async def test_an_upload_is_one_line_of_the_security_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_upload_is_one_line_of_the_security_log(
+    manager: WatchedManager, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "keepfleet.security")
-    info, loader = await house.new()
+    info, loader = await manager.new()
     loader.uploaded_by = Uploader("sha256:" + "a" * 64, "ci", "1f")
     loader.module = Module("sha256:" + "b" * 64, "hello", 77)
     await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
     await loader.move(Event.FINISH, QUIET)
-    await house.events.until(ENDED)
+    await manager.events.until(ENDED)
     lines = [record.getMessage() for record in caplog.records if record.name == "keepfleet.security"]
     assert lines == [
         f"keep@{info.kuuid}.service of alice: module sha256:{'b' * 64} of 77 bytes was uploaded by ci "
@@ -297,11 +310,12 @@ async def test_an_upload_is_one_line_of_the_security_log(house: House, caplog: p
     ]
 
 
-async def test_a_change_of_the_sentence_alone_is_shown(house: House) -> None:
-    info, loader = await house.new()
+async def test_a_change_of_the_sentence_alone_is_shown(manager: WatchedManager) -> None:
+    info, loader = await manager.new()
     await run(loader, Event.START, Event.ENDPOINT_READY)
-    await house.events.until(STARTED)
+    await manager.events.until(STARTED)
     await loader.say("receiving a workload")
-    while (await house.keeps.get(info.kuuid)).detail != "receiving a workload":  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    assert house.recorded == [CREATED, STARTED]
+    async with asyncio.timeout(5):
+        while (await manager.keeps.get(info.kuuid)).detail != "receiving a workload":  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert manager.recorded == [CREATED, STARTED]

@@ -26,7 +26,7 @@ from tests.fakes.fake_units import FakeUnits
 from tests.fakes.manager_parts import ManagerParts
 
 
-class ManagerHouse:
+class RunningManager:
     """What a test needs: the manager's parts, its authority, and clients."""
 
     def __init__(
@@ -56,7 +56,7 @@ class ManagerHouse:
         self.server: Server | None = None
 
     def __repr__(self) -> str:
-        return f"ManagerHouse({self.url})"
+        return f"RunningManager({self.url})"
 
     async def open(self) -> None:
         """Serves."""
@@ -101,13 +101,13 @@ class ManagerHouse:
 
 
 @asynccontextmanager
-async def manager_house(
+async def running_manager(
     directory: Path, *, require_client: bool = True, callers: Callers | None = None
-) -> AsyncIterator[ManagerHouse]:
+) -> AsyncIterator[RunningManager]:
     """A manager that serves while the block runs."""
-    house = ManagerHouse(directory, require_client=require_client, callers=callers)
-    await house.open()
+    manager = RunningManager(directory, require_client=require_client, callers=callers)
+    await manager.open()
     try:
-        yield house
+        yield manager
     finally:
-        await house.close()
+        await manager.close()

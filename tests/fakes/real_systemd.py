@@ -27,7 +27,7 @@ ExecStart=/bin/sh -c 'case $(cat {BEHAVIOUR}) in \\
 """
 
 
-class SystemdHouse:
+class RealSystemd:
     """A booted sandbox with that drop-in. Everything is reached from outside, through PID 1's root directory."""
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -40,7 +40,7 @@ class SystemdHouse:
         self.behave("ready")
 
     def __repr__(self) -> str:
-        return f"SystemdHouse({self.sandbox})"
+        return f"RealSystemd({self.sandbox})"
 
     def run(self, *command: str, check: bool = True, text: str | None = None) -> str:
         """What a command inside prints."""
