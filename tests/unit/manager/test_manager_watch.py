@@ -215,34 +215,34 @@ def test_a_pace_lets_a_burst_through_and_then_one_at_a_time_evenly() -> None:
     assert [pace.wait(moment) for moment in (20.0, 20.0, 22.0, 24.0, 26.0)] == [0.0, 2.0, 2.0, 2.0, 2.0]
 
 
-async def test_a_keep_that_goes_in_the_moment_it_appears_ends_no_manager(house: House) -> None:
-    house.parts.view.begin(5, KeepSpec(name="short", owner="alice"))
-    house.watch.appeared(5)
-    house.parts.view.drop(5)
-    assert (await house.events.until(EventType.REMOVED, 5)).keep.name == "short"
+async def test_a_keep_that_goes_in_the_moment_it_appears_ends_no_manager(manager: WatchedManager) -> None:
+    manager.parts.view.begin(5, KeepSpec(name="short", owner="alice"))
+    manager.watch.appeared(5)
+    manager.parts.view.drop(5)
+    assert (await manager.events.until(EventType.REMOVED, 5)).keep.name == "short"
 
 
-async def test_a_removal_that_comes_second_and_fails_takes_nothing_from_the_first(house: House) -> None:
-    info, _ = await house.new()
-    async with house.watch.removing(info.kuuid, "alice"):
+async def test_a_removal_that_comes_second_and_fails_takes_nothing_from_the_first(manager: WatchedManager) -> None:
+    info, _ = await manager.new()
+    async with manager.watch.removing(info.kuuid, "alice"):
         with pytest.raises(KeepfleetError):
-            async with house.watch.removing(info.kuuid, "bob"):
+            async with manager.watch.removing(info.kuuid, "bob"):
                 raise KeepfleetError(ErrorKind.NOT_FOUND, "it has gone")
-        await house.units.stop(info.kuuid)
-    assert (await house.events.until(EventType.REMOVED)).by == "alice"
+        await manager.units.stop(info.kuuid)
+    assert (await manager.events.until(EventType.REMOVED)).by == "alice"
 
 
-async def test_a_keep_that_has_moved_on_since_its_latest_event_is_unused_from_now_on_alone(house: House) -> None:
-    idle, _ = await house.new()
-    started, loader = await house.new()
-    await house.end()
-    house.events.written.clear()
+async def test_a_keep_that_has_moved_on_since_its_latest_event_is_unused_from_now_on_alone(manager: WatchedManager) -> None:
+    idle, _ = await manager.new()
+    started, loader = await manager.new()
+    await manager.end()
+    manager.events.written.clear()
     for info in (idle, started):
-        house.events.before[info.kuuid] = LastEvent(CREATED, since=1.0)
+        manager.events.before[info.kuuid] = LastEvent(CREATED, since=1.0)
     await run(loader, Event.START, Event.ENDPOINT_READY)  # which the manager before did not live to record
-    await house.begin()
-    assert house.parts.view.entry(idle.kuuid).since == 1.0
-    assert house.parts.view.entry(started.kuuid).since > 1.0
+    await manager.begin()
+    assert manager.parts.view.entry(idle.kuuid).since == 1.0
+    assert manager.parts.view.entry(started.kuuid).since > 1.0
 
 
 async def test_nobody_waits_for_the_count_of_a_keep_that_is_not_watched(manager: WatchedManager) -> None:
