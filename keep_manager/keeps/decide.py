@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from keep_manager.model import LoaderGone, UnitEnd, UnitState
 from keep_protocol.api import ListKeeps
 from keep_protocol.constants import KUUID_BITS, unit_name
+from keep_protocol.control import CONTROL_VERSION
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import ANY_CERTIFICATE
 from keep_protocol.keep import KeepInfo, KeepReport
 from keep_protocol.spec import KeepSpec
 from keep_protocol.states import STATE_OF, Phase, State
@@ -115,6 +117,17 @@ def refuse_start(info: KeepReport | KeepInfo) -> None:
     if info.state is not State.LISTENING:
         raise KeepfleetError(
             ErrorKind.CONFLICT, f"cannot start keep {info.kuuid}: it is {info.state.name.lower()}: {info.detail}"
+        )
+
+
+def refuse_giving(report: KeepReport, uploaders: tuple[str, ...]) -> None:
+    """Raises KeepfleetError where a loader of the version before would let others than `uploaders` send the workload,
+    and with it have what this start gives."""
+    if report.control_version < CONTROL_VERSION and ANY_CERTIFICATE not in uploaders:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot start keep {report.kuuid} with a workload's options: its loader is of the version before, which "
+            "lets every certificate upload; create another keep",
         )
 
 

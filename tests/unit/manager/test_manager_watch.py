@@ -232,7 +232,9 @@ async def test_a_removal_that_comes_second_and_fails_takes_nothing_from_the_firs
     assert (await manager.events.until(EventType.REMOVED)).by == "alice"
 
 
-async def test_a_keep_that_has_moved_on_since_its_latest_event_is_unused_from_now_on_alone(manager: WatchedManager) -> None:
+async def test_a_keep_that_has_moved_on_since_its_latest_event_is_unused_from_now_on_alone(
+    manager: WatchedManager,
+) -> None:
     idle, _ = await manager.new()
     started, loader = await manager.new()
     await manager.end()
