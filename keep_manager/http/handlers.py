@@ -63,9 +63,9 @@ def _kuuid(request: web.Request) -> int:
     return parse_kuuid(request.match_info["kuuid"])
 
 
-def visible_to(caller: Caller, action: Action = Action.LIST) -> Visible:
-    """Whether a keep may be shown to `caller`."""
-    return lambda keep: may(caller, action, keep)
+def visible_to(caller: Caller) -> Visible:
+    """Whether a keep may be listed for `caller`."""
+    return lambda keep: may(caller, Action.LIST, keep)
 
 
 async def banner(_: web.Request) -> web.StreamResponse:
