@@ -62,12 +62,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class LastEvent:
-    """The latest event of a keep, how often its workload had been started again by then, and when that was, in seconds
-    since boot."""
+    """The latest event of a keep, how often its workload had been started again by then, when that was, in seconds
+    since boot, and whose the keep is, as far as the event says it."""
 
     type: EventType
     restarts: int = 0
     since: float = 0.0
+    owner: str = ""
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,7 @@ class Creation:
             holder = self._view.holder(*place)
             if holder is None or not request.replace_living:
                 break
+            self._quotas.admit_creation(caller, spec, holder)  # before the keep that is to be replaced has gone
             try:
                 await self._remove(holder, caller)
             except KeepfleetError as error:

@@ -52,7 +52,7 @@ class Policy:
 class Unlimited:
     """Quotas that refuse nothing."""
 
-    def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
+    def admit_creation(self, caller: Caller, spec: KeepSpec, replaced: int | None = None) -> None:
         """See Quotas."""
 
     def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:

@@ -99,9 +99,8 @@ class Watch:
             self._begin(kuuid, latest.get(kuuid))
         for kuuid, last in latest.items():
             if kuuid not in self._view and kuuid not in self._watched and last.type is not EventType.REMOVED:
-                gone = KeepInfo(
-                    kuuid, State.UNDEFINED, "it was removed while there was no manager", unit=unit_name(kuuid)
-                )
+                why = "it was removed while there was no manager"
+                gone = KeepInfo(kuuid, State.UNDEFINED, why, unit=unit_name(kuuid), owner=last.owner)
                 await self._record(KeepEvent(time.time(), EventType.REMOVED, gone))
 
     def appeared(self, kuuid: int) -> None:

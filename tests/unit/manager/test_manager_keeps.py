@@ -583,6 +583,18 @@ async def test_a_keep_that_a_manager_left_half_made_has_its_owner_and_name(
     await refusal(starting)
 
 
+async def test_a_keep_is_replaced_within_the_quotas_or_stays(units: FakeUnits, place: Path, policy: Policy) -> None:
+    callers = {"alice": CallerEntry(quotas=Quotas(keeps=1, memory_bytes=256 << 20))}
+    keeper = QuotaKeeper(callers, lambda: parts.view)
+    async with manager_parts(units, str(place), policy, quotas=keeper) as parts:
+        first = (await parts.keeps.create(NewKeep(name="web"), ALICE)).kuuid
+        more = NewKeep(name="web", limits=(("memory_bytes", 512 << 20),), replace_living=True)
+        assert (await refusal(parts.keeps.create(more, ALICE))).kind is ErrorKind.TOO_MANY
+        assert units.kuuids() == {first}
+        second = (await parts.keeps.create(NewKeep(name="web", replace_living=True), ALICE)).kuuid
+        assert units.kuuids() == {second}
+
+
 async def test_a_retry_at_the_next_manager_gets_the_keep_that_was_made(
     keeps: Keeps, units: FakeUnits, place: Path, policy: Policy
 ) -> None:

@@ -118,7 +118,8 @@ async def test_a_new_manager_records_what_happened_while_there_was_none_and_noth
         "removed",
         "started",
     ]
-    assert next(e for e in manager.events.written if e.type is EventType.REMOVED).keep.kuuid == gone.kuuid
+    removed = next(e for e in manager.events.written if e.type is EventType.REMOVED).keep
+    assert (removed.kuuid, removed.owner) == (gone.kuuid, "alice"), "its owner sees it, too"
 
 
 async def test_a_keep_that_another_manager_recorded_is_not_recorded_again(manager: WatchedManager) -> None:
