@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from keep_manager.model import LoaderGone, UnitEnd, UnitState
 from keep_protocol.api import ListKeeps
-from keep_protocol.constants import KUUID_BITS, unit_name
+from keep_protocol.constants import KUUID_BITS
 from keep_protocol.control import CONTROL_VERSION
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE
@@ -139,11 +139,6 @@ def refuse_stop(info: KeepInfo, error: KeepfleetError) -> None:
         raise KeepfleetError(
             ErrorKind.CONFLICT, f"cannot stop keep {info.kuuid}: nothing runs in it, it is listening: {info.detail}"
         ) from error
-
-
-def missing(kuuid: int) -> KeepfleetError:
-    """The error for a keep that does not exist."""
-    return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {kuuid}: there is no unit {unit_name(kuuid)}")
 
 
 def name_taken(name: str, holder: int) -> KeepfleetError:

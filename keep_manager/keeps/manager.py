@@ -17,7 +17,7 @@ from keep_manager.keeps.kinds import kind_of
 from keep_manager.keeps.policy import Policy, Unlimited, uploaders_for
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.view import NO_SPEC, Entry, View
-from keep_manager.model import Answer, Caller, Provision, UnitState, Visible
+from keep_manager.model import Answer, Caller, Provision, UnitState, Visible, missing
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, STOP_REPLY_SECONDS, unit_name
@@ -296,7 +296,7 @@ class Keeps:
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
             self._view.drop(kuuid)
-            raise decide.missing(kuuid) from error
+            raise missing(kuuid) from error
         self._view.drop(kuuid)
 
     async def _refreshed(self, kuuid: int) -> KeepInfo:
@@ -310,5 +310,5 @@ class Keeps:
     async def _existing(self, kuuid: int) -> UnitState:
         unit = await self._units.look(kuuid)
         if unit is None or not decide.is_keep(unit):
-            raise decide.missing(kuuid)
+            raise missing(kuuid)
         return unit
