@@ -18,6 +18,7 @@ from keep_protocol.constants import (
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Nested, Record, Text, Whole, Word, check, field, invalid, table_of
+from keep_protocol.identity import owner_of
 from keep_protocol.spec import Lease
 from strict_yaml.records import Entries, read
 from strict_yaml.tree import Fault
@@ -114,8 +115,8 @@ class Settings(Record):
 
     @property
     def callers_by_name(self) -> Callers:
-        """The entries of `callers`."""
-        return dict(self.callers)
+        """The entries of `callers`, by the names there and by the owner words of those that are common names."""
+        return {owner_of(name): entry for name, entry in self.callers} | dict(self.callers)
 
 
 def load(path: str | None, flags: Mapping[str, object]) -> Settings:

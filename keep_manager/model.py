@@ -1,4 +1,4 @@
-"""What the manager's parts say to each other: frozen values, no behaviour."""
+"""What the manager's parts say to each other: frozen values and errors, no behaviour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from keep_manager.callers import GrantRoot
 from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.certificate import CertificateFields
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.constants import unit_name
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Identity, Role
 from keep_protocol.keep import KeepInfo, KeepReport
 from keep_protocol.spec import ANONYMOUS, KeepSpec
@@ -20,6 +21,11 @@ Visible = Callable[[KeepInfo], bool]
 
 class LoaderGone(KeepfleetError):
     """No process is behind a loader's socket, or it has just ended; one that hangs is a plain KeepfleetError."""
+
+
+def missing(kuuid: int) -> KeepfleetError:
+    """The error for a keep that does not exist, or not for the caller, who must not find out which."""
+    return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {kuuid}: there is no unit {unit_name(kuuid)}")
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class LastEvent:
-    """The latest event of a keep, how often its workload had been started again by then, and when that was, in seconds
-    since boot."""
+    """The latest event of a keep, how often its workload had been started again by then, when that was, in seconds
+    since boot, and whose the keep is, as far as the event says it."""
 
     type: EventType
     restarts: int = 0
     since: float = 0.0
+    owner: str = ""
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class NewKeep(Record):
 
 
 class ListKeeps(Record):
-    """List the keeps that have all of `labels`, newest first or by `page`: those after the ID `after`, at most `limit`
+    """List the keeps that have all of `labels`, by ID: those after the ID `after`, at most `limit`
     of them (0: all)."""
 
     limit: int = 0

@@ -66,6 +66,11 @@ class WorkloadRequest:
     grants: tuple[Grant, ...] = ()
     sets_restart: bool = False
 
+    @property
+    def gives(self) -> bool:
+        """Whether the module gets something of the starter's: a grant, or an environment, which may be secret."""
+        return bool(self.grants or self.workload.environment)
+
 
 class AskedFile(Record):
     """A file of the manager's host."""

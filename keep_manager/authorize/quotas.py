@@ -45,10 +45,12 @@ class QuotaKeeper:
         """Counts by these entries from now on; what is there already stays."""
         self._callers = callers
 
-    def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
-        """Returns where one more keep of this spec fits. Raises KeepfleetError(TOO_MANY) naming the quota."""
+    def admit_creation(self, caller: Caller, spec: KeepSpec, replaced: int | None = None) -> None:
+        """Returns where one more keep of this spec fits, or one in the place of the keep `replaced`. Raises
+        KeepfleetError(TOO_MANY) naming the quota."""
         quotas = quotas_for(self._callers, caller.name)
-        living = [keep for keep in self._keeps() if keep.owner == caller.name and keep.state not in _ENDED]
+        own = [keep for keep in self._keeps() if keep.owner == caller.name and keep.kuuid != replaced]
+        living = [keep for keep in own if keep.state not in _ENDED]
         if len(living) >= quotas.keeps:
             raise _over(caller, f"create a keep: {len(living)} of its keeps are living", "keeps", quotas.keeps)
         memory = sum(keep.limits.memory_bytes for keep in living) + spec.limits.memory_bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Protocol
 
-from keep_protocol.constants import unit_name
+from keep_manager.model import missing
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 
@@ -113,8 +113,3 @@ def authorize(caller: Asker, action: Action, keep: Owned | None = None) -> None:
     raise KeepfleetError(
         ErrorKind.FORBIDDEN, f"cannot {action.value}: the role {caller.role.value} of {caller.name} does not allow it"
     )
-
-
-def missing(kuuid: int) -> KeepfleetError:
-    """The error for a keep that does not exist, or not for the caller."""
-    return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {kuuid}: there is no unit {unit_name(kuuid)}")

@@ -8,7 +8,7 @@ from typing import Protocol
 from aiohttp import web
 
 from keep_manager.authorize.table import Action, may
-from keep_manager.http.middleware import caller_of, json_response, read_body
+from keep_manager.http.middleware import caller_of, json_response, list_response, read_body
 from keep_manager.keeps.decide import Page
 from keep_manager.model import Caller, Visible
 from keep_protocol import api
@@ -63,9 +63,9 @@ def _kuuid(request: web.Request) -> int:
     return parse_kuuid(request.match_info["kuuid"])
 
 
-def visible_to(caller: Caller, action: Action = Action.LIST) -> Visible:
-    """Whether a keep may be shown to `caller`."""
-    return lambda keep: may(caller, action, keep)
+def visible_to(caller: Caller) -> Visible:
+    """Whether a keep may be listed for `caller`."""
+    return lambda keep: may(caller, Action.LIST, keep)
 
 
 async def banner(_: web.Request) -> web.StreamResponse:
@@ -89,7 +89,7 @@ async def create_keep(request: web.Request) -> web.StreamResponse:
 async def list_keeps(request: web.Request) -> web.StreamResponse:
     """GET /v1/keeps; `next` is what to ask for `after` on the following page, or null."""
     page = await request.app[KEEPS].list(api.parse_v1_list(request.query.items()), visible_to(caller_of(request)))
-    return json_response({"keeps": [keep.to_wire() for keep in page.keeps], "next": page.next})
+    return await list_response("keeps", page.keeps, next=page.next)
 
 
 async def get_keep(request: web.Request) -> web.StreamResponse:

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from keep_manager.authorize.table import Action
 from keep_manager.http.handlers import KEEPS, visible_to
-from keep_manager.http.middleware import authorized, caller_of, json_response, read_body
+from keep_manager.http.middleware import authorized, caller_of, json_response, list_response, read_body
 from keep_manager.keeps.decide import by_creation
 from keep_protocol import api
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -24,7 +24,7 @@ async def keeps_post(request: web.Request) -> web.StreamResponse:
         case api.ListKeeps() as command:
             visible = visible_to(authorized(request, Action.LIST))
             found = by_creation((await keeps.list(command, visible)).keeps)  # the clients of 2020 start the last one
-            return json_response({"klvec": [keep.to_wire() for keep in found]})
+            return await list_response("klvec", found)
         case api.StartKeep() as command:
             caller = authorized(request, Action.START, command.kuuid)
             return json_response((await keeps.start(command, caller)).to_wire())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -18,7 +18,10 @@ from keep_manager.model import Caller
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_MANAGER_BODY, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
 
+WRITTEN_AT_ONCE = 64
+"""Keeps of a list written before the loop turns to others again: 5 ms."""
 BODY_SECONDS = 10.0
 """A body is at most 64 KiB, seven kilobytes a second, and that of a start 4 MiB, 3.4 Mbit/s."""
 _CLOSING = {ErrorKind.FORBIDDEN, ErrorKind.TOO_LARGE, ErrorKind.TOO_SLOW}
@@ -58,6 +61,19 @@ def caller_of(request: web.Request) -> Caller:
 def json_response(value: object, status: int = 200) -> web.Response:
     """`value` as a JSON answer."""
     return web.Response(status=status, body=strict_json.dumps(value), content_type="application/json")
+
+
+async def list_response(name: str, keeps: Iterable[KeepInfo], **more: object) -> web.Response:
+    """An answer with a list of keeps as its member `name`. Two thousand keeps take 0.2 s to write: others have their
+    turn meanwhile."""
+    written: list[bytes] = []
+    for keep in keeps:
+        written.append(strict_json.dumps(keep.to_wire()))
+        if len(written) % WRITTEN_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    members = [(name, b"[" + b",".join(written) + b"]"), *((key, strict_json.dumps(more[key])) for key in more)]
+    body = b"{" + b",".join(strict_json.dumps(key) + b":" + value for key, value in members) + b"}"
+    return web.Response(body=body, content_type="application/json")
 
 
 @web.middleware

@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack, aclosing
 
 from aiohttp import web
 
-from keep_manager.authorize.table import Action
+from keep_manager.authorize.table import Action, authorize, may
 from keep_manager.http.connection import SEND_SECONDS
-from keep_manager.http.handlers import KEEPS, visible_to
+from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import ADMISSION, QUOTAS, caller_of, peer_of
 from keep_manager.keeps import logs
 from keep_manager.keeps.logs import Events, Journal
@@ -45,12 +45,18 @@ async def keep_logs(request: web.Request) -> web.StreamResponse:
     kuuid = parse_kuuid(request.match_info["kuuid"])
     last, follow = _query(request)
     after = request.headers.get(RESUME_HEADER, "")
-    await request.app[KEEPS].get(kuuid)
     keeps, journal, caller = request.app[KEEPS], request.app[JOURNAL], caller_of(request)
+    keep = await keeps.get(kuuid)
+
+    def check() -> None:
+        authorize(caller_of(request), Action.LOGS, keep)
+
     if not follow:
-        return await _answer(request, lambda send: logs.present(journal, kuuid, last, after, send, caller.name))
+        return await _answer(request, lambda send: logs.present(journal, kuuid, last, after, send, caller.name), check)
     with request.app[QUOTAS].following(caller):
-        return await _answer(request, lambda send: logs.follow(keeps, journal, kuuid, last, after, send, caller.name))
+        return await _answer(
+            request, lambda send: logs.follow(keeps, journal, kuuid, last, after, send, caller.name), check
+        )
 
 
 async def keep_events(request: web.Request) -> web.StreamResponse:
@@ -62,7 +68,10 @@ async def keep_events(request: web.Request) -> web.StreamResponse:
     async with AsyncExitStack() as held:
         if follow:
             held.enter_context(request.app[QUOTAS].following(caller))
-        visible = visible_to(caller, Action.EVENTS)
+
+        def visible(keep: KeepInfo) -> bool:
+            return may(caller_of(request), Action.EVENTS, keep)
+
         source = request.app[EVENTS].events(
             kuuid, last=last, after=after, follow=follow, visible=visible, caller=caller.name
         )
@@ -73,7 +82,7 @@ async def keep_events(request: web.Request) -> web.StreamResponse:
                 async for event in events:
                     await send(event)
 
-        return await _answer(request, produce)
+        return await _answer(request, produce, lambda: authorize(caller_of(request), Action.EVENTS))
 
 
 def _query(request: web.Request, *more: str) -> tuple[int | None, bool]:
@@ -92,7 +101,7 @@ def _query(request: web.Request, *more: str) -> tuple[int | None, bool]:
     return None if lines is None else int(lines), query.get("follow") == "true"
 
 
-async def _answer(request: web.Request, produce: Produce) -> web.StreamResponse:
+async def _answer(request: web.Request, produce: Produce, check: Callable[[], None]) -> web.StreamResponse:
     """The stream of what `produce` sends, with a sign of life in every silence, until it ends or the client is gone.
 
     `produce` is ended with the answer, wherever that breaks off: a client may go while a line is sent as well as while
@@ -105,7 +114,7 @@ async def _answer(request: web.Request, produce: Produce) -> web.StreamResponse:
         queue: asyncio.Queue[Item | None] = asyncio.Queue(1)
         async with Group() as producing:
             producing.start(_produced(produce, queue))
-            await _forward(request, response, queue)
+            await _forward(request, response, queue, check)
     except KeepfleetError as error:
         if not response.prepared:
             raise
@@ -119,7 +128,9 @@ async def _produced(produce: Produce, queue: asyncio.Queue[Item | None]) -> None
     await queue.put(None)
 
 
-async def _forward(request: web.Request, response: web.StreamResponse, queue: asyncio.Queue[Item | None]) -> None:
+async def _forward(
+    request: web.Request, response: web.StreamResponse, queue: asyncio.Queue[Item | None], check: Callable[[], None]
+) -> None:
     """Sends what comes through the queue until None does; in every silence, the first one soon, a sign of life."""
     loop = asyncio.get_running_loop()
     alive_at = loop.time() + FIRST_SECONDS
@@ -131,7 +142,7 @@ async def _forward(request: web.Request, response: web.StreamResponse, queue: as
             chunk = b"" if item is None else _encoded(item)
         except TimeoutError:
             LOG.debug("nothing to send to %s; a sign of life", peer_of(request))
-        _check_again(request)
+        _check_again(request, check)
         if not response.prepared:
             await response.prepare(request)
         if not chunk:
@@ -150,9 +161,10 @@ def _enlist(app: web.Application) -> None:
         task.add_done_callback(app[STREAMS].discard)
 
 
-def _check_again(request: web.Request) -> None:
-    """A certificate that was revoked or has expired meanwhile gets nothing more."""
+def _check_again(request: web.Request, check: Callable[[], None]) -> None:
+    """A certificate that was revoked or has expired meanwhile, or whose role was taken away, gets nothing more."""
     request.app[ADMISSION].check(peer_of(request))
+    check()
 
 
 async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:

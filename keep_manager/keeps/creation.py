@@ -32,7 +32,7 @@ DRAWS = 8
 REPLACEMENTS = 8
 """Living keeps of one name that one creation ends before its own: each may have been made by another meanwhile."""
 ROLL_BACK_SECONDS = 1.0
-"""Between two tries to roll back while systemd cannot be reached; a try itself waits for systemd's return."""
+"""Between two tries to roll back while systemd cannot be reached, or cannot end the unit; a try itself waits for it."""
 
 
 def key_digest(caller: Caller, key: str) -> str:
@@ -178,6 +178,7 @@ class Creation:
             holder = self._view.holder(*place)
             if holder is None or not request.replace_living:
                 break
+            self._quotas.admit_creation(caller, spec, holder)  # before the keep that is to be replaced has gone
             try:
                 await self._remove(holder, caller)
             except KeepfleetError as error:
@@ -253,15 +254,13 @@ class Creation:
                 return
 
     async def _rolled_back(self, kuuid: int) -> bool:
-        """Removes what there is of a keep that was not created; False while systemd cannot be reached."""
+        """Removes what there is of a keep that was not created; False while it is still there, and shown."""
         try:
             await self._units.stop(kuuid)
         except KeepfleetError as error:
-            if error.kind is ErrorKind.UNAVAILABLE:
+            if error.kind is not ErrorKind.NOT_FOUND:
                 LOG.warning("%s: cannot roll back yet: %s", unit_name(kuuid), error.message)
                 return False
-            if error.kind is not ErrorKind.NOT_FOUND:
-                LOG.error("%s: cannot roll back: %s", unit_name(kuuid), error.message)
         self._view.drop(kuuid)
         if kuuid in self._units.kuuids():
             LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from keep_manager.model import LoaderGone, UnitEnd, UnitState
 from keep_protocol.api import ListKeeps
-from keep_protocol.constants import KUUID_BITS, unit_name
+from keep_protocol.constants import KUUID_BITS
+from keep_protocol.control import CONTROL_VERSION
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import ANY_CERTIFICATE
 from keep_protocol.keep import KeepInfo, KeepReport
 from keep_protocol.spec import KeepSpec
 from keep_protocol.states import STATE_OF, Phase, State
@@ -118,6 +120,17 @@ def refuse_start(info: KeepReport | KeepInfo) -> None:
         )
 
 
+def refuse_giving(report: KeepReport, uploaders: tuple[str, ...]) -> None:
+    """Raises KeepfleetError where a loader of the version before would let others than `uploaders` send the workload,
+    and with it have what this start gives."""
+    if report.control_version < CONTROL_VERSION and ANY_CERTIFICATE not in uploaders:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot start keep {report.kuuid} with a workload's options: its loader is of the version before, which "
+            "lets every certificate upload; create another keep",
+        )
+
+
 def refuse_stop(info: KeepInfo, error: KeepfleetError) -> None:
     """Raises what a stop that met `error` is refused with; returns where it may work in a moment, as `info` shows."""
     if error.kind not in (ErrorKind.CONFLICT, ErrorKind.UNAVAILABLE):
@@ -126,11 +139,6 @@ def refuse_stop(info: KeepInfo, error: KeepfleetError) -> None:
         raise KeepfleetError(
             ErrorKind.CONFLICT, f"cannot stop keep {info.kuuid}: nothing runs in it, it is listening: {info.detail}"
         ) from error
-
-
-def missing(kuuid: int) -> KeepfleetError:
-    """The error for a keep that does not exist."""
-    return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {kuuid}: there is no unit {unit_name(kuuid)}")
 
 
 def name_taken(name: str, holder: int) -> KeepfleetError:

@@ -106,8 +106,8 @@ class Loaders(Protocol):
 class Quotas(Protocol):
     """What one caller may have in all. Every method raises KeepfleetError(TOO_MANY or FORBIDDEN) alone."""
 
-    def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
-        """Raises when the caller may not have that keep in addition to those it has."""
+    def admit_creation(self, caller: Caller, spec: KeepSpec, replaced: int | None = None) -> None:
+        """Raises when the caller may not have that keep with those it has, of which `replaced` does not count."""
 
     def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
         """The ports the caller may start that keep on, from the lowest to the highest; raises when it may not now."""

@@ -17,7 +17,7 @@ from keep_manager.keeps.kinds import kind_of
 from keep_manager.keeps.policy import Policy, Unlimited, uploaders_for
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.view import NO_SPEC, Entry, View
-from keep_manager.model import Answer, Caller, Provision, UnitState, Visible
+from keep_manager.model import Answer, Caller, Provision, UnitState, Visible, missing
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, STOP_REPLY_SECONDS, unit_name
@@ -91,10 +91,11 @@ class Keeps:
 
     async def _adopt(self, unit: UnitState) -> None:
         spec = None
-        with suppress(
-            KeepfleetError
-        ):  # gone meanwhile, or systemd is away: then its loader is asked, or it is looked at
+        try:
             spec = await self._units.spec(unit.kuuid)
+        except KeepfleetError as unread:
+            if unread.kind is not ErrorKind.NOT_FOUND:  # which it is where the unit has gone meanwhile
+                raise  # without its spec a keep would be lost to its owner: rather another start of the manager
         self._view.begin(unit.kuuid, spec)
         error: KeepfleetError | None = None
         if decide.answers(unit):
@@ -222,17 +223,20 @@ class Keeps:
         info = self._view.answered(kuuid, answer)
         decide.refuse_start(answer.report)
         spec = self._view.entry(kuuid).spec or NO_SPEC
-        uploaders = uploaders_for(request.uploaders, spec, caller)
+        given = request.workload is not None and request.workload.gives
+        uploaders = uploaders_for(request.uploaders, spec, caller, given=given)
+        if given:
+            decide.refuse_giving(answer.report, uploaders)
         allowed = self._quotas.admit_start(caller, info, request.address, request.port)
         provision = Provision(spec, caller, self._policy.allowance(caller), request.workload)
         kind = kind_of(spec.kind)
-        async with self._providers.opened(provision) as given:
+        async with self._providers.opened(provision) as opened:
             reach(Failpoint.START_BEFORE_BIND)
             first, last = max(self._policy.first_port, allowed[0]), min(self._policy.last_port, allowed[1])
             ports = decide.candidate_ports(request.address, request.port, first, last)
             with bind_listener(request.address, ports) as listener:
                 reach(Failpoint.START_AFTER_BIND)
-                descriptors = {"listener": listener.fileno(), **given}
+                descriptors = {"listener": listener.fileno(), **opened}
                 kind.check_descriptors(tuple(descriptors))
                 port = listener.getsockname()[1]
                 message = StartMessage(request.address, request.names, uploaders, tuple(descriptors))
@@ -292,7 +296,7 @@ class Keeps:
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
             self._view.drop(kuuid)
-            raise decide.missing(kuuid) from error
+            raise missing(kuuid) from error
         self._view.drop(kuuid)
 
     async def _refreshed(self, kuuid: int) -> KeepInfo:
@@ -306,5 +310,5 @@ class Keeps:
     async def _existing(self, kuuid: int) -> UnitState:
         unit = await self._units.look(kuuid)
         if unit is None or not decide.is_keep(unit):
-            raise decide.missing(kuuid)
+            raise missing(kuuid)
         return unit

@@ -52,7 +52,7 @@ class Policy:
 class Unlimited:
     """Quotas that refuse nothing."""
 
-    def admit_creation(self, caller: Caller, spec: KeepSpec) -> None:
+    def admit_creation(self, caller: Caller, spec: KeepSpec, replaced: int | None = None) -> None:
         """See Quotas."""
 
     def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
@@ -77,15 +77,18 @@ def limits_for(asked: Iterable[tuple[str, int]], allowed: Allowance, caller: Cal
     return Limits(**values)
 
 
-def uploaders_for(asked: tuple[str, ...], spec: KeepSpec, caller: Caller) -> tuple[str, ...]:
+def uploaders_for(asked: tuple[str, ...], spec: KeepSpec, caller: Caller, *, given: bool = False) -> tuple[str, ...]:
     """Who may send the workload of a keep that `caller` starts: as `asked`, or as the keep was made for, or the caller
     alone. A caller without a certificate cannot show one later, so every certificate may.
+
+    given: the start gives the workload something. Where the keep is another's, that is for no one whom its owner chose.
 
     Raises KeepfleetError(FORBIDDEN) where a caller with a certificate would let all others in.
     """
     check_uploaders(asked, caller)
-    if asked or spec.uploaders:
-        return asked or spec.uploaders
+    chosen = asked or (() if given and spec.owner != caller.name else spec.uploaders)
+    if chosen:
+        return chosen
     return (ANY_CERTIFICATE,) if caller.role is Role.ANONYMOUS else (f"name:{caller.name}",)
 
 

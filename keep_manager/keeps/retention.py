@@ -103,7 +103,8 @@ class Retention:
             self._applied.clear()
             found, wait = due(self._entries(), self._clock(), self._seconds)
             for one in found:
-                await _remove(self._keeps, one)
+                if one in due(self._entries(), self._clock(), self._seconds)[0]:  # it may have been started meanwhile
+                    await _remove(self._keeps, one)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._applied.wait(), wait)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from keep_manager.keeps import decide
-from keep_manager.model import Answer, UnitEnd, UnitState
+from keep_manager.model import Answer, UnitEnd, UnitState, missing
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo, KeepReport, merge
@@ -62,7 +62,7 @@ class View:
         try:
             return self._entries[kuuid]
         except KeyError:
-            raise decide.missing(kuuid) from None
+            raise missing(kuuid) from None
 
     def entries(self) -> list[Entry]:
         """All that is known of every keep."""

@@ -47,17 +47,19 @@ _ENDS = (EventType.ENDED, EventType.FAILED)
 
 
 class _Watched:
-    """One keep that is watched: its latest event, who removes it, and whether its end, and its going, are recorded."""
+    """One keep that is watched: its latest event, who removes it, in the order in which they asked, and whether its
+    end, and its going, are recorded."""
 
     def __init__(self, latest: LastEvent | None) -> None:
         self.latest = latest
-        self.remover: str | None = None
+        self.removers: list[str] = []
         self.failure = ""
         self.nudged, self.settled, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
 
 class Pace:
-    """Lets `many` things through in `seconds`, in a burst or not."""
+    """Lets a burst of `many` things through, and after it as many in `seconds`, evenly: what comes last is late by one
+    such step alone."""
 
     def __init__(self, many: int, seconds: float) -> None:
         self._seconds = seconds
@@ -71,7 +73,7 @@ class Pace:
         self._lately.append(now)
         if len(self._lately) < (self._lately.maxlen or 0):
             return 0.0
-        return max(self._lately[0] + self._seconds - now, 0.0)
+        return min(max(self._lately[0] + self._seconds - now, 0.0), self._seconds / len(self._lately))
 
 
 class Watch:
@@ -97,9 +99,8 @@ class Watch:
             self._begin(kuuid, latest.get(kuuid))
         for kuuid, last in latest.items():
             if kuuid not in self._view and kuuid not in self._watched and last.type is not EventType.REMOVED:
-                gone = KeepInfo(
-                    kuuid, State.UNDEFINED, "it was removed while there was no manager", unit=unit_name(kuuid)
-                )
+                why = "it was removed while there was no manager"
+                gone = KeepInfo(kuuid, State.UNDEFINED, why, unit=unit_name(kuuid), owner=last.owner)
                 await self._record(KeepEvent(time.time(), EventType.REMOVED, gone))
 
     def appeared(self, kuuid: int) -> None:
@@ -116,11 +117,11 @@ class Watch:
         if watched is None:
             yield
             return
-        watched.remover = by
+        watched.removers.append(by)
         try:
             yield
         except BaseException:
-            watched.remover = None
+            watched.removers.remove(by)
             raise
         watched.nudged.set()
         await _within(watched.gone, RECORDED_SECONDS)
@@ -134,20 +135,21 @@ class Watch:
     def _begin(self, kuuid: int, latest: LastEvent | None) -> None:
         if kuuid in self._watched or kuuid not in self._view:
             return
-        if latest is not None:
-            self._view.entry(kuuid).since = latest.since
+        entry = self._view.entry(kuuid)
+        if latest is not None and latest.type is reached(entry.info):  # else it has moved on since
+            entry.since = latest.since
         self._watched[kuuid] = watched = _Watched(latest)
-        self._tasks.start(self._watch(kuuid, watched), name=f"watch {kuuid}")
+        self._tasks.start(self._watch(entry.info, watched), name=f"watch {kuuid}")
 
-    async def _watch(self, kuuid: int, watched: _Watched) -> None:
-        info = self._view.find(kuuid)
+    async def _watch(self, info: KeepInfo, watched: _Watched) -> None:
+        kuuid = info.kuuid
         try:
             await self._look_into(info, watched)
             await self._follow(kuuid, watched)
             with suppress(KeepfleetError):
                 info = self._view.find(kuuid)
             self._view.drop(kuuid)
-            await self._record(KeepEvent(time.time(), EventType.REMOVED, info, watched.remover or ""))
+            await self._record(KeepEvent(time.time(), EventType.REMOVED, info, next(iter(watched.removers), "")))
         finally:
             watched.settled.set()
             watched.gone.set()
@@ -159,7 +161,7 @@ class Watch:
         if ended and not watched.settled.is_set():
             info = await self._counter.settled(info)
         for event in events_of(watched.latest, info, time.time()):
-            if is_upload(watched.latest, event) and event.keep.uploaded_by is not None:
+            if is_upload(watched.latest, event):
                 SECURITY.info("%s", audit(event.keep))
             await self._record(event)
             watched.latest = LastEvent(event.type, info.restarts, time.monotonic())

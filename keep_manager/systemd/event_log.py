@@ -33,6 +33,7 @@ MESSAGE_ID = "7a1f0c5e7d5b4f5e9a53e0d2c2a3b9d4"
 """What all our events have in common (man sd-id128)."""
 KEEP = "KEEP_EVENT_KEEP"
 """The field of the keep's ID. Not KEEP_ID, by which people read the lines of the keep itself."""
+OWNER = "KEEP_EVENT_OWNER"
 ID = "KEEP_EVENT_ID"
 """The field of the event's ID, which a follower resumes after: this manager knows it before journald has the entry."""
 WRITE_SECONDS = 5.0
@@ -79,6 +80,7 @@ def fields_of(event: KeepEvent, text: str, instance: str) -> dict[str, str]:
         KEEP: str(event.keep.kuuid),
         "KEEP_EVENT": event.type.value,
         "KEEP_RESTARTS": str(event.keep.restarts),
+        OWNER: event.keep.owner,
         ID: event.cursor,
         "KEEP_RECORD": strict_json.dumps(event.to_wire()).decode("ascii"),
     }
@@ -99,7 +101,8 @@ def read_latest(record: bytes) -> tuple[int, LastEvent] | None:
     try:
         fields = json.loads(record)
         since = int(fields["__MONOTONIC_TIMESTAMP"]) / 1e6
-        return int(fields[KEEP]), LastEvent(_TYPES[fields["KEEP_EVENT"]], int(fields["KEEP_RESTARTS"]), since)
+        type_, owner = _TYPES[fields["KEEP_EVENT"]], str(fields.get(OWNER) or "")
+        return int(fields[KEEP]), LastEvent(type_, int(fields["KEEP_RESTARTS"]), since, owner)
     except (ValueError, TypeError, KeyError):
         return None
 
@@ -277,7 +280,7 @@ class EventLog:
 
     async def latest(self) -> dict[int, LastEvent]:
         """The latest event of each keep among the MAX_READ latest of all. Raises KeepfleetError."""
-        fields = f"--output-fields={KEEP},KEEP_EVENT,KEEP_RESTARTS"
+        fields = f"--output-fields={KEEP},KEEP_EVENT,KEEP_RESTARTS,{OWNER}"
         arguments = ["--output=json", fields, "--quiet", "--no-pager", "--reverse", f"--lines={MAX_READ}"]
         found: dict[int, LastEvent] = {}
         async with self._journal.records([*arguments, *self._matches]) as records:

@@ -25,6 +25,8 @@ MAX_FOLLOWED_PER_CALLER = 16
 """A quarter of them, so that no caller takes all."""
 MAX_RECORD = 1024 * 1024
 """journald cuts a line at 48 KiB; one that is no text is written as numbers, five characters a byte."""
+RECORDS_AT_ONCE = 32
+"""Records read before the loop turns to others again: an event takes half a millisecond to read."""
 SYNC_SECONDS = 2.0
 """What journald gets to write down what was sent to it before a keep's end is sent; a busy one needs 100 ms."""
 EVIDENCE_LINES = 10
@@ -203,8 +205,11 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
 
 
 async def _records(process: asyncio.subprocess.Process) -> AsyncGenerator[bytes, None]:
-    output = process.stdout
+    output, taken = process.stdout, 0
     while output is not None:
+        taken += 1
+        if taken % RECORDS_AT_ONCE == 0:
+            await asyncio.sleep(0)  # readline itself does not wait where a record is there
         try:
             record = await output.readline()
         except ValueError:

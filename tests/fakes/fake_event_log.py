@@ -74,7 +74,10 @@ class FakeEventLog:
         self._reach()
         return {
             **self.before,
-            **{event.keep.kuuid: LastEvent(event.type, event.keep.restarts, 1.0) for event in self.written},
+            **{
+                event.keep.kuuid: LastEvent(event.type, event.keep.restarts, 1.0, event.keep.owner)
+                for event in self.written
+            },
         }
 
     async def taken(self, kuuid: int, since: float, at_most: int) -> int:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from keep_manager.authorize.table import TABLE, Action, Scope, authorize, may, missing
+from keep_manager.authorize.table import TABLE, Action, Scope, authorize, may
+from keep_manager.model import missing
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo

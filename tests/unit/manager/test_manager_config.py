@@ -9,6 +9,7 @@ import pytest
 from keep_manager import __main__, config
 from keep_manager.callers import CallerEntry, ConfiguredRole, GrantRoot, Quotas, quotas_for
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.identity import owner_of
 from keep_protocol.spec import Lease
 
 REFUSED = {
@@ -124,6 +125,12 @@ def test_every_key_is_taken() -> None:
     )
     assert quotas_for(settings.callers_by_name, "alice").keeps == 3
     assert quotas_for(settings.callers_by_name, "bob") == Quotas()
+
+
+def test_an_entry_by_a_common_name_that_is_no_word_holds_for_its_owner_word() -> None:
+    callers = config.parse(b"callers: {Build Server 1: {quotas: {keeps: 3}}, '*': {}}\n", "f").callers_by_name
+    assert quotas_for(callers, owner_of("Build Server 1")).keeps == 3
+    assert quotas_for(callers, "bob") == Quotas()
 
 
 def test_what_is_printed_is_a_file_that_gives_the_same_settings() -> None:

@@ -49,6 +49,7 @@ async def test_an_event_is_an_entry_with_fields_about_the_keeps_unit(tmp_path: P
     said = dict(line.split("=", 1) for line in journald.recv(65536).decode().splitlines())
     assert (said["MESSAGE"], said["KEEP_EVENT_KEEP"], said["KEEP_EVENT"]) == ("keep@7.service: failed", "7", "failed")
     assert (said["OBJECT_SYSTEMD_UNIT"], said["PRIORITY"], said["KEEP_RESTARTS"]) == ("keep@7.service", "4", "2")
+    assert said["KEEP_EVENT_OWNER"] == EVENT.keep.owner
     record = {**said, "__CURSOR": cursor(3)}
     assert event_log.read_event(json.dumps(record).encode()) == EVENT.replace(cursor=said["KEEP_EVENT_ID"])
     del record["KEEP_EVENT_ID"]
@@ -76,11 +77,17 @@ async def test_a_journald_that_is_not_there_or_takes_nothing_is_said(
 
 async def test_a_keep_s_latest_event_is_the_first_found_from_the_newest_back(tmp_path: Path) -> None:
     told = [
-        {"KEEP_EVENT_KEEP": "7", "KEEP_EVENT": word, "KEEP_RESTARTS": "1", "__MONOTONIC_TIMESTAMP": "2500000"}
+        {
+            "KEEP_EVENT_KEEP": "7",
+            "KEEP_EVENT": word,
+            "KEEP_RESTARTS": "1",
+            "KEEP_EVENT_OWNER": "alice",
+            "__MONOTONIC_TIMESTAMP": "2500000",
+        }
         for word in ("running", "started", "created")
     ]
     book = with_journalctl(tmp_path, *told, {"KEEP_EVENT_KEEP": "8", "KEEP_EVENT": "melted"}, {"KEEP_EVENT_KEEP": None})
-    assert await book.latest() == {7: LastEvent(EventType.RUNNING, 1, 2.5)}
+    assert await book.latest() == {7: LastEvent(EventType.RUNNING, 1, 2.5, "alice")}
     assert "--reverse" in (tmp_path / "arguments").read_text()
 
 

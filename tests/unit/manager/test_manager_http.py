@@ -13,8 +13,10 @@ import aiohttp
 import pytest
 
 from keep_manager.http import connection, middleware
+from keep_manager.http.middleware import WRITTEN_AT_ONCE, list_response
 from keep_protocol.api import BANNER
-from keep_protocol.states import Event
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import Event, State
 from tests.fakes.fake_pki import DAY, SERVER, FakeAuthority
 from tests.fakes.fake_units import FAIL, NEVER
 from tests.fakes.running_manager import RunningManager, running_manager
@@ -402,3 +404,21 @@ async def test_pipelined_requests_are_answered_in_order(manager: RunningManager)
     answer = await asyncio.wait_for(reader.read(), 5)
     assert answer.count(b"200 OK") == 21
     writer.transport.abort()
+
+
+async def test_writing_a_long_list_lets_others_have_their_turn() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    keeps = [KeepInfo(kuuid, State.LISTENING) for kuuid in range(1, 501)]
+    counting = asyncio.create_task(count())
+    answer = await list_response("keeps", keeps, next=7)
+    counting.cancel()
+    assert isinstance(answer.body, bytes)
+    assert json.loads(answer.body) == {"keeps": [keep.to_wire() for keep in keeps], "next": 7}
+    assert turns >= 500 // WRITTEN_AT_ONCE

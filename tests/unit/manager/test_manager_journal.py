@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,3 +102,26 @@ def test_a_caller_gets_a_share_of_the_readers_and_the_others_theirs() -> None:
             held.enter_context(journal.place_for_reader("bob"))
     with journal.place_for_reader("alice"):
         assert repr(journal) == "Journal(system, 1 readers)"
+
+
+async def test_reading_many_records_lets_others_have_their_turn(tmp_path: Path) -> None:
+    command = tmp_path / "journalctl"
+    command.write_text("#!/bin/sh\nseq 1 5000\n")
+    command.chmod(0o755)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    async with lines.Journal("system", (str(command),)).records(()) as records:
+        await anext(records)
+        before, read = turns, 1
+        async for _ in records:
+            read += 1
+    counting.cancel()
+    assert read == 5000
+    assert turns - before > 5000 // lines.RECORDS_AT_ONCE - 10

@@ -452,6 +452,68 @@ async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, pl
         assert [os.fstat(descriptor).st_ino for descriptor in loader.granted] == [(place / "root/data").stat().st_ino]
 
 
+async def test_what_a_starter_gives_goes_to_no_one_whom_another_owner_chose(
+    units: FakeUnits, place: Path, policy: Policy
+) -> None:
+    callers = {"alice": CallerEntry(grant_roots=(GrantRoot(f"{place}/root"),))}
+    async with manager_parts(units, str(place), replace(policy, callers=callers)) as parts:
+        for owner, uploaders in ((BOB, ("name:bob",)), (STRANGER, ("*",))):
+            for options, expected in ((given(place), ("name:alice",)), (parse_workload({}), uploaders)):
+                kuuid = (await parts.keeps.create(NewKeep(uploaders=uploaders), owner)).kuuid
+                await parts.keeps.start(StartKeep(kuuid, workload=options), ALICE)
+                message = units.loaders[kuuid].started
+                assert message is not None
+                assert message.uploaders == expected
+
+
+async def test_a_loader_that_lets_every_certificate_upload_is_given_nothing(
+    keeps: Keeps, units: FakeUnits, place: Path
+) -> None:
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    units.loaders[kuuid].version = 1
+    for options in (given(place), parse_workload({"environment": {"TOKEN": "x"}})):
+        error = await refusal(keeps.start(StartKeep(kuuid, workload=options), ALICE))
+        assert error.kind is ErrorKind.CONFLICT
+        assert "its loader is of the version before" in error.message
+    assert (await keeps.start(StartKeep(kuuid, workload=parse_workload({})), ALICE)).state is State.STARTED
+
+
+async def test_a_keep_whose_spec_cannot_be_read_now_is_lost_to_its_owner_by_no_manager(
+    keeps: Keeps, units: FakeUnits, place: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keeps.create(NewKeep(), ALICE)
+
+    async def away(_: int) -> KeepSpec | None:
+        raise KeepfleetError(ErrorKind.UNAVAILABLE, "systemd has not answered")
+
+    monkeypatch.setattr(units, "spec", away)
+    with pytest.raises(KeepfleetError, match="systemd has not answered"):
+        async with manager_parts(units, str(place), policy):
+            pass
+
+
+async def test_a_keep_that_cannot_be_rolled_back_is_shown_until_it_is(
+    keeps: Keeps, units: FakeUnits, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creation, "ROLL_BACK_SECONDS", 0)
+    real, tries = units.stop, 0
+
+    async def stuck(kuuid: int) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise KeepfleetError(ErrorKind.KEEP_FAILED, "it does not end")
+        await real(kuuid)
+
+    monkeypatch.setattr(units, "stop", stuck)
+    units.behaviour = FAIL
+    await refusal(keeps.create(NewKeep(), ALICE))
+    assert len((await keeps.list()).keeps) == 1
+    await units.gone.wait()
+    await keeps.settle()
+    assert empty(units, place)
+
+
 async def test_a_grant_that_is_refused_leaves_the_keep_as_it_was(keeps: Keeps, units: FakeUnits, place: Path) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     open_before = len(os.listdir("/proc/self/fd"))
@@ -519,6 +581,18 @@ async def test_a_keep_that_a_manager_left_half_made_has_its_owner_and_name(
         assert "your keep 7 has it" in error.message
         await parts.keeps.remove(7, ALICE)
     await refusal(starting)
+
+
+async def test_a_keep_is_replaced_within_the_quotas_or_stays(units: FakeUnits, place: Path, policy: Policy) -> None:
+    callers = {"alice": CallerEntry(quotas=Quotas(keeps=1, memory_bytes=256 << 20))}
+    keeper = QuotaKeeper(callers, lambda: parts.view)
+    async with manager_parts(units, str(place), policy, quotas=keeper) as parts:
+        first = (await parts.keeps.create(NewKeep(name="web"), ALICE)).kuuid
+        more = NewKeep(name="web", limits=(("memory_bytes", 512 << 20),), replace_living=True)
+        assert (await refusal(parts.keeps.create(more, ALICE))).kind is ErrorKind.TOO_MANY
+        assert units.kuuids() == {first}
+        second = (await parts.keeps.create(NewKeep(name="web", replace_living=True), ALICE)).kuuid
+        assert units.kuuids() == {second}
 
 
 async def test_a_retry_at_the_next_manager_gets_the_keep_that_was_made(

@@ -152,6 +152,26 @@ async def test_what_a_certificate_without_an_identity_may_do_is_configured(place
             assert (await call(operator, "GET", f"{V1_KEEPS_PATH}/{kuuid}"))[1]["owner"] == "mel"
 
 
+async def test_a_caller_whose_role_is_taken_away_gets_nothing_more_by_an_open_stream(manager: RunningManager) -> None:
+    user = {"eve": CallerEntry(role=ConfiguredRole.USER)}
+    async with manager.client(manager.authority.issue("eve")) as eve, manager.client() as operator:
+        others = await create(operator)
+        async with (
+            eve.get(f"{V1_EVENTS_PATH}?follow=true") as events,
+            eve.get(f"{V1_KEEPS_PATH}/{others}/logs?follow=true") as lines,
+        ):
+            await manager.journal.read_by(1)
+            manager.quotas.apply(user)
+            await manager.journal.write(others, "not for eve")
+            late, own = await create(operator), await create(eve)
+            seen = b""
+            async with asyncio.timeout(10):
+                assert b"not for eve" not in await lines.content.read()
+                while str(own).encode() not in seen:
+                    seen += await events.content.readany()
+        assert str(late).encode() not in seen
+
+
 async def test_clients_without_a_certificate_are_one_caller(place: Path) -> None:
     async with running_manager(place, require_client=False) as manager, manager.client() as operator:
         others = await create(operator)

@@ -13,7 +13,7 @@ from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
 from keep_manager.keeps.retention import Due, Retention, due
 from keep_manager.keeps.view import Entry
-from keep_manager.model import LastEvent
+from keep_manager.model import Caller, LastEvent
 from keep_manager.tasks import Group
 from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
@@ -143,3 +143,22 @@ async def test_the_event_of_an_unused_keep_s_end_says_so_and_a_new_manager_goes_
         tasks.start(Retention(after.keeps, after.view.entries, 3600).run())
         removed = await events.until(EventType.REMOVED, kuuid)
     assert removed.by == "the manager: unused for 100 s"
+
+
+async def test_a_keep_that_is_started_while_another_is_removed_stays(parts: ManagerParts, units: FakeUnits) -> None:
+    lease = Lease(idle_seconds=1)
+    first, second = [(await parts.keeps.create(NewKeep(lease=lease), ALICE)).kuuid for _ in range(2)]
+
+    class Removing:
+        """Takes so long that the other keep is started meanwhile."""
+
+        async def remove(self, kuuid: int, caller: Caller) -> None:
+            await parts.keeps.start(StartKeep(second if kuuid == first else first), ALICE)
+            await parts.keeps.remove(kuuid, caller)
+
+    async with Group() as tasks:
+        tasks.start(Retention(Removing(), parts.view.entries, 3600, lambda: time.monotonic() + 2).run())
+        await asyncio.wait_for(units.gone.wait(), 5)
+        for _ in range(100):
+            await parts.keeps.list()  # each is a turn of the loop for what is due still
+    assert units.kuuids() == {second}

@@ -17,8 +17,9 @@ from keep_manager.model import LastEvent
 from keep_manager.tasks import Group
 from keep_protocol.api import NewKeep
 from keep_protocol.control import CommandType
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Module, Outcome, OutcomeKind, Uploader
+from keep_protocol.spec import KeepSpec
 from keep_protocol.sse import EventType
 from keep_protocol.states import Event, State
 from tests.fakes.callers import ALICE
@@ -117,7 +118,8 @@ async def test_a_new_manager_records_what_happened_while_there_was_none_and_noth
         "removed",
         "started",
     ]
-    assert next(e for e in manager.events.written if e.type is EventType.REMOVED).keep.kuuid == gone.kuuid
+    removed = next(e for e in manager.events.written if e.type is EventType.REMOVED).keep
+    assert (removed.kuuid, removed.owner) == (gone.kuuid, "alice"), "its owner sees it, too"
 
 
 async def test_a_keep_that_another_manager_recorded_is_not_recorded_again(manager: WatchedManager) -> None:
@@ -208,9 +210,42 @@ async def test_a_keep_that_reports_changes_without_end_is_asked_at_a_bounded_pac
     assert sum(command.type is CommandType.WAIT for command in loader.commands) <= 4
 
 
-def test_a_pace_lets_a_burst_through_and_then_one_at_a_time() -> None:
+def test_a_pace_lets_a_burst_through_and_then_one_at_a_time_evenly() -> None:
     pace = watch.Pace(3, 6.0)
-    assert [pace.wait(moment) for moment in (0.0, 1.0, 2.0, 6.0, 7.0, 20.0)] == [0.0, 0.0, 4.0, 1.0, 1.0, 0.0]
+    assert [pace.wait(moment) for moment in (0.0, 1.0, 2.0, 6.0, 7.0, 20.0)] == [0.0, 0.0, 2.0, 1.0, 1.0, 0.0]
+    assert [pace.wait(moment) for moment in (20.0, 20.0, 22.0, 24.0, 26.0)] == [0.0, 2.0, 2.0, 2.0, 2.0]
+
+
+async def test_a_keep_that_goes_in_the_moment_it_appears_ends_no_manager(manager: WatchedManager) -> None:
+    manager.parts.view.begin(5, KeepSpec(name="short", owner="alice"))
+    manager.watch.appeared(5)
+    manager.parts.view.drop(5)
+    assert (await manager.events.until(EventType.REMOVED, 5)).keep.name == "short"
+
+
+async def test_a_removal_that_comes_second_and_fails_takes_nothing_from_the_first(manager: WatchedManager) -> None:
+    info, _ = await manager.new()
+    async with manager.watch.removing(info.kuuid, "alice"):
+        with pytest.raises(KeepfleetError):
+            async with manager.watch.removing(info.kuuid, "bob"):
+                raise KeepfleetError(ErrorKind.NOT_FOUND, "it has gone")
+        await manager.units.stop(info.kuuid)
+    assert (await manager.events.until(EventType.REMOVED)).by == "alice"
+
+
+async def test_a_keep_that_has_moved_on_since_its_latest_event_is_unused_from_now_on_alone(
+    manager: WatchedManager,
+) -> None:
+    idle, _ = await manager.new()
+    started, loader = await manager.new()
+    await manager.end()
+    manager.events.written.clear()
+    for info in (idle, started):
+        manager.events.before[info.kuuid] = LastEvent(CREATED, since=1.0)
+    await run(loader, Event.START, Event.ENDPOINT_READY)  # which the manager before did not live to record
+    await manager.begin()
+    assert manager.parts.view.entry(idle.kuuid).since == 1.0
+    assert manager.parts.view.entry(started.kuuid).since > 1.0
 
 
 async def test_nobody_waits_for_the_count_of_a_keep_that_is_not_watched(manager: WatchedManager) -> None:
