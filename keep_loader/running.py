@@ -15,11 +15,14 @@ from keep_loader.loop import Loop
 from keep_loader.outcome import Death, Usage, all_lines_taken, believe, outcome_of
 from keep_loader.process import Exit, Run
 from keep_loader.state import Keep
-from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.outcome import Outcome
 from keep_protocol.reports import Report, ReportType
 
 _WALL, _PROCESSOR = "workload's time", "workload's processor time"
 _SLACK = 0.05
+PREPARATION_SECONDS = 200.0
+"""What a runner may take, above the workload's time, until it says RUNNING: where its compiled module does not fit any
+more it has it compiled again, for 180 s at most."""
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.05, 1.0
 """Bounds of the seconds between two looks at the processor time of a workload that is near its limit."""
 _FIRST_OF_PROCESSOR_TIME = 11
@@ -39,10 +42,11 @@ class Running:
 
     def __init__(self, keep: Keep, loop: Loop, run: Run, *, fresh: bool) -> None:
         self._keep, self._loop, self._run, self._limits = keep, loop, run, keep.spec.limits
-        self._meter = Meter(run.pid, fresh=fresh)
+        self._meter, self._preparing = Meter(run.pid, fresh=fresh), fresh
         keep.change_private(started_at=round(self._meter.started_at, 3))
         run.accepted(self._meter.look)
-        loop.after(_WALL, self._limits.wall_seconds, self._out_of_time)
+        # A process that was an endpoint may be a stranger's already: it has no time beyond the workload's.
+        loop.after(_WALL, self._limits.wall_seconds + PREPARATION_SECONDS * fresh, self._out_of_time)
         self._look_at_processor_time()
 
     def __repr__(self) -> str:
@@ -52,14 +56,20 @@ class Running:
         """Obeys one report; what a workload has no say in is ignored."""
         reported: Outcome | None = None
         if report.type is ReportType.RUNNING:
+            self._begin()
             self._keep.set_detail(report.text)
-        elif report.type is ReportType.FAILED and report.error is not None:
-            error = report.error
-            reported = believe(Outcome(OutcomeKind.REFUSED, error.message, backtrace=error.evidence))
         elif report.type is ReportType.ENDED:
             reported = believe(report.outcome)
         if reported is not None:
             self._run.has_reported(reported)
+
+    def _begin(self) -> None:
+        """The workload's own time begins: once, and before its first instruction."""
+        if self._preparing:
+            self._preparing = False
+            self._meter.begin()
+            self._keep.change_private(started_at=round(self._meter.started_at, 3))
+            self._loop.after(_WALL, self._limits.wall_seconds, self._out_of_time)
 
     def ended(self, end: Exit, stopped_by: str | None) -> Outcome:
         """The outcome, once the process has ended as `end`."""
@@ -104,7 +114,7 @@ class Meter:
 
     def __init__(self, pid: int, *, fresh: bool) -> None:
         self._fresh = fresh
-        self.started_at, self._began = time.time(), time.monotonic()
+        self.begin()
         self._memory_kills = memory_kills()
         self._before = 0.0 if fresh else processor_seconds(pid)
         self._pid, self._own_before = pid, own_processor_seconds(pid) or 0.0
@@ -118,6 +128,10 @@ class Meter:
 
     def __repr__(self) -> str:
         return f"Meter(since {self.started_at:.0f})"
+
+    def begin(self) -> None:
+        """The run's time is counted from now on."""
+        self.started_at, self._began = time.time(), time.monotonic()
 
     def look(self) -> None:
         """Notes the largest memory so far: to be called before the process is killed, which leaves nothing to see."""

@@ -26,7 +26,7 @@ class ReportType(Enum):
 
     LISTENING (with IDENTITY), RECEIVING, AWAITING (an upload was refused or lost; the endpoint waits again), ACCEPTED
     (the workload is whole, valid and compiled; the answer goes out next; with COMPILED and MODULE where it may be run
-    again), FAILED (the app-loader cannot serve, or the runner cannot run), and from the runner RUNNING and ENDED.
+    again), FAILED (the app-loader cannot serve), and from the runner RUNNING and ENDED (also where it has failed).
     """
 
     LISTENING = "listening"

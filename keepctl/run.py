@@ -114,7 +114,8 @@ def begin(
 ) -> KeepInfo:
     """A keep that has received the job's module; or none, when anything fails.
 
-    Where its answer to the creation is lost, the manager is asked with the same key once more what it made.
+    Where its answer to the creation is lost, the manager is asked with the same key once more what it made. Not with
+    `replace`: the second request could be the one that ends the keep which has the name.
     """
     make = partial(create, client, job, "wasi", replace, os.urandom(16).hex())
     keep: KeepInfo | None = None
@@ -125,7 +126,10 @@ def begin(
             send(credentials, started, client.endpoint.host, file)
         except BaseException as error:
             if keep is None and _may_have_worked(error):
-                keep = _again(make)
+                if replace:
+                    say(f"keepctl: it is not known whether keep {job.name} was replaced; see: keepctl ps")
+                else:
+                    keep = _again(make)
             if keep is not None:
                 settle(client, keep.kuuid, Fate.REMOVE)
             raise

@@ -190,6 +190,7 @@ class Bus:
     async def _call(self, call: Call) -> list[object]:
         connection, lost = self._connection, self._lost
         if connection is None or lost is None or lost.done():
+            self._ready.clear()  # or who asks again immediately would keep the loop from noticing the loss
             raise BusLost(call.member)
         message = Message(
             destination=call.destination,

@@ -23,6 +23,7 @@ MEANINGS = {
     415: "the keep does not take this kind of body",
     422: "the keep received the file whole and will not run it; it goes on waiting for another",
     500: "something failed inside the keep",
+    503: "the keep's check of the file was ended from outside, and says nothing of the file; send it again",
     507: "the keep has no room for the file",
 }
 
@@ -73,5 +74,5 @@ def _listens_at(keep: KeepInfo, address: str, port: int) -> bool:
 def _explained(status: int, error: KeepfleetError) -> KeepfleetError:
     meaning = MEANINGS.get(status, "the keep answered something unexpected")
     return KeepfleetError(
-        error.kind, f"cannot hand over the workload: {meaning} ({status})", (error.message, *error.evidence)
+        error.kind, f"cannot send the workload: {meaning} ({status})", (error.message, *error.evidence)
     )

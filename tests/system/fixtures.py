@@ -103,10 +103,14 @@ def bystanders(fleet: Fleet) -> Bystanders:
 
 @pytest.fixture
 def undisturbed(fleet: Fleet, bystanders: Bystanders) -> Iterator[None]:
-    """After the test the bystanders are as they were, and nothing of any other keep is left."""
+    """After the test the bystanders are as they were, and nothing of any other keep is left, nor is after a failure."""
     yield
+    left = [trace for trace in fleet.left_over() if not bystanders.owns(trace)]
+    if units := [unit for unit in fleet.keep_units() if not bystanders.owns(unit)] if left else []:
+        fleet.host.systemctl("stop", *units)
+        fleet.host.systemctl("reset-failed", *units, check=False)
     bystanders.check()
-    assert [trace for trace in fleet.left_over() if not bystanders.owns(trace)] == []
+    assert left == []
 
 
 def module_s_fleet(installed_fleet: Fleet) -> Iterator[Fleet]:

@@ -137,6 +137,7 @@ def test_a_keep_on_every_ipv6_address_is_reached_over_ipv6(fleet: Fleet, other: 
     assert fleet.left_over() == []
 
 
+@pytest.mark.rare
 def test_a_follower_whose_network_falls_silent_is_given_up_with_its_reader(fleet: Fleet, other: FarHost) -> None:
     life = Life.awaiting(fleet)
     command = ["keepctl", "logs", "--follow", "--all", str(life.kuuid), "--manager", f"{NEAR}:{fleet.port}"]

@@ -112,6 +112,7 @@ def test_the_named_function_takes_typed_arguments_and_its_result_is_printed(flee
     assert "it takes 2 arguments, 1 given" in said
 
 
+@pytest.mark.rare
 def test_the_python_component_is_built_and_runs(fleet: Fleet, workplace: Path) -> None:
     subprocess.run([sys.executable, workplace / "build", "json-python"], check=True, timeout=BUILD_SECONDS)
     output = '{\n  "in": [\n    "a",\n    "keep"\n  ],\n  "made": "by Python"\n}\n'

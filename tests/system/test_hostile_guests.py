@@ -86,6 +86,7 @@ def test_a_guest_over_its_keep_s_memory_is_killed_alone_and_the_keep_says_so(ins
     life.remove()
 
 
+@pytest.mark.rare
 def test_a_guest_that_asks_the_host_for_much_at_once_costs_no_more_than_its_own_memory(life: Life) -> None:
     outcome = ended(life, hostile.asks_much())
     assert outcome.kind is OutcomeKind.EXITED

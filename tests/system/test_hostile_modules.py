@@ -92,6 +92,7 @@ def test_unknown_imports_are_named(life: Life) -> None:
 
 
 @pytest.mark.parametrize("bomb", hostile.BOMBS)
+@pytest.mark.rare
 def test_a_module_that_costs_too_much_to_compile_is_too_complex(life: Life, bomb: str) -> None:
     module = hostile.BOMBS[bomb]()
     assert refused(life, module)["kind"] == "too-complex"

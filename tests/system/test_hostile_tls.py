@@ -173,6 +173,7 @@ def test_a_revoked_client_s_stream_of_events_ends_while_nothing_happens(fleet: F
     assert f"listener (serial {serial})" in line
 
 
+@pytest.mark.rare
 def test_two_hundred_rolling_silent_connections_fail_no_request_of_a_client_of_their_address(fleet: Fleet) -> None:
     """The case an operator saw: 128 of them made 6 of 6 requests fail."""
     with rolling(fleet.port, 200, [f"127.0.0.{number}" for number in (1, 1, 2, 3)]), rolling(fleet.port, 200):

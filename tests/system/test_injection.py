@@ -113,6 +113,7 @@ def v1_requests(text: str, kuuid: int) -> Iterator[bytes]:
     yield request("POST", f"/v1/keeps/{encoded}/stop")
 
 
+@pytest.mark.rare
 def test_no_string_of_a_client_s_reaches_a_unit(fleet: Fleet) -> None:
     life, context = Life.create(fleet), fleet.tls()
     for text in STRINGS:

@@ -43,6 +43,7 @@ def typed(script: str, environment: Mapping[str, str]) -> str:
 
 
 @pytest.mark.usefixtures("prefix")
+@pytest.mark.rare
 def test_the_readmes_playground_does_what_it_says() -> None:
     lines = [line for block in blocks("README.md", "") for line in block.splitlines()]
     playground = [line for line in lines if re.match(r"\./run (up|exec|down)", line)]
@@ -147,6 +148,7 @@ def test_a_how_to_can_be_typed_from_its_first_to_its_last_line(
     assert fleet.client().keeps() == (), "and it tidies up"
 
 
+@pytest.mark.rare
 def test_the_page_on_certificates_can_be_typed_and_another_ca_s_client_then_runs_a_workload(fleet: Fleet) -> None:
     checkout, pki = fleet.host.path / "checkout", "/etc/keepfleet/pki"
     checkout.mkdir(exist_ok=True)

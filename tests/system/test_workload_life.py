@@ -93,6 +93,7 @@ def test_a_workload_that_the_kernel_ends_for_memory_says_so_and_its_loader_lives
     assert outcome.text.startswith("killed by the kernel for memory")
 
 
+@pytest.mark.rare
 def test_a_workload_that_fails_is_started_again_and_then_given_up_with_its_reason(fleet: Fleet) -> None:
     keep = began(fleet, example("trap"), "on-failure")
     info, outcome = ended(fleet, keep)  # and was not taken for it between two loaders

@@ -149,6 +149,7 @@ def test_a_checker_that_is_killed_from_outside_is_not_the_modules_fault(
     assert ask(process, client, put(NOTHING)).status == 200
 
 
+@pytest.mark.rare
 def test_a_bomb_of_functions_ends_at_the_memory_limit(process: AppLoaderProcess, client: Path) -> None:
     error = refused(process, client, many_functions(1_000_000, b"\x0b")).error
     assert error["kind"] == "too-complex"
@@ -206,6 +207,7 @@ def test_the_checker_is_locked_when_it_looks_at_a_module_and_has_what_its_kind_n
             check.close()
 
 
+@pytest.mark.rare
 def test_a_bomb_of_blocks_ends_at_the_memory_limit(process: AppLoaderProcess, client: Path) -> None:
     bomb = many_functions(1, b"\x02\x40" * 1_000_000 + b"\x0b" * 1_000_001)
     assert refused(process, client, bomb).error["kind"] == "too-complex"
@@ -214,6 +216,7 @@ def test_a_bomb_of_blocks_ends_at_the_memory_limit(process: AppLoaderProcess, cl
 SLOW = many_functions(10_000, b"\x10\0" * 400 + b"\x0b")
 
 
+@pytest.mark.rare
 def test_a_module_that_takes_too_much_processor_time_is_too_complex(
     tmp_path: Path, authority: Authority, client: Path
 ) -> None:

@@ -109,6 +109,18 @@ def test_a_refused_creation_is_not_asked_for_again(run: Run, manager: ManagerInM
     assert manager.requests == [CREATE]
 
 
+@pytest.mark.parametrize("way", [hang_up, interrupt()])
+def test_a_keep_that_was_to_be_replaced_is_not_ended_after_the_run_that_would_replace_it(
+    run: Run, manager: ManagerInMemory, module: str, way: Callable[[ssl.SSLSocket], None]
+) -> None:
+    run("create", "--name", "web")
+    manager.instead[CREATE] = [way]
+    result = run("run", "--name", "web", "--replace", module)
+    assert result.exit_code != 0
+    assert "it is not known whether keep web was replaced; see: keepctl ps" in result.stderr
+    assert [keep.state for keep in manager.keeps.values()] == [State.LISTENING]
+
+
 def test_rm_asks_a_manager_again_that_is_away_for_a_moment(
     run: Run, manager: ManagerInMemory, pki: Pki, module: str
 ) -> None:

@@ -167,6 +167,7 @@ def test_a_bomb_of_aliases_is_refused_where_it_begins() -> None:
     assert len(faults("\n".join(lines))) == 50, "more are of no use"
 
 
+@pytest.mark.rare
 def test_a_whole_mebibyte_is_read() -> None:
     assert faults("arguments:\n" + "- aaaaaaaa\n" * 60_000) == []
     assert faults("arguments:\n" + "- {a: 1}\n" * 60_000) != []

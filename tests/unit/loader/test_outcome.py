@@ -8,18 +8,24 @@ import resource
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keep_loader.loop import Action, Loop
 from keep_loader.outcome import PEAK_SLACK_BYTES, Death, Usage, believe, event_of, outcome_of
-from keep_loader.process import Exit, spawn
-from keep_loader.running import Meter, next_look, processor_seconds
+from keep_loader.process import Exit, Run, spawn
+from keep_loader.running import Meter, Running, next_look, processor_seconds
+from keep_loader.state import Keep, RecordFile
 from keep_protocol.control import CommandType
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import MIB, Limits
-from keep_protocol.states import Event, State
+from keep_protocol.reports import Report, ReportType
+from keep_protocol.sdnotify import Notifier
+from keep_protocol.spec import KeepSpec
+from keep_protocol.states import Event, Phase, State
 from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, Stub, opened
 
 LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB)
@@ -251,3 +257,33 @@ def test_a_stop_says_by_whom_and_when(unstarted: LoaderProcess, passed: Endpoint
     assert outcome is not None and (outcome.kind, outcome.by) == (OutcomeKind.STOPPED, "alice")
     assert outcome.ended_at is not None and before - 1 <= outcome.ended_at <= time.time() + 1
     assert outcome.peak_bytes is not None and outcome.peak_bytes > MIB
+
+
+class Deadlines(Loop):
+    """A loop whose deadlines can be read: seconds by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = {}
+
+    def after(self, name: str, seconds: float, action: Action) -> None:
+        self.seconds[name] = seconds
+        super().after(name, seconds, action)
+
+
+@pytest.mark.parametrize(("fresh", "first"), [(False, 3600.0), (True, 3800.0)])
+def test_time_that_a_runner_takes_to_compile_again_is_not_the_workloads(
+    fresh: bool, first: float, tmp_path: Path
+) -> None:
+    loop, child = Deadlines(), spawn(("/bin/cat",), {}, {})
+    keep = Keep(7, KeepSpec(), (), RecordFile(str(tmp_path), Notifier({}), None), lambda: None)
+    keep.report = keep.report.replace(phase=Phase.RUNNING.value)
+    run = Run(loop, child, lambda report, descriptors: None, lambda: None)
+    running = Running(keep, loop, run, fresh=fresh)
+    assert loop.seconds["workload's time"] == first
+    running.take(Report(ReportType.RUNNING))
+    assert loop.seconds["workload's time"] == 3600.0
+    loop.seconds.clear()
+    running.take(Report(ReportType.RUNNING))  # of a guest that has broken out: it begins nothing again
+    assert "workload's time" not in loop.seconds
+    running.ended(run.finish(), None)

@@ -86,17 +86,6 @@ def test_a_trap_is_an_error_with_its_backtrace(loader: LoaderProcess, passed: En
     assert (info.outcome.kind, info.outcome.backtrace) == (OutcomeKind.TRAPPED, ("0: f [31m", "1: _start"))
 
 
-@pytest.mark.parametrize("error", [{"kind": "invalid-module", "message": "cannot link it"}, 5])
-def test_a_runner_that_fails_has_refused_the_workload(loader: LoaderProcess, passed: Endpoint, error: object) -> None:
-    peer, stub = running(loader, passed)
-    stub.report("failed", error=error)
-    stub.order("exit", code=1)
-    info = ended(peer)
-    assert info.state is State.ERROR
-    assert info.detail.startswith("cannot ")
-    assert info.outcome is not None and info.outcome.kind is OutcomeKind.REFUSED
-
-
 def test_a_runner_that_fails_is_lost_for_the_reason_that_it_gives(loader: LoaderProcess, passed: Endpoint) -> None:
     peer, stub = running(loader, passed)
     stub.report("ended", outcome={"kind": "lost", "text": "lost: cannot load the compiled module: another version"})

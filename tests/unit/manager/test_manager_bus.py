@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from keep_manager.systemd import bus
-from keep_manager.systemd.bus import Bus
+from keep_manager.systemd.bus import Bus, BusLost, Call
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -55,3 +55,16 @@ async def test_an_address_that_is_no_unix_socket_is_refused() -> None:
         with pytest.raises(KeepfleetError, match="names no Unix socket"):
             await made.open()
         await made.close()
+
+
+async def test_who_asks_again_right_after_a_loss_waits_for_the_bus_and_lets_the_loop_go_on() -> None:
+    async with Group() as tasks:
+        made = Bus(tasks, "unix:path=/none", lambda member, body: None)
+        made._lost = asyncio.get_running_loop().create_future()
+        made._lost.set_result(None)  # as the connection's end does, before anybody has seen it
+        made._ready.set()
+        call = Call("ListUnits")
+        with pytest.raises(BusLost):
+            await made.call(call)
+        with pytest.raises(KeepfleetError, match=r"no answer in 0\.01 s"):
+            await made.call(call, 0.01)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from app_loader.receive.requests import STATUS_OF
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from testers.app_loader_tester.__main__ import main
+from testers.app_loader_tester.send import MEANINGS
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
 from tests.fakes.tls_peer import TlsPeer, answer, read_head
@@ -163,3 +165,7 @@ def test_wrong_usage_is_exit_code_2(tester: Tester, arguments: list[str]) -> Non
     with pytest.raises(SystemExit) as raised:
         tester(*arguments)
     assert raised.value.code == 2
+
+
+def test_every_status_that_a_keep_answers_is_explained() -> None:
+    assert {*STATUS_OF.values(), 500} <= set(MEANINGS) | {404}, "404 is for other paths than ours"
