@@ -2,7 +2,7 @@
 its keeps may listen. Operators have quotas too, if generous ones: a script that runs away is no attacker.
 
 Keeps and memory are counted in the view of all keeps, so that nothing is counted that is not there. Starts and streams
-are of this process: a manager that starts anew begins to count anew.
+are of this process: a new manager begins to count from zero.
 """
 
 from __future__ import annotations

@@ -44,12 +44,12 @@ KIND_OF = {
 
 
 def v1_body(error: KeepfleetError) -> dict[str, object]:
-    """An error as /v1 tells it."""
+    """An error as /v1 has it."""
     return {"error": error.to_wire()}
 
 
 def legacy_body(error: KeepfleetError) -> dict[str, object]:
-    """An error as /keeps_post tells it: the original's `text`, and ours beside it."""
+    """An error as /keeps_post has it: the original's `text`, and ours in addition."""
     if error.kind is ErrorKind.UNKNOWN_COMMAND:
         return dict(UNDEFINED_COMMAND)
     return {"text": error.message, "error": error.to_wire()}

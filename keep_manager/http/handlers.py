@@ -69,7 +69,7 @@ def visible_to(caller: Caller) -> Visible:
 
 
 async def banner(_: web.Request) -> web.StreamResponse:
-    """GET /: the protocol's name and version, as the original tells them."""
+    """GET /: the protocol's name and version, as the original has them."""
     return web.Response(text=api.BANNER)
 
 

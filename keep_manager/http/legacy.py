@@ -1,4 +1,4 @@
-"""POST /keeps_post: the commands of 2020, answered as the original did, with our members beside."""
+"""POST /keeps_post: the commands of 2020, answered as the original did, with our members in addition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keep_protocol.states import State
 
 
 async def keeps_post(request: web.Request) -> web.StreamResponse:
-    """Obeys the command in the body. Errors are told by errors.legacy_body."""
+    """Obeys the command in the body. Errors have the shape of errors.legacy_body."""
     keeps = request.app[KEEPS]
     match api.parse_legacy(await read_body(request)):
         case api.NewKeep() as command:

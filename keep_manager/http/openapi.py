@@ -32,7 +32,7 @@ EVERYWHERE = (
 )
 """What any operation may be refused with; SYSTEMD is also the status of KEEP_FAILED."""
 BODY = (ErrorKind.TOO_LARGE, ErrorKind.TOO_SLOW)
-"""What an operation with a body may be refused with beside."""
+"""What an operation with a body may be refused with in addition."""
 UNSUPPORTED_MEDIA = 415
 """A body that is encoded: HTTP's own status."""
 
@@ -65,7 +65,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation. answer: its shape's name, a content type, or "" for no content; refusals: beside EVERYWHERE."""
+    """One operation. answer: its shape's name, a content type, or "" for no content; refusals: with EVERYWHERE."""
 
     name: str
     summary: str

@@ -133,7 +133,8 @@ class Keeps:
 
     async def list(self, request: ListKeeps = EVERY_KEEP, visible: Visible | None = None) -> Page:
         """Keeps by ID that are `visible`; those whose loader does not answer are in state 15 (or 0 while starting)."""
-        await self._look_at([entry for entry in self._view.entries() if entry.passing])
+        shown = [entry for entry in self._view.entries() if visible is None or visible(entry.info)]
+        await self._look_at([entry for entry in shown if entry.passing])
         return decide.page((keep for keep in self._view if visible is None or visible(keep)), request)
 
     async def _look_at(self, passing: Sequence[Entry]) -> None:
@@ -149,13 +150,23 @@ class Keeps:
         except KeepfleetError as error:
             LOG.debug("cannot look at %d keeps: %s", len(passing), error.message)
             return
-        for entry in passing:
-            kuuid, unit = entry.info.kuuid, units.get(entry.info.kuuid)
-            if unit is None or not decide.is_keep(unit):
-                self._view.drop(kuuid)
-                continue
-            with suppress(KeepfleetError):  # gone meanwhile
-                await self._refreshed(kuuid)
+        places = asyncio.Semaphore(ASKED_CONCURRENTLY)
+
+        async def look(kuuid: int) -> None:
+            async with places:
+                with suppress(KeepfleetError):  # gone meanwhile
+                    await self._refreshed(kuuid)
+
+        async with Group() as looking:
+            tasks: list[asyncio.Task[None]] = []
+            for kuuid in [entry.info.kuuid for entry in passing]:
+                unit = units.get(kuuid)
+                if unit is None or not decide.is_keep(unit):
+                    self._view.drop(kuuid)
+                else:
+                    tasks.append(looking.start(look(kuuid)))
+            for task in tasks:
+                await task
 
     def find(self, kuuid: int) -> KeepInfo:
         """One keep. Raises KeepfleetError(NOT_FOUND)."""

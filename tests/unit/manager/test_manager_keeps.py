@@ -17,7 +17,7 @@ from keep_manager.keeps import creation, decide, manager
 from keep_manager.keeps.creation import spec_for
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
-from keep_manager.model import Answer
+from keep_manager.model import Answer, UnitState
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
@@ -581,6 +581,34 @@ async def test_a_keep_that_a_manager_left_half_made_has_its_owner_and_name(
         assert "your keep 7 has it" in error.message
         await parts.keeps.remove(7, ALICE)
     await refusal(starting)
+
+
+async def test_a_list_looks_again_at_one_s_own_keeps_alone_and_at_all_of_them_concurrently(
+    keeps: Keeps, units: FakeUnits, parts: ManagerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders = [units.loaders[(await keeps.create(NewKeep(), ALICE)).kuuid] for _ in range(3)]
+    for loader in loaders:
+        parts.view.entry(loader.kuuid).passing = True
+    looks, real = 0, units.listed
+
+    async def listed() -> list[UnitState]:
+        nonlocal looks
+        looks += 1
+        return await real()
+
+    monkeypatch.setattr(units, "listed", listed)
+    monkeypatch.setattr(manager, "ASKED_CONCURRENTLY", 3)
+    assert (await keeps.list(visible=lambda keep: keep.owner == "bob")).keeps == ()
+    assert looks == 0
+    meeting = asyncio.Barrier(3)
+
+    async def ask(*_: object) -> Answer:
+        await asyncio.wait_for(meeting.wait(), 5)
+        raise KeepfleetError(ErrorKind.UNAVAILABLE, "no answer")
+
+    monkeypatch.setattr("keep_manager.loader_client.Loaders.ask", ask)
+    assert len((await keeps.list()).keeps) == 3
+    assert (looks, meeting.n_waiting) == (1, 0)
 
 
 async def test_a_keep_is_replaced_within_the_quotas_or_stays(units: FakeUnits, place: Path, policy: Policy) -> None:
