@@ -73,7 +73,7 @@ def test_a_keep_goes_on_through_a_reexecution_of_systemd_and_a_crash_after_it(fl
     fleet.host.systemctl("daemon-reexec")
     assert life.look() == before
     life.kill_loader()
-    life.until(State.UNDEFINED, State.STARTED)
+    life.becomes(State.STARTED)
     life.status("awaiting workload")
     assert life.look() == before
     life.remove()

@@ -122,6 +122,13 @@ class Life:
         assert self.info.state is after, self.info
         return self.info
 
+    def becomes(self, state: State) -> KeepInfo:
+        """The keep once it is in that state, whatever it passes through, as after its loader's death."""
+        deadline = time.monotonic() + SOON
+        while self.look().state is not state:
+            assert time.monotonic() < deadline, self.info
+        return self.info
+
     @property
     def door(self) -> UploadEndpoint:
         """Where it receives, and its pin."""

@@ -40,7 +40,7 @@ def usable(life: Life) -> None:
 
 def same_door(life: Life, before: KeepInfo) -> None:
     """It awaits its workload again where it did, with the certificate its clients know."""
-    life.until(State.UNDEFINED, State.STARTED)
+    life.becomes(State.STARTED)
     if life.info.detail != "awaiting workload":
         life.status("awaiting workload")
         life.look()
@@ -51,7 +51,7 @@ def test_an_idle_keep_whose_loader_is_killed_is_idle_again_and_can_be_started(fl
     life = Life.create(fleet)
     pid = life.loader_pid
     life.kill_loader()
-    life.until(State.UNDEFINED, State.LISTENING)
+    life.becomes(State.LISTENING)
     assert life.loader_pid not in (0, pid)
     life.start()
     usable(life)
@@ -123,7 +123,7 @@ def test_a_start_that_is_cut_off_by_the_loader_s_death_is_refused_and_may_be_tri
         life.kill_loader()
         with pytest.raises(KeepfleetError, match=f"cannot reach the loader of keep {life.kuuid}"):
             start.result()
-    life.until(State.UNDEFINED, State.LISTENING)
+    life.becomes(State.LISTENING)
     socket.create_server(("127.0.0.1", port)).close()
     life.remove()
 

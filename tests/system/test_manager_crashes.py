@@ -177,7 +177,7 @@ def test_the_manager_may_be_killed_again_and_again(fleet: Fleet, bystanders: Bys
 def test_a_keep_in_state_15_and_its_reason_are_told_by_the_next_manager(fleet: Fleet, bystanders: Bystanders) -> None:
     life = Life.running(fleet)
     life.kill_loader()
-    life.until(State.UNDEFINED, State.ERROR)
+    life.becomes(State.ERROR)
     life.told(EventType.FAILED)
     life.look()
     cursor = fleet.host.cursor()
