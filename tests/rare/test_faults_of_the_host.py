@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -18,6 +19,8 @@ from tests.system.life import Life, drop_in
 
 AT_ONCE = 16
 LINES = 200
+PAUSE_SECONDS = 0.2
+"""Between two deaths of the bus: systemd gives dbus.socket up for good after 20 activations in 2 s (systemd.socket(5))."""
 DROP_IN = "/etc/systemd/system/keep@.service.d/10-keepfleet.conf"
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
@@ -62,6 +65,7 @@ def test_keeps_are_created_while_the_bus_goes_away_again_and_again(fleet: Fleet,
     def trouble() -> None:
         fleet.host.systemctl("reset-failed", "dbus.service", "dbus.socket")  # its start limit is another matter
         fleet.host.systemctl(*command, "dbus.service")
+        time.sleep(PAUSE_SECONDS)
 
     all_there(fleet, made_during(fleet, trouble))
     assert fleet.manager_pid == pid
