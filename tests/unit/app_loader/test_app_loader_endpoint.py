@@ -182,16 +182,17 @@ def test_a_client_that_resets_its_connection_leaves_the_endpoint_serving(
     """Before, in and after its headers, and while its module is checked and answered."""
     with process.connect(client) as connection:
         connection.sendall(put(LONG)[:sent])
+        if sent not in (0, 10):  # a reset takes along what was not read before it
+            process.expect(ReportType.RECEIVING)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     if sent is None:
-        process.expect(ReportType.RECEIVING)
         with contextlib.suppress(ssl.SSLError, ConnectionError):  # its module may be taken before the reset is seen
             ask(process, client, put(NOTHING))
         kinds = [process.report().type for _ in range(3)]
         assert ReportType.ACCEPTED in kinds
     else:
         if sent == 200:
-            process.expect(ReportType.RECEIVING, ReportType.AWAITING)
+            process.expect(ReportType.AWAITING)
         serves(process, client)
 
 
