@@ -20,7 +20,7 @@ from tests.system.life import Life, drop_in
 AT_ONCE = 16
 LINES = 200
 PAUSE_SECONDS = 0.2
-"""Between two deaths of the bus: systemd gives dbus.socket up for good after 20 activations in 2 s (systemd.socket(5))."""
+"""Between two deaths of the bus: systemd gives dbus.socket up after 20 activations in 2 s (systemd.socket(5))."""
 DROP_IN = "/etc/systemd/system/keep@.service.d/10-keepfleet.conf"
 
 pytestmark = pytest.mark.usefixtures("undisturbed")

@@ -135,6 +135,14 @@ class Fleet:
         files = self.host.run(["find", *NAMED_AFTER_UNITS, "(", *names, ")", "-prune", "-print"], check=False)
         return [*self.keep_units(), *files.stdout.split()]
 
+    def left_of(self, kuuid: int) -> list[str]:
+        """What is there of a keep that was removed; on a busy host systemd tidies up a moment after it answered."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while left := [trace for trace in self.left_over() if str(kuuid) in trace]:
+            if time.monotonic() > deadline:
+                break
+        return left
+
     def clear(self) -> None:
         """Ends every keep, whoever made it, and brings the manager back where a test ended it.
 

@@ -217,7 +217,7 @@ class Life:
     def remove(self) -> None:
         """DELETE, and then nothing of it is there."""
         self.fleet.client().remove(self.kuuid)
-        assert str(self.kuuid) not in " ".join(self.fleet.left_over())
+        assert self.fleet.left_of(self.kuuid) == []
 
 
 class Bystanders:

@@ -116,7 +116,7 @@ def test_a_removal_during_which_the_manager_dies_has_removed_all_or_nothing(
     with contextlib.suppress(KeepfleetError):  # it may be gone already
         fleet.client().remove(life.kuuid)
     assert others(fleet, bystanders) == {}
-    assert str(life.kuuid) not in " ".join(fleet.left_over())
+    assert fleet.left_of(life.kuuid) == []
 
 
 def test_many_creations_during_which_the_manager_dies_leave_each_keep_usable_and_none_twice(
