@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_client import keep as door
+from keep_client import keep as endpoint
 from keep_client.http import Body
 from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind
@@ -215,10 +215,10 @@ def test_a_certificate_made_before_the_clock_was_set_back_is_refused_for_its_tim
     fleet.host.wait_journal("refused the certificate of a client at 127.0.0.1: certificate is not", MANAGER, cursor)
     context, module = fleet.credentials("early").keep_context(), modules.says(code=0)
     body = Body("application/wasm", len(module), (module,))
-    assert "clock" in refusal(lambda: door.upload(life.door, context, "PUT", door.WORKLOAD_PATH, body))
+    assert "clock" in refusal(lambda: endpoint.upload(life.endpoint, context, "PUT", endpoint.WORKLOAD_PATH, body))
     clock.set_by(0)
     fleet.client("early").keeps()
-    assert door.upload(life.door, context, "PUT", door.WORKLOAD_PATH, body).status == 200
+    assert endpoint.upload(life.endpoint, context, "PUT", endpoint.WORKLOAD_PATH, body).status == 200
 
 
 def test_a_certificate_allows_for_clocks_that_differ_by_minutes(fleet: ClockedFleet, clock: Clock) -> None:

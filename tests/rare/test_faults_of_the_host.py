@@ -109,7 +109,7 @@ def test_a_manager_that_hangs_is_started_again_and_its_keeps_go_on(fleet: Fleet)
     assert fleet.manager_pid != pid
 
 
-def test_a_loader_that_hangs_is_started_again_behind_the_same_door(fleet: Fleet) -> None:
+def test_a_loader_that_hangs_is_started_again_behind_the_same_endpoint(fleet: Fleet) -> None:
     with drop_in(fleet.host, "keep@.service", "[Service]\nWatchdogSec=1\nTimeoutAbortSec=1\n"):
         life = Life.awaiting(fleet)
         before, cursor = life.info, fleet.host.cursor()

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from keep_client import keep as door
+from keep_client import keep as endpoint
 from keep_client.http import Body, Reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.system.life import SOON, Life
@@ -57,7 +57,7 @@ def half_an_upload(life: Life, module: bytes) -> Iterator[Future[Reply]]:
 
     body = Body("application/wasm", len(module), parts())
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(door.upload, life.door, life.context, "PUT", door.WORKLOAD_PATH, body)
+        future = pool.submit(endpoint.upload, life.endpoint, life.context, "PUT", endpoint.WORKLOAD_PATH, body)
         try:
             assert sent.wait(SOON)
             while "receiving a workload" not in life.look().detail:

@@ -1,4 +1,4 @@
-"""A host whose clock is set while everything runs: the manager, its journalctl, the loaders, doors and runners see it.
+"""A host whose clock is set while everything runs: manager, journalctl, loaders, endpoints and runners see it.
 
 libfaketime stands between these processes and the kernel's clock. CLOCK_MONOTONIC stays the kernel's, as it does when
 a real clock is set; so do PID 1's timers, which are monotonic. journald cannot take part: libfaketime's timerfd_settime

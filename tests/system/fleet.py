@@ -144,7 +144,7 @@ class Fleet:
         return left
 
     def clear(self) -> None:
-        """Ends every keep, whoever made it, and brings the manager back where a test ended it.
+        """Ends every keep of every caller, and brings the manager back where a test ended it.
 
         Where a test left nothing that costs one request.
         """

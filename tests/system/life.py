@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from keep_client import keep as door
+from keep_client import keep as endpoint
 from keep_client.http import Body, Reply
 from keep_client.keep import UploadEndpoint, endpoint_of
 from keep_protocol.constants import unit_name
@@ -90,10 +90,10 @@ class Life:
     def __repr__(self) -> str:
         return f"Life({self.unit}, {self.info.detail})"
 
-    def told(self, *happenings: EventType) -> KeepEvent:
+    def told(self, *types: EventType) -> KeepEvent:
         """The first such event of the keep, once it is told; an end is, when its dropped lines are counted."""
         with contextlib.closing(self.fleet.client().events(self.kuuid, last=1000)) as events:
-            return next(event for event in events if event.type in happenings)
+            return next(event for event in events if event.type in types)
 
     def end(self, seconds: float) -> tuple[KeepInfo, Outcome]:
         """The keep once it has ended, and how; it is given up, by removing it, after `seconds`."""
@@ -130,7 +130,7 @@ class Life:
         return self.info
 
     @property
-    def door(self) -> UploadEndpoint:
+    def endpoint(self) -> UploadEndpoint:
         """Where it receives, and its pin."""
         return endpoint_of(self.info, "127.0.0.1")
 
@@ -142,20 +142,20 @@ class Life:
     def upload(self, module: bytes) -> Reply:
         """The module as it is."""
         body = Body("application/wasm", len(module), (module,))
-        return door.upload(self.door, self.context, "PUT", door.WORKLOAD_PATH, body)
+        return endpoint.upload(self.endpoint, self.context, "PUT", endpoint.WORKLOAD_PATH, body)
 
     def upload_numbers(self, module: bytes) -> Reply:
         """The module as the original's clients send it."""
         text = b'{"encoding":"wasm","contents":[' + ",".join(map(str, module)).encode() + b"]}"
         body = Body("application/json", len(text), (text,))
-        return door.upload(self.door, self.context, "POST", door.PAYLOAD_PATH, body)
+        return endpoint.upload(self.endpoint, self.context, "POST", endpoint.PAYLOAD_PATH, body)
 
     def connect(self) -> socket.socket:
-        """A bare TCP connection to its door."""
+        """A bare TCP connection to its endpoint."""
         return socket.create_connection((self.info.address, self.info.port), SOON)
 
     def banner(self, connection: socket.socket) -> str:
-        """What the door tells over this connection, after its certificate was compared with the pin."""
+        """What the endpoint shows over this connection, after its certificate was compared with the pin."""
         with self.context.wrap_socket(connection) as tls, io.BytesIO() as heard:
             check_pin(tls.getpeercert(binary_form=True), self.info.fingerprint)
             tls.sendall(b"GET / HTTP/1.1\r\nHost: keep\r\nConnection: close\r\n\r\n")
@@ -237,7 +237,7 @@ class Bystanders:
         return any(str(life.kuuid) in trace for life in self._lives)
 
     def _pulse(self) -> list[object]:
-        """What changes when one of their processes, doors or states does."""
+        """What changes when one of their processes, endpoints or states does."""
         names = "--property=InvocationID,NRestarts,MainPID,StatusText"
         shown = self._fleet.host.systemctl("show", names, *self.units)
         loaders = ",".join(re.findall("^MainPID=([0-9]+)$", shown, re.MULTILINE))
@@ -245,7 +245,7 @@ class Bystanders:
         return [shown, children, [life.look() for life in self._lives]]
 
     def check(self) -> None:
-        """They are exactly as they were: the same processes in the same states behind the same doors."""
+        """They are exactly as they were: the same processes in the same states behind the same endpoints."""
         assert self._pulse() == self._before, "a bystander was disturbed"
         awaiting = self._lives[0]
         with awaiting.connect() as connection:

@@ -25,7 +25,7 @@ ALL = (CREATED, STARTED, RUNNING, ENDED, REMOVED)
 
 
 @contextmanager
-def happening(
+def following(
     fleet: Fleet, kuuid: int | None = None, last: int | None = None, after: str = ""
 ) -> Iterator[Iterator[KeepEvent]]:
     """What happens, told to one client while the block runs."""
@@ -49,7 +49,7 @@ def deadline() -> Iterator[None]:
 
 def told(fleet: Fleet, life: Life, count: int) -> list[KeepEvent]:
     """The first events of a keep, from the journal's beginning on."""
-    with happening(fleet, life.kuuid, 1000) as events:
+    with following(fleet, life.kuuid, 1000) as events:
         return list(islice(events, count))
 
 
@@ -71,7 +71,7 @@ def test_a_keeps_life_is_told_in_order_with_its_outcome_and_who_removed_it(fleet
 
 def test_a_follower_is_told_all_across_the_managers_death_and_nothing_twice(fleet: Fleet) -> None:
     before = Life.awaiting(fleet)
-    with happening(fleet, last=1000) as events:
+    with following(fleet, last=1000) as events:
         mine = (event for event in events if event.keep.kuuid == before.kuuid)
         assert words(list(islice(mine, 2))) == (CREATED, STARTED)
         fleet.kill()

@@ -1,4 +1,4 @@
-"""Clients with a good certificate and bad manners, at the manager's door."""
+"""Clients with a good certificate and bad manners, at the manager's endpoint."""
 
 from __future__ import annotations
 

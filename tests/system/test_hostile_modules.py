@@ -47,10 +47,10 @@ def life(installed_fleet: Fleet) -> Iterator[Life]:
     fleet = installed_fleet
     fleet.clear()
     bystanders, life = Bystanders(fleet), Life.awaiting(fleet)
-    loader, door = life.loader_pid, life.app_loader_pid
+    loader, endpoint = life.loader_pid, life.app_loader_pid
     with undisturbed(fleet):
         yield life
-        assert (life.loader_pid, life.app_loader_pid) == (loader, door)
+        assert (life.loader_pid, life.app_loader_pid) == (loader, endpoint)
     assert life.upload(GOOD).status == 200
     outcome = life.until(State.STARTED, State.COMPLETE).outcome
     assert outcome is not None

@@ -1,4 +1,4 @@
-"""Clients whose certificate or TLS is wrong, at the manager's door and at a keep's."""
+"""Clients whose certificate or TLS is wrong, at the manager's endpoint and at a keep's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.system.life import Life, example
 from tests.system.silent import rolling
 from tests.system.wire import Answer, NoAnswer, ask, connect, read_answer, request
 
-DOORS = ("manager", "keep")
+ENDPOINTS = ("manager", "keep")
 BANNER = request("GET", "/")
 YEAR = datetime.timedelta(days=365)
 
@@ -79,7 +79,7 @@ class Place:
         assert self.ask(self.good()).status == 200
 
 
-@pytest.fixture(params=DOORS)
+@pytest.fixture(params=ENDPOINTS)
 def place(request: pytest.FixtureRequest, fleet: Fleet, awaiting: Life) -> Place:
     return Place(request.param, fleet, awaiting)
 
@@ -283,7 +283,7 @@ def test_what_is_no_tls_gets_no_http_back(place: Place, said: bytes) -> None:
     place.check()
 
 
-@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("name", ENDPOINTS)
 def test_among_fifty_silent_and_fifty_strange_connections_a_good_client_is_served(fleet: Fleet, name: str) -> None:
     held: list[socket.socket] = []
     place = Place(name, fleet, Life.awaiting(fleet))

@@ -1,4 +1,4 @@
-"""Clients with a good certificate and bad manners, at a keep's door: it goes on waiting, whole and no bigger."""
+"""Clients with a good certificate and bad manners, at a keep's endpoint: it goes on waiting, whole and no bigger."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULE = example("hello-wat/hello")
 JSON, WASM = "Content-Type: application/json", "Content-Type: application/wasm"
 GIGABYTE = 1 << 30
 GROWTH = 16 << 20
-"""What a door may have kept of it: its imports of the first client are 5 MB, its largest buffer a quarter."""
+"""What an endpoint may have kept of it: its imports of the first client are 5 MB, its largest buffer a quarter."""
 START = b'{"encoding":"wasm","contents":['
 
 PAYLOADS = {
@@ -65,12 +65,12 @@ def life(installed_fleet: Fleet) -> Iterator[Life]:
     fleet.clear()
     bystanders, life = Bystanders(fleet), Life.awaiting(fleet)
     ask(life.info.port, life.context, request("GET", "/"))
-    door = life.app_loader_pid
-    before = usage_of(life.host, door)
+    endpoint = life.app_loader_pid
+    before = usage_of(life.host, endpoint)
     with undisturbed(fleet):
         yield life
-        assert life.app_loader_pid == door
-        after = settled(life.host, door, before)
+        assert life.app_loader_pid == endpoint
+        after = settled(life.host, endpoint, before)
         assert after.descriptors <= before.descriptors
         assert after.memory < before.memory + GROWTH
     assert life.upload(MODULE).status == 200
@@ -132,7 +132,7 @@ def test_an_upload_that_stops_and_hangs_up_is_forgotten(life: Life, part: int) -
     assert awaits(life)
 
 
-def test_while_one_client_uploads_another_hears_409_and_the_first_one_s_end_frees_the_door(life: Life) -> None:
+def test_while_one_client_uploads_another_hears_409_and_the_first_one_s_end_frees_the_endpoint(life: Life) -> None:
     with connect(life.info.port, life.context) as first:
         first.sendall(request("PUT", "/workload", MODULE[:9], WASM, length=len(MODULE)))
         while "receiving" not in life.look().detail:

@@ -126,13 +126,13 @@ def filters_of(fleet: Fleet, pid: int) -> int:
     return int(status.split(":")[1])
 
 
-def test_a_door_has_given_up_to_connect_when_it_answers(fleet: Fleet) -> None:
+def test_an_endpoint_has_given_up_to_connect_when_it_answers(fleet: Fleet) -> None:
     """What it gives up is shown by tests/unit/app_loader: its listener could be turned round to connect."""
     life = Life.awaiting(fleet)
-    loader, door = life.loader_pid, life.app_loader_pid
-    assert filters_of(fleet, door) == filters_of(fleet, loader)
+    loader, endpoint = life.loader_pid, life.app_loader_pid
+    assert filters_of(fleet, endpoint) == filters_of(fleet, loader)
     assert ask(life.info.port, life.context, request("GET", "/")).status == 200
-    assert filters_of(fleet, door) == filters_of(fleet, loader) + 1
+    assert filters_of(fleet, endpoint) == filters_of(fleet, loader) + 1
 
 
 HOLES = {

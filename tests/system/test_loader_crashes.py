@@ -38,7 +38,7 @@ def usable(life: Life) -> None:
     life.remove()
 
 
-def same_door(life: Life, before: KeepInfo) -> None:
+def same_endpoint(life: Life, before: KeepInfo) -> None:
     """It awaits its workload again where it did, with the certificate its clients know."""
     life.becomes(State.STARTED)
     if life.info.detail != "awaiting workload":
@@ -57,11 +57,11 @@ def test_an_idle_keep_whose_loader_is_killed_is_idle_again_and_can_be_started(fl
     usable(life)
 
 
-def test_an_awaiting_keep_whose_loader_is_killed_awaits_again_at_the_same_door(fleet: Fleet) -> None:
+def test_an_awaiting_keep_whose_loader_is_killed_awaits_again_at_the_same_endpoint(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     before, old = life.info, life.app_loader_pid
     life.kill_loader()
-    same_door(life, before)
+    same_endpoint(life, before)
     assert life.app_loader_pid != old
     usable(life)
 
@@ -82,7 +82,7 @@ def test_an_upload_that_is_cut_off_by_the_loader_s_death_can_be_sent_again(fleet
         life.kill_loader()
     with pytest.raises(KeepfleetError, match=f"cannot use keep {life.kuuid}"):
         upload.result()
-    same_door(life, before)
+    same_endpoint(life, before)
     usable(life)
 
 
@@ -130,7 +130,7 @@ def test_a_start_that_is_cut_off_by_the_loader_s_death_is_refused_and_may_be_tri
 
 @pytest.fixture
 def slow_openssl(fleet: Fleet) -> Iterator[str]:
-    """Keeps whose certificate is never made: their door does not open."""
+    """Keeps whose certificate is never made: their endpoint does not open."""
     fleet.host.run(["mkdir", "-p", SLOW_OPENSSL.rpartition("/")[0]])
     fleet.host.run(["tee", SLOW_OPENSSL], input="#!/bin/sh\nexec /usr/bin/sleep 600\n")
     fleet.host.run(["chmod", "755", SLOW_OPENSSL])
@@ -147,7 +147,7 @@ def test_the_loader_may_die_again_and_again_within_its_limit(fleet: Fleet) -> No
     before = life.info
     for _ in range(3):
         life.kill_loader()
-        same_door(life, before)
+        same_endpoint(life, before)
     usable(life)
 
 
@@ -187,7 +187,7 @@ def test_a_stopped_loader_can_be_removed(fleet: Fleet) -> None:
     life.remove()
 
 
-def test_an_app_loader_that_dies_before_an_upload_is_replaced_behind_the_same_door(fleet: Fleet) -> None:
+def test_an_app_loader_that_dies_before_an_upload_is_replaced_behind_the_same_endpoint(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     before, cursor = life.info, fleet.host.cursor()
     life.signal(life.app_loader_pid, signal.SIGKILL)
@@ -228,7 +228,7 @@ def test_a_workload_that_is_killed_is_in_state_15_with_the_signal(fleet: Fleet) 
     life.remove()
 
 
-def test_a_door_that_dies_too_often_is_given_up_with_the_reason_and_its_port_is_free(fleet: Fleet) -> None:
+def test_an_endpoint_that_dies_too_often_is_given_up_with_the_reason_and_its_port_is_free(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     port = life.info.port
     for _ in range(5):

@@ -211,7 +211,7 @@ def test_each_keep_has_a_user_a_control_group_and_a_certificate_of_its_own(fleet
     assert len({life.info.fingerprint for life in lives}) == 3
 
 
-def test_a_keep_s_door_is_closed_and_its_port_free_once_its_workload_is_accepted(fleet: Fleet) -> None:
+def test_a_keep_s_endpoint_is_closed_and_its_port_free_once_its_workload_is_accepted(fleet: Fleet) -> None:
     life = Life.running(fleet)
     with pytest.raises(ConnectionRefusedError):
         life.connect()

@@ -77,7 +77,7 @@ def test_a_creation_during_which_the_manager_dies_has_made_a_usable_keep_or_noth
 
 
 @pytest.mark.parametrize("point", [point for point in Failpoint if point.name.startswith("START")])
-def test_a_start_during_which_the_manager_dies_has_opened_the_door_or_can_be_repeated(
+def test_a_start_during_which_the_manager_dies_has_opened_the_endpoint_or_can_be_repeated(
     fleet: Fleet, bystanders: Bystanders, point: Failpoint
 ) -> None:
     life, port = Life.create(fleet), free_port()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from keep_client import keep as door
+from keep_client import keep as endpoint
 from keep_client.http import Body, Reply
 from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind
@@ -103,11 +103,11 @@ def test_of_two_uploads_at_once_one_is_taken_and_the_other_hears_409(life: Life)
 
 def test_of_many_uploads_at_the_same_moment_exactly_one_is_taken(life: Life) -> None:
     life.start()
-    target, context, module = life.door, life.context, modules.says(b"once\n")
+    target, context, module = life.endpoint, life.context, modules.says(b"once\n")
 
     def upload() -> Reply:
         body = Body("application/wasm", len(module), (module,))
-        return door.upload(target, context, "PUT", door.WORKLOAD_PATH, body)
+        return endpoint.upload(target, context, "PUT", endpoint.WORKLOAD_PATH, body)
 
     results = both(*[upload] * 6)
     statuses = [result.status for result in results if isinstance(result, Reply)]
@@ -119,7 +119,7 @@ def test_of_many_uploads_at_the_same_moment_exactly_one_is_taken(life: Life) -> 
     assert life.output().count("once") == 1
 
 
-def test_an_upload_after_another_was_accepted_is_refused_at_the_door(fleet: Fleet) -> None:
+def test_an_upload_after_another_was_accepted_is_refused_at_the_endpoint(fleet: Fleet) -> None:
     life = Life.running(fleet)
     with pytest.raises(ConnectionFailed, match="nothing listens there; a keep closes its upload endpoint"):
         life.upload(modules.says(b"late\n"))

@@ -1,4 +1,4 @@
-"""An ordinary user's own service manager: the main job without root, and the walls that hold there."""
+"""An ordinary user's own service manager: the main job without root, and the isolation that holds there."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_killed_manager_finds_its_keeps_again(ada: UserFleet) -> None:
     ada.keepctl("rm", kuuid)
 
 
-def test_a_killed_loader_opens_the_same_door_again(ada: UserFleet) -> None:
+def test_a_killed_loader_opens_the_same_endpoint_again(ada: UserFleet) -> None:
     kuuid = started(ada)
     before, cursor = ada.inspect(kuuid), ada.host.cursor()
     ada.host.run(["kill", "-9", str(ada.pid(ada.unit(kuuid)))])

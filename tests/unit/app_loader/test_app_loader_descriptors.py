@@ -29,7 +29,7 @@ def test_a_descriptor_is_found_by_its_name_alone() -> None:
         passed.number("workload")
 
 
-@pytest.mark.parametrize("names", [("module", "module"), ("door",), ("directory-",), ("directory-123",), ("secret-٣",)])
+@pytest.mark.parametrize("names", [("module", "module"), ("file",), ("directory-",), ("directory-123",), ("secret-٣",)])
 def test_a_name_that_is_unknown_or_repeated_is_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(KeepfleetError, match="cannot start the app-loader: KEEPFLEET_DESCRIPTORS has"):
         Passed(names)

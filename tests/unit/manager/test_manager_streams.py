@@ -175,7 +175,7 @@ async def test_a_certificate_revoked_meanwhile_gets_nothing_more(manager: Runnin
 
 
 @asynccontextmanager
-async def happening(client: aiohttp.ClientSession, query: str = "", after: str = "") -> AsyncIterator[Reader]:
+async def following(client: aiohttp.ClientSession, query: str = "", after: str = "") -> AsyncIterator[Reader]:
     headers = {"Last-Event-ID": after} if after else {}
     async with client.get(f"/v1/events{query}", headers=headers) as response:
         assert (response.status, response.content_type) == (200, "text/event-stream"), await response.text()
@@ -189,21 +189,21 @@ def event(kuuid: int, happened: sse.EventType) -> sse.KeepEvent:
 async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(manager: RunningManager) -> None:
     await manager.events.write(event(5, sse.EventType.CREATED), "before")
     async with manager.client() as client:
-        async with happening(client, "?follow=true") as reader:
+        async with following(client, "?follow=true") as reader:
             await manager.events.write(event(5, sse.EventType.ENDED), "now")
             name, data, mark = await reader.next()
             assert (name, data["event"], data["by"], data["keep"]["kuuid"]) == ("keep", "ended", "alice", 5)
         await manager.events.read_by(0)
         await manager.events.write(event(5, sse.EventType.REMOVED), "meanwhile")
-        async with happening(client, "?follow=true", after=mark) as reader:
+        async with following(client, "?follow=true", after=mark) as reader:
             assert (await reader.next())[1]["event"] == "removed"
-        async with happening(client) as reader:
+        async with following(client) as reader:
             told = [(await reader.next())[1].get("event") for _ in range(4)]
         assert told == ["created", "ended", "removed", None]
 
 
 async def test_what_happens_to_one_keep_is_told_alone(manager: RunningManager) -> None:
-    async with manager.client() as client, happening(client, "?keep=6&follow=true") as reader:
+    async with manager.client() as client, following(client, "?keep=6&follow=true") as reader:
         await manager.events.write(event(5, sse.EventType.CREATED), "another")
         await manager.events.write(event(6, sse.EventType.CREATED), "this one")
         assert (await reader.next())[1]["keep"]["kuuid"] == 6

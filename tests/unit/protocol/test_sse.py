@@ -15,9 +15,9 @@ def test_a_line_of_the_log_comes_back_as_it_was() -> None:
     assert sse.line_from_wire(line.to_wire(), "s=1") == line
 
 
-@pytest.mark.parametrize("happening", sse.EventType)
-def test_what_happened_to_a_keep_comes_back_as_it_was(happening: sse.EventType) -> None:
-    event = sse.KeepEvent(3.0, happening, KeepInfo(7, State.LISTENING, phase="idle"), "alice", "s=1")
+@pytest.mark.parametrize("event_type", sse.EventType)
+def test_what_happened_to_a_keep_comes_back_as_it_was(event_type: sse.EventType) -> None:
+    event = sse.KeepEvent(3.0, event_type, KeepInfo(7, State.LISTENING, phase="idle"), "alice", "s=1")
     assert sse.event_from_wire(event.to_wire(), "s=1") == event
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints, pins and key files; handshakes are tested with the doors that make them."""
+"""Fingerprints, pins and key files; handshakes are tested with the endpoints that make them."""
 
 from __future__ import annotations
 
