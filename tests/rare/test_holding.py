@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 
+from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -31,6 +32,7 @@ MISBEHAVING: list[tuple[bytes, dict[str, int], str]] = [
     (hostile.asks_much(), {}, "exited"),
 ]
 """A module, the keep's limits, and how its end begins."""
+UPLOAD_TRIES = 6
 KEEPS = 20
 END_SECONDS = 60
 FLOOD_BYTES = 100_000_000
@@ -84,8 +86,14 @@ def test_every_limit_at_once_in_20_keeps_ends_each_with_its_own_words(fleet: Fle
     cases = MISBEHAVING * (KEEPS // len(MISBEHAVING))
     lives = [limited(fleet, **limits) for _, limits, _ in cases]
 
+    def taken(life: Life, module: bytes) -> int:
+        for _ in range(UPLOAD_TRIES - 1):
+            with suppress(ConnectionFailed):  # a handshake may take over 5 s among so many that burn
+                return life.upload(module).status
+        return life.upload(module).status
+
     def end(life: Life, module: bytes) -> str:
-        assert life.upload(module).status == 200
+        assert taken(life, module) == 200
         outcome = ended(life).outcome
         assert outcome is not None
         return outcome.text
