@@ -7,6 +7,8 @@ what compilers emit: SIMD, bulk memory, reference types, many values, tail calls
 
 from __future__ import annotations
 
+from functools import cache
+
 import wasmtime
 from wasmtime import _ffi as ffi
 
@@ -25,8 +27,9 @@ class GuestExit(Exception):
         self.code = code
 
 
+@cache
 def make_engine(stack_bytes: int = DEFAULT_LIMITS.stack_bytes, *, components: bool = False) -> wasmtime.Engine:
-    """A fresh engine, for core modules or for components, that gives WebAssembly `stack_bytes` of stack.
+    """The engine, for core modules or for components, that gives WebAssembly `stack_bytes` of stack; one a process.
 
     Compilation uses one thread: its memory is bounded that way, and TasksMax cannot break it.
     Raises KeepfleetError(BAD_REQUEST) for a stack no keep may have: wasmtime would abort.
@@ -60,8 +63,9 @@ def _leave(code: int) -> None:
     raise GuestExit(code & 0xFFFFFFFF)
 
 
+@cache
 def make_linker(engine: wasmtime.Engine) -> wasmtime.Linker:
-    """A linker with everything a workload may import: WASI preview 1, and `proc_exit` as GuestExit."""
+    """The engine's linker, with everything a workload may import: WASI preview 1, and `proc_exit` as GuestExit."""
     linker = wasmtime.Linker(engine)
     linker.allow_shadowing = True
     linker.define_wasi()

@@ -33,7 +33,7 @@ from keep_protocol.workload import Workload
 if TYPE_CHECKING:
     from wasmtime import component  # 2 MB that a core module does not need
 
-    from app_loader.run.runner import Meter
+    from app_loader.run.meter import Meter
 
 _HEAD, _FLAGS = 64, slice(48, 52)
 """A compiled file is ELF; wasmtime says in its header's e_flags what it is (wasmtime, `ObjectKind`)."""

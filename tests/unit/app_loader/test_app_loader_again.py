@@ -117,13 +117,13 @@ def test_a_runner_with_limits_that_are_none_ends_with_the_reason(ended: AppLoade
 
 
 def test_a_runner_without_its_engine_ends_with_the_reason(ended: AppLoaderProcess) -> None:
-    (ended.entry.parent.parent / "wasmtime").unlink()
+    (ended.site / "wasmtime").unlink()
     assert "No module named 'wasmtime'" in lost(ended)
 
 
 def test_an_endpoint_without_its_http_reports_the_reason(tmp_path: Path, authority: Authority) -> None:
     with listening(tmp_path, authority) as process:
-        (process.entry.parent.parent / "h11").unlink()
+        (process.site / "h11").unlink()
         with socket.create_connection(("127.0.0.1", process.port)):
             report = process.expect(ReportType.FAILED)
         assert report.error is not None and "No module named 'h11'" in report.error.message
@@ -134,7 +134,7 @@ def test_a_checker_without_its_engine_is_no_fault_of_the_modules(
     tmp_path: Path, authority: Authority, client: Path
 ) -> None:
     with listening(tmp_path, authority) as process:
-        (process.entry.parent.parent / "wasmtime").unlink()
+        (process.site / "wasmtime").unlink()
         answer = ask(process, client, put(MODULE))
         assert (answer.status, answer.error["kind"]) == (500, "internal")
         assert "No module named 'wasmtime'" in str(answer.error["evidence"])
