@@ -36,14 +36,14 @@ mounts the control groups read-only into a keep, and reading is enough."""
 
 
 class Running:
-    """Owns the accepted workload of `process`, the runner, until `ended`.
+    """Owns the accepted workload of `process`, the runner, until `ended`; `fresh` says that it has forked no checker.
 
     reported: the outcome that it reported; limited: the limit it was ended for.
     """
 
-    def __init__(self, keep: Keep, loop: Loop, process: Process) -> None:
+    def __init__(self, keep: Keep, loop: Loop, process: Process, *, fresh: bool) -> None:
         self._keep, self._loop, self._process, self._limits = keep, loop, process, keep.spec.limits
-        self._meter, self._preparing = Meter(process.pid), True
+        self._meter, self._preparing = Meter(process.pid, fresh=fresh), True
         self._reported: Outcome | None = None
         self._limited: str | None = None
         keep.change_private(started_at=round(self._meter.started_at, 3))
@@ -127,14 +127,15 @@ def next_look(limit: float, used: float, cpu_percent: int) -> float | None:
 
 
 class Meter:
-    """Measures one run of the process `pid`, which has been the runner that waited, from its construction on.
+    """Measures one run of the process `pid`, the runner, from its construction on; `fresh` says that it has had no
+    children, whose memory the kernel counts in at its end.
 
     The peak is the kernel's VmHWM of the process: what the runner had before the run, and what it inherited at its
     fork, is in it, and no workload has less.
     """
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, pid: int, *, fresh: bool) -> None:
+        self._pid, self._fresh = pid, fresh
         self._status: int | None = None
         self._peak: int | None = None
         self._memory_kills = memory_kills()
@@ -177,7 +178,7 @@ class Meter:
         return Usage(
             wall_seconds=wall,
             cpu_seconds=None if self._before is None else max(0.0, end.cpu_seconds - self._before),
-            peak_bytes=None if self._peak is None else min(self._peak, end.peak_bytes),
+            peak_bytes=end.peak_bytes if self._fresh else self._peak,
             started_at=self.started_at,
             ended_at=self.started_at + wall,  # and not what a clock says that may have been set meanwhile
             for_memory=end.signal == signal.SIGKILL and memory_kills() > self._memory_kills,

@@ -206,9 +206,10 @@ class Supervisor:
 
     def _run(self, passed: dict[str, int]) -> None:
         """The runner, a new one where none waits, becomes the workload with `passed`. Raises KeepfleetError."""
-        runner = self._runner or self._fork_runner()
+        waiting = self._runner
+        runner = waiting or self._fork_runner()
         runner.send(encode_run(tuple(passed)), list(passed.values()))
-        self._running = Running(self._keep, self._loop, runner)
+        self._running = Running(self._keep, self._loop, runner, fresh=waiting is None)
 
     def _take_of_endpoint(self, report: Report, descriptors: list[int]) -> None:
         """Obeys one report of the endpoint's where the phase knows it; any other is ignored."""

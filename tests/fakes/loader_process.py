@@ -146,11 +146,11 @@ class Stub:
         self.runner = self._next()
         return self.runner
 
-    def accept(self) -> None:
+    def accept(self, **more: object) -> None:
         """Its runner has found a module good, and it takes it; ends, and is its runner from then on."""
         runner = self.runner or self.connect()
         runner.report("checked", ARTIFACTS)
-        self.report("accepted", upload=UPLOAD, module=MODULE)
+        self.report("accepted", **{"upload": UPLOAD, "module": MODULE, **more})
         self.given = json.loads(runner.do("run"))
         self.order("exit", code=0)
         self.close()

@@ -363,13 +363,14 @@ def test_a_module_that_systemd_did_not_keep_is_not_run_again(repeated: Repeated)
 
 
 @pytest.mark.parametrize("names", [(), ("compiled",), ("module",), ("module", "compiled"), ("compiled", "other")])
-def test_an_app_loader_that_does_not_pass_its_module_on_ends_the_keep(
+def test_an_endpoint_that_accepts_what_no_runner_has_checked_ends_the_keep(
     loader: LoaderProcess, passed: Endpoint, place: Path, names: tuple[str, ...]
 ) -> None:
     made = Repeated(loader, passed, place.parent, RestartPolicy.ALWAYS)
-    files = dict.fromkeys(names, "x")
-    made.stub.order("report", report={"report": "accepted"}, files=files)  # it may be killed before it said "done"
+    runner = made.stub.connect()
+    runner.report("checked", dict.fromkeys(names, "x"))
+    made.stub.order("report", report={"report": "accepted"}, files=ARTIFACTS)  # it may be killed before it said "done"
     info = made.end()
-    assert (info.state, "did not pass its module on" in info.detail) == (State.ERROR, True)
+    assert (info.state, "accepted a module that was not checked" in info.detail) == (State.ERROR, True)
     for descriptor in made.descriptors:
         os.close(descriptor)
