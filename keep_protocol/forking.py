@@ -29,8 +29,6 @@ RUNNER_NAME = "keep-runner"
 carries its parent's command line."""
 FAULT = 1
 """The exit status of a fork that failed."""
-_CLEAR_OF_TARGETS = 100
-"""Sources are copied to numbers from here, so that placing one never overwrites another; the unit allows 256."""
 _ENDING_SIGNALS = (_signal.SIGTERM, _signal.SIGINT)
 _PR_SET_NAME = 15
 
@@ -106,16 +104,16 @@ def _prepare(
 
 def _place(sources: list[int], kept: frozenset[int]) -> None:
     """Puts /dev/null at 0 and `sources` from 1 on, and closes all else but `kept`."""
-    copies = [fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _CLEAR_OF_TARGETS) for source in sources]
+    beyond = 1 + len(sources)  # a target may be another's source: first all are copied out of the way
+    copies = [fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, beyond) for source in sources]
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(null, 0)
     for target, copy in enumerate(copies, 1):
         os.dup2(copy, target, inheritable=target <= 2)
-    first = 1 + len(copies)
-    for number in sorted(number for number in kept if number >= first):
-        os.closerange(first, number)
-        first = number + 1
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    for number in sorted(number for number in kept if number >= beyond):
+        os.closerange(beyond, number)
+        beyond = number + 1
+    os.closerange(beyond, os.sysconf("SC_OPEN_MAX"))
 
 
 def set_process_name(name: str) -> None:

@@ -85,7 +85,7 @@ ONLY_IN: dict[str, set[str]] = {
     "wasmtime": {
         "benchmarks.waiting",
         *(f"app_loader.{name}" for name in ("check.compiler", "check.components", "check.imports")),
-        *(f"app_loader.run.{name}" for name in ("context", "engine", "guest")),
+        *(f"app_loader.run.{name}" for name in ("context", "engine", "guest", "warm")),
     },
     "cryptography": {"keepctl"},
     "aiohttp": {"keep_manager"},

@@ -1,13 +1,13 @@
 """An upload endpoint and a runner that do what a test orders, over the socket `stub.sock` in the keep's runtime
 directory.
 
-Each says at first which it is, and what it was given: its process ID, environment and descriptors. Then each line is an
-order in JSON, answered "done": {"do": "report", "report": {...}, "files": {name: text, ...}} sends a report with files
-attached by name, "raw" a packet of "text" with "files", a list, that it does not name, "flood" the same many times until
-the socket refuses, "identity" answers the text of the descriptor of that name, "run" waits for what a runner is to run,
-answers its names and what they are open on, and reports that it runs, "burn" uses processor "seconds", "spin" does it
-for ever, "ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up" closes the report socket, "exit"
-and "signal" end it.
+Each says at first which it is, and what it was given: its process ID, environment and descriptors. Then each line is
+an order in JSON, answered "done": {"do": "report", "report": {...}, "files": {name: text, ...}} sends a report with
+files attached by name, "raw" a packet of "text" with "files", a list, that it does not name, "flood" the same many
+times until the socket refuses, "identity" answers the text of the descriptor of that name, "run" waits for what a
+runner is to run, answers its names and what they are open on, and reports that it runs, "burn" uses processor
+"seconds", "spin" does it for ever, "ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up"
+closes the report socket, "exit" and "signal" end it.
 """
 
 from __future__ import annotations

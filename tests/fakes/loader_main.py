@@ -1,6 +1,7 @@
 """The real loader, started without systemd: its isolation failures are given, its forks run a fake.
 
-Arguments: the keep's ID, then what the endpoint and the runner are, "module:function" each. FAKE_ISOLATION_FAILURES holds one failure a line.
+Arguments: the keep's ID, then what the endpoint and the runner are, "module:function" each.
+FAKE_ISOLATION_FAILURES holds one failure a line.
 FAKE_STORED holds `name=number` pairs: what systemd would pass back from its descriptor store, at 3 and up.
 FAKE_CONSTANTS holds `module:NAME=number` pairs: deadlines that a test cannot wait for.
 """

@@ -150,7 +150,7 @@ class Stub:
         """Its runner has found a module good, and it takes it; ends, and is its runner from then on."""
         runner = self.runner or self.connect()
         runner.report("checked", ARTIFACTS)
-        self.report("accepted", **{"upload": UPLOAD, "module": MODULE, **more})
+        self.do("report", report={"report": "accepted", "upload": UPLOAD, "module": MODULE, **more})
         self.given = json.loads(runner.do("run"))
         self.order("exit", code=0)
         self.close()

@@ -163,7 +163,7 @@ class AppLoaderProcess:
             "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory),
             "KEEPFLEET_OPENSSL": "/usr/bin/openssl",
         }
-        self.runner = None
+        self.runner, self._runs = None, False
         self.endpoint = self._start(ENDPOINT, {**passed, "checks": theirs.fileno()}, environment)
         self._play_loader()
         for descriptor in opened:
@@ -187,6 +187,7 @@ class AppLoaderProcess:
 
     def _run(self, passed: Mapping[str, int]) -> None:
         assert self.runner is not None
+        self._runs = True
         socket.send_fds(self.runner.reports, [encode_run(tuple(passed))], list(passed.values()))
 
     def _start(self, entry: str, passed: Mapping[str, int], environment: Mapping[str, str]) -> Part:
@@ -246,7 +247,8 @@ class AppLoaderProcess:
         named = dict(zip(report.descriptors, descriptors, strict=True))
         if report.type is ReportType.CONNECTED:
             self._heard.append(self._start_runner())
-            part.reports.send(READY_PACKET)
+            with contextlib.suppress(OSError):  # the endpoint has ended meanwhile
+                part.reports.send(READY_PACKET)
         elif report.type is ReportType.CHECKED:
             self._checked = named
         else:
@@ -297,6 +299,12 @@ class AppLoaderProcess:
         assert self.runner is not None
         return self.runner.cpu_seconds
 
+    @property
+    def ended(self) -> bool:
+        """Whether the endpoint has ended."""
+        assert self.endpoint is not None
+        return Path(f"/proc/{self.endpoint.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
     def report(self) -> Report:
         """The next report of either. Raises EOFError when both have ended."""
         report = self._reports.get(timeout=PATIENCE)
@@ -327,13 +335,18 @@ class AppLoaderProcess:
         code = 0
         if self.endpoint is not None:
             code = self.endpoint.end()
-            self.endpoint.reports.close()
         if self.runner is not None:
-            code = self.runner.end()
-            self.runner.reports.close()
+            if self._runs:
+                code = self.runner.end()
+            elif self.runner.code is None:
+                os.kill(self.runner.pid, signal.SIGKILL)
+                self.runner.end()
         for thread in self._threads:
             thread.join(PATIENCE)
         self._threads.clear()
+        for part in (self.endpoint, self.runner):
+            if part is not None:
+                part.reports.close()
         if self._checks is not None:
             self._checks.close()
             self._checks = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from keep_loader.loop import Action, Loop
 from keep_loader.outcome import PEAK_SLACK_BYTES, Death, Usage, believe, event_of, outcome_of
-from keep_loader.process import Exit, Process, fork, own_processor_seconds
+from keep_loader.process import Child, Exit, Process, own_processor_seconds
 from keep_loader.running import Meter, Running, next_look
 from keep_loader.state import Keep, RecordFile
 from keep_protocol.control import CommandType
@@ -121,6 +121,14 @@ def burn(seconds: float) -> None:
         pass
 
 
+def started(program: str) -> Child:
+    """A process of its own, as one that was forked is owned."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        ours.setblocking(False)
+        return Child(os.posix_spawn(program, [program], {}, setpgroup=0), ours)
+
+
 def test_the_meter_leaves_out_what_was_used_before() -> None:
     pid = os.getpid()
     burn(0.1)
@@ -145,7 +153,7 @@ def test_a_clock_that_is_set_meanwhile_changes_no_duration(set_by: float, monkey
 
 
 def test_a_runner_that_has_had_no_children_has_the_kernels_peak() -> None:
-    child = fork("time:process_time", "test", {}, {})
+    child = started("/bin/true")
     meter = Meter(child.pid, fresh=True)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
     end = child.reap()
@@ -272,7 +280,7 @@ class Deadlines(Loop):
 
 
 def test_time_that_a_runner_takes_to_compile_again_is_not_the_workloads(tmp_path: Path) -> None:
-    loop, child = Deadlines(), fork("signal:pause", "test", {}, {})
+    loop, child = Deadlines(), started("/bin/cat")
     keep = Keep(7, KeepSpec(), (), RecordFile(str(tmp_path), Notifier({}), None), lambda: None)
     keep.report = keep.report.replace(phase=Phase.RUNNING.value)
     process = Process(loop, child, "runner", lambda report, descriptors: None, lambda end: None)
