@@ -187,9 +187,17 @@ class Life:
         return int(self.show("MainPID"))
 
     @property
-    def app_loader_pid(self) -> int:
-        """The PID of the loader's one child: app-loader, or runner."""
-        (pid,) = self.host.run(["pgrep", "--parent", str(self.loader_pid)]).stdout.split()
+    def endpoint_pid(self) -> int:
+        """The PID of the upload endpoint."""
+        return self._fork("keep-endpoint")
+
+    @property
+    def runner_pid(self) -> int:
+        """The PID of the runner, which waits, or is the workload."""
+        return self._fork("keep-runner")
+
+    def _fork(self, name: str) -> int:
+        (pid,) = self.host.run(["pgrep", "--parent", str(self.loader_pid), "--exact", name]).stdout.split()
         return int(pid)
 
     def signal(self, pid: int, number: signal.Signals) -> None:

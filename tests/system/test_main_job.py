@@ -199,12 +199,12 @@ def dynamic_user(fleet: Fleet, uid: str) -> str:
 
 def test_each_keep_has_a_user_a_control_group_and_a_certificate_of_its_own(fleet: Fleet) -> None:
     lives = [Life.awaiting(fleet) for _ in range(3)]
-    uids = [fleet.host.run(["stat", "--format=%u", f"/proc/{life.app_loader_pid}"]).stdout.strip() for life in lives]
+    uids = [fleet.host.run(["stat", "--format=%u", f"/proc/{life.endpoint_pid}"]).stdout.strip() for life in lives]
     assert len(set(uids)) == 3
     assert [dynamic_user(fleet, uid) for uid in uids] == [f"keep-{life.kuuid}" for life in lives]
     assert all(61184 <= int(uid) <= 65519 for uid in uids), "systemd's range of dynamic users"
     for life, uid in zip(lives, uids, strict=True):
-        group = fleet.host.run(["cat", f"/proc/{life.app_loader_pid}/cgroup"]).stdout
+        group = fleet.host.run(["cat", f"/proc/{life.endpoint_pid}/cgroup"]).stdout
         assert f"/{slice_name(life.kuuid)}/{life.unit}" in group
         mode = fleet.host.run(["stat", "--format=%a %u", f"/run/keepfleet/{life.kuuid}"]).stdout.split()
         assert mode == ["700", uid]
