@@ -5,9 +5,10 @@ Each says at first which it is, and what it was given: its process ID, environme
 an order in JSON, answered "done": {"do": "report", "report": {...}, "files": {name: text, ...}} sends a report with
 files attached by name, "raw" a packet of "text" with "files", a list, that it does not name, "flood" the same many
 times until the socket refuses, "identity" answers the text of the descriptor of that name, "run" waits for what a
-runner is to run, answers its names and what they are open on, and reports that it runs, "burn" uses processor
-"seconds", "spin" does it for ever, "ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up"
-closes the report socket, "exit" and "signal" end it.
+runner is to run, answers its names and what they are open on, and reports that it runs, "run-text" the same with what
+is in them, "hear" answers a packet of the loader's, "burn" uses processor "seconds", "spin" does it for ever,
+"ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up" closes the report socket, "exit" and
+"signal" end it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 STATUS = 3
@@ -61,12 +63,12 @@ def orphan() -> str:
     return str(pid)
 
 
-def run() -> str:
-    """Takes what is to be run, as a runner does, and says that it runs."""
+def run(show: Callable[[int], str]) -> str:
+    """Takes what is to be run, as a runner does, and says that it runs; what `show` shows of each, by name."""
     with socket.socket(fileno=os.dup(STATUS)) as reports:
         packet, descriptors, _, _ = socket.recv_fds(reports, 4096, 48)
         names = json.loads(packet)["run"]
-        passed = dict(zip(names, (os.readlink(f"/proc/self/fd/{number}") for number in descriptors), strict=True))
+        passed = dict(zip(names, map(show, descriptors), strict=True))
         with open("/proc/self/status", "rb") as status:
             report = {"report": "running", "descriptors": ["status"]}
             socket.send_fds(reports, [json.dumps(report).encode()], [status.fileno()])
@@ -89,7 +91,11 @@ def obey(order: dict[str, Any]) -> str:
         names = os.environ["KEEPFLEET_DESCRIPTORS"].split(",")
         return os.pread(4 + names.index("identity"), 4096, 0).decode()
     elif do == "run":
-        return run()
+        return run(lambda number: os.readlink(f"/proc/self/fd/{number}"))
+    elif do == "run-text":
+        return run(lambda number: os.pread(number, 4096, 0).decode())
+    elif do == "hear":
+        return os.read(STATUS, 4096).decode()
     elif do == "burn":
         until = time.process_time() + float(str(order["seconds"]))
         while time.process_time() < until:

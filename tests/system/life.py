@@ -76,6 +76,9 @@ class Life:
         assert life.upload(modules.sleeps()).status == 200
         life.line("asleep")
         life.status("running the workload")
+        deadline = time.monotonic() + SOON
+        while life.forks("keep-endpoint"):  # it gives its last answers as the workload runs already
+            assert time.monotonic() < deadline, "the endpoint has accepted, and stays"
         life.look()
         return life
 
@@ -189,16 +192,19 @@ class Life:
     @property
     def endpoint_pid(self) -> int:
         """The PID of the upload endpoint."""
-        return self._fork("keep-endpoint")
+        (pid,) = self.forks("keep-endpoint")
+        return pid
 
     @property
     def runner_pid(self) -> int:
         """The PID of the runner, which waits, or is the workload."""
-        return self._fork("keep-runner")
+        (pid,) = self.forks("keep-runner")
+        return pid
 
-    def _fork(self, name: str) -> int:
-        (pid,) = self.host.run(["pgrep", "--parent", str(self.loader_pid), "--exact", name]).stdout.split()
-        return int(pid)
+    def forks(self, name: str) -> list[int]:
+        """The PIDs of the loader's forks of that name."""
+        command = ["pgrep", "--parent", str(self.loader_pid), "--exact", name]
+        return [int(pid) for pid in self.host.run(command, check=False).stdout.split()]
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Sends a signal to a process inside."""

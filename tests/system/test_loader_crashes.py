@@ -41,10 +41,7 @@ def usable(life: Life) -> None:
 def same_endpoint(life: Life, before: KeepInfo) -> None:
     """It awaits its workload again where it did, with the certificate its clients know."""
     life.becomes(State.STARTED)
-    if life.info.detail != "awaiting workload":
-        life.status("awaiting workload")
-        life.look()
-    assert life.info == before
+    assert life.shown("awaiting workload") == before
 
 
 def test_an_idle_keep_whose_loader_is_killed_is_idle_again_and_can_be_started(fleet: Fleet) -> None:
