@@ -241,6 +241,7 @@ class Bystanders:
         self._fleet = fleet
         self._lives = (Life.awaiting(fleet), Life.running(fleet))
         self.units = [life.unit for life in self._lives]
+        self._greet()  # the first client brings a runner
         self._before = self._pulse()
 
     def __repr__(self) -> str:
@@ -261,6 +262,9 @@ class Bystanders:
     def check(self) -> None:
         """They are exactly as they were: the same processes in the same states behind the same endpoints."""
         assert self._pulse() == self._before, "a bystander was disturbed"
+        self._greet()
+
+    def _greet(self) -> None:
         awaiting = self._lives[0]
         with awaiting.connect() as connection:
             assert "awaiting a workload" in awaiting.banner(connection)
