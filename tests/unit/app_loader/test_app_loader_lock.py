@@ -172,11 +172,14 @@ def test_a_locked_endpoint_answers_its_clients_and_cannot_turn_its_listener_roun
 TRIAL = """
 import ctypes, json, mmap, os, socket, sys, threading
 import wasmtime
-from app_loader.run.engine import make_engine
+from app_loader.engine.compiled import Module
+from app_loader.engine.foreign import EngineError
+from app_loader.engine.store import Linker, Store
+from app_loader.engine.settings import make_engine
 from app_loader.run.lock import lock
 engine, other = make_engine(), make_engine()
 binary = bytes(wasmtime.wat2wasm('(module (func (export "f") (result i32) i32.const 7))'))
-module, store = wasmtime.Module(engine, binary), wasmtime.Store(engine)
+module, store = Module.compile(engine, binary), Store(engine)
 compiler = json.loads(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)
 lock(executable_memory=compiler)
@@ -185,7 +188,7 @@ def trial(name, action):
     try:
         action()
         seen[name] = "done"
-    except (OSError, wasmtime.WasmtimeError, RuntimeError) as error:
+    except (OSError, EngineError, RuntimeError) as error:
         seen[name] = type(error).__name__
 def signal_parent():
     os.kill(os.getppid(), 0)
@@ -193,7 +196,7 @@ def thread():
     started = threading.Thread(target=seen.update, args=({"in a thread": "done"},))
     started.start()
     started.join()
-trial("compile", lambda: wasmtime.Module(other, binary))
+trial("compile", lambda: Module.compile(other, binary))
 trial("socket", lambda: socket.socket(socket.AF_UNIX))
 trial("open", lambda: open("/dev/null"))
 trial("fork", os.fork)
@@ -205,7 +208,7 @@ trial("code", lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC))
 trial("memory", lambda: mmap.mmap(-1, 4096))
 trial("thread", thread)
 seen["ptrace"] = libc.ptrace(16, os.getppid(), 0, 0)
-seen["guest"] = wasmtime.Instance(store, module, []).exports(store)["f"](store)
+seen["guest"] = store.call(store.export(Linker(engine).instantiate(store, module), "f"), (), 1)
 os.write(1, json.dumps(seen).encode())
 """
 
@@ -215,12 +218,12 @@ def test_a_locked_process_has_lost_what_it_gave_up(compiler: bool) -> None:
     command = [sys.executable, "-c", TRIAL, json.dumps(compiler)]
     seen = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert seen == {
-        "compile": "done" if compiler else "WasmtimeError",
+        "compile": "done" if compiler else "EngineError",
         "code": "done" if compiler else "PermissionError",
         **dict.fromkeys(("socket", "open", "fork", "exec", "memfd", "signal", "pidfd"), "PermissionError"),
         **dict.fromkeys(("memory", "thread", "in a thread"), "done"),
         "ptrace": -1,
-        "guest": 7,
+        "guest": [7],
     }
 
 
