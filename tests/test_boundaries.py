@@ -88,7 +88,6 @@ ONLY_IN: dict[str, set[str]] = {
     },
     "cryptography": {"keepctl"},
     "aiohttp": {"keep_manager"},
-    "h11": {"app_loader.receive"},
     "click": {"keepctl", "testers"},
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},
