@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl import files
+from keep_protocol.fields import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from strict_yaml.tree import Node
 
 FIELDS = ("manager", "address", "ca", "cert", "key")
 """address: where its keeps are to listen."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 Context = Mapping[str, str]
+NO_CONTEXTS: Mapping[str, Context] = {}
 
 
-@dataclass(frozen=True)
-class Contexts:
+class Contexts(Record):
     """Every context by its name, and the one in use, "" for none."""
 
     current: str = ""
-    contexts: Mapping[str, Context] = field(default_factory=dict)
+    contexts: Mapping[str, Context] = NO_CONTEXTS
 
     def get(self, name: str) -> Context:
         """The context `name`. Raises KeepfleetError(NOT_FOUND)."""
@@ -46,7 +44,7 @@ def path() -> str:
 
 def check_name(name: str) -> str:
     """`name` itself. Raises KeepfleetError(BAD_REQUEST) unless a context may be called so."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST,
             f"cannot name a context {name[:40]!r}: it must be letters, digits, `.`, `_` and -, at most 63",
@@ -76,13 +74,16 @@ def load() -> Contexts:
     """What the file holds; nothing where there is none. Raises KeepfleetError(CONFIGURATION)."""
     where = path()
     try:
-        with files.explained(f"read {where}"):
-            data = files.read(where)
-    except KeepfleetError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return Contexts()
-        raise
+        os.lstat(where)
+    except FileNotFoundError:
+        return Contexts()
+    except OSError:
+        pass  # which `files` explains
+    from keepctl import files
     from strict_yaml.tree import parse  # here: YAML costs 15 ms, and few have such a file
+
+    with files.explained(f"read {where}"):
+        data = files.read(where)
 
     tree, faults = parse(data)
     if faults:
@@ -92,6 +93,10 @@ def load() -> Contexts:
 
 def save(contexts: Contexts) -> str:
     """Writes the file, readable by its owner alone; its path. Raises KeepfleetError."""
+    import json
+
+    from keepctl import files
+
     where = path()
     lines = ["# Written by keepctl context; a manager, and the files that let you in, by name.\n"]
     lines += [f"current: {json.dumps(contexts.current)}\n", "contexts:\n" if contexts.contexts else "contexts: {}\n"]
