@@ -85,7 +85,8 @@ def endpoint_of(keep: KeepInfo, manager_host: str) -> UploadEndpoint:
 
 
 def open_workload(path: str) -> FileIO:
-    """The regular file at `path`, open, to be closed by the caller. Raises KeepfleetError(BAD_REQUEST) when it cannot be read."""
+    """The regular file at `path`, open, to be closed by the caller. Raises KeepfleetError(BAD_REQUEST) where it cannot
+    be read."""
     try:
         file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:

@@ -32,6 +32,8 @@ PAGE = 500
 """Keeps asked for in one request: one megabyte."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 NO_LIMITS: Mapping[str, int] = {}
+_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
+"""What stands for itself in a query (RFC 3986, section 2.3)."""
 
 
 def keeps_of(value: dict[str, object], member: str, peer: str) -> tuple[KeepInfo, ...]:
@@ -228,9 +230,12 @@ class ManagerClient(Connection):
 
 
 def _target(path: str, query: Sequence[tuple[str, str]]) -> str:
-    from urllib.parse import urlencode  # here: 1 ms, and most requests ask for a path alone
+    """The path with a query. `urllib.parse` would be 2 ms of every run."""
+    return f"{path}?{'&'.join(f'{name}={_quoted(value)}' for name, value in query)}" if query else path
 
-    return f"{path}?{urlencode(query)}" if query else path
+
+def _quoted(text: str) -> str:
+    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in text.encode("utf-8", "surrogateescape"))
 
 
 def _next_page(answer: dict[str, object], after: int, peer: str) -> int | None:

@@ -91,8 +91,8 @@ def closed_in_silence(peer: Endpoint, seconds: float, kept: bool) -> ConnectionF
     if kept:
         return ConnectionFailed(
             ErrorKind.UNAVAILABLE,
-            f"cannot use {peer}: it closed the connection without an answer: it was stopped, or accepts our certificate "
-            "no longer",
+            f"cannot use {peer}: it closed the connection without an answer: it was stopped, or no longer accepts our "
+            "certificate",
         )
     if seconds < REFUSAL_SECONDS:
         return CertificateRefused(

@@ -26,7 +26,7 @@ _FAULTS = {
 """What OpenSSL says where a wrong file was named."""
 Passphrase = Callable[[], str]
 """Asks for the passphrase of an encrypted key; it is called only for one."""
-_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+_FINGERPRINT = "sha256:[0-9a-f]{64}"
 
 
 def _base(purpose: int) -> ssl.SSLContext:
@@ -136,7 +136,7 @@ def parse_fingerprint(text: str) -> str:
     """
     lowered = text.strip().lower()
     digits = lowered.removeprefix("sha256:").replace(":", "")
-    if not _FINGERPRINT.fullmatch("sha256:" + digits):
+    if not re.fullmatch(_FINGERPRINT, "sha256:" + digits):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST,
             f"cannot read {text[:80]!r} as a fingerprint: it must be sha256: and 64 hexadecimal digits",

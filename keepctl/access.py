@@ -11,7 +11,6 @@ from keep_client.manager import ManagerClient
 from keep_protocol.fields import Record
 from keepctl import contexts
 from keepctl.arguments import FILE, TEXT, Argument, Choice, ContextName, Option, Reference
-from keepctl.configuration import local_manager
 from keepctl.ending import remember
 from keepctl.references import check_reference
 
@@ -43,7 +42,8 @@ class Access(Record):
     address: str = ""
 
     def client(self) -> ManagerClient:
-        """The manager's calls; with `with`, all on one connection. Raises KeepfleetError when the address or a file cannot be used."""
+        """The manager's calls, inside `with` all on one connection. Raises KeepfleetError when the address or a file
+        cannot be used."""
         return ManagerClient(parse_manager(self.manager), self.credentials.manager_context())
 
 
@@ -58,7 +58,7 @@ def find(context: str | None, manager: str | None, ca: str | None, cert: str | N
     found = {name: chosen.get(name) or files.get(name) for name in ("ca", "cert", "key")}
     credentials = Credentials.find(ca or found["ca"], cert or found["cert"], key or (None if cert else found["key"]))
     listening = {} if manager else chosen if asked else {} if MANAGER_VARIABLE in os.environ else current
-    return Access(address or local_manager(pki_directory()), credentials, listening.get("address", ""))
+    return Access(address or contexts.local_manager(pki_directory()), credentials, listening.get("address", ""))
 
 
 def connected(work: Callable[..., int]) -> Callable[..., int]:

@@ -1,11 +1,15 @@
-"""The context file: managers by name, with the files that let us in, so that nothing needs typing twice."""
+"""Which managers there are: those of the context file, by name, with the files that let us in, so that nothing needs
+typing twice; and this host's own, where its manager.yaml says."""
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 
+from keep_client.peer import authority
+from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 
@@ -16,6 +20,13 @@ if TYPE_CHECKING:
 FIELDS = ("manager", "address", "ca", "cert", "key")
 """address: where its keeps are to listen."""
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what is written there, not what we bind
+"""What listens on every address is met here at this one."""
+_LINE = r"^(address|port):[ \t]+[\"']?([0-9A-Fa-f.:]+)[\"']?[ \t]*(?:#.*)?$"
+_MENTION = r"^[^#\n]*\b(?:address|port)[\"']?\s*:"
+MAX_CONFIGURATION = 4 * 1024 * 1024
+"""Bytes of a manager.yaml that are read."""
 
 Context = Mapping[str, str]
 NO_CONTEXTS: Mapping[str, Context] = {}
@@ -107,3 +118,53 @@ def save(contexts: Contexts) -> str:
         files.make_directories(os.path.dirname(where), files.PRIVATE_DIRECTORY)
         files.replace(where, "".join(lines).encode("utf-8"), files.PRIVATE_FILE)
     return where
+
+
+def configuration_path(directory: str) -> str:
+    """Where manager.yaml lies for a PKI directory: next to it."""
+    return os.path.join(os.path.dirname(directory), "manager.yaml")
+
+
+def local_manager(directory: str) -> str:
+    """HOST:PORT of this host's manager, as the manager.yaml next to a PKI directory says it; the defaults where
+    there is none, or none that we may read. Raises KeepfleetError(CONFIGURATION) for one that cannot be understood."""
+    path = configuration_path(directory)
+    try:
+        with open(path, "rb") as file:  # a link is followed: the manager follows it, too
+            data = file.read(MAX_CONFIGURATION)
+    except OSError:
+        data = b""
+    found = _settings(data, path)
+    address, port = found.get("address", DEFAULT_MANAGER_ADDRESS), found.get("port", str(DEFAULT_MANAGER_PORT))
+    if not _is_address(address) or not (port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise KeepfleetError(
+            ErrorKind.CONFIGURATION,
+            f"cannot read where the manager listens in {path}; name it with --manager HOST:PORT, and see: "
+            "keep-manager --check-config",
+        )
+    return authority(_EVERYWHERE.get(address, address), int(port))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except OSError:
+        return False
+    return True
+
+
+def _settings(data: bytes, path: str) -> dict[str, str]:
+    """`address` and `port` where they are given; read without YAML's 15 ms where they are plain lines, as ours are."""
+    text = data.decode("utf-8", "replace")
+    lines = re.findall(_LINE, text, re.ASCII | re.MULTILINE)
+    if len(lines) == len(re.findall(_MENTION, text, re.ASCII | re.MULTILINE)):
+        return dict(lines)
+    from strict_yaml.tree import parse
+
+    tree, faults = parse(data)
+    if faults:
+        why = "it is not understood; name the manager with --manager HOST:PORT, and see: keep-manager --check-config"
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot read {path}: {why}", tuple(map(str, faults)))
+    value = tree.value if tree is not None else None
+    entries = value if isinstance(value, dict) else {}
+    return {name: entries[name].text for name in ("address", "port") if name in entries}

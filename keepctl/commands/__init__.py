@@ -1,6 +1,6 @@
 """Every command of keepctl, and where it is. What prints, has options or decides an exit code is in here.
 
-A command that speaks to a manager is a table (`keepctl.arguments`), which is read without click; the others are click's.
+A command that speaks to a manager is a table (`keepctl.arguments`) and read without click; the others are click's.
 """
 
 from __future__ import annotations

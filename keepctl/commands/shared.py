@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib
 import os
+import site
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -165,6 +167,8 @@ def build() -> LazyCommands:
 
 def by_click(words: list[str]) -> int:
     """Runs one command line that click reads, for its exit code."""
+    if sys.flags.no_site:
+        site.main()  # some of these commands want to know in which virtual environment they are
     try:
         build().main(words, prog_name="keepctl")
     except SystemExit as end:
