@@ -101,7 +101,7 @@ class ManagerInMemory(TlsPeer):
                 return 201, self._show(self.keeps[self._created[key]])
             asked = strict_json.loads_object(body or b"{}", 1 << 20, "the request")
             self._give_up_name(str(asked.get("name", "")), replace=bool(asked.get("replace", False)))
-            made = self._obey(api.parse_v1_create(body), "keeps")
+            made = self._create(api.parse_v1_create(body), asked)
             self._created |= {key: FIRST_ID + len(self.keeps) - 1} if key else {}
             return 201, made
         match = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs)?(\?.*)?", target)
@@ -116,6 +116,20 @@ class ManagerInMemory(TlsPeer):
         asked = strict_json.loads_object(body, 1 << 20, "the request")
         self.workloads[kuuid] = asked.pop("workload", None)
         return 200, self._obey(api.parse_v1_start(kuuid, strict_json.dumps(asked)), "")
+
+    def _create(self, request: api.NewKeep, asked: dict[str, object]) -> dict[str, object]:
+        """Makes a keep, and starts it where the request has that in it: both, or nothing."""
+        made, kuuid = self._obey(request, "keeps"), FIRST_ID + len(self.keeps) - 1
+        if request.start is None:
+            return made
+        start = asked["start"]
+        assert isinstance(start, dict)
+        self.workloads[kuuid] = start.get("workload")
+        try:
+            return self._obey(request.start.replace(kuuid=kuuid), "")
+        except KeepfleetError:
+            del self.keeps[kuuid]
+            raise
 
     def _give_up_name(self, name: str, replace: bool) -> None:
         living = (State.LISTENING, State.STARTED)
