@@ -61,6 +61,13 @@ class Connection:
         self.reached = channel.address
         return channel
 
+    def reach(self) -> str:
+        """The IP address by which the server is reached; connects where it has not been yet. Raises ConnectionFailed."""
+        if not self.reached:
+            channel = self._channel(CALL_SECONDS)
+            self._keep(channel, answers=-1)
+        return self.reached
+
     def _keep(self, channel: Channel, answers: int) -> None:
         """Keeps a connection on which there have been more than `answers` by now, or closes it."""
         if self._keeps and channel.answers > answers and not self._kept:

@@ -80,8 +80,9 @@ class ManagerClient(Connection):
         idempotency_key: str = "",
         replace: bool = False,
         lease: Mapping[str, int] = NO_LIMITS,
+        start: dict[str, object] | None = None,
     ) -> KeepInfo:
-        """A new keep. A second call with the same key and the same members names the same keep, and makes none.
+        """A new keep; with `start`, what `starting` returns, one that listens, or none. A second call with the same key and the same members names the same keep, and makes none.
 
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
         lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
@@ -90,10 +91,12 @@ class ManagerClient(Connection):
         for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits)), ("replace", replace)):
             if value:
                 body[member] = value
-        if lease:
-            body["lease"] = dict(lease)
+        for member, value in (("lease", dict(lease)), ("start", start)):
+            if value:
+                body[member] = value
+        seconds = CALL_SECONDS + (START_SECONDS if start else 0.0)
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
-        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), headers=headers).object())
+        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), seconds, headers).object())
 
     def keeps(self, labels: Mapping[str, str] = NO_HEADERS) -> tuple[KeepInfo, ...]:
         """Every keep the manager knows that has all of `labels`, page by page."""
@@ -120,21 +123,27 @@ class ManagerClient(Connection):
         names: tuple[str, ...] = (),
         workload: dict[str, object] | None = None,
     ) -> KeepInfo:
-        """Lets a keep listen. workload: what its guest is given.
+        """Lets a keep listen; the rest as for `starting`."""
+        body = json_body(self.starting(address, port, names, workload))
+        return keep_from_wire(self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", body, START_SECONDS).object())
+
+    def starting(
+        self,
+        address: str = "",
+        port: int | None = None,
+        names: tuple[str, ...] = (),
+        workload: dict[str, object] | None = None,
+    ) -> dict[str, object]:
+        """How a keep is to be started. workload: what its guest is given.
 
         Without an address it is the one the manager is reached by, without a port the manager's first that is free.
         """
-        body: dict[str, object] = {"address": address or self.reached or self._reach(), "names": list(names)}
+        body: dict[str, object] = {"address": address or self.reach(), "names": list(names)}
         if port is not None:
             body["port"] = port
         if workload is not None:
             body["workload"] = workload
-        reply = self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", json_body(body), START_SECONDS)
-        return keep_from_wire(reply.object())
-
-    def _reach(self) -> str:
-        self.banner()
-        return self.reached
+        return body
 
     def stop(self, kuuid: int) -> KeepInfo:
         """Ends a keep's app-loader or workload; its outcome stays."""

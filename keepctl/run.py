@@ -19,8 +19,13 @@ from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import LogLine
+from keep_protocol.states import State
 from keepctl.display import UploadBar, output_reader, say
 from keepctl.job import Job
+
+
+UNKNOWN_START = "unknown field 'start'"
+"""What a manager says that takes a creation and a start in two requests alone."""
 
 
 class Left(Exception):
@@ -65,21 +70,39 @@ def listen(
     try:
         return client.start(kuuid, address, port, names, job.workload())
     except KeepfleetError as error:
-        if address or error.kind is not ErrorKind.PORT_UNAVAILABLE:
+        hint = _next_step(error, address, renames=False)
+        if not hint:
             raise
-        hint = "name an address of the manager's host with --address, or in: keepctl context set NAME --address IP"
         raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
 
 
-def create(client: ManagerClient, job: Job, arch: str, replace: bool, key: str = "") -> KeepInfo:
-    """A new keep for a job; key: an idempotency key. Raises KeepfleetError, of a name that is taken with what to do."""
+def create(
+    client: ManagerClient,
+    job: Job,
+    arch: str,
+    replace: bool,
+    key: str = "",
+    start: dict[str, object] | None = None,
+    address: str = "",
+) -> KeepInfo:
+    """A new keep for a job, with `start` one that listens, on `address` where that was asked for; key: an idempotency
+    key. Raises KeepfleetError."""
     try:
-        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease)
+        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease, start)
     except KeepfleetError as error:
-        if not job.name or replace or error.kind is not ErrorKind.CONFLICT:
+        hint = _next_step(error, address, renames=bool(job.name) and not replace)
+        if not hint:
             raise
-        message = f"{error.message}; with --replace that one is ended first"
-        raise KeepfleetError(error.kind, message, error.evidence) from error
+        raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
+
+
+def _next_step(error: KeepfleetError, address: str, renames: bool) -> str:
+    """What to do about a name that is taken, or an address that nobody named; "" for another error."""
+    if error.kind is ErrorKind.CONFLICT and renames:
+        return "with --replace that one is ended first"
+    if error.kind is ErrorKind.PORT_UNAVAILABLE and not address:
+        return "name an address of the manager's host with --address, or in: keepctl context set NAME --address IP"
+    return ""
 
 
 def begin(
@@ -87,20 +110,29 @@ def begin(
 ) -> KeepInfo:
     """A keep that has received the job's module; or none, when anything fails.
 
-    Where its answer to the creation is lost, the manager is asked with the same key once more what it made. Not with
+    It is made and started by one request; by two, where a manager of before does not know that. Where its answer to the creation is lost, the manager is asked with the same key once more what it made. Not with
     `replace`: the second request could be the one that ends the keep which has the name.
     """
 
     def make() -> KeepInfo:
-        return create(client, job, "wasi", replace, key)
+        nonlocal start
+        try:
+            return create(client, job, "wasi", replace, key, start, address)
+        except KeepfleetError as error:
+            if start is None or error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
+                raise
+        start = None
+        return make()
 
     key = os.urandom(16).hex()
     keep: KeepInfo | None = None
     with open_workload(job.module) as file:
+        start: dict[str, object] | None = client.starting(address, port, (), job.workload())
         try:
             keep = make()
-            started = listen(client, keep.kuuid, address, port, (), job)
-            send(credentials, started, client.endpoint.host, file)
+            if keep.state is State.LISTENING:
+                keep = listen(client, keep.kuuid, address, port, (), job)
+            send(credentials, keep, client.endpoint.host, file)
         except BaseException as error:
             if keep is None and _may_have_worked(error):
                 if replace:
@@ -110,7 +142,7 @@ def begin(
             if keep is not None:
                 settle(client, keep.kuuid, Fate.REMOVE)
             raise
-    return started
+    return keep
 
 
 def _may_have_worked(error: BaseException) -> bool:
