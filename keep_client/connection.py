@@ -62,7 +62,7 @@ class Connection:
         return channel
 
     def reach(self) -> str:
-        """The IP address by which the server is reached; connects where it has not been yet. Raises ConnectionFailed."""
+        """The IP address by which the server is reached; connects where that is not known. Raises ConnectionFailed."""
         if not self.reached:
             channel = self._channel(CALL_SECONDS)
             self._keep(channel, answers=-1)

@@ -82,18 +82,21 @@ class ManagerClient(Connection):
         lease: Mapping[str, int] = NO_LIMITS,
         start: dict[str, object] | None = None,
     ) -> KeepInfo:
-        """A new keep; with `start`, what `starting` returns, one that listens, or none. A second call with the same key and the same members names the same keep, and makes none.
+        """A new keep; with `start`, which `starting` makes, one that listens, or none. A second call with the same key
+        and the same members names the same keep, and makes none.
 
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
         lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
         """
-        body: dict[str, object] = {"arch": arch}
-        for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits)), ("replace", replace)):
-            if value:
-                body[member] = value
-        for member, value in (("lease", dict(lease)), ("start", start)):
-            if value:
-                body[member] = value
+        wanted: dict[str, object] = {
+            "name": name,
+            "labels": dict(labels),
+            "limits": dict(limits),
+            "replace": replace,
+            "lease": dict(lease),
+            "start": start,
+        }
+        body = {"arch": arch, **{member: value for member, value in wanted.items() if value}}
         seconds = CALL_SECONDS + (START_SECONDS if start else 0.0)
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
         return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), seconds, headers).object())

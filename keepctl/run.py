@@ -23,7 +23,6 @@ from keep_protocol.states import State
 from keepctl.display import UploadBar, output_reader, say
 from keepctl.job import Job
 
-
 UNKNOWN_START = "unknown field 'start'"
 """What a manager says that takes a creation and a start in two requests alone."""
 
@@ -114,6 +113,8 @@ def begin(
     `replace`: the second request could be the one that ends the keep which has the name.
     """
 
+    start: dict[str, object] | None = None
+
     def make() -> KeepInfo:
         nonlocal start
         try:
@@ -127,7 +128,7 @@ def begin(
     key = os.urandom(16).hex()
     keep: KeepInfo | None = None
     with open_workload(job.module) as file:
-        start: dict[str, object] | None = client.starting(address, port, (), job.workload())
+        start = client.starting(address, port, (), job.workload())
         try:
             keep = make()
             if keep.state is State.LISTENING:

@@ -131,7 +131,7 @@ def test_every_other_line_is_left_to_click(words: list[str]) -> None:
 
 def test_each_name_of_a_value_stands_once_in_a_table() -> None:
     for name, command in TABLES.items():
-        names = [part.name for part in (*command.options, *command.arguments)]
+        names = [option.name for option in command.options] + [argument.name for argument in command.arguments]
         flags = [flag for option in command.options for flag in option.flags]
         assert len(set(names)) == len(names) and len(set(flags)) == len(flags), name
 
