@@ -109,8 +109,9 @@ def begin(
 ) -> KeepInfo:
     """A keep that has received the job's module; or none, when anything fails.
 
-    It is made and started by one request; by two, where a manager of before does not know that. Where its answer to the creation is lost, the manager is asked with the same key once more what it made. Not with
-    `replace`: the second request could be the one that ends the keep which has the name.
+    It is made and started by one request; by two, where a manager of before does not know that. Where the answer to its
+    creation is lost, the manager is asked with the same key once more what it made. Not with `replace`: the second
+    request could be the one that ends the keep which has the name.
     """
 
     start: dict[str, object] | None = None
