@@ -5,6 +5,7 @@ A command that speaks to a manager is a table (`keepctl.arguments`) and read wit
 
 from __future__ import annotations
 
+import gc
 import importlib
 
 from keepctl.arguments import Command, WrongUsage
@@ -45,6 +46,8 @@ def run_table(name: str, words: list[str]) -> int | None:
     values = command.read(words)
     if values is None:
         return None
+    gc.freeze()
+    gc.enable()
     try:
         return guarded(lambda: command.work(**values))
     except WrongUsage:  # which click says, with the way to --help
