@@ -6,7 +6,7 @@ An answer is read strictly: a length in digits or chunks, never both; at most MA
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from keep_client.channel import Channel
 from keep_client.peer import ConnectionFailed, Endpoint, not_whole, translate
@@ -28,6 +28,10 @@ MAX_INTERIM = 10
 """Answers of the kind 1xx before the one that counts; our servers send none."""
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
+
+
+def nothing() -> None:
+    """What is done while a server works, unless there is something."""
 
 
 class Reply(Record):
@@ -215,11 +219,12 @@ def _whole(channel: Channel, head: _Head, peer: str, limit: int) -> Reply:
     return Reply(head.status, b"".join(parts), peer)
 
 
-def _ask(channel: Channel, endpoint: Endpoint, request: bytes, body: Body) -> _Head:
-    """Sends a request and reads its answer's head. Raises ConnectionFailed when no answer came, KeepfleetError for one
-    that is not HTTP."""
+def _ask(channel: Channel, endpoint: Endpoint, request: bytes, body: Body, meanwhile: Callable[[], None]) -> _Head:
+    """Sends a request, does something meanwhile, and reads the answer's head. Raises ConnectionFailed when no answer
+    came, KeepfleetError for one that is not HTTP."""
     try:
         sent = _send(channel, request, body)
+        meanwhile()
         if not channel.starts():
             raise ConnectionResetError("it ended without an answer")
         head = _head(channel)
@@ -239,13 +244,15 @@ def exchange(
     limit: int = MAX_REPLY,
     headers: Headers = NO_HEADERS,
     keep: bool = False,
+    meanwhile: Callable[[], None] = nothing,
 ) -> Reply:
     """Sends one request and reads its answer, at most `limit` bytes of it; stops sending when it comes early.
 
-    keep: the connection is to stay for another request, and does where `channel.answers` has grown.
+    keep: the connection is to stay for another request, and does where `channel.answers` has grown. meanwhile: done
+    when the request is out, while the server works; it raises nothing.
     Raises ConnectionFailed when no answer came, KeepfleetError for one that is too large or not HTTP.
     """
-    head = _ask(channel, endpoint, _request(method, target, endpoint, body, headers, keep), body)
+    head = _ask(channel, endpoint, _request(method, target, endpoint, body, headers, keep), body, meanwhile)
     try:
         reply = _whole(channel, head, str(endpoint), limit)
     except (OSError, ValueError) as error:
@@ -266,7 +273,7 @@ def receive(
     error the peer reported where its status is not 200.
     """
     channel.extend(idle)
-    head = _ask(channel, endpoint, _request("GET", target, endpoint, NO_BODY, headers, keep), NO_BODY)
+    head = _ask(channel, endpoint, _request("GET", target, endpoint, NO_BODY, headers, keep), NO_BODY, nothing)
     try:
         if head.status != 200:
             raise _whole(channel, head, str(endpoint), MAX_REPLY).error()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 
 from keep_client.connection import CALL_SECONDS, Connection
-from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body
+from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body, nothing
 from keep_client.peer import ConnectionFailed
 from keep_client.streams import RETRY_SECONDS, resumed
 from keep_protocol.constants import (
@@ -19,7 +19,7 @@ from keep_protocol.constants import (
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
-from keep_protocol.sse import KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
+from keep_protocol.sse import END, KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
 from keep_protocol.states import State
 
 START_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS + 18.0
@@ -57,8 +57,9 @@ class ManagerClient(Connection):
         body: Body = NO_BODY,
         seconds: float = CALL_SECONDS,
         headers: Headers = NO_HEADERS,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Reply:
-        reply = self.request(method, target, body, seconds, headers)
+        reply = self.request(method, target, body, seconds, headers, meanwhile)
         if not 200 <= reply.status < 300:
             raise reply.error()
         return reply
@@ -81,12 +82,14 @@ class ManagerClient(Connection):
         replace: bool = False,
         lease: Mapping[str, int] = NO_LIMITS,
         start: dict[str, object] | None = None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> KeepInfo:
         """A new keep; with `start`, which `starting` makes, one that listens, or none. A second call with the same key
         and the same members names the same keep, and makes none.
 
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
         lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
+        meanwhile: as for `exchange`.
         """
         wanted: dict[str, object] = {
             "name": name,
@@ -99,7 +102,7 @@ class ManagerClient(Connection):
         body = {"arch": arch, **{member: value for member, value in wanted.items() if value}}
         seconds = CALL_SECONDS + (START_SECONDS if start else 0.0)
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
-        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), seconds, headers).object())
+        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), seconds, headers, meanwhile).object())
 
     def keeps(self, labels: Mapping[str, str] = NO_HEADERS) -> tuple[KeepInfo, ...]:
         """Every keep the manager knows that has all of `labels`, page by page."""
@@ -200,21 +203,26 @@ class ManagerClient(Connection):
         after: str = "",
         patient: bool = False,
         reader: int | None = None,
-    ) -> Generator[LogLine, None, None]:
+    ) -> Generator[LogLine, None, KeepInfo | None]:
         """The lines of a keep's journal, the `last` ones of it or those after a cursor; with `follow` until it ends.
 
         A lost connection is made again where it broke off; `patient`: also the first one. reader: the pipe or socket
         they will be written to; BrokenPipeError as soon as its other end is closed, and not only at the next line.
+        Its end returns the keep as it ended, where it was followed to its end.
         """
         query = [("follow", "true")] * follow + ([("lines", str(last))] if last is not None else [])
         target = _target(f"{V1_KEEPS_PATH}/{kuuid}/logs", query)
         events = resumed(partial(self.stream, target, follow, reader), after, patient)
+        keep: KeepInfo | None = None
         try:
             for event in events:
                 if event.name == LINE:
                     yield line_from_wire(event.data, event.id)
+                elif event.name == END:
+                    keep = keep_from_wire(event.data)
         finally:
             events.close()
+        return keep
 
     def events(
         self,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 from collections.abc import Callable
 from enum import Enum
 from io import FileIO
 
 from keep_client.credentials import Credentials
+from keep_client.http import nothing
 from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
 from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed
@@ -51,14 +53,14 @@ class EndingSignals:
             signal.signal(number, handler)
 
 
-def send(credentials: Credentials, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
+def send(context: ssl.SSLContext, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
     """Sends an open file to a started keep, with a bar where that takes long; what the keep says it received.
 
     Raises KeepfleetError.
     """
     endpoint = endpoint_of(keep, manager_host)
     with UploadBar(file_size(file)) as bar:
-        reply = upload_raw(endpoint, credentials.keep_context(), file, bar)
+        reply = upload_raw(endpoint, context, file, bar)
     return received(reply, file)
 
 
@@ -83,11 +85,12 @@ def create(
     key: str = "",
     start: dict[str, object] | None = None,
     address: str = "",
+    meanwhile: Callable[[], None] = nothing,
 ) -> KeepInfo:
     """A new keep for a job, with `start` one that listens, on `address` where that was asked for; key: an idempotency
-    key. Raises KeepfleetError."""
+    key; meanwhile: done while the manager works. Raises KeepfleetError."""
     try:
-        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease, start)
+        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease, start, meanwhile)
     except KeepfleetError as error:
         hint = _next_step(error, address, renames=bool(job.name) and not replace)
         if not hint:
@@ -113,13 +116,24 @@ def begin(
     creation is lost, the manager is asked with the same key once more what it made. Not with `replace`: the second
     request could be the one that ends the keep which has the name.
     """
-
     start: dict[str, object] | None = None
+    context: ssl.SSLContext | None = None
+
+    def prepare() -> None:
+        """What the upload needs, made while the manager works: 4 ms. What fails here fails there, and is said then."""
+        nonlocal context
+        import hashlib  # noqa: F401  # for the pin, and for what the keep confirms
+        import hmac  # noqa: F401
+
+        try:
+            context = credentials.keep_context()
+        except KeepfleetError:
+            context = None
 
     def make() -> KeepInfo:
         nonlocal start
         try:
-            return create(client, job, "wasi", replace, key, start, address)
+            return create(client, job, "wasi", replace, key, start, address, prepare)
         except KeepfleetError as error:
             if start is None or error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
                 raise
@@ -134,7 +148,7 @@ def begin(
             keep = make()
             if keep.state is State.LISTENING:
                 keep = listen(client, keep.kuuid, address, port, (), job)
-            send(credentials, keep, client.endpoint.host, file)
+            send(context or credentials.keep_context(), keep, client.endpoint.host, file)
         except BaseException as error:
             if keep is None and _may_have_worked(error):
                 if replace:
@@ -176,12 +190,14 @@ def until_the_end(
         try:
             lines = manager.lines(kuuid, follow=True, after=cursor, patient=True, reader=reader)
             try:
-                for line in lines:
+                while True:
+                    line = next(lines)
                     cursor = line.cursor or cursor
                     show(line)
+            except StopIteration as end:
+                return end.value or manager.ended(kuuid), stopped
             finally:
                 lines.close()
-            return manager.ended(kuuid), stopped
         except KeyboardInterrupt:
             if stopped:
                 raise Left from None

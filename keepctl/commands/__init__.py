@@ -6,7 +6,6 @@ A command that speaks to a manager is a table (`keepctl.arguments`) and read wit
 from __future__ import annotations
 
 import gc
-import importlib
 
 from keepctl.arguments import Command, WrongUsage
 from keepctl.ending import guarded
@@ -42,7 +41,7 @@ def run_table(name: str, words: list[str]) -> int | None:
     module, _, attribute = COMMANDS.get(name, "").partition(":")
     if not attribute.isupper():
         return None
-    command: Command = getattr(importlib.import_module(module), attribute)
+    command: Command = getattr(__import__(module, fromlist=[attribute]), attribute)  # `importlib` is 1 ms
     values = command.read(words)
     if values is None:
         return None

@@ -10,6 +10,7 @@ import pytest
 from keep_client import connection as connection_module
 from keep_client.manager import ManagerClient
 from keep_client.peer import CertificateRefused, ConnectionFailed, Endpoint
+from keep_protocol import sse
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.sse import LogLine
 from keep_protocol.states import State
@@ -131,7 +132,7 @@ def test_a_stream_that_ends_without_its_last_chunk_has_ended_all_the_same(
     client: ManagerClient, fake: ManagerInMemory
 ) -> None:
     def cut(connection: ssl.SSLSocket) -> None:
-        end = b"event: end\ndata: {}\n\n"
+        end = sse.encode(sse.END, fake.keeps[FIRST_ID].to_wire())
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(end), end))
 
     fake.instead[f"{KEEP}/logs?follow=true"] = [cut]
