@@ -1,9 +1,8 @@
-"""Wires the endpoint together, in this order: descriptors, settings, the openssl program, the imports of TLS meanwhile,
-the identity, LISTENING, and with the first client CONNECTED, the endpoint's lock, h11 and the endpoint.
+"""Wires the endpoint together, in this order: descriptors, settings, the identity, LISTENING, and with the first client
+CONNECTED, the endpoint's lock and the endpoint.
 
 The kernel accepts connections from the first moment on; LISTENING says that the certificate they will see is made.
-h11 and what it brings are 2.4 MB of every keep that waits, and 20 ms of one client's time: they come with the client,
-as the runner does, which is forked before the first byte of a client's is read here.
+With the first client comes the runner, which is forked before a byte of that client is read here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import socket
 import sys
 
 from app_loader.limits import MAX_CLIENT_CA_BYTES
-from app_loader.receive.identity import IdentityMaker, TlsIdentity, read_identity
+from app_loader.receive.identity import make_identity, read_identity
 from app_loader.reports import Reporter
 from app_loader.settings import Passed, Settings, claim, read_settings
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -42,10 +41,9 @@ def serve() -> int:
 def _receive(settings: Settings, passed: Passed, reporter: Reporter) -> None:
     """Serves until a workload is accepted, or the keep-loader has gone."""
     listener, client_ca, revoked = (passed.number(name) for name in ("listener", "client-ca", "revoked"))
-    maker = None if IDENTITY in passed else IdentityMaker(settings)
     from keep_protocol import tls
 
-    identity: TlsIdentity = read_identity(passed.number(IDENTITY)) if maker is None else maker.result()
+    identity = read_identity(passed.number(IDENTITY)) if IDENTITY in passed else make_identity(settings)
     context = tls.server_context(identity.path, None, _client_ca(client_ca))
     report = Report(
         ReportType.LISTENING,
@@ -59,7 +57,7 @@ def _receive(settings: Settings, passed: Passed, reporter: Reporter) -> None:
     reporter.send(Report(ReportType.CONNECTED))
     from app_loader.receive.access import UploadAccess
     from app_loader.receive.endpoint import Endpoint
-    from app_loader.run.lock import lock_endpoint
+    from keep_isolation.locks import lock_endpoint
 
     lock_endpoint()  # before the first byte of a client's is read
     if os.read(REPORT_DESCRIPTOR, len(READY_PACKET)) != READY_PACKET:

@@ -6,7 +6,7 @@ makes its engine ready before that is needed, so that neither a checker, which i
 Loading comes before the lock, the first instruction of the guest (its start section, at instantiation) after it.
 What the loader kept to run a workload again may be of another version's engine; then it is compiled again from the
 module it was made of.
-Import rule: no engine and no `ctypes` at the top, so that a process that cannot import them reports why; and their
+Import rule: no engine and no `_ctypes` at the top, so that a process that cannot import them reports why; and their
 libraries may open files of their own, for which `claim` must not be too late.
 """
 
@@ -198,7 +198,7 @@ class Waiting:
             from app_loader.run.warm import warm_up
 
             warm_up(self._limits)
-        except (ImportError, OSError, MemoryError, AttributeError) as error:
+        except Exception as error:
             raise KeepfleetError(ErrorKind.INTERNAL, f"cannot use the engine: {error}") from error
         finally:
             for number in reserved:
@@ -241,14 +241,15 @@ def _run(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> Out
     meter.open()
     from app_loader.run.context import GuestContext
     from app_loader.run.guest import run_guest
-    from app_loader.run.lock import lock
+    from keep_isolation.locks import lock_runner
 
     guest, text = _load(given, limits, grants)
     context = GuestContext(grants, os.environ.get("KEEPFLEET_RUNTIME_DIRECTORY", "/nonexistent"))
     try:
         guest.link(context.wasi)
         bound(limits)
-        lock(executable_memory=False, files=context.has_files)
+        lock_runner(context.files)
+        context.close_files()
         reporter.send(Report(ReportType.RUNNING, text, descriptors=(STATUS,)), (meter.status,))
         if limits.cpu_seconds <= EXACT_CPU_SECONDS:
             end_after(limits.cpu_seconds)

@@ -47,7 +47,8 @@ def main() -> int:
     place_stored()
     settings = read_settings(sys.argv[1:2], os.environ)
     faked = Settings(**{**settings.fields(), "entries": Entries(*sys.argv[2:])})
-    loader = Loader(faked, lambda _directory: failures)
+    # Its forks, the fake's, make sockets of their own: not locked.
+    loader = Loader(faked, lambda _directory: failures, lambda: None)
     signal.signal(signal.SIGTERM, lambda *_: loader.leave())
     with loader:
         loader.run()

@@ -105,9 +105,6 @@ class Runner:
     def children(self) -> list[str]:
         return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
 
-    def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
 
 def close(named: dict[str, int]) -> None:
     for number in named.values():
@@ -204,9 +201,6 @@ def test_an_endpoint_that_goes_as_the_runner_makes_its_engine_ready_leaves_it_wa
 
 
 def test_packets_that_are_no_request_are_dropped_with_all_that_came_with_them(runner: Runner, tmp_path: Path) -> None:
-    assert runner.check(NOTHING) is None
-    close(runner.checked())
-    before = runner.descriptors()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "module").write_bytes(NOTHING)
     with contextlib.ExitStack() as stack:
@@ -242,7 +236,11 @@ def test_packets_that_are_no_request_are_dropped_with_all_that_came_with_them(ru
                 runner.checks.send(packet)
         assert runner.check(NOTHING) is None
         close(runner.checked())
-    assert runner.descriptors() <= before
+        theirs.close()
+        answer.settimeout(PATIENCE)
+        assert answer.recv(1) == b"", "all of its copies are closed"
+    opened_there = [os.readlink(entry) for entry in Path(f"/proc/{runner.process.pid}/fd").iterdir()]
+    assert not [name for name in opened_there if str(tmp_path) in name]
 
 
 def test_a_flood_of_requests_waits_in_the_socket_and_is_served_one_after_the_other(runner: Runner) -> None:
