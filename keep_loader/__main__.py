@@ -10,7 +10,7 @@ import sys
 if not __package__:  # run by path under -I -S: our packages lie together, and the standard library must win
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from keep_loader.isolation import isolation_failures
+from keep_loader.isolation import hold_root, isolation_failures
 from keep_loader.loader import Loader
 from keep_loader.settings import read_settings
 from keep_protocol.errors import KeepfleetError
@@ -21,6 +21,7 @@ BAD_START = 2
 
 def main() -> int:
     """Runs one keep until SIGTERM, or until its workload is to be run again; returns the exit status."""
+    hold_root()
     try:
         settings = read_settings(sys.argv[1:], os.environ)
         loader = Loader(settings, isolation_failures)

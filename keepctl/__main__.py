@@ -39,6 +39,7 @@ COMMANDS = {
     "pki": "keepctl.commands.pki:group",
     "install": "keepctl.commands.units:install",
     "uninstall": "keepctl.commands.units:uninstall",
+    "doctor": "keepctl.commands.units:doctor",
 }
 """Every command, in the order of --help, and where it is."""
 
