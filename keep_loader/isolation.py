@@ -54,8 +54,8 @@ def hold_root() -> None:
 
 
 def _dumpable(uid: int) -> list[str]:
-    """Whether other processes of our user may look into us: then our files in /proc are ours, and else root's (man 5 proc).
-    And whether that would be so after an exec, too."""
+    """Whether other processes of our user may look into us: then our files in /proc are ours, and else root's (man 5
+    proc). And whether that would be so after an exec, too."""
     found = []
     if os.stat("/proc/self/environ").st_uid == uid:
         found.append("other processes of the keep's user can read the loader's memory")

@@ -14,10 +14,12 @@ import tempfile
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_root.contents import MODE_OF_PROGRAM, MOUNT_POINTS, Contents, Entry, Target, compiled_place, run
-from keep_root.tree import TREE, Tree, read_tree, write_records
+from keep_root.tree import TREE, Tree, is_in_use, is_trusted, read_tree, write_records
 
 UNFINISHED, REMOVED = ".new-", ".removed-"
 """How the names of directories begin that are being made or removed; `trees` takes away what a crash left of them."""
+DIRECTORY_MODE = 0o755
+"""Whatever the umask is: each keep is a user of its own."""
 COPY_BYTES = 1024 * 1024
 _NOT_LINKED = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.EOPNOTSUPP)
 """Another file system, or another mount of the same; fs.protected_hardlinks; too many links already."""
@@ -35,14 +37,14 @@ def build(directory: str, name: str, target: Target, contents: Contents) -> Tree
     """
     place = os.path.join(directory, name)
     try:
-        os.makedirs(directory, 0o755, exist_ok=True)
+        os.makedirs(directory, DIRECTORY_MODE, exist_ok=True)
         new = tempfile.mkdtemp(prefix=f"{UNFINISHED}{name}-", dir=directory)
     except OSError as error:
         raise _explained(directory, error) from error
     lock = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.chmod(new, 0o755)
+        os.chmod(new, DIRECTORY_MODE)
         _fill(os.path.join(new, TREE), target, contents)
         write_records(new, target, contents)
         run(["sync", "--file-system", new], "it cannot flush it to disk")
@@ -63,7 +65,7 @@ def _put(new: str, place: str) -> Tree:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         there = read_tree(place)
-        if there is not None and there.damage() is None:
+        if there is not None and is_trusted(there) and there.damage() is None:
             return there
         remove(place)
         os.rename(new, place)
@@ -74,10 +76,12 @@ def _put(new: str, place: str) -> Tree:
 
 
 def remove(place: str) -> None:
-    """Removes a tree under another name, so that what is left after a crash is not taken for one. Raises OSError."""
+    """Takes a tree's name from it, so that what is left of it is not taken for one, and removes it; one that was damaged
+    under living keeps waits for their end (`trees` sees to it). Raises OSError."""
     away = tempfile.mkdtemp(prefix=REMOVED, dir=os.path.dirname(place))
     os.rename(place, away)
-    shutil.rmtree(away)
+    if not is_in_use(away):
+        shutil.rmtree(away)
 
 
 def _explained(directory: str, error: OSError) -> KeepfleetError:
@@ -90,7 +94,7 @@ def _explained(directory: str, error: OSError) -> KeepfleetError:
 def _fill(tree: str, target: Target, contents: Contents) -> None:
     made = {""}
     os.mkdir(tree)
-    os.chmod(tree, 0o755)  # whatever the umask is
+    os.chmod(tree, DIRECTORY_MODE)
     for point in MOUNT_POINTS:
         _directories(tree, point, made)
     for entry in contents.entries:
@@ -103,7 +107,7 @@ def _directories(tree: str, place: str, made: set[str]) -> None:
     if place not in made:
         _directories(tree, os.path.dirname(place), made)
         os.mkdir(f"{tree}/{place}")
-        os.chmod(f"{tree}/{place}", 0o755)
+        os.chmod(f"{tree}/{place}", DIRECTORY_MODE)
         made.add(place)
 
 

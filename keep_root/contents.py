@@ -1,4 +1,4 @@
-"""What goes into a tree: found by looking, not by tracing imports, since a library imports some of its parts years later.
+"""What goes into a tree: found by looking and not by tracing imports, as libraries import some of their parts late.
 
 Import rule: that of keep_root.
 """
@@ -43,8 +43,8 @@ _LEFT_OUT_MODULES = re.compile(
 """Extension modules for what is left out, and for libraries that nothing in a keep needs."""
 _CONFIGURATION = re.compile(r"config-[0-9]")
 MODE_OF_PROGRAM = 0o111
-"""Nobody may read the interpreter, its owner neither: the kernel lets no process look into one that runs a program it may
-not read (man 5 core, man 2 ptrace). It is executed all the same."""
+"""Nobody may read the interpreter, its owner neither: the kernel lets no process look into one whose program cannot be
+read (man 2 prctl, PR_SET_DUMPABLE). It is executed all the same."""
 COMMAND_SECONDS = 60.0
 """ldd takes 10 ms a library; this is a host that is busy with an upgrade."""
 _ASKED = (
@@ -78,8 +78,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Contents:
-    """entries: every file, those that are watched first; uncompiled: sources that have no compiled form on the host, and
-    get one in the tree; tag: what names the interpreter's compiled forms."""
+    """entries: every file, those that are watched first; uncompiled: sources that have no compiled form on the host,
+    and get one in the tree; tag: what names the interpreter's compiled forms."""
 
     entries: tuple[Entry, ...]
     uncompiled: tuple[str, ...]

@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_root.contents import MOUNT_POINTS, Contents, Target
@@ -60,7 +61,8 @@ class Tree:
         return os.path.join(self.directory, TREE)
 
     def change(self) -> str | None:
-        """Why the tree is not what new keeps should get, as far as its few programs and libraries say; None where it is.
+        """Why the tree is not what new keeps should get, as far as its few programs and libraries say; None where it
+        is.
 
         Two looks at each of some forty files: 0.1 to 0.2 ms.
         """
@@ -76,19 +78,29 @@ class Tree:
                 return f"{self.path}/{each.place} is {'not as it was made' if os.path.exists(self.path) else 'gone'}"
         return None
 
-    def in_use(self) -> bool:
-        """Whether a loader runs in it: each holds a lock on its root."""
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
+
+def is_trusted(tree: Tree) -> bool:
+    """Whether nobody but root and ourselves can have made the tree, or can change it."""
+    try:
+        found = [os.stat(path) for path in (os.path.dirname(tree.directory), tree.directory, tree.path)]
+    except OSError:
         return False
+    return all(status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022 for status in found)
+
+
+def is_in_use(directory: str) -> bool:
+    """Whether a loader runs in the tree in `directory`: each holds a lock on its root."""
+    try:
+        descriptor = os.open(os.path.join(directory, TREE), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def digest_of(contents: Contents, target: Target) -> str:
@@ -137,14 +149,17 @@ def write_records(directory: str, target: Target, contents: Contents) -> None:
 
 
 def findings(tree: Tree) -> list[str]:
-    """Everything that is not as it was made, one sentence each; empty where all is well. Looks at every file.
+    """Everything that is not as it should be, one sentence each; empty where all is well. Looks at every file."""
+    return [*damages_of(tree), *changes_of(tree)]
+
+
+def damages_of(tree: Tree) -> list[str]:
+    """What in the tree is not as it was made, one sentence each.
 
     What systemd makes there for an operator's own drop-in, an empty file or directory to mount over, is no fault.
     """
     try:
-        value = _read_json(os.path.join(tree.directory, FILES))
-        sources: dict[str, list[object]] = value["sources"]
-        made: dict[str, list[object]] = value["files"]
+        made: dict[str, list[int]] = _read_json(os.path.join(tree.directory, FILES))["files"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         return [f"{tree.directory}/{FILES} cannot be read: {error}"]
     found = [f"{tree.path}/{point} is missing" for point in MOUNT_POINTS if not os.path.isdir(f"{tree.path}/{point}")]
@@ -154,18 +169,23 @@ def findings(tree: Tree) -> list[str]:
             found.append(f"{tree.path}/{place} is missing")
         elif now[place] != described:
             found.append(f"{tree.path}/{place} is not as it was made")
-    for place in sorted(now.keys() - made.keys()):
-        if now[place][0]:
-            found.append(f"{tree.path}/{place} is none of the tree's files")
-    for source, stamp in sources.values():
-        if stamp_of(str(source)) != _stamp(stamp):
-            found.append(f"{source} has changed since the tree was made")
-    return found
+    others = [place for place in sorted(now.keys() - made.keys()) if now[place][0]]
+    return [*found, *(f"{tree.path}/{place} is none of the tree's files" for place in others)]
 
 
-def _files(tree: str) -> dict[str, list[object]]:
+def changes_of(tree: Tree) -> list[str]:
+    """What of the host's files the tree was made of is another one now, one sentence each."""
+    try:
+        sources: dict[str, tuple[str, list[int]]] = _read_json(os.path.join(tree.directory, FILES))["sources"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []  # `damages_of` says so
+    changed = [source for source, stamp in sources.values() if stamp_of(source) != _stamp(stamp)]
+    return [f"{source} has changed since the tree was made" for source in changed]
+
+
+def _files(tree: str) -> dict[str, list[int]]:
     """Each file of a tree: its length, time of change and mode."""
-    found: dict[str, list[object]] = {}
+    found: dict[str, list[int]] = {}
     for directory, _, names in os.walk(tree):
         for name in names:
             path = os.path.join(directory, name)
@@ -174,12 +194,12 @@ def _files(tree: str) -> dict[str, list[object]]:
     return found
 
 
-def _stamp(value: Iterable[object]) -> Stamp:
-    device, inode, size, time = (int(str(number)) for number in value)
+def _stamp(value: Iterable[int]) -> Stamp:
+    device, inode, size, time = (int(number) for number in value)
     return device, inode, size, time
 
 
-def _read_json(path: str) -> dict[str, list[list[object]]] | dict[str, object]:
+def _read_json(path: str) -> dict[str, Any]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         data = file.read(MAX_RECORD_BYTES + 1)
@@ -187,7 +207,7 @@ def _read_json(path: str) -> dict[str, list[list[object]]] | dict[str, object]:
         raise ValueError(f"it is over {MAX_RECORD_BYTES} bytes")
     value = json.loads(data)
     if not isinstance(value, dict):
-        raise ValueError("it is no record")
+        raise TypeError("it is no record")
     return value
 
 

@@ -16,10 +16,10 @@ from collections.abc import Set
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_root.build import REMOVED, UNFINISHED, build, remove
 from keep_root.contents import Target, contents
-from keep_root.tree import NAME, TREE, Tree, digest_of, findings, is_in_use, read_tree
+from keep_root.tree import NAME, TREE, Tree, changes_of, damages_of, digest_of, is_in_use, is_trusted, read_tree
 
 SYSTEM = "/var/lib/keepfleet"
-"""The trees of the system's manager (man 7 file-hierarchy). A user's manager takes one of these where it is the same."""
+"""The trees of the system's manager (man 7 file-hierarchy). A user's manager takes one of these where it fits."""
 VARIABLE = "KEEPFLEET_TREES"
 """Set in the manager's unit: the directory of its trees."""
 FRESH_SECONDS = 3600.0
@@ -52,7 +52,9 @@ class Trees:
         return tree if tree is not None and tree.change() is None else None
 
     def current(self) -> Tree:
-        """The tree that new keeps get: what is there and fits, or a new one, which takes a second. Raises KeepfleetError."""
+        """The tree that new keeps get: what is there and fits, or a new one, which takes a second.
+
+        Raises KeepfleetError."""
         with self._building:
             tree = self.ready or self._found()
             if tree is None:
@@ -66,19 +68,20 @@ class Trees:
         name = f"root-{digest_of(wanted, self.target)}"
         for directory in self._directories():
             tree = read_tree(os.path.join(directory, name))
-            if tree is not None and _is_trusted(tree) and tree.damage() is None:
+            if tree is not None and is_trusted(tree) and tree.damage() is None:
                 return tree
         return build(self.directory, name, self.target, wanted)
 
     def repaired(self) -> list[str]:
-        """What was wrong with the tree that new keeps get, after a look at each of its files; it has been made anew then.
-        Raises KeepfleetError."""
+        """What was wrong with the tree that new keeps get, after a look at each of its files; another one has been made
+        then. Raises KeepfleetError."""
         tree = self.current()
-        found = findings(tree)
+        damages = damages_of(tree)
+        found = [*damages, *changes_of(tree)]
         if found:
             with self._building:
                 self._current = None
-                if os.path.dirname(tree.directory) == self.directory:
+                if damages and os.path.dirname(tree.directory) == self.directory:
                     _explained_removal(tree.directory)
                 self._current = self.make()
         return found
@@ -93,14 +96,18 @@ class Trees:
         return _names(self.directory)
 
     def unused(self, used: Set[str]) -> list[str]:
-        """The names that neither new keeps nor `used`, the paths of all units' trees, nor any loader need; fresh ones are
-        spared."""
+        """The names that neither new keeps nor `used`, the paths of all units' trees, nor any loader need; fresh ones
+        are spared."""
         current = self._current
         found = []
         for name in self.names():
             directory = os.path.join(self.directory, name)
             is_used = os.path.join(directory, TREE) in used or is_in_use(directory)
-            if not is_used and (current is None or current.directory != directory) and not _is_younger(directory, FRESH_SECONDS):
+            if (
+                not is_used
+                and (current is None or current.directory != directory)
+                and not _is_younger(directory, FRESH_SECONDS)
+            ):
                 found.append(name)
         return found
 
@@ -119,7 +126,7 @@ class Trees:
         """A tree for the target of which nothing has changed since it was made."""
         for directory in self._directories():
             for tree in Trees(directory, self.target).all():
-                if tree.target == self.target and _is_trusted(tree) and tree.change() is None:
+                if tree.target == self.target and is_trusted(tree) and tree.change() is None:
                     return tree
         return None
 
@@ -157,17 +164,8 @@ def _clear(directory: str, spared_seconds: float) -> None:
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         path = os.path.join(directory, name)
         abandoned = name.startswith(UNFINISHED) and _is_abandoned(path) and not _is_younger(path, spared_seconds)
-        if name.startswith(REMOVED) or abandoned:
+        if abandoned or (name.startswith(REMOVED) and not is_in_use(path)):
             shutil.rmtree(path, ignore_errors=True)  # another process may be at it, too
-
-
-def _is_trusted(tree: Tree) -> bool:
-    """Whether nobody but root and ourselves can have made the tree, or can change it."""
-    try:
-        found = [os.stat(path) for path in (os.path.dirname(tree.directory), tree.directory, tree.path)]
-    except OSError:
-        return False
-    return all(status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022 for status in found)
 
 
 def _is_younger(path: str, seconds: float) -> bool:

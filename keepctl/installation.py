@@ -1,5 +1,5 @@
-"""Puts the units where systemd finds them, builds the keeps' root, makes a version the current one, and takes all of that
-away again."""
+"""Puts the units where systemd finds them, builds the keeps' root, makes a version the current one, and takes all of
+that away again."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _WANTED_BY = (".wants", ".requires")
 
 @dataclass(frozen=True)
 class Target:
-    """Which service manager, where its units lie, an operator's programs and the keeps' roots, and whether it is to read
-    its units."""
+    """Which service manager, where its units lie, an operator's programs and the keeps' roots, and whether it is to
+    read its units."""
 
     variant: str
     directory: str
@@ -59,7 +59,7 @@ def target(
         programs = SYSTEM_PROGRAMS if variant == "system" else os.path.expanduser("~/.local/bin")
     if trees is None:
         trees = SYSTEM_TREES if variant == "system" else user_directory()
-    return Target(variant, *map(os.path.abspath, (directory, programs, trees)), reload)
+    return Target(variant, os.path.abspath(directory), os.path.abspath(programs), os.path.abspath(trees), reload)
 
 
 def render(name: str, template: str, values: dict[str, str]) -> str:
@@ -98,8 +98,8 @@ def templates(variant: str, root: Traversable | None = None) -> dict[str, str]:
 def install(
     where: Target, version: Prefix, values: dict[str, str], trees: Trees | None, root: Traversable | None = None
 ) -> list[Change]:
-    """Makes `version` the current one: its units, the keeps' root, the link `current`, the programs; then removes unused
-    versions.
+    """Makes `version` the current one: its units, the keeps' root, the link `current`, the programs; then removes
+    unused versions.
 
     Everything is rendered and checked, and the root is built, before the first file changes; and each file changes
     atomically. Without `where.reload` systemd is not asked what it runs, so that no version is removed. Raises

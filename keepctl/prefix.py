@@ -132,7 +132,8 @@ def check_visible(path: str) -> None:
         if path == hidden or path.startswith(hidden + "/"):
             raise KeepfleetError(
                 ErrorKind.CONFIGURATION,
-                f"cannot install for all users: {path} lies below {hidden}, which the manager does not see; {_ELSEWHERE}",
+                f"cannot install for all users: {path} lies below {hidden}, which the manager does not see; "
+                + _ELSEWHERE,
             )
     step = path
     while True:

@@ -23,8 +23,8 @@ UNFINISHED = (".new", ".removed")
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one `unit`, `version`, `program` or `root`: "written", "unchanged", "current", "linked", "built" or
-    "removed"."""
+    """What became of one `unit`, `version`, `program` or `root`: "written", "unchanged", "current", "linked", "built"
+    or "removed"."""
 
     kind: str
     path: str

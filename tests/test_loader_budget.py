@@ -61,6 +61,7 @@ STANDARD_LIBRARY = {
     "copyreg",
     "enum",
     "errno",
+    "fcntl",
     "functools",
     "genericpath",
     "itertools",

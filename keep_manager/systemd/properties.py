@@ -47,8 +47,8 @@ def keep_properties(kuuid: int, spec: KeepSpec, root: str | None, groups: str) -
 
 
 def _root_properties(kuuid: int, root: str, groups: str) -> tuple[Property, ...]:
-    """The keep's root, and in it, read-only, the control group of its unit alone; where that is not there, as in a user's
-    control groups without memory, the keep starts without."""
+    """The keep's root, and in it, read-only, the control group of its unit alone; where there is none, as in a user's
+    control groups without memory, the keep starts without it."""
     own = f"{groups}/keep.slice/{slice_name(kuuid)}/{unit_name(kuuid)}"
     return (("RootDirectory", "s", root), ("BindReadOnlyPaths", "a(ssbt)", [[own, CONTROL_GROUP, True, 0]]))
 

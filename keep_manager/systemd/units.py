@@ -28,8 +28,10 @@ STOP_SECONDS = 20.0
 TEMPLATE = "keep@.service"
 """Keeps are made without a file of this name: one that is there, or a mask, makes systemd refuse each of them."""
 NO_SPEC = KeepSpec()
-CONTROL_GROUPS = "/sys/fs/cgroup"
-"""Where they are mounted: in version 1, one hierarchy a controller (man 7 cgroups)."""
+_GROUPS = "/sys/fs/cgroup"
+MEMORY_GROUPS = _GROUPS if os.path.exists(f"{_GROUPS}/cgroup.controllers") else f"{_GROUPS}/memory"
+"""Where the control groups that count memory are mounted: version 2 has one hierarchy, 1 one for each controller (man 7
+cgroups)."""
 
 
 class SystemdUnits:
@@ -81,8 +83,8 @@ class SystemdUnits:
         """Makes the unit of the keep that `spec` describes, and waits until its loader has said READY.
 
         Raises KeepfleetError: CONFLICT when the unit exists, KEEP_FAILED with evidence when it does not get ready in
-        `seconds`, CONFIGURATION when the keep units are not installed, or masked, or there is no root for it. The caller
-        must then `stop` it.
+        `seconds`, CONFIGURATION when the keep units are not installed, or masked, or no root can be made for it. The
+        caller must then `stop` it.
         """
         unit = unit_name(kuuid)
         what = f"start {unit}"
@@ -164,8 +166,7 @@ class SystemdUnits:
         if self._groups is None:
             call = Call("Get", "ss", ("org.freedesktop.systemd1.Manager", "ControlGroup"), interface=_PROPERTIES)
             root = str(getattr((await self._ask(call, "ask systemd for its control group"))[0], "value", ""))
-            unified = os.path.exists(f"{CONTROL_GROUPS}/cgroup.controllers")
-            self._groups = f"{CONTROL_GROUPS}{'' if unified else '/memory'}{root.rstrip('/')}"
+            self._groups = f"{MEMORY_GROUPS}{root.rstrip('/')}"
         return self._groups
 
     async def spec(self, kuuid: int) -> KeepSpec | None:

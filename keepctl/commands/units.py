@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import click
 
+from keep_root.trees import Trees
 from keepctl import installation
 from keepctl.commands.access import output_option
 from keepctl.display import json_text
 from keepctl.installation import Target
 from keepctl.prefix import find_prefix, target_for, values_for
 from keepctl.versions import Change
-from keep_root.trees import Trees
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -26,7 +26,9 @@ def _where(command: _Command) -> _Command:
         click.option("--user", "variant", flag_value="user", help="For your own service manager (else the default)."),
         click.option("--unit-directory", metavar="DIR", help="Instead of where that service manager looks first."),
         click.option("--program-directory", metavar="DIR", help="Instead of /usr/local/bin or ~/.local/bin."),
-        click.option("--tree-directory", metavar="DIR", help="Instead of /var/lib/keepfleet or ~/.local/share/keepfleet."),
+        click.option(
+            "--tree-directory", metavar="DIR", help="Instead of /var/lib/keepfleet or ~/.local/share/keepfleet."
+        ),
         click.option("--no-reload", is_flag=True, help="Ask systemd nothing, and do not have it read its units again."),
         click.option("--prefix", "root", default=sys.prefix, metavar="P", help="The version's virtual environment."),
     )
@@ -85,7 +87,9 @@ def install(
     """
     where = _target(variant, unit_directory, program_directory, tree_directory, no_reload)
     found = find_prefix(root)
-    changes = installation.install(where, found, values_for(found, where.variant, where.trees), Trees(where.trees, target_for(found)))
+    changes = installation.install(
+        where, found, values_for(found, where.variant, where.trees), Trees(where.trees, target_for(found))
+    )
     _show(changes, where, output)
     if output == "text":
         _say_next(where, any(change.what != "unchanged" for change in changes), found.is_managed)
@@ -147,7 +151,9 @@ def doctor(
     """
     where = _target(variant, unit_directory, program_directory, tree_directory, no_reload)
     found = find_prefix(root)
-    said = installation.findings(where, found, values_for(found, where.variant, where.trees), Trees(where.trees, target_for(found)))
+    said = installation.findings(
+        where, found, values_for(found, where.variant, where.trees), Trees(where.trees, target_for(found))
+    )
     if output == "json":
         click.echo(json_text({"instance": where.variant, "findings": said}))
     else:
