@@ -76,8 +76,8 @@ def _put(new: str, place: str) -> Tree:
 
 
 def remove(place: str) -> None:
-    """Takes a tree's name from it, so that what is left of it is not taken for one, and removes it; one that was damaged
-    under living keeps waits for their end (`trees` sees to it). Raises OSError."""
+    """Takes a tree's name from it, so that what is left of it is not taken for one, and removes it; one that was
+    damaged under living keeps waits for their end (`trees` sees to it). Raises OSError."""
     away = tempfile.mkdtemp(prefix=REMOVED, dir=os.path.dirname(place))
     os.rename(place, away)
     if not is_in_use(away):

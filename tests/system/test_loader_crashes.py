@@ -17,7 +17,8 @@ from tests.system.calls import half_an_upload
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Bystanders, Life, drop_in
 
-SLOW_OPENSSL = "/opt/slow/openssl"
+SLOW_OPENSSL = "/run/slow-openssl"
+"""A directory with a file named as openssl's first argument: what the interpreter runs that is started in its place."""
 MODULE = modules.says(b"done\n")
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
@@ -131,15 +132,15 @@ def test_a_start_that_is_cut_off_by_the_loader_s_death_is_refused_and_may_be_tri
 @pytest.fixture
 def slow_openssl(fleet: Fleet) -> Iterator[str]:
     """Keeps whose certificate is never made: their endpoint does not open."""
-    fleet.host.run(["mkdir", "-p", SLOW_OPENSSL.rpartition("/")[0]])
-    fleet.host.run(["tee", SLOW_OPENSSL], input="#!/bin/sh\nexec /usr/bin/sleep 600\n")
-    fleet.host.run(["chmod", "755", SLOW_OPENSSL])
+    fleet.host.run(["mkdir", "-p", SLOW_OPENSSL])
+    fleet.host.run(["tee", f"{SLOW_OPENSSL}/req"], input="import time\ntime.sleep(600)\n")
     with drop_in(
         fleet.host,
         "keep@.service",
-        f"[Service]\nEnvironment=KEEPFLEET_OPENSSL={SLOW_OPENSSL}\nExecPaths={SLOW_OPENSSL} /usr/bin\n",
+        f"[Service]\nEnvironment=KEEPFLEET_OPENSSL=/keepfleet/python\n"
+        f"BindReadOnlyPaths={SLOW_OPENSSL}\nWorkingDirectory={SLOW_OPENSSL}\n",
     ):
-        yield SLOW_OPENSSL
+        yield "/keepfleet/python req"
 
 
 def test_the_loader_may_die_again_and_again_within_its_limit(fleet: Fleet) -> None:
