@@ -170,7 +170,7 @@ def _clear(directory: str, spared_seconds: float) -> None:
 
 def _is_younger(path: str, seconds: float) -> bool:
     try:
-        return time.time() - os.stat(path).st_ctime < seconds
+        return time.time() - os.stat(path).st_mtime < seconds
     except OSError:
         return False
 

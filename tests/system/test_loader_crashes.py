@@ -17,8 +17,8 @@ from tests.system.calls import half_an_upload
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Bystanders, Life, drop_in
 
-SLOW_OPENSSL = "/run/slow-openssl"
-"""A directory with a file named as openssl's first argument: what the interpreter runs that is started in its place."""
+SLOW_OPENSSL, SHOWN = "/opt/slow-openssl", "/run/slow-openssl"
+"""On the host, and where a keep sees it."""
 MODULE = modules.says(b"done\n")
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
@@ -104,7 +104,9 @@ def test_a_keep_whose_loader_is_killed_while_its_workload_runs_is_in_state_15_an
 
 
 def test_a_keep_that_had_ended_keeps_its_outcome_over_its_loader_s_death(fleet: Fleet) -> None:
+    cursor = fleet.host.cursor()
     life = Life.ended(fleet, code=7)
+    fleet.host.wait_journal(f"{life.unit}: ended: exited 7", since_cursor=cursor)  # its dropped lines are counted
     before = life.look()
     life.kill_loader()
     assert life.shown(before.detail) == before
@@ -132,15 +134,14 @@ def test_a_start_that_is_cut_off_by_the_loader_s_death_is_refused_and_may_be_tri
 @pytest.fixture
 def slow_openssl(fleet: Fleet) -> Iterator[str]:
     """Keeps whose certificate is never made: their endpoint does not open."""
-    fleet.host.run(["mkdir", "-p", SLOW_OPENSSL])
-    fleet.host.run(["tee", f"{SLOW_OPENSSL}/req"], input="import time\ntime.sleep(600)\n")
+    fleet.host.run(["tee", SLOW_OPENSSL], input="#!/keepfleet/python -I\nimport time\ntime.sleep(600)\n")
+    fleet.host.run(["chmod", "755", SLOW_OPENSSL])
     with drop_in(
         fleet.host,
         "keep@.service",
-        f"[Service]\nEnvironment=KEEPFLEET_OPENSSL=/keepfleet/python\n"
-        f"BindReadOnlyPaths={SLOW_OPENSSL}\nWorkingDirectory={SLOW_OPENSSL}\n",
+        f"[Service]\nEnvironment=KEEPFLEET_OPENSSL={SHOWN}\nBindReadOnlyPaths={SLOW_OPENSSL}:{SHOWN}\n",
     ):
-        yield "/keepfleet/python req"
+        yield SHOWN
 
 
 def test_the_loader_may_die_again_and_again_within_its_limit(fleet: Fleet) -> None:
