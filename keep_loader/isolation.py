@@ -11,6 +11,9 @@ import os
 import socket
 import sys
 
+from keep_isolation.kernel import prctl
+
+_PR_SET_DUMPABLE = 4
 PYTHON = "/keepfleet/python"
 """The interpreter of a keep's root: nobody may read it, so that no other process may look into one that runs it."""
 READ_ONLY = ("/", "/etc", "/usr", "/var", "/run")
@@ -45,6 +48,12 @@ def _is_there(path: str) -> bool:
         return bool(os.listdir(path) if os.path.isdir(path) else os.stat(path).st_size)
     except OSError:
         return os.path.exists(path)
+
+
+def give_up_being_read() -> None:
+    """Lets no other process look into us, from our first line on: where the tree is the user's own, its mode does not do
+    that yet when systemd, with capabilities left in the keep's user namespace, starts us."""
+    prctl(_PR_SET_DUMPABLE, 0)
 
 
 def hold_root() -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
-PYTHON, OPENSSL = "keepfleet/python", "keepfleet/openssl"
+PYTHON = "keepfleet/python"
 PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
 CONTROL_GROUP = "keepfleet/cgroup"
 """Places in every tree. An interpreter finds its library in the `lib` beside it, whichever it was built for."""
@@ -97,14 +96,13 @@ def contents(target: Target) -> Contents:
     place = f"{LIBRARY if platlib == 'lib' else f'keepfleet/{platlib}'}/python{version[0]}.{version[1]}"
     entries = [
         Entry(PYTHON, target.python, MODE_OF_PROGRAM, True),
-        Entry(OPENSSL, _openssl(), MODE_OF_PROGRAM, True),
         *_standard_library(library, place, tag),
     ]
     for name in (*OURS, *OTHERS):
         directory = os.path.join(target.packages, name)
         if os.path.isdir(directory):
             entries += _package(directory, f"{PACKAGES}/{name}", tag)
-        elif name != "keep_isolation":
+        else:
             raise _cannot(f"{target.packages} has no package {name}; run: keepctl install, of a whole version")
     entries += _libraries([entry.source for entry in entries if _is_object(entry)])
     compiled = {entry.place for entry in entries if entry.place.endswith(".pyc")}
@@ -143,13 +141,6 @@ def _interpreter(python: str) -> tuple[str, str, str, list[int]]:
     except ValueError as error:
         raise _cannot(f"{python} does not say where its library is: {done.stderr.strip()[-200:]}") from error
     return str(library), str(platlib), str(tag), version
-
-
-def _openssl() -> str:
-    found = shutil.which("openssl", path="/usr/bin:/bin:/usr/local/bin")
-    if found is None:
-        raise _cannot("keeps make their keys with openssl; run: apt-get install openssl")
-    return found
 
 
 def _standard_library(library: str, place: str, tag: str) -> Iterator[Entry]:

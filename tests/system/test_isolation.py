@@ -109,7 +109,7 @@ def test_only_harmless_devices_are_there(found: dict[str, Any]) -> None:
 def test_nothing_but_standard_streams_and_the_unit_s_own_words_are_inherited(found: dict[str, Any]) -> None:
     assert found["descriptors"][:3] == [0, 1, 2]
     assert len(found["descriptors"]) == 4  # and the directory being listed
-    own = {"LANG", "PATH", "USER", "LOGNAME", "KEEPFLEET_OPENSSL", "KEEPFLEET_MAX_WORKLOAD"}
+    own = {"LANG", "PATH", "USER", "LOGNAME", "KEEPFLEET_MAX_WORKLOAD"}
     own |= {"KEEPFLEET_SPEC"}
     systemd = {"INVOCATION_ID", "JOURNAL_STREAM", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY", "SYSTEMD_EXEC_PID"}
     systemd |= {"FDSTORE", "MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE"}  # from 254 on

@@ -38,23 +38,24 @@ def works(life: Life) -> None:
 
 @contextlib.contextmanager
 def another_library(fleet: Fleet) -> Iterator[None]:
-    """The host's expat is another file, as after an upgrade, until the block ends."""
-    (path,) = fleet.host.run(["sh", "-c", "readlink -f /usr/lib/*/libexpat.so.1"]).stdout.split()
-    fleet.host.run(["cp", path, "/opt/libexpat"])
-    fleet.host.run(["mount", "--bind", "/opt/libexpat", path])
+    """The host's libffi is another file for the manager, as after an upgrade, until the block ends."""
+    (path,) = fleet.host.run(["sh", "-c", "readlink -f /usr/lib/*/libffi.so.8"]).stdout.split()
+    inside = ["nsenter", f"--mount=/proc/{fleet.manager_pid}/ns/mnt"]
+    fleet.host.run(["cp", path, "/opt/libffi"])
+    fleet.host.run([*inside, "mount", "--bind", "/opt/libffi", path])
     try:
         yield
     finally:
-        fleet.host.run(["umount", path])
+        fleet.host.run([*inside, "umount", path])
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        "rm -r {tree}/..",
+        "rm -r $(dirname {tree})",
         "rm -r {tree}",
         "rm {tree}/keepfleet/python",
-        "cp {tree}/keepfleet/openssl {tree}/new; mv {tree}/new {tree}/keepfleet/python",
+        "cp {tree}/keepfleet/python {tree}/new; mv {tree}/new {tree}/keepfleet/python",
         "rm {tree}/../record.json; rm {tree}/keepfleet/packages/keep_loader/__main__.py",
     ],
 )
@@ -106,13 +107,14 @@ def test_after_an_upgrade_of_the_host_new_keeps_have_a_new_root_and_the_old_one_
 
 
 def test_a_disk_that_is_full_is_said_and_no_keep_is_made(fleet: Fleet) -> None:
+    fleet.clear()
     fleet.host.systemctl("stop", MANAGER)
     fleet.host.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", TREES])
     fleet.host.systemctl("start", MANAGER)
     try:
         with pytest.raises(KeepfleetError, match=f"cannot build the keeps' root in {TREES}: No space left") as refused:
             fleet.client().create()
-        assert fleet.left_over() == [] and names(fleet) == set()
+        assert fleet.keep_units() == [] and names(fleet) == set()
     finally:
         fleet.host.systemctl("stop", MANAGER)
         fleet.host.run(["umount", TREES])

@@ -196,7 +196,7 @@ def test_a_systemctl_that_fails_is_told_with_its_complaint(systemctl: Path) -> N
 def make_prefix(directory: Path) -> Path:
     """A virtual environment by hand, with a package of ours in it."""
     packages = directory / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-    for package in ("keep_protocol", "keep_loader", "app_loader", "wasmtime", "h11"):
+    for package in ("keep_protocol", "keep_isolation", "keep_loader", "app_loader", "wasmtime", "h11"):
         (packages / package).mkdir(parents=True)
         (packages / package / "__init__.py").touch()
     (packages / "keep_loader/__main__.py").touch()
@@ -407,13 +407,13 @@ def test_the_command_installs_and_uninstalls_and_says_so(run: Run, tmp_path: Pat
     assert made["versions"] == [{"file": f"{tmp_path}/kf/versions/1", "change": "unchanged"}]
     assert made["roots"] == [{"file": str(tree), "change": "unchanged"}]
     assert run("doctor", *options).output == "all is well\n"
-    (tree / "tree/keepfleet/openssl").unlink()
+    (tree / "tree/keepfleet/python").unlink()
     (units / "keep.slice").unlink()
     said = run("doctor", *options)
     assert said.exit_code == 1
     assert said.output.splitlines() == [
         f"{units}/keep.slice is not what this version writes; run: keepctl install",
-        f"{tree}/tree/keepfleet/openssl is missing",
+        f"{tree}/tree/keepfleet/python is missing",
     ]
     assert json.loads(run("doctor", *options, "-o", "json").output)["findings"] == said.output.splitlines()
     output = run("uninstall", *options).output
