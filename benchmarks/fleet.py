@@ -21,7 +21,7 @@ REDISCOVERY = Goal(1000.0)
 AT_ONCE = 8
 BACK_SECONDS = 30.0
 _RETRY_SECONDS = 0.002
-"""How exactly the moment is known at which the manager listens again; nothing tells a client."""
+"""How exactly the moment is known at which the manager listens again; nothing notifies a client."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Return:
 
 
 def _list_as_soon_as_possible(host: Host) -> tuple[KeepInfo, ...]:
-    """The first list a client can get: it connects again until somebody listens, and then waits for the answer."""
+    """The first list a client can get: it connects again until it is accepted, and then waits for the answer."""
     deadline = time.monotonic() + BACK_SECONDS
     while True:
         try:

@@ -55,6 +55,6 @@ def timed() -> Iterator[Stopwatch]:
     watch.milliseconds = MS * (time.perf_counter() - began)
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     """One line of progress, on standard error."""
     print(f"bench: {text}", file=sys.stderr, flush=True)

@@ -20,8 +20,8 @@ from app_loader.engine.foreign import EngineError
 from app_loader.engine.settings import make_engine
 from app_loader.engine.store import Linker
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES, REPORT_FD
-from app_loader.run.lock import lock
 from app_loader.settings import Passed, read_limits, read_workload
+from keep_isolation.locks import lock_checker
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
@@ -132,7 +132,7 @@ def check(passed: Passed) -> int:
         return 0  # the parent no longer wants a result
     if os.pread(module, _HEAD, 0) == MAGIC + COMPONENT_VERSION:
         import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock
-    lock(executable_memory=True)
+    lock_checker()
     _limit(budget(os.fstat(module).st_size, limits.unit_memory_bytes), most)
     found = examine(module, result, limits, workload)
     shown = {"note": found} if isinstance(found, str) else {"error": found.to_wire()}

@@ -68,9 +68,9 @@ def _receive(settings: Settings, passed: Passed, grants: Grants | None, reporter
         return None
     from app_loader.receive.access import UploadAccess
     from app_loader.receive.endpoint import Endpoint
-    from app_loader.run.lock import lock_endpoint
+    from keep_isolation.locks import lock_endpoint
 
-    lock_endpoint()  # before the first byte of a client's is read
+    lock_endpoint(programs=True)  # before the first byte of a client's is read
     access = UploadAccess(revoked, settings.kuuid, settings.uploaders)
     compiled = Endpoint(settings, socket.socket(fileno=listener), context, access, reporter, grants).run()
     if compiled is not None:

@@ -60,14 +60,15 @@ def _run(reporter: Reporter, meter: Meter) -> Outcome:
     meter.open()
     from app_loader.run.context import GuestContext
     from app_loader.run.guest import run_guest
-    from app_loader.run.lock import lock
+    from keep_isolation.locks import lock_runner
 
     guest, text = _load(passed, limits, grants)
     context = GuestContext(grants, os.environ.get("KEEPFLEET_RUNTIME_DIRECTORY", "/nonexistent"))
     try:
         guest.link(context.wasi)
         _bound(limits)
-        lock(executable_memory=False, files=context.has_files)
+        lock_runner(context.files)
+        context.close_files()
         reporter.send(Report(ReportType.RUNNING, text))
         if limits.cpu_seconds <= EXACT_CPU_SECONDS:
             end_after(limits.cpu_seconds)
