@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from io import FileIO
-from typing import Protocol
 
 from keep_client.credentials import Credentials
 from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
@@ -24,30 +21,6 @@ from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import LogLine
 from keepctl.display import UploadBar, output_reader, say
 from keepctl.job import Job
-
-
-class Manager(Protocol):
-    """What a running workload needs of the manager."""
-
-    def lines(
-        self,
-        kuuid: int,
-        follow: bool = False,
-        last: int | None = None,
-        after: str = "",
-        patient: bool = False,
-        reader: int | None = None,
-    ) -> Generator[LogLine, None, None]:
-        """The lines of a keep's journal."""
-
-    def ended(self, kuuid: int) -> KeepInfo:
-        """The keep, once it has ended."""
-
-    def stop(self, kuuid: int) -> KeepInfo:
-        """Ends what the keep runs."""
-
-    def remove(self, kuuid: int, patient: bool = False) -> None:
-        """Stops and forgets the keep."""
 
 
 class Left(Exception):
@@ -62,15 +35,15 @@ class Fate(Enum):
     REMOVE = "removed it"
 
 
-@contextmanager
-def ending_signals() -> Iterator[None]:
+class EndingSignals:
     """SIGTERM and SIGHUP are Ctrl-C inside; but for one that was ignored before, as nohup has it: that stays so."""
-    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in asked}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+
+    def __enter__(self) -> None:
+        asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, signal.default_int_handler) for number in asked}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
@@ -117,7 +90,11 @@ def begin(
     Where its answer to the creation is lost, the manager is asked with the same key once more what it made. Not with
     `replace`: the second request could be the one that ends the keep which has the name.
     """
-    make = partial(create, client, job, "wasi", replace, os.urandom(16).hex())
+
+    def make() -> KeepInfo:
+        return create(client, job, "wasi", replace, key)
+
+    key = os.urandom(16).hex()
     keep: KeepInfo | None = None
     with open_workload(job.module) as file:
         try:
@@ -144,7 +121,7 @@ def _may_have_worked(error: BaseException) -> bool:
     )
 
 
-def _again(make: partial[KeepInfo]) -> KeepInfo | None:
+def _again(make: Callable[[], KeepInfo]) -> KeepInfo | None:
     try:
         return make()
     except KeepfleetError:
@@ -152,7 +129,7 @@ def _again(make: partial[KeepInfo]) -> KeepInfo | None:
 
 
 def until_the_end(
-    manager: Manager, kuuid: int, show: Callable[[LogLine], None], stopping: Callable[[], None]
+    manager: ManagerClient, kuuid: int, show: Callable[[LogLine], None], stopping: Callable[[], None]
 ) -> tuple[KeepInfo, bool]:
     """Shows the keep's lines until it has ended; the keep then, and whether Ctrl-C ended it.
 
@@ -163,10 +140,13 @@ def until_the_end(
     cursor, stopped, reader = "", False, output_reader()
     while True:
         try:
-            with closing(manager.lines(kuuid, follow=True, after=cursor, patient=True, reader=reader)) as lines:
+            lines = manager.lines(kuuid, follow=True, after=cursor, patient=True, reader=reader)
+            try:
                 for line in lines:
                     cursor = line.cursor or cursor
                     show(line)
+            finally:
+                lines.close()
             return manager.ended(kuuid), stopped
         except KeyboardInterrupt:
             if stopped:
@@ -179,7 +159,7 @@ def until_the_end(
                 raise Left from None
 
 
-def settle(manager: Manager, kuuid: int, fate: Fate, patient: bool = True) -> bool:
+def settle(manager: ManagerClient, kuuid: int, fate: Fate, patient: bool = True) -> bool:
     """Does with the keep what `fate` says; where that fails, or Ctrl-C ends it, names what is left and what to do.
 
     patient: a manager that is away for a moment is asked again. Returns whether it is done.

@@ -9,7 +9,6 @@ from typing import Protocol
 from keep_manager.model import Answer, Caller, LastEvent, Provision, UnitEnd, UnitState
 from keep_protocol.constants import CONTROL_REPLY_SECONDS
 from keep_protocol.control import Command, StartMessage
-from keep_protocol.keep import KeepInfo
 from keep_protocol.spec import KeepSpec
 from keep_protocol.sse import KeepEvent
 
@@ -109,5 +108,8 @@ class Quotas(Protocol):
     def admit_creation(self, caller: Caller, spec: KeepSpec, replaced: int | None = None) -> None:
         """Raises when the caller may not have that keep with those it has, of which `replaced` does not count."""
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
+    def check_start(self, caller: Caller, kuuid: int, address: str, port: int | None) -> tuple[int, int]:
         """The ports the caller may start that keep on, from the lowest to the highest; raises when it may not now."""
+
+    def admit_start(self, caller: Caller, kuuid: int, address: str, port: int | None) -> tuple[int, int]:
+        """The same, and counts the start."""
