@@ -80,16 +80,19 @@ class ManagerClient(Connection):
         idempotency_key: str = "",
         replace: bool = False,
         lease: Mapping[str, int] = NO_LIMITS,
+        profile: str = "",
+        compiler: str = "",
     ) -> KeepInfo:
         """A new keep. A second call with the same key and the same members names the same keep, and makes none.
 
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
-        lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
+        lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's. profile and
+        compiler: words of keep_protocol.spec.
         """
         body: dict[str, object] = {"arch": arch}
-        for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits)), ("replace", replace)):
-            if value:
-                body[member] = value
+        members = {"name": name, "labels": dict(labels), "limits": dict(limits), "replace": replace}
+        body |= {member: value for member, value in members.items() if value}
+        body |= {member: word for member, word in (("profile", profile), ("compiler", compiler)) if word}
         if lease:
             body["lease"] = dict(lease)
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS

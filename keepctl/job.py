@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.limits import BOUNDS, Limits, check_limit
-from keep_protocol.spec import RestartPolicy, check_labels, check_name
+from keep_protocol.spec import Compiler, Profile, RestartPolicy, check_engine, check_labels, check_name
 from keep_protocol.workload import Directory, Workload
 
 NO_RESTART = RestartPolicy.NO.value
+STANDARD, OPTIMIZING = Profile.STANDARD.value, Compiler.OPTIMIZING.value
 SIZE = "([0-9]{1,12})(?:([KMG])(?:i?B)?|B)?"
 DURATION = "(?=[0-9])(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s?)?"
 CPUS = r"([0-9]{1,4})(?:\.([0-9]{1,2}))?"
@@ -115,6 +116,8 @@ class Job(Record):
     limits: Mapping[str, int] = UNLIMITED
     lease: Mapping[str, int] = UNLIMITED
     restart: str = NO_RESTART
+    profile: str = STANDARD
+    compiler: str = OPTIMIZING
     export: str = ""
     export_arguments: tuple[str, ...] = ()
 
@@ -124,6 +127,7 @@ class Job(Record):
         check_name(self.name)
         check_labels(self.labels.items())
         Limits(**self.limits)
+        check_engine(Profile(self.profile), Compiler(self.compiler))
         Workload(
             arguments=self.arguments,
             environment=tuple(self.environment.items()),
@@ -144,6 +148,8 @@ class Job(Record):
         limits: tuple[tuple[str, int], ...] = (),
         idle: int | None = None,
         waits: int | None = None,
+        profile: str | None = None,
+        compiler: str | None = None,
         env: tuple[tuple[str, str], ...] = (),
         directories: tuple[tuple[str, str, bool], ...] = (),
         stdin: str | None = None,
@@ -164,6 +170,8 @@ class Job(Record):
             labels={**self.labels, **dict(labels)},
             limits={**self.limits, **dict(limits), **dict(own_limits)},
             lease={**self.lease, **{name: seconds for name, seconds in lease.items() if seconds is not None}},
+            profile=profile or self.profile,
+            compiler=compiler or self.compiler,
             environment={**self.environment, **dict(env)},
             directories=self.directories + tuple(Grant(*directory) for directory in directories),
             stdin=os.path.abspath(stdin) if stdin else self.stdin,

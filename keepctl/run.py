@@ -20,7 +20,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import LogLine
 from keepctl.display import UploadBar, output_reader, say
-from keepctl.job import Job
+from keepctl.job import OPTIMIZING, STANDARD, Job
 
 
 class Left(Exception):
@@ -74,7 +74,9 @@ def listen(
 def create(client: ManagerClient, job: Job, arch: str, replace: bool, key: str = "") -> KeepInfo:
     """A new keep for a job; key: an idempotency key. Raises KeepfleetError, of a name that is taken with what to do."""
     try:
-        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease)
+        words = {"profile": job.profile, "compiler": job.compiler}
+        own = {name: word for name, word in words.items() if word not in (STANDARD, OPTIMIZING)}
+        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease, **own)
     except KeepfleetError as error:
         if not job.name or replace or error.kind is not ErrorKind.CONFLICT:
             raise

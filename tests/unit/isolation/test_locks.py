@@ -275,9 +275,9 @@ def _new(directory: Path) -> Path:
 WASM = """
 from app_loader.engine.compiled import Module
 from app_loader.engine.foreign import EngineError
-from app_loader.engine.settings import make_engine
+from app_loader.engine.settings import Settings, make_engine
 from app_loader.engine.store import Linker, Store
-engine = make_engine()
+engine = make_engine(Settings())
 binary = bytes.fromhex("0061736d01000000010501600001 7f03020100070501016600000a0601040041070b")
 module, store = Module.compile(engine, binary), Store(engine)
 def compiled():
