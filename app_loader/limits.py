@@ -41,8 +41,16 @@ ACCESS_RECHECK_SECONDS = 1.0
 
 MAX_HEADER_BYTES = 64 * 1024
 """Request line and header lines together."""
+MAX_REQUEST_LINE = 8 * 1024
+"""What RFC 9112, section 3, would have a server take at least; the longest that is served has 24 bytes."""
 MAX_HEADERS = 100
 """curl sends six, a browser twenty."""
+MAX_LENGTH_DIGITS = 18
+"""Of a Content-Length: more than any disk holds."""
+MAX_CHUNK_DIGITS = 16
+"""Of a chunk's size, which some clients write with leading zeros; the body itself is bounded elsewhere."""
+MAX_TRAILER_BYTES = 4 * 1024
+"""Header lines behind a body in chunks: a checksum at most, and it is not used."""
 READ_BYTES = 256 * 1024
 """Read from one connection before the others are looked at; sixteen TLS records, one write to the file."""
 TLS_RECORD_BYTES = 16 * 1024

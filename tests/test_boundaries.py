@@ -85,7 +85,6 @@ ONLY_IN: dict[str, set[str]] = {
     "wasmtime": {"benchmarks.waiting"},  # a keep loads its library alone, see app_loader.engine.binding
     "cryptography": {"keepctl"},
     "aiohttp": {"keep_manager"},
-    "h11": {"app_loader.receive"},
     "click": {"keepctl", "testers"},
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},

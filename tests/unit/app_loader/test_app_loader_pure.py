@@ -11,6 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app_loader.receive.http1 import Head
 from app_loader.receive.identity import IdentityMaker, alternative_names
 from app_loader.receive.requests import STATUS_OF, Request, Route, error_answer, read_request
 from app_loader.run import outcome
@@ -115,45 +116,56 @@ def test_an_openssl_that_hangs_is_ended(tmp_path: Path) -> None:
         IdentityMaker(making(tmp_path, KEEPFLEET_OPENSSL=str(program))).result(0.1)
 
 
-@given(st.binary(max_size=20), st.binary(max_size=20), st.lists(st.tuples(st.binary(), st.binary()), max_size=5))
-def test_any_request_is_decided_or_refused(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+@given(
+    st.one_of(st.binary(max_size=20), st.sampled_from([b"GET", b"POST", b"PUT"])),
+    st.one_of(st.binary(max_size=20), st.sampled_from([b"/", b"/payload", b"/workload"])),
+    st.lists(
+        st.tuples(st.sampled_from([b"content-type", b"content-encoding", b"x-module-name"]), st.binary()), max_size=5
+    ),
+    st.one_of(st.none(), st.integers(0, 1 << 60)),
+    st.booleans(),
+)
+def test_any_request_is_decided_or_refused(
+    method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], length: int | None, chunked: bool
+) -> None:
     try:
-        read_request(method, target, headers, 1000)
+        read_request(Head(method, target, tuple(headers), length, chunked), 1000)
     except KeepfleetError as error:
         assert 400 <= error_answer(error).status < 500
 
 
+WASM = ((b"content-type", b"application/wasm"),)
+
+
 @pytest.mark.parametrize(
-    ("method", "target", "headers", "route"),
+    ("head", "route"),
     [
-        (b"GET", b"/", [], Route.BANNER),
-        (b"POST", b"/payload", [(b"Content-Length", b"5000")], Route.PAYLOAD),
-        (
-            b"POST",
-            b"/payload",
-            [(b"content-type", b"application/json; charset=utf-8"), (b"content-length", b"1")],
-            Route.PAYLOAD,
-        ),
-        (
-            b"PUT",
-            b"/workload",
-            [(b"Content-Type", b"Application/WASM"), (b"Transfer-Encoding", b"chunked")],
-            Route.WORKLOAD,
-        ),
-        (b"PUT", b"/workload", [(b"content-type", b"application/wasm"), (b"content-length", b"1000")], Route.WORKLOAD),
+        (Head(b"GET", b"/"), Route.BANNER),
+        (Head(b"GET", b"/", length=0), Route.BANNER),
+        (Head(b"POST", b"/payload", length=5000), Route.PAYLOAD),
+        (Head(b"POST", b"/payload", ((b"content-type", b"application/json; charset=utf-8"),), 1), Route.PAYLOAD),
+        (Head(b"PUT", b"/workload", ((b"content-type", b"Application/WASM"),), chunked=True), Route.WORKLOAD),
+        (Head(b"PUT", b"/workload", WASM, 1000), Route.WORKLOAD),
     ],
 )
-def test_the_three_requests_are_understood(
-    method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], route: Route
-) -> None:
-    assert read_request(method, target, headers, 1000) == Request(route)
+def test_the_three_requests_are_understood(head: Head, route: Route) -> None:
+    assert read_request(head, 1000) == Request(route)
 
 
-def test_one_byte_over_the_limit_is_too_large() -> None:
-    headers = [(b"content-type", b"application/wasm"), (b"content-length", b"1001")]
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (Head(b"PUT", b"/workload", WASM, 1001), 413),
+        (Head(b"PUT", b"/workload", WASM), 411),
+        (Head(b"PUT", b"/workload", WASM * 2, 3), 400),
+        (Head(b"GET", b"/", length=1), 400),
+        (Head(b"GET", b"/", chunked=True), 400),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_refused_with_its_status(head: Head, status: int) -> None:
     with pytest.raises(KeepfleetError) as caught:
-        read_request(b"PUT", b"/workload", headers, 1000)
-    assert error_answer(caught.value).status == 413
+        read_request(head, 1000)
+    assert error_answer(caught.value).status == status
 
 
 def test_every_other_kind_of_error_is_the_keeps_own_fault() -> None:
