@@ -13,7 +13,6 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.limits import BOUNDS, Limits, check_limit
 from keep_protocol.spec import RestartPolicy, check_labels, check_name
-from keep_protocol.workload import Directory, Workload
 
 NO_RESTART = RestartPolicy.NO.value
 SIZE = "([0-9]{1,12})(?:([KMG])(?:i?B)?|B)?"
@@ -124,6 +123,13 @@ class Job(Record):
         check_name(self.name)
         check_labels(self.labels.items())
         Limits(**self.limits)
+        if self.workload() is not None:
+            self._check_workload()
+        return self
+
+    def _check_workload(self) -> None:
+        from keep_protocol.workload import Directory, Workload  # here: 1 ms, and a plain program is given nothing
+
         Workload(
             arguments=self.arguments,
             environment=tuple(self.environment.items()),
@@ -134,7 +140,6 @@ class Job(Record):
             secrets=tuple(self.secrets),
             restart=RestartPolicy(self.restart),
         )
-        return self
 
     def on_top(
         self,
