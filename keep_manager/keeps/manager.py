@@ -16,7 +16,7 @@ from keep_manager.keeps.interfaces import EventRecorder, Loaders, Providers, Quo
 from keep_manager.keeps.policy import Policy, Unlimited
 from keep_manager.keeps.starts import Starts
 from keep_manager.keeps.view import Entry, View
-from keep_manager.model import Caller, UnitState, Visible, missing
+from keep_manager.model import Answer, Caller, UnitState, Visible, missing
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.constants import STOP_REPLY_SECONDS, unit_name
@@ -74,35 +74,22 @@ class Keeps:
         self._starts.apply(policy)
 
     async def rediscover(self) -> list[KeepInfo]:
-        """Every keep that units and loaders know of, and the view made of them. Raises KeepfleetError."""
-        places = asyncio.Semaphore(ASKED_CONCURRENTLY)
-
-        async def adopt(unit: UnitState) -> None:
-            async with places:
-                await self._adopt(unit)
-
+        """Every keep that units and loaders know of, and the view made of them. Raises KeepfleetError: without its spec
+        a keep would be lost to its owner, so that what cannot be read is rather another start of the manager."""
+        found = [unit for unit in await self._units.listed() if decide.is_keep(unit)]
         async with Group() as asking:
-            found = [unit for unit in await self._units.listed() if decide.is_keep(unit)]
-            for task in [asking.start(adopt(unit)) for unit in found]:
-                await task
+            specs = asking.start(self._units.specs([unit.kuuid for unit in found]))
+            answering = [unit.kuuid for unit in found if decide.answers(unit)]
+            answers = await self._loaders.ask_all(answering, Command(CommandType.INFO))
+            said = await specs
+        for unit in found:
+            self._view.begin(unit.kuuid, said.get(unit.kuuid))
+            answer = answers.get(unit.kuuid)
+            if isinstance(answer, Answer):
+                self._view.answered(unit.kuuid, answer)
+            else:
+                self._view.silent(unit, await self._units.end(unit.kuuid), answer)
         return list(self._view)
-
-    async def _adopt(self, unit: UnitState) -> None:
-        spec = None
-        try:
-            spec = await self._units.spec(unit.kuuid)
-        except KeepfleetError as unread:
-            if unread.kind is not ErrorKind.NOT_FOUND:  # which it is where the unit has gone meanwhile
-                raise  # without its spec a keep would be lost to its owner: rather another start of the manager
-        self._view.begin(unit.kuuid, spec)
-        error: KeepfleetError | None = None
-        if decide.answers(unit):
-            try:
-                self._view.answered(unit.kuuid, await self._loaders.ask(unit.kuuid, Command(CommandType.INFO)))
-                return
-            except KeepfleetError as caught:
-                error = caught
-        self._view.silent(unit, await self._units.end(unit.kuuid), error)
 
     async def create(self, request: NewKeep, caller: Caller, key: str = "") -> KeepInfo:
         """A new keep, listening for start-keep, or where the request has its start, listening for its workload; with a
