@@ -12,8 +12,6 @@ FIRST_DESCRIPTOR = 4
 
 CERTIFICATE_DAYS = 397
 """A keep lives hours or weeks; 397 days is the longest any TLS client still takes (CA/Browser Forum, 2020)."""
-IDENTITY_SECONDS = 5.0
-"""openssl makes a P-256 certificate in 5 ms; this covers a host a thousand times busier."""
 MAX_IDENTITY_BYTES = 16 * 1024
 """A P-256 key and a certificate with 16 names are under 3 KiB."""
 MAX_CLIENT_CA_BYTES = 256 * 1024

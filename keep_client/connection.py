@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import ssl
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from keep_client.channel import Channel, ReaderGone
-from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, receive
+from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, nothing, receive
 from keep_client.peer import ConnectionFailed, Endpoint
 from keep_client.streams import ALIVE, IDLE_SECONDS, EventParser, ServerEvent
 from keep_protocol.errors import ErrorKind
@@ -61,6 +61,13 @@ class Connection:
         self.reached = channel.address
         return channel
 
+    def reach(self) -> str:
+        """The IP address by which the server is reached; connects where that is not known. Raises ConnectionFailed."""
+        if not self.reached:
+            channel = self._channel(CALL_SECONDS)
+            self._keep(channel, answers=-1)
+        return self.reached
+
     def _keep(self, channel: Channel, answers: int) -> None:
         """Keeps a connection on which there have been more than `answers` by now, or closes it."""
         if self._keeps and channel.answers > answers and not self._kept:
@@ -75,12 +82,15 @@ class Connection:
         body: Body = NO_BODY,
         seconds: float = CALL_SECONDS,
         headers: Headers = NO_HEADERS,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Reply:
-        """One exchange, whatever its status."""
+        """One exchange, whatever its status; meanwhile: as for `exchange`."""
         channel = self._channel(seconds)
         answers = channel.answers
         try:
-            return exchange(channel, self.endpoint, method, target, body, headers=headers, keep=self._keeps)
+            return exchange(
+                channel, self.endpoint, method, target, body, headers=headers, keep=self._keeps, meanwhile=meanwhile
+            )
         except ConnectionFailed as error:
             if not answers or method != "GET" or error.kind is ErrorKind.TOO_SLOW:
                 raise

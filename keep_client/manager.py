@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 
 from keep_client.connection import CALL_SECONDS, Connection
-from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body
+from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body, nothing, target_of
 from keep_client.peer import ConnectionFailed
 from keep_client.streams import RETRY_SECONDS, resumed
 from keep_protocol.constants import (
@@ -19,7 +19,7 @@ from keep_protocol.constants import (
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
-from keep_protocol.sse import KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
+from keep_protocol.sse import END, KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
 from keep_protocol.states import State
 
 START_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS + 18.0
@@ -32,8 +32,6 @@ PAGE = 500
 """Keeps asked for in one request: one megabyte."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 NO_LIMITS: Mapping[str, int] = {}
-_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
-"""What stands for itself in a query (RFC 3986, section 2.3)."""
 
 
 def keeps_of(value: dict[str, object], member: str, peer: str) -> tuple[KeepInfo, ...]:
@@ -57,8 +55,9 @@ class ManagerClient(Connection):
         body: Body = NO_BODY,
         seconds: float = CALL_SECONDS,
         headers: Headers = NO_HEADERS,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Reply:
-        reply = self.request(method, target, body, seconds, headers)
+        reply = self.request(method, target, body, seconds, headers, meanwhile)
         if not 200 <= reply.status < 300:
             raise reply.error()
         return reply
@@ -80,23 +79,32 @@ class ManagerClient(Connection):
         idempotency_key: str = "",
         replace: bool = False,
         lease: Mapping[str, int] = NO_LIMITS,
+        start: dict[str, object] | None = None,
+        meanwhile: Callable[[], None] = nothing,
         profile: str = "",
         compiler: str = "",
     ) -> KeepInfo:
-        """A new keep. A second call with the same key and the same members names the same keep, and makes none.
+        """A new keep; with `start`, which `starting` makes, one that listens, or none. A second call with the same key
+        and the same members names the same keep, and makes none.
 
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
-        lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's. profile and
-        compiler: words of keep_protocol.spec.
+        lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
+        meanwhile: as for `exchange`. profile and compiler: words of keep_protocol.spec; without one, the usual one.
         """
-        body: dict[str, object] = {"arch": arch}
-        members = {"name": name, "labels": dict(labels), "limits": dict(limits), "replace": replace}
-        body |= {member: value for member, value in members.items() if value}
-        body |= {member: word for member, word in (("profile", profile), ("compiler", compiler)) if word}
-        if lease:
-            body["lease"] = dict(lease)
+        wanted: dict[str, object] = {
+            "name": name,
+            "labels": dict(labels),
+            "limits": dict(limits),
+            "replace": replace,
+            "lease": dict(lease),
+            "profile": profile,
+            "compiler": compiler,
+            "start": start,
+        }
+        body = {"arch": arch, **{member: value for member, value in wanted.items() if value}}
+        seconds = CALL_SECONDS + (START_SECONDS if start else 0.0)
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
-        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), headers=headers).object())
+        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), seconds, headers, meanwhile).object())
 
     def keeps(self, labels: Mapping[str, str] = NO_HEADERS) -> tuple[KeepInfo, ...]:
         """Every keep the manager knows that has all of `labels`, page by page."""
@@ -105,7 +113,7 @@ class ManagerClient(Connection):
         after: int | None = 0
         while after is not None:
             page = [*query, ("after", str(after))] if after else query
-            reply = self._call("GET", _target(V1_KEEPS_PATH, page))
+            reply = self._call("GET", target_of(V1_KEEPS_PATH, page))
             answer = reply.object()
             found += keeps_of(answer, "keeps", reply.peer)
             after = _next_page(answer, after, reply.peer)
@@ -123,21 +131,27 @@ class ManagerClient(Connection):
         names: tuple[str, ...] = (),
         workload: dict[str, object] | None = None,
     ) -> KeepInfo:
-        """Lets a keep listen. workload: what its guest is given.
+        """Lets a keep listen; the rest as for `starting`."""
+        body = json_body(self.starting(address, port, names, workload))
+        return keep_from_wire(self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", body, START_SECONDS).object())
+
+    def starting(
+        self,
+        address: str = "",
+        port: int | None = None,
+        names: tuple[str, ...] = (),
+        workload: dict[str, object] | None = None,
+    ) -> dict[str, object]:
+        """How a keep is to be started. workload: what its guest is given.
 
         Without an address it is the one the manager is reached by, without a port the manager's first that is free.
         """
-        body: dict[str, object] = {"address": address or self.reached or self._reach(), "names": list(names)}
+        body: dict[str, object] = {"address": address or self.reach(), "names": list(names)}
         if port is not None:
             body["port"] = port
         if workload is not None:
             body["workload"] = workload
-        reply = self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", json_body(body), START_SECONDS)
-        return keep_from_wire(reply.object())
-
-    def _reach(self) -> str:
-        self.banner()
-        return self.reached
+        return body
 
     def stop(self, kuuid: int) -> KeepInfo:
         """Ends a keep's app-loader or workload; its outcome stays."""
@@ -191,21 +205,26 @@ class ManagerClient(Connection):
         after: str = "",
         patient: bool = False,
         reader: int | None = None,
-    ) -> Generator[LogLine, None, None]:
+    ) -> Generator[LogLine, None, KeepInfo | None]:
         """The lines of a keep's journal, the `last` ones of it or those after a cursor; with `follow` until it ends.
 
         A lost connection is made again where it broke off; `patient`: also the first one. reader: the pipe or socket
         they will be written to; BrokenPipeError as soon as its other end is closed, and not only at the next line.
+        Its end returns the keep as it ended, where it was followed to its end.
         """
         query = [("follow", "true")] * follow + ([("lines", str(last))] if last is not None else [])
-        target = _target(f"{V1_KEEPS_PATH}/{kuuid}/logs", query)
+        target = target_of(f"{V1_KEEPS_PATH}/{kuuid}/logs", query)
         events = resumed(partial(self.stream, target, follow, reader), after, patient)
+        keep: KeepInfo | None = None
         try:
             for event in events:
                 if event.name == LINE:
                     yield line_from_wire(event.data, event.id)
+                elif event.name == END:
+                    keep = keep_from_wire(event.data)
         finally:
             events.close()
+        return keep
 
     def events(
         self,
@@ -222,7 +241,7 @@ class ManagerClient(Connection):
         """
         query = [("keep", str(kuuid))] * (kuuid is not None) + ([("lines", str(last))] if last is not None else [])
         query += [("follow", "true")] * follow
-        target = _target(V1_EVENTS_PATH, query)
+        target = target_of(V1_EVENTS_PATH, query)
         events = resumed(partial(self.stream, target, follow, reader), after)
         try:
             for event in events:
@@ -230,15 +249,6 @@ class ManagerClient(Connection):
                     yield event_from_wire(event.data, event.id)
         finally:
             events.close()
-
-
-def _target(path: str, query: Sequence[tuple[str, str]]) -> str:
-    """The path with a query. `urllib.parse` would be 2 ms of every run."""
-    return f"{path}?{'&'.join(f'{name}={_quoted(value)}' for name, value in query)}" if query else path
-
-
-def _quoted(text: str) -> str:
-    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in text.encode("utf-8", "surrogateescape"))
 
 
 def _next_page(answer: dict[str, object], after: int, peer: str) -> int | None:

@@ -13,10 +13,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.limits import BOUNDS, Limits, check_limit
 from keep_protocol.spec import Compiler, Profile, RestartPolicy, check_engine, check_labels, check_name
-from keep_protocol.workload import Directory, Workload
 
 NO_RESTART = RestartPolicy.NO.value
-STANDARD, OPTIMIZING = Profile.STANDARD.value, Compiler.OPTIMIZING.value
 SIZE = "([0-9]{1,12})(?:([KMG])(?:i?B)?|B)?"
 DURATION = "(?=[0-9])(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s?)?"
 CPUS = r"([0-9]{1,4})(?:\.([0-9]{1,2}))?"
@@ -102,7 +100,7 @@ class Job(Record):
     """A workload: what the keep is called and may use, and what its guest is given.
 
     module: the file to send, "" where it comes by another way; environment, labels, limits, lease and secrets: by name;
-    stdin and the secrets' values: files of the manager's host.
+    stdin and the secrets' values: files of the manager's host; profile and compiler: "" for the usual ones.
     """
 
     module: str = ""
@@ -116,8 +114,8 @@ class Job(Record):
     limits: Mapping[str, int] = UNLIMITED
     lease: Mapping[str, int] = UNLIMITED
     restart: str = NO_RESTART
-    profile: str = STANDARD
-    compiler: str = OPTIMIZING
+    profile: str = ""
+    compiler: str = ""
     export: str = ""
     export_arguments: tuple[str, ...] = ()
 
@@ -127,7 +125,14 @@ class Job(Record):
         check_name(self.name)
         check_labels(self.labels.items())
         Limits(**self.limits)
-        check_engine(Profile(self.profile), Compiler(self.compiler))
+        check_engine(Profile(self.profile or Profile.STANDARD), Compiler(self.compiler or Compiler.OPTIMIZING))
+        if self.workload() is not None:
+            self._check_workload()
+        return self
+
+    def _check_workload(self) -> None:
+        from keep_protocol.workload import Directory, Workload  # here: 1 ms, and a plain program is given nothing
+
         Workload(
             arguments=self.arguments,
             environment=tuple(self.environment.items()),
@@ -138,7 +143,6 @@ class Job(Record):
             secrets=tuple(self.secrets),
             restart=RestartPolicy(self.restart),
         )
-        return self
 
     def on_top(
         self,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 from collections.abc import Callable
 from enum import Enum
 from io import FileIO
 
 from keep_client.credentials import Credentials
+from keep_client.http import nothing
 from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
 from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed
@@ -19,8 +21,12 @@ from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import LogLine
+from keep_protocol.states import State
 from keepctl.display import UploadBar, output_reader, say
-from keepctl.job import OPTIMIZING, STANDARD, Job
+from keepctl.job import Job
+
+UNKNOWN_START = "unknown field 'start'"
+"""What a manager says that takes a creation and a start in two requests alone."""
 
 
 class Left(Exception):
@@ -47,14 +53,14 @@ class EndingSignals:
             signal.signal(number, handler)
 
 
-def send(credentials: Credentials, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
+def send(context: ssl.SSLContext, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
     """Sends an open file to a started keep, with a bar where that takes long; what the keep says it received.
 
     Raises KeepfleetError.
     """
     endpoint = endpoint_of(keep, manager_host)
     with UploadBar(file_size(file)) as bar:
-        reply = upload_raw(endpoint, credentials.keep_context(), file, bar)
+        reply = upload_raw(endpoint, context, file, bar)
     return received(reply, file)
 
 
@@ -65,23 +71,52 @@ def listen(
     try:
         return client.start(kuuid, address, port, names, job.workload())
     except KeepfleetError as error:
-        if address or error.kind is not ErrorKind.PORT_UNAVAILABLE:
+        hint = _next_step(error, address, renames=False)
+        if not hint:
             raise
-        hint = "name an address of the manager's host with --address, or in: keepctl context set NAME --address IP"
         raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
 
 
-def create(client: ManagerClient, job: Job, arch: str, replace: bool, key: str = "") -> KeepInfo:
-    """A new keep for a job; key: an idempotency key. Raises KeepfleetError, of a name that is taken with what to do."""
+def create(
+    client: ManagerClient,
+    job: Job,
+    arch: str,
+    replace: bool,
+    key: str = "",
+    start: dict[str, object] | None = None,
+    address: str = "",
+    meanwhile: Callable[[], None] = nothing,
+) -> KeepInfo:
+    """A new keep for a job, with `start` one that listens, on `address` where that was asked for; key: an idempotency
+    key; meanwhile: done while the manager works. Raises KeepfleetError."""
     try:
-        words = {"profile": job.profile, "compiler": job.compiler}
-        own = {name: word for name, word in words.items() if word not in (STANDARD, OPTIMIZING)}
-        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease, **own)
+        return client.create(
+            arch,
+            job.name,
+            job.labels,
+            job.limits,
+            key,
+            replace,
+            job.lease,
+            start,
+            meanwhile,
+            profile=job.profile,
+            compiler=job.compiler,
+        )
     except KeepfleetError as error:
-        if not job.name or replace or error.kind is not ErrorKind.CONFLICT:
+        hint = _next_step(error, address, renames=bool(job.name) and not replace)
+        if not hint:
             raise
-        message = f"{error.message}; with --replace that one is ended first"
-        raise KeepfleetError(error.kind, message, error.evidence) from error
+        raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
+
+
+def _next_step(error: KeepfleetError, address: str, renames: bool) -> str:
+    """What to do about a name that is taken, or an address that nobody named; "" for another error."""
+    if error.kind is ErrorKind.CONFLICT and renames:
+        return "with --replace that one is ended first"
+    if error.kind is ErrorKind.PORT_UNAVAILABLE and not address:
+        return "name an address of the manager's host with --address, or in: keepctl context set NAME --address IP"
+    return ""
 
 
 def begin(
@@ -89,20 +124,43 @@ def begin(
 ) -> KeepInfo:
     """A keep that has received the job's module; or none, when anything fails.
 
-    Where its answer to the creation is lost, the manager is asked with the same key once more what it made. Not with
-    `replace`: the second request could be the one that ends the keep which has the name.
+    It is made and started by one request; by two, where a manager of before does not know that. Where the answer to its
+    creation is lost, the manager is asked with the same key once more what it made. Not with `replace`: the second
+    request could be the one that ends the keep which has the name.
     """
+    start: dict[str, object] | None = None
+    context: ssl.SSLContext | None = None
+
+    def prepare() -> None:
+        """What the upload needs, made while the manager works: 4 ms. What fails here fails there, and is said then."""
+        nonlocal context
+        import hashlib  # noqa: F401  # for the pin, and for what the keep confirms
+        import hmac  # noqa: F401
+
+        try:
+            context = credentials.keep_context()
+        except KeepfleetError:
+            context = None
 
     def make() -> KeepInfo:
-        return create(client, job, "wasi", replace, key)
+        nonlocal start
+        try:
+            return create(client, job, "wasi", replace, key, start, address, prepare)
+        except KeepfleetError as error:
+            if start is None or error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
+                raise
+        start = None
+        return make()
 
     key = os.urandom(16).hex()
     keep: KeepInfo | None = None
     with open_workload(job.module) as file:
+        start = client.starting(address, port, (), job.workload())
         try:
             keep = make()
-            started = listen(client, keep.kuuid, address, port, (), job)
-            send(credentials, started, client.endpoint.host, file)
+            if keep.state is State.LISTENING:
+                keep = listen(client, keep.kuuid, address, port, (), job)
+            send(context or credentials.keep_context(), keep, client.endpoint.host, file)
         except BaseException as error:
             if keep is None and _may_have_worked(error):
                 if replace:
@@ -112,7 +170,7 @@ def begin(
             if keep is not None:
                 settle(client, keep.kuuid, Fate.REMOVE)
             raise
-    return started
+    return keep
 
 
 def _may_have_worked(error: BaseException) -> bool:
@@ -144,12 +202,14 @@ def until_the_end(
         try:
             lines = manager.lines(kuuid, follow=True, after=cursor, patient=True, reader=reader)
             try:
-                for line in lines:
+                while True:
+                    line = next(lines)
                     cursor = line.cursor or cursor
                     show(line)
+            except StopIteration as end:
+                return end.value or manager.ended(kuuid), stopped
             finally:
                 lines.close()
-            return manager.ended(kuuid), stopped
         except KeyboardInterrupt:
             if stopped:
                 raise Left from None

@@ -5,7 +5,7 @@ A command that speaks to a manager is a table (`keepctl.arguments`) and read wit
 
 from __future__ import annotations
 
-import importlib
+import gc
 
 from keepctl.arguments import Command, WrongUsage
 from keepctl.ending import guarded
@@ -41,10 +41,12 @@ def run_table(name: str, words: list[str]) -> int | None:
     module, _, attribute = COMMANDS.get(name, "").partition(":")
     if not attribute.isupper():
         return None
-    command: Command = getattr(importlib.import_module(module), attribute)
+    command: Command = getattr(__import__(module, fromlist=[attribute]), attribute)  # `importlib` is 1 ms
     values = command.read(words)
     if values is None:
         return None
+    gc.freeze()
+    gc.enable()
     try:
         return guarded(lambda: command.work(**values))
     except WrongUsage:  # which click says, with the way to --help

@@ -68,7 +68,7 @@ def _sent(access: Access, keep: str, file: str, output: str, wait: bool) -> Keep
     with access.client() as client:
         kuuid = resolve(client, keep)
         with open_workload(file) as workload:
-            confirmed = send(access.credentials, client.keep(kuuid), client.endpoint.host, workload)
+            confirmed = send(access.credentials.keep_context(), client.keep(kuuid), client.endpoint.host, workload)
         if output == "text":
             echo(one_line(confirmed))
         info = client.ended(kuuid) if wait else client.keep(kuuid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import importlib
 import os
 import site
@@ -167,6 +168,7 @@ def build() -> LazyCommands:
 
 def by_click(words: list[str]) -> int:
     """Runs one command line that click reads, for its exit code."""
+    gc.enable()
     if sys.flags.no_site:
         site.main()  # some of these commands want to know in which virtual environment they are
     try:

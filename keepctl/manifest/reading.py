@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl.job import NO_RESTART, OPTIMIZING, STANDARD, Grant, Job, parse_limit
+from keepctl.job import NO_RESTART, Grant, Job, parse_limit
 from keepctl.manifest.check import faults_of
 from keepctl.manifest.schema import SCHEMA, WORDS
 from strict_yaml.tree import MAX_BYTES, Fault, Node, parse
@@ -116,8 +116,8 @@ def _job(root: Node, directory: str) -> Job:
         stdin=_text(root, "stdin"),
         limits=_limits(root)[0],
         restart=_text(root, "restart") or NO_RESTART,
-        profile=_text(root, "profile") or STANDARD,
-        compiler=_text(root, "compiler") or OPTIMIZING,
+        profile=_text(root, "profile"),
+        compiler=_text(root, "compiler"),
         export=export,
         export_arguments=arguments if export else (),
     )

@@ -31,14 +31,14 @@ class ManagerInMemory(TlsPeer):
     them when there is none. `on_follow` is called when all of a followed stream is out. `workloads` is what
     start was asked to give.
     By request line, and taken off one by one: what is done with the connection `instead` of obeying, and what is done
-    when it was obeyed and the answer is `lost`.
+    when it was obeyed and the answer is `lost`. `is_older`: it does not know a creation with a start in it.
     """
 
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
         super().__init__(context, self._serve_connection)
         self.keeps: dict[int, KeepInfo] = {}
         self.upload_port: int | None = None
-        self.newest_first = False
+        self.newest_first = self.is_older = False
         self.banner = api.BANNER
         self.workloads: dict[int, object] = {}
         self.lines: dict[int, list[LogLine]] = {}
@@ -97,9 +97,11 @@ class ManagerInMemory(TlsPeer):
             return 200, self._page(parse_qsl(query))
         if path == V1_KEEPS_PATH:
             key = self.headers[-1].get("idempotency-key", "")
+            asked = strict_json.loads_object(body or b"{}", 1 << 20, "the request")
+            if self.is_older and "start" in asked:
+                raise KeepfleetError(ErrorKind.BAD_REQUEST, "invalid request: unknown field 'start'; it takes arch")
             if self._created.get(key) in self.keeps:
                 return 201, self._show(self.keeps[self._created[key]])
-            asked = strict_json.loads_object(body or b"{}", 1 << 20, "the request")
             self._give_up_name(str(asked.get("name", "")), replace=bool(asked.get("replace", False)))
             made = self._create(api.parse_v1_create(body), asked)
             self._created |= {key: FIRST_ID + len(self.keeps) - 1} if key else {}

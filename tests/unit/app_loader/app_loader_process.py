@@ -124,7 +124,6 @@ class AppLoaderProcess:
             "KEEPFLEET_NAMES": "keep.example,10.1.2.3",
             "KEEPFLEET_UPLOADERS": "*",
             "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory),
-            "KEEPFLEET_OPENSSL": "/usr/bin/openssl",
         }
         self._start([], {**passed, **self.given}, environment)
         for descriptor in opened:
