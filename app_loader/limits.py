@@ -84,7 +84,8 @@ MAX_EVIDENCE_LINE = 200
 GUEST_TABLES = 16
 GUEST_MEMORIES = 1
 """Several memories are a proposal that is switched off."""
-GUEST_INSTANCES = 1
+GUEST_INSTANCES = 2
+"""The module itself, and what stands for `proc_exit`."""
 COMPONENT_TABLES = 64
 COMPONENT_MEMORIES = 8
 """A component may be several modules, each with a memory of its own; the unit's MemoryMax= bounds their sum."""

@@ -63,9 +63,9 @@ def _receive(settings: Settings, passed: Passed, grants: Grants | None, reporter
         return None
     from app_loader.receive.access import UploadAccess
     from app_loader.receive.endpoint import Endpoint
-    from app_loader.run.lock import lock_endpoint
+    from keep_isolation.locks import lock_endpoint
 
-    lock_endpoint()  # before the first byte of a client's is read
+    lock_endpoint(programs=True)  # before the first byte of a client's is read
     if not _client_comes(listener):
         return None
     access = UploadAccess(revoked, settings.kuuid, settings.uploaders)

@@ -20,6 +20,7 @@ import pytest
 import wasmtime
 
 import app_loader
+import keep_isolation
 import keep_protocol
 from keep_protocol import tls
 from keep_protocol.constants import MAX_CONTROL_FRAME
@@ -35,7 +36,7 @@ PATIENCE = 30.0
 def installed(directory: Path, changed: Mapping[str, object]) -> Path:
     """A directory as an installation leaves it: our packages and wasmtime, limits of the app-loader
     `changed` so that a test need not wait for the real ones. Returns the way in."""
-    for package in (app_loader, keep_protocol, wasmtime):
+    for package in (app_loader, keep_isolation, keep_protocol, wasmtime):
         source = Path(next(iter(package.__path__)))
         (directory / source.name).symlink_to(source)
     if changed:
