@@ -1,9 +1,10 @@
-"""The reader of answers, with `http.client` as the oracle: what it takes it reads alike, in whatever pieces it comes."""
+"""The reader of answers, with `http.client` as the oracle: what it takes it reads alike, in any pieces."""
 
 from __future__ import annotations
 
 import io
 from http.client import HTTPException, HTTPResponse
+from itertools import pairwise
 from typing import Any, cast
 
 from hypothesis import given, settings
@@ -84,7 +85,7 @@ def answers(draw: st.DrawFn) -> bytes:
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(places)]
 
 
 CUTS = st.lists(st.integers(0, 1 << 16), max_size=8)
