@@ -1,4 +1,4 @@
-"""The reader of answers, with `http.client` as the oracle: what it takes it reads alike, in whatever pieces it comes."""
+"""The reader of answers, with `http.client` as the oracle: what it takes it reads alike, in any pieces."""
 
 from __future__ import annotations
 
