@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from http.client import HTTPException, HTTPResponse
 from typing import Any, cast
 
@@ -84,7 +85,7 @@ def answers(draw: st.DrawFn) -> bytes:
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
 CUTS = st.lists(st.integers(0, 1 << 16), max_size=8)
