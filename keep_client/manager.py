@@ -81,13 +81,15 @@ class ManagerClient(Connection):
         lease: Mapping[str, int] = NO_LIMITS,
         start: dict[str, object] | None = None,
         meanwhile: Callable[[], None] = nothing,
+        profile: str = "",
+        compiler: str = "",
     ) -> KeepInfo:
         """A new keep; with `start`, which `starting` makes, one that listens, or none. A second call with the same key
         and the same members names the same keep, and makes none.
 
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
         lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
-        meanwhile: as for `exchange`.
+        meanwhile: as for `exchange`. profile and compiler: words of keep_protocol.spec; without one, the usual one.
         """
         wanted: dict[str, object] = {
             "name": name,
@@ -95,6 +97,8 @@ class ManagerClient(Connection):
             "limits": dict(limits),
             "replace": replace,
             "lease": dict(lease),
+            "profile": profile,
+            "compiler": compiler,
             "start": start,
         }
         body = {"arch": arch, **{member: value for member, value in wanted.items() if value}}

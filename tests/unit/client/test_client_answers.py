@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import itertools
 from http.client import HTTPException, HTTPResponse
+from itertools import pairwise
 from typing import Any, cast
 
 from hypothesis import given, settings
@@ -85,7 +85,7 @@ def answers(draw: st.DrawFn) -> bytes:
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(places)]
+    return [data[start:end] for start, end in pairwise(places)]
 
 
 CUTS = st.lists(st.integers(0, 1 << 16), max_size=8)
