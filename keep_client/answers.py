@@ -42,9 +42,13 @@ def read_head(channel: Channel) -> Head:
         version, status = _status(channel.line(MAX_LINE))
         fields = _fields(channel)
         if status >= 200:
-            length = 0 if status in _BODILESS else _length(fields)
+            said, is_bodiless = _length(fields), status in _BODILESS
             asked = {word.strip().lower() for word in fields.get(b"connection", b"").split(b",")}
-            return Head(status, length, version == b"HTTP/1.1" and b"close" not in asked and length is not None)
+            # A body that was announced where none may come could be taken for the next answer.
+            is_clear = said in (None, 0) if is_bodiless else said is not None
+            return Head(
+                status, 0 if is_bodiless else said, version == b"HTTP/1.1" and b"close" not in asked and is_clear
+            )
     raise ValueError("only interim answers came")
 
 

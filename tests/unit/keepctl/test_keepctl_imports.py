@@ -47,6 +47,7 @@ OURS = {
                 "states",
                 "strict_json",
                 "tls",
+                "tls_server",
             )
         ),
         "keepctl",
