@@ -31,6 +31,7 @@ COMMANDS = {
     "pki": "keepctl.commands.pki:group",
     "install": "keepctl.commands.units:install",
     "uninstall": "keepctl.commands.units:uninstall",
+    "doctor": "keepctl.commands.units:doctor",
 }
 """Every command, in the order of --help, and where it is: a table by its name in capitals, or click's."""
 
