@@ -19,7 +19,7 @@ PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
 CONTROL_GROUP = "keepfleet/cgroup"
 """Places in every tree. An interpreter finds its library in the `lib` beside it, whichever it was built for."""
 OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader")
-OTHERS = ("wasmtime", "h11")
+OTHERS = ("wasmtime",)
 """What runs in a keep. A test imports every module of ours in a tree."""
 MAIN = "keep_loader/__main__.py"
 MOUNT_POINTS = (

@@ -377,8 +377,8 @@ def test_a_user_s_manager_takes_root_s_tree_where_it_is_the_same(
 
 
 def test_what_is_missing_is_named_with_what_to_do(trees: Trees, host: Path) -> None:
-    shutil.rmtree(host / "h11")
-    with pytest.raises(KeepfleetError, match="has no package h11; run: keepctl install"):
+    shutil.rmtree(host / "wasmtime")
+    with pytest.raises(KeepfleetError, match="has no package wasmtime; run: keepctl install"):
         trees.current()
     with pytest.raises(KeepfleetError, match="it cannot ask /nonexistent/python"):
         contents(Target("/nonexistent/python", str(host)))
