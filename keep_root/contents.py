@@ -19,8 +19,8 @@ PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
 CONTROL_GROUP = "keepfleet/cgroup"
 """Places in every tree. An interpreter finds its library in the `lib` beside it, whichever it was built for."""
 OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader")
-OTHERS = ("wasmtime",)
-"""What runs in a keep. A test imports every module of ours in a tree."""
+ENGINE = "wasmtime"
+"""What runs in a keep: our packages, of which a test imports every module in a tree, and of the engine's its library."""
 MAIN = "keep_loader/__main__.py"
 MOUNT_POINTS = (
     *("proc", "sys", "dev", "run", "run/systemd/incoming", "tmp", "var/tmp", "etc", "home", "root"),
@@ -98,10 +98,11 @@ def contents(target: Target) -> Contents:
         Entry(PYTHON, target.python, MODE_OF_PROGRAM, True),
         *_standard_library(library, place, tag),
     ]
-    for name in (*OURS, *OTHERS):
+    for name in (*OURS, ENGINE):
         directory = os.path.join(target.packages, name)
         if os.path.isdir(directory):
-            entries += _package(directory, f"{PACKAGES}/{name}", tag)
+            found = _package(directory, f"{PACKAGES}/{name}", tag)
+            entries += found if name != ENGINE else (entry for entry in found if _is_object(entry))
         else:
             raise _cannot(f"{target.packages} has no package {name}; run: keepctl install, of a whole version")
     entries += _libraries([entry.source for entry in entries if _is_object(entry)])
