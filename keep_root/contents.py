@@ -20,7 +20,7 @@ CONTROL_GROUP = "keepfleet/cgroup"
 """Places in every tree. An interpreter finds its library in the `lib` beside it, whichever it was built for."""
 OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader")
 ENGINE = "wasmtime"
-"""What runs in a keep: our packages, of which a test imports every module in a tree, and of the engine's its library."""
+"""What runs in a keep: our packages, of which a test imports every module in a tree, and the engine's library alone."""
 MAIN = "keep_loader/__main__.py"
 MOUNT_POINTS = (
     *("proc", "sys", "dev", "run", "run/systemd/incoming", "tmp", "var/tmp", "etc", "home", "root"),
