@@ -19,8 +19,9 @@ PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
 CONTROL_GROUP = "keepfleet/cgroup"
 """Places in every tree. An interpreter finds its library in the `lib` beside it, whichever it was built for."""
 OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader")
-ENGINE = "wasmtime"
-"""What runs in a keep: our packages, of which a test imports every module in a tree, and the engine's library alone."""
+LIBRARIES = ("wasmtime",)
+"""What runs in a keep: our packages whole, and of others the shared libraries. A test imports every module of ours in a
+tree."""
 MAIN = "keep_loader/__main__.py"
 MOUNT_POINTS = (
     *("proc", "sys", "dev", "run", "run/systemd/incoming", "tmp", "var/tmp", "etc", "home", "root"),
@@ -98,13 +99,12 @@ def contents(target: Target) -> Contents:
         Entry(PYTHON, target.python, MODE_OF_PROGRAM, True),
         *_standard_library(library, place, tag),
     ]
-    for name in (*OURS, ENGINE):
+    for name in (*OURS, *LIBRARIES):
         directory = os.path.join(target.packages, name)
-        if os.path.isdir(directory):
-            found = _package(directory, f"{PACKAGES}/{name}", tag)
-            entries += found if name != ENGINE else (entry for entry in found if _is_object(entry))
-        else:
+        if not os.path.isdir(directory):
             raise _cannot(f"{target.packages} has no package {name}; run: keepctl install, of a whole version")
+        found = _package(directory, f"{PACKAGES}/{name}", tag)
+        entries += found if name in OURS else (entry for entry in found if entry.watched)
     entries += _libraries([entry.source for entry in entries if _is_object(entry)])
     compiled = {entry.place for entry in entries if entry.place.endswith(".pyc")}
     sources = (entry.place for entry in entries if entry.place.endswith(".py"))

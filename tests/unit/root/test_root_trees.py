@@ -50,7 +50,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in goods.OURS:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, directory / name)
-    shutil.copytree(Path(sysconfig.get_path("purelib"), goods.ENGINE), directory / goods.ENGINE)
+    for name in goods.LIBRARIES:
+        shutil.copytree(Path(sysconfig.get_path("purelib"), name), directory / name)
     return directory
 
 
