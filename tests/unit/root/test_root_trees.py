@@ -36,8 +36,10 @@ for directory, _, names in os.walk("/keepfleet/packages"):
         ours = module.startswith(("keep_", "app_loader"))
         if ours and module.endswith(".py") and not module.endswith("__main__.py"):
             importlib.import_module(module[:-3].replace("/", ".").removesuffix(".__init__"))
-import calendar, encodings.idna, ssl, traceback, wasmtime
+import calendar, encodings.idna, ssl, traceback
 ssl.create_default_context()
+from app_loader.engine.binding import Library
+Library()
 print(sys.prefix, *sys.path)
 """
 
