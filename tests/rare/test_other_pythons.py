@@ -19,6 +19,10 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 MADE_BY = (f".pyenv/versions/{VERSION}.*", f".local/share/uv/python/cpython-{VERSION}.*")
 """Below a home: where pyenv and uv put an interpreter of the version that the tests' packages were built for."""
 PLACE = "/opt/another-python"
+FIND_ITS_LIBRARY = f"echo {PLACE}/lib >/etc/ld.so.conf.d/another-python.conf; ldconfig -X"
+"""What was built for another place looks for libpython there; `ldconfig` shows it this one."""
+EMPTY = ("/root", "/var/cache/ldconfig")
+"""So that nothing is found where it was built, and the machine's cache stays as it is."""
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = ROOT / "examples/hello-c/hello.wasm"
 
@@ -34,7 +38,7 @@ def another() -> Path:
 
 @pytest.fixture(scope="module")
 def fleet(another: Path, prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A host where keepfleet's environment is of that interpreter, which every user may read but need not."""
+    """A host where keepfleet's environment is of that interpreter, and no user but root may look into it."""
     python, environment, etc, shared = (tmp_path_factory.mktemp(name) for name in ("python", "env", "etc", "shared"))
     shutil.copytree(another, python, symlinks=True, dirs_exist_ok=True)
     shutil.copytree(prefix, environment, symlinks=True, dirs_exist_ok=True)
@@ -51,8 +55,9 @@ def fleet(another: Path, prefix: Path, tmp_path_factory: pytest.TempPathFactory)
         (str(etc), "/etc/keepfleet", False),
         (str(shared), str(shared), False),
     )
-    with Sandbox(f"python-{os.getpid()}", Layout(binds)) as sandbox, sandbox.network():
+    with Sandbox(f"python-{os.getpid()}", Layout(binds, EMPTY)) as sandbox, sandbox.network():
         fleet = Fleet(Host(sandbox, shared), etc)
+        fleet.host.run(["sh", "-ec", FIND_ITS_LIBRARY])
         fleet.install()
         yield fleet
 

@@ -14,7 +14,7 @@ UNITS = Path(str(resources.files("units")))
 FILES = sorted(path for variant in ("system", "user") for path in (UNITS / variant).rglob("*") if path.is_file())
 PLACEHOLDERS = {"@PREFIX@", "@TREES@"}
 # What a user manager cannot do, and who a keep is there: the only keys of the system's variant the user's may lack.
-SYSTEM_ONLY = {"DynamicUser", "User", "ProtectProc", "ProcSubset", "IPAddressDeny", "DevicePolicy"}
+SYSTEM_ONLY = {"DynamicUser", "User", "IPAddressDeny", "DevicePolicy"}
 SYSTEM_ONLY |= {"LogRateLimitIntervalSec"}
 
 
