@@ -15,7 +15,7 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
-from keep_manager.model import Answer, LoaderGone
+from keep_manager.model import Answer, LoaderGone, UnixUser
 from keep_protocol.constants import CONTROL_REPLY_SECONDS, MAX_CONTROL_FRAME, control_socket_path
 from keep_protocol.control import (
     CONTROL_VERSION,
@@ -62,8 +62,9 @@ def decode_answer(frame: bytes) -> Answer:
 class LoaderSession:
     """One connection to one loader; commands are answered in order."""
 
-    def __init__(self, sock: socket.socket, kuuid: int) -> None:
+    def __init__(self, sock: socket.socket, kuuid: int, user: UnixUser) -> None:
         self._sock = sock
+        self.user = user
         self._kuuid = kuuid
         self._rest = b""
         self._version = 1
@@ -176,16 +177,16 @@ class Loaders:
                 flags = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
                 sock = held.enter_context(socket.socket(socket.AF_UNIX, flags))
                 async with asyncio.timeout(CONTROL_REPLY_SECONDS):
-                    await _connect(sock, control_socket_path(self._root, kuuid))
+                    user = await _connect(sock, control_socket_path(self._root, kuuid))
             except TimeoutError:
                 raise _unreachable(kuuid, f"its socket stayed busy for {CONTROL_REPLY_SECONDS:g} s") from None
             except OSError as error:
                 raise _failed(kuuid, error) from error
-            yield LoaderSession(sock, kuuid)
+            yield LoaderSession(sock, kuuid, user)
 
 
-async def _connect(sock: socket.socket, path: str) -> None:
-    """Connects to exactly the socket at `path`, no link followed from its directory on.
+async def _connect(sock: socket.socket, path: str) -> UnixUser:
+    """Connects to exactly the socket at `path`, no link followed from its directory on; returns who listens there.
 
     Raises OSError, PermissionError too where the socket is not the directory owner's.
     """
@@ -207,6 +208,7 @@ async def _connect(sock: socket.socket, path: str) -> None:
                 await asyncio.sleep(BUSY_SECONDS)
     finally:
         os.close(file)
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    _, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     if uid != owner:
         raise PermissionError(1, f"uid {uid} listens on the socket of uid {owner}")
+    return UnixUser(uid, gid)

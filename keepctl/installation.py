@@ -21,10 +21,11 @@ SYSTEMCTL_SECONDS = 60.0
 MANAGER = "keep-manager.service"
 KEEPS = "keep@*.service"
 SLICES = ("keep.slice", "keep-g*.slice")
+GRANTS = ("keepfleet-grants.socket", "keepfleet-grants.service")
 RUNNING = "active,activating,deactivating,reloading"
 MARK = "# Written by `keepctl install`, which overwrites it: change it with `systemctl edit`, not here.\n"
 """The first line of every file we write; a file without it was written by another program or a person."""
-PLACEHOLDERS = ("PREFIX", "PYTHON_REAL", "VERSIONS", "OPENSSL")
+PLACEHOLDERS = ("PREFIX", "PYTHON_REAL", "PACKAGES", "VERSIONS", "OPENSSL")
 _PLACEHOLDER = re.compile(r"@([A-Z][A-Z0-9_]*)@")
 _WANTED_BY = (".wants", ".requires")
 """The directories in which `systemctl enable` links a unit (man systemctl)."""
@@ -121,8 +122,8 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
     changes = []
     with versions.locked(version), files.explained(f"remove units from {where.directory}"):
         if where.reload:
-            for verb, names in (("reset-failed", units(where.variant, "failed", KEEPS, MANAGER)),
-                                ("stop", units(where.variant, "active", *SLICES))):  # fmt: skip
+            for verb, names in (("reset-failed", units(where.variant, "failed", KEEPS, MANAGER, *GRANTS)),
+                                ("stop", units(where.variant, "active", *SLICES, *GRANTS))):  # fmt: skip
                 if names:
                     systemctl(where.variant, verb, *names)
         for path in [os.path.join(where.directory, name) for name in templates(where.variant, root)]:

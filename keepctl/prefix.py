@@ -107,10 +107,11 @@ def values_for(prefix: Prefix, variant: str) -> dict[str, str]:
         raise KeepfleetError(
             ErrorKind.CONFIGURATION, "cannot install: keeps make their keys with openssl; run: apt-get install openssl"
         )
-    main = os.path.join(packages_of(python), OURS, "__main__.py")
+    packages = packages_of(python)
     values = {
         "PREFIX": prefix.in_units,
         "PYTHON_REAL": os.path.realpath(python),
+        "PACKAGES": packages,
         "VERSIONS": prefix.versions if prefix.is_versioned else os.path.join(prefix.directory, "lib"),
         "OPENSSL": os.path.realpath(openssl),
     }
@@ -118,7 +119,7 @@ def values_for(prefix: Prefix, variant: str) -> dict[str, str]:
         for path in (
             prefix.directory,
             python,
-            main,
+            os.path.join(packages, OURS, "__main__.py"),
             *(values[name] for name in ("PYTHON_REAL", "VERSIONS", "OPENSSL")),
         ):
             check_visible(check_path(path, "which keeps use"))

@@ -36,6 +36,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_protocol": {"keep_protocol"},
     "keep_loader": {"keep_loader", *LIGHT_PROTOCOL},
     "app_loader": {"app_loader", "keep_protocol"},
+    "keep_grants": {
+        "keep_grants",
+        "keep_protocol.errors",
+        "keep_protocol.fields",
+        "keep_protocol.strict_json",
+        "keep_protocol.sdnotify",
+    },  # fmt: skip
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
     "keepctl": {"keepctl", "keep_client", "keep_protocol", "strict_yaml", "units"},
@@ -45,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tools": set(),
     "tools.sandbox": {"tools.sandbox"},
     "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},
-    "keep_manager": {"keep_manager", "keep_protocol", "strict_yaml"},
+    "keep_manager": {"keep_manager", "keep_grants.protocol", "keep_protocol", "strict_yaml"},
     "keep_manager.http": {
         "keep_manager.http",
         "keep_manager.authorize",
@@ -74,7 +81,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_manager.authorize": {"keep_manager.authorize", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
     "keep_manager.callers": {"keep_protocol"},
     "keep_manager.model": {"keep_manager.model", "keep_manager.callers", "keep_protocol"},
-    "keep_manager.providers": {"keep_manager.providers", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
+    "keep_manager.providers": {
+        "keep_manager.providers",
+        "keep_manager.callers",
+        "keep_manager.model",
+        "keep_grants.protocol",
+        "keep_grants.resolve",
+        "keep_protocol",
+    },
     "keep_manager.pki": {"keep_manager.pki", "keep_manager.model", "keep_protocol"},
     "keep_manager.loader_client": {"keep_manager.loader_client", "keep_manager.model", "keep_protocol"},
 }
@@ -93,7 +107,7 @@ ONLY_IN: dict[str, set[str]] = {
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},
 }
-STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_loader", "keep_client", "units", "tools")
+STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_loader", "keep_grants", "keep_client", "units", "tools")
 
 
 def sources() -> list[Path]:

@@ -239,7 +239,8 @@ class Keeps:
         if given:
             decide.refuse_giving(answer.report, uploaders)
         allowed = self._quotas.admit_start(caller, info, request.address, request.port)
-        provision = Provision(spec, caller, self._policy.allowance(caller), request.workload)
+        allowance = self._policy.allowance(caller)
+        provision = Provision(kuuid, spec, caller, allowance, session.user, request.workload)
         kind = kind_of(spec.kind)
         async with self._providers.opened(provision) as opened:
             reach(Failpoint.START_BEFORE_BIND)
