@@ -1,4 +1,4 @@
-"""Makes one granted directory: a detached mount that nothing leads out of, in which the keep has a chosen user's rights.
+"""Makes granted directories: detached mounts that nothing leads out of, where a keep has a chosen user's rights.
 
 Detached means that no path leads to it: `..` at its top is itself. An id map shows one user's files as the keep's own,
 and stores what the keep makes as that user's. The descriptor works on after the mount has been dissolved.
@@ -79,11 +79,9 @@ class Maker:
                 return _mapped(own, place, attributes, self._namespace(disk, self._shown)), Granted(disk)
             except NoMap as fault:
                 if wanted.writable or fault.other:
+                    why = f"cannot grant {wanted.path} with files as user {disk.uid}: {fault}"
                     more = "" if fault.other else "; `files_as: keep` would leave them to users that come and go"
-                    raise KeepfleetError(
-                        ErrorKind.UNSUPPORTED,
-                        f"cannot grant {wanted.path} with files as user {disk.uid}: {fault}{more}",
-                    ) from fault
+                    raise KeepfleetError(ErrorKind.UNSUPPORTED, why + more) from fault
                 unmapped = str(fault)
         lacks = f"the keep reads what everybody may read: {unmapped}" if unmapped else ""
         return _cloned(own, place, attributes), Granted(None, lacks)
@@ -101,7 +99,7 @@ class Maker:
 
 
 def _disk(wanted: Wanted, root: int) -> tuple[DiskIds | None, str]:
-    """Whose the files are on disk, or for reading alone why they stay unmapped. Raises KeepfleetError(CONFIGURATION)."""
+    """Whose the files are on disk, or None and why they stay unmapped. Raises KeepfleetError(CONFIGURATION)."""
     status = os.fstat(root)
     uid, gid = (status.st_uid, status.st_gid) if wanted.disk is None else (wanted.disk.uid, wanted.disk.gid)
     whose = "it has files_as" if wanted.disk else f"{wanted.root} belongs to"
@@ -114,7 +112,7 @@ def _disk(wanted: Wanted, root: int) -> tuple[DiskIds | None, str]:
     if wanted.writable or wanted.disk:
         raise KeepfleetError(
             ErrorKind.CONFIGURATION,
-            f"cannot grant {wanted.path}: {why}, and whose files no keep may make; {SET_FILES_AS}, or change its owner",
+            f"cannot grant {wanted.path}: {why}, and no keep may be that; {SET_FILES_AS}, or give it another owner",
         )
     return None, why
 

@@ -23,15 +23,16 @@ SOCKET_NAME = "keepfleet-grants.sock"
 MAX_DIRECTORIES = 16
 """As many as a workload may be granted."""
 MAX_REQUEST = 192 * 1024
-"""16 paths of 4,095 bytes, each escaped to at most half as much again and in two parts, and the rest; the kernel takes a
-packet of 208 KiB."""
+"""Twice what 16 of the longest paths in ASCII take; the kernel takes a packet of 208 KiB."""
 MAX_ANSWER = 64 * 1024
 ANSWER_SECONDS = 5.0
-"""A warm helper answers in 2 ms and a cold one in 80: this covers a host sixty times busier, and a file system that hangs
-holds up one start for no longer."""
+"""A warm helper answers in some milliseconds and a cold one in a tenth of a second: this covers a host fifty times
+busier, and a file system that hangs holds up one start for no longer."""
 FIRST_DYNAMIC, LAST_DYNAMIC = 61184, 65519
 """The users that systemd makes for units with DynamicUser= (https://systemd.io/UIDS-GIDS)."""
 LAST_ID = 2**32 - 2
+_ROOM = socket.CMSG_SPACE(MAX_DIRECTORIES * 4)
+"""For the descriptors of an answer."""
 _WHAT = "request to the grants helper"
 
 
@@ -119,9 +120,10 @@ def ask(
             _limit(sock, deadline)
             sock.send(request.encode())
             _limit(sock, deadline)
-            packet, descriptors, flags, _ = socket.recv_fds(sock, MAX_ANSWER, MAX_DIRECTORIES)
+            packet, ancillary, flags, _ = sock.recvmsg(MAX_ANSWER, _ROOM, socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
             raise _unreachable(path, error) from error
+    descriptors = [number for _, _, data in ancillary for number in memoryview(data).cast("i").tolist()]
     for descriptor in descriptors:
         held.callback(os.close, descriptor)
     if not packet:
@@ -157,9 +159,7 @@ def _checked(packet: bytes, descriptors: list[int], count: int) -> list[tuple[in
 
 
 def _distrusted(why: str) -> KeepfleetError:
-    return KeepfleetError(
-        ErrorKind.INTERNAL, f"cannot grant directories: the grants helper is not to be trusted: {why}"
-    )
+    return KeepfleetError(ErrorKind.INTERNAL, f"cannot grant directories: cannot trust the grants helper: {why}")
 
 
 def _unreachable(path: str, error: OSError) -> KeepfleetError:

@@ -23,7 +23,7 @@ IDLE_SECONDS = 30.0
 WORK_SECONDS = 4.0
 """A request takes 2 ms; the manager gives up after 5 s, and nothing may go on behind its back."""
 MAX_WORKERS = 3
-"""The unit's TasksMax=8 are this process, and for each of its requests one that works and one that makes a namespace."""
+"""The unit's TasksMax=8: this process, and for each request one that works and one that makes a namespace."""
 MANAGER_UNIT = "keep-manager.service"
 
 Check = Callable[[socket.socket], None]

@@ -38,11 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app_loader": {"app_loader", "keep_protocol"},
     "keep_grants": {
         "keep_grants",
-        "keep_protocol.errors",
-        "keep_protocol.fields",
-        "keep_protocol.strict_json",
-        "keep_protocol.sdnotify",
-    },  # fmt: skip
+        *(f"keep_protocol.{name}" for name in ("errors", "fields", "strict_json", "sdnotify")),
+    },
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
     "keepctl": {"keepctl", "keep_client", "keep_protocol", "strict_yaml", "units"},

@@ -35,8 +35,8 @@ NO_KEEP = UnixUser(FIRST_DYNAMIC, FIRST_DYNAMIC)
 
 @dataclass(frozen=True)
 class Files:
-    """Opens what a workload is granted but its secrets. helper: the socket of the helper that makes directories; mapped:
-    whether each keep is a user of its own, as in the system's instance."""
+    """Opens what a workload is granted but its secrets. helper: the socket of the helper that makes directories;
+    mapped: whether each keep is a user of its own, as in the system's instance."""
 
     helper: str
     mapped: bool

@@ -10,7 +10,7 @@ import pytest
 
 UNITS = Path(str(resources.files("units")))
 FILES = sorted(path for variant in ("system", "user") for path in (UNITS / variant).rglob("*") if path.is_file())
-PLACEHOLDERS = {"@PREFIX@", "@PYTHON_REAL@", "@VERSIONS@", "@OPENSSL@"}
+PLACEHOLDERS = {"@PREFIX@", "@PYTHON_REAL@", "@PACKAGES@", "@VERSIONS@", "@OPENSSL@"}
 # What a user manager cannot do, and who a keep is there: the only keys of the system's variant the user's may lack.
 SYSTEM_ONLY = {"DynamicUser", "User", "ProtectProc", "ProcSubset", "IPAddressDeny", "DevicePolicy"}
 SYSTEM_ONLY |= {"LogRateLimitIntervalSec"}

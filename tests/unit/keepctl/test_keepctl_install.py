@@ -24,6 +24,7 @@ from tests.unit.keepctl.conftest import Run
 VALUES = {
     "PREFIX": "/opt/keepfleet/current",
     "PYTHON_REAL": "/usr/bin/python3.11",
+    "PACKAGES": "/opt/keepfleet/versions/1/lib/python3.11/site-packages",
     "VERSIONS": "/opt/keepfleet/versions",
     "OPENSSL": "/usr/bin/openssl",
 }
@@ -205,10 +206,11 @@ def make_prefix(directory: Path) -> Path:
 
 def test_the_values_of_a_lone_virtual_environment_are_its_own_paths(tmp_path: Path) -> None:
     root = tmp_path / "venv"
-    make_prefix(root)
+    packages = make_prefix(root)
     assert prefix.values_for(find_prefix(str(root)), "user") == {
         "PREFIX": str(root),
         "PYTHON_REAL": os.path.realpath(sys.executable),
+        "PACKAGES": str(packages),
         "VERSIONS": f"{root}/lib",
         "OPENSSL": os.path.realpath("/usr/bin/openssl"),
     }
