@@ -87,8 +87,9 @@ def answer(connection: socket.socket, check: Check, *, mapped: bool, undetached:
     """
     with ExitStack() as held:
         try:
+            packet = connection.recv(MAX_REQUEST + 1)  # also a stranger's: what is unread at the end resets its answer
             check(connection)
-            request = decode_request(connection.recv(MAX_REQUEST + 1))
+            request = decode_request(packet)
             if mapped and request.keep is None:
                 raise KeepfleetError(
                     ErrorKind.BAD_REQUEST, "cannot grant directories: the request names no keep's user"
