@@ -76,7 +76,9 @@ class Maker:
         disk, unmapped = _disk(wanted, root) if self._shown and wanted.mapped else (None, "")
         if disk is not None and self._shown is not None:
             try:
-                return _mapped(own, place, attributes, self._namespace(disk, self._shown)), Granted(disk)
+                tree = _mapped(own, place, attributes, self._namespace(disk, self._shown))
+                _check_rights(wanted, place, tree, disk)
+                return tree, Granted(disk)
             except NoMap as fault:
                 if wanted.writable or fault.other:
                     why = f"cannot grant {wanted.path} with files as user {disk.uid}: {fault}"
@@ -115,6 +117,25 @@ def _disk(wanted: Wanted, root: int) -> tuple[DiskIds | None, str]:
             f"cannot grant {wanted.path}: {why}, and no keep may be that; {SET_FILES_AS}, or give it another owner",
         )
     return None, why
+
+
+def _check_rights(wanted: Wanted, place: int, tree: int, disk: DiskIds) -> None:
+    """Raises KeepfleetError(FORBIDDEN) where a keep with the rights of `disk` could not use the directory.
+
+    What belongs to a user or a group that the map does not have is never written to, whatever its mode says: the kernel
+    could not write its owner back, and says EACCES. Read it is by its mode, as the helper may here no more than that.
+    """
+    status, owner, why = os.fstat(place), f"{disk.uid}:{disk.gid}", ""
+    found = f"it belongs to {status.st_uid}:{status.st_gid}"
+    if wanted.writable and (status.st_uid, status.st_gid) != (disk.uid, disk.gid):
+        why = f"for writing: {found}, and the keep writes to what is {owner}'s alone"
+    try:
+        with ExitStack() as own:
+            _opened(own, tree)
+    except PermissionError:
+        why = why or f"with the rights of {owner}, who may not read it: {found}"
+    if why:
+        raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot grant {wanted.path} {why}; run: chown {owner} {wanted.path}")
 
 
 def _opened(held: ExitStack, tree: int) -> int:

@@ -114,7 +114,10 @@ def test_one_keep_reads_what_another_wrote(granting: Fleet) -> None:
 
 
 def test_a_root_of_root_s_is_written_to_as_the_user_that_the_configuration_names(granting: Fleet) -> None:
-    assert listed(granting.host, "as").endswith("0:0")
+    error = refusal(granting, given(("as", "/as", True)))
+    assert (
+        f"{ROOT}/as for writing: it belongs to 0:0, and the keep writes to what is 5000:5000's alone" in error.message
+    )
     assert filtered(granting, "/as/report")[0] == 0
     assert listed(granting.host, "as/deep/report") == f"600 {OWNER}:{OWNER}"
 
@@ -300,7 +303,8 @@ def test_a_reload_says_of_each_root_what_a_keep_will_have_there(granting: Fleet)
     assert "files_as: USER" in said
     text = "\n".join(message_of(entry) for entry in granting.host.journal(MANAGER, cursor))
     assert f"grant root: {ROOT}/read read-only, its files those of {OWNER}:{OWNER}" in text
-    assert f"grant root: {ROOT}/as for writing, its files those of {OWNER}:{OWNER}" in text
+    assert f"grant root: {ROOT}/out for writing, its files those of {OWNER}:{OWNER}" in text
+    assert f"grant root: cannot grant {ROOT}/as for writing: it belongs to 0:0" in text
     assert f"grant root: {ROOT}/keep for writing" in text
     assert f"{ROOT}/roots read-only; the keep reads what everybody may read" in text
 
@@ -323,6 +327,5 @@ def test_the_helper_leaves_when_it_is_idle_and_is_started_again(granting: Fleet)
 
 def test_the_socket_is_root_s_and_takes_packets(granting: Fleet) -> None:
     assert granting.host.run(["stat", "--format=%a %U %F", "/run/keepfleet-grants.sock"]).stdout == "600 root socket\n"
-    assert socket.SOCK_SEQPACKET == 5, "what /proc/net/unix shows as the type"
     shown = granting.host.run(["grep", "/run/keepfleet-grants.sock", "/proc/net/unix"]).stdout
-    assert shown.split()[4] == "0005"
+    assert int(shown.split()[4], 16) == socket.SOCK_SEQPACKET
