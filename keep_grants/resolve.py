@@ -42,6 +42,7 @@ _REFUSALS = {
     errno.ELOOP: (ErrorKind.FORBIDDEN, "a symbolic link stands in it, and none is followed"),
     errno.EXDEV: (ErrorKind.FORBIDDEN, "it leads out of the directory from which things may be granted"),
     errno.ENAMETOOLONG: (ErrorKind.BAD_REQUEST, "a name in it is too long"),
+    errno.ENOSYS: (ErrorKind.UNSUPPORTED, "this kernel lacks the calls for it, which Linux 5.12 has"),
     errno.EACCES: (ErrorKind.FORBIDDEN, "it may not be read, or a directory above it not be passed"),
 }
 
