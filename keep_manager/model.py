@@ -148,12 +148,12 @@ class UnixUser:
 
 @dataclass(frozen=True)
 class Provision:
-    """What is asked for in a keep's start: for which keep, by whom, which user the keep is, and what its workload is
-    to have, if anything."""
+    """What is asked for in a keep's start: for which keep, by whom, which user the keep is, None while it is still to
+    be made, and what its workload is to have, if anything."""
 
     kuuid: int
     spec: KeepSpec
     caller: Caller
     allowed: Allowance
-    user: UnixUser
+    user: UnixUser | None
     workload: WorkloadRequest | None

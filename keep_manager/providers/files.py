@@ -30,7 +30,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 LOG = logging.getLogger("keepfleet.grants")
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 NO_KEEP = UnixUser(FIRST_DYNAMIC, FIRST_DYNAMIC)
-"""For whom a root is tried when the configuration is read; what is made then is closed again."""
+"""For whom a directory is made that no keep gets: when a root is tried, or a start checked before there is a keep."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,11 @@ class Files:
             elif grant.kind is GrantKind.STDIN:
                 found[name] = open_file(held, grant, roots, caller, check_regular)
         if directories:
-            made = self._ask(held, list(directories.values()), provision.user)
+            made = self._ask(held, list(directories.values()), provision.user or NO_KEEP)
             for (name, wanted), (descriptor, granted) in zip(directories.items(), made, strict=True):
                 found[name] = descriptor
-                LOG.info("%s: granted %s", unit_name(provision.kuuid), described(wanted, granted))
+                if provision.user:
+                    LOG.info("%s: granted %s", unit_name(provision.kuuid), described(wanted, granted))
         return found
 
     def tried(self, root: GrantRoot) -> str:
