@@ -175,6 +175,9 @@ def findings(
             found.append(f"{path} is not what this version writes; run: keepctl install")
     if version.is_managed and os.path.realpath(version.current) != version.directory:
         found.append(f"{version.current} names another version; run: keepctl install")
+    if where.reload and is_manager_running(where) and GRANTS[0] not in units(where.variant, "active", GRANTS[0]):
+        user = " --user" if where.variant == "user" else ""
+        found.append(f"{GRANTS[0]} is down: no directory can be granted; run: systemctl{user} restart {GRANTS[0]}")
     name = f"root-{digest_of(contents(trees.target), trees.target)}"
     tree = read_tree(os.path.join(where.trees, name))
     if tree is None and where.trees != SYSTEM_TREES:

@@ -245,8 +245,11 @@ def test_without_the_helper_a_start_fails_whole_and_says_what_to_do(granting: Fl
     granting.host.systemctl("stop", SOCKET)
     try:
         error = refusal(granting, workload)
+        doctor = granting.host.run(["keepctl", "doctor"], check=False)
     finally:
         granting.host.systemctl("restart", SOCKET)
+    assert f"{SOCKET} is down: no directory can be granted; run: systemctl restart {SOCKET}" in doctor.stdout
+    assert SOCKET not in granting.host.run(["keepctl", "doctor"], check=False).stdout
     assert error.kind is ErrorKind.UNAVAILABLE
     assert "there is no socket /run/keepfleet-grants.sock; run: systemctl restart keepfleet-grants" in error.message
     assert begun(granting, workload).info.state is State.STARTED
