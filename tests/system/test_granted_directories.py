@@ -15,6 +15,7 @@ from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.host import Host, message_of
+from tests.system.inside import detached
 from tests.system.life import Life, drop_in, example
 
 ROOT = "/run/granted-directories"
@@ -92,10 +93,8 @@ def refusal(fleet: Fleet, workload: dict[str, object]) -> KeepfleetError:
 
 
 def directories_of(life: Life) -> list[str]:
-    """The paths of the loader's directory descriptors that lie in no mount of the host's."""
-    place = f"/proc/{life.loader_pid}/fd"
-    script = f'for f in {place}/*; do [ -d "$f" ] && [ "$(readlink "$f")" = / ] && echo "$f"; done; true'
-    return life.host.run(["sh", "-c", script]).stdout.split()
+    """The loader's descriptors of directories that are mounts which no path leads to."""
+    return detached(life.host, life.loader_pid)
 
 
 def test_three_keeps_write_one_report_that_its_owner_alone_can_read(granting: Fleet) -> None:

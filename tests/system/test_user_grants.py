@@ -10,6 +10,7 @@ import pytest
 
 from tests.system.fleet import MANAGER, free_port
 from tests.system.host import Host, message_of
+from tests.system.inside import detached
 from tests.system.life import EXAMPLES
 
 USER = "gina"
@@ -78,8 +79,7 @@ def lived(user: tuple[Host, int], report: str) -> dict[str, Any]:
 
     kuuid = ran(BEGIN, str(free_port()), report)
     loader = host.show(f"keep@{kuuid}.service", "MainPID", user=USER)["MainPID"]
-    script = f'for f in /proc/{loader}/fd/*; do [ -d "$f" ] && [ "$(readlink "$f")" = / ] && echo "$f"; done; true'
-    held = host.run(["sh", "-c", script]).stdout.split()
+    held = detached(host, int(loader))
     found: dict[str, Any] = json.loads(ran(END, kuuid, str(module)))
     return {**found, "held": len(held)}
 
