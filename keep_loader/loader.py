@@ -156,7 +156,7 @@ class Loader:
         from keep_loader.restart import resume_from
 
         failures = self._keep.report.isolation_failures
-        resumption = resume_from(saved, self._store.names, round(time.time(), 3), failures)
+        resumption = resume_from(saved, self._store.names, round(time.time(), 3), failures, os.getuid())
         self._keep.restore(saved)
         if resumption.event is Event.RESUME:
             self._supervise().resume()

@@ -49,18 +49,23 @@ class Resumption(Record):
     outcome: Outcome | None = None
 
 
-def resume_from(saved: KeepRecord, stored: frozenset[str], now: float, failures: tuple[str, ...]) -> Resumption:
+def resume_from(
+    saved: KeepRecord, stored: frozenset[str], now: float, failures: tuple[str, ...], user: int
+) -> Resumption:
     """What follows from the record and the names of the descriptors systemd kept for us, at `now` seconds of the
-    epoch; `failures` are the isolation check's. Pure.
+    epoch; `failures` are the isolation check's, `user` is who the keep is now. Pure.
 
     A start that was not yet answered is forgotten; an upload endpoint is opened again with all it had; a workload is
     run again where its policy says so, else it is lost; an end stays an end. Neither happens with a failure: the unit
-    may have changed since the start.
+    may have changed since the start. Nor for another user, to whom the granted directories show another's files.
     """
     resumption = _without_check(saved, stored, now)
-    if not failures or resumption.event not in (Event.RESUME, Event.RERUN):
+    faults = [f"the isolation check failed: {'; '.join(failures)}"] if failures else []
+    if saved.private.user not in (None, user) and any(name.startswith("directory-") for name in saved.private.granted):
+        faults.append(f"the keep was user {saved.private.user}, for whom its directories are, and is now {user}")
+    if not faults or resumption.event not in (Event.RESUME, Event.RERUN):
         return resumption
-    why = f"cannot go on after a restart of the loader: the isolation check failed: {'; '.join(failures)}"
+    why = f"cannot go on after a restart of the loader: {'; '.join(faults)}"
     return Resumption(Event.FAIL, why, resumption.outcome or Outcome(OutcomeKind.LOST, why, ended_at=now))
 
 

@@ -15,7 +15,7 @@ from keep_protocol import strict_json
 from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_FDS
 from keep_protocol.control import CERTIFICATE_NAME, CONTROL_VERSION, Description
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Items, Maybe, Nested, Record, Seconds, Text, field, parse
+from keep_protocol.fields import Items, Maybe, Nested, Record, Seconds, Text, Whole, field, parse
 from keep_protocol.keep import KeepReport
 from keep_protocol.outcome import Outcome
 from keep_protocol.sdnotify import Notifier
@@ -52,13 +52,15 @@ class Private(Record):
 
     names: further names for the certificate; granted: the names of what its workload gets, in order; reruns: when that
     was lately started again, on the monotonic clock; started_at: when it was last, in seconds of the epoch;
-    description: what a manager of version 1 called it, where its unit has no spec.
+    user: who the keep was at its start, None for one of a version before; description: what a manager of version 1
+    called it, where its unit has no spec.
     """
 
     names: tuple[str, ...] = field(Items(CERTIFICATE_NAME, MAX_CERTIFICATE_NAMES), default=())
     granted: tuple[str, ...] = field(Items(Text(16, GRANTED), MAX_CONTROL_FDS), default=())
     reruns: tuple[float, ...] = field(Items(Seconds(), 1000), default=())
     started_at: float | None = field(Maybe(Seconds()), default=None)
+    user: int | None = field(Maybe(Whole(0, 2**32)), default=None)
     description: Description | None = field(Maybe(Nested(Description, "description")), default=None)
 
 

@@ -8,6 +8,7 @@ Import rule: that of keep_loader.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import time
@@ -94,7 +95,7 @@ class Supervisor:
             uploaders=start.uploaders,
             restart=start.restart,
         )
-        keep.change_private(names=start.names, granted=start.granted)
+        keep.change_private(names=start.names, granted=start.granted, user=os.getuid())
         keep.move(Event.START)
         self.start_error = None
         try:

@@ -5,7 +5,9 @@ Frozen values, as `model` holds: `config` reads them, `authorize` and `keeps` as
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 from collections.abc import Mapping
 from enum import Enum
 
@@ -24,6 +26,12 @@ MAX_CALLER_NAME = 64
 """A common name has at most 64 characters (RFC 5280, ub-common-name)."""
 
 
+MAX_OWNER = 80
+"""A user's and a group's name have at most 32 characters each (man 8 useradd), a number 10."""
+KEEP_ITSELF = "keep"
+"""The files_as that leaves files to whichever user the keep is."""
+
+
 class DirectoryPath(Text):
     """The absolute path of a directory, `~` resolved and without `..`."""
 
@@ -37,11 +45,42 @@ class DirectoryPath(Text):
         return os.path.normpath(path)
 
 
+class DiskOwner(Text):
+    """`keep`, or a user of this host but root, by name or number, with `:` and a group behind it where not its own."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            MAX_OWNER,
+            r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?",
+            must="`keep`, or a user of this host other than root: USER, USER:GROUP or UID:GID",
+        )
+
+    def parse(self, value: object) -> str:
+        text = super().parse(value)
+        if text != KEEP_ITSELF and 0 in numbers_of(text):
+            raise ValueError
+        return text
+
+
 class GrantRoot(Record):
-    """A directory below which a caller may have things granted; writable: for writing, too."""
+    """A directory below which a caller may have things granted; writable: for writing, too; files_as: whose the files
+    are on disk, None for the directory's own owner."""
 
     path: str = field(DirectoryPath())
     writable: bool = field(Flag(), default=False)
+    files_as: str | None = field(Maybe(DiskOwner()), default=None)
+
+
+def numbers_of(owner: str) -> tuple[int, int]:
+    """The numbers of USER, USER:GROUP or UID:GID. Raises ValueError where this host has no such user or group."""
+    user, _, group = owner.partition(":")
+    try:
+        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+        if group:
+            return uid, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        return uid, pwd.getpwuid(uid).pw_gid
+    except (KeyError, OverflowError):
+        raise ValueError(f"there is no user or group {owner}") from None
 
 
 class ConfiguredRole(Enum):

@@ -9,7 +9,7 @@ from enum import Enum
 
 import yaml
 
-from keep_manager.callers import DEFAULT_LEASE, MAX_CALLER_NAME, CallerEntry, Callers, DirectoryPath
+from keep_manager.callers import DEFAULT_LEASE, MAX_CALLER_NAME, CallerEntry, Callers, DirectoryPath, GrantRoot
 from keep_protocol.constants import (
     DEFAULT_MANAGER_ADDRESS,
     DEFAULT_MANAGER_PORT,
@@ -112,6 +112,17 @@ class Settings(Record):
     lease: Lease = field(Nested(Lease, "lease", strict=True), default=DEFAULT_LEASE)
     callers: tuple[tuple[str, CallerEntry], ...] = field(Entries(_CallerName(), CallerEntry, "caller"), default=())
     log_level: LogLevel = field(Word(LogLevel), default=LogLevel.INFO)
+
+    def _check(self) -> None:
+        if self.instance is Instance.USER and any(root.files_as for root in self.grant_roots):
+            raise invalid(
+                "configuration", "files_as has no use in a user's own instance: every keep there is that user"
+            )
+
+    @property
+    def grant_roots(self) -> tuple[GrantRoot, ...]:
+        """The grant roots of all callers, each once."""
+        return tuple(dict.fromkeys(root for _, entry in self.callers for root in entry.grant_roots or ()))
 
     @property
     def callers_by_name(self) -> Callers:

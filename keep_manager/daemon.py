@@ -21,9 +21,10 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+from keep_grants.protocol import SOCKET_NAME
 from keep_manager import log, pki
 from keep_manager.authorize.quotas import QuotaKeeper
-from keep_manager.config import ClientCertificates, Settings
+from keep_manager.config import ClientCertificates, Instance, Settings
 from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
@@ -35,6 +36,7 @@ from keep_manager.keeps.view import View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
 from keep_manager.providers import Providers
+from keep_manager.providers.files import Files
 from keep_manager.reload import Reload
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
@@ -117,7 +119,8 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         watch = Watch(tasks, units, loaders, event_log, view)
         policy = policy_of(settings, files)
         quotas = QuotaKeeper(policy.callers, lambda: view)
-        providers = Providers(policy.client_ca, policy.revoked)
+        helper = Files(os.path.join(root, SOCKET_NAME), mapped=settings.instance is Instance.SYSTEM)
+        providers = Providers(policy.client_ca, policy.revoked, helper)
         keeps = Keeps(tasks, units, loaders, policy, providers, watch, view, quotas)
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
@@ -132,6 +135,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             quotas.apply(new.callers_by_name)
             keeps.apply(policy_of(new, files))
             retention.apply(new.retention_seconds)
+            tasks.start(providers.try_roots(new.grant_roots), name="grant roots")
 
         reload = Reload(settings, load, apply, pulse.say)
         loop.add_signal_handler(signal.SIGHUP, reload.request)
@@ -140,6 +144,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         tasks.start(watch.open(), name="watch")
         tasks.start(units.tend_roots(), name="roots")
         tasks.start(pulse.beat(view), name="pulse")
+        tasks.start(providers.try_roots(settings.grant_roots), name="grant roots")
         pulse.say("READY=1")
         LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)
         await stop.wait()

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
-from keep_manager.model import Answer, LoaderGone
+from keep_manager.model import Answer, LoaderGone, UnixUser
 from keep_protocol.constants import CONTROL_REPLY_SECONDS, MAX_CONTROL_FRAME, control_socket_path
 from keep_protocol.control import (
     CONTROL_VERSION,
@@ -91,8 +91,9 @@ def decode_answer(kuuid: int, frame: bytes) -> Answer:
 class LoaderSession:
     """One connection to one loader; commands are answered in order."""
 
-    def __init__(self, sock: socket.socket, kuuid: int) -> None:
+    def __init__(self, sock: socket.socket, kuuid: int, user: UnixUser) -> None:
         self._sock = sock
+        self.user = user
         self._kuuid = kuuid
         self._rest = b""
         self._version = 1
@@ -203,15 +204,15 @@ class Loaders:
                 flags = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
                 sock = held.enter_context(socket.socket(socket.AF_UNIX, flags))
                 async with asyncio.timeout(CONTROL_REPLY_SECONDS):
-                    await _connect(sock, control_socket_path(self._root, kuuid))
+                    user = await _connect(sock, control_socket_path(self._root, kuuid))
             except TimeoutError:
                 raise _busy(kuuid) from None
             except OSError as error:
                 raise _failed(kuuid, error) from error
-            yield LoaderSession(sock, kuuid)
+            yield LoaderSession(sock, kuuid, user)
 
 
-async def _connect(sock: socket.socket, path: str) -> None:
+async def _connect(sock: socket.socket, path: str) -> UnixUser:
     """Connects to exactly the socket at `path`, and waits while its queue is full. Raises as `_connect_now` does."""
     while True:
         try:
@@ -220,8 +221,8 @@ async def _connect(sock: socket.socket, path: str) -> None:
             await asyncio.sleep(BUSY_SECONDS)
 
 
-def _connect_now(sock: socket.socket, path: str) -> None:
-    """Connects to exactly the socket at `path`, no link followed from its directory on.
+def _connect_now(sock: socket.socket, path: str) -> UnixUser:
+    """Connects to exactly the socket at `path`, no link followed from its directory on; returns who listens there.
 
     Raises OSError: PermissionError where the socket is not the directory owner's, BlockingIOError where its queue is
     full.
@@ -239,9 +240,10 @@ def _connect_now(sock: socket.socket, path: str) -> None:
         sock.connect(f"/proc/self/fd/{file}")
     finally:
         os.close(file)
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    _, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     if uid != owner:
         raise PermissionError(1, f"uid {uid} listens on the socket of uid {owner}")
+    return UnixUser(uid, gid)
 
 
 class _Round:

@@ -139,10 +139,21 @@ class Allowance:
 
 
 @dataclass(frozen=True)
-class Provision:
-    """What is asked for in a keep's start: by whom, for which keep, and what its workload is to have, if anything."""
+class UnixUser:
+    """Who a process is, by number."""
 
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class Provision:
+    """What is asked for in a keep's start: for which keep, by whom, which user the keep is, None while it is still to
+    be made, and what its workload is to have, if anything."""
+
+    kuuid: int
     spec: KeepSpec
     caller: Caller
     allowed: Allowance
+    user: UnixUser | None
     workload: WorkloadRequest | None

@@ -27,10 +27,11 @@ SYSTEMCTL_SECONDS = 60.0
 MANAGER = "keep-manager.service"
 KEEPS = "keep@*.service"
 SLICES = ("keep.slice", "keep-g*.slice")
+GRANTS = ("keepfleet-grants.socket", "keepfleet-grants.service")
 RUNNING = "active,activating,deactivating,reloading"
 MARK = "# Written by `keepctl install`, which overwrites it: change it with `systemctl edit`, not here.\n"
 """The first line of every file we write; a file without it was written by another program or a person."""
-PLACEHOLDERS = ("PREFIX", "TREES")
+PLACEHOLDERS = ("PREFIX", "PACKAGES", "TREES")
 _PLACEHOLDER = re.compile(r"@([A-Z][A-Z0-9_]*)@")
 _WANTED_BY = (".wants", ".requires")
 """The directories in which `systemctl enable` links a unit (man systemctl)."""
@@ -147,8 +148,8 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
     changes = []
     with versions.locked(version), files.explained(f"remove units from {where.directory}"):
         if where.reload:
-            for verb, names in (("reset-failed", units(where.variant, "failed", KEEPS, MANAGER)),
-                                ("stop", units(where.variant, "active", *SLICES))):  # fmt: skip
+            for verb, names in (("reset-failed", units(where.variant, "failed", KEEPS, MANAGER, *GRANTS)),
+                                ("stop", units(where.variant, "active", *SLICES, *GRANTS))):  # fmt: skip
                 if names:
                     systemctl(where.variant, verb, *names)
         for path in [os.path.join(where.directory, name) for name in templates(where.variant, root)]:
@@ -174,6 +175,9 @@ def findings(
             found.append(f"{path} is not what this version writes; run: keepctl install")
     if version.is_managed and os.path.realpath(version.current) != version.directory:
         found.append(f"{version.current} names another version; run: keepctl install")
+    if where.reload and is_manager_running(where) and GRANTS[0] not in units(where.variant, "active", GRANTS[0]):
+        user = " --user" if where.variant == "user" else ""
+        found.append(f"{GRANTS[0]} is down: no directory can be granted; run: systemctl{user} restart {GRANTS[0]}")
     name = f"root-{digest_of(contents(trees.target), trees.target)}"
     tree = read_tree(os.path.join(where.trees, name))
     if tree is None and where.trees != SYSTEM_TREES:

@@ -107,11 +107,11 @@ def values_for(prefix: Prefix, variant: str, trees: str) -> dict[str, str]:
 
     Raises KeepfleetError(CONFIGURATION) when something is missing, or the system's manager could not use it.
     """
+    target = target_for(prefix)
     if variant == "system":
-        target = target_for(prefix)
         for path in (prefix.directory, target.python, target.packages):
             check_visible(check_path(path, "which the manager uses"))
-    return {"PREFIX": prefix.in_units, "TREES": trees}
+    return {"PREFIX": prefix.in_units, "PACKAGES": target.packages, "TREES": trees}
 
 
 def check_path(path: str, what: str) -> str:

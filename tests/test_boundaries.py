@@ -39,6 +39,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_loader": {"keep_loader", "keep_isolation", *LIGHT_PROTOCOL},
     "app_loader": {"app_loader", "keep_isolation", "keep_protocol"},
     "keep_root": {"keep_root", "keep_protocol"},
+    "keep_grants": {
+        "keep_grants",
+        *(f"keep_protocol.{name}" for name in ("errors", "fields", "strict_json", "sdnotify")),
+    },
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
     "keepctl": {"keepctl", "keep_client", "keep_protocol", "keep_root", "strict_yaml", "units"},
@@ -48,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tools": set(),
     "tools.sandbox": {"tools.sandbox"},
     "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},
-    "keep_manager": {"keep_manager", "keep_protocol", "keep_root", "strict_yaml"},
+    "keep_manager": {"keep_manager", "keep_grants.protocol", "keep_protocol", "keep_root", "strict_yaml"},
     "keep_manager.http": {
         "keep_manager.http",
         "keep_manager.authorize",
@@ -78,7 +82,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_manager.authorize": {"keep_manager.authorize", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
     "keep_manager.callers": {"keep_protocol"},
     "keep_manager.model": {"keep_manager.model", "keep_manager.callers", "keep_protocol"},
-    "keep_manager.providers": {"keep_manager.providers", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
+    "keep_manager.providers": {
+        "keep_manager.providers",
+        "keep_manager.callers",
+        "keep_manager.model",
+        "keep_grants.protocol",
+        "keep_grants.resolve",
+        "keep_protocol",
+    },
     "keep_manager.pki": {"keep_manager.pki", "keep_manager.model", "keep_protocol"},
     "keep_manager.loader_client": {"keep_manager.loader_client", "keep_manager.model", "keep_protocol"},
 }
@@ -97,6 +108,7 @@ STANDARD_LIBRARY_ALONE = (
     "keep_isolation",
     "keep_loader",
     "keep_root",
+    "keep_grants",
     "keep_client",
     "units",
     "tools",

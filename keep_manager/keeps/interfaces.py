@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from keep_manager.model import Answer, Caller, LastEvent, Provision, UnitEnd, UnitState
+from keep_manager.model import Answer, Caller, LastEvent, Provision, UnitEnd, UnitState, UnixUser
 from keep_protocol.constants import CONTROL_REPLY_SECONDS
 from keep_protocol.control import Command, StartMessage
 from keep_protocol.errors import KeepfleetError
@@ -52,6 +52,10 @@ class Providers(Protocol):
 
 class LoaderSession(Protocol):
     """One connection to one keep's loader."""
+
+    @property
+    def user(self) -> UnixUser:
+        """Who the keep is, as the kernel says of the other end."""
 
     async def ask(self, command: Command, seconds: float = CONTROL_REPLY_SECONDS) -> Answer:
         """The answer to a command; the loader's own error, or UNAVAILABLE: LoaderGone where it has ended."""

@@ -13,7 +13,7 @@ from keep_manager.keeps.kinds import kind_of
 from keep_manager.keeps.policy import Policy, uploaders_for
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.view import NO_SPEC, View
-from keep_manager.model import Answer, Caller, Provision
+from keep_manager.model import Answer, Caller, Provision, UnixUser
 from keep_protocol.api import StartKeep
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
 from keep_protocol.control import StartMessage
@@ -61,7 +61,7 @@ class Starts:
         before: nothing is made or ended for it then. It is not counted as a start."""
         uploaders_for(request.uploaders, spec, caller)
         self._quotas.check_start(caller, request.kuuid, request.address, request.port)
-        async with self._providers.opened(self._provision(request, spec, caller)):
+        async with self._providers.opened(self._provision(request, spec, caller, None)):
             return
 
     @contextmanager
@@ -92,7 +92,7 @@ class Starts:
             decide.refuse_giving(answer.report, uploaders)
         allowed = self._quotas.admit_start(caller, kuuid, request.address, request.port)
         kind = kind_of(spec.kind)
-        async with self._providers.opened(self._provision(request, spec, caller)) as opened:
+        async with self._providers.opened(self._provision(request, spec, caller, session.user)) as opened:
             reach(Failpoint.START_BEFORE_BIND)
             first, last = max(self._policy.first_port, allowed[0]), min(self._policy.last_port, allowed[1])
             ports = decide.candidate_ports(request.address, request.port, first, last)
@@ -109,5 +109,5 @@ class Starts:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot trust keep {kuuid}: it names another address")
         return answer
 
-    def _provision(self, request: StartKeep, spec: KeepSpec, caller: Caller) -> Provision:
-        return Provision(spec, caller, self._policy.allowance(caller), request.workload)
+    def _provision(self, request: StartKeep, spec: KeepSpec, caller: Caller, user: UnixUser | None) -> Provision:
+        return Provision(request.kuuid, spec, caller, self._policy.allowance(caller), user, request.workload)

@@ -2,29 +2,45 @@
 `(provision, held) → named descriptors`, which `held` closes.
 
 They run in a thread: a file system that hangs holds up one start, and not the manager. Import rule:
-`keep_manager.model` and keep_protocol alone.
+`keep_manager.model`, the client's side of keep_grants, and keep_protocol alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 
+from keep_manager.callers import GrantRoot
 from keep_manager.model import Provision
-from keep_manager.providers import endpoint, files, secrets
+from keep_manager.providers import endpoint, secrets
+from keep_manager.providers.files import Files
+from keep_protocol.errors import KeepfleetError
 
+LOG = logging.getLogger("keepfleet.grants")
 Provider = Callable[[Provision, ExitStack], Mapping[str, int]]
 
 
 class Providers:
     """Opens what a start asks for; client_ca and revoked are the files that every upload endpoint gets."""
 
-    def __init__(self, client_ca: str, revoked: str) -> None:
+    def __init__(self, client_ca: str, revoked: str, files: Files) -> None:
+        self._files = files
         self._providers: tuple[Provider, ...] = (endpoint.opener(client_ca, revoked), files.opened, secrets.opened)
 
     def __repr__(self) -> str:
         return f"Providers({len(self._providers)})"
+
+    async def try_roots(self, roots: Iterable[GrantRoot]) -> None:
+        """Logs for each root what a directory granted from it will be, or that none can be: now, and not at a start."""
+        for root in roots:
+            try:
+                said = await asyncio.to_thread(self._files.tried, root)
+            except KeepfleetError as error:
+                LOG.warning("grant root: %s", error.message)
+            else:
+                LOG.info("grant root: %s", said)
 
     @asynccontextmanager
     async def opened(self, provision: Provision) -> AsyncIterator[Mapping[str, int]]:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
+from keep_grants.resolve import keep
 from keep_manager.model import Provision
-from keep_manager.providers.opening import keep
 from keep_protocol.control import CLIENT_CA, REVOKED
 from keep_protocol.errors import ErrorKind, KeepfleetError
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from keep_manager.model import Provision
-from keep_manager.providers.opening import check_regular, open_grant
+from keep_manager.providers.opening import check_regular, open_file
 from keep_protocol.api_workload import Grant, GrantKind
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -21,7 +21,7 @@ def opened(provision: Provision, held: ExitStack) -> Mapping[str, int]:
     if request is None:
         return {}
     return {
-        name: open_grant(held, grant, provision.allowed.grant_roots, provision.caller, _check)
+        name: open_file(held, grant, provision.allowed.grant_roots, provision.caller, _check)
         for name, grant in zip(request.workload.grant_names, request.grants, strict=True)
         if grant.kind is GrantKind.SECRET
     }

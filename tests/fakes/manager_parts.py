@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from keep_grants.protocol import SOCKET_NAME
 from keep_manager.keeps.interfaces import Quotas
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
@@ -12,6 +13,7 @@ from keep_manager.keeps.view import View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
 from keep_manager.providers import Providers
+from keep_manager.providers.files import Files
 from keep_manager.tasks import Group
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_units import FakeUnits
@@ -33,7 +35,7 @@ class ManagerParts:
         self.view = View()
         loaders = Loaders(root)
         self.watch = Watch(tasks, units, loaders, events, self.view)
-        providers = Providers(policy.client_ca, policy.revoked)
+        providers = Providers(policy.client_ca, policy.revoked, Files(f"{root}/{SOCKET_NAME}", mapped=False))
         self.keeps = Keeps(tasks, units, loaders, policy, providers, self.watch, self.view, quotas)
 
     def __repr__(self) -> str:

@@ -70,3 +70,14 @@ def probe(host: Host, kuuid: int, port: int, manager: int, user: str | None = No
         entry = host.wait_journal("probe {", since_cursor=cursor)
     found: dict[str, Any] = json.loads(message_of(entry).removeprefix("probe "))
     return found
+
+
+def detached(host: Host, pid: int) -> list[str]:
+    """The paths below /proc of a process's descriptors of directories that are mounts which no path leads to."""
+    script = f"""cd /proc/{pid}/fd
+for f in *; do
+  [ -d "$f" ] && [ "$(readlink "$f")" = / ] || continue
+  mount=$(sed -n "s/^mnt_id:[[:space:]]*//p" ../fdinfo/"$f")
+  grep -q "^$mount " ../mountinfo || echo "/proc/{pid}/fd/$f"
+done"""
+    return host.run(["sh", "-c", script]).stdout.split()

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.fleet import MANAGER, Fleet
-from tests.system.life import drop_in
+from tests.system.fleet import Fleet
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMED = "/srv/keepfleet"
@@ -49,17 +48,14 @@ def workplace(fleet: Fleet) -> Path:
 def granting(fleet: Fleet) -> Iterator[Fleet]:
     """A fleet whose manager may grant from ROOT, where the examples' files are."""
     script = f"""
-mkdir -p {ROOT}/filter/lists {ROOT}/filter/out {ROOT}/words && cd {ROOT} && chmod 0700 . && chmod 0777 filter/out
+mkdir -p {ROOT}/filter/lists {ROOT}/filter/out {ROOT}/words && cd {ROOT} && chmod 0700 . && chown 5000:5000 filter/out
 printf 'one\\nsecret\\ntwo\\n' >filter/input.txt
 printf 'secret\\n' >filter/lists/left-out.txt
 printf 'the cat and the dog and the bird\\n' >words/text.txt
 """
     fleet.host.run(["sh", "-ec", script])
     try:
-        with (
-            drop_in(fleet.host, MANAGER, f"[Service]\nReadWritePaths=-{ROOT}/filter/out\n"),
-            fleet.configured(restarted=True, callers=CALLERS),
-        ):
+        with fleet.configured(callers=CALLERS):
             yield fleet
     finally:
         fleet.host.run(["rm", "-r", ROOT])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +11,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.system import hostile
 from tests.system.fleet import MANAGER, Fleet, free_port
-from tests.system.host import Host
-from tests.system.life import Bystanders, Life, drop_in, example
+from tests.system.life import Bystanders, Life, example
 
 ROOT = "/run/granted"
 CALLERS = f'{{"*": {{grant_roots: [{{path: {ROOT}}}, {{path: {ROOT}/out, writable: true}}]}}}}'
@@ -23,12 +21,9 @@ CALLERS = f'{{"*": {{grant_roots: [{{path: {ROOT}}}, {{path: {ROOT}/out, writabl
 def granting(fleet: Fleet) -> Iterator[Fleet]:
     """A fleet whose manager may grant from ROOT."""
     script = f"mkdir -p {ROOT}/out; echo hello >{ROOT}/in; echo s3cret >{ROOT}/token; ln -s /etc {ROOT}/link"
-    fleet.host.run(["sh", "-ec", f"{script}; chmod 0700 {ROOT}; chmod 0777 {ROOT}/out"])
+    fleet.host.run(["sh", "-ec", f"{script}; chmod 0700 {ROOT}; chown 5000:5000 {ROOT}/out"])
     try:
-        with (
-            drop_in(fleet.host, MANAGER, f"[Service]\nReadWritePaths=-{ROOT}/out\n"),
-            fleet.configured(restarted=True, callers=CALLERS),
-        ):
+        with fleet.configured(callers=CALLERS):
             yield fleet
     finally:
         fleet.host.run(["rm", "-r", ROOT])
@@ -45,22 +40,6 @@ MAKES = hostile.module(
 )
 """Makes a directory in its first granted one again and again; exits with the first error but EXIST."""
 NOENT = 44
-USER_LIFE = """
-import json, os, sys
-from keep_client.credentials import Credentials
-from keep_client.peer import Endpoint
-from keep_client.manager import ManagerClient
-pki = os.path.expanduser("~/.config/keepfleet/pki")
-files = Credentials(f"{pki}/ca.crt", f"{pki}/clients/admin.crt", f"{pki}/clients/admin.key")
-client = ManagerClient(Endpoint("127.0.0.1", int(sys.argv[1]), "the manager", ""), files.manager_context())
-kuuid = client.create().kuuid
-given = {"stdin": {"file": os.path.expanduser("~/granted/in")}}
-state = client.start(kuuid, "127.0.0.1", int(sys.argv[2]), (), given).state
-sources = [line.source for line in client.lines(kuuid)]
-client.remove(kuuid)
-print(json.dumps({"state": int(state), "sources": sources}))
-"""
-"""One keep's life by the client library, to be run inside by a user."""
 
 
 def given(**more: object) -> dict[str, object]:
@@ -85,7 +64,7 @@ def test_the_manager_s_unit_can_grant_and_the_keep_runs_with_it(granting: Fleet)
 
 def test_a_directory_removed_while_it_is_used_is_an_error_of_that_guest_alone(granting: Fleet) -> None:
     client, bystanders = granting.client(), Bystanders(granting)
-    granting.host.run(["mkdir", "-m", "0777", f"{ROOT}/out/used"])
+    granting.host.run(["sh", "-ec", f"mkdir {ROOT}/out/used; chown 5000:5000 {ROOT}/out/used"])
     life = Life.create(granting)
     workload: dict[str, object] = {"directories": [{"host": f"{ROOT}/out/used", "guest": "/used", "writable": True}]}
     life.info = client.start(life.kuuid, "127.0.0.1", free_port(), (), workload)
@@ -124,23 +103,3 @@ def test_a_keep_that_ended_is_removed_in_time_even_when_the_manager_was_killed(f
         fleet.kill()
         fleet.host.wait_journal(f"{life.unit}: removed by the manager", MANAGER, cursor)
         assert fleet.keep_units() == [other.unit]
-
-
-def test_a_user_s_manager_tells_a_keep_s_lines_and_grants_without_root(host: Host) -> None:
-    user = host.with_user_manager("gina")
-    home = host.run(["sh", "-c", "echo $HOME"], user=user).stdout.strip()
-    host.run(["keepctl", "install", "--user"], user=user)
-    host.run(["keepctl", "init"], user=user)
-    port = free_port()
-    configuration = f"{home}/.config/keepfleet/manager.yaml"
-    host.run(["sed", "-i", f"s/^port:.*/port: {port}/", configuration], user=user)
-    callers = f'callers: {{"*": {{grant_roots: [{{path: {home}/granted}}]}}}}'
-    host.run(["sh", "-c", f"mkdir ~/granted; echo x >~/granted/in; echo '{callers}' >>{configuration}"], user=user)
-    host.systemctl("start", MANAGER, user=user)
-    try:
-        script = ["/opt/keepfleet/bin/python", "-P", "-c", USER_LIFE, str(port), str(free_port())]
-        told = json.loads(host.run(script, user=user).stdout)
-        assert told["state"] == int(State.STARTED)
-        assert "keep" in told["sources"]
-    finally:
-        host.systemctl("stop", MANAGER, user=user)

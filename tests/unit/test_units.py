@@ -12,7 +12,7 @@ from keep_root.contents import MAIN, PACKAGES, PYTHON
 
 UNITS = Path(str(resources.files("units")))
 FILES = sorted(path for variant in ("system", "user") for path in (UNITS / variant).rglob("*") if path.is_file())
-PLACEHOLDERS = {"@PREFIX@", "@TREES@"}
+PLACEHOLDERS = {"@PREFIX@", "@PACKAGES@", "@TREES@"}
 # What a user manager cannot do, and who a keep is there: the only keys of the system's variant the user's may lack.
 SYSTEM_ONLY = {"DynamicUser", "User", "IPAddressDeny", "DevicePolicy"}
 SYSTEM_ONLY |= {"LogRateLimitIntervalSec"}

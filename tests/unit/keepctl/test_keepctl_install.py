@@ -25,6 +25,7 @@ from tests.unit.keepctl.conftest import Run
 
 VALUES = {
     "PREFIX": "/opt/keepfleet/current",
+    "PACKAGES": "/opt/keepfleet/versions/1/lib/python3.11/site-packages",
     "TREES": "/var/lib/keepfleet",
 }
 SERVICE = "[Service]\nExecStart=/keepfleet/python %i\nEnvironment=X=@TREES@:@PREFIX@\n"
@@ -209,9 +210,10 @@ def make_prefix(directory: Path) -> Path:
 
 def test_the_values_of_a_lone_virtual_environment_are_its_own_paths(tmp_path: Path) -> None:
     root = tmp_path / "venv"
-    make_prefix(root)
+    packages = make_prefix(root)
     assert prefix.values_for(find_prefix(str(root)), "user", "/home/ann/trees") == {
         "PREFIX": str(root),
+        "PACKAGES": str(packages),
         "TREES": "/home/ann/trees",
     }
 

@@ -37,6 +37,7 @@ from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State
 from keep_protocol.workload import Workload
 
 NOW = 1_800_000_000.0
+UID = 61200
 WHOLE_ENDPOINT = frozenset(ENDPOINT_NAMES)
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 WIDEST = "\U0001f512"
@@ -136,14 +137,14 @@ def test_plain_text_is_one_printable_line_of_its_length(text: str, limit: int) -
 @pytest.mark.parametrize("phase", list(Phase))
 @pytest.mark.parametrize("stored", [frozenset[str](), WHOLE_ENDPOINT, WHOLE_ENDPOINT - {"identity"}])
 def test_every_record_leads_somewhere_a_booting_keep_may_go(phase: Phase, stored: frozenset[str]) -> None:
-    assert (Phase.BOOTING, resume_from(saved(phase), stored, NOW, ()).event) in TRANSITIONS
+    assert (Phase.BOOTING, resume_from(saved(phase), stored, NOW, (), UID).event) in TRANSITIONS
 
 
 @pytest.mark.parametrize("missing", ENDPOINT_NAMES)
 def test_an_endpoint_is_opened_again_only_with_all_it_had(missing: str) -> None:
-    assert resume_from(saved(Phase.AWAITING), WHOLE_ENDPOINT, NOW, ()).event is Event.RESUME
-    assert resume_from(saved(Phase.REOPENING), WHOLE_ENDPOINT, NOW, ()).event is Event.RESUME
-    resumption = resume_from(saved(Phase.AWAITING), WHOLE_ENDPOINT - {missing}, NOW, ())
+    assert resume_from(saved(Phase.AWAITING), WHOLE_ENDPOINT, NOW, (), UID).event is Event.RESUME
+    assert resume_from(saved(Phase.REOPENING), WHOLE_ENDPOINT, NOW, (), UID).event is Event.RESUME
+    resumption = resume_from(saved(Phase.AWAITING), WHOLE_ENDPOINT - {missing}, NOW, (), UID)
     assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
 
 

@@ -28,6 +28,7 @@ from keep_protocol.workload import Directory, Workload
 from tests.fakes.loader_process import ARTIFACTS, DEADLINE, Endpoint, LoaderProcess, Stub
 
 NOW = 1_800_000_000.0
+UID = 61200
 EXITED = {code: Outcome(OutcomeKind.EXITED, f"exited {code}", code) for code in (0, 1)}
 GRANTED = ("workload", "stdin", "directory-0")
 KEPT = frozenset(("compiled", "module", *GRANTED))
@@ -84,32 +85,43 @@ def test_no_minute_ever_has_more_starts_than_systemd_allows(ends: list[float]) -
 def test_what_systemd_kept_whole_is_run_again(phase: Phase, policy: RestartPolicy) -> None:
     outcome = EXITED[1] if phase is Phase.RESTARTING else None
     record = saved(phase, policy, outcome, started_at=NOW - 5)
-    resumption = resume_from(record, KEPT, NOW, ())
+    resumption = resume_from(record, KEPT, NOW, (), UID)
     assert resumption.event is Event.RERUN
     assert resumption.outcome is not None
     assert resumption.outcome.kind is (OutcomeKind.EXITED if outcome else OutcomeKind.LOST)
     for missing in KEPT:
-        resumption = resume_from(record, KEPT - {missing}, NOW, ())
+        resumption = resume_from(record, KEPT - {missing}, NOW, (), UID)
         assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
         assert resumption.outcome is not None
 
 
 def test_nothing_is_run_again_where_the_isolation_check_fails_now() -> None:
     record = saved(Phase.RESTARTING, ALWAYS, EXITED[1], started_at=NOW - 5)
-    resumption = resume_from(record, KEPT, NOW, ("new privileges can be gained",))
+    resumption = resume_from(record, KEPT, NOW, ("new privileges can be gained",), UID)
     assert (resumption.event, resumption.outcome) == (Event.FAIL, EXITED[1])
     assert "new privileges can be gained" in resumption.why
 
 
+def test_nothing_is_run_again_for_another_user_than_its_directories_were_made_for() -> None:
+    record = saved(Phase.RESTARTING, ALWAYS, EXITED[1], started_at=NOW - 5, user=UID + 1)
+    resumption = resume_from(record, KEPT, NOW, (), UID)
+    assert (resumption.event, resumption.outcome) == (Event.FAIL, EXITED[1])
+    assert f"was user {UID + 1}" in resumption.why
+    assert f"is now {UID}" in resumption.why
+    assert resume_from(record, KEPT, NOW, (), UID + 1).event is Event.RERUN
+    without = KeepRecord(record.report, record.private.replace(granted=("workload", "stdin")))
+    assert resume_from(without, KEPT, NOW, (), UID).event is Event.RERUN
+
+
 def test_a_workload_without_a_policy_is_lost_with_its_times() -> None:
-    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW - 5), KEPT, NOW, ())
+    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW - 5), KEPT, NOW, (), UID)
     assert resumption.event is Event.FAIL
     assert resumption.outcome is not None
     assert (resumption.outcome.started_at, resumption.outcome.ended_at) == (NOW - 5, NOW)
 
 
 def test_no_workload_is_lost_before_it_started_though_the_clock_was_set_back() -> None:
-    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW + 3600), KEPT, NOW, ())
+    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW + 3600), KEPT, NOW, (), UID)
     assert resumption.outcome is not None
     assert resumption.outcome.ended_at == resumption.outcome.started_at == NOW + 3600
 

@@ -6,12 +6,13 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from keep_grants.protocol import SOCKET_NAME
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.callers import CallerEntry, GrantRoot, Quotas
 from keep_manager.keeps import creation, decide, manager
@@ -35,6 +36,7 @@ from tests.fakes.callers import ALICE, BOB, STRANGER
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
 from tests.fakes.fake_units import FAIL, NEVER, READY, FakeUnits
+from tests.fakes.grants_helper import grants_helper
 from tests.fakes.manager_parts import ManagerParts, manager_parts
 
 
@@ -437,12 +439,20 @@ async def test_labels_choose_keeps_across_pages(keeps: Keeps) -> None:
     assert (await keeps.list(ListKeeps(labels=(("c", "green"),)))).keeps == ()
 
 
+@pytest.fixture
+def helper(place: Path) -> Iterator[None]:
+    """What the manager asks for directories."""
+    with grants_helper(place / SOCKET_NAME):
+        yield
+
+
 def given(place: Path, **more: object) -> WorkloadRequest:
     (place / "root" / "data").mkdir(parents=True, exist_ok=True)
     directories = [{"host": f"{place}/root/data", "guest": "/data"}]
     return parse_workload({"arguments": ["-v"], "directories": directories, **more})
 
 
+@pytest.mark.usefixtures("helper")
 async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, place: Path, policy: Policy) -> None:
     callers = {"alice": CallerEntry(grant_roots=(GrantRoot(f"{place}/root"),))}
     async with manager_parts(units, str(place), replace(policy, callers=callers)) as parts:
@@ -471,6 +481,7 @@ async def test_a_start_hands_over_what_runs_the_guest_also_where_it_is_given_not
             assert (made.profile, made.compiler) == (expected.profile, expected.compiler)
 
 
+@pytest.mark.usefixtures("helper")
 async def test_what_a_starter_gives_goes_to_no_one_whom_another_owner_chose(
     units: FakeUnits, place: Path, policy: Policy
 ) -> None:

@@ -15,15 +15,38 @@ from pathlib import Path
 
 import pytest
 
+from keep_grants import kernel
+from keep_grants.protocol import SOCKET_NAME
 from keep_manager.callers import GrantRoot
 from keep_manager.keeps.policy import DEFAULT_CEILINGS
-from keep_manager.model import Allowance, Provision
-from keep_manager.providers import Providers, files, opening, secrets
+from keep_manager.model import Allowance, Provision, UnixUser
+from keep_manager.providers import Providers, secrets
+from keep_manager.providers.files import Files
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest, parse_workload
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import KeepSpec
 from keep_protocol.workload import Directory, Workload, workload_from_json
 from tests.fakes.callers import ALICE
+from tests.fakes.grants_helper import grants_helper
+
+ME = UnixUser(os.getuid(), os.getgid())
+FILES = Files("", mapped=False)
+"""With the socket of each test's helper."""
+
+
+@pytest.fixture(scope="module")
+def helper_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the helper is asked for directories, as a user's own manager does."""
+    path = tmp_path_factory.mktemp("run") / SOCKET_NAME
+    with grants_helper(path):
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def helper(helper_at: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    made = Files(str(helper_at), mapped=False)
+    monkeypatch.setattr(f"{__name__}.FILES", made)
+    return made
 
 
 @pytest.fixture
@@ -76,12 +99,16 @@ def stdin(path: Path | str) -> Grant:
     return Grant(GrantKind.STDIN, str(path))
 
 
+def provided(allowance: Allowance, request: WorkloadRequest | None) -> Provision:
+    return Provision(7, KeepSpec(), ALICE, allowance, ME, request)
+
+
 @contextmanager
 def granted(request: WorkloadRequest, allowance: Allowance) -> Iterator[tuple[int, ...]]:
     """What the providers open, in the order of its names."""
     with ExitStack() as held:
-        provision = Provision(KeepSpec(), ALICE, allowance, request)
-        found = {**files.opened(provision, held), **secrets.opened(provision, held)}
+        provision = provided(allowance, request)
+        found = {**FILES.opened(provision, held), **secrets.opened(provision, held)}
         assert tuple(found) == ("workload", *request.workload.grant_names)
         yield tuple(found.values())
 
@@ -166,7 +193,7 @@ def test_the_kernel_leads_nobody_out_of_a_root(root: Path, path: str) -> None:
     place = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
         with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):
-            opening.open_strictly(path, os.O_PATH, place)
+            kernel.open_strictly(path, os.O_PATH, place)
     finally:
         os.close(place)
 
@@ -307,17 +334,17 @@ def test_the_manager_s_unit_leaves_it_the_call_that_grants_need() -> None:
 
 
 @pytest.fixture
-def trusted(tmp_path: Path) -> Providers:
+def trusted(tmp_path: Path, helper: Files) -> Providers:
     for name in ("ca", "revoked"):
         (tmp_path / name).touch()
-    return Providers(str(tmp_path / "ca"), str(tmp_path / "revoked"))
+    return Providers(str(tmp_path / "ca"), str(tmp_path / "revoked"), helper)
 
 
 async def test_the_loop_goes_on_while_a_file_system_hangs(trusted: Providers, root: Path) -> None:
     """A FIFO in the place of the client CA is opened by a thread, which waits until a writer comes."""
     os.unlink(root.parent / "ca")
     os.mkfifo(root.parent / "ca")
-    provision = Provision(KeepSpec(), ALICE, allowed(root), asked(directory(root)))
+    provision = provided(allowed(root), asked(directory(root)))
     opened = asyncio.Event()
 
     async def start() -> None:
@@ -339,7 +366,7 @@ async def test_a_start_that_is_given_up_while_its_files_are_opened_leaves_none_o
 ) -> None:
     os.unlink(root.parent / "ca")
     os.mkfifo(root.parent / "ca")
-    provision = Provision(KeepSpec(), ALICE, allowed(root), asked(directory(root)))
+    provision = provided(allowed(root), asked(directory(root)))
 
     async def start() -> None:
         async with trusted.opened(provision):
@@ -356,5 +383,5 @@ async def test_a_start_that_is_given_up_while_its_files_are_opened_leaves_none_o
 
 def test_a_start_without_a_workload_gets_what_an_upload_endpoint_needs(trusted: Providers, root: Path) -> None:
     with ExitStack() as held:
-        found = trusted.open_now(Provision(KeepSpec(), ALICE, allowed(root), None), held)
+        found = trusted.open_now(provided(allowed(root), None), held)
         assert list(found) == ["client-ca", "revoked"]
