@@ -229,8 +229,9 @@ class Creation:
                 ErrorKind.TOO_MANY,
                 f"cannot make a keep: there are {len(taken)}, and max_keeps is {self._policy.max_keeps}",
             )
+        groups = decide.groups_for(len(taken))
         while True:
-            kuuid = secrets.randbits(KUUID_BITS)
+            kuuid = decide.in_group(secrets.randbits(KUUID_BITS), secrets.randbelow(groups))
             if decide.check_kuuid_free(kuuid, taken) and kuuid not in self._view:
                 return kuuid
 
