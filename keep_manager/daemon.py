@@ -74,6 +74,7 @@ def policy_of(settings: Settings, files: pki.Directory) -> Policy:
         max_creations_at_once=settings.max_creations_at_once,
         callers=settings.callers_by_name,
         lease=settings.lease,
+        spare_keeps=settings.spare_keeps,
     )
 
 
@@ -111,6 +112,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         for part in (retention, reload):
             tasks.start(part.run(), name=repr(part))
         tasks.start(watch.open(), name="watch")
+        tasks.start(keeps.tend_spares(), name="spares")
         tasks.start(pulse.beat(view), name="pulse")
         pulse.say("READY=1")
         LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)

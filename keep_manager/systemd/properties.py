@@ -17,6 +17,8 @@ from keep_protocol.spec import NAME, OWNER, SPEC_VARIABLE, KeepSpec, decode_spec
 
 LOG = logging.getLogger("keepfleet.units")
 Property = tuple[str, str, object]
+CLAIMED = "spec:"
+"""In the description of a spare's unit, before the spec of the keep that it has become; in no safe word."""
 PACKAGES_VARIABLE = "KEEPFLEET_PACKAGES"
 """The drop-in's ExecStart= expands it: a keep runs the packages of the manager that made it, after an upgrade too."""
 PACKAGES = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
@@ -30,19 +32,55 @@ def keep_properties(kuuid: int, spec: KeepSpec) -> tuple[Property, ...]:
 
     Raises ValueError where its name or owner is no safe word, KeepfleetError(TOO_LARGE) as `encode_spec` does.
     """
-    name, owner, limits = NAME.parse(spec.name), OWNER.parse(spec.owner), spec.limits
-    fields = {"KEEP_ID": str(kuuid), "KEEP_NAME": name, "KEEP_OWNER": owner}
     return (
-        ("Description", "s", f"Keep {name or kuuid}" + (f" of {owner}" if owner else "")),
+        ("Description", "s", _description(kuuid, spec)),
         ("Slice", "s", slice_name(kuuid)),
+        *_live(spec),
+        ("LogRateLimitBurst", "u", spec.limits.log_lines_per_second),
+        ("LogExtraFields", "aay", log_fields(kuuid, spec)),
+        ("Environment", "as", [f"{SPEC_VARIABLE}={encode_spec(spec)}", f"{PACKAGES_VARIABLE}={PACKAGES}"]),
+    )
+
+
+def _live(spec: KeepSpec) -> tuple[Property, ...]:
+    """Limits that systemd sets on a unit that runs, too."""
+    limits = spec.limits
+    return (
         ("MemoryMax", "t", limits.unit_memory_bytes),
         ("TasksMax", "t", limits.tasks),
         ("CPUQuotaPerSecUSec", "t", limits.cpu_percent * USEC_PER_PERCENT),
         ("IOWeight", "t", limits.io_weight),
-        ("LogRateLimitBurst", "u", limits.log_lines_per_second),
-        ("LogExtraFields", "aay", [f"{field}={word}".encode("ascii") for field, word in fields.items() if word]),
-        ("Environment", "as", [f"{SPEC_VARIABLE}={encode_spec(spec)}", f"{PACKAGES_VARIABLE}={PACKAGES}"]),
     )
+
+
+def _description(kuuid: int, spec: KeepSpec) -> str:
+    """What people see of the keep in `systemctl status`. Raises ValueError where its name or owner is no safe word."""
+    name, owner = NAME.parse(spec.name), OWNER.parse(spec.owner)
+    if spec.spare and not owner:
+        return f"Spare keep {kuuid}"
+    return f"Keep {name or kuuid}" + (f" of {owner}" if owner else "")
+
+
+def log_fields(kuuid: int, spec: KeepSpec) -> list[bytes]:
+    """The fields of the keep's lines in the journal. Raises ValueError where its name or owner is no safe word."""
+    fields = {"KEEP_ID": str(kuuid), "KEEP_NAME": NAME.parse(spec.name), "KEEP_OWNER": OWNER.parse(spec.owner)}
+    return [f"{field}={word}".encode("ascii") for field, word in fields.items() if word]
+
+
+def claim_properties(kuuid: int, spec: KeepSpec) -> tuple[Property, ...]:
+    """What is set on a spare's unit, in one step, when it becomes the keep that `spec` describes.
+
+    Of what systemd sets on a unit that runs only the description is text of ours: the spec stands there, over the one
+    in its environment. It stays over daemon-reload and daemon-reexec. Raises as `keep_properties` does.
+    """
+    return (("Description", "s", f"{_description(kuuid, spec)} {CLAIMED}{encode_spec(spec)}"), *_live(spec))
+
+
+def claimed_in(description: object) -> KeepSpec | None:
+    """The spec in the description of a spare's unit; None while it is a spare. Raises KeepfleetError(BAD_REQUEST or
+    TOO_LARGE) for one that cannot be read."""
+    _, claimed, text = str(description).rpartition(CLAIMED)
+    return decode_spec(text) if claimed else None
 
 
 def spec_in(environment: object, unit: str) -> KeepSpec | None:
