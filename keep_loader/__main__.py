@@ -12,10 +12,11 @@ if not __package__:  # run by path under -I -S: our packages lie together, and t
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from keep_isolation.locks import lock_loader
-from keep_loader.isolation import isolation_failures
+from keep_loader.isolation import give_up_being_read, hold_root, isolation_failures
 from keep_loader.loader import Loader
 from keep_loader.settings import read_settings
 from keep_protocol.errors import KeepfleetError
+from keep_protocol.spec import Profile
 
 BAD_START = 2
 """The exit status of a loader that was started wrongly; starting it again would not help."""
@@ -23,9 +24,12 @@ BAD_START = 2
 
 def main() -> int:
     """Runs one keep until SIGTERM, or until its workload is to be run again; returns the exit status."""
+    give_up_being_read()
+    hold_root()
     try:
         settings = read_settings(sys.argv[1:], os.environ)
-        loader = Loader(settings, isolation_failures, partial(lock_loader, programs=True))
+        probe = partial(isolation_failures, strict=settings.spec.profile is Profile.STRICT)
+        loader = Loader(settings, probe, partial(lock_loader, programs=True))
     except KeepfleetError as error:
         print(f"keep-loader: {error}", file=sys.stderr)
         return BAD_START

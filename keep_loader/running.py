@@ -1,7 +1,8 @@
 """A workload that runs: its reports, which are a stranger's words, what it uses, and the limits that the loader keeps.
 
 A process that was an upload endpoint becomes its workload, and the kernel adds up: wait4 also counts the endpoint,
-openssl and the checker, whose compiling costs more than most workloads. So what was used before is left out.
+openssl and the checker, whose compiling costs more than most workloads. So what was used before is left out, by the
+process's own clock; /proc shows nothing of it, as no process of a keep may look into another.
 Import rule: that of keep_loader.
 """
 
@@ -13,7 +14,7 @@ import time
 
 from keep_loader.loop import Loop
 from keep_loader.outcome import Death, Usage, all_lines_taken, believe, outcome_of
-from keep_loader.process import Exit, Run
+from keep_loader.process import Exit, Run, own_processor_seconds
 from keep_loader.state import Keep
 from keep_protocol.outcome import Outcome
 from keep_protocol.reports import Report, ReportType
@@ -25,16 +26,8 @@ PREPARATION_SECONDS = 200.0
 more it has it compiled again, for 180 s at most."""
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.05, 1.0
 """Bounds of the seconds between two looks at the processor time of a workload that is near its limit."""
-_FIRST_OF_PROCESSOR_TIME = 11
-"""utime, stime, cutime and cstime, counted from the field after the name in parentheses (man 5 proc)."""
-_OF_A_PROCESS = 2
-"""The clock that counts what a process has used, in the kernel's own nanoseconds (CPUCLOCK_SCHED)."""
-_MEMORY_EVENTS = (
-    ("", "/sys/fs/cgroup{group}/memory.events"),
-    ("memory", "/sys/fs/cgroup/memory{group}/memory.oom_control"),
-)
-"""Version 2 has one hierarchy, without a controller's name; version 1 has one for memory (man 7 cgroups). systemd
-mounts the control groups read-only into a keep, and reading is enough."""
+_MEMORY_EVENTS = ("/keepfleet/cgroup/memory.events", "/keepfleet/cgroup/memory.oom_control")
+"""Of control groups in version 2, and in 1 (man 7 cgroups). The manager has systemd mount the unit's own there."""
 
 
 class Running:
@@ -116,12 +109,11 @@ class Meter:
         self._fresh = fresh
         self.begin()
         self._memory_kills = memory_kills()
-        self._before = 0.0 if fresh else processor_seconds(pid)
         self._pid, self._own_before = pid, own_processor_seconds(pid) or 0.0
         self._peak: int | None = None
         self._status: int | None = None
         try:
-            # Opened now: once the process has locked itself, /proc hides it from us. It stays readable through exec.
+            # Hidden from us in a keep of its own root; elsewhere it stays readable when the process locks itself.
             self._status = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return
@@ -158,35 +150,12 @@ class Meter:
         wall = time.monotonic() - self._began
         return Usage(
             wall_seconds=wall,
-            cpu_seconds=None if self._before is None else max(0.0, end.cpu_seconds - self._before),
+            cpu_seconds=None if end.own_seconds is None else max(0.0, end.own_seconds - self._own_before),
             peak_bytes=end.peak_bytes if self._fresh else self._peak,
             started_at=self.started_at,
             ended_at=self.started_at + wall,  # and not what a clock says that may have been set meanwhile
             for_memory=end.signal == signal.SIGKILL and memory_kills() > self._memory_kills,
         )
-
-
-def processor_seconds(pid: int) -> float | None:
-    """What the process and the children it has collected have used so far, in steps of a clock tick; None where it
-    cannot be read."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            fields = (file.read(4096) or b"").rpartition(b")")[2].split()
-        ticks = [int(field) for field in fields[_FIRST_OF_PROCESSOR_TIME:][:4]]
-    except (OSError, ValueError):
-        return None
-    return sum(ticks) / os.sysconf("SC_CLK_TCK") if len(ticks) == 4 else None
-
-
-def own_processor_seconds(pid: int) -> float | None:
-    """What the process itself has used so far, without its children, exactly; None once it has been collected.
-
-    The clock of another process (man clock_getcpuclockid), which /proc would not show once that has locked itself.
-    """
-    try:
-        return time.clock_gettime(~pid << 3 | _OF_A_PROCESS)
-    except (OSError, OverflowError):
-        return None
 
 
 def _read(path: str) -> str:
@@ -199,12 +168,9 @@ def _read(path: str) -> str:
 
 def memory_kills() -> int:
     """How many processes of the keep were ended for memory so far; 0 where nothing can be read."""
-    for line in _read("/proc/self/cgroup").splitlines():
-        _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        for name, place in _MEMORY_EVENTS:
-            if name == controllers:
-                for entry in _read(place.format(group=group.rstrip("/"))).splitlines():
-                    word, _, count = entry.partition(" ")
-                    if word == "oom_kill" and count.isdecimal():
-                        return int(count)
+    for file in _MEMORY_EVENTS:
+        for entry in _read(file).splitlines():
+            word, _, count = entry.partition(" ")
+            if word == "oom_kill" and count.isdecimal():
+                return int(count)
     return 0

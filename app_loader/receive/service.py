@@ -1,7 +1,8 @@
-"""Wires the endpoint together, in this order: descriptors, settings, the identity, LISTENING, and with the first client
-the endpoint's lock and the endpoint; at its end the runner, by exec.
+"""Wires the endpoint together, in this order: descriptors, settings, the identity, LISTENING, what serves a client and
+the endpoint's lock, and with the first client the endpoint; at its end the runner, by exec.
 
 The kernel accepts connections from the first moment on; LISTENING says that the certificate they will see is made.
+What serves a client is imported behind it, while the client is still told where to connect.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from app_loader.settings import VARIABLE, Grants, Passed, Settings, claim, place
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import COMPILED, IDENTITY, Report, ReportType
+from keep_protocol.tls_server import fingerprint_of, light_server_context
 
 
 def serve() -> int:
@@ -48,26 +50,24 @@ def serve() -> int:
 def _receive(settings: Settings, passed: Passed, grants: Grants | None, reporter: Reporter) -> int | None:
     """Serves until a workload is accepted: its compiled module, or None when the keep-loader has gone."""
     listener, client_ca, revoked = (passed.number(name) for name in ("listener", "client-ca", "revoked"))
-    from keep_protocol import tls
-
     identity = read_identity(passed.number(IDENTITY)) if IDENTITY in passed else make_identity(settings)
-    context = tls.server_context(identity.path, None, _client_ca(client_ca))
+    context = light_server_context(identity.path, _client_ca(client_ca))
     report = Report(
         ReportType.LISTENING,
         "awaiting a workload",
-        fingerprint=tls.fingerprint_of(identity.der),
+        fingerprint=fingerprint_of(identity.der),
         certificate=identity.certificate,
         descriptors=(IDENTITY,),
     )
     if not reporter.send(report, (identity.descriptor,)):
-        return None
-    if not _client_comes(listener):
         return None
     from app_loader.receive.access import UploadAccess
     from app_loader.receive.endpoint import Endpoint
     from keep_isolation.locks import lock_endpoint
 
     lock_endpoint(programs=True)  # before the first byte of a client's is read
+    if not _client_comes(listener):
+        return None
     access = UploadAccess(revoked, settings.kuuid, settings.uploaders)
     compiled = Endpoint(settings, socket.socket(fileno=listener), context, access, reporter, grants).run()
     if compiled is not None:

@@ -138,7 +138,10 @@ def _bound(limits: Limits) -> None:
 
 
 class Meter:
-    """Measures the run; peak memory and output are read from files that `open` has to open before the lock."""
+    """Measures the run; peak memory and output are read from files that `open` has to open before the lock.
+
+    The second one is not ours to read where no process may look into us, as in a keep: then the output is not counted.
+    """
 
     def __init__(self) -> None:
         self._status = self._io = -1
@@ -150,7 +153,10 @@ class Meter:
     def open(self) -> None:
         """Opens the files; not before the passed descriptors are claimed, which closes all others."""
         self._status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
-        self._io = os.open("/proc/self/io", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._io = os.open("/proc/self/io", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError:
+            return
 
     def begin(self, *, output: bool = False) -> None:
         """The run begins now. `output`: whether what the process writes from here on is its output alone."""

@@ -24,7 +24,7 @@ from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS
-from keep_protocol.spec import KeepSpec
+from keep_protocol.spec import KeepSpec, Profile
 
 LOG = logging.getLogger("keepfleet.keeps")
 RETRY_SECONDS = 10.0
@@ -47,8 +47,10 @@ def is_spare(spec: KeepSpec | None) -> bool:
 
 def fits(spec: KeepSpec) -> bool:
     """Whether a spare can become the keep that `spec` describes: systemd sets every limit on a unit that runs, but not
-    how many lines the journal takes of it."""
-    return spec.kind is Kind.UPLOAD and spec.limits.log_lines_per_second == DEFAULT_LIMITS.log_lines_per_second
+    how many lines the journal takes of it, nor what a profile needs."""
+    lines = spec.limits.log_lines_per_second
+    standard = spec.kind is Kind.UPLOAD and spec.profile is Profile.STANDARD
+    return standard and lines == DEFAULT_LIMITS.log_lines_per_second
 
 
 class Spares:

@@ -19,7 +19,7 @@ from keep_manager.systemd.properties import claim_properties, claimed_in, keep_p
 from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
-from keep_protocol.spec import KeepSpec, RestartPolicy
+from keep_protocol.spec import KeepSpec, Profile, RestartPolicy
 from keep_protocol.sse import EventType
 from keep_protocol.states import State
 from tests.fakes.callers import ALICE, BOB
@@ -122,6 +122,7 @@ async def test_what_cannot_be_set_on_a_unit_that_runs_means_a_unit_of_its_own(
         assert spares_of(units) == before
     assert fits(KeepSpec())
     assert not fits(KeepSpec(limits=Limits(log_lines_per_second=1)))
+    assert not fits(KeepSpec(profile=Profile.STRICT))
 
 
 async def test_of_many_creations_each_gets_a_keep_of_its_own(units: FakeUnits, place: Path, policy: Policy) -> None:
@@ -232,5 +233,5 @@ def test_the_description_of_a_claimed_unit_holds_its_spec_in_safe_words() -> Non
     assert claimed_in("Spare keep 7") is None
     with pytest.raises(KeepfleetError):
         claimed_in("Keep web of alice spec:???")
-    before = {name: value for name, _, value in keep_properties(7, KeepSpec(spare=True))}
+    before = {name: value for name, _, value in keep_properties(7, KeepSpec(spare=True), None, "")}
     assert before["Description"] == "Spare keep 7"
