@@ -29,6 +29,7 @@ from keep_protocol.control import (
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.sdnotify import Notifier, take_stored
+from keep_protocol.spec import decode_spec
 from keep_protocol.states import Event, Phase, advance
 
 TYPE_CHECKING = False
@@ -69,6 +70,7 @@ class Loader:
         self._waiters = Waiters(self._loop)
         self._commands: dict[CommandType, Callable[[str, list[int], Connection], None]] = {
             CommandType.HELLO: self._hello,
+            CommandType.CLAIM: self._claim,
             CommandType.KEEP_START: self._start,
             CommandType.DESCRIBE: self._describe,
             CommandType.START: self._start_of_version_1,
@@ -124,7 +126,8 @@ class Loader:
         if self._supervisor is None:
             from keep_loader.supervisor import Supervisor
 
-            self._supervisor = Supervisor(self._keep, self._loop, self._store, self._settings)
+            settings = self._settings.replace(spec=self._keep.spec)  # a spare's is not its unit's
+            self._supervisor = Supervisor(self._keep, self._loop, self._store, settings)
         return self._supervisor
 
     def _woken(self, _events: int) -> None:
@@ -201,6 +204,11 @@ class Loader:
         description = decode_description(contents)
         if not self._settings.has_spec:
             self._keep.describe(description)
+        self._reply(connection)
+
+    def _claim(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
+        self._must_be_idle()
+        self._keep.claim(decode_spec(contents))
         self._reply(connection)
 
     def _check_startable(self) -> None:

@@ -53,7 +53,7 @@ class Private(Record):
     names: further names for the certificate; granted: the names of what its workload gets, in order; reruns: when that
     was lately started again, on the monotonic clock; started_at: when it was last, in seconds of the epoch;
     user: who the keep was at its start, None for one of a version before; description: what a manager of version 1
-    called it, where its unit has no spec.
+    called it, where its unit has no spec; claimed: what it is, where its unit was made as a spare's.
     """
 
     names: tuple[str, ...] = field(Items(CERTIFICATE_NAME, MAX_CERTIFICATE_NAMES), default=())
@@ -62,6 +62,12 @@ class Private(Record):
     started_at: float | None = field(Maybe(Seconds()), default=None)
     user: int | None = field(Maybe(Whole(0, 2**32)), default=None)
     description: Description | None = field(Maybe(Nested(Description, "description")), default=None)
+    claimed: KeepSpec | None = field(Maybe(Nested(KeepSpec, "spec")), default=None)
+
+    @property
+    def outlives_idle(self) -> bool:
+        """Whether a loader that was killed before the keep's start must know it again."""
+        return self.description is not None or self.claimed is not None
 
 
 class KeepRecord(Record):
@@ -134,9 +140,11 @@ class Keep:
         return Phase(self.report.phase)
 
     def restore(self, saved: KeepRecord) -> None:
-        """Takes back what a loader before us had written: of a keep that was never started, its description."""
+        """Takes back what a loader before us had written: of a keep that was never started, what it was said to be."""
         if saved.private.description is not None:
             self._describe(saved.private.description)
+        if saved.private.claimed is not None:
+            self._claim(saved.private.claimed)
         if saved.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
             ours = ("state", "phase", "detail", "kuuid", "outcome", "isolation_failures", "control_version")
             self.report = saved.report.replace(**{name: getattr(self.report, name) for name in ours})
@@ -151,6 +159,19 @@ class Keep:
     def _describe(self, description: Description) -> None:
         self.private = self.private.replace(description=description)
         self.spec = self.spec.replace(name=description.name, labels=description.labels, owner=description.owner)
+
+    def claim(self, spec: KeepSpec) -> None:
+        """What a spare is from now on; saved. Raises KeepfleetError(CONFLICT) for a keep that is none, or is another's
+        already."""
+        if not self.spec.spare or (self.spec.owner and self.spec != spec):
+            raise KeepfleetError(ErrorKind.CONFLICT, "cannot make the keep another one: it is no spare")
+        self._claim(spec)
+        self._save()
+        self._changed()
+
+    def _claim(self, spec: KeepSpec) -> None:
+        self.spec, self.private = spec, self.private.replace(claimed=spec)
+        self.report = self.report.replace(restart=spec.restart, uploaders=spec.uploaders)
 
     def change(self, **fields: object) -> None:
         """Changes members of the report that no move decides; saved with the next move."""
@@ -202,7 +223,7 @@ class Keep:
 
     def _save(self) -> None:
         try:
-            if self.phase is Phase.IDLE and self.private.description is None:
+            if self.phase is Phase.IDLE and not self.private.outlives_idle:
                 self._record.forget()
             else:
                 self._record.write(KeepRecord(self.report, self.private))

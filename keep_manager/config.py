@@ -27,6 +27,8 @@ from strict_yaml.tree import parse as parse_yaml
 MAX_CONFIG_BYTES = 64 * 1024
 """The longest sensible file is 4 KiB; this bounds what the YAML scanner is asked to look at."""
 MAX_RETENTION_SECONDS = 365 * 86400
+MAX_SPARE_KEEPS = 64
+"""A third of a gigabyte; a host makes fewer keeps than that in the seconds in which it makes them again."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SYSTEM_CONFIG = "/etc/keepfleet/manager.yaml"
 SYSTEM_PKI = "/etc/keepfleet/pki"
@@ -112,6 +114,7 @@ class Settings(Record):
     lease: Lease = field(Nested(Lease, "lease", strict=True), default=DEFAULT_LEASE)
     callers: tuple[tuple[str, CallerEntry], ...] = field(Entries(_CallerName(), CallerEntry, "caller"), default=())
     log_level: LogLevel = field(Word(LogLevel), default=LogLevel.INFO)
+    spare_keeps: int = field(Whole(0, MAX_SPARE_KEEPS), default=0)
 
     def _check(self) -> None:
         if self.instance is Instance.USER and any(root.files_as for root in self.grant_roots):

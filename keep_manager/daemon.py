@@ -89,6 +89,7 @@ def policy_of(settings: Settings, files: pki.Directory) -> Policy:
         max_creations_at_once=settings.max_creations_at_once,
         callers=settings.callers_by_name,
         lease=settings.lease,
+        spare_keeps=settings.spare_keeps,
     )
 
 
@@ -98,10 +99,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
     Raises KeepfleetError when a part cannot start, and what a part failed with.
     """
     pulse = Pulse(notifier or Notifier())
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = _asked_to_stop()
     async with Group() as tasks, AsyncExitStack() as parts:
         files = pki.Directory(settings.pki)
         files.check()
@@ -110,11 +108,8 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         certificates = pki.ClientCertificates(RevokedFile(files.revoked))
         listener = parts.enter_context(listen(settings.address, settings.port))
         instance = settings.instance.value
-        root = runtime_root(instance)
-        units = SystemdUnits(tasks, bus_address(instance), instance, root, Roots(trees(instance)))
-        parts.push_async_callback(units.close)
-        await units.open()
-        loaders, journal, view = Loaders(root), Journal(instance), View()
+        units = await _units(tasks, parts, instance)
+        loaders, journal, view = Loaders(runtime_root(instance)), Journal(instance), View()
         event_log = EventLog(journal, instance)
         watch = Watch(tasks, units, loaders, event_log, view)
         policy = policy_of(settings, files)
@@ -130,26 +125,62 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         await server.open(tasks)
         retention = Retention(keeps, view.entries, settings.retention_seconds)
 
-        def apply(new: Settings) -> None:
-            log.set_level(new.log_level.value)
-            quotas.apply(new.callers_by_name)
-            keeps.apply(policy_of(new, files))
-            retention.apply(new.retention_seconds)
+        def try_roots(new: Settings) -> None:
             tasks.start(providers.try_roots(new.grant_roots), name="grant roots")
 
-        reload = Reload(settings, load, apply, pulse.say)
-        loop.add_signal_handler(signal.SIGHUP, reload.request)
+        reload = _reload(settings, load, files, pulse, keeps, quotas, retention, try_roots)
         for part in (retention, reload):
             tasks.start(part.run(), name=repr(part))
         tasks.start(watch.open(), name="watch")
+        tasks.start(keeps.tend_spares(), name="spares")
         tasks.start(units.tend_roots(), name="roots")
         tasks.start(pulse.beat(view), name="pulse")
-        tasks.start(providers.try_roots(settings.grant_roots), name="grant roots")
+        try_roots(settings)
         pulse.say("READY=1")
         LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)
         await stop.wait()
         pulse.say("STOPPING=1", "STATUS=finishing the requests under way; keeps go on")
         LOG.info("stopping; keeps go on")
+
+
+def _asked_to_stop() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT from now on."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _units(tasks: Group, parts: AsyncExitStack, instance: str) -> SystemdUnits:
+    """The keeps' units, on the bus until `parts` end. Raises KeepfleetError(UNAVAILABLE)."""
+    units = SystemdUnits(tasks, bus_address(instance), instance, runtime_root(instance), Roots(trees(instance)))
+    parts.push_async_callback(units.close)
+    await units.open()
+    return units
+
+
+def _reload(
+    settings: Settings,
+    load: Callable[[], Settings],
+    files: pki.Directory,
+    pulse: Pulse,
+    keeps: Keeps,
+    quotas: QuotaKeeper,
+    retention: Retention,
+    try_roots: Callable[[Settings], None],
+) -> Reload:
+    """What reads the settings again on SIGHUP, and has these parts work by them."""
+
+    def apply(new: Settings) -> None:
+        log.set_level(new.log_level.value)
+        quotas.apply(new.callers_by_name)
+        keeps.apply(policy_of(new, files))
+        retention.apply(new.retention_seconds)
+        try_roots(new)
+
+    reload = Reload(settings, load, apply, pulse.say)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
+    return reload
 
 
 def _at(settings: Settings) -> str:

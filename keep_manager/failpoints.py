@@ -19,6 +19,8 @@ class Failpoint(Enum):
     CREATE_AFTER_CALL = "create-after-call"
     CREATE_AFTER_READY = "create-after-ready"
     CREATE_BEFORE_REPLY = "create-before-reply"
+    CLAIM_BEFORE_CALL = "claim-before-call"
+    CLAIM_AFTER_CALL = "claim-after-call"
     START_BEFORE_BIND = "start-before-bind"
     START_AFTER_BIND = "start-after-bind"
     START_AFTER_ADDRESS = "start-after-address"

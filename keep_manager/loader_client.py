@@ -26,6 +26,7 @@ from keep_protocol.control import (
     Command,
     CommandType,
     StartMessage,
+    claim,
     claimed_spec,
     decode_reply,
     encode_command,
@@ -37,8 +38,9 @@ from keep_protocol.spec import KeepSpec
 
 BUSY_SECONDS = 0.005
 """Pause before another attempt at a socket whose queue is full; the kernel does not say when it has room."""
-ASKED_TOGETHER = 512
-"""Connections that one round of questions has open: a manager has 4,096 descriptors at least, one for each keep."""
+ASKED_TOGETHER = 64
+"""Loaders that one round asks at the same time. Each takes a millisecond of processor time to answer, and has
+CONTROL_REPLY_SECONDS: on a host whose processors are busy ten times over, 512 had the last ones answer too late."""
 NO_SPEC = KeepSpec()
 GONE = (ConnectionError, FileNotFoundError)
 """What a loader that has ended leaves behind: no socket, one that refuses, or a connection that breaks off."""
@@ -129,6 +131,10 @@ class LoaderSession:
             return await self.ask(Command(CommandType.INFO))
         self._version = min(answer.report.control_version, CONTROL_VERSION)
         return answer
+
+    async def claim(self, spec: KeepSpec) -> Answer:
+        """Has a spare be the keep that `spec` describes; again, too. Raises as `ask` does."""
+        return await self.ask(claim(spec))
 
     async def start(self, message: StartMessage, port: int, files: Sequence[int], seconds: float) -> Answer:
         """Lets the keep begin with `files`, which `message` names in this order; the first listens on `port`.

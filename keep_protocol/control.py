@@ -18,7 +18,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.fields import Flag, Items, Nested, Record, Text, Whole, field, parse
 from keep_protocol.keep import KeepReport
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
-from keep_protocol.spec import LABELS, MAX_UPLOADERS, NAME, UPLOADER, KeepSpec, Labels, Printable
+from keep_protocol.spec import LABELS, MAX_UPLOADERS, NAME, UPLOADER, KeepSpec, Labels, Printable, encode_spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ class CommandType(Enum):
     """What the manager may ask of a loader.
 
     HELLO, contents `Hello`, is answered immediately with the keep's object, whose `control_version` is the loader's.
-    KEEP_START, contents a `StartMessage`, carries the descriptors that it names, in its order, as SCM_RIGHTS; it is
-    answered when the app-loader listens.
+    CLAIM, contents an encoded `KeepSpec`, says what a spare is from now on, whose unit says so by then; it may come
+    twice. KEEP_START, contents a `StartMessage`, carries the descriptors that it names, in its order, as SCM_RIGHTS; it
+    is answered when the app-loader listens.
 
     The original's commands, and version 1's: ADDR, PORT and NAMES say what the certificate is for and what `keep-info`
     shows: contents are the address, the decimal port, and comma-separated further names and addresses. DESCRIBE,
@@ -48,6 +49,7 @@ class CommandType(Enum):
     """
 
     HELLO = "keep-hello"
+    CLAIM = "keep-claim"
     KEEP_START = "keep-start"
     ADDR = "apploader-addr"
     PORT = "apploader-port"
@@ -127,6 +129,11 @@ class _Claim(Description):
 def hello() -> Command:
     """The command that asks for the loader's version."""
     return _with_contents(CommandType.HELLO, Hello(CONTROL_VERSION).to_wire())
+
+
+def claim(spec: KeepSpec) -> Command:
+    """The command that says what a spare is from now on."""
+    return Command(CommandType.CLAIM, encode_spec(spec))
 
 
 def start(message: StartMessage) -> Command:

@@ -13,7 +13,7 @@ from enum import Enum
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Items, Nested, Pairs, Record, Seconds, Text, Whole, Word, field, invalid, parse
+from keep_protocol.fields import Flag, Items, Nested, Pairs, Record, Seconds, Text, Whole, Word, field, invalid, parse
 from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS, TEN_YEARS, Limits
 
@@ -102,7 +102,8 @@ class Lease(Record):
 
 class KeepSpec(Record):
     """One keep. uploaders: who may send its workload; empty where its start decides. key and request: SHA-256 digests
-    of the idempotency key it was asked for with and of that request, so that a new manager knows them again."""
+    of the idempotency key it was asked for with and of that request, so that a new manager knows them again. spare: its
+    unit was made before anyone asked for a keep; until someone does, it has no owner."""
 
     kind: Kind = field(Word(Kind), default=Kind.UPLOAD, about="what it is made for")
     name: str = field(NAME, default="", about="what its creator called it, or empty")
@@ -120,6 +121,7 @@ class KeepSpec(Record):
     request: str = field(_DIGEST, default="")
     profile: Profile = field(Word(Profile), default=Profile.STANDARD, about=PROFILE_ABOUT)
     compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING, about=COMPILER_ABOUT)
+    spare: bool = field(Flag(), default=False)
 
     def _check(self) -> None:
         check_engine(self.profile, self.compiler)

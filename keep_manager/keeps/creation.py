@@ -8,13 +8,14 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
 from keep_manager.keeps.interfaces import EventRecorder, Loaders, LoaderSession, Quotas, Units
 from keep_manager.keeps.policy import Policy, check_uploaders, limits_for
+from keep_manager.keeps.spares import Spares
 from keep_manager.keeps.starts import START_REPLY_SECONDS, Starts
 from keep_manager.keeps.view import View
 from keep_manager.model import Caller
@@ -145,15 +146,18 @@ class Creation:
         view: View,
         quotas: Quotas,
         starts: Starts,
+        spares: Spares,
         remove: Callable[[int, Caller], Awaitable[None]],
     ) -> None:
         self._units, self._loaders, self._policy = units, loaders, policy
         self._unbroken, self._recorder, self._view, self._quotas = unbroken, recorder, view, quotas
-        self._starts, self._remove = starts, remove
+        self._starts, self._spares, self._remove = starts, spares, remove
         self._creations = asyncio.Semaphore(policy.max_creations_at_once)
         self._creating: set[int] = set()
         self._names: dict[tuple[str, str], int] = {}
-        self._waiting = 0
+        self._waiting = self._under_way = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
 
     def __repr__(self) -> str:
         return f"Creation({len(self._creating)} under way, {self._waiting} waiting)"
@@ -175,6 +179,25 @@ class Creation:
             await self._starts.check(request.start, spec, caller)
         if self._waiting >= MAX_WAITING_CREATIONS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
+        with self._disturbing():
+            return await self._create_named(request, spec, caller)
+
+    async def quiet(self) -> None:
+        """Returns when no creation is under way."""
+        await self._quiet.wait()
+
+    @contextmanager
+    def _disturbing(self) -> Iterator[None]:
+        self._under_way += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._quiet.set()
+
+    async def _create_named(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         async with self._named(request, spec, caller):
             self._waiting += 1
             creations = self._creations
@@ -183,7 +206,8 @@ class Creation:
             finally:
                 self._waiting -= 1
             try:
-                return await self._create(request, spec, caller)
+                made = await self._from_spare(request, spec, caller)
+                return made or await self._create(request, spec, caller)
             finally:
                 creations.release()
 
@@ -207,7 +231,7 @@ class Creation:
         holder = self._names.get(place) or self._view.holder(*place)
         if holder is not None:
             raise decide.name_taken(spec.name, holder)
-        self._names[place] = self._draw()
+        self._names[place] = self.draw()
         try:
             yield
         finally:
@@ -216,7 +240,7 @@ class Creation:
     async def _create(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         reserved = self._names.get((spec.owner, spec.name)) if spec.name else None
         for _ in range(DRAWS):
-            kuuid, reserved = reserved or self._draw(), None
+            kuuid, reserved = reserved or self.draw(), None
             self._creating.add(kuuid)
             try:
                 return await self._bring_up(kuuid, request, spec, caller)
@@ -227,15 +251,17 @@ class Creation:
                 self._creating.discard(kuuid)
         raise KeepfleetError(ErrorKind.INTERNAL, f"cannot make a keep: {DRAWS} IDs in a row were taken")
 
-    def _draw(self) -> int:
+    def draw(self) -> int:
+        """An ID that is free, in a slice that has room. Raises KeepfleetError(TOO_MANY) at max_keeps."""
         taken = self._units.kuuids() | self._creating | set(self._names.values())
-        if len(taken) >= self._policy.max_keeps:
+        count = len(taken) - len(self._spares)
+        if count >= self._policy.max_keeps:
             raise KeepfleetError(
-                ErrorKind.TOO_MANY,
-                f"cannot make a keep: there are {len(taken)}, and max_keeps is {self._policy.max_keeps}",
+                ErrorKind.TOO_MANY, f"cannot make a keep: there are {count}, and max_keeps is {self._policy.max_keeps}"
             )
+        groups = decide.groups_for(len(taken))
         while True:
-            kuuid = secrets.randbits(KUUID_BITS)
+            kuuid = decide.in_group(secrets.randbits(KUUID_BITS), secrets.randbelow(groups))
             if decide.check_kuuid_free(kuuid, taken) and kuuid not in self._view:
                 return kuuid
 
@@ -254,6 +280,35 @@ class Creation:
             return info
         async with self._whole(kuuid):
             return await self._starts.start(request.start.replace(kuuid=kuuid), caller)
+
+    async def _from_spare(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo | None:
+        """The keep, made of a spare; None where none fits, or where it was lost: a unit is made for it then."""
+        self._quotas.admit_creation(caller, spec)
+        spare = self._spares.take(spec)
+        if spare is None:
+            return None
+        kuuid, spec, place = spare.kuuid, spec.replace(spare=True), (spec.owner, spec.name)
+        reserved = self._names.get(place)
+        if reserved is not None:
+            self._names[place] = kuuid
+        self._view.begin(kuuid, spec)
+        async with self._whole(kuuid), AsyncExitStack() as held:
+            try:
+                await self._spares.claim(spare, spec)
+                session = await held.enter_async_context(self._loaders.session(kuuid))
+                await session.hello()
+                made = self._view.answered(kuuid, await session.claim(spec))
+            except KeepfleetError as error:
+                LOG.info("%s: a spare that cannot be used: %s", unit_name(kuuid), error.message)
+                await self._unbroken.finish(self._roll_back(kuuid))
+                if reserved is not None:
+                    self._names[place] = reserved
+                return None
+            if request.start is not None:
+                made = await self._first_start(session, request.start.replace(kuuid=kuuid), caller)
+        reach(Failpoint.CREATE_BEFORE_REPLY)
+        self._recorder.appeared(kuuid)
+        return made
 
     async def _bring_up(self, kuuid: int, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         self._quotas.admit_creation(caller, spec)  # counted from the next line on

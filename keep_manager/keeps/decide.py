@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from keep_manager.model import LoaderGone, UnitEnd, UnitState
 from keep_protocol.api import ListKeeps
-from keep_protocol.constants import KUUID_BITS
+from keep_protocol.constants import KUUID_BITS, SLICE_GROUPS
 from keep_protocol.control import CONTROL_VERSION
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE
@@ -17,6 +17,8 @@ from keep_protocol.states import STATE_OF, Phase, State
 
 LOCALHOST = "127.0.0.1"
 ENDED = (State.COMPLETE, State.ERROR)
+KEEPS_IN_GROUP = 32
+"""A thousand keeps are 32 slices of so many."""
 RESTART_STATUS = 75
 """What a loader exits with so that systemd starts its workload again (EX_TEMPFAIL, man 3 sysexits)."""
 
@@ -99,6 +101,20 @@ def candidate_ports(address: str, port: int | None, first: int, last: int) -> It
     if address == LOCALHOST:
         yield from range(max(port + 1, first), last + 1)
         yield from range(first, min(port, last + 1))
+
+
+def groups_for(keeps: int) -> int:
+    """Over how many slices keeps are spread when there are so many and one more comes.
+
+    A slice stays loaded when its last keep has gone, and PID 1 looks at all of them, and at every unit in a new one's
+    slice, at each start: as many slices as keeps in each is the least for it.
+    """
+    return min(keeps // KEEPS_IN_GROUP + 1, SLICE_GROUPS)
+
+
+def in_group(drawn: int, group: int) -> int:
+    """The ID drawn, moved to one whose keep lives in the slice of that number (constants.slice_name)."""
+    return drawn - drawn % SLICE_GROUPS + group
 
 
 def check_kuuid_free(kuuid: int, taken: set[int]) -> bool:

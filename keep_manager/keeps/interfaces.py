@@ -39,6 +39,12 @@ class Units(Protocol):
     async def specs(self, kuuids: Sequence[int]) -> Mapping[int, KeepSpec | None]:
         """The same of many units; those that have gone are left out."""
 
+    async def claim(self, kuuid: int, spec: KeepSpec) -> None:
+        """Makes a spare the keep that `spec` describes: from then on its unit says so. NOT_FOUND if it has gone."""
+
+    async def settings_mark(self, kuuid: int) -> str:
+        """What changes when a new keep's unit would have other settings than that one's has."""
+
     async def end(self, kuuid: int) -> UnitEnd:
         """How the unit's main process ended last, as far as that is known."""
 
@@ -62,6 +68,9 @@ class LoaderSession(Protocol):
 
     async def hello(self) -> Answer:
         """The keep, and from then on the newest protocol that both sides speak."""
+
+    async def claim(self, spec: KeepSpec) -> Answer:
+        """Has a spare be the keep that `spec` describes; again, too."""
 
     async def start(self, message: StartMessage, port: int, files: Sequence[int], seconds: float) -> Answer:
         """Lets the keep begin with `files`, which `message` names in this order; the first listens on `port`."""

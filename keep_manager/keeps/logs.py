@@ -30,12 +30,12 @@ class Journal(Protocol):
         last: int | None = None,
         after: str = "",
         follow: bool = False,
-        beside: bool = False,
+        second: bool = False,
         caller: str = "",
     ) -> AbstractAsyncContextManager[AsyncIterator[LogLine]]:
         """The lines there are, the `last` ones or those `after` one; with `follow` also those to come, for ever.
 
-        TOO_MANY where `caller` has its share of readers. beside: the caller holds a reader that follows already, and is
+        TOO_MANY where `caller` has its share of readers. second: the caller holds a reader that follows already, and is
         not refused a second one.
         """
 
@@ -118,7 +118,7 @@ async def follow(
             info = await ended(keeps, kuuid)
         # Inside: a reader that waits takes the kernel up to 20 ms to end, and the rest need not wait for that.
         await journal.sync()
-        async with journal.lines(kuuid, last=place.last, after=place.after, beside=True) as rest:
+        async with journal.lines(kuuid, last=place.last, after=place.after, second=True) as rest:
             async for line in rest:
                 await send(line)
         await send(info)

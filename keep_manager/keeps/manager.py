@@ -14,6 +14,7 @@ from keep_manager.keeps.decide import Page
 from keep_manager.keeps.idempotency import IdempotencyCache, another_request
 from keep_manager.keeps.interfaces import EventRecorder, Loaders, Providers, Quotas, Units
 from keep_manager.keeps.policy import Policy, Unlimited
+from keep_manager.keeps.spares import Spares, is_spare
 from keep_manager.keeps.starts import Starts
 from keep_manager.keeps.view import Entry, View
 from keep_manager.model import Answer, Caller, UnitState, Visible, missing
@@ -58,8 +59,18 @@ class Keeps:
         self._quotas: Quotas = quotas or Unlimited()
         self._unbroken = Unbroken(tasks)
         self._starts = Starts(loaders, policy, providers, view, self._quotas)
+        self._spares = Spares(units, policy)
         self._creation = Creation(
-            units, loaders, policy, self._unbroken, recorder, view, self._quotas, self._starts, remove=self.remove
+            units,
+            loaders,
+            policy,
+            self._unbroken,
+            recorder,
+            view,
+            self._quotas,
+            self._starts,
+            self._spares,
+            remove=self.remove,
         )
         self._idempotency = IdempotencyCache()
         self._waiters = 0
@@ -72,6 +83,7 @@ class Keeps:
         self._policy = policy
         self._creation.apply(policy)
         self._starts.apply(policy)
+        self._spares.apply(policy)
 
     async def rediscover(self) -> list[KeepInfo]:
         """Every keep that units and loaders know of, and the view made of them. Raises KeepfleetError: without its spec
@@ -83,6 +95,9 @@ class Keeps:
             answers = await self._loaders.ask_all(answering, Command(CommandType.INFO))
             said = await specs
         for unit in found:
+            if is_spare(said.get(unit.kuuid)):
+                self._unbroken.later(self._spares.end(unit.kuuid))
+                continue
             self._view.begin(unit.kuuid, said.get(unit.kuuid))
             answer = answers.get(unit.kuuid)
             if isinstance(answer, Answer):
@@ -90,6 +105,10 @@ class Keeps:
             else:
                 self._view.silent(unit, await self._units.end(unit.kuuid), answer)
         return list(self._view)
+
+    async def tend_spares(self) -> None:
+        """Has as many spares as the policy says. For ever."""
+        await self._spares.run(self._creation.draw, self._creation.quiet)
 
     async def create(self, request: NewKeep, caller: Caller, key: str = "") -> KeepInfo:
         """A new keep, listening for start-keep, or where the request has its start, listening for its workload; with a

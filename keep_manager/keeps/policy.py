@@ -29,7 +29,8 @@ of a few gigabytes. What its neighbours feel (processors, weight, lines a second
 @dataclass(frozen=True)
 class Policy:
     """Limits, and where things lie. client_ca and revoked: the files whose descriptors each upload endpoint gets;
-    callers: what each may ask for; lease: of keeps whose creator asked for none."""
+    callers: what each may ask for; lease: of keeps whose creator asked for none; spare_keeps: how many are made before
+    anyone asks for them."""
 
     client_ca: str
     revoked: str
@@ -40,6 +41,7 @@ class Policy:
     max_creations_at_once: int = 8
     callers: Callers = field(default_factory=dict)
     lease: Lease = DEFAULT_LEASE
+    spare_keeps: int = 0
 
     def allowance(self, caller: Caller) -> Allowance:
         """What `caller` may ask for: its own entry over that of everyone, over the defaults."""

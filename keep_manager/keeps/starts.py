@@ -86,6 +86,8 @@ class Starts:
         self._view.answered(kuuid, answer)
         decide.refuse_start(answer.report)
         spec = self._view.entry(kuuid).spec or NO_SPEC
+        if spec.spare:  # which its loader may not know, where a manager was killed after it had said so to systemd
+            await session.claim(spec)
         given = request.workload is not None and request.workload.gives
         uploaders = uploaders_for(request.uploaders, spec, caller, given=given)
         if given:

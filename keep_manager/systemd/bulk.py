@@ -21,7 +21,7 @@ LOG = logging.getLogger("keepfleet.bus")
 IN_FLIGHT = 64
 """Half of what the system bus allows one connection to have pending."""
 MAX_MESSAGE = 1 << 20
-"""A spec has at most 120 KiB, and the environment of a unit little beside."""
+"""A spec has at most 120 KiB, and the rest of the environment little."""
 RECEIVED = 1 << 16
 ORDER, ENDIAN = ("<", b"l") if sys.byteorder == "little" else (">", b"B")
 """The bus passes a message on in the byte order of its sender, which is on this host."""

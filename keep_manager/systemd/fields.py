@@ -1,4 +1,5 @@
-"""The files by which systemd gives journald the fields of a keep's lines (KEEP_ID, …), removed in its stead.
+"""The files by which systemd gives journald the fields of a keep's lines (KEEP_ID, …): removed in its stead, and
+written when a spare becomes a keep.
 
 systemd writes one for each unit with LogExtraFields= and, when the unit goes, unlinks another name (252, and later
 ones too): every keep that ever was would leave a file in memory.
@@ -8,6 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
 
 from keep_protocol.constants import kuuid_of_unit, unit_name
 
@@ -32,6 +36,24 @@ class FieldFiles:
             return set()
         found = (kuuid_of_unit(name.removeprefix(_PREFIX)) for name in names if name.startswith(_PREFIX))
         return {kuuid for kuuid in found if kuuid is not None}
+
+    def write(self, kuuid: int, fields: Sequence[bytes]) -> None:
+        """Writes the fields of a unit that runs, as systemd does before it starts one: journald looks at the file again
+        when it has changed. Of a unit that has none, as in a user's instance, nothing is written. Raises OSError."""
+        path = f"{self._directory}/{_PREFIX}{unit_name(kuuid)}"
+        if not os.path.exists(path):
+            return
+        beginning = f"{self._directory}/.{_PREFIX}{unit_name(kuuid)}"
+        data = b"".join(struct.pack("<Q", len(field)) + field for field in fields)
+        try:
+            with open(os.open(beginning, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644), "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), 0o644)
+            os.rename(beginning, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(beginning)
+            raise
 
     def remove(self, kuuid: int) -> None:
         """Removes the file of a keep whose unit has gone. One that is not there is no error."""

@@ -102,17 +102,17 @@ class Journal:
         last: int | None = None,
         after: str = "",
         follow: bool = False,
-        beside: bool = False,
+        second: bool = False,
         caller: str = "",
     ) -> AsyncIterator[AsyncIterator[LogLine]]:
         """The keep's lines, the `last` ones or those `after` a cursor; with `follow` also those to come, for ever.
 
-        The reader ends with the block and takes one of the places of `caller`. beside: the place that the caller has
+        The reader ends with the block and takes one of the places of `caller`. second: the place that the caller has
         already is enough for this one too.
         Raises KeepfleetError: TOO_MANY, BAD_REQUEST for no cursor, UNAVAILABLE.
         """
         arguments = _arguments(self._instance, kuuid, last, after, follow)
-        with nullcontext() if beside else self.place_for_reader(caller):
+        with nullcontext() if second else self.place_for_reader(caller):
             async with self.records(arguments) as records, aclosing(_lines(records)) as lines:
                 yield lines
 

@@ -16,6 +16,8 @@ from keep_protocol.spec import NAME, OWNER, SPEC_VARIABLE, KeepSpec, Profile, de
 
 LOG = logging.getLogger("keepfleet.units")
 Property = tuple[str, str, object]
+CLAIMED = "spec:"
+"""In the description of a spare's unit, before the spec of the keep that it has become; in no safe word."""
 CONTROL_GROUP = "/keepfleet/cgroup"
 """Where a keep's root shows its unit's own control group, in which the kernel counts what it ended for memory."""
 USEC_PER_PERCENT = 10_000
@@ -30,23 +32,59 @@ def keep_properties(kuuid: int, spec: KeepSpec, root: str | None, groups: str) -
 
     Raises ValueError where its name or owner is no safe word, KeepfleetError(TOO_LARGE) as `encode_spec` does.
     """
-    name, owner, limits = NAME.parse(spec.name), OWNER.parse(spec.owner), spec.limits
-    fields = {"KEEP_ID": str(kuuid), "KEEP_NAME": name, "KEEP_OWNER": owner}
     # No memory may become executable, from the first instruction on; compiled code could not run (man systemd.exec).
     strict: tuple[Property, ...] = (("MemoryDenyWriteExecute", "b", True),) if spec.profile is Profile.STRICT else ()
     return (
-        ("Description", "s", f"Keep {name or kuuid}" + (f" of {owner}" if owner else "")),
+        ("Description", "s", _description(kuuid, spec)),
         ("Slice", "s", slice_name(kuuid)),
-        ("MemoryMax", "t", limits.unit_memory_bytes),
-        ("TasksMax", "t", limits.tasks),
-        ("CPUQuotaPerSecUSec", "t", limits.cpu_percent * USEC_PER_PERCENT),
-        ("IOWeight", "t", limits.io_weight),
-        ("LogRateLimitBurst", "u", limits.log_lines_per_second),
-        ("LogExtraFields", "aay", [f"{field}={word}".encode("ascii") for field, word in fields.items() if word]),
+        *_live(spec),
+        ("LogRateLimitBurst", "u", spec.limits.log_lines_per_second),
+        ("LogExtraFields", "aay", log_fields(kuuid, spec)),
         *strict,
         ("Environment", "as", [f"{SPEC_VARIABLE}={encode_spec(spec)}"]),
         *(() if root is None else _root_properties(kuuid, root, groups)),
     )
+
+
+def _live(spec: KeepSpec) -> tuple[Property, ...]:
+    """Limits that systemd sets on a unit that runs, too."""
+    limits = spec.limits
+    return (
+        ("MemoryMax", "t", limits.unit_memory_bytes),
+        ("TasksMax", "t", limits.tasks),
+        ("CPUQuotaPerSecUSec", "t", limits.cpu_percent * USEC_PER_PERCENT),
+        ("IOWeight", "t", limits.io_weight),
+    )
+
+
+def _description(kuuid: int, spec: KeepSpec) -> str:
+    """What people see of the keep in `systemctl status`. Raises ValueError where its name or owner is no safe word."""
+    name, owner = NAME.parse(spec.name), OWNER.parse(spec.owner)
+    if spec.spare and not owner:
+        return f"Spare keep {kuuid}"
+    return f"Keep {name or kuuid}" + (f" of {owner}" if owner else "")
+
+
+def log_fields(kuuid: int, spec: KeepSpec) -> list[bytes]:
+    """The fields of the keep's lines in the journal. Raises ValueError where its name or owner is no safe word."""
+    fields = {"KEEP_ID": str(kuuid), "KEEP_NAME": NAME.parse(spec.name), "KEEP_OWNER": OWNER.parse(spec.owner)}
+    return [f"{field}={word}".encode("ascii") for field, word in fields.items() if word]
+
+
+def claim_properties(kuuid: int, spec: KeepSpec) -> tuple[Property, ...]:
+    """What is set on a spare's unit, in one step, when it becomes the keep that `spec` describes.
+
+    Of what systemd sets on a unit that runs only the description is text of ours: the spec stands there, over the one
+    in its environment. It stays over daemon-reload and daemon-reexec. Raises as `keep_properties` does.
+    """
+    return (("Description", "s", f"{_description(kuuid, spec)} {CLAIMED}{encode_spec(spec)}"), *_live(spec))
+
+
+def claimed_in(description: object) -> KeepSpec | None:
+    """The spec in the description of a spare's unit; None while it is a spare. Raises KeepfleetError(BAD_REQUEST or
+    TOO_LARGE) for one that cannot be read."""
+    _, claimed, text = str(description).rpartition(CLAIMED)
+    return decode_spec(text) if claimed else None
 
 
 def _root_properties(kuuid: int, root: str, groups: str) -> tuple[Property, ...]:

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.model import UnitEnd, UnitState
 from keep_manager.systemd import journal, replies
-from keep_manager.systemd.bus import CALL_SECONDS, Bus, BusLost, Call, ReplyError, string_lists, variant
+from keep_manager.systemd.bus import CALL_SECONDS, MANAGER, Bus, BusLost, Call, ReplyError, string_lists, variant
 from keep_manager.systemd.fields import FieldFiles
 from keep_manager.systemd.jobs import JobWaits
-from keep_manager.systemd.properties import keep_properties, spec_in
+from keep_manager.systemd.properties import claim_properties, claimed_in, keep_properties, log_fields, spec_in
 from keep_manager.systemd.replies import Aim
 from keep_manager.systemd.roots import Roots
 from keep_manager.tasks import Group
@@ -173,7 +173,47 @@ class SystemdUnits:
     async def spec(self, kuuid: int) -> KeepSpec | None:
         """What the unit says the keep is; None where it says nothing that can be read. Raises KeepfleetError."""
         unit = unit_name(kuuid)
-        return spec_in(await self._property(await self._path(unit), "Service", "Environment", unit), unit)
+        made = spec_in(await self._property(await self._path(unit), "Service", "Environment", unit), unit)
+        return await self._as_claimed(kuuid, made)
+
+    async def _as_claimed(self, kuuid: int, made: KeepSpec | None) -> KeepSpec | None:
+        """What a keep is whose unit was made with the spec `made`: of a spare, what it has become. Raises
+        KeepfleetError, NOT_FOUND too."""
+        if made is None or not made.spare:
+            return made
+        unit = unit_name(kuuid)
+        description = await self._property(replies.unit_path(unit), "Unit", "Description", unit)
+        try:
+            return claimed_in(description) or made
+        except KeepfleetError as error:
+            LOG.error("%s: only operators may touch it, as nothing says whose it is: %s", unit, error.message)
+            return None
+
+    async def claim(self, kuuid: int, spec: KeepSpec) -> None:
+        """Makes a spare the keep that `spec` describes, in one step: from then on its unit says so.
+
+        Raises KeepfleetError: NOT_FOUND when the unit has gone, UNAVAILABLE where it is not known whether it is done.
+        """
+        unit = unit_name(kuuid)
+        what = f"claim {unit}"
+        properties = [[name, variant(signature, value)] for name, signature, value in claim_properties(kuuid, spec)]
+        try:
+            await asyncio.to_thread(self._fields.write, kuuid, log_fields(kuuid, spec))
+        except OSError as error:
+            raise KeepfleetError(ErrorKind.SYSTEMD, f"cannot {what}: its journal fields: {error.strerror}") from error
+        await self._ask(Call("SetUnitProperties", "sba(sv)", (unit, True, properties)), what)
+
+    async def settings_mark(self, kuuid: int) -> str:
+        """What changes when a new keep's unit would have other settings than that one's has: systemd has read its files
+        again, or would have to, or there is another root for keeps. Raises KeepfleetError."""
+        unit = unit_name(kuuid)
+        call = Call("Get", "ss", (MANAGER, "UnitsLoadTimestampMonotonic"), interface=_PROPERTIES)
+        loaded = getattr((await self._ask(call, "ask systemd when it has read its units"))[0], "value", 0)
+        path = replies.unit_path(unit)
+        stale = await self._property(path, "Unit", "NeedDaemonReload", unit)
+        root = await self._property(path, "Service", "RootDirectory", unit)
+        current = root if self._roots is None else await self._roots.path()
+        return f"{loaded} {stale} {root == current}"
 
     async def specs(self, kuuids: Sequence[int]) -> Mapping[int, KeepSpec | None]:
         """What each of these units says its keep is, as `spec` does; those that have gone are left out. Raises
@@ -184,7 +224,8 @@ class SystemdUnits:
             environments = await asyncio.to_thread(string_lists, self._address, list(paths), _SERVICE, "Environment")
         except (OSError, ValueError, KeyError) as error:
             LOG.info("cannot read the keeps' units together, reading one by one: %s", error)
-        found = {paths[path]: spec_in(value, unit_name(paths[path])) for path, value in environments.items()}
+        made = {paths[path]: spec_in(value, unit_name(paths[path])) for path, value in environments.items()}
+        found = {kuuid: spec for kuuid, spec in made.items() if spec is None or not spec.spare}
         for kuuid in kuuids:
             if kuuid not in found:
                 try:

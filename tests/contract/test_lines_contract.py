@@ -1,65 +1,94 @@
-"""A keep's lines from a real journal: whole, in order, as they come, and only its own."""
+"""A keep's lines: whole, in order, as they come, and only its own; of the fake journal and of a real one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 
 import pytest
 
-from keep_manager.systemd.journal import Journal
-from keep_manager.systemd.units import SystemdUnits
+from keep_manager.keeps.logs import Journal
+from keep_manager.systemd import journal as real
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.sse import LogLine
 from tests.contract.conftest import systemd_units
+from tests.fakes.fake_journal import FakeJournal
 from tests.fakes.real_systemd import WORDS, RealSystemd
 
 ENOUGH = 20.0
 
 
-@pytest.fixture
-async def units(systemd: RealSystemd) -> AsyncIterator[SystemdUnits]:
+@dataclass(frozen=True)
+class Subject:
+    """A journal under test. begin: has a keep write its first two lines; say: has one that has begun write another."""
+
+    journal: Journal
+    begin: Callable[[int], Awaitable[None]]
+    say: Callable[[int, str], Awaitable[None]]
+
+
+@pytest.fixture(params=["fake", "systemd"])
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    if request.param == "fake":
+        fake = FakeJournal()
+        yield Subject(fake, lambda kuuid: fake.write(kuuid, "one", "t\vwo\ufffd"), fake.write)
+        return
+    systemd: RealSystemd = request.getfixturevalue("systemd")
     systemd.run("sh", "-c", f"rm -f {WORDS}; mkfifo {WORDS}")
     systemd.behave("prints")
-    async with systemd_units(systemd) as made:
-        yield made
+
+    async def say(_: int, text: str) -> None:
+        systemd.run("sh", "-c", f"echo {text} >{WORDS}")
+
+    async with systemd_units(systemd) as units:
+        journal = real.Journal("system", systemd.sandbox.command(("journalctl",)))
+        yield Subject(journal, lambda kuuid: units.start(kuuid, ENOUGH), say)
     systemd.clear()
 
 
-@pytest.fixture
-def journal(systemd: RealSystemd) -> Journal:
-    return Journal("system", systemd.sandbox.command(("journalctl",)))
+async def lines(subject: Subject, kuuid: int, last: int | None = None, after: str = "") -> list[LogLine]:
+    await subject.journal.sync()
+    async with subject.journal.lines(kuuid, last=last, after=after) as found:
+        return [line async for line in found]
 
 
-async def test_lines_come_as_they_are_written_and_can_be_resumed(
-    systemd: RealSystemd, units: SystemdUnits, journal: Journal
-) -> None:
-    await units.start(5002, ENOUGH)
-    systemd.run("sh", "-c", f"echo for the other >{WORDS}")
-    await units.start(5001, ENOUGH)
-    async with journal.lines(5001, follow=True) as coming:
+async def test_lines_come_as_they_are_written_and_can_be_resumed(subject: Subject) -> None:
+    await subject.begin(5002)
+    await subject.say(5002, "other")
+    await subject.begin(5001)
+    async with subject.journal.lines(5001, follow=True) as coming:
         first, second = [await asyncio.wait_for(anext(coming), ENOUGH) for _ in range(2)]
         assert [first.text, second.text] == ["one", "t\vwo\ufffd"]
-        systemd.run("sh", "-c", f"echo three >{WORDS}")
+        await subject.say(5001, "three")
         third = await asyncio.wait_for(anext(coming), ENOUGH)
-    await journal.sync()
     assert third.text == "three"
-    async with journal.lines(5001, after=first.cursor) as rest:
-        assert [line async for line in rest] == [second, third]
-    async with journal.lines(5001, last=1) as rest:
-        assert [line async for line in rest] == [third]
+    assert await lines(subject, 5001, after=first.cursor) == [second, third]
+    assert await lines(subject, 5001, last=1) == [third]
+    assert await lines(subject, 5001, after=third.cursor) == []
 
 
-async def test_a_line_has_its_time_and_is_the_workload_s_unless_it_is_a_loader_s(
-    units: SystemdUnits, journal: Journal
-) -> None:
-    await units.start(5003, ENOUGH)
-    await journal.sync()
-    async with journal.lines(5003) as found:
-        lines: list[LogLine] = [line async for line in found]
-    assert [line.source for line in lines] == ["workload", "workload"]
-    assert 1.7e9 < lines[0].at <= lines[1].at
+async def test_a_second_reader_of_one_that_follows_reads_the_rest(subject: Subject) -> None:
+    await subject.begin(5004)
+    async with subject.journal.lines(5004, follow=True) as coming:
+        first = await asyncio.wait_for(anext(coming), ENOUGH)
+        await subject.journal.sync()
+        async with subject.journal.lines(5004, after=first.cursor, second=True) as rest:
+            assert [line.text async for line in rest] == ["t\vwo\ufffd"]
 
 
-async def test_a_keep_that_never_was_has_no_lines(journal: Journal, systemd: RealSystemd) -> None:
-    async with journal.lines(5999) as found:
-        assert [line async for line in found] == []
+async def test_a_line_has_its_time_and_is_the_workload_s_unless_it_is_a_loader_s(subject: Subject) -> None:
+    await subject.begin(5003)
+    found = await lines(subject, 5003)
+    assert [line.source for line in found] == ["workload", "workload"]
+    assert 0 < found[0].at <= found[1].at
+
+
+async def test_a_keep_that_never_was_has_no_lines(subject: Subject) -> None:
+    assert await lines(subject, 5999) == []
+
+
+async def test_what_is_no_cursor_is_refused(subject: Subject) -> None:
+    with pytest.raises(KeepfleetError) as caught:
+        await lines(subject, 5999, after="somewhere")
+    assert caught.value.kind is ErrorKind.BAD_REQUEST

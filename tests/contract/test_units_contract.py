@@ -71,6 +71,20 @@ async def test_what_many_units_say_is_what_each_says(subject: Subject) -> None:
     assert [await subject.units.spec(kuuid) for kuuid in specs] == list(specs.values())
 
 
+async def test_a_spare_becomes_what_it_is_claimed_as_in_one_step(subject: Subject) -> None:
+    await subject.units.start(1201, ENOUGH, KeepSpec(spare=True))
+    assert await subject.units.spec(1201) == KeepSpec(spare=True)
+    mark = await subject.units.settings_mark(1201)
+    assert await subject.units.settings_mark(1201) == mark
+    claimed = SPEC.replace(spare=True)
+    for _ in range(2):
+        await subject.units.claim(1201, claimed)
+    assert await subject.units.spec(1201) == claimed
+    assert await subject.units.specs([1201]) == {1201: claimed}
+    await subject.units.stop(1201)
+    assert (await refusal(subject.units.claim(1201, claimed))).kind is ErrorKind.NOT_FOUND
+
+
 async def test_a_unit_that_does_not_exist_is_not_found(subject: Subject) -> None:
     assert await subject.units.look(1005) is None
     assert (await refusal(subject.units.stop(1005))).kind is ErrorKind.NOT_FOUND

@@ -52,11 +52,11 @@ class FakeJournal:
         last: int | None = None,
         after: str = "",
         follow: bool = False,
-        beside: bool = False,
+        second: bool = False,
         caller: str = "",
     ) -> AsyncIterator[AsyncIterator[LogLine]]:
         """See Journal."""
-        assert not beside or self.readers, "it stands beside none"
+        assert not second or self.readers, "it is no second one"
         start = int(check_cursor(after).split(";")[1].removeprefix("i="), 16) if after else 0
         await self._count(follow)
         try:

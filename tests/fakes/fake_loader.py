@@ -22,7 +22,7 @@ from keep_protocol.control import (
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport, Module, Outcome, OutcomeKind, Uploader
-from keep_protocol.spec import KeepSpec
+from keep_protocol.spec import KeepSpec, decode_spec
 from keep_protocol.states import STATE_OF, Event, Phase, advance
 from keep_protocol.workload import Workload, workload_from_json
 
@@ -219,6 +219,11 @@ class FakeLoader:
                 self._port = int(command.contents)
             case CommandType.START:
                 await self._start(StartMessage(descriptors=START_DESCRIPTORS), descriptors)
+            case CommandType.CLAIM:
+                spec = decode_spec(command.contents)
+                if not self.spec.spare or (self.spec.owner and self.spec != spec):
+                    raise KeepfleetError(ErrorKind.CONFLICT, "cannot make the keep another one: it is no spare")
+                self.spec, self.restart, self.uploaders = spec, spec.restart, spec.uploaders
             case CommandType.KEEP_START:
                 await self._start(decode_start(command.contents), descriptors)
             case CommandType.STOP if self.phase not in (Phase.ENDED, Phase.FAILED):

@@ -23,7 +23,7 @@ class FakeUnits:
 
     `away` is how many of the next stops cannot reach it; `masked` and `installed` are what its template is; `ends` are
     how units ended; a spec that is taken out of `said` is of a unit of the version before. `begun` is set when a unit
-    begins to start, `gone` when one has been stopped.
+    begins to start, `gone` when one has been stopped; `mark` is what changes with the settings of new units.
     """
 
     def __init__(self, runtime_root: str) -> None:
@@ -32,10 +32,12 @@ class FakeUnits:
         self.said: dict[int, KeepSpec] = {}
         self.ends: dict[int, UnitEnd] = {}
         self.away = 0
+        self.mark = "1"
         self.loaders: dict[int, FakeLoader] = {}
         self.at_ready: Callable[[FakeLoader], None] = lambda _: None
         self.most_at_once = 0
         self.begun = asyncio.Event()
+        self._change = asyncio.Event()
         self.gone = asyncio.Event()
         self._root = runtime_root
         self._states: dict[int, UnitState] = {}
@@ -77,6 +79,7 @@ class FakeUnits:
         self.loaders[kuuid] = loader
         self._set(kuuid, "active", "running")
         self.at_ready(loader)
+        self._changes()
 
     async def _never_ready(self, kuuid: int, ended: asyncio.Event, seconds: float) -> None:
         try:
@@ -104,6 +107,7 @@ class FakeUnits:
         if kuuid in self._ended:
             self._ended.pop(kuuid).set()
         self.gone.set()
+        self._changes()
 
     async def listed(self) -> list[UnitState]:
         """See Units."""
@@ -121,10 +125,32 @@ class FakeUnits:
         """See Units."""
         return {kuuid: self.said.get(kuuid) for kuuid in kuuids if kuuid in self._states}
 
+    async def claim(self, kuuid: int, spec: KeepSpec) -> None:
+        """See Units."""
+        self._reach(kuuid, "claim")
+        self.said[kuuid] = spec
+
+    async def settings_mark(self, kuuid: int) -> str:
+        """See Units."""
+        self._reach(kuuid, "look at")
+        return self.mark
+
+    def _reach(self, kuuid: int, what: str) -> None:
+        if kuuid not in self._states:
+            raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot {what} {unit_name(kuuid)}: it is not loaded")
+
     async def end(self, kuuid: int) -> UnitEnd:
         """See Units."""
         state = self._states.get(kuuid)
         return self.ends.get(kuuid) or UnitEnd("" if state is None else "success")
+
+    async def changed(self) -> None:
+        """Waits until the next unit has got ready, has failed or has gone."""
+        await self._change.wait()
+
+    def _changes(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
 
     async def crash(self, kuuid: int) -> None:
         """The unit's loader ends by itself and is not started again."""

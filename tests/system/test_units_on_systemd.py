@@ -44,6 +44,19 @@ def test_systemd_has_nothing_to_say_against_the_manager_s_unit_and_the_slice(fle
     assert done.stdout + done.stderr == ""
 
 
+def test_keeps_that_come_and_go_leave_no_more_slices_loaded_than_they_needed_together(fleet: Fleet) -> None:
+    def loaded() -> set[str]:
+        listed = fleet.host.systemctl("list-units", "--plain", "--no-legend", "--state=active", "keep-g*.slice")
+        return {line.split()[0] for line in listed.splitlines()}
+
+    before = loaded()
+    for _ in range(8):
+        life = Life.create(fleet)
+        assert life.show("Slice") == "keep-g00.slice", "there are fewer than 32 keeps"
+        life.remove()
+    assert loaded() <= before | {"keep-g00.slice"}
+
+
 def test_systemd_has_nothing_to_say_against_a_live_keep_s_unit(life: Life) -> None:
     """But that the host has no such program, which is the point: it looks for it outside the unit's root."""
     done = life.host.run(["systemd-analyze", "verify", "--man=no", f"/run/systemd/transient/{life.unit}"], check=False)

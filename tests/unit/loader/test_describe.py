@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from keep_protocol.control import CommandType, decode_description
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
+from keep_protocol.spec import SPEC_VARIABLE, KeepSpec, RestartPolicy, encode_spec
 from keep_protocol.states import State
 from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, opened
 
@@ -111,3 +112,54 @@ def test_what_is_no_description_is_refused_and_changes_nothing(loader: LoaderPro
 def test_no_contents_do_more_than_be_refused(contents: str) -> None:
     with pytest.raises(KeepfleetError):
         decode_description(contents + "\x00")
+
+
+SPARE = {SPEC_VARIABLE: encode_spec(KeepSpec(spare=True))}
+CLAIMED = KeepSpec(
+    name="web",
+    owner="alice",
+    labels=(("a", "b"),),
+    limits=Limits(wall_seconds=9),
+    restart=RestartPolicy.ALWAYS,
+    spare=True,
+)
+
+
+def claim_refused(peer: Peer, spec: KeepSpec) -> KeepfleetError:
+    with pytest.raises(KeepfleetError) as caught:
+        peer.ask(CommandType.CLAIM, encode_spec(spec))
+    return caught.value
+
+
+def test_a_spare_becomes_the_keep_it_is_claimed_as_once_and_for_good(
+    unstarted: LoaderProcess, passed: Endpoint
+) -> None:
+    unstarted.start(environment=SPARE)
+    peer = unstarted.peer()
+    assert called(peer) == {"name": "", "labels": {}, "owner": ""}
+    for _ in range(2):
+        peer.ask(CommandType.CLAIM, encode_spec(CLAIMED))
+    assert called(peer) == {"name": "web", "labels": {"a": "b"}, "owner": "alice"}
+    assert peer.ask(CommandType.INFO).restart is RestartPolicy.ALWAYS
+    assert claim_refused(peer, CLAIMED.replace(owner="bob")).kind is ErrorKind.CONFLICT
+    peer, stub = opened(unstarted, passed)
+    assert stub.environment["KEEPFLEET_LIMITS"] == CLAIMED.limits.to_text()
+    assert claim_refused(peer, CLAIMED).kind is ErrorKind.CONFLICT
+
+
+def test_a_claim_survives_the_loader_in_every_phase(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    unstarted.start(environment=SPARE)
+    unstarted.peer().ask(CommandType.CLAIM, encode_spec(CLAIMED))
+    unstarted.end(signal.SIGKILL)
+    unstarted.systemd.drain()
+    unstarted.start(environment=SPARE)
+    peer = unstarted.peer()
+    assert (peer.ask(CommandType.INFO).state, called(peer)["owner"]) == (State.LISTENING, "alice")
+    _, stub = opened(unstarted, passed)
+    assert stub.environment["KEEPFLEET_LIMITS"] == CLAIMED.limits.to_text()
+
+
+def test_a_keep_that_is_no_spare_cannot_be_claimed(loader: LoaderProcess) -> None:
+    assert claim_refused(loader.peer(), CLAIMED).kind is ErrorKind.CONFLICT
+    with pytest.raises(KeepfleetError):
+        loader.peer().ask(CommandType.CLAIM, "???")

@@ -15,6 +15,7 @@ from keep_manager.model import Allowance, Caller, LoaderGone, UnitEnd, UnitState
 from keep_manager.systemd import replies
 from keep_manager.systemd.properties import keep_properties, spec_in
 from keep_manager.systemd.replies import Aim
+from keep_protocol.constants import KUUID_BITS, slice_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
@@ -369,3 +370,16 @@ def test_every_limit_has_a_ceiling_that_is_named_when_it_is_passed(name: str) ->
     assert limits_for(((name, top),), allowed, MALLORY).fields()[name] == top
     with pytest.raises(KeepfleetError, match=f"with {name} {top + 1}: the ceiling for mallory is {top}"):
         limits_for(((name, top + 1),), allowed, MALLORY)
+
+
+@pytest.mark.parametrize(("keeps", "groups"), [(0, 1), (31, 1), (32, 2), (100, 4), (991, 31), (992, 32), (5000, 32)])
+def test_keeps_have_as_many_slices_as_they_need(keeps: int, groups: int) -> None:
+    assert decide.groups_for(keeps) == groups
+
+
+def test_an_id_is_moved_to_its_group_and_stays_one() -> None:
+    for drawn in (0, 31, 32, 12345, (1 << KUUID_BITS) - 1):
+        for group in (0, 7, 31):
+            kuuid = decide.in_group(drawn, group)
+            assert 0 <= kuuid < 1 << KUUID_BITS
+            assert kuuid == 0 or slice_name(kuuid) == f"keep-g{group:02d}.slice"

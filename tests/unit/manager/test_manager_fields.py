@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,20 @@ def test_a_file_that_cannot_be_removed_is_a_line_in_the_log(
     (units / "log-extra-fields:keep@7.service").mkdir()
     FieldFiles(str(tmp_path)).remove(7)
     assert "cannot remove journald's settings of keep@7.service" in caplog.text
+
+
+def test_the_fields_of_a_unit_that_runs_are_written_as_systemd_writes_them(tmp_path: Path) -> None:
+    units = tmp_path / "systemd" / "units"
+    units.mkdir(parents=True)
+    file = units / "log-extra-fields:keep@7.service"
+    file.write_bytes(struct.pack("<Q", 9) + b"KEEP_ID=7")
+    FieldFiles(str(tmp_path)).write(7, [b"KEEP_ID=7", b"KEEP_OWNER=alice"])
+    assert file.read_bytes() == struct.pack("<Q", 9) + b"KEEP_ID=7" + struct.pack("<Q", 16) + b"KEEP_OWNER=alice"
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(units) == [file.name]
+
+
+def test_a_unit_without_such_a_file_gets_none(tmp_path: Path) -> None:
+    (tmp_path / "systemd" / "units").mkdir(parents=True)
+    FieldFiles(str(tmp_path)).write(7, [b"KEEP_ID=7"])
+    assert os.listdir(tmp_path / "systemd" / "units") == []

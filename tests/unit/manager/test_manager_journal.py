@@ -77,7 +77,7 @@ async def test_readers_are_bounded_and_end_with_their_block(tmp_path: Path, monk
             async with journal.lines(6, follow=True):
                 pytest.fail("it was let in")
         assert caught.value.kind is ErrorKind.TOO_MANY
-        async with journal.lines(5, beside=True) as rest:
+        async with journal.lines(5, second=True) as rest:
             assert (await anext(rest)).text == "hello", "whoever has a place is not refused the rest"
     async with journal.lines(5, follow=True) as found:
         assert (await anext(found)).text == "hello"

@@ -28,10 +28,10 @@ async def test_the_rest_of_a_stream_does_not_wait_for_the_end_of_its_reader_that
             last: int | None = None,
             after: str = "",
             follow: bool = False,
-            beside: bool = False,
+            second: bool = False,
             caller: str = "",
         ) -> AsyncIterator[AsyncIterator[LogLine]]:
-            async with super().lines(kuuid, last=last, after=after, follow=follow, beside=beside) as found:
+            async with super().lines(kuuid, last=last, after=after, follow=follow, second=second) as found:
                 yield found
             if follow:
                 await sent.wait()

@@ -1,0 +1,139 @@
+"""Events as they are written, followed, read again and resumed; of the fake event log and of one in a real journal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import pytest
+
+from keep_manager.keeps import interfaces, logs
+from keep_manager.model import Visible
+from keep_manager.systemd.event_log import MANAGER_UNIT, EventLog
+from keep_manager.systemd.journal import Journal
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.sse import EventType, KeepEvent
+from keep_protocol.states import State
+from tests.fakes.fake_event_log import FakeEventLog
+from tests.fakes.real_systemd import RealSystemd
+
+ENOUGH = 20.0
+OUTSIDE = f"""
+for word; do shift; [ "$word" = _SYSTEMD_UNIT={MANAGER_UNIT} ] || set -- "$@" "$word"; done; exec journalctl "$@"
+"""
+"""The tests write from outside, where they are no unit of that systemd's."""
+
+
+class Log(interfaces.EventLog, logs.Events, Protocol):
+    """An event log."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An event log under test. settled: waits until what was written can be read."""
+
+    log: Log
+    settled: Callable[[], Awaitable[None]]
+
+
+@pytest.fixture(params=["fake", "systemd"])
+async def subject(request: pytest.FixtureRequest) -> Subject:
+    if request.param == "fake":
+        fake = FakeEventLog()
+
+        async def nothing() -> None:
+            return
+
+        return Subject(fake, nothing)
+    systemd: RealSystemd = request.getfixturevalue("systemd")
+    systemd.run("journalctl", "--rotate", "--vacuum-time=1us")  # what the test before has written
+    journal = Journal("system", systemd.sandbox.command(("sh", "-c", OUTSIDE, "journalctl")))
+    log = EventLog(journal, "system", f"{systemd.runtime_root}/systemd/journal/socket")
+    return Subject(log, journal.sync)
+
+
+async def write(subject: Subject, kuuid: int, type_: EventType, owner: str = "alice", restarts: int = 0) -> None:
+    keep = KeepInfo(kuuid, State.LISTENING, "a\nb", owner=owner, restarts=restarts)
+    await subject.log.write(KeepEvent(1.5, type_, keep, "bob"), f"keep@{kuuid}.service: {type_.value}")
+
+
+async def stored(
+    subject: Subject,
+    kuuid: int | None = None,
+    *,
+    last: int | None = None,
+    after: str = "",
+    visible: Visible | None = None,
+) -> list[KeepEvent]:
+    await subject.settled()
+    async with subject.log.events(kuuid, last=last, after=after, visible=visible) as events:
+        return [event async for event in events]
+
+
+def words(events: list[KeepEvent]) -> list[tuple[int, str]]:
+    return [(event.keep.kuuid, event.type.value) for event in events]
+
+
+@pytest.fixture
+async def written(subject: Subject) -> Subject:
+    await write(subject, 1, EventType.CREATED)
+    await write(subject, 2, EventType.CREATED, owner="bob")
+    await write(subject, 1, EventType.STARTED)
+    await write(subject, 1, EventType.RUNNING, restarts=1)
+    return subject
+
+
+async def test_events_are_read_whole_and_in_the_order_in_which_they_were_written(written: Subject) -> None:
+    found = await stored(written)
+    assert words(found) == [(1, "created"), (2, "created"), (1, "started"), (1, "running")]
+    first = found[0]
+    assert (first.at, first.by, first.keep.detail, first.keep.owner) == (1.5, "bob", "a\nb", "alice")
+    assert len({event.cursor for event in found}) == 4
+
+
+async def test_the_last_those_of_one_keep_and_those_that_are_visible_are_read(written: Subject) -> None:
+    assert words(await stored(written, last=2)) == [(1, "started"), (1, "running")]
+    assert words(await stored(written, 1)) == [(1, "created"), (1, "started"), (1, "running")]
+    assert words(await stored(written, visible=lambda keep: keep.owner == "bob")) == [(2, "created")]
+
+
+async def test_reading_goes_on_after_any_event(written: Subject) -> None:
+    found = await stored(written)
+    assert words(await stored(written, after=found[1].cursor)) == [(1, "started"), (1, "running")]
+    assert await stored(written, after=found[3].cursor) == []
+    with pytest.raises(KeepfleetError) as caught:
+        await stored(written, after="nonsense")
+    assert caught.value.kind is ErrorKind.BAD_REQUEST
+
+
+async def test_who_follows_gets_what_happens_from_then_on(written: Subject) -> None:
+    async with written.log.events(follow=True) as coming:
+        await write(written, 3, EventType.CREATED)
+        event = await asyncio.wait_for(anext(coming), ENOUGH)
+    assert words([event]) == [(3, "created")]
+    assert [kept.cursor for kept in await stored(written, 3)] == [event.cursor]
+
+
+async def test_who_follows_after_an_event_misses_none_and_gets_none_twice(written: Subject) -> None:
+    second = (await stored(written))[1]
+    async with written.log.events(follow=True, after=second.cursor) as coming:
+        await write(written, 2, EventType.STARTED)
+        found = [await asyncio.wait_for(anext(coming), ENOUGH) for _ in range(3)]
+    assert words(found) == [(1, "started"), (1, "running"), (2, "started")]
+
+
+async def test_the_latest_event_of_each_keep_is_known(written: Subject) -> None:
+    await written.settled()
+    latest = await written.log.latest()
+    assert sorted(latest) == [1, 2]
+    assert (latest[1].type, latest[1].restarts, latest[1].owner) == (EventType.RUNNING, 1, "alice")
+    assert (latest[2].type, latest[2].restarts, latest[2].owner) == (EventType.CREATED, 0, "bob")
+
+
+async def test_a_keep_of_which_nothing_was_written_has_no_lines_that_were_taken_or_dropped(written: Subject) -> None:
+    assert await written.log.taken(4, 0.0, 10) == 0
+    assert await written.log.dropped(4) == 0
+    assert written.log.counts is True

@@ -1,0 +1,115 @@
+"""Spares on a real systemd: nobody's until they are handed out, and from that moment on what their unit says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from keep_client.http import Reply, json_body
+from keep_client.manager import IDEMPOTENCY_HEADER
+from keep_client.peer import ConnectionFailed
+from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_protocol.constants import V1_KEEPS_PATH, kuuid_of_unit
+from keep_protocol.keep import KeepInfo, keep_from_wire
+from keep_protocol.states import State
+from tests.system import modules
+from tests.system.fixtures import module_s_fleet
+from tests.system.fleet import MANAGER, Fleet
+from tests.system.life import SOON, Bystanders, Life, drop_in
+
+SPARES = 2
+fleet = pytest.fixture(scope="module")(module_s_fleet)
+
+
+def spares(fleet: Fleet) -> set[int]:
+    """The spares whose loader is ready."""
+    listed = fleet.host.systemctl("list-units", "--plain", "--no-legend", "--state=active", "keep@*.service")
+    found = (line.split()[0] for line in listed.splitlines() if "Spare keep" in line)
+    return {kuuid for unit in found if (kuuid := kuuid_of_unit(unit)) is not None}
+
+
+def until_there_are(fleet: Fleet, number: int, *, but: frozenset[int] = frozenset()) -> set[int]:
+    """The spares, once there are so many, and none of `but`: systemd lists them, and nothing else says so."""
+    deadline = time.monotonic() + SOON
+    while len(found := spares(fleet)) != number or found & but:
+        assert time.monotonic() < deadline, found
+    return found
+
+
+@pytest.fixture(autouse=True)
+def with_spares(fleet: Fleet, bystanders: Bystanders, undisturbed: None) -> Iterator[None]:
+    """A manager that keeps SPARES; at the end of the test none is left."""
+    with fleet.configured(spare_keeps=SPARES):
+        until_there_are(fleet, SPARES)
+        yield
+    deadline = time.monotonic() + SOON
+    while [trace for trace in fleet.left_over() if not bystanders.owns(trace)]:
+        if time.monotonic() > deadline:
+            return  # which `undisturbed` says
+
+
+def create(fleet: Fleet, key: str = "", **members: object) -> Reply:
+    headers = {IDEMPOTENCY_HEADER: key} if key else {}
+    return fleet.client().request("POST", V1_KEEPS_PATH, json_body(dict(members)), headers=headers)
+
+
+def made(reply: Reply) -> KeepInfo:
+    assert reply.status == 201, reply.text
+    return keep_from_wire(reply.object())
+
+
+def test_a_spare_becomes_a_keep_with_its_limits_its_name_in_the_journal_and_its_workload(fleet: Fleet) -> None:
+    before = spares(fleet)
+    assert not before & {info.kuuid for info in fleet.client().keeps()}
+    info = made(create(fleet, name="once-spare", limits={"tasks": 25, "memory_bytes": 128 << 20}, start={}))
+    assert info.kuuid in before
+    assert (info.name, info.state) == ("once-spare", State.STARTED)
+    life = Life(fleet, info.kuuid)
+    shown = fleet.host.show(life.unit, "Description", "TasksMax")
+    assert shown["Description"].startswith("Keep once-spare of ")
+    assert shown["TasksMax"] == "25"
+    assert life.upload(modules.says(b"from a spare\n")).status == 200
+    life.line("from a spare")
+    life.until(State.STARTED, State.COMPLETE)
+    lines = fleet.host.journal(KEEP_NAME="once-spare")
+    assert "from a spare" in [line["MESSAGE"] for line in lines]
+    assert until_there_are(fleet, SPARES) != before
+    life.remove()
+
+
+def test_a_keep_that_was_a_spare_is_found_again_by_the_next_manager_and_over_a_daemon_reload(fleet: Fleet) -> None:
+    info = made(create(fleet, name="found-again"))
+    fleet.host.systemctl("daemon-reload")
+    fleet.kill()
+    found = fleet.client().keep(info.kuuid)
+    assert (found.name, found.owner, found.created_at) == (info.name, info.owner, info.created_at)
+    fleet.client().remove(info.kuuid)
+
+
+@pytest.mark.parametrize("point", [Failpoint.CLAIM_BEFORE_CALL, Failpoint.CLAIM_AFTER_CALL])
+def test_a_manager_killed_while_it_hands_out_a_spare_leaves_a_spare_or_the_keep(fleet: Fleet, point: Failpoint) -> None:
+    before = frozenset(spares(fleet))
+    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\n"):
+        fleet.restart()
+        left = until_there_are(fleet, SPARES, but=before)
+        with pytest.raises(ConnectionFailed):
+            create(fleet, f"key-{point.value}", name="key", start={})
+    fleet.restart()
+    after_call = point is Failpoint.CLAIM_AFTER_CALL
+    owned = {info.kuuid for info in fleet.client().keeps() if info.name == "key"}
+    assert len(owned) == (1 if after_call else 0)
+    info = made(create(fleet, f"key-{point.value}", name="key", start={}))
+    assert (info.state, info.fingerprint[:7]) == (State.STARTED, "sha256:")
+    assert (info.kuuid in left) == after_call
+    fleet.client().remove(info.kuuid)
+
+
+def test_a_spare_of_before_a_change_of_the_keeps_settings_is_not_handed_out(fleet: Fleet) -> None:
+    before = until_there_are(fleet, SPARES)
+    with drop_in(fleet.host, "keep@.service", "[Service]\nNice=7\n"):
+        info = made(create(fleet))
+        assert info.kuuid not in before
+        assert fleet.host.show(f"keep@{info.kuuid}.service", "Nice")["Nice"] == "7"
+        fleet.client().remove(info.kuuid)
