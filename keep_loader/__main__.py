@@ -29,7 +29,7 @@ def main() -> int:
     try:
         settings = read_settings(sys.argv[1:], os.environ)
         probe = partial(isolation_failures, strict=settings.spec.profile is Profile.STRICT)
-        loader = Loader(settings, probe, partial(lock_loader, programs=True))
+        loader = Loader(settings, probe, lock_loader)
     except KeepfleetError as error:
         print(f"keep-loader: {error}", file=sys.stderr)
         return BAD_START

@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from app_loader.run.runner import Meter
+    from app_loader.run.meter import Meter
 else:
     Protocol = object
 

@@ -6,9 +6,7 @@ the forks that check, and by the run.
 
 from __future__ import annotations
 
-import app_loader.check.compiler
-import app_loader.run.context
-import app_loader.run.guest  # noqa: F401  # what a check and a run import
+import keep_isolation.locks  # noqa: F401  # what a check and a run import
 from app_loader.check.checking import STORE_DIRECTORIES
 from app_loader.engine.foreign import GuestExit
 from app_loader.engine.settings import make_engine, settings_for
