@@ -44,8 +44,9 @@ print("tried", json.dumps({name: errno.errorcode.get(error, error) for name, err
 def test_no_memory_becomes_executable_in_a_strict_unit_from_its_first_instruction_on(fleet: Fleet) -> None:
     fleet.host.run(["tee", inside.PROBE], input=TRIES)
     cursor = fleet.host.cursor()
-    command = f"[Service]\nType=exec\nRestart=no\nExecStart=\nExecStart={inside.PYTHON} {inside.PROBE}\n"
-    with inside.drop_in(fleet.host, command + "MemoryDenyWriteExecute=yes\n"):
+    shown = f"BindReadOnlyPaths={inside.PROBE}:{inside.SEEN}\nMemoryDenyWriteExecute=yes"
+    command = f"ExecStart=\nExecStart={inside.PYTHON} {inside.SEEN}"
+    with inside.drop_in(fleet.host, f"[Service]\nType=exec\nRestart=no\n{shown}\n{command}\n"):
         inside.start_unit(fleet.host, KUUID)
         entry = fleet.host.wait_journal("tried {", since_cursor=cursor)
     tried = json.loads(message_of(entry).removeprefix("tried "))
