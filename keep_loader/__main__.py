@@ -16,6 +16,7 @@ from keep_loader.isolation import give_up_being_read, hold_root, isolation_failu
 from keep_loader.loader import Loader
 from keep_loader.settings import read_settings
 from keep_protocol.errors import KeepfleetError
+from keep_protocol.spec import Profile
 
 BAD_START = 2
 """The exit status of a loader that was started wrongly; starting it again would not help."""
@@ -27,7 +28,8 @@ def main() -> int:
     hold_root()
     try:
         settings = read_settings(sys.argv[1:], os.environ)
-        loader = Loader(settings, isolation_failures, partial(lock_loader, programs=True))
+        probe = partial(isolation_failures, strict=settings.spec.profile is Profile.STRICT)
+        loader = Loader(settings, probe, partial(lock_loader, programs=True))
     except KeepfleetError as error:
         print(f"keep-loader: {error}", file=sys.stderr)
         return BAD_START

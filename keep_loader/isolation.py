@@ -32,14 +32,24 @@ MAX_NAMED = 4
 """Network devices named in one sentence; a host may have hundreds."""
 
 
-def isolation_failures(directory: str) -> tuple[str, ...]:
-    """A sentence for each failure; `directory` is the keep's own."""
+def isolation_failures(directory: str, *, strict: bool = False) -> tuple[str, ...]:
+    """A sentence for each failure; `directory` is the keep's own, `strict` its profile."""
     uid = os.geteuid()
     found = [*_buses(_bus_sockets(uid)), *_networks(), *_mounts(directory), *_privileges(uid)]
     found += [f"the device {path} is there" for path in DEVICES if os.path.exists(path)]
     found += [f"the host's {path} is there" for path in HOST if _is_there(path)]
     found += _dumpable(uid)
-    return tuple(found)
+    return tuple(found + _executable_memory() if strict else found)
+
+
+def _executable_memory() -> list[str]:
+    import mmap  # of a strict keep alone
+
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    except OSError:
+        return []
+    return ["memory can be made that is both writable and executable (MemoryDenyWriteExecute=)"]
 
 
 def _is_there(path: str) -> bool:
@@ -51,8 +61,8 @@ def _is_there(path: str) -> bool:
 
 
 def give_up_being_read() -> None:
-    """Lets no other process look into us, from our first line on: where the tree is the user's own, its mode does not
-    do that yet when systemd starts us, with capabilities in the keep's user namespace."""
+    """Lets no other process look into us from our first line on: where the tree is the user's own, its mode does not do
+    that yet when systemd, with capabilities left in the keep's user namespace, starts us."""
     prctl(_PR_SET_DUMPABLE, 0)
 
 

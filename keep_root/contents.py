@@ -19,8 +19,9 @@ PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
 CONTROL_GROUP = "keepfleet/cgroup"
 """Places in every tree. An interpreter finds its library in the `lib` beside it, whichever it was built for."""
 OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader")
-OTHERS = ("wasmtime",)
-"""What runs in a keep. A test imports every module of ours in a tree."""
+LIBRARIES = ("wasmtime",)
+"""What runs in a keep: our packages whole, and of others the shared libraries. A test imports every module of ours in a
+tree."""
 MAIN = "keep_loader/__main__.py"
 MOUNT_POINTS = (
     *("proc", "sys", "dev", "run", "run/systemd/incoming", "tmp", "var/tmp", "etc", "home", "root"),
@@ -103,12 +104,12 @@ def contents(target: Target) -> Contents:
         Entry(PYTHON, target.python, MODE_OF_PROGRAM, True),
         *_standard_library(library, place, tag),
     ]
-    for name in (*OURS, *OTHERS):
+    for name in (*OURS, *LIBRARIES):
         directory = os.path.join(target.packages, name)
-        if os.path.isdir(directory):
-            entries += _package(directory, f"{PACKAGES}/{name}", tag)
-        else:
+        if not os.path.isdir(directory):
             raise _cannot(f"{target.packages} has no package {name}; run: keepctl install, of a whole version")
+        found = _package(directory, f"{PACKAGES}/{name}", tag)
+        entries += found if name in OURS else (entry for entry in found if entry.watched)
     objects = [entry.source for entry in entries if _is_object(entry)]
     has_ssl = any(os.path.basename(source).startswith("_ssl.") for source in objects)
     entries += _libraries(objects, [] if has_ssl else _crypto(target.python))

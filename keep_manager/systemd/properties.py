@@ -12,7 +12,7 @@ import logging
 
 from keep_protocol.constants import slice_name, unit_name
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.spec import NAME, OWNER, SPEC_VARIABLE, KeepSpec, decode_spec, encode_spec
+from keep_protocol.spec import NAME, OWNER, SPEC_VARIABLE, KeepSpec, Profile, decode_spec, encode_spec
 
 LOG = logging.getLogger("keepfleet.units")
 Property = tuple[str, str, object]
@@ -32,6 +32,8 @@ def keep_properties(kuuid: int, spec: KeepSpec, root: str | None, groups: str) -
     """
     name, owner, limits = NAME.parse(spec.name), OWNER.parse(spec.owner), spec.limits
     fields = {"KEEP_ID": str(kuuid), "KEEP_NAME": name, "KEEP_OWNER": owner}
+    # No memory may become executable, from the first instruction on; compiled code could not run (man systemd.exec).
+    strict: tuple[Property, ...] = (("MemoryDenyWriteExecute", "b", True),) if spec.profile is Profile.STRICT else ()
     return (
         ("Description", "s", f"Keep {name or kuuid}" + (f" of {owner}" if owner else "")),
         ("Slice", "s", slice_name(kuuid)),
@@ -41,6 +43,7 @@ def keep_properties(kuuid: int, spec: KeepSpec, root: str | None, groups: str) -
         ("IOWeight", "t", limits.io_weight),
         ("LogRateLimitBurst", "u", limits.log_lines_per_second),
         ("LogExtraFields", "aay", [f"{field}={word}".encode("ascii") for field, word in fields.items() if word]),
+        *strict,
         ("Environment", "as", [f"{SPEC_VARIABLE}={encode_spec(spec)}"]),
         *(() if root is None else _root_properties(kuuid, root, groups)),
     )

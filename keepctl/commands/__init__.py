@@ -46,8 +46,9 @@ def run_table(name: str, words: list[str]) -> int | None:
     values = command.read(words)
     if values is None:
         return None
-    gc.freeze()
-    gc.enable()
+    if not gc.isenabled():  # as `main` has it until here: nothing of what is imported goes away
+        gc.freeze()
+        gc.enable()
     try:
         return guarded(lambda: command.work(**values))
     except WrongUsage:  # which click says, with the way to --help

@@ -19,7 +19,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import DEFAULTS, MIB, Limits
-from keep_protocol.spec import KeepSpec, encode_spec
+from keep_protocol.spec import KeepSpec, Profile, encode_spec
 from keep_protocol.states import State
 from tests.fakes.callers import STRANGER
 
@@ -208,6 +208,12 @@ def test_a_unit_without_a_root_names_none() -> None:
     assert not {name for name, _, _ in keep_properties(33, SPEC, None, GROUPS)} & {"RootDirectory", "BindReadOnlyPaths"}
 
 
+def test_a_strict_keep_s_unit_has_no_memory_that_becomes_executable_and_another_s_says_nothing_of_it() -> None:
+    strict = {name: value for name, _, value in keep_properties(33, SPEC.replace(profile=Profile.STRICT), None, GROUPS)}
+    assert strict["MemoryDenyWriteExecute"] is True
+    assert "MemoryDenyWriteExecute" not in {name for name, _, _ in keep_properties(33, SPEC, None, GROUPS)}
+
+
 def test_the_spec_is_read_back_and_what_cannot_be_read_is_none() -> None:
     environment = next(value for name, _, value in keep_properties(33, SPEC, ROOT, GROUPS) if name == "Environment")
     assert spec_in(environment, "keep@33.service") == SPEC
@@ -236,7 +242,7 @@ def test_a_template_that_is_masked_or_has_a_file_is_said(state: str, why: str) -
 
 
 def test_nothing_the_manager_sets_stands_in_an_installed_drop_in_which_would_win() -> None:
-    names = {"MemoryMax", "TasksMax", "CPUQuota", "IOWeight", "LogRateLimitBurst", "Slice"}
+    names = {"MemoryDenyWriteExecute", "MemoryMax", "TasksMax", "CPUQuota", "IOWeight", "LogRateLimitBurst", "Slice"}
     names |= {"Description", "LogExtraFields"}
     root = Path(__file__).resolve().parents[3] / "units"
     files = list(root.glob("*/keep@.service.d/*.conf"))

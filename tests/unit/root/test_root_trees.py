@@ -49,7 +49,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in goods.OURS:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, directory / name)
-    for name in goods.OTHERS:
+    for name in goods.LIBRARIES:
         shutil.copytree(Path(sysconfig.get_path("purelib"), name), directory / name)
     return directory
 
