@@ -21,21 +21,33 @@ _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE, _PR_GET_MDWE = 4, 38, 65, 
 _MDWE_REFUSE_EXEC_GAIN, _MDWE_NO_INHERIT = 1, 2
 """No memory becomes executable (Linux 6.3); of this process alone, not of its forks (Linux 6.6)."""
 TEMPORARY_DIRECTORIES = ("/tmp", "/var/tmp")  # noqa: S108 - the keep's own, see the unit's PrivateTmp=
+NULL = "/dev/null"
 
 
 def lock_loader(*, programs: bool = False) -> None:
-    """The loader, once everything is open that it has to open, and all its forks, which inherit this.
+    """The loader, once everything is open that it has to open; all its forks inherit this.
 
     It goes on accepting on the sockets it has, forking, signalling and collecting its children, passing descriptors on,
-    making files, and, with `programs`, starting programs. Which files its forks may have it does not know yet.
+    and, with `programs`, starting programs. Files stay as they are: which its forks are to have it does not know yet.
     Raises KeepfleetError(ISOLATION_FAILURE) when that much cannot be had.
     """
     machine = _machine()
     _give_up_being_read()
-    landlock.restrict(None)
     if not programs:
         _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN | _MDWE_NO_INHERIT)  # its forks do make code, once
     filters.install(filters.loader_program(machine, programs=programs))
+
+
+def lock_loader_files(
+    granted: Sequence[tuple[int, Rights]], nameless: Sequence[str], named: Sequence[str], *, programs: bool = False
+) -> None:
+    """The loader, once it is certain what its workload is granted, and before a stranger's first byte: it and all that
+    it forks from now on have the read-only tree, files without a name in the temporary directories and in `nameless`,
+    files beneath `named`, and what is `granted`, as in `lock_runner`. Raises as `lock_loader`.
+    """
+    tree = landlock.READ | landlock.EXECUTE if programs else landlock.READ
+    places = [("/", tree), (NULL, landlock.NAMELESS), *((path, landlock.WRITE) for path in named)]
+    _restrict([*places, *((path, landlock.NAMELESS) for path in (*TEMPORARY_DIRECTORIES, *nameless))], granted)
 
 
 def lock_endpoint(*, programs: bool = False) -> None:
@@ -48,7 +60,7 @@ def lock_endpoint(*, programs: bool = False) -> None:
     machine = _machine()
     if not programs:
         _give_up_being_read()
-        _restrict_to_tree()
+        _restrict([("/", landlock.READ), *((path, landlock.NAMELESS) for path in TEMPORARY_DIRECTORIES)])
         _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN)
     filters.install(filters.endpoint_program(machine, os.getpid(), programs=programs))
 
@@ -123,13 +135,11 @@ def _refuse_new_code(how: int) -> None:
             ) from error
 
 
-def _restrict_to_tree() -> None:
-    """Landlock: the read-only tree to read, and in the temporary directories files without a name."""
-    wanted = [("/", landlock.READ)]
-    wanted += [(path, landlock.NAMELESS) for path in TEMPORARY_DIRECTORIES if os.path.isdir(path)]
-    rules = [(os.open(path, os.O_PATH | os.O_CLOEXEC), rights) for path, rights in wanted]
+def _restrict(places: Sequence[tuple[str, Rights]], granted: Sequence[tuple[int, Rights]] = ()) -> None:
+    """Landlock by paths, where they are there, and by what is open."""
+    opened = [(os.open(path, os.O_PATH | os.O_CLOEXEC), rights) for path, rights in places if os.path.exists(path)]
     try:
-        landlock.restrict(rules)
+        landlock.restrict([*opened, *granted])
     finally:
-        for descriptor, _ in rules:
+        for descriptor, _ in opened:
             os.close(descriptor)

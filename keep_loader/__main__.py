@@ -11,7 +11,7 @@ from functools import partial
 if not __package__:  # run by path under -I -S: our packages lie together, and the standard library must win
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from keep_isolation.locks import lock_loader
+from keep_isolation.locks import lock_loader, lock_loader_files
 from keep_loader.isolation import isolation_failures
 from keep_loader.loader import Loader
 from keep_loader.settings import read_settings
@@ -25,7 +25,9 @@ def main() -> int:
     """Runs one keep until SIGTERM, or until its workload is to be run again; returns the exit status."""
     try:
         settings = read_settings(sys.argv[1:], os.environ)
-        loader = Loader(settings, isolation_failures, partial(lock_loader, programs=True))
+        loader = Loader(
+            settings, isolation_failures, partial(lock_loader, programs=True), partial(lock_loader_files, programs=True)
+        )
     except KeepfleetError as error:
         print(f"keep-loader: {error}", file=sys.stderr)
         return BAD_START

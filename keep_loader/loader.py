@@ -9,7 +9,7 @@ import _signal  # type: ignore[import-not-found] # as in __main__
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from keep_loader.control import Connection, ControlServer, Waiters
 from keep_loader.descriptors import DescriptorStore
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms
     from keep_loader.start import Version1Start
     from keep_loader.supervisor import Supervisor
 
+LockFiles = Callable[[Sequence[tuple[int, int]], Sequence[str], Sequence[str]], None]
 RESTART_STATUS = 75
 """The exit status that asks systemd to start us, and we the workload, again: EX_TEMPFAIL (sysexits.h), which nothing
 else uses."""
@@ -49,13 +50,19 @@ class Loader:
     """One keep's loader, from its boot to SIGTERM; a context manager that owns everything it opens.
 
     `probe` is the isolation check; while it reports a failure, a start is refused. `lock` is called once everything is
-    open that has to be, before anything of a stranger's is taken.
+    open that has to be, `lock_files` once it is certain what the workload is granted (see keep_isolation.locks).
     """
 
-    def __init__(self, settings: Settings, probe: Callable[[str], tuple[str, ...]], lock: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        probe: Callable[[str], tuple[str, ...]],
+        lock: Callable[[], None],
+        lock_files: LockFiles,
+    ) -> None:
         self._settings = settings
         self._loop = Loop()
-        self._lock, self._notifier = lock, Notifier()
+        self._lock, self._lock_files, self._notifier = lock, lock_files, Notifier()
         self._systemd = Systemd(self._loop, self._notifier)
         stored = take_stored()
         self._record = RecordFile(settings.directory, self._notifier, stored.pop(RECORD, None))
@@ -124,7 +131,7 @@ class Loader:
         if self._supervisor is None:
             from keep_loader.supervisor import Supervisor
 
-            self._supervisor = Supervisor(self._keep, self._loop, self._store, self._settings)
+            self._supervisor = Supervisor(self._keep, self._loop, self._store, self._settings, self._lock_files)
         return self._supervisor
 
     def _woken(self, _events: int) -> None:

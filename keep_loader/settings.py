@@ -20,6 +20,11 @@ MAX_SOCKET_PATH = 107
 """The longest path a Unix socket's address holds (man 7 unix)."""
 
 
+SECRETS_DIRECTORY = "secrets"
+"""Below the keep's runtime directory, a tmpfs: where a runner puts its workload's secrets, so that what is there is
+never on a disk, and goes with the keep."""
+
+
 class Settings(Record):
     """One loader's settings.
 

@@ -6,10 +6,13 @@ Import rule: that of keep_loader.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 
+from keep_isolation import landlock
 from keep_loader.descriptors import (
+    DIRECTORY,
     ENDPOINT_NAMES,
     IDENTITY,
     MODULE_NAMES,
@@ -24,7 +27,7 @@ from keep_loader.outcome import MAX_TEXT, event_of, plain_error
 from keep_loader.process import Run, spawn
 from keep_loader.restart import recent, too_often, wanted
 from keep_loader.running import Running
-from keep_loader.settings import Settings
+from keep_loader.settings import SECRETS_DIRECTORY, Settings
 from keep_loader.start import Start
 from keep_loader.state import Keep
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -32,6 +35,10 @@ from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import Report, ReportType
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, advance
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # as in loader
+    from keep_loader.loader import LockFiles
 
 MAX_RESPAWNS = 5
 RESPAWN_SECONDS = 60.0
@@ -49,8 +56,11 @@ _NOT_STARTED: dict[str, object] = {"address": "", "port": 0, "fingerprint": "", 
 class Supervisor:
     """Owns the run of the app-loader, if there is one, and moves the keep by what it reports and how it ends."""
 
-    def __init__(self, keep: Keep, loop: Loop, store: DescriptorStore, settings: Settings) -> None:
+    def __init__(
+        self, keep: Keep, loop: Loop, store: DescriptorStore, settings: Settings, lock_files: LockFiles
+    ) -> None:
         self._keep, self._loop, self._store, self._settings = keep, loop, store, settings
+        self._lock_files_to = lock_files
         self._run: Run | None = None
         self._reopened: list[float] = []
         self._running: Running | None = None
@@ -92,6 +102,11 @@ class Supervisor:
         """Opens the upload endpoint again with the descriptors systemd kept over a crash of the loader."""
         self._keep.move(Event.RESUME, "opening the upload endpoint again after a crash of the loader")
         self._store.drop(MODULE_NAMES)  # of a workload whose acceptance was not yet written down
+        try:
+            self._lock_files()
+        except (KeepfleetError, OSError) as error:
+            self._fail(f"cannot open the upload endpoint again: {error}")
+            return
         self._spawn_again()
 
     def run_again(self, before: Outcome) -> None:
@@ -108,10 +123,11 @@ class Supervisor:
         keep.move(Event.RERUN, f"running the workload again: {before.text}")
         passed = self._store.select((*MODULE_NAMES, *keep.private.granted))
         try:
+            self._lock_files()
             rewind(self._store.get(STDIN))
             child = spawn((*self._settings.command, "run"), self._settings.runner_environment(), passed)
-        except OSError as error:
-            self._fail(f"cannot run the workload again: {error.strerror}")
+        except (KeepfleetError, OSError) as error:
+            self._fail(f"cannot run the workload again: {error}")
             return
         self._run = Run(self._loop, child, self._take, self._exited)
         self._running = Running(keep, self._loop, self._run, fresh=True)
@@ -215,8 +231,29 @@ class Supervisor:
             except KeepfleetError as error:
                 run.abandon(error)
                 return
+        if first:
+            try:
+                self._lock_files()
+            except (KeepfleetError, OSError) as error:
+                run.abandon(_cannot_open(str(error)))
+                return
         run.opened()
         keep.move(Event.ENDPOINT_READY)
+
+    def _lock_files(self) -> None:
+        """Gives up all files but what the workload is granted and the keep needs; permanently, so not before a start
+        has come to its end: another one could bring other grants. Raises KeepfleetError(ISOLATION_FAILURE), OSError.
+        """
+        workload, secrets = self._keep.report.workload, f"{self._settings.directory}/{SECRETS_DIRECTORY}"
+        granted: list[tuple[int, int]] = []
+        if workload is not None:
+            if workload.secrets and not os.path.isdir(secrets):
+                os.mkdir(secrets, 0o700)
+            for number, directory in enumerate(workload.directories):
+                descriptor = self._store.get(f"{DIRECTORY}-{number}")
+                if descriptor is not None:
+                    granted.append((descriptor, landlock.WRITE if directory.writable else landlock.READ))
+        self._lock_files_to(granted, (self._settings.directory,), (secrets,))
 
     def _exited(self) -> None:
         """The process has ended, and its last reports have been read."""

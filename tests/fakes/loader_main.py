@@ -47,7 +47,7 @@ def main() -> int:
     settings = read_settings(sys.argv[1:2], os.environ)
     faked = Settings(**{**settings.fields(), "command": tuple(sys.argv[2:])})
     # Its app-loader, the fake, makes sockets of its own: not locked.
-    loader = Loader(faked, lambda _directory: failures, lambda: None)
+    loader = Loader(faked, lambda _directory: failures, lambda: None, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: loader.leave())
     with loader:
         loader.run()
