@@ -101,7 +101,27 @@ KERNEL_CORNERS = {
     "syncfs": (306, 267),
 }
 """What has been the way to a kernel's faults, to what processes share, or to other keeps' time."""
-NEVER: dict[str, tuple[int | None, int | None]] = {**NETWORK, **OTHER_PROCESSES, **NAMESPACES, **KERNEL_CORNERS}
+OWNERS_AND_MODES = {
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+}
+"""WASI has none of them, Landlock does not know them, and they would close the control socket's directory to others."""
+NEVER: dict[str, tuple[int | None, int | None]] = {
+    **NETWORK,
+    **OTHER_PROCESSES,
+    **NAMESPACES,
+    **KERNEL_CORNERS,
+    **OWNERS_AND_MODES,
+}
 """What no process of a keep needs once the loader serves."""
 SENDING = {"sendto": (44, 206, 3), "sendmsg": (46, 211, 2), "sendmmsg": (307, 269, 3)}
 """Calls that connect as they send (TCP fast open), with their numbers and which argument holds their flags."""
@@ -135,19 +155,10 @@ PATHS: dict[str, tuple[int | None, int | None]] = {
     "link": (86, None),
     "symlink": (88, None),
     "truncate": (76, 45),
-    "chmod": (90, None),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "chown": (92, None),
-    "lchown": (94, None),
-    "fchownat": (260, 54),
     "chdir": (80, 49),
     "fchdir": (81, 50),
-    "setxattr": (188, 5),
-    "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7),
 }
-"""Files by name alone, and changes that WASI has none of."""
+"""Files by name alone."""
 BENEATH: dict[str, tuple[int | None, int | None]] = {
     "openat": (257, 56),
     "openat2": (437, 437),

@@ -43,11 +43,13 @@ def lock_loader_files(
 ) -> None:
     """The loader, once it is certain what its workload is granted, and before a stranger's first byte: it and all that
     it forks from now on have the read-only tree, files without a name in the temporary directories and in `nameless`,
-    files beneath `named`, and what is `granted`, as in `lock_runner`. Raises as `lock_loader`.
+    files beneath `named`, and what is `granted`: as in `lock_runner`, and every file that is to be opened again by its
+    descriptor, which may be of a mount that is gone. Its children, which it signals, may be older than this.
+    Raises as `lock_loader`.
     """
     tree = landlock.READ | landlock.EXECUTE if programs else landlock.READ
     places = [("/", tree), (NULL, landlock.NAMELESS), *((path, landlock.WRITE) for path in named)]
-    _restrict([*places, *((path, landlock.NAMELESS) for path in (*TEMPORARY_DIRECTORIES, *nameless))], granted)
+    _restrict([*places, *((path, landlock.NAMELESS) for path in (*TEMPORARY_DIRECTORIES, *nameless))], granted, True)
 
 
 def lock_endpoint(*, programs: bool = False) -> None:
@@ -135,11 +137,13 @@ def _refuse_new_code(how: int) -> None:
             ) from error
 
 
-def _restrict(places: Sequence[tuple[str, Rights]], granted: Sequence[tuple[int, Rights]] = ()) -> None:
+def _restrict(
+    places: Sequence[tuple[str, Rights]], granted: Sequence[tuple[int, Rights]] = (), signals: bool = False
+) -> None:
     """Landlock by paths, where they are there, and by what is open."""
     opened = [(os.open(path, os.O_PATH | os.O_CLOEXEC), rights) for path, rights in places if os.path.exists(path)]
     try:
-        landlock.restrict([*opened, *granted])
+        landlock.restrict([*opened, *granted], signals=signals)
     finally:
         for descriptor, _ in opened:
             os.close(descriptor)

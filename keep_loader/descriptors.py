@@ -79,6 +79,11 @@ class DescriptorStore:
         """What is held."""
         return frozenset(self._held)
 
+    @property
+    def held(self) -> dict[str, int]:
+        """Everything by name, still owned by the store."""
+        return dict(self._held)
+
     def get(self, name: str) -> int | None:
         """The descriptor called `name`, still owned by the store."""
         return self._held.get(name)

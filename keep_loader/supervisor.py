@@ -245,14 +245,16 @@ class Supervisor:
         has come to its end: another one could bring other grants. Raises KeepfleetError(ISOLATION_FAILURE), OSError.
         """
         workload, secrets = self._keep.report.workload, f"{self._settings.directory}/{SECRETS_DIRECTORY}"
-        granted: list[tuple[int, int]] = []
+        writable: set[str] = set()
         if workload is not None:
             if workload.secrets and not os.path.isdir(secrets):
                 os.mkdir(secrets, 0o700)
-            for number, directory in enumerate(workload.directories):
-                descriptor = self._store.get(f"{DIRECTORY}-{number}")
-                if descriptor is not None:
-                    granted.append((descriptor, landlock.WRITE if directory.writable else landlock.READ))
+            writable = {f"{DIRECTORY}-{at}" for at, shown in enumerate(workload.directories) if shown.writable}
+        # Those that systemd kept over a crash are of mounts that went with the loader before us: no path leads there.
+        granted = [
+            (descriptor, landlock.WRITE if name in writable else landlock.READ)
+            for name, descriptor in self._store.held.items()
+        ]
         self._lock_files_to(granted, (self._settings.directory,), (secrets,))
 
     def _exited(self) -> None:

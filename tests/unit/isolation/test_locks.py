@@ -160,6 +160,9 @@ os.mkdir(own + "/secrets")
 directory = os.open(granted, os.O_RDONLY | os.O_DIRECTORY)
 os.mkdir("a", dir_fd=directory)
 os.mkdir("b", dir_fd=directory)
+older = os.fork()
+if older == 0:
+    signal.pause()
 locks.lock_loader()
 locks.lock_loader_files([(directory, landlock.WRITE)], [own], [own + "/secrets"])
 def child():
@@ -177,6 +180,7 @@ def runner():
         os._exit(7)
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 7:
         raise OSError(errno.EIO, "")
+trial("older child", lambda: os.kill(older, signal.SIGKILL))
 trial("child", child)
 trial("runner", runner)
 trial("record", lambda: os.close(os.open(own, os.O_TMPFILE | os.O_RDWR, 0o600)))
@@ -186,7 +190,6 @@ good, seen = seen, {}
 trial("name", lambda: os.mkdir(own + "/another"))
 trial("remove", lambda: os.unlink(own + "/there"))
 trial("rename", lambda: os.rename(own + "/there", own + "/gone"))
-trial("outside", lambda: os.kill(os.getppid(), 0))
 trial("memory of another", lambda: open(f"/proc/{os.getppid()}/mem", "rb").close())
 seen = {"good": good, "bad": seen}
 """
@@ -195,7 +198,7 @@ seen = {"good": good, "bad": seen}
 @has_landlock
 def test_a_loader_keeps_what_its_workload_is_granted_and_its_forks_have_no_less(tmp_path: Path) -> None:
     seen = tried(LOADER_FILES, *(str(made(_new(tmp_path / name))) for name in ("own", "granted")))
-    assert seen["good"] == dict.fromkeys(("child", "runner", "record", "secret", "tree"), "done")
+    assert seen["good"] == dict.fromkeys(("older child", "child", "runner", "record", "secret", "tree"), "done")
     assert set(seen["bad"].values()) <= REFUSED, seen["bad"]
 
 
@@ -396,12 +399,31 @@ def test_landlock_that_may_not_be_used_is_a_failure() -> None:
     assert b"SystemCallFilter=" in ended.stderr
 
 
-def test_what_cannot_be_a_rule_is_a_failure() -> None:
-    if not landlock.kernel_abi():
-        pytest.skip("this kernel has no Landlock")
+@has_landlock
+def test_what_cannot_be_a_rule_is_a_failure(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(KeepfleetError, match="its rules cannot be set") as failed:
-        landlock.restrict([(os.open("/proc/self/fd", os.O_RDONLY), 0)])
+        landlock.restrict([(descriptor, 0)])
+    os.close(descriptor)
     assert failed.value.kind is ErrorKind.ISOLATION_FAILURE
+
+
+@has_landlock
+def test_what_has_no_path_is_opened_again_by_its_descriptor(tmp_path: Path) -> None:
+    seen = tried(
+        """
+memory, (reader, _) = os.memfd_create("x"), os.pipe()
+os.mkdir(sys.argv[1] + "/gone")
+nameless = os.open(sys.argv[1] + "/gone", os.O_TMPFILE | os.O_RDWR, 0o600)
+os.rmdir(sys.argv[1] + "/gone")
+kernel.prctl(38, 1)
+landlock.restrict([(descriptor, landlock.READ) for descriptor in (memory, reader, nameless)])
+for descriptor in (memory, nameless):
+    trial(str(descriptor), lambda: open(f"/proc/self/fd/{descriptor}").close())
+""",
+        str(tmp_path),
+    )
+    assert list(seen.values()) == ["done", "done"]
 
 
 def test_this_kernel_s_interface_is_what_it_says() -> None:
