@@ -77,7 +77,7 @@ class Systemd:
         await self._bus.call(Message(bus, "/org/freedesktop/DBus", bus, "AddMatch", signature="s", body=[rule]))
 
     def _received(self, message: Message) -> None:
-        """systemd tells the end of a job to whoever queued it, without Subscribe(); the bus wants a match even so."""
+        """systemd reports a job's end to its caller, without Subscribe(); the bus wants a match even so."""
         if message.message_type is MessageType.SIGNAL and message.member == "JobRemoved":
             _, job, _, result = message.body
             future = self._waiting.pop(job, None)

@@ -49,7 +49,7 @@ def _rewritten(text: str, kind: str, start: str, replaced: dict[str, str]) -> st
         if name in _OF_A_NOTIFIER and kind != "notify":
             continue
         if name == "WatchdogSec":
-            continue  # nobody feeds it
+            continue  # nothing feeds it
         if name == "ExecStart":
             value = start
         elif name == "Type":

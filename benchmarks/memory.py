@@ -1,4 +1,4 @@
-"""What one more keep costs in memory that it shares with nobody, in each state of its life."""
+"""What one more keep costs in memory that it does not share, in each state of its life."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from benchmarks import deadlines, fleet, lifecycle, memory, rate, transfer, typed
 from benchmarks.figures import Figure, NoSamples, Section
 from benchmarks.host import Host
-from benchmarks.measuring import FULL, QUICK, Effort, MeasurementFailed, tell
+from benchmarks.measuring import FULL, QUICK, Effort, MeasurementFailed, report
 from keep_protocol.errors import KeepfleetError
 
 _FAILURES = (MeasurementFailed, KeepfleetError, NoSamples, OSError, http.client.HTTPException)
@@ -41,9 +41,9 @@ def run_all(host: Host, names: Sequence[str], *, quick: bool) -> list[Section]:
     effort = QUICK if quick else FULL
     sections = []
     for name in names:
-        tell(f"{name}: {BENCHMARKS[name][0]}")
+        report(f"{name}: {BENCHMARKS[name][0]}")
         section = _section(host, name, effort)
         if section.failure:
-            tell(f"{name} FAILED: {section.failure}")
+            report(f"{name} FAILED: {section.failure}")
         sections.append(section)
     return sections

@@ -127,7 +127,7 @@ class Transfers:
         self.peak: list[float] = []
 
     def to_sink(self, endpoint: UploadEndpoint) -> None:
-        """One upload that nobody keeps."""
+        """One upload that is not kept."""
         pace = Pace(self._size)
         reply, _ = send(endpoint, self._host.keep_context, self._file, pace)
         if reply.status != 200:

@@ -17,7 +17,7 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures clean up a
 COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 """What an example may cost depends on how busy the machine is, so that no time limit fails a test."""
 settings.register_profile("short", COMMON, max_examples=50)
-settings.register_profile("long", COMMON, max_examples=1000)
+settings.register_profile("long", COMMON, max_examples=400)
 settings.register_profile(
     "reproducible",
     COMMON,

@@ -82,14 +82,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Third-party module -> the only modules of ours that may import it.
 ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus", "benchmarks.bus"},
-    "wasmtime": {
-        "benchmarks.waiting",
-        *(f"app_loader.{name}" for name in ("check.compiler", "check.components", "check.imports")),
-        *(f"app_loader.run.{name}" for name in ("context", "engine", "guest")),
-    },
+    "wasmtime": {"benchmarks.waiting"},  # a keep loads its library alone, see app_loader.engine.binding
     "cryptography": {"keepctl"},
     "aiohttp": {"keep_manager"},
-    "h11": {"app_loader.receive"},
     "click": {"keepctl", "testers"},
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},

@@ -10,8 +10,8 @@ import contextlib
 import os
 import stat
 
-import wasmtime
-
+from app_loader.engine.foreign import EngineError
+from app_loader.engine.store import Wasi
 from app_loader.limits import MAX_SECRET_BYTES
 from app_loader.settings import Grants
 from keep_isolation import landlock
@@ -87,18 +87,16 @@ class GuestContext:
 
     def __init__(self, grants: Grants | None, runtime_directory: str) -> None:
         """Raises KeepfleetError(CONFIGURATION) naming what cannot be given."""
-        self.wasi = wasmtime.WasiConfig()
-        self.wasi.inherit_stdout()
-        self.wasi.inherit_stderr()
+        self.wasi = Wasi()
         self.files: list[tuple[int, int]] = []
         self.writes_files = False
         self._secrets: SecretFiles | None = None
         if grants is None:
-            self.wasi.argv = [PROGRAM]
+            self.wasi.set_arguments([PROGRAM])
             return
         workload, passed = grants.workload, list(grants.descriptors)
-        self.wasi.argv = [PROGRAM, *workload.arguments]
-        self.wasi.env = workload.environment
+        self.wasi.set_arguments([PROGRAM, *workload.arguments])
+        self.wasi.set_environment(workload.environment)
         os.close(grants.description)
         if workload.stdin:
             self._take_input(passed.pop(0))
@@ -120,12 +118,12 @@ class GuestContext:
             os.lseek(grant, 0, os.SEEK_SET)
         os.dup2(grant, 0)
         os.close(grant)
-        self.wasi.inherit_stdin()
+        self.wasi.inherit_input()
 
     def _take_directory(self, grant: int, guest: str, writable: bool) -> None:
         try:
-            self.wasi.preopen_dir(f"/proc/self/fd/{grant}", guest, writable)
-        except wasmtime.WasmtimeError as error:
+            self.wasi.open_directory(f"/proc/self/fd/{grant}", guest, writable)
+        except EngineError as error:
             raise KeepfleetError(
                 ErrorKind.CONFIGURATION,
                 f"cannot give the workload its directory {guest}: the keep's user may not open it; make it readable "

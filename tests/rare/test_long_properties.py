@@ -1,4 +1,4 @@
-"""Every property that Hypothesis checks, with twenty times the examples of an ordinary run."""
+"""Every property that Hypothesis checks, with eight times the examples of an ordinary run."""
 
 from __future__ import annotations
 
