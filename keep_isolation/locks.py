@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 
 from keep_isolation import filters, landlock
-from keep_isolation.kernel import MACHINES, prctl
+from keep_isolation.kernel import MACHINES, prctl, system_call
 from keep_isolation.landlock import Rights
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -22,6 +22,31 @@ _MDWE_REFUSE_EXEC_GAIN, _MDWE_NO_INHERIT = 1, 2
 """No memory becomes executable (Linux 6.3); of this process alone, not of its forks (Linux 6.6)."""
 TEMPORARY_DIRECTORIES = ("/tmp", "/var/tmp")  # noqa: S108 - the keep's own, see the unit's PrivateTmp=
 NULL = "/dev/null"
+
+NEVER = ("socket", "connect", "bind", "listen", "ioctl", "fcntl", "prlimit64", "fchmodat")
+ALONE = ("execve", "clone", "kill", "pidfd_open")
+CLOSED = ("accept4", "openat", "mkdirat")
+"""What is tried behind a lock, by whom: it must be refused, and could do nothing if it were not. Nothing that the
+unit's own filter kills for."""
+_TRIED: dict[str, tuple[int, ...]] = {
+    "socket": (1, 1, 0),
+    "connect": (-1, 0, 0),
+    "bind": (-1, 0, 0),
+    "listen": (-1, 0),
+    "ioctl": (-1, 0x8912, 0),
+    "fcntl": (-1, 8, 0),
+    "prlimit64": (1, 7, 0, 0),
+    "fchmodat": (-1, 0, 0),
+    "execve": (0, 0, 0),
+    "clone": (0x800, 0, 0, 0, 0),
+    "kill": (1, 0),
+    "pidfd_open": (1, -1),
+    "accept4": (-1, 0, 0, 0),
+    "openat": (-100, 0, 0, 0),
+    "mkdirat": (-100, 0, 0),
+    "mmap": (0, 0, 4, 0x22, -1, 0),
+}
+"""The arguments: without the filter each is another error than EPERM, or for `socket` a descriptor, `kill` a look."""
 
 
 def lock_loader(*, programs: bool = False) -> None:
@@ -36,6 +61,7 @@ def lock_loader(*, programs: bool = False) -> None:
     if not programs:
         _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN | _MDWE_NO_INHERIT)  # its forks do make code, once
     filters.install(filters.loader_program(machine, programs=programs))
+    _try(machine, NEVER if programs else (*NEVER, "execve"))
 
 
 def lock_loader_files(
@@ -65,6 +91,7 @@ def lock_endpoint(*, programs: bool = False) -> None:
         _restrict([("/", landlock.READ), *((path, landlock.NAMELESS) for path in TEMPORARY_DIRECTORIES)])
         _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN)
     filters.install(filters.endpoint_program(machine, os.getpid(), programs=programs))
+    _try(machine, NEVER if programs else (*NEVER, *ALONE))
 
 
 def lock_checker() -> None:
@@ -74,6 +101,7 @@ def lock_checker() -> None:
     _give_up_being_read()
     landlock.restrict([])
     filters.install(filters.closed_program(machine, os.getpid(), executable_memory=True, files=False))
+    _try(machine, (*NEVER, *ALONE, *CLOSED))
 
 
 def lock_runner(files: Sequence[tuple[int, Rights]] = ()) -> None:
@@ -84,6 +112,8 @@ def lock_runner(files: Sequence[tuple[int, Rights]] = ()) -> None:
     landlock.restrict(files)
     _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN)
     filters.install(filters.closed_program(machine, os.getpid(), executable_memory=False, files=bool(files)))
+    _try(machine, (*NEVER, *ALONE, *CLOSED, "mmap"))
+    _try_absolute_path(files)
 
 
 def what_the_kernel_lacks() -> tuple[str, ...]:
@@ -135,6 +165,34 @@ def _refuse_new_code(how: int) -> None:
             raise KeepfleetError(
                 ErrorKind.ISOLATION_FAILURE, f"cannot lock the process: {os.strerror(error.errno or 0)}"
             ) from error
+
+
+def _try(machine: str, names: Sequence[str]) -> None:
+    """The isolation check of a process that was locked, before it goes on: 2 µs for each of `names`.
+
+    Raises KeepfleetError(ISOLATION_FAILURE) naming what is not refused.
+    """
+    known = {**filters.NEVER, **filters.PROGRAMS, **filters.PROCESSES, **filters.CONNECTIONS, **filters.BENEATH}
+    known |= {**filters.CODE, **filters.OTHERS}
+    for name in names:
+        number = known[name][MACHINES.index(machine)]
+        try:
+            system_call(-1 if number is None else number, *_TRIED[name])
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                continue
+        raise KeepfleetError(ErrorKind.ISOLATION_FAILURE, f"cannot lock the process: {name} is not refused")
+
+
+def _try_absolute_path(files: Sequence[tuple[int, Rights]]) -> None:
+    """The same of a path that leaves a granted directory, where Landlock is what ends it."""
+    if not files or not landlock.kernel_abi():
+        return
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY, dir_fd=files[0][0]))
+    except OSError:
+        return
+    raise KeepfleetError(ErrorKind.ISOLATION_FAILURE, "cannot lock the process: an absolute path leads out of a grant")
 
 
 def _restrict(

@@ -214,7 +214,7 @@ def memory_of_others(_own: str) -> Attempts:
 
 def descriptors_of_others(_own: str) -> Attempts:
     pids = _others()
-    yield "list", partial(_first, lambda pid: os.listdir(f"/proc/{pid}/fd"), pids)
+    yield "look", partial(_first, lambda pid: os.readlink(f"/proc/{pid}/fd/0"), pids)
     yield "open", partial(_first, lambda pid: _open(None, f"/proc/{pid}/fd/0"), pids)
     yield "root", partial(_first, lambda pid: os.listdir(f"/proc/{pid}/root/"), pids)
     yield "take", partial(_first, _take, pids)
@@ -277,7 +277,7 @@ def beyond_grants(own: str) -> Attempts:
         yield f"list {number}/..", partial(_list_parent, number)
         for path in ("/etc/passwd", "../../../../etc/passwd", "link", "/proc/self/root/etc/passwd"):
             yield f"read {number}: {path}", partial(_open, number, path)
-        yield f"make {number}: a name beside the socket", partial(os.mkdir, f"{own}/made", dir_fd=number)
+        yield f"make {number}: a name beside the socket", partial(os.mkdir, f"{own}/made-from-a-grant", dir_fd=number)
         yield f"make {number}: a device", partial(os.mknod, "device", 0o20666, os.makedev(1, 3), dir_fd=number)
         yield f"make {number}: a pipe", partial(os.mknod, "pipe", 0o10666, dir_fd=number)
         yield f"run from {number}", partial(call, "execveat", number, b"run", 0, 0, 0)

@@ -44,7 +44,9 @@ has_landlock = pytest.mark.skipif(landlock.kernel_abi() < landlock.SCOPE_ABI, re
 
 def tried(program: str, *arguments: str) -> dict[str, Any]:
     """What `program`, after the prologue, has seen."""
-    done = subprocess.run([sys.executable, "-c", PROLOGUE + program + "\nend()", *arguments], capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROLOGUE + program + "\nend()", *arguments], capture_output=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr.decode()
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -358,6 +360,23 @@ def test_a_guest_runs_behind_the_lock_and_only_a_checker_makes_code(lock: str) -
         **dict.fromkeys(("memory", "thread", "in a thread"), "done"),
         "guest": [7],
     }
+
+
+@pytest.mark.parametrize("lock", ["lock_loader()", "lock_endpoint()", "lock_checker()", "lock_runner()"])
+def test_a_lock_that_does_not_hold_is_a_failure(lock: str) -> None:
+    program = f"filters.install = lambda code: None\nlocks.{lock}"
+    ended = subprocess.run([sys.executable, "-c", PROLOGUE + program], capture_output=True, timeout=60)
+    assert b"cannot lock the process: socket is not refused" in ended.stderr
+
+
+@has_landlock
+def test_a_runner_whose_grants_can_be_left_is_not_run(tmp_path: Path) -> None:
+    program = """
+landlock.restrict = lambda rules: True
+locks.lock_runner([(os.open(sys.argv[1], os.O_RDONLY), landlock.READ)])
+"""
+    ended = subprocess.run([sys.executable, "-c", PROLOGUE + program, str(tmp_path)], capture_output=True, timeout=60)
+    assert b"cannot lock the process: an absolute path leads out of a grant" in ended.stderr
 
 
 def test_a_process_with_several_threads_is_not_locked() -> None:
