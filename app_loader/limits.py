@@ -5,11 +5,6 @@ Import rule: nothing.
 
 from __future__ import annotations
 
-REPORT_FD = 3
-"""The report socket: passed by the keep-loader, kept by the runner. In the checker, the socket to the endpoint."""
-FIRST_DESCRIPTOR = 4
-"""Where passed descriptors begin, see `settings`."""
-
 CERTIFICATE_DAYS = 397
 """A keep lives hours or weeks; 397 days is the longest any TLS client still takes (CA/Browser Forum, 2020)."""
 MAX_IDENTITY_BYTES = 16 * 1024
@@ -71,8 +66,10 @@ MAX_CHECKER_DATA_BYTES = 1024 * 1024 * 1024
 CHECKER_RESERVE_BYTES = 64 * 1024 * 1024
 """What of the unit's memory is left to the loader, the endpoint and the kernel while the checker works."""
 CHECKER_WALL_FACTOR = 3
-"""Wall clock from the whole body to the checker's answer, by its processor time: a busy host gives it a third. Over
-it the checker is killed."""
+"""Wall clock from the request to the checker's answer, by its processor time: a busy host gives it a third. Over it the
+checker is killed."""
+RUNNER_ANSWER_SECONDS = 20.0
+"""What a runner may take beyond that: to make its engine ready on a busy host, and to end the check before."""
 CHECKER_END_SECONDS = 1.0
 """A checker that died of a limit has closed its descriptors some microseconds before it can be waited for."""
 MAX_CHECKER_ANSWER = 32 * 1024

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from app_loader.limits import REPORT_FD
+from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.reports import Report, encode_report
 
 
 class Reporter:
     """Sends reports over one descriptor. A loader that is gone is not an error: systemd ends this process with it."""
 
-    def __init__(self, descriptor: int = REPORT_FD) -> None:
+    def __init__(self, descriptor: int = REPORT_DESCRIPTOR) -> None:
         self.descriptor = descriptor
 
     def __repr__(self) -> str:

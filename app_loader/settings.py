@@ -1,8 +1,8 @@
 """What a process of the app-loader is given: the KEEPFLEET_* environment, read and checked once, and open descriptors
-by name.
+by name, see `keep_protocol.forking`.
 
-KEEPFLEET_DESCRIPTORS holds the names, separated by commas; the i-th descriptor is at FIRST_DESCRIPTOR + i. One without
-a name was not passed, whatever is open there: a library may keep a file of its own open (libffi does, on Python 3.14).
+A descriptor without a name was not passed, whatever is open there: a library may keep a file of its own open (libffi
+does, on Python 3.14).
 Import rule: `os`, `re`, `socket` and the light part of keep_protocol.
 """
 
@@ -13,16 +13,18 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 
-from app_loader.limits import FIRST_DESCRIPTOR, REPORT_FD
 from keep_protocol.constants import LAST_KEEP_PORT, MAX_CERTIFICATE_NAMES, MAX_WORKLOAD_BYTES, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
+from keep_protocol.forking import DESCRIPTORS_VARIABLE, FIRST_DESCRIPTOR, REPORT_DESCRIPTOR
 from keep_protocol.limits import Limits, limits_from_text
 from keep_protocol.spec import MAX_UPLOADERS, UPLOADER
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
 
-VARIABLE = "KEEPFLEET_DESCRIPTORS"
-_NAMES = ("listener", "client-ca", "revoked", "identity", "compiled", "module", "result", "workload", "stdin")
+_NAMES = (
+    *("listener", "client-ca", "revoked", "identity", "checks"),
+    *("compiled", "module", "result", "workload", "stdin"),
+)
 _NUMBERED = ("directory", "secret")
 """What a workload is granted several of, `-` and a number behind it."""
 _DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
@@ -126,15 +128,19 @@ def _is_known(name: str) -> bool:
 class Passed:
     """The passed descriptors: `name in passed`, and `number`, by name. names: in the order of their numbers."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        """Raises KeepfleetError(CONFIGURATION) for a name that is unknown, or given twice."""
+    def __init__(self, names: Sequence[str], numbers: Sequence[int] | None = None) -> None:
+        """Those of `names`, at `numbers` or where a fork finds them.
+
+        Raises KeepfleetError(CONFIGURATION) for a name that is unknown, or given twice.
+        """
         for name in names:
             if not _is_known(name):
-                raise _cannot(f"{VARIABLE} has the unknown name {name[:40]!r}")
+                raise _cannot(f"{DESCRIPTORS_VARIABLE} has the unknown name {name[:40]!r}")
         if len(set(names)) != len(names):
-            raise _cannot(f"{VARIABLE} has a name twice")
+            raise _cannot(f"{DESCRIPTORS_VARIABLE} has a name twice")
         self.names = tuple(names)
-        self._numbers = {name: number for number, name in enumerate(names, FIRST_DESCRIPTOR)}
+        found = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + len(names)) if numbers is None else numbers
+        self._numbers = dict(zip(names, found, strict=True))
 
     def __repr__(self) -> str:
         return f"Passed({', '.join(self.names)})"
@@ -155,30 +161,15 @@ def claim(environment: Mapping[str, str]) -> Passed:
     Call it before anything of the process's own is open, and before a library is that keeps files open.
     Raises KeepfleetError(CONFIGURATION) when a name is wrong, or nothing is open at its number.
     """
-    passed = Passed(tuple(name for name in environment.get(VARIABLE, "").split(",") if name))
+    passed = Passed(tuple(name for name in environment.get(DESCRIPTORS_VARIABLE, "").split(",") if name))
     os.closerange(FIRST_DESCRIPTOR + len(passed.names), os.sysconf("SC_OPEN_MAX"))
-    os.set_inheritable(REPORT_FD, False)
+    os.set_inheritable(REPORT_DESCRIPTOR, False)
     for name in passed.names:
         try:
             os.set_inheritable(passed.number(name), False)
         except OSError as error:
             raise _cannot(f"its descriptor {name!r} is not open: {error.strerror}") from error
     return passed
-
-
-def place(sources: Sequence[tuple[str, int]]) -> str:
-    """Puts (name, descriptor) pairs where the next program finds them, to be kept over exec with the report socket.
-
-    Returns the value of VARIABLE for it. What was at their numbers is overwritten. Raises OSError.
-    """
-    import fcntl
-
-    beyond = FIRST_DESCRIPTOR + len(sources)  # a target may be another's source: first all are copied out of the way
-    copies = [fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, beyond) for _, source in sources]
-    for target, copy in enumerate(copies, FIRST_DESCRIPTOR):
-        os.dup2(copy, target)
-    os.set_inheritable(REPORT_FD, True)
-    return ",".join(name for name, _ in sources)
 
 
 class Grants(Record):
@@ -188,12 +179,6 @@ class Grants(Record):
     workload: Workload
     description: int
     descriptors: tuple[int, ...]
-
-    @property
-    def named(self) -> list[tuple[str, int]]:
-        """All of its descriptors, as `place` takes them."""
-        names = ("workload", *self.workload.grant_names)
-        return list(zip(names, (self.description, *self.descriptors), strict=True))
 
 
 def read_workload(descriptor: int) -> Workload:

@@ -48,6 +48,7 @@ Rule = list[Instruction]
 NETWORK = {"socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201)}
 """The listener belongs to the host's network, wherever PrivateNetwork= puts the process: shut down as a listener, or by
 connect(AF_UNSPEC), it would connect to anywhere. A Unix socket goes wherever a descriptor of /proc or a grant does."""
+PROGRAMS = {"execve": (59, 221), "execveat": (322, 281)}
 OTHER_PROCESSES = {
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -117,6 +118,7 @@ OWNERS_AND_MODES = {
 """WASI has none of them, Landlock does not know them, and they would close the control socket's directory to others."""
 NEVER: dict[str, tuple[int | None, int | None]] = {
     **NETWORK,
+    **PROGRAMS,
     **OTHER_PROCESSES,
     **NAMESPACES,
     **KERNEL_CORNERS,
@@ -125,7 +127,6 @@ NEVER: dict[str, tuple[int | None, int | None]] = {
 """What no process of a keep needs once the loader serves."""
 SENDING = {"sendto": (44, 206, 3), "sendmsg": (46, 211, 2), "sendmmsg": (307, 269, 3)}
 """Calls that connect as they send (TCP fast open), with their numbers and which argument holds their flags."""
-PROGRAMS: dict[str, tuple[int | None, int | None]] = {"execve": (59, 221), "execveat": (322, 281)}
 PROCESSES: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None),
     "vfork": (58, None),
@@ -269,8 +270,7 @@ class Program:
         self.refuse_some("clone3", [refuse(errno.ENOSYS)])
 
     def refuse_processes(self, pid: int) -> None:
-        """Other programs, new processes, and signals to any but `pid`."""
-        self.refuse_all(PROGRAMS)
+        """New processes, and signals to any but `pid`."""
         self.refuse_all(PROCESSES)
         threads_only = [_argument(0), (JUMP_BITS, 1, 0, _CLONE_THREAD), refuse(), _ALLOWED]
         self.refuse_some("clone", threads_only)
@@ -317,27 +317,22 @@ def _both(first: int, second: int) -> Rule:
     return [(JUMP_BITS, 0, 2, first), (JUMP_BITS, 0, 1, second), refuse()]
 
 
-def loader_program(machine: str, *, programs: bool) -> list[Instruction]:
+def loader_program(machine: str) -> list[Instruction]:
     """The loader's, which every fork of it inherits."""
     made = Program(machine)
     made.refuse_what_none_needs()
     made.refuse_datagrams()
     made.refuse_namespaces()
-    if not programs:
-        made.refuse_all(PROGRAMS)
     return made.end()
 
 
-def endpoint_program(machine: str, pid: int, *, programs: bool) -> list[Instruction]:
+def endpoint_program(machine: str, pid: int) -> list[Instruction]:
     """The endpoint's: it accepts, reads and writes, and passes descriptors on."""
     made = Program(machine)
     made.refuse_what_none_needs()
     made.refuse_datagrams()
-    if programs:
-        made.refuse_namespaces()
-    else:
-        made.refuse_processes(pid)
-        made.refuse_written_code()
+    made.refuse_processes(pid)
+    made.refuse_written_code()
     return made.end()
 
 

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from keep_isolation.kernel import call
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
-EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIRECTORY = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_WRITE_FILE, _READ_FILE, _READ_DIRECTORY = 1 << 1, 1 << 2, 1 << 3
 _REMOVE_DIRECTORY, _REMOVE_FILE, _MAKE_DIRECTORY, _MAKE_FILE, _MAKE_LINK = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 12
 _REFER, _TRUNCATE = 1 << 13, 1 << 14
-"""LANDLOCK_ACCESS_FS_*; never given are MAKE_CHAR, _SOCK, _FIFO, _BLOCK and IOCTL_DEV."""
+"""LANDLOCK_ACCESS_FS_*; never given are EXECUTE, MAKE_CHAR, _SOCK, _FIFO, _BLOCK and IOCTL_DEV."""
 READ = _READ_FILE | _READ_DIRECTORY
 WRITE = READ | _WRITE_FILE | _TRUNCATE | _REFER | _MAKE_LINK
 WRITE |= _REMOVE_DIRECTORY | _REMOVE_FILE | _MAKE_DIRECTORY | _MAKE_FILE
@@ -30,7 +30,7 @@ READ_AND_REMOVE = READ | _REMOVE_FILE
 NAMELESS = _READ_FILE | _WRITE_FILE | _TRUNCATE
 """Files without a name (O_TMPFILE) can be made and opened again, and those that are there read and written; no name can
 be made, changed or taken away."""
-OF_A_FILE = EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
+OF_A_FILE = _WRITE_FILE | _READ_FILE | _TRUNCATE
 """What can be allowed for something that is no directory."""
 Rights = int
 

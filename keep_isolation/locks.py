@@ -23,8 +23,8 @@ _MDWE_REFUSE_EXEC_GAIN, _MDWE_NO_INHERIT = 1, 2
 TEMPORARY_DIRECTORIES = ("/tmp", "/var/tmp")  # noqa: S108 - the keep's own, see the unit's PrivateTmp=
 NULL = "/dev/null"
 
-NEVER = ("socket", "connect", "bind", "listen", "ioctl", "fcntl", "prlimit64", "fchmodat")
-ALONE = ("execve", "clone", "kill", "pidfd_open")
+NEVER = ("socket", "connect", "bind", "listen", "ioctl", "fcntl", "prlimit64", "fchmodat", "execve")
+ALONE = ("clone", "kill", "pidfd_open")
 CLOSED = ("accept4", "openat", "mkdirat")
 """What is tried behind a lock, by whom: it must be refused, and could do nothing if it were not. Nothing that the
 unit's own filter kills for."""
@@ -49,49 +49,43 @@ _TRIED: dict[str, tuple[int, ...]] = {
 """The arguments: without the filter each is another error than EPERM, or for `socket` a descriptor, `kill` a look."""
 
 
-def lock_loader(*, programs: bool = False) -> None:
+def lock_loader() -> None:
     """The loader, once everything is open that it has to open; all its forks inherit this.
 
-    It goes on accepting on the sockets it has, forking, signalling and collecting its children, passing descriptors on,
-    and, with `programs`, starting programs. Files stay as they are: which its forks are to have it does not know yet.
+    It goes on accepting on the sockets it has, forking, signalling and collecting its children, and passing descriptors
+    on. Files stay as they are: which its forks are to have it does not know yet.
     Raises KeepfleetError(ISOLATION_FAILURE) when that much cannot be had.
     """
     machine = _machine()
     _give_up_being_read()
-    if not programs:
-        _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN | _MDWE_NO_INHERIT)  # its forks do make code, once
-    filters.install(filters.loader_program(machine, programs=programs))
-    _try(machine, NEVER if programs else (*NEVER, "execve"))
+    _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN | _MDWE_NO_INHERIT)  # its forks do make code, once
+    filters.install(filters.loader_program(machine))
+    _try(machine, NEVER)
 
 
-def lock_loader_files(
-    granted: Sequence[tuple[int, Rights]], nameless: Sequence[str], named: Sequence[str], *, programs: bool = False
-) -> None:
+def lock_loader_files(granted: Sequence[tuple[int, Rights]], nameless: Sequence[str], named: Sequence[str]) -> None:
     """The loader, once it is certain what its workload is granted, and before a stranger's first byte: it and all that
     it forks from now on have the read-only tree, files without a name in the temporary directories and in `nameless`,
     files beneath `named`, and what is `granted`: as in `lock_runner`, and every file that is to be opened again by its
     descriptor, which may be of a mount that is gone. Its children, which it signals, may be older than this.
     Raises as `lock_loader`.
     """
-    tree = landlock.READ | landlock.EXECUTE if programs else landlock.READ
-    places = [("/", tree), (NULL, landlock.NAMELESS), *((path, landlock.WRITE) for path in named)]
+    places = [("/", landlock.READ), (NULL, landlock.NAMELESS), *((path, landlock.WRITE) for path in named)]
     _restrict([*places, *((path, landlock.NAMELESS) for path in (*TEMPORARY_DIRECTORIES, *nameless))], granted, True)
 
 
-def lock_endpoint(*, programs: bool = False) -> None:
+def lock_endpoint() -> None:
     """The upload endpoint, before it reads a client's first byte: what was passed to it is all it can have.
 
-    It goes on accepting, reading the read-only tree, and making files without a name in the temporary directories;
-    with `programs`, for an endpoint that becomes another process by exec, it gives up new sockets and connecting alone.
+    It goes on accepting, reading the read-only tree, and making files without a name in the temporary directories.
     Raises as `lock_loader`.
     """
     machine = _machine()
-    if not programs:
-        _give_up_being_read()
-        _restrict([("/", landlock.READ), *((path, landlock.NAMELESS) for path in TEMPORARY_DIRECTORIES)])
-        _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN)
-    filters.install(filters.endpoint_program(machine, os.getpid(), programs=programs))
-    _try(machine, NEVER if programs else (*NEVER, *ALONE))
+    _give_up_being_read()
+    _restrict([("/", landlock.READ), *((path, landlock.NAMELESS) for path in TEMPORARY_DIRECTORIES)])
+    _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN)
+    filters.install(filters.endpoint_program(machine, os.getpid()))
+    _try(machine, (*NEVER, *ALONE))
 
 
 def lock_checker() -> None:
@@ -172,7 +166,7 @@ def _try(machine: str, names: Sequence[str]) -> None:
 
     Raises KeepfleetError(ISOLATION_FAILURE) naming what is not refused.
     """
-    known = {**filters.NEVER, **filters.PROGRAMS, **filters.PROCESSES, **filters.CONNECTIONS, **filters.BENEATH}
+    known = {**filters.NEVER, **filters.PROCESSES, **filters.CONNECTIONS, **filters.BENEATH}
     known |= {**filters.CODE, **filters.OTHERS}
     for name in names:
         number = known[name][MACHINES.index(machine)]

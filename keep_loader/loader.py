@@ -1,4 +1,4 @@
-"""Wires one keep together: the control socket's commands, the app-loader's life, systemd's messages, one poll loop.
+"""Wires one keep together: the control socket's commands, its forks' life, systemd's messages, one poll loop.
 
 Import rule: that of keep_loader.
 """
@@ -283,7 +283,8 @@ class Loader:
         for connection in self._waiters.changed(keep.report, self._show):
             self._reply(connection)
         busy = supervisor is not None and supervisor.busy
-        if keep.phase is Phase.RESTARTING or (self._ending and not busy):
+        # An endpoint that has accepted may still be answering when its workload is to run again already.
+        if (keep.phase is Phase.RESTARTING or self._ending) and not busy:
             self._loop.stop()
 
 

@@ -1,7 +1,7 @@
 """A workload that runs: its reports, which are a stranger's words, what it uses, and the limits that the loader keeps.
 
-A process that was an upload endpoint becomes its workload, and the kernel adds up: wait4 also counts the endpoint,
-openssl and the checker, whose compiling costs more than most workloads. So what was used before is left out.
+Its process has been the runner that waited, made the engine ready and forked the checker. So what it used before, and
+what the checker used, is left out: its own clock is read when the run begins, and when it ends.
 Import rule: that of keep_loader.
 """
 
@@ -13,22 +13,20 @@ import time
 
 from keep_loader.loop import Loop
 from keep_loader.outcome import Death, Usage, all_lines_taken, believe, outcome_of
-from keep_loader.process import Exit, Run
+from keep_loader.process import Exit, Process, own_processor_seconds
 from keep_loader.state import Keep
-from keep_protocol.outcome import Outcome
-from keep_protocol.reports import Report, ReportType
+from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.reports import STATUS, Report, ReportType
 
 _WALL, _PROCESSOR = "workload's time", "workload's processor time"
 _SLACK = 0.05
+LINGER_SECONDS = 5.0
+"""A workload that has reported its end has nothing left to do but exit."""
 PREPARATION_SECONDS = 200.0
 """What a runner may take, above the workload's time, until it says RUNNING: where its compiled module does not fit any
 more it has it compiled again, for 180 s at most."""
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.05, 1.0
 """Bounds of the seconds between two looks at the processor time of a workload that is near its limit."""
-_FIRST_OF_PROCESSOR_TIME = 11
-"""utime, stime, cutime and cstime, counted from the field after the name in parentheses (man 5 proc)."""
-_OF_A_PROCESS = 2
-"""The clock that counts what a process has used, in the kernel's own nanoseconds (CPUCLOCK_SCHED)."""
 _MEMORY_EVENTS = (
     ("", "/sys/fs/cgroup{group}/memory.events"),
     ("memory", "/sys/fs/cgroup/memory{group}/memory.oom_control"),
@@ -38,51 +36,70 @@ mounts the control groups read-only into a keep, and reading is enough."""
 
 
 class Running:
-    """Owns the accepted workload of `run` until `ended`; `fresh` says that its process was never an upload endpoint."""
+    """Owns the accepted workload of `process`, the runner, until `ended`; `fresh` says that it has forked no checker.
 
-    def __init__(self, keep: Keep, loop: Loop, run: Run, *, fresh: bool) -> None:
-        self._keep, self._loop, self._run, self._limits = keep, loop, run, keep.spec.limits
-        self._meter, self._preparing = Meter(run.pid, fresh=fresh), fresh
+    reported: the outcome that it reported; limited: the limit it was ended for.
+    """
+
+    def __init__(self, keep: Keep, loop: Loop, process: Process, *, fresh: bool) -> None:
+        self._keep, self._loop, self._process, self._limits = keep, loop, process, keep.spec.limits
+        self._meter, self._preparing = Meter(process.pid, fresh=fresh), True
+        self._reported: Outcome | None = None
+        self._limited: str | None = None
         keep.change_private(started_at=round(self._meter.started_at, 3))
-        run.accepted(self._meter.look)
-        # A process that was an endpoint may be a stranger's already: it has no time beyond the workload's.
-        loop.after(_WALL, self._limits.wall_seconds + PREPARATION_SECONDS * fresh, self._out_of_time)
+        process.in_time()
+        process.is_workload(self._meter.look)
+        loop.after(_WALL, self._limits.wall_seconds + PREPARATION_SECONDS, self._out_of_time)
         self._look_at_processor_time()
 
     def __repr__(self) -> str:
-        return f"Running({self._run})"
+        return f"Running({self._process})"
 
-    def take(self, report: Report) -> None:
+    def take(self, report: Report, descriptors: list[int]) -> None:
         """Obeys one report; what a workload has no say in is ignored."""
+        if self._process.ending or self._limited is not None:
+            return
         reported: Outcome | None = None
         if report.type is ReportType.RUNNING:
-            self._begin()
+            self._begin(descriptors.pop() if report.descriptors == (STATUS,) and len(descriptors) == 1 else None)
             self._keep.set_detail(report.text)
         elif report.type is ReportType.ENDED:
             reported = believe(report.outcome)
+        elif report.type is ReportType.FAILED:  # it has not come as far as the workload
+            reported = believe(Outcome(OutcomeKind.LOST, f"lost: {report.text}"))
         if reported is not None:
-            self._run.has_reported(reported)
+            self._reported = reported
+            self._process.dismiss(LINGER_SECONDS, hang_up=True)
 
-    def _begin(self) -> None:
+    def _begin(self, status: int | None) -> None:
         """The workload's own time begins: once, and before its first instruction."""
-        if self._preparing:
-            self._preparing = False
-            self._meter.begin()
-            self._keep.change_private(started_at=round(self._meter.started_at, 3))
-            self._loop.after(_WALL, self._limits.wall_seconds, self._out_of_time)
+        if not self._preparing:
+            if status is not None:
+                os.close(status)
+            return
+        self._preparing = False
+        self._meter.begin(status)
+        self._keep.change_private(started_at=round(self._meter.started_at, 3))
+        self._loop.after(_WALL, self._limits.wall_seconds, self._out_of_time)
 
     def ended(self, end: Exit, stopped_by: str | None) -> Outcome:
         """The outcome, once the process has ended as `end`."""
         self._loop.cancel(_WALL)
         self._loop.cancel(_PROCESSOR)
-        death = Death(end, self._run.reported, stopped_by, self._run.limited)
+        death = Death(end, self._reported, stopped_by, self._limited)
         outcome = outcome_of(death, self._meter.usage(end), self._limits)
         whole = not self._keep.report.restarts and all_lines_taken(outcome, self._limits)
         return outcome.with_dropped(0) if whole else outcome
 
+    def _limit(self, why: str) -> None:
+        """Kills a workload that is over a limit; `why` says which. One that is ending anyway is let end."""
+        if not self._process.ending and self._limited is None and self._reported is None:
+            self._limited = why
+            self._process.kill()
+
     def _out_of_time(self) -> None:
         """A kill, and not the engine's epochs: those double a tight loop's time, and bind no host call."""
-        self._run.limit(f"over its time limit of {self._limits.wall_seconds} s")
+        self._limit(f"over its time limit of {self._limits.wall_seconds} s")
 
     def _look_at_processor_time(self) -> None:
         """Ends a workload that is over its limit and has not ended itself, as an honest runner does exactly there."""
@@ -91,7 +108,7 @@ class Running:
             return  # it has ended
         seconds = next_look(limit, used, self._limits.cpu_percent)
         if seconds is None:
-            self._run.limit(f"over its processor time limit of {limit} s")
+            self._limit(f"over its processor time limit of {limit} s")
         else:
             self._loop.after(_PROCESSOR, seconds, self._look_at_processor_time)
 
@@ -99,9 +116,9 @@ class Running:
 def next_look(limit: float, used: float, cpu_percent: int) -> float | None:
     """Seconds until the processor time is to be looked at again, None where the limit is passed. Pure.
 
-    The limit is passed with a twentieth and _SLACK more: loading the module counts here, which the runner leaves out.
-    It cannot be passed sooner than with every processor that the unit may have; near it a look comes after a twentieth
-    of it, so that a guest, which is one thread, goes no further beyond than a tenth and a tenth of a second.
+    The limit is passed with a twentieth and _SLACK more: an honest runner ends itself exactly there. It cannot be
+    passed sooner than with every processor that the unit may have; near it a look comes after a twentieth of it, so
+    that a guest, which is one thread, goes no further beyond than a tenth and a tenth of a second.
     """
     room = limit * 1.05 + _SLACK - used
     if room <= 0:
@@ -110,28 +127,29 @@ def next_look(limit: float, used: float, cpu_percent: int) -> float | None:
 
 
 class Meter:
-    """Measures one run from its construction on; `fresh` says that its process has never been anything else."""
+    """Measures one run of the process `pid`, the runner, from its construction on; `fresh` says that it has had no
+    children, whose memory the kernel counts in at its end.
+
+    The peak is the kernel's VmHWM of the process: what the runner had before the run, and what it inherited at its
+    fork, is in it, and no workload has less.
+    """
 
     def __init__(self, pid: int, *, fresh: bool) -> None:
-        self._fresh = fresh
-        self.begin()
-        self._memory_kills = memory_kills()
-        self._before = 0.0 if fresh else processor_seconds(pid)
-        self._pid, self._own_before = pid, own_processor_seconds(pid) or 0.0
-        self._peak: int | None = None
+        self._pid, self._fresh = pid, fresh
         self._status: int | None = None
-        try:
-            # Opened now: once the process has locked itself, /proc hides it from us. It stays readable through exec.
-            self._status = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return
+        self._peak: int | None = None
+        self._memory_kills = memory_kills()
+        self.begin(None)
 
     def __repr__(self) -> str:
         return f"Meter(since {self.started_at:.0f})"
 
-    def begin(self) -> None:
-        """The run's time is counted from now on."""
+    def begin(self, status: int | None) -> None:
+        """The run is counted from now on. `status` is the process's own /proc/self/status, now the meter's: it stays
+        readable when the process has locked itself, and we could not open it."""
+        self._status = status
         self.started_at, self._began = time.time(), time.monotonic()
+        self._before = own_processor_seconds(self._pid)
 
     def look(self) -> None:
         """Notes the largest memory so far: to be called before the process is killed, which leaves nothing to see."""
@@ -140,15 +158,16 @@ class Meter:
         try:
             status = os.pread(self._status, 8192, 0)
         except OSError:
-            return  # it has ended
+            return  # it has ended, or this was never such a file
         for line in status.splitlines():
-            if line.startswith(b"VmHWM:"):
-                self._peak = int(line.split()[1]) * 1024
+            words = line.split()
+            if line.startswith(b"VmHWM:") and len(words) == 3 and words[1].isdigit() and len(words[1]) <= 12:
+                self._peak = int(words[1]) * 1024
 
     def processor_seconds(self) -> float | None:
         """What the process itself has used so far; None once it has ended and was collected."""
         now = own_processor_seconds(self._pid)
-        return None if now is None else now - self._own_before
+        return None if now is None else now - (self._before or 0.0)
 
     def usage(self, end: Exit) -> Usage:
         """What it used, once its process has ended as `end`. Closes the meter."""
@@ -164,29 +183,6 @@ class Meter:
             ended_at=self.started_at + wall,  # and not what a clock says that may have been set meanwhile
             for_memory=end.signal == signal.SIGKILL and memory_kills() > self._memory_kills,
         )
-
-
-def processor_seconds(pid: int) -> float | None:
-    """What the process and the children it has collected have used so far, in steps of a clock tick; None where it
-    cannot be read."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            fields = (file.read(4096) or b"").rpartition(b")")[2].split()
-        ticks = [int(field) for field in fields[_FIRST_OF_PROCESSOR_TIME:][:4]]
-    except (OSError, ValueError):
-        return None
-    return sum(ticks) / os.sysconf("SC_CLK_TCK") if len(ticks) == 4 else None
-
-
-def own_processor_seconds(pid: int) -> float | None:
-    """What the process itself has used so far, without its children, exactly; None once it has been collected.
-
-    The clock of another process (man clock_getcpuclockid), which /proc would not show once that has locked itself.
-    """
-    try:
-        return time.clock_gettime(~pid << 3 | _OF_A_PROCESS)
-    except (OSError, OverflowError):
-        return None
 
 
 def _read(path: str) -> str:

@@ -1,4 +1,4 @@
-"""What a loader is given at its start: its keep's ID, directory and spec, and what it passes on to the app-loader.
+"""What a loader is given at its start: its keep's ID, directory and spec, and what it passes on to its forks.
 
 Import rule: that of keep_loader.
 """
@@ -6,13 +6,13 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 
 from keep_protocol.constants import MAX_WORKLOAD_BYTES, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepReport
+from keep_protocol.kinds import Kind
 from keep_protocol.limits import limits_from_text
 from keep_protocol.spec import SPEC_VARIABLE, KeepSpec, decode_spec
 
@@ -20,22 +20,28 @@ MAX_SOCKET_PATH = 107
 """The longest path a Unix socket's address holds (man 7 unix)."""
 
 
-SECRETS_DIRECTORY = "secrets"
-"""Below the keep's runtime directory, a tmpfs: where a runner puts its workload's secrets, so that what is there is
-never on a disk, and goes with the keep."""
+class Entries(Record):
+    """What the forks of a keep call, "module:function" each."""
+
+    endpoint: str
+    runner: str
+
+
+ENTRIES = {Kind.UPLOAD: Entries("app_loader.receive.service:serve", "app_loader.run.runner:run")}
+"""By the keep's kind. Named, and imported in the fork alone: what runs there is no part of the loader."""
 
 
 class Settings(Record):
     """One loader's settings.
 
-    directory: the keep's own runtime directory; command: the app-loader's arguments; max_workload: passed on to
-    it; watchdog_seconds: how often systemd wants to hear of us, 0 for never; spec: what the keep is; has_spec:
+    directory: the keep's own runtime directory; entries: what its forks call; max_workload: passed on to the upload
+    endpoint; watchdog_seconds: how often systemd wants to hear of us, 0 for never; spec: what the keep is; has_spec:
     whether its unit says so, which one made by the version before does not.
     """
 
     kuuid: int
     directory: str
-    command: tuple[str, ...]
+    entries: Entries
     max_workload: int = MAX_WORKLOAD_BYTES
     watchdog_seconds: float = 0.0
     spec: KeepSpec = KeepSpec()
@@ -47,7 +53,7 @@ class Settings(Record):
         return f"{self.directory}/control.sock"
 
     def endpoint_environment(self, report: KeepReport, names: tuple[str, ...]) -> dict[str, str]:
-        """What the app-loader gets: written here word by word, and nothing of ours inherited."""
+        """What the upload endpoint gets: written here word by word, and nothing of ours inherited."""
         return {
             **self.runner_environment(),
             "KEEPFLEET_KUUID": str(self.kuuid),
@@ -59,19 +65,13 @@ class Settings(Record):
         }
 
     def runner_environment(self) -> dict[str, str]:
-        """What a runner gets that is started without an upload endpoint before it."""
+        """What a runner gets."""
         return {
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "KEEPFLEET_RUNTIME_DIRECTORY": self.directory,
             "KEEPFLEET_LIMITS": self.spec.limits.to_text(),
         }
-
-
-def app_loader_command() -> tuple[str, ...]:
-    """How the app-loader of the same version, whose package lies where this one does, is started."""
-    packages = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return (sys.executable, "-I", "-S", f"{packages}/app_loader/__main__.py")
 
 
 def _whole_number(environment: Mapping[str, str], name: str, default: int) -> int:
@@ -110,7 +110,7 @@ def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Setti
     settings = Settings(
         kuuid=parse_kuuid(words[0]),
         directory=directory,
-        command=app_loader_command(),
+        entries=ENTRIES[spec.kind],
         max_workload=_whole_number(environment, "KEEPFLEET_MAX_WORKLOAD", MAX_WORKLOAD_BYTES),
         watchdog_seconds=watchdog / 1_000_000,
         spec=spec,

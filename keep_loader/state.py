@@ -154,6 +154,10 @@ class Keep:
         """Changes members of the report that no move decides; saved with the next move."""
         self.report = self.report.replace(**fields)
 
+    def look_again(self) -> None:
+        """Something that the keep may be waiting for has happened, and nothing of it has changed."""
+        self._changed()
+
     def change_private(self, **fields: object) -> None:
         """Changes members of what is not reported; saved with the next move."""
         self.private = self.private.replace(**fields)

@@ -1,6 +1,8 @@
-"""The app-loader's life as the keep's phases: opened, opened again, accepted, run, ended or stopped.
+"""A keep's phases, by what becomes of its two forks: the upload endpoint, which talks to strangers and holds the key,
+and the runner, which waits beside it, checks what it has received, and becomes the workload.
 
-The process behind a run becomes the workload by exec: from ACCEPTED on its reports are a stranger's words.
+The runner is forked when the endpoint reports its first connection, and before it may read from it, or at START where
+that says so. From ACCEPTED on it is a stranger's, as the endpoint is from its first byte on.
 Import rule: that of keep_loader.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 
 from keep_isolation import landlock
@@ -15,24 +18,29 @@ from keep_loader.descriptors import (
     DIRECTORY,
     ENDPOINT_NAMES,
     IDENTITY,
+    MODULE,
     MODULE_NAMES,
     STDIN,
     DescriptorStore,
+    close_all,
     is_regular_file,
     rewind,
 )
 from keep_loader.log import log, plain
 from keep_loader.loop import Loop
 from keep_loader.outcome import MAX_TEXT, event_of, plain_error
-from keep_loader.process import Run, spawn
+from keep_loader.process import Exit, Process, fork
 from keep_loader.restart import recent, too_often, wanted
 from keep_loader.running import Running
-from keep_loader.settings import SECRETS_DIRECTORY, Settings
+from keep_loader.settings import Settings
 from keep_loader.start import Start
 from keep_loader.state import Keep
+from keep_protocol.constants import APPLOADER_START_SECONDS, SECRETS_DIRECTORY
+from keep_protocol.control import WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.forking import RUNNER_NAME
 from keep_protocol.outcome import Outcome, OutcomeKind
-from keep_protocol.reports import Report, ReportType
+from keep_protocol.reports import CHECKS, READY_PACKET, Report, ReportType, encode_run
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, advance
 
@@ -42,41 +50,50 @@ if TYPE_CHECKING:  # as in loader
 
 MAX_RESPAWNS = 5
 RESPAWN_SECONDS = 60.0
-"""An upload endpoint that dies more often than MAX_RESPAWNS in RESPAWN_SECONDS will go on dying; the unit's own limits
-agree."""
+"""A fork that dies more often than MAX_RESPAWNS in RESPAWN_SECONDS will go on dying; the unit's own limits agree."""
+HANDOVER_SECONDS = 5.0
+"""What an endpoint may take to end once it has accepted: it gives its last answers a second."""
 MAX_CERTIFICATE = 8 * 1024
 """Bytes of the keep's certificate; a P-256 one with 16 names is 2 KiB."""
 MAX_NAME = 255
 """Characters of a name that an upload came with."""
 UNIT_END = "the end of its unit"
+_ENDPOINT, _RUNNER = "upload endpoint", "runner"
+_ENDPOINT_NAME = "keep-endpoint"
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _NOT_STARTED: dict[str, object] = {"address": "", "port": 0, "fingerprint": "", "certificate": "", "workload": None}
 
 
 class Supervisor:
-    """Owns the run of the app-loader, if there is one, and moves the keep by what it reports and how it ends."""
+    """Owns the keep's forks, and moves the keep by what they report and how they end."""
 
     def __init__(
         self, keep: Keep, loop: Loop, store: DescriptorStore, settings: Settings, lock_files: LockFiles
     ) -> None:
         self._keep, self._loop, self._store, self._settings = keep, loop, store, settings
         self._lock_files_to = lock_files
-        self._run: Run | None = None
-        self._reopened: list[float] = []
+        self._endpoint: Process | None = None
+        self._runner: Process | None = None
         self._running: Running | None = None
+        self._checks: socket.socket | None = None  # the runner's end: one that has died is followed by another
+        self._checked: list[int] = []  # the compiled module, and the module, that a check has found good
+        self._connected = False  # whether the endpoint has reported its first connection
+        self._endpoints_lost: list[float] = []
+        self._runners_lost: list[float] = []
         self.leaving = False
         self.start_error: KeepfleetError | None = None
 
     def __repr__(self) -> str:
-        return f"Supervisor({self._run or 'no app-loader'})"
+        return f"Supervisor({self._endpoint or 'no endpoint'}, {self._runner or 'no runner'})"
 
     @property
     def busy(self) -> bool:
         """Whether a process is there."""
-        return self._run is not None
+        return self._endpoint is not None or self._runner is not None
 
-    def open(self, start: Start, descriptors: list[int]) -> None:
-        """Opens the upload endpoint with what START brought, which it takes out of the list.
+    def open(self, start: Start, descriptors: list[int], *, warm: bool = False) -> None:
+        """Opens the upload endpoint with what START brought, which it takes out of the list; with `warm`, forks the
+        runner immediately.
 
         The keep is AWAITING some time after this, or IDLE again with the reason in `start_error`.
         Raises KeepfleetError(CONFLICT), taking nothing, unless the keep is IDLE.
@@ -94,9 +111,14 @@ class Supervisor:
         try:
             for name in start.descriptors:
                 self._store.park(name, descriptors.pop(0))
-            self._spawn()
+            self._fork_endpoint()
+            if warm:
+                self._fork_runner()
         except KeepfleetError as error:
-            self._start_failed(error)
+            if self._endpoint is None:
+                self._start_failed(error)
+            else:
+                self._endpoint.abandon(error)
 
     def resume(self) -> None:
         """Opens the upload endpoint again with the descriptors systemd kept over a crash of the loader."""
@@ -107,7 +129,7 @@ class Supervisor:
         except (KeepfleetError, OSError) as error:
             self._fail(f"cannot open the upload endpoint again: {error}")
             return
-        self._spawn_again()
+        self._open_again()
 
     def run_again(self, before: Outcome) -> None:
         """Runs the workload again, which has ended as `before`, with what systemd kept of it."""
@@ -121,84 +143,167 @@ class Supervisor:
         keep.change(restarts=keep.report.restarts + 1)
         keep.change_private(reruns=(*recent(reruns, now), now))
         keep.move(Event.RERUN, f"running the workload again: {before.text}")
-        passed = self._store.select((*MODULE_NAMES, *keep.private.granted))
         try:
             self._lock_files()
             rewind(self._store.get(STDIN))
-            child = spawn((*self._settings.command, "run"), self._settings.runner_environment(), passed)
-        except (KeepfleetError, OSError) as error:
+            self._run(self._store.select((*MODULE_NAMES, *keep.private.granted)))
+        except (OSError, KeepfleetError) as error:
             self._fail(f"cannot run the workload again: {error}")
-            return
-        self._run = Run(self._loop, child, self._take, self._exited)
-        self._running = Running(keep, self._loop, self._run, fresh=True)
 
     def stop(self, by: str) -> None:
-        """Ends the app-loader or the workload; the keep is ENDED when its process has gone.
+        """Ends the endpoint or the workload; the keep is ENDED when its process has gone.
 
         Raises KeepfleetError(CONFLICT), changing nothing, in a phase that cannot be stopped.
         """
         advance(self._keep.phase, Event.STOP)
-        if self._run is not None:
-            self._run.stop(by)
-        else:  # it was about to run again
-            self._stopped(by)
+        if self._running is None and (self._endpoint is None or self._keep.phase is Phase.RESTARTING):
+            self._stopped(by)  # it was about to run again
+        else:
+            self._end(by)
 
     def leave(self) -> None:
         """Ends what is there because the unit ends."""
-        if self._run is not None:
-            self._run.stop(UNIT_END)
+        self._end(UNIT_END)
 
-    def _spawn(self) -> None:
+    def _end(self, by: str) -> None:
+        if self._running is None:
+            self._discard_runner()
+        for process in (self._endpoint, self._runner):
+            if process is not None:
+                process.stop(by)
+
+    def _fork_endpoint(self) -> None:
         keep, settings = self._keep, self._settings
-        passed = self._store.select((*ENDPOINT_NAMES, *keep.private.granted))
+        theirs, self._checks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        passed = {**self._store.select(ENDPOINT_NAMES), CHECKS: theirs.fileno()}
+        environment = settings.endpoint_environment(keep.report, keep.private.names)
         try:
-            child = spawn(settings.command, settings.endpoint_environment(keep.report, keep.private.names), passed)
+            with theirs:
+                child = fork(settings.entries.endpoint, _ENDPOINT_NAME, environment, passed)
         except OSError as error:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the app-loader: {error.strerror}") from error
-        self._run = Run(self._loop, child, self._take, self._exited)
+        self._connected = False
+        self._endpoint = Process(self._loop, child, _ENDPOINT, self._take_of_endpoint, self._endpoint_ended)
+        self._endpoint.within(APPLOADER_START_SECONDS, self._too_slow)
 
-    def _spawn_again(self) -> None:
+    def _too_slow(self) -> None:
+        if self._endpoint is not None:
+            why = f"the app-loader did not listen within {APPLOADER_START_SECONDS:g} s"
+            self._endpoint.abandon(KeepfleetError(ErrorKind.TOO_SLOW, f"cannot open the keep's upload endpoint: {why}"))
+
+    def _fork_runner(self) -> Process:
+        """The runner that waits: with the endpoint's requests, and the description of the workload that is to come, by
+        which modules are checked."""
+        settings = self._settings
+        passed = {} if self._checks is None else {CHECKS: self._checks.fileno()}
+        passed |= self._store.select((WORKLOAD_DESCRIPTOR,))
         try:
-            self._spawn()
+            child = fork(settings.entries.runner, RUNNER_NAME, settings.runner_environment(), passed)
+        except OSError as error:
+            raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the runner: {error.strerror}") from error
+        self._runner = Process(self._loop, child, _RUNNER, self._take_of_runner, self._runner_ended)
+        return self._runner
+
+    def _open_again(self) -> None:
+        try:
+            self._fork_endpoint()
         except KeepfleetError as error:
             self._fail(error.message)
 
-    def _take(self, report: Report, descriptors: list[int]) -> None:
-        """Obeys one report where its phase knows it; any other is ignored."""
-        run, phase, kind = self._run, self._keep.phase, report.type
-        if run is None or run.ending:
+    def _discard_runner(self) -> None:
+        """Ends a runner that waits, and what it has of uploads."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.finish()
+        if self._checks is not None:
+            self._checks.close()
+            self._checks = None
+        close_all(self._checked)
+
+    def _run(self, passed: dict[str, int]) -> None:
+        """The runner, a new one where none waits, becomes the workload with `passed`. Raises KeepfleetError."""
+        waiting = self._runner
+        runner = waiting or self._fork_runner()
+        runner.send(encode_run(tuple(passed)), list(passed.values()))
+        self._running = Running(self._keep, self._loop, runner, fresh=waiting is None)
+
+    def _take_of_endpoint(self, report: Report, descriptors: list[int]) -> None:
+        """Obeys one report of the endpoint's where the phase knows it; any other is ignored."""
+        endpoint, phase, kind = self._endpoint, self._keep.phase, report.type
+        if endpoint is None or endpoint.ending:
             return
-        if self._running is not None:
-            self._running.take(report)
-        elif kind is ReportType.FAILED:
+        if kind is ReportType.FAILED:
             unknown = KeepfleetError(ErrorKind.KEEP_FAILED, "cannot serve: the app-loader did not say why")
-            run.abandon(plain_error(report.error or unknown))
+            endpoint.abandon(plain_error(report.error or unknown))
         elif phase in (Phase.OPENING, Phase.REOPENING) and kind is ReportType.LISTENING:
-            self._listening(run, report, descriptors)
+            self._listening(endpoint, report, descriptors)
+        elif phase is Phase.AWAITING and kind is ReportType.CONNECTED and not self._connected:
+            self._connect(endpoint)
         elif phase is Phase.AWAITING and kind is ReportType.ACCEPTED:
-            self._accept(run, report, descriptors)
+            self._accept(endpoint, report)
         elif phase is Phase.AWAITING and kind in (ReportType.RECEIVING, ReportType.AWAITING):
             self._keep.set_detail(report.text or ("receiving a workload" if kind is ReportType.RECEIVING else ""))
 
-    def _accept(self, run: Run, report: Report, descriptors: list[int]) -> None:
-        """The workload is whole: keeps what running it again takes, and lets go of the upload endpoint."""
+    def _take_of_runner(self, report: Report, descriptors: list[int]) -> None:
+        """Obeys one report of the runner's; what it has no say in is ignored."""
+        runner, kind = self._runner, report.type
+        if runner is None or runner.ending:
+            return
+        if self._running is not None:
+            self._running.take(report, descriptors)
+        elif kind is ReportType.CHECKED and _brings(report, descriptors, MODULE_NAMES):
+            close_all(self._checked)
+            self._checked = [*descriptors]
+            descriptors.clear()
+        elif kind is ReportType.FAILED:
+            unknown = KeepfleetError(ErrorKind.KEEP_FAILED, "the runner did not say why it failed")
+            runner.abandon(plain_error(report.error or unknown))
+
+    def _connect(self, endpoint: Process) -> None:
+        """The first client is there: the runner is forked before a byte of it is read."""
+        try:
+            if self._runner is None:
+                self._fork_runner()
+        except KeepfleetError as error:
+            endpoint.abandon(error)
+        else:
+            self._connected = True
+            endpoint.send(READY_PACKET, [])
+
+    def _accept(self, endpoint: Process, report: Report) -> None:
+        """The workload is whole: keeps what running it again takes, lets go of the upload endpoint, and runs it.
+
+        What runs is what the runner has found good, and never what the endpoint passes: that may be a stranger's by
+        now, and compiled code is the processor's own.
+        """
         keep = self._keep
+        if self._runner is not None:
+            self._runner.read_all()  # it says what it has checked before the endpoint can know
+        if not self._checked:
+            why = "the app-loader accepted a module that was not checked"
+            endpoint.abandon(KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot run the workload: {why}"), final=True)
+            return
         again = keep.report.restart is not RestartPolicy.NO
-        if again:
-            if not _brings(report, descriptors, MODULE_NAMES):
-                why = "the app-loader did not pass its module on, to be run again"
-                run.abandon(KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot run the workload: {why}"), final=True)
-                return
-            try:
+        passed = dict(zip(MODULE_NAMES, self._checked, strict=True))
+        try:
+            if again:
+                self._checked = []
                 for name in MODULE_NAMES:
-                    self._store.park(name, descriptors.pop(0))
-            except KeepfleetError as error:
-                run.abandon(error, final=True)
-                return
-        self._note_upload(report)
-        self._running = Running(keep, self._loop, run, fresh=False)
+                    self._store.park(name, passed[name])
+            else:
+                del passed[MODULE]
+            self._note_upload(report)
+            self._run({**passed, **self._store.select(keep.private.granted)})
+        except KeepfleetError as error:
+            endpoint.abandon(error, final=True)
+            return
+        endpoint.dismiss(HANDOVER_SECONDS, hang_up=False)
         keep.move(Event.ACCEPT)
         self._store.drop(ENDPOINT_NAMES if again else (*ENDPOINT_NAMES, *keep.private.granted))
+        if self._checks is not None:
+            self._checks.close()
+            self._checks = None
+        close_all(self._checked)
 
     def _note_upload(self, report: Report) -> None:
         """Who sent what, in the report and as one line of the log."""
@@ -212,32 +317,32 @@ class Supervisor:
         what = "a module" if module is None else f"{module.digest}, {module.bytes} bytes"
         log(f"upload accepted of {sender}: {what}")
 
-    def _listening(self, run: Run, report: Report, descriptors: list[int]) -> None:
+    def _listening(self, endpoint: Process, report: Report, descriptors: list[int]) -> None:
         """The upload endpoint is open: takes its identity, or on a later opening makes sure that it is the same."""
         keep, first = self._keep, self._keep.phase is Phase.OPENING
         if not _FINGERPRINT.fullmatch(report.fingerprint) or not 0 < len(report.certificate) <= MAX_CERTIFICATE:
-            run.abandon(_cannot_open("the app-loader showed no certificate"))
+            endpoint.abandon(_cannot_open("the app-loader showed no certificate"))
             return
         if not first and report.fingerprint != keep.report.fingerprint:
-            run.abandon(_cannot_open("it would show another certificate than the one clients know"), final=True)
+            endpoint.abandon(_cannot_open("it would show another certificate than the one clients know"), final=True)
             return
         if first and not _brings(report, descriptors, (IDENTITY,)):
-            run.abandon(_cannot_open("the app-loader did not pass its identity on"))
+            endpoint.abandon(_cannot_open("the app-loader did not pass its identity on"))
             return
         if first:
             keep.change(fingerprint=report.fingerprint, certificate=report.certificate)
             try:
                 self._store.park(IDENTITY, descriptors.pop())
             except KeepfleetError as error:
-                run.abandon(error)
+                endpoint.abandon(error)
                 return
         if first:
             try:
                 self._lock_files()
             except (KeepfleetError, OSError) as error:
-                run.abandon(_cannot_open(str(error)))
+                endpoint.abandon(_cannot_open(str(error)))
                 return
-        run.opened()
+        endpoint.in_time()
         keep.move(Event.ENDPOINT_READY)
 
     def _lock_files(self) -> None:
@@ -257,24 +362,60 @@ class Supervisor:
         ]
         self._lock_files_to(granted, (self._settings.directory,), (secrets,))
 
-    def _exited(self) -> None:
-        """The process has ended, and its last reports have been read."""
-        if self._run is None:
+    def _endpoint_ended(self, end: Exit) -> None:
+        """The endpoint has ended, and its last reports have been read."""
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is None:
             return
-        run, self._run = self._run, None
-        end = run.finish()
-        stopped_by = run.stopped_by or (UNIT_END if self.leaving else None)
+        if self._keep.phase not in (Phase.OPENING, Phase.AWAITING, Phase.REOPENING):
+            self._keep.look_again()  # it had accepted, and the keep may wait for its end alone
+            return
+        self._discard_runner()  # the next endpoint gets one of its own, which has checked nothing for this one
+        stopped_by = endpoint.stopped_by or (UNIT_END if self.leaving else None)
         died = f"the app-loader {end.words}"
+        if self._keep.phase is Phase.OPENING:
+            self._start_failed(endpoint.failure or _cannot_open(died))
+        elif stopped_by is not None:
+            self._stopped(stopped_by)
+        elif endpoint.final:
+            self._fail(died if endpoint.failure is None else endpoint.failure.message)
+        else:
+            self._endpoint_lost(died if endpoint.failure is None else endpoint.failure.message)
+
+    def _endpoint_lost(self, why: str) -> None:
+        if _once_too_often(self._endpoints_lost):
+            self._fail(f"gave the upload endpoint up after opening it again {MAX_RESPAWNS} times: {why}")
+        else:
+            self._keep.move(Event.ENDPOINT_LOST, f"opening the upload endpoint again: {why}")
+            self._open_again()
+
+    def _runner_ended(self, end: Exit) -> None:
+        """The runner has ended, and its last reports have been read."""
+        runner, self._runner = self._runner, None
+        if runner is None:
+            return
         if self._running is not None:
+            stopped_by = runner.stopped_by or (UNIT_END if self.leaving else None)
             outcome = self._running.ended(end, stopped_by)
             self._running = None
             self._workload_ended(outcome, stopped_by)
-        elif self._keep.phase is Phase.OPENING:
-            self._start_failed(run.failure or _cannot_open(died))
-        elif stopped_by is not None:
-            self._stopped(stopped_by)
         else:
-            self._endpoint_lost(died if run.failure is None else run.failure.message, run.final)
+            self._runner_lost(f"the runner {end.words}" if runner.failure is None else runner.failure.message)
+
+    def _runner_lost(self, why: str) -> None:
+        """A runner that waited has died: whoever uploads hears so, and the next upload finds another."""
+        endpoint = self._endpoint
+        if endpoint is None or endpoint.ending:
+            return
+        if _once_too_often(self._runners_lost):
+            why = f"gave the runner up after starting it again {MAX_RESPAWNS} times: {why}"
+            endpoint.abandon(KeepfleetError(ErrorKind.KEEP_FAILED, why), final=True)
+            return
+        log(plain(f"starting the runner again: {why}", MAX_TEXT))
+        try:
+            self._fork_runner()
+        except KeepfleetError as error:
+            endpoint.abandon(error, final=True)
 
     def _workload_ended(self, outcome: Outcome, stopped_by: str | None) -> None:
         """Ends the keep, or asks for another run; not once it was stopped, though the workload had ended by itself."""
@@ -308,18 +449,6 @@ class Supervisor:
         keep.change_private(names=(), granted=())
         keep.move(Event.START_FAILED)
 
-    def _endpoint_lost(self, why: str, final: bool) -> None:
-        now = time.monotonic()
-        self._reopened = [moment for moment in self._reopened if now - moment < RESPAWN_SECONDS]
-        if final:
-            self._fail(why)
-        elif len(self._reopened) >= MAX_RESPAWNS:
-            self._fail(f"gave the upload endpoint up after opening it again {MAX_RESPAWNS} times: {why}")
-        else:
-            self._reopened.append(now)
-            self._keep.move(Event.ENDPOINT_LOST, f"opening the upload endpoint again: {why}")
-            self._spawn_again()
-
     def _fail(self, why: str) -> None:
         self._store.drop_all()
         lost = Outcome(OutcomeKind.LOST, plain(why, MAX_TEXT), ended_at=round(time.time(), 3))
@@ -333,3 +462,13 @@ def _cannot_open(why: str) -> KeepfleetError:
 def _brings(report: Report, descriptors: list[int], names: tuple[str, ...]) -> bool:
     """Whether the report brings exactly these descriptors, all of them regular files."""
     return report.descriptors == names and len(descriptors) == len(names) and all(map(is_regular_file, descriptors))
+
+
+def _once_too_often(deaths: list[float]) -> bool:
+    """Whether MAX_RESPAWNS have died in the last RESPAWN_SECONDS; else notes that one has now."""
+    now = time.monotonic()
+    deaths[:] = [moment for moment in deaths if now - moment < RESPAWN_SECONDS]
+    if len(deaths) >= MAX_RESPAWNS:
+        return True
+    deaths.append(now)
+    return False

@@ -1,4 +1,5 @@
-"""What an app-loader reports to its loader, over a SOCK_SEQPACKET pair: one JSON object a packet.
+"""What the upload endpoint and the runner report to their loader, over a SOCK_SEQPACKET pair each: one JSON object a
+packet; and the two packets that go the other way.
 
 Takes and returns bytes and objects; no sockets here. Import rule: the light part of keep_protocol.
 """
@@ -8,28 +9,38 @@ from __future__ import annotations
 from enum import Enum
 
 from keep_protocol import strict_json
-from keep_protocol.constants import MAX_CONTROL_FRAME
-from keep_protocol.errors import KeepfleetError, error_from_wire
+from keep_protocol.constants import MAX_CONTROL_FDS, MAX_CONTROL_FRAME
+from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.fields import Items, Maybe, Nested, Record, Text, Type, Word, field, parse
 from keep_protocol.keep import Module, Uploader
 from keep_protocol.outcome import Outcome
 
-IDENTITY, COMPILED, MODULE = "identity", "compiled", "module"
+IDENTITY, COMPILED, MODULE, STATUS = "identity", "compiled", "module", "status"
 """The names of descriptors that travel with a report: the endpoint's key and certificate, in a file without a name; the
-compiled module; and the module as it was sent."""
+compiled module; the module as it was sent; and the runner's /proc/self/status, which it alone can open."""
+CHECKS = "checks"
+"""The name of the socket over which the endpoint asks the runner for checks."""
 MAX_REPORT_DESCRIPTORS = 4
+READY_PACKET = b"ready"
+"""To an endpoint that has reported CONNECTED: the runner is there, and it may read what its client sends."""
+MAX_RUN_PACKET = 4096
+"""Bytes of the packet that makes a runner run: at most 48 names of 16 characters."""
 _DESCRIPTOR = Text(16, must="a descriptor's name")
+_RUN_NAMES = Items(_DESCRIPTOR, MAX_CONTROL_FDS)
 
 
 class ReportType(Enum):
     """What is reported.
 
-    LISTENING (with IDENTITY), RECEIVING, AWAITING (an upload was refused or lost; the endpoint waits again), ACCEPTED
-    (the workload is whole, valid and compiled; the answer goes out next; with COMPILED and MODULE where it may be run
-    again), FAILED (the app-loader cannot serve), and from the runner RUNNING and ENDED (also where it has failed).
+    The endpoint: LISTENING (with IDENTITY), CONNECTED (the first connection is there, and nothing of it was read),
+    RECEIVING, AWAITING (an upload was refused or lost; the endpoint waits again), ACCEPTED (the workload is whole,
+    valid and compiled; the answer goes out next). The runner: CHECKED (with COMPILED and MODULE: this module can run),
+    RUNNING (with STATUS) and ENDED (also where it has failed). Both: FAILED (it cannot go on).
     """
 
     LISTENING = "listening"
+    CONNECTED = "connected"
+    CHECKED = "checked"
     RECEIVING = "receiving"
     AWAITING = "awaiting"
     ACCEPTED = "accepted"
@@ -80,3 +91,17 @@ def encode_report(report: Report) -> bytes:
 def decode_report(packet: bytes) -> Report:
     """The report in one packet. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE): the sender runs foreign code."""
     return parse(Report, strict_json.loads_object(packet, MAX_CONTROL_FRAME, "the app-loader's report"), "report")
+
+
+def encode_run(names: tuple[str, ...]) -> bytes:
+    """The packet that makes a runner run what it brings, the descriptors of `names` in their order."""
+    return strict_json.dumps({"run": list(names)})
+
+
+def decode_run(packet: bytes) -> tuple[str, ...]:
+    """The names of the descriptors that came with it. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE)."""
+    names = strict_json.loads_object(packet, MAX_RUN_PACKET, "what is to be run").get("run")
+    try:
+        return tuple(_RUN_NAMES.parse(names))
+    except ValueError as error:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read what is to be run: {error}") from error

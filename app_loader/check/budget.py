@@ -1,7 +1,6 @@
 """What checking and compiling one upload may cost, by its size, and what a checker's end without a result means.
 
-The same numbers for the checker, which limits itself, and for its parent, which waits and explains. Pure. Import rule:
-no more than this, since a client waits for the checker's imports.
+The same numbers for the checker, which limits itself, and for its parent, which waits and explains. Pure.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from app_loader.limits import (
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 
-GO = b"go"
-"""Says to the checker that the module is whole."""
 _NO_VECTORS = "support for v128"
 """wasmtime's C interface aborts with these words when it is asked for a signature with a vector in it."""
 _BY_THE_MODULE = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
@@ -32,7 +29,7 @@ _BY_THE_MODULE = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
 
 class Budget(Record):
-    """cpu_seconds: processor time; data_bytes: private memory; seconds: from the whole body to the result."""
+    """cpu_seconds: processor time; data_bytes: private memory; seconds: from the request to the result."""
 
     cpu_seconds: int
     data_bytes: int

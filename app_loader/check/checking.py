@@ -1,8 +1,10 @@
-"""The parent's side of the check: a throw-away process that validates and compiles one module, and its result.
+"""A check of an upload, from both sides: the endpoint asks for it, the runner that waits has it made.
 
-The endpoint starts it when an upload's headers have come, so that its imports overlap the body; a runner does where the
-compiled module it was passed does not fit its engine. The process has nothing but the module's file, a file for the
-compiled module, the workload's description, a socket for its result and a pipe for its last words.
+The endpoint sends the module's file and a socket for the answer over the socket `checks`, one packet a check. The
+runner forks a throw-away process, the checker, which has the engine ready from its first instruction; it has nothing
+but the module's file, a file for the compiled module, the workload's description, a socket for its result and a pipe
+for its last words. The runner keeps its deadline, ends it when nobody waits for the answer any more, and says what its
+end means where it gave no result. What was compiled goes from the runner to the loader, and never through the endpoint.
 """
 
 from __future__ import annotations
@@ -12,17 +14,24 @@ import os
 import select
 import signal
 import socket
-import sys
+import stat
+from collections.abc import Callable
 
-from app_loader.check.budget import GO, budget, result_of_end, too_complex
-from app_loader.limits import CHECKER_END_SECONDS, FIRST_DESCRIPTOR, MAX_CHECKER_ANSWER, REPORT_FD
-from app_loader.settings import VARIABLE
+from app_loader.check.budget import Budget, budget, result_of_end, too_complex
+from app_loader.limits import CHECKER_END_SECONDS, MAX_CHECKER_ANSWER, RUNNER_ANSWER_SECONDS
+from app_loader.settings import Passed
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
-from keep_protocol.limits import DEFAULT_LIMITS, Limits
+from keep_protocol.forking import fork
+from keep_protocol.limits import Limits
 
-ENTRY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "__main__.py")
-"""The way in to all three processes, see `__main__`."""
+REQUEST = b"check"
+"""The packet that asks for a check; it brings the module's file and the socket for the answer."""
+GOOD, REFUSED = b"+", b"-"
+"""How a result begins, before its JSON object: `{"note": "…"}` for what can run, `{"error": {…}}` for what cannot. The
+runner looks at no more than this of what a checker says."""
+CHECKER_NAME = "keep-checker"
+_SPACE = socket.CMSG_SPACE(2 * 4)
 STORE_DIRECTORIES = ("/var/tmp", "/tmp")  # noqa: S108 - only files without a name are made there
 """On a disk where there is one: a tmpfs counts as the keep's memory. In its unit both are the keep's own."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,84 +66,162 @@ def read_only(descriptor: int) -> int:
 
 
 class Checking:
-    """One checker at work. result: the file the compiled module is written to; deadline: once `go` was called; note:
-    what the owner of a module that can run should know of it."""
+    """The endpoint's side of one check. deadline: when the runner should have answered; note: what the owner of a
+    module that can run should know of it."""
 
-    def __init__(self, module: int, limits: Limits = DEFAULT_LIMITS, description: int | None = None) -> None:
-        """Starts the process for the module's file, and for the workload described in that file, if one is.
+    def __init__(self, checks: int, module: int, limits: Limits, now: float) -> None:
+        """Asks over `checks` for a check of the file `module`, which is whole. Raises KeepfleetError(UNAVAILABLE)."""
+        self.deadline = now + budget(os.fstat(module).st_size, limits.unit_memory_bytes).seconds + RUNNER_ANSWER_SECONDS
+        self.note = ""
+        self._answer, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._answer.setblocking(False)
+        try:
+            with theirs, socket.socket(fileno=os.dup(checks)) as requests:
+                socket.send_fds(requests, [REQUEST], [module, theirs.fileno()], socket.MSG_DONTWAIT)
+        except OSError as error:
+            self._answer.close()
+            raise _unavailable(f"the runner takes no request ({error.strerror})") from error
+
+    def __repr__(self) -> str:
+        return f"Checking({self._answer.fileno()})"
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when the answer has come, or the runner has ended."""
+        return self._answer.fileno()
+
+    def refusal(self) -> KeepfleetError | None:
+        """Why the module is refused, or None when it can run. Call it when readable."""
+        try:
+            packet = self._answer.recv(MAX_CHECKER_ANSWER + 1)
+        except OSError:
+            packet = b""
+        if not packet:
+            return _unavailable("the runner ended before it had")
+        refusal, self.note = read_result(packet)
+        return refusal
+
+    def give_up(self) -> KeepfleetError:
+        """The refusal where the runner does not answer."""
+        return _unavailable("the runner does not answer")
+
+    def close(self) -> None:
+        """Ends the check, if it still runs. May be called twice."""
+        self._answer.close()
+
+
+def _unavailable(why: str) -> KeepfleetError:
+    return KeepfleetError(
+        ErrorKind.UNAVAILABLE, f"cannot check the module: {why}, which says nothing of the module: send it again"
+    )
+
+
+def receive_request(checks: socket.socket) -> tuple[int, socket.socket] | None:
+    """The next request's module, open for reading alone, and the socket for its answer.
+
+    None for what is no request: the endpoint that sends it may be a stranger's. Raises EOFError when there is none.
+    """
+    data, ancillary, flags, _ = checks.recvmsg(len(REQUEST) + 1, _SPACE, socket.MSG_CMSG_CLOEXEC)
+    found = [int(number) for _, _, item in ancillary for number in memoryview(item).cast("i")]
+    if not data and not found:
+        raise EOFError
+    try:
+        if data != REQUEST or len(found) != 2 or flags & socket.MSG_CTRUNC:
+            return None
+        if not stat.S_ISREG(os.fstat(found[0]).st_mode) or not stat.S_ISSOCK(os.fstat(found[1]).st_mode):
+            return None
+        answer = socket.socket(fileno=found.pop())
+        answer.setblocking(False)
+        return read_only(found.pop()), answer
+    except OSError:
+        return None
+    finally:
+        for number in found:
+            os.close(number)
+
+
+class Check:
+    """The runner's side: one checker at work on `module`, which is closed with it.
+
+    result: the file the compiled module is written to; deadline: when it has taken too long.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[Passed], int],
+        module: int,
+        limits: Limits,
+        description: int | None,
+        kept: frozenset[int],
+        now: float,
+    ) -> None:
+        """Forks the process, which calls `begin`, for the module's file, and for the workload described in that file,
+        if one is. `kept` are descriptors of libraries that stay open. Takes `module` over in any case.
 
         Raises KeepfleetError(NO_SPACE, INTERNAL).
         """
-        self.result = unnamed_file()
-        self.deadline: float | None = None
-        self.note = ""
-        self._module, self._limits, self._budget = module, limits, budget(0, limits.unit_memory_bytes)
-        passed = {"module": module, "result": self.result}
-        if description is not None:
-            passed["workload"] = description
+        self.module, self.result = module, -1
+        self._pid, self._errors = 0, -1
+        self._budget: Budget = budget(os.fstat(module).st_size, limits.unit_memory_bytes)
+        self.deadline = now + self._budget.seconds
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self._errors, errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
-            null = os.open("/dev/null", os.O_RDWR)
-            try:
-                self._pid = os.posix_spawn(
-                    sys.executable,
-                    [sys.executable, "-I", "-S", ENTRY, "check"],
-                    {"LANG": "C.UTF-8", "KEEPFLEET_LIMITS": limits.to_text(), VARIABLE: ",".join(passed)},
-                    file_actions=[
-                        (os.POSIX_SPAWN_DUP2, null, 0),
-                        (os.POSIX_SPAWN_DUP2, null, 1),
-                        (os.POSIX_SPAWN_DUP2, errors, 2),
-                        *_moves([(REPORT_FD, theirs.fileno()), *enumerate(passed.values(), FIRST_DESCRIPTOR)]),
-                    ],
-                )
-            finally:
-                os.close(null)
+            self.result = unnamed_file()
+            passed = {"module": module, "result": self.result}
+            if description is not None:
+                passed["workload"] = description
+            names = tuple(passed)
+            self._pid = fork(
+                lambda: begin(Passed(names)),
+                CHECKER_NAME,
+                passed,
+                {"LANG": "C.UTF-8", "KEEPFLEET_LIMITS": limits.to_text()},
+                reports=theirs.fileno(),
+                output=(null, errors),
+                kept=kept,
+                own_group=False,
+            )
+        except KeepfleetError:
+            self.close()
+            raise
         except OSError as error:
-            self._pid = 0
             self.close()
             raise KeepfleetError(ErrorKind.INTERNAL, f"cannot start the checker: {error}") from error
         finally:
             theirs.close()
             os.close(errors)
+            os.close(null)
 
     def __repr__(self) -> str:
-        return f"Checking({self._pid})"
+        return f"Check({self._pid})"
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when the result has come, or the process has ended."""
         return self._socket.fileno()
 
-    def go(self, now: float) -> None:
-        """The module is whole: the check begins."""
-        self._budget = budget(os.fstat(self._module).st_size, self._limits.unit_memory_bytes)
-        self.deadline = now + self._budget.seconds
+    def end(self) -> bytes:
+        """The result, as it is answered. Call it when readable; the process has then ended."""
         try:
-            self._socket.send(GO)
-        except OSError:
-            return  # it has ended already: its end is readable, and `refusal` says why
-
-    def refusal(self) -> KeepfleetError | None:
-        """Why the module is refused, or None when it can run. Call it when readable; the process has then ended."""
-        try:
-            packet = self._socket.recv(MAX_CHECKER_ANSWER)
+            packet = self._socket.recv(MAX_CHECKER_ANSWER + 1)
         except OSError:
             packet = b""
-        if not packet:
-            return self._refusal_of_end()
+        if packet[:1] not in (GOOD, REFUSED):
+            return refused(self._refusal_of_end())
         self._kill()
-        try:
-            value = strict_json.loads_object(packet, MAX_CHECKER_ANSWER, "the checker's result")
-        except KeepfleetError as error:
-            return KeepfleetError(ErrorKind.INTERNAL, error.message)
-        self.note = str(value.get("note", ""))
-        return error_from_wire(value["error"]) if "error" in value else None
+        return packet
 
-    def give_up(self) -> KeepfleetError:
-        """Kills the process; the refusal for one that took too long."""
+    def give_up(self) -> bytes:
+        """Kills the process; the result of one that took too long."""
         self._kill()
-        return too_complex(f"takes over {self._budget.seconds:g} s")
+        return refused(too_complex(f"takes over {self._budget.seconds:g} s"))
+
+    def wait(self) -> bytes:
+        """Waits for the result."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return self.end() if poll.poll(self._budget.seconds * 1000) else self.give_up()
 
     def _refusal_of_end(self) -> KeepfleetError:
         """What the end of a process means that has closed its socket; one that does not end is killed."""
@@ -149,13 +236,6 @@ class Checking:
             self._kill()
             return KeepfleetError(ErrorKind.INTERNAL, "cannot check the module: the checker gave no result, and hung")
         return result_of_end(self._reap(), self._budget, self._said())
-
-    def wait(self, now: float) -> KeepfleetError | None:
-        """Checks a module that is whole, and waits for that: the refusal, or None when it can run."""
-        self.go(now)
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return self.refusal() if poll.poll(self._budget.seconds * 1000) else self.give_up()
 
     def _said(self) -> str:
         """What the process has written to its standard error: the allocator's or Python's last words."""
@@ -182,19 +262,23 @@ class Checking:
         """Ends the process, if it still runs, and drops its files. May be called twice."""
         self._kill()
         self._socket.close()
-        if self._errors >= 0:
-            os.close(self._errors)
-            self._errors = -1
-        if self.result >= 0:
-            os.close(self.result)
-            self.result = -1
+        for number in (self._errors, self.result, self.module):
+            if number >= 0:
+                os.close(number)
+        self._errors = self.result = self.module = -1
 
 
-def _moves(moves: list[tuple[int, int]]) -> list[tuple[int, int, int] | tuple[int, int]]:
-    """File actions for (target, source) pairs, by way of numbers above all: a target may be another's source."""
-    base = max(number for move in moves for number in move) + 1
-    actions: list[tuple[int, int, int] | tuple[int, int]] = []
-    actions += [(os.POSIX_SPAWN_DUP2, source, base + index) for index, (_, source) in enumerate(moves)]
-    actions += [(os.POSIX_SPAWN_DUP2, base + index, target) for index, (target, _) in enumerate(moves)]
-    actions += [(os.POSIX_SPAWN_CLOSE, base + index) for index in range(len(moves))]
-    return actions
+def read_result(packet: bytes) -> tuple[KeepfleetError | None, str]:
+    """Why the module cannot run, and where it can, what its owner should know of it."""
+    try:
+        value = strict_json.loads_object(packet[1:], MAX_CHECKER_ANSWER, "the checker's result")
+    except KeepfleetError as error:
+        return KeepfleetError(ErrorKind.INTERNAL, error.message), ""
+    if packet[:1] == GOOD:
+        return None, str(value.get("note", ""))
+    return error_from_wire(value.get("error")), ""
+
+
+def refused(error: KeepfleetError) -> bytes:
+    """The result that says why a module cannot run."""
+    return REFUSED + strict_json.dumps({"error": error.to_wire()})

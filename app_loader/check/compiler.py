@@ -1,9 +1,8 @@
 """The checker: a throw-away process that validates and compiles one module inside hard limits, then ends.
 
-It gets the module's file, a file for the compiled module, and a socket. What the module is, a core module or a
-component, is read from its first eight bytes, before the checker locks itself, since what only components need, 13 ms
-of imports, can be read from no file afterwards; nothing else of the module is read before. Its result is one JSON
-object: `{"note": "…"}` for what can run, or `{"error": {…}}`.
+A fork of the runner that waits, see `checking`. What the module is, a core module or a component, is read from its
+first eight bytes, before the checker locks itself, since what only components need, 13 ms of imports, can be read from
+no file afterwards; nothing else of the module is read before.
 """
 
 from __future__ import annotations
@@ -11,19 +10,20 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import sys
 
-from app_loader.check.budget import GO, Budget, budget, too_complex
+from app_loader.check.budget import Budget, budget, too_complex
+from app_loader.check.checking import GOOD, refused
 from app_loader.check.imports import check_imports, find_entry
 from app_loader.engine.compiled import Compiled, Module
 from app_loader.engine.foreign import EngineError
 from app_loader.engine.settings import make_engine
 from app_loader.engine.store import Linker
-from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES, REPORT_FD
+from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
 from app_loader.settings import Passed, read_limits, read_workload
 from keep_isolation.locks import lock_checker
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.limits import Limits
 from keep_protocol.workload import Workload
 
@@ -65,11 +65,11 @@ def check_head(head: bytes) -> bool:
     raise KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {what}")
 
 
-def _limit(allowed: Budget, most: Budget) -> None:
-    """Sets the soft limits, and with the first call the hard ones, which no later call can raise."""
+def _limit(allowed: Budget) -> None:
+    """Sets the limits."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed.cpu_seconds, most.cpu_seconds + 1))
-    resource.setrlimit(resource.RLIMIT_DATA, (allowed.data_bytes, most.data_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (allowed.cpu_seconds, allowed.cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed.data_bytes, allowed.data_bytes))
 
 
 def _reason(error: EngineError) -> KeepfleetError:
@@ -122,19 +122,15 @@ def examine(module: int, result: int, limits: Limits, workload: Workload) -> str
 
 
 def check(passed: Passed) -> int:
-    """The process: limits, wait for the whole module, lock, result, end. Returns the exit code."""
+    """The process: limits, lock, result, end."""
     limits = read_limits(os.environ)
     module, result = passed.number("module"), passed.number("result")
     workload = read_workload(passed.number("workload")) if "workload" in passed else Workload()
-    most = budget(sys.maxsize, limits.unit_memory_bytes)
-    _limit(budget(0, limits.unit_memory_bytes), most)
-    if os.read(REPORT_FD, len(GO)) != GO:
-        return 0  # the parent no longer wants a result
+    _limit(budget(os.fstat(module).st_size, limits.unit_memory_bytes))
     if os.pread(module, _HEAD, 0) == MAGIC + COMPONENT_VERSION:
         import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock
     lock_checker()
-    _limit(budget(os.fstat(module).st_size, limits.unit_memory_bytes), most)
     found = examine(module, result, limits, workload)
-    shown = {"note": found} if isinstance(found, str) else {"error": found.to_wire()}
-    os.write(REPORT_FD, strict_json.dumps(shown))
-    os._exit(0)  # giving a gigabyte back piece by piece would take time
+    packet = GOOD + strict_json.dumps({"note": found}) if isinstance(found, str) else refused(found)
+    os.write(REPORT_DESCRIPTOR, packet)
+    return 0

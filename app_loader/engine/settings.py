@@ -7,6 +7,8 @@ what compilers emit: SIMD, bulk memory, reference types, many values, tail calls
 
 from __future__ import annotations
 
+from functools import cache
+
 from app_loader.engine.binding import CRANELIFT, library
 from app_loader.engine.foreign import Owned
 from app_loader.limits import ASYNC_STACK_SPARE_BYTES
@@ -44,8 +46,9 @@ class Engine(Owned):
         super().__init__(library.wasm_engine_new_with_config(config), library.wasm_engine_delete)
 
 
+@cache
 def make_engine(stack_bytes: int = DEFAULT_LIMITS.stack_bytes, *, components: bool = False) -> Engine:
-    """A fresh engine, for core modules or for components, that gives WebAssembly `stack_bytes` of stack.
+    """The engine, for core modules or for components, that gives WebAssembly `stack_bytes` of stack; one a process.
 
     Raises KeepfleetError(BAD_REQUEST) for a stack no keep may have: wasmtime would abort.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import ssl
@@ -10,6 +9,7 @@ import sys
 import time
 from typing import assert_never
 
+from app_loader.check.checking import Checking
 from app_loader.limits import (
     ACCESS_RECHECK_SECONDS,
     HANDOVER_SECONDS,
@@ -23,12 +23,11 @@ from app_loader.receive.http1 import End, Event, Head
 from app_loader.receive.requests import Route, error_answer, json_answer, read_request, text_answer
 from app_loader.receive.upload import Upload
 from app_loader.reports import Reporter
-from app_loader.settings import Grants, Settings
+from app_loader.settings import Settings
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Uploader
-from keep_protocol.reports import COMPILED, MODULE, Report, ReportType
-from keep_protocol.spec import RestartPolicy
+from keep_protocol.reports import Report, ReportType
 
 RECEIVED = "Payload received"
 """The original's words."""
@@ -45,7 +44,7 @@ def _shown(uploader: Uploader) -> str:
 
 
 class Endpoint:
-    """Serves until a workload is accepted (`run` returns its compiled file) or the keep-loader is gone (None)."""
+    """Serves until a workload is accepted, or the keep-loader is gone. `checks` is where the runner is asked."""
 
     def __init__(
         self,
@@ -54,13 +53,13 @@ class Endpoint:
         context: ssl.SSLContext,
         access: UploadAccess,
         reporter: Reporter,
-        grants: Grants | None = None,
+        checks: int,
     ) -> None:
-        self._settings, self._reporter, self._grants = settings, reporter, grants
+        self._settings, self._reporter, self._checks = settings, reporter, checks
         self._listener: socket.socket | None = listener
         self._table = ConnectionTable(context, access)
         self._upload: Upload | None = None
-        self._accepted: int | None = None
+        self._accepted = False
         self._closing_at: float | None = None
         self._buffer = memoryview(bytearray(READ_BYTES))
         listener.setblocking(False)
@@ -68,12 +67,12 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({len(self._table.exchanges)} connections, {self._upload!r})"
 
-    def run(self) -> int | None:
-        """The compiled module's descriptor once a workload is accepted and answered; None when the loader has gone."""
+    def run(self) -> bool:
+        """Whether a workload was accepted, and answered; false when the loader has gone instead."""
         try:
             while not self._finished(time.monotonic()):
                 if not self._round():
-                    return None
+                    break
             return self._accepted
         finally:
             self._table.close()
@@ -94,8 +93,9 @@ class Endpoint:
         poll.register(self._reporter.descriptor, 0)
         if self._listener is not None:
             poll.register(self._listener, select.POLLIN)
-        if self._upload is not None:
-            poll.register(self._upload.checking, select.POLLIN)
+        checking = None if self._upload is None else self._upload.checking
+        if checking is not None:
+            poll.register(checking, select.POLLIN)
         by_descriptor = {e.fileno(): e for e in self._table.exchanges if e.interest}
         for descriptor, exchange in by_descriptor.items():
             poll.register(descriptor, exchange.interest)
@@ -103,10 +103,11 @@ class Endpoint:
         if self._reporter.descriptor in ready:
             return False
         now = time.monotonic()
+        answered = checking is not None and checking.fileno() in ready
         for descriptor in ready & by_descriptor.keys():
             self._advance(by_descriptor[descriptor], now)
-        if self._upload is not None and self._upload.checking.fileno() in ready:
-            self._checked(self._upload, self._upload.checking.refusal(), now)
+        if checking is not None and self._upload is not None and self._upload.checking is checking and answered:
+            self._checked(self._upload, checking, checking.refusal(), now)
         if self._listener is not None and self._listener.fileno() in ready:
             self._table.accept(self._listener, now)
         self._expire(now)
@@ -118,7 +119,7 @@ class Endpoint:
         deadlines = [e.deadline for e in self._table.exchanges if e.interest]
         if self._upload is not None:
             deadlines.append(self._upload.recheck_at)
-            if self._upload.checking.deadline is not None:
+            if self._upload.checking is not None:
                 deadlines.append(self._upload.checking.deadline)
         if self._closing_at is not None:
             deadlines.append(self._closing_at)
@@ -145,7 +146,7 @@ class Endpoint:
                 self._upload_of(exchange).receive(event)
             case End():
                 self._table.check(exchange)
-                self._upload_of(exchange).complete(now)
+                self._upload_of(exchange).complete(self._checks, now)
             case _:
                 assert_never(event)
 
@@ -162,7 +163,7 @@ class Endpoint:
             return
         if self._upload is not None:
             raise KeepfleetError(ErrorKind.CONFLICT, _TAKEN.format("is receiving"))
-        self._upload = Upload(exchange, wanted, self._settings, self._grants, now)
+        self._upload = Upload(exchange, wanted, self._settings, now)
         self._reporter.send(
             Report(ReportType.RECEIVING, f"receiving a workload from {_shown(uploader)}", upload=uploader)
         )
@@ -184,9 +185,7 @@ class Endpoint:
         self._upload = None
         self._reporter.send(Report(ReportType.AWAITING, f"awaiting a workload; the last was not taken: {why}"[:500]))
 
-    def _checked(self, upload: Upload, refusal: KeepfleetError | None, now: float) -> None:
-        if refusal is None and upload.exchange.stage is not Stage.CHECKING:
-            refusal = KeepfleetError(ErrorKind.INTERNAL, "cannot check the module: the checker answered too early")
+    def _checked(self, upload: Upload, checking: Checking, refusal: KeepfleetError | None, now: float) -> None:
         if refusal is not None:
             self._refuse(upload.exchange, refusal, now)
             return
@@ -195,23 +194,17 @@ class Endpoint:
         except KeepfleetError as error:
             self._refuse(upload.exchange, error, now)
             return
-        self._accept(upload, uploader, now)
+        self._accept(upload, checking.note, uploader, now)
 
-    def _accept(self, upload: Upload, uploader: Uploader, now: float) -> None:
+    def _accept(self, upload: Upload, note: str, uploader: Uploader, now: float) -> None:
         """The report goes out before the answer, so that an acknowledged workload is never lost."""
         module, self._upload = upload.module, None
-        self._accepted = upload.checking.take_result()
+        self._accepted = True
         text = f"accepted a module of {module.bytes} bytes, {module.digest}, from {_shown(uploader)}"
-        if upload.checking.note:
-            text += f"; {upload.checking.note}"
-            _log(upload.checking.note)
-        report = Report(ReportType.ACCEPTED, text, upload=uploader, module=module)
-        if self._grants is not None and self._grants.workload.restart is not RestartPolicy.NO:
-            source = upload.take_module()  # the loader will run it again from these very files
-            self._reporter.send(report.replace(descriptors=(COMPILED, MODULE)), (self._accepted, source))
-            os.close(source)
-        else:
-            self._reporter.send(report)
+        if note:
+            text += f"; {note}"
+            _log(note)
+        self._reporter.send(Report(ReportType.ACCEPTED, text, upload=uploader, module=module))
         if upload.request.route is Route.PAYLOAD:
             upload.exchange.answer(text_answer(RECEIVED), now)
         else:
@@ -244,7 +237,7 @@ class Endpoint:
         upload = self._upload
         if upload is None:
             return
-        if upload.checking.deadline is not None and now >= upload.checking.deadline:
+        if upload.checking is not None and now >= upload.checking.deadline:
             self._refuse(upload.exchange, upload.checking.give_up(), now)
         elif now >= upload.recheck_at:
             upload.recheck_at = now + ACCESS_RECHECK_SECONDS

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 
-from app_loader.check.checking import Checking, read_only, store_error, unnamed_file
+from app_loader.check.checking import Checking, store_error, unnamed_file
 from app_loader.limits import ACCESS_RECHECK_SECONDS, GRACE_SECONDS, MIN_BYTES_PER_SECOND
 from app_loader.receive.exchange import Exchange
 from app_loader.receive.payload import PayloadParser
 from app_loader.receive.requests import Request, Route, body_limit, too_large
-from app_loader.settings import Grants, Settings
+from app_loader.settings import Settings
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Module
 
@@ -80,19 +80,13 @@ class Body:
 class Upload:
     """An upload from its headers to its result; `close` drops everything it holds."""
 
-    def __init__(
-        self, exchange: Exchange, request: Request, settings: Settings, grants: Grants | None, now: float
-    ) -> None:
+    def __init__(self, exchange: Exchange, request: Request, settings: Settings, now: float) -> None:
         """Raises KeepfleetError (NO_SPACE, INTERNAL), leaving nothing behind."""
         self.exchange = exchange
         self.request = request
         self.body = Body(request.route, settings.max_workload)
-        description = None if grants is None else grants.description
-        try:
-            self.checking = Checking(self.body.descriptor, settings.limits, description)
-        except KeepfleetError:
-            self.body.close()
-            raise
+        self.checking: Checking | None = None
+        self._limits = settings.limits
         self._started = now
         self._body_bytes = 0
         self.recheck_at = now + ACCESS_RECHECK_SECONDS
@@ -113,23 +107,20 @@ class Upload:
                 f"cannot take the upload: it comes at under {MIN_BYTES_PER_SECOND >> 10} KiB a second",
             )
 
-    def complete(self, now: float) -> None:
-        """The body has ended: the check begins. Raises KeepfleetError when the body is not whole."""
+    def complete(self, checks: int, now: float) -> None:
+        """The body has ended: asks over `checks` for its check. Raises KeepfleetError when the body is not whole, or no
+        check can be asked for."""
         self.body.finish()
         self.exchange.hold()
-        self.checking.go(now)
+        self.checking = Checking(checks, self.body.descriptor, self._limits, now)
 
     @property
     def module(self) -> Module:
         """The module as it is reported."""
         return Module(self.body.digest, self.request.module_name, self.body.size)
 
-    def take_module(self) -> int:
-        """The module's file, open for reading alone; the caller closes it."""
-        module, self.body.descriptor = self.body.descriptor, -1
-        return read_only(module)
-
     def close(self) -> None:
-        """Ends the checker and drops the files. May be called twice."""
-        self.checking.close()
+        """Ends the check and drops the files. May be called twice."""
+        if self.checking is not None:
+            self.checking.close()
         self.body.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from functools import cache
 
 from app_loader.check.imports import INITIALIZE, find_entry
 from app_loader.engine.compiled import Module
@@ -29,7 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from app_loader.run.runner import Meter
+    from app_loader.run.meter import Meter
 else:
     Protocol = object
 
@@ -58,6 +59,12 @@ class Guest(Protocol):
         """
 
 
+@cache
+def exit_module(engine: Engine) -> Module:
+    """What stands for WASI's own `proc_exit`, see EXIT_MODULE."""
+    return Module.compile(engine, EXIT_MODULE)
+
+
 class CoreGuest:
     """A core module."""
 
@@ -67,7 +74,7 @@ class CoreGuest:
         self._engine = make_engine(limits.stack_bytes)
         self._module = Module.load(self._engine, compiled)
         self._entry = find_entry(self._module, workload)
-        self._linker, self._exit = Linker(self._engine), Module.compile(self._engine, EXIT_MODULE)
+        self._linker, self._exit = Linker(self._engine), exit_module(self._engine)
 
     def __repr__(self) -> str:
         return f"CoreGuest({self._entry!r})"

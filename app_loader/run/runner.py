@@ -1,47 +1,229 @@
-"""The runner: maps and links the compiled guest, gives up the right to make code, and runs it. Nothing else is left in
-this process: no key, no HTTP, no listener.
+"""The runner: it waits beside the upload endpoint, has uploads checked, and when the loader says so maps and links the
+compiled guest, gives up the right to make code, and runs it.
 
+A fork of the keep-loader, it has never held a key or read a byte of a stranger's: no TLS, no HTTP, no listener. It
+makes its engine ready before that is needed, so that neither a checker, which is its fork, nor the run waits for it.
 Loading comes before the lock, the first instruction of the guest (its start section, at instantiation) after it.
-It is what the endpoint becomes, or what the keep-loader starts to run a workload again; then the compiled module may be
-of another version's engine, and is compiled again from the module it was made of.
+What the loader kept to run a workload again may be of another version's engine; then it is compiled again from the
+module it was made of.
 Import rule: no engine and no `_ctypes` at the top, so that a process that cannot import them reports why; and their
 libraries may open files of their own, for which `claim` must not be too late.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import resource
+import select
+import socket
 import sys
 import time
-from _thread import start_new_thread
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from app_loader.limits import EXACT_CPU_SECONDS, OS_STACK_SPARE_BYTES
+from app_loader.check.checking import GOOD, Check, read_result, receive_request, refused
+from app_loader.limits import EXACT_CPU_SECONDS
 from app_loader.reports import Reporter
 from app_loader.run import outcome as outcomes
-from app_loader.run.outcome import Usage
+from app_loader.run.meter import Meter, bound, end_after
 from app_loader.settings import Grants, Passed, claim, read_grants, read_limits
+from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.forking import FIRST_DESCRIPTOR
 from keep_protocol.limits import Limits
 from keep_protocol.outcome import Outcome
-from keep_protocol.reports import COMPILED, MODULE, Report, ReportType
+from keep_protocol.reports import CHECKS, COMPILED, MAX_RUN_PACKET, MODULE, STATUS, Report, ReportType, decode_run
 from keep_protocol.workload import Workload
 
 if TYPE_CHECKING:
     from app_loader.run.guest import Guest
 
 _RUNNING = "running the workload"
-_TIMER_ABSTIME, _SIGXCPU = 1, 24
-"""As Linux has them on every architecture of `lock`."""
+_SPACE = socket.CMSG_SPACE(4 * MAX_CONTROL_FDS)
+_FREE_FOR_CHECKERS = FIRST_DESCRIPTOR + 4
+"""What the engine's libraries keep open lies from here on: below, a checker has its own descriptors."""
 
 
 def run() -> int:
-    """The process: load, link, lock, run, report, end; it never returns to its caller."""
-    reporter, meter = Reporter(), Meter()
+    """The process: wait, load, link, lock, run, report, end. Returns the exit code where there is nothing to run."""
+    reporter = Reporter()
     try:
-        outcome = _run(reporter, meter)
+        passed = claim(os.environ)  # before the engine's libraries open files of their own
+        limits = read_limits(os.environ)
+        given = Waiting(passed, limits, reporter).until_run()
+    except KeepfleetError as error:
+        reporter.send(Report(ReportType.FAILED, error.message, error=error))
+        return 1
+    except BaseException as error:
+        text = f"the runner failed: {type(error).__name__}: {error}"
+        reporter.send(Report(ReportType.FAILED, text, error=KeepfleetError(ErrorKind.INTERNAL, text)))
+        raise
+    if given is not None:
+        _run_to_end(given, limits, reporter)
+    return 0  # the loader has gone
+
+
+class Waiting:
+    """The runner until there is something to run: makes the engine ready, and has modules checked, one after the other.
+
+    The endpoint that asks for checks may be a stranger's: nothing that it sends is more than a file to be checked.
+    """
+
+    def __init__(self, passed: Passed, limits: Limits, reporter: Reporter) -> None:
+        self._limits, self._reporter = limits, reporter
+        self._loader = socket.socket(fileno=os.dup(reporter.descriptor))
+        self._checks = socket.socket(fileno=passed.number(CHECKS)) if CHECKS in passed else None
+        self._description = passed.number("workload") if "workload" in passed else None
+        self._work: tuple[Check, socket.socket] | None = None  # a check, and where its result goes
+        self._libraries: frozenset[int] = frozenset()
+        self._begin: Callable[[Passed], int] | None = None
+
+    def __repr__(self) -> str:
+        return f"Waiting({self._work or 'no check'})"
+
+    def until_run(self) -> Passed | None:
+        """What is to be run, by name; None once the loader has gone. Raises KeepfleetError where it is none."""
+        try:
+            if not self._poll(0):  # else the engine's first work is the run itself
+                self._try_to_be_ready()
+            while True:
+                ready = self._poll(self._patience())
+                if self._loader.fileno() in ready:
+                    return self._receive_run()
+                if self._work is not None:
+                    self._go_on(*self._work, ready)
+                elif self._checks is not None and ready:
+                    self._next_check(self._checks)
+        finally:
+            self._end_work()
+            for held in (self._loader, self._checks):
+                if held is not None:
+                    held.close()
+            if self._description is not None:
+                os.close(self._description)
+
+    def _poll(self, milliseconds: int | None) -> set[int]:
+        """What is ready of that which is waited for."""
+        poll = select.poll()
+        poll.register(self._loader, select.POLLIN)
+        if self._work is not None:
+            check, answer = self._work
+            poll.register(check, select.POLLIN)
+            poll.register(answer, 0)  # its hang-up
+        elif self._checks is not None:
+            poll.register(self._checks, select.POLLIN)
+        return {descriptor for descriptor, _ in poll.poll(milliseconds)}
+
+    def _patience(self) -> int | None:
+        """Milliseconds until the check has taken too long."""
+        return None if self._work is None else max(0, int((self._work[0].deadline - time.monotonic()) * 1000) + 1)
+
+    def _receive_run(self) -> Passed | None:
+        data, ancillary, _, _ = self._loader.recvmsg(MAX_RUN_PACKET, _SPACE, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return None
+        numbers = [int(number) for _, _, item in ancillary for number in memoryview(item).cast("i")]
+        names = decode_run(data)
+        if len(names) != len(numbers):
+            raise KeepfleetError(
+                ErrorKind.BAD_REQUEST, f"cannot run: {len(names)} descriptors are named and {len(numbers)} came"
+            )
+        return Passed(names, numbers)
+
+    def _next_check(self, checks: socket.socket) -> None:
+        try:
+            request = receive_request(checks)
+        except (EOFError, ConnectionError):
+            checks.close()  # the endpoint has gone, which the loader sees to
+            self._checks = None
+            return
+        if request is None:
+            return
+        module, answer = request
+        try:
+            begin = self._be_ready()
+            check = Check(begin, module, self._limits, self._description, self._libraries, time.monotonic())
+        except KeepfleetError as error:
+            _reply(answer, refused(error))
+            answer.close()
+        else:
+            self._work = check, answer
+
+    def _go_on(self, check: Check, answer: socket.socket, ready: set[int]) -> None:
+        if check.fileno() in ready:
+            result = check.end()
+        elif answer.fileno() in ready:
+            self._end_work()  # nobody waits for it any more
+            return
+        elif time.monotonic() >= check.deadline:
+            result = check.give_up()
+        else:
+            return
+        if result.startswith(GOOD):
+            self._say_checked(check)
+        _reply(answer, result)
+        self._end_work()
+
+    def _say_checked(self, check: Check) -> None:
+        """What was compiled goes to the loader, and before the endpoint can know of it."""
+        compiled = check.take_result()
+        report = Report(ReportType.CHECKED, descriptors=(COMPILED, MODULE))
+        self._reporter.send(report, (compiled, check.module))
+        os.close(compiled)
+
+    def _end_work(self) -> None:
+        if self._work is not None:
+            for held in self._work:
+                held.close()
+            self._work = None
+
+    def _try_to_be_ready(self) -> None:
+        try:
+            self._be_ready()
+        except KeepfleetError as error:
+            # Whoever asks for a check hears why, if it still is so then.
+            print(f"app-loader: {error.message}", file=sys.stderr, flush=True)
+
+    def _be_ready(self) -> Callable[[Passed], int]:
+        """What a checker is to call, with the engine imported and used once.
+
+        Raises KeepfleetError(INTERNAL) where that fails; the next call tries again.
+        """
+        if self._begin is not None:
+            return self._begin
+        before, reserved = _open_descriptors(), [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
+        while reserved[-1] < _FREE_FOR_CHECKERS:
+            reserved.append(os.dup(reserved[0]))
+        try:
+            from app_loader.check.compiler import check
+            from app_loader.run.warm import warm_up
+
+            warm_up(self._limits)
+        except Exception as error:
+            raise KeepfleetError(ErrorKind.INTERNAL, f"cannot use the engine: {error}") from error
+        finally:
+            for number in reserved:
+                os.close(number)
+        self._libraries = frozenset(_open_descriptors() - before)
+        self._begin = check
+        return check
+
+
+def _open_descriptors() -> set[int]:
+    return set(map(int, os.listdir("/proc/self/fd")))
+
+
+def _reply(answer: socket.socket, result: bytes) -> None:
+    try:
+        answer.send(result)
+    except OSError:
+        return  # nobody waits for it any more
+
+
+def _run_to_end(given: Passed, limits: Limits, reporter: Reporter) -> None:
+    """Runs what was given, and ends the process."""
+    meter = Meter()
+    try:
+        outcome = _run(given, limits, reporter, meter)
     except KeepfleetError as error:
         outcome = outcomes.lost(": ".join((error.message, *error.evidence[:1])), meter.usage())
     except (OSError, MemoryError, ValueError, ImportError) as error:
@@ -54,22 +236,21 @@ def run() -> int:
     os._exit(outcomes.process_code(outcome))  # wasmtime's own clean-up could only fail
 
 
-def _run(reporter: Reporter, meter: Meter) -> Outcome:
-    passed = claim(os.environ)  # before the engine's libraries open files of their own
-    limits, grants = read_limits(os.environ), read_grants(passed)
+def _run(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> Outcome:
+    grants = read_grants(given)
     meter.open()
     from app_loader.run.context import GuestContext
     from app_loader.run.guest import run_guest
     from keep_isolation.locks import lock_runner
 
-    guest, text = _load(passed, limits, grants)
+    guest, text = _load(given, limits, grants)
     context = GuestContext(grants, os.environ.get("KEEPFLEET_RUNTIME_DIRECTORY", "/nonexistent"))
     try:
         guest.link(context.wasi)
-        _bound(limits)
+        bound(limits)
         lock_runner(context.files)
         context.close_files()
-        reporter.send(Report(ReportType.RUNNING, text))
+        reporter.send(Report(ReportType.RUNNING, text, descriptors=(STATUS,)), (meter.status,))
         if limits.cpu_seconds <= EXACT_CPU_SECONDS:
             end_after(limits.cpu_seconds)
         meter.begin(output=not context.writes_files)
@@ -111,94 +292,14 @@ def _load_fresh(compiled: int, limits: Limits, workload: Workload) -> Guest:
 
 def _compile_again(module: int, limits: Limits, grants: Grants | None) -> int:
     """The module's new compiled file, made by a checker as at its upload. Raises KeepfleetError when it is refused."""
-    from app_loader.check.checking import Checking
+    from app_loader.check.compiler import check
 
-    checking = Checking(module, limits, None if grants is None else grants.description)
+    description = None if grants is None else grants.description
+    checking = Check(check, os.dup(module), limits, description, frozenset(), time.monotonic())
     try:
-        refusal = checking.wait(time.monotonic())
+        refusal, _ = read_result(checking.wait())
         if refusal is not None:
             raise refusal
         return checking.take_result()
     finally:
         checking.close()
-
-
-def _bound(limits: Limits) -> None:
-    """The limits the kernel keeps: processor time in whole seconds, see `end_after`, and room for the guest's stack."""
-    cpu = math.ceil(time.process_time()) + limits.cpu_seconds
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(
-        resource.RLIMIT_CPU, (cpu, cpu + 1) if hard == resource.RLIM_INFINITY else (min(cpu, hard), hard)
-    )
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    wanted = limits.stack_bytes + OS_STACK_SPARE_BYTES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-class Meter:
-    """Measures the run; peak memory and output are read from files that `open` has to open before the lock."""
-
-    def __init__(self) -> None:
-        self._status = self._io = -1
-        self.begin()
-
-    def __repr__(self) -> str:
-        return f"Meter({self.usage()!r})"
-
-    def open(self) -> None:
-        """Opens the files; not before the passed descriptors are claimed, which closes all others."""
-        self._status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
-        self._io = os.open("/proc/self/io", os.O_RDONLY | os.O_CLOEXEC)
-
-    def begin(self, *, output: bool = False) -> None:
-        """The run begins now. `output`: whether what the process writes from here on is its output alone."""
-        self._wall, self._cpu, self._started = time.monotonic(), time.process_time(), time.time()
-        self._written = self._number(self._io, b"wchar:") if output else None
-
-    def usage(self) -> Usage:
-        """The resource usage so far."""
-        written = None if self._written is None else self._number(self._io, b"wchar:")
-        kib = self._number(self._status, b"VmHWM:")
-        wall = time.monotonic() - self._wall
-        return Usage(
-            wall=wall,
-            cpu=time.process_time() - self._cpu,
-            peak=None if kib is None else kib * 1024,
-            output=None if written is None or self._written is None else written - self._written,
-            started=self._started,
-            ended=self._started + wall,
-        )
-
-    @staticmethod
-    def _number(file: int, name: bytes) -> int | None:
-        """A kernel's figure; None where it does not keep it."""
-        try:
-            lines = os.pread(file, 8192, 0).splitlines()
-        except OSError:
-            return None
-        return next((int(line.split()[1]) for line in lines if line.startswith(name)), None)
-
-
-def end_after(seconds: int) -> None:
-    """Ends this process by SIGXCPU, to the millisecond, once it has used `seconds` more of processor time.
-
-    RLIMIT_CPU counts whole seconds from the process's start, so it comes up to a second late; it still holds for a
-    guest that has broken out of its engine. A timer would be exact, too, but the unit's system call filter has none.
-    """
-    from _ctypes import byref  # the engine has brought these: no file can be opened behind the lock
-
-    from app_loader.engine.binding import Int64, bind, open_program
-
-    deadline = time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID) + seconds * 1_000_000_000
-    wanted = (Int64 * 2)(*divmod(deadline, 1_000_000_000))  # struct timespec
-    program = open_program()
-    sleep = bind(program, "clock_nanosleep", "int int int void* void*")
-    end = bind(program, "raise", "int int")
-
-    def wait() -> None:
-        if sleep(time.CLOCK_PROCESS_CPUTIME_ID, _TIMER_ABSTIME, byref(wanted), None) == 0:
-            end(_SIGXCPU)
-
-    start_new_thread(wait, ())

@@ -16,6 +16,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontex
 
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.forking import RUNNER_NAME
 from keep_protocol.sse import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, LogLine
 
 MAX_FOLLOWED = 64
@@ -34,7 +35,7 @@ EVIDENCE_SECONDS = 2.0
 """journalctl opens every journal file first: 30 ms here, more on a host with a long history."""
 MAX_EVIDENCE_BYTES = 16 * 1024
 """What fits into one control message or error body with everything else."""
-FIELDS = "MESSAGE,_CMDLINE,N_DROPPED"
+FIELDS = "MESSAGE,_CMDLINE,_COMM,N_DROPPED"
 DROPPED = ("_TRANSPORT=driver", "MESSAGE_ID=a596d6fe7bfa4994828e72309e95d61e")
 """How journald itself says that a unit's limit made it drop lines (SD_MESSAGE_JOURNAL_DROPPED in sd-messages.h); the
 transport cannot be forged. It says so with the next line of the unit that it takes."""
@@ -53,9 +54,12 @@ def check_cursor(text: str) -> str:
     return text
 
 
-def source(text: str, command: str) -> str:
-    """Who wrote a line: the loader by its command line; the app-loader by its prefix too, as it becomes the runner and
-    journald may not have noticed yet; anything else is the workload's."""
+def source(text: str, command: str, name: str) -> str:
+    """Who wrote a line, by its process's command line and name: the workload where it is a runner; the keep where it is
+    the loader, or another fork of it. A keep of the version before starts programs: its app-loader becomes the runner,
+    which journald may not have noticed yet, and its lines have a prefix."""
+    if name == RUNNER_NAME:
+        return WORKLOAD_SOURCE
     if _LOADER in command or (text.startswith(_APP_LOADER) and not command.endswith(_RUNNER)):
         return KEEP_SOURCE
     return WORKLOAD_SOURCE
@@ -68,14 +72,15 @@ def read_record(record: bytes) -> LogLine | None:
         message, at = fields.get("MESSAGE"), int(fields["__REALTIME_TIMESTAMP"]) / 1e6
         text = bytes(message).decode("utf-8", "replace") if isinstance(message, list) else message
         cursor = check_cursor(str(fields["__CURSOR"]))
-        command, dropped = fields.get("_CMDLINE"), fields.get("N_DROPPED")
+        command, name, dropped = (fields.get(field) for field in ("_CMDLINE", "_COMM", "N_DROPPED"))
     except (ValueError, TypeError, KeyError, AttributeError, KeepfleetError):
         return None
     if not isinstance(text, str):
         return None
     if dropped is not None:
         return LogLine(at, JOURNAL_SOURCE, f"{dropped} lines were dropped here", cursor)
-    return LogLine(at, source(text, command if isinstance(command, str) else ""), text, cursor)
+    written_by = source(text, *(word if isinstance(word, str) else "" for word in (command, name)))
+    return LogLine(at, written_by, text, cursor)
 
 
 class Journal:

@@ -1,11 +1,14 @@
-"""An app-loader that does what a test orders, over the socket `stub.sock` in the keep's runtime directory.
+"""An upload endpoint and a runner that do what a test orders, over the socket `stub.sock` in the keep's runtime
+directory.
 
-It says at first what it was given: its process ID, environment, arguments, descriptors and standard input. Then each
-line is an order in JSON, answered "done": {"do": "report", "report": {...}, "files": {name: text, ...}} sends a report
-with files attached by name, "raw" a packet of "text" with "files", a list, that it does not name, "flood" the same many
-times until the socket refuses, "identity" answers the text of the descriptor of that name, "burn" uses processor
-"seconds", "spin" does it for ever, "ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up"
-closes the report socket, "exit" and "signal" end it.
+Each says at first which it is, and what it was given: its process ID, environment and descriptors. Then each line is
+an order in JSON, answered "done": {"do": "report", "report": {...}, "files": {name: text, ...}} sends a report with
+files attached by name, "raw" a packet of "text" with "files", a list, that it does not name, "flood" the same many
+times until the socket refuses, "identity" answers the text of the descriptor of that name, "run" waits for what a
+runner is to run, answers its names and what they are open on, and reports that it runs, "run-text" the same with what
+is in them, "hear" answers a packet of the loader's, "burn" uses processor "seconds", "spin" does it for ever,
+"ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up" closes the report socket, "exit" and
+"signal" end it.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ import json
 import os
 import signal
 import socket
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 STATUS = 3
@@ -60,6 +63,20 @@ def orphan() -> str:
     return str(pid)
 
 
+def run(show: Callable[[int], str]) -> str:
+    """Takes what is to be run, as a runner does, and says that it runs; what `show` shows of each, by name."""
+    with socket.socket(fileno=os.dup(STATUS)) as reports:
+        packet, descriptors, _, _ = socket.recv_fds(reports, 4096, 48)
+        names = json.loads(packet)["run"]
+        passed = dict(zip(names, map(show, descriptors), strict=True))
+        with open("/proc/self/status", "rb") as status:
+            report = {"report": "running", "descriptors": ["status"]}
+            socket.send_fds(reports, [json.dumps(report).encode()], [status.fileno()])
+    for number in descriptors:
+        os.close(number)
+    return json.dumps(passed)
+
+
 def obey(order: dict[str, Any]) -> str:
     """Does one thing and answers."""
     do, files = order["do"], order.get("files", [])
@@ -73,6 +90,12 @@ def obey(order: dict[str, Any]) -> str:
     elif do == "identity":
         names = os.environ["KEEPFLEET_DESCRIPTORS"].split(",")
         return os.pread(4 + names.index("identity"), 4096, 0).decode()
+    elif do == "run":
+        return run(lambda number: os.readlink(f"/proc/self/fd/{number}"))
+    elif do == "run-text":
+        return run(lambda number: os.pread(number, 4096, 0).decode())
+    elif do == "hear":
+        return os.read(STATUS, 4096).decode()
     elif do == "burn":
         until = time.process_time() + float(str(order["seconds"]))
         while time.process_time() < until:
@@ -93,7 +116,17 @@ def obey(order: dict[str, Any]) -> str:
     return "done"
 
 
-def main() -> None:
+def endpoint() -> int:
+    """What the loader forks as the upload endpoint."""
+    return obey_all("endpoint")
+
+
+def runner() -> int:
+    """What the loader forks as the runner."""
+    return obey_all("runner")
+
+
+def obey_all(role: str) -> int:
     """Obeys until the test goes away."""
     # Listed before a descriptor of our own is open; the list's own is the one that is gone again.
     numbers = [number for number in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{number}")]
@@ -102,7 +135,7 @@ def main() -> None:
         "pid": os.getpid(),
         "environment": {name: value for name, value in os.environ.items() if name != "LC_CTYPE"},
         "descriptors": here,
-        "arguments": sys.argv[1:],
+        "role": role,
     }
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(os.environ["KEEPFLEET_RUNTIME_DIRECTORY"] + "/stub.sock")
@@ -113,7 +146,4 @@ def main() -> None:
                 answer = obey(json.loads(line))
                 lines.write(json.dumps(answer) + "\n")
                 lines.flush()
-
-
-if __name__ == "__main__":
-    main()
+    return 0

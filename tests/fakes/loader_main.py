@@ -1,6 +1,7 @@
-"""The real loader, started without systemd: its isolation failures are given, its app-loader is a fake.
+"""The real loader, started without systemd: its isolation failures are given, its forks run a fake.
 
-Arguments: the keep's ID, then the app-loader's command. FAKE_ISOLATION_FAILURES holds one failure a line.
+Arguments: the keep's ID, then what the endpoint and the runner are, "module:function" each.
+FAKE_ISOLATION_FAILURES holds one failure a line.
 FAKE_STORED holds `name=number` pairs: what systemd would pass back from its descriptor store, at 3 and up.
 FAKE_CONSTANTS holds `module:NAME=number` pairs: deadlines that a test cannot wait for.
 """
@@ -14,7 +15,7 @@ import signal
 import sys
 
 from keep_loader.loader import Loader
-from keep_loader.settings import Settings, read_settings
+from keep_loader.settings import Entries, Settings, read_settings
 
 
 def place_stored() -> None:
@@ -45,8 +46,8 @@ def main() -> int:
     failures = tuple(os.environ.pop("FAKE_ISOLATION_FAILURES", "").splitlines())
     place_stored()
     settings = read_settings(sys.argv[1:2], os.environ)
-    faked = Settings(**{**settings.fields(), "command": tuple(sys.argv[2:])})
-    # Its app-loader, the fake, makes sockets of its own: not locked.
+    faked = Settings(**{**settings.fields(), "entries": Entries(*sys.argv[2:])})
+    # Its forks, the fake's, make sockets of their own: not locked.
     loader = Loader(faked, lambda _directory: failures, lambda: None, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: loader.leave())
     with loader:

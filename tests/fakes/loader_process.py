@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,13 @@ from keep_protocol.states import State
 from tests.fakes.notify_socket import listening
 
 FAKES = Path(__file__).resolve().parent
-STUB = (sys.executable, "-I", "-S", str(FAKES / "app_loader_stub.py"))
+STUB = ("tests.fakes.app_loader_stub:endpoint", "tests.fakes.app_loader_stub:runner")
 KUUID = 7
 ROUNDS = 100
 """Commands answered until everything sent before them has been seen to; each is one turn of the loader's loop."""
 FINGERPRINT = "sha256:" + "ab" * 32
 UPLOAD = {"name": "alice", "serial": "ab12", "fingerprint": "sha256:" + "12" * 32}
+ARTIFACTS = {"compiled": "machine code", "module": "the module"}
 MODULE = {"name": "hello.wasm", "digest": "sha256:" + "34" * 32, "bytes": 1234}
 DEADLINE = 15.0
 """Seconds until a test gives up on another process; each of them answers in milliseconds."""
@@ -100,15 +101,19 @@ class Peer:
 
 
 class Stub:
-    """One fake app-loader that has called."""
+    """A fake endpoint or runner that has called; an endpoint gets a runner beside it, and is that once it has accepted:
+    the workload. `calls` gives the next fake that calls."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, calls: Callable[[], Stub]) -> None:
+        self._next = calls
+        self.runner: Stub | None = None  # what waits beside an endpoint that has a client
+        self.given: dict[str, str] = {}  # what each descriptor of the workload is open on, by name
         sock.settimeout(DEADLINE)
         self._sock = sock
         self._lines = sock.makefile("rw", encoding="utf-8")
         hello = json.loads(self._lines.readline())
         self.pid = int(hello["pid"])
-        self.arguments: list[str] = hello["arguments"]
+        self.role: str = hello.get("role", "")
         self.environment: dict[str, str] = hello["environment"]
         self.descriptors: dict[int, str] = {int(number): path for number, path in hello["descriptors"].items()}
         self.names = list(filter(None, self.environment.get("KEEPFLEET_DESCRIPTORS", "").split(",")))
@@ -135,8 +140,21 @@ class Stub:
     def listen(self, fingerprint: str = FINGERPRINT, identity: str = "the key") -> None:
         self.report("listening", {"identity": identity}, fingerprint=fingerprint, certificate="PEM")
 
-    def accept(self, files: dict[str, str] | None = None) -> None:
-        self.report("accepted", files, upload=UPLOAD, module=MODULE)
+    def connect(self) -> Stub:
+        """The first client is there; the runner that this brings."""
+        self.report("connected")
+        self.runner = self._next()
+        return self.runner
+
+    def accept(self, **more: object) -> None:
+        """Its runner has found a module good, and it takes it; ends, and is its runner from then on."""
+        runner = self.runner or self.connect()
+        runner.report("checked", ARTIFACTS)
+        self.do("report", report={"report": "accepted", "upload": UPLOAD, "module": MODULE, **more})
+        self.given = json.loads(runner.do("run"))
+        self.order("exit", code=0)
+        self.close()
+        self._sock, self._lines, self.pid, self.role = runner._sock, runner._lines, runner.pid, runner.role
 
     def is_gone(self) -> bool:
         """Waits until the process has ended, whatever it still answers."""
@@ -210,9 +228,9 @@ class LoaderProcess:
         return peer
 
     def stub(self) -> Stub:
-        """The next app-loader that calls."""
+        """The next endpoint or runner that calls."""
         sock, _ = self._calls.accept()
-        stub = Stub(sock)
+        stub = Stub(sock, self.stub)
         self._stack.callback(stub.close)
         return stub
 

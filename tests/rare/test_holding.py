@@ -144,10 +144,10 @@ def printing(fleet: Fleet) -> Iterator[Life]:
     life = limited(fleet)
     assert life.upload(modules.says(*[b"tick\n"] * 2000, pause_ms=20)).status == 200
     life.line("tick")
-    runner = life.app_loader_pid
+    runner = life.runner_pid
     yield life
     assert life.look().state is State.STARTED
-    assert life.app_loader_pid == runner
+    assert life.runner_pid == runner
     life.remove()
 
 

@@ -89,7 +89,7 @@ def test_every_keep_goes_on_with_its_own_version_and_a_new_one_has_the_new(
         assert versions_of(life) == {before}
     for round_s_process in range(2):  # and so is a workload, whose artifact only its own engine can load
         cursor = fleet.host.cursor()
-        restarting.signal(restarting.app_loader_pid, signal.SIGKILL)
+        restarting.signal(restarting.runner_pid, signal.SIGKILL)
         restarting.line("-> running", cursor)
         assert versions_of(restarting) == {before}, round_s_process
     idle.start()

@@ -205,11 +205,19 @@ def memory_of_others(_own: str) -> Attempts:
     pids, room = _others(), ctypes.create_string_buffer(8)
     vector = (ctypes.c_void_p * 2)(ctypes.addressof(room), 8)
     for name in ("mem", "maps", "environ", "auxv"):
-        yield f"read {name}", partial(_first, lambda pid, name=name: _read(f"/proc/{pid}/{name}"), pids)
+        yield f"read {name}", partial(_first, partial(_read_of, name), pids)
     yield "write mem", partial(_first, lambda pid: _open(None, f"/proc/{pid}/mem", os.O_RDWR), pids)
     yield "trace", partial(_first, lambda pid: call("ptrace", 0x4206, pid, 0, 0), pids)
     for name in ("process_vm_readv", "process_vm_writev"):
-        yield name, partial(_first, lambda pid, name=name: call(name, pid, vector, 1, vector, 1, 0), pids)
+        yield name, partial(_first, partial(_copy, name, vector), pids)
+
+
+def _read_of(name: str, pid: int) -> None:
+    _read(f"/proc/{pid}/{name}")
+
+
+def _copy(name: str, vector: object, pid: int) -> None:
+    call(name, pid, vector, 1, vector, 1, 0)
 
 
 def descriptors_of_others(_own: str) -> Attempts:

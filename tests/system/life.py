@@ -76,6 +76,9 @@ class Life:
         assert life.upload(modules.sleeps()).status == 200
         life.line("asleep")
         life.status("running the workload")
+        deadline = time.monotonic() + SOON
+        while life.forks("keep-endpoint"):  # it gives its last answers as the workload runs already
+            assert time.monotonic() < deadline, "the endpoint has accepted, and stays"
         life.look()
         return life
 
@@ -187,10 +190,21 @@ class Life:
         return int(self.show("MainPID"))
 
     @property
-    def app_loader_pid(self) -> int:
-        """The PID of the loader's one child: app-loader, or runner."""
-        (pid,) = self.host.run(["pgrep", "--parent", str(self.loader_pid)]).stdout.split()
-        return int(pid)
+    def endpoint_pid(self) -> int:
+        """The PID of the upload endpoint."""
+        (pid,) = self.forks("keep-endpoint")
+        return pid
+
+    @property
+    def runner_pid(self) -> int:
+        """The PID of the runner, which waits, or is the workload."""
+        (pid,) = self.forks("keep-runner")
+        return pid
+
+    def forks(self, name: str) -> list[int]:
+        """The PIDs of the loader's forks of that name."""
+        command = ["pgrep", "--parent", str(self.loader_pid), "--exact", name]
+        return [int(pid) for pid in self.host.run(command, check=False).stdout.split()]
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Sends a signal to a process inside."""
@@ -227,6 +241,7 @@ class Bystanders:
         self._fleet = fleet
         self._lives = (Life.awaiting(fleet), Life.running(fleet))
         self.units = [life.unit for life in self._lives]
+        self._greet()  # the first client brings a runner
         self._before = self._pulse()
 
     def __repr__(self) -> str:
@@ -247,6 +262,9 @@ class Bystanders:
     def check(self) -> None:
         """They are exactly as they were: the same processes in the same states behind the same endpoints."""
         assert self._pulse() == self._before, "a bystander was disturbed"
+        self._greet()
+
+    def _greet(self) -> None:
         awaiting = self._lives[0]
         with awaiting.connect() as connection:
             assert "awaiting a workload" in awaiting.banner(connection)

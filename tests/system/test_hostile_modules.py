@@ -47,10 +47,10 @@ def life(installed_fleet: Fleet) -> Iterator[Life]:
     fleet = installed_fleet
     fleet.clear()
     bystanders, life = Bystanders(fleet), Life.awaiting(fleet)
-    loader, endpoint = life.loader_pid, life.app_loader_pid
+    loader, endpoint = life.loader_pid, life.endpoint_pid
     with undisturbed(fleet):
         yield life
-        assert (life.loader_pid, life.app_loader_pid) == (loader, endpoint)
+        assert (life.loader_pid, life.endpoint_pid) == (loader, endpoint)
     assert life.upload(GOOD).status == 200
     outcome = life.until(State.STARTED, State.COMPLETE).outcome
     assert outcome is not None
@@ -97,4 +97,4 @@ def test_a_module_that_costs_too_much_to_compile_is_too_complex(life: Life, bomb
     module = hostile.BOMBS[bomb]()
     assert refused(life, module)["kind"] == "too-complex"
     assert life.show("NRestarts") == "0"
-    assert life.host.run(["pgrep", "--parent", str(life.app_loader_pid)], check=False).stdout == ""
+    assert life.host.run(["pgrep", "--parent", str(life.runner_pid)], check=False).stdout == ""

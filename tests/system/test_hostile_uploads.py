@@ -65,11 +65,11 @@ def life(installed_fleet: Fleet) -> Iterator[Life]:
     fleet.clear()
     bystanders, life = Bystanders(fleet), Life.awaiting(fleet)
     ask(life.info.port, life.context, request("GET", "/"))
-    endpoint = life.app_loader_pid
+    endpoint = life.endpoint_pid
     before = usage_of(life.host, endpoint)
     with undisturbed(fleet):
         yield life
-        assert life.app_loader_pid == endpoint
+        assert life.endpoint_pid == endpoint
         after = settled(life.host, endpoint, before)
         assert after.descriptors <= before.descriptors
         assert after.memory < before.memory + GROWTH

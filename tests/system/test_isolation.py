@@ -129,7 +129,7 @@ def filters_of(fleet: Fleet, pid: int) -> int:
 def test_an_endpoint_has_given_up_to_connect_when_it_answers(fleet: Fleet) -> None:
     """What it gives up is shown by tests/unit/app_loader: its listener could be turned round to connect."""
     life = Life.awaiting(fleet)
-    loader, endpoint = life.loader_pid, life.app_loader_pid
+    loader, endpoint = life.loader_pid, life.endpoint_pid
     assert filters_of(fleet, endpoint) == filters_of(fleet, loader)
     assert ask(life.info.port, life.context, request("GET", "/")).status == 200
     assert filters_of(fleet, endpoint) == filters_of(fleet, loader) + 1

@@ -41,10 +41,7 @@ def usable(life: Life) -> None:
 def same_endpoint(life: Life, before: KeepInfo) -> None:
     """It awaits its workload again where it did, with the certificate its clients know."""
     life.becomes(State.STARTED)
-    if life.info.detail != "awaiting workload":
-        life.status("awaiting workload")
-        life.look()
-    assert life.info == before
+    assert life.shown("awaiting workload") == before
 
 
 def test_an_idle_keep_whose_loader_is_killed_is_idle_again_and_can_be_started(fleet: Fleet) -> None:
@@ -59,16 +56,16 @@ def test_an_idle_keep_whose_loader_is_killed_is_idle_again_and_can_be_started(fl
 
 def test_an_awaiting_keep_whose_loader_is_killed_awaits_again_at_the_same_endpoint(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
-    before, old = life.info, life.app_loader_pid
+    before, old = life.info, life.endpoint_pid
     life.kill_loader()
     same_endpoint(life, before)
-    assert life.app_loader_pid != old
+    assert life.endpoint_pid != old
     usable(life)
 
 
 def test_a_connection_that_queued_while_the_loader_was_killed_is_served(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
-    life.signal(life.app_loader_pid, signal.SIGSTOP)
+    life.signal(life.endpoint_pid, signal.SIGSTOP)
     with life.connect() as queued:
         life.kill_loader()
         assert "awaiting a workload" in life.banner(queued)
@@ -88,7 +85,7 @@ def test_an_upload_that_is_cut_off_by_the_loader_s_death_can_be_sent_again(fleet
 
 def test_a_keep_whose_loader_is_killed_while_its_workload_runs_is_in_state_15_and_says_so(fleet: Fleet) -> None:
     life = Life.running(fleet)
-    runner, port = life.app_loader_pid, life.info.port
+    runner, port = life.runner_pid, life.info.port
     life.kill_loader()
     life.until(State.STARTED, State.ERROR)
     assert life.info.outcome is not None
@@ -183,7 +180,7 @@ def test_a_stopped_loader_can_be_removed(fleet: Fleet) -> None:
 def test_an_app_loader_that_dies_before_an_upload_is_replaced_behind_the_same_endpoint(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     before, cursor = life.info, fleet.host.cursor()
-    life.signal(life.app_loader_pid, signal.SIGKILL)
+    life.signal(life.endpoint_pid, signal.SIGKILL)
     life.line("reopening -> awaiting-workload", cursor)
     assert life.look() == before
     usable(life)
@@ -191,7 +188,7 @@ def test_an_app_loader_that_dies_before_an_upload_is_replaced_behind_the_same_en
 
 def test_a_connection_that_queued_while_the_app_loader_died_is_served(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
-    pid = life.app_loader_pid
+    pid = life.endpoint_pid
     life.signal(pid, signal.SIGSTOP)
     with life.connect() as queued:
         life.signal(pid, signal.SIGKILL)
@@ -203,7 +200,7 @@ def test_an_upload_that_is_cut_off_by_the_app_loader_s_death_can_be_sent_again(f
     life = Life.awaiting(fleet)
     before, cursor = life.info, fleet.host.cursor()
     with half_an_upload(life, MODULE) as upload:
-        life.signal(life.app_loader_pid, signal.SIGKILL)
+        life.signal(life.endpoint_pid, signal.SIGKILL)
         life.line("reopening -> awaiting-workload", cursor)
     with pytest.raises(KeepfleetError, match=f"cannot use keep {life.kuuid}"):
         upload.result()
@@ -213,7 +210,7 @@ def test_an_upload_that_is_cut_off_by_the_app_loader_s_death_can_be_sent_again(f
 
 def test_a_workload_that_is_killed_is_in_state_15_with_the_signal(fleet: Fleet) -> None:
     life = Life.running(fleet)
-    life.signal(life.app_loader_pid, signal.SIGKILL)
+    life.signal(life.runner_pid, signal.SIGKILL)
     life.until(State.STARTED, State.ERROR)
     outcome = life.info.outcome
     assert outcome is not None
@@ -226,9 +223,9 @@ def test_an_endpoint_that_dies_too_often_is_given_up_with_the_reason_and_its_por
     port = life.info.port
     for _ in range(5):
         cursor = fleet.host.cursor()
-        life.signal(life.app_loader_pid, signal.SIGKILL)
+        life.signal(life.endpoint_pid, signal.SIGKILL)
         life.line("reopening -> awaiting-workload", cursor)
-    life.signal(life.app_loader_pid, signal.SIGKILL)
+    life.signal(life.endpoint_pid, signal.SIGKILL)
     life.until(State.STARTED, State.ERROR)
     assert "gave the upload endpoint up after opening it again 5 times" in life.info.detail
     socket.create_server(("127.0.0.1", port)).close()

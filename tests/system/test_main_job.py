@@ -199,12 +199,12 @@ def dynamic_user(fleet: Fleet, uid: str) -> str:
 
 def test_each_keep_has_a_user_a_control_group_and_a_certificate_of_its_own(fleet: Fleet) -> None:
     lives = [Life.awaiting(fleet) for _ in range(3)]
-    uids = [fleet.host.run(["stat", "--format=%u", f"/proc/{life.app_loader_pid}"]).stdout.strip() for life in lives]
+    uids = [fleet.host.run(["stat", "--format=%u", f"/proc/{life.endpoint_pid}"]).stdout.strip() for life in lives]
     assert len(set(uids)) == 3
     assert [dynamic_user(fleet, uid) for uid in uids] == [f"keep-{life.kuuid}" for life in lives]
     assert all(61184 <= int(uid) <= 65519 for uid in uids), "systemd's range of dynamic users"
     for life, uid in zip(lives, uids, strict=True):
-        group = fleet.host.run(["cat", f"/proc/{life.app_loader_pid}/cgroup"]).stdout
+        group = fleet.host.run(["cat", f"/proc/{life.endpoint_pid}/cgroup"]).stdout
         assert f"/{slice_name(life.kuuid)}/{life.unit}" in group
         mode = fleet.host.run(["stat", "--format=%a %u", f"/run/keepfleet/{life.kuuid}"]).stdout.split()
         assert mode == ["700", uid]
@@ -245,3 +245,16 @@ def test_a_keep_is_the_same_in_every_view_of_it(fleet: Fleet) -> None:
     assert fleet.client().keeps() == (life.look(),)
     inspected = fleet.host.run(["keepctl", "inspect", "--manager", f"127.0.0.1:{fleet.port}", str(life.kuuid)]).stdout
     assert json.loads(inspected) == life.info.to_wire()
+
+
+def test_the_lines_of_a_workload_are_told_from_those_of_the_keep_s_own_processes(fleet: Fleet) -> None:
+    """All are forks of one loader, whose command line they bear; and a guest writes what it likes."""
+    life = Life.awaiting(fleet)
+    assert life.upload(b"no module").status == 422
+    assert life.upload(modules.says(b"booting -> idle (ready)\n", b"app-loader: refused\n")).status == 200
+    life.until(State.STARTED, State.COMPLETE)
+    lines = list(fleet.client().lines(life.kuuid))
+    of_the_workload = [line.text for line in lines if line.source == "workload"]
+    assert of_the_workload == ["booting -> idle (ready)", "app-loader: refused"]
+    own = [line.text for line in lines if line.source == "keep"]
+    assert "booting -> idle (ready)" in own and any(text.startswith("app-loader: refused (") for text in own)

@@ -1,4 +1,5 @@
-"""The test's side of a real app-loader: it plays the keep-loader and the client, over real TLS on loopback."""
+"""The test's side of a real upload endpoint and runner: it plays the keep-loader and the client, over real TLS on
+loopback."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import queue
 import select
 import signal
 import socket
@@ -25,17 +27,26 @@ import keep_protocol
 from keep_protocol import tls
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.keep import Outcome
-from keep_protocol.reports import Report, ReportType, decode_report
+from keep_protocol.reports import READY_PACKET, Report, ReportType, decode_report, encode_run
+from keep_protocol.spec import RestartPolicy
 from keep_protocol.workload import Workload
 from tests.fakes.pki import Authority
 
+ENDPOINT, RUNNER = "app_loader.receive.service:serve", "app_loader.run.runner:run"
+ENTER = """
+import importlib, os, sys
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+module, _, function = sys.argv[1].partition(":")
+sys.exit(getattr(importlib.import_module(module), function)())
+"""
 PATIENCE = 30.0
 """Seconds a test waits for an event that must come; nothing is measured with it."""
 
 
 def installed(directory: Path, changed: Mapping[str, object]) -> Path:
-    """A directory as an installation leaves it: our packages and wasmtime, limits of the app-loader
-    `changed` so that a test need not wait for the real ones. Returns the way in."""
+    """A directory as an installation leaves it: our packages and wasmtime, limits of the app-loader `changed` so that a
+    test need not wait for the real ones. Returns the way in, a program that calls what it is told as a fork of the
+    loader does."""
     for package in (app_loader, keep_isolation, keep_protocol, wasmtime):
         source = Path(next(iter(package.__path__)))
         (directory / source.name).symlink_to(source)
@@ -49,7 +60,8 @@ def installed(directory: Path, changed: Mapping[str, object]) -> Path:
             lines = "".join(f"{key} = {value!r}\n" for key, value in changed.items())
             (directory / name / constants).unlink()
             (directory / name / constants).write_text((source / constants).read_text() + lines)
-    return directory / "app_loader" / "__main__.py"
+    (directory / "enter.py").write_text(ENTER)
+    return directory / "enter.py"
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a locked process shows its descriptors to root alone")
@@ -64,8 +76,29 @@ def descriptors_of(pid: int) -> dict[int, str]:
     return found
 
 
+class Part:
+    """One of the two processes: the endpoint or the runner."""
+
+    def __init__(self, pid: int, reports: socket.socket) -> None:
+        self.pid, self.reports = pid, reports
+        self.code: int | None = None
+        self.cpu_seconds = 0.0
+
+    def end(self) -> int:
+        """Waits for it to end of itself; its exit code."""
+        if self.code is None:
+            waiter = os.pidfd_open(self.pid)
+            assert select.select([waiter], [], [], PATIENCE)[0], "it did not end"
+            os.close(waiter)
+            _, status, usage = os.wait4(self.pid, 0)
+            self.code = os.waitstatus_to_exitcode(status)
+            self.cpu_seconds = usage.ru_utime + usage.ru_stime
+        return self.code
+
+
 class AppLoaderProcess:
-    """One app-loader process with everything that is passed to it."""
+    """An upload endpoint, its runner, and everything that is passed to them. A thread plays the keep-loader: it starts
+    the runner when the endpoint has a client, and has it run what the endpoint accepted."""
 
     def __init__(
         self,
@@ -82,9 +115,9 @@ class AppLoaderProcess:
         command that becomes the one that follows it, as what a unit does before its process. `stray` is a descriptor
         that each process finds open at the numbers behind those that are passed to it."""
         self.directory, self.authority = directory, authority
-        self._site = directory / "site"
-        self._site.mkdir()
-        self.entry = installed(self._site, limits or {})
+        self.site = directory / "site"
+        self.site.mkdir()
+        self._entry = installed(self.site, limits or {})
         (directory / "ca.pem").write_bytes(authority.pem)
         self.revoked = directory / "revoked"
         self.revoked.touch()
@@ -95,6 +128,7 @@ class AppLoaderProcess:
         self.fingerprint = ""
         self.given: dict[str, int] = {}
         self._before = list(before)
+        self._again = workload is not None and workload.restart is not RestartPolicy.NO
         self.parked: dict[str, int] = {}
         self.stray = stray
         if workload is not None:
@@ -105,8 +139,10 @@ class AppLoaderProcess:
         self._output: list[bytes] = []
         self._said = threading.Condition()
         self._threads: list[threading.Thread] = []
-        self.pid = 0
-        self.cpu_seconds = 0.0
+        self.endpoint: Part | None = None
+        self.runner: Part | None = None
+        self._reports: queue.Queue[Report | None] = queue.Queue()
+        self._checks: socket.socket | None = None
         self.spawn()
 
     def spawn(self) -> None:
@@ -115,6 +151,7 @@ class AppLoaderProcess:
         passed = dict(zip(("listener", "client-ca", "revoked"), (self.listener.fileno(), *opened), strict=True))
         if self.identity is not None:
             passed["identity"] = self.identity
+        theirs, self._checks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
@@ -125,18 +162,36 @@ class AppLoaderProcess:
             "KEEPFLEET_UPLOADERS": "*",
             "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory),
         }
-        self._start([], {**passed, **self.given}, environment)
+        self.runner, self._runs = None, False
+        self.endpoint = self._start(ENDPOINT, {**passed, "checks": theirs.fileno()}, environment)
+        self._play_loader()
         for descriptor in opened:
             os.close(descriptor)
+        theirs.close()
 
     def run_again(self) -> None:
-        """Starts the runner as the keep-loader does for a workload whose compiled module it has parked."""
-        environment = {"LANG": "C.UTF-8", "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory)}
-        self._start(["run"], {**self.parked, **self.given}, environment)
+        """Starts a runner as the keep-loader does for a workload whose compiled module it has parked."""
+        self.endpoint, self._checks = None, None
+        self._start_runner()
+        self._run({**self.parked, **self.given})
+        self._play_loader()
 
-    def _start(self, words: list[str], passed: Mapping[str, int], environment: Mapping[str, str]) -> None:
+    def _start_runner(self) -> Part:
+        passed = {} if self._checks is None else {"checks": self._checks.fileno()}
+        if "workload" in self.given:
+            passed["workload"] = self.given["workload"]
+        environment = {"LANG": "C.UTF-8", "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory)}
+        self.runner = self._start(RUNNER, passed, environment)
+        return self.runner
+
+    def _run(self, passed: Mapping[str, int]) -> None:
+        assert self.runner is not None
+        self._runs = True
+        socket.send_fds(self.runner.reports, [encode_run(tuple(passed))], list(passed.values()))
+
+    def _start(self, entry: str, passed: Mapping[str, int], environment: Mapping[str, str]) -> Part:
         variables = {**environment, "KEEPFLEET_DESCRIPTORS": ",".join(passed), **self.environment}
-        self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours, out = socket.socketpair()  # what journald gives a unit: a stream socket
         null = os.open("/dev/null", os.O_RDONLY)
         placed = dict(enumerate([null, out.fileno(), out.fileno(), theirs.fileno(), *passed.values()]))
@@ -147,13 +202,14 @@ class AppLoaderProcess:
         actions += [(os.POSIX_SPAWN_DUP2, source, base + i) for i, source in enumerate(placed.values())]
         actions += [(os.POSIX_SPAWN_DUP2, base + i, target) for i, target in enumerate(placed)]
         actions += [(os.POSIX_SPAWN_CLOSE, base + i) for i in range(len(placed))]
-        command = [*self._before, sys.executable, "-I", "-S", str(self.entry), *words]
-        self.pid = os.posix_spawn(command[0], command, variables, file_actions=actions)
+        command = [*self._before, sys.executable, "-I", "-S", str(self._entry), entry]
+        pid = os.posix_spawn(command[0], command, variables, file_actions=actions)
         os.close(null)
         theirs.close()
         out.close()
         self._threads.append(threading.Thread(target=self._collect, args=(ours,)))
         self._threads[-1].start()
+        return Part(pid, reports)
 
     def _collect(self, stream: socket.socket) -> None:
         with stream:
@@ -161,6 +217,63 @@ class AppLoaderProcess:
                 with self._said:
                     self._output.append(data)
                     self._said.notify_all()
+
+    def _play_loader(self) -> None:
+        self._reports = queue.Queue()
+        self._threads.append(threading.Thread(target=self._obey_reports))
+        self._threads[-1].start()
+
+    def _obey_reports(self) -> None:
+        """Reads both until both have hung up, and does what the keep-loader does; the rest is for the test."""
+        self._heard = [part for part in (self.endpoint, self.runner) if part is not None]
+        self._checked: dict[str, int] = {}
+        while self._heard:
+            ready, _, _ = select.select([part.reports for part in self._heard], [], [])
+            for part in [part for part in self._heard if part.reports in ready]:
+                self._obey(part)
+        self._reports.put(None)
+
+    def _obey(self, part: Part) -> None:
+        """Takes one report, or the end of them."""
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(part.reports, MAX_CONTROL_FRAME, 4)
+        except OSError:
+            packet, descriptors = b"", []
+        if not packet:
+            self._heard.remove(part)
+            return
+        report = decode_report(packet)
+        named = dict(zip(report.descriptors, descriptors, strict=True))
+        if report.type is ReportType.CONNECTED:
+            self._heard.append(self._start_runner())
+            with contextlib.suppress(OSError):  # the endpoint has ended meanwhile
+                part.reports.send(READY_PACKET)
+        elif report.type is ReportType.CHECKED:
+            self._checked = named
+        else:
+            if report.type is ReportType.LISTENING:
+                if self.identity is not None:
+                    os.close(self.identity)
+                self.identity, self.fingerprint = named["identity"], report.fingerprint
+            elif report.type is ReportType.ACCEPTED:
+                self._accept()
+            elif report.type is ReportType.RUNNING:
+                os.close(named["status"])
+            self._reports.put(report)
+
+    def _accept(self) -> None:
+        """Has the runner run what it has checked, which it said before the endpoint knew."""
+        while not self._checked:
+            assert self.runner is not None
+            self._obey(self.runner)
+        kept = dict(self._checked)
+        if not self._again:
+            os.close(kept.pop("module"))
+        self._run({**kept, **self.given})
+        if self._again:
+            self.parked = kept
+        else:
+            os.close(kept.pop("compiled"))
 
     @property
     def output(self) -> bytes:
@@ -172,22 +285,32 @@ class AppLoaderProcess:
         with self._said:
             assert self._said.wait_for(lambda: words in self.output, PATIENCE), self.output
 
+    @property
+    def pid(self) -> int:
+        """The endpoint, and once there is a workload the runner."""
+        part = self.runner if self.endpoint is None or self.endpoint.code is not None else self.endpoint
+        assert part is not None
+        return part.pid
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What the runner and the checkers have used, once it has ended."""
+        assert self.runner is not None
+        return self.runner.cpu_seconds
+
+    @property
+    def ended(self) -> bool:
+        """Whether the endpoint has ended."""
+        assert self.endpoint is not None
+        return Path(f"/proc/{self.endpoint.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
     def report(self) -> Report:
-        """The next report. Raises EOFError when the app-loader has ended."""
-        self._status.settimeout(PATIENCE)
-        packet, descriptors, _, _ = socket.recv_fds(self._status, MAX_CONTROL_FRAME, 4)
-        if not packet:
+        """The next report of either. Raises EOFError when both have ended."""
+        report = self._reports.get(timeout=PATIENCE)
+        if report is None:
             raise EOFError(f"the app-loader has ended: {self.output!r}")
-        report = decode_report(packet)
-        named = dict(zip(report.descriptors, descriptors, strict=True))
-        if report.type is ReportType.LISTENING:
-            if self.identity is not None:
-                os.close(self.identity)
-            self.identity = named.pop("identity")
-            self.fingerprint = report.fingerprint
-        elif report.type is ReportType.ACCEPTED:
-            self.parked, named = named, {}
-        assert not named
+        if report.type is ReportType.RUNNING and self.endpoint is not None:
+            assert self.endpoint.end() == 0
         return report
 
     def expect(self, *kinds: ReportType) -> Report:
@@ -204,22 +327,35 @@ class AppLoaderProcess:
         return outcome
 
     def end(self) -> int:
-        """Waits for the process to end of itself; its exit code."""
-        waiter = os.pidfd_open(self.pid)
-        assert select.select([waiter], [], [], PATIENCE)[0], "the app-loader did not end"
-        os.close(waiter)
-        _, status, usage = os.wait4(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        self.cpu_seconds = usage.ru_utime + usage.ru_stime
-        self.pid = 0
-        self._status.close()
+        """Waits for the endpoint to end of itself, and for the runner, if it runs something; the last one's exit code.
+
+        A runner that waits is ended, as the keep-loader does when its endpoint has gone.
+        """
+        code = 0
+        if self.endpoint is not None:
+            code = self.endpoint.end()
+        if self.runner is not None:
+            if self._runs:
+                code = self.runner.end()
+            elif self.runner.code is None:
+                os.kill(self.runner.pid, signal.SIGKILL)
+                self.runner.end()
         for thread in self._threads:
             thread.join(PATIENCE)
+        self._threads.clear()
+        for part in (self.endpoint, self.runner):
+            if part is not None:
+                part.reports.close()
+        if self._checks is not None:
+            self._checks.close()
+            self._checks = None
         return code
 
     def kill(self) -> None:
         """SIGKILL, as the kernel does it."""
-        os.kill(self.pid, signal.SIGKILL)
+        for part in (self.endpoint, self.runner):
+            if part is not None and part.code is None:
+                os.kill(part.pid, signal.SIGKILL)
         self.end()
 
     def descriptors(self) -> dict[int, str]:
@@ -232,17 +368,22 @@ class AppLoaderProcess:
         return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def forget(self) -> None:
-        """The keep-loader dies: its end of the status socket closes."""
-        self._status.close()
+        """The keep-loader dies: its ends of the report sockets close."""
+        for part in (self.endpoint, self.runner):
+            if part is not None:
+                part.reports.shutdown(socket.SHUT_RDWR)
 
     def children(self) -> set[int]:
-        """The processes the app-loader has started."""
-        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return {int(word) for word in path.read_text().split()}
+        """The processes that the endpoint and the runner have started."""
+        found: set[int] = set()
+        for part in (self.endpoint, self.runner):
+            if part is not None:
+                words = Path(f"/proc/{part.pid}/task/{part.pid}/children").read_text().split()
+                found |= set(map(int, words))
+        return found
 
     def close(self) -> None:
-        if self.pid:
-            self.kill()
+        self.kill()
         self.listener.close()
         for descriptor in (self.identity, *self.parked.values(), *self.given.values()):
             if descriptor is not None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from app_loader.check import checking
 from app_loader.check.budget import budget, result_of_end
 from app_loader.check.compiler import check_head
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.reports import ReportType
 from tests.fakes.pki import Authority
 from tests.unit.app_loader.app_loader_process import (
-    PATIENCE,
     Answer,
     AppLoaderProcess,
     as_root,
@@ -134,15 +132,25 @@ def test_wasis_first_snapshot_is_named_with_what_to_build_for_instead(process: A
     assert "build the module for wasm32-wasip1" in str(error["message"])
 
 
+SLOW = many_functions(10_000, b"\x10\0" * 400 + b"\x0b")
+
+
+def checker_of(process: AppLoaderProcess) -> int:
+    """The checker at work, once it is."""
+    while not (children := process.children()):
+        assert not process.ended, "there was none"
+    (checker,) = children
+    return checker
+
+
 def test_a_checker_that_is_killed_from_outside_is_not_the_modules_fault(
     process: AppLoaderProcess, client: Path
 ) -> None:
     with process.connect(client) as connection:
-        connection.sendall(put(NOTHING)[:-1])
-        process.expect(ReportType.RECEIVING)
-        (checker,) = process.children()
-        os.kill(checker, signal.SIGKILL)
+        connection.sendall(put(SLOW))
+        os.kill(checker_of(process), signal.SIGKILL)
         answer = read_answer(connection)
+    process.expect(ReportType.RECEIVING)
     assert (answer.status, answer.error["kind"]) == (503, "unavailable")
     assert "the checker was killed from outside (SIGKILL)" in str(answer.error["message"])
     process.expect(ReportType.AWAITING)
@@ -162,58 +170,52 @@ def test_a_bomb_of_functions_ends_at_the_memory_limit(process: AppLoaderProcess,
 @as_root
 def test_the_checker_has_the_module_and_nothing_of_the_endpoint(process: AppLoaderProcess, client: Path) -> None:
     with process.connect(client) as connection:
-        connection.sendall(put(NOTHING)[:-1])
-        process.expect(ReportType.RECEIVING)
-        (checker,) = process.children()
+        connection.sendall(put(SLOW))
+        checker = checker_of(process)
+        while not Path(f"/proc/{checker}/comm").read_text().startswith("keep-checker"):
+            continue  # it has not its own descriptors yet
         opened = descriptors_of(checker)
-        assert set(opened) <= {0, 1, 2, 3, 4, 5}, opened
+        assert set(opened) <= {0, 1, 2, 3, 4, 5, 6}, opened
+        assert opened.get(6, opened[4]) == opened[4], "the module, mapped"
         assert [opened[number].split(":")[0] for number in (0, 1, 2, 3)] == ["/dev/null", "/dev/null", "pipe", "socket"]
 
 
 LOOKS = """
-import os, sys
-sys.path[:] = {path!r}
+import os, sys, time
 from app_loader.check import compiler
-from app_loader.settings import claim
+from app_loader.check.checking import Check, read_result
+from keep_protocol.limits import DEFAULT_LIMITS
 
 def looks(*_):
     try:
         os.close(os.open("/", os.O_RDONLY))
         return "open"
     except OSError:
-        return f"locked, components: {{'app_loader.engine.component' in sys.modules}}"
+        return f"locked, components: {'app_loader.engine.component' in sys.modules}"
 
 compiler.examine = looks
-sys.exit(compiler.check(claim(os.environ)))
+module = os.open(sys.argv[1], os.O_RDONLY)
+check = Check(compiler.check, module, DEFAULT_LIMITS, None, frozenset(), time.monotonic())
+refusal, note = read_result(check.wait())
+check.close()
+print(refusal, note)
 """
 
 
 @pytest.mark.parametrize(("head", "needed"), [(HEADER, False), (b"\0asm\x0d\0\1\0", True), (b"", False)])
 def test_the_checker_is_locked_when_it_looks_at_a_module_and_has_what_its_kind_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, needed: bool
+    tmp_path: Path, head: bytes, needed: bool
 ) -> None:
-    entry, module = tmp_path / "looks.py", tmp_path / "module"
-    entry.write_text(LOOKS.format(path=sys.path))
-    module.write_bytes(head)
-    monkeypatch.setattr(checking, "ENTRY", str(entry))
-    with module.open("r+b") as file:
-        check = checking.Checking(file.fileno())
-        try:
-            check.go(0.0)
-            assert select.select([check], [], [], PATIENCE)[0]
-            assert check.refusal() is None
-            assert check.note == f"locked, components: {needed}"
-        finally:
-            check.close()
+    (tmp_path / "module").write_bytes(head)
+    command = [sys.executable, "-c", LOOKS, str(tmp_path / "module")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"None locked, components: {needed}\n"
 
 
 @pytest.mark.rare
 def test_a_bomb_of_blocks_ends_at_the_memory_limit(process: AppLoaderProcess, client: Path) -> None:
     bomb = many_functions(1, b"\x02\x40" * 1_000_000 + b"\x0b" * 1_000_001)
     assert refused(process, client, bomb).error["kind"] == "too-complex"
-
-
-SLOW = many_functions(10_000, b"\x10\0" * 400 + b"\x0b")
 
 
 @pytest.mark.rare

@@ -76,10 +76,10 @@ def test_a_stray_open_descriptor_is_closed_before_a_client_comes(tmp_path: Path,
 
 
 def test_a_descriptor_that_is_named_and_not_open_is_an_error_in_words(tmp_path: Path, authority: Authority) -> None:
-    names = "listener,client-ca,revoked,workload"
+    names = "listener,client-ca,revoked,checks,identity"
     with AppLoaderProcess(tmp_path, authority, {"KEEPFLEET_DESCRIPTORS": names}) as process:
         report = process.expect(ReportType.FAILED)
-        assert report.error is not None and "its descriptor 'workload' is not open" in report.error.message
+        assert report.error is not None and "its descriptor 'identity' is not open" in report.error.message
 
 
 def test_a_description_and_its_grants_survive_into_the_runner(

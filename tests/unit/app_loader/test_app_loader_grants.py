@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -282,20 +281,22 @@ def test_secrets_are_for_the_keep_alone_and_bounded(tmp_path: Path) -> None:
             SecretFiles(str(tmp_path), [("one", grants[0])])
 
 
-def test_a_grant_that_was_not_passed_is_an_error_in_words(keep: Path, authority: Authority) -> None:
-    with AppLoaderProcess(keep, authority, workload=Workload(stdin=True)) as process:
-        report = process.expect(ReportType.FAILED)
-        assert report.error is not None and "descriptor 'stdin' was not passed" in report.error.message
+NOTHING = wasm('(module (func (export "_start")))')
 
 
-def test_a_description_that_is_none_is_an_error_in_words(keep: Path, authority: Authority) -> None:
-    with AppLoaderProcess(keep, authority, workload=Workload()) as process:
-        process.expect(ReportType.LISTENING)
-        process.kill()
+def test_a_grant_that_was_not_passed_is_an_error_in_words(keep: Path, authority: Authority, client: Path) -> None:
+    with granted(keep, authority, Workload(stdin=True)) as process:
+        assert ask(process, client, put(NOTHING)).status == 200
+        outcome = process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.ENDED).outcome
+        assert outcome is not None and "descriptor 'stdin' was not passed" in outcome.text
+
+
+def test_a_description_that_is_none_is_an_error_in_words(keep: Path, authority: Authority, client: Path) -> None:
+    with granted(keep, authority, Workload()) as process:
         (keep / "workload.json").write_text('{"arguments": 3}')
-        process.spawn()
-        report = process.expect(ReportType.FAILED)
-        assert report.error is not None and "invalid workload description" in report.error.message
+        answer = ask(process, client, put(NOTHING))
+        assert (answer.status, answer.error["kind"]) == (500, "internal")
+        assert "invalid workload description" in str(answer.error["evidence"])
 
 
 OPENS = """(module
@@ -316,8 +317,8 @@ def test_a_guest_that_opens_too_many_files_ends_with_that_limit_in_its_outcome(
     data: Path, keep: Path, authority: Authority, client: Path
 ) -> None:
     workload = Workload(directories=(Directory("/d"),))
-    with opened(data) as grants, granted(keep, authority, workload, grants) as process:
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    before = ["/usr/bin/prlimit", "--nofile=64:64"]
+    with opened(data) as grants, granted(keep, authority, workload, grants, before) as process:
         outcome = run(process, client, wasm(OPENS))
         assert outcome.exit_code == 29, "WASI's EIO"
         assert outcome.text == "exited 29; it had all files open that a keep may, 64 (LimitNOFILE=)"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks import dropin
 from benchmarks.measuring import MeasurementFailed
-from benchmarks.memory import private_bytes
+from benchmarks.memory import own_bytes
 from benchmarks.modules import leb128, padded
 from benchmarks.transfer import Pace, peak_bytes
 
@@ -96,16 +96,14 @@ def test_no_section_fits_a_few_bytes() -> None:
         list(padded(SMALL, len(SMALL) + 3, b"x"))
 
 
-def test_private_memory_is_clean_dirty_and_huge_together() -> None:
-    text = (
-        "00400000-7ffe [rollup]\nRss:  9000 kB\nShared_Clean: 800 kB\nPrivate_Clean:  10 kB\nPrivate_Dirty:   200 kB\n"
-    )
-    assert private_bytes(text + "Private_Hugetlb:       0 kB\n") == 210 * 1024
+def test_own_memory_is_anonymous_and_its_share_of_what_is_shared() -> None:
+    text = "00400000-7ffe [rollup]\nRss:  9000 kB\nPss:  900 kB\nPss_Anon:  210 kB\nPss_File:   690 kB\n"
+    assert own_bytes(text) == 210 * 1024
 
 
-def test_a_kernel_without_private_memory_is_no_zero() -> None:
+def test_a_kernel_that_shows_no_anonymous_memory_is_no_zero() -> None:
     with pytest.raises(MeasurementFailed):
-        private_bytes("Rss: 1 kB\n")
+        own_bytes("Rss: 1 kB\n")
 
 
 def test_peak_memory_is_read_from_a_status() -> None:

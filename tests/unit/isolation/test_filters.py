@@ -25,7 +25,6 @@ from keep_isolation.filters import (
     OTHERS,
     PATHS,
     PROCESSES,
-    PROGRAMS,
     RETURN,
     SENDING,
     Instruction,
@@ -40,16 +39,14 @@ EPERM, ENOSYS = ERRNO | errno.EPERM, ERRNO | errno.ENOSYS
 READ = {"x86_64": 0, "aarch64": 63}
 WORKING_DIRECTORY = 0xFFFFFFFFFFFFFF9C
 ALL: dict[str, tuple[int | None, int | None]] = {
-    **NEVER, **PROGRAMS, **PROCESSES, **CONNECTIONS, **PATHS, **BENEATH, **CODE, **OTHERS,
+    **NEVER, **PROCESSES, **CONNECTIONS, **PATHS, **BENEATH, **CODE, **OTHERS,
 }  # fmt: skip
 
 
 def programs_for(machine: str) -> dict[str, list[Instruction]]:
     return {
-        "loader": loader_program(machine, programs=False),
-        "loader with programs": loader_program(machine, programs=True),
-        "endpoint": endpoint_program(machine, PID, programs=False),
-        "endpoint with programs": endpoint_program(machine, PID, programs=True),
+        "loader": loader_program(machine),
+        "endpoint": endpoint_program(machine, PID),
         "checker": closed_program(machine, PID, executable_memory=True, files=False),
         "runner": closed_program(machine, PID, executable_memory=False, files=False),
         "runner with files": closed_program(machine, PID, executable_memory=False, files=True),
@@ -58,8 +55,7 @@ def programs_for(machine: str) -> dict[str, list[Instruction]]:
 
 ROLES = tuple(programs_for("x86_64"))
 EACH = [(role, machine) for role in ROLES for machine in MACHINES]
-WITH_CHILDREN = ("loader", "loader with programs", "endpoint with programs")
-LEAF = tuple(role for role in ROLES if role not in WITH_CHILDREN)
+LEAF = tuple(role for role in ROLES if role != "loader")
 CLOSED = ("checker", "runner", "runner with files")
 
 
@@ -147,20 +143,18 @@ def test_none_makes_a_pair_of_sockets_that_could_send_to_an_address(role: str, m
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("role", WITH_CHILDREN)
-def test_a_process_with_children_starts_them_without_namespaces(role: str, machine: str) -> None:
+def test_a_loader_forks_without_namespaces(machine: str) -> None:
+    role = "loader"
     assert refused(role, machine, PROCESSES) <= {"fork", "vfork", "inotify_init"}, "not there on every machine"
     assert decide(role, machine, "clone", 0x01200011) == ALLOW  # what fork() asks for
     for bit in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
         assert decide(role, machine, "clone", bit | 17) == EPERM
-    programs = set() if "with programs" in role else set(PROGRAMS)
-    assert refused(role, machine, PROGRAMS) == programs
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("role", LEAF)
 def test_a_process_without_children_starts_threads_alone_and_signals_itself_alone(role: str, machine: str) -> None:
-    assert refused(role, machine, {**PROCESSES, **PROGRAMS}) == {*PROCESSES, *PROGRAMS}
+    assert refused(role, machine, PROCESSES) == set(PROCESSES)
     assert decide(role, machine, "clone", 0x10000) == ALLOW
     assert decide(role, machine, "clone", 17) == EPERM
     assert decide(role, machine, "tgkill", PID, PID, 6) == ALLOW
@@ -178,7 +172,7 @@ def test_who_accepts_and_who_does_not(machine: str) -> None:
 def test_new_code_is_the_checker_s_and_before_it_the_loader_s(machine: str) -> None:
     read, write, execute = 1, 2, 4
     makes_code = {role for role in ROLES if decide(role, machine, "mmap", 0, 4096, write | execute) == ALLOW}
-    assert makes_code == {"checker", "loader", "loader with programs", "endpoint with programs"}
+    assert makes_code == {"checker", "loader"}
     for role in ROLES:
         for name in ("mprotect", "pkey_mprotect"):
             assert (decide(role, machine, name, 0, 4096, read | execute) == ALLOW) is (role in makes_code)

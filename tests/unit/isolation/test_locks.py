@@ -52,7 +52,7 @@ def tried(program: str, *arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("call_of_lock", ["lock_loader()", "lock_loader(programs=True)", "lock_endpoint()"])
+@pytest.mark.parametrize("call_of_lock", ["lock_loader()", "lock_endpoint()"])
 def test_a_listener_cannot_be_turned_round(call_of_lock: str) -> None:
     program = f"""
 listener = socket.create_server(("127.0.0.1", 0))

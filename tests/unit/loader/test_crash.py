@@ -54,7 +54,7 @@ def test_a_loader_killed_while_awaiting_opens_the_same_endpoint_again(loader: Lo
     loader.start()
     again = loader.stub()
     assert info_of(loader).detail == "opening the upload endpoint again after a crash of the loader"
-    assert again.names == ["listener", "client-ca", "revoked", "identity"]
+    assert again.names == ["listener", "client-ca", "revoked", "identity", "checks"]
     assert again.do("identity") == "the key"
     assert again.descriptors[4] == os.readlink(f"/proc/self/fd/{passed.listener.fileno()}")
     again.report("listening", fingerprint=FINGERPRINT, certificate="PEM")

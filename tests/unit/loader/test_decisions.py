@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import socket
@@ -21,13 +22,14 @@ from keep_loader.loop import READABLE, Loop
 from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, plain_lines
 from keep_loader.restart import resume_from
 from keep_loader.running import memory_kills
-from keep_loader.settings import read_settings
+from keep_loader.settings import ENTRIES, read_settings
 from keep_loader.start import summary_of
 from keep_loader.state import MAX_RECORD, KeepRecord, Private, RecordFile, decode_record, status_text
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import Description, claimed_spec, decode_reply, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import MAX_SHOWN_ARGUMENTS, KeepReport, Module, Outcome, OutcomeKind, Uploader
+from keep_protocol.kinds import Kind
 from keep_protocol.limits import Limits
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, MAX_UPLOADERS, KeepSpec, RestartPolicy, encode_spec
@@ -244,9 +246,15 @@ def test_settings_come_from_the_unit() -> None:
     assert (settings.kuuid, settings.directory, settings.watchdog_seconds) == (7, "/run/keepfleet/7", 30.0)
     assert settings.max_workload == 1000
     assert (settings.spec, settings.has_spec) == (KeepSpec(), False)
-    assert settings.command[1:3] == ("-I", "-S")
-    assert settings.command[3].endswith("/app_loader/__main__.py")
+    assert settings.entries is ENTRIES[Kind.UPLOAD]
     assert read_settings([], {**ENVIRONMENT, "KEEPFLEET_KUUID": "8"}).kuuid == 8
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_what_each_kind_s_forks_call_is_there(kind: Kind) -> None:
+    for entry in (ENTRIES[kind].endpoint, ENTRIES[kind].runner):
+        module, _, function = entry.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_the_spec_of_the_unit_counts_and_not_its_limits() -> None:

@@ -96,16 +96,21 @@ def test_every_name_of_a_grant_may_come_back_from_systemd() -> None:
     assert not any(is_stored_name(name) for name in ("", "record", "stored", "directory-x", "stdin-1", "secret"))
 
 
-def test_grants_are_parked_by_name_and_passed_on_in_order(
+def test_grants_are_parked_by_name_and_go_to_the_runner_alone(
     loader: LoaderProcess, passed: Endpoint, grants: Grants
 ) -> None:
     stub, descriptors = given(loader, passed, grants)
-    assert stub.names == ["listener", "client-ca", "revoked", *NAMES]
-    assert [stub.passed[name] for name in NAMES] == links(descriptors)
-    assert set(stub.descriptors) == set(range(12))
+    assert stub.names == ["listener", "client-ca", "revoked", "checks"]
+    assert set(stub.descriptors) == set(range(8))
     loader.systemd.wait_for("STATUS", "started: awaiting")
     assert loader.systemd.parked == ENDPOINT | {"workload", "stdin", "directory-0", "directory-1", "secret-0"}
     assert os.pread(loader.systemd.stored["secret-0"], 10, 0) == b"secret"
+    runner = stub.connect()
+    assert runner.names == ["checks", "workload"]
+    assert runner.passed["workload"] == links(descriptors)[0]
+    stub.accept()
+    assert list(stub.given) == ["compiled", *NAMES]
+    assert [stub.given[name] for name in NAMES] == links(descriptors)
 
 
 def test_a_workload_without_grants_has_its_description_alone(
@@ -115,8 +120,10 @@ def test_a_workload_without_grants_has_its_description_alone(
     peer = loader.peer()
     peer.send(CommandType.START, "", (*passed.descriptors, descriptor))
     stub = loader.stub()
-    assert [stub.passed["workload"]] == links([descriptor])
-    assert set(stub.descriptors) == set(range(8))
+    stub.listen()
+    stub.accept()
+    assert list(stub.given) == ["compiled", "workload"]
+    assert [stub.given["workload"]] == links([descriptor])
 
 
 def test_the_most_that_can_be_granted_is_passed_on(loader: LoaderProcess, passed: Endpoint, grants: Grants) -> None:
@@ -131,9 +138,10 @@ def test_the_most_that_can_be_granted_is_passed_on(loader: LoaderProcess, passed
     peer = loader.peer()
     peer.send(CommandType.START, "", (*passed.descriptors, *descriptors))
     stub = loader.stub()
-    assert [stub.passed[name] for name in ("workload", *workload.grant_names)] == links(descriptors)
     stub.listen()
     assert peer.answer().state is State.STARTED
+    stub.accept()
+    assert [stub.given[name] for name in ("workload", *workload.grant_names)] == links(descriptors)
 
 
 def test_a_file_a_pipe_and_a_socket_can_be_standard_input(
@@ -145,9 +153,7 @@ def test_a_file_a_pipe_and_a_socket_can_be_standard_input(
         for source in (grants.file("in"), grants.pipe()[0], left.fileno()):
             peer = loader.peer()
             peer.send(CommandType.START, "", (*passed.descriptors, described, source))
-            stub = loader.stub()
-            assert [stub.passed["stdin"]] == links([source])
-            stub.order("exit", code=1)
+            loader.stub().order("exit", code=1)
             with pytest.raises(KeepfleetError, match="exited 1"):
                 peer.answer()
 
@@ -203,26 +209,26 @@ def test_a_failed_start_lets_go_of_what_was_granted(loader: LoaderProcess, passe
     loader.systemd.drain()
     assert loader.systemd.stored == {}
     peer.send(CommandType.START, "", passed.descriptors)
-    assert set(loader.stub().descriptors) == set(range(7))
+    assert set(loader.stub().descriptors) == set(range(8))
 
 
-def test_an_endpoint_that_is_opened_again_has_what_was_granted(
+def test_a_workload_that_an_endpoint_opened_again_takes_has_what_was_granted(
     loader: LoaderProcess, passed: Endpoint, grants: Grants
 ) -> None:
     stub, descriptors = given(loader, passed, grants)
     os.kill(stub.pid, signal.SIGKILL)
     again = loader.stub()
-    assert again.names == ["listener", "client-ca", "revoked", "identity", *NAMES]
-    assert [again.passed[name] for name in NAMES] == links(descriptors)
+    assert again.names == ["listener", "client-ca", "revoked", "identity", "checks"]
     loader.end(signal.SIGKILL)
     os.kill(again.pid, signal.SIGKILL)
     loader.systemd.drain()
     loader.start()
     third = loader.stub()
     assert third.names == again.names
-    assert [third.passed[name] for name in NAMES] == links(descriptors)
     third.report("listening", fingerprint=FINGERPRINT, certificate="PEM")
     loader.systemd.wait_for("STATUS", "started: awaiting workload")
+    third.accept()
+    assert [third.given[name] for name in NAMES] == links(descriptors)
 
 
 def test_a_grant_that_systemd_did_not_keep_ends_the_keep_with_the_reason(
@@ -259,6 +265,7 @@ def test_a_stop_lets_go_of_what_was_granted(loader: LoaderProcess, passed: Endpo
     assert loader.systemd.parked == set()
 
 
-def test_a_start_without_a_workload_is_as_before(loader: LoaderProcess, passed: Endpoint) -> None:
+def test_a_workload_that_was_not_described_gets_its_module_alone(loader: LoaderProcess, passed: Endpoint) -> None:
     _, stub = opened(loader, passed)
-    assert set(stub.descriptors) == set(range(7))
+    stub.accept()
+    assert list(stub.given) == ["compiled"]

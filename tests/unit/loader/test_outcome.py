@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from keep_loader.loop import Action, Loop
 from keep_loader.outcome import PEAK_SLACK_BYTES, Death, Usage, believe, event_of, outcome_of
-from keep_loader.process import Exit, Run, spawn
-from keep_loader.running import Meter, Running, next_look, processor_seconds
+from keep_loader.process import Child, Exit, Process, own_processor_seconds
+from keep_loader.running import Meter, Running, next_look
 from keep_loader.state import Keep, RecordFile
 from keep_protocol.control import CommandType
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
@@ -121,16 +121,23 @@ def burn(seconds: float) -> None:
         pass
 
 
+def started(program: str) -> Child:
+    """A process of its own, as one that was forked is owned."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        ours.setblocking(False)
+        return Child(os.posix_spawn(program, [program], {}, setpgroup=0), ours)
+
+
 def test_the_meter_leaves_out_what_was_used_before() -> None:
     pid = os.getpid()
     burn(0.1)
     meter = Meter(pid, fresh=False)
+    burn(0.1)
+    meter.begin(os.open("/proc/self/status", os.O_RDONLY))
     burn(0.05)
     meter.look()
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    total = usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime
-    used = meter.usage(Exit(None, signal.SIGKILL, total, 1 << 40))
+    used = meter.usage(Exit(None, signal.SIGKILL, time.process_time(), 1 << 40))
     assert used.cpu_seconds is not None and 0.03 <= used.cpu_seconds <= 0.2
     assert used.peak_bytes is not None and MIB < used.peak_bytes < 1 << 40
     assert used.ended_at >= used.started_at > 1e9
@@ -145,17 +152,18 @@ def test_a_clock_that_is_set_meanwhile_changes_no_duration(set_by: float, monkey
     assert used.ended_at - used.started_at == pytest.approx(used.wall_seconds, abs=0.001)
 
 
-def test_a_process_that_was_never_an_endpoint_has_the_kernels_figures() -> None:
-    child = spawn(("/bin/true",), {}, {})
+def test_a_runner_that_has_had_no_children_has_the_kernels_peak() -> None:
+    child = started("/bin/true")
     meter = Meter(child.pid, fresh=True)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
     end = child.reap()
     used = meter.usage(end)
-    assert (used.cpu_seconds, used.peak_bytes, used.for_memory) == (end.cpu_seconds, end.peak_bytes, False)
+    assert (used.peak_bytes, used.for_memory) == (end.peak_bytes, False)
+    assert used.cpu_seconds is not None and used.cpu_seconds <= end.cpu_seconds
 
 
 def test_what_cannot_be_seen_is_not_measured() -> None:
-    assert processor_seconds(1 << 30) is None
+    assert own_processor_seconds(1 << 30) is None
     meter = Meter(1 << 30, fresh=False)
     meter.look()
     used = meter.usage(Exit(None, signal.SIGSEGV, 1.0, MIB))
@@ -201,7 +209,7 @@ def test_the_loader_ends_a_workload_at_its_processor_time_and_not_at_the_next_wh
 ) -> None:
     unstarted.start(environment={"KEEPFLEET_LIMITS": Limits(cpu_seconds=1).to_text()})
     peer, stub = opened(unstarted, passed)
-    stub.do("burn", seconds=0.4)  # as an endpoint: no part of the workload's
+    stub.connect().do("burn", seconds=0.4)  # as it waits: no part of the workload's
     stub.accept()
     stub.order("spin")
     info, outcome = ended(peer)
@@ -235,10 +243,10 @@ def test_a_workload_may_say_which_of_its_limits_it_met(unstarted: LoaderProcess,
     assert (info.detail, outcome.kind) == ("over its memory limit of 64 MiB", OutcomeKind.LIMITED)
 
 
-def test_what_the_endpoint_used_is_not_the_workloads(unstarted: LoaderProcess, passed: Endpoint) -> None:
+def test_what_the_runner_used_as_it_waited_is_not_the_workloads(unstarted: LoaderProcess, passed: Endpoint) -> None:
     unstarted.start()
     peer, stub = opened(unstarted, passed)
-    stub.do("burn", seconds=0.3)
+    stub.connect().do("burn", seconds=0.3)
     stub.accept()
     unstarted.systemd.wait_for("STATUS", "started: running")
     os.kill(stub.pid, signal.SIGSEGV)
@@ -271,19 +279,16 @@ class Deadlines(Loop):
         super().after(name, seconds, action)
 
 
-@pytest.mark.parametrize(("fresh", "first"), [(False, 3600.0), (True, 3800.0)])
-def test_time_that_a_runner_takes_to_compile_again_is_not_the_workloads(
-    fresh: bool, first: float, tmp_path: Path
-) -> None:
-    loop, child = Deadlines(), spawn(("/bin/cat",), {}, {})
+def test_time_that_a_runner_takes_to_compile_again_is_not_the_workloads(tmp_path: Path) -> None:
+    loop, child = Deadlines(), started("/bin/cat")
     keep = Keep(7, KeepSpec(), (), RecordFile(str(tmp_path), Notifier({}), None), lambda: None)
     keep.report = keep.report.replace(phase=Phase.RUNNING.value)
-    run = Run(loop, child, lambda report, descriptors: None, lambda: None)
-    running = Running(keep, loop, run, fresh=fresh)
-    assert loop.seconds["workload's time"] == first
-    running.take(Report(ReportType.RUNNING))
+    process = Process(loop, child, "runner", lambda report, descriptors: None, lambda end: None)
+    running = Running(keep, loop, process, fresh=True)
+    assert loop.seconds["workload's time"] == 3800.0
+    running.take(Report(ReportType.RUNNING), [])
     assert loop.seconds["workload's time"] == 3600.0
     loop.seconds.clear()
-    running.take(Report(ReportType.RUNNING))  # of a guest that has broken out: it begins nothing again
+    running.take(Report(ReportType.RUNNING), [])  # of a guest that has broken out: it begins nothing again
     assert "workload's time" not in loop.seconds
-    running.ended(run.finish(), None)
+    running.ended(process.finish(), None)

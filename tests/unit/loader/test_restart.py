@@ -25,14 +25,13 @@ from keep_protocol.limits import Limits
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import STATE_OF, Event, Phase, State
 from keep_protocol.workload import Directory, Workload
-from tests.fakes.loader_process import DEADLINE, Endpoint, LoaderProcess, Stub
+from tests.fakes.loader_process import ARTIFACTS, DEADLINE, Endpoint, LoaderProcess, Stub
 
 NOW = 1_800_000_000.0
 EXITED = {code: Outcome(OutcomeKind.EXITED, f"exited {code}", code) for code in (0, 1)}
 GRANTED = ("workload", "stdin", "directory-0")
 KEPT = frozenset(("compiled", "module", *GRANTED))
 NO, ON_FAILURE, ALWAYS = RestartPolicy
-ARTIFACTS = {"compiled": "machine code", "module": "the module"}
 
 
 def saved(phase: Phase, restart: RestartPolicy = NO, outcome: Outcome | None = None, **private: Any) -> KeepRecord:
@@ -177,7 +176,7 @@ class Repeated:
         peer.answer()
 
     def accept(self) -> None:
-        self.stub.accept(ARTIFACTS)
+        self.stub.accept()
         self.loader.systemd.wait_for("STATUS", "started: running")
 
     def exit(self, code: int) -> None:
@@ -190,7 +189,12 @@ class Repeated:
         assert self.loader.process.wait(DEADLINE) == RESTART_STATUS
         self.loader.systemd.drain()
         self.loader.start()
+        return self.run()
+
+    def run(self) -> Stub:
+        """The runner that the loader forks when it starts."""
         self.stub = self.loader.stub()
+        self.stub.given = json.loads(self.stub.do("run"))
         return self.stub
 
     def info(self) -> KeepReport:
@@ -226,23 +230,23 @@ def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated)
     assert os.read(repeated.descriptors[1], 100) == b"one line\n"  # as its first run did: the offset is shared
     repeated.exit(1)
     stub = repeated.again()
-    assert stub.arguments == ["run"]
+    assert stub.role == "runner"
     assert stub.environment == {
         "PATH": "/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "KEEPFLEET_RUNTIME_DIRECTORY": str(repeated.loader.directory),
         "KEEPFLEET_LIMITS": Limits().to_text(),
-        "KEEPFLEET_DESCRIPTORS": "compiled,module,workload,stdin,directory-0",
+        "KEEPFLEET_DESCRIPTORS": "workload",
     }
-    assert set(stub.descriptors) == set(range(9))
+    assert set(stub.descriptors) == set(range(5))
+    assert list(stub.given) == ["compiled", "module", *GRANTED]
     given = [os.readlink(f"/proc/self/fd/{number}") for number in repeated.descriptors]
-    assert [stub.passed[name] for name in GRANTED] == given
+    assert [stub.given[name] for name in GRANTED] == given
     assert os.read(repeated.descriptors[1], 100) == b"one line\n"  # from its beginning
     info = repeated.info()
     assert (info.state, info.restarts, info.outcome) == (State.STARTED, 1, None)
-    assert info.detail == "running the workload again: exited 1"
-    stub.report("running", text="running the workload")
-    repeated.loader.systemd.wait_for("STATUS", "started: running the workload (started again once)")
+    assert "running the workload again: exited 1" in repeated.loader.log_text()
+    repeated.loader.systemd.wait_for("STATUS", "started: running a workload (started again once)")
     repeated.exit(0)
     info = repeated.end()
     assert (info.state, info.detail, info.restarts) == (State.COMPLETE, "exited 0", 1)
@@ -337,12 +341,10 @@ def test_a_loader_that_is_killed_runs_the_workload_again(repeated: Repeated) -> 
     os.kill(repeated.stub.pid, signal.SIGKILL)
     repeated.loader.systemd.drain()
     repeated.loader.start()
-    repeated.stub = repeated.loader.stub()
+    repeated.run()
     info = repeated.info()
-    assert (info.restarts, info.detail) == (
-        1,
-        "running the workload again: the loader was killed while the workload ran",
-    )
+    assert (info.state, info.restarts) == (State.STARTED, 1)
+    assert "running the workload again: the loader was killed while the workload ran" in repeated.loader.log_text()
 
 
 def test_a_module_that_systemd_did_not_keep_is_not_run_again(repeated: Repeated) -> None:
@@ -361,13 +363,14 @@ def test_a_module_that_systemd_did_not_keep_is_not_run_again(repeated: Repeated)
 
 
 @pytest.mark.parametrize("names", [(), ("compiled",), ("module",), ("module", "compiled"), ("compiled", "other")])
-def test_an_app_loader_that_does_not_pass_its_module_on_ends_the_keep(
+def test_an_endpoint_that_accepts_what_no_runner_has_checked_ends_the_keep(
     loader: LoaderProcess, passed: Endpoint, place: Path, names: tuple[str, ...]
 ) -> None:
     made = Repeated(loader, passed, place.parent, RestartPolicy.ALWAYS)
-    files = dict.fromkeys(names, "x")
-    made.stub.order("report", report={"report": "accepted"}, files=files)  # it may be killed before it said "done"
+    runner = made.stub.connect()
+    runner.report("checked", dict.fromkeys(names, "x"))
+    made.stub.order("report", report={"report": "accepted"}, files=ARTIFACTS)  # it may be killed before it said "done"
     info = made.end()
-    assert (info.state, "did not pass its module on" in info.detail) == (State.ERROR, True)
+    assert (info.state, "accepted a module that was not checked" in info.detail) == (State.ERROR, True)
     for descriptor in made.descriptors:
         os.close(descriptor)

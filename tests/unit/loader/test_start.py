@@ -56,7 +56,8 @@ def test_the_app_loader_gets_its_descriptors_at_their_numbers_and_nothing_else(
     assert stub.descriptors[4] == os.readlink(f"/proc/self/fd/{passed.listener.fileno()}")
     assert stub.descriptors[5] == str(place.parent / "ca.crt")
     assert stub.descriptors[6] == str(place.parent / "revoked")
-    assert set(stub.descriptors) == {0, 1, 2, 3, 4, 5, 6}
+    assert stub.descriptors[7].startswith("socket:")
+    assert set(stub.descriptors) == set(range(8))
     assert stub.environment == {
         "PATH": "/usr/bin:/bin",
         "LANG": "C.UTF-8",
@@ -64,7 +65,7 @@ def test_the_app_loader_gets_its_descriptors_at_their_numbers_and_nothing_else(
         "KEEPFLEET_ADDRESS": "127.0.0.1",
         "KEEPFLEET_PORT": str(passed.port),
         "KEEPFLEET_NAMES": "a.example",
-        "KEEPFLEET_DESCRIPTORS": "listener,client-ca,revoked",
+        "KEEPFLEET_DESCRIPTORS": "listener,client-ca,revoked,checks",
         "KEEPFLEET_UPLOADERS": "*",
         "KEEPFLEET_RUNTIME_DIRECTORY": str(place),
         "KEEPFLEET_MAX_WORKLOAD": "268435456",
@@ -145,7 +146,8 @@ def test_an_app_loader_that_does_not_open_is_an_error_and_leaves_nothing(
 
 def test_an_app_loader_that_does_not_listen_in_time_is_killed(unstarted: LoaderProcess, passed: Endpoint) -> None:
     unstarted.start(
-        "/bin/sleep", "600", environment={"FAKE_CONSTANTS": "keep_loader.process:APPLOADER_START_SECONDS=0.3"}
+        *("signal:pause", "signal:pause"),
+        environment={"FAKE_CONSTANTS": "keep_loader.supervisor:APPLOADER_START_SECONDS=0.3"},
     )
     peer = unstarted.peer()
     with pytest.raises(KeepfleetError, match=r"did not listen within 0\.3 s") as refused:
@@ -156,10 +158,10 @@ def test_an_app_loader_that_does_not_listen_in_time_is_killed(unstarted: LoaderP
     assert Path(f"/proc/{pid}/task/{pid}/children").read_text() == ""
 
 
-def test_an_app_loader_that_cannot_be_spawned_is_an_error(unstarted: LoaderProcess, passed: Endpoint) -> None:
-    unstarted.start("/nowhere/python")
+def test_an_app_loader_that_cannot_be_imported_is_an_error(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    unstarted.start("nowhere:serve", "nowhere:run")
     peer = unstarted.peer()
-    with pytest.raises(KeepfleetError, match="No such file or directory"):
+    with pytest.raises(KeepfleetError, match="cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'"):
         peer.ask(CommandType.START, "", passed.descriptors)
     assert peer.ask(CommandType.INFO).state is State.LISTENING
 

@@ -97,7 +97,11 @@ def test_descriptors_go_by_name_in_any_order(
     together = {**described, **passed.named}
     stub = started(loader, loader.peer(), dict(reversed(together.items())))
     links = {name: os.readlink(f"/proc/self/fd/{number}") for name, number in together.items()}
-    assert stub.passed == links
+    endpoint = stub.passed
+    del endpoint["checks"]
+    assert endpoint == {name: links[name] for name in passed.named}
+    stub.accept()
+    assert {name: stub.given[name] for name in described} == {name: links[name] for name in described}
 
 
 def test_what_a_workload_was_given_is_reported_and_no_more(
@@ -215,7 +219,7 @@ def test_an_upload_is_reported_and_one_line_of_the_log(loader: LoaderProcess, pa
 def test_an_uploads_names_cannot_forge_a_line(loader: LoaderProcess, passed: Endpoint) -> None:
     peer, stub = opened(loader, passed)
     upload = {**UPLOAD, "name": "alice\nupload accepted of root", "serial": "1\x1b[2J"}
-    stub.report("accepted", upload=upload, module={**MODULE, "name": "a\nb"})
+    stub.accept(upload=upload, module={**MODULE, "name": "a\nb"})
     loader.systemd.wait_for("STATUS", "started: running")
     report = peer.ask(CommandType.INFO)
     assert report.uploaded_by is not None and report.module is not None

@@ -32,11 +32,13 @@ def test_a_stray_descriptor_is_not_passed_on(unstarted: LoaderProcess, passed: E
     open_there = {os.readlink(entry) for entry in Path(f"/proc/{unstarted.process.pid}/fd").iterdir()}
     assert os.readlink(f"/proc/self/fd/{stray}") in open_there
     _, stub = opened(unstarted, passed)
-    assert set(stub.descriptors) == set(range(7))
+    assert set(stub.descriptors) == set(range(8))
     assert os.readlink(f"/proc/self/fd/{stray}") not in stub.descriptors.values()
+    runner = stub.connect()
+    assert set(runner.descriptors) == set(range(5))
     os.kill(stub.pid, signal.SIGKILL)
     again = unstarted.stub()
-    assert set(again.descriptors) == set(range(8))
+    assert set(again.descriptors) == set(range(9))
     assert os.readlink(f"/proc/self/fd/{stray}") not in again.descriptors.values()
     for descriptor in (stray, high):
         os.close(descriptor)

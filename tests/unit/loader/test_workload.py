@@ -260,7 +260,7 @@ def test_hostile_reports_of_a_workload_change_no_state(loader: LoaderProcess, pa
 
 
 def test_a_workload_that_reports_its_end_and_stays_is_killed(unstarted: LoaderProcess, passed: Endpoint) -> None:
-    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.process:LINGER_SECONDS=0.05"})
+    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.running:LINGER_SECONDS=0.05"})
     peer, stub = running(unstarted, passed)
     stub.order("report", report={"report": "ended", "outcome": exited(0)})
     assert ended(peer).detail == "exited 0"
@@ -298,6 +298,7 @@ def test_a_busy_endpoint_does_not_keep_systemd_busy(loader: LoaderProcess, passe
 def test_the_notify_socket_is_not_passed_on(loader: LoaderProcess, passed: Endpoint) -> None:
     _, stub = opened(loader, passed)
     assert "NOTIFY_SOCKET" not in stub.environment
-    assert all(not path.startswith("socket:") for number, path in stub.descriptors.items() if number > 4)
+    sockets = [name for name, path in stub.passed.items() if path.startswith("socket:")]
+    assert sockets == ["listener", "checks"]
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(loader.directory / "control.sock"))

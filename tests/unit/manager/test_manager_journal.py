@@ -49,17 +49,20 @@ def test_a_record_of_another_shape_is_none(change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "command", "written_by"),
+    ("text", "command", "name", "written_by"),
     [
-        ("started", "/usr/bin/python3 -I -S /x/keep_loader/__main__.py 5", "keep"),
-        ("app-loader: listening", "/usr/bin/python3 -I -S /x/app_loader/__main__.py", "keep"),
-        ("app-loader: forged", "/usr/bin/python3 -I -S /x/app_loader/__main__.py run", "workload"),
-        ("hello", "/usr/bin/python3 -I -S /x/app_loader/__main__.py", "workload"),
-        ("hello", "", "workload"),
+        ("started", "/usr/bin/python3 -I -S /x/keep_loader/__main__.py 5", "python3", "keep"),
+        ("app-loader: refused", "/usr/bin/python3 -I -S /x/keep_loader/__main__.py 5", "keep-endpoint", "keep"),
+        ("hello", "/usr/bin/python3 -I -S /x/keep_loader/__main__.py 5", "keep-runner", "workload"),
+        ("app-loader: forged", "/usr/bin/python3 -I -S /x/keep_loader/__main__.py 5", "keep-runner", "workload"),
+        ("app-loader: listening", "/usr/bin/python3 -I -S /x/app_loader/__main__.py", "python3", "keep"),
+        ("app-loader: forged", "/usr/bin/python3 -I -S /x/app_loader/__main__.py run", "python3", "workload"),
+        ("hello", "/usr/bin/python3 -I -S /x/app_loader/__main__.py", "python3", "workload"),
+        ("hello", "", "", "workload"),
     ],
 )
-def test_who_wrote_a_line_is_told(text: str, command: str, written_by: str) -> None:
-    assert lines.source(text, command) == written_by
+def test_who_wrote_a_line_is_told(text: str, command: str, name: str, written_by: str) -> None:
+    assert lines.source(text, command, name) == written_by
 
 
 async def test_readers_are_bounded_and_end_with_their_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
