@@ -131,7 +131,7 @@ class Child:
         )
 
 
-def fork(entry: str, name: str, environment: dict[str, str], passed: dict[str, int]) -> Child:
+def fork(entry: str, name: str, environment: dict[str, str], passed: dict[str, int], *, with_io: bool = False) -> Child:
     """Forks a process that imports `entry`, "module:function", and calls it. Raises OSError.
 
     It has `environment`, `passed`, and nothing else of ours, see `forking.fork`. What it cannot even import it reports
@@ -140,7 +140,9 @@ def fork(entry: str, name: str, environment: dict[str, str], passed: dict[str, i
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with theirs:
-            pid = forking.fork(lambda: _call(entry), name, passed, environment, reports=theirs.fileno())
+            pid = forking.fork(
+                lambda: _call(entry), name, passed, environment, reports=theirs.fileno(), with_io=with_io
+            )
     except OSError:
         ours.close()
         raise

@@ -28,7 +28,8 @@ ANY_UPLOADER = ("*",)
 class Start(Record):
     """A start that can be made. address and port: where clients reach it; names: further ones for its certificate;
     uploaders: who may send its workload; granted: the names of the workload's descriptors, in order; restart: the
-    policy in force; workload: what it was given, as it is shown, None where nothing was."""
+    policy in force; workload: what it was given, as it is shown, None where nothing was; warm: whether the runner is
+    forked immediately."""
 
     address: str
     port: int
@@ -38,6 +39,7 @@ class Start(Record):
     granted: tuple[str, ...]
     restart: RestartPolicy
     workload: WorkloadSummary | None
+    warm: bool = False
 
 
 def check_start(message: StartMessage, descriptors: list[int], spec: KeepSpec) -> Start:
@@ -76,6 +78,7 @@ def check_start(message: StartMessage, descriptors: list[int], spec: KeepSpec) -
         granted=granted,
         restart=spec.restart if workload is None else workload.restart,
         workload=None if workload is None else summary_of(workload),
+        warm=message.warm,
     )
 
 

@@ -91,9 +91,8 @@ class Supervisor:
         """Whether a process is there."""
         return self._endpoint is not None or self._runner is not None
 
-    def open(self, start: Start, descriptors: list[int], *, warm: bool = False) -> None:
-        """Opens the upload endpoint with what START brought, which it takes out of the list; with `warm`, forks the
-        runner immediately.
+    def open(self, start: Start, descriptors: list[int]) -> None:
+        """Opens the upload endpoint with what START brought, which it takes out of the list.
 
         The keep is AWAITING some time after this, or IDLE again with the reason in `start_error`.
         Raises KeepfleetError(CONFLICT), taking nothing, unless the keep is IDLE.
@@ -112,7 +111,7 @@ class Supervisor:
             for name in start.descriptors:
                 self._store.park(name, descriptors.pop(0))
             self._fork_endpoint()
-            if warm:
+            if start.warm:
                 self._fork_runner()
         except KeepfleetError as error:
             if self._endpoint is None:
@@ -197,8 +196,10 @@ class Supervisor:
         settings = self._settings
         passed = {} if self._checks is None else {CHECKS: self._checks.fileno()}
         passed |= self._store.select((WORKLOAD_DESCRIPTOR,))
+        # Its output can be counted where no endpoint is there yet that has read a stranger's byte, see `forking.fork`.
+        alone = not self._connected
         try:
-            child = fork(settings.entries.runner, RUNNER_NAME, settings.runner_environment(), passed)
+            child = fork(settings.entries.runner, RUNNER_NAME, settings.runner_environment(), passed, with_io=alone)
         except OSError as error:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the runner: {error.strerror}") from error
         self._runner = Process(self._loop, child, _RUNNER, self._take_of_runner, self._runner_ended)

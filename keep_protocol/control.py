@@ -15,7 +15,7 @@ from enum import Enum
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_FDS, MAX_CONTROL_FRAME, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
-from keep_protocol.fields import Items, Nested, Record, Text, Whole, field, parse
+from keep_protocol.fields import Flag, Items, Nested, Record, Text, Whole, field, parse
 from keep_protocol.keep import KeepReport
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
 from keep_protocol.spec import LABELS, MAX_UPLOADERS, NAME, UPLOADER, KeepSpec, Labels, Printable
@@ -105,6 +105,7 @@ class StartMessage(Record):
     descriptors: tuple[str, ...] = field(
         Items(DESCRIPTOR, MAX_CONTROL_FDS), default=(), about="the names of the descriptors that come with it"
     )
+    warm: bool = field(Flag(), default=False, about="whether its runner is made ready before the first client comes")
 
 
 class Description(Record):
@@ -125,16 +126,19 @@ class _Claim(Description):
 
 def hello() -> Command:
     """The command that asks for the loader's version."""
-    return _with_contents(CommandType.HELLO, Hello(CONTROL_VERSION))
+    return _with_contents(CommandType.HELLO, Hello(CONTROL_VERSION).to_wire())
 
 
 def start(message: StartMessage) -> Command:
     """The command that starts a keep by `message`; its descriptors travel with it."""
-    return _with_contents(CommandType.KEEP_START, message)
+    contents = message.to_wire()
+    if not message.warm:
+        del contents["warm"]  # which loaders before it refuse, as all that they do not know
+    return _with_contents(CommandType.KEEP_START, contents)
 
 
-def _with_contents(kind: CommandType, record: Record) -> Command:
-    return Command(kind, strict_json.dumps(record.to_wire()).decode("ascii"))
+def _with_contents(kind: CommandType, contents: dict[str, object]) -> Command:
+    return Command(kind, strict_json.dumps(contents).decode("ascii"))
 
 
 def encode_command(command: Command) -> bytes:

@@ -31,29 +31,23 @@ def bound(limits: Limits) -> None:
 
 
 class Meter:
-    """Measures the run; peak memory and output are read from files that `open` has to open before the lock.
+    """Measures the run; peak memory and output are read from files that are open before the lock.
 
     The peak is the kernel's VmHWM of the process; what the runner had before the run, and what it inherited at its
     fork, is in it. status: /proc/self/status, for the loader, which cannot open it.
     """
 
-    def __init__(self) -> None:
-        self.status = self._io = -1
+    def __init__(self, io: int = -1) -> None:
+        """`io` is the process's own /proc/self/io, where it got that; its output is not known where it did not."""
+        self.status, self._io = -1, io
         self.begin()
 
     def __repr__(self) -> str:
         return f"Meter({self.usage()!r})"
 
     def open(self) -> None:
-        """Opens the files; not before the passed descriptors are claimed, which closes all others.
-
-        A process that may not be looked into has no `io` even of its own: its output is then not known.
-        """
+        """Opens the file; not before the passed descriptors are claimed, which closes all others."""
         self.status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._io = os.open("/proc/self/io", os.O_RDONLY | os.O_CLOEXEC)
-        except PermissionError:
-            self._io = -1
 
     def begin(self, *, output: bool = False) -> None:
         """The run begins now. `output`: whether what the process writes from here on is its output alone."""

@@ -28,7 +28,7 @@ from app_loader.run.meter import Meter, bound, end_after
 from app_loader.settings import Grants, Passed, claim, read_grants, read_limits
 from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.forking import FIRST_DESCRIPTOR
+from keep_protocol.forking import FIRST_DESCRIPTOR, IO
 from keep_protocol.limits import Limits
 from keep_protocol.outcome import Outcome
 from keep_protocol.reports import CHECKS, COMPILED, MAX_RUN_PACKET, MODULE, STATUS, Report, ReportType, decode_run
@@ -58,7 +58,7 @@ def run() -> int:
         reporter.send(Report(ReportType.FAILED, text, error=KeepfleetError(ErrorKind.INTERNAL, text)))
         raise
     if given is not None:
-        _run_to_end(given, limits, reporter)
+        _run_to_end(given, limits, reporter, Meter(passed.number(IO) if IO in passed else -1))
     return 0  # the loader has gone
 
 
@@ -219,9 +219,8 @@ def _reply(answer: socket.socket, result: bytes) -> None:
         return  # nobody waits for it any more
 
 
-def _run_to_end(given: Passed, limits: Limits, reporter: Reporter) -> None:
+def _run_to_end(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> None:
     """Runs what was given, and ends the process."""
-    meter = Meter()
     try:
         outcome = _run(given, limits, reporter, meter)
     except KeepfleetError as error:

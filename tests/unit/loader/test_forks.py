@@ -14,6 +14,7 @@ import pytest
 
 from keep_loader.supervisor import MAX_RESPAWNS
 from keep_protocol.control import CommandType
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
 from tests.fakes.loader_process import DEADLINE, MODULE, UPLOAD, Endpoint, LoaderProcess, Stub, opened
@@ -121,9 +122,35 @@ def test_a_runner_is_forked_with_the_first_connection_and_the_endpoint_waits_for
     runner = endpoint.connect()
     assert endpoint.do("hear") == "ready"
     assert children.read_text().split() == [str(endpoint.pid), str(runner.pid)]
-    assert runner.names == ["checks"]
-    assert set(runner.descriptors) == set(range(5))
+    assert runner.names == ["checks", "io"]
+    assert set(runner.descriptors) == set(range(6))
     assert os.readlink(f"/proc/self/fd/{passed.listener.fileno()}") not in runner.descriptors.values()
+
+
+def test_a_start_may_have_its_runner_forked_before_any_client_comes(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer = loader.peer()
+    peer.start(passed.named, warm=True)
+    endpoint, runner = loader.stub(), loader.stub()
+    if endpoint.role == "runner":
+        endpoint, runner = runner, endpoint
+    endpoint.listen()
+    assert peer.answer().state is State.STARTED
+    endpoint.report("connected")
+    assert endpoint.do("hear") == "ready"
+    endpoint.runner = runner
+    endpoint.accept()
+    loader.systemd.wait_for("STATUS", "started: running")
+
+
+def test_an_endpoint_that_dies_as_it_opens_takes_a_runner_along(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer = loader.peer()
+    peer.start(passed.named, warm=True)
+    stubs = {stub.role: stub for stub in (loader.stub(), loader.stub())}
+    stubs["endpoint"].order("exit", code=3)
+    with pytest.raises(KeepfleetError, match="the app-loader exited 3"):
+        peer.answer()
+    assert gone(stubs["runner"].pid)
+    assert peer.ask(CommandType.INFO).state is State.LISTENING
 
 
 def test_an_endpoint_that_reports_connections_again_and_again_brings_one_runner(
@@ -146,6 +173,7 @@ def test_a_runner_that_dies_as_it_waits_is_replaced_and_the_endpoint_goes_on(
     os.kill(runner.pid, signal.SIGKILL)
     endpoint.runner = loader.stub()
     assert endpoint.runner.descriptors[4] == runner.descriptors[4], "the same requests"
+    assert endpoint.runner.names == ["checks"], "not to be looked into, not for a moment"
     endpoint.accept()
     loader.systemd.wait_for("STATUS", "started: running")
     assert "starting the runner again: the runner was killed by SIGKILL" in loader.log_text()

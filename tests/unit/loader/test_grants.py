@@ -106,7 +106,7 @@ def test_grants_are_parked_by_name_and_go_to_the_runner_alone(
     assert loader.systemd.parked == ENDPOINT | {"workload", "stdin", "directory-0", "directory-1", "secret-0"}
     assert os.pread(loader.systemd.stored["secret-0"], 10, 0) == b"secret"
     runner = stub.connect()
-    assert runner.names == ["checks", "workload"]
+    assert runner.names == ["checks", "workload", "io"]
     assert runner.passed["workload"] == links(descriptors)[0]
     stub.accept()
     assert list(stub.given) == ["compiled", *NAMES]

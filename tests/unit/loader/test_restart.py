@@ -236,9 +236,9 @@ def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated)
         "LANG": "C.UTF-8",
         "KEEPFLEET_RUNTIME_DIRECTORY": str(repeated.loader.directory),
         "KEEPFLEET_LIMITS": Limits().to_text(),
-        "KEEPFLEET_DESCRIPTORS": "workload",
+        "KEEPFLEET_DESCRIPTORS": "workload,io",
     }
-    assert set(stub.descriptors) == set(range(5))
+    assert set(stub.descriptors) == set(range(6))
     assert list(stub.given) == ["compiled", "module", *GRANTED]
     given = [os.readlink(f"/proc/self/fd/{number}") for number in repeated.descriptors]
     assert [stub.given[name] for name in GRANTED] == given

@@ -35,7 +35,7 @@ def test_a_stray_descriptor_is_not_passed_on(unstarted: LoaderProcess, passed: E
     assert set(stub.descriptors) == set(range(8))
     assert os.readlink(f"/proc/self/fd/{stray}") not in stub.descriptors.values()
     runner = stub.connect()
-    assert set(runner.descriptors) == set(range(5))
+    assert set(runner.descriptors) == set(range(6))
     os.kill(stub.pid, signal.SIGKILL)
     again = unstarted.stub()
     assert set(again.descriptors) == set(range(9))
