@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
+from keep_isolation.locks import what_the_kernel_lacks
 from keep_loader.control import Connection, ControlServer, Waiters
 from keep_loader.descriptors import DescriptorStore
 from keep_loader.log import Systemd, log, plain
@@ -67,7 +68,14 @@ class Loader:
         stored = take_stored()
         self._record = RecordFile(settings.directory, self._notifier, stored.pop(RECORD, None))
         self._store = DescriptorStore(self._notifier, stored)
-        self._keep = Keep(settings.kuuid, settings.spec, probe(settings.directory), self._record, self._changed)
+        self._keep = Keep(
+            settings.kuuid,
+            settings.spec,
+            probe(settings.directory),
+            self._record,
+            self._changed,
+            what_the_kernel_lacks(),
+        )
         self._supervisor: Supervisor | None = None
         self._leaving = self._ending = False  # a signal has come; and was seen to
         self._version_1: Version1Start | None = None

@@ -109,6 +109,7 @@ class Keep:
         isolation_failures: tuple[str, ...],
         record: RecordFile,
         changed: Callable[[], None],
+        isolation_notes: tuple[str, ...] = (),
     ) -> None:
         self._record, self._changed = record, changed
         self.spec, self.private = spec, Private()
@@ -118,6 +119,7 @@ class Keep:
             phase=Phase.BOOTING.value,
             detail=_WORDS[Phase.BOOTING],
             isolation_failures=isolation_failures,
+            isolation_notes=isolation_notes,
             restart=spec.restart,
             uploaders=spec.uploaders,
             control_version=CONTROL_VERSION,
@@ -136,7 +138,8 @@ class Keep:
         if saved.private.description is not None:
             self._describe(saved.private.description)
         if saved.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
-            ours = ("state", "phase", "detail", "kuuid", "outcome", "isolation_failures", "control_version")
+            ours = ("state", "phase", "detail", "kuuid", "outcome", "control_version")
+            ours += ("isolation_failures", "isolation_notes")
             self.report = saved.report.replace(**{name: getattr(self.report, name) for name in ours})
             self.private = saved.private
 
