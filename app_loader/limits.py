@@ -1,4 +1,4 @@
-"""Every limit of the app-loader, with its reason. The handshake's is `keep_protocol.tls.HANDSHAKE_SECONDS`.
+"""Every limit of the app-loader, with its reason. The handshake's is `keep_protocol.tls_server.HANDSHAKE_SECONDS`.
 
 Import rule: nothing.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import http.client
 import json
 import os
@@ -27,7 +28,8 @@ from keep_protocol.keep import KeepInfo, keep_from_wire
 MANAGER_UNIT = "keep-manager.service"
 DROP_IN = "/etc/systemd/system/keep@.service.d/10-keepfleet.conf"
 FLOOR_UNITS = "/run/systemd/system"
-SLEEPING, NOTIFYING = "floor-sleep", "floor-ready"
+BEFORE_ROOTS, SLEEPING, NOTIFYING = "floor-before-roots", "floor-sleep", "floor-ready"
+TREES = "/var/lib/keepfleet/root-*/tree"
 COMMAND_SECONDS = 120
 JOURNAL_SECONDS = 20
 """journald shows a line within milliseconds; this covers a host a thousand times busier."""
@@ -134,10 +136,15 @@ class Host:
     def _write_floors(self) -> None:
         with open(DROP_IN, encoding="utf-8") as file:
             self.drop_in = file.read()
+        with open(os.path.join(os.path.dirname(__file__), "unit-before-roots.conf"), encoding="utf-8") as file:
+            before = file.read()
+        (root,) = glob.glob(TREES)
         python, sleep = os.path.realpath(sys.executable), os.path.realpath("/bin/sleep")
+        values = {"PYTHON_REAL": python, "OPENSSL": "/usr/bin/openssl", "VERSIONS": os.path.join(sys.prefix, "lib")}
         texts = {
-            SLEEPING: dropin.sleeping(self.drop_in, python, sleep),
-            NOTIFYING: dropin.notifying(self.drop_in, python),
+            BEFORE_ROOTS: dropin.sleeping_without_a_root(before, values, sleep),
+            SLEEPING: dropin.sleeping(self.drop_in, root, sleep),
+            NOTIFYING: dropin.notifying(self.drop_in, root),
         }
         for name, text in texts.items():
             directory = f"{FLOOR_UNITS}/{name}@.service.d"
@@ -179,7 +186,8 @@ class Host:
 
     def clear(self) -> None:
         """Ends every keep and every unit of the floor."""
-        patterns = (UNIT_PATTERN, f"{SLEEPING}@*.service", f"{NOTIFYING}@*.service", "floor-bare-*.service")
+        floors = (f"{name}@*.service" for name in (BEFORE_ROOTS, SLEEPING, NOTIFYING))
+        patterns = (UNIT_PATTERN, *floors, "floor-bare-*.service")
         units = [unit for pattern in patterns for unit in self.systemd.units(pattern)]
         self.systemd.stop(*units)
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 from benchmarks.bus import simple_service, slice_of
 from benchmarks.figures import Figure, Goal, Measure
-from benchmarks.host import NOTIFYING, SLEEPING, Host, KeptConnection, example
+from benchmarks.host import BEFORE_ROOTS, NOTIFYING, SLEEPING, Host, KeptConnection, example
 from benchmarks.measuring import Effort, MeasurementFailed, timed
 from keep_client.keep import endpoint_of, open_workload, received, upload_raw
 from keep_protocol.constants import KUUID_BITS, slice_name
@@ -17,7 +17,8 @@ from keep_protocol.keep import KeepInfo
 CREATION = Goal(1.5, Measure.RATIO)
 LISTENING = Goal(100.0)
 WORKLOAD, ITS_LINE = "hello-wat", "Hello from WAT"
-BARE, SLEEP, READY, KEPT, FRESH = "bare", "sleep", "ready", "kept", "fresh"
+BARE, BEFORE, SLEEP, READY, KEPT, FRESH = "bare", "before", "sleep", "ready", "kept", "fresh"
+_TEMPLATES = {BEFORE: BEFORE_ROOTS, SLEEP: SLEEPING, READY: NOTIFYING}
 START, ANSWER, LINE = "start", "answer", "line"
 
 
@@ -37,8 +38,7 @@ class Lifecycle:
         if kind == BARE:
             program = simple_service("/bin/sleep", "infinity")
             return self._host.systemd.start(f"floor-bare-{number}.service", [*program, place])
-        template = SLEEPING if kind == SLEEP else NOTIFYING
-        return self._host.systemd.start(f"{template}@{number}.service", [place])
+        return self._host.systemd.start(f"{_TEMPLATES[kind]}@{number}.service", [place])
 
     def _create(self, kind: str, kept: KeptConnection) -> float:
         with timed() as watch:
@@ -50,7 +50,7 @@ class Lifecycle:
 
     def round(self) -> None:
         """Starts everything once, sends one keep a module, and removes all again."""
-        steps = [BARE, SLEEP, READY, KEPT, FRESH]
+        steps = [BARE, BEFORE, SLEEP, READY, KEPT, FRESH]
         self._draw.shuffle(steps)
         with self._host.connection() as kept:
             kept.command(command="list-keeps")
@@ -88,10 +88,11 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
     def figure(key: str, name: str, floor: Figure | None, goal: Goal | None = None) -> Figure:
         return Figure(name, "ms", tuple(life.samples[key]), goal, floor)
 
-    floor = figure(SLEEP, "floor: sleep with the keep's hardening", None)
+    floor = figure(BEFORE, "floor: sleep in a keep's unit of before it had a root of its own", None)
     return [
         figure(BARE, "a bare unit that sleeps", floor),
         floor,
+        figure(SLEEP, "sleep with the keep's hardening of today", floor),
         figure(READY, "the same, with a Python that says READY", floor),
         figure(KEPT, "new-keep → reply", floor, CREATION),
         figure(FRESH, "new-keep → reply, with a new connection", floor),

@@ -1,13 +1,13 @@
 """HTTP/1.1 for a client, of it what our servers speak: a request and its answer on a channel, bounded in size and time.
 
-An answer is read strictly: a length in digits or chunks, never both; at most MAX_HEADERS lines of MAX_LINE bytes.
-`http.client` would be 9 ms of every command, and `email`'s parser of each head.
+`http.client` would be 9 ms of every command, and `email`'s parser of each head. `answers` reads what comes back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from keep_client.answers import Head, body_of, read_head
 from keep_client.channel import Channel
 from keep_client.peer import ConnectionFailed, Endpoint, not_whole, translate
 from keep_protocol import strict_json
@@ -16,18 +16,11 @@ from keep_protocol.fields import Record
 
 MAX_REPLY = 16 * 1024 * 1024
 """The longest answer: a list of 2,000 keeps at 8 KiB each (a keep's object with its certificate)."""
-STREAM_CHUNK = 64 * 1024
 MAX_HEADER = 1024
-MAX_LINE = 64 * 1024
-"""The longest line of an answer's head; aiohttp's own are under 100 bytes, a proxy's cookies under 8 KiB."""
-MAX_HEADERS = 100
-"""Lines in a head, and after the last chunk; our servers send six."""
-MAX_CHUNK_DIGITS = 8
-"""Hexadecimal digits of a chunk's size: 4 GiB, over any limit of ours."""
-MAX_INTERIM = 10
-"""Answers of the kind 1xx before the one that counts; our servers send none."""
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
+_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
+"""What stands for itself in a query (RFC 3986, section 2.3)."""
 
 
 def nothing() -> None:
@@ -79,6 +72,15 @@ def json_body(value: object) -> Body:
     return Body("application/json", len(data), (data,))
 
 
+def target_of(path: str, query: Sequence[tuple[str, str]]) -> str:
+    """The path with a query. `urllib.parse` would be 2 ms of every run."""
+    return f"{path}?{'&'.join(f'{name}={_quoted(value)}' for name, value in query)}" if query else path
+
+
+def _quoted(text: str) -> str:
+    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in text.encode("utf-8", "surrogateescape"))
+
+
 def _request(method: str, target: str, endpoint: Endpoint, body: Body, headers: Headers, keep: bool) -> bytes:
     if target[:1] != "/" or not all("!" <= character <= "~" for character in target):
         raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot ask for {target!r}: it is no path")
@@ -111,107 +113,10 @@ def _send(channel: Channel, head: bytes, body: Body) -> bool:
     return not head or channel.send(head)
 
 
-class _Head(Record):
-    """An answer's status, and how its body ends: after `length` bytes, by a last chunk (-1), or with the connection
-    (None); and whether another request may follow."""
-
-    status: int
-    length: int | None
-    keeps: bool
-
-
-_CHUNKED = -1
-_BODILESS = (204, 304)
-
-
-def _head(channel: Channel) -> _Head:
-    """Raises EOFError for a connection that ended without a byte, ValueError for what is no answer."""
-    for _ in range(MAX_INTERIM):
-        version, status = _status(channel.line(MAX_LINE))
-        fields = _fields(channel)
-        if status >= 200:
-            length = 0 if status in _BODILESS else _length(fields)
-            asked = {word.strip().lower() for word in fields.get(b"connection", b"").split(b",")}
-            return _Head(status, length, version == b"HTTP/1.1" and b"close" not in asked and length is not None)
-    raise ValueError("only interim answers came")
-
-
-def _status(line: bytes) -> tuple[bytes, int]:
-    version, _, rest = line.partition(b" ")
-    digits = rest[:3]
-    if version not in (b"HTTP/1.1", b"HTTP/1.0") or not digits.isdigit() or rest[3:4] not in (b"", b" "):
-        raise ValueError(f"no status: {line[:60]!r}")
-    status = int(digits)
-    if status < 100:
-        raise ValueError(f"no status: {line[:60]!r}")
-    return version, status
-
-
-def _fields(channel: Channel) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
-    for _ in range(MAX_HEADERS):
-        line = channel.line(MAX_LINE)
-        if not line:
-            return found
-        name, colon, value = line.partition(b":")
-        if not colon or not name or name.strip() != name:  # a folded line, which no server of today sends, among it
-            raise ValueError(f"no header: {line[:60]!r}")
-        name, value = name.lower(), value.strip()
-        if name in found:
-            value = found[name] + b"," + value  # two lengths are thereby no number
-        found[name] = value
-    raise ValueError(f"over {MAX_HEADERS} headers")
-
-
-def _length(fields: dict[bytes, bytes]) -> int | None:
-    coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
-    if coding is not None:
-        if coding.lower() != b"chunked" or length is not None:
-            raise ValueError("its length is said in two ways, or in one that is not known")
-        return _CHUNKED
-    if length is None:
-        return None
-    if not length.isdigit() or len(length) > 18:
-        raise ValueError(f"no length: {length[:60]!r}")
-    return int(length)
-
-
-def _parts(channel: Channel, length: int | None) -> Iterator[bytes]:
-    """The body as it arrives. Raises EOFError where it ends too early, ValueError for what are no chunks."""
-    if length is None:
-        while data := channel.read(STREAM_CHUNK):
-            yield data
-        return
-    if length != _CHUNKED:
-        yield from _exactly(channel, length)
-        return
-    while size := _chunk_size(channel):
-        yield from _exactly(channel, size)
-        if channel.line(MAX_LINE):
-            raise ValueError("a chunk is longer than it says")
-    _fields(channel)  # the trailer
-
-
-def _exactly(channel: Channel, left: int) -> Iterator[bytes]:
-    while left:
-        data = channel.read(min(left, STREAM_CHUNK))
-        if not data:
-            raise EOFError(f"it ends {left} bytes too early")
-        left -= len(data)
-        yield data
-
-
-def _chunk_size(channel: Channel) -> int:
-    digits = channel.line(MAX_LINE).partition(b";")[0].rstrip(b" \t")
-    if not 0 < len(digits) <= MAX_CHUNK_DIGITS or digits.strip(b"0123456789abcdefABCDEF"):
-        raise ValueError(f"no chunk: {digits[:60]!r}")
-    return int(digits, 16)
-
-
-def _whole(channel: Channel, head: _Head, peer: str, limit: int) -> Reply:
+def _whole(channel: Channel, head: Head, peer: str, limit: int) -> Reply:
     parts: list[bytes] = []
     size = 0
-    for part in _parts(channel, head.length):
+    for part in body_of(channel, head.length):
         parts.append(part)
         size += len(part)
         if size > limit:
@@ -219,7 +124,7 @@ def _whole(channel: Channel, head: _Head, peer: str, limit: int) -> Reply:
     return Reply(head.status, b"".join(parts), peer)
 
 
-def _ask(channel: Channel, endpoint: Endpoint, request: bytes, body: Body, meanwhile: Callable[[], None]) -> _Head:
+def _ask(channel: Channel, endpoint: Endpoint, request: bytes, body: Body, meanwhile: Callable[[], None]) -> Head:
     """Sends a request, does something meanwhile, and reads the answer's head. Raises ConnectionFailed when no answer
     came, KeepfleetError for one that is not HTTP."""
     try:
@@ -227,7 +132,7 @@ def _ask(channel: Channel, endpoint: Endpoint, request: bytes, body: Body, meanw
         meanwhile()
         if not channel.starts():
             raise ConnectionResetError("it ended without an answer")
-        head = _head(channel)
+        head = read_head(channel)
     except (OSError, ValueError) as error:
         raise translate(error, endpoint, channel.seconds(), kept=channel.answers > 0) from error
     except EOFError as error:
@@ -277,7 +182,7 @@ def receive(
     try:
         if head.status != 200:
             raise _whole(channel, head, str(endpoint), MAX_REPLY).error()
-        for data in _parts(channel, head.length):
+        for data in body_of(channel, head.length):
             yield data
             channel.extend(idle)
     except TimeoutError as error:

@@ -6,15 +6,17 @@ Import rule: that of keep_loader.
 import _signal  # type: ignore[import-not-found] # `signal` only makes its numbers enumerations: 47 KB and 2 ms
 import os
 import sys
+from functools import partial
 
 if not __package__:  # run by path under -I -S: our packages lie together, and the standard library must win
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from keep_isolation.locks import lock_loader, lock_loader_files
-from keep_loader.isolation import isolation_failures
+from keep_loader.isolation import give_up_being_read, hold_root, isolation_failures
 from keep_loader.loader import Loader
 from keep_loader.settings import read_settings
 from keep_protocol.errors import KeepfleetError
+from keep_protocol.spec import Profile
 
 BAD_START = 2
 """The exit status of a loader that was started wrongly; starting it again would not help."""
@@ -22,9 +24,12 @@ BAD_START = 2
 
 def main() -> int:
     """Runs one keep until SIGTERM, or until its workload is to be run again; returns the exit status."""
+    give_up_being_read()
+    hold_root()
     try:
         settings = read_settings(sys.argv[1:], os.environ)
-        loader = Loader(settings, isolation_failures, lock_loader, lock_loader_files)
+        probe = partial(isolation_failures, strict=settings.spec.profile is Profile.STRICT)
+        loader = Loader(settings, probe, lock_loader, lock_loader_files)
     except KeepfleetError as error:
         print(f"keep-loader: {error}", file=sys.stderr)
         return BAD_START

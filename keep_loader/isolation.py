@@ -11,10 +11,17 @@ import os
 import socket
 import sys
 
+from keep_isolation.kernel import prctl
+
+_PR_SET_DUMPABLE = 4
+PYTHON = "/keepfleet/python"
+"""The interpreter of a keep's root: nobody may read it, so that no other process may look into one that runs it."""
 READ_ONLY = ("/", "/etc", "/usr", "/var", "/run")
-"""ProtectSystem=strict and the empty /run; /tmp and the keep's own directory stay writable, and private."""
-NO_EXEC = ("/", "/tmp", "/var/tmp")  # noqa: S108 - looked at, never written to
-"""NoExecPaths=; the keep's own directory is added. The interpreter and its libraries are mounted apart."""
+"""The keep's root and the empty /run; /tmp and the keep's own directory stay writable, and private."""
+NO_EXEC = ("/tmp", "/var/tmp", "/run")  # noqa: S108 - looked at, never written to
+"""NoExecPaths=; the keep's own directory is added. The root itself is read-only, and holds nothing but what may run."""
+HOST = ("/usr/bin", "/usr/sbin", "/bin/sh", "/etc/passwd", "/var/lib", "/opt", "/boot", "/sys/kernel")
+"""What every host has, and no keep's root."""
 HOMES = ("/home", "/root")
 DEVICES = ("/dev/mem", "/dev/kmsg", "/dev/kvm", "/dev/fuse", "/dev/net/tun", "/dev/loop-control")
 """What PrivateDevices= takes away, as far as a host has it."""
@@ -25,12 +32,65 @@ MAX_NAMED = 4
 """Network devices named in one sentence; a host may have hundreds."""
 
 
-def isolation_failures(directory: str) -> tuple[str, ...]:
-    """A sentence for each failure; `directory` is the keep's own."""
+def isolation_failures(directory: str, *, strict: bool = False) -> tuple[str, ...]:
+    """A sentence for each failure; `directory` is the keep's own, `strict` its profile."""
     uid = os.geteuid()
     found = [*_buses(_bus_sockets(uid)), *_networks(), *_mounts(directory), *_privileges(uid)]
     found += [f"the device {path} is there" for path in DEVICES if os.path.exists(path)]
-    return tuple(found)
+    found += [f"the host's {path} is there" for path in HOST if _is_there(path)]
+    found += _dumpable(uid)
+    return tuple(found + _executable_memory() if strict else found)
+
+
+def _executable_memory() -> list[str]:
+    import mmap  # of a strict keep alone
+
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    except OSError:
+        return []
+    return ["memory can be made that is both writable and executable (MemoryDenyWriteExecute=)"]
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is more than an empty place, which systemd makes in a root to mount something over."""
+    try:
+        return bool(os.listdir(path) if os.path.isdir(path) else os.stat(path).st_size)
+    except OSError:
+        return os.path.exists(path)
+
+
+def give_up_being_read() -> None:
+    """Lets no other process look into us from our first line on: where the tree is the user's own, its mode does not do
+    that yet when systemd, with capabilities left in the keep's user namespace, starts us."""
+    prctl(_PR_SET_DUMPABLE, 0)
+
+
+def hold_root() -> None:
+    """Says by a lock on our root, for as long as we run, that it is in use: what removes unused ones respects it.
+
+    One that another process keeps from us is no failure: the unit names the root, too.
+    """
+    import fcntl
+
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(root, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        os.close(root)
+
+
+def _dumpable(uid: int) -> list[str]:
+    """Whether other processes of our user may look into us: then our files in /proc are ours, and else root's (man 5
+    proc). And whether that would be so after an exec, too."""
+    found = []
+    if os.stat("/proc/self/environ").st_uid == uid:
+        found.append("other processes of the keep's user can read the loader's memory")
+    if sys.executable != PYTHON:
+        found.append(f"the loader is run by {sys.executable}, not by the {PYTHON} of a root of its own")
+    elif os.access(PYTHON, os.R_OK):
+        found.append(f"{PYTHON} can be read")
+    return found
 
 
 def _bus_sockets(uid: int) -> tuple[str, ...]:
@@ -38,6 +98,7 @@ def _bus_sockets(uid: int) -> tuple[str, ...]:
     return (
         "/run/dbus/system_bus_socket",
         "/run/systemd/private",
+        "/run/systemd/journal/stdout",
         f"/run/user/{uid}/bus",
         f"/run/user/{uid}/systemd/private",
     )

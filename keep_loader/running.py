@@ -27,12 +27,8 @@ PREPARATION_SECONDS = 200.0
 more it has it compiled again, for 180 s at most."""
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.05, 1.0
 """Bounds of the seconds between two looks at the processor time of a workload that is near its limit."""
-_MEMORY_EVENTS = (
-    ("", "/sys/fs/cgroup{group}/memory.events"),
-    ("memory", "/sys/fs/cgroup/memory{group}/memory.oom_control"),
-)
-"""Version 2 has one hierarchy, without a controller's name; version 1 has one for memory (man 7 cgroups). systemd
-mounts the control groups read-only into a keep, and reading is enough."""
+_MEMORY_EVENTS = ("/keepfleet/cgroup/memory.events", "/keepfleet/cgroup/memory.oom_control")
+"""Of control groups in version 2, and in 1 (man 7 cgroups). The manager has systemd mount the unit's own there."""
 
 
 class Running:
@@ -195,12 +191,9 @@ def _read(path: str) -> str:
 
 def memory_kills() -> int:
     """How many processes of the keep were ended for memory so far; 0 where nothing can be read."""
-    for line in _read("/proc/self/cgroup").splitlines():
-        _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        for name, place in _MEMORY_EVENTS:
-            if name == controllers:
-                for entry in _read(place.format(group=group.rstrip("/"))).splitlines():
-                    word, _, count = entry.partition(" ")
-                    if word == "oom_kill" and count.isdecimal():
-                        return int(count)
+    for file in _MEMORY_EVENTS:
+        for entry in _read(file).splitlines():
+            word, _, count = entry.partition(" ")
+            if word == "oom_kill" and count.isdecimal():
+                return int(count)
     return 0

@@ -96,6 +96,9 @@ def decode_record(data: bytes) -> KeepRecord:
     return record
 
 
+_OF_THIS_LOADER = ("isolation_failures", "isolation_notes")
+
+
 class Keep:
     """One keep. `changed` is called after every change of it.
 
@@ -138,8 +141,7 @@ class Keep:
         if saved.private.description is not None:
             self._describe(saved.private.description)
         if saved.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
-            ours = ("state", "phase", "detail", "kuuid", "outcome", "control_version")
-            ours += ("isolation_failures", "isolation_notes")
+            ours = ("state", "phase", "detail", "kuuid", "outcome", "control_version", *_OF_THIS_LOADER)
             self.report = saved.report.replace(**{name: getattr(self.report, name) for name in ours})
             self.private = saved.private
 

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -37,10 +38,15 @@ from keep_manager.providers import Providers
 from keep_manager.reload import Reload
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
+from keep_manager.systemd.roots import Roots
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
+from keep_root.contents import target_of
+from keep_root.trees import SYSTEM as SYSTEM_TREES
+from keep_root.trees import VARIABLE as TREES
+from keep_root.trees import Trees, user_directory
 
 LOG = logging.getLogger("keepfleet.daemon")
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
@@ -60,6 +66,13 @@ def bus_address(instance: str) -> str:
     if instance == "system":
         return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", SYSTEM_BUS)
     return os.environ.get("DBUS_SESSION_BUS_ADDRESS", f"unix:path={runtime_root(instance)}/bus")
+
+
+def trees(instance: str) -> Trees:
+    """The roots of keeps that run this manager's own version: not the link `current`, which an upgrade switches."""
+    directory = os.environ.get(TREES) or (SYSTEM_TREES if instance == "system" else user_directory())
+    packages = os.path.join(os.path.dirname(__file__), "..")
+    return Trees(directory, target_of(sys.executable, packages))
 
 
 def policy_of(settings: Settings, files: pki.Directory) -> Policy:
@@ -96,7 +109,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         listener = parts.enter_context(listen(settings.address, settings.port))
         instance = settings.instance.value
         root = runtime_root(instance)
-        units = SystemdUnits(tasks, bus_address(instance), instance, root)
+        units = SystemdUnits(tasks, bus_address(instance), instance, root, Roots(trees(instance)))
         parts.push_async_callback(units.close)
         await units.open()
         loaders, journal, view = Loaders(root), Journal(instance), View()
@@ -125,6 +138,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         for part in (retention, reload):
             tasks.start(part.run(), name=repr(part))
         tasks.start(watch.open(), name="watch")
+        tasks.start(units.tend_roots(), name="roots")
         tasks.start(pulse.beat(view), name="pulse")
         pulse.say("READY=1")
         LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)

@@ -39,13 +39,18 @@ from keep_protocol.fields import (
 from keep_protocol.limits import Limits, check_limit
 from keep_protocol.schema import record_schema
 from keep_protocol.spec import (
+    COMPILER_ABOUT,
     LABELS,
     MAX_UPLOADERS,
     NAME,
+    PROFILE_ABOUT,
     UPLOADER,
+    Compiler,
     Labels,
     Lease,
+    Profile,
     RestartPolicy,
+    check_engine,
     check_label,
     check_labels,
 )
@@ -180,6 +185,8 @@ class NewKeep(Record):
         default=None,
         about="how long it may stay unused; or null",
     )
+    profile: Profile = field(Word(Profile), default=Profile.STANDARD, about=PROFILE_ABOUT)
+    compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING, about=COMPILER_ABOUT)
     uploaders: tuple[str, ...] = field(
         Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload; empty: the caller who starts it"
     )
@@ -192,6 +199,9 @@ class NewKeep(Record):
         about="how it is started by the same request, which is then answered when it listens, or leaves no keep; "
         "null for a keep that is started later",
     )
+
+    def _check(self) -> None:
+        check_engine(self.profile, self.compiler)
 
 
 class ListKeeps(Record):

@@ -11,14 +11,18 @@ from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
 from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.spec import (
+    COMPILER_ABOUT,
     FINGERPRINT,
     LABELS,
     MAX_UPLOADERS,
     NAME,
+    PROFILE_ABOUT,
     UPLOADER,
+    Compiler,
     KeepSpec,
     Labels,
     Lease,
+    Profile,
     RestartPolicy,
 )
 from keep_protocol.states import Phase, State
@@ -151,6 +155,8 @@ class KeepInfo(Record):
     created_at: float | None = field(Maybe(Seconds()), default=None, about="seconds of the epoch, or null")
     restart: RestartPolicy = field(Word(RestartPolicy), default=RestartPolicy.NO, about="when its workload runs again")
     lease: Lease = field(Nested(Lease, "lease"), default=Lease(), about="how long it may stay unused")
+    profile: Profile = field(Word(Profile), default=Profile.STANDARD, about=PROFILE_ABOUT)
+    compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING, about=COMPILER_ABOUT)
     module: Module | None = field(Maybe(Nested(Module, "module")), default=None, about="the module it runs, or null")
     workload: WorkloadSummary | None = field(
         Maybe(Nested(WorkloadSummary, "workload")), default=None, about="what its workload was given, or null"
@@ -193,6 +199,8 @@ def merge(spec: KeepSpec, report: KeepReport, unit: str) -> KeepInfo:
         created_at=spec.created_at or None,
         restart=report.restart,
         lease=spec.lease,
+        profile=spec.profile,
+        compiler=spec.compiler,
         module=report.module,
         workload=report.workload,
         uploaders=report.uploaders or spec.uploaders,

@@ -1,8 +1,7 @@
 """The one TLS policy: TLS 1.3, client certificates, no session tickets, pins compared in constant time.
 
+What a server needs of it stands in `tls_server`, on less than `ssl`, for those that start once per keep.
 Import rule: the standard library and the light part of keep_protocol.
-Session tickets are off because a resumed session skips the certificate checks: a client whose certificate had
-expired or was revoked would still be served (RFC 8446, section 4.6.1; measured with OpenSSL 3.0).
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ import stat
 from collections.abc import Callable
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.tls_server import HANDSHAKE_SECONDS as HANDSHAKE_SECONDS
+from keep_protocol.tls_server import fingerprint_of as fingerprint_of
+from keep_protocol.tls_server import prepare, restrict
 
-HANDSHAKE_SECONDS = 5.0
-"""A TLS 1.3 handshake takes two round trips; five seconds cover a slow radio link and bound a silent peer."""
 _FAULTS = {
     "key values mismatch": "they do not belong together",
     "no certificate or crl found": "there is no certificate in PEM in it",
@@ -31,8 +31,7 @@ _FINGERPRINT = "sha256:[0-9a-f]{64}"
 
 def _base(purpose: int) -> ssl.SSLContext:
     context = ssl.SSLContext(purpose)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    restrict(context)
     return context
 
 
@@ -47,15 +46,8 @@ def server_context(
     without a certificate is let in, one with a foreign certificate still is not.
     Raises KeepfleetError(CERTIFICATE) when a file or the PEM cannot be used.
     """
-    context = _base(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0
-    context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
-    context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
-    try:
-        context.load_cert_chain(certificate, key)
-        context.load_verify_locations(cadata=client_ca_pem)
-    except (OSError, ValueError) as error:
-        raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use the certificate {certificate}: {error}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    prepare(context, certificate, key, client_ca_pem, require_client=require_client)
     return context
 
 
@@ -122,13 +114,6 @@ def pinned_client_context(certificate: str, key: str | None, passphrase: Passphr
     return context
 
 
-def fingerprint_of(der: bytes) -> str:
-    """`sha256:` and the SHA-256 of a DER certificate in 64 hexadecimal digits."""
-    import hashlib  # here: 2 ms, and a client that only asks its manager needs none
-
-    return "sha256:" + hashlib.sha256(der).hexdigest()
-
-
 def parse_fingerprint(text: str) -> str:
     """`text` as a fingerprint: with or without `sha256:`, colons between bytes or not, any case.
 
@@ -146,7 +131,7 @@ def parse_fingerprint(text: str) -> str:
 
 def check_pin(der: bytes | None, fingerprint: str) -> None:
     """Raises KeepfleetError(CERTIFICATE) unless `der`, the peer's certificate, has exactly this fingerprint."""
-    import hmac  # here: as `hashlib` above
+    import hmac  # here: 2 ms, and a client that only asks its manager needs none
 
     shown = "none" if der is None else fingerprint_of(der)
     if not hmac.compare_digest(shown, parse_fingerprint(fingerprint)):

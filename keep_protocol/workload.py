@@ -11,7 +11,7 @@ import re
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Flag, Items, Nested, Record, Text, Type, Word, field, parse
-from keep_protocol.spec import RestartPolicy
+from keep_protocol.spec import Compiler, Profile, RestartPolicy
 
 MAX_WORKLOAD_JSON = 4 * 1024 * 1024
 """Arguments and environment at the kernel's own limit (2 MiB, man 2 execve), each byte escaped once."""
@@ -30,6 +30,10 @@ EXPORT = Text(
     f"a name of at most {MAX_EXPORT} characters, none of them a control character",
 )
 STRINGS = Items(Text(MAX_STRINGS_BYTES), MAX_STRINGS)
+
+
+_LATER = {"profile": Profile.STANDARD.value, "compiler": Compiler.OPTIMIZING.value}
+"""Members that a keep of an older version would refuse: written only where they say something, as of no such keep."""
 
 
 class _PairList(Type):
@@ -61,7 +65,7 @@ class Workload(Record):
     function to call, "" for the module's own entry; export_arguments: its arguments as text, typed by its signature;
     stdin: whether a descriptor for standard input follows; directories and secrets: in the descriptors' order.
 
-    Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) naming what cannot be given.
+    profile and compiler: the keep's own. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) naming what cannot be given.
     """
 
     arguments: tuple[str, ...] = field(STRINGS, default=())
@@ -72,6 +76,8 @@ class Workload(Record):
     directories: tuple[Directory, ...] = field(Items(Nested(Directory, "directory"), MAX_DIRECTORIES), default=())
     secrets: tuple[str, ...] = field(Items(Text(63), MAX_SECRETS), default=())
     restart: RestartPolicy = field(Word(RestartPolicy), default=RestartPolicy.NO)
+    profile: Profile = field(Word(Profile), default=Profile.STANDARD)
+    compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING)
 
     def _check(self) -> None:
         _check_strings("arguments", (*self.arguments, *self.export_arguments))
@@ -92,7 +98,11 @@ class Workload(Record):
 
     def to_json(self) -> bytes:
         """The workload as JSON, at most MAX_WORKLOAD_JSON bytes. Raises KeepfleetError(TOO_LARGE)."""
-        data = strict_json.dumps(self.to_wire())
+        wire = self.to_wire()
+        for name, default in _LATER.items():
+            if wire[name] == default:
+                del wire[name]
+        data = strict_json.dumps(wire)
         if len(data) > MAX_WORKLOAD_JSON:
             raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot give a workload over {MAX_WORKLOAD_JSON} bytes of words")
         return data

@@ -206,6 +206,8 @@ def _workload(keep: KeepInfo) -> list[tuple[str, str]]:
         ("secrets", ", ".join(given.secrets) if given else ""),
         ("stdin", "a file" if given and given.stdin else ""),
         ("restart", keep.restart.value),
+        ("profile", keep.profile.value),
+        ("compiler", keep.compiler.value),
     ]
 
 

@@ -1,4 +1,5 @@
-"""Puts the units where systemd finds them, makes a version the current one, and takes both away again."""
+"""Puts the units where systemd finds them, builds the keeps' root, makes a version the current one, and takes all of
+that away again."""
 
 from __future__ import annotations
 
@@ -10,6 +11,11 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_root.contents import contents
+from keep_root.tree import digest_of, read_tree
+from keep_root.tree import findings as tree_findings
+from keep_root.trees import SYSTEM as SYSTEM_TREES
+from keep_root.trees import Trees, remove_trees, trees_in_use, user_directory
 from keepctl import files, versions
 from keepctl.prefix import Prefix, check_path
 from keepctl.versions import Change
@@ -24,7 +30,7 @@ SLICES = ("keep.slice", "keep-g*.slice")
 RUNNING = "active,activating,deactivating,reloading"
 MARK = "# Written by `keepctl install`, which overwrites it: change it with `systemctl edit`, not here.\n"
 """The first line of every file we write; a file without it was written by another program or a person."""
-PLACEHOLDERS = ("PREFIX", "PYTHON_REAL", "VERSIONS", "OPENSSL")
+PLACEHOLDERS = ("PREFIX", "TREES")
 _PLACEHOLDER = re.compile(r"@([A-Z][A-Z0-9_]*)@")
 _WANTED_BY = (".wants", ".requires")
 """The directories in which `systemctl enable` links a unit (man systemctl)."""
@@ -32,22 +38,28 @@ _WANTED_BY = (".wants", ".requires")
 
 @dataclass(frozen=True)
 class Target:
-    """Which service manager, where its units lie and an operator's programs, and whether it is to read its units."""
+    """Which service manager, where its units lie, an operator's programs and the keeps' roots, and whether it is to
+    read its units."""
 
     variant: str
     directory: str
     programs: str
+    trees: str
     reload: bool = True
 
 
-def target(variant: str, directory: str | None, programs: str | None, *, reload: bool) -> Target:
+def target(
+    variant: str, directory: str | None, programs: str | None, trees: str | None = None, *, reload: bool
+) -> Target:
     """Where `variant`, "system" or "user", looks for units its administrator made and for programs, unless given."""
     if directory is None:
         home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
         directory = SYSTEM_UNITS if variant == "system" else os.path.join(home, "systemd", "user")
     if programs is None:
         programs = SYSTEM_PROGRAMS if variant == "system" else os.path.expanduser("~/.local/bin")
-    return Target(variant, os.path.abspath(directory), os.path.abspath(programs), reload)
+    if trees is None:
+        trees = SYSTEM_TREES if variant == "system" else user_directory()
+    return Target(variant, os.path.abspath(directory), os.path.abspath(programs), os.path.abspath(trees), reload)
 
 
 def render(name: str, template: str, values: dict[str, str]) -> str:
@@ -83,11 +95,15 @@ def templates(variant: str, root: Traversable | None = None) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def install(where: Target, version: Prefix, values: dict[str, str], root: Traversable | None = None) -> list[Change]:
-    """Makes `version` the current one: its units, the link `current`, the programs; then removes unused versions.
+def install(
+    where: Target, version: Prefix, values: dict[str, str], trees: Trees | None, root: Traversable | None = None
+) -> list[Change]:
+    """Makes `version` the current one: its units, the keeps' root, the link `current`, the programs; then removes
+    unused versions.
 
-    Everything is rendered and checked before the first file changes, and each file changes atomically. Without
-    `where.reload` systemd is not asked what it runs, so that no version is removed. Raises KeepfleetError.
+    Everything is rendered and checked, and the root is built, before the first file changes; and each file changes
+    atomically. Without `where.reload` systemd is not asked what it runs, so that no version is removed. Raises
+    KeepfleetError.
     """
     changes = []
     with versions.locked(version), files.explained(f"install units in {where.directory}"):
@@ -97,27 +113,37 @@ def install(where: Target, version: Prefix, values: dict[str, str], root: Traver
         found = {path: _existing(path) for path in wanted}
         if version.is_managed:
             versions.check_programs(version, where.programs)
+        built = [] if trees is None else [_build(trees)]
         for path, text in wanted.items():
             if found[path] != text:
                 files.make_directories(os.path.dirname(path), files.PUBLIC_DIRECTORY)
                 files.replace(path, text.encode("utf-8"), files.PUBLIC_FILE)
             changes.append(Change("unit", path, "unchanged" if found[path] == text else "written"))
+        changes += built
         if version.is_managed:
             changes += versions.make_current(version, where.programs)
         if where.reload:
             systemctl(where.variant, "daemon-reload")
         if where.reload and version.is_managed:
-            environments = systemctl(where.variant, "show", "--property=Environment", KEEPS)
-            changes += versions.remove_unused(version, environments)
+            changes += versions.remove_unused(version)
     return changes
 
 
+def _build(trees: Trees) -> Change:
+    """The root that keeps of this version will have; unused ones go when the manager sees that they are."""
+    before = set(trees.names())
+    tree = trees.make()
+    new = os.path.dirname(tree.directory) == trees.directory and os.path.basename(tree.directory) not in before
+    return Change("root", tree.directory, "built" if new else "unchanged")
+
+
 def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -> list[Change]:
-    """Removes what `install` made, all versions among it. Raises KeepfleetError(CONFLICT) while anything of ours runs.
+    """Removes what `install` made, all versions and roots among it. Raises KeepfleetError(CONFLICT) while anything of
+    ours runs.
 
     What systemd still knows of keeps that failed and of their slices goes with it.
     """
-    _refuse_while_running(where, version)
+    _refuse_while_running(where)
     changes = []
     with versions.locked(version), files.explained(f"remove units from {where.directory}"):
         if where.reload:
@@ -130,10 +156,33 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
                 changes += _remove_unit(where.directory, path)
         if where.reload:
             systemctl(where.variant, "daemon-reload")
+        changes += [Change("root", path, "removed") for path in remove_trees(where.trees)]
         if version.is_managed:
             changes += versions.remove_programs(version, where.programs)
             changes += versions.remove_all(version)
     return changes
+
+
+def findings(
+    where: Target, version: Prefix, values: dict[str, str], trees: Trees, root: Traversable | None = None
+) -> list[str]:
+    """What is not as `install` would make it, one sentence each; empty when all is well. Raises KeepfleetError."""
+    found = []
+    for name, template in templates(where.variant, root).items():
+        path = os.path.join(where.directory, name)
+        if _existing(path) != render(name, template, values):
+            found.append(f"{path} is not what this version writes; run: keepctl install")
+    if version.is_managed and os.path.realpath(version.current) != version.directory:
+        found.append(f"{version.current} names another version; run: keepctl install")
+    name = f"root-{digest_of(contents(trees.target), trees.target)}"
+    tree = read_tree(os.path.join(where.trees, name))
+    if tree is None and where.trees != SYSTEM_TREES:
+        tree = read_tree(os.path.join(SYSTEM_TREES, name))
+    if tree is None:
+        found.append(f"{where.trees} has no root made of what is installed now; run: keepctl install")
+    else:
+        found += tree_findings(tree)
+    return found
 
 
 def is_manager_running(where: Target) -> bool:
@@ -163,7 +212,7 @@ def systemctl(variant: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _refuse_while_running(where: Target, version: Prefix) -> None:
+def _refuse_while_running(where: Target) -> None:
     """Raises KeepfleetError(CONFLICT) with what runs, and how to end it."""
     running = units(where.variant, RUNNING, KEEPS, MANAGER) if where.reload else []
     if running:
@@ -174,12 +223,13 @@ def _refuse_while_running(where: Target, version: Prefix) -> None:
             f"systemctl{user} stop '{KEEPS}' {MANAGER}",
             tuple(running[:10]),
         )
-    elsewhere = versions.versions_in_use(version, "lib/") if version.is_managed else {}
+    elsewhere = trees_in_use(where.trees)
     if elsewhere:
         raise KeepfleetError(
             ErrorKind.CONFLICT,
-            f"cannot uninstall while a user's own keeps run from {version.versions}",
-            tuple(f"process {pid}" for pid in sorted(elsewhere.values())),
+            "cannot uninstall while a user's own keeps run from these roots; that user ends them with: "
+            f"systemctl --user stop '{KEEPS}'",
+            tuple(elsewhere),
         )
 
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.limits import BOUNDS, Limits, check_limit
-from keep_protocol.spec import RestartPolicy, check_labels, check_name
-from keep_protocol.workload import Directory, Workload
+from keep_protocol.spec import Compiler, Profile, RestartPolicy, check_engine, check_labels, check_name
 
 NO_RESTART = RestartPolicy.NO.value
 SIZE = "([0-9]{1,12})(?:([KMG])(?:i?B)?|B)?"
@@ -101,7 +100,7 @@ class Job(Record):
     """A workload: what the keep is called and may use, and what its guest is given.
 
     module: the file to send, "" where it comes by another way; environment, labels, limits, lease and secrets: by name;
-    stdin and the secrets' values: files of the manager's host.
+    stdin and the secrets' values: files of the manager's host; profile and compiler: "" for the usual ones.
     """
 
     module: str = ""
@@ -115,6 +114,8 @@ class Job(Record):
     limits: Mapping[str, int] = UNLIMITED
     lease: Mapping[str, int] = UNLIMITED
     restart: str = NO_RESTART
+    profile: str = ""
+    compiler: str = ""
     export: str = ""
     export_arguments: tuple[str, ...] = ()
 
@@ -124,6 +125,14 @@ class Job(Record):
         check_name(self.name)
         check_labels(self.labels.items())
         Limits(**self.limits)
+        check_engine(Profile(self.profile or Profile.STANDARD), Compiler(self.compiler or Compiler.OPTIMIZING))
+        if self.workload() is not None:
+            self._check_workload()
+        return self
+
+    def _check_workload(self) -> None:
+        from keep_protocol.workload import Directory, Workload  # here: 1 ms, and a plain program is given nothing
+
         Workload(
             arguments=self.arguments,
             environment=tuple(self.environment.items()),
@@ -134,7 +143,6 @@ class Job(Record):
             secrets=tuple(self.secrets),
             restart=RestartPolicy(self.restart),
         )
-        return self
 
     def on_top(
         self,
@@ -144,6 +152,8 @@ class Job(Record):
         limits: tuple[tuple[str, int], ...] = (),
         idle: int | None = None,
         waits: int | None = None,
+        profile: str | None = None,
+        compiler: str | None = None,
         env: tuple[tuple[str, str], ...] = (),
         directories: tuple[tuple[str, str, bool], ...] = (),
         stdin: str | None = None,
@@ -164,6 +174,8 @@ class Job(Record):
             labels={**self.labels, **dict(labels)},
             limits={**self.limits, **dict(limits), **dict(own_limits)},
             lease={**self.lease, **{name: seconds for name, seconds in lease.items() if seconds is not None}},
+            profile=profile or self.profile,
+            compiler=compiler or self.compiler,
             environment={**self.environment, **dict(env)},
             directories=self.directories + tuple(Grant(*directory) for directory in directories),
             stdin=os.path.abspath(stdin) if stdin else self.stdin,

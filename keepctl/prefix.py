@@ -1,4 +1,4 @@
-"""Where keepfleet is installed, what the units say of it, and whether a keep could use it.
+"""Where keepfleet is installed, what the units say of it, and whether the manager could use it.
 
     ROOT/versions/NAME   a version: a whole virtual environment, which nothing changes once it is there
     ROOT/current         a link to the version that the manager and the programs on PATH run
@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import subprocess
 from dataclasses import dataclass
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_root.contents import Target, target_of
 
 PYTHON_SECONDS = 20.0
 """An interpreter starts in 20 ms."""
-HIDDEN_FROM_KEEPS = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - looked at, never written to
-"""What ProtectHome= and PrivateTmp= hide from a keep (man systemd.exec)."""
+HIDDEN_FROM_MANAGER = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - looked at, never written to
+"""What ProtectHome= and PrivateTmp= hide from the system's manager (man systemd.exec)."""
 OURS = "keep_loader"
 """A package that each installation has."""
 _WHERE = f"import os, {OURS}; print(os.path.dirname(os.path.dirname(os.path.abspath({OURS}.__file__))))"
@@ -96,33 +96,22 @@ def packages_of(python: str) -> str:
     return done.stdout.strip()
 
 
-def values_for(prefix: Prefix, variant: str) -> dict[str, str]:
-    """The value of each placeholder in the units of `variant`, "system" or "user".
-
-    Raises KeepfleetError(CONFIGURATION) when something is missing, or a keep could not read it.
-    """
+def target_for(prefix: Prefix) -> Target:
+    """What the keeps of this version run. Raises KeepfleetError(CONFIGURATION) where it is not whole."""
     python = os.path.join(prefix.directory, "bin", "python")
-    openssl = shutil.which("openssl", path="/usr/bin:/bin:/usr/local/bin")
-    if openssl is None:
-        raise KeepfleetError(
-            ErrorKind.CONFIGURATION, "cannot install: keeps make their keys with openssl; run: apt-get install openssl"
-        )
-    main = os.path.join(packages_of(python), OURS, "__main__.py")
-    values = {
-        "PREFIX": prefix.in_units,
-        "PYTHON_REAL": os.path.realpath(python),
-        "VERSIONS": prefix.versions if prefix.is_versioned else os.path.join(prefix.directory, "lib"),
-        "OPENSSL": os.path.realpath(openssl),
-    }
+    return target_of(python, packages_of(python))
+
+
+def values_for(prefix: Prefix, variant: str, trees: str) -> dict[str, str]:
+    """The value of each placeholder in the units of `variant`, "system" or "user", whose roots are in `trees`.
+
+    Raises KeepfleetError(CONFIGURATION) when something is missing, or the system's manager could not use it.
+    """
     if variant == "system":
-        for path in (
-            prefix.directory,
-            python,
-            main,
-            *(values[name] for name in ("PYTHON_REAL", "VERSIONS", "OPENSSL")),
-        ):
-            check_visible(check_path(path, "which keeps use"))
-    return values
+        target = target_for(prefix)
+        for path in (prefix.directory, target.python, target.packages):
+            check_visible(check_path(path, "which the manager uses"))
+    return {"PREFIX": prefix.in_units, "TREES": trees}
 
 
 def check_path(path: str, what: str) -> str:
@@ -136,25 +125,19 @@ def check_path(path: str, what: str) -> str:
 
 
 def check_visible(path: str) -> None:
-    """Raises KeepfleetError(CONFIGURATION) unless a keep, which is a user of its own, can reach and read `path`,
-    and only its owner and root can replace it."""
+    """Raises KeepfleetError(CONFIGURATION) unless the system's manager sees `path`, and only its owner and root can
+    replace it."""
     path = os.path.abspath(path)
-    for hidden in HIDDEN_FROM_KEEPS:
+    for hidden in HIDDEN_FROM_MANAGER:
         if path == hidden or path.startswith(hidden + "/"):
             raise KeepfleetError(
                 ErrorKind.CONFIGURATION,
-                f"cannot install for all users: {path} lies below {hidden}, which keeps do not see; {_ELSEWHERE}",
+                f"cannot install for all users: {path} lies below {hidden}, which the manager does not see; "
+                + _ELSEWHERE,
             )
     step = path
     while True:
         mode = os.stat(step).st_mode
-        needed = 0o001 if step != path else 0o005 if mode & 0o100 else 0o004
-        if mode & needed != needed:
-            raise KeepfleetError(
-                ErrorKind.CONFIGURATION,
-                f"cannot install for all users: {step} has mode {stat.S_IMODE(mode):04o}, and keeps, each a user of "
-                f"its own, could not use {path}; {_ELSEWHERE}",
-            )
         if mode & 0o002 and not mode & stat.S_ISVTX:
             raise KeepfleetError(
                 ErrorKind.CONFIGURATION,

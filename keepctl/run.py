@@ -90,7 +90,19 @@ def create(
     """A new keep for a job, with `start` one that listens, on `address` where that was asked for; key: an idempotency
     key; meanwhile: done while the manager works. Raises KeepfleetError."""
     try:
-        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease, start, meanwhile)
+        return client.create(
+            arch,
+            job.name,
+            job.labels,
+            job.limits,
+            key,
+            replace,
+            job.lease,
+            start,
+            meanwhile,
+            profile=job.profile,
+            compiler=job.compiler,
+        )
     except KeepfleetError as error:
         hint = _next_step(error, address, renames=bool(job.name) and not replace)
         if not hint:

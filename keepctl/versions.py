@@ -1,14 +1,13 @@
 """The versions of one installation: which is current, which are used, and how they come and go.
 
-A keep runs the version that made it until it ends, so a version stays while a keep's unit or a process names it.
+A version stays while a manager or another program of it runs. Keeps need none: each has what it runs in its own root.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,7 +23,8 @@ UNFINISHED = (".new", ".removed")
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one `unit`, `version` or `program`: "written", "unchanged", "current", "linked" or "removed"."""
+    """What became of one `unit`, `version`, `program` or `root`: "written", "unchanged", "current", "linked", "built"
+    or "removed"."""
 
     kind: str
     path: str
@@ -70,11 +70,9 @@ def remove_programs(prefix: Prefix, directory: str) -> list[Change]:
     return [Change("program", path, "removed") for path in paths]
 
 
-def remove_unused(prefix: Prefix, environments: str) -> list[Change]:
-    """Removes each version that is not current and that neither a process nor `environments`, those of all keeps'
-    units as systemd prints them, names."""
-    used = {*versions_in_use(prefix), os.path.basename(os.path.realpath(prefix.current))}
-    used |= set(re.findall(re.escape(prefix.versions) + "/([^/ ]+)/", environments))
+def remove_unused(prefix: Prefix) -> list[Change]:
+    """Removes each version that is not current and of which no process runs."""
+    used = {*_running(prefix), os.path.basename(os.path.realpath(prefix.current))}
     return [_remove_version(path) for path in _ours(prefix) if os.path.basename(path) not in used]
 
 
@@ -102,28 +100,20 @@ def _is_version(path: str) -> bool:
     return any(os.path.isdir(os.path.join(library, name, "site-packages", OURS)) for name in interpreters)
 
 
-def versions_in_use(prefix: Prefix, part: str = "") -> dict[str, int]:
-    """The versions that processes of this machine were started from, each with one of those processes' numbers.
-
-    A manager or a keepctl is seen by its interpreter, a keep by the path of its program; `part` limits that to
-    what lies below it, as in "lib/".
-    """
-    found = {}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        for number, word in enumerate(_command_line(pid)):
-            name, _, rest = word.removeprefix(f"{prefix.versions}/").partition("/")
-            is_ours = word.startswith(f"{prefix.versions}/") and (number == 0 or rest.startswith("lib/"))
-            if is_ours and rest.startswith(part):
-                found[name] = pid
-    return found
+def _running(prefix: Prefix) -> set[str]:
+    """The versions that processes of this machine were started from, as the path of their interpreter says."""
+    programs = (_program(int(name)) for name in os.listdir("/proc") if name.isdecimal())
+    inside = f"{prefix.versions}/"
+    return {word[len(inside) :].partition("/")[0] for word in programs if word.startswith(inside)}
 
 
-def _command_line(pid: int) -> Iterable[str]:
+def _program(pid: int) -> str:
+    """The first word of a process's command line; none of one that has ended meanwhile."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return os.fsdecode(file.read()).split("\0")
+            return os.fsdecode(file.read().partition(b"\0")[0])
     except (FileNotFoundError, ProcessLookupError):
-        return ()  # it has ended meanwhile
+        return ""
 
 
 def _links_here(prefix: Prefix, path: str) -> bool:

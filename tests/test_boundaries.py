@@ -38,16 +38,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keep_isolation": {"keep_isolation", "keep_protocol.errors"},
     "keep_loader": {"keep_loader", "keep_isolation", *LIGHT_PROTOCOL},
     "app_loader": {"app_loader", "keep_isolation", "keep_protocol"},
+    "keep_root": {"keep_root", "keep_protocol"},
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
-    "keepctl": {"keepctl", "keep_client", "keep_protocol", "strict_yaml", "units"},
+    "keepctl": {"keepctl", "keep_client", "keep_protocol", "keep_root", "strict_yaml", "units"},
     "testers": {"testers", "keep_client", "keep_protocol"},
     "units": set(),
     "benchmarks": {"benchmarks", "keep_client", "keep_protocol"},
     "tools": set(),
     "tools.sandbox": {"tools.sandbox"},
     "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},
-    "keep_manager": {"keep_manager", "keep_protocol", "strict_yaml"},
+    "keep_manager": {"keep_manager", "keep_protocol", "keep_root", "strict_yaml"},
     "keep_manager.http": {
         "keep_manager.http",
         "keep_manager.authorize",
@@ -71,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_manager.tasks",
         "keep_manager.failpoints",
         "keep_protocol",
+        "keep_root",
     },
     "keep_manager.tasks": set(),
     "keep_manager.authorize": {"keep_manager.authorize", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
@@ -90,7 +92,15 @@ ONLY_IN: dict[str, set[str]] = {
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},
 }
-STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_isolation", "keep_loader", "keep_client", "units", "tools")
+STANDARD_LIBRARY_ALONE = (
+    "keep_protocol",
+    "keep_isolation",
+    "keep_loader",
+    "keep_root",
+    "keep_client",
+    "units",
+    "tools",
+)
 
 
 def sources() -> list[Path]:

@@ -64,6 +64,7 @@ STANDARD_LIBRARY = {
     "copyreg",
     "enum",
     "errno",
+    "fcntl",
     "functools",
     "genericpath",
     "itertools",

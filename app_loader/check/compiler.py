@@ -12,11 +12,12 @@ import os
 import resource
 
 from app_loader.check.budget import Budget, budget, too_complex
-from app_loader.check.checking import GOOD, refused
-from app_loader.check.imports import check_imports, find_entry
+from app_loader.check.checking import GOOD
+from app_loader.check.checking import refused as refusal
+from app_loader.check.imports import check_imports, find_entry, refused
 from app_loader.engine.compiled import Compiled, Module
 from app_loader.engine.foreign import EngineError
-from app_loader.engine.settings import make_engine
+from app_loader.engine.settings import make_engine, settings_for
 from app_loader.engine.store import Linker
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
 from app_loader.settings import Passed, read_limits, read_workload
@@ -25,6 +26,7 @@ from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.limits import Limits
+from keep_protocol.spec import Compiler
 from keep_protocol.workload import Workload
 
 MAGIC = b"\0asm"
@@ -72,10 +74,11 @@ def _limit(allowed: Budget) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (allowed.data_bytes, allowed.data_bytes))
 
 
-def _reason(error: EngineError) -> KeepfleetError:
+def _reason(error: EngineError, compiler: Compiler) -> KeepfleetError:
     lines = [line[:MAX_EVIDENCE_LINE] for line in str(error).splitlines() if line.strip()][:MAX_EVIDENCE_LINES]
     shown = ": ".join(line.strip() for line in lines if line.strip() != "Caused by:")[: 2 * MAX_EVIDENCE_LINE]
-    return KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {shown}", tuple(lines))
+    hint = "; compiler fast knows less of WebAssembly: try without it" if compiler is Compiler.FAST else ""
+    return KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {shown}{hint}", tuple(lines))
 
 
 def _store(compiled: Compiled, result: int) -> None:
@@ -87,7 +90,7 @@ def _store(compiled: Compiled, result: int) -> None:
 
 
 def _examine_module(module: int, result: int, limits: Limits, workload: Workload) -> str:
-    engine = make_engine(limits.stack_bytes)
+    engine = make_engine(settings_for(result, limits, workload))
     compiled = Module.compile(engine, module)
     check_imports(Linker(engine), compiled)
     find_entry(compiled, workload)
@@ -99,7 +102,12 @@ def _examine_component(module: int, result: int, limits: Limits, workload: Workl
     from app_loader.check.components import check_component, find_run
     from app_loader.engine.component import Component, ComponentLinker
 
-    engine = make_engine(limits.stack_bytes, components=True)
+    if workload.compiler is Compiler.FAST:
+        raise refused(
+            "cannot take the component: compiler fast is for core modules alone; leave it out, or build the program as "
+            "a core module (wasm32-wasip1)"
+        )
+    engine = make_engine(settings_for(result, limits, workload, components=True))
     compiled = Component.compile(engine, module)
     note = check_component(ComponentLinker(engine), compiled)
     find_run(compiled, workload)
@@ -114,7 +122,7 @@ def examine(module: int, result: int, limits: Limits, workload: Workload) -> str
         is_component = check_head(os.pread(module, _HEAD, 0))
         return (_examine_component if is_component else _examine_module)(module, result, limits, workload)
     except EngineError as error:
-        return _reason(error)
+        return _reason(error, workload.compiler)
     except MemoryError:
         return too_complex(allowed.over_data())
     except KeepfleetError as error:
@@ -131,6 +139,6 @@ def check(passed: Passed) -> int:
         import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock
     lock_checker()
     found = examine(module, result, limits, workload)
-    packet = GOOD + strict_json.dumps({"note": found}) if isinstance(found, str) else refused(found)
+    packet = GOOD + strict_json.dumps({"note": found}) if isinstance(found, str) else refusal(found)
     os.write(REPORT_DESCRIPTOR, packet)
     return 0

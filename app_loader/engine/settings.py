@@ -1,18 +1,22 @@
-"""The one configuration of the engine: the checker compiles with it and the runner loads with it.
+"""The configurations of the engine: the checker compiles with one and the runner loads with the same.
 
 Off is every proposal the advisories of 2026 hit and few programs need: threads, 64-bit memories, garbage collection,
 typed references, exceptions, stack switching, several memories; and components, where a core module is to run. On stays
-what compilers emit: SIMD, bulk memory, reference types, many values, tail calls.
+what compilers emit: SIMD, bulk memory, reference types, many values, tail calls (which Winch lacks).
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
-from app_loader.engine.binding import CRANELIFT, library
-from app_loader.engine.foreign import Owned
+from app_loader.engine.binding import CRANELIFT, WINCH, library
+from app_loader.engine.foreign import Owned, succeed
 from app_loader.limits import ASYNC_STACK_SPARE_BYTES
-from keep_protocol.limits import DEFAULT_LIMITS, check_limit
+from keep_protocol.fields import Record
+from keep_protocol.limits import DEFAULT_LIMITS, Limits, check_limit
+from keep_protocol.spec import Compiler, Profile, check_engine
+from keep_protocol.workload import Workload
 
 OFF = (
     "parallel_compilation",  # one thread: memory is bounded that way, TasksMax cannot break it, and it can be forked
@@ -30,14 +34,14 @@ OFF = (
     "wasm_custom_page_sizes",
     "wasm_relaxed_simd",
     "gc_support",
-    # Copy-on-write images of a memory need memfd_create, which the unit's system call filter and the lock refuse.
-    "memory_init_cow",
 )
-"""The switches that are off."""
+"""The switches that are off in every engine."""
+PULLEY = b"pulley64"
+"""wasmtime's interpreter, as a machine that is compiled for: what it runs is data and not code."""
 
 
 class Engine(Owned):
-    """What compiles and loads: see `make_engine`."""
+    """What compiles and loads."""
 
     __slots__ = ()
 
@@ -46,18 +50,44 @@ class Engine(Owned):
         super().__init__(library.wasm_engine_new_with_config(config), library.wasm_engine_delete)
 
 
-@cache
-def make_engine(stack_bytes: int = DEFAULT_LIMITS.stack_bytes, *, components: bool = False) -> Engine:
-    """The engine, for core modules or for components, that gives WebAssembly `stack_bytes` of stack; one a process.
+class Settings(Record):
+    """What one engine differs in from another; a compiled file fits those with the same alone.
 
-    Raises KeepfleetError(BAD_REQUEST) for a stack no keep may have: wasmtime would abort.
+    stack_bytes: for WebAssembly; components: whether it is for them; images: whether a memory's first contents are
+    mapped copy-on-write from the compiled file. Where that file cannot be mapped as code, wasmtime would make a memfd
+    of them, which the unit's system call filter and the lock refuse.
     """
-    stack = check_limit("stack_bytes", stack_bytes)
+
+    stack_bytes: int = DEFAULT_LIMITS.stack_bytes
+    components: bool = False
+    images: bool = False
+    profile: Profile = Profile.STANDARD
+    compiler: Compiler = Compiler.OPTIMIZING
+
+    def _check(self) -> None:
+        """Raises KeepfleetError(BAD_REQUEST) for what no keep may have: wasmtime would abort."""
+        check_limit("stack_bytes", self.stack_bytes)
+        check_engine(self.profile, self.compiler)
+
+
+def settings_for(compiled: int | str, limits: Limits, workload: Workload, *, components: bool = False) -> Settings:
+    """The settings for a workload whose compiled file this is, or will lie in this directory."""
+    strict = workload.profile is Profile.STRICT
+    images = strict or not os.statvfs(compiled).f_flag & os.ST_NOEXEC
+    return Settings(limits.stack_bytes, components, images, workload.profile, workload.compiler)
+
+
+@cache
+def make_engine(settings: Settings) -> Engine:
+    """The engine with these settings, one a process: a fork shares its parent's."""
     config = library.wasm_config_new()
-    library.wasmtime_config_max_wasm_stack_set(config, stack)
-    library.wasmtime_config_async_stack_size_set(config, stack + ASYNC_STACK_SPARE_BYTES)
-    library.wasmtime_config_strategy_set(config, CRANELIFT)
-    library.wasmtime_config_wasm_component_model_set(config, components)
+    library.wasmtime_config_max_wasm_stack_set(config, settings.stack_bytes)
+    library.wasmtime_config_async_stack_size_set(config, settings.stack_bytes + ASYNC_STACK_SPARE_BYTES)
+    library.wasmtime_config_strategy_set(config, WINCH if settings.compiler is Compiler.FAST else CRANELIFT)
+    if settings.profile is Profile.STRICT:
+        succeed(library.wasmtime_config_target_set(config, PULLEY))
+    library.wasmtime_config_wasm_component_model_set(config, settings.components)
+    library.wasmtime_config_memory_init_cow_set(config, settings.images)
     for name in OFF:
         getattr(library, f"wasmtime_config_{name}_set")(config, False)
     return Engine(config)

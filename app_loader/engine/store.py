@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from _ctypes import byref
+from functools import cache
 
 from app_loader.engine.binding import EXTERN_FUNCTION, TYPE_NAMES, Extern, Instance, Pointer, Text, Value, library
+from app_loader.engine.compiled import Module
 from app_loader.engine.foreign import EngineError, GuestExit, Owned, succeed, take_trap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from app_loader.engine.compiled import Module
     from app_loader.engine.settings import Engine
 
 WASI_MODULE = "wasi_snapshot_preview1"
 """The one import module of core modules."""
 EXIT, LEFT = "proc_exit", "left"
+_KINDS = {name: kind for kind, name in TYPE_NAMES.items()}
 EXIT_MODULE = bytes.fromhex(
     "0061736d01000000 0105 0160017f00 03020100 0606 017e01427f0b 0714 02 04 6c656674 0300 09 70726f635f65786974 0000"
     "0a0a 010800 2000 ad 2400 00 0b"
@@ -27,7 +29,12 @@ a closure, which is executable memory. It notes the code and traps:
     (module (global (export "left") (mut i64) (i64.const -1))
       (func (export "proc_exit") (param i32) (global.set 0 (i64.extend_i32_u (local.get 0))) unreachable))
 """
-_KINDS = {name: kind for kind, name in TYPE_NAMES.items()}
+
+
+@cache
+def exit_module(engine: Engine) -> Module:
+    """EXIT_MODULE, compiled once for an engine, and so before a lock."""
+    return Module.compile(engine, EXIT_MODULE)
 
 
 class Wasi(Owned):
@@ -69,9 +76,10 @@ def _texts(texts: Sequence[str]) -> object:
 class Store(Owned):
     """One run's state. context: the library's handle of it, which lives as long."""
 
-    __slots__ = ("context", "left")
+    __slots__ = ("context", "engine", "left")
 
     def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         super().__init__(library.wasmtime_store_new(engine.pointer, None, None), library.wasmtime_store_delete)
         self.context: int = library.wasmtime_store_context(self.pointer)
         self.left: Extern | None = None
@@ -155,9 +163,9 @@ class Linker(Owned):
         )
         return bool(found)
 
-    def replace_exit(self, store: Store, exit_module: Module) -> None:
-        """Puts EXIT_MODULE's function in the place of WASI's own, for this store alone."""
-        instance = self.instantiate(store, exit_module)
+    def replace_exit(self, store: Store) -> Extern:
+        """Puts EXIT_MODULE's function, which is returned, in the place of WASI's own, for this store alone."""
+        instance = self.instantiate(store, exit_module(store.engine))
         function, left = store.export(instance, EXIT), store.export(instance, LEFT)
         module, name = WASI_MODULE.encode(), EXIT.encode()
         succeed(
@@ -166,6 +174,7 @@ class Linker(Owned):
             )
         )
         store.left = left
+        return function
 
     def instantiate(self, store: Store, module: Module) -> Instance:
         """Links the module and runs its start function. Raises what `Store.call` does."""

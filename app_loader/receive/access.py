@@ -11,7 +11,6 @@ one connection is accepted between two looks at those already open.
 from __future__ import annotations
 
 import socket
-import ssl
 import time
 
 from app_loader.limits import MAX_CONNECTIONS
@@ -21,6 +20,10 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Identity, Role, may_upload, owner_of
 from keep_protocol.keep import Uploader
 from keep_protocol.revocation import RevokedFile, serial_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _ssl import _SSLContext
 
 
 class UploadAccess:
@@ -67,7 +70,7 @@ def _refused(certificate: CertificateFields, why: str) -> KeepfleetError:
 class ConnectionTable:
     """All exchanges of an endpoint. exchanges: those not yet removed, in the order they came."""
 
-    def __init__(self, context: ssl.SSLContext, access: UploadAccess) -> None:
+    def __init__(self, context: _SSLContext, access: UploadAccess) -> None:
         self._context, self._access = context, access
         self.exchanges: list[Exchange] = []
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import select
 import socket
-import ssl
 import sys
 import time
-from typing import assert_never
 
 from app_loader.check.checking import Checking
 from app_loader.limits import (
@@ -19,7 +17,7 @@ from app_loader.limits import (
 )
 from app_loader.receive.access import ConnectionTable, UploadAccess
 from app_loader.receive.exchange import Exchange, Gone, Stage
-from app_loader.receive.http1 import End, Event, Head
+from app_loader.receive.http1 import Event, Head
 from app_loader.receive.requests import Route, error_answer, json_answer, read_request, text_answer
 from app_loader.receive.upload import Upload
 from app_loader.reports import Reporter
@@ -28,6 +26,10 @@ from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Uploader
 from keep_protocol.reports import Report, ReportType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _ssl import _SSLContext
 
 RECEIVED = "Payload received"
 """The original's words."""
@@ -50,7 +52,7 @@ class Endpoint:
         self,
         settings: Settings,
         listener: socket.socket,
-        context: ssl.SSLContext,
+        context: _SSLContext,
         access: UploadAccess,
         reporter: Reporter,
         checks: int,
@@ -139,16 +141,13 @@ class Endpoint:
             self._refuse(exchange, error, now)
 
     def _handle(self, exchange: Exchange, event: Event, now: float) -> None:
-        match event:
-            case Head():
-                self._begin(exchange, event, now)
-            case bytes():
-                self._upload_of(exchange).receive(event)
-            case End():
-                self._table.check(exchange)
-                self._upload_of(exchange).complete(self._checks, now)
-            case _:
-                assert_never(event)
+        if isinstance(event, Head):
+            self._begin(exchange, event, now)
+        elif isinstance(event, bytes):
+            self._upload_of(exchange).receive(event)
+        else:
+            self._table.check(exchange)
+            self._upload_of(exchange).complete(self._checks, now)
 
     def _upload_of(self, exchange: Exchange) -> Upload:
         if self._upload is None or self._upload.exchange is not exchange:

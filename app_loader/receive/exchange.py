@@ -7,10 +7,9 @@ BrokenPipeError where 3.0 gave an end of file), it is Gone.
 
 from __future__ import annotations
 
-import contextlib
+import _ssl
 import select
 import socket
-import ssl
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -26,7 +25,20 @@ from app_loader.receive.http1 import CONTINUE, Event, Head, RequestReader
 from app_loader.receive.requests import Answer
 from keep_protocol.certificate import CertificateFields, read_certificate
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.tls import HANDSHAKE_SECONDS
+from keep_protocol.tls_server import HANDSHAKE_SECONDS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the module `typing` would be 4 ms
+    from typing import Protocol
+
+    class Session(Protocol):
+        """What `ssl` wraps: one TLS connection of OpenSSL's."""
+
+        def do_handshake(self) -> None: ...
+        def read(self, length: int, buffer: memoryview, /) -> int: ...
+        def write(self, data: bytes, /) -> int: ...
+        def shutdown(self) -> object: ...
+        def getpeercert(self, binary_form: bool, /) -> bytes | None: ...
 
 
 class Gone(Exception):
@@ -36,10 +48,11 @@ class Gone(Exception):
 class Channel:
     """The server's side of one connection. `interest` is what to poll for after a call has said "not yet"."""
 
-    def __init__(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, connection: socket.socket, context: _ssl._SSLContext) -> None:
         connection.setblocking(False)
+        self._connection = connection
         try:
-            self._tls = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            self._session: Session | None = context._wrap_socket(connection, True)  # type: ignore[attr-defined]
         except OSError as error:
             connection.close()
             raise Gone(str(error)) from error
@@ -52,42 +65,54 @@ class Channel:
 
     def fileno(self) -> int:
         """The descriptor to poll."""
-        return self._tls.fileno()
+        return self._connection.fileno()
 
     @property
-    def connection(self) -> ssl.SSLSocket:
-        """The TLS socket, to ask it for the peer's certificate."""
-        return self._tls
+    def _tls(self) -> Session:
+        """OpenSSL's side, which holds the number of the descriptor: once closed that may be another connection's."""
+        if self._session is None:
+            raise Gone("the connection is closed")
+        return self._session
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The client's, in DER, once the handshake is complete."""
+        return self._tls.getpeercert(True)
 
     def _attempt(self, call: Callable[[], int]) -> int | None:
         """What `call` returns; None when it must be made again after a poll for `interest`. Raises Gone."""
         try:
             return call()
-        except ssl.SSLWantReadError:
+        except _ssl.SSLWantReadError:
             self.interest = select.POLLIN
-        except ssl.SSLWantWriteError:
+        except _ssl.SSLWantWriteError:
             self.interest = select.POLLOUT
+        except _ssl.SSLEOFError:
+            return 0  # the stream has ended without TLS's own end
         except (OSError, ValueError) as error:
             raise Gone(str(error)) from error
         return None
 
     def handshake(self) -> bool:
         """Goes on with the handshake; True when it is complete. Raises Gone when it failed; the alert is sent."""
-        if self._attempt(self._shake_hands) is None:
+        done = self._attempt(self._shake_hands)
+        if done is None:
             return False
+        if not done:
+            raise Gone("the client has ended the connection")
         self.interest = select.POLLIN
         return True
 
     def _shake_hands(self) -> int:
         self._tls.do_handshake()
-        return 0
+        return 1
 
     def read_into(self, buffer: memoryview) -> int:
         """Fills `buffer` as far as bytes have come; 0 when none have. Raises Gone at the end of the stream."""
         filled = 0
         self.interest = select.POLLIN
         while len(rest := buffer[filled:]) >= TLS_RECORD_BYTES:
-            count = self._attempt(partial(self._tls.recv_into, rest))
+            count = self._attempt(partial(self._tls.read, len(rest), rest))
             if count is None:
                 break
             if count == 0:
@@ -105,9 +130,11 @@ class Channel:
     def flush(self) -> bool:
         """Sends what is queued and fits; True when nothing is left. Raises Gone."""
         while self._unsent:
-            count = self._attempt(partial(self._tls.send, bytes(self._unsent[:TLS_RECORD_BYTES])))
+            count = self._attempt(partial(self._tls.write, bytes(self._unsent[:TLS_RECORD_BYTES])))
             if count is None:
                 return False
+            if count == 0:
+                raise Gone("the client has ended the connection")
             del self._unsent[:count]
         self.interest = select.POLLIN
         return True
@@ -117,28 +144,27 @@ class Channel:
         if self._ended_output:
             return
         self._ended_output = True
-        with contextlib.suppress(OSError, ValueError):
-            self._tls.unwrap()  # it would wait for the peer's own close_notify; `discard` sees how that ends
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._tls, socket.SHUT_WR)
+        # TLS's own end would wait for the peer's; `discard` sees how that ends.
+        for end in (self._tls.shutdown, partial(self._connection.shutdown, socket.SHUT_WR)):
+            try:
+                end()
+            except (OSError, ValueError):
+                continue
         self.interest = select.POLLIN
 
     def discard(self, buffer: memoryview) -> bool:
         """Throws away what has come since `end_output`; True once the peer has ended the connection too."""
         try:
-            return self._tls_raw_receive(buffer) == 0
+            return self._connection.recv_into(buffer) == 0  # encrypted: what a refused client still sends is of no use
         except BlockingIOError:
             return False
         except OSError:
             return True
 
-    def _tls_raw_receive(self, buffer: memoryview) -> int:
-        """Encrypted bytes from the socket itself: what a refused client still sends is of no use."""
-        return socket.socket.recv_into(self._tls, buffer)
-
     def close(self) -> None:
         """Closes the connection immediately. May be called twice."""
-        self._tls.close()
+        self._session = None
+        self._connection.close()
 
 
 class Stage(Enum):
@@ -205,7 +231,7 @@ class Exchange:
         return []
 
     def _identify(self) -> None:
-        der = self._channel.connection.getpeercert(binary_form=True)
+        der = self._channel.peer_certificate
         try:
             if not der:
                 raise KeepfleetError(ErrorKind.FORBIDDEN, "cannot let the client in: it showed no certificate")

@@ -1,8 +1,9 @@
-"""Wires the endpoint together, in this order: descriptors, settings, the identity, LISTENING, and with the first client
-CONNECTED, the endpoint's lock and the endpoint.
+"""Wires the endpoint together, in this order: descriptors, settings, the identity, LISTENING, what serves a client and
+the endpoint's lock, and with the first client CONNECTED and the endpoint.
 
 The kernel accepts connections from the first moment on; LISTENING says that the certificate they will see is made.
-With the first client comes the runner, which is forked before a byte of that client is read here.
+What serves a client is imported behind it, while the client is still told where to connect. With the first client
+comes the runner, which is forked before a byte of that client is read here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from app_loader.settings import Passed, Settings, claim, read_settings
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.reports import CHECKS, IDENTITY, READY_PACKET, Report, ReportType
+from keep_protocol.tls_server import fingerprint_of, light_server_context
 
 
 def serve() -> int:
@@ -41,25 +43,24 @@ def serve() -> int:
 def _receive(settings: Settings, passed: Passed, reporter: Reporter) -> None:
     """Serves until a workload is accepted, or the keep-loader has gone."""
     listener, client_ca, revoked = (passed.number(name) for name in ("listener", "client-ca", "revoked"))
-    from keep_protocol import tls
-
     identity = read_identity(passed.number(IDENTITY)) if IDENTITY in passed else make_identity(settings)
-    context = tls.server_context(identity.path, None, _client_ca(client_ca))
+    context = light_server_context(identity.path, _client_ca(client_ca))
     report = Report(
         ReportType.LISTENING,
         "awaiting a workload",
-        fingerprint=tls.fingerprint_of(identity.der),
+        fingerprint=fingerprint_of(identity.der),
         certificate=identity.certificate,
         descriptors=(IDENTITY,),
     )
-    if not reporter.send(report, (identity.descriptor,)) or not _client_comes(listener):
+    if not reporter.send(report, (identity.descriptor,)):
         return
-    reporter.send(Report(ReportType.CONNECTED))
     from app_loader.receive.access import UploadAccess
     from app_loader.receive.endpoint import Endpoint
     from keep_isolation.locks import lock_endpoint
 
     lock_endpoint()  # before the first byte of a client's is read
+    if not _client_comes(listener) or not reporter.send(Report(ReportType.CONNECTED)):
+        return
     if os.read(REPORT_DESCRIPTOR, len(READY_PACKET)) != READY_PACKET:
         return
     access = UploadAccess(revoked, settings.kuuid, settings.uploaders)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from functools import cache
 
 from app_loader.check.imports import INITIALIZE, find_entry
 from app_loader.engine.compiled import Module
 from app_loader.engine.foreign import EngineError, GuestExit, Trap
-from app_loader.engine.settings import Engine, make_engine
-from app_loader.engine.store import EXIT_MODULE, Linker, Store, Wasi
+from app_loader.engine.settings import Engine, make_engine, settings_for
+from app_loader.engine.store import Linker, Store, Wasi, exit_module
 from app_loader.limits import (
     COMPONENT_INSTANCES,
     COMPONENT_MEMORIES,
@@ -36,7 +35,8 @@ else:
 
 _HEAD, _FLAGS = 64, slice(48, 52)
 """A compiled file is ELF; wasmtime says in its header's e_flags what it is (wasmtime, `ObjectKind`)."""
-_MODULE, _COMPONENT = 1, 2
+_MODULE, _COMPONENT, _KINDS = 1, 2, 3
+"""Two bits; another one says that it is to be interpreted, which the engine itself checks."""
 
 
 class Unfit(Exception):
@@ -59,22 +59,17 @@ class Guest(Protocol):
         """
 
 
-@cache
-def exit_module(engine: Engine) -> Module:
-    """What stands for WASI's own `proc_exit`, see EXIT_MODULE."""
-    return Module.compile(engine, EXIT_MODULE)
-
-
 class CoreGuest:
     """A core module."""
 
     def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
         """See `load_guest`."""
         self.started, self._limits = False, limits
-        self._engine = make_engine(limits.stack_bytes)
+        self._engine = make_engine(settings_for(compiled, limits, workload))
         self._module = Module.load(self._engine, compiled)
         self._entry = find_entry(self._module, workload)
-        self._linker, self._exit = Linker(self._engine), exit_module(self._engine)
+        self._linker = Linker(self._engine)
+        exit_module(self._engine)  # compiled here: behind the lock nothing can be
 
     def __repr__(self) -> str:
         return f"CoreGuest({self._entry!r})"
@@ -82,7 +77,7 @@ class CoreGuest:
     def link(self, wasi: Wasi) -> None:
         """See `Guest`."""
         self._store = _make_store(self._engine, self._limits, (GUEST_INSTANCES, GUEST_TABLES, GUEST_MEMORIES), wasi)
-        self._linker.replace_exit(self._store, self._exit)
+        self._linker.replace_exit(self._store)
 
     def run(self) -> tuple[int, list[object]]:
         """See `Guest`."""
@@ -102,7 +97,7 @@ class ComponentGuest:
         from app_loader.engine.component import Component, ComponentLinker
 
         self.started, self._limits = False, limits
-        self._engine = make_engine(limits.stack_bytes, components=True)
+        self._engine = make_engine(settings_for(compiled, limits, workload, components=True))
         self._component = Component.load(self._engine, compiled)
         self._interface = find_run(self._component, workload)
         self._linker = ComponentLinker(self._engine)
@@ -146,7 +141,7 @@ def load_guest(compiled: int, limits: Limits, workload: Workload) -> Guest:
 
     Raises Unfit when it does not fit this engine, KeepfleetError when what the workload calls is not in it.
     """
-    kind = int.from_bytes(os.pread(compiled, _HEAD, 0)[_FLAGS], "little")
+    kind = int.from_bytes(os.pread(compiled, _HEAD, 0)[_FLAGS], "little") & _KINDS
     if kind not in (_MODULE, _COMPONENT):
         raise Unfit("it is no compiled module")
     try:

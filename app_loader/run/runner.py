@@ -25,7 +25,7 @@ from app_loader.limits import EXACT_CPU_SECONDS
 from app_loader.reports import Reporter
 from app_loader.run import outcome as outcomes
 from app_loader.run.meter import Meter, bound, end_after
-from app_loader.settings import Grants, Passed, claim, read_grants, read_limits
+from app_loader.settings import Grants, Passed, claim, read_grants, read_limits, read_workload
 from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import FIRST_DESCRIPTOR, IO
@@ -73,6 +73,7 @@ class Waiting:
         self._loader = socket.socket(fileno=os.dup(reporter.descriptor))
         self._checks = socket.socket(fileno=passed.number(CHECKS)) if CHECKS in passed else None
         self._description = passed.number("workload") if "workload" in passed else None
+        self._workload = Workload() if self._description is None else read_workload(self._description)
         self._work: tuple[Check, socket.socket] | None = None  # a check, and where its result goes
         self._libraries: frozenset[int] = frozenset()
         self._begin: Callable[[Passed], int] | None = None
@@ -197,7 +198,7 @@ class Waiting:
             from app_loader.check.compiler import check
             from app_loader.run.warm import warm_up
 
-            warm_up(self._limits)
+            warm_up(self._limits, self._workload)
         except Exception as error:
             raise KeepfleetError(ErrorKind.INTERNAL, f"cannot use the engine: {error}") from error
         finally:

@@ -24,7 +24,7 @@ from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.constants import KUUID_BITS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.spec import ANONYMOUS, KeepSpec, encode_spec
+from keep_protocol.spec import ANONYMOUS, Compiler, KeepSpec, Profile, encode_spec
 from keep_protocol.states import Phase, State
 
 LOG = logging.getLogger("keepfleet.keeps")
@@ -50,9 +50,12 @@ def request_digest(request: NewKeep, key: str) -> str:
     """What a keep's unit has of the request it was asked for with, by the idempotency key `key`.
 
     A start may give its guest secret words, and users of the host may read a unit: its digest is keyed with the
-    idempotency key, which no unit has. A request without a start has the digest that the version before made of it.
+    idempotency key, which no unit has. What the version before knew, too, has the digest that it made of it.
     """
     wire = request.to_wire()
+    for name, default in (("profile", Profile.STANDARD), ("compiler", Compiler.OPTIMIZING)):
+        if wire[name] == default.value:
+            del wire[name]
     if wire["start"] is not None:
         return hmac.digest(key.encode(), strict_json.dumps(wire), "sha256").hex()
     del wire["start"]
@@ -78,6 +81,8 @@ def spec_for(request: NewKeep, caller: Caller, policy: Policy, key: str = "") ->
         limits=limits_for(request.limits, policy.allowance(caller), caller),
         restart=request.restart,
         lease=request.lease or policy.lease,
+        profile=request.profile,
+        compiler=request.compiler,
         created_at=time.time(),
         key=key_digest(caller, key),
         request=request_digest(request, key) if key else "",

@@ -10,9 +10,11 @@ from contextlib import ExitStack
 
 from keep_manager.model import Provision
 from keep_manager.providers.opening import check_regular, keep, open_grant
-from keep_protocol.api_workload import Grant, GrantKind
+from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest
 from keep_protocol.control import WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.spec import Compiler, Profile
+from keep_protocol.workload import Workload
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
@@ -20,11 +22,13 @@ SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_S
 def opened(provision: Provision, held: ExitStack) -> Mapping[str, int]:
     """The descriptors by name. Raises KeepfleetError: FORBIDDEN for what does not lie below one of the caller's roots,
     NOT_FOUND, BAD_REQUEST for what is of another kind, TOO_LARGE, CONFIGURATION for a root that cannot be used."""
-    request = provision.workload
-    if request is None:
+    request, spec = provision.workload, provision.spec
+    if request is None and spec.profile is Profile.STANDARD and spec.compiler is Compiler.OPTIMIZING:
         return {}
-    # A start that names no policy leaves the keep's own in force; the loader reads it here.
-    workload = request.workload if request.sets_restart else request.workload.replace(restart=provision.spec.restart)
+    request = request or WorkloadRequest(Workload())
+    workload = request.workload.replace(profile=spec.profile, compiler=spec.compiler)
+    if not request.sets_restart:  # a start that names no policy leaves the keep's own in force; it is read from here
+        workload = workload.replace(restart=spec.restart)
     found = {WORKLOAD_DESCRIPTOR: _sealed(held, workload.to_json())}
     for name, grant in zip(workload.grant_names, request.grants, strict=True):
         if grant.kind is not GrantKind.SECRET:

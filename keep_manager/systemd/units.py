@@ -15,6 +15,7 @@ from keep_manager.systemd.fields import FieldFiles
 from keep_manager.systemd.jobs import JobWaits
 from keep_manager.systemd.properties import keep_properties, spec_in
 from keep_manager.systemd.replies import Aim
+from keep_manager.systemd.roots import Roots
 from keep_manager.tasks import Group
 from keep_protocol.constants import UNIT_PATTERN, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -28,12 +29,21 @@ STOP_SECONDS = 20.0
 TEMPLATE = "keep@.service"
 """Keeps are made without a file of this name: one that is there, or a mask, makes systemd refuse each of them."""
 NO_SPEC = KeepSpec()
+_GROUPS = "/sys/fs/cgroup"
+MEMORY_GROUPS = _GROUPS if os.path.exists(f"{_GROUPS}/cgroup.controllers") else f"{_GROUPS}/memory"
+"""Where the control groups that count memory are mounted: version 2 has one hierarchy, 1 one for each controller (man 7
+cgroups)."""
 
 
 class SystemdUnits:
-    """The keeps of one systemd instance, on the bus at `address`; `runtime_root` is /run or $XDG_RUNTIME_DIR."""
+    """The keeps of one systemd instance, on the bus at `address`; `runtime_root` is /run or $XDG_RUNTIME_DIR.
 
-    def __init__(self, tasks: Group, address: str, instance: str, runtime_root: str) -> None:
+    `roots` says what root a keep gets. Without it units name none, and the installed ones then start nothing.
+    """
+
+    def __init__(
+        self, tasks: Group, address: str, instance: str, runtime_root: str, roots: Roots | None = None
+    ) -> None:
         self._tasks = tasks
         self._bus = Bus(tasks, address, self._signal)
         self._bus.on_return = self._returned
@@ -41,6 +51,9 @@ class SystemdUnits:
         self._directory = f"{runtime_root}/keepfleet"
         self._private = f"{runtime_root}/private/keepfleet"
         self._fields = FieldFiles(runtime_root)
+        self._roots = roots
+        self._root_of: dict[int, str] = {}
+        self._groups: str | None = None
         self._jobs = JobWaits()
         self._resync: asyncio.Task[None] | None = None
 
@@ -71,11 +84,14 @@ class SystemdUnits:
         """Makes the unit of the keep that `spec` describes, and waits until its loader has said READY.
 
         Raises KeepfleetError: CONFLICT when the unit exists, KEEP_FAILED with evidence when it does not get ready in
-        `seconds`, CONFIGURATION when the keep units are not installed, or masked. The caller must then `stop` it.
+        `seconds`, CONFIGURATION when the keep units are not installed, or masked, or no root can be made for it. The
+        caller must then `stop` it.
         """
         unit = unit_name(kuuid)
         what = f"start {unit}"
-        properties = [[name, variant(signature, value)] for name, signature, value in keep_properties(kuuid, spec)]
+        root = None if self._roots is None else await self._roots.path()
+        wanted = keep_properties(kuuid, spec, root, await self._memory_groups())
+        properties = [[name, variant(signature, value)] for name, signature, value in wanted]
         call = Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, []))
         try:
             async with asyncio.timeout(seconds):
@@ -99,27 +115,60 @@ class SystemdUnits:
             result = "timeout"
         except KeepfleetError as error:
             if error.kind is ErrorKind.NOT_FOUND:
-                self._fields.remove(kuuid)
+                self._has_gone(kuuid)
             raise
         if result not in ("done", "canceled"):
             raise replies.failure(result, what, await journal.last_lines(unit, self._instance))
         await self._forget(unit)
-        self._fields.remove(kuuid)
+        self._has_gone(kuuid)
 
     async def listed(self) -> list[UnitState]:
         """Every keep's unit that systemd has; tidies up after those it had. Raises KeepfleetError."""
         before = self._fields.kuuids()
         states = await self._list(UNIT_PATTERN)
         for kuuid in before - {state.kuuid for state in states}:
-            self._fields.remove(kuuid)
+            self._has_gone(kuuid)
         return states
 
     async def look(self, kuuid: int) -> UnitState | None:
         """The keep's unit as it is now, or None; tidies up after one that has gone. Raises KeepfleetError."""
         states = await self._list(unit_name(kuuid))
         if not states:
-            self._fields.remove(kuuid)
+            self._has_gone(kuuid)
         return states[0] if states else None
+
+    def _has_gone(self, kuuid: int) -> None:
+        self._fields.remove(kuuid)
+        self._root_of.pop(kuuid, None)
+        if self._roots is not None:
+            self._roots.keep_has_gone()
+
+    async def tend_roots(self) -> None:
+        """Removes roots as their last keep goes. For ever."""
+        if self._roots is not None:
+            await self._roots.tend(self._used_roots)
+
+    async def _used_roots(self) -> set[str]:
+        """The root of every keep's unit, each asked for once, as it never changes. Raises KeepfleetError."""
+        states = await self._list(UNIT_PATTERN)
+        for unit in (state for state in states if state.kuuid not in self._root_of):
+            try:
+                path = await self._path(unit_name(unit.kuuid))
+                root = await self._property(path, "Service", "RootDirectory", unit_name(unit.kuuid))
+            except KeepfleetError as error:
+                if error.kind is not ErrorKind.NOT_FOUND:
+                    raise
+                continue  # it has gone meanwhile
+            self._root_of[unit.kuuid] = str(root)
+        return {self._root_of[state.kuuid] for state in states if state.kuuid in self._root_of}
+
+    async def _memory_groups(self) -> str:
+        """Where the control groups of this service manager are that count memory. Raises KeepfleetError."""
+        if self._groups is None:
+            call = Call("Get", "ss", ("org.freedesktop.systemd1.Manager", "ControlGroup"), interface=_PROPERTIES)
+            root = str(getattr((await self._ask(call, "ask systemd for its control group"))[0], "value", ""))
+            self._groups = f"{MEMORY_GROUPS}{root.rstrip('/')}"
+        return self._groups
 
     async def spec(self, kuuid: int) -> KeepSpec | None:
         """What the unit says the keep is; None where it says nothing that can be read. Raises KeepfleetError."""

@@ -31,6 +31,7 @@ COMMANDS = {
     "pki": "keepctl.commands.pki:group",
     "install": "keepctl.commands.units:install",
     "uninstall": "keepctl.commands.units:uninstall",
+    "doctor": "keepctl.commands.units:doctor",
 }
 """Every command, in the order of --help, and where it is: a table by its name in capitals, or click's."""
 
@@ -45,8 +46,9 @@ def run_table(name: str, words: list[str]) -> int | None:
     values = command.read(words)
     if values is None:
         return None
-    gc.freeze()
-    gc.enable()
+    if not gc.isenabled():  # as `main` has it until here: nothing of what is imported goes away
+        gc.freeze()
+        gc.enable()
     try:
         return guarded(lambda: command.work(**values))
     except WrongUsage:  # which click says, with the way to --help

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from keep_protocol.spec import RestartPolicy
+from enum import Enum
+
+from keep_protocol.spec import Compiler, Profile, RestartPolicy
 from keepctl.arguments import FILE, TEXT, Choice, Number, Option, Parsed
 from keepctl.job import parse_directory, parse_duration, parse_limit, parse_pair
 
 
 def _named_limit(name: str) -> Parsed:
     return Parsed(lambda text: parse_limit(name, text))
+
+
+def _words(words: type[Enum]) -> tuple[str, ...]:
+    return tuple(word.value for word in words)
 
 
 PAIR = Parsed(parse_pair)
@@ -23,10 +29,12 @@ CREATION = (
     Option(("--cpu-time",), "cpu_time", "How much processor time.", _named_limit("cpu_time"), "TIME"),
     Option(("--cpus",), "cpus", "How much of how many processors: 0.5.", _named_limit("cpus"), "N"),
     Option(("--limit",), "limits", "Any limit by its name.", _LIMIT, "NAME=VALUE", many=True),
+    Option(("--profile",), "profile", "strict: interpreted, without executable memory.", Choice(*_words(Profile))),
+    Option(("--compiler",), "compiler", "fast: compiles in a fifth of the time.", Choice(*_words(Compiler))),
     Option(("--idle",), "idle", "End it when unstarted for so long.", _DURATION, "TIME"),
     Option(("--await",), "waits", "End it when without a workload so long.", _DURATION, "TIME"),
 )
-"""--name, --replace, --label, the limits and the lease."""
+"""--name, --replace, --label, the limits, what runs it and the lease."""
 GUEST = (
     Option(("--env", "-e"), "env", "A variable of its environment.", PAIR, "K=V", many=True),
     Option(
@@ -46,7 +54,7 @@ GUEST = (
         "NAME=FILE",
         many=True,
     ),
-    Option(("--restart",), "restart", "When to run it again.", Choice(*(policy.value for policy in RestartPolicy))),
+    Option(("--restart",), "restart", "When to run it again.", Choice(*_words(RestartPolicy))),
     Option(("--export",), "export", "Call this function with ARGS instead of the program's own entry.", TEXT, "F"),
 )
 """What the guest is given."""

@@ -1,4 +1,4 @@
-"""`keepctl install` and `keepctl uninstall`: units, versions, and programs on PATH."""
+"""`keepctl install`, `uninstall` and `doctor`: units, the keeps' root, versions, and programs on PATH."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import click
 
+from keep_root.trees import Trees
 from keepctl import installation
 from keepctl.commands.access import output_option
 from keepctl.display import json_text
 from keepctl.installation import Target
-from keepctl.prefix import find_prefix, values_for
+from keepctl.prefix import find_prefix, target_for, values_for
 from keepctl.versions import Change
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -25,6 +26,9 @@ def _where(command: _Command) -> _Command:
         click.option("--user", "variant", flag_value="user", help="For your own service manager (else the default)."),
         click.option("--unit-directory", metavar="DIR", help="Instead of where that service manager looks first."),
         click.option("--program-directory", metavar="DIR", help="Instead of /usr/local/bin or ~/.local/bin."),
+        click.option(
+            "--tree-directory", metavar="DIR", help="Instead of /var/lib/keepfleet or ~/.local/share/keepfleet."
+        ),
         click.option("--no-reload", is_flag=True, help="Ask systemd nothing, and do not have it read its units again."),
         click.option("--prefix", "root", default=sys.prefix, metavar="P", help="The version's virtual environment."),
     )
@@ -33,16 +37,22 @@ def _where(command: _Command) -> _Command:
     return command
 
 
-def _target(variant: str | None, unit_directory: str | None, program_directory: str | None, no_reload: bool) -> Target:
+def _target(
+    variant: str | None,
+    unit_directory: str | None,
+    program_directory: str | None,
+    tree_directory: str | None,
+    no_reload: bool,
+) -> Target:
     chosen = variant or ("system" if os.geteuid() == 0 else "user")
-    return installation.target(chosen, unit_directory, program_directory, reload=not no_reload)
+    return installation.target(chosen, unit_directory, program_directory, tree_directory, reload=not no_reload)
 
 
 def _show(changes: list[Change], where: Target, output: str) -> None:
     if output == "json":
         named = {
             f"{kind}s": [{"file": change.path, "change": change.what} for change in changes if change.kind == kind]
-            for kind in ("unit", "version", "program")
+            for kind in ("unit", "root", "version", "program")
         }
         click.echo(json_text({"instance": where.variant, **named, "reloaded": where.reload}))
         return
@@ -61,21 +71,25 @@ def install(
     variant: str | None,
     unit_directory: str | None,
     program_directory: str | None,
+    tree_directory: str | None,
     no_reload: bool,
     root: str,
     output: str,
 ) -> None:
-    """Writes the units for this version, makes it the current one, and links its programs into PATH; may be repeated.
+    """Writes the units for this version, builds the root its keeps will see, makes it the current one, and links its
+    programs into PATH; may be repeated.
 
-    Keeps go on with the version they were made with; versions that nothing uses any more are removed. The system's
-    keeps are users of their own, so the version must be readable by any user: not below /root or /home.
+    Keeps go on in the root they were made with; versions that nothing uses any more are removed. The system's manager
+    sees no home, so the version must lie elsewhere: not below /root or /home.
 
     \b
     keepctl install && systemctl restart keep-manager
     """
-    where = _target(variant, unit_directory, program_directory, no_reload)
+    where = _target(variant, unit_directory, program_directory, tree_directory, no_reload)
     found = find_prefix(root)
-    changes = installation.install(where, found, values_for(found, where.variant))
+    changes = installation.install(
+        where, found, values_for(found, where.variant, where.trees), Trees(where.trees, target_for(found))
+    )
     _show(changes, where, output)
     if output == "text":
         _say_next(where, any(change.what != "unchanged" for change in changes), found.is_managed)
@@ -89,7 +103,7 @@ def _say_next(where: Target, changed: bool, linked: bool) -> None:
     if where.reload and not installation.is_manager_running(where):
         click.echo(f"Next: keepctl init, then systemctl{user} enable --now keep-manager")
     elif where.reload and changed:
-        click.echo(f"Next: systemctl{user} restart keep-manager; keeps go on with the version they were made with")
+        click.echo(f"Next: systemctl{user} restart keep-manager; keeps go on with the root they were made with")
 
 
 @click.command("uninstall", short_help="Removes units, programs and versions again.")
@@ -99,16 +113,51 @@ def uninstall(
     variant: str | None,
     unit_directory: str | None,
     program_directory: str | None,
+    tree_directory: str | None,
     no_reload: bool,
     root: str,
     output: str,
 ) -> None:
-    """Removes what install made: units, programs and all versions. Certificates and configuration stay.
+    """Removes what install made: units, programs, roots and all versions. Certificates and configuration stay.
 
     Refuses while keeps or the manager run.
 
     \b
     systemctl stop keep-manager && keepctl uninstall
     """
-    where = _target(variant, unit_directory, program_directory, no_reload)
-    _show(installation.uninstall(where, find_prefix(root)), where, output)
+    where = _target(variant, unit_directory, program_directory, tree_directory, no_reload)
+    found = find_prefix(root)
+    _show(installation.uninstall(where, found), where, output)
+
+
+@click.command("doctor", short_help="Checks what install made.")
+@_where
+@output_option
+def doctor(
+    variant: str | None,
+    unit_directory: str | None,
+    program_directory: str | None,
+    tree_directory: str | None,
+    no_reload: bool,
+    root: str,
+    output: str,
+) -> None:
+    """Checks units, the link to the current version, and every file of the root that keeps see. Changes nothing.
+
+    Its exit status is 1 where it finds something.
+
+    \b
+    keepctl doctor
+    """
+    where = _target(variant, unit_directory, program_directory, tree_directory, no_reload)
+    found = find_prefix(root)
+    said = installation.findings(
+        where, found, values_for(found, where.variant, where.trees), Trees(where.trees, target_for(found))
+    )
+    if output == "json":
+        click.echo(json_text({"instance": where.variant, "findings": said}))
+    else:
+        for line in said or ["all is well"]:
+            click.echo(line)
+    if said:
+        raise SystemExit(1)

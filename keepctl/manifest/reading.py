@@ -116,6 +116,8 @@ def _job(root: Node, directory: str) -> Job:
         stdin=_text(root, "stdin"),
         limits=_limits(root)[0],
         restart=_text(root, "restart") or NO_RESTART,
+        profile=_text(root, "profile"),
+        compiler=_text(root, "compiler"),
         export=export,
         export_arguments=arguments if export else (),
     )

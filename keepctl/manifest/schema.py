@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from keep_protocol.limits import BOUNDS, DEFAULTS
-from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, RestartPolicy
+from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, Compiler, Profile, RestartPolicy
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS
 from keepctl.job import CPUS, DURATION
 
@@ -174,6 +174,17 @@ SCHEMA: Schema = {
             "description": "When it is run again after its end.",
             "enum": [policy.value for policy in RestartPolicy],
             "default": RestartPolicy.NO.value,
+        },
+        "profile": {
+            "description": "`strict` interprets the guest in a keep without any new executable memory; see "
+            "docs/how-to/workloads.md for what that costs.",
+            "enum": [profile.value for profile in Profile],
+            "default": Profile.STANDARD.value,
+        },
+        "compiler": {
+            "description": "`fast` compiles a core module in a fifth of the time, to slower code.",
+            "enum": [compiler.value for compiler in Compiler],
+            "default": Compiler.OPTIMIZING.value,
         },
         "labels": {
             "type": "object",

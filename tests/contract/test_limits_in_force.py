@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from keep_manager.systemd.properties import PACKAGES
 from keep_manager.systemd.units import SystemdUnits
 from keep_protocol.limits import MIB, OVERHEAD_BYTES, Limits
 from keep_protocol.spec import KeepSpec, encode_spec
@@ -56,7 +55,7 @@ async def test_systemd_holds_a_keep_to_the_limits_it_was_made_with(systemd: Real
         "CPUQuotaPerSecUSec": "500ms",
         "IOWeight": "55",
         "LogRateLimitBurst": "77",
-        "Environment": f"KEEPFLEET_SPEC={encode_spec(ASKED)} KEEPFLEET_PACKAGES={PACKAGES}",
+        "Environment": f"KEEPFLEET_SPEC={encode_spec(ASKED)}",
     }
 
 

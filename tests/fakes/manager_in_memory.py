@@ -202,6 +202,8 @@ class ManagerInMemory(TlsPeer):
                 kuuid, State.LISTENING, "listening", created_at=time.time(), unit=f"keep@{kuuid}.service",
                 name=request.name, labels=request.labels, limits=Limits(**dict(request.limits)),
                 lease=request.lease or Lease(),
+                profile=request.profile,
+                compiler=request.compiler,
             )  # fmt: skip
             return self._show(self.keeps[kuuid])
         keep = self._known(request.kuuid)

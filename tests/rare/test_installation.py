@@ -22,7 +22,7 @@ NEWER = "0.2.0"
 SECONDS = 300
 """pip installs two environments and a wheel."""
 ENABLED = "/etc/systemd/system/multi-user.target.wants/keep-manager.service"
-OURS = ("/opt/keepfleet", "/etc/systemd/system/keep*", "/usr/local/bin/*", ENABLED)
+OURS = ("/opt/keepfleet", "/var/lib/keepfleet", "/etc/systemd/system/keep*", "/usr/local/bin/*", ENABLED)
 MAKE_KEEP_7 = (
     "org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager "
     "StartTransientUnit 'ssa(sv)a(sa(sv))' keep@7.service fail 0 0"

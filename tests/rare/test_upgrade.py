@@ -120,23 +120,24 @@ def test_a_version_is_removed_by_the_first_installation_that_finds_it_unused(
 ) -> None:
     installation.install(OLD)
     removal = f"removed   {VERSIONS}/{OLD}\n"
-    life = Life.ended(fleet)
-    assert removal not in installation.install(NEW), "its manager ran, and a keep is left"
+    life = Life.awaiting(fleet)
+    assert removal not in installation.install(NEW), "its manager ran"
     assert installation.names() == {OLD, NEW}
-    assert removal not in installation.install(NEW), "a keep's unit names it"
-    life.remove()
-    assert removal in installation.install(NEW)
+    assert removal in installation.install(NEW), "a keep does not need it: it has a root of its own"
     assert installation.names() == {NEW}
+    life.kill_loader()
+    assert versions_of(life) == {OLD}
+    finish(life)
 
 
-def test_a_unit_that_names_no_version_starts_nothing(installation: Installation, fleet: Fleet) -> None:
+def test_a_unit_that_names_no_root_starts_nothing(installation: Installation, fleet: Fleet) -> None:
     installation.install(NEW)
     host, unit = fleet.host, "keep@7.service"
     call = ["busctl", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"]
     call += ["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "0", "0"]
     cursor = host.cursor()
     host.run(call)
-    host.wait_journal("can't open file '/keep_loader/__main__.py'", unit=unit, since_cursor=cursor)
+    host.wait_journal("status=203/EXEC", unit=unit, since_cursor=cursor)
     host.systemctl("stop", unit)
     host.systemctl("reset-failed", unit, check=False)
     assert fleet.left_over() == []

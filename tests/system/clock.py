@@ -22,9 +22,9 @@ NORMAL = 2 * HOUR
 """What the clock shows at first is so far ahead of the machine's: an hour back is then still after the certificates,
 which were made by the machine's clock."""
 LIBRARY = "/usr/lib/*/faketime/libfaketimeMT.so.1"
-FILE = "/etc/clock"
-"""In the sandbox's own /etc, which every keep can read."""
-LOADER = "/etc/clocked-loader.py"
+SHOWN = "/run/clock"
+"""A directory of the sandbox's, which every keep under the clock sees at the same place."""
+FILE, LOADER, PRELOADED = f"{SHOWN}/now", f"{SHOWN}/loader.py", f"{SHOWN}/libfaketime.so"
 _LOADER = """import os, runpy, sys
 main = sys.argv.pop(1)
 sys.path.append(os.path.dirname(os.path.dirname(main)))
@@ -42,7 +42,7 @@ def environment() -> dict[str, str]:
     found = glob.glob(LIBRARY)
     assert found, f"there is no {LIBRARY}; ./run test installs it (Debian's package libfaketime)"
     names = ("FAKETIME_DONT_FAKE_MONOTONIC", "DONT_FAKE_MONOTONIC", "FAKETIME_NO_CACHE", "NO_FAKE_STAT")
-    return {"LD_PRELOAD": found[0], "FAKETIME_TIMESTAMP_FILE": FILE, **dict.fromkeys(names, "1")}
+    return {"LD_PRELOAD": PRELOADED, "FAKETIME_TIMESTAMP_FILE": FILE, **dict.fromkeys(names, "1")}
 
 
 class Clock:
@@ -50,6 +50,8 @@ class Clock:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        (library,) = glob.glob(LIBRARY)
+        host.run(["install", "-D", "--mode=644", library, PRELOADED])
         self.set_by(0)
 
     def __repr__(self) -> str:
@@ -87,7 +89,7 @@ class ClockedFleet(Fleet):
         installed = self.host.run(["cat", "/etc/systemd/system/keep@.service.d/10-keepfleet.conf"]).stdout
         command = re.search(r"^ExecStart=(.+) (\S+ %i)$", installed, re.MULTILINE)
         assert command is not None, installed
-        start = f"ExecStart=\nExecStart={command[1]} {LOADER} {command[2]}\n"
+        start = f"BindReadOnlyPaths={SHOWN}\nExecStart=\nExecStart={command[1]} {LOADER} {command[2]}\n"
         with contextlib.ExitStack() as stack:
             for unit, more in ((MANAGER, ""), ("keep@.service", start)):
                 stack.enter_context(drop_in(self.host, unit, f"[Service]\n{lines}{more}"))

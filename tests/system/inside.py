@@ -10,9 +10,9 @@ from typing import Any
 
 from tests.system.host import Host, message_of
 
-PROBE = "/etc/keep-probe.py"
-"""In the sandbox's own /etc, which every keep can read."""
-PYTHON = "/opt/keepfleet/bin/python -I -S"
+PROBE, SEEN = "/etc/keep-probe.py", "/run/keep-probe.py"
+"""In the sandbox's own /etc, and where a keep sees it."""
+PYTHON = "/keepfleet/python -I -S"
 _SOURCE = Path(__file__).with_name("probe.py")
 _SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
@@ -40,14 +40,22 @@ def drop_in(host: Host, text: str, user: str | None = None) -> Iterator[None]:
 
 
 def install_probe(host: Host) -> None:
-    """Puts the probe where keeps can read it."""
+    """Puts the probe where a keep's unit can show it."""
     host.run(["tee", PROBE], input=_SOURCE.read_text())
+
+
+def root_of(host: Host, user: str | None = None) -> str:
+    """The root that new keeps get; a user's may be the system's."""
+    own = host.run(["sh", "-c", "echo ~"], user=user).stdout.strip() + "/.local/share/keepfleet"
+    found = host.run(["sh", "-c", f"ls -td {own}/root-*/tree /var/lib/keepfleet/root-*/tree"], check=False).stdout
+    return found.split()[0]
 
 
 def start_unit(host: Host, kuuid: int, user: str | None = None) -> None:
     """Starts a keep's unit exactly as the manager does, without the manager."""
     unit, scope = f"keep@{kuuid}.service", "--user" if user else "--system"
-    arguments = [unit, "fail", "1", "Slice", "s", f"keep-g{kuuid % 32:02d}.slice", "0"]
+    properties = ["2", "Slice", "s", f"keep-g{kuuid % 32:02d}.slice", "RootDirectory", "s", root_of(host, user)]
+    arguments = [unit, "fail", *properties, "0"]
     host.run(["busctl", scope, "call", *_SYSTEMD, "StartTransientUnit", "ssa(sv)a(sa(sv))", *arguments], user=user)
 
 
@@ -55,8 +63,9 @@ def probe(host: Host, kuuid: int, port: int, manager: int, user: str | None = No
     """What the probe found as the main process of the keep `kuuid`; the manager listens on `port`, as `manager`."""
     install_probe(host)
     cursor = host.cursor()
-    command = f"{PYTHON} {PROBE} {port} {manager}"
-    with drop_in(host, f"[Service]\nType=exec\nRestart=no\nExecStart=\nExecStart={command}\n", user):
+    command = f"{PYTHON} {SEEN} {port} {manager}"
+    shown = f"BindReadOnlyPaths={PROBE}:{SEEN}"
+    with drop_in(host, f"[Service]\nType=exec\nRestart=no\n{shown}\nExecStart=\nExecStart={command}\n", user):
         start_unit(host, kuuid, user)
         entry = host.wait_journal("probe {", since_cursor=cursor)
     found: dict[str, Any] = json.loads(message_of(entry).removeprefix("probe "))

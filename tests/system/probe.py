@@ -39,7 +39,18 @@ ARGUMENTS = {
 }  # fmt: skip
 """Where zeros alone would be refused by the kernel for their own sake. `reboot` has no magic: it can only fail."""
 BUSES = ("/run/dbus/system_bus_socket", "/run/systemd/private", "/run/systemd/journal/stdout", "/dev/log")
-SECRETS = ("/etc/shadow", "/etc/keepfleet/pki/ca.key", "/root", "/home", "/var/log/journal", "/run/log/journal")
+SECRETS = (
+    "/keepfleet/python",
+    "/etc/shadow",
+    "/etc/passwd",
+    "/usr/bin",
+    "/sys/fs/cgroup",
+    "/etc/keepfleet/pki/ca.key",
+    "/root",
+    "/home",
+    "/var/log/journal",
+    "/run/log/journal",
+)
 PLACES = ("/", "/etc", "/usr", "/usr/lib", "/var", "/var/lib", "/run", "/run/keepfleet", "/opt/keepfleet", "/opt",
           "/sys/fs/cgroup", "/sys/kernel", "/proc/sys/kernel", "/dev", "/dev/shm", "/home", "/root",
           "/srv")  # fmt: skip
@@ -95,9 +106,14 @@ def execute_written(directory: str) -> None:
     execute(path)
 
 
+def a_program() -> bytes:
+    """The code of one that can be read: in a keep's root, the dynamic linker is the only one."""
+    with open(next(path for path in LINKERS if os.path.exists(path)), "rb") as program:
+        return program.read()
+
+
 def execute_unnamed(directory: str) -> None:
-    with open("/usr/bin/true", "rb") as program:
-        code = program.read()
+    code = a_program()
     descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o700)
     os.write(descriptor, code)
     readable = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
@@ -179,7 +195,7 @@ def outside(port: int, manager: int) -> Attempts:
 def files(own: str) -> Attempts:
     """Ways to write, to read secrets, and to run something else."""
     made: Attempts = {"execute /bin/sh": partial(execute, "/bin/sh", "-c", "exit 0")}
-    made["execute /bin/sh through the dynamic linker"] = execute_by_linker
+    made["execute a written program through the dynamic linker"] = execute_by_linker
     for directory in ("/tmp", "/var/tmp", own):
         made[f"write in {directory}"] = partial(write, directory)
         made[f"execute a script in {directory}"] = partial(execute_written, directory)
@@ -199,10 +215,12 @@ def calls() -> Attempts:
 
 def execute_by_linker() -> str:
     """The linker may be executed; what it maps as code may not. Its own exit status tells."""
+    with open("/tmp/program", "wb") as program:
+        program.write(a_program())
     child = os.fork()
     if child == 0:
         os.close(2)
-        execute(next(path for path in LINKERS if os.path.exists(path)), "/bin/sh", "-c", "exit 0")
+        execute(next(path for path in LINKERS if os.path.exists(path)), "/tmp/program", "--version")
     return "done" if os.waitpid(child, 0)[1] == 0 else "refused by the linker"
 
 

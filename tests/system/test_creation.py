@@ -16,7 +16,7 @@ from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Bystanders, Life, drop_in
 
-NEVER_READY = "ExecStart=\nExecStart=@PYTHON@ -I -S -c 'import time; time.sleep(600)'"
+NEVER_READY = "ExecStart=\nExecStart=/keepfleet/python -I -S -c 'import time; time.sleep(600)'"
 NO_KEEP = 4503599627370497
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
@@ -55,8 +55,7 @@ def test_keeps_created_at_once_do_not_pass_max_keeps(fleet: Fleet, bystanders: B
 @pytest.fixture
 def never_ready(fleet: Fleet) -> Iterator[None]:
     """Keeps whose loader never says READY."""
-    python = fleet.host.run(["realpath", "/opt/keepfleet/bin/python"]).stdout.strip()
-    with drop_in(fleet.host, "keep@.service", f"[Service]\n{NEVER_READY.replace('@PYTHON@', python)}\n"):
+    with drop_in(fleet.host, "keep@.service", f"[Service]\n{NEVER_READY}\n"):
         yield
 
 

@@ -14,7 +14,7 @@ from keep_protocol.states import State
 from tests.system.fleet import MANAGER, Fleet, free_port
 
 BROKEN = "/run/systemd/system/keep@.service.d/50-broken.conf"
-PYTHON = "/opt/keepfleet/bin/python -I -S -c"
+PYTHON = "/keepfleet/python -I -S -c"
 
 
 @contextlib.contextmanager
@@ -56,7 +56,7 @@ def test_a_loader_that_never_becomes_ready_leaves_nothing(fleet: Fleet) -> None:
 
 
 def test_a_loader_that_cannot_be_executed_leaves_nothing(fleet: Fleet) -> None:
-    with loader(fleet, "ExecStart=\nExecStart=/opt/keepfleet/bin/none"):
+    with loader(fleet, "ExecStart=\nExecStart=/keepfleet/none"):
         assert refused(fleet).kind is ErrorKind.KEEP_FAILED
 
 

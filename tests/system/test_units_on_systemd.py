@@ -12,7 +12,7 @@ from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import Host, message_of
 from tests.system.life import Life, example
 
-KEEP_SCORE, MANAGER_SCORE = 0.3, 2.1
+KEEP_SCORE, MANAGER_SCORE = 0.2, 2.1
 """`systemd-analyze security`, 0 to 10. The manager's is what being root for D-Bus and for its keeps' sockets costs."""
 MEMORY, TASKS = 512 << 20, 32
 MANAGER_MEMORY = 512 << 20
@@ -45,8 +45,12 @@ def test_systemd_has_nothing_to_say_against_the_manager_s_unit_and_the_slice(fle
 
 
 def test_systemd_has_nothing_to_say_against_a_live_keep_s_unit(life: Life) -> None:
-    done = life.host.run(["systemd-analyze", "verify", "--man=no", f"/run/systemd/transient/{life.unit}"])
-    assert done.stdout + done.stderr == ""
+    """But that the host has no such program, which is the point: it looks for it outside the unit's root."""
+    done = life.host.run(["systemd-analyze", "verify", "--man=no", f"/run/systemd/transient/{life.unit}"], check=False)
+    said = [
+        line for line in (done.stdout + done.stderr).splitlines() if "/keepfleet/python is not executable" not in line
+    ]
+    assert said == []
 
 
 def test_systemd_read_every_line_of_the_units_without_a_warning(fleet: Fleet) -> None:

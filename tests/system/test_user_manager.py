@@ -101,7 +101,7 @@ def test_the_main_job_is_done_without_root(ada: UserFleet) -> None:
     outcome = ada.inspect(kuuid)["outcome"]
     assert (outcome["kind"], outcome["exit_code"]) == ("exited", 0)
     assert any("hello" in line.lower() for line in ada.output(kuuid))
-    assert outcome["dropped_lines"] == 0
+    assert outcome["dropped_lines"] in (0, None)  # none can be known while a keep's output is not counted
     ada.keepctl("rm", kuuid)
     assert ada.left_over(kuuid) == []
     events = map(json.loads, ada.keepctl("events", "--no-follow", "-o", "json", kuuid).splitlines())
@@ -160,7 +160,7 @@ def test_there_is_no_network_and_no_way_to_the_manager(found: dict[str, Any]) ->
 
 def test_only_the_interpreter_can_be_executed(found: dict[str, Any]) -> None:
     tried = {how for name, how in found["attempts"].items() if name.startswith(("execute", "map code"))}
-    assert tried == {"EACCES", "EPERM", "refused by the linker"}
+    assert tried == {"ENOENT", "EACCES", "EPERM", "refused by the linker"}
 
 
 def test_no_place_is_both_writable_and_executable(found: dict[str, Any]) -> None:
@@ -196,7 +196,8 @@ def test_no_privilege_is_there_and_no_odd_system_call_is_let_through(found: dict
 
 HOLES = {
     "PrivateUsers=no": "can be connected to",
-    "TemporaryFileSystem=": "can be connected to",
+    "TemporaryFileSystem=": "/run is not mounted read-only",
+    "BindReadOnlyPaths=%t": "can be connected to",
     "PrivateNetwork=no": "there are network devices",
     "RestrictAddressFamilies=": "a socket of AF_INET can be made",
     "ProtectHome=no\nTemporaryFileSystem=\nTemporaryFileSystem=/run:ro": "/home is not hidden",

@@ -72,10 +72,13 @@ class Installation:
 
 
 def versions_of(life: Life) -> set[str]:
-    """The versions that the processes of a keep were started from."""
+    """The versions that the roots of a keep's processes were made of."""
     pid = str(life.loader_pid)
-    shown = life.host.run(["ps", "-o", "args=", "--pid", pid, "--ppid", pid]).stdout
-    return set(re.findall(f"{VERSIONS}/([^/]+)/", shown))
+    pids = life.host.run(["ps", "-o", "pid=", "--pid", pid, "--ppid", pid]).stdout.split()
+    shown = life.host.run(["cat", *(f"/proc/{process}/mountinfo" for process in pids)]).stdout
+    roots = set(re.findall(r"/(root-[0-9a-f]+)/tree / ", shown))
+    records = life.host.run(["cat", *(f"/var/lib/keepfleet/{root}/record.json" for root in roots)]).stdout
+    return set(re.findall(f"{VERSIONS}/([^/]+)/", records))
 
 
 def imported(life: Life) -> set[tuple[str, str]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 
-REBOUND = ("/opt", "/home")
-"""Directories whose entries stay the machine's, while a new entry is the sandbox's own: installed software, users."""
+REBOUND = ("/opt", "/home", "/var/lib")
+"""Directories whose entries stay the machine's, while a new entry is the sandbox's own: installed software, users, and
+what services keep."""
 EMPTIED = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (they are mounted over, not written to)
 """Directories for everybody that start empty: what units leave there must not stay on the machine."""
 OWN = ("/run", "/etc", *REBOUND, *EMPTIED)

@@ -56,7 +56,7 @@ def installed(directory: Path, changed: Mapping[str, object]) -> Path:
         source = Path(next(iter(package.__path__)))
         (directory / source.name).symlink_to(source)
     if changed:
-        for name, constants in (("app_loader", "limits.py"), ("keep_protocol", "tls.py")):
+        for name, constants in (("app_loader", "limits.py"), ("keep_protocol", "tls_server.py")):
             source = Path((directory / name).readlink())
             (directory / name).unlink()
             (directory / name).mkdir()

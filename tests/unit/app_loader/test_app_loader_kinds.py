@@ -13,7 +13,7 @@ from app_loader.check.components import INTERFACES
 from app_loader.check.imports import in_words, values
 from app_loader.engine.component import Component, ComponentLinker
 from app_loader.engine.foreign import EngineError
-from app_loader.engine.settings import make_engine
+from app_loader.engine.settings import Settings, make_engine
 from app_loader.engine.store import Store
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
@@ -250,7 +250,7 @@ def test_a_component_that_imports_sockets_is_told_that_there_is_no_network(
 
 
 def test_every_interface_said_to_be_there_is_there() -> None:
-    engine = make_engine(components=True)
+    engine = make_engine(Settings(components=True))
     linker = ComponentLinker(engine)
     for package, names in INTERFACES.items():
         for name in names:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app_loader.check.budget import budget
-from app_loader.engine.settings import make_engine
+from app_loader.engine.settings import Settings
 from app_loader.run import outcome as outcomes
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import OutcomeKind
@@ -88,7 +88,7 @@ def test_the_largest_stack_overflows_into_a_trap_and_not_into_the_process(
 
 def test_a_stack_no_keep_may_have_is_refused_before_an_engine_is_built() -> None:
     with pytest.raises(KeepfleetError, match="field 'stack_bytes' must be"):
-        make_engine(9_000_000)
+        Settings(9_000_000)
 
 
 def test_a_loop_ends_by_sigxcpu_when_its_processor_time_is_over(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from benchmarks.transfer import Pace, peak_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
 DROP_IN = (ROOT / "units/system/keep@.service.d/10-keepfleet.conf").read_text(encoding="utf-8")
-RENDERED = DROP_IN.replace("@PYTHON_REAL@", "/usr/bin/python3.11")
+BEFORE = (ROOT / "benchmarks/unit-before-roots.conf").read_text(encoding="utf-8")
+VALUES = {"PYTHON_REAL": "/usr/bin/python3.11", "OPENSSL": "/usr/bin/openssl", "VERSIONS": "/opt/keepfleet/versions"}
+TREE = "/var/lib/keepfleet/root-0123456789abcdef/tree"
 SMALL = (ROOT / "examples/hello-wat/hello.wasm").read_bytes()
 
 
@@ -28,42 +31,55 @@ def directives(text: str) -> list[tuple[str, str]]:
 
 
 def sleeping(text: str) -> str:
-    return dropin.sleeping(text, "/usr/bin/python3.11", "/usr/bin/sleep")
+    return dropin.sleeping(text, TREE, "/usr/bin/sleep")
 
 
-def test_the_floor_has_every_directive_of_a_keep_but_those_of_its_notifier() -> None:
-    of_keep = [name for name, _ in directives(RENDERED)]
-    of_floor = [name for name, _ in directives(sleeping(RENDERED))]
-    assert of_floor == [name for name in of_keep if name not in ("NotifyAccess", "WatchdogSec")]
+def before_roots(text: str) -> str:
+    return dropin.sleeping_without_a_root(text, VALUES, "/usr/bin/sleep")
+
+
+@pytest.mark.parametrize(("text", "made", "more"), [(DROP_IN, sleeping(DROP_IN), 2), (BEFORE, before_roots(BEFORE), 0)])
+def test_a_floor_has_every_directive_of_a_keep_but_those_of_its_notifier(text: str, made: str, more: int) -> None:
+    of_keep = [name for name, _ in directives(text)]
+    of_floor = [name for name, _ in directives(made)]
+    assert of_floor[: len(of_floor) - more] == [n for n in of_keep if n not in ("NotifyAccess", "WatchdogSec")]
+    assert [name for name, _ in directives(made)][len(of_floor) - more :] == ["RootDirectory", "BindReadOnlyPaths"][
+        :more
+    ]
 
 
 def test_the_floor_differs_in_its_program_and_its_runtime_directory_alone() -> None:
-    kept = directives(RENDERED)
-    changed = {name for name, value in directives(sleeping(RENDERED)) if (name, value) not in kept}
-    assert changed == {"ExecStart", "Type", "RuntimeDirectory", "NoExecPaths", "ExecPaths", "BindReadOnlyPaths"}
+    kept = directives(DROP_IN)
+    changed = {name for name, value in directives(sleeping(DROP_IN)) if (name, value) not in kept}
+    assert changed == {"ExecStart", "Type", "RuntimeDirectory", "NoExecPaths", "RootDirectory", "BindReadOnlyPaths"}
 
 
-def test_the_floor_may_execute_its_own_program_in_the_place_of_the_interpreter() -> None:
-    values = dict(directives(sleeping(RENDERED)))
+def test_the_floor_of_before_may_execute_its_own_program_in_the_place_of_the_interpreter() -> None:
+    values = dict(directives(before_roots(BEFORE)))
     assert values["ExecStart"] == "/usr/bin/sleep infinity"
-    assert "/usr/bin/sleep" in values["ExecPaths"].split()
-    assert "/usr/bin/python3.11" not in values["ExecPaths"].split()
-    assert len(values["ExecPaths"].split()) == len(dict(directives(RENDERED))["ExecPaths"].split())
+    assert values["ExecPaths"] == "/usr/bin/sleep /usr/bin/openssl /opt/keepfleet/versions /usr/lib -/usr/lib64"
+    assert not re.search("@[A-Z_]+@", before_roots(BEFORE))
 
 
 def test_the_other_floor_says_ready_and_nobody_else_may() -> None:
-    values = dict(directives(dropin.notifying(RENDERED, "/usr/bin/python3.11")))
+    values = dict(directives(dropin.notifying(DROP_IN, TREE)))
     assert values["Type"] == "notify"
     assert values["NotifyAccess"] == "main"
-    assert values["ExecStart"].startswith('/usr/bin/python3.11 -I -S -c "')
+    assert values["RootDirectory"] == TREE
+    assert values["ExecStart"].startswith('/keepfleet/python -I -S -c "')
     assert "%" not in values["ExecStart"], "systemd would expand it"
     assert "$" not in values["ExecStart"], "systemd would expand it"
 
 
-@pytest.mark.parametrize("make", [sleeping, lambda text: dropin.notifying(text, "/usr/bin/python3.11")])
+@pytest.mark.parametrize("make", [sleeping, before_roots, lambda text: dropin.notifying(text, TREE)])
 def test_something_else_than_a_keeps_drop_in_makes_no_floor(make: Callable[[str], str]) -> None:
     with pytest.raises(ValueError, match="cannot make a floor"):
         make("[Service]\nExecStart=/bin/true\n")
+
+
+def test_an_older_drop_in_with_a_placeholder_that_is_not_known_makes_no_floor() -> None:
+    with pytest.raises(ValueError, match="@OPENSSL@ has no value"):
+        dropin.sleeping_without_a_root(BEFORE, {"PYTHON_REAL": "x", "VERSIONS": "y"}, "/usr/bin/sleep")
 
 
 def test_directives_are_counted_without_comments_and_sections() -> None:

@@ -29,6 +29,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "keepfleet" / "pki"
     monkeypatch.setenv("KEEPFLEET_PKI", str(path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     for variable in ("KEEPFLEET_MANAGER", "KEEPFLEET_CONTEXT"):
         monkeypatch.delenv(variable, raising=False)
     return path

@@ -161,7 +161,7 @@ def test_a_reason_that_cannot_be_said_leaves_the_exit_code_as_it_is(
         assert typed("$K run $M 2>/dev/full", module).returncode == 125
 
 
-@pytest.mark.parametrize("words", ["ps", "ps -o json", "inspect 45", "completion bash", "--help"])
+@pytest.mark.parametrize("words", ["ps", "ps -o json", "inspect 45", "completion bash", "--help", "--version"])
 def test_no_command_ends_with_a_traceback_where_its_output_cannot_be_written(
     run: Run, manager: ManagerInMemory, words: str
 ) -> None:

@@ -19,7 +19,17 @@ OURS = {
         "keep_client",
         *(
             f"keep_client.{name}"
-            for name in ("channel", "connection", "credentials", "http", "manager", "peer", "streams", "text")
+            for name in (
+                "answers",
+                "channel",
+                "connection",
+                "credentials",
+                "http",
+                "manager",
+                "peer",
+                "streams",
+                "text",
+            )
         ),
         "keep_protocol",
         *(
@@ -37,6 +47,7 @@ OURS = {
                 "states",
                 "strict_json",
                 "tls",
+                "tls_server",
             )
         ),
         "keepctl",
@@ -59,7 +70,6 @@ OURS = {
 }
 OURS["run"] = (OURS["ps"] - {"keepctl.commands.keeps"}) | {
     "keep_client.keep",
-    "keep_protocol.workload",
     "keepctl.commands.options",
     "keepctl.commands.run",
     "keepctl.job",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -23,11 +25,9 @@ from tests.unit.keepctl.conftest import Run
 
 VALUES = {
     "PREFIX": "/opt/keepfleet/current",
-    "PYTHON_REAL": "/usr/bin/python3.11",
-    "VERSIONS": "/opt/keepfleet/versions",
-    "OPENSSL": "/usr/bin/openssl",
+    "TREES": "/var/lib/keepfleet",
 }
-SERVICE = "[Service]\nExecStart=@PYTHON_REAL@ ${X}/keep_loader/__main__.py %i\nExecPaths=@VERSIONS@ @OPENSSL@\n"
+SERVICE = "[Service]\nExecStart=/keepfleet/python %i\nEnvironment=X=@TREES@:@PREFIX@\n"
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def templates_root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def where(tmp_path: Path) -> Target:
-    return Target("system", str(tmp_path / "etc"), str(tmp_path / "programs"), reload=False)
+    return Target("system", str(tmp_path / "etc"), str(tmp_path / "programs"), str(tmp_path / "trees"), reload=False)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_an_unknown_placeholder_is_an_error_and_nothing_is_written(
 ) -> None:
     (templates_root / "system/extra.service").write_text("ExecStart=@HOME@/x\n")
     with pytest.raises(KeepfleetError, match=r"cannot write extra\.service: @HOME@ is no placeholder"):
-        installation.install(where, lone, VALUES, templates_root)
+        installation.install(where, lone, VALUES, None, templates_root)
     assert not Path(where.directory).exists()
 
 
@@ -97,12 +97,11 @@ def test_a_path_a_unit_file_would_read_as_something_else_is_refused(path: str) -
 def test_units_are_written_below_the_directory_with_their_subdirectories(
     templates_root: Path, where: Target, lone: Prefix
 ) -> None:
-    changes = installation.install(where, lone, VALUES, templates_root)
+    changes = installation.install(where, lone, VALUES, None, templates_root)
     drop_in = Path(where.directory, "keep@.service.d/10-keepfleet.conf")
     assert [change.what for change in changes] == ["written", "written"]
     assert drop_in.read_text() == (
-        MARK + "[Service]\nExecStart=/usr/bin/python3.11 ${X}/keep_loader/__main__.py %i\n"
-        "ExecPaths=/opt/keepfleet/versions /usr/bin/openssl\n"
+        MARK + "[Service]\nExecStart=/keepfleet/python %i\nEnvironment=X=/var/lib/keepfleet:/opt/keepfleet/current\n"
     )
     assert stat.S_IMODE(drop_in.stat().st_mode) == 0o644
     assert {path.name for path in Path(where.directory).rglob("*")} == {
@@ -111,11 +110,11 @@ def test_units_are_written_below_the_directory_with_their_subdirectories(
 
 
 def test_installing_again_changes_only_what_differs(templates_root: Path, where: Target, lone: Prefix) -> None:
-    installation.install(where, lone, VALUES, templates_root)
+    installation.install(where, lone, VALUES, None, templates_root)
     manager = Path(where.directory, "keep-manager.service")
     before = manager.stat().st_ino
     (templates_root / "system/keep@.service.d/10-keepfleet.conf").write_text("[Service]\n")
-    changes = installation.install(where, lone, VALUES, templates_root)
+    changes = installation.install(where, lone, VALUES, None, templates_root)
     assert [change.what for change in changes] == ["unchanged", "written"]
     assert manager.stat().st_ino == before
 
@@ -126,14 +125,14 @@ def test_a_unit_somebody_else_wrote_is_left_alone_and_so_is_everything_else(
     Path(where.directory).mkdir()
     Path(where.directory, "keep-manager.service").write_text("[Service]\n")
     with pytest.raises(KeepfleetError, match="`keepctl install` did not write it; move it away first"):
-        installation.install(where, lone, VALUES, templates_root)
+        installation.install(where, lone, VALUES, None, templates_root)
     assert os.listdir(where.directory) == ["keep-manager.service"]
 
 
 def test_uninstalling_takes_away_what_was_written_and_nothing_else(
     templates_root: Path, where: Target, lone: Prefix
 ) -> None:
-    installation.install(where, lone, VALUES, templates_root)
+    installation.install(where, lone, VALUES, None, templates_root)
     own = Path(where.directory, "keep@.service.d/50-local.conf")
     own.write_text("[Service]\nMemoryMax=1G\n")
     changes = installation.uninstall(where, lone, templates_root)
@@ -145,20 +144,24 @@ def test_uninstalling_takes_away_what_was_written_and_nothing_else(
 def test_systemd_is_made_to_read_its_units_again(
     templates_root: Path, where: Target, lone: Prefix, systemctl: Path
 ) -> None:
-    installation.install(Target("system", where.directory, where.programs), lone, VALUES, templates_root)
+    installation.install(
+        Target("system", where.directory, where.programs, where.trees), lone, VALUES, None, templates_root
+    )
     (templates_root / "user").mkdir()
     (templates_root / "user/keep.slice").write_text("[Slice]\n")
-    installation.install(Target("user", where.directory + "2", where.programs), lone, VALUES, templates_root)
+    installation.install(
+        Target("user", where.directory + "2", where.programs, where.trees), lone, VALUES, None, templates_root
+    )
     assert (systemctl / "called").read_text() == "daemon-reload\n--user daemon-reload\n"
 
 
 def test_units_in_use_are_not_removed_and_the_message_says_how_to_end_them(
     templates_root: Path, where: Target, lone: Prefix, systemctl: Path
 ) -> None:
-    installation.install(where, lone, VALUES, templates_root)
+    installation.install(where, lone, VALUES, None, templates_root)
     (systemctl / "list-units").write_text("keep@7.service loaded active running Keep 7\n")
     with pytest.raises(KeepfleetError, match=r"while 1 of our units run.*: systemctl stop 'keep@") as raised:
-        installation.uninstall(Target("system", where.directory, where.programs), lone, templates_root)
+        installation.uninstall(Target("system", where.directory, where.programs, where.trees), lone, templates_root)
     assert (raised.value.kind, raised.value.evidence) == (ErrorKind.CONFLICT, ("keep@7.service",))
     assert Path(where.directory, "keep-manager.service").exists()
 
@@ -166,7 +169,7 @@ def test_units_in_use_are_not_removed_and_the_message_says_how_to_end_them(
 def test_uninstalling_takes_the_links_by_which_the_manager_was_enabled_with_it(
     templates_root: Path, where: Target, lone: Prefix
 ) -> None:
-    installation.install(where, lone, VALUES, templates_root)
+    installation.install(where, lone, VALUES, None, templates_root)
     wanted = Path(where.directory, "multi-user.target.wants")
     for directory in (wanted, Path(where.directory, "other.target.requires")):
         directory.mkdir()
@@ -193,8 +196,9 @@ def test_a_systemctl_that_fails_is_told_with_its_complaint(systemctl: Path) -> N
 def make_prefix(directory: Path) -> Path:
     """A virtual environment by hand, with a package of ours in it."""
     packages = directory / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-    (packages / "keep_loader").mkdir(parents=True)
-    (packages / "keep_loader/__init__.py").touch()
+    for package in ("keep_protocol", "keep_isolation", "keep_loader", "app_loader", "wasmtime", "h11"):
+        (packages / package).mkdir(parents=True)
+        (packages / package / "__init__.py").touch()
     (packages / "keep_loader/__main__.py").touch()
     (directory / "bin").mkdir()
     real = os.path.realpath(sys.executable)
@@ -206,20 +210,17 @@ def make_prefix(directory: Path) -> Path:
 def test_the_values_of_a_lone_virtual_environment_are_its_own_paths(tmp_path: Path) -> None:
     root = tmp_path / "venv"
     make_prefix(root)
-    assert prefix.values_for(find_prefix(str(root)), "user") == {
+    assert prefix.values_for(find_prefix(str(root)), "user", "/home/ann/trees") == {
         "PREFIX": str(root),
-        "PYTHON_REAL": os.path.realpath(sys.executable),
-        "VERSIONS": f"{root}/lib",
-        "OPENSSL": os.path.realpath("/usr/bin/openssl"),
+        "TREES": "/home/ann/trees",
     }
 
 
-def test_the_values_of_a_version_name_the_link_that_is_switched_and_the_folder_of_all(tmp_path: Path) -> None:
+def test_the_values_of_a_version_name_the_link_that_is_switched(tmp_path: Path) -> None:
     make_prefix(tmp_path / "versions/1")
     (tmp_path / "current").symlink_to("versions/1")
     for path in ("versions/1", "current"):
-        values = prefix.values_for(find_prefix(str(tmp_path / path)), "user")
-        assert (values["PREFIX"], values["VERSIONS"]) == (f"{tmp_path}/current", f"{tmp_path}/versions")
+        assert prefix.values_for(find_prefix(str(tmp_path / path)), "user", "/t")["PREFIX"] == f"{tmp_path}/current"
 
 
 def test_a_version_that_is_not_ours_to_switch_is_named_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,11 +234,9 @@ def test_a_version_that_is_not_ours_to_switch_is_named_itself(tmp_path: Path, mo
 
 def test_a_prefix_without_keepfleet_is_refused_with_the_command_that_installs_it(tmp_path: Path) -> None:
     packages = make_prefix(tmp_path / "venv")
-    (packages / "keep_loader/__init__.py").unlink()
-    (packages / "keep_loader/__main__.py").unlink()
-    (packages / "keep_loader").rmdir()
+    shutil.rmtree(packages / "keep_loader")
     with pytest.raises(KeepfleetError, match=r"run \./run install in keepfleet's sources") as raised:
-        prefix.values_for(find_prefix(str(tmp_path / "venv")), "user")
+        prefix.target_for(find_prefix(str(tmp_path / "venv")))
     assert raised.value.evidence == ("ModuleNotFoundError: No module named 'keep_loader'",)
 
 
@@ -247,32 +246,26 @@ def test_a_prefix_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/root/venv", "/home/ann/venv", "/tmp/venv", "/run/user/1000/x"])
-def test_where_keeps_do_not_see_the_prefix_it_is_refused_for_the_system(path: str) -> None:
-    with pytest.raises(KeepfleetError, match="which keeps do not see; install keepfleet elsewhere"):
+def test_where_the_manager_does_not_see_the_prefix_it_is_refused_for_the_system(path: str) -> None:
+    with pytest.raises(KeepfleetError, match="which the manager does not see; install keepfleet elsewhere"):
         prefix.check_visible(path)
 
 
 @pytest.fixture
 def open_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory every user can reach, as far as `check_visible` looks."""
-    monkeypatch.setattr(prefix, "HIDDEN_FROM_KEEPS", ())
+    """A directory that only its owner changes, as far as `check_visible` looks."""
+    monkeypatch.setattr(prefix, "HIDDEN_FROM_MANAGER", ())
     for directory in (tmp_path, *tmp_path.parents[:-2]):
         if directory.stat().st_uid == os.geteuid():
             directory.chmod(directory.stat().st_mode | 0o055)
     return tmp_path
 
 
-def test_what_everybody_can_reach_and_only_its_owner_change_is_accepted(open_tmp: Path) -> None:
-    (open_tmp / "venv").mkdir(mode=0o755)
-    prefix.check_visible(str(open_tmp / "venv"))
-    prefix.check_visible(os.path.realpath(sys.executable))
-
-
-def test_a_directory_others_cannot_enter_is_named(open_tmp: Path) -> None:
+def test_what_only_its_owner_can_change_is_accepted_also_where_others_cannot_read_it(open_tmp: Path) -> None:
     (open_tmp / "closed/venv").mkdir(parents=True)
     (open_tmp / "closed").chmod(0o700)
-    with pytest.raises(KeepfleetError, match=f"{open_tmp}/closed has mode 0700"):
-        prefix.check_visible(str(open_tmp / "closed/venv"))
+    prefix.check_visible(str(open_tmp / "closed/venv"))
+    prefix.check_visible(os.path.realpath(sys.executable))
 
 
 def test_a_directory_anybody_can_change_is_named(open_tmp: Path) -> None:
@@ -298,12 +291,12 @@ def test_the_installed_version_becomes_current_and_its_programs_are_linked(
     versions: list[Prefix], templates_root: Path, where: Target
 ) -> None:
     first, second = versions
-    changes = installation.install(where, first, VALUES, templates_root)
+    changes = installation.install(where, first, VALUES, None, templates_root)
     assert paths(changes, "current") == ["1"] and paths(changes, "linked") == list(PROGRAMS)
     assert os.readlink(first.current) == "versions/1"
     assert os.readlink(f"{where.programs}/keepctl") == f"{first.root}/current/bin/keepctl"
-    assert {change.what for change in installation.install(where, first, VALUES, templates_root)} == {"unchanged"}
-    changes = installation.install(where, second, VALUES, templates_root)
+    assert {change.what for change in installation.install(where, first, VALUES, None, templates_root)} == {"unchanged"}
+    changes = installation.install(where, second, VALUES, None, templates_root)
     assert os.readlink(first.current) == "versions/2"
     assert {change.what for change in changes if change.kind != "version"} == {"unchanged"}
     assert sorted(os.listdir(first.versions)) == ["1", "2"], "without asking systemd no version is removed"
@@ -315,7 +308,7 @@ def test_a_program_that_we_did_not_link_is_not_replaced_and_nothing_is_installed
     Path(where.programs).mkdir()
     Path(where.programs, "keepctl").symlink_to("/usr/bin/true")
     with pytest.raises(KeepfleetError, match=f"cannot replace {where.programs}/keepctl: `keepctl install` did not"):
-        installation.install(where, versions[0], VALUES, templates_root)
+        installation.install(where, versions[0], VALUES, None, templates_root)
     assert not os.path.exists(where.directory) and not os.path.lexists(versions[0].current)
 
 
@@ -332,23 +325,18 @@ def process(*argv: str) -> Iterator[None]:
         running.communicate(b"\n")
 
 
-def test_a_version_goes_with_the_next_installation_unless_a_unit_or_a_process_uses_it(
+def test_a_version_goes_with_the_next_installation_unless_a_process_of_it_runs(
     versions: list[Prefix], templates_root: Path, where: Target, systemctl: Path
 ) -> None:
     first, second = versions
-    target = Target("system", where.directory, where.programs)
-    installation.install(where, first, VALUES, templates_root)
-    (systemctl / "show").write_text(f"Environment=A=1 KEEPFLEET_PACKAGES={first.directory}/lib/x/site-packages B=2\n")
-    assert paths(installation.install(target, second, VALUES, templates_root), "removed") == []
-    (systemctl / "show").write_text(f"Environment=KEEPFLEET_PACKAGES={first.directory}0/lib\nEnvironment=\n")
-    for argv in ((f"{first.directory}/bin/python", "keep-manager"), ("python", f"{first.directory}/lib/a/loader.py")):
-        with process(*argv):
-            assert paths(installation.install(target, second, VALUES, templates_root), "removed") == []
+    target = Target("system", where.directory, where.programs, where.trees)
+    installation.install(where, first, VALUES, None, templates_root)
+    with process(f"{first.directory}/bin/python", "keep-manager"):
+        assert paths(installation.install(target, second, VALUES, None, templates_root), "removed") == []
     Path(first.versions, "3.new").mkdir()
     with process("vi", f"{first.directory}/bin/keepctl"):
-        assert paths(installation.install(target, second, VALUES, templates_root), "removed") == ["1", "3.new"]
+        assert paths(installation.install(target, second, VALUES, None, templates_root), "removed") == ["1", "3.new"]
     assert os.listdir(first.versions) == ["2"]
-    assert "show --property=Environment keep@*.service" in (systemctl / "called").read_text()
 
 
 def test_what_another_program_has_in_a_folder_called_versions_is_left_alone(
@@ -357,23 +345,23 @@ def test_what_another_program_has_in_a_folder_called_versions_is_left_alone(
     first, second = versions
     other = Path(first.versions, "another-program")
     (other / "lib/python3/site-packages/other").mkdir(parents=True)
-    target = Target("system", where.directory, where.programs)
-    installation.install(where, first, VALUES, templates_root)
-    assert paths(installation.install(target, second, VALUES, templates_root), "removed") == ["1"]
+    target = Target("system", where.directory, where.programs, where.trees)
+    installation.install(where, first, VALUES, None, templates_root)
+    assert paths(installation.install(target, second, VALUES, None, templates_root), "removed") == ["1"]
     installation.uninstall(where, second, templates_root)
     assert os.listdir(first.versions) == ["another-program"] and list(other.glob("lib/*/*/other")) != []
 
 
 def test_only_one_installation_at_a_time(versions: list[Prefix], templates_root: Path, where: Target) -> None:
     with files.locked(versions[0].versions), pytest.raises(KeepfleetError, match="another keepctl is at work there"):
-        installation.install(where, versions[0], VALUES, templates_root)
+        installation.install(where, versions[0], VALUES, None, templates_root)
 
 
 def test_uninstalling_removes_every_version_and_program_but_nobody_else_s_file(
     versions: list[Prefix], templates_root: Path, where: Target
 ) -> None:
     root = Path(versions[0].root)
-    installation.install(where, versions[0], VALUES, templates_root)
+    installation.install(where, versions[0], VALUES, None, templates_root)
     Path(where.programs, "keepctl").unlink()
     Path(where.programs, "keepctl").symlink_to("/usr/bin/true")
     changes = installation.uninstall(where, versions[0], templates_root)
@@ -382,22 +370,28 @@ def test_uninstalling_removes_every_version_and_program_but_nobody_else_s_file(
     assert not root.exists()
 
 
-def test_an_installation_is_kept_while_a_keep_of_another_service_manager_runs_from_it(
+def test_an_installation_is_kept_while_a_keep_of_another_service_manager_runs_in_its_root(
     versions: list[Prefix], templates_root: Path, where: Target
 ) -> None:
-    installation.install(where, versions[0], VALUES, templates_root)
-    with (
-        process("python", f"{versions[1].directory}/lib/keep_loader/__main__.py", "7"),
-        pytest.raises(KeepfleetError, match="while a user's own keeps run from"),
-    ):
+    installation.install(where, versions[0], VALUES, None, templates_root)
+    tree = Path(where.trees, "root-0123456789abcdef")
+    (tree / "tree").mkdir(parents=True)
+    held = os.open(tree / "tree", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    with pytest.raises(KeepfleetError, match="while a user's own keeps run from these roots") as raised:
         installation.uninstall(where, versions[0], templates_root)
+    assert raised.value.evidence == (str(tree),)
     assert os.path.exists(versions[0].current)
+    os.close(held)
+    installation.uninstall(where, versions[0], templates_root)
+    assert not os.path.exists(where.trees)
 
 
 def test_the_command_installs_and_uninstalls_and_says_so(run: Run, tmp_path: Path) -> None:
     make_prefix(tmp_path / "kf/versions/1")
     units, programs = tmp_path / "units", tmp_path / "programs"
-    directories = ("--unit-directory", str(units), "--program-directory", str(programs))
+    trees = tmp_path / "trees"
+    directories = ("--unit-directory", str(units), "--program-directory", str(programs), "--tree-directory", str(trees))
     options = ("--user", "--no-reload", *directories, "--prefix", str(tmp_path / "kf/versions/1"))
     result = run("install", *options)
     assert result.exit_code == 0, result.output
@@ -405,16 +399,32 @@ def test_the_command_installs_and_uninstalls_and_says_so(run: Run, tmp_path: Pat
     assert f"current   {tmp_path}/kf/versions/1\n" in result.output
     assert f"linked    {programs}/keepctl\n" in result.output
     assert f"Not on your PATH: {programs}" in result.output
+    (tree,) = trees.iterdir()
+    assert f"built     {tree}\n" in result.output
+    assert f"Environment=KEEPFLEET_TREES={trees}\n" in (units / "keep-manager.service").read_text()
     assert f"ExecStart={tmp_path}/kf/current/bin/keep-manager" in (units / "keep-manager.service").read_text()
     made = json.loads(run("install", *options, "-o", "json").output)
     assert made["versions"] == [{"file": f"{tmp_path}/kf/versions/1", "change": "unchanged"}]
-    assert f"removed   {programs}/keepctl\n" in run("uninstall", *options).output
-    assert list(tmp_path.glob("kf")) == []
+    assert made["roots"] == [{"file": str(tree), "change": "unchanged"}]
+    assert run("doctor", *options).output == "all is well\n"
+    (tree / "tree/keepfleet/python").unlink()
+    (units / "keep.slice").unlink()
+    said = run("doctor", *options)
+    assert said.exit_code == 1
+    assert said.output.splitlines() == [
+        f"{units}/keep.slice is not what this version writes; run: keepctl install",
+        f"{tree}/tree/keepfleet/python is missing",
+    ]
+    assert json.loads(run("doctor", *options, "-o", "json").output)["findings"] == said.output.splitlines()
+    output = run("uninstall", *options).output
+    assert f"removed   {programs}/keepctl\n" in output and f"removed   {tree}\n" in output
+    assert list(tmp_path.glob("kf")) == list(tmp_path.glob("trees")) == []
 
 
 def test_uninstalling_a_lone_virtual_environment_again_says_that_nothing_was_there(run: Run, tmp_path: Path) -> None:
     make_prefix(tmp_path / "venv")
-    options = ("--user", "--no-reload", "--unit-directory", str(tmp_path / "units"), "--prefix", str(tmp_path / "venv"))
+    directories = ("--unit-directory", str(tmp_path / "units"), "--tree-directory", str(tmp_path / "trees"))
+    options = ("--user", "--no-reload", *directories, "--prefix", str(tmp_path / "venv"))
     assert run("install", *options).exit_code == 0
     assert "removed" in run("uninstall", *options).output
     assert "nothing of ours was there" in run("uninstall", *options).output

@@ -112,7 +112,9 @@ def test_units_are_said_with_what_became_of_each(run: Run, tmp_path: Path) -> No
     for change in ("written", "unchanged", "removed"):
         words = ("uninstall",) if change == "removed" else ("install", "--prefix", str(tmp_path / "venv"))
         said = shown(run, *words, *where)
-        units = said.pop("units")
+        units, roots = said.pop("units"), said.pop("roots")
+        assert isinstance(roots, list)
+        assert {root["change"] for root in roots} <= {"built", "unchanged", "removed"}
         assert said == {"instance": "user", "versions": [], "programs": [], "reloaded": False}
         assert isinstance(units, list)
         assert {unit["change"] for unit in units} == {change}

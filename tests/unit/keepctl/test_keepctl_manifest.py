@@ -40,6 +40,7 @@ secrets:
   - {name: token, file: /etc/token}
 limits: {memory: 64M, time: 1h30m, cpu_time: 90, cpus: 0.5, stack: 512K, tasks: 20}
 restart: no
+profile: strict
 labels: {app: web, tier/a: "1"}
 """
 
@@ -66,6 +67,7 @@ def test_every_member_is_understood() -> None:
             "memory_bytes": 64 << 20, "wall_seconds": 5400, "cpu_seconds": 90, "cpu_percent": 50,
             "stack_bytes": 512 << 10, "tasks": 20,
         },
+        profile="strict",
     )  # fmt: skip
 
 
@@ -92,7 +94,7 @@ name: again
 """
     assert faults(text) == [
         "line 2, column 1: 'nmae' is not known; there are name, module, export, arguments, environment, stdin, "
-        "directories, secrets, limits, restart, labels",
+        "directories, secrets, limits, restart, profile, compiler, labels",
         "line 4, column 9: environment.PORT must be text, not '8080'; write it in quotes: \"8080\"",
         "line 5, column 3: the name 'A=B' in environment must be a variable's name, without =",
         "line 7, column 5: directories[0] has no 'host'",

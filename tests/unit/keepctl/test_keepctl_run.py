@@ -12,6 +12,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.spec import Compiler, Profile
 from keep_protocol.sse import EventType, KeepEvent, LogLine
 from keep_protocol.states import State
 from keepctl.commands.shared import build
@@ -77,11 +78,12 @@ def test_everything_asked_for_reaches_the_manager(
         result = run(
             "run", "-d", "--name", "web", "--label", "app=a=b", "--memory", "64M", "--time", "1m30s", "--cpus", "0.5",
             "--limit", "tasks=20", "--env", "A=", "--dir", "/srv/x:/x", "--dir", "d:/d:rw", "--stdin", "/in",
-            "--secret", "t=/s", "--restart", "on-failure", "--export", "add", module, "--", "1", "2",
+            "--secret", "t=/s", "--restart", "on-failure", "--export", "add", "--compiler", "fast",
+            module, "--", "1", "2",
         )  # fmt: skip
     assert (result.exit_code, result.output) == (0, f"{FIRST_ID}\n")
     keep = manager.keeps[FIRST_ID]
-    assert (keep.name, keep.labels) == ("web", (("app", "a=b"),))
+    assert (keep.name, keep.labels, keep.compiler) == ("web", (("app", "a=b"),), Compiler.FAST)
     limits = keep.limits
     assert (limits.memory_bytes, limits.wall_seconds, limits.cpu_percent, limits.tasks) == (64 << 20, 90, 50, 20)
     assert manager.workloads[FIRST_ID] == {
@@ -97,6 +99,17 @@ def test_everything_asked_for_reaches_the_manager(
         "restart": "on-failure",
     }
     assert len(manager.headers[0]["idempotency-key"]) == 32
+
+
+def test_a_strict_keep_is_asked_for_and_shown_and_has_no_fast_compiler(
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
+) -> None:
+    with stub():
+        assert run("run", "-d", "--profile", "strict", module).exit_code == 0
+    assert manager.keeps[FIRST_ID].profile is Profile.STRICT
+    assert json.loads(run("inspect", str(FIRST_ID)).stdout)["profile"] == "strict"
+    refused = run("run", "--profile", "strict", "--compiler", "fast", module)
+    assert "cannot have compiler fast with profile strict" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -343,6 +343,9 @@ def test_the_probe_names_every_isolation_failure_of_an_ordinary_process(tmp_path
     assert "a socket of AF_INET can be made" in missing
     assert "system calls are not filtered" in missing or "new privileges can be gained" in missing
     assert any(line.startswith("programs in ") for line in missing)
+    strict = isolation.isolation_failures(str(tmp_path), strict=True)
+    words = "memory can be made that is both writable and executable (MemoryDenyWriteExecute=)"
+    assert set(strict) - set(missing) == {words}
 
 
 def test_a_bus_that_can_be_connected_to_is_an_isolation_failure(place: Path) -> None:

@@ -19,7 +19,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import DEFAULTS, MIB, Limits
-from keep_protocol.spec import KeepSpec, encode_spec
+from keep_protocol.spec import KeepSpec, Profile, encode_spec
 from keep_protocol.states import State
 from tests.fakes.callers import STRANGER
 
@@ -183,9 +183,12 @@ SPEC = KeepSpec(
 )
 
 
-def test_a_unit_gets_its_name_slice_limits_spec_and_version_and_nothing_else() -> None:
-    properties = {name: value for name, _, value in keep_properties(33, SPEC)}
-    packages = Path(__file__).resolve().parents[3]
+ROOT, GROUPS = "/var/lib/keepfleet/root-0123456789abcdef/tree", "/sys/fs/cgroup"
+OWN_GROUP = f"{GROUPS}/keep.slice/keep-g01.slice/keep@33.service"
+
+
+def test_a_unit_gets_its_name_slice_limits_spec_and_root_and_nothing_else() -> None:
+    properties = {name: value for name, _, value in keep_properties(33, SPEC, ROOT, GROUPS)}
     assert properties == {
         "Description": "Keep web of alice",
         "Slice": "keep-g01.slice",
@@ -195,22 +198,31 @@ def test_a_unit_gets_its_name_slice_limits_spec_and_version_and_nothing_else() -
         "IOWeight": 100,
         "LogRateLimitBurst": 1000,
         "LogExtraFields": [b"KEEP_ID=33", b"KEEP_NAME=web", b"KEEP_OWNER=alice"],
-        "Environment": [
-            f"KEEPFLEET_SPEC={encode_spec(SPEC)}",
-            f"KEEPFLEET_PACKAGES={packages}",
-        ],
+        "Environment": [f"KEEPFLEET_SPEC={encode_spec(SPEC)}"],
+        "RootDirectory": ROOT,
+        "BindReadOnlyPaths": [[OWN_GROUP, "/keepfleet/cgroup", True, 0]],
     }
 
 
+def test_a_unit_without_a_root_names_none() -> None:
+    assert not {name for name, _, _ in keep_properties(33, SPEC, None, GROUPS)} & {"RootDirectory", "BindReadOnlyPaths"}
+
+
+def test_a_strict_keep_s_unit_has_no_memory_that_becomes_executable_and_another_s_says_nothing_of_it() -> None:
+    strict = {name: value for name, _, value in keep_properties(33, SPEC.replace(profile=Profile.STRICT), None, GROUPS)}
+    assert strict["MemoryDenyWriteExecute"] is True
+    assert "MemoryDenyWriteExecute" not in {name for name, _, _ in keep_properties(33, SPEC, None, GROUPS)}
+
+
 def test_the_spec_is_read_back_and_what_cannot_be_read_is_none() -> None:
-    environment = next(value for name, _, value in keep_properties(33, SPEC) if name == "Environment")
+    environment = next(value for name, _, value in keep_properties(33, SPEC, ROOT, GROUPS) if name == "Environment")
     assert spec_in(environment, "keep@33.service") == SPEC
     for nothing in ([], None, ["LANG=C.UTF-8"], ["KEEPFLEET_SPEC=!"], ["KEEPFLEET_SPEC="], [5]):
         assert spec_in(nothing, "keep@33.service") is None
 
 
 def test_a_keep_without_a_name_is_described_by_its_id() -> None:
-    properties = {name: value for name, _, value in keep_properties(33, KeepSpec(owner="alice"))}
+    properties = {name: value for name, _, value in keep_properties(33, KeepSpec(owner="alice"), ROOT, GROUPS)}
     assert properties["Description"] == "Keep 33 of alice"
     assert properties["LogExtraFields"] == [b"KEEP_ID=33", b"KEEP_OWNER=alice"]
 
@@ -219,7 +231,7 @@ def test_a_keep_without_a_name_is_described_by_its_id() -> None:
 def test_no_word_that_is_not_safe_reaches_a_unit(text: str) -> None:
     for spec in (KeepSpec(name=text), KeepSpec(owner=text)):
         with pytest.raises(ValueError):
-            keep_properties(33, spec)
+            keep_properties(33, spec, ROOT, GROUPS)
 
 
 @pytest.mark.parametrize(("state", "why"), [("masked", "is masked; unmask it"), ("static", "remove that file")])
@@ -230,7 +242,7 @@ def test_a_template_that_is_masked_or_has_a_file_is_said(state: str, why: str) -
 
 
 def test_nothing_the_manager_sets_stands_in_an_installed_drop_in_which_would_win() -> None:
-    names = {"MemoryMax", "TasksMax", "CPUQuota", "IOWeight", "LogRateLimitBurst", "Slice"}
+    names = {"MemoryDenyWriteExecute", "MemoryMax", "TasksMax", "CPUQuota", "IOWeight", "LogRateLimitBurst", "Slice"}
     names |= {"Description", "LogExtraFields"}
     root = Path(__file__).resolve().parents[3] / "units"
     files = list(root.glob("*/keep@.service.d/*.conf"))

@@ -27,9 +27,10 @@ from keep_protocol.control import CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import Limits
-from keep_protocol.spec import KeepSpec, RestartPolicy
+from keep_protocol.spec import Compiler, KeepSpec, Profile, RestartPolicy
 from keep_protocol.sse import EventType
 from keep_protocol.states import Event, Phase, State
+from keep_protocol.workload import Workload
 from tests.fakes.callers import ALICE, BOB, STRANGER
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
@@ -451,6 +452,23 @@ async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, pl
         loader = units.loaders[kuuid]
         assert loader.workload == request.workload.replace(restart=RestartPolicy.ALWAYS)
         assert [os.fstat(descriptor).st_ino for descriptor in loader.granted] == [(place / "root/data").stat().st_ino]
+
+
+@pytest.mark.parametrize(
+    "choice", [NewKeep(profile=Profile.STRICT), NewKeep(compiler=Compiler.FAST)], ids=["strict", "fast"]
+)
+async def test_a_start_hands_over_what_runs_the_guest_also_where_it_is_given_nothing(
+    units: FakeUnits, place: Path, policy: Policy, choice: NewKeep
+) -> None:
+    async with manager_parts(units, str(place), policy) as parts:
+        for asked in (None, parse_workload({"arguments": ["-v"]})):
+            made = await parts.keeps.create(choice.replace(restart=RestartPolicy.ALWAYS), ALICE)
+            await parts.keeps.start(StartKeep(made.kuuid, workload=asked), ALICE)
+            expected = (asked or WorkloadRequest(Workload())).workload.replace(
+                restart=RestartPolicy.ALWAYS, profile=choice.profile, compiler=choice.compiler
+            )
+            assert units.loaders[made.kuuid].workload == expected
+            assert (made.profile, made.compiler) == (expected.profile, expected.compiler)
 
 
 async def test_what_a_starter_gives_goes_to_no_one_whom_another_owner_chose(

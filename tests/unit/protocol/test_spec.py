@@ -18,8 +18,10 @@ from keep_protocol.spec import (
     MAX_LABEL_VALUE,
     MAX_LABELS,
     MAX_SPEC_TEXT,
+    Compiler,
     KeepSpec,
     Lease,
+    Profile,
     RestartPolicy,
     check_labels,
     check_name,
@@ -41,6 +43,7 @@ FULL = KeepSpec(
     "",
     "0" * 64,
     "f" * 64,
+    Profile.STRICT,
 )
 
 
@@ -48,7 +51,7 @@ def encoded(value: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
 
-@pytest.mark.parametrize("spec", [KeepSpec(), FULL])
+@pytest.mark.parametrize("spec", [KeepSpec(), FULL, KeepSpec(compiler=Compiler.FAST)])
 def test_a_spec_comes_back_as_it_was(spec: KeepSpec) -> None:
     assert decode_spec(encode_spec(spec)) == spec
 
@@ -103,10 +106,16 @@ def test_a_name_that_is_none_is_refused(name: str) -> None:
         check_name(name)
 
 
+def test_a_strict_keep_has_no_fast_compiler() -> None:
+    with pytest.raises(KeepfleetError, match=r"cannot have compiler fast with profile strict.*: leave one of them out"):
+        decode_spec(encoded({"schema": 1, "profile": "strict", "compiler": "fast"}))
+
+
 def test_what_a_keep_is_comes_from_its_spec_alone() -> None:
     module = Module("sha256:" + "a" * 64, "x.wasm", 5)
     info = merge(FULL, KeepReport(State.STARTED, 7, phase="running", module=module), "keep@7.service")
     assert (info.name, info.owner, info.labels, info.limits) == (FULL.name, FULL.owner, FULL.labels, FULL.limits)
+    assert (info.profile, info.compiler) == (Profile.STRICT, Compiler.OPTIMIZING)
     assert (info.kuuid, info.phase, info.module, info.created_at) == (7, "running", module, 1.5)
     assert info.uploaders == FULL.uploaders
     assert merge(KeepSpec(), KeepReport(State.LISTENING, 8), "").limits == DEFAULT_LIMITS

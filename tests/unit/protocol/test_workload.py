@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.control import START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.spec import RestartPolicy
+from keep_protocol.spec import Compiler, Profile, RestartPolicy
 from keep_protocol.workload import (
     MAX_DIRECTORIES,
     MAX_SECRETS,
@@ -43,6 +43,7 @@ WORKLOADS = st.builds(
     directories=DIRECTORIES.map(tuple),
     secrets=SECRETS.map(tuple),
     restart=st.sampled_from(RestartPolicy),
+    profile=st.sampled_from(Profile),
 )
 PLAIN = json.loads(Workload().to_json())
 
@@ -50,6 +51,13 @@ PLAIN = json.loads(Workload().to_json())
 @given(WORKLOADS)
 def test_a_workload_comes_back_as_it_was(workload: Workload) -> None:
     assert workload_from_json(workload.to_json()) == workload
+
+
+def test_what_a_keep_of_an_older_version_does_not_know_is_written_only_where_it_says_something() -> None:
+    assert not {"profile", "compiler"} & set(PLAIN)
+    strict, fast = Workload(profile=Profile.STRICT), Workload(compiler=Compiler.FAST)
+    assert json.loads(strict.to_json()) == {**PLAIN, "profile": "strict"}
+    assert json.loads(fast.to_json()) == {**PLAIN, "compiler": "fast"}
 
 
 def test_nothing_asked_for_is_a_plain_program() -> None:

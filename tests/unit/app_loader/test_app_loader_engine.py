@@ -1,0 +1,160 @@
+"""The engines a workload may have: by its profile, its compiler, and where its compiled file lies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app_loader.check.compiler import examine
+from app_loader.engine.compiled import Module
+from app_loader.engine.foreign import EngineError, GuestExit, Trap
+from app_loader.engine.settings import Settings, make_engine, settings_for
+from app_loader.engine.store import EXIT_MODULE, Linker, Store, Wasi
+from app_loader.run.guest import Unfit, load_guest
+from app_loader.run.warm import warm_up
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import DEFAULT_LIMITS
+from keep_protocol.spec import Compiler, Profile
+from keep_protocol.workload import Workload
+from tests.unit.app_loader.app_loader_process import as_root, wasm
+from tests.unit.app_loader.guests import component
+
+STRICT, FAST = Workload(profile=Profile.STRICT), Workload(compiler=Compiler.FAST)
+HAS_DATA = wasm("""(module (memory (export "memory") 2) (data (i32.const 70000) "data")
+  (func (export "read") (result i32) (i32.load (i32.const 70000))))""")
+LEAVES = wasm("""(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (func (export "_start") (call $exit (i32.const 200))))""")
+TRAPS = wasm('(module (func $divides (export "_start") (drop (i32.div_s (i32.const 1) (i32.const 0)))))')
+TAIL_CALL = wasm('(module (func $f (export "_start") return_call $f))')
+
+
+def compiled(directory: Path, guest: bytes, workload: Workload) -> int:
+    """The guest's compiled file, open. Raises the KeepfleetError it is refused with."""
+    (directory / "guest.wasm").write_bytes(guest)
+    module = os.open(directory / "guest.wasm", os.O_RDONLY)
+    result = os.open(directory, os.O_RDWR | os.O_TMPFILE)
+    found = examine(module, result, DEFAULT_LIMITS, workload)
+    os.close(module)
+    if isinstance(found, KeepfleetError):
+        os.close(result)
+        raise found
+    return result
+
+
+def ran(directory: Path, guest: bytes, workload: Workload) -> tuple[int, list[object]]:
+    """The guest, compiled, loaded from its file and run."""
+    file = compiled(directory, guest, workload)
+    loaded = load_guest(file, DEFAULT_LIMITS, workload)
+    os.close(file)
+    loaded.link(Wasi())
+    return loaded.run()
+
+
+@pytest.mark.parametrize("workload", [Workload(), STRICT, FAST], ids=["standard", "strict", "fast"])
+def test_a_core_module_runs_leaves_and_traps_by_every_engine(tmp_path: Path, workload: Workload) -> None:
+    assert ran(tmp_path, HAS_DATA, workload.replace(export="read")) == (0, [int.from_bytes(b"data", "little")])
+    with pytest.raises(GuestExit) as left:
+        ran(tmp_path, LEAVES, workload)
+    assert left.value.code == 200
+    with pytest.raises(Trap, match="integer divide by zero") as trapped:
+        ran(tmp_path, TRAPS, workload)
+    assert [name for name, _, _ in trapped.value.frames] == ["divides"]
+
+
+@pytest.mark.parametrize("workload", [Workload(), STRICT], ids=["standard", "strict"])
+def test_a_component_runs_compiled_and_interpreted(tmp_path: Path, workload: Workload) -> None:
+    assert ran(tmp_path, component("(i32.const 1)"), workload) == (1, [])
+    with pytest.raises(EngineError, match="unreachable"):
+        ran(tmp_path, component("unreachable"), workload)
+
+
+def test_the_fast_compiler_refuses_a_component_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(KeepfleetError, match="compiler fast is for core modules alone; leave it out") as refused:
+        compiled(tmp_path, component("(i32.const 0)"), FAST)
+    assert refused.value.kind is ErrorKind.INVALID_MODULE
+
+
+def test_what_the_fast_compiler_does_not_know_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    os.close(compiled(tmp_path, TAIL_CALL, Workload()))
+    with pytest.raises(KeepfleetError, match=r"tail calls.*; compiler fast knows less of WebAssembly: try without it"):
+        compiled(tmp_path, TAIL_CALL, FAST)
+
+
+@pytest.mark.parametrize(("made", "loaded"), [(STRICT, Workload()), (Workload(), STRICT)], ids=["strict", "standard"])
+def test_what_was_compiled_for_the_other_profile_does_not_fit(tmp_path: Path, made: Workload, loaded: Workload) -> None:
+    file = compiled(tmp_path, LEAVES, made)
+    with pytest.raises(Unfit):
+        load_guest(file, DEFAULT_LIMITS, loaded)
+    os.close(file)
+
+
+def executable() -> set[str]:
+    """The memory of this process that is executable and of no file."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    return {line[0] for line in lines if "x" in line[1] and len(line) == 5}
+
+
+def test_a_strict_engine_makes_no_executable_memory(tmp_path: Path) -> None:
+    before = executable()
+    assert ran(tmp_path, HAS_DATA, STRICT.replace(export="read"))[0] == 0
+    strict = make_engine(Settings(images=True, profile=Profile.STRICT))
+    kept = Module.compile(strict, LEAVES)
+    assert executable() == before
+    native = Module.compile(make_engine(Settings()), LEAVES)
+    assert executable() > before, "what is looked for is found where it is"
+    assert kept.exports().functions == native.exports().functions == ["_start"]
+
+
+IN_A_NOEXEC_DIRECTORY = """
+import sys
+from pathlib import Path
+from keep_protocol.workload import Workload
+from tests.unit.app_loader.test_app_loader_engine import HAS_DATA, STRICT, compiled, ran, settings_for
+from keep_protocol.limits import DEFAULT_LIMITS
+for workload in (Workload(export="read"), STRICT.replace(export="read")):
+    directory = Path(sys.argv[1])
+    print(settings_for(str(directory), DEFAULT_LIMITS, workload).images, ran(directory, HAS_DATA, workload)[0])
+"""
+
+
+@as_root
+def test_a_memorys_first_contents_are_mapped_where_code_can_be_and_in_a_strict_keep_everywhere(tmp_path: Path) -> None:
+    assert settings_for(str(tmp_path), DEFAULT_LIMITS, Workload()).images
+    script = 'mount -t tmpfs -o noexec none "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(tmp_path), sys.executable, IN_A_NOEXEC_DIRECTORY]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)
+    assert ended.stdout == "False 0\nTrue 0\n"
+
+
+def test_the_exit_module_is_what_its_comment_says() -> None:
+    text = """(module (global (export "left") (mut i64) (i64.const -1))
+      (func (export "proc_exit") (param i32) (global.set 0 (i64.extend_i32_u (local.get 0))) unreachable))"""
+    assert wasm(text) == EXIT_MODULE
+
+
+@pytest.mark.parametrize("code", [0, 1, 125, 126, 255, 256, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_every_exit_code_arrives_whole(code: int) -> None:
+    store = Store(make_engine(Settings()))
+    store.take(Wasi())
+    leave = Linker(store.engine).replace_exit(store)
+    with pytest.raises(GuestExit) as left:
+        store.call(leave, (("i32", code),))
+    assert left.value.code == code
+
+
+@pytest.mark.parametrize("workload", [Workload(), STRICT, FAST], ids=["standard", "strict", "fast"])
+def test_the_engine_that_is_made_ready_is_the_one_that_runs(tmp_path: Path, workload: Workload) -> None:
+    warm_up(DEFAULT_LIMITS, workload)
+    made = make_engine.cache_info().currsize
+    warm_up(DEFAULT_LIMITS, workload)
+    assert make_engine.cache_info().currsize == made
+
+
+def test_a_strict_keep_has_no_fast_compiler() -> None:
+    with pytest.raises(KeepfleetError, match="cannot have compiler fast with profile strict"):
+        Settings(profile=Profile.STRICT, compiler=Compiler.FAST)
