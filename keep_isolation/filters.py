@@ -19,8 +19,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 
 KILL, ALLOW, ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
 """SECCOMP_RET_KILL_PROCESS, _ALLOW and _ERRNO (man seccomp)."""
-LD_WORD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_BITS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-"""The BPF instructions used: BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_JMP|JSET|K, BPF_RET|K."""
+LD_WORD, JUMP, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_BITS, RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
+"""The BPF instructions used: BPF_LD|W|ABS, BPF_JMP|JA, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_JMP|JSET|K, BPF_RET|K."""
 ARCHITECTURES = dict(zip(MACHINES, (0xC000003E, 0xC00000B7), strict=True))
 """AUDIT_ARCH_*; a system call of any other kind kills the process."""
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
@@ -40,6 +40,8 @@ _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
 _SOCKET_CONTROLS = (0x8900, 0x8A00)
 """From and below: the ioctl numbers of sockets, of network devices, and of who gets a socket's signals."""
 _PR_SET_DUMPABLE = 4
+_BLOCK = 10
+"""Calls tested one by one; about the root of how many there are, so that blocks and calls take as long."""
 
 Instruction = tuple[int, int, int, int]
 Rule = list[Instruction]
@@ -233,29 +235,30 @@ class Program:
     """A filter in the making for one machine. Raises KeyError for a machine that is not in ARCHITECTURES."""
 
     def __init__(self, machine: str) -> None:
-        self.code: list[Instruction] = begin(machine)
-        self._column = MACHINES.index(machine)
+        self._begin, self._column = begin(machine), MACHINES.index(machine)
+        self._rules: dict[int, Rule] = {}
 
     def __repr__(self) -> str:
-        return f"Program({len(self.code)} instructions)"
+        return f"Program({len(self._rules)} calls)"
 
     def refuse_all(self, calls: dict[str, tuple[int | None, int | None]]) -> None:
         """Refuses each, whatever its arguments."""
         for row in calls.values():
             number = row[self._column]
             if number is not None:
-                self.code += only_if(number, [refuse()])
+                self._rules[number] = [refuse()]
 
     def refuse_some(self, name: str, rule: Rule) -> None:
         """What `rule` does about a call of OTHERS, CODE or BENEATH, each of which every machine has."""
         number = {**OTHERS, **CODE, **BENEATH}[name][self._column]
-        self.code += [] if number is None else only_if(number, rule)
+        if number is not None:
+            self._rules[number] = rule
 
     def refuse_what_none_needs(self) -> None:
         """What every process of a keep gives up."""
         self.refuse_all(NEVER)
         for row in SENDING.values():
-            self.code += only_if(row[self._column], _refused_with(row[2], _MSG_FASTOPEN))
+            self._rules[(row[0], row[1])[self._column]] = _refused_with(row[2], _MSG_FASTOPEN)
         low, high = _SOCKET_CONTROLS
         self.refuse_some(
             "ioctl", [_argument(1), (JUMP_AT_LEAST, 0, 2, low), (JUMP_AT_LEAST, 1, 0, high), refuse(), _ALLOWED]
@@ -308,8 +311,14 @@ class Program:
             self.refuse_all(BENEATH)
 
     def end(self) -> list[Instruction]:
-        """The whole program."""
-        return [*self.code, _ALLOWED]
+        """The whole program. The kernel runs it for every call there is when it is installed, so it is made to be short
+        on every way: blocks of calls in the order of their numbers, each passed over by its last."""
+        ordered, code = sorted(self._rules), [*self._begin]
+        blocks = [ordered[first : first + _BLOCK] for first in range(0, len(ordered), _BLOCK)]
+        for block in blocks:
+            rules = [step for number in block for step in only_if(number, self._rules[number])]
+            code += [(JUMP_AT_LEAST, 0, 1, block[-1] + 1), (JUMP, 0, 0, len(rules) + 1), *rules, _ALLOWED]
+        return [*code, _ALLOWED]
 
 
 def _both(first: int, second: int) -> Rule:
