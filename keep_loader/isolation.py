@@ -61,8 +61,8 @@ def _is_there(path: str) -> bool:
 
 
 def give_up_being_read() -> None:
-    """Lets no other process look into us from our first line on: where the tree is the user's own, its mode does not do
-    that yet when systemd, with capabilities left in the keep's user namespace, starts us."""
+    """Lets no other process look into us, from our first line on: where the tree is the user's own, its mode does not
+    do that yet when systemd starts us, with capabilities in the keep's user namespace."""
     prctl(_PR_SET_DUMPABLE, 0)
 
 

@@ -51,6 +51,11 @@ _ASKED = (
     "import sys, os, json; print(json.dumps([os.path.dirname(os.path.realpath(os.__file__)), sys.platlibdir, "
     "sys.implementation.cache_tag, list(sys.version_info[:2])]))"
 )
+_CRYPTO = (
+    "import _ctypes; _ctypes.dlopen('libcrypto.so.3', 2); "
+    "print(*{line.split()[-1] for line in open('/proc/self/maps') if '/libcrypto' in line})"
+)
+"""As app_loader.receive.libcrypto finds it."""
 _NEEDED = re.compile(r"\t(\S+) => (/\S+) \(0x[0-9a-f]+\)")
 _LOADER = re.compile(r"\t(/\S+) \(0x[0-9a-f]+\)")
 _MISSING = re.compile(r"\t(\S+) => not found")
@@ -105,7 +110,9 @@ def contents(target: Target) -> Contents:
             raise _cannot(f"{target.packages} has no package {name}; run: keepctl install, of a whole version")
         found = _package(directory, f"{PACKAGES}/{name}", tag)
         entries += found if name in OURS else (entry for entry in found if entry.watched)
-    entries += _libraries([entry.source for entry in entries if _is_object(entry)])
+    objects = [entry.source for entry in entries if _is_object(entry)]
+    has_ssl = any(os.path.basename(source).startswith("_ssl.") for source in objects)
+    entries += _libraries(objects, [] if has_ssl else _crypto(target.python))
     compiled = {entry.place for entry in entries if entry.place.endswith(".pyc")}
     sources = (entry.place for entry in entries if entry.place.endswith(".py"))
     entries.sort(key=lambda entry: (not entry.watched, entry.place))
@@ -196,10 +203,19 @@ def _is_object(entry: Entry) -> bool:
     return entry.watched and not entry.place.endswith(".py")
 
 
-def _libraries(objects: list[str]) -> list[Entry]:
+def _crypto(python: str) -> list[str]:
+    """The host's libcrypto, by which a keep makes its key where TLS is part of the interpreter, as in uv's."""
+    done = run([python, "-I", "-S", "-c", _CRYPTO], f"it cannot ask {python}")
+    if done.returncode:
+        raise _cannot(f"{python} finds no libcrypto: {done.stderr.strip().rpartition(chr(10))[2]}")
+    return done.stdout.split()
+
+
+def _libraries(objects: list[str], more: list[str]) -> list[Entry]:
     """The dynamic loader, where the objects name it, and every library that they need, by the name they need it by and
-    beside the C library: the loader looks there whatever else it was built or told to look at."""
-    said = run(["ldd", *objects], "it cannot run ldd")
+    beside the C library: the loader looks there whatever else it was built or told to look at. more: libraries that
+    are opened by name, and what they need."""
+    said = run(["ldd", *objects, *more], "it cannot run ldd")
     needed = dict(_NEEDED.findall(said.stdout))
     missing = sorted(set(_MISSING.findall(said.stdout)))
     if missing:
@@ -209,4 +225,5 @@ def _libraries(objects: list[str]) -> list[Entry]:
     beside = os.path.dirname(needed["libc.so.6"]).strip("/")
     loaders = sorted(set(_LOADER.findall(said.stdout)))
     places = {f"{beside}/{name}": path for name, path in needed.items()} | {path.strip("/"): path for path in loaders}
+    places |= {f"{beside}/{os.path.basename(path)}": path for path in more}
     return [Entry(place, path, 0o755, True) for place, path in sorted(places.items())]

@@ -10,6 +10,7 @@ import signal
 import ssl
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from io import FileIO
 
 from keep_client.credentials import Credentials
@@ -119,48 +120,58 @@ def _next_step(error: KeepfleetError, address: str, renames: bool) -> str:
     return ""
 
 
+class _Upload:
+    """The TLS context for a keep, and what the upload imports: made ready while the manager works, which is 4 ms."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._context: ssl.SSLContext | None = None
+
+    def prepare(self) -> None:
+        """Raises nothing: what fails here fails again in `context`, and is said then."""
+        import hashlib  # noqa: F401  # for the pin, and for what the keep confirms
+        import hmac  # noqa: F401
+
+        try:
+            self._context = self._credentials.keep_context()
+        except KeepfleetError:
+            self._context = None
+
+    def context(self) -> ssl.SSLContext:
+        """Raises KeepfleetError(CERTIFICATE)."""
+        return self._context or self._credentials.keep_context()
+
+
+def _make(
+    client: ManagerClient, job: Job, replace: bool, key: str, start: dict[str, object], address: str, upload: _Upload
+) -> KeepInfo:
+    """A keep that listens; of a manager of before, which takes that in two requests alone, one that does not yet."""
+    try:
+        return create(client, job, "wasi", replace, key, start, address, upload.prepare)
+    except KeepfleetError as error:
+        if error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
+            raise
+    return create(client, job, "wasi", replace, key)
+
+
 def begin(
     client: ManagerClient, credentials: Credentials, job: Job, address: str, port: int | None, replace: bool
 ) -> KeepInfo:
     """A keep that has received the job's module; or none, when anything fails.
 
-    It is made and started by one request; by two, where a manager of before does not know that. Where the answer to its
-    creation is lost, the manager is asked with the same key once more what it made. Not with `replace`: the second
-    request could be the one that ends the keep which has the name.
+    Where the answer to its creation is lost, the manager is asked with the same key once more what it made. Not with
+    `replace`: the second request could be the one that ends the keep which has the name.
     """
-    start: dict[str, object] | None = None
-    context: ssl.SSLContext | None = None
-
-    def prepare() -> None:
-        """What the upload needs, made while the manager works: 4 ms. What fails here fails there, and is said then."""
-        nonlocal context
-        import hashlib  # noqa: F401  # for the pin, and for what the keep confirms
-        import hmac  # noqa: F401
-
-        try:
-            context = credentials.keep_context()
-        except KeepfleetError:
-            context = None
-
-    def make() -> KeepInfo:
-        nonlocal start
-        try:
-            return create(client, job, "wasi", replace, key, start, address, prepare)
-        except KeepfleetError as error:
-            if start is None or error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
-                raise
-        start = None
-        return make()
-
-    key = os.urandom(16).hex()
     keep: KeepInfo | None = None
+    upload = _Upload(credentials)
     with open_workload(job.module) as file:
         start = client.starting(address, port, (), job.workload())
+        make = partial(_make, client, job, replace, os.urandom(16).hex(), start, address, upload)
         try:
             keep = make()
             if keep.state is State.LISTENING:
                 keep = listen(client, keep.kuuid, address, port, (), job)
-            send(context or credentials.keep_context(), keep, client.endpoint.host, file)
+            send(upload.context(), keep, client.endpoint.host, file)
         except BaseException as error:
             if keep is None and _may_have_worked(error):
                 if replace:

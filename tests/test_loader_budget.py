@@ -1,4 +1,4 @@
-"""What the keep-loader imports: each keep on a host pays for it, so the whole list stands here.
+"""What the keep-loader and its upload endpoint import: each keep on a host pays for it, so the whole list stands here.
 
 A module that is added costs start time and private memory in every keep. Add it to the list only with a reason,
 and with `benchmarks/` run before and after.
@@ -133,3 +133,23 @@ def test_the_loader_imports_these_modules_of_the_standard_library_and_no_others(
 
 def test_nothing_heavy_is_imported(imported: set[str]) -> None:
     assert not imported & FORBIDDEN
+
+
+ENDPOINT = """
+import sys
+sys.path.append(sys.argv[1])
+import keep_loader.loader
+loader = set(sys.modules)
+import app_loader.receive.service, app_loader.receive.access, app_loader.receive.endpoint, keep_isolation.locks
+print(*set(sys.modules) - loader)
+"""
+NOT_IN_AN_ENDPOINT = {"base64", "email", "hmac", "http", "urllib", "warnings", "wasmtime"}
+"""TLS is spoken through `_ssl`, HTTP by a reader of our own, libcrypto called through `_ctypes`."""
+
+
+def test_an_endpoint_imports_nothing_heavy_either() -> None:
+    command = [sys.executable, "-I", "-S", "-c", ENDPOINT, str(MAIN.parent.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    added = set(done.stdout.split())
+    assert {"_ssl", "_ctypes", "app_loader.receive.http1"} <= added
+    assert not added & (FORBIDDEN | NOT_IN_AN_ENDPOINT)

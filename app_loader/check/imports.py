@@ -28,10 +28,9 @@ INTEGER_BITS = {"i32": 32, "i64": 64}
 FLOAT_FORMATS = {"f32": "<f", "f64": "<d"}
 NUMBERS = (*INTEGER_BITS, *FLOAT_FORMATS)
 """The types a value can be written in as text; vectors and references cannot."""
-_INTEGER = re.compile(r"[+-]?(?:[0-9]{1,20}|0x[0-9a-fA-F]{1,16})", re.ASCII)
-_FLOAT = re.compile(
-    r"[+-]?(?:(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,5})?|inf|nan)", re.ASCII
-)
+_INTEGER = "[+-]?(?:[0-9]{1,20}|0x[0-9a-fA-F]{1,16})"
+_FLOAT = r"[+-]?(?:(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,5})?|inf|nan)"
+"""Compiled where one is used, as few keeps do: that takes most of a millisecond."""
 
 
 class Entry(Record):
@@ -126,7 +125,7 @@ def in_words(name: str, params: list[str], results: list[str]) -> str:
 
 
 def _integer(text: str, bits: int) -> int:
-    if not _INTEGER.fullmatch(text):
+    if not re.fullmatch(_INTEGER, text, re.ASCII):
         raise ValueError("it is no whole number, decimal or 0x…")
     value = int(text, 16 if "x" in text else 10)
     if not -(1 << bits - 1) <= value < 1 << bits:
@@ -135,7 +134,7 @@ def _integer(text: str, bits: int) -> int:
 
 
 def _float(text: str, packed: str) -> float:
-    if not _FLOAT.fullmatch(text):
+    if not re.fullmatch(_FLOAT, text, re.ASCII):
         raise ValueError("it is no number, inf or nan")
     value = float(text)
     if value in (float("inf"), float("-inf")) and "inf" not in text:

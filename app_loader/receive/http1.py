@@ -115,7 +115,7 @@ class RequestReader:
         return f"RequestReader({self._step.__name__.lstrip('_')}, {len(self._text)} bytes waiting)"
 
     def feed(self, data: bytes | memoryview) -> list[Event]:
-        """The events completed by `data`. Raises Refused, and KeepfleetError(TOO_LARGE)."""
+        """The events completed by `data`. Raises Refused."""
         self._text += data
         events: list[Event] = []
         pieces: list[bytes] = []
@@ -131,7 +131,7 @@ class RequestReader:
             events.append(b"".join(pieces))
         return events
 
-    def _take_line(self, limit: int, too_long: Callable[[], KeepfleetError]) -> bytes | None:
+    def _take_line(self, limit: int, too_long: Callable[[], Refused]) -> bytes | None:
         """The next line without its end; None while it has not all arrived."""
         end = self._text.find(b"\n", self._searched)
         if end >= limit or (end < 0 and len(self._text) >= limit):
@@ -290,20 +290,20 @@ def _frame(method: bytes, target: bytes, headers: tuple[tuple[bytes, bytes], ...
     )
 
 
-def _line_too_long() -> KeepfleetError:
+def _line_too_long() -> Refused:
     return _bad(f"its first line is over {MAX_REQUEST_LINE} bytes", 414, ErrorKind.TOO_LARGE)
 
 
-def _head_too_large() -> KeepfleetError:
+def _head_too_large() -> Refused:
     why = f"it has over {MAX_HEADERS} headers, or {MAX_HEADER_BYTES >> 10} KiB of them"
     return _bad(why, 431, ErrorKind.TOO_LARGE)
 
 
-def _trailers_too_large() -> KeepfleetError:
+def _trailers_too_large() -> Refused:
     return _bad(f"it has over {MAX_TRAILER_BYTES >> 10} KiB of trailers", 431, ErrorKind.TOO_LARGE)
 
 
-def _bad_chunk() -> KeepfleetError:
+def _bad_chunk() -> Refused:
     return _bad(f"the size of a chunk must be 1 to {MAX_CHUNK_DIGITS} hexadecimal digits, and nothing behind them")
 
 

@@ -12,10 +12,10 @@ from keep_protocol.outcome import Outcome, OutcomeKind
 
 _TRAP = "wasm trap: "
 _WHILE_EXECUTING = "error while executing at wasm backtrace:"
-_FRAME = re.compile(r"^ *([0-9]{1,3}): +(?:(0x[0-9a-f]{1,16}) - )?(\S[^\n]{0,400}![^\n]{1,400})$", re.MULTILINE)
-"""A frame in an error's message: `   1:     0x91 - module!function`."""
-_OVER_MEMORY = re.compile(r"memory minimum size of [0-9]+ pages exceeds memory limits")
-_OVER_TABLE = re.compile(r"table minimum size of [0-9]+ elements exceeds table limits")
+_FRAME = r"(?m)^ *([0-9]{1,3}): +(?:(0x[0-9a-f]{1,16}) - )?(\S[^\n]{0,400}![^\n]{1,400})$"
+"""A frame in an error's message: `   1:     0x91 - module!function`. Compiled where a guest fails, as the next two."""
+_OVER_MEMORY = "memory minimum size of [0-9]+ pages exceeds memory limits"
+_OVER_TABLE = "table minimum size of [0-9]+ elements exceeds table limits"
 _UNKNOWN_OFFSET = (1 << 64) - 1
 """What wasmtime says of the frame in which a call did not get to begin, for want of stack."""
 Frame = tuple[str | None, int, int]
@@ -90,9 +90,9 @@ def trapped(message: str, frames: Iterable[Frame], usage: Usage) -> Outcome:
 
 def not_started(message: str, limits: Limits, usage: Usage) -> Outcome:
     """The module could not be instantiated: it needs more than it may have, or its loading failed."""
-    if _OVER_MEMORY.search(message):
+    if re.search(_OVER_MEMORY, message):
         return _outcome(OutcomeKind.LIMITED, f"over its memory limit of {in_bytes(limits.memory_bytes)}", usage)
-    if _OVER_TABLE.search(message):
+    if re.search(_OVER_TABLE, message):
         return _outcome(OutcomeKind.LIMITED, f"over its limit of {limits.table_elements} table elements", usage)
     lines = [line.strip() for line in message.splitlines() if line.strip() and line.strip() != "Caused by:"]
     return _outcome(OutcomeKind.REFUSED, f"refused: {': '.join(lines)[: 2 * MAX_EVIDENCE_LINE]}", usage)
@@ -114,7 +114,7 @@ def of_error(message: str, limits: Limits, usage: Usage, *, started: bool) -> Ou
     reason = trap_reason(message)
     if _TRAP not in message and _WHILE_EXECUTING not in message:
         reason = f"the engine cannot take its result: {reason}"
-    frames = [f"{m[1]}: {_printable(m[3])} at {m[2] or '?'}" for m in _FRAME.finditer(message)]
+    frames = [f"{m[1]}: {_printable(m[3])} at {m[2] or '?'}" for m in re.finditer(_FRAME, message)]
     more = ["…"] if len(frames) > MAX_BACKTRACE_FRAMES else []
     shown = (*frames[:MAX_BACKTRACE_FRAMES], *more)
     return _outcome(OutcomeKind.TRAPPED, f"trapped: {reason}", usage, backtrace=shown)

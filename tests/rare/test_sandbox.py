@@ -84,7 +84,7 @@ def test_the_journal_is_the_sandbox_s_own_and_bounded(box: Sandbox) -> None:
     assert re.search(r"max 256(\.0)?M", said)
 
 
-@pytest.mark.parametrize("place", ["/etc", "/opt", "/home", "/run", "/tmp", "/var/tmp", "/dev/shm"])
+@pytest.mark.parametrize("place", ["/etc", "/opt", "/home", "/var/lib", "/run", "/tmp", "/var/tmp", "/dev/shm"])
 def test_what_is_written_in_shared_places_stays_inside(box: Sandbox, place: str) -> None:
     file = f"{place}/written-by-{box.name}"
     assert box.exec(["sh", "-c", f"echo x > {file}"]).returncode == 0

@@ -65,6 +65,27 @@ keepctl ps -q
     assert output.rstrip().endswith("exit 124"), "and no keep is left"
 
 
+COUNTING = """
+import sys
+from keep_client.channel import Channel
+opened, real = [], Channel.open.__func__
+def counted(cls, endpoint, *rest, **named):
+    opened.append(endpoint.role)
+    return real(cls, endpoint, *rest, **named)
+Channel.open = classmethod(counted)
+from keepctl.__main__ import exit_code
+code = exit_code(sys.argv[1:])
+print(code, *opened)
+"""
+
+
+def test_a_whole_run_is_one_connection_to_the_manager_and_one_to_the_keep(fleet: Fleet, workplace: Path) -> None:
+    (workplace / "counting.py").write_text(COUNTING)
+    python = "$(head -n 1 $(command -v keepctl) | cut -c3- | cut -d' ' -f1)"
+    output = typed(fleet, workplace, f"{python} counting.py run --rm examples/hello-c/hello.wasm")
+    assert re.search(r"^0 the manager keep [0-9]+$", output, re.MULTILINE), output
+
+
 def test_a_manifest_is_run_and_found_by_its_name_and_label(fleet: Fleet, workplace: Path) -> None:
     output = typed(
         fleet,

@@ -86,6 +86,7 @@ def test_what_is_wrong_with_another_file_the_next_manager_finds_and_makes_right(
 def test_after_an_upgrade_of_the_host_new_keeps_have_a_new_root_and_the_old_one_goes_with_its_last_keep(
     fleet: Fleet,
 ) -> None:
+    fleet.clear()
     before = Life.awaiting(fleet)
     old = root_of(before).split("/")[-2]
     with another_library(fleet):

@@ -16,7 +16,7 @@ from tests.system.host import Host, message_of
 from tests.system.life import example
 
 USER = "ada"
-SCORE = 1.0
+SCORE = 0.7
 """`systemd-analyze security`; 0.4 of it is for a root that a user's service never is."""
 MANAGER = "keep-manager.service"
 KILLED = "SIGSYS"

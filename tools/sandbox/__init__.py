@@ -2,7 +2,8 @@
 
 `python3 -m tools.sandbox boot|exec|off|list` on the command line, `sandbox.Sandbox` in code. It shows the machine's
 root file system, or another one (`--root`); processes, mounts, cgroups, network, host name and IPC are its own, and
-so are /run, /tmp, /var/tmp, /dev/shm and what is written directly in /etc, /opt and /home. Nothing is left behind.
+so are /run, /tmp, /var/tmp, /dev/shm and what is written directly in /etc, /opt, /home and /var/lib. Nothing is left
+behind.
 Of a root given with `--root`, the rest is that directory itself, and what is written there stays.
 
 An agent inside, PID 1's first child, starts the commands: a caller needs no process of its own for one.

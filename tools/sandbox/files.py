@@ -1,4 +1,4 @@
-"""A sandbox's own files: what is private in /run, /etc, /opt and /home, another root, and what is mounted for it.
+"""A sandbox's own files: what is private in /run, /etc, /opt, /home and /var/lib, another root, and what is mounted.
 
 Import rule: that of `first`, whose part this is.
 """

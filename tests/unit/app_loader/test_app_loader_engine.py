@@ -32,11 +32,11 @@ TRAPS = wasm('(module (func $divides (export "_start") (drop (i32.div_s (i32.con
 TAIL_CALL = wasm('(module (func $f (export "_start") return_call $f))')
 
 
-def compiled(directory: Path, guest: bytes, workload: Workload) -> int:
-    """The guest's compiled file, open. Raises the KeepfleetError it is refused with."""
+def compiled(directory: Path, guest: bytes, workload: Workload, result: int | None = None) -> int:
+    """The guest's compiled file, `result` or a new one, open. Raises the KeepfleetError it is refused with."""
     (directory / "guest.wasm").write_bytes(guest)
     module = os.open(directory / "guest.wasm", os.O_RDONLY)
-    result = os.open(directory, os.O_RDWR | os.O_TMPFILE)
+    result = os.open(directory, os.O_RDWR | os.O_TMPFILE) if result is None else result
     found = examine(module, result, DEFAULT_LIMITS, workload)
     os.close(module)
     if isinstance(found, KeepfleetError):
@@ -45,9 +45,9 @@ def compiled(directory: Path, guest: bytes, workload: Workload) -> int:
     return result
 
 
-def ran(directory: Path, guest: bytes, workload: Workload) -> tuple[int, list[object]]:
+def ran(directory: Path, guest: bytes, workload: Workload, result: int | None = None) -> tuple[int, list[object]]:
     """The guest, compiled, loaded from its file and run."""
-    file = compiled(directory, guest, workload)
+    file = compiled(directory, guest, workload, result)
     loaded = load_guest(file, DEFAULT_LIMITS, workload)
     os.close(file)
     loaded.link(Wasi())
@@ -109,26 +109,30 @@ def test_a_strict_engine_makes_no_executable_memory(tmp_path: Path) -> None:
     assert kept.exports().functions == native.exports().functions == ["_start"]
 
 
-IN_A_NOEXEC_DIRECTORY = """
+WITHOUT_CODE = """
 import sys
 from pathlib import Path
-from keep_protocol.workload import Workload
-from tests.unit.app_loader.test_app_loader_engine import HAS_DATA, STRICT, compiled, ran, settings_for
 from keep_protocol.limits import DEFAULT_LIMITS
-for workload in (Workload(export="read"), STRICT.replace(export="read")):
-    directory = Path(sys.argv[1])
-    print(settings_for(str(directory), DEFAULT_LIMITS, workload).images, ran(directory, HAS_DATA, workload)[0])
+from keep_protocol.workload import Workload
+from tests.unit.app_loader.test_app_loader_engine import HAS_DATA, STRICT, ran, settings_for
+directory, opened_before = Path(sys.argv[1]), int(sys.argv[2])
+read, strict = Workload(export="read"), STRICT.replace(export="read")
+for file, workload in ((None, read), (None, strict), (opened_before, read)):
+    images = settings_for(str(directory) if file is None else file, DEFAULT_LIMITS, workload).images
+    print(images, ran(directory, HAS_DATA, workload, file)[0])
 """
 
 
 @as_root
 def test_a_memorys_first_contents_are_mapped_where_code_can_be_and_in_a_strict_keep_everywhere(tmp_path: Path) -> None:
-    assert settings_for(str(tmp_path), DEFAULT_LIMITS, Workload()).images
-    script = 'mount -t tmpfs -o noexec none "$1" && exec "$2" -c "$3" "$1"'
-    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(tmp_path), sys.executable, IN_A_NOEXEC_DIRECTORY]
+    before = os.open(tmp_path / "compiled", os.O_RDWR | os.O_CREAT)
+    assert settings_for(before, DEFAULT_LIMITS, Workload()).images
+    script = 'mount --bind "$1" "$1" && mount -o remount,bind,noexec "$1" && exec "$3" -c "$4" "$1" "$2"'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(tmp_path), str(before), sys.executable, WITHOUT_CODE]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)
-    assert ended.stdout == "False 0\nTrue 0\n"
+    ended = subprocess.run(command, capture_output=True, check=True, text=True, env=environment, pass_fds=(before,))
+    os.close(before)
+    assert ended.stdout == "False 0\nTrue 0\nTrue 0\n", "what was opened where code may be is mapped as code"
 
 
 def test_the_exit_module_is_what_its_comment_says() -> None:

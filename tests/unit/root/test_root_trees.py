@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -35,8 +36,10 @@ for directory, _, names in os.walk("/keepfleet/packages"):
         ours = module.startswith(("keep_", "app_loader"))
         if ours and module.endswith(".py") and not module.endswith("__main__.py"):
             importlib.import_module(module[:-3].replace("/", ".").removesuffix(".__init__"))
-import calendar, encodings.idna, ssl, traceback, wasmtime
+import calendar, encodings.idna, ssl, traceback
 ssl.create_default_context()
+from app_loader.engine.binding import Library
+Library()
 print(sys.prefix, *sys.path)
 """
 
@@ -384,3 +387,22 @@ def test_what_is_missing_is_named_with_what_to_do(trees: Trees, host: Path) -> N
         contents(Target("/nonexistent/python", str(host)))
     with pytest.raises(KeepfleetError, match="does not say where its library is"):
         contents(Target("/bin/true", str(host)))
+
+
+def test_an_interpreter_that_has_tls_within_it_gets_the_host_s_libcrypto(
+    host: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As uv's: no object of its own needs the library."""
+    monkeypatch.setattr(goods, "_LEFT_OUT_MODULES", re.compile(r"_ssl|_hashlib"))
+    tree = Trees(str(tmp_path / "trees"), target_of(sys.executable, str(host))).current()
+    assert [place for place in files_of(tree) if "libcrypto" in place]
+    assert not [place for place in files_of(tree) if "/_ssl." in place]
+
+
+def test_an_interpreter_that_has_tls_within_it_on_a_host_without_libcrypto_is_refused(
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goods, "_LEFT_OUT_MODULES", re.compile(r"_ssl|_hashlib"))
+    monkeypatch.setattr(goods, "_CRYPTO", goods._CRYPTO.replace("libcrypto.so.3", "libcrypto.so.0"))
+    with pytest.raises(KeepfleetError, match=r"finds no libcrypto: OSError: libcrypto\.so\.0: cannot open"):
+        trees.current()
