@@ -19,8 +19,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 
 KILL, ALLOW, ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
 """SECCOMP_RET_KILL_PROCESS, _ALLOW and _ERRNO (man seccomp)."""
-LD_WORD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_BITS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-"""The BPF instructions used: BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_JMP|JSET|K, BPF_RET|K."""
+LD_WORD, JUMP, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_BITS, RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
+"""The BPF instructions used: BPF_LD|W|ABS, BPF_JMP|JA, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_JMP|JSET|K, BPF_RET|K."""
 ARCHITECTURES = dict(zip(MACHINES, (0xC000003E, 0xC00000B7), strict=True))
 """AUDIT_ARCH_*; a system call of any other kind kills the process."""
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
@@ -40,6 +40,8 @@ _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
 _SOCKET_CONTROLS = (0x8900, 0x8A00)
 """From and below: the ioctl numbers of sockets, of network devices, and of who gets a socket's signals."""
 _PR_SET_DUMPABLE = 4
+_BLOCK = 10
+"""Calls tested one by one; about the root of how many there are, so that blocks and calls take as long."""
 
 Instruction = tuple[int, int, int, int]
 Rule = list[Instruction]
@@ -48,6 +50,7 @@ Rule = list[Instruction]
 NETWORK = {"socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201)}
 """The listener belongs to the host's network, wherever PrivateNetwork= puts the process: shut down as a listener, or by
 connect(AF_UNSPEC), it would connect to anywhere. A Unix socket goes wherever a descriptor of /proc or a grant does."""
+PROGRAMS = {"execve": (59, 221), "execveat": (322, 281)}
 OTHER_PROCESSES = {
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -101,11 +104,31 @@ KERNEL_CORNERS = {
     "syncfs": (306, 267),
 }
 """What has been the way to a kernel's faults, to what processes share, or to other keeps' time."""
-NEVER: dict[str, tuple[int | None, int | None]] = {**NETWORK, **OTHER_PROCESSES, **NAMESPACES, **KERNEL_CORNERS}
+OWNERS_AND_MODES = {
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+}
+"""WASI has none of them, Landlock does not know them, and they would close the control socket's directory to others."""
+NEVER: dict[str, tuple[int | None, int | None]] = {
+    **NETWORK,
+    **PROGRAMS,
+    **OTHER_PROCESSES,
+    **NAMESPACES,
+    **KERNEL_CORNERS,
+    **OWNERS_AND_MODES,
+}
 """What no process of a keep needs once the loader serves."""
 SENDING = {"sendto": (44, 206, 3), "sendmsg": (46, 211, 2), "sendmmsg": (307, 269, 3)}
 """Calls that connect as they send (TCP fast open), with their numbers and which argument holds their flags."""
-PROGRAMS: dict[str, tuple[int | None, int | None]] = {"execve": (59, 221), "execveat": (322, 281)}
 PROCESSES: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None),
     "vfork": (58, None),
@@ -135,19 +158,10 @@ PATHS: dict[str, tuple[int | None, int | None]] = {
     "link": (86, None),
     "symlink": (88, None),
     "truncate": (76, 45),
-    "chmod": (90, None),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "chown": (92, None),
-    "lchown": (94, None),
-    "fchownat": (260, 54),
     "chdir": (80, 49),
     "fchdir": (81, 50),
-    "setxattr": (188, 5),
-    "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7),
 }
-"""Files by name alone, and changes that WASI has none of."""
+"""Files by name alone."""
 BENEATH: dict[str, tuple[int | None, int | None]] = {
     "openat": (257, 56),
     "openat2": (437, 437),
@@ -221,29 +235,30 @@ class Program:
     """A filter in the making for one machine. Raises KeyError for a machine that is not in ARCHITECTURES."""
 
     def __init__(self, machine: str) -> None:
-        self.code: list[Instruction] = begin(machine)
-        self._column = MACHINES.index(machine)
+        self._begin, self._column = begin(machine), MACHINES.index(machine)
+        self._rules: dict[int, Rule] = {}
 
     def __repr__(self) -> str:
-        return f"Program({len(self.code)} instructions)"
+        return f"Program({len(self._rules)} calls)"
 
     def refuse_all(self, calls: dict[str, tuple[int | None, int | None]]) -> None:
         """Refuses each, whatever its arguments."""
         for row in calls.values():
             number = row[self._column]
             if number is not None:
-                self.code += only_if(number, [refuse()])
+                self._rules[number] = [refuse()]
 
     def refuse_some(self, name: str, rule: Rule) -> None:
         """What `rule` does about a call of OTHERS, CODE or BENEATH, each of which every machine has."""
         number = {**OTHERS, **CODE, **BENEATH}[name][self._column]
-        self.code += [] if number is None else only_if(number, rule)
+        if number is not None:
+            self._rules[number] = rule
 
     def refuse_what_none_needs(self) -> None:
         """What every process of a keep gives up."""
         self.refuse_all(NEVER)
         for row in SENDING.values():
-            self.code += only_if(row[self._column], _refused_with(row[2], _MSG_FASTOPEN))
+            self._rules[(row[0], row[1])[self._column]] = _refused_with(row[2], _MSG_FASTOPEN)
         low, high = _SOCKET_CONTROLS
         self.refuse_some(
             "ioctl", [_argument(1), (JUMP_AT_LEAST, 0, 2, low), (JUMP_AT_LEAST, 1, 0, high), refuse(), _ALLOWED]
@@ -252,17 +267,17 @@ class Program:
         self.refuse_some("fcntl", _refused_if(1, _F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
         # Another process's limits: no more than the same user is asked for.
         self.refuse_some("prlimit64", _refused_unless(0, 0))
+        # To become readable for others again, or to leave a dump.
+        self.refuse_some("prctl", [_argument(0), (JUMP_EQUAL, 0, 3, _PR_SET_DUMPABLE), *_refused_unless(1, 0)])
         # clone3's flags cannot be seen; the C library falls back to clone.
         self.refuse_some("clone3", [refuse(errno.ENOSYS)])
 
     def refuse_processes(self, pid: int) -> None:
-        """Other programs, new processes, signals to any but `pid`, and to become readable for others again."""
-        self.refuse_all(PROGRAMS)
+        """New processes, and signals to any but `pid`."""
         self.refuse_all(PROCESSES)
         threads_only = [_argument(0), (JUMP_BITS, 1, 0, _CLONE_THREAD), refuse(), _ALLOWED]
         self.refuse_some("clone", threads_only)
         self.refuse_some("tgkill", _refused_unless(0, pid))  # how a process aborts itself
-        self.refuse_some("prctl", _refused_if(0, _PR_SET_DUMPABLE))
 
     def refuse_namespaces(self) -> None:
         """In a process that may have children: new namespaces with them."""
@@ -296,8 +311,14 @@ class Program:
             self.refuse_all(BENEATH)
 
     def end(self) -> list[Instruction]:
-        """The whole program."""
-        return [*self.code, _ALLOWED]
+        """The whole program. The kernel runs it for every call there is when it is installed, so it is made to be short
+        on every way: blocks of calls in the order of their numbers, each passed over by its last."""
+        ordered, code = sorted(self._rules), [*self._begin]
+        blocks = [ordered[first : first + _BLOCK] for first in range(0, len(ordered), _BLOCK)]
+        for block in blocks:
+            rules = [step for number in block for step in only_if(number, self._rules[number])]
+            code += [(JUMP_AT_LEAST, 0, 1, block[-1] + 1), (JUMP, 0, 0, len(rules) + 1), *rules, _ALLOWED]
+        return [*code, _ALLOWED]
 
 
 def _both(first: int, second: int) -> Rule:
@@ -305,27 +326,22 @@ def _both(first: int, second: int) -> Rule:
     return [(JUMP_BITS, 0, 2, first), (JUMP_BITS, 0, 1, second), refuse()]
 
 
-def loader_program(machine: str, *, programs: bool) -> list[Instruction]:
+def loader_program(machine: str) -> list[Instruction]:
     """The loader's, which every fork of it inherits."""
     made = Program(machine)
     made.refuse_what_none_needs()
     made.refuse_datagrams()
     made.refuse_namespaces()
-    if not programs:
-        made.refuse_all(PROGRAMS)
     return made.end()
 
 
-def endpoint_program(machine: str, pid: int, *, programs: bool) -> list[Instruction]:
+def endpoint_program(machine: str, pid: int) -> list[Instruction]:
     """The endpoint's: it accepts, reads and writes, and passes descriptors on."""
     made = Program(machine)
     made.refuse_what_none_needs()
     made.refuse_datagrams()
-    if programs:
-        made.refuse_namespaces()
-    else:
-        made.refuse_processes(pid)
-        made.refuse_written_code()
+    made.refuse_processes(pid)
+    made.refuse_written_code()
     return made.end()
 
 

@@ -17,8 +17,7 @@ NUMBERS = {
 """The calls made here, with their numbers on each of MACHINES."""
 MACHINES = ("x86_64", "aarch64")
 """What `os.uname` calls them."""
-MAX_ARGUMENTS = 5
-"""Of a call made here."""
+MAX_ARGUMENTS = 6
 _RTLD_NOW = 2
 
 
@@ -41,7 +40,11 @@ _syscall = _Function(_ctypes.dlsym(_program, "syscall"))
 def call(name: str, *arguments: int) -> int:
     """The call `name` of NUMBERS, and what it returned. Raises OSError; ENOSYS on a machine that is not in MACHINES."""
     machine = os.uname().machine
-    number = NUMBERS[name][MACHINES.index(machine)] if machine in MACHINES else -1
+    return system_call(NUMBERS[name][MACHINES.index(machine)] if machine in MACHINES else -1, *arguments)
+
+
+def system_call(number: int, *arguments: int) -> int:
+    """The call with this number on this machine, and what it returned. Raises OSError."""
     padded = (*arguments, *(0,) * (MAX_ARGUMENTS - len(arguments)))
     returned: int = _syscall(number, *padded)
     if returned < 0:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 
 from keep_isolation import filters, landlock
-from keep_isolation.kernel import MACHINES, prctl
+from keep_isolation.kernel import MACHINES, prctl, system_call
 from keep_isolation.landlock import Rights
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -21,36 +21,71 @@ _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE, _PR_GET_MDWE = 4, 38, 65, 
 _MDWE_REFUSE_EXEC_GAIN, _MDWE_NO_INHERIT = 1, 2
 """No memory becomes executable (Linux 6.3); of this process alone, not of its forks (Linux 6.6)."""
 TEMPORARY_DIRECTORIES = ("/tmp", "/var/tmp")  # noqa: S108 - the keep's own, see the unit's PrivateTmp=
+NULL = "/dev/null"
+
+NEVER = ("socket", "connect", "bind", "listen", "ioctl", "fcntl", "prlimit64", "fchmodat", "execve")
+ALONE = ("clone", "kill", "pidfd_open")
+CLOSED = ("accept4", "openat", "mkdirat")
+"""What is tried behind a lock, by whom: it must be refused, and could do nothing if it were not. Nothing that the
+unit's own filter kills for."""
+_TRIED: dict[str, tuple[int, ...]] = {
+    "socket": (1, 1, 0),
+    "connect": (-1, 0, 0),
+    "bind": (-1, 0, 0),
+    "listen": (-1, 0),
+    "ioctl": (-1, 0x8912, 0),
+    "fcntl": (-1, 8, 0),
+    "prlimit64": (1, 7, 0, 0),
+    "fchmodat": (-1, 0, 0),
+    "execve": (0, 0, 0),
+    "clone": (0x800, 0, 0, 0, 0),
+    "kill": (1, 0),
+    "pidfd_open": (1, -1),
+    "accept4": (-1, 0, 0, 0),
+    "openat": (-100, 0, 0, 0),
+    "mkdirat": (-100, 0, 0),
+    "mmap": (0, 0, 4, 0x22, -1, 0),
+}
+"""The arguments: without the filter each is another error than EPERM, or for `socket` a descriptor, `kill` a look."""
 
 
-def lock_loader(*, programs: bool = False) -> None:
-    """The loader, once everything is open that it has to open, and all its forks, which inherit this.
+def lock_loader() -> None:
+    """The loader, once everything is open that it has to open; all its forks inherit this.
 
-    It goes on accepting on the sockets it has, forking, signalling and collecting its children, passing descriptors on,
-    making files, and, with `programs`, starting programs. Which files its forks may have it does not know yet.
+    It goes on accepting on the sockets it has, forking, signalling and collecting its children, and passing descriptors
+    on. Files stay as they are: which its forks are to have it does not know yet.
     Raises KeepfleetError(ISOLATION_FAILURE) when that much cannot be had.
     """
     machine = _machine()
     _give_up_being_read()
-    landlock.restrict(None)
-    if not programs:
-        _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN | _MDWE_NO_INHERIT)  # its forks do make code, once
-    filters.install(filters.loader_program(machine, programs=programs))
+    _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN | _MDWE_NO_INHERIT)  # its forks do make code, once
+    filters.install(filters.loader_program(machine))
+    _try(machine, NEVER)
 
 
-def lock_endpoint(*, programs: bool = False) -> None:
+def lock_loader_files(granted: Sequence[tuple[int, Rights]], nameless: Sequence[str], named: Sequence[str]) -> None:
+    """The loader, once it is certain what its workload is granted, and before a stranger's first byte: it and all that
+    it forks from now on have the read-only tree, files without a name in the temporary directories and in `nameless`,
+    files beneath `named`, and what is `granted`: as in `lock_runner`, and every file that is to be opened again by its
+    descriptor, which may be of a mount that is gone. Its children, which it signals, may be older than this.
+    Raises as `lock_loader`.
+    """
+    places = [("/", landlock.READ), (NULL, landlock.NAMELESS), *((path, landlock.WRITE) for path in named)]
+    _restrict([*places, *((path, landlock.NAMELESS) for path in (*TEMPORARY_DIRECTORIES, *nameless))], granted, True)
+
+
+def lock_endpoint() -> None:
     """The upload endpoint, before it reads a client's first byte: what was passed to it is all it can have.
 
-    It goes on accepting, reading the read-only tree, and making files without a name in the temporary directories;
-    with `programs`, for an endpoint that becomes another process by exec, it gives up new sockets and connecting alone.
+    It goes on accepting, reading the read-only tree, and making files without a name in the temporary directories.
     Raises as `lock_loader`.
     """
     machine = _machine()
-    if not programs:
-        _give_up_being_read()
-        _restrict_to_tree()
-        _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN)
-    filters.install(filters.endpoint_program(machine, os.getpid(), programs=programs))
+    _give_up_being_read()
+    _restrict([("/", landlock.READ), *((path, landlock.NAMELESS) for path in TEMPORARY_DIRECTORIES)])
+    _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN)
+    filters.install(filters.endpoint_program(machine, os.getpid()))
+    _try(machine, (*NEVER, *ALONE))
 
 
 def lock_checker() -> None:
@@ -60,6 +95,7 @@ def lock_checker() -> None:
     _give_up_being_read()
     landlock.restrict([])
     filters.install(filters.closed_program(machine, os.getpid(), executable_memory=True, files=False))
+    _try(machine, (*NEVER, *ALONE, *CLOSED))
 
 
 def lock_runner(files: Sequence[tuple[int, Rights]] = ()) -> None:
@@ -70,6 +106,8 @@ def lock_runner(files: Sequence[tuple[int, Rights]] = ()) -> None:
     landlock.restrict(files)
     _refuse_new_code(_MDWE_REFUSE_EXEC_GAIN)
     filters.install(filters.closed_program(machine, os.getpid(), executable_memory=False, files=bool(files)))
+    _try(machine, (*NEVER, *ALONE, *CLOSED, "mmap"))
+    _try_absolute_path(files)
 
 
 def what_the_kernel_lacks() -> tuple[str, ...]:
@@ -123,13 +161,41 @@ def _refuse_new_code(how: int) -> None:
             ) from error
 
 
-def _restrict_to_tree() -> None:
-    """Landlock: the read-only tree to read, and in the temporary directories files without a name."""
-    wanted = [("/", landlock.READ)]
-    wanted += [(path, landlock.NAMELESS) for path in TEMPORARY_DIRECTORIES if os.path.isdir(path)]
-    rules = [(os.open(path, os.O_PATH | os.O_CLOEXEC), rights) for path, rights in wanted]
+def _try(machine: str, names: Sequence[str]) -> None:
+    """The isolation check of a process that was locked, before it goes on: 2 µs for each of `names`.
+
+    Raises KeepfleetError(ISOLATION_FAILURE) naming what is not refused.
+    """
+    known = {**filters.NEVER, **filters.PROCESSES, **filters.CONNECTIONS, **filters.BENEATH}
+    known |= {**filters.CODE, **filters.OTHERS}
+    for name in names:
+        number = known[name][MACHINES.index(machine)]
+        try:
+            system_call(-1 if number is None else number, *_TRIED[name])
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                continue
+        raise KeepfleetError(ErrorKind.ISOLATION_FAILURE, f"cannot lock the process: {name} is not refused")
+
+
+def _try_absolute_path(files: Sequence[tuple[int, Rights]]) -> None:
+    """The same of a path that leaves a granted directory, where Landlock is what ends it."""
+    if not files or not landlock.kernel_abi():
+        return
     try:
-        landlock.restrict(rules)
+        os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY, dir_fd=files[0][0]))
+    except OSError:
+        return
+    raise KeepfleetError(ErrorKind.ISOLATION_FAILURE, "cannot lock the process: an absolute path leads out of a grant")
+
+
+def _restrict(
+    places: Sequence[tuple[str, Rights]], granted: Sequence[tuple[int, Rights]] = (), signals: bool = False
+) -> None:
+    """Landlock by paths, where they are there, and by what is open."""
+    opened = [(os.open(path, os.O_PATH | os.O_CLOEXEC), rights) for path, rights in places if os.path.exists(path)]
+    try:
+        landlock.restrict([*opened, *granted], signals=signals)
     finally:
-        for descriptor, _ in rules:
+        for descriptor, _ in opened:
             os.close(descriptor)

@@ -11,7 +11,7 @@ from functools import partial
 if not __package__:  # run by path under -I -S: our packages lie together, and the standard library must win
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from keep_isolation.locks import lock_loader
+from keep_isolation.locks import lock_loader, lock_loader_files
 from keep_loader.isolation import give_up_being_read, hold_root, isolation_failures
 from keep_loader.loader import Loader
 from keep_loader.settings import read_settings
@@ -29,7 +29,7 @@ def main() -> int:
     try:
         settings = read_settings(sys.argv[1:], os.environ)
         probe = partial(isolation_failures, strict=settings.spec.profile is Profile.STRICT)
-        loader = Loader(settings, probe, lock_loader)
+        loader = Loader(settings, probe, lock_loader, lock_loader_files)
     except KeepfleetError as error:
         print(f"keep-loader: {error}", file=sys.stderr)
         return BAD_START

@@ -21,6 +21,8 @@ ENDPOINT_NAMES = (*START_DESCRIPTORS, IDENTITY)
 """What the upload endpoint needs; opened again, it must show the same identity."""
 MODULE_NAMES = (COMPILED, MODULE)
 """What running a workload again needs, with what it was given."""
+DIRECTORY = "directory"
+"""What a granted directory's name begins with, its number behind it."""
 GRANTED = r"workload|stdin|(directory|secret)-[0-9]{1,2}"
 """The names of a workload's description and of what it is granted."""
 
@@ -76,6 +78,11 @@ class DescriptorStore:
     def names(self) -> frozenset[str]:
         """What is held."""
         return frozenset(self._held)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Everything by name, still owned by the store."""
+        return dict(self._held)
 
     def get(self, name: str) -> int | None:
         """The descriptor called `name`, still owned by the store."""

@@ -9,8 +9,9 @@ import _signal  # type: ignore[import-not-found] # as in __main__
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from keep_isolation.locks import what_the_kernel_lacks
 from keep_loader.control import Connection, ControlServer, Waiters
 from keep_loader.descriptors import DescriptorStore
 from keep_loader.log import Systemd, log, plain
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms
     from keep_loader.start import Version1Start
     from keep_loader.supervisor import Supervisor
 
+LockFiles = Callable[[Sequence[tuple[int, int]], Sequence[str], Sequence[str]], None]
 RESTART_STATUS = 75
 """The exit status that asks systemd to start us, and we the workload, again: EX_TEMPFAIL (sysexits.h), which nothing
 else uses."""
@@ -50,18 +52,31 @@ class Loader:
     """One keep's loader, from its boot to SIGTERM; a context manager that owns everything it opens.
 
     `probe` is the isolation check; while it reports a failure, a start is refused. `lock` is called once everything is
-    open that has to be, before anything of a stranger's is taken.
+    open that has to be, `lock_files` once it is certain what the workload is granted (see keep_isolation.locks).
     """
 
-    def __init__(self, settings: Settings, probe: Callable[[str], tuple[str, ...]], lock: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        probe: Callable[[str], tuple[str, ...]],
+        lock: Callable[[], None],
+        lock_files: LockFiles,
+    ) -> None:
         self._settings = settings
         self._loop = Loop()
-        self._lock, self._notifier = lock, Notifier()
+        self._lock, self._lock_files, self._notifier = lock, lock_files, Notifier()
         self._systemd = Systemd(self._loop, self._notifier)
         stored = take_stored()
         self._record = RecordFile(settings.directory, self._notifier, stored.pop(RECORD, None))
         self._store = DescriptorStore(self._notifier, stored)
-        self._keep = Keep(settings.kuuid, settings.spec, probe(settings.directory), self._record, self._changed)
+        self._keep = Keep(
+            settings.kuuid,
+            settings.spec,
+            probe(settings.directory),
+            self._record,
+            self._changed,
+            what_the_kernel_lacks(),
+        )
         self._supervisor: Supervisor | None = None
         self._leaving = self._ending = False  # a signal has come; and was seen to
         self._version_1: Version1Start | None = None
@@ -127,7 +142,7 @@ class Loader:
             from keep_loader.supervisor import Supervisor
 
             settings = self._settings.replace(spec=self._keep.spec)  # a spare's is not its unit's
-            self._supervisor = Supervisor(self._keep, self._loop, self._store, settings)
+            self._supervisor = Supervisor(self._keep, self._loop, self._store, settings, self._lock_files)
         return self._supervisor
 
     def _woken(self, _events: int) -> None:

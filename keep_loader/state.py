@@ -104,6 +104,9 @@ def decode_record(data: bytes) -> KeepRecord:
     return record
 
 
+_OF_THIS_LOADER = ("isolation_failures", "isolation_notes")
+
+
 class Keep:
     """One keep. `changed` is called after every change of it.
 
@@ -117,6 +120,7 @@ class Keep:
         isolation_failures: tuple[str, ...],
         record: RecordFile,
         changed: Callable[[], None],
+        isolation_notes: tuple[str, ...] = (),
     ) -> None:
         self._record, self._changed = record, changed
         self.spec, self.private = spec, Private()
@@ -126,6 +130,7 @@ class Keep:
             phase=Phase.BOOTING.value,
             detail=_WORDS[Phase.BOOTING],
             isolation_failures=isolation_failures,
+            isolation_notes=isolation_notes,
             restart=spec.restart,
             uploaders=spec.uploaders,
             control_version=CONTROL_VERSION,
@@ -146,7 +151,7 @@ class Keep:
         if saved.private.claimed is not None:
             self._claim(saved.private.claimed)
         if saved.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
-            ours = ("state", "phase", "detail", "kuuid", "outcome", "isolation_failures", "control_version")
+            ours = ("state", "phase", "detail", "kuuid", "outcome", "control_version", *_OF_THIS_LOADER)
             self.report = saved.report.replace(**{name: getattr(self.report, name) for name in ours})
             self.private = saved.private
 

@@ -13,7 +13,9 @@ import re
 import socket
 import time
 
+from keep_isolation import landlock
 from keep_loader.descriptors import (
+    DIRECTORY,
     ENDPOINT_NAMES,
     IDENTITY,
     MODULE,
@@ -33,7 +35,7 @@ from keep_loader.running import Running
 from keep_loader.settings import Settings
 from keep_loader.start import Start
 from keep_loader.state import Keep
-from keep_protocol.constants import APPLOADER_START_SECONDS
+from keep_protocol.constants import APPLOADER_START_SECONDS, SECRETS_DIRECTORY
 from keep_protocol.control import WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import RUNNER_NAME
@@ -41,6 +43,10 @@ from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import CHECKS, READY_PACKET, Report, ReportType, encode_run
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, advance
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # as in loader
+    from keep_loader.loader import LockFiles
 
 MAX_RESPAWNS = 5
 RESPAWN_SECONDS = 60.0
@@ -61,8 +67,11 @@ _NOT_STARTED: dict[str, object] = {"address": "", "port": 0, "fingerprint": "", 
 class Supervisor:
     """Owns the keep's forks, and moves the keep by what they report and how they end."""
 
-    def __init__(self, keep: Keep, loop: Loop, store: DescriptorStore, settings: Settings) -> None:
+    def __init__(
+        self, keep: Keep, loop: Loop, store: DescriptorStore, settings: Settings, lock_files: LockFiles
+    ) -> None:
         self._keep, self._loop, self._store, self._settings = keep, loop, store, settings
+        self._lock_files_to = lock_files
         self._endpoint: Process | None = None
         self._runner: Process | None = None
         self._running: Running | None = None
@@ -114,6 +123,11 @@ class Supervisor:
         """Opens the upload endpoint again with the descriptors systemd kept over a crash of the loader."""
         self._keep.move(Event.RESUME, "opening the upload endpoint again after a crash of the loader")
         self._store.drop(MODULE_NAMES)  # of a workload whose acceptance was not yet written down
+        try:
+            self._lock_files()
+        except (KeepfleetError, OSError) as error:
+            self._fail(f"cannot open the upload endpoint again: {error}")
+            return
         self._open_again()
 
     def run_again(self, before: Outcome) -> None:
@@ -129,6 +143,7 @@ class Supervisor:
         keep.change_private(reruns=(*recent(reruns, now), now))
         keep.move(Event.RERUN, f"running the workload again: {before.text}")
         try:
+            self._lock_files()
             rewind(self._store.get(STDIN))
             self._run(self._store.select((*MODULE_NAMES, *keep.private.granted)))
         except (OSError, KeepfleetError) as error:
@@ -322,8 +337,31 @@ class Supervisor:
             except KeepfleetError as error:
                 endpoint.abandon(error)
                 return
+        if first:
+            try:
+                self._lock_files()
+            except (KeepfleetError, OSError) as error:
+                endpoint.abandon(_cannot_open(str(error)))
+                return
         endpoint.in_time()
         keep.move(Event.ENDPOINT_READY)
+
+    def _lock_files(self) -> None:
+        """Gives up all files but what the workload is granted and the keep needs; permanently, so not before a start
+        has come to its end: another one could bring other grants. Raises KeepfleetError(ISOLATION_FAILURE), OSError.
+        """
+        workload, secrets = self._keep.report.workload, f"{self._settings.directory}/{SECRETS_DIRECTORY}"
+        writable: set[str] = set()
+        if workload is not None:
+            if workload.secrets and not os.path.isdir(secrets):
+                os.mkdir(secrets, 0o700)
+            writable = {f"{DIRECTORY}-{at}" for at, shown in enumerate(workload.directories) if shown.writable}
+        # Those that systemd kept over a crash are of mounts that went with the loader before us: no path leads there.
+        granted = [
+            (descriptor, landlock.WRITE if name in writable else landlock.READ)
+            for name, descriptor in self._store.held.items()
+        ]
+        self._lock_files_to(granted, (self._settings.directory,), (secrets,))
 
     def _endpoint_ended(self, end: Exit) -> None:
         """The endpoint has ended, and its last reports have been read."""

@@ -27,6 +27,9 @@ KUUID_BITS = 53
 SLICE_GROUPS = 32
 """Keeps are spread over this many slices: PID 1 pays for the other units in a new one's slice."""
 
+SECRETS_DIRECTORY = "secrets"
+"""Below the keep's runtime directory, a tmpfs: where a runner puts its workload's secrets, so that what is there is
+never on a disk, and goes with the keep."""
 MAX_CONTROL_FRAME = 128 * 1024
 """One message on the control socket, in bytes; a keep's object with its certificate and a backtrace is 8 KiB, and with
 16 labels of 255 characters that JSON writes as twelve bytes each, 110 KiB."""

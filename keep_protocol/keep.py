@@ -86,6 +86,7 @@ class WorkloadSummary(Record):
 _KUUID = Whole(0, (1 << KUUID_BITS) - 1)
 _PORT = Whole(0, LAST_KEEP_PORT)
 _ISOLATION = "what the isolation check inside the keep found missing; empty when all holds"
+_NOTES = "what this kernel lacks of a keep's isolation, and what stands in for it; workloads are taken all the same"
 _RESTARTS = Whole(0, 1 << 53)
 
 
@@ -101,6 +102,7 @@ class KeepReport(Record):
     fingerprint: str = field(Text(80), default="", about="of its certificate; empty before it is started")
     certificate: str = field(Text(), default="", about="that certificate, PEM")
     isolation_failures: tuple[str, ...] = field(Items(Text(), 1000), default=(), about=_ISOLATION)
+    isolation_notes: tuple[str, ...] = field(Items(Text(), 1000), default=(), about=_NOTES)
     outcome: Outcome | None = field(
         Maybe(Nested(Outcome, "outcome")), default=None, about="how its workload ended, or null before that"
     )
@@ -139,6 +141,7 @@ class KeepInfo(Record):
     certificate: str = field(Text(), default="", about="that certificate, PEM")
     unit: str = field(Text(64), default="", about="its systemd unit")
     isolation_failures: tuple[str, ...] = field(Items(Text(), 1000), default=(), about=_ISOLATION)
+    isolation_notes: tuple[str, ...] = field(Items(Text(), 1000), default=(), about=_NOTES)
     outcome: Outcome | None = field(
         Maybe(Nested(Outcome, "outcome")), default=None, about="how its workload ended, or null before that"
     )
@@ -184,6 +187,7 @@ def merge(spec: KeepSpec, report: KeepReport, unit: str) -> KeepInfo:
         certificate=report.certificate,
         unit=unit,
         isolation_failures=report.isolation_failures,
+        isolation_notes=report.isolation_notes,
         outcome=report.outcome,
         name=spec.name,
         labels=spec.labels,

@@ -233,5 +233,6 @@ def summary(keep: KeepInfo) -> list[str]:
         ("lease", _lease(keep)),
         ("restarts", str(keep.restarts) if keep.restarts else ""),
         ("isolation", f"fails: {', '.join(keep.isolation_failures)}" if keep.isolation_failures else ""),
+        ("kernel", ", ".join(keep.isolation_notes)),
     ]
     return [f"{name:<12} {value}" for name, value in facts if value]

@@ -15,13 +15,12 @@ from app_loader.engine.store import Wasi
 from app_loader.limits import MAX_SECRET_BYTES
 from app_loader.settings import Grants
 from keep_isolation import landlock
+from keep_protocol.constants import SECRETS_DIRECTORY
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.workload import SECRETS_GUEST
 
 PROGRAM = "workload.wasm"
 """The guest's argv[0]: the module has no name of its own."""
-SECRETS_DIRECTORY = "secrets"
-"""Below the keep's runtime directory, a tmpfs: what is there is never on a disk, and goes with the keep."""
 
 
 def _cannot(name: str, why: str) -> KeepfleetError:

@@ -48,7 +48,7 @@ def main() -> int:
     settings = read_settings(sys.argv[1:2], os.environ)
     faked = Settings(**{**settings.fields(), "entries": Entries(*sys.argv[2:])})
     # Its forks, the fake's, make sockets of their own: not locked.
-    loader = Loader(faked, lambda _directory: failures, lambda: None)
+    loader = Loader(faked, lambda _directory: failures, lambda: None, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: loader.leave())
     with loader:
         loader.run()

@@ -1,0 +1,96 @@
+"""A host of its own, whose keepfleet has native code in the place of each process of a keep; and what that reported.
+
+The attacks (`attack.py`) stand behind the locks themselves: wherever a process is locked, they are what runs next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.system.attack import READ_ONLY
+from tests.system.fleet import MANAGER, Fleet
+from tests.system.host import Host, message_of
+from tests.system.inside import drop_in
+from tests.system.life import drop_in as drop_in_for
+
+ATTACK = Path(__file__).with_name("attack.py")
+_BEHIND = """
+
+from keep_isolation import attack as _attack
+
+lock_loader_files = _attack.after(lock_loader_files, "loader")
+lock_endpoint = _attack.after(lock_endpoint, "endpoint")
+lock_checker = _attack.after(lock_checker, "checker")
+lock_runner = _attack.after(lock_runner, "runner")
+"""
+PLACES = ("loader", "endpoint", "checker", "runner")
+_ANSWERED = "[Service]\nSystemCallErrorNumber=EPERM\n"
+"""The unit's own filter with the same calls, but an error where it kills: one process tries them all."""
+_GRANTS = f"""
+mkdir -p $D/read $D/write && touch $D/read/{READ_ONLY} $D/write/own && echo hidden >$D/token
+ln -sf /etc/passwd $D/read/link && ln -sf /etc/passwd $D/write/link
+python3 -c 'import socket, sys; [socket.socket(socket.AF_UNIX).bind(path + "/socket") for path in sys.argv[1:]]' \
+    $D/read $D/write
+chmod 0755 $D $D/read && chmod 0777 $D/write && chmod 0644 $D/token
+"""
+Reports = dict[str, dict[str, dict[str, str]]]
+"""Place → attack → attempt → how it went."""
+
+
+def install_attacks(prefix: Path, directory: Path) -> None:
+    """Makes `directory` a copy of the installation `prefix`, with the attacks behind each lock."""
+    shutil.copytree(prefix, directory, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
+    (package,) = directory.glob("lib/python3*/site-packages/keep_isolation")
+    locks = (package / "locks.py").read_text()
+    shutil.rmtree(package / "__pycache__")
+    (package / "locks.py").unlink()
+    (package / "locks.py").write_text(locks + _BEHIND)
+    shutil.copyfile(ATTACK, package / "attack.py")
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A host with that installation; `user` has a manager of his own there."""
+
+    fleet: Fleet
+    user: str
+
+    @property
+    def host(self) -> Host:
+        return self.fleet.host
+
+    def prepare_grants(self, directory: str, user: str | None) -> None:
+        """Two directories, one of them to be read, each with a link and a socket that lead out; and a secret."""
+        self.host.run(["sh", "-ec", _GRANTS], env={"D": directory}, user=user)
+
+    def run(self, module: Path, port: int, user: str | None, options: tuple[str, ...]) -> Reports:
+        """What was reported by the processes of a keep that ran `module`; the keep is removed."""
+        with drop_in(self.host, _ANSWERED, user):
+            cursor = self.host.cursor()
+            where = ("--manager", f"127.0.0.1:{port}")
+            command = ["keepctl", "run", "--detach", *options, *where, str(module)]
+            done = self.host.run(command, user=user, check=False)
+            kuuid = done.stdout.strip()
+            assert kuuid, done.stderr
+            self.host.wait_journal("attack end of runner", since_cursor=cursor)
+            entries = self.host.journal(SYSLOG_IDENTIFIER=f"keep-{kuuid}")
+            self.host.run(["keepctl", "rm", *where, kuuid], user=user, check=False)
+        return _reports([message_of(entry) for entry in entries])
+
+    def managers_drop_in(self, directory: str) -> Any:
+        """The system's manager may write where it is to grant that."""
+        return drop_in_for(self.host, MANAGER, f"[Service]\nReadWritePaths=-{directory}/write\n")
+
+
+def _reports(lines: list[str]) -> Reports:
+    found: Reports = {place: {} for place in PLACES}
+    for line in lines:
+        if line.startswith("attack {"):
+            report = json.loads(line.removeprefix("attack "))
+            found[report["place"]][report["name"]] = report["results"]
+    return found
