@@ -130,13 +130,13 @@ def filters_of(fleet: Fleet, pid: int) -> int:
     return int(status.split(":")[1])
 
 
-def test_an_endpoint_has_given_up_to_connect_when_it_answers(fleet: Fleet) -> None:
-    """What it gives up is shown by tests/unit/app_loader: its listener could be turned round to connect."""
+def test_an_endpoint_and_a_runner_have_a_filter_of_their_own_beside_the_loader_s(fleet: Fleet) -> None:
+    """What each gives up is shown by tests/unit/isolation, and by test_attacks what that is worth."""
     life = Life.awaiting(fleet)
-    loader, endpoint = life.loader_pid, life.endpoint_pid
-    assert filters_of(fleet, endpoint) == filters_of(fleet, loader)
     assert ask(life.info.port, life.context, request("GET", "/")).status == 200
-    assert filters_of(fleet, endpoint) == filters_of(fleet, loader) + 1
+    running = Life.running(fleet)
+    own = filters_of(fleet, life.loader_pid) + 1
+    assert (filters_of(fleet, life.endpoint_pid), filters_of(fleet, running.runner_pid)) == (own, own)
 
 
 HOLES = {
