@@ -114,7 +114,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         watch = Watch(tasks, units, loaders, event_log, view)
         policy = policy_of(settings, files)
         quotas = QuotaKeeper(policy.callers, lambda: view)
-        helper = Files(os.path.join(root, SOCKET_NAME), mapped=settings.instance is Instance.SYSTEM)
+        helper = Files(os.path.join(runtime_root(instance), SOCKET_NAME), mapped=settings.instance is Instance.SYSTEM)
         providers = Providers(policy.client_ca, policy.revoked, helper)
         keeps = Keeps(tasks, units, loaders, policy, providers, watch, view, quotas)
         parts.push_async_callback(keeps.settle)
