@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.states import State
-from tests.fakes.loader_process import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer, opened
+from tests.fakes.loader_process import FAKES, FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer, opened
 
 
 def test_an_idle_loader_says_what_it_is(loader: LoaderProcess) -> None:
@@ -249,3 +250,16 @@ def test_a_started_keep_keeps_its_address(loader: LoaderProcess, passed: Endpoin
         with pytest.raises(KeepfleetError) as refused:
             peer.ask(kind, contents)
         assert refused.value.kind is ErrorKind.CONFLICT
+
+
+def test_what_an_older_kernel_lacks_is_said_and_workloads_are_taken_all_the_same(place: Path, passed: Endpoint) -> None:
+    with ExitStack() as stack:
+        loader = LoaderProcess(place, stack, main=FAKES / "older_kernel.py")
+        loader.start()
+        peer, _ = opened(loader, passed)
+        report = peer.ask(CommandType.INFO)
+    assert report.isolation_failures == ()
+    assert [note.split(":")[0] for note in report.isolation_notes] == [
+        "the kernel has no Landlock",
+        "the kernel has no PR_SET_MDWE",
+    ]
