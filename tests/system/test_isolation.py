@@ -133,17 +133,10 @@ def filters_of(fleet: Fleet, pid: int) -> int:
 def test_an_endpoint_and_a_runner_have_a_filter_of_their_own_beside_the_loader_s(fleet: Fleet) -> None:
     """What each gives up is shown by tests/unit/isolation, and by test_attacks what that is worth."""
     life = Life.awaiting(fleet)
-<<<<<<< HEAD
-    loader, endpoint = life.loader_pid, life.endpoint_pid
-    assert ask(life.info.port, life.context, request("GET", "/")).status == 200
-    assert filters_of(fleet, endpoint) == filters_of(fleet, loader) + 1
-    assert filters_of(fleet, life.runner_pid) == filters_of(fleet, loader), "it has yet to make code"
-=======
     assert ask(life.info.port, life.context, request("GET", "/")).status == 200
     running = Life.running(fleet)
     own = filters_of(fleet, life.loader_pid) + 1
     assert (filters_of(fleet, life.endpoint_pid), filters_of(fleet, running.runner_pid)) == (own, own)
->>>>>>> isolation
 
 
 HOLES = {
