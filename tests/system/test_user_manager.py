@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from tests.system import inside
 from tests.system.fleet import free_port
 from tests.system.host import Host, message_of
-from tests.system.life import example
+from tests.system.life import SOON, example
 
 USER = "ada"
 SCORE = 0.7
@@ -238,3 +239,26 @@ def test_nothing_of_the_user_s_manager_needs_or_touches_the_system_s(ada: UserFl
     assert owners == ""
     pki = ada.host.run(["find", f"{ada.home}/.config/keepfleet/pki", "-name", "*.key", "-perm", "/077"]).stdout
     assert pki == ""
+
+
+def test_a_spare_of_a_user_s_manager_becomes_a_keep_that_outlives_it(ada: UserFleet) -> None:
+    settings = f"{ada.home}/.config/keepfleet/manager.yaml"
+    ada.host.run(["sed", "-i", "$a spare_keeps: 1", settings], user=USER)
+    ada.host.systemctl("reload", MANAGER, user=USER)
+    deadline = time.monotonic() + SOON
+    while not (spares := shown_as_spares(ada)):
+        assert time.monotonic() < deadline
+    kuuid = ada.keepctl("new", "--name", "once-spare")
+    assert ada.unit(kuuid) in spares
+    ada.host.run(["sed", "-i", "/^spare_keeps/d", settings], user=USER)
+    ada.host.systemctl("restart", MANAGER, user=USER)
+    assert ada.inspect(kuuid)["name"] == "once-spare"
+    while shown_as_spares(ada):
+        assert time.monotonic() < deadline
+    ada.keepctl("rm", kuuid)
+
+
+def shown_as_spares(ada: UserFleet) -> list[str]:
+    """The units that USER's systemd lists as spares."""
+    listed = ada.host.systemctl("list-units", "--plain", "--no-legend", "keep@*.service", user=USER)
+    return [line.split()[0] for line in listed.splitlines() if "Spare keep" in line and " active " in line]
