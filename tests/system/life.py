@@ -88,6 +88,8 @@ class Life:
         life = cls.awaiting(fleet)
         assert life.upload(modules.says(code=code)).status == 200
         life.until(State.STARTED, State.COMPLETE)
+        life.told(EventType.ENDED)
+        life.look()
         return life
 
     def __repr__(self) -> str:
