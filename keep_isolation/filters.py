@@ -276,11 +276,12 @@ class Program:
         self.refuse_some("prctl", [_argument(0), (JUMP_EQUAL, 0, 3, _PR_SET_DUMPABLE), *_refused_unless(1, 0)])
 
     def refuse_processes(self, pid: int) -> None:
-        """New processes, and signals to any but `pid`."""
+        """New processes, signals to any but `pid`, and to become readable for others again, or to leave a dump."""
         self.refuse_all(PROCESSES)
         threads_only = [_argument(0), (JUMP_BITS, 1, 0, _CLONE_THREAD), refuse(), _ALLOWED]
         self.refuse_some("clone", threads_only)
         self.refuse_some("tgkill", _refused_unless(0, pid))  # how a process aborts itself
+        self.refuse_some("prctl", [_argument(0), (JUMP_EQUAL, 0, 3, _PR_SET_DUMPABLE), *_refused_unless(1, 0)])
 
     def refuse_namespaces(self) -> None:
         """In a process that may have children: new namespaces with them."""

@@ -52,7 +52,7 @@ RIGHTS = {
     ("loader", "notify systemd in the loader's name"): "it is the loader",
     ("loader", "use a socket of systemd's that was left open"): "it notifies systemd",
     ("loader", "start a process"): "its processes are its forks",
-    ("loader", "leave a dump of its memory"): "a fork of it is readable while it opens a file; the limit of dumps is 0",
+    ("loader", "leave a dump of its memory"): "a fork of it opens its own /proc/self/io; LimitCORE= lets none be made",
     ("checker", "make code"): "it compiles",
 }
 """What a process may do, and why."""
