@@ -270,11 +270,6 @@ class Program:
         # clone3's flags cannot be seen; the C library falls back to clone.
         self.refuse_some("clone3", [refuse(errno.ENOSYS)])
 
-    def refuse_becoming_readable(self) -> None:
-        """To be read by others of its user again, or to leave a dump. The loader keeps it: a runner is readable for the
-        moment in which it opens its own /proc/self/io, before it has read anything."""
-        self.refuse_some("prctl", [_argument(0), (JUMP_EQUAL, 0, 3, _PR_SET_DUMPABLE), *_refused_unless(1, 0)])
-
     def refuse_processes(self, pid: int) -> None:
         """New processes, signals to any but `pid`, and to become readable for others again, or to leave a dump."""
         self.refuse_all(PROCESSES)
@@ -343,7 +338,6 @@ def endpoint_program(machine: str, pid: int) -> list[Instruction]:
     """The endpoint's: it accepts, reads and writes, and passes descriptors on."""
     made = Program(machine)
     made.refuse_what_none_needs()
-    made.refuse_becoming_readable()
     made.refuse_datagrams()
     made.refuse_processes(pid)
     made.refuse_written_code()
@@ -354,7 +348,6 @@ def closed_program(machine: str, pid: int, *, executable_memory: bool, files: bo
     """The checker's, which makes code, and the runner's, which may have files."""
     made = Program(machine)
     made.refuse_what_none_needs()
-    made.refuse_becoming_readable()
     made.refuse_processes(pid)
     made.refuse_all(CONNECTIONS)
     made.refuse_files(beneath=files)
