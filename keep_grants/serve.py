@@ -118,7 +118,7 @@ class Server:
         return f"Server({len(self._workers)} at work)"
 
     def run(self) -> None:
-        """Serves until it was idle for long enough; what comes then starts the helper anew."""
+        """Serves until it was idle for long enough; what comes then starts the helper again."""
         while ready := self._ready():
             for descriptor in ready:
                 if descriptor in self._workers:

@@ -142,7 +142,7 @@ PROCESSES: dict[str, tuple[int | None, int | None]] = {
     "inotify_init1": (294, 26),
     "inotify_add_watch": (254, 27),
 }
-"""What only a process with children needs: new ones, and signals. Beside them inotify, of which a user has few."""
+"""What only a process with children needs: new ones, and signals. Also inotify, of which a user has few."""
 CONNECTIONS: dict[str, tuple[int | None, int | None]] = {
     "accept": (43, 202),
     "accept4": (288, 242),

@@ -1,5 +1,5 @@
 """A keep's phases, by what becomes of its two forks: the upload endpoint, which talks to strangers and holds the key,
-and the runner, which waits beside it, checks what it has received, and becomes the workload.
+and the runner, which waits next to it, checks what it has received, and becomes the workload.
 
 The runner is forked when the endpoint reports its first connection, and before it may read from it, or at START where
 that says so. From ACCEPTED on it is a stranger's, as the endpoint is from its first byte on.
@@ -404,7 +404,7 @@ class Supervisor:
             self._runner_lost(f"the runner {end.words}" if runner.failure is None else runner.failure.message)
 
     def _runner_lost(self, why: str) -> None:
-        """A runner that waited has died: whoever uploads hears so, and the next upload finds another."""
+        """A runner that waited has died: the client that uploads hears so, and the next upload finds another."""
         endpoint = self._endpoint
         if endpoint is None or endpoint.ending:
             return

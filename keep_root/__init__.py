@@ -5,7 +5,7 @@
     DIRECTORY/root-DIGEST/files.json   each of its files and where that came from, for `keepctl doctor`
 
 One tree for each version, interpreter and state of the host's libraries: DIGEST is of all that it was made of, and a
-tree is never changed. `contents` says what goes in, `build` makes it, `tree` tells whether it is still that, `trees`
+tree is never changed. `contents` says what goes in, `build` makes it, `tree` says whether it is still that, `trees`
 finds the one that new keeps get and removes those that no keep has any more.
 Import rule: the standard library and keep_protocol alone; keepctl and the manager use it.
 """

@@ -1,4 +1,4 @@
-"""Makes a tree: beside its place, and then renamed to it, so that a crash leaves nothing that is taken for a tree.
+"""Makes a tree: next to its place, and then renamed to it, so that a crash leaves nothing that is taken for a tree.
 
 Import rule: that of keep_root.
 """

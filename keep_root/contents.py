@@ -17,7 +17,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 PYTHON = "keepfleet/python"
 PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
 CONTROL_GROUP = "keepfleet/cgroup"
-"""Places in every tree. An interpreter finds its library in the `lib` beside it, whichever it was built for."""
+"""Places in every tree. An interpreter finds its library in the `lib` next to it, whichever it was built for."""
 OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader")
 LIBRARIES = ("wasmtime",)
 """What runs in a keep: our packages whole, and of others the shared libraries. A test imports every module of ours in a
@@ -213,7 +213,7 @@ def _crypto(python: str) -> list[str]:
 
 def _libraries(objects: list[str], more: list[str]) -> list[Entry]:
     """The dynamic loader, where the objects name it, and every library that they need, by the name they need it by and
-    beside the C library: the loader looks there whatever else it was built or told to look at. more: libraries that
+    next to the C library: the loader looks there wherever else it was built to look. more: libraries that
     are opened by name, and what they need."""
     said = run(["ldd", *objects, *more], "it cannot run ldd")
     needed = dict(_NEEDED.findall(said.stdout))
@@ -222,8 +222,8 @@ def _libraries(objects: list[str], more: list[str]) -> list[Entry]:
         raise _cannot(f"the interpreter's libraries are not complete: {', '.join(missing)} cannot be found")
     if "libc.so.6" not in needed:
         raise _cannot(f"ldd does not say which C library {objects[0]} needs: {said.stderr.strip()[-200:]}")
-    beside = os.path.dirname(needed["libc.so.6"]).strip("/")
+    directory = os.path.dirname(needed["libc.so.6"]).strip("/")
     loaders = sorted(set(_LOADER.findall(said.stdout)))
-    places = {f"{beside}/{name}": path for name, path in needed.items()} | {path.strip("/"): path for path in loaders}
-    places |= {f"{beside}/{os.path.basename(path)}": path for path in more}
+    places = {f"{directory}/{name}": path for name, path in needed.items()} | {path.strip("/"): path for path in loaders}
+    places |= {f"{directory}/{os.path.basename(path)}": path for path in more}
     return [Entry(place, path, 0o755, True) for place, path in sorted(places.items())]

@@ -29,7 +29,7 @@ Stamp = tuple[int, int, int, int]
 
 
 def stamp_of(path: str) -> Stamp | None:
-    """What tells a file, or what a link names, from another; None where there is none."""
+    """What distinguishes a file, or what a link names, from another; None where there is none."""
     try:
         found = os.stat(path)
     except OSError:

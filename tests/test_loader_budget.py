@@ -44,7 +44,7 @@ OURS = {
         )
     ),
 }
-# Beside what `python -I -S` has loaded before our first line.
+# In addition to what `python -I -S` has loaded before our first line.
 STANDARD_LIBRARY = {
     "__future__",
     "_collections",

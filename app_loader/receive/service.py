@@ -2,7 +2,7 @@
 the endpoint's lock, and with the first client CONNECTED and the endpoint.
 
 The kernel accepts connections from the first moment on; LISTENING says that the certificate they will see is made.
-What serves a client is imported behind it, while the client is still told where to connect. With the first client
+What serves a client is imported behind it, while the client still hears where to connect. With the first client
 comes the runner, which is forked before a byte of that client is read here.
 """
 

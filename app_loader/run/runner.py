@@ -1,4 +1,4 @@
-"""The runner: it waits beside the upload endpoint, has uploads checked, and when the loader says so maps and links the
+"""The runner: it waits next to the upload endpoint, has uploads checked, and when the loader says so maps and links the
 compiled guest, gives up the right to make code, and runs it.
 
 A fork of the keep-loader, it has never held a key or read a byte of a stranger's: no TLS, no HTTP, no listener. It
@@ -181,7 +181,7 @@ class Waiting:
         try:
             self._be_ready()
         except KeepfleetError as error:
-            # Whoever asks for a check hears why, if it still is so then.
+            # Who asks for a check hears why, if it still is so then.
             print(f"app-loader: {error.message}", file=sys.stderr, flush=True)
 
     def _be_ready(self) -> Callable[[Passed], int]:

@@ -1,4 +1,4 @@
-"""The root of new keeps, looked at before each of them and made anew where the host has changed; and what is left of
+"""The root of new keeps, looked at before each of them and made again where the host has changed; and what is left of
 roots that no keep has any more."""
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Roots:
             LOG.error("no keep can be made: %s", error.message)
         else:
             for line in damage[:MAX_NAMED]:
-                LOG.warning("the keeps' root was damaged, and is made anew: %s", line)
+                LOG.warning("the keeps' root was damaged, and is made again: %s", line)
         while True:
             await self._remove_unused(used)
             await self._gone.wait()

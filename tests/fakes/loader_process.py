@@ -101,12 +101,12 @@ class Peer:
 
 
 class Stub:
-    """A fake endpoint or runner that has called; an endpoint gets a runner beside it, and is that once it has accepted:
-    the workload. `calls` gives the next fake that calls."""
+    """A fake endpoint or runner that has called; an endpoint gets a runner next to it, and is that one once it has
+    accepted: the workload. `calls` gives the next fake that calls."""
 
     def __init__(self, sock: socket.socket, calls: Callable[[], Stub]) -> None:
         self._next = calls
-        self.runner: Stub | None = None  # what waits beside an endpoint that has a client
+        self.runner: Stub | None = None  # what waits next to an endpoint that has a client
         self.given: dict[str, str] = {}  # what each descriptor of the workload is open on, by name
         sock.settimeout(DEADLINE)
         self._sock = sock

@@ -44,7 +44,7 @@ SECRETS = ("/etc/shadow", "/etc/keepfleet/pki/ca.key", "/root", "/home/ada", "/v
            "/proc/1/root/etc/shadow", "/proc/1/environ")  # fmt: skip
 MANAGERS_PORT = 3030
 DESCRIPTORS, PROCESSES = range(256), range(1, 32768)
-"""All that a keep may have open (LimitNOFILE=), and all processes of a host that was not told otherwise."""
+"""All that a keep may have open (LimitNOFILE=), and all processes of a host with the default limit."""
 READ_ONLY = "granted-read-only"
 """The name of a file in a directory that is granted to be read."""
 
@@ -95,7 +95,7 @@ def _connect(number: int, address: bytes) -> None:
 
 
 def _others() -> list[int]:
-    """Processes to try: those above us, those beside us, and those that /proc shows."""
+    """Processes to try: those above us, our siblings, and those that /proc shows."""
     near = range(max(2, os.getppid() - 3), os.getpid() + 8)
     try:
         seen = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
@@ -253,9 +253,9 @@ def _control(command: int, value: int) -> None:
 
 
 def other_keeps(own: str) -> Attempts:
-    beside = os.path.dirname(own)
-    yield "list", partial(_list_beyond, beside, os.path.basename(own))
-    yield "make one", partial(os.mkdir, f"{beside}/1")
+    siblings = os.path.dirname(own)
+    yield "list", partial(_list_beyond, siblings, os.path.basename(own))
+    yield "make one", partial(os.mkdir, f"{siblings}/1")
 
 
 def _list_beyond(directory: str, own: str) -> None:
@@ -285,7 +285,7 @@ def beyond_grants(own: str) -> Attempts:
         yield f"list {number}/..", partial(_list_parent, number)
         for path in ("/etc/passwd", "../../../../etc/passwd", "link", "/proc/self/root/etc/passwd"):
             yield f"read {number}: {path}", partial(_open, number, path)
-        yield f"make {number}: a name beside the socket", partial(os.mkdir, f"{own}/made-from-a-grant", dir_fd=number)
+        yield f"make {number}: a name next to the socket", partial(os.mkdir, f"{own}/made-from-a-grant", dir_fd=number)
         yield f"make {number}: a device", partial(os.mknod, "device", 0o20666, os.makedev(1, 3), dir_fd=number)
         yield f"make {number}: a pipe", partial(os.mknod, "pipe", 0o10666, dir_fd=number)
         yield f"run from {number}", partial(call, "execveat", number, b"run", 0, 0, 0)

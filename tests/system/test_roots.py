@@ -1,4 +1,4 @@
-"""The keeps' root on a real systemd: made again when it is gone or damaged, and anew when the host is upgraded."""
+"""The keeps' root on a real systemd: made again when it is gone or damaged, or the host is upgraded."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_what_is_wrong_with_another_file_the_next_manager_finds_and_makes_right(
     assert fleet.host.run(["keepctl", "doctor"], check=False).stdout == f"{file} is not as it was made\n"
     cursor = fleet.host.cursor()
     fleet.restart()
-    fleet.host.wait_journal(f"damaged, and is made anew: {file} is not as it was made", MANAGER, cursor)
+    fleet.host.wait_journal(f"damaged, and is made again: {file} is not as it was made", MANAGER, cursor)
     life = Life.create(fleet)
     works(life)
     assert root_of(life) == tree

@@ -50,7 +50,7 @@ PATIENCE = 30.0
 
 def installed(directory: Path, changed: Mapping[str, object]) -> Path:
     """A directory as an installation leaves it: our packages and wasmtime, limits of the app-loader `changed` so that a
-    test need not wait for the real ones. Returns the way in, a program that calls what it is told as a fork of the
+    test need not wait for the real ones. Returns the way in, a program that calls what it is given as a fork of the
     loader does."""
     for package in (app_loader, keep_isolation, keep_protocol, wasmtime):
         source = Path(next(iter(package.__path__)))

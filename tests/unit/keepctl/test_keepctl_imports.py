@@ -124,7 +124,7 @@ STANDARD_LIBRARY = {
     "types",
     "warnings",
 }
-"""Beside what `python -I -S` has loaded before our first line."""
+"""In addition to what `python -I -S` has loaded before our first line."""
 ONLY_IN_RUN = {"signal"}
 LINES = {"ps": ["ps"], "run": ["run", "m.wasm"]}
 _CODE = f"""

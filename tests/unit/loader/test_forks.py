@@ -33,7 +33,7 @@ def gone(pid: int) -> bool:
 
 
 def connected(loader: LoaderProcess, passed: Endpoint) -> tuple[Stub, Stub]:
-    """An endpoint that has its first client, and the runner that waits beside it."""
+    """An endpoint that has its first client, and the runner that waits next to it."""
     _, endpoint = opened(loader, passed)
     return endpoint, endpoint.connect()
 

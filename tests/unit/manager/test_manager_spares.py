@@ -1,4 +1,4 @@
-"""Spares: made before anyone asks for a keep, nobody's until then, and a keep for good from then on."""
+"""Spares: made before anyone asks for a keep, nobody's until then, and a keep permanently from then on."""
 
 from __future__ import annotations
 
