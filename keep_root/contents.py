@@ -222,8 +222,8 @@ def _libraries(objects: list[str], more: list[str]) -> list[Entry]:
         raise _cannot(f"the interpreter's libraries are not complete: {', '.join(missing)} cannot be found")
     if "libc.so.6" not in needed:
         raise _cannot(f"ldd does not say which C library {objects[0]} needs: {said.stderr.strip()[-200:]}")
-    directory = os.path.dirname(needed["libc.so.6"]).strip("/")
+    base = os.path.dirname(needed["libc.so.6"]).strip("/")
     loaders = sorted(set(_LOADER.findall(said.stdout)))
-    places = {f"{directory}/{name}": path for name, path in needed.items()} | {path.strip("/"): path for path in loaders}
-    places |= {f"{directory}/{os.path.basename(path)}": path for path in more}
+    places = {f"{base}/{name}": path for name, path in needed.items()} | {path.strip("/"): path for path in loaders}
+    places |= {f"{base}/{os.path.basename(path)}": path for path in more}
     return [Entry(place, path, 0o755, True) for place, path in sorted(places.items())]
