@@ -116,7 +116,8 @@ def test_the_named_function_takes_typed_arguments_and_its_result_is_printed(flee
 def test_the_python_component_is_built_and_runs(fleet: Fleet, workplace: Path) -> None:
     subprocess.run([sys.executable, workplace / "build", "json-python"], check=True, timeout=BUILD_SECONDS)
     output = '{\n  "in": [\n    "a",\n    "keep"\n  ],\n  "made": "by Python"\n}\n'
-    assert ran(fleet, workplace, "json-python/tidy")[:2] == (0, output)
+    got = ran(fleet, workplace, "json-python/tidy")
+    assert got[:2] == (0, output), got
     code, output, said = ran(fleet, workplace, "json-python/tidy", "--", "{")
     assert code == 1, said
     assert "tidy: cannot read '{'" in output

@@ -55,6 +55,7 @@ def test_a_keep_goes_from_its_creation_over_its_start_and_its_workload_to_its_ou
     assert outcome is not None
     assert (outcome.kind, outcome.exit_code, outcome.text) == (OutcomeKind.EXITED, 0, "exited 0")
     assert outcome.wall_seconds and outcome.cpu_seconds and outcome.peak_bytes
+    assert outcome.output_bytes == len("Hello from WAT, inside a keep!\n")
     assert guest_lines(life) == ["Hello from WAT, inside a keep!"]
     life.remove()
     assert fleet.left_over() == []

@@ -291,12 +291,12 @@ def test_a_grant_that_was_not_passed_is_an_error_in_words(keep: Path, authority:
         assert outcome is not None and "descriptor 'stdin' was not passed" in outcome.text
 
 
-def test_a_description_that_is_none_is_an_error_in_words(keep: Path, authority: Authority, client: Path) -> None:
+def test_a_description_that_is_none_is_an_error_in_words(keep: Path, authority: Authority) -> None:
     with granted(keep, authority, Workload()) as process:
         (keep / "workload.json").write_text('{"arguments": 3}')
-        answer = ask(process, client, put(NOTHING))
-        assert (answer.status, answer.error["kind"]) == (500, "internal")
-        assert "invalid workload description" in str(answer.error["evidence"])
+        with socket.create_connection(("127.0.0.1", process.port)):
+            report = process.expect(ReportType.FAILED)
+        assert report.error is not None and "invalid workload description" in report.error.message
 
 
 OPENS = """(module
