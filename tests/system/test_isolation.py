@@ -134,6 +134,7 @@ def test_an_endpoint_and_a_runner_have_a_filter_of_their_own_beside_the_loader_s
     """What each gives up is shown by tests/unit/isolation, and by test_attacks what that is worth."""
     life = Life.awaiting(fleet)
     assert ask(life.info.port, life.context, request("GET", "/")).status == 200
+    assert filters_of(fleet, life.runner_pid) == filters_of(fleet, life.loader_pid), "it has yet to make code"
     running = Life.running(fleet)
     own = filters_of(fleet, life.loader_pid) + 1
     assert (filters_of(fleet, life.endpoint_pid), filters_of(fleet, running.runner_pid)) == (own, own)
