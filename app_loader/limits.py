@@ -55,8 +55,8 @@ PAYLOAD_SLICE = 32 * 1024
 
 CHECKER_CPU_SECONDS = 10
 """What every module has; a 120 KB compile bomb would take 41."""
-CHECKER_CPU_SECONDS_PER_MIB = 1
-"""A component of 18 MB, CPython with a program, compiles in 7 seconds on one thread; a machine may be half as fast."""
+CHECKER_CPU_SECONDS_PER_MIB = 2
+"""A component of 18 MB, CPython with a program, compiles in 7 seconds on one quiet thread, and was seen to take 17."""
 MAX_CHECKER_CPU_SECONDS = 60
 CHECKER_DATA_BYTES = 384 * 1024 * 1024
 """Private memory of the checker (RLIMIT_DATA). Never RLIMIT_AS: wasmtime reserves address space by the gigabyte."""
