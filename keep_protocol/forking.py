@@ -109,12 +109,12 @@ def _prepare(
         _signal.signal(number, _signal.SIG_DFL)
     if own_group:
         os.setpgid(0, 0)
-    set_process_name(name)
     passed = {**passed, IO: _open_io()} if with_io else passed
     _place([*output, reports, *passed.values()], kept)
     os.environ.clear()
     os.environ.update(environment)
     os.environ[DESCRIPTORS_VARIABLE] = ",".join(passed)
+    set_process_name(name)  # now it is what it says: it has its own descriptors, and no other
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
