@@ -274,7 +274,8 @@ class AppLoaderProcess:
         kept = dict(self._checked)
         if not self._again:
             os.close(kept.pop("module"))
-        self._run({**kept, **self.given})
+        with contextlib.suppress(OSError):  # the runner has ended meanwhile
+            self._run({**kept, **self.given})
         if self._again:
             self.parked = kept
         else:
