@@ -120,7 +120,8 @@ class Host:
         run("systemctl", "start", MANAGER_UNIT)
 
     @property
-    def _configuration(self) -> str:
+    def configuration(self) -> str:
+        """The manager's file."""
         return os.path.join(os.path.dirname(pki_directory()), "manager.yaml")
 
     def _configure(self) -> None:
@@ -128,9 +129,9 @@ class Host:
         with socket.socket() as probe:
             probe.bind((DEFAULT_MANAGER_ADDRESS, 0))
             port = probe.getsockname()[1]
-        with open(self._configuration, encoding="utf-8") as file:
+        with open(self.configuration, encoding="utf-8") as file:
             text = file.read()
-        with open(self._configuration, "w", encoding="utf-8") as file:
+        with open(self.configuration, "w", encoding="utf-8") as file:
             file.write(re.sub(r"(?m)^#? ?port:.*$", f"port: {port}", text) + QUOTAS)
 
     def _write_floors(self) -> None:
@@ -156,7 +157,7 @@ class Host:
     @cached_property
     def endpoint(self) -> Endpoint:
         """Where the manager listens."""
-        with open(self._configuration, encoding="utf-8") as file:
+        with open(self.configuration, encoding="utf-8") as file:
             found = re.search(r"(?m)^port: *([0-9]+)", file.read())
         port = int(found[1]) if found else DEFAULT_MANAGER_PORT
         return Endpoint(DEFAULT_MANAGER_ADDRESS, port, "the manager", "")

@@ -6,7 +6,7 @@ import http.client
 import time
 from collections.abc import Callable, Sequence
 
-from benchmarks import deadlines, fleet, lifecycle, memory, rate, transfer, typed
+from benchmarks import deadlines, fleet, lifecycle, memory, podman, rate, transfer, typed
 from benchmarks.figures import Figure, NoSamples, Section
 from benchmarks.host import Host
 from benchmarks.measuring import FULL, QUICK, Effort, MeasurementFailed, report
@@ -17,6 +17,7 @@ Benchmark = tuple[str, Callable[[Host, Effort], list[Figure]]]
 BENCHMARKS: dict[str, Benchmark] = {
     "lifecycle": ("One keep's life, against a unit that only sleeps", lifecycle.measure),
     "typed": ("One whole run from the command line", typed.measure),
+    "podman": ("The same against podman, in turns", podman.measure),
     "deadlines": ("A limit of time, kept", deadlines.measure),
     "rate": ("Creation rate", rate.measure),
     "memory": ("Private memory of one keep", memory.measure),
