@@ -13,6 +13,7 @@ from tests.lanes import order
 pytest_plugins = ("tests.system.fixtures",)
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures clean up as after Ctrl-C
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup: what a test starts inherits whether it is ignored
 
 COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 """What an example may cost depends on how busy the machine is, so that no time limit fails a test."""

@@ -67,6 +67,8 @@ class Attacked:
     def prepare_grants(self, directory: str, user: str | None) -> None:
         """Two directories, one of them to be read, each with a link and a socket that lead out; and a secret."""
         self.host.run(["sh", "-ec", _GRANTS], env={"D": directory}, user=user)
+        if user is None:  # what a keep writes is a user's, and never root's
+            self.host.run(["chown", "5000:5000", f"{directory}/write"])
 
     def run(self, module: Path, port: int, user: str | None, options: tuple[str, ...]) -> Reports:
         """What was reported by the processes of a keep that ran `module`; the keep is removed."""
