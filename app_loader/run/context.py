@@ -6,7 +6,6 @@ Secrets are copied into a directory of the keep's own, in memory and for no one 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 
@@ -47,8 +46,7 @@ class SecretFiles:
         self._names = [name for name, _ in secrets]
         path = os.path.join(runtime_directory, SECRETS_DIRECTORY)
         try:
-            with contextlib.suppress(FileExistsError):  # an earlier run's, which could not clean up
-                os.mkdir(path, 0o700)
+            os.makedirs(path, 0o700, exist_ok=True)  # an earlier run's, which could not clean up
             self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             for left in os.listdir(self.descriptor):
                 os.unlink(left, dir_fd=self.descriptor)
@@ -76,8 +74,10 @@ class SecretFiles:
     def wipe(self) -> None:
         """Removes the files; a locked process still can."""
         for name in self._names:
-            with contextlib.suppress(OSError):
+            try:
                 os.unlink(name, dir_fd=self.descriptor)
+            except OSError:
+                continue  # the guest's own doing, or gone with the mount; the next run wipes what is left
 
 
 class GuestContext:
