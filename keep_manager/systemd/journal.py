@@ -175,7 +175,11 @@ class Journal:
 def _arguments(instance: str, kuuid: int, last: int | None, after: str, follow: bool) -> list[str]:
     """The unit is matched by fields journald itself fills in: others can be written by any process. Not `--user`: that
     looks into the user's own journal alone, and where the journal is kept in memory there is none (man journald.conf,
-    SplitMode=)."""
+    SplitMode=).
+
+    Of a process that has ended before journald looks, as a short workload's has, journald does not know the unit where
+    that is a user's: its lines have the identifier that the unit gave its output, and are the same user's.
+    """
     arguments = ["--output=json", f"--output-fields={FIELDS}", "--all", "--quiet", "--no-pager"]
     if follow:
         arguments.append("--follow")
@@ -187,7 +191,9 @@ def _arguments(instance: str, kuuid: int, last: int | None, after: str, follow: 
         arguments.append("--no-tail")
     unit = unit_name(kuuid)
     if instance == "user":
-        own, about = [f"_SYSTEMD_USER_UNIT={unit}", f"_UID={os.geteuid()}"], f"OBJECT_SYSTEMD_USER_UNIT={unit}"
+        user = f"_UID={os.geteuid()}"
+        ended = ["+", f"SYSLOG_IDENTIFIER=keep-{kuuid}", "_TRANSPORT=stdout", user]
+        own, about = [f"_SYSTEMD_USER_UNIT={unit}", user, *ended], f"OBJECT_SYSTEMD_USER_UNIT={unit}"
     else:
         own, about = [f"_SYSTEMD_UNIT={unit}"], f"OBJECT_SYSTEMD_UNIT={unit}"
     return [*arguments, *own, "+", *DROPPED, about]

@@ -22,8 +22,9 @@ def test_a_user_s_manager_makes_starts_and_removes_a_keep(host: Host) -> None:
     host.run(["keepctl", "start", *manager, kuuid], user=user)
     shown = json.loads(host.run(["keepctl", "inspect", *manager, kuuid], user=user).stdout)
     assert (shown["state"], shown["bindaddress"]) == (2, "127.0.0.1")
+    cursor = host.cursor()
     host.systemctl("kill", "--signal=KILL", MANAGER, user=user)
-    host.systemctl("start", MANAGER, user=user)
+    host.wait_journal(f"ready on https://127.0.0.1:{port}", since_cursor=cursor)
     assert json.loads(host.run(["keepctl", "inspect", *manager, kuuid], user=user).stdout) == shown
     host.run(["keepctl", "rm", *manager, kuuid], user=user)
     assert host.units("keep@*", user=user) == []

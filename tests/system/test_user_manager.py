@@ -85,6 +85,23 @@ def found(ada: UserFleet) -> dict[str, Any]:
     return report
 
 
+def test_the_lines_of_a_workload_that_ended_before_journald_looked_are_shown(ada: UserFleet) -> None:
+    """journald finds a user's unit by the process alone, which has gone by then."""
+    journald = ada.host.show("systemd-journald.service", "MainPID")["MainPID"]
+    module = ada.host.path / "hello-early.wasm"
+    module.write_bytes(example("hello-c/hello"))
+    module.chmod(0o644)
+    ada.host.run(["kill", "-STOP", journald])
+    try:
+        kuuid = ada.keepctl("run", "--detach", str(module))
+        ada.keepctl("wait", kuuid)
+    finally:
+        ada.host.run(["kill", "-CONT", journald])
+    ada.host.run(["journalctl", "--sync"])
+    assert "Hello from C, inside a keep!" in ada.keepctl("logs", kuuid).splitlines()
+    ada.keepctl("rm", kuuid)
+
+
 def started(ada: UserFleet) -> str:
     """A keep that awaits its workload."""
     kuuid = ada.keepctl("new")
