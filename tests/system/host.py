@@ -17,6 +17,8 @@ from tools.sandbox.command import Command
 from tools.sandbox.sandbox import Sandbox
 from tools.sandbox.users import start_user_manager
 
+LOOKS = 4
+"""A follower of journalctl's was seen not to show an entry that was in the journal: it is started so often meanwhile."""
 JOURNAL_SECONDS = 20.0
 """journald shows a line within milliseconds; this covers a host a thousand times busier."""
 Entry: TypeAlias = dict[str, Any]
@@ -168,19 +170,21 @@ class Host:
         arguments += [f"--unit={unit}"] if unit else []
         arguments += [_from(since_cursor)] if since_cursor else []
         seen: list[str] = []
-        with self.popen(arguments) as follower:
-            alarm = threading.Timer(seconds, follower.kill)
-            alarm.start()
-            try:
-                for line in follower.stdout or ():
-                    if not line.startswith("{"):
-                        raise CommandFailed(f"journalctl: {line}")
-                    entry: Entry = json.loads(line)
-                    if entry["__CURSOR"] != since_cursor and matches(entry):
-                        return entry
-                    seen.append(message_of(entry))
-            finally:
-                alarm.cancel()
+        for _ in range(LOOKS):
+            seen.clear()
+            with self.popen(arguments) as follower:
+                alarm = threading.Timer(seconds / LOOKS, follower.kill)
+                alarm.start()
+                try:
+                    for line in follower.stdout or ():
+                        if not line.startswith("{"):
+                            raise CommandFailed(f"journalctl: {line}")
+                        entry: Entry = json.loads(line)
+                        if entry["__CURSOR"] != since_cursor and matches(entry):
+                            return entry
+                        seen.append(message_of(entry))
+                finally:
+                    alarm.cancel()
         raise CommandFailed(
             f"the journal never showed {wanted!r} within {seconds} s; its end:\n" + "\n".join(seen[-20:])
         )
