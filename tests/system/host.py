@@ -18,7 +18,7 @@ from tools.sandbox.sandbox import Sandbox
 from tools.sandbox.users import start_user_manager
 
 LOOKS = 4
-"""A follower of journalctl's was seen not to show an entry that was in the journal: it is started so often meanwhile."""
+"""A follower of journalctl's was seen not to show an entry that was in the journal: so often it is started."""
 JOURNAL_SECONDS = 20.0
 """journald shows a line within milliseconds; this covers a host a thousand times busier."""
 Entry: TypeAlias = dict[str, Any]
