@@ -51,7 +51,7 @@ def test_no_memory_becomes_executable_in_a_strict_unit_from_its_first_instructio
         entry = fleet.host.wait_journal("tried {", since_cursor=cursor)
     tried = json.loads(message_of(entry).removeprefix("tried "))
     assert tried.pop("a page") == 0
-    assert set(tried.values()) == {"EPERM"}, tried
+    assert set(tried.values()) <= {"EPERM", "EACCES"}, tried  # systemd's own filter, or from 256 on PR_SET_MDWE
 
 
 def strict(fleet: Fleet, module: Path | str, *options: str) -> tuple[int, str, str]:
