@@ -47,7 +47,7 @@ class Type:
 
     def parse(self, value: object) -> Any:
         """The field's value. Raises ValueError where `value` is none; a nested record raises KeepfleetError."""
-        raise NotImplementedError
+        raise NotImplementedError  # each type of a field has its own
 
     def encode(self, value: Any) -> object:
         """The value as JSON has it."""

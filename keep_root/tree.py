@@ -90,10 +90,15 @@ def is_trusted(tree: Tree) -> bool:
 
 def is_in_use(directory: str) -> bool:
     """Whether a loader runs in the tree in `directory`: each holds a lock on its root."""
+    return is_locked(os.path.join(directory, TREE)) is True
+
+
+def is_locked(directory: str) -> bool | None:
+    """Whether another process holds a lock on `directory`; None where it cannot be opened."""
     try:
-        descriptor = os.open(os.path.join(directory, TREE), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,7 +6,6 @@ Import rule: that of keep_root.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import threading
@@ -16,7 +15,18 @@ from collections.abc import Set
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_root.build import REMOVED, UNFINISHED, build, remove
 from keep_root.contents import Target, contents
-from keep_root.tree import NAME, TREE, Tree, changes_of, damages_of, digest_of, is_in_use, is_trusted, read_tree
+from keep_root.tree import (
+    NAME,
+    TREE,
+    Tree,
+    changes_of,
+    damages_of,
+    digest_of,
+    is_in_use,
+    is_locked,
+    is_trusted,
+    read_tree,
+)
 
 SYSTEM = "/var/lib/keepfleet"
 """The trees of the system's manager (man 7 file-hierarchy). A user's manager takes one of these where it fits."""
@@ -163,7 +173,8 @@ def _clear(directory: str, spared_seconds: float) -> None:
     """Removes what crashes left half made, unless it is younger than `spared_seconds`, or half removed."""
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         path = os.path.join(directory, name)
-        abandoned = name.startswith(UNFINISHED) and _is_abandoned(path) and not _is_younger(path, spared_seconds)
+        # The process that makes a tree holds a lock on it: one that nobody holds was abandoned.
+        abandoned = name.startswith(UNFINISHED) and is_locked(path) is False and not _is_younger(path, spared_seconds)
         if abandoned or (name.startswith(REMOVED) and not is_in_use(path)):
             shutil.rmtree(path, ignore_errors=True)  # another process may be at it, too
 
@@ -173,21 +184,6 @@ def _is_younger(path: str, seconds: float) -> bool:
         return time.time() - os.stat(path).st_mtime < seconds
     except OSError:
         return False
-
-
-def _is_abandoned(path: str) -> bool:
-    """Whether the process that was making a tree has gone: it held a lock."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def _explained_removal(directory: str) -> None:
