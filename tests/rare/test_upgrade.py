@@ -58,7 +58,7 @@ def service(fleet: Fleet) -> Life:
     command = ["keepctl", "run", "--detach", "--restart", "always", "--time", "1h", str(module)]
     kuuid = fleet.host.run(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}).stdout
     life = Life(fleet, int(kuuid))
-    life.status("running the workload")
+    life.shown("running the workload")
     return life
 
 

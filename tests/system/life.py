@@ -75,7 +75,7 @@ class Life:
         life = cls.awaiting(fleet)
         assert life.upload(modules.sleeps()).status == 200
         life.line("asleep")
-        life.status("running the workload")
+        life.shown("running the workload")
         deadline = time.monotonic() + SOON
         while life.forks("keep-endpoint"):  # it gives its last answers as the workload runs already
             assert time.monotonic() < deadline, "the endpoint has accepted, and stays"
@@ -114,6 +114,13 @@ class Life:
     def look(self) -> KeepInfo:
         """The keep as the manager shows it now."""
         self.info = self.fleet.client().keep(self.kuuid)
+        return self.info
+
+    def shown(self, detail: str) -> KeepInfo:
+        """The keep once the manager shows this `detail`, of which it hears a moment after systemd has it."""
+        deadline = time.monotonic() + SOON
+        while self.look().detail != detail:
+            assert time.monotonic() < deadline, self.info
         return self.info
 
     def start(self, address: str = "127.0.0.1", port: int | None = None) -> KeepInfo:

@@ -75,7 +75,8 @@ def test_a_tight_loop_ends_at_its_time_limit(fleet: Fleet) -> None:
 def test_a_tight_loop_ends_at_its_processor_time_limit(fleet: Fleet) -> None:
     _, outcome = ended(fleet, began(fleet, example("spin"), cpu_seconds=1))
     assert (outcome.kind, outcome.text) == (OutcomeKind.LIMITED, "over its processor time limit of 1 s")
-    assert outcome.cpu_seconds is not None and 1 <= outcome.cpu_seconds < 3
+    # The kernel ends it by its own ticks, of which the first may have been another's.
+    assert outcome.cpu_seconds is not None and 0.9 < outcome.cpu_seconds < 3
 
 
 def test_a_workload_that_the_kernel_ends_for_memory_says_so_and_its_loader_lives(fleet: Fleet, tmp_path: Path) -> None:
