@@ -16,6 +16,7 @@ LIGHT_PROTOCOL = {
     f"keep_protocol.{name}"
     for name in (
         "fields",
+        "ring",
         "kinds",
         "spec",
         "outcome",

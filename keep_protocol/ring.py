@@ -1,0 +1,288 @@
+"""The ring that holds a keep's output: one file, written by its loader, read by the manager at any moment.
+
+    0      magic, capacity              once
+    16     tail                         before what lies there is overwritten
+    24     journal's progress           after each journal entry, so that a crash repeats none
+    48     head, three stream totals    after the data they count
+    4096   the data, `capacity` bytes, used round and round
+
+Positions only grow; the byte at position p lies at 4096 + p % capacity. What was read at once is one frame: its header,
+then the bytes. A header repeats its own position, so that a reader that was overtaken notices, and how many bytes of
+its stream came before it, so that what a reader missed can be counted exactly.
+The reader trusts nothing in the file: the loader may have been taken over. It never maps it, as a file that is cut off
+under a mapping ends the process.
+Import rule: `os`, `struct` and the light part of keep_protocol.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Sequence
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
+
+STDOUT, STDERR, MARK = 1, 2, 3
+"""The streams: the guest's two, and the loader's own marks between runs."""
+STREAMS = (STDOUT, STDERR, MARK)
+DATA = 4096
+"""Where the data begins."""
+DEFAULT_CAPACITY = 16 * 1024 * 1024
+MIN_CAPACITY, MAX_CAPACITY = 1024 * 1024, 1024 * 1024 * 1024
+MAX_FRAME = 256 * 1024
+"""Bytes of one frame, without its header: more than a pipe gives at once."""
+_CHECKPOINT = 64 * 1024
+"""The tail moves over about so many bytes in one step: a header is not read for each frame that is overwritten."""
+_LONGEST_STEP = _CHECKPOINT + MAX_FRAME + 64
+"""How far the tail may move beyond what is needed: from one checkpoint to the next, which is where a frame begins."""
+_MAGIC = b"keepring"
+_TAG = 0x6B72_6600
+"""The first word of a header, with the stream in its low byte."""
+_FIXED, _TAIL, _JOURNAL, _HEAD = (
+    struct.Struct("<8sQ"),
+    struct.Struct("<Q"),
+    struct.Struct("<QQQ"),
+    struct.Struct("<QQQQ"),
+)
+_FRAME = struct.Struct("<IIQQQ")
+HEADER = _FRAME.size
+"""Bytes of a frame's header: tag and stream, length, monotonic nanoseconds, own position, its stream's bytes before."""
+_AT_TAIL, _AT_JOURNAL, _AT_HEAD = 16, 24, 48
+_HEAD_PAGE = _AT_HEAD + _HEAD.size
+
+
+def _damaged(why: str) -> KeepfleetError:
+    return KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot read the keep's output: {why}")
+
+
+class Frame(Record):
+    """What one read of the guest's output gave.
+
+    stream: one of STREAMS; time_ns: the monotonic clock when it was read; position: of its header in the ring; offset:
+    bytes of its stream before it; data: the bytes.
+    """
+
+    stream: int
+    time_ns: int
+    position: int
+    offset: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        """The position behind it, where the next one begins."""
+        return self.position + HEADER + len(self.data)
+
+
+class Progress(Record):
+    """How far the journal has the output: bytes of each of the guest's streams, and the entries that took."""
+
+    stdout: int = 0
+    stderr: int = 0
+    entries: int = 0
+
+
+class _Header(Record):
+    capacity: int
+    tail: int
+    journal: Progress
+    head: int
+    totals: tuple[int, int, int]
+
+
+def _read_header(descriptor: int) -> _Header:
+    """The head page, checked. Raises KeepfleetError(KEEP_FAILED), OSError."""
+    page = os.pread(descriptor, _HEAD_PAGE, 0)
+    if len(page) != _HEAD_PAGE:
+        raise _damaged("its ring is cut off")
+    magic, capacity = _FIXED.unpack_from(page)
+    (tail,) = _TAIL.unpack_from(page, _AT_TAIL)
+    journal = Progress(*_JOURNAL.unpack_from(page, _AT_JOURNAL))
+    head, *totals = _HEAD.unpack_from(page, _AT_HEAD)
+    if magic != _MAGIC or not MIN_CAPACITY <= capacity <= MAX_CAPACITY:
+        raise _damaged("its ring has no valid head page")
+    if not tail <= head <= tail + capacity or journal.stdout > totals[0] or journal.stderr > totals[1]:
+        raise _damaged("the positions in its ring contradict each other")
+    return _Header(capacity, tail, journal, head, (totals[0], totals[1], totals[2]))
+
+
+def _pread(descriptor: int, capacity: int, position: int, size: int) -> bytes:
+    """`size` bytes from `position` on, over the end of the file if it must be; fewer where the file is cut off."""
+    start = position % capacity
+    first = os.pread(descriptor, min(size, capacity - start), DATA + start)
+    if size <= capacity - start or len(first) < capacity - start:
+        return first
+    return first + os.pread(descriptor, size - len(first), DATA)
+
+
+class RingWriter:
+    """The loader's side. Every method may raise OSError: the disk is full, or the file system failed.
+
+    head: where the next frame begins; tail: where the oldest one does that is whole; journal: what `note_journal` noted
+    last; totals: bytes written so far, of each of STREAMS.
+    """
+
+    def __init__(self, descriptor: int, header: _Header, checkpoints: list[int]) -> None:
+        self.descriptor = descriptor
+        self.capacity, self.tail, self.head = header.capacity, header.tail, header.head
+        self.journal = header.journal
+        self.totals = list(header.totals)
+        self._checkpoints = checkpoints
+
+    def __repr__(self) -> str:
+        return f"RingWriter({self.tail} … {self.head} of {self.capacity})"
+
+    @classmethod
+    def create(cls, descriptor: int, capacity: int = DEFAULT_CAPACITY) -> RingWriter:
+        """A new ring in the empty file, which takes room on its disk only as output comes.
+
+        Raises OSError, ValueError for a capacity that is too small or too large.
+        """
+        if not MIN_CAPACITY <= capacity <= MAX_CAPACITY:
+            raise ValueError(f"a ring holds {MIN_CAPACITY} to {MAX_CAPACITY} bytes, not {capacity}")
+        os.ftruncate(descriptor, DATA + capacity)
+        os.pwrite(descriptor, _FIXED.pack(_MAGIC, capacity), 0)
+        return cls(descriptor, _read_header(descriptor), [])
+
+    @classmethod
+    def resume(cls, descriptor: int) -> RingWriter:
+        """The ring of a loader before us, from where its head was written last. Raises KeepfleetError(KEEP_FAILED)."""
+        header = _read_header(descriptor)
+        checkpoints: list[int] = []
+        position = header.tail
+        while position < header.head:
+            if position - (checkpoints[-1] if checkpoints else header.tail) >= _CHECKPOINT:
+                checkpoints.append(position)
+            found = _pread(descriptor, header.capacity, position, HEADER)
+            if len(found) < HEADER:
+                raise _damaged("its ring is cut off")
+            tag, length, _, own, _ = _FRAME.unpack(found)
+            if not _is_header(tag, length, own, position) or position + HEADER + length > header.head:
+                raise _damaged(f"the frame at {position} is damaged")
+            position += HEADER + length
+        return cls(descriptor, header, checkpoints)
+
+    def room(self, kept: int) -> int:
+        """Bytes that one frame may have now without overwriting what lies at `kept` and after; 0 where none fits."""
+        unused = self.capacity - (self.head - self.tail)
+        behind = self.capacity - (self.head - max(kept, self.tail)) - _LONGEST_STEP
+        return max(0, min(MAX_FRAME, max(unused, behind) - HEADER))
+
+    def append(self, stream: int, data: bytes, time_ns: int) -> None:
+        """Writes one frame of at most MAX_FRAME bytes, over the oldest ones where there is no other room.
+
+        Nothing has happened where it raises OSError, but that what it would have overwritten may be gone.
+        """
+        size = HEADER + len(data)
+        if len(data) > MAX_FRAME:
+            raise ValueError(f"a frame holds {MAX_FRAME} bytes, not {len(data)}")
+        self._make_room(size)
+        place = stream - 1
+        header = _FRAME.pack(_TAG | stream, len(data), time_ns, self.head, self.totals[place])
+        self._write((header, data), size)
+        if self.head - (self._checkpoints[-1] if self._checkpoints else self.tail) >= _CHECKPOINT:
+            self._checkpoints.append(self.head)
+        self.head += size
+        self.totals[place] += len(data)
+        os.pwrite(self.descriptor, _HEAD.pack(self.head, *self.totals), _AT_HEAD)
+
+    def note_journal(self, progress: Progress) -> None:
+        """Notes how far the journal has the output."""
+        self.journal = progress
+        os.pwrite(self.descriptor, _JOURNAL.pack(progress.stdout, progress.stderr, progress.entries), _AT_JOURNAL)
+
+    def _make_room(self, size: int) -> None:
+        if self.head + size - self.tail <= self.capacity:
+            return
+        while self.head + size - self.tail > self.capacity:
+            self.tail = self._checkpoints.pop(0) if self._checkpoints else self.head
+        os.pwrite(self.descriptor, _TAIL.pack(self.tail), _AT_TAIL)
+
+    def _write(self, parts: Sequence[bytes], size: int) -> None:
+        start = self.head % self.capacity
+        if size <= self.capacity - start:
+            written = os.pwritev(self.descriptor, parts, DATA + start)
+        else:
+            whole, cut = b"".join(parts), self.capacity - start
+            written = os.pwrite(self.descriptor, whole[:cut], DATA + start)
+            written += os.pwrite(self.descriptor, whole[cut:], DATA)
+        if written != size:  # the disk was full, or a limit on files reached, after the first of the bytes
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _is_header(tag: int, length: int, own: int, position: int) -> bool:
+    return tag & ~0xFF == _TAG and tag & 0xFF in STREAMS and own == position and length <= MAX_FRAME
+
+
+class RingReader:
+    """A reader's side. The writer may be hostile: every size is bounded, and nothing is believed unchecked."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Raises KeepfleetError(KEEP_FAILED) for what is no ring, OSError."""
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _damaged("its ring is no regular file")
+        self.descriptor = descriptor
+        self._capacity = _read_header(descriptor).capacity
+
+    def __repr__(self) -> str:
+        return f"RingReader({self.descriptor})"
+
+    def bounds(self) -> tuple[int, int]:
+        """The positions of the oldest frame and of the end. Raises KeepfleetError(KEEP_FAILED), OSError."""
+        header = self._header()
+        return header.tail, header.head
+
+    def journal(self) -> Progress:
+        """How far the journal has the output. Raises as `bounds`."""
+        return self._header().journal
+
+    def read(self, position: int, limit: int = 4 * MAX_FRAME) -> tuple[list[Frame], int]:
+        """The frames from `position` on, of about `limit` bytes together, and the position after them.
+
+        Where `position` was overwritten it begins at the oldest frame; a frame's `offset` says what is missing. None
+        are returned where there is nothing more yet. Raises KeepfleetError(KEEP_FAILED), OSError.
+        """
+        header = self._header()
+        if position > header.head:
+            raise _damaged(f"position {position} lies after its end")
+        position = max(position, header.tail)
+        size = min(header.head - position, max(limit, HEADER + MAX_FRAME))
+        block = _pread(self.descriptor, self._capacity, position, size)
+        if len(block) < size:
+            raise _damaged("its ring is cut off")
+        overwritten = self._header().tail - position
+        if overwritten > 0:  # while it was read: the oldest frame that is whole comes next
+            if overwritten >= size:
+                return [], position + overwritten
+            position, block = position + overwritten, block[overwritten:]
+        frames = _frames(block, position)
+        if not frames:
+            if block:
+                raise _damaged(f"the frame at {position} is not whole")
+            return [], position
+        return frames, frames[-1].end
+
+    def _header(self) -> _Header:
+        header = _read_header(self.descriptor)
+        if header.capacity != self._capacity:
+            raise _damaged("the capacity of its ring has changed")
+        return header
+
+
+def _frames(block: bytes, position: int) -> list[Frame]:
+    """The whole frames at the beginning of `block`, which lies at `position`. Raises KeepfleetError(KEEP_FAILED)."""
+    frames: list[Frame] = []
+    start = 0
+    while len(block) - start >= HEADER:
+        tag, length, time_ns, own, offset = _FRAME.unpack_from(block, start)
+        if not _is_header(tag, length, own, position + start):
+            raise _damaged(f"the frame at {position + start} is damaged")
+        end = start + HEADER + length
+        if end > len(block):
+            break
+        frames.append(Frame(tag & 0xFF, time_ns, own, offset, block[start + HEADER : end]))
+        start = end
+    return frames
