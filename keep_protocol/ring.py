@@ -118,6 +118,16 @@ def _pread(descriptor: int, capacity: int, position: int, size: int) -> bytes:
     return first + os.pread(descriptor, size - len(first), DATA)
 
 
+_Checkpoint = tuple[int, int, int]
+"""The position of a frame, and the bytes of stdout and of stderr before it."""
+
+
+def _with(checkpoint: _Checkpoint, stream: int, offset: int) -> _Checkpoint:
+    """The same with `offset` bytes of `stream` before it."""
+    position, stdout, stderr = checkpoint
+    return position, offset if stream == STDOUT else stdout, offset if stream == STDERR else stderr
+
+
 class RingWriter:
     """The loader's side. Every method may raise OSError: the disk is full, or the file system failed.
 
@@ -125,7 +135,8 @@ class RingWriter:
     last; totals: bytes written so far, of each of STREAMS.
     """
 
-    def __init__(self, descriptor: int, header: _Header, checkpoints: list[int]) -> None:
+    def __init__(self, descriptor: int, header: _Header, checkpoints: list[_Checkpoint]) -> None:
+        """checkpoints: frames in their order, the first of them the oldest one, or where that will be."""
         self.descriptor = descriptor
         self.capacity, self.tail, self.head = header.capacity, header.tail, header.head
         self.journal = header.journal
@@ -145,25 +156,40 @@ class RingWriter:
             raise ValueError(f"a ring holds {MIN_CAPACITY} to {MAX_CAPACITY} bytes, not {capacity}")
         os.ftruncate(descriptor, DATA + capacity)
         os.pwrite(descriptor, _FIXED.pack(_MAGIC, capacity), 0)
-        return cls(descriptor, _read_header(descriptor), [])
+        return cls(descriptor, _read_header(descriptor), [(0, 0, 0)])
 
     @classmethod
     def resume(cls, descriptor: int) -> RingWriter:
         """The ring of a loader before us, from where its head was written last. Raises KeepfleetError(KEEP_FAILED)."""
         header = _read_header(descriptor)
-        checkpoints: list[int] = []
+        checkpoints: list[_Checkpoint] = []
         position = header.tail
+        before = list(header.totals)  # of a stream without a frame; of the others it is where their first one begins
+        seen: set[int] = set()
         while position < header.head:
-            if position - (checkpoints[-1] if checkpoints else header.tail) >= _CHECKPOINT:
-                checkpoints.append(position)
             found = _pread(descriptor, header.capacity, position, HEADER)
             if len(found) < HEADER:
                 raise _damaged("its ring is cut off")
-            tag, length, _, own, _ = _FRAME.unpack(found)
+            tag, length, _, own, offset = _FRAME.unpack(found)
             if not _is_header(tag, length, own, position) or position + HEADER + length > header.head:
                 raise _damaged(f"the frame at {position} is damaged")
+            stream = tag & 0xFF
+            if stream not in seen:
+                seen.add(stream)
+                checkpoints = [_with(checkpoint, stream, offset) for checkpoint in checkpoints]
+            before[stream - 1] = offset
+            if not checkpoints or position - checkpoints[-1][0] >= _CHECKPOINT:
+                checkpoints.append((position, before[0], before[1]))
+            before[stream - 1] = offset + length
             position += HEADER + length
+        if not checkpoints:
+            checkpoints.append((header.head, before[0], before[1]))
         return cls(descriptor, header, checkpoints)
+
+    @property
+    def overwritten(self) -> tuple[int, int]:
+        """Bytes of stdout and of stderr that the ring no longer has."""
+        return self._checkpoints[0][1:]
 
     def room(self, kept: int) -> int:
         """Bytes that one frame may have now without overwriting what lies at `kept` and after; 0 where none fits."""
@@ -183,8 +209,8 @@ class RingWriter:
         place = stream - 1
         header = _FRAME.pack(_TAG | stream, len(data), time_ns, self.head, self.totals[place])
         self._write((header, data), size)
-        if self.head - (self._checkpoints[-1] if self._checkpoints else self.tail) >= _CHECKPOINT:
-            self._checkpoints.append(self.head)
+        if self.head - self._checkpoints[-1][0] >= _CHECKPOINT:
+            self._checkpoints.append((self.head, self.totals[0], self.totals[1]))
         self.head += size
         self.totals[place] += len(data)
         os.pwrite(self.descriptor, _HEAD.pack(self.head, *self.totals), _AT_HEAD)
@@ -198,7 +224,10 @@ class RingWriter:
         if self.head + size - self.tail <= self.capacity:
             return
         while self.head + size - self.tail > self.capacity:
-            self.tail = self._checkpoints.pop(0) if self._checkpoints else self.head
+            self._checkpoints.pop(0)
+            if not self._checkpoints:
+                self._checkpoints.append((self.head, self.totals[0], self.totals[1]))
+            self.tail = self._checkpoints[0][0]
         os.pwrite(self.descriptor, _TAIL.pack(self.tail), _AT_TAIL)
 
     def _write(self, parts: Sequence[bytes], size: int) -> None:

@@ -109,6 +109,26 @@ def test_what_a_writer_keeps_for_a_reader_is_not_overwritten(sizes: list[int], d
         assert read + sum(len(frame.data) for frame in frames) == written
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from([STDOUT, STDERR, MARK]), st.integers(0, 100_000)), max_size=60), st.booleans()
+)
+def test_how_much_of_each_stream_was_overwritten_is_known_and_found_again(
+    writes: list[tuple[int, int]], resumed: bool
+) -> None:
+    with tempfile.TemporaryFile() as opened:
+        writer = RingWriter.create(opened.fileno(), MIN_CAPACITY)
+        for stream, size in writes:
+            writer.append(stream, b"z" * size, 0)
+        frames, _ = read_all(RingReader(opened.fileno()))
+        if resumed:
+            writer = RingWriter.resume(opened.fileno())
+        for stream, overwritten in zip((STDOUT, STDERR), writer.overwritten, strict=True):
+            assert writer.totals[stream - 1] - overwritten == len(text_of(frames, stream))
+        writer.append(STDOUT, b"z" * MAX_FRAME, 0)
+        frames, _ = read_all(RingReader(opened.fileno()))
+        assert writer.totals[0] - writer.overwritten[0] == len(text_of(frames, STDOUT))
+
+
 def test_a_reader_that_keeps_up_makes_room_for_ever(file: int) -> None:
     writer, reader = RingWriter.create(file, MIN_CAPACITY), RingReader(file)
     position = 0
