@@ -20,7 +20,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
@@ -48,6 +48,8 @@ _FIXED, _TAIL, _JOURNAL, _HEAD = (
     struct.Struct("<QQQQ"),
 )
 _FRAME = struct.Struct("<IIQQQ")
+_ACKNOWLEDGEMENT = struct.Struct("<QQQQ")
+NOT_KEPT = (1 << 64) - 1
 HEADER = _FRAME.size
 """Bytes of a frame's header: tag and stream, length, monotonic nanoseconds, own position, its stream's bytes before."""
 _AT_TAIL, _AT_JOURNAL, _AT_HEAD = 16, 24, 48
@@ -75,6 +77,52 @@ class Frame(Record):
     def end(self) -> int:
         """The position behind it, where the next one begins."""
         return self.position + HEADER + len(self.data)
+
+
+class Block(Record):
+    """Whole frames as they lie in the ring.
+
+    position: of the first; data: their bytes; stdout and stderr: the bytes of each up to the last frame of it, 0 where
+    there is none.
+    """
+
+    position: int
+    data: bytes
+    stdout: int = 0
+    stderr: int = 0
+
+    @property
+    def end(self) -> int:
+        """The position behind it."""
+        return self.position + len(self.data)
+
+
+class Acknowledgement(Record):
+    """What the manager answers to a token of the loader's, over the channel that announces output: one packet.
+
+    seen: up to which position it has read; kept: what lies there and after is not to be overwritten, NOT_KEPT where no
+    reader is waited for; stdout and stderr: bytes of each that at least one reader has been sent.
+    """
+
+    seen: int = 0
+    kept: int = NOT_KEPT
+    stdout: int = 0
+    stderr: int = 0
+
+    def encode(self) -> bytes:
+        """The packet."""
+        return _ACKNOWLEDGEMENT.pack(self.seen, self.kept, self.stdout, self.stderr)
+
+
+TOKEN = b"\1"
+"""What the loader sends when there is more output, and the last token was answered."""
+
+
+def decode_acknowledgement(packet: bytes) -> Acknowledgement:
+    """Raises KeepfleetError(BAD_REQUEST)."""
+    if len(packet) != _ACKNOWLEDGEMENT.size:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read an acknowledgement of {len(packet)} bytes")
+    return Acknowledgement(*_ACKNOWLEDGEMENT.unpack(packet))
 
 
 class Progress(Record):
@@ -247,14 +295,17 @@ def _is_header(tag: int, length: int, own: int, position: int) -> bool:
 
 
 class RingReader:
-    """A reader's side. The writer may be hostile: every size is bounded, and nothing is believed unchecked."""
+    """A reader's side. The writer may be hostile: every size is bounded, and nothing is believed unchecked.
+
+    capacity: what the ring said when it was opened; it must not change.
+    """
 
     def __init__(self, descriptor: int) -> None:
         """Raises KeepfleetError(KEEP_FAILED) for what is no ring, OSError."""
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise _damaged("its ring is no regular file")
         self.descriptor = descriptor
-        self._capacity = _read_header(descriptor).capacity
+        self.capacity = _read_header(descriptor).capacity
 
     def __repr__(self) -> str:
         return f"RingReader({self.descriptor})"
@@ -269,49 +320,67 @@ class RingReader:
         return self._header().journal
 
     def read(self, position: int, limit: int = 4 * MAX_FRAME) -> tuple[list[Frame], int]:
-        """The frames from `position` on, of about `limit` bytes together, and the position after them.
+        """The frames from `position` on, see `block`, and the position after them."""
+        block = self.block(position, limit)
+        return list(frames_in(block.data, block.position)), block.end
 
-        Where `position` was overwritten it begins at the oldest frame; a frame's `offset` says what is missing. None
-        are returned where there is nothing more yet. Raises KeepfleetError(KEEP_FAILED), OSError.
+    def block(self, position: int, limit: int = 4 * MAX_FRAME) -> Block:
+        """The whole frames from `position` on as they lie there, of about `limit` bytes together.
+
+        Where `position` was overwritten it begins at the oldest frame; a frame's `offset` says what is missing. Nothing
+        is returned where there is nothing more yet. Raises KeepfleetError(KEEP_FAILED), OSError.
         """
         header = self._header()
         if position > header.head:
             raise _damaged(f"position {position} lies after its end")
         position = max(position, header.tail)
         size = min(header.head - position, max(limit, HEADER + MAX_FRAME))
-        block = _pread(self.descriptor, self._capacity, position, size)
-        if len(block) < size:
+        data = _pread(self.descriptor, self.capacity, position, size)
+        if len(data) < size:
             raise _damaged("its ring is cut off")
         overwritten = self._header().tail - position
         if overwritten > 0:  # while it was read: the oldest frame that is whole comes next
             if overwritten >= size:
-                return [], position + overwritten
-            position, block = position + overwritten, block[overwritten:]
-        frames = _frames(block, position)
-        if not frames:
-            if block:
-                raise _damaged(f"the frame at {position} is not whole")
-            return [], position
-        return frames, frames[-1].end
+                return Block(position + overwritten, b"")
+            position, data = position + overwritten, data[overwritten:]
+        whole, ends = _whole_frames(data, position)
+        if data and not whole:
+            raise _damaged(f"the frame at {position} is not whole")
+        return Block(position, data[:whole], ends[STDOUT], ends[STDERR])
 
     def _header(self) -> _Header:
         header = _read_header(self.descriptor)
-        if header.capacity != self._capacity:
+        if header.capacity != self.capacity:
             raise _damaged("the capacity of its ring has changed")
         return header
 
 
-def _frames(block: bytes, position: int) -> list[Frame]:
-    """The whole frames at the beginning of `block`, which lies at `position`. Raises KeepfleetError(KEEP_FAILED)."""
-    frames: list[Frame] = []
-    start = 0
-    while len(block) - start >= HEADER:
-        tag, length, time_ns, own, offset = _FRAME.unpack_from(block, start)
+def _whole_frames(data: bytes, position: int) -> tuple[int, list[int]]:
+    """The bytes of `data`, which lies at `position`, that are whole frames, and where each stream is after them.
+
+    Raises KeepfleetError(KEEP_FAILED).
+    """
+    start, size, ends = 0, len(data), [0] * (MARK + 1)
+    unpack, header = _FRAME.unpack_from, HEADER
+    while size - start >= header:
+        tag, length, _, own, offset = unpack(data, start)
         if not _is_header(tag, length, own, position + start):
             raise _damaged(f"the frame at {position + start} is damaged")
-        end = start + HEADER + length
-        if end > len(block):
+        end = start + header + length
+        if end > size:
             break
-        frames.append(Frame(tag & 0xFF, time_ns, own, offset, block[start + HEADER : end]))
+        ends[tag & 0xFF] = offset + length
         start = end
-    return frames
+    return start, ends
+
+
+def frames_in(data: bytes, position: int) -> Iterator[Frame]:
+    """The frames in a block that lies at `position`; what is not whole at its end is left out.
+
+    Raises KeepfleetError(KEEP_FAILED) for one that is damaged, also where it came over a network.
+    """
+    (end, _), start = _whole_frames(data, position), 0
+    while start < end:
+        tag, length, time_ns, own, offset = _FRAME.unpack_from(data, start)
+        yield Frame(tag & 0xFF, time_ns, own, offset, data[start + HEADER : start + HEADER + length])
+        start += HEADER + length
