@@ -12,8 +12,6 @@ FIRST_DESCRIPTOR = 4
 
 CERTIFICATE_DAYS = 397
 """A keep lives hours or weeks; 397 days is the longest any TLS client still takes (CA/Browser Forum, 2020)."""
-IDENTITY_SECONDS = 5.0
-"""openssl makes a P-256 certificate in 5 ms; this covers a host a thousand times busier."""
 MAX_IDENTITY_BYTES = 16 * 1024
 """A P-256 key and a certificate with 16 names are under 3 KiB."""
 MAX_CLIENT_CA_BYTES = 256 * 1024
@@ -41,8 +39,16 @@ ACCESS_RECHECK_SECONDS = 1.0
 
 MAX_HEADER_BYTES = 64 * 1024
 """Request line and header lines together."""
+MAX_REQUEST_LINE = 8 * 1024
+"""What RFC 9112, section 3, would have a server take at least; the longest that is served has 24 bytes."""
 MAX_HEADERS = 100
 """curl sends six, a browser twenty."""
+MAX_LENGTH_DIGITS = 18
+"""Of a Content-Length: more than any disk holds."""
+MAX_CHUNK_DIGITS = 16
+"""Of a chunk's size, which some clients write with leading zeros; the body itself is bounded elsewhere."""
+MAX_TRAILER_BYTES = 4 * 1024
+"""Header lines behind a body in chunks: a checksum at most, and it is not used."""
 READ_BYTES = 256 * 1024
 """Read from one connection before the others are looked at; sixteen TLS records, one write to the file."""
 TLS_RECORD_BYTES = 16 * 1024
@@ -78,7 +84,8 @@ MAX_EVIDENCE_LINE = 200
 GUEST_TABLES = 16
 GUEST_MEMORIES = 1
 """Several memories are a proposal that is switched off."""
-GUEST_INSTANCES = 1
+GUEST_INSTANCES = 2
+"""The module itself, and what stands for `proc_exit`."""
 COMPONENT_TABLES = 64
 COMPONENT_MEMORIES = 8
 """A component may be several modules, each with a memory of its own; the unit's MemoryMax= bounds their sum."""

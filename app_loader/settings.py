@@ -30,8 +30,8 @@ _DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.AS
 
 class Settings(Record):
     """kuuid: the keep; address and port: where it listens; names: further names for its certificate; uploaders:
-    who may upload, see `receive.access`; runtime_directory: the keep's own tmpfs directory; openssl: the program's
-    path; max_workload: bytes a module may have; limits: the keep's."""
+    who may upload, see `receive.access`; runtime_directory: the keep's own tmpfs directory; max_workload: bytes
+    a module may have; limits: the keep's."""
 
     kuuid: int
     address: str
@@ -39,7 +39,6 @@ class Settings(Record):
     names: tuple[str, ...]
     uploaders: tuple[str, ...]
     runtime_directory: str
-    openssl: str
     max_workload: int
     limits: Limits
 
@@ -90,8 +89,8 @@ def _uploaders(text: str) -> tuple[str, ...]:
     return found
 
 
-def _absolute(environment: Mapping[str, str], name: str, default: str) -> str:
-    path = environment.get(name, default)
+def _absolute(environment: Mapping[str, str], name: str) -> str:
+    path = environment.get(name, "")
     if not path.startswith("/") or "\0" in path:
         raise _wrong(name, "an absolute path")
     return path
@@ -113,8 +112,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         port=_number(environment, "KEEPFLEET_PORT", "", 1, LAST_KEEP_PORT),
         names=_names(environment.get("KEEPFLEET_NAMES", "")),
         uploaders=_uploaders(environment.get("KEEPFLEET_UPLOADERS", "")),
-        runtime_directory=_absolute(environment, "KEEPFLEET_RUNTIME_DIRECTORY", ""),
-        openssl=_absolute(environment, "KEEPFLEET_OPENSSL", "/usr/bin/openssl"),
+        runtime_directory=_absolute(environment, "KEEPFLEET_RUNTIME_DIRECTORY"),
         max_workload=_number(environment, "KEEPFLEET_MAX_WORKLOAD", str(MAX_WORKLOAD_BYTES), 1, 1 << 40),
         limits=read_limits(environment),
     )

@@ -82,6 +82,9 @@ class KeptConnection:
         )
 
 
+QUOTAS = '\ncallers: {"*": {quotas: {keeps: 2000, memory_bytes: 1125899906842624, starts_per_minute: 100000}}}\n'
+
+
 class Host:
     """A context manager: installs, starts the manager, and at the end removes every keep and the floor's units."""
 
@@ -111,22 +114,22 @@ class Host:
         run(keepctl, "install", "--system")
         if not os.path.exists(os.path.join(pki_directory(), "ca.crt")):
             run(keepctl, "init")
-            self._choose_port()
+            self._configure()
         run("systemctl", "start", MANAGER_UNIT)
 
     @property
     def _configuration(self) -> str:
         return os.path.join(os.path.dirname(pki_directory()), "manager.yaml")
 
-    def _choose_port(self) -> None:
-        """A free port: a private systemd shares the machine's loopback."""
+    def _configure(self) -> None:
+        """A free port, as a private systemd shares the machine's loopback, and room for one owner's thousand keeps."""
         with socket.socket() as probe:
             probe.bind((DEFAULT_MANAGER_ADDRESS, 0))
             port = probe.getsockname()[1]
         with open(self._configuration, encoding="utf-8") as file:
             text = file.read()
         with open(self._configuration, "w", encoding="utf-8") as file:
-            file.write(re.sub(r"(?m)^#? ?port:.*$", f"port: {port}", text))
+            file.write(re.sub(r"(?m)^#? ?port:.*$", f"port: {port}", text) + QUOTAS)
 
     def _write_floors(self) -> None:
         with open(DROP_IN, encoding="utf-8") as file:

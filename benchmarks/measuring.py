@@ -35,8 +35,8 @@ class Effort:
     upload_bytes: int
 
 
-FULL = Effort(100, 5, 24, 8, 200, 5, 30, 5, 100_000_000)
-"""The issue's sizes: 200 keeps, 100 MB."""
+FULL = Effort(100, 5, 24, 8, 1000, 5, 30, 5, 100_000_000)
+"""A thousand keeps take three minutes to make."""
 QUICK = Effort(5, 1, 8, 4, 20, 1, 3, 1, 20_000_000)
 
 

@@ -6,44 +6,47 @@ pipe and lose the reason. So before and during each write the channel looks for 
 
 from __future__ import annotations
 
-import io
 import select
 import socket
 import ssl
 import time
-from typing import Any, Self
 
 from keep_client.peer import Endpoint, handshake_failed, translate
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.tls import HANDSHAKE_SECONDS, check_pin
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the module `typing` would be 4 ms of every command
+    from typing import Any, Self
+
 CONNECT_SECONDS = 5.0
 """Two lost SYN packets on the slowest terrestrial path; after that a person wants to know."""
-_EARLY_BYTES = 16 * 1024
-"""How much of an early answer is read while sending: one TLS record; the rest waits in the socket."""
+_RECORD = 16 * 1024
+"""Read at a time: what one TLS record holds."""
 
 
 class ReaderGone(Exception):
     """What the answer would be written to has no reader any more. No OSError: the connection has not failed."""
 
 
-class Channel(io.RawIOBase):
-    """A TLS connection as a raw stream of bytes; use it as a context manager.
+class Channel:
+    """A TLS connection, one request and its answer after the other; use it as a context manager.
 
     Reading and writing raise OSError (TimeoutError at the deadline); `peer.translate` words it. With `reader`, the
     descriptor of a pipe or socket our own output goes to, a wait raises ReaderGone as soon as its other end is closed.
     """
 
     def __init__(self, sock: ssl.SSLSocket, deadline: float, reader: int | None = None, address: str = "") -> None:
-        """address: the IP address that was connected to."""
-        self._sock, self._deadline, self._reader, self.address = sock, deadline, reader, address
-        self._opened = time.monotonic()
-        self._early = b""
-        self._answered = False
+        """address: the IP address that was connected to; answers: how many came whole on this connection."""
+        self._sock, self._deadline, self.reader, self.address = sock, deadline, reader, address
+        self._since = time.monotonic()
+        self._arrived = b""
+        self._at_end = False
+        self.answers = 0
         sock.setblocking(False)
 
     def __repr__(self) -> str:
-        return f"Channel({'closed' if self.closed else 'answered' if self._answered else 'open'})"
+        return f"Channel({self.address}, {self.answers} answers)"
 
     @classmethod
     def open(
@@ -58,13 +61,16 @@ class Channel(io.RawIOBase):
 
         `seconds` is for all that follows. Raises ConnectionFailed, or KeepfleetError(CERTIFICATE) for another pin.
         """
+        host: Any = endpoint.host
+        if host.isascii():
+            host = host.encode("ascii")  # or both calls import the codec of international names for it: 3 ms
         try:
-            with socket.create_connection((endpoint.host, endpoint.port), CONNECT_SECONDS) as plain:
+            with socket.create_connection((host, endpoint.port), CONNECT_SECONDS) as plain:
                 address = str(plain.getpeername()[0])
                 plain.settimeout(HANDSHAKE_SECONDS)
                 # Or a request's body waits for the acknowledgement of its head, which the peer delays by 40 ms.
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock = cls._shake_hands(plain, endpoint, context)
+                sock = cls._shake_hands(plain, host, endpoint, context)
         except (OSError, ValueError) as error:
             raise translate(error, endpoint) from error
         try:
@@ -76,48 +82,79 @@ class Channel(io.RawIOBase):
         return cls(sock, time.monotonic() + seconds, reader, address)
 
     @staticmethod
-    def _shake_hands(plain: socket.socket, endpoint: Endpoint, context: ssl.SSLContext) -> ssl.SSLSocket:
+    def _shake_hands(
+        plain: socket.socket, host: str | bytes, endpoint: Endpoint, context: ssl.SSLContext
+    ) -> ssl.SSLSocket:
         try:
-            return context.wrap_socket(plain, server_hostname=endpoint.host)
+            return context.wrap_socket(plain, server_hostname=host)
         except OSError as error:
             raise handshake_failed(error, endpoint) from error
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection without TLS's farewell: the peer has none to wait for."""
+        self._sock.close()
+
     def seconds(self) -> float:
-        """How long ago the handshake ended."""
-        return time.monotonic() - self._opened
+        """How long ago the handshake, or the last answer, ended."""
+        return time.monotonic() - self._since
 
     def extend(self, seconds: float) -> None:
-        """The deadline is `seconds` from now: for a stream, whose end is not known."""
+        """The deadline is `seconds` from now."""
         self._deadline = time.monotonic() + seconds
+
+    def answered(self) -> None:
+        """An answer has been read to its end; the next request may be sent."""
+        self.answers += 1
+        self._since = time.monotonic()
+
+    def is_quiet(self) -> bool:
+        """Whether the peer has neither hung up nor said anything unasked, as far as has arrived."""
+        try:
+            return not self.heard()
+        except OSError:
+            return False
+
+    def heard(self) -> bool:
+        """Whether the peer has answered, or hung up; what has arrived is kept for `read`."""
+        if not self._arrived and not self._at_end:
+            try:
+                self._take()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+        return True
+
+    def _take(self) -> None:
+        try:
+            data = self._sock.recv(_RECORD)
+        except BrokenPipeError:  # OpenSSL 3.5 reports a write that failed before; 3.0 had the end of the stream
+            data = b""
+        self._arrived += data
+        self._at_end = not data
 
     def _wait(self, events: int) -> None:
         poll = select.poll()
         poll.register(self._sock, events)
-        if self._reader is not None:
-            poll.register(self._reader, 0)  # no event asked for: poll(2) reports POLLERR and POLLHUP all the same
+        if self.reader is not None:
+            poll.register(self.reader, 0)  # no event asked for: poll(2) reports POLLERR and POLLHUP all the same
         left = self._deadline - time.monotonic()
         ready = poll.poll(left * 1000) if left > 0 else []
         if not ready:
             raise TimeoutError("the deadline has passed")
-        if any(descriptor == self._reader for descriptor, _ in ready):
+        if any(descriptor == self.reader for descriptor, _ in ready):
             raise ReaderGone
-
-    def _hear(self) -> bool:
-        """Whether the peer has answered, or hung up, before it was asked to."""
-        if not self._answered:
-            try:
-                self._early = self._sock.recv(_EARLY_BYTES)
-                self._answered = True
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                return False
-        return self._answered
 
     def send(self, data: bytes) -> bool:
         """Sends all of `data`; False, and the rest unsent, when the peer answered or hung up meanwhile."""
         view = memoryview(data)
         while view:
             try:
-                if self._hear():
+                if self.heard():
                     return False
                 view = view[self._sock.send(view) :]
             except ssl.SSLWantReadError:
@@ -128,45 +165,38 @@ class Channel(io.RawIOBase):
                 return False
         return True
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:  # the buffer protocol has no name in Python 3.11's typing
-        """Fills `buffer` with what has arrived, waiting for it; 0 at the end of the stream."""
-        if self._early:
-            taken = self._early[: len(buffer)]
-            buffer[: len(taken)] = taken
-            self._early = self._early[len(taken) :]
-            return len(taken)
-        while True:
+    def _fill(self) -> bool:
+        """Waits until more has arrived; False at the end of the stream."""
+        while not self._at_end:
             try:
-                return self._sock.recv_into(buffer)
+                self._take()
+                break
             except ssl.SSLWantReadError:
                 self._wait(select.POLLIN)
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT)
-            except BrokenPipeError:  # OpenSSL 3.5 reports a write that failed before; 3.0 had the end of the stream
-                return 0
+        return not self._at_end
 
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """What `http.client.HTTPResponse` asks of a socket; closing the file leaves the channel open."""
-        return io.BufferedReader(_Borrowed(self))
+    def starts(self) -> bool:
+        """Waits for the first byte of an answer; False where the stream ends before it."""
+        return bool(self._arrived) or self._fill()
 
-    def close(self) -> None:
-        """Closes the connection without TLS's farewell: the peer has none to wait for."""
-        if not self.closed:
-            self._sock.close()
-        super().close()
+    def read(self, most: int) -> bytes:
+        """What has arrived, at most `most` bytes, waiting for the first one; b"" at the end of the stream."""
+        if self._arrived or self._fill():
+            data, self._arrived = self._arrived[:most], self._arrived[most:]
+            return data
+        return b""
 
-
-class _Borrowed(io.RawIOBase):
-    """Reads from a channel it does not own."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:  # as in Channel.readinto
-        return self._channel.readinto(buffer)
+    def line(self, longest: int) -> bytes:
+        """A line without its end, "\\n" or "\\r\\n". Raises EOFError where the stream ends before one, ValueError for a
+        longer one."""
+        searched = 0
+        while (end := self._arrived.find(b"\n", searched, longest)) < 0:
+            searched = len(self._arrived)
+            if searched >= longest:
+                raise ValueError(f"a line of over {longest} bytes")
+            if not self._fill():
+                raise EOFError("it ends in the midst of a line")
+        data, self._arrived = self._arrived[:end], self._arrived[end + 1 :]
+        return data.removesuffix(b"\r")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import socket
 import ssl
 import stat
-from dataclasses import dataclass
 
 from keep_client.peer import Endpoint
 from keep_protocol import tls
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 
 PKI_VARIABLE = "KEEPFLEET_PKI"
 MANAGER_VARIABLE = "KEEPFLEET_MANAGER"
@@ -21,7 +20,7 @@ SYSTEM_PKI = "/etc/keepfleet/pki"
 DEFAULT_CLIENT = "admin"
 DEFAULT_MANAGER = f"{DEFAULT_MANAGER_ADDRESS}:{DEFAULT_MANAGER_PORT}"
 MANAGER_HINT = "is it running? see: systemctl status keep-manager"
-_AUTHORITY = re.compile(r"(?:https://)?(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]{1,253}))(?::([0-9]{1,5}))?/?")
+_AUTHORITY = r"(?:https://)?(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]{1,253}))(?::([0-9]{1,5}))?/?"
 
 
 def pki_directory() -> str:
@@ -45,7 +44,9 @@ def _is_ipv6(text: str) -> bool:
 
 def parse_manager(text: str) -> Endpoint:
     """The manager in HOST, HOST:PORT, [IPV6]:PORT or https://HOST:PORT. Raises KeepfleetError(BAD_REQUEST)."""
-    match = _AUTHORITY.fullmatch(text.strip())
+    import re  # here, compiled once: a context or manager.yaml usually says what this would read
+
+    match = re.fullmatch(_AUTHORITY, text.strip())
     port = int(match[3] or DEFAULT_MANAGER_PORT) if match else 0
     if match is None or not 1 <= port <= 65535 or (match[1] and not _is_ipv6(match[1])):
         raise KeepfleetError(
@@ -93,8 +94,7 @@ def ask_passphrase(key: str) -> str:
     return getpass.getpass(f"Passphrase of {key}: ")
 
 
-@dataclass(frozen=True)
-class Credentials:
+class Credentials(Record):
     """Paths: the CA that issued the manager's certificate, and our own certificate and key."""
 
     ca: str
@@ -111,7 +111,7 @@ class Credentials:
         chosen = certificate or os.path.join(directory, "clients", DEFAULT_CLIENT + ".crt")
         return cls(ca or os.path.join(directory, "ca.crt"), chosen, key or os.path.splitext(chosen)[0] + ".key")
 
-    def _check(self, *paths: str) -> None:
+    def _check_files(self, *paths: str) -> None:
         for path in paths:
             check_readable(path)
         tls.check_private_file(self.key)
@@ -121,10 +121,10 @@ class Credentials:
 
     def manager_context(self) -> ssl.SSLContext:
         """For the manager: its CA and its name are checked. Raises KeepfleetError(CERTIFICATE)."""
-        self._check(self.ca, self.certificate, self.key)
+        self._check_files(self.ca, self.certificate, self.key)
         return tls.client_context(self.ca, self.certificate, self.key, self._passphrase)
 
     def keep_context(self) -> ssl.SSLContext:
         """For a keep, whose pin the channel checks. Raises KeepfleetError(CERTIFICATE)."""
-        self._check(self.certificate, self.key)
+        self._check_files(self.certificate, self.key)
         return tls.pinned_client_context(self.certificate, self.key, self._passphrase)

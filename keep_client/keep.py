@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import ssl
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from io import FileIO
 
 from keep_client.channel import Channel
 from keep_client.http import NO_HEADERS, Body, Headers, Reply, exchange
 from keep_client.peer import Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 
@@ -35,13 +33,11 @@ MAX_UPLOAD_REPLY = 64 * 1024
 """A keep runs foreign code, so little is read of what it answers; a refusal with its reason is under 8 KiB."""
 CLOSED_HINT = "a keep closes its upload endpoint once it has its workload, and when it is stopped; see: keepctl inspect"
 Progress = Callable[[int], None]
-_DECIMAL = tuple(str(byte).encode("ascii") for byte in range(256))
 _FAMILIES = {"0.0.0.0": (socket.AF_INET, "IPv4", "127.0.0.1"), "::": (socket.AF_INET6, "IPv6", "::1")}
 """What listens on every address listens on those of one family: a keep's socket is made with IPV6_V6ONLY."""
 
 
-@dataclass(frozen=True)
-class UploadEndpoint:
+class UploadEndpoint(Record):
     """Where one keep receives its workload, and the fingerprint its certificate must have."""
 
     endpoint: Endpoint
@@ -88,17 +84,17 @@ def endpoint_of(keep: KeepInfo, manager_host: str) -> UploadEndpoint:
     )
 
 
-@contextmanager
-def open_workload(path: str) -> Iterator[FileIO]:
-    """The regular file at `path`. Raises KeepfleetError(BAD_REQUEST) when it cannot be read."""
+def open_workload(path: str) -> FileIO:
+    """The regular file at `path`, open, to be closed by the caller. Raises KeepfleetError(BAD_REQUEST) where it cannot
+    be read."""
     try:
         file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {path}: {error.strerror}") from error
-    with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {path}: it is not a regular file")
-        yield file
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {path}: it is not a regular file")
+    return file
 
 
 def _chunks(file: FileIO) -> Iterator[bytes]:
@@ -108,10 +104,11 @@ def _chunks(file: FileIO) -> Iterator[bytes]:
 
 
 def _numbers(file: FileIO) -> Iterator[bytes]:
+    decimal = tuple(str(byte).encode("ascii") for byte in range(256))
     yield b'{"encoding":"wasm","contents":['
     separator = b""
     for chunk in _chunks(file):
-        yield separator + b",".join([_DECIMAL[byte] for byte in chunk])
+        yield separator + b",".join([decimal[byte] for byte in chunk])
         separator = b","
     yield b"]}"
 
@@ -176,6 +173,8 @@ def received(reply: Reply, file: FileIO) -> str:
         raise reply.error()
     if reply.text.strip().strip('"') == PAYLOAD_RECEIVED:
         return PAYLOAD_RECEIVED
+    import hashlib  # here: 2 ms, in which the keep has begun already
+
     answer = reply.object()
     file.seek(0)
     digest, size = hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size

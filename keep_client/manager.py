@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import ssl
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 
-from keep_client.channel import Channel, ReaderGone
-from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, json_body, receive
-from keep_client.peer import ConnectionFailed, Endpoint
-from keep_client.streams import ALIVE, IDLE_SECONDS, RETRY_SECONDS, EventParser, ServerEvent, resumed
+from keep_client.connection import CALL_SECONDS, Connection
+from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body, nothing
+from keep_client.peer import ConnectionFailed
+from keep_client.streams import RETRY_SECONDS, resumed
 from keep_protocol.constants import (
     APPLOADER_START_SECONDS,
     CONTROL_REPLY_SECONDS,
@@ -25,20 +22,18 @@ from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.sse import END, KEEP, LINE, KeepEvent, LogLine, event_from_wire, line_from_wire
 from keep_protocol.states import State
 
-CALL_SECONDS = 60.0
-"""Creation waits for systemd up to the manager's start_timeout_seconds (15) and in its queue of creations."""
 START_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS + 18.0
 """start-keep: the loader's own deadline, and slack for the manager's queue."""
 WAIT_STEP_SECONDS = 60
 """The longest the manager lets one request wait for a change; a longer wait asks again."""
 WAIT_SLACK_SECONDS = 10.0
 """How much later than it was asked for an answer to a wait may come."""
-
 PAGE = 500
 """Keeps asked for in one request: one megabyte."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
-RESUME_HEADER = "Last-Event-ID"
 NO_LIMITS: Mapping[str, int] = {}
+_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
+"""What stands for itself in a query (RFC 3986, section 2.3)."""
 
 
 def keeps_of(value: dict[str, object], member: str, peer: str) -> tuple[KeepInfo, ...]:
@@ -49,31 +44,11 @@ def keeps_of(value: dict[str, object], member: str, peer: str) -> tuple[KeepInfo
     return tuple(keep_from_wire(entry) for entry in listed)
 
 
-class ManagerClient:
-    """Calls to one manager, each on its own connection.
+class ManagerClient(Connection):
+    """Calls to one manager.
 
     Every call raises ConnectionFailed when no answer came, and the error the manager reported otherwise.
     """
-
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext) -> None:
-        """`reached` is the IP address of the last connection, "" before the first."""
-        self.endpoint, self._context, self.reached = endpoint, context, ""
-
-    def __repr__(self) -> str:
-        return f"ManagerClient({self.endpoint})"
-
-    def request(
-        self,
-        method: str,
-        target: str,
-        body: Body = NO_BODY,
-        seconds: float = CALL_SECONDS,
-        headers: Headers = NO_HEADERS,
-    ) -> Reply:
-        """One exchange, whatever its status."""
-        with Channel.open(self.endpoint, self._context, seconds) as channel:
-            self.reached = channel.address
-            return exchange(channel, self.endpoint, method, target, body, headers=headers)
 
     def _call(
         self,
@@ -82,8 +57,9 @@ class ManagerClient:
         body: Body = NO_BODY,
         seconds: float = CALL_SECONDS,
         headers: Headers = NO_HEADERS,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Reply:
-        reply = self.request(method, target, body, seconds, headers)
+        reply = self.request(method, target, body, seconds, headers, meanwhile)
         if not 200 <= reply.status < 300:
             raise reply.error()
         return reply
@@ -105,20 +81,28 @@ class ManagerClient:
         idempotency_key: str = "",
         replace: bool = False,
         lease: Mapping[str, int] = NO_LIMITS,
+        start: dict[str, object] | None = None,
+        meanwhile: Callable[[], None] = nothing,
     ) -> KeepInfo:
-        """A new keep. A second call with the same key and the same members names the same keep, and makes none.
+        """A new keep; with `start`, which `starting` makes, one that listens, or none. A second call with the same key
+        and the same members names the same keep, and makes none.
 
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
         lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
+        meanwhile: as for `exchange`.
         """
-        body: dict[str, object] = {"arch": arch}
-        for member, value in (("name", name), ("labels", dict(labels)), ("limits", dict(limits)), ("replace", replace)):
-            if value:
-                body[member] = value
-        if lease:
-            body["lease"] = dict(lease)
+        wanted: dict[str, object] = {
+            "name": name,
+            "labels": dict(labels),
+            "limits": dict(limits),
+            "replace": replace,
+            "lease": dict(lease),
+            "start": start,
+        }
+        body = {"arch": arch, **{member: value for member, value in wanted.items() if value}}
+        seconds = CALL_SECONDS + (START_SECONDS if start else 0.0)
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
-        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), headers=headers).object())
+        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), seconds, headers, meanwhile).object())
 
     def keeps(self, labels: Mapping[str, str] = NO_HEADERS) -> tuple[KeepInfo, ...]:
         """Every keep the manager knows that has all of `labels`, page by page."""
@@ -145,21 +129,27 @@ class ManagerClient:
         names: tuple[str, ...] = (),
         workload: dict[str, object] | None = None,
     ) -> KeepInfo:
-        """Lets a keep listen. workload: what its guest is given.
+        """Lets a keep listen; the rest as for `starting`."""
+        body = json_body(self.starting(address, port, names, workload))
+        return keep_from_wire(self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", body, START_SECONDS).object())
+
+    def starting(
+        self,
+        address: str = "",
+        port: int | None = None,
+        names: tuple[str, ...] = (),
+        workload: dict[str, object] | None = None,
+    ) -> dict[str, object]:
+        """How a keep is to be started. workload: what its guest is given.
 
         Without an address it is the one the manager is reached by, without a port the manager's first that is free.
         """
-        body: dict[str, object] = {"address": address or self.reached or self._reach(), "names": list(names)}
+        body: dict[str, object] = {"address": address or self.reach(), "names": list(names)}
         if port is not None:
             body["port"] = port
         if workload is not None:
             body["workload"] = workload
-        reply = self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", json_body(body), START_SECONDS)
-        return keep_from_wire(reply.object())
-
-    def _reach(self) -> str:
-        self.banner()
-        return self.reached
+        return body
 
     def stop(self, kuuid: int) -> KeepInfo:
         """Ends a keep's app-loader or workload; its outcome stays."""
@@ -213,20 +203,26 @@ class ManagerClient:
         after: str = "",
         patient: bool = False,
         reader: int | None = None,
-    ) -> Generator[LogLine, None, None]:
+    ) -> Generator[LogLine, None, KeepInfo | None]:
         """The lines of a keep's journal, the `last` ones of it or those after a cursor; with `follow` until it ends.
 
         A lost connection is made again where it broke off; `patient`: also the first one. reader: the pipe or socket
         they will be written to; BrokenPipeError as soon as its other end is closed, and not only at the next line.
+        Its end returns the keep as it ended, where it was followed to its end.
         """
         query = [("follow", "true")] * follow + ([("lines", str(last))] if last is not None else [])
         target = _target(f"{V1_KEEPS_PATH}/{kuuid}/logs", query)
-        with closing(resumed(partial(self._stream, target, follow, reader), after, patient)) as events:
+        events = resumed(partial(self.stream, target, follow, reader), after, patient)
+        keep: KeepInfo | None = None
+        try:
             for event in events:
-                if event.name == END:
-                    return
                 if event.name == LINE:
                     yield line_from_wire(event.data, event.id)
+                elif event.name == END:
+                    keep = keep_from_wire(event.data)
+        finally:
+            events.close()
+        return keep
 
     def events(
         self,
@@ -244,32 +240,22 @@ class ManagerClient:
         query = [("keep", str(kuuid))] * (kuuid is not None) + ([("lines", str(last))] if last is not None else [])
         query += [("follow", "true")] * follow
         target = _target(V1_EVENTS_PATH, query)
-        with closing(resumed(partial(self._stream, target, follow, reader), after)) as events:
+        events = resumed(partial(self.stream, target, follow, reader), after)
+        try:
             for event in events:
                 if event.name == KEEP:
                     yield event_from_wire(event.data, event.id)
-
-    def _stream(self, target: str, endless: bool, reader: int | None, after: str) -> Generator[ServerEvent, None, None]:
-        """One connection's events. endless: it must not end by itself, so that an end means a manager that stops."""
-        headers = {RESUME_HEADER: after} if after else NO_HEADERS
-        parser = EventParser(str(self.endpoint))
-        with Channel.open(self.endpoint, self._context, IDLE_SECONDS, reader=reader) as channel:
-            try:
-                for data in receive(channel, self.endpoint, target, headers, IDLE_SECONDS):
-                    yield ALIVE
-                    yield from parser.feed(data)
-            except ReaderGone as error:
-                raise BrokenPipeError(errno.EPIPE, "the output has no reader any more") from error
-        if endless:
-            raise ConnectionFailed(
-                ErrorKind.UNAVAILABLE, f"cannot read on from {self.endpoint}: it ended the stream before its end"
-            )
+        finally:
+            events.close()
 
 
 def _target(path: str, query: Sequence[tuple[str, str]]) -> str:
-    from urllib.parse import urlencode  # here: 1 ms, and most requests ask for a path alone
+    """The path with a query. `urllib.parse` would be 2 ms of every run."""
+    return f"{path}?{'&'.join(f'{name}={_quoted(value)}' for name, value in query)}" if query else path
 
-    return f"{path}?{urlencode(query)}" if query else path
+
+def _quoted(text: str) -> str:
+    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in text.encode("utf-8", "surrogateescape"))
 
 
 def _next_page(answer: dict[str, object], after: int, peer: str) -> int | None:

@@ -1,16 +1,13 @@
-"""A server: where it is, how errors speak of it, and what a connection's foreign exceptions mean in words.
-
-http.client's exceptions are `http`'s own.
-"""
+"""A server: where it is, how errors speak of it, and what a connection's foreign exceptions mean in words."""
 
 from __future__ import annotations
 
 import socket
 import ssl
 import time
-from dataclasses import dataclass
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.tls import HANDSHAKE_SECONDS
 
 _CLOCK = "; are both clocks right?"
@@ -39,8 +36,7 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(Record):
     """Where a server listens; `role` names it in errors, as in "the manager"; `hint` is for when none does."""
 
     host: str
@@ -86,11 +82,18 @@ def _of_tls(error: ssl.SSLError, peer: Endpoint) -> ConnectionFailed:
     return ConnectionFailed(ErrorKind.UNAVAILABLE, f"cannot use {peer}: TLS failed: {reason or error.strerror}")
 
 
-def closed_in_silence(peer: Endpoint, seconds: float = 0.0) -> ConnectionFailed:
-    """The error for a peer that hung up without one byte of an answer, `seconds` after the TLS handshake.
+def closed_in_silence(peer: Endpoint, seconds: float, kept: bool) -> ConnectionFailed:
+    """The error for a peer that hung up without one byte of an answer, `seconds` after the TLS handshake; kept: on a
+    connection on which it had answered before.
 
     In TLS 1.3 a server sees our certificate when the handshake is over for us; one that refuses it hangs up then.
     """
+    if kept:
+        return ConnectionFailed(
+            ErrorKind.UNAVAILABLE,
+            f"cannot use {peer}: it closed the connection without an answer: it was stopped, or no longer accepts our "
+            "certificate",
+        )
     if seconds < REFUSAL_SECONDS:
         return CertificateRefused(
             f"cannot use {peer}: it closed the connection without an answer; most likely it refused our certificate "
@@ -126,12 +129,13 @@ def not_whole(error: Exception, peer: Endpoint) -> KeepfleetError:
     return KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot read the answer of {peer}: it is not whole HTTP: {error!r}")
 
 
-def translate(error: Exception, peer: Endpoint, seconds: float = 0.0) -> KeepfleetError:
-    """The KeepfleetError for what a socket or TLS raised while talking to `peer`, `seconds` after the handshake."""
+def translate(error: Exception, peer: Endpoint, seconds: float = 0.0, kept: bool = False) -> KeepfleetError:
+    """The KeepfleetError for what a socket or TLS raised while talking to `peer`, `seconds` and `kept` as in
+    `closed_in_silence`."""
     if isinstance(error, KeepfleetError):
         return error
     if isinstance(error, _HUNG_UP):
-        return closed_in_silence(peer, seconds)
+        return closed_in_silence(peer, seconds, kept)
     if isinstance(error, ssl.SSLError):
         return _of_tls(error, peer)
     if isinstance(error, ValueError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 
 from keep_client.peer import ConnectionFailed
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.sse import ALIVE_SECONDS, MAX_EVENT_BYTES, MAX_ID
 
 IDLE_SECONDS = 3 * ALIVE_SECONDS
@@ -17,8 +17,7 @@ RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0)
 """Pauses before each try to resume, about ten seconds together: a killed manager is back in half a second."""
 
 
-@dataclass(frozen=True)
-class ServerEvent:
+class ServerEvent(Record):
     """One event: its name, its data as a JSON object, and its id, "" where it has none."""
 
     name: str

@@ -6,10 +6,12 @@ Import rule: that of keep_loader.
 import _signal  # type: ignore[import-not-found] # `signal` only makes its numbers enumerations: 47 KB and 2 ms
 import os
 import sys
+from functools import partial
 
 if not __package__:  # run by path under -I -S: our packages lie together, and the standard library must win
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from keep_isolation.locks import lock_loader
 from keep_loader.isolation import isolation_failures
 from keep_loader.loader import Loader
 from keep_loader.settings import read_settings
@@ -23,7 +25,7 @@ def main() -> int:
     """Runs one keep until SIGTERM, or until its workload is to be run again; returns the exit status."""
     try:
         settings = read_settings(sys.argv[1:], os.environ)
-        loader = Loader(settings, isolation_failures)
+        loader = Loader(settings, isolation_failures, partial(lock_loader, programs=True))
     except KeepfleetError as error:
         print(f"keep-loader: {error}", file=sys.stderr)
         return BAD_START

@@ -48,17 +48,18 @@ _ENDED = (Phase.ENDED, Phase.FAILED)
 class Loader:
     """One keep's loader, from its boot to SIGTERM; a context manager that owns everything it opens.
 
-    `probe` is the isolation check; while it reports a failure, a start is refused.
+    `probe` is the isolation check; while it reports a failure, a start is refused. `lock` is called once everything is
+    open that has to be, before anything of a stranger's is taken.
     """
 
-    def __init__(self, settings: Settings, probe: Callable[[str], tuple[str, ...]]) -> None:
+    def __init__(self, settings: Settings, probe: Callable[[str], tuple[str, ...]], lock: Callable[[], None]) -> None:
         self._settings = settings
         self._loop = Loop()
-        notifier = Notifier()
-        self._systemd = Systemd(self._loop, notifier)
+        self._lock, self._notifier = lock, Notifier()
+        self._systemd = Systemd(self._loop, self._notifier)
         stored = take_stored()
-        self._record = RecordFile(settings.directory, notifier, stored.pop(RECORD, None))
-        self._store = DescriptorStore(notifier, stored)
+        self._record = RecordFile(settings.directory, self._notifier, stored.pop(RECORD, None))
+        self._store = DescriptorStore(self._notifier, stored)
         self._keep = Keep(settings.kuuid, settings.spec, probe(settings.directory), self._record, self._changed)
         self._supervisor: Supervisor | None = None
         self._leaving = self._ending = False  # a signal has come; and was seen to
@@ -81,11 +82,14 @@ class Loader:
         return f"Loader({self._keep!r})"
 
     def __enter__(self) -> Loader:
-        """Opens the control socket, goes on where a loader before us was killed, and says READY to systemd."""
+        """Opens the control socket, locks this process, goes on where a loader before us was killed, and says READY to
+        systemd. Raises KeepfleetError(ISOLATION_FAILURE) where it cannot be locked, OSError."""
         self._wake, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._loop.watch(self._wake, READABLE, self._woken)
         _signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         self._control = ControlServer(self._loop, self._settings.socket_path, self._obey)
+        self._notifier.connect()
+        self._lock()
         self._boot()
         self._systemd.ready(status_text(self._keep.report))
         if self._settings.watchdog_seconds:
@@ -97,6 +101,7 @@ class Loader:
         _signal.set_wakeup_fd(-1)
         os.close(self._wake)
         os.close(self._wake_writer)
+        self._notifier.close()
 
     def run(self) -> None:
         """Serves until `leave` was called and no process of ours is left, or until systemd is to start us again."""

@@ -23,15 +23,14 @@ MAX_SOCKET_PATH = 107
 class Settings(Record):
     """One loader's settings.
 
-    directory: the keep's own runtime directory; command: the app-loader's arguments; openssl and max_workload: passed
-    on to it; watchdog_seconds: how often systemd wants to hear of us, 0 for never; spec: what the keep is; has_spec:
+    directory: the keep's own runtime directory; command: the app-loader's arguments; max_workload: passed on to
+    it; watchdog_seconds: how often systemd wants to hear of us, 0 for never; spec: what the keep is; has_spec:
     whether its unit says so, which one made by the version before does not.
     """
 
     kuuid: int
     directory: str
     command: tuple[str, ...]
-    openssl: str = "/usr/bin/openssl"
     max_workload: int = MAX_WORKLOAD_BYTES
     watchdog_seconds: float = 0.0
     spec: KeepSpec = KeepSpec()
@@ -51,7 +50,6 @@ class Settings(Record):
             "KEEPFLEET_PORT": str(report.port),
             "KEEPFLEET_NAMES": ",".join(names),
             "KEEPFLEET_UPLOADERS": ",".join(report.uploaders),
-            "KEEPFLEET_OPENSSL": self.openssl,
             "KEEPFLEET_MAX_WORKLOAD": str(self.max_workload),
         }
 
@@ -108,7 +106,6 @@ def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Setti
         kuuid=parse_kuuid(words[0]),
         directory=directory,
         command=app_loader_command(),
-        openssl=environment.get("KEEPFLEET_OPENSSL") or "/usr/bin/openssl",
         max_workload=_whole_number(environment, "KEEPFLEET_MAX_WORKLOAD", MAX_WORKLOAD_BYTES),
         watchdog_seconds=watchdog / 1_000_000,
         spec=spec,

@@ -8,11 +8,15 @@ of another keep is refused. One of the version before, which does not know `keep
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import select
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
 from keep_manager.model import Answer, LoaderGone
@@ -33,12 +37,30 @@ from keep_protocol.spec import KeepSpec
 
 BUSY_SECONDS = 0.005
 """Pause before another attempt at a socket whose queue is full; the kernel does not say when it has room."""
+ASKED_TOGETHER = 512
+"""Connections that one round of questions has open: a manager has 4,096 descriptors at least, one for each keep."""
+NO_SPEC = KeepSpec()
 GONE = (ConnectionError, FileNotFoundError)
 """What a loader that has ended leaves behind: no socket, one that refuses, or a connection that breaks off."""
 
 
+_HUNG_UP = errno.ECONNRESET, "it closed the connection without an answer"
+
+
 def _unreachable(kuuid: int, why: str) -> KeepfleetError:
     return KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot reach the loader of keep {kuuid}: {why}")
+
+
+def _silent(kuuid: int, command: Command, seconds: float) -> KeepfleetError:
+    return _unreachable(kuuid, f"no answer to {command.type.value} in {seconds:g} s")
+
+
+def _busy(kuuid: int) -> KeepfleetError:
+    return _unreachable(kuuid, f"its socket stayed busy for {CONTROL_REPLY_SECONDS:g} s")
+
+
+def _too_long(kuuid: int) -> KeepfleetError:
+    return KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the answer of keep {kuuid}: it is too long")
 
 
 def _failed(kuuid: int, error: OSError) -> KeepfleetError:
@@ -46,16 +68,23 @@ def _failed(kuuid: int, error: OSError) -> KeepfleetError:
     return LoaderGone(failure.kind, failure.message) if isinstance(error, GONE) else failure
 
 
-def decode_answer(frame: bytes) -> Answer:
-    """What a loader's answer says. Raises the error it reports, or KeepfleetError(BAD_REQUEST) for another shape.
+def decode_answer(kuuid: int, frame: bytes) -> Answer:
+    """What the answer of a keep's loader says. Raises the error it reports, BAD_REQUEST for another shape, or
+    KEEP_FAILED where it speaks of another keep.
 
-    Of what it claims to be, the owner never counts; and none of it where it is malformed.
+    What it claims to be counts where it is of the version before, and is not malformed; the owner never does.
     """
     report = decode_reply(frame)
+    if report.kuuid != kuuid:
+        raise KeepfleetError(
+            ErrorKind.KEEP_FAILED, f"cannot trust the loader of keep {kuuid}: it says it is {report.kuuid}"
+        )
+    if report.control_version >= CONTROL_VERSION:
+        return Answer(report, NO_SPEC)
     try:
         claims = claimed_spec(frame).replace(owner="")
     except KeepfleetError:
-        claims = KeepSpec()
+        claims = NO_SPEC
     return Answer(report, claims)
 
 
@@ -84,16 +113,10 @@ class LoaderSession:
                 await self._send(encode_command(command), descriptors)
                 frame = await self._line()
         except TimeoutError:
-            raise _unreachable(self._kuuid, f"no answer to {command.type.value} in {seconds:g} s") from None
+            raise _silent(self._kuuid, command, seconds) from None
         except OSError as error:
             raise _failed(self._kuuid, error) from error
-        answer = decode_answer(frame)
-        if answer.report.kuuid != self._kuuid:
-            raise KeepfleetError(
-                ErrorKind.KEEP_FAILED,
-                f"cannot trust the loader of keep {self._kuuid}: it says it is {answer.report.kuuid}",
-            )
-        return answer
+        return decode_answer(self._kuuid, frame)
 
     async def hello(self) -> Answer:
         """The keep; from then on the session speaks the newest protocol that both know. Raises as `ask` does."""
@@ -135,13 +158,11 @@ class LoaderSession:
         while b"\n" not in parts[-1]:
             data = await loop.sock_recv(self._sock, MAX_CONTROL_FRAME)
             if not data:
-                raise ConnectionResetError(104, "it closed the connection without an answer")
+                raise ConnectionResetError(*_HUNG_UP)
             parts.append(data)
             size += len(data)
             if size > MAX_CONTROL_FRAME:
-                raise KeepfleetError(
-                    ErrorKind.TOO_LARGE, f"cannot read the answer of keep {self._kuuid}: it is too long"
-                )
+                raise _too_long(self._kuuid)
         line, _, self._rest = b"".join(parts).partition(b"\n")
         return line
 
@@ -168,6 +189,12 @@ class Loaders:
         async with self.session(kuuid) as session:
             return await session.ask(command, seconds)
 
+    async def ask_all(self, kuuids: Sequence[int], command: Command) -> Mapping[int, Answer | KeepfleetError]:
+        """The answer of each of these loaders to one command, or the error for which there is none."""
+        asking = _Round(self._root, command)
+        await asyncio.to_thread(asking.run, kuuids)
+        return asking.found
+
     @asynccontextmanager
     async def session(self, kuuid: int) -> AsyncIterator[LoaderSession]:
         """A connection for several commands. Raises KeepfleetError(UNAVAILABLE), LoaderGone too, when there is none."""
@@ -178,16 +205,26 @@ class Loaders:
                 async with asyncio.timeout(CONTROL_REPLY_SECONDS):
                     await _connect(sock, control_socket_path(self._root, kuuid))
             except TimeoutError:
-                raise _unreachable(kuuid, f"its socket stayed busy for {CONTROL_REPLY_SECONDS:g} s") from None
+                raise _busy(kuuid) from None
             except OSError as error:
                 raise _failed(kuuid, error) from error
             yield LoaderSession(sock, kuuid)
 
 
 async def _connect(sock: socket.socket, path: str) -> None:
+    """Connects to exactly the socket at `path`, and waits while its queue is full. Raises as `_connect_now` does."""
+    while True:
+        try:
+            return _connect_now(sock, path)
+        except BlockingIOError:
+            await asyncio.sleep(BUSY_SECONDS)
+
+
+def _connect_now(sock: socket.socket, path: str) -> None:
     """Connects to exactly the socket at `path`, no link followed from its directory on.
 
-    Raises OSError, PermissionError too where the socket is not the directory owner's.
+    Raises OSError: PermissionError where the socket is not the directory owner's, BlockingIOError where its queue is
+    full.
     """
     directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -199,14 +236,96 @@ async def _connect(sock: socket.socket, path: str) -> None:
         status = os.fstat(file)
         if not stat.S_ISSOCK(status.st_mode) or status.st_uid != owner:
             raise PermissionError(1, "what lies there is not its own socket")
-        while True:
-            try:
-                sock.connect(f"/proc/self/fd/{file}")
-                break
-            except BlockingIOError:
-                await asyncio.sleep(BUSY_SECONDS)
+        sock.connect(f"/proc/self/fd/{file}")
     finally:
         os.close(file)
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     if uid != owner:
         raise PermissionError(1, f"uid {uid} listens on the socket of uid {owner}")
+
+
+class _Round:
+    """One command to many loaders, in one poll loop: a task and its timeouts for each would cost twice as much."""
+
+    def __init__(self, root: str, command: Command) -> None:
+        self.found: dict[int, Answer | KeepfleetError] = {}
+        self._root, self._command, self._request = root, command, encode_command(command)
+        self._poller = select.epoll()
+        self._asked: dict[int, tuple[int, socket.socket, bytearray, float]] = {}
+
+    def __repr__(self) -> str:
+        return f"_Round({self._command.type.value}, {len(self._asked)} asked, {len(self.found)} answers)"
+
+    def run(self, kuuids: Sequence[int]) -> None:
+        """Asks all, and returns when each has answered, or had CONTROL_REPLY_SECONDS to."""
+        waiting = deque((kuuid, time.monotonic() + CONTROL_REPLY_SECONDS) for kuuid in kuuids)
+        try:
+            while waiting or self._asked:
+                busy = self._ask_more(waiting)
+                self._hear(BUSY_SECONDS if busy else CONTROL_REPLY_SECONDS)
+        finally:
+            for _, sock, _, _ in self._asked.values():
+                sock.close()
+            self._poller.close()
+
+    def _ask_more(self, waiting: deque[tuple[int, float]]) -> bool:
+        """Asks those that wait while there is room; whether the queue of one was full, which then waits again."""
+        busy = False
+        for _ in range(min(len(waiting), ASKED_TOGETHER - len(self._asked))):
+            kuuid, deadline = waiting.popleft()
+            try:
+                self._ask(kuuid)
+            except BlockingIOError:
+                busy = True
+                if time.monotonic() < deadline:
+                    waiting.append((kuuid, deadline))
+                else:
+                    self.found[kuuid] = _busy(kuuid)
+            except OSError as error:
+                self.found[kuuid] = _failed(kuuid, error)
+        return busy
+
+    def _ask(self, kuuid: int) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            _connect_now(sock, control_socket_path(self._root, kuuid))
+            sock.sendall(self._request)  # far less than any socket's buffer takes
+        except BaseException:
+            sock.close()
+            raise
+        self._asked[sock.fileno()] = kuuid, sock, bytearray(), time.monotonic() + CONTROL_REPLY_SECONDS
+        self._poller.register(sock, select.EPOLLIN)
+
+    def _hear(self, seconds: float) -> None:
+        first = next((deadline for *_, deadline in self._asked.values()), 0.0)  # asked first, due first
+        wait = min(seconds, first - time.monotonic()) if self._asked else seconds
+        for number, _ in self._poller.poll(max(wait, 0.0)):
+            kuuid, sock, data, _ = self._asked[number]
+            try:
+                received = sock.recv(MAX_CONTROL_FRAME)
+                data += received
+                answer = self._answer(kuuid, data) if received else _failed(kuuid, ConnectionResetError(*_HUNG_UP))
+            except OSError as error:
+                answer = _failed(kuuid, error)
+            if answer is not None:
+                self._done(number, answer)
+        now = time.monotonic()
+        for number in [number for number, (*_, deadline) in self._asked.items() if deadline <= now]:
+            self._done(number, _silent(self._asked[number][0], self._command, CONTROL_REPLY_SECONDS))
+
+    def _answer(self, kuuid: int, data: bytearray) -> Answer | KeepfleetError | None:
+        """What has been received so far, None while it is not whole."""
+        if len(data) > MAX_CONTROL_FRAME:
+            return _too_long(kuuid)
+        line, newline, _ = data.partition(b"\n")
+        if not newline:
+            return None
+        try:
+            return decode_answer(kuuid, bytes(line))
+        except KeepfleetError as error:
+            return error
+
+    def _done(self, number: int, answer: Answer | KeepfleetError) -> None:
+        kuuid, sock, _, _ = self._asked.pop(number)
+        self.found[kuuid] = answer
+        sock.close()  # which takes it out of the poller

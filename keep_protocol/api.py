@@ -55,6 +55,8 @@ MAX_PAGE = 1000
 """Keeps on one page of a list at most; a page of that many is 2 MB."""
 MAX_START_BODY = MAX_MANAGER_BODY + MAX_WORKLOAD_JSON
 """A start request and its workload's arguments and environment, which may be as long as the kernel takes them."""
+MAX_CREATE_BODY = MAX_MANAGER_BODY + MAX_START_BODY
+"""A creation, and the start in it."""
 MAX_TOKEN = 4096
 """An auth-token is accepted for the original's sake and not used; a certificate decides. It is bounded all the same."""
 BANNER = f"Protocol_name = {PROTOCOL_NAME}\nProtocol_version = {PROTOCOL_VERSION}"
@@ -138,11 +140,34 @@ class AskedLimits(Type):
         return record_schema(Limits)
 
 
+class StartKeep(Record):
+    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`, None for the first of the manager's
+    keep ports that is free; `names` go into its certificate too.
+
+    uploaders: who may send its workload; empty for whom it was made for, or else the starter. workload: what its guest
+    is given, None for nothing at all. kuuid: 0 while the keep is made by the same request.
+    """
+
+    kuuid: int = 0
+    address: str = field(_Address(), default="127.0.0.1", about="an IPv4 or IPv6 address of the manager's host")
+    port: int | None = field(
+        Maybe(Whole(1, LAST_KEEP_PORT)),
+        default=None,
+        about="of its upload endpoint; null for the first free one of keep_ports; on 127.0.0.1 a taken one moves on",
+    )
+    names: tuple[str, ...] = field(_CertifiedNames(), default=(), about="for its certificate, besides the address")
+    workload: WorkloadRequest | None = field(Maybe(WorkloadMember()), default=None, about="what its guest is given")
+    uploaders: tuple[str, ...] = field(
+        Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload: names and fingerprints"
+    )
+
+
 class NewKeep(Record):
     """Create a keep of the architecture `arch`.
 
     limits: those asked for, by name; what is not named has its default, or the caller's ceiling where that is lower.
-    lease: None for the manager's own. replace: end the caller's living keep of that name first.
+    lease: None for the manager's own. replace: end the caller's living keep of that name first. start: how it is
+    started by the same request, None for a keep that is started later.
     """
 
     arch: str = field(_Architecture(), default="wasi", about="the architecture; only `wasi` runs without hardware")
@@ -161,6 +186,12 @@ class NewKeep(Record):
     replace_living: bool = field(
         Flag(), default=False, name="replace", about="end the caller's living keep of that name first"
     )
+    start: StartKeep | None = field(
+        Maybe(Nested(StartKeep, "start", strict=True)),
+        default=None,
+        about="how it is started by the same request, which is then answered when it listens, or leaves no keep; "
+        "null for a keep that is started later",
+    )
 
 
 class ListKeeps(Record):
@@ -170,28 +201,6 @@ class ListKeeps(Record):
     limit: int = 0
     after: int = 0
     labels: Labels = ()
-
-
-class StartKeep(Record):
-    """Let the keep `kuuid` listen on `address` (IPv4 or IPv6) and `port`, None for the first of the manager's
-    keep ports that is free; `names` go into its certificate too.
-
-    uploaders: who may send its workload; empty for whom it was made for, or else the starter. workload: what its guest
-    is given, None for nothing at all.
-    """
-
-    kuuid: int
-    address: str = field(_Address(), default="127.0.0.1", about="an IPv4 or IPv6 address of the manager's host")
-    port: int | None = field(
-        Maybe(Whole(1, LAST_KEEP_PORT)),
-        default=None,
-        about="of its upload endpoint; null for the first free one of keep_ports; on 127.0.0.1 a taken one moves on",
-    )
-    names: tuple[str, ...] = field(_CertifiedNames(), default=(), about="for its certificate, besides the address")
-    workload: WorkloadRequest | None = field(Maybe(WorkloadMember()), default=None, about="what its guest is given")
-    uploaders: tuple[str, ...] = field(
-        Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload: names and fingerprints"
-    )
 
 
 class StopKeep(Record):
@@ -290,7 +299,7 @@ def parse_v1_create(body: bytes) -> NewKeep:
 
     Raises KeepfleetError(BAD_REQUEST or TOO_LARGE).
     """
-    value = strict_json.loads_object(body or b"{}", MAX_MANAGER_BODY, "the request")
+    value = strict_json.loads_object(body or b"{}", MAX_CREATE_BODY, "the request")
     return parse(NewKeep, value, "request", strict=True)
 
 

@@ -71,6 +71,20 @@ class WorkloadRequest:
         """Whether the module gets something of the starter's: a grant, or an environment, which may be secret."""
         return bool(self.grants or self.workload.environment)
 
+    def asked(self) -> AskedWorkload:
+        """As it was asked for."""
+        workload, paths = self.workload, (grant.path for grant in self.grants)
+        return AskedWorkload(
+            arguments=workload.arguments,
+            environment=workload.environment,
+            export=workload.export,
+            export_arguments=workload.export_arguments,
+            stdin=AskedFile(next(paths)) if workload.stdin else None,
+            directories=tuple(AskedDirectory(next(paths), item.guest, item.writable) for item in workload.directories),
+            secrets=tuple(AskedSecret(name, next(paths)) for name in workload.secrets),
+            restart=workload.restart if self.sets_restart else None,
+        )
+
 
 class AskedFile(Record):
     """A file of the manager's host."""
@@ -127,6 +141,9 @@ class WorkloadMember(Type):
 
     def parse(self, value: object) -> WorkloadRequest:
         return parse_workload(value)
+
+    def encode(self, value: WorkloadRequest) -> object:
+        return value.asked().to_wire()
 
     def schema(self, _refer: object) -> dict[str, object]:
         """The whole of AskedWorkload."""

@@ -56,7 +56,7 @@ MAX_CERTIFICATE_NAMES = 16
 
 UNIT_PATTERN = "keep@*.service"
 _UNIT = r"keep@([1-9][0-9]{0,15})\.service"
-_KUUID = re.compile(r"[1-9][0-9]{0,15}")
+_KUUID = "[1-9][0-9]{0,15}"
 
 
 def check_kuuid(kuuid: int) -> int:
@@ -70,7 +70,7 @@ def check_kuuid(kuuid: int) -> int:
 
 def parse_kuuid(text: str) -> int:
     """The keep's ID written in `text`. Raises KeepfleetError(BAD_REQUEST) unless it is a plain decimal in range."""
-    if not _KUUID.fullmatch(text):
+    if not re.fullmatch(_KUUID, text):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, f"cannot read {text[:40]!r} as a keep's ID: it must be a decimal number"
         )

@@ -18,6 +18,7 @@ class Notifier:
     def __init__(self, environment: dict[str, str] | os._Environ[str] | None = None) -> None:
         address = (os.environ if environment is None else environment).pop("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._sock: socket.socket | None = None
 
     def __repr__(self) -> str:
         return f"Notifier({self._address!r})"
@@ -26,14 +27,34 @@ class Notifier:
         """Sends `assignments` ("READY=1", "STATUS=…") as one message. Raises OSError when systemd cannot take it."""
         if not self._address:
             return False
-        text = "\n".join(line.replace("\n", " ") for line in assignments)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.connect(self._address)
-            if descriptors:
-                socket.send_fds(sock, [text.encode()], list(descriptors))
-            else:
-                sock.sendall(text.encode())
+        text = "\n".join(line.replace("\n", " ") for line in assignments).encode()
+        if self._sock is not None:
+            _send(self._sock, text, descriptors)
+        else:
+            with self._connected() as sock:
+                _send(sock, text, descriptors)
         return True
+
+    def connect(self) -> None:
+        """Connects one socket that all messages from now on go by, until `close`: a process that has given up to make
+        sockets goes on sending. Raises OSError where nothing listens at the address."""
+        if self._address and self._sock is None:
+            self._sock = self._connected()
+
+    def close(self) -> None:
+        """Closes that socket."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def _connected(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(self._address)
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
     def store(self, name: str, descriptor: int) -> bool:
         """Parks `descriptor` in the unit's descriptor store under `name` (FDSTORE=1); it outlives a crash."""
@@ -42,6 +63,13 @@ class Notifier:
     def unstore(self, name: str) -> bool:
         """Takes every descriptor called `name` out of the store (FDSTOREREMOVE=1)."""
         return self.send("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
+def _send(sock: socket.socket, text: bytes, descriptors: tuple[int, ...]) -> None:
+    if descriptors:
+        socket.send_fds(sock, [text], list(descriptors))
+    else:
+        sock.sendall(text)
 
 
 def take_stored(environment: dict[str, str] | os._Environ[str] | None = None, pid: int | None = None) -> dict[str, int]:

@@ -103,7 +103,7 @@ def encode_spec(spec: KeepSpec) -> str:
 def decode_spec(text: str) -> KeepSpec:
     """The spec that `encode_spec` wrote. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) for anything else."""
     try:
-        if not _ENCODED.fullmatch(text):
+        if not re.fullmatch(_ENCODED, text):
             raise ValueError
         data = binascii.a2b_base64(text.translate(_FROM_URL) + "=" * (-len(text) % 4), strict_mode=True)
     except ValueError:
@@ -115,7 +115,7 @@ def decode_spec(text: str) -> KeepSpec:
 
 
 _TO_URL, _FROM_URL = str.maketrans("+/", "-_"), str.maketrans("-_", "+/")
-_ENCODED = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
+_ENCODED = "[A-Za-z0-9_-]*"
 
 
 def check_name(name: str) -> str:

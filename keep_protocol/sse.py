@@ -27,7 +27,7 @@ MAX_EVENT_BYTES = 512 * 1024
 """The longest event: a journal line (journald cuts them at 48 KiB) with each byte escaped."""
 MAX_ID = 512
 """A journal cursor has about 150 characters."""
-_ID = re.compile(r"[\x21-\x7e]{0,512}")
+_ID = r"[\x21-\x7e]{0,512}"
 
 
 WORKLOAD_SOURCE, KEEP_SOURCE, JOURNAL_SOURCE = "workload", "keep", "journal"
@@ -79,7 +79,7 @@ def event_from_wire(value: dict[str, object], cursor: str = "") -> KeepEvent:
 
 def encode(name: str, data: dict[str, object], event_id: str = "") -> bytes:
     """One server-sent event. Raises KeepfleetError(BAD_REQUEST) for an id that would break out of its line."""
-    if not _ID.fullmatch(event_id):
+    if not re.fullmatch(_ID, event_id):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, "cannot resume there: an event's id is at most 512 plain characters"
         )

@@ -22,11 +22,11 @@ MAX_SECRETS = 16
 MAX_EXPORT = 256
 SECRETS_GUEST = "/run/secrets"
 """Where a guest finds its secrets, one file each."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+_CONTROL = r"[\x00-\x1f\x7f]"
 EXPORT = Text(
     MAX_EXPORT,
-    re.compile(rf"[^\x00-\x1f\x7f]{{0,{MAX_EXPORT}}}"),
+    rf"[^\x00-\x1f\x7f]{{0,{MAX_EXPORT}}}",
     f"a name of at most {MAX_EXPORT} characters, none of them a control character",
 )
 STRINGS = Items(Text(MAX_STRINGS_BYTES), MAX_STRINGS)
@@ -76,7 +76,7 @@ class Workload(Record):
     def _check(self) -> None:
         _check_strings("arguments", (*self.arguments, *self.export_arguments))
         _check_environment(self.environment)
-        if len(self.export) > MAX_EXPORT or _CONTROL.search(self.export):
+        if len(self.export) > MAX_EXPORT or re.search(_CONTROL, self.export):
             raise _bad(f"an export's name has at most {MAX_EXPORT} characters, none of them a control character")
         _check_directories(self.directories)
         _check_secrets(self.secrets)
@@ -150,7 +150,7 @@ def _check_secrets(secrets: tuple[str, ...]) -> None:
     if len(secrets) > MAX_SECRETS:
         raise _bad(f"{len(secrets)} secrets, at most {MAX_SECRETS} fit")
     for name in secrets:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             raise _bad(f"{name[:40]!r} cannot be a secret's name: letters, digits, `_`, `.` and `-`")
     if len(set(secrets)) != len(secrets):
         raise _bad("two secrets have one name")

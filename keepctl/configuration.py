@@ -1,16 +1,12 @@
-"""manager.yaml as keepctl sees it: the first one, with defaults in comments, and where it says a manager listens."""
+"""The first manager.yaml, with defaults in comments."""
 
 from __future__ import annotations
 
 import os
-import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from keep_client.peer import authority
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
-from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import files
 
 _TEXT = """\
@@ -31,15 +27,6 @@ pki: {pki}
 # required, or optional: let clients without a certificate in (those of 2020 have none).
 client_certificates: required
 """
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what is written there, not what we bind
-"""What listens on every address is met here at this one."""
-_LINE = re.compile(r"^(address|port):[ \t]+[\"']?([0-9A-Fa-f.:]+)[\"']?[ \t]*(?:#.*)?$", re.ASCII | re.MULTILINE)
-_MENTION = re.compile(r"^[^#\n]*\b(?:address|port)[\"']?\s*:", re.ASCII | re.MULTILINE)
-
-
-def configuration_path(directory: str) -> str:
-    """Where manager.yaml lies for a PKI directory: next to it."""
-    return os.path.join(os.path.dirname(directory), "manager.yaml")
 
 
 def listening_address(addresses: tuple[str, ...]) -> str:
@@ -69,48 +56,3 @@ def written_if_missing(path: str, directory: str, address: str = DEFAULT_MANAGER
         if new:
             os.unlink(path)
         raise
-
-
-def local_manager(directory: str) -> str:
-    """HOST:PORT of this host's manager, as the manager.yaml next to a PKI directory says it; the defaults where
-    there is none, or none that we may read. Raises KeepfleetError(CONFIGURATION) for one that cannot be understood."""
-    path = configuration_path(directory)
-    try:
-        with open(path, "rb") as file:  # a link is followed: the manager follows it, too
-            data = file.read(files.MAX_FILE_BYTES)
-    except OSError:
-        data = b""
-    found = _settings(data, path)
-    address, port = found.get("address", DEFAULT_MANAGER_ADDRESS), found.get("port", str(DEFAULT_MANAGER_PORT))
-    if not _is_address(address) or not (port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise KeepfleetError(
-            ErrorKind.CONFIGURATION,
-            f"cannot read where the manager listens in {path}; name it with --manager HOST:PORT, and see: "
-            "keep-manager --check-config",
-        )
-    return authority(_EVERYWHERE.get(address, address), int(port))
-
-
-def _is_address(text: str) -> bool:
-    try:
-        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-    except OSError:
-        return False
-    return True
-
-
-def _settings(data: bytes, path: str) -> dict[str, str]:
-    """`address` and `port` where they are given; read without YAML's 15 ms where they are plain lines, as ours are."""
-    text = data.decode("utf-8", "replace")
-    lines = _LINE.findall(text)
-    if len(lines) == len(_MENTION.findall(text)):
-        return dict(lines)
-    from strict_yaml.tree import parse
-
-    tree, faults = parse(data)
-    if faults:
-        why = "it is not understood; name the manager with --manager HOST:PORT, and see: keep-manager --check-config"
-        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot read {path}: {why}", tuple(map(str, faults)))
-    value = tree.value if tree is not None else None
-    entries = value if isinstance(value, dict) else {}
-    return {name: entries[name].text for name in ("address", "port") if name in entries}

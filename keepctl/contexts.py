@@ -1,33 +1,42 @@
-"""The context file: managers by name, with the files that let us in, so that nothing needs typing twice."""
+"""Which managers there are: those of the context file, by name, with the files that let us in, so that nothing needs
+typing twice; and this host's own, where its manager.yaml says."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from keep_client.peer import authority
+from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl import files
+from keep_protocol.fields import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from strict_yaml.tree import Node
 
 FIELDS = ("manager", "address", "ca", "cert", "key")
 """address: where its keeps are to listen."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what is written there, not what we bind
+"""What listens on every address is met here at this one."""
+_LINE = r"^(address|port):[ \t]+[\"']?([0-9A-Fa-f.:]+)[\"']?[ \t]*(?:#.*)?$"
+_MENTION = r"^[^#\n]*\b(?:address|port)[\"']?\s*:"
+MAX_CONFIGURATION = 4 * 1024 * 1024
+"""Bytes of a manager.yaml that are read."""
 
 Context = Mapping[str, str]
+NO_CONTEXTS: Mapping[str, Context] = {}
 
 
-@dataclass(frozen=True)
-class Contexts:
+class Contexts(Record):
     """Every context by its name, and the one in use, "" for none."""
 
     current: str = ""
-    contexts: Mapping[str, Context] = field(default_factory=dict)
+    contexts: Mapping[str, Context] = NO_CONTEXTS
 
     def get(self, name: str) -> Context:
         """The context `name`. Raises KeepfleetError(NOT_FOUND)."""
@@ -46,7 +55,7 @@ def path() -> str:
 
 def check_name(name: str) -> str:
     """`name` itself. Raises KeepfleetError(BAD_REQUEST) unless a context may be called so."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST,
             f"cannot name a context {name[:40]!r}: it must be letters, digits, `.`, `_` and -, at most 63",
@@ -76,13 +85,16 @@ def load() -> Contexts:
     """What the file holds; nothing where there is none. Raises KeepfleetError(CONFIGURATION)."""
     where = path()
     try:
-        with files.explained(f"read {where}"):
-            data = files.read(where)
-    except KeepfleetError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return Contexts()
-        raise
+        os.lstat(where)
+    except FileNotFoundError:
+        return Contexts()
+    except OSError:
+        pass  # which `files` explains
+    from keepctl import files
     from strict_yaml.tree import parse  # here: YAML costs 15 ms, and few have such a file
+
+    with files.explained(f"read {where}"):
+        data = files.read(where)
 
     tree, faults = parse(data)
     if faults:
@@ -92,6 +104,10 @@ def load() -> Contexts:
 
 def save(contexts: Contexts) -> str:
     """Writes the file, readable by its owner alone; its path. Raises KeepfleetError."""
+    import json
+
+    from keepctl import files
+
     where = path()
     lines = ["# Written by keepctl context; a manager, and the files that let you in, by name.\n"]
     lines += [f"current: {json.dumps(contexts.current)}\n", "contexts:\n" if contexts.contexts else "contexts: {}\n"]
@@ -102,3 +118,53 @@ def save(contexts: Contexts) -> str:
         files.make_directories(os.path.dirname(where), files.PRIVATE_DIRECTORY)
         files.replace(where, "".join(lines).encode("utf-8"), files.PRIVATE_FILE)
     return where
+
+
+def configuration_path(directory: str) -> str:
+    """Where manager.yaml lies for a PKI directory: next to it."""
+    return os.path.join(os.path.dirname(directory), "manager.yaml")
+
+
+def local_manager(directory: str) -> str:
+    """HOST:PORT of this host's manager, as the manager.yaml next to a PKI directory says it; the defaults where
+    there is none, or none that we may read. Raises KeepfleetError(CONFIGURATION) for one that cannot be understood."""
+    path = configuration_path(directory)
+    try:
+        with open(path, "rb") as file:  # a link is followed: the manager follows it, too
+            data = file.read(MAX_CONFIGURATION)
+    except OSError:
+        data = b""
+    found = _settings(data, path)
+    address, port = found.get("address", DEFAULT_MANAGER_ADDRESS), found.get("port", str(DEFAULT_MANAGER_PORT))
+    if not _is_address(address) or not (port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise KeepfleetError(
+            ErrorKind.CONFIGURATION,
+            f"cannot read where the manager listens in {path}; name it with --manager HOST:PORT, and see: "
+            "keep-manager --check-config",
+        )
+    return authority(_EVERYWHERE.get(address, address), int(port))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except OSError:
+        return False
+    return True
+
+
+def _settings(data: bytes, path: str) -> dict[str, str]:
+    """`address` and `port` where they are given; read without YAML's 15 ms where they are plain lines, as ours are."""
+    text = data.decode("utf-8", "replace")
+    lines = re.findall(_LINE, text, re.ASCII | re.MULTILINE)
+    if len(lines) == len(re.findall(_MENTION, text, re.ASCII | re.MULTILINE)):
+        return dict(lines)
+    from strict_yaml.tree import parse
+
+    tree, faults = parse(data)
+    if faults:
+        why = "it is not understood; name the manager with --manager HOST:PORT, and see: keep-manager --check-config"
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot read {path}: {why}", tuple(map(str, faults)))
+    value = tree.value if tree is not None else None
+    entries = value if isinstance(value, dict) else {}
+    return {name: entries[name].text for name in ("address", "port") if name in entries}

@@ -5,8 +5,6 @@ Exit codes have the habits of a shell, timeout(1) and podman.
 
 from __future__ import annotations
 
-import datetime
-import shlex
 from collections.abc import Iterable
 
 from keep_client.peer import authority
@@ -125,6 +123,8 @@ def moment_text(at: float | None) -> str:
     """A time of day with its date, in the reader's zone; "" for None, and seconds where no calendar has it."""
     if at is None:
         return ""
+    import datetime  # here: 2 ms, and a run shows no time
+
     try:
         return f"{datetime.datetime.fromtimestamp(at, datetime.UTC).astimezone():%Y-%m-%d %H:%M:%S}"
     except (ValueError, OverflowError):
@@ -189,6 +189,8 @@ def module_text(keep: KeepInfo) -> str:
 
 
 def _workload(keep: KeepInfo) -> list[tuple[str, str]]:
+    import shlex
+
     module, given, uploader = keep.module, keep.workload, keep.uploaded_by
     directories = given.directories if given is not None else ()
     return [

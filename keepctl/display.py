@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
-
-import click
 
 from keep_client.text import one_line, printable
 from keep_protocol.sse import JOURNAL_SOURCE, LogLine
+from keepctl.arguments import WrongUsage
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
+    from types import TracebackType
+    from typing import Self
+
     from rich.progress import Progress, TaskID
 
 _LAST_COLUMN = 16
@@ -39,17 +39,17 @@ def json_line(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def open_standard_streams() -> None:
-    """What was closed by `2>&-` is /dev/null: nothing is said there, and no other file gets its number."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # for the process's life
+def echo(text: str) -> None:
+    """A line on standard output, there as soon as it is printed. Raises OSError."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def say(text: str) -> None:
     """A line on standard error. Where that cannot be written, there is no other place to say so."""
     try:
-        click.echo(text, err=True)
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
     except OSError:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # or the exit fails once more
 
@@ -72,19 +72,26 @@ def output_reader() -> int | None:
     return descriptor if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
 
 
-def line_printer(raw: bool, json: bool) -> Callable[[LogLine], None]:
-    """Prints each line of a log as it comes: as JSON, as it is, or with its control characters shown as escapes.
+def refuse_raw_terminal(raw: bool) -> None:
+    """Raises WrongUsage where --raw would let a guest steer the terminal."""
+    if raw and sys.stdout.isatty():
+        raise WrongUsage("--raw is for a pipe or a file: what a guest prints could steer this terminal")
+
+
+def line_printer(raw: bool, json: bool) -> Callable[[LogLine, str], None]:
+    """Prints each line of a log as it comes: as JSON, as it is, or with its control characters shown as escapes; and a
+    text before it.
 
     What the journal says of lines it dropped goes to standard error: it is no output of the guest's.
     """
 
-    def show(line: LogLine) -> None:
+    def show(line: LogLine, before: str) -> None:
         if json:
-            click.echo(json_line(line.to_wire()))
+            echo(json_line(line.to_wire()))
         elif line.source == JOURNAL_SOURCE:
             say(f"keepctl: the journal: {one_line(line.text)}")
         else:
-            click.echo(line.text if raw else printable(line.text))
+            echo(before + (line.text if raw else printable(line.text)))
 
     return show
 
@@ -104,8 +111,10 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     The other columns are never folded: an address or an ID in two lines can be neither read nor copied.
     """
     if not sys.stdout.isatty():
-        click.echo(plain_table(header, rows))
+        echo(plain_table(header, rows))
         return
+    import shutil
+
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -128,11 +137,14 @@ class UploadBar:
     def __init__(self, total: int, shown: bool | None = None) -> None:
         """total: the file's bytes; shown: whether it is drawn at all, by default where that is a terminal."""
         self._total, self._sent = total, 0
-        self._lock = threading.Lock()
-        visible = sys.stderr.isatty() if shown is None else shown
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._timer = threading.Timer(PATIENCE_SECONDS, self._show) if visible else None
+        self._timer: threading.Timer | None = None
+        if sys.stderr.isatty() if shown is None else shown:
+            import threading
+
+            self._lock = threading.Lock()
+            self._timer = threading.Timer(PATIENCE_SECONDS, self._show)
 
     def __repr__(self) -> str:
         return f"UploadBar({self._sent} of {self._total} bytes)"
@@ -163,6 +175,8 @@ class UploadBar:
 
     def __call__(self, sent: int) -> None:
         """`sent` bytes have gone out."""
+        if self._timer is None:
+            return
         with self._lock:
             self._sent = sent
             self._draw()
@@ -175,11 +189,12 @@ class UploadBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        timer = self._timer
+        if timer is None:
+            return
         with self._lock:
-            timer, self._timer = self._timer, None
-            if timer is not None:
-                timer.cancel()
+            self._timer = None
+            timer.cancel()
             if self._progress is not None:
                 self._progress.stop()
-        if timer is not None:
-            timer.join()
+        timer.join()

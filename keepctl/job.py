@@ -8,21 +8,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.limits import BOUNDS, Limits, check_limit
 from keep_protocol.spec import RestartPolicy, check_labels, check_name
 from keep_protocol.workload import Directory, Workload
 
 NO_RESTART = RestartPolicy.NO.value
-SIZE = re.compile(r"([0-9]{1,12})(?:([KMG])(?:i?B)?|B)?", re.ASCII | re.IGNORECASE)
-DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s?)?", re.ASCII)
-CPUS = re.compile(r"([0-9]{1,4})(?:\.([0-9]{1,2}))?", re.ASCII)
+SIZE = "([0-9]{1,12})(?:([KMG])(?:i?B)?|B)?"
+DURATION = "(?=[0-9])(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s?)?"
+CPUS = r"([0-9]{1,4})(?:\.([0-9]{1,2}))?"
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SECONDS = (86400, 3600, 60, 1)
 FRIENDLY = {"memory": "memory_bytes", "time": "wall_seconds", "cpu_time": "cpu_seconds", "cpus": "cpu_percent"}
 """What people call a limit, and its name everywhere else."""
+NOTHING: Mapping[str, str] = {}
+UNLIMITED: Mapping[str, int] = {}
 
 
 def _bad(message: str) -> KeepfleetError:
@@ -31,7 +33,7 @@ def _bad(message: str) -> KeepfleetError:
 
 def parse_size(text: str) -> int:
     """Bytes in `64M`, `1GiB`, `65536`; K, M and G count in 1024. Raises KeepfleetError(BAD_REQUEST)."""
-    match = SIZE.fullmatch(text)
+    match = re.fullmatch(SIZE, text, re.ASCII | re.IGNORECASE)
     if match is None:
         raise _bad(f"cannot read {text[:40]!r} as a size: write bytes, or 64K, 64M, 1G")
     return int(match[1]) * _SIZES[(match[2] or "").upper()]
@@ -39,7 +41,7 @@ def parse_size(text: str) -> int:
 
 def parse_duration(text: str) -> int:
     """Whole seconds in `10`, `10s`, `5m`, `1h30m`, `2d`. Raises KeepfleetError(BAD_REQUEST)."""
-    match = DURATION.fullmatch(text)
+    match = re.fullmatch(DURATION, text)
     if match is None:
         raise _bad(f"cannot read {text[:40]!r} as a time: write whole seconds, or 10s, 5m, 1h30m, 2d")
     return sum(int(number or 0) * seconds for number, seconds in zip(match.groups(), _SECONDS, strict=True))
@@ -47,7 +49,7 @@ def parse_duration(text: str) -> int:
 
 def parse_cpus(text: str) -> int:
     """Percent of one processor in `0.5`, `2`. Raises KeepfleetError(BAD_REQUEST)."""
-    match = CPUS.fullmatch(text)
+    match = re.fullmatch(CPUS, text)
     if match is None:
         raise _bad(f"cannot read {text[:40]!r} as processors: write 0.5, 1, 2")
     return int(match[1]) * 100 + int((match[2] or "").ljust(2, "0"))
@@ -87,8 +89,7 @@ def parse_directory(text: str) -> tuple[str, str, bool]:
     return os.path.abspath(parts[0]), parts[1], parts[2:] == ["rw"]
 
 
-@dataclass(frozen=True)
-class Grant:
+class Grant(Record):
     """A directory of the manager's host, its path in the guest, and whether the guest may write there."""
 
     host: str
@@ -96,8 +97,7 @@ class Grant:
     writable: bool = False
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(Record):
     """A workload: what the keep is called and may use, and what its guest is given.
 
     module: the file to send, "" where it comes by another way; environment, labels, limits, lease and secrets: by name;
@@ -106,20 +106,21 @@ class Job:
 
     module: str = ""
     name: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = NOTHING
     arguments: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = NOTHING
     directories: tuple[Grant, ...] = ()
-    secrets: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = NOTHING
     stdin: str = ""
-    limits: Mapping[str, int] = field(default_factory=dict)
-    lease: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = UNLIMITED
+    lease: Mapping[str, int] = UNLIMITED
     restart: str = NO_RESTART
     export: str = ""
     export_arguments: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        """Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) for what the manager would refuse by its contract."""
+    def check(self) -> Job:
+        """The job itself. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) for what the manager would refuse by its
+        contract."""
         check_name(self.name)
         check_labels(self.labels.items())
         Limits(**self.limits)
@@ -133,6 +134,45 @@ class Job:
             secrets=tuple(self.secrets),
             restart=RestartPolicy(self.restart),
         )
+        return self
+
+    def on_top(
+        self,
+        *,
+        name: str = "",
+        labels: tuple[tuple[str, str], ...] = (),
+        limits: tuple[tuple[str, int], ...] = (),
+        idle: int | None = None,
+        waits: int | None = None,
+        env: tuple[tuple[str, str], ...] = (),
+        directories: tuple[tuple[str, str, bool], ...] = (),
+        stdin: str | None = None,
+        secrets: tuple[tuple[str, str], ...] = (),
+        restart: str | None = None,
+        export: str | None = None,
+        arguments: tuple[str, ...] = (),
+        **friendly: tuple[str, int] | None,
+    ) -> Job:
+        """This job with a command's options on top: what is named replaces, what is listed is added. friendly: limits
+        by an option of their own. Raises as `check`."""
+        own_limits = [limit for limit in friendly.values() if limit is not None]
+        lease = {"idle_seconds": idle, "await_seconds": waits}
+        export = self.export if export is None else export
+        arguments = arguments or (self.export_arguments if export else self.arguments)
+        return self.replace(
+            name=name or self.name,
+            labels={**self.labels, **dict(labels)},
+            limits={**self.limits, **dict(limits), **dict(own_limits)},
+            lease={**self.lease, **{name: seconds for name, seconds in lease.items() if seconds is not None}},
+            environment={**self.environment, **dict(env)},
+            directories=self.directories + tuple(Grant(*directory) for directory in directories),
+            stdin=os.path.abspath(stdin) if stdin else self.stdin,
+            secrets={**self.secrets, **{name: os.path.abspath(file) for name, file in secrets}},
+            restart=restart or self.restart,
+            export=export,
+            arguments=() if export else arguments,
+            export_arguments=arguments if export else (),
+        ).check()
 
     def workload(self) -> dict[str, object] | None:
         """The `workload` of a start request, with only what differs from nothing; None where all is nothing."""

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Protocol
 
 from keep_protocol.constants import KUUID_BITS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 
-REFERENCE = re.compile(r"[a-z0-9-]{1,63}", re.ASCII)
-_ID = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from keep_client.manager import ManagerClient
+
+REFERENCE = "[a-z0-9-]{1,63}"
+_ID = "[1-9][0-9]{0,15}"
 _SHOWN = 5
 """How many of several keeps meant are named in the error."""
 
 
-class Keeps(Protocol):
-    """What is needed of the manager."""
-
-    def keep(self, kuuid: int) -> KeepInfo:
-        """One keep; KeepfleetError(NOT_FOUND) where there is none."""
-
-    def keeps(self) -> tuple[KeepInfo, ...]:
-        """Every keep."""
-
-
 def check_reference(text: str) -> str:
     """`text` when it can mean a keep. Raises KeepfleetError(BAD_REQUEST)."""
-    if not REFERENCE.fullmatch(text):
+    if not re.fullmatch(REFERENCE, text):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST,
             f"{text[:40]!r} means no keep: write its ID, the beginning of its ID, or its name (a-z, 0-9 and -)",
@@ -56,20 +49,20 @@ def choose(keeps: Iterable[KeepInfo], text: str) -> KeepInfo | None:
     return meant[0] if meant else None
 
 
-def resolve_past(manager: Keeps, text: str) -> int:
+def resolve_past(manager: ManagerClient, text: str) -> int:
     """The same, but a whole ID may also be that of a keep that was removed. Raises KeepfleetError."""
     try:
         return resolve(manager, text)
     except KeepfleetError as error:
-        if error.kind is not ErrorKind.NOT_FOUND or not _ID.fullmatch(text) or int(text) >= 1 << KUUID_BITS:
+        if error.kind is not ErrorKind.NOT_FOUND or not re.fullmatch(_ID, text) or int(text) >= 1 << KUUID_BITS:
             raise
         return int(text)
 
 
-def resolve(manager: Keeps, text: str) -> int:
+def resolve(manager: ManagerClient, text: str) -> int:
     """The ID of the keep `text` means. Raises KeepfleetError: NOT_FOUND, CONFLICT where several are meant."""
     evidence: tuple[str, ...] = ()
-    if _ID.fullmatch(text) and int(text) < 1 << KUUID_BITS:
+    if re.fullmatch(_ID, text) and int(text) < 1 << KUUID_BITS:
         try:
             return manager.keep(int(text)).kuuid
         except KeepfleetError as error:

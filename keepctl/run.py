@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+import ssl
+from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from io import FileIO
-from typing import Protocol
 
 from keep_client.credentials import Credentials
+from keep_client.http import nothing
 from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
 from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed
@@ -22,32 +21,12 @@ from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import LogLine
+from keep_protocol.states import State
 from keepctl.display import UploadBar, output_reader, say
 from keepctl.job import Job
 
-
-class Manager(Protocol):
-    """What a running workload needs of the manager."""
-
-    def lines(
-        self,
-        kuuid: int,
-        follow: bool = False,
-        last: int | None = None,
-        after: str = "",
-        patient: bool = False,
-        reader: int | None = None,
-    ) -> Generator[LogLine, None, None]:
-        """The lines of a keep's journal."""
-
-    def ended(self, kuuid: int) -> KeepInfo:
-        """The keep, once it has ended."""
-
-    def stop(self, kuuid: int) -> KeepInfo:
-        """Ends what the keep runs."""
-
-    def remove(self, kuuid: int, patient: bool = False) -> None:
-        """Stops and forgets the keep."""
+UNKNOWN_START = "unknown field 'start'"
+"""What a manager says that takes a creation and a start in two requests alone."""
 
 
 class Left(Exception):
@@ -62,26 +41,26 @@ class Fate(Enum):
     REMOVE = "removed it"
 
 
-@contextmanager
-def ending_signals() -> Iterator[None]:
+class EndingSignals:
     """SIGTERM and SIGHUP are Ctrl-C inside; but for one that was ignored before, as nohup has it: that stays so."""
-    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in asked}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+
+    def __enter__(self) -> None:
+        asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, signal.default_int_handler) for number in asked}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
-def send(credentials: Credentials, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
+def send(context: ssl.SSLContext, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
     """Sends an open file to a started keep, with a bar where that takes long; what the keep says it received.
 
     Raises KeepfleetError.
     """
     endpoint = endpoint_of(keep, manager_host)
     with UploadBar(file_size(file)) as bar:
-        reply = upload_raw(endpoint, credentials.keep_context(), file, bar)
+        reply = upload_raw(endpoint, context, file, bar)
     return received(reply, file)
 
 
@@ -92,21 +71,40 @@ def listen(
     try:
         return client.start(kuuid, address, port, names, job.workload())
     except KeepfleetError as error:
-        if address or error.kind is not ErrorKind.PORT_UNAVAILABLE:
+        hint = _next_step(error, address, renames=False)
+        if not hint:
             raise
-        hint = "name an address of the manager's host with --address, or in: keepctl context set NAME --address IP"
         raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
 
 
-def create(client: ManagerClient, job: Job, arch: str, replace: bool, key: str = "") -> KeepInfo:
-    """A new keep for a job; key: an idempotency key. Raises KeepfleetError, of a name that is taken with what to do."""
+def create(
+    client: ManagerClient,
+    job: Job,
+    arch: str,
+    replace: bool,
+    key: str = "",
+    start: dict[str, object] | None = None,
+    address: str = "",
+    meanwhile: Callable[[], None] = nothing,
+) -> KeepInfo:
+    """A new keep for a job, with `start` one that listens, on `address` where that was asked for; key: an idempotency
+    key; meanwhile: done while the manager works. Raises KeepfleetError."""
     try:
-        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease)
+        return client.create(arch, job.name, job.labels, job.limits, key, replace, job.lease, start, meanwhile)
     except KeepfleetError as error:
-        if not job.name or replace or error.kind is not ErrorKind.CONFLICT:
+        hint = _next_step(error, address, renames=bool(job.name) and not replace)
+        if not hint:
             raise
-        message = f"{error.message}; with --replace that one is ended first"
-        raise KeepfleetError(error.kind, message, error.evidence) from error
+        raise KeepfleetError(error.kind, f"{error.message}; {hint}", error.evidence) from error
+
+
+def _next_step(error: KeepfleetError, address: str, renames: bool) -> str:
+    """What to do about a name that is taken, or an address that nobody named; "" for another error."""
+    if error.kind is ErrorKind.CONFLICT and renames:
+        return "with --replace that one is ended first"
+    if error.kind is ErrorKind.PORT_UNAVAILABLE and not address:
+        return "name an address of the manager's host with --address, or in: keepctl context set NAME --address IP"
+    return ""
 
 
 def begin(
@@ -114,16 +112,43 @@ def begin(
 ) -> KeepInfo:
     """A keep that has received the job's module; or none, when anything fails.
 
-    Where its answer to the creation is lost, the manager is asked with the same key once more what it made. Not with
-    `replace`: the second request could be the one that ends the keep which has the name.
+    It is made and started by one request; by two, where a manager of before does not know that. Where the answer to its
+    creation is lost, the manager is asked with the same key once more what it made. Not with `replace`: the second
+    request could be the one that ends the keep which has the name.
     """
-    make = partial(create, client, job, "wasi", replace, os.urandom(16).hex())
+    start: dict[str, object] | None = None
+    context: ssl.SSLContext | None = None
+
+    def prepare() -> None:
+        """What the upload needs, made while the manager works: 4 ms. What fails here fails there, and is said then."""
+        nonlocal context
+        import hashlib  # noqa: F401  # for the pin, and for what the keep confirms
+        import hmac  # noqa: F401
+
+        try:
+            context = credentials.keep_context()
+        except KeepfleetError:
+            context = None
+
+    def make() -> KeepInfo:
+        nonlocal start
+        try:
+            return create(client, job, "wasi", replace, key, start, address, prepare)
+        except KeepfleetError as error:
+            if start is None or error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
+                raise
+        start = None
+        return make()
+
+    key = os.urandom(16).hex()
     keep: KeepInfo | None = None
     with open_workload(job.module) as file:
+        start = client.starting(address, port, (), job.workload())
         try:
             keep = make()
-            started = listen(client, keep.kuuid, address, port, (), job)
-            send(credentials, started, client.endpoint.host, file)
+            if keep.state is State.LISTENING:
+                keep = listen(client, keep.kuuid, address, port, (), job)
+            send(context or credentials.keep_context(), keep, client.endpoint.host, file)
         except BaseException as error:
             if keep is None and _may_have_worked(error):
                 if replace:
@@ -133,7 +158,7 @@ def begin(
             if keep is not None:
                 settle(client, keep.kuuid, Fate.REMOVE)
             raise
-    return started
+    return keep
 
 
 def _may_have_worked(error: BaseException) -> bool:
@@ -144,7 +169,7 @@ def _may_have_worked(error: BaseException) -> bool:
     )
 
 
-def _again(make: partial[KeepInfo]) -> KeepInfo | None:
+def _again(make: Callable[[], KeepInfo]) -> KeepInfo | None:
     try:
         return make()
     except KeepfleetError:
@@ -152,7 +177,7 @@ def _again(make: partial[KeepInfo]) -> KeepInfo | None:
 
 
 def until_the_end(
-    manager: Manager, kuuid: int, show: Callable[[LogLine], None], stopping: Callable[[], None]
+    manager: ManagerClient, kuuid: int, show: Callable[[LogLine], None], stopping: Callable[[], None]
 ) -> tuple[KeepInfo, bool]:
     """Shows the keep's lines until it has ended; the keep then, and whether Ctrl-C ended it.
 
@@ -163,11 +188,16 @@ def until_the_end(
     cursor, stopped, reader = "", False, output_reader()
     while True:
         try:
-            with closing(manager.lines(kuuid, follow=True, after=cursor, patient=True, reader=reader)) as lines:
-                for line in lines:
+            lines = manager.lines(kuuid, follow=True, after=cursor, patient=True, reader=reader)
+            try:
+                while True:
+                    line = next(lines)
                     cursor = line.cursor or cursor
                     show(line)
-            return manager.ended(kuuid), stopped
+            except StopIteration as end:
+                return end.value or manager.ended(kuuid), stopped
+            finally:
+                lines.close()
         except KeyboardInterrupt:
             if stopped:
                 raise Left from None
@@ -179,7 +209,7 @@ def until_the_end(
                 raise Left from None
 
 
-def settle(manager: Manager, kuuid: int, fate: Fate, patient: bool = True) -> bool:
+def settle(manager: ManagerClient, kuuid: int, fate: Fate, patient: bool = True) -> bool:
     """Does with the keep what `fate` says; where that fails, or Ctrl-C ends it, names what is left and what to do.
 
     patient: a manager that is away for a moment is asked again. Returns whether it is done.

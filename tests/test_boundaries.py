@@ -35,8 +35,9 @@ LIGHT_PROTOCOL = {
 # Package (or sub-package) -> the prefixes of our own modules it may import. The longest prefix decides.
 MAY_IMPORT: dict[str, set[str]] = {
     "keep_protocol": {"keep_protocol"},
-    "keep_loader": {"keep_loader", *LIGHT_PROTOCOL},
-    "app_loader": {"app_loader", "keep_protocol"},
+    "keep_isolation": {"keep_isolation", "keep_protocol.errors"},
+    "keep_loader": {"keep_loader", "keep_isolation", *LIGHT_PROTOCOL},
+    "app_loader": {"app_loader", "keep_isolation", "keep_protocol"},
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
     "keepctl": {"keepctl", "keep_client", "keep_protocol", "strict_yaml", "units"},
@@ -82,19 +83,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Third-party module -> the only modules of ours that may import it.
 ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus", "benchmarks.bus"},
-    "wasmtime": {
-        "benchmarks.waiting",
-        *(f"app_loader.{name}" for name in ("check.compiler", "check.components", "check.imports")),
-        *(f"app_loader.run.{name}" for name in ("context", "engine", "guest")),
-    },
+    "wasmtime": {"benchmarks.waiting"},  # a keep loads its library alone, see app_loader.engine.binding
     "cryptography": {"keepctl"},
     "aiohttp": {"keep_manager"},
-    "h11": {"app_loader.receive"},
     "click": {"keepctl", "testers"},
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},
 }
-STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_loader", "keep_client", "units", "tools")
+STANDARD_LIBRARY_ALONE = ("keep_protocol", "keep_isolation", "keep_loader", "keep_client", "units", "tools")
 
 
 def sources() -> list[Path]:

@@ -18,6 +18,8 @@ import keep_loader
 # record of a loader before it, restart. An idle keep has none of them.
 MAIN = Path(keep_loader.__file__).parent / "__main__.py"
 OURS = {
+    "keep_isolation",
+    *(f"keep_isolation.{name}" for name in ("filters", "kernel", "landlock", "locks")),
     "keep_loader",
     *(
         f"keep_loader.{name}"
@@ -47,6 +49,7 @@ STANDARD_LIBRARY = {
     "__future__",
     "_collections",
     "_collections_abc",
+    "_ctypes",
     "_functools",
     "_json",
     "_operator",

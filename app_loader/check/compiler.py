@@ -8,31 +8,24 @@ object: `{"note": "…"}` for what can run, or `{"error": {…}}`.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import mmap
 import os
 import resource
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-import wasmtime
-from wasmtime import _ffi as ffi
 
 from app_loader.check.budget import GO, Budget, budget, too_complex
 from app_loader.check.imports import check_imports, find_entry
+from app_loader.engine.compiled import Compiled, Module
+from app_loader.engine.foreign import EngineError
+from app_loader.engine.settings import make_engine
+from app_loader.engine.store import Linker
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES, REPORT_FD
-from app_loader.run.engine import make_engine, make_linker
-from app_loader.run.lock import lock
 from app_loader.settings import Passed, read_limits, read_workload
+from keep_isolation.locks import lock_checker
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
 from keep_protocol.workload import Workload
-
-if TYPE_CHECKING:
-    from wasmtime import component
 
 MAGIC = b"\0asm"
 CORE_VERSION = b"\x01\x00\x00\x00"
@@ -79,77 +72,38 @@ def _limit(allowed: Budget, most: Budget) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (allowed.data_bytes, most.data_bytes))
 
 
-def _reason(error: wasmtime.WasmtimeError) -> KeepfleetError:
+def _reason(error: EngineError) -> KeepfleetError:
     lines = [line[:MAX_EVIDENCE_LINE] for line in str(error).splitlines() if line.strip()][:MAX_EVIDENCE_LINES]
     shown = ": ".join(line.strip() for line in lines if line.strip() != "Caused by:")[: 2 * MAX_EVIDENCE_LINE]
     return KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {shown}", tuple(lines))
 
 
-def _mapped(module: int) -> tuple[ctypes.Array[ctypes.c_uint8], int]:
-    """The file as an array, and its size: mapped, since the package's own calls would copy a large module twice."""
-    size = os.fstat(module).st_size
+def _store(compiled: Compiled, result: int) -> None:
     try:
-        mapped = mmap.mmap(module, size)
-    except PermissionError:  # a loader keeps it open for reading alone
-        mapped = mmap.mmap(module, size, access=mmap.ACCESS_COPY)
-    return (ctypes.c_uint8 * size).from_buffer(mapped), size
-
-
-def _succeed(failed: object) -> None:
-    if failed:
-        raise wasmtime.WasmtimeError._from_ptr(failed)  # type: ignore[arg-type]
-
-
-def _compile_module(engine: wasmtime.Engine, module: int) -> wasmtime.Module:
-    view, size = _mapped(module)
-    _succeed(ffi.wasmtime_module_validate(engine.ptr(), view, size))
-    pointer = ctypes.POINTER(ffi.wasmtime_module_t)()
-    _succeed(ffi.wasmtime_module_new(engine.ptr(), view, size, ctypes.byref(pointer)))
-    return wasmtime.Module._from_ptr(pointer)
-
-
-def _compile_component(engine: wasmtime.Engine, module: int) -> component.Component:
-    from wasmtime import component
-
-    view, size = _mapped(module)
-    pointer = ctypes.POINTER(ffi.wasmtime_component_t)()
-    _succeed(ffi.wasmtime_component_new(engine.ptr(), view, size, ctypes.byref(pointer)))
-    return component.Component._from_ptr(pointer)
-
-
-def _store(serialize: Callable[..., object], compiled: wasmtime.Module | component.Component, result: int) -> None:
-    """Writes the compiled module straight from wasmtime's buffer."""
-    vector = ffi.wasm_byte_vec_t()
-    _succeed(serialize(compiled.ptr(), ctypes.byref(vector)))
-    try:
-        address = ctypes.addressof(vector.data.contents)
-        view = memoryview((ctypes.c_uint8 * vector.size).from_address(address))
-        while view:
-            view = view[os.write(result, view) :]
+        compiled.store(result)
     except OSError as error:
         kind = ErrorKind.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ErrorKind.INTERNAL
         raise KeepfleetError(kind, f"cannot store the compiled module: {error.strerror}") from error
-    finally:
-        ffi.wasm_byte_vec_delete(ctypes.byref(vector))
 
 
 def _examine_module(module: int, result: int, limits: Limits, workload: Workload) -> str:
     engine = make_engine(limits.stack_bytes)
-    compiled = _compile_module(engine, module)
-    check_imports(engine, make_linker(engine), compiled)
+    compiled = Module.compile(engine, module)
+    check_imports(Linker(engine), compiled)
     find_entry(compiled, workload)
-    _store(ffi.wasmtime_module_serialize, compiled, result)
+    _store(compiled, result)
     return ""
 
 
 def _examine_component(module: int, result: int, limits: Limits, workload: Workload) -> str:
-    from app_loader.check.components import check_component, find_run, make_component_linker
+    from app_loader.check.components import check_component, find_run
+    from app_loader.engine.component import Component, ComponentLinker
 
     engine = make_engine(limits.stack_bytes, components=True)
-    compiled = _compile_component(engine, module)
-    note = check_component(engine, make_component_linker(engine), compiled)
-    find_run(engine, compiled, workload)
-    _store(ffi.wasmtime_component_serialize, compiled, result)
+    compiled = Component.compile(engine, module)
+    note = check_component(ComponentLinker(engine), compiled)
+    find_run(compiled, workload)
+    _store(compiled, result)
     return note
 
 
@@ -159,7 +113,7 @@ def examine(module: int, result: int, limits: Limits, workload: Workload) -> str
     try:
         is_component = check_head(os.pread(module, _HEAD, 0))
         return (_examine_component if is_component else _examine_module)(module, result, limits, workload)
-    except wasmtime.WasmtimeError as error:
+    except EngineError as error:
         return _reason(error)
     except MemoryError:
         return too_complex(allowed.over_data())
@@ -178,7 +132,7 @@ def check(passed: Passed) -> int:
         return 0  # the parent no longer wants a result
     if os.pread(module, _HEAD, 0) == MAGIC + COMPONENT_VERSION:
         import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock
-    lock(executable_memory=True)
+    lock_checker()
     _limit(budget(os.fstat(module).st_size, limits.unit_memory_bytes), most)
     found = examine(module, result, limits, workload)
     shown = {"note": found} if isinstance(found, str) else {"error": found.to_wire()}

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import struct
 
-import wasmtime
-
+from app_loader.engine.compiled import Module
+from app_loader.engine.foreign import EngineError
+from app_loader.engine.store import Linker, Store
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
@@ -34,10 +35,13 @@ _FLOAT = re.compile(
 
 
 class Entry(Record):
-    """name: the exported function to call; values: its arguments."""
+    """name: the exported function to call; values: its arguments, each with its type's name; results: how many values
+    it returns; initialize: whether INITIALIZE is to be called first."""
 
     name: str
-    values: tuple[int | float, ...] = ()
+    values: tuple[tuple[str, int | float], ...] = ()
+    results: int = 0
+    initialize: bool = False
 
 
 def shown(name: str | None) -> str:
@@ -50,20 +54,16 @@ def refused(message: str, lines: list[str] | None = None) -> KeepfleetError:
     return KeepfleetError(ErrorKind.INVALID_MODULE, message, tuple((lines or [])[:MAX_EVIDENCE_LINES]))
 
 
-def check_imports(engine: wasmtime.Engine, linker: wasmtime.Linker, module: wasmtime.Module) -> None:
+def check_imports(linker: Linker, module: Module) -> None:
     """Returns when everything the module imports is there. Raises KeepfleetError(INVALID_MODULE) naming what is not."""
     try:
-        linker.instantiate_pre(module)
-    except wasmtime.WasmtimeError as error:
-        store, missing = wasmtime.Store(engine), []
-        for wanted in module.imports:
-            try:
-                linker.get(store, wanted.module, wanted.name or "")
-            except wasmtime.WasmtimeError:
-                missing.append(f"{shown(wanted.module)} {shown(wanted.name)}")
+        linker.check(module)
+    except EngineError as error:
+        store, imports = Store(module.engine), module.imports()
+        missing = [f"{shown(of)} {shown(name)}" for of, name in imports if not linker.has(store, of, name)]
         if missing:
             message = missing_in_words("module", missing)
-            if any(wanted.module == _PREVIEW_0 for wanted in module.imports):
+            if any(of == _PREVIEW_0 for of, _ in imports):
                 message += f"; {_PREVIEW_0} is WASI's first snapshot: build the module for wasm32-wasip1"
             raise refused(message, missing) from error
         reason = str(error).splitlines() or ["an import has another type"]
@@ -76,12 +76,13 @@ def missing_in_words(what: str, missing: list[str]) -> str:
     return f"cannot take the {what}: it imports what a keep does not have: {named}"
 
 
-def find_entry(module: wasmtime.Module, workload: Workload) -> Entry:
+def find_entry(module: Module, workload: Workload) -> Entry:
     """What to call of `module`: the export the workload names, else COMMAND or DEFAULT, the first that is there.
 
     Raises KeepfleetError(INVALID_MODULE) when there is none, or its arguments do not fit its signature.
     """
-    functions = {export.name: export.type for export in module.exports if isinstance(export.type, wasmtime.FuncType)}
+    exports = module.exports()
+    functions = exports.functions
     if workload.export:
         if workload.export not in functions:
             raise _nothing(f"it exports no function {shown(workload.export)}", functions)
@@ -90,20 +91,29 @@ def find_entry(module: wasmtime.Module, workload: Workload) -> Entry:
         name = COMMAND if COMMAND in functions else DEFAULT
         if name not in functions:
             raise _nothing("it exports nothing to run: neither _start nor a function with an empty name", functions)
-    kind = functions[name]
-    params, results = [str(kind) for kind in kind.params], [str(kind) for kind in kind.results]
+    initialize = INITIALIZE in functions and name not in (COMMAND, INITIALIZE)
+    if initialize:
+        _check_bare(INITIALIZE, *exports.signature(INITIALIZE))
+    params, results = exports.signature(name)
     signature = in_words(name, params, results)
-    if name == COMMAND and (params or results):
-        raise refused(f"cannot take the module: its export '_start' takes parameters or returns values: {signature}")
+    if name == COMMAND:
+        _check_bare(name, params, results)
     if name == COMMAND and workload.export_arguments:
         raise refused(f"cannot call {signature}: it takes no arguments; {_NO_ARGUMENTS}")
     for result in results:
         if result not in NUMBERS:
             raise refused(f"cannot call {signature}: a value of type {result} cannot be shown")
-    return Entry(name, tuple(values(signature, params, workload.export_arguments)))
+    given = values(signature, params, workload.export_arguments)
+    return Entry(name, tuple(zip(params, given, strict=True)), len(results), initialize)
 
 
-def _nothing(why: str, functions: dict[str, wasmtime.FuncType]) -> KeepfleetError:
+def _check_bare(name: str, params: list[str], results: list[str]) -> None:
+    if params or results:
+        words = in_words(name, params, results)
+        raise refused(f"cannot take the module: its export {name!r} takes parameters or returns values: {words}")
+
+
+def _nothing(why: str, functions: list[str]) -> KeepfleetError:
     """Names alone: asked for the signature of a function that takes vectors, wasmtime's C interface aborts."""
     return refused(f"cannot take the module: {why}", [f"exports {shown(name)}" for name in functions])
 

@@ -10,8 +10,6 @@ import sys
 import time
 from typing import assert_never
 
-import h11
-
 from app_loader.limits import (
     ACCESS_RECHECK_SECONDS,
     HANDOVER_SECONDS,
@@ -20,8 +18,9 @@ from app_loader.limits import (
     STALL_SECONDS,
 )
 from app_loader.receive.access import ConnectionTable, UploadAccess
-from app_loader.receive.exchange import Exchange, Gone, HttpEvent, Stage
-from app_loader.receive.requests import Refused, Route, error_answer, json_answer, read_request, text_answer
+from app_loader.receive.exchange import Exchange, Gone, Stage
+from app_loader.receive.http1 import End, Event, Head
+from app_loader.receive.requests import Route, error_answer, json_answer, read_request, text_answer
 from app_loader.receive.upload import Upload
 from app_loader.reports import Reporter
 from app_loader.settings import Grants, Settings
@@ -135,19 +134,16 @@ class Endpoint:
         except Gone:
             exchange.close()
             self._drop(exchange)
-        except h11.RemoteProtocolError as error:
-            kind = ErrorKind.TOO_LARGE if error.error_status_hint == 431 else ErrorKind.BAD_REQUEST
-            self._refuse(exchange, Refused(kind, error.error_status_hint, f"cannot read the request: {error}"), now)
         except KeepfleetError as error:
             self._refuse(exchange, error, now)
 
-    def _handle(self, exchange: Exchange, event: HttpEvent, now: float) -> None:
+    def _handle(self, exchange: Exchange, event: Event, now: float) -> None:
         match event:
-            case h11.Request():
+            case Head():
                 self._begin(exchange, event, now)
-            case h11.Data():
-                self._upload_of(exchange).receive(event.data)
-            case h11.EndOfMessage():
+            case bytes():
+                self._upload_of(exchange).receive(event)
+            case End():
                 self._table.check(exchange)
                 self._upload_of(exchange).complete(now)
             case _:
@@ -158,9 +154,9 @@ class Endpoint:
             raise KeepfleetError(ErrorKind.INTERNAL, "cannot take the body: there is no upload it belongs to")
         return self._upload
 
-    def _begin(self, exchange: Exchange, request: h11.Request, now: float) -> None:
+    def _begin(self, exchange: Exchange, head: Head, now: float) -> None:
         uploader = self._table.check(exchange)
-        wanted = read_request(request.method, request.target, request.headers, self._settings.max_workload)
+        wanted = read_request(head, self._settings.max_workload)
         if wanted.route is Route.BANNER:
             exchange.answer(text_answer(f"keepfleet keep {self._settings.kuuid}: awaiting a workload\n"), now)
             return
@@ -170,7 +166,8 @@ class Endpoint:
         self._reporter.send(
             Report(ReportType.RECEIVING, f"receiving a workload from {_shown(uploader)}", upload=uploader)
         )
-        exchange.invite_body()
+        if head.expects_continue:
+            exchange.invite_body()
 
     def _refuse(self, exchange: Exchange, error: KeepfleetError, now: float) -> None:
         peer = exchange.peer

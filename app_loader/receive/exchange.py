@@ -1,7 +1,7 @@
 """One client's exchange: TLS handshake, one request, perhaps a body, one answer, the end. No decisions are taken here.
 
-`Channel` is its TLS connection, never blocking; it knows no HTTP. `Exchange.advance` reads and returns h11's own
-events; the endpoint decides and calls `answer`. Whatever error a broken connection gives (OpenSSL 3.5 raises
+`Channel` is its TLS connection, never blocking; it knows no HTTP. `Exchange.advance` reads and returns the events of
+`http1`; the endpoint decides and calls `answer`. Whatever error a broken connection gives (OpenSSL 3.5 raises
 BrokenPipeError where 3.0 gave an end of file), it is Gone.
 """
 
@@ -15,22 +15,18 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
-import h11
-
 from app_loader.limits import (
     ANSWER_SECONDS,
     HEADERS_SECONDS,
     LINGER_SECONDS,
-    MAX_HEADER_BYTES,
     STALL_SECONDS,
     TLS_RECORD_BYTES,
 )
+from app_loader.receive.http1 import CONTINUE, Event, Head, RequestReader
 from app_loader.receive.requests import Answer
 from keep_protocol.certificate import CertificateFields, read_certificate
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.tls import HANDSHAKE_SECONDS
-
-HttpEvent = h11.Request | h11.Data | h11.EndOfMessage
 
 
 class Gone(Exception):
@@ -167,13 +163,13 @@ class Exchange:
 
     def __init__(self, channel: Channel, now: float) -> None:
         self._channel = channel
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER_BYTES)
+        self._reader = RequestReader()
         self.stage = Stage.HANDSHAKE
         self.opened = now
         self.deadline = now + HANDSHAKE_SECONDS
         self.peer: CertificateFields | KeepfleetError | None = None
         self.heard = False
-        self._without_body = False
+        self._with_body = True
 
     def __repr__(self) -> str:
         return f"Exchange({self.stage.value}, {self._channel!r})"
@@ -187,10 +183,10 @@ class Exchange:
         """What to poll for; 0 for nothing at all."""
         return 0 if self.stage in (Stage.CHECKING, Stage.CLOSED) else self._channel.interest
 
-    def advance(self, now: float, buffer: memoryview) -> list[HttpEvent]:
+    def advance(self, now: float, buffer: memoryview) -> list[Event]:
         """Does what can be done without waiting, and returns the HTTP events that this gave.
 
-        Raises Gone when the client has left, h11.RemoteProtocolError when it does not speak HTTP.
+        Raises Gone when the client has left, KeepfleetError when what it sends is no request.
         """
         self.heard = True
         if self.stage is Stage.ANSWERING:
@@ -205,8 +201,7 @@ class Exchange:
         elif self.stage in (Stage.HEADERS, Stage.BODY):
             count = self._channel.read_into(buffer)
             if count:
-                self._http.receive_data(bytes(buffer[:count]))
-                return self._events(now)
+                return self._read(buffer[:count], now)
         return []
 
     def _identify(self) -> None:
@@ -218,25 +213,17 @@ class Exchange:
         except KeepfleetError as refusal:
             self.peer = refusal
 
-    def _events(self, now: float) -> list[HttpEvent]:
-        found: list[HttpEvent] = []
-        while True:
-            event = self._http.next_event()
-            if isinstance(event, h11.Request):
-                self.stage = Stage.BODY
-                self._without_body = event.method == b"HEAD"
-            elif not isinstance(event, h11.Data | h11.EndOfMessage):
-                break
+    def _read(self, data: memoryview, now: float) -> list[Event]:
+        found = self._reader.feed(data)
+        for event in found:
             self.deadline = now + STALL_SECONDS
-            found.append(event)
-            if isinstance(event, h11.EndOfMessage):
-                break
+            if isinstance(event, Head):
+                self.stage, self._with_body = Stage.BODY, event.method != b"HEAD"
         return found
 
     def invite_body(self) -> None:
-        """Answers `Expect: 100-continue` where the client has asked. Raises Gone."""
-        if self._http.they_are_waiting_for_100_continue:
-            self._channel.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+        """Has the client that asked first send its body. Raises Gone."""
+        self._channel.write(CONTINUE)
 
     def hold(self) -> None:
         """Stops reading: the body is whole and being checked."""
@@ -248,12 +235,7 @@ class Exchange:
             return
         self.stage, self.deadline = Stage.ANSWERING, now + ANSWER_SECONDS
         try:
-            head = self._http.send(
-                h11.Response(status_code=answer.status, headers=list(answer.headers), reason=answer.reason)
-            )
-            body = b"" if self._without_body else self._http.send(h11.Data(data=answer.body))
-            end = self._http.send(h11.EndOfMessage())
-            self._channel.write((head or b"") + (body or b"") + (end or b""))
+            self._channel.write(answer.to_bytes(with_body=self._with_body))
             self._send(now)
         except Gone:
             self.close()

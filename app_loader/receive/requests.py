@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import Enum
 
-from app_loader.limits import MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_HEAD
+from app_loader.limits import MAX_PAYLOAD_HEAD
+from app_loader.receive.http1 import Head, Refused, response, shown
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_PAYLOAD_JSON_FACTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -27,38 +27,6 @@ STATUS_OF: dict[ErrorKind, int] = {
 """Any other kind is a fault of the keep itself: 500."""
 
 
-REASONS: dict[int, str] = {
-    200: "OK",
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    409: "Conflict",
-    411: "Length Required",
-    413: "Content Too Large",
-    415: "Unsupported Media Type",
-    417: "Expectation Failed",
-    422: "Unprocessable Content",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    501: "Not Implemented",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-    507: "Insufficient Storage",
-}
-"""RFC 9110's phrases; `http.HTTPStatus` would bring the whole of `http` into every keep."""
-
-
-class Refused(KeepfleetError):
-    """A refusal whose status does not follow from its kind, perhaps with one more header."""
-
-    def __init__(self, kind: ErrorKind, status: int, message: str, header: tuple[str, str] | None = None) -> None:
-        super().__init__(kind, message)
-        self.status = status
-        self.header = header
-
-
 class Answer(Record):
     """status, headers and body of one response; every answer is the last on its connection."""
 
@@ -73,10 +41,9 @@ class Answer(Record):
         length = ("Content-Length", str(len(self.body)))
         return (("Content-Type", self.content_type), length, ("Connection", "close"), *self.more)
 
-    @property
-    def reason(self) -> str:
-        """The phrase of the status line; clients of 2020 expect one."""
-        return REASONS.get(self.status, "")
+    def to_bytes(self, *, with_body: bool = True) -> bytes:
+        """The response on the wire; the answer to HEAD says how long its body would be, and has none."""
+        return response(self.status, self.headers, self.body if with_body else b"")
 
 
 def text_answer(text: str) -> Answer:
@@ -116,8 +83,7 @@ MODULE_NAME = b"x-module-name"
 """The header with which a client names its module; UTF-8."""
 MAX_MODULE_NAME = 255
 """The longest name of a file on Linux."""
-_ONCE = (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", MODULE_NAME)
-_SHOWN = 60
+_ONCE = (b"content-type", b"content-encoding", MODULE_NAME)
 
 
 class Request(Record):
@@ -127,22 +93,13 @@ class Request(Record):
     module_name: str = ""
 
 
-def _headers_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """The headers by lower-case name; those that frame or describe the body may stand once."""
+def _headers_of(head: Head) -> dict[bytes, bytes]:
+    """The headers by name; those that describe the body may stand once."""
     found: dict[bytes, bytes] = {}
-    room = MAX_HEADER_BYTES
-    for count, (name, value) in enumerate(headers, 1):
-        room -= len(name) + len(value)
-        if count > MAX_HEADERS or room < 0:
-            raise Refused(
-                ErrorKind.TOO_LARGE,
-                431,
-                f"cannot read the request: it has over {MAX_HEADERS} headers, or {MAX_HEADER_BYTES >> 10} KiB of them",
-            )
-        key = name.lower()
-        if key in found and key in _ONCE:
-            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the request: {key.decode()} is given twice")
-        found[key] = value
+    for name, value in head.headers:
+        if name in found and name in _ONCE:
+            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the request: {name.decode()} is given twice")
+        found[name] = value
     return found
 
 
@@ -156,10 +113,9 @@ def _check_type(route: Route, found: dict[bytes, bytes]) -> None:
     wanted = _MEDIA_TYPES[route]
     given = found.get(b"content-type", wanted if route is Route.PAYLOAD else b"").split(b";", 1)[0].strip().lower()
     if given != wanted:
-        shown = given[:_SHOWN].decode("ascii", "backslashreplace") or "missing"
         raise KeepfleetError(
             ErrorKind.UNSUPPORTED_MEDIA,
-            f"cannot take the upload: its Content-Type is {shown}, and must be {wanted.decode()}",
+            f"cannot take the upload: its Content-Type is {shown(given) or 'missing'}, and must be {wanted.decode()}",
         )
 
 
@@ -188,35 +144,29 @@ def _module_name(found: dict[bytes, bytes]) -> str:
     return name
 
 
-def read_request(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], max_workload: int) -> Request:
+def read_request(head: Head, max_workload: int) -> Request:
     """What the client asks for. Raises KeepfleetError, or Refused, for anything the endpoint does not do."""
-    found = _headers_of(headers)
-    if target not in ROUTES:
-        shown = target[:_SHOWN].decode("ascii", "backslashreplace")
+    found = _headers_of(head)
+    if head.target not in ROUTES:
         raise KeepfleetError(
-            ErrorKind.NOT_FOUND, f"cannot find {shown}: a keep has PUT /workload, POST /payload and GET /"
+            ErrorKind.NOT_FOUND,
+            f"cannot find {shown(head.target)}: a keep has PUT /workload, POST /payload and GET /",
         )
-    allowed, route = ROUTES[target]
-    if method != allowed:
-        shown = method[:_SHOWN].decode("ascii", "backslashreplace")
+    allowed, route = ROUTES[head.target]
+    if head.method != allowed:
         raise Refused(
             ErrorKind.BAD_REQUEST,
             405,
-            f"cannot {shown} {target.decode()}: it takes {allowed.decode()}",
+            f"cannot {shown(head.method)} {head.target.decode()}: it takes {allowed.decode()}",
             ("Allow", allowed.decode()),
         )
-    length, transfer = found.get(b"content-length"), found.get(b"transfer-encoding")
-    if length is not None and transfer is not None:
-        raise KeepfleetError(
-            ErrorKind.BAD_REQUEST, "cannot read the request: it has both Content-Length and Transfer-Encoding"
-        )
     if route is Route.BANNER:
-        if transfer is not None or int(length or b"0"):
+        if head.chunked or head.length:
             raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the request: GET / takes no body")
         return Request(route)
     _check_type(route, found)
-    if length is None and transfer is None:
+    if head.length is None and not head.chunked:
         raise Refused(ErrorKind.BAD_REQUEST, 411, "cannot take the upload: it has neither Content-Length nor chunks")
-    if length is not None and int(length) > body_limit(route, max_workload):
+    if head.length is not None and head.length > body_limit(route, max_workload):
         raise too_large(max_workload)
     return Request(route, _module_name(found))

@@ -1,9 +1,7 @@
-"""Wires the endpoint together, in this order: descriptors, settings, the openssl program, the imports of TLS meanwhile,
-the identity, LISTENING, and with the first client the endpoint's lock, h11 and the endpoint; at its end the runner, by
-exec.
+"""Wires the endpoint together, in this order: descriptors, settings, the identity, LISTENING, and with the first client
+the endpoint's lock and the endpoint; at its end the runner, by exec.
 
 The kernel accepts connections from the first moment on; LISTENING says that the certificate they will see is made.
-h11 and what it brings are 2.4 MB of every keep that waits, and 20 ms of one client's time: they come with the client.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import socket
 import sys
 
 from app_loader.limits import MAX_CLIENT_CA_BYTES, REPORT_FD
-from app_loader.receive.identity import IdentityMaker, TlsIdentity, read_identity
+from app_loader.receive.identity import make_identity, read_identity
 from app_loader.reports import Reporter
 from app_loader.settings import VARIABLE, Grants, Passed, Settings, claim, place, read_grants, read_settings
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -50,10 +48,9 @@ def serve() -> int:
 def _receive(settings: Settings, passed: Passed, grants: Grants | None, reporter: Reporter) -> int | None:
     """Serves until a workload is accepted: its compiled module, or None when the keep-loader has gone."""
     listener, client_ca, revoked = (passed.number(name) for name in ("listener", "client-ca", "revoked"))
-    maker = None if IDENTITY in passed else IdentityMaker(settings)
     from keep_protocol import tls
 
-    identity: TlsIdentity = read_identity(passed.number(IDENTITY)) if maker is None else maker.result()
+    identity = read_identity(passed.number(IDENTITY)) if IDENTITY in passed else make_identity(settings)
     context = tls.server_context(identity.path, None, _client_ca(client_ca))
     report = Report(
         ReportType.LISTENING,
@@ -68,9 +65,9 @@ def _receive(settings: Settings, passed: Passed, grants: Grants | None, reporter
         return None
     from app_loader.receive.access import UploadAccess
     from app_loader.receive.endpoint import Endpoint
-    from app_loader.run.lock import lock_endpoint
+    from keep_isolation.locks import lock_endpoint
 
-    lock_endpoint()  # before the first byte of a client's is read
+    lock_endpoint(programs=True)  # before the first byte of a client's is read
     access = UploadAccess(revoked, settings.kuuid, settings.uploaders)
     compiled = Endpoint(settings, socket.socket(fileno=listener), context, access, reporter, grants).run()
     if compiled is not None:

@@ -10,10 +10,11 @@ import contextlib
 import os
 import stat
 
-import wasmtime
-
+from app_loader.engine.foreign import EngineError
+from app_loader.engine.store import Wasi
 from app_loader.limits import MAX_SECRET_BYTES
 from app_loader.settings import Grants
+from keep_isolation import landlock
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.workload import SECRETS_GUEST
 
@@ -81,22 +82,21 @@ class SecretFiles:
 
 
 class GuestContext:
-    """What one guest is given. wasi: the context, to be used once; has_files: whether any directory is in it;
-    writes_files: whether it may write to one."""
+    """What one guest is given. wasi: the context, to be used once; files: the open directories in it, each with the
+    rights that Landlock is to leave, until `close_files`; writes_files: whether it may write to one."""
 
     def __init__(self, grants: Grants | None, runtime_directory: str) -> None:
         """Raises KeepfleetError(CONFIGURATION) naming what cannot be given."""
-        self.wasi = wasmtime.WasiConfig()
-        self.wasi.inherit_stdout()
-        self.wasi.inherit_stderr()
-        self.has_files = self.writes_files = False
+        self.wasi = Wasi()
+        self.files: list[tuple[int, int]] = []
+        self.writes_files = False
         self._secrets: SecretFiles | None = None
         if grants is None:
-            self.wasi.argv = [PROGRAM]
+            self.wasi.set_arguments([PROGRAM])
             return
         workload, passed = grants.workload, list(grants.descriptors)
-        self.wasi.argv = [PROGRAM, *workload.arguments]
-        self.wasi.env = workload.environment
+        self.wasi.set_arguments([PROGRAM, *workload.arguments])
+        self.wasi.set_environment(workload.environment)
         os.close(grants.description)
         if workload.stdin:
             self._take_input(passed.pop(0))
@@ -106,10 +106,11 @@ class GuestContext:
             self._secrets = SecretFiles(runtime_directory, list(zip(workload.secrets, passed, strict=True)))
             for secret in passed:
                 os.close(secret)
-            self._take_directory(self._secrets.descriptor, SECRETS_GUEST, writable=False, keep_open=True)
+            self._take_directory(self._secrets.descriptor, SECRETS_GUEST, writable=False)
+            self.files[-1] = (self._secrets.descriptor, landlock.READ_AND_REMOVE)
 
     def __repr__(self) -> str:
-        return f"GuestContext(files: {self.has_files}, written: {self.writes_files}, {self._secrets!r})"
+        return f"GuestContext(files: {len(self.files)}, written: {self.writes_files}, {self._secrets!r})"
 
     def _take_input(self, grant: int) -> None:
         """Standard input is this process's own; a file is read from its beginning, also when a run is repeated."""
@@ -117,21 +118,27 @@ class GuestContext:
             os.lseek(grant, 0, os.SEEK_SET)
         os.dup2(grant, 0)
         os.close(grant)
-        self.wasi.inherit_stdin()
+        self.wasi.inherit_input()
 
-    def _take_directory(self, grant: int, guest: str, writable: bool, *, keep_open: bool = False) -> None:
+    def _take_directory(self, grant: int, guest: str, writable: bool) -> None:
         try:
-            self.wasi.preopen_dir(f"/proc/self/fd/{grant}", guest, writable)
-        except wasmtime.WasmtimeError as error:
+            self.wasi.open_directory(f"/proc/self/fd/{grant}", guest, writable)
+        except EngineError as error:
             raise KeepfleetError(
                 ErrorKind.CONFIGURATION,
                 f"cannot give the workload its directory {guest}: the keep's user may not open it; make it readable "
                 "and searchable for others",
             ) from error
-        if not keep_open:
-            os.close(grant)
-        self.has_files = True
+        self.files.append((grant, landlock.WRITE if writable else landlock.READ))
         self.writes_files = self.writes_files or writable
+
+    def close_files(self) -> None:
+        """Closes the directories that were granted; the guest has its own descriptors of them."""
+        kept = None if self._secrets is None else self._secrets.descriptor
+        for descriptor, _ in self.files:
+            if descriptor != kept:
+                os.close(descriptor)
+        self.files = []
 
     def wipe(self) -> None:
         """The guest has ended: its secrets go."""

@@ -4,7 +4,7 @@ this process: no key, no HTTP, no listener.
 Loading comes before the lock, the first instruction of the guest (its start section, at instantiation) after it.
 It is what the endpoint becomes, or what the keep-loader starts to run a workload again; then the compiled module may be
 of another version's engine, and is compiled again from the module it was made of.
-Import rule: no engine and no `ctypes` at the top, so that a process that cannot import them reports why; and their
+Import rule: no engine and no `_ctypes` at the top, so that a process that cannot import them reports why; and their
 libraries may open files of their own, for which `claim` must not be too late.
 """
 
@@ -60,14 +60,15 @@ def _run(reporter: Reporter, meter: Meter) -> Outcome:
     meter.open()
     from app_loader.run.context import GuestContext
     from app_loader.run.guest import run_guest
-    from app_loader.run.lock import lock
+    from keep_isolation.locks import lock_runner
 
     guest, text = _load(passed, limits, grants)
     context = GuestContext(grants, os.environ.get("KEEPFLEET_RUNTIME_DIRECTORY", "/nonexistent"))
     try:
         guest.link(context.wasi)
         _bound(limits)
-        lock(executable_memory=False, files=context.has_files)
+        lock_runner(context.files)
+        context.close_files()
         reporter.send(Report(ReportType.RUNNING, text))
         if limits.cpu_seconds <= EXACT_CPU_SECONDS:
             end_after(limits.cpu_seconds)
@@ -186,14 +187,18 @@ def end_after(seconds: int) -> None:
     RLIMIT_CPU counts whole seconds from the process's start, so it comes up to a second late; it still holds for a
     guest that has broken out of its engine. A timer would be exact, too, but the unit's system call filter has none.
     """
-    import ctypes  # the engine has brought it
+    from _ctypes import byref  # the engine has brought these: no file can be opened behind the lock
+
+    from app_loader.engine.binding import Int64, bind, open_program
 
     deadline = time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID) + seconds * 1_000_000_000
-    wanted = (ctypes.c_long * 2)(*divmod(deadline, 1_000_000_000))  # struct timespec
-    library = ctypes.CDLL(None)  # `signal` would be 40 KB, and cannot be read from its file behind the lock
+    wanted = (Int64 * 2)(*divmod(deadline, 1_000_000_000))  # struct timespec
+    program = open_program()
+    sleep = bind(program, "clock_nanosleep", "int int int void* void*")
+    end = bind(program, "raise", "int int")
 
     def wait() -> None:
-        if library.clock_nanosleep(time.CLOCK_PROCESS_CPUTIME_ID, _TIMER_ABSTIME, ctypes.byref(wanted), None) == 0:
-            library["raise"](_SIGXCPU)
+        if sleep(time.CLOCK_PROCESS_CPUTIME_ID, _TIMER_ABSTIME, byref(wanted), None) == 0:
+            end(_SIGXCPU)
 
     start_new_thread(wait, ())

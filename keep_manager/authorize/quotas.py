@@ -59,31 +59,38 @@ class QuotaKeeper:
                 caller, f"create a keep: its keeps would have {memory} bytes", "memory_bytes", quotas.memory_bytes
             )
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
-        """The lowest and the highest port where the caller may start this keep, on that address and at `port` where it
-        names one; counts the start.
+    def check_start(self, caller: Caller, kuuid: int, address: str, port: int | None) -> tuple[int, int]:
+        """The lowest and the highest port where the caller may start the keep `kuuid`, 0 for one still to be made, on
+        that address and at `port` where it names one.
 
         Raises KeepfleetError: TOO_MANY, or FORBIDDEN for an address or a port that its keeps may not listen on.
         """
         quotas = quotas_for(self._callers, caller.name)
         if quotas.addresses and address not in quotas.addresses:
-            raise _forbidden(caller, info, f"address {address}", ", ".join(quotas.addresses))
+            raise _forbidden(caller, kuuid, f"address {address}", ", ".join(quotas.addresses))
         if port is not None and not quotas.first_port <= port <= quotas.last_port:
-            raise _forbidden(caller, info, f"port {port}", f"ports {quotas.first_port} to {quotas.last_port}")
-        now, starts = self._clock(), self._starts.setdefault(caller.name, deque())
-        while starts and starts[0] <= now - MINUTE:
-            starts.popleft()
+            raise _forbidden(caller, kuuid, f"port {port}", f"ports {quotas.first_port} to {quotas.last_port}")
+        starts = self._starts_of(caller)
         if len(starts) >= quotas.starts_per_minute:
-            raise _over(
-                caller,
-                f"start keep {info.kuuid}: {len(starts)} starts in a minute",
-                "starts_per_minute",
-                quotas.starts_per_minute,
-            )
-        starts.append(now)
-        if len(self._starts) > len(self._callers) + 1000:
-            self._starts = {name: times for name, times in self._starts.items() if times and times[-1] > now - MINUTE}
+            what = f"start {_keep(kuuid)}: {len(starts)} starts in a minute"
+            raise _over(caller, what, "starts_per_minute", quotas.starts_per_minute)
         return quotas.first_port, quotas.last_port
+
+    def admit_start(self, caller: Caller, kuuid: int, address: str, port: int | None) -> tuple[int, int]:
+        """The same, and counts the start."""
+        allowed = self.check_start(caller, kuuid, address, port)
+        self._starts_of(caller).append(self._clock())
+        return allowed
+
+    def _starts_of(self, caller: Caller) -> deque[float]:
+        """When the caller's starts of the last minute were."""
+        oldest = self._clock() - MINUTE
+        if len(self._starts) > len(self._callers) + 1000:
+            self._starts = {name: times for name, times in self._starts.items() if times and times[-1] > oldest}
+        starts = self._starts.setdefault(caller.name, deque())
+        while starts and starts[0] <= oldest:
+            starts.popleft()
+        return starts
 
     @contextmanager
     def following(self, caller: Caller) -> Iterator[None]:
@@ -110,9 +117,13 @@ def _over(caller: Caller, what: str, name: str, quota: int) -> KeepfleetError:
     )
 
 
-def _forbidden(caller: Caller, info: KeepInfo, what: str, allowed: str) -> KeepfleetError:
+def _keep(kuuid: int) -> str:
+    return f"keep {kuuid}" if kuuid else "a new keep"
+
+
+def _forbidden(caller: Caller, kuuid: int, what: str, allowed: str) -> KeepfleetError:
     return KeepfleetError(
         ErrorKind.FORBIDDEN,
-        f"cannot start keep {info.kuuid} on {what}: the quotas of {caller.who} allow {allowed}; "
+        f"cannot start {_keep(kuuid)} on {what}: the quotas of {caller.who} allow {allowed}; "
         "the manager's configuration sets them, under callers",
     )

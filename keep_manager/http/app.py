@@ -20,7 +20,7 @@ from keep_manager.http.middleware import ErrorBody, Handler, Rules
 from keep_manager.http.recheck import Recheck
 from keep_manager.keeps.logs import Events, Journal
 from keep_manager.tasks import Group
-from keep_protocol.api import MAX_START_BODY
+from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
 
 STOP_SECONDS = 5.0
@@ -45,7 +45,7 @@ ROUTES = (
     Route("GET", "/", Action.DESCRIBE, handlers.banner),
     Route("POST", LEGACY_PATH, None, legacy.keeps_post, legacy_body),
     Route("POST", f"{LEGACY_PATH}/", None, legacy.keeps_post, legacy_body),
-    Route("POST", V1_KEEPS_PATH, Action.CREATE, handlers.create_keep),
+    Route("POST", V1_KEEPS_PATH, Action.CREATE, handlers.create_keep, max_body=MAX_CREATE_BODY),
     Route("GET", V1_KEEPS_PATH, Action.LIST, handlers.list_keeps),
     Route("GET", KEEP_PATH, Action.READ, handlers.get_keep),
     Route("DELETE", KEEP_PATH, Action.REMOVE, handlers.remove_keep),

@@ -8,7 +8,7 @@ from typing import Protocol
 from aiohttp import web
 
 from keep_manager.authorize.table import Action, may
-from keep_manager.http.middleware import caller_of, json_response, list_response, read_body
+from keep_manager.http.middleware import authorized, caller_of, json_response, list_response, read_body
 from keep_manager.keeps.decide import Page
 from keep_manager.model import Caller, Visible
 from keep_protocol import api
@@ -29,7 +29,8 @@ class Keeps(Protocol):
     """What the handlers need of the keeps. Every method raises KeepfleetError alone."""
 
     async def create(self, request: api.NewKeep, caller: Caller, key: str = "") -> KeepInfo:
-        """A new keep; with a `key`, the one the same caller's same request with it has made already."""
+        """A new keep, started where the request has that in it; with a `key`, the one the same caller's same request
+        with it has made already."""
 
     async def list(self, request: api.ListKeeps, visible: Visible | None = None) -> Page:
         """A page of those keeps that are visible."""
@@ -80,7 +81,10 @@ async def create_keep(request: web.Request) -> web.StreamResponse:
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, f"cannot make a keep: {IDEMPOTENCY_HEADER} must be 1 to 128 visible ASCII characters"
         )
-    info = await request.app[KEEPS].create(api.parse_v1_create(await read_body(request)), caller_of(request), key)
+    asked = api.parse_v1_create(await read_body(request))
+    if asked.start is not None:
+        authorized(request, Action.START)
+    info = await request.app[KEEPS].create(asked, caller_of(request), key)
     response = json_response(info.to_wire(), 201)
     response.headers["Location"] = f"{V1_KEEPS_PATH}/{info.kuuid}"
     return response

@@ -98,7 +98,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", V1_KEEPS_PATH): Operation(
         "createKeep",
-        "A new keep",
+        "A new keep, and with `start` one that listens for its workload",
         201,
         body="Create",
         parameters=(
@@ -109,7 +109,14 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
                 "the same key, caller and body name the same keep: for ten minutes, and as long as that keep lives",
             ),
         ),
-        refusals=(*BODY, ErrorKind.CONFLICT, ErrorKind.UNSUPPORTED, ErrorKind.CONFIGURATION, ErrorKind.KEEP_FAILED),
+        refusals=(
+            *BODY,
+            ErrorKind.CONFLICT,
+            ErrorKind.UNSUPPORTED,
+            ErrorKind.CONFIGURATION,
+            ErrorKind.KEEP_FAILED,
+            ErrorKind.PORT_UNAVAILABLE,
+        ),
     ),
     ("GET", KEEP_PATH): Operation(
         "getKeep",

@@ -52,6 +52,12 @@ def _of_answer(record: type[Record]) -> Schema:
     return record_schema(record, refer=_of_answer, answer=True)
 
 
+def _of_request(record: type[Record]) -> Schema:
+    """A nested record of a request: by reference where it is a request of its own, else where it stands."""
+    name = next((name for name, known in REQUESTS.items() if known is record), None)
+    return record_schema(record, refer=_of_request) if name is None else {"$ref": f"#/components/schemas/{name}"}
+
+
 def _object(properties: dict[str, object]) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
@@ -81,7 +87,7 @@ def schemas() -> dict[str, Schema]:
     """Every shape by its name."""
     return {
         **{name: record_schema(record, refer=_of_answer, answer=True) for name, record in ANSWERS.items()},
-        **{name: record_schema(record) for name, record in REQUESTS.items()},
+        **{name: record_schema(record, refer=_of_request) for name, record in REQUESTS.items()},
         "Page": _page(),
         "Error": _error(),
     }

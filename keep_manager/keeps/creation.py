@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import logging
 import secrets
 import time
@@ -12,17 +13,19 @@ from contextlib import asynccontextmanager
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
-from keep_manager.keeps.interfaces import EventRecorder, Loaders, Quotas, Units
+from keep_manager.keeps.interfaces import EventRecorder, Loaders, LoaderSession, Quotas, Units
 from keep_manager.keeps.policy import Policy, check_uploaders, limits_for
+from keep_manager.keeps.starts import START_REPLY_SECONDS, Starts
 from keep_manager.keeps.view import View
 from keep_manager.model import Caller
 from keep_manager.tasks import Group
 from keep_protocol import strict_json
-from keep_protocol.api import NewKeep
+from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.constants import KUUID_BITS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.spec import ANONYMOUS, KeepSpec, encode_spec
+from keep_protocol.states import Phase, State
 
 LOG = logging.getLogger("keepfleet.keeps")
 MAX_WAITING_CREATIONS = 512
@@ -43,9 +46,17 @@ def key_digest(caller: Caller, key: str) -> str:
     return hashlib.sha256(own.encode()).hexdigest()
 
 
-def request_digest(request: NewKeep) -> str:
-    """What a keep's unit has of the request it was asked for with."""
-    return hashlib.sha256(strict_json.dumps(request.to_wire())).hexdigest()
+def request_digest(request: NewKeep, key: str) -> str:
+    """What a keep's unit has of the request it was asked for with, by the idempotency key `key`.
+
+    A start may give its guest secret words, and users of the host may read a unit: its digest is keyed with the
+    idempotency key, which no unit has. A request without a start has the digest that the version before made of it.
+    """
+    wire = request.to_wire()
+    if wire["start"] is not None:
+        return hmac.digest(key.encode(), strict_json.dumps(wire), "sha256").hex()
+    del wire["start"]
+    return hashlib.sha256(strict_json.dumps(wire)).hexdigest()
 
 
 def spec_for(request: NewKeep, caller: Caller, policy: Policy, key: str = "") -> KeepSpec:
@@ -69,7 +80,7 @@ def spec_for(request: NewKeep, caller: Caller, policy: Policy, key: str = "") ->
         lease=request.lease or policy.lease,
         created_at=time.time(),
         key=key_digest(caller, key),
-        request=request_digest(request) if key else "",
+        request=request_digest(request, key) if key else "",
     )
     encode_spec(spec)
     return spec
@@ -128,11 +139,12 @@ class Creation:
         recorder: EventRecorder,
         view: View,
         quotas: Quotas,
+        starts: Starts,
         remove: Callable[[int, Caller], Awaitable[None]],
     ) -> None:
         self._units, self._loaders, self._policy = units, loaders, policy
         self._unbroken, self._recorder, self._view, self._quotas = unbroken, recorder, view, quotas
-        self._remove = remove
+        self._starts, self._remove = starts, remove
         self._creations = asyncio.Semaphore(policy.max_creations_at_once)
         self._creating: set[int] = set()
         self._names: dict[tuple[str, str], int] = {}
@@ -148,11 +160,14 @@ class Creation:
         self._policy = policy
 
     async def create(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
-        """A new keep, listening for start-keep. When anything fails, or the caller is cancelled, nothing is left.
+        """A new keep, listening for start-keep, or where the request has its start, listening for its workload. When
+        anything fails, or the caller is cancelled, nothing is left.
 
         Raises KeepfleetError: CONFLICT naming the living keep of the owner that has the name, TOO_MANY, KEEP_FAILED
-        with the unit's last journal lines, CONFIGURATION when the units are not installed.
+        with the unit's last journal lines, CONFIGURATION when the units are not installed, and what Starts.start does.
         """
+        if request.start is not None:
+            await self._starts.check(request.start, spec, caller)
         if self._waiting >= MAX_WAITING_CREATIONS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
         async with self._named(request, spec, caller):
@@ -163,7 +178,7 @@ class Creation:
             finally:
                 self._waiting -= 1
             try:
-                return await self._create(spec, caller)
+                return await self._create(request, spec, caller)
             finally:
                 creations.release()
 
@@ -193,13 +208,13 @@ class Creation:
         finally:
             del self._names[place]
 
-    async def _create(self, spec: KeepSpec, caller: Caller) -> KeepInfo:
+    async def _create(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         reserved = self._names.get((spec.owner, spec.name)) if spec.name else None
         for _ in range(DRAWS):
             kuuid, reserved = reserved or self._draw(), None
             self._creating.add(kuuid)
             try:
-                return await self._bring_up(kuuid, spec, caller)
+                return await self._bring_up(kuuid, request, spec, caller)
             except KeepfleetError as error:
                 if error.kind is not ErrorKind.CONFLICT:
                     raise
@@ -219,19 +234,60 @@ class Creation:
             if decide.check_kuuid_free(kuuid, taken) and kuuid not in self._view:
                 return kuuid
 
-    async def _bring_up(self, kuuid: int, spec: KeepSpec, caller: Caller) -> KeepInfo:
+    async def complete(self, kuuid: int, request: NewKeep, caller: Caller) -> KeepInfo:
+        """The keep that a manager before this one has made for the same request, once it is there, and started where
+        the request has that in it and it had not come to that.
+
+        Raises KeepfleetError as `create` does; one whose start fails is removed, unless it is by another's start.
+        """
+        info = await self._view.changed(kuuid, State.UNDEFINED, self._policy.start_timeout_seconds)
+        if request.start is None:
+            return info
+        opening = Phase.OPENING.value
+        info = await self._view.until(kuuid, lambda keep: keep.phase != opening, START_REPLY_SECONDS)
+        if info.state is not State.LISTENING:
+            return info
+        async with self._whole(kuuid):
+            return await self._starts.start(request.start.replace(kuuid=kuuid), caller)
+
+    async def _bring_up(self, kuuid: int, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         self._quotas.admit_creation(caller, spec)  # counted from the next line on
         self._view.begin(kuuid, spec)
         reach(Failpoint.CREATE_BEFORE_UNIT)
         try:
-            await self._units.start(kuuid, self._policy.start_timeout_seconds, spec)
-            reach(Failpoint.CREATE_AFTER_READY)
-            async with self._loaders.session(kuuid) as session:
-                made = self._view.answered(kuuid, await session.hello())
+            async with self._whole(kuuid):
+                await self._units.start(kuuid, self._policy.start_timeout_seconds, spec)
+                reach(Failpoint.CREATE_AFTER_READY)
+                async with self._loaders.session(kuuid) as session:
+                    if request.start is None:
+                        made = self._view.answered(kuuid, await session.hello())
+                    else:
+                        made = await self._first_start(session, request.start.replace(kuuid=kuuid), caller)
         except KeepfleetError as error:
             if error.kind is ErrorKind.CONFLICT:
                 self._view.drop(kuuid)
-            else:
+            raise
+        reach(Failpoint.CREATE_BEFORE_REPLY)
+        self._recorder.appeared(kuuid)
+        return made
+
+    async def _first_start(self, session: LoaderSession, start: StartKeep, caller: Caller) -> KeepInfo:
+        try:
+            return await self._starts.first(session, start, caller)
+        except KeepfleetError as error:  # another's start, too: this keep is not what was asked for
+            kind = ErrorKind.KEEP_FAILED if error.kind is ErrorKind.CONFLICT else error.kind
+            raise KeepfleetError(
+                kind, f"cannot make a keep that is started: {error.message}", error.evidence
+            ) from error
+
+    @asynccontextmanager
+    async def _whole(self, kuuid: int) -> AsyncIterator[None]:
+        """Rolls the keep back when the block fails or is cancelled; not on a CONFLICT, which says that the unit, or its
+        start, is another's."""
+        try:
+            yield
+        except KeepfleetError as error:
+            if error.kind is not ErrorKind.CONFLICT:
                 await self._unbroken.finish(self._roll_back(kuuid))
                 LOG.warning("%s: not created: %s", unit_name(kuuid), error.message)
             raise
@@ -239,9 +295,6 @@ class Creation:
             await self._unbroken.finish(self._roll_back(kuuid))
             LOG.info("%s: not created: the client went away", unit_name(kuuid))
             raise
-        reach(Failpoint.CREATE_BEFORE_REPLY)
-        self._recorder.appeared(kuuid)
-        return made
 
     async def _roll_back(self, kuuid: int) -> None:
         if not await self._rolled_back(kuuid):

@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from keep_protocol.api import NewKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 
@@ -30,9 +29,10 @@ def another_request() -> KeepfleetError:
 
 @dataclass
 class _Creation:
-    """One key's creation. done: the keep as it was made, or None when it was not."""
+    """One key's creation. request: the digest of what was asked for, which may be megabytes; done: the keep as it was
+    made, or None when it was not."""
 
-    request: NewKeep
+    request: str
     until: float
     done: asyncio.Future[KeepInfo | None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -47,9 +47,9 @@ class IdempotencyCache:
     def __repr__(self) -> str:
         return f"IdempotencyCache({len(self._creations)} keys)"
 
-    async def once(self, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]) -> KeepInfo:
-        """The keep that `make` made for this key, which has the caller in it, now or before; a second request waits for
-        the first.
+    async def once(self, key: str, request: str, make: Callable[[], Awaitable[KeepInfo]]) -> KeepInfo:
+        """The keep that `make` made for this key, which has the caller in it, now or before; a second request, with the
+        same digest `request`, waits for the first.
 
         A creation that failed, or whose client went away, is forgotten: the next request makes its own. Raises
         KeepfleetError(CONFLICT) for a key that came with another request, and what `make` raises.
@@ -65,7 +65,7 @@ class IdempotencyCache:
             if made is not None:
                 return made
 
-    async def _make(self, key: str, request: NewKeep, make: Callable[[], Awaitable[KeepInfo]]) -> KeepInfo:
+    async def _make(self, key: str, request: str, make: Callable[[], Awaitable[KeepInfo]]) -> KeepInfo:
         creation = self._creations[key] = _Creation(request, self._clock() + KEPT_SECONDS)
         made: KeepInfo | None = None
         try:

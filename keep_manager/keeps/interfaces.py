@@ -9,7 +9,7 @@ from typing import Protocol
 from keep_manager.model import Answer, Caller, LastEvent, Provision, UnitEnd, UnitState
 from keep_protocol.constants import CONTROL_REPLY_SECONDS
 from keep_protocol.control import Command, StartMessage
-from keep_protocol.keep import KeepInfo
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.spec import KeepSpec
 from keep_protocol.sse import KeepEvent
 
@@ -35,6 +35,9 @@ class Units(Protocol):
 
     async def spec(self, kuuid: int) -> KeepSpec | None:
         """What the unit says the keep is; None where it says nothing that can be read."""
+
+    async def specs(self, kuuids: Sequence[int]) -> Mapping[int, KeepSpec | None]:
+        """The same of many units; those that have gone are left out."""
 
     async def end(self, kuuid: int) -> UnitEnd:
         """How the unit's main process ended last, as far as that is known."""
@@ -99,6 +102,9 @@ class Loaders(Protocol):
     async def ask(self, kuuid: int, command: Command, seconds: float = CONTROL_REPLY_SECONDS) -> Answer:
         """The answer to one command on a connection of its own."""
 
+    async def ask_all(self, kuuids: Sequence[int], command: Command) -> Mapping[int, Answer | KeepfleetError]:
+        """The answer of each of many loaders, or why there is none."""
+
     def session(self, kuuid: int) -> AbstractAsyncContextManager[LoaderSession]:
         """A connection for several commands."""
 
@@ -109,5 +115,8 @@ class Quotas(Protocol):
     def admit_creation(self, caller: Caller, spec: KeepSpec, replaced: int | None = None) -> None:
         """Raises when the caller may not have that keep with those it has, of which `replaced` does not count."""
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
+    def check_start(self, caller: Caller, kuuid: int, address: str, port: int | None) -> tuple[int, int]:
         """The ports the caller may start that keep on, from the lowest to the highest; raises when it may not now."""
+
+    def admit_start(self, caller: Caller, kuuid: int, address: str, port: int | None) -> tuple[int, int]:
+        """The same, and counts the start."""

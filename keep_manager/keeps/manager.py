@@ -12,16 +12,15 @@ from keep_manager.keeps import decide
 from keep_manager.keeps.creation import Creation, Unbroken, spec_for
 from keep_manager.keeps.decide import Page
 from keep_manager.keeps.idempotency import IdempotencyCache, another_request
-from keep_manager.keeps.interfaces import EventRecorder, Loaders, LoaderSession, Providers, Quotas, Units
-from keep_manager.keeps.kinds import kind_of
-from keep_manager.keeps.policy import Policy, Unlimited, uploaders_for
-from keep_manager.keeps.ports import bind_listener
-from keep_manager.keeps.view import NO_SPEC, Entry, View
-from keep_manager.model import Answer, Caller, Provision, UnitState, Visible, missing
+from keep_manager.keeps.interfaces import EventRecorder, Loaders, Providers, Quotas, Units
+from keep_manager.keeps.policy import Policy, Unlimited
+from keep_manager.keeps.starts import Starts
+from keep_manager.keeps.view import Entry, View
+from keep_manager.model import Answer, Caller, UnitState, Visible, missing
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
-from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, STOP_REPLY_SECONDS, unit_name
-from keep_protocol.control import Command, CommandType, StartMessage
+from keep_protocol.constants import STOP_REPLY_SECONDS, unit_name
+from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -36,8 +35,6 @@ STOP_SECONDS = 10.0
 """systemd starts a keep again after a quarter of a second, and a loader is there 50 ms later; a busy host is slower."""
 STOP_AGAIN_SECONDS = 0.02
 """A workload that fails immediately runs for less than a tenth of a second before it is started again."""
-START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
-"""The loader gives its app-loader APPLOADER_START_SECONDS and then answers with the reason."""
 
 EVERY_KEEP = ListKeeps()
 
@@ -57,58 +54,47 @@ class Keeps:
         quotas: Quotas | None = None,
     ) -> None:
         self._units, self._loaders, self._policy = units, loaders, policy
-        self._providers, self._recorder, self._view = providers, recorder, view
+        self._recorder, self._view = recorder, view
         self._quotas: Quotas = quotas or Unlimited()
         self._unbroken = Unbroken(tasks)
+        self._starts = Starts(loaders, policy, providers, view, self._quotas)
         self._creation = Creation(
-            units, loaders, policy, self._unbroken, recorder, view, self._quotas, remove=self.remove
+            units, loaders, policy, self._unbroken, recorder, view, self._quotas, self._starts, remove=self.remove
         )
         self._idempotency = IdempotencyCache()
-        self._starting: set[int] = set()
         self._waiters = 0
 
     def __repr__(self) -> str:
-        return f"Keeps({self._view!r}, {self._creation!r}, {len(self._starting)} being started)"
+        return f"Keeps({self._view!r}, {self._creation!r}, {self._starts!r})"
 
     def apply(self, policy: Policy) -> None:
         """Makes and starts keeps by this policy from now on; what is there already stays."""
         self._policy = policy
         self._creation.apply(policy)
+        self._starts.apply(policy)
 
     async def rediscover(self) -> list[KeepInfo]:
-        """Every keep that units and loaders know of, and the view made of them. Raises KeepfleetError."""
-        places = asyncio.Semaphore(ASKED_CONCURRENTLY)
-
-        async def adopt(unit: UnitState) -> None:
-            async with places:
-                await self._adopt(unit)
-
+        """Every keep that units and loaders know of, and the view made of them. Raises KeepfleetError: without its spec
+        a keep would be lost to its owner, so that what cannot be read is rather another start of the manager."""
+        found = [unit for unit in await self._units.listed() if decide.is_keep(unit)]
         async with Group() as asking:
-            found = [unit for unit in await self._units.listed() if decide.is_keep(unit)]
-            for task in [asking.start(adopt(unit)) for unit in found]:
-                await task
+            specs = asking.start(self._units.specs([unit.kuuid for unit in found]))
+            answering = [unit.kuuid for unit in found if decide.answers(unit)]
+            answers = await self._loaders.ask_all(answering, Command(CommandType.INFO))
+            said = await specs
+        for unit in found:
+            self._view.begin(unit.kuuid, said.get(unit.kuuid))
+            answer = answers.get(unit.kuuid)
+            if isinstance(answer, Answer):
+                self._view.answered(unit.kuuid, answer)
+            else:
+                self._view.silent(unit, await self._units.end(unit.kuuid), answer)
         return list(self._view)
 
-    async def _adopt(self, unit: UnitState) -> None:
-        spec = None
-        try:
-            spec = await self._units.spec(unit.kuuid)
-        except KeepfleetError as unread:
-            if unread.kind is not ErrorKind.NOT_FOUND:  # which it is where the unit has gone meanwhile
-                raise  # without its spec a keep would be lost to its owner: rather another start of the manager
-        self._view.begin(unit.kuuid, spec)
-        error: KeepfleetError | None = None
-        if decide.answers(unit):
-            try:
-                self._view.answered(unit.kuuid, await self._loaders.ask(unit.kuuid, Command(CommandType.INFO)))
-                return
-            except KeepfleetError as caught:
-                error = caught
-        self._view.silent(unit, await self._units.end(unit.kuuid), error)
-
     async def create(self, request: NewKeep, caller: Caller, key: str = "") -> KeepInfo:
-        """A new keep, listening for start-keep; with a `key` the one that the same caller's same request with it has
-        made before, also where that was another manager's work.
+        """A new keep, listening for start-keep, or where the request has its start, listening for its workload; with a
+        `key` the one that the same caller's same request with it has made before, also where that was another
+        manager's work.
 
         Raises KeepfleetError as `spec_for` and Creation.create do, and CONFLICT for a key of another request.
         """
@@ -123,9 +109,9 @@ class Keeps:
             kuuid, before = made
             if before.request != spec.request:
                 raise another_request()
-            return await self._view.changed(kuuid, State.UNDEFINED, self._policy.start_timeout_seconds)
+            return await self._creation.complete(kuuid, request, caller)
 
-        return await self._idempotency.once(spec.key, request, once)
+        return await self._idempotency.once(spec.key, spec.request, once)
 
     async def settle(self) -> None:
         """Waits for the rollbacks and removals under way."""
@@ -178,10 +164,6 @@ class Keeps:
         await self._look_at([entry] if entry.passing else [])
         return self._view.find(kuuid)
 
-    def counts(self) -> dict[State, int]:
-        """How many keeps are in each state."""
-        return self._view.counts()
-
     async def counted(self, kuuid: int) -> KeepInfo:
         """A keep that has ended, once it is known how many of its lines were dropped. Raises NOT_FOUND."""
         await self._recorder.counted(kuuid)
@@ -211,52 +193,12 @@ class Keeps:
         """
         kuuid = request.kuuid
         self._view.find(kuuid)
-        if kuuid in self._starting:
-            raise KeepfleetError(ErrorKind.CONFLICT, f"cannot start keep {kuuid}: it is being started")
-        self._starting.add(kuuid)
         try:
-            async with self._loaders.session(kuuid) as session:
-                answer = await self._hand_over(session, request, caller)
-            info = self._view.answered(kuuid, answer)
+            return await self._starts.start(request, caller)
         except KeepfleetError as error:
             if error.kind is ErrorKind.UNAVAILABLE:
                 await self._existing(kuuid)
             raise
-        finally:
-            self._starting.discard(kuuid)
-        reach(Failpoint.START_BEFORE_REPLY)
-        LOG.info("%s: started by %s on %s port %d", unit_name(kuuid), caller, info.address, info.port)
-        return info
-
-    async def _hand_over(self, session: LoaderSession, request: StartKeep, caller: Caller) -> Answer:
-        kuuid = request.kuuid
-        answer = await session.hello()
-        info = self._view.answered(kuuid, answer)
-        decide.refuse_start(answer.report)
-        spec = self._view.entry(kuuid).spec or NO_SPEC
-        given = request.workload is not None and request.workload.gives
-        uploaders = uploaders_for(request.uploaders, spec, caller, given=given)
-        if given:
-            decide.refuse_giving(answer.report, uploaders)
-        allowed = self._quotas.admit_start(caller, info, request.address, request.port)
-        provision = Provision(spec, caller, self._policy.allowance(caller), request.workload)
-        kind = kind_of(spec.kind)
-        async with self._providers.opened(provision) as opened:
-            reach(Failpoint.START_BEFORE_BIND)
-            first, last = max(self._policy.first_port, allowed[0]), min(self._policy.last_port, allowed[1])
-            ports = decide.candidate_ports(request.address, request.port, first, last)
-            with bind_listener(request.address, ports) as listener:
-                reach(Failpoint.START_AFTER_BIND)
-                descriptors = {"listener": listener.fileno(), **opened}
-                kind.check_descriptors(tuple(descriptors))
-                port = listener.getsockname()[1]
-                message = StartMessage(request.address, request.names, uploaders, tuple(descriptors))
-                reach(Failpoint.START_AFTER_ADDRESS)
-                answer = await session.start(message, port, tuple(descriptors.values()), START_REPLY_SECONDS)
-        reach(Failpoint.START_AFTER_COMMAND)
-        if (answer.report.address, answer.report.port) != (request.address, port):
-            raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot trust keep {kuuid}: it names another address")
-        return answer
 
     async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
         """Ends the keep's upload endpoint or workload; its outcome says that `caller` asked. One that has ended already

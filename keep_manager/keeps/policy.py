@@ -10,7 +10,6 @@ from keep_manager.model import Allowance, Caller
 from keep_protocol.constants import LAST_KEEP_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE, Role
-from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import BOUNDS, DEFAULTS, MIB, Limits
 from keep_protocol.spec import KeepSpec, Lease
 
@@ -55,9 +54,11 @@ class Unlimited:
     def admit_creation(self, caller: Caller, spec: KeepSpec, replaced: int | None = None) -> None:
         """See Quotas."""
 
-    def admit_start(self, caller: Caller, info: KeepInfo, address: str, port: int | None) -> tuple[int, int]:
+    def check_start(self, caller: Caller, kuuid: int, address: str, port: int | None) -> tuple[int, int]:
         """See Quotas."""
         return 1, LAST_KEEP_PORT
+
+    admit_start = check_start
 
 
 def limits_for(asked: Iterable[tuple[str, int]], allowed: Allowance, caller: Caller) -> Limits:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -115,21 +115,18 @@ class View:
                 return kuuid, entry.spec
         return None
 
-    def counts(self) -> dict[State, int]:
-        """How many keeps are in each state."""
-        found = dict.fromkeys(State, 0)
-        for entry in self._entries.values():
-            found[entry.info.state] += 1
-        return found
-
     async def changed(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
         """The keep once its state is another than `changed_from`, or as it is after `seconds`.
 
         Raises KeepfleetError(NOT_FOUND) when there is none, or none any more.
         """
+        return await self.until(kuuid, lambda info: info.state is not changed_from, seconds)
+
+    async def until(self, kuuid: int, reached: Callable[[KeepInfo], bool], seconds: float) -> KeepInfo:
+        """The keep once it is as `reached` says, or as it is after `seconds`. Raises as `changed` does."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self.find(kuuid).state is changed_from:
+                while not reached(self.find(kuuid)):
                     await self._entries[kuuid].changed.wait()
         return self.find(kuuid)
 

@@ -39,6 +39,8 @@ end only to those who subscribe to all of its signals."""
 MANY, MANY_SECONDS = 16, 16.0
 """Changes that one keep may report in so many seconds; a life has six and a restart two. A keep that was taken over
 could report thousands, and each would be looked at and written down."""
+BEGUN_TOGETHER = 32
+"""Keeps that a new manager begins to watch before the loop turns to its clients: 5 ms."""
 SETTLED_SECONDS = 5.0
 """How long a client waits at most for the count of dropped lines."""
 RECORDED_SECONDS = 2.0
@@ -95,8 +97,10 @@ class Watch:
             latest = await self._log.latest()
         except KeepfleetError as error:
             LOG.warning("cannot read the events so far, some may be recorded twice: %s", error.message)
-        for kuuid in found:
+        for number, kuuid in enumerate(found, 1):
             self._begin(kuuid, latest.get(kuuid))
+            if number % BEGUN_TOGETHER == 0:
+                await asyncio.sleep(0)
         for kuuid, last in latest.items():
             if kuuid not in self._view and kuuid not in self._watched and last.type is not EventType.REMOVED:
                 why = "it was removed while there was no manager"

@@ -11,16 +11,18 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from dbus_next._private.address import parse_address
 from dbus_next.aio.message_bus import MessageBus
 from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.errors import AuthError, DBusError
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
+from keep_manager.systemd.bulk import PropertyReader
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -76,22 +78,36 @@ def variant(signature: str, value: object) -> object:
     return Variant(signature, value)
 
 
+def _dial(addresses: list[tuple[str, dict[str, str]]], flags: int = 0) -> socket.socket:
+    """A socket that is connected to the first of these addresses that is a Unix socket's. Raises OSError."""
+    for transport, options in addresses:
+        if transport != "unix":
+            continue
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | flags)
+        try:
+            sock.connect(options["path"] if "path" in options else "\0" + options["abstract"])
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    raise OSError(errno.EAFNOSUPPORT, "the address names no Unix socket")
+
+
+def string_lists(address: str, paths: Sequence[str], interface: str, name: str) -> Mapping[str, list[str]]:
+    """A property of many of systemd's objects that is a list of strings, by the paths of those of which it could be
+    read; for a thread. Raises OSError, ValueError or KeyError when that bus cannot be read."""
+    with _dial(parse_address(address)) as sock:  # type: ignore[no-untyped-call] # dbus-next is typed in part
+        reader = PropertyReader(sock, SYSTEMD, CALL_SECONDS)
+        reader.open()
+        return reader.string_lists(paths, interface, name)
+
+
 class _Connection(MessageBus):
     """dbus-next's connection, closed when it ends, and without its handshake's endless loop on a bus that hangs up."""
 
     def _setup_socket(self) -> None:
-        for transport, options in self._bus_address:
-            if transport != "unix":
-                continue
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-            try:
-                sock.connect(options["path"] if "path" in options else "\0" + options["abstract"])
-            except BaseException:
-                sock.close()
-                raise
-            self._sock, self._stream, self._fd = sock, sock.makefile("rwb"), sock.fileno()
-            return
-        raise OSError(errno.EAFNOSUPPORT, "the address names no Unix socket")
+        sock = _dial(self._bus_address, socket.SOCK_NONBLOCK)
+        self._sock, self._stream, self._fd = sock, sock.makefile("rwb"), sock.fileno()
 
     async def _auth_readline(self) -> str:
         line = b""

@@ -35,6 +35,13 @@ def job_end(body: Sequence[object]) -> JobEnd | None:
     return None
 
 
+def unit_path(unit: str) -> str:
+    """The object of a unit (man org.freedesktop.systemd1, "Unit Objects"): what is no letter or digit is `_` and two
+    hexadecimal digits."""
+    label = "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):02x}" for c in unit)
+    return f"/org/freedesktop/systemd1/unit/{label}"
+
+
 def unit_states(rows: object) -> list[UnitState]:
     """The keeps in a reply of ListUnitsByPatterns, a(ssssssouso). Units that are not keeps are left out."""
     states: list[UnitState] = []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping, Sequence
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.model import UnitEnd, UnitState
 from keep_manager.systemd import journal, replies
-from keep_manager.systemd.bus import CALL_SECONDS, Bus, BusLost, Call, ReplyError, variant
+from keep_manager.systemd.bus import CALL_SECONDS, Bus, BusLost, Call, ReplyError, string_lists, variant
 from keep_manager.systemd.fields import FieldFiles
 from keep_manager.systemd.jobs import JobWaits
 from keep_manager.systemd.properties import keep_properties, spec_in
@@ -36,7 +37,7 @@ class SystemdUnits:
         self._tasks = tasks
         self._bus = Bus(tasks, address, self._signal)
         self._bus.on_return = self._returned
-        self._instance = instance
+        self._address, self._instance = address, instance
         self._directory = f"{runtime_root}/keepfleet"
         self._private = f"{runtime_root}/private/keepfleet"
         self._fields = FieldFiles(runtime_root)
@@ -124,6 +125,25 @@ class SystemdUnits:
         """What the unit says the keep is; None where it says nothing that can be read. Raises KeepfleetError."""
         unit = unit_name(kuuid)
         return spec_in(await self._property(await self._path(unit), "Service", "Environment", unit), unit)
+
+    async def specs(self, kuuids: Sequence[int]) -> Mapping[int, KeepSpec | None]:
+        """What each of these units says its keep is, as `spec` does; those that have gone are left out. Raises
+        KeepfleetError."""
+        paths = {replies.unit_path(unit_name(kuuid)): kuuid for kuuid in kuuids}
+        environments: Mapping[str, list[str]] = {}
+        try:
+            environments = await asyncio.to_thread(string_lists, self._address, list(paths), _SERVICE, "Environment")
+        except (OSError, ValueError, KeyError) as error:
+            LOG.info("cannot read the keeps' units together, reading one by one: %s", error)
+        found = {paths[path]: spec_in(value, unit_name(paths[path])) for path, value in environments.items()}
+        for kuuid in kuuids:
+            if kuuid not in found:
+                try:
+                    found[kuuid] = await self.spec(kuuid)
+                except KeepfleetError as error:
+                    if error.kind is not ErrorKind.NOT_FOUND:
+                        raise
+        return found
 
     async def end(self, kuuid: int) -> UnitEnd:
         """How the unit's main process ended last; nothing is known of a unit that has gone."""
@@ -270,3 +290,4 @@ class SystemdUnits:
 
 
 _PROPERTIES = "org.freedesktop.DBus.Properties"
+_SERVICE = "org.freedesktop.systemd1.Service"

@@ -1,90 +1,18 @@
-"""Which manager a command speaks to and as whom, and which keep it means: options every such command has."""
+"""click's side of the tables in `keepctl.arguments`: its types, completion, options, and whole commands."""
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from keep_client.credentials import MANAGER_VARIABLE, PKI_VARIABLE, Credentials, parse_manager, pki_directory
-from keep_client.manager import ManagerClient
 from keep_protocol.errors import KeepfleetError
-from keepctl import contexts
-from keepctl.commands.shared import FILE, remember
-from keepctl.configuration import local_manager
-from keepctl.references import check_reference, resolve
+from keepctl import access, arguments, contexts
+from keepctl.arguments import Argument, Command, Option, Value, WrongUsage
 
-CONTEXT_VARIABLE = "KEEPFLEET_CONTEXT"
-
-
-@dataclass(frozen=True)
-class Access:
-    """Which manager, who we are to it and to its keeps, and where these are to listen ("": where it is reached)."""
-
-    manager: str
-    credentials: Credentials
-    address: str = ""
-
-    def client(self) -> ManagerClient:
-        """The manager's calls. Raises KeepfleetError when the address or a file cannot be used."""
-        return ManagerClient(parse_manager(self.manager), self.credentials.manager_context())
-
-    def keep(self, reference: str) -> tuple[ManagerClient, int]:
-        """The manager's calls, and the ID of the keep that `reference` means. Raises KeepfleetError."""
-        client = self.client()
-        return client, resolve(client, reference)
-
-
-def _find(context: str | None, manager: str | None, ca: str | None, cert: str | None, key: str | None) -> Access:
-    """An option wins over a context that was asked for, that over the environment, that over the current context."""
-    asked = context or os.environ.get(CONTEXT_VARIABLE)
-    known = contexts.load() if not (manager and ca and cert) or asked else contexts.Contexts()
-    chosen = known.get(asked) if asked else {}
-    current = known.get(known.current) if known.current and not asked else {}
-    files = current if PKI_VARIABLE not in os.environ else {}
-    address = manager or chosen.get("manager") or os.environ.get(MANAGER_VARIABLE) or current.get("manager")
-    found = {name: chosen.get(name) or files.get(name) for name in ("ca", "cert", "key")}
-    credentials = Credentials.find(ca or found["ca"], cert or found["cert"], key or (None if cert else found["key"]))
-    listening = {} if manager else chosen if asked else {} if MANAGER_VARIABLE in os.environ else current
-    return Access(address or local_manager(pki_directory()), credentials, listening.get("address", ""))
-
-
-def connected(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --context, --manager, --ca, --cert and --key; the command gets them as one `access`."""
-
-    @click.option(
-        "--context", metavar="NAME", type=ContextName(), help="One of `keepctl context list`; also $KEEPFLEET_CONTEXT."
-    )
-    @click.option(
-        "--manager",
-        metavar="URL",
-        help="The manager: HOST:PORT or https://HOST:PORT; also $KEEPFLEET_MANAGER; otherwise the context's, "
-        "or this host's, where its manager.yaml says.",
-    )
-    @click.option(
-        "--ca", metavar="FILE", type=FILE, help="The CA of the manager; otherwise ca.crt of the PKI directory."
-    )
-    @click.option("--cert", metavar="FILE", type=FILE, help="Your certificate; otherwise clients/admin.crt.")
-    @click.option("--key", metavar="FILE", type=FILE, help="Its key; otherwise the .key next to it.")
-    @functools.wraps(command)
-    def with_access(
-        context: str | None,
-        manager: str | None,
-        ca: str | None,
-        cert: str | None,
-        key: str | None,
-        **arguments: object,
-    ) -> None:
-        access = _find(context, manager, ca, cert, key)
-        remember(access.credentials)
-        command(access=access, **arguments)
-
-    return with_access
+_GUEST_WORDS = "keepctl.guest-words"
 
 
 class ContextName(click.ParamType[str]):
@@ -102,22 +30,31 @@ class ContextName(click.ParamType[str]):
         return [item for item in found if item.value.startswith(incomplete)]
 
 
-class Reference(click.ParamType[str]):
+class Parsed(click.ParamType[object]):
+    """What one of our own functions reads; its refusal is wrong usage."""
+
+    name = "text"
+
+    def __init__(self, value: arguments.Parsed) -> None:
+        self._value = value
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        try:
+            return self._value.parse(str(value))
+        except KeepfleetError as error:
+            self.fail(error.message, param, ctx)
+
+
+class Reference(Parsed):
     """A keep on the command line: its ID, the beginning of its ID, or its name."""
 
     name = "keep"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return check_reference(str(value))
-        except KeepfleetError as error:
-            self.fail(error.message, param, ctx)
-
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names and IDs that go on as what is typed; none where the manager cannot be asked."""
-        named = (ctx.params.get(name) for name in ("context", "manager", "ca", "cert", "key"))
+        named = (ctx.params.get(option.name) for option in access.CONNECTION)
         try:
-            keeps = _find(*named).client().keeps()
+            keeps = access.find(*named).client().keeps()
         except KeepfleetError:
             return []
         found = [CompletionItem(keep.name, help=keep.detail) for keep in keeps if keep.name]
@@ -125,8 +62,89 @@ class Reference(click.ParamType[str]):
         return [item for item in found if str(item.value).startswith(incomplete)]
 
 
-keep_argument = click.argument("keep", metavar="KEEP", type=Reference())
-keeps_argument = click.argument("keeps", metavar="KEEP...", type=Reference(), nargs=-1, required=True)
+def _type(value: Value | None) -> click.ParamType[Any] | None:
+    match value:
+        case arguments.File():
+            return click.Path()  # so marked, a shell completes it
+        case arguments.ContextName():
+            return ContextName()
+        case arguments.Choice(words=words):
+            return click.Choice(words)
+        case arguments.Number(low=low, high=high):
+            return click.IntRange(low, high)
+        case arguments.Fraction(low=low, high=high):
+            return click.FloatRange(low, high)
+        case arguments.Reference():
+            return Reference(value)
+        case arguments.Parsed():
+            return Parsed(value)
+    return None
+
+
+def _option(option: Option) -> click.Option:
+    declared = (*option.flags, option.name)
+    if option.value is None:
+        return click.Option(declared, is_flag=True, help=option.about)
+    chosen: dict[str, Any] = {} if option.default is None else {"default": option.default}
+    if option.metavar:
+        chosen["metavar"] = option.metavar
+    return click.Option(
+        declared,
+        type=_type(option.value),
+        multiple=option.many,
+        help=option.about,
+        show_default=option.shown,
+        **chosen,
+    )
+
+
+def _argument(argument: Argument) -> click.Argument:
+    return click.Argument(
+        (argument.name,),
+        metavar=argument.metavar,
+        type=_type(argument.value),
+        nargs=-1 if argument.many else 1,
+        required=argument.required,
+    )
+
+
+class _GuestCommand(click.Command):
+    """A command whose words after `--` are the guest's, whatever comes before: a manifest may name the module."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, with those words put aside first."""
+        split = args.index("--") if "--" in args else len(args)
+        ctx.meta[_GUEST_WORDS] = tuple(args[split + 1 :])
+        return super().parse_args(ctx, args[:split])
+
+
+def made_of(command: Command) -> click.Command:
+    """The click command of a table."""
+
+    def work(**values: Any) -> None:
+        context = click.get_current_context()
+        if command.guest_words:
+            values["arguments"] = (*values["arguments"], *context.meta[_GUEST_WORDS])
+        try:
+            code = command.work(**values)
+        except WrongUsage as error:
+            raise click.UsageError(str(error), context) from error
+        context.exit(code)
+
+    return (_GuestCommand if command.guest_words else click.Command)(
+        command.name,
+        callback=work,
+        params=[*map(_argument, command.arguments), *map(_option, command.options)],
+        help=inspect.cleandoc(command.help),
+        short_help=command.brief,
+    )
+
+
 output_option = click.option(
-    "-o", "--output", type=click.Choice(("text", "json")), default="text", show_default=True, help="How to print it."
+    "-o",
+    "--output",
+    type=_type(access.OUTPUT.value),
+    default=access.OUTPUT.default,
+    show_default=True,
+    help=access.OUTPUT.about,
 )

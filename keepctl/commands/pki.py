@@ -12,8 +12,9 @@ from keepctl import pki as store
 from keepctl.commands import issuing
 from keepctl.commands.access import output_option
 from keepctl.commands.issuing import RESTART, epoch
-from keepctl.commands.shared import FAILED, Commands, now, pki_option
+from keepctl.commands.shared import Commands, now, pki_option
 from keepctl.display import json_text, show_table
+from keepctl.ending import FAILED
 from keepctl.layout import Layout
 from keepctl.pki import Issued
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, replace
-from typing import Any
-
-import click
-
 from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
-from keepctl.commands.access import Access, connected, output_option
-from keepctl.commands.options import JobOptions, creation_options, endpoint_options, guest_options
-from keepctl.commands.shared import FILE, show_error
+from keepctl.access import CONNECTION, OUTPUT, Access, connected
+from keepctl.arguments import FILE, Argument, Command, Option, WrongUsage
+from keepctl.commands.options import CREATION, ENDPOINT, GUEST
 from keepctl.describe import (
     EXIT_CODES,
     INTERRUPTED,
@@ -27,11 +22,15 @@ from keepctl.describe import (
     exit_code_of_error,
     succeeded,
 )
-from keepctl.display import discard_output, json_line, json_text, line_printer, say
+from keepctl.display import discard_output, echo, json_line, json_text, line_printer, refuse_raw_terminal, say
+from keepctl.ending import show_error
 from keepctl.job import Job
-from keepctl.run import Fate, Left, begin, ending_signals, settle, until_the_end
+from keepctl.run import EndingSignals, Fate, Left, begin, settle, until_the_end
 
-_GUEST_WORDS = "keepctl.guest-words"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 HELP = f"""Runs FILE in a new keep: shows its output until it ends, says why it ended, and exits as it did.
 
 \b
@@ -48,8 +47,7 @@ whatever ends this.
 {EXIT_CODES}"""
 
 
-@dataclass(frozen=True)
-class _How:
+class _How(Record):
     """What is done with the keep, apart from running the workload in it."""
 
     address: str
@@ -58,23 +56,17 @@ class _How:
     detach: bool
     raw: bool
     json: bool
-    replace: bool
+    take_over: bool
 
 
-def refuse_raw_terminal(raw: bool) -> None:
-    """Raises UsageError where --raw would let a guest steer the terminal."""
-    if raw and sys.stdout.isatty():
-        raise click.UsageError("--raw is for a pipe or a file: what a guest prints could steer this terminal")
-
-
-def _job(file: str | None, described: str | None, options: JobOptions) -> Job:
+def _job(file: str | None, described: str | None, options: dict[str, Any]) -> Job:
     if file is not None and described is None and file.endswith((".yaml", ".yml")):
-        raise click.UsageError(f"{file} is a manifest by its name; run it with: keepctl run -f {file}")
-    job = options.on(_described(described) if described is not None else Job())
+        raise WrongUsage(f"{file} is a manifest by its name; run it with: keepctl run -f {file}")
+    job = (_described(described) if described is not None else Job()).on_top(**options)
     module = file or job.module
     if not module:
-        raise click.UsageError("name the module to run: keepctl run FILE.wasm, or `module:` in the manifest")
-    return replace(job, module=module)
+        raise WrongUsage("name the module to run: keepctl run FILE.wasm, or `module:` in the manifest")
+    return job.replace(module=module)
 
 
 def _described(path: str) -> Job:
@@ -97,7 +89,7 @@ def _watch(client: ManagerClient, kuuid: int, how: _How) -> int:
 
     def show(line: LogLine) -> None:
         if line.source in (WORKLOAD_SOURCE, JOURNAL_SOURCE):
-            printer(line)
+            printer(line, "")
 
     def stopping() -> None:
         again = "removes it immediately" if how.remove else "leaves it running"
@@ -105,7 +97,7 @@ def _watch(client: ManagerClient, kuuid: int, how: _How) -> int:
 
     keep, interrupted = until_the_end(client, kuuid, show, stopping)
     if how.json:
-        click.echo(json_line({"keep": keep.to_wire()}))
+        echo(json_line({"keep": keep.to_wire()}))
     if not interrupted:
         _say_end(keep)
     return INTERRUPTED if interrupted else exit_code_of(keep.outcome)
@@ -162,12 +154,15 @@ def _removed(kuuid: int) -> KeepfleetError:
 
 
 def _run(access: Access, job: Job, how: _How) -> int:
-    client = access.client()
-    keep = begin(client, access.credentials, job, how.address or access.address, how.port, how.replace)
-    if not how.detach:
-        return _finish(client, keep.kuuid, how)
+    with access.client() as client:
+        keep = begin(client, access.credentials, job, how.address or access.address, how.port, how.take_over)
+        return _detach(client, keep, how) if how.detach else _finish(client, keep.kuuid, how)
+
+
+def _detach(client: ManagerClient, keep: KeepInfo, how: _How) -> int:
+    """Names the keep that goes on by itself."""
     try:
-        click.echo(json_text(client.keep(keep.kuuid).to_wire()) if how.json else str(keep.kuuid))
+        echo(json_text(client.keep(keep.kuuid).to_wire()) if how.json else str(keep.kuuid))
     except (KeepfleetError, OSError) as error:
         discard_output()
         why = error.message if isinstance(error, KeepfleetError) else f"cannot write its ID: {error.strerror}"
@@ -175,31 +170,8 @@ def _run(access: Access, job: Job, how: _How) -> int:
     return 0
 
 
-class _GuestCommand(click.Command):
-    """A command whose words after `--` are the guest's, whatever comes before: a manifest may name the module."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click's, with those words put aside first."""
-        split = args.index("--") if "--" in args else len(args)
-        ctx.meta[_GUEST_WORDS] = tuple(args[split + 1 :])
-        return super().parse_args(ctx, args[:split])
-
-
-@click.command("run", cls=_GuestCommand, help=HELP, short_help="Runs a file in a new keep, and exits as it did.")
-@click.argument("file", metavar="[FILE.wasm]", required=False, type=FILE)
-@click.argument("arguments", metavar="[-- ARGS]...", nargs=-1)
-@click.option(
-    "-f", "--file", "described", metavar="FILE.yaml", type=FILE, help="A manifest that describes the workload."
-)
-@click.option("--rm", "remove", is_flag=True, help="Remove the keep when the workload has ended.")
-@click.option("-d", "--detach", is_flag=True, help="Print the keep's ID and leave it running.")
-@click.option("--raw", is_flag=True, help="Its output as it is, control characters and all; into a pipe or a file.")
-@creation_options
-@guest_options
-@endpoint_options
 @connected
-@output_option
-def run(
+def _work(
     file: str | None,
     described: str | None,
     remove: bool,
@@ -210,19 +182,41 @@ def run(
     address: str,
     port: int | None,
     access: Access,
-    **options: Any,  # the options that describe the workload, as click passes them
-) -> None:
+    **options: Any,  # the options that describe the workload, by their names in the table
+) -> int:
     if remove and detach:
-        raise click.UsageError("--rm and -d exclude each other: a detached keep is removed by keepctl rm")
+        raise WrongUsage("--rm and -d exclude each other: a detached keep is removed by keepctl rm")
     refuse_raw_terminal(raw)
-    options["arguments"] = (*options["arguments"], *click.get_current_context().meta[_GUEST_WORDS])
     how = _How(address, port, remove, detach, raw, output == "json", replace)
-    with ending_signals():
+    with EndingSignals():
         try:
-            code = _run(access, _job(file, described, JobOptions(**options)), how)
+            return _run(access, _job(file, described, options), how)
         except KeepfleetError as error:
             show_error(error)
-            code = exit_code_of_error(error)
+            return exit_code_of_error(error)
         except KeyboardInterrupt:
-            code = INTERRUPTED
-    raise SystemExit(code)
+            return INTERRUPTED
+
+
+RUN = Command(
+    "run",
+    _work,
+    "Runs a file in a new keep, and exits as it did.",
+    HELP,
+    (
+        Option(("-f", "--file"), "described", "A manifest that describes the workload.", FILE, "FILE.yaml"),
+        Option(("--rm",), "remove", "Remove the keep when the workload has ended."),
+        Option(("-d", "--detach"), "detach", "Print the keep's ID and leave it running."),
+        Option(("--raw",), "raw", "Its output as it is, control characters and all; into a pipe or a file."),
+        *CREATION,
+        *GUEST,
+        *ENDPOINT,
+        *CONNECTION,
+        OUTPUT,
+    ),
+    (
+        Argument("file", "[FILE.wasm]", FILE, required=False),
+        Argument("arguments", "[-- ARGS]...", required=False, many=True),
+    ),
+    guest_words=True,
+)

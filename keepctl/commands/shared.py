@@ -1,10 +1,13 @@
-"""What every command has in common: how errors are shown, the exit codes, options."""
+"""click's groups of commands as ours: commands are imported when they are wanted, errors are one line."""
 
 from __future__ import annotations
 
 import datetime
+import gc
 import importlib
 import os
+import site
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -12,62 +15,37 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from keep_client.credentials import Credentials, pki_directory
-from keep_client.peer import CertificateRefused, ConnectionFailed
-from keep_client.text import one_line, printable
+from keep_client.credentials import pki_directory
+from keep_client.text import one_line
 from keep_protocol.errors import KeepfleetError
-from keepctl.describe import exit_code_of_error
-from keepctl.display import discard_output, say
+from keepctl.arguments import Command
+from keepctl.commands import COMMANDS
+from keepctl.commands.access import made_of
+from keepctl.ending import INTERRUPTED, show_failure, unwritten
+from keepctl.version import version_line
 
 if TYPE_CHECKING:
     from keepctl.layout import Layout
 
-FAILED = 1
-INTERRUPTED = 130
-"""128 + SIGINT, as a shell says it; no message, since the person knows."""
-NO_ANSWER = 3
+HELP = """Runs workloads in keeps, shows them, and looks after certificates and installation.
+
+\b
+    keepctl run hello.wasm              run a program and see its output
+    keepctl ps                          what is there
+    keepctl inspect KEEP                everything about one, with why it ended
+    keepctl logs -f KEEP                what it prints
+
+KEEP is a keep's ID, the beginning of its ID, or its name.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no answer: not reached, or one side does not trust the other.
+`run`, `wait` and `upload --wait` exit as the workload did: see their --help.
+"""
 FILE = click.Path()
 """A file's name, as text; so marked, a shell completes it."""
-_CREDENTIALS = "keepctl.credentials"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def remember(credentials: Credentials) -> None:
-    """This command shows these: `show_error` looks at them where they were refused."""
-    click.get_current_context().meta[_CREDENTIALS] = credentials
-
-
-def _words(error: KeepfleetError) -> str:
-    """The error's message; of a refused certificate, better than a guess, what is wrong with our file."""
-    context = click.get_current_context(silent=True)
-    shown = context.meta.get(_CREDENTIALS) if context is not None else None
-    if not isinstance(error, CertificateRefused) or shown is None:
-        return error.message
-    from keepctl.inspection import fault_of_ours  # here: its library costs 45 ms, and only a refusal needs it
-
-    fault = fault_of_ours(shown.certificate, shown.ca, now())
-    return f"cannot use {error.peer}: {fault}" if fault else error.message
-
-
-def show_error(error: KeepfleetError) -> None:
-    """One line, and the evidence it does not hold already indented below it, on standard error."""
-    say(f"keepctl: {one_line(_words(error))}")
-    for line in error.evidence:
-        if line not in error.message:
-            say(f"    {printable(line)}")
-
-
-@contextmanager
-def exiting_as_the_workload() -> Iterator[None]:
-    """What fails inside has the exit code of a workload that was not run or not watched, as `keepctl run` has it."""
-    try:
-        yield
-    except KeepfleetError as error:
-        show_error(error)
-        raise SystemExit(exit_code_of_error(error)) from error
-
-
-class WrongUsage(click.UsageError):
+class _WrongUsage(click.UsageError):
     """click's refusal of a command line, shown as every other error: one line, with the next step."""
 
     def __init__(self, error: click.UsageError) -> None:
@@ -85,10 +63,10 @@ class WrongUsage(click.UsageError):
 def _brief() -> Iterator[None]:
     try:
         yield
-    except (WrongUsage, NoArgsIsHelpError):
+    except (_WrongUsage, NoArgsIsHelpError):
         raise
     except click.UsageError as error:
-        raise WrongUsage(error) from error
+        raise _WrongUsage(error) from error
 
 
 class Commands(click.Group):
@@ -112,8 +90,7 @@ class Commands(click.Group):
             with _brief():
                 return super().invoke(ctx)
         except KeepfleetError as error:
-            show_error(error)
-            ctx.exit(NO_ANSWER if isinstance(error, ConnectionFailed) else FAILED)
+            ctx.exit(show_failure(error))
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 
@@ -132,9 +109,7 @@ class LazyCommands(Commands):
         try:
             return super().main(*args, **extra)
         except OSError as error:
-            say(one_line(f"keepctl: cannot go on: {error.filename or ''} {error.strerror or error}"))
-            discard_output()
-            raise SystemExit(FAILED) from error
+            raise SystemExit(unwritten(error)) from error
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:  # click's own signature
         with _brief():
@@ -148,6 +123,8 @@ class LazyCommands(Commands):
             return None
         module, _, attribute = self._sources[cmd_name].partition(":")
         command = getattr(importlib.import_module(module), attribute)
+        if isinstance(command, Command):
+            return made_of(command)
         assert isinstance(command, click.Command)  # noqa: S101  # the table above is ours
         return command
 
@@ -173,21 +150,32 @@ def pki_option(command: _Command) -> _Command:
 
 def _show_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
     del param
-    if not asked or ctx.resilient_parsing:
-        return
-    import importlib.metadata  # here: 27 ms, for those alone who ask
-
-    try:
-        version = importlib.metadata.version("keepfleet")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown (not installed)"  # a checkout: git says what it holds, and not pyproject.toml
-    click.echo(f"keepctl {version}")
-    ctx.exit()
+    if asked and not ctx.resilient_parsing:
+        click.echo(version_line())
+        ctx.exit()
 
 
 version_option = click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
 )
+
+
+def build() -> LazyCommands:
+    """The whole command line, for click."""
+    root = LazyCommands("keepctl", COMMANDS, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+    return version_option(root)
+
+
+def by_click(words: list[str]) -> int:
+    """Runs one command line that click reads, for its exit code."""
+    gc.enable()
+    if sys.flags.no_site:
+        site.main()  # some of these commands want to know in which virtual environment they are
+    try:
+        build().main(words, prog_name="keepctl")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
 
 
 def now() -> datetime.datetime:

@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import click
-
 from keep_client.manager import ManagerClient
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
-from keepctl.commands.access import Access, connected, output_option
+from keepctl.access import CONNECTION, OUTPUT, Access, connected
+from keepctl.arguments import Command, Fraction, Option
 from keepctl.describe import seconds_text, size_text, state_text
-from keepctl.display import json_line, json_text, show_table
+from keepctl.display import echo, json_line, json_text, show_table
 
 _HEADER = ("ID", "NAME", "STATE", "CPU", "CPU TIME", "CPU LIMIT", "MEMORY", "GUEST MAY", "TASKS", "RESTARTS")
 _CLEAR = "\x1b[H\x1b[2J"
@@ -165,9 +164,9 @@ def _watch(client: ManagerClient, everything: bool, seconds: float, pause: Calla
         keeps = _shown(client, everything)
         measured, now = measure(keep.unit for keep in keeps), time.monotonic()
         if json:
-            click.echo(json_line(_wire(keeps, measured)))
+            echo(json_line(_wire(keeps, measured)))
         else:
-            click.echo(_CLEAR if sys.stdout.isatty() else "", nl=False)
+            sys.stdout.write(_CLEAR if sys.stdout.isatty() else "")
             elapsed = now - then if then else 0.0
             rows = [row(keep, _usage(keep, measured), before.get(keep.unit, NOTHING), elapsed) for keep in keeps]
             show_table(_HEADER, rows)
@@ -175,27 +174,35 @@ def _watch(client: ManagerClient, everything: bool, seconds: float, pause: Calla
         pause(seconds)
 
 
-@click.command("top", short_help="Shows what keeps use.")
 @connected
-@output_option
-@click.option("-a", "--all", "everything", is_flag=True, help="Also keeps that have ended, with what they usage.")
-@click.option("-w", "--watch", is_flag=True, help="Again and again, with the processors used meanwhile, until Ctrl-C.")
-@click.option(
-    "--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds between, with -w."
-)
-def top(output: str, everything: bool, watch: bool, interval: float, access: Access) -> None:
+def _top(output: str, everything: bool, watch: bool, interval: float, access: Access) -> int:
+    with access.client() as client:
+        if watch:
+            _watch(client, everything, interval, time.sleep, output == "json")
+        keeps = _shown(client, everything)
+    measured = measure(keep.unit for keep in keeps)
+    if output == "json":
+        echo(json_text(_wire(keeps, measured)))
+    else:
+        show_table(_HEADER, [row(keep, _usage(keep, measured)) for keep in keeps])
+    return 0
+
+
+TOP = Command(
+    "top",
+    _top,
+    "Shows what keeps use.",
     """Shows what running keeps use: processor time, memory and tasks of their units, as this host's systemd counts
     them. Of keeps on another host only the limits are known here.
 
     \b
     keepctl top --watch
-    """
-    client = access.client()
-    if watch:
-        _watch(client, everything, interval, time.sleep, output == "json")
-    keeps = _shown(client, everything)
-    measured = measure(keep.unit for keep in keeps)
-    if output == "json":
-        click.echo(json_text(_wire(keeps, measured)))
-    else:
-        show_table(_HEADER, [row(keep, _usage(keep, measured)) for keep in keeps])
+    """,
+    (
+        *CONNECTION,
+        OUTPUT,
+        Option(("-a", "--all"), "everything", "Also keeps that have ended, with what they used."),
+        Option(("-w", "--watch"), "watch", "Again and again, with the processors used meanwhile, until Ctrl-C."),
+        Option(("--interval",), "interval", "Seconds between, with -w.", Fraction(0.1, 3600), default=2.0, shown=True),
+    ),
+)

@@ -58,7 +58,7 @@ def _duration(description: str) -> Schema:
     return {
         "type": ["integer", "string"],
         "description": description,
-        "pattern": _whole(DURATION.pattern),
+        "pattern": _whole(DURATION),
         "x-must": "be whole seconds, or a time like 10s, 5m or 1h30m",
         "minimum": 0,
     }
@@ -72,7 +72,7 @@ _LIMITS: dict[str, object] = {
     "cpus": {
         "type": ["integer", "number", "string"],
         "description": "How much of how many processors, with at most two decimals. Default 1.",
-        "pattern": _whole(CPUS.pattern),
+        "pattern": _whole(CPUS),
         "x-must": "be a number of processors like 0.5 or 2",
         "minimum": 0.01,
         "maximum": BOUNDS["cpu_percent"][1] / 100,

@@ -82,7 +82,7 @@ async def test_an_idle_loader_says_what_it_is(subject: Subject) -> None:
     report = answer.report
     assert (report.state, report.phase, report.detail) == (State.LISTENING, "idle", WORDS[Phase.IDLE])
     assert (report.control_version, report.port, report.outcome) == (2, 0, None)
-    assert (answer.claims.name, answer.claims.labels, answer.claims.owner) == ("web", (("a", "b"),), "")
+    assert answer.claims == KeepSpec()  # what it is stands in its unit; only a loader of version 1 is asked
 
 
 async def test_a_started_loader_awaits_its_workload_where_the_listener_is(subject: Subject, passed: Endpoint) -> None:

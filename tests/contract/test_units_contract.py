@@ -62,6 +62,15 @@ async def test_a_stopped_unit_leaves_nothing_and_can_be_started_again(subject: S
         assert await gone(subject, 1004)
 
 
+async def test_what_many_units_say_is_what_each_says(subject: Subject) -> None:
+    specs = {1101 + number: SPEC.replace(name=f"web-{number}") for number in range(5)}
+    for kuuid, spec in specs.items():
+        await subject.units.start(kuuid, ENOUGH, spec)
+    assert await subject.units.specs(list(specs)) == specs
+    assert await subject.units.specs([]) == {}
+    assert [await subject.units.spec(kuuid) for kuuid in specs] == list(specs.values())
+
+
 async def test_a_unit_that_does_not_exist_is_not_found(subject: Subject) -> None:
     assert await subject.units.look(1005) is None
     assert (await refusal(subject.units.stop(1005))).kind is ErrorKind.NOT_FOUND

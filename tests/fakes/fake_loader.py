@@ -48,9 +48,9 @@ class FakeLoader:
     `version` is the control protocol it speaks; of version 1 its unit has no spec, and it says what it was described
     as. `silent` makes it accept and never answer, `lies` answer each wait immediately; `refuse` is the error the next
     START gets; `dies` makes STOP wait until it is set, as for a process that takes its time; `hold` makes START wait
-    until it is set; `heard` is set by each command; `received` are the inode numbers of START's descriptors, `started`
-    its message; `workload` is the description that came with it, and `granted` what that grants, open until the loader
-    ends.
+    until it is set, and sets `held`; `heard` is set by each command; `received` are the inode numbers of START's
+    descriptors, `started` its message; `workload` is the description that came with it, and `granted` what that grants,
+    open until the loader ends.
     """
 
     def __init__(self, runtime_root: str, kuuid: int, spec: KeepSpec = NO_SPEC) -> None:
@@ -69,6 +69,7 @@ class FakeLoader:
         self.restarts = 0
         self.dies: asyncio.Event | None = None
         self.hold: asyncio.Event | None = None
+        self.held = asyncio.Event()
         self.isolation_failures: tuple[str, ...] = ()
         self.received: list[int] = []
         self.workload: Workload | None = None
@@ -257,6 +258,7 @@ class FakeLoader:
         await self.move(Event.START)
         self.received = [os.fstat(descriptor).st_ino for descriptor in descriptors]
         if self.hold is not None:
+            self.held.set()
             await self.hold.wait()
         if self.refuse is not None:
             error, self.refuse = self.refuse, None

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from keep_manager.model import UnitEnd, UnitState
 from keep_protocol.constants import unit_name
@@ -22,14 +22,14 @@ class FakeUnits:
     """A service manager. `behaviour` is what the next units' loaders do: say READY, never do, or fail.
 
     `away` is how many of the next stops cannot reach it; `masked` and `installed` are what its template is; `ends` are
-    how units ended; a spec that is taken out of `specs` is of a unit of the version before. `begun` is set when a unit
+    how units ended; a spec that is taken out of `said` is of a unit of the version before. `begun` is set when a unit
     begins to start, `gone` when one has been stopped.
     """
 
     def __init__(self, runtime_root: str) -> None:
         self.behaviour = READY
         self.installed, self.masked = True, False
-        self.specs: dict[int, KeepSpec] = {}
+        self.said: dict[int, KeepSpec] = {}
         self.ends: dict[int, UnitEnd] = {}
         self.away = 0
         self.loaders: dict[int, FakeLoader] = {}
@@ -60,7 +60,7 @@ class FakeUnits:
         if not self.installed:
             raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start {unit}: no ExecStart; run keepctl install")
         os.mkdir(f"{self._root}/keepfleet/{kuuid}")
-        self.specs[kuuid] = spec
+        self.said[kuuid] = spec
         self._set(kuuid, "activating", "start")
         ended = self._ended[kuuid] = asyncio.Event()
         self.begun.set()
@@ -99,7 +99,7 @@ class FakeUnits:
             await loader.close()
         shutil.rmtree(f"{self._root}/keepfleet/{kuuid}", ignore_errors=True)
         self._states.pop(kuuid, None)
-        self.specs.pop(kuuid, None)
+        self.said.pop(kuuid, None)
         self.ends.pop(kuuid, None)
         if kuuid in self._ended:
             self._ended.pop(kuuid).set()
@@ -115,7 +115,11 @@ class FakeUnits:
 
     async def spec(self, kuuid: int) -> KeepSpec | None:
         """See Units."""
-        return self.specs.get(kuuid)
+        return self.said.get(kuuid)
+
+    async def specs(self, kuuids: Sequence[int]) -> Mapping[int, KeepSpec | None]:
+        """See Units."""
+        return {kuuid: self.said.get(kuuid) for kuuid in kuuids if kuuid in self._states}
 
     async def end(self, kuuid: int) -> UnitEnd:
         """See Units."""
@@ -134,7 +138,7 @@ class FakeUnits:
 
     def back(self, kuuid: int) -> None:
         """Another loader of the unit's is there."""
-        loader = self.loaders[kuuid] = FakeLoader(self._root, kuuid, self.specs.get(kuuid, NO_SPEC))
+        loader = self.loaders[kuuid] = FakeLoader(self._root, kuuid, self.said.get(kuuid, NO_SPEC))
         loader.open()
 
     async def close(self) -> None:

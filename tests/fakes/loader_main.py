@@ -46,7 +46,8 @@ def main() -> int:
     place_stored()
     settings = read_settings(sys.argv[1:2], os.environ)
     faked = Settings(**{**settings.fields(), "command": tuple(sys.argv[2:])})
-    loader = Loader(faked, lambda _directory: failures)
+    # Its app-loader, the fake, makes sockets of its own: not locked.
+    loader = Loader(faked, lambda _directory: failures, lambda: None)
     signal.signal(signal.SIGTERM, lambda *_: loader.leave())
     with loader:
         loader.run()

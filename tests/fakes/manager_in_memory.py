@@ -31,14 +31,14 @@ class ManagerInMemory(TlsPeer):
     them when there is none. `on_follow` is called when all of a followed stream is out. `workloads` is what
     start was asked to give.
     By request line, and taken off one by one: what is done with the connection `instead` of obeying, and what is done
-    when it was obeyed and the answer is `lost`.
+    when it was obeyed and the answer is `lost`. `is_older`: it does not know a creation with a start in it.
     """
 
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
-        super().__init__(context, self._serve_request)
+        super().__init__(context, self._serve_connection)
         self.keeps: dict[int, KeepInfo] = {}
         self.upload_port: int | None = None
-        self.newest_first = False
+        self.newest_first = self.is_older = False
         self.banner = api.BANNER
         self.workloads: dict[int, object] = {}
         self.lines: dict[int, list[LogLine]] = {}
@@ -54,21 +54,26 @@ class ManagerInMemory(TlsPeer):
         self._created: dict[str, int] = {}
         self._keep_pem, self._fingerprint = keep_pem, fingerprint
 
-    def _serve_request(self, connection: ssl.SSLSocket) -> None:
+    def _serve_connection(self, connection: ssl.SSLSocket) -> None:
+        """Answers one request after the other for a client that keeps its connection."""
+        while self._serve_request(connection):
+            pass
+
+    def _serve_request(self, connection: ssl.SSLSocket) -> bool:
+        """Whether the connection stays for another request."""
         line, headers, body = read_whole_request(connection)
+        keep = headers.get("connection") != "close"
         method, target, _ = line.split(" ")
         self.requests.append(f"{method} {target}")
         self.headers.append(headers)
         if instead := self.instead.get(self.requests[-1]):
             instead.pop(0)(connection)
-            return
+            return False
         stream = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?", target)
         if stream and int(stream[1]) in self.keeps:
-            self._stream(connection, int(stream[1]), stream[2] or "", headers.get("last-event-id", ""))
-            return
+            return self._stream(connection, int(stream[1]), stream[2] or "", headers.get("last-event-id", "")) and keep
         if target.partition("?")[0] == V1_EVENTS_PATH:
-            self._stream(connection, None, target.partition("?")[2], headers.get("last-event-id", ""))
-            return
+            return self._stream(connection, None, target.partition("?")[2], headers.get("last-event-id", "")) and keep
         try:
             status, reply = self._answer(method, target, body)
         except KeepfleetError as error:
@@ -77,9 +82,10 @@ class ManagerInMemory(TlsPeer):
                 reply["text"] = error.message
         if lost := self.lost.get(self.requests[-1]):
             lost.pop(0)(connection)
-            return
+            return False
         data = self.banner.encode() if target == "/" else strict_json.dumps(reply)
-        connection.sendall(answer(status, b"" if status == 204 else data))
+        connection.sendall(answer(status, b"" if status == 204 else data, keep))
+        return keep
 
     def _answer(self, method: str, target: str, body: bytes) -> tuple[int, dict[str, object]]:
         if target == "/":
@@ -91,11 +97,13 @@ class ManagerInMemory(TlsPeer):
             return 200, self._page(parse_qsl(query))
         if path == V1_KEEPS_PATH:
             key = self.headers[-1].get("idempotency-key", "")
+            asked = strict_json.loads_object(body or b"{}", 1 << 20, "the request")
+            if self.is_older and "start" in asked:
+                raise KeepfleetError(ErrorKind.BAD_REQUEST, "invalid request: unknown field 'start'; it takes arch")
             if self._created.get(key) in self.keeps:
                 return 201, self._show(self.keeps[self._created[key]])
-            asked = strict_json.loads_object(body or b"{}", 1 << 20, "the request")
             self._give_up_name(str(asked.get("name", "")), replace=bool(asked.get("replace", False)))
-            made = self._obey(api.parse_v1_create(body), "keeps")
+            made = self._create(api.parse_v1_create(body), asked)
             self._created |= {key: FIRST_ID + len(self.keeps) - 1} if key else {}
             return 201, made
         match = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs)?(\?.*)?", target)
@@ -110,6 +118,20 @@ class ManagerInMemory(TlsPeer):
         asked = strict_json.loads_object(body, 1 << 20, "the request")
         self.workloads[kuuid] = asked.pop("workload", None)
         return 200, self._obey(api.parse_v1_start(kuuid, strict_json.dumps(asked)), "")
+
+    def _create(self, request: api.NewKeep, asked: dict[str, object]) -> dict[str, object]:
+        """Makes a keep, and starts it where the request has that in it: both, or nothing."""
+        made, kuuid = self._obey(request, "keeps"), FIRST_ID + len(self.keeps) - 1
+        if request.start is None:
+            return made
+        start = asked["start"]
+        assert isinstance(start, dict)
+        self.workloads[kuuid] = start.get("workload")
+        try:
+            return self._obey(request.start.replace(kuuid=kuuid), "")
+        except KeepfleetError:
+            del self.keeps[kuuid]
+            raise
 
     def _give_up_name(self, name: str, replace: bool) -> None:
         living = (State.LISTENING, State.STARTED)
@@ -129,7 +151,8 @@ class ManagerInMemory(TlsPeer):
             "next": found[limit - 1].kuuid if limit and len(found) > limit else None,
         }
 
-    def _stream(self, connection: ssl.SSLSocket, kuuid: int | None, query: str, after: str) -> None:
+    def _stream(self, connection: ssl.SSLSocket, kuuid: int | None, query: str, after: str) -> bool:
+        """Whether all of it is out."""
         asked = dict(parse_qsl(query.removeprefix("?")))
         said = [event.to_wire() for event in self.happened]
         if kuuid is not None:
@@ -145,13 +168,14 @@ class ManagerInMemory(TlsPeer):
             connection.sendall(b"%x\r\n%s\r\n" % (len(event), event))
         if last is not None:
             connection.sendall(b"0\r\n\r\n" if self.break_off_politely else b"")
-            return
+            return False
         if asked.get("follow"):
             self.on_follow(connection)
         if kuuid is not None and asked.get("follow"):
             end = sse.encode("end", self._show(self._known(kuuid)))
             connection.sendall(b"%x\r\n%s\r\n" % (len(end), end))
         connection.sendall(b"0\r\n\r\n")
+        return True
 
     def _known(self, kuuid: int) -> KeepInfo:
         if kuuid not in self.keeps:

@@ -17,14 +17,15 @@ ACCEPT_SECONDS = 10.0
 class TlsPeer:
     """Serves one connection after another in a thread of its own, from `with` to its end.
 
-    `refused` counts handshakes that failed; an OSError in the handler means the client went away.
+    `refused` counts handshakes that failed, and `accepted` the others; an OSError in the handler means the client went
+    away.
     """
 
     def __init__(self, context: ssl.SSLContext | None, handler: Handler) -> None:
         self._context, self._handler = context, handler
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
-        self.refused = 0
+        self.refused = self.accepted = 0
 
     @property
     def port(self) -> int:
@@ -49,6 +50,7 @@ class TlsPeer:
         except OSError:
             self.refused += 1
             return
+        self.accepted += 1
         with connection:
             try:
                 self._handler(connection)
@@ -98,6 +100,7 @@ def read_request(connection: ssl.SSLSocket) -> tuple[str, bytes]:
     return line, body
 
 
-def answer(status: int, body: bytes) -> bytes:
-    """A whole HTTP answer."""
-    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body)
+def answer(status: int, body: bytes, keep: bool = False) -> bytes:
+    """A whole HTTP answer; keep: the connection stays for another request."""
+    closing = b"" if keep else b"Connection: close\r\n"
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n%s\r\n%s" % (status, len(body), closing, body)

@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,9 +16,8 @@ from keep_protocol.states import State
 from tests.system import modules
 from tests.system.calls import half_an_upload
 from tests.system.fleet import Fleet, free_port
-from tests.system.life import Bystanders, Life, drop_in
+from tests.system.life import Bystanders, Life
 
-SLOW_OPENSSL = "/opt/slow/openssl"
 MODULE = modules.says(b"done\n")
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
@@ -112,12 +112,10 @@ def test_a_keep_that_had_ended_keeps_its_outcome_over_its_loader_s_death(fleet: 
     life.remove()
 
 
-def test_a_start_that_is_cut_off_by_the_loader_s_death_is_refused_and_may_be_tried_again(
-    fleet: Fleet, slow_openssl: str
-) -> None:
+def test_a_start_that_is_cut_off_by_the_loader_s_death_is_refused_and_may_be_tried_again(fleet: Fleet) -> None:
     life = Life.create(fleet)
     port = free_port()
-    with ThreadPoolExecutor(1) as pool:
+    with slowed(fleet, life), ThreadPoolExecutor(1) as pool:
         start = pool.submit(life.start, "127.0.0.1", port)
         life.line("idle -> opening")
         life.kill_loader()
@@ -128,18 +126,13 @@ def test_a_start_that_is_cut_off_by_the_loader_s_death_is_refused_and_may_be_tri
     life.remove()
 
 
-@pytest.fixture
-def slow_openssl(fleet: Fleet) -> Iterator[str]:
-    """Keeps whose certificate is never made: their endpoint does not open."""
-    fleet.host.run(["mkdir", "-p", SLOW_OPENSSL.rpartition("/")[0]])
-    fleet.host.run(["tee", SLOW_OPENSSL], input="#!/bin/sh\nexec /usr/bin/sleep 600\n")
-    fleet.host.run(["chmod", "755", SLOW_OPENSSL])
-    with drop_in(
-        fleet.host,
-        "keep@.service",
-        f"[Service]\nEnvironment=KEEPFLEET_OPENSSL={SLOW_OPENSSL}\nExecPaths={SLOW_OPENSSL} /usr/bin\n",
-    ):
-        yield SLOW_OPENSSL
+@contextmanager
+def slowed(fleet: Fleet, life: Life) -> Iterator[None]:
+    """The keep has a hundredth of a processor: to open its endpoint takes seconds."""
+    quota = ["systemctl", "set-property", "--runtime", life.unit]
+    fleet.host.run([*quota, "CPUQuota=1%"])
+    yield
+    fleet.host.run([*quota, "CPUQuota="])
 
 
 def test_the_loader_may_die_again_and_again_within_its_limit(fleet: Fleet) -> None:

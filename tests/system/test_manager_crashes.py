@@ -8,10 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from keep_client.http import Reply, json_body
+from keep_client.manager import IDEMPOTENCY_HEADER
 from keep_client.peer import ConnectionFailed
 from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_protocol.constants import V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo
+from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.sse import EventType
 from keep_protocol.states import State
 from tests.system import modules
@@ -92,6 +95,24 @@ def test_a_start_during_which_the_manager_dies_has_opened_the_endpoint_or_can_be
         assert life.look().state is State.LISTENING
         assert life.start("127.0.0.1", port).port == port
     does_its_job(life)
+
+
+@pytest.mark.parametrize("point", [point for point in Failpoint if point.name.startswith(("CREATE", "START"))])
+def test_a_creation_with_its_start_that_is_asked_for_again_gets_one_keep_that_is_started(
+    fleet: Fleet, bystanders: Bystanders, point: Failpoint
+) -> None:
+    def ask() -> Reply:
+        headers = {IDEMPOTENCY_HEADER: f"one-{point.value}"}
+        return fleet.client().request("POST", V1_KEEPS_PATH, json_body({"start": {}}), headers=headers)
+
+    with killed_at(fleet, point), pytest.raises(ConnectionFailed):
+        ask()
+    reply = ask()
+    assert reply.status == 201, reply.text
+    info = keep_from_wire(reply.object())
+    assert (info.state, info.fingerprint[:7]) == (State.STARTED, "sha256:")
+    assert list(others(fleet, bystanders)) == [info.kuuid]
+    does_its_job(Life(fleet, info.kuuid))
 
 
 def test_a_stop_during_which_the_manager_dies_has_stopped_the_keep(fleet: Fleet) -> None:

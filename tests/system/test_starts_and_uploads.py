@@ -8,10 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from keep_client import keep as endpoint
-from keep_client.http import Body, Reply
+from keep_client.http import Body, Reply, json_body
 from keep_client.peer import ConnectionFailed
+from keep_protocol.constants import V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind
-from keep_protocol.keep import OutcomeKind
+from keep_protocol.keep import OutcomeKind, keep_from_wire
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.calls import both, half_an_upload, refused, split
@@ -25,6 +26,25 @@ NOT_OURS = "192.0.2.77"
 
 pytestmark = pytest.mark.usefixtures("undisturbed")
 fleet = pytest.fixture(scope="module")(module_s_fleet)
+
+
+def test_one_request_makes_and_starts_a_keep_whose_endpoint_is_the_one_that_the_answer_names(fleet: Fleet) -> None:
+    reply = fleet.client().request("POST", V1_KEEPS_PATH, json_body({"name": "one", "start": {"names": ["a.example"]}}))
+    info = keep_from_wire(reply.object())
+    assert (reply.status, info.state, info.name) == (201, State.STARTED, "one")
+    life = Life(fleet, info.kuuid)
+    assert life.info == info
+    assert life.upload(modules.says(b"one request\n")).status == 200
+    life.line("one request")
+    life.remove()
+
+
+def test_a_creation_whose_start_fails_leaves_no_unit(fleet: Fleet) -> None:
+    before = sorted(fleet.keep_units())
+    asked = json_body({"start": {"address": NOT_OURS}})
+    reply = fleet.client().request("POST", V1_KEEPS_PATH, asked)
+    assert (reply.status, reply.error().kind) == (503, ErrorKind.PORT_UNAVAILABLE)
+    assert sorted(fleet.keep_units()) == before
 
 
 def test_a_second_start_is_refused_and_changes_nothing(life: Life) -> None:

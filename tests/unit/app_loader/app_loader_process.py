@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-import h11
 import pytest
 import wasmtime
 
 import app_loader
+import keep_isolation
 import keep_protocol
 from keep_protocol import tls
 from keep_protocol.constants import MAX_CONTROL_FRAME
@@ -34,9 +34,9 @@ PATIENCE = 30.0
 
 
 def installed(directory: Path, changed: Mapping[str, object]) -> Path:
-    """A directory as an installation leaves it: our packages, h11 and wasmtime, limits of the app-loader
+    """A directory as an installation leaves it: our packages and wasmtime, limits of the app-loader
     `changed` so that a test need not wait for the real ones. Returns the way in."""
-    for package in (app_loader, keep_protocol, h11, wasmtime):
+    for package in (app_loader, keep_isolation, keep_protocol, wasmtime):
         source = Path(next(iter(package.__path__)))
         (directory / source.name).symlink_to(source)
     if changed:
@@ -124,7 +124,6 @@ class AppLoaderProcess:
             "KEEPFLEET_NAMES": "keep.example,10.1.2.3",
             "KEEPFLEET_UPLOADERS": "*",
             "KEEPFLEET_RUNTIME_DIRECTORY": str(self.directory),
-            "KEEPFLEET_OPENSSL": "/usr/bin/openssl",
         }
         self._start([], {**passed, **self.given}, environment)
         for descriptor in opened:

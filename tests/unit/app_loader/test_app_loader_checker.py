@@ -181,7 +181,7 @@ def looks(*_):
         os.close(os.open("/", os.O_RDONLY))
         return "open"
     except OSError:
-        return f"locked, components: {{'wasmtime.component' in sys.modules}}"
+        return f"locked, components: {{'app_loader.engine.component' in sys.modules}}"
 
 compiler.examine = looks
 sys.exit(compiler.check(claim(os.environ)))

@@ -149,11 +149,11 @@ def test_nothing_is_written_to_a_read_only_directory(
 
 RESTRICTED = """
 import errno, os, sys
-from app_loader.run import lock
+from keep_isolation import filters
 machine = os.uname().machine
-number = lock.SYSCALLS["openat2"][list(lock.ARCHITECTURES).index(machine)]
-code = [*lock._begin(machine), *lock._only_if(number, [lock._refuse(errno.ENOSYS)]), (lock.RETURN, 0, 0, lock.ALLOW)]
-lock._install(code)
+number = filters.BENEATH["openat2"][filters.MACHINES.index(machine)]
+rule = filters.only_if(number, [filters.refuse(errno.ENOSYS)])
+filters.install([*filters.begin(machine), *rule, (filters.RETURN, 0, 0, filters.ALLOW)])
 os.execv(sys.argv[1], sys.argv[1:])
 """
 """What RestrictSUIDSGID= does in a system's keep: no openat2 there, so that wasmtime walks a path step by step."""

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-import wasmtime
-from wasmtime import component as components
 
 from app_loader.check.compiler import examine
+from app_loader.engine.binding import library
+from app_loader.engine.foreign import EngineError
+from app_loader.engine.store import Wasi
 from app_loader.run.guest import ComponentGuest, CoreGuest, Unfit, load_guest
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.workload import Workload
@@ -35,15 +36,14 @@ def test_a_guest_runs_from_its_file_and_where_that_cannot_be_mapped_as_code_from
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, executable: bool
 ) -> None:
     def refuse(*_: object) -> None:
-        raise wasmtime.WasmtimeError("mmap failed to map it executable")
+        raise EngineError("mmap failed to map it executable")
 
     if not executable:
-        monkeypatch.setattr(wasmtime.Module, "deserialize_file", refuse)
-        monkeypatch.setattr(components.Component, "deserialize_file", refuse)
+        monkeypatch.setattr(library, f"wasmtime_{kind}_deserialize_file", refuse)
     workload = Workload(export="seven") if kind == "module" else Workload()
     file = compiled(tmp_path, MODULE if kind == "module" else component("(i32.const 1)"), workload)
     guest = load_guest(file, DEFAULT_LIMITS, workload)
-    guest.link(wasmtime.WasiConfig())
+    guest.link(Wasi())
     os.close(file)
     assert type(guest) is (CoreGuest if kind == "module" else ComponentGuest)
     assert guest.run() == ((0, [7]) if kind == "module" else (1, []))

@@ -6,13 +6,15 @@ import math
 from pathlib import Path
 
 import pytest
-import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.check.components import INTERFACES, make_component_linker
+from app_loader.check.components import INTERFACES
 from app_loader.check.imports import in_words, values
-from app_loader.run.engine import make_engine
+from app_loader.engine.component import Component, ComponentLinker
+from app_loader.engine.foreign import EngineError
+from app_loader.engine.settings import make_engine
+from app_loader.engine.store import Store
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.reports import ReportType
@@ -249,10 +251,10 @@ def test_a_component_that_imports_sockets_is_told_that_there_is_no_network(
 
 def test_every_interface_said_to_be_there_is_there() -> None:
     engine = make_engine(components=True)
-    linker = make_component_linker(engine)
+    linker = ComponentLinker(engine)
     for package, names in INTERFACES.items():
         for name in names:
             text = f'(component (import "{package}/{name}@0.2.0" (instance (export "no-such" (func)))))'
-            with pytest.raises(wasmtime.WasmtimeError) as caught:
-                linker.instantiate(wasmtime.Store(engine), wasmtime.component.Component(engine, wasm(text)))
+            with pytest.raises(EngineError) as caught:
+                linker.instantiate(Store(engine), Component.compile(engine, wasm(text)))
             assert f"`{package}/{name}@0.2.0`" in str(caught.value)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app_loader.check.budget import budget
+from app_loader.engine.settings import make_engine
 from app_loader.run import outcome as outcomes
-from app_loader.run.engine import make_engine
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.limits import DEFAULT_LIMITS, MIB, Limits

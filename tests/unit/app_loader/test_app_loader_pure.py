@@ -1,24 +1,18 @@
-"""The decisions that need no process: settings, requests, outcomes, the certificate's command."""
+"""The decisions that need no process: settings, requests, outcomes."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
-from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.receive.identity import IdentityMaker, alternative_names
+from app_loader.receive.http1 import Head
 from app_loader.receive.requests import STATUS_OF, Request, Route, error_answer, read_request
 from app_loader.run import outcome
-from app_loader.settings import Settings, read_settings
+from app_loader.settings import read_settings
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.limits import DEFAULT_LIMITS
-from keep_protocol.tls import fingerprint_of
 
 GOOD = {
     "KEEPFLEET_KUUID": "7",
@@ -33,7 +27,6 @@ USAGE = outcome.Usage(1.0, 0.5, 4096)
 def test_settings_are_read_with_their_defaults() -> None:
     settings = read_settings(GOOD)
     assert (settings.kuuid, settings.port, settings.uploaders) == (7, 3031, ())
-    assert settings.openssl == "/usr/bin/openssl"
     assert settings.max_workload == 256 << 20
 
 
@@ -53,7 +46,6 @@ def test_settings_are_read_with_their_defaults() -> None:
         ("KEEPFLEET_UPLOADERS", "alice"),
         ("KEEPFLEET_UPLOADERS", ",".join(f"name:{n}" for n in range(17))),
         ("KEEPFLEET_RUNTIME_DIRECTORY", "run"),
-        ("KEEPFLEET_OPENSSL", "openssl"),
         ("KEEPFLEET_MAX_WORKLOAD", "-1"),
     ],
 )
@@ -62,98 +54,56 @@ def test_a_wrong_setting_is_refused_by_its_name(name: str, value: str) -> None:
         read_settings({**GOOD, name: value})
 
 
-def test_a_certificate_names_the_address_and_every_name_once_and_rightly_typed() -> None:
-    assert alternative_names(read_settings(GOOD)) == (
-        "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:keep.example,IP:10.0.0.1,IP:::1"
-    )
-
-
-def making(tmp_path: Path, **changed: str) -> Settings:
-    return read_settings({**GOOD, "KEEPFLEET_RUNTIME_DIRECTORY": str(tmp_path), **changed})
-
-
-def test_the_certificate_is_what_a_client_may_expect(tmp_path: Path) -> None:
-    identity = IdentityMaker(making(tmp_path)).result()
-    certificate = x509.load_pem_x509_certificate(identity.certificate.encode())
-    extensions = certificate.extensions
-    assert certificate.subject.rfc4514_string() == "CN=keep-7"
-    assert extensions.get_extension_for_class(x509.BasicConstraints) == x509.Extension(
-        x509.BasicConstraints.oid, True, x509.BasicConstraints(False, None)
-    )
-    usage = extensions.get_extension_for_class(x509.KeyUsage)
-    assert usage.critical and usage.value.digital_signature and not usage.value.key_cert_sign
-    assert list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH]
-    assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days == 397
-    assert certificate.serial_number.bit_length() > 64
-    assert fingerprint_of(identity.der).startswith("sha256:")
-    assert list(tmp_path.iterdir()) == []
-    assert os.fstat(identity.descriptor).st_mode & 0o777 == 0o600
-    identity.wipe()
-    assert os.fstat(identity.descriptor).st_size == 0
-    os.close(identity.descriptor)
-
-
-def test_two_certificates_have_two_serials(tmp_path: Path) -> None:
-    first, second = (IdentityMaker(making(tmp_path)).result() for _ in range(2))
-    assert first.der != second.der
-    os.close(first.descriptor)
-    os.close(second.descriptor)
-
-
-def test_an_openssl_that_fails_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(KeepfleetError) as caught:
-        IdentityMaker(making(tmp_path, KEEPFLEET_OPENSSL="/bin/ls")).result()
-    assert caught.value.kind is ErrorKind.CERTIFICATE
-    assert caught.value.evidence
-
-
-def test_an_openssl_that_hangs_is_ended(tmp_path: Path) -> None:
-    program = tmp_path / "openssl"
-    program.write_text("#!/bin/sh\nexec sleep 1000\n")
-    program.chmod(0o700)
-    with pytest.raises(KeepfleetError, match=r"took over 0\.1 s"):
-        IdentityMaker(making(tmp_path, KEEPFLEET_OPENSSL=str(program))).result(0.1)
-
-
-@given(st.binary(max_size=20), st.binary(max_size=20), st.lists(st.tuples(st.binary(), st.binary()), max_size=5))
-def test_any_request_is_decided_or_refused(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+@given(
+    st.one_of(st.binary(max_size=20), st.sampled_from([b"GET", b"POST", b"PUT"])),
+    st.one_of(st.binary(max_size=20), st.sampled_from([b"/", b"/payload", b"/workload"])),
+    st.lists(
+        st.tuples(st.sampled_from([b"content-type", b"content-encoding", b"x-module-name"]), st.binary()), max_size=5
+    ),
+    st.one_of(st.none(), st.integers(0, 1 << 60)),
+    st.booleans(),
+)
+def test_any_request_is_decided_or_refused(
+    method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], length: int | None, chunked: bool
+) -> None:
     try:
-        read_request(method, target, headers, 1000)
+        read_request(Head(method, target, tuple(headers), length, chunked), 1000)
     except KeepfleetError as error:
         assert 400 <= error_answer(error).status < 500
 
 
+WASM = ((b"content-type", b"application/wasm"),)
+
+
 @pytest.mark.parametrize(
-    ("method", "target", "headers", "route"),
+    ("head", "route"),
     [
-        (b"GET", b"/", [], Route.BANNER),
-        (b"POST", b"/payload", [(b"Content-Length", b"5000")], Route.PAYLOAD),
-        (
-            b"POST",
-            b"/payload",
-            [(b"content-type", b"application/json; charset=utf-8"), (b"content-length", b"1")],
-            Route.PAYLOAD,
-        ),
-        (
-            b"PUT",
-            b"/workload",
-            [(b"Content-Type", b"Application/WASM"), (b"Transfer-Encoding", b"chunked")],
-            Route.WORKLOAD,
-        ),
-        (b"PUT", b"/workload", [(b"content-type", b"application/wasm"), (b"content-length", b"1000")], Route.WORKLOAD),
+        (Head(b"GET", b"/"), Route.BANNER),
+        (Head(b"GET", b"/", length=0), Route.BANNER),
+        (Head(b"POST", b"/payload", length=5000), Route.PAYLOAD),
+        (Head(b"POST", b"/payload", ((b"content-type", b"application/json; charset=utf-8"),), 1), Route.PAYLOAD),
+        (Head(b"PUT", b"/workload", ((b"content-type", b"Application/WASM"),), chunked=True), Route.WORKLOAD),
+        (Head(b"PUT", b"/workload", WASM, 1000), Route.WORKLOAD),
     ],
 )
-def test_the_three_requests_are_understood(
-    method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], route: Route
-) -> None:
-    assert read_request(method, target, headers, 1000) == Request(route)
+def test_the_three_requests_are_understood(head: Head, route: Route) -> None:
+    assert read_request(head, 1000) == Request(route)
 
 
-def test_one_byte_over_the_limit_is_too_large() -> None:
-    headers = [(b"content-type", b"application/wasm"), (b"content-length", b"1001")]
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (Head(b"PUT", b"/workload", WASM, 1001), 413),
+        (Head(b"PUT", b"/workload", WASM), 411),
+        (Head(b"PUT", b"/workload", WASM * 2, 3), 400),
+        (Head(b"GET", b"/", length=1), 400),
+        (Head(b"GET", b"/", chunked=True), 400),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_refused_with_its_status(head: Head, status: int) -> None:
     with pytest.raises(KeepfleetError) as caught:
-        read_request(b"PUT", b"/workload", headers, 1000)
-    assert error_answer(caught.value).status == 413
+        read_request(head, 1000)
+    assert error_answer(caught.value).status == status
 
 
 def test_every_other_kind_of_error_is_the_keeps_own_fault() -> None:

@@ -259,8 +259,8 @@ def test_a_wiped_identity_is_an_error_in_words(process: AppLoaderProcess) -> Non
     assert process.end() == 1
 
 
-def test_a_missing_openssl_is_an_error_in_words(tmp_path: Path, authority: Authority) -> None:
-    with AppLoaderProcess(tmp_path, authority, {"KEEPFLEET_OPENSSL": "/nowhere/openssl"}) as process:
+def test_a_runtime_directory_that_is_not_there_is_an_error_in_words(tmp_path: Path, authority: Authority) -> None:
+    with AppLoaderProcess(tmp_path, authority, {"KEEPFLEET_RUNTIME_DIRECTORY": "/nowhere/7"}) as process:
         report = process.expect(ReportType.FAILED)
-        assert report.error is not None and "/nowhere/openssl" in report.error.message
+        assert report.error is not None and "cannot store the keep's key in /nowhere/7" in report.error.message
         assert process.end() == 1

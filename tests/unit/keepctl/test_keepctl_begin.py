@@ -45,6 +45,13 @@ def refuse(connection: ssl.SSLSocket) -> None:
     connection.sendall(answer(500, strict_json.dumps({"error": error.to_wire()})))
 
 
+STEPS = pytest.mark.parametrize(
+    ("is_older", "request_line"),
+    [(False, CREATE), (True, CREATE), (True, START)],
+    ids=["creation with a start", "creation by a manager of before", "start by a manager of before"],
+)
+
+
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "RETRY_SECONDS", (0.0, 0.0))
@@ -66,17 +73,21 @@ def test_a_signal_in_the_midst_of_the_upload_leaves_no_keep(
 
 
 @pytest.mark.parametrize("number", INTERRUPTIONS)
-@pytest.mark.parametrize("request_line", [CREATE, START])
+@STEPS
 def test_a_signal_while_an_answer_is_on_its_way_leaves_no_keep(
-    run: Run, manager: ManagerInMemory, module: str, number: signal.Signals, request_line: str
+    run: Run, manager: ManagerInMemory, module: str, number: signal.Signals, is_older: bool, request_line: str
 ) -> None:
+    manager.is_older = is_older
     manager.lost[request_line] = [interrupt(number)]
     assert run("run", module).exit_code == 130
     assert manager.keeps == {}
 
 
-@pytest.mark.parametrize("request_line", [CREATE, START])
-def test_a_lost_answer_leaves_no_keep(run: Run, manager: ManagerInMemory, module: str, request_line: str) -> None:
+@STEPS
+def test_a_lost_answer_leaves_no_keep(
+    run: Run, manager: ManagerInMemory, module: str, is_older: bool, request_line: str
+) -> None:
+    manager.is_older = is_older
     manager.lost[request_line] = [hang_up]
     result = run("run", module)
     assert result.exit_code != 0
@@ -87,16 +98,26 @@ def test_a_lost_answer_leaves_no_keep(run: Run, manager: ManagerInMemory, module
 def test_a_manager_that_is_away_when_the_keep_is_to_go_is_asked_again(
     run: Run, manager: ManagerInMemory, module: str
 ) -> None:
-    manager.lost |= {START: [hang_up], REMOVE: [hang_up]}
+    manager.lost |= {CREATE: [hang_up], REMOVE: [hang_up]}
     result = run("run", module)
     assert result.stderr.count("\n") == 1
-    assert manager.requests == [CREATE, START, REMOVE, REMOVE], "the second one is said that the keep is gone"
+    assert manager.requests == [CREATE, CREATE, REMOVE, REMOVE], "the last one is said that the keep is gone"
+
+
+def test_a_manager_of_before_is_asked_in_two_steps(run: Run, manager: ManagerInMemory, pki: Pki, module: str) -> None:
+    manager.is_older = True
+    with UploadStub(pki.keep()) as stub:
+        manager.upload_port = stub.port
+        assert run("run", "-d", module, "--", "x").exit_code == 0
+    assert manager.requests == [CREATE, CREATE, START]
+    assert manager.workloads[FIRST_ID] == {"arguments": ["x"]}
 
 
 @pytest.mark.parametrize("way", [refuse, hang_up, interrupt()])
 def test_a_keep_that_could_not_be_removed_is_named_with_what_to_do(
     run: Run, manager: ManagerInMemory, module: str, way: Callable[[ssl.SSLSocket], None]
 ) -> None:
+    manager.is_older = True
     manager.instead |= {START: [hang_up], REMOVE: [way] * 3}
     lines = run("run", module).stderr.splitlines()
     assert lines[0].startswith(f"keepctl: left keep {FIRST_ID}")

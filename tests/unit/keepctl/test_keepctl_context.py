@@ -94,14 +94,16 @@ def test_a_keep_listens_where_the_option_or_the_context_says_else_where_the_mana
     assert listens() == "127.0.0.1"
 
 
+@pytest.mark.parametrize("is_older", [False, True], ids=["one request", "a manager of before"])
 def test_an_address_that_the_managers_host_has_not_is_refused_with_the_next_step(
-    run: Run, manager: ManagerInMemory, module: str
+    run: Run, manager: ManagerInMemory, module: str, is_older: bool
 ) -> None:
     def refuse(connection: ssl.SSLSocket) -> None:
         error = KeepfleetError(ErrorKind.PORT_UNAVAILABLE, "cannot listen on 127.0.0.1: port 3031: no such address")
         connection.sendall(answer(503, strict_json.dumps({"error": error.to_wire()})))
 
-    manager.instead[f"POST /v1/keeps/{FIRST_ID}/start"] = [refuse, refuse]
+    manager.is_older = is_older
+    manager.instead["POST /v1/keeps" + f"/{FIRST_ID}/start" * is_older] = [refuse, refuse]
     result = run("run", module)
     assert (result.exit_code, manager.keeps) == (125, {})
     assert "name an address of the manager's host with --address, or in: keepctl context set NAME" in result.stderr

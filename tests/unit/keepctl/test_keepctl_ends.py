@@ -16,7 +16,8 @@ from keep_client import streams
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
-from keepctl.run import ending_signals
+from keepctl.__main__ import exit_code
+from keepctl.run import EndingSignals
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.fakes.tls_peer import answer
 from tests.unit.keepctl.conftest import MakeStub, Run, say
@@ -179,11 +180,9 @@ def test_a_fault_of_our_own_names_the_keep_that_it_leaves(
     def broken(*_: object) -> None:
         raise RuntimeError("a fault")
 
-    from keepctl.__main__ import build
-
     monkeypatch.setattr("keepctl.commands.run.until_the_end", broken)
     with stub(None), pytest.raises(RuntimeError):
-        build()(["run", module], standalone_mode=False)
+        exit_code(["run", module])
     assert capsys.readouterr().err.splitlines()[-1] == LEFT
 
 
@@ -192,7 +191,7 @@ def test_a_hangup_is_ctrl_c_unless_it_was_ignored_before_as_nohup_has_it() -> No
     for handler in (signal.SIG_DFL, signal.SIG_IGN):
         before = signal.signal(signal.SIGHUP, handler)
         try:
-            with ending_signals():
+            with EndingSignals():
                 os.kill(os.getpid(), signal.SIGHUP)
             heard.append("nothing")
         except KeyboardInterrupt:

@@ -1,25 +1,159 @@
-"""What `keepctl run` imports before its first request: a person waits for each of them."""
+"""What `keepctl run` and `keepctl ps` import before their first request: a person waits for each module of the list.
+
+A module that is added costs every command its time. Add it to a list only with a reason.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
-LATER = {
-    "asyncio",
-    "cryptography",
-    "http.client",
-    "ipaddress",
-    "keep_protocol.api",
-    "rich",
-    "secrets",
-    "urllib.parse",
-    "yaml",
+import pytest
+
+import keepctl
+
+ROOT = Path(keepctl.__file__).parent.parent
+OURS = {
+    "ps": {
+        "keep_client",
+        *(
+            f"keep_client.{name}"
+            for name in ("channel", "connection", "credentials", "http", "manager", "peer", "streams", "text")
+        ),
+        "keep_protocol",
+        *(
+            f"keep_protocol.{name}"
+            for name in (
+                "constants",
+                "errors",
+                "fields",
+                "keep",
+                "kinds",
+                "limits",
+                "outcome",
+                "spec",
+                "sse",
+                "states",
+                "strict_json",
+                "tls",
+            )
+        ),
+        "keepctl",
+        *(
+            f"keepctl.{name}"
+            for name in (
+                "__main__",
+                "access",
+                "arguments",
+                "commands",
+                "contexts",
+                "describe",
+                "display",
+                "ending",
+                "references",
+            )
+        ),
+        "keepctl.commands.keeps",
+    }
 }
-"""What a run imports while it waits, or not at all: each is 1 to 60 ms before the first request could go out."""
+OURS["run"] = (OURS["ps"] - {"keepctl.commands.keeps"}) | {
+    "keep_client.keep",
+    "keep_protocol.workload",
+    "keepctl.commands.options",
+    "keepctl.commands.run",
+    "keepctl.job",
+    "keepctl.run",
+}
+STANDARD_LIBRARY = {
+    "__future__",
+    "_collections",
+    "_collections_abc",
+    "_functools",
+    "_json",
+    "_operator",
+    "_socket",
+    "_sre",
+    "_ssl",
+    "_stat",
+    "_struct",
+    "array",
+    "base64",
+    "binascii",
+    "collections",
+    "collections.abc",
+    "copyreg",
+    "enum",
+    "errno",
+    "functools",
+    "gc",
+    "genericpath",
+    "itertools",
+    "json",
+    "json.decoder",
+    "json.encoder",
+    "json.scanner",
+    "keyword",
+    "math",
+    "operator",
+    "os",
+    "os.path",
+    "posixpath",
+    "re",
+    "re._casefix",
+    "re._compiler",
+    "re._constants",
+    "re._parser",
+    "reprlib",
+    "select",
+    "selectors",
+    "socket",
+    "ssl",
+    "stat",
+    "struct",
+    "types",
+    "warnings",
+}
+"""Beside what `python -I -S` has loaded before our first line."""
+ONLY_IN_RUN = {"signal"}
+LINES = {"ps": ["ps"], "run": ["run", "m.wasm"]}
+_CODE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+before = set(sys.modules)
+from keepctl.__main__ import exit_code
+code = exit_code(sys.argv[1:])
+print(code, *sorted(set(sys.modules) - before))
+"""
 
 
-def test_what_can_wait_is_not_imported_before_the_first_request() -> None:
-    code = "import sys, keepctl.__main__, keepctl.commands.run; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert LATER & set(done.stdout.split()) == set()
+def imported(words: list[str], environment: dict[str, str]) -> tuple[str, set[str]]:
+    """How a command that finds no certificates ends, and what it has imported by then."""
+    command = [sys.executable, "-I", "-S", "-c", _CODE, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=True)
+    code, *modules = done.stdout.splitlines()[-1].split()
+    return code, set(modules)
+
+
+@pytest.mark.parametrize("name", LINES)
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the list is that of the release keepctl is measured on")
+def test_a_command_that_is_typed_well_imports_these_modules_and_no_others(tmp_path: Path, name: str) -> None:
+    environment = {"KEEPFLEET_PKI": str(tmp_path / "pki"), "XDG_CONFIG_HOME": str(tmp_path)}
+    (tmp_path / "m.wasm").write_bytes(b"")
+    words = [word.replace("m.wasm", str(tmp_path / "m.wasm")) for word in LINES[name]]
+    code, modules = imported(words, environment)
+    assert code == {"ps": "1", "run": "125"}[name], "it went as far as it gets without certificates"
+    ours = {module for module in modules if module.startswith("keep")}
+    assert ours == OURS[name]
+    assert modules - ours == STANDARD_LIBRARY | (ONLY_IN_RUN if name == "run" else set())
+
+
+def test_the_version_is_said_with_hardly_any_import() -> None:
+    code, modules = imported(["--version"], {})
+    assert code == "0"
+    assert {module for module in modules if module.startswith("keep")} == {
+        "keepctl",
+        "keepctl.__main__",
+        "keepctl.version",
+    }
+    assert not modules & {"enum", "re", "ssl", "typing"}

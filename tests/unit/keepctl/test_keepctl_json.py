@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from keepctl.__main__ import build
+from keepctl.commands.shared import build
 from keepctl.layout import Layout
 from keepctl.pki import listed
 from tests.unit.keepctl.conftest import Run

@@ -170,7 +170,7 @@ def test_the_completion_knows_commands_and_options(run: Run) -> None:
     del run
     from click.shell_completion import ShellComplete
 
-    from keepctl.__main__ import build
+    from keepctl.commands.shared import build
 
     complete = ShellComplete(build(), {}, "keepctl", "_KEEPCTL_COMPLETE")
     assert "run" in [item.value for item in complete.get_completions([], "r")]
@@ -178,7 +178,7 @@ def test_the_completion_knows_commands_and_options(run: Run) -> None:
 
 
 def test_every_command_has_help_with_an_example(run: Run) -> None:
-    from keepctl.__main__ import COMMANDS
+    from keepctl.commands import COMMANDS
 
     for name in set(COMMANDS) - {"init", "pki", "install", "uninstall"}:
         text = run(name, "--help").output

@@ -14,7 +14,7 @@ from click.shell_completion import ShellComplete
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.sse import EventType, KeepEvent, LogLine
 from keep_protocol.states import State
-from keepctl.__main__ import build
+from keepctl.commands.shared import build
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.fakes.upload_stub import UploadStub

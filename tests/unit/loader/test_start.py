@@ -67,7 +67,6 @@ def test_the_app_loader_gets_its_descriptors_at_their_numbers_and_nothing_else(
         "KEEPFLEET_DESCRIPTORS": "listener,client-ca,revoked",
         "KEEPFLEET_UPLOADERS": "*",
         "KEEPFLEET_RUNTIME_DIRECTORY": str(place),
-        "KEEPFLEET_OPENSSL": "/usr/bin/openssl",
         "KEEPFLEET_MAX_WORKLOAD": "268435456",
         "KEEPFLEET_LIMITS": DEFAULT_LIMITS.to_text(),
     }

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from keep_loader.loop import Loop
+from keep_loader.log import Systemd
+from keep_loader.loop import READABLE, Loop
 from keep_protocol.control import CommandType
+from keep_protocol.sdnotify import Notifier
 from keep_protocol.states import State
-from tests.fakes.loader_process import FINGERPRINT, Endpoint, LoaderProcess, opened
+from tests.fakes.loader_process import DEADLINE, FINGERPRINT, Endpoint, LoaderProcess, opened
+from tests.fakes.notify_socket import listening
 
 
 @pytest.fixture
@@ -61,23 +64,39 @@ def test_systemds_fdstore_variable_is_passed_over(unstarted: LoaderProcess, pass
 
 
 def test_a_message_that_systemd_cannot_take_is_tried_again_and_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("keep_loader.log.RETRY_SECONDS", 0.0)
+    path = tmp_path / "notify"
+    loop, heard = Loop(), list[str]()
+    with listening(str(path), DEADLINE) as systemd:
+        away = path.rename(tmp_path / "away")
+        said = Systemd(loop, Notifier({"NOTIFY_SOCKET": str(path)}))
+        said.notify(STATUS="listening")
+        said.feed_watchdog(0.0)
+
+        def hear(_events: int) -> None:
+            heard.append(" ".join(systemd.receive()))
+            if len(heard) == 3:
+                loop.stop()
+
+        loop.watch(systemd.sock.fileno(), READABLE, hear)
+        loop.after("back", 0.0, lambda: os.rename(away, path))
+        loop.run()
+    assert heard == ["STATUS WATCHDOG", "WATCHDOG", "WATCHDOG"]
+    assert capsys.readouterr().err.count("cannot notify systemd of STATUS") == 1
+
+
+def test_a_loader_that_gave_sockets_up_goes_on_notifying_by_the_one_it_has(
     unstarted: LoaderProcess, passed: Endpoint
 ) -> None:
-    unstarted.start(environment={"WATCHDOG_USEC": "40000", "FAKE_CONSTANTS": "keep_loader.log:RETRY_SECONDS=0.02"})
-    unstarted.systemd.wait_for("WATCHDOG")
+    unstarted.start(environment={"WATCHDOG_USEC": "40000"})
     path = Path(unstarted.systemd.path)
     away = path.rename(path.with_suffix(".away"))
-    peer = unstarted.peer()
-    while "cannot notify systemd of WATCHDOG" not in unstarted.log_text():
-        peer.ask(CommandType.INFO)
-    peer.ask(CommandType.INFO)
-    away.rename(path)
-    unstarted.systemd.drain()
-    for _ in range(3):
-        unstarted.systemd.wait_for("WATCHDOG")
-    assert unstarted.log_text().count("cannot notify systemd") == 1
     opened(unstarted, passed)
+    away.rename(path)
     unstarted.systemd.wait_for("STATUS", f"started: awaiting workload on 127.0.0.1:{passed.port}, {FINGERPRINT[:19]}")
+    assert "cannot notify" not in unstarted.log_text()
 
 
 def test_a_loop_knows_which_deadlines_are_set() -> None:

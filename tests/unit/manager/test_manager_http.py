@@ -111,8 +111,9 @@ async def test_v1_starts_a_keep_with_arguments_as_long_as_the_kernel_takes_them(
         workload = manager.units.loaders[kuuid].workload
         assert workload is not None
         assert (len(workload.arguments), workload.environment) == (2000, (("A", "b"),))
-        for path in (f"/v1/keeps/{kuuid}/start", "/v1/keeps"):
-            longer = io.BytesIO(json.dumps({"workload": {"arguments": ["x" * 1000] * 2100}}).encode())
+        start = {"workload": {"arguments": ["x" * 1000] * 2100}}
+        for path, asked in ((f"/v1/keeps/{kuuid}/start", start), ("/v1/keeps", {"start": start})):
+            longer = io.BytesIO(json.dumps(asked).encode())
             assert (await call(client, "POST", path, data=longer))[0] == 413
 
 

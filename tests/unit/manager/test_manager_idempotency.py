@@ -10,7 +10,6 @@ import pytest
 from keep_manager.keeps import idempotency
 from keep_manager.keeps.creation import key_digest
 from keep_manager.keeps.idempotency import KEPT_SECONDS, IdempotencyCache
-from keep_protocol.api import NewKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -45,7 +44,7 @@ def maker() -> Maker:
 
 async def test_one_key_names_one_keep(maker: Maker) -> None:
     cache = IdempotencyCache()
-    made = [(await cache.once("k", NewKeep(), maker)).kuuid for _ in range(3)]
+    made = [(await cache.once("k", "a", maker)).kuuid for _ in range(3)]
     assert made == [1, 1, 1]
 
 
@@ -53,21 +52,21 @@ async def test_another_key_and_another_caller_get_a_keep_of_their_own(maker: Mak
     cache = IdempotencyCache()
     strangers = [replace(STRANGER, where=where) for where in ("192.0.2.1", "192.0.2.2")]
     callers = [(ALICE, "k"), (ALICE, "l"), (BOB, "k"), *((stranger, "k") for stranger in strangers)]
-    made = [(await cache.once(key_digest(caller, key), NewKeep(), maker)).kuuid for caller, key in callers]
+    made = [(await cache.once(key_digest(caller, key), "a", maker)).kuuid for caller, key in callers]
     assert made == [1, 2, 3, 4, 5]
 
 
 async def test_a_key_with_another_request_is_a_conflict(maker: Maker) -> None:
     cache = IdempotencyCache()
-    await cache.once("k", NewKeep(), maker)
+    await cache.once("k", "a", maker)
     with pytest.raises(KeepfleetError) as caught:
-        await cache.once("k", NewKeep(name="other"), maker)
+        await cache.once("k", "b", maker)
     assert caught.value.kind is ErrorKind.CONFLICT
 
 
 async def test_fifty_at_once_make_one(maker: Maker) -> None:
     cache = IdempotencyCache()
-    made = await asyncio.gather(*(cache.once("k", NewKeep(), maker) for _ in range(50)))
+    made = await asyncio.gather(*(cache.once("k", "a", maker) for _ in range(50)))
     assert {keep.kuuid for keep in made} == {1}
 
 
@@ -75,16 +74,16 @@ async def test_what_failed_is_tried_again(maker: Maker) -> None:
     cache = IdempotencyCache()
     maker.fail = True
     with pytest.raises(KeepfleetError, match="cannot make it"):
-        await cache.once("k", NewKeep(), maker)
-    assert (await cache.once("k", NewKeep(), maker)).kuuid == 1
+        await cache.once("k", "a", maker)
+    assert (await cache.once("k", "a", maker)).kuuid == 1
 
 
 async def test_one_who_waits_for_a_client_that_went_away_makes_its_own(maker: Maker) -> None:
     cache = IdempotencyCache()
     maker.gate = asyncio.Event()
-    first = asyncio.create_task(cache.once("k", NewKeep(), maker))
+    first = asyncio.create_task(cache.once("k", "a", maker))
     await maker.begun.wait()
-    second = asyncio.create_task(cache.once("k", NewKeep(), maker))
+    second = asyncio.create_task(cache.once("k", "a", maker))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait({first})
@@ -96,20 +95,20 @@ async def test_one_who_waits_for_a_client_that_went_away_makes_its_own(maker: Ma
 async def test_a_key_is_forgotten_after_its_time(maker: Maker) -> None:
     now = 0.0
     cache = IdempotencyCache(lambda: now)
-    await cache.once("k", NewKeep(), maker)
+    await cache.once("k", "a", maker)
     now = KEPT_SECONDS - 1
-    assert (await cache.once("k", NewKeep(), maker)).kuuid == 1
+    assert (await cache.once("k", "a", maker)).kuuid == 1
     now = KEPT_SECONDS
-    assert (await cache.once("k", NewKeep(), maker)).kuuid == 2
+    assert (await cache.once("k", "a", maker)).kuuid == 2
 
 
 async def test_the_oldest_keys_are_forgotten_above_a_bound(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency, "MAX_KEPT", 3)
     cache = IdempotencyCache()
     for number in range(10):
-        await cache.once(f"k{number}", NewKeep(), maker)
+        await cache.once(f"k{number}", "a", maker)
     assert repr(cache) == "IdempotencyCache(4 keys)"
-    assert (await cache.once("k9", NewKeep(), maker)).kuuid == 10
+    assert (await cache.once("k9", "a", maker)).kuuid == 10
 
 
 async def test_v1_answers_a_repeated_creation_with_the_same_keep(manager: RunningManager) -> None:

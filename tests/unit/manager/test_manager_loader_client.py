@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from keep_manager import loader_client
 from keep_manager.loader_client import Loaders
-from keep_manager.model import LoaderGone
+from keep_manager.model import Answer, LoaderGone
+from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import Event, State
@@ -162,3 +164,73 @@ async def test_no_descriptor_is_left_after_failures(directory: Path, place: Path
         await refused(place, 0.01)
     await loader.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_many_loaders_are_asked_together_and_each_answer_or_its_absence_is_its_own(place: Path) -> None:
+    loaders = []
+    for kuuid in range(1, 9):
+        (place / "keepfleet" / str(kuuid)).mkdir(parents=True)
+        loaders.append(FakeLoader(str(place), kuuid))
+        loaders[-1].open()
+    one, two, three, *_ = loaders
+    one.says_it_is = 99
+    await two.close()
+    three.silent = True
+    found = await Loaders(str(place)).ask_all([*range(1, 9), 10], INFO)
+    for loader in loaders:
+        await loader.close()
+    answered = [kuuid for kuuid, answer in found.items() if isinstance(answer, Answer)]
+    assert sorted(answered) == [4, 5, 6, 7, 8]
+    failures = {kuuid: answer for kuuid, answer in found.items() if isinstance(answer, KeepfleetError)}
+    assert failures[1].kind is ErrorKind.KEEP_FAILED
+    assert [type(failures[kuuid]) for kuuid in (2, 10)] == [LoaderGone] * 2
+    assert type(failures[3]) is KeepfleetError
+    assert "no answer to keep-info in 2 s" in failures[3].message
+
+
+async def test_more_loaders_than_are_asked_together_are_all_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_client, "ASKED_TOGETHER", 2)
+    loaders = []
+    for kuuid in range(1, 8):
+        (place / "keepfleet" / str(kuuid)).mkdir(parents=True)
+        loaders.append(FakeLoader(str(place), kuuid))
+        loaders[-1].open()
+    found = await Loaders(str(place)).ask_all(range(1, 8), INFO)
+    for loader in loaders:
+        await loader.close()
+    assert all(isinstance(answer, Answer) for answer in found.values())
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (b"", ErrorKind.UNAVAILABLE),
+        (b"{}\n", ErrorKind.BAD_REQUEST),
+        (b'{"state": 1', ErrorKind.UNAVAILABLE),
+        (b"x" * (2 * MAX_CONTROL_FRAME), ErrorKind.TOO_LARGE),
+    ],
+    ids=["hangs up", "says nothing", "is cut off", "floods"],
+)
+async def test_among_many_one_that_misbehaves_is_an_error(
+    directory: Path, place: Path, answer: bytes, kind: ErrorKind
+) -> None:
+    async with await raw_loader(directory, answer):
+        found = await Loaders(str(place)).ask_all([5], INFO)
+    failure = found[5]
+    assert isinstance(failure, KeepfleetError)
+    assert failure.kind is kind
+
+
+async def test_among_many_one_whose_queue_is_full_is_asked_again_until_its_time_is_over(
+    directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_client, "CONTROL_REPLY_SECONDS", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(directory / "control.sock"))
+        listener.listen(0)
+        first.connect(str(directory / "control.sock"))
+        found = await Loaders(str(place)).ask_all([5], INFO)
+    failure = found[5]
+    assert isinstance(failure, KeepfleetError)
+    assert "stayed busy" in failure.message

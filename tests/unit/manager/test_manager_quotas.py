@@ -52,12 +52,12 @@ def test_starts_count_for_a_minute() -> None:
     clock = Clock()
     quotas = keeper(Quotas(starts_per_minute=2), clock=clock)
     for _ in range(2):
-        quotas.admit_start(ANN, keep(1), "127.0.0.1", 3031)
+        quotas.admit_start(ANN, 1, "127.0.0.1", 3031)
     with pytest.raises(KeepfleetError, match="2 starts in a minute"):
-        quotas.admit_start(ANN, keep(1), "127.0.0.1", 3031)
-    quotas.admit_start(BOB, keep(2, "bob"), "127.0.0.1", 3031)
+        quotas.admit_start(ANN, 1, "127.0.0.1", 3031)
+    quotas.admit_start(BOB, 2, "127.0.0.1", 3031)
     clock.now = 60.0
-    quotas.admit_start(ANN, keep(1), "127.0.0.1", 3031)
+    quotas.admit_start(ANN, 1, "127.0.0.1", 3031)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_starts_count_for_a_minute() -> None:
 )
 def test_a_keep_listens_only_where_its_caller_may(address: str, port: int, why: str) -> None:
     quotas = keeper(Quotas(first_port=4000, last_port=4010, addresses=("127.0.0.1",)))
-    assert quotas.admit_start(ANN, keep(1), "127.0.0.1", 4000) == (4000, 4010)
-    assert quotas.admit_start(ANN, keep(1), "127.0.0.1", None) == (4000, 4010)
+    assert quotas.admit_start(ANN, 1, "127.0.0.1", 4000) == (4000, 4010)
+    assert quotas.admit_start(ANN, 1, "127.0.0.1", None) == (4000, 4010)
     with pytest.raises(KeepfleetError, match=why) as refused:
-        quotas.admit_start(ANN, keep(1), address, port)
+        quotas.admit_start(ANN, 1, address, port)
     assert refused.value.kind is ErrorKind.FORBIDDEN
 
 

@@ -28,6 +28,19 @@ def test_assignments_go_out_as_one_message(systemd: socket.socket) -> None:
     assert systemd.recv(100) == b"READY=1\nSTATUS=fine"
 
 
+def test_a_connected_socket_is_kept_until_it_is_closed(systemd: socket.socket, tmp_path: Path) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": "notify"})
+    notifier.connect()
+    (tmp_path / "notify").rename(tmp_path / "elsewhere")
+    assert notifier.send("READY=1") is True
+    assert systemd.recv(100) == b"READY=1"
+    notifier.close()
+    with pytest.raises(OSError, match="No such file"):
+        notifier.send("READY=1")
+    with pytest.raises(OSError, match="No such file"):
+        notifier.connect()
+
+
 def test_a_newline_cannot_add_an_assignment(systemd: socket.socket) -> None:
     Notifier({"NOTIFY_SOCKET": "notify"}).send("STATUS=a\nMAINPID=1")
     assert systemd.recv(100) == b"STATUS=a MAINPID=1"
@@ -50,6 +63,7 @@ def test_the_address_is_taken_out_of_the_environment() -> None:
 def test_without_an_address_nothing_happens() -> None:
     assert Notifier({}).send("READY=1") is False
     assert Notifier({}).store("listener", 0) is False
+    Notifier({}).connect()
 
 
 def test_a_systemd_that_is_gone_is_an_os_error() -> None:
