@@ -17,6 +17,7 @@ LIGHT_PROTOCOL = {
     for name in (
         "fields",
         "forking",
+        "ring",
         "kinds",
         "spec",
         "outcome",

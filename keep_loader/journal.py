@@ -1,0 +1,281 @@
+"""The guest's output in the journal: a follower of the ring, over journald's native protocol.
+
+One entry a line while it keeps up; when it is behind, several lines in one, cut at a newline. It waits for nobody, and
+the guest never waits for it: what it cannot send in time it leaves out, counted, in one entry that says so.
+journald drops what comes faster than its limit of entries in one interval, and after it has stood still that limit
+meets everything that has queued up meanwhile. So the pace is at most half of the limit, and earned only while journald
+has read all that was sent: then no more than the limit can ever be in one interval.
+The native protocol keeps blank lines, trailing blanks, CR, NUL and long lines, which a unit's own stream does not
+(https://systemd.io/JOURNAL_NATIVE_PROTOCOL).
+Import rule: that of keep_loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+
+from keep_protocol.ring import STDERR, STDOUT, Progress, RingReader, RingWriter
+
+MAX_ENTRY = 48 * 1024
+"""Bytes of one entry's message: the kernel's default room for a datagram is 208 KiB, journald cuts streams here too."""
+PACKED = 4 * 1024
+"""Bytes of a packed entry while little is waiting: `systemctl status` shows ten entries, however long they are."""
+PACK_OVER = 64 * 1024
+"""Bytes waiting above which lines are packed."""
+PACK_FULLY_OVER = 512 * 1024
+"""Bytes waiting above which an entry is as long as it can be."""
+LAST_WORDS = 64 * 1024
+"""Bytes at the guest's end that are sent whatever waits before them: they are what people look for."""
+LAST_ENTRIES = LAST_WORDS // PACKED + 8
+"""Entries that LAST_WORDS take, and those that say what was left out: held back from the pace until the end."""
+BYTES_PER_SECOND = 1_000_000
+BURST_BYTES = 16_000_000
+"""The journal is the whole host's, and old entries leave it for new ones."""
+_STREAMS = (STDOUT, STDERR)
+_PRIORITY = {STDOUT: 6, STDERR: 3}
+"""journald limits each priority by itself: what floods one stream does not cost the other's lines."""
+_NAME = {STDOUT: "stdout", STDERR: "stderr"}
+
+
+class Sent(Enum):
+    """What became of one entry: journald has it, cannot take it at this moment, or is not there any more."""
+
+    TAKEN = "taken"
+    FULL = "full"
+    GONE = "gone"
+
+
+def entry(fields: Sequence[tuple[str, bytes]]) -> bytes:
+    """One entry in the native protocol; a value with a newline is framed by its length."""
+    parts: list[bytes] = []
+    for name, value in fields:
+        if b"\n" in value:
+            parts += (name.encode(), b"\n", len(value).to_bytes(8, "little"), value, b"\n")
+        else:
+            parts += (name.encode(), b"=", value, b"\n")
+    return b"".join(parts)
+
+
+class Pace:
+    """How many entries and bytes may be sent: earned by time, and only while journald has read everything before."""
+
+    def __init__(self, entries_per_second: float, now: float) -> None:
+        """entries_per_second: half of what journald lets through for each second of its interval."""
+        self._rate = entries_per_second
+        self._most = max(1.0, entries_per_second - LAST_ENTRIES)
+        self._entries, self._bytes = self._most, float(BURST_BYTES)
+        self._at = now
+
+    def __repr__(self) -> str:
+        return f"Pace({self._entries:.0f} entries, {self._bytes:.0f} bytes)"
+
+    def earn(self, now: float, *, all_read: bool) -> None:
+        """Time has passed until `now`; it counts only where journald has read everything that was sent."""
+        passed, self._at = max(0.0, now - self._at), now
+        if all_read:
+            self._entries = min(self._most, self._entries + passed * self._rate)
+            self._bytes = min(float(BURST_BYTES), self._bytes + passed * BYTES_PER_SECOND)
+
+    def may(self) -> bool:
+        """Whether another entry may be sent now."""
+        return self._entries >= 1.0 and self._bytes > 0.0
+
+    @property
+    def ample(self) -> bool:
+        """Whether less than half of what could be sent has been: lines need not share entries."""
+        return self._entries > self._most / 2
+
+    def spend(self, size: int) -> None:
+        """One entry of so many bytes was sent."""
+        self._entries -= 1.0
+        self._bytes -= size
+
+    def seconds(self) -> float:
+        """When another one may be sent, if journald reads meanwhile."""
+        return max((1.0 - self._entries) / self._rate, -self._bytes / BYTES_PER_SECOND, 0.0)
+
+
+class _Stream:
+    """One stream's bytes that are in no entry yet. start: how many came before them."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.pending = b""
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.pending)
+
+    def cut(self, longest: int, *, one_line: bool, last: bool) -> tuple[bytes, int, bool]:
+        """What the next entry has: its message, the bytes it takes of the stream, and whether it ends within a line.
+
+        Nothing is taken of a line that is not whole, unless it is longer than an entry, or the last.
+        """
+        newline = self.pending.find(b"\n", 0, longest) if one_line else self.pending.rfind(b"\n", 0, longest)
+        if newline < 0 and not one_line:
+            newline = self.pending.find(b"\n", 0, MAX_ENTRY)
+        if newline >= 0:
+            return self.pending[:newline], newline + 1, False
+        if len(self.pending) >= MAX_ENTRY or (last and self.pending):
+            message = self.pending[:MAX_ENTRY]
+            return message, len(message), not last or len(self.pending) > MAX_ENTRY
+        return b"", 0, False
+
+    def take(self, size: int) -> None:
+        self.pending = self.pending[size:]
+        self.start += size
+
+
+class JournalFollower:
+    """Follows the ring and sends its output on.
+
+    skipped: bytes of each stream that it has left out; gone: whether journald's socket has to be opened anew.
+    """
+
+    def __init__(
+        self,
+        ring: RingWriter,
+        pace: Pace,
+        send: Callable[[bytes], Sent],
+        all_read: Callable[[], bool],
+        fields: Sequence[tuple[str, bytes]],
+    ) -> None:
+        """send: sends one entry; all_read: whether journald has read everything before; fields: of every entry."""
+        self._ring, self._reader, self._pace = ring, RingReader(ring.descriptor), pace
+        self._send, self._all_read, self._fields = send, all_read, tuple(fields)
+        self._streams = {STDOUT: _Stream(ring.journal.stdout), STDERR: _Stream(ring.journal.stderr)}
+        self._entries = ring.journal.entries
+        self._position = ring.tail
+        self._turn = STDOUT
+        self._unsaid = {STDOUT: 0, STDERR: 0}
+        self.skipped = {STDOUT: 0, STDERR: 0}
+        self.gone = False
+
+    def __repr__(self) -> str:
+        return f"JournalFollower({self._entries} entries, {self.waiting} bytes waiting, {self._pace!r})"
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of the ring that are in no entry yet."""
+        taken = sum(stream.start for stream in self._streams.values())
+        return self._ring.totals[STDOUT - 1] + self._ring.totals[STDERR - 1] - taken
+
+    def pump(self, now: float, *, last: bool = False) -> float | None:
+        """Sends what may be sent now. Seconds until it wants to be called again, or None until there is more output.
+
+        last: the guest has ended: its last words are sent beyond the pace, and what else waits is left out.
+        """
+        self._pace.earn(now, all_read=self._all_read())
+        if last:
+            self._leave_out_all_but_last_words()
+        while True:
+            self._read_on()
+            if not any(self._unsaid.values()) and not self._can_cut(last):
+                return None
+            if not last and not self._pace.may():
+                return max(self._pace.seconds(), 0.01)
+            if not self._send_next(last):
+                return 0.05
+
+    def _send_next(self, last: bool) -> bool:
+        """Sends one entry; false where journald does not take it now."""
+        if any(self._unsaid.values()):
+            return self._say_what_is_missing()
+        waiting = self.waiting
+        longest = MAX_ENTRY if waiting > PACK_FULLY_OVER else PACKED
+        stream = self._streams[self._turn]
+        one_line = waiting <= PACK_OVER and self._pace.ample and not last
+        message, size, cut = stream.cut(longest if not one_line else MAX_ENTRY, one_line=one_line, last=last)
+        own: list[tuple[str, bytes]] = [("PRIORITY", b"%d" % _PRIORITY[self._turn])]
+        own.append(("KEEP_STREAM", _NAME[self._turn].encode()))
+        if cut:
+            own.append(("KEEP_CUT", b"1"))
+        if not self._deliver([("MESSAGE", message), *own]):
+            return False
+        stream.take(size)
+        self._note()
+        return True
+
+    def _say_what_is_missing(self) -> bool:
+        missing = {stream: size for stream, size in self._unsaid.items() if size}
+        text = " and ".join(f"{size} bytes of {_NAME[stream]}" for stream, size in missing.items())
+        own = [(f"KEEP_SKIPPED_{_NAME[stream].upper()}", b"%d" % size) for stream, size in missing.items()]
+        fields = [("MESSAGE", f"{text} are not in the journal".encode()), ("PRIORITY", b"4"), *own]
+        if not self._deliver(fields):
+            return False
+        self._unsaid = {STDOUT: 0, STDERR: 0}
+        self._note()
+        return True
+
+    def _deliver(self, fields: Sequence[tuple[str, bytes]]) -> bool:
+        data = entry([*fields, ("KEEP_SEQ", b"%d" % self._entries), *self._fields])
+        sent = self._send(data)
+        self.gone = sent is Sent.GONE
+        if sent is not Sent.TAKEN:
+            return False
+        self._pace.spend(len(data))
+        self._entries += 1
+        return True
+
+    def _note(self) -> None:
+        self._ring.note_journal(
+            Progress(self._streams[STDOUT].start, self._streams[STDERR].start, self._entries),
+        )
+
+    def _can_cut(self, last: bool) -> bool:
+        """Whether there is an entry to send; the stream that it is of has its turn then."""
+        for stream in (self._turn, *(other for other in _STREAMS if other != self._turn)):
+            if self._streams[stream].cut(MAX_ENTRY, one_line=True, last=last)[1]:
+                self._turn = stream
+                return True
+        return False
+
+    def _read_on(self) -> None:
+        """Takes frames up to the next change of stream, so that the lines of both stay in their order."""
+        while not self._can_cut(False):
+            frames, position = self._reader.read(self._position, PACK_OVER)
+            if not frames:
+                self._position = position
+                return
+            turn = frames[0].stream
+            for frame in frames:
+                if frame.stream != turn:
+                    break
+                self._take(frame.stream, frame.offset, frame.data)
+                self._position = frame.end
+            if turn in _STREAMS:
+                self._turn = turn
+
+    def _take(self, stream: int, offset: int, data: bytes) -> None:
+        if stream not in _STREAMS:
+            return
+        held = self._streams[stream]
+        self._skip(stream, offset if offset > held.end else held.start)  # what was overwritten before it was read
+        known = held.end - offset
+        held.pending += data[known:]
+
+    def _skip(self, stream: int, offset: int) -> None:
+        """Leaves out what comes before the stream's byte `offset`, and counts it."""
+        held = self._streams[stream]
+        size = offset - held.start
+        held.take(size)
+        self._unsaid[stream] += size
+        self.skipped[stream] += size
+
+    def _leave_out_all_but_last_words(self) -> None:
+        """Goes on with the last bytes of both streams where more than those wait."""
+        if self.waiting <= LAST_WORDS:
+            return
+        while True:
+            frames, after = self._reader.read(self._position)
+            for frame in frames:
+                if frame.stream in _STREAMS:
+                    last_words = self._ring.totals[frame.stream - 1] - LAST_WORDS // len(_STREAMS)
+                    end = frame.offset + len(frame.data)
+                    self._skip(frame.stream, max(self._streams[frame.stream].start, min(end, last_words)))
+                    self._take(frame.stream, frame.offset, frame.data)
+                self._position = frame.end
+            if not frames:
+                self._position = after
+                return

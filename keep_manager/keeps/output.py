@@ -1,0 +1,202 @@
+"""Keeps' output for those who read it: one ring for each keep, read once for a token, by as many readers as there are.
+
+A reader that holds makes the guest wait for it, unless it stalls. No process and no copy in memory is kept for any of
+them; what a reader was too slow for it is told by the frames' own offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from keep_protocol.constants import unit_name
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.ring import NOT_KEPT, Acknowledgement, Block, RingReader
+
+LOG = logging.getLogger("keepfleet.output")
+STALL_SECONDS = 10.0
+"""How long the guest waits for a reader that takes nothing; after that the reader has gaps instead."""
+MAX_READERS = 64
+"""Of one keep's output: each wakes up for each token."""
+RELEASES = 16
+"""Parts of the ring: the loader hears of each that no reader is waited for in any more, also while there is more."""
+MAX_TOKENS = 16
+"""Bytes taken from a loader in one turn: an honest one sends one, and waits."""
+TOKENS_PAUSE_SECONDS = 0.05
+"""A loader that sends more of them than it may is not listened to for so long."""
+
+
+class Reader:
+    """One reader's place in one keep's ring.
+
+    position: of what it gets next; stdout and stderr: where it is in each; stalled: whether it is waited for no more.
+    """
+
+    def __init__(self, position: int, *, holds: bool) -> None:
+        self.position, self.holds = position, holds
+        self.stalled = False
+        self.stdout = self.stderr = 0
+
+    def __repr__(self) -> str:
+        return f"Reader(at {self.position}{', holds' if self.holds else ''}{', stalled' if self.stalled else ''})"
+
+
+class KeepOutput:
+    """One keep's output. Owns the ring's descriptor and the channel; must be closed."""
+
+    def __init__(self, kuuid: int, ring: int) -> None:
+        """Takes the ring over. Raises KeepfleetError(KEEP_FAILED) where it is none."""
+        self._kuuid, self._descriptor = kuuid, ring
+        self._ring = RingReader(ring)
+        self._channel: socket.socket | None = None
+        self._token_out = False
+        self._acknowledged = Acknowledgement()
+        self._readers: list[Reader] = []
+        self._more = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"KeepOutput({unit_name(self._kuuid)}, {self._readers})"
+
+    def attach(self, channel: socket.socket) -> None:
+        """Takes over the channel to the loader, in place of that to one before."""
+        self._detach()
+        channel.setblocking(False)
+        self._channel, self._token_out = channel, True  # whatever it has written by now, it hears where we are
+        asyncio.get_running_loop().add_reader(channel, self._token)
+        self._acknowledge(always=True)
+
+    def close(self) -> None:
+        """The keep is gone: its readers get what is there, and no more."""
+        self._detach()
+        self._wake()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    @asynccontextmanager
+    async def reading(self, position: int = 0, *, holds: bool = False) -> AsyncIterator[Reader]:
+        """A reader from `position` on, for the block. Raises KeepfleetError(TOO_MANY, or KEEP_FAILED)."""
+        if len(self._readers) >= MAX_READERS:
+            raise KeepfleetError(
+                ErrorKind.TOO_MANY, f"cannot read the output of keep {self._kuuid}: {MAX_READERS} readers do already"
+            )
+        tail, head = self._ring.bounds()
+        if position > head:
+            raise KeepfleetError(
+                ErrorKind.BAD_REQUEST, f"cannot read the output of keep {self._kuuid}: it has no position {position}"
+            )
+        reader = Reader(max(position, tail), holds=holds)
+        self._readers.append(reader)
+        self._acknowledge(always=True)
+        try:
+            yield reader
+        finally:
+            self._readers.remove(reader)
+            self._acknowledge(always=True)
+
+    def take(self, reader: Reader) -> Block | None:
+        """What comes next for `reader`; None where there is nothing yet. Raises KeepfleetError(KEEP_FAILED)."""
+        try:
+            block = self._ring.block(reader.position)
+        except OSError as error:
+            raise KeepfleetError(
+                ErrorKind.KEEP_FAILED, f"cannot read the output of keep {self._kuuid}: {error.strerror}"
+            ) from error
+        if not block.data:
+            reader.position = block.position
+            self._acknowledge()
+            return None
+        return block
+
+    def sent(self, reader: Reader, block: Block) -> None:
+        """`reader` has been sent the block: it is not kept for it any more."""
+        reader.position = block.end
+        reader.stdout, reader.stderr = max(reader.stdout, block.stdout), max(reader.stderr, block.stderr)
+        self._acknowledge()
+
+    async def more(self) -> None:
+        """Waits until there may be more."""
+        await self._more.wait()
+
+    @asynccontextmanager
+    async def sending(self, reader: Reader) -> AsyncIterator[None]:
+        """For the time in which `reader` is sent something: takes it longer than STALL_SECONDS, it is stalled."""
+        timer = asyncio.get_running_loop().call_later(STALL_SECONDS, self._stalled, reader)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _stalled(self, reader: Reader) -> None:
+        reader.stalled = True
+        LOG.warning("%s: a reader of its output takes nothing: it is waited for no more", unit_name(self._kuuid))
+        self._acknowledge(always=True)
+
+    def _token(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            tokens = [self._channel.recv(16) for _ in range(MAX_TOKENS)]
+        except BlockingIOError:
+            tokens = [b"\1"]
+        except OSError:
+            tokens = [b""]
+        if not all(tokens):
+            self._detach()
+        elif len(tokens) == MAX_TOKENS:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._channel)
+            loop.call_later(TOKENS_PAUSE_SECONDS, self._listen_again, self._channel)
+        self._token_out = True
+        self._wake()
+
+    def _listen_again(self, channel: socket.socket) -> None:
+        if channel is self._channel:
+            asyncio.get_running_loop().add_reader(channel, self._token)
+
+    def _wake(self) -> None:
+        self._more.set()
+        self._more = asyncio.Event()
+
+    def _acknowledge(self, *, always: bool = False) -> None:
+        """Answers a token once a reader has what there was, and says in between what is to be kept no more.
+
+        Without readers a token stays unanswered: then nothing wakes the manager for that keep.
+        """
+        held = [reader.position for reader in self._readers if reader.holds and not reader.stalled]
+        now = Acknowledgement(
+            seen=max([self._acknowledged.seen, *(reader.position for reader in self._readers)]),
+            kept=min(held, default=NOT_KEPT),
+            stdout=max([self._acknowledged.stdout, *(reader.stdout for reader in self._readers)]),
+            stderr=max([self._acknowledged.stderr, *(reader.stderr for reader in self._readers)]),
+        )
+        further = now.kept - self._acknowledged.kept
+        released = further >= self._ring.capacity // RELEASES or (further and now.kept >= now.seen)
+        if self._channel is None or not (always or released or (self._token_out and self._readers)):
+            return
+        try:
+            self._channel.send(now.encode(), socket.MSG_NOSIGNAL)
+        except BlockingIOError:  # the loader has not read the last ones: as soon as it has
+            asyncio.get_running_loop().add_writer(self._channel, self._writable)
+            return
+        except OSError:
+            self._detach()
+            return
+        self._acknowledged = now
+        self._token_out = self._token_out and not self._readers
+
+    def _writable(self) -> None:
+        if self._channel is not None:
+            asyncio.get_running_loop().remove_writer(self._channel)
+            self._acknowledge(always=True)
+
+    def _detach(self) -> None:
+        if self._channel is not None:
+            asyncio.get_running_loop().remove_reader(self._channel)
+            asyncio.get_running_loop().remove_writer(self._channel)
+            self._channel.close()
+            self._channel = None
+            self._wake()
