@@ -116,13 +116,6 @@ class Life:
         self.info = self.fleet.client().keep(self.kuuid)
         return self.info
 
-    def shown(self, detail: str) -> KeepInfo:
-        """The keep once the manager shows this `detail`, of which it hears a moment after systemd has it."""
-        deadline = time.monotonic() + SOON
-        while self.look().detail != detail:
-            assert time.monotonic() < deadline, self.info
-        return self.info
-
     def start(self, address: str = "127.0.0.1", port: int | None = None) -> KeepInfo:
         """start-keep, on a free port where none is named."""
         self.info = self.fleet.client().start(self.kuuid, address, port or free_port())
