@@ -13,7 +13,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -171,33 +171,39 @@ class Place:
             yield file, name
         finally:
             try:
-                if _is_at(self.of(Folder.NEW), name, file):
-                    self.disk.remove(self.of(Folder.NEW), name)
+                self.discard(name)
             finally:
                 os.close(file)
 
-    def put(self, file: int, name: str, folder: Folder, place: str) -> None:
+    def discard(self, name: str) -> None:
+        """Removes a new file, unless it has got its place. Raises OSError."""
+        with suppress(FileNotFoundError):
+            self.disk.remove(self.of(Folder.NEW), name)
+
+    def put(self, name: str, folder: Folder, place: str) -> None:
         """Gives a new file, whose bytes are written, its place; it is there after a power cut, too. Raises OSError."""
         self.disk.rename(self.of(Folder.NEW), name, self.of(folder), place)
         self.disk.sync(self.of(folder))
 
     def clear_abandoned(self) -> None:
-        """Removes what processes that were killed left in `new`. Raises OSError."""
+        """Removes what processes that were killed left in `new`: NAME, or NAME.N, of which NAME has the lock. Raises
+        OSError."""
         new = self.of(Folder.NEW)
-        for name in os.listdir(new):
-            try:
-                file = os.open(name, OPEN_FILE, dir_fd=new)
-            except OSError as error:
-                if error.errno == errno.ENOENT:
-                    continue
-                raise refused(os.path.join(self.path, Folder.NEW.value, name), "it is none of the store's") from error
-            try:
-                if time.time() - os.fstat(file).st_mtime > ABANDONED_SECONDS and _locks(file):
+        for name in sorted(os.listdir(new), reverse=True):
+            with suppress(FileNotFoundError):  # another process was faster, or has finished
+                status = os.stat(name, dir_fd=new, follow_symlinks=False)
+                if time.time() - status.st_mtime > ABANDONED_SECONDS and not self._is_held(name.partition(".")[0]):
                     self.disk.remove(new, name)
-            except FileNotFoundError:
-                continue  # another process was faster
-            finally:
-                os.close(file)
+
+    def _is_held(self, name: str) -> bool:
+        try:
+            file = os.open(name, OPEN_FILE, dir_fd=self.of(Folder.NEW))
+        except OSError:
+            return False  # there is none, or it is a link: in any case nobody's
+        try:
+            return not _locks(file)
+        finally:
+            os.close(file)
 
     def write_record(self, folder: Folder, name: str, body: bytes) -> None:
         """Puts a sealed record in the place of what has its name. Raises OSError."""
@@ -208,7 +214,7 @@ class Place:
             self.disk.write(file, _seal(folder, name, body))
             self.disk.protect(file)
             self.disk.sync(file)
-            self.put(file, new_name, folder, name)
+            self.put(new_name, folder, name)
 
     def read_record(self, folder: Folder, name: str) -> bytes | None:
         """What is in a record; None where there is none. Raises Damaged where it is not as it was written."""
@@ -264,10 +270,3 @@ def _locks(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_at(directory: int, name: str, file: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(file))
-    except FileNotFoundError:
-        return False

@@ -103,9 +103,9 @@ class Store:
             self.place.disk.protect(file)
             self.place.disk.sync(file)
             with self.place.locked():
-                self.keep_new(file, new_name, found)
+                self.keep_new(new_name, found)
                 if reference:
-                    self._move(reference, found, who)
+                    self.move(reference, found, who)
             return _described(found, os.fstat(file))
 
     def _copy(self, source: Readable, file: int, limit: int) -> str:
@@ -125,7 +125,7 @@ class Store:
             hashed.update(data)
             self.place.disk.write(file, data)
 
-    def keep_new(self, file: int, new_name: str, digest: str) -> None:
+    def keep_new(self, new_name: str, digest: str) -> None:
         """Gives a new file that is on disk its name, under the lock; one that is there and whole stays, as young as a
         new one. Raises OSError."""
         try:
@@ -133,7 +133,7 @@ class Store:
         except Damaged:
             there = None
         if there is None:
-            self.place.put(file, new_name, Folder.OBJECTS, names.file_of(digest))
+            self.place.put(new_name, Folder.OBJECTS, names.file_of(digest))
             return
         try:
             self.place.disk.renew(there)
@@ -264,9 +264,10 @@ class Store:
         names.check_reference(name)
         with explained(f"tag {name} in the module store {self.place.path}"), self.place.locked():
             self.object(digest)
-            return self._move(name, digest, who)
+            return self.move(name, digest, who)
 
-    def _move(self, name: str, digest: str, who: str) -> Reference:
+    def move(self, name: str, digest: str, who: str) -> Reference:
+        """The same under the lock, which the caller holds, of an object that is there. Raises OSError."""
         try:
             before = self._reference(name)
         except Damaged:
