@@ -103,9 +103,9 @@ class Store:
             self.place.disk.protect(file)
             self.place.disk.sync(file)
             with self.place.locked():
-                self.keep_new(new_name, found)
+                fresh = self.keep_new(new_name, found)
                 if reference:
-                    self.move(reference, found, who)
+                    self._name_new(found, reference, who, fresh)
             return _described(found, os.fstat(file))
 
     def _copy(self, source: Readable, file: int, limit: int) -> str:
@@ -125,22 +125,33 @@ class Store:
             hashed.update(data)
             self.place.disk.write(file, data)
 
-    def keep_new(self, new_name: str, digest: str) -> None:
+    def _name_new(self, digest: str, reference: str, who: str, fresh: bool) -> None:
+        """Names what was added, or has it not be there: an addition happens whole. Raises OSError."""
+        try:
+            self.move(reference, digest, who)
+        except BaseException:
+            named = self._reference(reference)  # it is, where only its folder could not be flushed
+            if fresh and (named is None or named.digest != digest):
+                self.place.disk.remove(self.place.of(Folder.OBJECTS), names.file_of(digest))
+            raise
+
+    def keep_new(self, new_name: str, digest: str) -> bool:
         """Gives a new file that is on disk its name, under the lock; one that is there and whole stays, as young as a
-        new one. Raises OSError."""
+        new one. Whether it is new. Raises OSError."""
         try:
             there = self._opened(digest, quarantining=self._put_away)
         except Damaged:
             there = None
         if there is None:
             self.place.put(new_name, Folder.OBJECTS, names.file_of(digest))
-            return
+            return True
         try:
             self.place.disk.renew(there)
             self.place.disk.sync(there)
         finally:
             os.close(there)
         self.place.disk.sync(self.place.of(Folder.OBJECTS))  # who put it there may have been killed before that
+        return False
 
     def open_object(self, digest: str) -> int:
         """A descriptor of the object's file, whose bytes were verified, at its beginning; the caller closes it.
