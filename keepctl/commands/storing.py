@@ -12,7 +12,6 @@ from typing import IO, Any, TypeVar
 import click
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl.commands.shared import FILE
 from module_store import names
 from module_store.store import Store
 
@@ -27,7 +26,7 @@ def store_option(command: _Command) -> _Command:
         "--store",
         "directory",
         metavar="DIR",
-        type=FILE,
+        type=click.Path(readable=False),  # whose it is, and why not, the store says itself
         envvar="KEEPFLEET_STORE",
         help="The store's directory; otherwise $KEEPFLEET_STORE, /var/lib/keepfleet/store for root, "
         "~/.local/share/keepfleet/store for others.",

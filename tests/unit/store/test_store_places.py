@@ -116,7 +116,7 @@ def test_a_store_into_which_others_may_look_is_refused_with_the_command_that_hel
 @AS_ROOT
 def test_a_store_of_another_user_is_refused(store: Store, directory: Path, tmp_path: Path) -> None:
     os.chown(directory / "references", 12345, -1)
-    assert "it belongs to user 12345, and not to 0; run: chown -R 0 " in refusal(directory).message
+    assert "it belongs to user 12345; go on as that user, or run: chown -R 0 " in refusal(directory).message
     os.chown(directory / "references", 0, -1)
     os.chown(tmp_path, 12345, -1)
     assert f"cannot use {tmp_path} for modules: it belongs to user 12345" in refusal(directory).message
