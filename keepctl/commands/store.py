@@ -8,6 +8,7 @@ import click
 
 from keepctl.commands import whole_store
 from keepctl.commands.access import output_option
+from keepctl.commands.pulling import pull
 from keepctl.commands.shared import FILE, Commands
 from keepctl.commands.storing import meant, reading, short, store_option, store_path, who
 from keepctl.describe import moment_text, size_text
@@ -32,7 +33,7 @@ def group() -> None:
     """
 
 
-for command in (whole_store.collect_garbage, whole_store.verify, whole_store.export, whole_store.import_modules):
+for command in (whole_store.collect_garbage, whole_store.verify, whole_store.export, whole_store.import_modules, pull):
     group.add_command(command)
 
 
