@@ -104,6 +104,7 @@ class Objects:
     def _opened(self, digest: str, quarantining: Callable[[str, os.stat_result], str]) -> int | None:
         """The verified object; None where there is none. Raises Damaged, OSError."""
         name, objects = names.file_of(digest), self.place.of(Folder.OBJECTS)
+        self.place.check(Folder.OBJECTS)
         with ExitStack() as held:
             try:
                 file = os.open(name, OPEN_FILE, dir_fd=objects)

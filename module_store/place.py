@@ -24,6 +24,8 @@ FORMAT = b"keepfleet module store 1\n"
 VERSION = "version"
 SYSTEM = "/var/lib/keepfleet/store"
 """The system's store; a user's is below the XDG data home."""
+_NEIGHBOURS = {"keys"}
+"""What may be in a store's directory before it is a store: its keys, which are no business of this file's."""
 LOCK_SECONDS = 10.0
 """What is done under the lock takes milliseconds, or as long as a folder takes to be flushed on a busy disk."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.002, 0.05
@@ -86,6 +88,11 @@ class Place:
         """The descriptor of a folder."""
         return self._folders[folder]
 
+    def check(self, folder: Folder) -> None:
+        """Raises KeepfleetError where by now others may enter the folder or the store: before each read."""
+        check_own(self._root, self.path)
+        check_own(self.of(folder), os.path.join(self.path, folder.value))
+
     def names(self, folder: Folder) -> list[str]:
         """The names in a folder, sorted."""
         return sorted(os.listdir(self.of(folder)))
@@ -116,7 +123,7 @@ class Place:
             names = set(os.listdir(self._root))
             if VERSION in names:  # another process was faster
                 return
-            if names - {folder.value for folder in Folder}:
+            if names - {folder.value for folder in Folder} - _NEIGHBOURS:
                 why = "it has other files, and is no store; name an empty directory, or one that is not there"
                 raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot make a module store of {self.path}: {why}")
             for folder in Folder:
@@ -218,6 +225,7 @@ class Place:
     def read_record(self, folder: Folder, name: str) -> bytes | None:
         """What is in a record; None where there is none. Raises Damaged where it is not as it was written."""
         path = os.path.join(self.path, folder.value, name)
+        self.check(folder)
         with explained(f"read {path}"):
             try:
                 file = os.open(name, OPEN_FILE, dir_fd=self.of(folder))

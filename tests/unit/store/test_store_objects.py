@@ -43,6 +43,14 @@ def test_an_object_s_descriptor_is_at_its_beginning_and_cannot_be_written_to(sto
         os.close(file)
 
 
+def test_what_was_verified_is_read_whatever_takes_its_name_afterwards(store: Store, directory: Path) -> None:
+    digest = add(store, HELLO)
+    with os.fdopen(store.open_object(digest), "rb") as file:
+        (directory / "new" / "other").write_bytes(b"\0asm evil!")
+        os.rename(directory / "new" / "other", directory / "objects" / digest.removeprefix("sha256:"))
+        assert file.read() == HELLO
+
+
 def test_adding_the_same_again_leaves_one_object_that_counts_as_young(store: Store, directory: Path) -> None:
     digest = add(store, HELLO)
     path = directory / "objects" / digest.removeprefix("sha256:")

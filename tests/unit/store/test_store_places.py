@@ -113,6 +113,23 @@ def test_a_store_into_which_others_may_look_is_refused_with_the_command_that_hel
     Store.open(str(directory)).close()
 
 
+def test_a_store_that_was_opened_to_others_later_is_not_read_any_more(store: Store, directory: Path) -> None:
+    digest = add(store, HELLO, "web:1")
+    for folder, path in (("objects", directory / "objects"), ("", directory), ("references", directory / "references")):
+        os.chmod(path, 0o755)  # noqa: S103  # the mistake that is meant
+        with pytest.raises(KeepfleetError, match="its mode is 0755, which lets others in; run: chmod 700 /"):
+            store.resolve("web:1") if folder == "references" else store.open_object(digest)
+        os.chmod(path, 0o700)
+    assert read(store, store.resolve("web:1")) == HELLO
+
+
+def test_a_store_may_have_its_keys_before_it_has_anything_else(directory: Path) -> None:
+    (directory / "keys").mkdir(parents=True, mode=0o700)
+    os.chmod(directory, 0o700)
+    Store.create(str(directory)).close()
+    assert (directory / "keys").is_dir()
+
+
 @AS_ROOT
 def test_a_store_of_another_user_is_refused(store: Store, directory: Path, tmp_path: Path) -> None:
     os.chown(directory / "references", 12345, -1)
