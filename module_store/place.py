@@ -198,7 +198,8 @@ class Place:
         for name in sorted(os.listdir(new), reverse=True):
             with suppress(FileNotFoundError):  # another process was faster, or has finished
                 status = os.stat(name, dir_fd=new, follow_symlinks=False)
-                if time.time() - status.st_mtime > ABANDONED_SECONDS and not self._is_held(name.partition(".")[0]):
+                old = not stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > ABANDONED_SECONDS
+                if old and not self._is_held(name.partition(".")[0]):
                     self.disk.remove(new, name)
 
     def _is_held(self, name: str) -> bool:

@@ -6,6 +6,7 @@ import os
 
 import click
 
+from keep_client.text import printable
 from keepctl.commands import whole_store
 from keepctl.commands.access import output_option
 from keepctl.commands.pulling import pull
@@ -124,7 +125,7 @@ def inspect(what: str, directory: str | None, output: str) -> None:
         before = f"from {short(move.source)} " if move.source else ""
         lines.append(("moved", f"{moment_text(move.when)} by {move.who} {before}to {short(move.target)}"))
     for title, text in lines:
-        echo(f"{title:<11} {text}")
+        echo(printable(f"{title:<11} {text}"))
 
 
 @group.command("tag")

@@ -123,6 +123,19 @@ def test_a_store_that_was_opened_to_others_later_is_not_read_any_more(store: Sto
     assert read(store, store.resolve("web:1")) == HELLO
 
 
+def test_what_is_strange_where_new_files_are_written_keeps_nothing_from_being_added(
+    store: Store, directory: Path, tmp_path: Path
+) -> None:
+    (directory / "new" / "folder").mkdir()
+    (directory / "new" / "link").symlink_to(tmp_path)
+    os.mkfifo(directory / "new" / "pipe")
+    for name in ("folder", "link", "pipe"):
+        os.utime(directory / "new" / name, (1, 1), follow_symlinks=False)
+    add(store, HELLO)
+    assert os.listdir(directory / "new") == ["folder"]
+    assert tmp_path.is_dir()
+
+
 def test_a_store_may_have_its_keys_before_it_has_anything_else(directory: Path) -> None:
     (directory / "keys").mkdir(parents=True, mode=0o700)
     os.chmod(directory, 0o700)
