@@ -158,6 +158,17 @@ def test_a_store_goes_through_a_pipe_into_another(module: str, store: Path, tmp_
     assert (tmp_path / "copy" / "objects" / DIGEST[7:]).read_bytes() == MODULE
 
 
+def test_several_keepctl_at_the_same_time_make_one_store_and_lose_nothing(module: str, store: Path) -> None:
+    command = [sys.executable, "-m", "keepctl", "store", "add", module]
+    adding = [subprocess.Popen([*command, f"web:{number}"], stdout=subprocess.PIPE) for number in range(6)]
+    for process in adding:
+        assert process.communicate(timeout=60)[0].startswith(b"web:")
+        assert process.returncode == 0
+    assert sorted(os.listdir(store / "references")) == [f"web:{number}" for number in range(6)]
+    assert os.listdir(store / "objects") == [DIGEST[7:]]
+    assert os.listdir(store / "new") == []
+
+
 @pytest.mark.usefixtures("store")
 def test_an_export_that_fails_leaves_no_file_and_the_older_one_as_it_was(run: Run, module: str, tmp_path: Path) -> None:
     done(run, "add", module, "web:1")
