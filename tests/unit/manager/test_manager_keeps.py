@@ -24,7 +24,7 @@ from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.constants import STOP_REPLY_SECONDS, TERM_SECONDS
-from keep_protocol.control import CommandType, StartMessage
+from keep_protocol.control import OUTPUT_DESCRIPTORS, START_DESCRIPTORS, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import Limits
@@ -167,7 +167,7 @@ async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: Fake
     assert (info.state, info.address, info.fingerprint) == (State.STARTED, "127.0.0.1", FINGERPRINT)
     assert 43000 <= info.port <= 43999
     assert loader.started == StartMessage(
-        "127.0.0.1", ("a.example", "192.0.2.1"), ("name:alice",), ("listener", "client-ca", "revoked")
+        "127.0.0.1", ("a.example", "192.0.2.1"), ("name:alice",), (*START_DESCRIPTORS, *OUTPUT_DESCRIPTORS)
     )
     said = [c.type for c in loader.commands if c.type is not CommandType.WAIT]
     assert said == [CommandType.HELLO, CommandType.HELLO, CommandType.KEEP_START], "one request, where there were five"
