@@ -207,6 +207,7 @@ class Watch:
             try:
                 if self._view.entry(kuuid).resting:
                     await watched.nudged.wait()
+                    watched.nudged.clear()
                 else:
                     async with self._loaders.session(kuuid) as session:
                         while True:
@@ -228,14 +229,19 @@ class Watch:
                     return
                 if failure is None:
                     self._view.entry(kuuid).resting = decide.at_rest(unit)
-                    watched.nudged.clear()
                     continue
                 if await self._silent(unit, failure, watched):
                     pause = FIRST_PAUSE_SECONDS  # another loader comes in a moment
+                if self._view.entry(kuuid).resting:
+                    continue
             except KeepfleetError as error:
                 LOG.debug("cannot look after %s: %s", unit_name(kuuid), error.message)
+                if failure is None:
+                    watched.nudged.set()  # it looks again after the pause
+                    await asyncio.sleep(pause)
             await _within(watched.nudged, pause)
-            watched.nudged.clear()
+            if failure is not None:
+                watched.nudged.clear()
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _give_journal(self, kuuid: int) -> None:
