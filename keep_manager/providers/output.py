@@ -12,7 +12,7 @@ from keep_manager.model import Provision
 from keep_protocol.control import JOURNAL, OUTPUT, RECORD
 from keep_protocol.spec import KeepSpec
 
-LOG = logging.getLogger("keepfleet.grants")
+LOG = logging.getLogger("keepfleet.journal")
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 """Where journald takes entries with fields of the sender's own (systemd's "Native Journal Protocol")."""
 MakeFiles = Callable[[int, KeepSpec], tuple[int, int]]

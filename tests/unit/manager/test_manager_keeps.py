@@ -171,7 +171,7 @@ async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: Fake
     )
     said = [c.type for c in loader.commands if c.type is not CommandType.WAIT]
     assert said == [CommandType.HELLO, CommandType.HELLO, CommandType.KEEP_START], "one request, where there were five"
-    assert loader.received[1:] == [os.stat(policy.client_ca).st_ino, os.stat(policy.revoked).st_ino]
+    assert loader.received[1:3] == [os.stat(policy.client_ca).st_ino, os.stat(policy.revoked).st_ino]
     assert (
         len(os.listdir("/proc/self/fd")) <= before + 6
     )  # the loader's copies, and both ends of the watch's connection
