@@ -155,6 +155,10 @@ class JournalFollower:
     def __repr__(self) -> str:
         return f"JournalFollower({self._entries} entries, {self.waiting} bytes waiting, {self._pace!r})"
 
+    def all_read(self) -> bool:
+        """Whether journald has read everything that was sent."""
+        return self._all_read()
+
     @property
     def waiting(self) -> int:
         """Bytes of the ring that are in no entry yet."""
