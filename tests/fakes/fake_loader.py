@@ -265,7 +265,8 @@ class FakeLoader:
             case CommandType.PORT:
                 self._port = int(command.contents)
             case CommandType.START:
-                await self._take_start(StartMessage(descriptors=START_DESCRIPTORS), descriptors)
+                names = START_DESCRIPTORS + OUTPUT_DESCRIPTORS * (self.version >= 3)
+                await self._take_start(StartMessage(descriptors=names), descriptors)
             case CommandType.CLAIM:
                 spec = decode_spec(command.contents)
                 if not self.spec.spare or (self.spec.owner and self.spec != spec):
@@ -303,8 +304,8 @@ class FakeLoader:
     def _passed(self, message: StartMessage, descriptors: list[int]) -> dict[str, int]:
         """What came with a start, by name."""
         names = message.descriptors
-        if message.descriptors == START_DESCRIPTORS and len(descriptors) > len(names):  # as version 1 passes it
-            self.workload = workload_from_json(os.pread(descriptors[3], 1 << 22, 0))
+        if WORKLOAD_DESCRIPTOR not in names and len(descriptors) > len(names):  # as version 1 passes it
+            self.workload = workload_from_json(os.pread(descriptors[len(names)], 1 << 22, 0))
             names = (*names, WORKLOAD_DESCRIPTOR, *self.workload.grant_names)
         wanted = START_DESCRIPTORS + OUTPUT_DESCRIPTORS * (self.version >= 3)
         missing = [name for name in wanted if name not in names]
