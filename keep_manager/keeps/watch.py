@@ -21,13 +21,13 @@ from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.interfaces import EventLog, Folders, Loaders, Providers, Units
 from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.rest import Rest
-from keep_manager.keeps.view import Entry, View
+from keep_manager.keeps.view import View
 from keep_manager.model import LastEvent, LoaderGone, UnitState
 from keep_manager.tasks import Group
 from keep_protocol.constants import unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo
+from keep_protocol.keep import KeepInfo, KeepReport
 from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
 
@@ -209,10 +209,12 @@ class Watch:
                     await watched.nudged.wait()
                     watched.nudged.clear()
                 else:
+                    seen: KeepReport | None = None
                     async with self._loaders.session(kuuid) as session:
                         while True:
-                            answer = await session.ask(_next_report(self._view.entry(kuuid)), WAIT_SECONDS)
-                            info = self._view.answered(kuuid, answer)
+                            # Not from what the view has: who asked the loader meanwhile has not looked into that here.
+                            answer = await session.ask(_next_report(seen), WAIT_SECONDS)
+                            seen, info = answer.report, self._view.answered(kuuid, answer)
                             pause, watched.failure = FIRST_PAUSE_SECONDS, ""
                             await self._look_into(info, watched)
                             await self._readers.tend(kuuid)
@@ -279,15 +281,14 @@ class Watch:
             LOG.warning("%s (recorded here alone: %s)", sentence(event), error.message)
 
 
-def _next_report(entry: Entry) -> Command:
-    """What to ask a keep's loader: for the next change of what it has said, or where that does not hold, for the keep.
+def _next_report(seen: KeepReport | None) -> Command:
+    """What to ask a keep's loader: for what comes after the report `seen`, or where there is none, for the keep.
 
-    A loader of the version before is not asked for a change of the sentence alone.
+    A loader of version 1 is not asked for a change of the sentence alone.
     """
-    report = entry.report
-    if report is None or not entry.info.phase:
+    if seen is None or not seen.phase:
         return Command(CommandType.INFO)
-    return Command(CommandType.WAIT, f"{report.phase} {report.detail}" if report.control_version > 1 else report.phase)
+    return Command(CommandType.WAIT, f"{seen.phase} {seen.detail}" if seen.control_version > 1 else seen.phase)
 
 
 async def _within(event: asyncio.Event, seconds: float) -> None:

@@ -26,7 +26,7 @@ from tests.fakes.callers import ALICE
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_loader import FakeLoader
 from tests.fakes.fake_units import FakeUnits
-from tests.fakes.manager_parts import ManagerParts, manager_parts
+from tests.fakes.manager_parts import THIS_BOOT, ManagerParts, manager_parts
 
 TRAPPED = Outcome(OutcomeKind.TRAPPED, "trapped: unreachable", started_at=5.0, ended_at=6.0)
 ENOUGH = 10.0
@@ -63,8 +63,8 @@ def files(place: Path) -> list[str]:
 
 
 @asynccontextmanager
-async def next_manager(parts: ManagerParts, place: Path, **changed: str) -> AsyncIterator[ManagerParts]:
-    async with manager_parts(parts.units, str(place), parts.policy, FakeEventLog(), **changed) as other:
+async def next_manager(parts: ManagerParts, place: Path, boot: str = THIS_BOOT) -> AsyncIterator[ManagerParts]:
+    async with manager_parts(parts.units, str(place), parts.policy, FakeEventLog(), boot=boot) as other:
         yield other
 
 
