@@ -128,7 +128,8 @@ def _outcome(outcome: Outcome) -> list[tuple[str, str]]:
         ("processor", seconds_text(outcome.cpu_seconds)),
         ("peak", size_text(outcome.peak_bytes)),
         ("output", size_text(outcome.output_bytes)),
-        ("lines dropped", str(outcome.dropped_lines or "")),
+        ("lost", size_text(outcome.lost_bytes or None)),
+        ("not in the journal", size_text(outcome.journal_skipped_bytes or None)),
     )
     return [
         ("outcome", outcome.text),
