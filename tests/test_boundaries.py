@@ -46,7 +46,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
+    "module_store": {"module_store", "keep_protocol"},
+    "module_store.verify.policy_file": {"module_store.verify", "keep_protocol", "strict_yaml"},
     "keepctl": {"keepctl", "keep_client", "keep_protocol", "keep_root", "strict_yaml", "units"},
+    "keepctl.commands.verify": {"keepctl", "keep_client", "keep_protocol", "module_store.verify", "app_loader.engine"},
     "testers": {"testers", "keep_client", "keep_protocol"},
     "units": set(),
     "benchmarks": {"benchmarks", "keep_client", "keep_protocol"},
@@ -98,7 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus", "benchmarks.bus"},
     "wasmtime": {"benchmarks.waiting"},  # a keep loads its library alone, see app_loader.engine.binding
-    "cryptography": {"keepctl"},
+    "cryptography": {"keepctl", "module_store.signatures"},
     "aiohttp": {"keep_manager"},
     "click": {"keepctl", "testers"},
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},

@@ -1,0 +1,1 @@
+"""Content-addressed modules: verified before they load."""
