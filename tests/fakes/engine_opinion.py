@@ -8,7 +8,9 @@ import wasmtime
 from wasmtime import component as components
 
 from app_loader.engine.settings import OFF
-from module_store.verify.component import Component
+from module_store.verify.binary import Unreadable
+from module_store.verify.bodies import Budget, OverBudget, decode
+from module_store.verify.component import Component, parse
 from module_store.verify.module import CoreModule, Import, Size
 
 
@@ -29,6 +31,15 @@ def is_valid(data: bytes) -> bool:
     """Whether the engine takes a core module."""
     try:
         wasmtime.Module.validate(CORE, data)
+    except wasmtime.WasmtimeError:
+        return False
+    return True
+
+
+def is_valid_component(data: bytes) -> bool:
+    """Whether the engine compiles a component: it has no other way to validate one."""
+    try:
+        components.Component(COMPONENTS, data)
     except wasmtime.WasmtimeError:
         return False
     return True
@@ -109,3 +120,46 @@ def component_by_engine(data: bytes) -> tuple[list[str], list[str]]:
 def component_by_us(component: Component) -> tuple[list[str], list[str]]:
     """The same by our parser."""
     return sorted(each.name for each in component.imports), sorted(name for name, _ in component.exports)
+
+
+def agree(data: bytes) -> bool:
+    """Whether the engine takes a core module. Asserts that our parser then describes it as the engine does, and its
+    bodies are read, too; and that nothing but the parser's own error is raised for one that is malformed."""
+    valid = is_valid(data)
+    try:
+        module = parse(data)
+        if isinstance(module, CoreModule):
+            decode((module,), Budget())
+    except Unreadable as error:
+        assert not valid, f"the engine takes what we do not: {error.message}"
+        return False
+    except OverBudget:
+        module = parse(data)
+    if valid:
+        assert isinstance(module, CoreModule)
+        _compare(data, module)
+    return valid
+
+
+def _compare(data: bytes, module: CoreModule) -> None:
+    if has_vectors(module):
+        return
+    try:
+        theirs = described_by_engine(data)
+    except wasmtime.WasmtimeError:
+        return  # validated and still not compiled: a memory's limits of 32 bits in more than five bytes, for one
+    assert described_by_us(module) == theirs
+
+
+def agree_on_component(data: bytes) -> bool:
+    """The same of a component: whether the engine compiles it; asserts that our parser reads it, with the same names."""
+    try:
+        found: Component | CoreModule | None = parse(data)
+    except Unreadable as error:
+        assert not is_valid_component(data), f"the engine takes what we do not: {error.message}"
+        return False
+    valid = is_valid_component(data)
+    if valid:
+        assert isinstance(found, Component)
+        assert component_by_us(found) == component_by_engine(data)
+    return valid
