@@ -152,7 +152,7 @@ def _compare(data: bytes, module: CoreModule) -> None:
 
 
 def agree_on_component(data: bytes) -> bool:
-    """The same of a component: whether the engine compiles it; asserts that our parser reads it, with the same names."""
+    """The same of a component: whether the engine compiles it. Asserts that our parser reads it, with its names."""
     try:
         found: Component | CoreModule | None = parse(data)
     except Unreadable as error:
