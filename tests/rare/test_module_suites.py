@@ -1,4 +1,4 @@
-"""The parser of modules against the engine, on WebAssembly's own test suite and binaryen's, and on thousands changed."""
+"""The parser of modules against the engine: on WebAssembly's test suite, on binaryen's, and on thousands changed."""
 
 from __future__ import annotations
 
