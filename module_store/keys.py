@@ -176,11 +176,14 @@ class Keys:
             return None
         except OSError as error:
             raise _unusable(path, error.strerror or str(error)) from error
-        with os.fdopen(file, "rb") as opened:
+        try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise _unusable(path, "it is no regular file")
             self._check_own(file, path)
-            data = opened.read(MAX_FILE_BYTES + 1)
+            with os.fdopen(file, "rb", closefd=False) as opened:
+                data = opened.read(MAX_FILE_BYTES + 1)
+        finally:
+            os.close(file)
         if len(data) > MAX_FILE_BYTES:
             raise _unusable(path, f"it is over {MAX_FILE_BYTES} bytes")
         return data
