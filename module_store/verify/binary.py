@@ -16,6 +16,11 @@ Buffer = bytes | memoryview | mmap
 
 MAX_NAME_BYTES = 100_000
 """The engine's own (wasmparser's MAX_WASM_STRING_SIZE)."""
+MAX_ENTRIES = 2_000_000
+"""Of a whole file, over all its modules. A component of 18 MB with CPython in it has 12,000."""
+CHEAPER = SECTION_ENTRIES = 10
+"""What a cheap entry costs less, and a section more: it is a part of its own, and may be kept by name."""
+_OVER = ErrorKind.TOO_COMPLEX
 CHUNKS = (4096, 64, 1)
 """Numbers of items that are skipped in one step of C."""
 
@@ -26,12 +31,12 @@ S33 = rb"(?>[\x80-\xff]{0,3}[\x00-\x7f]|[\x80-\xff]{4}[\x00-\x0f\x70-\x7f])"
 S64 = rb"(?>[\x80-\xff]{0,8}[\x00-\x7f]|[\x80-\xff]{9}[\x00\x7f])"
 """Regular expressions of numbers in LEB128, of which the last possible byte has unused bits: they repeat the sign."""
 VALUE_TYPE = rb"(?>[\x6f\x70\x7b-\x7f]|[\x63\x64]" + S33 + rb")"
-_CONSTANT = re.compile(
+CONSTANT = (
     rb"(?>\x41%b|\x42%b|\x43.{4}|\x44.{8}|[\x23\xd2]%b|\xd0%b|[\x6a-\x6c\x7c-\x7e]|\xfd(?:\x0c|\x8c\x80{0,3}\x00).{16})*+\x0b"
-    % (S32, S64, U32, S33),
-    re.DOTALL,
+    % (S32, S64, U32, S33)
 )
 """A constant expression: what the engine takes where garbage collection is off."""
+_CONSTANT = re.compile(CONSTANT, re.DOTALL)
 
 
 class Unreadable(KeepfleetError):
@@ -44,7 +49,7 @@ class Unreadable(KeepfleetError):
 
 def over_budget(at: int, what: str, found: int, most: int) -> Unreadable:
     """The error of what would take too much time or memory to describe."""
-    return Unreadable(at, f"it has {found:,} {what}, and at most {most:,} are read", ErrorKind.TOO_COMPLEX)
+    return Unreadable(at, f"it has {found:,} {what}, and at most {most:,} are read", _OVER)
 
 
 def repeated(item: bytes) -> tuple[tuple[int, Pattern[bytes]], ...]:
@@ -52,13 +57,31 @@ def repeated(item: bytes) -> tuple[tuple[int, Pattern[bytes]], ...]:
     return tuple((chunk, re.compile(rb"(?:%b){%d}" % (item, chunk), re.DOTALL)) for chunk in CHUNKS)
 
 
+class Allowance:
+    """How many entries of a whole file are read one by one: each takes up to two microseconds."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, entries: int = MAX_ENTRIES) -> None:
+        self.left = entries
+
+    def take(self, entries: int, at: int) -> None:
+        """Counts some. Raises Unreadable where there are too many."""
+        self.left -= entries
+        if self.left < 0:
+            raise Unreadable(at, f"it has more than {MAX_ENTRIES:,} entries, which are read at most", _OVER)
+
+
 class Reader:
-    """A place in a part of a file. Everything read moves it on, or raises Unreadable."""
+    """A place in a part of a file. Everything read moves it on, or raises Unreadable.
 
-    __slots__ = ("at", "data", "end")
+    allowance: shared by all parts of one file; None where what is read has another budget.
+    """
 
-    def __init__(self, data: Buffer, at: int, end: int) -> None:
-        self.data, self.at, self.end = data, at, end
+    __slots__ = ("allowance", "at", "data", "end")
+
+    def __init__(self, data: Buffer, at: int, end: int, allowance: Allowance | None = None) -> None:
+        self.data, self.at, self.end, self.allowance = data, at, end, allowance
 
     def __repr__(self) -> str:
         return f"Reader({self.at} of {self.end})"
@@ -113,13 +136,18 @@ class Reader:
             raise self.fault("a number has more than 33 bits")
         return value - (1 << shift) if byte & 0x40 else value
 
-    def count(self, what: str, most: int, least_bytes: int = 1) -> int:
-        """A number of items, each of at least so many bytes. `most` is the budget for them."""
+    def count(self, what: str, most: int, least_bytes: int = 1, *, cheap: bool = False) -> int:
+        """A number of items, each of at least so many bytes. `most` is the budget for them.
+
+        cheap: they are passed over by C code or a short loop, at a tenth of what others cost.
+        """
         at, count = self.at, self.u32()
         if count * least_bytes > self.left:
             raise Unreadable(at, f"it claims {count:,} {what}, and {self.left:,} bytes are left")
         if count > most:
             raise over_budget(at, what, count, most)
+        if self.allowance is not None:
+            self.allowance.take(count // CHEAPER if cheap else count, at)
         return count
 
     def take(self, size: int) -> bytes:
@@ -137,7 +165,7 @@ class Reader:
     def part(self, size: int) -> Reader:
         """The next `size` bytes, to be read on their own."""
         at = self.skip(size)
-        return Reader(self.data, at, at + size)
+        return Reader(self.data, at, at + size, self.allowance)
 
     def name(self) -> str:
         at, size = self.at, self.u32()

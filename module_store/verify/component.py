@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from keep_protocol.fields import Record
-from module_store.verify.binary import Buffer, Reader, Unreadable, over_budget
+from module_store.verify.binary import SECTION_ENTRIES, Allowance, Buffer, Reader, Unreadable, over_budget
 from module_store.verify.core import MAX_NAMED, MAX_TYPES, PREAMBLE, parse_core
 from module_store.verify.module import CoreModule
 from module_store.verify.types import Interface, Scope, read_alias, read_described, read_extern_name, read_type
@@ -72,7 +72,8 @@ class _Parser:
         self.components = self.depth = 0
 
     def parse(self) -> Component:
-        outermost = self.begin(Reader(self.data, 0, len(self.data)), None)
+        allowance = Allowance()
+        outermost = self.begin(Reader(self.data, 0, len(self.data), allowance), None)
         levels = [outermost]
         while levels:
             self.depth = max(self.depth, len(levels) - 1)
@@ -82,6 +83,7 @@ class _Parser:
                 continue
             identifier = level.reader.byte()
             part = level.reader.part(level.reader.u32())
+            allowance.take(SECTION_ENTRIES, part.at)
             if identifier == _COMPONENT:
                 if len(levels) > MAX_DEPTH:
                     raise over_budget(part.at, "levels of components", len(levels) + 1, MAX_DEPTH + 1)
@@ -116,17 +118,15 @@ class _Parser:
         if identifier == 0:
             size = part.left
             self.custom.append((part.name(), size))
-            if len(self.custom) > MAX_NAMED:
-                raise over_budget(part.at, "custom sections", len(self.custom), MAX_NAMED)
             return
         if identifier == _CORE_MODULE:
             level.scope.modules.append(len(self.modules))
-            self.modules.append(parse_core(self.data, part.at, part.end))
+            self.modules.append(parse_core(part))
             if len(self.modules) > MAX_MODULES:
                 raise over_budget(part.at, "core modules", len(self.modules), MAX_MODULES)
             return
         if identifier in _COUNTED:
-            part.count(_COUNTED[identifier], MAX_TYPES)
+            part.count(_COUNTED[identifier], MAX_TYPES, cheap=True)
             return
         if identifier == _START:
             part.u32()
@@ -208,4 +208,4 @@ def parse(data: Buffer) -> CoreModule | Component:
         what = "text" if head[:1].isascii() and head[:1] in b"(; \t\r\n" and head else "neither"
         hint = "; compile the text first" if what == "text" else ""
         raise Unreadable(0, f"it begins neither as a core module nor as a component does{hint}")
-    return parse_core(data, 0, len(data))
+    return parse_core(Reader(data, 0, len(data), Allowance()))

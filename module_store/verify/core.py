@@ -9,7 +9,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
-from module_store.verify.binary import U32, Buffer, Reader, Unreadable, over_budget, repeated
+from module_store.verify.binary import (
+    CONSTANT,
+    SECTION_ENTRIES,
+    U32,
+    VALUE_TYPE,
+    Allowance,
+    Reader,
+    Unreadable,
+    repeated,
+)
 from module_store.verify.module import (
     KINDS,
     TYPES,
@@ -23,18 +32,18 @@ from module_store.verify.module import (
     read_limits,
     table_type,
     value_type,
-    value_types,
 )
 
 PREAMBLE = b"\0asm\1\0\0\0"
 MAX_TYPES = MAX_FUNCTIONS = MAX_GLOBALS = 1_000_000
 MAX_SEGMENTS = 100_000
 MAX_MEMORIES = MAX_TABLES = 100
+MAX_PARAMETERS = 1000
 """The engine's own limits (wasmparser's `limits.rs`): what is over them it refuses too."""
 MAX_NAMED = 100_000
-"""Imports, exports and custom sections, each of which is described by name: a tenth of what the engine takes."""
+"""Imports and exports, each of which is described by name: a tenth of what the engine takes."""
 _SIMPLE = bytes(TYPES)
-_INDICES = repeated(U32)
+_INDICES, _CONSTANTS, _VALUES = repeated(U32), repeated(CONSTANT), repeated(VALUE_TYPE)
 _ORDER = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 10, 11)
 """Section identifiers in the order in which they may come; 12 is the data count."""
 
@@ -42,8 +51,8 @@ _ORDER = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 10, 11)
 class _Parser:
     """Reads one module's sections into its fields."""
 
-    def __init__(self, data: Buffer, start: int, end: int) -> None:
-        self.reader = Reader(data, start, end)
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
         self.types, self.functions = array("L"), array("L")
         self.imports: list[Import] = []
         self.tables: list[Size] = []
@@ -71,11 +80,13 @@ class _Parser:
 
     def parse(self) -> CoreModule:
         reader, offset, last = self.reader, self.reader.at, -1
+        allowance = reader.allowance or Allowance()
         if reader.left < 8 or reader.take(8) != PREAMBLE:
             raise Unreadable(offset, "it does not begin as a core module does")
         while reader.left:
             identifier = reader.byte()
             part = reader.part(reader.u32())
+            allowance.take(SECTION_ENTRIES, part.at)
             if identifier == 0:
                 self.read_custom(part)
                 continue
@@ -114,8 +125,6 @@ class _Parser:
     def read_custom(self, reader: Reader) -> None:
         size = reader.left
         self.custom.append((reader.name(), size))
-        if len(self.custom) > MAX_NAMED:
-            raise over_budget(reader.at, "custom sections", len(self.custom), MAX_NAMED)
 
     def read_types(self, reader: Reader) -> None:
         data, end, places = reader.data, reader.end, self.types
@@ -130,7 +139,7 @@ class _Parser:
                 if size < 0x80 and at + size < end and not bytes(data[at + 1 : at + 1 + size]).translate(None, _SIMPLE):
                     reader.at = at + 1 + size
                 else:
-                    value_types(reader)
+                    reader.skip_items(reader.count("values", MAX_PARAMETERS, cheap=True), _VALUES, "a type")
 
     def read_imports(self, reader: Reader) -> None:
         for _ in range(reader.count("imports", MAX_NAMED, 4)):
@@ -151,7 +160,7 @@ class _Parser:
             self.imports.append(Import(module, name, KINDS[kind], of))
 
     def read_functions(self, reader: Reader) -> None:
-        count = reader.count("functions", MAX_FUNCTIONS)
+        count = reader.count("functions", MAX_FUNCTIONS, cheap=True)
         rest = bytes(reader.data[reader.at : reader.end])
         if len(rest) == count and rest.isascii():  # each index is one byte
             self.functions.extend(rest)
@@ -215,16 +224,12 @@ class _Parser:
                 value_type(reader)
         elif flags & 3 and reader.byte() != 0:
             raise reader.fault("an element segment is of an unknown kind")
-        count = reader.count("elements", reader.left)
-        if not flags & 4:
-            reader.skip_items(count, _INDICES, "an element")
-        else:
-            for _ in range(count):
-                reader.constant()
+        count = reader.count("elements", reader.left, cheap=True)
+        reader.skip_items(count, _CONSTANTS if flags & 4 else _INDICES, "an element")
         return count
 
     def read_code(self, reader: Reader) -> None:
-        count = reader.count("bodies", MAX_FUNCTIONS)
+        count = reader.count("bodies", MAX_FUNCTIONS, cheap=True)
         start = at = reader.at
         data, end, largest, total = reader.data, reader.end, 0, 0
         for _ in range(count):
@@ -260,6 +265,6 @@ class _Parser:
         self.data = Segments(count, size)
 
 
-def parse_core(data: Buffer, start: int, end: int) -> CoreModule:
-    """The core module in `data[start:end]`. Raises Unreadable, and nothing else."""
-    return _Parser(data, start, end).parse()
+def parse_core(reader: Reader) -> CoreModule:
+    """The core module that `reader` has. Raises Unreadable, and nothing else."""
+    return _Parser(reader).parse()

@@ -6,6 +6,7 @@ import re
 from enum import Enum
 from typing import Any
 
+from keep_protocol.constants import MAX_WORKLOAD_BYTES
 from keep_protocol.fields import Flag, Items, Maybe, Record, Text, Type, Unfit, Whole, Word, field
 from keep_protocol.limits import BOUNDS, DEFAULT_LIMITS
 from keep_protocol.wasi import INTERFACES, PREVIEW_1, PREVIEW_1_FUNCTIONS, VERSION
@@ -92,7 +93,7 @@ class Policy(Record):
     kinds: tuple[Kind, ...] = field(
         Items(Word(Kind), 2), default=tuple(Kind), about="what it may be: `module` (a core module), `component`"
     )
-    size: int | None = field(BYTES, default=256 << 20, about="bytes of the file")
+    size: int | None = field(BYTES, default=MAX_WORKLOAD_BYTES, about="bytes of the file")
     imports: Allowed | None = field(
         Maybe(Imports()), default=KEEP_IMPORTS, about="interfaces that it may import, and which functions of each"
     )
