@@ -105,6 +105,16 @@ def _by_each_key(
     return found, faults
 
 
+def signer(data: bytes, keys: Iterable[Key], contents: Contents) -> Key:
+    """Whose signature of the contents this is. Raises BadSignature unless it is that of a key which is in force."""
+    given = tuple(keys)
+    found, faults = _by_each_key((data,), given, contents)
+    for key in given:
+        if key.name in found:
+            return key
+    raise BadSignature("signature", faults[0])
+
+
 def decide(
     trust: Trust,
     keys: Iterable[Key],

@@ -26,6 +26,7 @@ COMMANDS = {
     "rm": "keepctl.commands.keeps:REMOVE",
     "verify": "keepctl.commands.verify:VERIFY",
     "manifest": "keepctl.commands.local:manifest",
+    "store": "keepctl.commands.store:group",
     "context": "keepctl.commands.local:context",
     "completion": "keepctl.commands.local:completion",
     "init": "keepctl.commands.issuing:init",

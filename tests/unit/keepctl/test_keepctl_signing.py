@@ -1,4 +1,4 @@
-"""`keepctl store key …`, `sign` and `check`, as they will be in the group `store`."""
+"""`keepctl store key …`, `sign`, `attach` and `check`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from keepctl.commands import signing
-from keepctl.commands.shared import Commands
+from keepctl.commands import store
 from tests.unit.module_store.signers import Signer
 
 RELEASE = Signer("release")
@@ -20,15 +19,13 @@ CONTENTS = b"\0asm\1\0\0\0"
 @pytest.fixture
 def module(tmp_path: Path) -> Path:
     """A module, and the store's directory in the environment."""
-    (tmp_path / "store").mkdir()
     (tmp_path / "web.wasm").write_bytes(CONTENTS)
     return tmp_path / "web.wasm"
 
 
 def run(module: Path, *arguments: str) -> Result:
-    group = Commands("store", commands={each.name or "": each for each in (signing.key, signing.sign, signing.check)})
     environment = {"KEEPFLEET_STORE": str(module.parent / "store")}
-    result = CliRunner().invoke(group, list(arguments), env=environment)
+    result = CliRunner().invoke(store.group, list(arguments), env=environment)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
@@ -41,6 +38,7 @@ def secret_key(signer: Signer) -> bytes:
 
 
 def test_only_what_is_signed_may_start_once_that_is_required(module: Path) -> None:
+    assert run(module, "add", str(module), "web:1.2").exit_code == 0
     assert "no signature is required" in run(module, "check", str(module)).stdout
     assert run(module, "key", "add", "release", RELEASE.public.to_text().splitlines()[1]).exit_code == 0
     assert run(module, "key", "require", "release").stdout == "modules must be signed by release\n"
@@ -53,7 +51,15 @@ def test_only_what_is_signed_may_start_once_that_is_required(module: Path) -> No
     accepted = json.loads(run(module, "check", str(module), "-o", "json").stdout)
     assert (accepted["keys"], accepted["signed"]) == (["release"], {"name": "web", "version": "1.2.0"})
 
+    refused = run(module, "check", "web:1.2")
+    assert refused.exit_code == 1 and "it has no signature" in refused.stderr
+    signature = str(module) + ".minisig"
+    assert run(module, "attach", "web:1.2", signature).stdout == "signed by release\n"
+    assert "web 1.2.0, signed by release" in run(module, "check", "web:1.2").stdout
+
     module.write_bytes(CONTENTS + b"\0\2\1x")
+    assert run(module, "add", str(module), "web:bad").exit_code == 0
+    assert "it is not this file's" in run(module, "attach", "web:bad", signature).stderr
     assert "it is not this file's" in run(module, "check", str(module)).stderr
 
 

@@ -1,12 +1,15 @@
-"""The page on verification is typed here: it needs no manager."""
+"""The pages on verification and signatures are typed here: they need no manager."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -20,7 +23,12 @@ def typed(page: str, folder: Path) -> str:
     (programs / "keepctl").chmod(0o755)
     text = (ROOT / page).read_text(encoding="utf-8")
     script = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(folder)}
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "KEEPFLEET_STORE": f"{folder}/store",
+    }
     done = subprocess.run(
         ["bash", "-eu", "-o", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
     )
@@ -34,3 +42,10 @@ def test_the_page_on_verification_does_what_it_says(tmp_path: Path) -> None:
     for promised in ("env open_the_door", "policy edge-jobs", "True sha256:", "gcd: there is a loop on its way"):
         assert promised in output, f"verify.md promises {promised!r}; it printed:\n{output}"
     assert output.count("\npassed\n") == 3
+
+
+@pytest.mark.skipif(shutil.which("minisign") is None, reason="Debian's package minisign is not installed")
+def test_the_page_on_signed_modules_does_what_it_says(tmp_path: Path) -> None:
+    output = typed("docs/how-to/signed.md", tmp_path)
+    assert output.count("refused: 1\n") == 3
+    assert output.count("it may start: web 1.2.") == 2 and "release is revoked" in output
