@@ -56,6 +56,11 @@ def own_memories(module: CoreModule) -> tuple[Size, ...]:
     return module.memories[sum(each.kind == "memory" for each in module.imports) :]
 
 
+def own_tables(module: CoreModule) -> tuple[Size, ...]:
+    """The same of tables."""
+    return module.tables[sum(each.kind == "table" for each in module.imports) :]
+
+
 def memory_bound(parsed: CoreModule | Component, bodies: Bodies | None) -> Most:
     """The bytes that all linear memories can have together: where no body grows one, what they have at first."""
     one = pages_at_first if bodies is not None and not bodies.grows_memory else pages_at_most

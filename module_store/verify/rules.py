@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from module_store.verify.bodies import Bodies
-from module_store.verify.bounds import ExportBound, elements_at_most, own_memories, pages_at_first, pages_at_most
+from module_store.verify.bounds import (
+    ExportBound,
+    elements_at_most,
+    own_memories,
+    own_tables,
+    pages_at_first,
+    pages_at_most,
+)
 from module_store.verify.component import Component
-from module_store.verify.module import CoreModule, Size
+from module_store.verify.module import CoreModule
 from module_store.verify.policy import Allowed, Kind, Policy
 from module_store.verify.report import MAX_DETAILS, Finding
 
@@ -33,10 +40,6 @@ def kind_of(parsed: Parsed) -> Kind:
     return Kind.MODULE if isinstance(parsed, CoreModule) else Kind.COMPONENT
 
 
-def _own_tables(module: CoreModule) -> tuple[Size, ...]:
-    return module.tables[sum(each.kind == "table" for each in module.imports) :]
-
-
 def _summed(measure: Callable[[CoreModule], int]) -> Callable[[Parsed], int]:
     return lambda parsed: sum(map(measure, modules_of(parsed)))
 
@@ -46,9 +49,9 @@ _MEASURES: tuple[tuple[str, str, Callable[[Parsed], int]], ...] = (
     ("memories", "memories", _summed(lambda module: len(own_memories(module)))),
     ("memory_initial", "bytes at first", _summed(lambda module: sum(map(pages_at_first, own_memories(module))))),
     ("memory_maximum", "bytes at most", _summed(lambda module: sum(map(pages_at_most, own_memories(module))))),
-    ("tables", "tables", _summed(lambda module: len(_own_tables(module)))),
-    ("table_initial", "elements at first", _summed(lambda module: sum(size.minimum for size in _own_tables(module)))),
-    ("table_maximum", "elements at most", _summed(lambda module: sum(map(elements_at_most, _own_tables(module))))),
+    ("tables", "tables", _summed(lambda module: len(own_tables(module)))),
+    ("table_initial", "elements at first", _summed(lambda module: sum(size.minimum for size in own_tables(module)))),
+    ("table_maximum", "elements at most", _summed(lambda module: sum(map(elements_at_most, own_tables(module))))),
     ("functions", "functions", _summed(lambda module: module.code.number)),
     (
         "function_bytes",
@@ -139,8 +142,8 @@ def imports_rule(parsed: Parsed, allowed: Allowed | None) -> Finding:
 
 
 def start_rule(parsed: Parsed, policy: Policy) -> Finding:
-    """A start function runs before the entry that is called."""
-    has = isinstance(parsed, CoreModule) and parsed.start is not None
+    """A start function, of a module or of one in a component, runs before the entry that is called."""
+    has = any(module.start is not None for module in modules_of(parsed))
     found = "a start function" if has else "no start function"
     return Finding("start", policy.start or not has, found, "" if policy.start else "none")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from module_store.verify.binary import Buffer, Unreadable
 from module_store.verify.bodies import Bodies, Budget, OverBudget, decode
-from module_store.verify.bounds import ExportBound, elements_at_most, export_bounds, memory_bound
+from module_store.verify.bounds import ExportBound, elements_at_most, export_bounds, memory_bound, own_tables
 from module_store.verify.component import parse
 from module_store.verify.module import CoreModule
 from module_store.verify.policy import KEEP, Policy
@@ -73,7 +73,7 @@ def _bounds(parsed: Parsed, bodies: Bodies | None, exports: tuple[ExportBound, .
     )
     tables = None
     if isinstance(parsed, CoreModule):
-        tables = sum(map(elements_at_most, parsed.tables))
+        tables = sum(map(elements_at_most, own_tables(parsed)))
     return Bounds(memory.value, memory.none, tables, reports, reason)
 
 

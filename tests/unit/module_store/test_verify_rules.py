@@ -124,6 +124,9 @@ def test_a_start_function_may_be_forbidden() -> None:
     assert finding(FULL, "start", start=True).passed
     assert not finding(FULL, "start", start=False).passed
     assert finding(HEAD, "start", start=False).passed
+    assert finding(COMPONENT, "start", start=False).passed
+    begins = wasm("(component (core module (func $f) (start $f)))")
+    assert not finding(begins, "start", start=False).passed
 
 
 def test_custom_sections_may_be_allowed_by_name() -> None:
@@ -264,6 +267,7 @@ def test_memory_is_bounded_by_its_maximum_or_by_what_it_has_where_nothing_grows_
     assert memory(wasm(grows)) == 8 * 65536
     assert memory(wasm("(module (memory 1 8) (func))")) == 65536
     assert memory(wasm(grows.replace("1 8", "1"))) == 1 << 32
+    assert verify(FULL, ANY, why_invalid).bounds.table_elements == 10
     assert memory(COMPONENT) == 2 * 65536 + 65536
     inner = wasm("(component (component (core module (memory 1))))")
     report = verify(inner, ANY, why_invalid)
