@@ -8,6 +8,7 @@ LONGEST_FIRST = (
     "tests/rare/test_installation.py",
     "tests/system/test_examples_run.py",
     "tests/rare/test_benchmarks.py",
+    "tests/rare/test_module_suites.py",
     "tests/rare/test_clock_set.py",
     "tests/rare/test_faults_of_the_host.py",
     "tests/system/test_typed_docs.py",

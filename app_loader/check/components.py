@@ -14,23 +14,9 @@ from app_loader.engine.component import Component, ComponentLinker
 from app_loader.engine.foreign import EngineError
 from app_loader.engine.store import Store, Wasi
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
+from keep_protocol.wasi import INTERFACES
 from keep_protocol.workload import Workload
 
-INTERFACES = {
-    "wasi:cli": (
-        *("environment", "exit", "stdin", "stdout", "stderr"),
-        *("terminal-input", "terminal-output", "terminal-stdin", "terminal-stdout", "terminal-stderr"),
-    ),
-    "wasi:clocks": ("monotonic-clock", "wall-clock"),
-    "wasi:filesystem": ("preopens", "types"),
-    "wasi:io": ("error", "poll", "streams"),
-    "wasi:random": ("insecure", "insecure-seed", "random"),
-    "wasi:sockets": (
-        *("instance-network", "ip-name-lookup", "network"),
-        *("tcp", "tcp-create-socket", "udp", "udp-create-socket"),
-    ),
-}
-"""Every interface of WASI 0.2 that is there. The sockets' calls fail, see NO_NETWORK."""
 RUN, RUN_FUNCTION = "wasi:cli/run", "run"
 """A command's entry (WASI 0.2, wasi:cli/command)."""
 NO_NETWORK = "this version gives a guest no network"

@@ -25,7 +25,7 @@ python3 -m venv {INSTALLED}
 """
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def in_machines_network(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`./run` in the machine's network."""
     command = ["nsenter", f"--net=/proc/self/fd/{_MACHINE}", str(ROOT / "run"), *arguments]
     return subprocess.run(command, pass_fds=(_MACHINE,), capture_output=True, text=True)
@@ -40,7 +40,7 @@ class Release:
 
     def root(self) -> str:
         """Its root directory. Skips the test where debootstrap cannot make one, as without a mirror that has it."""
-        made = _run("debian-root", self.suite)
+        made = in_machines_network("debian-root", self.suite)
         if made.returncode == os.EX_UNAVAILABLE:
             pytest.skip(made.stderr.splitlines()[-1])
         assert made.returncode == 0, made.stderr
@@ -48,7 +48,7 @@ class Release:
 
     def install(self, root: str, prefix: Path, wheels: Path) -> None:
         """keepfleet in the empty directory `prefix`, to be shown at /opt/keepfleet in that root."""
-        made = _run("wheels", self.python, str(wheels))
+        made = in_machines_network("wheels", self.python, str(wheels))
         assert made.returncode == 0, made.stderr
         binds = ((str(prefix), INSTALLED, False), (str(wheels), WHEELS, True))
         with Sandbox(f"install-{os.getpid()}", Layout(binds, root=root)) as sandbox:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.check.components import INTERFACES
 from app_loader.check.imports import in_words, values
 from app_loader.engine.component import Component, ComponentLinker
 from app_loader.engine.foreign import EngineError
@@ -18,6 +17,7 @@ from app_loader.engine.store import Store
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.reports import ReportType
+from keep_protocol.wasi import INTERFACES
 from keep_protocol.workload import Workload
 from tests.fakes.pki import Authority
 from tests.unit.app_loader.app_loader_process import AppLoaderProcess, ask, granted, put, run, wasm
