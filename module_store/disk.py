@@ -1,0 +1,74 @@
+"""Every change a store makes to its file system, one method each.
+
+A test takes another Disk: one that refuses the n-th change, ends the process at it, or records them all. Names are
+single components below an open directory, so that no link is followed on the way. Import rule: that of module_store.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+
+DIRECTORY_MODE = 0o700
+OBJECT_MODE = 0o400
+"""Nobody opens an object for writing, its owner neither."""
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""Of a pipe or a device in a file's place it does not wait for the other end."""
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Disk:
+    """The changes, as they are made. Each raises OSError."""
+
+    def make_directory(self, directory: int, name: str, mode: int = DIRECTORY_MODE) -> None:
+        """A new directory."""
+        os.mkdir(name, mode, dir_fd=directory)
+
+    def create(self, directory: int, name: str) -> int:
+        """A new file, its owner's alone, for reading and writing."""
+        return os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
+
+    def write(self, file: int, data: bytes | memoryview) -> None:
+        """All of `data`, at the file's position."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+
+    def protect(self, file: int) -> None:
+        """Makes the file one that is only read."""
+        os.fchmod(file, OBJECT_MODE)
+
+    def renew(self, file: int) -> None:
+        """Makes the file's time now: it counts as young again."""
+        os.utime(file)
+
+    def sync(self, descriptor: int) -> None:
+        """A file's bytes and mode, or a directory's names, are on disk when this returns."""
+        os.fsync(descriptor)
+
+    def rename(self, source: int, name: str, target: int, new_name: str) -> None:
+        """Moves a file, replacing what has the new name."""
+        os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+
+    def remove(self, directory: int, name: str) -> None:
+        """Removes a file."""
+        os.unlink(name, dir_fd=directory)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turns an OSError inside into KeepfleetError, "cannot WHAT: why": NO_SPACE where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno in _NO_SPACE:
+            raise KeepfleetError(ErrorKind.NO_SPACE, f"cannot {what}: {why}; `keepctl store gc` may help") from error
+        kind = ErrorKind.FORBIDDEN if error.errno in (errno.EACCES, errno.EPERM) else ErrorKind.UNAVAILABLE
+        raise KeepfleetError(kind, f"cannot {what}: {why}") from error
