@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.tasks import Group
@@ -32,6 +32,9 @@ MAX_WAITING = 256
 """Modules that wait for their turn; an operator's whole set after an upgrade of the engine."""
 _REFUSED = 1
 """The exit status of a compiler that reports why it refuses the module (app_loader/compile/__main__.py)."""
+REMEMBERED = 1000
+"""Refusals of modules for what they are: a declared keep tries again and again, and must not compile a bomb each time."""
+_LASTING = (ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX)
 PROGRESS_SECONDS = 1.0
 """Between two reports to those who wait."""
 _POINTS = {
@@ -99,15 +102,17 @@ class Compilation:
         self.name, self.key, self.wanted = name, key, wanted
         self.background, self.note = background, ""
         self.done: asyncio.Future[Artifact] = asyncio.get_running_loop().create_future()
-        self._stage, self._since = Stage.QUEUED, asyncio.get_running_loop().time()
+        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._since = asyncio.get_running_loop().time()
         self._waiters = 0
 
     def __repr__(self) -> str:
-        return f"Compilation({self.name}, {self.wanted.digest[:19]}, {self._stage.value})"
+        return f"Compilation({self.name}, {self.wanted.digest[:19]}, {self.progress.stage.value})"
 
     def begin(self) -> None:
         """It has got its turn."""
-        self._stage, self._since = Stage.COMPILING, asyncio.get_running_loop().time()
+        self._begun.set_result(None)
+        self._since = asyncio.get_running_loop().time()
 
     def end(self, result: Artifact | BaseException) -> None:
         """It is done, or refused; for those who wait now."""
@@ -121,13 +126,15 @@ class Compilation:
     @property
     def progress(self) -> Progress:
         """How far it is now."""
-        return Progress(self._stage, asyncio.get_running_loop().time() - self._since)
+        stage = Stage.COMPILING if self._begun.done() else Stage.QUEUED
+        return Progress(stage, asyncio.get_running_loop().time() - self._since)
 
     async def follow(self) -> AsyncIterator[Progress]:
-        """How far it is, immediately and every PROGRESS_SECONDS until it is done."""
+        """How far it is, immediately, when it begins, and every PROGRESS_SECONDS until it is done."""
         while not self.done.done():
             yield self.progress
-            await asyncio.wait({self.done}, timeout=PROGRESS_SECONDS)
+            awaited: set[asyncio.Future[Any]] = {self.done} if self._begun.done() else {self.done, self._begun}
+            await asyncio.wait(awaited, timeout=PROGRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED)
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
@@ -198,6 +205,7 @@ class Compilations:
     ) -> None:
         self._tasks, self._artifacts, self._modules, self._units, self._root = tasks, artifacts, modules, units, root
         self._under_way: dict[str, Compilation] = {}
+        self._refused: dict[str, KeepfleetError] = {}
         self._turns = Turns(MAX_COMPILING)
 
     def __repr__(self) -> str:
@@ -254,8 +262,11 @@ class Compilations:
         await asyncio.to_thread(self._artifacts.discard, artifact.key, why)
 
     def _join(self, key: Key, wanted: Wanted, *, background: bool) -> Compilation:
-        """The compilation for `key`, begun now unless it is under way. Raises KeepfleetError(TOO_MANY)."""
+        """The compilation for `key`, begun now unless it is under way. Raises KeepfleetError: TOO_MANY, and what the
+        module was refused for before, with this engine and these limits."""
         name = hashlib.sha256(f"{key.name} {wanted.job.to_text()}".encode()).hexdigest()[:16]
+        if name in self._refused:
+            raise self._refused[name]
         there = self._under_way.get(name)
         if there is not None:
             return there
@@ -285,6 +296,10 @@ class Compilations:
                 result = await self._compile(compilation)
         except KeepfleetError as error:
             result = error
+            if error.kind in _LASTING:
+                self._refused[compilation.name] = error
+                while len(self._refused) > REMEMBERED:
+                    del self._refused[next(iter(self._refused))]
         finally:
             del self._under_way[compilation.name]
             compilation.end(result)

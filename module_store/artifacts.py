@@ -149,28 +149,36 @@ class Artifacts:
         """The artifact for `key`, checked, and as young as a new one; None where there is none that can be used, and
         then nothing is there any more. Raises KeepfleetError where the disk fails."""
         with explained(f"read compiled code in {self.path}"), ExitStack() as held:
-            try:
-                file = os.open(key.name, OPEN_FILE, dir_fd=self._directory)
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.EACCES, errno.ENXIO):
-                    raise
-                self._remove(key.name, None, "it is a link, or no file of this cache's")
+            file = self._open(key.name)
+            if file is None:
                 return None
             held.callback(os.close, file)
             status = os.fstat(file)
-            fault = _fault_of(status)
-            if not fault:
-                with suppress(OSError):  # one that a keep has locked for itself can be used all the same
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                fault = self._fault_in(file, status.st_size, key)
+            with suppress(OSError):  # one that a keep has locked for itself can be used all the same
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fault = _fault_of(status) or self._fault_in(file, status.st_size, key)
             if fault:
                 self._remove(key.name, status, fault)
                 return None
             self._disk.renew(file)
             held.pop_all()
             return Artifact(key, file, _size_of_code(status.st_size, key))
+
+    def _open(self, name: str) -> int | None:
+        """The file of this name; None where there is none, or a link was, which is removed. Raises OSError."""
+        while True:
+            try:
+                file = os.open(name, OPEN_FILE, dir_fd=self._directory)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.EACCES, errno.ENXIO):
+                    raise
+                self._remove(name, None, "it is a link, or no file of this cache's")
+                return None
+            if os.fstat(file).st_nlink:
+                return file
+            os.close(file)  # another has taken its place in this moment
 
     def has(self, key: Key) -> bool:
         """Whether there is a file for `key`; not checked."""
@@ -223,21 +231,38 @@ class Artifacts:
                 os.fchmod(file, ARTIFACT_MODE)
                 self._disk.sync(file)
                 reached("written")
-                with self._locked():
-                    kept = self._make_room(os.fstat(file).st_size, key.name)
-                    self._disk.rename(self._directory, new_name, self._directory, key.name)
-                    reached("renamed")
-                    self._disk.sync(self._directory)
+                kept, reader = self._give_name(file, new_name, key, reached)
             finally:
                 self._drop(file, new_name)
-            artifact = self.open(key)
-            if not kept:
-                with self._locked(), suppress(FileNotFoundError):
-                    self._disk.remove(self._directory, key.name)
-        if artifact is None:
-            why = "it was not what was written when it was read again; is the disk failing?"
+            try:
+                fault = self._fault_in(reader, os.fstat(reader).st_size, key)
+            except OSError:
+                os.close(reader)
+                raise
+        if fault:
+            os.close(reader)
+            self.discard(key, fault)
+            why = f"{fault} when it was read again; is the disk failing?"
             raise KeepfleetError(ErrorKind.INTERNAL, f"cannot keep compiled code in {self.path}: {why}")
-        return artifact
+        if not kept:
+            LOG.warning("compiled code of %s is not kept: %s is full of what is used", key.digest, self.path)
+        return Artifact(key, reader, size)
+
+    def _give_name(self, file: int, new_name: str, key: Key, reached: Callable[[str], None]) -> tuple[bool, int]:
+        """Gives a new file its place, unless there is no room for it; whether there was, and a descriptor for reading
+        by which it counts as used. Raises OSError."""
+        with self._locked(), ExitStack() as held:
+            reader = os.open(new_name, OPEN_FILE, dir_fd=self._directory)
+            held.callback(os.close, reader)
+            kept = self._make_room(os.fstat(file).st_size, key.name)
+            fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.flock(reader, fcntl.LOCK_SH)
+            if kept:
+                self._disk.rename(self._directory, new_name, self._directory, key.name)
+                reached("renamed")
+                self._disk.sync(self._directory)
+            held.pop_all()
+            return kept, reader
 
     def discard(self, key: Key, why: str) -> None:
         """Removes the artifact for `key`, if there is one: an engine did not take it."""
