@@ -33,7 +33,7 @@ MAX_WAITING = 256
 _REFUSED = 1
 """The exit status of a compiler that reports why it refuses the module (app_loader/compile/__main__.py)."""
 REMEMBERED = 1000
-"""Refusals of modules for what they are: a declared keep tries again and again, and must not compile a bomb each time."""
+"""Refusals of modules for what they are: a declared keep tries again and again, and must not compile a bomb anew."""
 _LASTING = (ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX)
 PROGRESS_SECONDS = 1.0
 """Between two reports to those who wait."""
@@ -198,12 +198,20 @@ class Turns:
 
 
 class Compilations:
-    """The compiled code of one manager's keeps. `root` gives the root that new keeps get, whose engine compiles."""
+    """The compiled code of one manager's keeps. `root` gives the root that new keeps get; `engine` says which engine
+    that has, which compiles."""
 
     def __init__(
-        self, tasks: Group, artifacts: Artifacts, modules: Modules, units: Units, root: Callable[[], Awaitable[str]]
+        self,
+        tasks: Group,
+        artifacts: Artifacts,
+        modules: Modules,
+        units: Units,
+        root: Callable[[], Awaitable[str]],
+        engine: Callable[[str], str] = engine_of,
     ) -> None:
-        self._tasks, self._artifacts, self._modules, self._units, self._root = tasks, artifacts, modules, units, root
+        self._tasks, self._artifacts, self._modules, self._units = tasks, artifacts, modules, units
+        self._root, self._engine = root, engine
         self._under_way: dict[str, Compilation] = {}
         self._refused: dict[str, KeepfleetError] = {}
         self._turns = Turns(MAX_COMPILING)
@@ -218,7 +226,7 @@ class Compilations:
 
     async def key_of(self, wanted: Wanted) -> Key:
         """What the artifact is kept by. Raises KeepfleetError where there is no root or no engine."""
-        engine = await asyncio.to_thread(engine_of, await self._root())
+        engine = await asyncio.to_thread(self._engine, await self._root())
         job = wanted.job
         return Key(wanted.digest, engine, job.profile, job.compiler, self._artifacts.maps_code)
 
