@@ -73,9 +73,9 @@ def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
     installed_fleet.clear()
 
 
-@pytest.fixture
-def host(fleet: Fleet) -> Iterator[Host]:
-    yield fleet.host
+@pytest.fixture(autouse=True)
+def nothing_left(fleet: Fleet) -> Iterator[None]:
+    yield
     assert left(fleet.host) == [], "no unit of a compilation is left, in whatever state"
 
 
@@ -121,7 +121,7 @@ async def parts_on(host: Host, place: Path) -> AsyncIterator[Parts]:
 
 
 @pytest.fixture
-async def parts(host: Host, tmp_path: Path) -> AsyncIterator[Parts]:
+async def parts(fleet: Fleet, host: Host, tmp_path: Path) -> AsyncIterator[Parts]:
     async with parts_on(host, tmp_path) as made:
         yield made
 
@@ -137,7 +137,7 @@ async def until_running(host: Host) -> str:
     raise AssertionError("no compilation began")
 
 
-# --- what it does ------------------------------------------------------------------------------------------------------
+# --- what it does ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("profile", Profile)
@@ -203,7 +203,7 @@ async def test_what_is_stopped_with_its_manager_leaves_no_unit(host: Host, tmp_p
         assert left(host) == []
 
 
-# --- what it may -------------------------------------------------------------------------------------------------------
+# --- what it may -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -315,7 +315,7 @@ async def test_without_the_installed_drop_in_nothing_is_started(parts: Parts) ->
 
 async def test_a_unit_by_another_s_name_is_ended_and_this_one_made(parts: Parts) -> None:
     """As a manager that was killed leaves one, where another asks before it has looked."""
-    files = [os.open("/tmp", os.O_TMPFILE | os.O_RDWR) for _ in range(6)]  # noqa: S108 - files without a name
+    files = [os.open("/tmp", os.O_TMPFILE | os.O_RDWR) for _ in range(6)]
     os.write(files[0], LONG)
     os.write(files[3], example("hello-c/hello"))
     root = inside.root_of(parts.host)
@@ -331,14 +331,14 @@ async def test_a_unit_by_another_s_name_is_ended_and_this_one_made(parts: Parts)
         os.close(file)
 
 
-# --- a manager that dies -----------------------------------------------------------------------------------------------
+# --- a manager that dies ---------------------------------------------------------------------------------------------
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def place(host: Host) -> Iterator[str]:
+def place(fleet: Fleet, host: Host) -> Iterator[str]:
     directory = "/var/lib/keepfleet-test"
     host.run(["mkdir", "--mode=700", directory])
     yield directory
