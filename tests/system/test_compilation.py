@@ -32,6 +32,7 @@ from tests.system import hostile, inside
 from tests.system.fleet import Fleet
 from tests.system.host import Host
 from tests.system.life import Bystanders, example
+from tests.system.probe import SECRETS
 
 SCORE = 0.2
 """`systemd-analyze security`, 0 to 10: a keep's."""
@@ -273,8 +274,11 @@ def test_no_system_call_that_it_does_not_need_is_there(found: dict[str, Any]) ->
 
 
 def test_it_sees_no_file_of_the_host_s(found: dict[str, Any]) -> None:
-    seen = {name: how for name, how in found["attempts"].items() if name.startswith(("read /", "list /"))}
+    seen = {name: how for name, how in found["attempts"].items() if name.startswith("read /")}
+    assert len(seen) == len(SECRETS)
     assert {name: how for name, how in seen.items() if how not in ("ENOENT", "EACCES", "empty")} == {}
+    assert found["descriptors"][:3] == [0, 1, 2]
+    assert len(found["descriptors"]) == 4, "its three files, and that which lists them"
 
 
 async def test_its_unit_is_a_user_s_of_its_own_limited_and_little_exposed(parts: Parts) -> None:
@@ -329,6 +333,88 @@ async def test_a_unit_by_another_s_name_is_ended_and_this_one_made(parts: Parts)
     assert ended is None or ended[0] in (End.KILLED, End.EXITED, End.TIMEOUT)
     for file in files:
         os.close(file)
+
+
+IN_A_KEEP = """
+import os, sys
+sys.path.append("/keepfleet/packages")
+from app_loader.check import imports
+from app_loader.engine.compiled import Compiled, Module
+from app_loader.engine.settings import settings_for, make_engine
+from app_loader.engine.store import Linker, Store, Wasi
+from keep_isolation.landlock import READ
+from keep_isolation.locks import lock_loader, lock_loader_files, lock_runner
+from keep_protocol.limits import Limits
+from keep_protocol.workload import Workload
+settings = settings_for(0, Limits(), Workload())
+engine = make_engine(settings)
+lock_loader()
+lock_loader_files([(0, READ)], (), ())
+if os.fork():
+    os.wait()
+else:
+    module = Module.load(engine, 0)
+    maps = open("/proc/self/maps").read().splitlines()
+    found = sorted({line.split()[1] for line in maps if "artifacts/" in line})
+    try:
+        os.close(os.open("/proc/self/fd/0", os.O_RDWR))
+    except OSError as error:
+        found.append(os.strerror(error.errno))
+    linker, store = Linker(engine), Store(engine)
+    store.take(Wasi())
+    function = linker.replace_exit(store)
+    lock_runner()
+    instance = linker.instantiate(store, module)
+    os.write(1, f"{settings.images} {found}\\n".encode())
+    os.read(2, 1)  # until the test has looked
+"""
+"""What a keep's loader and runner do with compiled code that they were passed, and in their order."""
+
+
+async def test_two_keeps_map_one_file_by_its_descriptor_behind_all_that_isolates_them_and_share_it(
+    parts: Parts,
+) -> None:
+    host, artifact = parts.host, await parts.compilations.get(parts.wanted(example("words-rust/words")))
+    host.run(["tee", "/etc/in-a-keep.py"], input=IN_A_KEEP)
+    (first, first_s), (second, second_s), (go_on, gone_on) = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    shown = "BindReadOnlyPaths=/etc/in-a-keep.py:/run/in-a-keep.py\n"
+    with drop_in(host, f"[Service]\n{shown}ExecStart=\nExecStart={inside.PYTHON} /run/in-a-keep.py\n"):
+        root = inside.root_of(host)
+        keeps = [
+            asyncio.create_task(
+                parts.units.run(name * 16, Job(), root, (artifact.descriptor, output, go_on), background=False)
+            )
+            for name, output in (("a", first_s), ("b", second_s))
+        ]
+        said = [await asyncio.to_thread(os.read, file, 4096) for file in (first, second)]
+        units = await asyncio.to_thread(left, host)
+        shares = [shared_of(host, unit, artifact.key.name) for unit in units]
+        os.close(gone_on)
+        assert await asyncio.gather(*keeps) == [None, None]
+    assert said == [b"True ['r--p', 'r-xp', 'Permission denied']\n"] * 2
+    assert len(shares) == 2
+    for shared, private in shares:
+        assert shared > 0
+        assert private == 0
+    for file in (first, first_s, second, second_s, go_on, artifact.descriptor):
+        os.close(file)
+
+
+def shared_of(host: Host, unit: str, name: str) -> tuple[int, int]:
+    """Of the pages of a file that a unit's last process has mapped, how many kB others have too, and how many not."""
+    group = host.show(unit, "ControlGroup")["ControlGroup"]
+    pid = host.run(
+        ["sh", "-c", f"cat /sys/fs/cgroup/systemd{group}/cgroup.procs || cat /sys/fs/cgroup{group}/cgroup.procs"]
+    )
+    smaps = host.run(["cat", f"/proc/{pid.stdout.split()[-1]}/smaps"]).stdout
+    found = {"Shared_Clean": 0, "Private_Clean": 0, "Private_Dirty": 0}
+    in_file = False
+    for line in smaps.splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            in_file = name in line
+        elif in_file and (match := re.fullmatch(r"(\w+): +([0-9]+) kB", line)) and match[1] in found:
+            found[match[1]] += int(match[2])
+    return found["Shared_Clean"], found["Private_Clean"]
 
 
 # --- a manager that dies ---------------------------------------------------------------------------------------------

@@ -100,3 +100,10 @@ def test_each_end_without_a_result_says_whether_it_was_the_module_s(
     error = refusal_of_end(end, status, JOB, b"memory allocation of 9 bytes failed\n")
     assert error.kind is kind
     assert words in error.message
+
+
+def test_a_fault_of_the_compiler_s_own_is_said_to_be_one_with_its_words() -> None:
+    said = b"\nthread (7) panicked at crates/a.rs:243:14:\ninvalid adapter: multiple memories\nstack backtrace:\n"
+    error = refusal_of_end(End.KILLED, signal.SIGABRT, JOB, said)
+    assert error.kind is ErrorKind.INVALID_MODULE
+    assert error.message.endswith("a fault of wasmtime's: invalid adapter: multiple memories")
