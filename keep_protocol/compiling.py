@@ -34,6 +34,8 @@ _REPORTED = (ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX, ErrorKind.NO_SPACE
 _WORD = r"[a-z_]{1,16}=[a-z0-9]{1,16}"
 _PANIC = "panicked at "
 """wasmtime's words for a fault of its own; what was wrong stands in the next line."""
+_NO_MEMORY = re.compile("out.of.memory")
+"""Among them where memory was what it lacked."""
 _BY_THE_MODULE = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 """How a compiler ends that gets no more memory, or meets its own fault; any other signal came from outside."""
 
@@ -134,8 +136,8 @@ def refusal_of_end(end: End, status: int, job: Job, said: bytes) -> KeepfleetErr
         return too_complex(f"takes more than {job.seconds} s of processor time")
     if end is End.MEMORY:
         return too_complex(f"takes more than {job.memory_bytes >> 20} MiB of memory")
-    if end is End.KILLED and status == signal.SIGABRT and _PANIC in text:
-        why = text.partition(_PANIC)[2].partition("\n")[2].partition("\n")[0]
+    why = text.partition(_PANIC)[2].partition("\n")[2].partition("\n")[0]
+    if end is End.KILLED and status == signal.SIGABRT and why and not _NO_MEMORY.search(why):
         return KeepfleetError(
             ErrorKind.INVALID_MODULE,
             f"cannot take the module: the compiler fails on it, which is a fault of wasmtime's: {_line(why)}",

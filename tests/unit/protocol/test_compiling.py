@@ -107,3 +107,8 @@ def test_a_fault_of_the_compiler_s_own_is_said_to_be_one_with_its_words() -> Non
     error = refusal_of_end(End.KILLED, signal.SIGABRT, JOB, said)
     assert error.kind is ErrorKind.INVALID_MODULE
     assert error.message.endswith("a fault of wasmtime's: invalid adapter: multiple memories")
+
+
+def test_a_compiler_that_panics_for_want_of_memory_was_asked_for_too_much() -> None:
+    said = b"thread (7) panicked at map.rs:402:55:\nunhandled out-of-memory error: failed to allocate 9 bytes\n"
+    assert refusal_of_end(End.KILLED, signal.SIGABRT, JOB, said).kind is ErrorKind.TOO_COMPLEX
