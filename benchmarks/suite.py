@@ -6,7 +6,7 @@ import http.client
 import time
 from collections.abc import Callable, Sequence
 
-from benchmarks import deadlines, fleet, lifecycle, memory, podman, rate, transfer, typed
+from benchmarks import deadlines, fleet, lifecycle, memory, podman, rate, storing, transfer, typed
 from benchmarks.figures import Figure, NoSamples, Section
 from benchmarks.host import Host
 from benchmarks.measuring import FULL, QUICK, Effort, MeasurementFailed, report
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "rate": ("Creation rate", rate.measure),
     "memory": ("Private memory of one keep", memory.measure),
     "transfer": ("A large upload", transfer.measure),
+    "store": ("The module store", storing.measure),
     "fleet": ("Many keeps, and a manager killed", fleet.measure),
 }
 

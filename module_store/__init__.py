@@ -10,8 +10,8 @@
 
 Each file but an object is a sealed record: its first line is the digest of its name and the rest. Every change is a
 file written in `new`, flushed, and renamed to its place under the store's lock, a flock on DIRECTORY itself; readers
-need no lock. `store` is what others use; `names` says what things are called, `disk` makes each change, `opening`
-opens the directory, `place` is what is in it, `references` is pure, and `collect`, `checking` and `archive` work on a
-whole store.
+need no lock. `store` is what others use, on `objects`; `names` says what things are called, `disk` makes each change,
+`opening` opens the directory, `place` is what is in it, `references` is pure, `collect`, `checking` and `archive` (in a
+`tar`) work on a whole store, and `registry` (by `transport`) takes objects from elsewhere.
 Import rule: the standard library and keep_protocol alone, no asyncio; the manager, keepctl and codelets use it.
 """

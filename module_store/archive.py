@@ -18,14 +18,15 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Items, Nested, Record, Text, Whole, field, parse
 from module_store import names, tar
 from module_store.disk import explained
+from module_store.objects import CHUNK_BYTES, MAX_OBJECT_BYTES
 from module_store.place import MAX_RECORD_BYTES, Folder
-from module_store.store import CHUNK_BYTES, MAX_ATTACHMENTS, MAX_OBJECT_BYTES, Store
+from module_store.store import MAX_ATTACHMENTS, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from module_store.store import Readable
+    from module_store.objects import Readable
 
     class Writable(Protocol):
         """What an export is written to."""

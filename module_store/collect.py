@@ -15,9 +15,10 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Items, Record, Text, field, parse
 from module_store import names
 from module_store.disk import explained
+from module_store.objects import Object
 from module_store.place import MAX_RECORD_BYTES, Damaged, Folder
 from module_store.references import encode
-from module_store.store import Object, Store
+from module_store.store import Store
 
 GRACE_SECONDS = 3600.0
 """From adding to naming or starting takes moments; a person who does it by hand is interrupted now and then."""

@@ -17,7 +17,7 @@ _WORD = "[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
 _TAG = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 """As registries have it (OCI distribution specification)."""
 DIGEST = re.compile(f"{ALGORITHM}{_HEX}")
-REFERENCE = re.compile(f"{_WORD}:{_TAG}")
+REFERENCE = re.compile(f"(?!{ALGORITHM}){_WORD}:{_TAG}")
 WORD = re.compile(_WORD)
 _HEXADECIMAL = re.compile(_HEX)
 _ATTACHMENT = re.compile(rf"({_HEX})\.({_WORD})")
@@ -43,7 +43,7 @@ def check_digest(text: str) -> str:
 
 def check_reference(text: str) -> str:
     """`text` itself. Raises KeepfleetError(BAD_REQUEST) unless it is NAME:TAG."""
-    if not REFERENCE.fullmatch(text) or text.startswith(ALGORITHM):
+    if not REFERENCE.fullmatch(text):
         why = "it must be NAME:TAG, as in web:1.2: a name in lower case of at most 63 characters, a tag of at most 128"
         raise _bad(text, "a reference", why)
     return text

@@ -37,6 +37,7 @@ def open_path(held: ExitStack, path: str, making: Disk | None) -> int:
             raise refused(so_far, no_directory(error) + "; name the real path") from error
         held.callback(os.close, directory)
         _check_above(directory, so_far)
+    check_own(directory, path)
     opened = os.open(".", OPEN_DIRECTORY, dir_fd=directory)
     held.callback(os.close, opened)
     return opened
@@ -72,7 +73,8 @@ def check_own(directory: int, path: str) -> None:
     status, user = os.fstat(directory), os.geteuid()
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid != user:
-        raise refused(path, f"it belongs to user {status.st_uid}, and not to {user}; run: chown -R {user} {path}")
+        why = f"it belongs to user {status.st_uid}; go on as that user"
+        raise refused(path, why if status.st_uid == 0 else f"{why}, or run: chown -R {user} {path}")
     if mode & 0o077:
         raise refused(path, f"its mode is {mode:04o}, which lets others in; run: chmod {DIRECTORY_MODE:o} {path}")
 

@@ -70,7 +70,6 @@ class Place:
         self.path, self.disk = os.path.normpath(path), disk
         with ExitStack() as held, explained(f"open the module store {self.path}"):
             self._root = open_path(held, self.path, disk if create else None)
-            check_own(self._root, self.path)
             self._owner = os.fstat(self._root).st_uid
             self._check_version(create)
             self._folders = {folder: self._open_folder(held, folder) for folder in Folder}

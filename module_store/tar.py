@@ -11,7 +11,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from module_store.store import Readable
+    from module_store.objects import Readable
 
 BLOCK = 512
 END = bytes(2 * BLOCK)

@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keepctl": {"keepctl", "keep_client", "keep_protocol", "keep_root", "module_store", "strict_yaml", "units"},
     "testers": {"testers", "keep_client", "keep_protocol"},
     "units": set(),
-    "benchmarks": {"benchmarks", "keep_client", "keep_protocol"},
+    "benchmarks": {"benchmarks", "keep_client", "keep_protocol", "module_store"},
     "tools": set(),
     "tools.sandbox": {"tools.sandbox"},
     "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},

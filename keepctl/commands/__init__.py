@@ -25,6 +25,7 @@ COMMANDS = {
     "stop": "keepctl.commands.keeps:STOP",
     "rm": "keepctl.commands.keeps:REMOVE",
     "manifest": "keepctl.commands.local:manifest",
+    "store": "keepctl.commands.store:group",
     "context": "keepctl.commands.local:context",
     "completion": "keepctl.commands.local:completion",
     "init": "keepctl.commands.issuing:init",

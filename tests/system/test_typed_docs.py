@@ -132,6 +132,16 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
         ("events", ("created", " running ", " ended ", " removed ", "(by admin)", "ended: exited 0\n", " exited 0\n")),
         ("restart", ("exited 3", "gave it up after starting it again 4 times", "restarts     4")),
         ("logs", ("\n97\n", "lines were dropped here", '"source":"workload"', "running -> ended (finish): exited 0")),
+        (
+            "modules",
+            (
+                "hello:1.0  sha256:7ea50a6d9bc9  39.5 KiB",
+                "by root from sha256:7ea50a6d9bc9",
+                "removed: 1, ",
+                "-: objects: 1, references: 1, attachments: 0; 39.5 KiB",
+                "/var/lib/keepfleet/store: all is well",
+            ),
+        ),
         ("outcomes", ("exit code 134", "0: read_past_the_end at", "error: trapped: out of bounds", "exit code 126")),
         (
             "rest-api",
