@@ -23,8 +23,9 @@ VARIABLE = "KEEPFLEET_COMPILE"
 OVERHEAD_BYTES = 128 * MIB
 """What the unit has above the compiler's own memory: interpreter and library, the module and the result as they are
 mapped. A little wider on purpose, so that the inner limit speaks first, with a reason."""
-WALL_FACTOR = 3
-"""Wall clock by processor time: a busy host gives the compiler a third. Over it, the unit is ended."""
+WALL_FACTOR, WALL_SPARE_SECONDS = 3, 60
+"""Wall clock by processor time: a busy host gives the compiler a third, and a minute more for its start. Over it, the
+unit is ended, which says nothing of the module."""
 MAX_REPORT_BYTES = 64 * 1024
 MAX_EVIDENCE_LINES, MAX_EVIDENCE_LINE = 20, 200
 """Of what a compiler that died wrote last."""
@@ -68,7 +69,7 @@ class Job(Record):
     @property
     def wall_seconds(self) -> int:
         """When it has taken too long."""
-        return self.seconds * WALL_FACTOR
+        return self.seconds * WALL_FACTOR + WALL_SPARE_SECONDS
 
 
 def read_job(environment: Mapping[str, str]) -> Job:

@@ -38,6 +38,7 @@ SCORE = 0.2
 """`systemd-analyze security`, 0 to 10: a keep's."""
 LONG = hostile.in_loops(200, 1000)
 """Compiles for half a minute."""
+USER = "ada"
 DROP_IN = "/run/systemd/system/keep-compile@.service.d"
 JSON_BYTES = 1 << 20
 KILLED = "SIGSYS"
@@ -450,3 +451,21 @@ def test_a_manager_killed_at_any_step_leaves_no_half_artifact_and_the_next_one_c
     names = host.run(["ls", "--almost-all", f"{place}/artifacts"]).stdout.split()
     assert sorted(map(len, names)) == [len("key"), 64]
     assert manager(host, place).stdout == done.stdout
+
+
+# --- a user's own manager --------------------------------------------------------------------------------------------
+
+
+def test_a_user_s_own_manager_compiles_too_in_what_a_user_s_manager_can_isolate(host: Host, fleet: Fleet) -> None:
+    user = host.with_user_manager(USER)
+    home = host.run(["sh", "-c", "echo ~"], user=user).stdout.strip()
+    host.run(["keepctl", "install", "--user"], user=user)
+    module = Path(host.path, "module-of-a-user.wasm")
+    module.write_bytes(example("words-rust/words"))
+    command = ["sh", "-c", 'exec /opt/keepfleet/bin/python -I -c "$1" "$2" user <"$3"', "-"]
+    place = f"{home}/compiled"
+    host.run(["mkdir", "--mode=700", place], user=user)
+    for _ in range(2):
+        done = host.run([*command, MANAGER, place, str(module)], user=user)
+        assert done.stdout.startswith("b'\\x7fELF'"), done.stderr
+    assert host.units(PATTERN, user=user) == []

@@ -89,7 +89,7 @@ def test_bytes_that_are_no_report_are_none(data: bytes) -> None:
         (End.KILLED, signal.SIGSEGV, ErrorKind.TOO_COMPLEX, "it ended by SIGSEGV"),
         (End.MEMORY, signal.SIGKILL, ErrorKind.TOO_COMPLEX, "takes more than 300 MiB of memory"),
         (End.KILLED, signal.SIGKILL, ErrorKind.UNAVAILABLE, "says nothing of the module"),
-        (End.TIMEOUT, 0, ErrorKind.UNAVAILABLE, "not done after 21 s"),
+        (End.TIMEOUT, 0, ErrorKind.UNAVAILABLE, "not done after 81 s"),
         (End.EXITED, 203, ErrorKind.INTERNAL, "ended with 203"),
         (End.EXITED, 0, ErrorKind.INTERNAL, "ended with 0"),
     ],
