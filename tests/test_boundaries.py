@@ -57,7 +57,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tools": set(),
     "tools.sandbox": {"tools.sandbox"},
     "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},
-    "keep_manager": {"keep_manager", "keep_grants.protocol", "keep_protocol", "keep_root", "strict_yaml"},
+    "keep_manager": {
+        "keep_manager",
+        "keep_grants.protocol",
+        "keep_protocol",
+        "keep_root",
+        "module_store",
+        "strict_yaml",
+    },
+    "keep_manager.compilation": {
+        "keep_manager.compilation",
+        "keep_manager.failpoints",
+        "keep_manager.tasks",
+        "keep_protocol",
+        "module_store",
+    },
     "keep_manager.http": {
         "keep_manager.http",
         "keep_manager.authorize",

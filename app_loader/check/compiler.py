@@ -74,14 +74,14 @@ def _limit(allowed: Budget) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (allowed.data_bytes, allowed.data_bytes))
 
 
-def _reason(error: EngineError, compiler: Compiler) -> KeepfleetError:
+def in_words(error: EngineError, compiler: Compiler) -> KeepfleetError:
     lines = [line[:MAX_EVIDENCE_LINE] for line in str(error).splitlines() if line.strip()][:MAX_EVIDENCE_LINES]
     shown = ": ".join(line.strip() for line in lines if line.strip() != "Caused by:")[: 2 * MAX_EVIDENCE_LINE]
     hint = "; compiler fast knows less of WebAssembly: try without it" if compiler is Compiler.FAST else ""
     return KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {shown}{hint}", tuple(lines))
 
 
-def _store(compiled: Compiled, result: int) -> None:
+def store_compiled(compiled: Compiled, result: int) -> None:
     try:
         compiled.store(result)
     except OSError as error:
@@ -94,7 +94,7 @@ def _examine_module(module: int, result: int, limits: Limits, workload: Workload
     compiled = Module.compile(engine, module)
     check_imports(Linker(engine), compiled)
     find_entry(compiled, workload)
-    _store(compiled, result)
+    store_compiled(compiled, result)
     return ""
 
 
@@ -111,7 +111,7 @@ def _examine_component(module: int, result: int, limits: Limits, workload: Workl
     compiled = Component.compile(engine, module)
     note = check_component(ComponentLinker(engine), compiled)
     find_run(compiled, workload)
-    _store(compiled, result)
+    store_compiled(compiled, result)
     return note
 
 
@@ -122,7 +122,7 @@ def examine(module: int, result: int, limits: Limits, workload: Workload) -> str
         is_component = check_head(os.pread(module, _HEAD, 0))
         return (_examine_component if is_component else _examine_module)(module, result, limits, workload)
     except EngineError as error:
-        return _reason(error, workload.compiler)
+        return in_words(error, workload.compiler)
     except MemoryError:
         return too_complex(allowed.over_data())
     except KeepfleetError as error:
