@@ -54,7 +54,7 @@ PAYLOAD_SLICE = 32 * 1024
 """Text of numbers parsed in one step: 16,000 Python objects at most, under 1 MB."""
 
 WHOLE_TIME_CODE_BYTES = 32 * 1024 * 1024
-"""A module with this much code may have all of `compile_seconds`, with less its part: 7.5 seconds for each MiB where that
+"""A module with this much code may have all of `compile_seconds`, with less its part: 7.5 seconds for each MiB where it
 is at its default. Programs need two on a quiet core (docs/benchmarks.md)."""
 SMALLEST_TIME_SHARE = 1 / 8
 """What of it the smallest module may have: a compile bomb of 120 KB, which would take 41 seconds, ends in 30."""

@@ -9,21 +9,23 @@ from collections.abc import Iterable
 
 _THREADS = "build it without threads: for wasm32-wasip1, not wasm32-wasip1-threads, and without -pthread"
 _GARBAGE_COLLECTED = (
-    "a keep has no garbage-collected types (Kotlin, Dart, Java or OCaml to WebAssembly GC): build it with a compiler that "
-    "manages memory of its own, for wasm32-wasip1"
+    "a keep has no garbage-collected types (Kotlin, Dart, Java or OCaml to WebAssembly GC): build it for wasm32-wasip1 "
+    "with a compiler that brings its own collector"
+)
+_NO_EXCEPTIONS = (
+    "only the optimizing compiler of the standard profile knows exceptions: leave out compiler fast and profile strict, "
+    "or build it with -fno-exceptions"
 )
 WASI_0_3 = "it is built for WASI 0.3, and a keep has WASI 0.2: build it for wasm32-wasip2"
 _OF_FEATURES = (
     ("legacy_exceptions", "it has exceptions in their first form: build it with -mllvm -wasm-use-legacy-eh=false, or "
      "convert it, wasm-opt --translate-to-exnref"),
-    ("exception refs not supported", "only the optimizing compiler of the standard profile knows exceptions: leave out "
-     "compiler fast and profile strict, or build it with -fno-exceptions"),
-    ("exceptions proposal not enabled", "only the optimizing compiler of the standard profile knows exceptions: leave out "
-     "compiler fast and profile strict, or build it with -fno-exceptions"),
+    ("exception refs not supported", _NO_EXCEPTIONS),
+    ("exceptions proposal not enabled", _NO_EXCEPTIONS),
     ("threads must be enabled", _THREADS),
     ("threads support is not enabled", _THREADS),
     ("memory64", "a keep has 32-bit memories: build it for wasm32, not wasm64"),
-    ("multiple memories", "build it with one memory: wasm-merge and wasm-opt --multi-memory-lowering make one of several"),
+    ("multiple memories", "build it with one memory: wasm-opt --multi-memory-lowering makes one of several"),
     ("gc feature", _GARBAGE_COLLECTED),
     ("`gc` proposal", _GARBAGE_COLLECTED),
     ("gc support is not enabled", _GARBAGE_COLLECTED),

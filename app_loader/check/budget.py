@@ -1,5 +1,6 @@
-"""What checking and compiling one upload may cost, by its limits and its code, and what a checker's end without a result
-means. Pure.
+"""What checking and compiling an upload may cost, by its limits and its code; what a checker's end without a result means.
+
+Pure.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def took_too_long(limits: Limits) -> KeepfleetError:
     """The refusal where a checker is not done and has not used up its processor time."""
     return KeepfleetError(
         ErrorKind.UNAVAILABLE,
-        f"cannot check the module: that is not done after {wall_seconds(limits):g} s, which says nothing of the module; "
-        "the host is too busy, or has stopped the keep: send it again, or raise compile_seconds",
+        f"cannot check the module: that is not done after {wall_seconds(limits):g} s, which says nothing of the "
+        "module; the host is too busy, or has stopped the keep: send it again, or raise compile_seconds",
     )
 
 

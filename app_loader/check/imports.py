@@ -88,7 +88,7 @@ def check_imports(linker: Linker, store: Store, imports: list[tuple[str, str]]) 
 
 
 def check_link(linker: Linker, module: Module) -> None:
-    """Returns when everything the module imports is of the type that is there. Raises KeepfleetError(INVALID_MODULE)."""
+    """Returns when all that the module imports is of the type that is there. Raises KeepfleetError(INVALID_MODULE)."""
     try:
         linker.check(module)
     except EngineError as error:
@@ -103,7 +103,7 @@ def missing_in_words(what: str, missing: list[str]) -> str:
 
 
 def find_entry(exports: HasFunctions, workload: Workload) -> Entry:
-    """What to call of a module with these exports: the export the workload names, else COMMAND or DEFAULT, the first that is there.
+    """What to call of a module that exports this: what the workload names, else the first of COMMAND and DEFAULT.
 
     Raises KeepfleetError(INVALID_MODULE) when there is none, or its arguments do not fit its signature.
     """

@@ -172,7 +172,8 @@ def test_bytes_are_told_in_the_largest_whole_unit(number: int, words: str) -> No
     assert outcomes.in_bytes(number) == words
 
 
-HOARDS = wasm("""(module (tag $error (param i64 i64 i64 i64)) (table $held 100000 exnref) (global $n (mut i32) (i32.const 0))
+HOARDS = wasm("""(module (tag $error (param i64 i64 i64 i64)) (table $held 100000 exnref)
+  (global $n (mut i32) (i32.const 0))
   (func (export "_start") (local $caught exnref)
     (loop $more
       (block $thrown (result i64 i64 i64 i64 exnref)

@@ -1,4 +1,4 @@
-"""What is read of a module in front of its code, against what the engine says of it; and what is to be done about it."""
+"""What is read of a module in front of its code, against what the engine says of it; and what to do about it."""
 
 from __future__ import annotations
 
