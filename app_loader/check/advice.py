@@ -13,7 +13,7 @@ _GARBAGE_COLLECTED = (
     "with a compiler that brings its own collector"
 )
 _NO_EXCEPTIONS = (
-    "only the optimizing compiler of the standard profile knows exceptions: leave out compiler fast and profile strict, "
+    "the standard profile's optimizing compiler alone knows exceptions: leave out compiler fast and profile strict, "
     "or build it with -fno-exceptions"
 )
 WASI_0_3 = "it is built for WASI 0.3, and a keep has WASI 0.2: build it for wasm32-wasip2"

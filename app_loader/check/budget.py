@@ -1,7 +1,4 @@
-"""What checking and compiling an upload may cost, by its limits and its code; what a checker's end without a result means.
-
-Pure.
-"""
+"""What checking and compiling one upload may cost, and what a checker's end without a result means. Pure."""
 
 from __future__ import annotations
 
