@@ -70,8 +70,8 @@ def check_head(head: bytes) -> bool:
     raise KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {what}")
 
 
-def _limit(allowed: Budget) -> None:
-    """Sets the limits."""
+def limit(allowed: Budget) -> None:
+    """Sets the limits of this process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (allowed.cpu_seconds, allowed.cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (allowed.data_bytes, allowed.data_bytes))
@@ -163,7 +163,7 @@ def check(passed: Passed) -> int:
     module, result = passed.number("module"), passed.number("result")
     workload = read_workload(passed.number("workload")) if "workload" in passed else Workload()
     component = os.pread(module, HEAD_BYTES, 0) == MAGIC + COMPONENT_VERSION
-    _limit(budget(code_bytes(module, component=component), limits))
+    limit(budget(code_bytes(module, component=component), limits))
     if component:
         import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock
     lock_checker()

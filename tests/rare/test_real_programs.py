@@ -37,7 +37,7 @@ ENDS: dict[str, tuple[int, str]] = {
     "avr-as": (0, "configured for a target of `avr'"),
     "avr-ld": (0, "GNU ld"),
     "avr-cc1": (0, "twice:"),
-    "gofmt": (0, "package main\n\nfunc main() {\n\tprintln(1 + 1)\n}\n"),
+    "gofmt": (0, "func main() {\n\tprintln(1 + 1)\n}\n"),
     "go-web": (0, '{"drivers":0,"path":"/hello"}\n'),
     "hello-js": (0, 'Hello from JavaScript, inside a keep! {"squares":[1,4,9]}\n'),
     "hello-quickjs": (0, 'Hello from QuickJS, inside a keep! {"squares":[1,4,9]}\n'),
