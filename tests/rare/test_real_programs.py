@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from keepctl.manifest.reading import read_job
 from tests.system.fleet import Fleet
 
 PROGRAMS = Path(__file__).resolve().parents[2] / "examples/programs"
@@ -119,12 +118,3 @@ def test_a_program_over_a_limit_of_compiling_is_told_which_to_raise(
     assert code == REFUSED, said
     assert "takes more processor time than compile_seconds=4 gives" in said
     assert "raise it, to compile_seconds=8" in said
-
-
-@pytest.mark.parametrize("name", sorted(SCRIPT["PROGRAMS"]))
-def test_every_program_has_a_manifest_that_names_and_limits_it(name: str) -> None:
-    job = read_job(str(PROGRAMS / f"{name}.yaml"))
-    assert (job.name, os.path.basename(job.module or "")) == (name, f"{name}.wasm")
-    assert job.limits["memory_bytes"] <= 512 << 20
-    assert "compile_seconds" not in job.limits, "the defaults are to do"
-    assert name in ENDS or name == "ruby"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from keepctl.manifest.reading import read_job
+
 SCRIPT = Path(__file__).resolve().parents[2] / "examples/programs/get"
 PIP = """#!/bin/sh
 echo "$@" >>{place}/asked
@@ -20,7 +22,7 @@ echo "$@" >>{place}/asked
 
 
 class Place:
-    """A cache, and a pip that does what it is told: `does` is a line of shell, in which $to is where it should write."""
+    """A cache, and a pip that does what it is told: `does` is a line of shell, where $to is the directory to fill."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -104,8 +106,10 @@ def test_a_program_that_is_none_is_refused_with_those_there_are(place: Place) ->
     assert "there is none called nothing; there are cpython, boolector" in done.stderr
 
 
-def test_every_program_has_a_manifest_and_stands_in_the_how_to() -> None:
-    page = (SCRIPT.parents[2] / "docs/how-to/programs.md").read_text(encoding="utf-8")
-    for name in runpy.run_path(str(SCRIPT))["PROGRAMS"]:
-        assert (SCRIPT.parent / f"{name}.yaml").is_file()
-        assert f"`{name}`" in page
+@pytest.mark.parametrize("name", sorted(runpy.run_path(str(SCRIPT))["PROGRAMS"]))
+def test_a_program_has_a_manifest_with_the_default_limits_of_compiling_and_stands_in_the_how_to(name: str) -> None:
+    job = read_job(str(SCRIPT.parent / f"{name}.yaml"))
+    assert (job.name, job.module) == (name, str(SCRIPT.parent / f"{name}.wasm"))
+    assert job.limits["memory_bytes"] <= 512 << 20
+    assert not {"compile_seconds", "compile_memory_bytes"}.intersection(job.limits)
+    assert f"`{name}`" in (SCRIPT.parents[2] / "docs/how-to/programs.md").read_text(encoding="utf-8")
