@@ -43,6 +43,9 @@ class Limits(Record):
         Whole(256 * MIB, 16 * 1024 * MIB), default=1536 * MIB, about="how much memory that may use, in bytes"
     )
     log_lines_per_second: int = field(Whole(1, 1_000_000), default=1000, about="lines the journal takes from the unit")
+    output_buffer_bytes: int = field(
+        Whole(1 * MIB, 1024 * MIB), default=16 * MIB, about="how much of its output is kept for those who read it later"
+    )
 
     def _check(self) -> None:
         for name, row in table_of(Limits).items():

@@ -85,6 +85,7 @@ _LIMITS: dict[str, object] = {
         f"How much processor time compiling its module may use. Default {DEFAULTS['compile_seconds'] // 60}m."
     ),
     "compile_memory": _size(f"How much memory that may use. Default {DEFAULTS['compile_memory_bytes'] >> 20}M."),
+    "output_buffer_bytes": _number("output_buffer_bytes", "How much of its output is kept for later readers."),
     "log_lines_per_second": _number("log_lines_per_second", "Lines of output a second; more are dropped and counted."),
 }
 SCHEMA: Schema = {
