@@ -22,8 +22,9 @@ class Limits(Record):
 
     The smallest and largest values are those that mean something: one WebAssembly page and its largest 32-bit memory,
     the stack wasmtime can give, the tasks the loader, the checker and wasmtime themselves need, the memory in which the
-    compiler takes any module at all. The defaults of compiling are twice what the largest of the programs needs that
-    docs/benchmarks.md lists, and a module with less code has a part of them (app_loader/limits.py).
+    compiler takes any module at all. The defaults of compiling are 2.7 times the processor time and 1.3
+    times the memory that the largest of the programs needs that docs/benchmarks.md lists; a module with less code has a
+    part of them (app_loader/limits.py).
     """
 
     memory_bytes: int = field(
