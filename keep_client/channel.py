@@ -21,12 +21,22 @@ if TYPE_CHECKING:  # the module `typing` would be 4 ms of every command
 
 CONNECT_SECONDS = 5.0
 """Two lost SYN packets on the slowest terrestrial path; after that a person wants to know."""
+_KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""Seconds of silence until the kernel asks whether the peer is there, then between two questions, and how many may go
+without an answer: a minute, where a keep may take an hour."""
 _RECORD = 16 * 1024
 """Read at a time: what one TLS record holds."""
 
 
 class ReaderGone(Exception):
     """What the answer would be written to has no reader any more. No OSError: the connection has not failed."""
+
+
+def notice_a_peer_that_is_gone(sock: socket.socket) -> None:
+    """Has a wait on this connection fail when the peer's host does not answer any more."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEP_ALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Channel:
@@ -70,6 +80,7 @@ class Channel:
                 plain.settimeout(HANDSHAKE_SECONDS)
                 # Or a request's body waits for the acknowledgement of its head, which the peer delays by 40 ms.
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                notice_a_peer_that_is_gone(plain)
                 sock = cls._shake_hands(plain, host, endpoint, context)
         except (OSError, ValueError) as error:
             raise translate(error, endpoint) from error

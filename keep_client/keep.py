@@ -25,8 +25,9 @@ MAX_MODULE_NAME = 255
 PAYLOAD_RECEIVED = "Payload received"
 CHUNK = 256 * 1024
 """Bytes of a file in memory at a time."""
-UPLOAD_SECONDS = 60.0
-"""For the keep to check and compile a module (it allows itself about ten seconds) on a busy host."""
+UPLOAD_SECONDS = 3600.0
+"""For the keep to check and compile a module. It has a deadline of its own (by `compile_seconds`) and answers then; a
+host that is gone is noticed within a minute (`channel`)."""
 SLOWEST_BYTES_PER_SECOND = 64 * 1024
 """The slowest link an upload is given time for: half a megabit a second."""
 MAX_UPLOAD_REPLY = 64 * 1024

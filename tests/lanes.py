@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 LONGEST_FIRST = (
+    "tests/rare/test_real_programs.py",
     "tests/rare/test_newer_hosts.py",
     "tests/rare/test_long_properties.py",
     "tests/rare/test_installation.py",
