@@ -13,6 +13,7 @@ import stat
 from keep_loader.log import log
 from keep_protocol.control import START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.record import GRANTED
 from keep_protocol.sdnotify import Notifier
 
 IDENTITY, COMPILED, MODULE, STDIN = "identity", "compiled", "module", "stdin"
@@ -23,8 +24,6 @@ MODULE_NAMES = (COMPILED, MODULE)
 """What running a workload again needs, with what it was given."""
 DIRECTORY = "directory"
 """What a granted directory's name begins with, its number behind it."""
-GRANTED = r"workload|stdin|(directory|secret)-[0-9]{1,2}"
-"""The names of a workload's description and of what it is granted."""
 
 
 def is_stored_name(name: str) -> bool:

@@ -17,8 +17,9 @@ from keep_loader.descriptors import DescriptorStore
 from keep_loader.log import Systemd, log, plain
 from keep_loader.loop import READABLE, Loop
 from keep_loader.settings import Settings
-from keep_loader.state import RECORD, Keep, KeepRecord, RecordFile, status_text
+from keep_loader.state import Keep, RecordFile, status_text
 from keep_protocol.control import (
+    RECORD,
     Command,
     CommandType,
     StartMessage,
@@ -29,6 +30,7 @@ from keep_protocol.control import (
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.record import KeepRecord
 from keep_protocol.sdnotify import Notifier, take_stored
 from keep_protocol.spec import decode_spec
 from keep_protocol.states import Event, Phase, advance

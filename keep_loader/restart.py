@@ -7,9 +7,9 @@ hold. Pure; imported with the first record or start. Import rule: that of keep_l
 from __future__ import annotations
 
 from keep_loader.descriptors import ENDPOINT_NAMES, MODULE_NAMES
-from keep_loader.state import KeepRecord
 from keep_protocol.fields import Record
 from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.record import KeepRecord
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase
 

@@ -9,28 +9,18 @@ import os
 import time
 from collections.abc import Callable
 
-from keep_loader.descriptors import GRANTED
 from keep_loader.log import log, plain
-from keep_protocol import strict_json
-from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_FDS
-from keep_protocol.control import CERTIFICATE_NAME, CONTROL_VERSION, Description
+from keep_protocol.control import CONTROL_VERSION, RECORD, Description
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Items, Maybe, Nested, Record, Seconds, Text, Whole, field, parse
 from keep_protocol.keep import KeepReport
 from keep_protocol.outcome import Outcome
+from keep_protocol.record import KeepRecord, Private, read_record, write_record
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.spec import KeepSpec
 from keep_protocol.states import STATE_OF, Event, Phase, State, advance
 
 MAX_DETAIL = 200
 """Characters of a sentence in `detail`; a status line is read on a terminal."""
-SCHEMA = 3
-"""A record of another number is never guessed at."""
-MAX_RECORD = 256 * 1024
-"""Bytes of a record: twice the longest answer to keep-info, which holds most of it; one with a certificate and a
-backtrace is 8 KiB."""
-RECORD = "record"
-"""The record's name in systemd's descriptor store."""
 _WORDS: dict[Phase, str] = {
     Phase.BOOTING: "starting",
     Phase.IDLE: "ready for a start",
@@ -45,63 +35,6 @@ _WORDS: dict[Phase, str] = {
 _WITH_ENDPOINT = (Phase.OPENING, Phase.AWAITING, Phase.REOPENING)
 _SHOWN_DIGITS = 12
 """Of the fingerprint in one line; the whole of it is in keep-info."""
-
-
-class Private(Record):
-    """What a loader must know of its keep and does not report.
-
-    names: further names for the certificate; granted: the names of what its workload gets, in order; reruns: when that
-    was lately started again, on the monotonic clock; started_at: when it was last, in seconds of the epoch;
-    user: who the keep was at its start, None for one of a version before; description: what a manager of version 1
-    called it, where its unit has no spec; claimed: what it is, where its unit was made as a spare's.
-    """
-
-    names: tuple[str, ...] = field(Items(CERTIFICATE_NAME, MAX_CERTIFICATE_NAMES), default=())
-    granted: tuple[str, ...] = field(Items(Text(16, GRANTED), MAX_CONTROL_FDS), default=())
-    reruns: tuple[float, ...] = field(Items(Seconds(), 1000), default=())
-    started_at: float | None = field(Maybe(Seconds()), default=None)
-    user: int | None = field(Maybe(Whole(0, 2**32)), default=None)
-    description: Description | None = field(Maybe(Nested(Description, "description")), default=None)
-    claimed: KeepSpec | None = field(Maybe(Nested(KeepSpec, "spec")), default=None)
-
-    @property
-    def outlives_idle(self) -> bool:
-        """Whether a loader that was killed before the keep's start must know it again."""
-        return self.description is not None or self.claimed is not None
-
-
-class KeepRecord(Record):
-    """What a loader that was killed must know again."""
-
-    report: KeepReport = field(Nested(KeepReport, "report"))
-    private: Private = field(Nested(Private, "private part"), default=Private())
-
-    @property
-    def phase(self) -> Phase:
-        """Where exactly the keep is."""
-        return Phase(self.report.phase)
-
-    def encode(self) -> bytes:
-        """The record as JSON."""
-        return strict_json.dumps({"schema": SCHEMA, **self.to_wire()})
-
-
-def _bad_record(why: str) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the keep's record: {why}")
-
-
-def decode_record(data: bytes) -> KeepRecord:
-    """The record in `data`. Raises KeepfleetError for anything but a whole record of this schema."""
-    value = strict_json.loads_object(data, MAX_RECORD, "the keep's record")
-    if value.get("schema") != SCHEMA:
-        raise _bad_record(f"its schema is not {SCHEMA}")
-    try:
-        record = parse(KeepRecord, value, "record")
-    except KeepfleetError as error:
-        raise _bad_record(error.message) from error
-    if not record.report.phase:
-        raise _bad_record("it has no phase")
-    return record
 
 
 _OF_THIS_LOADER = ("isolation_failures", "isolation_notes")
@@ -272,8 +205,6 @@ class RecordFile:
     """Owns the record: a file without a name, parked in systemd's store from its first writing on.
 
     A file with a name would go with the runtime directory, which systemd removes when the loader is killed.
-    Two slots are written in turn, each with its number before and after it: a loader killed half-way through a
-    writing leaves the slot before it whole.
     """
 
     def __init__(self, directory: str, notifier: Notifier, descriptor: int | None) -> None:
@@ -287,15 +218,8 @@ class RecordFile:
         """What was written last, None where nothing ever was. Raises KeepfleetError when nothing of it is whole."""
         if self._descriptor is None:
             return None
-        try:
-            slots = [_slot(os.pread(self._descriptor, MAX_RECORD, place)) for place in (0, MAX_RECORD)]
-        except OSError as error:
-            raise _bad_record(str(error.strerror)) from error
-        whole = [slot for slot in slots if slot is not None]
-        if not whole:
-            raise _bad_record("none of its slots is whole")
-        self._number, data = max(whole)
-        return decode_record(data)
+        record, self._number = read_record(self._descriptor)
+        return record
 
     def write(self, record: KeepRecord) -> None:
         """Writes `record`, and leaves what was written last. Raises OSError."""
@@ -303,10 +227,7 @@ class RecordFile:
         if self._descriptor is None:
             self._descriptor = os.open(self._directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         self._number += 1
-        number = str(self._number).encode()
-        data = number + b"\n" + record.encode() + b"\n" + number + b"\n"
-        # A slot is cut off where its text ends by its last number; what an older one left behind it is not read.
-        os.pwrite(self._descriptor, data, MAX_RECORD * (self._number % 2))
+        write_record(self._descriptor, record, self._number)
         if new:
             self._notifier.store(RECORD, self._descriptor)
 
@@ -316,11 +237,3 @@ class RecordFile:
             os.close(self._descriptor)
             self._descriptor = None
             self._notifier.unstore(RECORD)
-
-
-def _slot(data: bytes) -> tuple[int, bytes] | None:
-    """The number and the record in one slot, None unless it is whole: the same number stands before and after it."""
-    parts = data.split(b"\n", 3)
-    if len(parts) < 4 or parts[0] != parts[2] or not parts[0].isdigit() or len(parts[0]) > 18:
-        return None
-    return int(parts[0]), parts[1]

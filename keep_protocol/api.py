@@ -43,11 +43,13 @@ from keep_protocol.spec import (
     LABELS,
     MAX_UPLOADERS,
     NAME,
+    OUTPUT_ABOUT,
     PROFILE_ABOUT,
     UPLOADER,
     Compiler,
     Labels,
     Lease,
+    OutputPolicy,
     Profile,
     RestartPolicy,
     check_engine,
@@ -187,6 +189,7 @@ class NewKeep(Record):
     )
     profile: Profile = field(Word(Profile), default=Profile.STANDARD, about=PROFILE_ABOUT)
     compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING, about=COMPILER_ABOUT)
+    output: OutputPolicy = field(Word(OutputPolicy), default=OutputPolicy.BLOCK, about=OUTPUT_ABOUT)
     uploaders: tuple[str, ...] = field(
         Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload; empty: the caller who starts it"
     )

@@ -5,6 +5,7 @@ Pure: JSON values in, a frozen request out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -79,17 +80,24 @@ class WorkloadRequest:
             environment=workload.environment,
             export=workload.export,
             export_arguments=workload.export_arguments,
-            stdin=AskedFile(next(paths)) if workload.stdin else None,
+            stdin=_asked_input(workload, paths),
             directories=tuple(AskedDirectory(next(paths), item.guest, item.writable) for item in workload.directories),
             secrets=tuple(AskedSecret(name, next(paths)) for name in workload.secrets),
             restart=workload.restart if self.sets_restart else None,
         )
 
 
-class AskedFile(Record):
-    """A file of the manager's host."""
+class AskedInput(Record):
+    """A file of the manager's host, or what the client sends while the workload runs."""
 
-    file: str = field(HostPath(), about="its path on the manager's host")
+    file: str | None = field(Maybe(HostPath()), default=None, about="its path on the manager's host; or null")
+    stream: bool = field(
+        Flag(), default=False, about="whether it is sent with `PUT /v1/keeps/ID/input` while the workload runs"
+    )
+
+    def _check(self) -> None:
+        if self.stream is (self.file is not None):
+            raise invalid("stdin", "it is either a file or a stream")
 
 
 class AskedDirectory(Record):
@@ -118,8 +126,8 @@ class AskedWorkload(Record):
     )
     export: str = field(EXPORT, default="", about="the function to call; empty for the module's own entry")
     export_arguments: tuple[str, ...] = field(STRINGS, default=(), about="its arguments, typed by its signature")
-    stdin: AskedFile | None = field(
-        Maybe(Nested(AskedFile, "stdin", strict=True)), default=None, about="its standard input; empty without one"
+    stdin: AskedInput | None = field(
+        Maybe(Nested(AskedInput, "stdin", strict=True)), default=None, about="its standard input; empty without one"
     )
     directories: tuple[AskedDirectory, ...] = field(
         Items(Nested(AskedDirectory, "directory", strict=True), MAX_DIRECTORIES),
@@ -150,6 +158,12 @@ class WorkloadMember(Type):
         return record_schema(AskedWorkload)
 
 
+def _asked_input(workload: Workload, paths: Iterator[str]) -> AskedInput | None:
+    if workload.streams_input:
+        return AskedInput(stream=True)
+    return AskedInput(next(paths)) if workload.stdin else None
+
+
 def parse_workload(asked: object) -> WorkloadRequest:
     """What the member `workload` asks for. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) naming what is wrong."""
     if not isinstance(asked, dict):
@@ -160,12 +174,14 @@ def parse_workload(asked: object) -> WorkloadRequest:
         environment=wanted.environment,
         export=wanted.export,
         export_arguments=wanted.export_arguments,
-        stdin=wanted.stdin is not None,
+        stdin=wanted.stdin is not None and not wanted.stdin.stream,
+        streams_input=wanted.stdin is not None and wanted.stdin.stream,
         directories=tuple(Directory(directory.guest, directory.writable) for directory in wanted.directories),
         secrets=tuple(secret.name for secret in wanted.secrets),
         restart=wanted.restart or RestartPolicy.NO,
     )
-    stdin = () if wanted.stdin is None else (Grant(GrantKind.STDIN, wanted.stdin.file),)
+    stdin_file = None if wanted.stdin is None else wanted.stdin.file
+    stdin = () if stdin_file is None else (Grant(GrantKind.STDIN, stdin_file),)
     directories = tuple(Grant(GrantKind.DIRECTORY, item.host, item.writable) for item in wanted.directories)
     secrets = tuple(Grant(GrantKind.SECRET, secret.file) for secret in wanted.secrets)
     return WorkloadRequest(workload, (*stdin, *directories, *secrets), wanted.restart is not None)

@@ -24,8 +24,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from keep_protocol.keep import KeepInfo
 
-CONTROL_VERSION = 2
-"""Version 1 has no HELLO: a loader that speaks it answers `unknown-command`, and takes START and what is set before."""
+CONTROL_VERSION = 3
+"""Version 1 has no HELLO: a loader that speaks it answers `unknown-command`, and takes START and what is set before.
+A loader of version 2 keeps no output: its workload writes into the journal."""
 
 
 class CommandType(Enum):
@@ -46,6 +47,10 @@ class CommandType(Enum):
     space and the `detail`, is answered when the keep's state, phase or detail is another one. DROPPED without contents
     makes the loader say a line, with which the journal says what it dropped; with a decimal number that is how many
     lines, to be kept with the outcome.
+
+    FOLLOW brings one end of a SOCK_SEQPACKET pair, over which the loader announces output (see `ring`), in place of the
+    one before; it is answered when the workload waits for its readers. JOURNAL brings a datagram socket that is
+    connected to journald, in place of one that journald does not read any more. Neither has contents.
     """
 
     HELLO = "keep-hello"
@@ -60,6 +65,8 @@ class CommandType(Enum):
     STOP = "apploader-stop"
     WAIT = "keep-wait"
     DROPPED = "keep-dropped"
+    FOLLOW = "keep-follow"
+    JOURNAL = "keep-journal"
 
 
 LISTENER, CLIENT_CA, REVOKED = "listener", "client-ca", "revoked"
@@ -68,9 +75,14 @@ START_DESCRIPTORS = (LISTENER, CLIENT_CA, REVOKED)
 (one hexadecimal number a line), which is only ever appended to and is read again for each connection."""
 WORKLOAD_DESCRIPTOR = "workload"
 """A read-only file with `workload.Workload.to_json`; with it come the descriptors of its `grant_names`."""
+OUTPUT, RECORD, JOURNAL = "output", "record", "journal"
+"""What every start of a loader of version 3 brings, too: the ring, made by the manager, that the workload's output goes
+into; the file that the keep's record is written to; both named in the manager's own folder for the keep, and open for
+reading and writing; and a datagram socket that is connected to journald's own (https://systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
+OUTPUT_DESCRIPTORS = (OUTPUT, RECORD, JOURNAL)
 DESCRIPTOR = Text(
     16,
-    r"listener|client-ca|revoked|workload|stdin|(directory|secret)-[0-9]{1,2}",
+    r"listener|client-ca|revoked|workload|output|record|journal|stdin|input|(directory|secret)-[0-9]{1,2}",
     "the name of a descriptor that a start may bring",
 )
 CERTIFICATE_NAME = Text(253, r"[A-Za-z0-9.:-]{1,253}", "a DNS name or an address")
@@ -85,7 +97,7 @@ class Command(Record):
     @property
     def takes_descriptors(self) -> bool:
         """Whether descriptors may come with it."""
-        return self.type in (CommandType.START, CommandType.KEEP_START)
+        return self.type in (CommandType.START, CommandType.KEEP_START, CommandType.FOLLOW, CommandType.JOURNAL)
 
 
 class Hello(Record):

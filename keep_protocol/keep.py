@@ -16,12 +16,14 @@ from keep_protocol.spec import (
     LABELS,
     MAX_UPLOADERS,
     NAME,
+    OUTPUT_ABOUT,
     PROFILE_ABOUT,
     UPLOADER,
     Compiler,
     KeepSpec,
     Labels,
     Lease,
+    OutputPolicy,
     Profile,
     RestartPolicy,
 )
@@ -119,6 +121,9 @@ class KeepReport(Record):
         Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload: names and fingerprints"
     )
     control_version: int = field(Whole(1, 1000), default=1, about="the control protocol it speaks")
+    journal_gone: bool = field(
+        Flag(), default=False, about="whether journald does not read any more what the loader was given for it"
+    )
 
 
 class KeepInfo(Record):
@@ -157,6 +162,7 @@ class KeepInfo(Record):
     lease: Lease = field(Nested(Lease, "lease"), default=Lease(), about="how long it may stay unused")
     profile: Profile = field(Word(Profile), default=Profile.STANDARD, about=PROFILE_ABOUT)
     compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING, about=COMPILER_ABOUT)
+    output: OutputPolicy = field(Word(OutputPolicy), default=OutputPolicy.BLOCK, about=OUTPUT_ABOUT)
     module: Module | None = field(Maybe(Nested(Module, "module")), default=None, about="the module it runs, or null")
     workload: WorkloadSummary | None = field(
         Maybe(Nested(WorkloadSummary, "workload")), default=None, about="what its workload was given, or null"
@@ -201,6 +207,7 @@ def merge(spec: KeepSpec, report: KeepReport, unit: str) -> KeepInfo:
         lease=spec.lease,
         profile=spec.profile,
         compiler=spec.compiler,
+        output=spec.output,
         module=report.module,
         workload=report.workload,
         uploaders=report.uploaders or spec.uploaders,

@@ -35,6 +35,9 @@ class Limits(Record):
     cpu_percent: int = field(Whole(1, 100 * 1024), default=100, about="the unit's share of processors; 100 is one")
     io_weight: int = field(Whole(1, 10_000), default=100, about="the unit's weight where disks are contended")
     log_lines_per_second: int = field(Whole(1, 1_000_000), default=1000, about="lines the journal takes from the unit")
+    output_buffer_bytes: int = field(
+        Whole(1 * MIB, 1024 * MIB), default=16 * MIB, about="how much of its output is kept for those who read it later"
+    )
 
     def _check(self) -> None:
         for name, row in table_of(Limits).items():

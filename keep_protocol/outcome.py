@@ -51,6 +51,16 @@ class Outcome(Record):
         default=None,
         about="how many of the keep's lines the journal's limit kept out of it; null where they are not counted",
     )
+    lost_bytes: int | None = field(
+        Maybe(_COUNT),
+        default=None,
+        about="what it wrote and is not kept any more, and no reader had before; null where it is not known",
+    )
+    journal_skipped_bytes: int | None = field(
+        Maybe(_COUNT),
+        default=None,
+        about="what it wrote and the journal was not given; null where it is not known",
+    )
     ended_monotonic: float | None = field(
         Maybe(Seconds()), default=None, about="the same in seconds since the host's boot, which no clock changes"
     )
@@ -58,3 +68,44 @@ class Outcome(Record):
     def with_dropped(self, lines: int) -> Outcome:
         """The same outcome, now that it is known how many lines were dropped."""
         return self.replace(dropped_lines=lines)
+
+
+LIMIT = 124
+"""As timeout(1) says it."""
+NOT_RUN = 125
+"""keepctl, the manager or the keep failed, and not the guest: as podman run says it."""
+REFUSED = 126
+"""The module cannot be run."""
+TRAP = 134
+"""128 + SIGABRT: as wasmtime run says it."""
+STOPPED = 143
+"""128 + SIGTERM."""
+RUN_AGAIN, LOADER_FAILED = 75, 76
+"""What a loader exits with so that systemd starts it, and it the workload, again (EX_TEMPFAIL of sysexits.h), and after
+a fault of its own (EX_PROTOCOL). Neither says how a workload ended."""
+_SIGNALLED = 128
+_DEFAULT_SIGNAL = 9
+
+
+def exit_code_of(outcome: Outcome | None) -> int:
+    """The exit code that says how a workload ended; NOT_RUN where that is not known."""
+    if outcome is None:
+        return NOT_RUN
+    if outcome.kind is OutcomeKind.EXITED:
+        return (outcome.exit_code or 0) & 0xFF or int(bool(outcome.exit_code))
+    if outcome.kind is OutcomeKind.KILLED:
+        return _SIGNALLED + (outcome.signal or _DEFAULT_SIGNAL)
+    return {
+        OutcomeKind.TRAPPED: TRAP,
+        OutcomeKind.LIMITED: LIMIT,
+        OutcomeKind.STOPPED: STOPPED,
+        OutcomeKind.REFUSED: REFUSED,
+    }.get(outcome.kind, NOT_RUN)
+
+
+def unit_status_of(outcome: Outcome | None) -> int:
+    """What the loader exits with, so that its unit ends as the workload did: 0 where that was asked for, too."""
+    if outcome is not None and outcome.kind is OutcomeKind.STOPPED:
+        return 0
+    code = exit_code_of(outcome)
+    return 1 if code in (RUN_AGAIN, LOADER_FAILED) else code

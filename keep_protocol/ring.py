@@ -26,8 +26,17 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 
 STDOUT, STDERR, MARK = 1, 2, 3
-"""The streams: the guest's two, and the loader's own marks between runs."""
+"""The streams: the guest's two, and the loader's marks, see `Mark`."""
 STREAMS = (STDOUT, STDERR, MARK)
+END, ALIVE = 4, 5
+"""What an answer to a client has besides frames of the ring: the last of it, whose data is the keep as JSON, and what
+says in a silence that the connection is there."""
+CONTENT_TYPE = "application/vnd.keepfleet.output"
+"""Of `GET /v1/keeps/ID/output[?from=POSITION][&follow=true][&hold=true]`: frames, each with its header.
+The answer begins when nothing more can be missed from `from` on; with `hold` the workload waits for this reader."""
+ALIVE_SECONDS = 15.0
+MAX_END = 128 * 1024
+"""Bytes of a keep as JSON, at most."""
 DATA = 4096
 """Where the data begins."""
 DEFAULT_CAPACITY = 16 * 1024 * 1024
@@ -49,6 +58,7 @@ _FIXED, _TAIL, _JOURNAL, _HEAD = (
 )
 _FRAME = struct.Struct("<IIQQQ")
 _ACKNOWLEDGEMENT = struct.Struct("<QQQQ")
+_CLOCK = struct.Struct("<Q")
 NOT_KEPT = (1 << 64) - 1
 HEADER = _FRAME.size
 """Bytes of a frame's header: tag and stream, length, monotonic nanoseconds, own position, its stream's bytes before."""
@@ -77,6 +87,28 @@ class Frame(Record):
     def end(self) -> int:
         """The position behind it, where the next one begins."""
         return self.position + HEADER + len(self.data)
+
+
+class Mark(Record):
+    """The data of a frame of MARK: the clock at that moment, so that a reader can say when what follows was written,
+    and a line of the loader's own, or none.
+
+    time_ns: nanoseconds of the epoch at the frame's own monotonic time.
+    """
+
+    time_ns: int
+    line: str = ""
+
+    def encode(self) -> bytes:
+        """The frame's data."""
+        return _CLOCK.pack(self.time_ns) + self.line.encode("utf-8", "replace")[: MAX_FRAME - _CLOCK.size]
+
+
+def decode_mark(data: bytes) -> Mark:
+    """Raises KeepfleetError(KEEP_FAILED)."""
+    if len(data) < _CLOCK.size:
+        raise _damaged("a mark has no clock")
+    return Mark(_CLOCK.unpack_from(data)[0], data[_CLOCK.size :].decode("utf-8", "replace"))
 
 
 class Block(Record):
@@ -384,3 +416,47 @@ def frames_in(data: bytes, position: int) -> Iterator[Frame]:
         tag, length, time_ns, own, offset = _FRAME.unpack_from(data, start)
         yield Frame(tag & 0xFF, time_ns, own, offset, data[start + HEADER : start + HEADER + length])
         start += HEADER + length
+
+
+def encode_frame(stream: int, data: bytes, position: int = 0) -> bytes:
+    """A frame that stands in no ring: END or ALIVE."""
+    return _FRAME.pack(_TAG | stream, len(data), 0, position, 0) + data
+
+
+class OutputDecoder:
+    """Bytes of an answer in, frames out; bounded in memory. Positions only grow; each frame's `offset` says what is
+    missing before it."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._position = 0
+
+    def __repr__(self) -> str:
+        return f"OutputDecoder(at {self._position}, {len(self._rest)} bytes held)"
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of a frame is waiting for its end."""
+        return not self._rest
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that `data` completes. Raises KeepfleetError(KEEP_FAILED) for what cannot be read."""
+        data, start, frames = self._rest + data if self._rest else data, 0, []
+        size = len(data)
+        while size - start >= HEADER:
+            tag, length, time_ns, own, offset = _FRAME.unpack_from(data, start)
+            stream = tag & 0xFF
+            if tag & ~0xFF != _TAG or length > (MAX_END if stream == END else MAX_FRAME):
+                raise _damaged("what was received is no frame")
+            if start + HEADER + length > size:
+                break
+            if stream in STREAMS:
+                if own < self._position:
+                    raise _damaged(f"the frame at {own} comes after position {self._position}")
+                self._position = own + HEADER + length
+            elif stream not in (END, ALIVE):
+                raise _damaged("what was received is a frame of no stream")
+            frames.append(Frame(stream, time_ns, own, offset, data[start + HEADER : start + HEADER + length]))
+            start += HEADER + length
+        self._rest = data[start:]
+        return frames

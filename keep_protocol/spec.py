@@ -79,6 +79,14 @@ class Profile(Enum):
     STRICT = "strict"
 
 
+class OutputPolicy(Enum):
+    """Whether a guest waits while a reader of its output does not keep up. It never waits for the journal."""
+
+    BLOCK = "block"
+    DROP_OLDEST = "drop-oldest"
+
+
+OUTPUT_ABOUT = "whether its workload waits for those who read its output (`block`), or they miss the oldest of it"
 COMPILER_ABOUT = "what compiles its module; `fast` takes a fifth of the time, for core modules, and makes slower code"
 PROFILE_ABOUT = "`strict` interprets the guest, in a unit without any new executable memory; many times slower"
 
@@ -122,6 +130,7 @@ class KeepSpec(Record):
     profile: Profile = field(Word(Profile), default=Profile.STANDARD, about=PROFILE_ABOUT)
     compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING, about=COMPILER_ABOUT)
     spare: bool = field(Flag(), default=False)
+    output: OutputPolicy = field(Word(OutputPolicy), default=OutputPolicy.BLOCK, about=OUTPUT_ABOUT)
 
     def _check(self) -> None:
         check_engine(self.profile, self.compiler)

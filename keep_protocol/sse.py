@@ -30,9 +30,10 @@ MAX_ID = 512
 _ID = r"[\x21-\x7e]{0,512}"
 
 
-WORKLOAD_SOURCE, KEEP_SOURCE, JOURNAL_SOURCE = "workload", "keep", "journal"
-SOURCES = (WORKLOAD_SOURCE, KEEP_SOURCE, JOURNAL_SOURCE)
-"""Who says a line: the guest; the loader or the app-loader; or journald, of lines of either that it dropped there."""
+STDOUT_SOURCE, STDERR_SOURCE, KEEP_SOURCE, GAP_SOURCE = "stdout", "stderr", "keep", "gap"
+SOURCES = (STDOUT_SOURCE, STDERR_SOURCE, KEEP_SOURCE, GAP_SOURCE)
+"""Who says a line: the guest on one of its two streams; the loader; or the manager, of bytes that are missing there."""
+WORKLOAD_SOURCE, JOURNAL_SOURCE = "workload", "journal"
 
 
 class EventType(Enum):

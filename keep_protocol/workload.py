@@ -32,7 +32,7 @@ EXPORT = Text(
 STRINGS = Items(Text(MAX_STRINGS_BYTES), MAX_STRINGS)
 
 
-_LATER = {"profile": Profile.STANDARD.value, "compiler": Compiler.OPTIMIZING.value}
+_LATER = {"profile": Profile.STANDARD.value, "compiler": Compiler.OPTIMIZING.value, "streams_input": False}
 """Members that a keep of an older version would refuse: written only where they say something, as of no such keep."""
 
 
@@ -65,6 +65,7 @@ class Workload(Record):
     function to call, "" for the module's own entry; export_arguments: its arguments as text, typed by its signature;
     stdin: whether a descriptor for standard input follows; directories and secrets: in the descriptors' order.
 
+    streams_input: its standard input comes over a socket, see `input`; it is not run again then.
     profile and compiler: the keep's own. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) naming what cannot be given.
     """
 
@@ -78,12 +79,15 @@ class Workload(Record):
     restart: RestartPolicy = field(Word(RestartPolicy), default=RestartPolicy.NO)
     profile: Profile = field(Word(Profile), default=Profile.STANDARD)
     compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING)
+    streams_input: bool = field(Flag(), default=False)
 
     def _check(self) -> None:
         _check_strings("arguments", (*self.arguments, *self.export_arguments))
         _check_environment(self.environment)
         if len(self.export) > MAX_EXPORT or re.search(_CONTROL, self.export):
             raise _bad(f"an export's name has at most {MAX_EXPORT} characters, none of them a control character")
+        if self.streams_input and (self.stdin or self.restart is not RestartPolicy.NO):
+            raise _bad("a standard input that is streamed is no file as well, and cannot be read by a second run")
         _check_directories(self.directories)
         _check_secrets(self.secrets)
 
@@ -92,6 +96,7 @@ class Workload(Record):
         """The names of the descriptors that follow `workload` itself, in order."""
         return (
             *(("stdin",) if self.stdin else ()),
+            *(("input",) if self.streams_input else ()),
             *(f"directory-{number}" for number in range(len(self.directories))),
             *(f"secret-{number}" for number in range(len(self.secrets))),
         )

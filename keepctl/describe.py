@@ -12,25 +12,14 @@ from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.outcome import LIMIT, NOT_RUN, REFUSED, STOPPED, TRAP
 from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
 
-LIMIT = 124
-"""As timeout(1) says it."""
-NOT_RUN = 125
-"""keepctl, the manager or the keep failed, and not the guest: as podman run says it."""
-REFUSED = 126
-"""The module cannot be run."""
 INTERRUPTED = 130
 """128 + SIGINT."""
-TRAP = 134
-"""128 + SIGABRT: as wasmtime run says it."""
 UNREAD = 141
 """128 + SIGPIPE: the reader of the output has gone."""
-STOPPED = 143
-"""128 + SIGTERM."""
-_SIGNALLED = 128
-_DEFAULT_SIGNAL = 9
 _DIGEST_SHOWN = 12
 """Hexadecimal digits of a digest that distinguish modules in a table; as git and podman show."""
 _REFUSALS = frozenset({ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX})
@@ -46,22 +35,6 @@ Exit codes: the guest's own, 0 to 255, when it exited; otherwise
 {STOPPED}  it was stopped
 128+N  it was killed by signal N (137: SIGKILL)
 2    wrong usage"""
-
-
-def exit_code_of(outcome: Outcome | None) -> int:
-    """The exit code that says how a workload ended; NOT_RUN where that is not known."""
-    if outcome is None:
-        return NOT_RUN
-    if outcome.kind is OutcomeKind.EXITED:
-        return (outcome.exit_code or 0) & 0xFF or int(bool(outcome.exit_code))
-    if outcome.kind is OutcomeKind.KILLED:
-        return _SIGNALLED + (outcome.signal or _DEFAULT_SIGNAL)
-    return {
-        OutcomeKind.TRAPPED: TRAP,
-        OutcomeKind.LIMITED: LIMIT,
-        OutcomeKind.STOPPED: STOPPED,
-        OutcomeKind.REFUSED: REFUSED,
-    }.get(outcome.kind, NOT_RUN)
 
 
 def exit_code_of_error(error: KeepfleetError) -> int:

@@ -17,6 +17,7 @@ LIGHT_PROTOCOL = {
     for name in (
         "fields",
         "forking",
+        "record",
         "ring",
         "kinds",
         "spec",

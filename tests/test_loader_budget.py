@@ -33,6 +33,7 @@ OURS = {
             "control",
             "errors",
             "fields",
+            "record",
             "keep",
             "kinds",
             "limits",

@@ -25,7 +25,7 @@ from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.constants import KUUID_BITS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.spec import ANONYMOUS, Compiler, KeepSpec, Profile, encode_spec
+from keep_protocol.spec import ANONYMOUS, Compiler, KeepSpec, OutputPolicy, Profile, encode_spec
 from keep_protocol.states import Phase, State
 
 LOG = logging.getLogger("keepfleet.keeps")
@@ -54,7 +54,8 @@ def request_digest(request: NewKeep, key: str) -> str:
     idempotency key, which no unit has. What the version before knew, too, has the digest that it made of it.
     """
     wire = request.to_wire()
-    for name, default in (("profile", Profile.STANDARD), ("compiler", Compiler.OPTIMIZING)):
+    later = (("profile", Profile.STANDARD), ("compiler", Compiler.OPTIMIZING), ("output", OutputPolicy.BLOCK))
+    for name, default in later:
         if wire[name] == default.value:
             del wire[name]
     if wire["start"] is not None:
@@ -84,6 +85,7 @@ def spec_for(request: NewKeep, caller: Caller, policy: Policy, key: str = "") ->
         lease=request.lease or policy.lease,
         profile=request.profile,
         compiler=request.compiler,
+        output=request.output,
         created_at=time.time(),
         key=key_digest(caller, key),
         request=request_digest(request, key) if key else "",

@@ -8,6 +8,7 @@ from keep_client.text import one_line, printable
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo
+from keep_protocol.outcome import NOT_RUN, exit_code_of
 from keep_protocol.sse import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
 from keepctl.access import CONNECTION, OUTPUT, Access, connected
 from keepctl.arguments import FILE, Argument, Command, Option, WrongUsage
@@ -15,10 +16,8 @@ from keepctl.commands.options import CREATION, ENDPOINT, GUEST
 from keepctl.describe import (
     EXIT_CODES,
     INTERRUPTED,
-    NOT_RUN,
     UNREAD,
     ending,
-    exit_code_of,
     exit_code_of_error,
     succeeded,
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from keep_client.manager import ManagerClient
 from keep_client.text import one_line
 from keep_protocol.errors import KeepfleetError
+from keep_protocol.outcome import exit_code_of
 from keep_protocol.sse import JOURNAL_SOURCE, KEEP_SOURCE, WORKLOAD_SOURCE, EventType, LogLine
 from keepctl.access import CONNECTION, KEEP, KEEPS, OUTPUT, Access, connected
 from keepctl.arguments import Command, Number, Option
-from keepctl.describe import EXIT_CODES, event_text, exit_code_of, exit_code_of_error, moment_text, named_ending
+from keepctl.describe import EXIT_CODES, event_text, exit_code_of_error, moment_text, named_ending
 from keepctl.display import echo, json_line, json_text, line_printer, output_reader, refuse_raw_terminal
 from keepctl.ending import show_error
 from keepctl.references import resolve, resolve_past

@@ -81,6 +81,7 @@ _LIMITS: dict[str, object] = {
     "table_elements": _number("table_elements", "The elements of all its tables together."),
     "tasks": _number("tasks", "Processes and threads of the keep, its own among them."),
     "io_weight": _number("io_weight", "Its share of the disks among others."),
+    "output_buffer_bytes": _number("output_buffer_bytes", "How much of its output is kept for later readers."),
     "log_lines_per_second": _number("log_lines_per_second", "Lines of output a second; more are dropped and counted."),
 }
 SCHEMA: Schema = {

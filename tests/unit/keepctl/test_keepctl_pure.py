@@ -10,18 +10,13 @@ import pytest
 
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
+from keep_protocol.outcome import LIMIT, NOT_RUN, REFUSED, STOPPED, TRAP, exit_code_of
 from keep_protocol.states import State
 from keepctl import describe, job
 from keepctl.describe import (
     EXIT_CODES,
     INTERRUPTED,
-    LIMIT,
-    NOT_RUN,
-    REFUSED,
-    STOPPED,
-    TRAP,
     UNREAD,
-    exit_code_of,
     moment_text,
 )
 from keepctl.display import UploadBar, plain_table, show_table

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from keep_loader.loader import RESTART_STATUS
 from keep_loader.restart import MAX_RERUNS, RERUN_SECONDS, recent, resume_from, too_often, wanted
-from keep_loader.state import KeepRecord, Private, decode_record
 from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.record import KeepRecord, Private, decode_record
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import STATE_OF, Event, Phase, State
 from keep_protocol.workload import Directory, Workload

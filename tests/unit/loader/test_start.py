@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_protocol.control import CommandType
+from keep_protocol.control import CONTROL_VERSION, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.states import State
@@ -19,7 +19,7 @@ from tests.fakes.loader_process import FAKES, FINGERPRINT, KUUID, Endpoint, Load
 def test_an_idle_loader_says_what_it_is(loader: LoaderProcess) -> None:
     info = loader.peer().ask(CommandType.INFO)
     assert (info.kuuid, info.state, info.port, info.address) == (KUUID, State.LISTENING, 0, "")
-    assert (info.phase, info.control_version) == ("idle", 2)
+    assert (info.phase, info.control_version) == ("idle", CONTROL_VERSION)
     assert info.detail == "ready for a start"
     assert loader.systemd.statuses == ["listening: ready for a start"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from keep_protocol.control import CommandType, hello
+from keep_protocol.control import CONTROL_VERSION, CommandType, hello
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Module, ShownDirectory, Uploader, WorkloadSummary
 from keep_protocol.limits import Limits
@@ -68,8 +68,8 @@ def started(loader: LoaderProcess, peer: Peer, passed: dict[str, int], **message
 def test_a_hello_is_answered_with_the_keep_and_the_loaders_version(loader: LoaderProcess) -> None:
     peer = loader.peer()
     peer.give(hello())
-    assert peer.answer().control_version == 2
-    assert peer.ask(CommandType.HELLO, '{"version":3}').control_version == 2
+    assert peer.answer().control_version == CONTROL_VERSION
+    assert peer.ask(CommandType.HELLO, '{"version":9}').control_version == CONTROL_VERSION
 
 
 @pytest.mark.parametrize("contents", ["", "{}", "[]", '{"version":"2"}', '{"version":0}', '{"version":true}'])

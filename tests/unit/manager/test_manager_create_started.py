@@ -261,7 +261,7 @@ def test_a_request_is_written_as_it_was_read() -> None:
         "environment": {"A": "b"},
         "export": "",
         "export_arguments": [],
-        "stdin": {"file": "/srv/in"},
+        "stdin": {"file": "/srv/in", "stream": False},
         "directories": [
             {"host": "/srv/a", "guest": "/a", "writable": True},
             {"host": "/b", "guest": "/c", "writable": False},

@@ -61,7 +61,7 @@ def test_everything_a_guest_can_be_given_is_taken() -> None:
         ({"export": 5}, "'export' must be a name"),
         ({"stdin": "/x"}, "'stdin' must be null or an object"),
         ({"stdin": {"file": "/x", "path": "/x"}}, "it takes file"),
-        ({"stdin": {}}, "'file' is missing"),
+        ({"stdin": {}}, "either a file or a stream"),
         ({"directories": [{"guest": "/a"}]}, "'host' is missing"),
         ({"directories": [{"host": "a", "guest": "/a"}]}, "absolute, plain path"),
         ({"directories": [{"host": "/a"}]}, "'guest' is missing"),
