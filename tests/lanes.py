@@ -4,7 +4,6 @@ from __future__ import annotations
 
 LONGEST_FIRST = (
     "tests/rare/test_newer_hosts.py",
-    "tests/rare/test_long_properties.py",
     "tests/rare/test_installation.py",
     "tests/system/test_examples_run.py",
     "tests/rare/test_benchmarks.py",
