@@ -17,10 +17,9 @@ import pytest
 
 from keep_protocol.errors import KeepfleetError
 from tests.system.fleet import Fleet
-from tests.system.host import Host, message_of
+from tests.system.host import Host, layout, message_of
 from tests.system.life import Bystanders, Life
 from tools.sandbox import linux
-from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -59,8 +58,7 @@ def host(prefix: Path, configuration: Path, tmp_path_factory: pytest.TempPathFac
         (str(configuration), "/etc/keepfleet", False),
         (str(shared), str(shared), False),
     )
-    layout = Layout(binds, root=os.environ.get("KEEPFLEET_TEST_ROOT"))
-    with Sandbox(f"tests-{os.getpid()}", layout) as sandbox, sandbox.network():
+    with Sandbox(f"tests-{os.getpid()}", layout(binds)) as sandbox, sandbox.network():
         yield Host(sandbox, shared)
 
 

@@ -92,7 +92,7 @@ class Fleet:
         self.host.systemctl("kill", f"--signal={int(signal.SIGKILL)}", MANAGER)
         while self.manager_pid in (0, before):  # a start asked before systemd has noticed the death does nothing
             self.host.systemctl("start", MANAGER)
-        self.host.systemctl("start", MANAGER)  # it may be another already, and not be ready
+        self.host.systemctl("start", MANAGER)  # waits for a start of systemd's own that is under way
 
     @property
     def manager_pid(self) -> int:

@@ -98,6 +98,18 @@ def test_what_is_granted_to_be_read_is_read_only_although_the_user_could_write(u
     assert any("cannot open /in/report" in text for _, text in found["lines"])
 
 
+def test_a_file_system_mounted_while_the_helper_runs_is_granted_with_its_directory(user: tuple[Host, int]) -> None:
+    host, _ = user
+    lived(user, "/out/report")  # the helper is there
+    place = host.run(["sh", "-c", "cd ~/granted/out; mkdir later; touch later/hidden; pwd"], user=USER).stdout.strip()
+    host.run(["mount", "-t", "tmpfs", "-o", "mode=0777", "later", f"{place}/later"])
+    try:
+        assert lived(user, "/out/later/report")["code"] == 0
+        assert host.run(["ls", f"{place}/later"]).stdout == "report\n"
+    finally:
+        host.run(["umount", f"{place}/later"])
+
+
 def test_the_units_are_clean_and_the_helper_leaves_nothing(user: tuple[Host, int]) -> None:
     host, _ = user
     done = host.run(["systemd-analyze", "--user", "verify", "--man=no", SOCKET, SERVICE], user=USER)

@@ -183,7 +183,8 @@ def test_the_checker_has_the_module_and_nothing_of_the_endpoint(process: AppLoad
         while not Path(f"/proc/{checker}/comm").read_text().startswith("keep-checker"):
             continue  # it has not its own descriptors yet
         opened = descriptors_of(checker)
-        assert set(opened) <= {0, 1, 2, 3, 4, 5, 6}, opened
+        library = {number for number, name in opened.items() if "/libffi.so." in name}  # a newer libffi opens its file
+        assert set(opened) - library <= {0, 1, 2, 3, 4, 5, 6}, opened
         assert opened.get(6, opened[4]) == opened[4], "the module, mapped"
         assert [opened[number].split(":")[0] for number in (0, 1, 2, 3)] == ["/dev/null", "/dev/null", "pipe", "socket"]
 
