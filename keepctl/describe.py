@@ -118,7 +118,8 @@ def _limits(limits: Limits) -> str:
         f"memory {size_text(limits.memory_bytes)}, time {seconds_text(limits.wall_seconds)}, "
         f"processor time {seconds_text(limits.cpu_seconds)}, processors {limits.cpu_percent / 100:g}, "
         f"stack {size_text(limits.stack_bytes)}, tables {limits.table_elements}, tasks {limits.tasks}, "
-        f"io weight {limits.io_weight}, {limits.log_lines_per_second} lines a second"
+        f"io weight {limits.io_weight}, compiling {seconds_text(limits.compile_seconds)} and "
+        f"{size_text(limits.compile_memory_bytes)}, {limits.log_lines_per_second} lines a second"
     )
 
 

@@ -20,7 +20,14 @@ DURATION = "(?=[0-9])(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([
 CPUS = r"([0-9]{1,4})(?:\.([0-9]{1,2}))?"
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SECONDS = (86400, 3600, 60, 1)
-FRIENDLY = {"memory": "memory_bytes", "time": "wall_seconds", "cpu_time": "cpu_seconds", "cpus": "cpu_percent"}
+FRIENDLY = {
+    "memory": "memory_bytes",
+    "time": "wall_seconds",
+    "cpu_time": "cpu_seconds",
+    "cpus": "cpu_percent",
+    "compile_time": "compile_seconds",
+    "compile_memory": "compile_memory_bytes",
+}
 """What people call a limit, and its name everywhere else."""
 NOTHING: Mapping[str, str] = {}
 UNLIMITED: Mapping[str, int] = {}
