@@ -273,8 +273,9 @@ class Compilations:
         """The compilation for `key`, begun now unless it is under way. Raises KeepfleetError: TOO_MANY, and what the
         module was refused for before, with this engine and these limits."""
         name = hashlib.sha256(f"{key.name} {wanted.job.to_text()}".encode()).hexdigest()[:16]
-        if name in self._refused:
-            raise self._refused[name]
+        refused = self._refused.get(name)
+        if refused is not None:
+            raise KeepfleetError(refused.kind, refused.message, refused.evidence)  # a new one: each raise adds to it
         there = self._under_way.get(name)
         if there is not None:
             return there

@@ -49,7 +49,7 @@ class Job(Record):
 
     profile: Profile = field(Word(Profile), default=Profile.STANDARD, about="what runs it")
     compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING, about="what compiles it")
-    seconds: int = field(Whole(1, 3600), default=120, about="how much processor time that may use")
+    seconds: int = field(Whole(1, 3600), default=240, about="how much processor time that may use")
     memory_bytes: int = field(
         Whole(256 * MIB, 16 * 1024 * MIB), default=1536 * MIB, about="how much memory that may use, in bytes"
     )

@@ -15,6 +15,7 @@ LONGEST_FIRST = (
     "tests/rare/test_holding.py",
     "tests/rare/test_sandbox.py",
     "tests/system/test_manager_crashes.py",
+    "tests/system/test_compilation.py",
     "tests/system/test_between_hosts.py",
     "tests/system/test_keepctl_on_a_host.py",
     "tests/system/test_limits_end.py",

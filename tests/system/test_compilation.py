@@ -11,8 +11,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from module_store.store import Store
 from tests.system import hostile, inside
 from tests.system.fleet import Fleet
 from tests.system.host import Host
-from tests.system.life import Bystanders, example
+from tests.system.life import Bystanders, drop_in, example
 from tests.system.probe import SECRETS
 
 SCORE = 0.2
@@ -39,7 +39,7 @@ SCORE = 0.2
 LONG = hostile.in_loops(200, 1000)
 """Compiles for half a minute."""
 USER = "ada"
-DROP_IN = "/run/systemd/system/keep-compile@.service.d"
+COMPILE = "keep-compile@.service"
 JSON_BYTES = 1 << 20
 KILLED = "SIGSYS"
 MANAGER = """
@@ -208,18 +208,6 @@ async def test_what_is_stopped_with_its_manager_leaves_no_unit(host: Host, tmp_p
 # --- what it may -----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def drop_in(host: Host, text: str) -> Iterator[None]:
-    host.run(["mkdir", "--parents", DROP_IN])
-    host.run(["tee", f"{DROP_IN}/90-test.conf"], input=text)
-    host.systemctl("daemon-reload")
-    try:
-        yield
-    finally:
-        host.run(["rm", f"{DROP_IN}/90-test.conf"])
-        host.systemctl("daemon-reload")
-
-
 @pytest.fixture(scope="module")
 def found(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The report of the probe in the compiler's place."""
@@ -242,7 +230,7 @@ def found(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
             await units.close()
             return said
 
-    with drop_in(host, f"[Service]\n{shown}\nTasksMax=32\nExecStart=\nExecStart={command}\n"):
+    with drop_in(host, COMPILE, f"[Service]\n{shown}\nTasksMax=32\nExecStart=\nExecStart={command}\n"):
         said = asyncio.run(run())
     report: dict[str, Any] = json.loads(said.decode().removeprefix("probe "))
     return report
@@ -379,7 +367,7 @@ async def test_two_keeps_map_one_file_by_its_descriptor_behind_all_that_isolates
     host.run(["tee", "/etc/in-a-keep.py"], input=IN_A_KEEP)
     (first, first_s), (second, second_s), (go_on, gone_on) = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
     shown = "BindReadOnlyPaths=/etc/in-a-keep.py:/run/in-a-keep.py\n"
-    with drop_in(host, f"[Service]\n{shown}ExecStart=\nExecStart={inside.PYTHON} /run/in-a-keep.py\n"):
+    with drop_in(host, COMPILE, f"[Service]\n{shown}ExecStart=\nExecStart={inside.PYTHON} /run/in-a-keep.py\n"):
         root = inside.root_of(host)
         keeps = [
             asyncio.create_task(
@@ -419,9 +407,6 @@ def shared_of(host: Host, unit: str, name: str) -> tuple[int, int]:
 
 
 # --- a manager that dies ---------------------------------------------------------------------------------------------
-
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
