@@ -94,13 +94,15 @@ def store_compiled(compiled: Compiled, result: int) -> None:
         raise KeepfleetError(kind, f"cannot store the compiled module: {error.strerror}") from error
 
 
-def _look_at_module(engine: Engine, linker: Linker, module: int, workload: Workload) -> None:
-    """Raises KeepfleetError for a module that can never run, or EngineError where it cannot be read."""
+def look_at_module(engine: Engine, linker: Linker, module: int, workload: Workload | None) -> None:
+    """Raises KeepfleetError for a module that can never run, with None whatever is called of it, or EngineError where
+    it cannot be read."""
     try:
         outline = CoreOutline(module)
         check_counts(outline)
         check_imports(linker, Store(engine), outline.imports)
-        find_entry(outline, workload)
+        if workload is not None:
+            find_entry(outline, workload)
     except Unreadable as error:
         Module.validate(engine, module)  # says why
         raise refused("cannot take the module: it cannot be read in front of its code") from error
@@ -109,7 +111,7 @@ def _look_at_module(engine: Engine, linker: Linker, module: int, workload: Workl
 def _examine_module(module: int, result: int, limits: Limits, workload: Workload) -> str:
     engine = make_engine(settings_for(result, limits, workload))
     linker = Linker(engine)
-    _look_at_module(engine, linker, module, workload)
+    look_at_module(engine, linker, module, workload)
     Module.validate(engine, module)
     compiled = Module.compile(engine, module)
     check_link(linker, compiled)
@@ -117,7 +119,7 @@ def _examine_module(module: int, result: int, limits: Limits, workload: Workload
     return ""
 
 
-def _look_at_component(module: int, workload: Workload) -> None:
+def look_at_component(module: int, workload: Workload) -> None:
     """Raises KeepfleetError for a component that can never run."""
     from app_loader.check.components import check_names
 
@@ -135,7 +137,7 @@ def _examine_component(module: int, result: int, limits: Limits, workload: Workl
             "cannot take the component: compiler fast is for core modules alone; leave it out, or build the program as "
             "a core module (wasm32-wasip1)"
         )
-    _look_at_component(module, workload)
+    look_at_component(module, workload)
     engine = make_engine(settings_for(result, limits, workload, components=True))
     compiled = Component.compile(engine, module)
     check_run(compiled, check_names(compiled.imports(), compiled.exports(), workload))

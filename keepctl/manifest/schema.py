@@ -81,11 +81,11 @@ _LIMITS: dict[str, object] = {
     "table_elements": _number("table_elements", "The elements of all its tables together."),
     "tasks": _number("tasks", "Processes and threads of the keep, its own among them."),
     "io_weight": _number("io_weight", "Its share of the disks among others."),
+    "output_buffer_bytes": _number("output_buffer_bytes", "How much of its output is kept for later readers."),
     "compile_time": _duration(
         f"How much processor time compiling its module may use. Default {DEFAULTS['compile_seconds'] // 60}m."
     ),
     "compile_memory": _size(f"How much memory that may use. Default {DEFAULTS['compile_memory_bytes'] >> 20}M."),
-    "output_buffer_bytes": _number("output_buffer_bytes", "How much of its output is kept for later readers."),
     "log_lines_per_second": _number("log_lines_per_second", "Lines of output a second; more are dropped and counted."),
 }
 SCHEMA: Schema = {
