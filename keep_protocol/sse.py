@@ -80,7 +80,7 @@ def event_from_wire(value: dict[str, object], cursor: str = "") -> KeepEvent:
 
 
 def encode_line(line: LogLine) -> bytes:
-    """A line's event, as `encode` writes it, in a third of the time: a stream may have a million. Its cursor is ours."""
+    """A line's event as `encode` writes it, in a third of the time: a stream may have a million. Its cursor is ours."""
     data = f'{{"at":{line.at!r},"source":"{line.source}","text":{encode_basestring_ascii(line.text)}}}'
     return f"id: {line.cursor}\nevent: {LINE}\ndata: {data}\n\n".encode("ascii")
 
