@@ -27,6 +27,10 @@ _BUFFER = 16 * _RECORD
 """Read before any of it is looked at, where so much has arrived: a long answer costs its readers a sixteenth then."""
 
 
+_LONGEST_WAIT = 86400.0
+"""Seconds of one wait where no deadline is near: poll(2) counts milliseconds in an int."""
+
+
 class ReaderGone(Exception):
     """What the answer would be written to has no reader any more. No OSError: the connection has not failed."""
 
@@ -164,8 +168,8 @@ class Channel:
         if self.reader is not None:
             poll.register(self.reader, 0)  # no event asked for: poll(2) reports POLLERR and POLLHUP all the same
         left = self._deadline - time.monotonic()
-        ready = poll.poll(left * 1000) if left > 0 else []
-        if not ready:
+        ready = poll.poll(min(left, _LONGEST_WAIT) * 1000) if left > 0 else []
+        if not ready and left <= _LONGEST_WAIT:
             raise TimeoutError("the deadline has passed")
         if any(descriptor == self.reader for descriptor, _ in ready):
             raise ReaderGone

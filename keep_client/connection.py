@@ -40,6 +40,10 @@ class Connection:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint})"
 
+    def another(self) -> Self:
+        """Another connection to the same server, for another thread."""
+        return type(self)(self.endpoint, self._context)
+
     def __enter__(self) -> Self:
         self._keeps = True
         return self

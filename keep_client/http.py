@@ -56,10 +56,10 @@ class Reply(Record):
 
 
 class Body(Record):
-    """What a request carries: its type, its exact length, and its bytes in parts."""
+    """What a request carries: its type, its exact length, None where no one knows it yet, and its bytes in parts."""
 
     type: str
-    length: int
+    length: int | None
     parts: Iterable[bytes]
 
 
@@ -94,12 +94,15 @@ def _request(method: str, target: str, endpoint: Endpoint, body: Body, headers: 
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
     if method != "GET":
-        lines += [f"Content-Type: {body.type}", f"Content-Length: {body.length}"]
+        length = "Transfer-Encoding: chunked" if body.length is None else f"Content-Length: {body.length}"
+        lines += [f"Content-Type: {body.type}", length]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 def _send(channel: Channel, head: bytes, body: Body) -> bool:
     """Whether all of it went out before an answer came."""
+    if body.length is None:
+        return _send_chunks(channel, head, body.parts)
     sent = 0
     for part in body.parts:
         sent += len(part)
@@ -111,6 +114,13 @@ def _send(channel: Channel, head: bytes, body: Body) -> bool:
             ErrorKind.CONFLICT, f"cannot send the file: it changed while it was read ({sent} of {body.length} bytes)"
         )
     return not head or channel.send(head)
+
+
+def _send_chunks(channel: Channel, head: bytes, parts: Iterable[bytes]) -> bool:
+    """The same for a body whose length is not known. It has ended only where its last chunk was sent."""
+    if not channel.send(head):  # the server is to know of us also while there is nothing to send yet
+        return False
+    return all(channel.send(b"%x\r\n%s\r\n" % (len(part), part)) for part in parts) and channel.send(b"0\r\n\r\n")
 
 
 def _whole(channel: Channel, head: Head, peer: str, limit: int) -> Reply:

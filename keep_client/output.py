@@ -140,9 +140,12 @@ class Output:
         if self._arriving is None:
             self.request()
         while not self._is_attached and self._arriving is not None:
-            next(self._arriving)
+            try:
+                next(self._arriving)
+            except BrokenPipeError:  # `pieces` raises it: where we are called, it would be another connection's
+                self._arriving = None
 
-    def pieces(self, patient: bool = True) -> Iterator[list[Piece]]:
+    def pieces(self, patient: bool = True) -> Generator[list[Piece], None, None]:
         """What comes, also of connections that are made again where one is lost; and where it broke off, if it was left
         before its end.
 
