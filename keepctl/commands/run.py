@@ -174,7 +174,10 @@ def _run(access: Access, job: Job, how: _How) -> int:
         keep, output = begin(
             client, access.credentials, job, address, how.port, how.take_over, watched=not how.detach
         )
-        return _detach(client, keep, how) if how.detach else _finish(client, keep.kuuid, output, how)
+        try:
+            return _detach(client, keep, how) if how.detach else _finish(client, keep.kuuid, output, how)
+        finally:
+            output.close()
 
 
 def _detach(client: ManagerClient, keep: KeepInfo, how: _How) -> int:

@@ -21,10 +21,15 @@ MAX_LAST = 100_000
 """The most the manager is asked for in one request."""
 
 
-def _moment(text: str) -> float:
+def _moment(text: str | None) -> float | None:
     from keepctl.job import parse_moment  # here: 2 ms, and most read it all
 
-    return parse_moment(text, time.time())
+    return None if text is None else parse_moment(text, time.time())
+
+
+def _checked_moment(text: str) -> str:
+    _moment(text)
+    return text
 
 
 @connected
@@ -38,8 +43,8 @@ def _logs(
     raw: bool,
     out: bool,
     err: bool,
-    since: float | None,
-    until: float | None,
+    since: str | None,
+    until: str | None,
     access: Access,
 ) -> int:
     stream = "" if out is err else "stdout" if out else "stderr"
@@ -51,7 +56,10 @@ def _logs(
             return _bytes(client, kuuid, follow, stream)
         printer = line_printer(raw, not is_text)
         lines = client.lines(
-            kuuid, follow, last, "", False, output_reader(), stream, since, until, everything=everything
+            *(kuuid, follow, last, "", False, output_reader(), stream),
+            since=_moment(since),
+            until=_moment(until),
+            everything=everything,
         )
         try:
             for line in lines:
@@ -132,8 +140,8 @@ LOGS = Command(
         Option(("-n", "--tail", "--lines"), "last", "Only the last lines.", Number(1, MAX_LAST)),
         Option(("--stdout",), "out", "Only its standard output."),
         Option(("--stderr",), "err", "Only its standard error."),
-        Option(("--since",), "since", "Only what came then or later.", Parsed(_moment), "TIME"),
-        Option(("--until",), "until", "Only what came until then.", Parsed(_moment), "TIME"),
+        Option(("--since",), "since", "Only what came then or later.", Parsed(_checked_moment), "TIME"),
+        Option(("--until",), "until", "Only what came until then.", Parsed(_checked_moment), "TIME"),
         Option(("--all",), "everything", "Also what the keep itself says, and not only its guest."),
         Option(("-t", "--timestamps"), "timestamps", "Each line's time before it, with its zone."),
         Option(("--raw",), "raw", "Control characters steer this terminal, too."),

@@ -42,7 +42,11 @@ def test_words_after_the_dashes_are_the_guests_also_where_a_manifest_names_the_m
 def test_a_keep_that_is_removed_meanwhile_is_reported_as_that(
     run: Run, manager: ManagerInMemory, pki: Pki, module: str
 ) -> None:
-    with UploadStub(pki.keep(), manager.keeps.clear) as at:
+    def removed() -> None:
+        manager.keeps.clear()
+        manager.accept(FIRST_ID)
+
+    with UploadStub(pki.keep(), removed) as at:
         manager.upload_port = at.port
         result = run("run", module)
     assert result.exit_code == 125
