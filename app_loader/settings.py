@@ -23,7 +23,7 @@ from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_js
 
 _NAMES = (
     *("listener", "client-ca", "revoked", "identity", "checks"),
-    *("compiled", "module", "result", "workload", "stdin", "io"),
+    *("compiled", "module", "result", "workload", "stdin", "input", "stdout", "stderr"),
 )
 _NUMBERED = ("directory", "secret")
 """What a workload is granted several of, `-` and a number behind it."""

@@ -16,6 +16,7 @@ from keep_loader.isolation import give_up_being_read, hold_root, isolation_failu
 from keep_loader.loader import Loader
 from keep_loader.settings import read_settings
 from keep_protocol.errors import KeepfleetError
+from keep_protocol.outcome import LOADER_FAILED
 from keep_protocol.spec import Profile
 
 BAD_START = 2
@@ -23,7 +24,7 @@ BAD_START = 2
 
 
 def main() -> int:
-    """Runs one keep until SIGTERM, or until its workload is to be run again; returns the exit status."""
+    """Runs one keep until SIGTERM, or until it has ended or is to be run again; returns the exit status."""
     give_up_being_read()
     hold_root()
     try:
@@ -35,13 +36,15 @@ def main() -> int:
         return BAD_START
     for number in (_signal.SIGTERM, _signal.SIGINT):
         _signal.signal(number, lambda *_: loader.leave())
-    with loader:
-        loader.run()
-        if loader.exit_status:
+    try:
+        with loader:
+            loader.run()
             # Immediately, with every connection still open: a peer that waits sees it close when systemd sees the exit
             # too, and not some milliseconds before, when the unit would still look alive.
             os._exit(loader.exit_status)
-    return 0
+    except BaseException:  # noqa: BLE001 - whatever it was is ours: systemd starts another loader for the keep
+        sys.excepthook(*sys.exc_info())
+        return LOADER_FAILED
 
 
 if __name__ == "__main__":

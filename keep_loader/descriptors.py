@@ -11,7 +11,7 @@ import socket
 import stat
 
 from keep_loader.log import log
-from keep_protocol.control import START_DESCRIPTORS
+from keep_protocol.control import JOURNAL, OUTPUT, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.record import GRANTED
 from keep_protocol.sdnotify import Notifier
@@ -22,13 +22,21 @@ ENDPOINT_NAMES = (*START_DESCRIPTORS, IDENTITY)
 """What the upload endpoint needs; opened again, it must show the same identity."""
 MODULE_NAMES = (COMPILED, MODULE)
 """What running a workload again needs, with what it was given."""
+OUTPUT_NAMES = (OUTPUT, JOURNAL)
+"""What the output of every run needs."""
+STDOUT, STDERR = "stdout", "stderr"
+PIPE_NAMES = (STDOUT, STDERR)
+"""Our ends of a running workload's pipes: what it had written when its loader was killed is still in them."""
+INPUT = "input"
+"""A streamed standard input, which is not parked: the next loader could not know what the guest has had of it."""
 DIRECTORY = "directory"
 """What a granted directory's name begins with, its number behind it."""
 
 
 def is_stored_name(name: str) -> bool:
     """Whether one of ours may have that name in systemd's store; what has another is not taken out of it."""
-    return name in (*ENDPOINT_NAMES, *MODULE_NAMES) or re.fullmatch(GRANTED, name, re.ASCII) is not None
+    known = (*ENDPOINT_NAMES, *MODULE_NAMES, *OUTPUT_NAMES, *PIPE_NAMES)
+    return name in known or re.fullmatch(GRANTED, name, re.ASCII) is not None
 
 
 def close_all(descriptors: list[int]) -> None:
@@ -50,6 +58,16 @@ def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 def is_regular_file(descriptor: int) -> bool:
     """Whether `descriptor` is a regular file: a pipe or a device could block its reader."""
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def check_socket(descriptor: int, kind: int) -> None:
+    """Raises KeepfleetError(BAD_REQUEST) unless `descriptor` is a Unix socket of that kind."""
+    if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        with socket.socket(fileno=os.dup(descriptor)) as sock:
+            if sock.family == socket.AF_UNIX and sock.type == kind:
+                return
+    name = {int(socket.SOCK_DGRAM): "SOCK_DGRAM", int(socket.SOCK_SEQPACKET): "SOCK_SEQPACKET"}[int(kind)]
+    raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot take over what is no Unix socket of type {name}")
 
 
 def rewind(descriptor: int | None) -> None:

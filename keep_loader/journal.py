@@ -32,6 +32,11 @@ LAST_ENTRIES = LAST_WORDS // PACKED + 8
 BYTES_PER_SECOND = 1_000_000
 BURST_BYTES = 16_000_000
 """The journal is the whole host's, and old entries leave it for new ones."""
+SHORTEST_SECONDS = 0.01
+FULL_SECONDS = 0.02
+"""Until journald is tried again whose queue was full: it takes 512 entries, and reads them in milliseconds."""
+LAST_PATIENCE_SECONDS = 1.0
+"""How long a slow journald gets to take everything that a guest had written before it ended."""
 _STREAMS = (STDOUT, STDERR)
 _PRIORITY = {STDOUT: 6, STDERR: 3}
 """journald limits each priority by itself: what floods one stream does not cost the other's lines."""
@@ -151,9 +156,14 @@ class JournalFollower:
         self._unsaid = {STDOUT: 0, STDERR: 0}
         self.skipped = {STDOUT: 0, STDERR: 0}
         self.gone = False
+        self._ended_at: float | None = None
 
     def __repr__(self) -> str:
         return f"JournalFollower({self._entries} entries, {self.waiting} bytes waiting, {self._pace!r})"
+
+    def all_read(self) -> bool:
+        """Whether journald has read everything that was sent."""
+        return self._all_read()
 
     @property
     def waiting(self) -> int:
@@ -164,19 +174,23 @@ class JournalFollower:
     def pump(self, now: float, *, last: bool = False) -> float | None:
         """Sends what may be sent now. Seconds until it wants to be called again, or None until there is more output.
 
-        last: the guest has ended: its last words are sent beyond the pace, and what else waits is left out.
+        last: the guest has ended: once the pace has come to its end, or LAST_PATIENCE_SECONDS have passed, its last
+        words are sent beyond it, and what else waits is left out.
         """
         self._pace.earn(now, all_read=self._all_read())
-        if last:
-            self._leave_out_all_but_last_words()
+        if last and self._ended_at is None:
+            self._ended_at = now
+        impatient = self._ended_at is not None and now - self._ended_at > LAST_PATIENCE_SECONDS
         while True:
             self._read_on()
             if not any(self._unsaid.values()) and not self._can_cut(last):
                 return None
-            if not last and not self._pace.may():
-                return max(self._pace.seconds(), 0.01)
+            if impatient or not self._pace.may():
+                if not last:
+                    return max(self._pace.seconds(), SHORTEST_SECONDS)
+                self._leave_out_all_but_last_words()
             if not self._send_next(last):
-                return 0.05
+                return FULL_SECONDS
 
     def _send_next(self, last: bool) -> bool:
         """Sends one entry; false where journald does not take it now."""
@@ -185,7 +199,7 @@ class JournalFollower:
         waiting = self.waiting
         longest = MAX_ENTRY if waiting > PACK_FULLY_OVER else PACKED
         stream = self._streams[self._turn]
-        one_line = waiting <= PACK_OVER and self._pace.ample and not last
+        one_line = waiting <= PACK_OVER and self._pace.ample
         message, size, cut = stream.cut(longest if not one_line else MAX_ENTRY, one_line=one_line, last=last)
         own: list[tuple[str, bytes]] = [("PRIORITY", b"%d" % _PRIORITY[self._turn])]
         own.append(("KEEP_STREAM", _NAME[self._turn].encode()))

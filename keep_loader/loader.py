@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # as in __main__
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 
 from keep_isolation.locks import what_the_kernel_lacks
 from keep_loader.control import Connection, ControlServer, Waiters
 from keep_loader.descriptors import DescriptorStore
-from keep_loader.log import Systemd, log, plain
+from keep_loader.log import Systemd, plain
 from keep_loader.loop import READABLE, Loop
 from keep_loader.settings import Settings
 from keep_loader.state import Keep, RecordFile, status_text
@@ -29,7 +28,7 @@ from keep_protocol.control import (
     encode_reply,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.outcome import RUN_AGAIN, Outcome, OutcomeKind, unit_status_of
 from keep_protocol.record import KeepRecord
 from keep_protocol.sdnotify import Notifier, take_stored
 from keep_protocol.spec import decode_spec
@@ -41,9 +40,6 @@ if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms
     from keep_loader.supervisor import Supervisor
 
 LockFiles = Callable[[Sequence[tuple[int, int]], Sequence[str], Sequence[str]], None]
-RESTART_STATUS = 75
-"""The exit status that asks systemd to start us, and we the workload, again: EX_TEMPFAIL (sysexits.h), which nothing
-else uses."""
 MAX_BY = 80
 """Characters of who asked for a stop."""
 _CHANGED = "changed"
@@ -94,7 +90,8 @@ class Loader:
             CommandType.INFO: self._info,
             CommandType.STOP: self._stop,
             CommandType.WAIT: self._wait,
-            CommandType.DROPPED: self._dropped,
+            CommandType.FOLLOW: self._follow,
+            CommandType.JOURNAL: self._journal,
         }
 
     def __repr__(self) -> str:
@@ -123,14 +120,23 @@ class Loader:
         self._notifier.close()
 
     def run(self) -> None:
-        """Serves until `leave` was called and no process of ours is left, or until systemd is to start us again."""
+        """Serves until `leave` was called and no process of ours is left, or until the keep has ended or systemd is to
+        start us again."""
         self._loop.run()
 
     @property
     def exit_status(self) -> int:
-        """What to exit with: 0, or RESTART_STATUS where the workload is to be run again."""
-        again = self._keep.phase is Phase.RESTARTING and not self._leaving
-        return RESTART_STATUS if again else 0
+        """What to exit with: 0, or as the keep's workload ended, or RUN_AGAIN where that is to be run again."""
+        if self._leaving:
+            return 0
+        if self._keep.phase is Phase.RESTARTING:
+            return RUN_AGAIN
+        return unit_status_of(self._keep.report.outcome) if self._over else 0
+
+    @property
+    def _over(self) -> bool:
+        """Whether the keep was started, and has ended."""
+        return self._keep.phase in _ENDED and self._keep.private.user is not None
 
     def leave(self) -> None:
         """Ends the loader; safe to be called by a signal's handler."""
@@ -182,6 +188,8 @@ class Loader:
             self._supervise().resume()
         elif resumption.event is Event.RERUN and resumption.outcome is not None:
             self._supervise().run_again(resumption.outcome)
+        elif self._keep.private.user is not None:
+            self._supervise().end_again(resumption.event, resumption.why, resumption.outcome)
         else:
             self._store.drop_all()
             self._keep.move(resumption.event, resumption.why, resumption.outcome)
@@ -274,13 +282,12 @@ class Loader:
         else:
             self._reply(connection)
 
-    def _dropped(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
-        if not contents:
-            log(status_text(self._keep.report))  # with the next line it takes, the journal says what it dropped
-        elif re.fullmatch(r"[0-9]{1,18}", contents, re.ASCII):
-            self._keep.set_dropped(int(contents))
-        else:
-            raise _bad(f"cannot keep {plain(contents, 20)!r} as a count of lines: it is no whole number")
+    def _follow(self, _contents: str, descriptors: list[int], connection: Connection) -> None:
+        self._supervise().follow(descriptors)
+        self._reply(connection)
+
+    def _journal(self, _contents: str, descriptors: list[int], connection: Connection) -> None:
+        self._supervise().take_journal(descriptors)
         self._reply(connection)
 
     def _changed(self) -> None:
@@ -302,9 +309,6 @@ class Loader:
             self._reply(connection)
         busy = supervisor is not None and supervisor.busy
         # An endpoint that has accepted may still be answering when its workload is to run again already.
-        if (keep.phase is Phase.RESTARTING or self._ending) and not busy:
+        if (keep.phase is Phase.RESTARTING or self._ending or self._over) and not busy:
+            self._systemd.notify(STATUS=status_text(keep.report))
             self._loop.stop()
-
-
-def _bad(message: str) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.BAD_REQUEST, message)

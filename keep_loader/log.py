@@ -6,10 +6,12 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from keep_loader.loop import Loop
 from keep_protocol.sdnotify import Notifier
 
+Say = Callable[[str], None]
 STATUS_SECONDS = 0.2
 """At most five status lines a second: a hostile app-loader must not keep systemd busy."""
 RETRY_SECONDS = 1.0
@@ -22,12 +24,23 @@ def plain(text: str, limit: int) -> str:
     return "".join(character if character.isprintable() else " " for character in text[:limit]).strip()
 
 
+_also: list[Say] = []
+
+
 def log(line: str) -> None:
-    """Writes one line; a journal that has gone away must not take the keep with it."""
+    """Writes one line, to the output of a started keep, too; a journal that has gone away must not take the keep with
+    it."""
+    for say in _also:
+        say(line)
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
         return
+
+
+def log_also_to(say: Say | None) -> None:
+    """Lines go to `say` as well from now on; None for nowhere else."""
+    _also[:] = [] if say is None else [say]
 
 
 class Systemd:

@@ -25,10 +25,6 @@ MAX_LINES_TOTAL = 2400
 """Characters of evidence in all."""
 MAX_EXIT_CODE = (1 << 32) - 1
 """A guest's exit code is an unsigned 32-bit number in WASI."""
-MAX_OUTPUT = (1 << 63) - 1
-"""Bytes of output: what the kernel's own counter holds."""
-OWN_LINES = 64
-"""Lines of the loader and the app-loader in the same second as the workload's: at most a dozen."""
 CLOCK_SLACK_SECONDS = 0.02
 PEAK_SLACK_BYTES = 4 * MIB
 """The kernel counts the same thing at two places at slightly different moments: processor time by the clock tick,
@@ -66,7 +62,7 @@ def believe(reported: Outcome | None) -> Outcome | None:
     """What may stand of an outcome that a process running foreign code reported; None where nothing may."""
     if reported is None or reported.kind not in _ITS_OWN_TO_REPORT:
         return None
-    code, written = reported.exit_code, reported.output_bytes
+    code = reported.exit_code
     if code is not None and not 0 <= code <= MAX_EXIT_CODE:
         return None
     if reported.kind is OutcomeKind.EXITED and code is None:
@@ -78,7 +74,6 @@ def believe(reported: Outcome | None) -> Outcome | None:
         backtrace=plain_lines(reported.backtrace),
         cpu_seconds=reported.cpu_seconds,
         peak_bytes=reported.peak_bytes,
-        output_bytes=written if written is not None and 0 <= written <= MAX_OUTPUT else None,
     )
 
 
@@ -95,20 +90,21 @@ class Usage(Record):
 
 
 class Death(Record):
-    """What is known of a workload's end: how its process ended, the outcome it reported, who stopped it, and the limit
-    it was ended for; None each where there is none."""
+    """What is known of a workload's end: how its process ended, the outcome it reported, who stopped it, the limit it
+    was ended for, and why it could not go on; None each where there is none."""
 
     end: Exit
     reported: Outcome | None = None
     stopped_by: str | None = None
     limited: str | None = None
+    lost: str | None = None
 
 
 def outcome_of(death: Death, usage: Usage, limits: Limits) -> Outcome:
     """The outcome of a workload that died so and used so much.
 
-    Its own report counts first; then who stopped it; then the limit it was over; then the signal that ended it. A
-    process that just went away without a word is LOST.
+    Its own report counts first; then who stopped it; then why it could not go on, the limit it was over, the signal
+    that ended it. A process that just went away without a word is LOST.
     """
     reported, end = death.reported, death.end
     kind, text, number = OutcomeKind.LOST, f"the process {end.words} without a report", end.signal
@@ -116,6 +112,8 @@ def outcome_of(death: Death, usage: Usage, limits: Limits) -> Outcome:
         kind, text, number = reported.kind, reported.text, None
     elif death.stopped_by is not None:
         kind, text, number = OutcomeKind.STOPPED, f"stopped by {death.stopped_by}", None
+    elif death.lost is not None:
+        text, number = f"lost: {death.lost}", None
     elif (limited := _limit_of(death, usage, limits)) is not None:
         kind, text = OutcomeKind.LIMITED, limited
     elif number is not None:
@@ -129,7 +127,6 @@ def outcome_of(death: Death, usage: Usage, limits: Limits) -> Outcome:
         wall_seconds=round(usage.wall_seconds, 6),
         cpu_seconds=_processor_time(reported, usage, end),
         peak_bytes=_peak(reported, usage, end),
-        output_bytes=None if reported is None else reported.output_bytes,
         started_at=round(usage.started_at, 3),
         ended_at=round(usage.ended_at, 3),
         by=death.stopped_by or "" if kind is OutcomeKind.STOPPED else "",
@@ -169,12 +166,6 @@ def _peak(reported: Outcome | None, usage: Usage, end: Exit) -> int | None:
     ):
         return reported.peak_bytes
     return usage.peak_bytes
-
-
-def all_lines_taken(outcome: Outcome, limits: Limits) -> bool:
-    """Whether the workload cannot have written more lines than the journal takes in one second; each has a byte."""
-    written = outcome.output_bytes
-    return written is not None and written + OWN_LINES <= limits.log_lines_per_second
 
 
 def event_of(outcome: Outcome) -> Event:

@@ -17,12 +17,14 @@ from keep_loader.log import log
 from keep_loader.loop import READABLE, Action, Loop
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.ring import (
+    MARK,
     MAX_FRAME,
     NOT_KEPT,
     STDERR,
     STDOUT,
     TOKEN,
     Acknowledgement,
+    Mark,
     RingWriter,
     decode_acknowledgement,
 )
@@ -36,20 +38,48 @@ MAX_ACKNOWLEDGEMENTS = 64
 FINISH_SECONDS = 30.0
 """How long a guest that has ended is not reported as such for the sake of a reader; the manager gives a stalled one up
 after ten."""
+STOPPED_SECONDS = 2.0
+"""The same where someone has asked for the end, and waits for it: one that reads has all in milliseconds."""
 LAST_WORDS_SECONDS = 2.0
 """What journald gets to take the last words; it needs a millisecond, or it stands still."""
-_JOURNAL, _FINISH, _LAST_WORDS = "journal of output", "end of output", "last words"
+READ_SECONDS = 0.01
+"""Between two looks at whether journald has read the last words: an entry that it reads after we have ended belongs to
+no unit for it."""
+CLOCK_SLACK_NS = 10_000_000
+"""How far the clock of the day may move against the monotonic one before that is written down."""
+MARKS = 16
+"""There is a mark in each of so many parts of the ring: what is left of it can be read with its time."""
+MAX_WAITING_LINES = 64
+"""Lines of the loader's own that wait for room: it says a dozen in a keep's life."""
+_LAST_READS = 16
+"""Of a pipe that something of the guest's still holds: it has 1 MiB, and could be written to without end."""
+_JOURNAL, _FINISH, _LAST_WORDS, _DONE = "journal of output", "end of output", "last words", "output is done"
 
 
 class Output:
     """One run's output, from its pipes to its last byte.
 
-    lost: bytes of stdout and stderr that were overwritten, or could not be written, before a reader had them.
+    lost: bytes of stdout and stderr that were overwritten, or could not be written, before a reader had them;
+    unwritten: of both, those that could not be written.
     """
 
-    def __init__(self, loop: Loop, ring: RingWriter, journal: JournalFollower | None, *, drops_oldest: bool) -> None:
-        """journal: None where there is none to be had. drops_oldest: the guest waits for nobody."""
+    def __init__(
+        self,
+        loop: Loop,
+        ring: RingWriter,
+        journal: JournalFollower | None,
+        *,
+        drops_oldest: bool,
+        journal_gone: Action = lambda: None,
+    ) -> None:
+        """journal: None where there is none to be had. drops_oldest: the guest waits for nobody. journal_gone: called
+        when journald's socket is found dead, until `journal_is_back`."""
         self._loop, self._ring, self._journal, self._drops_oldest = loop, ring, journal, drops_oldest
+        self._journal_gone = journal_gone
+        self._lines: list[str] = []
+        self._marked: tuple[int, int] | None = None  # the position of the last mark, and how far apart the clocks were
+        self._waits_for_nobody = False
+        self.unwritten = 0
         self._pipes: dict[int, int] = {}
         self._paused: set[int] = set()
         self._channel: socket.socket | None = None
@@ -63,20 +93,70 @@ class Output:
 
     def open(self) -> tuple[int, int]:
         """Makes the pipes; the ends for the guest's stdout and stderr, which the caller closes. Raises OSError."""
+        self.say()
         guests: list[int] = []
         for stream in (STDOUT, STDERR):
             ours, theirs = os.pipe2(os.O_CLOEXEC)
             guests.append(theirs)
-            os.set_blocking(ours, False)
             try:
                 fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             except PermissionError:
                 log(
                     "the pipes of the workload's output are small: its user has the most of them that the kernel allows"
                 )
-            self._pipes[ours] = stream
-            self._watch(ours)
+            self.adopt(ours, stream)
         return guests[0], guests[1]
+
+    @property
+    def pipes(self) -> dict[int, int]:
+        """The stream that each of our ends of a pipe has."""
+        return dict(self._pipes)
+
+    def adopt(self, pipe: int, stream: int) -> None:
+        """Takes over the reading end of a pipe: what a guest left in it counts too."""
+        os.set_blocking(pipe, False)
+        self._pipes[pipe] = stream
+        self._watch(pipe)
+
+    def say(self, line: str = "") -> None:
+        """A line of the loader's own, or none: a mark with the clock, in its place among the output."""
+        if len(self._lines) < MAX_WAITING_LINES:
+            self._lines.append(line)
+        self._say_what_waits()
+
+    def _say_what_waits(self) -> None:
+        while self._lines:
+            mark = Mark(time.time_ns(), self._lines[0])
+            if not self._mark(mark):
+                return
+            del self._lines[0]
+        self._announce()
+
+    def _mark(self, mark: Mark) -> bool:
+        """Writes a mark; false where there is no room yet."""
+        data = mark.encode()
+        if len(data) > self._room():
+            return False
+        now = time.monotonic_ns()
+        self._marked = self._ring.head, mark.time_ns - now
+        self._append(MARK, data, now)
+        return True
+
+    def _mark_the_clock(self) -> None:
+        """A mark where the last one is far behind, or its clock is not true any more."""
+        apart = time.time_ns() - time.monotonic_ns()
+        if self._marked is not None:
+            position, before = self._marked
+            near = self._ring.head - position < self._ring.capacity // MARKS
+            if near and abs(apart - before) < CLOCK_SLACK_NS:
+                return
+        self._mark(Mark(time.time_ns()))
+
+    def _room(self) -> int:
+        """Bytes that the next frame may have."""
+        if self._drops_oldest or self._waits_for_nobody:
+            return MAX_FRAME
+        return self._ring.room(self._acknowledged.kept)
 
     def attach(self, channel: socket.socket) -> None:
         """Takes over the channel to the manager, in place of one from before."""
@@ -85,23 +165,30 @@ class Output:
         self._channel, self._token_out = channel, False
         self._acknowledged = Acknowledgement(stdout=self._acknowledged.stdout, stderr=self._acknowledged.stderr)
         self._loop.watch(channel.fileno(), READABLE, self._answered)
+        self._answered(READABLE)  # what its readers hold has come before the channel itself
         self._announce()
 
-    def finish(self, done: Action) -> None:
+    def finish(self, done: Action, seconds: float = FINISH_SECONDS) -> None:
         """The guest has ended: `done` is called when all that it wrote is in the ring and its last words are sent on.
 
-        A reader that holds is waited for here too, FINISH_SECONDS at most: then it has gaps.
+        A reader that holds is waited for here too, `seconds` at most: then it has gaps.
         """
         self._done = done
-        self._loop.after(_FINISH, FINISH_SECONDS, self._wait_no_more)
+        self._loop.after(_FINISH, seconds, self._wait_no_more)
         if not self._pipes:
             self._all_read()
 
+    def hurry(self) -> None:
+        """No reader is waited for any more, and no one who holds a pipe, where the guest has ended."""
+        if self._done is not None and self._pipes:
+            self._wait_no_more()
+
     def _wait_no_more(self) -> None:
-        self._acknowledged = self._acknowledged.replace(kept=NOT_KEPT)
+        self._waits_for_nobody = True
         for pipe in list(self._pipes):
-            while self._read(pipe):
-                continue
+            for _ in range(_LAST_READS):
+                if not self._read(pipe):
+                    break
         for pipe in list(self._pipes):  # held open by what the guest left behind
             self._close(pipe)
 
@@ -118,7 +205,7 @@ class Output:
             self._loop.cancel(name)
         done, self._done = self._done, None
         if done is not None:
-            done()
+            self._loop.after(_DONE, 0, done)  # when whatever has led here has come to its end: it may close everything
 
     def close(self) -> None:
         """Closes everything but the ring."""
@@ -126,7 +213,7 @@ class Output:
         self._done = None
         for pipe in list(self._pipes):
             self._close(pipe)
-        for name in (_JOURNAL, _FINISH, _LAST_WORDS):
+        for name in (_JOURNAL, _FINISH, _LAST_WORDS, _DONE):
             self._loop.cancel(name)
 
     def _watch(self, pipe: int) -> None:
@@ -137,12 +224,13 @@ class Output:
             if not self._read(pipe):
                 break
         self._announce()
-        if not self._loop.is_set(_JOURNAL):
+        if not self._loop.is_set(_JOURNAL) and not (self._journal is not None and self._journal.gone):
             self._pump()
 
     def _read(self, pipe: int) -> bool:
         """One read of a pipe into the ring; false where there is nothing to read, or no room."""
-        room = MAX_FRAME if self._drops_oldest else self._ring.room(self._acknowledged.kept)
+        self._mark_the_clock()
+        room = self._room()
         if not room:
             self._paused.add(pipe)
             self._loop.forget(pipe)
@@ -154,20 +242,22 @@ class Output:
         if not data:
             self._close(pipe)
             return False
-        self._append(self._pipes[pipe], data)
+        self._append(self._pipes[pipe], data, time.monotonic_ns())
         return True
 
-    def _append(self, stream: int, data: bytes) -> None:
-        before = self._ring.overwritten
+    def _append(self, stream: int, data: bytes, time_ns: int) -> None:
+        before, failed = self._ring.overwritten, None
         try:
-            self._ring.append(stream, data, time.monotonic_ns())
+            self._ring.append(stream, data, time_ns)
         except OSError as error:
-            if not any(self.lost):
-                log(f"output is lost, as it cannot be written: {error.strerror}")
-            self.lost[stream - 1] += len(data)
+            if stream != MARK:
+                failed, self.unwritten = (None if self.unwritten else error), self.unwritten + len(data)
+                self.lost[stream - 1] += len(data)
         seen = (self._acknowledged.stdout, self._acknowledged.stderr)
         for place, (old, new) in enumerate(zip(before, self._ring.overwritten, strict=True)):
             self.lost[place] += max(0, new - max(old, seen[place]))
+        if failed is not None:
+            log(f"output is lost, as it cannot be written: {failed.strerror}")
 
     def _close(self, pipe: int) -> None:
         self._loop.forget(pipe)
@@ -219,21 +309,31 @@ class Output:
 
     def _resume(self) -> None:
         """Reads the pipes again that waited for room, where there is some."""
+        self._say_what_waits()
         if self._paused and self._ring.room(self._acknowledged.kept):
             paused, self._paused = self._paused, set()
             for pipe in paused:
                 self._watch(pipe)
 
     def _pump(self) -> None:
+        self._loop.cancel(_JOURNAL)
         last = self._done is not None and not self._pipes
         seconds = None
         if self._journal is not None:
             try:
                 seconds = self._journal.pump(time.monotonic(), last=last)
+                if seconds is None and last and not self._journal.all_read():
+                    seconds = READ_SECONDS
             except (KeepfleetError, OSError) as error:
-                log(f"the journal gets no more of the output: {error}")
                 self._journal = None
-        if seconds is not None:
+                log(f"the journal gets no more of the output: {error}")
+        if self._journal is not None and self._journal.gone:
+            self._journal_gone()  # and nothing is sent until it is back, or LAST_WORDS_SECONDS have passed
+        elif seconds is not None:
             self._loop.after(_JOURNAL, seconds, self._pump)
         elif last:
             self._end()
+
+    def journal_is_back(self) -> None:
+        """journald's socket is another one."""
+        self._pump()

@@ -131,17 +131,17 @@ class Child:
         )
 
 
-def fork(entry: str, name: str, environment: dict[str, str], passed: dict[str, int], *, with_io: bool = False) -> Child:
+def fork(entry: str, name: str, environment: dict[str, str], passed: dict[str, int], words: int) -> Child:
     """Forks a process that imports `entry`, "module:function", and calls it. Raises OSError.
 
-    It has `environment`, `passed`, and nothing else of ours, see `forking.fork`. What it cannot even import it reports
-    as FAILED.
+    It has `environment`, `passed`, `words` as standard output and error, and nothing else of ours, see `forking.fork`.
+    What it cannot even import it reports as FAILED.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with theirs:
             pid = forking.fork(
-                lambda: _call(entry), name, passed, environment, reports=theirs.fileno(), with_io=with_io
+                lambda: _call(entry), name, passed, environment, reports=theirs.fileno(), output=(words, words)
             )
     except OSError:
         ours.close()

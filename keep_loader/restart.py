@@ -6,7 +6,7 @@ hold. Pure; imported with the first record or start. Import rule: that of keep_l
 
 from __future__ import annotations
 
-from keep_loader.descriptors import ENDPOINT_NAMES, MODULE_NAMES
+from keep_loader.descriptors import ENDPOINT_NAMES, INPUT, MODULE_NAMES, OUTPUT_NAMES
 from keep_protocol.fields import Record
 from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.record import KeepRecord
@@ -39,6 +39,9 @@ def too_often(reruns: tuple[float, ...], now: float) -> str | None:
     if len(recent(reruns, now)) < MAX_RERUNS:
         return None
     return f"gave it up after starting it again {MAX_RERUNS} times within {RERUN_SECONDS:g} s"
+
+
+_CUT = "lost: its input was cut"
 
 
 class Resumption(Record):
@@ -79,7 +82,10 @@ def _without_check(saved: KeepRecord, stored: frozenset[str], now: float) -> Res
         return Resumption(Event.FAIL, report.detail, report.outcome)
     if saved.phase in (Phase.RUNNING, Phase.RESTARTING):
         return _run_again(saved, stored, now)
-    missing = [name for name in (*ENDPOINT_NAMES, *saved.private.granted) if name not in stored]
+    if INPUT in saved.private.granted:  # whose manager has seen the loader go
+        return Resumption(Event.FAIL, _CUT, Outcome(OutcomeKind.LOST, _CUT, ended_at=now))
+    wanted_names = (*ENDPOINT_NAMES, *OUTPUT_NAMES, *saved.private.granted)
+    missing = [name for name in wanted_names if name not in stored]
     if missing:
         why = f"cannot open the keep's upload endpoint again: systemd did not keep its {' and '.join(missing)}"
         return Resumption(Event.FAIL, why, Outcome(OutcomeKind.LOST, why, ended_at=now))
@@ -94,7 +100,7 @@ def _run_again(saved: KeepRecord, stored: frozenset[str], now: float) -> Resumpt
         outcome = Outcome(OutcomeKind.LOST, why, started_at=started_at, ended_at=ended_at)
         if not wanted(saved.report.restart, outcome):
             return Resumption(Event.FAIL, why, outcome)
-    missing = [name for name in (*MODULE_NAMES, *saved.private.granted) if name not in stored]
+    missing = [name for name in (*MODULE_NAMES, *OUTPUT_NAMES, *saved.private.granted) if name not in stored]
     if missing:
         why = f"cannot run the workload again: systemd did not keep its {' and '.join(missing)}"
         return Resumption(Event.FAIL, why, outcome)

@@ -12,7 +12,7 @@ import signal
 import time
 
 from keep_loader.loop import Loop
-from keep_loader.outcome import Death, Usage, all_lines_taken, believe, outcome_of
+from keep_loader.outcome import Death, Usage, believe, outcome_of
 from keep_loader.process import Exit, Process, own_processor_seconds
 from keep_loader.state import Keep
 from keep_protocol.outcome import Outcome, OutcomeKind
@@ -42,6 +42,7 @@ class Running:
         self._meter, self._preparing = Meter(process.pid, fresh=fresh), True
         self._reported: Outcome | None = None
         self._limited: str | None = None
+        self._lost: str | None = None
         keep.change_private(started_at=round(self._meter.started_at, 3))
         process.in_time()
         process.is_workload(self._meter.look)
@@ -53,7 +54,7 @@ class Running:
 
     def take(self, report: Report, descriptors: list[int]) -> None:
         """Obeys one report; what a workload has no say in is ignored."""
-        if self._process.ending or self._limited is not None:
+        if self._process.ending or self._limited is not None or self._lost is not None:
             return
         reported: Outcome | None = None
         if report.type is ReportType.RUNNING:
@@ -82,10 +83,14 @@ class Running:
         """The outcome, once the process has ended as `end`."""
         self._loop.cancel(_WALL)
         self._loop.cancel(_PROCESSOR)
-        death = Death(end, self._reported, stopped_by, self._limited)
-        outcome = outcome_of(death, self._meter.usage(end), self._limits)
-        whole = not self._keep.report.restarts and all_lines_taken(outcome, self._limits)
-        return outcome.with_dropped(0) if whole else outcome
+        death = Death(end, self._reported, stopped_by, self._limited, self._lost)
+        return outcome_of(death, self._meter.usage(end), self._limits)
+
+    def lose(self, why: str) -> None:
+        """Kills a workload that cannot go on; `why` says it. One that is ending anyway is let end."""
+        if not self._process.ending and self._limited is None and self._reported is None:
+            self._lost = self._lost or why
+            self._process.kill()
 
     def _limit(self, why: str) -> None:
         """Kills a workload that is over a limit; `why` says which. One that is ending anyway is let end."""

@@ -36,7 +36,8 @@ class Settings(Record):
 
     directory: the keep's own runtime directory; entries: what its forks call; max_workload: passed on to the upload
     endpoint; watchdog_seconds: how often systemd wants to hear of us, 0 for never; spec: what the keep is; has_spec:
-    whether its unit says so, which one made by the version before does not.
+    whether its unit says so, which one made by the version before does not; journal_entries: how many a second the
+    journal gets at most where its limits are not the unit's own, 0 for what the spec says.
     """
 
     kuuid: int
@@ -46,6 +47,7 @@ class Settings(Record):
     watchdog_seconds: float = 0.0
     spec: KeepSpec = KeepSpec()
     has_spec: bool = False
+    journal_entries: int = 0
 
     @property
     def socket_path(self) -> str:
@@ -115,6 +117,7 @@ def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Setti
         watchdog_seconds=watchdog / 1_000_000,
         spec=spec,
         has_spec=has_spec,
+        journal_entries=_whole_number(environment, "KEEPFLEET_JOURNAL_ENTRIES", 0),
     )
     if len(os.fsencode(settings.socket_path)) > MAX_SOCKET_PATH:
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start: {settings.socket_path} is too long for a socket")

@@ -12,12 +12,23 @@ import re
 import socket
 import stat
 
-from keep_loader.descriptors import STDIN, is_regular_file
+from keep_loader.descriptors import INPUT, STDIN, check_socket, is_regular_file
 from keep_loader.log import plain
-from keep_protocol.control import LISTENER, START_DESCRIPTORS, WORKLOAD_DESCRIPTOR, CommandType, StartMessage
+from keep_protocol.control import (
+    JOURNAL,
+    LISTENER,
+    OUTPUT,
+    OUTPUT_DESCRIPTORS,
+    RECORD,
+    START_DESCRIPTORS,
+    WORKLOAD_DESCRIPTOR,
+    CommandType,
+    StartMessage,
+)
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, check, table_of
 from keep_protocol.keep import MAX_SHOWN_ARGUMENTS, ShownDirectory, WorkloadSummary
+from keep_protocol.ring import RingReader
 from keep_protocol.spec import ANONYMOUS, KeepSpec, RestartPolicy
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
 
@@ -45,25 +56,26 @@ class Start(Record):
 def check_start(message: StartMessage, descriptors: list[int], spec: KeepSpec) -> Start:
     """The start that `message` asks for with `descriptors`, in the order of its names.
 
-    Each of START_DESCRIPTORS must be there, and with them, if anything, a workload's description and exactly what
-    that grants. The files must be read-only: a keep that could write them would choose who may enter it. Raises
-    KeepfleetError(BAD_REQUEST, or TOO_LARGE for the workload's description).
+    Each of START_DESCRIPTORS and OUTPUT_DESCRIPTORS must be there, and with them, if anything, a workload's description
+    and exactly what that grants. The files must be read-only: a keep that could write them would choose who may
+    enter it. Raises KeepfleetError(BAD_REQUEST, or TOO_LARGE for the workload's description).
     """
     names = message.descriptors
     if len(names) != len(descriptors):
         raise _bad(f"it names {len(names)} descriptors and brings {len(descriptors)}")
     passed = dict(zip(names, descriptors, strict=True))
-    for name in START_DESCRIPTORS:
+    for name in (*START_DESCRIPTORS, *OUTPUT_DESCRIPTORS):
         if name not in passed:
             raise _bad(f"its descriptor {name} is missing")
     address, port = listening_address(passed[LISTENER])
     for name in START_DESCRIPTORS[1:]:
         _check_file(name, passed[name])
+    _check_output(passed)
     described = WORKLOAD_DESCRIPTOR in passed
     workload = workload_from_json(_description(passed[WORKLOAD_DESCRIPTOR])) if described else None
     granted = () if workload is None else (WORKLOAD_DESCRIPTOR, *workload.grant_names)
     for name in names:
-        if name not in START_DESCRIPTORS and name not in granted:
+        if name not in (*START_DESCRIPTORS, *OUTPUT_DESCRIPTORS, *granted):
             raise _bad(f"its descriptor {name} is nothing that its workload is granted")
     for name in granted:
         if name not in passed:
@@ -107,7 +119,7 @@ def summary_of(workload: Workload) -> WorkloadSummary:
         export=workload.export,
         directories=tuple(ShownDirectory(known.guest, known.writable) for known in workload.directories),
         secrets=workload.secrets,
-        stdin=workload.stdin,
+        stdin=workload.stdin or workload.streams_input,
     )
 
 
@@ -147,6 +159,8 @@ def _is_read_only(descriptor: int) -> bool:
 def _check_granted(name: str, descriptor: int) -> None:
     if name == STDIN:
         _check_stdin(descriptor)
+    elif name == INPUT:
+        _check_socket(name, descriptor, socket.SOCK_SEQPACKET)
     elif name.startswith("directory-"):
         _check_directory(name, descriptor)
     else:
@@ -158,6 +172,25 @@ def _check_file(name: str, descriptor: int) -> None:
         raise _bad(f"its descriptor {name} must be a regular file")
     if not _is_read_only(descriptor):
         raise _bad(f"its descriptor {name} must be read-only")
+
+
+def _check_output(passed: dict[str, int]) -> None:
+    for name in (OUTPUT, RECORD):
+        flags = fcntl.fcntl(passed[name], fcntl.F_GETFL)
+        if not is_regular_file(passed[name]) or flags & (os.O_ACCMODE | os.O_PATH) != os.O_RDWR:
+            raise _bad(f"its descriptor {name} must be a regular file, open for reading and writing")
+    try:
+        RingReader(passed[OUTPUT])
+    except KeepfleetError as error:
+        raise _bad(error.message) from error
+    _check_socket(JOURNAL, passed[JOURNAL], socket.SOCK_DGRAM)
+
+
+def _check_socket(name: str, descriptor: int, kind: int) -> None:
+    try:
+        check_socket(descriptor, kind)
+    except KeepfleetError as error:
+        raise _bad(f"its descriptor {name}: {error.message}") from error
 
 
 def _check_directory(name: str, descriptor: int) -> None:
@@ -201,7 +234,7 @@ class Version1Start(Record):
 
     def message(self, descriptors: list[int]) -> StartMessage:
         """The message of a START that brings `descriptors`, whose order says what each is. Raises as check_start."""
-        known: tuple[str, ...] = START_DESCRIPTORS
+        known: tuple[str, ...] = (*START_DESCRIPTORS, *OUTPUT_DESCRIPTORS)
         if len(descriptors) > len(known):
             workload = workload_from_json(_description(descriptors[len(known)]))
             known += (WORKLOAD_DESCRIPTOR, *workload.grant_names)

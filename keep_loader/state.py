@@ -123,19 +123,23 @@ class Keep:
         """Changes members of what is not reported; saved with the next move."""
         self.private = self.private.replace(**fields)
 
-    def set_dropped(self, lines: int) -> None:
-        """How many of its lines the journal did not take; saved with the outcome of a keep that has ended.
+    def record_in(self, descriptor: int) -> None:
+        """Its record is written to `descriptor` from the next move on, which it takes over. Raises OSError."""
+        self._record.move_to(descriptor)
 
-        Raises KeepfleetError(CONFLICT), changing nothing, where there is none.
-        """
-        outcome = self.report.outcome
-        if outcome is None or self.phase not in (Phase.ENDED, Phase.FAILED):
-            raise KeepfleetError(
-                ErrorKind.CONFLICT, f"cannot count the lines of a keep that is {self.report.phase}: it has not ended"
-            )
-        self.change(outcome=outcome.with_dropped(lines))
-        self._save()
-        self._changed()
+    def leave_record(self) -> None:
+        """It has ended: no loader after this one has to know it."""
+        try:
+            self._record.leave()
+        except OSError as error:
+            log(f"cannot take the keep's record out of systemd's store: {error.strerror}")
+
+    def forget_record(self) -> None:
+        """Nothing of its start is to be known again."""
+        try:
+            self._record.forget()
+        except OSError as error:
+            log(f"cannot take the keep's record out of systemd's store: {error.strerror}")
 
     def set_detail(self, why: str) -> None:
         """Changes the sentence in `detail`, empty for the phase's own words."""
@@ -196,15 +200,16 @@ def _usage(outcome: Outcome) -> str:
         parts.append(f"{outcome.wall_seconds:.3g} s")
     if outcome.peak_bytes is not None:
         parts.append(f"{outcome.peak_bytes / 1e6:.0f} MB")
-    if outcome.dropped_lines:
-        parts.append(f"{outcome.dropped_lines} lines dropped by the journal")
+    if outcome.lost_bytes:
+        parts.append(f"{outcome.lost_bytes} bytes of output lost")
     return f" ({', '.join(parts)})" if parts else ""
 
 
 class RecordFile:
-    """Owns the record: a file without a name, parked in systemd's store from its first writing on.
+    """Owns the record: a file without a name, parked in systemd's store from its first writing on, and from the keep's
+    start on the one that came with that, in the manager's folder.
 
-    A file with a name would go with the runtime directory, which systemd removes when the loader is killed.
+    A file with a name of its own would go with the runtime directory, which systemd removes when the loader is killed.
     """
 
     def __init__(self, directory: str, notifier: Notifier, descriptor: int | None) -> None:
@@ -231,9 +236,20 @@ class RecordFile:
         if new:
             self._notifier.store(RECORD, self._descriptor)
 
+    def move_to(self, descriptor: int) -> None:
+        """Goes on in another file, which it takes over and parks in place of its own. Raises OSError."""
+        self.forget()
+        self._descriptor = descriptor
+        self._notifier.store(RECORD, descriptor)
+
     def forget(self) -> None:
         """Closes the record, here and at systemd's: there is nothing to remember. Raises OSError."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+            self._notifier.unstore(RECORD)
+
+    def leave(self) -> None:
+        """Takes it out of systemd's store; it stays open here. Raises OSError."""
+        if self._descriptor is not None:
             self._notifier.unstore(RECORD)

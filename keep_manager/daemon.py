@@ -25,12 +25,15 @@ from keep_grants.protocol import SOCKET_NAME
 from keep_manager import log, pki
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.config import ClientCertificates, Instance, Settings
+from keep_manager.folders import Folders, current_boot
 from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
 from keep_manager.keeps.decide import census
+from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
+from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.retention import Retention
 from keep_manager.keeps.view import View
 from keep_manager.keeps.watch import Watch
@@ -77,6 +80,15 @@ def trees(instance: str) -> Trees:
     return Trees(directory, target_of(sys.executable, packages))
 
 
+def state_directory(instance: str) -> str:
+    """Where this manager keeps what outlives it: what systemd gave it (StateDirectory=), or a user's own."""
+    given = os.environ.get("STATE_DIRECTORY")
+    if given or instance == "system":
+        return given or "/var/lib/keepfleet"
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(home, "keepfleet")
+
+
 def policy_of(settings: Settings, files: pki.Directory) -> Policy:
     """What the configuration lets keeps have."""
     return Policy(
@@ -111,15 +123,18 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         units = await _units(tasks, parts, instance)
         loaders, journal, view = Loaders(runtime_root(instance)), Journal(instance), View()
         event_log = EventLog(journal, instance)
-        watch = Watch(tasks, units, loaders, event_log, view)
+        folders = Folders(os.path.join(state_directory(instance), "keeps"), current_boot())
+        await asyncio.to_thread(folders.open)
         policy = policy_of(settings, files)
         quotas = QuotaKeeper(policy.callers, lambda: view)
         helper = Files(os.path.join(runtime_root(instance), SOCKET_NAME), mapped=settings.instance is Instance.SYSTEM)
-        providers = Providers(policy.client_ca, policy.revoked, helper)
-        keeps = Keeps(tasks, units, loaders, policy, providers, watch, view, quotas)
+        providers = Providers(policy.client_ca, policy.revoked, helper, folders.make)
+        readers, inputs = Readers(loaders, folders, view), Inputs()
+        watch = Watch(tasks, units, loaders, providers, folders, event_log, view, readers, inputs)
+        keeps = Keeps(tasks, units, loaders, policy, providers, folders, watch, view, readers, inputs, quotas)
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
-        app = make_app(keeps, journal, event_log, Admission(certificates, required), quotas)
+        app = make_app(keeps, view, readers, inputs, event_log, Admission(certificates, required), quotas)
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open(tasks)
@@ -132,6 +147,8 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         for part in (retention, reload):
             tasks.start(part.run(), name=repr(part))
         tasks.start(watch.open(), name="watch")
+        tasks.start(watch.tend_resting(), name="resting")
+        tasks.start(event_log.probe(), name="journal")
         tasks.start(keeps.tend_spares(), name="spares")
         tasks.start(units.tend_roots(), name="roots")
         tasks.start(pulse.beat(view), name="pulse")

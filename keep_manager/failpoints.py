@@ -21,6 +21,7 @@ class Failpoint(Enum):
     CREATE_BEFORE_REPLY = "create-before-reply"
     CLAIM_BEFORE_CALL = "claim-before-call"
     CLAIM_AFTER_CALL = "claim-after-call"
+    START_AFTER_FILES = "start-after-files"
     START_BEFORE_BIND = "start-before-bind"
     START_AFTER_BIND = "start-after-bind"
     START_AFTER_ADDRESS = "start-after-address"
@@ -29,6 +30,7 @@ class Failpoint(Enum):
     STOP_AFTER_COMMAND = "stop-after-command"
     REMOVE_BEFORE_CALL = "remove-before-call"
     REMOVE_AFTER_CALL = "remove-after-call"
+    REMOVE_BEFORE_FILES = "remove-before-files"
     REMOVE_BEFORE_REPLY = "remove-before-reply"
 
 

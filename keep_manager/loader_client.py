@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 
-from keep_manager.model import Answer, LoaderGone, UnixUser
+from keep_manager.model import NAMED_STARTS, Answer, LoaderGone, UnixUser
 from keep_protocol.constants import CONTROL_REPLY_SECONDS, MAX_CONTROL_FRAME, control_socket_path
 from keep_protocol.control import (
     CONTROL_VERSION,
@@ -74,14 +74,14 @@ def decode_answer(kuuid: int, frame: bytes) -> Answer:
     """What the answer of a keep's loader says. Raises the error it reports, BAD_REQUEST for another shape, or
     KEEP_FAILED where it speaks of another keep.
 
-    What it claims to be counts where it is of the version before, and is not malformed; the owner never does.
+    What it claims to be counts where it is of version 1, and is not malformed; the owner never does.
     """
     report = decode_reply(frame)
     if report.kuuid != kuuid:
         raise KeepfleetError(
             ErrorKind.KEEP_FAILED, f"cannot trust the loader of keep {kuuid}: it says it is {report.kuuid}"
         )
-    if report.control_version >= CONTROL_VERSION:
+    if report.control_version >= NAMED_STARTS:
         return Answer(report, NO_SPEC)
     try:
         claims = claimed_spec(frame).replace(owner="")
@@ -139,10 +139,10 @@ class LoaderSession:
     async def start(self, message: StartMessage, port: int, files: Sequence[int], seconds: float) -> Answer:
         """Lets the keep begin with `files`, which `message` names in this order; the first listens on `port`.
 
-        A loader of the version before knows no uploaders: there every certificate of the client CA may upload. Raises
+        A loader of version 1 knows no uploaders: there every certificate of the client CA may upload. Raises
         as `ask` does.
         """
-        if self._version >= CONTROL_VERSION:
+        if self._version >= NAMED_STARTS:
             return await self.ask(start(message), seconds, files)
         await self.ask(Command(CommandType.ADDR, message.address))
         await self.ask(Command(CommandType.PORT, str(port)))

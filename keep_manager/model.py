@@ -12,9 +12,13 @@ from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Identity, Role
 from keep_protocol.keep import KeepInfo, KeepReport
+from keep_protocol.record import KeepRecord
 from keep_protocol.spec import ANONYMOUS, KeepSpec
 from keep_protocol.sse import EventType
 
+NAMED_STARTS, KEEPS_OUTPUT = 2, 3
+"""The first versions of the control protocol whose loaders take a start by its names, and keep their workload's
+output."""
 Visible = Callable[[KeepInfo], bool]
 """Whether a caller may see a keep; what it may not see is as if it were not there."""
 
@@ -48,13 +52,24 @@ class UnitEnd:
     """How a unit's main process ended last (man org.freedesktop.systemd1).
 
     result: systemd's word ("exit-code", "signal", …), or "" where it is not known; status: the exit status or signal;
-    restarts: how often systemd has started it again; inactive_since: when the unit ended, in seconds since boot.
+    restarts: how often systemd has started it again; inactive_since: when the unit, or where that stays its process,
+    ended, in seconds since boot.
     """
 
     result: str = ""
     status: int = 0
     restarts: int = 0
     inactive_since: float | None = None
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What is left of a keep that was started in an earlier boot of the host. record: None where its loader wrote none
+    that can be read; found_at: when in this boot a manager found it first, in seconds since boot."""
+
+    spec: KeepSpec
+    record: KeepRecord | None
+    found_at: float
 
 
 @dataclass(frozen=True)
@@ -149,7 +164,8 @@ class UnixUser:
 @dataclass(frozen=True)
 class Provision:
     """What is asked for in a keep's start: for which keep, by whom, which user the keep is, None while it is still to
-    be made, and what its workload is to have, if anything."""
+    be made, and what its workload is to have, if anything. keeps_output: whether its loader keeps its output, and is to
+    get what that takes."""
 
     kuuid: int
     spec: KeepSpec
@@ -157,3 +173,4 @@ class Provision:
     allowed: Allowance
     user: UnixUser | None
     workload: WorkloadRequest | None
+    keeps_output: bool = False

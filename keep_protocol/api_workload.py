@@ -14,6 +14,7 @@ from keep_protocol.schema import record_schema
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.workload import (
     EXPORT,
+    INPUT,
     MAX_DIRECTORIES,
     MAX_SECRETS,
     MAX_STRINGS,
@@ -60,12 +61,17 @@ class Grant:
 
 @dataclass(frozen=True)
 class WorkloadRequest:
-    """What a guest is given. grants: what to open, in the order of `workload.grant_names`; sets_restart: whether the
+    """What a guest is given. grants: what to open, in the order of `opened_names`; sets_restart: whether the
     workload's restart policy was asked for here; without that it is the keep's own."""
 
     workload: Workload
     grants: tuple[Grant, ...] = ()
     sets_restart: bool = False
+
+    @property
+    def opened_names(self) -> tuple[str, ...]:
+        """The names of the descriptors that `grants` become, in order: all but that of an input that is streamed."""
+        return tuple(name for name in self.workload.grant_names if name != INPUT)
 
     @property
     def gives(self) -> bool:

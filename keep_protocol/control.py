@@ -40,7 +40,8 @@ class CommandType(Enum):
     The original's commands, and version 1's: ADDR, PORT and NAMES say what the certificate is for and what `keep-info`
     shows: contents are the address, the decimal port, and comma-separated further names and addresses. DESCRIBE,
     contents a `Description`, is for keeps without a spec. START carries the descriptors START_DESCRIPTORS in that
-    order, then perhaps WORKLOAD_DESCRIPTOR and what that grants, and is answered as KEEP_START is.
+    order, from version 3 on OUTPUT_DESCRIPTORS, then perhaps WORKLOAD_DESCRIPTOR and what that grants, and is answered
+    as KEEP_START is.
 
     INFO is answered immediately. STOP, contents who asked, ends the app-loader or the workload; it is answered when
     that has ended, and immediately where it had. WAIT, contents a state's decimal number or a phase's word, perhaps a

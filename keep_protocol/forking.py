@@ -31,11 +31,9 @@ carries its parent's command line."""
 FAULT = 1
 """The exit status of a fork that failed."""
 _ENDING_SIGNALS = (_signal.SIGTERM, _signal.SIGINT)
-_PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15
+_PR_SET_NAME = 15
 PREPARED_SECONDS = 5.0
 """From a fork to the moment it has let go of all that was its parent's: it takes under a millisecond."""
-IO = "io"
-"""The name of a fork's own /proc/self/io."""
 
 
 def fork(
@@ -48,7 +46,6 @@ def fork(
     output: tuple[int, int] = (1, 2),
     kept: frozenset[int] = frozenset(),
     own_group: bool = True,
-    with_io: bool = False,
 ) -> int:
     """Forks a process that calls `begin` and ends with what that returns; its process ID, once it has let go of all
     that was ours. Raises OSError.
@@ -56,9 +53,6 @@ def fork(
     It has `environment`, /dev/null as standard input, `output` as standard output and error, `reports`, `passed`, the
     descriptors `kept` at their own numbers, and no other; `name` is the kernel's for it, of at most 15 characters. A
     process group of its own, unless it is to be ended with its parent's. The caller keeps its own copies.
-
-    A process that none may look into cannot even open its own /proc/self/io. `with_io` passes that on by the name of
-    IO: the fork can be looked into for the moment it takes to open it, so there must be nobody then who would.
     """
     gc.freeze()  # a collection in the fork would copy every page that it looks at, and close what was never its own
     # A signal that comes before the fork has its own handlers waits for them, and ends it then.
@@ -68,7 +62,7 @@ def fork(
     try:
         pid = os.fork()
         if pid == 0:
-            _become(lambda: _prepare(name, passed, environment, reports, output, kept, own_group, with_io), begin)
+            _become(lambda: _prepare(name, passed, environment, reports, output, kept, own_group), begin)
         os.close(preparing)
         preparing = -1
         poll = select.poll()
@@ -102,14 +96,12 @@ def _prepare(
     output: tuple[int, int],
     kept: frozenset[int],
     own_group: bool,
-    with_io: bool,
 ) -> None:
     _signal.set_wakeup_fd(-1)  # before its pipe is closed
     for number in _ENDING_SIGNALS:
         _signal.signal(number, _signal.SIG_DFL)
     if own_group:
         os.setpgid(0, 0)
-    passed = {**passed, IO: _open_io()} if with_io else passed
     _place([*output, reports, *passed.values()], kept)
     os.environ.clear()
     os.environ.update(environment)
@@ -134,20 +126,8 @@ def _place(sources: list[int], kept: frozenset[int]) -> None:
 
 def set_process_name(name: str) -> None:
     """What the kernel, and with it `ps` and the journal, call this process."""
-    _prctl(_PR_SET_NAME, name.encode("ascii"))
-
-
-def _open_io() -> int:
-    _prctl(_PR_SET_DUMPABLE, 1)
-    try:
-        return os.open("/proc/self/io", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        _prctl(_PR_SET_DUMPABLE, 0)
-
-
-def _prctl(option: int, argument: int | bytes) -> None:
     import _ctypes  # a tenth of what `ctypes` takes
 
     here: Any = None  # this process itself, which the stub of dlopen does not know
     prctl = _ctypes.dlsym(_ctypes.dlopen(here, os.RTLD_NOW), "prctl")
-    _ctypes.call_function(prctl, (option, argument, 0, 0, 0))
+    _ctypes.call_function(prctl, (_PR_SET_NAME, name.encode("ascii"), 0, 0, 0))

@@ -18,6 +18,8 @@ from keep_protocol.outcome import Outcome
 IDENTITY, COMPILED, MODULE, STATUS = "identity", "compiled", "module", "status"
 """The names of descriptors that travel with a report: the endpoint's key and certificate, in a file without a name; the
 compiled module; the module as it was sent; and the runner's /proc/self/status, which it alone can open."""
+STDOUT, STDERR = "stdout", "stderr"
+"""The names of the ends of the workload's pipes that its runner gets with what it is to run."""
 CHECKS = "checks"
 """The name of the socket over which the endpoint asks the runner for checks."""
 MAX_REPORT_DESCRIPTORS = 4

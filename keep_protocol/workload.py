@@ -20,6 +20,8 @@ MAX_STRINGS = 65536
 MAX_DIRECTORIES = 16
 MAX_SECRETS = 16
 MAX_EXPORT = 256
+INPUT = "input"
+"""The name of the descriptor over which a streamed standard input comes."""
 SECRETS_GUEST = "/run/secrets"
 """Where a guest finds its secrets, one file each."""
 _NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
@@ -96,7 +98,7 @@ class Workload(Record):
         """The names of the descriptors that follow `workload` itself, in order."""
         return (
             *(("stdin",) if self.stdin else ()),
-            *(("input",) if self.streams_input else ()),
+            *((INPUT,) if self.streams_input else ()),
             *(f"directory-{number}" for number in range(len(self.directories))),
             *(f"secret-{number}" for number in range(len(self.secrets))),
         )

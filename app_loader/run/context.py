@@ -82,13 +82,12 @@ class SecretFiles:
 
 class GuestContext:
     """What one guest is given. wasi: the context, to be used once; files: the open directories in it, each with the
-    rights that Landlock is to leave, until `close_files`; writes_files: whether it may write to one."""
+    rights that Landlock is to leave, until `close_files`."""
 
     def __init__(self, grants: Grants | None, runtime_directory: str) -> None:
         """Raises KeepfleetError(CONFIGURATION) naming what cannot be given."""
         self.wasi = Wasi()
         self.files: list[tuple[int, int]] = []
-        self.writes_files = False
         self._secrets: SecretFiles | None = None
         if grants is None:
             self.wasi.set_arguments([PROGRAM])
@@ -97,7 +96,7 @@ class GuestContext:
         self.wasi.set_arguments([PROGRAM, *workload.arguments])
         self.wasi.set_environment(workload.environment)
         os.close(grants.description)
-        if workload.stdin:
+        if workload.stdin or workload.streams_input:
             self._take_input(passed.pop(0))
         for directory in workload.directories:
             self._take_directory(passed.pop(0), directory.guest, directory.writable)
@@ -109,7 +108,7 @@ class GuestContext:
             self.files[-1] = (self._secrets.descriptor, landlock.READ_AND_REMOVE)
 
     def __repr__(self) -> str:
-        return f"GuestContext(files: {len(self.files)}, written: {self.writes_files}, {self._secrets!r})"
+        return f"GuestContext(files: {len(self.files)}, {self._secrets!r})"
 
     def _take_input(self, grant: int) -> None:
         """Standard input is this process's own; a file is read from its beginning, also when a run is repeated."""
@@ -129,7 +128,6 @@ class GuestContext:
                 "and searchable for others",
             ) from error
         self.files.append((grant, landlock.WRITE if writable else landlock.READ))
-        self.writes_files = self.writes_files or writable
 
     def close_files(self) -> None:
         """Closes the directories that were granted; the guest has its own descriptors of them."""

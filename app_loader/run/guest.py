@@ -186,7 +186,7 @@ def _run_to_end(guest: Guest, limits: Limits, meter: Meter) -> Outcome:
 
 
 def _print(line: str) -> None:
-    """One line on the journal's stream, where the guest's own output goes."""
+    """One line where the guest's own output goes."""
     text = (line + "\n").encode("ascii", "backslashreplace")
     while text:
         text = text[os.write(1, text) :]

@@ -31,15 +31,14 @@ def bound(limits: Limits) -> None:
 
 
 class Meter:
-    """Measures the run; peak memory and output are read from files that are open before the lock.
+    """Measures the run; peak memory is read from a file that is open before the lock.
 
     The peak is the kernel's VmHWM of the process; what the runner had before the run, and what it inherited at its
     fork, is in it. status: /proc/self/status, for the loader, which cannot open it.
     """
 
-    def __init__(self, io: int = -1) -> None:
-        """`io` is the process's own /proc/self/io, where it got that; its output is not known where it did not."""
-        self.status, self._io = -1, io
+    def __init__(self) -> None:
+        self.status = -1
         self.begin()
 
     def __repr__(self) -> str:
@@ -49,21 +48,18 @@ class Meter:
         """Opens the file; not before the passed descriptors are claimed, which closes all others."""
         self.status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
 
-    def begin(self, *, output: bool = False) -> None:
-        """The run begins now. `output`: whether what the process writes from here on is its output alone."""
+    def begin(self) -> None:
+        """The run begins now."""
         self._wall, self._cpu, self._started = time.monotonic(), time.process_time(), time.time()
-        self._written = self._number(self._io, b"wchar:") if output else None
 
     def usage(self) -> Usage:
         """The resource usage so far."""
-        written = None if self._written is None else self._number(self._io, b"wchar:")
         kib = self._number(self.status, b"VmHWM:")
         wall = time.monotonic() - self._wall
         return Usage(
             wall=wall,
             cpu=time.process_time() - self._cpu,
             peak=None if kib is None else kib * 1024,
-            output=None if written is None or self._written is None else written - self._written,
             started=self._started,
             ended=self._started + wall,
         )

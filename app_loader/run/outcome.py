@@ -23,13 +23,12 @@ Frame = tuple[str | None, int, int]
 
 
 class Usage(Record):
-    """What a run has used: wall and processor seconds, the process's largest memory and its output in bytes, where
-    known; and from when to when, in seconds of the epoch."""
+    """What a run has used: wall and processor seconds, the process's largest memory where known; and from when to when,
+    in seconds of the epoch."""
 
     wall: float
     cpu: float
     peak: int | None
-    output: int | None = None
     started: float | None = None
     ended: float | None = None
 
@@ -45,7 +44,6 @@ def _outcome(
         wall_seconds=round(usage.wall, 6),
         cpu_seconds=round(usage.cpu, 6),
         peak_bytes=usage.peak,
-        output_bytes=usage.output,
         started_at=usage.started,
         ended_at=usage.ended,
     )

@@ -27,10 +27,21 @@ from app_loader.run.meter import Meter, bound, end_after
 from app_loader.settings import Grants, Passed, claim, read_grants, read_limits, read_workload
 from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.forking import FIRST_DESCRIPTOR, IO
+from keep_protocol.forking import FIRST_DESCRIPTOR
 from keep_protocol.limits import Limits
 from keep_protocol.outcome import Outcome
-from keep_protocol.reports import CHECKS, COMPILED, MAX_RUN_PACKET, MODULE, STATUS, Report, ReportType, decode_run
+from keep_protocol.reports import (
+    CHECKS,
+    COMPILED,
+    MAX_RUN_PACKET,
+    MODULE,
+    STATUS,
+    STDERR,
+    STDOUT,
+    Report,
+    ReportType,
+    decode_run,
+)
 from keep_protocol.workload import Workload
 
 TYPE_CHECKING = False
@@ -58,7 +69,7 @@ def run() -> int:
         reporter.send(Report(ReportType.FAILED, text, error=KeepfleetError(ErrorKind.INTERNAL, text)))
         raise
     if given is not None:
-        _run_to_end(given, limits, reporter, Meter(passed.number(IO) if IO in passed else -1))
+        _run_to_end(given, limits, reporter, Meter())
     return 0  # the loader has gone
 
 
@@ -247,16 +258,26 @@ def _run(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> Out
     context = GuestContext(grants, os.environ.get("KEEPFLEET_RUNTIME_DIRECTORY", "/nonexistent"))
     try:
         guest.link(context.wasi)
+        _give_output(given)
         bound(limits)
         lock_runner(context.files)
         context.close_files()
         reporter.send(Report(ReportType.RUNNING, text, descriptors=(STATUS,)), (meter.status,))
         if limits.cpu_seconds <= EXACT_CPU_SECONDS:
             end_after(limits.cpu_seconds)
-        meter.begin(output=not context.writes_files)
+        meter.begin()
         return run_guest(guest, limits, meter)
     finally:
         context.wipe()
+
+
+def _give_output(given: Passed) -> None:
+    """Standard output and error are the guest's from now on; our own words still go where they went."""
+    words = os.dup(2)
+    for place, name in ((1, STDOUT), (2, STDERR)):
+        os.dup2(given.number(name), place, inheritable=False)
+        os.close(given.number(name))
+    sys.stderr = os.fdopen(words, "w", encoding="utf-8", errors="backslashreplace")
 
 
 def _load(passed: Passed, limits: Limits, grants: Grants | None) -> tuple[Guest, str]:

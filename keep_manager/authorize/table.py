@@ -23,6 +23,7 @@ class Action(Enum):
     LOGS = "read the lines of a keep"
     EVENTS = "read events"
     START = "start a keep"
+    INPUT = "send a keep's standard input"
     STOP = "stop a keep"
     REMOVE = "remove a keep"
 
@@ -47,6 +48,7 @@ _ROWS: dict[Action, tuple[Scope, ...]] = {
     Action.LOGS: (ALL, OWN, ALL, NONE, OWN),
     Action.EVENTS: (ALL, OWN, ALL, NONE, OWN),
     Action.START: (ALL, OWN, NONE, NONE, OWN),
+    Action.INPUT: (ALL, OWN, NONE, NONE, OWN),
     Action.STOP: (ALL, OWN, NONE, NONE, OWN),
     Action.REMOVE: (ALL, OWN, NONE, NONE, OWN),
 }

@@ -11,14 +11,16 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.http import handlers, legacy, middleware, openapi, streams
+from keep_manager.http import handlers, inputs, legacy, middleware, openapi, streams
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
 from keep_manager.http.errors import legacy_body, v1_body
 from keep_manager.http.middleware import ErrorBody, Handler, Rules
 from keep_manager.http.recheck import Recheck
-from keep_manager.keeps.logs import Events, Journal
+from keep_manager.keeps.inputs import Inputs
+from keep_manager.keeps.logs import Events, Output
+from keep_manager.keeps.view import View
 from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
@@ -52,6 +54,8 @@ ROUTES = (
     Route("POST", f"{KEEP_PATH}/start", Action.START, handlers.start_keep, max_body=MAX_START_BODY),
     Route("POST", f"{KEEP_PATH}/stop", Action.STOP, handlers.stop_keep),
     Route("GET", f"{KEEP_PATH}/logs", Action.LOGS, streams.keep_logs),
+    Route("GET", f"{KEEP_PATH}/output", Action.LOGS, streams.keep_output),
+    Route("PUT", f"{KEEP_PATH}/input", Action.INPUT, inputs.keep_input, max_body=inputs.MAX_BODY),
     Route("GET", V1_EVENTS_PATH, Action.EVENTS, streams.keep_events),
     Route("GET", openapi.DOCUMENT_PATH, Action.DESCRIBE, openapi.openapi),
 )
@@ -60,7 +64,9 @@ ROUTES = (
 
 def make_app(
     keeps: handlers.Keeps,
-    journal: Journal,
+    view: View,
+    output: Output,
+    inputs_of: Inputs,
     events: Events,
     admission: Admission,
     quotas: QuotaKeeper,
@@ -68,7 +74,9 @@ def make_app(
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
-    app[streams.JOURNAL] = journal
+    app[streams.OUTPUT] = output
+    app[streams.ENTRY] = view.entry
+    app[inputs.INPUTS] = inputs_of
     app[streams.EVENTS] = events
     app[openapi.DOCUMENT] = openapi.document(ROUTES)
     app[streams.STREAMS] = set()

@@ -44,9 +44,6 @@ class Keeps(Protocol):
     async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
         """One keep, after its state has changed or the time is over."""
 
-    async def counted(self, kuuid: int) -> KeepInfo:
-        """A keep that has ended, once it is known how many of its lines were dropped."""
-
     async def start(self, request: api.StartKeep, caller: Caller) -> KeepInfo:
         """Lets a keep listen."""
 

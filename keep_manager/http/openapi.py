@@ -11,7 +11,7 @@ from aiohttp import web
 from keep_manager.http.errors import STATUS_OF
 from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, schemas
-from keep_protocol import sse
+from keep_protocol import ring, sse
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.schema import Schema
@@ -65,7 +65,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation. answer: its shape's name, a content type, or "" for no content; refusals: with EVERYWHERE."""
+    """One operation. answer and body: its shape's name, a content type, or "" for none; refusals: with EVERYWHERE."""
 
     name: str
     summary: str
@@ -79,6 +79,7 @@ class Operation:
 _RESUME = Parameter(
     "Last-Event-ID", "header", {"type": "string", "maxLength": sse.MAX_ID}, "the id of the last event received"
 )
+_MOMENT: Schema = {"type": "number", "minimum": 0}
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", V1_KEEPS_PATH): Operation(
         "listKeeps",
@@ -150,8 +151,46 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         parameters=(
             Parameter("follow", "query", {"type": "boolean"}, "go on until the keep has ended"),
             Parameter("lines", "query", {"type": "integer", "minimum": 1, "maximum": 100_000}, "the last lines alone"),
+            Parameter(
+                "stream",
+                "query",
+                {"type": "string", "enum": [sse.STDOUT_SOURCE, sse.STDERR_SOURCE]},
+                "of this one of the guest's streams alone",
+            ),
+            Parameter("since", "query", _MOMENT, "from then on, in seconds of the epoch"),
+            Parameter("until", "query", _MOMENT, "up to then, in seconds of the epoch"),
+            Parameter("all", "query", {"type": "boolean"}, "with the loader's own lines"),
             _RESUME,
         ),
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
+    ("GET", f"{KEEP_PATH}/output"): Operation(
+        "keepOutput",
+        "The bytes a keep's guest has written, in frames, see below; at last the keep",
+        answer=ring.CONTENT_TYPE,
+        parameters=(
+            Parameter(
+                "from",
+                "query",
+                {"type": "integer", "minimum": 0},
+                "the position behind the last frame received; without it, or overwritten, the oldest",
+            ),
+            Parameter("follow", "query", {"type": "boolean"}, "go on until the keep has ended"),
+            Parameter(
+                "hold",
+                "query",
+                {"type": "boolean"},
+                "the guest waits for this reader; needs the right to stop the keep",
+            ),
+        ),
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
+    ("PUT", f"{KEEP_PATH}/input"): Operation(
+        "sendInput",
+        'The request\'s body becomes the standard input of a guest that was started with `stdin: {"stream": true}`',
+        answer="InputSent",
+        body="application/octet-stream",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
     ),
     ("GET", V1_EVENTS_PATH): Operation(
         "keepEvents",
@@ -205,9 +244,14 @@ def _operation(operation: Operation, path: str) -> dict[str, object]:
         "responses": _responses(operation),
     }
     if operation.body:
-        schema = {"$ref": f"#/components/schemas/{operation.body}"}
-        described["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+        described["requestBody"] = {"content": _body(operation.body)}
     return described
+
+
+def _body(body: str) -> dict[str, object]:
+    if "/" in body:
+        return {body: {"schema": {"type": "string", "format": "binary"}}}
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{body}"}}}
 
 
 def _responses(operation: Operation) -> dict[str, object]:

@@ -67,6 +67,12 @@ def _page() -> Schema:
     return _object({"keeps": {"type": "array", "items": _of_answer(KeepInfo), "description": "by ID"}, "next": after})
 
 
+def _input_sent() -> Schema:
+    size = {"type": "integer", "minimum": 0, "description": "how many were passed on"}
+    whole = {"type": "boolean", "description": "whether that was all; else the guest took no more"}
+    return _object({"bytes": size, "complete": whole})
+
+
 def _error() -> Schema:
     lines = {"type": "array", "items": {"type": "string"}, "description": "lines that show it"}
     kinds = [kind.value for kind in ErrorKind]
@@ -89,5 +95,6 @@ def schemas() -> dict[str, Schema]:
         **{name: record_schema(record, refer=_of_answer, answer=True) for name, record in ANSWERS.items()},
         **{name: record_schema(record, refer=_of_request) for name, record in REQUESTS.items()},
         "Page": _page(),
+        "InputSent": _input_sent(),
         "Error": _error(),
     }

@@ -1,13 +1,13 @@
-"""Server-sent events: a keep's lines, and what happens to keeps, as answers that go on. The shapes are
-keep_protocol.sse'."""
+"""Answers that go on: a keep's output as it is, and as server-sent events a keep's lines, and what happens to keeps.
+The shapes are keep_protocol.ring's and sse's."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from aiohttp import web
 
@@ -16,9 +16,12 @@ from keep_manager.http.connection import SEND_SECONDS
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import ADMISSION, QUOTAS, caller_of, peer_of
 from keep_manager.keeps import logs
-from keep_manager.keeps.logs import Events, Journal
+from keep_manager.keeps.lines import place_of
+from keep_manager.keeps.logs import Chosen, Events, Output
+from keep_manager.keeps.readers import Reading
+from keep_manager.keeps.view import Entry
 from keep_manager.tasks import Group
-from keep_protocol import sse
+from keep_protocol import ring, sse, strict_json
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -29,12 +32,19 @@ MAX_LINES = 100_000
 FIRST_SECONDS = 0.2
 """A refusal comes in this time; after it a client that follows a silent keep learns that it is served."""
 RESUME_HEADER = "Last-Event-ID"
-JOURNAL = web.AppKey("journal", Journal)
+OUTPUT = web.AppKey("output", Output)
+ENTRY: web.AppKey[Callable[[int], Entry]] = web.AppKey("entry")
+"""All that is known of a keep. Raises KeepfleetError(NOT_FOUND)."""
 EVENTS = web.AppKey("events", Events)
 STREAMS = web.AppKey("streams", set[asyncio.Task[None]])
 _COUNT = re.compile(r"[0-9]{1,6}", re.ASCII)
 _ALIVE = b": alive\n\n"
-Item = LogLine | KeepEvent | KeepInfo
+_POSITION = re.compile(r"[0-9]{1,19}", re.ASCII)
+_MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
+OUTPUT_SEND_SECONDS = 600.0
+"""How long a reader of output may take nothing: a person may look at a page of it. The workload waits for it no longer
+than output.STALL_SECONDS; the client resumes where it was cut off."""
+Item = tuple[LogLine, ...] | KeepEvent | KeepInfo
 """What a stream sends; a keep is its end."""
 Produce = Callable[[Callable[[Item], Awaitable[None]]], Awaitable[None]]
 """Sends one thing after another to the function it is given."""
@@ -43,25 +53,106 @@ Produce = Callable[[Callable[[Item], Awaitable[None]]], Awaitable[None]]
 async def keep_logs(request: web.Request) -> web.StreamResponse:
     """GET /v1/keeps/ID/logs; see keep_protocol.sse."""
     kuuid = parse_kuuid(request.match_info["kuuid"])
-    last, follow = _query(request)
-    after = request.headers.get(RESUME_HEADER, "")
-    keeps, journal, caller = request.app[KEEPS], request.app[JOURNAL], caller_of(request)
-    keep = await keeps.get(kuuid)
+    query = _Query(request, "follow", "lines", "stream", "since", "until", "all")
+    chosen = Chosen(
+        last=query.lines(),
+        after=request.headers.get(RESUME_HEADER, ""),
+        source=query.word("stream", (sse.STDOUT_SOURCE, sse.STDERR_SOURCE)),
+        since=query.moment("since"),
+        until=query.moment("until"),
+        own=query.flag("all"),
+    )
+    position = place_of(chosen.after).position if chosen.after else 0
+    keeps, follow = request.app[KEEPS], query.flag("follow")
+    async with _reading(request, kuuid, position, follow=follow) as (keep, reading):
+        clock = logs.clock_of(request.app[ENTRY](kuuid))
 
-    def check() -> None:
-        authorize(caller_of(request), Action.LOGS, keep)
+        async def produce(send: Callable[[Item], Awaitable[None]]) -> None:
+            if follow:
+                await logs.follow(keeps, kuuid, reading, chosen, clock, send)
+            else:
+                await logs.present(reading, chosen, clock, send)
 
-    if not follow:
-        return await _answer(request, lambda send: logs.present(journal, kuuid, last, after, send, caller.name), check)
-    with request.app[QUOTAS].following(caller):
-        return await _answer(
-            request, lambda send: logs.follow(keeps, journal, kuuid, last, after, send, caller.name), check
-        )
+        return await _answer(request, produce, lambda: authorize(caller_of(request), Action.LOGS, keep))
+
+
+@asynccontextmanager
+async def _reading(
+    request: web.Request, kuuid: int, position: int, *, follow: bool, holds: bool = False
+) -> AsyncIterator[tuple[KeepInfo, Reading]]:
+    """A keep and a reading of its output, which takes one of the caller's places for streams."""
+    keep = await request.app[KEEPS].get(kuuid)
+    with request.app[QUOTAS].following(caller_of(request)):
+        async with request.app[OUTPUT].reading(kuuid, position, holds=holds, follows=follow) as reading:
+            yield keep, reading
+
+
+async def keep_output(request: web.Request) -> web.StreamResponse:
+    """GET /v1/keeps/ID/output; see keep_protocol.ring. The answer begins when nothing more can be missed; to make the
+    workload wait takes the right to stop it."""
+    kuuid = parse_kuuid(request.match_info["kuuid"])
+    query = _Query(request, "from", "follow", "hold")
+    position, follow, holds = query.position("from"), query.flag("follow"), query.flag("hold")
+    actions = (Action.LOGS, Action.STOP) if holds else (Action.LOGS,)
+
+    def check(keep: KeepInfo) -> None:
+        for action in actions:
+            authorize(caller_of(request), action, keep)
+
+    check(await request.app[KEEPS].get(kuuid))
+    async with _reading(request, kuuid, position, follow=follow, holds=holds) as (keep, reading):
+        response = web.StreamResponse(headers={"Content-Type": ring.CONTENT_TYPE})
+        enlist(request.app)
+        try:
+            async with Group() as tasks:
+                end: asyncio.Task[KeepInfo] | None = None
+                if follow:
+                    end = tasks.start(logs.ended(request.app[KEEPS], kuuid))
+                    end.add_done_callback(lambda _: reading.wake())
+                await _copy(request, response, reading, end, lambda: check(keep))
+                last = request.app[KEEPS].find(kuuid) if end is None else await end
+                data = strict_json.dumps(last.to_wire())
+                await _send(request, response, ring.encode_frame(ring.END, data), OUTPUT_SEND_SECONDS)
+        except KeepfleetError as error:
+            if not response.prepared:
+                raise
+            LOG.info("ended the output of keep %d to %s: %s", kuuid, peer_of(request), error.message)
+            response.force_close()
+        return response
+
+
+async def _copy(
+    request: web.Request,
+    response: web.StreamResponse,
+    reading: Reading,
+    end: asyncio.Task[KeepInfo] | None,
+    check: Callable[[], None],
+) -> None:
+    """Sends blocks until the keep has ended, or without `end` those that are there; a sign of life in each silence."""
+    while True:
+        over = end is None or end.done()
+        block = reading.take()
+        _check_again(request, check)
+        if not response.prepared:
+            await response.prepare(request)
+        if block is not None:
+            async with reading.sending():
+                await _send(request, response, block.data, OUTPUT_SEND_SECONDS)
+            reading.sent(block)
+        elif over:
+            return
+        else:
+            try:
+                async with asyncio.timeout(ring.ALIVE_SECONDS):
+                    await reading.more()
+            except TimeoutError:
+                await _send(request, response, ring.encode_frame(ring.ALIVE, b""), OUTPUT_SEND_SECONDS)
 
 
 async def keep_events(request: web.Request) -> web.StreamResponse:
     """GET /v1/events; see keep_protocol.sse. The answer begins when nothing more can be missed."""
-    last, follow = _query(request, "keep")
+    query = _Query(request, "follow", "lines", "keep")
+    last, follow = query.lines(), query.flag("follow")
     kuuid = parse_kuuid(request.query["keep"]) if "keep" in request.query else None
     after = request.headers.get(RESUME_HEADER, "")
     caller = caller_of(request)
@@ -85,20 +176,51 @@ async def keep_events(request: web.Request) -> web.StreamResponse:
         return await _answer(request, produce, lambda: authorize(caller_of(request), Action.EVENTS))
 
 
-def _query(request: web.Request, *more: str) -> tuple[int | None, bool]:
-    query = request.query
-    unknown = sorted(set(query) - {"follow", "lines", *more})
-    if unknown or len(query) != len(set(query)):
-        name = (unknown or sorted(query))[0]
-        raise KeepfleetError(
-            ErrorKind.BAD_REQUEST, f"cannot read the log: {name[:40]!r} is no parameter of it, or stands twice"
-        )
-    if query.get("follow", "false") not in ("true", "false"):
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the log: follow must be true or false")
-    lines = query.get("lines")
-    if lines is not None and (not _COUNT.fullmatch(lines) or not 1 <= int(lines) <= MAX_LINES):
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the log: lines must be in 1 … {MAX_LINES}")
-    return None if lines is None else int(lines), query.get("follow") == "true"
+class _Query:
+    """The parameters of a request for a stream. Every method raises KeepfleetError(BAD_REQUEST)."""
+
+    def __init__(self, request: web.Request, *names: str) -> None:
+        self._query = request.query
+        unknown = sorted(set(self._query) - set(names))
+        if unknown or len(self._query) != len(set(self._query)):
+            name = (unknown or sorted(self._query))[0]
+            raise _unreadable(f"{name[:40]!r} is no parameter of it, or stands twice")
+
+    def flag(self, name: str) -> bool:
+        """Whether it is true."""
+        return self.word(name, ("true", "false")) == "true"
+
+    def word(self, name: str, words: tuple[str, ...]) -> str:
+        """One of `words`, or "" where it is not given."""
+        text = self._query.get(name)
+        if text is not None and text not in words:
+            raise _unreadable(f"{name} must be {' or '.join(words)}")
+        return text or ""
+
+    def lines(self) -> int | None:
+        """How many lines."""
+        text = self._query.get("lines")
+        if text is not None and (not _COUNT.fullmatch(text) or not 1 <= int(text) <= MAX_LINES):
+            raise _unreadable(f"lines must be in 1 … {MAX_LINES}")
+        return None if text is None else int(text)
+
+    def moment(self, name: str) -> float | None:
+        """Seconds of the epoch."""
+        text = self._query.get(name)
+        if text is not None and not _MOMENT.fullmatch(text):
+            raise _unreadable(f"{name} must be seconds of the epoch")
+        return None if text is None else float(text)
+
+    def position(self, name: str) -> int:
+        """A position in the output."""
+        text = self._query.get(name, "0")
+        if not _POSITION.fullmatch(text):
+            raise _unreadable(f"{name} must be a position, which an answer before this one has named")
+        return int(text)
+
+
+def _unreadable(why: str) -> KeepfleetError:
+    return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the log: {why}")
 
 
 async def _answer(request: web.Request, produce: Produce, check: Callable[[], None]) -> web.StreamResponse:
@@ -109,7 +231,7 @@ async def _answer(request: web.Request, produce: Produce, check: Callable[[], No
     stream: the client resumes, and is answered.
     """
     response = web.StreamResponse(headers={"Content-Type": sse.CONTENT_TYPE})
-    _enlist(request.app)
+    enlist(request.app)
     try:
         queue: asyncio.Queue[Item | None] = asyncio.Queue(1)
         async with Group() as producing:
@@ -151,7 +273,7 @@ async def _forward(
         alive_at = loop.time() + sse.ALIVE_SECONDS
 
 
-def _enlist(app: web.Application) -> None:
+def enlist(app: web.Application) -> None:
     """Notes the running task for `end_streams`. Here and not in its caller, whose frame an exception's traceback keeps:
     a task named there would hold itself.
     """
@@ -167,9 +289,11 @@ def _check_again(request: web.Request, check: Callable[[], None]) -> None:
     check()
 
 
-async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
+async def _send(
+    request: web.Request, response: web.StreamResponse, chunk: bytes, seconds: float = SEND_SECONDS
+) -> None:
     try:
-        async with asyncio.timeout(SEND_SECONDS):
+        async with asyncio.timeout(seconds):
             await response.write(chunk)
     except TimeoutError:
         LOG.warning("%s does not read its stream; cut off", peer_of(request))
@@ -181,8 +305,9 @@ async def _send(request: web.Request, response: web.StreamResponse, chunk: bytes
 def _encoded(item: Item) -> bytes:
     if isinstance(item, KeepInfo):
         return sse.encode(sse.END, item.to_wire())
-    name = sse.KEEP if isinstance(item, KeepEvent) else sse.LINE
-    return sse.encode(name, item.to_wire(), item.cursor)
+    if isinstance(item, KeepEvent):
+        return sse.encode(sse.KEEP, item.to_wire(), item.cursor)
+    return b"".join([sse.encode(sse.LINE, line.to_wire(), line.cursor) for line in item])
 
 
 async def end_streams(app: web.Application) -> None:

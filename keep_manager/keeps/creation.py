@@ -150,10 +150,11 @@ class Creation:
         starts: Starts,
         spares: Spares,
         remove: Callable[[int, Caller], Awaitable[None]],
+        forget: Callable[[int], Awaitable[None]],
     ) -> None:
         self._units, self._loaders, self._policy = units, loaders, policy
         self._unbroken, self._recorder, self._view, self._quotas = unbroken, recorder, view, quotas
-        self._starts, self._spares, self._remove = starts, spares, remove
+        self._starts, self._spares, self._remove, self._forget = starts, spares, remove, forget
         self._creations = asyncio.Semaphore(policy.max_creations_at_once)
         self._creating: set[int] = set()
         self._names: dict[tuple[str, str], int] = {}
@@ -255,7 +256,8 @@ class Creation:
 
     def draw(self) -> int:
         """An ID that is free, in a slice that has room. Raises KeepfleetError(TOO_MANY) at max_keeps."""
-        taken = self._units.kuuids() | self._creating | set(self._names.values())
+        shown = {info.kuuid for info in self._view}  # also those that have ended, and have no runtime directory
+        taken = self._units.kuuids() | shown | self._creating | set(self._names.values())
         count = len(taken) - len(self._spares)
         if count >= self._policy.max_keeps:
             raise KeepfleetError(
@@ -376,6 +378,7 @@ class Creation:
             if error.kind is not ErrorKind.NOT_FOUND:
                 LOG.warning("%s: cannot roll back yet: %s", unit_name(kuuid), error.message)
                 return False
+        await self._forget(kuuid)
         self._view.drop(kuuid)
         if kuuid in self._units.kuuids():
             LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from keep_manager.model import LoaderGone, UnitEnd, UnitState
+from keep_manager.model import KEEPS_OUTPUT, NAMED_STARTS, LoaderGone, UnitEnd, UnitState
 from keep_protocol.api import ListKeeps
-from keep_protocol.constants import KUUID_BITS, SLICE_GROUPS
-from keep_protocol.control import CONTROL_VERSION
+from keep_protocol.constants import KUUID_BITS, SLICE_GROUPS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE
-from keep_protocol.keep import KeepInfo, KeepReport
+from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
+from keep_protocol.outcome import RUN_AGAIN
+from keep_protocol.record import KeepRecord
 from keep_protocol.spec import KeepSpec
 from keep_protocol.states import STATE_OF, Phase, State
 
@@ -19,8 +20,9 @@ LOCALHOST = "127.0.0.1"
 ENDED = (State.COMPLETE, State.ERROR)
 KEEPS_IN_GROUP = 32
 """A thousand keeps are 32 slices of so many."""
-RESTART_STATUS = 75
-"""What a loader exits with so that systemd starts its workload again (EX_TEMPFAIL, man 3 sysexits)."""
+NOT_STARTED = (Phase.BOOTING, Phase.IDLE, Phase.OPENING)
+"""The phases in which a keep's workload has not been asked for."""
+OVER = (Phase.ENDED, Phase.FAILED)
 
 
 def is_keep(unit: UnitState) -> bool:
@@ -30,7 +32,12 @@ def is_keep(unit: UnitState) -> bool:
 
 def answers(unit: UnitState) -> bool:
     """Whether a loader can be expected behind the unit."""
-    return unit.active in ("active", "reloading")
+    return unit.active in ("active", "reloading") and unit.sub != "exited"
+
+
+def at_rest(unit: UnitState) -> bool:
+    """Whether the unit has no process, and will have none: its keep has ended, or was given up."""
+    return unit.active == "failed" or (unit.active == "active" and unit.sub == "exited")
 
 
 def between_loaders(unit: UnitState, error: KeepfleetError | None) -> bool:
@@ -64,10 +71,55 @@ def silent(
     return base.replace(state=State.ERROR, phase="", detail=said)
 
 
+def recorded(record: KeepRecord | None, why: str, now: float) -> KeepReport | None:
+    """The report of a keep that has no loader any more, by the record that this left; None where that does not say that
+    the keep was started.
+
+    why: what ended it, in words, where it was not its workload; now: in seconds since boot.
+    """
+    if record is None or record.phase in NOT_STARTED:
+        return None
+    report = record.report
+    outcome = report.outcome
+    if record.phase in OVER:
+        if outcome is not None and outcome.ended_monotonic is not None:
+            outcome = outcome.replace(ended_monotonic=min(outcome.ended_monotonic, now))  # or it would be kept for ever
+        return report.replace(state=STATE_OF[record.phase], outcome=outcome)
+    lost = Outcome(OutcomeKind.LOST, f"lost: {why}", started_at=record.private.started_at)
+    return report.replace(state=State.ERROR, phase=Phase.FAILED.value, detail=lost.text, outcome=lost)
+
+
+def why_lost(end: UnitEnd) -> str:
+    """What ended a keep's loader while its workload had not ended, in words."""
+    if end.result in ("", "success"):
+        return "its loader was ended"
+    return f"its loader failed and was not started again ({end.result})"
+
+
+def before_boot(record: KeepRecord | None, kuuid: int, now: float) -> KeepReport:
+    """The report of a keep that was started in an earlier boot of the host."""
+    why = "the host was restarted"
+    report = recorded(record, why, now)
+    if report is None:
+        lost = Outcome(OutcomeKind.LOST, f"lost: {why}")
+        return KeepReport(State.ERROR, kuuid, phase=Phase.FAILED.value, detail=lost.text, outcome=lost)
+    return report
+
+
+def refuse_output(report: KeepReport | None, kuuid: int) -> None:
+    """Raises KeepfleetError(CONFLICT) for a keep whose loader keeps no output."""
+    if report is not None and report.control_version < KEEPS_OUTPUT:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot read the output of keep {kuuid}: it was made by a version before, which leaves it to the journal; "
+            f"run: journalctl -u {unit_name(kuuid)}",
+        )
+
+
 def _between(base: KeepReport, end: UnitEnd, where: str) -> KeepReport:
     """The keep while it has no loader for a moment: its workload is run again, or its loader has failed."""
     count = f", started again {end.restarts} times" if end.restarts > 1 else ""
-    if end.status == RESTART_STATUS or base.phase == Phase.RESTARTING.value:
+    if end.status == RUN_AGAIN or base.phase == Phase.RESTARTING.value:
         how = f"the workload {base.outcome.text}; " if base.outcome is not None else ""
         return base.replace(
             state=STATE_OF[Phase.RESTARTING], phase=Phase.RESTARTING.value, detail=f"restarting: {how}{where}{count}"
@@ -139,11 +191,21 @@ def refuse_start(info: KeepReport | KeepInfo) -> None:
 def refuse_giving(report: KeepReport, uploaders: tuple[str, ...]) -> None:
     """Raises KeepfleetError where a loader of the version before would let others than `uploaders` send the workload,
     and with it have what this start gives."""
-    if report.control_version < CONTROL_VERSION and ANY_CERTIFICATE not in uploaders:
+    if report.control_version < NAMED_STARTS and ANY_CERTIFICATE not in uploaders:
         raise KeepfleetError(
             ErrorKind.CONFLICT,
             f"cannot start keep {report.kuuid} with a workload's options: its loader is of the version before, which "
             "lets every certificate upload; create another keep",
+        )
+
+
+def refuse_streaming(report: KeepReport) -> None:
+    """Raises KeepfleetError where the keep's loader takes no standard input that is streamed."""
+    if report.control_version < KEEPS_OUTPUT:
+        raise KeepfleetError(
+            ErrorKind.CONFLICT,
+            f"cannot start keep {report.kuuid} with a standard input that is streamed: its loader is of a version "
+            "before; create another keep",
         )
 
 

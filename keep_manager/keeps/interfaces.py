@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
-from keep_manager.model import Answer, Caller, LastEvent, Provision, UnitEnd, UnitState, UnixUser
+from keep_manager.model import Answer, Caller, LastEvent, Provision, Remains, UnitEnd, UnitState, UnixUser
 from keep_protocol.constants import CONTROL_REPLY_SECONDS
 from keep_protocol.control import Command, StartMessage
 from keep_protocol.errors import KeepfleetError
+from keep_protocol.record import KeepRecord
 from keep_protocol.spec import KeepSpec
 from keep_protocol.sse import KeepEvent
 
@@ -18,7 +19,8 @@ class Units(Protocol):
     """Keeps as units of a service manager. Every method raises KeepfleetError alone."""
 
     def kuuids(self) -> set[int]:
-        """The keeps whose unit has a runtime directory, found without asking the service manager."""
+        """The keeps whose unit has a runtime directory, which one that has failed has not; the service manager is not
+        asked."""
 
     async def start(self, kuuid: int, seconds: float, spec: KeepSpec) -> None:
         """Makes the unit of the keep that `spec` describes and waits for its READY: CONFLICT if there is one,
@@ -55,6 +57,31 @@ class Providers(Protocol):
     def opened(self, provision: Provision) -> AbstractAsyncContextManager[Mapping[str, int]]:
         """Descriptors by name, open while the block runs."""
 
+    def journal(self) -> AbstractContextManager[int]:
+        """A datagram socket to journald, open while the block runs."""
+
+
+class Folders(Protocol):
+    """The files of each keep that was started. All but `open_output` are for threads."""
+
+    def open_output(self, kuuid: int) -> int | None:
+        """The keep's ring, for reading, and the caller's; None where it was not started. KEEP_FAILED."""
+
+    def record(self, kuuid: int) -> KeepRecord | None:
+        """What the keep's loader wrote down last, None where there is none that can be read."""
+
+    def records(self, kuuids: Iterable[int]) -> Mapping[int, KeepRecord]:
+        """The same of many keeps; those that have none are left out."""
+
+    def kuuids(self) -> set[int]:
+        """The keeps that have files."""
+
+    def remains(self, kuuids: Iterable[int], now: float) -> Mapping[int, Remains]:
+        """What is left of keeps without a unit, of an earlier boot; the files of others are removed."""
+
+    def remove(self, kuuid: int) -> None:
+        """Removes a keep's files, where there are any."""
+
 
 class LoaderSession(Protocol):
     """One connection to one keep's loader."""
@@ -63,8 +90,11 @@ class LoaderSession(Protocol):
     def user(self) -> UnixUser:
         """Who the keep is, as the kernel says of the other end."""
 
-    async def ask(self, command: Command, seconds: float = CONTROL_REPLY_SECONDS) -> Answer:
-        """The answer to a command; the loader's own error, or UNAVAILABLE: LoaderGone where it has ended."""
+    async def ask(
+        self, command: Command, seconds: float = CONTROL_REPLY_SECONDS, descriptors: Sequence[int] = ()
+    ) -> Answer:
+        """The answer to a command, with which `descriptors` travel; the loader's own error, or UNAVAILABLE: LoaderGone
+        where it has ended."""
 
     async def hello(self) -> Answer:
         """The keep, and from then on the newest protocol that both sides speak."""
@@ -79,21 +109,11 @@ class LoaderSession(Protocol):
 class EventLog(Protocol):
     """Where events of keeps are written down. Every method raises KeepfleetError alone."""
 
-    @property
-    def counts(self) -> bool:
-        """Whether it can be known how many lines the journal dropped."""
-
     async def write(self, event: KeepEvent, text: str) -> None:
         """Writes an event down, and sends it to those who follow; `text` is its line."""
 
     async def latest(self) -> Mapping[int, LastEvent]:
         """The latest event of each keep, as far back as that is read."""
-
-    async def taken(self, kuuid: int, since: float, at_most: int) -> int:
-        """How many lines of a keep the journal has taken since that second of the host's uptime, up to `at_most`."""
-
-    async def dropped(self, kuuid: int) -> int:
-        """How many lines of a keep the journal says it has dropped so far."""
 
 
 class EventRecorder(Protocol):
@@ -104,9 +124,6 @@ class EventRecorder(Protocol):
 
     def removing(self, kuuid: int, by: str) -> AbstractAsyncContextManager[None]:
         """A keep's unit is being ended while the block runs, as `by` asked for; after it that is recorded."""
-
-    async def counted(self, kuuid: int) -> None:
-        """Waits until it is known how many lines of a keep that has ended were dropped, or that it never will be."""
 
 
 class Loaders(Protocol):

@@ -12,8 +12,11 @@ from keep_manager.keeps import decide
 from keep_manager.keeps.creation import Creation, Unbroken, spec_for
 from keep_manager.keeps.decide import Page
 from keep_manager.keeps.idempotency import IdempotencyCache, another_request
-from keep_manager.keeps.interfaces import EventRecorder, Loaders, Providers, Quotas, Units
+from keep_manager.keeps.inputs import Inputs
+from keep_manager.keeps.interfaces import EventRecorder, Folders, Loaders, Providers, Quotas, Units
 from keep_manager.keeps.policy import Policy, Unlimited
+from keep_manager.keeps.readers import Readers
+from keep_manager.keeps.rest import Rest
 from keep_manager.keeps.spares import Spares, is_spare
 from keep_manager.keeps.starts import Starts
 from keep_manager.keeps.view import Entry, View
@@ -29,7 +32,7 @@ from keep_protocol.states import State
 LOG = logging.getLogger("keepfleet.keeps")
 ASKED_CONCURRENTLY = 64
 """Units and loaders asked at the same moment when keeps are found: as many as the bus takes calls in flight."""
-MAX_WAITERS = 1024
+MAX_WAITERS = 4096
 """Requests that may wait for a change of state; each costs a task and no connection to a loader."""
 MAX_WAIT_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -50,15 +53,19 @@ class Keeps:
         loaders: Loaders,
         policy: Policy,
         providers: Providers,
+        folders: Folders,
         recorder: EventRecorder,
         view: View,
+        readers: Readers,
+        inputs: Inputs,
         quotas: Quotas | None = None,
     ) -> None:
-        self._units, self._loaders, self._policy = units, loaders, policy
-        self._recorder, self._view = recorder, view
+        self._units, self._loaders, self._policy, self._folders = units, loaders, policy, folders
+        self._recorder, self._view, self._inputs = recorder, view, inputs
         self._quotas: Quotas = quotas or Unlimited()
         self._unbroken = Unbroken(tasks)
-        self._starts = Starts(loaders, policy, providers, view, self._quotas)
+        self._rest = Rest(units, folders, view)
+        self._starts = Starts(loaders, policy, providers, folders, view, self._quotas, readers, inputs)
         self._spares = Spares(units, policy)
         self._creation = Creation(
             units,
@@ -71,6 +78,7 @@ class Keeps:
             self._starts,
             self._spares,
             remove=self.remove,
+            forget=self._forget,
         )
         self._idempotency = IdempotencyCache()
         self._waiters = 0
@@ -102,8 +110,10 @@ class Keeps:
             answer = answers.get(unit.kuuid)
             if isinstance(answer, Answer):
                 self._view.answered(unit.kuuid, answer)
-            else:
-                self._view.silent(unit, await self._units.end(unit.kuuid), answer)
+            elif not decide.at_rest(unit):
+                await self._rest.look(unit, answer)
+        await self._rest.look_at_all([unit for unit in found if decide.at_rest(unit) and unit.kuuid in self._view])
+        await self._rest.look_at_remains({unit.kuuid for unit in found})
         return list(self._view)
 
     async def tend_spares(self) -> None:
@@ -183,11 +193,6 @@ class Keeps:
         await self._look_at([entry] if entry.passing else [])
         return self._view.find(kuuid)
 
-    async def counted(self, kuuid: int) -> KeepInfo:
-        """A keep that has ended, once it is known how many of its lines were dropped. Raises NOT_FOUND."""
-        await self._recorder.counted(kuuid)
-        return self._view.find(kuuid)
-
     async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
         """One keep, once its state is another than `changed_from`, or as it is after `seconds`.
 
@@ -262,14 +267,23 @@ class Keeps:
         entry.removing = True
         try:
             async with self._recorder.removing(kuuid, by):
-                await self._units.stop(kuuid)
+                if entry.has_unit:
+                    await self._units.stop(kuuid)
+                reach(Failpoint.REMOVE_BEFORE_FILES)
+                await self._forget(kuuid)
         except KeepfleetError as error:
             entry.removing = False
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
+            await self._forget(kuuid)
             self._view.drop(kuuid)
             raise missing(kuuid) from error
         self._view.drop(kuuid)
+
+    async def _forget(self, kuuid: int) -> None:
+        """Removes what is left of a keep whose unit has gone."""
+        self._inputs.close(kuuid)
+        await asyncio.to_thread(self._folders.remove, kuuid)
 
     async def _refreshed(self, kuuid: int) -> KeepInfo:
         """One keep as its loader, or else its unit, shows it at this moment. Raises KeepfleetError(NOT_FOUND)."""
@@ -277,7 +291,7 @@ class Keeps:
             return self._view.answered(kuuid, await self._loaders.ask(kuuid, Command(CommandType.INFO)))
         except KeepfleetError as error:
             unit = await self._existing(kuuid)
-            return self._view.silent(unit, await self._units.end(kuuid), error)
+            return await self._rest.look(unit, error)
 
     async def _existing(self, kuuid: int) -> UnitState:
         unit = await self._units.look(kuuid)

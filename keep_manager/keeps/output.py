@@ -22,6 +22,8 @@ STALL_SECONDS = 10.0
 """How long the guest waits for a reader that takes nothing; after that the reader has gaps instead."""
 MAX_READERS = 64
 """Of one keep's output: each wakes up for each token."""
+BLOCK_BYTES = 512 * 1024
+"""Read at once for one reader: what one that stalls holds in memory."""
 RELEASES = 16
 """Parts of the ring: the loader hears of each that no reader is waited for in any more, also while there is more."""
 MAX_TOKENS = 16
@@ -61,8 +63,19 @@ class KeepOutput:
     def __repr__(self) -> str:
         return f"KeepOutput({unit_name(self._kuuid)}, {self._readers})"
 
+    @property
+    def attached(self) -> bool:
+        """Whether there is a channel to the loader."""
+        return self._channel is not None
+
+    @property
+    def readers(self) -> int:
+        """How many there are."""
+        return len(self._readers)
+
     def attach(self, channel: socket.socket) -> None:
-        """Takes over the channel to the loader, in place of that to one before."""
+        """Takes over the channel to the loader, in place of that to one before. The loader hears immediately what is
+        read and what is to be kept; it may get its end after that."""
         self._detach()
         channel.setblocking(False)
         self._channel, self._token_out = channel, True  # whatever it has written by now, it hears where we are
@@ -72,18 +85,27 @@ class KeepOutput:
     def close(self) -> None:
         """The keep is gone: its readers get what is there, and no more."""
         self._detach()
-        self._wake()
+        self.wake()
         os.close(self._descriptor)
         self._descriptor = -1
 
     @asynccontextmanager
     async def reading(self, position: int = 0, *, holds: bool = False) -> AsyncIterator[Reader]:
-        """A reader from `position` on, for the block. Raises KeepfleetError(TOO_MANY, or KEEP_FAILED)."""
+        """A reader from `position` on, for the block. Raises as `add` does."""
+        reader = self.add(position, holds=holds)
+        try:
+            yield reader
+        finally:
+            self.remove(reader)
+
+    def add(self, position: int = 0, *, holds: bool = False) -> Reader:
+        """A reader from `position` on, until it is removed. Raises KeepfleetError: TOO_MANY, BAD_REQUEST for a position
+        that there is not, KEEP_FAILED."""
         if len(self._readers) >= MAX_READERS:
             raise KeepfleetError(
                 ErrorKind.TOO_MANY, f"cannot read the output of keep {self._kuuid}: {MAX_READERS} readers do already"
             )
-        tail, head = self._ring.bounds()
+        tail, head = self.bounds()
         if position > head:
             raise KeepfleetError(
                 ErrorKind.BAD_REQUEST, f"cannot read the output of keep {self._kuuid}: it has no position {position}"
@@ -91,25 +113,44 @@ class KeepOutput:
         reader = Reader(max(position, tail), holds=holds)
         self._readers.append(reader)
         self._acknowledge(always=True)
+        return reader
+
+    def remove(self, reader: Reader) -> None:
+        """`reader` is one no more."""
+        self._readers.remove(reader)
+        self._acknowledge(always=True)
+
+    def bounds(self) -> tuple[int, int]:
+        """The positions of the oldest frame and of the end. Raises KeepfleetError(KEEP_FAILED)."""
         try:
-            yield reader
-        finally:
-            self._readers.remove(reader)
-            self._acknowledge(always=True)
+            return self._ring.bounds()
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def take(self, reader: Reader) -> Block | None:
         """What comes next for `reader`; None where there is nothing yet. Raises KeepfleetError(KEEP_FAILED)."""
-        try:
-            block = self._ring.block(reader.position)
-        except OSError as error:
-            raise KeepfleetError(
-                ErrorKind.KEEP_FAILED, f"cannot read the output of keep {self._kuuid}: {error.strerror}"
-            ) from error
+        block = self.look(reader.position)
         if not block.data:
             reader.position = block.position
             self._acknowledge()
             return None
         return block
+
+    def look(self, position: int) -> Block:
+        """The frames from `position` on, or from the oldest one; without data where there is nothing yet. No reader is
+        concerned, and it may be called in a thread. Raises KeepfleetError(KEEP_FAILED)."""
+        try:
+            return self._ring.block(position, BLOCK_BYTES)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> KeepfleetError:
+        return KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot read the output of keep {self._kuuid}: {error.strerror}")
+
+    def wake(self) -> None:
+        """Everyone who waits for more looks again."""
+        self._more.set()
+        self._more = asyncio.Event()
 
     def sent(self, reader: Reader, block: Block) -> None:
         """`reader` has been sent the block: it is not kept for it any more."""
@@ -151,15 +192,11 @@ class KeepOutput:
             loop.remove_reader(self._channel)
             loop.call_later(TOKENS_PAUSE_SECONDS, self._listen_again, self._channel)
         self._token_out = True
-        self._wake()
+        self.wake()
 
     def _listen_again(self, channel: socket.socket) -> None:
         if channel is self._channel:
             asyncio.get_running_loop().add_reader(channel, self._token)
-
-    def _wake(self) -> None:
-        self._more.set()
-        self._more = asyncio.Event()
 
     def _acknowledge(self, *, always: bool = False) -> None:
         """Answers a token once a reader has what there was, and says in between what is to be kept no more.
@@ -199,4 +236,4 @@ class KeepOutput:
             asyncio.get_running_loop().remove_writer(self._channel)
             self._channel.close()
             self._channel = None
-            self._wake()
+            self.wake()

@@ -69,7 +69,8 @@ def _end_of(entry: Entry, retention: float) -> tuple[float | None, str]:
     """When the keep is due, None for never, and why."""
     info = entry.info
     if info.state in ENDED:
-        ended = entry.unit_ended if info.outcome is None else info.outcome.ended_monotonic
+        # Of a keep of an earlier boot it counts from when it was found in this one.
+        ended = None if info.outcome is None or not entry.has_unit else info.outcome.ended_monotonic
         ended = entry.unit_ended if ended is None else ended
         return (None if ended is None else ended + retention), f"ended {retention:g} s ago"
     lease = getattr(info.lease, UNUSED.get(info.phase, ""), 0)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
-from keep_manager.keeps.interfaces import Loaders, LoaderSession, Providers, Quotas
+from keep_manager.keeps.inputs import Inputs
+from keep_manager.keeps.interfaces import Folders, Loaders, LoaderSession, Providers, Quotas
 from keep_manager.keeps.kinds import kind_of
 from keep_manager.keeps.policy import Policy, uploaders_for
 from keep_manager.keeps.ports import bind_listener
+from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.view import NO_SPEC, View
-from keep_manager.model import Answer, Caller, Provision, UnixUser
+from keep_manager.model import KEEPS_OUTPUT, Answer, Caller, Provision, UnixUser
 from keep_protocol.api import StartKeep
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
 from keep_protocol.control import StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.spec import KeepSpec
+from keep_protocol.workload import INPUT
 
 LOG = logging.getLogger("keepfleet.keeps")
 START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
@@ -29,9 +33,19 @@ START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
 class Starts:
     """The starts of one manager's keeps, of each keep one at a time."""
 
-    def __init__(self, loaders: Loaders, policy: Policy, providers: Providers, view: View, quotas: Quotas) -> None:
-        self._loaders, self._policy, self._providers = loaders, policy, providers
-        self._view, self._quotas = view, quotas
+    def __init__(
+        self,
+        loaders: Loaders,
+        policy: Policy,
+        providers: Providers,
+        folders: Folders,
+        view: View,
+        quotas: Quotas,
+        readers: Readers,
+        inputs: Inputs,
+    ) -> None:
+        self._loaders, self._policy, self._providers, self._folders = loaders, policy, providers, folders
+        self._view, self._quotas, self._readers, self._inputs = view, quotas, readers, inputs
         self._starting: set[int] = set()
 
     def __repr__(self) -> str:
@@ -61,7 +75,7 @@ class Starts:
         before: nothing is made or ended for it then. It is not counted as a start."""
         uploaders_for(request.uploaders, spec, caller)
         self._quotas.check_start(caller, request.kuuid, request.address, request.port)
-        async with self._providers.opened(self._provision(request, spec, caller, None)):
+        async with self._providers.opened(self._provision(request, spec, caller, None, version=1)):
             return
 
     @contextmanager
@@ -76,6 +90,7 @@ class Starts:
 
     async def _start(self, session: LoaderSession, request: StartKeep, caller: Caller) -> KeepInfo:
         info = self._view.answered(request.kuuid, await self._hand_over(session, request, caller))
+        await self._readers.tend(request.kuuid)  # before anyone hears where the workload is awaited
         reach(Failpoint.START_BEFORE_REPLY)
         LOG.info("%s: started by %s on %s port %d", unit_name(info.kuuid), caller, info.address, info.port)
         return info
@@ -88,28 +103,55 @@ class Starts:
         spec = self._view.entry(kuuid).spec or NO_SPEC
         if spec.spare:  # which its loader may not know, where a manager was killed after it had said so to systemd
             await session.claim(spec)
+        version, streams = answer.report.control_version, _streams_input(request)
+        if streams:
+            decide.refuse_streaming(answer.report)
         given = request.workload is not None and request.workload.gives
         uploaders = uploaders_for(request.uploaders, spec, caller, given=given)
         if given:
             decide.refuse_giving(answer.report, uploaders)
         allowed = self._quotas.admit_start(caller, kuuid, request.address, request.port)
         kind = kind_of(spec.kind)
-        async with self._providers.opened(self._provision(request, spec, caller, session.user)) as opened:
+        provision = self._provision(request, spec, caller, session.user, version)
+        async with self._tidied(kuuid) as handed, self._providers.opened(provision) as opened:
+            reach(Failpoint.START_AFTER_FILES)
             reach(Failpoint.START_BEFORE_BIND)
             first, last = max(self._policy.first_port, allowed[0]), min(self._policy.last_port, allowed[1])
             ports = decide.candidate_ports(request.address, request.port, first, last)
-            with bind_listener(request.address, ports) as listener:
+            with bind_listener(request.address, ports) as listener, ExitStack() as held:
                 reach(Failpoint.START_AFTER_BIND)
                 descriptors = {"listener": listener.fileno(), **opened}
+                if streams:
+                    descriptors[INPUT] = held.enter_context(self._inputs.made(kuuid))
                 kind.check_descriptors(tuple(descriptors))
                 port = listener.getsockname()[1]
                 message = StartMessage(request.address, request.names, uploaders, tuple(descriptors))
                 reach(Failpoint.START_AFTER_ADDRESS)
+                handed.set()
                 answer = await session.start(message, port, tuple(descriptors.values()), START_REPLY_SECONDS)
         reach(Failpoint.START_AFTER_COMMAND)
         if (answer.report.address, answer.report.port) != (request.address, port):
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot trust keep {kuuid}: it names another address")
         return answer
 
-    def _provision(self, request: StartKeep, spec: KeepSpec, caller: Caller, user: UnixUser | None) -> Provision:
-        return Provision(request.kuuid, spec, caller, self._policy.allowance(caller), user, request.workload)
+    @asynccontextmanager
+    async def _tidied(self, kuuid: int) -> AsyncIterator[asyncio.Event]:
+        """Removes the keep's files where the block fails before they were handed over: then it sets the event. What its
+        loader has may be in use, and is replaced by the next start or removed with the keep."""
+        handed = asyncio.Event()
+        try:
+            yield handed
+        except BaseException:
+            if not handed.is_set():
+                await asyncio.shield(asyncio.to_thread(self._folders.remove, kuuid))
+            raise
+
+    def _provision(
+        self, request: StartKeep, spec: KeepSpec, caller: Caller, user: UnixUser | None, version: int
+    ) -> Provision:
+        allowed = self._policy.allowance(caller)
+        return Provision(request.kuuid, spec, caller, allowed, user, request.workload, version >= KEEPS_OUTPUT)
+
+
+def _streams_input(request: StartKeep) -> bool:
+    return request.workload is not None and request.workload.workload.streams_input

@@ -27,7 +27,8 @@ NO_SPEC = KeepSpec()
 class Entry:
     """One keep. spec: None until a keep of the version before has said what it is; report: its loader's latest; since:
     when it reached the phase it is in, in seconds since boot; unit_ended: when its unit failed, or None; passing: its
-    unit was on its way from one state to another when it was looked at."""
+    unit was on its way from one state to another when it was looked at; resting: it has no process any more;
+    has_unit: not of a keep of an earlier boot."""
 
     spec: KeepSpec | None
     info: KeepInfo
@@ -36,6 +37,8 @@ class Entry:
     unit_ended: float | None = None
     removing: bool = False
     passing: bool = False
+    resting: bool = False
+    has_unit: bool = True
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -83,14 +86,23 @@ class View:
         """The keep, now that its loader has answered. Raises KeepfleetError(NOT_FOUND)."""
         entry = self.entry(kuuid)
         entry.spec = decide.adopted(entry.spec, answer.claims)
-        entry.report, entry.unit_ended, entry.passing = answer.report, None, False
+        entry.report, entry.unit_ended, entry.passing, entry.resting = answer.report, None, False, False
         return self._set(entry, answer.report)
+
+    def recorded(self, kuuid: int, report: KeepReport, ended: float | None, *, has_unit: bool = True) -> KeepInfo:
+        """The keep, which has no loader any more, by what that has written down; `ended`: when its unit did, where that
+        is known, in seconds since boot. Raises KeepfleetError(NOT_FOUND)."""
+        entry = self.entry(kuuid)
+        entry.report, entry.unit_ended, entry.passing, entry.resting = report, ended, False, True
+        entry.has_unit = has_unit
+        return self._set(entry, report)
 
     def silent(self, unit: UnitState, end: UnitEnd, error: KeepfleetError | None) -> KeepInfo:
         """The keep, now that its loader does not answer. Raises KeepfleetError(NOT_FOUND)."""
         entry = self.entry(unit.kuuid)
         entry.passing = unit.active != "failed" and (not decide.answers(unit) or decide.between_loaders(unit, error))
-        if unit.active == "failed":
+        entry.resting = decide.at_rest(unit)
+        if entry.resting:
             entry.unit_ended = end.inactive_since
         return self._set(entry, decide.silent(unit, end, error, entry.spec or NO_SPEC, entry.report))
 

@@ -16,16 +16,18 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from keep_manager.keeps import decide
-from keep_manager.keeps.dropped import Counter
 from keep_manager.keeps.events import audit, events_of, is_upload, reached, sentence
-from keep_manager.keeps.interfaces import EventLog, Loaders, Units
-from keep_manager.keeps.view import Entry, View
+from keep_manager.keeps.inputs import Inputs
+from keep_manager.keeps.interfaces import EventLog, Folders, Loaders, Providers, Units
+from keep_manager.keeps.readers import Readers
+from keep_manager.keeps.rest import Rest
+from keep_manager.keeps.view import View
 from keep_manager.model import LastEvent, LoaderGone, UnitState
 from keep_manager.tasks import Group
 from keep_protocol.constants import unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo
+from keep_protocol.keep import KeepInfo, KeepReport
 from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
 
@@ -41,22 +43,21 @@ MANY, MANY_SECONDS = 16, 16.0
 could report thousands, and each would be looked at and written down."""
 BEGUN_TOGETHER = 32
 """Keeps that a new manager begins to watch before the loop turns to its clients: 5 ms."""
-SETTLED_SECONDS = 5.0
-"""How long a client waits at most for the count of dropped lines."""
 RECORDED_SECONDS = 2.0
 """How long a client waits at most until a removal is recorded: milliseconds, unless the journal takes nothing."""
 _ENDS = (EventType.ENDED, EventType.FAILED)
 
 
 class _Watched:
-    """One keep that is watched: its latest event, who removes it, in the order in which they asked, and whether its
-    end, and its going, are recorded."""
+    """One keep that is watched: its latest event, who removes it, in the order in which they asked, whether its going
+    is recorded, and whether its loader is being given another way to journald."""
 
     def __init__(self, latest: LastEvent | None) -> None:
         self.latest = latest
         self.removers: list[str] = []
         self.failure = ""
-        self.nudged, self.settled, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.nudged, self.gone = asyncio.Event(), asyncio.Event()
+        self.given: asyncio.Task[None] | None = None
 
 
 class Pace:
@@ -81,9 +82,21 @@ class Pace:
 class Watch:
     """The watch over all keeps of one manager; its tasks are `tasks`'."""
 
-    def __init__(self, tasks: Group, units: Units, loaders: Loaders, log: EventLog, view: View) -> None:
+    def __init__(
+        self,
+        tasks: Group,
+        units: Units,
+        loaders: Loaders,
+        providers: Providers,
+        folders: Folders,
+        log: EventLog,
+        view: View,
+        readers: Readers,
+        inputs: Inputs,
+    ) -> None:
         self._tasks, self._units, self._loaders, self._log, self._view = tasks, units, loaders, log, view
-        self._counter = Counter(loaders, log, view)
+        self._providers, self._folders, self._readers, self._inputs = providers, folders, readers, inputs
+        self._rest = Rest(units, folders, view)
         self._watched: dict[int, _Watched] = {}
 
     def __repr__(self) -> str:
@@ -130,11 +143,26 @@ class Watch:
         watched.nudged.set()
         await _within(watched.gone, RECORDED_SECONDS)
 
-    async def counted(self, kuuid: int) -> None:
-        """Waits until a keep's end is recorded, with the lines that were dropped; not for ever."""
-        watched = self._watched.get(kuuid)
-        if watched is not None:
-            await _within(watched.settled, SETTLED_SECONDS)
+    async def tend_resting(self) -> None:
+        """Looks now and then at the units of all keeps that have ended, which no connection tells of: at one whose unit
+        was stopped, or started again, by hand. For ever."""
+        while True:
+            await asyncio.sleep(LONGEST_PAUSE_SECONDS)
+            await self.look_at_resting()
+
+    async def look_at_resting(self) -> None:
+        """Has the watch over each of these look at it whose unit is not as it was."""
+        resting = {entry.info.kuuid for entry in self._view.entries() if entry.resting and entry.has_unit}
+        if not resting:
+            return
+        try:
+            still = {unit.kuuid for unit in await self._units.listed() if decide.at_rest(unit)}
+        except KeepfleetError as error:
+            LOG.debug("cannot look at %d keeps that have ended: %s", len(resting), error.message)
+            return
+        for kuuid in resting - still:
+            if kuuid in self._watched:
+                self._watched[kuuid].nudged.set()
 
     def _begin(self, kuuid: int, latest: LastEvent | None) -> None:
         if kuuid in self._watched or kuuid not in self._view:
@@ -152,39 +180,47 @@ class Watch:
             await self._follow(kuuid, watched)
             with suppress(KeepfleetError):
                 info = self._view.find(kuuid)
+            self._inputs.close(kuuid)
+            await asyncio.to_thread(self._folders.remove, kuuid)
             self._view.drop(kuuid)
             await self._record(KeepEvent(time.time(), EventType.REMOVED, info, next(iter(watched.removers), "")))
         finally:
-            watched.settled.set()
             watched.gone.set()
             del self._watched[kuuid]
 
     async def _look_into(self, info: KeepInfo, watched: _Watched) -> None:
         """Records what has happened to a keep that is now so."""
-        ended = reached(info) in _ENDS
-        if ended and not watched.settled.is_set():
-            info = await self._counter.settled(info)
+        if reached(info) in _ENDS:
+            self._inputs.close(info.kuuid)
         for event in events_of(watched.latest, info, time.time()):
             if is_upload(watched.latest, event):
                 SECURITY.info("%s", audit(event.keep))
             await self._record(event)
             watched.latest = LastEvent(event.type, info.restarts, time.monotonic())
-        if ended:
-            watched.settled.set()
 
     async def _follow(self, kuuid: int, watched: _Watched) -> None:
         """Looks into the keep each time its phase has changed, until it has gone."""
         pause = FIRST_PAUSE_SECONDS
         pace = Pace(MANY, MANY_SECONDS)
         while True:
+            failure: KeepfleetError | None = None
             try:
-                async with self._loaders.session(kuuid) as session:
-                    while True:
-                        command = _next_report(self._view.entry(kuuid))
-                        info = self._view.answered(kuuid, await session.ask(command, WAIT_SECONDS))
-                        pause, watched.failure = FIRST_PAUSE_SECONDS, ""
-                        await self._look_into(info, watched)
-                        await asyncio.sleep(pace.wait(time.monotonic()))
+                if self._view.entry(kuuid).resting:
+                    await watched.nudged.wait()
+                    watched.nudged.clear()
+                else:
+                    seen: KeepReport | None = None
+                    async with self._loaders.session(kuuid) as session:
+                        while True:
+                            # Not from what the view has: who asked the loader meanwhile has not looked into that here.
+                            answer = await session.ask(_next_report(seen), WAIT_SECONDS)
+                            seen, info = answer.report, self._view.answered(kuuid, answer)
+                            pause, watched.failure = FIRST_PAUSE_SECONDS, ""
+                            await self._look_into(info, watched)
+                            await self._readers.tend(kuuid)
+                            if answer.report.journal_gone and (watched.given is None or watched.given.done()):
+                                watched.given = self._tasks.start(self._give_journal(kuuid), name=f"journal of {kuuid}")
+                            await asyncio.sleep(pace.wait(time.monotonic()))
             except KeepfleetError as error:
                 failure = error
             if kuuid not in self._view:
@@ -193,18 +229,43 @@ class Watch:
                 unit = await self._units.look(kuuid)
                 if unit is None or not decide.is_keep(unit):
                     return
+                if failure is None:
+                    self._view.entry(kuuid).resting = decide.at_rest(unit)
+                    continue
                 if await self._silent(unit, failure, watched):
                     pause = FIRST_PAUSE_SECONDS  # another loader comes in a moment
+                if self._view.entry(kuuid).resting:
+                    continue
             except KeepfleetError as error:
                 LOG.debug("cannot look after %s: %s", unit_name(kuuid), error.message)
+                if failure is None:
+                    watched.nudged.set()  # it looks again after the pause
+                    await asyncio.sleep(pause)
             await _within(watched.nudged, pause)
-            watched.nudged.clear()
+            if failure is not None:
+                watched.nudged.clear()
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _give_journal(self, kuuid: int) -> None:
+        """Gives the keep's loader other ways to journald until one works, or the keep has no loader."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            try:
+                with self._providers.journal() as descriptor:
+                    async with self._loaders.session(kuuid) as session:
+                        answer = await session.ask(Command(CommandType.JOURNAL), descriptors=(descriptor,))
+            except KeepfleetError as error:
+                LOG.debug("%s: %s", unit_name(kuuid), error.message)
+                return  # another loader reports it again
+            if not answer.report.journal_gone:
+                return
 
     async def _silent(self, unit: UnitState, failure: KeepfleetError, watched: _Watched) -> bool:
         """What a loader that does not answer means for its keep; whether another one is about to come."""
         if isinstance(failure, LoaderGone):
-            await self._look_into(self._view.silent(unit, await self._units.end(unit.kuuid), failure), watched)
+            await self._look_into(await self._rest.look(unit, failure), watched)
             return decide.between_loaders(unit, failure) or unit.active == "activating"
         if failure.message != watched.failure:
             watched.failure = failure.message
@@ -220,15 +281,14 @@ class Watch:
             LOG.warning("%s (recorded here alone: %s)", sentence(event), error.message)
 
 
-def _next_report(entry: Entry) -> Command:
-    """What to ask a keep's loader: for the next change of what it has said, or where that does not hold, for the keep.
+def _next_report(seen: KeepReport | None) -> Command:
+    """What to ask a keep's loader: for what comes after the report `seen`, or where there is none, for the keep.
 
-    A loader of the version before is not asked for a change of the sentence alone.
+    A loader of version 1 is not asked for a change of the sentence alone.
     """
-    report = entry.report
-    if report is None or not entry.info.phase:
+    if seen is None or not seen.phase:
         return Command(CommandType.INFO)
-    return Command(CommandType.WAIT, f"{report.phase} {report.detail}" if report.control_version > 1 else report.phase)
+    return Command(CommandType.WAIT, f"{seen.phase} {seen.detail}" if seen.control_version > 1 else seen.phase)
 
 
 async def _within(event: asyncio.Event, seconds: float) -> None:

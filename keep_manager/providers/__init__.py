@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from keep_manager.callers import GrantRoot
 from keep_manager.model import Provision
-from keep_manager.providers import endpoint, secrets
+from keep_manager.providers import endpoint, output, secrets
 from keep_manager.providers.files import Files
+from keep_manager.providers.output import JOURNAL_SOCKET, MakeFiles
 from keep_protocol.errors import KeepfleetError
 
 LOG = logging.getLogger("keepfleet.grants")
@@ -23,11 +24,19 @@ Provider = Callable[[Provision, ExitStack], Mapping[str, int]]
 
 
 class Providers:
-    """Opens what a start asks for; client_ca and revoked are the files that every upload endpoint gets."""
+    """Opens what a start asks for; client_ca and revoked are the files that every upload endpoint gets, make_output
+    makes those that a keep's output goes into, and journal is the path of journald's socket."""
 
-    def __init__(self, client_ca: str, revoked: str, files: Files) -> None:
-        self._files = files
-        self._providers: tuple[Provider, ...] = (endpoint.opener(client_ca, revoked), files.opened, secrets.opened)
+    def __init__(
+        self, client_ca: str, revoked: str, files: Files, make_output: MakeFiles, journal: str = JOURNAL_SOCKET
+    ) -> None:
+        self._files, self._journal = files, journal
+        self._providers: tuple[Provider, ...] = (
+            endpoint.opener(client_ca, revoked),
+            files.opened,
+            secrets.opened,
+            output.opener(make_output, journal),  # last: what another one refuses has left nothing behind
+        )
 
     def __repr__(self) -> str:
         return f"Providers({len(self._providers)})"
@@ -41,6 +50,12 @@ class Providers:
                 LOG.warning("grant root: %s", error.message)
             else:
                 LOG.info("grant root: %s", said)
+
+    @contextmanager
+    def journal(self) -> Iterator[int]:
+        """A datagram socket to journald, open while the block runs."""
+        with ExitStack() as held:
+            yield output.connected(held, self._journal)
 
     @asynccontextmanager
     async def opened(self, provision: Provision) -> AsyncIterator[Mapping[str, int]]:

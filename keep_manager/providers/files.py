@@ -57,7 +57,7 @@ class Files:
         found = {WORKLOAD_DESCRIPTOR: _sealed(held, workload.to_json())}
         roots, caller = provision.allowed.grant_roots, provision.caller
         directories: dict[str, Wanted] = {}
-        for name, grant in zip(workload.grant_names, request.grants, strict=True):
+        for name, grant in zip(request.opened_names, request.grants, strict=True):
             if grant.kind is GrantKind.DIRECTORY:
                 directories[name] = _wanted(*root_for(grant, roots, caller), writable=grant.writable)
             elif grant.kind is GrantKind.STDIN:

@@ -22,7 +22,7 @@ def opened(provision: Provision, held: ExitStack) -> Mapping[str, int]:
         return {}
     return {
         name: open_file(held, grant, provision.allowed.grant_roots, provision.caller, _check)
-        for name, grant in zip(request.workload.grant_names, request.grants, strict=True)
+        for name, grant in zip(request.opened_names, request.grants, strict=True)
         if grant.kind is GrantKind.SECRET
     }
 

@@ -1,5 +1,4 @@
-"""Events of keeps, written into the journal and read from it again, sent to those who follow, and the lines the journal
-dropped.
+"""Events of keeps, written into the journal and read from it again, and sent to those who follow.
 
 Followers cost no process: what this manager writes it sends them itself, and the journal is read once for each that
 asks for what was before. An event is an entry of the manager's own unit, so that no keep's flood can displace it, and
@@ -10,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import secrets
@@ -20,12 +20,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 
 from keep_manager.model import LastEvent, Visible
-from keep_manager.systemd.journal import DROPPED, Journal, check_cursor
+from keep_manager.systemd.journal import Journal, check_cursor
 from keep_protocol import strict_json
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.sse import EventType, KeepEvent, event_from_wire
 
+LOG = logging.getLogger("keepfleet.journal")
 SOCKET = "/run/systemd/journal/socket"
 """Where journald takes entries with fields of the sender's own (systemd's "Native Journal Protocol")."""
 MANAGER_UNIT = "keep-manager.service"
@@ -34,6 +35,7 @@ MESSAGE_ID = "7a1f0c5e7d5b4f5e9a53e0d2c2a3b9d4"
 KEEP = "KEEP_EVENT_KEEP"
 """The field of the keep's ID. Not KEEP_ID, by which people read the lines of the keep itself."""
 OWNER = "KEEP_EVENT_OWNER"
+PROBE = "KEEP_PROBE"
 ID = "KEEP_EVENT_ID"
 """The field of the event's ID, which a follower resumes after: this manager knows it before journald has the entry."""
 WRITE_SECONDS = 5.0
@@ -150,11 +152,6 @@ class EventLog:
     def __repr__(self) -> str:
         return f"EventLog({self._instance}, {len(self._hub.followers)} followers)"
 
-    @property
-    def counts(self) -> bool:
-        """Whether it can be known what journald dropped: it says so to the host's administrators alone."""
-        return self._instance != "user"
-
     async def write(self, event: KeepEvent, text: str) -> None:
         """Writes the event down, one after another, and then sends it to those who follow, also where the journal does
         not take it.
@@ -179,6 +176,25 @@ class EventLog:
         except OSError as error:  # a timeout, too
             why = error.strerror or "it takes nothing"
             raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot write to the journal: {why}") from error
+
+    async def probe(self) -> None:
+        """Writes one entry and reads it back; logs where journald does not store what it is given. Nothing of keeps is
+        lost by that, but their lines and events are not in the journal."""
+        mark, sent = secrets.token_hex(16), {"MESSAGE": "the journal is tried", "PRIORITY": "6"}
+        fields = sent | {"SYSLOG_IDENTIFIER": "keep-manager", PROBE: mark}
+        try:
+            await self._write(entry(fields))
+            await self._journal.sync()
+            stored = bool(await self._cursor((f"{PROBE}={mark}",)))
+        except KeepfleetError as error:
+            LOG.warning("cannot try the journal: %s", error.message)
+            return
+        if not stored:
+            LOG.warning(
+                "the journal shows nothing of priority info that it is given: lines and events of keeps are not in it; "
+                "see MaxLevelStore= and Storage= (man journald.conf)%s",
+                ", or this user may not read it" * (self._instance == "user"),
+            )
 
     @asynccontextmanager
     async def events(
@@ -290,26 +306,6 @@ class EventLog:
                     found.setdefault(*latest)
         return found
 
-    async def taken(self, kuuid: int, since: float, at_most: int) -> int:
-        """How many lines of a keep journald has taken since that second of the host's uptime, counted up to `at_most`.
-
-        Raises KeepfleetError.
-        """
-        await self._journal.sync()
-        arguments = ["--output=json", "--output-fields=_PID", "--quiet", "--no-pager", f"--lines={at_most}"]
-        async with self._journal.records([*arguments, f"_SYSTEMD_UNIT={unit_name(kuuid)}"]) as records:
-            return len([None async for record in records if _uptime(record) >= since])
-
-    async def dropped(self, kuuid: int) -> int:
-        """How many lines of a keep journald says it has dropped so far. Raises KeepfleetError."""
-        await self._journal.sync()
-        arguments = ["--output=json", "--output-fields=N_DROPPED", "--quiet", "--no-pager", *DROPPED]
-        total = 0
-        async with self._journal.records([*arguments, f"OBJECT_SYSTEMD_UNIT={unit_name(kuuid)}"]) as records:
-            async for record in records:
-                total += _number_dropped(record)
-        return total
-
     async def _cursor(self, matches: Iterable[str]) -> str:
         """The cursor of the latest entry that matches; "" where there is none."""
         arguments = ["--output=json", "--output-fields=_PID", "--quiet", "--no-pager", "--lines=1"]
@@ -319,20 +315,6 @@ class EventLog:
             return check_cursor(str(json.loads(record).get("__CURSOR", "")))
         except (ValueError, KeepfleetError):
             return ""
-
-
-def _uptime(record: bytes) -> float:
-    try:
-        return int(json.loads(record)["__MONOTONIC_TIMESTAMP"]) / 1e6
-    except (ValueError, TypeError, KeyError):
-        return 0.0
-
-
-def _number_dropped(record: bytes) -> int:
-    try:
-        return int(json.loads(record)["N_DROPPED"])
-    except (ValueError, TypeError, KeyError):
-        return 0
 
 
 def _matches(event: KeepEvent, kuuid: int | None, visible: Visible | None) -> bool:

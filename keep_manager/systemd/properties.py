@@ -20,6 +20,9 @@ CLAIMED = "spec:"
 """In the description of a spare's unit, before the spec of the keep that it has become; in no safe word."""
 CONTROL_GROUP = "/keepfleet/cgroup"
 """Where a keep's root shows its unit's own control group, in which the kernel counts what it ended for memory."""
+LINES_DOUBLED, OWN_LINES = 2, 64
+"""The loader gives journald at most half of the entries that this takes in a second, so that what has queued up while
+journald stood still does not come to more together with what is new; and it has lines of its own."""
 USEC_PER_PERCENT = 10_000
 """CPUQuotaPerSecUSec= counts the microseconds of processor time in one second."""
 
@@ -38,7 +41,7 @@ def keep_properties(kuuid: int, spec: KeepSpec, root: str | None, groups: str) -
         ("Description", "s", _description(kuuid, spec)),
         ("Slice", "s", slice_name(kuuid)),
         *_live(spec),
-        ("LogRateLimitBurst", "u", spec.limits.log_lines_per_second),
+        ("LogRateLimitBurst", "u", LINES_DOUBLED * spec.limits.log_lines_per_second + OWN_LINES),
         ("LogExtraFields", "aay", log_fields(kuuid, spec)),
         *strict,
         ("Environment", "as", [f"{SPEC_VARIABLE}={encode_spec(spec)}"]),

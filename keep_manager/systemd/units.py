@@ -240,19 +240,20 @@ class SystemdUnits:
         unit = unit_name(kuuid)
         try:
             path = await self._path(unit)
-            result, status, restarts, since = [
+            result, status, restarts, since, exited = [
                 await self._property(path, interface, name, unit)
                 for interface, name in (
                     ("Service", "Result"),
                     ("Service", "ExecMainStatus"),
                     ("Service", "NRestarts"),
                     ("Unit", "InactiveEnterTimestampMonotonic"),
+                    ("Service", "ExecMainExitTimestampMonotonic"),  # of a unit that stays active without a process
                 )
             ]
         except KeepfleetError as error:
             LOG.debug("%s", error.message)
             return UnitEnd()
-        return replies.unit_end(result, status, restarts, since)
+        return replies.unit_end(result, status, restarts, since or exited)
 
     async def _path(self, unit: str) -> str:
         """The unit's object. Raises KeepfleetError(NOT_FOUND)."""

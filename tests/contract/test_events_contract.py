@@ -131,9 +131,3 @@ async def test_the_latest_event_of_each_keep_is_known(written: Subject) -> None:
     assert sorted(latest) == [1, 2]
     assert (latest[1].type, latest[1].restarts, latest[1].owner) == (EventType.RUNNING, 1, "alice")
     assert (latest[2].type, latest[2].restarts, latest[2].owner) == (EventType.CREATED, 0, "bob")
-
-
-async def test_a_keep_of_which_nothing_was_written_has_no_lines_that_were_taken_or_dropped(written: Subject) -> None:
-    assert await written.log.taken(4, 0.0, 10) == 0
-    assert await written.log.dropped(4) == 0
-    assert written.log.counts is True

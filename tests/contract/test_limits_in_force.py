@@ -54,7 +54,7 @@ async def test_systemd_holds_a_keep_to_the_limits_it_was_made_with(systemd: Real
         "TasksMax": "20",
         "CPUQuotaPerSecUSec": "500ms",
         "IOWeight": "55",
-        "LogRateLimitBurst": "77",
+        "LogRateLimitBurst": "218",
         "Environment": f"KEEPFLEET_SPEC={encode_spec(ASKED)}",
     }
 

@@ -5,10 +5,11 @@ Each says at first which it is, and what it was given: its process ID, environme
 an order in JSON, answered "done": {"do": "report", "report": {...}, "files": {name: text, ...}} sends a report with
 files attached by name, "raw" a packet of "text" with "files", a list, that it does not name, "flood" the same many
 times until the socket refuses, "identity" answers the text of the descriptor of that name, "run" waits for what a
-runner is to run, answers its names and what they are open on, and reports that it runs, "run-text" the same with what
-is in them, "hear" answers a packet of the loader's, "burn" uses processor "seconds", "spin" does it for ever,
-"ignore-term", "orphan" (a child that outlives it, its ID answered), "hang-up" closes the report socket, "exit" and
-"signal" end it.
+runner is to run, answers its names and what they are open on, takes its input and output as its own, and reports that
+it runs, "run-text" the same with what is in them, "write" writes "text" to descriptor "to", as often as "times" says,
+"read" answers what its standard input has, at most "size" bytes, "close" closes descriptor "to", "hear" answers a
+packet of the loader's, "burn" uses processor "seconds", "spin" does it for ever, "ignore-term", "orphan" (a child that
+outlives it, its ID answered), "hang-up" closes the report socket, "exit" and "signal" end it.
 """
 
 from __future__ import annotations
@@ -68,13 +69,24 @@ def run(show: Callable[[int], str]) -> str:
     with socket.socket(fileno=os.dup(STATUS)) as reports:
         packet, descriptors, _, _ = socket.recv_fds(reports, 4096, 48)
         names = json.loads(packet)["run"]
-        passed = dict(zip(names, map(show, descriptors), strict=True))
+        numbers = dict(zip(names, descriptors, strict=True))
+        for name, place in (("input", 0), ("stdout", 1), ("stderr", 2)):
+            if name in numbers:
+                os.dup2(numbers.pop(name), place)
+        passed = {name: show(number) for name, number in numbers.items()}
         with open("/proc/self/status", "rb") as status:
             report = {"report": "running", "descriptors": ["status"]}
             socket.send_fds(reports, [json.dumps(report).encode()], [status.fileno()])
     for number in descriptors:
         os.close(number)
     return json.dumps(passed)
+
+
+def write(to: int, data: bytes) -> None:
+    """Writes all of it."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(to, view) :]
 
 
 def obey(order: dict[str, Any]) -> str:
@@ -94,6 +106,12 @@ def obey(order: dict[str, Any]) -> str:
         return run(lambda number: os.readlink(f"/proc/self/fd/{number}"))
     elif do == "run-text":
         return run(lambda number: os.pread(number, 4096, 0).decode())
+    elif do == "write":
+        write(int(str(order["to"])), str(order["text"]).encode("latin-1") * int(str(order.get("times", 1))))
+    elif do == "read":
+        return os.read(0, int(str(order["size"]))).decode("latin-1")
+    elif do == "close":
+        os.close(int(str(order["to"])))
     elif do == "hear":
         return os.read(STATUS, 4096).decode()
     elif do == "burn":

@@ -10,37 +10,31 @@ from keep_manager.model import LastEvent, Visible
 from keep_manager.systemd.journal import check_cursor
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.sse import EventType, KeepEvent
-from tests.fakes.fake_journal import cursor
 
 DEADLINE = 20.0
 """Seconds until a test gives up; each event is written in milliseconds."""
 
 
+def cursor(number: int) -> str:
+    """The cursor of event `number`, in the journal's own form."""
+    return f"s={'0' * 32};i={number:x};b={'0' * 32};m=1;t=1;x=1"
+
+
 class FakeEventLog:
     """`written` are the events so far and `lines` their lines; `before` is what another manager recorded; `away` makes
-    each call fail, whereupon `refused` is set; `readers` are those that follow now.
+    each call fail, whereupon `refused` is set; `readers` are those that follow now."""
 
-    accepted and lost: what the journal took of a keep in its last second, and what it dropped.
-    """
-
-    def __init__(self, *, counts: bool = True) -> None:
+    def __init__(self) -> None:
         self.written: list[KeepEvent] = []
         self.lines: list[str] = []
         self.before: dict[int, LastEvent] = {}
         self.away = False
         self.readers = 0
-        self.accepted, self.lost = 0, 0
         self.refused = asyncio.Event()
-        self._counts = counts
         self._changed = asyncio.Condition()
 
     def __repr__(self) -> str:
         return f"FakeEventLog({len(self.written)} events, {self.readers} readers)"
-
-    @property
-    def counts(self) -> bool:
-        """See EventLog."""
-        return self._counts
 
     def _reach(self) -> None:
         if self.away:
@@ -79,16 +73,6 @@ class FakeEventLog:
                 for event in self.written
             },
         }
-
-    async def taken(self, kuuid: int, since: float, at_most: int) -> int:
-        """See EventLog."""
-        self._reach()
-        return min(self.accepted, at_most)
-
-    async def dropped(self, kuuid: int) -> int:
-        """See EventLog."""
-        self._reach()
-        return self.lost
 
     @asynccontextmanager
     async def events(

@@ -6,12 +6,15 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from keep_protocol.constants import MAX_CONTROL_FDS, control_socket_path
 from keep_protocol.control import (
     CONTROL_VERSION,
+    OUTPUT_DESCRIPTORS,
     START_DESCRIPTORS,
+    WORKLOAD_DESCRIPTOR,
     Command,
     CommandType,
     FrameDecoder,
@@ -22,9 +25,11 @@ from keep_protocol.control import (
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport, Module, Outcome, OutcomeKind, Uploader
+from keep_protocol.outcome import unit_status_of
 from keep_protocol.spec import KeepSpec, decode_spec
 from keep_protocol.states import STATE_OF, Event, Phase, advance
 from keep_protocol.workload import Workload, workload_from_json
+from tests.fakes.fake_output import FakeOutput
 
 FINGERPRINT = "sha256:" + "ab" * 32
 NO_SPEC = KeepSpec()
@@ -46,11 +51,14 @@ class FakeLoader:
     """One keep's loader.
 
     `version` is the control protocol it speaks; of version 1 its unit has no spec, and it says what it was described
-    as. `silent` makes it accept and never answer, `lies` answer each wait immediately; `refuse` is the error the next
-    START gets; `dies` makes STOP wait until it is set, as for a process that takes its time; `hold` makes START wait
-    until it is set, and sets `held`; `heard` is set by each command; `received` are the inode numbers of START's
-    descriptors, `started` its message; `workload` is the description that came with it, and `granted` what that grants,
-    open until the loader ends.
+    as; below 3 it keeps no output, and does not exit once it has ended. `output` is what it does with its start's
+    output, record, journal and input, None before that. `exit_status` is what it has exited with once the keep had
+    ended, None before that; `exited` is called with it then. `silent` makes it accept and never answer, `lies` answer
+    each wait immediately; `refuse` is the error the next START gets; `dies` makes STOP wait until it is set, as for a
+    process that takes its time; `hold` makes START wait until it is set, and sets `held`; `heard` is set by each
+    command; `received` are the inode numbers of START's descriptors, `started` its message; `workload` is the
+    description that came with it, and `granted` what that grants, open
+    until the loader ends.
     """
 
     def __init__(self, runtime_root: str, kuuid: int, spec: KeepSpec = NO_SPEC) -> None:
@@ -78,6 +86,11 @@ class FakeLoader:
         self.heard = asyncio.Event()
         self.stopped_by = ""
         self.says_it_is = kuuid
+        self.output: FakeOutput | None = None
+        self.journal_gone = False
+        self.exit_status: int | None = None
+        self.exited: Callable[[int], None] = lambda _: None
+        self._answering = 0
         self.connections = 0
         self._address, self._port, self._said = "", 0, ""
         self._outcome: Outcome | None = None
@@ -100,21 +113,26 @@ class FakeLoader:
         """Closes every connection and the socket, as a loader that has ended."""
         if self._listener.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
-        for task in self._tasks:
+        others = self._tasks - {asyncio.current_task()}
+        for task in others:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if others:
+            await asyncio.wait(others)
         for sock in self._peers:  # of those whose task was ended before it began
             sock.close()
         self._listener.close()
         while self.granted:
             os.close(self.granted.pop())
+        if self.output is not None:
+            self.output.close()
+            self.output = None
         with suppress(FileNotFoundError):
             os.unlink(self._path)
 
     async def move(self, event: Event, outcome: Outcome | None = None) -> None:
         """Moves the keep along the real table and answers those who wait; `outcome` is how its workload ended."""
         async with self._changed:
+            started = self.phase not in (Phase.BOOTING, Phase.IDLE, Phase.OPENING)
             self.phase, self._said = advance(self.phase, event), ""
             if outcome is not None:
                 self._outcome = outcome
@@ -125,7 +143,23 @@ class FakeLoader:
                 self._outcome = Outcome(
                     kind, kind.value, exit_code=code, ended_at=at, by=self.stopped_by, ended_monotonic=since_boot
                 )
+            if self._outcome is not None and self.output is not None:
+                self._outcome = self._outcome.replace(
+                    output_bytes=self.output.written, lost_bytes=0, journal_skipped_bytes=0
+                )
+            if self.output is not None:
+                self.output.note(self.report())
             self._changed.notify_all()
+            if started and self.output is not None and self.phase in (Phase.ENDED, Phase.FAILED):
+                self._spawn(self._exit())
+
+    async def _exit(self) -> None:
+        """Everyone who waits is answered; then it exits as its workload ended."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._answering)
+        self.exit_status = unit_status_of(self._outcome)
+        await self.close()
+        self.exited(self.exit_status)
 
     async def say(self, detail: str) -> None:
         """Changes the sentence alone."""
@@ -161,6 +195,7 @@ class FakeLoader:
             uploaded_by=self.uploaded_by,
             uploaders=self.uploaders,
             control_version=self.version,
+            journal_gone=self.journal_gone,
         )
 
     def _spawn(self, work: object) -> None:
@@ -186,9 +221,15 @@ class FakeLoader:
                 if not data:
                     return
                 for frame in decoder.feed(data):
-                    reply = await self._obey(frame, descriptors)
-                    if reply is not None:
-                        await asyncio.get_running_loop().sock_sendall(sock, encode_reply(reply, self.spec))
+                    self._answering += 1
+                    try:
+                        reply = await self._obey(frame, descriptors)
+                        if reply is not None:
+                            await asyncio.get_running_loop().sock_sendall(sock, encode_reply(reply, self.spec))
+                    finally:
+                        self._answering -= 1
+                    async with self._changed:
+                        self._changed.notify_all()
         except (ConnectionResetError, BrokenPipeError):
             return
         finally:
@@ -197,10 +238,16 @@ class FakeLoader:
             sock.close()
             self._peers.discard(sock)
 
+    @property
+    def _unknown(self) -> tuple[CommandType, ...]:
+        """The commands that its version has not."""
+        of_3 = (CommandType.FOLLOW, CommandType.JOURNAL)
+        return of_3 * (self.version < 3) + (CommandType.HELLO, CommandType.KEEP_START) * (self.version < 2)
+
     async def _obey(self, frame: bytes, descriptors: list[int]) -> KeepReport | KeepfleetError | None:
         try:
             command = decode_command(frame)
-            if self.version < CONTROL_VERSION and command.type in (CommandType.HELLO, CommandType.KEEP_START):
+            if command.type in self._unknown:
                 raise KeepfleetError(ErrorKind.UNKNOWN_COMMAND, f"cannot obey {command.type.value!r}")
             self.commands.append(command)
             self.heard.set()
@@ -218,14 +265,15 @@ class FakeLoader:
             case CommandType.PORT:
                 self._port = int(command.contents)
             case CommandType.START:
-                await self._start(StartMessage(descriptors=START_DESCRIPTORS), descriptors)
+                names = START_DESCRIPTORS + OUTPUT_DESCRIPTORS * (self.version >= 3)
+                await self._take_start(StartMessage(descriptors=names), descriptors)
             case CommandType.CLAIM:
                 spec = decode_spec(command.contents)
                 if not self.spec.spare or (self.spec.owner and self.spec != spec):
                     raise KeepfleetError(ErrorKind.CONFLICT, "cannot make the keep another one: it is no spare")
                 self.spec, self.restart, self.uploaders = spec, spec.restart, spec.uploaders
             case CommandType.KEEP_START:
-                await self._start(decode_start(command.contents), descriptors)
+                await self._take_start(decode_start(command.contents), descriptors)
             case CommandType.STOP if self.phase not in (Phase.ENDED, Phase.FAILED):
                 advance(self.phase, Event.STOP)
                 self.stopped_by = command.contents
@@ -244,20 +292,47 @@ class FakeLoader:
                             )
                         )
                     )
-            case CommandType.DROPPED if command.contents and self._outcome is not None:
-                self._outcome = self._outcome.with_dropped(int(command.contents))
+            case CommandType.FOLLOW | CommandType.JOURNAL:
+                if self.output is None or len(descriptors) != 1:
+                    raise KeepfleetError(ErrorKind.CONFLICT, "cannot take a descriptor: the keep was not started")
+                if command.type is CommandType.FOLLOW:
+                    self.output.follow(descriptors.pop())
+                else:
+                    self.journal_gone = False
+                    self.output.take_journal(descriptors.pop())
+
+    def _passed(self, message: StartMessage, descriptors: list[int]) -> dict[str, int]:
+        """What came with a start, by name."""
+        names = message.descriptors
+        if WORKLOAD_DESCRIPTOR not in names and len(descriptors) > len(names):  # as version 1 passes it
+            self.workload = workload_from_json(os.pread(descriptors[len(names)], 1 << 22, 0))
+            names = (*names, WORKLOAD_DESCRIPTOR, *self.workload.grant_names)
+        wanted = START_DESCRIPTORS + OUTPUT_DESCRIPTORS * (self.version >= 3)
+        missing = [name for name in wanted if name not in names]
+        unknown = OUTPUT_DESCRIPTORS * (self.version < 3)
+        if missing or len(names) != len(descriptors) or set(names) & set(unknown):
+            raise KeepfleetError(
+                ErrorKind.BAD_REQUEST, f"cannot start the keep: it brings {len(descriptors)}, {', '.join(names)}"
+            )
+        return dict(zip(names, descriptors, strict=True))
+
+    async def _take_start(self, message: StartMessage, descriptors: list[int]) -> None:
+        try:
+            await self._start(message, descriptors)
+        finally:
+            while descriptors:
+                os.close(descriptors.pop())
 
     async def _start(self, message: StartMessage, descriptors: list[int]) -> None:
-        if message.descriptors[:3] != START_DESCRIPTORS or len(descriptors) < 3:
-            raise KeepfleetError(
-                ErrorKind.BAD_REQUEST, f"cannot start the keep: {len(descriptors)} descriptors, not three"
-            )
-        if len(descriptors) > 3:
-            self.workload = workload_from_json(os.pread(descriptors[3], 1 << 22, 0))
+        passed = self._passed(message, descriptors)
+        if WORKLOAD_DESCRIPTOR in passed:
+            self.workload = workload_from_json(os.pread(passed[WORKLOAD_DESCRIPTOR], 1 << 22, 0))
             self.restart = self.workload.restart
-            self.granted = [os.dup(descriptor) for descriptor in descriptors[4:]]
+            self.granted = [os.dup(passed[name]) for name in self.workload.grant_names]
+        if self.version >= 3:
+            self.output = FakeOutput(passed)
         if message.address:
-            with socket.socket(fileno=os.dup(descriptors[0])) as listener:
+            with socket.socket(fileno=os.dup(passed["listener"])) as listener:
                 self._address, self._port = message.address, listener.getsockname()[1]
         self.started, self.uploaders = message, message.uploaders
         await self.move(Event.START)
@@ -267,9 +342,10 @@ class FakeLoader:
             await self.hold.wait()
         if self.refuse is not None:
             error, self.refuse = self.refuse, None
-            while descriptors:
-                os.close(descriptors.pop())
             await self.move(Event.START_FAILED)
+            if self.output is not None:
+                self.output.close()
+                self.output = None
             raise error
         await self.move(Event.ENDPOINT_READY)
 

@@ -75,6 +75,7 @@ class FakeUnits:
             self._set(kuuid, "failed", "failed")
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start {unit}: its loader failed", ("exit code 7",))
         loader = FakeLoader(self._root, kuuid, spec)
+        loader.exited = lambda status: self._exited(kuuid, status)
         loader.open()
         self.loaders[kuuid] = loader
         self._set(kuuid, "active", "running")
@@ -158,6 +159,17 @@ class FakeUnits:
         self._set(kuuid, "failed", "failed")
         await self.loaders.pop(kuuid).close()
 
+    def _exited(self, kuuid: int, status: int) -> None:
+        """The unit's loader has exited as its keep ended, and its unit with it."""
+        self.loaders.pop(kuuid, None)
+        if status == 0:
+            self._set(kuuid, "active", "exited")
+        else:
+            self.ends[kuuid] = UnitEnd("exit-code", status, 0, time.monotonic())
+            shutil.rmtree(f"{self._root}/keepfleet/{kuuid}", ignore_errors=True)
+            self._set(kuuid, "failed", "failed")
+        self._changes()
+
     async def vanish(self, kuuid: int) -> None:
         """The unit's loader has ended, and systemd has not noticed yet."""
         await self.loaders.pop(kuuid).close()
@@ -165,6 +177,7 @@ class FakeUnits:
     def back(self, kuuid: int) -> None:
         """Another loader of the unit's is there."""
         loader = self.loaders[kuuid] = FakeLoader(self._root, kuuid, self.said.get(kuuid, NO_SPEC))
+        loader.exited = lambda status: self._exited(kuuid, status)
         loader.open()
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from keep_protocol.control import (
+    OUTPUT_DESCRIPTORS,
     START_DESCRIPTORS,
     Command,
     CommandType,
@@ -26,6 +27,8 @@ from keep_protocol.control import (
     start,
 )
 from keep_protocol.keep import KeepReport
+from keep_protocol.record import KeepRecord, read_record
+from keep_protocol.ring import MARK, MIN_CAPACITY, Frame, RingReader, RingWriter, decode_mark
 from keep_protocol.spec import KeepSpec
 from keep_protocol.states import State
 from tests.fakes.notify_socket import listening
@@ -49,7 +52,11 @@ class Peer:
     def __init__(self, path: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(DEADLINE)
-        self.sock.connect(path)
+        try:
+            self.sock.connect(path)
+        except OSError:
+            self.sock.close()
+            raise
         self._decoder = FrameDecoder()
         self._frames: list[bytes] = []
         self.frame = b""
@@ -221,6 +228,12 @@ class LoaderProcess:
             self.process.send_signal(number)
         return self.process.wait(DEADLINE)
 
+    def ended(self, passed: Endpoint) -> KeepReport:
+        """The keep, once the loader has exited of itself: what is written down of it."""
+        assert self.process is not None
+        self.process.wait(DEADLINE)
+        return passed.recorded.report
+
     def peer(self) -> Peer:
         """A new control connection."""
         peer = Peer(str(self.directory / "control.sock"))
@@ -253,20 +266,45 @@ class LoaderProcess:
 
 @dataclass
 class Endpoint:
-    """What a start brings."""
+    """What a start brings. journald: the other end of its socket to the journal."""
 
     listener: socket.socket
     authority: int
     revoked: int
+    output: int
+    record: int
+    journal: socket.socket
+    journald: socket.socket
 
     @property
-    def descriptors(self) -> tuple[int, int, int]:
-        return self.listener.fileno(), self.authority, self.revoked
+    def descriptors(self) -> tuple[int, ...]:
+        entering = self.listener.fileno(), self.authority, self.revoked
+        return *entering, self.output, self.record, self.journal.fileno()
 
     @property
     def named(self) -> dict[str, int]:
         """The same by name."""
-        return dict(zip(START_DESCRIPTORS, self.descriptors, strict=True))
+        return dict(zip((*START_DESCRIPTORS, *OUTPUT_DESCRIPTORS), self.descriptors, strict=True))
+
+    @property
+    def recorded(self) -> KeepRecord:
+        """What the loader has written down last."""
+        return read_record(self.record)[0]
+
+    @property
+    def frames(self) -> list[Frame]:
+        """What the ring has."""
+        ring = RingReader(self.output)
+        return ring.read(0, ring.capacity)[0]
+
+    def written(self, stream: int) -> bytes:
+        """What the ring has of a stream."""
+        return b"".join(frame.data for frame in self.frames if frame.stream == stream)
+
+    @property
+    def lines(self) -> list[str]:
+        """The loader's own lines in the ring."""
+        return [line for frame in self.frames if frame.stream == MARK and (line := decode_mark(frame.data).line)]
 
     @property
     def port(self) -> int:
@@ -275,7 +313,7 @@ class Endpoint:
 
 @contextmanager
 def endpoint(directory: Path) -> Iterator[Endpoint]:
-    """A listening socket on a free port, and two files that can be read alone."""
+    """A listening socket on a free port, two files that can be read alone, and what takes the output."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         numbers: list[int] = []
@@ -283,7 +321,14 @@ def endpoint(directory: Path) -> Iterator[Endpoint]:
             (directory / name).write_text(name)
             numbers.append(os.open(directory / name, os.O_RDONLY))
             stack.callback(os.close, numbers[-1])
-        yield Endpoint(listener, *numbers)
+        for name in ("output", "record"):
+            numbers.append(os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o600))
+            stack.callback(os.close, numbers[-1])
+        RingWriter.create(numbers[2], MIN_CAPACITY)
+        journal, journald = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with journal, journald:
+            authority, revoked, output, record = numbers
+            yield Endpoint(listener, authority, revoked, output, record, journal, journald)
 
 
 def opened(loader: LoaderProcess, passed: Endpoint) -> tuple[Peer, Stub]:

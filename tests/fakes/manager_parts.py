@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from keep_grants.protocol import SOCKET_NAME
+from keep_manager.folders import Folders
+from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.interfaces import Quotas
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
+from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.view import View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
@@ -18,9 +21,12 @@ from keep_manager.tasks import Group
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_units import FakeUnits
 
+THIS_BOOT = "this boot"
+
 
 class ManagerParts:
-    """One manager's; another one over the same units and events is the next manager."""
+    """One manager's; another one over the same units and events is the next manager; `boot` is the ID of the
+    host's boot it runs in."""
 
     def __init__(
         self,
@@ -30,13 +36,31 @@ class ManagerParts:
         policy: Policy,
         events: FakeEventLog,
         quotas: Quotas | None = None,
+        boot: str = THIS_BOOT,
     ) -> None:
         self.tasks, self.units, self.policy, self.events = tasks, units, policy, events
-        self.view = View()
+        self.view, self.inputs = View(), Inputs()
         loaders = Loaders(root)
-        self.watch = Watch(tasks, units, loaders, events, self.view)
-        providers = Providers(policy.client_ca, policy.revoked, Files(f"{root}/{SOCKET_NAME}", mapped=False))
-        self.keeps = Keeps(tasks, units, loaders, policy, providers, self.watch, self.view, quotas)
+        self.folders = Folders(f"{root}/state/keeps", boot)
+        self.folders.open()
+        helper = Files(f"{root}/{SOCKET_NAME}", mapped=False)
+        self.journal = f"{root}/journal.sock"
+        providers = Providers(policy.client_ca, policy.revoked, helper, self.folders.make, self.journal)
+        self.readers = Readers(loaders, self.folders, self.view)
+        self.watch = Watch(tasks, units, loaders, providers, self.folders, events, self.view, self.readers, self.inputs)
+        self.keeps = Keeps(
+            tasks,
+            units,
+            loaders,
+            policy,
+            providers,
+            self.folders,
+            self.watch,
+            self.view,
+            self.readers,
+            self.inputs,
+            quotas,
+        )
 
     def __repr__(self) -> str:
         return f"ManagerParts({self.keeps!r})"
@@ -44,11 +68,16 @@ class ManagerParts:
 
 @asynccontextmanager
 async def manager_parts(
-    units: FakeUnits, root: str, policy: Policy, events: FakeEventLog | None = None, quotas: Quotas | None = None
+    units: FakeUnits,
+    root: str,
+    policy: Policy,
+    events: FakeEventLog | None = None,
+    quotas: Quotas | None = None,
+    boot: str = THIS_BOOT,
 ) -> AsyncIterator[ManagerParts]:
     """A manager that has found what there is, and watches it while the block runs."""
     async with Group() as tasks:
-        parts = ManagerParts(tasks, units, root, policy, events or FakeEventLog(), quotas)
+        parts = ManagerParts(tasks, units, root, policy, events or FakeEventLog(), quotas, boot)
         await parts.keeps.rediscover()
         await parts.watch.open()
         yield parts

@@ -47,8 +47,8 @@ class Systemd:
 
     @property
     def parked(self) -> set[str]:
-        """The names of what is parked, without the keep's record."""
-        return set(self.stored) - {"record"}
+        """The names of what is parked, without the keep's record and what its output needs."""
+        return set(self.stored) - {"record", "output", "journal", "stdout", "stderr"}
 
     def drain(self) -> None:
         """Takes what has been said already."""

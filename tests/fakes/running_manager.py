@@ -20,7 +20,6 @@ from keep_manager.tasks import Group
 from keep_protocol import tls
 from keep_protocol.revocation import RevokedFile
 from tests.fakes.fake_event_log import FakeEventLog
-from tests.fakes.fake_journal import FakeJournal
 from tests.fakes.fake_pki import FakeAuthority, Identity
 from tests.fakes.fake_units import FakeUnits
 from tests.fakes.manager_parts import ManagerParts
@@ -46,7 +45,7 @@ class RunningManager:
             self.files.client_ca, self.files.revoked, first_port, 65535, 2.0, max_keeps=20, callers=callers or {}
         )
         self.quotas = QuotaKeeper(self.policy.callers, lambda: self.parts.view)
-        self.tasks, self.journal, self.events = Group(), FakeJournal(), FakeEventLog()
+        self.tasks, self.events = Group(), FakeEventLog()
         self.parts = ManagerParts(self.tasks, self.units, self.runtime_root, self.policy, self.events, self.quotas)
         self.keeps = self.parts.keeps
         self.require_client = require_client
@@ -67,7 +66,9 @@ class RunningManager:
         self.url = f"https://127.0.0.1:{self.port}"
         context = self.files.server_context(require_client=self.require_client)
         admission = Admission(certificates, self.require_client)
-        app = make_app(self.keeps, self.journal, self.events, admission, self.quotas)
+        app = make_app(
+            self.keeps, self.parts.view, self.parts.readers, self.parts.inputs, self.events, admission, self.quotas
+        )
         self.server = Server(app, listener, context, certificates)
         await self.server.open(self.tasks)
 

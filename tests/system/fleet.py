@@ -21,7 +21,8 @@ MANAGER = "keep-manager.service"
 KEEP_RUNTIME = "/run/keepfleet"
 SETTLE_SECONDS = 20.0
 """The manager sees the end of keeps that others stopped within milliseconds; this covers a host that is much busier."""
-NAMED_AFTER_UNITS = ("/run", "/tmp", "/var/tmp", "/sys/fs/cgroup")
+FOLDERS = "/var/lib/keepfleet/keeps"
+NAMED_AFTER_UNITS = ("/run", "/tmp", "/var/tmp", "/sys/fs/cgroup", FOLDERS)
 """Runtime directories, users, unit files, journald's settings, private directories, and control groups."""
 
 
@@ -131,7 +132,8 @@ class Fleet:
 
     def left_over(self) -> list[str]:
         """What is there of any keep: units, and what bears its name where systemd and the kernel keep such things."""
-        names = ["-path", f"{KEEP_RUNTIME}/*", "-o", "-name", "*keep@[1-9]*", "-o", "-name", "*keep-[1-9]*"]
+        paths = ["-path", f"{KEEP_RUNTIME}/*", "-o", "-path", f"{FOLDERS}/*"]
+        names = [*paths, "-o", "-name", "*keep@[1-9]*", "-o", "-name", "*keep-[1-9]*"]
         files = self.host.run(["find", *NAMED_AFTER_UNITS, "(", *names, ")", "-prune", "-print"], check=False)
         return [*self.keep_units(), *files.stdout.split()]
 
@@ -148,8 +150,10 @@ class Fleet:
 
         Where a test left nothing that costs one request.
         """
-        if self.host.files_of("keep@"):
-            units = self.keep_units()
+        with contextlib.suppress(ConnectionFailed):
+            for keep in self.client().keeps():
+                self.client().remove(keep.kuuid)
+        if units := self.keep_units():
             self.host.systemctl("stop", *units)
             self.host.systemctl("reset-failed", *units, check=False)
         try:

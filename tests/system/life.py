@@ -96,7 +96,7 @@ class Life:
         return f"Life({self.unit}, {self.info.detail})"
 
     def told(self, *types: EventType) -> KeepEvent:
-        """The first such event of the keep, once it is told; an end is, when its dropped lines are counted."""
+        """The first such event of the keep, once it is told."""
         with contextlib.closing(self.fleet.client().events(self.kuuid, last=1000)) as events:
             return next(event for event in events if event.type in types)
 

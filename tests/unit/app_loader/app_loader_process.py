@@ -35,11 +35,6 @@ from tests.fakes.pki import Authority
 ENDPOINT, RUNNER = "app_loader.receive.service:serve", "app_loader.run.runner:run"
 ENTER = """
 import importlib, os, sys
-if "runner" in sys.argv[1]:
-    names = os.environ["KEEPFLEET_DESCRIPTORS"].split(",")
-    io = os.open("/proc/self/io", os.O_RDONLY)
-    os.dup2(io, 4 + len(names := [name for name in names if name]))
-    os.environ["KEEPFLEET_DESCRIPTORS"] = ",".join([*names, "io"])
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 module, _, function = sys.argv[1].partition(":")
 sys.exit(getattr(importlib.import_module(module), function)())
@@ -192,14 +187,20 @@ class AppLoaderProcess:
     def _run(self, passed: Mapping[str, int]) -> None:
         assert self.runner is not None
         self._runs = True
-        socket.send_fds(self.runner.reports, [encode_run(tuple(passed))], list(passed.values()))
+        ours, out = os.pipe()
+        self._collect_from(ours)
+        passed = {**passed, "stdout": out, "stderr": out}
+        try:
+            socket.send_fds(self.runner.reports, [encode_run(tuple(passed))], list(passed.values()))
+        finally:
+            os.close(out)
 
     def _start(self, entry: str, passed: Mapping[str, int], environment: Mapping[str, str]) -> Part:
         variables = {**environment, "KEEPFLEET_DESCRIPTORS": ",".join(passed), **self.environment}
         reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours, out = socket.socketpair()  # what journald gives a unit: a stream socket
+        ours, out = os.pipe()  # for its own words
         null = os.open("/dev/null", os.O_RDONLY)
-        placed = dict(enumerate([null, out.fileno(), out.fileno(), theirs.fileno(), *passed.values()]))
+        placed = dict(enumerate([null, out, out, theirs.fileno(), *passed.values()]))
         if self.stray is not None:
             placed |= dict.fromkeys(range(len(placed), len(placed) + 6), self.stray)
         base = 100
@@ -211,17 +212,20 @@ class AppLoaderProcess:
         pid = os.posix_spawn(command[0], command, variables, file_actions=actions)
         os.close(null)
         theirs.close()
-        out.close()
-        self._threads.append(threading.Thread(target=self._collect, args=(ours,)))
-        self._threads[-1].start()
+        os.close(out)
+        self._collect_from(ours)
         return Part(pid, reports)
 
-    def _collect(self, stream: socket.socket) -> None:
-        with stream:
-            while data := stream.recv(65536):
-                with self._said:
-                    self._output.append(data)
-                    self._said.notify_all()
+    def _collect_from(self, pipe: int) -> None:
+        self._threads.append(threading.Thread(target=self._collect, args=(pipe,)))
+        self._threads[-1].start()
+
+    def _collect(self, pipe: int) -> None:
+        while data := os.read(pipe, 65536):
+            with self._said:
+                self._output.append(data)
+                self._said.notify_all()
+        os.close(pipe)
 
     def _play_loader(self) -> None:
         self._reports = queue.Queue()

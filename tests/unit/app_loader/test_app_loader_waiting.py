@@ -91,7 +91,10 @@ class Runner:
 
     def run(self, named: dict[str, int]) -> Outcome | None:
         """Has it run what is named, and closes that; the outcome."""
-        socket.send_fds(self.reports, [encode_run(tuple(named))], list(named.values()))
+        with open(os.devnull, "wb") as out:
+            both = {"stdout": out.fileno(), "stderr": out.fileno()}
+            passed = {**named, **both}
+            socket.send_fds(self.reports, [encode_run(tuple(passed))], list(passed.values()))
         close(named)
         while (report := self.following()).type is ReportType.RUNNING:
             continue

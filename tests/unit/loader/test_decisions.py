@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keep_loader import isolation
-from keep_loader.descriptors import ENDPOINT_NAMES
+from keep_loader.descriptors import ENDPOINT_NAMES, OUTPUT_NAMES
 from keep_loader.log import plain
 from keep_loader.loop import READABLE, Loop
 from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, plain_lines
@@ -39,7 +39,7 @@ from keep_protocol.workload import Workload
 
 NOW = 1_800_000_000.0
 UID = 61200
-WHOLE_ENDPOINT = frozenset(ENDPOINT_NAMES)
+WHOLE_ENDPOINT = frozenset((*ENDPOINT_NAMES, *OUTPUT_NAMES))
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 WIDEST = "\U0001f512"
 """Printable, and twelve bytes in JSON."""

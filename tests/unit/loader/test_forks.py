@@ -122,8 +122,8 @@ def test_a_runner_is_forked_with_the_first_connection_and_the_endpoint_waits_for
     runner = endpoint.connect()
     assert endpoint.do("hear") == "ready"
     assert children.read_text().split() == [str(endpoint.pid), str(runner.pid)]
-    assert runner.names == ["checks", "io"]
-    assert set(runner.descriptors) == set(range(6))
+    assert runner.names == ["checks"]
+    assert set(runner.descriptors) == set(range(5))
     assert os.readlink(f"/proc/self/fd/{passed.listener.fileno()}") not in runner.descriptors.values()
 
 
@@ -173,7 +173,6 @@ def test_a_runner_that_dies_as_it_waits_is_replaced_and_the_endpoint_goes_on(
     os.kill(runner.pid, signal.SIGKILL)
     endpoint.runner = loader.stub()
     assert endpoint.runner.descriptors[4] == runner.descriptors[4], "the same requests"
-    assert endpoint.runner.names == ["checks"], "not to be looked into, not for a moment"
     endpoint.accept()
     loader.systemd.wait_for("STATUS", "started: running")
     assert "starting the runner again: the runner was killed by SIGKILL" in loader.log_text()
@@ -199,8 +198,8 @@ def test_a_runner_that_dies_too_often_is_given_up_with_the_reason(loader: Loader
         os.kill(runner.pid, signal.SIGSEGV)
         runner = loader.stub()
     os.kill(runner.pid, signal.SIGSEGV)
-    loader.systemd.wait_for("STATUS", "error")
-    info = loader.peer().ask(CommandType.INFO)
+    info = loader.ended(passed)
+    loader.systemd.drain()
     assert info.detail == "gave the runner up after starting it again 5 times: the runner was killed by SIGSEGV"
     assert info.outcome is not None and info.outcome.kind is OutcomeKind.LOST
     assert endpoint.is_gone()

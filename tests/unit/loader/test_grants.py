@@ -106,7 +106,7 @@ def test_grants_are_parked_by_name_and_go_to_the_runner_alone(
     assert loader.systemd.parked == ENDPOINT | {"workload", "stdin", "directory-0", "directory-1", "secret-0"}
     assert os.pread(loader.systemd.stored["secret-0"], 10, 0) == b"secret"
     runner = stub.connect()
-    assert runner.names == ["checks", "workload", "io"]
+    assert runner.names == ["checks", "workload"]
     assert runner.passed["workload"] == links(descriptors)[0]
     stub.accept()
     assert list(stub.given) == ["compiled", *NAMES]
@@ -168,9 +168,9 @@ def refusals(grants: Grants) -> Iterator[tuple[list[int], str]]:
     yield [grants.file("empty")], "cannot read the workload's description"
     yield [grants.file("other", b'{"arguments":5}')], "invalid workload description"
     yield [grants.file("large", b" " * (MAX_WORKLOAD_JSON + 1))], "over"
-    yield [workload], "it takes 8 descriptors, not 4"
-    yield [workload, stdin, data, out], "it takes 8 descriptors, not 7"
-    yield [workload, stdin, data, out, token, token], "it takes 8 descriptors, not 9"
+    yield [workload], "it takes 11 descriptors, not 7"
+    yield [workload, stdin, data, out], "it takes 11 descriptors, not 10"
+    yield [workload, stdin, data, out, token, token], "it takes 11 descriptors, not 12"
     yield [workload, data, data, out, token], "stdin must be a regular file, a pipe or a socket"
     yield [workload, grants.pipe()[1], data, out, token], "stdin must be read-only"
     yield [workload, grants.keep(os.open("/dev/zero", os.O_RDONLY)), data, out, token], "stdin must be a regular file"
@@ -240,7 +240,7 @@ def test_a_grant_that_systemd_did_not_keep_ends_the_keep_with_the_reason(
     loader.systemd.drain()
     os.close(loader.systemd.stored.pop("directory-1"))
     loader.start()
-    info = loader.peer().ask(CommandType.INFO)
+    info = loader.ended(passed)
     assert (info.state, "did not keep its directory-1" in info.detail) == (State.ERROR, True)
     loader.systemd.drain()
     assert loader.systemd.parked == set()

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_loader.journal import LAST_ENTRIES, LAST_WORDS, MAX_ENTRY, PACKED, JournalFollower, Pace, Sent, entry
+from keep_loader.journal import (
+    FULL_SECONDS,
+    LAST_ENTRIES,
+    LAST_WORDS,
+    MAX_ENTRY,
+    PACKED,
+    JournalFollower,
+    Pace,
+    Sent,
+    entry,
+)
 from keep_protocol.ring import MARK, MIN_CAPACITY, STDERR, STDOUT, RingWriter
 
 FAST = 1_000_000.0
@@ -165,7 +175,7 @@ def test_what_journald_has_no_room_for_waits_in_the_ring_and_what_is_overwritten
     follower = follow(ring, journald)
     for number in range(40):
         ring.append(STDOUT, b"%04d\n" % number * 20_000, 0)
-        assert follower.pump(0.0) == 0.05
+        assert follower.pump(0.0) == FULL_SECONDS
     journald.room = None
     assert follower.pump(0.0) is None
     kept = sum(len(line) + 1 for line in journald.lines("stdout"))

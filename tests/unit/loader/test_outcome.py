@@ -96,13 +96,6 @@ def test_peak_memory_is_the_runners_own_where_the_kernel_saw_as_much(own: int | 
     assert outcome_of(Death(Exit(0, None, 1.0, 9 * MIB), reported), USED, LIMITS).peak_bytes == shown * MIB
 
 
-@pytest.mark.parametrize(("own", "shown"), [(None, None), (0, 0), (5, 5), (-1, None), (1 << 63, None)])
-def test_output_is_counted_by_the_runner_alone(own: int | None, shown: int | None) -> None:
-    reported = believe(Outcome(OutcomeKind.EXITED, "exited 0", 0, output_bytes=own))
-    assert reported is not None
-    assert outcome_of(Death(Exit(0, None), reported), USED, LIMITS).output_bytes == shown
-
-
 @given(st.floats(0, 1e12), st.integers(), st.integers())
 def test_no_figure_a_workload_reports_can_do_more_than_be_ignored(cpu: float, peak: int, written: int) -> None:
     reported = believe(

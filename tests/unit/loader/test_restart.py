@@ -15,23 +15,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_loader.loader import RESTART_STATUS
 from keep_loader.restart import MAX_RERUNS, RERUN_SECONDS, recent, resume_from, too_often, wanted
 from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.outcome import RUN_AGAIN, TRAP
 from keep_protocol.record import KeepRecord, Private, decode_record
+from keep_protocol.ring import STDOUT
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import STATE_OF, Event, Phase, State
 from keep_protocol.workload import Directory, Workload
 from tests.fakes.loader_process import ARTIFACTS, DEADLINE, Endpoint, LoaderProcess, Stub
+from tests.unit.loader.test_journal import fields_of
 
 NOW = 1_800_000_000.0
 UID = 61200
 EXITED = {code: Outcome(OutcomeKind.EXITED, f"exited {code}", code) for code in (0, 1)}
 GRANTED = ("workload", "stdin", "directory-0")
 KEPT = frozenset(("compiled", "module", *GRANTED))
+WHOLE = KEPT | {"output", "journal"}
 NO, ON_FAILURE, ALWAYS = RestartPolicy
 
 
@@ -85,43 +88,43 @@ def test_no_minute_ever_has_more_starts_than_systemd_allows(ends: list[float]) -
 def test_what_systemd_kept_whole_is_run_again(phase: Phase, policy: RestartPolicy) -> None:
     outcome = EXITED[1] if phase is Phase.RESTARTING else None
     record = saved(phase, policy, outcome, started_at=NOW - 5)
-    resumption = resume_from(record, KEPT, NOW, (), UID)
+    resumption = resume_from(record, WHOLE, NOW, (), UID)
     assert resumption.event is Event.RERUN
     assert resumption.outcome is not None
     assert resumption.outcome.kind is (OutcomeKind.EXITED if outcome else OutcomeKind.LOST)
-    for missing in KEPT:
-        resumption = resume_from(record, KEPT - {missing}, NOW, (), UID)
+    for missing in WHOLE:
+        resumption = resume_from(record, WHOLE - {missing}, NOW, (), UID)
         assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
         assert resumption.outcome is not None
 
 
 def test_nothing_is_run_again_where_the_isolation_check_fails_now() -> None:
     record = saved(Phase.RESTARTING, ALWAYS, EXITED[1], started_at=NOW - 5)
-    resumption = resume_from(record, KEPT, NOW, ("new privileges can be gained",), UID)
+    resumption = resume_from(record, WHOLE, NOW, ("new privileges can be gained",), UID)
     assert (resumption.event, resumption.outcome) == (Event.FAIL, EXITED[1])
     assert "new privileges can be gained" in resumption.why
 
 
 def test_nothing_is_run_again_for_another_user_than_its_directories_were_made_for() -> None:
     record = saved(Phase.RESTARTING, ALWAYS, EXITED[1], started_at=NOW - 5, user=UID + 1)
-    resumption = resume_from(record, KEPT, NOW, (), UID)
+    resumption = resume_from(record, WHOLE, NOW, (), UID)
     assert (resumption.event, resumption.outcome) == (Event.FAIL, EXITED[1])
     assert f"was user {UID + 1}" in resumption.why
     assert f"is now {UID}" in resumption.why
-    assert resume_from(record, KEPT, NOW, (), UID + 1).event is Event.RERUN
+    assert resume_from(record, WHOLE, NOW, (), UID + 1).event is Event.RERUN
     without = KeepRecord(record.report, record.private.replace(granted=("workload", "stdin")))
-    assert resume_from(without, KEPT, NOW, (), UID).event is Event.RERUN
+    assert resume_from(without, WHOLE, NOW, (), UID).event is Event.RERUN
 
 
 def test_a_workload_without_a_policy_is_lost_with_its_times() -> None:
-    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW - 5), KEPT, NOW, (), UID)
+    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW - 5), WHOLE, NOW, (), UID)
     assert resumption.event is Event.FAIL
     assert resumption.outcome is not None
     assert (resumption.outcome.started_at, resumption.outcome.ended_at) == (NOW - 5, NOW)
 
 
 def test_no_workload_is_lost_before_it_started_though_the_clock_was_set_back() -> None:
-    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW + 3600), KEPT, NOW, (), UID)
+    resumption = resume_from(saved(Phase.RUNNING, started_at=NOW + 3600), WHOLE, NOW, (), UID)
     assert resumption.outcome is not None
     assert resumption.outcome.ended_at == resumption.outcome.started_at == NOW + 3600
 
@@ -176,7 +179,7 @@ class Repeated:
     """A keep whose workload is to be started again, with the test in systemd's place."""
 
     def __init__(self, loader: LoaderProcess, passed: Endpoint, place: Path, policy: RestartPolicy) -> None:
-        self.loader = loader
+        self.loader, self.passed = loader, passed
         workload = Workload(stdin=True, directories=(Directory("/d"),), restart=policy)
         (place / "w").write_bytes(workload.to_json())
         (place / "in").write_bytes(b"one line\n")
@@ -198,7 +201,7 @@ class Repeated:
     def again(self) -> Stub:
         """The loader has exited for it: systemd starts it again, and it the workload."""
         assert self.loader.process is not None
-        assert self.loader.process.wait(DEADLINE) == RESTART_STATUS
+        assert self.loader.process.wait(DEADLINE) == RUN_AGAIN
         self.loader.systemd.drain()
         self.loader.start()
         return self.run()
@@ -213,7 +216,7 @@ class Repeated:
         return self.loader.peer().ask(CommandType.INFO)
 
     def end(self) -> KeepReport:
-        return self.loader.peer().ask(CommandType.WAIT, str(int(State.STARTED)))
+        return self.loader.ended(self.passed)
 
 
 @pytest.fixture
@@ -248,9 +251,9 @@ def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated)
         "LANG": "C.UTF-8",
         "KEEPFLEET_RUNTIME_DIRECTORY": str(repeated.loader.directory),
         "KEEPFLEET_LIMITS": Limits().to_text(),
-        "KEEPFLEET_DESCRIPTORS": "workload,io",
+        "KEEPFLEET_DESCRIPTORS": "workload",
     }
-    assert set(stub.descriptors) == set(range(6))
+    assert set(stub.descriptors) == set(range(5))
     assert list(stub.given) == ["compiled", "module", *GRANTED]
     given = [os.readlink(f"/proc/self/fd/{number}") for number in repeated.descriptors]
     assert [stub.given[name] for name in GRANTED] == given
@@ -266,6 +269,24 @@ def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated)
     assert info.outcome.peak_bytes is not None and info.outcome.peak_bytes > 1_000_000
     repeated.loader.systemd.drain()
     assert repeated.loader.systemd.parked == set()
+
+
+def test_one_ring_and_one_count_of_entries_go_on_over_all_runs(repeated: Repeated, passed: Endpoint) -> None:
+    repeated.stub.do("write", to=1, text="first\nhalf")
+    repeated.exit(1)
+    stub = repeated.again()
+    stub.do("write", to=1, text="second\n")
+    repeated.exit(0)
+    outcome = repeated.end().outcome
+    assert passed.written(STDOUT) == b"first\nhalfsecond\n"
+    assert any(line.endswith("running the workload again: exited 1") for line in passed.lines)
+    assert outcome is not None and (outcome.output_bytes, outcome.lost_bytes) == (7, 0)
+    entries = [fields_of(passed.journald.recv(4096)) for _ in range(3)]
+    assert [(entry["MESSAGE"], entry["KEEP_SEQ"]) for entry in entries] == [
+        (b"first", b"0"),
+        (b"half", b"1"),
+        (b"second", b"2"),
+    ]
 
 
 def test_a_workload_that_did_its_job_is_not_run_again(repeated: Repeated) -> None:
@@ -287,7 +308,8 @@ def test_a_stop_is_permanent(repeated: Repeated) -> None:
     assert repeated.loader.peer().ask(CommandType.STOP, "alice").detail == "stopped by alice"
     repeated.loader.systemd.drain()
     assert repeated.loader.systemd.parked == set()
-    assert repeated.loader.end(signal.SIGTERM) == 0
+    assert repeated.end().detail == "stopped by alice"
+    assert repeated.loader.end() == 0
 
 
 @ALWAYS_REPEATED
@@ -319,9 +341,10 @@ def test_a_stop_in_the_moment_of_a_restart_is_permanent(repeated: Repeated) -> N
     repeated.loader.process.send_signal(signal.SIGCONT)
     info = peer.answer()
     assert (info.phase, info.detail, info.restarts) == ("ended", "stopped by alice", 0)
+    assert repeated.end() == info
     repeated.loader.systemd.drain()
     assert repeated.loader.systemd.parked == set()
-    assert repeated.loader.end(signal.SIGTERM) == 0
+    assert repeated.loader.end() == 0
 
 
 @ALWAYS_REPEATED
@@ -344,8 +367,8 @@ def test_a_crash_loop_ends_with_its_reason_before_systemd_ends_it(repeated: Repe
     assert info.outcome is not None
     assert (info.outcome.kind, info.outcome.backtrace) == (OutcomeKind.TRAPPED, ("0: f",))
     repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.parked == set()
-    assert repeated.loader.end(signal.SIGTERM) == 0
+    assert repeated.loader.systemd.stored == {}
+    assert repeated.loader.end() == TRAP
 
 
 def test_a_loader_that_is_killed_runs_the_workload_again(repeated: Repeated) -> None:
@@ -366,7 +389,7 @@ def test_a_module_that_systemd_did_not_keep_is_not_run_again(repeated: Repeated)
     repeated.loader.systemd.drain()
     os.close(repeated.loader.systemd.stored.pop("compiled"))
     repeated.loader.start()
-    info = repeated.info()
+    info = repeated.end()
     assert (info.state, info.detail) == (
         State.ERROR,
         "cannot run the workload again: systemd did not keep its compiled",

@@ -186,7 +186,7 @@ def test_what_is_no_endpoint_is_refused_and_closed(loader: LoaderProcess, passed
     peer = loader.peer()
     peer.ask(CommandType.INFO)
     before = loader.open_descriptors()
-    listener, authority, revoked = passed.descriptors
+    listener, authority, revoked, *output = passed.descriptors
     reader, writer = os.pipe()
     writable = os.open(place.parent / "revoked", os.O_RDWR)
     with (
@@ -209,7 +209,7 @@ def test_what_is_no_endpoint_is_refused_and_closed(loader: LoaderProcess, passed
         ]
         for descriptors in wrong:
             with pytest.raises(KeepfleetError) as refused:
-                peer.ask(CommandType.START, "", descriptors)
+                peer.ask(CommandType.START, "", (*descriptors, *output))
             assert refused.value.kind is ErrorKind.BAD_REQUEST
     for descriptor in (reader, writer, writable):
         os.close(descriptor)

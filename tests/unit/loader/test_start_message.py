@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from keep_protocol.control import CONTROL_VERSION, CommandType, hello
+from keep_protocol.control import CONTROL_VERSION, OUTPUT_DESCRIPTORS, START_DESCRIPTORS, CommandType, hello
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Module, ShownDirectory, Uploader, WorkloadSummary
 from keep_protocol.limits import Limits
@@ -99,7 +99,7 @@ def test_descriptors_go_by_name_in_any_order(
     links = {name: os.readlink(f"/proc/self/fd/{number}") for name, number in together.items()}
     endpoint = stub.passed
     del endpoint["checks"]
-    assert endpoint == {name: links[name] for name in passed.named}
+    assert endpoint == {name: links[name] for name in START_DESCRIPTORS}
     stub.accept()
     assert {name: stub.given[name] for name in described} == {name: links[name] for name in described}
 
@@ -128,9 +128,21 @@ def refusals(passed: Endpoint, described: dict[str, int]) -> Iterator[tuple[dict
     yield {"descriptors": [*names[:2], "identity"]}, numbers, "field 'descriptors'"
     yield {"descriptors": [*names, "listener"]}, [*numbers, numbers[0]], "stands twice"
     yield {"descriptors": names[:2]}, numbers[:2], "its descriptor revoked is missing"
+    for name in OUTPUT_DESCRIPTORS:
+        less = {known: number for known, number in passed.named.items() if known != name}
+        yield {"descriptors": list(less)}, list(less.values()), f"its descriptor {name} is missing"
+    for name in ("output", "record"):
+        yield (
+            {"descriptors": names},
+            list({**passed.named, name: passed.authority}.values()),
+            f"{name} must be a regular",
+        )
+    yield {"descriptors": names}, list({**passed.named, "output": passed.record}.values()), "its ring is cut off"
+    other = list({**passed.named, "journal": passed.listener.fileno()}.values())
+    yield {"descriptors": names}, other, "journal: cannot take over what is no Unix socket"
     yield {"descriptors": []}, [], "its descriptor listener is missing"
-    yield {"descriptors": names}, numbers[:2], "names 3 descriptors and brings 2"
-    yield {"descriptors": names[:2]}, numbers, "names 2 descriptors and brings 3"
+    yield {"descriptors": names}, numbers[:2], "names 6 descriptors and brings 2"
+    yield {"descriptors": names[:2]}, numbers, "names 2 descriptors and brings 6"
     yield {"descriptors": [*names, "stdin"]}, [*numbers, numbers[1]], "stdin is nothing that its workload is granted"
     granted = {**passed.named, **described}
     for name in described:
@@ -142,7 +154,7 @@ def refusals(passed: Endpoint, described: dict[str, int]) -> Iterator[tuple[dict
     yield {"descriptors": names, "address": "localhost"}, numbers, "no IPv4 or IPv6 address"
     yield {"descriptors": names, "names": ["a b"]}, numbers, "field 'names'"
     yield {"descriptors": names, "uploaders": ["anyone"]}, numbers, "field 'uploaders'"
-    swapped = dict(zip(names, (numbers[1], numbers[0], numbers[2]), strict=True))
+    swapped = dict(zip(names, (numbers[1], numbers[0], *numbers[2:]), strict=True))
     yield {"descriptors": list(swapped)}, list(swapped.values()), "listener must be a listening TCP socket"
 
 
@@ -234,8 +246,5 @@ def test_who_uploaded_what_outlives_the_loader(loader: LoaderProcess, passed: En
     stub.report("ended", outcome={"kind": "exited", "text": "exited 0", "exit_code": 0})
     stub.order("exit", code=0)
     before = peer.ask(CommandType.WAIT, "2")
-    loader.end()
-    loader.systemd.drain()
-    loader.start()
-    assert loader.peer().ask(CommandType.INFO) == before
+    assert loader.ended(passed) == before
     assert before.module is not None

@@ -24,7 +24,7 @@ class Asker:
 OWN = KeepInfo(7, State.LISTENING, owner="ann")
 OTHERS = KeepInfo(8, State.LISTENING, owner="bob")
 UNOWNED = KeepInfo(9, State.LISTENING)
-CHANGES = {Action.CREATE, Action.START, Action.STOP, Action.REMOVE}
+CHANGES = {Action.CREATE, Action.START, Action.INPUT, Action.STOP, Action.REMOVE}
 
 
 def refusal(caller: Asker, action: Action, keep: KeepInfo | None) -> ErrorKind | None:

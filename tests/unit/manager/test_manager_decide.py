@@ -197,7 +197,7 @@ def test_a_unit_gets_its_name_slice_limits_spec_and_root_and_nothing_else() -> N
         "TasksMax": 40,
         "CPUQuotaPerSecUSec": 500_000,
         "IOWeight": 100,
-        "LogRateLimitBurst": 1000,
+        "LogRateLimitBurst": 2064,
         "LogExtraFields": [b"KEEP_ID=33", b"KEEP_NAME=web", b"KEEP_OWNER=alice"],
         "Environment": [f"KEEPFLEET_SPEC={encode_spec(SPEC)}"],
         "RootDirectory": ROOT,

@@ -19,7 +19,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
-from tests.fakes.fake_journal import cursor
+from tests.fakes.fake_event_log import cursor
 
 EVENT = KeepEvent(1.5, EventType.FAILED, KeepInfo(7, State.ERROR, "lost\nits way", restarts=2, phase="failed"), "alice")
 
@@ -91,21 +91,15 @@ async def test_a_keep_s_latest_event_is_the_first_found_from_the_newest_back(tmp
     assert "--reverse" in (tmp_path / "arguments").read_text()
 
 
-async def test_dropped_lines_are_added_up_after_journald_has_written_everything_down(tmp_path: Path) -> None:
-    book = with_journalctl(tmp_path, {"N_DROPPED": "5"}, {"N_DROPPED": "37"}, {"N_DROPPED": None}, {})
-    assert await book.dropped(7) == 42
-    synced, read = (tmp_path / "arguments").read_text().splitlines()
-    assert synced == "--sync"
-    assert read.endswith(
-        "_TRANSPORT=driver MESSAGE_ID=a596d6fe7bfa4994828e72309e95d61e OBJECT_SYSTEMD_UNIT=keep@7.service"
-    )
-
-
-async def test_lines_that_were_taken_are_counted_from_a_moment_on(tmp_path: Path) -> None:
-    moments = ({"__MONOTONIC_TIMESTAMP": text} for text in ("5249999", "5250000", "9000000", "x"))
-    book = with_journalctl(tmp_path, *moments)
-    assert await book.taken(7, 5.25, 100) == 2
-    assert "--lines=100 _SYSTEMD_UNIT=keep@7.service" in (tmp_path / "arguments").read_text()
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_journal_that_stores_nothing_is_said(
+    tmp_path: Path, journald: socket.socket, caplog: pytest.LogCaptureFixture, there: bool
+) -> None:
+    book = with_journalctl(tmp_path, *([{"__CURSOR": cursor(1)}] if there else []))
+    await book.probe()
+    (sent,) = [journald.recv(4096)]
+    assert b"KEEP_PROBE=" in sent
+    assert ("shows nothing of priority info" in caplog.text) is not there
 
 
 def stored(number: int, **more: object) -> dict[str, object]:

@@ -24,7 +24,7 @@ from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.constants import STOP_REPLY_SECONDS, TERM_SECONDS
-from keep_protocol.control import CommandType, StartMessage
+from keep_protocol.control import OUTPUT_DESCRIPTORS, START_DESCRIPTORS, CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import Limits
@@ -167,11 +167,11 @@ async def test_a_start_hands_over_listener_ca_and_list(keeps: Keeps, units: Fake
     assert (info.state, info.address, info.fingerprint) == (State.STARTED, "127.0.0.1", FINGERPRINT)
     assert 43000 <= info.port <= 43999
     assert loader.started == StartMessage(
-        "127.0.0.1", ("a.example", "192.0.2.1"), ("name:alice",), ("listener", "client-ca", "revoked")
+        "127.0.0.1", ("a.example", "192.0.2.1"), ("name:alice",), (*START_DESCRIPTORS, *OUTPUT_DESCRIPTORS)
     )
     said = [c.type for c in loader.commands if c.type is not CommandType.WAIT]
     assert said == [CommandType.HELLO, CommandType.HELLO, CommandType.KEEP_START], "one request, where there were five"
-    assert loader.received[1:] == [os.stat(policy.client_ca).st_ino, os.stat(policy.revoked).st_ino]
+    assert loader.received[1:3] == [os.stat(policy.client_ca).st_ino, os.stat(policy.revoked).st_ino]
     assert (
         len(os.listdir("/proc/self/fd")) <= before + 6
     )  # the loader's copies, and both ends of the watch's connection

@@ -20,6 +20,7 @@ from keep_manager.model import ClientIdentity
 from keep_protocol.certificate import read_certificate
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.identity import Identity, Role
+from keep_protocol.ring import STDOUT
 from keep_protocol.sse import EventType
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.running_manager import RunningManager, running_manager
@@ -160,9 +161,11 @@ async def test_a_caller_whose_role_is_taken_away_gets_nothing_more_by_an_open_st
             eve.get(f"{V1_EVENTS_PATH}?follow=true") as events,
             eve.get(f"{V1_KEEPS_PATH}/{others}/logs?follow=true") as lines,
         ):
-            await manager.journal.read_by(1)
+            await call(operator, "POST", f"{V1_KEEPS_PATH}/{others}/start")
             manager.quotas.apply(user)
-            await manager.journal.write(others, "not for eve")
+            output = manager.units.loaders[others].output
+            assert output is not None
+            output.write(STDOUT, b"not for eve\n")
             late, own = await create(operator), await create(eve)
             seen = b""
             async with asyncio.timeout(10):

@@ -18,6 +18,7 @@ import pytest
 from keep_grants import kernel
 from keep_grants.protocol import SOCKET_NAME
 from keep_manager.callers import GrantRoot
+from keep_manager.folders import Folders
 from keep_manager.keeps.policy import DEFAULT_CEILINGS
 from keep_manager.model import Allowance, Provision, UnixUser
 from keep_manager.providers import Providers, secrets
@@ -337,7 +338,9 @@ def test_the_manager_s_unit_leaves_it_the_call_that_grants_need() -> None:
 def trusted(tmp_path: Path, helper: Files) -> Providers:
     for name in ("ca", "revoked"):
         (tmp_path / name).touch()
-    return Providers(str(tmp_path / "ca"), str(tmp_path / "revoked"), helper)
+    folders = Folders(str(tmp_path / "keeps"), "this boot")
+    folders.open()
+    return Providers(str(tmp_path / "ca"), str(tmp_path / "revoked"), helper, folders.make)
 
 
 async def test_the_loop_goes_on_while_a_file_system_hangs(trusted: Providers, root: Path) -> None:

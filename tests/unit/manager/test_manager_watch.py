@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from keep_manager.keeps import dropped, watch
+from keep_manager.keeps import watch
 from keep_manager.keeps.policy import Policy
 from keep_manager.model import LastEvent
 from keep_manager.tasks import Group
@@ -30,7 +30,6 @@ from tests.fakes.manager_parts import ManagerParts
 
 CREATED, STARTED, RUNNING, ENDED = EventType.CREATED, EventType.STARTED, EventType.RUNNING, EventType.ENDED
 LOUD = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0, output_bytes=10**6, started_at=5.0, ended_at=6.0)
-QUIET = LOUD.with_dropped(0)
 POLICY = Policy("none", "none", 43000, 43999, 2.0)
 
 
@@ -82,13 +81,13 @@ async def test_the_life_of_a_keep_is_recorded_in_order_and_once(manager: Watched
     await manager.events.until(STARTED)
     await run(loader, Event.ACCEPT)
     await manager.events.until(RUNNING)
-    await loader.move(Event.FINISH, QUIET)
+    await loader.move(Event.FINISH, LOUD)
     ended = await manager.events.until(ENDED)
     await manager.keeps.remove(info.kuuid, ALICE)
     removed = manager.events.written[-1]
     assert manager.recorded == [CREATED, STARTED, RUNNING, ENDED, EventType.REMOVED]
-    assert (ended.at, ended.keep.outcome, ended.keep.name) == (6.0, QUIET, "web-0")
-    assert (removed.by, removed.keep.outcome) == ("alice", QUIET)
+    assert (ended.at, ended.keep.outcome, ended.keep.name) == (6.0, LOUD, "web-0")
+    assert (removed.by, removed.keep.outcome) == ("alice", LOUD)
     assert manager.events.lines[0] == f"keep@{info.kuuid}.service: created by alice"
 
 
@@ -96,7 +95,7 @@ async def test_what_passes_between_two_looks_is_recorded_all_the_same(manager: W
     _, loader = await manager.new()
     # Without a pause in which the watch could look.
     await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
-    await loader.move(Event.FINISH, QUIET)
+    await loader.move(Event.FINISH, LOUD)
     await manager.events.until(ENDED)
     assert manager.recorded == [CREATED, STARTED, RUNNING, ENDED]
 
@@ -153,37 +152,6 @@ async def test_a_keep_whose_unit_fails_has_failed_and_is_still_known(
     await manager.keeps.remove(info.kuuid, ALICE)
     assert (await manager.events.until(EventType.REMOVED)).by == "alice"
     assert manager.recorded.count(EventType.FAILED) == 1
-
-
-async def test_a_flooded_keep_says_one_more_line_before_its_lost_ones_are_counted(
-    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dropped, "INTERVAL_SECONDS", 0.01)
-    info, loader = await manager.new()
-    manager.events.accepted, manager.events.lost = 1000, 4321
-    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
-    await loader.move(Event.FINISH, LOUD)
-    event = await manager.events.until(ENDED)
-    assert event.keep.outcome == LOUD.with_dropped(4321)
-    assert (await manager.keeps.counted(info.kuuid)).outcome == LOUD.with_dropped(4321)
-    assert [c.contents for c in loader.commands if c.type is CommandType.DROPPED] == ["", "4321"]
-
-
-async def test_a_keep_that_was_quiet_at_its_end_says_no_further_line(manager: WatchedManager) -> None:
-    _, loader = await manager.new()
-    manager.events.accepted, manager.events.lost = 999, 5
-    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
-    await loader.move(Event.FINISH, LOUD)
-    assert (await manager.events.until(ENDED)).keep.outcome == LOUD.with_dropped(5)
-    assert [c.contents for c in loader.commands if c.type is CommandType.DROPPED] == ["5"]
-
-
-@pytest.mark.parametrize("events", [FakeEventLog(counts=False)])
-async def test_where_nobody_can_know_what_was_dropped_nothing_is_said_of_it(manager: WatchedManager) -> None:
-    _, loader = await manager.new()
-    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
-    await loader.move(Event.FINISH, LOUD)
-    assert (await manager.events.until(ENDED)).keep.outcome == LOUD
 
 
 async def test_a_journal_that_is_away_costs_the_record_and_not_the_watch(
@@ -248,10 +216,6 @@ async def test_a_keep_that_has_moved_on_since_its_latest_event_is_unused_from_no
     assert manager.parts.view.entry(started.kuuid).since > 1.0
 
 
-async def test_nobody_waits_for_the_count_of_a_keep_that_is_not_watched(manager: WatchedManager) -> None:
-    await manager.watch.counted(5)
-
-
 async def test_a_failed_removal_leaves_its_remover_s_name_to_no_later_end(
     manager: WatchedManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +268,7 @@ async def test_an_upload_is_one_line_of_the_security_log(
     loader.uploaded_by = Uploader("sha256:" + "a" * 64, "ci", "1f")
     loader.module = Module("sha256:" + "b" * 64, "hello", 77)
     await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
-    await loader.move(Event.FINISH, QUIET)
+    await loader.move(Event.FINISH, LOUD)
     await manager.events.until(ENDED)
     lines = [record.getMessage() for record in caplog.records if record.name == "keepfleet.security"]
     assert lines == [
