@@ -234,7 +234,9 @@ class ManagerClient(Connection):
         Its end returns the keep as it ended, where it was followed to its end.
         """
         asked = {"lines": last, "stream": stream or None, "since": since, "until": until}
-        query = [("follow", "true")] * follow + [(name, str(value)) for name, value in asked.items() if value is not None]
+        query = [("follow", "true")] * follow + [
+            (name, str(value)) for name, value in asked.items() if value is not None
+        ]
         query += [("all", "true")] * everything
         target = target_of(f"{V1_KEEPS_PATH}/{kuuid}/logs", query)
         events = resumed(partial(self.stream, target, follow, reader), after, patient)

@@ -85,7 +85,7 @@ class Decoder:
     def _pass_on(self, part: memoryview, pieces: list[Piece]) -> None:
         """Passes a part of the frame on, but for what was before."""
         stream, is_whole = self._stream, not self._left
-        if stream == END or stream == MARK:
+        if stream in (END, MARK):
             self._held += part
             if not is_whole:
                 return

@@ -138,20 +138,19 @@ class Lines:
     def _lines(self, stream: int, data: bytes) -> Iterator[LogLine]:
         *whole, rest = data.split(b"\n")
         for line in whole:
-            while len(line) > LONGEST_LINE:
-                line = yield from self._piece(stream, line)
-            yield self._line(stream, line)
-        while len(rest) > LONGEST_LINE:
-            rest = yield from self._piece(stream, rest)
-        self._open[stream] = rest
+            left = yield from self._beginnings(stream, line)
+            yield self._line(stream, left)
+        self._open[stream] = yield from self._beginnings(stream, rest)
 
-    def _piece(self, stream: int, line: bytes) -> Generator[LogLine, None, bytes]:
-        """The beginning of a long line; returns the rest, which begins with a whole character."""
-        size = LONGEST_LINE
-        while size > LONGEST_LINE - 4 and line[size] & 0xC0 == 0x80:
-            size -= 1
-        yield self._line(stream, line[:size])
-        return line[size:]
+    def _beginnings(self, stream: int, line: bytes) -> Generator[LogLine, None, bytes]:
+        """The pieces of a long line but for the last, which it returns; each begins with a whole character."""
+        while len(line) > LONGEST_LINE:
+            size = LONGEST_LINE
+            while size > LONGEST_LINE - 4 and line[size] & 0xC0 == 0x80:
+                size -= 1
+            yield self._line(stream, line[:size])
+            line = line[size:]
+        return line
 
     def _line(self, stream: int, line: bytes) -> LogLine:
         return LogLine(self._at, NAMES[stream], line.decode("utf-8", "replace"))

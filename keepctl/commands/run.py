@@ -171,9 +171,7 @@ def _removed(kuuid: int) -> KeepfleetError:
 def _run(access: Access, job: Job, how: _How) -> int:
     with access.client() as client:
         address = how.address or access.address
-        keep, output = begin(
-            client, access.credentials, job, address, how.port, how.take_over, watched=not how.detach
-        )
+        keep, output = begin(client, access.credentials, job, address, how.port, how.take_over, watched=not how.detach)
         try:
             return _detach(client, keep, how) if how.detach else _finish(client, keep.kuuid, output, how)
         finally:

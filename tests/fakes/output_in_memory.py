@@ -48,8 +48,8 @@ class Followers:
             self._waiting.add(own)
         try:
             while not is_done():
-                ready, _, _ = select.select([own, connection], [], [])
-                if connection in ready:
+                ready, _, _ = select.select([own, connection.fileno()], [], [])
+                if connection.fileno() in ready:
                     raise ConnectionResetError("the client hung up")
                 os.eventfd_read(own)
         finally:

@@ -49,8 +49,8 @@ def writes(*parts: tuple[int, bytes], times: int = 1) -> bytes:
     loop = f"""(local.set $n (i32.const {times}))
     (loop $again {" ".join(body)}
       (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))"""
-    data = f'(data (i32.const 1024) "{whole}")'
-    return bytes(wasmtime.wat2wasm(_WRITES.format(pages=1 + place // 65536, data=data, body=loop)))
+    texts = f'(data (i32.const 1024) "{whole}")'
+    return bytes(wasmtime.wat2wasm(_WRITES.format(pages=1 + place // 65536, data=texts, body=loop)))
 
 
 def copies(size: int = 65536, once: bool = False) -> bytes:

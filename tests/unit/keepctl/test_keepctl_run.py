@@ -275,7 +275,10 @@ def test_a_second_ctrl_c_leaves_the_keep_or_removes_it_as_rm_says(
 def started(*words: str) -> subprocess.Popen[bytes]:
     """keepctl in a process of its own, whose signals are not ours."""
     return subprocess.Popen(
-        [sys.executable, "-m", "keepctl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+        [sys.executable, "-m", "keepctl", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
     )
 
 
