@@ -32,7 +32,8 @@ class ManagerInMemory(TlsPeer):
     events as `break_off_after` says (one number a connection, taken off) and breaks off, politely or not, and all of
     them when there is none; to output, as many bytes. `on_follow` is called when all of a followed stream is out, of
     output once the keep has its workload (`accept`). `workloads` is what start was asked to give.
-    `output` is what the keeps wrote, `input` what was sent to them, of which they take as much as `takes` says.
+    `output` is what the keeps wrote, `input` what was sent to them, of which they take as much as `takes` says, or none where
+    `refuses_input`.
     By request line, and taken off one by one: what is done with the connection `instead` of obeying, and what is done
     when it was obeyed and the answer is `lost`. `is_older`: it does not know a creation with a start in it.
     """
@@ -43,6 +44,7 @@ class ManagerInMemory(TlsPeer):
         self.output: defaultdict[int, OutputInMemory] = defaultdict(OutputInMemory)
         self.input: defaultdict[int, bytearray] = defaultdict(bytearray)
         self.takes: int | None = None
+        self.refuses_input = False
         self.accepted_by: set[int] = set()
         self.keeps: dict[int, KeepInfo] = {}
         self.upload_port: int | None = None
@@ -224,7 +226,7 @@ class ManagerInMemory(TlsPeer):
 
     def _take_input(self, connection: ssl.SSLSocket, kuuid: int, body: bytes) -> bool:
         asked = self.workloads.get(kuuid)
-        if not isinstance(asked, dict) or asked.get("stdin") != {"stream": True}:
+        if self.refuses_input or not isinstance(asked, dict) or asked.get("stdin") != {"stream": True}:
             error = KeepfleetError(ErrorKind.CONFLICT, f"cannot send input to keep {kuuid}: it takes none")
             connection.sendall(answer(409, strict_json.dumps({"error": error.to_wire()})))
             return False

@@ -41,15 +41,16 @@ class Followers:
             for descriptor in self._waiting:
                 os.eventfd_write(descriptor, 1)
 
-    def until(self, connection: ssl.SSLSocket, is_done: Callable[[], bool]) -> None:
+    def until(self, connection: ssl.SSLSocket | None, is_done: Callable[[], bool]) -> None:
         """Waits until `is_done`. Raises ConnectionResetError where the client hangs up before."""
+        ends = [] if connection is None else [connection.fileno()]
         own = os.eventfd(0)
         with self._lock:
             self._waiting.add(own)
         try:
             while not is_done():
-                ready, _, _ = select.select([own, connection.fileno()], [], [])
-                if connection.fileno() in ready:
+                ready, _, _ = select.select([own, *ends], [], [])
+                if own not in ready:
                     raise ConnectionResetError("the client hung up")
                 os.eventfd_read(own)
         finally:
