@@ -267,16 +267,17 @@ class Program:
         self.refuse_some("fcntl", _refused_if(1, _F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
         # Another process's limits: no more than the same user is asked for.
         self.refuse_some("prlimit64", _refused_unless(0, 0))
+        # To become readable for others again, or to leave a dump.
+        self.refuse_some("prctl", [_argument(0), (JUMP_EQUAL, 0, 3, _PR_SET_DUMPABLE), *_refused_unless(1, 0)])
         # clone3's flags cannot be seen; the C library falls back to clone.
         self.refuse_some("clone3", [refuse(errno.ENOSYS)])
 
     def refuse_processes(self, pid: int) -> None:
-        """New processes, signals to any but `pid`, and to become readable for others again, or to leave a dump."""
+        """New processes, and signals to any but `pid`."""
         self.refuse_all(PROCESSES)
         threads_only = [_argument(0), (JUMP_BITS, 1, 0, _CLONE_THREAD), refuse(), _ALLOWED]
         self.refuse_some("clone", threads_only)
         self.refuse_some("tgkill", _refused_unless(0, pid))  # how a process aborts itself
-        self.refuse_some("prctl", [_argument(0), (JUMP_EQUAL, 0, 3, _PR_SET_DUMPABLE), *_refused_unless(1, 0)])
 
     def refuse_namespaces(self) -> None:
         """In a process that may have children: new namespaces with them."""

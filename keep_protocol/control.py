@@ -45,9 +45,7 @@ class CommandType(Enum):
 
     INFO is answered immediately. STOP, contents who asked, ends the app-loader or the workload; it is answered when
     that has ended, and immediately where it had. WAIT, contents a state's decimal number or a phase's word, perhaps a
-    space and the `detail`, is answered when the keep's state, phase or detail is another one. DROPPED without contents
-    makes the loader say a line, with which the journal says what it dropped; with a decimal number that is how many
-    lines, to be kept with the outcome.
+    space and the `detail`, is answered when the keep's state, phase or detail is another one.
 
     FOLLOW brings one end of a SOCK_SEQPACKET pair, over which the loader announces output (see `ring`), in place of the
     one before; it is answered when the workload waits for its readers. JOURNAL brings a datagram socket that is
@@ -65,7 +63,6 @@ class CommandType(Enum):
     DESCRIBE = "keep-describe"
     STOP = "apploader-stop"
     WAIT = "keep-wait"
-    DROPPED = "keep-dropped"
     FOLLOW = "keep-follow"
     JOURNAL = "keep-journal"
 

@@ -46,11 +46,6 @@ class Outcome(Record):
     started_at: float | None = field(Maybe(Seconds()), default=None, about=_EPOCH)
     ended_at: float | None = field(Maybe(Seconds()), default=None, about=_EPOCH)
     by: str = field(Text(), default="", about="who stopped it; empty where no one did")
-    dropped_lines: int | None = field(
-        Maybe(_COUNT),
-        default=None,
-        about="how many of the keep's lines the journal's limit kept out of it; null where they are not counted",
-    )
     lost_bytes: int | None = field(
         Maybe(_COUNT),
         default=None,
@@ -64,10 +59,6 @@ class Outcome(Record):
     ended_monotonic: float | None = field(
         Maybe(Seconds()), default=None, about="the same in seconds since the host's boot, which no clock changes"
     )
-
-    def with_dropped(self, lines: int) -> Outcome:
-        """The same outcome, now that it is known how many lines were dropped."""
-        return self.replace(dropped_lines=lines)
 
 
 LIMIT = 124

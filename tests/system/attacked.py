@@ -82,7 +82,8 @@ class Attacked:
             self.host.wait_journal("attack end of runner", since_cursor=cursor)
             entries = self.host.journal(SYSLOG_IDENTIFIER=f"keep-{kuuid}")
             self.host.run(["keepctl", "rm", *where, kuuid], user=user, check=False)
-        return _reports([message_of(entry) for entry in entries])
+        lines = [line for entry in entries for line in message_of(entry).splitlines()]  # one has several in a flood
+        return _reports([line.removeprefix("app-loader: ") for line in lines])
 
     def managers_drop_in(self, directory: str) -> Any:
         """The system's manager may write where it is to grant that."""
@@ -94,5 +95,5 @@ def _reports(lines: list[str]) -> Reports:
     for line in lines:
         if line.startswith("attack {"):
             report = json.loads(line.removeprefix("attack "))
-            found[report["place"]][report["name"]] = report["results"]
+            found[report["place"]].setdefault(report["name"], {}).update(report["results"])
     return found

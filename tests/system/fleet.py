@@ -15,6 +15,7 @@ from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed, Endpoint
 from keep_manager.reload import NEEDS_RESTART
 from keep_protocol.constants import UNIT_PATTERN
+from keep_protocol.errors import KeepfleetError
 from tests.system.host import Host, message_of
 
 MANAGER = "keep-manager.service"
@@ -91,6 +92,7 @@ class Fleet:
         self.host.systemctl("kill", f"--signal={int(signal.SIGKILL)}", MANAGER)
         while self.manager_pid in (0, before):  # a start asked before systemd has noticed the death does nothing
             self.host.systemctl("start", MANAGER)
+        self.host.systemctl("start", MANAGER)  # it may be another already, and not be ready
 
     @property
     def manager_pid(self) -> int:
@@ -152,7 +154,8 @@ class Fleet:
         """
         with contextlib.suppress(ConnectionFailed):
             for keep in self.client().keeps():
-                self.client().remove(keep.kuuid)
+                with contextlib.suppress(KeepfleetError):  # it has gone meanwhile
+                    self.client().remove(keep.kuuid)
         if units := self.keep_units():
             self.host.systemctl("stop", *units)
             self.host.systemctl("reset-failed", *units, check=False)

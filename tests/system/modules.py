@@ -47,6 +47,17 @@ def says(*texts: bytes, pause_ms: int = 0, code: int = 0, fd: int = 1) -> bytes:
     return bytes(wasmtime.wat2wasm(_MODULE.format(pages=pages, data=data, body="\n".join(body), code=code)))
 
 
+def repeats(text: bytes, times: int, fd: int = 1) -> bytes:
+    """A command that writes `text`, in one call, so many times."""
+    body = f"""(local $left i32) (local.set $left (i32.const {times}))
+    (loop $again
+      (call $say (i32.const {fd}) (i32.const {_TEXT}) (i32.const {len(text)}))
+      (br_if $again (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))"""
+    data = f'(data (i32.const {_TEXT}) "{_escaped(text)}")'
+    pages = 1 + (_TEXT + len(text)) // 65536
+    return bytes(wasmtime.wat2wasm(_MODULE.format(pages=pages, data=data, body=body, code=0)))
+
+
 def sleeps(text: bytes = b"asleep\n") -> bytes:
     """A command that writes `text` and then does nothing for an hour: a workload that runs and costs nothing."""
     return says(text, pause_ms=_HOUR_MS)

@@ -16,6 +16,7 @@ from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import message_of
 from tests.system.life import Life, example
+from tests.system.output import lines
 
 CREATED, STARTED, RUNNING = EventType.CREATED, EventType.STARTED, EventType.RUNNING
 ENDED, FAILED, REMOVED = EventType.ENDED, EventType.FAILED, EventType.REMOVED
@@ -113,18 +114,19 @@ def test_the_journal_has_the_outcome_as_one_record_among_the_units_lines(fleet: 
     assert json.loads(entry["KEEP_RECORD"])["keep"] == life.look().to_wire()
 
 
-def test_a_flooded_keeps_end_says_how_many_lines_the_journal_dropped(fleet: Fleet) -> None:
+def test_a_flooded_keeps_end_says_what_the_journal_was_not_given(fleet: Fleet) -> None:
     client = fleet.client()
     life = Life(fleet, client.create(limits={"wall_seconds": 2, "log_lines_per_second": 100}).kuuid)
     life.start()
     assert life.upload(example("flood-wat/flood")).status == 200
-    lines = list(client.lines(life.kuuid, follow=True))
-    dropped = sum(int(line.text.split()[0]) for line in lines if line.source == "journal")
-    outcome = life.look().outcome
+    life.until(State.STARTED, State.COMPLETE)
+    outcome = life.info.outcome
     assert outcome is not None
-    assert (outcome.text, outcome.dropped_lines) == ("over its time limit of 2 s", dropped)
-    assert dropped > 0
-    assert f"{dropped} lines dropped by the journal" in fleet.host.show(life.unit, "StatusText")["StatusText"]
+    assert outcome.text == "over its time limit of 2 s"
+    assert outcome.journal_skipped_bytes and outcome.output_bytes
+    assert outcome.journal_skipped_bytes < outcome.output_bytes
+    told_by_journald = [message_of(entry) for entry in fleet.host.journal("systemd-journald.service")]
+    assert not [text for text in told_by_journald if life.unit in text], "it never had more than it takes"
     (failed,) = [event for event in told(fleet, life, 4) if event.type is FAILED]
     assert failed.keep.outcome == outcome
 
@@ -133,8 +135,8 @@ def test_a_flooded_keeps_end_says_how_many_lines_the_journal_dropped(fleet: Flee
 def test_a_keep_that_keeps_to_its_limit_has_lost_no_line_and_knows_it(fleet: Fleet, count: int) -> None:
     life = Life.awaiting(fleet)
     assert life.upload(modules.says(*[b"a line\n"] * count)).status == 200
-    lines = [line.source for line in fleet.client().lines(life.kuuid, follow=True)]
-    assert (lines.count("workload"), lines.count("journal")) == (count, 0)
+    life.until(State.STARTED, State.COMPLETE)
+    assert lines(fleet, life.kuuid) == [("stdout", "a line")] * count
     outcome = life.look().outcome
     assert outcome is not None
-    assert outcome.dropped_lines == 0
+    assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0)

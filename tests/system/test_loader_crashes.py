@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo, OutcomeKind
+from keep_protocol.outcome import NOT_RUN
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.calls import half_an_upload
@@ -93,19 +94,25 @@ def test_a_keep_whose_loader_is_killed_while_its_workload_runs_is_in_state_15_an
     assert life.info.detail == "the loader was killed while the workload ran"
     assert fleet.host.run(["kill", "-0", str(runner)], check=False).returncode != 0, "the workload outlived its loader"
     socket.create_server(("127.0.0.1", port)).close()
-    with pytest.raises(KeepfleetError) as refusal:
-        life.start()
-    assert refusal.value.kind is ErrorKind.CONFLICT
+    shown = fleet.host.show(life.unit, "ActiveState", "ExecMainStatus")
+    assert shown == {"ActiveState": "failed", "ExecMainStatus": str(NOT_RUN)}
     life.remove()
 
 
-def test_a_keep_that_had_ended_keeps_its_outcome_over_its_loader_s_death(fleet: Fleet) -> None:
+def test_a_keep_that_has_ended_has_no_process_and_is_what_its_unit_says(fleet: Fleet) -> None:
     life = Life.ended(fleet, code=7)
-    before = life.look()
-    life.kill_loader()
-    assert life.shown(before.detail) == before
     assert life.info.outcome is not None
     assert life.info.outcome.exit_code == 7
+    shown = fleet.host.show(life.unit, "ActiveState", "SubState", "Result", "ExecMainStatus", "MainPID", "StatusText")
+    assert shown["StatusText"].startswith("complete: exited 7 (")
+    assert {**shown, "StatusText": ""} == {
+        "ActiveState": "failed",
+        "SubState": "failed",
+        "Result": "exit-code",
+        "ExecMainStatus": "7",
+        "MainPID": "0",
+        "StatusText": "",
+    }
     life.remove()
 
 
@@ -150,7 +157,7 @@ def test_a_loader_that_dies_too_often_ends_in_a_failed_unit_in_state_15_that_can
     life.signal(life.loader_pid, signal.SIGKILL)
     fleet.host.wait_journal("Start request repeated too quickly", unit=life.unit, since_cursor=cursor)
     life.until(State.STARTED, State.ERROR)
-    assert "the unit is failed" in life.info.detail
+    assert "was not started again" in life.info.detail
     assert life.info in fleet.client().keeps()
     socket.create_server(("127.0.0.1", port)).close()
     life.remove()

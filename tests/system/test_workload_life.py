@@ -14,6 +14,7 @@ from keep_client.keep import endpoint_of, open_workload, upload_raw
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
+from keep_protocol.outcome import TRAP
 from keep_protocol.states import State
 from tests.system.fleet import Fleet, free_port
 
@@ -101,9 +102,8 @@ def test_a_workload_that_fails_is_started_again_and_then_given_up_with_its_reaso
     assert (info.state, info.restarts, outcome.kind) == (State.ERROR, 4, OutcomeKind.TRAPPED)
     assert info.detail.startswith("gave it up after starting it again 4 times within 60 s: trapped: out of bounds")
     assert any("read_past_the_end" in line for line in outcome.backtrace)
-    shown = fleet.host.show(unit_name(keep.kuuid), "ActiveState", "NRestarts")
-    assert shown == {"ActiveState": "active", "NRestarts": "4"}
-    assert stored(fleet, keep) == 1  # the record
+    shown = fleet.host.show(unit_name(keep.kuuid), "ActiveState", "ExecMainStatus", "NRestarts")
+    assert shown == {"ActiveState": "failed", "ExecMainStatus": str(TRAP), "NRestarts": "4"}
 
 
 def test_a_workload_that_does_its_job_is_not_started_again(fleet: Fleet) -> None:
@@ -115,7 +115,8 @@ def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_for_
     keep = began(fleet, example("spin"), "always")
     unit = unit_name(keep.kuuid)
     fleet.host.wait_journal("spinning until stopped", unit)
-    assert stored(fleet, keep) == 4  # the record, the module compiled and as it was sent, the description
+    # The record, output and journal, the module compiled and as it was sent, the description, and the two pipes.
+    assert stored(fleet, keep) == 8
     cursor = fleet.host.cursor()
     fleet.host.systemctl("kill", "--kill-whom=main", f"--signal={int(signal.SIGKILL)}", unit)
     fleet.host.wait_journal("spinning until stopped", unit, cursor)
@@ -126,6 +127,7 @@ def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_for_
     stopped = fleet.client().stop(keep.kuuid)
     assert stopped.outcome is not None
     assert (stopped.state, stopped.outcome.kind, stopped.outcome.by) == (State.COMPLETE, OutcomeKind.STOPPED, "admin")
-    assert fleet.host.show(unit, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "1"}
+    shown = fleet.host.show(unit, "ActiveState", "SubState", "NRestarts")
+    assert shown == {"ActiveState": "active", "SubState": "exited", "NRestarts": "1"}
     fleet.client().remove(keep.kuuid)
     assert fleet.left_over() == []
