@@ -61,7 +61,9 @@ def test_a_terminal_gets_it_as_it_is_where_a_person_wants_that() -> None:
 
 def test_what_is_missing_is_said_where_it_is_missing(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     streams = Streams(raw=False)
-    streams.show([(STDOUT, 0, b"a\n"), (GAP, STDOUT, b"7"), (STDERR, 0, b"b\n"), (GAP, STDERR, b"1"), (STDOUT, 0, b"c")])
+    streams.show(
+        [(STDOUT, 0, b"a\n"), (GAP, STDOUT, b"7"), (STDERR, 0, b"b\n"), (GAP, STDERR, b"1"), (STDOUT, 0, b"c")]
+    )
     streams.end()
     out, err = capfdbinary.readouterr()
     assert out == b"a\nc"
