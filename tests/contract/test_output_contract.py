@@ -1,4 +1,4 @@
-"""Output and input over HTTP: the clients' fake manager, and the real one with a fake loader, say the same to a client."""
+"""Output and input over HTTP: the clients' fake manager and the real one, with a fake loader, say the same."""
 
 from __future__ import annotations
 

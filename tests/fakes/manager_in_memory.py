@@ -32,8 +32,8 @@ class ManagerInMemory(TlsPeer):
     events as `break_off_after` says (one number a connection, taken off) and breaks off, politely or not, and all of
     them when there is none; to output, as many bytes. `on_follow` is called when all of a followed stream is out, of
     output once the keep has its workload (`accept`). `workloads` is what start was asked to give.
-    `output` is what the keeps wrote, `input` what was sent to them, of which they take as much as `takes` says, or none where
-    `refuses_input`.
+    `output` is what the keeps wrote, `input` what was sent to them, of which they take as much as `takes` says, or none
+    where `refuses_input`.
     By request line, and taken off one by one: what is done with the connection `instead` of obeying, and what is done
     when it was obeyed and the answer is `lost`. `is_older`: it does not know a creation with a start in it.
     """
