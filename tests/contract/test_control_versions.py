@@ -140,9 +140,9 @@ def test_an_old_manager_cannot_start_a_keep_whose_output_it_does_not_know(
     new_loader: LoaderProcess, passed: Endpoint, place: Path, version_1: Path
 ) -> None:
     old = passed.descriptors[:3]
+    arguments = [HERE / "manager_of_version_1.py", place.parent.parent, KUUID, passed.port, *old]
     manager = subprocess.Popen(
-        [sys.executable, HERE / "manager_of_version_1.py", place.parent.parent, str(KUUID), str(passed.port)]
-        + [str(number) for number in old],
+        [sys.executable, *map(str, arguments)],
         env={"PYTHONPATH": str(version_1)},
         stderr=subprocess.PIPE,
         pass_fds=old,

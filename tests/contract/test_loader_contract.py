@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from keep_manager.loader_client import Loaders
+from keep_manager.model import LoaderGone
 from keep_protocol.constants import STOP_REPLY_SECONDS
-from keep_protocol.control import Command, CommandType, StartMessage
+from keep_protocol.control import CONTROL_VERSION, Command, CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import SPEC_VARIABLE, KeepSpec, encode_spec
 from keep_protocol.states import Phase, State

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 
+from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import KeepfleetError
 from tests.system.fleet import Fleet
 from tests.system.host import Host, message_of
@@ -106,6 +107,9 @@ def undisturbed(fleet: Fleet, bystanders: Bystanders) -> Iterator[None]:
     """After the test the bystanders are as they were, and nothing of any other keep is left, nor is after a failure."""
     yield
     left = [trace for trace in fleet.left_over() if not bystanders.owns(trace)]
+    if left:
+        with contextlib.suppress(ConnectionFailed):
+            fleet.remove_all(bystanders.owns)
     if units := [unit for unit in fleet.keep_units() if not bystanders.owns(unit)] if left else []:
         fleet.host.systemctl("stop", *units)
         fleet.host.systemctl("reset-failed", *units, check=False)

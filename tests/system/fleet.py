@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from keep_client.credentials import Credentials
@@ -153,9 +153,7 @@ class Fleet:
         Where a test left nothing that costs one request.
         """
         with contextlib.suppress(ConnectionFailed):
-            for keep in self.client().keeps():
-                with contextlib.suppress(KeepfleetError):  # it has gone meanwhile
-                    self.client().remove(keep.kuuid)
+            self.remove_all()
         if units := self.keep_units():
             self.host.systemctl("stop", *units)
             self.host.systemctl("reset-failed", *units, check=False)
@@ -164,6 +162,13 @@ class Fleet:
         except ConnectionFailed:
             self.host.systemctl("start", MANAGER)
         self.settle()
+
+    def remove_all(self, spared: Callable[[str], bool] = lambda _: False) -> None:
+        """Removes every keep through the manager, but those whose unit is `spared`."""
+        for keep in self.client().keeps():
+            if not spared(keep.unit):
+                with contextlib.suppress(KeepfleetError):  # it has gone meanwhile
+                    self.client().remove(keep.kuuid)
 
     def settle(self) -> None:
         """Waits until the manager has no keep: of those that it did not stop itself it hears a moment later."""
