@@ -264,7 +264,7 @@ def test_a_broken_pipe_while_reading_is_the_end_of_the_stream(pki: Pki) -> None:
     """OpenSSL 3.5 raises it from SSL_read after a write that failed."""
 
     class Broken(ssl.SSLSocket):
-        def recv(self, *_: object, **__: object) -> bytes:
+        def recv_into(self, *_: object, **__: object) -> int:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     context = pki.credentials().manager_context()
