@@ -140,7 +140,8 @@ class Supervisor:
 
     def _record(self) -> Recording:
         """What takes the output from now on. Raises KeepfleetError, OSError."""
-        self._recording = Recording(self._loop, self._store, self._settings, self._journal_gone)
+        claimed = self._keep.private.claimed is not None
+        self._recording = Recording(self._loop, self._store, self._settings, self._journal_gone, claimed=claimed)
         return self._recording
 
     def _cannot_start(self, error: KeepfleetError) -> None:
