@@ -133,8 +133,8 @@ class Recording:
 
 
 def _fields(settings: Settings, claimed: bool) -> list[tuple[str, bytes]]:
-    """What each entry says of the keep; where systemd adds its LogExtraFields= to it, only what is not there. Those of a
-    unit that was a spare's journald knows a second late."""
+    """What each entry says of the keep; where systemd adds its LogExtraFields= to it, only what is not there. Those of
+    a unit that was a spare's journald knows a second late."""
     spec, fields = settings.spec, [("SYSLOG_IDENTIFIER", f"keep-{settings.kuuid}")]
     if settings.journal_entries or claimed:
         own = [("KEEP_ID", str(settings.kuuid)), ("KEEP_NAME", spec.name), ("KEEP_OWNER", spec.owner)]
