@@ -23,6 +23,8 @@ class Reason(Enum):
     NOT_SERIALISABLE = "not serialisable"
     NESTED_TOO_DEEPLY = "nested too deeply"
     HOST_CALL_REFUSED = "host call refused"
+    MALFORMED = "malformed request"
+    """The input is not JSON. The pool has parsed it, so that this is rare."""
     CRASHED = "crashed"
 
 
@@ -91,10 +93,15 @@ class Engine(Protocol):
         """Loads what every child needs, in the template process, before any fork; starts no thread."""
 
     def begin(self) -> None:
-        """In the child after its fork and before its locks: threads, stores."""
+        """In the child, after it has locked itself: threads, stores. A lock binds the thread that takes it and what that
+        starts, so that a thread of before would be free of it. No file can be opened any more, no library loaded, no
+        memory made executable: all of that is for `warm`."""
 
     def prepare(self, name: str, source: str, language: str, limits: Limits) -> Script:
         """Compiles `source`. Raises Fault, as with Reason.SYNTAX_ERROR."""
 
     def run(self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None) -> Result:
         """Runs `script` with the input sandbox `input_text` (JSON) in a fresh instance. Raises Fault."""
+
+    def settle(self) -> None:
+        """After the answer has been sent: closes the instance that ran, and opens the next where that is of use."""
