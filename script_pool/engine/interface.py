@@ -93,9 +93,9 @@ class Engine(Protocol):
         """Loads what every child needs, in the template process, before any fork; starts no thread."""
 
     def begin(self) -> None:
-        """In the child, after it has locked itself: threads, stores. A lock binds the thread that takes it and what that
-        starts, so that a thread of before would be free of it. No file can be opened any more, no library loaded, no
-        memory made executable: all of that is for `warm`."""
+        """In the child, after it has locked itself: threads, stores. A lock binds the thread that takes it and what
+        that starts, so that a thread of before would be free of it. No file can be opened any more, no library loaded,
+        no memory made executable: all of that is for `warm`."""
 
     def prepare(self, name: str, source: str, language: str, limits: Limits) -> Script:
         """Compiles `source`. Raises Fault, as with Reason.SYNTAX_ERROR."""
