@@ -226,10 +226,14 @@ class Service:
         loop = asyncio.get_running_loop()
         connection = Connection(self._pool, self._left)
         self._connections.add(connection)
-        writing, _ = await loop.connect_write_pipe(lambda: _Output(connection), os.fdopen(os.dup(1), "wb", 0))
-        connection.attach(None, writing)
-        reading, _ = await loop.connect_read_pipe(lambda: _Input(connection), os.fdopen(os.dup(0), "rb", 0))
-        connection.attach(reading, writing)
+        ours, other = os.fstat(0), os.fstat(1)
+        if stat.S_ISSOCK(ours.st_mode) and os.path.samestat(ours, other):
+            await loop.connect_accepted_socket(lambda: connection, socket.socket(fileno=os.dup(0)))
+        else:
+            writing, _ = await loop.connect_write_pipe(lambda: _Output(connection), os.fdopen(os.dup(1), "wb", 0))
+            connection.attach(None, writing)
+            reading, _ = await loop.connect_read_pipe(lambda: _Input(connection), os.fdopen(os.dup(0), "rb", 0))
+            connection.attach(reading, writing)
         await self._serve_until_over(alone=True)
 
     async def on_socket(self, path: str, listening: Callable[[], None]) -> None:
