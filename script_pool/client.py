@@ -144,6 +144,7 @@ class Pool:
     ) -> None:
         if self._writer is None or self._reader is None:
             return
+        self._over = self._over or "it is closed"
         with contextlib.suppress(OSError):
             self._writer.write_eof()
         if self._program is not None:

@@ -424,6 +424,8 @@ class ScriptPool:
     def broken(self, number: int, why: str) -> None:
         """A child that is killed for its socket."""
         member = self._members[number]
+        if why:
+            member.why = member.why or f"{Reason.CRASHED.value}: {why}"
         if member.view.phase is Phase.READY:
             member.view.phase, member.view.since, member.view.killed = Phase.ENDING, self._loop.time(), True
 

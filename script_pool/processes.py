@@ -35,7 +35,8 @@ class Events(Protocol):
         """A child has sent a frame."""
 
     def broken(self, number: int, why: str) -> None:
-        """A child has closed its socket, or sent what is no frame: it is killed, and `ended` follows."""
+        """A child has sent what is no frame, which `why` says, or has closed its socket: it is killed, and `ended`
+        follows."""
 
     def ended(self, number: int, how: str) -> None:
         """A child's process has ended, or could not be forked. Nothing of it follows."""
@@ -109,13 +110,15 @@ class ChildProcess:
             found = self._frames.feed(data)
         except BlockingIOError:
             return
-        except (OSError, FrameError) as error:
+        except FrameError as error:
             self._break(str(error))
             return
+        except OSError:  # it has ended with something unread
+            data, found = b"", []
         for frame in found:
             self._events.said(self.number, frame)
         if not data:
-            self._break("it has closed its socket")
+            self._break("")
 
     def _break(self, why: str) -> None:
         self.close()

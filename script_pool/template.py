@@ -52,7 +52,10 @@ class Template:
 
     def _asked(self) -> bool:
         """Forks for the message that has come; False at the stream's end."""
-        message, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 1)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 1)
+        except ConnectionResetError:  # it has ended with something of ours unread
+            return False
         if not message:
             return False
         number = json.loads(message)["fork"]
