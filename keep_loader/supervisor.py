@@ -140,13 +140,8 @@ class Supervisor:
 
     def _record(self) -> Recording:
         """What takes the output from now on. Raises KeepfleetError, OSError."""
-<<<<<<< HEAD
         settings = self._settings.replace(spec=self._keep.spec)  # which of a spare became another's
         self._recording = Recording(self._loop, self._store, settings, self._journal_gone)
-=======
-        claimed = self._keep.private.claimed is not None
-        self._recording = Recording(self._loop, self._store, self._settings, self._journal_gone, claimed=claimed)
->>>>>>> loader
         return self._recording
 
     def _cannot_start(self, error: KeepfleetError) -> None:
