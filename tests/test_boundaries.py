@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tools.sandbox": {"tools.sandbox"},
     "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},
     "keep_manager": {"keep_manager", "keep_grants.protocol", "keep_protocol", "keep_root", "strict_yaml"},
+    "keep_manager.modules": {"keep_manager.model", "keep_protocol", "module_store"},
     "keep_manager.http": {
         "keep_manager.http",
         "keep_manager.authorize",
