@@ -53,21 +53,25 @@ MAX_PAYLOAD_HEAD = 4 * 1024
 PAYLOAD_SLICE = 32 * 1024
 """Text of numbers parsed in one step: 16,000 Python objects at most, under 1 MB."""
 
-CHECKER_CPU_SECONDS = 10
-"""What every module has; a 120 KB compile bomb would take 41."""
-CHECKER_CPU_SECONDS_PER_MIB = 2
-"""A component of 18 MB, CPython with a program, compiles in 7 seconds on one quiet thread, and was seen to take 17."""
-MAX_CHECKER_CPU_SECONDS = 60
-CHECKER_DATA_BYTES = 384 * 1024 * 1024
-"""Private memory of the checker (RLIMIT_DATA). Never RLIMIT_AS: wasmtime reserves address space by the gigabyte."""
-CHECKER_DATA_FACTOR = 20
-"""Bytes of memory for each byte of the module above that: CPython's 18 MB need 285 MB, sixteen times."""
-MAX_CHECKER_DATA_BYTES = 1024 * 1024 * 1024
-CHECKER_RESERVE_BYTES = 64 * 1024 * 1024
-"""What of the unit's memory is left to the loader, the endpoint and the kernel while the checker works."""
-CHECKER_WALL_FACTOR = 3
-"""Wall clock from the request to the checker's answer, by its processor time: a busy host gives it a third. Over it the
-checker is killed."""
+WHOLE_TIME_CODE_BYTES = 32 * 1024 * 1024
+"""A module with this much code may have all of `compile_seconds`, with less its part: 7.5 seconds for each MiB where it
+is at its default. Programs need two on a quiet core (docs/benchmarks.md)."""
+SMALLEST_TIME_SHARE = 1 / 8
+"""What of it the smallest module may have: a compile bomb of 120 KB, which would take 41 seconds, ends in 30."""
+WHOLE_MEMORY_CODE_BYTES = 4 * 1024 * 1024
+SMALLEST_MEMORY_SHARE = 1 / 4
+"""The same of `compile_memory_bytes`. Memory follows the largest function more than their sum: programs need 20 to 90
+bytes for each of their code."""
+CHECKER_WALL_FACTOR = 10
+"""Wall clock from the request to the checker's answer, by its processor time: a busy host gives it a tenth. Over it the
+checker is killed; what it uses is bounded by its processor time, so this is for one that hangs."""
+MAX_SECTION_HEADS = 10_000
+"""Looked at to find how much code there is, three microseconds each; CPython's component has 700."""
+MAX_IMPORTS = 10_000
+"""WASI preview 1 has 46 functions, and all of WASI 0.2 under 300."""
+MAX_EXPORTS = 50_000
+"""Every one of them costs time and memory again at each start. Ruby's module has 170, a library that is linked
+dynamically some thousands."""
 RUNNER_ANSWER_SECONDS = 20.0
 """What a runner may take beyond that: to make its engine ready on a busy host, and to end the check before."""
 CHECKER_END_SECONDS = 1.0

@@ -14,8 +14,11 @@ from typing import NamedTuple
 from benchmarks.figures import Figure, Goal, Measure
 from benchmarks.host import Host, example
 from benchmarks.measuring import MB, MIB, MS, Effort, MeasurementFailed
-from benchmarks.modules import padded
+from benchmarks.modules import leb128, padded
 from module_store.store import Store
+from module_store.verify.component import COMPONENT_PREAMBLE
+from module_store.verify.policy import Policy
+from module_store.verify.verification import verify
 
 LARGE, SMALL, READ = 200_000_000, 1_000_000, 20_000_000
 QUICK_DIVISOR = 10
@@ -23,6 +26,11 @@ QUICK_DIVISOR = 10
 OBJECTS, FEW_OBJECTS = 1000, 50
 FLAT = Goal(1.0, Measure.WORST)
 """MiB that may come and go with the allocator's mood, between a module of 1 MB and one of 200."""
+CORE_MODULE = 1
+"""The id of a section of a component that is a core module."""
+VERIFIED = Policy(name="benchmark", valid=False, memory_initial=None)
+FAST = Goal(50.0, at_least=True)
+"""MB a second: what is verified before each load must not be what the load waits for."""
 FILLER = os.urandom(64 * 1024)
 
 
@@ -35,7 +43,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         small = _file(directory, "small", SMALL)
         figures = _adding(directory, large, small, effort.uploads)
         many = _many(directory, FEW_OBJECTS if quick else OBJECTS, effort.uploads)
-        return [*figures, _reading(directory, effort.uploads), *many]
+        return [*figures, _reading(directory, effort.uploads), *many, *_verifying(directory, effort.uploads)]
 
 
 def _file(directory: str, name: str, size: int) -> str:
@@ -103,6 +111,29 @@ def _reading(directory: str, count: int) -> Figure:
             os.close(store.open_object(digest))
             samples.append(MS * (time.process_time() - began))
     return Figure(f"a verified open of {READ // 1_000_000} MB, processor time", "ms", tuple(samples))
+
+
+def _verifying(directory: str, count: int) -> list[Figure]:
+    """Verification of a component of many real modules, by processor time: parser and rules, and the whole command."""
+    with open(example("words-rust"), "rb") as file:
+        module = file.read()
+    nested = bytes([CORE_MODULE]) + leb128(len(module)) + module
+    component = COMPONENT_PREAMBLE + nested * (READ // len(nested))
+    path = os.path.join(directory, "verified.wasm")
+    with open(path, "wb") as written:
+        written.write(component)
+    rules, commands = [], []
+    for _ in range(count):
+        began = time.process_time()
+        if not verify(component, VERIFIED).passed:
+            raise MeasurementFailed("the component does not pass")
+        rules.append(len(component) / MB / (time.process_time() - began))
+        commands.append(len(component) / MB / (_timed(["keepctl", "verify", path]).processor / MS))
+    size = f"{READ // 1_000_000} MB, processor time"
+    return [
+        Figure(f"verification without the engine's opinion, {size}", "MB/s", tuple(rules), FAST, rates=True),
+        Figure(f"keepctl verify, {size}", "MB/s", tuple(commands), rates=True),
+    ]
 
 
 def _many(directory: str, objects: int, count: int) -> list[Figure]:

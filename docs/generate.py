@@ -6,6 +6,7 @@ operations, of limits and of shapes.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ from keep_manager.http.schemas import Schema  # noqa: E402 - found by the line a
 from keep_manager.keeps.policy import DEFAULT_CEILINGS  # noqa: E402 - found by the line above
 from keep_protocol import limits  # noqa: E402 - found by the line above
 from keep_protocol.errors import ErrorKind  # noqa: E402 - found by the line above
+from keep_protocol.fields import table_of  # noqa: E402 - found by the line above
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase  # noqa: E402 - found by the line above
+from module_store.verify.policy import KEEP, Policy  # noqa: E402 - found by the line above
 
 END = "<!-- end -->"
 
@@ -138,12 +141,29 @@ def _meaning(name: str, schema: Schema) -> str:
     return "; ".join(parts) or "—"
 
 
+def policy_table() -> str:
+    """Every member of a policy, with what it is where the file does not say."""
+    lines = ["| member | value | where it is left out | meaning |", "|---|---|---|---|"]
+    for name, row in table_of(Policy).items():
+        must = row.type.must.removeprefix("null or ").partition(" in 0 …")[0].partition(":")[0].partition(" of at")[0]
+        default = KEEP.to_wire()[name]
+        if name == "imports":
+            shown = "what a keep has: WASI 0.1 and 0.2"
+        elif name == "name":
+            shown = "needed"
+        else:
+            shown = "not limited" if default is None else f"`{json.dumps(default)}`" if default != "" else "—"
+        lines.append(f"| `{name}` | {must} | {shown} | {row.about} |")
+    return "\n".join(lines)
+
+
 GENERATED: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("architecture.md", "states", state_diagram),
     ("wire-protocol.md", "statuses", status_table),
     ("reference/v1.md", "operations", operation_table),
     ("reference/v1.md", "limits", limit_table),
     ("reference/v1.md", "shapes", shape_tables),
+    ("reference/policy.md", "policy", policy_table),
 )
 """Page, marker, and what stands after it."""
 

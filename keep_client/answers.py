@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from keep_client.channel import Channel
 from keep_protocol.fields import Record
 
-STREAM_CHUNK = 64 * 1024
+STREAM_CHUNK = 256 * 1024
+"""The most of a body that is given out in one part: what a channel reads at a time."""
 MAX_LINE = 64 * 1024
 """The longest line of an answer's head; aiohttp's own are under 100 bytes, a proxy's cookies under 8 KiB."""
 MAX_HEADERS = 100
@@ -92,10 +93,11 @@ def _length(fields: dict[bytes, bytes]) -> int | None:
     return int(length)
 
 
-def body_of(channel: Channel, length: int | None) -> Iterator[bytes]:
-    """The body as it arrives. Raises EOFError where it ends too early, ValueError for what are no chunks."""
+def body_of(channel: Channel, length: int | None) -> Iterator[memoryview]:
+    """The body as it arrives; each part is valid until the next is asked for. Raises EOFError where it ends too early,
+    ValueError for what are no chunks."""
     if length is None:
-        while data := channel.read(STREAM_CHUNK):
+        while data := channel.view(STREAM_CHUNK):
             yield data
         return
     if length != _CHUNKED:
@@ -108,9 +110,9 @@ def body_of(channel: Channel, length: int | None) -> Iterator[bytes]:
     _fields(channel)  # the trailer
 
 
-def _exactly(channel: Channel, left: int) -> Iterator[bytes]:
+def _exactly(channel: Channel, left: int) -> Iterator[memoryview]:
     while left:
-        data = channel.read(min(left, STREAM_CHUNK))
+        data = channel.view(min(left, STREAM_CHUNK))
         if not data:
             raise EOFError(f"it ends {left} bytes too early")
         left -= len(data)

@@ -21,12 +21,28 @@ if TYPE_CHECKING:  # the module `typing` would be 4 ms of every command
 
 CONNECT_SECONDS = 5.0
 """Two lost SYN packets on the slowest terrestrial path; after that a person wants to know."""
+_KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""Seconds of silence until the kernel asks whether the peer is there, then between two questions, and how many may go
+without an answer: a minute, where a keep may take an hour."""
 _RECORD = 16 * 1024
-"""Read at a time: what one TLS record holds."""
+"""What one TLS record holds: OpenSSL gives no more at a time."""
+_BUFFER = 16 * _RECORD
+"""Read before any of it is looked at, where so much has arrived: a long answer costs its readers a sixteenth then."""
+
+
+_LONGEST_WAIT = 86400.0
+"""Seconds of one wait where no deadline is near: poll(2) counts milliseconds in an int."""
 
 
 class ReaderGone(Exception):
     """What the answer would be written to has no reader any more. No OSError: the connection has not failed."""
+
+
+def notice_a_peer_that_is_gone(sock: socket.socket) -> None:
+    """Has a wait on this connection fail when the peer's host does not answer any more."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEP_ALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Channel:
@@ -40,8 +56,11 @@ class Channel:
         """address: the IP address that was connected to; answers: how many came whole on this connection."""
         self._sock, self._deadline, self.reader, self.address = sock, deadline, reader, address
         self._since = time.monotonic()
-        self._arrived = b""
+        self._bytes = bytearray(_BUFFER)
+        self._buffer = memoryview(self._bytes)
+        self._start = self._end = 0  # of what has arrived and was not read yet
         self._at_end = False
+        self._failed: OSError | None = None
         self.answers = 0
         sock.setblocking(False)
 
@@ -70,6 +89,7 @@ class Channel:
                 plain.settimeout(HANDSHAKE_SECONDS)
                 # Or a request's body waits for the acknowledgement of its head, which the peer delays by 40 ms.
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                notice_a_peer_that_is_gone(plain)
                 sock = cls._shake_hands(plain, host, endpoint, context)
         except (OSError, ValueError) as error:
             raise translate(error, endpoint) from error
@@ -122,7 +142,7 @@ class Channel:
 
     def heard(self) -> bool:
         """Whether the peer has answered, or hung up; what has arrived is kept for `read`."""
-        if not self._arrived and not self._at_end:
+        if self._start == self._end and not self._at_end:
             try:
                 self._take()
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -130,12 +150,28 @@ class Channel:
         return True
 
     def _take(self) -> None:
+        """Takes what has arrived, as far as there is room. Raises SSLWantReadError or SSLWantWriteError for nothing."""
+        if self._failed is not None:
+            raise self._failed
+        if self._start:
+            left = self._end - self._start
+            self._buffer[:left] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, left
+        before = self._end
         try:
-            data = self._sock.recv(_RECORD)
+            while not self._at_end and _BUFFER - self._end >= _RECORD:
+                size = self._sock.recv_into(self._buffer[self._end :])
+                self._end += size
+                self._at_end = not size
         except BrokenPipeError:  # OpenSSL 3.5 reports a write that failed before; 3.0 had the end of the stream
-            data = b""
-        self._arrived += data
-        self._at_end = not data
+            self._at_end = True
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if self._end == before:
+                raise
+        except OSError as error:
+            self._failed = error  # raised after what had arrived before it
+            if self._end == before:
+                raise
 
     def _wait(self, events: int) -> None:
         poll = select.poll()
@@ -143,8 +179,8 @@ class Channel:
         if self.reader is not None:
             poll.register(self.reader, 0)  # no event asked for: poll(2) reports POLLERR and POLLHUP all the same
         left = self._deadline - time.monotonic()
-        ready = poll.poll(left * 1000) if left > 0 else []
-        if not ready:
+        ready = poll.poll(min(left, _LONGEST_WAIT) * 1000) if left > 0 else []
+        if not ready and left <= _LONGEST_WAIT:
             raise TimeoutError("the deadline has passed")
         if any(descriptor == self.reader for descriptor, _ in ready):
             raise ReaderGone
@@ -167,6 +203,7 @@ class Channel:
 
     def _fill(self) -> bool:
         """Waits until more has arrived; False at the end of the stream."""
+        before = self._end - self._start
         while not self._at_end:
             try:
                 self._take()
@@ -175,28 +212,39 @@ class Channel:
                 self._wait(select.POLLIN)
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT)
-        return not self._at_end
+        return self._end - self._start > before
 
     def starts(self) -> bool:
         """Waits for the first byte of an answer; False where the stream ends before it."""
-        return bool(self._arrived) or self._fill()
+        return self._start < self._end or self._fill()
+
+    def view(self, most: int) -> memoryview:
+        """What has arrived, at most `most` bytes, waiting for the first one; nothing at the end of the stream. It is
+        valid until the next call."""
+        if not self.starts():
+            return self._buffer[:0]
+        start = self._start
+        self._start = min(self._end, start + most)
+        return self._buffer[start : self._start]
 
     def read(self, most: int) -> bytes:
-        """What has arrived, at most `most` bytes, waiting for the first one; b"" at the end of the stream."""
-        if self._arrived or self._fill():
-            data, self._arrived = self._arrived[:most], self._arrived[most:]
-            return data
-        return b""
+        """The same, to keep."""
+        return bytes(self.view(most))
 
     def line(self, longest: int) -> bytes:
         """A line without its end, "\\n" or "\\r\\n". Raises EOFError where the stream ends before one, ValueError for a
         longer one."""
         searched = 0
-        while (end := self._arrived.find(b"\n", searched, longest)) < 0:
-            searched = len(self._arrived)
+        while (end := self._find_end(searched, longest)) < 0:
+            searched = self._end - self._start
             if searched >= longest:
                 raise ValueError(f"a line of over {longest} bytes")
             if not self._fill():
                 raise EOFError("it ends in the midst of a line")
-        data, self._arrived = self._arrived[:end], self._arrived[end + 1 :]
+        data = bytes(self._buffer[self._start : end])
+        self._start = end + 1
         return data.removesuffix(b"\r")
+
+    def _find_end(self, searched: int, longest: int) -> int:
+        """Where the line that comes next ends; -1 where that has not arrived, or it is over `longest` bytes."""
+        return self._bytes.find(b"\n", self._start + searched, min(self._end, self._start + longest))

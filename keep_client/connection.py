@@ -40,6 +40,10 @@ class Connection:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint})"
 
+    def another(self) -> Self:
+        """Another connection to the same server, for another thread."""
+        return type(self)(self.endpoint, self._context)
+
     def __enter__(self) -> Self:
         self._keeps = True
         return self
@@ -98,28 +102,46 @@ class Connection:
             self._keep(channel, answers)
         return self.request(method, target, body, seconds, headers)
 
+    def received(
+        self, target: str, reader: int | None = None, headers: Headers = NO_HEADERS
+    ) -> Generator[memoryview, None, None]:
+        """The body of one answer as it comes, see `receive`; nothing is sent again.
+
+        reader: the pipe or socket it will be written to; BrokenPipeError as soon as its other end is closed.
+        """
+        channel = self._channel(IDLE_SECONDS)
+        answers, channel.reader = channel.answers, reader
+        try:
+            yield from receive(channel, self.endpoint, target, headers, IDLE_SECONDS, keep=self._keeps)
+        except ReaderGone as error:
+            raise BrokenPipeError(errno.EPIPE, "the output has no reader any more") from error
+        finally:
+            channel.reader = None
+            self._keep(channel, answers)
+
     def stream(self, target: str, endless: bool, reader: int | None, after: str) -> Generator[ServerEvent, None, None]:
         """One connection's events. endless: it must not end but with END, so that any other end means a manager that
         stops. Nothing is sent again here: `resumed` does that, after the last event."""
-        headers = {RESUME_HEADER: after} if after else NO_HEADERS
-        parser = EventParser(str(self.endpoint))
-        channel = self._channel(IDLE_SECONDS)
-        answers, channel.reader, is_over = channel.answers, reader, False
+        parser, is_over = EventParser(str(self.endpoint)), False
+        received = self.received(target, reader, {RESUME_HEADER: after} if after else NO_HEADERS)
         try:
-            for data in receive(channel, self.endpoint, target, headers, IDLE_SECONDS, keep=self._keeps):
-                yield ALIVE
-                for event in parser.feed(data):
+            for data in received:
+                if data:
+                    yield ALIVE
+                for event in parser.feed(bytes(data)):
                     is_over = is_over or event.name == END
                     yield event
-        except ReaderGone as error:
-            raise BrokenPipeError(errno.EPIPE, "the output has no reader any more") from error
         except ConnectionFailed:
             if not is_over:
                 raise
         finally:
-            channel.reader = None
-            self._keep(channel, answers)
+            received.close()
         if endless and not is_over:
-            raise ConnectionFailed(
-                ErrorKind.UNAVAILABLE, f"cannot read on from {self.endpoint}: it ended the stream before its end"
-            )
+            raise cut_short(self.endpoint)
+
+
+def cut_short(endpoint: Endpoint) -> ConnectionFailed:
+    """The error for a stream that ended before its end: its server is being stopped."""
+    return ConnectionFailed(
+        ErrorKind.UNAVAILABLE, f"cannot read on from {endpoint}: it ended the stream before its end"
+    )

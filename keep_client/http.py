@@ -56,10 +56,10 @@ class Reply(Record):
 
 
 class Body(Record):
-    """What a request carries: its type, its exact length, and its bytes in parts."""
+    """What a request carries: its type, its exact length, None where no one knows it yet, and its bytes in parts."""
 
     type: str
-    length: int
+    length: int | None
     parts: Iterable[bytes]
 
 
@@ -94,12 +94,15 @@ def _request(method: str, target: str, endpoint: Endpoint, body: Body, headers: 
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
     if method != "GET":
-        lines += [f"Content-Type: {body.type}", f"Content-Length: {body.length}"]
+        length = "Transfer-Encoding: chunked" if body.length is None else f"Content-Length: {body.length}"
+        lines += [f"Content-Type: {body.type}", length]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 def _send(channel: Channel, head: bytes, body: Body) -> bool:
     """Whether all of it went out before an answer came."""
+    if body.length is None:
+        return _send_chunks(channel, head, body.parts)
     sent = 0
     for part in body.parts:
         sent += len(part)
@@ -113,31 +116,42 @@ def _send(channel: Channel, head: bytes, body: Body) -> bool:
     return not head or channel.send(head)
 
 
+def _send_chunks(channel: Channel, head: bytes, parts: Iterable[bytes]) -> bool:
+    """The same for a body whose length is not known. It has ended only where its last chunk was sent."""
+    if not channel.send(head):  # the server is to know of us also while there is nothing to send yet
+        return False
+    return all(channel.send(b"%x\r\n%s\r\n" % (len(part), part)) for part in parts) and channel.send(b"0\r\n\r\n")
+
+
 def _whole(channel: Channel, head: Head, peer: str, limit: int) -> Reply:
     parts: list[bytes] = []
     size = 0
     for part in body_of(channel, head.length):
-        parts.append(part)
+        parts.append(bytes(part))
         size += len(part)
         if size > limit:
             raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the answer of {peer}: it is over {limit} bytes")
     return Reply(head.status, b"".join(parts), peer)
 
 
-def _ask(channel: Channel, endpoint: Endpoint, request: bytes, body: Body, meanwhile: Callable[[], None]) -> Head:
-    """Sends a request, does something meanwhile, and reads the answer's head. Raises ConnectionFailed when no answer
-    came, KeepfleetError for one that is not HTTP."""
+def _head_of(channel: Channel, endpoint: Endpoint) -> Head:
+    """The head of the answer to what was sent. Raises ConnectionFailed when none came, or one that is not HTTP."""
     try:
-        sent = _send(channel, request, body)
-        meanwhile()
         if not channel.starts():
             raise ConnectionResetError("it ended without an answer")
-        head = read_head(channel)
+        return read_head(channel)
     except (OSError, ValueError) as error:
         raise translate(error, endpoint, channel.seconds(), kept=channel.answers > 0) from error
     except EOFError as error:
         raise not_whole(error, endpoint) from error
-    return head if sent else head.replace(keeps=False)
+
+
+def _sent(channel: Channel, endpoint: Endpoint, request: bytes, body: Body) -> bool:
+    """Sends a request; whether all of it went out before an answer came. Raises ConnectionFailed."""
+    try:
+        return _send(channel, request, body)
+    except (OSError, ValueError) as error:
+        raise translate(error, endpoint, channel.seconds(), kept=channel.answers > 0) from error
 
 
 def exchange(
@@ -157,31 +171,41 @@ def exchange(
     when the request is out, while the server works; it raises nothing.
     Raises ConnectionFailed when no answer came, KeepfleetError for one that is too large or not HTTP.
     """
-    head = _ask(channel, endpoint, _request(method, target, endpoint, body, headers, keep), body, meanwhile)
+    whole = _sent(channel, endpoint, _request(method, target, endpoint, body, headers, keep), body)
+    meanwhile()
+    head = _head_of(channel, endpoint)
     try:
         reply = _whole(channel, head, str(endpoint), limit)
     except (OSError, ValueError) as error:
         raise translate(error, endpoint, channel.seconds()) from error
     except EOFError as error:
         raise not_whole(error, endpoint) from error
-    if keep and head.keeps:
+    if keep and whole and head.keeps:
         channel.answered()
     return reply
 
 
+NOTHING = memoryview(b"")
+
+
 def receive(
     channel: Channel, endpoint: Endpoint, target: str, headers: Headers, idle: float, keep: bool = False
-) -> Iterator[bytes]:
-    """Sends one GET and yields the body of its answer as it comes, each part within `idle` seconds of the last.
+) -> Iterator[memoryview]:
+    """Sends one GET and yields the body of its answer as it comes, each part within `idle` seconds of the last, and
+    valid until the next. Before that it yields NOTHING twice: once the request is out, and once the answer has begun.
 
     keep: as for `exchange`. Raises ConnectionFailed when no answer came, when it breaks off, or falls silent; and the
     error the peer reported where its status is not 200.
     """
     channel.extend(idle)
-    head = _ask(channel, endpoint, _request("GET", target, endpoint, NO_BODY, headers, keep), NO_BODY, nothing)
+    whole = _sent(channel, endpoint, _request("GET", target, endpoint, NO_BODY, headers, keep), NO_BODY)
+    yield NOTHING
+    channel.extend(idle)
+    head = _head_of(channel, endpoint)
     try:
         if head.status != 200:
             raise _whole(channel, head, str(endpoint), MAX_REPLY).error()
+        yield NOTHING
         for data in body_of(channel, head.length):
             yield data
             channel.extend(idle)
@@ -191,5 +215,5 @@ def receive(
         raise ConnectionFailed(
             ErrorKind.UNAVAILABLE, f"cannot read on from {endpoint}: the connection was lost"
         ) from error
-    if keep and head.keeps:
+    if keep and whole and head.keeps:
         channel.answered()

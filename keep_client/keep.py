@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from io import FileIO
 
 from keep_client.channel import Channel
-from keep_client.http import NO_HEADERS, Body, Headers, Reply, exchange
+from keep_client.http import NO_HEADERS, Body, Headers, Reply, exchange, nothing
 from keep_client.peer import Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
@@ -25,8 +25,9 @@ MAX_MODULE_NAME = 255
 PAYLOAD_RECEIVED = "Payload received"
 CHUNK = 256 * 1024
 """Bytes of a file in memory at a time."""
-UPLOAD_SECONDS = 60.0
-"""For the keep to check and compile a module (it allows itself about ten seconds) on a busy host."""
+UPLOAD_SECONDS = 3600.0
+"""For the keep to check and compile a module. It has a deadline of its own (by `compile_seconds`) and answers then; a
+host that is gone is noticed within a minute (`channel`)."""
 SLOWEST_BYTES_PER_SECOND = 64 * 1024
 """The slowest link an upload is given time for: half a megabit a second."""
 MAX_UPLOAD_REPLY = 64 * 1024
@@ -121,10 +122,16 @@ def _reported(parts: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
         progress(sent)
 
 
-def raw_body(file: FileIO, progress: Progress | None = None) -> Body:
-    """The file as it is, in parts; `progress` hears how many bytes have gone out, after each."""
-    parts = _chunks(file)
+def raw_body(file: FileIO, progress: Progress | None = None, before: Callable[[], None] = nothing) -> Body:
+    """The file as it is, in parts; `progress` hears how many bytes have gone out, after each. before: called before the
+    first byte goes out, and not at all where the keep is not reached."""
+    parts = _after(before, _chunks(file))
     return Body("application/wasm", file_size(file), _reported(parts, progress) if progress is not None else parts)
+
+
+def _after(before: Callable[[], None], parts: Iterator[bytes]) -> Iterator[bytes]:
+    before()
+    yield from parts
 
 
 def file_size(file: FileIO) -> int:
@@ -150,18 +157,23 @@ def upload(
     Nothing is sent unless the keep's certificate has the endpoint's fingerprint (KeepfleetError CERTIFICATE).
     Raises ConnectionFailed when no answer came; a keep that has its workload listens no more.
     """
-    seconds = UPLOAD_SECONDS + body.length / SLOWEST_BYTES_PER_SECOND
+    seconds = UPLOAD_SECONDS + (body.length or 0) / SLOWEST_BYTES_PER_SECOND
     with Channel.open(endpoint.endpoint, context, seconds, pin=endpoint.fingerprint) as channel:
         return exchange(channel, endpoint.endpoint, method, target, body, MAX_UPLOAD_REPLY, headers)
 
 
 def upload_raw(
-    endpoint: UploadEndpoint, context: ssl.SSLContext, file: FileIO, progress: Progress | None = None
+    endpoint: UploadEndpoint,
+    context: ssl.SSLContext,
+    file: FileIO,
+    progress: Progress | None = None,
+    before: Callable[[], None] = nothing,
 ) -> Reply:
-    """`PUT /workload`: the file as `application/wasm`, with its name for people to see."""
-    name = os.path.basename(str(file.name))
-    headers = {MODULE_NAME_HEADER: name} if name.isprintable() and len(name) <= MAX_MODULE_NAME else NO_HEADERS
-    return upload(endpoint, context, "PUT", WORKLOAD_PATH, raw_body(file, progress), headers)
+    """`PUT /workload`: the file as `application/wasm`, with its name, if it has one, for people to see; before: as for
+    `raw_body`."""
+    name = os.path.basename(file.name) if isinstance(file.name, str) else ""
+    headers = {MODULE_NAME_HEADER: name} if name and name.isprintable() and len(name) <= MAX_MODULE_NAME else NO_HEADERS
+    return upload(endpoint, context, "PUT", WORKLOAD_PATH, raw_body(file, progress, before), headers)
 
 
 def received(reply: Reply, file: FileIO) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import partial
 
 from keep_client.connection import CALL_SECONDS, Connection
@@ -30,6 +30,9 @@ WAIT_SLACK_SECONDS = 10.0
 """How much later than it was asked for an answer to a wait may come."""
 PAGE = 500
 """Keeps asked for in one request: one megabyte."""
+INPUT_TYPE = "application/octet-stream"
+INPUT_SECONDS = 10 * 365 * 86400.0
+"""An input takes as long as its sender, a person perhaps, and its guest take; a connection that is lost is noticed."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 NO_LIMITS: Mapping[str, int] = {}
 
@@ -83,13 +86,16 @@ class ManagerClient(Connection):
         meanwhile: Callable[[], None] = nothing,
         profile: str = "",
         compiler: str = "",
+        output: str = "",
+        module: str = "",
     ) -> KeepInfo:
         """A new keep; with `start`, which `starting` makes, one that listens, or none. A second call with the same key
         and the same members names the same keep, and makes none.
 
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
         lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
-        meanwhile: as for `exchange`. profile and compiler: words of keep_protocol.spec; without one, the usual one.
+        meanwhile: as for `exchange`. profile, compiler and output: words of keep_protocol.spec; without one, the usual
+        one. module: what it runs, of the manager's store; without one, what it is sent.
         """
         wanted: dict[str, object] = {
             "name": name,
@@ -99,7 +105,9 @@ class ManagerClient(Connection):
             "lease": dict(lease),
             "profile": profile,
             "compiler": compiler,
+            "output": output,
             "start": start,
+            "module": module,
         }
         body = {"arch": arch, **{member: value for member, value in wanted.items() if value}}
         seconds = CALL_SECONDS + (START_SECONDS if start else 0.0)
@@ -197,6 +205,15 @@ class ManagerClient(Connection):
                 time.sleep(seconds)
         return keep
 
+    def send_input(self, kuuid: int, parts: Iterable[bytes]) -> tuple[int, bool]:
+        """Sends a keep's guest its standard input, as fast as it takes it; how many bytes it took, and whether those
+        are all. Where `parts` raises, or the connection is lost, the keep ends: half of an input is none.
+        """
+        target = f"{V1_KEEPS_PATH}/{kuuid}/input"
+        answer = self._call("PUT", target, Body(INPUT_TYPE, None, parts), INPUT_SECONDS).object()
+        size = answer.get("bytes")
+        return size if isinstance(size, int) else 0, answer.get("complete") is True
+
     def lines(
         self,
         kuuid: int,
@@ -205,14 +222,24 @@ class ManagerClient(Connection):
         after: str = "",
         patient: bool = False,
         reader: int | None = None,
+        stream: str = "",
+        since: float | None = None,
+        until: float | None = None,
+        everything: bool = False,
     ) -> Generator[LogLine, None, KeepInfo | None]:
-        """The lines of a keep's journal, the `last` ones of it or those after a cursor; with `follow` until it ends.
+        """The lines of a keep's guest, the `last` ones or those after a cursor; with `follow` until it ends.
 
+        stream: `stdout` or `stderr`, for those of one alone; since and until: seconds of the epoch; everything: also
+        what its loader says.
         A lost connection is made again where it broke off; `patient`: also the first one. reader: the pipe or socket
         they will be written to; BrokenPipeError as soon as its other end is closed, and not only at the next line.
         Its end returns the keep as it ended, where it was followed to its end.
         """
-        query = [("follow", "true")] * follow + ([("lines", str(last))] if last is not None else [])
+        asked = {"lines": last, "stream": stream or None, "since": since, "until": until}
+        query = [("follow", "true")] * follow + [
+            (name, str(value)) for name, value in asked.items() if value is not None
+        ]
+        query += [("all", "true")] * everything
         target = target_of(f"{V1_KEEPS_PATH}/{kuuid}/logs", query)
         events = resumed(partial(self.stream, target, follow, reader), after, patient)
         keep: KeepInfo | None = None

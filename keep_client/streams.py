@@ -11,6 +11,12 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.sse import ALIVE_SECONDS, MAX_EVENT_BYTES, MAX_ID
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Item = TypeVar("Item")
+
 IDLE_SECONDS = 3 * ALIVE_SECONDS
 """A server that has said nothing for three of its own intervals is gone, or the way to it is."""
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0)
@@ -89,7 +95,24 @@ def resumed(
     patient: bool = False,
     pause: Callable[[float], None] = time.sleep,
 ) -> Generator[ServerEvent, None, None]:
-    """The events of `connect(after)`, and of new connections after the last event's id when one is lost.
+    """The events of `connect(after)`, and of new connections after the last event's id when one is lost; otherwise as
+    `persistent`."""
+
+    def connected() -> Iterator[ServerEvent]:
+        nonlocal after
+        for event in connect(after):
+            after = event.id or after
+            yield event
+
+    for event in persistent(connected, patient, pause):
+        if event is not ALIVE:
+            yield event
+
+
+def persistent(
+    connect: Callable[[], Iterator[Item]], patient: bool = False, pause: Callable[[float], None] = time.sleep
+) -> Generator[Item, None, None]:
+    """The items of `connect()`, and of new connections when one is lost; an empty item is no sign of life.
 
     patient: the first connection is tried as often as any other. Ends where a connection ends by itself. Raises
     ConnectionFailed when the first connection fails, or all tries of RETRY_SECONDS in a row.
@@ -97,11 +120,10 @@ def resumed(
     pauses: Iterator[float] | None = iter(RETRY_SECONDS) if patient else None
     while True:
         try:
-            for event in connect(after):
-                after = event.id or after
-                pauses = iter(RETRY_SECONDS)
-                if event is not ALIVE:
-                    yield event
+            for item in connect():
+                if item:
+                    pauses = iter(RETRY_SECONDS)
+                yield item
             return
         except ConnectionFailed:
             if pauses is None:

@@ -14,7 +14,7 @@ if not __package__:  # run by path under -I -S: our packages lie together, and t
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from keep_grants import serve
-from keep_grants.mounts import own_namespaces
+from keep_grants.mounts import no_view_of_the_host
 from keep_protocol.sdnotify import take_stored
 
 BAD_START = 2
@@ -27,10 +27,11 @@ def main() -> int:
         print("usage: keep_grants/__main__.py system|user, with one socket as systemd passes it", file=sys.stderr)
         return BAD_START
     mapped = sys.argv[1] == "system"
-    undetached = "" if mapped else own_namespaces()
+    blind = no_view_of_the_host(os.getppid())
     check = serve.check_manager if mapped else serve.check_same_user
     gc.freeze()  # what is there now is never written to by the processes forked later
-    work = functools.partial(serve.answer, check=check, mapped=mapped, undetached=undetached)
+    prepare = functools.partial(serve.prepared, blind, mapped=mapped)
+    work = functools.partial(serve.answer, check=check, prepare=prepare, mapped=mapped)
     with socket.socket(fileno=passed.popitem()[1]) as listener:
         serve.Server(listener, work).run()
     return 0

@@ -184,11 +184,11 @@ def _can_map(place: int, namespace: int) -> bool:
 
 
 class MountTable:
-    """The mounts that this process sees (man 5 proc_pid_mountinfo): number, place and kind of each."""
+    """The mounts that a process sees, this one by default: number, place, kind of each (man 5 proc_pid_mountinfo)."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: int | str = "self") -> None:
         self._mounts: list[tuple[int, str, str]] = []
-        with open("/proc/self/mountinfo", "rb") as file:
+        with open(f"/proc/{process}/mountinfo", "rb") as file:
             for line in file:
                 before, _, after = line.partition(b" - ")
                 fields = before.split()
@@ -200,9 +200,13 @@ class MountTable:
 
     def kind_of(self, place: int) -> str:
         """The kind of file system that a descriptor lies on."""
-        with open(f"/proc/self/fdinfo/{place}", encoding="ascii") as file:
-            number = dict(line.split(":", 1) for line in file)["mnt_id"]
-        return next((kind for known, _, kind in self._mounts if known == int(number)), "of an unknown kind")
+        number = _number_of(place)
+        return next((kind for known, _, kind in self._mounts if known == number), "of an unknown kind")
+
+    def has(self, place: int) -> bool:
+        """Whether the mount that a descriptor lies on is one of these."""
+        number = _number_of(place)
+        return any(known == number for known, _, _ in self._mounts)
 
     def below(self, place: int) -> list[tuple[str, str]]:
         """Place and kind of the mounts below a directory, at most MOST_MOUNTS_NAMED."""
@@ -211,10 +215,37 @@ class MountTable:
         return found[:MOST_MOUNTS_NAMED]
 
 
+def _number_of(place: int) -> int:
+    """The number of the mount that a descriptor lies on."""
+    with open(f"/proc/self/fdinfo/{place}", encoding="ascii") as file:
+        return int(dict(line.split(":", 1) for line in file)["mnt_id"])
+
+
+def no_view_of_the_host(service_manager: int) -> str:
+    """Why this process would not see what is mounted from now on: it is in another mount namespace than the process
+    `service_manager`, which started it; "" where it is in the same one.
+
+    What lies hidden under such a mount would be granted then. A namespace's mounts have numbers that no other's have,
+    so that two processes with one mount in common are in one namespace; /proc/PID/ns would say it directly, and is
+    refused for a process with more capabilities. Where / is shared, mounts made on the host appear in other namespaces,
+    too; that depends on each mount above, and is not relied upon.
+    """
+    try:
+        root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        try:
+            if MountTable(service_manager).has(root):
+                return ""
+        finally:
+            os.close(root)
+    except OSError as error:
+        return f"it cannot tell whether it sees the host's mounts: /proc/{service_manager}/mountinfo: {error.strerror}"
+    return "it has a mount namespace of its own, and would miss what is mounted on the host"
+
+
 def own_namespaces() -> str:
     """Gives this process a user and a mount namespace of its own, in which a user may make mounts; "", or why not.
 
-    Mounts that come and go on the host do so in it too.
+    It shows the mounts of this moment: what is mounted later appears in it only where the mount above is shared.
     """
     uid, gid = os.getuid(), os.getgid()
     try:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from keep_grants.mounts import Maker
+from keep_grants.mounts import Maker, own_namespaces
 from keep_grants.protocol import MAX_REQUEST, decode_request, encode_answer, encode_error
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -24,9 +24,11 @@ WORK_SECONDS = 4.0
 """A request takes 2 ms; the manager gives up after 5 s, and nothing may go on behind its back."""
 MAX_WORKERS = 3
 """The unit's TasksMax=8: this process, and for each request one that works and one that makes a namespace."""
-MANAGER_UNIT = "keep-manager.service"
+MANAGER_UNIT, HELPER_UNIT = "keep-manager.service", "keepfleet-grants.service"
 
 Check = Callable[[socket.socket], None]
+Prepare = Callable[[], str]
+"""Makes ready for mounts, in the process of one request: "", or why directories are opened as they are."""
 
 
 def say(text: str) -> None:
@@ -80,10 +82,24 @@ def _stranger(who: str) -> KeepfleetError:
     )
 
 
-def answer(connection: socket.socket, check: Check, *, mapped: bool, undetached: str = "") -> None:
+def prepared(blind: str, *, mapped: bool) -> str:
+    """Raises KeepfleetError(CONFIGURATION) where this helper does not see the host's mounts, for the reason `blind`.
+
+    In a user's own instance, where keeps are not mapped, the request's process gets namespaces of its own: made for
+    each, since one made earlier need not show what was mounted meanwhile.
+    """
+    if blind:
+        look = f"look for what gives {HELPER_UNIT} one, as PrivateMounts= or ProtectHome= in a drop-in: systemctl cat"
+        raise KeepfleetError(
+            ErrorKind.CONFIGURATION, f"cannot grant directories: cannot trust the grants helper: {blind}; {look}"
+        )
+    return "" if mapped else own_namespaces()
+
+
+def answer(connection: socket.socket, check: Check, prepare: Prepare, *, mapped: bool) -> None:
     """Reads one request, makes what it asks for, whole or not at all, and answers.
 
-    mapped: for keeps that are users of their own; undetached: why no mounts can be made here, if so.
+    mapped: for keeps that are users of their own.
     """
     with ExitStack() as held:
         try:
@@ -94,7 +110,7 @@ def answer(connection: socket.socket, check: Check, *, mapped: bool, undetached:
                 raise KeepfleetError(
                     ErrorKind.BAD_REQUEST, "cannot grant directories: the request names no keep's user"
                 )
-            with Maker(request.keep if mapped else None, undetached) as maker:
+            with Maker(request.keep if mapped else None, prepare()) as maker:
                 made = [maker.make(held, wanted) for wanted in request.directories]
         except KeepfleetError as error:
             say(f"refused: {error.message}")

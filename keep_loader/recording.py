@@ -34,7 +34,8 @@ class Recording:
     """
 
     def __init__(self, loop: Loop, store: DescriptorStore, settings: Settings, journal_gone: Action) -> None:
-        """Of the store's descriptors, which stay there. Raises KeepfleetError(KEEP_FAILED), OSError."""
+        """Of the store's descriptors, which stay there. Raises
+        KeepfleetError(KEEP_FAILED), OSError."""
         output, journal = store.get(OUTPUT), store.get(JOURNAL)
         if output is None or journal is None:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, "cannot go on with the keep's output: systemd did not keep it")
@@ -130,9 +131,10 @@ class Recording:
 
 
 def _fields(settings: Settings) -> list[tuple[str, bytes]]:
-    """What each entry says of the keep; where systemd adds its LogExtraFields= to it, only what is not there."""
+    """What each entry says of the keep; where systemd adds its LogExtraFields= to it, only what is not there. Of a unit
+    that was a spare's journald has those of the spare for a second more."""
     spec, fields = settings.spec, [("SYSLOG_IDENTIFIER", f"keep-{settings.kuuid}")]
-    if settings.journal_entries:
+    if settings.journal_entries or spec.spare:
         own = [("KEEP_ID", str(settings.kuuid)), ("KEEP_NAME", spec.name), ("KEEP_OWNER", spec.owner)]
         fields += [(name, value) for name, value in own if value]
     return [(name, value.encode()) for name, value in fields]

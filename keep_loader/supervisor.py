@@ -155,7 +155,8 @@ class Supervisor:
 
     def _record(self) -> Recording:
         """What takes the output from now on. Raises KeepfleetError, OSError."""
-        self._recording = Recording(self._loop, self._store, self._settings, self._journal_gone)
+        settings = self._settings.replace(spec=self._keep.spec)  # which of a spare became another's
+        self._recording = Recording(self._loop, self._store, settings, self._journal_gone)
         return self._recording
 
     def _run_stored(self) -> None:

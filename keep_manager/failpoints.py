@@ -32,6 +32,12 @@ class Failpoint(Enum):
     REMOVE_AFTER_CALL = "remove-after-call"
     REMOVE_BEFORE_FILES = "remove-before-files"
     REMOVE_BEFORE_REPLY = "remove-before-reply"
+    COMPILE_BEFORE_CALL = "compile-before-call"
+    COMPILE_AFTER_CALL = "compile-after-call"
+    COMPILE_AFTER_END = "compile-after-end"
+    COMPILE_AFTER_CREATE = "compile-after-create"
+    COMPILE_AFTER_WRITE = "compile-after-write"
+    COMPILE_AFTER_RENAME = "compile-after-rename"
 
 
 def reach(point: Failpoint) -> None:

@@ -29,6 +29,10 @@ CONTROL_VERSION = 3
 A loader of version 2 keeps no output: its workload writes into the journal."""
 
 
+_LATER_LIMIT = "output_buffer_bytes"
+"""Managers of version 1 refuse limits that they do not know."""
+
+
 class CommandType(Enum):
     """What the manager may ask of a loader.
 
@@ -222,7 +226,7 @@ def encode_reply(reply: KeepReport | KeepInfo | KeepfleetError, spec: KeepSpec |
             "name": spec.name,
             "labels": dict(spec.labels),
             "owner": spec.owner,
-            "limits": spec.limits.to_wire(),
+            "limits": {name: limit for name, limit in spec.limits.to_wire().items() if name != _LATER_LIMIT},
         }
     line = strict_json.dumps(value)
     for member, nothing in (("workload", None), ("labels", {})):

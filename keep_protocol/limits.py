@@ -21,7 +21,10 @@ class Limits(Record):
     """One keep's limits, each a whole number. A keep that should run longer than an hour says so.
 
     The smallest and largest values are those that mean something: one WebAssembly page and its largest 32-bit memory,
-    the stack wasmtime can give, the tasks the loader, the checker and wasmtime themselves need.
+    the stack wasmtime can give, the tasks the loader, the checker and wasmtime themselves need, the memory in which the
+    compiler takes any module at all. The defaults of compiling are 2.7 times the processor time and 1.3
+    times the memory that the largest of the programs needs that docs/benchmarks.md lists; a module with less code has a
+    part of them (app_loader/limits.py).
     """
 
     memory_bytes: int = field(
@@ -34,6 +37,12 @@ class Limits(Record):
     tasks: int = field(Whole(16, 512), default=32, about="processes and threads of the unit")
     cpu_percent: int = field(Whole(1, 100 * 1024), default=100, about="the unit's share of processors; 100 is one")
     io_weight: int = field(Whole(1, 10_000), default=100, about="the unit's weight where disks are contended")
+    compile_seconds: int = field(
+        Whole(1, 3600), default=240, about="how much processor time checking and compiling a module may use"
+    )
+    compile_memory_bytes: int = field(
+        Whole(256 * MIB, 16 * 1024 * MIB), default=1536 * MIB, about="how much memory that may use, in bytes"
+    )
     log_lines_per_second: int = field(Whole(1, 1_000_000), default=1000, about="lines the journal takes from the unit")
     output_buffer_bytes: int = field(
         Whole(1 * MIB, 1024 * MIB), default=16 * MIB, about="how much of its output is kept for those who read it later"
@@ -45,8 +54,8 @@ class Limits(Record):
 
     @property
     def unit_memory_bytes(self) -> int:
-        """MemoryMax= of the unit."""
-        return self.memory_bytes + OVERHEAD_BYTES
+        """MemoryMax= of the unit. Its guest and the compiler never run at the same time."""
+        return max(self.memory_bytes, self.compile_memory_bytes) + OVERHEAD_BYTES
 
     def to_text(self) -> str:
         """The limits in letters, digits, `=`, `_` and commas alone."""

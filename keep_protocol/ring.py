@@ -423,6 +423,18 @@ def encode_frame(stream: int, data: bytes, position: int = 0) -> bytes:
     return _FRAME.pack(_TAG | stream, len(data), 0, position, 0) + data
 
 
+def decode_head(header: bytes | memoryview) -> tuple[int, int, int, int, int]:
+    """Stream, length of the data, monotonic nanoseconds, own position, and its stream's bytes before, of a frame whose
+    HEADER bytes `header` begins with: of one that a client may be sent. Raises KeepfleetError(KEEP_FAILED)."""
+    tag, length, time_ns, own, offset = _FRAME.unpack_from(header)
+    stream = tag & 0xFF
+    if tag & ~0xFF != _TAG or length > (MAX_END if stream == END else MAX_FRAME):
+        raise _damaged("what was received is no frame")
+    if stream not in (*STREAMS, END, ALIVE):
+        raise _damaged("what was received is a frame of no stream")
+    return stream, length, time_ns, own, offset
+
+
 class OutputDecoder:
     """Bytes of an answer in, frames out; bounded in memory. Positions only grow; each frame's `offset` says what is
     missing before it."""
@@ -444,18 +456,13 @@ class OutputDecoder:
         data, start, frames = self._rest + data if self._rest else data, 0, []
         size = len(data)
         while size - start >= HEADER:
-            tag, length, time_ns, own, offset = _FRAME.unpack_from(data, start)
-            stream = tag & 0xFF
-            if tag & ~0xFF != _TAG or length > (MAX_END if stream == END else MAX_FRAME):
-                raise _damaged("what was received is no frame")
+            stream, length, time_ns, own, offset = decode_head(data[start : start + HEADER])
             if start + HEADER + length > size:
                 break
             if stream in STREAMS:
                 if own < self._position:
                     raise _damaged(f"the frame at {own} comes after position {self._position}")
                 self._position = own + HEADER + length
-            elif stream not in (END, ALIVE):
-                raise _damaged("what was received is a frame of no stream")
             frames.append(Frame(stream, time_ns, own, offset, data[start + HEADER : start + HEADER + length]))
             start += HEADER + length
         self._rest = data[start:]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from json.encoder import encode_basestring_ascii
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -33,7 +34,6 @@ _ID = r"[\x21-\x7e]{0,512}"
 STDOUT_SOURCE, STDERR_SOURCE, KEEP_SOURCE, GAP_SOURCE = "stdout", "stderr", "keep", "gap"
 SOURCES = (STDOUT_SOURCE, STDERR_SOURCE, KEEP_SOURCE, GAP_SOURCE)
 """Who says a line: the guest on one of its two streams; the loader; or the manager, of bytes that are missing there."""
-WORKLOAD_SOURCE, JOURNAL_SOURCE = "workload", "journal"
 
 
 class EventType(Enum):
@@ -76,6 +76,12 @@ def line_from_wire(value: dict[str, object], cursor: str = "") -> LogLine:
 def event_from_wire(value: dict[str, object], cursor: str = "") -> KeepEvent:
     """What happened, in a `keep` event's data. Raises KeepfleetError(BAD_REQUEST) on another shape."""
     return KeepEvent(cursor=cursor, **members(KeepEvent, value, "event"))
+
+
+def encode_line(line: LogLine) -> bytes:
+    """A line's event as `encode` writes it, in a third of the time: a stream may have a million. Its cursor is ours."""
+    data = f'{{"at":{line.at!r},"source":"{line.source}","text":{encode_basestring_ascii(line.text)}}}'
+    return f"id: {line.cursor}\nevent: {LINE}\ndata: {data}\n\n".encode("ascii")
 
 
 def encode(name: str, data: dict[str, object], event_id: str = "") -> bytes:

@@ -104,6 +104,16 @@ def moment_text(at: float | None) -> str:
         return f"@{at:.0f}"
 
 
+def stamp_text(at: float) -> str:
+    """A moment as ISO 8601 has it, to the millisecond, in the reader's zone: `2026-11-28T02:25:14.123+01:00`."""
+    import datetime  # here: as above
+
+    try:
+        return datetime.datetime.fromtimestamp(at, datetime.UTC).astimezone().isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError):
+        return f"@{at:.3f}"
+
+
 def event_text(event: KeepEvent) -> str:
     """One line: when, what, to which keep, and how it is now or who asked for it."""
     keep = event.keep
@@ -118,7 +128,9 @@ def _limits(limits: Limits) -> str:
         f"memory {size_text(limits.memory_bytes)}, time {seconds_text(limits.wall_seconds)}, "
         f"processor time {seconds_text(limits.cpu_seconds)}, processors {limits.cpu_percent / 100:g}, "
         f"stack {size_text(limits.stack_bytes)}, tables {limits.table_elements}, tasks {limits.tasks}, "
-        f"io weight {limits.io_weight}, {limits.log_lines_per_second} lines a second"
+        f"io weight {limits.io_weight}, compiling {seconds_text(limits.compile_seconds)} and "
+        f"{size_text(limits.compile_memory_bytes)}, output {size_text(limits.output_buffer_bytes)}, "
+        f"{limits.log_lines_per_second} lines a second in the journal"
     )
 
 
@@ -178,10 +190,11 @@ def _workload(keep: KeepInfo) -> list[tuple[str, str]]:
             ", ".join(f"{one.guest} ({'read-write' if one.writable else 'read-only'})" for one in directories),
         ),
         ("secrets", ", ".join(given.secrets) if given else ""),
-        ("stdin", "a file" if given and given.stdin else ""),
+        ("stdin", "yes" if given and given.stdin else ""),
         ("restart", keep.restart.value),
         ("profile", keep.profile.value),
         ("compiler", keep.compiler.value),
+        ("output", keep.output.value),
     ]
 
 

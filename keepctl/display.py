@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from keep_client.text import one_line, printable
-from keep_protocol.sse import JOURNAL_SOURCE, LogLine
-from keepctl.arguments import WrongUsage
+from keep_protocol.sse import GAP_SOURCE, LogLine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,24 +71,19 @@ def output_reader() -> int | None:
     return descriptor if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
 
 
-def refuse_raw_terminal(raw: bool) -> None:
-    """Raises WrongUsage where --raw would let a guest steer the terminal."""
-    if raw and sys.stdout.isatty():
-        raise WrongUsage("--raw is for a pipe or a file: what a guest prints could steer this terminal")
-
-
 def line_printer(raw: bool, json: bool) -> Callable[[LogLine, str], None]:
-    """Prints each line of a log as it comes: as JSON, as it is, or with its control characters shown as escapes; and a
-    text before it.
+    """Prints each line of a log as it comes, and a text before it: as JSON, as it is, or, with its control characters
+    shown as escapes, on a terminal.
 
-    What the journal says of lines it dropped goes to standard error: it is no output of the guest's.
+    What is said of missing bytes goes to standard error: it is no output of the guest's.
     """
+    raw = raw or not sys.stdout.isatty()
 
     def show(line: LogLine, before: str) -> None:
         if json:
             echo(json_line(line.to_wire()))
-        elif line.source == JOURNAL_SOURCE:
-            say(f"keepctl: the journal: {one_line(line.text)}")
+        elif line.source == GAP_SOURCE:
+            say(f"keepctl: {one_line(line.text)}")
         else:
             echo(before + (line.text if raw else printable(line.text)))
 

@@ -20,7 +20,14 @@ DURATION = "(?=[0-9])(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([
 CPUS = r"([0-9]{1,4})(?:\.([0-9]{1,2}))?"
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SECONDS = (86400, 3600, 60, 1)
-FRIENDLY = {"memory": "memory_bytes", "time": "wall_seconds", "cpu_time": "cpu_seconds", "cpus": "cpu_percent"}
+FRIENDLY = {
+    "memory": "memory_bytes",
+    "time": "wall_seconds",
+    "cpu_time": "cpu_seconds",
+    "cpus": "cpu_percent",
+    "compile_time": "compile_seconds",
+    "compile_memory": "compile_memory_bytes",
+}
 """What people call a limit, and its name everywhere else."""
 NOTHING: Mapping[str, str] = {}
 UNLIMITED: Mapping[str, int] = {}
@@ -44,6 +51,25 @@ def parse_duration(text: str) -> int:
     if match is None:
         raise _bad(f"cannot read {text[:40]!r} as a time: write whole seconds, or 10s, 5m, 1h30m, 2d")
     return sum(int(number or 0) * seconds for number, seconds in zip(match.groups(), _SECONDS, strict=True))
+
+
+def parse_moment(text: str, now: float) -> float:
+    """Seconds of the epoch: `10m` or `2h30m` before `now`, `@1764293114`, or `2026-11-28 01:25`, `01:25:14` of today,
+    with a zone (`+01:00`, `Z`) or in ours. Raises KeepfleetError(BAD_REQUEST)."""
+    import datetime  # here: 2 ms, for those alone who name a time
+
+    if re.fullmatch("@[0-9]{1,12}", text):
+        return float(text[1:])
+    if re.fullmatch(DURATION, text):
+        return now - parse_duration(text)
+    try:
+        if re.fullmatch(r"[0-9]{2}:[0-9]{2}(:[0-9]{2})?", text):
+            text = f"{datetime.datetime.fromtimestamp(now).astimezone():%Y-%m-%d} {text}"
+        return datetime.datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError):
+        raise _bad(
+            f"cannot read {text[:40]!r} as a moment: write 10m (ago), 2026-11-28 01:25, 01:25, or @1764293114"
+        ) from None
 
 
 def parse_cpus(text: str) -> int:
@@ -100,7 +126,8 @@ class Job(Record):
     """A workload: what the keep is called and may use, and what its guest is given.
 
     module: the file to send, "" where it comes by another way; environment, labels, limits, lease and secrets: by name;
-    stdin and the secrets' values: files of the manager's host; profile and compiler: "" for the usual ones.
+    stdin and the secrets' values: files of the manager's host; streams: its standard input is what we send meanwhile;
+    profile, compiler and output: "" for the usual ones.
     """
 
     module: str = ""
@@ -111,11 +138,13 @@ class Job(Record):
     directories: tuple[Grant, ...] = ()
     secrets: Mapping[str, str] = NOTHING
     stdin: str = ""
+    streams: bool = False
     limits: Mapping[str, int] = UNLIMITED
     lease: Mapping[str, int] = UNLIMITED
     restart: str = NO_RESTART
     profile: str = ""
     compiler: str = ""
+    output: str = ""
     export: str = ""
     export_arguments: tuple[str, ...] = ()
 
@@ -139,6 +168,7 @@ class Job(Record):
             export=self.export,
             export_arguments=self.export_arguments,
             stdin=bool(self.stdin),
+            streams_input=self.streams,
             directories=tuple(Directory(grant.guest, grant.writable) for grant in self.directories),
             secrets=tuple(self.secrets),
             restart=RestartPolicy(self.restart),
@@ -154,9 +184,11 @@ class Job(Record):
         waits: int | None = None,
         profile: str | None = None,
         compiler: str | None = None,
+        output_policy: str | None = None,
         env: tuple[tuple[str, str], ...] = (),
         directories: tuple[tuple[str, str, bool], ...] = (),
         stdin: str | None = None,
+        interactive: bool = False,
         secrets: tuple[tuple[str, str], ...] = (),
         restart: str | None = None,
         export: str | None = None,
@@ -176,9 +208,11 @@ class Job(Record):
             lease={**self.lease, **{name: seconds for name, seconds in lease.items() if seconds is not None}},
             profile=profile or self.profile,
             compiler=compiler or self.compiler,
+            output=output_policy or self.output,
             environment={**self.environment, **dict(env)},
             directories=self.directories + tuple(Grant(*directory) for directory in directories),
             stdin=os.path.abspath(stdin) if stdin else self.stdin,
+            streams=interactive or self.streams,
             secrets={**self.secrets, **{name: os.path.abspath(file) for name, file in secrets}},
             restart=restart or self.restart,
             export=export,
@@ -193,7 +227,7 @@ class Job(Record):
             "environment": dict(self.environment),
             "export": self.export,
             "export_arguments": list(self.export_arguments),
-            "stdin": {"file": self.stdin} if self.stdin else None,
+            "stdin": {"stream": True} if self.streams else {"file": self.stdin} if self.stdin else None,
             "directories": [
                 {"host": grant.host, "guest": grant.guest, "writable": grant.writable} for grant in self.directories
             ],

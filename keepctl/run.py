@@ -17,15 +17,18 @@ from keep_client.credentials import Credentials
 from keep_client.http import nothing
 from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
 from keep_client.manager import ManagerClient
+from keep_client.output import Output
 from keep_client.peer import ConnectionFailed
 from keep_client.text import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.sse import LogLine
 from keep_protocol.states import State
 from keepctl.display import UploadBar, output_reader, say
 from keepctl.job import Job
+from keepctl.output import Show
 
+STANDARD_INPUT = "-"
+"""The name of a module that comes from a pipe."""
 UNKNOWN_START = "unknown field 'start'"
 """What a manager says that takes a creation and a start in two requests alone."""
 
@@ -54,14 +57,20 @@ class EndingSignals:
             signal.signal(number, handler)
 
 
-def send(context: ssl.SSLContext, keep: KeepInfo, manager_host: str, file: FileIO) -> str:
+def send(
+    context: ssl.SSLContext,
+    keep: KeepInfo,
+    manager_host: str,
+    file: FileIO,
+    before: Callable[[], None] = nothing,
+) -> str:
     """Sends an open file to a started keep, with a bar where that takes long; what the keep says it received.
 
-    Raises KeepfleetError.
+    before: called when the keep is reached, before it is sent anything. Raises KeepfleetError.
     """
     endpoint = endpoint_of(keep, manager_host)
     with UploadBar(file_size(file)) as bar:
-        reply = upload_raw(endpoint, context, file, bar)
+        reply = upload_raw(endpoint, context, file, bar, before)
     return received(reply, file)
 
 
@@ -103,6 +112,7 @@ def create(
             meanwhile,
             profile=job.profile,
             compiler=job.compiler,
+            output=job.output,
         )
     except KeepfleetError as error:
         hint = _next_step(error, address, renames=bool(job.name) and not replace)
@@ -155,24 +165,37 @@ def _make(
 
 
 def begin(
-    client: ManagerClient, credentials: Credentials, job: Job, address: str, port: int | None, replace: bool
-) -> KeepInfo:
-    """A keep that has received the job's module; or none, when anything fails.
+    client: ManagerClient,
+    credentials: Credentials,
+    job: Job,
+    address: str,
+    port: int | None,
+    replace: bool,
+    watched: bool = True,
+) -> tuple[KeepInfo, Output]:
+    """A keep that has received the job's module, and its output; or none, when anything fails.
 
+    watched: its guest begins when we have its output, and not before, so that none can be missed.
     Where the answer to its creation is lost, the manager is asked with the same key once more what it made. Not with
     `replace`: the second request could be the one that ends the keep which has the name.
     """
     keep: KeepInfo | None = None
+    output: Output | None = None
     upload = _Upload(credentials)
-    with open_workload(job.module) as file:
+    with _opened(job.module) as file:
         start = client.starting(address, port, (), job.workload())
         make = partial(_make, client, job, replace, os.urandom(16).hex(), start, address, upload)
         try:
             keep = make()
             if keep.state is State.LISTENING:
                 keep = listen(client, keep.kuuid, address, port, (), job)
-            send(upload.context(), keep, client.endpoint.host, file)
+            output = Output(client, keep.kuuid, follow=True, hold=True, reader=output_reader())
+            if watched:
+                output.request()  # its answer comes while the keep's certificate is looked at
+            send(upload.context(), keep, client.endpoint.host, file, output.attach if watched else nothing)
         except BaseException as error:
+            if output is not None:
+                output.close()
             if keep is None and _may_have_worked(error):
                 if replace:
                     say(f"keepctl: it is not known whether keep {job.name} was replaced; see: keepctl ps")
@@ -181,7 +204,16 @@ def begin(
             if keep is not None:
                 settle(client, keep.kuuid, Fate.REMOVE)
             raise
-    return keep
+    return keep, output
+
+
+def _opened(module: str) -> FileIO:
+    """The module's file, open. Raises KeepfleetError."""
+    if module != STANDARD_INPUT:
+        return open_workload(module)
+    from keepctl.input import spooled  # here: `tempfile` is 6 ms, and most modules are files
+
+    return spooled()
 
 
 def _may_have_worked(error: BaseException) -> bool:
@@ -200,27 +232,24 @@ def _again(make: Callable[[], KeepInfo]) -> KeepInfo | None:
 
 
 def until_the_end(
-    manager: ManagerClient, kuuid: int, show: Callable[[LogLine], None], stopping: Callable[[], None]
+    manager: ManagerClient, kuuid: int, output: Output, show: Show, stopping: Callable[[], None]
 ) -> tuple[KeepInfo, bool]:
-    """Shows the keep's lines until it has ended; the keep then, and whether Ctrl-C ended it.
+    """Shows the keep's output until it has ended; the keep then, and whether Ctrl-C ended it.
 
-    At the first Ctrl-C `stopping` is called and the workload stopped; its last lines are still shown. Raises Left at
-    the second, KeepfleetError when the manager cannot be reached any more or does not give the lines, BrokenPipeError
-    when the output's reader has gone, and OSError when it cannot be written.
+    At the first Ctrl-C `stopping` is called and the workload stopped; its last words are still shown. Raises Left at
+    the second, KeepfleetError when the manager cannot be reached any more or does not give the output, BrokenPipeError
+    when our output's reader has gone, and OSError when it cannot be written.
     """
-    cursor, stopped, reader = "", False, output_reader()
+    stopped = False
     while True:
         try:
-            lines = manager.lines(kuuid, follow=True, after=cursor, patient=True, reader=reader)
+            arriving = output.pieces()
             try:
-                while True:
-                    line = next(lines)
-                    cursor = line.cursor or cursor
-                    show(line)
-            except StopIteration as end:
-                return end.value or manager.ended(kuuid), stopped
+                for pieces in arriving:
+                    show(pieces)
             finally:
-                lines.close()
+                arriving.close()
+            return output.keep or manager.ended(kuuid), stopped
         except KeyboardInterrupt:
             if stopped:
                 raise Left from None

@@ -13,5 +13,6 @@ file written in `new`, flushed, and renamed to its place under the store's lock,
 need no lock. `store` is what others use, on `objects`; `names` says what things are called, `disk` makes each change,
 `opening` opens the directory, `place` is what is in it, `references` is pure, `collect`, `checking` and `archive` (in a
 `tar`) work on a whole store, and `registry` (by `transport`) takes objects from elsewhere.
+`artifacts` is another directory: what was compiled of modules, by `engine`, which may be deleted at any time.
 Import rule: the standard library and keep_protocol alone, no asyncio; the manager, keepctl and codelets use it.
 """

@@ -17,7 +17,7 @@ import socket
 import stat
 from collections.abc import Callable
 
-from app_loader.check.budget import Budget, budget, result_of_end, too_complex
+from app_loader.check.budget import result_of_end, took_too_long, wall_seconds
 from app_loader.limits import CHECKER_END_SECONDS, MAX_CHECKER_ANSWER, RUNNER_ANSWER_SECONDS
 from app_loader.settings import Passed
 from keep_protocol import strict_json
@@ -71,7 +71,7 @@ class Checking:
 
     def __init__(self, checks: int, module: int, limits: Limits, now: float) -> None:
         """Asks over `checks` for a check of the file `module`, which is whole. Raises KeepfleetError(UNAVAILABLE)."""
-        self.deadline = now + budget(os.fstat(module).st_size, limits.unit_memory_bytes).seconds + RUNNER_ANSWER_SECONDS
+        self.deadline = now + wall_seconds(limits) + RUNNER_ANSWER_SECONDS
         self.note = ""
         self._answer, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._answer.setblocking(False)
@@ -161,8 +161,8 @@ class Check:
         """
         self.module, self.result = module, -1
         self._pid, self._errors = 0, -1
-        self._budget: Budget = budget(os.fstat(module).st_size, limits.unit_memory_bytes)
-        self.deadline = now + self._budget.seconds
+        self._limits = limits
+        self.deadline = now + wall_seconds(limits)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self._errors, errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -215,13 +215,13 @@ class Check:
     def give_up(self) -> bytes:
         """Kills the process; the result of one that took too long."""
         self._kill()
-        return refused(too_complex(f"takes over {self._budget.seconds:g} s"))
+        return refused(took_too_long(self._limits))
 
     def wait(self) -> bytes:
         """Waits for the result."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return self.end() if poll.poll(self._budget.seconds * 1000) else self.give_up()
+        return self.end() if poll.poll(wall_seconds(self._limits) * 1000) else self.give_up()
 
     def _refusal_of_end(self) -> KeepfleetError:
         """What the end of a process means that has closed its socket; one that does not end is killed."""
@@ -235,7 +235,7 @@ class Check:
         if not ended:
             self._kill()
             return KeepfleetError(ErrorKind.INTERNAL, "cannot check the module: the checker gave no result, and hung")
-        return result_of_end(self._reap(), self._budget, self._said())
+        return result_of_end(self._reap(), self._limits, self._said())
 
     def _said(self) -> str:
         """What the process has written to its standard error: the allocator's or Python's last words."""

@@ -1,24 +1,28 @@
 """The checker: a throw-away process that validates and compiles one module inside hard limits, then ends.
 
-A fork of the runner that waits, see `checking`. What the module is, a core module or a component, is read from its
-first eight bytes, before the checker locks itself, since what only components need, 13 ms of imports, can be read from
-no file afterwards; nothing else of the module is read before.
+A fork of the runner that waits, see `checking`. Before it locks itself it reads two things of the module: its first
+eight bytes, which say whether it is a component, since what only components need, 13 ms of imports, can be read from no
+file afterwards; and how long each section is, since no limit can be set afterwards. Then, locked, its imports and
+exports; then it has the engine validate and compile it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 
-from app_loader.check.budget import Budget, budget, too_complex
+from app_loader.check import advice
+from app_loader.check.budget import Budget, budget, over, too_complex
 from app_loader.check.checking import GOOD
 from app_loader.check.checking import refused as refusal
-from app_loader.check.imports import check_imports, find_entry, refused
+from app_loader.check.imports import check_counts, check_imports, check_link, find_entry, refused
+from app_loader.check.outline import HEAD_BYTES, ComponentOutline, CoreOutline, Unreadable, code_bytes
 from app_loader.engine.compiled import Compiled, Module
 from app_loader.engine.foreign import EngineError
-from app_loader.engine.settings import make_engine, settings_for
-from app_loader.engine.store import Linker
+from app_loader.engine.settings import Engine, make_engine, settings_for
+from app_loader.engine.store import Linker, Store
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
 from app_loader.settings import Passed, read_limits, read_workload
 from keep_isolation.locks import lock_checker
@@ -38,7 +42,6 @@ COMPONENT_LAYER = b"\x01\x00"
 ZIP = b"PK\x03\x04"
 PACKED = (b"\x1f\x8b", ZIP)
 """How what people fetch packed begins."""
-_HEAD = 8
 
 
 def check_head(head: bytes) -> bool:
@@ -50,9 +53,9 @@ def check_head(head: bytes) -> bool:
         return head[4:] == COMPONENT_VERSION
     if not head:
         what = "it is empty"
-    elif head.startswith(MAGIC) and len(head) == _HEAD and head[6:] == COMPONENT_LAYER:
+    elif head.startswith(MAGIC) and len(head) == HEAD_BYTES and head[6:] == COMPONENT_LAYER:
         what = f"it is a component of another version, {head[4:6].hex()}; build it with current tools"
-    elif head.startswith(MAGIC) and len(head) == _HEAD:
+    elif head.startswith(MAGIC) and len(head) == HEAD_BYTES:
         what = f"its version {head[4:].hex()} is not 1"
     elif MAGIC.startswith(head[:4]):
         what = "it ends within its first eight bytes"
@@ -67,21 +70,23 @@ def check_head(head: bytes) -> bool:
     raise KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {what}")
 
 
-def _limit(allowed: Budget) -> None:
-    """Sets the limits."""
+def limit(allowed: Budget) -> None:
+    """Sets the limits of this process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (allowed.cpu_seconds, allowed.cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (allowed.data_bytes, allowed.data_bytes))
 
 
-def _reason(error: EngineError, compiler: Compiler) -> KeepfleetError:
+def in_words(error: EngineError, compiler: Compiler) -> KeepfleetError:
     lines = [line[:MAX_EVIDENCE_LINE] for line in str(error).splitlines() if line.strip()][:MAX_EVIDENCE_LINES]
     shown = ": ".join(line.strip() for line in lines if line.strip() != "Caused by:")[: 2 * MAX_EVIDENCE_LINE]
-    hint = "; compiler fast knows less of WebAssembly: try without it" if compiler is Compiler.FAST else ""
+    hint = advice.on_features(str(error))
+    if compiler is Compiler.FAST and not hint:
+        hint = "; compiler fast knows less of WebAssembly: try without it"
     return KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the module: {shown}{hint}", tuple(lines))
 
 
-def _store(compiled: Compiled, result: int) -> None:
+def store_compiled(compiled: Compiled, result: int) -> None:
     try:
         compiled.store(result)
     except OSError as error:
@@ -89,17 +94,42 @@ def _store(compiled: Compiled, result: int) -> None:
         raise KeepfleetError(kind, f"cannot store the compiled module: {error.strerror}") from error
 
 
+def look_at_module(engine: Engine, linker: Linker, module: int, workload: Workload | None) -> None:
+    """Raises KeepfleetError for a module that can never run, with None whatever is called of it, or EngineError where
+    it cannot be read."""
+    try:
+        outline = CoreOutline(module)
+        check_counts(outline)
+        check_imports(linker, Store(engine), outline.imports)
+        if workload is not None:
+            find_entry(outline, workload)
+    except Unreadable as error:
+        Module.validate(engine, module)  # says why
+        raise refused("cannot take the module: it cannot be read in front of its code") from error
+
+
 def _examine_module(module: int, result: int, limits: Limits, workload: Workload) -> str:
     engine = make_engine(settings_for(result, limits, workload))
+    linker = Linker(engine)
+    look_at_module(engine, linker, module, workload)
+    Module.validate(engine, module)
     compiled = Module.compile(engine, module)
-    check_imports(Linker(engine), compiled)
-    find_entry(compiled, workload)
-    _store(compiled, result)
+    check_link(linker, compiled)
+    store_compiled(compiled, result)
     return ""
 
 
+def look_at_component(module: int, workload: Workload) -> None:
+    """Raises KeepfleetError for a component that can never run."""
+    from app_loader.check.components import check_names
+
+    with contextlib.suppress(Unreadable):  # the engine says why
+        outline = ComponentOutline(module)
+        check_names(outline.imports, outline.exports, workload)
+
+
 def _examine_component(module: int, result: int, limits: Limits, workload: Workload) -> str:
-    from app_loader.check.components import check_component, find_run
+    from app_loader.check.components import check_component, check_names, check_run
     from app_loader.engine.component import Component, ComponentLinker
 
     if workload.compiler is Compiler.FAST:
@@ -107,24 +137,24 @@ def _examine_component(module: int, result: int, limits: Limits, workload: Workl
             "cannot take the component: compiler fast is for core modules alone; leave it out, or build the program as "
             "a core module (wasm32-wasip1)"
         )
+    look_at_component(module, workload)
     engine = make_engine(settings_for(result, limits, workload, components=True))
     compiled = Component.compile(engine, module)
+    check_run(compiled, check_names(compiled.imports(), compiled.exports(), workload))
     note = check_component(ComponentLinker(engine), compiled)
-    find_run(compiled, workload)
-    _store(compiled, result)
+    store_compiled(compiled, result)
     return note
 
 
 def examine(module: int, result: int, limits: Limits, workload: Workload) -> str | KeepfleetError:
     """Checks and compiles the file `module` into the file `result`; the refusal, or a note on what can run."""
-    allowed = budget(os.fstat(module).st_size, limits.unit_memory_bytes)
     try:
-        is_component = check_head(os.pread(module, _HEAD, 0))
+        is_component = check_head(os.pread(module, HEAD_BYTES, 0))
         return (_examine_component if is_component else _examine_module)(module, result, limits, workload)
     except EngineError as error:
-        return _reason(error, workload.compiler)
+        return in_words(error, workload.compiler)
     except MemoryError:
-        return too_complex(allowed.over_data())
+        return too_complex(over("compile_memory_bytes", limits))
     except KeepfleetError as error:
         return error
 
@@ -134,8 +164,9 @@ def check(passed: Passed) -> int:
     limits = read_limits(os.environ)
     module, result = passed.number("module"), passed.number("result")
     workload = read_workload(passed.number("workload")) if "workload" in passed else Workload()
-    _limit(budget(os.fstat(module).st_size, limits.unit_memory_bytes))
-    if os.pread(module, _HEAD, 0) == MAGIC + COMPONENT_VERSION:
+    component = os.pread(module, HEAD_BYTES, 0) == MAGIC + COMPONENT_VERSION
+    limit(budget(code_bytes(module, component=component), limits))
+    if component:
         import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock
     lock_checker()
     found = examine(module, result, limits, workload)

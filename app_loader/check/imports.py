@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import struct
 
+from app_loader.check import advice
 from app_loader.engine.compiled import Module
 from app_loader.engine.foreign import EngineError
 from app_loader.engine.store import Linker, Store
-from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
+from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES, MAX_EXPORTS, MAX_IMPORTS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.workload import Workload
@@ -21,9 +22,15 @@ COMMAND, DEFAULT = "_start", ""
 original did."""
 INITIALIZE = "_initialize"
 """A reactor's own preparation (WASI application ABI), called before any export but a command's."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from app_loader.check.outline import CoreOutline
+else:
+    Protocol = object
+
 _NO_ARGUMENTS = "a command's arguments are its argv"
-_PREVIEW_0 = "wasi_unstable"
-"""The import module of WASI's first snapshot, which compilers have not used since 2019."""
 INTEGER_BITS = {"i32": 32, "i64": 64}
 FLOAT_FORMATS = {"f32": "<f", "f64": "<d"}
 NUMBERS = (*INTEGER_BITS, *FLOAT_FORMATS)
@@ -31,6 +38,15 @@ NUMBERS = (*INTEGER_BITS, *FLOAT_FORMATS)
 _INTEGER = "[+-]?(?:[0-9]{1,20}|0x[0-9a-fA-F]{1,16})"
 _FLOAT = r"[+-]?(?:(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,5})?|inf|nan)"
 """Compiled where one is used, as few keeps do: that takes most of a millisecond."""
+
+
+class HasFunctions(Protocol):
+    """What a module exports, as it says itself or as the engine does. functions: the names of its functions."""
+
+    functions: list[str]
+
+    def signature(self, name: str) -> tuple[list[str], list[str]]:
+        """The types that a function takes, and those that it returns."""
 
 
 class Entry(Record):
@@ -53,18 +69,29 @@ def refused(message: str, lines: list[str] | None = None) -> KeepfleetError:
     return KeepfleetError(ErrorKind.INVALID_MODULE, message, tuple((lines or [])[:MAX_EVIDENCE_LINES]))
 
 
-def check_imports(linker: Linker, module: Module) -> None:
-    """Returns when everything the module imports is there. Raises KeepfleetError(INVALID_MODULE) naming what is not."""
+def check_counts(outline: CoreOutline) -> None:
+    """Raises KeepfleetError(INVALID_MODULE) for more imports or exports than a keep takes."""
+    for what, count, most in (
+        ("imports", outline.imported, MAX_IMPORTS),
+        ("exports", outline.exported, MAX_EXPORTS),
+    ):
+        if count > most:
+            raise refused(f"cannot take the module: it has {count} {what}, and a keep takes {most}")
+
+
+def check_imports(linker: Linker, store: Store, imports: list[tuple[str, str]]) -> None:
+    """Returns when all of `imports` are there. Raises KeepfleetError(INVALID_MODULE) naming what is not."""
+    missing = [f"{shown(of)} {shown(name)}" for of, name in dict.fromkeys(imports) if not linker.has(store, of, name)]
+    if missing:
+        hint = advice.on_imports(f"{of} {name}" for of, name in imports if f"{shown(of)} {shown(name)}" in missing)
+        raise refused(missing_in_words("module", missing) + hint, missing)
+
+
+def check_link(linker: Linker, module: Module) -> None:
+    """Returns when all that the module imports is of the type that is there. Raises KeepfleetError(INVALID_MODULE)."""
     try:
         linker.check(module)
     except EngineError as error:
-        store, imports = Store(module.engine), module.imports()
-        missing = [f"{shown(of)} {shown(name)}" for of, name in imports if not linker.has(store, of, name)]
-        if missing:
-            message = missing_in_words("module", missing)
-            if any(of == _PREVIEW_0 for of, _ in imports):
-                message += f"; {_PREVIEW_0} is WASI's first snapshot: build the module for wasm32-wasip1"
-            raise refused(message, missing) from error
         reason = str(error).splitlines() or ["an import has another type"]
         raise refused(f"cannot take the module: {reason[0][:MAX_EVIDENCE_LINE]}", reason) from error
 
@@ -75,12 +102,11 @@ def missing_in_words(what: str, missing: list[str]) -> str:
     return f"cannot take the {what}: it imports what a keep does not have: {named}"
 
 
-def find_entry(module: Module, workload: Workload) -> Entry:
-    """What to call of `module`: the export the workload names, else COMMAND or DEFAULT, the first that is there.
+def find_entry(exports: HasFunctions, workload: Workload) -> Entry:
+    """What to call of a module that exports this: what the workload names, else the first of COMMAND and DEFAULT.
 
     Raises KeepfleetError(INVALID_MODULE) when there is none, or its arguments do not fit its signature.
     """
-    exports = module.exports()
     functions = exports.functions
     if workload.export:
         if workload.export not in functions:
@@ -113,8 +139,9 @@ def _check_bare(name: str, params: list[str], results: list[str]) -> None:
 
 
 def _nothing(why: str, functions: list[str]) -> KeepfleetError:
-    """Names alone: asked for the signature of a function that takes vectors, wasmtime's C interface aborts."""
-    return refused(f"cannot take the module: {why}", [f"exports {shown(name)}" for name in functions])
+    return refused(
+        f"cannot take the module: {why}", [f"exports {shown(name)}" for name in functions[:MAX_EVIDENCE_LINES]]
+    )
 
 
 def in_words(name: str, params: list[str], results: list[str]) -> str:

@@ -83,28 +83,11 @@ class Module(Compiled):
     __slots__ = ()
     name = "module"
 
-    @classmethod
-    def compile(cls, engine: Engine, source: int | bytes) -> Self:
-        """See `Compiled`; validated first, which is quicker than compiling what is invalid."""
+    @staticmethod
+    def validate(engine: Engine, source: int | bytes) -> None:
+        """Raises EngineError for what is invalid; quicker than compiling that."""
         view, size = _view(source)
         succeed(library.wasmtime_module_validate(engine.pointer, view, size))
-        del view
-        return super().compile(engine, source)
-
-    def imports(self) -> list[tuple[str, str]]:
-        """The module and the name of each import."""
-        vector = Vector()
-        library.wasmtime_module_imports(self.pointer, byref(vector))
-        try:
-            return [
-                (
-                    text_of(library.wasm_importtype_module(entry)) or "",
-                    text_of(library.wasm_importtype_name(entry)) or "",
-                )
-                for entry in pointers(vector)
-            ]
-        finally:
-            library.wasm_importtype_vec_delete(byref(vector))
 
     def exports(self) -> Exports:
         """What it exports."""

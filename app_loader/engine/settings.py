@@ -1,8 +1,11 @@
 """The configurations of the engine: the checker compiles with one and the runner loads with the same.
 
-Off is every proposal the advisories of 2026 hit and few programs need: threads, 64-bit memories, garbage collection,
-typed references, exceptions, stack switching, several memories; and components, where a core module is to run. On stays
-what compilers emit: SIMD, bulk memory, reference types, many values, tail calls (which Winch lacks).
+Off is every proposal the advisories of 2026 hit and few programs need: threads, 64-bit memories, garbage-collected
+types, typed references, stack switching; components and several memories, where a core module is to run. On stays what
+compilers emit: SIMD, bulk memory, reference types, many values, tail calls and exceptions (which Winch lacks).
+
+Exceptions are off in the strict profile: they are the younger part of the engine, and need its garbage collector's heap
+for their references, which the store's memory limit bounds.
 """
 
 from __future__ import annotations
@@ -24,18 +27,17 @@ OFF = (
     "wasm_memory64",
     "wasm_gc",
     "wasm_function_references",
-    "wasm_exceptions",
     "wasm_stack_switching",
-    "wasm_multi_memory",
     "wasm_component_model_map",
     "wasm_component_model_implements",
     "wasm_component_model_async",
     "wasm_wide_arithmetic",
     "wasm_custom_page_sizes",
     "wasm_relaxed_simd",
-    "gc_support",
 )
 """The switches that are off in every engine."""
+EXCEPTIONS = ("wasm_exceptions", "gc_support")
+"""What is on or off together: a reference to an exception lies in the collector's heap."""
 PULLEY = b"pulley64"
 """wasmtime's interpreter, as a machine that is compiled for: what it runs is data and not code."""
 
@@ -87,7 +89,11 @@ def make_engine(settings: Settings) -> Engine:
     if settings.profile is Profile.STRICT:
         succeed(library.wasmtime_config_target_set(config, PULLEY))
     library.wasmtime_config_wasm_component_model_set(config, settings.components)
+    library.wasmtime_config_wasm_multi_memory_set(config, settings.components)  # what it puts between two of them is so
     library.wasmtime_config_memory_init_cow_set(config, settings.images)
+    exceptions = settings.profile is not Profile.STRICT and settings.compiler is not Compiler.FAST
+    for name in EXCEPTIONS:
+        getattr(library, f"wasmtime_config_{name}_set")(config, exceptions)
     for name in OFF:
         getattr(library, f"wasmtime_config_{name}_set")(config, False)
     return Engine(config)

@@ -67,7 +67,7 @@ class CoreGuest:
         self.started, self._limits = False, limits
         self._engine = make_engine(settings_for(compiled, limits, workload))
         self._module = Module.load(self._engine, compiled)
-        self._entry = find_entry(self._module, workload)
+        self._entry = find_entry(self._module.exports(), workload)
         self._linker = Linker(self._engine)
         exit_module(self._engine)  # compiled here: behind the lock nothing can be
 
@@ -99,7 +99,7 @@ class ComponentGuest:
         self.started, self._limits = False, limits
         self._engine = make_engine(settings_for(compiled, limits, workload, components=True))
         self._component = Component.load(self._engine, compiled)
-        self._interface = find_run(self._component, workload)
+        self._interface = find_run(self._component.exports(), workload)
         self._linker = ComponentLinker(self._engine)
 
     def __repr__(self) -> str:

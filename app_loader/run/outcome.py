@@ -16,6 +16,9 @@ _FRAME = r"(?m)^ *([0-9]{1,3}): +(?:(0x[0-9a-f]{1,16}) - )?(\S[^\n]{0,400}![^\n]
 """A frame in an error's message: `   1:     0x91 - module!function`. Compiled where a guest fails, as the next two."""
 _OVER_MEMORY = "memory minimum size of [0-9]+ pages exceeds memory limits"
 _OVER_TABLE = "table minimum size of [0-9]+ elements exceeds table limits"
+_OVER_EXCEPTIONS = "GC heap out of memory"
+"""What holds exceptions is as large as a memory may be."""
+_THROWN = "thrown Wasm exception"
 _UNKNOWN_OFFSET = (1 << 64) - 1
 """What wasmtime says of the frame in which a call did not get to begin, for want of stack."""
 Frame = tuple[str | None, int, int]
@@ -60,6 +63,8 @@ def trap_reason(message: str) -> str:
     for line in reversed(lines):
         if _TRAP in line:
             return line.split(_TRAP, 1)[1][:MAX_EVIDENCE_LINE]
+    if _THROWN in lines:
+        return "uncaught exception"
     return (lines[-1] if lines else "the engine gave no reason")[:MAX_EVIDENCE_LINE]
 
 
@@ -107,6 +112,9 @@ def in_bytes(number: int) -> str:
 def of_error(message: str, limits: Limits, usage: Usage, *, started: bool) -> Outcome:
     """What stopped a guest where the engine has one message alone: a trap in a component, no start at all, or where it
     has `started`, a result that is invalid."""
+    if _OVER_EXCEPTIONS in message:
+        text = f"over its memory limit of {in_bytes(limits.memory_bytes)}, with its exceptions"
+        return _outcome(OutcomeKind.LIMITED, text, usage)
     if not started and _TRAP not in message and _WHILE_EXECUTING not in message:
         return not_started(message, limits, usage)
     reason = trap_reason(message)

@@ -307,7 +307,7 @@ def _encoded(item: Item) -> bytes:
         return sse.encode(sse.END, item.to_wire())
     if isinstance(item, KeepEvent):
         return sse.encode(sse.KEEP, item.to_wire(), item.cursor)
-    return b"".join([sse.encode(sse.LINE, line.to_wire(), line.cursor) for line in item])
+    return b"".join(map(sse.encode_line, item))
 
 
 async def end_streams(app: web.Application) -> None:

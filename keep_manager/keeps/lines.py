@@ -32,10 +32,6 @@ class Place:
     stderr: int = 0
     mark: int = 0
 
-    def encode(self) -> str:
-        """As a cursor."""
-        return f"p={self.position:x};o={self.stdout:x};e={self.stderr:x};m={self.mark:x}"
-
 
 def place_of(cursor: str) -> Place:
     """The place that a cursor means. Raises KeepfleetError(BAD_REQUEST)."""
@@ -66,7 +62,7 @@ class LineDecoder:
         self._clock = clock
 
     def __repr__(self) -> str:
-        return f"LineDecoder({self._place(0)})"
+        return f"LineDecoder({self._cursor(0)})"
 
     def feed(self, frame: Frame) -> Iterator[LogLine]:
         """The lines that the frame completes. Raises KeepfleetError(KEEP_FAILED) for a mark that is none."""
@@ -126,12 +122,16 @@ class LineDecoder:
             yield self._line(stream.rest_at, SOURCE_OF[number], text, position)
 
     def _line(self, at: int, source: str, text: str, position: int) -> LogLine:
-        return LogLine(max(0.0, (at + self._clock) / _NANO), source, text, self._place(position).encode())
+        return LogLine(max(0.0, (at + self._clock) / _NANO), source, text, self._cursor(position))
 
-    def _place(self, position: int) -> Place:
-        begun = [stream.rest_position for stream in self._streams.values() if stream.rest]
-        stdout, stderr, mark = (stream.done or 0 for stream in self._streams.values())
-        return Place(min([position, *begun]), stdout, stderr, mark)
+    def _cursor(self, position: int) -> str:
+        """The cursor of Place, written out: a stream may have a million lines."""
+        stdout, stderr, mark = self._streams[STDOUT], self._streams[STDERR], self._streams[MARK]
+        if stdout.rest:
+            position = min(position, stdout.rest_position)
+        if stderr.rest:
+            position = min(position, stderr.rest_position)
+        return f"p={position:x};o={stdout.done or 0:x};e={stderr.done or 0:x};m={mark.done or 0:x}"
 
 
 def _cut_at(data: bytes, end: int) -> int:

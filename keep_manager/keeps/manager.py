@@ -29,7 +29,7 @@ from keep_manager.keeps.rest import Rest
 from keep_manager.keeps.spares import Spares, is_spare
 from keep_manager.keeps.starts import Starts
 from keep_manager.keeps.view import Entry, View
-from keep_manager.model import Answer, Caller, UnitState, Visible, missing
+from keep_manager.model import Answer, Caller, LoaderGone, UnitState, Visible, missing
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.constants import STOP_REPLY_SECONDS, unit_name
@@ -233,7 +233,11 @@ class Keeps:
         try:
             return await self._starts.start(request, caller)
         except KeepfleetError as error:
-            if error.kind is ErrorKind.UNAVAILABLE:
+            if isinstance(error, LoaderGone):
+                info = await self._refreshed(kuuid)
+                if info.state in decide.ENDED:
+                    decide.refuse_start(info)
+            elif error.kind is ErrorKind.UNAVAILABLE:
                 await self._existing(kuuid)
             raise
 

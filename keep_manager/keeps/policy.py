@@ -21,6 +21,8 @@ DEFAULT_CEILINGS: dict[str, int] = {
     "wall_seconds": 7 * 86400,
     "cpu_seconds": 7 * 86400,
     "tasks": 64,
+    "compile_seconds": 600,
+    "compile_memory_bytes": 3072 * MIB,
 }
 """What a caller may raise without a word of the configuration: its own memory and time, by a factor that suits a host
 of a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""

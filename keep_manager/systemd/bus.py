@@ -71,6 +71,7 @@ class Call:
     path: str = SYSTEMD_PATH
     interface: str = MANAGER
     destination: str = SYSTEMD
+    files: tuple[int, ...] = ()  # descriptors that go with it, which a value of type h names by place
 
 
 def variant(signature: str, value: object) -> object:
@@ -151,9 +152,12 @@ class Bus:
     it, is there again after it was away: signals may have been lost.
     """
 
-    def __init__(self, tasks: Group, address: str, on_signal: Callable[[str, list[object]], None]) -> None:
+    def __init__(
+        self, tasks: Group, address: str, on_signal: Callable[[str, list[object]], None], *, files: bool = False
+    ) -> None:
         self._tasks = tasks
         self._address = address
+        self._files = files  # whether descriptors can be passed, for which dbus-next reads in small pieces
         self._on_signal = on_signal
         self._calls = asyncio.Semaphore(MAX_CALLS)
         self._ready = asyncio.Event()
@@ -216,6 +220,7 @@ class Bus:
             signature=call.signature,
             body=list(call.body),
             flags=MessageFlag.NO_AUTOSTART,
+            unix_fds=list(call.files),
         )
         scope = asyncio.timeout(None)
         self._scopes.add(scope)
@@ -243,7 +248,7 @@ class Bus:
     async def _connect(self) -> None:
         self._lost = asyncio.get_running_loop().create_future()
         self._lost.add_done_callback(self._break_off)
-        self._connection = _Connection(bus_address=self._address)
+        self._connection = _Connection(bus_address=self._address, negotiate_unix_fd=self._files)
         self._connection.when_ended(self._lost)
         self._connection.add_message_handler(self._received)
         await self._connection.connect()

@@ -24,6 +24,7 @@ COMMANDS = {
     "top": "keepctl.commands.top:TOP",
     "stop": "keepctl.commands.keeps:STOP",
     "rm": "keepctl.commands.keeps:REMOVE",
+    "verify": "keepctl.commands.verify:VERIFY",
     "manifest": "keepctl.commands.local:manifest",
     "store": "keepctl.commands.store:group",
     "context": "keepctl.commands.local:context",

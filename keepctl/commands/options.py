@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from keep_protocol.spec import Compiler, Profile, RestartPolicy
+from keep_protocol.spec import Compiler, OutputPolicy, Profile, RestartPolicy
 from keepctl.arguments import FILE, TEXT, Choice, Number, Option, Parsed
 from keepctl.job import parse_directory, parse_duration, parse_limit, parse_pair
 
@@ -31,6 +31,12 @@ CREATION = (
     Option(("--limit",), "limits", "Any limit by its name.", _LIMIT, "NAME=VALUE", many=True),
     Option(("--profile",), "profile", "strict: interpreted, without executable memory.", Choice(*_words(Profile))),
     Option(("--compiler",), "compiler", "fast: compiles in a fifth of the time.", Choice(*_words(Compiler))),
+    Option(
+        ("--output-policy",),
+        "output_policy",
+        "drop-oldest: it does not wait for those who read its output.",
+        Choice(*_words(OutputPolicy)),
+    ),
     Option(("--idle",), "idle", "End it when unstarted for so long.", _DURATION, "TIME"),
     Option(("--await",), "waits", "End it when without a workload so long.", _DURATION, "TIME"),
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from keep_client.manager import ManagerClient
+from keep_client.output import Output
 from keep_client.peer import ConnectionFailed
 from keep_client.text import one_line, printable
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo
 from keep_protocol.outcome import NOT_RUN, exit_code_of
-from keep_protocol.sse import JOURNAL_SOURCE, WORKLOAD_SOURCE, LogLine
 from keepctl.access import CONNECTION, OUTPUT, Access, connected
 from keepctl.arguments import FILE, Argument, Command, Option, WrongUsage
 from keepctl.commands.options import CREATION, ENDPOINT, GUEST
@@ -21,14 +21,17 @@ from keepctl.describe import (
     exit_code_of_error,
     succeeded,
 )
-from keepctl.display import discard_output, echo, json_line, json_text, line_printer, refuse_raw_terminal, say
+from keepctl.display import discard_output, echo, json_line, json_text, say
 from keepctl.ending import show_error
 from keepctl.job import Job
-from keepctl.run import EndingSignals, Fate, Left, begin, settle, until_the_end
+from keepctl.output import JsonLines, Streams
+from keepctl.run import STANDARD_INPUT, EndingSignals, Fate, Left, begin, settle, until_the_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from keepctl.input import Feeding
 
 HELP = f"""Runs FILE in a new keep: shows its output until it ends, says why it ended, and exits as it did.
 
@@ -36,8 +39,11 @@ HELP = f"""Runs FILE in a new keep: shows its output until it ends, says why it 
 keepctl run hello.wasm
 keepctl run --rm --memory 64M --time 10s filter.wasm -- --verbose
 keepctl run -d --name web --dir /srv/site:/site --restart on-failure server.wasm
+keepctl run -i --rm sort.wasm < words > sorted
 keepctl run -f workload.yaml
 
+Its standard output and error are this command's, byte for byte; a terminal is shown control characters as escapes. With
+-i this command's standard input is its own, to the end; without, it has none. FILE may be -, standard input.
 With -f the file describes all of it, and options are added on top. HOST, --stdin and --secret files are of the
 manager's host, and below what its configuration grants you. Ctrl-C stops the workload, a second one leaves it running;
 a reader that goes away (`| head`), or output that cannot be written, stops it too. With --rm the keep is removed,
@@ -56,6 +62,7 @@ class _How(Record):
     raw: bool
     json: bool
     take_over: bool
+    feeds: bool
 
 
 def _job(file: str | None, described: str | None, options: dict[str, Any]) -> Job:
@@ -82,31 +89,40 @@ def _say_end(keep: KeepInfo) -> None:
         say(f"    {printable(frame)}")
 
 
-def _watch(client: ManagerClient, kuuid: int, how: _How) -> int:
+def _watch(client: ManagerClient, kuuid: int, output: Output, how: _How) -> int:
     """Shows the output and the end of what runs in a keep; the exit code. Raises as `until_the_end`."""
-    printer = line_printer(how.raw, how.json)
-
-    def show(line: LogLine) -> None:
-        if line.source in (WORKLOAD_SOURCE, JOURNAL_SOURCE):
-            printer(line, "")
+    shown = JsonLines() if how.json else Streams(how.raw)
+    feeding = _feed(client.another(), kuuid) if how.feeds else None
 
     def stopping() -> None:
         again = "removes it immediately" if how.remove else "leaves it running"
         say(f"keepctl: stopping keep {kuuid}; Ctrl-C again {again}")
 
-    keep, interrupted = until_the_end(client, kuuid, show, stopping)
+    keep, interrupted = until_the_end(client, kuuid, output, shown.show, stopping)
+    shown.end()
     if how.json:
         echo(json_line({"keep": keep.to_wire()}))
-    if not interrupted:
+    if interrupted:
+        return INTERRUPTED
+    if feeding is not None and feeding.error is not None and not succeeded(keep):
+        show_error(feeding.error)
         _say_end(keep)
-    return INTERRUPTED if interrupted else exit_code_of(keep.outcome)
+        return NOT_RUN
+    _say_end(keep)
+    return exit_code_of(keep.outcome)
 
 
-def _finish(client: ManagerClient, kuuid: int, how: _How) -> int:
+def _feed(client: ManagerClient, kuuid: int) -> Feeding:
+    from keepctl.input import Feeding  # here: threads and temporary files are 10 ms, and few programs are fed
+
+    return Feeding(client, kuuid)
+
+
+def _finish(client: ManagerClient, kuuid: int, output: Output, how: _How) -> int:
     """Watches what runs in a keep, and settles what becomes of the keep, whatever ends that; the exit code."""
     removing = Fate.REMOVE if how.remove else None
     try:
-        code = _watch(client, kuuid, how)
+        code = _watch(client, kuuid, output, how)
         if removing:
             settle(client, kuuid, removing)
     except BrokenPipeError:
@@ -154,8 +170,12 @@ def _removed(kuuid: int) -> KeepfleetError:
 
 def _run(access: Access, job: Job, how: _How) -> int:
     with access.client() as client:
-        keep = begin(client, access.credentials, job, how.address or access.address, how.port, how.take_over)
-        return _detach(client, keep, how) if how.detach else _finish(client, keep.kuuid, how)
+        address = how.address or access.address
+        keep, output = begin(client, access.credentials, job, address, how.port, how.take_over, watched=not how.detach)
+        try:
+            return _detach(client, keep, how) if how.detach else _finish(client, keep.kuuid, output, how)
+        finally:
+            output.close()
 
 
 def _detach(client: ManagerClient, keep: KeepInfo, how: _How) -> int:
@@ -185,11 +205,15 @@ def _work(
 ) -> int:
     if remove and detach:
         raise WrongUsage("--rm and -d exclude each other: a detached keep is removed by keepctl rm")
-    refuse_raw_terminal(raw)
-    how = _How(address, port, remove, detach, raw, output == "json", replace)
     with EndingSignals():
         try:
-            return _run(access, _job(file, described, options), how)
+            job = _job(file, described, options)
+            if job.streams and detach:
+                raise WrongUsage("-i and -d exclude each other: who leaves does not go on sending")
+            if job.streams and job.module == STANDARD_INPUT:
+                raise WrongUsage("standard input is the module (-) or the guest's (-i), not both")
+            how = _How(address, port, remove, detach, raw, output == "json", replace, job.streams)
+            return _run(access, job, how)
         except KeepfleetError as error:
             show_error(error)
             return exit_code_of_error(error)
@@ -206,7 +230,8 @@ RUN = Command(
         Option(("-f", "--file"), "described", "A manifest that describes the workload.", FILE, "FILE.yaml"),
         Option(("--rm",), "remove", "Remove the keep when the workload has ended."),
         Option(("-d", "--detach"), "detach", "Print the keep's ID and leave it running."),
-        Option(("--raw",), "raw", "Its output as it is, control characters and all; into a pipe or a file."),
+        Option(("-i", "--interactive"), "interactive", "Send it what comes on standard input, as it comes."),
+        Option(("--raw",), "raw", "Control characters of its output steer this terminal, too."),
         *CREATION,
         *GUEST,
         *ENDPOINT,

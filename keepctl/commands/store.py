@@ -7,7 +7,7 @@ import os
 import click
 
 from keep_client.text import printable
-from keepctl.commands import whole_store
+from keepctl.commands import signing, whole_store
 from keepctl.commands.access import output_option
 from keepctl.commands.pulling import pull
 from keepctl.commands.shared import FILE, Commands
@@ -35,6 +35,8 @@ def group() -> None:
 
 
 for command in (whole_store.collect_garbage, whole_store.verify, whole_store.export, whole_store.import_modules, pull):
+    group.add_command(command)
+for command in (signing.key, signing.sign, signing.attach, signing.check):
     group.add_command(command)
 
 

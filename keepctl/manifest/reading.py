@@ -114,10 +114,12 @@ def _job(root: Node, directory: str) -> Job:
         ),
         secrets={item["name"].text: item["file"].text for item in _items(root, "secrets")},
         stdin=_text(root, "stdin"),
+        streams="stream" in (given := _entries(root, "stdin")) and given["stream"].value is True,
         limits=_limits(root)[0],
         restart=_text(root, "restart") or NO_RESTART,
         profile=_text(root, "profile"),
         compiler=_text(root, "compiler"),
+        output=_text(root, "output"),
         export=export,
         export_arguments=arguments if export else (),
     )

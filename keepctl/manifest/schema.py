@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from keep_protocol.limits import BOUNDS, DEFAULTS
-from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, Compiler, Profile, RestartPolicy
+from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, Compiler, OutputPolicy, Profile, RestartPolicy
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS
 from keepctl.job import CPUS, DURATION
 
@@ -82,7 +82,13 @@ _LIMITS: dict[str, object] = {
     "tasks": _number("tasks", "Processes and threads of the keep, its own among them."),
     "io_weight": _number("io_weight", "Its share of the disks among others."),
     "output_buffer_bytes": _number("output_buffer_bytes", "How much of its output is kept for later readers."),
-    "log_lines_per_second": _number("log_lines_per_second", "Lines of output a second; more are dropped and counted."),
+    "compile_time": _duration(
+        f"How much processor time compiling its module may use. Default {DEFAULTS['compile_seconds'] // 60}m."
+    ),
+    "compile_memory": _size(f"How much memory that may use. Default {DEFAULTS['compile_memory_bytes'] >> 20}M."),
+    "log_lines_per_second": _number(
+        "log_lines_per_second", "Entries a second in the journal; where lines come faster, several stand in one."
+    ),
 }
 SCHEMA: Schema = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -122,7 +128,18 @@ SCHEMA: Schema = {
             "propertyNames": {"pattern": "^[^=\\u0000]+$", "x-must": "be a variable's name, without ="},
             "additionalProperties": _NO_NUL,
         },
-        "stdin": _host_path("The file that is the guest's standard input; empty where left out."),
+        "stdin": {
+            **_host_path("The file that is the guest's standard input; empty where left out."),
+            "type": ["string", "object"],
+            "additionalProperties": False,
+            "required": ["stream"],
+            "properties": {
+                "stream": {
+                    "type": "boolean",
+                    "description": "Whether it is the standard input of `keepctl run`, as with -i.",
+                },
+            },
+        },
         "directories": {
             "type": "array",
             "description": "Directories the guest may open.",
@@ -186,6 +203,12 @@ SCHEMA: Schema = {
             "description": "`fast` compiles a core module in a fifth of the time, to slower code.",
             "enum": [compiler.value for compiler in Compiler],
             "default": Compiler.OPTIMIZING.value,
+        },
+        "output": {
+            "description": "Whether it waits for those who read its output while it runs; with `drop-oldest` they miss "
+            "what they are too slow for.",
+            "enum": [policy.value for policy in OutputPolicy],
+            "default": OutputPolicy.BLOCK.value,
         },
         "labels": {
             "type": "object",

@@ -13,9 +13,17 @@ from tests.contract.conftest import systemd_units
 from tests.fakes.real_systemd import DROP_IN, RealSystemd
 
 ENOUGH = 20.0
-LIMITS = Limits(memory_bytes=64 * MIB, tasks=20, cpu_percent=50, io_weight=55, log_lines_per_second=77)
+LIMITS = Limits(
+    memory_bytes=64 * MIB,
+    compile_memory_bytes=256 * MIB,
+    tasks=20,
+    cpu_percent=50,
+    io_weight=55,
+    log_lines_per_second=77,
+)
 ASKED = KeepSpec(name="web", owner="alice", limits=LIMITS)
-MEMORY = 64 * MIB + OVERHEAD_BYTES
+MEMORY = 256 * MIB + OVERHEAD_BYTES
+"""Of what compiling may have, which is more than the guest may."""
 
 
 @pytest.fixture

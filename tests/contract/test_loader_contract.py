@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from keep_manager.loader_client import Loaders
+from keep_manager.model import LoaderGone
 from keep_protocol.constants import STOP_REPLY_SECONDS
-from keep_protocol.control import Command, CommandType, StartMessage
+from keep_protocol.control import CONTROL_VERSION, Command, CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import SPEC_VARIABLE, KeepSpec, encode_spec
 from keep_protocol.states import Phase, State
@@ -81,7 +82,7 @@ async def test_an_idle_loader_says_what_it_is(subject: Subject) -> None:
         answer = await session.hello()
     report = answer.report
     assert (report.state, report.phase, report.detail) == (State.LISTENING, "idle", WORDS[Phase.IDLE])
-    assert (report.control_version, report.port, report.outcome) == (2, 0, None)
+    assert (report.control_version, report.port, report.outcome) == (CONTROL_VERSION, 0, None)
     assert answer.claims == KeepSpec()  # what it is stands in its unit; only a loader of version 1 is asked
 
 
@@ -109,16 +110,18 @@ async def test_a_wait_is_answered_when_the_phase_or_the_sentence_is_another(subj
     assert {(await task).report.phase for task in waiting} <= {"opening", "awaiting-workload"}
 
 
-async def test_a_stop_is_answered_when_the_process_has_ended_and_again_when_it_had(
+async def test_a_stop_is_answered_when_the_process_has_ended_and_written_down_and_then_no_loader_is_there(
     subject: Subject, passed: Endpoint
 ) -> None:
     await start(subject, passed)
-    for _ in range(2):
-        stop = Command(CommandType.STOP, "alice")
-        report = (await subject.loaders.ask(KUUID, stop, STOP_REPLY_SECONDS)).report
-        assert (report.state, report.phase) == (State.COMPLETE, "ended")
-        assert report.outcome is not None
-        assert (report.outcome.kind.value, report.outcome.by) == ("stopped", "alice")
+    stop = Command(CommandType.STOP, "alice")
+    report = (await subject.loaders.ask(KUUID, stop, STOP_REPLY_SECONDS)).report
+    assert (report.state, report.phase) == (State.COMPLETE, "ended")
+    assert report.outcome is not None
+    assert (report.outcome.kind.value, report.outcome.by) == ("stopped", "alice")
+    assert passed.recorded.report == report
+    with pytest.raises(LoaderGone):
+        await subject.loaders.ask(KUUID, stop, STOP_REPLY_SECONDS)
 
 
 async def test_what_cannot_be_done_now_is_a_conflict_and_changes_nothing(subject: Subject, passed: Endpoint) -> None:

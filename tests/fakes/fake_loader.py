@@ -327,6 +327,7 @@ class FakeLoader:
                 os.close(descriptors.pop())
 
     async def _start(self, message: StartMessage, descriptors: list[int]) -> None:
+        advance(self.phase, Event.START)
         passed = self._passed(message, descriptors)
         if WORKLOAD_DESCRIPTOR in passed:
             self.workload = workload_from_json(os.pread(passed[WORKLOAD_DESCRIPTOR], 1 << 22, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from urllib.parse import parse_qsl
 
@@ -16,7 +17,8 @@ from keep_protocol.limits import Limits
 from keep_protocol.spec import Lease
 from keep_protocol.sse import KeepEvent, LogLine
 from keep_protocol.states import State
-from tests.fakes.tls_peer import TlsPeer, answer, read_whole_request
+from tests.fakes.output_in_memory import OVER, Followers, OutputInMemory, Serving
+from tests.fakes.tls_peer import TlsPeer, answer, read_chunks, read_head_of_request, read_rest_of_body
 
 STATUS = {ErrorKind.NOT_FOUND: 404, ErrorKind.CONFLICT: 409, ErrorKind.BAD_REQUEST: 400, ErrorKind.UNKNOWN_COMMAND: 400}
 FIRST_ID = 4503599627370495
@@ -28,14 +30,22 @@ class ManagerInMemory(TlsPeer):
     `twist` is applied to every keep before it is shown: the way to make this manager lie.
     `lines` are the keeps' journals, and `happened` what happened to keeps; each connection to a stream sends as many
     events as `break_off_after` says (one number a connection, taken off) and breaks off, politely or not, and all of
-    them when there is none. `on_follow` is called when all of a followed stream is out. `workloads` is what
-    start was asked to give.
+    them when there is none; to output, as many bytes. `on_follow` is called when all of a followed stream is out, of
+    output once the keep has its workload (`accept`). `workloads` is what start was asked to give.
+    `output` is what the keeps wrote, `input` what was sent to them, of which they take as much as `takes` says, or none
+    where `refuses_input`.
     By request line, and taken off one by one: what is done with the connection `instead` of obeying, and what is done
     when it was obeyed and the answer is `lost`. `is_older`: it does not know a creation with a start in it.
     """
 
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
-        super().__init__(context, self._serve_connection)
+        super().__init__(context, self._serve_connection, concurrent=True)
+        self.followers = Followers()
+        self.output: defaultdict[int, OutputInMemory] = defaultdict(OutputInMemory)
+        self.input: defaultdict[int, bytearray] = defaultdict(bytearray)
+        self.takes: int | None = None
+        self.refuses_input = False
+        self.accepted_by: set[int] = set()
         self.keeps: dict[int, KeepInfo] = {}
         self.upload_port: int | None = None
         self.newest_first = self.is_older = False
@@ -46,6 +56,7 @@ class ManagerInMemory(TlsPeer):
         self.break_off_after: list[int] = []
         self.break_off_politely = False
         self.on_follow: Callable[[ssl.SSLSocket], None] = lambda connection: None
+        self.on_input: Callable[[int], object] = lambda kuuid: None
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.twist: dict[str, object] = {}
@@ -61,9 +72,11 @@ class ManagerInMemory(TlsPeer):
 
     def _serve_request(self, connection: ssl.SSLSocket) -> bool:
         """Whether the connection stays for another request."""
-        line, headers, body = read_whole_request(connection)
+        line, headers, body = read_head_of_request(connection)
         keep = headers.get("connection") != "close"
         method, target, _ = line.split(" ")
+        chunked = headers.get("transfer-encoding") == "chunked"
+        body = body if chunked else read_rest_of_body(connection, headers, body)
         self.requests.append(f"{method} {target}")
         self.headers.append(headers)
         if instead := self.instead.get(self.requests[-1]):
@@ -72,6 +85,11 @@ class ManagerInMemory(TlsPeer):
         stream = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?", target)
         if stream and int(stream[1]) in self.keeps:
             return self._stream(connection, int(stream[1]), stream[2] or "", headers.get("last-event-id", "")) and keep
+        output = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)/output(\?.*)?", target)
+        if output and int(output[1]) in self.keeps:
+            return self._send_output(connection, int(output[1]), output[2] or "") and keep
+        if chunked:
+            return self._take_input(connection, int(target.split("/")[3]), body) and keep
         if target.partition("?")[0] == V1_EVENTS_PATH:
             return self._stream(connection, None, target.partition("?")[2], headers.get("last-event-id", "")) and keep
         try:
@@ -106,7 +124,7 @@ class ManagerInMemory(TlsPeer):
             made = self._create(api.parse_v1_create(body), asked)
             self._created |= {key: FIRST_ID + len(self.keeps) - 1} if key else {}
             return 201, made
-        match = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs)?(\?.*)?", target)
+        match = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)(/start|/stop|/logs|/output)?(\?.*)?", target)
         assert match, target
         kuuid = int(match[1])
         if method == "GET":
@@ -156,7 +174,7 @@ class ManagerInMemory(TlsPeer):
         asked = dict(parse_qsl(query.removeprefix("?")))
         said = [event.to_wire() for event in self.happened]
         if kuuid is not None:
-            said = [line.to_wire() for line in self.lines.get(kuuid, [])]
+            said = [line.to_wire() for line in self.lines.get(kuuid, []) if _is_asked(line, asked)]
         name = sse.KEEP if kuuid is None else sse.LINE
         events = [sse.encode(name, data, f"c={number}") for number, data in enumerate(said, 1)]
         chosen = (
@@ -177,6 +195,58 @@ class ManagerInMemory(TlsPeer):
         connection.sendall(b"0\r\n\r\n")
         return True
 
+    def _send_output(self, connection: ssl.SSLSocket, kuuid: int, query: str) -> bool:
+        """Whether all of it is out."""
+        last = self.break_off_after.pop(0) if self.break_off_after else None
+        serving = Serving(connection, self.output[kuuid], self.followers, last)
+        follows = "follow=true" in query
+        if not serving.begin(query):
+            return False
+        if follows:
+            self.followers.until(connection, lambda: kuuid in self.accepted_by or self._is_over(kuuid))
+            if not serving.send():
+                return False
+            self.on_follow(connection)
+            if not serving.follow(lambda: self.keeps.get(kuuid)):
+                return False
+        return kuuid in self.keeps and serving.end(self.keeps[kuuid])
+
+    def _is_over(self, kuuid: int) -> bool:
+        return kuuid not in self.keeps or self.keeps[kuuid].state in OVER
+
+    def accept(self, kuuid: int) -> None:
+        """The keep has its workload."""
+        self.accepted_by.add(kuuid)
+        self.followers.notify()
+
+    def write(self, kuuid: int, stream: int, data: bytes, at: float = 0.0) -> None:
+        """The keep's guest writes this."""
+        self.output[kuuid].write(stream, data, at)
+        self.followers.notify()
+
+    def _take_input(self, connection: ssl.SSLSocket, kuuid: int, body: bytes) -> bool:
+        asked = self.workloads.get(kuuid)
+        if self.refuses_input or not isinstance(asked, dict) or asked.get("stdin") != {"stream": True}:
+            error = KeepfleetError(ErrorKind.CONFLICT, f"cannot send input to keep {kuuid}: it takes none")
+            connection.sendall(answer(409, strict_json.dumps({"error": error.to_wire()})))
+            return False
+        taken, complete = self.input[kuuid], True
+        try:
+            for chunk in read_chunks(connection, body):
+                taken += chunk
+                self.followers.notify()
+                if self.takes is not None and len(taken) > self.takes:
+                    del taken[self.takes :]
+                    complete = False
+                    break
+        except OSError:
+            outcome = Outcome(OutcomeKind.LOST, "lost: its input was cut")
+            self.change(kuuid, state=State.ERROR, detail="lost: its input was cut", outcome=outcome)
+            raise
+        self.on_input(kuuid)
+        connection.sendall(answer(200, strict_json.dumps({"bytes": len(taken), "complete": complete}), keep=complete))
+        return complete
+
     def _known(self, kuuid: int) -> KeepInfo:
         if kuuid not in self.keeps:
             raise KeepfleetError(
@@ -190,6 +260,7 @@ class ManagerInMemory(TlsPeer):
     def change(self, kuuid: int, **fields: object) -> KeepInfo:
         """Replaces some fields of a keep."""
         self.keeps[kuuid] = KeepInfo(**{**self._known(kuuid).fields(), **fields})
+        self.followers.notify()
         return self.keeps[kuuid]
 
     def _obey(self, request: api.Request, member: str) -> dict[str, object]:
@@ -203,12 +274,14 @@ class ManagerInMemory(TlsPeer):
                 name=request.name, labels=request.labels, limits=Limits(**dict(request.limits)),
                 lease=request.lease or Lease(),
                 profile=request.profile,
-                compiler=request.compiler,
+                compiler=request.compiler, output=request.output,
             )  # fmt: skip
             return self._show(self.keeps[kuuid])
         keep = self._known(request.kuuid)
         if isinstance(request, api.RemoveKeep):
-            return self._show(self.keeps.pop(keep.kuuid))
+            shown = self._show(self.keeps.pop(keep.kuuid))
+            self.followers.notify()
+            return shown
         if isinstance(request, api.StopKeep):
             outcome = Outcome(OutcomeKind.STOPPED, "stopped by its owner")
             return self._show(self.change(keep.kuuid, state=State.COMPLETE, outcome=outcome))
@@ -220,3 +293,11 @@ class ManagerInMemory(TlsPeer):
             fingerprint=self._fingerprint, certificate=self._keep_pem,
         )  # fmt: skip
         return self._show(started)
+
+
+def _is_asked(line: LogLine, asked: dict[str, str]) -> bool:
+    """Whether a client that asks so is sent the line."""
+    stream, source = asked.get("stream"), line.source
+    chosen = asked.get("all") == "true" or source != sse.KEEP_SOURCE
+    chosen = chosen and (stream is None or source in (stream, sse.GAP_SOURCE))
+    return chosen and float(asked.get("since", "0")) <= line.at <= float(asked.get("until", "inf"))

@@ -22,6 +22,7 @@ def manager_thread(directory: Path) -> Iterator[RunningManager]:
 
     async def live() -> None:
         async with running_manager(directory) as manager:
+            manager.loop = loop
             made.append(manager)
             ready.set()
             await stop.wait()

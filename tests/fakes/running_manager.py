@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -50,6 +51,7 @@ class RunningManager:
         self.keeps = self.parts.keeps
         self.require_client = require_client
         self.operator = self.authority.issue("operator")
+        self.loop: asyncio.AbstractEventLoop | None = None  # where it is another thread's
         self.url = ""
         self.port = 0
         self.server: Server | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -15,14 +15,15 @@ ACCEPT_SECONDS = 10.0
 
 
 class TlsPeer:
-    """Serves one connection after another in a thread of its own, from `with` to its end.
+    """Serves each connection in a thread of its own, or one after another, from `with` to its end.
 
     `refused` counts handshakes that failed, and `accepted` the others; an OSError in the handler means the client went
     away.
     """
 
-    def __init__(self, context: ssl.SSLContext | None, handler: Handler) -> None:
-        self._context, self._handler = context, handler
+    def __init__(self, context: ssl.SSLContext | None, handler: Handler, concurrent: bool = False) -> None:
+        self._context, self._handler, self._concurrent = context, handler, concurrent
+        self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self.refused = self.accepted = 0
@@ -37,11 +38,19 @@ class TlsPeer:
                 plain, _ = self._listener.accept()
             except OSError:
                 return
-            with plain:
-                plain.settimeout(ACCEPT_SECONDS)
+            if not self._concurrent:
                 self._serve_one(plain)
+                continue
+            thread = threading.Thread(target=self._serve_one, args=(plain,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _serve_one(self, plain: socket.socket) -> None:
+        with plain:
+            plain.settimeout(ACCEPT_SECONDS)
+            self._serve_plain(plain)
+
+    def _serve_plain(self, plain: socket.socket) -> None:
         if self._context is None:
             plain.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
             return
@@ -66,8 +75,9 @@ class TlsPeer:
     ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(ACCEPT_SECONDS)
-        assert not self._thread.is_alive(), "the peer's handler did not end"
+        for thread in (self._thread, *self._threads):
+            thread.join(ACCEPT_SECONDS)
+            assert not thread.is_alive(), "the peer's handler did not end"
 
 
 def read_head(connection: ssl.SSLSocket) -> bytes:
@@ -81,17 +91,46 @@ def read_head(connection: ssl.SSLSocket) -> bytes:
     return data
 
 
-def read_whole_request(connection: ssl.SSLSocket) -> tuple[str, dict[str, str], bytes]:
-    """The request line, the headers by their lower-case names, and the whole body."""
+def read_head_of_request(connection: ssl.SSLSocket) -> tuple[str, dict[str, str], bytes]:
+    """The request line, the headers by their lower-case names, and what came of the body with them."""
     head, _, body = read_head(connection).partition(b"\r\n\r\n")
     line, *fields = head.decode("utf-8").split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
+    return line, {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}, body
+
+
+def read_rest_of_body(connection: ssl.SSLSocket, headers: dict[str, str], body: bytes) -> bytes:
+    """The whole body, of which `body` came with the head."""
     while len(body) < int(headers.get("content-length", "0")):
-        more = connection.recv(65536)
-        if not more:
-            raise ConnectionResetError("the client hung up")
-        body += more
-    return line, headers, body
+        body += _more(connection)
+    return body
+
+
+def _more(connection: ssl.SSLSocket) -> bytes:
+    more = connection.recv(65536)
+    if not more:
+        raise ConnectionResetError("the client hung up")
+    return more
+
+
+def read_chunks(connection: ssl.SSLSocket, rest: bytes) -> Iterator[bytes]:
+    """The chunks of a body, of which `rest` came with the head."""
+    while True:
+        while b"\r\n" not in rest:
+            rest += _more(connection)
+        digits, _, rest = rest.partition(b"\r\n")
+        size = int(digits, 16)
+        while len(rest) < size + 2:
+            rest += _more(connection)
+        if not size:
+            return
+        yield rest[:size]
+        rest = rest[size + 2 :]
+
+
+def read_whole_request(connection: ssl.SSLSocket) -> tuple[str, dict[str, str], bytes]:
+    """The request line, the headers by their lower-case names, and the whole body."""
+    line, headers, body = read_head_of_request(connection)
+    return line, headers, read_rest_of_body(connection, headers, body)
 
 
 def read_request(connection: ssl.SSLSocket) -> tuple[str, bytes]:

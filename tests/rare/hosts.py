@@ -9,23 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tools.sandbox.layout import Layout
-from tools.sandbox.sandbox import Sandbox
-
 ROOT = Path(__file__).resolve().parents[2]
-INSTALLED = "/opt/keepfleet"
-WHEELS = "/opt/wheels"
-SECONDS = 300.0
-"""For what takes some seconds on a quiet machine."""
 _MACHINE = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 """The machine's network, opened before a test's host brings its own: what is downloaded comes from there."""
-_INSTALL = f"""
-python3 -m venv {INSTALLED}
-{INSTALLED}/bin/pip install --quiet --no-index --no-deps {WHEELS}/*.whl
-"""
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def in_machines_network(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`./run` in the machine's network."""
     command = ["nsenter", f"--net=/proc/self/fd/{_MACHINE}", str(ROOT / "run"), *arguments]
     return subprocess.run(command, pass_fds=(_MACHINE,), capture_output=True, text=True)
@@ -33,24 +22,22 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True)
 class Release:
-    """One Debian: its suite, and the version of its Python."""
+    """One Debian, by the name of its suite."""
 
     suite: str
-    python: str
 
     def root(self) -> str:
         """Its root directory. Skips the test where debootstrap cannot make one, as without a mirror that has it."""
-        made = _run("debian-root", self.suite)
+        return self._made("debian-root")
+
+    def prefix(self) -> Path:
+        """keepfleet for its interpreter, to be shown at /opt/keepfleet in that root. Skips the test likewise."""
+        return Path(self._made("host-prefix"))
+
+    def _made(self, verb: str) -> str:
+        """What `./run` prints, called in the machine's network."""
+        made = in_machines_network(verb, self.suite)
         if made.returncode == os.EX_UNAVAILABLE:
             pytest.skip(made.stderr.splitlines()[-1])
         assert made.returncode == 0, made.stderr
         return made.stdout.strip()
-
-    def install(self, root: str, prefix: Path, wheels: Path) -> None:
-        """keepfleet in the empty directory `prefix`, to be shown at /opt/keepfleet in that root."""
-        made = _run("wheels", self.python, str(wheels))
-        assert made.returncode == 0, made.stderr
-        binds = ((str(prefix), INSTALLED, False), (str(wheels), WHEELS, True))
-        with Sandbox(f"install-{os.getpid()}", Layout(binds, root=root)) as sandbox:
-            done = sandbox.exec(["sh", "-ec", _INSTALL], timeout=SECONDS)
-            assert done.returncode == 0, done.stderr

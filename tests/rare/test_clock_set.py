@@ -20,9 +20,8 @@ from tests.system import modules
 from tests.system.clock import DAY, HOUR, Clock, ClockedFleet, environment
 from tests.system.fixtures import INSTALLED
 from tests.system.fleet import MANAGER, free_port
-from tests.system.host import Host
+from tests.system.host import Host, layout
 from tests.system.life import Life
-from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 
 STEPS = [-HOUR, HOUR, -400 * DAY, 400 * DAY]
@@ -39,7 +38,7 @@ def installed_fleet(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     for directory in (etc, shared):
         directory.chmod(0o755)
     binds = ((str(prefix), INSTALLED, True), (str(etc), "/etc/keepfleet", False), (str(shared), str(shared), False))
-    with Sandbox(f"clock-{os.getpid()}", Layout(binds)) as sandbox, sandbox.network():
+    with Sandbox(f"clock-{os.getpid()}", layout(binds)) as sandbox, sandbox.network():
         fleet = ClockedFleet(Host(sandbox, shared), etc)
         fleet.install()
         with fleet.under_the_clock():
@@ -105,9 +104,9 @@ def test_followers_get_every_line_once_and_an_end_when_the_clock_is_set(
         life.line("line 40")
         clock.set_by(0)
         lines = followed.result(GIVEN_UP)
-    assert [line.text for line in lines if line.source == "workload"] == texts
+    assert [line.text for line in lines if line.source == "stdout"] == texts
     again = fleet.client().lines(life.kuuid)
-    assert [line.text for line in again if line.source == "workload"] == texts
+    assert [line.text for line in again if line.source == "stdout"] == texts
     assert ended(life)[1].exit_code == 0
 
 

@@ -15,12 +15,12 @@ from types import ModuleType
 
 import pytest
 
+from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import KeepfleetError
 from tests.system.fleet import Fleet
-from tests.system.host import Host, message_of
+from tests.system.host import Host, layout, message_of
 from tests.system.life import Bystanders, Life
 from tools.sandbox import linux
-from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -59,8 +59,7 @@ def host(prefix: Path, configuration: Path, tmp_path_factory: pytest.TempPathFac
         (str(configuration), "/etc/keepfleet", False),
         (str(shared), str(shared), False),
     )
-    layout = Layout(binds, root=os.environ.get("KEEPFLEET_TEST_ROOT"))
-    with Sandbox(f"tests-{os.getpid()}", layout) as sandbox, sandbox.network():
+    with Sandbox(f"tests-{os.getpid()}", layout(binds)) as sandbox, sandbox.network():
         yield Host(sandbox, shared)
 
 
@@ -106,6 +105,9 @@ def undisturbed(fleet: Fleet, bystanders: Bystanders) -> Iterator[None]:
     """After the test the bystanders are as they were, and nothing of any other keep is left, nor is after a failure."""
     yield
     left = [trace for trace in fleet.left_over() if not bystanders.owns(trace)]
+    if left:
+        with contextlib.suppress(ConnectionFailed):
+            fleet.remove_all(bystanders.owns)
     if units := [unit for unit in fleet.keep_units() if not bystanders.owns(unit)] if left else []:
         fleet.host.systemctl("stop", *units)
         fleet.host.systemctl("reset-failed", *units, check=False)

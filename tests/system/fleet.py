@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from keep_client.credentials import Credentials
@@ -15,6 +15,7 @@ from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed, Endpoint
 from keep_manager.reload import NEEDS_RESTART
 from keep_protocol.constants import UNIT_PATTERN
+from keep_protocol.errors import KeepfleetError
 from tests.system.host import Host, message_of
 
 MANAGER = "keep-manager.service"
@@ -91,6 +92,7 @@ class Fleet:
         self.host.systemctl("kill", f"--signal={int(signal.SIGKILL)}", MANAGER)
         while self.manager_pid in (0, before):  # a start asked before systemd has noticed the death does nothing
             self.host.systemctl("start", MANAGER)
+        self.host.systemctl("start", MANAGER)  # waits for a start of systemd's own that is under way
 
     @property
     def manager_pid(self) -> int:
@@ -151,8 +153,7 @@ class Fleet:
         Where a test left nothing that costs one request.
         """
         with contextlib.suppress(ConnectionFailed):
-            for keep in self.client().keeps():
-                self.client().remove(keep.kuuid)
+            self.remove_all()
         if units := self.keep_units():
             self.host.systemctl("stop", *units)
             self.host.systemctl("reset-failed", *units, check=False)
@@ -161,6 +162,13 @@ class Fleet:
         except ConnectionFailed:
             self.host.systemctl("start", MANAGER)
         self.settle()
+
+    def remove_all(self, spared: Callable[[str], bool] = lambda _: False) -> None:
+        """Removes every keep through the manager, but those whose unit is `spared`."""
+        for keep in self.client().keeps():
+            if not spared(keep.unit):
+                with contextlib.suppress(KeepfleetError):  # it has gone meanwhile
+                    self.client().remove(keep.kuuid)
 
     def settle(self) -> None:
         """Waits until the manager has no keep: of those that it did not stop itself it hears a moment later."""

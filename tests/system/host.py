@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tools.sandbox.command import Command
+from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 from tools.sandbox.users import start_user_manager
 
@@ -23,6 +24,11 @@ JOURNAL_SECONDS = 20.0
 """journald shows a line within milliseconds; this covers a host a thousand times busier."""
 Entry: TypeAlias = dict[str, Any]
 """One journal entry: field → text (or a list of numbers where it is not text, or of both where a field is repeated)."""
+
+
+def layout(binds: tuple[tuple[str, str, bool], ...]) -> Layout:
+    """What a host shows where, on the root directory in KEEPFLEET_TEST_ROOT or else on the machine's own files."""
+    return Layout(binds, root=os.environ.get("KEEPFLEET_TEST_ROOT"))
 
 
 class CommandFailed(AssertionError):

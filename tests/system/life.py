@@ -191,6 +191,12 @@ class Life:
         """The loader's PID inside."""
         return int(self.show("MainPID"))
 
+    def without_process(self) -> None:
+        """Waits until nothing runs in its unit: a loader whose keep has ended answers first, and then exits."""
+        deadline = time.monotonic() + SOON
+        while self.loader_pid:
+            assert time.monotonic() < deadline, "its loader does not exit"
+
     @property
     def endpoint_pid(self) -> int:
         """The PID of the upload endpoint."""

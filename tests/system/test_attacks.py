@@ -13,9 +13,8 @@ from tests.system.attack import ATTACKS
 from tests.system.attacked import PLACES, Attacked, Reports, install_attacks
 from tests.system.fixtures import INSTALLED
 from tests.system.fleet import Fleet, free_port
-from tests.system.host import Host
+from tests.system.host import Host, layout
 from tests.system.life import example
-from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 
 USER = "ada"
@@ -70,7 +69,7 @@ def attacked(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     install_attacks(prefix, directories["opt"])
     places = {"opt": INSTALLED, "etc": "/etc/keepfleet", "shared": directories["shared"]}
     binds = tuple((str(directories[name]), str(place), name == "opt") for name, place in places.items())
-    with Sandbox(f"attacked-{os.getpid()}", Layout(binds)) as sandbox, sandbox.network():
+    with Sandbox(f"attacked-{os.getpid()}", layout(binds)) as sandbox, sandbox.network():
         fleet = Fleet(Host(sandbox, directories["shared"]), directories["etc"])
         fleet.install()
         (directories["shared"] / "hello.wasm").write_bytes(example("hello-wat/hello"))

@@ -119,7 +119,7 @@ def test_a_flooded_keeps_end_says_what_the_journal_was_not_given(fleet: Fleet) -
     life = Life(fleet, client.create(limits={"wall_seconds": 2, "log_lines_per_second": 100}).kuuid)
     life.start()
     assert life.upload(example("flood-wat/flood")).status == 200
-    life.until(State.STARTED, State.COMPLETE)
+    life.until(State.STARTED, State.ERROR)
     outcome = life.info.outcome
     assert outcome is not None
     assert outcome.text == "over its time limit of 2 s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.host import Host, message_of
 from tests.system.inside import detached
-from tests.system.life import Life, drop_in, example
+from tests.system.life import SOON, Life, drop_in, example
 
 ROOT = "/run/granted-directories"
 OWNER = 5000
@@ -254,6 +255,17 @@ def test_without_the_helper_a_start_fails_whole_and_says_what_to_do(granting: Fl
     assert begun(granting, workload).info.state is State.STARTED
 
 
+def test_a_helper_that_could_miss_what_is_mounted_grants_nothing_and_says_why(granting: Fleet) -> None:
+    workload = given(("out", "/out", True))
+    with drop_in(granting.host, SERVICE, "[Service]\nPrivateMounts=yes\n"):
+        granting.host.systemctl("stop", SERVICE)
+        error = refusal(granting, workload)
+    granting.host.systemctl("stop", SERVICE)
+    assert error.kind is ErrorKind.CONFIGURATION
+    assert "cannot trust the grants helper: it has a mount namespace of its own" in error.message
+    assert begun(granting, workload).info.state is State.STARTED
+
+
 def test_a_helper_that_cannot_start_fails_the_start_and_a_restart_of_its_socket_helps(granting: Fleet) -> None:
     workload = given(("out", "/out", True))
     with drop_in(granting.host, SERVICE, "[Service]\nExecStart=\nExecStart=/nowhere\n"):
@@ -262,8 +274,15 @@ def test_a_helper_that_cannot_start_fails_the_start_and_a_restart_of_its_socket_
         assert error.kind is ErrorKind.UNAVAILABLE
         assert "journalctl -u keepfleet-grants.service" in error.message
         assert "systemctl restart keepfleet-grants.socket" in refusal(granting, workload).message
-    granting.host.systemctl("restart", SOCKET)
-    assert begun(granting, workload).info.state is State.STARTED
+    deadline = time.monotonic() + SOON
+    while True:  # the limit of the socket's unit holds for some seconds, across its restart
+        granting.host.systemctl("reset-failed", SOCKET)  # or systemd counts the restarts, too
+        granting.host.systemctl("restart", SOCKET)
+        try:
+            assert begun(granting, workload).info.state is State.STARTED
+            break
+        except KeepfleetError:
+            assert time.monotonic() < deadline
 
 
 def test_a_helper_that_hangs_costs_one_start_its_time_and_a_killed_one_nothing(granting: Fleet) -> None:

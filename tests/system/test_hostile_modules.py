@@ -35,7 +35,11 @@ REFUSED = {
     "64-bit memory": (hostile.wat('(module (memory i64 1) (func (export "_start")))'), "memory64"),
     "two memories": (hostile.wat('(module (memory 1) (memory 1) (func (export "_start")))'), "multi"),
     "garbage collection": (hostile.wat('(module (type (struct)) (func (export "_start")))'), "gc"),
-    "exceptions": (hostile.wat('(module (tag) (func (export "_start")))'), "exceptions"),
+    "exceptions in their first form": (hostile.of_functions(1, b"\x06\x40\x0b"), "--translate-to-exnref"),
+    "a foreign import before a feature": (
+        hostile.wat('(module (import "js" "eval" (func)) (memory i64 1) (func (export "_start")))'),
+        "imports what a keep does not have: 'js' 'eval'",
+    ),
     "a body that is not typed right": (hostile.of_functions(1, b"\x6a"), "type mismatch"),
     "a length of four gigabytes": (hostile.HEADER + b"\1\xff\xff\xff\xff\x0f", ""),
 }

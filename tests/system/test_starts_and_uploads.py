@@ -165,7 +165,7 @@ def test_a_stopped_keep_is_complete_says_who_stopped_it_and_frees_its_port(
     assert stopped.outcome.text == "stopped by admin"
     assert life.look() == stopped
     socket.create_server(("127.0.0.1", stopped.port)).close()
-    assert fleet.host.run(["pgrep", "--parent", str(life.loader_pid)], check=False).stdout == ""
+    life.without_process()
     again = fleet.client().stop(life.kuuid)
     assert (again.state, again.detail) == (State.COMPLETE, "stopped by admin"), "it is what was asked for"
     refused(life.start, ErrorKind.CONFLICT)

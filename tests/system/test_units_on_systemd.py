@@ -14,7 +14,7 @@ from tests.system.life import Life, example
 
 KEEP_SCORE, MANAGER_SCORE = 0.2, 2.1
 """`systemd-analyze security`, 0 to 10. The manager's is what being root for D-Bus and for its keeps' sockets costs."""
-MEMORY, TASKS = 512 << 20, 32
+MEMORY, TASKS = 1792 << 20, 32
 MANAGER_MEMORY = 512 << 20
 
 

@@ -39,7 +39,7 @@ kuuid, module = int(sys.argv[2]), open(sys.argv[3], "rb").read()
 body = Body("application/wasm", len(module), (module,))
 upload(endpoint_of(client.keep(kuuid), "127.0.0.1"), files.keep_context(), "PUT", WORKLOAD_PATH, body)
 code = client.ended(kuuid).outcome.exit_code
-lines = [(line.source, line.text) for line in client.lines(kuuid)]
+lines = [(line.source, line.text) for line in client.lines(kuuid, everything=True)]
 client.remove(kuuid)
 print(json.dumps({{"code": code, "lines": lines}}))
 """
@@ -96,6 +96,18 @@ def test_what_is_granted_to_be_read_is_read_only_although_the_user_could_write(u
     found = lived(user, "/in/report")
     assert found["code"] == 1
     assert any("cannot open /in/report" in text for _, text in found["lines"])
+
+
+def test_a_file_system_mounted_while_the_helper_runs_is_granted_with_its_directory(user: tuple[Host, int]) -> None:
+    host, _ = user
+    lived(user, "/out/report")  # the helper is there
+    place = host.run(["sh", "-c", "cd ~/granted/out; mkdir later; touch later/hidden; pwd"], user=USER).stdout.strip()
+    host.run(["mount", "-t", "tmpfs", "-o", "mode=0777", "later", f"{place}/later"])
+    try:
+        assert lived(user, "/out/later/report")["code"] == 0
+        assert host.run(["ls", f"{place}/later"]).stdout == "report\n"
+    finally:
+        host.run(["umount", f"{place}/later"])
 
 
 def test_the_units_are_clean_and_the_helper_leaves_nothing(user: tuple[Host, int]) -> None:

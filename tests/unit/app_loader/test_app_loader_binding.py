@@ -110,7 +110,8 @@ def test_the_engine_is_loaded_without_the_package_and_without_what_makes_closure
         "from app_loader.run import context, guest; print({'wasmtime', 'ctypes', 'typing'} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, check=True)
-    assert ended.stdout == b"set()\n"
+    lays_out = b"{'ctypes'}" if sys.version_info >= (3, 14) else b"set()"  # what lays out structures, from 3.14 on
+    assert ended.stdout.strip() == lays_out
 
 
 def test_a_function_that_is_not_in_the_table_is_not_there() -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from app_loader.check.budget import budget, result_of_end
+from app_loader.check.budget import result_of_end
 from app_loader.check.compiler import check_head
+from app_loader.limits import MAX_EXPORTS, MAX_IMPORTS
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.reports import ReportType
 from tests.fakes.pki import Authority
 from tests.unit.app_loader.app_loader_process import (
@@ -24,6 +26,7 @@ from tests.unit.app_loader.app_loader_process import (
     listening,
     put,
     read_answer,
+    run,
     wasm,
 )
 
@@ -95,11 +98,15 @@ def test_a_file_that_is_no_core_module_is_named_by_what_it_is(module: bytes, wor
         (Path("/bin/true").read_bytes(), "it is a native program"),
         (NOTHING[:-3], "unexpected end"),
         (NOTHING + b"\xff", "cannot take the module"),
-        (wasm('(module (memory i64 1) (func (export "_start")))'), "memory64"),
-        (wasm('(module (memory 1) (memory 1) (func (export "_start")))'), "multi"),
-        (wasm('(module (memory 1 1 shared) (func (export "_start")))'), "threads"),
-        (wasm('(module (type (struct)) (func (export "_start")))'), "gc"),
-        (wasm('(module (tag) (func (export "_start")))'), "exceptions"),
+        (wasm('(module (memory i64 1) (func (export "_start")))'), "build it for wasm32, not wasm64"),
+        (wasm('(module (memory 1) (memory 1) (func (export "_start")))'), "build it with one memory"),
+        (wasm('(module (memory 1 1 shared) (func (export "_start")))'), "build it without threads"),
+        (wasm('(module (type (struct)) (func (export "_start")))'), "no garbage-collected types"),
+        (
+            wasm('(module (type $t (func)) (func (param (ref $t))) (func (export "_start")))'),
+            "no garbage-collected types",
+        ),
+        (many_functions(1, b"\x06\x40\x07\x00\x0b\x0b"), "wasm-opt --translate-to-exnref"),
         (wasm("(module (func))"), "it exports nothing to run"),
         (wasm('(module (memory (export "_start") 1))'), "it exports nothing to run"),
         (wasm('(module (func (export "") (param i32)))'), "it takes 1 argument, 0 given"),
@@ -161,7 +168,8 @@ def test_a_checker_that_is_killed_from_outside_is_not_the_modules_fault(
 def test_a_bomb_of_functions_ends_at_the_memory_limit(process: AppLoaderProcess, client: Path) -> None:
     error = refused(process, client, many_functions(1_000_000, b"\x0b")).error
     assert error["kind"] == "too-complex"
-    assert "384 MiB" in str(error["message"])
+    assert "takes more memory than compile_memory_bytes=1610612736" in str(error["message"])
+    assert "raise it, to compile_memory_bytes=3221225472" in str(error["message"])
     assert "memory allocation of" in str(error["evidence"])
     process.end()
     assert b"memory allocation of" not in process.output
@@ -175,7 +183,8 @@ def test_the_checker_has_the_module_and_nothing_of_the_endpoint(process: AppLoad
         while not Path(f"/proc/{checker}/comm").read_text().startswith("keep-checker"):
             continue  # it has not its own descriptors yet
         opened = descriptors_of(checker)
-        assert set(opened) <= {0, 1, 2, 3, 4, 5, 6}, opened
+        library = {number for number, name in opened.items() if "/libffi.so." in name}  # a newer libffi opens its file
+        assert set(opened) - library <= {0, 1, 2, 3, 4, 5, 6}, opened
         assert opened.get(6, opened[4]) == opened[4], "the module, mapped"
         assert [opened[number].split(":")[0] for number in (0, 1, 2, 3)] == ["/dev/null", "/dev/null", "pipe", "socket"]
 
@@ -218,23 +227,67 @@ def test_a_bomb_of_blocks_ends_at_the_memory_limit(process: AppLoaderProcess, cl
     assert refused(process, client, bomb).error["kind"] == "too-complex"
 
 
-@pytest.mark.rare
-def test_a_module_that_takes_too_much_processor_time_is_too_complex(
+def test_a_module_that_takes_too_much_processor_time_is_told_which_limit_to_raise(
     tmp_path: Path, authority: Authority, client: Path
 ) -> None:
-    with listening(
-        tmp_path, authority, CHECKER_CPU_SECONDS=1, CHECKER_CPU_SECONDS_PER_MIB=0, CHECKER_WALL_FACTOR=30
-    ) as process:
+    limits = {"KEEPFLEET_LIMITS": "compile_seconds=1"}
+    with listening(tmp_path, authority, limits, CHECKER_WALL_FACTOR=100) as process:
         error = refused(process, client, SLOW).error
-        assert (error["kind"], "processor time" in str(error["message"])) == ("too-complex", True)
+        assert error["kind"] == "too-complex"
+        assert "takes more processor time than compile_seconds=1 gives a module with this much code" in str(
+            error["message"]
+        )
+        assert "raise it, to compile_seconds=2" in str(error["message"])
 
 
-def test_a_module_that_takes_too_long_is_too_complex(tmp_path: Path, authority: Authority, client: Path) -> None:
-    with listening(tmp_path, authority, CHECKER_WALL_FACTOR=0.05, CHECKER_CPU_SECONDS_PER_MIB=0) as process:
-        error = ask(process, client, put(SLOW)).error
-        assert (error["kind"], "takes over 0.5 s" in str(error["message"])) == ("too-complex", True)
+def test_a_check_that_takes_too_long_says_nothing_of_the_module(
+    tmp_path: Path, authority: Authority, client: Path
+) -> None:
+    with listening(tmp_path, authority, CHECKER_WALL_FACTOR=0.002) as process:
+        answer = ask(process, client, put(SLOW))
+        assert (answer.status, answer.error["kind"]) == (503, "unavailable")
+        assert "not done after 0.48 s, which says nothing of the module" in str(answer.error["message"])
         process.expect(ReportType.RECEIVING, ReportType.AWAITING)
         assert process.children() == set()
+
+
+def test_what_can_never_run_is_refused_before_it_is_compiled(
+    tmp_path: Path, authority: Authority, client: Path
+) -> None:
+    """With as little processor time as there can be, which compiling this would use up many times over."""
+    body = b"\x10\0" * 400 + b"\x0b"
+    no_entry = many_functions(100_000, body).replace(b"\6_start", b"\6_stort", 1)
+    foreign = HEADER + section(1, b"\1\x60\0\0") + section(2, b"\1\2js\4eval\0\0")
+    foreign += section(10, leb(1) + leb(len(body) + 1) + b"\0" + body)
+    limits = {"KEEPFLEET_LIMITS": "compile_seconds=1"}
+    with listening(tmp_path, authority, limits, CHECKER_WALL_FACTOR=100) as process:
+        for module, words in ((no_entry, "it exports nothing to run"), (foreign, "'js' 'eval'")):
+            answer = ask(process, client, put(module))
+            assert (answer.status, answer.error["kind"]) == (422, "invalid-module")
+            assert words in str(answer.error["message"])
+            process.expect(ReportType.RECEIVING, ReportType.AWAITING)
+
+
+@pytest.mark.parametrize(
+    ("number", "most", "what"), [(7, MAX_EXPORTS, "exports"), (2, MAX_IMPORTS, "imports")], ids=["exports", "imports"]
+)
+def test_a_module_with_hundreds_of_thousands_of_exports_or_imports_is_refused(
+    process: AppLoaderProcess, client: Path, number: int, most: int, what: str
+) -> None:
+    row = b"\1x\0\0" if number == 7 else b"\1m\1x\0\0"
+    names = section(1, b"\1\x60\0\0") + (section(3, b"\1\0") if number == 7 else b"")
+    code = section(10, b"\1\2\0\x0b") if number == 7 else b""
+    module = HEADER + names + section(number, leb(380_000) + row * 380_000) + code
+    error = refused(process, client, module).error
+    assert error["kind"] == "invalid-module"
+    assert f"it has 380000 {what}, and a keep takes {most}" in str(error["message"])
+
+
+def test_a_module_with_as_many_exports_as_it_may_have_runs(process: AppLoaderProcess, client: Path) -> None:
+    names = b"".join(bytes([5]) + f"{number:05}".encode() + b"\0\0" for number in range(MAX_EXPORTS - 1))
+    types, kinds = section(1, b"\1\x60\0\0"), section(3, b"\1\0")
+    exports = section(7, leb(MAX_EXPORTS) + b"\6_start\0\0" + names)
+    assert run(process, client, HEADER + types + kinds + exports + section(10, b"\1\2\0\x0b")).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -246,4 +299,11 @@ def test_a_module_that_takes_too_long_is_too_complex(tmp_path: Path, authority: 
     ],
 )
 def test_the_end_of_a_checker_without_a_result_has_a_kind(code: int, kind: str) -> None:
-    assert result_of_end(code, budget(0, 512 << 20)).kind.value == kind
+    assert result_of_end(code, DEFAULT_LIMITS).kind.value == kind
+
+
+def test_a_fault_of_the_engine_is_said_to_be_one() -> None:
+    found = result_of_end(-signal.SIGABRT, DEFAULT_LIMITS, "thread 'x' panicked at crates/x.rs:1:1:\ninvalid adapter")
+    assert found.kind is ErrorKind.INVALID_MODULE
+    assert "by a fault of its own" in found.message
+    assert found.evidence[1] == "invalid adapter"

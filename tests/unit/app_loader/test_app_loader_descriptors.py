@@ -79,7 +79,10 @@ def test_a_descriptor_that_is_named_and_not_open_is_an_error_in_words(tmp_path: 
     names = "listener,client-ca,revoked,checks,identity"
     with AppLoaderProcess(tmp_path, authority, {"KEEPFLEET_DESCRIPTORS": names}) as process:
         report = process.expect(ReportType.FAILED)
-        assert report.error is not None and "its descriptor 'identity' is not open" in report.error.message
+        assert report.error is not None
+        # The latter where a library has a file of its own open at that number, as a newer libffi has.
+        wrong = ("its descriptor 'identity' is not open", "no key and certificate are in it")
+        assert any(text in report.error.message for text in wrong)
 
 
 def test_a_description_and_its_grants_survive_into_the_runner(

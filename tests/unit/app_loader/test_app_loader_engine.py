@@ -162,3 +162,57 @@ def test_the_engine_that_is_made_ready_is_the_one_that_runs(tmp_path: Path, work
 def test_a_strict_keep_has_no_fast_compiler() -> None:
     with pytest.raises(KeepfleetError, match="cannot have compiler fast with profile strict"):
         Settings(profile=Profile.STRICT, compiler=Compiler.FAST)
+
+
+CATCHES = wasm("""(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (tag $error (param i32)) (memory (export "memory") 1)
+  (func $throws (param i32) (throw $error (local.get 0)))
+  (func (export "_start") (local $caught exnref)
+    (block $once (result i32 exnref)
+      (try_table (catch_ref $error $once) (call $throws (i32.const 42))) unreachable)
+    (local.set $caught) drop
+    (block $again (result i32)
+      (try_table (catch $error $again) (throw_ref (local.get $caught))) unreachable)
+    (call $exit)))""")
+"""An exception that is thrown, caught, thrown again by its reference, and caught again."""
+COMPOSED = wasm("""(component
+  (component $reader
+    (core module $m (memory (export "memory") 1)
+      (func (export "realloc") (param i32 i32 i32 i32) (result i32) i32.const 8) (func (export "read") (param i32 i32)))
+    (core instance $i (instantiate $m))
+    (func (export "read") (param "text" string)
+      (canon lift (core func $i "read") (memory (core memory $i "memory")) (realloc (core func $i "realloc")))))
+  (component $writer
+    (import "read" (func $read (param "text" string)))
+    (core module $its-memory (memory (export "memory") 1))
+    (core instance $l (instantiate $its-memory))
+    (core func $lowered (canon lower (func $read) (memory (core memory $l "memory"))))
+    (core module $m (import "" "read" (func $read (param i32 i32)))
+      (func (export "run") (result i32) (call $read (i32.const 0) (i32.const 3)) i32.const 0))
+    (core instance $i (instantiate $m (with "" (instance (export "read" (func $lowered))))))
+    (func (export "run") (result (result)) (canon lift (core func $i "run"))))
+  (instance $r (instantiate $reader))
+  (instance $w (instantiate $writer (with "read" (func $r "read"))))
+  (instance $command (export "run" (func $w "run")))
+  (export "wasi:cli/run@0.2.0" (instance $command)))""")
+"""A component of two, each with a memory, and a text that goes from one into the other."""
+
+
+def test_exceptions_are_thrown_caught_and_thrown_again_by_their_reference(tmp_path: Path) -> None:
+    with pytest.raises(GuestExit) as left:
+        ran(tmp_path, CATCHES, Workload())
+    assert left.value.code == 42
+
+
+@pytest.mark.parametrize("workload", [STRICT, FAST], ids=["strict", "fast"])
+def test_exceptions_are_off_where_the_optimizing_compiler_is_not_with_what_to_do(
+    tmp_path: Path, workload: Workload
+) -> None:
+    with pytest.raises(KeepfleetError, match="leave out compiler fast and profile strict, or build it with") as refused:
+        compiled(tmp_path, CATCHES, workload)
+    assert refused.value.kind is ErrorKind.INVALID_MODULE
+
+
+def test_a_component_of_two_with_a_memory_each_runs(tmp_path: Path) -> None:
+    assert ran(tmp_path, COMPOSED, Workload()) == (0, [])
+    assert ran(tmp_path, COMPOSED, STRICT) == (0, [])

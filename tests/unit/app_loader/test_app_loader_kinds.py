@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.check.components import INTERFACES
 from app_loader.check.imports import in_words, values
 from app_loader.engine.component import Component, ComponentLinker
 from app_loader.engine.foreign import EngineError
@@ -18,6 +17,7 @@ from app_loader.engine.store import Store
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.reports import ReportType
+from keep_protocol.wasi import INTERFACES
 from keep_protocol.workload import Workload
 from tests.fakes.pki import Authority
 from tests.unit.app_loader.app_loader_process import AppLoaderProcess, ask, granted, put, run, wasm
@@ -72,7 +72,7 @@ def test_an_export_is_called_with_typed_arguments_and_its_results_are_printed(
         ("add", ("1", "x"), "cannot call add(i32, i32) -> i32: argument 2, 'x', is no i32: it is no whole number"),
         ("add", ("1", "4294967296"), "is no i32: it does not fit 32 bits"),
         ("quiet", ("1",), "cannot call quiet(): it takes 0 arguments, 1 given"),
-        ("vector", ("1",), "it takes or returns a vector (v128), which cannot be given as text or shown"),
+        ("vector", ("1",), "cannot call vector(v128): a value of type v128 cannot be given as text"),
         ("opaque", (), "a value of type funcref cannot be shown"),
         ("memory", (), "it exports no function 'memory'"),
         ("mul", (), "it exports no function 'mul'"),
@@ -208,7 +208,10 @@ def test_a_component_over_its_memory_limit_at_its_start_says_so(process: AppLoad
         (wasm('(component (import "f" (func)))'), "imports what a keep does not have: 'f'", ["'f'"]),
         (wasm("(component)"), "does not export wasi:cli/run@0.2", []),
         (
-            wasm('(component (import "wasi:cli/exit@0.2.0" (instance (export "leave" (func)))))'),
+            wasm("""(component (import "wasi:cli/exit@0.2.0" (instance (export "leave" (func))))
+              (core module $m (func (export "r") (result i32) i32.const 0)) (core instance $i (instantiate $m))
+              (func $run (result (result)) (canon lift (core func $i "r"))) (instance $e (export "run" (func $run)))
+              (export "wasi:cli/run@0.2.0" (instance $e)))"""),
             "wasi:cli/exit@0.2.0",
             None,
         ),
@@ -219,9 +222,36 @@ def test_a_component_over_its_memory_limit_at_its_start_says_so(process: AppLoad
             "it is a web handler, and this version gives a guest no network",
             ["exports 'wasi:http/incoming-handler@0.2.0'"],
         ),
+        (
+            wasm("""(component (core module $m (func (export "r") (result i32) i32.const 0))
+              (core instance $i (instantiate $m)) (func $run (result u32) (canon lift (core func $i "r")))
+              (instance $e (export "run" (func $run))) (export "wasi:cli/run@0.2.0" (instance $e)))"""),
+            "its wasi:cli/run@0.2.0 has no function run, the entry of a command",
+            None,
+        ),
+        (
+            wasm(
+                """(component (import "wasi:cli/stdout@0.3.0" (instance)) (import "wasi:cli/exit@0.2.0" (instance)))"""
+            ),
+            "it is built for WASI 0.3, and a keep has WASI 0.2: build it for wasm32-wasip2",
+            ["'wasi:cli/stdout@0.3.0'"],
+        ),
+        (
+            wasm('(component (import "wasi:cli/exit@0.2.0" (instance)) (export "wasi:cli/run@0.3.0" (instance 0)))'),
+            "it is built for WASI 0.3",
+            ["exports 'wasi:cli/run@0.3.0'"],
+        ),
+        (
+            wasm("""(component (core module $m (func (export "r") (result i32) i32.const 0))
+              (core instance $i (instantiate $m)) (type $s (stream u8))
+              (func $run (result (result)) (canon lift (core func $i "r"))) (instance $e (export "run" (func $run)))
+              (export "wasi:cli/run@0.2.0" (instance $e)))"""),
+            "it is built for WASI 0.3",
+            None,
+        ),
         (PRINTS[:-20], "cannot take the module", None),
     ],
-    ids=("imports", "function", "empty", "wrong-type", "web", "cut"),
+    ids=("imports", "function", "empty", "wrong-type", "web", "no-run", "0.3-in", "0.3-out", "async", "cut"),
 )
 def test_a_component_that_cannot_run_is_answered_422_with_what_it_lacks(
     tmp_path: Path, authority: Authority, client: Path, module: bytes, words: str, evidence: list[str] | None

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.check.budget import budget
+from app_loader.check.budget import budget, over, wall_seconds
 from app_loader.engine.settings import Settings
 from app_loader.run import outcome as outcomes
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import OutcomeKind
-from keep_protocol.limits import DEFAULT_LIMITS, MIB, Limits
+from keep_protocol.limits import BOUNDS, DEFAULT_LIMITS, MIB, Limits
 from keep_protocol.reports import ReportType
 from tests.fakes.pki import Authority
 from tests.unit.app_loader.app_loader_process import AppLoaderProcess, ask, listening, put, run, wasm
@@ -116,11 +116,13 @@ def test_all_output_arrives_and_times_are_counted(process: AppLoaderProcess, cli
     assert outcome.ended_at - outcome.started_at == pytest.approx(outcome.wall_seconds, abs=0.001)
 
 
-def test_compiling_stays_within_a_small_keeps_memory(tmp_path: Path, authority: Authority, client: Path) -> None:
-    with listening(tmp_path, authority, limited(memory_bytes=64 * 1024)) as process:
+def test_compiling_stays_within_its_memory(tmp_path: Path, authority: Authority, client: Path) -> None:
+    with listening(tmp_path, authority, limited(compile_memory_bytes=256 * MIB)) as process:
         answer = ask(process, client, put(many_functions(1_000_000, b"\x0b")))
         assert (answer.status, answer.error["kind"]) == (422, "too-complex")
-        assert "takes over 192 MiB of memory" in str(answer.error["message"])
+        assert "takes more memory than compile_memory_bytes=268435456 gives" in str(answer.error["message"])
+        process.expect(ReportType.RECEIVING, ReportType.AWAITING)
+        assert run(process, client, wasm('(module (func (export "_start")))')).exit_code == 0
 
 
 def test_a_limit_that_is_none_is_an_error_in_words(tmp_path: Path, authority: Authority) -> None:
@@ -129,18 +131,37 @@ def test_a_limit_that_is_none_is_an_error_in_words(tmp_path: Path, authority: Au
         assert report.error is not None and "field 'memory_bytes' must be" in report.error.message
 
 
-@given(st.integers(0, 1 << 40), st.integers(64 * 1024, 4096 * MIB))
-def test_a_budget_grows_with_the_module_and_fits_the_unit(size: int, memory: int) -> None:
-    unit = Limits(memory_bytes=memory).unit_memory_bytes
-    found, larger = budget(size, unit), budget(size + MIB, unit)
-    assert 10 <= found.cpu_seconds <= larger.cpu_seconds <= 60
-    assert 128 * MIB <= found.data_bytes <= larger.data_bytes < unit
-    assert found.seconds > found.cpu_seconds
+@given(st.integers(0, 1 << 40), st.integers(*BOUNDS["compile_seconds"]), st.integers(*BOUNDS["compile_memory_bytes"]))
+def test_a_budget_grows_with_the_code_and_with_its_limits_and_stays_within_them(
+    code: int, seconds: int, memory: int
+) -> None:
+    limits = Limits(compile_seconds=seconds, compile_memory_bytes=memory)
+    found, larger = budget(code, limits), budget(code + MIB, limits)
+    assert 1 <= found.cpu_seconds <= larger.cpu_seconds <= seconds
+    assert 64 * MIB <= found.data_bytes <= larger.data_bytes <= memory < limits.unit_memory_bytes
+    assert seconds < wall_seconds(limits)
+    doubled = Limits(compile_seconds=min(3600, 2 * seconds), compile_memory_bytes=min(16384 * MIB, 2 * memory))
+    assert found.cpu_seconds <= budget(code, doubled).cpu_seconds
+    assert found.data_bytes <= budget(code, doubled).data_bytes
 
 
-def test_cpython_as_a_component_has_more_time_than_small_modules() -> None:
-    found = budget(18 * MIB, DEFAULT_LIMITS.unit_memory_bytes)
-    assert (found.cpu_seconds, found.data_bytes >> 20) == (36, 384)
+@pytest.mark.parametrize(("code", "seconds", "mib"), [(0, 30, 384), (3 * MIB, 30, 1152), (16 * MIB, 120, 1536)])
+def test_more_code_has_more_time_and_memory_to_be_compiled(code: int, seconds: int, mib: int) -> None:
+    found = budget(code, DEFAULT_LIMITS)
+    assert (found.cpu_seconds, found.data_bytes >> 20) == (seconds, mib)
+
+
+def test_a_unit_with_a_tenth_of_a_processor_may_take_ten_times_as_long() -> None:
+    assert (
+        wall_seconds(Limits(cpu_percent=10))
+        == 10 * wall_seconds(Limits())
+        == 10 * wall_seconds(Limits(cpu_percent=400))
+    )
+
+
+def test_a_limit_that_cannot_be_raised_is_not_said_to_be() -> None:
+    assert "raise it, to compile_seconds=3600" in over("compile_seconds", Limits(compile_seconds=2000))
+    assert over("compile_seconds", Limits(compile_seconds=3600)).endswith("which is the most there is")
 
 
 @pytest.mark.parametrize(
@@ -148,3 +169,35 @@ def test_cpython_as_a_component_has_more_time_than_small_modules() -> None:
 )
 def test_bytes_are_told_in_the_largest_whole_unit(number: int, words: str) -> None:
     assert outcomes.in_bytes(number) == words
+
+
+HOARDS = wasm("""(module (tag $error (param i64 i64 i64 i64)) (table $held 100000 exnref)
+  (global $n (mut i32) (i32.const 0))
+  (func (export "_start") (local $caught exnref)
+    (loop $more
+      (block $thrown (result i64 i64 i64 i64 exnref)
+        (try_table (catch_ref $error $thrown)
+          (throw $error (i64.const 1) (i64.const 2) (i64.const 3) (i64.const 4)))
+        unreachable)
+      (local.set $caught) drop drop drop drop
+      (table.set $held (global.get $n) (local.get $caught))
+      (global.set $n (i32.add (global.get $n) (i32.const 1)))
+      (br_if $more (i32.lt_u (global.get $n) (i32.const 100000))))))""")
+"""Keeps 100,000 exceptions, some 6 MiB."""
+
+
+@pytest.mark.parametrize(
+    ("mib", "text"), [(1, "over its memory limit of 1 MiB, with its exceptions"), (64, "exited 0")]
+)
+def test_exceptions_that_a_guest_keeps_count_as_memory(
+    tmp_path: Path, authority: Authority, client: Path, mib: int, text: str
+) -> None:
+    with listening(tmp_path, authority, limited(memory_bytes=mib * MIB)) as process:
+        assert run(process, client, HOARDS).text == text
+
+
+def test_an_exception_that_nobody_catches_is_a_trap(process: AppLoaderProcess, client: Path) -> None:
+    module = wasm('(module (tag $error) (func $throws (export "_start") (throw $error)))')
+    outcome = run(process, client, module)
+    assert (outcome.kind, outcome.text) == (OutcomeKind.TRAPPED, "trapped: uncaught exception")
+    assert outcome.backtrace[0].startswith("0: throws at ")

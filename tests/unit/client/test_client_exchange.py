@@ -13,7 +13,7 @@ import pytest
 
 from keep_client import channel
 from keep_client import peer as peer_module
-from keep_client.channel import Channel
+from keep_client.channel import Channel, notice_a_peer_that_is_gone
 from keep_client.http import Body, Reply, exchange, json_body
 from keep_client.peer import CertificateRefused, ConnectionFailed, Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -264,7 +264,7 @@ def test_a_broken_pipe_while_reading_is_the_end_of_the_stream(pki: Pki) -> None:
     """OpenSSL 3.5 raises it from SSL_read after a write that failed."""
 
     class Broken(ssl.SSLSocket):
-        def recv(self, *_: object, **__: object) -> bytes:
+        def recv_into(self, *_: object, **__: object) -> int:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     context = pki.credentials().manager_context()
@@ -273,3 +273,12 @@ def test_a_broken_pipe_while_reading_is_the_end_of_the_stream(pki: Pki) -> None:
         endpoint = Endpoint("127.0.0.1", peer.port, "the manager")
         with Channel.open(endpoint, context, SECONDS) as opened:
             assert opened.read(8) == b""
+
+
+def test_a_connection_asks_within_a_minute_whether_its_peer_is_still_there() -> None:
+    with socket.socket() as sock:
+        notice_a_peer_that_is_gone(sock)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        idle, interval, count = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+        assert idle + interval * count <= 60

@@ -45,7 +45,7 @@ def test_all_requests_and_a_stream_go_over_one_connection(client: ManagerClient,
     with client:
         keep = client.create(start=client.starting())
         assert (keep.state, keep.address) == (State.STARTED, "127.0.0.1")
-        fake.lines[keep.kuuid] = [LogLine(0.0, "workload", "hello")]
+        fake.lines[keep.kuuid] = [LogLine(0.0, "stdout", "hello")]
         assert [line.text for line in client.lines(keep.kuuid, follow=True)] == ["hello"]
         client.stop(keep.kuuid)
         client.remove(keep.kuuid)

@@ -108,7 +108,7 @@ def test_a_followed_stream_that_ends_before_its_end_is_made_again(
     client: ManagerClient, fake: ManagerInMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kuuid = client.create().kuuid
-    fake.lines[kuuid] = [LogLine(float(n), "workload", f"line {n}") for n in range(3)]
+    fake.lines[kuuid] = [LogLine(float(n), "stdout", f"line {n}") for n in range(3)]
     fake.break_off_after, fake.break_off_politely = [1, 1], True
     assert [line.text for line in client.lines(kuuid, follow=True)] == ["line 0", "line 1", "line 2"]
 
@@ -117,7 +117,7 @@ def test_a_keeps_lines_come_once_each_and_in_order_over_two_broken_connections(
     client: ManagerClient, fake: ManagerInMemory
 ) -> None:
     kuuid = client.create().kuuid
-    fake.lines[kuuid] = [LogLine(float(n), "workload", f"line {n}") for n in range(9)]
+    fake.lines[kuuid] = [LogLine(float(n), "stdout", f"line {n}") for n in range(9)]
     fake.break_off_after = [4, 3]
     lines = list(client.lines(kuuid, follow=True))
     assert [line.text for line in lines] == [f"line {n}" for n in range(9)]
@@ -126,7 +126,7 @@ def test_a_keeps_lines_come_once_each_and_in_order_over_two_broken_connections(
 
 def test_the_last_lines_alone_can_be_asked_for(client: ManagerClient, fake: ManagerInMemory) -> None:
     kuuid = client.create().kuuid
-    fake.lines[kuuid] = [LogLine(float(n), "workload", f"line {n}") for n in range(9)]
+    fake.lines[kuuid] = [LogLine(float(n), "stdout", f"line {n}") for n in range(9)]
     assert [line.text for line in client.lines(kuuid, last=2)] == ["line 7", "line 8"]
     assert fake.requests[-1] == f"GET /v1/keeps/{kuuid}/logs?lines=2"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from keep_grants import kernel
-from keep_grants.mounts import Maker, MountTable
+from keep_grants.mounts import Maker, MountTable, no_view_of_the_host
 from keep_grants.protocol import DiskIds, Granted, KeepIds, Wanted
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -210,6 +211,41 @@ def test_the_mount_table_knows_kind_and_place() -> None:
         assert ("/proc", "proc") in MountTable().below(root)
     finally:
         os.close(root)
+
+
+@contextmanager
+def elsewhere() -> Iterator[int]:
+    """A process in a mount namespace of its own."""
+    ready, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            kernel.unshare(kernel.CLONE_NEWNS)
+            os.write(say, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(say)
+    try:
+        assert os.read(ready, 1) == b"x"
+        yield child
+    finally:
+        os.close(ready)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_helper_sees_the_host_s_mounts_where_its_service_manager_has_the_same_ones() -> None:
+    assert no_view_of_the_host(os.getppid()) == ""
+    with elsewhere() as child:
+        assert "it has a mount namespace of its own" in no_view_of_the_host(child)
+
+
+def test_a_helper_that_cannot_look_at_its_service_manager_s_mounts_does_not_vouch_for_its_own() -> None:
+    with elsewhere() as child:
+        gone = child
+    why = f"it cannot tell whether it sees the host's mounts: /proc/{gone}/mountinfo: No such file or directory"
+    assert no_view_of_the_host(gone) == why
 
 
 def test_a_user_namespace_that_cannot_be_made_raises_the_kernel_s_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -69,7 +70,7 @@ def refused(path: Path, request: GrantRequest) -> KeepfleetError:
 
 
 def answer(connection: socket.socket) -> None:
-    serve.answer(connection, serve.check_same_user, mapped=False, undetached="a test wants it so")
+    serve.answer(connection, serve.check_same_user, lambda: "a test wants it so", mapped=False)
 
 
 def test_a_worker_that_is_killed_costs_its_own_request_alone(tmp_path: Path) -> None:
@@ -137,16 +138,32 @@ def test_the_helper_ends_when_nobody_has_asked_for_a_while(tmp_path: Path) -> No
 
 def test_a_keep_s_user_is_needed_where_keeps_are_users_of_their_own(tmp_path: Path) -> None:
     def mapped(connection: socket.socket) -> None:
-        serve.answer(connection, serve.check_same_user, mapped=True)
+        serve.answer(connection, serve.check_same_user, lambda: "", mapped=True)
 
     with serving(tmp_path / "s", mapped, 60):
         error = refused(tmp_path / "s", wanted(tmp_path))
         assert (error.kind, "names no keep" in error.message) == (ErrorKind.BAD_REQUEST, True)
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_helper_that_may_miss_what_is_mounted_grants_nothing_and_says_what_to_look_for(
+    tmp_path: Path, *, mapped: bool
+) -> None:
+    def blind(connection: socket.socket) -> None:
+        prepare = functools.partial(serve.prepared, "it has one of its own", mapped=mapped)
+        serve.answer(connection, serve.check_same_user, prepare, mapped=mapped)
+
+    request = GrantRequest((Wanted(str(tmp_path), ".", False),), KeepIds(61184, 61184))
+    with serving(tmp_path / "s", blind, 60):
+        error = refused(tmp_path / "s", request)
+    assert error.kind is ErrorKind.CONFIGURATION
+    assert "cannot trust the grants helper: it has one of its own; look for what gives" in error.message
+    assert "systemctl cat" in error.message
+
+
 def test_no_process_but_the_manager_s_is_answered(tmp_path: Path) -> None:
     def strict(connection: socket.socket) -> None:
-        serve.answer(connection, serve.check_manager, mapped=True)
+        serve.answer(connection, serve.check_manager, lambda: "", mapped=True)
 
     request = GrantRequest((Wanted(str(tmp_path), ".", True, DiskIds(5, 5)),), KeepIds(61184, 61184))
     with serving(tmp_path / "s", strict, 60):

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.ring import MARK, STDERR, STDOUT, Mark
 from keep_protocol.sse import LogLine
 from keep_protocol.states import State
 from keepctl.__main__ import exit_code
@@ -82,9 +83,15 @@ def module(tmp_path: Path) -> str:
     return str(path)
 
 
-def say(manager: ManagerInMemory, *texts: str, source: str = "workload") -> None:
+STREAMS = {"stdout": STDOUT, "stderr": STDERR}
+
+
+def say(manager: ManagerInMemory, *texts: str, source: str = "stdout") -> None:
     """The first keep, or its guest, prints these lines."""
-    manager.lines.setdefault(FIRST_ID, []).extend(LogLine(float(n), source, text) for n, text in enumerate(texts))
+    for number, text in enumerate(texts):
+        manager.lines.setdefault(FIRST_ID, []).append(LogLine(float(number), source, text))
+        data = Mark(0, text).encode() if source == "keep" else f"{text}\n".encode()
+        manager.write(FIRST_ID, STREAMS.get(source, MARK), data, float(number))
 
 
 @pytest.fixture
@@ -93,6 +100,7 @@ def stub(manager: ManagerInMemory, pki: Pki) -> MakeStub:
 
     def make(outcome: Outcome | None = GOOD) -> UploadStub:
         def accepted() -> None:
+            manager.accept(FIRST_ID)
             if outcome is not None:
                 state = State.COMPLETE if outcome.kind is OutcomeKind.EXITED else State.ERROR
                 manager.change(FIRST_ID, state=state, detail="ended", outcome=outcome)

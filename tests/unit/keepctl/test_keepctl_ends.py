@@ -15,6 +15,7 @@ from keep_client import manager as client
 from keep_client import streams
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.ring import HEADER, Mark
 from keep_protocol.states import State
 from keepctl.__main__ import exit_code
 from keepctl.run import EndingSignals
@@ -23,7 +24,9 @@ from tests.fakes.tls_peer import answer
 from tests.unit.keepctl.conftest import MakeStub, Run, say
 
 KEEP = f"/v1/keeps/{FIRST_ID}"
-FOLLOW = f"GET {KEEP}/logs?follow=true"
+FOLLOW = f"GET {KEEP}/output?follow=true&hold=true"
+FURTHER = f"GET {KEEP}/output?from={HEADER + len(Mark(0).encode())}&follow=true&hold=true"
+"""After the mark with which output begins."""
 LEFT = f"keepctl: keep {FIRST_ID}: left it running; see: keepctl logs -f {FIRST_ID}; stop it: keepctl stop {FIRST_ID}"
 REMOVED = f"keepctl: keep {FIRST_ID}: removed it"
 
@@ -47,33 +50,40 @@ WAYS = pytest.mark.parametrize("way", [too_many, away], ids=["64 followers", "a 
 
 
 @WAYS
-def test_a_keep_that_cannot_be_followed_is_named_with_how_to_see_and_stop_it(
+def test_a_guest_whose_output_cannot_be_had_does_not_begin(
     run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, way: Callable[[ssl.SSLSocket], None]
 ) -> None:
     manager.instead[FOLLOW] = [way] * 3
-    with stub(None):
+    with stub(None) as at:
         result = run("run", module)
-    assert (result.exit_code, result.stdout) == (125, "")
-    assert result.stderr.splitlines()[-1] == LEFT
-    assert manager.keeps[FIRST_ID].state is State.STARTED
+    assert (result.exit_code, result.stdout, at.received) == (125, "", None)
+    assert manager.keeps == {}
 
 
 @WAYS
-def test_a_keep_that_cannot_be_followed_is_removed_with_rm(
-    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, way: Callable[[ssl.SSLSocket], None]
+@pytest.mark.parametrize("rm", [False, True], ids=["without --rm", "with --rm"])
+def test_a_keep_that_cannot_be_followed_any_more_is_named_or_removed(
+    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, way: Callable[[ssl.SSLSocket], None], rm: bool
 ) -> None:
-    manager.instead[FOLLOW] = [way] * 3
+    manager.on_follow = lost
+    manager.instead[FURTHER] = [way] * 3
     with stub(None):
-        result = run("run", "--rm", module)
-    assert result.exit_code == 125
-    assert result.stderr.splitlines()[-1] == REMOVED
-    assert manager.keeps == {}
+        result = run("run", *["--rm"] * rm, module)
+    assert (result.exit_code, result.stdout) == (125, "")
+    assert result.stderr.splitlines()[-1] == (REMOVED if rm else LEFT)
+    assert (FIRST_ID in manager.keeps) is not rm
+
+
+def lost(_: ssl.SSLSocket) -> None:
+    """The connection is."""
+    raise ConnectionResetError
 
 
 def test_where_the_manager_stays_away_the_keep_that_rm_left_is_named(
     run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
-    manager.instead |= {FOLLOW: [away] * 3, f"DELETE {KEEP}": [away]}
+    manager.on_follow = lost
+    manager.instead |= {FURTHER: [away] * 3, f"DELETE {KEEP}": [away]}
     with stub(None):
         result = run("run", "--rm", module)
     last = result.stderr.splitlines()[-1]

@@ -70,6 +70,9 @@ OURS = {
 }
 OURS["run"] = (OURS["ps"] - {"keepctl.commands.keeps"}) | {
     "keep_client.keep",
+    "keep_client.output",
+    "keep_protocol.ring",
+    "keepctl.output",
     "keepctl.commands.options",
     "keepctl.commands.run",
     "keepctl.job",

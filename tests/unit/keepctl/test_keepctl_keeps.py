@@ -82,7 +82,7 @@ def test_what_runs_can_be_seen(run: Run, manager: ManagerInMemory) -> None:
     assert facts["module"] == f"site.wasm sha256:{'ab' * 32}, 13.3 KiB"
     assert facts["uploaded by"] == f"alice (serial 1f) sha256:{'cd' * 32}"
     assert facts["arguments"] == "-v 'two words' '\\x1b'"
-    assert (facts["export"], facts["secrets"], facts["stdin"]) == ("serve", "token", "a file")
+    assert (facts["export"], facts["secrets"], facts["stdin"]) == ("serve", "token", "yes")
     assert facts["directories"] == "/site (read-only), /out (read-write)"
     assert (facts["restart"], facts["lease"]) == ("on-failure", "1 h unstarted")
     assert facts["created"].startswith(("1970-01-01", "1969-12-31"))

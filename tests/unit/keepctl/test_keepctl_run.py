@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
 
 from keep_protocol.keep import Outcome, OutcomeKind
+from keep_protocol.ring import STDOUT
 from keep_protocol.spec import Compiler, Profile
 from keep_protocol.sse import EventType, KeepEvent, LogLine
 from keep_protocol.states import State
@@ -38,7 +42,11 @@ def test_words_after_the_dashes_are_the_guests_also_where_a_manifest_names_the_m
 def test_a_keep_that_is_removed_meanwhile_is_reported_as_that(
     run: Run, manager: ManagerInMemory, pki: Pki, module: str
 ) -> None:
-    with UploadStub(pki.keep(), manager.keeps.clear) as at:
+    def removed() -> None:
+        manager.keeps.clear()
+        manager.accept(FIRST_ID)
+
+    with UploadStub(pki.keep(), removed) as at:
         manager.upload_port = at.port
         result = run("run", module)
     assert result.exit_code == 125
@@ -53,7 +61,7 @@ def test_a_program_is_run_its_output_shown_and_its_exit_code_is_ours(
     with stub(Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3)) as at:
         result = run("run", module, "--", "-v", "x")
     assert at.received == MODULE
-    assert result.stdout == "hello\n\\x1b[31mred\\r\n"
+    assert result.stdout_bytes == b"hello\n\x1b[31mred\r\n"
     assert result.stderr == f"keepctl: keep {FIRST_ID}: exited 3\n"
     assert result.exit_code == 3
     assert manager.workloads[FIRST_ID] == {"arguments": ["-v", "x"]}
@@ -141,7 +149,7 @@ def test_output_as_json_is_one_object_a_line_with_the_keep_last(
     say(manager, "hello")
     with stub():
         lines = [json.loads(line) for line in run("run", "-o", "json", module).stdout.splitlines()]
-    assert lines[0] == {"at": 0.0, "source": "workload", "text": "hello"}
+    assert lines[0] == {"at": 0.0, "source": "stdout", "text": "hello"}
     assert lines[1]["keep"]["outcome"]["exit_code"] == 0
 
 
@@ -219,61 +227,89 @@ def test_a_name_no_keep_may_have_is_refused_in_clear_words(run: Run, manager: Ma
 
 
 def test_ctrl_c_stops_the_workload_and_its_last_words_are_shown(
-    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
+    manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
-    def interrupt(connection: ssl.SSLSocket) -> None:
-        if manager.keeps[FIRST_ID].state is State.STARTED:
-            os.kill(os.getpid(), signal.SIGINT)
-            connection.recv(1)  # until the client hangs up
+    def last_words(_: ssl.SSLSocket) -> None:
+        if manager.keeps[FIRST_ID].state is State.COMPLETE:
             say(manager, "last words")
-            raise ConnectionResetError
 
-    manager.on_follow = interrupt
+    manager.on_follow = last_words
     say(manager, "working")
-    with stub(None):
-        result = run("run", module)
-    assert result.exit_code == 130
-    assert result.stdout == "working\nlast words\n"
-    assert result.stderr == f"keepctl: stopping keep {FIRST_ID}; Ctrl-C again leaves it running\n"
+    with stub(None), started("run", module) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"working\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == b"last words\n"
+        said = f"keepctl: stopping keep {FIRST_ID}; Ctrl-C again leaves it running\n"
+        assert process.stderr.read().decode() == said
+        assert process.wait() == 130
     assert manager.keeps[FIRST_ID].state is State.COMPLETE
 
 
 @pytest.mark.parametrize("rm", [False, True], ids=["without --rm", "with --rm"])
 def test_a_second_ctrl_c_leaves_the_keep_or_removes_it_as_rm_says(
-    run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, rm: bool
+    manager: ManagerInMemory, stub: MakeStub, module: str, rm: bool
 ) -> None:
-    def interrupt(connection: ssl.SSLSocket) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        connection.recv(1)
-        raise ConnectionResetError
+    pids: list[int] = []
 
-    manager.on_follow = interrupt
-    with stub(None):
-        result = run("run", *["--rm"] * rm, module)
-    assert result.exit_code == 130
-    last = "removed it" if rm else f"left it running; see: keepctl logs -f {FIRST_ID}; stop it: keepctl stop {FIRST_ID}"
-    assert result.stderr.splitlines()[-1] == f"keepctl: keep {FIRST_ID}: {last}"
+    def again(connection: ssl.SSLSocket) -> None:
+        if manager.keeps[FIRST_ID].state is State.COMPLETE:
+            os.kill(pids[0], signal.SIGTERM)
+            connection.recv(1)  # until the client hangs up
+            raise ConnectionResetError
+
+    manager.on_follow = again
+    say(manager, "working")
+    with stub(None), started("run", *["--rm"] * rm, module) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"working\n"
+        pids.append(process.pid)
+        process.send_signal(signal.SIGINT)
+        last = process.stderr.read().decode().splitlines()[-1]
+        assert process.wait() == 130
+    left = f"left it running; see: keepctl logs -f {FIRST_ID}; stop it: keepctl stop {FIRST_ID}"
+    assert last == f"keepctl: keep {FIRST_ID}: {'removed it' if rm else left}"
     assert (FIRST_ID in manager.keeps) is not rm
+
+
+def started(*words: str) -> subprocess.Popen[bytes]:
+    """keepctl in a process of its own, whose signals are not ours."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "keepctl", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def test_logs_shows_the_guests_lines_and_with_all_the_keeps_too(run: Run, manager: ManagerInMemory) -> None:
     run("new", "--name", "web")
     say(manager, "listening", source="keep")
     say(manager, "a", "b\x00", "c")
-    assert run("logs", "web").output == "a\nb\\x00\nc\n"
-    assert run("logs", "-n", "1", "web").output == "c\n"
-    assert run("logs", "--raw", "web").output == "a\nb\x00\nc\n"
-    assert run("logs", "--all", "-f", "web").output == "listening\na\nb\\x00\nc\n"
-    assert run("logs", "-t", "-n", "1", "web").output.endswith(" c\n")
-    assert json.loads(run("logs", "-o", "json", "-n", "1", "web").output)["text"] == "c"
+    say(manager, "broken", source="stderr")
+    assert run("logs", "web").output == "a\nb\x00\nc\nbroken\n"
+    assert run("logs", "--stdout", "web").output == "a\nb\x00\nc\n"
+    assert run("logs", "--stderr", "-n", "5", "web").output == "broken\n"
+    assert run("logs", "-n", "1", "web").output == "broken\n"
+    assert run("logs", "--all", "-f", "web").output == "listening\na\nb\x00\nc\nbroken\n"
+    assert run("logs", "--stdout", "--since", "@1", "--until", "@1", "web").output == "b\x00\n"
+    assert re.fullmatch(r"\S+T\S+[+-]\d\d:\d\d c\n", run("logs", "--stdout", "-t", "-n", "1", "web").output)
+    assert json.loads(run("logs", "-o", "json", "-n", "1", "web").output)["source"] == "stderr"
 
 
-def test_what_the_journal_dropped_is_said_beside_the_output(run: Run, manager: ManagerInMemory) -> None:
+def test_the_bytes_of_a_keep_are_in_its_log_as_they_were(run: Run, manager: ManagerInMemory) -> None:
     run("new", "--name", "web")
-    manager.lines[FIRST_ID] = [LogLine(0.0, "workload", "a"), LogLine(0.0, "journal", "7 lines were dropped here")]
-    shown = run("logs", "web")
-    assert (shown.stdout, shown.stderr) == ("a\n", "keepctl: the journal: 7 lines were dropped here\n")
-    assert json.loads(run("logs", "-o", "json", "-n", "1", "web").output)["source"] == "journal"
+    for number in range(0, 256, 5):
+        manager.write(FIRST_ID, STDOUT, bytes(range(number, min(number + 5, 256))))
+    assert run("logs", "web").stdout_bytes == bytes(range(256))
+
+
+def test_what_is_missing_is_said_beside_the_output(run: Run, manager: ManagerInMemory) -> None:
+    run("new", "--name", "web")
+    manager.lines[FIRST_ID] = [LogLine(0.0, "stdout", "a"), LogLine(0.0, "gap", "7 bytes are missing here")]
+    shown = run("logs", "-n", "9", "web")
+    assert (shown.stdout, shown.stderr) == ("a\n", "keepctl: 7 bytes are missing here\n")
+    assert json.loads(run("logs", "-o", "json", "-n", "1", "web").output)["source"] == "gap"
 
 
 def test_what_happens_to_one_keep_is_shown_until_it_is_removed(run: Run, manager: ManagerInMemory) -> None:

@@ -193,7 +193,7 @@ def test_a_unit_gets_its_name_slice_limits_spec_and_root_and_nothing_else() -> N
     assert properties == {
         "Description": "Keep web of alice",
         "Slice": "keep-g01.slice",
-        "MemoryMax": (256 + 256) * MIB,
+        "MemoryMax": (1536 + 256) * MIB,
         "TasksMax": 40,
         "CPUQuotaPerSecUSec": 500_000,
         "IOWeight": 100,

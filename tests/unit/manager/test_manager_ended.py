@@ -6,12 +6,13 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from keep_manager.keeps import watch
+from keep_manager.keeps.output import MAX_READERS
 from keep_manager.keeps.policy import Policy
 from keep_manager.keeps.retention import due
 from keep_manager.model import UnitEnd
@@ -90,6 +91,30 @@ async def test_an_ended_keep_has_no_loader_and_every_manager_answers_for_it(
         await other.keeps.remove(kuuid, ALICE)
         assert await parts.units.look(kuuid) is None
         assert files(place) == []
+
+
+async def test_an_ended_keep_cannot_be_started_again(parts: ManagerParts) -> None:
+    kuuid = await ended(parts, TRAPPED)
+    with pytest.raises(KeepfleetError, match=r"cannot start keep .*: it is complete: trapped") as caught:
+        await parts.keeps.start(StartKeep(kuuid), ALICE)
+    assert caught.value.kind is ErrorKind.CONFLICT
+
+
+async def test_readers_by_the_hundred_are_refused_and_leave_nothing(parts: ManagerParts) -> None:
+    kuuid, loader = await started(parts)
+    before = len(os.listdir("/proc/self/fd"))
+    async with AsyncExitStack() as held:
+        for _ in range(MAX_READERS):
+            await held.enter_async_context(parts.readers.reading(kuuid, follows=True))
+        with pytest.raises(KeepfleetError, match="64 readers do already") as caught:
+            await held.enter_async_context(parts.readers.reading(kuuid))
+        assert caught.value.kind is ErrorKind.TOO_MANY
+        follows = [command for command in loader.commands if command.type is CommandType.FOLLOW]
+        assert len(follows) == 1, "one channel for all of them"
+    assert parts.readers.followed == 0
+    assert loader.output is not None
+    await loader.output.answered.wait()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1, "what is left is the loader's, until it sees the hang-up"
 
 
 async def test_the_name_of_an_ended_keep_is_free_and_its_limits_count_no_more(parts: ManagerParts) -> None:

@@ -47,3 +47,9 @@ def test_an_id_that_would_break_out_of_its_line_is_refused(event_id: str) -> Non
 def test_a_line_of_another_shape_is_refused(value: dict[str, object]) -> None:
     with pytest.raises(KeepfleetError, match=r"^invalid log line"):
         sse.line_from_wire(value)
+
+
+@pytest.mark.parametrize("text", ["", 'a"b\\c', "\x1b[31m\0\u2028 ü \U0001f600"])
+def test_a_line_is_written_quickly_as_any_event_is(text: str) -> None:
+    line = sse.LogLine(1795248000.25, "stderr", text, "p=1f;o=2;e=3;m=4")
+    assert sse.encode_line(line) == sse.encode(sse.LINE, line.to_wire(), line.cursor)

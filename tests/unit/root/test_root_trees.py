@@ -111,7 +111,8 @@ def test_a_tree_has_no_program_but_the_interpreter_no_account_and_no_setting_of_
     tree = trees.current()
     programs = {place for place in files_of(tree) if not place.endswith((".py", ".pyc")) and ".so" not in place}
     assert programs == {PYTHON}
-    assert os.listdir(f"{tree.path}/etc") == os.listdir(f"{tree.path}/usr") == []
+    libraries = ["lib"] if any(place.startswith("usr/lib/") for place in files_of(tree)) else []  # as the host has it
+    assert (os.listdir(f"{tree.path}/etc"), os.listdir(f"{tree.path}/usr")) == ([], libraries)
     assert all(os.path.isdir(f"{tree.path}/{point}") for point in MOUNT_POINTS)
 
 
@@ -214,7 +215,7 @@ def delete_the_interpreter(tree: Tree) -> None:
 
 
 def replace_a_library(tree: Tree) -> None:
-    replace(next(Path(tree.path).glob("lib/**/libc.so.6")))
+    replace(next(Path(tree.path).glob("**/libc.so.6")))
 
 
 def move_another_over_it(tree: Tree) -> None:

@@ -1,0 +1,3 @@
+module keepfleet.example/go-web
+
+go 1.27

@@ -1,0 +1,3 @@
+module add(input [7:0] a, b, output [7:0] sum);
+  assign sum = a + b;
+endmodule

@@ -1,0 +1,7 @@
+(set-logic QF_BV)
+(set-option :produce-models true)
+(declare-const x (_ BitVec 8))
+(assert (= (bvmul x x) #x31))
+(assert (bvult x #x10))
+(check-sat)
+(get-value (x))

@@ -1,0 +1,219 @@
+"""Functions' bodies, decoded where a rule or a bound asks: nesting, locals, and how many instructions an export runs.
+
+Work is bounded by a `Budget`, which a report names; one that is used up makes the answer "not known", never a guess.
+Runs of instructions without control flow are matched and counted by the regular expressions' C code.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from typing import NamedTuple
+
+from module_store.verify.binary import S32, S33, S64, U32, U64, VALUE_TYPE, Reader
+from module_store.verify.module import CoreModule
+
+MAX_LOCALS = 50_000
+"""The engine's own limit of one function's (wasmparser's `limits.rs`)."""
+PLAIN, IF, ELSE, BLOCK, END, CALL = range(6)
+"""What a function does, as pairs of one of these and a number: instructions, or the function that is called."""
+LOOPS, INDIRECT = "there is a loop on its way", "there is a call through a table on its way"
+_MEMORY = U32 + U64
+_PLAIN = re.compile(
+    rb"(?>[\x00\x01\x0f\x1a\x1b\x45-\xc4\xd1]|[\x20-\x26\x3f\xd2]%(u32)b|\x41%(s32)b|\x42%(s64)b|\x43.{4}|\x44.{8}"
+    rb"|[\x28-\x3e]%(memory)b|\x1c\x01%(type)b|\xd0%(s33)b)"
+    % {b"u32": U32, b"s32": S32, b"s64": S64, b"memory": _MEMORY, b"type": VALUE_TYPE, b"s33": S33},
+    re.DOTALL,
+)
+_PLAIN_RUN = re.compile(b"(?:" + _PLAIN.pattern + b")++", re.DOTALL)
+_NOTHING, _INDEX, _INDICES = b"", U32, U32 + U32
+_AFTER_FC = {
+    **dict.fromkeys(range(8), _NOTHING),
+    **dict.fromkeys((8, 10, 12, 14), _INDICES),
+    **dict.fromkeys((9, 11, 13, 15, 16, 17), _INDEX),
+}
+"""What stands after 0xfc and each number: saturating conversions, bulk memory, tables."""
+_AFTER_FD = {
+    **dict.fromkeys(range(256), _NOTHING),
+    **dict.fromkeys((*range(12), 92, 93), _MEMORY),
+    **dict.fromkeys((12, 13), b".{16}"),
+    **dict.fromkeys(range(21, 35), b"."),
+    **dict.fromkeys(range(84, 92), _MEMORY + b"."),
+}
+"""What stands after 0xfd and each number: vectors."""
+_AFTER = {
+    prefix: {number: re.compile(after, re.DOTALL) for number, after in table.items()}
+    for prefix, table in ((0xFC, _AFTER_FC), (0xFD, _AFTER_FD))
+}
+_TABLE_GROW = (0xFC, 15)
+
+
+class Budget(NamedTuple):
+    """How much code is decoded at most. A million instructions take a second of processor time, and under 64 MB."""
+
+    code_bytes: int = 4 << 20
+    functions: int = 50_000
+    instructions: int = 1_000_000
+
+
+class OverBudget(Exception):
+    """There is more code than may be decoded; the message says which part of the budget was used up."""
+
+
+class Body(NamedTuple):
+    """One function. unbounded: why the number of its instructions has no bound, or ""; steps: pairs, see PLAIN."""
+
+    locals: int
+    nesting: int
+    instructions: int
+    unbounded: str
+    grows_memory: bool
+    steps: array[int]
+
+
+class _Decoder:
+    """Reads one body."""
+
+    def __init__(self, reader: Reader, budget: int) -> None:
+        self.reader, self.budget = reader, budget
+        self.frames: list[int] = [BLOCK]
+        self.nesting = self.instructions = 0
+        self.unbounded = ""
+        self.grows_memory = False
+        self.steps = array("Q")
+
+    def decode(self) -> Body:
+        locals_ = read_locals(self.reader)
+        while self.frames:
+            self.plain()
+            self.control()
+        self.reader.finish("a body")
+        return Body(locals_, self.nesting, self.instructions, self.unbounded, self.grows_memory, self.steps)
+
+    def step(self, kind: int, number: int = 0) -> None:
+        if not self.unbounded:
+            self.steps.extend((kind, number))
+
+    def count(self, number: int) -> None:
+        self.instructions += number
+        if self.instructions > self.budget:
+            raise OverBudget
+        self.step(PLAIN, number)
+
+    def plain(self) -> None:
+        reader = self.reader
+        run = _PLAIN_RUN.match(reader.data, reader.at, reader.end)
+        if run is not None:
+            self.count(len(_PLAIN.findall(reader.data, reader.at, run.end())))
+            reader.at = run.end()
+
+    def control(self) -> None:
+        reader = self.reader
+        opcode = reader.byte()
+        if opcode in (0x02, 0x03, 0x04):
+            reader.s33()
+            self.count(1)
+            self.open({0x02: BLOCK, 0x03: -1, 0x04: IF}[opcode])
+        elif opcode == 0x05:
+            if self.frames[-1] != IF:
+                raise reader.fault("an else belongs to no if")
+            self.frames[-1] = ELSE
+            self.step(ELSE)
+        elif opcode == 0x0B:
+            self.frames.pop()
+            self.step(END)
+        elif opcode in (0x0C, 0x0D):
+            self.count(1)
+            self.branch(reader.u32())
+        elif opcode == 0x0E:
+            self.count(1)
+            for _ in range(reader.count("targets", reader.left) + 1):
+                self.branch(reader.u32())
+        else:
+            self.other(opcode)
+
+    def other(self, opcode: int) -> None:
+        reader = self.reader
+        self.count(1)
+        if opcode in (0x10, 0x12):
+            self.step(CALL, reader.u32())
+        elif opcode in (0x11, 0x13):
+            reader.u32()
+            reader.u32()
+            self.unbounded = self.unbounded or INDIRECT
+        elif opcode == 0x40:
+            reader.u32()
+            self.grows_memory = True
+        elif opcode == 0x1C:
+            for _ in range(reader.count("types", reader.left)):
+                reader.s33()
+        elif opcode in _AFTER:
+            number = reader.u32()
+            if number not in _AFTER[opcode]:
+                raise reader.fault(f"there is no instruction {opcode:#x} {number} that an engine here takes")
+            reader.match(_AFTER[opcode][number], "an instruction")
+        else:
+            raise reader.fault(f"there is no instruction {opcode:#x} that an engine here takes")
+
+    def open(self, kind: int) -> None:
+        self.frames.append(kind)
+        self.nesting = max(self.nesting, len(self.frames) - 1)
+        self.step(BLOCK if kind == -1 else kind)
+
+    def branch(self, label: int) -> None:
+        if label >= len(self.frames):
+            raise self.reader.fault("a branch leads out of its function")
+        if self.frames[-1 - label] == -1:
+            self.unbounded = LOOPS
+
+
+def read_locals(reader: Reader) -> int:
+    """The number of locals that a body declares, which stand at its beginning."""
+    total = 0
+    for _ in range(reader.count("groups of locals", MAX_LOCALS, 2)):
+        total += reader.u32()
+        reader.s33()
+    if total > MAX_LOCALS:
+        raise reader.fault(f"a function has {total:,} locals, and {MAX_LOCALS:,} are the most")
+    return total
+
+
+class Bodies(NamedTuple):
+    """All the bodies of some modules: the largest of each figure, and what was decoded."""
+
+    modules: tuple[tuple[Body, ...], ...]
+    locals: int
+    nesting: int
+    instructions: int
+    code_bytes: int
+    grows_memory: bool
+
+
+def decode(modules: tuple[CoreModule, ...], budget: Budget) -> Bodies:
+    """Every body of the modules. Raises OverBudget, or Unreadable where one is malformed."""
+    code_bytes = sum(module.code.total for module in modules)
+    if code_bytes > budget.code_bytes:
+        raise OverBudget(f"it has {code_bytes:,} bytes of code, and {budget.code_bytes:,} are decoded at most")
+    functions = sum(module.code.number for module in modules)
+    if functions > budget.functions:
+        raise OverBudget(f"it has {functions:,} functions, and {budget.functions:,} are decoded at most")
+    found, left = [], budget.instructions
+    for module in modules:
+        bodies: list[Body] = []
+        for reader in module.bodies():
+            try:
+                bodies.append(_Decoder(reader, left).decode())
+            except OverBudget:
+                message = f"it has more than {budget.instructions:,} instructions, which are decoded at most"
+                raise OverBudget(message) from None
+            left -= bodies[-1].instructions
+        found.append(tuple(bodies))
+    every = [body for bodies in found for body in bodies]
+    return Bodies(
+        tuple(found),
+        max((body.locals for body in every), default=0),
+        max((body.nesting for body in every), default=0),
+        budget.instructions - left,
+        code_bytes,
+        any(body.grows_memory for body in every),
+    )

@@ -1,0 +1,100 @@
+"""Debian's minisign and keepctl, both ways: what one signs the other verifies."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from module_store import signing
+from module_store.signatures import BadSignature, PublicKey, Signed, check, parse_public_key, parse_signature
+
+pytestmark = pytest.mark.skipif(shutil.which("minisign") is None, reason="Debian's package minisign is not installed")
+CONTENTS = b"\0asm\1\0\0\0" * 1000
+COMMENT = "keepfleet name=web version=1.2.0"
+
+
+def minisign(*arguments: str, given: str = "") -> int:
+    return subprocess.run(["minisign", *arguments], input=given, capture_output=True, text=True).returncode
+
+
+def make_key(folder: Path, name: str, *options: str) -> None:
+    files = ["-p", f"{folder}/{name}.pub", "-s", f"{folder}/{name}.key"]
+    assert minisign("-G", "-f", *options, *files, given="open\nopen\n") == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A module, and two keys that are not encrypted."""
+    folder = tmp_path_factory.mktemp("minisign")
+    (folder / "web.wasm").write_bytes(CONTENTS)
+    for name in ("release", "other"):
+        make_key(folder, name, "-W")
+    return folder
+
+
+def public(folder: Path, name: str = "release") -> PublicKey:
+    return parse_public_key((folder / f"{name}.pub").read_bytes())
+
+
+def secret(folder: Path, name: str = "release", password: str = "") -> signing.SecretKey:
+    return signing.open_secret_key(signing.parse_secret_key((folder / f"{name}.key").read_bytes()), password)
+
+
+@pytest.mark.parametrize("options", [["-H"], ["-l"]], ids=["hashed", "legacy"])
+def test_what_minisign_signs_is_verified(folder: Path, options: list[str]) -> None:
+    signed = ["-S", *options, "-s", f"{folder}/release.key", "-m", f"{folder}/web.wasm", "-t", COMMENT]
+    assert minisign(*signed) == 0
+    signature = parse_signature((folder / "web.wasm.minisig").read_bytes())
+    assert signature.algorithm == (b"ED" if options == ["-H"] else b"Ed")
+    assert check(signature, public(folder), CONTENTS) == Signed("web", "1.2.0")
+    with pytest.raises(BadSignature, match="not this file's"):
+        check(signature, public(folder), CONTENTS + b"x")
+    with pytest.raises(BadSignature, match="by the key"):
+        check(signature, public(folder, "other"), CONTENTS)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_is_signed_here_minisign_verifies(folder: Path, legacy: bool) -> None:
+    text = signing.sign(secret(folder), CONTENTS, Signed("web", "2.0"), legacy=legacy)
+    (folder / "web.wasm.minisig").write_text(text)
+    verify = ["-V", "-p", f"{folder}/release.pub", "-m", f"{folder}/web.wasm"]
+    assert minisign(*verify) == 0
+    (folder / "web.wasm.minisig").write_text(text.replace("version=2.0", "version=3.0"))
+    assert minisign(*verify) != 0
+
+
+@pytest.mark.rare
+def test_a_key_with_a_password_signs_and_a_wrong_password_is_refused(folder: Path) -> None:
+    make_key(folder, "locked")  # a second and 1 GiB for each try of a password, here and there
+    opened = secret(folder, "locked", "open")
+    assert opened.public_key == public(folder, "locked")
+    assert opened.seed.hex() not in repr(opened)
+    with pytest.raises(BadSignature, match="the password is wrong"):
+        secret(folder, "locked", "guess")
+
+
+def test_a_public_key_is_written_as_minisign_writes_it(folder: Path) -> None:
+    assert public(folder).to_text().encode() == (folder / "release.pub").read_bytes()
+
+
+def test_a_secret_key_that_asks_for_more_than_minisigns_is_refused_before_it_is_tried(folder: Path) -> None:
+    comment, body = (folder / "release.key").read_text().splitlines()
+    raw = bytearray(base64.b64decode(body))
+    raw[2:4], raw[46:54] = b"Sc", (1 << 40).to_bytes(8, "little")
+    with pytest.raises(BadSignature, match="more than 1 GiB"):
+        signing.parse_secret_key(f"{comment}\n{base64.b64encode(raw).decode()}\n".encode())
+
+
+def test_a_damaged_secret_key_is_refused(folder: Path) -> None:
+    comment, body = (folder / "release.key").read_text().splitlines()
+    raw = bytearray(base64.b64decode(body))
+    raw[70] ^= 1
+    with pytest.raises(BadSignature, match="do not belong together"):
+        signing.open_secret_key(signing.parse_secret_key(f"{comment}\n{base64.b64encode(raw).decode()}\n".encode()))
+    for data in (b"", body.encode(), f"{comment}\n{body[:-4]}\n".encode(), f"{comment}\n{body}\n\n".encode()):
+        with pytest.raises(BadSignature):
+            signing.parse_secret_key(data)
