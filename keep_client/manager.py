@@ -143,6 +143,11 @@ class ManagerClient(Connection):
         body = json_body(self.starting(address, port, names, workload))
         return keep_from_wire(self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", body, START_SECONDS).object())
 
+    def run_stored(self, kuuid: int, workload: dict[str, object] | None = None) -> KeepInfo:
+        """Has a keep run its module of the store. workload: what its guest is given."""
+        body = json_body({"workload": workload})
+        return keep_from_wire(self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", body, START_SECONDS).object())
+
     def starting(
         self,
         address: str = "",
