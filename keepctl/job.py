@@ -226,6 +226,11 @@ class Job(Record):
             export_arguments=arguments if export else (),
         ).check()
 
+    @property
+    def takes_stream(self) -> bool:
+        """Whether its standard input can be what we send: there is no file for it, and it runs once."""
+        return not self.streams and not self.stdin and self.restart in ("", NO_RESTART)
+
     def workload(self) -> dict[str, object] | None:
         """The `workload` of a start request, with only what differs from nothing; None where all is nothing."""
         wanted: dict[str, object] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,11 @@ def add(fleet: Fleet, module: bytes, reference: str) -> str:
 def digest(fleet: Fleet) -> Iterator[str]:
     yield add(fleet, example("hello-wat/hello"), "hello:1")
     fleet.host.run(["rm", "-rf", STORE])
+
+
+def keepctl(fleet: Fleet, *words: str) -> subprocess.CompletedProcess[str]:
+    """What a person types on the host, who has nothing on standard input."""
+    return fleet.host.run(["keepctl", *words], env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}, check=False)
 
 
 def run(fleet: Fleet, module: str, workload: dict[str, object] | None = None, **limits: int) -> KeepInfo:
