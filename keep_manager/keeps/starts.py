@@ -64,8 +64,8 @@ class Starts:
         which it then runs.
 
         Raises KeepfleetError: CONFLICT when it is started or being started, UNAVAILABLE without its loader,
-        PORT_UNAVAILABLE, INTERNAL for a module that is damaged, FORBIDDEN and others for what cannot be granted, or what
-        the loader reports.
+        PORT_UNAVAILABLE, INTERNAL for a module that is damaged, FORBIDDEN and others for what cannot be granted, or
+        what the loader reports.
         """
         with self._only(request.kuuid):
             async with self._loaders.session(request.kuuid) as session:

@@ -26,8 +26,8 @@ Provider = Callable[[Provision, ExitStack], Mapping[str, int]]
 
 class Providers:
     """Opens what a start asks for; client_ca and revoked are the files that every upload endpoint gets, make_output
-    makes those that a keep's output goes into, open_module opens what the store has, and journal is the path of journald's
-    socket."""
+    makes those that a keep's output goes into, open_module opens what the store has, and journal is the path of
+    journald's socket."""
 
     def __init__(
         self,
