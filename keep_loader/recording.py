@@ -33,10 +33,8 @@ class Recording:
     words: the pipe that its processes speak into.
     """
 
-    def __init__(
-        self, loop: Loop, store: DescriptorStore, settings: Settings, journal_gone: Action, *, claimed: bool
-    ) -> None:
-        """Of the store's descriptors, which stay there; `claimed`: the keep was a spare. Raises
+    def __init__(self, loop: Loop, store: DescriptorStore, settings: Settings, journal_gone: Action) -> None:
+        """Of the store's descriptors, which stay there. Raises
         KeepfleetError(KEEP_FAILED), OSError."""
         output, journal = store.get(OUTPUT), store.get(JOURNAL)
         if output is None or journal is None:
@@ -46,7 +44,7 @@ class Recording:
         self._journal = JournalSocket(os.dup(journal))
         pace = Pace(settings.journal_entries or settings.spec.limits.log_lines_per_second, time.monotonic())
         self._follower = JournalFollower(
-            self._ring, pace, self._journal.send, self._journal.all_read, _fields(settings, claimed)
+            self._ring, pace, self._journal.send, self._journal.all_read, _fields(settings)
         )
         self._output = Output(
             loop,
@@ -132,19 +130,11 @@ class Recording:
         self._journal.close()
 
 
-<<<<<<< HEAD
 def _fields(settings: Settings) -> list[tuple[str, bytes]]:
     """What each entry says of the keep; where systemd adds its LogExtraFields= to it, only what is not there. Of a unit
     that was a spare's journald has those of the spare for a second more."""
     spec, fields = settings.spec, [("SYSLOG_IDENTIFIER", f"keep-{settings.kuuid}")]
     if settings.journal_entries or spec.spare:
-=======
-def _fields(settings: Settings, claimed: bool) -> list[tuple[str, bytes]]:
-    """What each entry says of the keep; where systemd adds its LogExtraFields= to it, only what is not there. Those of
-    a unit that was a spare's journald knows a second late."""
-    spec, fields = settings.spec, [("SYSLOG_IDENTIFIER", f"keep-{settings.kuuid}")]
-    if settings.journal_entries or claimed:
->>>>>>> loader
         own = [("KEEP_ID", str(settings.kuuid)), ("KEEP_NAME", spec.name), ("KEEP_OWNER", spec.owner)]
         fields += [(name, value) for name, value in own if value]
     return [(name, value.encode()) for name, value in fields]
