@@ -88,7 +88,7 @@ def test_two_clients_overwrite_one_name_and_each_run_is_of_one_of_them(
             assert other.run("a", {}) == {"x": n}
             other.add("a", f"set x {-n}")
             assert one.run("a", {}) == {"x": -n}
-        with pytest.raises(ScriptError, match="^syntax error: SyntaxError: unknown word 'foo'$") as raised:
+        with pytest.raises(ScriptError, match=r"^syntax error: SyntaxError: unknown word 'foo'$") as raised:
             one.add("a", "\nfoo")
         assert raised.value.stack == ("a:2",)
 
@@ -107,11 +107,11 @@ async def test_an_asyncio_client_has_many_requests_in_flight() -> None:
         outputs = await asyncio.gather(*[pool.run("a", {"x": n}) for n in range(200)])
         assert outputs == [{"x": 2 * n} for n in range(200)]
         assert (await pool.call("a", {"x": 1})).console == ("hello",)
-        with pytest.raises(ScriptError, match="^exception: TypeError: why$") as raised:
+        with pytest.raises(ScriptError, match=r"^exception: TypeError: why$") as raised:
             await pool.run("bad", {})
         assert raised.value.console == ("begins",)
         await pool.remove("a")
-        with pytest.raises(ScriptError, match="^no such script$"):
+        with pytest.raises(ScriptError, match=r"^no such script$"):
             await pool.run("a", {})
     with pytest.raises(PoolError, match="it is closed"):
         await pool.run("a", {})
