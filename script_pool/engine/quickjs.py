@@ -56,11 +56,8 @@ _PROGRAM = r"(?:eval_script|<input>|<evalScript>)"
 """What the guest calls a script in its stacks."""
 _GATE = b"await __gate;"
 _CHECKED = b'throw "checked";'
-_DIRECTIVE = re.compile(
-    rb"""(?:\s+|//[^\n]*|/\*.*?\*/|;|(?:"(?!use\ strict")[^"\\\n]*"|'(?!use\ strict')[^'\\\n]*')\s*(?:;|\n))*+"""
-    rb"""(?:"use\ strict"|'use\ strict')\s*(?:;|\n|\}|$)""",
-    re.VERBOSE | re.DOTALL,
-)
+_BEFORE_DIRECTIVE = re.compile(rb"\s+|//[^\n]*|/\*.*?\*/|;", re.DOTALL)
+_DIRECTIVE = re.compile(rb"(\"[^\"\\\n]*\"|'[^'\\\n]*')[ \t\r]*(?:[;\n}]|$)")
 _CONTROL = re.compile(rb"[\0-\x1f\x7f]")
 _NOT_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[^][{}"]++', re.DOTALL)
 _NAMES = ("check", "hold", "gate", "watch", "begin", "end", "report", "random")
@@ -126,7 +123,7 @@ class QuickJS:
             raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", "the source has a lone surrogate") from None
         if text.startswith(b"#!"):
             text = b"//" + text[2:]
-        image = self._classic(text, limits) if not _DIRECTIVE.match(text) else None
+        image = None if is_strict(text) else self._classic(text, limits)
         if image is None:
             image = self._image_of(limits, len(_GATE), lambda guest: self._compile(guest, _GATE + text))
         return Script(name, language, image, hashlib.sha256(text).hexdigest())
@@ -426,6 +423,18 @@ def _answer(guest: Guest, at: int, data: bytes) -> int:
 def _ticks(seconds: float) -> int:
     """Epochs until a limit: one more, since the first is under way."""
     return int(seconds / TICK_SECONDS) + 1
+
+
+def is_strict(source: bytes) -> bool:
+    """Whether a script begins with the directive "use strict"; comments and other directives may precede it."""
+    at = 0
+    while True:
+        found = _BEFORE_DIRECTIVE.match(source, at) or _DIRECTIVE.match(source, at)
+        if found is None:
+            return False
+        if found.lastindex and found[1][1:-1] == b"use strict":
+            return True
+        at = found.end()
 
 
 def depth_of(text: bytes) -> int:
