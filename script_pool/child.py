@@ -86,7 +86,6 @@ class _Scripts:
             answer = self._answer(frame)
             if answer is not None:
                 pool.sendall(frames.encode(answer))
-                self._engine.settle()
         return 0
 
     def _answer(self, frame: Frame) -> Frame | None:

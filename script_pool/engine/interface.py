@@ -102,6 +102,3 @@ class Engine(Protocol):
 
     def run(self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None) -> Result:
         """Runs `script` with the input sandbox `input_text` (JSON) in a fresh instance. Raises Fault."""
-
-    def settle(self) -> None:
-        """After the answer has been sent: closes the instance that ran, and opens the next where that is of use."""

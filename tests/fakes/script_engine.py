@@ -23,18 +23,11 @@ _WORDS = frozenset(("set", "double", "log", "throw", "loop", "eat", "large", "de
 class FakeEngine:
     """The engine; see the module."""
 
-    def __init__(self) -> None:
-        self.settled = 0
-
     def warm(self) -> None:
         """Nothing is loaded."""
 
     def begin(self) -> None:
         """Nothing is started."""
-
-    def settle(self) -> None:
-        """Counted, for tests of the order."""
-        self.settled += 1
 
     def prepare(self, name: str, source: str, language: str, limits: Limits) -> Script:
         """Checks each line's first word."""
