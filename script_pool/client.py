@@ -2,7 +2,7 @@
 with it, or connects to one that serves a Unix socket.
 
     async with Pool() as pool:
-        await pool.add("double", "sandbox.x *= 2")
+        await pool.add("double", "x *= 2")
         print(await pool.run("double", {"x": 21}))
 
 Import rule: the standard library alone.

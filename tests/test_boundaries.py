@@ -56,8 +56,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keepctl.commands.verify": {"keepctl", "keep_client", "keep_protocol", "module_store.verify", "app_loader.engine"},
     "testers": {"testers", "keep_client", "keep_protocol"},
     "units": set(),
-    "script_pool": {"script_pool", "keep_protocol", "keep_isolation"},
-    "script_pool.engine": {"script_pool.engine"},
     "benchmarks": {"benchmarks", "keep_client", "keep_protocol", "module_store"},
     "tools": set(),
     "tools.sandbox": {"tools.sandbox"},

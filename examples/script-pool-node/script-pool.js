@@ -4,7 +4,7 @@
 //
 //   const { Pool } = require("./script-pool.js");
 //   const pool = new Pool();                       // or new Pool({ socket: "/run/user/1000/pool.sock" })
-//   await pool.add("double", "sandbox.x *= 2");
+//   await pool.add("double", "x *= 2");
 //   console.log(await pool.run("double", { x: 21 }));
 //   await pool.close();
 const { spawn } = require("node:child_process");
