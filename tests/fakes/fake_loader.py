@@ -88,6 +88,7 @@ class FakeLoader:
         self.says_it_is = kuuid
         self.output: FakeOutput | None = None
         self.journal_gone = False
+        self.begun = False
         self.exit_status: int | None = None
         self.exited: Callable[[int], None] = lambda _: None
         self._answering = 0
@@ -196,6 +197,7 @@ class FakeLoader:
             uploaders=self.uploaders,
             control_version=self.version,
             journal_gone=self.journal_gone,
+            begun=self.begun,
         )
 
     def _spawn(self, work: object) -> None:

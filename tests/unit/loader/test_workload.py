@@ -62,7 +62,10 @@ def test_a_workload_that_exits_completes_the_keep_with_any_code(
     loader: LoaderProcess, passed: Endpoint, code: int
 ) -> None:
     peer, stub = running(loader, passed)
-    stub.report("running")
+    before = peer.ask(CommandType.INFO)
+    assert not before.begun, "its module may be compiled again"
+    stub.report("running", text="running the workload")
+    assert peer.ask(CommandType.WAIT, f"{before.phase} {before.detail}").begun
     own = {
         "wall_seconds": 99,
         "cpu_seconds": 0.0001,
