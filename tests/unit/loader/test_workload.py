@@ -57,15 +57,24 @@ def test_an_accepted_workload_closes_the_endpoint_permanently(loader: LoaderProc
     assert peer.ask(CommandType.INFO).port == passed.port
 
 
+def test_a_guest_has_begun_once_its_runner_says_so(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
+    peer, stub = opened(loader, passed)
+    assert not peer.ask(CommandType.INFO).begun
+    stub.accept()
+    report = peer.ask(CommandType.INFO)
+    while not report.begun:  # its phase is the same before, when its module may be compiled again
+        report = peer.ask(CommandType.WAIT, f"{report.phase} {report.detail}")
+    assert report.phase == "running"
+
+
 @pytest.mark.parametrize("code", [0, 3, 125])
 def test_a_workload_that_exits_completes_the_keep_with_any_code(
     loader: LoaderProcess, passed: Endpoint, code: int
 ) -> None:
     peer, stub = running(loader, passed)
-    before = peer.ask(CommandType.INFO)
-    assert not before.begun, "its module may be compiled again"
-    stub.report("running", text="running the workload")
-    assert peer.ask(CommandType.WAIT, f"{before.phase} {before.detail}").begun
+    stub.report("running")
     own = {
         "wall_seconds": 99,
         "cpu_seconds": 0.0001,
