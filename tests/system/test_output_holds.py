@@ -254,8 +254,9 @@ def _cat() -> bytes:
 def test_a_failed_workload_is_a_failed_unit_that_runs_its_on_failure_unit(fleet: Fleet) -> None:
     said = "/run/on-failure-said"
     told = f"[Service]\nType=oneshot\nExecStart=/bin/sh -c 'env | grep ^MONITOR_ > {said}'\n"
-    fleet.host.run(["tee", "/run/systemd/system/tell.service"], input=told)
-    with drop_in(fleet.host, "keep@.service", "[Unit]\nOnFailure=tell.service\n"):
+    fleet.host.run(["tee", "/run/systemd/system/tell@.service"], input=told)
+    # Of a unit that several others name, systemd 252 tells none of them: one for each keep.
+    with drop_in(fleet.host, "keep@.service", "[Unit]\nOnFailure=tell@%i.service\n"):
         well = Life.ended(fleet, 0)
         well.without_process()
         assert fleet.host.run(["test", "-e", said], check=False).returncode == 1
@@ -270,7 +271,7 @@ def test_a_failed_workload_is_a_failed_unit_that_runs_its_on_failure_unit(fleet:
         assert "exited 42" in fleet.host.show(ill.unit, "StatusText")["StatusText"]
         for life in (well, ill):
             life.remove()
-    fleet.host.run(["rm", said, "/run/systemd/system/tell.service"])
+    fleet.host.run(["rm", said, "/run/systemd/system/tell@.service"])
     fleet.host.systemctl("daemon-reload")
 
 
