@@ -23,8 +23,8 @@ class FakeUnits:
 
     `away` is how many of the next stops cannot reach it; `masked` and `installed` are what its template is; `ends` are
     how units ended; a spec that is taken out of `said` is of a unit of the version before. `begun` is set when a unit
-    begins to start, `gone` when one has been stopped; `mark` is what changes with the settings of new units; `narrowed` has
-    what units may have once their guests run.
+    begins to start, `gone` when one has been stopped; `mark` is what changes with the settings of new units;
+    `narrowed` has what units may have once their guests run.
     """
 
     def __init__(self, runtime_root: str) -> None:

@@ -97,18 +97,18 @@ def test_output_reaches_its_owner_where_journald_stores_nothing_and_the_manager_
     fleet: Fleet, settings: str
 ) -> None:
     said = "the journal shows nothing of priority info"
-    with journald(fleet, settings):
-        with drop_in(fleet.host, MANAGER, "[Service]\nStandardError=append:/run/manager-said\n"):
-            fleet.restart()
-            deadline = time.monotonic() + SOON
-            while said not in fleet.host.run(["cat", "/run/manager-said"], check=False).stdout:
-                assert time.monotonic() < deadline, "the manager says nothing"
-            life = Life.awaiting(fleet)
-            assert life.upload(modules.says(b"for its owner\n", b"in full\n")).status == 200
-            outcome = outcome_of(life)
-            assert written(fleet, life.kuuid) == (b"for its owner\nin full\n", b"")
-            assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0), "journald has taken all of it"
-            life.remove()
+    redirected = "[Service]\nStandardError=append:/run/manager-said\n"
+    with journald(fleet, settings), drop_in(fleet.host, MANAGER, redirected):
+        fleet.restart()
+        deadline = time.monotonic() + SOON
+        while said not in fleet.host.run(["cat", "/run/manager-said"], check=False).stdout:
+            assert time.monotonic() < deadline, "the manager says nothing"
+        life = Life.awaiting(fleet)
+        assert life.upload(modules.says(b"for its owner\n", b"in full\n")).status == 200
+        outcome = outcome_of(life)
+        assert written(fleet, life.kuuid) == (b"for its owner\nin full\n", b"")
+        assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0), "journald has taken all of it"
+        life.remove()
     fleet.host.run(["rm", "/run/manager-said"])
     fleet.restart()
 
@@ -187,7 +187,9 @@ def test_an_input_whose_loader_is_killed_is_no_end_to_its_guest(fleet: Fleet) ->
     out = fleet.host.path / "cat.out"
     out.unlink(missing_ok=True)
     done: list[subprocess.CompletedProcess[str]] = []
-    script = f"yes | keepctl run -i --name feeds {fleet.host.path}/cat.wasm > {out} 2> {out}.err; echo ${{PIPESTATUS[1]}}"
+    script = (
+        f"yes | keepctl run -i --name feeds {fleet.host.path}/cat.wasm > {out} 2> {out}.err; echo ${{PIPESTATUS[1]}}"
+    )
     thread = threading.Thread(target=lambda: done.append(keepctl(fleet, script)))
     thread.start()
     deadline = time.monotonic() + SOON
@@ -212,7 +214,9 @@ def test_a_loader_that_hangs_while_input_streams_holds_nobody_else_up_and_is_end
     (fleet.host.path / "cat.wasm").write_bytes(_cat())
     out = fleet.host.path / "hung.out"
     done: list[subprocess.CompletedProcess[str]] = []
-    script = f"yes | keepctl run -i --name hangs {fleet.host.path}/cat.wasm > {out} 2> {out}.err; echo ${{PIPESTATUS[1]}}"
+    script = (
+        f"yes | keepctl run -i --name hangs {fleet.host.path}/cat.wasm > {out} 2> {out}.err; echo ${{PIPESTATUS[1]}}"
+    )
     with drop_in(fleet.host, "keep@.service", "[Service]\nWatchdogSec=3\n"):
         thread = threading.Thread(target=lambda: done.append(keepctl(fleet, script)))
         thread.start()

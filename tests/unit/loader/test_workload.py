@@ -57,9 +57,7 @@ def test_an_accepted_workload_closes_the_endpoint_permanently(loader: LoaderProc
     assert peer.ask(CommandType.INFO).port == passed.port
 
 
-def test_a_guest_has_begun_once_its_runner_says_so(
-    loader: LoaderProcess, passed: Endpoint
-) -> None:
+def test_a_guest_has_begun_once_its_runner_says_so(loader: LoaderProcess, passed: Endpoint) -> None:
     peer, stub = opened(loader, passed)
     assert not peer.ask(CommandType.INFO).begun
     stub.accept()
