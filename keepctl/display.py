@@ -58,6 +58,16 @@ def discard_output() -> None:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the process's life
 
 
+def has_input() -> bool:
+    """Whether a pipe, a socket, or a file with something in it is our standard input, and no terminal or device."""
+    try:
+        status = os.fstat(0)
+    except OSError:
+        return False  # it is closed
+    piped = stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)
+    return piped or (stat.S_ISREG(status.st_mode) and status.st_size > 0)
+
+
 def output_reader() -> int | None:
     """Standard output's descriptor where it shows that its reader has gone, as a pipe and a socket do; else None.
 

@@ -21,7 +21,7 @@ from keepctl.describe import (
     exit_code_of_error,
     succeeded,
 )
-from keepctl.display import discard_output, echo, json_line, json_text, say
+from keepctl.display import discard_output, echo, has_input, json_line, json_text, say
 from keepctl.ending import show_error
 from keepctl.job import Job
 from keepctl.output import JsonLines, Streams
@@ -39,11 +39,15 @@ HELP = f"""Runs FILE in a new keep: shows its output until it ends, says why it 
 keepctl run hello.wasm
 keepctl run --rm --memory 64M --time 10s filter.wasm -- --verbose
 keepctl run -d --name web --dir /srv/site:/site --restart on-failure server.wasm
-keepctl run -i --rm sort.wasm < words > sorted
+keepctl run --rm sort.wasm < words > sorted
 keepctl run -f workload.yaml
+keepctl run web:1.2
 
-Its standard output and error are this command's, byte for byte; a terminal is shown control characters as escapes. With
--i this command's standard input is its own, to the end; without, it has none. FILE may be -, standard input.
+Its standard output and error are this command's, byte for byte; a terminal is shown control characters as escapes. A
+pipe or a file on this command's standard input is its own, too, to the end; -i gives it a terminal. Without, it has
+none (in a shell's loop: < /dev/null). FILE may be -, standard input, or a module
+of the manager's store, of which nothing is sent: NAME:TAG, NAME:TAG@sha256:… or sha256:…. What has a / in it, or ends
+in .wasm or .wat, is a file.
 With -f the file describes all of it, and options are added on top. HOST, --stdin and --secret files are of the
 manager's host, and below what its configuration grants you. Ctrl-C stops the workload, a second one leaves it running;
 a reader that goes away (`| head`), or output that cannot be written, stops it too. With --rm the keep is removed,
@@ -208,6 +212,8 @@ def _work(
     with EndingSignals():
         try:
             job = _job(file, described, options)
+            if not detach and job.module != STANDARD_INPUT and job.takes_stream and has_input():
+                job = job.replace(streams=True)
             if job.streams and detach:
                 raise WrongUsage("-i and -d exclude each other: who leaves does not go on sending")
             if job.streams and job.module == STANDARD_INPUT:
@@ -230,7 +236,7 @@ RUN = Command(
         Option(("-f", "--file"), "described", "A manifest that describes the workload.", FILE, "FILE.yaml"),
         Option(("--rm",), "remove", "Remove the keep when the workload has ended."),
         Option(("-d", "--detach"), "detach", "Print the keep's ID and leave it running."),
-        Option(("-i", "--interactive"), "interactive", "Send it what comes on standard input, as it comes."),
+        Option(("-i", "--interactive"), "interactive", "Send it what is typed; a pipe or a file is sent without."),
         Option(("--raw",), "raw", "Control characters of its output steer this terminal, too."),
         *CREATION,
         *GUEST,

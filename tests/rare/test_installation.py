@@ -104,7 +104,7 @@ def test_a_host_is_installed_upgraded_and_uninstalled_as_the_page_says(newcomer:
     output = newcomer.types("./run uninstall", status=1)
     assert "cannot uninstall while 3 of our units run" in output, "two keeps and the manager"
     newcomer.types(f"systemctl stop 'keep@*'; busctl call {MAKE_KEEP_7}")
-    newcomer.host.wait_journal("Start request repeated too quickly", unit="keep@7.service")
+    newcomer.host.wait_journal("Failed with result 'exit-code'", unit="keep@7.service")
     output = newcomer.types(section("Uninstall"))
     assert f"removed   {ENABLED}" in output
     assert "left as it is: /etc/keepfleet, your configuration and certificates" in output

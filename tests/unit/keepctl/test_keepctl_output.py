@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tty
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -104,10 +105,24 @@ def test_a_long_line_comes_in_pieces_of_whole_characters(end: bytes) -> None:
 
 
 def fed(manager: ManagerInMemory, module: str, data: bytes, *words: str) -> subprocess.CompletedProcess[bytes]:
-    """`keepctl run -i` with this standard input, for a guest that ends well when it has ended."""
+    """`keepctl run` with this standard input from a pipe, for a guest that ends well when it has ended."""
     manager.on_input = lambda kuuid: manager.change(kuuid, state=State.COMPLETE, outcome=GOOD)
-    command = [sys.executable, "-m", "keepctl", "run", "-i", *words, module]
+    command = [sys.executable, "-m", "keepctl", "run", *words, module]
     return subprocess.run(command, input=data, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(("contents", "sent"), [(b"from a file", True), (b"", False), (None, False)])
+def test_a_file_is_sent_and_a_device_is_left_alone(
+    manager: ManagerInMemory, stub: MakeStub, module: str, tmp_path: Path, contents: bytes | None, sent: bool
+) -> None:
+    file = tmp_path / "input"
+    file.write_bytes(contents or b"")
+    manager.on_input = lambda kuuid: manager.change(kuuid, state=State.COMPLETE, outcome=GOOD)
+    with stub(None if sent else GOOD), open(os.devnull if contents is None else file, "rb") as given:
+        done = subprocess.run([sys.executable, "-m", "keepctl", "run", module], stdin=given, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (manager.workloads.get(FIRST_ID) == {"stdin": {"stream": True}}) is sent
+    assert bytes(manager.input.get(FIRST_ID, b"")) == (contents if sent else b"")
 
 
 @pytest.mark.parametrize("size", [0, 10, 5_000_000])
