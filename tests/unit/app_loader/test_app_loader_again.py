@@ -155,7 +155,8 @@ def test_what_cannot_be_compiled_again_for_want_of_memory_is_to_be_run_in_a_new_
     error = _not_again(KeepfleetError(kind, "killed"), Limits(memory_bytes=64 << 20))
     assert error.kind is kind
     assert error.message == (
-        "cannot compile the module again: a keep that has run has 320 MiB for that; run the module in a new keep (killed)"
+        "cannot compile the module again: a keep that has run has 320 MiB for that; "
+        "run the module in a new keep (killed)"
     )
 
 
