@@ -105,8 +105,9 @@ def test_what_does_not_fit_and_came_without_its_module_ends_with_the_reason(ende
 
 
 def test_a_runner_that_is_passed_no_module_ends_with_the_reason(ended: AppLoaderProcess) -> None:
-    os.close(ended.parked.pop("compiled"))
-    assert "its descriptor 'compiled' was not passed" in lost(ended)
+    for name in ("compiled", "module"):
+        os.close(ended.parked.pop(name))
+    assert "its descriptor 'module' was not passed" in lost(ended)
 
 
 def test_a_runner_that_is_passed_an_unknown_name_ends_with_the_reason(ended: AppLoaderProcess) -> None:
