@@ -108,7 +108,11 @@ class FakeLoader:
 
     def open(self) -> None:
         """Listens on the keep's control socket, whose directory exists."""
-        self._listener.bind(self._path)
+        try:
+            self._listener.bind(self._path)
+        except OSError:
+            self._listener.close()  # nobody else would
+            raise
         self._listener.listen(16)
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
