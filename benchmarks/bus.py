@@ -25,6 +25,10 @@ Property = tuple[str, Variant]
 Result = TypeVar("Result")
 
 
+class NoSuchUnit(MeasurementFailed):
+    """systemd has no such unit loaded."""
+
+
 def slice_of(name: str) -> Property:
     """The slice a unit is to live in."""
     return "Slice", Variant("s", name)
@@ -89,6 +93,8 @@ class Systemd:
     async def _call(self, member: str, signature: str, *body: object) -> list[Any]:
         message = Message(SYSTEMD, PATH, MANAGER, member, signature=signature, body=list(body))
         reply = await _in_time(self._bus.call(message), member)
+        if reply is not None and reply.error_name == f"{SYSTEMD}.NoSuchUnit":
+            raise NoSuchUnit(f"{member}: {reply.body}")
         if reply is None or reply.message_type is MessageType.ERROR:
             raise MeasurementFailed(f"{member}: {'no reply' if reply is None else reply.body}")
         return list(reply.body)
@@ -129,12 +135,22 @@ class Systemd:
         await asyncio.gather(*(one(unit, properties) for unit, properties in units))
 
     def stop(self, *units: str) -> None:
-        """Stops units and waits until they have ended."""
+        """Stops units, waits until they have ended, and lets systemd forget that one failed.
+
+        One that is not there any more has ended: a manager removes units of its own between a list and this.
+        """
 
         async def stop_all() -> None:
-            await asyncio.gather(*(self._job("StopUnit", "ss", unit, "replace") for unit in units))
+            await asyncio.gather(*map(self._stop, units))
 
         self._loop.run_until_complete(stop_all())
+
+    async def _stop(self, unit: str) -> None:
+        try:
+            await self._job("StopUnit", "ss", unit, "replace")
+            await self._call("ResetFailedUnit", "s", unit)
+        except NoSuchUnit:
+            return
 
     def processes(self, unit: str) -> list[int]:
         """The processes in a unit's control group."""
