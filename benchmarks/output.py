@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from benchmarks import flood
 from benchmarks.figures import Figure, Goal, Measure
@@ -137,8 +137,6 @@ class Streams:
                 for name, pid in pids.items():
                     used = (used_ns(pid) - before[name]) / 1e6
                     self.used[name, of.name].append(used / (len(written) / MB))
-                if not self.quiet["loader"]:
-                    self._stay_quiet(pids)
             finally:
                 process.send_signal(signal.SIGINT)
                 process.communicate(timeout=COMMAND_SECONDS)
@@ -151,12 +149,23 @@ class Streams:
         loader, manager = (int(self._host.show(unit, "MainPID")) for unit in (units[0], MANAGER_UNIT))
         return {"loader": loader, "manager": manager, "keepctl": client}
 
-    def _stay_quiet(self, pids: Mapping[str, int]) -> None:
-        """What a guest that writes nothing costs, with a reader."""
-        before = {name: used_ns(pid) for name, pid in pids.items()}
-        time.sleep(QUIET_SECONDS)
-        for name, pid in pids.items():
-            self.quiet[name].append((used_ns(pid) - before[name]) / 1e6 / QUIET_SECONDS)
+    def stay_quiet(self) -> None:
+        """What a keep costs whose guest writes nothing after its first line, with a reader; ms a second."""
+        module = os.path.join(self._place, "quiet.wasm")
+        with open(module, "wb") as file:
+            file.write(flood.clock(1, 3600))
+        with subprocess.Popen(keepctl(self._host, module), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                Received(process, 0).first()
+                pids = self._pids(process.pid)
+                time.sleep(PAUSE_SECONDS)
+                before = {name: used_ns(pid) for name, pid in pids.items()}
+                time.sleep(QUIET_SECONDS)
+                for name, pid in pids.items():
+                    self.quiet[name].append((used_ns(pid) - before[name]) / 1e6 / QUIET_SECONDS)
+            finally:
+                process.send_signal(signal.SIGINT)
+                process.communicate(timeout=COMMAND_SECONDS)
 
 
 def keepctl(host: Host, module: str, *options: str) -> list[str]:
@@ -250,6 +259,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         for _ in range(effort.uploads):
             for of in floods:
                 streams.round(of)
+        streams.stay_quiet()
         late = latencies(host, place, effort.rounds * 10)
         in_output, in_journal = lost_lines(host, place)
     processes, memory = after_its_end(host)
