@@ -184,7 +184,9 @@ def latencies(host: Host, place: str, count: int) -> tuple[float, ...]:
         Received(process, 0).first()
         assert process.stdout is not None
         for _ in range(count):
-            data = os.read(process.stdout.fileno(), _STAMP.size)
+            data = b""
+            while len(data) < _STAMP.size and (more := os.read(process.stdout.fileno(), _STAMP.size - len(data))):
+                data += more  # a stamp with a newline in it may come in two
             now = time.time_ns()
             if len(data) != _STAMP.size:
                 raise MeasurementFailed(f"a guest's clock came as {data!r}")
