@@ -19,7 +19,7 @@ PKI = "/etc/keepfleet/pki"
 ADMIN = (f"{PKI}/clients/admin.crt", f"{PKI}/clients/admin.key")
 MODULE = "/etc/hello.wasm"
 GIVEN_UP_SECONDS = 90.0
-"""For a follower that is heard no more: the manager says after 15 s that it is alive, and waits as long for an answer."""
+"""For a follower that is heard no more: the manager says that it is alive after 15 s, and waits as long."""
 
 
 @pytest.fixture(scope="module")
