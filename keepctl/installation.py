@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -40,14 +42,15 @@ _WANTED_BY = (".wants", ".requires")
 
 @dataclass(frozen=True)
 class Target:
-    """Which service manager, where its units lie, an operator's programs and the keeps' roots, and whether it is to
-    read its units."""
+    """Which service manager, where its units lie, an operator's programs, the keeps' roots and what the manager keeps
+    of its keeps, and whether it is to read its units."""
 
     variant: str
     directory: str
     programs: str
     trees: str
     reload: bool = True
+    state: str = ""
 
 
 def target(
@@ -59,9 +62,12 @@ def target(
         directory = SYSTEM_UNITS if variant == "system" else os.path.join(home, "systemd", "user")
     if programs is None:
         programs = SYSTEM_PROGRAMS if variant == "system" else os.path.expanduser("~/.local/bin")
-    if trees is None:
-        trees = SYSTEM_TREES if variant == "system" else user_directory()
-    return Target(variant, os.path.abspath(directory), os.path.abspath(programs), os.path.abspath(trees), reload)
+    state = trees or SYSTEM_TREES
+    if trees is None and variant != "system":
+        home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        trees, state = user_directory(), os.path.join(home, "keepfleet")
+    directory, programs, trees = (os.path.abspath(path) for path in (directory, programs, trees or SYSTEM_TREES))
+    return Target(variant, directory, programs, trees, reload, os.path.abspath(state))
 
 
 def render(name: str, template: str, values: dict[str, str]) -> str:
@@ -158,11 +164,23 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
                 changes += _remove_unit(where.directory, path)
         if where.reload:
             systemctl(where.variant, "daemon-reload")
+        changes += _remove_keeps(where.state)
         changes += [Change("root", path, "removed") for path in remove_trees(where.trees)]
         if version.is_managed:
             changes += versions.remove_programs(version, where.programs)
             changes += versions.remove_all(version)
     return changes
+
+
+def _remove_keeps(state: str) -> list[Change]:
+    """Removes what keeps have left: their output and how they ended, for which no one could be asked any more."""
+    kept = os.path.join(state, "keeps")
+    if not state or not os.path.isdir(kept):
+        return []
+    shutil.rmtree(kept)
+    with suppress(OSError):  # the module store is there, too, and stays
+        os.rmdir(state)
+    return [Change("output", kept, "removed")]
 
 
 def findings(

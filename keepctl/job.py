@@ -114,6 +114,12 @@ def parse_directory(text: str) -> tuple[str, str, bool]:
     return os.path.abspath(parts[0]), parts[1], parts[2:] == ["rw"]
 
 
+def is_stored(module: str) -> bool:
+    """Whether `module` is one of the manager's store and no file: NAME:TAG, NAME:TAG@sha256:… or sha256:…. A path with
+    a colon has a `/` in it, or the ending of a module."""
+    return ":" in module and "/" not in module and not module.endswith((".wasm", ".wat"))
+
+
 class Grant(Record):
     """A directory of the manager's host, its path in the guest, and whether the guest may write there."""
 
@@ -125,7 +131,8 @@ class Grant(Record):
 class Job(Record):
     """A workload: what the keep is called and may use, and what its guest is given.
 
-    module: the file to send, "" where it comes by another way; environment, labels, limits, lease and secrets: by name;
+    module: the file to send, or what `is_stored`, "" where it comes by another way;
+    environment, labels, limits, lease and secrets: by name;
     stdin and the secrets' values: files of the manager's host; streams: its standard input is what we send meanwhile;
     profile, compiler and output: "" for the usual ones.
     """

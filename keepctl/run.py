@@ -24,7 +24,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from keepctl.display import UploadBar, output_reader, say
-from keepctl.job import Job
+from keepctl.job import Job, is_stored
 from keepctl.output import Show
 
 STANDARD_INPUT = "-"
@@ -113,6 +113,7 @@ def create(
             profile=job.profile,
             compiler=job.compiler,
             output=job.output,
+            module=job.module if is_stored(job.module) else "",
         )
     except KeepfleetError as error:
         hint = _next_step(error, address, renames=bool(job.name) and not replace)
@@ -179,6 +180,8 @@ def begin(
     Where the answer to its creation is lost, the manager is asked with the same key once more what it made. Not with
     `replace`: the second request could be the one that ends the keep which has the name.
     """
+    if is_stored(job.module):
+        return _begin_stored(client, job, replace, watched)
     keep: KeepInfo | None = None
     output: Output | None = None
     upload = _Upload(credentials)
@@ -194,17 +197,48 @@ def begin(
                 output.request()  # its answer comes while the keep's certificate is looked at
             send(upload.context(), keep, client.endpoint.host, file, output.attach if watched else nothing)
         except BaseException as error:
-            if output is not None:
-                output.close()
-            if keep is None and _may_have_worked(error):
-                if replace:
-                    say(f"keepctl: it is not known whether keep {job.name} was replaced; see: keepctl ps")
-                else:
-                    keep = _again(make)
-            if keep is not None:
-                settle(client, keep.kuuid, Fate.REMOVE)
+            _undo(client, job, keep, output, error, replace, make)
             raise
     return keep, output
+
+
+def _begin_stored(client: ManagerClient, job: Job, replace: bool, watched: bool) -> tuple[KeepInfo, Output]:
+    """The same of a module of the manager's store: one that is not watched runs from its creation on."""
+    keep: KeepInfo | None = None
+    output: Output | None = None
+    start: dict[str, object] | None = None if watched else {"workload": job.workload()}
+    make = partial(create, client, job, "wasi", replace, os.urandom(16).hex(), start)
+    try:
+        keep = make()
+        output = Output(client, keep.kuuid, follow=True, hold=True, reader=output_reader())
+        if watched:
+            output.attach()
+            keep = client.run_stored(keep.kuuid, job.workload())
+    except BaseException as error:
+        _undo(client, job, keep, output, error, replace, make)
+        raise
+    return keep, output
+
+
+def _undo(
+    client: ManagerClient,
+    job: Job,
+    keep: KeepInfo | None,
+    output: Output | None,
+    error: BaseException,
+    replace: bool,
+    make: Callable[[], KeepInfo],
+) -> None:
+    """Leaves nothing of a keep whose beginning has failed with `error`."""
+    if output is not None:
+        output.close()
+    if keep is None and _may_have_worked(error):
+        if replace:
+            say(f"keepctl: it is not known whether keep {job.name} was replaced; see: keepctl ps")
+        else:
+            keep = _again(make)
+    if keep is not None:
+        settle(client, keep.kuuid, Fate.REMOVE)
 
 
 def _opened(module: str) -> FileIO:

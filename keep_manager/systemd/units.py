@@ -13,7 +13,14 @@ from keep_manager.systemd import journal, replies
 from keep_manager.systemd.bus import CALL_SECONDS, MANAGER, Bus, BusLost, Call, ReplyError, string_lists, variant
 from keep_manager.systemd.fields import FieldFiles
 from keep_manager.systemd.jobs import JobWaits
-from keep_manager.systemd.properties import claim_properties, claimed_in, keep_properties, log_fields, spec_in
+from keep_manager.systemd.properties import (
+    claim_properties,
+    claimed_in,
+    keep_properties,
+    log_fields,
+    narrowed,
+    spec_in,
+)
 from keep_manager.systemd.replies import Aim
 from keep_manager.systemd.roots import Roots
 from keep_manager.tasks import Group
@@ -202,6 +209,16 @@ class SystemdUnits:
         except OSError as error:
             raise KeepfleetError(ErrorKind.SYSTEMD, f"cannot {what}: its journal fields: {error.strerror}") from error
         await self._ask(Call("SetUnitProperties", "sba(sv)", (unit, True, properties)), what)
+
+    async def narrow(self, kuuid: int, spec: KeepSpec) -> None:
+        """Takes from the unit, whose guest runs, the memory that compiling needed. Raises KeepfleetError, NOT_FOUND
+        too."""
+        unit = unit_name(kuuid)
+        now = await self._property(replies.unit_path(unit), "Service", "MemoryMax", unit)
+        wanted = narrowed(spec, now if isinstance(now, int) else 0)
+        if wanted:
+            properties = [[name, variant(signature, value)] for name, signature, value in wanted]
+            await self._ask(Call("SetUnitProperties", "sba(sv)", (unit, True, properties)), f"narrow {unit}")
 
     async def settings_mark(self, kuuid: int) -> str:
         """What changes when a new keep's unit would have other settings than that one's has: systemd has read its files

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl.job import NO_RESTART, Grant, Job, parse_limit
+from keepctl.job import NO_RESTART, Grant, Job, is_stored, parse_limit
 from keepctl.manifest.check import faults_of
 from keepctl.manifest.schema import SCHEMA, WORDS
 from strict_yaml.tree import MAX_BYTES, Fault, Node, parse
@@ -103,7 +103,7 @@ def _limits(root: Node) -> tuple[dict[str, int], list[Fault]]:
 def _job(root: Node, directory: str) -> Job:
     module, export, arguments = _text(root, "module"), _text(root, "export"), _texts(root, "arguments")
     return Job(
-        module=os.path.join(directory, module) if module else "",
+        module=module if not module or is_stored(module) else os.path.join(directory, module),
         name=_text(root, "name"),
         labels={name: node.text for name, node in _entries(root, "labels").items()},
         arguments=() if export else arguments,

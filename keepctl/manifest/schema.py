@@ -104,10 +104,10 @@ SCHEMA: Schema = {
             "be 1 to 63 of a-z, 0-9 and -",
         ),
         "module": _text(
-            "The WebAssembly file to send; a relative path begins at the manifest's directory. Left out, it is named "
-            "on the command line.",
+            "The WebAssembly file to send; a relative path begins at the manifest's directory. Or a module of the "
+            "manager's store: NAME:TAG, NAME:TAG@sha256:… or sha256:…. Left out, it is named on the command line.",
             "^[^\\u0000]+$",
-            "be the path of a file",
+            "be the path of a file, or NAME:TAG",
             maxLength=_PATH_LIMIT,
         ),
         "export": _text(

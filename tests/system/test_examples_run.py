@@ -80,12 +80,12 @@ def test_the_c_filter_reads_what_it_was_granted_and_writes_its_report(granting: 
 
 
 def test_the_c_filter_reaches_no_file_beside_what_it_was_granted(granting: Fleet, workplace: Path) -> None:
-    code, output, _ = ran(granting, workplace, "filter-c/filter", "--", "/lists/report.txt")
+    code, _, said = ran(granting, workplace, "filter-c/filter", "--", "/lists/report.txt")
     assert code == 1
-    assert "filter: cannot open /lists/report.txt" in output, "it is granted to be read"
-    code, output, _ = ran(granting, workplace, "filter-c/filter", "--", "/out/report.txt", "/lists/../input.txt")
+    assert "filter: cannot open /lists/report.txt" in said, "it is granted to be read"
+    code, _, said = ran(granting, workplace, "filter-c/filter", "--", "/out/report.txt", "/lists/../input.txt")
     assert code == 1
-    assert "filter: cannot open /lists/../input.txt" in output
+    assert "filter: cannot open /lists/../input.txt" in said
 
 
 def test_the_rust_example_counts_words_as_its_environment_says(granting: Fleet, workplace: Path) -> None:
@@ -95,10 +95,9 @@ def test_the_rust_example_counts_words_as_its_environment_says(granting: Fleet, 
 
 def test_the_assemblyscript_example_takes_its_argument(fleet: Fleet, workplace: Path) -> None:
     assert ran(fleet, workplace, "primes-as/primes")[:2] == (0, "2\n3\n5\n7\n11\n13\n17\n19\n")
-    assert ran(fleet, workplace, "primes-as/primes", "--", "few")[:2] == (
-        2,
-        "usage: primes LIMIT, a number from 2 on\n",
-    )
+    code, output, said = ran(fleet, workplace, "primes-as/primes", "--", "few")
+    assert (code, output) == (2, "")
+    assert said.startswith("usage: primes LIMIT, a number from 2 on\n")
 
 
 def test_the_named_function_takes_typed_arguments_and_its_result_is_printed(fleet: Fleet, workplace: Path) -> None:
@@ -117,7 +116,7 @@ def test_the_python_component_is_built_and_runs(fleet: Fleet, workplace: Path) -
     assert got[:2] == (0, output), got
     code, output, said = ran(fleet, workplace, "json-python/tidy", "--", "{")
     assert code == 1, said
-    assert "tidy: cannot read '{'" in output
+    assert "tidy: cannot read '{'" in said
 
 
 @pytest.mark.parametrize(("example", "code", "words"), MISBEHAVING, ids=[name for name, _, _ in MISBEHAVING])

@@ -60,13 +60,11 @@ def end(life: Life, module: bytes) -> Outcome:
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_what_never_ends_ends_within_a_second_of_its_time(fleet: Fleet, kind: str) -> None:
     life = Life.awaiting(fleet, wall_seconds=SECONDS, log_lines_per_second=100)
-    loader = life.loader_pid
     with undisturbed(fleet):
         outcome = end(life, ENDLESS[kind])
     assert (outcome.kind, outcome.text) == (OutcomeKind.LIMITED, OVER)
     assert outcome.wall_seconds is not None and SECONDS <= outcome.wall_seconds < SECONDS + 1
-    assert life.loader_pid == loader
-    assert life.host.run(["pgrep", "--parent", str(loader)], check=False).stdout == ""
+    life.without_process()
     life.remove()
 
 

@@ -83,7 +83,7 @@ def versions_of(life: Life) -> set[str]:
 
 def imported(life: Life) -> set[tuple[str, str]]:
     """Each package of which the keep's processes have imported modules so far, with the version they were of."""
-    found = (re.fullmatch(r"imported ([a-z_]+)\S* of (\S+)", line) for line in life.output())
+    found = (re.fullmatch(r"(?:app-loader: )?imported ([a-z_]+)\S* of (\S+)", line) for line in life.output())
     return {(match[1], match[2]) for match in found if match}
 
 

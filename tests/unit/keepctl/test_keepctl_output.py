@@ -121,7 +121,7 @@ def test_a_file_is_sent_and_a_device_is_left_alone(
     with stub(None if sent else GOOD), open(os.devnull if contents is None else file, "rb") as given:
         done = subprocess.run([sys.executable, "-m", "keepctl", "run", module], stdin=given, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert ("stdin" in (manager.workloads.get(FIRST_ID) or {})) is sent
+    assert (manager.workloads.get(FIRST_ID) == {"stdin": {"stream": True}}) is sent
     assert bytes(manager.input.get(FIRST_ID, b"")) == (contents if sent else b"")
 
 

@@ -340,7 +340,7 @@ def trusted(tmp_path: Path, helper: Files) -> Providers:
         (tmp_path / name).touch()
     folders = Folders(str(tmp_path / "keeps"), "this boot")
     folders.open()
-    return Providers(str(tmp_path / "ca"), str(tmp_path / "revoked"), helper, folders.make)
+    return Providers(str(tmp_path / "ca"), str(tmp_path / "revoked"), helper, folders.make, lambda _: -1)
 
 
 async def test_the_loop_goes_on_while_a_file_system_hangs(trusted: Providers, root: Path) -> None:
