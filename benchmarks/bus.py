@@ -26,13 +26,8 @@ Property = tuple[str, Variant]
 Result = TypeVar("Result")
 
 
-<<<<<<< HEAD
-class NoSuchUnit(MeasurementFailed):
-    """systemd has no such unit loaded."""
-=======
 class NotLoaded(MeasurementFailed):
     """systemd knows no such unit."""
->>>>>>> figures9
 
 
 def slice_of(name: str) -> Property:
@@ -99,13 +94,8 @@ class Systemd:
     async def _call(self, member: str, signature: str, *body: object) -> list[Any]:
         message = Message(SYSTEMD, PATH, MANAGER, member, signature=signature, body=list(body))
         reply = await _in_time(self._bus.call(message), member)
-<<<<<<< HEAD
-        if reply is not None and reply.error_name == f"{SYSTEMD}.NoSuchUnit":
-            raise NoSuchUnit(f"{member}: {reply.body}")
-=======
         if reply is not None and reply.error_name == NO_SUCH_UNIT:
             raise NotLoaded(f"{member}: {reply.body}")
->>>>>>> figures9
         if reply is None or reply.message_type is MessageType.ERROR:
             raise MeasurementFailed(f"{member}: {'no reply' if reply is None else reply.body}")
         return list(reply.body)
@@ -146,15 +136,6 @@ class Systemd:
         await asyncio.gather(*(one(unit, properties) for unit, properties in units))
 
     def stop(self, *units: str) -> None:
-<<<<<<< HEAD
-        """Stops units, waits until they have ended, and lets systemd forget that one failed.
-
-        One that is not there any more has ended: a manager removes units of its own between a list and this.
-        """
-
-        async def stop_all() -> None:
-            await asyncio.gather(*map(self._stop, units))
-=======
         """Stops units and waits until they have ended; one that has failed is forgotten, one that is gone no error."""
 
         async def stop_one(unit: str) -> None:
@@ -166,16 +147,8 @@ class Systemd:
 
         async def stop_all() -> None:
             await asyncio.gather(*(stop_one(unit) for unit in units))
->>>>>>> figures9
 
         self._loop.run_until_complete(stop_all())
-
-    async def _stop(self, unit: str) -> None:
-        try:
-            await self._job("StopUnit", "ss", unit, "replace")
-            await self._call("ResetFailedUnit", "s", unit)
-        except NoSuchUnit:
-            return
 
     def processes(self, unit: str) -> list[int]:
         """The processes in a unit's control group."""
