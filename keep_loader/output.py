@@ -31,17 +31,6 @@ from keep_protocol.ring import (
 
 PIPE_BYTES = 1024 * 1024
 """What the guest may be ahead of its loader; a user without privileges has 64 MiB for all pipes, and then gets less."""
-PAUSE_SECONDS = 0.001
-"""Until a pipe is looked at again that gave little, and gave something just before: a guest that writes line by line
-wakes its loader, and that the manager, for hundreds of lines together. A pipe has room for what comes meanwhile at
-1 GB/s, and a line that comes alone is read when it comes."""
-DENSE_SECONDS = 0.004
-"""What comes this soon after the last read has just come before."""
-DENSE_READS = 32
-"""So many of them before there is a pause: the few lines of an ordinary program come in the order in which it wrote to
-its two streams, and no later."""
-LITTLE = 32 * 1024
-"""Bytes of one turn: a guest that writes in blocks is read as fast as it writes."""
 READS_IN_A_TURN = 16
 """Reads of one pipe before the loop looks at the other descriptors: 4 MiB at most."""
 MAX_ACKNOWLEDGEMENTS = 64
@@ -65,7 +54,6 @@ MAX_WAITING_LINES = 64
 _LAST_READS = 16
 """Of a pipe that something of the guest's still holds: it has 1 MiB, and could be written to without end."""
 _JOURNAL, _FINISH, _LAST_WORDS, _DONE = "journal of output", "end of output", "last words", "output is done"
-_PAUSE = "pause of output"
 
 
 class Output:
@@ -94,10 +82,6 @@ class Output:
         self.unwritten = 0
         self._pipes: dict[int, int] = {}
         self._paused: set[int] = set()
-        self._resting: set[int] = set()  # pipes that are not looked at before the pause is over
-        self._buffer = memoryview(bytearray(MAX_FRAME))  # one for all: a new one for each read is zeroed by the kernel
-        self._read_at = 0  # nanoseconds
-        self._dense = 0  # turns, one soon after the other, that gave little
         self._channel: socket.socket | None = None
         self._token_out = False
         self._acknowledged = Acknowledgement()
@@ -229,37 +213,19 @@ class Output:
         self._done = None
         for pipe in list(self._pipes):
             self._close(pipe)
-        for name in (_JOURNAL, _FINISH, _LAST_WORDS, _DONE, _PAUSE):
+        for name in (_JOURNAL, _FINISH, _LAST_WORDS, _DONE):
             self._loop.cancel(name)
 
     def _watch(self, pipe: int) -> None:
         self._loop.watch(pipe, READABLE, lambda _events: self._readable(pipe))
 
     def _readable(self, pipe: int) -> None:
-        began, before = self._read_at, self._ring.head
         for _ in range(READS_IN_A_TURN):
             if not self._read(pipe):
                 break
-        is_dense = self._ring.head - before < LITTLE and self._read_at - began < DENSE_SECONDS * 1e9
-        self._dense = self._dense + 1 if is_dense else 0
-        if self._dense > DENSE_READS:
-            self._rest()
         self._announce()
         if not self._loop.is_set(_JOURNAL) and not (self._journal is not None and self._journal.gone):
             self._pump()
-
-    def _rest(self) -> None:
-        """Looks at no pipe for a moment, and then at both."""
-        for pipe in self._pipes.keys() - self._paused:
-            self._loop.forget(pipe)
-            self._resting.add(pipe)
-        if not self._loop.is_set(_PAUSE):
-            self._loop.after(_PAUSE, PAUSE_SECONDS, self._rested)
-
-    def _rested(self) -> None:
-        resting, self._resting = self._resting, set()
-        for pipe in resting:
-            self._watch(pipe)
 
     def _read(self, pipe: int) -> bool:
         """One read of a pipe into the ring; false where there is nothing to read, or no room."""
@@ -270,17 +236,16 @@ class Output:
             self._loop.forget(pipe)
             return False
         try:
-            size = os.readv(pipe, [self._buffer[:room]])
+            data = os.read(pipe, room)
         except BlockingIOError:
             return False
-        if not size:
+        if not data:
             self._close(pipe)
             return False
-        self._read_at = time.monotonic_ns()
-        self._append(self._pipes[pipe], self._buffer[:size], self._read_at)
+        self._append(self._pipes[pipe], data, time.monotonic_ns())
         return True
 
-    def _append(self, stream: int, data: bytes | memoryview, time_ns: int) -> None:
+    def _append(self, stream: int, data: bytes, time_ns: int) -> None:
         before, failed = self._ring.overwritten, None
         try:
             self._ring.append(stream, data, time_ns)
@@ -297,7 +262,6 @@ class Output:
     def _close(self, pipe: int) -> None:
         self._loop.forget(pipe)
         self._paused.discard(pipe)
-        self._resting.discard(pipe)
         del self._pipes[pipe]
         os.close(pipe)
         if not self._pipes and self._done is not None:

@@ -277,7 +277,7 @@ class RingWriter:
         behind = self.capacity - (self.head - max(kept, self.tail)) - _LONGEST_STEP
         return max(0, min(MAX_FRAME, max(unused, behind) - HEADER))
 
-    def append(self, stream: int, data: bytes | memoryview, time_ns: int) -> None:
+    def append(self, stream: int, data: bytes, time_ns: int) -> None:
         """Writes one frame of at most MAX_FRAME bytes, over the oldest ones where there is no other room.
 
         Nothing has happened where it raises OSError, but that what it would have overwritten may be gone.
@@ -310,7 +310,7 @@ class RingWriter:
             self.tail = self._checkpoints[0][0]
         os.pwrite(self.descriptor, _TAIL.pack(self.tail), _AT_TAIL)
 
-    def _write(self, parts: Sequence[bytes | memoryview], size: int) -> None:
+    def _write(self, parts: Sequence[bytes], size: int) -> None:
         start = self.head % self.capacity
         if size <= self.capacity - start:
             written = os.pwritev(self.descriptor, parts, DATA + start)
