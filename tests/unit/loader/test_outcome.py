@@ -28,13 +28,13 @@ from keep_protocol.spec import KeepSpec
 from keep_protocol.states import Event, Phase, State
 from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, Stub, opened
 
-LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB, compile_memory_bytes=256 * MIB)
+LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB)
 USED = Usage(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
 FOR_MEMORY = Usage(1.5, 0.25, None, for_memory=True)
 NARROWED = FOR_MEMORY.replace(memory_limit=192 * MIB)
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 OUT_OF_TIME = "over its time limit of 10 s"
-OUT_OF_MEMORY = "killed by the kernel for memory (the keep's limit is 512 MiB)"
+OUT_OF_MEMORY = "killed by the kernel for memory (the keep's limit is 320 MiB)"
 OUT_OF_PROCESSOR = "over its processor time limit of 5 s"
 
 
