@@ -117,7 +117,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Third-party module -> the only modules of ours that may import it.
 ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus", "benchmarks.bus"},
-    "wasmtime": {"benchmarks.waiting"},  # a keep loads its library alone, see app_loader.engine.binding
+    # A keep loads wasmtime's library alone, see app_loader.engine.binding.
+    "wasmtime": {"benchmarks.waiting", "benchmarks.flood"},
     "cryptography": {"keepctl", "module_store.signatures", "module_store.signing"},
     "aiohttp": {"keep_manager"},
     "click": {"keepctl", "testers"},

@@ -25,8 +25,6 @@ from module_store.store import Store
 
 SUFFIX = ".minisig"
 PASSWORD_VARIABLE = "KEEPFLEET_SIGNING_PASSWORD"  # noqa: S105  # a variable's name
-ATTACHED = "signature."
-"""The kind of an attachment that is a signature, before its key's name."""
 
 
 @click.group("key", cls=Commands, short_help="Whose signatures count.")
@@ -171,7 +169,7 @@ def attach(what: str, signatures: tuple[str, ...], directory: str | None, output
         with _object(store, digest) as contents:
             for data in given:
                 signer = trust.signer(data, keys, contents)
-                store.attach(digest, f"{ATTACHED}{signer.name}", data)
+                store.attach(digest, f"{trust.SIGNATURE}{signer.name}", data)
                 attached.append(signer.name)
     echo(json_text({"digest": digest, "keys": attached}) if output == "json" else f"signed by {', '.join(attached)}")
 
@@ -216,7 +214,7 @@ def check(what: str, signatures: tuple[str, ...], force: bool, directory: str | 
         else:
             digest = meant(store, what)
             contents = held.enter_context(_object(store, digest))
-            kinds = [kind for kind in store.attachments(digest) if kind.startswith(ATTACHED)]
+            kinds = [kind for kind in store.attachments(digest) if kind.startswith(trust.SIGNATURE)]
             given += [data for kind in kinds if (data := store.attached(digest, kind)) is not None]
         accepted = trust.decide(required, keys.keys(), given, contents, digest, keys.newest(), force=force)
     _show(accepted, digest, required, output)
