@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 from keep_manager.model import StoredModule
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -23,6 +22,7 @@ from keep_protocol.spec import MAX_MODULE_NAME, KeepSpec
 from module_store import collect
 from module_store.keys import Keys
 from module_store.names import parse_wanted
+from module_store.objects import mapped
 from module_store.place import default_directory
 from module_store.store import Store
 from module_store.trust import SIGNATURE, decide
@@ -139,20 +139,10 @@ def _check_signatures(store: Store, digest: str, file: int) -> None:
         return
     kinds = (kind for kind in store.attachments(digest) if kind.startswith(SIGNATURE))
     given = tuple(data for data in (store.attached(digest, kind) for kind in kinds) if data is not None)
-    with _mapped(file) as contents:
+    with mapped(file) as contents:
         accepted = decide(trust, keys.keys(), given, contents, digest, keys.newest())
     if accepted.signed is not None:
         keys.saw(accepted.signed, digest)
-
-
-@contextmanager
-def _mapped(file: int) -> Iterator[memoryview]:
-    size = os.fstat(file).st_size
-    if not size:
-        yield memoryview(b"")
-        return
-    with mmap.mmap(file, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as contents:
-        yield contents
 
 
 class NoArtifacts:

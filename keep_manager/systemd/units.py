@@ -285,20 +285,8 @@ class SystemdUnits:
         return replies.unit_states(reply[0])
 
     async def _ask(self, call: Call, what: str) -> list[object]:
-        """The reply to a call that may be made twice; it is, each time the connection breaks."""
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                while True:
-                    try:
-                        return await self._bus.call(call)
-                    except BusLost as lost:
-                        LOG.debug("asking again, the bus broke: %s", lost)
-        except ReplyError as error:
-            raise replies.translate(error.name, error.text, what) from error
-        except TimeoutError:
-            raise KeepfleetError(
-                ErrorKind.UNAVAILABLE, f"cannot {what}: systemd has not answered in {CALL_SECONDS:g} s"
-            ) from None
+        """The reply to a call that may be made twice. Raises KeepfleetError."""
+        return await self._bus.ask(call, what, CALL_SECONDS)
 
     async def _job(self, kuuid: int, call: Call, aim: Aim, what: str, spec: KeepSpec | None = None) -> str:
         """Queues a job and returns its result; `spec` is of the unit that the job makes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from keepctl.files import PUBLIC_FILE, explained, replace
 from keepctl.modules import MAX_MODULE_BYTES, read_file
 from module_store import signing, trust
 from module_store.keys import Keys
+from module_store.objects import mapped
 from module_store.signatures import MAX_KEY_BYTES, MAX_SIGNATURE_BYTES, Signed, parse_public_key
 from module_store.store import Store
 
@@ -179,11 +179,7 @@ def _object(store: Store, digest: str) -> Iterator[memoryview]:
     """The bytes of an object, mapped from the descriptor whose bytes were compared with its digest."""
     file = store.open_object(digest)
     try:
-        size = os.fstat(file).st_size
-        if not size:
-            yield memoryview(b"")
-            return
-        with mmap.mmap(file, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as contents:
+        with mapped(file) as contents:
             yield contents
     finally:
         os.close(file)
