@@ -17,12 +17,17 @@ from benchmarks.measuring import MS, MeasurementFailed
 
 SYSTEMD, PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
 MANAGER = f"{SYSTEMD}.Manager"
+NO_SUCH_UNIT = f"{SYSTEMD}.NoSuchUnit"
 CALL_SECONDS = 60.0
 """Even the last of 200 units that are stopped at once has its turn within seconds."""
 MAX_CALLS = 32
 """dbus-next's writer dies of a full socket, at some 280 calls; nothing here needs more at once."""
 Property = tuple[str, Variant]
 Result = TypeVar("Result")
+
+
+class NotLoaded(MeasurementFailed):
+    """systemd knows no such unit."""
 
 
 def slice_of(name: str) -> Property:
@@ -89,6 +94,8 @@ class Systemd:
     async def _call(self, member: str, signature: str, *body: object) -> list[Any]:
         message = Message(SYSTEMD, PATH, MANAGER, member, signature=signature, body=list(body))
         reply = await _in_time(self._bus.call(message), member)
+        if reply is not None and reply.error_name == NO_SUCH_UNIT:
+            raise NotLoaded(f"{member}: {reply.body}")
         if reply is None or reply.message_type is MessageType.ERROR:
             raise MeasurementFailed(f"{member}: {'no reply' if reply is None else reply.body}")
         return list(reply.body)
@@ -129,10 +136,17 @@ class Systemd:
         await asyncio.gather(*(one(unit, properties) for unit, properties in units))
 
     def stop(self, *units: str) -> None:
-        """Stops units and waits until they have ended."""
+        """Stops units and waits until they have ended; one that has failed is forgotten, one that is gone no error."""
+
+        async def stop_one(unit: str) -> None:
+            try:
+                await self._job("StopUnit", "ss", unit, "replace")
+                await self._call("ResetFailedUnit", "s", unit)
+            except NotLoaded:
+                pass
 
         async def stop_all() -> None:
-            await asyncio.gather(*(self._job("StopUnit", "ss", unit, "replace") for unit in units))
+            await asyncio.gather(*(stop_one(unit) for unit in units))
 
         self._loop.run_until_complete(stop_all())
 

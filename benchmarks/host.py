@@ -186,11 +186,13 @@ class Host:
         return run("systemctl", "show", "--value", "--property", name, unit).strip()
 
     def clear(self) -> None:
-        """Ends every keep and every unit of the floor."""
+        """Ends and forgets every keep, and ends every unit of the floor."""
         floors = (f"{name}@*.service" for name in (BEFORE_ROOTS, SLEEPING, NOTIFYING))
         patterns = (UNIT_PATTERN, *floors, "floor-bare-*.service")
         units = [unit for pattern in patterns for unit in self.systemd.units(pattern)]
         self.systemd.stop(*units)
+        for keep in self.client.keeps():  # one that has ended of itself has no unit, and stays in the manager's list
+            self.client.remove(keep.kuuid, patient=True)
 
     def first_line(self, unit: str, text: str) -> int:
         """When journald received the unit's first line that holds `text`: its own clock, in microseconds.

@@ -6,7 +6,7 @@ import http.client
 import time
 from collections.abc import Callable, Sequence
 
-from benchmarks import deadlines, fleet, lifecycle, memory, podman, rate, storing, transfer, typed
+from benchmarks import deadlines, fleet, lifecycle, memory, output, podman, rate, storing, transfer, typed
 from benchmarks.figures import Figure, NoSamples, Section
 from benchmarks.host import Host
 from benchmarks.measuring import FULL, QUICK, Effort, MeasurementFailed, report
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "lifecycle": ("One keep's life, against a unit that only sleeps", lifecycle.measure),
     "typed": ("One whole run from the command line", typed.measure),
     "podman": ("The same against podman, in turns", podman.measure),
+    "output": ("What a guest writes, on its way to a client", output.measure),
     "deadlines": ("A limit of time, kept", deadlines.measure),
     "rate": ("Creation rate", rate.measure),
     "memory": ("Private memory of one keep", memory.measure),

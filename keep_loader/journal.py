@@ -106,29 +106,36 @@ class _Stream:
 
     def __init__(self, start: int) -> None:
         self.start = start
-        self.pending = b""
+        self._bytes = b""
+        self._at = 0  # what comes before it was taken: a copy of the rest for each entry would cost more than all else
 
     @property
     def end(self) -> int:
-        return self.start + len(self.pending)
+        return self.start + len(self._bytes) - self._at
+
+    def add(self, data: bytes) -> None:
+        """More of the stream."""
+        self._bytes, self._at = self._bytes[self._at :] + data, 0
 
     def cut(self, longest: int, *, one_line: bool, last: bool) -> tuple[bytes, int, bool]:
         """What the next entry has: its message, the bytes it takes of the stream, and whether it ends within a line.
 
         Nothing is taken of a line that is not whole, unless it is longer than an entry, or the last.
         """
-        newline = self.pending.find(b"\n", 0, longest) if one_line else self.pending.rfind(b"\n", 0, longest)
+        data, at = self._bytes, self._at
+        newline = data.find(b"\n", at, at + longest) if one_line else data.rfind(b"\n", at, at + longest)
         if newline < 0 and not one_line:
-            newline = self.pending.find(b"\n", 0, MAX_ENTRY)
+            newline = data.find(b"\n", at, at + MAX_ENTRY)
         if newline >= 0:
-            return self.pending[:newline], newline + 1, False
-        if len(self.pending) >= MAX_ENTRY or (last and self.pending):
-            message = self.pending[:MAX_ENTRY]
-            return message, len(message), not last or len(self.pending) > MAX_ENTRY
+            return data[at:newline], newline + 1 - at, False
+        left = len(data) - at
+        if left >= MAX_ENTRY or (last and left):
+            message = data[at : at + MAX_ENTRY]
+            return message, len(message), not last or left > MAX_ENTRY
         return b"", 0, False
 
     def take(self, size: int) -> None:
-        self.pending = self.pending[size:]
+        self._at = min(self._at + size, len(self._bytes))
         self.start += size
 
 
@@ -267,7 +274,7 @@ class JournalFollower:
         held = self._streams[stream]
         self._skip(stream, offset if offset > held.end else held.start)  # what was overwritten before it was read
         known = held.end - offset
-        held.pending += data[known:]
+        held.add(data[known:])
 
     def _skip(self, stream: int, offset: int) -> None:
         """Leaves out what comes before the stream's byte `offset`, and counts it."""

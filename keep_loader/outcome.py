@@ -79,7 +79,7 @@ def believe(reported: Outcome | None) -> Outcome | None:
 
 class Usage(Record):
     """What one run used: seconds and bytes, None where nothing could be measured; when, in seconds of the epoch; and
-    whether the kernel ended it for memory."""
+    whether the kernel ended it for memory, and what it held the keep to, 0 where that is not known."""
 
     wall_seconds: float
     cpu_seconds: float | None
@@ -87,6 +87,7 @@ class Usage(Record):
     started_at: float = 0.0
     ended_at: float = 0.0
     for_memory: bool = False
+    memory_limit: int = 0
 
 
 class Death(Record):
@@ -138,7 +139,8 @@ def _limit_of(death: Death, usage: Usage, limits: Limits) -> str | None:
     if death.limited is not None:
         return death.limited
     if usage.for_memory:
-        return f"killed by the kernel for memory (the keep's limit is {limits.unit_memory_bytes // MIB} MiB)"
+        held_to = usage.memory_limit or limits.running_memory_bytes
+        return f"killed by the kernel for memory (the keep's limit is {held_to // MIB} MiB)"
     # The kernel signals SIGXCPU at the limit, and SIGKILL a second later to a process that took no notice.
     over = death.end.cpu_seconds >= limits.cpu_seconds
     if death.end.signal == signal.SIGXCPU or (death.end.signal == signal.SIGKILL and over):

@@ -116,10 +116,11 @@ class Recording:
     def measured(self, outcome: Outcome) -> Outcome:
         """The outcome with what became of the output."""
         exact = self._exact
+        skipped = sum(self._follower.skipped.values()) + self._follower.waiting  # journald stood still to the end
         return outcome.replace(
             output_bytes=self._written - self._before + self._output.unwritten,
             lost_bytes=sum(self._output.lost) if exact else None,
-            journal_skipped_bytes=sum(self._follower.skipped.values()) if exact else None,
+            journal_skipped_bytes=skipped if exact else None,
         )
 
     def close(self) -> None:

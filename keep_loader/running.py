@@ -28,6 +28,7 @@ more it has it compiled again, for 180 s at most."""
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.05, 1.0
 """Bounds of the seconds between two looks at the processor time of a workload that is near its limit."""
 _MEMORY_EVENTS = ("/keepfleet/cgroup/memory.events", "/keepfleet/cgroup/memory.oom_control")
+_MEMORY_LIMITS = ("/keepfleet/cgroup/memory.max", "/keepfleet/cgroup/memory.limit_in_bytes")
 """Of control groups in version 2, and in 1 (man 7 cgroups). The manager has systemd mount the unit's own there."""
 
 
@@ -44,6 +45,7 @@ class Running:
         self._limited: str | None = None
         self._lost: str | None = None
         keep.change_private(started_at=round(self._meter.started_at, 3))
+        keep.change(begun=False)
         process.in_time()
         process.is_workload(self._meter.look)
         loop.after(_WALL, self._limits.wall_seconds + PREPARATION_SECONDS, self._out_of_time)
@@ -82,6 +84,7 @@ class Running:
         self._preparing = False
         self._meter.begin(status)
         self._keep.change_private(started_at=round(self._meter.started_at, 3))
+        self._keep.change(begun=True)
         self._loop.after(_WALL, self._limits.wall_seconds, self._out_of_time)
 
     def ended(self, end: Exit, stopped_by: str | None) -> Outcome:
@@ -188,6 +191,7 @@ class Meter:
             started_at=self.started_at,
             ended_at=self.started_at + wall,  # and not what a clock says that may have been set meanwhile
             for_memory=end.signal == signal.SIGKILL and memory_kills() > self._memory_kills,
+            memory_limit=memory_limit(),
         )
 
 
@@ -197,6 +201,13 @@ def _read(path: str) -> str:
             return file.read(64 * 1024)
     except OSError:
         return ""
+
+
+def memory_limit() -> int:
+    """What the kernel holds the keep to, in bytes: the manager lowers it once the guest runs; 0 where none is set, or
+    nothing can be read."""
+    limit = next(filter(None, map(_read, _MEMORY_LIMITS)), "").strip()
+    return int(limit) if limit.isdecimal() else 0
 
 
 def memory_kills() -> int:

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 from keep_manager.model import StoredModule
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import MAX_MODULE_NAME, KeepSpec
 from module_store import collect
+from module_store.keys import Keys
 from module_store.names import parse_wanted
+from module_store.objects import mapped
 from module_store.place import default_directory
 from module_store.store import Store
+from module_store.trust import SIGNATURE, decide
 
 LOG = logging.getLogger("keepfleet.modules")
 USER = "keep-manager"
@@ -63,9 +68,21 @@ class Modules:
         return StoredModule(found.digest, asked.reference[:MAX_MODULE_NAME], found.size)
 
     def open(self, digest: str) -> int:
-        """A descriptor of the module, verified, for reading alone, which the caller closes. Raises KeepfleetError."""
-        with self._opened() as store:
-            return store.open_object(digest)
+        """A descriptor of the module, verified, for reading alone, which the caller closes.
+
+        Raises KeepfleetError: FORBIDDEN for a module that is not signed as the store requires, NOT_FOUND and others for
+        one that is not there, or not whole.
+        """
+        with self._opened() as store, ExitStack() as held:
+            file = store.open_object(digest)
+            held.callback(os.close, file)
+            _check_signatures(store, digest, file)
+            held.pop_all()
+            return file
+
+    def trust(self) -> str:
+        """What the store's modules must be signed by. Raises KeepfleetError where that cannot be read."""
+        return Keys(self._directory).trust().text()
 
     def _opened(self) -> Store:
         try:
@@ -103,10 +120,29 @@ class Modules:
                         LOG.warning("cannot say what keeps need: %s", error.message)
 
     async def tend(self, living: Callable[[], Iterable[str]]) -> None:
-        """Declares what living keeps need, now and then. For ever."""
+        """Says what must be signed, and declares what living keeps need, now and then. For ever."""
+        try:
+            LOG.info("module store %s: %s", self._directory, await asyncio.to_thread(self.trust))
+        except KeepfleetError as error:
+            LOG.warning("no module of the store can start: %s", error.message)
         while True:
             await asyncio.to_thread(self.needs, tuple(living()))
             await asyncio.sleep(TEND_SECONDS)
+
+
+def _check_signatures(store: Store, digest: str, file: int) -> None:
+    """Raises KeepfleetError(FORBIDDEN) unless the module in `file` is signed as the store requires, and no older than
+    the newest that has started. What is looked at is what the descriptor reads, which is what will run."""
+    keys = Keys(store.place.path)
+    trust = keys.trust()
+    if not trust.asks:
+        return
+    kinds = (kind for kind in store.attachments(digest) if kind.startswith(SIGNATURE))
+    given = tuple(data for data in (store.attached(digest, kind) for kind in kinds) if data is not None)
+    with mapped(file) as contents:
+        accepted = decide(trust, keys.keys(), given, contents, digest, keys.newest())
+    if accepted.signed is not None:
+        keys.saw(accepted.signed, digest)
 
 
 class NoArtifacts:

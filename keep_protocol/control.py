@@ -29,7 +29,7 @@ CONTROL_VERSION = 3
 A loader of version 2 keeps no output: its workload writes into the journal."""
 
 
-_LATER_LIMIT = "output_buffer_bytes"
+_LATER_LIMITS = frozenset(("compile_seconds", "compile_memory_bytes", "output_buffer_bytes"))
 """Managers of version 1 refuse limits that they do not know."""
 
 
@@ -226,7 +226,7 @@ def encode_reply(reply: KeepReport | KeepInfo | KeepfleetError, spec: KeepSpec |
             "name": spec.name,
             "labels": dict(spec.labels),
             "owner": spec.owner,
-            "limits": {name: limit for name, limit in spec.limits.to_wire().items() if name != _LATER_LIMIT},
+            "limits": {name: limit for name, limit in spec.limits.to_wire().items() if name not in _LATER_LIMITS},
         }
     line = strict_json.dumps(value)
     for member, nothing in (("workload", None), ("labels", {})):

@@ -124,6 +124,7 @@ class KeepReport(Record):
     journal_gone: bool = field(
         Flag(), default=False, about="whether journald does not read any more what the loader was given for it"
     )
+    begun: bool = field(Flag(), default=False, about="whether its guest runs: nothing is compiled for it any more")
 
 
 class KeepInfo(Record):

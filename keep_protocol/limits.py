@@ -54,8 +54,13 @@ class Limits(Record):
 
     @property
     def unit_memory_bytes(self) -> int:
-        """MemoryMax= of the unit. Its guest and the compiler never run at the same time."""
+        """MemoryMax= of the unit until its guest runs: the compiler has run before, and never does at the same time."""
         return max(self.memory_bytes, self.compile_memory_bytes) + OVERHEAD_BYTES
+
+    @property
+    def running_memory_bytes(self) -> int:
+        """MemoryMax= of the unit from then on: no more than its guest may have, and what surrounds it."""
+        return self.memory_bytes + OVERHEAD_BYTES
 
     def to_text(self) -> str:
         """The limits in letters, digits, `=`, `_` and commas alone."""

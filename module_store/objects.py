@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import stat
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from keep_protocol.constants import MAX_WORKLOAD_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -175,6 +176,17 @@ class Objects:
 
     def _missing(self, digest: str) -> KeepfleetError:
         return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find {digest} in the module store {self.place.path}")
+
+
+@contextmanager
+def mapped(file: int) -> Iterator[memoryview]:
+    """What the descriptor reads, mapped while the block runs. Raises OSError."""
+    size = os.fstat(file).st_size
+    if not size:
+        yield memoryview(b"")
+        return
+    with mmap.mmap(file, size, access=mmap.ACCESS_READ) as whole, memoryview(whole) as contents:
+        yield contents
 
 
 def described(digest: str, status: os.stat_result) -> Object:

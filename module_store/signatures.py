@@ -46,7 +46,7 @@ class BadSignature(KeepfleetError):
 
 
 class PublicKey(Record):
-    """A key that signatures are checked with. id: as minisign writes it, 16 hexadecimal digits."""
+    """A key that signatures are checked with. id: 16 hexadecimal digits; minisign shows those without leading zeros."""
 
     id: str
     public: bytes
@@ -54,7 +54,8 @@ class PublicKey(Record):
     def to_text(self) -> str:
         """The key's file, as minisign writes it."""
         body = base64.b64encode(LEGACY + id_bytes(self.id) + self.public).decode()
-        return f"{UNTRUSTED}minisign public key {self.id}\n{body}\n"
+        number = self.id.lstrip("0") or "0"  # minisign writes it as a number
+        return f"{UNTRUSTED}minisign public key {number}\n{body}\n"
 
 
 class Signed(Record):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from module_store.signatures import Contents
 
 KEY_NAME = Text(63, "[a-z0-9]([a-z0-9-]*[a-z0-9])?", "1 to 63 of a-z, 0-9 and -")
+SIGNATURE = "signature."
+"""What the kinds of attachments that are signatures begin with; a key's name follows."""
 MAX_KEYS = 64
 MAX_SIGNATURES = 64
 """Of one module; each costs a pass over its bytes."""

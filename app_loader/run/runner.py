@@ -350,7 +350,15 @@ def _compile_again(module: int, limits: Limits, grants: Grants | None) -> int:
     try:
         refusal, _ = read_result(checking.wait())
         if refusal is not None:
-            raise refusal
+            raise _not_again(refusal, limits)
         return checking.take_result()
     finally:
         checking.close()
+
+
+def _not_again(refusal: KeepfleetError, limits: Limits) -> KeepfleetError:
+    """The refusal of what was compiled before: the keep has no more memory for it than its guest."""
+    if refusal.kind not in (ErrorKind.TOO_COMPLEX, ErrorKind.UNAVAILABLE):
+        return refusal
+    has = f"a keep that has run has {limits.running_memory_bytes >> 20} MiB for that; run the module in a new keep"
+    return KeepfleetError(refusal.kind, f"cannot compile the module again: {has} ({refusal.message})", refusal.evidence)

@@ -36,8 +36,8 @@ PAUSE_SECONDS = 1.0
 """Until the next attempt when the process or the host is out of descriptors; nothing signals when there are some."""
 UNHEARD_SECONDS = 15.0
 """How long a connection lives on whose other end acknowledges nothing of what was sent, as one whose network is gone.
-Linux alone would try for a quarter of an hour, and keep a follower's journalctl as long; a lost packet is sent again
-some six times meanwhile (man 7 tcp, TCP_USER_TIMEOUT)."""
+Linux alone would try for a quarter of an hour, and a guest's output would be kept for a follower as long; a lost packet
+is sent again some six times meanwhile (man 7 tcp, TCP_USER_TIMEOUT)."""
 SHUTDOWN_SECONDS = 2.0
 """For the other side's part of closing TLS."""
 TLS_BUFFER_BYTES = 16 * 1024

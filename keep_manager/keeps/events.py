@@ -5,6 +5,7 @@ from __future__ import annotations
 from keep_manager.model import LastEvent
 from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo
+from keep_protocol.kinds import Kind
 from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import Phase, State
 
@@ -70,7 +71,7 @@ def sentence(event: KeepEvent) -> str:
     text = f"{unit_name(keep.kuuid)}: {happened.value}"
     if happened in (EventType.CREATED, EventType.REMOVED):
         text += f" by {event.by}" if event.by else ""
-    elif happened is EventType.STARTED:
+    elif happened is EventType.STARTED and keep.port:  # a keep of a stored module listens nowhere
         text += f" on {keep.address} port {keep.port}"
     elif happened in _ENDS:
         text += f": {keep.detail}"
@@ -80,7 +81,8 @@ def sentence(event: KeepEvent) -> str:
 def is_upload(latest: LastEvent | None, event: KeepEvent) -> bool:
     """Whether `event`, which follows `latest`, is the one by which a keep has accepted its workload."""
     before = (None, EventType.CREATED, EventType.STARTED)
-    return event.type is EventType.RUNNING and (None if latest is None else latest.type) in before
+    running = event.type is EventType.RUNNING and (None if latest is None else latest.type) in before
+    return running and event.keep.kind is Kind.UPLOAD
 
 
 def audit(keep: KeepInfo) -> str:

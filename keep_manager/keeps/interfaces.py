@@ -54,6 +54,10 @@ class Units(Protocol):
     async def claim(self, kuuid: int, spec: KeepSpec) -> None:
         """Makes a spare the keep that `spec` describes: from then on its unit says so. NOT_FOUND if it has gone."""
 
+    async def narrow(self, kuuid: int, spec: KeepSpec) -> None:
+        """Takes from the unit of that keep, whose guest runs, the memory that compiling needed; again, too. NOT_FOUND
+        if it has gone."""
+
     async def settings_mark(self, kuuid: int) -> str:
         """What changes when a new keep's unit would have other settings than that one's has."""
 

@@ -50,7 +50,8 @@ _ENDS = (EventType.ENDED, EventType.FAILED)
 
 class _Watched:
     """One keep that is watched: its latest event, who removes it, in the order in which they asked, whether its going
-    is recorded, and whether its loader is being given another way to journald."""
+    is recorded, whether its loader is being given another way to journald, and whether its unit is as narrow as it is
+    to be while its guest runs."""
 
     def __init__(self, latest: LastEvent | None) -> None:
         self.latest = latest
@@ -58,6 +59,7 @@ class _Watched:
         self.failure = ""
         self.nudged, self.gone = asyncio.Event(), asyncio.Event()
         self.given: asyncio.Task[None] | None = None
+        self.narrowed = False
 
 
 class Pace:
@@ -220,6 +222,9 @@ class Watch:
                             await self._readers.tend(kuuid)
                             if answer.report.journal_gone and (watched.given is None or watched.given.done()):
                                 watched.given = self._tasks.start(self._give_journal(kuuid), name=f"journal of {kuuid}")
+                            if answer.report.begun and not watched.narrowed:
+                                watched.narrowed = True
+                                self._tasks.start(self._narrow(kuuid), name=f"memory of {kuuid}")
                             await asyncio.sleep(pace.wait(time.monotonic()))
             except KeepfleetError as error:
                 failure = error
@@ -245,6 +250,25 @@ class Watch:
             if failure is not None:
                 watched.nudged.clear()
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _narrow(self, kuuid: int) -> None:
+        """Has the keep's unit hold no more memory than its guest may have: a guest that breaks out has no use of what
+        the compiler needed. Tries until systemd does it, or the keep has no unit that runs."""
+        pause = FIRST_PAUSE_SECONDS
+        with suppress(KeepfleetError):  # it has gone
+            while not (entry := self._view.entry(kuuid)).resting and entry.spec is not None:
+                limits = entry.spec.limits
+                if limits.running_memory_bytes >= limits.unit_memory_bytes:
+                    return
+                try:
+                    await self._units.narrow(kuuid, entry.spec)
+                    return
+                except KeepfleetError as error:
+                    if error.kind is ErrorKind.NOT_FOUND:
+                        return
+                    LOG.warning("%s has the memory still that compiling needed: %s", unit_name(kuuid), error.message)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _give_journal(self, kuuid: int) -> None:
         """Gives the keep's loader other ways to journald until one works, or the keep has no loader."""

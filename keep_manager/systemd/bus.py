@@ -22,6 +22,7 @@ from dbus_next.errors import AuthError, DBusError
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
+from keep_manager.systemd import replies
 from keep_manager.systemd.bulk import PropertyReader
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -192,6 +193,24 @@ class Bus:
             if not self._keeper.cancelled():
                 self._keeper.result()
         self._drop()
+
+    async def ask(self, call: Call, what: str, seconds: float) -> list[object]:
+        """The reply to a call that may be made twice; it is, each time the connection breaks. what: what it is for.
+
+        Raises the KeepfleetError that systemd's own error means, or UNAVAILABLE without a reply in `seconds`.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        return await self.call(call)
+                    except BusLost as lost:
+                        LOG.debug("asking again, the bus broke: %s", lost)
+        except ReplyError as error:
+            raise replies.translate(error.name, error.text, what) from error
+        except TimeoutError:
+            why = f"systemd has not answered in {seconds:g} s"
+            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot {what}: {why}") from None
 
     async def call(self, call: Call, seconds: float = CALL_SECONDS) -> list[object]:
         """The reply's arguments. A bus that is away is waited for.

@@ -209,19 +209,8 @@ class CompileUnits:
                 LOG.warning("%s", error.message)
 
     async def _ask(self, call: Call, what: str) -> list[object]:
-        """The reply to a call that may be made twice; it is, when the connection breaks."""
-        try:
-            async with asyncio.timeout(QUEUE_SECONDS):
-                while True:
-                    try:
-                        return await self._bus.call(call)
-                    except BusLost as lost:
-                        LOG.debug("asking again, the bus broke: %s", lost)
-        except ReplyError as error:
-            raise replies.translate(error.name, error.text, what) from error
-        except TimeoutError:
-            why = f"systemd has not answered in {QUEUE_SECONDS:g} s"
-            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot {what}: {why}") from None
+        """The reply to a call that may be made twice. Raises KeepfleetError."""
+        return await self._bus.ask(call, what, QUEUE_SECONDS)
 
     def _signal(self, member: str, body: list[object]) -> None:
         if member == "JobRemoved" and (end := replies.job_end(body)) is not None:

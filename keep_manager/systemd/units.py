@@ -13,7 +13,14 @@ from keep_manager.systemd import journal, replies
 from keep_manager.systemd.bus import CALL_SECONDS, MANAGER, Bus, BusLost, Call, ReplyError, string_lists, variant
 from keep_manager.systemd.fields import FieldFiles
 from keep_manager.systemd.jobs import JobWaits
-from keep_manager.systemd.properties import claim_properties, claimed_in, keep_properties, log_fields, spec_in
+from keep_manager.systemd.properties import (
+    claim_properties,
+    claimed_in,
+    keep_properties,
+    log_fields,
+    narrowed,
+    spec_in,
+)
 from keep_manager.systemd.replies import Aim
 from keep_manager.systemd.roots import Roots
 from keep_manager.tasks import Group
@@ -203,6 +210,16 @@ class SystemdUnits:
             raise KeepfleetError(ErrorKind.SYSTEMD, f"cannot {what}: its journal fields: {error.strerror}") from error
         await self._ask(Call("SetUnitProperties", "sba(sv)", (unit, True, properties)), what)
 
+    async def narrow(self, kuuid: int, spec: KeepSpec) -> None:
+        """Takes from the unit, whose guest runs, the memory that compiling needed. Raises KeepfleetError, NOT_FOUND
+        too."""
+        unit = unit_name(kuuid)
+        now = await self._property(replies.unit_path(unit), "Service", "MemoryMax", unit)
+        wanted = narrowed(spec, now if isinstance(now, int) else 0)
+        if wanted:
+            properties = [[name, variant(signature, value)] for name, signature, value in wanted]
+            await self._ask(Call("SetUnitProperties", "sba(sv)", (unit, True, properties)), f"narrow {unit}")
+
     async def settings_mark(self, kuuid: int) -> str:
         """What changes when a new keep's unit would have other settings than that one's has: systemd has read its files
         again, or would have to, or there is another root for keeps. Raises KeepfleetError."""
@@ -268,20 +285,8 @@ class SystemdUnits:
         return replies.unit_states(reply[0])
 
     async def _ask(self, call: Call, what: str) -> list[object]:
-        """The reply to a call that may be made twice; it is, each time the connection breaks."""
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                while True:
-                    try:
-                        return await self._bus.call(call)
-                    except BusLost as lost:
-                        LOG.debug("asking again, the bus broke: %s", lost)
-        except ReplyError as error:
-            raise replies.translate(error.name, error.text, what) from error
-        except TimeoutError:
-            raise KeepfleetError(
-                ErrorKind.UNAVAILABLE, f"cannot {what}: systemd has not answered in {CALL_SECONDS:g} s"
-            ) from None
+        """The reply to a call that may be made twice. Raises KeepfleetError."""
+        return await self._bus.ask(call, what, CALL_SECONDS)
 
     async def _job(self, kuuid: int, call: Call, aim: Aim, what: str, spec: KeepSpec | None = None) -> str:
         """Queues a job and returns its result; `spec` is of the unit that the job makes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -20,13 +19,12 @@ from keepctl.files import PUBLIC_FILE, explained, replace
 from keepctl.modules import MAX_MODULE_BYTES, read_file
 from module_store import signing, trust
 from module_store.keys import Keys
+from module_store.objects import mapped
 from module_store.signatures import MAX_KEY_BYTES, MAX_SIGNATURE_BYTES, Signed, parse_public_key
 from module_store.store import Store
 
 SUFFIX = ".minisig"
 PASSWORD_VARIABLE = "KEEPFLEET_SIGNING_PASSWORD"  # noqa: S105  # a variable's name
-ATTACHED = "signature."
-"""The kind of an attachment that is a signature, before its key's name."""
 
 
 @click.group("key", cls=Commands, short_help="Whose signatures count.")
@@ -171,7 +169,7 @@ def attach(what: str, signatures: tuple[str, ...], directory: str | None, output
         with _object(store, digest) as contents:
             for data in given:
                 signer = trust.signer(data, keys, contents)
-                store.attach(digest, f"{ATTACHED}{signer.name}", data)
+                store.attach(digest, f"{trust.SIGNATURE}{signer.name}", data)
                 attached.append(signer.name)
     echo(json_text({"digest": digest, "keys": attached}) if output == "json" else f"signed by {', '.join(attached)}")
 
@@ -181,11 +179,7 @@ def _object(store: Store, digest: str) -> Iterator[memoryview]:
     """The bytes of an object, mapped from the descriptor whose bytes were compared with its digest."""
     file = store.open_object(digest)
     try:
-        size = os.fstat(file).st_size
-        if not size:
-            yield memoryview(b"")
-            return
-        with mmap.mmap(file, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as contents:
+        with mapped(file) as contents:
             yield contents
     finally:
         os.close(file)
@@ -216,7 +210,7 @@ def check(what: str, signatures: tuple[str, ...], force: bool, directory: str | 
         else:
             digest = meant(store, what)
             contents = held.enter_context(_object(store, digest))
-            kinds = [kind for kind in store.attachments(digest) if kind.startswith(ATTACHED)]
+            kinds = [kind for kind in store.attachments(digest) if kind.startswith(trust.SIGNATURE)]
             given += [data for kind in kinds if (data := store.attached(digest, kind)) is not None]
         accepted = trust.decide(required, keys.keys(), given, contents, digest, keys.newest(), force=force)
     _show(accepted, digest, required, output)

@@ -30,7 +30,7 @@ S32 = rb"(?>[\x80-\xff]{0,3}[\x00-\x7f]|[\x80-\xff]{4}[\x00-\x07\x78-\x7f])"
 S33 = rb"(?>[\x80-\xff]{0,3}[\x00-\x7f]|[\x80-\xff]{4}[\x00-\x0f\x70-\x7f])"
 S64 = rb"(?>[\x80-\xff]{0,8}[\x00-\x7f]|[\x80-\xff]{9}[\x00\x7f])"
 """Regular expressions of numbers in LEB128, of which the last possible byte has unused bits: they repeat the sign."""
-VALUE_TYPE = rb"(?>[\x6f\x70\x7b-\x7f]|[\x63\x64]" + S33 + rb")"
+VALUE_TYPE = rb"(?>[\x69\x6f\x70\x74\x7b-\x7f]|[\x63\x64]" + S33 + rb")"
 CONSTANT = (
     rb"(?>\x41%b|\x42%b|\x43.{4}|\x44.{8}|[\x23\xd2]%b|\xd0%b|[\x6a-\x6c\x7c-\x7e]|\xfd(?:\x0c|\x8c\x80{0,3}\x00).{16})*+\x0b"
     % (S32, S64, U32, S33)

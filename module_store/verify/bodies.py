@@ -20,7 +20,7 @@ PLAIN, IF, ELSE, BLOCK, END, CALL = range(6)
 LOOPS, INDIRECT = "there is a loop on its way", "there is a call through a table on its way"
 _MEMORY = U32 + U64
 _PLAIN = re.compile(
-    rb"(?>[\x00\x01\x0f\x1a\x1b\x45-\xc4\xd1]|[\x20-\x26\x3f\xd2]%(u32)b|\x41%(s32)b|\x42%(s64)b|\x43.{4}|\x44.{8}"
+    rb"(?>[\x00\x01\x0a\x0f\x1a\x1b\x45-\xc4\xd1]|[\x08\x20-\x26\x3f\xd2]%(u32)b|\x41%(s32)b|\x42%(s64)b|\x43.{4}|\x44.{8}"
     rb"|[\x28-\x3e]%(memory)b|\x1c\x01%(type)b|\xd0%(s33)b)"
     % {b"u32": U32, b"s32": S32, b"s64": S64, b"memory": _MEMORY, b"type": VALUE_TYPE, b"s33": S33},
     re.DOTALL,
@@ -114,6 +114,11 @@ class _Decoder:
             reader.s33()
             self.count(1)
             self.open({0x02: BLOCK, 0x03: -1, 0x04: IF}[opcode])
+        elif opcode == 0x1F:
+            reader.s33()
+            self.count(1)
+            self.catches()
+            self.open(BLOCK)
         elif opcode == 0x05:
             if self.frames[-1] != IF:
                 raise reader.fault("an else belongs to no if")
@@ -159,6 +164,16 @@ class _Decoder:
         self.frames.append(kind)
         self.nesting = max(self.nesting, len(self.frames) - 1)
         self.step(BLOCK if kind == -1 else kind)
+
+    def catches(self) -> None:
+        """Where exceptions out of a try_table go: to labels around it, of which its own is none."""
+        for _ in range(self.reader.count("clauses", self.reader.left, 2)):
+            clause = self.reader.byte()
+            if clause > 3:
+                raise self.reader.fault("a clause that catches is of an unknown kind")
+            if clause < 2:  # one tag's; the others catch all
+                self.reader.u32()
+            self.branch(self.reader.u32())
 
     def branch(self, label: int) -> None:
         if label >= len(self.frames):

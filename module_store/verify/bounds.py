@@ -5,6 +5,7 @@ Instructions are counted as the language has them (a copy of memory is one); cal
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
 
 from module_store.verify.bodies import BLOCK, CALL, ELSE, END, IF, PLAIN, Bodies, Body
@@ -59,6 +60,11 @@ def own_memories(module: CoreModule) -> tuple[Size, ...]:
 def own_tables(module: CoreModule) -> tuple[Size, ...]:
     """The same of tables."""
     return module.tables[sum(each.kind == "table" for each in module.imports) :]
+
+
+def own_tags(module: CoreModule) -> array[int]:
+    """The same of tags."""
+    return module.tags[sum(each.kind == "tag" for each in module.imports) :]
 
 
 def memory_bound(parsed: CoreModule | Component, bodies: Bodies | None) -> Most:

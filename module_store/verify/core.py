@@ -1,6 +1,6 @@
 """A core module's sections: types, imports, counts and sizes. Bodies are passed over by their sizes.
 
-What no keep's engine takes (struct and array types, tags) is refused here too, so that what is described is whole.
+What no keep's engine takes (struct and array types) is refused here too, so that what is described is whole.
 Memory is bounded by the file's size: of types only their places are kept, and what is named is counted first.
 """
 
@@ -31,11 +31,12 @@ from module_store.verify.module import (
     global_type,
     read_limits,
     table_type,
+    tag_type,
     value_type,
 )
 
 PREAMBLE = b"\0asm\1\0\0\0"
-MAX_TYPES = MAX_FUNCTIONS = MAX_GLOBALS = 1_000_000
+MAX_TYPES = MAX_FUNCTIONS = MAX_GLOBALS = MAX_TAGS = 1_000_000
 MAX_SEGMENTS = 100_000
 MAX_MEMORIES = MAX_TABLES = 100
 MAX_PARAMETERS = 1000
@@ -44,8 +45,8 @@ MAX_NAMED = 100_000
 """Imports and exports, each of which is described by name: a tenth of what the engine takes."""
 _SIMPLE = bytes(TYPES)
 _INDICES, _CONSTANTS, _VALUES = repeated(U32), repeated(CONSTANT), repeated(VALUE_TYPE)
-_ORDER = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 10, 11)
-"""Section identifiers in the order in which they may come; 12 is the data count."""
+_ORDER = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
+"""Section identifiers in the order in which they may come; 12 is the data count, 13 are the tags."""
 
 
 class _Parser:
@@ -57,6 +58,7 @@ class _Parser:
         self.imports: list[Import] = []
         self.tables: list[Size] = []
         self.memories: list[Size] = []
+        self.tags = array("L")
         self.globals = 0
         self.exports: list[Export] = []
         self.start: int | None = None
@@ -76,6 +78,7 @@ class _Parser:
             10: self.read_code,
             11: self.read_data,
             12: self.read_data_count,
+            13: self.read_tags,
         }
 
     def parse(self) -> CoreModule:
@@ -113,6 +116,7 @@ class _Parser:
             self.functions,
             tuple(self.tables),
             tuple(self.memories),
+            self.tags,
             self.globals,
             tuple(self.exports),
             self.start,
@@ -155,6 +159,9 @@ class _Parser:
                 self.memories.append(of)
             elif kind == 3:
                 of = global_type(reader)
+            elif kind == 4:
+                of = tag_type(reader)
+                self.tags.append(of)
             else:
                 raise reader.fault(f"an import is of the kind {kind}, which no engine here takes")
             self.imports.append(Import(module, name, KINDS[kind], of))
@@ -181,6 +188,10 @@ class _Parser:
     def read_memories(self, reader: Reader) -> None:
         for _ in range(reader.count("memories", MAX_MEMORIES, 2)):
             self.memories.append(read_limits(reader))
+
+    def read_tags(self, reader: Reader) -> None:
+        for _ in range(reader.count("tags", MAX_TAGS, 2)):
+            self.tags.append(tag_type(reader))
 
     def read_globals(self, reader: Reader) -> None:
         self.globals = reader.count("globals", MAX_GLOBALS, 3)

@@ -13,8 +13,20 @@ from module_store.verify.binary import VALUE_TYPE, Buffer, Reader, Unreadable
 PAGE_BYTES = 65536
 MAX_PARAMETERS = 1000
 """The engine's own limit (wasmparser's `limits.rs`)."""
-KINDS = ("func", "table", "memory", "global")
-TYPES = {0x7F: "i32", 0x7E: "i64", 0x7D: "f32", 0x7C: "f64", 0x7B: "v128", 0x70: "funcref", 0x6F: "externref"}
+KINDS = ("func", "table", "memory", "global", "tag")
+TYPES = {
+    0x7F: "i32",
+    0x7E: "i64",
+    0x7D: "f32",
+    0x7C: "f64",
+    0x7B: "v128",
+    0x70: "funcref",
+    0x6F: "externref",
+    0x69: "exnref",
+    0x74: "nullexnref",
+}
+_HEAPS = {0x70 - 0x80: "func", 0x6F - 0x80: "extern", 0x69 - 0x80: "exn", 0x74 - 0x80: "noexn"}
+"""What a reference is to; a number that is not negative is a type's index."""
 _TYPE = re.compile(VALUE_TYPE)
 
 
@@ -27,7 +39,7 @@ class Size(NamedTuple):
 
 
 class Import(NamedTuple):
-    """What a module asks for: of is the type's index for a function, else what is said of it."""
+    """What a module asks for: of is the type's index for a function or a tag, else what is said of it."""
 
     module: str
     name: str
@@ -60,7 +72,8 @@ class Code(NamedTuple):
 
 
 class CoreModule(Record):
-    """A core module as its sections say. type_places: where each function type begins; functions: each one's type."""
+    """A core module as its sections say. type_places: where each function type begins; functions, tags: each one's
+    type, and of tags also those of imports."""
 
     data: Buffer
     offset: int
@@ -70,6 +83,7 @@ class CoreModule(Record):
     functions: array[int]
     tables: tuple[Size, ...]
     memories: tuple[Size, ...]
+    tags: array[int]
     globals: int
     exports: tuple[Export, ...]
     start: int | None
@@ -126,8 +140,9 @@ def value_type(reader: Reader) -> str:
     if first in TYPES:
         return TYPES[first]
     heap = Reader(reader.data, at + 1, reader.at).s33()
-    kind = {-0x10: "func", -0x11: "extern"}.get(heap, str(heap))
-    return f"{kind}ref" if first == 0x63 and heap < 0 else f"(ref {'null ' if first == 0x63 else ''}{kind})"
+    if first == 0x63 and heap + 0x80 in TYPES:
+        return TYPES[heap + 0x80]
+    return f"(ref {'null ' if first == 0x63 else ''}{_HEAPS.get(heap, str(heap))})"
 
 
 def read_limits(reader: Reader) -> Size:
@@ -142,6 +157,13 @@ def table_type(reader: Reader) -> Size:
     """A table's type: its limits."""
     value_type(reader)
     return read_limits(reader)
+
+
+def tag_type(reader: Reader) -> int:
+    """A tag's type: the index of a function's, whose parameters an exception carries."""
+    if reader.byte() != 0:
+        raise reader.fault("a tag has an unknown attribute")
+    return reader.u32()
 
 
 def global_type(reader: Reader) -> str:

@@ -111,6 +111,7 @@ class Policy(Record):
     table_maximum: int | None = field(
         COUNT, default=None, about="elements that all may grow to; one without a maximum counts as 2³²"
     )
+    tags: int | None = field(COUNT, default=None, about="tags of exceptions that it defines")
     functions: int | None = field(COUNT, default=None, about="functions that it defines")
     function_bytes: int | None = field(BYTES, default=None, about="bytes of its largest function")
     data_segments: int | None = field(COUNT, default=None, about="data segments")

@@ -10,6 +10,7 @@ from module_store.verify.bounds import (
     elements_at_most,
     own_memories,
     own_tables,
+    own_tags,
     pages_at_first,
     pages_at_most,
 )
@@ -52,6 +53,7 @@ _MEASURES: tuple[tuple[str, str, Callable[[Parsed], int]], ...] = (
     ("tables", "tables", _summed(lambda module: len(own_tables(module)))),
     ("table_initial", "elements at first", _summed(lambda module: sum(size.minimum for size in own_tables(module)))),
     ("table_maximum", "elements at most", _summed(lambda module: sum(map(elements_at_most, own_tables(module))))),
+    ("tags", "tags of exceptions", _summed(lambda module: len(own_tags(module)))),
     ("functions", "functions", _summed(lambda module: module.code.number)),
     (
         "function_bytes",

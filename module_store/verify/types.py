@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 from module_store.verify.binary import Reader, over_budget
-from module_store.verify.module import global_type, read_limits, table_type, value_types
+from module_store.verify.module import global_type, read_limits, table_type, tag_type, value_types
 
 MAX_TYPE_DEPTH = 16
 """Types of components in types of components; the tools of today nest two."""
@@ -261,5 +261,7 @@ def _core_described(reader: Reader) -> None:
         read_limits(reader)
     elif kind == 3:
         global_type(reader)
+    elif kind == 4:
+        tag_type(reader)
     else:
         raise reader.fault("a core import or export is of an unknown kind")

@@ -107,9 +107,9 @@ class Real:
 
 
 @pytest.fixture(params=["in memory", "real"])
-def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+def subject(request: pytest.FixtureRequest, fake_place: str, tmp_path: Path) -> Iterator[Subject]:
     if request.param == "real":
-        with manager_thread(tmp_path) as manager:
+        with manager_thread(Path(fake_place)) as manager:  # pytest's own path is too long for a socket's
             yield Real(manager)
         return
     pki = Pki(tmp_path)

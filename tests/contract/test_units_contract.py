@@ -85,6 +85,14 @@ async def test_a_spare_becomes_what_it_is_claimed_as_in_one_step(subject: Subjec
     assert (await refusal(subject.units.claim(1201, claimed))).kind is ErrorKind.NOT_FOUND
 
 
+async def test_a_unit_is_narrowed_once_and_again_and_never_widened(subject: Subject) -> None:
+    await subject.units.start(1202, ENOUGH, SPEC)
+    for _ in range(2):
+        await subject.units.narrow(1202, SPEC)
+    await subject.units.stop(1202)
+    assert (await refusal(subject.units.narrow(1202, SPEC))).kind is ErrorKind.NOT_FOUND
+
+
 async def test_a_unit_that_does_not_exist_is_not_found(subject: Subject) -> None:
     assert await subject.units.look(1005) is None
     assert (await refusal(subject.units.stop(1005))).kind is ErrorKind.NOT_FOUND

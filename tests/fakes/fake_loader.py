@@ -90,6 +90,7 @@ class FakeLoader:
         self.says_it_is = kuuid
         self.output: FakeOutput | None = None
         self.journal_gone = False
+        self.begun = False
         self.exit_status: int | None = None
         self.exited: Callable[[int], None] = lambda _: None
         self._answering = 0
@@ -107,7 +108,11 @@ class FakeLoader:
 
     def open(self) -> None:
         """Listens on the keep's control socket, whose directory exists."""
-        self._listener.bind(self._path)
+        try:
+            self._listener.bind(self._path)
+        except OSError:
+            self._listener.close()  # nobody else would
+            raise
         self._listener.listen(16)
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
@@ -198,6 +203,7 @@ class FakeLoader:
             uploaders=self.uploaders,
             control_version=self.version,
             journal_gone=self.journal_gone,
+            begun=self.begun,
         )
 
     def _spawn(self, work: object) -> None:

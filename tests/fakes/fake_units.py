@@ -23,7 +23,8 @@ class FakeUnits:
 
     `away` is how many of the next stops cannot reach it; `masked` and `installed` are what its template is; `ends` are
     how units ended; a spec that is taken out of `said` is of a unit of the version before. `begun` is set when a unit
-    begins to start, `gone` when one has been stopped; `mark` is what changes with the settings of new units.
+    begins to start, `gone` when one has been stopped; `mark` is what changes with the settings of new units;
+    `narrowed` has what units may have once their guests run.
     """
 
     def __init__(self, runtime_root: str) -> None:
@@ -33,6 +34,7 @@ class FakeUnits:
         self.ends: dict[int, UnitEnd] = {}
         self.away = 0
         self.mark = "1"
+        self.narrowed: dict[int, int] = {}
         self.loaders: dict[int, FakeLoader] = {}
         self.at_ready: Callable[[FakeLoader], None] = lambda _: None
         self.most_at_once = 0
@@ -130,6 +132,14 @@ class FakeUnits:
         """See Units."""
         self._reach(kuuid, "claim")
         self.said[kuuid] = spec
+
+    async def narrow(self, kuuid: int, spec: KeepSpec) -> None:
+        """See Units."""
+        self._reach(kuuid, "narrow")
+        if self.away:
+            self.away -= 1
+            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot narrow {unit_name(kuuid)}: systemd has not answered")
+        self.narrowed[kuuid] = spec.limits.running_memory_bytes
 
     async def settings_mark(self, kuuid: int) -> str:
         """See Units."""

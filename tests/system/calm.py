@@ -41,9 +41,9 @@ def settled(host: Host, pid: int, before: Usage) -> Usage:
     return now
 
 
-def readers_left(fleet: Fleet) -> list[str]:
-    """The manager's readers of the journal, once all have gone, or those that are still there in the end."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+def readers_left(fleet: Fleet, seconds: float = SETTLE_SECONDS) -> list[str]:
+    """The manager's descriptors of keeps' output, once all have gone, or those that are still there in the end."""
+    deadline = time.monotonic() + seconds
     while (left := fleet.readers()) and time.monotonic() < deadline:
         continue
     return left

@@ -100,8 +100,8 @@ class Fleet:
         return int(self.host.show(MANAGER, "MainPID")["MainPID"])
 
     def readers(self) -> list[str]:
-        """The PIDs inside of the manager's readers of the journal."""
-        command = ["pgrep", "--parent", str(self.manager_pid), "journalctl"]
+        """The manager's descriptors of keeps' output, which it has for those that someone reads."""
+        command = ["find", f"/proc/{self.manager_pid}/fd", "-lname", "*/keeps/*/output*"]
         return self.host.run(command, check=False).stdout.split()
 
     def credentials(self, name: str = "admin") -> Credentials:

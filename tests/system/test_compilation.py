@@ -382,28 +382,32 @@ async def test_two_keeps_map_one_file_by_its_descriptor_behind_all_that_isolates
         assert await asyncio.gather(*keeps) == [None, None]
     assert said == [b"True ['r--p', 'r-xp', 'Permission denied']\n"] * 2
     assert len(shares) == 2
-    for shared, private in shares:
+    for shared, copied in shares:
         assert shared > 0
-        assert private == 0
+        assert copied == 0
     for file in (first, first_s, second, second_s, go_on, artifact.descriptor):
         os.close(file)
 
 
 def shared_of(host: Host, unit: str, name: str) -> tuple[int, int]:
-    """Of the pages of a file that a unit's last process has mapped, how many kB others have too, and how many not."""
+    """Of the pages of a file that a unit's last process has mapped, how many kB others map too, and how many it copied.
+
+    A clean page that this process alone maps says nothing: which neighbours of a page the kernel maps with it depends
+    on what it has read of the file so far.
+    """
     group = host.show(unit, "ControlGroup")["ControlGroup"]
     pid = host.run(
         ["sh", "-c", f"cat /sys/fs/cgroup/systemd{group}/cgroup.procs || cat /sys/fs/cgroup{group}/cgroup.procs"]
     )
     smaps = host.run(["cat", f"/proc/{pid.stdout.split()[-1]}/smaps"]).stdout
-    found = {"Shared_Clean": 0, "Private_Clean": 0, "Private_Dirty": 0}
+    found = {"Shared_Clean": 0, "Private_Dirty": 0}
     in_file = False
     for line in smaps.splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             in_file = name in line
         elif in_file and (match := re.fullmatch(r"(\w+): +([0-9]+) kB", line)) and match[1] in found:
             found[match[1]] += int(match[2])
-    return found["Shared_Clean"], found["Private_Clean"]
+    return found["Shared_Clean"], found["Private_Dirty"]
 
 
 # --- a manager that dies ---------------------------------------------------------------------------------------------

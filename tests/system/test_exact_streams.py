@@ -124,14 +124,16 @@ def test_standard_input_goes_through_a_guest_unchanged_and_ends_where_it_ends(fl
         fleet,
         place,
         """
-cat in | keepctl run -i --rm cat.wasm >out; echo "exit $?"
+cat in | keepctl run -i --rm cat.wasm >told; echo "exit $?"
+cat in | keepctl run --rm cat.wasm >piped; echo "exit $?"
+keepctl run --rm cat.wasm <in >file; echo "exit $?"
 keepctl run -i --rm cat.wasm </dev/null >nothing; echo "exit $?"
-keepctl run --rm cat.wasm <in >without; echo "exit $?"
+keepctl run --rm cat.wasm <&- >closed; echo "exit $?"
 """,
     )
-    assert said == "exit 0\n" * 3
-    assert (place / "out").read_bytes() == data
-    assert (place / "nothing").read_bytes() == (place / "without").read_bytes() == b""
+    assert said == "exit 0\n" * 5
+    assert [(place / name).read_bytes() == data for name in ("told", "piped", "file")] == [True] * 3  # 3 MB, not shown
+    assert (place / "nothing").read_bytes() == (place / "closed").read_bytes() == b""
 
 
 def test_a_guest_that_reads_no_more_ends_its_input_without_a_fault(fleet: Fleet, place: Path) -> None:

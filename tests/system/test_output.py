@@ -133,6 +133,7 @@ def test_a_journald_that_was_stopped_gets_what_was_written_meanwhile(fleet: Flee
     assert Output(life, hold=False).streams()[STDOUT] == b"".join(b"line %d\n" % number for number in range(8))
     assert entries_of(life, "stdout") == [b"line %d" % number for number in range(8)]
     life.remove()
+    fleet.restart()  # a journald that was stopped has closed the standard error of all that ran (systemd-journald(8))
 
 
 def test_a_loader_that_is_killed_in_a_flood_loses_nothing_that_was_written(fleet: Fleet) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.system import inside
+from tests.system import inside, modules
 from tests.system.fleet import free_port
 from tests.system.host import Host, message_of
 from tests.system.life import SOON, example
@@ -100,6 +100,34 @@ def test_the_lines_of_a_workload_that_ended_before_journald_looked_are_shown(ada
     ada.host.run(["journalctl", "--sync"])
     assert "Hello from C, inside a keep!" in ada.keepctl("logs", kuuid).splitlines()
     ada.keepctl("rm", kuuid)
+
+
+@pytest.mark.rare
+def test_one_who_may_not_read_the_journal_sees_all_of_a_run_its_reason_and_its_exit_code(host: Host) -> None:
+    user, port = "eve", free_port()
+    host.run(["useradd", "--create-home", "--no-log-init", "--shell", "/bin/bash", user])  # in no group but its own
+    host.with_user_manager(user)
+    home = host.run(["sh", "-c", "echo ~"], user=user).stdout.strip()
+    for command in ("install --user", "init"):
+        host.run(["keepctl", *command.split()], user=user)
+    host.run(["sed", "-i", f"s/^port: .*/port: {port}/", f"{home}/.config/keepfleet/manager.yaml"], user=user)
+    host.systemctl("start", "keep-manager", user=user)
+    module = host.path / "speaks.wasm"
+    module.write_bytes(modules.says(*(b"line %d \t\n" % number for number in range(100)), code=3))
+    module.chmod(0o644)
+    own = {"KEEPFLEET_MANAGER": f"127.0.0.1:{port}"}
+    try:
+        assert "line 1" not in host.run(["journalctl", "--no-pager"], user=user, check=False).stdout
+        done = host.run(["keepctl", "run", "--rm", str(module)], user=user, env=own, check=False)
+        assert done.returncode == 3, done.stderr
+        assert done.stdout == "".join(f"line {number} \t\n" for number in range(100))
+        kept = host.run(["keepctl", "run", "-d", str(module)], user=user, env=own).stdout.strip()
+        host.run(["keepctl", "wait", kept], user=user, env=own, check=False)
+        assert host.run(["keepctl", "logs", kept], user=user, env=own).stdout == done.stdout
+        host.run(["keepctl", "rm", kept], user=user, env=own)
+        assert host.units("keep@*.service", user=user) == []
+    finally:
+        host.systemctl("stop", MANAGER, user=user)
 
 
 def started(ada: UserFleet) -> str:

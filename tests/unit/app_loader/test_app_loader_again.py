@@ -12,6 +12,9 @@ import pytest
 import wasmtime
 from wasmtime import component as components
 
+from app_loader.run.runner import _not_again
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import Limits
 from keep_protocol.outcome import OutcomeKind
 from keep_protocol.reports import ReportType
 from keep_protocol.spec import RestartPolicy
@@ -102,8 +105,9 @@ def test_what_does_not_fit_and_came_without_its_module_ends_with_the_reason(ende
 
 
 def test_a_runner_that_is_passed_no_module_ends_with_the_reason(ended: AppLoaderProcess) -> None:
-    os.close(ended.parked.pop("compiled"))
-    assert "its descriptor 'compiled' was not passed" in lost(ended)
+    for name in ("compiled", "module"):
+        os.close(ended.parked.pop(name))
+    assert "its descriptor 'module' was not passed" in lost(ended)
 
 
 def test_a_runner_that_is_passed_an_unknown_name_ends_with_the_reason(ended: AppLoaderProcess) -> None:
@@ -145,3 +149,18 @@ def test_a_runner_without_its_engine_is_no_fault_of_the_modules(
         assert "cannot use the engine: cannot load the engine: there is no wasmtime/linux-" in str(
             answer.error["message"]
         )
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.TOO_COMPLEX, ErrorKind.UNAVAILABLE])
+def test_what_cannot_be_compiled_again_for_want_of_memory_is_to_be_run_in_a_new_keep(kind: ErrorKind) -> None:
+    error = _not_again(KeepfleetError(kind, "killed"), Limits(memory_bytes=64 << 20))
+    assert error.kind is kind
+    assert error.message == (
+        "cannot compile the module again: a keep that has run has 320 MiB for that; "
+        "run the module in a new keep (killed)"
+    )
+
+
+def test_what_is_wrong_with_a_module_itself_is_said_as_it_is() -> None:
+    refusal = KeepfleetError(ErrorKind.INVALID_MODULE, "no module")
+    assert _not_again(refusal, Limits()) is refusal

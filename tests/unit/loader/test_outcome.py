@@ -31,6 +31,7 @@ from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, Stub, open
 LIMITS = Limits(wall_seconds=10, cpu_seconds=5, memory_bytes=64 * MIB)
 USED = Usage(1.5, 0.25, 7 * MIB, started_at=100.0, ended_at=101.5)
 FOR_MEMORY = Usage(1.5, 0.25, None, for_memory=True)
+NARROWED = FOR_MEMORY.replace(memory_limit=192 * MIB)
 EXITED_0 = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0)
 OUT_OF_TIME = "over its time limit of 10 s"
 OUT_OF_MEMORY = "killed by the kernel for memory (the keep's limit is 320 MiB)"
@@ -58,6 +59,7 @@ CASES = [
     Case(Death(KILL, None, "alice", OUT_OF_TIME), OutcomeKind.STOPPED, "stopped by alice", Event.STOP),
     Case(Death(KILL, None, None, OUT_OF_TIME), OutcomeKind.LIMITED, OUT_OF_TIME, Event.FAIL),
     Case(Death(KILL), OutcomeKind.LIMITED, OUT_OF_MEMORY, Event.FAIL, FOR_MEMORY),
+    Case(Death(KILL), OutcomeKind.LIMITED, OUT_OF_MEMORY.replace("320", "192"), Event.FAIL, NARROWED),
     Case(Death(Exit(None, signal.SIGXCPU, 5.0)), OutcomeKind.LIMITED, OUT_OF_PROCESSOR, Event.FAIL),
     Case(Death(Exit(None, signal.SIGKILL, 6.0)), OutcomeKind.LIMITED, OUT_OF_PROCESSOR, Event.FAIL),
     Case(Death(Exit(None, signal.SIGKILL, 4.9)), OutcomeKind.KILLED, "killed by SIGKILL", Event.FAIL),

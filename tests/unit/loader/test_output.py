@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -339,6 +339,24 @@ def test_a_journald_that_is_gone_is_reported_and_gets_everything_over_its_next_s
         exits(stub)
         outcome = outcome_of(loader.ended(passed))
     assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0)
+
+
+def test_what_a_journald_that_stands_still_to_the_end_was_not_given_is_counted(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
+    _, stub = running(loader, passed)
+    stub.do("write", to=1, text="a line of the guest's\n" * 2000)
+    exits(stub)
+    outcome = outcome_of(loader.ended(passed))
+    passed.journald.setblocking(False)
+    stored = 0
+    with suppress(BlockingIOError):
+        while True:
+            entry = fields_of(passed.journald.recv(64 * 1024))
+            if "KEEP_STREAM" in entry:
+                stored += len(entry["MESSAGE"]) + 1
+    assert stored < 44_000
+    assert outcome.journal_skipped_bytes == 44_000 - stored
 
 
 def test_the_loader_waits_until_journald_has_read_its_last_words(loader: LoaderProcess, passed: Endpoint) -> None:

@@ -57,6 +57,15 @@ def test_an_accepted_workload_closes_the_endpoint_permanently(loader: LoaderProc
     assert peer.ask(CommandType.INFO).port == passed.port
 
 
+def test_a_guest_has_begun_once_its_runner_says_so(loader: LoaderProcess, passed: Endpoint) -> None:
+    peer, stub = opened(loader, passed)
+    assert not peer.ask(CommandType.INFO).begun
+    stub.accept()
+    while not (report := peer.ask(CommandType.INFO)).begun:  # running before, when its module may be compiled again
+        assert report.phase in ("awaiting", "running")
+    assert report.phase == "running"
+
+
 @pytest.mark.parametrize("code", [0, 3, 125])
 def test_a_workload_that_exits_completes_the_keep_with_any_code(
     loader: LoaderProcess, passed: Endpoint, code: int

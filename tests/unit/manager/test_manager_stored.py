@@ -21,10 +21,13 @@ from keep_protocol.kinds import Kind
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Phase, State
 from module_store.collect import collect, declared
+from module_store.keys import Keys
 from module_store.store import Store
+from module_store.trust import Trust
 from tests.fakes.callers import ALICE
 from tests.fakes.fake_units import FakeUnits
 from tests.fakes.manager_parts import ManagerParts
+from tests.unit.module_store.signers import Signer
 
 WASM = b"\0asm\x01\0\0\0"
 RUN = NewKeep(module="web:1.2", start=StartKeep())
@@ -214,3 +217,43 @@ def test_a_store_that_cannot_be_written_is_used_all_the_same(place: Path, monkey
     monkeypatch.setattr("module_store.collect.declare", refuse)
     assert modules.take("web:1.2").digest == digest
     os.close(modules.open(digest))
+
+
+async def test_a_module_starts_where_it_is_signed_as_the_store_requires_and_nowhere_else(
+    keeps: Keeps, parts: ManagerParts, units: FakeUnits, store: Store, digest: str
+) -> None:
+    signer, keys = Signer("release"), Keys(store.place.path)
+    keys.add("release", signer.public)
+    keys.require(Trust(require=("release",)))
+    assert parts.modules.trust() == "modules must be signed by release"
+    with pytest.raises(KeepfleetError, match="not signed by release") as caught:
+        await keeps.create(RUN, ALICE)
+    assert (caught.value.kind, units.loaders) == (ErrorKind.FORBIDDEN, {})
+
+    store.attach(digest, "signature.release", signer.sign(WASM))
+    info = await keeps.create(RUN, ALICE)
+    assert units.loaders[info.kuuid].brought == {"module": WASM}
+    assert keys.newest()["web"].version == "1.2.0"
+
+    older = store.add(io.BytesIO(WASM + b"\0\1\0"), reference="web:1.1").digest
+    store.attach(older, "signature.release", signer.sign(WASM + b"\0\1\0", "keepfleet name=web version=1.1.0"))
+    with pytest.raises(KeepfleetError, match="older than"):
+        await keeps.create(RUN.replace(module="web:1.1"), ALICE)
+
+    made = await keeps.create(NewKeep(module="web:1.2"), ALICE)  # a start decides, and not the creation
+    keys.revoke("release", 1.0, "the laptop was stolen")
+    with pytest.raises(KeepfleetError) as caught:
+        await keeps.start(StartKeep(made.kuuid), ALICE)
+    assert "which was revoked: the laptop was stolen" in str(caught.value.evidence)
+
+
+async def test_a_store_whose_requirement_cannot_be_read_starts_nothing(
+    keeps: Keeps, units: FakeUnits, store: Store, digest: str
+) -> None:
+    keys = Keys(store.place.path)
+    keys.add("release", Signer("release").public)
+    keys.require(Trust(require=("release",)))
+    (Path(keys.path) / "trust.json").write_bytes(b"{}x")
+    with pytest.raises(KeepfleetError, match="trust"):
+        await keeps.create(RUN, ALICE)
+    assert units.loaders == {}

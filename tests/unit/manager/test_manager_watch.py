@@ -19,6 +19,7 @@ from keep_protocol.api import NewKeep
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Module, Outcome, OutcomeKind, Uploader
+from keep_protocol.limits import MIB
 from keep_protocol.spec import KeepSpec
 from keep_protocol.sse import EventType
 from keep_protocol.states import Event, State
@@ -286,3 +287,43 @@ async def test_a_change_of_the_sentence_alone_is_shown(manager: WatchedManager) 
         while (await manager.keeps.get(info.kuuid)).detail != "receiving a workload":  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert manager.recorded == [CREATED, STARTED]
+
+
+@pytest.mark.parametrize("away", [0, 2])
+async def test_a_keep_whose_guest_runs_keeps_no_memory_for_compiling_also_where_systemd_is_away_first(
+    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch, away: int
+) -> None:
+    monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
+    info, loader = await manager.new()
+    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
+    await manager.events.until(RUNNING)
+    assert manager.units.narrowed == {}, "it may be compiling still"
+    manager.units.away = away
+    loader.begun = True
+    await loader.say("running the workload")
+    async with asyncio.timeout(5):
+        while not manager.units.narrowed:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert manager.units.narrowed == {info.kuuid: info.limits.running_memory_bytes}
+
+
+async def test_a_new_manager_takes_from_a_keep_that_runs_what_the_one_before_could_not(manager: WatchedManager) -> None:
+    info, loader = await manager.new()
+    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT)
+    await manager.end()
+    loader.begun = True
+    await manager.begin()
+    async with asyncio.timeout(5):
+        while not manager.units.narrowed:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert manager.units.narrowed == {info.kuuid: info.limits.running_memory_bytes}
+
+
+async def test_a_keep_with_as_much_memory_as_compiling_needs_is_left_as_it_is(manager: WatchedManager) -> None:
+    limits = {"memory_bytes": 512 * MIB, "compile_memory_bytes": 512 * MIB}
+    info = await manager.keeps.create(NewKeep(name="large", limits=tuple(limits.items())), ALICE)
+    loader = manager.units.loaders[info.kuuid]
+    loader.begun = True
+    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT, Event.FINISH)
+    await manager.events.until(ENDED)
+    assert manager.units.narrowed == {}

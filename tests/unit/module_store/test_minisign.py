@@ -77,8 +77,15 @@ def test_a_key_with_a_password_signs_and_a_wrong_password_is_refused(folder: Pat
         secret(folder, "locked", "guess")
 
 
-def test_a_public_key_is_written_as_minisign_writes_it(folder: Path) -> None:
-    assert public(folder).to_text().encode() == (folder / "release.pub").read_bytes()
+@pytest.mark.parametrize("identifier", ["8C841D3C3A4183E7", "0C841D3C3A4183E7", "00000D3C3A4183E7", "0" * 16])
+def test_a_public_key_is_written_as_minisign_writes_it(folder: Path, identifier: str) -> None:
+    comment, body = (folder / "release.key").read_text().splitlines()
+    raw = bytearray(base64.b64decode(body))
+    raw[54:62] = bytes.fromhex(identifier)[::-1]
+    (folder / "known.key").write_text(f"{comment}\n{base64.b64encode(raw).decode()}\n")
+    assert minisign("-R", "-f", "-W", "-p", f"{folder}/known.pub", "-s", f"{folder}/known.key") == 0
+    assert public(folder, "known").id == identifier
+    assert public(folder, "known").to_text().encode() == (folder / "known.pub").read_bytes()
 
 
 def test_a_secret_key_that_asks_for_more_than_minisigns_is_refused_before_it_is_tried(folder: Path) -> None:

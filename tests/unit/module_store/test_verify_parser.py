@@ -29,7 +29,11 @@ from tests.unit.module_store.modules import (
 )
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[3] / "examples").glob("*/*.wasm"))
-SEEDS = (FULL, *(path.read_bytes() for path in EXAMPLES if path.stat().st_size < 20_000))
+SEEDS = (
+    FULL,
+    wasm("(module (tag (param i32)) (func (try_table (catch_all 0) (throw 0 (i32.const 1)))))"),
+    *(path.read_bytes() for path in EXAMPLES if path.stat().st_size < 20_000),
+)
 
 
 def core(data: bytes) -> CoreModule:
@@ -71,6 +75,41 @@ def test_every_section_is_described() -> None:
     assert module.elements == Segments(3, 5) and module.data_segments == Segments(2, 12)
     assert module.code.number == 4 and [name for name, _ in module.custom] == ["producers", "name"]
     assert module.code.largest == max(body.left for body in module.bodies())
+
+
+EXCEPTIONS = wasm("""(module
+  (type $carried (func (param i32 i64)))
+  (import "env" "theirs" (tag (type $carried)))
+  (import "env" "last" (global (mut exnref)))
+  (tag $own (export "own") (param f32))
+  (table 1 exnref)
+  (elem (table 0) (i32.const 0) exnref (ref.null exn))
+  (global nullexnref (ref.null noexn))
+  (export "theirs" (tag 0))
+  (func (export "all") (param exnref) (result (ref exn)) (local exnref)
+    (block $ref (result exnref) (block $whole (result f32 exnref) (block $nothing
+      (try_table (catch_ref $own $whole) (catch_all $nothing) (catch_all_ref $ref)
+        (throw $own (f32.const 1)))
+      unreachable) unreachable) throw_ref) unreachable))""")
+"""A core module with everything of exceptions: tags, references to them, and each clause that catches but one."""
+
+
+def test_exceptions_are_described_as_the_engine_describes_them() -> None:
+    assert engine_opinion.agree(EXCEPTIONS)
+    module = core(EXCEPTIONS)
+    assert [(each.name, each.kind, each.of) for each in module.imports] == [
+        ("theirs", "tag", 0),
+        ("last", "global", "mut exnref"),
+    ]
+    tags = wasm('(module (import "env" "theirs" (tag (param i32))) (tag (export "own") (param externref)))')
+    assert engine_opinion.described_by_us(core(tags)) == engine_opinion.described_by_engine(tags)
+    assert [module.signature(of)[0] for of in module.tags] == [("i32", "i64"), ("f32",)]
+    assert [(each.name, each.kind, each.place) for each in module.exports][:2] == [
+        ("own", "tag", 1),
+        ("theirs", "tag", 0),
+    ]
+    assert module.signature(module.functions[0]) == (("exnref",), ("(ref exn)",))
+    assert decode((module,), Budget()).nesting == 4
 
 
 def test_every_body_is_decoded() -> None:

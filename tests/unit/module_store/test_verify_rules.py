@@ -13,7 +13,7 @@ from app_loader.engine.validity import why_invalid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import parse
 from keep_protocol.wasi import PREVIEW_1, PREVIEW_1_FUNCTIONS
-from module_store.verify.bodies import INDIRECT, Budget
+from module_store.verify.bodies import INDIRECT, LOOPS, Budget
 from module_store.verify.bounds import MOST, RECURSION
 from module_store.verify.policy import KEEP, Kind, Policy
 from module_store.verify.report import MAX_DETAILS, Finding, Report
@@ -42,6 +42,7 @@ def finding(data: bytes, rule: str, **policy: object) -> Finding:
         ("tables", 1),
         ("table_initial", 2),
         ("table_maximum", 10),
+        ("tags", 0),
         ("functions", 4),
         ("data_segments", 2),
         ("data_bytes", 12),
@@ -206,6 +207,22 @@ def test_calls_cost_what_is_called_and_the_hosts_are_counted_apart() -> None:
       (func $twice (call $host) (call $host))
       (func (export "f") (call $twice) nop (call $twice)))"""
     assert bounds(text) == {"f": (3 + 2 * 2, 4)}
+
+
+EXCEPTIONS = """(module (tag (import "env" "theirs")) (tag $own (param i32))
+  (func $throws (throw $own (i32.const 1)))
+  (func (export "caught") (result i32)
+    (block $handler (result i32) (try_table (catch $own $handler) (call $throws)) (i32.const 0)))
+  (func (export "again") (loop $more (try_table (catch_all $more) (call $throws)))))"""
+
+
+def test_tags_are_counted_and_may_be_forbidden() -> None:
+    found = finding(wasm(EXCEPTIONS), "tags", tags=0)
+    assert (found.passed, found.value, found.found) == (False, 1, "1 tags of exceptions"), "imported ones are another's"
+
+
+def test_an_exception_that_is_caught_behind_is_bounded_and_one_that_goes_back_is_a_loop() -> None:
+    assert bounds(EXCEPTIONS) == {"caught": (6, 0), "again": LOOPS}
 
 
 def test_loops_recursion_and_tables_have_no_bound() -> None:

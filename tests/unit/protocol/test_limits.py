@@ -49,6 +49,7 @@ def test_the_how_to_has_every_limit_with_its_default_and_its_bounds() -> None:
 def test_the_units_memory_is_wider_than_the_guests() -> None:
     little = Limits(memory_bytes=64 * MIB, compile_memory_bytes=512 * MIB)
     assert little.unit_memory_bytes == 512 * MIB + OVERHEAD_BYTES, "while its module is compiled there is no guest"
+    assert little.running_memory_bytes == 64 * MIB + OVERHEAD_BYTES
     assert little.replace(memory_bytes=1024 * MIB).unit_memory_bytes == 1024 * MIB + OVERHEAD_BYTES
 
 
