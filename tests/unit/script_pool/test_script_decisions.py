@@ -98,7 +98,8 @@ def test_nothing_is_decided_twice_and_nothing_is_left_to_decide(
 def test_every_bound_holds(pool: tuple[list[Child], list[Waiting], Settings]) -> None:
     children, queue, settings = pool
     actions = decide(children, queue, settings, NOW)
-    alive = [child for child in children if child.phase is not Phase.ENDING and must_act_by(child) > NOW]
+    ending = {action.child for action in actions if isinstance(action, (Retire, Kill))}
+    alive = [child for child in children if child.phase is not Phase.ENDING and child.number not in ending]
     assert len([action for action in actions if action == Spawn()]) <= max(0, settings.maximum - len(alive))
     assert len(queue) - sum(isinstance(action, (Assign, Expire, Refuse)) for action in actions) <= settings.queue
     by_number = {child.number: child for child in children}
