@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 from keep_protocol.errors import KeepfleetError
 from script_pool.decisions import Settings
@@ -47,7 +48,23 @@ def parser() -> argparse.ArgumentParser:
         ("--output", int, limits.output_bytes, "bytes of an output sandbox"),
     ):
         made.add_argument(option, type=kind, default=default, help=f"{what} (default: %(default)s)")
+    made.add_argument(
+        "--cache",
+        metavar="DIRECTORY",
+        default=cache_directory(os.environ),
+        help="where the compiled engine is kept, or nothing to compile it at each start (default: %(default)s)",
+    )
     return made
+
+
+def cache_directory(environment: Mapping[str, str]) -> str:
+    """A unit's own where systemd names one (man 5 systemd.exec, CacheDirectory=), or that of the XDG base directory
+    specification, which says that a path that is not absolute counts for nothing."""
+    unit = environment.get("CACHE_DIRECTORY", "").partition(":")[0]
+    home = environment.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):
+        home = os.path.expanduser("~/.cache")
+    return unit or os.path.join(home, "keepfleet", "scripts")
 
 
 async def serve(arguments: argparse.Namespace, engine: str = ENGINE) -> None:
@@ -61,7 +78,7 @@ async def serve(arguments: argparse.Namespace, engine: str = ENGINE) -> None:
         drain_seconds=arguments.drain,
     )
     limits = Limits(arguments.time, arguments.memory << 20, arguments.input, arguments.output)
-    pool = ScriptPool(settings, limits, engine)
+    pool = ScriptPool(settings, limits, engine, cache=arguments.cache)
     service = Service(pool, frozenset((os.getuid(), *arguments.allow_uid)))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, service.stop)

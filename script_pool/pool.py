@@ -109,7 +109,8 @@ class _Member:
 
 
 class ScriptPool:
-    """`engine`: MODULE:CLASS, loaded in the template process alone. `say`: where a line for the operator goes."""
+    """`engine`: MODULE:CLASS, loaded in the template process alone. `say`: where a line for the operator goes; `cache`: the
+    directory for compiled code, which is compiled at each start without one."""
 
     def __init__(
         self,
@@ -117,9 +118,10 @@ class ScriptPool:
         limits: Limits | None = None,
         engine: str = ENGINE,
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        cache: str | None = None,
     ) -> None:
         self.settings, self.limits, self._say = settings or Settings(), limits or Limits(), say
-        self._processes = Processes(engine, self.limits, self)
+        self._processes = Processes(engine, self.limits, self, cache)
         self._names: dict[str, Version] = {}
         self._bytes = 0
         self._members: dict[int, _Member] = {}

@@ -56,7 +56,6 @@ class ChildProcess:
         self._killed = False
         self._loop = asyncio.get_running_loop()
         channel.setblocking(False)
-        self._loop.add_reader(channel, self._readable)
 
     def __repr__(self) -> str:
         return f"ChildProcess({self.number}, process {self.pid})"
@@ -92,10 +91,13 @@ class ChildProcess:
                 signal.pidfd_send_signal(self.process, signal.SIGKILL)
 
     def forked(self, pid: int, process: int) -> None:
-        """Its process is known by now."""
+        """Its process is known by now, and what it says is read from here on: a child that could run before it could
+        be killed would be one too many."""
         self.pid, self.process = pid, process
         if self._killed:
             self.kill()
+        if self._channel.fileno() >= 0:
+            self._loop.add_reader(self._channel, self._readable)
 
     def dispose(self) -> None:
         """Lets go of everything; its process has ended."""
@@ -139,8 +141,8 @@ class ChildProcess:
 class Processes:
     """The template process and its children."""
 
-    def __init__(self, engine: str, limits: Limits, events: Events) -> None:
-        self._engine, self._limits, self._events = engine, limits, events
+    def __init__(self, engine: str, limits: Limits, events: Events, cache: str | None = None) -> None:
+        self._engine, self._limits, self._events, self._cache = engine, limits, events, cache
         self._children: dict[int, ChildProcess] = {}
         self._numbers: dict[int, int] = {}
         self._control: socket.socket | None = None
@@ -156,7 +158,7 @@ class Processes:
         self._control, self._warm = ours, asyncio.get_running_loop().create_future()
         with theirs:
             limits, here = frames.limits_text(self._limits), str(os.getpid())
-            arguments = [str(theirs.fileno()), self._engine, limits, here, json.dumps(sys.path)]
+            arguments = [str(theirs.fileno()), self._engine, limits, here, self._cache or "", json.dumps(sys.path)]
             self._program = subprocess.Popen(  # noqa: ASYNC220 - a fork and an exec; what takes long is awaited below
                 [sys.executable, "-c", _START, *arguments],
                 stdin=subprocess.DEVNULL,

@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
         self._open = 0
         self._reading: asyncio.ReadTransport | None = None
         self._writing: asyncio.WriteTransport | None = None
-        self._unread = self._finished = self._gone = False
+        self._unread = self._finished = self._gone = self._paused = False
         self._line_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._waiting: deque[bytes | None] = deque()
@@ -110,7 +110,7 @@ class Connection(asyncio.Protocol):
         self._finished = True
         self._waiting.clear()
         if self._reading is not None and not self._reading.is_closing():
-            self._reading.pause_reading() if self._reading.is_reading() else None
+            self._pause(True)
         self._end_if_done()
 
     def abort(self) -> None:
@@ -146,11 +146,13 @@ class Connection(asyncio.Protocol):
         """Reads on, or not."""
         if self._reading is None or self._reading.is_closing() or self._finished:
             return
-        full = bool(self._waiting) or self._open >= MAX_OPEN or self._unread
-        if full and self._reading.is_reading():
-            self._reading.pause_reading()
-        elif not full and not self._reading.is_reading():
-            self._reading.resume_reading()
+        self._pause(bool(self._waiting) or self._open >= MAX_OPEN or self._unread)
+
+    def _pause(self, paused: bool) -> None:
+        """Python 3.11's pipe transports do not say whether they read, and 3.12's must not be paused twice."""
+        if self._reading is not None and paused != self._paused:
+            self._paused = paused
+            self._reading.pause_reading() if paused else self._reading.resume_reading()
 
     def _request(self, line: bytes | None) -> None:
         request = protocol.parse(line, self._pool.limits.input_bytes)

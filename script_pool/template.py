@@ -103,13 +103,19 @@ class Template:
 
 
 def main() -> None:
-    """`sys.argv`: the control socket's number, the engine as MODULE:CLASS, the limits as JSON, the pool's process."""
+    """`sys.argv`: the control socket's number, the engine as MODULE:CLASS, the limits as JSON, the pool's process, the
+    directory for compiled code or nothing."""
     control = socket.socket(fileno=int(sys.argv[1]))
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[4]):
         return
     module, _, name = sys.argv[2].partition(":")
-    engine: Engine = getattr(importlib.import_module(module), name)()
+    make = getattr(importlib.import_module(module), name)
+    try:
+        engine: Engine = make(sys.argv[5] or None)
+    except OSError as error:
+        print(f"script-pool: {error}; the engine is compiled at each start", file=sys.stderr, flush=True)
+        engine = make(None)
     engine.warm()
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("cannot fork children: loading the engine has started a thread")

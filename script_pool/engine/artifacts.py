@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 
 from script_pool.engine.binding import find_library
@@ -60,13 +61,20 @@ class Artifacts:
         return (facts, code) if digest == hashlib.sha256(code).hexdigest() else None
 
     def save(self, kind: str, source: bytes, facts: dict[str, int], code: bytes) -> None:
-        """Keeps them whole, or nothing."""
+        """Keeps them whole, or nothing; where it cannot, it says so, and the next process compiles again."""
         if self._directory is None:
             return
         head = json.dumps({**facts, "sha256": hashlib.sha256(code).hexdigest()}).encode()
-        with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
-            file.write(head + b"\n" + code)
-        os.replace(file.name, self._path(kind, source))
+        made = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
+                made = file.name
+                file.write(head + b"\n" + code)
+            os.replace(made, self._path(kind, source))
+        except OSError as error:
+            if made is not None:
+                os.unlink(made)
+            print(f"cannot keep compiled code in {self._directory}: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def _check(found: os.stat_result, path: str) -> None:

@@ -29,10 +29,10 @@ def read(name: str, sha256: str) -> bytes:
                 data = file.read()
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise ImportError(
-                    f"cannot run scripts: {path} is not that of quickjs-rs 0.2.6; install keepfleet[scripts]"
+                    f"cannot run scripts: {path} is not that of quickjs-rs 0.2.6; install the version that keepfleet names"
                 )
             return data
-    raise ImportError("cannot run scripts: quickjs-rs is not installed; install keepfleet[scripts]")
+    raise ImportError("cannot run scripts: quickjs-rs is not installed; pip install keepfleet brings it")
 
 
 def _unsigned(value: int) -> bytes:

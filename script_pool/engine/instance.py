@@ -260,7 +260,7 @@ class Guest:
         finally:
             template.current = before
             template.engine.inside = before is not None
-        return raw[0].i32 & 0xFFFFFFFF
+        return int(raw[0].i32) & 0xFFFFFFFF
 
     @property
     def size(self) -> int:

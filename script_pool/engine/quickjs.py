@@ -398,7 +398,7 @@ class QuickJS:
             raise Fault(Reason.CRASHED, "", f"the script's image is damaged: {error}") from None
         except EngineError:
             raise Fault(Reason.MEMORY_LIMIT, "", f"the script itself needs {size} bytes") from None
-        held = ctypes.cast(image, ctypes.c_void_p).value or 0
+        held = ctypes.cast(ctypes.c_char_p(image), ctypes.c_void_p).value or 0
         at = 9 + 8 * count
         for start, length in zip(places[::2], places[1::2], strict=True):
             if start + length > memory or at + length > len(image):

@@ -23,6 +23,9 @@ _WORDS = frozenset(("set", "double", "log", "throw", "loop", "eat", "large", "de
 class FakeEngine:
     """The engine; see the module."""
 
+    def __init__(self, cache: str | None = None) -> None:
+        """It compiles nothing."""
+
     def warm(self) -> None:
         """Nothing is loaded."""
 

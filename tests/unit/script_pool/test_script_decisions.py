@@ -22,7 +22,6 @@ from script_pool.decisions import (
     Spawn,
     Waiting,
     decide,
-    must_act_by,
     wake,
 )
 

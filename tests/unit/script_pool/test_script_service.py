@@ -18,6 +18,7 @@ import pytest
 
 from keep_protocol.errors import KeepfleetError
 from script_pool import serve
+from script_pool.__main__ import cache_directory
 from script_pool.client import BlockingPool, Pool, PoolError, ScriptError
 from script_pool.serve import Connection, Service
 
@@ -40,6 +41,20 @@ def test_the_protocol_is_jefes_byte_for_byte_over_pipes() -> None:
     done = subprocess.run(STDIO, input=asked, capture_output=True, cwd=ROOT)
     assert (done.stdout, done.returncode) == (expected, 0)
     assert b"script-pool: isolation: it is no unit of systemd" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_more_requests_than_may_be_open_are_all_answered_over_pipes() -> None:
+    """The pool stops reading the pipe, and goes on."""
+    count = serve.MAX_OPEN * 3
+    asked = b'{"cmd":"AddCode","name":"a","code":"double x"}\r\n' + b"".join(
+        b'{"id":%d,"cmd":"ExecCode","name":"a","inputSandbox":{"x":%d}}\r\n' % (n, n) for n in range(count)
+    )
+    done = subprocess.run([*STDIO, "--queue=2000"], input=asked, capture_output=True, cwd=ROOT)
+    answers = {answer["id"]: answer for line in done.stdout.split(b"\r\n")[1:-1] if (answer := json.loads(line))}
+    assert len(answers) == count
+    assert all(answer["outputSandbox"] == {"x": 2 * n} for n, answer in answers.items())
+    assert b"Traceback" not in done.stderr
 
 
 def test_half_a_line_at_the_end_is_malformed() -> None:
@@ -206,3 +221,9 @@ def test_the_client_for_node_runs_scripts() -> None:
     done = subprocess.run(["node", "tests/unit/script_pool/node_client_test.js", *STDIO], capture_output=True, cwd=ROOT)
     assert done.stderr.replace(b"script-pool: isolation", b"") and done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"doubled": 42, "reason": "exception", "many": 190}
+
+
+def test_where_compiled_code_is_kept() -> None:
+    assert cache_directory({"CACHE_DIRECTORY": "/var/cache/a:/b", "XDG_CACHE_HOME": "/c"}) == "/var/cache/a"
+    assert cache_directory({"XDG_CACHE_HOME": "/c"}) == "/c/keepfleet/scripts"
+    assert cache_directory({"XDG_CACHE_HOME": "c"}) == os.path.expanduser("~/.cache/keepfleet/scripts")
