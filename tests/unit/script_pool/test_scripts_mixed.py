@@ -141,7 +141,9 @@ def programs(language: str) -> list[tuple[str, str]]:
     return re.findall(pattern, page, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(("language", "command"), [("python", [sys.executable, "-c"]), ("javascript", ["node", "-e"]), ("sh", ["sh", "-c"])])
+@pytest.mark.parametrize(
+    ("language", "command"), [("python", [sys.executable, "-c"]), ("javascript", ["node", "-e"]), ("sh", ["sh", "-c"])]
+)
 def test_the_how_tos_programs_print_what_it_says(language: str, command: list[str], cache: str, tmp_path: Path) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"needs {command[0]}")
