@@ -109,8 +109,8 @@ class _Member:
 
 
 class ScriptPool:
-    """`engine`: MODULE:CLASS, loaded in the template process alone. `say`: where a line for the operator goes; `cache`: the
-    directory for compiled code, which is compiled at each start without one."""
+    """`engine`: MODULE:CLASS, loaded in the template process alone. `say`: where a line for the operator goes; `cache`:
+    the directory for compiled code, which is compiled at each start without one."""
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Compiled guests, kept in a directory of the user's own: compiling takes seconds, loading milliseconds.
 
-What is kept is native code, as trusted as this program: only a directory and a file that nobody else can write are used.
+What is kept is native code, as trusted as this program: only a directory and a file that no one else can write are
+used.
 Import rule: the standard library alone.
 """
 

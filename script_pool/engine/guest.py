@@ -29,7 +29,7 @@ def read(name: str, sha256: str) -> bytes:
                 data = file.read()
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise ImportError(
-                    f"cannot run scripts: {path} is not that of quickjs-rs 0.2.6; install the version that keepfleet names"
+                    f"cannot run scripts: {path} is not that of quickjs-rs 0.2.6; install that version"
                 )
             return data
     raise ImportError("cannot run scripts: quickjs-rs is not installed; pip install keepfleet brings it")

@@ -63,8 +63,8 @@ _NOT_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[^][{}"]++', re.DOTALL)
 _NAMES = ("check", "hold", "gate", "watch", "begin", "end", "report", "random")
 _CALLED = (
     "qjs_alloc", "qjs_free", "qjs_last_len", "qjs_last_ptr", "new_string", "new_number", "new_undefined",
-    "call_function", "get_prop", "get_string", "eval_code", "eval_async", "last_exception", "execute_pending_jobs", "promise_state",
-    "promise_result", "set_max_stack_size",
+    "call_function", "get_prop", "get_string", "eval_code", "eval_async", "last_exception", "execute_pending_jobs",
+    "promise_state", "promise_result", "set_max_stack_size",
 )  # fmt: skip
 _ARGUMENTS, _OUT, _SCRATCH_BYTES = 0, 16, 32
 """In the scratch memory of an instance."""

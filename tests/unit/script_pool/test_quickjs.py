@@ -160,7 +160,8 @@ def test_an_input_that_is_no_sandbox_is_refused(engine: QuickJS, sandbox: str) -
 def test_nothing_of_one_run_is_visible_to_the_next(engine: QuickJS) -> None:
     leave = (
         "globalThis.left = 1; Object.prototype.left = 1; Array.prototype.map = null; JSON.parse = null;"
-        "JSON.stringify = null; Symbol.for('left').left; kept = new WeakRef({}); Math.random = () => 4; console.log = null; s = String(left)"
+        "JSON.stringify = null; Symbol.for('left').left; kept = new WeakRef({}); Math.random = () => 4; "
+        "console.log = null; s = String(left)"
     )
     look = "a = [typeof left, typeof [].map, typeof JSON.parse, typeof kept, Math.random() === 4, typeof console.log]"
     ran(engine, leave)

@@ -30,7 +30,7 @@ def test_damaged_code_is_compiled_again(tmp_path: Path, at: int) -> None:
 
 
 def test_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
-    os.chmod(tmp_path, 0o777)
+    os.chmod(tmp_path, 0o777)  # noqa: S103 - what is refused
     with pytest.raises(PermissionError, match="no one else may write it"):
         Artifacts(str(tmp_path))
 
