@@ -28,9 +28,7 @@ def read(name: str, sha256: str) -> bytes:
             with open(path, "rb") as file:
                 data = file.read()
             if hashlib.sha256(data).hexdigest() != sha256:
-                raise ImportError(
-                    f"cannot run scripts: {path} is not that of quickjs-rs 0.2.6; install that version"
-                )
+                raise ImportError(f"cannot run scripts: {path} is not that of quickjs-rs 0.2.6; install that version")
             return data
     raise ImportError("cannot run scripts: quickjs-rs is not installed; pip install keepfleet brings it")
 
@@ -100,7 +98,8 @@ def with_image(module: bytes, image: bytes) -> bytes:
         bytes((0, _I32_CONST)) + _signed(at) + bytes((_END,)) + _unsigned(len(part)) + part for at, part in segments
     )
     out = bytearray(module[:8])
-    for number, contents in sections(module):
+    for number, held in sections(module):
+        contents = held
         if number == _DATA_COUNT:
             raise ValueError("the guest names its data segments")
         if number == _MEMORY:
