@@ -157,7 +157,7 @@ class Pool:
         self._give_up("it is closed")
 
     async def add(self, name: str, code: str, language: str = "js") -> None:
-        """Makes `name` stand for `code` for every request after this one."""
+        """Makes `name` stand for `code`, in `js` or `ts`, for every request after this one."""
         _done(await self._ask({"cmd": "AddCode", "name": name, "code": code, "language": language}))
 
     async def remove(self, name: str) -> None:

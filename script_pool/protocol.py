@@ -29,7 +29,7 @@ MAX_ID = 64
 """Characters of an `id` as it is written; a UUID in quotes is 38."""
 MAX_EVIDENCE = 4096
 """Characters of a message, of a line of a stack, that an answer repeats."""
-LANGUAGES = ("js",)
+LANGUAGES = ("js", "ts")
 """What AddCode may name; the first where it names none."""
 CONTROL = bytes(range(32))
 """What JSON never holds unescaped. A script whose output had CRLF in it could answer another request."""

@@ -37,6 +37,7 @@ class Pool {
     for (const stream of new Set([this._in, this._out])) stream.on("error", (error) => this._fail(error));
   }
 
+  // language: "js" or "ts".
   async add(name, code, language = "js") {
     await this._ask({ cmd: "AddCode", name, code, language });
   }

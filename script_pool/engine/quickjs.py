@@ -32,6 +32,7 @@ from script_pool.engine.binding import (
 )
 from script_pool.engine.instance import MAX_MEMORY_BYTES, TICK_SECONDS, Guest, HostFunction, Template, WasmEngine
 from script_pool.engine.interface import Fault, HostCall, Limits, Reason, Result, Script
+from script_pool.engine.typescript import TypeScript
 
 GUEST_STACK_TOP = 0x100000
 """Where the guest's stack begins; it grows down to 0, and a store below that traps."""
@@ -72,7 +73,7 @@ _REJECTED = 2
 
 
 class QuickJS:
-    """The engine for `js`. `warm` in the template process, `begin` in each fork; then `prepare` and `run`."""
+    """The engine for `js` and `ts`. `warm` in the template process, `begin` in each fork; then `prepare` and `run`."""
 
     def __init__(self, cache: str | None = None) -> None:
         """cache: a directory of this user's alone, where compiled code is kept."""
@@ -96,6 +97,8 @@ class QuickJS:
         if kept is None:
             kept = self._boot(code, prelude)
             self._artifacts.save("quickjs", code + prelude, *kept)
+        self._typescript = TypeScript(self._engine, self._imports())
+        self._typescript.warm(self._artifacts)
         facts, compiled = kept
         self._template = Template(self._engine, compiled, self._imports(), _CALLED, compiled=True)
         self._scratch, self._random, self._undefined = facts["scratch"], facts["random"], facts["undefined"]
@@ -112,7 +115,7 @@ class QuickJS:
 
     def prepare(self, name: str, source: str, language: str, limits: Limits) -> Script:
         """Compiles. Raises Fault, as with SYNTAX_ERROR; ValueError for a language it has not."""
-        if language != "js":
+        if language not in ("js", "ts"):
             raise ValueError(f"cannot prepare {name}: {language!r} is not a language of this engine")
         text = source.encode("utf-8", "surrogatepass")
         if len(text) > MAX_SOURCE_BYTES:
@@ -121,6 +124,8 @@ class QuickJS:
             text.decode()
         except UnicodeDecodeError:
             raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", "the source has a lone surrogate") from None
+        if language == "ts":
+            text = self._typescript.strip(text, _ticks(limits.wall_seconds))
         if text.startswith(b"#!"):
             text = b"//" + text[2:]
         image = None if is_strict(text) else self._classic(text, limits)

@@ -187,3 +187,43 @@ def test_a_damaged_image_is_refused(engine: QuickJS) -> None:
         with pytest.raises(Fault) as caught:
             engine.run(damaged, b"{}", Limits(), None)
         assert caught.value.reason in (Reason.CRASHED, Reason.MEMORY_LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("source", "left"),
+    [
+        (
+            "interface Order { total: number }\nfunction f(o: Order): number { return o.total }\nr = f(order)",
+            3,
+        ),
+        ("enum Kind { A, B }; r = Kind.B", 1),
+        ("const x: number = 1; r = x", 1),
+        ("r = order.total", 3),
+        ("r = order!.total satisfies number", 3),
+        ("class A<T> { constructor(private x: T) {} get(): T { return this.x } }; r = new A<number>(4).get()", 4),
+    ],
+)
+def test_typescript_runs_without_its_types(engine: QuickJS, source: str, left: int) -> None:
+    script = engine.prepare("script", source, "ts", Limits())
+    ran = engine.run(script, b'{"order":{"total":3}}', Limits(), None)
+    assert json.loads(ran.output_text)["r"] == left
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("let x: = 3", Reason.SYNTAX_ERROR),
+        ("(" * 100_000, Reason.NESTED_TOO_DEEPLY),
+        ("export const x: number = 1", Reason.SYNTAX_ERROR),
+    ],
+)
+def test_typescript_that_is_none_says_so(engine: QuickJS, source: str, reason: Reason) -> None:
+    with pytest.raises(Fault) as caught:
+        engine.prepare("script", source, "ts", Limits())
+    assert caught.value.reason is reason
+
+
+def test_types_are_taken_away_within_the_time_limit(engine: QuickJS) -> None:
+    with pytest.raises(Fault) as caught:
+        engine.prepare("script", "x = [" + "a as number," * 200_000 + "]", "ts", Limits(wall_seconds=0.01))
+    assert caught.value.reason is Reason.TIME_LIMIT
