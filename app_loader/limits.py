@@ -99,8 +99,6 @@ OS_STACK_SPARE_BYTES = 4 * 1024 * 1024
 EXACT_CPU_SECONDS = 60
 """Up to this limit of processor time the runner ends itself exactly; above, RLIMIT_CPU's second more or less is under
 2 %, and the thread that counts is not worth its 60 KB."""
-MAX_SECRET_BYTES = 1024 * 1024
-"""A secret is a key, a token or a certificate; it costs the keep memory."""
 MAX_BACKTRACE_FRAMES = 20
 MAX_EXIT_CODE = 125
 """The largest code the runner's own exit repeats; a shell gives others a meaning. The report has it whole."""
