@@ -9,8 +9,6 @@ CERTIFICATE_DAYS = 397
 """A keep lives hours or weeks; 397 days is the longest any TLS client still takes (CA/Browser Forum, 2020)."""
 MAX_IDENTITY_BYTES = 16 * 1024
 """A P-256 key and a certificate with 16 names are under 3 KiB."""
-MAX_CLIENT_CA_BYTES = 256 * 1024
-"""A hundred CA certificates."""
 
 MAX_CONNECTIONS = 8
 """One uploads; the others let a second client hear 409 while the first is received."""
