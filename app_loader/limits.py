@@ -9,8 +9,6 @@ CERTIFICATE_DAYS = 397
 """A keep lives hours or weeks; 397 days is the longest any TLS client still takes (CA/Browser Forum, 2020)."""
 MAX_IDENTITY_BYTES = 16 * 1024
 """A P-256 key and a certificate with 16 names are under 3 KiB."""
-MAX_CLIENT_CA_BYTES = 256 * 1024
-"""A hundred CA certificates."""
 
 MAX_CONNECTIONS = 8
 """One uploads; the others let a second client hear 409 while the first is received."""
@@ -99,8 +97,6 @@ OS_STACK_SPARE_BYTES = 4 * 1024 * 1024
 EXACT_CPU_SECONDS = 60
 """Up to this limit of processor time the runner ends itself exactly; above, RLIMIT_CPU's second more or less is under
 2 %, and the thread that counts is not worth its 60 KB."""
-MAX_SECRET_BYTES = 1024 * 1024
-"""A secret is a key, a token or a certificate; it costs the keep memory."""
 MAX_BACKTRACE_FRAMES = 20
 MAX_EXIT_CODE = 125
 """The largest code the runner's own exit repeats; a shell gives others a meaning. The report has it whole."""

@@ -1,4 +1,5 @@
-"""Makes granted directories: detached mounts that nothing leads out of, where a keep has a chosen user's rights.
+"""Makes granted directories: detached mounts that nothing leads out of, where a keep has a chosen user's rights; and
+opens granted files, each as a detached mount, too.
 
 Detached means that no path leads to it: `..` at its top is itself. An id map shows one user's files as the keep's own,
 and stores what the keep makes as that user's. The descriptor works on after the mount has been dissolved.
@@ -14,7 +15,7 @@ import stat
 from contextlib import ExitStack
 
 from keep_grants import kernel
-from keep_grants.protocol import FIRST_DYNAMIC, LAST_DYNAMIC, DiskIds, Granted, KeepIds, Wanted
+from keep_grants.protocol import FIRST_DYNAMIC, LAST_DYNAMIC, DiskIds, Granted, KeepIds, Wanted, WantedFile
 from keep_grants.resolve import keep, open_below, open_root, refusal
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -71,6 +72,22 @@ class Maker:
             except OSError as error:
                 raise refusal(wanted.path, error) from error
 
+    def open(self, held: ExitStack, wanted: WantedFile) -> tuple[int, Granted]:
+        """The descriptor of one file, opened for reading whoever owns it, which `held` closes. Raises KeepfleetError.
+
+        On a read-only mount of its own: nothing opens it again for writing, and its file system can be unmounted.
+        """
+        with ExitStack() as own:
+            try:
+                place = open_below(own, open_root(own, wanted.root), wanted.rest)
+                _check_regular(wanted, os.fstat(place))
+                if not self._undetached:
+                    place = _cloned(own, place, ATTRIBUTES | kernel.MOUNT_ATTR_RDONLY)
+                descriptor = keep(held, os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC))
+                return descriptor, Granted(None, self._undetached and f"it is no mount of its own: {self._undetached}")
+            except OSError as error:
+                raise refusal(wanted.path, error) from error
+
     def _tree(self, own: ExitStack, wanted: Wanted, root: int, place: int) -> tuple[int, Granted]:
         attributes = ATTRIBUTES | (0 if wanted.writable else kernel.MOUNT_ATTR_RDONLY)
         disk, unmapped = _disk(wanted, root) if self._shown and wanted.mapped else (None, "")
@@ -98,6 +115,16 @@ class Maker:
                 why = f"this host makes no user namespace: {error.strerror}"
                 raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot grant directories: {why}") from error
         return self._namespaces[disk]
+
+
+def _check_regular(wanted: WantedFile, status: os.stat_result) -> None:
+    """Raises KeepfleetError unless a regular file with one name was found, which no other user can have put there."""
+    if not stat.S_ISREG(status.st_mode):
+        why = "it is no regular file, as standard input and secrets are"
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot grant {wanted.path}: {why}")
+    if status.st_nlink > 1:
+        why = "the file has a second name (a hard link), which may lie anywhere"
+        raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot grant {wanted.path}: {why}")
 
 
 def _disk(wanted: Wanted, root: int) -> tuple[DiskIds | None, str]:

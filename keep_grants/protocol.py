@@ -1,12 +1,15 @@
 """What the manager asks of the helper and what that answers: one packet each way on a SOCK_SEQPACKET socket.
 
-The answer is `{"granted": […]}` with one descriptor for each directory in order, or `{"error": …}` and none: a request
-is granted whole or not at all. Import rule: the standard library and the light part of keep_protocol.
+The answer is `{"granted": […]}` with one descriptor for each directory and then each file, in order, or `{"error": …}`
+and none: a request is granted whole or not at all.
+
+Import rule: the standard library and the light part of keep_protocol.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -22,8 +25,10 @@ SOCKET_NAME = "keepfleet-grants.sock"
 """Below /run, or a user's own runtime directory."""
 MAX_DIRECTORIES = 16
 """As many as a workload may be granted."""
+MAX_FILES = 17
+"""Standard input, and as many secrets as a workload may have."""
 MAX_REQUEST = 192 * 1024
-"""Twice what 16 of the longest paths in ASCII take; the kernel takes a packet of 208 KiB."""
+"""What 33 of the longest paths in ASCII take, and a third more; the kernel takes a packet of 208 KiB."""
 MAX_ANSWER = 64 * 1024
 ANSWER_SECONDS = 5.0
 """A warm helper answers in some milliseconds and a cold one in a tenth of a second: this covers a host fifty times
@@ -31,9 +36,13 @@ busier, and a file system that hangs holds up one start for no longer."""
 FIRST_DYNAMIC, LAST_DYNAMIC = 61184, 65519
 """The users that systemd makes for units with DynamicUser= (https://systemd.io/UIDS-GIDS)."""
 LAST_ID = 2**32 - 2
-_ROOM = socket.CMSG_SPACE(MAX_DIRECTORIES * 4)
+_ROOM = socket.CMSG_SPACE((MAX_DIRECTORIES + MAX_FILES) * 4)
 """For the descriptors of an answer."""
 _WHAT = "request to the grants helper"
+
+
+def _joined(root: str, rest: str) -> str:
+    return root if rest == "." else os.path.join(root, rest)
 
 
 class DiskIds(Record):
@@ -63,14 +72,27 @@ class Wanted(Record):
     @property
     def path(self) -> str:
         """The directory's own path."""
-        return self.root if self.rest == "." else os.path.join(self.root, self.rest)
+        return _joined(self.root, self.rest)
+
+
+class WantedFile(Record):
+    """One regular file, to be read: `rest` below `root`."""
+
+    root: str = field(Text(4095, r"/[^\0]*"))
+    rest: str = field(Text(4095, r"[^\0/][^\0]*"))
+
+    @property
+    def path(self) -> str:
+        """The file's own path."""
+        return _joined(self.root, self.rest)
 
 
 class GrantRequest(Record):
-    """Directories for one keep. keep: who it is, None in a user's own instance, where every keep is that user."""
+    """What one keep is granted. keep: who it is, None in a user's own instance, where every keep is that user."""
 
     directories: tuple[Wanted, ...] = field(Items(Nested(Wanted, "directory", strict=True), MAX_DIRECTORIES))
     keep: KeepIds | None = field(Maybe(Nested(KeepIds, "keep", strict=True)), default=None)
+    files: tuple[WantedFile, ...] = field(Items(Nested(WantedFile, "file", strict=True), MAX_FILES), default=())
 
     def encode(self) -> bytes:
         """The packet."""
@@ -78,15 +100,15 @@ class GrantRequest(Record):
 
 
 class Granted(Record):
-    """What became of one directory. disk: whose the files in it are on disk, None where they are the keep's own;
-    lacks: what protects it less than usual, and why, or ""."""
+    """What became of one directory or file. disk: whose the files in a directory are on disk, None where they are the
+    keep's own; lacks: what protects it less than usual, and why, or ""."""
 
     disk: DiskIds | None = field(Maybe(Nested(DiskIds, "owner")), default=None)
     lacks: str = field(Text(4096), default="")
 
 
 class _Answer(Record):
-    granted: tuple[Granted, ...] = field(Items(Nested(Granted, "granted"), MAX_DIRECTORIES))
+    granted: tuple[Granted, ...] = field(Items(Nested(Granted, "granted"), MAX_DIRECTORIES + MAX_FILES))
 
 
 def decode_request(packet: bytes) -> GrantRequest:
@@ -107,7 +129,7 @@ def encode_error(error: KeepfleetError) -> bytes:
 def ask(
     held: ExitStack, path: str, request: GrantRequest, seconds: float = ANSWER_SECONDS
 ) -> list[tuple[int, Granted]]:
-    """The directories that `request` asks the helper at `path` for, in its order; `held` closes their descriptors.
+    """The directories, and then the files, that `request` asks the helper at `path` for; `held` closes them.
 
     It blocks for at most `seconds`, so call it in a thread. Raises the helper's error, or KeepfleetError(UNAVAILABLE)
     where it does not answer.
@@ -130,7 +152,7 @@ def ask(
         raise _unreachable(path, ConnectionResetError())
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         raise _distrusted("its answer is too long")
-    return _checked(packet, descriptors, len(request.directories))
+    return _checked(packet, descriptors, request)
 
 
 def _limit(sock: socket.socket, deadline: float) -> None:
@@ -146,20 +168,32 @@ def _limit(sock: socket.socket, deadline: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, value)
 
 
-def _checked(packet: bytes, descriptors: list[int], count: int) -> list[tuple[int, Granted]]:
+def _checked(packet: bytes, descriptors: list[int], request: GrantRequest) -> list[tuple[int, Granted]]:
     answer = strict_json.loads_object(packet, MAX_ANSWER, "the answer of the grants helper")
     if "error" in answer:
         raise error_from_wire(answer["error"])
     granted = parse(_Answer, answer, "answer of the grants helper").granted
+    directories = len(request.directories)
+    count = directories + len(request.files)
     if not len(granted) == len(descriptors) == count:
-        raise _distrusted(f"it was asked for {count} directories and brings {len(descriptors)}")
-    if not all(stat.S_ISDIR(os.fstat(descriptor).st_mode) for descriptor in descriptors):
+        raise _distrusted(f"it was asked for {count} directories and files and brings {len(descriptors)}")
+    if not all(stat.S_ISDIR(os.fstat(descriptor).st_mode) for descriptor in descriptors[:directories]):
         raise _distrusted("not all that it brings are directories")
+    if not all(_is_file_for_reading(descriptor) for descriptor in descriptors[directories:]):
+        raise _distrusted("not all that it brings are regular files, opened for reading alone")
     return list(zip(descriptors, granted, strict=True))
 
 
+def _is_file_for_reading(descriptor: int) -> bool:
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    readable = flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_PATH
+    return readable and stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
 def _distrusted(why: str) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.INTERNAL, f"cannot grant directories: cannot trust the grants helper: {why}")
+    return KeepfleetError(
+        ErrorKind.INTERNAL, f"cannot grant directories or files: cannot trust the grants helper: {why}"
+    )
 
 
 def _unreachable(path: str, error: OSError) -> KeepfleetError:
@@ -176,4 +210,4 @@ def _unreachable(path: str, error: OSError) -> KeepfleetError:
         why = f"the grants helper ended before it answered; {look}"
     else:
         why = known.get(error.errno or 0, f"the grants helper cannot be reached at {path}: {error.strerror}")
-    return KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot grant directories: {why}")
+    return KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot grant directories or files: {why}")

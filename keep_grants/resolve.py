@@ -2,7 +2,7 @@
 
 Every path is resolved by openat2 from the root's descriptor, so that the kernel, and not a comparison of names, keeps
 it below, whatever is renamed meanwhile. What was found is looked at first, as opening a device or a pipe may do
-something or wait. Import rule: that of keep_grants; the manager imports this file for single files.
+something or wait. Import rule: that of keep_grants; the manager imports this file for `keep` alone.
 """
 
 from __future__ import annotations

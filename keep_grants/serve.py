@@ -28,7 +28,7 @@ MANAGER_UNIT, HELPER_UNIT = "keep-manager.service", "keepfleet-grants.service"
 
 Check = Callable[[socket.socket], None]
 Prepare = Callable[[], str]
-"""Makes ready for mounts, in the process of one request: "", or why directories are opened as they are."""
+"""Makes ready for mounts, in the process of one request: "", or why all is opened as it is."""
 
 
 def say(text: str) -> None:
@@ -78,7 +78,8 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 
 def _stranger(who: str) -> KeepfleetError:
     return KeepfleetError(
-        ErrorKind.FORBIDDEN, f"cannot grant directories: only {MANAGER_UNIT} may ask for them, and this is {who}"
+        ErrorKind.FORBIDDEN,
+        f"cannot grant directories or files: only {MANAGER_UNIT} may ask for them, and this is {who}",
     )
 
 
@@ -91,7 +92,8 @@ def prepared(blind: str, *, mapped: bool) -> str:
     if blind:
         look = f"look for what gives {HELPER_UNIT} one, as PrivateMounts= or ProtectHome= in a drop-in: systemctl cat"
         raise KeepfleetError(
-            ErrorKind.CONFIGURATION, f"cannot grant directories: cannot trust the grants helper: {blind}; {look}"
+            ErrorKind.CONFIGURATION,
+            f"cannot grant directories or files: cannot trust the grants helper: {blind}; {look}",
         )
     return "" if mapped else own_namespaces()
 
@@ -108,10 +110,11 @@ def answer(connection: socket.socket, check: Check, prepare: Prepare, *, mapped:
             request = decode_request(packet)
             if mapped and request.keep is None:
                 raise KeepfleetError(
-                    ErrorKind.BAD_REQUEST, "cannot grant directories: the request names no keep's user"
+                    ErrorKind.BAD_REQUEST, "cannot grant directories or files: the request names no keep's user"
                 )
             with Maker(request.keep if mapped else None, prepare()) as maker:
                 made = [maker.make(held, wanted) for wanted in request.directories]
+                made += [maker.open(held, wanted) for wanted in request.files]
         except KeepfleetError as error:
             say(f"refused: {error.message}")
             connection.send(encode_error(error))

@@ -62,7 +62,7 @@ def own_processor_seconds(pid: int) -> float | None:
     """
     try:
         return time.clock_gettime(~pid << 3 | _OF_A_PROCESS)
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, TypeError):  # for a number that no process can have; from 3.14 on a TypeError
         return None
 
 

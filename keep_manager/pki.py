@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from keep_manager.model import ClientIdentity
 from keep_protocol import tls
 from keep_protocol.certificate import check_client, read_certificate
+from keep_protocol.constants import MAX_CA_FILE_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import identity_of
 from keep_protocol.revocation import RevokedFile
@@ -25,8 +26,6 @@ from keep_protocol.revocation import RevokedFile
 LOG = logging.getLogger("keepfleet.pki")
 EXPIRY_WARNING = datetime.timedelta(days=30)
 """Long enough before the end that a monthly look at the log finds it."""
-MAX_PEM_BYTES = 256 * 1024
-"""A hundred CAs in one file; a keep reads no longer one."""
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]*-----END CERTIFICATE-----")
 
 
@@ -110,11 +109,11 @@ def _certificates(path: str) -> Iterator[bytes]:
     """The certificates of a PEM file in DER, at least one. Raises KeepfleetError(CERTIFICATE)."""
     try:
         with open(path, "rb", opener=_no_link) as file:
-            data = file.read(MAX_PEM_BYTES + 1)
+            data = file.read(MAX_CA_FILE_BYTES + 1)
     except OSError as error:
         raise _unread(path, error) from error
-    if len(data) > MAX_PEM_BYTES:
-        raise _unusable(path, f"it is over {MAX_PEM_BYTES} bytes")
+    if len(data) > MAX_CA_FILE_BYTES:
+        raise _unusable(path, f"it is over {MAX_CA_FILE_BYTES} bytes")
     try:
         blocks = _PEM.findall(data.decode("ascii"))
         found = [ssl.PEM_cert_to_DER_cert(block) for block in blocks]

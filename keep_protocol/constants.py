@@ -57,6 +57,9 @@ MAX_MANAGER_BODY = 64 * 1024
 MAX_CERTIFICATE_NAMES = 16
 """DNS names and addresses a keep's certificate may carry besides the address it listens on."""
 
+MAX_CA_FILE_BYTES = 256 * 1024
+"""A hundred CAs in one file, which the manager refuses where it is longer, and a keep does not read further."""
+
 UNIT_PATTERN = "keep@*.service"
 _UNIT = r"keep@([1-9][0-9]{0,15})\.service"
 _KUUID = "[1-9][0-9]{0,15}"

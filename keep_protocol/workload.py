@@ -19,6 +19,8 @@ MAX_STRINGS_BYTES = 2 * 1024 * 1024
 MAX_STRINGS = 65536
 MAX_DIRECTORIES = 16
 MAX_SECRETS = 16
+MAX_SECRET_BYTES = 1024 * 1024
+"""A key, a token or a certificate has some kilobytes, and each secret is copied into the keep's memory."""
 MAX_EXPORT = 256
 INPUT = "input"
 """The name of the descriptor over which a streamed standard input comes."""

@@ -196,7 +196,8 @@ def findings(
         found.append(f"{version.current} names another version; run: keepctl install")
     if where.reload and is_manager_running(where) and GRANTS[0] not in units(where.variant, "active", GRANTS[0]):
         user = " --user" if where.variant == "user" else ""
-        found.append(f"{GRANTS[0]} is down: no directory can be granted; run: systemctl{user} restart {GRANTS[0]}")
+        what = "no directory, file or secret can be granted"
+        found.append(f"{GRANTS[0]} is down: {what}; run: systemctl{user} restart {GRANTS[0]}")
     name = f"root-{digest_of(contents(trees.target), trees.target)}"
     tree = read_tree(os.path.join(where.trees, name))
     if tree is None and where.trees != SYSTEM_TREES:

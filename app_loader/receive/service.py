@@ -13,10 +13,10 @@ import select
 import socket
 import sys
 
-from app_loader.limits import MAX_CLIENT_CA_BYTES
 from app_loader.receive.identity import make_identity, read_identity
 from app_loader.reports import Reporter
 from app_loader.settings import Passed, Settings, claim, read_settings
+from keep_protocol.constants import MAX_CA_FILE_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.reports import CHECKS, IDENTITY, READY_PACKET, Report, ReportType
@@ -79,6 +79,6 @@ def _client_comes(listener: int) -> bool:
 
 def _client_ca(descriptor: int) -> str:
     try:
-        return os.pread(descriptor, MAX_CLIENT_CA_BYTES, 0).decode("ascii")
+        return os.pread(descriptor, MAX_CA_FILE_BYTES, 0).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot read the client CA: {error}") from error

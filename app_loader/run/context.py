@@ -11,12 +11,11 @@ import stat
 
 from app_loader.engine.foreign import EngineError
 from app_loader.engine.store import Wasi
-from app_loader.limits import MAX_SECRET_BYTES
 from app_loader.settings import Grants
 from keep_isolation import landlock
 from keep_protocol.constants import SECRETS_DIRECTORY
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.workload import SECRETS_GUEST
+from keep_protocol.workload import MAX_SECRET_BYTES, SECRETS_GUEST
 
 PROGRAM = "workload.wasm"
 """The guest's argv[0]: the module has no name of its own."""

@@ -14,7 +14,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from keep_manager.callers import GrantRoot
 from keep_manager.model import Provision
-from keep_manager.providers import endpoint, module, output, secrets
+from keep_manager.providers import endpoint, module, output
 from keep_manager.providers.files import Files
 from keep_manager.providers.module import OpenModule
 from keep_manager.providers.output import JOURNAL_SOCKET, MakeFiles
@@ -43,7 +43,6 @@ class Providers:
             endpoint.opener(client_ca, revoked),
             module.opener(open_module),
             files.opened,
-            secrets.opened,
             output.opener(make_output, journal),  # last: what another one refuses has left nothing behind
         )
 

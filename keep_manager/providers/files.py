@@ -1,11 +1,15 @@
-"""Provides the workload's description, its standard input, and its directories, which a helper makes mounts of."""
+"""Provides the workload's description, and what it is granted: standard input, directories and secrets.
+
+A helper opens them, in one request, on the host's own tree: the manager has a mount namespace of its own, in which it
+could miss what was mounted later. Which of the caller's roots a path lies below is decided here.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -16,28 +20,28 @@ from keep_grants.protocol import (
     GrantRequest,
     KeepIds,
     Wanted,
+    WantedFile,
     ask,
 )
 from keep_grants.resolve import keep
 from keep_manager.callers import KEEP_ITSELF, GrantRoot, numbers_of
-from keep_manager.model import Provision, UnixUser
-from keep_manager.providers.opening import check_regular, open_file, root_for
-from keep_protocol.api_workload import GrantKind, WorkloadRequest
+from keep_manager.model import Caller, Provision, UnixUser
+from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest
 from keep_protocol.constants import unit_name
 from keep_protocol.control import WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import Compiler, Profile
-from keep_protocol.workload import Workload
+from keep_protocol.workload import MAX_SECRET_BYTES, Workload
 
 LOG = logging.getLogger("keepfleet.grants")
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 NO_KEEP = UnixUser(FIRST_DYNAMIC, FIRST_DYNAMIC)
-"""For whom a directory is made that no keep gets: when a root is tried, or a start checked before there is a keep."""
+"""For whom is opened what no keep gets: when a root is tried, or a start checked before there is a keep."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Opens what a workload is granted but its secrets. helper: the socket of the helper that makes directories;
+    """Opens what a workload is granted. helper: the socket of the helper that does it;
     mapped: whether each keep is a user of its own, as in the system's instance."""
 
     helper: str
@@ -56,18 +60,27 @@ class Files:
             workload = workload.replace(restart=spec.restart)
         found = {WORKLOAD_DESCRIPTOR: _sealed(held, workload.to_json())}
         roots, caller = provision.allowed.grant_roots, provision.caller
-        directories: dict[str, Wanted] = {}
-        for name, grant in zip(request.opened_names, request.grants, strict=True):
+        directories: list[Wanted] = []
+        files: list[WantedFile] = []
+        for grant in request.grants:
+            root, rest = root_for(grant, roots, caller)
             if grant.kind is GrantKind.DIRECTORY:
-                directories[name] = _wanted(*root_for(grant, roots, caller), writable=grant.writable)
-            elif grant.kind is GrantKind.STDIN:
-                found[name] = open_file(held, grant, roots, caller, check_regular)
-        if directories:
-            made = self._ask(held, list(directories.values()), provision.user or NO_KEEP)
-            for (name, wanted), (descriptor, granted) in zip(directories.items(), made, strict=True):
-                found[name] = descriptor
-                if provision.user:
-                    LOG.info("%s: granted %s", unit_name(provision.kuuid), described(wanted, granted))
+                directories.append(_wanted(root, rest, writable=grant.writable))
+            else:
+                files.append(WantedFile(root.path, rest))
+        if not request.grants:
+            return found
+        made = self._ask(held, directories, provision.user or NO_KEEP, files)
+        opened_directories, opened_files = iter(made), iter(made[len(directories) :])
+        for name, grant in zip(request.opened_names, request.grants, strict=True):
+            descriptor, _ = next(opened_directories if grant.kind is GrantKind.DIRECTORY else opened_files)
+            if grant.kind is GrantKind.SECRET and os.fstat(descriptor).st_size > MAX_SECRET_BYTES:
+                why = f"a secret has at most {MAX_SECRET_BYTES} bytes"
+                raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot grant {grant.path}: {why}")
+            found[name] = descriptor
+        if provision.user:
+            for wanted, (_, granted) in zip(directories, made, strict=False):
+                LOG.info("%s: granted %s", unit_name(provision.kuuid), described(wanted, granted))
         return found
 
     def tried(self, root: GrantRoot) -> str:
@@ -77,9 +90,26 @@ class Files:
             ((_, granted),) = self._ask(held, [wanted], NO_KEEP)
         return described(wanted, granted)
 
-    def _ask(self, held: ExitStack, wanted: list[Wanted], user: UnixUser) -> list[tuple[int, Granted]]:
+    def _ask(
+        self, held: ExitStack, directories: Sequence[Wanted], user: UnixUser, files: Sequence[WantedFile] = ()
+    ) -> list[tuple[int, Granted]]:
         keep_ids = KeepIds(user.uid, user.gid) if self.mapped else None
-        return ask(held, self.helper, GrantRequest(tuple(wanted), keep_ids))
+        return ask(held, self.helper, GrantRequest(tuple(directories), keep_ids, tuple(files)))
+
+
+def root_for(grant: Grant, roots: Sequence[GrantRoot], caller: Caller) -> tuple[GrantRoot, str]:
+    """The nearest root that `grant` lies below, and the rest of its path. Raises KeepfleetError(FORBIDDEN). Pure."""
+    above = [root for root in roots if f"{grant.path}/".startswith(f"{root.path.rstrip('/')}/")]
+    fit = [root for root in above if root.writable or not grant.writable]
+    if not fit:
+        why = "may only be read" if above else "lies below no directory from which anything may be granted"
+        raise KeepfleetError(
+            ErrorKind.FORBIDDEN,
+            f"cannot grant {grant.path}: for {caller.who} it {why}; "
+            "the manager's configuration sets that, under callers",
+        )
+    nearest = max(fit, key=lambda root: len(root.path))
+    return nearest, grant.path[len(nearest.path.rstrip("/")) :].strip("/") or "."
 
 
 def described(wanted: Wanted, granted: Granted) -> str:

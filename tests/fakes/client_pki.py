@@ -12,7 +12,7 @@ from keep_protocol.tls import fingerprint_of, server_context
 from keepctl import authority, files, pki
 from keepctl.layout import Layout
 
-NAMES = ("localhost", "127.0.0.1", "::1")
+NAMES = ("localhost", "127.0.0.1", "127.0.0.2", "::1")
 
 
 class Pki:

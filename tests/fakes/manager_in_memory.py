@@ -38,8 +38,8 @@ class ManagerInMemory(TlsPeer):
     when it was obeyed and the answer is `lost`. `is_older`: it does not know a creation with a start in it.
     """
 
-    def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str) -> None:
-        super().__init__(context, self._serve_connection, concurrent=True)
+    def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str, address: str = "127.0.0.1") -> None:
+        super().__init__(context, self._serve_connection, concurrent=True, address=address)
         self.followers = Followers()
         self.output: defaultdict[int, OutputInMemory] = defaultdict(OutputInMemory)
         self.input: defaultdict[int, bytearray] = defaultdict(bytearray)

@@ -21,10 +21,12 @@ class TlsPeer:
     away.
     """
 
-    def __init__(self, context: ssl.SSLContext | None, handler: Handler, concurrent: bool = False) -> None:
+    def __init__(
+        self, context: ssl.SSLContext | None, handler: Handler, concurrent: bool = False, address: str = "127.0.0.1"
+    ) -> None:
         self._context, self._handler, self._concurrent = context, handler, concurrent
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((address, 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self.refused = self.accepted = 0
 

@@ -18,6 +18,7 @@ from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.host import Host, message_of
 from tests.system.inside import detached
 from tests.system.life import SOON, Life, drop_in, example
+from tests.unit.app_loader import guests
 
 ROOT = "/run/granted-directories"
 OWNER = 5000
@@ -181,6 +182,43 @@ def test_a_file_system_mounted_below_is_granted_with_it(granting: Fleet) -> None
     assert host.run(["ls", f"{found}/sub"]).stdout.split() == ["seen"]
 
 
+def test_a_file_of_a_file_system_mounted_later_is_the_one_that_a_guest_reads(granting: Fleet) -> None:
+    """Where the mount above is private, what is mounted after the manager's start never appears in its namespace."""
+    host = granting.host
+    make = "mkdir late; echo hidden >late/in; echo hidden >late/token; mount -t tmpfs late late"
+    host.run(["sh", "-ec", f"cd {ROOT}/read; mount --bind . .; mount --make-private {ROOT}/read"])
+    try:
+        host.run(["sh", "-ec", f"cd {ROOT}/read; {make}; cd late; echo seen >in; echo t0ken >token; chmod 0600 *"])
+        secrets = [{"name": "token", "file": f"{ROOT}/read/late/token"}]
+        life = begun(granting, {"stdin": {"file": f"{ROOT}/read/late/in"}, "secrets": secrets})
+        host.run(["umount", f"{ROOT}/read/late"])
+        assert life.upload(guests.ECHO).status == 200
+        life.line("seen")
+        life.end(60)
+        host.run(["sh", "-ec", f"cd {ROOT}/read; mount -t tmpfs late late; echo t0ken >late/token"])
+        life, shows = begun(granting, {"secrets": secrets}), guests.Attempts()
+        shows.show("token")
+        assert life.upload(shows.module()).status == 200
+        life.line("t0ken")
+        life.end(60)
+    finally:
+        host.run(["sh", "-c", f"umount {ROOT}/read/late; umount {ROOT}/read"])
+
+
+def test_a_file_that_its_owner_alone_may_read_is_granted_from_a_home(granting: Fleet) -> None:
+    host = granting.host
+    place = "/home/granted-file"
+    host.run(["sh", "-ec", f"mkdir -p {place}; echo seen >{place}/in; chown -R {OWNER} {place}; chmod -R go= {place}"])
+    try:
+        with granting.configured(callers=f'{{"*": {{grant_roots: [{{path: {place}}}]}}}}'):
+            life = begun(granting, {"stdin": {"file": f"{place}/in"}})
+            assert life.upload(guests.ECHO).status == 200
+            life.line("seen")
+            life.end(60)
+    finally:
+        host.run(["rm", "-r", place])
+
+
 def test_a_file_system_that_cannot_be_mapped_is_refused_by_its_name_and_place(granting: Fleet) -> None:
     host = granting.host
     layers = f"lowerdir={ROOT}/l,upperdir={ROOT}/u,workdir={ROOT}/w"
@@ -248,7 +286,10 @@ def test_without_the_helper_a_start_fails_whole_and_says_what_to_do(granting: Fl
         doctor = granting.host.run(["keepctl", "doctor"], check=False)
     finally:
         granting.host.systemctl("restart", SOCKET)
-    assert f"{SOCKET} is down: no directory can be granted; run: systemctl restart {SOCKET}" in doctor.stdout
+    assert (
+        f"{SOCKET} is down: no directory, file or secret can be granted; run: systemctl restart {SOCKET}"
+        in doctor.stdout
+    )
     assert SOCKET not in granting.host.run(["keepctl", "doctor"], check=False).stdout
     assert error.kind is ErrorKind.UNAVAILABLE
     assert "there is no socket /run/keepfleet-grants.sock; run: systemctl restart keepfleet-grants" in error.message
@@ -260,8 +301,10 @@ def test_a_helper_that_could_miss_what_is_mounted_grants_nothing_and_says_why(gr
     with drop_in(granting.host, SERVICE, "[Service]\nPrivateMounts=yes\n"):
         granting.host.systemctl("stop", SERVICE)
         error = refusal(granting, workload)
+        of_a_file = refusal(granting, {"stdin": {"file": f"{ROOT}/read/list"}})
     granting.host.systemctl("stop", SERVICE)
-    assert error.kind is ErrorKind.CONFIGURATION
+    assert error.kind is of_a_file.kind is ErrorKind.CONFIGURATION
+    assert of_a_file.message == error.message
     assert "cannot trust the grants helper: it has a mount namespace of its own" in error.message
     assert begun(granting, workload).info.state is State.STARTED
 

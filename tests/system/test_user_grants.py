@@ -30,7 +30,7 @@ client = ManagerClient(Endpoint("127.0.0.1", int(sys.argv[1]), "the manager", ""
 BEGIN = f"""{CLIENT}
 kuuid = client.create().kuuid
 directories = [{{"host": home, "guest": "/in"}}, {{"host": home + "/out", "guest": "/out", "writable": True}}]
-given = {{"stdin": {{"file": home + "/in"}}, "arguments": [sys.argv[3]], "directories": directories}}
+given = {{"stdin": {{"file": sys.argv[4]}}, "arguments": [sys.argv[3]], "directories": directories}}
 client.start(kuuid, "127.0.0.1", int(sys.argv[2]), (), given)
 print(kuuid)
 """
@@ -66,8 +66,8 @@ def user(host: Host) -> Iterator[tuple[Host, int]]:
         host.systemctl("stop", MANAGER, SOCKET, user=USER)
 
 
-def lived(user: tuple[Host, int], report: str) -> dict[str, Any]:
-    """A keep's life, whose guest writes its report there."""
+def lived(user: tuple[Host, int], report: str, stdin: str = "in") -> dict[str, Any]:
+    """A keep's life, whose guest writes its report there, of what it reads from that file of the granted ones."""
     host, port = user
     module = host.path / "filter.wasm"
     module.write_bytes((EXAMPLES / "filter-c/filter.wasm").read_bytes())
@@ -77,7 +77,8 @@ def lived(user: tuple[Host, int], report: str) -> dict[str, Any]:
         command = ["/opt/keepfleet/bin/python", "-P", "-c", script, str(port), *arguments]
         return host.run(command, user=USER).stdout.strip()
 
-    kuuid = ran(BEGIN, str(free_port()), report)
+    home = host.run(["sh", "-c", "echo ~"], user=USER).stdout.strip()
+    kuuid = ran(BEGIN, str(free_port()), report, f"{home}/granted/{stdin}")
     loader = host.show(f"keep@{kuuid}.service", "MainPID", user=USER)["MainPID"]
     held = detached(host, int(loader))
     found: dict[str, Any] = json.loads(ran(END, kuuid, str(module)))
@@ -106,6 +107,8 @@ def test_a_file_system_mounted_while_the_helper_runs_is_granted_with_its_directo
     try:
         assert lived(user, "/out/later/report")["code"] == 0
         assert host.run(["ls", f"{place}/later"]).stdout == "report\n"
+        host.run(["sh", "-c", f"echo seen >{place}/later/in; chmod 0644 {place}/later/in"])
+        assert ["stdout", "1 SEEN"] in lived(user, "/out/later/report", "out/later/in")["lines"]
     finally:
         host.run(["umount", f"{place}/later"])
 

@@ -23,6 +23,24 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_teaches_to_read_a_keep_s_lines_by_a_field_that_any_user_can_write(page: Path) -> None:
+    """A line's sender chooses KEEP_ID and the like; only journald sets the unit that `-u` looks for."""
+    taught = re.findall(r"journalctl\b[^`\n]*\bKEEP_[A-Z]+=[^`\n]*", page.read_text(encoding="utf-8"))
+    assert [command for command in taught if not re.search(r" (-u|--unit=)", command)] == []
+
+
+def test_the_readme_says_all_that_a_host_needs() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "needs systemd, Python 3.11 or later and OpenSSL's library" in text
+
+
+def test_the_classifiers_name_every_python_that_is_supported() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = re.findall(r'"Programming Language :: Python :: 3\.([0-9]+)"', text)
+    assert named == ["11", "12", "13", "14"]
+
+
 def test_no_line_of_the_changelog_is_over_120_characters() -> None:
     lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if len(line) > 120] == []

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from app_loader.limits import MAX_SECRET_BYTES
 from app_loader.run.context import SecretFiles
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.reports import ReportType
 from keep_protocol.spec import RestartPolicy
-from keep_protocol.workload import Directory, Workload
+from keep_protocol.workload import MAX_SECRET_BYTES, Directory, Workload
 from tests.fakes.pki import Authority
 from tests.unit.app_loader.app_loader_process import AppLoaderProcess, as_root, ask, granted, put, run, wasm
 from tests.unit.app_loader.guests import CREATE, ECHO, PERM, REFUSED, SUCCESS, TRUNCATE, WORDS, WRITE, Attempts

@@ -201,6 +201,12 @@ def test_a_keep_listens_by_default_where_its_manager_is_reached(client: ManagerC
     assert again.start(client.create().kuuid).address == "127.0.0.1", "a first call finds it out"
 
 
+def test_a_keep_listens_by_default_at_the_very_address_by_which_its_manager_is_reached(pki: Pki) -> None:
+    with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint, "127.0.0.2") as fake:
+        client = ManagerClient(Endpoint("127.0.0.2", fake.port, "the manager"), pki.credentials().manager_context())
+        assert client.start(client.create().kuuid).address == "127.0.0.2"
+
+
 def test_the_pki_lies_where_the_variable_says_else_in_etc_for_root_else_in_the_home(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from keep_grants import kernel
 from keep_grants.mounts import Maker, MountTable, no_view_of_the_host
-from keep_grants.protocol import DiskIds, Granted, KeepIds, Wanted
+from keep_grants.protocol import DiskIds, Granted, KeepIds, Wanted, WantedFile
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a mount of a directory")
@@ -187,6 +189,24 @@ def test_a_user_s_own_directories_are_mounts_too_and_belong_to_whom_they_belong(
         assert os.fstat(directory).st_uid == OWNER.uid
         assert os.path.samestat(os.stat("..", dir_fd=directory), os.fstat(directory))
         assert os.fstatvfs(directory).f_flag & os.ST_RDONLY
+
+
+def test_a_file_is_read_whoever_owns_it_and_never_opened_again_for_writing(root: Path) -> None:
+    (root / "other").chmod(0o666)
+    with ExitStack() as held, Maker(KEEP) as maker:
+        descriptor, granted = maker.open(held, WantedFile(str(root), "other"))
+        assert (os.read(descriptor, 9), granted) == (b"other", Granted())
+        assert as_keep("os.open(f'/proc/self/fd/{d}', os.O_WRONLY)", descriptor) == os.strerror(errno.EROFS)
+        assert not MountTable().has(descriptor), "it is a mount that no path leads to"
+
+
+def test_a_file_system_goes_while_a_file_of_it_is_granted(root: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "later", root / "in"], check=True)
+    (root / "in" / "file").write_text("later")
+    with ExitStack() as held, Maker(KEEP) as maker:
+        descriptor, _ = maker.open(held, WantedFile(str(root), "in/file"))
+        subprocess.run(["umount", root / "in"], check=True)
+        assert os.read(descriptor, 9) == b"later"
 
 
 def test_a_file_system_is_named_that_cannot_be_mapped() -> None:

@@ -20,6 +20,7 @@ from keep_grants.protocol import (
     GrantRequest,
     KeepIds,
     Wanted,
+    WantedFile,
     ask,
     decode_request,
     encode_answer,
@@ -30,11 +31,15 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 
 WANTED = Wanted("/srv/alice", "out", True, DiskIds(1000, 1000))
 REQUEST = GrantRequest((WANTED, Wanted("/srv", ".", False)), KeepIds(61184, 65519))
+FILE = WantedFile("/etc", "passwd")
+ONE_FILE = GrantRequest((), KeepIds(61184, 65519), (FILE,))
 
 
 def test_a_request_arrives_as_it_was_sent() -> None:
     assert decode_request(REQUEST.encode()) == REQUEST
     assert [wanted.path for wanted in REQUEST.directories] == ["/srv/alice/out", "/srv"]
+    assert decode_request(ONE_FILE.encode()) == ONE_FILE
+    assert (FILE.path, WantedFile("/srv", ".").path) == ("/etc/passwd", "/srv")
 
 
 BAD = {
@@ -55,6 +60,9 @@ BAD = {
     "too many": {"directories": [WANTED.to_wire()] * 17},
     "an unknown field": {"mode": 0o777},
     "an unknown field of a directory": {"directories": [{**WANTED.to_wire(), "flags": 1}]},
+    "a file by an absolute rest": {"files": [{"root": "/srv", "rest": "/etc/shadow"}]},
+    "a file to be written to": {"files": [{**FILE.to_wire(), "writable": True}]},
+    "too many files": {"files": [FILE.to_wire()] * 18},
     "no directories": {"directories": None},
 }
 
@@ -87,7 +95,9 @@ class Answering:
         self.listener.bind(self.path)
         self.listener.listen(1)
 
-    def ask(self, reply: Callable[[socket.socket], object], seconds: float = 20.0) -> list[tuple[int, Granted]]:
+    def ask(
+        self, reply: Callable[[socket.socket], object], seconds: float = 20.0, request: GrantRequest = REQUEST
+    ) -> list[tuple[int, Granted]]:
         """What `ask` makes of `reply`; whatever it opens is closed again."""
 
         def serve() -> None:
@@ -100,7 +110,7 @@ class Answering:
         server.start()
         try:
             with ExitStack() as held:
-                return ask(held, self.path, REQUEST, seconds)
+                return ask(held, self.path, request, seconds)
         finally:
             server.join()
 
@@ -114,11 +124,11 @@ def answering(tmp_path: Path) -> Iterator[Answering]:
     assert len(os.listdir("/proc/self/fd")) == before, "it left a descriptor open"
 
 
-def sent(packet: bytes, *paths: str) -> Callable[[socket.socket], object]:
+def sent(packet: bytes, *paths: str, flags: int = os.O_RDONLY) -> Callable[[socket.socket], object]:
     """Sends this packet with these files opened."""
 
     def reply(connection: socket.socket) -> None:
-        descriptors = [os.open(path, os.O_RDONLY) for path in paths]
+        descriptors = [os.open(path, flags) for path in paths]
         try:
             socket.send_fds(connection, [packet], descriptors)
         finally:
@@ -164,6 +174,28 @@ def test_an_answer_of_another_shape_is_an_error_and_leaves_nothing_open(
 ) -> None:
     with pytest.raises(KeepfleetError):
         answering.ask(reply)
+
+
+ONE = encode_answer((Granted(),))
+
+
+def test_an_answer_brings_a_file_that_was_asked_for(answering: Answering) -> None:
+    assert [granted for _, granted in answering.ask(sent(ONE, "/etc/passwd"), request=ONE_FILE)] == [Granted()]
+
+
+@pytest.mark.parametrize(
+    ("path", "flags"),
+    [("", os.O_RDWR), ("", os.O_WRONLY), ("", os.O_PATH), ("/", os.O_RDONLY), ("/dev/null", os.O_RDONLY)],
+)
+def test_what_is_no_regular_file_opened_for_reading_alone_is_taken_from_no_helper(
+    answering: Answering, tmp_path: Path, path: str, flags: int
+) -> None:
+    (tmp_path / "file").touch()
+    path = path or str(tmp_path / "file")
+    with pytest.raises(KeepfleetError) as caught:
+        answering.ask(sent(ONE, path, flags=flags), request=ONE_FILE)
+    assert caught.value.kind is ErrorKind.INTERNAL
+    assert "not all that it brings are regular files, opened for reading alone" in caught.value.message
 
 
 def test_a_helper_that_ends_first_is_said_to_have(answering: Answering) -> None:

@@ -209,6 +209,7 @@ def test_the_managers_configuration_is_written_once_and_then_left_alone(run: Run
     run("init")
     path = directory.parent / "manager.yaml"
     assert f"pki: '{directory}'" in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "who may do what is nobody's business but the manager's"
     path.write_text("port: 4030\n")
     other = directory.parent / "second"
     assert run("init", "--pki", str(other)).exit_code == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app_loader.receive.requests import STATUS_OF as STATUS_OF_A_KEEP
 from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.http.errors import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
@@ -318,6 +319,10 @@ def test_every_job_result_but_done_is_an_error_with_its_evidence(result: str) ->
 def test_every_kind_of_error_has_its_status() -> None:
     assert set(STATUS_OF) == set(ErrorKind)
     assert all(status >= 400 for status in STATUS_OF.values())
+
+
+def test_a_kind_of_error_has_one_status_in_the_manager_and_in_a_keep() -> None:
+    assert {kind: int(STATUS_OF[kind]) for kind in STATUS_OF_A_KEEP} == STATUS_OF_A_KEEP
 
 
 def test_the_original_s_answer_to_an_unknown_command_is_kept() -> None:

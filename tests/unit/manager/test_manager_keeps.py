@@ -19,12 +19,13 @@ from keep_manager.keeps import creation, decide, manager
 from keep_manager.keeps.creation import spec_for
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
+from keep_manager.loader_client import Loaders
 from keep_manager.model import Answer, UnitState
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
 from keep_protocol.constants import STOP_REPLY_SECONDS, TERM_SECONDS
-from keep_protocol.control import OUTPUT_DESCRIPTORS, START_DESCRIPTORS, CommandType, StartMessage
+from keep_protocol.control import OUTPUT_DESCRIPTORS, START_DESCRIPTORS, Command, CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import Limits
@@ -703,6 +704,14 @@ async def test_a_stop_waits_for_a_process_that_takes_its_time_to_die(
     monkeypatch.setattr(manager, "STOP_SECONDS", 0.0)
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     await keeps.start(StartKeep(kuuid), ALICE)
+    waits: list[float] = []
+
+    async def ask(loaders: Loaders, kuuid: int, command: Command, seconds: float = 0.0) -> Answer:
+        waits.append(seconds)
+        async with loaders.session(kuuid) as session:
+            return await session.ask(command, seconds)
+
+    monkeypatch.setattr(Loaders, "ask", ask)
     loader = units.loaders[kuuid]
     loader.dies = asyncio.Event()
     loader.heard.clear()
@@ -712,6 +721,7 @@ async def test_a_stop_waits_for_a_process_that_takes_its_time_to_die(
     assert not stopping.done()
     loader.dies.set()
     assert (await stopping).state is State.COMPLETE
+    assert waits == [STOP_REPLY_SECONDS]
 
 
 async def test_a_quota_counts_creations_that_are_under_way(units: FakeUnits, place: Path, policy: Policy) -> None:

@@ -21,12 +21,12 @@ from keep_manager.callers import GrantRoot
 from keep_manager.folders import Folders
 from keep_manager.keeps.policy import DEFAULT_CEILINGS
 from keep_manager.model import Allowance, Provision, UnixUser
-from keep_manager.providers import Providers, secrets
+from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest, parse_workload
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import KeepSpec
-from keep_protocol.workload import Directory, Workload, workload_from_json
+from keep_protocol.workload import MAX_SECRET_BYTES, Directory, Workload, workload_from_json
 from tests.fakes.callers import ALICE
 from tests.fakes.grants_helper import grants_helper
 
@@ -109,7 +109,7 @@ def granted(request: WorkloadRequest, allowance: Allowance) -> Iterator[tuple[in
     """What the providers open, in the order of its names."""
     with ExitStack() as held:
         provision = provided(allowance, request)
-        found = {**FILES.opened(provision, held), **secrets.opened(provision, held)}
+        found = FILES.opened(provision, held)
         assert tuple(found) == ("workload", *request.workload.grant_names)
         yield tuple(found.values())
 
@@ -267,7 +267,7 @@ def test_a_device_is_no_standard_input() -> None:
 
 def test_a_secret_that_is_too_long_is_refused(root: Path) -> None:
     with open(root / "key", "wb") as file:
-        file.truncate(secrets.MAX_SECRET_BYTES + 1)
+        file.truncate(MAX_SECRET_BYTES + 1)
     assert refusal(secret(root / "key"), allowed(root)).kind is ErrorKind.TOO_LARGE
 
 
@@ -326,12 +326,20 @@ def test_a_directory_removed_while_it_is_granted_stays_an_empty_directory(root: 
         assert os.listdir(place) == []
 
 
-def test_the_manager_s_unit_leaves_it_the_call_that_grants_need() -> None:
-    """RestrictSUIDSGID= answers every openat2 with ENOSYS; seen on systemd 252."""
-    files = list((Path(__file__).resolve().parents[3] / "units").glob("*/keep-manager.service"))
-    assert len(files) == 2
-    for file in files:
-        assert "RestrictSUIDSGID=yes" not in file.read_text().splitlines(), file
+def test_a_manager_that_cannot_reach_the_helper_grants_no_file_either(root: Path, tmp_path: Path) -> None:
+    alone, request = Files(str(tmp_path / "none"), mapped=False), asked(secret(root / "key"))
+    with ExitStack() as held, pytest.raises(KeepfleetError) as caught:
+        alone.opened(provided(allowed(root), request), held)
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+    assert "cannot grant directories or files: there is no socket" in caught.value.message
+
+
+def test_a_file_that_is_granted_can_be_opened_again_for_reading_alone(root: Path) -> None:
+    (root / "key").chmod(0o666)
+    with granted(asked(secret(root / "key")), allowed(root)) as (_, key):
+        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+            os.open(f"/proc/self/fd/{key}", os.O_RDWR)
+        assert os.fstatvfs(key).f_flag & (os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC) == 15
 
 
 @pytest.fixture
