@@ -596,8 +596,7 @@ class Supervisor:
             self._stopped(self._stopped_meanwhile)
             return
         self._store.drop(PIPE_NAMES)
-        measured = outcome if self._recording is None else self._recording.measured(outcome)
-        self._keep.move(Event.RESTART, f"starting the workload again: {outcome.text}", measured)
+        self._keep.move(Event.RESTART, f"starting the workload again: {outcome.text}", self._measured(outcome))
 
     def _stopped(self, by: str) -> None:
         stopped = Outcome(OutcomeKind.STOPPED, f"stopped by {by}", ended_at=round(time.time(), 3), by=by)
@@ -623,16 +622,22 @@ class Supervisor:
     def _concluded(self, event: Event, why: str, outcome: Outcome | None) -> None:
         """The record is written first, and what would be needed to go on given up after it: a loader that is killed in
         between finds the end."""
+        if outcome is not None:
+            outcome = self._measured(outcome)
         keep, recording, self._recording = self._keep, self._recording, None
         self._ending = False
-        if recording is not None and outcome is not None:
-            outcome = recording.measured(outcome)
         keep.change(journal_gone=False)
         keep.move(event, why, outcome)
         if recording is not None:
             recording.close()
         self._store.drop_all()
         keep.leave_record()
+
+    def _measured(self, outcome: Outcome) -> Outcome:
+        """The outcome with what became of the output, where there is any."""
+        if self._recording is None:
+            return outcome
+        return self._recording.measured(outcome, stored=not self._keep.private.unstored)
 
     def _close_input(self) -> None:
         close_all(self._input_socket)
