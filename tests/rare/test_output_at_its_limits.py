@@ -3,8 +3,10 @@ without a manager, a ring that its loader damages."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
+import random
 import subprocess
 import threading
 import time
@@ -136,14 +138,15 @@ def test_a_manager_without_descriptors_for_all_who_follow_finds_every_keep_and_s
 
 @contextlib.contextmanager
 def full_disk_of_the_journal(fleet: Fleet) -> Iterator[None]:
-    """journald's files on a file system that something else fills up."""
+    """journald's files on a file system that something else fills up, also with what journald gives up of its own."""
     host = fleet.host
     host.run(["mkdir", "-p", JOURNALS])
     host.run(["mount", "-t", "tmpfs", "-o", "size=16M,mode=2755", "full", JOURNALS])
     try:
         host.systemctl("restart", "systemd-journald")
-        host.run(["sh", "-c", f"cat /dev/zero >{JOURNALS}/filler"], check=False)
-        yield
+        fills = f"while :; do cat /dev/zero >>{JOURNALS}/filler; sleep 0.05; done 2>/dev/null"
+        with host.popen(["sh", "-c", fills]):
+            yield
     finally:
         host.run(["umount", "-l", JOURNALS])
         host.systemctl("restart", "systemd-journald")
@@ -152,7 +155,8 @@ def full_disk_of_the_journal(fleet: Fleet) -> Iterator[None]:
 def test_a_journal_whose_disk_is_full_costs_readers_nothing_and_the_outcome_does_not_say_that_it_has_everything(
     fleet: Fleet,
 ) -> None:
-    text = b"".join(b"line %d\n" % number for number in range(100_000))
+    some = random.Random(9)  # or journald packs it into the file that it has
+    text = b"".join(base64.b64encode(some.randbytes(60)) + b"\n" for _ in range(30_000))
     said = "/run/manager-said"
     with drop_in(fleet.host, MANAGER, f"[Service]\nStandardError=append:{said}\n"), full_disk_of_the_journal(fleet):
         life = Life.awaiting(fleet)
