@@ -218,6 +218,17 @@ async def test_an_ended_keep_whose_unit_is_stopped_by_hand_is_gone_with_its_file
     assert files(place) == []
 
 
+async def test_a_unit_that_is_stopped_by_hand_is_noticed_without_a_signal(
+    parts: ManagerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
+    kuuid = await ended(parts)
+    parts.tasks.start(parts.watch.tend_resting())
+    await until_resting(parts, kuuid)
+    await parts.units.stop(kuuid)
+    assert (await parts.events.until(EventType.REMOVED, kuuid)).by == ""
+
+
 async def until_resting(parts: ManagerParts, kuuid: int) -> None:
     """Until the watch has seen that the keep's unit has no process any more."""
     while not parts.view.entry(kuuid).resting:  # noqa: ASYNC110 - nothing is said of it
