@@ -271,7 +271,7 @@ def test_a_minute_without_a_manager_costs_no_byte_and_no_exit_code(fleet: Fleet)
     thread.join()
     seen = out.read_bytes()
     assert done[0].stdout == "125\n"
-    assert "left keep" in (fleet.host.path / "minute.out.err").read_text()
+    assert "left it running; see: keepctl logs -f" in (fleet.host.path / "minute.out.err").read_text()
     fleet.host.systemctl("start", MANAGER)
     rest = keepctl(fleet, f"keepctl logs -f minute >{out}; keepctl wait minute; echo $?")
     assert rest.stdout.endswith("7\n"), rest
