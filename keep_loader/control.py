@@ -36,7 +36,10 @@ Obey = Callable[[Command, list[int], "Connection"], None]
 
 
 class Connection:
-    """One peer. Commands are obeyed one at a time: the next when the last is answered and the answer is written."""
+    """One peer. Commands are obeyed one at a time: the next when the last is answered and the answer is written.
+
+    begun: whether its last answer said that the keep's guest runs; None before one.
+    """
 
     def __init__(self, server: ControlServer, sock: socket.socket, number: int) -> None:
         self._server, self._sock, self._number = server, sock, number
@@ -46,6 +49,7 @@ class Connection:
         self._outbox = b""
         self._owed = self._obeying = self._last = False
         self.closed = False
+        self.begun: bool | None = None
         sock.setblocking(False)
         self._settle()
 
@@ -232,7 +236,8 @@ class ControlServer:
 
 
 class Waiters:
-    """Peers that wait until the keep's state or phase is another one, and perhaps its detail.
+    """Peers that wait until the keep's state or phase is another one, and perhaps its detail, or whether its guest
+    runs: that may change in words that are the same, and between a peer's last answer and its next command.
 
     A change of the detail alone is answered at most five times a second: a hostile app-loader could change it without
     end, and must not keep the manager busy.
@@ -268,12 +273,16 @@ class Waiters:
     def changed(self, report: KeepReport, again: Action) -> list[Connection]:
         """The peers to be answered now, which then wait no more; `again` is called when others may be."""
         done = [waiter for waiter in self._waiting if not _is_in(waiter[0], report)]
-        other_detail = [waiter for waiter in self._waiting if waiter[1] not in (None, report.detail)]
+        other_detail = [waiter for waiter in self._waiting if _is_other(waiter[1], waiter[2], report)]
         if other_detail and not self._loop.is_set(_DETAIL):
             self._loop.after(_DETAIL, DETAIL_SECONDS, again)
             done += [waiter for waiter in other_detail if waiter not in done]
         self._waiting = [waiter for waiter in self._waiting if waiter not in done]
         return [connection for _, _, connection in done]
+
+
+def _is_other(detail: str | None, connection: Connection, report: KeepReport) -> bool:
+    return detail is not None and (detail != report.detail or connection.begun not in (None, report.begun))
 
 
 def _is_in(place: State | Phase, report: KeepReport) -> bool:

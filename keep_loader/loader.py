@@ -19,6 +19,7 @@ from keep_loader.settings import Settings
 from keep_loader.state import Keep, RecordFile, status_text
 from keep_protocol.control import (
     RECORD,
+    UNSTORED,
     Command,
     CommandType,
     StartMessage,
@@ -190,7 +191,7 @@ class Loader:
         elif resumption.event is Event.RERUN and resumption.outcome is not None:
             self._supervise().run_again(resumption.outcome)
         elif self._keep.private.user is not None:
-            self._supervise().end_again(resumption.event, resumption.why, resumption.outcome)
+            self._supervise().ending.again(resumption.event, resumption.why, resumption.outcome)
         else:
             self._store.drop_all()
             self._keep.move(resumption.event, resumption.why, resumption.outcome)
@@ -203,6 +204,7 @@ class Loader:
             handler(command.contents, descriptors, connection)
 
     def _reply(self, connection: Connection) -> None:
+        connection.begun = self._keep.report.begun
         connection.reply(encode_reply(self._keep.report, self._keep.spec))
 
     def _hello(self, contents: str, _descriptors: list[int], connection: Connection) -> None:
@@ -285,11 +287,14 @@ class Loader:
             self._reply(connection)
 
     def _follow(self, _contents: str, descriptors: list[int], connection: Connection) -> None:
-        self._supervise().follow(descriptors)
+        self._supervise().streams.follow(descriptors)
         self._reply(connection)
 
-    def _journal(self, _contents: str, descriptors: list[int], connection: Connection) -> None:
-        self._supervise().take_journal(descriptors)
+    def _journal(self, contents: str, descriptors: list[int], connection: Connection) -> None:
+        if contents == UNSTORED:
+            self._keep.change_private(unstored=True)
+        else:
+            self._supervise().streams.take_journal(descriptors)
         self._reply(connection)
 
     def _changed(self) -> None:

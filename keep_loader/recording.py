@@ -113,14 +113,15 @@ class Recording:
         """No reader is waited for any more."""
         self._output.hurry()
 
-    def measured(self, outcome: Outcome) -> Outcome:
-        """The outcome with what became of the output."""
+    def measured(self, outcome: Outcome, *, stored: bool) -> Outcome:
+        """The outcome with what became of the output. stored: false where journald was not known to store what it took,
+        at least for a time: then no one knows what the journal has."""
         exact = self._exact
         skipped = sum(self._follower.skipped.values()) + self._follower.waiting  # journald stood still to the end
         return outcome.replace(
             output_bytes=self._written - self._before + self._output.unwritten,
             lost_bytes=sum(self._output.lost) if exact else None,
-            journal_skipped_bytes=skipped if exact else None,
+            journal_skipped_bytes=skipped if exact and stored else None,
         )
 
     def close(self) -> None:

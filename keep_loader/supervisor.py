@@ -19,35 +19,30 @@ from keep_loader.descriptors import (
     DIRECTORY,
     ENDPOINT_NAMES,
     IDENTITY,
-    INPUT,
     MODULE_NAMES,
-    OUTPUT_NAMES,
-    PIPE_NAMES,
     STDIN,
     DescriptorStore,
-    check_socket,
     close_all,
     is_regular_file,
     rewind,
 )
-from keep_loader.input import Input
+from keep_loader.ending import UNIT_END, Ending
 from keep_loader.log import log, plain
-from keep_loader.loop import Action, Loop
-from keep_loader.outcome import MAX_TEXT, event_of, plain_error
-from keep_loader.output import FINISH_SECONDS, STOPPED_SECONDS
+from keep_loader.loop import Loop
+from keep_loader.outcome import MAX_TEXT, plain_error
 from keep_loader.process import Exit, Process, fork
-from keep_loader.recording import Recording
-from keep_loader.restart import recent, too_often, wanted
+from keep_loader.restart import recent, too_often
 from keep_loader.running import Running
 from keep_loader.settings import Settings
 from keep_loader.start import Start
 from keep_loader.state import Keep
+from keep_loader.streams import Streams
 from keep_protocol.constants import APPLOADER_START_SECONDS, SECRETS_DIRECTORY
-from keep_protocol.control import COMPILED, FOLLOW, MODULE, RECORD, WORKLOAD_DESCRIPTOR
+from keep_protocol.control import COMPILED, MODULE, RECORD, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import RUNNER_NAME
 from keep_protocol.keep import Module
-from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.outcome import Outcome
 from keep_protocol.reports import CHECKS, READY_PACKET, Report, ReportType, encode_run
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, advance
@@ -65,7 +60,6 @@ MAX_CERTIFICATE = 8 * 1024
 """Bytes of the keep's certificate; a P-256 one with 16 names is 2 KiB."""
 MAX_NAME = 255
 """Characters of a name that an upload came with."""
-UNIT_END = "the end of its unit"
 _ENDPOINT, _RUNNER = "upload endpoint", "runner"
 _ENDPOINT_NAME = "keep-endpoint"
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
@@ -80,7 +74,10 @@ _NOT_STARTED: dict[str, object] = {
 
 
 class Supervisor:
-    """Owns the keep's forks, and moves the keep by what they report and how they end."""
+    """Owns the keep's forks, and moves the keep by what they report and how they end.
+
+    streams: what flows into and out of the keep; ending: what ends it; leaving: whether the unit ends.
+    """
 
     def __init__(
         self, keep: Keep, loop: Loop, store: DescriptorStore, settings: Settings, lock_files: LockFiles
@@ -92,16 +89,12 @@ class Supervisor:
         self._running: Running | None = None
         self._checks: socket.socket | None = None  # the runner's end: one that has died is followed by another
         self._checked: list[int] = []  # the compiled module, and the module, that a check has found good
-        self._recording: Recording | None = None  # from the start on
-        self._input_socket: list[int] = []  # of a streamed input, until the run
-        self._channel: list[int] = []  # over which output is announced from the first byte on, until the run
-        self._input: Input | None = None
-        self._ending = False  # the workload has, or what would be one, and its output is seen to
-        self._stopped_meanwhile: str | None = None
+        self.leaving = False
+        self.streams = Streams(keep, loop, store, settings)
+        self.ending = Ending(keep, store, self.streams, lambda: self.leaving)
         self._connected = False  # whether the endpoint has reported its first connection
         self._endpoints_lost: list[float] = []
         self._runners_lost: list[float] = []
-        self.leaving = False
         self.start_error: KeepfleetError | None = None
 
     def __repr__(self) -> str:
@@ -110,7 +103,7 @@ class Supervisor:
     @property
     def busy(self) -> bool:
         """Whether a process is there, or output that is not seen to."""
-        return self._endpoint is not None or self._runner is not None or self._ending
+        return self._endpoint is not None or self._runner is not None or self.ending.under_way
 
     def open(self, start: Start, descriptors: list[int]) -> None:
         """Opens the upload endpoint, or runs the module, with what START brought, which it takes out of the list.
@@ -133,7 +126,7 @@ class Supervisor:
                 self._own(name, descriptors.pop(0))
             if awaits:
                 keep.move(Event.START)
-                self._record()
+                self.streams.record()
                 self._fork_endpoint()
                 if start.warm:
                     self._fork_runner()
@@ -146,18 +139,8 @@ class Supervisor:
         """Takes over one of a start's descriptors: what a loader after this one needs, systemd keeps."""
         if name == RECORD:
             self._keep.record_in(descriptor)
-        elif name == INPUT:
-            self._input_socket.append(descriptor)
-        elif name == FOLLOW:
-            self._channel.append(descriptor)
-        else:
+        elif not self.streams.own(name, descriptor):
             self._store.park(name, descriptor)
-
-    def _record(self) -> Recording:
-        """What takes the output from now on. Raises KeepfleetError, OSError."""
-        settings = self._settings.replace(spec=self._keep.spec)  # which of a spare became another's
-        self._recording = Recording(self._loop, self._store, settings, self._journal_gone)
-        return self._recording
 
     def _run_stored(self) -> None:
         """Runs the module that has come with the start: checked in the keep, unless it has come compiled, too. A loader
@@ -167,10 +150,8 @@ class Supervisor:
         size = 0 if module is None else os.fstat(module).st_size
         keep.change(module=Module(spec.digest, spec.module, size))
         keep.move(Event.RUN, "" if compiled is not None else "checking the module")
-        recording = self._record()
+        self.streams.record()
         log(f"runs {spec.digest}, {size} bytes{f', asked for as {plain(spec.module, MAX_NAME)}' * bool(spec.module)}")
-        if self._channel:
-            recording.follow(self._channel.pop())
         self._lock_files()
         self._run(self._store.select((*MODULE_NAMES, *keep.private.granted)))
         if keep.report.restart is RestartPolicy.NO:
@@ -179,60 +160,23 @@ class Supervisor:
     def _cannot_start(self, error: KeepfleetError) -> None:
         if self._keep.phase is Phase.RUNNING:
             self.start_error = error
-            self._fail(error.message)
+            self.ending.fail(error.message)
         elif self._endpoint is None:
             self._start_failed(error)
         else:
             self._endpoint.abandon(error)
-
-    def follow(self, descriptors: list[int]) -> None:
-        """Announces output over the channel that has come, which it takes. Raises KeepfleetError."""
-        recording = self._recorded(descriptors)
-        check_socket(descriptors[0], socket.SOCK_SEQPACKET)
-        recording.follow(descriptors.pop())
-
-    def take_journal(self, descriptors: list[int]) -> None:
-        """Takes another socket to journald. Raises KeepfleetError."""
-        recording = self._recorded(descriptors)
-        check_socket(descriptors[0], socket.SOCK_DGRAM)
-        if self._keep.report.journal_gone:
-            self._keep.change(journal_gone=False)
-            self._keep.set_detail("")
-        recording.take_journal(descriptors.pop())
-
-    def _recorded(self, descriptors: list[int]) -> Recording:
-        if self._recording is None:
-            raise KeepfleetError(ErrorKind.CONFLICT, "cannot take over a socket: the keep does not run")
-        if len(descriptors) != 1:
-            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot take over {len(descriptors)} sockets: it is one")
-        return self._recording
-
-    def _journal_gone(self) -> None:
-        if not self._keep.report.journal_gone:
-            self._keep.change(journal_gone=True)
-            self._keep.set_detail("the journal gets no output: journald's socket is gone")
 
     def resume(self) -> None:
         """Opens the upload endpoint again with the descriptors systemd kept over a crash of the loader."""
         self._keep.move(Event.RESUME, "opening the upload endpoint again after a crash of the loader")
         self._store.drop(MODULE_NAMES)  # of a workload whose acceptance was not yet written down
         try:
-            self._record()
+            self.streams.record()
             self._lock_files()
         except (KeepfleetError, OSError) as error:
-            self._fail(f"cannot open the upload endpoint again: {error}")
+            self.ending.fail(f"cannot open the upload endpoint again: {error}")
             return
         self._open_again()
-
-    def end_again(self, event: Event, why: str, outcome: Outcome | None) -> None:
-        """Ends the keep that a loader before us did not, or whose end it did not see to its own."""
-        measured = outcome is not None and outcome.output_bytes is not None
-        if not measured and not set(OUTPUT_NAMES) - self._store.names:
-            try:
-                self._record().take_up()
-            except (KeepfleetError, OSError) as error:
-                log(f"cannot read the rest of the workload's output: {error}")
-        self._conclude(event, why, outcome)
 
     def run_again(self, before: Outcome) -> None:
         """Runs the workload again, which has ended as `before`, with what systemd kept of it."""
@@ -240,12 +184,12 @@ class Supervisor:
         reruns = keep.private.reruns
         why = too_often(reruns, now)
         if why is not None:
-            self.end_again(Event.FAIL, f"{why}: {before.text}", before)
+            self.ending.again(Event.FAIL, f"{why}: {before.text}", before)
             return
         try:
-            self._record().take_up()
+            self.streams.record().take_up()
         except (KeepfleetError, OSError) as error:
-            self._fail(f"cannot run the workload again: {error}")
+            self.ending.fail(f"cannot run the workload again: {error}")
             return
         self._store.drop(ENDPOINT_NAMES)
         keep.change(restarts=keep.report.restarts + 1)
@@ -256,7 +200,7 @@ class Supervisor:
             rewind(self._store.get(STDIN))
             self._run(self._store.select((*MODULE_NAMES, *keep.private.granted)))
         except (OSError, KeepfleetError) as error:
-            self._fail(f"cannot run the workload again: {error}")
+            self.ending.fail(f"cannot run the workload again: {error}")
 
     def stop(self, by: str) -> None:
         """Ends the endpoint or the workload; the keep is ENDED when its process has gone.
@@ -264,25 +208,19 @@ class Supervisor:
         Raises KeepfleetError(CONFLICT), changing nothing, in a phase that cannot be stopped.
         """
         advance(self._keep.phase, Event.STOP)
-        if self._ending:
-            self._hurry(by)
+        if self.ending.under_way:
+            self.ending.hurry(by)
         elif self._running is None and (self._endpoint is None or self._keep.phase is Phase.RESTARTING):
-            self._stopped(by)  # it was about to run again
+            self.ending.stopped(by)  # it was about to run again
         else:
             self._end(by)
 
     def leave(self) -> None:
         """Ends what is there because the unit ends."""
-        if self._ending:
-            self._hurry(UNIT_END)
+        if self.ending.under_way:
+            self.ending.hurry(UNIT_END)
         else:
             self._end(UNIT_END)
-
-    def _hurry(self, by: str) -> None:
-        """The workload has ended: its output is not waited for any more, nor is it run again."""
-        self._stopped_meanwhile = self._stopped_meanwhile or by
-        if self._recording is not None:
-            self._recording.hurry()
 
     def _end(self, by: str) -> None:
         if self._running is None:
@@ -298,7 +236,7 @@ class Supervisor:
         environment = settings.endpoint_environment(keep.report, keep.private.names)
         try:
             with theirs:
-                child = fork(settings.entries.endpoint, _ENDPOINT_NAME, environment, passed, self._words)
+                child = fork(settings.entries.endpoint, _ENDPOINT_NAME, environment, passed, self.streams.words)
         except OSError as error:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the app-loader: {error.strerror}") from error
         self._connected = False
@@ -317,24 +255,19 @@ class Supervisor:
         passed = {} if self._checks is None else {CHECKS: self._checks.fileno()}
         passed |= self._store.select((WORKLOAD_DESCRIPTOR,))
         try:
-            child = fork(settings.entries.runner, RUNNER_NAME, settings.runner_environment(), passed, self._words)
+            child = fork(
+                settings.entries.runner, RUNNER_NAME, settings.runner_environment(), passed, self.streams.words
+            )
         except OSError as error:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the runner: {error.strerror}") from error
         self._runner = Process(self._loop, child, _RUNNER, self._take_of_runner, self._runner_ended)
         return self._runner
 
-    @property
-    def _words(self) -> int:
-        """Where a fork's own words go. Raises KeepfleetError(CONFLICT) where there is no start."""
-        if self._recording is None:
-            raise KeepfleetError(ErrorKind.CONFLICT, "cannot start a process of a keep that was not started")
-        return self._recording.words.theirs
-
     def _open_again(self) -> None:
         try:
             self._fork_endpoint()
         except KeepfleetError as error:
-            self._fail(error.message)
+            self.ending.fail(error.message)
 
     def _discard_runner(self) -> None:
         """Ends a runner that waits, and what it has of uploads."""
@@ -350,21 +283,16 @@ class Supervisor:
         """The runner, a new one where none waits, becomes the workload with `passed`. Raises KeepfleetError."""
         waiting = self._runner
         runner = waiting or self._fork_runner()
-        theirs: list[int] = []
+        pipes: dict[str, int] = {}
         try:
-            if self._recording is not None:
-                theirs += self._recording.open()
-                passed = {**passed, **dict(zip(PIPE_NAMES, theirs, strict=True))}
-            if self._input_socket:
-                self._input = Input(self._loop, self._input_socket.pop(), self._input_cut)
-                theirs.append(self._input.theirs)
-                passed[INPUT] = self._input.theirs
+            pipes = self.streams.open(self._input_cut)
+            passed = {**passed, **pipes}
             runner.send(encode_run(tuple(passed)), list(passed.values()))
         except OSError as error:
             why = f"cannot make the workload's pipes: {error.strerror}"
             raise KeepfleetError(ErrorKind.KEEP_FAILED, why) from error
         finally:
-            close_all(theirs)
+            close_all(list(pipes.values()))
         self._running = Running(self._keep, self._loop, runner, fresh=waiting is None and COMPILED in passed)
 
     def _input_cut(self) -> None:
@@ -526,23 +454,23 @@ class Supervisor:
         if self._keep.phase not in (Phase.OPENING, Phase.AWAITING, Phase.REOPENING):
             self._keep.look_again()  # it had accepted, and the keep may wait for its end alone
             return
-        if self._recording is not None:
-            self._recording.words.read_all()
+        if self.streams.recording is not None:
+            self.streams.recording.words.read_all()
         self._discard_runner()  # the next endpoint gets one of its own, which has checked nothing for this one
         stopped_by = endpoint.stopped_by or (UNIT_END if self.leaving else None)
         died = f"the app-loader {end.words}"
         if self._keep.phase is Phase.OPENING:
             self._start_failed(endpoint.failure or _cannot_open(died))
         elif stopped_by is not None:
-            self._stopped(stopped_by)
+            self.ending.stopped(stopped_by)
         elif endpoint.final:
-            self._fail(died if endpoint.failure is None else endpoint.failure.message)
+            self.ending.fail(died if endpoint.failure is None else endpoint.failure.message)
         else:
             self._endpoint_lost(died if endpoint.failure is None else endpoint.failure.message)
 
     def _endpoint_lost(self, why: str) -> None:
         if _once_too_often(self._endpoints_lost):
-            self._fail(f"gave the upload endpoint up after opening it again {MAX_RESPAWNS} times: {why}")
+            self.ending.fail(f"gave the upload endpoint up after opening it again {MAX_RESPAWNS} times: {why}")
         else:
             self._keep.move(Event.ENDPOINT_LOST, f"opening the upload endpoint again: {why}")
             self._open_again()
@@ -556,8 +484,8 @@ class Supervisor:
             stopped_by = runner.stopped_by or (UNIT_END if self.leaving else None)
             outcome = self._running.ended(end, stopped_by)
             self._running = None
-            self._close_input()
-            self._workload_ended(outcome, stopped_by)
+            self.streams.close_input()
+            self.ending.of_workload(outcome, stopped_by)
         else:
             self._runner_lost(f"the runner {end.words}" if runner.failure is None else runner.failure.message)
 
@@ -576,80 +504,13 @@ class Supervisor:
         except KeepfleetError as error:
             endpoint.abandon(error, final=True)
 
-    def _workload_ended(self, outcome: Outcome, stopped_by: str | None) -> None:
-        """Ends the keep, or asks for another run; not once it was stopped, though the workload had ended by itself."""
-        keep = self._keep
-        if stopped_by is not None or not wanted(keep.report.restart, outcome):
-            self._conclude(event_of(outcome), "", outcome, stopped=stopped_by is not None)
-            return
-        why = too_often(keep.private.reruns, time.monotonic())
-        if why is not None:
-            self._conclude(Event.FAIL, f"{why}: {outcome.text}", outcome)
-        else:
-            self._ending = True
-            self._finish(lambda: self._restart(outcome))
-
-    def _restart(self, outcome: Outcome) -> None:
-        """Its output is seen to: asks for another run, unless someone has stopped it meanwhile."""
-        self._ending = False
-        if self._stopped_meanwhile is not None and not self.leaving:
-            self._stopped(self._stopped_meanwhile)
-            return
-        self._store.drop(PIPE_NAMES)
-        measured = outcome if self._recording is None else self._recording.measured(outcome)
-        self._keep.move(Event.RESTART, f"starting the workload again: {outcome.text}", measured)
-
-    def _stopped(self, by: str) -> None:
-        stopped = Outcome(OutcomeKind.STOPPED, f"stopped by {by}", ended_at=round(time.time(), 3), by=by)
-        self._conclude(Event.STOP, "", stopped, stopped=True)
-
-    def _conclude(self, event: Event, why: str = "", outcome: Outcome | None = None, *, stopped: bool = False) -> None:
-        """Ends the keep by `event`, once what was written is kept; its port is free immediately."""
-        if self._ending:
-            return
-        self._ending = True
-        self._close_input()
-        self._store.drop(tuple(self._store.names - {*OUTPUT_NAMES, *PIPE_NAMES}))
-        self._finish(lambda: self._concluded(event, why, outcome), stopped=stopped)
-        if self.leaving:
-            self._hurry(UNIT_END)
-
-    def _finish(self, done: Action, *, stopped: bool = False) -> None:
-        if self._recording is None:
-            done()
-        else:
-            self._recording.finish(done, STOPPED_SECONDS if stopped else FINISH_SECONDS)
-
-    def _concluded(self, event: Event, why: str, outcome: Outcome | None) -> None:
-        """The record is written first, and what would be needed to go on given up after it: a loader that is killed in
-        between finds the end."""
-        keep, recording, self._recording = self._keep, self._recording, None
-        self._ending = False
-        if recording is not None and outcome is not None:
-            outcome = recording.measured(outcome)
-        keep.change(journal_gone=False)
-        keep.move(event, why, outcome)
-        if recording is not None:
-            recording.close()
-        self._store.drop_all()
-        keep.leave_record()
-
-    def _close_input(self) -> None:
-        close_all(self._input_socket)
-        close_all(self._channel)
-        if self._input is not None:
-            self._input.close()
-            self._input = None
-
     def _start_failed(self, error: KeepfleetError) -> None:
         """Leaves nothing of the start: another one may follow."""
         keep = self._keep
         self.start_error = error
         log(plain(str(error), MAX_TEXT))
-        if self._recording is not None:
-            self._recording.close()
-            self._recording = None
-        self._close_input()
+        self.streams.end()
+        self.streams.close_input()
         self._store.drop_all()
         keep.change(**_NOT_STARTED, uploaders=keep.spec.uploaders, restart=keep.spec.restart)
         keep.change_private(names=(), granted=(), user=None)
@@ -658,10 +519,6 @@ class Supervisor:
             keep.look_again()
         else:
             keep.move(Event.START_FAILED)
-
-    def _fail(self, why: str) -> None:
-        lost = Outcome(OutcomeKind.LOST, plain(why, MAX_TEXT), ended_at=round(time.time(), 3))
-        self._conclude(Event.FAIL, "", lost)
 
 
 def _cannot_open(why: str) -> KeepfleetError:

@@ -45,6 +45,7 @@ from keep_manager.reload import Reload
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.roots import Roots
+from keep_manager.systemd.storing import Storing
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
 from keep_protocol.revocation import RevokedFile
@@ -140,7 +141,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         instance = settings.instance.value
         units = await _units(tasks, parts, instance)
         loaders, journal, view = Loaders(runtime_root(instance)), Journal(instance), View()
-        event_log = EventLog(journal, instance)
+        event_log, storing = EventLog(journal, instance), Storing(journal, instance)
         folders = Folders(os.path.join(state_directory(instance), "keeps"), current_boot())
         await asyncio.to_thread(folders.open)
         policy = policy_of(settings, files)
@@ -173,6 +174,11 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         await server.open(tasks)
         retention = Retention(keeps, view.entries, settings.retention_seconds)
 
+        async def journal_changed() -> None:
+            providers.journal_stores = storing.stores
+            if not storing.stores:
+                await watch.journal_stores_nothing()
+
         def try_roots(new: Settings) -> None:
             tasks.start(providers.try_roots(new.grant_roots), name="grant roots")
 
@@ -181,7 +187,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             tasks.start(part.run(), name=repr(part))
         tasks.start(watch.open(), name="watch")
         tasks.start(watch.tend_resting(), name="resting")
-        tasks.start(event_log.probe(), name="journal")
+        tasks.start(storing.tend(view.any_living, journal_changed), name="journal")
         tasks.start(keeps.tend_spares(), name="spares")
         tasks.start(units.tend_roots(), name="roots")
         tasks.start(modules.tend(lambda: digests_of(view.entries())), name="modules")

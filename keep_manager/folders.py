@@ -3,7 +3,8 @@
     ID/output   the ring that its loader writes its workload's output into (keep_protocol.ring)
     ID/record   what its loader wrote down of it (keep_protocol.record)
     ID/spec     what the keep is, in which boot of the host it was started, and since when a later one knows it; written
-                last and removed first, so that a folder without it is one that was not finished, or is going
+                last and removed first, so that a folder without it is one that was not finished, or is going; replaced
+                whole, so that no host that loses its power finds half of it
 
 A keep that has ended has no process: these are what is left of it, and any manager answers from them. The loader has
 two of the files open and may have been taken over: it can have written anything into them, but it can neither name nor
@@ -35,6 +36,8 @@ MAX_SPEC_BYTES = 256 * 1024
 """Twice what the spec has in a unit's environment, where it is encoded."""
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 OUTPUT, RECORD, SPEC = "output", "record", "spec"
+NEW_SPEC = "spec.new"
+"""What takes the place of `spec` once it is whole."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _OPEN = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -113,11 +116,35 @@ class Folders:
                     made.append(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600, dir_fd=folder))
                     undone.callback(os.close, made[-1])
                 RingWriter.create(made[0], spec.limits.output_buffer_bytes)
-                _write_spec(folder, _Described(spec, self._boot, unit), os.O_CREAT | os.O_EXCL)
+                _write_spec(folder, _Described(spec, self._boot, unit), SPEC)
             finally:
                 os.close(folder)
             undone.pop_all()
             return made[0], made[1]
+
+    def settle(self, kuuids: Iterable[int]) -> None:
+        """Has the disk hold what these keeps are and what their loaders have written down so far: a host that loses its
+        power finds that again, and removes a folder of which nothing says whose it was. Not part of a start, which a
+        busy disk would hold up. Those that have gone are no error; what cannot be written is logged."""
+        try:
+            base = self._base()
+            try:
+                for kuuid in kuuids:
+                    with suppress(FileNotFoundError):
+                        self._settle(kuuid)
+                os.fsync(base)
+            finally:
+                os.close(base)
+        except OSError as error:
+            LOG.warning("cannot have the files of keeps written to the disk: %s", error.strerror)
+
+    def _settle(self, kuuid: int) -> None:
+        for name in (SPEC, RECORD, "."):
+            file = self._open(kuuid, name)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
 
     def remove(self, kuuid: int) -> None:
         """Removes the keep's folder. One that is not there is no error; one that cannot be removed is logged."""
@@ -189,9 +216,11 @@ class Folders:
     def _remains(self, kuuid: int, described: _Described, now: float) -> Remains:
         if described.found_in != self._boot or described.found_at is None:
             described = described.replace(found_in=self._boot, found_at=now)
-            folder = self._folder(kuuid)
+            folder = self._open(kuuid, ".")
             try:
-                _write_spec(folder, described, os.O_TRUNC)
+                _write_spec(folder, described, NEW_SPEC)
+                os.rename(NEW_SPEC, SPEC, src_dir_fd=folder, dst_dir_fd=folder)
+                os.fsync(folder)
             except OSError as error:  # a full disk: it is found again by the next manager, and stays longer
                 LOG.warning("cannot write down that %s has ended: %s", unit_name(kuuid), error.strerror)
             finally:
@@ -244,12 +273,16 @@ class Folders:
             shutil.rmtree(name, dir_fd=base)
 
 
-def _write_spec(folder: int, described: _Described, flags: int) -> None:
-    """Raises OSError: also where not all of it could be written."""
+def _write_spec(folder: int, described: _Described, name: str) -> None:
+    """Writes a file of that name, on the disk where it is to take another one's place. Raises OSError: also where not
+    all of it could be written."""
     data = strict_json.dumps({"schema": SCHEMA, **described.to_wire()})
-    file = os.open(SPEC, os.O_WRONLY | flags | _OPEN, 0o600, dir_fd=folder)
+    flags = os.O_TRUNC if name == NEW_SPEC else os.O_EXCL
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | flags | _OPEN, 0o600, dir_fd=folder)
     try:
         if os.write(file, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if name == NEW_SPEC:
+            os.fsync(file)
     finally:
         os.close(file)

@@ -23,6 +23,7 @@ from keep_manager.model import NAMED_STARTS, Answer, LoaderGone, UnixUser
 from keep_protocol.constants import CONTROL_REPLY_SECONDS, MAX_CONTROL_FRAME, control_socket_path
 from keep_protocol.control import (
     CONTROL_VERSION,
+    UNSTORED,
     Command,
     CommandType,
     StartMessage,
@@ -135,6 +136,15 @@ class LoaderSession:
     async def claim(self, spec: KeepSpec) -> Answer:
         """Has a spare be the keep that `spec` describes; again, too. Raises as `ask` does."""
         return await self.ask(claim(spec))
+
+    async def unstored(self) -> None:
+        """Says that journald stores nothing. Raises as `ask` does, but not where the loader is of a version that does
+        not understand it."""
+        try:
+            await self.ask(Command(CommandType.JOURNAL, UNSTORED))
+        except KeepfleetError as error:
+            if error.kind not in (ErrorKind.CONFLICT, ErrorKind.BAD_REQUEST, ErrorKind.UNKNOWN_COMMAND):
+                raise
 
     async def start(self, message: StartMessage, port: int, files: Sequence[int], seconds: float) -> Answer:
         """Lets the keep begin with `files`, which `message` names in this order; the first listens on `port`.

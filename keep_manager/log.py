@@ -1,5 +1,7 @@
 """The one place that writes log lines: stderr, one line an event, with a priority when journald reads it.
 
+journald closes what it reads when it is stopped, and not only started again: lines go to its own socket from then on.
+
 Text from others is escaped here, so that no client and no keep can forge a line or drive a terminal. What may come in
 floods is rationed by kind of line, so that a flood of one kind hides no line of another, and what is left out is
 counted and said.
@@ -8,8 +10,11 @@ counted and said.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import re
+import socket
 import sys
 import time
 from collections import Counter
@@ -23,6 +28,8 @@ SECURITY = logging.getLogger("keepfleet.security")
 STRANGERS = logging.getLogger("keepfleet.security.strangers")
 """Refusals of clients that have shown no good certificate, who can be anybody."""
 
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+_PREFIX = re.compile(r"<([0-7])>")
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 
 
@@ -75,14 +82,58 @@ class LineFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in lines)
 
 
-class RationingHandler(logging.StreamHandler[TextIO]):
+class JournalStream:
+    """Standard error that journald reads, and after it has hung up journald's own socket, where each line, with its
+    `<N>`, is an entry. What that does not take, while there is no journald, is counted, and said when there is."""
+
+    def __init__(self, descriptor: int, path: str = JOURNAL_SOCKET) -> None:
+        """`descriptor` stays the caller's; `path` is that of the socket."""
+        self._descriptor, self._path = descriptor, path
+        self._hung_up, self._lost = False, 0
+
+    def __repr__(self) -> str:
+        return f"JournalStream({f'{self._path}, {self._lost} lines lost' if self._hung_up else self._descriptor})"
+
+    def write(self, text: str) -> int:
+        """Writes whole lines."""
+        if not self._hung_up:
+            data = text.encode("utf-8", "backslashreplace")
+            try:
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+                return len(text)
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                    raise
+                self._hung_up = True
+        for line in text.splitlines():
+            if self._lost and self._send(4, f"{self._lost} lines were lost while there was no journald"):
+                self._lost = 0
+            prefix = _PREFIX.match(line)
+            priority = 6 if prefix is None else int(prefix[1])
+            self._lost += not self._send(priority, line if prefix is None else line[prefix.end() :])
+        return len(text)
+
+    def _send(self, priority: int, message: str) -> bool:
+        """One entry; whether journald has taken it, for which nothing waits."""
+        entry = f"PRIORITY={priority}\nSYSLOG_IDENTIFIER=keep-manager\nMESSAGE={message}\n"
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.connect(self._path)
+                sock.send(entry.encode("utf-8", "backslashreplace"), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        return True
+
+
+class RationingHandler(logging.StreamHandler[TextIO | JournalStream]):
     """Writes at most its ration of each kind of line a second, and after it how many were left out, by kind.
 
     That is said with the next line of any kind, or by the event loop when the second is over, or when the log is
     closed: whichever comes first.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: TextIO | JournalStream, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream)
         self._clock = clock
         self._second = 0
@@ -135,8 +186,9 @@ class RationingHandler(logging.StreamHandler[TextIO]):
 
 def set_up(level: str) -> None:
     """Sends every logger of the process to stderr. `level` is one of config.LOG_LEVELS."""
-    handler = RationingHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(priorities="JOURNAL_STREAM" in os.environ))
+    journal = "JOURNAL_STREAM" in os.environ
+    handler = RationingHandler(JournalStream(sys.stderr.fileno()) if journal else sys.stderr)
+    handler.setFormatter(LineFormatter(priorities=journal))
     logging.basicConfig(handlers=[handler], force=True)
     set_level(level)
     logging.getLogger("asyncio").setLevel(logging.WARNING)

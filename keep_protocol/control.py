@@ -49,11 +49,14 @@ class CommandType(Enum):
 
     INFO is answered immediately. STOP, contents who asked, ends the app-loader or the workload; it is answered when
     that has ended, and immediately where it had. WAIT, contents a state's decimal number or a phase's word, perhaps a
-    space and the `detail`, is answered when the keep's state, phase or detail is another one.
+    space and the `detail`, is answered when the keep's state, phase or detail is another one; with the `detail` also
+    when `begun` is not what the connection was answered last.
 
     FOLLOW brings one end of a SOCK_SEQPACKET pair, over which the loader announces output (see `ring`), in place of the
     one before; it is answered when the workload waits for its readers. JOURNAL brings a datagram socket that is
-    connected to journald, in place of one that journald does not read any more. Neither has contents.
+    connected to journald, in place of one that journald does not read any more. Neither has contents. JOURNAL with the
+    contents UNSTORED brings nothing, also before the start, and says that journald stores nothing of what it takes:
+    what the journal has of this keep is not known from then on.
     """
 
     HELLO = "keep-hello"
@@ -92,6 +95,9 @@ DESCRIPTOR = Text(
     "the name of a descriptor that a start may bring",
 )
 CERTIFICATE_NAME = Text(253, r"[A-Za-z0-9.:-]{1,253}", "a DNS name or an address")
+
+
+UNSTORED = "unstored"
 
 
 class Command(Record):

@@ -14,7 +14,7 @@ from keep_protocol import strict_json
 from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_FDS
 from keep_protocol.control import CERTIFICATE_NAME, Description
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Items, Maybe, Nested, Record, Seconds, Text, Whole, field, parse
+from keep_protocol.fields import Flag, Items, Maybe, Nested, Record, Seconds, Text, Whole, field, parse
 from keep_protocol.keep import KeepReport
 from keep_protocol.spec import KeepSpec
 from keep_protocol.states import Phase
@@ -33,8 +33,9 @@ class Private(Record):
 
     names: further names for the certificate; granted: the names of what its workload gets, in order; reruns: when that
     was lately started again, on the monotonic clock; started_at: when it was last, in seconds of the epoch;
-    user: who the keep was at its start, None for one of a version before; description: what a manager of version 1
-    called it, where its unit has no spec; claimed: what it is, where its unit was made as a spare's.
+    user: who the keep was at its start, None for one of a version before; unstored: whether journald stored nothing for
+    a time; description: what a manager of version 1 called it, where its unit has no spec; claimed: what it is, where
+    its unit was made as a spare's.
     """
 
     names: tuple[str, ...] = field(Items(CERTIFICATE_NAME, MAX_CERTIFICATE_NAMES), default=())
@@ -42,6 +43,7 @@ class Private(Record):
     reruns: tuple[float, ...] = field(Items(Seconds(), 1000), default=())
     started_at: float | None = field(Maybe(Seconds()), default=None)
     user: int | None = field(Maybe(Whole(0, 2**32)), default=None)
+    unstored: bool = field(Flag(), default=False)
     description: Description | None = field(Maybe(Nested(Description, "description")), default=None)
     claimed: KeepSpec | None = field(Maybe(Nested(KeepSpec, "spec")), default=None)
 

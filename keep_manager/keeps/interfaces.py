@@ -71,6 +71,10 @@ class Providers(Protocol):
     def opened(self, provision: Provision) -> AbstractAsyncContextManager[Mapping[str, int]]:
         """Descriptors by name, open while the block runs."""
 
+    @property
+    def journal_stores(self) -> bool:
+        """Whether journald stores what it is given, as far as is known."""
+
     def journal(self) -> AbstractContextManager[int]:
         """A datagram socket to journald, open while the block runs."""
 
@@ -92,6 +96,9 @@ class Folders(Protocol):
 
     def remains(self, kuuids: Iterable[int], now: float) -> Mapping[int, Remains]:
         """What is left of keeps without a unit, of an earlier boot; the files of others are removed."""
+
+    def settle(self, kuuids: Iterable[int]) -> None:
+        """Has the disk hold what is known of these keeps, where they are still there."""
 
     def remove(self, kuuid: int) -> None:
         """Removes a keep's files, where there are any."""
@@ -131,6 +138,9 @@ class LoaderSession(Protocol):
 
     async def claim(self, spec: KeepSpec) -> Answer:
         """Has a spare be the keep that `spec` describes; again, too."""
+
+    async def unstored(self) -> None:
+        """Says that journald stores nothing of what the loader gives it."""
 
     async def start(self, message: StartMessage, port: int, files: Sequence[int], seconds: float) -> Answer:
         """Lets the keep begin with `files`, which `message` names in this order; the first listens on `port`."""

@@ -114,6 +114,8 @@ class Starts:
         spec = self._view.entry(kuuid).spec or NO_SPEC
         if spec.spare:  # which its loader may not know, where a manager was killed after it had said so to systemd
             await session.claim(spec)
+        if not self._providers.journal_stores:
+            await session.unstored()
         version, streams = answer.report.control_version, _streams_input(request)
         if streams:
             decide.refuse_streaming(answer.report)

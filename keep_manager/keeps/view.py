@@ -71,6 +71,10 @@ class View:
         """All that is known of every keep."""
         return list(self._entries.values())
 
+    def any_living(self) -> bool:
+        """Whether there is a keep whose unit has a process."""
+        return any(not entry.resting for entry in self._entries.values())
+
     def find(self, kuuid: int) -> KeepInfo:
         """One keep. Raises KeepfleetError(NOT_FOUND)."""
         return self.entry(kuuid).info

@@ -27,7 +27,10 @@ Provider = Callable[[Provision, ExitStack], Mapping[str, int]]
 class Providers:
     """Opens what a start asks for; client_ca and revoked are the files that every upload endpoint gets, make_output
     makes those that a keep's output goes into, open_module opens what the store has, and journal is the path of
-    journald's socket."""
+    journald's socket.
+
+    journal_stores: whether journald stores what it is given, as far as is known.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Providers:
         journal: str = JOURNAL_SOCKET,
     ) -> None:
         self._files, self._journal = files, journal
+        self.journal_stores = True
         self._providers: tuple[Provider, ...] = (
             endpoint.opener(client_ca, revoked),
             module.opener(open_module),

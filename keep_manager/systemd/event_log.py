@@ -16,7 +16,7 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 
 from keep_manager.model import LastEvent, Visible
@@ -35,7 +35,6 @@ MESSAGE_ID = "7a1f0c5e7d5b4f5e9a53e0d2c2a3b9d4"
 KEEP = "KEEP_EVENT_KEEP"
 """The field of the keep's ID. Not KEEP_ID, by which people read the lines of the keep itself."""
 OWNER = "KEEP_EVENT_OWNER"
-PROBE = "KEEP_PROBE"
 ID = "KEEP_EVENT_ID"
 """The field of the event's ID, which a follower resumes after: this manager knows it before journald has the entry."""
 WRITE_SECONDS = 5.0
@@ -63,6 +62,20 @@ def entry(fields: Mapping[str, str]) -> bytes:
         else:
             parts.append(name.encode("ascii") + b"=" + value + b"\n")
     return b"".join(parts)
+
+
+async def send(path: str, data: bytes) -> None:
+    """Sends journald, whose socket is at `path`, one entry. Raises KeepfleetError(UNAVAILABLE) when it does not take
+    it."""
+    flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    try:
+        with socket.socket(socket.AF_UNIX, flags) as sock:
+            sock.connect(path)
+            async with asyncio.timeout(WRITE_SECONDS):
+                await asyncio.get_running_loop().sock_sendall(sock, data)
+    except OSError as error:  # a timeout, too
+        why = error.strerror or "it takes nothing"
+        raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot write to the journal: {why}") from error
 
 
 def check_id(text: str) -> str:
@@ -162,39 +175,9 @@ class EventLog:
             self._number += 1
             event = event.replace(cursor=f"m={self._mine};n={self._number:x};t={int(time.time() * 1e6):x}")
             try:
-                await self._write(entry(fields_of(event, text, self._instance)))
+                await send(self._path, entry(fields_of(event, text, self._instance)))
             finally:
                 self._hub.publish(event)
-
-    async def _write(self, data: bytes) -> None:
-        flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        try:
-            with socket.socket(socket.AF_UNIX, flags) as sock:
-                sock.connect(self._path)
-                async with asyncio.timeout(WRITE_SECONDS):
-                    await asyncio.get_running_loop().sock_sendall(sock, data)
-        except OSError as error:  # a timeout, too
-            why = error.strerror or "it takes nothing"
-            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot write to the journal: {why}") from error
-
-    async def probe(self) -> None:
-        """Writes one entry and reads it back; logs where journald does not store what it is given. Nothing of keeps is
-        lost by that, but their lines and events are not in the journal."""
-        mark, sent = secrets.token_hex(16), {"MESSAGE": "the journal is tried", "PRIORITY": "6"}
-        fields = sent | {"SYSLOG_IDENTIFIER": "keep-manager", PROBE: mark}
-        try:
-            await self._write(entry(fields))
-            await self._journal.sync()
-            stored = bool(await self._cursor((f"{PROBE}={mark}",)))
-        except KeepfleetError as error:
-            LOG.warning("cannot try the journal: %s", error.message)
-            return
-        if not stored:
-            LOG.warning(
-                "the journal shows nothing of priority info that it is given: lines and events of keeps are not in it; "
-                "see MaxLevelStore= and Storage= (man journald.conf)%s",
-                ", or this user may not read it" * (self._instance == "user"),
-            )
 
     @asynccontextmanager
     async def events(
@@ -287,7 +270,7 @@ class EventLog:
         which is given in microseconds of the epoch then."""
         match, cursor = _ID.fullmatch(after), after
         if match is not None:
-            cursor = await self._cursor((*self._matches, f"{ID}={after}"))
+            cursor = await self._journal.cursor((*self._matches, f"{ID}={after}"))
             if not cursor:
                 began = int(match[2], 16)
                 return [f"--since=@{began // 1_000_000}", "--no-tail"], began
@@ -305,16 +288,6 @@ class EventLog:
                 if latest is not None:
                     found.setdefault(*latest)
         return found
-
-    async def _cursor(self, matches: Iterable[str]) -> str:
-        """The cursor of the latest entry that matches; "" where there is none."""
-        arguments = ["--output=json", "--output-fields=_PID", "--quiet", "--no-pager", "--lines=1"]
-        async with self._journal.records([*arguments, *matches]) as records:
-            record = await anext(records, b"{}")
-        try:
-            return check_cursor(str(json.loads(record).get("__CURSOR", "")))
-        except (ValueError, KeepfleetError):
-            return ""
 
 
 def _matches(event: KeepEvent, kuuid: int | None, visible: Visible | None) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -84,13 +85,25 @@ class Journal:
         finally:
             await _ended(process)
 
-    async def sync(self) -> None:
-        """Waits until journald has written what was sent to it. Only root may ask; for others there is no waiting."""
+    async def cursor(self, matches: Iterable[str]) -> str:
+        """The cursor of the latest entry that matches; "" where there is none. Raises KeepfleetError(UNAVAILABLE)."""
+        arguments = ["--output=json", "--output-fields=_PID", "--quiet", "--no-pager", "--lines=1"]
+        async with self.records([*arguments, *matches]) as records:
+            record = await anext(records, b"{}")
+        try:
+            return check_cursor(str(json.loads(record).get("__CURSOR", "")))
+        except (ValueError, KeepfleetError):
+            return ""
+
+    async def sync(self) -> bool:
+        """Waits until journald has written what was sent to it; whether it has said so. Only root may ask; for others
+        there is no waiting."""
         process = await self._start(("--sync",))
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SYNC_SECONDS):
-                    await process.wait()
+                    return await process.wait() == 0
+            return False
         finally:
             await _ended(process)
 

@@ -36,7 +36,7 @@ class Subject:
     """An event log under test. settled: waits until what was written can be read."""
 
     log: Log
-    settled: Callable[[], Awaitable[None]]
+    settled: Callable[[], Awaitable[object]]
 
 
 @pytest.fixture(params=["fake", "systemd"])

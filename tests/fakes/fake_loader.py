@@ -15,6 +15,7 @@ from keep_protocol.control import (
     CONTROL_VERSION,
     OUTPUT_DESCRIPTORS,
     START_DESCRIPTORS,
+    UNSTORED,
     WORKLOAD_DESCRIPTOR,
     Command,
     CommandType,
@@ -89,7 +90,7 @@ class FakeLoader:
         self.stopped_by = ""
         self.says_it_is = kuuid
         self.output: FakeOutput | None = None
-        self.journal_gone = False
+        self.journal_gone = self.unstored = False
         self.begun = False
         self.exit_status: int | None = None
         self.exited: Callable[[int], None] = lambda _: None
@@ -300,6 +301,8 @@ class FakeLoader:
                             )
                         )
                     )
+            case CommandType.JOURNAL if command.contents == UNSTORED:
+                self.unstored = True
             case CommandType.FOLLOW | CommandType.JOURNAL:
                 if self.output is None or len(descriptors) != 1:
                     raise KeepfleetError(ErrorKind.CONFLICT, "cannot take a descriptor: the keep was not started")

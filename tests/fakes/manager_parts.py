@@ -61,7 +61,7 @@ class ManagerParts:
         helper = Files(f"{root}/{SOCKET_NAME}", mapped=False)
         self.modules, self.artifacts = Modules(f"{root}/state/store"), FakeArtifacts()
         self.journal = f"{root}/journal.sock"
-        providers = Providers(
+        self.providers = providers = Providers(
             policy.client_ca, policy.revoked, helper, self.folders.make, self.modules.open, self.journal
         )
         self.readers = Readers(loaders, self.folders, self.view)

@@ -26,6 +26,13 @@ NAMED, ROOT = "/srv/keepfleet/programs", "/run/programs"
 SECONDS = 1500
 """yosys takes 80 seconds of processor time to be compiled, on a machine with others at work."""
 REFUSED = 126
+RUN = """
+began=$EPOCHREALTIME
+keepctl run --rm -f "$@" | { dd bs=1 count=1 status=none; echo $EPOCHREALTIME >"$0.first"; cat; } >"$0"
+code=${PIPESTATUS[0]}
+echo "$began $(cat "$0.first") $EPOCHREALTIME"
+exit "$code"
+"""
 ENDS: dict[str, tuple[int, str]] = {
     "cpython": (0, '{"mean": 3}\n'),
     "boolector": (10, "sat\n((x #b00000111))\n"),
@@ -38,6 +45,7 @@ ENDS: dict[str, tuple[int, str]] = {
     "avr-cc1": (0, "twice:"),
     "gofmt": (0, "func main() {\n\tprintln(1 + 1)\n}\n"),
     "go-web": (0, '{"drivers":0,"path":"/hello"}\n'),
+    "go-service": (0, "<pre>{&#34;drivers&#34;:0,&#34;path&#34;:&#34;/hello&#34;}\n</pre>"),
     "hello-js": (0, 'Hello from JavaScript, inside a keep! {"squares":[1,4,9]}\n'),
     "hello-quickjs": (0, 'Hello from QuickJS, inside a keep! {"squares":[1,4,9]}\n'),
 }
@@ -81,14 +89,17 @@ def granting(fleet: Fleet, inputs: dict[str, bytes]) -> Iterator[Fleet]:
 
 @pytest.fixture
 def ran(granting: Fleet) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """Runs a program by its manifest: its exit code, its output, and what keepctl said."""
+    """Runs a program by its manifest: its exit code, its output, and what keepctl said. `-s` shows how soon its first
+    byte was there, from the command on: keep, upload and compiling are in it."""
     place = granting.host.path / "programs"
     place.mkdir(exist_ok=True)
 
     def run(name: str, *options: str) -> tuple[int, str, str]:
-        command = ["sh", "-c", 'exec keepctl run --rm -f "$@" >"$0"', str(place / "output"), str(got(name, place))]
+        command = ["bash", "-c", RUN, str(place / "output"), str(got(name, place))]
         environment = {"KEEPFLEET_MANAGER": f"127.0.0.1:{granting.port}"}
         done = granting.host.run([*command, *options], check=False, env=environment, timeout=SECONDS)
+        began, first, ended = map(float, done.stdout.split())
+        print(f"| {name} | {first - began:.2f} s to the first byte, {ended - began:.2f} s in all")
         return done.returncode, (place / "output").read_bytes().decode("utf-8", "replace"), done.stderr
 
     yield run

@@ -92,25 +92,48 @@ def test_a_journald_that_is_frozen_for_eight_seconds_gets_every_line_afterwards(
     life.remove()
 
 
+def said(fleet: Fleet, file: str, text: str) -> None:
+    """Waits until that is in the host's file."""
+    deadline = time.monotonic() + SOON
+    while text not in fleet.host.run(["cat", file], check=False).stdout:
+        assert time.monotonic() < deadline, f"{file} does not say: {text}"
+
+
 @pytest.mark.parametrize("settings", ["Storage=none", "MaxLevelStore=notice"])
 def test_output_reaches_its_owner_where_journald_stores_nothing_and_the_manager_says_so(
     fleet: Fleet, settings: str
 ) -> None:
-    said = "the journal shows nothing of priority info"
     redirected = "[Service]\nStandardError=append:/run/manager-said\n"
     with journald(fleet, settings), drop_in(fleet.host, MANAGER, redirected):
         fleet.restart()
-        deadline = time.monotonic() + SOON
-        while said not in fleet.host.run(["cat", "/run/manager-said"], check=False).stdout:
-            assert time.monotonic() < deadline, "the manager says nothing"
+        said(fleet, "/run/manager-said", "the journal shows nothing of priority info")
         life = Life.awaiting(fleet)
         assert life.upload(modules.says(b"for its owner\n", b"in full\n")).status == 200
         outcome = outcome_of(life)
         assert written(fleet, life.kuuid) == (b"for its owner\nin full\n", b"")
-        assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0), "journald has taken all of it"
+        assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, None), "journald has taken all of it"
         life.remove()
     fleet.host.run(["rm", "/run/manager-said"])
     fleet.restart()
+
+
+def test_another_journald_that_stores_nothing_is_found_out_by_the_manager_that_runs(fleet: Fleet) -> None:
+    life = Life.running(fleet)
+    redirected = "[Service]\nStandardError=append:/run/manager-said\n"
+    with drop_in(fleet.host, MANAGER, redirected):
+        fleet.restart()
+        with journald(fleet, "Storage=none"):
+            said(fleet, "/run/manager-said", "the journal shows nothing of priority info")
+        said(fleet, "/run/manager-said", "the journal stores what it is given again")
+    fleet.client().stop(life.kuuid)
+    assert outcome_of(life).journal_skipped_bytes is None
+    life.remove()
+    fleet.host.run(["rm", "/run/manager-said"])
+    fleet.restart()
+    life = Life.ended(fleet)
+    assert life.info.outcome is not None
+    assert life.info.outcome.journal_skipped_bytes == 0
+    life.remove()
 
 
 @contextlib.contextmanager

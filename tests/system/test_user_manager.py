@@ -103,6 +103,30 @@ def test_the_lines_of_a_workload_that_ended_before_journald_looked_are_shown(ada
 
 
 @pytest.mark.rare
+def test_keeps_that_flood_leave_room_in_the_journal_for_the_user_s_other_units(ada: UserFleet) -> None:
+    """All units of a user share one limit of journald's, 10,000 entries in 30 s; each line costs them one of those."""
+    line, times = b"".join(b"flood %07d\n" % number for number in range(1000)), 300
+    module = ada.host.path / "floods.wasm"
+    module.write_bytes(modules.repeats(line, times))
+    module.chmod(0o644)
+    cursor = ada.host.cursor()
+    kuuids = [ada.keepctl("run", "--detach", str(module)) for _ in range(4)]
+    said = ["systemd-run", "--user", "--quiet", "--wait", "sh", "-c", "for i in $(seq 500); do echo other $i; done"]
+    ada.host.run(said, user=USER)
+    for kuuid in kuuids:
+        ada.keepctl("wait", kuuid)
+        outcome = ada.inspect(kuuid)["outcome"]
+        assert (outcome["output_bytes"], outcome["lost_bytes"]) == (len(line) * times, 0)
+        entries = ada.host.journal(SYSLOG_IDENTIFIER=f"keep-{kuuid}")
+        got = sum(len(message_of(entry)) + 1 for entry in entries if entry.get("KEEP_STREAM") == "stdout")
+        assert got + outcome["journal_skipped_bytes"] == len(line) * times
+        ada.keepctl("rm", kuuid)
+    found = [message_of(entry) for entry in ada.host.journal(since_cursor=cursor)]
+    assert [f"other {number}" in found for number in range(1, 501)] == [True] * 500
+    assert [message for message in found if message.startswith("Suppressed ")] == []
+
+
+@pytest.mark.rare
 def test_one_who_may_not_read_the_journal_sees_all_of_a_run_its_reason_and_its_exit_code(host: Host) -> None:
     user, port = "eve", free_port()
     host.run(["useradd", "--create-home", "--no-log-init", "--shell", "/bin/bash", user])  # in no group but its own

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from keep_loader.words import IN_ALL
-from keep_protocol.control import CommandType
+from keep_protocol.control import UNSTORED, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport, OutcomeKind
 from keep_protocol.outcome import TRAP, Outcome
@@ -339,6 +339,22 @@ def test_a_journald_that_is_gone_is_reported_and_gets_everything_over_its_next_s
         exits(stub)
         outcome = outcome_of(loader.ended(passed))
     assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("before_start", [True, False])
+def test_what_a_journald_that_stores_nothing_has_is_not_known(
+    unstarted: LoaderProcess, passed: Endpoint, before_start: bool
+) -> None:
+    unstarted.start()
+    if before_start:
+        unstarted.peer().ask(CommandType.JOURNAL, UNSTORED)
+    peer, stub = running(unstarted, passed)
+    if not before_start:
+        peer.ask(CommandType.JOURNAL, UNSTORED)
+    stub.do("write", to=1, text="nowhere\n")
+    exits(stub)
+    outcome = outcome_of(unstarted.ended(passed))
+    assert (outcome.output_bytes, outcome.lost_bytes, outcome.journal_skipped_bytes) == (8, 0, None)
 
 
 def test_what_a_journald_that_stands_still_to_the_end_was_not_given_is_counted(

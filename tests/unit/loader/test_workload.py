@@ -16,7 +16,7 @@ from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport, OutcomeKind
 from keep_protocol.states import State
-from tests.fakes.loader_process import DEADLINE, Endpoint, LoaderProcess, Peer, Stub, opened
+from tests.fakes.loader_process import ARTIFACTS, DEADLINE, MODULE, UPLOAD, Endpoint, LoaderProcess, Peer, Stub, opened
 
 
 def running(loader: LoaderProcess, passed: Endpoint) -> tuple[Peer, Stub]:
@@ -64,6 +64,27 @@ def test_a_guest_has_begun_once_its_runner_says_so(loader: LoaderProcess, passed
     while not (report := peer.ask(CommandType.INFO)).begun:  # running before, when its module may be compiled again
         assert report.phase in ("awaiting", "running")
     assert report.phase == "running"
+
+
+def test_who_waits_hears_that_a_guest_has_begun_in_words_that_are_the_same(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
+    peer, stub = opened(loader, passed)
+    runner = stub.connect()
+    runner.report("checked", ARTIFACTS)
+    stub.do("report", report={"report": "accepted", "upload": UPLOAD, "module": MODULE})
+    while (report := peer.ask(CommandType.INFO)).phase != "running":
+        pass
+    assert not report.begun
+    late = loader.peer()
+    assert not late.ask(CommandType.INFO).begun
+    peer.send(CommandType.WAIT, f"running {report.detail}")
+    runner.do("run")
+    assert peer.answer().begun
+    assert late.ask(CommandType.WAIT, f"running {report.detail}").begun, "what has happened since its last answer"
+    late.send(CommandType.WAIT, f"running {report.detail}")
+    runner.report("running", text="something else")
+    assert late.answer().detail == "something else"
 
 
 @pytest.mark.parametrize("code", [0, 3, 125])

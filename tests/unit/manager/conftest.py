@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,14 @@ from tests.fakes.running_manager import RunningManager, running_manager
 def place() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="km") as name:
         yield Path(name)
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[socket.socket]:
+    """A socket in journald's place, at `tmp_path`/socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "socket"))
+        yield sock
 
 
 @pytest.fixture

@@ -181,6 +181,30 @@ async def test_files_of_a_keep_that_was_being_removed_go_with_the_next_manager(
         assert files(place) == []
 
 
+async def test_the_disk_holds_what_is_known_of_a_keep_that_has_started_and_of_its_end(
+    parts: ManagerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "DISK_SECONDS", 0.01)
+    settled: list[set[int]] = []
+    again = asyncio.Event()
+
+    def settle(kuuids: set[int]) -> None:
+        settled.append(kuuids)
+        loop.call_soon_threadsafe(again.set)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(parts.folders, "settle", settle)
+    kuuid, loader = await started(parts)
+    for _ in range(2):
+        async with asyncio.timeout(ENOUGH):
+            await again.wait()
+        again.clear()
+        if len(settled) == 1:
+            await loader.move(Event.ACCEPT)
+            await loader.move(Event.FINISH, TRAPPED)
+    assert settled == [{kuuid}, {kuuid}]
+
+
 async def test_an_ended_keep_whose_unit_is_stopped_by_hand_is_gone_with_its_files(
     parts: ManagerParts, place: Path
 ) -> None:
@@ -192,6 +216,17 @@ async def test_an_ended_keep_whose_unit_is_stopped_by_hand_is_gone_with_its_file
     assert (await parts.events.until(EventType.REMOVED, kuuid)).by == ""
     assert kuuid not in parts.view
     assert files(place) == []
+
+
+async def test_a_unit_that_is_stopped_by_hand_is_noticed_without_a_signal(
+    parts: ManagerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
+    kuuid = await ended(parts)
+    parts.tasks.start(parts.watch.tend_resting())
+    await until_resting(parts, kuuid)
+    await parts.units.stop(kuuid)
+    assert (await parts.events.until(EventType.REMOVED, kuuid)).by == ""
 
 
 async def until_resting(parts: ManagerParts, kuuid: int) -> None:
@@ -255,6 +290,20 @@ async def test_a_loader_that_journald_left_is_given_another_way_to_it(
             await loader.heard.wait()
     assert not loader.journal_gone
     assert (await parts.keeps.get(kuuid)).state is State.STARTED
+
+
+async def test_loaders_hear_that_journald_stores_nothing_before_their_start_and_while_they_run(
+    parts: ManagerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, before = await started(parts)
+    assert not before.unstored
+    parts.providers.journal_stores = False
+    await parts.watch.journal_stores_nothing()
+    assert before.unstored
+    _, after = await started(parts)
+    heard = [command.type for command in after.commands]
+    assert heard.index(CommandType.JOURNAL) < heard.index(CommandType.KEEP_START)
+    assert after.unstored
 
 
 async def test_what_a_record_claims_of_names_owners_and_limits_counts_for_nothing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -24,13 +24,6 @@ from tests.fakes.fake_event_log import cursor
 EVENT = KeepEvent(1.5, EventType.FAILED, KeepInfo(7, State.ERROR, "lost\nits way", restarts=2, phase="failed"), "alice")
 
 UNIT = f"_SYSTEMD_UNIT=keep-manager.service MESSAGE_ID={event_log.MESSAGE_ID}"
-
-
-@pytest.fixture
-def journald(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(str(tmp_path / "socket"))
-        yield sock
 
 
 def with_journalctl(place: Path, *records: Mapping[str, object], follows: bool = False) -> EventLog:
@@ -89,17 +82,6 @@ async def test_a_keep_s_latest_event_is_the_first_found_from_the_newest_back(tmp
     book = with_journalctl(tmp_path, *told, {"KEEP_EVENT_KEEP": "8", "KEEP_EVENT": "melted"}, {"KEEP_EVENT_KEEP": None})
     assert await book.latest() == {7: LastEvent(EventType.RUNNING, 1, 2.5, "alice")}
     assert "--reverse" in (tmp_path / "arguments").read_text()
-
-
-@pytest.mark.parametrize("there", [True, False])
-async def test_a_journal_that_stores_nothing_is_said(
-    tmp_path: Path, journald: socket.socket, caplog: pytest.LogCaptureFixture, there: bool
-) -> None:
-    book = with_journalctl(tmp_path, *([{"__CURSOR": cursor(1)}] if there else []))
-    await book.probe()
-    (sent,) = [journald.recv(4096)]
-    assert b"KEEP_PROBE=" in sent
-    assert ("shows nothing of priority info" in caplog.text) is not there
 
 
 def stored(number: int, **more: object) -> dict[str, object]:
@@ -161,7 +143,7 @@ async def test_an_event_that_journald_has_not_written_down_yet_is_not_lost_to_wh
 async def test_where_the_event_has_gone_its_moment_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = "m=0123456789abcdef;n=1;t=1e8480", "m=0123456789abcdef;n=9;t=3d0900"
     book = with_journalctl(tmp_path, stored(3, KEEP_EVENT_ID=old), stored(4, KEEP_EVENT_ID=new))
-    monkeypatch.setattr(book, "_cursor", nothing)  # its journal does not have that event
+    monkeypatch.setattr(book._journal, "cursor", nothing)  # its journal does not have that event
     async with book.events(after="m=fedcba9876543210;n=3;t=2dc6c0") as events:
         assert [event.cursor async for event in events] == [new]
     assert "--since=@3 --no-tail" in (tmp_path / "arguments").read_text()

@@ -138,6 +138,31 @@ def test_what_is_left_of_an_earlier_boot_is_found_and_counts_from_when_it_was(
     assert third.found_at == 5.0
 
 
+def test_what_is_known_of_keeps_is_written_to_the_disk_where_they_are_still_there(
+    folders: Folders, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    with made(folders):
+        folders.settle([7, 8])
+    assert synced == [f"{directory}/7/spec", f"{directory}/7/record", f"{directory}/7", str(directory)]
+
+
+def test_a_disk_that_is_full_leaves_whole_what_was_known_of_a_keep_before(
+    folders: Folders, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made(folders):
+        pass
+    before = (directory / "7" / "spec").read_bytes()
+    monkeypatch.setattr(os, "write", lambda file, data: len(data) // 2)
+    later = Folders(str(directory), "boot-2")
+    assert later.remains([7], 100.0)[7].spec == SPEC
+    assert (directory / "7" / "spec").read_bytes() == before
+    monkeypatch.undo()
+    assert later.remains([7], 200.0)[7].found_at == 200.0
+    assert sorted(os.listdir(directory / "7")) == ["output", "record", "spec"]
+
+
 def test_what_was_being_removed_or_made_when_a_manager_ended_is_removed(folders: Folders, directory: Path) -> None:
     for kuuid in (7, 8, 9):
         with made(folders, kuuid):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import os
+import socket
+from pathlib import Path
 
+from keep_manager import log
 from keep_manager.log import STRANGERS, LineFormatter, Ration, RationingHandler, escape
 
 
@@ -111,3 +115,39 @@ async def test_what_was_left_out_is_said_without_another_line() -> None:
     clock.log("hello", times=Ration.OTHER.per_second + 2)
     while "left out 2 lines" not in clock.written.getvalue():  # noqa: ASYNC110 # a log tells nobody
         await asyncio.sleep(0.001)
+
+
+def lines_sent(journald: socket.socket) -> list[dict[str, str]]:
+    journald.setblocking(False)
+    found: list[dict[str, str]] = []
+    while True:
+        try:
+            found.append(dict(line.split("=", 1) for line in journald.recv(4096).decode().splitlines()))
+        except BlockingIOError:
+            return found
+
+
+def test_a_journald_that_has_hung_up_gets_lines_over_its_own_socket_and_how_many_it_missed(
+    tmp_path: Path, journald: socket.socket
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream = log.JournalStream(ours.fileno(), str(tmp_path / "socket"))
+        stream.write("<6>first\n")
+        assert theirs.recv(100) == b"<6>first\n"
+        theirs.close()
+        stream.write("<4>second\n<3>of two lines\n")
+        own = {"SYSLOG_IDENTIFIER": "keep-manager"}
+        assert lines_sent(journald) == [
+            {"PRIORITY": "4", "MESSAGE": "second", **own},
+            {"PRIORITY": "3", "MESSAGE": "of two lines", **own},
+        ]
+        os.rename(tmp_path / "socket", tmp_path / "away")
+        stream.write("<6>lost\n<6>too\n")
+        os.rename(tmp_path / "away", tmp_path / "socket")
+        stream.write("<6>back\n")
+        assert [one["MESSAGE"] for one in lines_sent(journald)] == [
+            "2 lines were lost while there was no journald",
+            "back",
+        ]
+        assert "0 lines lost" in repr(stream)

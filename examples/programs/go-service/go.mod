@@ -1,0 +1,3 @@
+module keepfleet.example/go-service
+
+go 1.27
