@@ -28,15 +28,6 @@ from keep_protocol.fields import Record
 STDOUT, STDERR, MARK = 1, 2, 3
 """The streams: the guest's two, and the loader's marks, see `Mark`."""
 STREAMS = (STDOUT, STDERR, MARK)
-END, ALIVE = 4, 5
-"""What an answer to a client has besides frames of the ring: the last of it, whose data is the keep as JSON, and what
-says in a silence that the connection is there."""
-CONTENT_TYPE = "application/vnd.keepfleet.output"
-"""Of `GET /v1/keeps/ID/output[?from=POSITION][&follow=true][&hold=true]`: frames, each with its header.
-The answer begins when nothing more can be missed from `from` on; with `hold` the workload waits for this reader."""
-ALIVE_SECONDS = 15.0
-MAX_END = 128 * 1024
-"""Bytes of a keep as JSON, at most."""
 DATA = 4096
 """Where the data begins."""
 DEFAULT_CAPACITY = 16 * 1024 * 1024
@@ -48,7 +39,7 @@ _CHECKPOINT = 64 * 1024
 _LONGEST_STEP = _CHECKPOINT + MAX_FRAME + 64
 """How far the tail may move beyond what is needed: from one checkpoint to the next, which is where a frame begins."""
 _MAGIC = b"keepring"
-_TAG = 0x6B72_6600
+TAG = 0x6B72_6600
 """The first word of a header, with the stream in its low byte."""
 _FIXED, _TAIL, _JOURNAL, _HEAD = (
     struct.Struct("<8sQ"),
@@ -56,17 +47,18 @@ _FIXED, _TAIL, _JOURNAL, _HEAD = (
     struct.Struct("<QQQ"),
     struct.Struct("<QQQQ"),
 )
-_FRAME = struct.Struct("<IIQQQ")
+FRAME = struct.Struct("<IIQQQ")
 _ACKNOWLEDGEMENT = struct.Struct("<QQQQ")
 _CLOCK = struct.Struct("<Q")
 NOT_KEPT = (1 << 64) - 1
-HEADER = _FRAME.size
+HEADER = FRAME.size
 """Bytes of a frame's header: tag and stream, length, monotonic nanoseconds, own position, its stream's bytes before."""
 _AT_TAIL, _AT_JOURNAL, _AT_HEAD = 16, 24, 48
 _HEAD_PAGE = _AT_HEAD + _HEAD.size
 
 
-def _damaged(why: str) -> KeepfleetError:
+def damaged(why: str) -> KeepfleetError:
+    """The error for what cannot be read."""
     return KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot read the keep's output: {why}")
 
 
@@ -107,7 +99,7 @@ class Mark(Record):
 def decode_mark(data: bytes) -> Mark:
     """Raises KeepfleetError(KEEP_FAILED)."""
     if len(data) < _CLOCK.size:
-        raise _damaged("a mark has no clock")
+        raise damaged("a mark has no clock")
     return Mark(_CLOCK.unpack_from(data)[0], data[_CLOCK.size :].decode("utf-8", "replace"))
 
 
@@ -177,15 +169,15 @@ def _read_header(descriptor: int) -> _Header:
     """The head page, checked. Raises KeepfleetError(KEEP_FAILED), OSError."""
     page = os.pread(descriptor, _HEAD_PAGE, 0)
     if len(page) != _HEAD_PAGE:
-        raise _damaged("its ring is cut off")
+        raise damaged("its ring is cut off")
     magic, capacity = _FIXED.unpack_from(page)
     (tail,) = _TAIL.unpack_from(page, _AT_TAIL)
     journal = Progress(*_JOURNAL.unpack_from(page, _AT_JOURNAL))
     head, *totals = _HEAD.unpack_from(page, _AT_HEAD)
     if magic != _MAGIC or not MIN_CAPACITY <= capacity <= MAX_CAPACITY:
-        raise _damaged("its ring has no valid head page")
+        raise damaged("its ring has no valid head page")
     if not tail <= head <= tail + capacity or journal.stdout > totals[0] or journal.stderr > totals[1]:
-        raise _damaged("the positions in its ring contradict each other")
+        raise damaged("the positions in its ring contradict each other")
     return _Header(capacity, tail, journal, head, (totals[0], totals[1], totals[2]))
 
 
@@ -249,10 +241,10 @@ class RingWriter:
         while position < header.head:
             found = _pread(descriptor, header.capacity, position, HEADER)
             if len(found) < HEADER:
-                raise _damaged("its ring is cut off")
-            tag, length, _, own, offset = _FRAME.unpack(found)
+                raise damaged("its ring is cut off")
+            tag, length, _, own, offset = FRAME.unpack(found)
             if not _is_header(tag, length, own, position) or position + HEADER + length > header.head:
-                raise _damaged(f"the frame at {position} is damaged")
+                raise damaged(f"the frame at {position} is damaged")
             stream = tag & 0xFF
             if stream not in seen:
                 seen.add(stream)
@@ -287,7 +279,7 @@ class RingWriter:
             raise ValueError(f"a frame holds {MAX_FRAME} bytes, not {len(data)}")
         self._make_room(size)
         place = stream - 1
-        header = _FRAME.pack(_TAG | stream, len(data), time_ns, self.head, self.totals[place])
+        header = FRAME.pack(TAG | stream, len(data), time_ns, self.head, self.totals[place])
         self._write((header, data), size)
         if self.head - self._checkpoints[-1][0] >= _CHECKPOINT:
             self._checkpoints.append((self.head, self.totals[0], self.totals[1]))
@@ -323,7 +315,7 @@ class RingWriter:
 
 
 def _is_header(tag: int, length: int, own: int, position: int) -> bool:
-    return tag & ~0xFF == _TAG and tag & 0xFF in STREAMS and own == position and length <= MAX_FRAME
+    return tag & ~0xFF == TAG and tag & 0xFF in STREAMS and own == position and length <= MAX_FRAME
 
 
 class RingReader:
@@ -335,7 +327,7 @@ class RingReader:
     def __init__(self, descriptor: int) -> None:
         """Raises KeepfleetError(KEEP_FAILED) for what is no ring, OSError."""
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _damaged("its ring is no regular file")
+            raise damaged("its ring is no regular file")
         self.descriptor = descriptor
         self.capacity = _read_header(descriptor).capacity
 
@@ -364,12 +356,12 @@ class RingReader:
         """
         header = self._header()
         if position > header.head:
-            raise _damaged(f"position {position} lies after its end")
+            raise damaged(f"position {position} lies after its end")
         position = max(position, header.tail)
         size = min(header.head - position, max(limit, HEADER + MAX_FRAME))
         data = _pread(self.descriptor, self.capacity, position, size)
         if len(data) < size:
-            raise _damaged("its ring is cut off")
+            raise damaged("its ring is cut off")
         overwritten = self._header().tail - position
         if overwritten > 0:  # while it was read: the oldest frame that is whole comes next
             if overwritten >= size:
@@ -377,13 +369,13 @@ class RingReader:
             position, data = position + overwritten, data[overwritten:]
         whole, ends = _whole_frames(data, position)
         if data and not whole:
-            raise _damaged(f"the frame at {position} is not whole")
+            raise damaged(f"the frame at {position} is not whole")
         return Block(position, data[:whole], ends[STDOUT], ends[STDERR])
 
     def _header(self) -> _Header:
         header = _read_header(self.descriptor)
         if header.capacity != self.capacity:
-            raise _damaged("the capacity of its ring has changed")
+            raise damaged("the capacity of its ring has changed")
         return header
 
 
@@ -393,11 +385,11 @@ def _whole_frames(data: bytes, position: int) -> tuple[int, list[int]]:
     Raises KeepfleetError(KEEP_FAILED).
     """
     start, size, ends = 0, len(data), [0] * (MARK + 1)
-    unpack, header = _FRAME.unpack_from, HEADER
+    unpack, header = FRAME.unpack_from, HEADER
     while size - start >= header:
         tag, length, _, own, offset = unpack(data, start)
         if not _is_header(tag, length, own, position + start):
-            raise _damaged(f"the frame at {position + start} is damaged")
+            raise damaged(f"the frame at {position + start} is damaged")
         end = start + header + length
         if end > size:
             break
@@ -409,61 +401,10 @@ def _whole_frames(data: bytes, position: int) -> tuple[int, list[int]]:
 def frames_in(data: bytes, position: int) -> Iterator[Frame]:
     """The frames in a block that lies at `position`; what is not whole at its end is left out.
 
-    Raises KeepfleetError(KEEP_FAILED) for one that is damaged, also where it came over a network.
+    Raises KeepfleetError(KEEP_FAILED) for one that is damaged.
     """
     (end, _), start = _whole_frames(data, position), 0
     while start < end:
-        tag, length, time_ns, own, offset = _FRAME.unpack_from(data, start)
+        tag, length, time_ns, own, offset = FRAME.unpack_from(data, start)
         yield Frame(tag & 0xFF, time_ns, own, offset, data[start + HEADER : start + HEADER + length])
         start += HEADER + length
-
-
-def encode_frame(stream: int, data: bytes, position: int = 0) -> bytes:
-    """A frame that stands in no ring: END or ALIVE."""
-    return _FRAME.pack(_TAG | stream, len(data), 0, position, 0) + data
-
-
-def decode_head(header: bytes | memoryview) -> tuple[int, int, int, int, int]:
-    """Stream, length of the data, monotonic nanoseconds, own position, and its stream's bytes before, of a frame whose
-    HEADER bytes `header` begins with: of one that a client may be sent. Raises KeepfleetError(KEEP_FAILED)."""
-    tag, length, time_ns, own, offset = _FRAME.unpack_from(header)
-    stream = tag & 0xFF
-    if tag & ~0xFF != _TAG or length > (MAX_END if stream == END else MAX_FRAME):
-        raise _damaged("what was received is no frame")
-    if stream not in (*STREAMS, END, ALIVE):
-        raise _damaged("what was received is a frame of no stream")
-    return stream, length, time_ns, own, offset
-
-
-class OutputDecoder:
-    """Bytes of an answer in, frames out; bounded in memory. Positions only grow; each frame's `offset` says what is
-    missing before it."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._position = 0
-
-    def __repr__(self) -> str:
-        return f"OutputDecoder(at {self._position}, {len(self._rest)} bytes held)"
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing of a frame is waiting for its end."""
-        return not self._rest
-
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes. Raises KeepfleetError(KEEP_FAILED) for what cannot be read."""
-        data, start, frames = self._rest + data if self._rest else data, 0, []
-        size = len(data)
-        while size - start >= HEADER:
-            stream, length, time_ns, own, offset = decode_head(data[start : start + HEADER])
-            if start + HEADER + length > size:
-                break
-            if stream in STREAMS:
-                if own < self._position:
-                    raise _damaged(f"the frame at {own} comes after position {self._position}")
-                self._position = own + HEADER + length
-            frames.append(Frame(stream, time_ns, own, offset, data[start + HEADER : start + HEADER + length]))
-            start += HEADER + length
-        self._rest = data[start:]
-        return frames

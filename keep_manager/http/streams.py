@@ -1,5 +1,5 @@
 """Answers that go on: a keep's output as it is, and as server-sent events a keep's lines, and what happens to keeps.
-The shapes are keep_protocol.ring's and sse's."""
+The shapes are keep_protocol.output's and sse's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from keep_manager.keeps.logs import Chosen, Events, Output
 from keep_manager.keeps.readers import Reading
 from keep_manager.keeps.view import Entry
 from keep_manager.tasks import Group
-from keep_protocol import ring, sse, strict_json
+from keep_protocol import output, sse, strict_json
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -88,7 +88,7 @@ async def _reading(
 
 
 async def keep_output(request: web.Request) -> web.StreamResponse:
-    """GET /v1/keeps/ID/output; see keep_protocol.ring. The answer begins when nothing more can be missed; to make the
+    """GET /v1/keeps/ID/output; see keep_protocol.output. The answer begins when nothing more can be missed; to make the
     workload wait takes the right to stop it."""
     kuuid = parse_kuuid(request.match_info["kuuid"])
     query = _Query(request, "from", "follow", "hold")
@@ -101,7 +101,7 @@ async def keep_output(request: web.Request) -> web.StreamResponse:
 
     check(await request.app[KEEPS].get(kuuid))
     async with _reading(request, kuuid, position, follow=follow, holds=holds) as (keep, reading):
-        response = web.StreamResponse(headers={"Content-Type": ring.CONTENT_TYPE})
+        response = web.StreamResponse(headers={"Content-Type": output.CONTENT_TYPE})
         enlist(request.app)
         try:
             async with Group() as tasks:
@@ -112,7 +112,7 @@ async def keep_output(request: web.Request) -> web.StreamResponse:
                 await _copy(request, response, reading, end, lambda: check(keep))
                 last = request.app[KEEPS].find(kuuid) if end is None else await end
                 data = strict_json.dumps(last.to_wire())
-                await _send(request, response, ring.encode_frame(ring.END, data), OUTPUT_SEND_SECONDS)
+                await _send(request, response, output.encode_frame(output.END, data), OUTPUT_SEND_SECONDS)
         except KeepfleetError as error:
             if not response.prepared:
                 raise
@@ -143,10 +143,10 @@ async def _copy(
             return
         else:
             try:
-                async with asyncio.timeout(ring.ALIVE_SECONDS):
+                async with asyncio.timeout(output.ALIVE_SECONDS):
                     await reading.more()
             except TimeoutError:
-                await _send(request, response, ring.encode_frame(ring.ALIVE, b""), OUTPUT_SEND_SECONDS)
+                await _send(request, response, output.encode_frame(output.ALIVE, b""), OUTPUT_SEND_SECONDS)
 
 
 async def keep_events(request: web.Request) -> web.StreamResponse:
