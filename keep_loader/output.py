@@ -31,16 +31,17 @@ from keep_protocol.ring import (
 
 PIPE_BYTES = 1024 * 1024
 """What the guest may be ahead of its loader; a user without privileges has 64 MiB for all pipes, and then gets less."""
-REST_SECONDS = 0.001
+REST_SECONDS, LONG_REST_SECONDS = 0.001, 0.004
 """Until pipes are looked at again that give little each time, and one time soon after the other: a guest that writes
-line by line wakes its loader, and that the manager and the client, for hundreds of lines together."""
+line by line wakes its loader, and that the manager and the client, for hundreds of lines together. The long one is for
+what goes on so; a pipe has room for what comes meanwhile at 250 MB/s."""
 LITTLE = 256 * 1024
 """Bytes of one look, a quarter of a pipe: what gives more is looked at again immediately, or the guest would wait."""
 DENSE_SECONDS = 0.004
 """What comes this soon after the last look has come soon."""
-DENSE_LOOKS = 32
-"""So many of them before there is a rest: the lines of an ordinary program are read as they come, also in the order in
-which it wrote to its two streams."""
+DENSE_LOOKS, MORE_DENSE_LOOKS = 32, 128
+"""So many of them before there is a rest, and before there are long ones: the lines of an ordinary program are read as
+they come, also in the order in which it wrote to its two streams."""
 READS_IN_A_TURN = 16
 """Reads of one pipe before the loop looks at the other descriptors: 4 MiB at most."""
 MAX_ACKNOWLEDGEMENTS = 64
@@ -254,9 +255,11 @@ class Output:
             self._resting = self._pipes.keys() - self._paused
             for pipe in self._resting:
                 self._loop.forget(pipe)
-            self._loop.after(_REST, REST_SECONDS, self._rested)
+            seconds = REST_SECONDS if self._dense <= MORE_DENSE_LOOKS else LONG_REST_SECONDS
+            self._loop.after(_REST, seconds, self._rested)
 
     def _rested(self) -> None:
+        self._looked_at = time.monotonic_ns()
         resting, self._resting = self._resting, set()
         for pipe in resting:
             self._watch(pipe)
