@@ -46,8 +46,8 @@ OUTPUT_SEND_SECONDS = 600.0
 """How long a reader of output may take nothing: a person may look at a page of it. The workload waits for it no longer
 than output.STALL_SECONDS; the client resumes where it was cut off."""
 CHECK_SECONDS, CHECKS = 0.05, 4
-"""In so many seconds it is checked so many times at most whether a reader of output still may: what comes seldom is sent
-after a check each time, and a flood is looked at twenty times a second."""
+"""In so many seconds it is checked so many times at most whether a reader of output still may: what comes seldom is
+sent after a check each time, and a flood is looked at twenty times a second."""
 Item = tuple[LogLine, ...] | KeepEvent | KeepInfo
 """What a stream sends; a keep is its end."""
 Produce = Callable[[Callable[[Item], Awaitable[None]]], Awaitable[None]]
