@@ -75,7 +75,7 @@ class OutputInMemory:
         """The frames from `position` on, and where they end."""
         with self._lock:
             block = self._reader.block(position, MIN_CAPACITY)
-        return block.data, block.end
+        return bytes(block.data), block.end
 
 
 class Serving:

@@ -26,7 +26,7 @@ class Ring:
         self.writer.append(stream, data, 7)
 
     def sent(self, position: int = 0) -> bytes:
-        return self.reader.block(position, MIN_CAPACITY).data
+        return bytes(self.reader.block(position, MIN_CAPACITY).data)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from keep_manager.http import streams as http_streams
-from keep_protocol import output, sse
+from keep_protocol import sse
 from keep_protocol.control import CommandType
 from keep_protocol.identity import Identity, Role
 from keep_protocol.keep import KeepInfo
@@ -201,7 +201,7 @@ async def no_readers(manager: RunningManager) -> None:
 async def test_a_silent_stream_shows_that_it_lives(manager: RunningManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_streams, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(sse, "ALIVE_SECONDS", 0.01)
-    monkeypatch.setattr(output, "ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr("keep_protocol.output.ALIVE_SECONDS", 0.01)
     async with manager.client() as client:
         kuuid, _ = await new_keep(manager, client)
         async with reading(client, kuuid, "?follow=true") as reader:
