@@ -20,12 +20,13 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from benchmarks import flood
+from benchmarks import flood, tls_floor
 from benchmarks.figures import Figure, Goal, Measure
 from benchmarks.flood import FIRST, LINE, PAUSE_SECONDS, Flood
 from benchmarks.host import COMMAND_SECONDS, MANAGER_UNIT, Host, example, run
 from benchmarks.measuring import MB, MIB, Effort, MeasurementFailed, report
 from benchmarks.podman import IMAGE, PROGRAM, Podman
+from keep_client.credentials import pki_directory
 from keep_protocol.constants import UNIT_PATTERN
 
 BLOCKS, SHORT = Goal(300.0, at_least=True), Goal(0.8, Measure.RATIO, at_least=True)
@@ -94,6 +95,7 @@ class Streams:
         self.rates: dict[tuple[str, str], list[float]] = defaultdict(list)
         self.used: dict[tuple[str, str], list[float]] = defaultdict(list)
         self.quiet: dict[str, list[float]] = defaultdict(list)
+        self.floors: list[tuple[float, float, float]] = []
 
     def round(self, of: Flood) -> None:
         """Each way once, in an order drawn each time."""
@@ -147,7 +149,15 @@ class Streams:
         if len(units) != 1:
             raise MeasurementFailed(f"there are {len(units)} keeps, and should be one")
         loader, manager = (int(self._host.show(unit, "MainPID")) for unit in (units[0], MANAGER_UNIT))
-        return {"loader": loader, "manager": manager, "keepctl": client}
+        guest, *others = (pid for pid in self._host.systemd.processes(units[0]) if pid != loader)
+        if others:
+            raise MeasurementFailed(f"{units[0]} has {len(others) + 2} processes, and should have two")
+        return {"guest": guest, "loader": loader, "manager": manager, "keepctl": client}
+
+    def over_tls(self, size: int) -> None:
+        """As many bytes from one process to another over TLS."""
+        certificate, key = (os.path.join(pki_directory(), f"manager.{end}") for end in ("crt", "key"))
+        self.floors.append(tls_floor.measure(certificate, key, size))
 
     def stay_quiet(self) -> None:
         """What a keep costs whose guest writes nothing after its first line, with a reader; ms a second."""
@@ -241,7 +251,7 @@ def _rates(streams: Streams, floods: Sequence[Flood]) -> list[Figure]:
         figures.append(
             Figure(f"the same: {KEEP}", "MB/s", tuple(streams.rates[KEEP, of.name]), goal, floor, rates=True)
         )
-        for name in ("loader", "manager", "keepctl"):
+        for name in ("guest", "loader", "manager", "keepctl"):
             limit = LOADER if name == "loader" and "blocks" in of.name else None
             figures.append(Figure(f"its processor time, {name}", "ms/MB", tuple(streams.used[name, of.name]), limit))
     return figures
@@ -261,12 +271,17 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         for _ in range(effort.uploads):
             for of in floods:
                 streams.round(of)
+            streams.over_tls(size)
         streams.stay_quiet()
         late = latencies(host, place, effort.rounds * 10)
         in_output, in_journal = lost_lines(host, place)
     processes, memory = after_its_end(host)
+    rates, sent, received = (tuple(samples) for samples in zip(*streams.floors, strict=True))
     return [
         *_rates(streams, floods),
+        Figure(f"{size / MB:.0f} MB over TLS alone, from one process to another", "MB/s", rates, rates=True),
+        Figure("its processor time, sender", "ms/MB", sent),
+        Figure("its processor time, receiver", "ms/MB", received),
         Figure("a guest's write → keepctl's reader", "ms", late, LATENCY),
         *(
             Figure(f"a keep that writes nothing, with a reader: {name}'s processor time", "ms/s", tuple(samples))

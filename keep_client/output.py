@@ -15,7 +15,8 @@ from keep_protocol import strict_json
 from keep_protocol.constants import V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
-from keep_protocol.ring import END, HEADER, MARK, MAX_END, STREAMS, decode_head
+from keep_protocol.output import END, MAX_END, decode_head
+from keep_protocol.ring import HEADER, MARK, STREAMS
 
 GAP = 0
 """The stream of a piece that says what is missing."""

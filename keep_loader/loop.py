@@ -74,7 +74,7 @@ class Loop:
         if not self._deadlines:
             return None
         first = min(moment for moment, _ in self._deadlines.values())
-        return max(0, int(min(first - time.monotonic(), _LONGEST_SECONDS) * 1000) + 1)
+        return max(0, -int(min(first - time.monotonic(), _LONGEST_SECONDS) * -1000 // 1))  # rounded up
 
     def _expire(self) -> None:
         now = time.monotonic()

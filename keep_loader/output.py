@@ -31,6 +31,17 @@ from keep_protocol.ring import (
 
 PIPE_BYTES = 1024 * 1024
 """What the guest may be ahead of its loader; a user without privileges has 64 MiB for all pipes, and then gets less."""
+REST_SECONDS, LONG_REST_SECONDS = 0.001, 0.004
+"""Until pipes are looked at again that give little each time, and one time soon after the other: a guest that writes
+line by line wakes its loader, and that the manager and the client, for hundreds of lines together. The long one is for
+what goes on so; a pipe has room for what comes meanwhile at 250 MB/s."""
+LITTLE = 256 * 1024
+"""Bytes of one look, a quarter of a pipe: what gives more is looked at again immediately, or the guest would wait."""
+DENSE_SECONDS = 0.004
+"""What comes this soon after the last look has come soon."""
+DENSE_LOOKS, MORE_DENSE_LOOKS = 32, 128
+"""So many of them before there is a rest, and before there are long ones: the lines of an ordinary program are read as
+they come, also in the order in which it wrote to its two streams."""
 READS_IN_A_TURN = 16
 """Reads of one pipe before the loop looks at the other descriptors: 4 MiB at most."""
 MAX_ACKNOWLEDGEMENTS = 64
@@ -54,6 +65,7 @@ MAX_WAITING_LINES = 64
 _LAST_READS = 16
 """Of a pipe that something of the guest's still holds: it has 1 MiB, and could be written to without end."""
 _JOURNAL, _FINISH, _LAST_WORDS, _DONE = "journal of output", "end of output", "last words", "output is done"
+_REST = "rest of output"
 
 
 class Output:
@@ -82,6 +94,10 @@ class Output:
         self.unwritten = 0
         self._pipes: dict[int, int] = {}
         self._paused: set[int] = set()
+        self._resting: set[int] = set()
+        self._may_rest = True
+        self._looked_at = self._dense = 0  # the monotonic clock at the last look; how many came soon and gave little
+        self._buffer = memoryview(bytearray(MAX_FRAME))  # one for all reads: a new one is mapped and zeroed each time
         self._channel: socket.socket | None = None
         self._token_out = False
         self._acknowledged = Acknowledgement()
@@ -115,6 +131,7 @@ class Output:
     def adopt(self, pipe: int, stream: int) -> None:
         """Takes over the reading end of a pipe: what a guest left in it counts too."""
         os.set_blocking(pipe, False)
+        self._may_rest = self._may_rest and fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) >= PIPE_BYTES
         self._pipes[pipe] = stream
         self._watch(pipe)
 
@@ -213,19 +230,39 @@ class Output:
         self._done = None
         for pipe in list(self._pipes):
             self._close(pipe)
-        for name in (_JOURNAL, _FINISH, _LAST_WORDS, _DONE):
+        for name in (_JOURNAL, _FINISH, _LAST_WORDS, _DONE, _REST):
             self._loop.cancel(name)
 
     def _watch(self, pipe: int) -> None:
         self._loop.watch(pipe, READABLE, lambda _events: self._readable(pipe))
 
     def _readable(self, pipe: int) -> None:
+        before = self._ring.head
         for _ in range(READS_IN_A_TURN):
             if not self._read(pipe):
                 break
+        self._rest_if_dense(self._ring.head - before)
         self._announce()
         if not self._loop.is_set(_JOURNAL) and not (self._journal is not None and self._journal.gone):
             self._pump()
+
+    def _rest_if_dense(self, size: int) -> None:
+        """Looks at no pipe for a moment where the looks at them give little, as the last one gave `size` bytes."""
+        now = time.monotonic_ns()
+        soon = now - self._looked_at < DENSE_SECONDS * 1e9
+        self._looked_at, self._dense = now, self._dense + 1 if soon and size < LITTLE else 0
+        if self._dense > DENSE_LOOKS and self._may_rest and not self._resting:
+            self._resting = self._pipes.keys() - self._paused
+            for pipe in self._resting:
+                self._loop.forget(pipe)
+            seconds = REST_SECONDS if self._dense <= MORE_DENSE_LOOKS else LONG_REST_SECONDS
+            self._loop.after(_REST, seconds, self._rested)
+
+    def _rested(self) -> None:
+        self._looked_at = time.monotonic_ns()
+        resting, self._resting = self._resting, set()
+        for pipe in resting:
+            self._watch(pipe)
 
     def _read(self, pipe: int) -> bool:
         """One read of a pipe into the ring; false where there is nothing to read, or no room."""
@@ -236,16 +273,16 @@ class Output:
             self._loop.forget(pipe)
             return False
         try:
-            data = os.read(pipe, room)
+            size = os.readv(pipe, (self._buffer[:room],))
         except BlockingIOError:
             return False
-        if not data:
+        if not size:
             self._close(pipe)
             return False
-        self._append(self._pipes[pipe], data, time.monotonic_ns())
+        self._append(self._pipes[pipe], self._buffer[:size], time.monotonic_ns())
         return True
 
-    def _append(self, stream: int, data: bytes, time_ns: int) -> None:
+    def _append(self, stream: int, data: bytes | memoryview, time_ns: int) -> None:
         before, failed = self._ring.overwritten, None
         try:
             self._ring.append(stream, data, time_ns)
@@ -262,6 +299,7 @@ class Output:
     def _close(self, pipe: int) -> None:
         self._loop.forget(pipe)
         self._paused.discard(pipe)
+        self._resting.discard(pipe)
         del self._pipes[pipe]
         os.close(pipe)
         if not self._pipes and self._done is not None:

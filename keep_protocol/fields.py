@@ -274,6 +274,11 @@ class Record(metaclass=RecordType):
     def __init__(self, *values: object, **named: object) -> None:
         kind: RecordType = type(self)
         names = kind.__match_args__
+        if len(values) == len(names) and not named:  # of a frame of output there may be ten thousand a second
+            for each, value in zip(names, values):  # noqa: B905  # of one length, as just seen
+                object.__setattr__(self, each, value)
+            self._check()
+            return
         given = {**kind._defaults, **dict(zip(names, values, strict=False)), **named}
         if len(values) > len(names) or set(names[: len(values)]) & named.keys() or len(given) != len(names):
             raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, not {', '.join(given)}")

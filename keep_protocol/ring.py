@@ -28,15 +28,6 @@ from keep_protocol.fields import Record
 STDOUT, STDERR, MARK = 1, 2, 3
 """The streams: the guest's two, and the loader's marks, see `Mark`."""
 STREAMS = (STDOUT, STDERR, MARK)
-END, ALIVE = 4, 5
-"""What an answer to a client has besides frames of the ring: the last of it, whose data is the keep as JSON, and what
-says in a silence that the connection is there."""
-CONTENT_TYPE = "application/vnd.keepfleet.output"
-"""Of `GET /v1/keeps/ID/output[?from=POSITION][&follow=true][&hold=true]`: frames, each with its header.
-The answer begins when nothing more can be missed from `from` on; with `hold` the workload waits for this reader."""
-ALIVE_SECONDS = 15.0
-MAX_END = 128 * 1024
-"""Bytes of a keep as JSON, at most."""
 DATA = 4096
 """Where the data begins."""
 DEFAULT_CAPACITY = 16 * 1024 * 1024
@@ -48,7 +39,7 @@ _CHECKPOINT = 64 * 1024
 _LONGEST_STEP = _CHECKPOINT + MAX_FRAME + 64
 """How far the tail may move beyond what is needed: from one checkpoint to the next, which is where a frame begins."""
 _MAGIC = b"keepring"
-_TAG = 0x6B72_6600
+TAG = 0x6B72_6600
 """The first word of a header, with the stream in its low byte."""
 _FIXED, _TAIL, _JOURNAL, _HEAD = (
     struct.Struct("<8sQ"),
@@ -56,17 +47,21 @@ _FIXED, _TAIL, _JOURNAL, _HEAD = (
     struct.Struct("<QQQ"),
     struct.Struct("<QQQQ"),
 )
-_FRAME = struct.Struct("<IIQQQ")
+_PAGE = struct.Struct("<8s9Q")
+"""All of it together."""
+FRAME = struct.Struct("<IIQQQ")
 _ACKNOWLEDGEMENT = struct.Struct("<QQQQ")
 _CLOCK = struct.Struct("<Q")
 NOT_KEPT = (1 << 64) - 1
-HEADER = _FRAME.size
+HEADER = FRAME.size
 """Bytes of a frame's header: tag and stream, length, monotonic nanoseconds, own position, its stream's bytes before."""
+LONGEST = HEADER + MAX_FRAME
+"""Bytes of the longest frame."""
 _AT_TAIL, _AT_JOURNAL, _AT_HEAD = 16, 24, 48
-_HEAD_PAGE = _AT_HEAD + _HEAD.size
 
 
-def _damaged(why: str) -> KeepfleetError:
+def damaged(why: str) -> KeepfleetError:
+    """The error for what cannot be read."""
     return KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot read the keep's output: {why}")
 
 
@@ -107,7 +102,7 @@ class Mark(Record):
 def decode_mark(data: bytes) -> Mark:
     """Raises KeepfleetError(KEEP_FAILED)."""
     if len(data) < _CLOCK.size:
-        raise _damaged("a mark has no clock")
+        raise damaged("a mark has no clock")
     return Mark(_CLOCK.unpack_from(data)[0], data[_CLOCK.size :].decode("utf-8", "replace"))
 
 
@@ -119,7 +114,7 @@ class Block(Record):
     """
 
     position: int
-    data: bytes
+    data: bytes | memoryview
     stdout: int = 0
     stderr: int = 0
 
@@ -165,37 +160,32 @@ class Progress(Record):
     entries: int = 0
 
 
-class _Header(Record):
-    capacity: int
-    tail: int
-    journal: Progress
-    head: int
-    totals: tuple[int, int, int]
+_Header = tuple[int, int, int, tuple[int, int, int], tuple[int, int, int]]
+"""Capacity, tail, head, journal's progress, and the totals of the streams: no record, as it is read for each block."""
 
 
 def _read_header(descriptor: int) -> _Header:
     """The head page, checked. Raises KeepfleetError(KEEP_FAILED), OSError."""
-    page = os.pread(descriptor, _HEAD_PAGE, 0)
-    if len(page) != _HEAD_PAGE:
-        raise _damaged("its ring is cut off")
-    magic, capacity = _FIXED.unpack_from(page)
-    (tail,) = _TAIL.unpack_from(page, _AT_TAIL)
-    journal = Progress(*_JOURNAL.unpack_from(page, _AT_JOURNAL))
-    head, *totals = _HEAD.unpack_from(page, _AT_HEAD)
+    page = os.pread(descriptor, _PAGE.size, 0)
+    if len(page) != _PAGE.size:
+        raise damaged("its ring is cut off")
+    magic, capacity, tail, stdout, stderr, entries, head, *totals = _PAGE.unpack(page)
     if magic != _MAGIC or not MIN_CAPACITY <= capacity <= MAX_CAPACITY:
-        raise _damaged("its ring has no valid head page")
-    if not tail <= head <= tail + capacity or journal.stdout > totals[0] or journal.stderr > totals[1]:
-        raise _damaged("the positions in its ring contradict each other")
-    return _Header(capacity, tail, journal, head, (totals[0], totals[1], totals[2]))
+        raise damaged("its ring has no valid head page")
+    if not tail <= head <= tail + capacity or stdout > totals[0] or stderr > totals[1]:
+        raise damaged("the positions in its ring contradict each other")
+    return capacity, tail, head, (stdout, stderr, entries), (totals[0], totals[1], totals[2])
 
 
-def _pread(descriptor: int, capacity: int, position: int, size: int) -> bytes:
-    """`size` bytes from `position` on, over the end of the file if it must be; fewer where the file is cut off."""
+def _pread(descriptor: int, capacity: int, position: int, into: memoryview) -> int:
+    """Fills `into` with the bytes from `position` on, over the end of the file if it must be. Returns how many there
+    are: fewer where the file is cut off."""
     start = position % capacity
-    first = os.pread(descriptor, min(size, capacity - start), DATA + start)
-    if size <= capacity - start or len(first) < capacity - start:
-        return first
-    return first + os.pread(descriptor, size - len(first), DATA)
+    before_end = capacity - start
+    size = os.preadv(descriptor, (into[:before_end],), DATA + start)
+    if size < before_end or size == len(into):
+        return size
+    return size + os.preadv(descriptor, (into[size:],), DATA)
 
 
 _Checkpoint = tuple[int, int, int]
@@ -218,9 +208,8 @@ class RingWriter:
     def __init__(self, descriptor: int, header: _Header, checkpoints: list[_Checkpoint]) -> None:
         """checkpoints: frames in their order, the first of them the oldest one, or where that will be."""
         self.descriptor = descriptor
-        self.capacity, self.tail, self.head = header.capacity, header.tail, header.head
-        self.journal = header.journal
-        self.totals = list(header.totals)
+        self.capacity, self.tail, self.head, journal, totals = header
+        self.journal, self.totals = Progress(*journal), list(totals)
         self._checkpoints = checkpoints
 
     def __repr__(self) -> str:
@@ -242,17 +231,17 @@ class RingWriter:
     def resume(cls, descriptor: int) -> RingWriter:
         """The ring of a loader before us, from where its head was written last. Raises KeepfleetError(KEEP_FAILED)."""
         header = _read_header(descriptor)
+        capacity, position, head, _, totals = header
         checkpoints: list[_Checkpoint] = []
-        position = header.tail
-        before = list(header.totals)  # of a stream without a frame; of the others it is where their first one begins
+        before = list(totals)  # of a stream without a frame; of the others it is where their first one begins
+        found = memoryview(bytearray(HEADER))
         seen: set[int] = set()
-        while position < header.head:
-            found = _pread(descriptor, header.capacity, position, HEADER)
-            if len(found) < HEADER:
-                raise _damaged("its ring is cut off")
-            tag, length, _, own, offset = _FRAME.unpack(found)
-            if not _is_header(tag, length, own, position) or position + HEADER + length > header.head:
-                raise _damaged(f"the frame at {position} is damaged")
+        while position < head:
+            if _pread(descriptor, capacity, position, found) < HEADER:
+                raise damaged("its ring is cut off")
+            tag, length, _, own, offset = FRAME.unpack(found)
+            if not _is_header(tag, length, own, position) or position + HEADER + length > head:
+                raise damaged(f"the frame at {position} is damaged")
             stream = tag & 0xFF
             if stream not in seen:
                 seen.add(stream)
@@ -263,7 +252,7 @@ class RingWriter:
             before[stream - 1] = offset + length
             position += HEADER + length
         if not checkpoints:
-            checkpoints.append((header.head, before[0], before[1]))
+            checkpoints.append((head, before[0], before[1]))
         return cls(descriptor, header, checkpoints)
 
     @property
@@ -277,7 +266,7 @@ class RingWriter:
         behind = self.capacity - (self.head - max(kept, self.tail)) - _LONGEST_STEP
         return max(0, min(MAX_FRAME, max(unused, behind) - HEADER))
 
-    def append(self, stream: int, data: bytes, time_ns: int) -> None:
+    def append(self, stream: int, data: bytes | memoryview, time_ns: int) -> None:
         """Writes one frame of at most MAX_FRAME bytes, over the oldest ones where there is no other room.
 
         Nothing has happened where it raises OSError, but that what it would have overwritten may be gone.
@@ -287,7 +276,7 @@ class RingWriter:
             raise ValueError(f"a frame holds {MAX_FRAME} bytes, not {len(data)}")
         self._make_room(size)
         place = stream - 1
-        header = _FRAME.pack(_TAG | stream, len(data), time_ns, self.head, self.totals[place])
+        header = FRAME.pack(TAG | stream, len(data), time_ns, self.head, self.totals[place])
         self._write((header, data), size)
         if self.head - self._checkpoints[-1][0] >= _CHECKPOINT:
             self._checkpoints.append((self.head, self.totals[0], self.totals[1]))
@@ -310,7 +299,7 @@ class RingWriter:
             self.tail = self._checkpoints[0][0]
         os.pwrite(self.descriptor, _TAIL.pack(self.tail), _AT_TAIL)
 
-    def _write(self, parts: Sequence[bytes], size: int) -> None:
+    def _write(self, parts: Sequence[bytes | memoryview], size: int) -> None:
         start = self.head % self.capacity
         if size <= self.capacity - start:
             written = os.pwritev(self.descriptor, parts, DATA + start)
@@ -323,7 +312,7 @@ class RingWriter:
 
 
 def _is_header(tag: int, length: int, own: int, position: int) -> bool:
-    return tag & ~0xFF == _TAG and tag & 0xFF in STREAMS and own == position and length <= MAX_FRAME
+    return tag & ~0xFF == TAG and tag & 0xFF in STREAMS and own == position and length <= MAX_FRAME
 
 
 class RingReader:
@@ -335,21 +324,23 @@ class RingReader:
     def __init__(self, descriptor: int) -> None:
         """Raises KeepfleetError(KEEP_FAILED) for what is no ring, OSError."""
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _damaged("its ring is no regular file")
+            raise damaged("its ring is no regular file")
         self.descriptor = descriptor
-        self.capacity = _read_header(descriptor).capacity
+        self.capacity = _read_header(descriptor)[0]
 
     def __repr__(self) -> str:
         return f"RingReader({self.descriptor})"
 
     def bounds(self) -> tuple[int, int]:
         """The positions of the oldest frame and of the end. Raises KeepfleetError(KEEP_FAILED), OSError."""
-        header = self._header()
-        return header.tail, header.head
+        capacity, tail, head, _, _ = _read_header(self.descriptor)
+        if capacity != self.capacity:
+            raise damaged("the capacity of its ring has changed")
+        return tail, head
 
     def journal(self) -> Progress:
         """How far the journal has the output. Raises as `bounds`."""
-        return self._header().journal
+        return Progress(*_read_header(self.descriptor)[3])
 
     def read(self, position: int, limit: int = 4 * MAX_FRAME) -> tuple[list[Frame], int]:
         """The frames from `position` on, see `block`, and the position after them."""
@@ -357,47 +348,56 @@ class RingReader:
         return list(frames_in(block.data, block.position)), block.end
 
     def block(self, position: int, limit: int = 4 * MAX_FRAME) -> Block:
-        """The whole frames from `position` on as they lie there, of about `limit` bytes together.
+        """The whole frames from `position` on, see `fill`, of about `limit` bytes together."""
+        position, size = self._extent(position, max(limit, LONGEST))
+        return self._whole(position, memoryview(bytearray(size)))
+
+    def fill(self, room: memoryview, position: int) -> Block:
+        """Whole frames from `position` on as they lie there, as many as fit into `room`, and at its beginning: it has
+        LONGEST bytes or more.
 
         Where `position` was overwritten it begins at the oldest frame; a frame's `offset` says what is missing. Nothing
         is returned where there is nothing more yet. Raises KeepfleetError(KEEP_FAILED), OSError.
         """
-        header = self._header()
-        if position > header.head:
-            raise _damaged(f"position {position} lies after its end")
-        position = max(position, header.tail)
-        size = min(header.head - position, max(limit, HEADER + MAX_FRAME))
-        data = _pread(self.descriptor, self.capacity, position, size)
-        if len(data) < size:
-            raise _damaged("its ring is cut off")
-        overwritten = self._header().tail - position
-        if overwritten > 0:  # while it was read: the oldest frame that is whole comes next
-            if overwritten >= size:
-                return Block(position + overwritten, b"")
-            position, data = position + overwritten, data[overwritten:]
+        position, size = self._extent(position, len(room))
+        return self._whole(position, room[:size])
+
+    def _extent(self, position: int, most: int) -> tuple[int, int]:
+        """Where to read from, and how many bytes are there."""
+        tail, head = self.bounds()
+        if position > head:
+            raise damaged(f"position {position} lies after its end")
+        position = max(position, tail)
+        return position, min(head - position, most)
+
+    def _whole(self, position: int, data: memoryview) -> Block:
+        """Reads into `data`, which is as long as LONGEST or reaches up to where a frame ends."""
+        if not data:
+            return Block(position, data, 0, 0)
+        if _pread(self.descriptor, self.capacity, position, data) < len(data):
+            raise damaged("its ring is cut off")
+        overwritten = max(0, self.bounds()[0] - position)
+        if overwritten:  # while it was read: the oldest frame that is whole comes next
+            left = max(0, len(data) - overwritten)
+            data[:left] = data[overwritten:]
+            position, data = position + overwritten, data[:left]
         whole, ends = _whole_frames(data, position)
-        if data and not whole:
-            raise _damaged(f"the frame at {position} is not whole")
+        if not whole and not overwritten:
+            raise damaged(f"the frame at {position} is not whole")
         return Block(position, data[:whole], ends[STDOUT], ends[STDERR])
 
-    def _header(self) -> _Header:
-        header = _read_header(self.descriptor)
-        if header.capacity != self.capacity:
-            raise _damaged("the capacity of its ring has changed")
-        return header
 
-
-def _whole_frames(data: bytes, position: int) -> tuple[int, list[int]]:
+def _whole_frames(data: bytes | memoryview, position: int) -> tuple[int, list[int]]:
     """The bytes of `data`, which lies at `position`, that are whole frames, and where each stream is after them.
 
     Raises KeepfleetError(KEEP_FAILED).
     """
     start, size, ends = 0, len(data), [0] * (MARK + 1)
-    unpack, header = _FRAME.unpack_from, HEADER
+    unpack, header = FRAME.unpack_from, HEADER
     while size - start >= header:
         tag, length, _, own, offset = unpack(data, start)
         if not _is_header(tag, length, own, position + start):
-            raise _damaged(f"the frame at {position + start} is damaged")
+            raise damaged(f"the frame at {position + start} is damaged")
         end = start + header + length
         if end > size:
             break
@@ -406,64 +406,13 @@ def _whole_frames(data: bytes, position: int) -> tuple[int, list[int]]:
     return start, ends
 
 
-def frames_in(data: bytes, position: int) -> Iterator[Frame]:
+def frames_in(data: bytes | memoryview, position: int) -> Iterator[Frame]:
     """The frames in a block that lies at `position`; what is not whole at its end is left out.
 
-    Raises KeepfleetError(KEEP_FAILED) for one that is damaged, also where it came over a network.
+    Raises KeepfleetError(KEEP_FAILED) for one that is damaged.
     """
     (end, _), start = _whole_frames(data, position), 0
     while start < end:
-        tag, length, time_ns, own, offset = _FRAME.unpack_from(data, start)
-        yield Frame(tag & 0xFF, time_ns, own, offset, data[start + HEADER : start + HEADER + length])
+        tag, length, time_ns, own, offset = FRAME.unpack_from(data, start)
+        yield Frame(tag & 0xFF, time_ns, own, offset, bytes(data[start + HEADER : start + HEADER + length]))
         start += HEADER + length
-
-
-def encode_frame(stream: int, data: bytes, position: int = 0) -> bytes:
-    """A frame that stands in no ring: END or ALIVE."""
-    return _FRAME.pack(_TAG | stream, len(data), 0, position, 0) + data
-
-
-def decode_head(header: bytes | memoryview) -> tuple[int, int, int, int, int]:
-    """Stream, length of the data, monotonic nanoseconds, own position, and its stream's bytes before, of a frame whose
-    HEADER bytes `header` begins with: of one that a client may be sent. Raises KeepfleetError(KEEP_FAILED)."""
-    tag, length, time_ns, own, offset = _FRAME.unpack_from(header)
-    stream = tag & 0xFF
-    if tag & ~0xFF != _TAG or length > (MAX_END if stream == END else MAX_FRAME):
-        raise _damaged("what was received is no frame")
-    if stream not in (*STREAMS, END, ALIVE):
-        raise _damaged("what was received is a frame of no stream")
-    return stream, length, time_ns, own, offset
-
-
-class OutputDecoder:
-    """Bytes of an answer in, frames out; bounded in memory. Positions only grow; each frame's `offset` says what is
-    missing before it."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._position = 0
-
-    def __repr__(self) -> str:
-        return f"OutputDecoder(at {self._position}, {len(self._rest)} bytes held)"
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing of a frame is waiting for its end."""
-        return not self._rest
-
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames that `data` completes. Raises KeepfleetError(KEEP_FAILED) for what cannot be read."""
-        data, start, frames = self._rest + data if self._rest else data, 0, []
-        size = len(data)
-        while size - start >= HEADER:
-            stream, length, time_ns, own, offset = decode_head(data[start : start + HEADER])
-            if start + HEADER + length > size:
-                break
-            if stream in STREAMS:
-                if own < self._position:
-                    raise _damaged(f"the frame at {own} comes after position {self._position}")
-                self._position = own + HEADER + length
-            frames.append(Frame(stream, time_ns, own, offset, data[start + HEADER : start + HEADER + length]))
-            start += HEADER + length
-        self._rest = data[start:]
-        return frames

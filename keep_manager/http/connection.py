@@ -11,6 +11,7 @@ import logging
 import secrets
 
 from aiohttp import web
+from aiohttp.http_writer import StreamWriter
 from aiohttp.web_protocol import RequestHandler
 
 from keep_manager.http.acceptor import Hook
@@ -28,6 +29,60 @@ LINGER_SECONDS = 2.0
 """How long the rest of a refused body is read and dropped, so that the client sees the answer and not a reset."""
 MAX_HEADER_LINE = 8190
 MAX_HEADERS = 64
+
+
+_CHUNK_HEAD = b"%08x\r\n"
+_CHUNK_END = b"\r\n"
+_HEAD_SIZE = len(_CHUNK_HEAD % 0)
+
+
+class Flood:
+    """The body of an answer that may be gigabytes, written from where it was read: the writer of aiohttp copies each
+    part to put the head and the end of its chunk around it. Other parts may be written by `response.write` in between.
+
+    room: what the next part is put into.
+    """
+
+    def __init__(self, request: web.BaseRequest, size: int) -> None:
+        """size: of the room."""
+        self._request, self._writer = request, StreamWriter(request.protocol, asyncio.get_running_loop())
+        data = bytearray(_HEAD_SIZE + size + len(_CHUNK_END))
+        self._data, self.room = memoryview(data), memoryview(data)[_HEAD_SIZE : _HEAD_SIZE + size]
+        # TLS has made its records of a part when `write` returns; a plain transport may hold on to it.
+        self._copies = request.get_extra_info("ssl_object") is None
+
+    def __repr__(self) -> str:
+        return f"Flood(of {self._request!r})"
+
+    def begin(self, writer: object) -> None:
+        """Sends the head. writer: what `prepare` of the answer has returned. Raises ConnectionResetError."""
+        if not isinstance(writer, StreamWriter):
+            raise ConnectionResetError("the client has gone")
+        self._writer = writer
+        writer.send_headers()
+
+    def write(self, size: int) -> None:
+        """Sends the first `size` bytes of `room`, or has the connection do so. Raises ConnectionResetError."""
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        start, end = _HEAD_SIZE, _HEAD_SIZE + size
+        if self._writer.chunked:
+            self._data[:start] = _CHUNK_HEAD % size
+            start = 0
+            self._data[end : end + len(_CHUNK_END)] = _CHUNK_END
+            end += len(_CHUNK_END)
+        part = self._data[start:end]
+        transport.write(bytes(part) if self._copies else part)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has to take some of it before there is more."""
+        return self._request.protocol.writing_paused
+
+    async def drain(self) -> None:
+        """Waits until it is full no more. Raises ConnectionResetError."""
+        await self._writer.drain()
 
 
 class Connection(RequestHandler):

@@ -11,7 +11,7 @@ from aiohttp import web
 from keep_manager.http.errors import STATUS_OF
 from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, schemas
-from keep_protocol import ring, sse
+from keep_protocol import output, sse
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.schema import Schema
@@ -167,7 +167,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", f"{KEEP_PATH}/output"): Operation(
         "keepOutput",
         "The bytes a keep's guest has written, in frames, see below; at last the keep",
-        answer=ring.CONTENT_TYPE,
+        answer=output.CONTENT_TYPE,
         parameters=(
             Parameter(
                 "from",

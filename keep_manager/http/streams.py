@@ -1,5 +1,5 @@
 """Answers that go on: a keep's output as it is, and as server-sent events a keep's lines, and what happens to keeps.
-The shapes are keep_protocol.ring's and sse's."""
+The shapes are keep_protocol.output's and sse's."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from aiohttp import web
 
 from keep_manager.authorize.table import Action, authorize, may
-from keep_manager.http.connection import SEND_SECONDS
+from keep_manager.http.connection import SEND_SECONDS, Flood
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import ADMISSION, QUOTAS, caller_of, peer_of
 from keep_manager.keeps import logs
 from keep_manager.keeps.lines import place_of
 from keep_manager.keeps.logs import Chosen, Events, Output
+from keep_manager.keeps.output import BLOCK_BYTES
 from keep_manager.keeps.readers import Reading
 from keep_manager.keeps.view import Entry
 from keep_manager.tasks import Group
-from keep_protocol import ring, sse, strict_json
+from keep_protocol import output, sse, strict_json
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -44,6 +45,9 @@ _MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 OUTPUT_SEND_SECONDS = 600.0
 """How long a reader of output may take nothing: a person may look at a page of it. The workload waits for it no longer
 than output.STALL_SECONDS; the client resumes where it was cut off."""
+CHECK_SECONDS, CHECKS = 0.05, 4
+"""In so many seconds it is checked so many times at most whether a reader of output still may: what comes seldom is
+sent after a check each time, and a flood is looked at twenty times a second."""
 Item = tuple[LogLine, ...] | KeepEvent | KeepInfo
 """What a stream sends; a keep is its end."""
 Produce = Callable[[Callable[[Item], Awaitable[None]]], Awaitable[None]]
@@ -88,7 +92,7 @@ async def _reading(
 
 
 async def keep_output(request: web.Request) -> web.StreamResponse:
-    """GET /v1/keeps/ID/output; see keep_protocol.ring. The answer begins when nothing more can be missed; to make the
+    """GET /v1/keeps/ID/output; see keep_protocol.output. The answer begins when nothing more can be missed; to make the
     workload wait takes the right to stop it."""
     kuuid = parse_kuuid(request.match_info["kuuid"])
     query = _Query(request, "from", "follow", "hold")
@@ -101,7 +105,7 @@ async def keep_output(request: web.Request) -> web.StreamResponse:
 
     check(await request.app[KEEPS].get(kuuid))
     async with _reading(request, kuuid, position, follow=follow, holds=holds) as (keep, reading):
-        response = web.StreamResponse(headers={"Content-Type": ring.CONTENT_TYPE})
+        response = web.StreamResponse(headers={"Content-Type": output.CONTENT_TYPE})
         enlist(request.app)
         try:
             async with Group() as tasks:
@@ -109,10 +113,10 @@ async def keep_output(request: web.Request) -> web.StreamResponse:
                 if follow:
                     end = tasks.start(logs.ended(request.app[KEEPS], kuuid))
                     end.add_done_callback(lambda _: reading.wake())
-                await _copy(request, response, reading, end, lambda: check(keep))
+                await _copy(request, response, reading, end, _Checks(request, lambda: check(keep)))
                 last = request.app[KEEPS].find(kuuid) if end is None else await end
                 data = strict_json.dumps(last.to_wire())
-                await _send(request, response, ring.encode_frame(ring.END, data), OUTPUT_SEND_SECONDS)
+                await _send(request, response, output.encode_frame(output.END, data), OUTPUT_SEND_SECONDS)
         except KeepfleetError as error:
             if not response.prepared:
                 raise
@@ -121,32 +125,52 @@ async def keep_output(request: web.Request) -> web.StreamResponse:
         return response
 
 
+class _Checks:
+    """What the reader of a flood is checked for, see CHECKS."""
+
+    def __init__(self, request: web.Request, check: Callable[[], None]) -> None:
+        self._request, self._check = request, check
+        self._since, self._count = 0.0, 0
+
+    def again(self) -> None:
+        """Checks, unless it was checked just before. Raises KeepfleetError."""
+        now = asyncio.get_running_loop().time()
+        if now - self._since >= CHECK_SECONDS:
+            self._since, self._count = now, 0
+        self._count += 1
+        if self._count <= CHECKS:
+            _check_again(self._request, self._check)
+
+
 async def _copy(
     request: web.Request,
     response: web.StreamResponse,
     reading: Reading,
     end: asyncio.Task[KeepInfo] | None,
-    check: Callable[[], None],
+    checks: _Checks,
 ) -> None:
     """Sends blocks until the keep has ended, or without `end` those that are there; a sign of life in each silence."""
+    flood = Flood(request, BLOCK_BYTES)
     while True:
         over = end is None or end.done()
-        block = reading.take()
-        _check_again(request, check)
+        block = reading.take(flood.room)
+        checks.again()
         if not response.prepared:
-            await response.prepare(request)
+            flood.begin(await response.prepare(request))
         if block is not None:
-            async with reading.sending():
-                await _send(request, response, block.data, OUTPUT_SEND_SECONDS)
+            flood.write(len(block.data))
+            if flood.is_full:
+                async with reading.sending(), _in_time(request, OUTPUT_SEND_SECONDS):
+                    await flood.drain()
             reading.sent(block)
         elif over:
             return
         else:
             try:
-                async with asyncio.timeout(ring.ALIVE_SECONDS):
+                async with asyncio.timeout(output.ALIVE_SECONDS):
                     await reading.more()
             except TimeoutError:
-                await _send(request, response, ring.encode_frame(ring.ALIVE, b""), OUTPUT_SEND_SECONDS)
+                await _send(request, response, output.encode_frame(output.ALIVE, b""), OUTPUT_SEND_SECONDS)
 
 
 async def keep_events(request: web.Request) -> web.StreamResponse:
@@ -292,9 +316,16 @@ def _check_again(request: web.Request, check: Callable[[], None]) -> None:
 async def _send(
     request: web.Request, response: web.StreamResponse, chunk: bytes, seconds: float = SEND_SECONDS
 ) -> None:
+    async with _in_time(request, seconds):
+        await response.write(chunk)
+
+
+@asynccontextmanager
+async def _in_time(request: web.Request, seconds: float) -> AsyncIterator[None]:
+    """Cuts a client off that does not take what the block waits to send in so many seconds."""
     try:
         async with asyncio.timeout(seconds):
-            await response.write(chunk)
+            yield
     except TimeoutError:
         LOG.warning("%s does not read its stream; cut off", peer_of(request))
         if request.transport is not None:

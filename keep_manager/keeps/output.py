@@ -15,15 +15,16 @@ from contextlib import asynccontextmanager
 
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.ring import NOT_KEPT, Acknowledgement, Block, RingReader
+from keep_protocol.ring import LONGEST, NOT_KEPT, Acknowledgement, Block, RingReader
 
 LOG = logging.getLogger("keepfleet.output")
 STALL_SECONDS = 10.0
 """How long the guest waits for a reader that takes nothing; after that the reader has gaps instead."""
 MAX_READERS = 64
 """Of one keep's output: each wakes up for each token."""
-BLOCK_BYTES = 512 * 1024
-"""Read at once for one reader: what one that stalls holds in memory."""
+BLOCK_BYTES = LONGEST
+"""Read at once for one reader: what one that stalls holds in memory, and little enough to stay in a core's cache on its
+way through TLS."""
 RELEASES = 16
 """Parts of the ring: the loader hears of each that no reader is waited for in any more, also while there is more."""
 MAX_TOKENS = 16
@@ -127,20 +128,21 @@ class KeepOutput:
         except OSError as error:
             raise self._unreadable(error) from error
 
-    def take(self, reader: Reader) -> Block | None:
-        """What comes next for `reader`; None where there is nothing yet. Raises KeepfleetError(KEEP_FAILED)."""
-        block = self.look(reader.position)
+    def take(self, reader: Reader, room: memoryview | None = None) -> Block | None:
+        """What comes next for `reader`, in `room` of BLOCK_BYTES where that is given; None where there is nothing yet.
+        Raises KeepfleetError(KEEP_FAILED)."""
+        block = self.look(reader.position, room)
         if not block.data:
             reader.position = block.position
             self._acknowledge()
             return None
         return block
 
-    def look(self, position: int) -> Block:
+    def look(self, position: int, room: memoryview | None = None) -> Block:
         """The frames from `position` on, or from the oldest one; without data where there is nothing yet. No reader is
         concerned, and it may be called in a thread. Raises KeepfleetError(KEEP_FAILED)."""
         try:
-            return self._ring.block(position, BLOCK_BYTES)
+            return self._ring.block(position, BLOCK_BYTES) if room is None else self._ring.fill(room, position)
         except OSError as error:
             raise self._unreadable(error) from error
 

@@ -58,9 +58,10 @@ class Reading:
         if self._output is not None:
             self._output.wake()
 
-    def take(self) -> Block | None:
-        """What comes next; None where there is nothing yet. Raises KeepfleetError(KEEP_FAILED)."""
-        return None if self._output is None or self._reader is None else self._output.take(self._reader)
+    def take(self, room: memoryview | None = None) -> Block | None:
+        """What comes next, in `room` of output.BLOCK_BYTES where that is given; None where there is nothing yet.
+        Raises KeepfleetError(KEEP_FAILED)."""
+        return None if self._output is None or self._reader is None else self._output.take(self._reader, room)
 
     def sent(self, block: Block) -> None:
         """The client has been sent the block."""

@@ -11,16 +11,8 @@ from urllib.parse import parse_qsl
 
 from keep_protocol import strict_json
 from keep_protocol.keep import KeepInfo
-from keep_protocol.ring import (
-    CONTENT_TYPE,
-    END,
-    MARK,
-    MIN_CAPACITY,
-    Mark,
-    RingReader,
-    RingWriter,
-    encode_frame,
-)
+from keep_protocol.output import CONTENT_TYPE, END, encode_frame
+from keep_protocol.ring import MARK, MIN_CAPACITY, Mark, RingReader, RingWriter
 from keep_protocol.states import State
 
 OVER = (State.COMPLETE, State.ERROR)
@@ -83,7 +75,7 @@ class OutputInMemory:
         """The frames from `position` on, and where they end."""
         with self._lock:
             block = self._reader.block(position, MIN_CAPACITY)
-        return block.data, block.end
+        return bytes(block.data), block.end
 
 
 class Serving:

@@ -7,7 +7,9 @@ import http.client
 import json
 from collections.abc import Iterator
 
-from keep_protocol.ring import CONTENT_TYPE, END, STDERR, STDOUT, Frame, OutputDecoder
+from keep_protocol.output import CONTENT_TYPE, END
+from keep_protocol.ring import STDERR, STDOUT, Frame
+from tests.output_decoder import OutputDecoder
 from tests.system.fleet import Fleet
 from tests.system.life import SOON
 

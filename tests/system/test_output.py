@@ -10,8 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from keep_protocol.keep import Outcome
-from keep_protocol.ring import END, STDERR, STDOUT, Frame, OutputDecoder
+from keep_protocol.output import END
+from keep_protocol.ring import STDERR, STDOUT, Frame
 from keep_protocol.states import State
+from tests.output_decoder import OutputDecoder
 from tests.system import modules
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet

@@ -10,18 +10,8 @@ import pytest
 
 from keep_client.output import GAP, Decoder
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.ring import (
-    ALIVE,
-    END,
-    MARK,
-    MIN_CAPACITY,
-    STDERR,
-    STDOUT,
-    Mark,
-    RingReader,
-    RingWriter,
-    encode_frame,
-)
+from keep_protocol.output import ALIVE, END, encode_frame
+from keep_protocol.ring import MARK, MIN_CAPACITY, STDERR, STDOUT, Mark, RingReader, RingWriter
 
 
 class Ring:
@@ -36,7 +26,7 @@ class Ring:
         self.writer.append(stream, data, 7)
 
     def sent(self, position: int = 0) -> bytes:
-        return self.reader.block(position, MIN_CAPACITY).data
+        return bytes(self.reader.block(position, MIN_CAPACITY).data)
 
 
 @pytest.fixture

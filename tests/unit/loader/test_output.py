@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from keep_loader import output
+from keep_loader.loop import Loop
 from keep_loader.words import IN_ALL
 from keep_protocol.control import UNSTORED, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -26,6 +28,7 @@ from keep_protocol.ring import (
     TOKEN,
     Acknowledgement,
     RingReader,
+    RingWriter,
     decode_mark,
 )
 from keep_protocol.states import State
@@ -140,6 +143,39 @@ def test_a_job_that_prints_20000_lines_at_once_and_ends_has_all_of_them_in_the_j
     assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0)
     lines = [line for entry in entries for line in entry["MESSAGE"].split(b"\n")]
     assert lines == [b"line %d" % number for number in range(20_000)]
+
+
+@pytest.mark.parametrize("rest", [output.REST_SECONDS, 3600.0], ids=["that ends", "during which the end is asked for"])
+def test_a_guest_that_writes_line_by_line_is_read_with_rests_and_whole(
+    rest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "DENSE_SECONDS", 3600.0)  # each line comes soon after the last, however busy the host
+    monkeypatch.setattr(output, "REST_SECONDS", rest)
+    loop, ring = Loop(), RingWriter.create(os.memfd_create("ring"), MIN_CAPACITY)
+    tested = output.Output(loop, ring, None, drops_oldest=False)
+    guest, other = tested.open()
+    lines = [b"line %d\n" % number for number in range(4 * output.DENSE_LOOKS)]
+    left = iter(lines)
+
+    def write() -> None:
+        line = next(left, None)
+        if line is not None:
+            os.write(guest, line)
+            loop.after("next line", 0, write)  # once the loader has looked at its pipes, if it does
+            return
+        os.close(guest)
+        os.close(other)
+        tested.finish(loop.stop)
+        if rest > 1:
+            tested.hurry()
+
+    write()
+    loop.run()
+    frames = [frame for frame in RingReader(ring.descriptor).read(0)[0] if frame.stream == STDOUT]
+    os.close(ring.descriptor)
+    assert b"".join(frame.data for frame in frames) == b"".join(lines)
+    assert len(frames) > output.DENSE_LOOKS
+    assert rest < 1 or len(frames) <= output.DENSE_LOOKS + 3
 
 
 def test_the_loader_s_own_lines_stand_among_the_output_with_the_clock(loader: LoaderProcess, passed: Endpoint) -> None:

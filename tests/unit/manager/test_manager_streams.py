@@ -16,26 +16,17 @@ import aiohttp
 import pytest
 
 from keep_manager.http import streams as http_streams
-from keep_protocol import ring, sse
+from keep_protocol import sse
 from keep_protocol.control import CommandType
 from keep_protocol.identity import Identity, Role
 from keep_protocol.keep import KeepInfo
-from keep_protocol.ring import (
-    ALIVE,
-    CONTENT_TYPE,
-    END,
-    HEADER,
-    MAX_FRAME,
-    STDERR,
-    STDOUT,
-    Frame,
-    OutputDecoder,
-    encode_frame,
-)
+from keep_protocol.output import ALIVE, CONTENT_TYPE, END, encode_frame
+from keep_protocol.ring import HEADER, MAX_FRAME, STDERR, STDOUT, Frame
 from keep_protocol.states import Event, State
 from tests.fakes.fake_loader import FakeLoader
 from tests.fakes.fake_output import FakeOutput
 from tests.fakes.running_manager import RunningManager
+from tests.output_decoder import OutputDecoder
 
 ENOUGH = 5.0
 TORRENT = 10_000
@@ -210,7 +201,7 @@ async def no_readers(manager: RunningManager) -> None:
 async def test_a_silent_stream_shows_that_it_lives(manager: RunningManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_streams, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(sse, "ALIVE_SECONDS", 0.01)
-    monkeypatch.setattr(ring, "ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr("keep_protocol.output.ALIVE_SECONDS", 0.01)
     async with manager.client() as client:
         kuuid, _ = await new_keep(manager, client)
         async with reading(client, kuuid, "?follow=true") as reader:

@@ -15,6 +15,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.ring import (
     DATA,
     HEADER,
+    LONGEST,
     MARK,
     MAX_FRAME,
     MIN_CAPACITY,
@@ -24,6 +25,7 @@ from keep_protocol.ring import (
     Progress,
     RingReader,
     RingWriter,
+    frames_in,
 )
 
 
@@ -166,7 +168,8 @@ def test_another_loader_goes_on_where_the_last_whole_frame_ended(file: int) -> N
     assert {frame.data[:1] for frame in frames} == {b"b"}
 
 
-def test_a_reader_beside_a_writer_sees_only_whole_frames(file: int) -> None:
+@pytest.mark.parametrize("room", [None, LONGEST, 3 * LONGEST], ids=lambda room: f"room of {room}")
+def test_a_reader_beside_a_writer_sees_only_whole_frames(file: int, room: int | None) -> None:
     writer, reader = RingWriter.create(file, MIN_CAPACITY), RingReader(file)
     total = 3000
     done = threading.Event()
@@ -180,7 +183,12 @@ def test_a_reader_beside_a_writer_sees_only_whole_frames(file: int) -> None:
     thread.start()
     position, seen = 0, -1
     while not done.is_set() or position < writer.head:
-        frames, position = reader.read(position)
+        if room is None:
+            frames, position = reader.read(position)
+        else:
+            place = memoryview(bytearray(room))
+            block = reader.fill(place, position)
+            frames, position = list(frames_in(place[: len(block.data)], block.position)), block.end
         for frame in frames:
             assert frame.time_ns > seen
             seen = frame.time_ns
