@@ -8,10 +8,10 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 from keep_isolation.kernel import prctl
+from keep_protocol import sockets as socket
 
 _PR_SET_DUMPABLE = 4
 PYTHON = "/keepfleet/python"

@@ -10,8 +10,6 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
-import re
-import socket
 import time
 
 from keep_isolation import landlock
@@ -42,12 +40,14 @@ from keep_loader.running import Running
 from keep_loader.settings import Settings
 from keep_loader.start import Start
 from keep_loader.state import Keep
+from keep_protocol import sockets as socket
 from keep_protocol.constants import APPLOADER_START_SECONDS, SECRETS_DIRECTORY
 from keep_protocol.control import COMPILED, FOLLOW, MODULE, RECORD, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import RUNNER_NAME
 from keep_protocol.keep import Module
 from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.patterns import matches
 from keep_protocol.reports import CHECKS, READY_PACKET, Report, ReportType, encode_run
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, advance
@@ -68,7 +68,7 @@ MAX_NAME = 255
 UNIT_END = "the end of its unit"
 _ENDPOINT, _RUNNER = "upload endpoint", "runner"
 _ENDPOINT_NAME = "keep-endpoint"
-_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+_FINGERPRINT = "sha256:[0-9a-f]{64}"
 _NOT_STARTED: dict[str, object] = {
     "address": "",
     "port": 0,
@@ -476,7 +476,7 @@ class Supervisor:
     def _listening(self, endpoint: Process, report: Report, descriptors: list[int]) -> None:
         """The upload endpoint is open: takes its identity, or on a later opening makes sure that it is the same."""
         keep, first = self._keep, self._keep.phase is Phase.OPENING
-        if not _FINGERPRINT.fullmatch(report.fingerprint) or not 0 < len(report.certificate) <= MAX_CERTIFICATE:
+        if not matches(_FINGERPRINT, report.fingerprint) or not 0 < len(report.certificate) <= MAX_CERTIFICATE:
             endpoint.abandon(_cannot_open("the app-loader showed no certificate"))
             return
         if not first and report.fingerprint != keep.report.fingerprint:

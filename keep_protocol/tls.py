@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 import stat
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.tls_server import HANDSHAKE_SECONDS as HANDSHAKE_SECONDS

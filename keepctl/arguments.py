@@ -8,7 +8,7 @@ wrong one among them: that is click's to read. So a command that is typed well s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from _collections_abc import Callable, Sequence
 
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.fields import Record

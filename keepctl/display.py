@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from _collections_abc import Callable, Sequence
 
 from keep_client.text import one_line, printable
 from keep_protocol.sse import GAP_SOURCE, LogLine

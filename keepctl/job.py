@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from _collections_abc import Mapping
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from _collections_abc import Iterable
 
 from keep_protocol.constants import KUUID_BITS
 from keep_protocol.errors import ErrorKind, KeepfleetError
