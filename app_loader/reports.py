@@ -7,7 +7,7 @@ descriptor travels.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from _collections_abc import Sequence
 
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.reports import Report, encode_report

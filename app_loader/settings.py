@@ -3,21 +3,21 @@ by name, see `keep_protocol.forking`.
 
 A descriptor without a name was not passed, whatever is open there: a library may keep a file of its own open (libffi
 does, on Python 3.14).
-Import rule: `os`, `re`, `socket` and the light part of keep_protocol.
+Import rule: `os` and the light part of keep_protocol.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import socket
-from collections.abc import Mapping, Sequence
+from _collections_abc import Mapping, Sequence
 
+from keep_protocol import sockets as socket
 from keep_protocol.constants import LAST_KEEP_PORT, MAX_CERTIFICATE_NAMES, MAX_WORKLOAD_BYTES, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.forking import DESCRIPTORS_VARIABLE, FIRST_DESCRIPTOR, REPORT_DESCRIPTOR
 from keep_protocol.limits import Limits, limits_from_text
+from keep_protocol.patterns import matches
 from keep_protocol.spec import MAX_UPLOADERS, UPLOADER
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
 
@@ -27,7 +27,7 @@ _NAMES = (
 )
 _NUMBERED = ("directory", "secret")
 """What a workload is granted several of, `-` and a number behind it."""
-_DNS_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
+_DNS_NAME = "[A-Za-z0-9.-]{1,253}"
 
 
 class Settings(Record):
@@ -65,7 +65,7 @@ def _wrong(name: str, must: str) -> KeepfleetError:
 
 def _number(environment: Mapping[str, str], name: str, default: str, first: int, last: int) -> int:
     text = environment.get(name, default)
-    if not re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) or not first <= int(text) <= last:
+    if not matches("[0-9]{1,15}", text) or not first <= int(text) <= last:
         raise _wrong(name, f"a decimal number in {first} … {last}")
     return int(text)
 
@@ -75,7 +75,8 @@ def _names(text: str) -> tuple[str, ...]:
     if len(names) > MAX_CERTIFICATE_NAMES:
         raise _wrong("KEEPFLEET_NAMES", f"at most {MAX_CERTIFICATE_NAMES} names")
     for name in names:
-        if canonical_address(name) is None and not _DNS_NAME.fullmatch(name):
+        named = matches(_DNS_NAME, name) and name[0] not in ".-" and name[-1] not in ".-"
+        if not named and canonical_address(name) is None:
             raise _wrong("KEEPFLEET_NAMES", "DNS names and addresses, separated by commas")
     return names
 

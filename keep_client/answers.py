@@ -7,7 +7,7 @@ EOFError.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from _collections_abc import Iterator
 
 from keep_client.channel import Channel
 from keep_protocol.fields import Record

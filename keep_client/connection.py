@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import ssl
-from collections.abc import Callable, Generator
+from _collections_abc import Callable, Generator
 
 from keep_client.channel import Channel, ReaderGone
 from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, nothing, receive

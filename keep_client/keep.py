@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Iterator
+from _collections_abc import Callable, Iterator
 from io import FileIO
 
 from keep_client.channel import Channel

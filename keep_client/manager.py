@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from _collections_abc import Callable, Generator, Iterable, Mapping
 from functools import partial
 
 from keep_client.connection import CALL_SECONDS, Connection

@@ -5,7 +5,7 @@ A piece is passed on as soon as it is there, not when its frame is whole: 100 MB
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from _collections_abc import Generator, Iterator
 
 from keep_client.connection import Connection, cut_short
 from keep_client.http import target_of

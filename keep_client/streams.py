@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from _collections_abc import Callable, Generator, Iterator
 
 from keep_client.peer import ConnectionFailed
 from keep_protocol import strict_json

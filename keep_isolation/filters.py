@@ -9,12 +9,11 @@ Import rule: that of keep_isolation.
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import struct
 
-from keep_isolation.kernel import MACHINES, prctl
+from keep_isolation.kernel import MACHINES, address_of, prctl
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 KILL, ALLOW, ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
@@ -359,11 +358,11 @@ def closed_program(machine: str, pid: int, *, executable_memory: bool, files: bo
 
 def install(code: list[Instruction]) -> None:
     """Puts the filter on this thread and what it starts, permanently. Raises KeepfleetError(ISOLATION_FAILURE)."""
-    instructions = array.array("B", b"".join(struct.pack("HBBI", *step) for step in code))
-    program = array.array("B", struct.pack("HxxxxxxQ", len(code), instructions.buffer_info()[0]))  # struct sock_fprog
+    instructions = b"".join(struct.pack("HBBI", *step) for step in code)
+    program = struct.pack("HxxxxxxQ", len(code), address_of(instructions))  # struct sock_fprog
     try:
         prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program.buffer_info()[0])
+        prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, address_of(program))
     except OSError as error:
         raise KeepfleetError(
             ErrorKind.ISOLATION_FAILURE,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _ctypes
 import os
+import sys
 
 NUMBERS = {
     "prctl": (157, 167),
@@ -33,6 +34,10 @@ class _Function(_ctypes.CFuncPtr):
     _argtypes_ = (_Long,) * (MAX_ARGUMENTS + 1)
 
 
+class _Bytes(_ctypes._SimpleCData):  # type: ignore[type-arg] # what ctypes.c_char_p is
+    _type_ = "z"
+
+
 _program = _ctypes.dlopen(None, _RTLD_NOW)  # type: ignore[arg-type] # None is this program, with its C library
 _syscall = _Function(_ctypes.dlsym(_program, "syscall"))
 
@@ -56,3 +61,9 @@ def system_call(number: int, *arguments: int) -> int:
 def prctl(option: int, value: int = 0, address: int = 0) -> int:
     """prctl(2). Raises OSError."""
     return call("prctl", option, value, address)
+
+
+def address_of(data: bytes) -> int:
+    """Where `data` lies, for a call that reads it, as long as it is held. `array` has that, too, and imports
+    `collections`: 3 ms of every keep's start."""
+    return int.from_bytes(memoryview(_Bytes(data)).tobytes(), sys.byteorder)

@@ -8,14 +8,13 @@ the mounts see to that. Import rule: that of keep_isolation.
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from _collections_abc import Sequence
 
-from keep_isolation.kernel import call
+from keep_isolation.kernel import address_of, call
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 _WRITE_FILE, _READ_FILE, _READ_DIRECTORY = 1 << 1, 1 << 2, 1 << 3
@@ -80,9 +79,9 @@ def restrict(rules: Sequence[tuple[int, Rights]], abi: int | None = None, *, sig
     files, tcp, scoped = handled(abi)
     scoped &= ~_SIGNALS if signals else scoped
     words = (files, tcp, scoped)[: 3 if scoped else 2 if tcp else 1]  # an older kernel knows a shorter structure
-    attributes = array.array("Q", words)  # struct landlock_ruleset_attr
+    attributes = struct.pack(f"{len(words)}Q", *words)  # struct landlock_ruleset_attr
     try:
-        ruleset = call("landlock_create_ruleset", attributes.buffer_info()[0], 8 * len(words), 0)
+        ruleset = call("landlock_create_ruleset", address_of(attributes), len(attributes), 0)
         try:
             for descriptor, rights in rules:
                 _allow(ruleset, descriptor, rights & files)
@@ -99,9 +98,9 @@ def _allow(ruleset: int, descriptor: int, rights: Rights) -> None:
     only be reached by its descriptor."""
     if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
         rights &= OF_A_FILE
-    rule = array.array("B", struct.pack("=Qi", rights, descriptor))  # struct landlock_path_beneath_attr
+    rule = struct.pack("=Qi", rights, descriptor)  # struct landlock_path_beneath_attr
     try:
-        call("landlock_add_rule", ruleset, _PATH_BENEATH, rule.buffer_info()[0], 0)
+        call("landlock_add_rule", ruleset, _PATH_BENEATH, address_of(rule), 0)
     except OSError as error:
         if error.errno != errno.EBADFD:
             raise

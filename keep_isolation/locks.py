@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from _collections_abc import Sequence
 
 from keep_isolation import filters, landlock
 from keep_isolation.kernel import MACHINES, prctl, system_call

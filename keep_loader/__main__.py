@@ -6,7 +6,6 @@ Import rule: that of keep_loader.
 import _signal  # type: ignore[import-not-found] # `signal` only makes its numbers enumerations: 47 KB and 2 ms
 import os
 import sys
-from functools import partial
 
 if not __package__:  # run by path under -I -S: our packages lie together, and the standard library must win
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -29,8 +28,8 @@ def main() -> int:
     hold_root()
     try:
         settings = read_settings(sys.argv[1:], os.environ)
-        probe = partial(isolation_failures, strict=settings.spec.profile is Profile.STRICT)
-        loader = Loader(settings, probe, lock_loader, lock_loader_files)
+        strict = settings.spec.profile is Profile.STRICT
+        loader = Loader(settings, lambda own: isolation_failures(own, strict=strict), lock_loader, lock_loader_files)
     except KeepfleetError as error:
         print(f"keep-loader: {error}", file=sys.stderr)
         return BAD_START

@@ -6,13 +6,13 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
-import re
-import socket
 import stat
 
 from keep_loader.log import log
+from keep_protocol import sockets as socket
 from keep_protocol.control import COMPILED, JOURNAL, MODULE, OUTPUT, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.patterns import matches
 from keep_protocol.record import GRANTED
 from keep_protocol.sdnotify import Notifier
 
@@ -36,7 +36,7 @@ DIRECTORY = "directory"
 def is_stored_name(name: str) -> bool:
     """Whether one of ours may have that name in systemd's store; what has another is not taken out of it."""
     known = (*ENDPOINT_NAMES, *MODULE_NAMES, *OUTPUT_NAMES, *PIPE_NAMES)
-    return name in known or re.fullmatch(GRANTED, name, re.ASCII) is not None
+    return name in known or matches(GRANTED, name)
 
 
 def close_all(descriptors: list[int]) -> None:

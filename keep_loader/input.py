@@ -8,9 +8,9 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
-import socket
 
 from keep_loader.loop import HANG_UP, READABLE, WRITABLE, Action, Loop
+from keep_protocol import sockets as socket
 
 DATA, COMPLETE, NO_MORE = b"d", b"e", b"n"
 """How a packet of the manager's begins that has data, and the one that ends them; and ours, when the guest takes no

@@ -8,10 +8,10 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 from keep_isolation.kernel import prctl
+from keep_protocol import sockets as socket
 
 _PR_SET_DUMPABLE = 4
 PYTHON = "/keepfleet/python"
@@ -118,12 +118,12 @@ def _buses(paths: tuple[str, ...]) -> list[str]:
 
 def _networks() -> list[str]:
     found: list[str] = []
-    for family in (socket.AF_INET, socket.AF_INET6):
+    for name, family in (("AF_INET", socket.AF_INET), ("AF_INET6", socket.AF_INET6)):
         try:
             socket.socket(family, socket.SOCK_STREAM).close()
         except OSError:
             continue
-        found.append(f"a socket of {family.name} can be made")
+        found.append(f"a socket of {name} can be made")
     # The first two lines are headings; each other begins with a device's name.
     devices = [line.partition(b":")[0].strip().decode(errors="replace") for line in _lines("/proc/self/net/dev")[2:]]
     others = [name for name in devices if name != "lo"]

@@ -12,9 +12,9 @@ Import rule: that of keep_loader.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from enum import Enum
+from _collections_abc import Callable, Sequence
 
+from keep_protocol.enumeration import Enum
 from keep_protocol.ring import STDERR, STDOUT, Progress, RingReader, RingWriter
 
 MAX_ENTRY = 48 * 1024

@@ -5,12 +5,11 @@ Import rule: that of keep_loader.
 
 from __future__ import annotations
 
-import array
 import errno
 import fcntl
-import socket
 
 from keep_loader.journal import Sent
+from keep_protocol import sockets as socket
 
 _SIOCOUTQ = 0x5411
 """Bytes that were sent and are not read yet (man 7 unix)."""
@@ -48,9 +47,7 @@ class JournalSocket:
 
     def all_read(self) -> bool:
         """Whether journald has read everything that was sent."""
-        waiting = array.array("i", [0])
-        fcntl.ioctl(self._sock.fileno(), _SIOCOUTQ, waiting)
-        return not waiting[0]
+        return not any(fcntl.ioctl(self._sock.fileno(), _SIOCOUTQ, bytes(4)))
 
     def close(self) -> None:
         """Closes it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found] # as in __main__
 import os
 import time
-from collections.abc import Callable, Sequence
+from _collections_abc import Callable, Sequence
 
 from keep_isolation.locks import what_the_kernel_lacks
 from keep_loader.control import Connection, ControlServer, Waiters

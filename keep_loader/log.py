@@ -6,7 +6,7 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from keep_loader.loop import Loop
 from keep_protocol.sdnotify import Notifier

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable
+from _collections_abc import Callable
 
 Handler = Callable[[int], None]
 Action = Callable[[], None]

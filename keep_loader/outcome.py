@@ -5,7 +5,7 @@ Pure: decides, does nothing. Import rule: that of keep_loader.
 
 from __future__ import annotations
 
-import signal
+import _signal  # type: ignore[import-not-found] # as in keep_protocol.forking
 
 from keep_loader.log import plain
 from keep_loader.process import Exit, signal_name
@@ -143,7 +143,7 @@ def _limit_of(death: Death, usage: Usage, limits: Limits) -> str | None:
         return f"killed by the kernel for memory (the keep's limit is {held_to // MIB} MiB)"
     # The kernel signals SIGXCPU at the limit, and SIGKILL a second later to a process that took no notice.
     over = death.end.cpu_seconds >= limits.cpu_seconds
-    if death.end.signal == signal.SIGXCPU or (death.end.signal == signal.SIGKILL and over):
+    if death.end.signal == _signal.SIGXCPU or (death.end.signal == _signal.SIGKILL and over):
         return f"over its processor time limit of {limits.cpu_seconds} s"
     return None
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import time
 
 from keep_loader.journal import JournalFollower
 from keep_loader.log import log
 from keep_loader.loop import READABLE, Action, Loop
+from keep_protocol import sockets as socket
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.ring import (
     MARK,

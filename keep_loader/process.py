@@ -6,17 +6,16 @@ Import rule: that of keep_loader. What the fork runs is named by its kind's row 
 
 from __future__ import annotations
 
-import importlib
+import _signal  # type: ignore[import-not-found] # as in keep_protocol.forking
 import os
-import signal
-import socket
 import time
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from keep_loader.descriptors import close_all, descriptors_in
 from keep_loader.log import log, plain
 from keep_loader.loop import READABLE, Action, Loop
 from keep_protocol import forking
+from keep_protocol import sockets as socket
 from keep_protocol.constants import MAX_CONTROL_FRAME, TERM_SECONDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
@@ -50,6 +49,8 @@ class Exit(Record):
 def signal_name(number: int) -> str:
     """`SIGKILL` for 9; a real-time signal has a number alone."""
     try:
+        import signal  # here: its numbers as enumerations are 2 ms of every start
+
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
@@ -107,7 +108,7 @@ class Child:
 
         The process has not been reaped, so its number cannot have become another's.
         """
-        signal.pidfd_send_signal(self.pidfd, number)
+        _signal.pidfd_send_signal(self.pidfd, number)
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -115,7 +116,7 @@ class Child:
 
     def reap(self) -> Exit:
         """Collects the ended process and what is left of its group, and closes everything."""
-        self.send_signal(signal.SIGKILL)
+        self.send_signal(_signal.SIGKILL)
         os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
         # Its own time alone, while it can still be asked: what wait4 says counts the checkers, too.
         own = own_processor_seconds(self.pid)
@@ -153,7 +154,7 @@ def fork(entry: str, name: str, environment: dict[str, str], passed: dict[str, i
 def _call(entry: str) -> int:
     module, _, function = entry.partition(":")
     try:
-        begin = getattr(importlib.import_module(module), function)
+        begin = getattr(__import__(module, fromlist=[function]), function)
     except BaseException as error:
         text = f"cannot import {module}: {type(error).__name__}: {error}"
         failed = Report(ReportType.FAILED, text, error=KeepfleetError(ErrorKind.INTERNAL, text))
@@ -232,7 +233,7 @@ class Process:
         """Ends it, by TERM and then by KILL; asked twice, the first who asked is named."""
         if self.stopped_by is None:
             self.stopped_by = by
-            self._signal(signal.SIGTERM)
+            self._signal(_signal.SIGTERM)
             self._loop.after(self._end, TERM_SECONDS, self.kill)
 
     def abandon(self, error: KeepfleetError, *, final: bool = False) -> None:
@@ -243,7 +244,7 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL."""
-        self._signal(signal.SIGKILL)
+        self._signal(_signal.SIGKILL)
 
     def read_all(self) -> None:
         """Reads what it has sent so far, without waiting for more."""

@@ -7,7 +7,6 @@ idle keep does without. Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
-import socket
 import time
 
 from keep_loader.descriptors import PIPE_NAMES, DescriptorStore
@@ -18,6 +17,7 @@ from keep_loader.loop import Action, Loop
 from keep_loader.output import Output
 from keep_loader.settings import Settings
 from keep_loader.words import Words
+from keep_protocol import sockets as socket
 from keep_protocol.control import JOURNAL, OUTPUT
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome

@@ -7,8 +7,8 @@ Import rule: that of keep_loader.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # as in keep_protocol.forking
 import os
-import signal
 import time
 
 from keep_loader.loop import Loop
@@ -190,7 +190,7 @@ class Meter:
             peak_bytes=end.peak_bytes if self._fresh else self._peak,
             started_at=self.started_at,
             ended_at=self.started_at + wall,  # and not what a clock says that may have been set meanwhile
-            for_memory=end.signal == signal.SIGKILL and memory_kills() > self._memory_kills,
+            for_memory=end.signal == _signal.SIGKILL and memory_kills() > self._memory_kills,
             memory_limit=memory_limit(),
         )
 

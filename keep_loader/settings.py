@@ -6,7 +6,7 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from _collections_abc import Mapping
 
 from keep_loader.descriptors import MODULE_NAMES
 from keep_protocol.constants import MAX_WORKLOAD_BYTES, parse_kuuid

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
-import socket
 import stat
 
 from keep_loader.descriptors import INPUT, STDIN, check_socket, is_regular_file
 from keep_loader.log import plain
 from keep_loader.settings import ENTRIES, Entries
+from keep_protocol import sockets as socket
 from keep_protocol.control import (
     FOLLOW,
     JOURNAL,
@@ -31,6 +30,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, check, table_of
 from keep_protocol.keep import MAX_SHOWN_ARGUMENTS, ShownDirectory, WorkloadSummary
 from keep_protocol.kinds import Kind
+from keep_protocol.patterns import matches
 from keep_protocol.ring import RingReader
 from keep_protocol.spec import ANONYMOUS, KeepSpec, RestartPolicy
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
@@ -236,7 +236,7 @@ class Version1Start(Record):
         if kind is CommandType.ADDR:
             return self.replace(address=canonical_address(contents))
         if kind is CommandType.PORT:
-            if not re.fullmatch(r"[1-9][0-9]{0,4}", contents, re.ASCII) or int(contents) > 65535:
+            if not matches("[1-9][0-9]{0,4}", contents) or int(contents) > 65535:
                 raise _bad(f"port {plain(contents, 20)!r} must be in 1 … 65535")
             return self.replace(port=int(contents))
         names = contents.split(",") if contents else []

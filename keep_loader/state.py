@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from keep_loader.log import log, plain
 from keep_protocol.control import CONTROL_VERSION, RECORD, Description

@@ -6,8 +6,6 @@ Imported with the first start. Import rule: that of keep_loader.
 
 from __future__ import annotations
 
-import socket
-
 from keep_loader.descriptors import INPUT, PIPE_NAMES, DescriptorStore, check_socket, close_all
 from keep_loader.input import Input
 from keep_loader.loop import Action, Loop
@@ -15,6 +13,7 @@ from keep_loader.output import FINISH_SECONDS, STOPPED_SECONDS
 from keep_loader.recording import Recording
 from keep_loader.settings import Settings
 from keep_loader.state import Keep
+from keep_protocol import sockets as socket
 from keep_protocol.control import FOLLOW
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome

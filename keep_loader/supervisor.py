@@ -10,8 +10,6 @@ Import rule: that of keep_loader.
 from __future__ import annotations
 
 import os
-import re
-import socket
 import time
 
 from keep_isolation import landlock
@@ -37,12 +35,14 @@ from keep_loader.settings import Settings
 from keep_loader.start import Start
 from keep_loader.state import Keep
 from keep_loader.streams import Streams
+from keep_protocol import sockets as socket
 from keep_protocol.constants import APPLOADER_START_SECONDS, SECRETS_DIRECTORY
 from keep_protocol.control import COMPILED, MODULE, RECORD, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import RUNNER_NAME
 from keep_protocol.keep import Module
 from keep_protocol.outcome import Outcome
+from keep_protocol.patterns import matches
 from keep_protocol.reports import CHECKS, READY_PACKET, Report, ReportType, encode_run
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, advance
@@ -62,7 +62,7 @@ MAX_NAME = 255
 """Characters of a name that an upload came with."""
 _ENDPOINT, _RUNNER = "upload endpoint", "runner"
 _ENDPOINT_NAME = "keep-endpoint"
-_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+_FINGERPRINT = "sha256:[0-9a-f]{64}"
 _NOT_STARTED: dict[str, object] = {
     "address": "",
     "port": 0,
@@ -404,7 +404,7 @@ class Supervisor:
     def _listening(self, endpoint: Process, report: Report, descriptors: list[int]) -> None:
         """The upload endpoint is open: takes its identity, or on a later opening makes sure that it is the same."""
         keep, first = self._keep, self._keep.phase is Phase.OPENING
-        if not _FINGERPRINT.fullmatch(report.fingerprint) or not 0 < len(report.certificate) <= MAX_CERTIFICATE:
+        if not matches(_FINGERPRINT, report.fingerprint) or not 0 < len(report.certificate) <= MAX_CERTIFICATE:
             endpoint.abandon(_cannot_open("the app-loader showed no certificate"))
             return
         if not first and report.fingerprint != keep.report.fingerprint:

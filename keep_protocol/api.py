@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from _collections_abc import Iterable
 
 from keep_protocol import strict_json
 from keep_protocol.api_workload import WorkloadMember, WorkloadRequest

@@ -5,10 +5,10 @@ Pure: JSON values in, a frozen request out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from _collections_abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 
+from keep_protocol.enumeration import Enum
 from keep_protocol.fields import Flag, Items, Maybe, Nested, Pairs, Record, Text, Type, Word, field, invalid, parse
 from keep_protocol.schema import record_schema
 from keep_protocol.spec import RestartPolicy

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Mapping
-from enum import Enum
 
 from keep_protocol import strict_json
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.fields import Record, Whole, Word, check, field, invalid, refuse_unknown, table_of
 from keep_protocol.limits import MIB

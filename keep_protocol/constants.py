@@ -1,13 +1,12 @@
 """Names, limits and deadlines that both ends of a process boundary must agree on.
 
-Import rule: `re` and `errors` alone (the light part of keep_protocol).
+Import rule: `errors` and `patterns` alone (the light part of keep_protocol).
 """
 
 from __future__ import annotations
 
-import re
-
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.patterns import matches
 
 PROTOCOL_NAME = "Enarx-Keep-Manager"
 PROTOCOL_VERSION = "0.1"
@@ -61,7 +60,6 @@ MAX_CA_FILE_BYTES = 256 * 1024
 """A hundred CAs in one file, which the manager refuses where it is longer, and a keep does not read further."""
 
 UNIT_PATTERN = "keep@*.service"
-_UNIT = r"keep@([1-9][0-9]{0,15})\.service"
 _KUUID = "[1-9][0-9]{0,15}"
 
 
@@ -76,7 +74,7 @@ def check_kuuid(kuuid: int) -> int:
 
 def parse_kuuid(text: str) -> int:
     """The keep's ID written in `text`. Raises KeepfleetError(BAD_REQUEST) unless it is a plain decimal in range."""
-    if not re.fullmatch(_KUUID, text):
+    if not matches(_KUUID, text):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, f"cannot read {text[:40]!r} as a keep's ID: it must be a decimal number"
         )
@@ -90,10 +88,10 @@ def unit_name(kuuid: int) -> str:
 
 def kuuid_of_unit(unit: str) -> int | None:
     """The keep's ID in a unit's name, or None where the unit is not a keep's."""
-    match = re.fullmatch(_UNIT, unit)
-    if match is None or int(match[1]) >= 1 << KUUID_BITS:
+    kuuid = unit.removeprefix("keep@").removesuffix(".service")
+    if f"keep@{kuuid}.service" != unit or not matches(_KUUID, kuuid) or int(kuuid) >= 1 << KUUID_BITS:
         return None
-    return int(match[1])
+    return int(kuuid)
 
 
 def slice_name(kuuid: int) -> str:

@@ -10,10 +10,9 @@ managers of version 1, what they read from it of the keep's spec; or `{"error": 
 
 from __future__ import annotations
 
-from enum import Enum
-
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_CERTIFICATE_NAMES, MAX_CONTROL_FDS, MAX_CONTROL_FRAME, unit_name
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.fields import Flag, Items, Nested, Record, Text, Whole, field, parse
 from keep_protocol.keep import KeepReport

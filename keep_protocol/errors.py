@@ -1,11 +1,11 @@
 """The one root of keepfleet's errors, and the kinds that cross process boundaries.
 
-Import rule: `enum` alone (the light part of keep_protocol).
+Import rule: `enumeration` alone (the light part of keep_protocol).
 """
 
 from __future__ import annotations
 
-from enum import Enum
+from keep_protocol.enumeration import Enum
 
 
 class ErrorKind(Enum):

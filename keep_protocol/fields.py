@@ -4,19 +4,21 @@ A record is an immutable value with named fields, written as annotations. A fiel
 row, made by `field(TYPE, …)`: its type with bounds and pattern, its default, its name on the wire, and a sentence. The
 rows of one class are its wire type, stated nowhere else. Fields without a row stay in the process.
 
-Import rule: `errors` alone (the light part of keep_protocol). `dataclasses` would bring `inspect`, `ast` and `dis`:
-7 ms and 1 MB of every keep. JSON Schema is made of the same rows by `schema`, which no keep imports.
+Import rule: `errors` and `patterns` alone (the light part of keep_protocol). `dataclasses` would bring `inspect`, `ast`
+and `dis`: 7 ms and 1 MB of every keep. JSON Schema is made of the same rows by `schema`, which no keep imports.
 """
 
 from __future__ import annotations
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.patterns import matches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module `typing` would be 3.5 ms of every keep's start
-    from enum import Enum
     from re import Pattern
     from typing import Any, Self, TypeVar, dataclass_transform
+
+    from keep_protocol.enumeration import Enum
 
     R = TypeVar("R", bound="Record")
 else:
@@ -57,7 +59,7 @@ class Type:
 class Text(Type):
     """A string of at most `longest` characters, all of which must match `pattern`, a regular expression.
 
-    One in text, whose classes are those of ASCII, is compiled when it is first needed: an idle keep needs few.
+    Its classes are those of ASCII; one in text is compiled where it is no plain one: see `patterns`.
     """
 
     def __init__(self, longest: int = 1 << 20, pattern: str | Pattern[str] | None = None, must: str = "") -> None:
@@ -70,14 +72,17 @@ class Text(Type):
         if isinstance(self._pattern, str):
             import re
 
-            self._pattern = re.compile(self._pattern, re.ASCII)
+            return re.compile(self._pattern, re.ASCII)
         return self._pattern
 
     def parse(self, value: object) -> str:
         if not isinstance(value, str) or len(value) > self.longest:
             raise ValueError
-        pattern = self.pattern
-        if pattern is not None and not pattern.fullmatch(value):
+        pattern = self._pattern
+        if isinstance(pattern, str):
+            if not matches(pattern, value):
+                raise ValueError
+        elif pattern is not None and not pattern.fullmatch(value):
             raise ValueError
         return value
 

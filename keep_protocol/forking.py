@@ -14,7 +14,7 @@ import gc
 import os
 import select
 import sys
-from collections.abc import Callable, Mapping
+from _collections_abc import Callable, Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,19 +3,19 @@
 `spiffe://TRUST-DOMAIN/ROLE/NAME`, and for an uploader `spiffe://TRUST-DOMAIN/uploader/NAME/keep/ID`. A certificate
 without such a URI names its holder by its common name; its role is what the manager's configuration says.
 
-Import rule: `hashlib`, `re`, `enum` and the light part of keep_protocol.
+Import rule: `hashlib` and the light part of keep_protocol.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable
-from enum import Enum
+from _collections_abc import Iterable
 
 from keep_protocol.constants import parse_kuuid
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
+from keep_protocol.patterns import matches
 from keep_protocol.spec import ANONYMOUS
 
 DEFAULT_TRUST_DOMAIN = "keepfleet"
@@ -25,10 +25,10 @@ ANY_CERTIFICATE = "*"
 """Of the entries that say who may upload into a keep: every client's certificate. Keeps of `anonymous` have it."""
 MAX_URI = 512
 _SCHEME = "spiffe:"
-_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}", re.ASCII)
-_HASHED = re.compile(r"cn-[0-9a-f]{16}", re.ASCII)
+_NAME = "[A-Za-z0-9._@-]{1,64}"
+_HASHED = "cn-[0-9a-f]{16}"
 """What `owner_of` makes of a common name that is no word: no certificate may claim it as its name."""
-_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}", re.ASCII)
+_TRUST_DOMAIN = "[a-z0-9._-]{1,255}"
 _RULE = "1 to 64 of A-Z, a-z, 0-9, `.`, `_`, `@` and -, and neither `.`, `..`, `anonymous` nor `cn-` and 16 hex digits"
 
 
@@ -59,9 +59,7 @@ class Identity(Record):
 
 def is_name(name: str) -> bool:
     """Whether a certificate may call its holder so: a word that is safe in a log line and in a file's name."""
-    return bool(_NAME.fullmatch(name)) and not (
-        name in (".", "..") or name.lower() == ANONYMOUS or _HASHED.fullmatch(name)
-    )
+    return matches(_NAME, name) and not (name in (".", "..") or name.lower() == ANONYMOUS or matches(_HASHED, name))
 
 
 def check_name(name: str) -> str:
@@ -73,7 +71,7 @@ def check_name(name: str) -> str:
 
 def check_trust_domain(domain: str) -> str:
     """`domain` itself. Raises KeepfleetError(BAD_REQUEST) unless it may stand in an identity's URI."""
-    if not _TRUST_DOMAIN.fullmatch(domain):
+    if not matches(_TRUST_DOMAIN, domain):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, f"invalid trust domain {domain[:80]!r}: it must be 1 to 255 of a-z, 0-9, `.`, `_`, -"
         )
@@ -87,7 +85,7 @@ def _forbidden(uri: str, why: str) -> KeepfleetError:
 def parse_identity(uri: str) -> Identity:
     """The identity in one URI. Raises KeepfleetError(FORBIDDEN) for anything that is not written exactly so."""
     parts = uri.removeprefix(_SCHEME + "//").split("/") if len(uri) <= MAX_URI else []
-    if not uri.startswith(_SCHEME + "//") or len(parts) not in (3, 5) or not _TRUST_DOMAIN.fullmatch(parts[0]):
+    if not uri.startswith(_SCHEME + "//") or len(parts) not in (3, 5) or not matches(_TRUST_DOMAIN, parts[0]):
         raise _forbidden(uri, f"it must be {_SCHEME}//TRUST-DOMAIN/ROLE/NAME")
     domain, word, name = parts[:3]
     role = next((role for role in Role if role.value == word and role is not Role.ANONYMOUS), None)

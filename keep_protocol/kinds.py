@@ -5,7 +5,7 @@ Import rule: `enum` alone (the light part of keep_protocol).
 
 from __future__ import annotations
 
-from enum import Enum
+from keep_protocol.enumeration import Enum
 
 
 class Kind(Enum):

@@ -1,20 +1,19 @@
 """The limits of one keep: what it gets unless more or less is asked for, and their text for the app-loader.
 
-Import rule: `re`, `errors` and `fields` alone (the light part of keep_protocol).
+Import rule: `errors` and `fields` alone (the light part of keep_protocol).
 """
 
 from __future__ import annotations
 
-import re
-
 from keep_protocol.fields import Record, Whole, check, field, invalid, refuse_unknown, table_of
+from keep_protocol.patterns import matches
 
 MIB = 1 << 20
 TEN_YEARS = 10 * 365 * 86400
 OVERHEAD_BYTES = 256 * MIB
 """What the unit gets above the guest's memory: the interpreter, the engine, the compiled module, the loader. A little
 wider on purpose, so that the inner limit speaks first, with a reason, and the outer one always holds."""
-_PAIR = r"([a-z_]{1,32})=([0-9]{1,12})"
+_LIMIT, _NUMBER = "[a-z_]{1,32}", "[0-9]{1,12}"
 
 
 class Limits(Record):
@@ -84,8 +83,8 @@ def limits_from_text(text: str) -> Limits:
     """The limits `to_text` wrote; empty text is the defaults. Raises KeepfleetError(BAD_REQUEST)."""
     values: dict[str, int] = {}
     for part in text.split(",") if text else ():
-        match = re.fullmatch(_PAIR, part, re.ASCII)
-        if match is None or match[1] in values:
+        name, _, number = part.partition("=")
+        if not matches(_LIMIT, name) or not matches(_NUMBER, number) or name in values:
             raise invalid("limits", f"{part[:60]!r} is no limit, or is given twice")
-        values[match[1]] = check_limit(match[1], int(match[2]))
+        values[name] = check_limit(name, int(number))
     return Limits(**values)

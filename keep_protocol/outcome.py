@@ -5,8 +5,7 @@ Import rule: the light part of keep_protocol.
 
 from __future__ import annotations
 
-from enum import Enum
-
+from keep_protocol.enumeration import Enum
 from keep_protocol.fields import Items, Maybe, Record, Seconds, Text, Whole, Word, field
 
 _COUNT = Whole(0, 1 << 63)

@@ -24,7 +24,7 @@ SCHEMA = 3
 MAX_RECORD = 256 * 1024
 """Bytes of a record: twice the longest answer to keep-info, which holds most of it; one with a certificate and a
 backtrace is 8 KiB."""
-GRANTED = r"workload|stdin|input|(directory|secret)-[0-9]{1,2}"
+GRANTED = r"workload|stdin|input|directory-[0-9]{1,2}|secret-[0-9]{1,2}"
 """The names of a workload's description and of what it is granted."""
 
 

@@ -6,10 +6,9 @@ Takes and returns bytes and objects; no sockets here. Import rule: the light par
 
 from __future__ import annotations
 
-from enum import Enum
-
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_CONTROL_FDS, MAX_CONTROL_FRAME
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.fields import Items, Maybe, Nested, Record, Text, Type, Word, field, parse
 from keep_protocol.keep import Module, Uploader

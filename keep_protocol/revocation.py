@@ -10,7 +10,6 @@ Import rule: `os`, `re`, `stat` and the light part of keep_protocol.
 from __future__ import annotations
 
 import os
-import re
 import stat
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -20,7 +19,7 @@ MAX_REVOKED_BYTES = 4 * 1024 * 1024
 MAX_SERIAL = (1 << 160) - 1
 """RFC 5280 (4.1.2.2) allows a serial number 20 bytes; a certificate with a longer one is refused, as it could not be
 revoked."""
-_SERIAL = re.compile(rb"(?:0[xX])?([0-9a-fA-F]{1,42}|[0-9a-fA-F]{1,2}(?::[0-9a-fA-F]{2}){1,20})")
+_SERIAL = rb"(?:0[xX])?([0-9a-fA-F]{1,42}|[0-9a-fA-F]{1,2}(?::[0-9a-fA-F]{2}){1,20})"
 
 
 def serial_text(serial: int) -> str:
@@ -30,7 +29,9 @@ def serial_text(serial: int) -> str:
 
 def parse_serial(word: bytes) -> int:
     """One serial number. Raises ValueError unless it is written in the list's notation and at most MAX_SERIAL."""
-    match = _SERIAL.fullmatch(word)
+    import re  # here: most lists are empty, and each keep reads one
+
+    match = re.fullmatch(_SERIAL, word)
     serial = int(match[1].replace(b":", b""), 16) if match else MAX_SERIAL + 1
     if serial > MAX_SERIAL:
         raise ValueError

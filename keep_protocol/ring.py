@@ -20,7 +20,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from _collections_abc import Iterator, Sequence
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record

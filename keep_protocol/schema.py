@@ -6,7 +6,7 @@ No keep imports it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from keep_protocol.fields import (
     REQUIRED,

@@ -6,7 +6,8 @@ Import rule: `os` and `socket` alone (the light part of keep_protocol).
 from __future__ import annotations
 
 import os
-import socket
+
+from keep_protocol import sockets as socket
 
 
 class Notifier:

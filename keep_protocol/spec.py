@@ -1,21 +1,21 @@
 """What a keep is: decided by the manager when it makes the unit, kept by systemd in the unit's environment, and read
 back from there. A loader reads its own; what it says of it to others counts for nothing.
 
-Import rule: `base64`'s part in `binascii`, `re`, and the light part of keep_protocol.
+Import rule: `base64`'s part in `binascii`, and the light part of keep_protocol.
 """
 
 from __future__ import annotations
 
 import binascii
-import re
-from collections.abc import Iterable
-from enum import Enum
+from _collections_abc import Iterable
 
 from keep_protocol import strict_json
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Flag, Items, Nested, Pairs, Record, Seconds, Text, Whole, Word, field, invalid, parse
 from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS, TEN_YEARS, Limits
+from keep_protocol.patterns import matches
 
 SPEC_VARIABLE = "KEEPFLEET_SPEC"
 SCHEMA = 1
@@ -151,7 +151,7 @@ def encode_spec(spec: KeepSpec) -> str:
 def decode_spec(text: str) -> KeepSpec:
     """The spec that `encode_spec` wrote. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) for anything else."""
     try:
-        if not re.fullmatch(_ENCODED, text):
+        if not matches(_ENCODED, text):
             raise ValueError
         data = binascii.a2b_base64(text.translate(_FROM_URL) + "=" * (-len(text) % 4), strict_mode=True)
     except ValueError:

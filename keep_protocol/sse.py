@@ -9,11 +9,8 @@ Every event has an id to resume after (`Last-Event-ID`); a comment line keeps a 
 
 from __future__ import annotations
 
-import re
-from enum import Enum
-from json.encoder import encode_basestring_ascii
-
 from keep_protocol import strict_json
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Nested, Record, Seconds, Text, Word, field, members
 from keep_protocol.keep import KeepInfo
@@ -80,12 +77,14 @@ def event_from_wire(value: dict[str, object], cursor: str = "") -> KeepEvent:
 
 def encode_line(line: LogLine) -> bytes:
     """A line's event as `encode` writes it, in a third of the time: a stream may have a million. Its cursor is ours."""
-    data = f'{{"at":{line.at!r},"source":"{line.source}","text":{encode_basestring_ascii(line.text)}}}'
+    data = f'{{"at":{line.at!r},"source":"{line.source}","text":{strict_json.quoted(line.text)}}}'
     return f"id: {line.cursor}\nevent: {LINE}\ndata: {data}\n\n".encode("ascii")
 
 
 def encode(name: str, data: dict[str, object], event_id: str = "") -> bytes:
     """One server-sent event. Raises KeepfleetError(BAD_REQUEST) for an id that would break out of its line."""
+    import re  # here: a client decodes events, and writes none
+
     if not re.fullmatch(_ID, event_id):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST, "cannot resume there: an event's id is at most 512 plain characters"

@@ -6,8 +6,7 @@ Import rule: `enum` and `errors` alone (the light part of keep_protocol).
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum
-
+from keep_protocol.enumeration import Enum, IntEnum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 

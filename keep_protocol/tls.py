@@ -7,12 +7,12 @@ Import rule: the standard library and the light part of keep_protocol.
 from __future__ import annotations
 
 import os
-import re
 import ssl
 import stat
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.patterns import matches
 from keep_protocol.tls_server import HANDSHAKE_SECONDS as HANDSHAKE_SECONDS
 from keep_protocol.tls_server import fingerprint_of as fingerprint_of
 from keep_protocol.tls_server import prepare, restrict
@@ -121,7 +121,7 @@ def parse_fingerprint(text: str) -> str:
     """
     lowered = text.strip().lower()
     digits = lowered.removeprefix("sha256:").replace(":", "")
-    if not re.fullmatch(_FINGERPRINT, "sha256:" + digits):
+    if not matches(_FINGERPRINT, "sha256:" + digits):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST,
             f"cannot read {text[:80]!r} as a fingerprint: it must be sha256: and 64 hexadecimal digits",

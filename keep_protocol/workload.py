@@ -6,11 +6,10 @@ runner gives each to the guest under the name that stands here. Pure. Import rul
 
 from __future__ import annotations
 
-import re
-
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Flag, Items, Nested, Record, Text, Type, Word, field, parse
+from keep_protocol.patterns import matches
 from keep_protocol.spec import Compiler, Profile, RestartPolicy
 
 MAX_WORKLOAD_JSON = 4 * 1024 * 1024
@@ -27,7 +26,6 @@ INPUT = "input"
 SECRETS_GUEST = "/run/secrets"
 """Where a guest finds its secrets, one file each."""
 _NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
-_CONTROL = r"[\x00-\x1f\x7f]"
 EXPORT = Text(
     MAX_EXPORT,
     rf"[^\x00-\x1f\x7f]{{0,{MAX_EXPORT}}}",
@@ -88,7 +86,7 @@ class Workload(Record):
     def _check(self) -> None:
         _check_strings("arguments", (*self.arguments, *self.export_arguments))
         _check_environment(self.environment)
-        if len(self.export) > MAX_EXPORT or re.search(_CONTROL, self.export):
+        if len(self.export) > MAX_EXPORT or any(c < " " or c == "\x7f" for c in self.export):
             raise _bad(f"an export's name has at most {MAX_EXPORT} characters, none of them a control character")
         if self.streams_input and (self.stdin or self.restart is not RestartPolicy.NO):
             raise _bad("a standard input that is streamed is no file as well, and cannot be read by a second run")
@@ -169,7 +167,7 @@ def _check_secrets(secrets: tuple[str, ...]) -> None:
     if len(secrets) > MAX_SECRETS:
         raise _bad(f"{len(secrets)} secrets, at most {MAX_SECRETS} fit")
     for name in secrets:
-        if not re.fullmatch(_NAME, name):
+        if not matches(_NAME, name):
             raise _bad(f"{name[:40]!r} cannot be a secret's name: letters, digits, `_`, `.` and `-`")
     if len(set(secrets)) != len(secrets):
         raise _bad("two secrets have one name")

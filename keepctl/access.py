@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from keep_client.credentials import MANAGER_VARIABLE, PKI_VARIABLE, Credentials, parse_manager, pki_directory
 from keep_client.manager import ManagerClient

@@ -7,11 +7,11 @@ wrong one among them: that is click's to read. So a command that is typed well s
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from _collections_abc import Callable, Sequence
 
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.fields import Record
+from keep_protocol.patterns import matches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Number(Value):
         self.low, self.high = low, high
 
     def read(self, text: str) -> int:
-        if not re.fullmatch("[0-9]{1,18}", text) or not self.low <= int(text) <= self.high:
+        if not matches("[0-9]{1,18}", text) or not self.low <= int(text) <= self.high:
             raise ValueError
         return int(text)
 

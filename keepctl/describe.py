@@ -5,7 +5,7 @@ Exit codes have the habits of a shell, timeout(1) and podman.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from _collections_abc import Iterable
 
 from keep_client.peer import authority
 from keep_client.text import one_line

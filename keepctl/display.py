@@ -5,11 +5,10 @@ rich is imported where it draws: a command in a pipe does not pay its 60 ms.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from _collections_abc import Callable, Sequence
 
 from keep_client.text import one_line, printable
 from keep_protocol.sse import GAP_SOURCE, LogLine
@@ -30,11 +29,15 @@ PATIENCE_SECONDS = 0.5
 
 def json_text(value: object) -> str:
     """`value` for people and programs."""
+    import json  # here: what a person reads needs none
+
     return json.dumps(value, indent=2)
 
 
 def json_line(value: object) -> str:
     """`value` on one line, for streams."""
+    import json
+
     return json.dumps(value, separators=(",", ":"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from keep_client.peer import CertificateRefused, ConnectionFailed
 from keep_client.text import one_line, printable

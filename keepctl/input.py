@@ -7,7 +7,7 @@ import select
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from _collections_abc import Iterator
 from io import FileIO
 
 from keep_client.manager import ManagerClient

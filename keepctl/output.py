@@ -9,7 +9,7 @@ import codecs
 import select
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from _collections_abc import Callable, Generator, Iterator, Sequence
 
 from keep_client.output import GAP, Piece
 from keep_client.text import printable

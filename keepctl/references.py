@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from _collections_abc import Iterable
 
 from keep_protocol.constants import KUUID_BITS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.patterns import matches
 from keep_protocol.states import State
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ _SHOWN = 5
 
 def check_reference(text: str) -> str:
     """`text` when it can mean a keep. Raises KeepfleetError(BAD_REQUEST)."""
-    if not re.fullmatch(REFERENCE, text):
+    if not matches(REFERENCE, text):
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST,
             f"{text[:40]!r} means no keep: write its ID, the beginning of its ID, or its name (a-z, 0-9 and -)",
@@ -54,7 +54,7 @@ def resolve_past(manager: ManagerClient, text: str) -> int:
     try:
         return resolve(manager, text)
     except KeepfleetError as error:
-        if error.kind is not ErrorKind.NOT_FOUND or not re.fullmatch(_ID, text) or int(text) >= 1 << KUUID_BITS:
+        if error.kind is not ErrorKind.NOT_FOUND or not matches(_ID, text) or int(text) >= 1 << KUUID_BITS:
             raise
         return int(text)
 
@@ -62,7 +62,7 @@ def resolve_past(manager: ManagerClient, text: str) -> int:
 def resolve(manager: ManagerClient, text: str) -> int:
     """The ID of the keep `text` means. Raises KeepfleetError: NOT_FOUND, CONFLICT where several are meant."""
     evidence: tuple[str, ...] = ()
-    if re.fullmatch(_ID, text) and int(text) < 1 << KUUID_BITS:
+    if matches(_ID, text) and int(text) < 1 << KUUID_BITS:
         try:
             return manager.keep(int(text)).kuuid
         except KeepfleetError as error:

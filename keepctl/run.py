@@ -5,11 +5,10 @@ Whatever ends it, the keep is removed, stopped, or named with what to do about i
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # as in keep_protocol.forking
 import os
-import signal
 import ssl
-from collections.abc import Callable
-from enum import Enum
+from _collections_abc import Callable
 from functools import partial
 from io import FileIO
 
@@ -20,6 +19,7 @@ from keep_client.manager import ManagerClient
 from keep_client.output import Output
 from keep_client.peer import ConnectionFailed
 from keep_client.text import one_line
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -49,12 +49,13 @@ class EndingSignals:
     """SIGTERM and SIGHUP are Ctrl-C inside; but for one that was ignored before, as nohup has it: that stays so."""
 
     def __enter__(self) -> None:
-        asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, signal.default_int_handler) for number in asked}
+        numbers = (_signal.SIGTERM, _signal.SIGHUP)
+        asked = [number for number in numbers if _signal.getsignal(number) != _signal.SIG_IGN]
+        self._before = {number: _signal.signal(number, _signal.default_int_handler) for number in asked}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            _signal.signal(number, handler)
 
 
 def send(

@@ -5,7 +5,7 @@ Each row is a part of the text that is met, and what to build with instead. The 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from _collections_abc import Iterable
 
 _THREADS = "build it without threads: for wasm32-wasip1, not wasm32-wasip1-threads, and without -pthread"
 _GARBAGE_COLLECTED = (

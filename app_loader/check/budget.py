@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # as in keep_protocol.forking
 import math
-import signal
 
 from app_loader.limits import (
     CHECKER_WALL_FACTOR,
@@ -20,7 +20,7 @@ from keep_protocol.limits import BOUNDS, Limits
 
 _PANIC = "panicked at "
 """How the engine says that it has met a fault of its own, before it aborts."""
-_BY_THE_MODULE = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
+_BY_THE_MODULE = (_signal.SIGABRT, _signal.SIGSEGV, _signal.SIGBUS, _signal.SIGILL)
 """How a compiler ends that gets no more memory, or meets its own fault; any other signal came from outside."""
 
 
@@ -75,9 +75,9 @@ def result_of_end(code: int, limits: Limits, said: str = "") -> KeepfleetError:
     Nothing kills a checker with SIGKILL for what its module is: its processor time ends by SIGXCPU before that.
     """
     lines = tuple(line[:MAX_EVIDENCE_LINE] for line in said.splitlines() if line and not line.startswith("note: "))
-    if code == -signal.SIGXCPU:
+    if code == -_signal.SIGXCPU:
         return too_complex(over("compile_seconds", limits))
-    if code == -signal.SIGABRT and _PANIC in said:
+    if code == -_signal.SIGABRT and _PANIC in said:
         return KeepfleetError(
             ErrorKind.INVALID_MODULE,
             "cannot take the module: the engine has failed on it, by a fault of its own",
@@ -85,7 +85,7 @@ def result_of_end(code: int, limits: Limits, said: str = "") -> KeepfleetError:
         )
     if -code in _BY_THE_MODULE:
         why = over("compile_memory_bytes", limits)
-        return too_complex(f"{why} (it ended by {signal.Signals(-code).name})", lines[:MAX_EVIDENCE_LINES])
+        return too_complex(f"{why} (it ended by {_signal_name(-code)})", lines[:MAX_EVIDENCE_LINES])
     if code < 0:
         return KeepfleetError(
             ErrorKind.UNAVAILABLE,
@@ -98,6 +98,8 @@ def result_of_end(code: int, limits: Limits, said: str = "") -> KeepfleetError:
 
 
 def _signal_name(number: int) -> str:
+    import signal  # here: its numbers as enumerations are 2 ms of every checker
+
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal

@@ -9,17 +9,17 @@ end means where it gave no result. What was compiled goes from the runner to the
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # as in keep_protocol.forking
 import errno
 import os
 import select
-import signal
-import socket
 import stat
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from app_loader.check.budget import result_of_end, took_too_long, wall_seconds
 from app_loader.limits import CHECKER_END_SECONDS, MAX_CHECKER_ANSWER, RUNNER_ANSWER_SECONDS
 from app_loader.settings import Passed
+from keep_protocol import sockets as socket
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.forking import fork
@@ -246,7 +246,7 @@ class Check:
 
     def _kill(self) -> None:
         if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
+            os.kill(self._pid, _signal.SIGKILL)
             self._reap()
 
     def _reap(self) -> int:

@@ -8,7 +8,6 @@ exports; then it has the engine validate and compile it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import resource
@@ -123,9 +122,11 @@ def look_at_component(module: int, workload: Workload) -> None:
     """Raises KeepfleetError for a component that can never run."""
     from app_loader.check.components import check_names
 
-    with contextlib.suppress(Unreadable):  # the engine says why
+    try:
         outline = ComponentOutline(module)
-        check_names(outline.imports, outline.exports, workload)
+    except Unreadable:
+        return  # the engine says why
+    check_names(outline.imports, outline.exports, workload)
 
 
 def _examine_component(module: int, result: int, limits: Limits, workload: Workload) -> str:

@@ -11,7 +11,6 @@ for their references, which the store's memory limit bounds.
 from __future__ import annotations
 
 import os
-from functools import cache
 
 from app_loader.engine.binding import CRANELIFT, WINCH, library
 from app_loader.engine.foreign import Owned, succeed
@@ -79,9 +78,17 @@ def settings_for(compiled: int | str, limits: Limits, workload: Workload, *, com
     return Settings(limits.stack_bytes, components, images, workload.profile, workload.compiler)
 
 
-@cache
+_engines: dict[Settings, Engine] = {}
+
+
 def make_engine(settings: Settings) -> Engine:
     """The engine with these settings, one a process: a fork shares its parent's."""
+    if settings not in _engines:
+        _engines[settings] = _made(settings)
+    return _engines[settings]
+
+
+def _made(settings: Settings) -> Engine:
     config = library.wasm_config_new()
     library.wasmtime_config_max_wasm_stack_set(config, settings.stack_bytes)
     library.wasmtime_config_async_stack_size_set(config, settings.stack_bytes + ASYNC_STACK_SPARE_BYTES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from _ctypes import byref
-from functools import cache
 
 from app_loader.engine.binding import EXTERN_FUNCTION, TYPE_NAMES, Extern, Instance, Pointer, Text, Value, library
 from app_loader.engine.compiled import Module
@@ -31,10 +30,14 @@ a closure, which is executable memory. It notes the code and traps:
 """
 
 
-@cache
+_exit_modules: dict[Engine, Module] = {}
+
+
 def exit_module(engine: Engine) -> Module:
     """EXIT_MODULE, compiled once for an engine, and so before a lock."""
-    return Module.compile(engine, EXIT_MODULE)
+    if engine not in _exit_modules:
+        _exit_modules[engine] = Module.compile(engine, EXIT_MODULE)
+    return _exit_modules[engine]
 
 
 class Wasi(Owned):

@@ -10,11 +10,11 @@ one connection is accepted between two looks at those already open.
 
 from __future__ import annotations
 
-import socket
 import time
 
 from app_loader.limits import MAX_CONNECTIONS
 from app_loader.receive.exchange import Channel, Exchange, Gone, Stage
+from keep_protocol import sockets as socket
 from keep_protocol.certificate import CertificateFields, check_client
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Identity, Role, may_upload, owner_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import socket
 import sys
 import time
 
@@ -22,6 +21,7 @@ from app_loader.receive.requests import Route, error_answer, json_answer, read_r
 from app_loader.receive.upload import Upload
 from app_loader.reports import Reporter
 from app_loader.settings import Settings
+from keep_protocol import sockets as socket
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Uploader

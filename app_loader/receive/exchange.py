@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import _ssl
 import select
-import socket
-from collections.abc import Callable
-from enum import Enum
-from functools import partial
+from _collections_abc import Callable
 
 from app_loader.limits import (
     ANSWER_SECONDS,
@@ -23,7 +20,9 @@ from app_loader.limits import (
 )
 from app_loader.receive.http1 import CONTINUE, Event, Head, RequestReader
 from app_loader.receive.requests import Answer
+from keep_protocol import sockets as socket
 from keep_protocol.certificate import CertificateFields, read_certificate
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.tls_server import HANDSHAKE_SECONDS
 
@@ -112,7 +111,7 @@ class Channel:
         filled = 0
         self.interest = select.POLLIN
         while len(rest := buffer[filled:]) >= TLS_RECORD_BYTES:
-            count = self._attempt(partial(self._tls.read, len(rest), rest))
+            count = self._attempt(lambda: self._tls.read(len(rest), rest))
             if count is None:
                 break
             if count == 0:
@@ -130,7 +129,7 @@ class Channel:
     def flush(self) -> bool:
         """Sends what is queued and fits; True when nothing is left. Raises Gone."""
         while self._unsent:
-            count = self._attempt(partial(self._tls.write, bytes(self._unsent[:TLS_RECORD_BYTES])))
+            count = self._attempt(lambda: self._tls.write(bytes(self._unsent[:TLS_RECORD_BYTES])))
             if count is None:
                 return False
             if count == 0:
@@ -145,7 +144,7 @@ class Channel:
             return
         self._ended_output = True
         # TLS's own end would wait for the peer's; `discard` sees how that ends.
-        for end in (self._tls.shutdown, partial(self._connection.shutdown, socket.SHUT_WR)):
+        for end in (self._tls.shutdown, lambda: self._connection.shutdown(socket.SHUT_WR)):
             try:
                 end()
             except (OSError, ValueError):

@@ -9,7 +9,7 @@ Import rule: `app_loader.limits` and the light part of keep_protocol.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from _collections_abc import Callable, Iterable
 
 from app_loader.limits import (
     MAX_CHUNK_DIGITS,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import binascii
 import hashlib
 import os
-import socket
 import time
 
 from app_loader.limits import CERTIFICATE_DAYS, MAX_IDENTITY_BYTES
 from app_loader.receive.libcrypto import Key, Libcrypto
 from app_loader.settings import Settings, canonical_address
+from keep_protocol import sockets as socket
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from _collections_abc import Callable, Iterator
 
 from app_loader.limits import MAX_PAYLOAD_HEAD, PAYLOAD_SLICE
 from keep_protocol.errors import ErrorKind, KeepfleetError

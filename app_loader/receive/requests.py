@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 from app_loader.limits import MAX_PAYLOAD_HEAD
 from app_loader.receive.http1 import Head, Refused, response, shown
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_PAYLOAD_JSON_FACTOR
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import sys
 
 from app_loader.receive.identity import make_identity, read_identity
 from app_loader.reports import Reporter
 from app_loader.settings import Passed, Settings, claim, read_settings
+from keep_protocol import sockets as socket
 from keep_protocol.constants import MAX_CA_FILE_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import REPORT_DESCRIPTOR

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from _collections_abc import Iterable
 
 from app_loader.limits import MAX_BACKTRACE_FRAMES, MAX_EVIDENCE_LINE, MAX_EXIT_CODE
 from keep_protocol.fields import Record
 from keep_protocol.limits import Limits
 from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.patterns import matches
 
 _TRAP = "wasm trap: "
 _WHILE_EXECUTING = "error while executing at wasm backtrace:"
-_FRAME = r"(?m)^ *([0-9]{1,3}): +(?:(0x[0-9a-f]{1,16}) - )?(\S[^\n]{0,400}![^\n]{1,400})$"
-"""A frame in an error's message: `   1:     0x91 - module!function`. Compiled where a guest fails, as the next two."""
-_OVER_MEMORY = "memory minimum size of [0-9]+ pages exceeds memory limits"
-_OVER_TABLE = "table minimum size of [0-9]+ elements exceeds table limits"
+_NUMBER, _OFFSET = "[0-9]{1,3}", "0x[0-9a-f]{1,16}"
+_LONGEST_FRAME = 800
+_OVER_MEMORY = "memory minimum size of ", " pages exceeds memory limits"
+_OVER_TABLE = "table minimum size of ", " elements exceeds table limits"
+"""What the engine says before a number and behind it."""
 _OVER_EXCEPTIONS = "GC heap out of memory"
 """What holds exceptions is as large as a memory may be."""
 _THROWN = "thrown Wasm exception"
@@ -91,11 +92,32 @@ def trapped(message: str, frames: Iterable[Frame], usage: Usage) -> Outcome:
     return _outcome(OutcomeKind.TRAPPED, f"trapped: {trap_reason(message)}", usage, backtrace=backtrace(frames))
 
 
+def _exceeds(message: str, before: str, behind: str) -> bool:
+    """Whether the engine says so of a number."""
+    rest = message.partition(before)[2]
+    number = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+    return bool(number) and rest.startswith(behind, len(number))
+
+
+def _frame(line: str) -> str:
+    """The frame in a line of an error's message, `   1:     0x91 - module!function`, as it is shown; "" for none.
+
+    Without `re`: a runner that is locked can import nothing.
+    """
+    number, _, rest = line.lstrip(" ").partition(":")
+    offset, dash, name = rest.lstrip(" ").partition(" - ")
+    if not dash or not matches(_OFFSET, offset):
+        offset, name = "?", rest.lstrip(" ")
+    if not matches(_NUMBER, number) or rest[:1] != " " or "!" not in name[1:-1] or len(name) > _LONGEST_FRAME:
+        return ""
+    return f"{number}: {_printable(name)} at {offset}"
+
+
 def not_started(message: str, limits: Limits, usage: Usage) -> Outcome:
     """The module could not be instantiated: it needs more than it may have, or its loading failed."""
-    if re.search(_OVER_MEMORY, message):
+    if _exceeds(message, *_OVER_MEMORY):
         return _outcome(OutcomeKind.LIMITED, f"over its memory limit of {in_bytes(limits.memory_bytes)}", usage)
-    if re.search(_OVER_TABLE, message):
+    if _exceeds(message, *_OVER_TABLE):
         return _outcome(OutcomeKind.LIMITED, f"over its limit of {limits.table_elements} table elements", usage)
     lines = [line.strip() for line in message.splitlines() if line.strip() and line.strip() != "Caused by:"]
     return _outcome(OutcomeKind.REFUSED, f"refused: {': '.join(lines)[: 2 * MAX_EVIDENCE_LINE]}", usage)
@@ -120,7 +142,7 @@ def of_error(message: str, limits: Limits, usage: Usage, *, started: bool) -> Ou
     reason = trap_reason(message)
     if _TRAP not in message and _WHILE_EXECUTING not in message:
         reason = f"the engine cannot take its result: {reason}"
-    frames = [f"{m[1]}: {_printable(m[3])} at {m[2] or '?'}" for m in re.finditer(_FRAME, message)]
+    frames = [frame for line in message.split("\n") if (frame := _frame(line))]
     more = ["…"] if len(frames) > MAX_BACKTRACE_FRAMES else []
     shown = (*frames[:MAX_BACKTRACE_FRAMES], *more)
     return _outcome(OutcomeKind.TRAPPED, f"trapped: {reason}", usage, backtrace=shown)

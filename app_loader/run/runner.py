@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import sys
 import time
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from app_loader.check.checking import GOOD, Check, read_result, receive_request, refused
 from app_loader.limits import EXACT_CPU_SECONDS
@@ -25,6 +24,7 @@ from app_loader.reports import Reporter
 from app_loader.run import outcome as outcomes
 from app_loader.run.meter import Meter, bound, end_after
 from app_loader.settings import Grants, Passed, claim, read_grants, read_limits, read_workload
+from keep_protocol import sockets as socket
 from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import FIRST_DESCRIPTOR

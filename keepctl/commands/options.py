@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
+from keep_protocol.enumeration import Enum
 from keep_protocol.spec import Compiler, OutputPolicy, Profile, RestartPolicy
 from keepctl.arguments import FILE, TEXT, Choice, Number, Option, Parsed
 from keepctl.job import parse_directory, parse_duration, parse_limit, parse_pair

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from _collections_abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import click

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
-from collections.abc import Callable, Iterator
+from _collections_abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, TypeVar
 

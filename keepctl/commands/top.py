@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from _collections_abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from keep_client.manager import ManagerClient

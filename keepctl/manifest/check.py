@@ -7,7 +7,7 @@ five more with it and would not know where in the file a value is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from _collections_abc import Callable, Iterator, Mapping
 from typing import cast
 
 from strict_yaml.tree import Fault, Node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from _collections_abc import Iterator
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl.job import NO_RESTART, Grant, Job, is_stored, parse_limit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from _collections_abc import Iterator
 from typing import cast
 
 from keepctl.manifest.schema import SCHEMA, Schema

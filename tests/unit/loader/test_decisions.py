@@ -149,20 +149,22 @@ def test_an_endpoint_is_opened_again_only_with_all_it_had(missing: str) -> None:
     assert (resumption.event, missing in resumption.why) == (Event.FAIL, True)
 
 
-OUTCOMES = st.none() | st.builds(Outcome, st.sampled_from(OutcomeKind), st.text(), st.none() | st.integers(0, 255))
+OUTCOMES = st.none() | st.builds(
+    Outcome, st.sampled_from(tuple(OutcomeKind)), st.text(), st.none() | st.integers(0, 255)
+)
 
 
 @given(
     st.builds(
         KeepReport,
         kuuid=st.integers(1, 1 << 50),
-        state=st.sampled_from(State),
+        state=st.sampled_from(tuple(State)),
         phase=st.sampled_from([phase.value for phase in Phase]),
         address=st.text(max_size=64),
         port=st.integers(0, 65535),
         detail=st.text(),
         outcome=OUTCOMES,
-        restart=st.sampled_from(RestartPolicy),
+        restart=st.sampled_from(tuple(RestartPolicy)),
         restarts=st.integers(0, 1 << 53),
         uploaders=st.lists(st.sampled_from(["*", "name:alice"]), max_size=16).map(tuple),
     ),

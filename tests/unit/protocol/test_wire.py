@@ -56,7 +56,7 @@ PRINTABLE = st.text("aZ 9é€", max_size=255)
 SECONDS = st.none() | st.floats(0, 1e9)
 OUTCOMES = st.builds(
     Outcome,
-    kind=st.sampled_from(OutcomeKind),
+    kind=st.sampled_from(tuple(OutcomeKind)),
     text=st.text(),
     exit_code=st.none() | st.integers(0, (1 << 32) - 1),
     signal=st.none() | st.integers(0, 127),
@@ -73,7 +73,7 @@ OUTCOMES = st.builds(
 KEEPS = st.builds(
     KeepInfo,
     kuuid=st.integers(1, (1 << KUUID_BITS) - 1),
-    state=st.sampled_from(State),
+    state=st.sampled_from(tuple(State)),
     detail=st.text(),
     address=st.text(max_size=64),
     port=st.integers(0, 65535),
@@ -88,15 +88,15 @@ KEEPS = st.builds(
     ),
     owner=st.text(max_size=128),
     restarts=st.integers(0, 1 << 53),
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(tuple(Kind)),
     created_at=SECONDS,
-    restart=st.sampled_from(RestartPolicy),
+    restart=st.sampled_from(tuple(RestartPolicy)),
     module=st.none() | st.builds(Module, st.just("sha256:" + "a" * 64), st.text(max_size=255), st.integers(0, 1 << 53)),
     workload=st.none() | st.builds(WorkloadSummary, st.lists(st.text()).map(tuple), stdin=st.booleans()),
     uploaders=st.lists(st.sampled_from(["*", "name:ann", "sha256:" + "b" * 64]), max_size=3).map(tuple),
     uploaded_by=st.none() | st.builds(Uploader, st.just("sha256:" + "c" * 64), st.text(max_size=128)),
 )
-COMMANDS = st.builds(Command, st.sampled_from(CommandType), st.text())
+COMMANDS = st.builds(Command, st.sampled_from(tuple(CommandType)), st.text())
 
 
 @pytest.mark.parametrize(
@@ -220,14 +220,14 @@ def test_a_keep_comes_back_as_it_was(info: KeepInfo) -> None:
 REPORTS = st.builds(
     KeepReport,
     kuuid=st.integers(1, (1 << KUUID_BITS) - 1),
-    state=st.sampled_from(State),
+    state=st.sampled_from(tuple(State)),
     phase=st.sampled_from(["", "idle", "awaiting-workload", "ended"]),
     detail=st.text(max_size=200),
     address=st.text(max_size=64),
     port=st.integers(0, 65535),
     isolation_failures=st.lists(st.text(max_size=50)).map(tuple),
     outcome=st.none() | OUTCOMES,
-    restart=st.sampled_from(RestartPolicy),
+    restart=st.sampled_from(tuple(RestartPolicy)),
     restarts=st.integers(0, 1 << 53),
     uploaders=st.lists(st.sampled_from(["*", "name:ann"]), max_size=16).map(tuple),
     control_version=st.integers(1, 2),
@@ -328,7 +328,7 @@ def test_an_outcome_comes_back_as_it_was(outcome: Outcome) -> None:
     assert outcome_from_wire(outcome.to_wire()) == outcome
 
 
-@given(st.sampled_from(ErrorKind), st.text(), st.lists(st.text()).map(tuple))
+@given(st.sampled_from(tuple(ErrorKind)), st.text(), st.lists(st.text()).map(tuple))
 def test_an_error_comes_back_as_it_was(kind: ErrorKind, message: str, evidence: tuple[str, ...]) -> None:
     again = error_from_wire(KeepfleetError(kind, message, evidence).to_wire())
     assert (again.kind, again.message, again.evidence) == (kind, message, evidence)
@@ -347,7 +347,7 @@ def test_an_error_of_a_kind_from_the_future_is_internal() -> None:
     assert (error.kind, error.message) == (ErrorKind.INTERNAL, "cannot x: y")
 
 
-@given(st.sampled_from(ReportType), st.text(max_size=50), st.none() | OUTCOMES)
+@given(st.sampled_from(tuple(ReportType)), st.text(max_size=50), st.none() | OUTCOMES)
 def test_a_report_comes_back_as_it_was(kind: ReportType, text: str, outcome: Outcome | None) -> None:
     report = Report(kind, text, fingerprint=text, certificate=text, outcome=outcome, descriptors=("identity",))
     packet = encode_report(report)

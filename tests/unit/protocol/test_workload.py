@@ -42,8 +42,8 @@ WORKLOADS = st.builds(
     stdin=st.booleans(),
     directories=DIRECTORIES.map(tuple),
     secrets=SECRETS.map(tuple),
-    restart=st.sampled_from(RestartPolicy),
-    profile=st.sampled_from(Profile),
+    restart=st.sampled_from(tuple(RestartPolicy)),
+    profile=st.sampled_from(tuple(Profile)),
 )
 PLAIN = json.loads(Workload().to_json())
 
