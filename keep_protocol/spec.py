@@ -13,7 +13,21 @@ from enum import Enum
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Flag, Items, Maybe, Nested, Pairs, Record, Seconds, Text, Whole, Word, field, invalid, parse
+from keep_protocol.fields import (
+    Flag,
+    Items,
+    Maybe,
+    Nested,
+    Pairs,
+    Record,
+    Seconds,
+    Text,
+    Whole,
+    Word,
+    field,
+    invalid,
+    parse,
+)
 from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS, TEN_YEARS, Limits
 

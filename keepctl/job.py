@@ -30,7 +30,7 @@ FRIENDLY = {
 }
 """What people call a limit, and its name everywhere else."""
 READY_SECONDS = 5
-"""So long a declared keep has run when it counts as ready: what cannot find its input or reach its data fails sooner."""
+"""So long a declared keep has run when it counts as ready: what cannot find its data fails sooner."""
 NOTHING: Mapping[str, str] = {}
 UNLIMITED: Mapping[str, int] = {}
 

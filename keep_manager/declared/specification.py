@@ -4,8 +4,8 @@
     module: web:1.2
     restart: always
 
-It stays a manifest that people and `keepctl manifest check` read. The line has a digest of itself and of what follows: a
-file that was changed by something else than an apply, or is damaged, is not run.
+It stays a manifest that people and `keepctl manifest check` read. The line has a digest of itself and of what follows:
+a file that was changed by something else than an apply, or is damaged, is not run.
 """
 
 from __future__ import annotations
