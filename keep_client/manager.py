@@ -87,6 +87,7 @@ class ManagerClient(Connection):
         profile: str = "",
         compiler: str = "",
         output: str = "",
+        module: str = "",
     ) -> KeepInfo:
         """A new keep; with `start`, which `starting` makes, one that listens, or none. A second call with the same key
         and the same members names the same keep, and makes none.
@@ -94,7 +95,7 @@ class ManagerClient(Connection):
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
         lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
         meanwhile: as for `exchange`. profile, compiler and output: words of keep_protocol.spec; without one, the usual
-        one.
+        one. module: what it runs, of the manager's store; without one, what it is sent.
         """
         wanted: dict[str, object] = {
             "name": name,
@@ -106,6 +107,7 @@ class ManagerClient(Connection):
             "compiler": compiler,
             "output": output,
             "start": start,
+            "module": module,
         }
         body = {"arch": arch, **{member: value for member, value in wanted.items() if value}}
         seconds = CALL_SECONDS + (START_SECONDS if start else 0.0)

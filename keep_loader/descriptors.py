@@ -11,12 +11,12 @@ import socket
 import stat
 
 from keep_loader.log import log
-from keep_protocol.control import JOURNAL, OUTPUT, START_DESCRIPTORS
+from keep_protocol.control import COMPILED, JOURNAL, MODULE, OUTPUT, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.record import GRANTED
 from keep_protocol.sdnotify import Notifier
 
-IDENTITY, COMPILED, MODULE, STDIN = "identity", "compiled", "module", "stdin"
+IDENTITY, STDIN = "identity", "stdin"
 """Names that `reports` and `workload` define too, which only a started keep imports."""
 ENDPOINT_NAMES = (*START_DESCRIPTORS, IDENTITY)
 """What the upload endpoint needs; opened again, it must show the same identity."""

@@ -17,6 +17,9 @@ DATA, COMPLETE, NO_MORE = b"d", b"e", b"n"
 more."""
 MAX_PACKET = 1 + 64 * 1024
 
+MAX_THROWN_AWAY = 64
+"""Packets; a socket's queue holds a few."""
+
 
 class Input:
     """One run's standard input. Owns the socket and our end of the pipe, until everything is done or `close`."""
@@ -39,16 +42,23 @@ class Input:
         """The guest takes no more, or has all."""
         if self._sock is None:
             return
-        try:
-            if not self._complete:
-                self._sock.send(NO_MORE, socket.MSG_NOSIGNAL)
-        except OSError:
-            pass  # the manager has gone, too
+        if not self._complete:
+            self._say_no_more(self._sock)
         for descriptor in (self._sock.fileno(), self._ours):
             self._loop.forget(descriptor)
         os.close(self._ours)
         self._sock.close()
         self._sock = None
+
+    def _say_no_more(self, sock: socket.socket) -> None:
+        """Says it, and throws away what waits: closed with that, the socket would be a reset to the manager."""
+        try:
+            sock.send(NO_MORE, socket.MSG_NOSIGNAL)
+            for _ in range(MAX_THROWN_AWAY):
+                if not sock.recv(MAX_PACKET):
+                    return
+        except OSError:
+            return  # nothing waits, or the manager has gone, too
 
     def _settle(self) -> None:
         """Watches the pipe for room while something waits, else the socket; the pipe's own hang-up at any time."""

@@ -149,7 +149,7 @@ class Loader:
         if self._supervisor is None:
             from keep_loader.supervisor import Supervisor
 
-            settings = self._settings.replace(spec=self._keep.spec)  # a spare's is not its unit's
+            settings = self._settings.of(self._keep.spec)  # a spare's is not its unit's
             self._supervisor = Supervisor(self._keep, self._loop, self._store, settings, self._lock_files)
         return self._supervisor
 
@@ -182,8 +182,9 @@ class Loader:
         from keep_loader.restart import resume_from
 
         failures = self._keep.report.isolation_failures
-        resumption = resume_from(saved, self._store.names, round(time.time(), 3), failures, os.getuid())
         self._keep.restore(saved)
+        needs = self._settings.of(self._keep.spec).entries.needs
+        resumption = resume_from(saved, self._store.names, round(time.time(), 3), failures, os.getuid(), needs)
         if resumption.event is Event.RESUME:
             self._supervise().resume()
         elif resumption.event is Event.RERUN and resumption.outcome is not None:
@@ -261,7 +262,8 @@ class Loader:
     def _begin(self, message: StartMessage, descriptors: list[int], connection: Connection) -> None:
         from keep_loader.start import check_start  # with the first start: an idle keep does without it
 
-        start = check_start(message, descriptors, self._keep.spec)
+        spec = self._keep.spec
+        start = check_start(message, descriptors, spec, self._settings.of(spec).entries)
         self._version_1, self._starting = None, connection
         self._supervise().open(start, descriptors)
 

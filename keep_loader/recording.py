@@ -34,7 +34,8 @@ class Recording:
     """
 
     def __init__(self, loop: Loop, store: DescriptorStore, settings: Settings, journal_gone: Action) -> None:
-        """Of the store's descriptors, which stay there. Raises KeepfleetError(KEEP_FAILED), OSError."""
+        """Of the store's descriptors, which stay there. Raises
+        KeepfleetError(KEEP_FAILED), OSError."""
         output, journal = store.get(OUTPUT), store.get(JOURNAL)
         if output is None or journal is None:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, "cannot go on with the keep's output: systemd did not keep it")

@@ -53,16 +53,22 @@ class Resumption(Record):
 
 
 def resume_from(
-    saved: KeepRecord, stored: frozenset[str], now: float, failures: tuple[str, ...], user: int
+    saved: KeepRecord,
+    stored: frozenset[str],
+    now: float,
+    failures: tuple[str, ...],
+    user: int,
+    needs: tuple[str, ...] = MODULE_NAMES,
 ) -> Resumption:
     """What follows from the record and the names of the descriptors systemd kept for us, at `now` seconds of the
-    epoch; `failures` are the isolation check's, `user` is who the keep is now. Pure.
+    epoch; `failures` are the isolation check's, `user` is who the keep is now, `needs` is what its kind must
+    have to run again. Pure.
 
     A start that was not yet answered is forgotten; an upload endpoint is opened again with all it had; a workload is
     run again where its policy says so, else it is lost; an end stays an end. Neither happens with a failure: the unit
     may have changed since the start. Nor for another user, to whom the granted directories show another's files.
     """
-    resumption = _without_check(saved, stored, now)
+    resumption = _without_check(saved, stored, now, needs)
     faults = [f"the isolation check failed: {'; '.join(failures)}"] if failures else []
     if saved.private.user not in (None, user) and any(name.startswith("directory-") for name in saved.private.granted):
         faults.append(f"the keep was user {saved.private.user}, for whom its directories are, and is now {user}")
@@ -72,7 +78,7 @@ def resume_from(
     return Resumption(Event.FAIL, why, resumption.outcome or Outcome(OutcomeKind.LOST, why, ended_at=now))
 
 
-def _without_check(saved: KeepRecord, stored: frozenset[str], now: float) -> Resumption:
+def _without_check(saved: KeepRecord, stored: frozenset[str], now: float, needs: tuple[str, ...]) -> Resumption:
     report = saved.report
     if saved.phase in (Phase.BOOTING, Phase.IDLE, Phase.OPENING):
         return Resumption(Event.READY)
@@ -81,7 +87,7 @@ def _without_check(saved: KeepRecord, stored: frozenset[str], now: float) -> Res
     if saved.phase is Phase.FAILED:
         return Resumption(Event.FAIL, report.detail, report.outcome)
     if saved.phase in (Phase.RUNNING, Phase.RESTARTING):
-        return _run_again(saved, stored, now)
+        return _run_again(saved, stored, now, needs)
     if INPUT in saved.private.granted:  # whose manager has seen the loader go
         return Resumption(Event.FAIL, _CUT, Outcome(OutcomeKind.LOST, _CUT, ended_at=now))
     wanted_names = (*ENDPOINT_NAMES, *OUTPUT_NAMES, *saved.private.granted)
@@ -92,7 +98,7 @@ def _without_check(saved: KeepRecord, stored: frozenset[str], now: float) -> Res
     return Resumption(Event.RESUME)
 
 
-def _run_again(saved: KeepRecord, stored: frozenset[str], now: float) -> Resumption:
+def _run_again(saved: KeepRecord, stored: frozenset[str], now: float, needs: tuple[str, ...]) -> Resumption:
     outcome, started_at = saved.report.outcome, saved.private.started_at
     if outcome is None:  # it was running
         why = "the loader was killed while the workload ran"
@@ -100,7 +106,7 @@ def _run_again(saved: KeepRecord, stored: frozenset[str], now: float) -> Resumpt
         outcome = Outcome(OutcomeKind.LOST, why, started_at=started_at, ended_at=ended_at)
         if not wanted(saved.report.restart, outcome):
             return Resumption(Event.FAIL, why, outcome)
-    missing = [name for name in (*MODULE_NAMES, *OUTPUT_NAMES, *saved.private.granted) if name not in stored]
+    missing = [name for name in (*needs, *OUTPUT_NAMES, *saved.private.granted) if name not in stored]
     if missing:
         why = f"cannot run the workload again: systemd did not keep its {' and '.join(missing)}"
         return Resumption(Event.FAIL, why, outcome)

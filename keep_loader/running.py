@@ -52,6 +52,11 @@ class Running:
     def __repr__(self) -> str:
         return f"Running({self._process})"
 
+    @property
+    def preparing(self) -> bool:
+        """Whether no instruction of the guest's has run yet: what the process says is the runner's own word."""
+        return self._preparing
+
     def take(self, report: Report, descriptors: list[int]) -> None:
         """Obeys one report; what a workload has no say in is ignored."""
         if self._process.ending or self._limited is not None or self._lost is not None:

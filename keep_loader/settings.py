@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from keep_loader.descriptors import MODULE_NAMES
 from keep_protocol.constants import MAX_WORKLOAD_BYTES, parse_kuuid
+from keep_protocol.control import COMPILED, FOLLOW, MODULE, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepReport
@@ -21,13 +23,22 @@ MAX_SOCKET_PATH = 107
 
 
 class Entries(Record):
-    """What the forks of a keep call, "module:function" each."""
+    """What is known here of a kind of keep. endpoint and runner: what its forks call, "module:function" each, "" where
+    it has no endpoint; brings: the descriptors that its start must bring, may_bring: those that it may; needs: those
+    without which its workload cannot be run again."""
 
     endpoint: str
     runner: str
+    brings: tuple[str, ...] = START_DESCRIPTORS
+    may_bring: tuple[str, ...] = ()
+    needs: tuple[str, ...] = MODULE_NAMES
 
 
-ENTRIES = {Kind.UPLOAD: Entries("app_loader.receive.service:serve", "app_loader.run.runner:run")}
+_RUNNER = "app_loader.run.runner:run"
+ENTRIES = {
+    Kind.UPLOAD: Entries("app_loader.receive.service:serve", _RUNNER),
+    Kind.STORED: Entries("", _RUNNER, brings=(MODULE,), may_bring=(COMPILED, FOLLOW), needs=(MODULE,)),
+}
 """By the keep's kind. Named, and imported in the fork alone: what runs there is no part of the loader."""
 
 
@@ -53,6 +64,10 @@ class Settings(Record):
     def socket_path(self) -> str:
         """Where the control socket listens."""
         return f"{self.directory}/control.sock"
+
+    def of(self, spec: KeepSpec) -> Settings:
+        """The same for a spare that has become what `spec` says."""
+        return self.replace(spec=spec, entries=self.entries if spec.kind is self.spec.kind else ENTRIES[spec.kind])
 
     def endpoint_environment(self, report: KeepReport, names: tuple[str, ...]) -> dict[str, str]:
         """What the upload endpoint gets: written here word by word, and nothing of ours inherited."""

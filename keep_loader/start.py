@@ -14,7 +14,9 @@ import stat
 
 from keep_loader.descriptors import INPUT, STDIN, check_socket, is_regular_file
 from keep_loader.log import plain
+from keep_loader.settings import ENTRIES, Entries
 from keep_protocol.control import (
+    FOLLOW,
     JOURNAL,
     LISTENER,
     OUTPUT,
@@ -28,6 +30,7 @@ from keep_protocol.control import (
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, check, table_of
 from keep_protocol.keep import MAX_SHOWN_ARGUMENTS, ShownDirectory, WorkloadSummary
+from keep_protocol.kinds import Kind
 from keep_protocol.ring import RingReader
 from keep_protocol.spec import ANONYMOUS, KeepSpec, RestartPolicy
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
@@ -53,39 +56,46 @@ class Start(Record):
     warm: bool = False
 
 
-def check_start(message: StartMessage, descriptors: list[int], spec: KeepSpec) -> Start:
+def check_start(
+    message: StartMessage, descriptors: list[int], spec: KeepSpec, entries: Entries = ENTRIES[Kind.UPLOAD]
+) -> Start:
     """The start that `message` asks for with `descriptors`, in the order of its names.
 
-    Each of START_DESCRIPTORS and OUTPUT_DESCRIPTORS must be there, and with them, if anything, a workload's description
-    and exactly what that grants. The files must be read-only: a keep that could write them would choose who may
-    enter it. Raises KeepfleetError(BAD_REQUEST, or TOO_LARGE for the workload's description).
+    Each that its kind needs and each of OUTPUT_DESCRIPTORS must be there, and with them, if anything, what the kind may
+    have besides, a workload's description and exactly what that grants. The files must be read-only: a keep that could
+    write them would choose who may enter it, or what runs in the keeps that share them.
+
+    Raises KeepfleetError(BAD_REQUEST, or TOO_LARGE for the workload's description).
     """
     names = message.descriptors
     if len(names) != len(descriptors):
         raise _bad(f"it names {len(names)} descriptors and brings {len(descriptors)}")
     passed = dict(zip(names, descriptors, strict=True))
-    for name in (*START_DESCRIPTORS, *OUTPUT_DESCRIPTORS):
+    for name in (*entries.brings, *OUTPUT_DESCRIPTORS):
         if name not in passed:
             raise _bad(f"its descriptor {name} is missing")
-    address, port = listening_address(passed[LISTENER])
-    for name in START_DESCRIPTORS[1:]:
-        _check_file(name, passed[name])
+    address, port = listening_address(passed[LISTENER]) if LISTENER in entries.brings else ("", 0)
+    for name in (*entries.brings, *(name for name in entries.may_bring if name in passed)):
+        if name == FOLLOW:
+            _check_socket(name, passed[name], socket.SOCK_SEQPACKET)
+        elif name != LISTENER:
+            _check_file(name, passed[name])
     _check_output(passed)
     described = WORKLOAD_DESCRIPTOR in passed
     workload = workload_from_json(_description(passed[WORKLOAD_DESCRIPTOR])) if described else None
     granted = () if workload is None else (WORKLOAD_DESCRIPTOR, *workload.grant_names)
     for name in names:
-        if name not in (*START_DESCRIPTORS, *OUTPUT_DESCRIPTORS, *granted):
+        if name not in (*entries.brings, *entries.may_bring, *OUTPUT_DESCRIPTORS, *granted):
             raise _bad(f"its descriptor {name} is nothing that its workload is granted")
     for name in granted:
         if name not in passed:
             raise _bad(f"its descriptor {name} is missing, which its workload is granted")
         _check_granted(name, passed[name])
     return Start(
-        address=canonical_address(message.address) if message.address else address,
+        address=canonical_address(message.address) if message.address and port else address,
         port=port,
         names=message.names,
-        uploaders=message.uploaders or uploaders_of(spec),
+        uploaders=message.uploaders or uploaders_of(spec) if LISTENER in entries.brings else (),
         descriptors=names,
         granted=granted,
         restart=spec.restart if workload is None else workload.restart,

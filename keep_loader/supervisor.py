@@ -1,5 +1,6 @@
 """A keep's phases, by what becomes of its two forks: the upload endpoint, which talks to strangers and holds the key,
-and the runner, which waits next to it, checks what it has received, and becomes the workload.
+and the runner, which waits next to it, checks what it has received, and becomes the workload. A keep whose module comes
+with its start has the runner alone, and runs from there on.
 
 The runner is forked when the endpoint reports its first connection, and before it may read from it, or at START where
 that says so. From ACCEPTED on it is a stranger's, as the endpoint is from its first byte on.
@@ -19,7 +20,6 @@ from keep_loader.descriptors import (
     ENDPOINT_NAMES,
     IDENTITY,
     INPUT,
-    MODULE,
     MODULE_NAMES,
     OUTPUT_NAMES,
     PIPE_NAMES,
@@ -43,9 +43,10 @@ from keep_loader.settings import Settings
 from keep_loader.start import Start
 from keep_loader.state import Keep
 from keep_protocol.constants import APPLOADER_START_SECONDS, SECRETS_DIRECTORY
-from keep_protocol.control import RECORD, WORKLOAD_DESCRIPTOR
+from keep_protocol.control import COMPILED, FOLLOW, MODULE, RECORD, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import RUNNER_NAME
+from keep_protocol.keep import Module
 from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import CHECKS, READY_PACKET, Report, ReportType, encode_run
 from keep_protocol.spec import RestartPolicy
@@ -68,7 +69,14 @@ UNIT_END = "the end of its unit"
 _ENDPOINT, _RUNNER = "upload endpoint", "runner"
 _ENDPOINT_NAME = "keep-endpoint"
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
-_NOT_STARTED: dict[str, object] = {"address": "", "port": 0, "fingerprint": "", "certificate": "", "workload": None}
+_NOT_STARTED: dict[str, object] = {
+    "address": "",
+    "port": 0,
+    "fingerprint": "",
+    "certificate": "",
+    "module": None,
+    "workload": None,
+}
 
 
 class Supervisor:
@@ -86,6 +94,7 @@ class Supervisor:
         self._checked: list[int] = []  # the compiled module, and the module, that a check has found good
         self._recording: Recording | None = None  # from the start on
         self._input_socket: list[int] = []  # of a streamed input, until the run
+        self._channel: list[int] = []  # over which output is announced from the first byte on, until the run
         self._input: Input | None = None
         self._ending = False  # the workload has, or what would be one, and its output is seen to
         self._stopped_meanwhile: str | None = None
@@ -104,13 +113,14 @@ class Supervisor:
         return self._endpoint is not None or self._runner is not None or self._ending
 
     def open(self, start: Start, descriptors: list[int]) -> None:
-        """Opens the upload endpoint with what START brought, which it takes out of the list.
+        """Opens the upload endpoint, or runs the module, with what START brought, which it takes out of the list.
 
-        The keep is AWAITING some time after this, or IDLE again with the reason in `start_error`.
-        Raises KeepfleetError(CONFLICT), taking nothing, unless the keep is IDLE.
+        The keep is AWAITING some time after this, or IDLE again with the reason in `start_error`; one that runs its
+        module is RUNNING, or has FAILED with the reason there. Raises KeepfleetError(CONFLICT), taking nothing, unless
+        the keep is IDLE.
         """
-        keep = self._keep
-        advance(keep.phase, Event.START)
+        keep, awaits = self._keep, bool(self._settings.entries.endpoint)
+        advance(keep.phase, Event.START if awaits else Event.RUN)
         keep.change(
             **{**_NOT_STARTED, "address": start.address, "port": start.port, "workload": start.workload},
             uploaders=start.uploaders,
@@ -121,11 +131,14 @@ class Supervisor:
         try:
             for name in start.descriptors:
                 self._own(name, descriptors.pop(0))
-            keep.move(Event.START)
-            self._record()
-            self._fork_endpoint()
-            if start.warm:
-                self._fork_runner()
+            if awaits:
+                keep.move(Event.START)
+                self._record()
+                self._fork_endpoint()
+                if start.warm:
+                    self._fork_runner()
+            else:
+                self._run_stored()
         except (KeepfleetError, OSError) as error:
             self._cannot_start(error if isinstance(error, KeepfleetError) else _cannot_open(str(error)))
 
@@ -135,6 +148,8 @@ class Supervisor:
             self._keep.record_in(descriptor)
         elif name == INPUT:
             self._input_socket.append(descriptor)
+        elif name == FOLLOW:
+            self._channel.append(descriptor)
         else:
             self._store.park(name, descriptor)
 
@@ -144,8 +159,28 @@ class Supervisor:
         self._recording = Recording(self._loop, self._store, settings, self._journal_gone)
         return self._recording
 
+    def _run_stored(self) -> None:
+        """Runs the module that has come with the start: checked in the keep, unless it has come compiled, too. A loader
+        that is killed from the move on is followed by one that finds a workload. Raises KeepfleetError, OSError."""
+        keep, spec = self._keep, self._settings.spec
+        module, compiled = self._store.get(MODULE), self._store.get(COMPILED)
+        size = 0 if module is None else os.fstat(module).st_size
+        keep.change(module=Module(spec.digest, spec.module, size))
+        keep.move(Event.RUN, "" if compiled is not None else "checking the module")
+        recording = self._record()
+        log(f"runs {spec.digest}, {size} bytes{f', asked for as {plain(spec.module, MAX_NAME)}' * bool(spec.module)}")
+        if self._channel:
+            recording.follow(self._channel.pop())
+        self._lock_files()
+        self._run(self._store.select((*MODULE_NAMES, *keep.private.granted)))
+        if keep.report.restart is RestartPolicy.NO:
+            self._store.drop((*MODULE_NAMES, *keep.private.granted))
+
     def _cannot_start(self, error: KeepfleetError) -> None:
-        if self._endpoint is None:
+        if self._keep.phase is Phase.RUNNING:
+            self.start_error = error
+            self._fail(error.message)
+        elif self._endpoint is None:
             self._start_failed(error)
         else:
             self._endpoint.abandon(error)
@@ -330,7 +365,7 @@ class Supervisor:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, why) from error
         finally:
             close_all(theirs)
-        self._running = Running(self._keep, self._loop, runner, fresh=waiting is None)
+        self._running = Running(self._keep, self._loop, runner, fresh=waiting is None and COMPILED in passed)
 
     def _input_cut(self) -> None:
         if self._running is not None:
@@ -358,7 +393,10 @@ class Supervisor:
         runner, kind = self._runner, report.type
         if runner is None or runner.ending:
             return
-        if self._running is not None:
+        if self._running is not None and kind is ReportType.CHECKED:
+            if self._running.preparing and _brings(report, descriptors, MODULE_NAMES):
+                self._keep_compiled(descriptors)
+        elif self._running is not None:
             self._running.take(report, descriptors)
         elif kind is ReportType.CHECKED and _brings(report, descriptors, MODULE_NAMES):
             close_all(self._checked)
@@ -367,6 +405,15 @@ class Supervisor:
         elif kind is ReportType.FAILED:
             unknown = KeepfleetError(ErrorKind.KEEP_FAILED, "the runner did not say why it failed")
             runner.abandon(plain_error(report.error or unknown))
+
+    def _keep_compiled(self, descriptors: list[int]) -> None:
+        """What a stored module was compiled to, before it runs: the next run needs no check."""
+        if self._keep.report.restart is RestartPolicy.NO:
+            return
+        try:
+            self._store.park(COMPILED, descriptors.pop(0))
+        except KeepfleetError as error:
+            log(f"the module is compiled again for the next run: {error.message}")
 
     def _connect(self, endpoint: Process) -> None:
         """The first client is there: the runner is forked before a byte of it is read."""
@@ -589,6 +636,7 @@ class Supervisor:
 
     def _close_input(self) -> None:
         close_all(self._input_socket)
+        close_all(self._channel)
         if self._input is not None:
             self._input.close()
             self._input = None

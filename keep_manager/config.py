@@ -17,7 +17,7 @@ from keep_protocol.constants import (
     LAST_KEEP_PORT,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Nested, Record, Text, Whole, Word, check, field, invalid, table_of
+from keep_protocol.fields import Maybe, Nested, Record, Text, Whole, Word, check, field, invalid, table_of
 from keep_protocol.identity import owner_of
 from keep_protocol.spec import Lease
 from strict_yaml.records import Entries, read
@@ -115,6 +115,7 @@ class Settings(Record):
     callers: tuple[tuple[str, CallerEntry], ...] = field(Entries(_CallerName(), CallerEntry, "caller"), default=())
     log_level: LogLevel = field(Word(LogLevel), default=LogLevel.INFO)
     spare_keeps: int = field(Whole(0, MAX_SPARE_KEEPS), default=0)
+    store: str | None = field(Maybe(DirectoryPath()), default=None)
 
     def _check(self) -> None:
         if self.instance is Instance.USER and any(root.files_as for root in self.grant_roots):

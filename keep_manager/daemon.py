@@ -18,7 +18,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 
 from keep_grants.protocol import SOCKET_NAME
@@ -29,15 +29,16 @@ from keep_manager.folders import Folders, current_boot
 from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
-from keep_manager.keeps.decide import census
+from keep_manager.keeps.decide import ENDED, census
 from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
 from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.retention import Retention
-from keep_manager.keeps.view import View
+from keep_manager.keeps.view import Entry, View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
+from keep_manager.modules import Modules, NoArtifacts
 from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
 from keep_manager.reload import Reload
@@ -89,6 +90,23 @@ def state_directory(instance: str) -> str:
     return os.path.join(home, "keepfleet")
 
 
+def store_directory(settings: Settings) -> str:
+    """Where this manager's module store is: the one in which `keepctl store` works for the same user."""
+    if settings.store:
+        return settings.store
+    system = settings.instance is Instance.SYSTEM
+    return os.path.join(state_directory(settings.instance.value), "store") if system else ""
+
+
+def digests_of(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """The modules that keeps need which are living."""
+    return tuple(
+        entry.spec.digest
+        for entry in entries
+        if entry.spec is not None and entry.spec.digest and entry.info.state not in ENDED
+    )
+
+
 def policy_of(settings: Settings, files: pki.Directory) -> Policy:
     """What the configuration lets keeps have."""
     return Policy(
@@ -128,10 +146,25 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         policy = policy_of(settings, files)
         quotas = QuotaKeeper(policy.callers, lambda: view)
         helper = Files(os.path.join(runtime_root(instance), SOCKET_NAME), mapped=settings.instance is Instance.SYSTEM)
-        providers = Providers(policy.client_ca, policy.revoked, helper, folders.make)
+        modules = Modules(store_directory(settings))
+        providers = Providers(policy.client_ca, policy.revoked, helper, folders.make, modules.open)
         readers, inputs = Readers(loaders, folders, view), Inputs()
         watch = Watch(tasks, units, loaders, providers, folders, event_log, view, readers, inputs)
-        keeps = Keeps(tasks, units, loaders, policy, providers, folders, watch, view, readers, inputs, quotas)
+        keeps = Keeps(
+            tasks,
+            units,
+            loaders,
+            policy,
+            providers,
+            folders,
+            watch,
+            view,
+            readers,
+            inputs,
+            modules,
+            NoArtifacts(),
+            quotas,
+        )
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
         app = make_app(keeps, view, readers, inputs, event_log, Admission(certificates, required), quotas)
@@ -151,6 +184,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         tasks.start(event_log.probe(), name="journal")
         tasks.start(keeps.tend_spares(), name="spares")
         tasks.start(units.tend_roots(), name="roots")
+        tasks.start(modules.tend(lambda: digests_of(view.entries())), name="modules")
         tasks.start(pulse.beat(view), name="pulse")
         try_roots(settings)
         pulse.say("READY=1")

@@ -9,6 +9,7 @@ from keep_manager.callers import GrantRoot
 from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.constants import unit_name
+from keep_protocol.control import START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Identity, Role
 from keep_protocol.keep import KeepInfo, KeepReport
@@ -164,10 +165,19 @@ class UnixUser:
 
 
 @dataclass(frozen=True)
+class StoredModule:
+    """A module of the store. name: the reference it was asked for by, "" where its digest alone was."""
+
+    digest: str
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
 class Provision:
     """What is asked for in a keep's start: for which keep, by whom, which user the keep is, None while it is still to
     be made, and what its workload is to have, if anything. keeps_output: whether its loader keeps its output, and is to
-    get what that takes."""
+    get what that takes; brings: what its kind must have."""
 
     kuuid: int
     spec: KeepSpec
@@ -176,3 +186,4 @@ class Provision:
     user: UnixUser | None
     workload: WorkloadRequest | None
     keeps_output: bool = False
+    brings: tuple[str, ...] = START_DESCRIPTORS

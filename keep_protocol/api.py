@@ -58,6 +58,8 @@ from keep_protocol.spec import (
 )
 from keep_protocol.workload import MAX_WORKLOAD_JSON
 
+MAX_MODULE_WANTED = 300
+"""Characters of NAME:TAG@sha256:…, which are 264 at most."""
 MAX_PAGE = 1000
 """Keeps on one page of a list at most; a page of that many is 2 MB."""
 MAX_START_BODY = MAX_MANAGER_BODY + MAX_WORKLOAD_JSON
@@ -168,13 +170,23 @@ class StartKeep(Record):
         Items(UPLOADER, MAX_UPLOADERS), default=(), about="who may send its workload: names and fingerprints"
     )
 
+    def check_unreached(self) -> None:
+        """Raises KeepfleetError(BAD_REQUEST) where it says how a keep is reached that nobody uploads to."""
+        default = StartKeep()
+        for name in ("address", "port", "names", "uploaders"):
+            if getattr(self, name) != getattr(default, name):
+                raise _bad(
+                    f"cannot start a keep that runs a module of the store with {name}: it has no upload endpoint"
+                )
+
 
 class NewKeep(Record):
     """Create a keep of the architecture `arch`.
 
     limits: those asked for, by name; what is not named has its default, or the caller's ceiling where that is lower.
     lease: None for the manager's own. replace: end the caller's living keep of that name first. start: how it is
-    started by the same request, None for a keep that is started later.
+    started by the same request, None for a keep that is started later. module: what it runs, of the manager's store, ""
+    for what is uploaded.
     """
 
     arch: str = field(_Architecture(), default="wasi", about="the architecture; only `wasi` runs without hardware")
@@ -202,9 +214,18 @@ class NewKeep(Record):
         about="how it is started by the same request, which is then answered when it listens, or leaves no keep; "
         "null for a keep that is started later",
     )
+    module: str = field(
+        Text(MAX_MODULE_WANTED),
+        default="",
+        about="what it runs, of the manager's store: NAME:TAG, NAME:TAG@sha256:… or sha256:…; empty for an upload",
+    )
 
     def _check(self) -> None:
         check_engine(self.profile, self.compiler)
+        if self.module and self.uploaders:
+            raise _bad(f"cannot make a keep for {self.module[:80]!r} and let others upload: leave uploaders out")
+        if self.module and self.start is not None:
+            self.start.check_unreached()
 
 
 class ListKeeps(Record):

@@ -39,7 +39,7 @@ class CommandType(Enum):
     HELLO, contents `Hello`, is answered immediately with the keep's object, whose `control_version` is the loader's.
     CLAIM, contents an encoded `KeepSpec`, says what a spare is from now on, whose unit says so by then; it may come
     twice. KEEP_START, contents a `StartMessage`, carries the descriptors that it names, in its order, as SCM_RIGHTS; it
-    is answered when the app-loader listens.
+    is answered when the app-loader listens, or its module runs.
 
     The original's commands, and version 1's: ADDR, PORT and NAMES say what the certificate is for and what `keep-info`
     shows: contents are the address, the decimal port, and comma-separated further names and addresses. DESCRIBE,
@@ -77,6 +77,9 @@ START_DESCRIPTORS = (LISTENER, CLIENT_CA, REVOKED)
 (one hexadecimal number a line), which is only ever appended to and is read again for each connection."""
 WORKLOAD_DESCRIPTOR = "workload"
 """A read-only file with `workload.Workload.to_json`; with it come the descriptors of its `grant_names`."""
+MODULE, COMPILED, FOLLOW = "module", "compiled", "follow"
+"""What the start of a keep of kind stored brings: its module, for reading alone, and perhaps that module compiled, and
+a channel as the command FOLLOW brings one, so that its workload waits for its readers from its first byte on."""
 OUTPUT, RECORD, JOURNAL = "output", "record", "journal"
 """What every start of a loader of version 3 brings, too: the ring, made by the manager, that the workload's output goes
 into; the file that the keep's record is written to; both named in the manager's own folder for the keep, and open for
@@ -84,7 +87,8 @@ reading and writing; and a datagram socket that is connected to journald's own (
 OUTPUT_DESCRIPTORS = (OUTPUT, RECORD, JOURNAL)
 DESCRIPTOR = Text(
     16,
-    r"listener|client-ca|revoked|workload|output|record|journal|stdin|input|(directory|secret)-[0-9]{1,2}",
+    r"listener|client-ca|revoked|module|compiled|follow|workload|output|record|journal|stdin|input"
+    r"|(directory|secret)-[0-9]{1,2}",
     "the name of a descriptor that a start may bring",
 )
 CERTIFICATE_NAME = Text(253, r"[A-Za-z0-9.:-]{1,253}", "a DNS name or an address")

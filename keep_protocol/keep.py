@@ -53,7 +53,7 @@ class Module(Record):
     """The module a keep runs. name: what its sender called it, or empty."""
 
     digest: str = field(FINGERPRINT, about="`sha256:` and 64 hexadecimal digits of its bytes")
-    name: str = field(Text(255), default="", about="what its sender called it, or empty")
+    name: str = field(Text(255), default="", about="what its sender called it, or by what it was found; or empty")
     bytes: int = field(Whole(0, 1 << 53), default=0, about="its size")
 
 
@@ -208,11 +208,18 @@ def merge(spec: KeepSpec, report: KeepReport, unit: str) -> KeepInfo:
         profile=spec.profile,
         compiler=spec.compiler,
         output=spec.output,
-        module=report.module,
+        module=_module(spec, report),
         workload=report.workload,
         uploaders=report.uploaders or spec.uploaders,
         uploaded_by=report.uploaded_by,
     )
+
+
+def _module(spec: KeepSpec, report: KeepReport) -> Module | None:
+    """What it runs: as its spec says where that says it, else as its loader does."""
+    if not spec.digest:
+        return report.module
+    return Module(spec.digest, spec.module, 0 if report.module is None else report.module.bytes)
 
 
 def outcome_from_wire(value: dict[str, object]) -> Outcome:

@@ -9,6 +9,8 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What a keep is made for. UPLOAD: it waits for one module over mutual TLS, then runs it."""
+    """What a keep is made for. UPLOAD: it waits for one module over mutual TLS, then runs it. STORED: it runs a module
+    of the manager's store, which comes with its start."""
 
     UPLOAD = "upload"
+    STORED = "stored"

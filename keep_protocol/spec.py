@@ -53,6 +53,8 @@ UPLOADER = Text(
     r"\*|name:[A-Za-z0-9._@-]{1,64}|sha256:[0-9a-f]{64}",
     "`name:` and a caller's name, or a certificate's fingerprint",
 )
+MODULE_DIGEST = Text(71, r"(sha256:[0-9a-f]{64})?", "`sha256:` and 64 hexadecimal digits")
+MAX_MODULE_NAME = 255
 _DIGEST = Text(64, r"([0-9a-f]{64})?", "64 hexadecimal digits")
 
 
@@ -147,13 +149,14 @@ class KeepSpec(Record):
     restart: RestartPolicy = field(Word(RestartPolicy), default=RestartPolicy.NO, about="when its workload runs again")
     lease: Lease = field(Nested(Lease, "lease"), default=Lease(), about="how long it may stay unused")
     created_at: float = field(Seconds(), default=0.0, about="seconds of the epoch")
-    module: str = field(Text(255), default="", about="the module it runs, where that is known at its creation")
+    module: str = field(Text(MAX_MODULE_NAME), default="", about="the name by which the module it runs was asked for")
     key: str = field(_DIGEST, default="")
     request: str = field(_DIGEST, default="")
     profile: Profile = field(Word(Profile), default=Profile.STANDARD, about=PROFILE_ABOUT)
     compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING, about=COMPILER_ABOUT)
     spare: bool = field(Flag(), default=False)
     output: OutputPolicy = field(Word(OutputPolicy), default=OutputPolicy.BLOCK, about=OUTPUT_ABOUT)
+    digest: str = field(MODULE_DIGEST, default="", about="the module it runs, where that is known at its creation")
     declared: Declaration | None = field(Maybe(Nested(Declaration, "declaration")), default=None)
 
     def _check(self) -> None:

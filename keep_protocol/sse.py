@@ -34,7 +34,6 @@ _ID = r"[\x21-\x7e]{0,512}"
 STDOUT_SOURCE, STDERR_SOURCE, KEEP_SOURCE, GAP_SOURCE = "stdout", "stderr", "keep", "gap"
 SOURCES = (STDOUT_SOURCE, STDERR_SOURCE, KEEP_SOURCE, GAP_SOURCE)
 """Who says a line: the guest on one of its two streams; the loader; or the manager, of bytes that are missing there."""
-WORKLOAD_SOURCE, JOURNAL_SOURCE = "workload", "journal"
 
 
 class EventType(Enum):

@@ -40,6 +40,7 @@ class Event(Enum):
 
     READY = "ready"
     START = "start"
+    RUN = "run"
     START_FAILED = "start-failed"
     ENDPOINT_READY = "endpoint-ready"
     ENDPOINT_LOST = "endpoint-lost"
@@ -71,6 +72,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.BOOTING, Event.RESTORE): Phase.ENDED,
     (Phase.BOOTING, Event.RERUN): Phase.RUNNING,
     (Phase.IDLE, Event.START): Phase.OPENING,
+    (Phase.IDLE, Event.RUN): Phase.RUNNING,
     (Phase.OPENING, Event.ENDPOINT_READY): Phase.AWAITING,
     (Phase.OPENING, Event.START_FAILED): Phase.IDLE,
     (Phase.AWAITING, Event.ENDPOINT_LOST): Phase.REOPENING,

@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_protocol",
         "module_store",
     },
+    "keep_manager.modules": {"keep_manager.model", "keep_protocol", "module_store"},
     "keep_manager.http": {
         "keep_manager.http",
         "keep_manager.authorize",

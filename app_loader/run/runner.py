@@ -29,7 +29,7 @@ from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import FIRST_DESCRIPTOR
 from keep_protocol.limits import Limits
-from keep_protocol.outcome import Outcome
+from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import (
     CHECKS,
     COMPILED,
@@ -50,6 +50,8 @@ if TYPE_CHECKING:  # the module `typing` would be 5 ms of every run
 
 _RUNNING = "running the workload"
 _SPACE = socket.CMSG_SPACE(4 * MAX_CONTROL_FDS)
+_OF_THE_MODULE = (ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX)
+"""What a module is refused for; anything else a check ends with is the keep's own trouble."""
 _FREE_FOR_CHECKERS = FIRST_DESCRIPTOR + 4
 """What the engine's libraries keep open lies from here on: below, a checker has its own descriptors."""
 
@@ -61,6 +63,9 @@ def run() -> int:
         passed = claim(os.environ)  # before the engine's libraries open files of their own
         limits = read_limits(os.environ)
         given = Waiting(passed, limits, reporter).until_run()
+    except Refused as refused:
+        reporter.send(Report(ReportType.ENDED, refused.outcome.text, outcome=refused.outcome))
+        return 1
     except KeepfleetError as error:
         reporter.send(Report(ReportType.FAILED, error.message, error=error))
         return 1
@@ -71,6 +76,14 @@ def run() -> int:
     if given is not None:
         _run_to_end(given, limits, reporter, Meter())
     return 0  # the loader has gone
+
+
+class Refused(Exception):
+    """A module that came to be run, and cannot be; `outcome` says why."""
+
+    def __init__(self, error: KeepfleetError) -> None:
+        super().__init__(error.message)
+        self.outcome = Outcome(OutcomeKind.REFUSED, f"refused: {error.message}", backtrace=error.evidence)
 
 
 class Waiting:
@@ -93,14 +106,15 @@ class Waiting:
         return f"Waiting({self._work or 'no check'})"
 
     def until_run(self) -> Passed | None:
-        """What is to be run, by name; None once the loader has gone. Raises KeepfleetError where it is none."""
+        """What is to be run, by name, compiled; None once the loader has gone. Raises KeepfleetError, Refused."""
         try:
             if not self._poll(0):  # else the engine's first work is the run itself
                 self._try_to_be_ready()
             while True:
                 ready = self._poll(self._patience())
                 if self._loader.fileno() in ready:
-                    return self._receive_run()
+                    given = self._receive_run()
+                    return given if given is None or COMPILED in given else self._compiled(given)
                 if self._work is not None:
                     self._go_on(*self._work, ready)
                 elif self._checks is not None and ready:
@@ -141,6 +155,22 @@ class Waiting:
             )
         return Passed(names, numbers)
 
+    def _compiled(self, given: Passed) -> Passed:
+        """The same with the module compiled, which did not come so: by a checker, as an upload's is."""
+        module = os.dup(given.number(MODULE))
+        check = Check(self._be_ready(), module, self._limits, self._description, self._libraries, time.monotonic())
+        try:
+            refusal, _ = read_result(check.wait())
+            if refusal is not None and refusal.kind in _OF_THE_MODULE:
+                raise Refused(refusal)
+            if refusal is not None:
+                raise refusal
+            compiled = self._say_checked(check)
+        finally:
+            check.close()
+        names = (*given.names, COMPILED)
+        return Passed(names, [*(given.number(name) for name in given.names), compiled])
+
     def _next_check(self, checks: socket.socket) -> None:
         try:
             request = receive_request(checks)
@@ -171,16 +201,16 @@ class Waiting:
         else:
             return
         if result.startswith(GOOD):
-            self._say_checked(check)
+            os.close(self._say_checked(check))
         _reply(answer, result)
         self._end_work()
 
-    def _say_checked(self, check: Check) -> None:
-        """What was compiled goes to the loader, and before the endpoint can know of it."""
+    def _say_checked(self, check: Check) -> int:
+        """What was compiled goes to the loader, and before the endpoint can know of it; the caller closes it."""
         compiled = check.take_result()
         report = Report(ReportType.CHECKED, descriptors=(COMPILED, MODULE))
         self._reporter.send(report, (compiled, check.module))
-        os.close(compiled)
+        return compiled
 
     def _end_work(self) -> None:
         if self._work is not None:

@@ -61,12 +61,12 @@ class QuotaKeeper:
 
     def check_start(self, caller: Caller, kuuid: int, address: str, port: int | None) -> tuple[int, int]:
         """The lowest and the highest port where the caller may start the keep `kuuid`, 0 for one still to be made, on
-        that address and at `port` where it names one.
+        that address, "" for one that does not listen, and at `port` where it names one.
 
         Raises KeepfleetError: TOO_MANY, or FORBIDDEN for an address or a port that its keeps may not listen on.
         """
         quotas = quotas_for(self._callers, caller.name)
-        if quotas.addresses and address not in quotas.addresses:
+        if address and quotas.addresses and address not in quotas.addresses:
             raise _forbidden(caller, kuuid, f"address {address}", ", ".join(quotas.addresses))
         if port is not None and not quotas.first_port <= port <= quotas.last_port:
             raise _forbidden(caller, kuuid, f"port {port}", f"ports {quotas.first_port} to {quotas.last_port}")

@@ -18,13 +18,14 @@ from keep_manager.keeps.policy import Policy, check_uploaders, limits_for
 from keep_manager.keeps.spares import Spares
 from keep_manager.keeps.starts import START_REPLY_SECONDS, Starts
 from keep_manager.keeps.view import View
-from keep_manager.model import Caller
+from keep_manager.model import Caller, StoredModule
 from keep_manager.tasks import Group
 from keep_protocol import strict_json
 from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.constants import KUUID_BITS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.kinds import Kind
 from keep_protocol.spec import ANONYMOUS, Compiler, Declaration, KeepSpec, OutputPolicy, Profile, encode_spec
 from keep_protocol.states import Phase, State
 
@@ -58,6 +59,8 @@ def request_digest(request: NewKeep, key: str) -> str:
     for name, default in later:
         if wire[name] == default.value:
             del wire[name]
+    if not request.module:
+        del wire["module"]
     if wire["start"] is not None:
         return hmac.digest(key.encode(), strict_json.dumps(wire), "sha256").hex()
     del wire["start"]
@@ -65,9 +68,15 @@ def request_digest(request: NewKeep, key: str) -> str:
 
 
 def spec_for(
-    request: NewKeep, caller: Caller, policy: Policy, key: str = "", declared: Declaration | None = None
+    request: NewKeep,
+    caller: Caller,
+    policy: Policy,
+    key: str = "",
+    module: StoredModule | None = None,
+    declared: Declaration | None = None,
 ) -> KeepSpec:
-    """What the keep that `caller` asks for will be; `declared`: for which of the caller's specifications.
+    """What the keep that `caller` asks for will be; `module` is what the request's module means, `declared` for which
+    of the caller's specifications it is made.
 
     Raises KeepfleetError: UNSUPPORTED for an architecture this host has no hardware for, FORBIDDEN above one of the
     caller's ceilings, TOO_LARGE for labels that no unit can hold.
@@ -93,6 +102,8 @@ def spec_for(
         request=request_digest(request, key) if key else "",
         declared=declared,
     )
+    if module is not None:
+        spec = spec.replace(kind=Kind.STORED, module=module.name, digest=module.digest)
     encode_spec(spec)
     return spec
 

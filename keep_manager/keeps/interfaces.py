@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
-from keep_manager.model import Answer, Caller, LastEvent, Provision, Remains, UnitEnd, UnitState, UnixUser
+from keep_manager.model import (
+    Answer,
+    Caller,
+    LastEvent,
+    Provision,
+    Remains,
+    StoredModule,
+    UnitEnd,
+    UnitState,
+    UnixUser,
+)
 from keep_protocol.constants import CONTROL_REPLY_SECONDS
 from keep_protocol.control import Command, StartMessage
 from keep_protocol.errors import KeepfleetError
@@ -81,6 +91,22 @@ class Folders(Protocol):
 
     def remove(self, kuuid: int) -> None:
         """Removes a keep's files, where there are any."""
+
+
+class Modules(Protocol):
+    """The modules on this host. For threads."""
+
+    def take(self, wanted: str) -> StoredModule:
+        """What `NAME:TAG`, `NAME:TAG@sha256:…` or `sha256:…` means now, and from then on is not collected: NOT_FOUND,
+        BAD_REQUEST."""
+
+
+class Artifacts(Protocol):
+    """Compiled code of modules."""
+
+    async def get(self, digest: str, spec: KeepSpec) -> int | None:
+        """A descriptor of the module compiled for a keep of that spec, for reading alone, which the caller closes; None
+        where the keep is to compile it itself."""
 
 
 class LoaderSession(Protocol):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from keep_protocol.api import StartKeep
+from keep_protocol.control import MODULE
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.kinds import Kind
 from keep_protocol.states import Phase
@@ -21,6 +23,11 @@ class KindOfKeep:
     brings: tuple[str, ...]
     phases: frozenset[Phase]
     members: tuple[str, ...]
+
+    def check_start(self, request: StartKeep) -> None:
+        """Raises KeepfleetError(BAD_REQUEST) where the start says how a keep is reached that nobody reaches."""
+        if not self.listens:
+            request.check_unreached()
 
     def check_descriptors(self, names: tuple[str, ...]) -> None:
         """Raises KeepfleetError(INTERNAL) unless `names` begin with all that a start must bring."""
@@ -40,7 +47,15 @@ REGISTRY: dict[Kind, KindOfKeep] = {
         brings=("listener", "client-ca", "revoked"),
         phases=frozenset(Phase),
         members=("bindaddress", "app_loader_bind_port", "fingerprint", "certificate", "uploaders", "uploaded_by"),
-    )
+    ),
+    Kind.STORED: KindOfKeep(
+        kind=Kind.STORED,
+        variant="",
+        listens=False,
+        brings=(MODULE,),
+        phases=frozenset(Phase) - {Phase.OPENING, Phase.AWAITING, Phase.REOPENING},
+        members=(),
+    ),
 }
 """Every kind there is."""
 

@@ -13,7 +13,16 @@ from keep_manager.keeps.creation import Creation, Unbroken, spec_for
 from keep_manager.keeps.decide import Page
 from keep_manager.keeps.idempotency import IdempotencyCache, another_request
 from keep_manager.keeps.inputs import Inputs
-from keep_manager.keeps.interfaces import EventRecorder, Folders, Loaders, Providers, Quotas, Units
+from keep_manager.keeps.interfaces import (
+    Artifacts,
+    EventRecorder,
+    Folders,
+    Loaders,
+    Modules,
+    Providers,
+    Quotas,
+    Units,
+)
 from keep_manager.keeps.policy import Policy, Unlimited
 from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.rest import Rest
@@ -59,14 +68,17 @@ class Keeps:
         view: View,
         readers: Readers,
         inputs: Inputs,
+        modules: Modules,
+        artifacts: Artifacts,
         quotas: Quotas | None = None,
     ) -> None:
         self._units, self._loaders, self._policy, self._folders = units, loaders, policy, folders
         self._recorder, self._view, self._inputs = recorder, view, inputs
+        self._modules = modules
         self._quotas: Quotas = quotas or Unlimited()
         self._unbroken = Unbroken(tasks)
         self._rest = Rest(units, folders, view)
-        self._starts = Starts(loaders, policy, providers, folders, view, self._quotas, readers, inputs)
+        self._starts = Starts(loaders, policy, providers, folders, view, self._quotas, readers, inputs, artifacts)
         self._spares = Spares(units, policy)
         self._creation = Creation(
             units,
@@ -128,9 +140,10 @@ class Keeps:
         `key` the one that the same caller's same request with it has made before, also where that was another
         manager's work. declared: for which of the caller's specifications it is made.
 
-        Raises KeepfleetError as `spec_for` and Creation.create do, and CONFLICT for a key of another request.
+        Raises KeepfleetError as `spec_for`, Modules.take and Creation.create do, CONFLICT for a key of another request.
         """
-        spec = spec_for(request, caller, self._policy, key, declared)
+        module = await asyncio.to_thread(self._modules.take, request.module) if request.module else None
+        spec = spec_for(request, caller, self._policy, key, module, declared)
         if not key:
             return await self._creation.create(request, spec, caller)
 

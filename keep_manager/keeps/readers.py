@@ -11,8 +11,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 from keep_manager.keeps.decide import ENDED, refuse_output
 from keep_manager.keeps.interfaces import Folders, Loaders
@@ -102,6 +102,13 @@ class _Followed:
         self.output: KeepOutput | None = None
         self.readings: list[Reading] = []
         self.attaching = asyncio.Lock()
+        self.channel: socket.socket | None = None  # to a loader that was given its end with the start
+
+    def drop_channel(self) -> None:
+        """Nothing is read over it."""
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
 
 
 class Readers:
@@ -152,6 +159,7 @@ class Readers:
                 followed.readings.remove(reading)
             if not followed.readings and self._followed.get(kuuid) is followed:
                 del self._followed[kuuid]
+                followed.drop_channel()
                 if followed.output is not None:
                     followed.output.close()
 
@@ -168,10 +176,30 @@ class Readers:
             return
         async with followed.attaching:
             output = followed.output
+            if output is not None and followed.channel is not None:
+                output.attach(followed.channel)
+                followed.channel = None
             if output is None or output.attached or not any(reading.follows for reading in followed.readings):
                 return
             if kuuid in self._view and self._loader_keeps(kuuid):
                 await self._attach(kuuid, output)
+
+    @contextmanager
+    def channel(self, kuuid: int) -> Iterator[int | None]:
+        """The loader's end of a channel that it is to be given with its start, so that its workload waits for those who
+        follow it already; None where nobody does."""
+        followed = self._followed.get(kuuid)
+        if followed is None or not any(reading.follows for reading in followed.readings):
+            yield None
+            return
+        followed.drop_channel()
+        followed.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                yield theirs.fileno()
+            except BaseException:
+                followed.drop_channel()
+                raise
 
     def _loader_keeps(self, kuuid: int) -> bool:
         """Whether the keep has a loader that announces output."""

@@ -22,7 +22,6 @@ from keep_manager.keeps.interfaces import Units
 from keep_manager.keeps.policy import Policy
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.spec import KeepSpec, Profile
 
@@ -49,8 +48,7 @@ def fits(spec: KeepSpec) -> bool:
     """Whether a spare can become the keep that `spec` describes: systemd sets every limit on a unit that runs, but not
     how many lines the journal takes of it, nor what a profile needs."""
     lines = spec.limits.log_lines_per_second
-    standard = spec.kind is Kind.UPLOAD and spec.profile is Profile.STANDARD
-    return standard and lines == DEFAULT_LIMITS.log_lines_per_second
+    return spec.profile is Profile.STANDARD and lines == DEFAULT_LIMITS.log_lines_per_second
 
 
 class Spares:

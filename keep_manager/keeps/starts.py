@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
 from keep_manager.keeps.inputs import Inputs
-from keep_manager.keeps.interfaces import Folders, Loaders, LoaderSession, Providers, Quotas
+from keep_manager.keeps.interfaces import Artifacts, Folders, Loaders, LoaderSession, Providers, Quotas
 from keep_manager.keeps.kinds import kind_of
 from keep_manager.keeps.policy import Policy, uploaders_for
 from keep_manager.keeps.ports import bind_listener
@@ -19,7 +21,7 @@ from keep_manager.keeps.view import NO_SPEC, View
 from keep_manager.model import KEEPS_OUTPUT, Answer, Caller, Provision, UnixUser
 from keep_protocol.api import StartKeep
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
-from keep_protocol.control import StartMessage
+from keep_protocol.control import COMPILED, FOLLOW, LISTENER, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.spec import KeepSpec
@@ -43,9 +45,11 @@ class Starts:
         quotas: Quotas,
         readers: Readers,
         inputs: Inputs,
+        artifacts: Artifacts,
     ) -> None:
         self._loaders, self._policy, self._providers, self._folders = loaders, policy, providers, folders
         self._view, self._quotas, self._readers, self._inputs = view, quotas, readers, inputs
+        self._artifacts = artifacts
         self._starting: set[int] = set()
 
     def __repr__(self) -> str:
@@ -56,10 +60,12 @@ class Starts:
         self._policy = policy
 
     async def start(self, request: StartKeep, caller: Caller) -> KeepInfo:
-        """Binds the listener and passes it to the keep, which then awaits its workload there.
+        """Binds the listener and passes it to the keep, which then awaits its workload there; or passes it its module,
+        which it then runs.
 
         Raises KeepfleetError: CONFLICT when it is started or being started, UNAVAILABLE without its loader,
-        PORT_UNAVAILABLE, FORBIDDEN and others for what cannot be granted, or what the loader reports.
+        PORT_UNAVAILABLE, INTERNAL for a module that is damaged, FORBIDDEN and others for what cannot be granted, or what
+        the loader reports.
         """
         with self._only(request.kuuid):
             async with self._loaders.session(request.kuuid) as session:
@@ -73,8 +79,10 @@ class Starts:
     async def check(self, request: StartKeep, spec: KeepSpec, caller: Caller) -> None:
         """Raises what the start of a keep that is still to be made would be refused with, as far as that is known
         before: nothing is made or ended for it then. It is not counted as a start."""
+        kind = kind_of(spec.kind)
+        kind.check_start(request)
         uploaders_for(request.uploaders, spec, caller)
-        self._quotas.check_start(caller, request.kuuid, request.address, request.port)
+        self._quotas.check_start(caller, request.kuuid, request.address if kind.listens else "", request.port)
         async with self._providers.opened(self._provision(request, spec, caller, None, version=1)):
             return
 
@@ -92,7 +100,10 @@ class Starts:
         info = self._view.answered(request.kuuid, await self._hand_over(session, request, caller))
         await self._readers.tend(request.kuuid)  # before anyone hears where the workload is awaited
         reach(Failpoint.START_BEFORE_REPLY)
-        LOG.info("%s: started by %s on %s port %d", unit_name(info.kuuid), caller, info.address, info.port)
+        what = (
+            f"on {info.address} port {info.port}" if info.port or info.module is None else f"with {info.module.digest}"
+        )
+        LOG.info("%s: started by %s %s", unit_name(info.kuuid), caller, what)
         return info
 
     async def _hand_over(self, session: LoaderSession, request: StartKeep, caller: Caller) -> Answer:
@@ -107,32 +118,54 @@ class Starts:
         if streams:
             decide.refuse_streaming(answer.report)
         given = request.workload is not None and request.workload.gives
-        uploaders = uploaders_for(request.uploaders, spec, caller, given=given)
+        kind = kind_of(spec.kind)
+        kind.check_start(request)
+        uploaders = uploaders_for(request.uploaders, spec, caller, given=given) if kind.listens else ()
         if given:
             decide.refuse_giving(answer.report, uploaders)
-        allowed = self._quotas.admit_start(caller, kuuid, request.address, request.port)
-        kind = kind_of(spec.kind)
+        address = request.address if kind.listens else ""
+        allowed = self._quotas.admit_start(caller, kuuid, address, request.port)
         provision = self._provision(request, spec, caller, session.user, version)
         async with self._tidied(kuuid) as handed, self._providers.opened(provision) as opened:
             reach(Failpoint.START_AFTER_FILES)
-            reach(Failpoint.START_BEFORE_BIND)
-            first, last = max(self._policy.first_port, allowed[0]), min(self._policy.last_port, allowed[1])
-            ports = decide.candidate_ports(request.address, request.port, first, last)
-            with bind_listener(request.address, ports) as listener, ExitStack() as held:
-                reach(Failpoint.START_AFTER_BIND)
-                descriptors = {"listener": listener.fileno(), **opened}
+            with ExitStack() as held:
+                descriptors, port = dict(opened), 0
+                if kind.listens:
+                    listener = held.enter_context(self._bound(request, allowed))
+                    descriptors, port = {LISTENER: listener.fileno(), **opened}, listener.getsockname()[1]
+                else:
+                    descriptors |= await self._of_the_module(kuuid, spec, held)
                 if streams:
                     descriptors[INPUT] = held.enter_context(self._inputs.made(kuuid))
                 kind.check_descriptors(tuple(descriptors))
-                port = listener.getsockname()[1]
-                message = StartMessage(request.address, request.names, uploaders, tuple(descriptors))
+                message = StartMessage(address, request.names, uploaders, tuple(descriptors))
                 reach(Failpoint.START_AFTER_ADDRESS)
                 handed.set()
                 answer = await session.start(message, port, tuple(descriptors.values()), START_REPLY_SECONDS)
         reach(Failpoint.START_AFTER_COMMAND)
-        if (answer.report.address, answer.report.port) != (request.address, port):
+        if (answer.report.address, answer.report.port) != (address, port):
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot trust keep {kuuid}: it names another address")
         return answer
+
+    def _bound(self, request: StartKeep, allowed: tuple[int, int]) -> socket.socket:
+        """The listener, on the first port that is free and allowed. Raises KeepfleetError(PORT_UNAVAILABLE)."""
+        reach(Failpoint.START_BEFORE_BIND)
+        first, last = max(self._policy.first_port, allowed[0]), min(self._policy.last_port, allowed[1])
+        listener = bind_listener(request.address, decide.candidate_ports(request.address, request.port, first, last))
+        reach(Failpoint.START_AFTER_BIND)
+        return listener
+
+    async def _of_the_module(self, kuuid: int, spec: KeepSpec, held: ExitStack) -> dict[str, int]:
+        """What goes with a module, as far as it is there: itself compiled, and the channel to who reads its output."""
+        found: dict[str, int] = {}
+        compiled = await self._artifacts.get(spec.digest, spec)
+        if compiled is not None:
+            held.callback(os.close, compiled)
+            found[COMPILED] = compiled
+        channel = held.enter_context(self._readers.channel(kuuid))
+        if channel is not None:
+            found[FOLLOW] = channel
+        return found
 
     @asynccontextmanager
     async def _tidied(self, kuuid: int) -> AsyncIterator[asyncio.Event]:
@@ -150,7 +183,8 @@ class Starts:
         self, request: StartKeep, spec: KeepSpec, caller: Caller, user: UnixUser | None, version: int
     ) -> Provision:
         allowed = self._policy.allowance(caller)
-        return Provision(request.kuuid, spec, caller, allowed, user, request.workload, version >= KEEPS_OUTPUT)
+        keeps_output, brings = version >= KEEPS_OUTPUT, kind_of(spec.kind).brings
+        return Provision(request.kuuid, spec, caller, allowed, user, request.workload, keeps_output, brings)
 
 
 def _streams_input(request: StartKeep) -> bool:

@@ -48,7 +48,7 @@ class View:
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
         self.on_change: Callable[[KeepSpec | None], None] = lambda spec: None
-        """Called with what a keep is once it is another, or there, or gone: by the one part that follows all of them."""
+        """Called with the spec of a keep that is another than before, or there, or gone."""
 
     def __repr__(self) -> str:
         return f"View({len(self._entries)} keeps)"

@@ -14,8 +14,9 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from keep_manager.callers import GrantRoot
 from keep_manager.model import Provision
-from keep_manager.providers import endpoint, output, secrets
+from keep_manager.providers import endpoint, module, output, secrets
 from keep_manager.providers.files import Files
+from keep_manager.providers.module import OpenModule
 from keep_manager.providers.output import JOURNAL_SOCKET, MakeFiles
 from keep_protocol.errors import KeepfleetError
 
@@ -25,14 +26,22 @@ Provider = Callable[[Provision, ExitStack], Mapping[str, int]]
 
 class Providers:
     """Opens what a start asks for; client_ca and revoked are the files that every upload endpoint gets, make_output
-    makes those that a keep's output goes into, and journal is the path of journald's socket."""
+    makes those that a keep's output goes into, open_module opens what the store has, and journal is the path of journald's
+    socket."""
 
     def __init__(
-        self, client_ca: str, revoked: str, files: Files, make_output: MakeFiles, journal: str = JOURNAL_SOCKET
+        self,
+        client_ca: str,
+        revoked: str,
+        files: Files,
+        make_output: MakeFiles,
+        open_module: OpenModule,
+        journal: str = JOURNAL_SOCKET,
     ) -> None:
         self._files, self._journal = files, journal
         self._providers: tuple[Provider, ...] = (
             endpoint.opener(client_ca, revoked),
+            module.opener(open_module),
             files.opened,
             secrets.opened,
             output.opener(make_output, journal),  # last: what another one refuses has left nothing behind

@@ -15,7 +15,9 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 def opener(client_ca: str, revoked: str) -> Callable[[Provision, ExitStack], Mapping[str, int]]:
     """The provider of these two files."""
 
-    def opened(_: Provision, held: ExitStack) -> Mapping[str, int]:
+    def opened(provision: Provision, held: ExitStack) -> Mapping[str, int]:
+        if CLIENT_CA not in provision.brings:
+            return {}
         return {CLIENT_CA: _open(held, client_ca), REVOKED: _open(held, revoked)}
 
     return opened

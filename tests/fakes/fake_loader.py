@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from keep_loader.settings import ENTRIES
 from keep_protocol.constants import MAX_CONTROL_FDS, control_socket_path
 from keep_protocol.control import (
     CONTROL_VERSION,
@@ -58,7 +59,7 @@ class FakeLoader:
     process that takes its time; `hold` makes START wait until it is set, and sets `held`; `heard` is set by each
     command; `received` are the inode numbers of START's descriptors, `started` its message; `workload` is the
     description that came with it, and `granted` what that grants, open
-    until the loader ends.
+    until the loader ends; `brought` what the module and its compiled code were that came with a stored keep's start.
     """
 
     def __init__(self, runtime_root: str, kuuid: int, spec: KeepSpec = NO_SPEC) -> None:
@@ -80,6 +81,7 @@ class FakeLoader:
         self.held = asyncio.Event()
         self.isolation_failures: tuple[str, ...] = ()
         self.received: list[int] = []
+        self.brought: dict[str, bytes] = {}
         self.workload: Workload | None = None
         self.granted: list[int] = []
         self.commands: list[Command] = []
@@ -186,7 +188,7 @@ class FakeLoader:
             self._address if listening else "",
             self.phase.value,
             detail,
-            FINGERPRINT if listening else "",
+            FINGERPRINT if listening and self._port else "",
             isolation_failures=self.isolation_failures,
             outcome=self._outcome,
             restart=self.restart,
@@ -307,7 +309,8 @@ class FakeLoader:
         if WORKLOAD_DESCRIPTOR not in names and len(descriptors) > len(names):  # as version 1 passes it
             self.workload = workload_from_json(os.pread(descriptors[len(names)], 1 << 22, 0))
             names = (*names, WORKLOAD_DESCRIPTOR, *self.workload.grant_names)
-        wanted = START_DESCRIPTORS + OUTPUT_DESCRIPTORS * (self.version >= 3)
+        entries = ENTRIES[self.spec.kind]
+        wanted = entries.brings + OUTPUT_DESCRIPTORS * (self.version >= 3)
         missing = [name for name in wanted if name not in names]
         unknown = OUTPUT_DESCRIPTORS * (self.version < 3)
         if missing or len(names) != len(descriptors) or set(names) & set(unknown):
@@ -332,23 +335,32 @@ class FakeLoader:
             self.granted = [os.dup(passed[name]) for name in self.workload.grant_names]
         if self.version >= 3:
             self.output = FakeOutput(passed)
+        stored = "module" in passed
+        if stored:
+            self.module = Module(self.spec.digest, self.spec.module, os.fstat(passed["module"]).st_size)
+            self.brought = {
+                name: os.pread(passed[name], 1 << 20, 0) for name in ("module", "compiled") if name in passed
+            }
+            if "follow" in passed and self.output is not None:
+                self.output.follow(os.dup(passed["follow"]))
         if message.address:
             with socket.socket(fileno=os.dup(passed["listener"])) as listener:
                 self._address, self._port = message.address, listener.getsockname()[1]
         self.started, self.uploaders = message, message.uploaders
-        await self.move(Event.START)
+        await self.move(Event.RUN if stored else Event.START)
         self.received = [os.fstat(descriptor).st_ino for descriptor in descriptors]
         if self.hold is not None:
             self.held.set()
             await self.hold.wait()
         if self.refuse is not None:
             error, self.refuse = self.refuse, None
-            await self.move(Event.START_FAILED)
+            await self.move(Event.FAIL if stored else Event.START_FAILED)
             if self.output is not None:
                 self.output.close()
                 self.output = None
             raise error
-        await self.move(Event.ENDPOINT_READY)
+        if not stored:
+            await self.move(Event.ENDPOINT_READY)
 
 
 async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:

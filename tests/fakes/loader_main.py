@@ -15,7 +15,7 @@ import signal
 import sys
 
 from keep_loader.loader import Loader
-from keep_loader.settings import Entries, Settings, read_settings
+from keep_loader.settings import read_settings
 
 
 def place_stored() -> None:
@@ -46,7 +46,9 @@ def main() -> int:
     failures = tuple(os.environ.pop("FAKE_ISOLATION_FAILURES", "").splitlines())
     place_stored()
     settings = read_settings(sys.argv[1:2], os.environ)
-    faked = Settings(**{**settings.fields(), "entries": Entries(*sys.argv[2:])})
+    endpoint, runner = sys.argv[2:]
+    entries = settings.entries.replace(endpoint=endpoint if settings.entries.endpoint else "", runner=runner)
+    faked = settings.replace(entries=entries)
     # Its forks, the fake's, make sockets of their own: not locked.
     loader = Loader(faked, lambda _directory: failures, lambda: None, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: loader.leave())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,13 +16,27 @@ from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.view import View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
+from keep_manager.modules import Modules
 from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
 from keep_manager.tasks import Group
+from keep_protocol.spec import KeepSpec
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_units import FakeUnits
 
 THIS_BOOT = "this boot"
+
+
+class FakeArtifacts:
+    """Compiled code by the digest of its module."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+
+    async def get(self, digest: str, spec: KeepSpec) -> int | None:
+        """See keep_manager.keeps.interfaces.Artifacts."""
+        path = self.files.get(digest)
+        return None if path is None else os.open(path, os.O_RDONLY)
 
 
 class ManagerParts:
@@ -44,8 +59,11 @@ class ManagerParts:
         self.folders = Folders(f"{root}/state/keeps", boot)
         self.folders.open()
         helper = Files(f"{root}/{SOCKET_NAME}", mapped=False)
+        self.modules, self.artifacts = Modules(f"{root}/state/store"), FakeArtifacts()
         self.journal = f"{root}/journal.sock"
-        providers = Providers(policy.client_ca, policy.revoked, helper, self.folders.make, self.journal)
+        providers = Providers(
+            policy.client_ca, policy.revoked, helper, self.folders.make, self.modules.open, self.journal
+        )
         self.readers = Readers(loaders, self.folders, self.view)
         self.watch = Watch(tasks, units, loaders, providers, self.folders, events, self.view, self.readers, self.inputs)
         self.keeps = Keeps(
@@ -59,6 +77,8 @@ class ManagerParts:
             self.view,
             self.readers,
             self.inputs,
+            self.modules,
+            self.artifacts,
             quotas,
         )
 

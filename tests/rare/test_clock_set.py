@@ -104,9 +104,9 @@ def test_followers_get_every_line_once_and_an_end_when_the_clock_is_set(
         life.line("line 40")
         clock.set_by(0)
         lines = followed.result(GIVEN_UP)
-    assert [line.text for line in lines if line.source == "workload"] == texts
+    assert [line.text for line in lines if line.source == "stdout"] == texts
     again = fleet.client().lines(life.kuuid)
-    assert [line.text for line in again if line.source == "workload"] == texts
+    assert [line.text for line in again if line.source == "stdout"] == texts
     assert ended(life)[1].exit_code == 0
 
 

@@ -42,6 +42,8 @@ ENDS: dict[str, tuple[int, str]] = {
     "hello-quickjs": (0, 'Hello from QuickJS, inside a keep! {"squares":[1,4,9]}\n'),
 }
 """Each program's exit code, and what is in its output."""
+LIGHT = ("cpython", "flite", "resvg", "avr-as", "gofmt", "hello-quickjs")
+"""Of each toolchain the one that is compiled soonest."""
 
 
 def got(name: str, directory: Path) -> Path:
@@ -93,7 +95,7 @@ def ran(granting: Fleet) -> Iterator[Callable[..., tuple[int, str, str]]]:
     shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.heavy][: name not in LIGHT]) for name in ENDS])
 def test_a_real_program_runs_with_the_default_limits_of_compiling(
     ran: Callable[..., tuple[int, str, str]], name: str
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_real_program_runs_with_the_default_limits_of_compiling(
     assert (code, ENDS[name][1] in output) == (ENDS[name][0], True), (code, output[-2000:], said)
 
 
+@pytest.mark.heavy
 def test_a_ruby_that_calls_javascript_is_refused_for_that_with_what_to_take(
     ran: Callable[..., tuple[int, str, str]],
 ) -> None:

@@ -56,8 +56,8 @@ def test_the_manager_s_unit_can_grant_and_the_keep_runs_with_it(granting: Fleet)
     life.info = client.start(life.kuuid, "127.0.0.1", free_port(), (), workload)
     assert life.info.state is State.STARTED
     assert life.upload(example("hello-c/hello")).status == 200
-    lines = list(client.lines(life.kuuid, follow=True))
-    assert "Hello from C, inside a keep!" in [line.text for line in lines if line.source == "workload"]
+    lines = list(client.lines(life.kuuid, follow=True, everything=True))
+    assert "Hello from C, inside a keep!" in [line.text for line in lines if line.source == "stdout"]
     assert lines[-1].source == "keep"
     assert life.look().state is State.COMPLETE
 

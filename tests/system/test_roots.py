@@ -102,7 +102,7 @@ def test_after_an_upgrade_of_the_host_new_keeps_have_a_new_root_and_the_old_one_
         before.remove()
         fleet.host.wait_journal(f"removed {old}, which no keep has any more", MANAGER, cursor)
         assert old not in names(fleet)
-        after.kill_loader()
+        Life.create(fleet).kill_loader()
     fleet.clear()
     works(Life.create(fleet))
 

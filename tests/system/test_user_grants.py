@@ -39,7 +39,7 @@ kuuid, module = int(sys.argv[2]), open(sys.argv[3], "rb").read()
 body = Body("application/wasm", len(module), (module,))
 upload(endpoint_of(client.keep(kuuid), "127.0.0.1"), files.keep_context(), "PUT", WORKLOAD_PATH, body)
 code = client.ended(kuuid).outcome.exit_code
-lines = [(line.source, line.text) for line in client.lines(kuuid)]
+lines = [(line.source, line.text) for line in client.lines(kuuid, everything=True)]
 client.remove(kuuid)
 print(json.dumps({{"code": code, "lines": lines}}))
 """

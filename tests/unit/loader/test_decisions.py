@@ -254,7 +254,7 @@ def test_settings_come_from_the_unit() -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_what_each_kind_s_forks_call_is_there(kind: Kind) -> None:
-    for entry in (ENTRIES[kind].endpoint, ENTRIES[kind].runner):
+    for entry in filter(None, (ENTRIES[kind].endpoint, ENTRIES[kind].runner)):
         module, _, function = entry.partition(":")
         assert callable(getattr(importlib.import_module(module), function))
 

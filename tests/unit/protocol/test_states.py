@@ -10,7 +10,7 @@ from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State, adv
 # Written out a second time, as a reviewer would draw it: phase -> event -> phase.
 DRAWN: dict[str, dict[str, str]] = {
     "booting": {"ready": "idle", "resume": "reopening", "restore": "ended", "rerun": "running", "fail": "failed"},
-    "idle": {"start": "opening", "fail": "failed"},
+    "idle": {"start": "opening", "run": "running", "fail": "failed"},
     "opening": {"endpoint-ready": "awaiting-workload", "start-failed": "idle", "fail": "failed"},
     "awaiting-workload": {"endpoint-lost": "reopening", "accept": "running", "stop": "ended", "fail": "failed"},
     "reopening": {

@@ -1,0 +1,120 @@
+"""The module store as the manager uses it: what references mean, verified descriptors, and what living keeps need.
+
+Every call opens the store and closes it: it may be made, moved or restored meanwhile. Those that block are for threads.
+What keeps need is declared in the store, so that no collection there, whoever runs it, removes it: before the keep is
+made, and given up some time after the keep has gone. Import rule: the manager's model and failpoints, module_store and
+keep_protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from keep_manager.model import StoredModule
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.spec import MAX_MODULE_NAME, KeepSpec
+from module_store import collect
+from module_store.names import parse_wanted
+from module_store.place import default_directory
+from module_store.store import Store
+
+LOG = logging.getLogger("keepfleet.modules")
+USER = "keep-manager"
+"""What the manager is called among the users of a store."""
+TEND_SECONDS = 600.0
+"""Between two looks at what keeps need; also how long what was taken stays declared without a keep: a creation takes a
+minute at most."""
+
+
+class Modules:
+    """The modules in the store at `directory`."""
+
+    def __init__(self, directory: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self._directory, self._clock = directory or default_directory(), clock
+        self._lock = threading.Lock()
+        self._declared: dict[str, float] = {}  # when each was taken last
+        self._fault, self._looked = "", False  # not before, one before us may have declared what no keep needs
+
+    def __repr__(self) -> str:
+        return f"Modules({self._directory}, {len(self._declared)} declared)"
+
+    @property
+    def directory(self) -> str:
+        """Where the store is, or would be."""
+        return self._directory
+
+    def take(self, wanted: str) -> StoredModule:
+        """What `NAME:TAG`, `NAME:TAG@sha256:…` or `sha256:…` means now; from then on it is not collected.
+
+        Raises KeepfleetError: BAD_REQUEST for another shape, NOT_FOUND.
+        """
+        asked = parse_wanted(wanted)
+        with self._opened() as store:
+            found = store.object(store.resolve(wanted))
+            with self._lock:
+                new = found.digest not in self._declared
+                self._declared[found.digest] = self._clock()
+                if new:
+                    self._declare(store)
+        return StoredModule(found.digest, asked.reference[:MAX_MODULE_NAME], found.size)
+
+    def open(self, digest: str) -> int:
+        """A descriptor of the module, verified, for reading alone, which the caller closes. Raises KeepfleetError."""
+        with self._opened() as store:
+            return store.open_object(digest)
+
+    def _opened(self) -> Store:
+        try:
+            return Store.open(self._directory)
+        except KeepfleetError as error:
+            if error.kind is not ErrorKind.NOT_FOUND:
+                raise
+            why = "this host has no module store yet; add a module: keepctl store add FILE NAME:TAG"
+            raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot open {self._directory}: {why}") from error
+
+    def _declare(self, store: Store) -> None:
+        """Under the lock. A store that cannot be written is used all the same: what a keep has open it keeps."""
+        try:
+            collect.declare(store, USER, tuple(self._declared))
+        except KeepfleetError as error:
+            if error.message != self._fault:
+                LOG.warning("what keeps need can be collected: %s", error.message)
+            self._fault = error.message
+        else:
+            self._fault = ""
+
+    def needs(self, digests: Iterable[str]) -> None:
+        """Living keeps need these; what was taken long ago and is not among them is given up."""
+        used, now = set(digests), self._clock()
+        with self._lock:
+            recent = {digest: at for digest, at in self._declared.items() if now - at < TEND_SECONDS}
+            wanted = {**dict.fromkeys(used, now), **recent}
+            if not self._looked or set(wanted) != set(self._declared):
+                self._declared, self._looked = wanted, True
+                try:
+                    with self._opened() as store:
+                        self._declare(store)
+                except KeepfleetError as error:
+                    if error.kind is not ErrorKind.NOT_FOUND:
+                        LOG.warning("cannot say what keeps need: %s", error.message)
+
+    async def tend(self, living: Callable[[], Iterable[str]]) -> None:
+        """Declares what living keeps need, now and then. For ever."""
+        while True:
+            await asyncio.to_thread(self.needs, tuple(living()))
+            await asyncio.sleep(TEND_SECONDS)
+
+
+class NoArtifacts:
+    """No compiled code is kept: each keep compiles its module itself."""
+
+    def __repr__(self) -> str:
+        return "NoArtifacts()"
+
+    async def get(self, digest: str, spec: KeepSpec) -> int | None:
+        """See keeps.interfaces.Artifacts."""
+        return None
