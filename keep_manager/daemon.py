@@ -174,6 +174,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         reconciler = Reconciler(tasks, keeps, view.entries, declared, modules)
         view.on_change = reconciler.keep_changed
         await reconciler.open()
+        parts.push_async_callback(reconciler.close)
         declarations = Declarations(reconciler, modules)
         admission = Admission(certificates, required)
         app = make_app(keeps, view, readers, inputs, event_log, admission, quotas, declarations)

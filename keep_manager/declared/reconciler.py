@@ -1,8 +1,8 @@
 """Makes the host's keeps those that are declared: decides whenever something changed, and does what was decided.
 
 What it knows of keeps it reads from the view, which is rebuilt from units at each start of a manager. In its own memory
-are the specifications, as they are on disk, and how often a keep could not be made. One task at a time works for a name;
-it is woken by changes of the view and of specifications, and by the moment a pause is over.
+are the specifications, as they are on disk, and how often a keep could not be made. One task at a time works for a
+name; it is woken by changes of the view and of specifications, and by the moment a pause is over.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class Reconciler:
         self._busy: set[str] = set()
         self._no_way_back: set[str] = set()
         self._woken = asyncio.Event()
+        self._under_way: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"Reconciler({len(self.specifications)} declared, {len(self._busy)} under way)"
@@ -171,12 +172,22 @@ class Reconciler:
 
     async def run(self) -> None:
         """Goes on until it is cancelled."""
+        if (running := asyncio.current_task()) is not None:
+            self._under_way.add(running)
         while True:
             self._woken.clear()
             until = self._round()
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if until is None else max(until - self._clock(), 0.0)):
                     await self._woken.wait()
+
+    async def close(self) -> None:
+        """Begins nothing any more, and ends what is under way while its rollback still has a group to run in."""
+        under_way = set(self._under_way)
+        for task in under_way:
+            task.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
 
     def _round(self) -> float | None:
         """Decides, and begins what follows; until when there is nothing else to do, None for ever."""
@@ -204,7 +215,9 @@ class Reconciler:
             work.setdefault(action.name, []).append(action)
         for name, actions in work.items():
             self._busy.add(name)
-            self._tasks.start(self._work(name, actions), name=f"declared {name}")
+            task = self._tasks.start(self._work(name, actions), name=f"declared {name}")
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
         return until
 
     def _wanted(self, each: Specification) -> Wanted:

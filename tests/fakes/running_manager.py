@@ -87,6 +87,7 @@ class RunningManager:
         """Ends everything."""
         if self.server is not None:
             await self.server.close()
+        await self.parts.reconciler.close()
         await self.keeps.settle()
         await self.tasks.__aexit__(None, None, None)
         await self.units.close()
