@@ -133,7 +133,7 @@ def decode(name: str, data: bytes) -> Specification:
     if schema != SCHEMA:
         why = f"its schema is {str(schema)[:20]}, and this version knows {SCHEMA}; it is kept for the version it is of"
         raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot read the specification {name}: {why}")
-    header = parse(Header, value, f"first line of {name}")
+    header = parse(Header, value, f"first line of {name}", strict=True)
     if not hmac.compare_digest(header.content, _checksum(header, body)):
         raise _unreadable(name, "it is damaged, or was changed since it was applied")
     try:

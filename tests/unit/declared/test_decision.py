@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keep_manager.declared.decision import (
@@ -197,6 +197,7 @@ def _unique(keeps: list[Seen]) -> list[Seen]:
     return list({keep.kuuid: keep for keep in keeps}.values())
 
 
+@settings(deadline=None)  # thirty rounds on a busy host
 @given(
     st.lists(_WANTED, unique_by=lambda one: one.name),
     st.lists(_SEEN).map(_unique),
@@ -221,6 +222,7 @@ def test_any_state_becomes_the_wanted_one_and_then_nothing_is_left_to_do(
     assert len(model.keeps) <= 2 * len(declared)  # one that lives, one that has ended
 
 
+@settings(deadline=None)
 @given(st.lists(_WANTED, unique_by=lambda one: one.name), st.lists(_SEEN).map(_unique), st.booleans())
 def test_no_round_removes_the_only_one_that_runs_before_another_is_ready(
     wanted: list[Wanted], keeps: list[Seen], works: bool

@@ -73,7 +73,7 @@ async def until(parts: ManagerParts, name: str, state: DeclaredState, version: i
 async def alone(units: FakeUnits, count: int = 1) -> list[int]:
     """The IDs of the units once there are so many."""
     async with asyncio.timeout(SECONDS):
-        while len(units.loaders) != count:
+        while len(units.loaders) != count:  # noqa: ASYNC110 - fake units have no event for all of them
             await asyncio.sleep(0)
     return list(units.loaders)
 
@@ -136,7 +136,11 @@ async def test_what_ends_before_it_is_ready_is_rolled_back_by_itself(host: Host)
         await parts.declarations.apply("web", SERVER, ALICE)
         first = await until(parts, "web", DeclaredState.RUNNING)
         await parts.declarations.apply("web", "module: web:2\nrestart: always\nready_seconds: 60\n", ALICE)
-        new = next(kuuid for kuuid in await alone(host.units, 2) if kuuid != first.kuuid)
+        new = (await until(parts, "web", DeclaredState.REPLACING, 2)).kuuid
+        while new in (None, first.kuuid):  # noqa: ASYNC110 - as `until`
+            await asyncio.sleep(0)
+            new = parts.declarations.get("web").kuuid
+        assert new is not None
         outcome = Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3, wall_seconds=0.1)
         await host.units.loaders[new].move(Event.FINISH, outcome)
         back = await until(parts, "web", DeclaredState.RUNNING, 3)
@@ -157,7 +161,7 @@ async def test_what_crashes_is_back_after_a_pause_that_its_unit_remembers(
             assert web.kuuid is not None
             await host.units.loaders[web.kuuid].move(Event.FINISH, Outcome(OutcomeKind.TRAPPED, "trapped"))
             async with asyncio.timeout(SECONDS):
-                while web.kuuid == parts.declarations.get("web").kuuid:
+                while web.kuuid == parts.declarations.get("web").kuuid:  # noqa: ASYNC110 - as `until`
                     await asyncio.sleep(0)
             again = await until(parts, "web", DeclaredState.RUNNING)
             assert again.kuuid is not None
@@ -235,8 +239,8 @@ async def test_a_damaged_specification_leaves_its_keep_alone(host: Host, place: 
     async with host.manager() as parts:
         await parts.declarations.apply("web", SERVER, ALICE)
         web = await until(parts, "web", DeclaredState.RUNNING)
-    with open(place / "state/declared/web.yaml", "a", encoding="utf-8") as file:
-        file.write("# by hand\n")
+    file = place / "state/declared/web.yaml"
+    file.write_bytes(file.read_bytes() + b"# by hand\n")
     async with host.manager() as parts:
         assert "changed since it was applied" in (await until(parts, "web", DeclaredState.UNREADABLE)).detail
         assert list(host.units.loaders) == [web.kuuid]
