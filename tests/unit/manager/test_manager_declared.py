@@ -137,7 +137,7 @@ async def test_what_ends_before_it_is_ready_is_rolled_back_by_itself(host: Host)
         first = await until(parts, "web", DeclaredState.RUNNING)
         await parts.declarations.apply("web", "module: web:2\nrestart: always\nready_seconds: 60\n", ALICE)
         new = (await until(parts, "web", DeclaredState.REPLACING, 2)).kuuid
-        while new in (None, first.kuuid):  # noqa: ASYNC110 - as `until`
+        while new in (None, first.kuuid):
             await asyncio.sleep(0)
             new = parts.declarations.get("web").kuuid
         assert new is not None
