@@ -17,6 +17,8 @@ MAX_MANIFEST = 1 << 20
 """Characters of a manifest: what its parser takes."""
 MAX_APPLY_BODY = 6 * MAX_MANIFEST + 1024
 """JSON writes one character of it in at most six bytes."""
+MAX_SETTLING_SECONDS = 60
+"""The longest that one request waits for a declared keep; a longer wait asks again."""
 
 
 class DeclaredState(Enum):
@@ -36,6 +38,10 @@ class DeclaredState(Enum):
     UNKNOWN = "unknown"
 
 
+UNSETTLED = (DeclaredState.STARTING, DeclaredState.REPLACING, DeclaredState.UNKNOWN)
+"""States that pass within moments, or with a start."""
+
+
 class DeclaredKeep(Record):
     """A declared keep."""
 
@@ -52,6 +58,11 @@ class DeclaredKeep(Record):
     applied_at: float | None = field(Maybe(Seconds()), default=None, about="seconds of the epoch, or null")
     note: str = field(Text(), default="", about="what the manager did of its own, such as going back")
     manifest: str = field(Text(), default="", about="its manifest, word for word")
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is done for it now."""
+        return self.state not in UNSETTLED
 
 
 class Apply(Record):

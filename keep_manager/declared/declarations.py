@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import suppress
 
 from keep_manager.declared.reconciler import Modules, Reconciler
 from keep_manager.declared.specification import Header, Specification, read_job
@@ -48,6 +49,14 @@ class Declarations:
             note=header.note,
             manifest=found.text,
         )
+
+    async def settled(self, name: str, seconds: float) -> DeclaredKeep:
+        """One of them once nothing is done for it now, or as it is after so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self.get(name).settled:
+                    await self._reconciler.said()
+        return self.get(name)
 
     async def apply(self, name: str, manifest: str, caller: Caller) -> DeclaredKeep:
         """Has there be a keep as the manifest says; who owned the name before still does. Its module's reference means

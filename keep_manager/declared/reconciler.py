@@ -114,6 +114,7 @@ class Reconciler:
         self._busy: set[str] = set()
         self._no_way_back: set[str] = set()
         self._woken = asyncio.Event()
+        self._said: asyncio.Future[None] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -148,6 +149,7 @@ class Reconciler:
         await asyncio.to_thread(self._files.write, specification, before)
         self.specifications[specification.name] = specification
         self._no_way_back.discard(specification.name)
+        self._standings.pop(specification.name, None)  # it was that of what is wanted no more
         self.retry(specification.name)
         await self._count_use(specification.name)
         await self._declare_uses()
@@ -164,7 +166,21 @@ class Reconciler:
     def retry(self, name: str) -> None:
         """Tries immediately again what could not be done for the name."""
         self._troubles.pop(name, None)
+        if self.standing(name).state is DeclaredState.UNMET:
+            self._standings.pop(name, None)
         self._woken.set()
+        self._speak()
+
+    async def said(self) -> None:
+        """Returns when it was next said how a declared keep is."""
+        if self._said is None:
+            self._said = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._said)
+
+    def _speak(self) -> None:
+        if self._said is not None:
+            self._said.set_result(None)
+            self._said = None
 
     async def history(self, name: str) -> list[Specification]:
         """What was wanted before, the latest first. Raises KeepfleetError."""
@@ -240,6 +256,7 @@ class Reconciler:
                 why = f": {standing.text}" if standing.text else ""
                 level = logging.WARNING if standing.state is DeclaredState.UNMET else logging.INFO
                 LOG.log(level, "declared keep %s is %s%s", name, standing.state.value, why)
+        self._speak()
 
     async def _work(self, name: str, actions: Sequence[Action]) -> None:
         """Does what was decided for one name. What fails has a pause, and is decided again then."""

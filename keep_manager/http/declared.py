@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,7 @@ from keep_manager.authorize.table import Action, authorize, may
 from keep_manager.http.access import refusals_logged
 from keep_manager.http.middleware import caller_of, json_response, peer_of, read_body
 from keep_manager.model import Caller
-from keep_protocol.declared import DeclaredKeep, parse_apply
+from keep_protocol.declared import MAX_SETTLING_SECONDS, DeclaredKeep, parse_apply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 
@@ -27,6 +28,9 @@ class Declarations(Protocol):
 
     def get(self, name: str) -> DeclaredKeep:
         """One."""
+
+    async def settled(self, name: str, seconds: float) -> DeclaredKeep:
+        """One once nothing is done for it now, or as it is after so long."""
 
     async def apply(self, name: str, manifest: str, caller: Caller) -> DeclaredKeep:
         """Has there be a keep as the manifest says."""
@@ -72,8 +76,17 @@ async def list_declared(request: web.Request) -> web.StreamResponse:
 
 
 async def get_declared(request: web.Request) -> web.StreamResponse:
-    """GET /v1/declared/NAME."""
-    return json_response(request.app[DECLARED].get(_name(request, Action.READ_DECLARED)).to_wire())
+    """GET /v1/declared/NAME; with `?settled=SECONDS` it waits for what is under way first."""
+    declared, name, query = request.app[DECLARED], _name(request, Action.READ_DECLARED), request.query
+    if unknown := sorted(set(query) - {"settled"}):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"invalid query: unknown parameter {unknown[0][:40]!r}")
+    if "settled" not in query:
+        return json_response(declared.get(name).to_wire())
+    seconds = query["settled"]
+    if not re.fullmatch("[0-9]{1,2}", seconds) or int(seconds) > MAX_SETTLING_SECONDS:
+        why = f"settled must be whole seconds, at most {MAX_SETTLING_SECONDS}"
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot wait: {why}")
+    return json_response((await declared.settled(name, float(seconds))).to_wire())
 
 
 async def put_declared(request: web.Request) -> web.StreamResponse:

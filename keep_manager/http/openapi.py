@@ -13,7 +13,7 @@ from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, schemas
 from keep_protocol import ring, sse
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
-from keep_protocol.declared import V1_DECLARED_PATH
+from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.schema import Schema
 from keep_protocol.states import State
@@ -207,7 +207,19 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         refusals=(),
     ),
     ("GET", V1_DECLARED_PATH): Operation("listDeclared", "Declared keeps by name", answer="DeclaredList", refusals=()),
-    ("GET", DECLARED_PATH): Operation("getDeclared", "One declared keep, with its manifest", answer="Declared"),
+    ("GET", DECLARED_PATH): Operation(
+        "getDeclared",
+        "One declared keep, with its manifest, immediately or when nothing is under way for it",
+        answer="Declared",
+        parameters=(
+            Parameter(
+                "settled",
+                "query",
+                {"type": "integer", "minimum": 0, "maximum": MAX_SETTLING_SECONDS},
+                "answer when it is neither starting nor being replaced, or after so many seconds",
+            ),
+        ),
+    ),
     ("PUT", DECLARED_PATH): Operation(
         "declareKeep",
         "Has there be a keep as a manifest says, whatever happens to it or to its host",
