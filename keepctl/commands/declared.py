@@ -93,8 +93,14 @@ def _awaited(client: DeclaredClient, found: DeclaredKeep, said: str) -> tuple[De
 
 
 def _state(found: DeclaredKeep) -> str:
-    why = ": ".join(text for text in (found.detail, found.note) if text)
+    why = ": ".join(_reasons(found))
     return found.state.value + (f": {why}" if why else "")
+
+
+def _reasons(found: DeclaredKeep) -> list[str]:
+    """Why it is so; that what runs is running says nothing more."""
+    detail = "" if found.state is DeclaredState.RUNNING else found.detail
+    return [text for text in (detail, found.note) if text]
 
 
 @connected
@@ -143,7 +149,7 @@ def _get(names: tuple[str, ...], output: str, access: Access) -> int:
 
 
 def _row(each: DeclaredKeep) -> tuple[str, ...]:
-    why = "; ".join(text for text in (each.detail, each.note) if text)
+    why = "; ".join(_reasons(each))
     kuuid = "" if each.kuuid is None else str(each.kuuid)
     return each.name, each.state.value, str(each.version or ""), kuuid, each.module, why
 
@@ -192,7 +198,7 @@ APPLY = Command(
     what differs, or whose module's reference has moved, is replaced. Nothing is declared unless every manifest can be
     read.
 
-    \\b
+    \b
     keepctl apply --wait -f web.yaml
     """,
     (*CONNECTION, OUTPUT, _FILES, _WAIT),
@@ -203,7 +209,7 @@ DIFF = Command(
     "Shows what an apply would change.",
     """Shows the lines in which manifests differ from what is declared; exits 1 where they do.
 
-    \\b
+    \b
     keepctl diff -f web.yaml
     """,
     (*CONNECTION, _FILES),
@@ -214,7 +220,7 @@ GET = Command(
     "Lists what is declared, and how it is.",
     """Lists the declared keeps, or those named; -o yaml prints their manifests, word for word.
 
-    \\b
+    \b
     keepctl get
     keepctl get -o yaml web >web.yaml
     """,
@@ -227,7 +233,7 @@ DELETE = Command(
     "Has keeps be declared no more, and ends them.",
     """Has keeps be declared no more; they end, and their history is forgotten.
 
-    \\b
+    \b
     keepctl delete web
     """,
     (*CONNECTION, OUTPUT),
@@ -240,7 +246,7 @@ RESTART = Command(
     """Has another keep take the place of the one there is, which ends when the new one is ready; or runs again what has
     ended, or was stopped.
 
-    \\b
+    \b
     keepctl restart --wait web
     """,
     (*CONNECTION, OUTPUT, _WAIT),
@@ -253,7 +259,7 @@ ROLLBACK = Command(
     """Has keeps be again as they were declared before the last change: manifest and module. A second rollback takes
     the first one back.
 
-    \\b
+    \b
     keepctl rollback --wait web
     """,
     (*CONNECTION, OUTPUT, _WAIT),

@@ -1,4 +1,4 @@
-"""Declared keeps on a real host: over the manager's death and a reboot, replaced and rolled back, as the how-tos say."""
+"""Declared keeps on a real host: over the manager's death and a reboot, replaced and rolled back as how-tos say."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from keep_manager.failpoints import VARIABLE, Failpoint
 from tests.system.fixtures import INSTALLED
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import Host, layout
+from tests.system.life import Life, drop_in
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 from tools.sandbox.sandbox import Sandbox
 
@@ -120,6 +122,37 @@ def test_a_full_disk_refuses_an_apply_and_leaves_what_was_declared(fleet: Fleet,
         fleet.host.systemctl("stop", MANAGER)
         fleet.host.run(["sh", "-ec", f"umount {place}; rm -rf /run/declared"])
         fleet.host.systemctl("start", MANAGER)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Failpoint.DECLARE_AFTER_HISTORY,
+        Failpoint.DECLARE_AFTER_WRITE,
+        Failpoint.RECONCILE_BEFORE_CREATE,
+        Failpoint.RECONCILE_AFTER_CREATE,
+        Failpoint.RECONCILE_AFTER_REMOVE,
+    ],
+    ids=lambda point: str(point.value),
+)
+def test_a_manager_that_is_killed_while_it_applies_is_followed_by_one_that_goes_on(
+    fleet: Fleet, web: str, point: Failpoint
+) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    changed = write(fleet.host, "web", SLEEPER + "environment: {A: b}\n")
+    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
+        fleet.restart()
+        before = fleet.manager_pid
+        keepctl(fleet.host, "apply", "--wait", "-f", changed, check=False)
+        while fleet.manager_pid == before:  # it ends by itself, at a later step than its answer
+            pass
+    fleet.host.systemctl("reset-failed", MANAGER, check=False)
+    fleet.host.systemctl("start", MANAGER)
+    assert keepctl(fleet.host, "apply", "--wait", "-f", changed).endswith("version 2; running\n")
+    found = declared(fleet.host, "web")
+    Life(fleet, found["kuuid"]).shown("running the workload")
+    fleet.restart()
+    assert [info.kuuid for info in fleet.client().keeps() if info.name == "web"] == [found["kuuid"]]
 
 
 @pytest.mark.parametrize("page", ["reboot", "rollout"])
