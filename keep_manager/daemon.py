@@ -25,6 +25,9 @@ from keep_grants.protocol import SOCKET_NAME
 from keep_manager import log, pki
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.config import ClientCertificates, Instance, Settings
+from keep_manager.declared.declarations import Declarations
+from keep_manager.declared.reconciler import Reconciler
+from keep_manager.declared.specifications import Specifications
 from keep_manager.folders import Folders, current_boot
 from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
@@ -168,7 +171,14 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         )
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
-        app = make_app(keeps, view, readers, inputs, event_log, Admission(certificates, required), quotas)
+        declared = Specifications(os.path.join(state_directory(instance), "declared"))
+        reconciler = Reconciler(tasks, keeps, view.entries, declared, modules)
+        view.on_change = reconciler.keep_changed
+        await reconciler.open()
+        parts.push_async_callback(reconciler.close)
+        declarations = Declarations(reconciler, modules)
+        admission = Admission(certificates, required)
+        app = make_app(keeps, view, readers, inputs, event_log, admission, quotas, declarations)
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open(tasks)
@@ -189,6 +199,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         tasks.start(watch.tend_resting(), name="resting")
         tasks.start(storing.tend(view.any_living, journal_changed), name="journal")
         tasks.start(keeps.tend_spares(), name="spares")
+        tasks.start(reconciler.run(), name="declared")
         tasks.start(units.tend_roots(), name="roots")
         tasks.start(modules.tend(lambda: digests_of(view.entries())), name="modules")
         tasks.start(pulse.beat(view), name="pulse")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from keep_manager.callers import GrantRoot
 from keep_protocol.api_workload import WorkloadRequest
@@ -13,6 +13,7 @@ from keep_protocol.control import START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Identity, Role
 from keep_protocol.keep import KeepInfo, KeepReport
+from keep_protocol.limits import DEFAULTS
 from keep_protocol.record import KeepRecord
 from keep_protocol.spec import ANONYMOUS, KeepSpec
 from keep_protocol.sse import EventType
@@ -148,10 +149,11 @@ class Caller:
 @dataclass(frozen=True)
 class Allowance:
     """What one caller may ask for. grant_roots: none, and nothing can be granted; ceilings: the most each limit may
-    be, by its name, for every limit there is."""
+    be, by its name, for every limit there is; defaults: what it is where nothing is asked for."""
 
     grant_roots: tuple[GrantRoot, ...]
     ceilings: Mapping[str, int]
+    defaults: Mapping[str, int] = field(default_factory=lambda: DEFAULTS)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from module_store.store import Store
 from module_store.trust import SIGNATURE, decide
 
 LOG = logging.getLogger("keepfleet.modules")
-USER = "keep-manager"
-"""What the manager is called among the users of a store."""
+USER, DECLARED_USER = "keep-manager", "keep-manager-declared"
+"""What the manager is called among the users of a store, for what keeps need and for what specifications name."""
 TEND_SECONDS = 600.0
 """Between two looks at what keeps need; also how long what was taken stays declared without a keep: a creation takes a
 minute at most."""
@@ -118,6 +118,14 @@ class Modules:
                 except KeepfleetError as error:
                     if error.kind is not ErrorKind.NOT_FOUND:
                         LOG.warning("cannot say what keeps need: %s", error.message)
+
+    def declared(self, digests: Iterable[str]) -> None:
+        """Specifications, and those before them, name these and no others any more. Raises KeepfleetError."""
+        named = tuple(digests)
+        if not named and not os.path.exists(self._directory):
+            return
+        with self._opened() as store:
+            collect.declare(store, DECLARED_USER, named)
 
     async def tend(self, living: Callable[[], Iterable[str]]) -> None:
         """Says what must be signed, and declares what living keeps need, now and then. For ever."""

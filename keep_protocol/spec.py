@@ -12,7 +12,21 @@ from _collections_abc import Iterable
 from keep_protocol import strict_json
 from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Flag, Items, Nested, Pairs, Record, Seconds, Text, Whole, Word, field, invalid, parse
+from keep_protocol.fields import (
+    Flag,
+    Items,
+    Maybe,
+    Nested,
+    Pairs,
+    Record,
+    Seconds,
+    Text,
+    Whole,
+    Word,
+    field,
+    invalid,
+    parse,
+)
 from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS, TEN_YEARS, Limits
 from keep_protocol.patterns import matches
@@ -110,6 +124,15 @@ class Lease(Record):
     await_seconds: int = field(Whole(0, TEN_YEARS), default=0, about="awaiting its workload, in seconds; 0 for ever")
 
 
+class Declaration(Record):
+    """What a declared keep was made for: the version of its specification, what of that decides how the keep runs, as a
+    keyed SHA-256 digest, and how many keeps before it failed, one soon after the other."""
+
+    version: int = field(Whole(1, 1 << 53))
+    digest: str = field(Text(64, r"[0-9a-f]{64}", "64 hexadecimal digits"))
+    attempt: int = field(Whole(0, 1 << 53), default=0)
+
+
 class KeepSpec(Record):
     """One keep. uploaders: who may send its workload; empty where its start decides. key and request: SHA-256 digests
     of the idempotency key it was asked for with and of that request, so that a new manager knows them again. spare: its
@@ -134,6 +157,7 @@ class KeepSpec(Record):
     spare: bool = field(Flag(), default=False)
     output: OutputPolicy = field(Word(OutputPolicy), default=OutputPolicy.BLOCK, about=OUTPUT_ABOUT)
     digest: str = field(MODULE_DIGEST, default="", about="the module it runs, where that is known at its creation")
+    declared: Declaration | None = field(Maybe(Nested(Declaration, "declaration")), default=None)
 
     def _check(self) -> None:
         check_engine(self.profile, self.compiler)

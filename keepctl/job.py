@@ -29,6 +29,8 @@ FRIENDLY = {
     "compile_memory": "compile_memory_bytes",
 }
 """What people call a limit, and its name everywhere else."""
+READY_SECONDS = 5
+"""So long a declared keep has run when it counts as ready: what cannot find its data fails sooner."""
 NOTHING: Mapping[str, str] = {}
 UNLIMITED: Mapping[str, int] = {}
 
@@ -141,7 +143,7 @@ class Job(Record):
     module: the file to send, or what `is_stored`, "" where it comes by another way;
     environment, labels, limits, lease and secrets: by name;
     stdin and the secrets' values: files of the manager's host; streams: its standard input is what we send meanwhile;
-    profile, compiler and output: "" for the usual ones.
+    profile, compiler and output: "" for the usual ones; ready_seconds: of a declared keep.
     """
 
     module: str = ""
@@ -159,6 +161,7 @@ class Job(Record):
     profile: str = ""
     compiler: str = ""
     output: str = ""
+    ready_seconds: int = READY_SECONDS
     export: str = ""
     export_arguments: tuple[str, ...] = ()
 

@@ -106,6 +106,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_root",
     },
     "keep_manager.tasks": set(),
+    "keep_manager.declared": {
+        "keep_manager.declared",
+        "keep_manager.failpoints",
+        "keep_manager.keeps",
+        "keep_manager.model",
+        "keep_manager.tasks",
+        "keep_protocol",
+        "keepctl.job",  # what a manifest says, which the manager reads as its client does
+        "keepctl.manifest",
+        "module_store",
+        "strict_yaml",
+    },
     "keep_manager.authorize": {"keep_manager.authorize", "keep_manager.callers", "keep_manager.model", "keep_protocol"},
     "keep_manager.callers": {"keep_protocol"},
     "keep_manager.model": {"keep_manager.model", "keep_manager.callers", "keep_protocol"},

@@ -26,6 +26,8 @@ class Action(Enum):
     INPUT = "send a keep's standard input"
     STOP = "stop a keep"
     REMOVE = "remove a keep"
+    READ_DECLARED = "read declared keeps"
+    DECLARE = "declare a keep"
 
 
 class Scope(Enum):
@@ -51,6 +53,9 @@ _ROWS: dict[Action, tuple[Scope, ...]] = {
     Action.INPUT: (ALL, OWN, NONE, NONE, OWN),
     Action.STOP: (ALL, OWN, NONE, NONE, OWN),
     Action.REMOVE: (ALL, OWN, NONE, NONE, OWN),
+    # What is declared outlives every connection: it has an owner that a certificate names.
+    Action.READ_DECLARED: (ALL, OWN, ALL, NONE, NONE),
+    Action.DECLARE: (ALL, OWN, NONE, NONE, NONE),
 }
 TABLE: dict[tuple[Role, Action], Scope] = {
     (role, action): scope for action, row in _ROWS.items() for role, scope in zip(_COLUMNS, row, strict=True)

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.http import handlers, inputs, legacy, middleware, openapi, streams
+from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, streams
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
@@ -24,6 +24,7 @@ from keep_manager.keeps.view import View
 from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
+from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
 
 STOP_SECONDS = 5.0
 """What requests under way get at the end; a creation takes 60 ms, and what is cut off is rolled back."""
@@ -43,6 +44,7 @@ class Route:
 
 
 KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
+DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
 ROUTES = (
     Route("GET", "/", Action.DESCRIBE, handlers.banner),
     Route("POST", LEGACY_PATH, None, legacy.keeps_post, legacy_body),
@@ -57,6 +59,12 @@ ROUTES = (
     Route("GET", f"{KEEP_PATH}/output", Action.LOGS, streams.keep_output),
     Route("PUT", f"{KEEP_PATH}/input", Action.INPUT, inputs.keep_input, max_body=inputs.MAX_BODY),
     Route("GET", V1_EVENTS_PATH, Action.EVENTS, streams.keep_events),
+    Route("GET", V1_DECLARED_PATH, Action.READ_DECLARED, declared.list_declared),
+    Route("GET", DECLARED_PATH, Action.READ_DECLARED, declared.get_declared),
+    Route("PUT", DECLARED_PATH, Action.DECLARE, declared.put_declared, max_body=MAX_APPLY_BODY),
+    Route("DELETE", DECLARED_PATH, Action.DECLARE, declared.delete_declared),
+    Route("POST", f"{DECLARED_PATH}/restart", Action.DECLARE, declared.restart_declared),
+    Route("POST", f"{DECLARED_PATH}/rollback", Action.DECLARE, declared.roll_back_declared),
     Route("GET", openapi.DOCUMENT_PATH, Action.DESCRIBE, openapi.openapi),
 )
 """Every way in."""
@@ -70,10 +78,12 @@ def make_app(
     events: Events,
     admission: Admission,
     quotas: QuotaKeeper,
+    declarations: declared.Declarations,
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
+    app[declared.DECLARED] = declarations
     app[streams.OUTPUT] = output
     app[streams.ENTRY] = view.entry
     app[inputs.INPUTS] = inputs_of

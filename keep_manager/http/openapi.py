@@ -13,6 +13,7 @@ from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, schemas
 from keep_protocol import output, sse
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
+from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.schema import Schema
 from keep_protocol.states import State
@@ -22,6 +23,7 @@ VERSION = "1"
 DOCUMENT_PATH = "/v1/openapi.json"
 DOCUMENT = web.AppKey("document", dict[str, object])
 KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
+DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
 EVERYWHERE = (
     ErrorKind.BAD_REQUEST,
     ErrorKind.FORBIDDEN,
@@ -204,6 +206,42 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         ),
         refusals=(),
     ),
+    ("GET", V1_DECLARED_PATH): Operation("listDeclared", "Declared keeps by name", answer="DeclaredList", refusals=()),
+    ("GET", DECLARED_PATH): Operation(
+        "getDeclared",
+        "One declared keep, with its manifest, immediately or when nothing is under way for it",
+        answer="Declared",
+        parameters=(
+            Parameter(
+                "settled",
+                "query",
+                {"type": "integer", "minimum": 0, "maximum": MAX_SETTLING_SECONDS},
+                "answer when it is neither starting nor being replaced, or after so many seconds",
+            ),
+        ),
+    ),
+    ("PUT", DECLARED_PATH): Operation(
+        "declareKeep",
+        "Has there be a keep as a manifest says, whatever happens to it or to its host",
+        answer="Declared",
+        body="Apply",
+        refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE),
+    ),
+    ("DELETE", DECLARED_PATH): Operation(
+        "deleteDeclared", "Has it be declared no more; its keeps end then", 204, answer=""
+    ),
+    ("POST", f"{DECLARED_PATH}/restart"): Operation(
+        "restartDeclared",
+        "Has another keep take its place, or runs again what has ended",
+        answer="Declared",
+        refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE),
+    ),
+    ("POST", f"{DECLARED_PATH}/rollback"): Operation(
+        "rollBackDeclared",
+        "Wants again what was wanted before",
+        answer="Declared",
+        refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE),
+    ),
     ("GET", DOCUMENT_PATH): Operation("openapi", "This document", answer="application/json", refusals=()),
 }
 """Every operation of /v1. A route without one is a defect, which every start of the manager shows."""
@@ -237,6 +275,9 @@ def _operation(operation: Operation, path: str) -> dict[str, object]:
     parameters = [parameter.document() for parameter in operation.parameters]
     if "{kuuid}" in path:
         parameters.insert(0, {"name": "kuuid", "in": "path", "required": True, "schema": KUUID})
+    if "{name}" in path:
+        named = {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}
+        parameters.insert(0, {"name": "name", "in": "path", "required": True, "schema": named})
     described: dict[str, object] = {
         "operationId": operation.name,
         "summary": operation.summary,

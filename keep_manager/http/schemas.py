@@ -5,6 +5,7 @@ from __future__ import annotations
 from keep_protocol import sse
 from keep_protocol.api import MAX_PAGE, NewKeep, StartKeep
 from keep_protocol.constants import KUUID_BITS
+from keep_protocol.declared import Apply, DeclaredKeep
 from keep_protocol.errors import ErrorKind
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo, Module, Uploader, WorkloadSummary
@@ -19,11 +20,12 @@ ANSWERS: dict[str, type[Record]] = {
     "Module": Module,
     "Workload": WorkloadSummary,
     "Uploader": Uploader,
+    "Declared": DeclaredKeep,
     "KeepEvent": sse.KeepEvent,
     "LogLine": sse.LogLine,
 }
 """What the manager writes: every member is there."""
-REQUESTS: dict[str, type[Record]] = {"Create": NewKeep, "Start": StartKeep}
+REQUESTS: dict[str, type[Record]] = {"Create": NewKeep, "Start": StartKeep, "Apply": Apply}
 """What it reads: what has a default may be left out."""
 _NAMES = {record: name for name, record in ANSWERS.items()}
 KUUID: Schema = {
@@ -95,6 +97,7 @@ def schemas() -> dict[str, Schema]:
         **{name: record_schema(record, refer=_of_answer, answer=True) for name, record in ANSWERS.items()},
         **{name: record_schema(record, refer=_of_request) for name, record in REQUESTS.items()},
         "Page": _page(),
+        "DeclaredList": _object({"declared": {"type": "array", "items": _of_answer(DeclaredKeep)}}),
         "InputSent": _input_sent(),
         "Error": _error(),
     }

@@ -26,7 +26,7 @@ from keep_protocol.constants import KUUID_BITS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.kinds import Kind
-from keep_protocol.spec import ANONYMOUS, Compiler, KeepSpec, OutputPolicy, Profile, encode_spec
+from keep_protocol.spec import ANONYMOUS, Compiler, Declaration, KeepSpec, OutputPolicy, Profile, encode_spec
 from keep_protocol.states import Phase, State
 
 LOG = logging.getLogger("keepfleet.keeps")
@@ -68,9 +68,15 @@ def request_digest(request: NewKeep, key: str) -> str:
 
 
 def spec_for(
-    request: NewKeep, caller: Caller, policy: Policy, key: str = "", module: StoredModule | None = None
+    request: NewKeep,
+    caller: Caller,
+    policy: Policy,
+    key: str = "",
+    module: StoredModule | None = None,
+    declared: Declaration | None = None,
 ) -> KeepSpec:
-    """What the keep that `caller` asks for will be; `module` is what the request's module means.
+    """What the keep that `caller` asks for will be; `module` is what the request's module means, `declared` for which
+    of the caller's specifications it is made.
 
     Raises KeepfleetError: UNSUPPORTED for an architecture this host has no hardware for, FORBIDDEN above one of the
     caller's ceilings, TOO_LARGE for labels that no unit can hold.
@@ -85,7 +91,7 @@ def spec_for(
         labels=request.labels,
         owner=caller.name,
         uploaders=request.uploaders,
-        limits=limits_for(request.limits, policy.allowance(caller), caller),
+        limits=limits_for(request.limits, policy.allowance(caller, lasts=declared is not None), caller),
         restart=request.restart,
         lease=request.lease or policy.lease,
         profile=request.profile,
@@ -94,6 +100,7 @@ def spec_for(
         created_at=time.time(),
         key=key_digest(caller, key),
         request=request_digest(request, key) if key else "",
+        declared=declared,
     )
     if module is not None:
         spec = spec.replace(kind=Kind.STORED, module=module.name, digest=module.digest)
@@ -239,13 +246,20 @@ class Creation:
                 if error.kind is not ErrorKind.NOT_FOUND:
                     raise
         holder = self._names.get(place) or self._view.holder(*place)
-        if holder is not None:
+        if holder is not None and not self._takes_over(spec, holder):
             raise decide.name_taken(spec.name, holder)
         self._names[place] = self.draw()
         try:
             yield
         finally:
             del self._names[place]
+
+    def _takes_over(self, spec: KeepSpec, holder: int) -> bool:
+        """Whether a declared keep is to replace the one that has its name, which goes when the new one is ready."""
+        if spec.declared is None or holder not in self._view:
+            return False
+        known = self._view.entry(holder).spec
+        return known is not None and known.declared is not None
 
     async def _create(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
         reserved = self._names.get((spec.owner, spec.name)) if spec.name else None

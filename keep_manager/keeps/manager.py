@@ -36,6 +36,7 @@ from keep_protocol.constants import STOP_REPLY_SECONDS, unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.spec import Declaration
 from keep_protocol.states import State
 
 LOG = logging.getLogger("keepfleet.keeps")
@@ -132,15 +133,17 @@ class Keeps:
         """Has as many spares as the policy says. For ever."""
         await self._spares.run(self._creation.draw, self._creation.quiet)
 
-    async def create(self, request: NewKeep, caller: Caller, key: str = "") -> KeepInfo:
+    async def create(
+        self, request: NewKeep, caller: Caller, key: str = "", declared: Declaration | None = None
+    ) -> KeepInfo:
         """A new keep, listening for start-keep, or where the request has its start, listening for its workload; with a
         `key` the one that the same caller's same request with it has made before, also where that was another
-        manager's work.
+        manager's work. declared: for which of the caller's specifications it is made.
 
         Raises KeepfleetError as `spec_for`, Modules.take and Creation.create do, CONFLICT for a key of another request.
         """
         module = await asyncio.to_thread(self._modules.take, request.module) if request.module else None
-        spec = spec_for(request, caller, self._policy, key, module)
+        spec = spec_for(request, caller, self._policy, key, module, declared)
         if not key:
             return await self._creation.create(request, spec, caller)
 

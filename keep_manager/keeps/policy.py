@@ -10,7 +10,7 @@ from keep_manager.model import Allowance, Caller
 from keep_protocol.constants import LAST_KEEP_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE, Role
-from keep_protocol.limits import BOUNDS, DEFAULTS, MIB, Limits
+from keep_protocol.limits import BOUNDS, DEFAULTS, MIB, TEN_YEARS, Limits
 from keep_protocol.spec import KeepSpec, Lease
 
 DEFAULT_CEILINGS: dict[str, int] = {
@@ -26,6 +26,10 @@ DEFAULT_CEILINGS: dict[str, int] = {
 }
 """What a caller may raise without a word of the configuration: its own memory and time, by a factor that suits a host
 of a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
+
+
+LASTING = {"wall_seconds": TEN_YEARS, "cpu_seconds": TEN_YEARS}
+"""What a declared keep has of time, unless its manifest says otherwise: no limit that it would live to see."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,13 @@ class Policy:
     lease: Lease = DEFAULT_LEASE
     spare_keeps: int = 0
 
-    def allowance(self, caller: Caller) -> Allowance:
-        """What `caller` may ask for: its own entry over that of everyone, over the defaults."""
+    def allowance(self, caller: Caller, *, lasts: bool = False) -> Allowance:
+        """What `caller` may ask for: its own entry over that of everyone, over the defaults. lasts: for a declared
+        keep, which runs as long as it is declared, unless an entry says otherwise."""
         common, own = entry_of(self.callers, EVERYONE), entry_of(self.callers, caller.name)
         roots = common.grant_roots if own.grant_roots is None else own.grant_roots
-        return Allowance(roots or (), {**DEFAULT_CEILINGS, **dict(common.ceilings), **dict(own.ceilings)})
+        ceilings = {**DEFAULT_CEILINGS, **(LASTING if lasts else {}), **dict(common.ceilings), **dict(own.ceilings)}
+        return Allowance(roots or (), ceilings, {**DEFAULTS, **(LASTING if lasts else {})})
 
 
 class Unlimited:
@@ -70,7 +76,7 @@ def limits_for(asked: Iterable[tuple[str, int]], allowed: Allowance, caller: Cal
 
     Raises KeepfleetError(FORBIDDEN) naming the limit, the value and the ceiling.
     """
-    values = {name: min(value, allowed.ceilings[name]) for name, value in DEFAULTS.items()}
+    values = {name: min(value, allowed.ceilings[name]) for name, value in allowed.defaults.items()}
     for name, value in asked:
         if value > allowed.ceilings[name]:
             raise KeepfleetError(

@@ -68,6 +68,8 @@ def due(entries: Iterable[Entry], now: float, retention: float) -> tuple[list[Du
 def _end_of(entry: Entry, retention: float) -> tuple[float | None, str]:
     """When the keep is due, None for never, and why."""
     info = entry.info
+    if entry.spec is not None and entry.spec.declared is not None:
+        return None, ""  # its end says whether it is to run again, for as long as it is declared
     if info.state in ENDED:
         # Of a keep of an earlier boot it counts from when it was found in this one.
         ended = None if info.outcome is None or not entry.has_unit else info.outcome.ended_monotonic

@@ -47,6 +47,8 @@ class View:
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
+        self.on_change: Callable[[KeepSpec | None], None] = lambda spec: None
+        """Called with the spec of a keep that is another than before, or there, or gone."""
 
     def __repr__(self) -> str:
         return f"View({len(self._entries)} keeps)"
@@ -84,6 +86,7 @@ class View:
         known = spec or NO_SPEC
         info = merge(known, decide.starting(kuuid, known), unit_name(kuuid))
         self._entries[kuuid] = Entry(spec, info)
+        self.on_change(spec)
         return info
 
     def answered(self, kuuid: int, answer: Answer) -> KeepInfo:
@@ -115,6 +118,7 @@ class View:
         entry = self._entries.pop(kuuid, None)
         if entry is not None:
             entry.changed.set()
+            self.on_change(entry.spec)
 
     def holder(self, owner: str, name: str) -> int | None:
         """The ID of the owner's living keep of that name: one that has ended, or is being removed, gives it up."""
@@ -154,4 +158,5 @@ class View:
             entry.info = info
             entry.changed.set()
             entry.changed = asyncio.Event()
+            self.on_change(entry.spec)
         return entry.info

@@ -7,7 +7,7 @@ import stat
 from _collections_abc import Iterator
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl.job import NO_RESTART, Grant, Job, is_stored, parse_limit
+from keepctl.job import NO_RESTART, READY_SECONDS, Grant, Job, is_stored, parse_limit
 from keepctl.manifest.check import faults_of
 from keepctl.manifest.schema import SCHEMA, WORDS
 from strict_yaml.tree import MAX_BYTES, Fault, Node, parse
@@ -70,6 +70,11 @@ def _text(root: Node, name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _whole(root: Node, name: str, default: int) -> int:
+    value = root.value[name].value if isinstance(root.value, dict) and name in root.value else None
+    return value if isinstance(value, int) else default
+
+
 def _texts(root: Node, name: str) -> tuple[str, ...]:
     value = root.value[name].value if isinstance(root.value, dict) and name in root.value else None
     return tuple(str(item.value) for item in value) if isinstance(value, list) else ()
@@ -120,6 +125,7 @@ def _job(root: Node, directory: str) -> Job:
         profile=_text(root, "profile"),
         compiler=_text(root, "compiler"),
         output=_text(root, "output"),
+        ready_seconds=_whole(root, "ready_seconds", READY_SECONDS),
         export=export,
         export_arguments=arguments if export else (),
     )

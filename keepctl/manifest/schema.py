@@ -8,7 +8,7 @@ from __future__ import annotations
 from keep_protocol.limits import BOUNDS, DEFAULTS
 from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, Compiler, OutputPolicy, Profile, RestartPolicy
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS
-from keepctl.job import CPUS, DURATION
+from keepctl.job import CPUS, DURATION, READY_SECONDS
 
 Schema = dict[str, object]
 
@@ -209,6 +209,13 @@ SCHEMA: Schema = {
             "what they are too slow for.",
             "enum": [policy.value for policy in OutputPolicy],
             "default": OutputPolicy.BLOCK.value,
+        },
+        "ready_seconds": {
+            "type": "integer",
+            "description": "How long a declared keep runs before it counts as ready, and the one it replaces ends.",
+            "minimum": 0,
+            "maximum": 3600,
+            "default": READY_SECONDS,
         },
         "labels": {
             "type": "object",

@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from keep_grants.protocol import SOCKET_NAME
+from keep_manager.declared.declarations import Declarations
+from keep_manager.declared.reconciler import Reconciler
+from keep_manager.declared.specifications import Specifications
 from keep_manager.folders import Folders
 from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.interfaces import Quotas
@@ -81,6 +84,11 @@ class ManagerParts:
             self.artifacts,
             quotas,
         )
+        self.reconciler = Reconciler(
+            tasks, self.keeps, self.view.entries, Specifications(f"{root}/state/declared"), self.modules
+        )
+        self.view.on_change = self.reconciler.keep_changed
+        self.declarations = Declarations(self.reconciler, self.modules)
 
     def __repr__(self) -> str:
         return f"ManagerParts({self.keeps!r})"

@@ -69,8 +69,17 @@ class RunningManager:
         context = self.files.server_context(require_client=self.require_client)
         admission = Admission(certificates, self.require_client)
         app = make_app(
-            self.keeps, self.parts.view, self.parts.readers, self.parts.inputs, self.events, admission, self.quotas
+            self.keeps,
+            self.parts.view,
+            self.parts.readers,
+            self.parts.inputs,
+            self.events,
+            admission,
+            self.quotas,
+            self.parts.declarations,
         )
+        await self.parts.reconciler.open()
+        self.tasks.start(self.parts.reconciler.run(), name="declared")
         self.server = Server(app, listener, context, certificates)
         await self.server.open(self.tasks)
 
@@ -78,6 +87,7 @@ class RunningManager:
         """Ends everything."""
         if self.server is not None:
             await self.server.close()
+        await self.parts.reconciler.close()
         await self.keeps.settle()
         await self.tasks.__aexit__(None, None, None)
         await self.units.close()

@@ -24,7 +24,8 @@ class Asker:
 OWN = KeepInfo(7, State.LISTENING, owner="ann")
 OTHERS = KeepInfo(8, State.LISTENING, owner="bob")
 UNOWNED = KeepInfo(9, State.LISTENING)
-CHANGES = {Action.CREATE, Action.START, Action.INPUT, Action.STOP, Action.REMOVE}
+DECLARED = (Action.READ_DECLARED, Action.DECLARE)
+CHANGES = {Action.DECLARE, Action.CREATE, Action.START, Action.INPUT, Action.STOP, Action.REMOVE}
 
 
 def refusal(caller: Asker, action: Action, keep: KeepInfo | None) -> ErrorKind | None:
@@ -45,8 +46,13 @@ def test_an_operator_may_do_everything(action: Action) -> None:
         assert refusal(Asker(Role.OPERATOR), action, keep) is None
 
 
+@pytest.mark.parametrize("action", DECLARED)
+def test_a_caller_without_a_certificate_declares_nothing(action: Action) -> None:
+    assert refusal(Asker(Role.ANONYMOUS), action, None) is ErrorKind.FORBIDDEN
+
+
 @pytest.mark.parametrize("role", [Role.USER, Role.ANONYMOUS])
-@pytest.mark.parametrize("action", [action for action in Action if action is not Action.DESCRIBE])
+@pytest.mark.parametrize("action", [action for action in Action if action not in (Action.DESCRIBE, *DECLARED)])
 def test_to_a_user_there_are_its_own_keeps_alone(role: Role, action: Action) -> None:
     caller = Asker(role)
     assert refusal(caller, action, OWN) is None

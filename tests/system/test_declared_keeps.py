@@ -1,0 +1,214 @@
+"""Declared keeps on a real host: over the manager's death and a reboot, replaced and rolled back as how-tos say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keep_manager.failpoints import VARIABLE, Failpoint
+from tests.system.fixtures import INSTALLED
+from tests.system.fleet import MANAGER, Fleet
+from tests.system.host import Host, layout
+from tests.system.life import Life, drop_in
+from tests.system.test_typed_docs import ROOT, blocks, typed_inside
+from tools.sandbox.sandbox import Sandbox
+
+STORE = "/var/lib/keepfleet/store"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+SLEEPER = "module: web:1.0\nrestart: always\nready_seconds: 0\n"
+
+
+def keepctl(host: Host, *words: str, check: bool = True) -> str:
+    """What it prints; the manager is that of the host's configuration."""
+    done = host.run(["keepctl", *words], check=check)
+    return done.stdout + ("" if check else done.stderr)
+
+
+def declared(host: Host, name: str) -> dict[str, Any]:
+    """A declared keep as `keepctl get` shows it."""
+    (found,) = json.loads(keepctl(host, "get", "-o", "json", name))
+    assert isinstance(found, dict)
+    return found
+
+
+def write(host: Host, name: str, text: str) -> str:
+    """A manifest on the host; its path."""
+    path = host.path / f"{name}.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture
+def web(fleet: Fleet) -> Iterator[str]:
+    """Modules in the store, and the path of a manifest for the first one."""
+    for example, reference in (("sleep-wat/sleep", "web:1.0"), ("exit-3/exit-3", "web:1.1")):
+        shutil.copy(ROOT / f"examples/{example}.wasm", fleet.host.path / "module.wasm")
+        keepctl(fleet.host, "store", "add", str(fleet.host.path / "module.wasm"), reference)
+    yield write(fleet.host, "web", SLEEPER)
+    for each in json.loads(keepctl(fleet.host, "get", "-o", "json")):
+        keepctl(fleet.host, "delete", each["name"])
+    fleet.restart()  # what is removed meanwhile is removed by the next
+    fleet.clear()
+    fleet.host.run(["rm", "-rf", STORE])
+
+
+def test_it_is_adopted_by_the_manager_that_follows_one_that_was_killed(fleet: Fleet, web: str) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    before = declared(fleet.host, "web")
+    unit = fleet.keep_units()
+    fleet.kill()
+    assert keepctl(fleet.host, "apply", "--wait", "-f", web) == "web: unchanged, version 1; running\n"
+    assert declared(fleet.host, "web")["kuuid"] == before["kuuid"]
+    assert fleet.keep_units() == unit
+
+
+def test_one_that_cannot_be_met_says_why_and_the_others_go_on(fleet: Fleet, web: str) -> None:
+    late = write(fleet.host, "late", "module: late:1\n")
+    said = keepctl(fleet.host, "apply", "--wait", "-f", late, "-f", web, check=False)
+    assert "late: declared, version 1; unmet: cannot find the reference late:1" in said
+    assert "web: declared, version 1; running\n" in said
+    keepctl(fleet.host, "store", "tag", "web:1.0", "late:1")
+    assert keepctl(fleet.host, "apply", "--wait", "-f", late).endswith("; running\n")
+
+
+def test_a_reference_that_moved_is_a_change_when_it_is_applied_again(fleet: Fleet, web: str) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    before = declared(fleet.host, "web")
+    keepctl(fleet.host, "store", "tag", "web:1.1", "web:1.0")
+    fleet.kill()
+    assert declared(fleet.host, "web")["digest"] == before["digest"]
+    keepctl(fleet.host, "apply", "-f", web)
+    assert declared(fleet.host, "web")["digest"] != before["digest"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_a_damaged_specification_leaves_its_keep_and_the_others_alone(fleet: Fleet, web: str, damage: str) -> None:
+    other = write(fleet.host, "other", SLEEPER)
+    keepctl(fleet.host, "apply", "--wait", "-f", web, "-f", other)
+    units = fleet.keep_units()
+    file = "/var/lib/keepfleet/declared/web.yaml"
+    how = f"truncate -s -1 {file}" if damage == "truncate" else f"printf M | dd of={file} bs=1 seek=60 conv=notrunc"
+    fleet.host.run(["sh", "-ec", how])
+    fleet.kill()
+    assert declared(fleet.host, "web")["state"] == "unreadable"
+    assert declared(fleet.host, "other")["state"] in ("running", "starting")
+    assert fleet.keep_units() == units
+    assert keepctl(fleet.host, "apply", "--wait", "-f", web).endswith("; running\n")
+
+
+def test_a_full_disk_refuses_an_apply_and_leaves_what_was_declared(fleet: Fleet, web: str) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    place = "/var/lib/keepfleet/declared"
+    fleet.host.run(["sh", "-ec", f"cp -a {place} /run/declared; mount -t tmpfs -o size=64k,mode=700 tmpfs {place}"])
+    try:
+        fleet.host.run(["sh", "-ec", f"cp -a /run/declared/. {place}"])
+        fleet.restart()
+        fleet.host.run(["sh", "-c", f"cat /dev/zero >{place}/full"], check=False)
+        said = keepctl(fleet.host, "apply", "-f", write(fleet.host, "web", SLEEPER + "# again\n"), check=False)
+        assert "cannot keep the specification web: No space left on device" in said
+        fleet.restart()
+        assert declared(fleet.host, "web")["version"] == 1
+        fleet.host.run(["rm", f"{place}/full"])
+        assert keepctl(fleet.host, "apply", "--wait", "-f", web) == "web: changed, version 2; running\n"
+    finally:
+        fleet.host.systemctl("stop", MANAGER)
+        fleet.host.run(["sh", "-ec", f"umount {place}; rm -rf /run/declared"])
+        fleet.host.systemctl("start", MANAGER)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Failpoint.DECLARE_AFTER_HISTORY,
+        Failpoint.DECLARE_AFTER_WRITE,
+        Failpoint.RECONCILE_BEFORE_CREATE,
+        Failpoint.RECONCILE_AFTER_CREATE,
+        Failpoint.RECONCILE_AFTER_REMOVE,
+    ],
+    ids=lambda point: str(point.value),
+)
+def test_a_manager_that_is_killed_while_it_applies_is_followed_by_one_that_goes_on(
+    fleet: Fleet, web: str, point: Failpoint
+) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    changed = write(fleet.host, "web", SLEEPER + "environment: {A: b}\n")
+    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
+        fleet.restart()
+        before = fleet.manager_pid
+        keepctl(fleet.host, "apply", "--wait", "-f", changed, check=False)
+        while fleet.manager_pid == before:  # it ends by itself, at a later step than its answer
+            pass
+    fleet.host.systemctl("reset-failed", MANAGER, check=False)
+    fleet.host.systemctl("start", MANAGER)
+    assert keepctl(fleet.host, "apply", "--wait", "-f", changed).endswith("version 2; running\n")
+    found = declared(fleet.host, "web")
+    Life(fleet, found["kuuid"]).shown("running the workload")
+    fleet.restart()
+    assert [info.kuuid for info in fleet.client().keeps() if info.name == "web"] == [found["kuuid"]]
+
+
+@pytest.mark.parametrize("page", ["reboot", "rollout"])
+def test_its_how_to_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet, page: str) -> None:
+    output = typed_inside(fleet, blocks(f"docs/how-to/{page}.md", "sh"))
+    promised = {
+        "reboot": ("web: declared, version 1; running", "web: declared no more"),
+        "rollout": (
+            "+module: web:1.1",
+            "this will change",
+            "web: changed, version 2; running",
+            "version 2 was rolled back to version 1: it was asked for",
+            "it was not ready",
+            "version 4 was rolled back to version 3: it was not ready: exited 3",
+            "another keep takes its place, version 6; running",
+        ),
+    }
+    for told in promised[page]:
+        assert told in output, f"{page}.md promises {told!r}; it printed:\n{output}"
+    fleet.clear()
+    fleet.host.run(["rm", "-rf", STORE])
+
+
+@contextmanager
+def booted(directory: Path, prefix: Path) -> Iterator[Fleet]:
+    """A host whose configuration, units and state are in `directory`, in a boot of its own."""
+    boot = directory / "boot_id"
+    boot.write_text(f"{uuid.uuid4()}\n")
+    kept = {"configuration": "/etc/keepfleet", "units": "/etc/systemd/system", "state": "/var/lib/keepfleet"}
+    for name in (*kept, "shared"):
+        (directory / name).mkdir(exist_ok=True)
+    binds = (
+        (str(prefix), INSTALLED, True),
+        *((str(directory / name), place, False) for name, place in kept.items()),
+        (str(directory / "shared"), str(directory / "shared"), False),
+        (str(boot), BOOT_ID, True),
+    )
+    with Sandbox(f"reboots-{os.getpid()}", layout(binds)) as sandbox, sandbox.network():
+        yield Fleet(Host(sandbox, directory / "shared"), directory / "configuration")
+
+
+def test_after_a_reboot_it_is_there_again(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("reboot")
+    directory.chmod(0o755)
+    first, after, _ = blocks("docs/how-to/reboot.md", "sh")
+    with booted(directory, prefix) as fleet:
+        fleet.install()
+        fleet.host.systemctl("enable", MANAGER)
+        typed_inside(fleet, [first])
+        before = declared(fleet.host, "web")
+    with booted(directory, prefix) as fleet:
+        fleet.host.systemctl("start", "multi-user.target")  # all that a sandbox leaves out of a boot
+        fleet.host.systemctl("start", MANAGER)  # waits for the start under way
+        keepctl(fleet.host, "apply", "--wait", "-f", str(fleet.host.path / "checkout/declared"))
+        found = declared(fleet.host, "web")
+        assert (found["state"], found["version"], found["manifest"]) == ("running", 1, before["manifest"])
+        assert found["kuuid"] != before["kuuid"]
+        assert "web" in fleet.host.run(["keepctl", "get", "web"]).stdout
+        assert after
