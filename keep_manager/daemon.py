@@ -167,7 +167,11 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         )
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
-        app = make_app(keeps, view, readers, inputs, event_log, Admission(certificates, required), quotas)
+
+        def living() -> tuple[str, ...]:
+            return digests_of(view.entries())
+
+        app = make_app(keeps, view, readers, inputs, event_log, Admission(certificates, required), quotas, modules, living)
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open(tasks)
@@ -184,7 +188,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         tasks.start(event_log.probe(), name="journal")
         tasks.start(keeps.tend_spares(), name="spares")
         tasks.start(units.tend_roots(), name="roots")
-        tasks.start(modules.tend(lambda: digests_of(view.entries())), name="modules")
+        tasks.start(modules.tend(living), name="modules")
         tasks.start(pulse.beat(view), name="pulse")
         try_roots(settings)
         pulse.say("READY=1")

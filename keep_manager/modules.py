@@ -18,9 +18,15 @@ from keep_manager.model import StoredModule
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import MAX_MODULE_NAME, KeepSpec
 from module_store import collect
-from module_store.names import parse_wanted
+from module_store.names import check_digest, parse_wanted
+from module_store.objects import Object
 from module_store.place import default_directory
+from module_store.references import Reference
 from module_store.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from module_store.objects import Readable
 
 LOG = logging.getLogger("keepfleet.modules")
 USER = "keep-manager"
@@ -66,6 +72,40 @@ class Modules:
         """A descriptor of the module, verified, for reading alone, which the caller closes. Raises KeepfleetError."""
         with self._opened() as store:
             return store.open_object(digest)
+
+    def listed(self) -> tuple[tuple[Object, ...], tuple[Reference, ...]]:
+        """Every object and every reference. Raises KeepfleetError."""
+        with self._made() as store:
+            return store.objects(), store.references()
+
+    def reference(self, name: str) -> Reference:
+        """One reference, with its history. Raises KeepfleetError(NOT_FOUND)."""
+        with self._opened() as store:
+            return store.reference(name)
+
+    def add(self, source: Readable) -> Object:
+        """Keeps what `source` reads; in a store that is made where there is none. Raises KeepfleetError."""
+        with self._made() as store:
+            return store.add(source)
+
+    def tag(self, name: str, digest: str, who: str) -> Reference:
+        """Has `name` name an object that is there. Raises KeepfleetError."""
+        with self._opened() as store:
+            return store.tag(name, check_digest(digest), who)
+
+    def untag(self, name: str) -> None:
+        """Removes a reference; objects stay until they are collected. Raises KeepfleetError(NOT_FOUND)."""
+        with self._opened() as store:
+            store.untag(name)
+
+    def collect(self, living: Iterable[str]) -> collect.Collected:
+        """Removes what nothing needs, `living` keeps included. Raises KeepfleetError."""
+        self.needs(living)
+        with self._opened() as store:
+            return collect.collect(store)
+
+    def _made(self) -> Store:
+        return Store.create(self._directory)
 
     def _opened(self) -> Store:
         try:

@@ -131,7 +131,8 @@ class Grant(Record):
 class Job(Record):
     """A workload: what the keep is called and may use, and what its guest is given.
 
-    module: the file to send, or what `is_stored`, "" where it comes by another way; environment, labels, limits, lease and secrets: by name;
+    module: the file to send, or what `is_stored`, "" where it comes by another way;
+    environment, labels, limits, lease and secrets: by name;
     stdin and the secrets' values: files of the manager's host; streams: its standard input is what we send meanwhile;
     profile, compiler and output: "" for the usual ones.
     """

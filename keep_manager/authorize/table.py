@@ -26,6 +26,10 @@ class Action(Enum):
     INPUT = "send a keep's standard input"
     STOP = "stop a keep"
     REMOVE = "remove a keep"
+    STORE_READ = "read the module store"
+    STORE_ADD = "add to the module store"
+    STORE_TAG = "name a module of the store"
+    STORE_COLLECT = "collect garbage in the module store"
 
 
 class Scope(Enum):
@@ -51,11 +55,16 @@ _ROWS: dict[Action, tuple[Scope, ...]] = {
     Action.INPUT: (ALL, OWN, NONE, NONE, OWN),
     Action.STOP: (ALL, OWN, NONE, NONE, OWN),
     Action.REMOVE: (ALL, OWN, NONE, NONE, OWN),
+    Action.STORE_READ: (ALL, ALL, ALL, NONE, ALL),
+    Action.STORE_ADD: (ALL, NONE, NONE, NONE, NONE),
+    Action.STORE_TAG: (ALL, NONE, NONE, NONE, NONE),
+    Action.STORE_COLLECT: (ALL, NONE, NONE, NONE, NONE),
 }
 TABLE: dict[tuple[Role, Action], Scope] = {
     (role, action): scope for action, row in _ROWS.items() for role, scope in zip(_COLUMNS, row, strict=True)
 }
-"""Every role and action. Who may upload into a keep is not asked here: the keep's own endpoint decides that by the
+"""Every role and action. Who may create keeps may run any module of the store, so it may read what there is; what runs
+under a name is for operators to say. Who may upload into a keep is not asked here: the keep's own endpoint decides that by the
 list it was given with its start."""
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.http import handlers, inputs, legacy, middleware, openapi, streams
+from keep_manager.http import handlers, inputs, legacy, middleware, openapi, store, streams
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
@@ -57,6 +58,12 @@ ROUTES = (
     Route("GET", f"{KEEP_PATH}/output", Action.LOGS, streams.keep_output),
     Route("PUT", f"{KEEP_PATH}/input", Action.INPUT, inputs.keep_input, max_body=inputs.MAX_BODY),
     Route("GET", V1_EVENTS_PATH, Action.EVENTS, streams.keep_events),
+    Route("GET", store.STORE_PATH, Action.STORE_READ, store.list_store),
+    Route("PUT", store.OBJECTS_PATH, Action.STORE_ADD, store.add_object, max_body=store.MAX_OBJECT),
+    Route("GET", store.REFERENCE_PATH, Action.STORE_READ, store.get_reference),
+    Route("PUT", store.REFERENCE_PATH, Action.STORE_TAG, store.tag),
+    Route("DELETE", store.REFERENCE_PATH, Action.STORE_TAG, store.untag),
+    Route("POST", store.COLLECT_PATH, Action.STORE_COLLECT, store.collect),
     Route("GET", openapi.DOCUMENT_PATH, Action.DESCRIBE, openapi.openapi),
 )
 """Every way in."""
@@ -70,6 +77,8 @@ def make_app(
     events: Events,
     admission: Admission,
     quotas: QuotaKeeper,
+    modules: store.Modules,
+    living: Callable[[], Sequence[str]],
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
@@ -84,6 +93,7 @@ def make_app(
     app[middleware.ADMISSION] = admission
     app[middleware.FIND] = keeps.find
     app[middleware.QUOTAS] = quotas
+    store.prepare(app, modules, living)
     rules: dict[web.AbstractRoute, Rules] = {}
     for route in ROUTES:
         added = app.router.add_route(route.method, route.path, route.handler, expect_handler=middleware.expect)

@@ -76,6 +76,7 @@ class Operation:
     refusals: tuple[ErrorKind, ...] = (ErrorKind.NOT_FOUND,)
 
 
+_REFERENCE_PATH = "/v1/store/references/{name}"
 _RESUME = Parameter(
     "Last-Event-ID", "header", {"type": "string", "maxLength": sse.MAX_ID}, "the id of the last event received"
 )
@@ -191,6 +192,23 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         answer="InputSent",
         body="application/octet-stream",
         refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
+    ("GET", "/v1/store"): Operation("listStore", "What the module store has", answer="Store", refusals=()),
+    ("PUT", "/v1/store/objects"): Operation(
+        "addObject",
+        "Keeps the request's body, a module, by its digest",
+        201,
+        answer="StoredObject",
+        body="application/octet-stream",
+        refusals=(*BODY, ErrorKind.NO_SPACE, ErrorKind.CONFIGURATION),
+    ),
+    ("GET", _REFERENCE_PATH): Operation("getReference", "A reference, with its history", answer="Reference"),
+    ("PUT", _REFERENCE_PATH): Operation(
+        "tag", "Has a reference name an object", answer="Reference", body="Tag", refusals=(*BODY, ErrorKind.NOT_FOUND)
+    ),
+    ("DELETE", _REFERENCE_PATH): Operation("untag", "Removes a reference; its object stays", 204, answer=""),
+    ("POST", "/v1/store/gc"): Operation(
+        "collectGarbage", "Removes the objects that nothing needs", answer="Collected", refusals=(ErrorKind.CONFLICT,)
     ),
     ("GET", V1_EVENTS_PATH): Operation(
         "keepEvents",

@@ -157,6 +157,6 @@ def test_keepctl_run_says_why_a_module_of_the_store_cannot_be_run(fleet: Fleet, 
     assert "cannot find the reference hello:2" in refused.stderr
     add(fleet, b"not a module at all", "text:1")
     refused = keepctl(fleet, "run", "--rm", "text:1")
-    assert refused.returncode == 125
+    assert refused.returncode == 126
     assert "refused: cannot take the module: it does not begin as a WebAssembly file does" in refused.stderr
     assert fleet.left_over() == []
