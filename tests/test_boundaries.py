@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "module_store": {"module_store", "keep_protocol"},
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
+    "module_store.verify.process": {"module_store.verify", "keep_protocol", "app_loader.engine"},
     "module_store.verify.policy_file": {"module_store.verify", "keep_protocol", "strict_yaml"},
     "keepctl": {"keepctl", "keep_client", "keep_protocol", "keep_root", "module_store", "strict_yaml", "units"},
     "keepctl.commands.verify": {"keepctl", "keep_client", "keep_protocol", "module_store.verify", "app_loader.engine"},
@@ -73,6 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_protocol",
         "module_store",
     },
+    "keep_manager.store": {"keep_manager.model", "keep_manager.modules", "keep_protocol", "module_store"},
     "keep_manager.modules": {"keep_manager.model", "keep_protocol", "module_store"},
     "keep_manager.http": {
         "keep_manager.http",

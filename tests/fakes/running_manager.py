@@ -13,6 +13,7 @@ import aiohttp
 from keep_manager import pki
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.callers import Callers
+from keep_manager.daemon import uses_of
 from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
@@ -69,7 +70,15 @@ class RunningManager:
         context = self.files.server_context(require_client=self.require_client)
         admission = Admission(certificates, self.require_client)
         app = make_app(
-            self.keeps, self.parts.view, self.parts.readers, self.parts.inputs, self.events, admission, self.quotas
+            self.keeps,
+            self.parts.view,
+            self.parts.readers,
+            self.parts.inputs,
+            self.events,
+            admission,
+            self.quotas,
+            self.parts.modules,
+            lambda: uses_of(self.parts.view.entries()),
         )
         self.server = Server(app, listener, context, certificates)
         await self.server.open(self.tasks)

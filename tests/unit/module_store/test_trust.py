@@ -8,8 +8,9 @@ import pytest
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import parse
+from keep_protocol.store import InUse
 from module_store.signatures import Signed
-from module_store.trust import MAX_SIGNATURES, Accepted, InUse, Newest, Trust, affected, after, decide
+from module_store.trust import MAX_SIGNATURES, Accepted, Newest, Trust, affected, after, decide
 from tests.unit.module_store.signers import Signer
 
 CONTENTS = b"\0asm\1\0\0\0"
