@@ -103,7 +103,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     for option in given:
         command = option(command)
-    return connection_options(command)
+    return command
 
 
 def _is_in_place(directory: str | None, in_place: bool, connection: dict[str, str | None]) -> bool:
@@ -138,7 +138,7 @@ def store_options(command: _Command) -> _Command:
             modules = StoreClient(client.endpoint, found.credentials.manager_context())
         return command(modules=modules, **values)
 
-    return _options(chosen)  # type: ignore[return-value]  # click's decorators change no signature that is typed
+    return _options(connection_options(chosen))  # type: ignore[return-value]  # click's change no signature
 
 
 def in_place_options(command: _Command) -> _Command:
@@ -146,8 +146,7 @@ def in_place_options(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def chosen(directory: str | None, in_place: bool, **values: Any) -> Any:
-        connection = {option.name: values.pop(option.name) for option in access.CONNECTION}
-        if not _is_in_place(directory, in_place, connection):
+        if not _is_in_place(directory, in_place, {}):
             why = "a manager is chosen, and this is done on its host alone; for the store of this host: --in-place"
             name = click.get_current_context().command_path.removeprefix("keepctl ")
             raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot do `{name}` over a manager's API: {why}")
