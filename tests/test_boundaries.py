@@ -74,7 +74,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_protocol",
         "module_store",
     },
-    "keep_manager.store": {"keep_manager.model", "keep_manager.modules", "keep_protocol", "module_store"},
     "keep_manager.modules": {"keep_manager.model", "keep_protocol", "module_store"},
     "keep_manager.http": {
         "keep_manager.http",
