@@ -10,15 +10,14 @@ import functools
 import os
 import pwd
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, Any, TypeVar
 
 import click
 
 from keep_client.credentials import MANAGER_VARIABLE
 from keep_client.store import StoreClient
-from keep_protocol import store as wire
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import access, contexts
 from keepctl.commands.access import connection_options
@@ -26,62 +25,14 @@ from keepctl.ending import remember
 from module_store import names
 from module_store.operations import Operations
 
-if TYPE_CHECKING:
-    from module_store.archive import Writable
-    from module_store.objects import Readable
-
 STORE_VARIABLE = "KEEPFLEET_STORE"
 SHOWN_DIGITS = 12
 """Of a digest in a table; enough to type it by."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Modules(Protocol):
-    """A module store, here or behind a manager; every method raises KeepfleetError."""
-
-    def listing(self) -> wire.Listing:
-        """What there is."""
-
-    def inspect(self, digest: str) -> wire.Details:
-        """One object, after reading all of it."""
-
-    def add(
-        self, source: Readable, reference: str = "", digest: str = "", signatures: Sequence[bytes] = ()
-    ) -> wire.Object:
-        """Keeps an object."""
-
-    def attach(self, digest: str, signatures: Sequence[bytes]) -> wire.Attached:
-        """Keeps signatures with an object."""
-
-    def remove(self, digest: str) -> None:
-        """Removes an object."""
-
-    def reference(self, name: str) -> wire.Reference:
-        """One reference."""
-
-    def tag(self, name: str, tagging: wire.Tagging) -> wire.Reference:
-        """Moves a reference."""
-
-    def untag(self, name: str) -> None:
-        """Removes a reference."""
-
-    def collect(self, how: wire.Collection) -> wire.Collected:
-        """Removes what nothing needs."""
-
-    def verify(self) -> wire.Findings:
-        """Reads every byte."""
-
-    def export(self, output: Writable, wanted: Iterable[str] = ()) -> object:
-        """Writes objects out."""
-
-    def import_from(self, source: Readable, replace: bool = False) -> wire.Moved:
-        """Takes in an export."""
-
-    def requirements(self) -> wire.Requirements:
-        """What modules must be, to start."""
-
-    def revoke(self, name: str, reason: str = "") -> wire.Revoked:
-        """Has a key count no more."""
+Modules = Operations | StoreClient
+"""A module store, here or behind a manager: the same calls."""
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
