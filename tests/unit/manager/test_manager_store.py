@@ -17,6 +17,7 @@ import pytest
 
 from keep_client.credentials import parse_manager
 from keep_client.manager import ManagerClient
+from keep_client.peer import ConnectionFailed
 from keep_client.store import StoreClient
 from keep_manager.callers import CallerEntry, Quotas
 from keep_manager.http import transfer
@@ -25,6 +26,7 @@ from keep_protocol.identity import Identity, Role
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from keep_protocol.store import Collection, Named, Tagging
+from module_store.archive import import_from
 from module_store.keys import Keys
 from module_store.place import Folder, Place
 from module_store.store import Store
@@ -262,6 +264,21 @@ def test_a_store_goes_from_one_host_to_another_and_a_damaged_export_is_refused_w
     moved = client.import_from(io.BytesIO(exported.getvalue()))
     assert (moved.objects, moved.attachments, moved.references) == (1, 1, 1)
     assert refusal(lambda: client.export(io.BytesIO(), ["web:2"])).kind is ErrorKind.NOT_FOUND
+
+
+def test_an_export_that_finds_damage_half_way_breaks_off_and_is_never_taken_for_a_whole_one(
+    client: StoreClient, store: Store
+) -> None:
+    digests = sorted(client.add(io.BytesIO(os.urandom(3_000_000)), f"web:{number}").digest for number in range(2))
+    path = os.path.join(store.place.path, "objects", digests[1].removeprefix("sha256:"))
+    os.chmod(path, 0o600)
+    with open(path, "r+b") as file:
+        file.write(b"?")
+    os.chmod(path, 0o400)
+    output = io.BytesIO()
+    assert isinstance(refusal(lambda: client.export(output)), ConnectionFailed)
+    assert refusal(lambda: import_from(store, io.BytesIO(output.getvalue()))).kind is ErrorKind.BAD_REQUEST
+    assert client.add(io.BytesIO(WASM)).size == 8
 
 
 def test_a_key_that_is_revoked_is_listed_with_what_runs_under_it(
