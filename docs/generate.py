@@ -71,7 +71,12 @@ def limit_table() -> str:
     return "\n".join(lines)
 
 
-BODIES, ANSWERS = ("Create", "Start"), ("Keep", "Outcome", "Lease", "Module", "Workload", "Uploader", "Page", "Error")
+BODIES = ("Create", "Start", "Tag", "Collect", "Signature", "Revoke")
+ANSWERS = (
+    *("Keep", "Outcome", "Lease", "Module", "Workload", "Uploader", "Page", "Error"),
+    *("Store", "StoredObject", "StoredDetails", "Reference", "Collected", "Findings", "Moved", "Signatures"),
+    *("Requirements", "Key", "InUse", "Revoked"),
+)
 """In the order in which a client meets them; of an answer all members are there, of a body those it needs."""
 
 

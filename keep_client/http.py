@@ -16,7 +16,8 @@ from keep_protocol.fields import Record
 
 MAX_REPLY = 16 * 1024 * 1024
 """The longest answer: a list of 2,000 keeps at 8 KiB each (a keep's object with its certificate)."""
-MAX_HEADER = 1024
+MAX_HEADER = 8000
+"""Signatures travel in one; servers take 8190 bytes of one."""
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = {}
 _PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"

@@ -53,6 +53,7 @@ from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
+from keep_protocol.store import InUse
 from keep_root.contents import target_of
 from keep_root.trees import SYSTEM as SYSTEM_TREES
 from keep_root.trees import VARIABLE as TREES
@@ -102,10 +103,10 @@ def store_directory(settings: Settings) -> str:
     return os.path.join(state_directory(settings.instance.value), "store") if system else ""
 
 
-def digests_of(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """The modules that keeps need which are living."""
+def uses_of(entries: Iterable[Entry]) -> tuple[InUse, ...]:
+    """The keeps of the store which are living, each with its module."""
     return tuple(
-        entry.spec.digest
+        InUse(f"keep {entry.info.kuuid} {entry.info.name}".strip(), entry.spec.digest, ())
         for entry in entries
         if entry.spec is not None and entry.spec.digest and entry.info.state not in ENDED
     )
@@ -178,7 +179,18 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         parts.push_async_callback(reconciler.close)
         declarations = Declarations(reconciler, modules)
         admission = Admission(certificates, required)
-        app = make_app(keeps, view, readers, inputs, event_log, admission, quotas, declarations)
+        app = make_app(
+            keeps,
+            view,
+            readers,
+            inputs,
+            event_log,
+            admission,
+            quotas,
+            declarations,
+            modules,
+            lambda: uses_of(view.entries()),
+        )
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
         await server.open(tasks)
@@ -201,7 +213,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         tasks.start(keeps.tend_spares(), name="spares")
         tasks.start(reconciler.run(), name="declared")
         tasks.start(units.tend_roots(), name="roots")
-        tasks.start(modules.tend(lambda: digests_of(view.entries())), name="modules")
+        tasks.start(modules.tend(lambda: [use.digest for use in uses_of(view.entries())]), name="modules")
         tasks.start(pulse.beat(view), name="pulse")
         try_roots(settings)
         pulse.say("READY=1")

@@ -13,19 +13,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
 from keep_manager.model import StoredModule
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import MAX_MODULE_NAME, KeepSpec
+from keep_protocol.store import InUse
 from module_store import collect
+from module_store.additions import Adder
 from module_store.keys import Keys
 from module_store.names import parse_wanted
 from module_store.objects import mapped
+from module_store.operations import Operations
 from module_store.place import default_directory
 from module_store.store import Store
-from module_store.trust import SIGNATURE, decide
+from module_store.trust import attached_signatures, decide
+from module_store.verified import check_policy
 
 LOG = logging.getLogger("keepfleet.modules")
 USER, DECLARED_USER = "keep-manager", "keep-manager-declared"
@@ -70,19 +74,26 @@ class Modules:
     def open(self, digest: str) -> int:
         """A descriptor of the module, verified, for reading alone, which the caller closes.
 
-        Raises KeepfleetError: FORBIDDEN for a module that is not signed as the store requires, NOT_FOUND and others for
-        one that is not there, or not whole.
+        Raises KeepfleetError: FORBIDDEN for a module that is not signed as the store requires, INVALID_MODULE for one
+        that does not pass its policy, NOT_FOUND and others for one that is not there, or not whole.
         """
         with self._opened() as store, ExitStack() as held:
             file = store.open_object(digest)
             held.callback(os.close, file)
-            _check_signatures(store, digest, file)
+            _check(store, digest, file)
             held.pop_all()
             return file
 
     def trust(self) -> str:
-        """What the store's modules must be signed by. Raises KeepfleetError where that cannot be read."""
-        return Keys(self._directory).trust().text()
+        """What the store's modules must be to start, in words. Raises KeepfleetError where that cannot be read."""
+        keys = Keys(self._directory)
+        passing = "" if keys.policy() is None else "; modules must pass the store's policy"
+        return keys.trust().text() + passing
+
+    def operations(self, who: str, name: str, objects: int, size: int, in_use: Sequence[InUse]) -> Operations:
+        """What can be asked of the store over the API, as `who` asks, called `name`, whose objects may be so many and
+        have so many bytes; in_use: the living keeps' modules."""
+        return Operations(self._directory, who, Adder(name, objects, size), in_use)
 
     def _opened(self) -> Store:
         try:
@@ -138,19 +149,20 @@ class Modules:
             await asyncio.sleep(TEND_SECONDS)
 
 
-def _check_signatures(store: Store, digest: str, file: int) -> None:
-    """Raises KeepfleetError(FORBIDDEN) unless the module in `file` is signed as the store requires, and no older than
-    the newest that has started. What is looked at is what the descriptor reads, which is what will run."""
+def _check(store: Store, digest: str, file: int) -> None:
+    """Raises KeepfleetError unless the module in `file` is signed as the store requires, is no older than the newest
+    that has started, and passes the store's policy. What is looked at is what the descriptor reads, which is what will
+    run."""
     keys = Keys(store.place.path)
-    trust = keys.trust()
-    if not trust.asks:
-        return
-    kinds = (kind for kind in store.attachments(digest) if kind.startswith(SIGNATURE))
-    given = tuple(data for data in (store.attached(digest, kind) for kind in kinds) if data is not None)
-    with mapped(file) as contents:
-        accepted = decide(trust, keys.keys(), given, contents, digest, keys.newest())
-    if accepted.signed is not None:
-        keys.saw(accepted.signed, digest)
+    trust, policy, accepted = keys.trust(), keys.policy(), None
+    if trust.asks:
+        with mapped(file) as contents:
+            given = attached_signatures(store, digest)
+            accepted = decide(trust, keys.keys(), given, contents, digest, keys.newest())
+    if policy is not None:
+        check_policy(store, digest, file, policy)
+    if accepted is not None and accepted.signed is not None:
+        keys.saw(accepted.signed, digest)  # last: what did not start is none that was seen
 
 
 class NoArtifacts:

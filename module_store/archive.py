@@ -16,17 +16,23 @@ from contextlib import ExitStack
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Items, Nested, Record, Text, Whole, field, parse
+from keep_protocol.store import MAX_OBJECT_BYTES, MAX_OBJECTS, Moved
 from module_store import names, tar
 from module_store.disk import explained
-from module_store.objects import CHUNK_BYTES, MAX_OBJECT_BYTES
+from module_store.objects import CHUNK_BYTES
 from module_store.place import MAX_RECORD_BYTES, Folder
 from module_store.store import MAX_ATTACHMENTS, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Protocol
 
     from module_store.objects import Readable
+
+    AdmitAll = Callable[[Mapping[str, int]], Mapping[str, bytes]]
+    """Asked under the lock, before anything is kept, of the objects that are new here, by digest with their lengths:
+    what is to be attached to each of them, by its kind. What it raises keeps all of it out."""
 
     class Writable(Protocol):
         """What an export is written to."""
@@ -38,7 +44,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 LOCAL = "local."
 """How the kinds of attachments begin that hold for one host alone, as a verification report does."""
-MAX_OBJECTS = 10_000
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 """10,000 objects of a reference and several attachments each; it is read into memory."""
 MAX_ATTACHED_BYTES = 64 * 1024 * 1024
@@ -103,15 +108,6 @@ class _Manifest(Record):
             raise tar.invalid(f"it has attachments of a kind that begins with {LOCAL}, which only a host itself makes")
 
 
-class Moved(Record):
-    """What an export or an import took along."""
-
-    objects: int
-    attachments: int
-    references: int
-    bytes: int
-
-
 def export(store: Store, output: Writable, wanted: Iterable[str] = ()) -> Moved:
     """Writes the objects that `wanted` means, and their references, to `output`; the whole store without any."""
     manifest, attached = _gather(store, list(wanted))
@@ -160,10 +156,17 @@ def _gather(store: Store, wanted: list[str]) -> tuple[_Manifest, dict[str, bytes
     return _Manifest(FORMAT, objects, tuple(attachments), named), bodies
 
 
-def import_from(store: Store, source: Readable, who: str = "", *, replace: bool = False) -> Moved:
+def contents(source: Readable) -> Moved:
+    """What an export has, as its beginning says. Raises KeepfleetError, OSError."""
+    return _moved(_read_manifest(tar.Reader(source)))
+
+
+def import_from(
+    store: Store, source: Readable, who: str = "", *, replace: bool = False, admit: AdmitAll | None = None
+) -> Moved:
     """Takes in an export, whole or not at all; a reference that names another object here moves only with `replace`.
 
-    Attachments that an object has here already stay as they are.
+    Attachments that an object has here already stay as they are. admit: see there.
     """
     place, reader = store.place, tar.Reader(source)
     with explained(f"import into the module store {place.path}"), place.new_file() as (_, stem), ExitStack() as held:
@@ -175,12 +178,18 @@ def import_from(store: Store, source: Readable, who: str = "", *, replace: bool 
         with place.locked():
             if not replace:
                 _check_references(store, manifest)
+            there = {each.digest for each in store.objects()} if admit else set()
+            new = {each.digest: each.size for each in manifest.objects if each.digest not in there}
+            added = admit(new) if admit else {}
             for name, each in zip(staged, manifest.objects, strict=True):
                 store.keep_new(name, each.digest)
             for attachment, body in zip(manifest.attachments, attached, strict=True):
                 if attachment.kind not in store.attachments(attachment.object):
                     file = names.attachment_file(attachment.object, attachment.kind)
                     place.write_record(Folder.ATTACHMENTS, file, body)
+            for digest in new if added else ():
+                for kind, body in added.items():
+                    store.attach_locked(digest, kind, body)
             for reference in manifest.references:
                 store.move(reference.name, reference.digest, who)
     return _moved(manifest)

@@ -13,32 +13,18 @@ from collections.abc import Callable, Collection, Iterable
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Items, Record, Text, field, parse
+from keep_protocol.store import GRACE_SECONDS, Collected
 from module_store import names
 from module_store.disk import explained
-from module_store.objects import Object
 from module_store.place import MAX_RECORD_BYTES, Damaged, Folder
 from module_store.references import encode
 from module_store.store import Store
 
-GRACE_SECONDS = 3600.0
-"""From adding to naming or starting takes moments; a person who does it by hand is interrupted now and then."""
 MAX_USED = 10_000
 
 
 class _Use(Record):
     digests: tuple[str, ...] = field(Items(Text(71, names.DIGEST, "a digest"), MAX_USED))
-
-
-class Collected(Record):
-    """What was removed, or would be; young: objects that nothing needs, and that are too young to go."""
-
-    removed: tuple[Object, ...]
-    young: tuple[Object, ...]
-
-    @property
-    def bytes(self) -> int:
-        """The length of what was removed."""
-        return sum(each.size for each in self.removed)
 
 
 def declare(store: Store, user: str, digests: Collection[str]) -> None:

@@ -3,7 +3,8 @@
     keys/NAME.pub        a public key, as minisign writes it
     keys/NAME.revoked    it counts no more: when and why
     keys/trust.json      which keys must have signed what starts
-    keys/newest.json     the newest version of each module that was accepted
+    keys/newest.json     the newest version of each module that was accepted, and older ones that were forced
+    keys/policy.yaml     what a module must be, by its contents, to start
 
 The folder and each file belong to who uses them, or to root, and nobody else may write them; a file that is not so, or
 cannot be read, is an error and never "there is none": a damaged revocation would otherwise trust the key again.
@@ -22,15 +23,15 @@ from contextlib import contextmanager
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, Seconds, Text, check, field, parse, table_of
+from keep_protocol.store import MAX_KEYS, MAX_REASON
 from keep_protocol.strict_json import dumps, loads_object
 from module_store.signatures import BadSignature, PublicKey, Signed, parse_public_key
-from module_store.trust import MAX_KEYS, Key, Newest, Trust, after
+from module_store.trust import Key, Newest, Trust, after, forced
 
 FOLDER = "keys"
-PUBLIC, REVOKED, TRUST, NEWEST = ".pub", ".revoked", "trust.json", "newest.json"
+PUBLIC, REVOKED, TRUST, NEWEST, POLICY = ".pub", ".revoked", "trust.json", "newest.json", "policy.yaml"
 MAX_FILE_BYTES = 4 << 20
 """The newest versions of 20,000 modules."""
-MAX_REASON = 1000
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -89,6 +90,11 @@ class Keys:
         with self._folder() as folder:
             return self._newest(folder)
 
+    def policy(self) -> bytes | None:
+        """The policy's file; None where there is none."""
+        with self._folder() as folder:
+            return self._read(folder, POLICY)
+
     # --- what changes it ----------------------------------------------------------------------------------------------
 
     def add(self, name: str, public: PublicKey) -> Key:
@@ -137,8 +143,29 @@ class Keys:
             known = self._newest(folder)
             new = after(signed, digest, known.get(signed.name))
             if known.get(signed.name) != new:
-                wire = {name: each.to_wire() for name, each in {**known, signed.name: new}.items()}
-                self._write(folder, NEWEST, dumps(wire))
+                self._write_newest(folder, {**known, signed.name: new})
+
+        self._change(change)
+
+    def force(self, name: str, digest: str) -> None:
+        """Lets an older file of the module `name` start, until a newer version than those seen does."""
+
+        def change(folder: int) -> None:
+            known = self._newest(folder)
+            if name in known and (new := forced(digest, known[name])) != known[name]:
+                self._write_newest(folder, {**known, name: new})
+
+        self._change(change)
+
+    def set_policy(self, data: bytes | None) -> None:
+        """What a module must be from now on, a policy that can be read; None for no policy."""
+
+        def change(folder: int) -> None:
+            if data is not None:
+                self._write(folder, POLICY, data)
+            elif POLICY in os.listdir(folder):
+                os.unlink(POLICY, dir_fd=folder)
+                os.fsync(folder)
 
         self._change(change)
 
@@ -241,6 +268,9 @@ class Keys:
             return {
                 name: parse(Newest, _members(value), "newest version", strict=True) for name, value in known.items()
             }
+
+    def _write_newest(self, folder: int, newest: dict[str, Newest]) -> None:
+        self._write(folder, NEWEST, dumps({name: each.to_wire() for name, each in newest.items()}))
 
     def _change(self, change: Callable[[int], None]) -> None:
         """Makes the folder where there is none, and changes it alone."""

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import re
 
+from keep_protocol import store as wire
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 
-ALGORITHM = "sha256:"
-_HEX = "[0-9a-f]{64}"
-_WORD = "[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
-"""A name of at most 63 characters; with a tag it stays below the 255 bytes of a file's name."""
-_TAG = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
-"""As registries have it (OCI distribution specification)."""
-DIGEST = re.compile(f"{ALGORITHM}{_HEX}")
-REFERENCE = re.compile(f"(?!{ALGORITHM}){_WORD}:{_TAG}")
-WORD = re.compile(_WORD)
-_HEXADECIMAL = re.compile(_HEX)
-_ATTACHMENT = re.compile(rf"({_HEX})\.({_WORD})")
+ALGORITHM, DIGEST, REFERENCE = wire.ALGORITHM, wire.DIGEST, wire.REFERENCE
+WORD = re.compile(wire.NAME)
+_HEXADECIMAL = re.compile(wire.HEX)
+_ATTACHMENT = re.compile(rf"({wire.HEX})\.({wire.NAME})")
 SHORTEST = 8
 """Hexadecimal digits by which a person may mean a digest: 1,000 objects share that many once in 8,600 stores."""
 _ABBREVIATED = re.compile(rf"{ALGORITHM}[0-9a-f]{{{SHORTEST},64}}")

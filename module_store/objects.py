@@ -17,9 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from keep_protocol.constants import MAX_WORKLOAD_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Record, Seconds, Text, Whole, field
+from keep_protocol.store import Object
 from module_store import names
 from module_store.disk import OBJECT_MODE, OPEN_FILE, explained
 from module_store.place import Damaged, Folder, Place
@@ -35,19 +34,9 @@ if TYPE_CHECKING:
             """At most `size` bytes, none at the end."""
 
 
-MAX_OBJECT_BYTES = 4 * MAX_WORKLOAD_BYTES
-"""A module may be larger here than one that is uploaded."""
 CHUNK_BYTES = 1024 * 1024
 QUARANTINE_LOCK_SECONDS = 1.0
 """A reader that finds damage refuses it with or without moving it away."""
-
-
-class Object(Record):
-    """A module in the store. added: when it was, in seconds of the epoch."""
-
-    digest: str = field(Text(71, names.DIGEST, "a digest"), about="The SHA-256 of its bytes, after sha256:.")
-    size: int = field(Whole(0, MAX_OBJECT_BYTES), about="Its length in bytes.")
-    added: float = field(Seconds(), about="When it was added last, in seconds of the epoch.")
 
 
 class Objects:

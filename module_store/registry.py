@@ -23,8 +23,8 @@ from urllib.parse import urlencode, urlsplit
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
+from keep_protocol.store import MAX_OBJECT_BYTES, Object
 from module_store import names
-from module_store.objects import MAX_OBJECT_BYTES, Object
 from module_store.store import Store
 from module_store.transport import MAX_REDIRECTS, Site, Transport, explained_transfer, site_of, unavailable
 

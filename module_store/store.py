@@ -10,17 +10,22 @@ import time
 from types import TracebackType
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.store import MAX_OBJECT_BYTES, Object, Reference
 from module_store import names, references
 from module_store.disk import Disk, explained
-from module_store.objects import MAX_OBJECT_BYTES, Object, Objects, described
+from module_store.objects import Objects, described
 from module_store.place import Damaged, Folder, Place, default_directory
-from module_store.references import Reference
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     from module_store.objects import Readable
+
+    Admit = Callable[[str, int, bool], Mapping[str, bytes]]
+    """Asked under the lock, before a module is kept, of its digest, of the file with its bytes, and whether it is new
+    here: what is to be attached to it, by its kind. What it raises keeps the module out."""
 
 MAX_ATTACHMENTS = 64
 """Of one object: signatures of several keys, and a report for each policy."""
@@ -55,11 +60,18 @@ class Store(Objects):
         self.close()
 
     def add(
-        self, source: Readable, *, reference: str = "", who: str = "", digest: str = "", limit: int = MAX_OBJECT_BYTES
+        self,
+        source: Readable,
+        *,
+        reference: str = "",
+        who: str = "",
+        digest: str = "",
+        limit: int = MAX_OBJECT_BYTES,
+        admit: Admit | None = None,
     ) -> Object:
         """Keeps what `source` reads, and names it where `reference` is given; on disk when this returns.
 
-        digest: what it must have; limit: the most bytes. Nothing is left of what fails.
+        digest: what it must have; limit: the most bytes; admit: see there. Nothing is left of what fails.
         """
         if reference:
             names.check_reference(reference)
@@ -71,18 +83,25 @@ class Store(Objects):
             self.place.disk.protect(file)
             self.place.disk.sync(file)
             with self.place.locked():
+                attached = admit(found, file, self._status(names.file_of(found)) is None) if admit else {}
                 fresh = self.keep_new(new_name, found)
-                if reference:
-                    self._name_new(found, reference, who, fresh)
+                self._complete(found, attached, reference, who, fresh)
             return described(found, os.fstat(file))
 
-    def _name_new(self, digest: str, reference: str, who: str, fresh: bool) -> None:
-        """Names what was added, or has it not be there: an addition happens whole. Raises OSError."""
+    def _complete(self, digest: str, attached: Mapping[str, bytes], reference: str, who: str, fresh: bool) -> None:
+        """Attaches to what was added and names it, or has it not be there: all of it happens or nothing. OSError."""
+        kept: list[str] = []
         try:
-            self.move(reference, digest, who)
+            for kind, data in attached.items():
+                self.attach_locked(digest, kind, data)
+                kept.append(kind)
+            if reference:
+                self.move(reference, digest, who)
         except BaseException:
-            if fresh and not self._names(reference, digest):
+            if fresh and not (reference and self._names(reference, digest)):
                 self.place.disk.remove(self.place.of(Folder.OBJECTS), names.file_of(digest))
+                for kind in kept:
+                    self.place.disk.remove(self.place.of(Folder.ATTACHMENTS), names.attachment_file(digest, kind))
             raise
 
     def _names(self, reference: str, digest: str) -> bool:
@@ -156,13 +175,17 @@ class Store(Objects):
 
     def attach(self, digest: str, kind: str, data: bytes) -> None:
         """Keeps `data` with an object that is there, in the place of what is attached as `kind`."""
-        place = names.attachment_file(digest, kind)
+        names.attachment_file(digest, kind)
         with explained(f"attach {kind} to {digest}"), self.place.locked():
             self.object(digest)
-            if kind not in (there := self.attachments(digest)) and len(there) >= MAX_ATTACHMENTS:
-                why = f"it has {MAX_ATTACHMENTS} attachments already"
-                raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot attach {kind} to {digest}: {why}")
-            self.place.write_record(Folder.ATTACHMENTS, place, data)
+            self.attach_locked(digest, kind, data)
+
+    def attach_locked(self, digest: str, kind: str, data: bytes) -> None:
+        """The same under the lock, which the caller holds, of an object that is there. Raises OSError."""
+        if kind not in (there := self.attachments(digest)) and len(there) >= MAX_ATTACHMENTS:
+            why = f"it has {MAX_ATTACHMENTS} attachments already"
+            raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot attach {kind} to {digest}: {why}")
+        self.place.write_record(Folder.ATTACHMENTS, names.attachment_file(digest, kind), data)
 
     def attached(self, digest: str, kind: str) -> bytes | None:
         """What is attached to an object as `kind`, as it was; None where nothing is. Raises Damaged."""

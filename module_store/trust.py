@@ -9,16 +9,18 @@ from collections.abc import Iterable, Mapping
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Items, Maybe, Record, Seconds, Text, field, invalid
+from keep_protocol.store import DIGEST, KEY_NAME, MAX_KEYS, MAX_REASON, InUse, KnownKey
 from module_store.signatures import BadSignature, PublicKey, Signed, check, parse_signature
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from module_store.signatures import Contents
+    from module_store.store import Store
 
-KEY_NAME = Text(63, "[a-z0-9]([a-z0-9-]*[a-z0-9])?", "1 to 63 of a-z, 0-9 and -")
 SIGNATURE = "signature."
 """What the kinds of attachments that are signatures begin with; a key's name follows."""
-MAX_KEYS = 64
+MAX_FORCED = 16
+"""As many moves as a reference keeps: who goes back goes to one of those."""
 MAX_SIGNATURES = 64
 """Of one module; each costs a pass over its bytes."""
 _KEYS = Items(KEY_NAME, MAX_KEYS)
@@ -31,7 +33,12 @@ class Key(Record):
     id: str = field(Text(16, "[0-9A-F]{16}"), about="its identifier, as minisign shows it")
     public: PublicKey
     revoked: float | None = field(Maybe(Seconds()), default=None, about="when it was revoked, in seconds of the epoch")
-    reason: str = field(Text(1000), default="", about="why it was revoked")
+    reason: str = field(Text(MAX_REASON), default="", about="why it was revoked")
+
+    @property
+    def known(self) -> KnownKey:
+        """The same as it is shown."""
+        return KnownKey(self.name, self.id, self.revoked, self.reason)
 
 
 class Trust(Record):
@@ -59,10 +66,14 @@ class Trust(Record):
 
 
 class Newest(Record):
-    """The newest version of a module that was accepted, and which file that is."""
+    """The newest version of a module that was accepted, and which file that is. forced: older files that an operator
+    lets start all the same; the next newer version ends that."""
 
     version: str = field(Text(128), about="the version")
-    digest: str = field(Text(71, "sha256:[0-9a-f]{64}"), about="the module's digest")
+    digest: str = field(Text(71, DIGEST, "a digest"), about="the module's digest")
+    forced: tuple[str, ...] = field(
+        Items(Text(71, DIGEST, "a digest"), MAX_FORCED), default=(), about="older files that may start"
+    )
 
 
 class Accepted(Record):
@@ -71,14 +82,6 @@ class Accepted(Record):
     keys: tuple[str, ...]
     signed: Signed | None
     notes: tuple[str, ...] = ()
-
-
-class InUse(Record):
-    """A keep, a declared keep or a codelet set that runs a module. keys: those whose signatures it was accepted by."""
-
-    user: str
-    digest: str
-    keys: tuple[str, ...]
 
 
 def _refused(why: str, evidence: Iterable[str] = ()) -> KeepfleetError:
@@ -167,16 +170,36 @@ def _compared(signed: Signed, digest: str, seen: Newest | None, force: bool) -> 
         why = (
             f"it is version {signed.version} of {signed.name}, and another file of that version was seen, {seen.digest}"
         )
-    if not force:
-        raise _refused(f"{why}; --force goes back to it")
+    if not force and digest not in seen.forced:
+        raise _refused(f"{why}; to go back to it: keepctl store tag {digest} NAME:TAG --force")
     return (f"forced: {why}",)
 
 
 def after(signed: Signed, digest: str, seen: Newest | None) -> Newest:
-    """The newest version seen once this one was accepted: a forced older one does not change it."""
+    """The newest version seen once this one was accepted: a forced older one does not change it, and a newer one ends
+    what was forced."""
     if seen is None or signed.order > Signed(signed.name, seen.version).order:
         return Newest(signed.version, digest)
     return seen
+
+
+def forced(digest: str, seen: Newest) -> Newest:
+    """The same, and this file may start although it is older: until a newer version than `seen` is accepted."""
+    if digest in (seen.digest, *seen.forced):
+        return seen
+    return seen.replace(forced=(*seen.forced, digest)[-MAX_FORCED:])
+
+
+def attached_signatures(store: Store, digest: str) -> tuple[bytes, ...]:
+    """The signatures that are attached to an object. Raises KeepfleetError for a damaged one."""
+    kinds = (kind for kind in store.attachments(digest) if kind.startswith(SIGNATURE))
+    return tuple(data for data in (store.attached(digest, kind) for kind in kinds) if data is not None)
+
+
+def signed_by(signatures: Iterable[bytes], keys: Iterable[Key], contents: Contents) -> tuple[str, ...]:
+    """The keys that have signed the contents, those that were revoked among them."""
+    found, _ = _by_each_key(signatures, [key.replace(revoked=None) for key in keys], contents)
+    return tuple(found)
 
 
 def affected(trust: Trust, keys: Iterable[Key], in_use: Iterable[InUse]) -> tuple[InUse, ...]:

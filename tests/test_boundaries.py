@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "script_pool.client": {"script_pool.client"},
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
+    "module_store.verify.process": {"module_store.verify", "keep_protocol", "app_loader.engine"},
     "module_store.verify.policy_file": {"module_store.verify", "keep_protocol", "strict_yaml"},
     "keepctl": {"keepctl", "keep_client", "keep_protocol", "keep_root", "module_store", "strict_yaml", "units"},
     "keepctl.commands.verify": {"keepctl", "keep_client", "keep_protocol", "module_store.verify", "app_loader.engine"},

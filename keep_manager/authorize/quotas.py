@@ -82,6 +82,12 @@ class QuotaKeeper:
         self._starts_of(caller).append(self._clock())
         return allowed
 
+    def storage(self, caller: Caller) -> tuple[int, int]:
+        """How many modules the caller may have added to the store, and of how many bytes together. The store counts
+        them, under its own lock."""
+        quotas = quotas_for(self._callers, caller.name)
+        return quotas.store_objects, quotas.store_bytes
+
     def _starts_of(self, caller: Caller) -> deque[float]:
         """When the caller's starts of the last minute were."""
         oldest = self._clock() - MINUTE

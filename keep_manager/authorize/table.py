@@ -28,6 +28,12 @@ class Action(Enum):
     REMOVE = "remove a keep"
     READ_DECLARED = "read declared keeps"
     DECLARE = "declare a keep"
+    STORE_READ = "list the module store"
+    STORE_ADD = "add to the module store"
+    STORE_TAG = "name a module of the store"
+    STORE_REMOVE = "remove from the module store"
+    STORE_EXPORT = "take modules out of the store"
+    STORE_REVOKE = "revoke a key of the module store"
 
 
 class Scope(Enum):
@@ -56,12 +62,24 @@ _ROWS: dict[Action, tuple[Scope, ...]] = {
     # What is declared outlives every connection: it has an owner that a certificate names.
     Action.READ_DECLARED: (ALL, OWN, ALL, NONE, NONE),
     Action.DECLARE: (ALL, OWN, NONE, NONE, NONE),
+    Action.STORE_READ: (ALL, ALL, ALL, NONE, ALL),
+    Action.STORE_ADD: (ALL, NONE, NONE, NONE, NONE),
+    Action.STORE_TAG: (ALL, NONE, NONE, NONE, NONE),
+    Action.STORE_REMOVE: (ALL, NONE, NONE, NONE, NONE),
+    Action.STORE_EXPORT: (ALL, NONE, NONE, NONE, NONE),
+    Action.STORE_REVOKE: (ALL, NONE, NONE, NONE, NONE),
 }
 TABLE: dict[tuple[Role, Action], Scope] = {
     (role, action): scope for action, row in _ROWS.items() for role, scope in zip(_COLUMNS, row, strict=True)
 }
-"""Every role and action. Who may upload into a keep is not asked here: the keep's own endpoint decides that by the
-list it was given with its start."""
+"""Every role and action. Who may upload into a keep is not asked here: the keep's own endpoint decides that by the list
+it was given with its start.
+
+Of the store: who may create keeps may run any module there, so it may see what there is, and viewers see all that
+others do. What is there is the operators' alone to change, as it runs for others by its name, and its disk is
+everyone's; a user who has a module of their own uploads it. To run a module is no right to its bytes: operators alone
+take them out. A key is revoked from afar, since that only takes rights away and must be quick; keys are added and
+required on the host itself, so that a stolen operator's certificate cannot have its own modules trusted."""
 
 
 class Asker(Protocol):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, streams
+from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, store, streams
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
@@ -25,6 +26,7 @@ from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
+from keep_protocol.store import MAX_OBJECT_BYTES, V1_STORE_PATH, InUse
 
 STOP_SECONDS = 5.0
 """What requests under way get at the end; a creation takes 60 ms, and what is cut off is rolled back."""
@@ -65,6 +67,20 @@ ROUTES = (
     Route("DELETE", DECLARED_PATH, Action.DECLARE, declared.delete_declared),
     Route("POST", f"{DECLARED_PATH}/restart", Action.DECLARE, declared.restart_declared),
     Route("POST", f"{DECLARED_PATH}/rollback", Action.DECLARE, declared.roll_back_declared),
+    Route("GET", V1_STORE_PATH, Action.STORE_READ, store.list_store),
+    Route("POST", store.OBJECTS_PATH, Action.STORE_ADD, store.add_object, max_body=MAX_OBJECT_BYTES),
+    Route("GET", store.OBJECT_PATH, Action.STORE_READ, store.get_object),
+    Route("DELETE", store.OBJECT_PATH, Action.STORE_REMOVE, store.remove_object),
+    Route("POST", store.SIGNATURES_PATH, Action.STORE_ADD, store.attach),
+    Route("GET", store.REFERENCE_PATH, Action.STORE_READ, store.get_reference),
+    Route("PUT", store.REFERENCE_PATH, Action.STORE_TAG, store.tag),
+    Route("DELETE", store.REFERENCE_PATH, Action.STORE_REMOVE, store.untag),
+    Route("POST", store.COLLECT_PATH, Action.STORE_REMOVE, store.collect),
+    Route("POST", store.VERIFY_PATH, Action.STORE_REMOVE, store.verify),
+    Route("GET", store.EXPORT_PATH, Action.STORE_EXPORT, store.export),
+    Route("POST", store.IMPORT_PATH, Action.STORE_ADD, store.import_modules, max_body=store.MAX_IMPORT),
+    Route("GET", store.KEYS_PATH, Action.STORE_READ, store.list_keys),
+    Route("POST", store.REVOKE_PATH, Action.STORE_REVOKE, store.revoke),
     Route("GET", openapi.DOCUMENT_PATH, Action.DESCRIBE, openapi.openapi),
 )
 """Every way in."""
@@ -79,6 +95,8 @@ def make_app(
     admission: Admission,
     quotas: QuotaKeeper,
     declarations: declared.Declarations,
+    modules: store.Modules,
+    uses: Callable[[], Sequence[InUse]],
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
@@ -94,6 +112,7 @@ def make_app(
     app[middleware.ADMISSION] = admission
     app[middleware.FIND] = keeps.find
     app[middleware.QUOTAS] = quotas
+    store.prepare(app, modules, uses)
     rules: dict[web.AbstractRoute, Rules] = {}
     for route in ROUTES:
         added = app.router.add_route(route.method, route.path, route.handler, expect_handler=middleware.expect)

@@ -11,12 +11,13 @@ from aiohttp import web
 from keep_manager.http.errors import STATUS_OF
 from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, schemas
-from keep_protocol import output, sse
+from keep_protocol import output, sse, store
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.schema import Schema
 from keep_protocol.states import State
+from keep_protocol.store import V1_STORE_PATH
 
 OPENAPI = "3.1.0"
 VERSION = "1"
@@ -78,6 +79,10 @@ class Operation:
     refusals: tuple[ErrorKind, ...] = (ErrorKind.NOT_FOUND,)
 
 
+_REFERENCE_PATH, _OBJECT_PATH = f"{V1_STORE_PATH}/references/{{name}}", f"{V1_STORE_PATH}/objects/{{digest}}"
+_NAMED: Schema = {"type": "string", "pattern": f"^(?:{store.REFERENCE.pattern})$"}
+_DIGEST: Schema = {"type": "string", "pattern": f"^{store.DIGEST.pattern}$"}
+_KEY: Schema = {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", "maxLength": 63}
 _RESUME = Parameter(
     "Last-Event-ID", "header", {"type": "string", "maxLength": sse.MAX_ID}, "the id of the last event received"
 )
@@ -194,6 +199,92 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         body="application/octet-stream",
         refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
     ),
+    ("GET", V1_STORE_PATH): Operation("listStore", "What the module store has", answer="Store"),
+    ("POST", f"{V1_STORE_PATH}/objects"): Operation(
+        "addObject",
+        "Keeps the request's body, a module, with its signatures, and names it; all of that or nothing",
+        201,
+        answer="StoredObject",
+        body="application/octet-stream",
+        parameters=(
+            Parameter("reference", "query", _NAMED, "NAME:TAG, what to call it"),
+            Parameter("digest", "query", _DIGEST, "what its digest must be"),
+            Parameter(
+                store.SIGNATURES_HEADER,
+                "header",
+                {"type": "string", "maxLength": store.MAX_SIGNATURES_HEADER},
+                "detached signatures, as minisign writes them, each in Base64, with commas between them",
+            ),
+        ),
+        refusals=(*BODY, ErrorKind.NO_SPACE, ErrorKind.CONFIGURATION),
+    ),
+    ("GET", _OBJECT_PATH): Operation(
+        "getObject", "An object, every byte of which was read, with what needs it", answer="StoredDetails"
+    ),
+    ("DELETE", _OBJECT_PATH): Operation(
+        "removeObject",
+        "Removes an object that nothing needs",
+        204,
+        answer="",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
+    ("POST", f"{_OBJECT_PATH}/signatures"): Operation(
+        "attachSignature",
+        "Keeps a signature with an object, checked first with the key it is by",
+        answer="Signatures",
+        body="Signature",
+        refusals=(*BODY, ErrorKind.NOT_FOUND),
+    ),
+    ("GET", _REFERENCE_PATH): Operation("getReference", "A reference, with its history", answer="Reference"),
+    ("PUT", _REFERENCE_PATH): Operation(
+        "tag", "Has a reference name an object", answer="Reference", body="Tag", refusals=(*BODY, ErrorKind.NOT_FOUND)
+    ),
+    ("DELETE", _REFERENCE_PATH): Operation("untag", "Removes a reference; its object stays", 204, answer=""),
+    ("POST", f"{V1_STORE_PATH}/gc"): Operation(
+        "collectGarbage",
+        "Removes the objects that nothing needs",
+        answer="Collected",
+        body="Collect",
+        refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
+    ("POST", f"{V1_STORE_PATH}/verify"): Operation(
+        "verifyStore",
+        "Reads every byte of the store, and says what is wrong; damaged objects go into quarantine",
+        answer="Findings",
+    ),
+    ("GET", f"{V1_STORE_PATH}/export"): Operation(
+        "exportModules",
+        "Objects with their references and signatures as a tar; one that breaks off has no end",
+        answer="application/octet-stream",
+        parameters=(
+            Parameter(
+                "what",
+                "query",
+                {"type": "array", "items": {"type": "string", "maxLength": 300}},
+                "NAME:TAG, NAME:TAG@sha256:… or sha256:…, any number of times; the whole store without it",
+            ),
+        ),
+    ),
+    ("POST", f"{V1_STORE_PATH}/import"): Operation(
+        "importModules",
+        "Takes in an export, all of it or nothing",
+        answer="Moved",
+        body="application/octet-stream",
+        parameters=(Parameter("replace", "query", {"type": "boolean"}, "move references that name another object"),),
+        refusals=(*BODY, ErrorKind.CONFLICT, ErrorKind.NO_SPACE, ErrorKind.CONFIGURATION),
+    ),
+    ("GET", f"{V1_STORE_PATH}/keys"): Operation(
+        "listKeys",
+        "What modules must be to start, and what runs that could not start any more",
+        answer="Requirements",
+    ),
+    ("POST", f"{V1_STORE_PATH}/keys/{{name}}/revoke"): Operation(
+        "revokeKey",
+        "Has a key count no more, from now on; with what runs that could not start any more",
+        answer="Revoked",
+        body="Revoke",
+        refusals=(*BODY, ErrorKind.NOT_FOUND),
+    ),
     ("GET", V1_EVENTS_PATH): Operation(
         "keepEvents",
         "What happened to keeps, or with follow what happens from the answer's begin on, as server-sent events: `keep`",
@@ -247,6 +338,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
 """Every operation of /v1. A route without one is a defect, which every start of the manager shows."""
 
 
+_IN_PATHS = (
+    ("kuuid", "{kuuid}", KUUID),
+    ("digest", "{digest}", _DIGEST),
+    ("name", "references/{name}", _NAMED),
+    ("name", "keys/{name}", _KEY),
+    ("name", f"{V1_DECLARED_PATH}/{{name}}", {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}),
+)
+"""Parameters of paths, and the part of a path by which each is known."""
+
+
 def document(routes: Iterable[Route]) -> dict[str, object]:
     """The document of those `routes` that lie below /v1. Raises KeyError for one that is not described."""
     paths: dict[str, dict[str, object]] = {}
@@ -273,11 +374,9 @@ def document(routes: Iterable[Route]) -> dict[str, object]:
 
 def _operation(operation: Operation, path: str) -> dict[str, object]:
     parameters = [parameter.document() for parameter in operation.parameters]
-    if "{kuuid}" in path:
-        parameters.insert(0, {"name": "kuuid", "in": "path", "required": True, "schema": KUUID})
-    if "{name}" in path:
-        named = {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}
-        parameters.insert(0, {"name": "name", "in": "path", "required": True, "schema": named})
+    for name, where, schema in _IN_PATHS:
+        if where in path:
+            parameters.insert(0, {"name": name, "in": "path", "required": True, "schema": schema})
     described: dict[str, object] = {
         "operationId": operation.name,
         "summary": operation.summary,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keep_protocol import sse
+from keep_protocol import sse, store
 from keep_protocol.api import MAX_PAGE, NewKeep, StartKeep
 from keep_protocol.constants import KUUID_BITS
 from keep_protocol.declared import Apply, DeclaredKeep
@@ -23,9 +23,29 @@ ANSWERS: dict[str, type[Record]] = {
     "Declared": DeclaredKeep,
     "KeepEvent": sse.KeepEvent,
     "LogLine": sse.LogLine,
+    "Store": store.Listing,
+    "StoredObject": store.Object,
+    "StoredDetails": store.Details,
+    "Reference": store.Reference,
+    "Collected": store.Collected,
+    "Findings": store.Findings,
+    "Moved": store.Moved,
+    "Signatures": store.Attached,
+    "Requirements": store.Requirements,
+    "Key": store.KnownKey,
+    "InUse": store.InUse,
+    "Revoked": store.Revoked,
 }
 """What the manager writes: every member is there."""
-REQUESTS: dict[str, type[Record]] = {"Create": NewKeep, "Start": StartKeep, "Apply": Apply}
+REQUESTS: dict[str, type[Record]] = {
+    "Create": NewKeep,
+    "Start": StartKeep,
+    "Apply": Apply,
+    "Tag": store.Tagging,
+    "Collect": store.Collection,
+    "Signature": store.Signature,
+    "Revoke": store.Revoking,
+}
 """What it reads: what has a default may be left out."""
 _NAMES = {record: name for name, record in ANSWERS.items()}
 KUUID: Schema = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -138,6 +139,19 @@ def made_of(command: Command) -> click.Command:
         help=inspect.cleandoc(command.help),
         short_help=command.brief,
     )
+
+
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which manager, on a command of click's."""
+    for option in access.CONNECTION:
+        command = click.option(
+            *option.flags,
+            option.name,
+            metavar=option.metavar,
+            type=_type(option.value) or str,
+            help=option.about,
+        )(command)
+    return command
 
 
 output_option = click.option(

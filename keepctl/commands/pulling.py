@@ -7,7 +7,7 @@ import click
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl.commands.access import output_option
 from keepctl.commands.shared import FILE
-from keepctl.commands.storing import store_option, store_path, who
+from keepctl.commands.storing import in_place_options, who
 from keepctl.describe import size_text
 from keepctl.display import echo, json_text
 from module_store import names
@@ -20,7 +20,7 @@ from module_store.store import Store
 @click.option("--credentials", metavar="FILE", type=FILE, help="User and password, as `docker login` writes them.")
 @click.option("--ca", metavar="FILE", type=FILE, help="The CA of the registry, in place of those of this host.")
 @click.option("--plain-http", "plain", is_flag=True, help="Without TLS: for a registry on this host.")
-@store_option
+@in_place_options
 @output_option
 def pull(
     address: str,
@@ -49,7 +49,7 @@ def pull(
         why = error.strerror or str(error)
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot read the CA in {ca}: {why}") from error
     registry = Registry(wanted.site, known, context)
-    with Store.create(store_path(directory)) as store:
+    with Store.create(directory) as store:
         pulled = registry.pull(store, wanted, named, who())
     if output == "json":
         echo(json_text({**pulled.object.to_wire(), "reference": named or None, "from": str(pulled.address)}))

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from _collections_abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import click
 
+from keep_protocol.store import InUse, KnownKey
 from keepctl.commands.access import output_option
 from keepctl.commands.shared import FILE, Commands
-from keepctl.commands.storing import meant, store_option, store_path
+from keepctl.commands.storing import Modules, in_place_options, meant, store_options, who
 from keepctl.describe import moment_text
 from keepctl.display import echo, json_text, say, show_table
 from keepctl.files import PUBLIC_FILE, explained, replace
 from keepctl.modules import MAX_MODULE_BYTES, read_file
 from module_store import signing, trust
-from module_store.keys import Keys
+from module_store.keys import Keys, check_key_name
 from module_store.objects import mapped
+from module_store.operations import Operations
 from module_store.signatures import MAX_KEY_BYTES, MAX_SIGNATURE_BYTES, Signed, parse_public_key
 from module_store.store import Store
 
@@ -41,7 +42,7 @@ def key() -> None:
 @key.command("add")
 @click.argument("name")
 @click.argument("public", metavar="FILE|KEY")
-@store_option
+@in_place_options
 @output_option
 def add(name: str, public: str, directory: str | None, output: str) -> None:
     """Keeps a public key of minisign's, from its FILE or as its one line of text, under NAME.
@@ -51,57 +52,70 @@ def add(name: str, public: str, directory: str | None, output: str) -> None:
     """
     data = read_file(public, MAX_KEY_BYTES) if os.path.exists(public) else os.fsencode(public)
     public_key = parse_public_key(data)
-    with Store.create(store_path(directory)) as store:
+    with Store.create(directory) as store:
         added = Keys(store.place.path).add(name, public_key)
     echo(json_text(added.to_wire()) if output == "json" else f"{added.name}  {added.id}")
 
 
 @key.command("ls")
-@store_option
+@store_options
 @output_option
-def list_keys(directory: str | None, output: str) -> None:
-    """Lists the keys, and says what is required.
+def list_keys(modules: Modules, output: str) -> None:
+    """Lists the keys, and says what is required, and what runs that could not start any more.
 
     \b
     keepctl store key ls
     """
-    with Store.open(store_path(directory)) as store:
-        keys = Keys(store.place.path)
-        known, required = keys.keys(), keys.trust()
+    found = modules.requirements()
+    required = trust.Trust(found.require, found.any_of)
     if output == "json":
-        echo(json_text({"keys": [each.to_wire() for each in known], "trust": required.to_wire()}))
+        wire = found.to_wire()
+        keys, affected = wire["keys"], wire["affected"]
+        echo(json_text({"keys": keys, "trust": required.to_wire(), "affected": affected}))
         return
     names = (*required.require, *required.any_of)
-    rows = [(each.name, each.id, "yes" if each.name in names else "", _revoked(each)) for each in known]
+    rows = [(each.name, each.id, "yes" if each.name in names else "", _revoked(each)) for each in found.keys]
     show_table(("NAME", "KEY", "REQUIRED", "REVOKED"), rows)
     say(required.text())
+    _show_affected(found.affected)
 
 
-def _revoked(each: trust.Key) -> str:
+def _revoked(each: KnownKey) -> str:
     return "" if each.revoked is None else f"{moment_text(each.revoked)} {each.reason}".rstrip()
 
 
 @key.command("revoke")
 @click.argument("name")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for those who are refused because of it.")
-@store_option
+@store_options
 @output_option
-def revoke(name: str, reason: str, directory: str | None, output: str) -> None:
-    """Has a key count no more, permanently: what only it has signed does not start from now on.
+def revoke(name: str, reason: str, modules: Modules, output: str) -> None:
+    """Has a key count no more, permanently: what only it has signed does not start from now on. Lists what runs that
+    could not start any more: it runs on until you stop it. In place that is what the store's users have declared; a
+    manager names its keeps.
 
     \b
     keepctl store key revoke release --reason "the laptop was stolen"
     """
-    with Store.open(store_path(directory)) as store:
-        revoked = Keys(store.place.path).revoke(name, time.time(), reason)
-    echo(json_text(revoked.to_wire()) if output == "json" else f"{revoked.name} is revoked")
+    revoked = modules.revoke(check_key_name(name), reason)
+    if output == "json":
+        echo(json_text(revoked.to_wire()))
+        return
+    echo(f"{revoked.key.name} is revoked")
+    _show_affected(revoked.affected)
+
+
+def _show_affected(affected: tuple[InUse, ...]) -> None:
+    for use in affected:
+        by = f"signed by {', '.join(use.keys)}" if use.keys else "without a signature that counts"
+        say(f"running, and could not start any more: {use.user}: {use.digest}, {by}")
 
 
 @key.command("require")
 @click.argument("names", metavar="[NAME...]", nargs=-1)
 @click.option("--any", "any_of", is_flag=True, help="One of them is enough.")
 @click.option("--none", "nothing", is_flag=True, help="No signature is required any more.")
-@store_option
+@in_place_options
 @output_option
 def require(names: tuple[str, ...], any_of: bool, nothing: bool, directory: str | None, output: str) -> None:
     """Requires that a module is signed by all of these keys to start; with --any by one of them.
@@ -113,7 +127,7 @@ def require(names: tuple[str, ...], any_of: bool, nothing: bool, directory: str 
     if nothing == bool(names) or (any_of and nothing):
         raise click.UsageError("name keys, perhaps with --any, or give --none")
     required = trust.Trust(any_of=names) if any_of else trust.Trust(require=names)
-    with Store.create(store_path(directory)) as store:
+    with Store.create(directory) as store:
         Keys(store.place.path).require(required)
     echo(json_text(required.to_wire()) if output == "json" else required.text())
 
@@ -154,24 +168,17 @@ def _password(secret: str) -> str:
 @click.command("attach")
 @click.argument("what", metavar="WHAT")
 @click.argument("signatures", metavar="SIGNATURE...", nargs=-1, required=True, type=FILE)
-@store_option
+@store_options
 @output_option
-def attach(what: str, signatures: tuple[str, ...], directory: str | None, output: str) -> None:
+def attach(what: str, signatures: tuple[str, ...], modules: Modules, output: str) -> None:
     """Keeps signatures with an object of the store, each checked first with the key it is by.
 
     \b
     keepctl store attach web:1.2 web.wasm.minisig
     """
     given = [read_file(each, MAX_SIGNATURE_BYTES) for each in signatures]
-    attached = []
-    with Store.open(store_path(directory)) as store:
-        keys, digest = Keys(store.place.path).keys(), meant(store, what)
-        with _object(store, digest) as contents:
-            for data in given:
-                signer = trust.signer(data, keys, contents)
-                store.attach(digest, f"{trust.SIGNATURE}{signer.name}", data)
-                attached.append(signer.name)
-    echo(json_text({"digest": digest, "keys": attached}) if output == "json" else f"signed by {', '.join(attached)}")
+    attached = modules.attach(meant(modules, what), given)
+    echo(json_text(attached.to_wire()) if output == "json" else f"signed by {', '.join(attached.keys)}")
 
 
 @contextmanager
@@ -189,7 +196,7 @@ def _object(store: Store, digest: str) -> Iterator[memoryview]:
 @click.argument("what", metavar="WHAT|FILE")
 @click.argument("signatures", metavar="[SIGNATURE...]", nargs=-1, type=FILE)
 @click.option("--force", is_flag=True, help="Although a newer version was seen.")
-@store_option
+@in_place_options
 @output_option
 def check(what: str, signatures: tuple[str, ...], force: bool, directory: str | None, output: str) -> None:
     """Says whether an object of the store, or FILE, may start by its signatures: those that are attached to it, or lie
@@ -200,7 +207,7 @@ def check(what: str, signatures: tuple[str, ...], force: bool, directory: str | 
     keepctl store check web.wasm
     """
     given = [read_file(each, MAX_SIGNATURE_BYTES) for each in signatures]
-    with Store.open(store_path(directory)) as store, ExitStack() as held:
+    with Store.open(directory) as store, ExitStack() as held:
         keys = Keys(store.place.path)
         required, contents = keys.trust(), memoryview(b"")
         if os.path.isfile(what):
@@ -208,10 +215,9 @@ def check(what: str, signatures: tuple[str, ...], force: bool, directory: str | 
             digest = f"sha256:{hashlib.sha256(contents).hexdigest()}"
             given += [read_file(what + SUFFIX, MAX_SIGNATURE_BYTES)] if os.path.exists(what + SUFFIX) else []
         else:
-            digest = meant(store, what)
+            digest = meant(Operations(directory, who()), what)
             contents = held.enter_context(_object(store, digest))
-            kinds = [kind for kind in store.attachments(digest) if kind.startswith(trust.SIGNATURE)]
-            given += [data for kind in kinds if (data := store.attached(digest, kind)) is not None]
+            given += trust.attached_signatures(store, digest)
         accepted = trust.decide(required, keys.keys(), given, contents, digest, keys.newest(), force=force)
     _show(accepted, digest, required, output)
 

@@ -26,6 +26,8 @@ from module_store.verify.rules import (
 
 Opinion = Callable[[memoryview], str]
 """The engine's: why it does not take a core module, or ""."""
+_SHOWN_DETAILS = 5
+"""Of each rule that failed, with a refusal; the report has more."""
 _COMPONENTS = "a component's exports are not core functions"
 
 
@@ -128,7 +130,10 @@ def refuse(report: Report) -> None:
     if report.passed:
         return
     failed: Iterable[Finding] = report.failures
-    lines = tuple(f"{each.rule}: {each.found}{f'; allowed: {each.allowed}' if each.allowed else ''}" for each in failed)
+    lines: list[str] = []
+    for each in failed:
+        lines.append(f"{each.rule}: {each.found}{f'; allowed: {each.allowed}' if each.allowed else ''}")
+        lines += [f"{each.rule}: {detail}" for detail in each.details[:_SHOWN_DETAILS]]
     rules = ", ".join(each.rule for each in report.failures)
     message = f"cannot take the module: it does not pass the policy {report.policy}: {rules}"
-    raise KeepfleetError(ErrorKind.INVALID_MODULE, message, lines)
+    raise KeepfleetError(ErrorKind.INVALID_MODULE, message, tuple(lines))

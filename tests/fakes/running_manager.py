@@ -13,6 +13,7 @@ import aiohttp
 from keep_manager import pki
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.callers import Callers
+from keep_manager.daemon import uses_of
 from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
@@ -77,6 +78,8 @@ class RunningManager:
             admission,
             self.quotas,
             self.parts.declarations,
+            self.parts.modules,
+            lambda: uses_of(self.parts.view.entries()),
         )
         await self.parts.reconciler.open()
         self.tasks.start(self.parts.reconciler.run(), name="declared")

@@ -135,7 +135,7 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
             "modules",
             (
                 "hello:1.0  sha256:7ea50a6d9bc9  39.5 KiB",
-                "by root from sha256:7ea50a6d9bc9",
+                "by admin from sha256:7ea50a6d9bc9",
                 "removed: 1, ",
                 "-: objects: 1, references: 1, attachments: 0; 39.5 KiB",
                 "/var/lib/keepfleet/store: all is well",

@@ -26,6 +26,8 @@ OTHERS = KeepInfo(8, State.LISTENING, owner="bob")
 UNOWNED = KeepInfo(9, State.LISTENING)
 DECLARED = (Action.READ_DECLARED, Action.DECLARE)
 CHANGES = {Action.DECLARE, Action.CREATE, Action.START, Action.INPUT, Action.STOP, Action.REMOVE}
+STORE = {action for action in Action if action.name.startswith("STORE_")}
+"""Of no keep: what a role may, it may with all of the store."""
 
 
 def refusal(caller: Asker, action: Action, keep: KeepInfo | None) -> ErrorKind | None:
@@ -52,7 +54,7 @@ def test_a_caller_without_a_certificate_declares_nothing(action: Action) -> None
 
 
 @pytest.mark.parametrize("role", [Role.USER, Role.ANONYMOUS])
-@pytest.mark.parametrize("action", [action for action in Action if action not in (Action.DESCRIBE, *DECLARED)])
+@pytest.mark.parametrize("action", [action for action in Action if action not in STORE | {Action.DESCRIBE, *DECLARED}])
 def test_to_a_user_there_are_its_own_keeps_alone(role: Role, action: Action) -> None:
     caller = Asker(role)
     assert refusal(caller, action, OWN) is None
@@ -61,7 +63,16 @@ def test_to_a_user_there_are_its_own_keeps_alone(role: Role, action: Action) -> 
         assert refusal(caller, action, keep) is ErrorKind.NOT_FOUND
 
 
-@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("role", [Role.USER, Role.ANONYMOUS, Role.VIEWER, Role.UPLOADER])
+@pytest.mark.parametrize("action", [action for action in Action if action in STORE])
+def test_the_store_is_the_operators_to_change_and_others_who_run_or_see_keeps_may_list_it(
+    role: Role, action: Action
+) -> None:
+    may_list = action is Action.STORE_READ and role is not Role.UPLOADER
+    assert refusal(Asker(role), action, None) is (None if may_list else ErrorKind.FORBIDDEN)
+
+
+@pytest.mark.parametrize("action", [action for action in Action if action not in STORE])
 def test_a_viewer_reads_everything_and_changes_nothing(action: Action) -> None:
     expected = ErrorKind.FORBIDDEN if action in CHANGES else None
     for keep in (OWN, OTHERS, None):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from keep_protocol.keep import Module
 from keep_protocol.kinds import Kind
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Phase, State
+from keep_protocol.store import Tagging
 from module_store.collect import collect, declared
 from module_store.keys import Keys
 from module_store.store import Store
@@ -245,6 +248,82 @@ async def test_a_module_starts_where_it_is_signed_as_the_store_requires_and_nowh
     with pytest.raises(KeepfleetError) as caught:
         await keeps.start(StartKeep(made.kuuid), ALICE)
     assert "which was revoked: the laptop was stolen" in str(caught.value.evidence)
+
+
+async def test_a_module_starts_where_it_passes_the_store_s_policy_and_is_verified_once(
+    keeps: Keeps, parts: ManagerParts, units: FakeUnits, store: Store, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, bare = Keys(store.place.path), subprocess.run
+    asked: list[object] = []
+
+    def counted(*words: Any, **named: Any) -> subprocess.CompletedProcess[bytes]:
+        asked.append(words)
+        return bare(*words, **named)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    keys.set_policy(b"name: edge\nkinds: [component]\n")
+    assert parts.modules.trust() == "no signature is required; modules must pass the store's policy"
+    for _ in range(2):
+        with pytest.raises(KeepfleetError, match="it does not pass the policy edge: kind") as caught:
+            await keeps.create(RUN, ALICE)
+        assert (caught.value.kind, units.loaders) == (ErrorKind.INVALID_MODULE, {})
+        assert caught.value.evidence == ("kinds: module; allowed: component",)
+    assert len(asked) == 1
+
+    keys.set_policy(b"name: edge\nkinds: [module]\n")
+    for _ in range(2):
+        info = await keeps.create(RUN, ALICE)
+        assert units.loaders[info.kuuid].brought == {"module": WASM}
+    assert len(asked) == 2
+    assert "local.verified" in store.attachments(digest)
+
+
+async def test_a_policy_that_cannot_be_read_starts_nothing(keeps: Keeps, store: Store, digest: str) -> None:
+    Keys(store.place.path).set_policy(b"name: [\n")
+    with pytest.raises(KeepfleetError, match="cannot use the policy") as caught:
+        await keeps.create(RUN, ALICE)
+    assert caught.value.kind is ErrorKind.CONFIGURATION
+
+
+async def test_a_module_whose_verification_does_not_end_does_not_start(
+    keeps: Keeps, store: Store, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Keys(store.place.path).set_policy(b"name: edge\n")
+    monkeypatch.setattr("module_store.verified._PROGRAM", "import signal; signal.pause()")
+    monkeypatch.setattr("module_store.verified.VERIFY_SECONDS", 0.1)
+    with pytest.raises(KeepfleetError, match="it takes over"):
+        await keeps.create(RUN, ALICE)
+    monkeypatch.setattr("module_store.verified._PROGRAM", "import os; os.abort()")
+    monkeypatch.setattr("module_store.verified.VERIFY_SECONDS", 20)
+    with pytest.raises(KeepfleetError, match="its process was ended by signal 6"):
+        await keeps.create(RUN, ALICE)
+    assert "local.verified" not in store.attachments(digest)
+
+
+async def test_an_older_version_starts_once_that_is_forced_until_a_newer_one_does(
+    keeps: Keeps, parts: ManagerParts, store: Store
+) -> None:
+    signer, keys, digests = Signer("release"), Keys(store.place.path), {}
+    keys.add("release", signer.public)
+    keys.require(Trust(require=("release",)))
+    for number in range(1, 4):
+        contents = WASM + b"\0\1" + bytes([number])
+        digests[number] = store.add(io.BytesIO(contents), reference=f"web:{number}").digest
+        said = f"keepfleet name=web version={number}"
+        store.attach(digests[number], "signature.release", signer.sign(contents, said))
+    await keeps.create(RUN.replace(module="web:2"), ALICE)
+    with pytest.raises(KeepfleetError, match="older than 2"):
+        await keeps.create(RUN.replace(module="web:1"), ALICE)
+    operations = parts.modules.operations("root", "root", 10, 1000, ())
+    operations.tag("web:current", Tagging(digests[1], force=True))
+    for module in ("web:current", "web:2", "web:1"):
+        await keeps.create(RUN.replace(module=module), ALICE)
+    await keeps.create(RUN.replace(module="web:3"), ALICE)
+    with pytest.raises(KeepfleetError, match="older than 3"):
+        await keeps.create(RUN.replace(module="web:current"), ALICE)
+    unsigned = store.add(io.BytesIO(WASM), reference="web:0").digest
+    with pytest.raises(KeepfleetError, match="not signed by release"):
+        operations.tag("web:current", Tagging(unsigned, force=True))
 
 
 async def test_a_store_whose_requirement_cannot_be_read_starts_nothing(

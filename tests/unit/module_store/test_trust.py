@@ -8,8 +8,9 @@ import pytest
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import parse
+from keep_protocol.store import InUse
 from module_store.signatures import Signed
-from module_store.trust import MAX_SIGNATURES, Accepted, InUse, Newest, Trust, affected, after, decide
+from module_store.trust import MAX_SIGNATURES, Accepted, Newest, Trust, affected, after, decide, forced
 from tests.unit.module_store.signers import Signer
 
 CONTENTS = b"\0asm\1\0\0\0"
@@ -81,8 +82,18 @@ def test_signers_must_say_the_same_of_a_module() -> None:
 def test_an_older_version_than_the_newest_seen_is_refused_unless_forced() -> None:
     newest = Newest("1.10.0", ELSE)
     error = refusal(ONE, ALICE.sign(CONTENTS), newest=newest)
-    assert "it is version 1.2.0 of web, older than 1.10.0, the newest seen; --force" in error.message
+    assert "it is version 1.2.0 of web, older than 1.10.0, the newest seen; to go back to it" in error.message
     assert "forced" in decided(ONE, ALICE.sign(CONTENTS), newest=newest, force=True).notes[0]
+
+
+def test_a_version_that_was_forced_starts_until_a_newer_one_than_all_seen_does() -> None:
+    seen = forced(DIGEST, Newest("1.10.0", ELSE))
+    assert forced(DIGEST, seen) == seen
+    assert "forced" in decided(ONE, ALICE.sign(CONTENTS), newest=seen).notes[0]
+    assert after(Signed("web", "1.2.0"), DIGEST, seen) == seen
+    assert after(Signed("web", "1.10.0"), ELSE, seen) == seen
+    assert after(Signed("web", "1.11"), ELSE, seen) == Newest("1.11", ELSE)
+    assert forced(ELSE, Newest("1.10.0", ELSE)) == Newest("1.10.0", ELSE)
 
 
 def test_another_file_of_a_version_that_was_seen_is_refused() -> None:

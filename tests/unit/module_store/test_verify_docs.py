@@ -1,15 +1,12 @@
-"""The pages on verification and signatures are typed here: they need no manager."""
+"""The page on verification is typed here: it needs no manager."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,10 +39,3 @@ def test_the_page_on_verification_does_what_it_says(tmp_path: Path) -> None:
     for promised in ("env open_the_door", "policy edge-jobs", "True sha256:", "gcd: there is a loop on its way"):
         assert promised in output, f"verify.md promises {promised!r}; it printed:\n{output}"
     assert output.count("\npassed\n") == 3
-
-
-@pytest.mark.skipif(shutil.which("minisign") is None, reason="Debian's package minisign is not installed")
-def test_the_page_on_signed_modules_does_what_it_says(tmp_path: Path) -> None:
-    output = typed("docs/how-to/signed.md", tmp_path)
-    assert output.count("refused: 1\n") == 3
-    assert output.count("it may start: web 1.2.") == 2 and "release is revoked" in output

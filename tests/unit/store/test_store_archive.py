@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.store import Moved
 from module_store import archive, tar
-from module_store.archive import Moved
 from module_store.store import Store
 from tests.unit.store.conftest import HELLO, WORLD, add, digest_of, read, tree
 

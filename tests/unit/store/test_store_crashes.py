@@ -60,6 +60,11 @@ def add_and_move(store: Store) -> None:
     add(store, NEW, "web:1")
 
 
+def add_signed(store: Store) -> None:
+    attached = {"signature.a": b"of what is new", "local.added": b"by whom"}
+    store.add(io.BytesIO(NEW), reference="web:2", admit=lambda *_: attached)
+
+
 def add_again(store: Store) -> None:
     add(store, HELLO, "web:2")
 
@@ -95,6 +100,7 @@ def import_export(store: Store) -> None:
 CHANGES: tuple[Callable[[Store], None], ...] = (
     add_named,
     add_and_move,
+    add_signed,
     add_again,
     tag,
     untag,

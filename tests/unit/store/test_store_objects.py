@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.store import MAX_HISTORY
 from module_store.disk import Disk
 from module_store.place import Damaged
-from module_store.references import MAX_HISTORY
 from module_store.store import MAX_ATTACHMENTS, Store
 from tests.unit.store.conftest import HELLO, WORLD, add, digest_of, read, tree
 
