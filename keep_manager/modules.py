@@ -18,7 +18,7 @@ from contextlib import ExitStack
 
 from keep_manager.model import StoredModule
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.spec import MAX_MODULE_NAME, KeepSpec
+from keep_protocol.spec import MAX_MODULE_NAME
 from module_store import collect
 from module_store.keys import Keys
 from module_store.names import parse_wanted
@@ -143,14 +143,3 @@ def _check_signatures(store: Store, digest: str, file: int) -> None:
         accepted = decide(trust, keys.keys(), given, contents, digest, keys.newest())
     if accepted.signed is not None:
         keys.saw(accepted.signed, digest)
-
-
-class NoArtifacts:
-    """No compiled code is kept: each keep compiles its module itself."""
-
-    def __repr__(self) -> str:
-        return "NoArtifacts()"
-
-    async def get(self, digest: str, spec: KeepSpec) -> int | None:
-        """See keeps.interfaces.Artifacts."""
-        return None

@@ -5,6 +5,7 @@ rich is imported where it draws: a command in a pipe does not pay its 60 ms.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -133,6 +134,45 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     columns, lines = shutil.get_terminal_size()
     # With both given, rich does not make every terminal that calls itself dumb 80 columns wide.
     Console(width=max(columns, sum(fixed) + _LAST_COLUMN), height=lines).print(table)
+
+
+class WaitingLine:
+    """What is waited for, as one line on standard error: on a terminal it changes, and goes when the wait is over;
+    elsewhere it is written once."""
+
+    def __init__(self, terminal: bool | None = None) -> None:
+        """terminal: whether standard error is one, by default as it is."""
+        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._shown = ""
+
+    def __repr__(self) -> str:
+        return f"WaitingLine({self._shown!r})"
+
+    def __call__(self, text: str) -> None:
+        """It is as far as `text` says."""
+        if self._terminal:
+            self._draw(f"keepctl: {one_line(text)}")
+        elif not self._shown:
+            self._shown = text
+            say(f"keepctl: {one_line(text)}; the next start finds it compiled")
+
+    def _draw(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # whoever cannot be shown it waits all the same
+            sys.stderr.write("\r" + text.ljust(len(self._shown)))
+            sys.stderr.flush()
+        self._shown = text
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._terminal and self._shown:
+            self._draw("")
+            with contextlib.suppress(OSError):
+                sys.stderr.write("\r")
+                sys.stderr.flush()
 
 
 class UploadBar:
