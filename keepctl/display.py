@@ -5,7 +5,6 @@ rich is imported where it draws: a command in a pipe does not pay its 60 ms.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import stat
@@ -157,10 +156,12 @@ class WaitingLine:
             say(f"keepctl: {one_line(text)}; the next start finds it compiled")
 
     def _draw(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # whoever cannot be shown it waits all the same
-            sys.stderr.write("\r" + text.ljust(len(self._shown)))
+        shown, self._shown = self._shown, text
+        try:
+            sys.stderr.write("\r" + text.ljust(len(shown)) + "\r" * (not text))
             sys.stderr.flush()
-        self._shown = text
+        except OSError:
+            return  # whoever cannot be shown it waits all the same
 
     def __enter__(self) -> Self:
         return self
@@ -170,9 +171,6 @@ class WaitingLine:
     ) -> None:
         if self._terminal and self._shown:
             self._draw("")
-            with contextlib.suppress(OSError):
-                sys.stderr.write("\r")
-                sys.stderr.flush()
 
 
 class UploadBar:

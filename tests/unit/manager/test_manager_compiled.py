@@ -76,7 +76,7 @@ async def test_who_has_no_patience_hears_how_far_it_is_and_finds_it_done_later(p
     waiting = asyncio.create_task(parts.look(spec))
     await parts.units.until_started(1)
     with pytest.raises(
-        KeepfleetError, match="cannot run the module yet: compiling the module, [0-9]+ s; ask again"
+        KeepfleetError, match=r"cannot run the module yet: compiling the module, [0-9]+ s; ask again"
     ) as told:
         await parts.look(spec, 0.0)
     assert told.value.kind is ErrorKind.COMPILING
