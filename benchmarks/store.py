@@ -1,8 +1,8 @@
 """Starts from the module store against uploads of the same modules, and the memory of many keeps of one module.
 
-Both ways are `keepctl run --rm` as a program of its own, in turns; what the host uses meanwhile is read from the service
-manager, which collects what has ended, and the services that work for a run. The store's modules were compiled before:
-that is what the store is for, and what the first start pays stands beside.
+Both ways are `keepctl run --rm` as a program of its own, in turns; what the host uses meanwhile is read from the
+service manager, which collects what has ended, and the services that work for a run. The modules of the store were
+compiled before: that is what the store is for. What the first start pays stands beside.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _memory(host: Host, count: int) -> list[Figure]:
         workload.flush()
         _add(workload.name, "waiting:1")
     client = host.client
-    keeps = [client.create(module="waiting:1", start={}) for _ in range(count)]
+    keeps = [client.create(module="waiting:1", start={"workload": None}) for _ in range(count)]
     for keep in keeps:
         host.first_line(keep.unit, waiting.ITS_LINE)
     own = tuple(_own(host, keep) / MIB for keep in keeps)

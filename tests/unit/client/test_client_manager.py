@@ -218,3 +218,28 @@ def test_the_pki_lies_where_the_variable_says_else_in_etc_for_root_else_in_the_h
 def test_what_a_guest_chose_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[31mb\x00\r\x9b2J\u202e\tc\n") == "a\\x1b[31mb\\x00\\r\\x9b2J\\u202e\tc\n"
     assert one_line("a\n b\tc") == "a b c"
+
+
+def compiling(connection: ssl.SSLSocket) -> None:
+    """The manager's answer to a request whose module is still compiled."""
+    error = KeepfleetError(ErrorKind.COMPILING, "cannot run the module yet", ("compiling the module, 2 s",))
+    connection.sendall(answer(503, strict_json.dumps({"error": error.to_wire()}), False))
+
+
+def test_a_request_that_waits_for_a_compilation_is_made_again_and_says_how_far_that_is(
+    client: ManagerClient, fake: ManagerInMemory
+) -> None:
+    fake.instead["POST /v1/keeps"] = [compiling, compiling]
+    told: list[str] = []
+    assert client.create(waiting=told.append).state is State.LISTENING
+    assert told == ["compiling the module, 2 s"] * 2
+
+
+def test_a_manager_that_is_lost_meanwhile_is_asked_again_where_that_makes_no_second_keep(
+    client: ManagerClient, fake: ManagerInMemory
+) -> None:
+    fake.instead["POST /v1/keeps"] = [compiling, lambda connection: connection.close()]
+    assert client.create(idempotency_key="a key").state is State.LISTENING
+    fake.instead["POST /v1/keeps"] = [compiling, lambda connection: connection.close()]
+    with pytest.raises(ConnectionFailed):
+        client.create()
