@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,13 +16,15 @@ from cryptography.hazmat.primitives import serialization
 
 from keep_client.credentials import Credentials, ask_passphrase, check_readable, parse_manager, pki_directory
 from keep_client.manager import ManagerClient
-from keep_client.peer import Endpoint
+from keep_client.peer import ConnectionFailed, Endpoint
 from keep_client.text import one_line, printable
+from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
+from tests.fakes.tls_peer import answer
 
 
 @pytest.fixture
