@@ -52,13 +52,13 @@ def compilations(host: Host, cursor: str) -> int:
     return len([line for line in lines if line.startswith(STARTS)])
 
 
-def run(fleet: Fleet, module: str, **more: str) -> KeepInfo:
-    return fleet.client().create(module=module, start={"workload": None}, **more)
+def run(fleet: Fleet, module: str, profile: str = "") -> KeepInfo:
+    return fleet.client().create(module=module, start={"workload": None}, profile=profile)
 
 
-def ended(fleet: Fleet, module: str, **more: str) -> Life:
+def ended(fleet: Fleet, module: str) -> Life:
     """A keep that has run the module to its end, well."""
-    life = Life(fleet, run(fleet, module, **more).kuuid)
+    life = Life(fleet, run(fleet, module).kuuid)
     if life.info.state is State.STARTED:
         life.until(State.STARTED, State.COMPLETE)
     assert life.info.outcome is not None and life.info.outcome.text == "exited 0"
