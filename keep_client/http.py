@@ -28,6 +28,10 @@ def nothing() -> None:
     """What is done while a server works, unless there is something."""
 
 
+def nothing_of(_: str) -> None:
+    """What is done with words that nobody wants."""
+
+
 class Reply(Record):
     """An answer: its status, its body, and who sent it."""
 

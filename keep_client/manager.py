@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from _collections_abc import Callable, Generator, Iterable, Mapping
+from _collections_abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 
 from keep_client.connection import CALL_SECONDS, Connection
-from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body, nothing, target_of
+from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body, nothing, nothing_of, target_of
 from keep_client.peer import ConnectionFailed
 from keep_client.streams import RETRY_SECONDS, resumed
 from keep_protocol.constants import (
@@ -65,6 +65,31 @@ class ManagerClient(Connection):
             raise reply.error()
         return reply
 
+    def _compiled(
+        self, ask: Callable[[], Reply], waiting: Callable[[str], None], *, again: bool, done: Callable[[], Reply | None]
+    ) -> Reply:
+        """The answer to a request that waits for a module's compilation: it is made again until that is over, and
+        `waiting` hears how far it is. again: whether it may also be made again when its connection is lost meanwhile,
+        as by a manager that is restarted; done: what there is instead where it then turns out to have worked."""
+        pauses: Iterator[float] = iter(())
+        lost = False
+        while True:
+            try:
+                return ask()
+            except ConnectionFailed:
+                seconds = next(pauses, None)
+                if seconds is None:
+                    raise
+                lost = True
+                time.sleep(seconds)
+            except KeepfleetError as error:
+                if error.kind is ErrorKind.CONFLICT and lost and (reply := done()) is not None:
+                    return reply
+                if error.kind is not ErrorKind.COMPILING:
+                    raise
+                waiting(error.evidence[0] if error.evidence else error.message)
+                pauses = iter(RETRY_SECONDS if again else ())
+
     def banner(self) -> str:
         """The protocol's name and version, as text."""
         return self._call("GET", "/").text
@@ -88,6 +113,7 @@ class ManagerClient(Connection):
         compiler: str = "",
         output: str = "",
         module: str = "",
+        waiting: Callable[[str], None] = nothing_of,
     ) -> KeepInfo:
         """A new keep; with `start`, which `starting` makes, one that listens, or none. A second call with the same key
         and the same members names the same keep, and makes none.
@@ -95,7 +121,8 @@ class ManagerClient(Connection):
         replace: a living keep of that name, and of ours, is ended first; without it that is KeepfleetError(CONFLICT).
         lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
         meanwhile: as for `exchange`. profile, compiler and output: words of keep_protocol.spec; without one, the usual
-        one. module: what it runs, of the manager's store; without one, what it is sent.
+        one. module: what it runs, of the manager's store; without one, what it is sent. waiting: hears, as long as
+        that module is compiled, how far it is.
         """
         wanted: dict[str, object] = {
             "name": name,
@@ -112,7 +139,12 @@ class ManagerClient(Connection):
         body = {"arch": arch, **{member: value for member, value in wanted.items() if value}}
         seconds = CALL_SECONDS + (START_SECONDS if start else 0.0)
         headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
-        return keep_from_wire(self._call("POST", V1_KEEPS_PATH, json_body(body), seconds, headers, meanwhile).object())
+
+        def ask() -> Reply:
+            return self._call("POST", V1_KEEPS_PATH, json_body(body), seconds, headers, meanwhile)
+
+        again = bool(idempotency_key) and not replace
+        return keep_from_wire(self._compiled(ask, waiting, again=again, done=lambda: None).object())
 
     def keeps(self, labels: Mapping[str, str] = NO_HEADERS) -> tuple[KeepInfo, ...]:
         """Every keep the manager knows that has all of `labels`, page by page."""
@@ -143,10 +175,21 @@ class ManagerClient(Connection):
         body = json_body(self.starting(address, port, names, workload))
         return keep_from_wire(self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", body, START_SECONDS).object())
 
-    def run_stored(self, kuuid: int, workload: dict[str, object] | None = None) -> KeepInfo:
-        """Has a keep run its module of the store. workload: what its guest is given."""
-        body = json_body({"workload": workload})
-        return keep_from_wire(self._call("POST", f"{V1_KEEPS_PATH}/{kuuid}/start", body, START_SECONDS).object())
+    def run_stored(
+        self, kuuid: int, workload: dict[str, object] | None = None, waiting: Callable[[str], None] = nothing_of
+    ) -> KeepInfo:
+        """Has a keep run its module of the store. workload: what its guest is given; waiting: as for `create`."""
+
+        def ask() -> Reply:
+            return self._call(
+                "POST", f"{V1_KEEPS_PATH}/{kuuid}/start", json_body({"workload": workload}), START_SECONDS
+            )
+
+        def started() -> Reply | None:
+            reply = self._call("GET", f"{V1_KEEPS_PATH}/{kuuid}")
+            return None if keep_from_wire(reply.object()).state is State.LISTENING else reply
+
+        return keep_from_wire(self._compiled(ask, waiting, again=True, done=started).object())
 
     def starting(
         self,

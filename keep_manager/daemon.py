@@ -24,6 +24,8 @@ from contextlib import AsyncExitStack
 from keep_grants.protocol import SOCKET_NAME
 from keep_manager import log, pki
 from keep_manager.authorize.quotas import QuotaKeeper
+from keep_manager.compilations import Compilations
+from keep_manager.compiled import Compiled, NotKept
 from keep_manager.config import ClientCertificates, Instance, Settings
 from keep_manager.declared.declarations import Declarations
 from keep_manager.declared.reconciler import Reconciler
@@ -41,23 +43,27 @@ from keep_manager.keeps.retention import Retention
 from keep_manager.keeps.view import Entry, View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
-from keep_manager.modules import Modules, NoArtifacts
+from keep_manager.modules import Modules
 from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
 from keep_manager.reload import Reload
+from keep_manager.systemd.compile_units import CompileUnits
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.roots import Roots
 from keep_manager.systemd.storing import Storing
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
+from keep_protocol.spec import KeepSpec
 from keep_protocol.store import InUse
 from keep_root.contents import target_of
 from keep_root.trees import SYSTEM as SYSTEM_TREES
 from keep_root.trees import VARIABLE as TREES
 from keep_root.trees import Trees, user_directory
+from module_store.artifacts import Artifacts
 
 LOG = logging.getLogger("keepfleet.daemon")
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
@@ -112,6 +118,16 @@ def uses_of(entries: Iterable[Entry]) -> tuple[InUse, ...]:
     )
 
 
+def artifacts_directory(instance: str) -> str | None:
+    """Where this manager keeps compiled code: below its state directory, a user's below the XDG cache home."""
+    return os.path.join(state_directory(instance), "artifacts") if instance == Instance.SYSTEM.value else None
+
+
+def specs_of(entries: Iterable[Entry]) -> tuple[KeepSpec, ...]:
+    """What keeps are that have not ended."""
+    return tuple(entry.spec for entry in entries if entry.spec is not None and entry.info.state not in ENDED)
+
+
 def policy_of(settings: Settings, files: pki.Directory) -> Policy:
     """What the configuration lets keeps have."""
     return Policy(
@@ -143,7 +159,8 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         certificates = pki.ClientCertificates(RevokedFile(files.revoked))
         listener = parts.enter_context(listen(settings.address, settings.port))
         instance = settings.instance.value
-        units = await _units(tasks, parts, instance)
+        roots = Roots(trees(instance))
+        units = await _units(tasks, parts, instance, roots)
         loaders, journal, view = Loaders(runtime_root(instance)), Journal(instance), View()
         event_log, storing = EventLog(journal, instance), Storing(journal, instance)
         folders = Folders(os.path.join(state_directory(instance), "keeps"), current_boot())
@@ -152,6 +169,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         quotas = QuotaKeeper(policy.callers, lambda: view)
         helper = Files(os.path.join(runtime_root(instance), SOCKET_NAME), mapped=settings.instance is Instance.SYSTEM)
         modules = Modules(store_directory(settings))
+        compiled = await _compiled(tasks, parts, instance, roots, modules)
         providers = Providers(policy.client_ca, policy.revoked, helper, folders.make, modules.open)
         readers, inputs = Readers(loaders, folders, view), Inputs()
         watch = Watch(tasks, units, loaders, providers, folders, event_log, view, readers, inputs)
@@ -167,7 +185,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             readers,
             inputs,
             modules,
-            NoArtifacts(),
+            compiled,
             quotas,
         )
         parts.push_async_callback(keeps.settle)
@@ -214,6 +232,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         tasks.start(reconciler.run(), name="declared")
         tasks.start(units.tend_roots(), name="roots")
         tasks.start(modules.tend(lambda: [use.digest for use in uses_of(view.entries())]), name="modules")
+        tasks.start(compiled.prepare(specs_of(view.entries())), name="compiled code")
         tasks.start(pulse.beat(view), name="pulse")
         try_roots(settings)
         pulse.say("READY=1")
@@ -231,12 +250,31 @@ def _asked_to_stop() -> asyncio.Event:
     return stop
 
 
-async def _units(tasks: Group, parts: AsyncExitStack, instance: str) -> SystemdUnits:
+async def _units(tasks: Group, parts: AsyncExitStack, instance: str, roots: Roots) -> SystemdUnits:
     """The keeps' units, on the bus until `parts` end. Raises KeepfleetError(UNAVAILABLE)."""
-    units = SystemdUnits(tasks, bus_address(instance), instance, runtime_root(instance), Roots(trees(instance)))
+    units = SystemdUnits(tasks, bus_address(instance), instance, runtime_root(instance), roots)
     parts.push_async_callback(units.close)
     await units.open()
     return units
+
+
+async def _compiled(
+    tasks: Group, parts: AsyncExitStack, instance: str, roots: Roots, modules: Modules
+) -> Compiled | NotKept:
+    """The compiled code of the store's modules. Where that cannot be kept each keep compiles its own: nothing else of
+    the manager needs it. Raises KeepfleetError(UNAVAILABLE) without the bus."""
+    try:
+        cache = await asyncio.to_thread(Artifacts, artifacts_directory(instance))
+    except KeepfleetError as error:
+        LOG.warning("keeps compile their modules themselves: %s", error.message)
+        return NotKept()
+    parts.callback(cache.close)
+    units = CompileUnits(tasks, bus_address(instance))
+    parts.push_async_callback(units.close)
+    await units.open()
+    compilations = Compilations(tasks, cache, modules.open, units, roots.path)
+    await compilations.open()
+    return Compiled(tasks, compilations, cache)
 
 
 def _reload(

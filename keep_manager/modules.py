@@ -18,7 +18,7 @@ from contextlib import ExitStack
 
 from keep_manager.model import StoredModule
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.spec import MAX_MODULE_NAME, KeepSpec
+from keep_protocol.spec import MAX_MODULE_NAME
 from keep_protocol.store import InUse
 from module_store import collect
 from module_store.additions import Adder
@@ -163,14 +163,3 @@ def _check(store: Store, digest: str, file: int) -> None:
         check_policy(store, digest, file, policy)
     if accepted is not None and accepted.signed is not None:
         keys.saw(accepted.signed, digest)  # last: what did not start is none that was seen
-
-
-class NoArtifacts:
-    """No compiled code is kept: each keep compiles its module itself."""
-
-    def __repr__(self) -> str:
-        return "NoArtifacts()"
-
-    async def get(self, digest: str, spec: KeepSpec) -> int | None:
-        """See keeps.interfaces.Artifacts."""
-        return None

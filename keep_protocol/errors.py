@@ -23,6 +23,7 @@ class ErrorKind(Enum):
     UNSUPPORTED_MEDIA = "unsupported-media"
     INVALID_MODULE = "invalid-module"
     TOO_COMPLEX = "too-complex"
+    COMPILING = "compiling"
     PORT_UNAVAILABLE = "port-unavailable"
     NO_SPACE = "no-space"
     ISOLATION_FAILURE = "isolation-failure"

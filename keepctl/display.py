@@ -138,6 +138,44 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(width=max(columns, sum(fixed) + _LAST_COLUMN), height=lines).print(table)
 
 
+class WaitingLine:
+    """What is waited for, as one line on standard error: on a terminal it changes, and goes when the wait is over;
+    elsewhere it is written once."""
+
+    def __init__(self, terminal: bool | None = None) -> None:
+        """terminal: whether standard error is one, by default as it is."""
+        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._shown = ""
+
+    def __repr__(self) -> str:
+        return f"WaitingLine({self._shown!r})"
+
+    def __call__(self, text: str) -> None:
+        """It is as far as `text` says."""
+        if self._terminal:
+            self._draw(f"keepctl: {one_line(text)}")
+        elif not self._shown:
+            self._shown = text
+            say(f"keepctl: {one_line(text)}; the next start finds it compiled")
+
+    def _draw(self, text: str) -> None:
+        shown, self._shown = self._shown, text
+        try:
+            sys.stderr.write("\r" + text.ljust(len(shown)) + "\r" * (not text))
+            sys.stderr.flush()
+        except OSError:
+            return  # whoever cannot be shown it waits all the same
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._terminal and self._shown:
+            self._draw("")
+
+
 class UploadBar:
     """A bar on standard error for an upload, and the check after it, once it takes PATIENCE_SECONDS; else nothing."""
 

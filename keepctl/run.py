@@ -13,7 +13,7 @@ from functools import partial
 from io import FileIO
 
 from keep_client.credentials import Credentials
-from keep_client.http import nothing
+from keep_client.http import nothing, nothing_of
 from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
 from keep_client.manager import ManagerClient
 from keep_client.output import Output
@@ -23,7 +23,7 @@ from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
-from keepctl.display import UploadBar, output_reader, say
+from keepctl.display import UploadBar, WaitingLine, output_reader, say
 from keepctl.job import Job, is_stored
 from keepctl.output import Show
 
@@ -97,9 +97,11 @@ def create(
     start: dict[str, object] | None = None,
     address: str = "",
     meanwhile: Callable[[], None] = nothing,
+    waiting: Callable[[str], None] = nothing_of,
 ) -> KeepInfo:
     """A new keep for a job, with `start` one that listens, on `address` where that was asked for; key: an idempotency
-    key; meanwhile: done while the manager works. Raises KeepfleetError."""
+    key; meanwhile: done while the manager works; waiting: hears how far its module's compilation is. Raises
+    KeepfleetError."""
     try:
         return client.create(
             arch,
@@ -115,6 +117,7 @@ def create(
             compiler=job.compiler,
             output=job.output,
             module=job.module if is_stored(job.module) else "",
+            waiting=waiting,
         )
     except KeepfleetError as error:
         hint = _next_step(error, address, renames=bool(job.name) and not replace)
@@ -208,13 +211,15 @@ def _begin_stored(client: ManagerClient, job: Job, replace: bool, watched: bool)
     keep: KeepInfo | None = None
     output: Output | None = None
     start: dict[str, object] | None = None if watched else {"workload": job.workload()}
-    make = partial(create, client, job, "wasi", replace, os.urandom(16).hex(), start)
+    line = WaitingLine()
+    make = partial(create, client, job, "wasi", replace, os.urandom(16).hex(), start, waiting=line)
     try:
-        keep = make()
-        output = Output(client, keep.kuuid, follow=True, hold=True, reader=output_reader())
-        if watched:
-            output.attach()
-            keep = client.run_stored(keep.kuuid, job.workload())
+        with line:
+            keep = make()
+            output = Output(client, keep.kuuid, follow=True, hold=True, reader=output_reader())
+            if watched:
+                output.attach()
+                keep = client.run_stored(keep.kuuid, job.workload(), line)
     except BaseException as error:
         _undo(client, job, keep, output, error, replace, make)
         raise

@@ -1,9 +1,8 @@
 """Compiled code kept on this host: made once for each module, engine and settings, mapped by every keep that runs it.
 
-An artifact is native code, so that nothing but what this cache wrote itself is ever used. Each file ends with a header
-that says what it was made for, and a code over contents and header, keyed with a secret that only this user can read;
-both are checked at each opening, by reading the very descriptor that is then handed on. What does not fit is removed
-and compiled again: there is nothing here that could not be made anew, and the directory may be deleted at any time.
+An artifact is native code, so that nothing but what this cache wrote itself is ever used: each file is sealed
+(`sealing`), which is checked at each opening, by reading the very descriptor that is then handed on. What does not fit
+is removed and compiled again: nothing is here that could not be made anew, and the directory may be deleted any time.
 
     DIRECTORY/key            32 random bytes; another key voids every artifact
     DIRECTORY/HEX            an artifact, named by the digest of its Key: contents, header, tail
@@ -18,27 +17,28 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import hmac
-import json
 import logging
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from types import TracebackType
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
-from keep_protocol.spec import Compiler, Profile
-from module_store import names
 from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained
-from module_store.opening import check_own, open_path
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Self
+from module_store.opening import Opened, check_own, open_path
+from module_store.sealing import (
+    ARTIFACT_MODE,
+    SECRET,
+    Key,
+    Seal,
+    fault_of,
+    key_in,
+    new_secret,
+    read_secret,
+    size_of_code,
+)
 
 LOG = logging.getLogger("keepfleet.artifacts")
 SYSTEM = "/var/lib/keepfleet/artifacts"
@@ -47,43 +47,7 @@ CACHE_BYTES = 4 * 1024 * 1024 * 1024
 """Of all artifacts together: CPython's component has 45 MB, so that ninety like it fit."""
 MAX_ARTIFACT_BYTES = 1024 * 1024 * 1024
 """Of one: compiled code is three to six times as long as the module it is made of."""
-CHUNK_BYTES = 1024 * 1024
-ARTIFACT_MODE, KEY_MODE = 0o444, 0o400
-KEY, _KEY_BYTES = "key", 32
 _NEW = ".new-"
-_MAGIC = b"keepart1"
-_CODE_BYTES = 32
-"""HMAC-SHA-256, not BLAKE2b: each start reads the whole file, and processors have instructions for SHA-256, with which
-it is twice as fast (1,240 MB/s where BLAKE2b had 655)."""
-_TAIL_BYTES = _CODE_BYTES + 4 + len(_MAGIC)
-"""At the end: the code, the header's length, the magic."""
-
-
-class Key(Record):
-    """What an artifact is made for. digest: of the module; engine: of all that compiles and loads, the machine too;
-    images: whether the first contents of memories are mapped from it."""
-
-    digest: str
-    engine: str
-    profile: Profile = Profile.STANDARD
-    compiler: Compiler = Compiler.OPTIMIZING
-    images: bool = True
-
-    @property
-    def name(self) -> str:
-        """The file that an artifact for this lies in."""
-        return hashlib.sha256(self.to_header()).hexdigest()
-
-    def to_header(self) -> bytes:
-        """The same as bytes, each key in one form only."""
-        values = {
-            "digest": names.check_digest(self.digest),
-            "engine": self.engine,
-            "profile": self.profile.value,
-            "compiler": self.compiler.value,
-            "images": self.images,
-        }
-        return json.dumps(values, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 class Artifact(Record):
@@ -95,6 +59,14 @@ class Artifact(Record):
     size: int
 
 
+def another(artifact: Artifact) -> Artifact:
+    """The same file opened a second time, for another holder: neither's locks or position are the other's."""
+    descriptor = os.open(f"/proc/self/fd/{artifact.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return artifact.replace(descriptor=descriptor)
+
+
 def default_directory() -> str:
     """The system's cache for root, else the user's own."""
     if os.geteuid() == 0:
@@ -103,7 +75,7 @@ def default_directory() -> str:
     return os.path.join(home, "keepfleet/artifacts")
 
 
-class Artifacts:
+class Artifacts(Opened):
     """A cache, open; made where there is none. What it raises is KeepfleetError; threads may share one."""
 
     def __init__(self, directory: str | None = None, disk: Disk | None = None, limit: int = CACHE_BYTES) -> None:
@@ -116,7 +88,7 @@ class Artifacts:
         try:
             with explained(f"open the compiled code in {self.path}"), self._locked():
                 self._clear_abandoned()
-                self._secret = self._read_key() or self._make_key()
+                self._seal = Seal(read_secret(self._directory, self.path) or self._make_secret())
         except BaseException:
             self.close()
             raise
@@ -127,14 +99,6 @@ class Artifacts:
     def close(self) -> None:
         """Closes it; descriptors of artifacts go on."""
         self._held.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def maps_code(self) -> bool:
@@ -155,13 +119,13 @@ class Artifacts:
             status = os.fstat(file)
             with suppress(OSError):  # one that a keep has locked for itself can be used all the same
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fault = _fault_of(status) or self._fault_in(file, status.st_size, key)
+            fault = fault_of(status) or self._seal.fault_in(file, status.st_size, key)
             if fault:
                 self._remove(key.name, status, fault)
                 return None
             self._disk.renew(file)
             held.pop_all()
-            return Artifact(key, file, _size_of_code(status.st_size, key))
+            return Artifact(key, file, size_of_code(status.st_size, key))
 
     def _open(self, name: str) -> int | None:
         """The file of this name; None where there is none, or a link was, which is removed. Raises OSError."""
@@ -187,6 +151,22 @@ class Artifacts:
             return False
         return True
 
+    def keys(self) -> list[Key]:
+        """What there are artifacts for, of earlier engines, too; what was used last comes first. Not checked."""
+        found: list[tuple[int, Key]] = []
+        with explained(f"list the compiled code in {self.path}"):
+            for name, status in self._listed():
+                file = self._open(name)
+                if file is None:
+                    continue
+                try:
+                    key = key_in(file, status.st_size)
+                finally:
+                    os.close(file)
+                if key is not None:
+                    found.append((status.st_mtime_ns, key))
+        return [key for _, key in sorted(found, key=lambda entry: entry[0], reverse=True)]
+
     def total(self) -> int:
         """Bytes of all artifacts."""
         with explained(f"list the compiled code in {self.path}"):
@@ -211,9 +191,9 @@ class Artifacts:
     def put(self, key: Key, code: int, reached: Callable[[str], None] = lambda _: None) -> Artifact:
         """Keeps a copy of the file `code` as the artifact for `key`, on disk when this returns, opened as by `open`.
 
-        It is copied, so that nobody else has ever had what is kept here open for writing. Where the cache is full of
-        what is used, it is opened and not kept. `reached` is called with the name of each step that was made.
-        Raises KeepfleetError: NO_SPACE, TOO_LARGE; nothing is left of what failed.
+        It is copied, so that nobody else has ever had what is kept here open for writing. `reached` is called with the
+        name of each step that was made. Raises KeepfleetError: NO_SPACE, also where the cache is full of what is used,
+        TOO_LARGE; nothing is left of what failed.
         """
         size = os.fstat(code).st_size
         if not 0 < size <= MAX_ARTIFACT_BYTES:
@@ -226,15 +206,15 @@ class Artifacts:
                 file, new_name = self._create()
             try:
                 reached("created")
-                self._write(file, code, size, key)
+                self._seal.write(self._disk, file, code, size, key)
                 os.fchmod(file, ARTIFACT_MODE)
                 self._disk.sync(file)
                 reached("written")
-                kept, reader = self._give_name(file, new_name, key, reached)
+                reader = self._give_name(file, new_name, key, reached)
             finally:
                 self._drop(file, new_name)
             try:
-                fault = self._fault_in(reader, os.fstat(reader).st_size, key)
+                fault = self._seal.fault_in(reader, os.fstat(reader).st_size, key)
             except OSError:
                 os.close(reader)
                 raise
@@ -243,68 +223,29 @@ class Artifacts:
             self.discard(key, fault)
             why = f"{fault} when it was read again; is the disk failing?"
             raise KeepfleetError(ErrorKind.INTERNAL, f"cannot keep compiled code in {self.path}: {why}")
-        if not kept:
-            LOG.warning("compiled code of %s is not kept: %s is full of what is used", key.digest, self.path)
         return Artifact(key, reader, size)
 
-    def _give_name(self, file: int, new_name: str, key: Key, reached: Callable[[str], None]) -> tuple[bool, int]:
-        """Gives a new file its place, unless there is no room for it; whether there was, and a descriptor for reading
-        by which it counts as used. Raises OSError."""
+    def _give_name(self, file: int, new_name: str, key: Key, reached: Callable[[str], None]) -> int:
+        """Gives a new file its place, and makes room for it; a descriptor for reading by which it counts as used.
+        Raises OSError, KeepfleetError(NO_SPACE)."""
         with self._locked(), ExitStack() as held:
             reader = os.open(new_name, OPEN_FILE, dir_fd=self._directory)
             held.callback(os.close, reader)
-            kept = self._make_room(os.fstat(file).st_size, key.name)
+            if not self._make_room(os.fstat(file).st_size, key.name):
+                why = f"the {self._limit >> 20} MiB that it may take are in use"
+                raise KeepfleetError(ErrorKind.NO_SPACE, f"cannot keep compiled code in {self.path}: {why}")
             fcntl.flock(file, fcntl.LOCK_UN)
             fcntl.flock(reader, fcntl.LOCK_SH)
-            if kept:
-                self._disk.rename(self._directory, new_name, self._directory, key.name)
-                reached("renamed")
-                self._disk.sync(self._directory)
+            self._disk.rename(self._directory, new_name, self._directory, key.name)
+            reached("renamed")
+            self._disk.sync(self._directory)
             held.pop_all()
-            return kept, reader
+            return reader
 
     def discard(self, key: Key, why: str) -> None:
         """Removes the artifact for `key`, if there is one: an engine did not take it."""
         with explained(f"remove compiled code in {self.path}"):
             self._remove(key.name, None, why)
-
-    def _write(self, file: int, code: int, size: int, key: Key) -> None:
-        hashed, position = self._hash(), 0
-        while position < size:
-            data = os.pread(code, min(CHUNK_BYTES, size - position), position)
-            if not data:
-                raise OSError(errno.EIO, "it became shorter while it was read")
-            hashed.update(data)
-            self._disk.write(file, data)
-            position += len(data)
-        header = key.to_header()
-        hashed.update(header)
-        tail = hashed.digest() + len(header).to_bytes(4, "little") + _MAGIC
-        self._disk.write(file, header + tail)
-
-    def _hash(self) -> hmac.HMAC:
-        return hmac.new(self._secret, digestmod="sha256")
-
-    def _fault_in(self, file: int, size: int, key: Key) -> str:
-        """Why the file is not the artifact for `key`; "" when it is. Raises OSError."""
-        tail = os.pread(file, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
-        header = key.to_header()
-        code = _size_of_code(size, key)
-        if code <= 0 or tail[_CODE_BYTES:] != len(header).to_bytes(4, "little") + _MAGIC:
-            return "it is cut off, or no artifact"
-        hashed, buffer, position = self._hash(), memoryview(bytearray(CHUNK_BYTES)), 0
-        end = code + len(header)
-        while position < end:
-            count = os.preadv(file, [buffer[: min(CHUNK_BYTES, end - position)]], position)
-            if not count:
-                return "it became shorter while it was read"
-            hashed.update(buffer[:count])
-            position += count
-        if not hmac.compare_digest(hashed.digest(), tail[:_CODE_BYTES]):
-            return "it is not what was written there for this module, engine and key"
-        if os.pread(file, len(header), code) != header:
-            return "it is for another module or engine"
-        return ""
 
     def _remove(self, name: str, status: os.stat_result | None, why: str) -> None:
         """Removes a bad file, unless another has taken its place. Raises OSError."""
@@ -352,7 +293,7 @@ class Artifacts:
     def _listed(self) -> list[tuple[str, os.stat_result]]:
         found = []
         for name in os.listdir(self._directory):
-            if name != KEY and not name.startswith(_NEW):
+            if name != SECRET and not name.startswith(_NEW):
                 with suppress(FileNotFoundError):  # another process has removed it
                     found.append((name, os.stat(name, dir_fd=self._directory, follow_symlinks=False)))
         return found
@@ -389,58 +330,13 @@ class Artifacts:
         finally:
             os.close(lock)
 
-    # --- the key -----------------------------------------------------------------------------------------------------
-
-    def _read_key(self) -> bytes:
-        """The key; b"" where there is none that can be trusted. Raises OSError."""
-        try:
-            file = os.open(KEY, OPEN_FILE, dir_fd=self._directory)
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.EACCES, errno.ENXIO):
-                raise
-            LOG.warning("the key of compiled code in %s was a link: all of it is compiled again", self.path)
-            return b""
-        try:
-            status, secret = os.fstat(file), os.read(file, _KEY_BYTES + 1)
-        finally:
-            os.close(file)
-        fault = _fault_of(status, KEY_MODE)
-        if not fault and len(secret) != _KEY_BYTES:
-            fault = f"it has {status.st_size} bytes, not {_KEY_BYTES}"
-        if fault:
-            LOG.warning("the key of compiled code in %s is replaced, as %s: all is compiled again", self.path, fault)
-            return b""
-        return secret
-
-    def _make_key(self) -> bytes:
-        """A new key, on disk when this returns. Raises OSError."""
-        secret = secrets.token_bytes(_KEY_BYTES)
+    def _make_secret(self) -> bytes:
+        """A new secret, on disk when this returns. Raises OSError."""
         file, name = self._create()
         try:
-            self._disk.write(file, secret)
-            os.fchmod(file, KEY_MODE)
-            self._disk.sync(file)
-            self._disk.rename(self._directory, name, self._directory, KEY)
+            secret = new_secret(self._disk, file)
+            self._disk.rename(self._directory, name, self._directory, SECRET)
         finally:
             self._drop(file, name)
         self._disk.sync(self._directory)
         return secret
-
-
-def _size_of_code(size: int, key: Key) -> int:
-    return size - _TAIL_BYTES - len(key.to_header())
-
-
-def _fault_of(status: os.stat_result, mode: int = ARTIFACT_MODE) -> str:
-    """Why a file of this status is none that this cache made; "" when it may be."""
-    if not stat.S_ISREG(status.st_mode):
-        return "it is no regular file"
-    if status.st_uid != os.geteuid():
-        return f"it belongs to user {status.st_uid}"
-    if stat.S_IMODE(status.st_mode) != mode:
-        return f"its mode is {stat.S_IMODE(status.st_mode):04o} and not {mode:04o}"
-    if status.st_nlink != 1:
-        return f"it has {status.st_nlink} names"
-    return ""

@@ -8,14 +8,36 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
+from types import TracebackType
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from module_store.disk import DIRECTORY_MODE, OPEN_DIRECTORY, Disk
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
 _LINKS = (errno.ELOOP, errno.ENOTDIR)
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """Of what is above, nothing need be readable."""
+
+
+class Opened(ABC):
+    """What is open until `close`, or until its block ends."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes it; descriptors that were taken of it go on."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def open_path(held: ExitStack, path: str, making: Disk | None) -> int:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import time
-from types import TracebackType
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.store import MAX_OBJECT_BYTES, Object, Reference
 from module_store import names, references
 from module_store.disk import Disk, explained
 from module_store.objects import Objects, described
+from module_store.opening import Opened
 from module_store.place import Damaged, Folder, Place, default_directory
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ MAX_ATTACHMENTS = 64
 """Of one object: signatures of several keys, and a report for each policy."""
 
 
-class Store(Objects):
+class Store(Objects, Opened):
     """A store, open. What it raises is KeepfleetError; threads and processes may use one at the same time."""
 
     def __repr__(self) -> str:
@@ -50,14 +50,6 @@ class Store(Objects):
     def close(self) -> None:
         """Closes it; descriptors of objects go on."""
         self.place.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def add(
         self,

@@ -20,7 +20,7 @@ from app_loader.check.imports import check_counts, check_imports, check_link, fi
 from app_loader.check.outline import HEAD_BYTES, ComponentOutline, CoreOutline, Unreadable, code_bytes
 from app_loader.engine.compiled import Compiled, Module
 from app_loader.engine.foreign import EngineError
-from app_loader.engine.settings import Engine, make_engine, settings_for
+from app_loader.engine.settings import Engine, Settings, make_engine, settings_for
 from app_loader.engine.store import Linker, Store
 from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
 from app_loader.settings import Passed, read_limits, read_workload
@@ -107,8 +107,9 @@ def look_at_module(engine: Engine, linker: Linker, module: int, workload: Worklo
         raise refused("cannot take the module: it cannot be read in front of its code") from error
 
 
-def _examine_module(module: int, result: int, limits: Limits, workload: Workload) -> str:
-    engine = make_engine(settings_for(result, limits, workload))
+def compile_core(settings: Settings, module: int, result: int, workload: Workload | None) -> str:
+    """Checks and compiles a core module, for one workload, or with None for any. Raises KeepfleetError, EngineError."""
+    engine = make_engine(settings)
     linker = Linker(engine)
     look_at_module(engine, linker, module, workload)
     Module.validate(engine, module)
@@ -129,17 +130,18 @@ def look_at_component(module: int, workload: Workload) -> None:
     check_names(outline.imports, outline.exports, workload)
 
 
-def _examine_component(module: int, result: int, limits: Limits, workload: Workload) -> str:
+def compile_component(settings: Settings, module: int, result: int, workload: Workload) -> str:
+    """The same of a component; a note on what can run."""
     from app_loader.check.components import check_component, check_names, check_run
     from app_loader.engine.component import Component, ComponentLinker
 
-    if workload.compiler is Compiler.FAST:
+    if settings.compiler is Compiler.FAST:
         raise refused(
             "cannot take the component: compiler fast is for core modules alone; leave it out, or build the program as "
             "a core module (wasm32-wasip1)"
         )
     look_at_component(module, workload)
-    engine = make_engine(settings_for(result, limits, workload, components=True))
+    engine = make_engine(settings)
     compiled = Component.compile(engine, module)
     check_run(compiled, check_names(compiled.imports(), compiled.exports(), workload))
     note = check_component(ComponentLinker(engine), compiled)
@@ -151,7 +153,8 @@ def examine(module: int, result: int, limits: Limits, workload: Workload) -> str
     """Checks and compiles the file `module` into the file `result`; the refusal, or a note on what can run."""
     try:
         is_component = check_head(os.pread(module, HEAD_BYTES, 0))
-        return (_examine_component if is_component else _examine_module)(module, result, limits, workload)
+        settings = settings_for(result, limits, workload, components=is_component)
+        return (compile_component if is_component else compile_core)(settings, module, result, workload)
     except EngineError as error:
         return in_words(error, workload.compiler)
     except MemoryError:

@@ -21,6 +21,9 @@ DEFAULT_WAIT_SECONDS = 30.0
 MAX_WAIT_SECONDS = 60.0
 """Longer waits are asked again: a proxy or a firewall forgets a silent connection after a minute."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
+COMPILE_ANSWER_SECONDS = 2.0
+"""How long a request waits for its module's compilation until it is answered how far that is, to be made again: a
+client that shows it, or goes away, is heard of so often."""
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _SECONDS = re.compile(r"[0-9]{1,2}(\.[0-9]{1,3})?", re.ASCII)
 
@@ -28,9 +31,11 @@ _SECONDS = re.compile(r"[0-9]{1,2}(\.[0-9]{1,3})?", re.ASCII)
 class Keeps(Protocol):
     """What the handlers need of the keeps. Every method raises KeepfleetError alone."""
 
-    async def create(self, request: api.NewKeep, caller: Caller, key: str = "") -> KeepInfo:
+    async def create(
+        self, request: api.NewKeep, caller: Caller, key: str = "", patience: float | None = None
+    ) -> KeepInfo:
         """A new keep, started where the request has that in it; with a `key`, the one the same caller's same request
-        with it has made already."""
+        with it has made already. patience: as for `start`."""
 
     async def list(self, request: api.ListKeeps, visible: Visible | None = None) -> Page:
         """A page of those keeps that are visible."""
@@ -44,8 +49,8 @@ class Keeps(Protocol):
     async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
         """One keep, after its state has changed or the time is over."""
 
-    async def start(self, request: api.StartKeep, caller: Caller) -> KeepInfo:
-        """Lets a keep listen."""
+    async def start(self, request: api.StartKeep, caller: Caller, patience: float | None = None) -> KeepInfo:
+        """Lets a keep listen, or run its module; COMPILING where that is not compiled after `patience` seconds."""
 
     async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
         """Ends a keep's upload endpoint or workload."""
@@ -81,7 +86,7 @@ async def create_keep(request: web.Request) -> web.StreamResponse:
     asked = api.parse_v1_create(await read_body(request))
     if asked.start is not None:
         authorized(request, Action.START)
-    info = await request.app[KEEPS].create(asked, caller_of(request), key)
+    info = await request.app[KEEPS].create(asked, caller_of(request), key, COMPILE_ANSWER_SECONDS)
     response = json_response(info.to_wire(), 201)
     response.headers["Location"] = f"{V1_KEEPS_PATH}/{info.kuuid}"
     return response
@@ -118,7 +123,8 @@ async def get_keep(request: web.Request) -> web.StreamResponse:
 async def start_keep(request: web.Request) -> web.StreamResponse:
     """POST /v1/keeps/ID/start."""
     start = api.parse_v1_start(_kuuid(request), await read_body(request))
-    return json_response((await request.app[KEEPS].start(start, caller_of(request))).to_wire())
+    info = await request.app[KEEPS].start(start, caller_of(request), COMPILE_ANSWER_SECONDS)
+    return json_response(info.to_wire())
 
 
 async def stop_keep(request: web.Request) -> web.StreamResponse:

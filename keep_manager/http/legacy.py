@@ -13,6 +13,9 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 
+COMPILE_SECONDS = 20.0
+"""How long a start waits for its module's compilation: the clients of 2020 wait for 30 s, and do not ask again."""
+
 
 async def keeps_post(request: web.Request) -> web.StreamResponse:
     """Obeys the command in the body. Errors have the shape of errors.legacy_body."""
@@ -27,7 +30,7 @@ async def keeps_post(request: web.Request) -> web.StreamResponse:
             return await list_response("klvec", found)
         case api.StartKeep() as command:
             caller = authorized(request, Action.START, command.kuuid)
-            return json_response((await keeps.start(command, caller)).to_wire())
+            return json_response((await keeps.start(command, caller, COMPILE_SECONDS)).to_wire())
         case api.StopKeep(kuuid):
             caller = authorized(request, Action.STOP, kuuid)
             return json_response((await keeps.stop(kuuid, caller)).to_wire())

@@ -90,6 +90,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         kind = KIND_OF.get(status, ErrorKind.INTERNAL)
         failure = KeepfleetError(kind, f"cannot {request.method} {request.path[:80]!r}: {error.reason.lower()}")
     response = json_response(body(failure), status)
+    if failure.kind is ErrorKind.COMPILING:
+        response.headers["Retry-After"] = "0"  # the next request waits here, as this one has
     if failure.kind in _CLOSING:
         response.force_close()
     return response

@@ -36,7 +36,7 @@ from keep_protocol.constants import STOP_REPLY_SECONDS, unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.spec import Declaration
+from keep_protocol.spec import Declaration, KeepSpec
 from keep_protocol.states import State
 
 LOG = logging.getLogger("keepfleet.keeps")
@@ -134,17 +134,32 @@ class Keeps:
         await self._spares.run(self._creation.draw, self._creation.quiet)
 
     async def create(
-        self, request: NewKeep, caller: Caller, key: str = "", declared: Declaration | None = None
+        self,
+        request: NewKeep,
+        caller: Caller,
+        key: str = "",
+        declared: Declaration | None = None,
+        *,
+        patience: float | None = None,
     ) -> KeepInfo:
         """A new keep, listening for start-keep, or where the request has its start, listening for its workload; with a
         `key` the one that the same caller's same request with it has made before, also where that was another
         manager's work. declared: for which of the caller's specifications it is made.
 
-        Raises KeepfleetError as `spec_for`, Modules.take and Creation.create do, CONFLICT for a key of another request.
+        Raises KeepfleetError as `spec_for`, Modules.take and Creation.create do, CONFLICT for a key of another request,
+        COMPILING where it is to run a module that is not compiled after `patience` seconds: nothing is made then.
         """
         module = await asyncio.to_thread(self._modules.take, request.module) if request.module else None
         spec = spec_for(request, caller, self._policy, key, module, declared)
-        if not key:
+        if request.start is None or not spec.digest:
+            return await self._create(request, spec, caller)
+        if not request.replace_living:
+            self._quotas.admit_creation(caller, spec)  # before anything is compiled for it
+        async with self._starts.compiled(spec, patience):
+            return await self._create(request, spec, caller)
+
+    async def _create(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
+        if not spec.key:
             return await self._creation.create(request, spec, caller)
 
         async def once() -> KeepInfo:
@@ -224,17 +239,18 @@ class Keeps:
         finally:
             self._waiters -= 1
 
-    async def start(self, request: StartKeep, caller: Caller) -> KeepInfo:
-        """Binds the listener and passes it to the keep, which then awaits its workload there.
+    async def start(self, request: StartKeep, caller: Caller, patience: float | None = None) -> KeepInfo:
+        """Binds the listener and passes it to the keep, which then awaits its workload there; or has it run its module.
 
         A caller that is cancelled after that leaves the keep started: it is listed, and can be stopped.
         Raises KeepfleetError: NOT_FOUND, CONFLICT when it is started or being started, PORT_UNAVAILABLE, FORBIDDEN
-        and others for what cannot be granted, or what the loader reports.
+        and others for what cannot be granted, or what the loader reports; COMPILING where its module is not compiled
+        after `patience` seconds.
         """
         kuuid = request.kuuid
         self._view.find(kuuid)
         try:
-            return await self._starts.start(request, caller)
+            return await self._starts.start(request, caller, patience)
         except KeepfleetError as error:
             if isinstance(error, LoaderGone):
                 info = await self._refreshed(kuuid)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -59,22 +58,35 @@ class Starts:
         """Starts by this policy from now on."""
         self._policy = policy
 
-    async def start(self, request: StartKeep, caller: Caller) -> KeepInfo:
+    async def start(self, request: StartKeep, caller: Caller, patience: float | None = None) -> KeepInfo:
         """Binds the listener and passes it to the keep, which then awaits its workload there; or passes it its module,
-        which it then runs.
+        which it then runs, once that is compiled.
 
-        Raises KeepfleetError: CONFLICT when it is started or being started, UNAVAILABLE without its loader,
+        Raises KeepfleetError: CONFLICT when it is started or being started, COMPILING where its module is not compiled
+        after `patience` seconds: nothing has happened to the keep then; UNAVAILABLE without its loader,
         PORT_UNAVAILABLE, INTERNAL for a module that is damaged, FORBIDDEN and others for what cannot be granted, or
         what the loader reports.
         """
         with self._only(request.kuuid):
-            async with self._loaders.session(request.kuuid) as session:
-                return await self._start(session, request, caller)
+            spec = self._view.entry(request.kuuid).spec or NO_SPEC
+            async with self.compiled(spec, patience) as compiled, self._loaders.session(request.kuuid) as session:
+                return await self._start(session, request, caller, compiled)
 
     async def first(self, session: LoaderSession, request: StartKeep, caller: Caller) -> KeepInfo:
-        """The same, of a keep that is being made, whose loader `session` is with."""
+        """The same, of a keep that is being made, whose loader `session` is with; its module is compiled already."""
         with self._only(request.kuuid):
-            return await self._start(session, request, caller)
+            async with self.compiled(self._view.entry(request.kuuid).spec or NO_SPEC) as compiled:
+                return await self._start(session, request, caller, compiled)
+
+    @asynccontextmanager
+    async def compiled(self, spec: KeepSpec, patience: float | None = None) -> AsyncIterator[int | None]:
+        """The module of such a keep, compiled, while the block runs; None where there is none, or the keep is to
+        compile it itself. Before its unit is made, so that a start never waits in front of a loader's deadline."""
+        if not spec.digest:
+            yield None
+            return
+        async with self._artifacts.held(spec, patience) as found:
+            yield found
 
     async def check(self, request: StartKeep, spec: KeepSpec, caller: Caller) -> None:
         """Raises what the start of a keep that is still to be made would be refused with, as far as that is known
@@ -96,8 +108,10 @@ class Starts:
         finally:
             self._starting.discard(kuuid)
 
-    async def _start(self, session: LoaderSession, request: StartKeep, caller: Caller) -> KeepInfo:
-        info = self._view.answered(request.kuuid, await self._hand_over(session, request, caller))
+    async def _start(
+        self, session: LoaderSession, request: StartKeep, caller: Caller, compiled: int | None
+    ) -> KeepInfo:
+        info = self._view.answered(request.kuuid, await self._hand_over(session, request, caller, compiled))
         await self._readers.tend(request.kuuid)  # before anyone hears where the workload is awaited
         reach(Failpoint.START_BEFORE_REPLY)
         what = (
@@ -106,7 +120,9 @@ class Starts:
         LOG.info("%s: started by %s %s", unit_name(info.kuuid), caller, what)
         return info
 
-    async def _hand_over(self, session: LoaderSession, request: StartKeep, caller: Caller) -> Answer:
+    async def _hand_over(
+        self, session: LoaderSession, request: StartKeep, caller: Caller, compiled: int | None
+    ) -> Answer:
         kuuid = request.kuuid
         answer = await session.hello()
         self._view.answered(kuuid, answer)
@@ -136,7 +152,7 @@ class Starts:
                     listener = held.enter_context(self._bound(request, allowed))
                     descriptors, port = {LISTENER: listener.fileno(), **opened}, listener.getsockname()[1]
                 else:
-                    descriptors |= await self._of_the_module(kuuid, spec, held)
+                    descriptors |= self._of_the_module(kuuid, compiled, held)
                 if streams:
                     descriptors[INPUT] = held.enter_context(self._inputs.made(kuuid))
                 kind.check_descriptors(tuple(descriptors))
@@ -157,13 +173,9 @@ class Starts:
         reach(Failpoint.START_AFTER_BIND)
         return listener
 
-    async def _of_the_module(self, kuuid: int, spec: KeepSpec, held: ExitStack) -> dict[str, int]:
+    def _of_the_module(self, kuuid: int, compiled: int | None, held: ExitStack) -> dict[str, int]:
         """What goes with a module, as far as it is there: itself compiled, and the channel to who reads its output."""
-        found: dict[str, int] = {}
-        compiled = await self._artifacts.get(spec.digest, spec)
-        if compiled is not None:
-            held.callback(os.close, compiled)
-            found[COMPILED] = compiled
+        found = {} if compiled is None else {COMPILED: compiled}
         channel = held.enter_context(self._readers.channel(kuuid))
         if channel is not None:
             found[FOLLOW] = channel

@@ -23,6 +23,7 @@ from keep_manager.modules import Modules
 from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
 from keep_manager.tasks import Group
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.spec import KeepSpec
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_units import FakeUnits
@@ -31,15 +32,26 @@ THIS_BOOT = "this boot"
 
 
 class FakeArtifacts:
-    """Compiled code by the digest of its module."""
+    """Compiled code by the digest of its module; asked: the patience of each who did; refusal: what they get."""
 
     def __init__(self) -> None:
         self.files: dict[str, str] = {}
+        self.asked: list[float | None] = []
+        self.refusal: KeepfleetError | None = None
 
-    async def get(self, digest: str, spec: KeepSpec) -> int | None:
+    @asynccontextmanager
+    async def held(self, spec: KeepSpec, patience: float | None = None) -> AsyncIterator[int | None]:
         """See keep_manager.keeps.interfaces.Artifacts."""
-        path = self.files.get(digest)
-        return None if path is None else os.open(path, os.O_RDONLY)
+        self.asked.append(patience)
+        if self.refusal is not None:
+            raise self.refusal
+        path = self.files.get(spec.digest)
+        file = None if path is None else os.open(path, os.O_RDONLY)
+        try:
+            yield file
+        finally:
+            if file is not None:
+                os.close(file)
 
 
 class ManagerParts:

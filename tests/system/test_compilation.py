@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from keep_manager.compilation import Compilations, Wanted
+from keep_manager.compilation import Wanted
+from keep_manager.compilations import Compilations
 from keep_manager.failpoints import VARIABLE, Failpoint
 from keep_manager.systemd.compile_units import PATTERN, CompileUnits
 from keep_manager.tasks import Group
@@ -44,7 +45,8 @@ JSON_BYTES = 1 << 20
 KILLED = "SIGSYS"
 MANAGER = """
 import asyncio, io, os, sys
-from keep_manager.compilation import Compilations, Wanted
+from keep_manager.compilation import Wanted
+from keep_manager.compilations import Compilations
 from keep_manager.daemon import bus_address, trees
 from keep_manager.systemd.compile_units import CompileUnits
 from keep_manager.systemd.roots import Roots
@@ -58,7 +60,7 @@ async def main():
     async with Group() as tasks:
         units = CompileUnits(tasks, bus_address(sys.argv[2]))
         await units.open()
-        made = Compilations(tasks, cache, store, units, Roots(trees(sys.argv[2])).path)
+        made = Compilations(tasks, cache, store.open_object, units, Roots(trees(sys.argv[2])).path)
         await made.open()
         artifact = await made.get(Wanted(store.add(io.BytesIO(module)).digest))
         print(os.pread(artifact.descriptor, 4, 0), artifact.size)
@@ -92,7 +94,9 @@ class Parts:
         self.host, self.inner = host, f"/proc/{host.sandbox.pid}/root"
         self.store, self.artifacts = Store.create(str(place / "store")), Artifacts(str(place / "artifacts"))
         self.units = CompileUnits(tasks, f"unix:path={self.inner}/run/dbus/system_bus_socket")
-        self.compilations = Compilations(tasks, self.artifacts, self.store, self.units, self._root, self._engine)
+        self.compilations = Compilations(
+            tasks, self.artifacts, self.store.open_object, self.units, self._root, self._engine
+        )
         self._tree = inside.root_of(host)
 
     async def _root(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.kinds import Kind
 from keep_protocol.outcome import OutcomeKind
@@ -84,16 +84,12 @@ def test_a_damaged_object_is_refused_and_leaves_no_keep(fleet: Fleet, digest: st
     assert fleet.left_over() == []
 
 
-def test_what_is_no_module_is_the_keep_s_outcome_with_the_reason(fleet: Fleet, digest: str) -> None:
+def test_what_is_no_module_is_refused_with_the_reason_before_there_is_a_keep(fleet: Fleet, digest: str) -> None:
     add(fleet, b"not a module at all", "text:1")
-    info = run(fleet, "text:1")
-    life = Life(fleet, info.kuuid)
-    life.until(State.STARTED, State.ERROR)
-    outcome = life.info.outcome
-    assert outcome is not None
-    assert outcome.kind is OutcomeKind.REFUSED
-    assert "cannot take the module: it does not begin as a WebAssembly file does" in outcome.text
-    life.remove()
+    with pytest.raises(KeepfleetError, match="cannot take the module: it does not begin as a WebAssembly") as refused:
+        run(fleet, "text:1")
+    assert refused.value.kind is ErrorKind.INVALID_MODULE
+    assert fleet.left_over() == []
 
 
 def test_it_runs_again_by_its_policy_though_the_store_has_gone(fleet: Fleet, digest: str) -> None:
@@ -158,5 +154,5 @@ def test_keepctl_run_says_why_a_module_of_the_store_cannot_be_run(fleet: Fleet, 
     add(fleet, b"not a module at all", "text:1")
     refused = keepctl(fleet, "run", "--rm", "text:1")
     assert refused.returncode == 126
-    assert "refused: cannot take the module: it does not begin as a WebAssembly file does" in refused.stderr
+    assert "cannot take the module: it does not begin as a WebAssembly file does" in refused.stderr
     assert fleet.left_over() == []

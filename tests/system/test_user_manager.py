@@ -102,6 +102,18 @@ def test_the_lines_of_a_workload_that_ended_before_journald_looked_are_shown(ada
     ada.keepctl("rm", kuuid)
 
 
+def test_a_module_of_the_user_s_store_is_compiled_once_below_their_cache_home(ada: UserFleet) -> None:
+    module = ada.host.path / "stored.wasm"
+    module.write_bytes(example("hello-c/hello"))
+    module.chmod(0o644)
+    ada.host.run(["keepctl", "store", "add", str(module), "hello:1"], user=USER)
+    cache, seen = f"{ada.home}/.cache/keepfleet/artifacts", set[str]()
+    for _ in range(2):
+        assert ada.keepctl("run", "--rm", "hello:1").startswith("Hello from C, inside a keep!")
+        seen.add(ada.host.run(["ls", "-iA", cache], user=USER).stdout)
+    assert [len(listing.split()) for listing in seen] == [4], "the key and one artifact, the same both times"
+
+
 @pytest.mark.rare
 def test_keeps_that_flood_leave_room_in_the_journal_for_the_user_s_other_units(ada: UserFleet) -> None:
     """All units of a user share one limit of journald's, 10,000 entries in 30 s; each line costs them one of those."""

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from keep_protocol.compiling import VARIABLE, Job
-from module_store.artifacts import Artifact, Artifacts, Key
+from module_store.artifacts import Artifact, Artifacts
+from module_store.sealing import Key
 from tests.unit.app_loader.app_loader_process import wasm
 
 ROOT = Path(__file__).resolve().parents[3]

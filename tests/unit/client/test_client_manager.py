@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,13 +16,15 @@ from cryptography.hazmat.primitives import serialization
 
 from keep_client.credentials import Credentials, ask_passphrase, check_readable, parse_manager, pki_directory
 from keep_client.manager import ManagerClient
-from keep_client.peer import Endpoint
+from keep_client.peer import ConnectionFailed, Endpoint
 from keep_client.text import one_line, printable
+from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
+from tests.fakes.tls_peer import answer
 
 
 @pytest.fixture
@@ -224,3 +227,28 @@ def test_the_pki_lies_where_the_variable_says_else_in_etc_for_root_else_in_the_h
 def test_what_a_guest_chose_cannot_steer_the_terminal() -> None:
     assert printable("a\x1b[31mb\x00\r\x9b2J\u202e\tc\n") == "a\\x1b[31mb\\x00\\r\\x9b2J\\u202e\tc\n"
     assert one_line("a\n b\tc") == "a b c"
+
+
+def compiling(connection: ssl.SSLSocket) -> None:
+    """The manager's answer to a request whose module is still compiled."""
+    error = KeepfleetError(ErrorKind.COMPILING, "cannot run the module yet", ("compiling the module, 2 s",))
+    connection.sendall(answer(503, strict_json.dumps({"error": error.to_wire()}), False))
+
+
+def test_a_request_that_waits_for_a_compilation_is_made_again_and_says_how_far_that_is(
+    client: ManagerClient, fake: ManagerInMemory
+) -> None:
+    fake.instead["POST /v1/keeps"] = [compiling, compiling]
+    told: list[str] = []
+    assert client.create(waiting=told.append).state is State.LISTENING
+    assert told == ["compiling the module, 2 s"] * 2
+
+
+def test_a_manager_that_is_lost_meanwhile_is_asked_again_where_that_makes_no_second_keep(
+    client: ManagerClient, fake: ManagerInMemory
+) -> None:
+    fake.instead["POST /v1/keeps"] = [compiling, lambda connection: connection.close()]
+    assert client.create(idempotency_key="a key").state is State.LISTENING
+    fake.instead["POST /v1/keeps"] = [compiling, lambda connection: connection.close()]
+    with pytest.raises(ConnectionFailed):
+        client.create()

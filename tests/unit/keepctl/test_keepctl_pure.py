@@ -19,7 +19,7 @@ from keepctl.describe import (
     UNREAD,
     moment_text,
 )
-from keepctl.display import UploadBar, plain_table, show_table
+from keepctl.display import UploadBar, WaitingLine, plain_table, show_table
 from keepctl.references import choose
 from tests.unit.keepctl.conftest import Run
 
@@ -184,3 +184,18 @@ def test_the_how_to_tells_the_exit_codes_there_are() -> None:
     page = (ROOT / "docs/how-to/keepctl.md").read_text(encoding="utf-8")
     for code in (LIMIT, NOT_RUN, REFUSED, INTERRUPTED, TRAP, UNREAD, STOPPED):
         assert f"| {code} |" in page and f"\n{code}  " in EXIT_CODES
+
+
+def test_what_is_waited_for_is_one_line_that_goes_on_a_terminal_and_one_that_stays_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with WaitingLine(terminal=True) as line:
+        line("compiling the module, 2 s")
+        line("done")
+    assert capsys.readouterr().err == (
+        "\rkeepctl: compiling the module, 2 s\rkeepctl: done" + " " * 21 + "\r" + " " * 13 + "\r"
+    )
+    with WaitingLine(terminal=False) as line:
+        line("compiling the module, 2 s")
+        line("compiling the module, 4 s")
+    assert capsys.readouterr().err == "keepctl: compiling the module, 2 s; the next start finds it compiled\n"

@@ -336,3 +336,27 @@ async def test_a_store_whose_requirement_cannot_be_read_starts_nothing(
     with pytest.raises(KeepfleetError, match="trust"):
         await keeps.create(RUN, ALICE)
     assert units.loaders == {}
+
+
+async def test_a_module_that_is_still_compiled_makes_no_keep_and_counts_no_start(
+    parts: ManagerParts, units: FakeUnits, digest: str
+) -> None:
+    parts.artifacts.refusal = KeepfleetError(ErrorKind.COMPILING, "cannot run the module yet: compiling it; ask again")
+    with pytest.raises(KeepfleetError, match="ask again"):
+        await parts.keeps.create(RUN, ALICE, patience=2.0)
+    assert not units.loaders
+    assert not list((await parts.keeps.list()).keeps)
+    made = await parts.keeps.create(NewKeep(module="web:1.2"), ALICE, patience=2.0)
+    with pytest.raises(KeepfleetError, match="ask again"):
+        await parts.keeps.start(StartKeep(made.kuuid), ALICE, patience=3.0)
+    assert parts.view.find(made.kuuid).state is State.LISTENING
+    assert parts.artifacts.asked == [2.0, 3.0]
+    parts.artifacts.refusal = None
+    assert (await parts.keeps.start(StartKeep(made.kuuid), ALICE)).state is State.STARTED
+
+
+async def test_a_start_of_a_keep_that_is_made_waits_for_its_compilation_before_there_is_a_unit(
+    parts: ManagerParts, units: FakeUnits, digest: str, place: Path
+) -> None:
+    await parts.keeps.create(RUN, ALICE, "a key", 5.0)
+    assert parts.artifacts.asked == [5.0, None], "the second is the start's own, of what is open already"

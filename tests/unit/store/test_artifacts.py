@@ -16,8 +16,9 @@ import pytest
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import Compiler, Profile
-from module_store.artifacts import ARTIFACT_MODE, CHUNK_BYTES, KEY, KEY_MODE, Artifact, Artifacts, Key
+from module_store.artifacts import Artifact, Artifacts, another
 from module_store.disk import Disk
+from module_store.sealing import ARTIFACT_MODE, CHUNK_BYTES, SECRET, SECRET_MODE, Key, key_in
 
 DIGEST, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 FOR = Key(DIGEST, "a" * 64)
@@ -79,8 +80,8 @@ def test_the_directory_lets_nobody_else_in_and_the_files_cannot_be_written(cache
     path = kept(cache)
     assert place.stat().st_mode & 0o777 == 0o700
     assert path.stat().st_mode & 0o777 == ARTIFACT_MODE
-    assert (place / KEY).stat().st_mode & 0o777 == KEY_MODE
-    assert names(place) == {KEY, FOR.name}
+    assert (place / SECRET).stat().st_mode & 0o777 == SECRET_MODE
+    assert names(place) == {SECRET, FOR.name}
 
 
 def test_the_descriptor_is_for_reading_alone(cache: Artifacts) -> None:
@@ -205,7 +206,7 @@ def test_a_directory_in_its_place_is_an_error_that_says_so(cache: Artifacts) -> 
     "spoil",
     [
         lambda key: key.unlink(),
-        lambda key: (key.chmod(0o600), key.write_bytes(b"short"), key.chmod(KEY_MODE)),
+        lambda key: (key.chmod(0o600), key.write_bytes(b"short"), key.chmod(SECRET_MODE)),
         lambda key: key.chmod(0o440),
         lambda key: (key.rename(key.with_name("moved")), key.symlink_to("moved")),
         lambda key: os.link(key, key.with_name("second")),
@@ -215,11 +216,11 @@ def test_a_directory_in_its_place_is_an_error_that_says_so(cache: Artifacts) -> 
 def test_a_key_that_cannot_be_trusted_voids_all_that_was_kept(place: Path, spoil: Callable[[Path], object]) -> None:
     with Artifacts(str(place)) as first:
         kept(first)
-    before = (place / KEY).read_bytes()
-    spoil(place / KEY)
+    before = (place / SECRET).read_bytes()
+    spoil(place / SECRET)
     with Artifacts(str(place)) as second:
-        assert (place / KEY).read_bytes() != before
-        assert not (place / KEY).is_symlink()
+        assert (place / SECRET).read_bytes() != before
+        assert not (place / SECRET).is_symlink()
         assert not has(second)
         assert read(put(second)) == CODE
 
@@ -259,7 +260,7 @@ def test_many_who_put_and_open_one_artifact_never_see_half_of_it(place: Path) ->
     for thread in threads:
         thread.join()
     assert faults == []
-    assert names(place) == {KEY, FOR.name}
+    assert names(place) == {SECRET, FOR.name}
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
@@ -296,12 +297,14 @@ def test_what_was_used_least_recently_goes_when_the_cache_is_full(place: Path) -
         assert cache.total() <= 3 * 10_400
 
 
-def test_what_is_used_stays_and_what_has_no_room_is_used_without_being_kept(place: Path) -> None:
+def test_what_is_used_stays_and_what_has_no_room_is_refused_and_leaves_nothing(place: Path) -> None:
     with Artifacts(str(place), limit=2 * 10_400) as cache:
         first, second, third = keys(3)
         used = [put(cache, key, bytes(10_000)) for key in (first, second)]
-        assert read(put(cache, third, bytes(10_000))) == bytes(10_000)
-        assert [cache.has(key) for key in (first, second, third)] == [True, True, False]
+        with pytest.raises(KeepfleetError, match="are in use") as refused:
+            put(cache, third, bytes(10_000))
+        assert refused.value.kind is ErrorKind.NO_SPACE
+        assert sorted(os.listdir(place)) == sorted([SECRET, first.name, second.name])
         for artifact in used:
             os.close(artifact.descriptor)
         kept(cache, third, bytes(10_000))
@@ -314,7 +317,8 @@ def test_an_artifact_counts_as_used_as_long_as_another_process_has_its_descripto
         artifact = put(cache, first, bytes(10_000))
         holder = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[artifact.descriptor])
         os.close(artifact.descriptor)
-        os.close(put(cache, second, bytes(10_000)).descriptor)
+        with pytest.raises(KeepfleetError, match="are in use"):
+            put(cache, second, bytes(10_000))
         assert cache.has(first)
         holder.communicate()
         os.close(put(cache, second, bytes(10_000)).descriptor)
@@ -335,7 +339,7 @@ def test_what_is_empty_or_too_large_is_refused(cache: Artifacts, place: Path, si
         with pytest.raises(KeepfleetError) as caught:
             cache.put(FOR, scratch)
     assert caught.value.kind is ErrorKind.TOO_LARGE
-    assert names(place) == {KEY}
+    assert names(place) == {SECRET}
 
 
 # --- what fails, and who dies ----------------------------------------------------------------------------------------
@@ -381,7 +385,7 @@ def test_a_disk_that_is_full_at_any_step_leaves_nothing_half(place: Path, step: 
             assert error.kind is ErrorKind.NO_SPACE
             assert not any(name.startswith(".new-") for name in names(place))
         disk.after = -1
-        assert names(place) <= {KEY, FOR.name}
+        assert names(place) <= {SECRET, FOR.name}
         assert read(cache.put(FOR, scratch)) == CODE
 
 
@@ -399,7 +403,8 @@ def test_a_disk_that_is_full_as_the_key_is_made_is_said_and_the_next_time_is_wel
 
 DYING = """
 import os, signal, sys
-from module_store.artifacts import Artifacts, Key
+from module_store.artifacts import Artifacts
+from module_store.sealing import Key
 from pathlib import Path
 cache = Artifacts(sys.argv[1])
 with cache.scratch() as scratch:
@@ -414,7 +419,7 @@ def test_a_process_that_is_killed_while_it_puts_leaves_nothing_half(place: Path,
     command = [sys.executable, "-c", DYING, str(place), step, FOR.digest, FOR.engine]
     assert subprocess.run(command, check=False, cwd=ROOT).returncode == -signal.SIGKILL
     with Artifacts(str(place)) as cache:
-        assert names(place) == ({KEY, FOR.name} if there else {KEY}), "what was half written is removed"
+        assert names(place) == ({SECRET, FOR.name} if there else {SECRET}), "what was half written is removed"
         assert has(cache) is there
         assert read(put(cache)) == CODE
 
@@ -439,3 +444,35 @@ def test_discarded_code_is_gone(cache: Artifacts) -> None:
     cache.discard(FOR, "the engine did not take it")
     assert not has(cache)
     cache.discard(FOR, "again")
+
+
+def test_another_holder_s_locks_and_position_are_its_own(cache: Artifacts) -> None:
+    artifact = put(cache)
+    second = another(artifact)
+    os.lseek(second.descriptor, 7, os.SEEK_SET)
+    fcntl.flock(second.descriptor, fcntl.LOCK_UN)
+    assert os.lseek(artifact.descriptor, 0, os.SEEK_CUR) == 0
+    os.close(second.descriptor)
+    assert cache._is_used(FOR.name)
+    assert read(artifact) == CODE
+
+
+def test_the_keys_of_what_is_there_are_listed_last_used_first_and_rubbish_is_left_out(
+    cache: Artifacts, place: Path
+) -> None:
+    first, second, third = keys(3)
+    other = first.replace(engine="another engine", profile=Profile.STRICT)
+    for key in (first, second, other):
+        kept(cache, key)
+    (place / third.name).write_bytes(b"rubbish")
+    (place / "link").symlink_to(place / first.name)
+    assert has(cache, second)
+    assert cache.keys() == [second, other, first]
+
+
+@pytest.mark.parametrize("header", [b"", b"[]", b"{}", b'{"digest": "x"}', b"\xff" * 40, b'{"digest":' * 90])
+def test_a_header_that_is_none_names_no_key(tmp_path: Path, header: bytes) -> None:
+    made = tmp_path / "made"
+    made.write_bytes(CODE + header + bytes(32) + len(header).to_bytes(4, "little") + b"keepart1")
+    with made.open("rb") as file:
+        assert key_in(file.fileno(), made.stat().st_size) is None

@@ -1,0 +1,195 @@
+"""Modules of the store on a real host: compiled once for all keeps that run them, whatever happens to compiler, cache,
+disk, manager or client meanwhile."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from keep_manager.failpoints import Failpoint
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.states import State
+from tests.system import modules
+from tests.system.fixtures import module_s_fleet
+from tests.system.fleet import MANAGER, Fleet
+from tests.system.host import Host
+from tests.system.life import Life, example
+from tests.system.test_compilation import LONG
+from tests.system.test_manager_crashes import killed_at
+from tests.system.test_stored_keeps import STORE, add
+
+CACHE = "/var/lib/keepfleet/artifacts"
+STARTS = "Starting keep-compile@"
+SMALL_DISK = "64k"
+HELLO = "hello-c/hello"
+UPGRADE = """
+import os, sys
+from module_store.artifacts import Artifacts
+with Artifacts(sys.argv[1]) as cache, cache.scratch() as file:
+    (key,) = cache.keys()
+    os.write(file, b"what another engine compiled")
+    os.close(cache.put(key.replace(engine="e" * 64), file).descriptor)
+    cache.discard(key, "as if it had never been")
+"""
+"""Leaves the cache as an upgrade of the engine does: with what the one before had compiled."""
+
+fleet = pytest.fixture(scope="module")(module_s_fleet)
+
+
+@pytest.fixture(autouse=True)
+def emptied(fleet: Fleet) -> Iterator[None]:
+    yield
+    fleet.host.run(["rm", "-rf", STORE])
+    fleet.host.run(["sh", "-c", f"rm -f {CACHE}/[0-9a-f]*"])
+
+
+def compilations(host: Host, cursor: str) -> int:
+    lines = [str(entry.get("MESSAGE")) for entry in host.journal(since_cursor=cursor, _PID="1")]
+    return len([line for line in lines if line.startswith(STARTS)])
+
+
+def run(fleet: Fleet, module: str, profile: str = "") -> KeepInfo:
+    return fleet.client().create(module=module, start={"workload": None}, profile=profile)
+
+
+def ended(fleet: Fleet, module: str) -> Life:
+    """A keep that has run the module to its end, well."""
+    life = Life(fleet, run(fleet, module).kuuid)
+    if life.info.state is State.STARTED:
+        life.until(State.STARTED, State.COMPLETE)
+    assert life.info.outcome is not None and life.info.outcome.text == "exited 0"
+    return life
+
+
+def artifact(host: Host) -> str:
+    """The one that there is."""
+    (name,) = [name for name in host.run(["ls", CACHE]).stdout.split() if name != "key"]
+    return f"{CACHE}/{name}"
+
+
+def maps_of(host: Host, unit: str) -> str:
+    """What the processes of a unit have mapped."""
+    group = host.show(unit, "ControlGroup")["ControlGroup"]
+    script = f"cat /sys/fs/cgroup/systemd{group}/cgroup.procs 2>&- || cat /sys/fs/cgroup{group}/cgroup.procs"
+    pids = host.run(["sh", "-c", script]).stdout.split()
+    return host.run(["cat", *(f"/proc/{pid}/maps" for pid in pids)]).stdout
+
+
+@pytest.mark.parametrize("profile", ["standard", "strict"])
+def test_ten_starts_of_one_module_compile_it_once_and_each_maps_the_same_file(fleet: Fleet, profile: str) -> None:
+    add(fleet, modules.sleeps(), "sleeps:1")
+    cursor = fleet.host.cursor()
+    with ThreadPoolExecutor(5) as pool:
+        keeps = list(pool.map(lambda _: run(fleet, "sleeps:1", profile=profile), range(5)))
+    assert compilations(fleet.host, cursor) == 1
+    name = artifact(fleet.host).rpartition("/")[2]
+    for keep in keeps:
+        life = Life(fleet, keep.kuuid)
+        life.line("asleep")
+        assert name in maps_of(fleet.host, life.unit)
+        life.remove()
+
+
+def test_one_changed_bit_is_found_and_the_module_compiled_again(fleet: Fleet) -> None:
+    add(fleet, example("hello-wat/hello"), "hello:1")
+    ended(fleet, "hello:1").remove()
+    path, cursor = artifact(fleet.host), fleet.host.cursor()
+    change = f"chmod 600 {path}; printf X | dd of={path} bs=1 seek=4321 conv=notrunc status=none; chmod 444 {path}"
+    fleet.host.run(["sh", "-ec", change])
+    ended(fleet, "hello:1").remove()
+    assert compilations(fleet.host, cursor) == 1
+    fleet.host.wait_journal("was removed: it is not what was written there", MANAGER, cursor)
+    assert artifact(fleet.host) == path
+
+
+def test_after_an_upgrade_what_was_compiled_before_is_compiled_in_the_background_before_a_start_needs_it(
+    fleet: Fleet,
+) -> None:
+    digest = add(fleet, example(HELLO), "hello:1")
+    ended(fleet, "hello:1").remove()
+    fleet.host.run(["/opt/keepfleet/bin/python", "-I", "-c", UPGRADE, CACHE])
+    cursor = fleet.host.cursor()
+    fleet.restart()
+    fleet.host.wait_journal(f"compiled {digest}", MANAGER, cursor)
+    ended(fleet, "hello:1").remove()
+    assert compilations(fleet.host, cursor) == 1
+
+
+def test_with_a_full_disk_a_keep_compiles_its_module_itself_and_is_told_of_in_the_journal(fleet: Fleet) -> None:
+    host = fleet.host
+    digest = add(fleet, example(HELLO), "hello:1")
+    host.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK},mode=700", "tmpfs", CACHE])
+    try:
+        fleet.restart()
+        cursor = host.cursor()
+        for _ in range(2):
+            ended(fleet, "hello:1").remove()
+        assert compilations(host, cursor) == 1, "and not at every start"
+        host.wait_journal(f"keeps compile {digest} themselves for the next minutes: ", MANAGER, cursor)
+        assert host.run(["ls", "-A", CACHE]).stdout.split() == ["key"]
+    finally:
+        fleet.host.systemctl("stop", MANAGER)
+        host.run(["umount", CACHE])
+        fleet.restart()
+
+
+def test_a_cache_that_others_could_enter_is_not_used_and_keeps_start_all_the_same(fleet: Fleet) -> None:
+    add(fleet, example("hello-wat/hello"), "hello:1")
+    fleet.host.run(["chmod", "755", CACHE])
+    try:
+        cursor = fleet.host.cursor()
+        fleet.restart()
+        fleet.host.wait_journal("keeps compile their modules themselves: cannot use", MANAGER, cursor)
+        ended(fleet, "hello:1").remove()
+        assert compilations(fleet.host, cursor) == 0
+    finally:
+        fleet.host.run(["chmod", "700", CACHE])
+        fleet.restart()
+
+
+def test_a_compile_bomb_makes_no_keep_and_its_client_is_told_why(fleet: Fleet) -> None:
+    add(fleet, LONG, "bomb:1")
+    add(fleet, modules.sleeps(), "sleeps:1")
+    bystander = Life(fleet, run(fleet, "sleeps:1").kuuid)
+    for _ in range(2):
+        with pytest.raises(KeepfleetError, match="compiling it takes more than 2 s of processor time") as refused:
+            fleet.client().create(module="bomb:1", start={"workload": None}, limits={"compile_seconds": 2})
+        assert refused.value.kind is ErrorKind.TOO_COMPLEX
+    assert bystander.look().state is State.STARTED
+    bystander.remove()
+    assert fleet.left_over() == []
+
+
+def test_a_client_is_shown_that_it_waits_and_goes_on_waiting_when_the_manager_is_killed(fleet: Fleet) -> None:
+    host = fleet.host
+    add(fleet, LONG, "long:1")
+    cursor = host.cursor()
+    command = ["keepctl", "run", "--rm", "long:1"]
+    with host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as client:
+        assert client.stdout is not None
+        line = client.stdout.readline()
+        assert line.startswith("keepctl: compiling the module, "), line
+        fleet.kill()
+        host.wait_journal(lambda entry: str(entry.get("MESSAGE", "")).startswith(STARTS), None, host.cursor())
+        assert client.poll() is None
+        client.send_signal(signal.SIGINT)
+        client.wait()
+    assert compilations(host, cursor) == 2
+    host.systemctl("kill", "--signal=KILL", "keep-compile@*.service")
+    assert fleet.left_over() == []
+
+
+@pytest.mark.parametrize("point", [Failpoint.COMPILE_AFTER_CALL, Failpoint.COMPILE_AFTER_WRITE])
+def test_a_manager_killed_while_it_compiles_leaves_nothing_and_the_next_one_starts_the_module(
+    fleet: Fleet, point: Failpoint
+) -> None:
+    add(fleet, example(HELLO), "hello:1")
+    with killed_at(fleet, point), pytest.raises(KeepfleetError):
+        run(fleet, "hello:1")
+    ended(fleet, "hello:1").remove()
+    assert fleet.left_over() == []
+    assert len(fleet.host.run(["ls", "-A", CACHE]).stdout.split()) == 2
