@@ -17,7 +17,7 @@ from tests.system.life import Bystanders, Life, example
 GOOD = example("hello-wat/hello")
 EMPTY = hostile.wat('(module (func (export "_start")))')
 COMPILE_SECONDS = 4
-"""Of processor time, which the memory that a bomb takes or this end; by the default limits one of them takes 25 seconds."""
+"""Of processor time, for a bomb that does not meet the limit of memory before; by default one takes 25 seconds."""
 REFUSED = {
     "an empty file": (b"", "it is empty"),
     "three bytes": (GOOD[:3], "it ends within its first eight bytes"),
