@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass
 
@@ -47,6 +47,11 @@ def of_sandboxes(maker: int) -> dict[str, float]:
     return {name: of_processes(Sandbox(name).pid, agent_pid(name)) for name in made}
 
 
+def dearest(seconds: dict[str, float]) -> list[tuple[str, float]]:
+    """What costs most comes first."""
+    return sorted(seconds.items(), key=lambda pair: -pair[1])
+
+
 @dataclass
 class Spent:
     """Processor seconds and seconds by the clock."""
@@ -61,10 +66,10 @@ class Costs:
     def __init__(self) -> None:
         self._before = Spent(0, time.monotonic())
         self._sandboxes: dict[str, float] = {}
-        self._phases: Counter[tuple[str, str]] = Counter()
-        self._files: Counter[str] = Counter()
-        self._waited: Counter[str] = Counter()
-        self._tests: Counter[str] = Counter()
+        self._phases: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self._files: defaultdict[str, float] = defaultdict(float)
+        self._waited: defaultdict[str, float] = defaultdict(float)
+        self._tests: defaultdict[str, float] = defaultdict(float)
 
     def _since(self) -> Spent:
         self._sandboxes |= of_sandboxes(os.getpid())  # what is gone keeps what it had when it was seen last
@@ -74,10 +79,10 @@ class Costs:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """The report carries its costs, through xdist, too. What collection cost is the first test's."""
+        """The report carries its costs, through xdist, too."""
         report = yield
         spent = self._since()
-        report.costs = [spent.processor, spent.clock]
+        vars(report)["costs"] = [spent.processor, spent.clock]
         return report
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -105,8 +110,8 @@ class Costs:
         write = terminalreporter.write_line
         write(f"processor seconds: {sum(self._files.values()):.1f}; collection {self._phases['', 'collection']:.1f}")
         write("  total  set-up    call   after   clock  file")
-        for file, total in self._files.most_common():
+        for file, total in dearest(self._files):
             phases = " ".join(f"{self._phases[file, when]:7.2f}" for when in ("setup", "call", "teardown"))
             write(f"{total:7.2f} {phases} {self._waited[file]:7.2f}  {file}")
-        for test, total in self._tests.most_common(SHOWN_TESTS):
+        for test, total in dearest(self._tests)[:SHOWN_TESTS]:
             write(f"{total:7.2f}  {test}")
