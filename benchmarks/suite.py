@@ -6,7 +6,7 @@ import http.client
 import time
 from collections.abc import Callable, Sequence
 
-from benchmarks import deadlines, fleet, lifecycle, memory, output, podman, rate, storing, transfer, typed
+from benchmarks import deadlines, fleet, lifecycle, memory, output, podman, rate, scripts, storing, transfer, typed
 from benchmarks.figures import Figure, NoSamples, Section
 from benchmarks.host import Host
 from benchmarks.measuring import FULL, QUICK, Effort, MeasurementFailed, report
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": ("Private memory of one keep", memory.measure),
     "transfer": ("A large upload", transfer.measure),
     "store": ("The module store", storing.measure),
+    "scripts": ("Scripts, against node:vm", scripts.measure),
     "fleet": ("Many keeps, and a manager killed", fleet.measure),
 }
 

@@ -47,6 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(f"keep_protocol.{name}" for name in ("errors", "fields", "strict_json", "sdnotify")),
     },
     "module_store": {"module_store", "keep_protocol"},
+    "script_pool": {"script_pool", "keep_isolation", "keep_protocol"},
+    "script_pool.engine": {"script_pool.engine", "keep_protocol"},
+    "script_pool.client": {"script_pool.client"},
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
     "module_store.verify.policy_file": {"module_store.verify", "keep_protocol", "strict_yaml"},
@@ -119,7 +122,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus", "benchmarks.bus"},
     # A keep loads wasmtime's library alone, see app_loader.engine.binding.
-    "wasmtime": {"benchmarks.waiting", "benchmarks.flood"},
+    "wasmtime": {"benchmarks.waiting", "benchmarks.flood", "script_pool.engine"},
     "cryptography": {"keepctl", "module_store.signatures", "module_store.signing"},
     "aiohttp": {"keep_manager"},
     "click": {"keepctl", "testers"},

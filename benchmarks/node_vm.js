@@ -1,0 +1,43 @@
+"use strict";
+// What the script pool is measured against: node:vm with a new context for each call, in two processes. The parent reads
+// Jefe's protocol with ids from standard input; each child has the scripts compiled once and a time limit, as a pool's.
+const { fork } = require("node:child_process");
+const vm = require("node:vm");
+
+if (process.argv[2] === "child") {
+  const scripts = new Map();
+  process.on("message", ({ id, cmd, name, code, inputSandbox }) => {
+    if (cmd === "AddCode") {
+      scripts.set(name, new vm.Script(code));
+      return;
+    }
+    const sandbox = vm.createContext(JSON.parse(inputSandbox));
+    scripts.get(name).runInContext(sandbox, { timeout: 1000 });
+    process.send({ id, output: JSON.stringify(sandbox) });
+  });
+} else {
+  const children = [0, 1].map(() => ({ process: fork(__filename, ["child"]), open: 0 }));
+  for (const child of children) {
+    child.process.on("message", ({ id, output }) => {
+      child.open--;
+      process.stdout.write(`{"id":${id},"ok":true,"outputSandbox":${output}}\r\n`);
+    });
+  }
+  let partial = "";
+  process.stdin.setEncoding("utf8").on("data", (data) => {
+    const lines = (partial + data).split("\r\n");
+    partial = lines.pop();
+    for (const line of lines) {
+      const request = JSON.parse(line);
+      if (request.cmd === "AddCode") {
+        for (const child of children) child.process.send(request);
+        process.stdout.write(`{"id":${request.id},"ok":true}\r\n`);
+        continue;
+      }
+      const child = children[0].open <= children[1].open ? children[0] : children[1];
+      child.open++;
+      child.process.send({ ...request, inputSandbox: JSON.stringify(request.inputSandbox) });
+    }
+  });
+  process.stdin.on("end", () => children.forEach((child) => child.process.disconnect()));
+}

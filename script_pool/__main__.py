@@ -1,0 +1,113 @@
+"""`script-pool`: serves a pool on standard input and output, or on a Unix socket."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+
+from keep_protocol.errors import KeepfleetError
+from script_pool.decisions import Settings
+from script_pool.engine.interface import Limits
+from script_pool.pool import ENGINE, ScriptPool
+from script_pool.serve import Service, what_is_missing
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; each default is that of Settings or Limits."""
+    settings, limits = Settings(maximum=max(2, os.cpu_count() or 1)), Limits()
+    made = argparse.ArgumentParser(
+        prog="script-pool",
+        description="Runs other people's scripts, each call in a fresh"
+        " world, in processes that are killed when they misbehave.",
+    )
+    where = made.add_mutually_exclusive_group(required=True)
+    where.add_argument("--stdio", action="store_true", help="serve the program that has started this one")
+    where.add_argument("--socket", metavar="PATH", help="serve who connects to this Unix socket, of mode 0600")
+    made.add_argument(
+        "--allow-uid",
+        type=int,
+        action="append",
+        default=[],
+        metavar="UID",
+        help="also serve this user, where the socket's directory and mode let it connect",
+    )
+    for option, kind, default, what in (
+        ("--min", int, settings.minimum, "children that are always there"),
+        ("--max", int, settings.maximum, "children at most"),
+        ("--recycle-after", int, settings.recycle_after, "runs after which a child gives way to a new one"),
+        ("--queue", int, settings.queue, "requests that wait at most"),
+        ("--deadline", float, settings.deadline_seconds, "seconds from a request to its answer, waiting included"),
+        ("--drain", float, settings.drain_seconds, "seconds that requests have at the end"),
+        ("--time", float, limits.wall_seconds, "seconds a run may take (0.01 … 60)"),
+        ("--memory", int, limits.memory_bytes >> 20, "MiB a script may have"),
+        ("--input", int, limits.input_bytes, "bytes of an input sandbox or of code"),
+        ("--output", int, limits.output_bytes, "bytes of an output sandbox"),
+    ):
+        made.add_argument(option, type=kind, default=default, help=f"{what} (default: %(default)s)")
+    made.add_argument(
+        "--cache",
+        metavar="DIRECTORY",
+        default=cache_directory(os.environ),
+        help="where the compiled engine is kept, or nothing to compile it at each start (default: %(default)s)",
+    )
+    return made
+
+
+def cache_directory(environment: Mapping[str, str]) -> str:
+    """A unit's own where systemd names one (man 5 systemd.exec, CacheDirectory=), or that of the XDG base directory
+    specification, which says that a path that is not absolute counts for nothing."""
+    unit = environment.get("CACHE_DIRECTORY", "").partition(":")[0]
+    home = environment.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):
+        home = os.path.expanduser("~/.cache")
+    return unit or os.path.join(home, "keepfleet", "scripts")
+
+
+async def serve(arguments: argparse.Namespace, engine: str = ENGINE) -> None:
+    """Serves until the client has gone, or a signal ends it. Raises KeepfleetError and ValueError."""
+    settings = Settings(
+        min(arguments.min, arguments.max),
+        arguments.max,
+        arguments.recycle_after,
+        arguments.queue,
+        arguments.deadline,
+        drain_seconds=arguments.drain,
+    )
+    limits = Limits(arguments.time, arguments.memory << 20, arguments.input, arguments.output)
+    pool = ScriptPool(settings, limits, engine, cache=arguments.cache)
+    service = Service(pool, frozenset((os.getuid(), *arguments.allow_uid)))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, service.stop)
+    for line in what_is_missing():
+        say(f"isolation: {line}")
+    await pool.start()
+    if arguments.stdio:
+        await service.on_stdio()
+    else:
+        await service.on_socket(arguments.socket, lambda: say(f"listening on {arguments.socket}"))
+
+
+def say(line: str) -> None:
+    """Tells the operator."""
+    print(f"script-pool: {line}", file=sys.stderr, flush=True)
+
+
+def main(engine: str = ENGINE) -> None:
+    """The program. Exit status 1 where it cannot serve, 2 for options that cannot be."""
+    arguments = parser().parse_args()
+    try:
+        asyncio.run(serve(arguments, engine))
+    except ValueError as error:
+        say(str(error))
+        sys.exit(2)
+    except KeepfleetError as error:
+        say(error.message)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Compiled guests, kept in a directory of the user's own: compiling takes seconds, loading milliseconds.
+
+What is kept is native code, as trusted as this program: only a directory and a file that no one else can write are
+used.
+Import rule: the standard library alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import sys
+import tempfile
+
+from script_pool.engine.binding import find_library
+
+_HEAD_BYTES = 4096
+"""At most, of the line before the code."""
+
+
+class Artifacts:
+    """Without a directory, nothing is kept."""
+
+    def __init__(self, directory: str | None) -> None:
+        """Makes the directory where there is none. Raises PermissionError for one that another user may write."""
+        self._directory = directory
+        if directory is not None:
+            os.makedirs(directory, 0o700, exist_ok=True)
+            _check(os.stat(directory), directory)
+
+    def _path(self, kind: str, source: bytes) -> str:
+        """Of its source, the library that compiled it, and this package's settings, by their bytes."""
+        assert self._directory is not None  # noqa: S101  # both callers have looked
+        library = os.stat(find_library())
+        digest = hashlib.sha256(source)
+        here = os.path.dirname(os.path.abspath(__file__))
+        for name in ("instance.py", "guest.py", "quickjs.py"):
+            with open(os.path.join(here, name), "rb") as file:
+                digest.update(file.read())
+        digest.update(f"{library.st_size} {library.st_mtime_ns} {os.uname().machine} {_processor()}".encode())
+        return os.path.join(self._directory, f"{kind}-{digest.hexdigest()[:32]}")
+
+    def load(self, kind: str, source: bytes) -> tuple[dict[str, int], bytes] | None:
+        """The facts and the code kept with `source`, or None. Raises PermissionError for another user's file."""
+        if self._directory is None:
+            return None
+        path = self._path(kind, source)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with open(descriptor, "rb") as file:
+            _check(os.fstat(descriptor), path)
+            head, code = file.readline(_HEAD_BYTES), file.read()
+        try:
+            facts = json.loads(head)
+            digest = facts.pop("sha256")
+        except (ValueError, KeyError, AttributeError):
+            return None
+        return (facts, code) if digest == hashlib.sha256(code).hexdigest() else None
+
+    def save(self, kind: str, source: bytes, facts: dict[str, int], code: bytes) -> None:
+        """Keeps them whole, or nothing; where it cannot, it says so, and the next process compiles again."""
+        if self._directory is None:
+            return
+        head = json.dumps({**facts, "sha256": hashlib.sha256(code).hexdigest()}).encode()
+        made = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
+                made = file.name
+                file.write(head + b"\n" + code)
+            os.replace(made, self._path(kind, source))
+        except OSError as error:
+            if made is not None:
+                os.unlink(made)
+            print(f"cannot keep compiled code in {self._directory}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def _check(found: os.stat_result, path: str) -> None:
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"cannot keep compiled code at {path}: it must be yours, and no one else may write it")
+
+
+def _processor() -> str:
+    """What compiled code depends on: the processor's features."""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        return next((line for line in file if line.startswith(("flags", "Features"))), "")

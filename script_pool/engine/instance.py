@@ -1,0 +1,288 @@
+"""Fresh instances of a guest: an engine with a pool of memories, stores, bounded access to a memory, callbacks.
+
+An instance lives for one run. What the guest returns is a number from a stranger: each offset is bounded before memory
+is read, and the memory's address asked for again after each call, since the guest may have moved it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from ctypes import byref
+
+from script_pool.engine.binding import (
+    I32,
+    I64,
+    Callback,
+    Extern,
+    Function,
+    Instance,
+    Raw,
+    Vector,
+    library,
+    succeed,
+)
+from script_pool.engine.guest import PAGE
+
+TICK_SECONDS = 0.01
+"""How often the epoch advances: a run is stopped within one more than its limit."""
+WASM_STACK_BYTES = 4 * 1024 * 1024
+"""QuickJS throws RangeError at GUEST_STACK_BYTES of its own stack, which takes less than this of the processor's."""
+ASYNC_STACK_BYTES = 6 * 1024 * 1024
+"""Never used, but wasmtime aborts the process where it is not above the other."""
+KEEP_RESIDENT_BYTES = 3 * 1024 * 1024
+"""Above the booted image: resetting a memory by copying takes no page fault, mapping it again takes forty."""
+TABLE_KEEP_RESIDENT_BYTES = 1024 * 1024
+MAX_MEMORY_BYTES = 256 * 1024 * 1024
+"""The most that a run's limit may be: what each slot of the pool reserves."""
+POOL_INSTANCES = 4
+"""The one that runs, the next one, and what compiles."""
+TABLE_ELEMENTS = 16_384
+"""The guests' tables have about 900 and 1,600."""
+
+_OFF = (
+    "parallel_compilation",  # no thread before a fork
+    "wasm_threads",
+    "wasm_memory64",
+    "wasm_gc",
+    "wasm_function_references",
+    "wasm_exceptions",
+    "gc_support",
+    "wasm_stack_switching",
+    "wasm_component_model",
+    "wasm_multi_memory",
+    "wasm_relaxed_simd",
+)
+"""What the guests do not use is off: each was in an advisory."""
+
+
+class WasmEngine:
+    """The engine, one a process: a fork shares its parent's. `start_clock` begins to count epochs."""
+
+    def __init__(self) -> None:
+        config = library.wasm_config_new()
+        library.wasmtime_config_max_wasm_stack_set(config, WASM_STACK_BYTES)
+        library.wasmtime_config_async_stack_size_set(config, ASYNC_STACK_BYTES)
+        library.wasmtime_config_epoch_interruption_set(config, True)
+        library.wasmtime_config_memory_init_cow_set(config, True)
+        for name in _OFF:
+            getattr(library, f"wasmtime_config_{name}_set")(config, False)
+        pool = library.wasmtime_pooling_allocation_config_new()
+        for name, value in (
+            ("linear_memory_keep_resident", KEEP_RESIDENT_BYTES),
+            ("table_keep_resident", TABLE_KEEP_RESIDENT_BYTES),
+            ("max_memory_size", MAX_MEMORY_BYTES),
+            ("table_elements", TABLE_ELEMENTS),
+            ("total_memories", POOL_INSTANCES),
+            ("total_tables", POOL_INSTANCES),
+            ("total_core_instances", POOL_INSTANCES),
+            ("total_stacks", 1),
+        ):
+            getattr(library, f"wasmtime_pooling_allocation_config_{name}_set")(pool, value)
+        library.wasmtime_pooling_allocation_strategy_set(config, pool)
+        library.wasmtime_pooling_allocation_config_delete(pool)
+        self.pointer: int = library.wasm_engine_new_with_config(config)
+        if not self.pointer:
+            raise ImportError("cannot start the engine: its configuration was refused")
+        self.inside = False
+        """Whether a guest runs."""
+        self._asleep, self._entered = False, threading.Event()
+        self._clock: threading.Thread | None = None
+
+    def start_clock(self) -> None:
+        """Starts the thread that advances the epoch while a guest runs; once a process."""
+        if self._clock is None:
+            self._clock = threading.Thread(target=self._tick, name="epochs", daemon=True)
+            self._clock.start()
+
+    def _tick(self) -> None:
+        advance, pause = library.wasmtime_engine_increment_epoch, threading.Event().wait
+        idle = 0
+        while True:
+            pause(TICK_SECONDS)
+            advance(self.pointer)
+            idle = 0 if self.inside else idle + 1
+            if idle * TICK_SECONDS >= 1:  # an idle process sleeps
+                self._entered.clear()
+                self._asleep = True
+                if not self.inside:  # who enters from now on sees that this is asleep
+                    self._entered.wait()
+                self._asleep, idle = False, 0
+
+    def enter(self) -> None:
+        """To be called before a guest is."""
+        self.inside = True
+        if self._asleep:
+            self._entered.set()
+
+
+HostFunction = Callable[["Guest", list[int]], int]
+"""An import: the instance that calls, and its arguments; returns its one result."""
+
+
+class Template:
+    """A compiled guest with its imports: what instances are made from."""
+
+    def __init__(
+        self,
+        engine: WasmEngine,
+        code: bytes,
+        imports: dict[tuple[str, str], tuple[str, HostFunction]],
+        names: tuple[str, ...],
+        *,
+        compiled: bool = False,
+    ) -> None:
+        """names: the functions that will be called; each import's types are letters, `i` for i32 and `I` for i64,
+        with the result after a colon. Raises EngineError."""
+        self.engine, self.names = engine, names
+        self._module = ctypes.c_void_p()
+        load = library.wasmtime_module_deserialize if compiled else library.wasmtime_module_new
+        succeed(load(engine.pointer, code, len(code), byref(self._module)))
+        self._linker = library.wasmtime_linker_new(engine.pointer)
+        self.current: Guest | None = None
+        self._callbacks = [self._define(*key, *value) for key, value in imports.items()]
+        self._pre = ctypes.c_void_p()
+        succeed(library.wasmtime_linker_instantiate_pre(self._linker, self._module, byref(self._pre)))
+        library.wasmtime_linker_delete(self._linker)
+
+    def serialize(self) -> bytes:
+        """The module as this machine's code."""
+        vector = Vector()
+        succeed(library.wasmtime_module_serialize(self._module, byref(vector)))
+        code = ctypes.string_at(vector.data, vector.size)
+        library.wasm_byte_vec_delete(byref(vector))
+        return code
+
+    def _define(self, module: str, name: str, types: str, function: HostFunction) -> object:
+        parameters, _, results = types.partition(":")
+
+        def called(_env: int, _caller: int, args: object, count: int, out: object, _results: int) -> int:
+            guest = self.current
+            given = [args[at].of.i64 if args[at].kind == I64 else args[at].of.i32 for at in range(count)]  # type: ignore[index]
+            result = function(guest, given) if guest is not None else 0
+            if results:
+                out[0].kind, out[0].of.i32 = I32, result  # type: ignore[index]
+            return 0
+
+        callback = Callback(called)
+        kind = library.wasm_functype_new(byref(_types(parameters)), byref(_types(results)))
+        succeed(
+            library.wasmtime_linker_define_func(
+                self._linker, module.encode(), len(module), name.encode(), len(name), kind,
+                ctypes.cast(callback, ctypes.c_void_p), None, None,
+            )
+        )  # fmt: skip
+        library.wasm_functype_delete(kind)
+        return callback
+
+    def close(self) -> None:
+        library.wasmtime_instance_pre_delete(self._pre)
+        library.wasmtime_module_delete(self._module)
+
+
+def _types(letters: str) -> Vector:
+    kinds = [library.wasm_valtype_new(I64 if letter == "I" else I32) for letter in letters]
+    vector = Vector()
+    library.wasm_valtype_vec_new(byref(vector), len(kinds), (ctypes.c_void_p * len(kinds))(*kinds))
+    return vector
+
+
+class Guest:
+    """One instance. It is closed after its run, whatever happened; a context manager."""
+
+    __slots__ = ("_args", "_context", "_functions", "_instance", "_memory", "_store", "_template", "_trap")
+
+    def __init__(self, template: Template, memory_bytes: int, ticks: int) -> None:
+        """Stopped `ticks` epochs from now. Raises EngineError."""
+        self._template = template
+        self._store: int = library.wasmtime_store_new(template.engine.pointer, None, None)
+        self._context: int = library.wasmtime_store_context(self._store)
+        self._trap, self._args = ctypes.c_void_p(), (Raw * 6)()
+        self._functions: dict[str, Function] = {}
+        try:
+            library.wasmtime_store_limiter(self._store, memory_bytes, TABLE_ELEMENTS, 1, 1, 1)
+            self.extend(ticks)
+            self._instance = Instance()
+            succeed(
+                library.wasmtime_instance_pre_instantiate(
+                    template._pre, self._context, byref(self._instance), byref(self._trap)
+                ),
+                self._trap,
+            )
+            self._memory = self._export("memory").of.memory
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Guest({self.size if self._store else 'closed'})"
+
+    def close(self) -> None:
+        if self._store:
+            library.wasmtime_store_delete(self._store)
+            self._store = 0
+
+    def extend(self, ticks: int) -> None:
+        """Sets the end to `ticks` epochs from now."""
+        library.wasmtime_context_set_epoch_deadline(self._context, ticks)
+
+    def _export(self, name: str) -> Extern:
+        found = Extern()
+        encoded = name.encode()
+        if not library.wasmtime_instance_export_get(
+            self._context, byref(self._instance), encoded, len(encoded), byref(found)
+        ):
+            raise ImportError(f"cannot run scripts: the guest exports no {name}")
+        return found
+
+    def call(self, name: str, *args: int) -> int:
+        """An exported function of i32, and at most one result. Raises Trap."""
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = self._export(name).of.func
+        raw = self._args
+        for at, value in enumerate(args):
+            raw[at].i64 = value
+        template = self._template
+        before, template.current = template.current, self
+        template.engine.enter()
+        try:
+            error = library.wasmtime_func_call_unchecked(self._context, byref(function), raw, 6, byref(self._trap))
+            if error or self._trap.value:
+                succeed(error, self._trap)
+        finally:
+            template.current = before
+            template.engine.inside = before is not None
+        return int(raw[0].i32) & 0xFFFFFFFF
+
+    @property
+    def size(self) -> int:
+        return int(library.wasmtime_memory_data_size(self._context, byref(self._memory)))
+
+    def address(self, at: int, size: int) -> int:
+        """Where `size` bytes of the guest's memory are, until the next call. Raises ValueError outside of it."""
+        if at < 0 or size < 0 or at + size > self.size:
+            raise ValueError(f"offset {at} with {size} bytes is outside the guest's memory")
+        return int(library.wasmtime_memory_data(self._context, byref(self._memory))) + at
+
+    def read(self, at: int, size: int) -> bytes:
+        return ctypes.string_at(self.address(at, size), size)
+
+    def write(self, at: int, data: bytes) -> None:
+        ctypes.memmove(self.address(at, len(data)), data, len(data))
+
+    def grow(self, size: int) -> None:
+        """Makes the memory at least `size` bytes. Raises EngineError where the store's limit is below."""
+        missing = size - self.size
+        if missing > 0:
+            before = ctypes.c_uint64()
+            succeed(
+                library.wasmtime_memory_grow(self._context, byref(self._memory), -(-missing // PAGE), byref(before))
+            )

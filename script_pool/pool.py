@@ -1,0 +1,476 @@
+"""The pool: the scripts by name, the requests that wait, and the children that run them.
+
+What is to be done is computed by `decisions`; this does it. Every request is answered exactly once, by a call.
+A name is bound when a request arrives: one that comes after an AddCode runs that code, wherever it runs, and one that
+came before it the code before. One event loop; nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from script_pool import decisions, frames
+from script_pool.decisions import Assign, Child, Expire, Kill, Phase, Refuse, Retire, Settings, Spawn, Waiting
+from script_pool.engine.interface import Limits, Reason, Script
+from script_pool.frames import Frame, FrameError, Kind
+from script_pool.processes import ChildProcess, Processes
+from script_pool.protocol import (
+    DONE,
+    NO_SUCH_SCRIPT,
+    QUEUE_FULL,
+    SHUTTING_DOWN,
+    TOO_MANY_SCRIPTS,
+    Answer,
+    check_output,
+)
+
+MAX_SCRIPTS = 10_000
+"""Names; one is some 50 KB in the pool's process, and in each child that has run it."""
+MAX_SCRIPT_BYTES = 512 * 1024 * 1024
+"""Of all prepared scripts together."""
+ENGINE = "script_pool.engine.quickjs:QuickJS"
+_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 5.0
+"""Between children that could not start, doubled each time: what ails them seldom ends within milliseconds."""
+
+Reply = Callable[[Answer], None]
+
+
+class Version:
+    """What a name stands for from one request on: a script, code that is being prepared, or nothing.
+
+    Until it is settled the one before it counts, should this prove to be none.
+    """
+
+    def __init__(self, number: int, name: str, language: str = "", before: Version | None = None) -> None:
+        self.number, self.name, self.language = number, name, language
+        self.script: Script | None = None
+        self.settled = self.dropped = False
+        self._before, self._waiting = before, list[Callable[[], None]]()
+
+    def __repr__(self) -> str:
+        return f"Version({self.number}, {self.name!r}, {'settled' if self.settled else 'being prepared'})"
+
+    def become(self, script: Script | None) -> Version | None:
+        """It is `script`, or nothing; returns what was before it, which is nobody's now."""
+        before, self._before = self._before, None
+        self._settle(self.number, script)
+        return before
+
+    def fall_back(self) -> None:
+        """It is what was before it, once that is settled."""
+        before, self._before = self._before, None
+        if before is None:
+            self._settle(self.number, None)
+        else:
+            before.when_settled(lambda: self._settle(before.number, before.script))
+
+    def when_settled(self, call: Callable[[], None]) -> None:
+        """Calls `call` once it is certain what this is, perhaps immediately."""
+        if self.settled:
+            call()
+        else:
+            self._waiting.append(call)
+
+    def _settle(self, number: int, script: Script | None) -> None:
+        self.number, self.script, self.settled = number, script, True
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request for a child: a run of `version`'s script with `body` as its input, or its preparation from `body`.
+    `seconds`: what a child may take for it."""
+
+    version: Version
+    body: bytes
+    reply: Reply
+    deadline: float
+    prepares: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """One child: as the decisions see it, its process, what it runs, and which scripts it holds."""
+
+    view: Child
+    process: ChildProcess
+    ticket: int | None = None
+    job: _Job | None = None
+    held: set[int] = field(default_factory=set)
+    why: str = ""
+
+
+class ScriptPool:
+    """`engine`: MODULE:CLASS, loaded in the template process alone. `say`: where a line for the operator goes; `cache`:
+    the directory for compiled code, which is compiled at each start without one."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        limits: Limits | None = None,
+        engine: str = ENGINE,
+        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        cache: str | None = None,
+    ) -> None:
+        self.settings, self.limits, self._say = settings or Settings(), limits or Limits(), say
+        self._processes = Processes(engine, self.limits, self, cache)
+        self._names: dict[str, Version] = {}
+        self._bytes = 0
+        self._members: dict[int, _Member] = {}
+        self._views: dict[int, Child] = {}
+        self._queue: dict[int, Waiting] = {}
+        self._jobs: dict[int, _Job] = {}
+        self._numbers = count(1)
+        self._timer: asyncio.TimerHandle | None = None
+        self._failures, self._spawn_from = 0, 0.0
+        self._draining = self._stopped = self._deciding = self._again = False
+        self._changed = asyncio.Event()
+        self._restart: asyncio.Task[None] | None = None
+        self._unable = ""
+
+    def __repr__(self) -> str:
+        return f"ScriptPool({len(self._members)} children, {len(self._names)} scripts, {len(self._queue)} waiting)"
+
+    @property
+    def children(self) -> dict[int, int]:
+        """The children's process IDs by their numbers."""
+        return {number: member.process.pid for number, member in self._members.items()}
+
+    async def start(self) -> None:
+        """Returns when a child can run. Raises KeepfleetError where none can, and has stopped then."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._processes.start()
+            self._add_child()
+            while not any(view.phase is Phase.READY for view in self._views.values()):
+                if self._failures:
+                    raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot start the script pool: {self._unable}")
+                self._changed.clear()
+                await self._changed.wait()
+        except BaseException:
+            await self.stop()
+            raise
+        self._turn()
+
+    def add(self, name: str, code: str, language: str, reply: Reply) -> None:
+        """Makes `name` stand for `code` for every later request, or leaves it as it was and says why."""
+        before = self._names.get(name)
+        if self._draining:
+            reply(Answer(SHUTTING_DOWN))
+        elif (before is None and len(self._names) >= MAX_SCRIPTS) or self._bytes >= MAX_SCRIPT_BYTES:
+            reply(Answer(TOO_MANY_SCRIPTS, message=f"there are {len(self._names)}; remove some"))
+        else:
+            version = self._names[name] = Version(next(self._numbers), name, language, before)
+            source = code.encode("utf-8", "surrogatepass")  # JSON can say half a surrogate pair
+            self._enqueue(_Job(version, source, reply, self._deadline(), prepares=True))
+
+    def remove(self, name: str, reply: Reply) -> None:
+        """Makes `name` stand for nothing for every later request."""
+        before = self._names.get(name)
+        if before is None:
+            reply(Answer(NO_SUCH_SCRIPT))
+            return
+        gone = self._names[name] = Version(next(self._numbers), name)
+
+        def settled() -> None:
+            known = before.script is not None
+            gone.become(None)
+            self._forget(gone)
+            self._drop(before)
+            reply(DONE if known else Answer(NO_SUCH_SCRIPT))
+
+        before.when_settled(settled)
+
+    def run(self, name: str, input_text: bytes, reply: Reply) -> None:
+        """Runs what `name` stands for by now with this input sandbox."""
+        version = self._names.get(name)
+        if self._draining:
+            reply(Answer(SHUTTING_DOWN))
+        elif version is None:
+            reply(Answer(NO_SUCH_SCRIPT))
+        else:
+            self._enqueue(_Job(version, input_text, reply, self._deadline()))
+
+    async def drain(self) -> None:
+        """Takes no more requests, answers those that are there within the settings' time, and stops."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(self.settings.drain_seconds):
+                while self._jobs:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            self._say(f"script-pool: {len(self._jobs)} requests were not answered in time, and are refused")
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Refuses what is not answered, kills the children, and returns when they have ended."""
+        self._draining = self._stopped = True
+        if self._restart is not None:
+            self._restart.cancel()
+            await asyncio.gather(self._restart, return_exceptions=True)
+        for ticket in list(self._jobs):
+            self._reply(ticket, Answer(SHUTTING_DOWN))
+        await self._processes.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def _deadline(self) -> float:
+        return self._loop.time() + self.settings.deadline_seconds
+
+    def _enqueue(self, job: _Job) -> None:
+        ticket = next(self._numbers)
+        self._jobs[ticket] = job
+        ready = job.prepares or job.version.settled
+        self._queue[ticket] = Waiting(ticket, job.deadline, ready)
+        if not ready:
+            job.version.when_settled(lambda: self._settled(ticket))
+        self._turn()
+
+    def _settled(self, ticket: int) -> None:
+        """The code that a waiting request runs is prepared."""
+        waiting = self._queue.get(ticket)
+        if waiting is not None:
+            waiting.ready = True
+            self._turn()
+
+    def _reply(self, ticket: int, answer: Answer) -> None:
+        """Answers a request, once: where it is not known, it has been."""
+        self._queue.pop(ticket, None)
+        job = self._jobs.pop(ticket, None)
+        if job is None:
+            return
+        if job.prepares and not job.version.settled:
+            job.version.fall_back()
+            job.version.when_settled(lambda: self._forget(job.version))
+        job.reply(answer)
+        if self._draining:
+            self._changed.set()
+
+    def _forget(self, version: Version) -> None:
+        """A name that stands for nothing is no name."""
+        if version.script is None and self._names.get(version.name) is version:
+            del self._names[version.name]
+
+    def _drop(self, version: Version) -> None:
+        """Its script is nothing that a later request will run; those that are to run it already have it."""
+        script, number = version.script, version.number
+        if script is None:
+            return
+        version.dropped = True
+        self._bytes -= len(script.image)
+        for member in self._members.values():
+            if number in member.held:
+                member.held.discard(number)
+                member.process.send(Frame(Kind.FORGET, number))
+
+    # --- decisions ----------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Does what is to be done now. What it does may call it again, which is done behind it."""
+        self._again = True
+        if self._deciding or self._stopped:
+            return
+        self._deciding = True
+        try:
+            while self._again:
+                self._again = False
+                now = self._loop.time()
+                views, queue = self._views.values(), self._queue.values()
+                spawn_from = self._spawn_from if self._restart is None else decisions.NEVER
+                for action in decisions.decide(
+                    views, queue, self.settings, now, spawn_from=spawn_from, draining=self._draining
+                ):
+                    self._apply(action, now)
+                    self._again = self._again or not isinstance(action, Assign)
+            self._arm(decisions.wake(views, queue, self.settings, now, self._spawn_from))
+        finally:
+            self._deciding = False
+
+    def _apply(self, action: decisions.Action, now: float) -> None:
+        match action:
+            case Assign(ticket, child):
+                self._assign(ticket, self._members[child], now)
+            case Expire(ticket):
+                waited = f"the request waited {self.settings.deadline_seconds:g} s for a child"
+                self._reply(ticket, Answer(Reason.TIME_LIMIT.value, message=waited))
+            case Refuse(ticket):
+                self._reply(ticket, Answer(QUEUE_FULL, message=f"{self.settings.queue} requests wait already"))
+            case Spawn():
+                self._add_child()
+            case Retire(child):
+                member = self._members[child]
+                member.view.phase, member.view.since = Phase.ENDING, now
+                member.process.close()
+            case Kill(child):
+                self._kill(self._members[child], now)
+
+    def _assign(self, ticket: int, member: _Member, now: float) -> None:
+        del self._queue[ticket]
+        job = self._jobs[ticket]
+        version, script = job.version, job.version.script
+        job.seconds = max(0.01, min(self.limits.wall_seconds, job.deadline - now))
+        if not job.prepares and script is None:
+            self._reply(ticket, Answer(NO_SUCH_SCRIPT))
+            self._again = True  # the child is idle as before
+            return
+        if script is None:
+            asked = frames.script_text(version.name, version.language)
+            member.process.send(Frame(Kind.PREPARE, ticket, asked, job.body, job.seconds))
+        else:
+            sent = [Frame(Kind.RUN, ticket, version.number.to_bytes(8, "little"), job.body, job.seconds)]
+            if version.number not in member.held:
+                text = frames.script_text(script.name, script.language, script.digest)
+                sent.insert(0, Frame(Kind.SCRIPT, version.number, text, script.image))
+                if version.dropped:  # this run had it before
+                    sent.append(Frame(Kind.FORGET, version.number))
+                else:
+                    member.held.add(version.number)
+            member.process.send(*sent)
+        member.ticket, member.job = ticket, job
+        member.view.until = now + job.seconds
+        member.view.runs += 1
+
+    def _add_child(self) -> None:
+        number = next(self._numbers)
+        view = self._views[number] = Child(number, since=self._loop.time())
+        self._members[number] = _Member(view, self._processes.fork(number))
+
+    def _kill(self, member: _Member, now: float) -> None:
+        """Its request is answered when it has ended."""
+        member.why = member.why or Reason.TIME_LIMIT.value
+        member.view.phase, member.view.since, member.view.killed = Phase.ENDING, now, True
+        member.process.kill()
+
+    def _arm(self, when: float) -> None:
+        """One timer, set anew only where it would come too late; one that comes too early finds nothing to do."""
+        if self._timer is not None and not self._timer.cancelled():
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = None if when == decisions.NEVER else self._loop.call_at(when, self._woken)
+
+    def _woken(self) -> None:
+        self._timer = None
+        self._turn()
+
+    # --- what the processes report ------------------------------------------------------------------------------
+
+    def said(self, number: int, frame: Frame) -> None:
+        """A frame of a child."""
+        member = self._members[number]
+        if member.view.phase is Phase.ENDING:
+            return  # what it was asked is answered when it has ended
+        if frame.kind is Kind.READY and member.view.phase is Phase.STARTING:
+            member.view.phase, member.view.since = Phase.READY, self._loop.time()
+            self._failures, self._spawn_from = 0, 0.0
+            self._changed.set()
+        elif frame.kind is Kind.UNABLE and member.view.phase is Phase.STARTING:
+            member.why = frame.text[:1000].decode("utf-8", "replace")
+        elif member.job is None or frame.number != member.ticket:
+            self._distrust(member, "it answered what it was not asked")
+        else:
+            self._answered(member, member.job, frame)
+        self._turn()
+
+    def _answered(self, member: _Member, job: _Job, frame: Frame) -> None:
+        try:
+            answer = self._prepared(job.version, frame) if job.prepares else self._ran(frame)
+        except FrameError as error:
+            self._distrust(member, str(error))
+            return
+        ticket = member.ticket
+        member.ticket = member.job = None
+        member.view.until, member.view.since = None, self._loop.time()
+        assert ticket is not None  # noqa: S101 - it has a job
+        self._reply(ticket, answer)
+
+    def _ran(self, frame: Frame) -> Answer:
+        if frame.kind is Kind.FAULT:
+            return Answer.of(frames.fault_of(frame))
+        if frame.kind is not Kind.RAN or len(frame.body) > self.limits.output_bytes or not check_output(frame.body):
+            raise FrameError("it answered a run with no output that a script can have")
+        return Answer(None, frame.body, frames.console_of(frame), frame.seconds)
+
+    def _prepared(self, version: Version, frame: Frame) -> Answer:
+        """What was prepared is what `version` stands for, of whatever name it is the last by now."""
+        if frame.kind is Kind.FAULT:
+            return Answer.of(frames.fault_of(frame))
+        if frame.kind is not Kind.PREPARED:
+            raise FrameError("it answered a preparation with something else")
+        made = frames.script_of(frame)
+        if self._bytes + len(made.image) > MAX_SCRIPT_BYTES:
+            return Answer(TOO_MANY_SCRIPTS, message=f"all scripts take {MAX_SCRIPT_BYTES} bytes; remove some")
+        self._bytes += len(made.image)
+        # Of what a child says, the image and the digest alone are its own to say.
+        before = version.become(Script(version.name, version.language, made.image, made.digest))
+        if before is not None:
+            before.when_settled(lambda: self._drop(before))
+        return DONE
+
+    def _distrust(self, member: _Member, why: str) -> None:
+        member.why = member.why or f"{Reason.CRASHED.value}: {why}"
+        member.view.phase, member.view.since, member.view.killed = Phase.ENDING, self._loop.time(), True
+        member.process.kill()
+
+    def broken(self, number: int, why: str) -> None:
+        """A child that is killed for its socket."""
+        member = self._members[number]
+        if why:
+            member.why = member.why or f"{Reason.CRASHED.value}: {why}"
+        if member.view.phase is Phase.READY:
+            member.view.phase, member.view.since, member.view.killed = Phase.ENDING, self._loop.time(), True
+
+    def ended(self, number: int, how: str) -> None:
+        """A child's process has ended: what it ran is answered now."""
+        member, _ = self._members.pop(number), self._views.pop(number)
+        if member.view.phase is Phase.STARTING:
+            self._failures += 1
+            pause = min(_MAX_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2 ** min(self._failures, 10))
+            self._spawn_from = self._loop.time() + pause
+            self._unable = f"a child could not start: {member.why or how}"
+            if not self._stopped:
+                self._say(f"script-pool: {self._unable}")
+        if member.ticket is not None and member.job is not None:
+            self._reply(member.ticket, _answer_of_killed(member, how, member.job))
+        self._changed.set()
+        self._turn()
+
+    def template_ended(self) -> None:
+        """Starts another; until then no child is started."""
+        if self._stopped:
+            return
+        self._say("script-pool: the template process has ended, and every child with it; another is started")
+        self._restart = self._loop.create_task(self._start_template())
+
+    async def _start_template(self) -> None:
+        pause = _BACKOFF_SECONDS
+        while True:
+            try:
+                await self._processes.start()
+            except (KeepfleetError, OSError) as error:
+                self._say(f"script-pool: {error}")
+                await asyncio.sleep(pause)
+                pause = min(_MAX_BACKOFF_SECONDS, 2 * pause)
+            else:
+                break
+        self._restart, self._spawn_from = None, 0.0
+        self._turn()
+
+
+def _answer_of_killed(member: _Member, how: str, job: _Job) -> Answer:
+    if member.why == Reason.TIME_LIMIT.value:
+        message = f"the script's process did not end its run within {job.seconds:g} s, and was killed"
+        return Answer(Reason.TIME_LIMIT.value, message=message, seconds=job.seconds)
+    why = member.why.partition(": ")[2]
+    return Answer(Reason.CRASHED.value, message=f"the script's process has ended: {why or how}")

@@ -1,0 +1,388 @@
+"""Who may speak to the pool, and how: a connection's lines in, its answers out, on a Unix socket or standard input and
+output.
+
+A client costs what its requests cost: it is read no further while many of its requests are open or its answers are not
+read, and ended when it leaves a line or its answers for too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+import sys
+from collections import deque
+from collections.abc import Callable
+
+from keep_isolation.locks import what_the_kernel_lacks
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from script_pool import protocol
+from script_pool.pool import ScriptPool
+from script_pool.protocol import AddCode, Answer, ExecCode, Lines, RemoveCode
+
+MAX_OPEN = 512
+"""Requests of one connection that are not answered; more are read when some are. Above the queue's length, so that a
+client that asks for too much learns it."""
+MAX_CONNECTIONS = 128
+"""Each may hold a line of 5 MiB."""
+MAX_UNREAD = 64 * 1024 * 1024
+"""Bytes of answers that a client has not read, before it is ended."""
+LINE_SECONDS = 30.0
+"""From a line's first byte to its end: 5 MiB at 1.4 Mbit/s."""
+UNREAD_SECONDS = 30.0
+"""From the moment answers do not fit the socket any more to the moment that they do."""
+
+WITHOUT_A_UNIT = (
+    "it is no unit of systemd: its processes have this user's identity, memory and processor time, and no namespaces",
+)
+"""What a child lacks in any case that a keep's runner has."""
+
+
+def what_is_missing() -> tuple[str, ...]:
+    """A sentence for each part of a keep's isolation that the children do not have here."""
+    return (*WITHOUT_A_UNIT, *what_the_kernel_lacks())
+
+
+class Connection(asyncio.Protocol):
+    """One client. `ended`: called once it has no more requests and all are answered, or it is gone."""
+
+    def __init__(self, pool: ScriptPool, ended: Callable[[Connection], None]) -> None:
+        self._pool, self._ended = pool, ended
+        limit = pool.limits.input_bytes
+        self._lines = Lines(limit + protocol.BESIDE_THE_INPUT)
+        self._in_order: deque[list[Answer]] = deque()
+        self._open = 0
+        self._reading: asyncio.ReadTransport | None = None
+        self._writing: asyncio.WriteTransport | None = None
+        self._unread = self._finished = self._gone = self._paused = False
+        self._line_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._waiting: deque[bytes | None] = deque()
+
+    def __repr__(self) -> str:
+        return f"Connection({self._open} open requests)"
+
+    def attach(self, reading: asyncio.ReadTransport | None, writing: asyncio.WriteTransport) -> None:
+        """What it is read from and written to, where the two differ."""
+        self._reading, self._writing = reading, writing
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.Transport):
+            self.attach(transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._waiting.extend(self._lines.feed(data))
+        self._take()
+        if self._lines.partial:
+            if self._line_timer is None:
+                self._line_timer = asyncio.get_running_loop().call_later(LINE_SECONDS, self._silent)
+        elif self._line_timer is not None:
+            self._line_timer.cancel()
+            self._line_timer = None
+
+    def eof_received(self) -> bool:
+        """The client asks for no more; what it asked for is answered before the connection ends."""
+        if self._lines.partial:
+            self._waiting.append(b"")  # a line without its end is no request
+            self._take()
+        self._finished = True
+        self._end_if_done()
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._leave()
+
+    def pause_writing(self) -> None:
+        self._unread = True
+        self._unread_timer = asyncio.get_running_loop().call_later(UNREAD_SECONDS, self.abort)
+        self._pace()
+
+    def resume_writing(self) -> None:
+        self._unread = False
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        self._take()
+
+    def finish(self) -> None:
+        """No more is read; ends once all is answered and written."""
+        self._finished = True
+        self._waiting.clear()
+        if self._reading is not None and not self._reading.is_closing():
+            self._pause(True)
+        self._end_if_done()
+
+    def abort(self) -> None:
+        """Ends without another byte."""
+        if self._writing is not None:
+            self._writing.abort()
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self._gone:
+            self._gone = True
+            for timer in (self._line_timer, self._unread_timer):
+                if timer is not None:
+                    timer.cancel()
+            if self._reading is not None:
+                self._reading.close()
+            self._ended(self)
+
+    def _silent(self) -> None:
+        """A line has begun and not ended in its time."""
+        self._line_timer = None
+        late = f"the line had not ended {LINE_SECONDS:.0f} s after it began"
+        self._respond(None, Answer(protocol.MALFORMED, message=late))
+        self.finish()
+
+    def _take(self) -> None:
+        """Takes up the lines that there is room for."""
+        while self._waiting and self._open < MAX_OPEN and not self._unread and not self._gone:
+            self._request(self._waiting.popleft())
+        self._pace()
+
+    def _pace(self) -> None:
+        """Reads on, or not."""
+        if self._reading is None or self._reading.is_closing() or self._finished:
+            return
+        self._pause(bool(self._waiting) or self._open >= MAX_OPEN or self._unread)
+
+    def _pause(self, paused: bool) -> None:
+        """Python 3.11's pipe transports do not say whether they read, and 3.12's must not be paused twice."""
+        if self._reading is not None and paused != self._paused:
+            self._paused = paused
+            self._reading.pause_reading() if paused else self._reading.resume_reading()
+
+    def _request(self, line: bytes | None) -> None:
+        request = protocol.parse(line, self._pool.limits.input_bytes)
+        reply = self._promise(request.id)
+        match request:
+            case ExecCode(_, name, input_text):
+                self._pool.run(name, input_text, reply)
+            case AddCode(_, name, code, language):
+                self._pool.add(name, code, language, reply)
+            case RemoveCode(_, name):
+                self._pool.remove(name, reply)
+            case _:
+                reply(Answer(request.reason, message=request.message))
+
+    def _promise(self, id: str | None) -> Callable[[Answer], None]:
+        """What answers a request: with its id immediately, without one when those before it are answered."""
+        self._open += 1
+        if id is not None:
+            return lambda answer: self._respond(id, answer, 1)
+        place: list[Answer] = []
+        self._in_order.append(place)
+
+        def reply(answer: Answer) -> None:
+            place.append(answer)
+            while self._in_order and self._in_order[0]:
+                self._respond(None, self._in_order.popleft()[0], 1)
+
+        return reply
+
+    def _respond(self, id: str | None, answer: Answer, closed: int = 0) -> None:
+        self._open -= closed
+        writing = self._writing
+        if writing is None or self._gone or writing.is_closing():
+            return
+        writing.write(protocol.encode(id, answer))
+        if writing.get_write_buffer_size() > MAX_UNREAD:
+            self.abort()
+        elif self._waiting:
+            asyncio.get_running_loop().call_soon(self._take)
+        else:
+            self._pace()
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._finished and not self._open and not self._waiting and self._writing is not None:
+            self._writing.close()  # behind what is not written yet
+
+
+class Service:
+    """The pool and its clients, to the end."""
+
+    def __init__(self, pool: ScriptPool, allowed: frozenset[int]) -> None:
+        self._pool, self._allowed = pool, allowed
+        self._connections: set[Connection] = set()
+        self._over = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Service({len(self._connections)} connections)"
+
+    def stop(self) -> None:
+        """Ends the service: what it has been asked is answered first, within the pool's time."""
+        self._over.set()
+
+    async def on_stdio(self) -> None:
+        """Serves the one client at the other end of standard input and output, to its end. Raises KeepfleetError."""
+        for number, what in ((0, "input"), (1, "output")):
+            if stat.S_ISREG(os.fstat(number).st_mode):
+                raise KeepfleetError(
+                    ErrorKind.CONFIGURATION,
+                    f"cannot serve on standard {what}: it is a regular file; use a pipe, as in cat FILE | script-pool",
+                )
+        loop = asyncio.get_running_loop()
+        connection = Connection(self._pool, self._left)
+        self._connections.add(connection)
+        ours, other = os.fstat(0), os.fstat(1)
+        if stat.S_ISSOCK(ours.st_mode) and os.path.samestat(ours, other):
+            await loop.connect_accepted_socket(lambda: connection, socket.socket(fileno=os.dup(0)))
+        else:
+            writing, _ = await loop.connect_write_pipe(lambda: _Output(connection), os.fdopen(os.dup(1), "wb", 0))
+            connection.attach(None, writing)
+            reading, _ = await loop.connect_read_pipe(lambda: _Input(connection), os.fdopen(os.dup(0), "rb", 0))
+            connection.attach(reading, writing)
+        await self._serve_until_over(alone=True)
+
+    async def on_socket(self, path: str, listening: Callable[[], None]) -> None:
+        """Serves clients that connect to `path`. Raises KeepfleetError where it cannot be listened on."""
+        with listen(path) as listener:
+            identity = os.stat(path)
+            server = await asyncio.get_running_loop().create_unix_server(self._accept, sock=listener)
+            try:
+                listening()
+                await self._serve_until_over()
+            finally:
+                server.close()
+                _remove(path, identity)
+
+    def _accept(self) -> asyncio.Protocol:
+        connection = _Accepted(self._pool, self._left, self._refusal)
+        self._connections.add(connection)
+        return connection
+
+    def _refusal(self, uid: int) -> str:
+        """Why a peer is not served; empty where it is."""
+        if uid not in self._allowed:
+            return f"user {uid} is not one of {', '.join(map(str, sorted(self._allowed)))}"
+        if len(self._connections) > MAX_CONNECTIONS:
+            return f"there are {MAX_CONNECTIONS} connections"
+        return ""
+
+    def _left(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._changed.set()
+
+    async def _serve_until_over(self, alone: bool = False) -> None:
+        """`alone`: to the end of the one client."""
+        over = asyncio.create_task(self._over.wait())
+        while not over.done() and (self._connections or not alone):
+            self._changed.clear()
+            changed = asyncio.create_task(self._changed.wait())
+            await asyncio.wait([over, changed], return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+        over.cancel()
+        for connection in list(self._connections):
+            connection.finish()
+        await self._pool.drain()
+        try:
+            async with asyncio.timeout(self._pool.settings.drain_seconds):
+                while self._connections:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            for connection in list(self._connections):
+                connection.abort()
+
+
+class _Accepted(Connection):
+    """A connection on the socket: its peer is asked for first."""
+
+    def __init__(self, pool: ScriptPool, ended: Callable[[Connection], None], refusal: Callable[[int], str]) -> None:
+        super().__init__(pool, ended)
+        self._refusal = refusal
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        _, uid, _ = struct.unpack(
+            "iII",
+            transport.get_extra_info("socket").getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")
+            ),
+        )
+        if why := self._refusal(uid):
+            print(f"script-pool: refused a connection: {why}", file=sys.stderr, flush=True)
+            self.abort()
+
+
+class _Input(asyncio.Protocol):
+    """Standard input, of which a connection is made."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def data_received(self, data: bytes) -> None:
+        self._connection.data_received(data)
+
+    def eof_received(self) -> bool:
+        return self._connection.eof_received()
+
+
+class _Output(asyncio.Protocol):
+    """Standard output, likewise."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._connection.connection_lost(error)
+
+
+def listen(path: str) -> socket.socket:
+    """A socket bound to `path`, of mode 0600 from its first moment on. One that nobody serves any more is replaced.
+
+    Raises KeepfleetError.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if _is_stale(path):
+            os.unlink(path)
+        before = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+    except (OSError, KeepfleetError) as error:
+        listener.close()
+        if isinstance(error, KeepfleetError):
+            raise
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot listen on {path}: {error.strerror or error}") from error
+    return listener
+
+
+def _is_stale(path: str) -> bool:
+    """Whether there is a socket that nobody serves. Raises KeepfleetError for anything else that is there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot listen on {path}: there is something else than a socket")
+    with socket.socket(socket.AF_UNIX) as tried:
+        tried.setblocking(False)  # a full backlog is no stale socket
+        try:
+            tried.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:
+            pass
+    raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot listen on {path}: another process serves it")
+
+
+def _remove(path: str, identity: os.stat_result) -> None:
+    """Removes the socket that was bound, and no other that has taken its place."""
+    try:
+        if os.path.samestat(os.lstat(path), identity):
+            os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,189 @@
+"""The JavaScript engine: what a script sees and leaves, each way it ends, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from script_pool.engine.interface import Fault, Limits, Reason, Result
+from script_pool.engine.quickjs import QuickJS, depth_of, is_strict
+
+SHORT = Limits(wall_seconds=0.1)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> QuickJS:
+    made = QuickJS(str(tmp_path_factory.mktemp("compiled")))
+    made.begin()
+    return made
+
+
+def ran(engine: QuickJS, source: str, sandbox: str = "{}", limits: Limits | None = None) -> Result:
+    limits = limits or Limits()
+    return engine.run(engine.prepare("script", source, "js", limits), sandbox.encode(), limits, None)
+
+
+def fault(engine: QuickJS, source: str, sandbox: str = "{}", limits: Limits | None = None) -> Fault:
+    with pytest.raises(Fault) as caught:
+        ran(engine, source, sandbox, limits)
+    return caught.value
+
+
+def output(engine: QuickJS, source: str, sandbox: str = "{}") -> Any:
+    return json.loads(ran(engine, source, sandbox).output_text)
+
+
+def test_the_output_is_the_sandbox_as_the_script_left_it(engine: QuickJS) -> None:
+    source = "c = a + b; delete a; b++; var d = [1]; const hidden = 2; function f() {}"
+    assert output(engine, source, '{"a": 1, "b": 2}') == {"b": 3, "c": 3, "d": [1]}
+
+
+def test_a_strict_script_declares_what_it_leaves(engine: QuickJS) -> None:
+    assert output(engine, '"use strict"; var c = a * 2', '{"a": 21}') == {"a": 21, "c": 42}
+    assert fault(engine, '"use strict"; c = 1').name == "ReferenceError"
+
+
+def test_promises_run_to_completion(engine: QuickJS) -> None:
+    assert output(engine, "Promise.resolve(4).then(v => { a = v })", '{"a": 0}') == {"a": 4}
+    assert output(engine, "a = await Promise.resolve(a + 1)", '{"a": 1}') == {"a": 2}
+    assert "nothing will resolve" in fault(engine, "await new Promise(() => {})").message
+
+
+def test_the_console_is_collected_and_bounded(engine: QuickJS) -> None:
+    assert ran(engine, "console.log('a', {b: 1}, 2)").console == ('a {"b":1} 2',)
+    lines = ran(engine, "for (;;) { console.log('x'.repeat(1000)); if (i++ > 200) break }", '{"i": 0}').console
+    assert sum(map(len, lines)) <= Limits().console_bytes
+    assert fault(engine, "console.log('before'); throw 1").console == ("before",)
+
+
+def test_an_exception_has_the_scripts_own_line_numbers(engine: QuickJS) -> None:
+    thrown = fault(engine, "\n\nfunction f() { null.x }\nf()")
+    assert (thrown.reason, thrown.name) == (Reason.EXCEPTION, "TypeError")
+    assert "script:3:" in thrown.stack[0]
+    assert "script:4:" in thrown.stack[1]
+    assert len(thrown.stack) == 2
+
+
+def test_a_syntax_error_is_found_as_it_is_prepared(engine: QuickJS) -> None:
+    for source in ("\nlet x = ;", '"use strict";\nlet x = ;', "let y;\nlet y"):
+        with pytest.raises(Fault) as caught:
+            engine.prepare("script", source, "js", Limits())
+        assert caught.value.reason is Reason.SYNTAX_ERROR
+        assert "script:2:" in caught.value.stack[0]
+
+
+def test_nothing_of_a_script_runs_as_it_is_prepared(engine: QuickJS) -> None:
+    for source in ("while (true) {}", '"use strict"; while (true) {}'):
+        engine.prepare("script", source, "js", SHORT)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "while (true) {}",
+        '"use strict"; for (;;);',
+        "/^(a+)+$/.test('a'.repeat(40) + 'b')",
+        "[3, 2, 1].sort(() => { for (;;); })",
+        "'a'.replace(/a/, () => { for (;;); })",
+        "x = { get y() { for (;;); } }",
+        "x = { toJSON() { for (;;); } }",
+        "x = new Proxy({}, { ownKeys() { for (;;); } })",
+        "(function again() { Promise.resolve().then(again) })()",
+        "globalThis.toJSON = () => { for (;;); }",
+    ],
+)
+def test_what_never_ends_is_stopped(engine: QuickJS, source: str) -> None:
+    assert fault(engine, source, limits=SHORT).reason is Reason.TIME_LIMIT
+
+
+@pytest.mark.parametrize("source", ["x = {}; x.x = x", "x = 1n", "toJSON = () => undefined", "self = globalThis"])
+def test_what_has_no_json_is_not_serialisable(engine: QuickJS, source: str) -> None:
+    assert fault(engine, source).reason is Reason.NOT_SERIALISABLE
+
+
+def test_undefined_and_functions_are_left_out(engine: QuickJS) -> None:
+    assert output(engine, "a = undefined; b = () => 1; c = [undefined]") == {"c": [None]}
+
+
+def test_awkward_names_and_characters_come_back_as_they_are(engine: QuickJS) -> None:
+    sandbox = '{"__proto__": {"x": 1}, "constructor": 2, "s": "\\ud800\\u0000é"}'
+    assert output(engine, "", sandbox) == json.loads(sandbox)
+    assert b"\\u0000" in ran(engine, "", sandbox).output_text
+
+
+@pytest.mark.parametrize("source", ["(" * 100_000 + ")" * 100_000, "[" * 100_000, '"use strict";' + "[" * 100_000])
+def test_source_nested_too_deeply_has_its_own_reason(engine: QuickJS, source: str) -> None:
+    with pytest.raises(Fault) as caught:
+        engine.prepare("script", source, "js", Limits(wall_seconds=10))
+    assert caught.value.reason is Reason.NESTED_TOO_DEEPLY
+
+
+def test_json_nested_too_deeply_is_refused_on_either_side(engine: QuickJS) -> None:
+    deep = '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"
+    assert fault(engine, "", deep).reason is Reason.NESTED_TOO_DEEPLY
+    assert fault(engine, "a = []; for (let i = 0; i < 600; i++) a = [a]").reason is Reason.NESTED_TOO_DEEPLY
+    assert output(engine, "n = JSON.stringify(a).length", '{"a":' + "[" * 500 + "]" * 500 + "}")["n"] == 1000
+
+
+def test_a_directive_is_found_behind_comments_and_other_directives() -> None:
+    for source in (b'"use strict"; x', b"// a\n/* b */ 'use strict'\nx", b'"other"; "use strict"', b'"use strict"'):
+        assert is_strict(source), source
+    for source in (b'x; "use strict"', b'"use strict" + 1', b"// 'use strict'", b"/* ", b""):
+        assert not is_strict(source), source
+
+
+def test_depth_counts_brackets_outside_of_strings() -> None:
+    assert depth_of(b'{"[[[\\"[": [[1], {}]}') == 3
+
+
+def test_recursion_is_an_exception_that_a_script_can_catch(engine: QuickJS) -> None:
+    assert output(engine, "try { (function f() { f() })() } catch (e) { n = e.name }") == {"n": "RangeError"}
+
+
+def test_a_memory_eater_meets_its_limit(engine: QuickJS) -> None:
+    eater = "var a = []; while (true) a.push(new Uint8Array(1 << 20).fill(1))"
+    assert fault(engine, eater, limits=Limits(wall_seconds=20)).reason is Reason.MEMORY_LIMIT
+
+
+def test_too_large_an_output_is_refused(engine: QuickJS) -> None:
+    limits = Limits(output_bytes=1000)
+    assert fault(engine, "a = 'x'.repeat(2000)", limits=limits).reason is Reason.OUTPUT_TOO_LARGE
+
+
+@pytest.mark.parametrize("sandbox", ["[1]", "1", "null", "{", "", '{"undefined": 1}'])
+def test_an_input_that_is_no_sandbox_is_refused(engine: QuickJS, sandbox: str) -> None:
+    assert fault(engine, "", sandbox).reason is Reason.EXCEPTION
+
+
+def test_nothing_of_one_run_is_visible_to_the_next(engine: QuickJS) -> None:
+    leave = (
+        "globalThis.left = 1; Object.prototype.left = 1; Array.prototype.map = null; JSON.parse = null;"
+        "JSON.stringify = null; Symbol.for('left').left; kept = new WeakRef({}); Math.random = () => 4; "
+        "console.log = null; s = String(left)"
+    )
+    look = "a = [typeof left, typeof [].map, typeof JSON.parse, typeof kept, Math.random() === 4, typeof console.log]"
+    ran(engine, leave)
+    assert output(engine, look) == {"a": ["undefined", "function", "function", "undefined", False, "function"]}
+
+
+def test_random_numbers_differ_from_run_to_run(engine: QuickJS) -> None:
+    script = engine.prepare("script", "a = Math.random()", "js", Limits())
+    drawn = {engine.run(script, b"{}", Limits(), None).output_text for _ in range(20)}
+    assert len(drawn) == 20
+
+
+def test_a_finer_clock_is_not_there(engine: QuickJS) -> None:
+    assert output(engine, "a = [typeof performance, typeof SharedArrayBuffer, Date.now() % 10]") == {
+        "a": ["undefined", "undefined", 0]
+    }
+
+
+def test_a_damaged_image_is_refused(engine: QuickJS) -> None:
+    script = engine.prepare("script", "a = 1", "js", Limits())
+    for image in (b"", script.image[:20], script.image[:-1], b"\0" + b"\xff" * 40):
+        damaged = type(script)(script.name, script.language, image, script.digest)
+        with pytest.raises(Fault) as caught:
+            engine.run(damaged, b"{}", Limits(), None)
+        assert caught.value.reason in (Reason.CRASHED, Reason.MEMORY_LIMIT)
