@@ -8,6 +8,7 @@ import signal
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.costs import Costs
 from tests.lanes import order
 
 pytest_plugins = ("tests.system.fixtures",)
@@ -30,6 +31,17 @@ settings.register_profile(
 )
 """For examples that a schema makes: how many of them fit is not ours to tune."""
 settings.load_profile("short")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option that `./run test --costs` gives."""
+    parser.addoption("--costs", action="store_true", help="what each file and test costs in processor time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measures where that was asked for."""
+    if config.getoption("--costs"):
+        config.pluginmanager.register(Costs())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

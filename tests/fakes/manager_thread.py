@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.fakes.running_manager import RunningManager, running_manager
 
-READY_SECONDS = 10.0
+READY_SECONDS = 60.0
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from tests.system.host import Host, layout
 from tests.system.life import Life
 from tools.sandbox.sandbox import Sandbox
 
-STEPS = [-HOUR, HOUR, -400 * DAY, 400 * DAY]
-AN_HOUR = [-HOUR, HOUR]
+STEPS = [-HOUR, 400 * DAY, *(pytest.param(step, marks=pytest.mark.heavy) for step in (HOUR, -400 * DAY))]
+"""Back and forward, within all periods and beyond them; the other two take the same path in one of these respects."""
+AN_HOUR = [-HOUR, pytest.param(HOUR, marks=pytest.mark.heavy)]
 LINES = 100
 GIVEN_UP = 30
 """Seconds until a test gives a keep up, by removing it."""

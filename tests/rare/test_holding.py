@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 
+import pytest
+
 from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -33,7 +35,6 @@ MISBEHAVING: list[tuple[bytes, dict[str, int], str]] = [
 ]
 """A module, the keep's limits, and how its end begins."""
 UPLOAD_TRIES = 6
-KEEPS = 20
 END_SECONDS = 60
 FLOOD_BYTES = 100_000_000
 FLOOD = f"""(module
@@ -81,9 +82,10 @@ def ended(life: Life) -> KeepInfo:
     return info
 
 
-def test_every_limit_at_once_in_20_keeps_ends_each_with_its_own_words(fleet: Fleet) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.heavy)])
+def test_every_limit_at_once_ends_each_keep_with_its_own_words(fleet: Fleet, times: int) -> None:
     bystanders = Bystanders(fleet)
-    cases = MISBEHAVING * (KEEPS // len(MISBEHAVING))
+    cases = MISBEHAVING * times
     lives = [limited(fleet, **limits) for _, limits, _ in cases]
 
     def taken(life: Life, module: bytes) -> int:
@@ -98,11 +100,11 @@ def test_every_limit_at_once_in_20_keeps_ends_each_with_its_own_words(fleet: Fle
         assert outcome is not None
         return outcome.text
 
-    with undisturbed(fleet), ThreadPoolExecutor(KEEPS) as pool:
+    with undisturbed(fleet), ThreadPoolExecutor(len(cases)) as pool:
         ends = [pool.submit(end, life, module) for life, (module, _, _) in zip(lives, cases, strict=True)]
         answers = 0
         while not all(one.done() for one in ends):
-            assert len(fleet.client().keeps()) == KEEPS + len(bystanders.units)
+            assert len(fleet.client().keeps()) == len(cases) + len(bystanders.units)
             answers += 1
         assert answers
         wait(ends)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import Host, message_of
 
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS = 60.0
 """A server drops a lingering or silent connection after its own deadlines, the longest of which is 15 s."""
 MAX_GROWTH = 50 << 20
 """What the manager may keep after an attack: asyncio holds 256 KiB for each of the 128 connections one address may

@@ -20,7 +20,7 @@ from tools.sandbox.users import start_user_manager
 
 LOOKS = 4
 """A follower of journalctl's was seen not to show an entry that was in the journal: so often it is started."""
-JOURNAL_SECONDS = 20.0
+JOURNAL_SECONDS = 60.0
 """journald shows a line within milliseconds; this covers a host a thousand times busier."""
 Entry: TypeAlias = dict[str, Any]
 """One journal entry: field → text (or a list of numbers where it is not text, or of both where a field is repeated)."""

@@ -26,7 +26,7 @@ from tests.system.fleet import Fleet, free_port
 from tests.system.host import Entry, Host, message_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SOON = 20
+SOON = 60
 """Seconds a change may take that takes milliseconds; what a test waits for is the change, not this."""
 
 

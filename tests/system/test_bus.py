@@ -18,7 +18,7 @@ from tests.fakes.real_systemd import RealSystemd
 from tools.sandbox.sandbox import Sandbox
 
 ENOUGH = 30.0
-SOON = 5.0
+SOON = 20.0
 """Bus and systemd are back after 0.3 s; nothing may wait longer than this."""
 
 

@@ -108,13 +108,23 @@ def test_the_named_function_takes_typed_arguments_and_its_result_is_printed(flee
     assert "it takes 2 arguments, 1 given" in said
 
 
-@pytest.mark.rare
-def test_the_python_component_is_built_and_runs(fleet: Fleet, workplace: Path) -> None:
+@pytest.fixture
+def built(workplace: Path) -> str:
+    """The Python example, which takes twenty seconds of processor time each time that it is compiled in a keep."""
     subprocess.run([sys.executable, workplace / "build", "json-python"], check=True, timeout=BUILD_SECONDS)
+    return "json-python/tidy"
+
+
+@pytest.mark.rare
+def test_the_python_component_is_built_and_runs(fleet: Fleet, workplace: Path, built: str) -> None:
     output = '{\n  "in": [\n    "a",\n    "keep"\n  ],\n  "made": "by Python"\n}\n'
-    got = ran(fleet, workplace, "json-python/tidy")
+    got = ran(fleet, workplace, built)
     assert got[:2] == (0, output), got
-    code, output, said = ran(fleet, workplace, "json-python/tidy", "--", "{")
+
+
+@pytest.mark.heavy
+def test_the_python_component_says_what_it_cannot_read(fleet: Fleet, workplace: Path, built: str) -> None:
+    code, _, said = ran(fleet, workplace, built, "--", "{")
     assert code == 1, said
     assert "tidy: cannot read '{'" in said
 

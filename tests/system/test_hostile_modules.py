@@ -16,6 +16,8 @@ from tests.system.life import Bystanders, Life, example
 
 GOOD = example("hello-wat/hello")
 EMPTY = hostile.wat('(module (func (export "_start")))')
+COMPILE_SECONDS = 4
+"""Of processor time, for a bomb that does not meet the limit of memory before; by default one takes 25 seconds."""
 REFUSED = {
     "an empty file": (b"", "it is empty"),
     "three bytes": (GOOD[:3], "it ends within its first eight bytes"),
@@ -50,7 +52,7 @@ def life(installed_fleet: Fleet) -> Iterator[Life]:
     """One keep for all of this; after it, it is the same process and takes a workload, and nobody was disturbed."""
     fleet = installed_fleet
     fleet.clear()
-    bystanders, life = Bystanders(fleet), Life.awaiting(fleet)
+    bystanders, life = Bystanders(fleet), Life.awaiting(fleet, compile_seconds=COMPILE_SECONDS)
     loader, endpoint = life.loader_pid, life.endpoint_pid
     with undisturbed(fleet):
         yield life
@@ -102,3 +104,11 @@ def test_a_module_that_costs_too_much_to_compile_is_too_complex(life: Life, bomb
     assert refused(life, module)["kind"] == "too-complex"
     assert life.show("NRestarts") == "0"
     assert life.host.run(["pgrep", "--parent", str(life.runner_pid)], check=False).stdout == ""
+
+
+@pytest.mark.parametrize("bomb", hostile.BOMBS)
+@pytest.mark.heavy
+def test_the_default_limits_end_it_too(life: Life, bomb: str) -> None:
+    another = Life.awaiting(life.fleet)
+    assert refused(another, hostile.BOMBS[bomb]())["kind"] == "too-complex"
+    another.remove()

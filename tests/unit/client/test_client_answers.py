@@ -9,7 +9,7 @@ from http.client import HTTPException, HTTPResponse
 from itertools import pairwise
 from typing import Any, cast
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from keep_client.answers import body_of, read_head
@@ -100,7 +100,6 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
 CUTS = st.lists(st.integers(0, 1 << 16), max_size=8)
 
 
-@settings(max_examples=400, deadline=None)
 @given(answers(), CUTS)
 def test_what_is_taken_is_read_as_http_client_reads_it(data: bytes, cuts: list[int]) -> None:
     found = ours(split(data, cuts))
@@ -108,7 +107,6 @@ def test_what_is_taken_is_read_as_http_client_reads_it(data: bytes, cuts: list[i
         assert found == theirs(data)
 
 
-@settings(max_examples=200, deadline=None)
 @given(BODY, st.booleans(), CUTS)
 def test_a_good_answer_is_taken_in_any_pieces(body: bytes, in_chunks: bool, cuts: list[int]) -> None:
     head = b"Transfer-Encoding: chunked" if in_chunks else b"Content-Length: %d" % len(body)
@@ -116,7 +114,6 @@ def test_a_good_answer_is_taken_in_any_pieces(body: bytes, in_chunks: bool, cuts
     assert ours(split(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + sent, cuts)) == (200, body)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_no_bytes_do_more_than_be_refused(data: bytes, after_a_head: bool) -> None:
     ours([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" * after_a_head + data])

@@ -20,7 +20,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.client_pki import Pki
 from tests.fakes.tls_peer import Handler, TlsPeer, answer, read_head, read_request
 
-SECONDS = 10.0
+SECONDS = 60.0
 SHORT = 0.2
 
 
