@@ -32,7 +32,7 @@ class Keeps(Protocol):
     """What the handlers need of the keeps. Every method raises KeepfleetError alone."""
 
     async def create(
-        self, request: api.NewKeep, caller: Caller, key: str = "", patience: float | None = None
+        self, request: api.NewKeep, caller: Caller, key: str = "", *, patience: float | None = None
     ) -> KeepInfo:
         """A new keep, started where the request has that in it; with a `key`, the one the same caller's same request
         with it has made already. patience: as for `start`."""
@@ -86,7 +86,7 @@ async def create_keep(request: web.Request) -> web.StreamResponse:
     asked = api.parse_v1_create(await read_body(request))
     if asked.start is not None:
         authorized(request, Action.START)
-    info = await request.app[KEEPS].create(asked, caller_of(request), key, COMPILE_ANSWER_SECONDS)
+    info = await request.app[KEEPS].create(asked, caller_of(request), key, patience=COMPILE_ANSWER_SECONDS)
     response = json_response(info.to_wire(), 201)
     response.headers["Location"] = f"{V1_KEEPS_PATH}/{info.kuuid}"
     return response

@@ -358,5 +358,5 @@ async def test_a_module_that_is_still_compiled_makes_no_keep_and_counts_no_start
 async def test_a_start_of_a_keep_that_is_made_waits_for_its_compilation_before_there_is_a_unit(
     parts: ManagerParts, units: FakeUnits, digest: str, place: Path
 ) -> None:
-    await parts.keeps.create(RUN, ALICE, "a key", 5.0)
+    await parts.keeps.create(RUN, ALICE, "a key", patience=5.0)
     assert parts.artifacts.asked == [5.0, None], "the second is the start's own, of what is open already"
