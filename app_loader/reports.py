@@ -1,7 +1,7 @@
 """Reports to the keep-loader over the report socket, one packet each.
 
-Import rule: `os` and the light part of keep_protocol; the runner must start fast, so `socket` is imported only where a
-descriptor travels.
+Import rule: `os` and the light part of keep_protocol: the runner must start fast, and can import nothing once it is
+locked.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from _collections_abc import Sequence
 
+from keep_protocol import sockets as socket
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.reports import Report, encode_report
 
@@ -29,8 +30,6 @@ class Reporter:
             if not descriptors:
                 os.write(self.descriptor, packet)
                 return True
-            import socket
-
             with socket.socket(fileno=os.dup(self.descriptor)) as reports:
                 socket.send_fds(reports, [packet], list(descriptors))
         except (BrokenPipeError, ConnectionResetError):
