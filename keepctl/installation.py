@@ -42,8 +42,8 @@ _WANTED_BY = (".wants", ".requires")
 
 @dataclass(frozen=True)
 class Target:
-    """Which service manager, where its units lie, an operator's programs, the keeps' roots and what the manager keeps
-    of its keeps, and whether it is to read its units."""
+    """Which service manager, where its units lie, an operator's programs, the keeps' roots, what the manager keeps of
+    its keeps and its compiled code, and whether it is to read its units."""
 
     variant: str
     directory: str
@@ -51,6 +51,7 @@ class Target:
     trees: str
     reload: bool = True
     state: str = ""
+    artifacts: str = ""
 
 
 def target(
@@ -63,11 +64,14 @@ def target(
     if programs is None:
         programs = SYSTEM_PROGRAMS if variant == "system" else os.path.expanduser("~/.local/bin")
     state = trees or SYSTEM_TREES
+    artifacts = os.path.join(state, "artifacts")
     if trees is None and variant != "system":
         home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
         trees, state = user_directory(), os.path.join(home, "keepfleet")
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        artifacts = os.path.join(cache, "keepfleet", "artifacts")
     directory, programs, trees = (os.path.abspath(path) for path in (directory, programs, trees or SYSTEM_TREES))
-    return Target(variant, directory, programs, trees, reload, os.path.abspath(state))
+    return Target(variant, directory, programs, trees, reload, os.path.abspath(state), artifacts)
 
 
 def render(name: str, template: str, values: dict[str, str]) -> str:
@@ -164,7 +168,7 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
                 changes += _remove_unit(where.directory, path)
         if where.reload:
             systemctl(where.variant, "daemon-reload")
-        changes += _remove_keeps(where.state)
+        changes += _remove_kept(where)
         changes += [Change("root", path, "removed") for path in remove_trees(where.trees)]
         if version.is_managed:
             changes += versions.remove_programs(version, where.programs)
@@ -172,15 +176,18 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
     return changes
 
 
-def _remove_keeps(state: str) -> list[Change]:
-    """Removes what keeps have left: their output and how they ended, for which no one could be asked any more."""
-    kept = os.path.join(state, "keeps")
-    if not state or not os.path.isdir(kept):
-        return []
-    shutil.rmtree(kept)
-    with suppress(OSError):  # the module store is there, too, and stays
-        os.rmdir(state)
-    return [Change("output", kept, "removed")]
+def _remove_kept(where: Target) -> list[Change]:
+    """Removes what keeps have left, their output and how they ended, for which no one could be asked any more, and the
+    compiled code. The module store and declared keeps stay."""
+    changes = []
+    for what, path in (("output", os.path.join(where.state, "keeps")), ("code", where.artifacts)):
+        if where.state and os.path.isdir(path):
+            shutil.rmtree(path)
+            changes.append(Change(what, path, "removed"))
+    for empty in (*(os.path.join(where.state, name) for name in ("declared/history", "declared")), where.state):
+        with suppress(OSError):  # it has something in it, or is not there
+            os.rmdir(empty)
+    return changes
 
 
 def findings(

@@ -187,7 +187,7 @@ class Outgoing:
 
 
 def _not_taken() -> KeepfleetError:
-    return KeepfleetError(ErrorKind.TOO_SLOW, f"cannot export: nobody took it for {SILENT_SECONDS:g} s, or at all")
+    return KeepfleetError(ErrorKind.TOO_SLOW, f"cannot export: no one took it for {SILENT_SECONDS:g} s, or at all")
 
 
 def _looked_at(done: asyncio.Future[Answer]) -> None:

@@ -128,7 +128,7 @@ _WANTED = st.builds(
     st.sampled_from(OWNERS),
     st.just(1),
     st.sampled_from(DIGESTS),
-    st.sampled_from(RestartPolicy),
+    st.sampled_from(tuple(RestartPolicy)),
     st.sampled_from([0.0, 5.0]),
 )
 _TIME = st.sampled_from([0.0, 1.0, NOW - 400, NOW - 3, NOW])
@@ -139,7 +139,7 @@ _SEEN = st.builds(
     st.sampled_from(OWNERS),
     st.sampled_from(DIGESTS),
     st.integers(0, 12),
-    st.sampled_from(Life),
+    st.sampled_from(tuple(Life)),
     _TIME,
     st.sampled_from([0.0, 1.0, 5.0, 700.0]),
     _TIME,

@@ -36,12 +36,14 @@ OURS = {
             f"keep_protocol.{name}"
             for name in (
                 "constants",
+                "enumeration",
                 "errors",
                 "fields",
                 "keep",
                 "kinds",
                 "limits",
                 "outcome",
+                "patterns",
                 "spec",
                 "sse",
                 "states",
@@ -71,6 +73,7 @@ OURS = {
 OURS["run"] = (OURS["ps"] - {"keepctl.commands.keeps"}) | {
     "keep_client.keep",
     "keep_client.output",
+    "keep_protocol.output",
     "keep_protocol.ring",
     "keepctl.output",
     "keepctl.commands.options",

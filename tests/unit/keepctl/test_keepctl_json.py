@@ -51,7 +51,7 @@ def test_every_command_speaks_json_but_those_that_have_a_reason(path: tuple[str,
         return
     assert {"-o", "--output"} <= set(options), f"{' '.join(path)} has no -o json"
     choice = options["--output"].type
-    assert isinstance(choice, click.Choice) and set(choice.choices) == {"text", "json"}
+    assert isinstance(choice, click.Choice) and {"text", "json"} <= set(choice.choices)
 
 
 def test_every_exception_is_a_command() -> None:

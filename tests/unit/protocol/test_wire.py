@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -422,3 +425,18 @@ def test_a_foreign_unit_is_no_keep(unit: str) -> None:
 def test_an_id_out_of_range_names_no_unit(kuuid: int) -> None:
     with pytest.raises(KeepfleetError):
         unit_name(kuuid)
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("text", ["{", '{"a"', "[1", '"a', '{"a":tru', '{"a":1,}', '{"a" 1}'])
+def test_json_that_is_not_whole_is_refused_in_a_process_without_the_json_module(text: str) -> None:
+    """The accelerator looks for its exception there."""
+    code = (
+        "import sys; from keep_protocol.strict_json import loads_object; from keep_protocol.errors import KeepfleetError\n"
+        "try: loads_object(sys.argv[1].encode(), 100, 'it')\n"
+        "except KeepfleetError as error: print(error.kind.name, 'json' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code, text], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "BAD_REQUEST False\n", done.stderr
