@@ -57,8 +57,8 @@ def _accelerated() -> tuple[Callable[[str], object], Callable[[object], str]]:
         except StopIteration:
             raise ValueError("there is no JSON in it") from None
         except (SystemError, ImportError, OSError):
-            # It asks for json.decoder.JSONDecodeError: Python 3.11 raises nothing where that is not imported, and what is
-            # called then SystemError; a later one imports it, which a locked process cannot.
+            # It asks for json.decoder.JSONDecodeError: Python 3.11 raises nothing where that is not imported, which
+            # becomes a SystemError; a later one imports it, which a locked process cannot.
             raise ValueError("it is no JSON, or not whole") from None
         if at != end:
             raise ValueError(f"there is more behind it, from character {at} on")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from module_store import place
+from module_store import place as places_of_stores
 from module_store.keys import Keys
 from module_store.store import Store
 from tests.fakes.manager_thread import manager_thread
@@ -29,7 +29,7 @@ def manager() -> Iterator[RunningManager]:
 @pytest.fixture(autouse=True)
 def let_in(manager: RunningManager, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A PKI directory with what lets the operator in, and a store that stands for this host's; no manager is chosen."""
-    monkeypatch.setattr(place, "SYSTEM", str(tmp_path / "system"))
+    monkeypatch.setattr(places_of_stores, "SYSTEM", str(tmp_path / "system"))
     (directory / "clients").mkdir(parents=True)
     both = Path(manager.operator.file).read_text()
     split = both.index("-----BEGIN CERTIFICATE")

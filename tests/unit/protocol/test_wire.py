@@ -434,7 +434,8 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_json_that_is_not_whole_is_refused_in_a_process_without_the_json_module(text: str) -> None:
     """The accelerator looks for its exception there."""
     code = (
-        "import sys; from keep_protocol.strict_json import loads_object; from keep_protocol.errors import KeepfleetError\n"
+        "import sys; from keep_protocol.strict_json import loads_object\n"
+        "from keep_protocol.errors import KeepfleetError\n"
         "try: loads_object(sys.argv[1].encode(), 100, 'it')\n"
         "except KeepfleetError as error: print(error.kind.name, 'json' in sys.modules)"
     )
