@@ -184,12 +184,13 @@ class Starts:
     @asynccontextmanager
     async def _tidied(self, kuuid: int) -> AsyncIterator[asyncio.Event]:
         """Removes the keep's files where the block fails before they were handed over: then it sets the event. What its
-        loader has may be in use, and is replaced by the next start or removed with the keep."""
+        loader has may be in use, and is replaced by the next start or removed with the keep. A removal that came
+        meanwhile has looked for them before they were made."""
         handed = asyncio.Event()
         try:
             yield handed
         except BaseException:
-            if not handed.is_set():
+            if not handed.is_set() or kuuid not in self._view or self._view.entry(kuuid).removing:
                 await asyncio.shield(asyncio.to_thread(self._folders.remove, kuuid))
             raise
 
