@@ -214,7 +214,7 @@ class RecordFile:
 
     def __init__(self, directory: str, notifier: Notifier, descriptor: int | None) -> None:
         self._directory, self._notifier, self._descriptor = directory, notifier, descriptor
-        self._number = 0
+        self._number, self._parked = 0, descriptor is not None
 
     def __repr__(self) -> str:
         return f"RecordFile(written {self._number} times)"
@@ -228,28 +228,29 @@ class RecordFile:
 
     def write(self, record: KeepRecord) -> None:
         """Writes `record`, and leaves what was written last. Raises OSError."""
-        new = self._descriptor is None
         if self._descriptor is None:
             self._descriptor = os.open(self._directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         self._number += 1
         write_record(self._descriptor, record, self._number)
-        if new:
+        if not self._parked:
             self._notifier.store(RECORD, self._descriptor)
+            self._parked = True
 
     def move_to(self, descriptor: int) -> None:
-        """Goes on in another file, which it takes over and parks in place of its own. Raises OSError."""
+        """Goes on in another file, which it takes over, and parks once there is something in it: a loader that is killed
+        before that is followed by one that finds no record, and not one that nobody can read. Raises OSError."""
         self.forget()
         self._descriptor = descriptor
-        self._notifier.store(RECORD, descriptor)
 
     def forget(self) -> None:
         """Closes the record, here and at systemd's: there is nothing to remember. Raises OSError."""
         if self._descriptor is not None:
             os.close(self._descriptor)
-            self._descriptor = None
-            self._notifier.unstore(RECORD)
+            self._descriptor, parked, self._parked = None, self._parked, False
+            if parked:
+                self._notifier.unstore(RECORD)
 
     def leave(self) -> None:
         """Takes it out of systemd's store; it stays open here. Raises OSError."""
-        if self._descriptor is not None:
+        if self._parked:
             self._notifier.unstore(RECORD)

@@ -100,7 +100,7 @@ class Operations:
     def attach(self, digest: str, signatures: Sequence[bytes]) -> Attached:
         """Keeps signatures with an object that is there, each checked first with the key it is by."""
         with self._opened() as store:
-            with _contents(store, digest) as contents:
+            with contents_of(store, digest) as contents:
                 attached = _signed(store, signatures, contents)
             for kind, data in attached.items():
                 store.attach(digest, kind, data)
@@ -128,7 +128,7 @@ class Operations:
     def _force(self, store: Store, digest: str) -> None:
         """Raises KeepfleetError(FORBIDDEN) for a module that could not start for another reason."""
         keys = Keys(store.place.path)
-        with _contents(store, digest) as contents:
+        with contents_of(store, digest) as contents:
             given = trust.attached_signatures(store, digest)
             accepted = trust.decide(keys.trust(), keys.keys(), given, contents, digest, keys.newest(), force=True)
         if accepted.signed is not None:
@@ -224,14 +224,14 @@ def _signers(store: Store, digest: str, keys: Sequence[trust.Key]) -> tuple[str,
     """The keys that have signed an object, also those that were revoked; none of one that is not there, or not whole:
     it could not start either."""
     try:
-        with _contents(store, digest) as contents:
+        with contents_of(store, digest) as contents:
             return trust.signed_by(trust.attached_signatures(store, digest), keys, contents)
     except KeepfleetError:
         return ()
 
 
 @contextmanager
-def _contents(store: Store, digest: str) -> Iterator[memoryview]:
+def contents_of(store: Store, digest: str) -> Iterator[memoryview]:
     """The bytes of an object, mapped from the descriptor whose bytes were compared with its digest."""
     file = store.open_object(digest)
     try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from _collections_abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import click
 
@@ -19,8 +18,7 @@ from keepctl.files import PUBLIC_FILE, explained, replace
 from keepctl.modules import MAX_MODULE_BYTES, read_file
 from module_store import signing, trust
 from module_store.keys import Keys, check_key_name
-from module_store.objects import mapped
-from module_store.operations import Operations
+from module_store.operations import Operations, contents_of
 from module_store.signatures import MAX_KEY_BYTES, MAX_SIGNATURE_BYTES, Signed, parse_public_key
 from module_store.store import Store
 
@@ -181,17 +179,6 @@ def attach(what: str, signatures: tuple[str, ...], modules: Modules, output: str
     echo(json_text(attached.to_wire()) if output == "json" else f"signed by {', '.join(attached.keys)}")
 
 
-@contextmanager
-def _object(store: Store, digest: str) -> Iterator[memoryview]:
-    """The bytes of an object, mapped from the descriptor whose bytes were compared with its digest."""
-    file = store.open_object(digest)
-    try:
-        with mapped(file) as contents:
-            yield contents
-    finally:
-        os.close(file)
-
-
 @click.command("check")
 @click.argument("what", metavar="WHAT|FILE")
 @click.argument("signatures", metavar="[SIGNATURE...]", nargs=-1, type=FILE)
@@ -216,7 +203,7 @@ def check(what: str, signatures: tuple[str, ...], force: bool, directory: str | 
             given += [read_file(what + SUFFIX, MAX_SIGNATURE_BYTES)] if os.path.exists(what + SUFFIX) else []
         else:
             digest = meant(Operations(directory, who()), what)
-            contents = held.enter_context(_object(store, digest))
+            contents = held.enter_context(contents_of(store, digest))
             given += trust.attached_signatures(store, digest)
         accepted = trust.decide(required, keys.keys(), given, contents, digest, keys.newest(), force=force)
     _show(accepted, digest, required, output)

@@ -50,13 +50,14 @@ def test_the_page_on_running_only_what_was_signed_can_be_typed(fleet: Fleet) -> 
         "memory_initial: 131,072 bytes at first; allowed: at most 65,536",
         "imports: wasi_snapshot_preview1 ",
         "release is revoked",
+        "running, and could not start any more: keep ",
         "which was revoked: the laptop was stolen",
     ):
         assert told in output, f"signed.md promises {told!r}; it printed:\n{output}"
     assert fleet.client().keeps() == ()
     lines = "\n".join(message_of(each) for each in fleet.host.journal("keep-manager.service", cursor))
     assert "forced: it may start although a newer version was seen, by" in lines
-    assert "revoked the key release, which " in lines
+    assert "revoked the key release, which 1 keeps need, by" in lines
 
 
 def test_a_module_that_was_sent_to_the_store_runs(fleet: Fleet) -> None:

@@ -210,6 +210,38 @@ def test_a_record_comes_back_as_it_was_written_last_and_has_no_name(tmp_path: Pa
     assert file.read() is None
 
 
+class Parking(Notifier):
+    """What systemd's store holds of the record, as it would be read by the loader that follows."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.parked: list[int] = []
+
+    def store(self, name: str, descriptor: int) -> bool:
+        self.parked = [os.fstat(descriptor).st_size]
+        return True
+
+    def unstore(self, name: str) -> bool:
+        self.parked = []
+        return True
+
+
+def test_no_record_is_parked_before_there_is_something_in_it(tmp_path: Path) -> None:
+    """A loader that is killed between a start and its first move is followed by one that finds none."""
+    systemd = Parking()
+    file = RecordFile(str(tmp_path), systemd, None)
+    file.write(saved(Phase.OPENING))
+    assert systemd.parked[0] > 0
+    file.move_to(os.open(tmp_path / "record", os.O_RDWR | os.O_CREAT))
+    assert systemd.parked == []
+    file.write(saved(Phase.OPENING))
+    assert systemd.parked[0] > 0
+    file.leave()
+    file.write(saved(Phase.ENDED))
+    assert systemd.parked == []
+    file.forget()
+
+
 @given(st.integers(0, 1200))
 def test_a_writing_that_was_cut_off_leaves_the_one_before_it(cut: int) -> None:
     with tempfile.TemporaryFile() as raw:
