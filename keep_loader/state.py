@@ -237,8 +237,8 @@ class RecordFile:
             self._parked = True
 
     def move_to(self, descriptor: int) -> None:
-        """Goes on in another file, which it takes over, and parks once there is something in it: a loader that is killed
-        before that is followed by one that finds no record, and not one that nobody can read. Raises OSError."""
+        """Goes on in another file, which it takes over, and parks once there is something in it: a loader that is
+        killed before that is followed by one that finds no record, and not an empty one. Raises OSError."""
         self.forget()
         self._descriptor = descriptor
 
