@@ -1,7 +1,7 @@
 """The module store as the manager uses it: what references mean, verified descriptors, and what living keeps need.
 
 Every call opens the store and closes it: it may be made, moved or restored meanwhile. Those that block are for threads.
-What keeps need is declared in the store, so that no collection there, whoever runs it, removes it: before the keep is
+What keeps need is declared in the store, so that no collection there, by any user, removes it: before the keep is
 made, and given up some time after the keep has gone. Import rule: the manager's model and failpoints, module_store and
 keep_protocol.
 """

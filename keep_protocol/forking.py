@@ -26,8 +26,8 @@ FIRST_DESCRIPTOR = 4
 DESCRIPTORS_VARIABLE = "KEEPFLEET_DESCRIPTORS"
 """The names of what is passed, separated by commas: the i-th is at FIRST_DESCRIPTOR + i."""
 RUNNER_NAME = "keep-runner"
-"""The runner's name as the kernel has it, by which the journal tells the workload's lines from the keep's own: a fork
-carries its parent's command line."""
+"""The runner's name as the kernel has it, by which the journal distinguishes the workload's lines from the keep's: a
+fork carries its parent's command line."""
 FAULT = 1
 """The exit status of a fork that failed."""
 _ENDING_SIGNALS = (_signal.SIGTERM, _signal.SIGINT)

@@ -164,7 +164,7 @@ class WaitingLine:
             sys.stderr.write("\r" + text.ljust(len(shown)) + "\r" * (not text))
             sys.stderr.flush()
         except OSError:
-            return  # whoever cannot be shown it waits all the same
+            return  # a user who cannot be shown it waits all the same
 
     def __enter__(self) -> Self:
         return self

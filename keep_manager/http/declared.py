@@ -90,7 +90,7 @@ async def get_declared(request: web.Request) -> web.StreamResponse:
 
 
 async def put_declared(request: web.Request) -> web.StreamResponse:
-    """PUT /v1/declared/NAME; a name that another has is taken, which whoever asks for it has to learn."""
+    """PUT /v1/declared/NAME; a name that another has is taken, and the caller has to learn that."""
     name, caller = request.match_info["name"], caller_of(request)
     asked = parse_apply(await read_body(request))
     owner = request.app[DECLARED].owner(name)

@@ -57,7 +57,7 @@ class Incoming:
         if not self._rest and not self._ended:
             piece = self._pieces.get()
             if isinstance(piece, KeepfleetError):
-                self._pieces.put(piece)  # for whoever reads on
+                self._pieces.put(piece)  # for the one who reads on
                 raise piece
             self._rest, self._ended = piece, not piece
             if piece:

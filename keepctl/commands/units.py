@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from _collections_abc import Callable
-from typing import Any, TypeVar
 
 import click
 
@@ -14,13 +14,27 @@ from keepctl import installation
 from keepctl.commands.access import output_option
 from keepctl.display import json_text
 from keepctl.installation import Target
-from keepctl.prefix import find_prefix, target_for, values_for
+from keepctl.prefix import Prefix, find_prefix, target_for, values_for
 from keepctl.versions import Change
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
+def _where(work: Callable[[Target, Prefix, str], None]) -> Callable[..., None]:
+    """A command's function that is given what these options mean: where to, and which version."""
 
-def _where(command: _Command) -> _Command:
+    @functools.wraps(work)
+    def command(
+        variant: str | None,
+        unit_directory: str | None,
+        program_directory: str | None,
+        tree_directory: str | None,
+        no_reload: bool,
+        root: str,
+        output: str,
+    ) -> None:
+        chosen = variant or ("system" if os.geteuid() == 0 else "user")
+        where = installation.target(chosen, unit_directory, program_directory, tree_directory, reload=not no_reload)
+        work(where, find_prefix(root), output)
+
     options = (
         click.option("--system", "variant", flag_value="system", help="For the host's systemd (the default for root)."),
         click.option("--user", "variant", flag_value="user", help="For your own service manager (else the default)."),
@@ -32,20 +46,10 @@ def _where(command: _Command) -> _Command:
         click.option("--no-reload", is_flag=True, help="Ask systemd nothing, and do not have it read its units again."),
         click.option("--prefix", "root", default=sys.prefix, metavar="P", help="The version's virtual environment."),
     )
+    given: Callable[..., None] = command
     for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _target(
-    variant: str | None,
-    unit_directory: str | None,
-    program_directory: str | None,
-    tree_directory: str | None,
-    no_reload: bool,
-) -> Target:
-    chosen = variant or ("system" if os.geteuid() == 0 else "user")
-    return installation.target(chosen, unit_directory, program_directory, tree_directory, reload=not no_reload)
+        given = option(given)
+    return given
 
 
 def _show(changes: list[Change], where: Target, output: str) -> None:
@@ -67,15 +71,7 @@ def _show(changes: list[Change], where: Target, output: str) -> None:
 @click.command("install", short_help="Makes this version the installed one.")
 @_where
 @output_option
-def install(
-    variant: str | None,
-    unit_directory: str | None,
-    program_directory: str | None,
-    tree_directory: str | None,
-    no_reload: bool,
-    root: str,
-    output: str,
-) -> None:
+def install(where: Target, found: Prefix, output: str) -> None:
     """Writes the units for this version, builds the root its keeps will see, makes it the current one, and links its
     programs into PATH; may be repeated.
 
@@ -85,8 +81,6 @@ def install(
     \b
     keepctl install && systemctl restart keep-manager
     """
-    where = _target(variant, unit_directory, program_directory, tree_directory, no_reload)
-    found = find_prefix(root)
     changes = installation.install(
         where, found, values_for(found, where.variant, where.trees), Trees(where.trees, target_for(found))
     )
@@ -109,15 +103,7 @@ def _say_next(where: Target, changed: bool, linked: bool) -> None:
 @click.command("uninstall", short_help="Removes units, programs and versions again.")
 @_where
 @output_option
-def uninstall(
-    variant: str | None,
-    unit_directory: str | None,
-    program_directory: str | None,
-    tree_directory: str | None,
-    no_reload: bool,
-    root: str,
-    output: str,
-) -> None:
+def uninstall(where: Target, found: Prefix, output: str) -> None:
     """Removes what install made: units, programs, roots and all versions. Certificates and configuration stay.
 
     Refuses while keeps or the manager run.
@@ -125,23 +111,13 @@ def uninstall(
     \b
     systemctl stop keep-manager && keepctl uninstall
     """
-    where = _target(variant, unit_directory, program_directory, tree_directory, no_reload)
-    found = find_prefix(root)
     _show(installation.uninstall(where, found), where, output)
 
 
 @click.command("doctor", short_help="Checks what install made.")
 @_where
 @output_option
-def doctor(
-    variant: str | None,
-    unit_directory: str | None,
-    program_directory: str | None,
-    tree_directory: str | None,
-    no_reload: bool,
-    root: str,
-    output: str,
-) -> None:
+def doctor(where: Target, found: Prefix, output: str) -> None:
     """Checks units, the link to the current version, and every file of the root that keeps see. Changes nothing.
 
     Its exit status is 1 where it finds something.
@@ -149,8 +125,6 @@ def doctor(
     \b
     keepctl doctor
     """
-    where = _target(variant, unit_directory, program_directory, tree_directory, no_reload)
-    found = find_prefix(root)
     said = installation.findings(
         where, found, values_for(found, where.variant, where.trees), Trees(where.trees, target_for(found))
     )

@@ -145,6 +145,19 @@ async def test_clients_that_speak_and_then_fall_silent_fail_no_request(
         assert [await served(manager) for _ in range(3)] == [True] * 3
 
 
+async def test_a_handshake_under_way_holds_the_buffer_of_one_tls_record(manager: RunningManager) -> None:
+    """asyncio's own is sixteen times as large, and more than malloc gives back."""
+    assert await served(manager)
+    held = await stranger(manager, client_hello(manager)[:5])
+    begun: list[asyncio.sslproto.SSLProtocol] = []
+    while not begun:
+        await asyncio.sleep(0.001)
+        begun = [one for one in gc.get_objects() if isinstance(one, asyncio.sslproto.SSLProtocol)]
+    assert {len(vars(one)["_ssl_buffer"]) for one in begun} == {1 << 14}
+    held.close()
+    await quiet(manager)
+
+
 async def test_a_thousand_aborted_handshakes_cost_little_memory(
     manager: RunningManager, caplog: pytest.LogCaptureFixture
 ) -> None:
