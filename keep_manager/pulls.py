@@ -1,9 +1,9 @@
 """Pulls of modules from registries: each asked for by a unit of its own, whose bytes come through a pipe.
 
 The manager opens no connection. What it reads from the pipe is a stranger's until the last byte was hashed: lengths are
-bounded, the manifests are compared with the digest in the address, and the module with the digest that they name, by the
-store. A pull lives as long as its manager: one that is killed leaves a unit whose pipe nobody reads, which ends with
-its next byte, or when the next manager starts, and nothing of it is in the store.
+bounded, the manifests are compared with the digest in the address, and the module with the digest that they name, by
+the store, too. A pull lives as long as its manager: one that is killed leaves a unit whose pipe nobody reads, which
+ends with its next byte, or when the next manager starts, and nothing of it is in the store.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import select
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.registries import Registries, RegistryEntry, allowed, request_for
@@ -232,8 +232,9 @@ class Pulls:
             files = (asked, writing.number, report)
             running = asyncio.ensure_future(self._units.run(pulling.pull.id, root, files, queued))
             keeping = loop.run_in_executor(self._threads, _keep, pulling, loop)
+            both: set[asyncio.Future[Any]] = {running, keeping}
             try:
-                await asyncio.wait({running, keeping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 if running.done():
                     writing.close()
                     await asyncio.wait({keeping})
@@ -242,7 +243,7 @@ class Pulls:
             finally:
                 os.write(stop.number, b"!")  # for the thread
                 running.cancel()
-                await asyncio.wait({running, keeping})
+                await asyncio.wait(both)
             return _outcome(pulling.address, running, keeping, os.pread(report, MAX_REPORT_BYTES, 0))
 
 

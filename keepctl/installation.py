@@ -159,7 +159,8 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
     changes = []
     with versions.locked(version), files.explained(f"remove units from {where.directory}"):
         if where.reload:
-            for verb, names in (("reset-failed", units(where.variant, "failed", KEEPS, COMPILATIONS, PULLS, MANAGER, *GRANTS)),
+            ours = (KEEPS, COMPILATIONS, PULLS, MANAGER, *GRANTS)
+            for verb, names in (("reset-failed", units(where.variant, "failed", *ours)),
                                 ("stop", units(where.variant, "active", *SLICES, *GRANTS))):  # fmt: skip
                 if names:
                     systemctl(where.variant, verb, *names)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         def read(self, size: int, /) -> bytes:
             """At most `size` bytes, none at the end."""
 
+
 SCHEME = "oci://"
 MAX_ADDRESS = 1000
 MAX_MANIFEST_BYTES = 256 * 1024

@@ -96,7 +96,8 @@ def explained_transfer(site: Site) -> Iterator[None]:
         why = f"it has sent nothing for {STALL_SECONDS:g} s, or less than {MIN_RATE} bytes a second"
         raise unavailable(site, why) from None
     except ssl.SSLCertVerificationError as error:
-        why = f"its certificate is not believed: {error.verify_message}; --ca names the CA of a registry of your own"
+        hint = "--registry-ca, or `ca` in the manager's configuration, names the CA of a registry of your own"
+        why = f"its certificate is not believed: {error.verify_message}; {hint}"
         raise unavailable(site, why) from error
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -15,9 +15,9 @@ from keep_protocol import output, sse, store
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
+from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.schema import Schema
 from keep_protocol.states import State
-from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.store import V1_STORE_PATH
 
 OPENAPI = "3.1.0"

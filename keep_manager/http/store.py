@@ -136,9 +136,7 @@ TRANSFERS = web.AppKey("store-transfers", ThreadPoolExecutor)
 UNDER_WAY: web.AppKey[set[object]] = web.AppKey("store-under-way")
 
 
-def prepare(
-    app: web.Application, modules: Modules, uses: Callable[[], Sequence[wire.InUse]], pulls: Pulls
-) -> None:
+def prepare(app: web.Application, modules: Modules, uses: Callable[[], Sequence[wire.InUse]], pulls: Pulls) -> None:
     """Gives the application what these handlers need, and has it end their threads."""
     app[PULLS] = pulls
     app[MODULES], app[USES], app[UNDER_WAY] = modules, uses, set()

@@ -23,7 +23,13 @@ from module_store.operations import Operations
 @click.option(
     "--credentials", metavar="FILE", type=FILE, help="In place: user and password, as `docker login` writes them."
 )
-@click.option("--ca", metavar="FILE", type=FILE, help="In place: the CA of the registry, not those of this host.")
+@click.option(
+    "--registry-ca",
+    "registry_ca",
+    metavar="FILE",
+    type=FILE,
+    help="In place: the CA of the registry, not those of this host.",
+)
 @click.option("--plain-http", "plain", is_flag=True, help="In place: without TLS, for a registry on this host.")
 @store_options
 @output_option
@@ -31,7 +37,7 @@ def pull(
     address: str,
     reference: str | None,
     credentials: str | None,
-    ca: str | None,
+    registry_ca: str | None,
     plain: bool,
     modules: Modules,
     output: str,
@@ -46,7 +52,7 @@ def pull(
     """
     named = names.check_reference(reference) if reference else ""
     if isinstance(modules, StoreClient):
-        for option, given in (("--credentials", credentials), ("--ca", ca), ("--plain-http", plain)):
+        for option, given in (("--credentials", credentials), ("--registry-ca", registry_ca), ("--plain-http", plain)):
             if given:
                 why = "the manager's configuration says that, under registries; for the store of this host: --in-place"
                 raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot pull with {option} over a manager's API: {why}")
@@ -56,7 +62,7 @@ def pull(
             raise KeepfleetError(ErrorKind.INTERNAL, f"cannot pull {address}: the manager names no module")
         _show(pulled.object, pulled.reference, pulled.address, output)
     else:
-        _show(*_in_place(modules, address, named, credentials, ca, plain=plain), output)
+        _show(*_in_place(modules, address, named, credentials, registry_ca, plain=plain), output)
 
 
 def _progress(pull: Pull) -> str:

@@ -21,7 +21,7 @@ class LocalPullUnits:
     def __init__(self) -> None:
         self.started: list[str] = []
         self.processes: list[asyncio.subprocess.Process] = []
-        self.program = ("-I", "-S", str(PROGRAM))
+        self.program: tuple[str, ...] = ("-I", "-S", str(PROGRAM))
 
     def __repr__(self) -> str:
         return f"LocalPullUnits({len(self.started)} started)"

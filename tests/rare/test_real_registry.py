@@ -164,7 +164,7 @@ def test_a_registry_with_tls_and_a_password_gets_them(closed_registry: Remote, t
     closed_registry.push("1.2", MODULE)
     there = f"oci://localhost:{closed_registry.port}/team/web:1.2"
     assert "its certificate is not believed" in keepctl(tmp_path, "pull", there).stderr
-    trusting = ("pull", there, "--ca", closed_registry.ca)
+    trusting = ("pull", there, "--registry-ca", closed_registry.ca)
     assert "name a file by --credentials" in keepctl(tmp_path, *trusting).stderr
     login = tmp_path / "auth.json"
     login.write_text(json.dumps({"auths": {f"localhost:{closed_registry.port}": {"auth": LOGIN}}}))

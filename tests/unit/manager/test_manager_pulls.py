@@ -246,12 +246,12 @@ TAKEN_OVER: dict[str, tuple[str, str]] = {
     "other bytes": (f"m = {_manifest(DIGEST, 8)!r}; w(head([m], 8) + m + bytes(8))", "which its manifest names"),
     "too few": (f"m = {_manifest(DIGEST, 8)!r}; w(head([m], 8) + m + bytes(7))", "it sent 7 bytes and not that"),
     "too many": (f"m = {_manifest(DIGEST, 8)!r}; w(head([m], 8) + m + bytes(9))", "it sent more than that"),
-    "three manifests": ("w(b'{\"manifests\": [1, 1, 1], \"size\": 1}\\n1111')", "is no module"),
-    "a manifest of a gigabyte": ("w(b'{\"manifests\": [1073741824], \"size\": 1}\\n')", "is no module"),
+    "three manifests": ('w(b\'{"manifests": [1, 1, 1], "size": 1}\\n1111\')', "is no module"),
+    "a manifest of a gigabyte": ('w(b\'{"manifests": [1073741824], "size": 1}\\n\')', "is no module"),
     "a killed program": ("os.kill(os.getpid(), 9)", "it was killed by signal 9"),
     "an odd end": ("os._exit(7)", "with the exit status 7"),
     "a forged error": (
-        "os.write(2, b'{\"kind\": \"internal\", \"message\": \"\\\\u001b[2Jcannot x\"}\\n'); os._exit(1)",
+        'os.write(2, b\'{"kind": "internal", "message": "\\\\u001b[2Jcannot x"}\\n\'); os._exit(1)',
         "?[2Jcannot x",
     ),
 }
@@ -338,9 +338,7 @@ def test_a_caller_s_quota_holds_for_what_is_pulled(
 def stalled(remote: FakeRegistry) -> None:
     """The registry sends the beginning of a module and then nothing more."""
     remote.put_module("1.2", WASM)
-    remote.answers[f"/v2/team/web/blobs/{DIGEST}"] = Answer(
-        body=WASM[:4], headers={"Content-Length": "8"}, stall=True
-    )
+    remote.answers[f"/v2/team/web/blobs/{DIGEST}"] = Answer(body=WASM[:4], headers={"Content-Length": "8"}, stall=True)
 
 
 def until(asked: Callable[[], bool]) -> None:
