@@ -201,6 +201,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         declared = Specifications(os.path.join(state_directory(instance), "declared"))
         reconciler = Reconciler(tasks, keeps, view.entries, declared, modules)
         view.on_change = reconciler.keep_changed
+        view.on_unfit = compiled.unfit
         await reconciler.open()
         parts.push_async_callback(reconciler.close)
         declarations = Declarations(reconciler, modules)

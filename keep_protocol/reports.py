@@ -19,6 +19,8 @@ IDENTITY, COMPILED, MODULE, STATUS = "identity", "compiled", "module", "status"
 compiled module; the module as it was sent; and the runner's /proc/self/status, which it alone can open."""
 STDOUT, STDERR = "stdout", "stderr"
 """The names of the ends of the workload's pipes that its runner gets with what it is to run."""
+COMPILED_AGAIN = "compiled again"
+"""What a report of RUNNING says where the engine did not take the compiled code that came."""
 CHECKS = "checks"
 """The name of the socket over which the endpoint asks the runner for checks."""
 MAX_REPORT_DESCRIPTORS = 4

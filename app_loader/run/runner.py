@@ -33,6 +33,7 @@ from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import (
     CHECKS,
     COMPILED,
+    COMPILED_AGAIN,
     MAX_RUN_PACKET,
     MODULE,
     STATUS,
@@ -321,7 +322,7 @@ def _load(passed: Passed, limits: Limits, grants: Grants | None) -> tuple[Guest,
     except Unfit as error:
         if MODULE not in passed:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot load the compiled module: {error}") from error
-        text = f"{_RUNNING}, compiled again: what was compiled before does not fit this engine: {error}"
+        text = f"{_RUNNING}, {COMPILED_AGAIN}: what was compiled before does not fit this engine: {error}"
         print(f"app-loader: {text}", file=sys.stderr, flush=True)
         os.close(compiled)
         compiled = _compile_again(passed.number(MODULE), limits, grants)
