@@ -368,6 +368,7 @@ _IN_PATHS = (
     ("digest", "{digest}", _DIGEST),
     ("name", "references/{name}", _NAMED),
     ("name", "keys/{name}", _KEY),
+    ("id", "pulls/{id}", {"type": "string", "pattern": "^[0-9a-f]{16}$"}),
     ("name", f"{V1_DECLARED_PATH}/{{name}}", {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}),
 )
 """Parameters of paths, and the part of a path by which each is known."""

@@ -312,7 +312,9 @@ def test_a_certificate_is_believed_by_its_ca_alone(store: Store, tmp_path: Path)
     with FakeRegistry(str(tmp_path / "server.pem")) as remote:
         remote.put_module("1.2", HELLO)
         good, bad = (ssl.create_default_context(cadata=authority.pem) for authority in (ours, other))
-        with pytest.raises(KeepfleetError, match=r"its certificate is not believed: .*; --ca names the CA"):
+        with pytest.raises(
+            KeepfleetError, match=r"its certificate is not believed: .*; --registry-ca, or `ca` .* names the CA"
+        ):
             pull(store, remote, context=bad, host="localhost")
         assert pull(store, remote, context=good, host="localhost").object.digest == digest_of(HELLO)
 
