@@ -12,7 +12,6 @@ import time
 
 from keep_client.peer import Endpoint, handshake_failed, translate
 from keep_protocol import sockets as socket
-from keep_protocol.errors import KeepfleetError
 from keep_protocol.tls_client import check_pin
 from keep_protocol.tls_server import HANDSHAKE_SECONDS
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:  # the module `typing` would be 4 ms of every command
         def read(self, length: int, buffer: memoryview, /) -> int: ...
         def write(self, data: memoryview, /) -> int: ...
         def getpeercert(self, binary_form: bool, /) -> bytes | None: ...
+
 
 CONNECT_SECONDS = 5.0
 """Two lost SYN packets on the slowest terrestrial path; after that a person wants to know."""
@@ -97,7 +97,8 @@ class Channel:
             if not host.isascii():
                 host = host.encode("idna").decode("ascii")
             # A host's name as text would have the codec of international names imported for it: 3 ms.
-            sock = socket.create_connection((host.encode("ascii"), endpoint.port), CONNECT_SECONDS)
+            place: Any = host.encode("ascii")
+            sock = socket.create_connection((place, endpoint.port), CONNECT_SECONDS)
             address = str(sock.getpeername()[0])
             sock.settimeout(HANDSHAKE_SECONDS)
             # Or a request's body waits for the acknowledgement of its head, which the peer delays by 40 ms.

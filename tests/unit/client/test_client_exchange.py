@@ -7,8 +7,8 @@ import errno
 import socket
 import ssl
 import threading
-from typing import Any, cast
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
