@@ -12,7 +12,7 @@ import os
 import select
 import sys
 
-from app_loader.receive.identity import make_identity, read_identity
+from app_loader.receive.identity import make_identity, prepare_key, read_identity
 from app_loader.reports import Reporter
 from app_loader.settings import Passed, Settings, claim, read_settings
 from keep_protocol import sockets as socket
@@ -21,6 +21,13 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.reports import CHECKS, IDENTITY, READY_PACKET, Report, ReportType
 from keep_protocol.tls_server import fingerprint_of, light_server_context
+
+
+def prepare() -> None:
+    """What can be done before it is known whose keep it will be, and where it is to listen. For a fork that waits."""
+    import keep_isolation.locks  # noqa: F401
+
+    prepare_key()
 
 
 def serve() -> int:
