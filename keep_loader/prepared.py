@@ -11,7 +11,7 @@ import os
 from _collections_abc import Mapping
 
 from keep_loader.log import log
-from keep_loader.loop import READABLE, Loop
+from keep_loader.loop import READABLE, Handler, Loop
 from keep_loader.process import Child, fork
 from keep_loader.settings import Entries
 from keep_protocol import sockets as socket
@@ -37,7 +37,7 @@ class Prepared:
             for entry in filter(None, (entries.endpoint, entries.runner)):
                 child = fork(entry, PREPARED_NAME, {}, {}, null, prepared=True)
                 self._waiting[entry] = child
-                self._loop.watch(child.pidfd, READABLE, lambda _, entry=entry: self._drop(entry))
+                self._loop.watch(child.pidfd, READABLE, self._dropping(entry))
         except OSError as error:
             log(f"cannot prepare for a start: {error.strerror}")
         finally:
@@ -63,6 +63,9 @@ class Prepared:
         """Ends those that wait."""
         for entry in list(self._waiting):
             self._drop(entry)
+
+    def _dropping(self, entry: str) -> Handler:
+        return lambda _: self._drop(entry)
 
     def _drop(self, entry: str) -> None:
         child = self._waiting.pop(entry)
