@@ -156,6 +156,8 @@ class Loader:
         if self._keep.phase is Phase.IDLE and self._supervisor is None and not self._keep.report.isolation_failures:
             self._prepared = Prepared(self._loop)
             self._prepared.fork(self._settings.entries)
+            import keep_loader.start
+            import keep_loader.supervisor  # noqa: F401  # what the start imports, and its forks have done without
 
     def _supervise(self) -> Supervisor:
         """The supervisor, made with the first start: an idle keep does without what watches processes, 0.4 MB."""

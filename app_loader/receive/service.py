@@ -8,6 +8,7 @@ comes the runner, which is forked before a byte of that client is read here.
 
 from __future__ import annotations
 
+import _ssl
 import os
 import select
 import sys
@@ -28,6 +29,7 @@ def prepare() -> None:
     import keep_isolation.locks  # noqa: F401
 
     prepare_key()
+    _ssl._SSLContext(_ssl.PROTOCOL_TLS_SERVER)  # the first one has OpenSSL read its configuration, and its algorithms
 
 
 def serve() -> int:
