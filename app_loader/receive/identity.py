@@ -128,12 +128,21 @@ def certificate(signed: bytes, signature: bytes) -> bytes:
     return _der(_SEQUENCE, signed, _ECDSA_WITH_SHA256, _der(_BIT_STRING, b"\0", signature))
 
 
+_ready: list[Key] = []
+"""A key that was made before it was known for what certificate."""
+
+
+def prepare_key() -> None:
+    """Makes the key that the next identity gets. Raises as `make_identity` does."""
+    _ready.append(Key(Libcrypto()))
+
+
 def make_identity(settings: Settings) -> TlsIdentity:
     """A new key and its certificate, in a file without a name.
 
     Raises KeepfleetError: CERTIFICATE, or CONFIGURATION when libcrypto or the runtime directory is not there.
     """
-    key = Key(Libcrypto())
+    key = _ready.pop() if _ready else Key(Libcrypto())
     try:
         names, serial = alternative_names(settings), os.urandom(_SERIAL_BYTES)
         signed = to_be_signed(settings.kuuid, names, key.public, serial, time.time())
