@@ -24,12 +24,15 @@ from contextlib import AsyncExitStack
 from keep_grants.protocol import SOCKET_NAME
 from keep_manager import log, pki
 from keep_manager.authorize.quotas import QuotaKeeper
+from keep_manager.callers import quotas_for
 from keep_manager.compilations import Compilations
 from keep_manager.compiled import Compiled, NotKept
 from keep_manager.config import ClientCertificates, Instance, Settings
 from keep_manager.declared.declarations import Declarations
 from keep_manager.declared.reconciler import Reconciler
 from keep_manager.declared.specifications import Specifications
+from keep_manager.declared.volume_service import DeclaredVolumes
+from keep_manager.declared.volumes import Volumes
 from keep_manager.folders import Folders, current_boot
 from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
@@ -169,7 +172,9 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         await asyncio.to_thread(folders.open)
         policy = policy_of(settings, files)
         quotas = QuotaKeeper(policy.callers, lambda: view)
-        helper = Files(os.path.join(runtime_root(instance), SOCKET_NAME), mapped=settings.instance is Instance.SYSTEM)
+        volumes_at = os.path.join(state_directory(instance), "volumes")
+        mapped = settings.instance is Instance.SYSTEM
+        helper = Files(os.path.join(runtime_root(instance), SOCKET_NAME), mapped=mapped, volumes=volumes_at)
         modules = Modules(store_directory(settings))
         oneshots = CompileUnits(tasks, bus_address(instance))
         parts.push_async_callback(oneshots.close)
@@ -199,12 +204,13 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
         declared = Specifications(os.path.join(state_directory(instance), "declared"))
-        reconciler = Reconciler(tasks, keeps, view.entries, declared, modules)
+        volumes = Volumes(volumes_at, lambda owner: quotas_for(quotas.callers, owner).volume_bytes)
+        reconciler = Reconciler(tasks, keeps, view.entries, declared, modules, volumes, readers)
         view.on_change = reconciler.keep_changed
         view.on_unfit = compiled.unfit
         await reconciler.open()
         parts.push_async_callback(reconciler.close)
-        declarations = Declarations(reconciler, modules)
+        declarations, kept_volumes = Declarations(reconciler, modules), DeclaredVolumes(volumes, reconciler)
         admission = Admission(certificates, required)
         app = make_app(
             keeps,
@@ -215,6 +221,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             admission,
             quotas,
             declarations,
+            kept_volumes,
             modules,
             lambda: uses_of(view.entries()),
             pulls,
