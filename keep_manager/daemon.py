@@ -18,7 +18,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 
 from keep_grants.protocol import SOCKET_NAME
@@ -58,7 +58,7 @@ from keep_manager.systemd.pull_units import PullUnits
 from keep_manager.systemd.roots import Roots
 from keep_manager.systemd.storing import Storing
 from keep_manager.systemd.units import SystemdUnits
-from keep_manager.tasks import Group
+from keep_manager.tasks import Group, carried_on
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
@@ -240,17 +240,21 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             tasks.start(providers.try_roots(new.grant_roots), name="grant roots")
 
         reload = _reload(settings, load, files, pulse, keeps, quotas, retention, pulls, try_roots)
-        for part in (retention, reload):
-            tasks.start(part.run(), name=repr(part))
-        tasks.start(watch.open(), name="watch")
-        tasks.start(watch.tend_resting(), name="resting")
-        tasks.start(storing.tend(view.any_living, journal_changed), name="journal")
-        tasks.start(keeps.tend_spares(), name="spares")
-        tasks.start(reconciler.run(), name="declared")
-        tasks.start(units.tend_roots(), name="roots")
-        tasks.start(modules.tend(lambda: [use.digest for use in uses_of(view.entries())]), name="modules")
-        tasks.start(compiled.prepare(specs_of(view.entries())), name="compiled code")
-        tasks.start(pulse.beat(view), name="pulse")
+        parts_that_go_on: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+            "retention": retention.run,
+            "reload": reload.run,
+            "watch": watch.open,
+            "resting": watch.tend_resting,
+            "journal": lambda: storing.tend(view.any_living, journal_changed),
+            "spares": keeps.tend_spares,
+            "declared": reconciler.run,
+            "roots": units.tend_roots,
+            "modules": lambda: modules.tend(lambda: [use.digest for use in uses_of(view.entries())]),
+            "compiled code": lambda: compiled.prepare(specs_of(view.entries())),
+            "pulse": lambda: pulse.beat(view),
+        }
+        for name, run_part in parts_that_go_on.items():
+            tasks.start(carried_on(run_part, name), name=name)
         try_roots(settings)
         pulse.say("READY=1")
         LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)

@@ -117,7 +117,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_protocol",
         "keep_root",
     },
-    "keep_manager.tasks": set(),
+    "keep_manager.tasks": {"keep_manager.model"},
     "keep_manager.declared": {
         "keep_manager.declared",
         "keep_manager.failpoints",

@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
@@ -19,7 +19,7 @@ from keep_manager.keeps.policy import Policy, check_uploaders, limits_for
 from keep_manager.keeps.spares import Spares
 from keep_manager.keeps.starts import START_REPLY_SECONDS, Starts
 from keep_manager.keeps.view import View
-from keep_manager.model import Answer, Caller, StoredModule
+from keep_manager.model import Answer, Caller, StoredModule, exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol import strict_json
 from keep_protocol.api import NewKeep, StartKeep
@@ -143,7 +143,8 @@ class Unbroken:
 
 async def _carried_through(work: Coroutine[None, None, None], result: asyncio.Future[None]) -> None:
     try:
-        await work
+        with exhaustion_explained("carry through what was asked"):
+            await work
     except KeepfleetError as error:
         result.set_exception(error)
     except BaseException:
@@ -384,7 +385,8 @@ class Creation:
         """Rolls the keep back when the block fails or is cancelled; not on a CONFLICT, which says that the unit, or its
         start, is another's."""
         try:
-            yield
+            with exhaustion_explained("make a keep"):
+                yield
         except KeepfleetError as error:
             if error.kind is not ErrorKind.CONFLICT:
                 await self._unbroken.finish(self._roll_back(kuuid))
@@ -415,6 +417,7 @@ class Creation:
                 return False
         await self._forget(kuuid)
         self._view.drop(kuuid)
-        if kuuid in self._units.kuuids():
-            LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))
+        with suppress(KeepfleetError):  # a look that nothing depends on
+            if kuuid in self._units.kuuids():
+                LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))
         return True

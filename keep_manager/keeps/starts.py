@@ -16,6 +16,7 @@ from keep_manager.keeps.kinds import kind_of
 from keep_manager.keeps.policy import Policy, uploaders_for
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.readers import Readers
+from keep_manager.keeps.rest import clear_away
 from keep_manager.keeps.view import NO_SPEC, View
 from keep_manager.model import KEEPS_OUTPUT, Answer, Caller, Provision, UnixUser
 from keep_protocol.api import StartKeep
@@ -207,7 +208,7 @@ class Starts:
             yield handed
         except BaseException:
             if not handed.is_set() or kuuid not in self._view or self._view.entry(kuuid).removing:
-                await asyncio.shield(asyncio.to_thread(self._folders.remove, kuuid))
+                await asyncio.shield(clear_away(self._folders, kuuid))
             raise
 
     def _provision(

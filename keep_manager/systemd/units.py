@@ -85,6 +85,9 @@ class SystemdUnits:
                 found.update(int(name) for name in os.listdir(directory) if name.isdecimal())
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                why = error.strerror
+                raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot list the keeps' directories: {why}") from error
         return found
 
     async def start(self, kuuid: int, seconds: float, spec: KeepSpec = NO_SPEC) -> None:
