@@ -206,7 +206,8 @@ class World:
         externs = (c.wasmtime_extern_t * max(1, len(imports)))(*(each._as_extern() for each in imports))
         instance, trap = c.wasmtime_instance_t(), ctypes.c_void_p()
         pointers = ctypes.byref(instance), ctypes.byref(trap)
-        error = _INSTANTIATE(self.context, ctypes.cast(module.ptr(), ctypes.c_void_p), externs, len(imports), *pointers)
+        compiled = ctypes.cast(module.ptr(), ctypes.c_void_p)
+        error = _INSTANTIATE(self.context, compiled, externs, len(imports), *pointers)
         if error or trap.value:
             raise end_of(error, trap.value)
         return [self._export(instance, name) for name in names]

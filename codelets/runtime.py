@@ -315,6 +315,7 @@ class Runtime:
         """Calls receivers with what codelets have sent; how many messages that were. By one thread at a time.
 
         Messages of streams that nobody receives stay until their channel is full, and are counted as lost from then.
+        A receiver that raises is logged, and gets the next message.
         """
         delivered = 0
         with self._lock:
@@ -325,8 +326,11 @@ class Runtime:
                 continue
             serializer = self._serializer_of(loaded, stream)
             for message in data.receive(BATCH):
-                receive(stream, serializer.decode(message) if serializer else message)
                 delivered += 1
+                try:
+                    receive(stream, serializer.decode(message) if serializer else message)
+                except Exception:
+                    LOG.exception("cannot deliver a message of stream %s", stream.hex())
         return delivered
 
     def start_delivering(self, seconds: float = 0.01) -> None:
@@ -352,7 +356,7 @@ class Runtime:
 
 
 class _Delivery(threading.Thread):
-    """Delivers output until it is finished. A receiver that raises is logged, and still gets the next message."""
+    """Delivers output until it is finished."""
 
     def __init__(self, deliver: Callable[[], int], seconds: float) -> None:
         super().__init__(name="codelets-output", daemon=True)
@@ -360,17 +364,10 @@ class _Delivery(threading.Thread):
 
     def run(self) -> None:
         while not self._end.is_set():
-            if not self._once():
+            if not self._deliver():
                 self._end.wait(self._seconds)
-        while self._once():
+        while self._deliver():
             pass
-
-    def _once(self) -> int:
-        try:
-            return self._deliver()
-        except Exception:
-            LOG.exception("a receiver of codelets' output failed")
-            return 0
 
     def finish(self) -> None:
         """Returns when all that is there was delivered."""

@@ -233,17 +233,22 @@ def test_linked_maps_that_differ_or_form_a_cycle_are_refused(
 
 def test_a_helper_takes_numbers_and_bytes(application: Application) -> None:
     seen: list[tuple[int, bytes]] = []
-    application.runtime.helper("note", lambda n, data: seen.append((n, data)) or 7, ("i64", "bytes"), "i32")
+
+    def note(number: int, data: bytes) -> int:
+        seen.append((number, data))
+        return 7
+
+    application.runtime.helper("note", note, ("i64", "bytes"), "i32")
     body = "(i64.extend_i32_s (call $note (i64.const -1) (i32.const 0) (i32.const 3)))"
-    note = function("helper", "note", "(param i64 i32 i32) (result i32)")
-    application.load("notes", codelet(body, note, '(data (i32.const 0) "abc")'))
+    imported = function("helper", "note", "(param i64 i32 i32) (result i32)")
+    application.load("notes", codelet(body, imported, '(data (i32.const 0) "abc")'))
     assert application.choose(packet()) == 7
     assert seen == [(-1, b"abc")]
 
 
 @pytest.mark.parametrize(("at", "size"), [("65535", "0x7fffffff"), ("-1", "1"), ("0", "-1")])
 def test_a_helper_never_reads_beyond_a_codelets_memory(application: Application, at: str, size: str) -> None:
-    application.runtime.helper("take", lambda data: len(data), ("bytes",), "i32")
+    application.runtime.helper("take", len, ("bytes",), "i32")
     body = f"(i64.extend_i32_s (call $take (i32.const {at}) (i32.const {size})))"
     application.load("wild", codelet(body, function("helper", "take", "(param i32 i32) (result i32)")))
     assert application.choose(packet()) == -1

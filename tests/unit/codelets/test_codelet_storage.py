@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codelets.engine import CALL, SET_FUEL, World, end_of, function_pointer, shared_engine
+from codelets.engine import CALL, SET_FUEL, Trap, World, end_of, function_pointer, shared_engine
 from codelets.storage import Data, Declaration, Unfit, declared, function_of
 
 KEY_AT, VALUE_AT = 0, 256
@@ -111,7 +111,7 @@ def test_a_hash_map_is_whole_again_after_a_call_that_ran_out_of_fuel(
         arguments = (KEY_AT, VALUE_AT) if step == "update" else (KEY_AT,)
         try:
             result: int | None = storage.call(step, *arguments, fuel=fuel)
-        except Exception:
+        except Trap:
             result = None
             storage.data.repair()
         if step == "update" and result == 0:
