@@ -104,16 +104,31 @@ def counted(counter: count[int]) -> int:
 class Target:
     """One codelet's instance, as its calls need it. address: of the context in its memory; memory: a view of all."""
 
-    __slots__ = ("_function", "address", "calls", "memory", "pointer", "times", "world")
+    __slots__ = ("_function", "_in_c", "address", "counter", "memory", "pointer", "taken", "world")
 
     def __init__(self, world: World, memory: memoryview, address: int) -> None:
         self.world, self.memory, self.address = world, memory, address
         self._function: Any = None
         self.pointer = ctypes.c_void_p()
-        self.calls, self.times = count(), [0] * (BUCKETS + 1)
+        self.counter, self.taken = count(), [0] * (BUCKETS + 1)
+        self._in_c: Any = None
 
     def __repr__(self) -> str:
-        return f"Target(context at {self.address}, {counted(self.calls)} calls)"
+        return f"Target(context at {self.address}, {self.calls} calls)"
+
+    @property
+    def calls(self) -> int:
+        """How often it was called."""
+        return counted(self.counter) if self._in_c is None else int(self._in_c.calls)
+
+    @property
+    def times(self) -> list[int]:
+        """How many of the timed calls took less than 2ⁿ ns, for each n."""
+        return list(self.taken if self._in_c is None else self._in_c.times)
+
+    def count_in(self, in_c: Any) -> None:
+        """A call in C counts for itself."""
+        self._in_c = in_c
 
     def enter(self, function: Any) -> None:
         """Calls go to this entry, a wasmtime_func_t, from now on."""
@@ -143,7 +158,7 @@ def prepared(
     region = target.memory[context_at : context_at + hook.context_bytes]
     data_at, most = context_at + hook.data_at, hook.data_bytes
     data_region = target.memory[data_at : data_at + most]
-    times, calls, mask = target.times, target.calls, 0 if threshold else SAMPLED - 1
+    times, calls, mask = target.taken, target.counter, 0 if threshold else SAMPLED - 1
     writable, control = hook.writable, hook.control
     if not most:
         arguments = 1
@@ -184,6 +199,40 @@ def prepared(
 
     run.kept = (raw, target)  # type: ignore[attr-defined]  # what the addresses point into
     return run
+
+
+def prepared_in_c(
+    fast: Any, target: Target, hook: HookType, owner: Owner, threshold: int, before: Callable[[], None] | None = None
+) -> Run:
+    """The same by the module in C."""
+    memory_at, data_at = ctypes.addressof(ctypes.c_uint8.from_buffer(target.memory)), target.address + hook.data_at
+
+    def ended(error: int, trap: int) -> None:
+        owner.faulted(end_of(error, trap))
+        target.world.raise_pending()
+
+    made: Run = fast.Call(
+        call=ctypes.cast(CALL, ctypes.c_void_p).value,
+        set_fuel=ctypes.cast(SET_FUEL, ctypes.c_void_p).value,
+        store=target.world.context,
+        function=ctypes.addressof(target.pointer),
+        region=memory_at + target.address,
+        region_at=target.address,
+        size=hook.context_bytes,
+        data_region=memory_at + data_at,
+        data_at=data_at,
+        most=hook.data_bytes,
+        fuel=hook.fuel,
+        writable=hook.writable,
+        threshold=threshold,
+        mask=0 if threshold else SAMPLED - 1,
+        kept=target,
+        before=before,
+        ended=ended,
+        overran=owner.overran,
+    )
+    target.count_in(made)
+    return made
 
 
 class Guard:

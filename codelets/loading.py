@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from codelets.calling import Guard, Hook, Run, Target, prepared
+from codelets.calling import Guard, Hook, Run, Target, prepared, prepared_in_c
 from codelets.descriptor import CodeletDescriptor, CodeletSet
 from codelets.engine import Engine, EngineFault, Trap, World, function_pointer
 from codelets.faults import CodeletError, Failure, loading
@@ -140,8 +140,9 @@ class Loaded:
 class Loader:
     """Builds sets of what the store has, for the hooks and helpers of one application."""
 
-    def __init__(self, engine: Engine, modules: Modules) -> None:
-        self._engine, self._modules, self._compiled = engine, modules, Compiled(engine)
+    def __init__(self, engine: Engine, modules: Modules, fast: Any) -> None:
+        """fast: the module of calls in C, or None."""
+        self._engine, self._modules, self._compiled, self._fast = engine, modules, Compiled(engine), fast
         self._threads = threading.local()
         self._numbers = iter(range(1 << 62))
 
@@ -164,7 +165,7 @@ class Loader:
             loaded.codelets[descriptor.codelet_name], modules[descriptor.codelet_name] = codelet, module
         owners = _owners(loaded)
         try:
-            _Building(self._engine, loaded, owners, hooks, helpers, self._thread).build(modules)
+            _Building(self._engine, loaded, owners, hooks, helpers, self._thread, self._fast).build(modules)
         except (Trap, EngineFault) as fault:
             loaded.close()
             raise loading(Failure.CREATION_FAILED, wanted.codeletset_id, str(fault)) from None
@@ -258,9 +259,10 @@ class _Building:
         hooks: Mapping[str, Hook],
         helpers: Mapping[str, Helper],
         thread: Callable[[], int],
+        fast: Any,
     ) -> None:
         self._engine, self._loaded, self._owners = engine, loaded, owners
-        self._hooks, self._helpers, self._thread = hooks, helpers, thread
+        self._hooks, self._helpers, self._thread, self._fast = hooks, helpers, thread, fast
         self._world = World(engine, MAX_SET_BYTES)
         self._stored: dict[_Place, tuple[Any, Data]] = {}
         self._guard: Guard | None = None
@@ -326,7 +328,11 @@ class _Building:
                 data.choose_thread(thread)
 
         threshold = descriptor.runtime_threshold
-        run = prepared(codelet.target, hook, codelet, threshold, choose if parted else None)
+        before = choose if parted else None
+        if self._fast is None:
+            run = prepared(codelet.target, hook, codelet, threshold, before)
+        else:
+            run = prepared_in_c(self._fast, codelet.target, hook, codelet, threshold, before)
         if self._guard is not None:
             run = self._guard.around(run, codelet)
         self._loaded.runs.append((descriptor.hook_name, descriptor.priority, run))

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, cast
 
-from codelets.calling import ControlHook, Hook, counted, quantile
+from codelets.calling import ControlHook, Hook, quantile
+from codelets import fast
 from codelets.channels import Receiver, Serializer, as_bytes
 from codelets.descriptor import CodeletSet, read_descriptor
 from codelets.engine import shared_engine
@@ -42,12 +43,20 @@ class Runtime:
     """Codelets of one application. Its methods may be called by any thread, also while others call hooks.
 
     store: the module store's directory, or what reads modules; without it the system's, of root, or the user's own.
-    max_faults: faults of a set before it is unloaded; 0: any number. Raises KeepfleetError where there is no store.
+    max_faults: faults of a set before it is unloaded; 0: any number. in_c: whether hooks are called by the module in C,
+    which `python -m codelets build` makes; without it where there is one. Raises KeepfleetError: NOT_FOUND where there
+    is no store, CONFIGURATION where the module in C is asked for and is not there.
     """
 
-    def __init__(self, store: str | Modules | None = None, *, max_faults: int = MAX_FAULTS) -> None:
+    def __init__(
+        self, store: str | Modules | None = None, *, max_faults: int = MAX_FAULTS, in_c: bool | None = None
+    ) -> None:
         self._modules = StoredModules(store) if store is None or isinstance(store, str) else store
-        self._loader = Loader(shared_engine(), self._modules)
+        self._fast = None if in_c is False else fast.load()
+        if in_c and self._fast is None:
+            why = "it was not built; run: python -m codelets build"
+            raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot call hooks in C: {why}")
+        self._loader = Loader(shared_engine(), self._modules, self._fast)
         self._max_faults = max_faults
         self._hooks: dict[str, Hook] = {}
         self._helpers: dict[str, Helper] = {each.name: (each, function) for each, function in standard_helpers()}
@@ -127,7 +136,11 @@ class Runtime:
         values: dict[str, object] = {"name": name, "context_bytes": size, "data_bytes": data_bytes}
         values |= {"writable": writable, "control": default is not None, "memory_bytes": memory_bytes, "fuel": fuel}
         kind = parse(HookType, values, "hook")
-        made = Hook(kind, typed=typed) if default is None else ControlHook(kind, default, typed=typed)
+        made: Hook
+        if self._fast is not None:
+            made = self._fast.Hook(self._fast.Call, kind, default or 0, kind.control, kind.writable)
+        else:
+            made = Hook(kind, typed=typed) if default is None else ControlHook(kind, default, typed=typed)
         with self._lock:
             if name in self._hooks or len(self._hooks) >= MAX_HOOKS:
                 why = "there is one" if name in self._hooks else f"there are {MAX_HOOKS}"
@@ -224,7 +237,7 @@ class Runtime:
                 if codelet.descriptor.hook_name == name:
                     faults, overruns = faults + codelet.faults, overruns + codelet.overruns
                     own = codelet.target.times
-                    times = [sum(pair) for pair in zip(times, own, strict=True)] if times else list(own)
+                    times = [sum(pair) for pair in zip(times, own, strict=True)] if times else own
                     users.append(f"{loaded.descriptor.codeletset_id}.{codelet.descriptor.codelet_name}")
         return HookState(name, hook.calls, faults, overruns, tuple(times), tuple(users))
 
@@ -386,7 +399,7 @@ def _codelets(loaded: Loaded) -> tuple[CodeletState, ...]:
                 codelet.descriptor.hook_name,
                 codelet.descriptor.priority,
                 codelet.digest,
-                counted(codelet.target.calls),
+                codelet.target.calls,
                 codelet.faults,
                 codelet.overruns,
                 lost,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,11 +29,6 @@ IN = f'in_io_channel: [{{name: config, stream_id: "{STREAM}"}}]'
 
 class Sample(ctypes.LittleEndianStructure):
     _fields_ = (("size", ctypes.c_uint32), ("ports", ctypes.c_uint16 * 2))
-
-
-@pytest.fixture
-def application(tmp_path: Path) -> Application:
-    return Application(tmp_path)
 
 
 def test_messages_reach_the_receiver_of_their_stream_in_order(application: Application) -> None:
