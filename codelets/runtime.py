@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, cast
 
-from codelets.calling import ControlHook, Hook, quantile
 from codelets import fast
+from codelets.calling import ControlHook, Hook, quantile
 from codelets.channels import Receiver, Serializer, as_bytes
 from codelets.descriptor import CodeletSet, read_descriptor
 from codelets.engine import shared_engine
 from codelets.faults import CodeletError, Failure, loading
 from codelets.interface import DEFAULT_FUEL, DEFAULT_MEMORY, MAX_HELPERS, MAX_HOOKS, HelperType, HookType, Interface
+from codelets.lcm import Server
 from codelets.loading import Helper, Loaded, Loader, Modules
 from codelets.standard import standard_helpers
 from codelets.states import CodeletState, HookState, SetState
@@ -44,12 +45,20 @@ class Runtime:
 
     store: the module store's directory, or what reads modules; without it the system's, of root, or the user's own.
     max_faults: faults of a set before it is unloaded; 0: any number. in_c: whether hooks are called by the module in C,
-    which `python -m codelets build` makes; without it where there is one. Raises KeepfleetError: NOT_FOUND where there
-    is no store, CONFIGURATION where the module in C is asked for and is not there.
+    which `python -m codelets build` makes; without it where there is one. lcm_socket: where the life-cycle socket is
+    made, and lcm_users: who else may connect to it, by user ID; without it sets are loaded by this object alone.
+    Raises KeepfleetError: NOT_FOUND where there is no store, CONFIGURATION where the module in C is asked for and is not
+    there, CONFLICT where another application has the socket.
     """
 
     def __init__(
-        self, store: str | Modules | None = None, *, max_faults: int = MAX_FAULTS, in_c: bool | None = None
+        self,
+        store: str | Modules | None = None,
+        *,
+        max_faults: int = MAX_FAULTS,
+        in_c: bool | None = None,
+        lcm_socket: str | None = None,
+        lcm_users: tuple[int, ...] = (),
     ) -> None:
         self._modules = StoredModules(store) if store is None or isinstance(store, str) else store
         self._fast = None if in_c is False else fast.load()
@@ -68,12 +77,15 @@ class Runtime:
         self._places: list[tuple[int, int, str, Loaded, Callable[..., int | None]]] = []
         self._lock = threading.RLock()  # a set may be unloaded by a fault while the thread that loads calls a hook
         self._delivering: _Delivery | None = None
+        self._server = Server(lcm_socket, self, lcm_users) if lcm_socket is not None else None
 
     def __repr__(self) -> str:
         return f"Runtime({len(self._hooks)} hooks, {len(self._sets)} sets)"
 
     def close(self) -> None:
         """Unloads every set, and delivers no more output."""
+        if self._server is not None:
+            self._server.close()
         self.stop_delivering()
         with self._lock:
             for name in tuple(self._sets):

@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "module_store": {"module_store", "keep_protocol"},
     "codelets": {"codelets", "keep_protocol", "module_store", "strict_yaml"},
     "codelets.engine": {"codelets.engine", "keep_protocol"},
+    "codelets.lcm": {"codelets", "keep_protocol"},
     "codelets.verification": {"codelets", "keep_protocol", "module_store.verify"},
     "script_pool": {"script_pool", "keep_isolation", "keep_protocol"},
     "script_pool.engine": {"script_pool.engine", "keep_protocol"},
