@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import BinaryIO
 
 import click
 
@@ -36,7 +37,7 @@ def main() -> None:
 @click.option("--interface", "interface_file", type=click.File("rb"), help="What the application offers, as JSON.")
 @click.option("--address", help="The application's life-cycle socket, which says what it offers.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-def verify(file: click.utils.LazyFile, hook: str, interface_file: object, address: str | None, as_json: bool) -> None:
+def verify(file: BinaryIO, hook: str, interface_file: BinaryIO | None, address: str | None, as_json: bool) -> None:
     """Says whether FILE may be a codelet of a hook, and what bounds its run time. Exits 1 where it may not.
 
     Example: codelets verify counter.wasm --hook ingress --address /run/forwarder/lcm.sock
@@ -67,11 +68,11 @@ def verify(file: click.utils.LazyFile, hook: str, interface_file: object, addres
     sys.exit(0 if passed else 1)
 
 
-def _interface(file: object, address: str | None) -> Interface:
+def _interface(file: BinaryIO | None, address: str | None) -> Interface:
     if address is not None:
         with Client(address) as client:
             return client.interface
-    data = file.read(MAX_INTERFACE_BYTES + 1)  # type: ignore[attr-defined]
+    data = file.read(MAX_INTERFACE_BYTES + 1) if file is not None else b""
     return parse(Interface, strict_json.loads_object(data, MAX_INTERFACE_BYTES, "the interface"), "interface")
 
 

@@ -192,16 +192,19 @@ class Server:
                 continue
             threading.Thread(target=self._serve, args=(connection,), name="codelets-lcm-client", daemon=True).start()
 
-    def _admit(self, connection: socket.socket) -> bool:
+    def _refusal(self, connection: socket.socket) -> KeepfleetError | None:
+        """Why a client may not connect; None where it may, and it is then one of the open connections."""
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         _, user, _ = struct.unpack("3i", credentials)
+        if user not in self._users:
+            why = f"user {user} may not; only the application's own user, root and whom it names may"
+            return KeepfleetError(ErrorKind.FORBIDDEN, f"cannot connect to {self.path}: {why}")
         with self._lock:
-            if user not in self._users or len(self._open) >= MAX_CONNECTIONS:
-                why = "it is not allowed" if user not in self._users else f"there are {MAX_CONNECTIONS} connections"
-                LOG.warning("refused user %d on %s: %s", user, self.path, why)
-                return False
+            if len(self._open) >= MAX_CONNECTIONS:
+                why = f"there are {MAX_CONNECTIONS} connections"
+                return KeepfleetError(ErrorKind.TOO_MANY, f"cannot connect to {self.path}: {why}")
             self._open.add(connection)
-        return True
+        return None
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -288,14 +291,15 @@ class Client:
         """The answer's members. Raises the error that it holds."""
         wire = {name: value for name, value in request.to_wire().items() if value not in (None, {})}
         try:
-            _send_frame(self._connection, wire)
+            with suppress(BrokenPipeError, ConnectionResetError):  # why it was refused can be read all the same
+                _send_frame(self._connection, wire)
             body = _receive_frame(self._connection)
         except OSError as error:
             why = error.strerror or str(error)
             raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot ask the application at {self._path}: {why}") from error
         if body is None:
-            why = "it has closed the connection: only its own user, root and whom it names may connect"
-            raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot ask the application at {self._path}: {why}")
+            why = "it has closed the connection"
+            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot ask the application at {self._path}: {why}")
         found = strict_json.loads_object(body, MAX_FRAME, "the answer")
         if found.get("ok") is not True:
             raise _error_of(found.get("error"))

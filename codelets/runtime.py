@@ -47,7 +47,7 @@ class Runtime:
     max_faults: faults of a set before it is unloaded; 0: any number. in_c: whether hooks are called by the module in C,
     which `python -m codelets build` makes; without it where there is one. lcm_socket: where the life-cycle socket is
     made, and lcm_users: who else may connect to it, by user ID; without it sets are loaded by this object alone.
-    Raises KeepfleetError: NOT_FOUND where there is no store, CONFIGURATION where the module in C is asked for and is not
+    Raises KeepfleetError: NOT_FOUND where there is no store, CONFIGURATION where the module in C is asked for and not
     there, CONFLICT where another application has the socket.
     """
 

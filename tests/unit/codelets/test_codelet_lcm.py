@@ -123,7 +123,7 @@ def test_only_the_applications_user_and_root_may_connect(tmp_path: Path, monkeyp
     server = Server(str(tmp_path / "s"), application.runtime)
     assert os.stat(server.path).st_mode & 0o777 == 0o600
     monkeypatch.setattr(server, "_users", frozenset({12345}))
-    with Client(server.path) as client, pytest.raises(KeepfleetError, match="only its own user"):
+    with Client(server.path) as client, pytest.raises(KeepfleetError, match=r"user [0-9]+ may not; only"):
         client.sets()
     server.close()
 
@@ -132,7 +132,7 @@ def test_connections_beyond_the_limit_are_refused(address: str, monkeypatch: pyt
     monkeypatch.setattr(lcm, "MAX_CONNECTIONS", 2)
     clients = [Client(address) for _ in range(2)]
     assert [client.sets() for client in clients] == [(), ()]
-    with Client(address) as third, pytest.raises(KeepfleetError, match="has closed the connection"):
+    with Client(address) as third, pytest.raises(KeepfleetError, match="there are 2 connections"):
         third.sets()
     for client in clients:
         client.close()
