@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from codelet_application import Application
 
 from codelets import fast
+from tests.unit.codelets.application import Application
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ import threading
 from typing import Any
 
 import pytest
-from codelet_application import Application, codelet, function, one, packet
 
 from codelets import CodeletError, JsonOf, pack, unpack
 from keep_protocol.errors import KeepfleetError
+from tests.unit.codelets.application import Application, codelet, function, one, packet
 
 STREAM, OTHER = "00112233445566778899aabbccddeeff", "ff112233445566778899aabbccddeeff"
 SENDER = codelet(

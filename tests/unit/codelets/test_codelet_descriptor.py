@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from codelet_application import one
 
 from codelets.descriptor import MAX_BYTES, read_descriptor
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from tests.unit.codelets.application import one
 
 WHOLE = """
 codeletset_id: queue-stats

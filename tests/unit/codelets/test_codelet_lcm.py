@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from codelet_application import COUNTER, Application, codelet, one, packet
 
 from codelets import CodeletError, Failure, lcm
 from codelets.__main__ import main as codelets_main
 from codelets.lcm import Client, Command, Request, Server
 from codelets.lcm_cli import main as lcm_cli
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from tests.unit.codelets.application import COUNTER, Application, codelet, one, packet
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from codelet_application import COUNTER, PACKET, Application, codelet, function, one, packet
 
 from codelets import CodeletError, Failure
+from tests.unit.codelets.application import COUNTER, PACKET, Application, codelet, function, one, packet
 
 
 def test_a_control_hook_without_codelets_has_its_default(application: Application) -> None:

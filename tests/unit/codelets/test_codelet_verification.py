@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from codelet_application import COUNTER, codelet, function, wasm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codelets.interface import HelperType, HookType, Interface
 from codelets.verification import examine
+from tests.unit.codelets.application import COUNTER, codelet, function, wasm
 
 HOOK = HookType("h", 16)
 DATA = HookType("d", 16, data_bytes=100)
