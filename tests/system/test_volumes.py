@@ -13,6 +13,7 @@ from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.life import drop_in
 from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
+from tests.system.test_typed_docs import blocks, typed_inside
 
 PLACE = "/var/lib/keepfleet/volumes"
 VOLUME = "volume: {name: data, size: 16M, guest: /data, inodes: 100}\n"
@@ -166,6 +167,15 @@ def test_a_manager_that_is_killed_while_it_makes_one_is_followed_by_one_that_goe
     assert keepctl(keeping.host, "apply", "--wait", "-f", text).endswith("; running\n")
     assert said(keeping, "web")[-1].endswith("ready")
     assert keeping.host.run(["ls", "-A", PLACE]).stdout == "data\n"
+
+
+def test_its_how_to_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet) -> None:
+    output = typed_inside(fleet, blocks("docs/how-to/volumes.md", "sh"))
+    for line in ("first: declared, version 1; done", "second: declared, version 1; done", "it is used"):
+        assert line in output, f"volumes.md promises {line!r}; it printed:\n{output}"
+    assert "reports: removed" in output
+    fleet.clear()
+    fleet.host.run(["rm", "-rf", STORE])
 
 
 def test_after_a_reboot_it_is_there_with_what_was_written(
