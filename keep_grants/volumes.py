@@ -24,7 +24,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 IMAGE = "image"
 """The file in a volume's folder."""
 OWNER = DiskIds(65534, 65534)
-"""Whose the files in a volume are on disk: `nobody`, so that nothing in an image that an operator mounts is a user's."""
+"""Whose the files in a volume are on disk: `nobody`. Nothing in an image that an operator mounts is a user's."""
 LOCK_SECONDS = 1.0
 """How long a keep that has just ended may still have it: its descriptors are closed within milliseconds."""
 ATTEMPTS = 8

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -143,7 +144,7 @@ class Volumes:
                     os.close(image)
                 record = self._disk.create(folder, RECORD)
                 try:
-                    self._disk.write(record, strict_json.dumps({"schema": SCHEMA, **stored.to_wire()}) + b"\n")
+                    self._disk.write(record, _encoded(stored))
                     self._disk.sync(record)
                 finally:
                     os.close(record)
@@ -207,7 +208,12 @@ class Volumes:
         value = strict_json.loads_object(data, MAX_RECORD, f"the record of volume {name}")
         if value.pop("schema", None) != SCHEMA:
             raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot use volume {name}: its schema is not {SCHEMA}")
-        return parse(_Stored, value, f"record of volume {name}", strict=True)
+        digest = value.pop("digest", "")
+        stored = parse(_Stored, value, f"record of volume {name}", strict=True)
+        if digest != _digest(stored):
+            why = f"its {RECORD} is damaged, or was changed"
+            raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot use volume {name}: {why}")
+        return stored
 
     def _check(self, name: str, there: _Stored, wanted: _Stored) -> None:
         if there.owner != wanted.owner:
@@ -243,6 +249,15 @@ class Volumes:
             yield folder
         finally:
             os.close(folder)
+
+
+def _encoded(stored: _Stored) -> bytes:
+    return strict_json.dumps({"schema": SCHEMA, **stored.to_wire(), "digest": _digest(stored)}) + b"\n"
+
+
+def _digest(stored: _Stored) -> str:
+    """By which a record that a fault of the disk has changed is told from another's."""
+    return hashlib.sha256(strict_json.dumps(stored.to_wire())).hexdigest()
 
 
 def no_volume(name: str) -> KeepfleetError:

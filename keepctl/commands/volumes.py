@@ -45,8 +45,8 @@ def _row(each: Volume) -> tuple[str, ...]:
 
 
 @connected
-def _remove(names: tuple[str, ...], access: Access) -> int:
-    code = 0
+def _remove(names: tuple[str, ...], output: str, access: Access) -> int:
+    code, removed = 0, []
     with _client(access) as client:
         for name in names:
             try:
@@ -54,7 +54,11 @@ def _remove(names: tuple[str, ...], access: Access) -> int:
             except KeepfleetError as error:
                 code = show_failure(error)
             else:
-                echo(f"{name}: removed")
+                removed.append(name)
+                if output == "text":
+                    echo(f"{name}: removed")
+    if output == "json":
+        echo(json_text({"removed": removed}))
     return code
 
 
@@ -79,7 +83,7 @@ REMOVE = Command(
     \b
     keepctl volume rm data
     """,
-    CONNECTION,
+    (*CONNECTION, OUTPUT),
     (Argument("names", "NAME...", many=True),),
 )
 
