@@ -4,6 +4,7 @@ imports that every instance has.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import time
@@ -13,7 +14,15 @@ from typing import TYPE_CHECKING
 from script_pool.engine import guest as wheel
 from script_pool.engine import library
 from script_pool.engine.binding import EngineError
-from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, HostFunction, Template, WasmEngine, ticks
+from script_pool.engine.instance import (
+    JAVASCRIPT_INSTANCES,
+    MAX_MEMORY_BYTES,
+    Guest,
+    HostFunction,
+    Template,
+    WasmEngine,
+    ticks,
+)
 
 if TYPE_CHECKING:
     from script_pool.engine.artifacts import Artifacts
@@ -54,6 +63,7 @@ class Booted:
         self._engine = engine
         self.source: Callable[[str], bytes | None] = lambda name: None
         self.clock: Callable[[], int] = time.time_ns
+        self._random: Callable[[int], bytes] = os.urandom
         self.functions: dict[str, int] = {}
         self.template: Template
         self.image = b""
@@ -76,13 +86,20 @@ class Booted:
             artifacts.save("quickjs", code + prelude, *kept)
         facts, compiled = kept
         self.template = Template(self._engine, compiled, self.imports(), CALLED, compiled=True)
+        self.template.occupy(JAVASCRIPT_INSTANCES)
         self.scratch, self.seed_at, self.undefined = facts["scratch"], facts["random"], facts["undefined"]
         with Guest(self.template, MAX_MEMORY_BYTES, ticks(BOOT_SECONDS)) as guest:
             self.image = guest.read(0, guest.size)
+        self.digest = hashlib.sha256(self.image).digest()[:16]
         self.functions = {name: facts[name] for name in NAMES}
 
     def _boot(self, code: bytes, prelude: bytes) -> tuple[dict[str, int], bytes]:
-        """The facts of a booted guest, offsets and handles, and the guest with that image, compiled."""
+        """The facts of a booted guest, offsets and handles, and the guest with that image, compiled.
+
+        It boots the same everywhere, at one time and with the same chance, so that a session can be moved: what it
+        keeps is the difference. Each instance's state of Math.random is written over.
+        """
+        self.clock, self._random = lambda: 0, bytes
         first = Template(self._engine, code, self.imports(), CALLED)
         facts: dict[str, int] = {}
         with Guest(first, MAX_MEMORY_BYTES, ticks(BOOT_SECONDS)) as guest:
@@ -102,6 +119,7 @@ class Booted:
             guest.write(_find_stack_limit(before), struct.pack("<I", GUEST_STACK_TOP - GUEST_STACK_BYTES))
             image = guest.read(0, guest.size)
         first.close()
+        self.clock, self._random = time.time_ns, os.urandom
         booted = Template(self._engine, wheel.with_image(code, image), self.imports(), CALLED)
         compiled = booted.serialize()
         booted.close()
@@ -124,7 +142,7 @@ class Booted:
 
         def random(guest: Guest, args: list[int]) -> int:
             size = args[1] & 0xFFFFFFFF
-            return _answer(guest, args[0], os.urandom(size)) if size <= SEED_BLOCK_BYTES else _INVALID
+            return _answer(guest, args[0], self._random(size)) if size <= SEED_BLOCK_BYTES else _INVALID
 
         def none(_guest: Guest, _args: list[int]) -> int:
             return 0
@@ -168,8 +186,7 @@ def _library_call(guest: Guest, args: list[int]) -> int:
         if args[3] != 2:
             return _HOST_CALL_ERROR
         operation, text = (
-            get_text(guest, int.from_bytes(guest.read((args[4] & 0xFFFFFFFF) + 4 * at, 4), "little"))
-            for at in range(2)
+            get_text(guest, int.from_bytes(guest.read((args[4] & 0xFFFFFFFF) + 4 * at, 4), "little")) for at in range(2)
         )
         result = library.answer(operation, text).encode("utf-8", "replace")
         return guest.call("new_string", put(guest, result), len(result))

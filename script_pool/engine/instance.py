@@ -36,8 +36,10 @@ KEEP_RESIDENT_BYTES = 3 * 1024 * 1024
 TABLE_KEEP_RESIDENT_BYTES = 1024 * 1024
 MAX_MEMORY_BYTES = 256 * 1024 * 1024
 """The most that a run's limit may be: what each slot of the pool reserves."""
-POOL_INSTANCES = 4
-"""The one that runs, the next one, and what compiles."""
+POOL_INSTANCES = 12
+"""Of all guests together; see Template.occupy."""
+JAVASCRIPT_INSTANCES = 4
+"""The one that runs, the next one, the last one, and what compiles."""
 TABLE_ELEMENTS = 16_384
 """The guests' tables have about 900 and 1,600."""
 
@@ -150,6 +152,13 @@ class Template:
         self._pre = ctypes.c_void_p()
         succeed(library.wasmtime_linker_instantiate_pre(self._linker, self._module, byref(self._pre)))
         library.wasmtime_linker_delete(self._linker)
+
+    def occupy(self, instances: int) -> None:
+        """Has as many places in the pool for this guest alone, with its image mapped: a locked process can map none
+        any more. Raises EngineError."""
+        opened = [Guest(self, MAX_MEMORY_BYTES, 1) for _ in range(instances)]
+        for guest in opened:
+            guest.close()
 
     def serialize(self) -> bytes:
         """The module as this machine's code."""

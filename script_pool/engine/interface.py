@@ -23,6 +23,8 @@ class Reason(Enum):
     NOT_SERIALISABLE = "not serialisable"
     NESTED_TOO_DEEPLY = "nested too deeply"
     HOST_CALL_REFUSED = "host call refused"
+    NOT_INSTALLED = "not installed"
+    """The language's engine is not there; the message says how to have it."""
     MALFORMED = "malformed request"
     """The input is not JSON. The pool has parsed it, so that this is rare."""
     CRASHED = "crashed"
@@ -148,9 +150,7 @@ class Engine(Protocol):
         that starts, so that a thread of before would be free of it. No file can be opened any more, no library loaded,
         no memory made executable: all of that is for `warm`."""
 
-    def prepare(
-        self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()
-    ) -> Script:
+    def prepare(self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()) -> Script:
         """Compiles `source`, which may call these host functions. Raises Fault, as with Reason.SYNTAX_ERROR."""
 
     def run(
@@ -159,9 +159,7 @@ class Engine(Protocol):
         """Runs `script` with the input sandbox `input_text` (JSON) in a fresh instance, or that of a session.
         Raises Fault. `host`: for a language whose calls are plain ones; the other is suspended."""
 
-    def resume(
-        self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World
-    ) -> Result | Suspended:
+    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result | Suspended:
         """Goes on with what was parked, as `answer` does, in `limits.wall_seconds`. Raises Fault."""
 
     def settle(self) -> None:

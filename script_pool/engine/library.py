@@ -1,5 +1,5 @@
-"""The engine's half of JavaScript's small standard library (library.js): what would take long as interpreted code, or is
-a matter of chance. Strings in, strings out; bytes are strings of characters up to U+00FF.
+"""The engine's half of JavaScript's small standard library (library.js): what would take long as interpreted code, or
+is a matter of chance. Strings in, strings out; bytes are strings of characters up to U+00FF.
 
 Import rule: the standard library alone; all of it is imported before a child locks itself.
 """
@@ -15,6 +15,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 MAX_CHARACTERS = 16 * 1024 * 1024
@@ -68,6 +69,10 @@ def _random(text: str) -> str:
     if not 0 <= count <= MAX_RANDOM_BYTES:
         raise _RangeError(f"at most {MAX_RANDOM_BYTES} bytes")
     return _latin(os.urandom(count))
+
+
+def _digest(name: str, text: str) -> str:
+    return hashlib.new(name, text.encode("latin-1"), usedforsecurity=False).hexdigest()
 
 
 def _url(text: str) -> str:
@@ -231,8 +236,5 @@ _OPERATIONS: dict[str, Callable[[str], str]] = {
     "random": _random,
     "uuid": lambda _: str(uuid.UUID(bytes=os.urandom(16), version=4)),
     "url": _url,
-    **{
-        f"digest-{name}": lambda text, name=name: hashlib.new(name, text.encode("latin-1"), usedforsecurity=False).hexdigest()
-        for name in _DIGESTS
-    },
+    **{f"digest-{name}": partial(_digest, name) for name in _DIGESTS},
 }

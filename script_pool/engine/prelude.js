@@ -71,13 +71,14 @@ export default (function () {
   }
 
   // A call of a host function: a promise, and an entry in the outbox.
+  // `name`: as JSON.
   function ask(name, given) {
     return new NativePromise((resolve, reject) => {
       const text = stringify(given);
       if (typeof text !== 'string') throw new TypeError('the arguments have no JSON');
       const { stack } = new NativeError('');
       const number = ++callsMade;
-      outbox += (outbox && ',') + '[' + number + ',' + stringify(name) + ',' + text + ']';
+      outbox += (outbox && ',') + '[' + number + ',' + name + ',' + text + ']';
       calls[number] = { resolve, reject, stack };
       callsOpen++;
     });
@@ -88,7 +89,8 @@ export default (function () {
     offered = parse(names);
     for (let i = 0; i < offered.length; i++) {
       const name = offered[i];
-      hide(globalThis, name, (...given) => ask(name, given));
+      const written = stringify(name);
+      hide(globalThis, name, (...given) => ask(written, given));
     }
   }
 

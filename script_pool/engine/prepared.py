@@ -76,4 +76,4 @@ class _Stored(Prepared):
 
     @property
     def map(self) -> Map:  # type: ignore[override] # the same, read late
-        return [_PART.unpack_from(self.image, _HEAD.size + at * _PART.size) for at in range(self._parts)]  # type: ignore[misc]
+        return [_PART.unpack_from(self.image, _HEAD.size + at * _PART.size) for at in range(self._parts)]

@@ -29,7 +29,7 @@ from script_pool.engine.booted import ARGUMENTS, OUT, SEED_BLOCK_BYTES, Booted, 
 from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, WasmEngine, ticks
 from script_pool.engine.interface import Fault, HostCall, Limits, Reason, Result, Script, World
 from script_pool.engine.prepared import Kind, Prepared
-from script_pool.engine.texts import Places, check_input, check_output, is_strict, thrown
+from script_pool.engine.texts import Places, check_input, check_output, is_strict, nests_deeper, thrown
 from script_pool.engine.typescript import TypeScript
 
 MAX_SOURCE_BYTES = 5 * 1024 * 1024
@@ -85,9 +85,7 @@ class QuickJS:
         assert self._engine is not None  # noqa: S101  # warm has made it
         self._engine.start_clock()
 
-    def prepare(
-        self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()
-    ) -> Script:
+    def prepare(self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()) -> Script:
         """Compiles. Raises Fault, as with SYNTAX_ERROR; ValueError for a language it has not."""
         if language not in ("js", "ts"):
             raise ValueError(f"cannot prepare {name}: {language!r} is not a language of this engine")
@@ -138,9 +136,7 @@ class QuickJS:
         held = Held(self, self._take(limits), script, limits, world, lambda: _places_of(script, world))
         return held.go(lambda guest: self._start(guest, prepared, script, input_text, held), started)
 
-    def resume(
-        self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World
-    ) -> Result | Held:
+    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result | Held:
         """Goes on with a parked run. Raises Fault."""
         started = time.perf_counter()
         held = Held(self, self._take(limits), script, limits, world, lambda: _places_of(script, world))
@@ -381,7 +377,9 @@ class QuickJS:
         """Lays the session's memory, and compiles the script there, with each `const` at its top a `var`: else a
         second run could not declare it again, and what declares it could not be seen by the next."""
         if held.world.session is not None:
-            images.lay(guest, held.world.session)
+            if not held.world.session.startswith(self._booted.digest):
+                raise Fault(Reason.CRASHED, "", "the session is of another version of the engine")
+            images.lay(guest, held.world.session, len(self._booted.digest))
         changed = self._typescript.unfix(prepared.source, ticks(held.limits.wall_seconds))
         text, map = (prepared.source, prepared.map) if changed is None else (changed.text, changed.over(prepared.map))
         places = Places(len(_GATE) if prepared.kind is Kind.STRICT else 0, map)
@@ -417,6 +415,10 @@ class QuickJS:
     def changes(self, guest: Guest) -> bytes:
         """The instance's memory, as what a parked run or a session keeps."""
         return images.changes(guest, self._booted.image)
+
+    def session_of(self, guest: Guest) -> bytes:
+        """The instance's memory, and which engine's it is."""
+        return self._booted.digest + self.changes(guest)
 
     def stopped(self, trap: Trap, guest: Guest, limits: Limits) -> NoReturn:
         """Raises the Fault that a trap means."""
@@ -462,6 +464,8 @@ class Held:
                 engine.stopped(trap, guest, limits)
             self.seconds += time.perf_counter() - started
             if kind == b"c":
+                if nests_deeper(text, limits.depth):
+                    raise Fault(Reason.NESTED_TOO_DEEPLY, "", f"a call's arguments nest deeper than {limits.depth}")
                 self.calls = text
                 return self
             result = self._result(kind, console, text)
@@ -474,7 +478,7 @@ class Held:
     def _result(self, kind: bytes, console: tuple[str, ...], text: bytes) -> Result:
         if kind == b"o":
             check_output(text, self.limits)
-            session = self._engine.changes(self._guest) if self.world.keep else None
+            session = self._engine.session_of(self._guest) if self.world.keep else None
             return Result(text, console, self.seconds, session)
         if kind == b"w":
             fault = Fault(Reason.EXCEPTION, "Error", "the script waits for a promise that nothing will resolve")

@@ -63,10 +63,10 @@ def compare(source: bytes, made: bytes) -> Changed:
     olds, news = list(_WORD.finditer(blank)), list(_WORD.finditer(new))
     if max(len(olds), len(news)) > MAX_WORDS:
         return Changed(made)
-    plain = [[word[0].replace("'", '"') for word in words] for words in (news, olds)]
+    made_words, source_words = ([word[0].replace("'", '"') for word in words] for words in (news, olds))
     starts = [[0, *(found.end() for found in re.finditer("\n", text))] for text in (new, old)]
     parts = list[tuple[int, int, int, int]]()
-    for at, begin, size in SequenceMatcher(None, *plain).get_matching_blocks():
+    for at, begin, size in SequenceMatcher(None, made_words, source_words).get_matching_blocks():
         for step in range(size):
             row, column = _place(starts[0], news[at + step].start())
             source_row, source_column = _place(starts[1], olds[begin + step].start())
@@ -102,7 +102,7 @@ class TypeScript:
             made.close()
             artifacts.save("typescript", code, *kept)
         self._template = Template(self._engine, kept[1], self._imports, _CALLED, compiled=True)
-        Guest(self._template, MAX_MEMORY_BYTES, 1).close()  # the first one makes a file, which a locked child cannot
+        self._template.occupy(1)
 
     def strip(self, source: bytes, ticks: int) -> Changed:
         """The JavaScript of `source`, within `ticks` epochs. Raises Fault."""
