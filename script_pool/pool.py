@@ -566,8 +566,10 @@ class ScriptPool:
         if self._bytes + len(made.image) > MAX_SCRIPT_BYTES:
             return Answer(TOO_MANY_SCRIPTS, message=f"all scripts take {MAX_SCRIPT_BYTES} bytes; remove some")
         self._bytes += len(made.image)
-        # Of what a child says, the image and the digest alone are its own to say.
-        before = version.become(Script(version.name, version.language, made.image, made.digest))
+        # Of what a child says, the image, the digest and the imports alone are its own to say.
+        functions = tuple(version.functions)
+        script = Script(version.name, version.language, made.image, made.digest, made.imports, functions)
+        before = version.become(script)
         if before is not None:
             before.when_settled(lambda: self._drop(before))
         return DONE
