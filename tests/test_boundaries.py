@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "script_pool": {"script_pool", "keep_isolation", "keep_protocol"},
     "script_pool.engine": {"script_pool.engine", "keep_protocol"},
     "script_pool.client": {"script_pool.client"},
+    "script_pool.fetching": {"script_pool.fetching"},
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
     "module_store.verify.process": {"module_store.verify", "keep_protocol", "app_loader.engine"},
