@@ -2,15 +2,15 @@
 
 libcrypto makes the key, signs, and writes the key into the file; the certificate is written here; nothing is executed.
 The file lies in the keep's runtime directory, a tmpfs, has no name, and is emptied when a workload is accepted.
-Import rule: as `settings`, `hashlib` and `libcrypto`.
+Import rule: as `settings`, `_hashlib` and `libcrypto`.
 """
 
 from __future__ import annotations
 
 import binascii
-import hashlib
 import os
 import time
+from _hashlib import openssl_sha1
 
 from app_loader.limits import CERTIFICATE_DAYS, MAX_IDENTITY_BYTES
 from app_loader.receive.libcrypto import Key, Libcrypto
@@ -102,7 +102,7 @@ def to_be_signed(kuuid: int, names: bytes, public: bytes, serial: bytes, now: fl
     """The certificate up to its signature (RFC 5280). names: see `alternative_names`; public: the key's
     SubjectPublicKeyInfo; serial: what its number is made of, a positive one."""
     name = _der(_SEQUENCE, _der(_SET, _der(_SEQUENCE, _COMMON_NAME, _der(_UTF8_STRING, b"keep-%d" % kuuid))))
-    key_identifier = hashlib.sha1(public[-_POINT_BYTES:], usedforsecurity=False).digest()
+    key_identifier = openssl_sha1(public[-_POINT_BYTES:], usedforsecurity=False).digest()
     extensions = (
         _extension(_ALTERNATIVE_NAMES, names),
         _extension(_BASIC_CONSTRAINTS, _der(_SEQUENCE), critical=True),  # no CA: the default, left out in DER

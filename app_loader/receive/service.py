@@ -26,7 +26,9 @@ from keep_protocol.tls_server import fingerprint_of, light_server_context
 
 def prepare() -> None:
     """What can be done before it is known whose keep it will be, and where it is to listen. For a fork that waits."""
-    import keep_isolation.locks  # noqa: F401
+    from app_loader.receive.access import UploadAccess  # noqa: F401  # what `_receive` imports
+    from app_loader.receive.endpoint import Endpoint  # noqa: F401
+    from keep_isolation.locks import lock_endpoint  # noqa: F401
 
     prepare_key()
     _ssl._SSLContext(_ssl.PROTOCOL_TLS_SERVER)  # the first one has OpenSSL read its configuration, and its algorithms
