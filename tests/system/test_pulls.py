@@ -306,3 +306,80 @@ def test_the_manager_itself_opens_no_connection(configured: Fleet, remote: FakeR
 def _sockets(fleet: Fleet, pid: int) -> set[str]:
     listed = fleet.host.run(["sh", "-c", f"ls -l /proc/{pid}/fd"]).stdout
     return set(re.findall(r"socket:\[([0-9]+)\]", listed))
+
+
+# --- a user's own manager, and many objects --------------------------------------------------------------------------
+
+USERS = """
+import asyncio, sys
+from keep_manager.daemon import bus_address, trees
+from keep_manager.pulls import Pulls
+from keep_manager.registries import RegistryEntry
+from keep_manager.systemd.oneshots import Oneshots
+from keep_manager.systemd.pull_units import PullUnits
+from keep_manager.systemd.roots import Roots
+from keep_manager.tasks import Group
+from keep_protocol.pulling import Pulling, PullState
+from module_store.operations import Operations
+
+async def main():
+    async with Group() as tasks:
+        units = Oneshots(tasks, bus_address("user"))
+        await units.open()
+        entry = RegistryEntry(plain_http=True)
+        pulls = Pulls(tasks, PullUnits(units), Roots(trees("user")).path, (("*", entry),))
+        await pulls.open()
+        pull = pulls.begin(Pulling(sys.argv[1]), "ada", Operations(None, "ada"))
+        while pull.state is PullState.PULLING:
+            pull = await pulls.get(pull.id, wait=True)
+        print(pull.state.value, pull.object and pull.object.digest, pull.error)
+        await pulls.close()
+        await units.close()
+
+asyncio.run(main())
+"""
+"""A user's manager's pulls and nothing else of it, in a process inside."""
+
+
+def test_a_user_s_own_manager_pulls_too_in_what_a_user_s_manager_can_isolate(
+    fleet: Fleet, remote: FakeRegistry
+) -> None:
+    host = fleet.host
+    user = host.with_user_manager("ada")
+    host.run(["keepctl", "install", "--user"], user=user)
+    command = ["/opt/keepfleet/bin/python", "-I", "-c", USERS, address(remote)]
+    done = host.run(command, user=user)
+    assert done.stdout == f"done {DIGEST} None\n", done.stderr
+    assert "web:1.2" in host.run(["keepctl", "store", "ls", "--in-place"], user=user).stdout
+    assert host.units(PATTERN, user=user) == []
+
+
+def test_a_manager_starts_with_a_thousand_objects_and_runs_the_last_of_them(fleet: Fleet) -> None:
+    host = fleet.host
+    host.run(["rm", "-rf", STORE])
+    host.run(["/opt/keepfleet/bin/python", "-I", "-c", THOUSAND, STORE], input=MODULE.hex())
+    try:
+        fleet.restart()
+        client = client_of(fleet)
+        listing = client.listing()
+        assert (len(listing.objects), len(listing.references)) == (1000, 1000)
+        Life(fleet, fleet.client().create(module="web:999", start={"workload": None}).kuuid).remove()
+    finally:
+        host.run(["rm", "-rf", STORE])
+
+
+THOUSAND = """
+import io, sys
+from module_store.disk import Disk
+from module_store.store import Store
+
+class Unflushed(Disk):
+    def sync(self, descriptor):
+        pass
+
+module = bytes.fromhex(sys.stdin.read())
+with Store.create(sys.argv[1], Unflushed()) as store:
+    for number in range(1000):
+        store.add(io.BytesIO(module + b"\\0\\4\\1x" + number.to_bytes(2, "big")), reference=f"web:{number}")
+"""
+"""Makes a store with a thousand modules, each of which runs: they differ in a custom section."""

@@ -26,6 +26,7 @@ from keep_protocol.pulling import Pull, Pulling, PullState
 from module_pull.artifact import MAX_MANIFEST_BYTES, parse_address
 from module_pull.handing import Incoming, head
 from module_store.additions import ORIGIN
+from module_store.disk import Disk
 from module_store.store import Store
 from tests.fakes.fake_registry import Answer, FakeRegistry
 from tests.fakes.manager_thread import manager_thread
@@ -333,6 +334,21 @@ def test_a_caller_s_quota_holds_for_what_is_pulled(
     error = refusal(lambda: client.pull(Pulling(address(remote, "team/web:1.3"))))
     assert (error.kind, "store_objects" in error.message) == (ErrorKind.TOO_MANY, True)
     assert [each.digest for each in store.objects()] == [DIGEST]
+
+
+def test_a_full_disk_is_said_and_the_program_is_not_waited_for(
+    client: StoreClient, store: Store, remote: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    remote.put_module("1.2", WASM)
+    with monkeypatch.context() as patched:
+        patched.setattr(Disk, "write", full)
+        error = refusal(lambda: client.pull(Pulling(address(remote))))
+    assert (error.kind, "No space left on device" in error.message) == (ErrorKind.NO_SPACE, True)
+    assert left(store) == NOTHING
+    assert client.pull(Pulling(address(remote))).state is PullState.DONE
 
 
 def stalled(remote: FakeRegistry) -> None:
