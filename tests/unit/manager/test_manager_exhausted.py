@@ -16,6 +16,7 @@ from keep_manager import tasks
 from keep_manager.folders import Folders
 from keep_manager.keeps import readers
 from keep_manager.keeps.creation import Unbroken
+from keep_manager.keeps.output import KeepOutput
 from keep_manager.keeps.rest import clear_away
 from keep_manager.loader_client import Loaders
 from keep_manager.model import exhaustion_explained
@@ -23,6 +24,7 @@ from keep_manager.systemd.fields import FieldFiles
 from keep_manager.tasks import Group, carried_on
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.ring import RingWriter
 from keep_protocol.spec import KeepSpec
 
 EXHAUSTED = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -154,6 +156,23 @@ def test_every_part_of_the_manager_that_goes_on_is_carried_on() -> None:
         'tasks.start(providers.try_roots(new.grant_roots), name="grant roots")',
         "tasks.start(carried_on(run_part, name), name=name)",
     ]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ETOOMANYREFS])
+async def test_a_loader_that_cannot_be_given_a_channel_now_is_asked_again(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch asks: a reader who came, or the report of a keep that is read, must end nothing."""
+    ring = os.open(tmp_path / "ring", os.O_RDWR | os.O_CREAT)
+    RingWriter.create(ring, 1 << 20)
+    output = KeepOutput(1, ring)
+    shim = SimpleNamespace(**{**vars(socket), "socketpair": failing(1, OSError(number, os.strerror(number)))})
+    monkeypatch.setattr(readers, "socket", shim)
+    given, asked = readers.Readers(None, None, None), list[int]()  # type: ignore[arg-type]
+    given.on_unattached = asked.append
+    await given._attach(1, output)
+    assert (asked, output.attached) == ([1], False)
+    output.close()
 
 
 def test_the_reader_of_output_is_refused_and_no_part_fails(monkeypatch: pytest.MonkeyPatch) -> None:
