@@ -77,6 +77,7 @@ class Compilations:
         self._root, self._engine = root, engine
         self._under_way: dict[str, Compilation] = {}
         self._refused: dict[str, KeepfleetError] = {}
+        self._discarded: dict[str, None] = {}  # the names of their keys, the oldest first
         self._turns = Turns(MAX_COMPILING)
 
     def __repr__(self) -> str:
@@ -129,9 +130,17 @@ class Compilations:
         """Which of these are not compiled for the engine of new keeps. Raises KeepfleetError."""
         return [each for each in wanted if not self._artifacts.has(await self.key_of(each))]
 
-    async def discard(self, artifact: Artifact, why: str) -> None:
-        """Drops an artifact that an engine did not take, so that it is compiled again."""
-        await asyncio.to_thread(self._artifacts.discard, artifact.key, why)
+    async def discard(self, wanted: Wanted, why: str) -> bool:
+        """Drops the artifact for a module that an engine did not take, so that it is compiled again: once, since one
+        that does not fit then either will not the next time. Whether it did. Raises KeepfleetError."""
+        key = await self.key_of(wanted)
+        if key.name in self._discarded:
+            return False
+        self._discarded[key.name] = None
+        while len(self._discarded) > REMEMBERED:
+            del self._discarded[next(iter(self._discarded))]
+        await asyncio.to_thread(self._artifacts.discard, key, why)
+        return True
 
     def _join(self, key: Key, wanted: Wanted, *, background: bool) -> Compilation:
         """The compilation for `key`, begun now unless it is under way. Raises KeepfleetError: TOO_MANY, and what the
