@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.costs import Costs
-from tests.lanes import order
+from tests.lanes import RARE, order
 
 pytest_plugins = ("tests.system.fixtures",)
 
@@ -44,8 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Costs())
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that parallel workers end within moments of each other."""
+    """The files that take longest come first, so that parallel workers end within moments of each other; those that
+    `--fast` leaves out are marked."""
+    for item in items:
+        if item.location[0] in RARE:
+            item.add_marker("rare")
     items.sort(key=lambda item: order(item.location[0]))
 
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.costs import dearest, of_processes
+from tests.lanes import LONGEST_FIRST, RARE
 
 BURNS = "import time\nwhile time.process_time() < 0.2: pass"
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_every_file_that_the_lanes_name_is_there() -> None:
+    assert [name for name in sorted({*LONGEST_FIRST, *RARE}) if not (ROOT / name).is_file()] == []
 
 
 def test_a_process_counts_with_those_it_started_and_waited_for() -> None:
