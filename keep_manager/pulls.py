@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 from keep_manager.failpoints import Failpoint, reach
+from keep_manager.model import exhaustion_explained
 from keep_manager.registries import Registries, RegistryEntry, allowed, request_for
 from keep_manager.tasks import Group
 from keep_protocol.compiling import End
@@ -201,7 +202,8 @@ class Pulls:
         """The pull's task. What it fails with is its own, and no fault of the manager's."""
         error: KeepfleetError | None = _broken(pulling.address, "it was cancelled, or the manager is stopping")
         try:
-            added = await self._pull(pulling)
+            with exhaustion_explained("pull the module"):
+                added = await self._pull(pulling)
             pulling.pull = pulling.pull.replace(
                 state=PullState.DONE, object=added, received=added.size, size=added.size
             )

@@ -157,7 +157,7 @@ ONLY_IN: dict[str, set[str]] = {
     "wasmtime": {"benchmarks.waiting", "benchmarks.flood", "script_pool.engine", "codelets.engine"},
     "cryptography": {"keepctl", "module_store.signatures", "module_store.signing"},
     "aiohttp": {"keep_manager"},
-    "click": {"keepctl", "testers"},
+    "click": {"keepctl", "testers", "codelets.__main__", "codelets.lcm_cli"},
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},
 }
