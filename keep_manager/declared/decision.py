@@ -227,7 +227,7 @@ def _for_one(one: Wanted, mine: Sequence[Seen], now: float, failure: Failure | N
     if back and not ready and (running or last.life is Life.FAILED):
         why = f"it was not ready: {last.text}"
         return [*before, RollBack(one.name, back, why)], _replacing(why, [*running[-1:], last])
-    gone = [] if running and not ready else [*_removed(old, "it was replaced")]
+    gone = [] if running and not ready and not one.alone else [*_removed(old, "it was replaced")]
     proof = [Prove(one.name, one.digest)] if ready and one.proves else []
     then, standing = _after(one, last, now, failure)
     return [*before, *gone, *proof, *then], standing
