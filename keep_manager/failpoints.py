@@ -50,6 +50,10 @@ class Failpoint(Enum):
     COMPILE_AFTER_CREATE = "compile-after-create"
     COMPILE_AFTER_WRITE = "compile-after-write"
     COMPILE_AFTER_RENAME = "compile-after-rename"
+    PULL_BEFORE_CALL = "pull-before-call"
+    PULL_AFTER_CALL = "pull-after-call"
+    PULL_BEFORE_ADD = "pull-before-add"
+    PULL_AFTER_ADD = "pull-after-add"
 
 
 def reach(point: Failpoint) -> None:

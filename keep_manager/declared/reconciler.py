@@ -40,7 +40,7 @@ from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import logs
 from keep_manager.keeps.logs import Output
 from keep_manager.keeps.view import Entry
-from keep_manager.model import Caller, StoredModule
+from keep_manager.model import Caller, StoredModule, exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol.api import NewKeep
 from keep_protocol.declared import DeclaredState
@@ -291,15 +291,16 @@ class Reconciler:
     async def _work(self, name: str, actions: Sequence[Action]) -> None:
         """Does what was decided for one name. What fails has a pause, and is decided again then."""
         try:
-            for action in actions:
-                if isinstance(action, Create):
-                    await self._create(action)
-                elif isinstance(action, Remove):
-                    await self._remove(action)
-                elif isinstance(action, RollBack):
-                    await self._roll_back(action)
-                elif isinstance(action, Prove):
-                    await self._prove(action)
+            with exhaustion_explained("do what is declared"):
+                for action in actions:
+                    if isinstance(action, Create):
+                        await self._create(action)
+                    elif isinstance(action, Remove):
+                        await self._remove(action)
+                    elif isinstance(action, RollBack):
+                        await self._roll_back(action)
+                    elif isinstance(action, Prove):
+                        await self._prove(action)
         except KeepfleetError as error:
             self._failed(name, "", error)
         finally:

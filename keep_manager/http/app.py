@@ -26,6 +26,7 @@ from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
+from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.store import MAX_OBJECT_BYTES, V1_STORE_PATH, InUse
 from keep_protocol.volumes import V1_VOLUMES_PATH
 
@@ -82,6 +83,10 @@ ROUTES = (
     Route("POST", store.VERIFY_PATH, Action.STORE_REMOVE, store.verify),
     Route("GET", store.EXPORT_PATH, Action.STORE_EXPORT, store.export),
     Route("POST", store.IMPORT_PATH, Action.STORE_ADD, store.import_modules, max_body=store.MAX_IMPORT),
+    Route("POST", V1_PULLS_PATH, Action.STORE_PULL, store.begin_pull),
+    Route("GET", V1_PULLS_PATH, Action.STORE_PULL, store.list_pulls),
+    Route("GET", store.PULL_PATH, Action.STORE_PULL, store.get_pull),
+    Route("DELETE", store.PULL_PATH, Action.STORE_PULL, store.cancel_pull),
     Route("GET", store.KEYS_PATH, Action.STORE_READ, store.list_keys),
     Route("POST", store.REVOKE_PATH, Action.STORE_REVOKE, store.revoke),
     Route("GET", openapi.DOCUMENT_PATH, Action.DESCRIBE, openapi.openapi),
@@ -101,6 +106,7 @@ def make_app(
     kept_volumes: volumes.Volumes,
     modules: store.Modules,
     uses: Callable[[], Sequence[InUse]],
+    pulls: store.Pulls,
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
@@ -117,7 +123,7 @@ def make_app(
     app[middleware.ADMISSION] = admission
     app[middleware.FIND] = keeps.find
     app[middleware.QUOTAS] = quotas
-    store.prepare(app, modules, uses)
+    store.prepare(app, modules, uses, pulls)
     rules: dict[web.AbstractRoute, Rules] = {}
     for route in ROUTES:
         added = app.router.add_route(route.method, route.path, route.handler, expect_handler=middleware.expect)
