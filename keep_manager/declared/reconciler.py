@@ -119,6 +119,7 @@ class Reconciler:
         self._troubles: dict[str, _Trouble] = {}
         self._busy: set[str] = set()
         self._no_way_back: set[str] = set()
+        self._went_back: set[str] = set()
         self._woken = asyncio.Event()
         self._probes = Probes(tasks, keeps, output, self._woken.set)
         self._said: asyncio.Future[None] | None = None
@@ -157,6 +158,7 @@ class Reconciler:
         await asyncio.to_thread(self._files.write, specification, before)
         self.specifications[specification.name] = specification
         self._no_way_back.discard(specification.name)
+        self._went_back.discard(specification.name)
         self._standings.pop(specification.name, None)  # it was that of what is wanted no more
         self.retry(specification.name)
         await self._count_use(specification.name)
@@ -276,6 +278,7 @@ class Reconciler:
             None if job.probe is None else job.probe.seconds,
             header.proven,
             next((digest for digest in self._proven.get(each.name, ()) if digest != each.digest), ""),
+            each.name in self._went_back,
         )
 
     def _say(self, standings: Mapping[str, Standing]) -> None:
@@ -361,6 +364,7 @@ class Reconciler:
             note = f"version {version} was rolled back to version {back}: {action.why[:_NOTE]}"
             changed = before.changed(version=version + 1, applied_at=time.time(), note=note)
             await self.write(changed, wanted)
+            self._went_back.add(action.name)
         reach(Failpoint.RECONCILE_AFTER_ROLL_BACK)
         LOG.warning("declared keep %s: %s", action.name, note)
 
