@@ -131,7 +131,10 @@ class Reconciler:
     async def open(self) -> None:
         """Reads what is declared. Raises KeepfleetError."""
         await asyncio.to_thread(self._files.open)
-        await asyncio.to_thread(self._volumes.open)
+        try:
+            await asyncio.to_thread(self._volumes.open)
+        except KeepfleetError as error:  # which each keep that has one will say, and no other
+            LOG.error("no keep gets a volume: %s", error.message)
         self.specifications = await asyncio.to_thread(self._files.load)
         for name, found in self.specifications.items():
             if isinstance(found, Unreadable):
