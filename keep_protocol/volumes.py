@@ -28,7 +28,7 @@ class Volume(Record):
     inodes: int = field(Whole(*INODES), about="how many files and directories it has room for, at least")
     created_at: float = field(Seconds(), about="seconds of the epoch")
     declared: tuple[str, ...] = field(
-        Items(Text(63), MAX_USERS), default=(), about="the declared keeps whose manifest names it, as far as you see"
+        Items(Text(63), MAX_USERS), default=(), about="its owner's declared keeps whose manifest names it"
     )
     in_use: bool = field(Flag(), default=False, about="whether a keep has it now")
     detail: str = field(Text(), default="", about="a sentence for people: why it cannot be used, or empty")

@@ -50,7 +50,8 @@ _RUNS_AGAIN = {
 @dataclass(frozen=True)
 class Wanted:
     """One specification. digest: what its keep must have been made for; goes_back: whether what was wanted
-    before is still known; pinned: whether it is known which module that is.
+    before is still known; pinned: whether it is known which module that is; went_back: whether the manager itself went
+    back to it, which it does once: what it came from is no way back.
 
     alone: no other keep of it may live beside a new one; probe_seconds: how long a keep has for the line by which it is
     ready, None where none is asked for; proven: whether a keep of it has been ready; back: the digest of the latest
@@ -69,6 +70,7 @@ class Wanted:
     probe_seconds: float | None = None
     proven: bool = False
     back: str = ""
+    went_back: bool = False
 
     @property
     def proves(self) -> bool:
@@ -227,7 +229,8 @@ def _for_one(one: Wanted, mine: Sequence[Seen], now: float, failure: Failure | N
     if back and not ready and (running or last.life is Life.FAILED):
         why = f"it was not ready: {last.text}"
         return [*before, RollBack(one.name, back, why)], _replacing(why, [*running[-1:], last])
-    gone = [] if running and not ready else [*_removed(old, "it was replaced")]
+    waits = running and not ready and not (one.alone or one.went_back)
+    gone = [] if waits else [*_removed(old, "it was replaced")]
     proof = [Prove(one.name, one.digest)] if ready and one.proves else []
     then, standing = _after(one, last, now, failure)
     return [*before, *gone, *proof, *then], standing
@@ -236,7 +239,7 @@ def _for_one(one: Wanted, mine: Sequence[Seen], now: float, failure: Failure | N
 def _way_back(one: Wanted, running: Sequence[Seen]) -> str:
     """What is wanted again where no keep of the specification becomes ready: what runs still, or for one that is alone
     what was ready before; "" where there is nothing, or where it was ready and is alone."""
-    if not one.goes_back or (one.alone and one.proven):
+    if not one.goes_back or one.went_back or (one.alone and one.proven):
         return ""
     return running[-1].digest if running else one.back if one.alone else ""
 
@@ -263,7 +266,8 @@ def _with_living(
         back = _way_back(one, [keep for keep in old if keep.life in (Life.RUNNING, Life.UNKNOWN)])
         if back:
             return [*actions, RollBack(one.name, back, f"it was not ready: {why}")], _replacing(why, [first])
-        return actions, Standing(DeclaredState.UNREADY, why, first.kuuid)
+        gone = _removed(old, "it was not ready") if one.went_back else ()
+        return [*actions, *gone], Standing(DeclaredState.UNREADY, why, first.kuuid)
     actions += [*_removed(old, "it was replaced"), *_removed(ended[:-1], "a later one has ended")]
     actions += [Prove(one.name, one.digest)] if one.proves else []
     return actions, Standing(DeclaredState.RUNNING, first.text, first.kuuid)

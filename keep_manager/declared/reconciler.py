@@ -32,6 +32,7 @@ from keep_manager.declared.decision import (
 )
 from keep_manager.declared.probes import Probes
 from keep_manager.declared.requests import caller_of, request_for
+from keep_manager.declared.seen import seen_of
 from keep_manager.declared.specification import Specification
 from keep_manager.declared.specifications import Specifications, Unreadable
 from keep_manager.declared.volumes import Volumes
@@ -46,9 +47,7 @@ from keep_protocol.declared import DeclaredState
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo
-from keep_protocol.outcome import OutcomeKind
 from keep_protocol.spec import Declaration, KeepSpec, RestartPolicy
-from keep_protocol.states import Phase, State
 
 LOG = logging.getLogger("keepfleet.declared")
 _OWN_FAULTS = (
@@ -120,6 +119,7 @@ class Reconciler:
         self._troubles: dict[str, _Trouble] = {}
         self._busy: set[str] = set()
         self._no_way_back: set[str] = set()
+        self._went_back: set[str] = set()
         self._woken = asyncio.Event()
         self._probes = Probes(tasks, keeps, output, self._woken.set)
         self._said: asyncio.Future[None] | None = None
@@ -131,7 +131,10 @@ class Reconciler:
     async def open(self) -> None:
         """Reads what is declared. Raises KeepfleetError."""
         await asyncio.to_thread(self._files.open)
-        await asyncio.to_thread(self._volumes.open)
+        try:
+            await asyncio.to_thread(self._volumes.open)
+        except KeepfleetError as error:  # which each keep that has one will say, and no other
+            LOG.error("no keep gets a volume: %s", error.message)
         self.specifications = await asyncio.to_thread(self._files.load)
         for name, found in self.specifications.items():
             if isinstance(found, Unreadable):
@@ -158,6 +161,7 @@ class Reconciler:
         await asyncio.to_thread(self._files.write, specification, before)
         self.specifications[specification.name] = specification
         self._no_way_back.discard(specification.name)
+        self._went_back.discard(specification.name)
         self._standings.pop(specification.name, None)  # it was that of what is wanted no more
         self.retry(specification.name)
         await self._count_use(specification.name)
@@ -277,6 +281,7 @@ class Reconciler:
             None if job.probe is None else job.probe.seconds,
             header.proven,
             next((digest for digest in self._proven.get(each.name, ()) if digest != each.digest), ""),
+            each.name in self._went_back,
         )
 
     def _say(self, standings: Mapping[str, Standing]) -> None:
@@ -362,6 +367,7 @@ class Reconciler:
             note = f"version {version} was rolled back to version {back}: {action.why[:_NOTE]}"
             changed = before.changed(version=version + 1, applied_at=time.time(), note=note)
             await self.write(changed, wanted)
+            self._went_back.add(action.name)
         reach(Failpoint.RECONCILE_AFTER_ROLL_BACK)
         LOG.warning("declared keep %s: %s", action.name, note)
 
@@ -401,38 +407,3 @@ class Reconciler:
 
 def _manager(who: str) -> Caller:
     return Caller(who, Role.OPERATOR, "", who)
-
-
-def seen_of(entry: Entry, now: float) -> Seen | None:
-    """One keep of the view, if it is a declared one's and nobody removes it. Pure."""
-    spec, info = entry.spec, entry.info
-    if spec is None or spec.declared is None or entry.removing:
-        return None
-    declared, life, outcome = spec.declared, _life(entry), info.outcome
-    ran = 0.0 if outcome is None else outcome.wall_seconds or 0.0
-    ended = None if outcome is None or not entry.has_unit else outcome.ended_monotonic
-    if ended is None:
-        ended = entry.since if entry.unit_ended is None else entry.unit_ended
-    if life is Life.RUNNING:
-        ran = now - entry.since
-    text = outcome.text if outcome is not None else info.detail
-    return Seen(
-        info.kuuid, spec.name, spec.owner, declared.digest, declared.attempt, life, entry.since, ran, ended, text
-    )
-
-
-def _life(entry: Entry) -> Life:
-    info, outcome = entry.info, entry.info.outcome
-    if info.state in (State.COMPLETE, State.ERROR):
-        if not info.phase and not entry.resting:
-            return Life.UNKNOWN
-        if outcome is None:
-            return Life.FAILED
-        if outcome.kind is OutcomeKind.LOST and not entry.has_unit:
-            return Life.LOST
-        if outcome.kind is OutcomeKind.EXITED:
-            return Life.DONE if not outcome.exit_code else Life.FAILED
-        return Life.STOPPED if outcome.kind is OutcomeKind.STOPPED else Life.FAILED
-    if info.phase in (Phase.BOOTING.value, Phase.IDLE.value, Phase.OPENING.value):
-        return Life.UNFINISHED
-    return Life.RUNNING if info.state is State.STARTED and info.phase else Life.UNKNOWN

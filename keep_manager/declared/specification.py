@@ -14,6 +14,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -61,12 +62,12 @@ class Specification:
     text: str
     job: Job
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What decides how its keep runs; two with the same one need no other keep.
 
         Users of the host may read it in the unit, and its environment may be secret: it is keyed. A member that is as
-        usual is left out, so that a newer version with more members finds the same digest.
+        usual is left out, so that a newer version with more members finds the same digest. Each decision asks for it.
         """
         usual = Job().fields()
         said = {name: _plain(value) for name, value in self.job.fields().items() if value != usual[name]}

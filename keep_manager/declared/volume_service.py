@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from keep_manager.declared.reconciler import Reconciler
 from keep_manager.declared.specification import Specification
@@ -23,27 +22,29 @@ class DeclaredVolumes:
 
     async def list(self) -> list[Volume]:
         """All, by name."""
-        users, found = self._users(), await asyncio.to_thread(self._volumes.listed)
-        return [each.replace(declared=users.get(each.name, ())) for each in found]
+        return [self._shown(each) for each in await asyncio.to_thread(self._volumes.listed)]
 
     async def find(self, name: str) -> Volume:
         """One, NOT_FOUND for a name that none has."""
-        found = await asyncio.to_thread(self._volumes.find, name)
-        return found.replace(declared=self._users().get(name, ()))
+        return self._shown(await asyncio.to_thread(self._volumes.find, name))
 
     async def remove(self, name: str) -> None:
         """Removes one and all that is in it; CONFLICT while a declared keep names it, or a keep has it still."""
         async with self._reconciler.changing, self._volumes.lock:
-            users = self._users().get(name)
+            users = (await self.find(name)).declared
             if users:
                 why = f"declared keep {users[0]} has it; run: keepctl delete {users[0]}"
                 raise KeepfleetError(ErrorKind.CONFLICT, f"cannot remove volume {name}: {why}")
             await asyncio.to_thread(self._volumes.remove, name)
 
-    def _users(self) -> Mapping[str, tuple[str, ...]]:
-        found: dict[str, tuple[str, ...]] = {}
-        for name, each in sorted(self._reconciler.specifications.items()):
-            if isinstance(each, Specification) and each.job.volume is not None:
-                volume = each.job.volume.name
-                found[volume] = (*found.get(volume, ()), name)
-        return found
+    def _shown(self, volume: Volume) -> Volume:
+        """With its owner's declared keeps that name it: another's cannot have it, and can keep no one from removing
+        it."""
+        named = (
+            name
+            for name, each in sorted(self._reconciler.specifications.items())
+            if isinstance(each, Specification)
+            and each.job.volume is not None
+            and (each.job.volume.name, each.header.owner) == (volume.name, volume.owner)
+        )
+        return volume.replace(declared=tuple(named))

@@ -17,17 +17,16 @@ import os
 import re
 import shutil
 import stat
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+from keep_manager.declared.images import format_image
 from keep_manager.failpoints import Failpoint, reach
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, Seconds, Text, Whole, field, parse
-from keep_protocol.limits import MIB
 from keep_protocol.volumes import INODES, NAME_PATTERN, SIZES, Volume
 from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained
 
@@ -36,16 +35,6 @@ SCHEMA = 1
 MAX_RECORD = 4096
 MAX_VOLUMES = 2000
 """As many as there may be declared keeps."""
-PROGRAMS = os.pathsep.join(("/usr/sbin", "/sbin", "/usr/bin", "/bin"))
-FORMAT_SECONDS = 120.0
-"""Formatting writes one part in sixty-four of a volume, at most; this is for the largest on a slow disk."""
-FEATURES = (
-    *("has_journal", "extent", "huge_file", "flex_bg", "metadata_csum", "64bit", "dir_nlink", "extra_isize"),
-    *("sparse_super", "large_file", "filetype", "dir_index", "ext_attr", "^resize_inode"),
-)
-"""ext4 as mke2fs makes it by default; named, so that no host's mke2fs.conf decides."""
-OWNER = "65534:65534"
-"""Of its directory on disk, and of all in it: see keep_grants.volumes.OWNER."""
 _NAME = re.compile(NAME_PATTERN)
 _NEW, _GONE = ".new-", ".gone-"
 _PRIVATE = 0o077
@@ -138,7 +127,7 @@ class Volumes:
                 try:
                     self._disk.reserve(image, stored.size_bytes)
                     reach(Failpoint.VOLUME_AFTER_RESERVE)
-                    _format(f"{self._directory}/{new}/{IMAGE}", stored)
+                    format_image(f"{self._directory}/{new}/{IMAGE}", stored.size_bytes, stored.inodes)
                     self._disk.sync(image)
                 finally:
                     os.close(image)
@@ -272,40 +261,3 @@ def _locked(image: int) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def _format(path: str, stored: _Stored) -> None:
-    """Makes the file system in the image. Raises KeepfleetError."""
-    journal = min(max(stored.size_bytes // (64 * MIB), 4), 64)
-    options = f"nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner={OWNER}"
-    _run(
-        "mkfs.ext4",
-        *("-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-O", ",".join(FEATURES), "-E", options),
-        *("-J", f"size={journal}", "-N", str(stored.inodes), "-L", "keepfleet", path),
-    )
-    _run("debugfs", "-w", "-R", "rmdir lost+found", path)  # a guest's directory is empty at first
-
-
-def _run(program: str, *words: str) -> None:
-    found = shutil.which(program, path=PROGRAMS)
-    if found is None:
-        why = f"this host has no {program}; install e2fsprogs"
-        raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot make a volume: {why}")
-    environment = {"PATH": PROGRAMS, "LC_ALL": "C", "MKE2FS_CONFIG": os.devnull}
-    try:
-        subprocess.run(
-            [found, *words],
-            check=True,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=FORMAT_SECONDS,
-        )
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").split("\n")
-        raise KeepfleetError(
-            ErrorKind.UNAVAILABLE, f"cannot make a volume: {program} exited {error.returncode}", tuple(said[-10:])
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        why = f"{program} took more than {FORMAT_SECONDS:g} s"
-        raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot make a volume: {why}") from error

@@ -167,6 +167,14 @@ def test_a_keep_that_does_not_say_so_in_time_is_rolled_back_or_left_and_called_u
     assert do(PROBED, old, ended) == [RollBack("a", "d0", "it was not ready: exited 3")]
 
 
+def test_of_two_that_never_were_ready_the_manager_does_not_go_to_and_fro() -> None:
+    one, other = seen(1, digest="d0"), seen(2, since=NOW - 30)
+    assert [type(each) for each in do(PROBED, one, other)] == [RollBack]
+    before = replace(PROBED, digest="d0", went_back=True)
+    assert do(before, one, other) == [Remove(2, "a", "it was not ready")]
+    assert decide([before], [one], NOW, {}).standings["a"].state is DeclaredState.UNREADY
+
+
 def test_a_job_with_a_probe_that_exited_0_is_ready() -> None:
     done = seen(2, Life.DONE, ran=0.1, ended=NOW)
     assert do(replace(PROBED, restart=RestartPolicy.NO), done) == [Prove("a", "d1")]
@@ -249,7 +257,7 @@ class Model:
             one = self.wanted[action.name]
             back = one.back if one.alone else ""
             assert back == action.to or any(each.digest == action.to for each in self.living(action.name))
-            self.wanted[action.name] = replace(one, digest=action.to, back="", proven=back == action.to)
+            self.wanted[action.name] = replace(one, digest=action.to, back="", proven=back == action.to, went_back=True)
         elif isinstance(action, Prove):
             one = self.wanted[action.name]
             assert (one.digest, one.proven) == (action.digest, False)

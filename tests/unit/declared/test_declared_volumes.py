@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_manager.declared import volumes as module
+from keep_manager.declared import images
 from keep_manager.declared.volumes import Volumes
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import MIB
@@ -154,7 +154,7 @@ def test_no_flipped_bit_of_its_record_is_believed(place: Path) -> None:
 
 
 def test_a_host_without_e2fsprogs_says_what_is_missing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PROGRAMS", "/nowhere")
+    monkeypatch.setattr(images, "PROGRAMS", "/nowhere")
     error = refused(lambda: opened(place).ensure("data", "alice", SIZE, INODES))
     assert (error.kind, "install e2fsprogs" in error.message) == (ErrorKind.UNSUPPORTED, True)
     assert os.listdir(place) == []

@@ -204,10 +204,12 @@ def test_a_manifest_of_more_than_its_parser_takes_is_refused_by_the_manager_too(
 
 
 def test_volumes_are_listed_and_removed_by_name(run: Run, manager: RunningManager) -> None:
-    manager.parts.volumes.ensure("data", "alice", 16 << 20, 100)
+    run("apply", "-f", wrote("web.yaml"))
+    owner = json.loads(run("get", "-o", "json", "web").stdout)[0]["owner"]
+    manager.parts.volumes.ensure("data", owner, 16 << 20, 100)
     (row,) = json.loads(run("volume", "ls", "-o", "json").stdout)
-    assert (row["name"], row["owner"], row["size_bytes"], row["declared"]) == ("data", "alice", 16 << 20, [])
-    assert run("volume", "ls").stdout.splitlines()[1].split()[:4] == ["data", "alice", "16", "MiB"]
+    assert (row["name"], row["owner"], row["size_bytes"], row["declared"]) == ("data", owner, 16 << 20, [])
+    assert run("volume", "ls").stdout.splitlines()[1].split()[:4] == ["data", owner, "16", "MiB"]
     run("apply", "-f", wrote("web.yaml", SERVER + "volume: {name: data, size: 16M, guest: /data}\n"))
     used = run("volume", "rm", "data", "none")
     assert (used.exit_code != 0, "declared keep web has it; run: keepctl delete web" in used.stderr) == (True, True)

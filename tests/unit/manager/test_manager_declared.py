@@ -292,3 +292,16 @@ async def test_another_s_volume_is_not_had(host: Host) -> None:
         await parts.declarations.apply("web", f"{SERVER}volume: {{name: data, size: 16M, guest: /data}}\n", ALICE)
         unmet = await until(parts, "web", DeclaredState.UNMET)
         assert unmet.detail == "cannot have volume data: it is another's"
+
+
+async def test_a_directory_of_volumes_that_cannot_be_used_stops_those_keeps_alone_that_have_one(
+    host: Host, place: Path
+) -> None:
+    (place / "state").mkdir(exist_ok=True)
+    (place / "state/volumes").symlink_to(place)
+    async with host.manager() as parts:
+        await parts.declarations.apply("web", SERVER, ALICE)
+        await parts.declarations.apply("kept", f"{SERVER}volume: {{name: data, size: 16M, guest: /data}}\n", ALICE)
+        await until(parts, "web", DeclaredState.RUNNING)
+        unmet = await until(parts, "kept", DeclaredState.UNMET)
+        assert unmet.detail.startswith("cannot make volume data: ")
