@@ -28,6 +28,9 @@ from keep_manager.compilations import Compilations
 from keep_manager.compiled import Compiled, NotKept
 from keep_manager.config import ClientCertificates, Instance, Settings
 from keep_manager.declared.declarations import Declarations
+from keep_manager.declared.history import History
+from keep_manager.declared.jobs import Jobs
+from keep_manager.declared.last_lines import LastLines
 from keep_manager.declared.reconciler import Reconciler
 from keep_manager.declared.specifications import Specifications
 from keep_manager.folders import Folders, current_boot
@@ -47,13 +50,16 @@ from keep_manager.modules import Modules
 from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
 from keep_manager.reload import Reload
+from keep_manager.systemd.calendar import Calendar
 from keep_manager.systemd.compile_units import CompileUnits
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.roots import Roots
 from keep_manager.systemd.storing import Storing
+from keep_manager.systemd.timers import Timers
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
+from keep_manager.timer_signals import TimerSignals
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
@@ -193,9 +199,11 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         declared = Specifications(os.path.join(state_directory(instance), "declared"))
         reconciler = Reconciler(tasks, keeps, view.entries, declared, modules)
         view.on_change = reconciler.keep_changed
+        jobs = await _jobs(tasks, parts, instance, reconciler, keeps, view, folders)
         await reconciler.open()
         parts.push_async_callback(reconciler.close)
-        declarations = Declarations(reconciler, modules)
+        parts.push_async_callback(jobs.close)
+        declarations = Declarations(reconciler, modules, jobs)
         admission = Admission(certificates, required)
         app = make_app(
             keeps,
@@ -230,6 +238,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         tasks.start(storing.tend(view.any_living, journal_changed), name="journal")
         tasks.start(keeps.tend_spares(), name="spares")
         tasks.start(reconciler.run(), name="declared")
+        tasks.start(jobs.run(), name="jobs")
         tasks.start(units.tend_roots(), name="roots")
         tasks.start(modules.tend(lambda: [use.digest for use in uses_of(view.entries())]), name="modules")
         tasks.start(compiled.prepare(specs_of(view.entries())), name="compiled code")
@@ -275,6 +284,30 @@ async def _compiled(
     compilations = Compilations(tasks, cache, modules.open, units, roots.path)
     await compilations.open()
     return Compiled(tasks, compilations, cache)
+
+
+async def _jobs(
+    tasks: Group,
+    parts: AsyncExitStack,
+    instance: str,
+    reconciler: Reconciler,
+    keeps: Keeps,
+    view: View,
+    folders: Folders,
+) -> Jobs:
+    """The declared jobs, and what says when it is time for them. Raises KeepfleetError."""
+    timers = Timers(tasks, bus_address(instance))
+    parts.push_async_callback(timers.close)
+    await timers.open()
+    history = History(os.path.join(state_directory(instance), "jobs"))
+    lines = LastLines(folders)
+    jobs = Jobs(tasks, reconciler, keeps, view.entries, history, Calendar(), timers, lines.of)
+    signals = TimerSignals(runtime_root(instance), jobs.due)
+    signals.open()
+    parts.callback(signals.close)
+    await jobs.open()
+    reconciler.jobs = jobs
+    return jobs
 
 
 def _reload(

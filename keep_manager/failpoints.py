@@ -39,6 +39,8 @@ class Failpoint(Enum):
     RECONCILE_AFTER_CREATE = "reconcile-after-create"
     RECONCILE_AFTER_REMOVE = "reconcile-after-remove"
     RECONCILE_AFTER_ROLL_BACK = "reconcile-after-roll-back"
+    JOB_AFTER_RECORD = "job-after-record"
+    JOB_AFTER_CREATE = "job-after-create"
     COMPILE_BEFORE_CALL = "compile-before-call"
     COMPILE_AFTER_CALL = "compile-after-call"
     COMPILE_AFTER_END = "compile-after-end"

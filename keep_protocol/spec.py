@@ -126,11 +126,13 @@ class Lease(Record):
 
 class Declaration(Record):
     """What a declared keep was made for: the version of its specification, what of that decides how the keep runs, as a
-    keyed SHA-256 digest, and how many keeps before it failed, one soon after the other."""
+    keyed SHA-256 digest, and how many keeps before it failed, one soon after the other; run: of a job which run it is,
+    0 for what is no job."""
 
     version: int = field(Whole(1, 1 << 53))
     digest: str = field(Text(64, r"[0-9a-f]{64}", "64 hexadecimal digits"))
     attempt: int = field(Whole(0, 1 << 53), default=0)
+    run: int = field(Whole(0, 1 << 53), default=0)
 
 
 class KeepSpec(Record):

@@ -83,6 +83,39 @@ class Modules(Protocol):
         """Specifications name these modules and no others."""
 
 
+class JobsOf(Protocol):
+    """What it needs of the declared jobs, whose keeps come and go by their schedules."""
+
+    def changed(self, name: str) -> None:
+        """The specification of that name is another than before, or has gone."""
+
+    def wake(self) -> None:
+        """A keep is another than before."""
+
+    def standing(self, name: str) -> Standing:
+        """How a job is."""
+
+    async def forget(self, name: str) -> None:
+        """It is declared no more. Raises KeepfleetError."""
+
+
+class NoJobs:
+    """Where there are none."""
+
+    def changed(self, name: str) -> None:
+        """Nothing follows."""
+
+    def wake(self) -> None:
+        """Nothing follows."""
+
+    def standing(self, name: str) -> Standing:
+        """There is none of that name."""
+        return Standing(DeclaredState.UNMET, f"no job runs here, {name} neither")
+
+    async def forget(self, name: str) -> None:
+        """There is nothing."""
+
+
 @dataclass
 class _Trouble:
     """How often in a row a name's keep could not be made, and the latest time."""
@@ -106,6 +139,7 @@ class Reconciler:
         self._tasks, self._keeps, self._entries, self._files = tasks, keeps, entries, files
         self._modules, self._clock = modules, clock
         self.specifications: dict[str, Specification | Unreadable] = {}
+        self.jobs: JobsOf = NoJobs()
         self.changing = asyncio.Lock()
         """Held by who writes specifications: reading, deciding and writing are one step."""
         self._used: dict[str, set[str]] = {}
@@ -136,12 +170,15 @@ class Reconciler:
         """A keep is another than before."""
         if spec is not None and spec.declared is not None:
             self._woken.set()
+            self.jobs.wake()
 
     def standing(self, name: str) -> Standing:
         """How a declared keep is."""
         found = self.specifications.get(name)
         if isinstance(found, Unreadable):
             return Standing(DeclaredState.UNREADABLE, found.why.message)
+        if found is not None and found.job.schedule:
+            return self.jobs.standing(name)
         return self._standings.get(name, Standing(DeclaredState.STARTING))
 
     async def write(self, specification: Specification, before: Specification | None) -> None:
@@ -151,13 +188,16 @@ class Reconciler:
         self._no_way_back.discard(specification.name)
         self._standings.pop(specification.name, None)  # it was that of what is wanted no more
         self.retry(specification.name)
+        self.jobs.changed(specification.name)
         await self._count_use(specification.name)
         await self._declare_uses()
 
     async def forget(self, name: str) -> None:
         """Has it be declared no more; `changing` is held. On disk when this returns. Raises KeepfleetError."""
+        await self.jobs.forget(name)
         await asyncio.to_thread(self._files.remove, name)
         self.specifications.pop(name, None)
+        self.jobs.changed(name)
         self._standings.pop(name, None)
         self._used.pop(name, None)
         self.retry(name)
@@ -169,7 +209,8 @@ class Reconciler:
         if self.standing(name).state is DeclaredState.UNMET:
             self._standings.pop(name, None)
         self._woken.set()
-        self._speak()
+        self.jobs.wake()
+        self.speak()
 
     async def said(self) -> None:
         """Returns when it was next said how a declared keep is."""
@@ -177,7 +218,8 @@ class Reconciler:
             self._said = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._said)
 
-    def _speak(self) -> None:
+    def speak(self) -> None:
+        """How a declared keep is may be another than before: those hear it who wait for that."""
         if self._said is not None:
             self._said.set_result(None)
             self._said = None
@@ -210,13 +252,14 @@ class Reconciler:
         now = self._clock()
         seen = [keep for keep in (seen_of(entry, now) for entry in self._entries()) if keep is not None]
         held = {name for name, each in self.specifications.items() if isinstance(each, Unreadable)} | self._busy
+        held |= {name for name, each in self.specifications.items() if is_job(each)}
         wanted = [
             self._wanted(each)
             for name, each in self.specifications.items()
-            if isinstance(each, Specification) and name not in self._busy
+            if isinstance(each, Specification) and name not in held
         ]
         failures = {name: trouble.failure for name, trouble in self._troubles.items()}
-        decision = decide(wanted, (keep for keep in seen if keep.name not in self._busy), now, failures, held)
+        decision = decide(wanted, (keep for keep in seen if keep.name not in held), now, failures, held)
         self._say(decision.standings)
         work: dict[str, list[Action]] = {}
         until: float | None = None
@@ -256,7 +299,7 @@ class Reconciler:
                 why = f": {standing.text}" if standing.text else ""
                 level = logging.WARNING if standing.state is DeclaredState.UNMET else logging.INFO
                 LOG.log(level, "declared keep %s is %s%s", name, standing.state.value, why)
-        self._speak()
+        self.speak()
 
     async def _work(self, name: str, actions: Sequence[Action]) -> None:
         """Does what was decided for one name. What fails has a pause, and is decided again then."""
@@ -293,6 +336,11 @@ class Reconciler:
         self._troubles.pop(action.name, None)
         LOG.info("declared keep %s: made keep %d for version %d", action.name, made.kuuid, wanted.header.version)
 
+    async def pinned(self, wanted: Specification) -> None:
+        """Has the specification say what its module's reference means, where it does not yet. Raises KeepfleetError."""
+        if not wanted.header.module:
+            await self._pin(wanted)
+
     async def _pin(self, wanted: Specification) -> None:
         """Finds out what the reference means, which from then on is what the specification means."""
         found = await asyncio.to_thread(self._modules.take, wanted.job.module)
@@ -303,7 +351,7 @@ class Reconciler:
     async def _remove(self, action: Remove) -> None:
         who = f"the manager: declared keep {action.name}: {action.why}"
         try:
-            await self._keeps.remove(action.kuuid, _manager(who))
+            await self._keeps.remove(action.kuuid, manager_as(who))
         except KeepfleetError as error:
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
@@ -373,7 +421,8 @@ def caller_of(wanted: Specification) -> Caller:
     return Caller(header.owner, header.role, "this host", f"{header.owner}, by the declared keep {wanted.name}")
 
 
-def _manager(who: str) -> Caller:
+def manager_as(who: str) -> Caller:
+    """The manager, for the reason in `who`."""
     return Caller(who, Role.OPERATOR, "", who)
 
 
@@ -393,6 +442,11 @@ def seen_of(entry: Entry, now: float) -> Seen | None:
     return Seen(
         info.kuuid, spec.name, spec.owner, declared.digest, declared.attempt, life, entry.since, ran, ended, text
     )
+
+
+def is_job(found: Specification | Unreadable) -> bool:
+    """Whether it is run by a schedule, and not for good."""
+    return isinstance(found, Specification) and bool(found.job.schedule)
 
 
 def _life(entry: Entry) -> Life:

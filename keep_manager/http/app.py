@@ -63,6 +63,7 @@ ROUTES = (
     Route("GET", V1_EVENTS_PATH, Action.EVENTS, streams.keep_events),
     Route("GET", V1_DECLARED_PATH, Action.READ_DECLARED, declared.list_declared),
     Route("GET", DECLARED_PATH, Action.READ_DECLARED, declared.get_declared),
+    Route("GET", f"{DECLARED_PATH}/runs", Action.READ_DECLARED, declared.get_runs),
     Route("PUT", DECLARED_PATH, Action.DECLARE, declared.put_declared, max_body=MAX_APPLY_BODY),
     Route("DELETE", DECLARED_PATH, Action.DECLARE, declared.delete_declared),
     Route("POST", f"{DECLARED_PATH}/restart", Action.DECLARE, declared.restart_declared),

@@ -13,8 +13,9 @@ from keep_manager.authorize.table import Action, authorize, may
 from keep_manager.http.access import refusals_logged
 from keep_manager.http.middleware import caller_of, json_response, peer_of, read_body
 from keep_manager.model import Caller
-from keep_protocol.declared import MAX_SETTLING_SECONDS, DeclaredKeep, parse_apply
+from keep_protocol.declared import MAX_SETTLING_SECONDS, DeclaredKeep, RunHistory, parse_apply
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.runs import Run
 
 
 class Declarations(Protocol):
@@ -34,6 +35,9 @@ class Declarations(Protocol):
 
     async def apply(self, name: str, manifest: str, caller: Caller) -> DeclaredKeep:
         """Has there be a keep as the manifest says."""
+
+    async def runs(self, name: str) -> tuple[Run, ...]:
+        """The latest runs of a job, the oldest first."""
 
     async def restart(self, name: str) -> DeclaredKeep:
         """Has another keep take the place of the one there is."""
@@ -87,6 +91,12 @@ async def get_declared(request: web.Request) -> web.StreamResponse:
         why = f"settled must be whole seconds, at most {MAX_SETTLING_SECONDS}"
         raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot wait: {why}")
     return json_response((await declared.settled(name, float(seconds))).to_wire())
+
+
+async def get_runs(request: web.Request) -> web.StreamResponse:
+    """GET /v1/declared/NAME/runs: the history of a job."""
+    runs = await request.app[DECLARED].runs(_name(request, Action.READ_DECLARED))
+    return json_response(RunHistory(runs).to_wire())
 
 
 async def put_declared(request: web.Request) -> web.StreamResponse:

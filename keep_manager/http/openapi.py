@@ -311,6 +311,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             ),
         ),
     ),
+    ("GET", f"{DECLARED_PATH}/runs"): Operation(
+        "declaredRuns",
+        "The latest runs of a declared job, the oldest first",
+        answer="Runs",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
     ("PUT", DECLARED_PATH): Operation(
         "declareKeep",
         "Has there be a keep as a manifest says, whatever happens to it or to its host",
@@ -323,7 +329,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", f"{DECLARED_PATH}/restart"): Operation(
         "restartDeclared",
-        "Has another keep take its place, or runs again what has ended",
+        "Has another keep take its place, or runs again what has ended; of a job: runs it now",
         answer="Declared",
         refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE),
     ),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from keep_protocol import sse, store
 from keep_protocol.api import MAX_PAGE, NewKeep, StartKeep
 from keep_protocol.constants import KUUID_BITS
-from keep_protocol.declared import Apply, DeclaredKeep
+from keep_protocol.declared import Apply, DeclaredKeep, RunHistory
 from keep_protocol.errors import ErrorKind
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo, Module, Uploader, WorkloadSummary
 from keep_protocol.outcome import Outcome
+from keep_protocol.runs import Run
 from keep_protocol.schema import Schema, record_schema
 from keep_protocol.spec import Lease
 
@@ -21,6 +22,8 @@ ANSWERS: dict[str, type[Record]] = {
     "Workload": WorkloadSummary,
     "Uploader": Uploader,
     "Declared": DeclaredKeep,
+    "Run": Run,
+    "Runs": RunHistory,
     "KeepEvent": sse.KeepEvent,
     "LogLine": sse.LogLine,
     "Store": store.Listing,
