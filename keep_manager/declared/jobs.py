@@ -100,6 +100,7 @@ class Jobs:
         self._clock = clock
         self._states: dict[str, _State] = {}
         self._events: dict[str, str] = {}
+        self._without_timers = False
         self._woken, self._schedules_changed = asyncio.Event(), asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -221,6 +222,9 @@ class Jobs:
             if state.until > time.monotonic():
                 until = state.until if until is None else min(until, state.until)
                 continue
+            if self._without_timers and state.next is not None:
+                at = time.monotonic() + max(state.next - self._clock(), 0.0)
+                until = at if until is None else min(until, at)
             if self._has_work(wanted, state, seen.get(name, [])):
                 state.busy = True
                 task = self._tasks.start(self._work(name, wanted, state), name=f"job {name}")
@@ -373,7 +377,10 @@ class Jobs:
             self._schedules_changed.clear()
             try:
                 await self._timers.apply(await self._wanted_timers())
+                self._without_timers = False
             except KeepfleetError as error:
+                self._without_timers = True  # the manager looks at the clock itself, which nobody may set meanwhile
+                self._woken.set()
                 LOG.warning("cannot have the timers of jobs as they should be, trying again: %s", error.message)
                 self._schedules_changed.set()
                 await asyncio.sleep(TIMERS_AGAIN_SECONDS)

@@ -36,12 +36,11 @@ def timer_of(name: str) -> str:
 
 
 def timer_properties(name: str, event: str) -> tuple[Property, ...]:
-    """The transient properties of a job's timer (man systemd.timer). Pure."""
+    """The transient properties of a job's timer (man systemd.timer), which starts the service of its own name. Pure."""
     return (
         ("Description", "s", f"Timer of the job {name}"),
         ("TimersCalendar", "a(ss)", [["OnCalendar", event]]),
         ("AccuracyUSec", "t", ACCURACY_USEC),
-        ("Unit", "s", f"keep-job@{name}.service"),
     )
 
 

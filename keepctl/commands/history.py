@@ -7,7 +7,7 @@ from keep_protocol.runs import Run, RunState, RunWhy
 from keepctl.access import CONNECTION, OUTPUT, Access, connected
 from keepctl.arguments import Argument, Command, Option
 from keepctl.commands.declared import client_of
-from keepctl.describe import moment_text, seconds_text
+from keepctl.describe import moment_text, seconds_text, size_text
 from keepctl.display import echo, json_text, show_table
 
 _HEADER = ("RUN", "DUE", "BEGAN", "TOOK", "STATE", "CODE", "WROTE", "ID", "DETAIL")
@@ -27,7 +27,7 @@ def row_of(run: Run) -> tuple[str, ...]:
         took,
         run.state.value,
         "" if run.exit_code is None else str(run.exit_code),
-        "" if run.output_bytes is None else f"{run.output_bytes} B",
+        size_text(run.output_bytes),
         "" if run.kuuid is None else str(run.kuuid),
         "; ".join(text for text in (_WHY.get(run.why, ""), run.text) if text),
     )
