@@ -6,7 +6,7 @@ import os
 from typing import Protocol
 
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.ring import RingReader
+from keep_protocol.ring import MARK, RingReader
 from keep_protocol.runs import MAX_LINE, MAX_LINES
 
 MOST_BYTES = 8 * MAX_LINES * MAX_LINE
@@ -61,6 +61,6 @@ def _end(reader: RingReader) -> bytes:
         frames, after = reader.read(position)
         if after <= position:
             break
-        data = (data + b"".join(bytes(frame.data) for frame in frames))[-MOST_BYTES:]
+        data = (data + b"".join(bytes(frame.data) for frame in frames if frame.stream != MARK))[-MOST_BYTES:]
         position = after
     return data

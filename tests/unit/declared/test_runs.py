@@ -1,4 +1,4 @@
-"""The decision about a job's runs: each moment of its calendar is answered once, and no two runs go on that may not."""
+"""The decision about a job: each moment of its calendar is answered once, and no two runs go on that may not."""
 
 from __future__ import annotations
 

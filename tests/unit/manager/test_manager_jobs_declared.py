@@ -135,7 +135,7 @@ async def test_what_was_missed_is_skipped_where_the_manifest_says_so(host: Host)
         await state(parts, DeclaredState.SCHEDULED)
     host.now = SOON + 600
     async with host.manager() as parts:
-        (run,) = await until(parts, lambda runs: bool(runs))
+        (run,) = await until(parts, bool)
         assert (run.state, run.text) == (RunState.SKIPPED, "nobody was there to start it")
         assert host.units.loaders == {}
 
