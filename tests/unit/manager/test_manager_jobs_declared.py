@@ -1,4 +1,4 @@
-"""Declared jobs in a whole manager over fake units: run when due, over restarts and reboots, with their history kept."""
+"""Declared jobs in a whole manager over fake units: run when due, over restarts and reboots; their history stays."""
 
 from __future__ import annotations
 
