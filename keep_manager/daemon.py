@@ -32,6 +32,7 @@ from keep_manager.declared.history import History
 from keep_manager.declared.jobs import Jobs
 from keep_manager.declared.last_lines import LastLines
 from keep_manager.declared.reconciler import Reconciler
+from keep_manager.declared.secrets import Secrets
 from keep_manager.declared.specifications import Specifications
 from keep_manager.folders import Folders, current_boot
 from keep_manager.http.acceptor import listen
@@ -52,6 +53,7 @@ from keep_manager.providers.files import Files
 from keep_manager.reload import Reload
 from keep_manager.systemd.calendar import Calendar
 from keep_manager.systemd.compile_units import CompileUnits
+from keep_manager.systemd.credentials import Sealer
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.roots import Roots
@@ -199,6 +201,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         declared = Specifications(os.path.join(state_directory(instance), "declared"))
         reconciler = Reconciler(tasks, keeps, view.entries, declared, modules)
         view.on_change = reconciler.keep_changed
+        secrets = await _secrets(instance, reconciler, units)
         jobs = await _jobs(tasks, parts, instance, reconciler, keeps, view, folders)
         await reconciler.open()
         parts.push_async_callback(reconciler.close)
@@ -216,6 +219,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             declarations,
             modules,
             lambda: uses_of(view.entries()),
+            secrets,
         )
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
@@ -284,6 +288,16 @@ async def _compiled(
     compilations = Compilations(tasks, cache, modules.open, units, roots.path)
     await compilations.open()
     return Compiled(tasks, compilations, cache)
+
+
+async def _secrets(instance: str, reconciler: Reconciler, units: SystemdUnits) -> Secrets:
+    """The secrets of declared keeps. Raises KeepfleetError."""
+    sealer = Sealer(system=instance == Instance.SYSTEM.value)
+    directory = os.path.join(state_directory(instance), "secrets")
+    secrets = Secrets(directory, sealer, reconciler.readable, reconciler.retry)
+    await secrets.open()
+    reconciler.check_use, units.credentials = secrets.check_use, secrets.credentials
+    return secrets
 
 
 async def _jobs(

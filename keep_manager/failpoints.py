@@ -41,6 +41,8 @@ class Failpoint(Enum):
     RECONCILE_AFTER_ROLL_BACK = "reconcile-after-roll-back"
     JOB_AFTER_RECORD = "job-after-record"
     JOB_AFTER_CREATE = "job-after-create"
+    CREDENTIAL_AFTER_OWNER = "credential-after-owner"
+    CREDENTIAL_AFTER_VALUE = "credential-after-value"
     COMPILE_BEFORE_CALL = "compile-before-call"
     COMPILE_AFTER_CALL = "compile-after-call"
     COMPILE_AFTER_END = "compile-after-end"

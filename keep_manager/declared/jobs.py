@@ -356,6 +356,7 @@ class Jobs:
             current = self._reconciler.specifications.get(wanted.name)
             if not isinstance(current, Specification) or not current.job.schedule:
                 return
+            self._reconciler.check_use(current)
             declared = Declaration(current.header.version, current.digest, 0, number)
             made = await self._keeps.create(request_for(current), caller_of(current), declared=declared)
             reach(Failpoint.JOB_AFTER_CREATE)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from keep_manager.declared.decision import (
@@ -35,7 +35,8 @@ from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps.view import Entry
 from keep_manager.model import Caller, StoredModule
 from keep_manager.tasks import Group
-from keep_protocol.api import NewKeep
+from keep_protocol.api import NewKeep, StartKeep
+from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.declared import DeclaredState
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import parse
@@ -44,6 +45,7 @@ from keep_protocol.keep import KeepInfo
 from keep_protocol.outcome import OutcomeKind
 from keep_protocol.spec import Declaration, KeepSpec, RestartPolicy
 from keep_protocol.states import Phase, State
+from keep_protocol.workload import Workload
 from keepctl.job import NO_RESTART
 from module_store.names import parse_wanted
 
@@ -140,6 +142,8 @@ class Reconciler:
         self._modules, self._clock = modules, clock
         self.specifications: dict[str, Specification | Unreadable] = {}
         self.jobs: JobsOf = NoJobs()
+        self.check_use: Callable[[Specification], None] = lambda _: None
+        """Raises KeepfleetError where a secret that a specification names is not to be had."""
         self.changing = asyncio.Lock()
         """Held by who writes specifications: reading, deciding and writing are one step."""
         self._used: dict[str, set[str]] = {}
@@ -202,6 +206,10 @@ class Reconciler:
         self._used.pop(name, None)
         self.retry(name)
         await self._declare_uses()
+
+    def readable(self) -> list[Specification]:
+        """Every specification that can be read."""
+        return [each for each in self.specifications.values() if isinstance(each, Specification)]
 
     def retry(self, name: str) -> None:
         """Tries immediately again what could not be done for the name."""
@@ -327,6 +335,7 @@ class Reconciler:
                 return
             digest = wanted.digest
             declared = Declaration(wanted.header.version, digest, action.attempt)
+            self.check_use(wanted)
             reach(Failpoint.RECONCILE_BEFORE_CREATE)
             made = await self._keeps.create(request_for(wanted), caller_of(wanted), declared=declared)
         except KeepfleetError as error:
@@ -412,7 +421,17 @@ def request_for(wanted: Specification) -> NewKeep:
         "start": start,
         **{name: value for name, value in optional.items() if value},
     }
-    return parse(NewKeep, asked, f"specification {wanted.name}", strict=True)
+    request = parse(NewKeep, asked, f"specification {wanted.name}", strict=True)
+    return _with_secrets(request, job.stored_secrets) if job.stored_secrets else request
+
+
+def _with_secrets(request: NewKeep, secrets: Mapping[str, str]) -> NewKeep:
+    """The same, whose workload has these secrets of the manager's, too, by their names in the guest: no client can ask
+    for them, who declares nothing."""
+    start = request.start or StartKeep()
+    given = start.workload or WorkloadRequest(Workload())
+    workload = given.workload.replace(secrets=(*given.workload.secrets, *secrets), credentials=tuple(secrets.values()))
+    return request.replace(start=start.replace(workload=replace(given, workload=workload)))
 
 
 def caller_of(wanted: Specification) -> Caller:

@@ -100,8 +100,6 @@ def read_job(name: str, text: str) -> Job:
     why = ""
     if not job.module:
         why = "its manifest names no module; write one of the store: module: web:1.2"
-    elif job.stored_secrets:
-        why = "this version keeps no secrets; name a file of the host: - {name: NAME, file: /path}"
     elif job.schedule and job.restart != NO_RESTART:
         why = "a job is run again by its schedule; leave restart out"
     elif not job.schedule and (job.missed, job.overlap) != (Job().missed, Job().overlap):

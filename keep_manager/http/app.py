@@ -12,7 +12,7 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, store, streams
+from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, secrets, store, streams
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
@@ -26,6 +26,7 @@ from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
+from keep_protocol.secrets import MAX_VALUE_BYTES, V1_SECRETS_PATH
 from keep_protocol.store import MAX_OBJECT_BYTES, V1_STORE_PATH, InUse
 
 STOP_SECONDS = 5.0
@@ -47,6 +48,7 @@ class Route:
 
 KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
 DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
+SECRET_PATH = f"{V1_SECRETS_PATH}/{{name}}"
 ROUTES = (
     Route("GET", "/", Action.DESCRIBE, handlers.banner),
     Route("POST", LEGACY_PATH, None, legacy.keeps_post, legacy_body),
@@ -68,6 +70,9 @@ ROUTES = (
     Route("DELETE", DECLARED_PATH, Action.DECLARE, declared.delete_declared),
     Route("POST", f"{DECLARED_PATH}/restart", Action.DECLARE, declared.restart_declared),
     Route("POST", f"{DECLARED_PATH}/rollback", Action.DECLARE, declared.roll_back_declared),
+    Route("GET", V1_SECRETS_PATH, Action.READ_SECRETS, secrets.list_secrets),
+    Route("PUT", SECRET_PATH, Action.CHANGE_SECRETS, secrets.put_secret, max_body=MAX_VALUE_BYTES),
+    Route("DELETE", SECRET_PATH, Action.CHANGE_SECRETS, secrets.delete_secret),
     Route("GET", V1_STORE_PATH, Action.STORE_READ, store.list_store),
     Route("POST", store.OBJECTS_PATH, Action.STORE_ADD, store.add_object, max_body=MAX_OBJECT_BYTES),
     Route("GET", store.OBJECT_PATH, Action.STORE_READ, store.get_object),
@@ -98,11 +103,13 @@ def make_app(
     declarations: declared.Declarations,
     modules: store.Modules,
     uses: Callable[[], Sequence[InUse]],
+    secrets_of: secrets.Secrets,
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
     app[declared.DECLARED] = declarations
+    app[secrets.SECRETS] = secrets_of
     app[streams.OUTPUT] = output
     app[streams.ENTRY] = view.entry
     app[inputs.INPUTS] = inputs_of

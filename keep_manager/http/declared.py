@@ -53,7 +53,7 @@ DECLARED = web.AppKey("declared", Declarations)
 
 
 @dataclass(frozen=True)
-class _Owned:
+class Owned:
     """A declared keep as far as `authorize` asks."""
 
     owner: str
@@ -65,17 +65,17 @@ def _name(request: web.Request, action: Action) -> str:
     that the caller may not read."""
     name, caller = request.match_info["name"], caller_of(request)
     owner = request.app[DECLARED].owner(name)
-    if owner is None or not may(caller, Action.READ_DECLARED, _Owned(owner)):
+    if owner is None or not may(caller, Action.READ_DECLARED, Owned(owner)):
         raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find the declared keep {name[:63]!r}: none has that name")
     with refusals_logged(peer_of(request), f"{request.method} {request.path[:80]!r}"):
-        authorize(caller, action, _Owned(owner))
+        authorize(caller, action, Owned(owner))
     return name
 
 
 async def list_declared(request: web.Request) -> web.StreamResponse:
     """GET /v1/declared."""
     declared, caller = request.app[DECLARED], caller_of(request)
-    mine = [name for name in declared.names() if may(caller, Action.READ_DECLARED, _Owned(declared.owner(name) or ""))]
+    mine = [name for name in declared.names() if may(caller, Action.READ_DECLARED, Owned(declared.owner(name) or ""))]
     return json_response({"declared": [declared.get(name).to_wire() for name in mine]})
 
 
@@ -104,7 +104,7 @@ async def put_declared(request: web.Request) -> web.StreamResponse:
     name, caller = request.match_info["name"], caller_of(request)
     asked = parse_apply(await read_body(request))
     owner = request.app[DECLARED].owner(name)
-    if owner is not None and not may(caller, Action.DECLARE, _Owned(owner)):
+    if owner is not None and not may(caller, Action.DECLARE, Owned(owner)):
         raise KeepfleetError(ErrorKind.CONFLICT, f"cannot declare {name}: another's declared keep has that name")
     return json_response((await request.app[DECLARED].apply(name, asked.manifest, caller)).to_wire())
 

@@ -16,6 +16,8 @@ from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.schema import Schema
+from keep_protocol.secrets import NAME as SECRET_NAME
+from keep_protocol.secrets import V1_SECRETS_PATH
 from keep_protocol.states import State
 from keep_protocol.store import V1_STORE_PATH
 
@@ -25,6 +27,7 @@ DOCUMENT_PATH = "/v1/openapi.json"
 DOCUMENT = web.AppKey("document", dict[str, object])
 KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
 DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
+SECRET_PATH = f"{V1_SECRETS_PATH}/{{name}}"
 EVERYWHERE = (
     ErrorKind.BAD_REQUEST,
     ErrorKind.FORBIDDEN,
@@ -339,6 +342,24 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         answer="Declared",
         refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE),
     ),
+    ("GET", V1_SECRETS_PATH): Operation(
+        "listSecrets", "Secrets by name, never their values", answer="Secrets", refusals=()
+    ),
+    ("PUT", SECRET_PATH): Operation(
+        "setSecret",
+        "Has a secret be the request's body, which no one can read again",
+        answer="Secret",
+        body="application/octet-stream",
+        parameters=(Parameter("restart", "query", {"type": "boolean"}, "restart the declared keeps that use it"),),
+        refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE, ErrorKind.CONFIGURATION),
+    ),
+    ("DELETE", SECRET_PATH): Operation(
+        "removeSecret",
+        "Removes a secret that no declared keep names",
+        204,
+        answer="",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
     ("GET", DOCUMENT_PATH): Operation("openapi", "This document", answer="application/json", refusals=()),
 }
 """Every operation of /v1. A route without one is a defect, which every start of the manager shows."""
@@ -349,6 +370,7 @@ _IN_PATHS = (
     ("digest", "{digest}", _DIGEST),
     ("name", "references/{name}", _NAMED),
     ("name", "keys/{name}", _KEY),
+    ("name", SECRET_PATH, {"type": "string", "pattern": f"^{SECRET_NAME}$"}),
     ("name", f"{V1_DECLARED_PATH}/{{name}}", {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}),
 )
 """Parameters of paths, and the part of a path by which each is known."""

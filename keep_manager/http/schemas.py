@@ -12,6 +12,7 @@ from keep_protocol.keep import KeepInfo, Module, Uploader, WorkloadSummary
 from keep_protocol.outcome import Outcome
 from keep_protocol.runs import Run
 from keep_protocol.schema import Schema, record_schema
+from keep_protocol.secrets import Secret, SecretList
 from keep_protocol.spec import Lease
 
 ANSWERS: dict[str, type[Record]] = {
@@ -23,6 +24,8 @@ ANSWERS: dict[str, type[Record]] = {
     "Uploader": Uploader,
     "Declared": DeclaredKeep,
     "Run": Run,
+    "Secret": Secret,
+    "Secrets": SecretList,
     "Runs": RunHistory,
     "KeepEvent": sse.KeepEvent,
     "LogLine": sse.LogLine,

@@ -31,6 +31,7 @@ COMMANDS = {
     "restart": "keepctl.commands.declared:RESTART",
     "rollback": "keepctl.commands.declared:ROLLBACK",
     "history": "keepctl.commands.history:HISTORY",
+    "secret": "keepctl.commands.secret:group",
     "verify": "keepctl.commands.verify:VERIFY",
     "manifest": "keepctl.commands.local:manifest",
     "store": "keepctl.commands.store:group",

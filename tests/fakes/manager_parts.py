@@ -12,6 +12,7 @@ from keep_manager.declared.history import History
 from keep_manager.declared.jobs import Jobs
 from keep_manager.declared.last_lines import LastLines
 from keep_manager.declared.reconciler import Reconciler
+from keep_manager.declared.secrets import Secrets
 from keep_manager.declared.specifications import Specifications
 from keep_manager.folders import Folders
 from keep_manager.keeps.inputs import Inputs
@@ -30,6 +31,7 @@ from keep_protocol.errors import KeepfleetError
 from keep_protocol.spec import KeepSpec
 from tests.fakes.fake_calendar import FakeCalendar, FakeTimers
 from tests.fakes.fake_event_log import FakeEventLog
+from tests.fakes.fake_sealer import FakeSealer
 from tests.fakes.fake_units import FakeUnits
 
 THIS_BOOT = "this boot"
@@ -120,6 +122,9 @@ class ManagerParts:
             lambda: self.calendar.now,
         )
         self.reconciler.jobs = self.jobs
+        self.sealer = FakeSealer()
+        self.secrets = Secrets(f"{root}/state/secrets", self.sealer, self.reconciler.readable, self.reconciler.retry)
+        self.reconciler.check_use = self.secrets.check_use
         self.declarations = Declarations(self.reconciler, self.modules, self.jobs, lambda: self.calendar.now)
 
     def __repr__(self) -> str:

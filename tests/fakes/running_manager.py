@@ -80,9 +80,13 @@ class RunningManager:
             self.parts.declarations,
             self.parts.modules,
             lambda: uses_of(self.parts.view.entries()),
+            self.parts.secrets,
         )
+        await self.parts.secrets.open()
         await self.parts.reconciler.open()
         self.tasks.start(self.parts.reconciler.run(), name="declared")
+        await self.parts.jobs.open()
+        self.tasks.start(self.parts.jobs.run(), name="jobs")
         self.server = Server(app, listener, context, certificates)
         await self.server.open(self.tasks)
 
@@ -90,6 +94,7 @@ class RunningManager:
         """Ends everything."""
         if self.server is not None:
             await self.server.close()
+        await self.parts.jobs.close()
         await self.parts.reconciler.close()
         await self.keeps.settle()
         await self.tasks.__aexit__(None, None, None)
