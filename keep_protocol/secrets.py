@@ -6,7 +6,7 @@ Pure: JSON values in, frozen records out.
 from __future__ import annotations
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Flag, Items, Nested, Record, Seconds, Text, field
+from keep_protocol.fields import Flag, Items, Maybe, Nested, Record, Seconds, Text, field
 from keep_protocol.patterns import matches
 from keep_protocol.workload import MAX_SECRET_BYTES
 
@@ -23,8 +23,9 @@ class Secret(Record):
 
     name: str = field(Text(63, NAME), about="what it is called; one secret of the host has it")
     owner: str = field(Text(128), about="whose it is: the name of the caller who set it first")
-    set_at: float = field(Seconds(), about="when its value was set last: seconds of the epoch")
-    encrypted: bool = field(Flag(), about="whether its value is encrypted on disk, with the host's key")
+    set_at: float | None = field(Maybe(Seconds()), default=None, about="when its value was set last, or null")
+    encrypted: bool = field(Flag(), default=False, about="whether its value is encrypted on disk, with the host's key")
+    detail: str = field(Text(), default="", about="why no keep can have it; empty where one can")
     used_by: tuple[str, ...] = field(Items(Text(63), 10_000), default=(), about="the declared keeps that name it")
 
 

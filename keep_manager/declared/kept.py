@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -52,12 +52,14 @@ class Kept:
                 return opened.read(limit + 1)
 
     def written_at(self, name: str) -> float | None:
-        """When a file was written, in seconds of the epoch; None where there is none."""
+        """When a file was written, in seconds of the epoch; None where there is none. FORBIDDEN as for `read`."""
         with self._base() as base, explained(f"look at {self._what} {name}"):
             try:
-                return os.stat(name, dir_fd=base, follow_symlinks=False).st_mtime
+                status = os.stat(name, dir_fd=base, follow_symlinks=False)
             except FileNotFoundError:
                 return None
+            self._check(name, status, stat.S_ISREG)
+            return status.st_mtime
 
     def write(self, name: str, data: bytes) -> None:
         """Has a file hold `data`; on disk when this returns."""
@@ -103,8 +105,8 @@ class Kept:
         finally:
             os.close(directory)
 
-    def _check(self, name: str, status: os.stat_result, is_kind: object) -> None:
-        if not callable(is_kind) or not is_kind(status.st_mode):
+    def _check(self, name: str, status: os.stat_result, is_kind: Callable[[int], bool]) -> None:
+        if not is_kind(status.st_mode):
             why = "it is no regular file"
         elif status.st_uid != os.geteuid():
             why = f"it belongs to user {status.st_uid}; give it back: chown {os.geteuid()}"

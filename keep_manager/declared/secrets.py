@@ -88,13 +88,17 @@ class Secrets:
         return self._owners.get(name)
 
     async def get(self, name: str) -> Secret:
-        """One secret, without its value. Raises KeepfleetError, NOT_FOUND too."""
+        """One secret, without its value; where its file cannot be used, why. Raises KeepfleetError(NOT_FOUND)."""
         if name not in self._owners:
             raise not_there(name)
-        sealed, plain = [await asyncio.to_thread(self._files.written_at, name + end) for end in (ENCRYPTED, PLAIN)]
+        shown = Secret(name, self._owners[name], used_by=self.used_by(name))
+        try:
+            sealed, plain = [await asyncio.to_thread(self._files.written_at, name + end) for end in (ENCRYPTED, PLAIN)]
+        except KeepfleetError as error:
+            return shown.replace(detail=error.message)
         if sealed is None and plain is None:
-            raise not_there(name)
-        return Secret(name, self._owners[name], sealed or plain or 0.0, sealed is not None, self.used_by(name))
+            return shown.replace(detail="its file has gone; set it again")
+        return shown.replace(set_at=sealed or plain, encrypted=sealed is not None)
 
     def used_by(self, name: str) -> tuple[str, ...]:
         """The declared keeps of its owner that name it."""

@@ -85,7 +85,7 @@ def _list(output: str, access: Access) -> int:
             each.owner,
             moment_text(each.set_at),
             "encrypted" if each.encrypted else "plain",
-            ", ".join(each.used_by),
+            one_line(each.detail or ", ".join(each.used_by)),
         )
         for each in found
     ]
