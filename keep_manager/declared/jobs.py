@@ -18,7 +18,8 @@ from typing import Protocol
 
 from keep_manager.declared.decision import ENDED, Seen, Standing, pause
 from keep_manager.declared.history import History
-from keep_manager.declared.reconciler import Keeps, Reconciler, caller_of, manager_as, request_for, seen_of
+from keep_manager.declared.reconciler import Keeps, Reconciler, manager_as, seen_of
+from keep_manager.declared.requests import caller_of, request_for
 from keep_manager.declared.runs import (
     GRACE_SECONDS,
     Due,
@@ -34,6 +35,7 @@ from keep_manager.declared.runs import why_not as why_not_now
 from keep_manager.declared.specification import Specification
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps.view import Entry
+from keep_manager.model import exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol.declared import DeclaredState
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -197,7 +199,6 @@ class Jobs:
         """Goes on until it is cancelled."""
         if (running := asyncio.current_task()) is not None:
             self._under_way.add(running)
-        self._under_way.add(self._tasks.start(self._tend_timers(), name="timers of jobs"))
         while True:
             self._woken.clear()
             until = self._round()
@@ -253,7 +254,8 @@ class Jobs:
 
     async def _work(self, name: str, wanted: Specification, state: _State) -> None:
         try:
-            await self._attend(name, wanted, state)
+            with exhaustion_explained("run what is declared"):
+                await self._attend(name, wanted, state)
         except KeepfleetError as error:
             self._failed(name, state, error)
         else:
@@ -356,7 +358,7 @@ class Jobs:
             current = self._reconciler.specifications.get(wanted.name)
             if not isinstance(current, Specification) or not current.job.schedule:
                 return
-            self._reconciler.check_use(current)
+            await self._reconciler.prepare(current)
             declared = Declaration(current.header.version, current.digest, 0, number)
             made = await self._keeps.create(request_for(current), caller_of(current), declared=declared)
             reach(Failpoint.JOB_AFTER_CREATE)
@@ -371,7 +373,7 @@ class Jobs:
                 why = f": {run.text}" if run.text else ""
                 LOG.log(level, "declared job %s: run %d is %s%s", name, run.number, run.state.value, why)
 
-    async def _tend_timers(self) -> None:
+    async def tend_timers(self) -> None:
         """Has systemd's timers be those of the jobs. For ever."""
         while True:
             await self._schedules_changed.wait()

@@ -32,6 +32,7 @@ COMMANDS = {
     "rollback": "keepctl.commands.declared:ROLLBACK",
     "history": "keepctl.commands.history:HISTORY",
     "secret": "keepctl.commands.secret:group",
+    "volume": "keepctl.commands.volumes:group",
     "verify": "keepctl.commands.verify:VERIFY",
     "manifest": "keepctl.commands.local:manifest",
     "store": "keepctl.commands.store:group",

@@ -46,6 +46,7 @@ class Host:
             await parts.reconciler.open()
             parts.tasks.start(parts.reconciler.run())
             parts.tasks.start(parts.jobs.run())
+            parts.tasks.start(parts.jobs.tend_timers())
             yield parts
             await parts.jobs.close()
             await parts.reconciler.close()
