@@ -54,7 +54,7 @@ HISTORY = Command(
     """Lists the latest runs of a declared job, the oldest first: when each was due, began and how it ended, and why one
     was skipped. They are kept over restarts and reboots.
 
-    \\b
+    \b
     keepctl history report
     keepctl history --lines report
     """,
