@@ -5,8 +5,10 @@ from __future__ import annotations
 from keep_client.connection import CALL_SECONDS
 from keep_client.http import json_body
 from keep_client.manager import WAIT_SLACK_SECONDS, ManagerClient
-from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH, DeclaredKeep, declared_from_wire
+from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH, DeclaredKeep, RunHistory, declared_from_wire
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import parse
+from keep_protocol.runs import Run
 
 
 class DeclaredClient(ManagerClient):
@@ -46,6 +48,11 @@ class DeclaredClient(ManagerClient):
     def roll_back(self, name: str) -> DeclaredKeep:
         """Wants again what was wanted before."""
         return declared_from_wire(self._call("POST", f"{V1_DECLARED_PATH}/{name}/rollback").object())
+
+    def runs(self, name: str) -> tuple[Run, ...]:
+        """The latest runs of a job, the oldest first."""
+        reply = self._call("GET", f"{V1_DECLARED_PATH}/{name}/runs")
+        return parse(RunHistory, reply.object(), "history").runs
 
     def undeclare(self, name: str) -> None:
         """Has it be declared no more; its keeps end then."""

@@ -43,7 +43,7 @@ class Start(Record):
     """A start that can be made. address and port: where clients reach it; names: further ones for its certificate;
     uploaders: who may send its workload; granted: the names of the workload's descriptors, in order; restart: the
     policy in force; workload: what it was given, as it is shown, None where nothing was; warm: whether the runner is
-    forked immediately."""
+    forked immediately; credentials: by the names of their descriptors those of the granted that systemd has given."""
 
     address: str
     port: int
@@ -54,6 +54,7 @@ class Start(Record):
     restart: RestartPolicy
     workload: WorkloadSummary | None
     warm: bool = False
+    credentials: tuple[tuple[str, str], ...] = ()
 
 
 def check_start(
@@ -84,10 +85,12 @@ def check_start(
     described = WORKLOAD_DESCRIPTOR in passed
     workload = workload_from_json(_description(passed[WORKLOAD_DESCRIPTOR])) if described else None
     granted = () if workload is None else (WORKLOAD_DESCRIPTOR, *workload.grant_names)
+    credentials = {} if workload is None else workload.credential_names
+    brought = tuple(name for name in granted if name not in credentials)
     for name in names:
-        if name not in (*entries.brings, *entries.may_bring, *OUTPUT_DESCRIPTORS, *granted):
+        if name not in (*entries.brings, *entries.may_bring, *OUTPUT_DESCRIPTORS, *brought):
             raise _bad(f"its descriptor {name} is nothing that its workload is granted")
-    for name in granted:
+    for name in brought:
         if name not in passed:
             raise _bad(f"its descriptor {name} is missing, which its workload is granted")
         _check_granted(name, passed[name])
@@ -101,6 +104,7 @@ def check_start(
         restart=spec.restart if workload is None else workload.restart,
         workload=None if workload is None else summary_of(workload),
         warm=message.warm,
+        credentials=tuple(credentials.items()),
     )
 
 

@@ -132,6 +132,11 @@ class Supervisor:
         try:
             for name in start.descriptors:
                 self._own(name, descriptors.pop(0))
+            if start.credentials:
+                from keep_loader.credentials import open_credential  # here: most keeps have none
+
+                for name, credential in start.credentials:
+                    self._own(name, open_credential(credential, self._settings.directory))
             if awaits:
                 keep.move(Event.START)
                 self.streams.record()

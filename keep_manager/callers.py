@@ -102,6 +102,7 @@ class Quotas(Record):
     followers: int = field(Whole(0, 1000), default=16, about="streams of lines and events open")
     store_objects: int = field(Whole(0, 100_000), default=2000, about="modules that it added to the store")
     store_bytes: int = field(Whole(0, 1 << 50), default=64 * 1024 * MIB, about="the length of those modules together")
+    secrets: int = field(Whole(0, 100_000), default=100, about="secrets that it has the manager keep")
     volume_bytes: int = field(
         Whole(0, 1 << 50), default=16 * 1024 * MIB, about="the sizes of the volumes of its declared keeps together"
     )

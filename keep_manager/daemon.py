@@ -29,7 +29,11 @@ from keep_manager.compilations import Compilations
 from keep_manager.compiled import Compiled, NotKept
 from keep_manager.config import ClientCertificates, Instance, Settings
 from keep_manager.declared.declarations import Declarations
+from keep_manager.declared.history import History
+from keep_manager.declared.jobs import Jobs
+from keep_manager.declared.last_lines import LastLines
 from keep_manager.declared.reconciler import Reconciler
+from keep_manager.declared.secrets import Secrets
 from keep_manager.declared.specifications import Specifications
 from keep_manager.declared.volume_service import DeclaredVolumes
 from keep_manager.declared.volumes import Volumes
@@ -51,14 +55,18 @@ from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
 from keep_manager.pulls import Pulls
 from keep_manager.reload import Reload
+from keep_manager.systemd.calendar import Calendar
 from keep_manager.systemd.compile_units import CompileUnits
+from keep_manager.systemd.credentials import Sealer
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.pull_units import PullUnits
 from keep_manager.systemd.roots import Roots
 from keep_manager.systemd.storing import Storing
+from keep_manager.systemd.timers import Timers
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group, carried_on
+from keep_manager.timer_signals import TimerSignals
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
@@ -208,9 +216,12 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         reconciler = Reconciler(tasks, keeps, view.entries, declared, modules, volumes, readers)
         view.on_change = reconciler.keep_changed
         view.on_unfit = compiled.unfit
+        secrets = await _secrets(instance, reconciler, units)
+        jobs = await _jobs(tasks, parts, instance, reconciler, keeps, view, folders)
         await reconciler.open()
         parts.push_async_callback(reconciler.close)
-        declarations, kept_volumes = Declarations(reconciler, modules), DeclaredVolumes(volumes, reconciler)
+        parts.push_async_callback(jobs.close)
+        declarations, kept_volumes = Declarations(reconciler, modules, jobs), DeclaredVolumes(volumes, reconciler)
         admission = Admission(certificates, required)
         app = make_app(
             keeps,
@@ -225,6 +236,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             modules,
             lambda: uses_of(view.entries()),
             pulls,
+            secrets,
         )
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
@@ -248,6 +260,8 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             "journal": lambda: storing.tend(view.any_living, journal_changed),
             "spares": keeps.tend_spares,
             "declared": reconciler.run,
+            "jobs": jobs.run,
+            "timers of jobs": jobs.tend_timers,
             "roots": units.tend_roots,
             "modules": lambda: modules.tend(lambda: [use.digest for use in uses_of(view.entries())]),
             "compiled code": lambda: compiled.prepare(specs_of(view.entries())),
@@ -293,6 +307,40 @@ async def _compiled(
     compilations = Compilations(tasks, cache, modules.open, units, roots.path)
     await compilations.open()
     return Compiled(tasks, compilations, cache)
+
+
+async def _secrets(instance: str, reconciler: Reconciler, units: SystemdUnits) -> Secrets:
+    """The secrets of declared keeps. Raises KeepfleetError."""
+    sealer = Sealer(system=instance == Instance.SYSTEM.value)
+    directory = os.path.join(state_directory(instance), "secrets")
+    secrets = Secrets(directory, sealer, reconciler.readable, reconciler.retry)
+    await secrets.open()
+    reconciler.check_use, units.credentials = secrets.check_use, secrets.credentials
+    return secrets
+
+
+async def _jobs(
+    tasks: Group,
+    parts: AsyncExitStack,
+    instance: str,
+    reconciler: Reconciler,
+    keeps: Keeps,
+    view: View,
+    folders: Folders,
+) -> Jobs:
+    """The declared jobs, and what says when it is time for them. Raises KeepfleetError."""
+    timers = Timers(tasks, bus_address(instance))
+    parts.push_async_callback(timers.close)
+    await timers.open()
+    history = History(os.path.join(state_directory(instance), "jobs"))
+    lines = LastLines(folders)
+    jobs = Jobs(tasks, reconciler, keeps, view.entries, history, Calendar(), timers, lines.of)
+    signals = TimerSignals(runtime_root(instance), jobs.due)
+    signals.open()
+    parts.callback(signals.close)
+    await jobs.open()
+    reconciler.jobs = jobs
+    return jobs
 
 
 def _reload(

@@ -72,13 +72,15 @@ class WorkloadRequest:
 
     @property
     def opened_names(self) -> tuple[str, ...]:
-        """The names of the descriptors that `grants` become, in order: all but that of an input that is streamed."""
-        return tuple(name for name in self.workload.grant_names if name != INPUT)
+        """The names of the descriptors that `grants` become, in order: all but that of an input that is streamed, and
+        those of the unit's credentials."""
+        others = {INPUT, *self.workload.credential_names}
+        return tuple(name for name in self.workload.grant_names if name not in others)
 
     @property
     def gives(self) -> bool:
         """Whether the module gets something of the starter's: a grant, or an environment, which may be secret."""
-        return bool(self.grants or self.workload.environment)
+        return bool(self.grants or self.workload.environment or self.workload.credentials)
 
     def asked(self) -> AskedWorkload:
         """As it was asked for."""
@@ -90,7 +92,10 @@ class WorkloadRequest:
             export_arguments=workload.export_arguments,
             stdin=_asked_input(workload, paths),
             directories=tuple(AskedDirectory(next(paths), item.guest, item.writable) for item in workload.directories),
-            secrets=tuple(AskedSecret(name, next(paths)) for name in workload.secrets),
+            secrets=tuple(
+                AskedSecret(name, next(paths))
+                for name in workload.secrets[: len(workload.secrets) - len(workload.credentials)]
+            ),
             restart=workload.restart if self.sets_restart else None,
         )
 

@@ -9,7 +9,8 @@ from enum import Enum
 
 from keep_protocol import strict_json
 from keep_protocol.constants import KUUID_BITS
-from keep_protocol.fields import Maybe, Record, Seconds, Text, Whole, Word, field, parse
+from keep_protocol.fields import Items, Maybe, Nested, Record, Seconds, Text, Whole, Word, field, parse
+from keep_protocol.runs import Run
 from keep_protocol.spec import NAME
 
 V1_DECLARED_PATH = "/v1/declared"
@@ -24,7 +25,8 @@ MAX_SETTLING_SECONDS = 60
 class DeclaredState(Enum):
     """How a declared keep is. REPLACING: a new one is made, and the old one runs; UNREADY: it runs, and has not shown
     in time that it is ready; WAITING: it has ended, and runs again after a pause; UNMET: no keep could be made;
-    UNREADABLE: its file says nothing that could be run; UNKNOWN: the keep's loader does not answer."""
+    SCHEDULED: a job that waits for its time; UNREADABLE: its file says nothing that could be run; UNKNOWN: the keep's
+    loader does not answer."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -37,6 +39,7 @@ class DeclaredState(Enum):
     UNMET = "unmet"
     UNREADABLE = "unreadable"
     UNKNOWN = "unknown"
+    SCHEDULED = "scheduled"
 
 
 UNSETTLED = (DeclaredState.STARTING, DeclaredState.REPLACING, DeclaredState.UNKNOWN)
@@ -59,11 +62,20 @@ class DeclaredKeep(Record):
     applied_at: float | None = field(Maybe(Seconds()), default=None, about="seconds of the epoch, or null")
     note: str = field(Text(), default="", about="what the manager did of its own, such as going back")
     manifest: str = field(Text(), default="", about="its manifest, word for word")
+    schedule: str = field(Text(256), default="", about="when it runs, of a job; empty for what runs for good")
+    next_run: float | None = field(Maybe(Seconds()), default=None, about="of a job, seconds of the epoch, or null")
+    last_run: Run | None = field(Maybe(Nested(Run, "run")), default=None, about="of a job: its latest run, or null")
 
     @property
     def settled(self) -> bool:
         """Whether nothing is done for it now."""
         return self.state not in UNSETTLED
+
+
+class RunHistory(Record):
+    """The latest runs of a job, the oldest first."""
+
+    runs: tuple[Run, ...] = field(Items(Nested(Run, "run"), 1000), about="the oldest first")
 
 
 class Apply(Record):

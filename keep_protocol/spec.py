@@ -55,6 +55,9 @@ UPLOADER = Text(
 )
 MODULE_DIGEST = Text(71, r"(sha256:[0-9a-f]{64})?", "`sha256:` and 64 hexadecimal digits")
 MAX_MODULE_NAME = 255
+CREDENTIAL = Text(63, "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", "1 to 63 of A-Z, a-z, 0-9, `_`, `.` and -")
+MAX_CREDENTIALS = 16
+"""As many secrets as a workload may have."""
 _DIGEST = Text(64, r"([0-9a-f]{64})?", "64 hexadecimal digits")
 
 
@@ -126,17 +129,20 @@ class Lease(Record):
 
 class Declaration(Record):
     """What a declared keep was made for: the version of its specification, what of that decides how the keep runs, as a
-    keyed SHA-256 digest, and how many keeps before it failed, one soon after the other."""
+    keyed SHA-256 digest, and how many keeps before it failed, one soon after the other; run: of a job which run it is,
+    0 for what is no job."""
 
     version: int = field(Whole(1, 1 << 53))
     digest: str = field(Text(64, r"[0-9a-f]{64}", "64 hexadecimal digits"))
     attempt: int = field(Whole(0, 1 << 53), default=0)
+    run: int = field(Whole(0, 1 << 53), default=0)
 
 
 class KeepSpec(Record):
     """One keep. uploaders: who may send its workload; empty where its start decides. key and request: SHA-256 digests
     of the idempotency key it was asked for with and of that request, so that a new manager knows them again. spare: its
-    unit was made before anyone asked for a keep; until someone does, it has no owner."""
+    unit was made before anyone asked for a keep; until someone does, it has no owner. credentials: the secrets of the
+    manager's that systemd gives its unit, by name."""
 
     kind: Kind = field(Word(Kind), default=Kind.UPLOAD, about="what it is made for")
     name: str = field(NAME, default="", about="what its creator called it, or empty")
@@ -158,6 +164,7 @@ class KeepSpec(Record):
     output: OutputPolicy = field(Word(OutputPolicy), default=OutputPolicy.BLOCK, about=OUTPUT_ABOUT)
     digest: str = field(MODULE_DIGEST, default="", about="the module it runs, where that is known at its creation")
     declared: Declaration | None = field(Maybe(Nested(Declaration, "declaration")), default=None)
+    credentials: tuple[str, ...] = field(Items(CREDENTIAL, MAX_CREDENTIALS), default=())
 
     def _check(self) -> None:
         check_engine(self.profile, self.compiler)

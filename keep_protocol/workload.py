@@ -34,7 +34,12 @@ EXPORT = Text(
 STRINGS = Items(Text(MAX_STRINGS_BYTES), MAX_STRINGS)
 
 
-_LATER = {"profile": Profile.STANDARD.value, "compiler": Compiler.OPTIMIZING.value, "streams_input": False}
+_LATER: dict[str, object] = {
+    "profile": Profile.STANDARD.value,
+    "compiler": Compiler.OPTIMIZING.value,
+    "streams_input": False,
+    "credentials": [],
+}
 """Members that a keep of an older version would refuse: written only where they say something, as of no such keep."""
 
 
@@ -67,7 +72,8 @@ class Workload(Record):
     function to call, "" for the module's own entry; export_arguments: its arguments as text, typed by its signature;
     stdin: whether a descriptor for standard input follows; directories and secrets: in the descriptors' order.
 
-    streams_input: its standard input comes over a socket, see `input`; it is not run again then.
+    streams_input: its standard input comes over a socket, see `input`; it is not run again then. credentials: of the
+    last of its secrets, the credentials of the keep's unit that they are: no descriptor comes for these.
     profile and compiler: the keep's own. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE) naming what cannot be given.
     """
 
@@ -82,6 +88,7 @@ class Workload(Record):
     profile: Profile = field(Word(Profile), default=Profile.STANDARD)
     compiler: Compiler = field(Word(Compiler), default=Compiler.OPTIMIZING)
     streams_input: bool = field(Flag(), default=False)
+    credentials: tuple[str, ...] = field(Items(Text(63), MAX_SECRETS), default=())
 
     def _check(self) -> None:
         _check_strings("arguments", (*self.arguments, *self.export_arguments))
@@ -92,6 +99,17 @@ class Workload(Record):
             raise _bad("a standard input that is streamed is no file as well, and cannot be read by a second run")
         _check_directories(self.directories)
         _check_secrets(self.secrets)
+        for name in self.credentials:
+            if not matches(_NAME, name):
+                raise _bad(f"{name[:40]!r} cannot be a secret's name: letters, digits, `_`, `.` and `-`")
+        if len(self.credentials) > len(self.secrets):
+            raise _bad("it names more credentials than secrets")
+
+    @property
+    def credential_names(self) -> dict[str, str]:
+        """The credentials that are secrets, each by the name that its descriptor has in the keep."""
+        first = len(self.secrets) - len(self.credentials)
+        return {f"secret-{first + at}": name for at, name in enumerate(self.credentials)}
 
     @property
     def grant_names(self) -> tuple[str, ...]:

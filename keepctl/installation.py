@@ -31,6 +31,8 @@ KEEPS = "keep@*.service"
 COMPILATIONS, PULLS = "keep-compile@*.service", "keep-pull@*.service"
 SLICES = ("keep.slice", "keep-g*.slice", "keep-compile.slice", "keep-pull.slice")
 GRANTS = ("keepfleet-grants.socket", "keepfleet-grants.service")
+HOST_KEY = "/var/lib/systemd/credential.secret"
+"""Where systemd has the key that is this host's own (man 1 systemd-creds); it outlives an uninstallation."""
 RUNNING = "active,activating,deactivating,reloading"
 MARK = "# Written by `keepctl install`, which overwrites it: change it with `systemctl edit`, not here.\n"
 """The first line of every file we write; a file without it was written by another program or a person."""
@@ -136,9 +138,28 @@ def install(
             changes += versions.make_current(version, where.programs)
         if where.reload:
             systemctl(where.variant, "daemon-reload")
+            changes += _make_host_key(where)
         if where.reload and version.is_managed:
             changes += versions.remove_unused(version)
     return changes
+
+
+def _make_host_key(where: Target) -> list[Change]:
+    """Has the host have its own key, with which the manager encrypts secrets; where systemd has none (before 250), and
+    for a user's own manager, these lie on disk as they are."""
+    program = shutil.which("systemd-creds") if where.variant == "system" else None
+    if program is None or os.path.exists(HOST_KEY):
+        return []
+    try:
+        done = subprocess.run(
+            [program, "setup"], check=False, capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KeepfleetError(ErrorKind.SYSTEMD, f"cannot make the host's key for secrets: {error}") from error
+    if done.returncode:
+        evidence = tuple(done.stderr.strip().splitlines()[-5:])
+        raise KeepfleetError(ErrorKind.SYSTEMD, "cannot make the host's key for secrets: systemd-creds setup", evidence)
+    return [Change("key", HOST_KEY, "made")]
 
 
 def _build(trees: Trees) -> Change:
@@ -185,7 +206,10 @@ def _remove_kept(where: Target) -> list[Change]:
         if where.state and os.path.isdir(path):
             shutil.rmtree(path)
             changes.append(Change(what, path, "removed"))
-    for empty in (*(os.path.join(where.state, name) for name in ("declared/history", "declared")), where.state):
+    for empty in (
+        *(os.path.join(where.state, name) for name in ("declared/history", "declared", "secrets", "jobs")),
+        where.state,
+    ):
         with suppress(OSError):  # it has something in it, or is not there
             os.rmdir(empty)
     return changes

@@ -163,7 +163,9 @@ class Job(Record):
     module: the file to send, or what `is_stored`, "" where it comes by another way;
     environment, labels, limits, lease and secrets: by name;
     stdin and the secrets' values: files of the manager's host; streams: its standard input is what we send meanwhile;
-    profile, compiler and output: "" for the usual ones; ready_seconds, probe and volume: of a declared keep.
+    profile, compiler and output: "" for the usual ones; ready_seconds, probe and volume: of a declared keep; schedule,
+    missed and overlap: of a declared job; stored_secrets: by name in the guest, what the manager has, of what is
+    declared.
     """
 
     module: str = ""
@@ -182,6 +184,10 @@ class Job(Record):
     compiler: str = ""
     output: str = ""
     ready_seconds: int = READY_SECONDS
+    schedule: str = ""
+    missed: str = "run"
+    overlap: str = "forbid"
+    stored_secrets: Mapping[str, str] = NOTHING
     probe: Probe | None = None
     volume: Volume | None = None
     export: str = ""
@@ -212,9 +218,16 @@ class Job(Record):
                 *(Directory(grant.guest, grant.writable) for grant in self.directories),
                 *((Directory(self.volume.guest, True),) if self.volume else ()),
             ),
-            secrets=tuple(self.secrets),
+            secrets=(*self.secrets, *self.stored_secrets),
+            credentials=tuple(self.stored_secrets.values()),
             restart=RestartPolicy(self.restart),
         )
+
+    def _check_undeclared(self) -> None:
+        """Raises KeepfleetError(BAD_REQUEST) for what only a declared keep can have."""
+        for what, said in (("a schedule", self.schedule), ("secrets that the manager keeps", self.stored_secrets)):
+            if said:
+                raise _bad(f"cannot run it: only what is declared has {what}; run: keepctl apply -f FILE")
 
     def on_top(
         self,
@@ -239,6 +252,7 @@ class Job(Record):
     ) -> Job:
         """This job with a command's options on top: what is named replaces, what is listed is added. friendly: limits
         by an option of their own. Raises as `check`."""
+        self._check_undeclared()
         if self.volume is not None:
             raise _bad("cannot give it a volume: only a declared keep has one; run: keepctl apply -f FILE")
         own_limits = [limit for limit in friendly.values() if limit is not None]

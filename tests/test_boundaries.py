@@ -146,6 +146,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_grants.resolve",
         "keep_protocol",
     },
+    "keep_manager.timer_signals": {"keep_protocol"},
     "keep_manager.folders": {"keep_manager.model", "keep_protocol"},
     "keep_manager.pki": {"keep_manager.pki", "keep_manager.model", "keep_protocol"},
     "keep_manager.loader_client": {"keep_manager.loader_client", "keep_manager.model", "keep_protocol"},

@@ -88,6 +88,10 @@ class QuotaKeeper:
         quotas = quotas_for(self._callers, caller.name)
         return quotas.store_objects, quotas.store_bytes
 
+    def secrets(self, caller: Caller) -> int:
+        """How many secrets the manager keeps for the caller. Who keeps them counts them, under its own lock."""
+        return quotas_for(self._callers, caller.name).secrets
+
     def _starts_of(self, caller: Caller) -> deque[float]:
         """When the caller's starts of the last minute were."""
         oldest = self._clock() - MINUTE

@@ -28,6 +28,8 @@ class Action(Enum):
     REMOVE = "remove a keep"
     READ_DECLARED = "read declared keeps"
     DECLARE = "declare a keep"
+    READ_SECRETS = "list secrets"
+    CHANGE_SECRETS = "change secrets"
     STORE_READ = "list the module store"
     STORE_ADD = "add to the module store"
     STORE_PULL = "pull into the module store"
@@ -63,6 +65,9 @@ _ROWS: dict[Action, tuple[Scope, ...]] = {
     # What is declared outlives every connection: it has an owner that a certificate names.
     Action.READ_DECLARED: (ALL, OWN, ALL, NONE, NONE),
     Action.DECLARE: (ALL, OWN, NONE, NONE, NONE),
+    # A value is never read again, by nobody: what viewers see of it is a name.
+    Action.READ_SECRETS: (ALL, OWN, ALL, NONE, NONE),
+    Action.CHANGE_SECRETS: (ALL, OWN, NONE, NONE, NONE),
     Action.STORE_READ: (ALL, ALL, ALL, NONE, ALL),
     Action.STORE_ADD: (ALL, NONE, NONE, NONE, NONE),
     Action.STORE_PULL: (ALL, NONE, NONE, NONE, NONE),

@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
+from keep_manager.declared.jobs import Jobs
 from keep_manager.declared.reconciler import Modules, Reconciler
 from keep_manager.declared.specification import Header, Specification, read_job
 from keep_manager.declared.specifications import MAX_DECLARED, Unreadable, check_name
 from keep_manager.model import Caller
 from keep_protocol.declared import DeclaredKeep, DeclaredState
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.runs import Run
 
 
 class Declarations:
     """The declared keeps, for clients. Every method raises KeepfleetError alone, NOT_FOUND for a name that none has."""
 
-    def __init__(self, reconciler: Reconciler, modules: Modules) -> None:
-        self._reconciler, self._modules = reconciler, modules
+    def __init__(
+        self, reconciler: Reconciler, modules: Modules, jobs: Jobs, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._reconciler, self._modules, self._jobs, self._clock = reconciler, modules, jobs, clock
 
     def __repr__(self) -> str:
         return f"Declarations({self._reconciler!r})"
@@ -40,6 +45,10 @@ class Declarations:
         if isinstance(found, Unreadable):
             return shown
         header = found.header
+        if found.job.schedule:
+            shown = shown.replace(
+                schedule=found.job.schedule, next_run=self._jobs.next_run(name), last_run=self._jobs.last_run(name)
+            )
         return shown.replace(
             owner=header.owner,
             version=header.version,
@@ -63,6 +72,8 @@ class Declarations:
         what it means now. The same again changes nothing, but is tried immediately."""
         check_name(name)
         job = await asyncio.to_thread(read_job, name, manifest)
+        if job.schedule:
+            await self._jobs.check(job.schedule)
         module = await self._meaning(job.module)
         async with self._reconciler.changing:
             before = self._reconciler.specifications.get(name)
@@ -79,7 +90,7 @@ class Declarations:
                 last = max((each.header.version for each in await self._reconciler.history(name)), default=0)
                 header = Header(caller.name, caller.role, last + 1, 0.0, secrets.token_hex(32))
             version = header.version + isinstance(before, Specification)
-            changed = header.replace(version=version, applied_at=time.time(), module=module)
+            changed = header.replace(version=version, applied_at=self._clock(), module=module)
             wanted = Specification(name, changed, manifest, job)
             if isinstance(before, Specification) and wanted.digest == before.digest:  # what runs is what ran
                 runs = self._reconciler.standing(name).state is DeclaredState.RUNNING
@@ -88,18 +99,29 @@ class Declarations:
         return self.get(name)
 
     async def restart(self, name: str) -> DeclaredKeep:
-        """Has another keep take the place of the one there is, or run again what has ended."""
+        """Has another keep take the place of the one there is, or run again what has ended; a job is run now. Raises
+        CONFLICT where one of its runs goes on that no other may overlap."""
+        if self._readable(name).job.schedule:
+            await self._jobs.run_now(name)
+            return self.get(name)
         async with self._reconciler.changing:
             before = self._readable(name)
             header = before.header
             again = before.changed(
                 version=header.version + 1,
                 generation=header.generation + 1,
-                applied_at=time.time(),
+                applied_at=self._clock(),
                 proven=False,
             )
             await self._reconciler.write(again, before)
         return self.get(name)
+
+    async def runs(self, name: str) -> tuple[Run, ...]:
+        """The latest runs of a job, the oldest first. Raises CONFLICT for what is no job."""
+        if not self._readable(name).job.schedule:
+            why = "it is no job; `schedule:` in its manifest would make it one"
+            raise KeepfleetError(ErrorKind.CONFLICT, f"cannot list the runs of {name}: {why}")
+        return await self._jobs.runs(name)
 
     async def roll_back(self, name: str) -> DeclaredKeep:
         """Wants again what was wanted before, which was another thing. Raises CONFLICT where nothing was."""
@@ -112,7 +134,7 @@ class Declarations:
                 why = "nothing else was declared before"
                 raise KeepfleetError(ErrorKind.CONFLICT, f"cannot roll {name} back: {why}")
             note = f"version {now.header.version} was rolled back to version {before.header.version}: it was asked for"
-            back = before.changed(version=now.header.version + 1, applied_at=time.time(), note=note)
+            back = before.changed(version=now.header.version + 1, applied_at=self._clock(), note=note)
             await self._reconciler.write(back, now)
         return self.get(name)
 

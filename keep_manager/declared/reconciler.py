@@ -85,6 +85,39 @@ class Modules(Protocol):
         """Specifications name these modules and no others."""
 
 
+class JobsOf(Protocol):
+    """What it needs of the declared jobs, whose keeps come and go by their schedules."""
+
+    def changed(self, name: str) -> None:
+        """The specification of that name is another than before, or has gone."""
+
+    def wake(self) -> None:
+        """A keep is another than before."""
+
+    def standing(self, name: str) -> Standing:
+        """How a job is."""
+
+    async def forget(self, name: str) -> None:
+        """It is declared no more. Raises KeepfleetError."""
+
+
+class NoJobs:
+    """Where there are none."""
+
+    def changed(self, name: str) -> None:
+        """Nothing follows."""
+
+    def wake(self) -> None:
+        """Nothing follows."""
+
+    def standing(self, name: str) -> Standing:
+        """There is none of that name."""
+        return Standing(DeclaredState.UNMET, f"no job runs here, {name} neither")
+
+    async def forget(self, name: str) -> None:
+        """There is nothing."""
+
+
 @dataclass
 class _Trouble:
     """How often in a row a name's keep could not be made, and the latest time."""
@@ -110,6 +143,9 @@ class Reconciler:
         self._tasks, self._keeps, self._entries, self._files = tasks, keeps, entries, files
         self._modules, self._volumes, self._clock = modules, volumes, clock
         self.specifications: dict[str, Specification | Unreadable] = {}
+        self.jobs: JobsOf = NoJobs()
+        self.check_use: Callable[[Specification], None] = lambda _: None
+        """Raises KeepfleetError where a secret that a specification names is not to be had."""
         self.changing = asyncio.Lock()
         """Held by who writes specifications: reading, deciding and writing are one step."""
         self._used: dict[str, set[str]] = {}
@@ -148,12 +184,15 @@ class Reconciler:
         """A keep is another than before."""
         if spec is not None and spec.declared is not None:
             self._woken.set()
+            self.jobs.wake()
 
     def standing(self, name: str) -> Standing:
         """How a declared keep is."""
         found = self.specifications.get(name)
         if isinstance(found, Unreadable):
             return Standing(DeclaredState.UNREADABLE, found.why.message)
+        if found is not None and found.job.schedule:
+            return self.jobs.standing(name)
         return self._standings.get(name, Standing(DeclaredState.STARTING))
 
     async def write(self, specification: Specification, before: Specification | None) -> None:
@@ -164,18 +203,25 @@ class Reconciler:
         self._went_back.discard(specification.name)
         self._standings.pop(specification.name, None)  # it was that of what is wanted no more
         self.retry(specification.name)
+        self.jobs.changed(specification.name)
         await self._count_use(specification.name)
         await self._declare_uses()
 
     async def forget(self, name: str) -> None:
         """Has it be declared no more; `changing` is held. On disk when this returns. Raises KeepfleetError."""
+        await self.jobs.forget(name)
         await asyncio.to_thread(self._files.remove, name)
         self.specifications.pop(name, None)
+        self.jobs.changed(name)
         self._standings.pop(name, None)
         self._used.pop(name, None)
         self._proven.pop(name, None)
         self.retry(name)
         await self._declare_uses()
+
+    def readable(self) -> list[Specification]:
+        """Every specification that can be read."""
+        return [each for each in self.specifications.values() if isinstance(each, Specification)]
 
     def retry(self, name: str) -> None:
         """Tries immediately again what could not be done for the name."""
@@ -183,7 +229,8 @@ class Reconciler:
         if self.standing(name).state is DeclaredState.UNMET:
             self._standings.pop(name, None)
         self._woken.set()
-        self._speak()
+        self.jobs.wake()
+        self.speak()
 
     async def said(self) -> None:
         """Returns when it was next said how a declared keep is."""
@@ -191,7 +238,8 @@ class Reconciler:
             self._said = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._said)
 
-    def _speak(self) -> None:
+    def speak(self) -> None:
+        """How a declared keep is may be another than before: those hear it who wait for that."""
         if self._said is not None:
             self._said.set_result(None)
             self._said = None
@@ -225,13 +273,14 @@ class Reconciler:
         now = self._clock()
         seen = self._listened([keep for keep in (seen_of(entry, now) for entry in self._entries()) if keep is not None])
         held = {name for name, each in self.specifications.items() if isinstance(each, Unreadable)} | self._busy
+        held |= {name for name, each in self.specifications.items() if is_job(each)}
         wanted = [
             self._wanted(each)
             for name, each in self.specifications.items()
-            if isinstance(each, Specification) and name not in self._busy
+            if isinstance(each, Specification) and name not in held
         ]
         failures = {name: trouble.failure for name, trouble in self._troubles.items()}
-        decision = decide(wanted, (keep for keep in seen if keep.name not in self._busy), now, failures, held)
+        decision = decide(wanted, (keep for keep in seen if keep.name not in held), now, failures, held)
         self._say(decision.standings)
         work: dict[str, list[Action]] = {}
         until: float | None = None
@@ -292,7 +341,7 @@ class Reconciler:
                 why = f": {standing.text}" if standing.text else ""
                 level = logging.WARNING if standing.state is DeclaredState.UNMET else logging.INFO
                 LOG.log(level, "declared keep %s is %s%s", name, standing.state.value, why)
-        self._speak()
+        self.speak()
 
     async def _work(self, name: str, actions: Sequence[Action]) -> None:
         """Does what was decided for one name. What fails has a pause, and is decided again then."""
@@ -323,11 +372,7 @@ class Reconciler:
                 return
             digest = wanted.digest
             declared = Declaration(wanted.header.version, digest, action.attempt)
-            volume = wanted.job.volume
-            if volume is not None:
-                async with self._volumes.lock:
-                    owner = wanted.header.owner
-                    await asyncio.to_thread(self._volumes.ensure, volume.name, owner, volume.size, volume.inodes)
+            await self.prepare(wanted)
             reach(Failpoint.RECONCILE_BEFORE_CREATE)
             made = await self._keeps.create(request_for(wanted), caller_of(wanted), declared=declared)
         except KeepfleetError as error:
@@ -336,6 +381,20 @@ class Reconciler:
         reach(Failpoint.RECONCILE_AFTER_CREATE)
         self._troubles.pop(action.name, None)
         LOG.info("declared keep %s: made keep %d for version %d", action.name, made.kuuid, wanted.header.version)
+
+    async def prepare(self, wanted: Specification) -> None:
+        """Has there be what its keep is given: its secrets, and its volume. Raises KeepfleetError."""
+        self.check_use(wanted)
+        volume = wanted.job.volume
+        if volume is not None:
+            async with self._volumes.lock:
+                owner = wanted.header.owner
+                await asyncio.to_thread(self._volumes.ensure, volume.name, owner, volume.size, volume.inodes)
+
+    async def pinned(self, wanted: Specification) -> None:
+        """Has the specification say what its module's reference means, where it does not yet. Raises KeepfleetError."""
+        if not wanted.header.module:
+            await self._pin(wanted)
 
     async def _pin(self, wanted: Specification) -> None:
         """Finds out what the reference means, which from then on is what the specification means."""
@@ -347,7 +406,7 @@ class Reconciler:
     async def _remove(self, action: Remove) -> None:
         who = f"the manager: declared keep {action.name}: {action.why}"
         try:
-            await self._keeps.remove(action.kuuid, _manager(who))
+            await self._keeps.remove(action.kuuid, manager_as(who))
         except KeepfleetError as error:
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
@@ -405,5 +464,11 @@ class Reconciler:
             LOG.warning("what is declared can be collected in the store: %s", error.message)
 
 
-def _manager(who: str) -> Caller:
+def manager_as(who: str) -> Caller:
+    """The manager, for the reason in `who`."""
     return Caller(who, Role.OPERATOR, "", who)
+
+
+def is_job(found: Specification | Unreadable) -> bool:
+    """Whether it is run by a schedule, and not for good."""
+    return isinstance(found, Specification) and bool(found.job.schedule)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from keep_manager.declared.specification import Specification
 from keep_manager.model import Caller
 from keep_protocol.api import NewKeep, StartKeep
@@ -17,20 +19,23 @@ def request_for(wanted: Specification) -> NewKeep:
     job = wanted.job.replace(restart=NO_RESTART)
     reference = parse_wanted(job.module).reference
     module = f"{reference}@{wanted.header.module}" if reference else wanted.header.module
-    start = {"workload": given} if (given := job.workload()) else {}
+    given = {"workload": workload} if (workload := job.workload()) else {}
     optional = {"profile": job.profile, "compiler": job.compiler, "output": job.output}
     asked: dict[str, object] = {
         "name": wanted.name,
         "labels": dict(job.labels),
         "limits": dict(job.limits),
         "module": module,
-        "start": start,
+        "start": given,
         **{name: value for name, value in optional.items() if value},
     }
     request = parse(NewKeep, asked, f"specification {wanted.name}", strict=True)
-    if wanted.job.volume is None or request.start is None:
-        return request
-    return request.replace(start=_with_volume(request.start, wanted.job.volume))
+    start = request.start
+    if start is not None and job.volume is not None:
+        start = _with_volume(start, job.volume)
+    if start is not None and job.stored_secrets:
+        start = _with_secrets(start, job.stored_secrets)
+    return request.replace(start=start)
 
 
 def caller_of(wanted: Specification) -> Caller:
@@ -47,3 +52,12 @@ def _with_volume(start: StartKeep, volume: Volume) -> StartKeep:
     before = len(asked.grants) - len(workload.secrets)
     grants = (*asked.grants[:before], Grant(GrantKind.VOLUME, volume.name, True), *asked.grants[before:])
     return start.replace(workload=WorkloadRequest(workload, grants, asked.sets_restart))
+
+
+def _with_secrets(start: StartKeep, secrets: Mapping[str, str]) -> StartKeep:
+    """The start, with these secrets of the manager's as the last ones of the guest's, by their names there: they come
+    as credentials of the unit. No client can ask for one in a start."""
+    asked = start.workload or WorkloadRequest(Workload())
+    workload = asked.workload
+    workload = workload.replace(secrets=(*workload.secrets, *secrets), credentials=tuple(secrets.values()))
+    return start.replace(workload=WorkloadRequest(workload, asked.grants, asked.sets_restart))

@@ -21,7 +21,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Flag, Record, Seconds, Text, Whole, Word, field, parse
 from keep_protocol.identity import Role
 from keep_protocol.spec import OWNER
-from keepctl.job import Job
+from keepctl.job import NO_RESTART, Job
 from keepctl.manifest.reading import parse_job
 from module_store.names import parse_wanted
 from strict_yaml.tree import MAX_BYTES
@@ -102,6 +102,10 @@ def read_job(name: str, text: str) -> Job:
     why = ""
     if not job.module:
         why = "its manifest names no module; write one of the store: module: web:1.2"
+    elif job.schedule and job.restart != NO_RESTART:
+        why = "a job is run again by its schedule; leave restart out"
+    elif not job.schedule and (job.missed, job.overlap) != (Job().missed, Job().overlap):
+        why = "missed and overlap are said of a job; write its schedule, or leave them out"
     elif job.streams:
         why = "nobody is there to send its standard input; name a file, or leave it out"
     elif job.name not in ("", name):

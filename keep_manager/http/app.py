@@ -12,7 +12,18 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, store, streams, volumes
+from keep_manager.http import (
+    declared,
+    handlers,
+    inputs,
+    legacy,
+    middleware,
+    openapi,
+    secrets,
+    store,
+    streams,
+    volumes,
+)
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
@@ -27,6 +38,7 @@ from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
 from keep_protocol.pulling import V1_PULLS_PATH
+from keep_protocol.secrets import MAX_VALUE_BYTES, V1_SECRETS_PATH
 from keep_protocol.store import MAX_OBJECT_BYTES, V1_STORE_PATH, InUse
 from keep_protocol.volumes import V1_VOLUMES_PATH
 
@@ -49,6 +61,7 @@ class Route:
 
 KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
 DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
+SECRET_PATH = f"{V1_SECRETS_PATH}/{{name}}"
 ROUTES = (
     Route("GET", "/", Action.DESCRIBE, handlers.banner),
     Route("POST", LEGACY_PATH, None, legacy.keeps_post, legacy_body),
@@ -65,10 +78,14 @@ ROUTES = (
     Route("GET", V1_EVENTS_PATH, Action.EVENTS, streams.keep_events),
     Route("GET", V1_DECLARED_PATH, Action.READ_DECLARED, declared.list_declared),
     Route("GET", DECLARED_PATH, Action.READ_DECLARED, declared.get_declared),
+    Route("GET", f"{DECLARED_PATH}/runs", Action.READ_DECLARED, declared.get_runs),
     Route("PUT", DECLARED_PATH, Action.DECLARE, declared.put_declared, max_body=MAX_APPLY_BODY),
     Route("DELETE", DECLARED_PATH, Action.DECLARE, declared.delete_declared),
     Route("POST", f"{DECLARED_PATH}/restart", Action.DECLARE, declared.restart_declared),
     Route("POST", f"{DECLARED_PATH}/rollback", Action.DECLARE, declared.roll_back_declared),
+    Route("GET", V1_SECRETS_PATH, Action.READ_SECRETS, secrets.list_secrets),
+    Route("PUT", SECRET_PATH, Action.CHANGE_SECRETS, secrets.put_secret, max_body=MAX_VALUE_BYTES),
+    Route("DELETE", SECRET_PATH, Action.CHANGE_SECRETS, secrets.delete_secret),
     Route("GET", V1_VOLUMES_PATH, Action.READ_DECLARED, volumes.list_volumes),
     Route("DELETE", f"{V1_VOLUMES_PATH}/{{name}}", Action.DECLARE, volumes.remove_volume),
     Route("GET", V1_STORE_PATH, Action.STORE_READ, store.list_store),
@@ -107,11 +124,13 @@ def make_app(
     modules: store.Modules,
     uses: Callable[[], Sequence[InUse]],
     pulls: store.Pulls,
+    secrets_of: secrets.Secrets,
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
     app[declared.DECLARED] = declarations
+    app[secrets.SECRETS] = secrets_of
     app[volumes.VOLUMES] = kept_volumes
     app[streams.OUTPUT] = output
     app[streams.ENTRY] = view.entry

@@ -13,8 +13,9 @@ from keep_manager.authorize.table import Action, authorize, may
 from keep_manager.http.access import refusals_logged
 from keep_manager.http.middleware import caller_of, json_response, peer_of, read_body
 from keep_manager.model import Caller
-from keep_protocol.declared import MAX_SETTLING_SECONDS, DeclaredKeep, parse_apply
+from keep_protocol.declared import MAX_SETTLING_SECONDS, DeclaredKeep, RunHistory, parse_apply
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.runs import Run
 
 
 class Declarations(Protocol):
@@ -35,6 +36,9 @@ class Declarations(Protocol):
     async def apply(self, name: str, manifest: str, caller: Caller) -> DeclaredKeep:
         """Has there be a keep as the manifest says."""
 
+    async def runs(self, name: str) -> tuple[Run, ...]:
+        """The latest runs of a job, the oldest first."""
+
     async def restart(self, name: str) -> DeclaredKeep:
         """Has another keep take the place of the one there is."""
 
@@ -49,7 +53,7 @@ DECLARED = web.AppKey("declared", Declarations)
 
 
 @dataclass(frozen=True)
-class _Owned:
+class Owned:
     """A declared keep as far as `authorize` asks."""
 
     owner: str
@@ -61,17 +65,17 @@ def _name(request: web.Request, action: Action) -> str:
     that the caller may not read."""
     name, caller = request.match_info["name"], caller_of(request)
     owner = request.app[DECLARED].owner(name)
-    if owner is None or not may(caller, Action.READ_DECLARED, _Owned(owner)):
+    if owner is None or not may(caller, Action.READ_DECLARED, Owned(owner)):
         raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find the declared keep {name[:63]!r}: none has that name")
     with refusals_logged(peer_of(request), f"{request.method} {request.path[:80]!r}"):
-        authorize(caller, action, _Owned(owner))
+        authorize(caller, action, Owned(owner))
     return name
 
 
 async def list_declared(request: web.Request) -> web.StreamResponse:
     """GET /v1/declared."""
     declared, caller = request.app[DECLARED], caller_of(request)
-    mine = [name for name in declared.names() if may(caller, Action.READ_DECLARED, _Owned(declared.owner(name) or ""))]
+    mine = [name for name in declared.names() if may(caller, Action.READ_DECLARED, Owned(declared.owner(name) or ""))]
     return json_response({"declared": [declared.get(name).to_wire() for name in mine]})
 
 
@@ -89,12 +93,18 @@ async def get_declared(request: web.Request) -> web.StreamResponse:
     return json_response((await declared.settled(name, float(seconds))).to_wire())
 
 
+async def get_runs(request: web.Request) -> web.StreamResponse:
+    """GET /v1/declared/NAME/runs: the history of a job."""
+    runs = await request.app[DECLARED].runs(_name(request, Action.READ_DECLARED))
+    return json_response(RunHistory(runs).to_wire())
+
+
 async def put_declared(request: web.Request) -> web.StreamResponse:
     """PUT /v1/declared/NAME; a name that another has is taken, and the caller has to learn that."""
     name, caller = request.match_info["name"], caller_of(request)
     asked = parse_apply(await read_body(request))
     owner = request.app[DECLARED].owner(name)
-    if owner is not None and not may(caller, Action.DECLARE, _Owned(owner)):
+    if owner is not None and not may(caller, Action.DECLARE, Owned(owner)):
         raise KeepfleetError(ErrorKind.CONFLICT, f"cannot declare {name}: another's declared keep has that name")
     return json_response((await request.app[DECLARED].apply(name, asked.manifest, caller)).to_wire())
 

@@ -17,6 +17,8 @@ from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.schema import Schema
+from keep_protocol.secrets import NAME as SECRET_NAME
+from keep_protocol.secrets import V1_SECRETS_PATH
 from keep_protocol.states import State
 from keep_protocol.store import V1_STORE_PATH
 from keep_protocol.volumes import NAME_PATTERN, V1_VOLUMES_PATH
@@ -27,6 +29,7 @@ DOCUMENT_PATH = "/v1/openapi.json"
 DOCUMENT = web.AppKey("document", dict[str, object])
 KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
 DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
+SECRET_PATH = f"{V1_SECRETS_PATH}/{{name}}"
 VOLUME_PATH = f"{V1_VOLUMES_PATH}/{{name}}"
 EVERYWHERE = (
     ErrorKind.BAD_REQUEST,
@@ -338,6 +341,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             ),
         ),
     ),
+    ("GET", f"{DECLARED_PATH}/runs"): Operation(
+        "declaredRuns",
+        "The latest runs of a declared job, the oldest first",
+        answer="Runs",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
     ("PUT", DECLARED_PATH): Operation(
         "declareKeep",
         "Has there be a keep as a manifest says, whatever happens to it or to its host",
@@ -360,7 +369,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", f"{DECLARED_PATH}/restart"): Operation(
         "restartDeclared",
-        "Has another keep take its place, or runs again what has ended",
+        "Has another keep take its place, or runs again what has ended; of a job: runs it now",
         answer="Declared",
         refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE),
     ),
@@ -369,6 +378,24 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Wants again what was wanted before",
         answer="Declared",
         refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE),
+    ),
+    ("GET", V1_SECRETS_PATH): Operation(
+        "listSecrets", "Secrets by name, never their values", answer="Secrets", refusals=()
+    ),
+    ("PUT", SECRET_PATH): Operation(
+        "setSecret",
+        "Has a secret be the request's body, which no one can read again",
+        answer="Secret",
+        body="application/octet-stream",
+        parameters=(Parameter("restart", "query", {"type": "boolean"}, "restart the declared keeps that use it"),),
+        refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE, ErrorKind.CONFIGURATION),
+    ),
+    ("DELETE", SECRET_PATH): Operation(
+        "removeSecret",
+        "Removes a secret that no declared keep names",
+        204,
+        answer="",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
     ),
     ("GET", DOCUMENT_PATH): Operation("openapi", "This document", answer="application/json", refusals=()),
 }
@@ -380,6 +407,7 @@ _IN_PATHS = (
     ("digest", "{digest}", _DIGEST),
     ("name", "references/{name}", _NAMED),
     ("name", "keys/{name}", _KEY),
+    ("name", SECRET_PATH, {"type": "string", "pattern": f"^{SECRET_NAME}$"}),
     ("id", "pulls/{id}", {"type": "string", "pattern": "^[0-9a-f]{16}$"}),
     ("name", VOLUME_PATH, {"type": "string", "pattern": f"^{NAME_PATTERN}$"}),
     ("name", f"{V1_DECLARED_PATH}/{{name}}", {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}),

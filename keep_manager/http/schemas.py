@@ -5,12 +5,14 @@ from __future__ import annotations
 from keep_protocol import pulling, sse, store
 from keep_protocol.api import MAX_PAGE, NewKeep, StartKeep
 from keep_protocol.constants import KUUID_BITS
-from keep_protocol.declared import Apply, DeclaredKeep
+from keep_protocol.declared import Apply, DeclaredKeep, RunHistory
 from keep_protocol.errors import ErrorKind
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo, Module, Uploader, WorkloadSummary
 from keep_protocol.outcome import Outcome
+from keep_protocol.runs import Run
 from keep_protocol.schema import Schema, record_schema
+from keep_protocol.secrets import Secret, SecretList
 from keep_protocol.spec import Lease
 from keep_protocol.volumes import Volume
 
@@ -22,6 +24,10 @@ ANSWERS: dict[str, type[Record]] = {
     "Workload": WorkloadSummary,
     "Uploader": Uploader,
     "Declared": DeclaredKeep,
+    "Run": Run,
+    "Secret": Secret,
+    "Secrets": SecretList,
+    "Runs": RunHistory,
     "Volume": Volume,
     "KeepEvent": sse.KeepEvent,
     "LogLine": sse.LogLine,

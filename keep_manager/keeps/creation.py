@@ -105,11 +105,18 @@ def spec_for(
         key=key_digest(caller, key),
         request=request_digest(request, key) if key else "",
         declared=declared,
+        credentials=_credentials(request),
     )
     if module is not None:
         spec = spec.replace(kind=Kind.STORED, module=module.name, digest=module.digest)
     encode_spec(spec)
     return spec
+
+
+def _credentials(request: NewKeep) -> tuple[str, ...]:
+    """The secrets of the manager's that its workload is to have."""
+    start = request.start
+    return () if start is None or start.workload is None else start.workload.workload.credentials
 
 
 class Unbroken:

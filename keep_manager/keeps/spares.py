@@ -46,9 +46,9 @@ def is_spare(spec: KeepSpec | None) -> bool:
 
 def fits(spec: KeepSpec) -> bool:
     """Whether a spare can become the keep that `spec` describes: systemd sets every limit on a unit that runs, but not
-    how many lines the journal takes of it, nor what a profile needs."""
+    how many lines the journal takes of it, nor what a profile needs, nor a credential."""
     lines = spec.limits.log_lines_per_second
-    return spec.profile is Profile.STANDARD and lines == DEFAULT_LIMITS.log_lines_per_second
+    return spec.profile is Profile.STANDARD and not spec.credentials and lines == DEFAULT_LIMITS.log_lines_per_second
 
 
 class Spares:

@@ -9,6 +9,7 @@ unit file, so that of a client's text only safe words reach it, each checked her
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from keep_protocol.constants import slice_name, unit_name
 from keep_protocol.errors import KeepfleetError
@@ -47,6 +48,15 @@ def keep_properties(kuuid: int, spec: KeepSpec, root: str | None, groups: str) -
         ("Environment", "as", [f"{SPEC_VARIABLE}={encode_spec(spec)}"]),
         *(() if root is None else _root_properties(kuuid, root, groups)),
     )
+
+
+def credential_properties(found: Mapping[str, tuple[str, bool]]) -> tuple[Property, ...]:
+    """What has systemd give a unit these credentials, each from the file at its path, and whether that is encrypted
+    (man systemd.exec, LoadCredential=). The unit shows names and paths, and no value. Pure."""
+    plain = [[name, path] for name, (path, encrypted) in found.items() if not encrypted]
+    sealed = [[name, path] for name, (path, encrypted) in found.items() if encrypted]
+    by_property = (("LoadCredential", plain), ("LoadCredentialEncrypted", sealed))
+    return tuple((name, "a(ss)", listed) for name, listed in by_property if listed)
 
 
 def _live(spec: KeepSpec) -> tuple[Property, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.model import UnitEnd, UnitState
@@ -16,6 +16,7 @@ from keep_manager.systemd.jobs import JobWaits
 from keep_manager.systemd.properties import (
     claim_properties,
     claimed_in,
+    credential_properties,
     keep_properties,
     log_fields,
     narrowed,
@@ -60,6 +61,8 @@ class SystemdUnits:
         self._fields = FieldFiles(runtime_root)
         self._roots = roots
         self._root_of: dict[int, str] = {}
+        self.credentials: Callable[[Iterable[str]], Mapping[str, tuple[str, bool]]] = lambda _: {}
+        """Where secrets lie, and whether encrypted; for threads. Raises KeepfleetError."""
         self._groups: str | None = None
         self._jobs = JobWaits()
         self._resync: asyncio.Task[None] | None = None
@@ -101,6 +104,8 @@ class SystemdUnits:
         what = f"start {unit}"
         root = None if self._roots is None else await self._roots.path()
         wanted = keep_properties(kuuid, spec, root, await self._memory_groups())
+        if spec.credentials:
+            wanted += credential_properties(await asyncio.to_thread(self.credentials, spec.credentials))
         properties = [[name, variant(signature, value)] for name, signature, value in wanted]
         call = Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, []))
         try:

@@ -30,6 +30,8 @@ COMMANDS = {
     "delete": "keepctl.commands.declared:DELETE",
     "restart": "keepctl.commands.declared:RESTART",
     "rollback": "keepctl.commands.declared:ROLLBACK",
+    "history": "keepctl.commands.history:HISTORY",
+    "secret": "keepctl.commands.secret:group",
     "volume": "keepctl.commands.volumes:group",
     "verify": "keepctl.commands.verify:VERIFY",
     "manifest": "keepctl.commands.local:manifest",

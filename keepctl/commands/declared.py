@@ -15,18 +15,20 @@ from keep_protocol.declared import DeclaredKeep, DeclaredState
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl.access import CONNECTION, OUTPUT, Access, connected
 from keepctl.arguments import FILE, Argument, Choice, Command, Option
+from keepctl.describe import moment_text
 from keepctl.display import echo, json_text, show_table
 from keepctl.ending import FAILED, show_failure
 
 _SUFFIXES = (".yaml", ".yml")
 _HEADER = ("NAME", "STATE", "VERSION", "ID", "MODULE", "DETAIL")
-_WELL = (DeclaredState.RUNNING, DeclaredState.DONE)
+_WELL = (DeclaredState.RUNNING, DeclaredState.DONE, DeclaredState.SCHEDULED)
 _FILES = Option(("-f", "--file"), "paths", "A manifest, or a directory of them.", FILE, "PATH", many=True)
 _WAIT = Option(("--wait",), "wait", "Until it runs, has ended, or cannot; exits 1 unless it runs or exited 0.")
 _NAMES = Argument("names", "NAME...", many=True)
 
 
-def _client(access: Access) -> DeclaredClient:
+def client_of(access: Access) -> DeclaredClient:
+    """The manager's calls about what is declared."""
     return DeclaredClient(parse_manager(access.manager), access.credentials.manager_context())
 
 
@@ -100,13 +102,14 @@ def _state(found: DeclaredKeep) -> str:
 def _reasons(found: DeclaredKeep) -> list[str]:
     """Why it is so; that what runs is running says nothing more."""
     detail = "" if found.state is DeclaredState.RUNNING else found.detail
-    return [text for text in (detail, found.note) if text]
+    due = "" if found.next_run is None else f"next run {moment_text(found.next_run)}"
+    return [text for text in (detail, found.note, due) if text]
 
 
 @connected
 def _apply(paths: tuple[str, ...], wait: bool, output: str, access: Access) -> int:
     manifests = _manifests(paths)
-    with _client(access) as client:
+    with client_of(access) as client:
         before = {each.name: each.version for each in client.declared()}
 
         def one(name: str) -> tuple[DeclaredKeep | None, str, bool]:
@@ -124,7 +127,7 @@ def _diff(paths: tuple[str, ...], output: str, access: Access) -> int:
     import difflib
 
     manifests = _manifests(paths)
-    with _client(access) as client:
+    with client_of(access) as client:
         declared = {each.name: each.manifest for each in client.declared()}
     found = []
     for name, wanted in manifests.items():
@@ -143,7 +146,7 @@ def _diff(paths: tuple[str, ...], output: str, access: Access) -> int:
 
 @connected
 def _get(names: tuple[str, ...], output: str, access: Access) -> int:
-    with _client(access) as client:
+    with client_of(access) as client:
         found = [client.declared_keep(name) for name in names] if names else list(client.declared())
     if output == "json":
         echo(json_text([each.to_wire() for each in found]))
@@ -162,7 +165,7 @@ def _row(each: DeclaredKeep) -> tuple[str, ...]:
 
 @connected
 def _delete(names: tuple[str, ...], output: str, access: Access) -> int:
-    with _client(access) as client:
+    with client_of(access) as client:
 
         def one(name: str) -> tuple[DeclaredKeep | None, str, bool]:
             found = client.declared_keep(name)
@@ -174,11 +177,13 @@ def _delete(names: tuple[str, ...], output: str, access: Access) -> int:
 
 @connected
 def _restart(names: tuple[str, ...], wait: bool, output: str, access: Access) -> int:
-    with _client(access) as client:
+    with client_of(access) as client:
 
         def one(name: str) -> tuple[DeclaredKeep | None, str, bool]:
             found = client.restart(name)
             said = f"another keep takes its place, version {found.version}"
+            if found.schedule:
+                said = "it is run now" if found.last_run is None else f"run {found.last_run.number} begins"
             return _awaited(client, found, said) if wait else (found, said, True)
 
         return _each(names, output, one)
@@ -186,7 +191,7 @@ def _restart(names: tuple[str, ...], wait: bool, output: str, access: Access) ->
 
 @connected
 def _roll_back(names: tuple[str, ...], wait: bool, output: str, access: Access) -> int:
-    with _client(access) as client:
+    with client_of(access) as client:
 
         def one(name: str) -> tuple[DeclaredKeep | None, str, bool]:
             found = client.roll_back(name)
@@ -250,7 +255,7 @@ RESTART = Command(
     _restart,
     "Has another keep take a declared one's place.",
     """Has another keep take the place of the one there is, which ends when the new one is ready; or runs again what has
-    ended, or was stopped.
+    ended, or was stopped. A job is run now.
 
     \b
     keepctl restart --wait web

@@ -34,7 +34,7 @@ def parse_job(data: bytes, directory: str = "") -> tuple[Job | None, list[Fault]
         return None, faults or [Fault(1, 1, "it is empty")]
     faults += faults_of(root, SCHEMA)
     if not faults:
-        faults += [*_twice(root), *_limits(root)[1], *_volume(root)[1], *_probe(root)[1]]
+        faults += [*_twice(root), *_of_two_places(root), *_limits(root)[1], *_volume(root)[1], *_probe(root)[1]]
     if faults:
         return None, sorted(faults)
     job = _job(root, directory)
@@ -107,6 +107,14 @@ def _twice(root: Node) -> Iterator[Fault]:
                 )
 
 
+def _of_two_places(root: Node) -> Iterator[Fault]:
+    """Secrets that are to come both from a file and from what the manager has."""
+    for item in _items(root, "secrets"):
+        if "file" in item and "stored" in item:
+            node = item["stored"]
+            yield Fault(node.line, node.column, "secrets: `file` and `stored` are two places; leave one of them out")
+
+
 def _limits(root: Node) -> tuple[dict[str, int], list[Fault]]:
     limits: dict[str, int] = {}
     faults: list[Fault] = []
@@ -161,7 +169,12 @@ def _job(root: Node, directory: str) -> Job:
             Grant(item["host"].text, item["guest"].text, "writable" in item and item["writable"].value is True)
             for item in _items(root, "directories")
         ),
-        secrets={item["name"].text: item["file"].text for item in _items(root, "secrets")},
+        secrets={item["name"].text: item["file"].text for item in _items(root, "secrets") if "file" in item},
+        stored_secrets={
+            item["name"].text: item["stored"].text if "stored" in item else item["name"].text
+            for item in _items(root, "secrets")
+            if "file" not in item
+        },
         stdin=_text(root, "stdin"),
         streams="stream" in (given := _entries(root, "stdin")) and given["stream"].value is True,
         limits=_limits(root)[0],
@@ -169,6 +182,9 @@ def _job(root: Node, directory: str) -> Job:
         profile=_text(root, "profile"),
         compiler=_text(root, "compiler"),
         output=_text(root, "output"),
+        schedule=_text(root, "schedule"),
+        missed=_text(root, "missed") or Job().missed,
+        overlap=_text(root, "overlap") or Job().overlap,
         ready_seconds=_whole(root, "ready_seconds", READY_SECONDS),
         probe=_probe(root)[0],
         volume=_volume(root)[0],

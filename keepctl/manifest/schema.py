@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from keep_protocol.limits import BOUNDS, DEFAULTS
+from keep_protocol.runs import SCHEDULE, Missed, Overlap
 from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, Compiler, OutputPolicy, Profile, RestartPolicy
 from keep_protocol.volumes import BYTES_PER_INODE, INODES, NAME_PATTERN, SIZES
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS
@@ -171,12 +172,13 @@ SCHEMA: Schema = {
         },
         "secrets": {
             "type": "array",
-            "description": "Files the guest finds as /run/secrets/NAME, in memory and not in its environment.",
+            "description": "Files the guest finds as /run/secrets/NAME, in memory and not in its environment: of the "
+            "host, or of what `keepctl secret set` gave the manager.",
             "maxItems": MAX_SECRETS,
             "items": {
                 "type": "object",
                 "additionalProperties": False,
-                "required": ["name", "file"],
+                "required": ["name"],
                 "properties": {
                     "name": _text(
                         "Its name in the guest.",
@@ -184,6 +186,12 @@ SCHEMA: Schema = {
                         "be 1 to 63 of A-Z, a-z, 0-9, `_`, `.` and -, and begin with a letter or digit",
                     ),
                     "file": _host_path("The file."),
+                    "stored": _text(
+                        "The secret of `keepctl secret ls` that it is, of what is declared; without a file and this, "
+                        "the one of its name.",
+                        "^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
+                        "be a secret's name",
+                    ),
                 },
             },
         },
@@ -221,6 +229,21 @@ SCHEMA: Schema = {
             "minimum": 0,
             "maximum": 3600,
             "default": READY_SECONDS,
+        },
+        "schedule": _text(
+            "When a declared job runs: OnCalendar= and a calendar event of systemd's (man 7 systemd.time).",
+            _whole(SCHEDULE),
+            "be OnCalendar= and a calendar event, as in OnCalendar=*-*-* 03:00",
+        ),
+        "missed": {
+            "description": "Whether a job's run is made up for, once, when nobody was there to start it.",
+            "enum": [missed.value for missed in Missed],
+            "default": Missed.RUN.value,
+        },
+        "overlap": {
+            "description": "Whether a job's run may begin while another one goes on; else it is skipped.",
+            "enum": [overlap.value for overlap in Overlap],
+            "default": Overlap.FORBID.value,
         },
         "probe": {
             "type": "object",

@@ -8,7 +8,11 @@ from contextlib import asynccontextmanager
 
 from keep_grants.protocol import SOCKET_NAME
 from keep_manager.declared.declarations import Declarations
+from keep_manager.declared.history import History
+from keep_manager.declared.jobs import Jobs
+from keep_manager.declared.last_lines import LastLines
 from keep_manager.declared.reconciler import Reconciler
+from keep_manager.declared.secrets import Secrets
 from keep_manager.declared.specifications import Specifications
 from keep_manager.declared.volume_service import DeclaredVolumes
 from keep_manager.declared.volumes import Volumes
@@ -27,7 +31,9 @@ from keep_manager.providers.files import Files
 from keep_manager.tasks import Group
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.spec import KeepSpec
+from tests.fakes.fake_calendar import FakeCalendar, FakeTimers
 from tests.fakes.fake_event_log import FakeEventLog
+from tests.fakes.fake_sealer import FakeSealer
 from tests.fakes.fake_units import FakeUnits
 
 THIS_BOOT = "this boot"
@@ -109,7 +115,26 @@ class ManagerParts:
             self.readers,
         )
         self.view.on_change = self.reconciler.keep_changed
-        self.declarations = Declarations(self.reconciler, self.modules)
+        self.calendar, self.timers = FakeCalendar(), FakeTimers()
+        history = History(f"{root}/state/jobs")
+        history.open()
+        lines = LastLines(self.folders)
+        self.jobs = Jobs(
+            tasks,
+            self.reconciler,
+            self.keeps,
+            self.view.entries,
+            history,
+            self.calendar,
+            self.timers,
+            lines.of,
+            lambda: self.calendar.now,
+        )
+        self.reconciler.jobs = self.jobs
+        self.sealer = FakeSealer()
+        self.secrets = Secrets(f"{root}/state/secrets", self.sealer, self.reconciler.readable, self.reconciler.retry)
+        self.reconciler.check_use = self.secrets.check_use
+        self.declarations = Declarations(self.reconciler, self.modules, self.jobs, lambda: self.calendar.now)
         self.kept_volumes = DeclaredVolumes(self.volumes, self.reconciler)
 
     def __repr__(self) -> str:

@@ -89,9 +89,14 @@ class RunningManager:
             self.parts.modules,
             lambda: uses_of(self.parts.view.entries()),
             self.pulls,
+            self.parts.secrets,
         )
+        await self.parts.secrets.open()
         await self.parts.reconciler.open()
         self.tasks.start(self.parts.reconciler.run(), name="declared")
+        await self.parts.jobs.open()
+        self.tasks.start(self.parts.jobs.run(), name="jobs")
+        self.tasks.start(self.parts.jobs.tend_timers(), name="timers of jobs")
         self.server = Server(app, listener, context, certificates)
         await self.server.open(self.tasks)
 
@@ -99,6 +104,7 @@ class RunningManager:
         """Ends everything."""
         if self.server is not None:
             await self.server.close()
+        await self.parts.jobs.close()
         await self.pulls.close()
         await self.parts.reconciler.close()
         await self.keeps.settle()

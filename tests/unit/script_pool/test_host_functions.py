@@ -179,7 +179,7 @@ async def test_answers_that_come_twice_late_or_for_nothing_change_nothing(cache:
         sys.executable, "-m", "script_pool", "--stdio", f"--cache={cache}",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
-    assert program.stdin is not None and program.stdout is not None  # noqa: PT018
+    assert program.stdin is not None and program.stdout is not None
 
     async def say(**message: object) -> None:
         assert program.stdin is not None
@@ -223,7 +223,7 @@ async def test_a_parked_run_survives_the_child_that_it_began_in(pool: Pool) -> N
                 await pool.run("other", {})
                 return 5
             except ScriptError as error:
-                assert error.reason == "crashed"  # noqa: PT017 - it was sent to the child that had been killed
+                assert error.reason == "crashed"
 
     await pool.add("other", "x = 1")
     await pool.add("a", "var x = await f()", functions=["f"])
