@@ -15,9 +15,8 @@ from collections.abc import Callable
 
 from script_pool.engine import guest as wheel
 from script_pool.engine.artifacts import Artifacts
-from script_pool.engine.binding import TRAP_INTERRUPT, TRAP_OUT_OF_BOUNDS, TRAP_STACK_OVERFLOW, Trap
+from script_pool.engine.binding import TRAP_INTERRUPT, TRAP_OUT_OF_BOUNDS, TRAP_STACK_OVERFLOW, EngineError, Trap
 from script_pool.engine.instance import (
-    MAX_MEMORY_BYTES,
     Guest,
     GuestExit,
     HostFunction,
@@ -51,56 +50,60 @@ _LINE = re.compile(r'File "([^"]*)", line (\d+)(?:, in (\S+))?')
 
 _PROGRAM = r"""
 import host, json
-def _ask(operation, text=""):
-    host.call(operation, text)
+def ask(what):
+    host.call(what, "")
     return host.call("take", "")
-_source, _checks, _functions = json.loads(_ask("source"))
-def _run():
-    try:
-        code = compile(_source, "script", "exec")
-        if _checks:
-            return "o{}"
-        world = {"__name__": "__main__"}
-        if _functions:
-            exec(_ask("calls"), globals())
-            world.update({name: _function(name) for name in _functions})
-        world.update(json.loads(_ask("input")))
-    except Exception as error:
-        exec(_ask("errors"), globals())
-        return "s" + _thrown(error)
-    try:
-        exec(code, world)
-    except SystemExit:
-        pass
-    except BaseException as error:
-        exec(_ask("errors"), globals())
-        return "t" + _thrown(error)
-    try:
-        return "o" + json.dumps({name: value for name, value in world.items() if name[:1] != "_" and not isinstance(value, _left)})
-    except Exception as error:
-        exec(_ask("errors"), globals())
-        return "n" + _thrown(error)
-_left = (type, type(json), type(_run), type(len), type(json.dumps), type(lambda: (yield)))
-host.call("done", _run())
+def done():
+    left = {k: v for k, v in world.items() if k[0] != "_" and not callable(v) and type(v) != type(json)}
+    host.call("done", "o" + json.dumps(left))
+at = "s"
+world = {"__name__": "__main__"}
+try:
+    code = compile(ask("source"), "script", "exec")
+    calls = ask("calls")
+    if calls:
+        exec(calls)
+    world.update(json.loads(ask("input")))
+    at = "t"
+    exec(code, world)
+    at = "n"
+    done()
+except BaseException as error:
+    exec(ask("errors"))
 """
 """What every run interprets first: the less, the sooner it begins. The rest is asked for where it is needed."""
 _CALLS = r"""
 class HostCallError(Exception): pass
 class HostCallRefused(HostCallError): pass
-def _function(name):
+def function(name):
     def call(*given):
-        answer = json.loads(_ask("function", json.dumps([name, given])))
+        host.call("function", json.dumps([name, given]))
+        answer = json.loads(host.call("take", ""))
         if answer[0]:
             return answer[1]
         raise (HostCallRefused if answer[2] else HostCallError)(answer[1])
     return call
+world.update({name: function(name) for name in json.loads(ask("functions"))})
 """
 _ERRORS = r"""
-import sys, io
-def _thrown(error):
+if at == "t" and isinstance(error, SystemExit):
+    done()
+else:
+    import sys, io
     text = io.StringIO()
     sys.print_exception(error, text)
-    return json.dumps([type(error).__name__, str(error), text.getvalue()])
+    host.call("done", at + json.dumps([type(error).__name__, str(error), text.getvalue()]))
+"""
+_CHECKS = r"""
+import host, json
+try:
+    host.call("source", "")
+    compile(host.call("take", ""), "script", "exec")
+    host.call("done", "o{}")
+except BaseException as error:
+    at = "s"
+    host.call("errors", "")
+    exec(host.call("take", ""))
 """
 
 
@@ -136,9 +139,7 @@ class MicroPython:
     def settle(self) -> None:
         """Nothing is kept."""
 
-    def prepare(
-        self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()
-    ) -> Script:
+    def prepare(self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()) -> Script:
         """Compiles, to see whether it can. Raises Fault."""
         text = source.encode("utf-8", "replace")
         if len(text) > MAX_SOURCE_BYTES or "\0" in source:
@@ -156,9 +157,7 @@ class MicroPython:
             raise Fault(Reason.EXCEPTION, "Error", "scripts in micropython have no sessions")
         return self._go(_Run(script, input_text, limits, host, None if world is None else world.clock))
 
-    def resume(
-        self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World
-    ) -> Result | Suspended:
+    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result | Suspended:
         """It parks nothing."""
         raise Fault(Reason.CRASHED, "", "a run in micropython cannot have been parked")
 
@@ -170,6 +169,9 @@ class MicroPython:
                 guest.call("_start")
             except Trap as trap:
                 run.stopped(trap)
+            except EngineError:
+                if not run.exited:
+                    raise
             finally:
                 self._run = None
         return run.result()
@@ -216,6 +218,7 @@ class MicroPython:
 
 
 _ARGUMENTS = (b"micropython\0", b"-c\0", _PROGRAM.encode() + b"\0")
+_CHECK = (*_ARGUMENTS[:2], _CHECKS.encode() + b"\0")
 
 
 class _Run:
@@ -231,9 +234,12 @@ class _Run:
         checks: bool = False,
     ) -> None:
         self.script, self.limits, self._host = script, limits, host
-        source = json.dumps([script.image.decode(), checks, script.functions]).encode()
-        self._given = {"source": source, "input": input_text, "calls": _CALLS.encode(), "errors": _ERRORS.encode()}
+        self._given = {"source": script.image, "input": input_text, "errors": _ERRORS.encode()}
+        if script.functions:
+            self._given |= {"calls": _CALLS.encode(), "functions": json.dumps(script.functions).encode()}
+        self._arguments = _CHECK if checks else _ARGUMENTS
         self._kept = self._done = b""
+        self.exited = False
         self._output = bytearray()
         self._began, self._waited = time.perf_counter(), 0.0
         self._ahead = 0 if clock is None else int(clock * 1e6) - time.time_ns()
@@ -244,13 +250,13 @@ class _Run:
     # --- the guest's imports ---------------------------------------------------------------------------------------
 
     def args_sizes(self, guest: Guest, args: list[int]) -> int:
-        guest.write(args[0], struct.pack("<I", len(_ARGUMENTS)))
-        guest.write(args[1], struct.pack("<I", sum(map(len, _ARGUMENTS))))
+        guest.write(args[0], struct.pack("<I", len(self._arguments)))
+        guest.write(args[1], struct.pack("<I", sum(map(len, self._arguments))))
         return _SUCCESS
 
     def args(self, guest: Guest, args: list[int]) -> int:
         at = args[1]
-        for number, argument in enumerate(_ARGUMENTS):
+        for number, argument in enumerate(self._arguments):
             guest.write(args[0] + 4 * number, struct.pack("<I", at))
             guest.write(at, argument)
             at += len(argument)
@@ -279,6 +285,7 @@ class _Run:
         return _SUCCESS
 
     def exit(self, guest: Guest, args: list[int]) -> int:
+        self.exited = True
         raise GuestExit
 
     def room(self, guest: Guest, args: list[int]) -> int:

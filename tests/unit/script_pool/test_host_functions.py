@@ -179,7 +179,7 @@ async def test_answers_that_come_twice_late_or_for_nothing_change_nothing(cache:
         sys.executable, "-m", "script_pool", "--stdio", f"--cache={cache}",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
-    assert program.stdin is not None and program.stdout is not None  # noqa: PT018
+    assert program.stdin is not None and program.stdout is not None
 
     async def say(**message: object) -> None:
         assert program.stdin is not None
@@ -223,7 +223,7 @@ async def test_a_parked_run_survives_the_child_that_it_began_in(pool: Pool) -> N
                 await pool.run("other", {})
                 return 5
             except ScriptError as error:
-                assert error.reason == "crashed"  # noqa: PT017 - it was sent to the child that had been killed
+                assert error.reason == "crashed"
 
     await pool.add("other", "x = 1")
     await pool.add("a", "var x = await f()", functions=["f"])
@@ -258,7 +258,8 @@ class _NoTimer:
 
 
 @pytest.mark.parametrize(
-    "given", [1, {"f": 1}, {"f": {"more": 1}}, {"f": {"calls": 0}}, {"f": {"calls": True}}, {"f": {"seconds": 1e9}}, ["a b"], [1], ["é"], {"f": {"calls": 1.5}}]
+    "given", [1, {"f": 1}, {"f": {"more": 1}}, {"f": {"calls": 0}}, {"f": {"calls": True}},
+        {"f": {"seconds": 1e9}}, ["a b"], [1], ["é"], {"f": {"calls": 1.5}}]
 )  # fmt: skip
 def test_an_allowance_that_is_none_is_refused(given: object) -> None:
     with pytest.raises(ValueError, match="host"):
@@ -290,7 +291,10 @@ async def test_fetch_asks_the_hosts_that_are_allowed_alone(pool: Pool) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         origin = f"http://127.0.0.1:{server.server_port}"
         pool.host_function(Fetch([origin], headers={"Authorization": "secret"}, max_bytes=2000), name="fetch")
-        source = "const f = await fetch(url + '/a?b', {method: 'POST', body: 'é'}); var r = [f.status, f.ok, JSON.parse(f.body)]"
+        source = (
+            "const f = await fetch(url + '/a?b', {method: 'POST', body: 'é'});"
+            "var r = [f.status, f.ok, JSON.parse(f.body)]"
+        )
         await pool.add("post", source, functions=["fetch"])
         assert (await pool.run("post", {"url": origin}))["r"] == [201, True, ["/a?b", "secret", "é"]]
         await pool.add(
