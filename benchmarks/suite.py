@@ -10,6 +10,7 @@ from benchmarks import (
     deadlines,
     declared,
     fleet,
+    languages,
     lifecycle,
     memory,
     output,
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "store": ("The module store", storing.measure),
     "stored": ("Starts from the module store", store.measure),
     "scripts": ("Scripts, against node:vm", scripts.measure),
+    "languages": ("Scripts in each language, and host functions", languages.measure),
     "declared": ("Many declared keeps, and a boot", declared.measure),
     "fleet": ("Many keeps, and a manager killed", fleet.measure),
 }

@@ -1,7 +1,7 @@
 """`fetch` as a host function: the application asks for what a script wants, of the hosts that it has named alone.
 
     pool.host_function(Fetch(["api.example.com"]), name="fetch")
-    await pool.add("prices", "var prices = JSON.parse((await fetch('https://api.example.com/')).body)", functions=["fetch"])
+    await pool.add("prices", "var prices = JSON.parse((await fetch(url)).body)", functions=["fetch"])
 
 Import rule: the standard library alone.
 """
@@ -29,8 +29,8 @@ class FetchRefused(Exception):
 
 
 class Fetch:
-    """`allowed`: hosts, which are asked over HTTPS, or origins, as `http://127.0.0.1:8080`. `headers`: of every request,
-    as an authorisation that the script is not to see. Redirections are not followed: the script sees them."""
+    """`allowed`: hosts, which are asked over HTTPS, or origins, as `http://127.0.0.1:8080`. `headers`: of every
+    request, as an authorisation that the script is not to see. Redirections are not followed: the script sees them."""
 
     def __init__(
         self,

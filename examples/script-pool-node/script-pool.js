@@ -50,7 +50,9 @@ class Pool {
 
   // language: "js", "ts", "python" or "micropython". functions: those that the script may call, an array of names, or an
   // object of them with { calls, bytes, seconds } that differ.
-  async add(name, code, { language = "js", functions } = {}) {
+  // Or the language alone.
+  async add(name, code, options = {}) {
+    const { language = "js", functions } = typeof options === "string" ? { language: options } : options;
     await this._ask({ cmd: "AddCode", name, code, language, ...(functions && { hostFunctions: functions }) });
   }
 

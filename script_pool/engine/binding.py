@@ -163,6 +163,7 @@ FUNCTIONS = {
     "wasmtime_error_message": "void error* byte_vec*",
     "wasmtime_error_delete": "void error*",
     "wasm_byte_vec_delete": "void byte_vec*",
+    "wasmtime_trap_new": "trap* text size",
     "wasm_trap_message": "void trap* byte_vec*",
     "wasmtime_trap_code": "bool trap* byte*",
     "wasm_trap_delete": "void trap*",

@@ -20,17 +20,17 @@ _MEMORY, _GLOBAL, _CODE, _DATA, _DATA_COUNT = 5, 6, 10, 11, 12
 _I32_CONST, _END = 0x41, 0x0B
 
 
-def read(name: str, sha256: str) -> bytes:
-    """A file of the wheel's. Raises ImportError where it is missing or is another."""
+def read(name: str, sha256: str, package: str = "quickjs_rs", wheel: str = "quickjs-rs 0.2.6") -> bytes:
+    """A file of a wheel's. Raises ImportError where it is missing or is another."""
     for directory in sys.path:
-        path = os.path.join(directory, "quickjs_rs", name)
+        path = os.path.join(directory, package, name)
         if os.path.exists(path):
             with open(path, "rb") as file:
                 data = file.read()
             if hashlib.sha256(data).hexdigest() != sha256:
-                raise ImportError(f"cannot run scripts: {path} is not that of quickjs-rs 0.2.6; install that version")
+                raise ImportError(f"cannot run scripts: {path} is not that of {wheel}; install that version")
             return data
-    raise ImportError("cannot run scripts: quickjs-rs is not installed; pip install keepfleet brings it")
+    raise ImportError(f"cannot run scripts: {wheel} is not installed; pip install keepfleet brings it")
 
 
 def _unsigned(value: int) -> bytes:

@@ -67,14 +67,15 @@ def ticks(seconds: float) -> int:
 class WasmEngine:
     """The engine, one a process: a fork shares its parent's. `start_clock` begins to count epochs."""
 
-    def __init__(self) -> None:
+    def __init__(self, on: tuple[str, ...] = ()) -> None:
+        """on: proposals that are off otherwise."""
         config = library.wasm_config_new()
         library.wasmtime_config_max_wasm_stack_set(config, WASM_STACK_BYTES)
         library.wasmtime_config_async_stack_size_set(config, ASYNC_STACK_BYTES)
         library.wasmtime_config_epoch_interruption_set(config, True)
         library.wasmtime_config_memory_init_cow_set(config, True)
         for name in _OFF:
-            getattr(library, f"wasmtime_config_{name}_set")(config, False)
+            getattr(library, f"wasmtime_config_{name}_set")(config, name in on)
         pool = library.wasmtime_pooling_allocation_config_new()
         for name, value in (
             ("linear_memory_keep_resident", KEEP_RESIDENT_BYTES),
@@ -128,6 +129,10 @@ HostFunction = Callable[["Guest", list[int]], int]
 """An import: the instance that calls, and its arguments; returns its one result."""
 
 
+class GuestExit(Exception):
+    """What an import raises to end the guest that has called it."""
+
+
 class Template:
     """A compiled guest with its imports: what instances are made from."""
 
@@ -174,7 +179,10 @@ class Template:
         def called(_env: int, _caller: int, args: object, count: int, out: object, _results: int) -> int:
             guest = self.current
             given = [args[at].of.i64 if args[at].kind == I64 else args[at].of.i32 for at in range(count)]  # type: ignore[index]
-            result = function(guest, given) if guest is not None else 0
+            try:
+                result = function(guest, given) if guest is not None else 0
+            except GuestExit:
+                return int(library.wasmtime_trap_new(b"exit", 4))
             if results:
                 out[0].kind, out[0].of.i32 = I32, result  # type: ignore[index]
             return 0

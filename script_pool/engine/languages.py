@@ -5,6 +5,7 @@ What is not installed is named when a script in it is added, and costs nothing b
 
 from __future__ import annotations
 
+from script_pool.engine.artifacts import Artifacts
 from script_pool.engine.interface import (
     Engine,
     Fault,
@@ -16,6 +17,7 @@ from script_pool.engine.interface import (
     Suspended,
     World,
 )
+from script_pool.engine.micropython import MicroPython
 from script_pool.engine.quickjs import QuickJS
 
 
@@ -24,16 +26,23 @@ class Languages:
 
     def __init__(self, cache: str | None = None) -> None:
         """cache: a directory of this user's alone, where compiled code is kept."""
-        javascript = QuickJS(cache)
-        self._engines: dict[str, Engine] = {"js": javascript, "ts": javascript}
+        self._javascript, self._cache = QuickJS(cache), cache
+        self._engines: dict[str, Engine] = {"js": self._javascript, "ts": self._javascript}
+        self._missing: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"Languages({', '.join(self._engines)})"
 
     def warm(self) -> None:
-        """Loads each engine."""
-        for engine in dict.fromkeys(self._engines.values()):
-            engine.warm()
+        """Loads each engine. JavaScript's must be there; what another lacks is said when it is asked for."""
+        self._javascript.warm()
+        micropython = MicroPython(Artifacts(self._cache))
+        try:
+            micropython.warm()
+        except ImportError as error:
+            self._missing["micropython"] = str(error)
+        else:
+            self._engines["micropython"] = micropython
 
     def begin(self) -> None:
         """Starts each engine."""
@@ -43,7 +52,7 @@ class Languages:
     def prepare(self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()) -> Script:
         """By the engine of its language. Raises Fault."""
         if language not in self._engines:
-            raise Fault(Reason.NOT_INSTALLED, "", f"the engine for {language} is not installed")
+            raise Fault(Reason.NOT_INSTALLED, "", self._missing.get(language, f"there is no engine for {language}"))
         return self._engines[language].prepare(name, source, language, limits, functions)
 
     def run(

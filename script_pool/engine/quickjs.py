@@ -486,8 +486,12 @@ class Held:
                 self.calls = text
                 return self
             result = self._result(kind, console, text)
-        except BaseException:
+        except BaseException as error:
             engine.spend(guest)
+            full = guest.size > limits.memory_bytes * 3 // 4
+            if isinstance(error, Fault) and full and (error.name, error.message) == ("Error", "null"):
+                # What is thrown where there is no memory for an error.
+                raise Fault(Reason.MEMORY_LIMIT, "", f"more than {limits.memory_bytes} bytes are needed") from None
             raise
         engine.spend(guest)
         return result

@@ -7,10 +7,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +23,8 @@ from script_pool.client import BlockingPool, Pool, ScriptError
 from script_pool.fetching import Fetch, FetchRefused
 from script_pool.hostcalls import Allowance, Calls, HostCall
 from script_pool.sessions import Sessions
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +179,6 @@ async def test_the_guests_clock_stops_while_it_waits(pool: Pool) -> None:
 
 
 async def test_answers_that_come_twice_late_or_for_nothing_change_nothing(cache: str) -> None:
-    import sys
-
     program = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "script_pool", "--stdio", f"--cache={cache}",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -235,6 +239,34 @@ async def test_a_parked_run_survives_the_child_that_it_began_in(pool: Pool) -> N
     assert await running == {"x": 5}
 
 
+NODE = """
+const { Pool } = require("./examples/script-pool-node/script-pool.js");
+(async () => {
+  const pool = new Pool({ command: process.argv.slice(1) });
+  pool.hostFunction("twice", async (x) => x * 2);
+  pool.hostFunction("wrong", () => { throw new TypeError("why"); });
+  await pool.add("a", "var y = await twice(x); var e; try { await wrong() } catch (f) { e = f.message }",
+    { functions: ["twice", "wrong"] });
+  const session = pool.session();
+  await pool.add("count", "globalThis.n = (globalThis.n ?? 0) + 1");
+  await session.run("count", {});
+  const moved = await pool.loadSession(await session.save());
+  const { n } = await moved.run("count", {});
+  await session.end();
+  console.log(JSON.stringify([await pool.run("a", { x: 21 }), n]));
+  await pool.close();
+})();
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_client_for_node_has_host_functions_and_sessions(cache: str) -> None:
+    pool = [sys.executable, "-m", "script_pool", "--stdio", f"--cache={cache}"]
+    done = subprocess.run(["node", "-e", NODE, *pool], capture_output=True, cwd=ROOT, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [{"x": 21, "y": 42, "e": "TypeError: why"}, 2]
+
+
 def _children_of(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
@@ -258,7 +290,8 @@ class _NoTimer:
 
 
 @pytest.mark.parametrize(
-    "given", [1, {"f": 1}, {"f": {"more": 1}}, {"f": {"calls": 0}}, {"f": {"calls": True}}, {"f": {"seconds": 1e9}}, ["a b"], [1], ["é"], {"f": {"calls": 1.5}}]
+    "given", [1, {"f": 1}, {"f": {"more": 1}}, {"f": {"calls": 0}}, {"f": {"calls": True}},
+        {"f": {"seconds": 1e9}}, ["a b"], [1], ["é"], {"f": {"calls": 1.5}}]
 )  # fmt: skip
 def test_an_allowance_that_is_none_is_refused(given: object) -> None:
     with pytest.raises(ValueError, match="host"):
@@ -290,7 +323,10 @@ async def test_fetch_asks_the_hosts_that_are_allowed_alone(pool: Pool) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         origin = f"http://127.0.0.1:{server.server_port}"
         pool.host_function(Fetch([origin], headers={"Authorization": "secret"}, max_bytes=2000), name="fetch")
-        source = "const f = await fetch(url + '/a?b', {method: 'POST', body: 'é'}); var r = [f.status, f.ok, JSON.parse(f.body)]"
+        source = (
+            "const f = await fetch(url + '/a?b', {method: 'POST', body: 'é'});"
+            "var r = [f.status, f.ok, JSON.parse(f.body)]"
+        )
         await pool.add("post", source, functions=["fetch"])
         assert (await pool.run("post", {"url": origin}))["r"] == [201, True, ["/a?b", "secret", "é"]]
         await pool.add(

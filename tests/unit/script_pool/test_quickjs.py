@@ -233,3 +233,35 @@ def test_types_are_taken_away_within_the_time_limit(engine: QuickJS) -> None:
     with pytest.raises(Fault) as caught:
         engine.prepare("script", "x = [" + "a as number," * 200_000 + "]", "ts", Limits(wall_seconds=0.01))
     assert caught.value.reason is Reason.TIME_LIMIT
+
+
+@pytest.mark.parametrize("part", [b"[[[[1]]]],", b"[],", b'{"a":[0]},'])
+def test_five_mebibytes_of_small_arrays_come_back_or_meet_a_limit(engine: QuickJS, part: bytes) -> None:
+    limits = Limits(wall_seconds=20, memory_bytes=64 << 20)
+    text = b'{"a":[' + part * ((limits.input_bytes - 20) // len(part)) + b"0]}"
+    script = engine.prepare("script", "n = a.length", "js", limits)
+    try:
+        left = json.loads(done(engine.run(script, text, limits, None)).output_text)
+    except Fault as stopped:
+        assert stopped.reason in (Reason.MEMORY_LIMIT, Reason.OUTPUT_TOO_LARGE)
+    else:
+        assert left["n"] == len(left["a"])
+
+
+def test_a_call_whose_arguments_nest_too_deeply_ends_its_run(engine: QuickJS) -> None:
+    script = engine.prepare(
+        "script", "let a = []; for (let i = 0; i < 600; i++) a = [a]; await f(a)", "js", Limits(), ("f",)
+    )
+    with pytest.raises(Fault) as caught:
+        engine.run(script, b"{}", Limits(), None)
+    assert caught.value.reason is Reason.NESTED_TOO_DEEPLY
+
+
+@pytest.mark.parametrize(
+    "given", ["1n", "(() => { const a = {}; a.a = a; return a })()", "{ toJSON() { throw new Error('x') } }"]
+)
+def test_arguments_without_json_reject_the_call(engine: QuickJS, given: str) -> None:
+    script = engine.prepare(
+        "script", f"var e; try {{ await f({given}) }} catch (x) {{ e = x.name }}", "js", Limits(), ("f",)
+    )
+    assert json.loads(done(engine.run(script, b"{}", Limits(), None)).output_text)["e"] in ("TypeError", "Error")
