@@ -18,6 +18,7 @@ from typing import Protocol
 
 from keep_manager.compilation import Compilation, Progress, Stage, Turns, Wanted
 from keep_manager.failpoints import Failpoint, reach
+from keep_manager.model import exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol.compiling import MAX_REPORT_BYTES, End, Job, read_report, refusal_of_end
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -174,7 +175,8 @@ class Compilations:
         try:
             async with self._turns.turn(compilation):
                 compilation.begin()
-                result = await self._compile(compilation)
+                with exhaustion_explained("compile the module"):
+                    result = await self._compile(compilation)
         except KeepfleetError as error:
             result = error
             if error.kind in _LASTING:

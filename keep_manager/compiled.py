@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 
 from keep_manager.compilation import Progress, Wanted
 from keep_manager.compilations import Compilations
+from keep_manager.model import exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol.compiling import Job
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -111,7 +112,8 @@ class Compiled:
         found: Artifact | None = None
         try:
             if self._left_to_keeps.get(wanted, 0.0) <= self._clock():
-                found = await self._compilations.get(wanted, use.told)
+                with exhaustion_explained("look for compiled code"):
+                    found = await self._compilations.get(wanted, use.told)
         except KeepfleetError as error:
             if error.kind not in _IN_THE_KEEP:
                 use.found.set_exception(error)

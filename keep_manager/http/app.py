@@ -12,7 +12,7 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, store, streams
+from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, store, streams, volumes
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
@@ -28,6 +28,7 @@ from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PAT
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
 from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.store import MAX_OBJECT_BYTES, V1_STORE_PATH, InUse
+from keep_protocol.volumes import V1_VOLUMES_PATH
 
 STOP_SECONDS = 5.0
 """What requests under way get at the end; a creation takes 60 ms, and what is cut off is rolled back."""
@@ -68,6 +69,8 @@ ROUTES = (
     Route("DELETE", DECLARED_PATH, Action.DECLARE, declared.delete_declared),
     Route("POST", f"{DECLARED_PATH}/restart", Action.DECLARE, declared.restart_declared),
     Route("POST", f"{DECLARED_PATH}/rollback", Action.DECLARE, declared.roll_back_declared),
+    Route("GET", V1_VOLUMES_PATH, Action.READ_DECLARED, volumes.list_volumes),
+    Route("DELETE", f"{V1_VOLUMES_PATH}/{{name}}", Action.DECLARE, volumes.remove_volume),
     Route("GET", V1_STORE_PATH, Action.STORE_READ, store.list_store),
     Route("POST", store.OBJECTS_PATH, Action.STORE_ADD, store.add_object, max_body=MAX_OBJECT_BYTES),
     Route("GET", store.OBJECT_PATH, Action.STORE_READ, store.get_object),
@@ -100,6 +103,7 @@ def make_app(
     admission: Admission,
     quotas: QuotaKeeper,
     declarations: declared.Declarations,
+    kept_volumes: volumes.Volumes,
     modules: store.Modules,
     uses: Callable[[], Sequence[InUse]],
     pulls: store.Pulls,
@@ -108,6 +112,7 @@ def make_app(
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
     app[declared.DECLARED] = declarations
+    app[volumes.VOLUMES] = kept_volumes
     app[streams.OUTPUT] = output
     app[streams.ENTRY] = view.entry
     app[inputs.INPUTS] = inputs_of

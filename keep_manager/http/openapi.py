@@ -19,6 +19,7 @@ from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.schema import Schema
 from keep_protocol.states import State
 from keep_protocol.store import V1_STORE_PATH
+from keep_protocol.volumes import NAME_PATTERN, V1_VOLUMES_PATH
 
 OPENAPI = "3.1.0"
 VERSION = "1"
@@ -26,6 +27,7 @@ DOCUMENT_PATH = "/v1/openapi.json"
 DOCUMENT = web.AppKey("document", dict[str, object])
 KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
 DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
+VOLUME_PATH = f"{V1_VOLUMES_PATH}/{{name}}"
 EVERYWHERE = (
     ErrorKind.BAD_REQUEST,
     ErrorKind.FORBIDDEN,
@@ -343,6 +345,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         body="Apply",
         refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE),
     ),
+    ("GET", V1_VOLUMES_PATH): Operation(
+        "listVolumes", "Volumes by name, with the declared keeps that name them", answer="VolumeList", refusals=()
+    ),
+    ("DELETE", VOLUME_PATH): Operation(
+        "removeVolume",
+        "Removes a volume and all that is in it; refused while it is used",
+        204,
+        answer="",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
     ("DELETE", DECLARED_PATH): Operation(
         "deleteDeclared", "Has it be declared no more; its keeps end then", 204, answer=""
     ),
@@ -369,6 +381,7 @@ _IN_PATHS = (
     ("name", "references/{name}", _NAMED),
     ("name", "keys/{name}", _KEY),
     ("id", "pulls/{id}", {"type": "string", "pattern": "^[0-9a-f]{16}$"}),
+    ("name", VOLUME_PATH, {"type": "string", "pattern": f"^{NAME_PATTERN}$"}),
     ("name", f"{V1_DECLARED_PATH}/{{name}}", {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}),
 )
 """Parameters of paths, and the part of a path by which each is known."""

@@ -12,6 +12,7 @@ from keep_protocol.keep import KeepInfo, Module, Uploader, WorkloadSummary
 from keep_protocol.outcome import Outcome
 from keep_protocol.schema import Schema, record_schema
 from keep_protocol.spec import Lease
+from keep_protocol.volumes import Volume
 
 ANSWERS: dict[str, type[Record]] = {
     "Keep": KeepInfo,
@@ -21,6 +22,7 @@ ANSWERS: dict[str, type[Record]] = {
     "Workload": WorkloadSummary,
     "Uploader": Uploader,
     "Declared": DeclaredKeep,
+    "Volume": Volume,
     "KeepEvent": sse.KeepEvent,
     "LogLine": sse.LogLine,
     "Store": store.Listing,
@@ -121,6 +123,7 @@ def schemas() -> dict[str, Schema]:
         "Page": _page(),
         "DeclaredList": _object({"declared": {"type": "array", "items": _of_answer(DeclaredKeep)}}),
         "PullList": _object({"pulls": {"type": "array", "items": _of_answer(pulling.Pull)}}),
+        "VolumeList": _object({"volumes": {"type": "array", "items": _of_answer(Volume)}}),
         "InputSent": _input_sent(),
         "Error": _error(),
     }

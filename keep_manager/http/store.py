@@ -297,6 +297,8 @@ async def _taken_in(request: web.Request, what: str, limit: int, work: Callable[
 async def add_object(request: web.Request) -> web.StreamResponse:
     """POST /v1/store/objects: keeps the body, with its signatures, and names it; all of that or nothing."""
     _parameters(request, "reference", "digest")
+    if "" in (request.query.get("reference"), request.query.get("digest")):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, "invalid query: a reference or digest that is empty; leave it out")
     operations, query = _operations(request), request.query
     signatures = _signatures(request)
     added = await _taken_in(

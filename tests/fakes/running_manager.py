@@ -85,6 +85,7 @@ class RunningManager:
             admission,
             self.quotas,
             self.parts.declarations,
+            self.parts.kept_volumes,
             self.parts.modules,
             lambda: uses_of(self.parts.view.entries()),
             self.pulls,

@@ -37,6 +37,10 @@ class Watched(Disk):
         self._step("write")
         super().write(file, data)
 
+    def reserve(self, file: int, size: int) -> None:
+        self._step("reserve")
+        super().reserve(file, size)
+
     def protect(self, file: int) -> None:
         self._step("protect")
         super().protect(file)
