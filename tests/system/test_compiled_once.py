@@ -53,9 +53,15 @@ fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 @pytest.fixture(autouse=True)
 def emptied(fleet: Fleet) -> Iterator[None]:
+    """Before each test, too: other modules' tests run what they add."""
+    _empty(fleet.host)
     yield
-    fleet.host.run(["rm", "-rf", STORE])
-    fleet.host.run(["sh", "-c", f"rm -f {CACHE}/[0-9a-f]*"])
+    _empty(fleet.host)
+
+
+def _empty(host: Host) -> None:
+    host.run(["rm", "-rf", STORE])
+    host.run(["sh", "-c", f"rm -f {CACHE}/[0-9a-f]*"])
 
 
 def compilations(host: Host, cursor: str) -> int:
