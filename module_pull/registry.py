@@ -182,7 +182,10 @@ class _Explained:
 
 def _refused(address: Address, status: int) -> KeepfleetError:
     known = {
-        401: (ErrorKind.FORBIDDEN, "the registry wants to know who asks; name a file by --credentials, or in the configuration"),
+        401: (
+            ErrorKind.FORBIDDEN,
+            "the registry wants to know who asks; name a file by --credentials, or in the configuration",
+        ),
         403: (ErrorKind.FORBIDDEN, "the registry does not let you have it"),
         404: (ErrorKind.NOT_FOUND, "the registry has nothing of this name"),
         429: (ErrorKind.TOO_MANY, "the registry takes no more requests now; try again later"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -52,9 +53,15 @@ fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 @pytest.fixture(autouse=True)
 def emptied(fleet: Fleet) -> Iterator[None]:
+    """Before each test, too: other modules' tests run what they add."""
+    _empty(fleet.host)
     yield
-    fleet.host.run(["rm", "-rf", STORE])
-    fleet.host.run(["sh", "-c", f"rm -f {CACHE}/[0-9a-f]*"])
+    _empty(fleet.host)
+
+
+def _empty(host: Host) -> None:
+    host.run(["rm", "-rf", STORE])
+    host.run(["sh", "-c", f"rm -f {CACHE}/[0-9a-f]*"])
 
 
 def compilations(host: Host, cursor: str) -> int:
@@ -130,6 +137,31 @@ def test_what_the_engine_of_a_keep_does_not_take_is_discarded_and_compiled_again
     ended(fleet, "hello:1").remove()
     ended(fleet, "hello:1").remove()
     assert compilations(fleet.host, cursor) == 1, "each keep compiles it itself from then on"
+
+
+def test_compiled_code_is_taken_from_nobody_outside_not_even_this_host_s_own(fleet: Fleet) -> None:
+    add(fleet, example(HELLO), "hello:1")
+    ended(fleet, "hello:1").remove()
+    own = Path(f"/proc/{fleet.host.sandbox.pid}/root{artifact(fleet.host)}").read_bytes()
+    cursor = fleet.host.cursor()
+    add(fleet, own, "native:1")
+    for profile in ("standard", "strict"):
+        with pytest.raises(KeepfleetError, match="it is a native program") as refused:
+            fleet.client().create(module="native:1", start={"workload": None}, profile=profile)
+        assert refused.value.kind is ErrorKind.INVALID_MODULE
+    waiting = Life.awaiting(fleet)
+    reply = waiting.upload(own)
+    assert (reply.status, "it is a native program" in reply.error().message) == (422, True)
+    waiting.remove()
+    with pytest.raises(KeepfleetError, match="unknown field 'compiled'"):
+        fleet.client().create(module="hello:1", start={"workload": None, "compiled": own[:16].hex()})
+    assert len(fleet.host.run(["ls", CACHE]).stdout.split()) == 2, "the cache has its key, and what it made itself"
+    assert not [line for line in _traced(fleet.host, cursor) if "was removed" in line]
+    assert fleet.left_over() == []
+
+
+def _traced(host: Host, cursor: str) -> list[str]:
+    return [str(entry.get("MESSAGE")) for entry in host.journal(MANAGER, cursor)]
 
 
 def test_after_an_upgrade_what_was_compiled_before_is_compiled_in_the_background_before_a_start_needs_it(
