@@ -231,10 +231,10 @@ class SystemdUnits:
         unit = unit_name(kuuid)
         call = Call("Get", "ss", (MANAGER, "UnitsLoadTimestampMonotonic"), interface=_PROPERTIES)
         path = replies.unit_path(unit)
-        (loaded,), stale = await asyncio.gather(
-            self._ask(call, "ask systemd when it has read its units"),
-            self._property(path, "Unit", "NeedDaemonReload", unit),
-        )
+        async with Group() as asking:
+            reading = asking.start(self._ask(call, "ask systemd when it has read its units"))
+            comparing = asking.start(self._property(path, "Unit", "NeedDaemonReload", unit))
+            (loaded,), stale = await reading, await comparing
         root = self._root_of.get(kuuid) or await self._property(path, "Service", "RootDirectory", unit)
         current = root if self._roots is None else await self._roots.path()
         return f"{getattr(loaded, 'value', 0)} {stale} {root == current}"
