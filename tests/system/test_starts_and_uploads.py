@@ -18,6 +18,7 @@ from tests.system import modules
 from tests.system.calls import both, half_an_upload, refused, split
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet, free_port
+from tests.system.host import message_of
 from tests.system.life import Life
 
 OTHER_LOOPBACK = "127.0.0.2"
@@ -36,6 +37,17 @@ def test_one_request_makes_and_starts_a_keep_whose_endpoint_is_the_one_that_the_
     assert life.info == info
     assert life.upload(modules.says(b"one request\n")).status == 200
     life.line("one request")
+    life.remove()
+
+
+def test_a_client_that_goes_while_the_runner_gets_ready_costs_the_next_one_nothing(fleet: Fleet) -> None:
+    life = Life.awaiting(fleet)
+    life.connect().close()  # the first client brings the runner, which makes the engine ready
+    assert life.upload(modules.says(b"the next client\n")).status == 200
+    life.line("the next client")
+    lines = [message_of(entry) for entry in life.entries()]
+    assert not [line for line in lines if "again" in line], "neither the endpoint nor the runner was made anew"
+    life.until(State.STARTED, State.COMPLETE)
     life.remove()
 
 
