@@ -23,8 +23,8 @@ PACKED = 4 * 1024
 """Bytes of a packed entry while little is waiting: `systemctl status` shows ten entries, however long they are."""
 PACK_OVER = 64 * 1024
 """Bytes waiting above which lines are packed."""
-PACK_FULLY_OVER = 512 * 1024
-"""Bytes waiting above which an entry is as long as it can be."""
+PACK_FULLY_OVER = 256 * 1024
+"""Bytes waiting above which entries are as long as they can be, until they have all been sent."""
 LAST_WORDS = 64 * 1024
 """Bytes at the guest's end that are sent whatever waits before them: they are what people look for."""
 LAST_ENTRIES = LAST_WORDS // PACKED + 8
@@ -159,7 +159,7 @@ class JournalFollower:
         self._streams = {STDOUT: _Stream(ring.journal.stdout), STDERR: _Stream(ring.journal.stderr)}
         self._entries = ring.journal.entries
         self._position = ring.tail
-        self._turn = STDOUT
+        self._turn, self._packed = STDOUT, PACKED
         self._unsaid = {STDOUT: 0, STDERR: 0}
         self.skipped = {STDOUT: 0, STDERR: 0}
         self.gone = False
@@ -185,6 +185,7 @@ class JournalFollower:
         words are sent beyond it, and what else waits is left out.
         """
         self._pace.earn(now, all_read=self._all_read())
+        self._packed = MAX_ENTRY if self.waiting > PACK_FULLY_OVER else PACKED
         if last and self._ended_at is None:
             self._ended_at = now
         impatient = self._ended_at is not None and now - self._ended_at > LAST_PATIENCE_SECONDS
@@ -204,10 +205,9 @@ class JournalFollower:
         if any(self._unsaid.values()):
             return self._say_what_is_missing()
         waiting = self.waiting
-        longest = MAX_ENTRY if waiting > PACK_FULLY_OVER else PACKED
         stream = self._streams[self._turn]
         one_line = waiting <= PACK_OVER and self._pace.ample
-        message, size, cut = stream.cut(longest if not one_line else MAX_ENTRY, one_line=one_line, last=last)
+        message, size, cut = stream.cut(self._packed if not one_line else MAX_ENTRY, one_line=one_line, last=last)
         own: list[tuple[str, bytes]] = [("PRIORITY", b"%d" % _PRIORITY[self._turn])]
         own.append(("KEEP_STREAM", _NAME[self._turn].encode()))
         if cut:

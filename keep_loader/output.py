@@ -43,6 +43,9 @@ DENSE_SECONDS = 0.004
 DENSE_LOOKS, MORE_DENSE_LOOKS = 32, 128
 """So many of them before there is a rest, and before there are long ones: the lines of an ordinary program are read as
 they come, also in the order in which it wrote to its two streams."""
+LEAST = 64 * 1024
+"""Bytes of room in the ring below which a pipe waits, where a reader is waited for: a reader that is a little too slow
+would make frames of a few bytes of all that comes. The smallest ring has sixteen times as much."""
 JOURNAL_SECONDS = 0.02
 """Between two looks of the journal's follower at what comes densely, or in large parts: it then sends long entries, and
 few. The ring holds what comes meanwhile at 800 MB/s."""
@@ -178,7 +181,8 @@ class Output:
         """Bytes that the next frame may have."""
         if self._drops_oldest or self._waits_for_nobody:
             return MAX_FRAME
-        return self._ring.room(self._acknowledged.kept)
+        room = self._ring.room(self._acknowledged.kept)
+        return room if room >= LEAST else 0
 
     def attach(self, channel: socket.socket) -> None:
         """Takes over the channel to the manager, in place of one from before."""
@@ -361,7 +365,7 @@ class Output:
     def _resume(self) -> None:
         """Reads the pipes again that waited for room, where there is some."""
         self._say_what_waits()
-        if self._paused and self._ring.room(self._acknowledged.kept):
+        if self._paused and self._room():
             paused, self._paused = self._paused, set()
             for pipe in paused:
                 self._watch(pipe)
