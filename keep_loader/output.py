@@ -263,7 +263,8 @@ class Output:
         """Looks at no pipe for a moment where the looks at them give little, as the last one gave `size` bytes."""
         now = time.monotonic_ns()
         passed = (now - self._looked_at) / 1e9 + self._rest  # since the look before
-        self._looked_at, self._dense = now, self._dense + 1 if passed < DENSE_SECONDS + self._rest and size < MUCH else 0
+        soon = passed < DENSE_SECONDS + self._rest
+        self._looked_at, self._dense = now, self._dense + 1 if soon and size < MUCH else 0
         if self._dense > DENSE_LOOKS and self._may_rest and not self._resting:
             self._resting = self._pipes.keys() - self._paused
             for pipe in self._resting:
