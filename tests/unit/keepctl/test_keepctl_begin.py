@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
-from keep_client import manager as client
+from keep_client import streams
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
+from keepctl.access import Access
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.fakes.tls_peer import TlsPeer, answer, read_head
@@ -54,7 +55,8 @@ STEPS = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(streams, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setitem(Access._defaults, "reconnect_seconds", 0.05)
 
 
 @pytest.mark.parametrize("number", INTERRUPTIONS)
