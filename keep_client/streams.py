@@ -116,8 +116,8 @@ class Patience:
     """How a server that is away is waited for: asked again after growing pauses, until it has not answered for
     `seconds`."""
 
-    def __init__(self, seconds: float = RECONNECT_SECONDS, pause: Callable[[float], None] = time.sleep) -> None:
-        self._seconds, self._pause = seconds, pause
+    def __init__(self, seconds: float = RECONNECT_SECONDS, pause: Callable[[float], None] | None = None) -> None:
+        self._seconds, self._pause = seconds, pause or time.sleep
         self.renew()
 
     def __repr__(self) -> str:

@@ -206,6 +206,6 @@ def test_the_end_is_waited_for_and_a_manager_away_for_a_moment_asked_again(
         monkeypatch.undo()
         raise LOST
 
-    monkeypatch.setattr("keep_client.manager.time.sleep", paused.append)
+    monkeypatch.setattr("keep_client.streams.time.sleep", paused.append)
     monkeypatch.setattr(client, "changed", away)
     assert client.ended(kuuid).outcome == outcome

@@ -120,7 +120,7 @@ def test_a_keep_that_could_not_be_removed_is_named_with_what_to_do(
     run: Run, manager: ManagerInMemory, module: str, way: Callable[[ssl.SSLSocket], None]
 ) -> None:
     manager.is_older = True
-    manager.instead |= {START: [hang_up], REMOVE: [way] * 3}
+    manager.instead |= {START: [hang_up], REMOVE: [way] * 100}
     lines = run("run", module).stderr.splitlines()
     assert lines[0].startswith(f"keepctl: left keep {FIRST_ID}")
     assert lines[0].endswith(f"; remove it: keepctl rm {FIRST_ID}")
