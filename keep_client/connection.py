@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _ssl
 import errno
-import ssl
 from _collections_abc import Callable, Generator
 
 from keep_client.channel import Channel, ReaderGone
@@ -33,7 +33,7 @@ class Connection:
     """
 
     def __init__(
-        self, endpoint: Endpoint, context: ssl.SSLContext, reconnect_seconds: float = RECONNECT_SECONDS
+        self, endpoint: Endpoint, context: _ssl._SSLContext, reconnect_seconds: float = RECONNECT_SECONDS
     ) -> None:
         """reconnect_seconds: how long the server may be away where that is waited for. `reached` is the IP address of
         the last connection, "" before the first."""

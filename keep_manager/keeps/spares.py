@@ -89,8 +89,8 @@ class Spares:
         reach(Failpoint.CLAIM_AFTER_CALL)
 
     async def run(self, draw: Callable[[], int], quiet: Callable[[], Awaitable[None]]) -> None:
-        """Makes spares for ever, one at a time, each when `quiet` says that no creation is under way; `draw` gives each
-        its ID."""
+        """Makes spares for ever, one at a time, each when `quiet` says that no creation is under way or was a moment
+        ago; `draw` gives each its ID."""
         while True:
             self._changed.clear()
             try:
