@@ -9,7 +9,7 @@ from _collections_abc import Callable, Generator
 from keep_client.channel import Channel, ReaderGone
 from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, nothing, receive
 from keep_client.peer import ConnectionFailed, Endpoint
-from keep_client.streams import ALIVE, IDLE_SECONDS, EventParser, ServerEvent
+from keep_client.streams import ALIVE, IDLE_SECONDS, RECONNECT_SECONDS, EventParser, Patience, ServerEvent
 from keep_protocol.errors import ErrorKind
 from keep_protocol.sse import END
 
@@ -32,9 +32,13 @@ class Connection:
     ask twice does so itself.
     """
 
-    def __init__(self, endpoint: Endpoint, context: _ssl._SSLContext) -> None:
-        """`reached` is the IP address of the last connection, "" before the first."""
+    def __init__(
+        self, endpoint: Endpoint, context: _ssl._SSLContext, reconnect_seconds: float = RECONNECT_SECONDS
+    ) -> None:
+        """reconnect_seconds: how long the server may be away where that is waited for. `reached` is the IP address of
+        the last connection, "" before the first."""
         self.endpoint, self._context, self.reached = endpoint, context, ""
+        self.reconnect_seconds = reconnect_seconds
         self._keeps, self._kept = False, list[Channel]()  # at most one
 
     def __repr__(self) -> str:
@@ -42,7 +46,7 @@ class Connection:
 
     def another(self) -> Self:
         """Another connection to the same server, for another thread."""
-        return type(self)(self.endpoint, self._context)
+        return type(self)(self.endpoint, self._context, self.reconnect_seconds)
 
     def __enter__(self) -> Self:
         self._keeps = True
@@ -64,6 +68,11 @@ class Connection:
         channel = Channel.open(self.endpoint, self._context, seconds)
         self.reached = channel.address
         return channel
+
+    @property
+    def patience(self) -> Patience:
+        """For one wait, or one stream."""
+        return Patience(self.reconnect_seconds)
 
     def reach(self) -> str:
         """The IP address by which the server is reached; connects where that is not known. Raises ConnectionFailed."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from _collections_abc import Callable, Generator, Iterable, Iterator, Mapping
+from _collections_abc import Callable, Generator, Iterable, Mapping
 
 from keep_client.connection import CALL_SECONDS, Connection
 from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body, nothing, nothing_of, target_of
 from keep_client.peer import ConnectionFailed
-from keep_client.streams import RETRY_SECONDS, resumed
+from keep_client.streams import Patience, resumed
 from keep_protocol.constants import (
     APPLOADER_START_SECONDS,
     CONTROL_REPLY_SECONDS,
@@ -70,24 +69,23 @@ class ManagerClient(Connection):
         """The answer to a request that waits for a module's compilation: it is made again until that is over, and
         `waiting` hears how far it is. again: whether it may also be made again when its connection is lost meanwhile,
         as by a manager that is restarted; done: what there is instead where it then turns out to have worked."""
-        pauses: Iterator[float] = iter(())
+        patience: Patience | None = None
         lost = False
         while True:
             try:
                 return ask()
-            except ConnectionFailed:
-                seconds = next(pauses, None)
-                if seconds is None:
+            except ConnectionFailed as error:
+                if patience is None:
                     raise
+                patience.wait(error)
                 lost = True
-                time.sleep(seconds)
             except KeepfleetError as error:
                 if error.kind is ErrorKind.CONFLICT and lost and (reply := done()) is not None:
                     return reply
                 if error.kind is not ErrorKind.COMPILING:
                     raise
                 waiting(error.evidence[0] if error.evidence else error.message)
-                pauses = iter(RETRY_SECONDS if again else ())
+                patience = self.patience if again else None
 
     def banner(self) -> str:
         """The protocol's name and version, as text."""
@@ -217,16 +215,15 @@ class ManagerClient(Connection):
 
         patient: a manager that is away for a moment is asked again, and a keep that is gone already is as good.
         """
-        pauses = iter(RETRY_SECONDS if patient else ())
+        patience = self.patience
         while True:
             try:
                 self._call("DELETE", f"{V1_KEEPS_PATH}/{kuuid}")
                 return
-            except ConnectionFailed:
-                seconds = next(pauses, None)
-                if seconds is None:
+            except ConnectionFailed as error:
+                if not patient:
                     raise
-                time.sleep(seconds)
+                patience.wait(error)
             except KeepfleetError as error:
                 if patient and error.kind is ErrorKind.NOT_FOUND:
                     return
@@ -239,17 +236,14 @@ class ManagerClient(Connection):
 
     def ended(self, kuuid: int) -> KeepInfo:
         """The keep once it has ended, however long that takes; a manager that is away for a moment is asked again."""
-        pauses = iter(RETRY_SECONDS)
+        patience = self.patience
         keep: KeepInfo | None = None
         while keep is None or keep.state not in (State.COMPLETE, State.ERROR):
             try:
                 keep = self.keep(kuuid) if keep is None else self.changed(kuuid, keep.state, WAIT_STEP_SECONDS)
-                pauses = iter(RETRY_SECONDS)
-            except ConnectionFailed:
-                seconds = next(pauses, None)
-                if seconds is None:
-                    raise
-                time.sleep(seconds)
+                patience.renew()
+            except ConnectionFailed as error:
+                patience.wait(error)
         return keep
 
     def send_input(self, kuuid: int, parts: Iterable[bytes]) -> tuple[int, bool]:
@@ -288,7 +282,7 @@ class ManagerClient(Connection):
         ]
         query += [("all", "true")] * everything
         target = target_of(f"{V1_KEEPS_PATH}/{kuuid}/logs", query)
-        events = resumed(lambda last: self.stream(target, follow, reader, last), after, patient)
+        events = resumed(lambda last: self.stream(target, follow, reader, last), self.patience, after, patient)
         keep: KeepInfo | None = None
         try:
             for event in events:
@@ -316,7 +310,7 @@ class ManagerClient(Connection):
         query = [("keep", str(kuuid))] * (kuuid is not None) + ([("lines", str(last))] if last is not None else [])
         query += [("follow", "true")] * follow
         target = target_of(V1_EVENTS_PATH, query)
-        events = resumed(lambda last: self.stream(target, follow, reader, last), after)
+        events = resumed(lambda last: self.stream(target, follow, reader, last), self.patience, after)
         try:
             for event in events:
                 if event.name == KEEP:

@@ -133,7 +133,7 @@ class Output:
 
     def request(self) -> None:
         """Asks for it, and does not wait for the answer. Raises ConnectionFailed."""
-        self._arriving = persistent(self._connect, patient=True)
+        self._arriving = persistent(self._connect, self._connection.patience, patient=True)
         next(self._arriving)
 
     def attach(self) -> None:
@@ -152,7 +152,8 @@ class Output:
 
         patient: also the first one. Raises KeepfleetError, and BrokenPipeError when its reader has gone.
         """
-        arriving, self._arriving = self._arriving or persistent(self._connect, patient), None
+        arriving, self._arriving = self._arriving, None
+        arriving = arriving or persistent(self._connect, self._connection.patience, patient)
         try:
             yield from arriving
         finally:

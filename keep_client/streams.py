@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 3 * ALIVE_SECONDS
 """A server that has said nothing for three of its own intervals is gone, or the way to it is."""
-RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0)
-"""Pauses before each try to resume, about ten seconds together: a killed manager is back in half a second."""
+RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Pauses before each try to resume, the last one again and again: a killed manager is back in half a second."""
+RECONNECT_SECONDS = 120.0
+"""How long a server that is away is waited for, if nothing else is said: an upgrade of its host's packages takes so
+long. Nothing is lost meanwhile but the time: a keep goes on without its manager."""
 
 
 class ServerEvent(Record):
@@ -91,9 +94,9 @@ class EventParser:
 
 def resumed(
     connect: Callable[[str], Iterator[ServerEvent]],
+    patience: Patience,
     after: str = "",
     patient: bool = False,
-    pause: Callable[[float], None] = time.sleep,
 ) -> Generator[ServerEvent, None, None]:
     """The events of `connect(after)`, and of new connections after the last event's id when one is lost; otherwise as
     `persistent`."""
@@ -104,31 +107,59 @@ def resumed(
             after = event.id or after
             yield event
 
-    for event in persistent(connected, patient, pause):
+    for event in persistent(connected, patience, patient):
         if event is not ALIVE:
             yield event
 
 
+class Patience:
+    """How a server that is away is waited for: asked again after growing pauses, until it has not answered for
+    `seconds`."""
+
+    def __init__(self, seconds: float = RECONNECT_SECONDS, pause: Callable[[float], None] | None = None) -> None:
+        self._seconds, self._pause = seconds, pause or time.sleep
+        self.renew()
+
+    def __repr__(self) -> str:
+        return f"Patience({self._seconds:g} s, {self._tries} tries)"
+
+    def renew(self) -> None:
+        """The server has answered."""
+        self._tries, self._until = 0, 0.0
+
+    def wait(self, error: ConnectionFailed) -> None:
+        """Pauses before the next try. Raises what the last one has raised, with how long it was tried, where that is
+        long enough."""
+        now = time.monotonic()
+        if not self._tries:
+            self._until = now + self._seconds
+        left = self._until - now
+        if left <= 0:
+            if not self._seconds:
+                raise error
+            waited = f"it was waited for for {self._seconds:g} seconds"
+            raise ConnectionFailed(error.kind, f"{error.message}; {waited}", error.evidence) from error
+        self._pause(min(RETRY_SECONDS[min(self._tries, len(RETRY_SECONDS) - 1)], left))
+        self._tries += 1
+
+
 def persistent(
-    connect: Callable[[], Iterator[Item]], patient: bool = False, pause: Callable[[float], None] = time.sleep
+    connect: Callable[[], Iterator[Item]], patience: Patience, patient: bool = False
 ) -> Generator[Item, None, None]:
     """The items of `connect()`, and of new connections when one is lost; an empty item is no sign of life.
 
     patient: the first connection is tried as often as any other. Ends where a connection ends by itself. Raises
-    ConnectionFailed when the first connection fails, or all tries of RETRY_SECONDS in a row.
+    ConnectionFailed when the first connection fails, or patience has come to its end.
     """
-    pauses: Iterator[float] | None = iter(RETRY_SECONDS) if patient else None
     while True:
         try:
             for item in connect():
                 if item:
-                    pauses = iter(RETRY_SECONDS)
+                    patience.renew()
+                    patient = True
                 yield item
             return
-        except ConnectionFailed:
-            if pauses is None:
+        except ConnectionFailed as error:
+            if not patient:
                 raise
-            seconds = next(pauses, None)
-            if seconds is None:
-                raise
-            pause(seconds)
+            patience.wait(error)

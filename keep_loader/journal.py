@@ -23,8 +23,8 @@ PACKED = 4 * 1024
 """Bytes of a packed entry while little is waiting: `systemctl status` shows ten entries, however long they are."""
 PACK_OVER = 64 * 1024
 """Bytes waiting above which lines are packed."""
-PACK_FULLY_OVER = 512 * 1024
-"""Bytes waiting above which an entry is as long as it can be."""
+PACK_FULLY_OVER = 256 * 1024
+"""Bytes waiting above which entries are as long as they can be, until they have all been sent."""
 LAST_WORDS = 64 * 1024
 """Bytes at the guest's end that are sent whatever waits before them: they are what people look for."""
 LAST_ENTRIES = LAST_WORDS // PACKED + 8
@@ -36,7 +36,8 @@ SHORTEST_SECONDS = 0.01
 FULL_SECONDS = 0.02
 """Until journald is tried again whose queue was full: it takes 512 entries, and reads them in milliseconds."""
 LAST_PATIENCE_SECONDS = 1.0
-"""How long a slow journald gets to take everything that a guest had written before it ended."""
+"""How long a journald may take nothing, once the guest has ended, until what waits is left out but for the last words.
+One that a busy host lets run seldom takes something each time, and gets everything."""
 _STREAMS = (STDOUT, STDERR)
 _PRIORITY = {STDOUT: 6, STDERR: 3}
 """journald limits each priority by itself: what floods one stream does not cost the other's lines."""
@@ -159,11 +160,11 @@ class JournalFollower:
         self._streams = {STDOUT: _Stream(ring.journal.stdout), STDERR: _Stream(ring.journal.stderr)}
         self._entries = ring.journal.entries
         self._position = ring.tail
-        self._turn = STDOUT
+        self._turn, self._packed = STDOUT, PACKED
         self._unsaid = {STDOUT: 0, STDERR: 0}
         self.skipped = {STDOUT: 0, STDERR: 0}
         self.gone = False
-        self._ended_at: float | None = None
+        self._took_at: float | None = None  # once the guest has ended: when journald has taken something
 
     def __repr__(self) -> str:
         return f"JournalFollower({self._entries} entries, {self.waiting} bytes waiting, {self._pace!r})"
@@ -181,13 +182,14 @@ class JournalFollower:
     def pump(self, now: float, *, last: bool = False) -> float | None:
         """Sends what may be sent now. Seconds until it wants to be called again, or None until there is more output.
 
-        last: the guest has ended: once the pace has come to its end, or LAST_PATIENCE_SECONDS have passed, its last
-        words are sent beyond it, and what else waits is left out.
+        last: the guest has ended: once the pace has come to its end, or journald has taken nothing for
+        LAST_PATIENCE_SECONDS, its last words are sent beyond it, and what else waits is left out.
         """
         self._pace.earn(now, all_read=self._all_read())
-        if last and self._ended_at is None:
-            self._ended_at = now
-        impatient = self._ended_at is not None and now - self._ended_at > LAST_PATIENCE_SECONDS
+        self._packed = MAX_ENTRY if self.waiting > PACK_FULLY_OVER else PACKED
+        if last and self._took_at is None:
+            self._took_at = now
+        impatient = self._took_at is not None and now - self._took_at > LAST_PATIENCE_SECONDS
         while True:
             self._read_on()
             if not any(self._unsaid.values()) and not self._can_cut(last):
@@ -198,16 +200,17 @@ class JournalFollower:
                 self._leave_out_all_but_last_words()
             if not self._send_next(last):
                 return FULL_SECONDS
+            if self._took_at is not None:
+                self._took_at = now
 
     def _send_next(self, last: bool) -> bool:
         """Sends one entry; false where journald does not take it now."""
         if any(self._unsaid.values()):
             return self._say_what_is_missing()
         waiting = self.waiting
-        longest = MAX_ENTRY if waiting > PACK_FULLY_OVER else PACKED
         stream = self._streams[self._turn]
         one_line = waiting <= PACK_OVER and self._pace.ample
-        message, size, cut = stream.cut(longest if not one_line else MAX_ENTRY, one_line=one_line, last=last)
+        message, size, cut = stream.cut(self._packed if not one_line else MAX_ENTRY, one_line=one_line, last=last)
         own: list[tuple[str, bytes]] = [("PRIORITY", b"%d" % _PRIORITY[self._turn])]
         own.append(("KEEP_STREAM", _NAME[self._turn].encode()))
         if cut:

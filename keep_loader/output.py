@@ -41,8 +41,12 @@ second is looked at again immediately, or the guest would wait."""
 DENSE_SECONDS = 0.004
 """What comes this soon after the last look has come soon."""
 DENSE_LOOKS, MORE_DENSE_LOOKS = 32, 128
-"""So many of them before there is a rest, and before there are long ones: the lines of an ordinary program are read as
-they come, also in the order in which it wrote to its two streams."""
+"""So many of them before there is a rest, and before there are long ones, and half of that after each that did not come
+soon, which on a busy host is no pause of the guest's: the lines of an ordinary program are read as they come, also in
+the order in which it wrote to its two streams."""
+LEAST = 64 * 1024
+"""Bytes of room in the ring below which a pipe waits, where a reader is waited for: a reader that is a little too slow
+would make frames of a few bytes of all that comes. The smallest ring has sixteen times as much."""
 JOURNAL_SECONDS = 0.02
 """Between two looks of the journal's follower at what comes densely, or in large parts: it then sends long entries, and
 few. The ring holds what comes meanwhile at 800 MB/s."""
@@ -56,7 +60,9 @@ after ten."""
 STOPPED_SECONDS = 2.0
 """The same where someone has asked for the end, and waits for it: one that reads has all in milliseconds."""
 LAST_WORDS_SECONDS = 2.0
-"""What journald gets to take the last words; it needs a millisecond, or it stands still."""
+"""What a journald that stands still gets to take the last words; another needs a millisecond."""
+LAST_SECONDS = 10.0
+"""What one gets that takes something now and then, on a host where it seldom runs."""
 READ_SECONDS = 0.01
 """Between two looks at whether journald has read the last words: an entry that it reads after we have ended belongs to
 no unit for it."""
@@ -107,6 +113,7 @@ class Output:
         self._token_out = False
         self._acknowledged = Acknowledgement()
         self._done: Action | None = None
+        self._end_at = 0.0  # by the monotonic clock, once both pipes are at their end
         self.lost = [0, 0]
 
     def __repr__(self) -> str:
@@ -178,7 +185,8 @@ class Output:
         """Bytes that the next frame may have."""
         if self._drops_oldest or self._waits_for_nobody:
             return MAX_FRAME
-        return self._ring.room(self._acknowledged.kept)
+        room = self._ring.room(self._acknowledged.kept)
+        return room if room >= LEAST else 0
 
     def attach(self, channel: socket.socket) -> None:
         """Takes over the channel to the manager, in place of one from before."""
@@ -219,6 +227,7 @@ class Output:
         self._loop.cancel(_FINISH)
         self._announce()
         self._loop.after(_LAST_WORDS, LAST_WORDS_SECONDS, self._end)
+        self._end_at = time.monotonic() + LAST_SECONDS
         self._pump()
 
     def _end(self) -> None:
@@ -259,8 +268,9 @@ class Output:
         """Looks at no pipe for a moment where the looks at them give little, as the last one gave `size` bytes."""
         now = time.monotonic_ns()
         passed = (now - self._looked_at) / 1e9 + self._rest  # since the look before
-        self._looked_at, self._dense = now, self._dense + 1 if passed < DENSE_SECONDS + self._rest and size < MUCH else 0
-        if self._dense > DENSE_LOOKS and self._may_rest and not self._resting:
+        soon = passed < DENSE_SECONDS + self._rest
+        self._looked_at, self._dense = now, min(self._dense + 1, 2 * MORE_DENSE_LOOKS) if soon else self._dense // 2
+        if self._dense > DENSE_LOOKS and size < MUCH and self._may_rest and not self._resting:
             self._resting = self._pipes.keys() - self._paused
             for pipe in self._resting:
                 self._loop.forget(pipe)
@@ -361,7 +371,7 @@ class Output:
     def _resume(self) -> None:
         """Reads the pipes again that waited for room, where there is some."""
         self._say_what_waits()
-        if self._paused and self._ring.room(self._acknowledged.kept):
+        if self._paused and self._room():
             paused, self._paused = self._paused, set()
             for pipe in paused:
                 self._watch(pipe)
@@ -371,10 +381,15 @@ class Output:
         last = self._done is not None and not self._pipes
         seconds = None
         if self._journal is not None:
+            before = self._journal.waiting
             try:
                 seconds = self._journal.pump(time.monotonic(), last=last)
                 if seconds is None and last and not self._journal.all_read():
                     seconds = READ_SECONDS
+                if last and self._journal.waiting < before:
+                    self._loop.after(
+                        _LAST_WORDS, min(LAST_WORDS_SECONDS, max(0.0, self._end_at - time.monotonic())), self._end
+                    )
             except (KeepfleetError, OSError) as error:
                 self._journal = None
                 log(f"the journal gets no more of the output: {error}")

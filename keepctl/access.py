@@ -7,9 +7,10 @@ from _collections_abc import Callable
 
 from keep_client.credentials import MANAGER_VARIABLE, PKI_VARIABLE, Credentials, parse_manager, pki_directory
 from keep_client.manager import ManagerClient
+from keep_client.streams import RECONNECT_SECONDS
 from keep_protocol.fields import Record
 from keepctl import contexts
-from keepctl.arguments import FILE, TEXT, Argument, Choice, ContextName, Option, Reference
+from keepctl.arguments import FILE, TEXT, Argument, Choice, ContextName, Option, Parsed, Reference
 from keepctl.ending import remember
 from keepctl.references import check_reference
 
@@ -28,6 +29,22 @@ CONNECTION = (
     Option(("--cert",), "cert", "Your certificate; otherwise clients/admin.crt.", FILE, "FILE"),
     Option(("--key",), "key", "Its key; otherwise the .key next to it.", FILE, "FILE"),
 )
+
+
+def _seconds(text: str) -> int:
+    from keepctl.job import parse_duration  # here: for those alone who say how long
+
+    return parse_duration(text)
+
+
+RECONNECT = Option(
+    ("--reconnect-for",),
+    "reconnect",
+    "How long to wait for a manager that is away meanwhile: 2m, or 0.",
+    Parsed(_seconds),
+    "TIME",
+)
+"""Of the commands that wait for what a keep does."""
 OUTPUT = Option(("-o", "--output"), "output", "How to print it.", Choice("text", "json"), default="text", shown=True)
 KEEP = Argument("keep", "KEEP", Reference(check_reference))
 KEEPS = Argument("keeps", "KEEP...", Reference(check_reference), many=True)
@@ -39,11 +56,12 @@ class Access(Record):
     manager: str
     credentials: Credentials
     address: str = ""
+    reconnect_seconds: float = RECONNECT_SECONDS
 
     def client(self) -> ManagerClient:
         """The manager's calls, inside `with` all on one connection. Raises KeepfleetError when the address or a file
         cannot be used."""
-        return ManagerClient(parse_manager(self.manager), self.credentials.manager_context())
+        return ManagerClient(parse_manager(self.manager), self.credentials.manager_context(), self.reconnect_seconds)
 
 
 def find(context: str | None, manager: str | None, ca: str | None, cert: str | None, key: str | None) -> Access:
@@ -69,9 +87,12 @@ def connected(work: Callable[..., int]) -> Callable[..., int]:
         ca: str | None,
         cert: str | None,
         key: str | None,
+        reconnect: int | None = None,
         **values: object,
     ) -> int:
         access = find(context, manager, ca, cert, key)
+        if reconnect is not None:
+            access = access.replace(reconnect_seconds=float(reconnect))
         remember(access.credentials)
         return work(access=access, **values)
 

@@ -45,7 +45,7 @@ _MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 OUTPUT_SEND_SECONDS = 600.0
 """How long a reader of output may take nothing: a person may look at a page of it. The workload waits for it no longer
 than output.STALL_SECONDS; the client resumes where it was cut off."""
-CHECK_SECONDS, CHECKS = 0.05, 4
+CHECK_SECONDS, CHECKS = 0.1, 2
 """In so many seconds it is checked so many times at most whether a reader of output still may: what comes seldom is
 sent after a check each time, and a flood is looked at twenty times a second."""
 Item = tuple[LogLine, ...] | KeepEvent | KeepInfo
@@ -160,8 +160,9 @@ async def _copy(
         if block is not None:
             flood.write(len(block.data))
             if flood.is_full:
-                async with reading.sending(), _in_time(request, OUTPUT_SEND_SECONDS):
-                    await flood.drain()
+                with reading.sending():
+                    async with _in_time(request, OUTPUT_SEND_SECONDS):
+                        await flood.drain()
             reading.sent(block)
         elif over:
             return

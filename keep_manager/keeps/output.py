@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -134,7 +134,7 @@ class KeepOutput:
         block = self.look(reader.position, room)
         if not block.data:
             reader.position = block.position
-            self._acknowledge()
+            self._acknowledge(answers=True)
             return None
         return block
 
@@ -158,14 +158,14 @@ class KeepOutput:
         """`reader` has been sent the block: it is not kept for it any more."""
         reader.position = block.end
         reader.stdout, reader.stderr = max(reader.stdout, block.stdout), max(reader.stderr, block.stderr)
-        self._acknowledge()
+        self._acknowledge(answers=not reader.holds or reader.stalled)
 
     async def more(self) -> None:
         """Waits until there may be more."""
         await self._more.wait()
 
-    @asynccontextmanager
-    async def sending(self, reader: Reader) -> AsyncIterator[None]:
+    @contextmanager
+    def sending(self, reader: Reader) -> Iterator[None]:
         """For the time in which `reader` is sent something: takes it longer than STALL_SECONDS, it is stalled."""
         timer = asyncio.get_running_loop().call_later(STALL_SECONDS, self._stalled, reader)
         try:
@@ -200,22 +200,28 @@ class KeepOutput:
         if channel is self._channel:
             asyncio.get_running_loop().add_reader(channel, self._token)
 
-    def _acknowledge(self, *, always: bool = False) -> None:
-        """Answers a token once a reader has what there was, and says in between what is to be kept no more.
+    def _acknowledge(self, *, always: bool = False, answers: bool = False) -> None:
+        """Says what is to be kept no more, and with `answers` answers a token: for a reader that has what there was, or
+        that is not waited for, of which the loader must know what it has been sent.
 
         Without readers a token stays unanswered: then nothing wakes the manager for that keep.
         """
-        held = [reader.position for reader in self._readers if reader.holds and not reader.stalled]
-        now = Acknowledgement(
-            seen=max([self._acknowledged.seen, *(reader.position for reader in self._readers)]),
-            kept=min(held, default=NOT_KEPT),
-            stdout=max([self._acknowledged.stdout, *(reader.stdout for reader in self._readers)]),
-            stderr=max([self._acknowledged.stderr, *(reader.stderr for reader in self._readers)]),
-        )
-        further = now.kept - self._acknowledged.kept
-        released = further >= self._ring.capacity // RELEASES or (further and now.kept >= now.seen)
-        if self._channel is None or not (always or released or (self._token_out and self._readers)):
+        if self._channel is None:
             return
+        readers = self._readers
+        held = [reader.position for reader in readers if reader.holds and not reader.stalled]
+        seen = max([self._acknowledged.seen, *(reader.position for reader in readers)])
+        kept = min(held, default=NOT_KEPT)
+        further = kept - self._acknowledged.kept
+        released = further >= self._ring.capacity // RELEASES or (further and kept >= seen)
+        if not (always or released or (answers and self._token_out and readers)):
+            return
+        now = Acknowledgement(
+            seen,
+            kept,
+            max([self._acknowledged.stdout, *(reader.stdout for reader in readers)]),
+            max([self._acknowledged.stderr, *(reader.stderr for reader in readers)]),
+        )
         try:
             self._channel.send(now.encode(), socket.MSG_NOSIGNAL)
         except BlockingIOError:  # the loader has not read the last ones: as soon as it has

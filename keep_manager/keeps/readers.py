@@ -12,7 +12,13 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 
 from keep_manager.keeps.decide import ENDED, refuse_output
 from keep_manager.keeps.interfaces import Folders, Loaders
@@ -76,14 +82,11 @@ class Reading:
         else:
             await self._output.more()
 
-    @asynccontextmanager
-    async def sending(self) -> AsyncIterator[None]:
+    def sending(self) -> AbstractContextManager[None]:
         """For the time in which the client is sent something: one that takes too long is waited for no more."""
         if self._output is None or self._reader is None:
-            yield
-        else:
-            async with self._output.sending(self._reader):
-                yield
+            return nullcontext()
+        return self._output.sending(self._reader)
 
     @property
     def output(self) -> KeepOutput | None:

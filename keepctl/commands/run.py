@@ -10,7 +10,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo
 from keep_protocol.outcome import NOT_RUN, exit_code_of
-from keepctl.access import CONNECTION, OUTPUT, Access, connected
+from keepctl.access import CONNECTION, OUTPUT, RECONNECT, Access, connected
 from keepctl.arguments import FILE, Argument, Command, Option, WrongUsage
 from keepctl.commands.options import CREATION, ENDPOINT, GUEST
 from keepctl.describe import (
@@ -242,6 +242,7 @@ RUN = Command(
         *GUEST,
         *ENDPOINT,
         *CONNECTION,
+        RECONNECT,
         OUTPUT,
     ),
     (

@@ -10,7 +10,7 @@ from keep_client.text import one_line
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.outcome import exit_code_of
 from keep_protocol.sse import EventType
-from keepctl.access import CONNECTION, KEEP, KEEPS, OUTPUT, Access, connected
+from keepctl.access import CONNECTION, KEEP, KEEPS, OUTPUT, RECONNECT, Access, connected
 from keepctl.arguments import Command, Number, Option, Parsed
 from keepctl.describe import EXIT_CODES, event_text, exit_code_of_error, named_ending, stamp_text
 from keepctl.display import echo, json_line, json_text, line_printer, output_reader
@@ -137,6 +137,7 @@ LOGS = Command(
         *CONNECTION,
         OUTPUT,
         Option(("-f", "--follow"), "follow", "Go on until it ends; Ctrl-C leaves it running."),
+        RECONNECT,
         Option(("-n", "--tail", "--lines"), "last", "Only the last lines.", Number(1, MAX_LAST)),
         Option(("--stdout",), "out", "Only its standard output."),
         Option(("--stderr",), "err", "Only its standard error."),
@@ -154,7 +155,7 @@ WAIT = Command(
     "Waits until keeps have ended, and exits as the last one did.",
     "Waits until each keep has ended, says why, and exits as the last one's workload did.\n\n"
     f"\b\nkeepctl wait web && echo done\n\n{EXIT_CODES}",
-    (*CONNECTION, OUTPUT),
+    (*CONNECTION, OUTPUT, RECONNECT),
     (KEEPS,),
 )
 EVENTS = Command(
@@ -169,6 +170,7 @@ EVENTS = Command(
     (
         *CONNECTION,
         OUTPUT,
+        RECONNECT,
         Option(("-n", "--lines"), "last", "First the last events.", Number(1, MAX_LAST)),
         Option(("--no-follow",), "no_follow", "Only what has happened so far, as far as the journal goes back."),
     ),

@@ -287,8 +287,70 @@ def flooded(fleet: Fleet) -> None:
     life.remove()
 
 
+FLOODING, READ_BY = 3, 4
+"""Keeps that write without end, and readers of each, all of them waited for."""
+ANSWERS = 20
+"""Lists that other clients are given meanwhile, one after the other; a keep is made, stopped and removed, too."""
+SHARE = 64 * MIB
+"""Of the flood, what readers may get for one of those answers: they get hundreds in a second, so that a manager that
+serves them alone, and others when they have had enough, would be found out."""
+
+
+def test_other_clients_are_answered_while_several_keeps_flood_several_readers(fleet: Fleet) -> None:
+    lives = [Life.awaiting(fleet) for _ in range(FLOODING)]
+    outputs = [Output(life) for life in lives for _ in range(READ_BY)]
+    taken = [0] * len(outputs)
+
+    def read(place: int) -> None:
+        with contextlib.suppress(*BROKEN):
+            for frame in outputs[place].frames():
+                taken[place] += len(frame.data)
+
+    threads = [threading.Thread(target=read, args=(place,), daemon=True) for place in range(len(outputs))]
+    for thread in threads:
+        thread.start()
+    for life in lives:
+        assert life.upload(modules.repeats(BLOCK, 1 << 30)).status == 200
+    eventually(lambda: all(taken), "not all are read")
+    client, most = fleet.client(), 0
+    for _ in range(ANSWERS):
+        before = sum(taken)
+        assert {life.kuuid for life in lives} <= {keep.kuuid for keep in client.keeps()}
+        most = max(most, sum(taken) - before)
+    other = Life.ended(fleet, 0)
+    other.remove()
+    counts = list(taken)
+    eventually(lambda: all(now > old for now, old in zip(taken, counts, strict=True)), "a reader gets nothing more")
+    for life in lives:
+        client.stop(life.kuuid)
+    for thread in threads:
+        thread.join(6 * SOON)
+    assert most < SHARE
+
+
+def test_keepctl_says_which_keep_it_leaves_where_its_manager_stays_away_for_longer_than_it_may(fleet: Fleet) -> None:
+    (fleet.host.path / "leaves.wasm").write_bytes(modules.says(*[b"tick\n"] * 3000, pause_ms=100))
+    out = fleet.host.path / "leaves.out"
+    out.unlink(missing_ok=True)
+    options = "--reconnect-for 2s --name leaves"
+    script = f"keepctl run {options} {fleet.host.path}/leaves.wasm >{out} 2>{out}.err; echo $?"
+    done: list[subprocess.CompletedProcess[str]] = []
+    thread = threading.Thread(target=lambda: done.append(keepctl(fleet, script)))
+    thread.start()
+    eventually(lambda: out.exists() and b"tick\n" in out.read_bytes(), "it does not begin")
+    fleet.host.systemctl("stop", MANAGER)
+    thread.join(6 * SOON)
+    fleet.host.systemctl("start", MANAGER)
+    said = (fleet.host.path / "leaves.out.err").read_text()
+    assert done[0].stdout == "125\n"
+    assert "; it was waited for for 2 seconds" in said
+    assert "left it running; see: keepctl logs -f" in said
+    (keep,) = [keep for keep in fleet.client().keeps() if keep.name == "leaves"]
+    fleet.client().stop(keep.kuuid)
+
+
 def test_a_minute_without_a_manager_costs_no_byte_and_no_exit_code(fleet: Fleet) -> None:
-    """keepctl waits ten seconds for a manager, and then says which keep it leaves and how to go on."""
+    """keepctl waits for it, and goes on where it was."""
     texts = [b"tick %d\n" % number for number in range(700)]
     (fleet.host.path / "minute.wasm").write_bytes(modules.says(*texts, pause_ms=100, code=7))
     out = fleet.host.path / "minute.out"
@@ -300,15 +362,11 @@ def test_a_minute_without_a_manager_costs_no_byte_and_no_exit_code(fleet: Fleet)
     eventually(lambda: out.exists() and b"tick 20\n" in out.read_bytes(), "it does not begin")
     fleet.host.systemctl("stop", MANAGER)
     threading.Event().wait(AWAY_SECONDS)
-    thread.join()
-    seen = out.read_bytes()
-    assert done[0].stdout == "125\n"
-    assert "left it running; see: keepctl logs -f" in (fleet.host.path / "minute.out.err").read_text()
     fleet.host.systemctl("start", MANAGER)
-    rest = keepctl(fleet, f"keepctl logs -f minute >{out}; keepctl wait minute; echo $?")
-    assert rest.stdout.endswith("7\n"), rest
+    thread.join()
+    assert done[0].stdout == "7\n"
     assert out.read_bytes() == b"".join(texts)
-    assert b"".join(texts).startswith(seen)
+    assert keepctl(fleet, "keepctl wait minute; echo $?").stdout.endswith("7\n")
 
 
 def keepctl(fleet: Fleet, script: str) -> subprocess.CompletedProcess[str]:

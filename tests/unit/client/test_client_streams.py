@@ -9,7 +9,7 @@ import pytest
 
 from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed, Endpoint
-from keep_client.streams import ALIVE, RETRY_SECONDS, EventParser, ServerEvent, resumed
+from keep_client.streams import ALIVE, RETRY_SECONDS, EventParser, Patience, ServerEvent, resumed
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.sse import MAX_EVENT_BYTES, EventType, KeepEvent, LogLine
@@ -61,11 +61,11 @@ def test_a_lost_stream_goes_on_after_the_last_id() -> None:
         if len(asked) < 3:
             raise LOST
 
-    assert len(list(resumed(connect, "0", pause=lambda seconds: None))) == 3
+    assert len(list(resumed(connect, Patience(60, lambda seconds: None), "0"))) == 3
     assert asked == ["0", "1", "2"]
 
 
-def test_a_stream_that_cannot_be_made_again_is_given_up_after_all_tries() -> None:
+def test_a_stream_that_cannot_be_made_again_is_given_up_after_the_time_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     paused: list[float] = []
     tried: list[str] = []
 
@@ -75,9 +75,17 @@ def test_a_stream_that_cannot_be_made_again_is_given_up_after_all_tries() -> Non
             yield ServerEvent("line", {}, "7")
         raise LOST
 
-    with pytest.raises(ConnectionFailed):
-        list(resumed(connect, pause=paused.append))
-    assert tuple(paused) == RETRY_SECONDS
+    def pause(seconds: float) -> None:
+        """Time passes for those alone who look at the clock."""
+        paused.append(seconds)
+        now[0] += seconds
+
+    now = [1000.0]
+    monkeypatch.setattr("keep_client.streams.time.monotonic", lambda: now[0])
+    with pytest.raises(ConnectionFailed, match="; it was waited for for 9 seconds"):
+        list(resumed(connect, Patience(9, pause)))
+    assert tuple(paused[:-1]) == (*RETRY_SECONDS, RETRY_SECONDS[-1], RETRY_SECONDS[-1])
+    assert sum(paused) == pytest.approx(9.0)
     assert set(tried[1:]) == {"7"}
 
 
@@ -87,7 +95,7 @@ def test_the_first_connection_is_not_tried_twice() -> None:
         yield
 
     with pytest.raises(ConnectionFailed):
-        list(resumed(connect, pause=lambda seconds: pytest.fail("it paused")))
+        list(resumed(connect, Patience(60, lambda seconds: pytest.fail("it paused"))))
 
 
 def test_the_first_connection_is_tried_again_by_the_patient_and_signs_of_life_renew_the_tries() -> None:
@@ -101,7 +109,7 @@ def test_the_first_connection_is_tried_again_by_the_patient_and_signs_of_life_re
             raise LOST
         yield ServerEvent("line", {}, "1")
 
-    assert list(resumed(connect, patient=True, pause=lambda seconds: None)) == [ServerEvent("line", {}, "1")]
+    assert list(resumed(connect, Patience(60, lambda seconds: None), patient=True)) == [ServerEvent("line", {}, "1")]
 
 
 def test_a_followed_stream_that_ends_before_its_end_is_made_again(
@@ -198,6 +206,6 @@ def test_the_end_is_waited_for_and_a_manager_away_for_a_moment_asked_again(
         monkeypatch.undo()
         raise LOST
 
-    monkeypatch.setattr("keep_client.manager.time.sleep", paused.append)
+    monkeypatch.setattr("keep_client.streams.time.sleep", paused.append)
     monkeypatch.setattr(client, "changed", away)
     assert client.ended(kuuid).outcome == outcome

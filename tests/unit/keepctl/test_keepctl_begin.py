@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
-from keep_client import manager as client
+from keep_client import streams
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.states import State
+from keepctl.access import Access
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.fakes.tls_peer import TlsPeer, answer, read_head
@@ -54,7 +55,8 @@ STEPS = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(streams, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setitem(Access._defaults, "reconnect_seconds", 0.05)
 
 
 @pytest.mark.parametrize("number", INTERRUPTIONS)
@@ -118,7 +120,7 @@ def test_a_keep_that_could_not_be_removed_is_named_with_what_to_do(
     run: Run, manager: ManagerInMemory, module: str, way: Callable[[ssl.SSLSocket], None]
 ) -> None:
     manager.is_older = True
-    manager.instead |= {START: [hang_up], REMOVE: [way] * 3}
+    manager.instead |= {START: [hang_up], REMOVE: [way] * 100}
     lines = run("run", module).stderr.splitlines()
     assert lines[0].startswith(f"keepctl: left keep {FIRST_ID}")
     assert lines[0].endswith(f"; remove it: keepctl rm {FIRST_ID}")

@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import pytest
 
-from keep_client import manager as client
 from keep_client import streams
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.ring import HEADER, Mark
 from keep_protocol.states import State
 from keepctl.__main__ import exit_code
+from keepctl.access import Access
 from keepctl.run import EndingSignals
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.fakes.tls_peer import answer
@@ -33,8 +33,8 @@ REMOVED = f"keepctl: keep {FIRST_ID}: removed it"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "RETRY_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(streams, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(streams, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setitem(Access._defaults, "reconnect_seconds", 0.05)
 
 
 def too_many(connection: ssl.SSLSocket) -> None:
@@ -53,7 +53,7 @@ WAYS = pytest.mark.parametrize("way", [too_many, away], ids=["64 followers", "a 
 def test_a_guest_whose_output_cannot_be_had_does_not_begin(
     run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, way: Callable[[ssl.SSLSocket], None]
 ) -> None:
-    manager.instead[FOLLOW] = [way] * 3
+    manager.instead[FOLLOW] = [way] * 100
     with stub(None) as at:
         result = run("run", module)
     assert (result.exit_code, result.stdout, at.received) == (125, "", None)
@@ -66,7 +66,7 @@ def test_a_keep_that_cannot_be_followed_any_more_is_named_or_removed(
     run: Run, manager: ManagerInMemory, stub: MakeStub, module: str, way: Callable[[ssl.SSLSocket], None], rm: bool
 ) -> None:
     manager.on_follow = lost
-    manager.instead[FURTHER] = [way] * 3
+    manager.instead[FURTHER] = [way] * 100
     with stub(None):
         result = run("run", *["--rm"] * rm, module)
     assert (result.exit_code, result.stdout) == (125, "")
@@ -83,7 +83,7 @@ def test_where_the_manager_stays_away_the_keep_that_rm_left_is_named(
     run: Run, manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     manager.on_follow = lost
-    manager.instead |= {FURTHER: [away] * 3, f"DELETE {KEEP}": [away]}
+    manager.instead |= {FURTHER: [away] * 100, f"DELETE {KEEP}": [away]}
     with stub(None):
         result = run("run", "--rm", module)
     last = result.stderr.splitlines()[-1]

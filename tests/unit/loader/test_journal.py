@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from keep_loader.journal import (
     FULL_SECONDS,
     LAST_ENTRIES,
+    LAST_PATIENCE_SECONDS,
     LAST_WORDS,
     MAX_ENTRY,
     PACKED,
@@ -227,6 +228,23 @@ def test_the_guest_s_last_words_get_in_whatever_waits_before_them(ring: RingWrit
     kept = sum(len(line) + 1 for line in journald.lines("stdout"))
     assert kept + journald.skipped("stdout") == ring.totals[STDOUT - 1]
     assert kept >= LAST_WORDS // 2 - PACKED
+
+
+def test_a_journald_that_takes_something_now_and_then_gets_all_that_a_guest_wrote_before_it_ended(
+    ring: RingWriter,
+) -> None:
+    journald = Journald()
+    journald.room = 0  # the host is busy: it has not run yet
+    follower = follow(ring, journald, 500.0)
+    for number in range(8_000):
+        ring.append(STDOUT, b"line %06d of a job that prints\n" % number, 0)
+    now = 0.0
+    while follower.pump(now, last=True) is not None:
+        now += LAST_PATIENCE_SECONDS * 0.9
+        journald.room = 2
+    assert now > 3 * LAST_PATIENCE_SECONDS
+    assert journald.lines("stdout") == [b"line %06d of a job that prints" % number for number in range(8_000)]
+    assert journald.skipped("stdout") == 0
 
 
 def test_a_journald_that_is_gone_is_said_and_nothing_is_lost_when_it_is_back(ring: RingWriter) -> None:

@@ -193,7 +193,7 @@ async def test_a_reader_that_takes_nothing_is_waited_for_no_more(monkeypatch: py
     with loader(FLOOD) as made:
         async with output_of(made) as output, output.reading(holds=True) as reader:
             made.go()
-            async with output.sending(reader):
+            with output.sending(reader):
                 await asyncio.to_thread(made.ended.wait)
             assert reader.stalled
 
