@@ -23,6 +23,8 @@ LIBRARIES = ("wasmtime",)
 """What runs in a keep: our packages whole, and of others the shared libraries. A test imports every module of ours in a
 tree."""
 MAIN = "keep_loader/__main__.py"
+COMPILED = ".cwasm"
+"""How the names of the commands end that run scripts: code like a library's, made at installation."""
 MOUNT_POINTS = (
     *("proc", "sys", "dev", "run", "run/systemd/incoming", "tmp", "var/tmp", "etc", "home", "root"),
     *("bin", "sbin", "usr", "lib", CONTROL_GROUP),
@@ -168,7 +170,7 @@ def _standard_library(library: str, place: str, tag: str) -> Iterator[Entry]:
 
 
 def _package(directory: str, place: str, tag: str) -> Iterator[Entry]:
-    """The sources and libraries below a package's directory, with what they were compiled to."""
+    """The sources, libraries and compiled commands below a package's directory, with what they were compiled to."""
     for name in sorted(os.listdir(directory)):
         path = os.path.join(directory, name)
         if os.path.isdir(path):
@@ -176,7 +178,7 @@ def _package(directory: str, place: str, tag: str) -> Iterator[Entry]:
                 yield from _package(path, f"{place}/{name}", tag)
         elif name.endswith(".py"):
             yield from _module(path, f"{place}/{name}", tag)
-        elif name.endswith(".so") or ".so." in name:
+        elif name.endswith((".so", COMPILED)) or ".so." in name:
             yield Entry(f"{place}/{name}", path, 0o644, True)
 
 
@@ -200,7 +202,7 @@ def _is_compiled_from(compiled: str, source: str) -> bool:
 
 
 def _is_object(entry: Entry) -> bool:
-    return entry.watched and not entry.place.endswith(".py")
+    return entry.watched and not entry.place.endswith((".py", COMPILED))
 
 
 def _crypto(python: str) -> list[str]:

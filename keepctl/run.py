@@ -24,7 +24,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from keepctl.display import UploadBar, WaitingLine, output_reader, say
-from keepctl.job import Job, is_stored
+from keepctl.job import SCRIPTS, Job, is_stored
 from keepctl.output import Show
 
 STANDARD_INPUT = "-"
@@ -249,6 +249,10 @@ def _undo(
 
 def _opened(module: str) -> FileIO:
     """The module's file, open. Raises KeepfleetError."""
+    if module.endswith(SCRIPTS):
+        from keepctl.program import open_script  # here: most of what is run is no script
+
+        return open_script(module)
     if module != STANDARD_INPUT:
         return open_workload(module)
     from keepctl.input import spooled  # here: `tempfile` is 6 ms, and most modules are files

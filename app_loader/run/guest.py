@@ -7,6 +7,7 @@ import os
 import resource
 
 from app_loader.check.imports import INITIALIZE, find_entry
+from app_loader.check.programs import DIRECTORY, file_name, holds_program, read_program
 from app_loader.engine.compiled import Module
 from app_loader.engine.foreign import EngineError, GuestExit, Trap
 from app_loader.engine.settings import Engine, make_engine, settings_for
@@ -23,10 +24,12 @@ from app_loader.limits import (
 from app_loader.run import outcome as outcomes
 from keep_protocol.limits import Limits
 from keep_protocol.outcome import Outcome
+from keep_protocol.spec import Compiler
 from keep_protocol.workload import Workload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from app_loader.run.meter import Meter
@@ -43,9 +46,15 @@ class Unfit(Exception):
     """The compiled file does not fit this engine: another version or other settings made it, or it is damaged."""
 
 
-class Guest(Protocol):
-    """Loaded; nothing of it has run yet. started: whether `run` has come as far as calling it."""
+PROGRAM = "workload.wasm"
+"""A module's argv[0]: it has no name of its own."""
 
+
+class Guest(Protocol):
+    """Loaded; nothing of it has run yet. words: what its argv begins with; started: whether `run` has come as far as
+    calling it."""
+
+    words: tuple[str, ...]
     started: bool
 
     def link(self, wasi: Wasi) -> None:
@@ -61,6 +70,8 @@ class Guest(Protocol):
 
 class CoreGuest:
     """A core module."""
+
+    words: tuple[str, ...] = (PROGRAM,)
 
     def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
         """See `load_guest`."""
@@ -88,8 +99,28 @@ class CoreGuest:
         return 0, self._store.call(self._store.export(instance, entry.name), entry.values, entry.results)
 
 
+class ProgramGuest(CoreGuest):
+    """A script, which is the first arguments of the command that runs it."""
+
+    def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
+        """See `load_guest`. The command is compiled already, with the one compiler."""
+        program = read_program(compiled)
+        name = file_name(program.language, workload.profile)
+        try:
+            command = os.open(os.path.join(DIRECTORY, name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise Unfit(f"there is no {name} in this installation") from None
+        try:
+            super().__init__(command, limits, workload.replace(compiler=Compiler.OPTIMIZING))
+        finally:
+            os.close(command)
+        self.words = (program.name, program.source.decode())
+
+
 class ComponentGuest:
     """A WASI 0.2 command component."""
+
+    words: tuple[str, ...] = (PROGRAM,)
 
     def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
         """See `load_guest`."""
@@ -141,11 +172,17 @@ def load_guest(compiled: int, limits: Limits, workload: Workload) -> Guest:
 
     Raises Unfit when it does not fit this engine, KeepfleetError when what the workload calls is not in it.
     """
+    if holds_program(compiled):
+        return _loaded(ProgramGuest, compiled, limits, workload)
     kind = int.from_bytes(os.pread(compiled, _HEAD, 0)[_FLAGS], "little") & _KINDS
     if kind not in (_MODULE, _COMPONENT):
         raise Unfit("it is no compiled module")
+    return _loaded(CoreGuest if kind == _MODULE else ComponentGuest, compiled, limits, workload)
+
+
+def _loaded(kind: Callable[[int, Limits, Workload], Guest], compiled: int, limits: Limits, workload: Workload) -> Guest:
     try:
-        return (CoreGuest if kind == _MODULE else ComponentGuest)(compiled, limits, workload)
+        return kind(compiled, limits, workload)
     except EngineError as error:
         raise Unfit(" ".join(str(error).split())[:MAX_EVIDENCE_LINE]) from error
 

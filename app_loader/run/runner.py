@@ -285,7 +285,7 @@ def _run(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> Out
     from keep_isolation.locks import lock_runner
 
     guest, text = _load(given, limits, grants)
-    context = GuestContext(grants, os.environ.get("KEEPFLEET_RUNTIME_DIRECTORY", "/nonexistent"))
+    context = GuestContext(grants, os.environ.get("KEEPFLEET_RUNTIME_DIRECTORY", "/nonexistent"), guest.words)
     try:
         guest.link(context.wasi)
         _give_output(given)
