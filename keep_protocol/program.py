@@ -68,11 +68,13 @@ def is_program(head: bytes) -> bool:
 
 
 def unwrap(data: bytes) -> Program:
-    """The script in a file that `is_program`. Raises KeepfleetError(INVALID_MODULE)."""
-    size = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(data[len(_HEAD) : len(_HEAD) + _SIZE_BYTES]))
-    if size != len(data) - len(_HEAD) - _SIZE_BYTES:
-        raise _bad("its file ends elsewhere than its section")
-    language, first, rest = data[HEAD_BYTES:].partition(b"\n")
+    """The script in a file that `is_program`; what the manager keeps of it has a seal behind it. Raises
+    KeepfleetError(INVALID_MODULE)."""
+    begin = len(_HEAD) + _SIZE_BYTES
+    end = begin + sum((byte & 0x7F) << 7 * place for place, byte in enumerate(data[len(_HEAD) : begin]))
+    if end > len(data):
+        raise _bad("its file ends before its section does")
+    language, first, rest = data[HEAD_BYTES:end].partition(b"\n")
     name, second, source = rest.partition(b"\n")
     if not first or not second:
         raise _bad("its file does not say which language it is in")

@@ -189,7 +189,7 @@ def begin(
     keep: KeepInfo | None = None
     output: Output | None = None
     upload = _Upload(credentials)
-    with _opened(job.module) as file:
+    with open_module(job.module) as file:
         start = client.starting(address, port, (), job.workload())
         make = partial(_make, client, job, replace, os.urandom(16).hex(), start, address, upload)
         try:
@@ -247,7 +247,7 @@ def _undo(
         settle(client, keep.kuuid, Fate.REMOVE)
 
 
-def _opened(module: str) -> FileIO:
+def open_module(module: str) -> FileIO:
     """The module's file, open. Raises KeepfleetError."""
     if module.endswith(SCRIPTS):
         from keepctl.program import open_script  # here: most of what is run is no script

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.program import HEAD_BYTES, MAX_NAME, MAX_SCRIPT_BYTES, Program, is_program, unwrap
+from keep_protocol.program import HEAD_BYTES, MAX_NAME, MAX_SCRIPT_BYTES, Program, is_program, unwrap, wrap
 from keep_protocol.spec import Profile
 
 DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "languages")
 """Where the commands are: next to what runs them."""
 ENDING = ".cwasm"
-_MAX_FILE = HEAD_BYTES + MAX_SCRIPT_BYTES + 4 * MAX_NAME + 64
+_MAX_FILE = HEAD_BYTES + MAX_SCRIPT_BYTES + 4 * MAX_NAME + 64 * 1024
+"""With the manager's seal behind it."""
 
 
 def file_name(language: str, profile: Profile) -> str:
@@ -53,9 +54,9 @@ def check_program(module: int, result: int, profile: Profile) -> str:
     program = read_program(module)
     if file_name(program.language, profile) not in AVAILABLE:
         raise KeepfleetError(ErrorKind.INVALID_MODULE, f"cannot take the script: {_missing(program.language)}")
-    at, size = 0, os.fstat(module).st_size
-    while at < size:
-        at += os.write(result, os.pread(module, size - at, at))
+    left = memoryview(wrap(program))
+    while left:
+        left = left[os.write(result, left) :]
     return ""
 
 

@@ -20,6 +20,7 @@ from app_loader.limits import (
     GUEST_MEMORIES,
     GUEST_TABLES,
     MAX_EVIDENCE_LINE,
+    SCRIPT_STACK_BYTES,
 )
 from app_loader.run import outcome as outcomes
 from keep_protocol.limits import Limits
@@ -51,10 +52,11 @@ PROGRAM = "workload.wasm"
 
 
 class Guest(Protocol):
-    """Loaded; nothing of it has run yet. words: what its argv begins with; started: whether `run` has come as far as
-    calling it."""
+    """Loaded; nothing of it has run yet. words: what its argv begins with; limits: those that it is held to; started:
+    whether `run` has come as far as calling it."""
 
     words: tuple[str, ...]
+    limits: Limits
     started: bool
 
     def link(self, wasi: Wasi) -> None:
@@ -75,7 +77,7 @@ class CoreGuest:
 
     def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
         """See `load_guest`."""
-        self.started, self._limits = False, limits
+        self.started, self.limits = False, limits
         self._engine = make_engine(settings_for(compiled, limits, workload))
         self._module = Module.load(self._engine, compiled)
         self._entry = find_entry(self._module.exports(), workload)
@@ -87,7 +89,7 @@ class CoreGuest:
 
     def link(self, wasi: Wasi) -> None:
         """See `Guest`."""
-        self._store = _make_store(self._engine, self._limits, (GUEST_INSTANCES, GUEST_TABLES, GUEST_MEMORIES), wasi)
+        self._store = _make_store(self._engine, self.limits, (GUEST_INSTANCES, GUEST_TABLES, GUEST_MEMORIES), wasi)
         self._linker.replace_exit(self._store)
 
     def run(self) -> tuple[int, list[object]]:
@@ -111,7 +113,8 @@ class ProgramGuest(CoreGuest):
         except FileNotFoundError:
             raise Unfit(f"there is no {name} in this installation") from None
         try:
-            super().__init__(command, limits, workload.replace(compiler=Compiler.OPTIMIZING))
+            own = limits.replace(stack_bytes=max(limits.stack_bytes, SCRIPT_STACK_BYTES))
+            super().__init__(command, own, workload.replace(compiler=Compiler.OPTIMIZING))
         finally:
             os.close(command)
         self.words = (program.name, program.source.decode())
@@ -127,7 +130,7 @@ class ComponentGuest:
         from app_loader.check.components import find_run  # with these, what a core module does not need
         from app_loader.engine.component import Component, ComponentLinker
 
-        self.started, self._limits = False, limits
+        self.started, self.limits = False, limits
         self._engine = make_engine(settings_for(compiled, limits, workload, components=True))
         self._component = Component.load(self._engine, compiled)
         self._interface = find_run(self._component.exports(), workload)
@@ -139,7 +142,7 @@ class ComponentGuest:
     def link(self, wasi: Wasi) -> None:
         """See `Guest`."""
         counts = (COMPONENT_INSTANCES, COMPONENT_TABLES, COMPONENT_MEMORIES)
-        self._store = _make_store(self._engine, self._limits, counts, wasi)
+        self._store = _make_store(self._engine, self.limits, counts, wasi)
 
     def run(self) -> tuple[int, list[object]]:
         """See `Guest`. Its `run` returns ok or not, 0 or 1; by `exit-with-code` it may leave with any other."""

@@ -289,7 +289,7 @@ def _run(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> Out
     try:
         guest.link(context.wasi)
         _give_output(given)
-        bound(limits)
+        bound(guest.limits)
         lock_runner(context.files)
         context.close_files()
         reporter.send(Report(ReportType.RUNNING, text, descriptors=(STATUS,)), (meter.status,))

@@ -50,13 +50,17 @@
   hide(globalThis, 'console', console);
   hide(globalThis, 'print', (...values) => line(1, values));
   hide(globalThis, 'write', (value) => { write(1, text(value)); });
+  function piece() {
+    let found;
+    try { found = read(); } catch { throw new TypeError('standard input is not text in UTF-8'); }
+    if (found === '') ended = true;
+    return found;
+  }
   // The next line of standard input without its end, null where there is none.
   hide(globalThis, 'readline', () => {
     let at;
     while ((at = call(indexOf, input, '\n')) < 0 && !ended) {
-      const piece = read();
-      if (piece === '') ended = true;
-      input += piece;
+      input += piece();
     }
     if (at < 0 && input === '') return null;
     const found = at < 0 ? input : call(slice, input, 0, at);
@@ -66,11 +70,7 @@
   // All that is left of standard input.
   hide(globalThis, 'readAll', () => {
     let whole = input;
-    for (input = ''; !ended;) {
-      const piece = read();
-      if (piece === '') ended = true;
-      whole += piece;
-    }
+    for (input = ''; !ended;) whole += piece();
     return whole;
   });
   hide(globalThis, 'exit', (code) => { exit(code === undefined ? 0 : number(code)); });
