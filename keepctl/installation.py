@@ -149,6 +149,8 @@ def install(
 def _make_commands(trees: Trees) -> None:
     """What runs scripts in keeps, compiled for this host; what is made already stays. Raises KeepfleetError."""
     target = trees.target
+    if not os.path.isdir(os.path.join(target.packages, "script_pool")):
+        return  # what is installed there is older than scripts
     command = [target.python, "-I", "-S", "-c", _COMMANDS, target.packages]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=COMMANDS_SECONDS, cwd="/")

@@ -144,6 +144,12 @@ class ScriptPool:
         """The children's process IDs by their numbers."""
         return {number: member.process.pid for number, member in self._members.items()}
 
+    @property
+    def scripts(self) -> tuple[tuple[str, str], ...]:
+        """The name and the language of each script that is there by now, sorted."""
+        found = ((name, version.script) for name, version in self._names.items())
+        return tuple(sorted((name, script.language) for name, script in found if script is not None))
+
     async def start(self) -> None:
         """Returns when a child can run. Raises KeepfleetError where none can, and has stopped then."""
         self._loop = asyncio.get_running_loop()

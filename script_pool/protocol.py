@@ -4,6 +4,7 @@
     {"cmd":"RemoveCode","name":N}                   → {"ok":true} or {"ok":false,"reason":"no such script"}
     {"cmd":"ExecCode","name":N,"inputSandbox":{…}}  → {"ok":true,"outputSandbox":{…}} or {"ok":false,"reason":…}
     anything else                                   → {"ok":false,"reason":"malformed request"}
+    beside these, of ours: {"cmd":"ListCode"}       → {"ok":true,"scripts":[{"name":N,"language":L}, …]}
 
 A request may have an `id`, a string or a whole number: then its answer begins with that, comes as soon as there is one,
 and says more (`timeTaken` in milliseconds, `console`). Requests without one are answered in their order. AddCode may
@@ -79,6 +80,11 @@ class ExecCode:
 
 
 @dataclass(frozen=True, slots=True)
+class ListCode:
+    id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A line that asks for nothing the pool does, and the answer it gets."""
 
@@ -87,7 +93,7 @@ class Refused:
     message: str
 
 
-Request = AddCode | RemoveCode | ExecCode | Refused
+Request = AddCode | RemoveCode | ExecCode | ListCode | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,8 @@ class Answer:
     name: str = ""
     message: str = ""
     stack: tuple[str, ...] = ()
+    scripts: tuple[tuple[str, str], ...] | None = None
+    """Name and language of each, where they were asked for."""
 
     @classmethod
     def of(cls, fault: Fault, seconds: float | None = None) -> Answer:
@@ -212,6 +220,8 @@ def parse(line: bytes | None, input_bytes: int) -> Request:
 def _request(id: str | None, text: str, members: dict[str, tuple[object, int, int]], input_bytes: int) -> Request:
     given = {key: value for key, (value, _, _) in members.items()}
     name, command = given.get("name"), given.get("cmd")
+    if command == "ListCode" and members.keys() == {"cmd"}:
+        return ListCode(id)
     if not isinstance(name, str) or len(name) > MAX_NAME:
         raise ValueError(f"its name is no string of at most {MAX_NAME} characters")
     if command == "ExecCode" and members.keys() == {"cmd", "name", "inputSandbox"}:
@@ -261,6 +271,9 @@ def encode(id: str | None, answer: Answer) -> bytes:
             parts.append(f'"console":{json.dumps(answer.console)}')
         if answer.seconds is not None:
             parts.append(f'"timeTaken":{answer.seconds * 1000:.3f}')
+    if answer.scripts is not None:
+        listed = [{"name": name, "language": language} for name, language in answer.scripts]
+        parts.append(f'"scripts":{json.dumps(listed)}')
     head = ("{" + ",".join(parts)).encode("ascii")
     if answer.output is None:
         return head + b"}\r\n"

@@ -20,7 +20,7 @@ from keep_isolation.locks import what_the_kernel_lacks
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool import protocol
 from script_pool.pool import ScriptPool
-from script_pool.protocol import AddCode, Answer, ExecCode, Lines, RemoveCode
+from script_pool.protocol import AddCode, Answer, ExecCode, Lines, ListCode, RemoveCode
 
 MAX_OPEN = 512
 """Requests of one connection that are not answered; more are read when some are. Above the queue's length, so that a
@@ -164,6 +164,8 @@ class Connection(asyncio.Protocol):
                 self._pool.add(name, code, language, reply)
             case RemoveCode(_, name):
                 self._pool.remove(name, reply)
+            case ListCode():
+                reply(Answer(scripts=self._pool.scripts))
             case _:
                 reply(Answer(request.reason, message=request.message))
 

@@ -46,6 +46,9 @@ class TypeScript:
             made.close()
             artifacts.save("typescript", code, *kept)
         self._template = Template(self._engine, kept[1], self._imports, _CALLED, compiled=True)
+        Guest(
+            self._template, MAX_MEMORY_BYTES, 0
+        ).close()  # its memory's first contents are a memfd, which a lock refuses
 
     def strip(self, source: bytes, ticks: int) -> bytes:
         """The JavaScript of `source`, within `ticks` epochs. Raises Fault."""

@@ -39,8 +39,8 @@ def main() -> None:
             Module.compile(make_engine(settings), module).store(file.fileno())
             os.fchmod(file.fileno(), 0o644)
         os.replace(file.name, os.path.join(directory, file_name(JAVASCRIPT, profile)))
-    with open(os.path.join(directory, MADE_OF), "w", encoding="ascii") as file:
-        file.write(digest)
+    with open(os.path.join(directory, MADE_OF), "w", encoding="ascii") as said:
+        said.write(digest)
 
 
 def _digest() -> str:

@@ -76,16 +76,12 @@ def join(guest: bytes, glue: bytes, entry: str = "_start") -> bytes:
 def _places(module: Module, wasi: int, own: int, other: Callable[[str], int]) -> dict[int, int]:
     """Each of the module's function numbers in the joined one. wasi: where its imports of WASI begin; own: where its
     own functions do."""
-    found: dict[int, int] = {}
+    count = len(module.imports)
+    found = {count + at: own + at for at in range(len(module.functions))}
     for number, (of, name, _) in enumerate(module.imports):
         if of.startswith("wasi"):
             found[number], wasi = wasi, wasi + 1
         else:
-            found[number] = -1  # looked up below, once all that can be called has its place
-    count = len(module.imports)
-    found |= {count + at: own + at for at in range(len(module.functions))}
-    for number, (of, name, _) in enumerate(module.imports):
-        if not of.startswith("wasi"):
             found[number] = other(name)
     return found
 

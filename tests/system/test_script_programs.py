@@ -10,9 +10,9 @@ import pytest
 from tests.system.fleet import Fleet
 
 GREET = 'print("hello", ...scriptArgs.slice(1)); console.error("to error"); exit(3)\n'
-COUNT = 'let lines = 0, letters = 0, line; while ((line = readline()) !== null) { lines++; letters += line.length }\n'
+COUNT = "let lines = 0, letters = 0, line; while ((line = readline()) !== null) { lines++; letters += line.length }\n"
 THROWS = 'function inner() {\n  throw new TypeError("no such customer");\n}\n\nawait null;\ninner();\n'
-TYPED = 'interface Order { total: number }\nconst order: Order = { total: 42 };\nprint(order.total as number);\n'
+TYPED = "interface Order { total: number }\nconst order: Order = { total: 42 };\nprint(order.total as number);\n"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def place(fleet: Fleet) -> Iterator[Path]:
     place.mkdir(exist_ok=True)
     sources = {
         "greet.js": GREET,
-        "count.js": COUNT + 'print(lines, letters);\n',
+        "count.js": COUNT + "print(lines, letters);\n",
         "throws.js": THROWS,
         "typed.ts": TYPED,
         "wrong.js": "let a = ;\n",
