@@ -18,7 +18,7 @@ from script_pool import decisions, frames
 from script_pool.decisions import Assign, Child, Expire, Kill, Phase, Refuse, Retire, Settings, Spawn, Waiting
 from script_pool.engine.interface import Limits, Reason, Script
 from script_pool.frames import Frame, FrameError, Kind
-from script_pool.processes import ChildProcess, Processes
+from script_pool.processes import ChildProcess, Events, Processes
 from script_pool.protocol import (
     DONE,
     NO_SUCH_SCRIPT,
@@ -110,7 +110,8 @@ class _Member:
 
 class ScriptPool:
     """`engine`: MODULE:CLASS, loaded in the template process alone. `say`: where a line for the operator goes; `cache`:
-    the directory for compiled code, which is compiled at each start without one."""
+    the directory for compiled code, which is compiled at each start without one; `processes`: makes the pool's side of
+    a template process that is there already."""
 
     def __init__(
         self,
@@ -119,9 +120,10 @@ class ScriptPool:
         engine: str = ENGINE,
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
         cache: str | None = None,
+        processes: Callable[[Events], Processes] | None = None,
     ) -> None:
         self.settings, self.limits, self._say = settings or Settings(), limits or Limits(), say
-        self._processes = Processes(engine, self.limits, self, cache)
+        self._processes = processes(self) if processes else Processes(engine, self.limits, self, cache)
         self._names: dict[str, Version] = {}
         self._bytes = 0
         self._members: dict[int, _Member] = {}

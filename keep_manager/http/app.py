@@ -12,7 +12,7 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, store, streams
+from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, pools, store, streams
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
@@ -24,7 +24,7 @@ from keep_manager.keeps.logs import Events, Output
 from keep_manager.keeps.view import View
 from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
-from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
+from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
 from keep_protocol.store import MAX_OBJECT_BYTES, V1_STORE_PATH, InUse
 
@@ -67,6 +67,10 @@ ROUTES = (
     Route("DELETE", DECLARED_PATH, Action.DECLARE, declared.delete_declared),
     Route("POST", f"{DECLARED_PATH}/restart", Action.DECLARE, declared.restart_declared),
     Route("POST", f"{DECLARED_PATH}/rollback", Action.DECLARE, declared.roll_back_declared),
+    Route("POST", V1_POOLS_PATH, Action.CREATE, pools.create_pool),
+    Route("GET", V1_POOLS_PATH, Action.LIST, pools.list_pools),
+    Route("GET", pools.POOL_PATH, Action.READ, pools.get_pool),
+    Route("DELETE", pools.POOL_PATH, Action.REMOVE, pools.remove_pool),
     Route("GET", V1_STORE_PATH, Action.STORE_READ, store.list_store),
     Route("POST", store.OBJECTS_PATH, Action.STORE_ADD, store.add_object, max_body=MAX_OBJECT_BYTES),
     Route("GET", store.OBJECT_PATH, Action.STORE_READ, store.get_object),

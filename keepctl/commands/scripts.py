@@ -21,6 +21,7 @@ from keepctl.commands.access import connection_options, output_option
 from keepctl.commands.shared import FILE, Commands
 from keepctl.display import echo, json_text, say, show_table
 from keepctl.ending import remember
+from keepctl.job import parse_size
 from keepctl.modules import read_file
 from keepctl.references import resolve
 from keepctl.throughput import measure
@@ -86,6 +87,58 @@ def _done(answer: dict[str, object]) -> dict[str, object]:
     stack = answer.get("stack")
     evidence = tuple(str(line) for line in stack) if isinstance(stack, list) else ()
     raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot do what was asked of the pool: {': '.join(parts)}", evidence)
+
+
+@group.command("create")
+@click.argument("name", metavar="NAME")
+@click.option("--max", "most", type=click.IntRange(1, 16), help="Processes at most; 2 otherwise.")
+@click.option("--time", "seconds", type=click.FloatRange(0.01, 60), help="Seconds that a run may take; 1 otherwise.")
+@click.option("--script-memory", "script_memory", metavar="SIZE", help="What a script may have; 64M otherwise.")
+@click.option("--memory", metavar="SIZE", help="What the whole pool may use.")
+@click.option("--caller", "callers", multiple=True, metavar="WHO", help="Who may use it: name:NAME or a fingerprint.")
+@click.option("--address", help="An address of the manager's host; otherwise the one it is reached by.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Otherwise the first free one.")
+@click.option("--replace", is_flag=True, help="End the living keep of that name first.")
+@connection_options
+@output_option
+def create(
+    name: str,
+    most: int | None,
+    seconds: float | None,
+    script_memory: str | None,
+    memory: str | None,
+    callers: tuple[str, ...],
+    address: str | None,
+    port: int | None,
+    replace: bool,
+    output: str,
+    **connection: str | None,
+) -> None:
+    """Makes a pool in a keep of its own, whose owner is you; it goes with: keepctl rm NAME.
+
+    \b
+    keepctl scripts create rules --max 4 --time 0.5
+    """
+    found = access.find(**connection)
+    remember(found.credentials)
+    options: dict[str, object] = {"max": most, "time_ms": None if seconds is None else round(seconds * 1000)}
+    options["memory_bytes"] = parse_size(script_memory) if script_memory else None
+    asked: dict[str, object] = {
+        "name": name,
+        "limits": {"memory_bytes": parse_size(memory)} if memory else {},
+        "callers": list(callers),
+        "replace": replace,
+        "options": {key: value for key, value in options.items() if value is not None},
+        "address": address or found.address,
+        "port": port,
+    }
+    with found.client() as client:
+        asked["address"] = asked["address"] or client.reach()
+        info = client.create_pool({key: value for key, value in asked.items() if value not in (None, "")})
+    if output == "json":
+        echo(json_text(info.to_wire()))
+    else:
+        echo(str(info.kuuid))
 
 
 @group.command("add")

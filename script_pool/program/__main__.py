@@ -16,8 +16,10 @@ from app_loader.engine.binding import find_library
 from app_loader.engine.compiled import Module
 from app_loader.engine.settings import Settings, make_engine
 from keep_protocol.spec import Profile
+from script_pool.engine.artifacts import Artifacts
 
 JAVASCRIPT = "javascript"
+INSTALLED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "engine", "installed")
 MADE_OF = "made-of"
 """The file that says what the commands were made of."""
 _SOURCES = ("command.py", "merging.py", "glue.wat", "prelude.js")
@@ -39,8 +41,19 @@ def main() -> None:
             Module.compile(make_engine(settings), module).store(file.fileno())
             os.fchmod(file.fileno(), 0o644)
         os.replace(file.name, os.path.join(directory, file_name(JAVASCRIPT, profile)))
+    make_engines(INSTALLED)
     with open(os.path.join(directory, MADE_OF), "w", encoding="ascii") as said:
         said.write(digest)
+
+
+def make_engines(directory: str) -> None:
+    """What a script pool in a keep loads: all that a pool compiles at its first start."""
+    from script_pool.engine.quickjs import QuickJS
+
+    os.makedirs(directory, 0o755, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        QuickJS(made).warm()
+        Artifacts(made).install(directory)
 
 
 def _digest() -> str:
@@ -48,7 +61,8 @@ def _digest() -> str:
     library = os.stat(find_library())
     digest = hashlib.sha256(f"{library.st_size} {library.st_mtime_ns}".encode())
     here = os.path.dirname(os.path.abspath(__file__))
-    for name in (*_SOURCES, "../engine/guest.py", "../../app_loader/engine/settings.py"):
+    engine = sorted(name for name in os.listdir(os.path.join(here, "../engine")) if name.endswith((".py", ".js")))
+    for name in (*_SOURCES, *(f"../engine/{each}" for each in engine), "../../app_loader/engine/settings.py"):
         with open(os.path.join(here, name), "rb") as file:
             digest.update(file.read())
     return digest.hexdigest()
