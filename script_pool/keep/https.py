@@ -25,6 +25,9 @@ IDLE_SECONDS = 60.0
 """Between two requests; a client that is alive connects again in milliseconds."""
 HEAD_SECONDS = 10.0
 """From the first byte of a request to the end of its headers, and from there to the end of a body of one request."""
+LINGER_SECONDS = 2.0
+"""How long a refused client may go on sending before the connection is cut; closing it immediately would reset it and
+destroy the answer on its way (RFC 9112, section 9.6)."""
 _STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: application/json-lines\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -37,6 +40,7 @@ class Exchange(asyncio.Protocol):
         self._reader = RequestReader()
         self._work: _Work | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._refused = False
 
     def __repr__(self) -> str:
         return f"Exchange({self._work or 'no request'})"
@@ -44,9 +48,16 @@ class Exchange(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - TLS's is one
         self._transport = transport
-        self._within(IDLE_SECONDS)
+        try:
+            self._check()
+        except KeepfleetError:
+            self._within(HEAD_SECONDS)  # what it asks is refused, with the reason
+        else:
+            self._within(IDLE_SECONDS)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         try:
             for event in self._reader.feed(data):
                 self._take(event)
@@ -73,7 +84,9 @@ class Exchange(asyncio.Protocol):
             self._work.connection.resume_writing()
 
     def check(self) -> None:
-        """Ends the connection of a client that may not call any more."""
+        """Ends the connection of a client that may not call any more, and has something under way."""
+        if self._work is None:
+            return  # what it asks next is refused, with the reason
         try:
             self._check()
         except KeepfleetError:
@@ -113,7 +126,8 @@ class Exchange(asyncio.Protocol):
         if isinstance(event, Head):
             self._begin(event)
         elif self._work is not None and isinstance(event, bytes):
-            self._work.receive(event)
+            if self._work.receive(event) > self._room:
+                raise self._too_large()
         elif self._work is not None and isinstance(event, End):
             self._within(None)
             self._work.end()
@@ -126,6 +140,8 @@ class Exchange(asyncio.Protocol):
             self.answered(_is_last(head))
             return
         kind = _kind_of(head)
+        if kind == ONE and (head.length or 0) > self._room:
+            raise self._too_large()
         work = _Stream if kind == LINES else _One
         self._within(None if kind == LINES else HEAD_SECONDS)
         self._work = work(self, self._transport, self._pool, _is_last(head))
@@ -134,13 +150,24 @@ class Exchange(asyncio.Protocol):
         if head.length == 0:
             self._take(End())
 
+    @property
+    def _room(self) -> int:
+        """The bytes that a body of one request may have."""
+        return self._pool.limits.input_bytes + protocol.BESIDE_THE_INPUT
+
+    def _too_large(self) -> KeepfleetError:
+        return KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the request: it is over {self._room} bytes")
+
     def _refuse(self, error: KeepfleetError) -> None:
         """Answers, and ends the connection: where the next request begins is not certain."""
         if self._transport is None or self._transport.is_closing():
             return
-        if not isinstance(self._work, _Stream):
-            self._transport.write(error_answer(error).to_bytes())
-        self._transport.close()
+        self._refused = True
+        if isinstance(self._work, _Stream):
+            self._transport.abort()  # its answer has begun, and is not whole
+            return
+        self._transport.write(error_answer(error).to_bytes())
+        self._within(LINGER_SECONDS)
 
     def _within(self, seconds: float | None) -> None:
         if self._timer is not None:
@@ -193,9 +220,10 @@ class _Work(asyncio.WriteTransport):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.connection!r})"
 
-    def receive(self, data: bytes) -> None:
-        """The next piece of the body."""
+    def receive(self, data: bytes) -> int:
+        """Takes the next piece of the body; how many bytes of it are held."""
         self.connection.data_received(data)
+        return 0
 
     def end(self) -> None:
         """The body has ended; what it has asked is answered, and the request with it."""
@@ -241,12 +269,11 @@ class _One(_Work):
 
     def __init__(self, exchange: Exchange, transport: asyncio.Transport, pool: ScriptPool, last: bool) -> None:
         super().__init__(exchange, transport, pool, last)
-        self._body, self._room = bytearray(), pool.limits.input_bytes + protocol.BESIDE_THE_INPUT
+        self._body = bytearray()
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> int:
         self._body += data
-        if len(self._body) > self._room:
-            raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read the request: it is over {self._room} bytes")
+        return len(self._body)
 
     def end(self) -> None:
         # A line's end can stand between the parts of JSON alone, and means nothing there.
