@@ -14,11 +14,12 @@ from io import BufferedReader
 from typing import Protocol
 
 from keep_client.channel import CONNECT_SECONDS, notice_a_peer_that_is_gone
+from keep_client.credentials import Credentials, ask_passphrase
 from keep_client.keep import UploadEndpoint
 from keep_client.peer import ConnectionFailed, handshake_failed, translate
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.tls import HANDSHAKE_SECONDS, check_pin
+from keep_protocol.tls import HANDSHAKE_SECONDS, check_pin, pinned_client_context
 
 SCRIPTS_PATH = "/scripts"
 LINES_TYPE = "application/json-lines"
@@ -88,10 +89,14 @@ class SocketStream:
 class KeepStream:
     """To a pool in a keep: one request of HTTP, whose body and whose answer's body are streams of lines."""
 
-    def __init__(self, endpoint: UploadEndpoint, context: ssl.SSLContext) -> None:
-        """Raises KeepfleetError."""
+    def __init__(self, endpoint: UploadEndpoint, credentials: Credentials) -> None:
+        """credentials: those with which the manager was asked where the keep is, when their files were looked at.
+        Raises KeepfleetError."""
         self._peer = peer = endpoint.endpoint
-        self._socket = _connected(endpoint, context)
+        key = credentials.key
+        self._socket = _connected(
+            endpoint, pinned_client_context(credentials.certificate, key, lambda: ask_passphrase(key))
+        )
         self._reader = self._socket.makefile("rb")
         self._answered = False
         self.send_raw(

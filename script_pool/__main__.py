@@ -14,6 +14,7 @@ from script_pool.decisions import Settings
 from script_pool.engine.interface import Limits
 from script_pool.pool import ENGINE, ScriptPool
 from script_pool.serve import Service, what_is_missing
+from script_pool.sessions import read_key
 
 OF_A_POOL = ("min", "max", "recycle_after", "queue", "deadline", "drain", "time", "memory", "input", "output", "cache")
 """The options that a pool takes, whoever starts it."""
@@ -60,6 +61,18 @@ def parser() -> argparse.ArgumentParser:
     ):
         made.add_argument(option, type=kind, default=default, help=f"{what} (default: %(default)s)")
     made.add_argument(
+        "--session-seconds",
+        type=float,
+        default=settings.session_seconds,
+        help="seconds after which a session that was not used ends (default: %(default)s)",
+    )
+    made.add_argument(
+        "--session-key",
+        metavar="FILE",
+        help="the key that saved sessions are signed with, made where there is none; without it, a saved session can be"
+        " loaded by this pool alone",
+    )
+    made.add_argument(
         "--cache",
         metavar="DIRECTORY",
         default=cache_directory(os.environ),
@@ -87,9 +100,11 @@ async def serve(arguments: argparse.Namespace, engine: str = ENGINE) -> None:
         arguments.queue,
         arguments.deadline,
         drain_seconds=arguments.drain,
+        session_seconds=arguments.session_seconds,
     )
     limits = Limits(arguments.time, arguments.memory << 20, arguments.input, arguments.output)
-    pool = ScriptPool(settings, limits, engine, cache=arguments.cache)
+    key = None if arguments.session_key is None else read_key(arguments.session_key)
+    pool = ScriptPool(settings, limits, engine, cache=arguments.cache, session_key=key)
     service = Service(pool, frozenset((os.getuid(), *arguments.allow_uid)))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, service.stop)

@@ -8,6 +8,7 @@ locks.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import resource
 import socket
@@ -17,8 +18,19 @@ from keep_isolation import locks
 from keep_isolation.kernel import prctl
 from keep_protocol.errors import KeepfleetError
 from script_pool import frames
-from script_pool.engine.interface import Engine, Fault, Limits, Reason, Script
-from script_pool.frames import Frame, Kind
+from script_pool.engine.interface import (
+    Engine,
+    Fault,
+    HostCall,
+    HostCallFailed,
+    Limits,
+    Reason,
+    Result,
+    Script,
+    Suspended,
+    World,
+)
+from script_pool.frames import Frame, Kind, Order
 
 _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 _READ_AHEAD = 256 * 1024
@@ -40,7 +52,7 @@ def serve(engine: Engine, limits: Limits, descriptor: int, template: int) -> int
             pool.sendall(frames.encode(Frame(Kind.UNABLE, text=str(error).encode("utf-8", "replace")[:1000])))
             return 1
         pool.sendall(frames.encode(Frame(Kind.READY)))
-        return _Scripts(engine, limits).serve(pool)
+        return _Scripts(engine, limits, pool).serve()
 
 
 def lock(limits: Limits, template: int) -> None:
@@ -68,59 +80,119 @@ def _mapped_bytes() -> int:
 
 
 class _Scripts:
-    """The scripts a child holds, by the pool's numbers for them, and what is asked about them."""
+    """The scripts a child holds, by the pool's numbers for them, what is asked about them, and the one run that waits
+    for host functions."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, pool: socket.socket) -> None:
         self._engine, self._limits, self._held = engine, limits, dict[int, Script]()
-        self._run_limits = limits
+        self._run_limits, self._pool = limits, pool
+        self._reader = pool.makefile("rb", _READ_AHEAD)
+        self._suspended: Suspended | None = None
+        self._memory: bytes | None = None
+        self._plain_calls = 0
 
     def __repr__(self) -> str:
         return f"_Scripts({len(self._held)} held)"
 
-    def serve(self, pool: socket.socket) -> int:
+    def serve(self) -> int:
         """Answers each frame in order, to the end of the stream."""
-        reader = pool.makefile("rb", _READ_AHEAD)
-        while len(head := reader.read(frames.HEAD.size)) == frames.HEAD.size:
-            kind, text, body, number, seconds = frames.HEAD.unpack(head)
-            frame = Frame(Kind(kind), number, reader.read(text), reader.read(body), seconds)
-            answer = self._answer(frame)
-            if answer is not None:
-                pool.sendall(frames.encode(answer))
+        while (frame := self._read()) is not None:
+            answers = self._answer(frame)
+            if answers:
+                self._pool.sendall(b"".join(map(frames.encode, answers)))
+                self._engine.settle()
         return 0
 
-    def _answer(self, frame: Frame) -> Frame | None:
+    def _read(self) -> Frame | None:
+        head = self._reader.read(frames.HEAD.size)
+        if len(head) < frames.HEAD.size:
+            return None
+        kind, text, body, number, seconds = frames.HEAD.unpack(head)
+        return Frame(Kind(kind), number, self._reader.read(text), self._reader.read(body), seconds)
+
+    def _answer(self, frame: Frame) -> list[Frame]:
         if frame.kind is Kind.SCRIPT:
             self._held[frame.number] = frames.script_of(frame)
-            return None
-        if frame.kind is Kind.FORGET:
+        elif frame.kind is Kind.FORGET:
             self._held.pop(frame.number, None)
-            return None
-        try:
+        elif frame.kind is Kind.MEMORY:
+            self._memory = frame.body
+        else:
+            try:
+                return self._do(frame)
+            except Fault as fault:
+                return [Frame(Kind.FAULT, frame.number, frames.fault_text(fault))]
+            except MemoryError:
+                full = Fault(Reason.MEMORY_LIMIT, message="the process that ran the script had no more memory")
+                return [Frame(Kind.FAULT, frame.number, frames.fault_text(full))]
+        return []
+
+    def _do(self, frame: Frame) -> list[Frame]:
+        if frame.kind is Kind.PREPARE:
+            return [self._prepare(frame)]
+        if frame.kind is Kind.RUN or frame.kind is Kind.RESUME:
+            order = Order.decode(frame.text)
+            script, world = self._held[order.script], self._world(order)
+            limits = self._limits_for(frame.seconds)
             if frame.kind is Kind.RUN:
-                return self._run(frame)
-            return self._prepare(frame)
-        except Fault as fault:
-            return Frame(Kind.FAULT, frame.number, frames.fault_text(fault))
-        except MemoryError:
-            full = Fault(Reason.MEMORY_LIMIT, message="the process that ran the script had no more memory")
-            return Frame(Kind.FAULT, frame.number, frames.fault_text(full))
+                host = self._host(frame.number) if script.functions else None
+                outcome = self._engine.run(script, frame.body, limits, host, world)
+            else:
+                outcome = self._engine.resume(script, frame.body, order.answers.encode("ascii"), limits, world)
+            return self._came_to(frame.number, outcome)
+        suspended, self._suspended = self._suspended, None
+        assert suspended is not None  # noqa: S101 - the pool answers and parks what waits alone
+        if frame.kind is Kind.ANSWER:
+            return self._came_to(frame.number, suspended.answer(frame.text))
+        return [_bounded(Frame(Kind.PARKED, frame.number, body=suspended.park()), "as it waits, the run")]
+
+    def _world(self, order: Order) -> World:
+        memory, self._memory = self._memory, None
+        modules = {name: self._held[number] for name, number in order.modules.items()}
+        return World(modules, memory, order.keep, order.clock, order.zone.encode("ascii"))
+
+    def _came_to(self, number: int, outcome: Result | Suspended) -> list[Frame]:
+        if not isinstance(outcome, Result):
+            self._suspended = outcome
+            return [Frame(Kind.CALLS, number, body=outcome.calls, seconds=outcome.seconds)]
+        ran = Frame(Kind.RAN, number, frames.console_text(outcome.console), outcome.output_text, outcome.seconds)
+        if outcome.session is None:
+            return [ran]
+        return [_bounded(Frame(Kind.MEMORY, number, body=outcome.session), "the session"), ran]
+
+    def _host(self, number: int) -> HostCall:
+        """A host function as a plain call: it waits for the answer here."""
+
+        def call(name: str, arguments: bytes) -> bytes:
+            self._plain_calls += 1
+            asked = b"[[%d,%b,%b]]" % (self._plain_calls, json.dumps(name).encode("ascii"), arguments)
+            self._pool.sendall(frames.encode(Frame(Kind.CALLS, number, body=asked)))
+            frame = self._read()
+            if frame is None:  # the pool has gone: so does this process
+                os._exit(0)
+            ((_, done, value),) = json.loads(frame.text)
+            if done:
+                return json.dumps(value).encode("ascii")
+            raise HostCallFailed(value["message"], value.get("refused", False))
+
+        return call
 
     def _limits_for(self, seconds: float) -> Limits:
         if seconds != self._run_limits.wall_seconds:
             self._run_limits = replace(self._limits, wall_seconds=seconds)
         return self._run_limits
 
-    def _run(self, frame: Frame) -> Frame:
-        """`text` is the script's number, which the pool has sent before."""
-        script = self._held[int.from_bytes(frame.text, "little")]
-        result = self._engine.run(script, frame.body, self._limits_for(frame.seconds), None)
-        console = frames.console_text(result.console)
-        return Frame(Kind.RAN, frame.number, console, result.output_text, result.seconds)
-
     def _prepare(self, frame: Frame) -> Frame:
         asked = frames.script_of(frame)
         source = asked.image.decode("utf-8", "surrogatepass")  # JSON can say half a surrogate pair
-        made = self._engine.prepare(asked.name, source, asked.language, self._limits_for(frame.seconds))
-        if len(made.image) > frames.MAX_IMAGE:
-            raise Fault(Reason.MEMORY_LIMIT, message=f"compiled, the script takes over {frames.MAX_IMAGE} bytes")
-        return Frame(Kind.PREPARED, frame.number, frames.script_text(made.name, made.language, made.digest), made.image)
+        limits = self._limits_for(frame.seconds)
+        made = self._engine.prepare(asked.name, source, asked.language, limits, asked.functions)
+        return _bounded(
+            Frame(Kind.PREPARED, frame.number, frames.script_text(made), made.image), "compiled, the script"
+        )
+
+
+def _bounded(frame: Frame, what: str) -> Frame:
+    if len(frame.body) > frames.MAX_IMAGE:
+        raise Fault(Reason.MEMORY_LIMIT, message=f"{what} takes over {frames.MAX_IMAGE} bytes")
+    return frame

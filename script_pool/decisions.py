@@ -16,6 +16,11 @@ START_SECONDS = 10.0
 """From a fork to a child that can run: 7 ms; this covers a host a hundred times busier and more."""
 END_SECONDS = 1.0
 """From the end of a child's requests to its exit, which takes no millisecond; then it is killed."""
+HOLD_SECONDS = 0.05
+"""For which a child keeps a run that waits for a host function: most answer sooner, and going on costs a twentieth of
+what parking it and laying it down again does."""
+PARK_SECONDS = 1.0
+"""From asking a child to park a run to having it: some milliseconds."""
 GRACE_SECONDS = 0.25
 """From a run's time limit, which the engine holds to some 10 ms, to the SIGKILL behind it."""
 
@@ -36,6 +41,8 @@ class Settings:
     """After which a child above the minimum is ended."""
     drain_seconds: float = 5.0
     """What requests that are there get at the end."""
+    session_seconds: float = 3600.0
+    """After which a session that was not used ends."""
 
     def __post_init__(self) -> None:
         bounds = {
@@ -46,6 +53,7 @@ class Settings:
             "deadline_seconds": (0.01, 3600),
             "idle_seconds": (0.0, 1e9),
             "drain_seconds": (0.0, 3600),
+            "session_seconds": (0.01, 1e9),
         }
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
@@ -63,7 +71,8 @@ class Phase(Enum):
 @dataclass(slots=True)
 class Child:
     """A child as the decisions see it. `since`: when this phase, or its idleness, began; `until`: when what it runs
-    must have ended, None where it is idle."""
+    must have ended, None where it is idle; `held`: since when it has kept a run that waits for host functions and could
+    be parked."""
 
     number: int
     phase: Phase = Phase.STARTING
@@ -71,6 +80,7 @@ class Child:
     until: float | None = None
     runs: int = 0
     killed: bool = False
+    held: float | None = None
 
 
 @dataclass(slots=True)
@@ -115,13 +125,20 @@ class Retire:
 
 
 @dataclass(frozen=True, slots=True)
+class Park:
+    """A child that gives up the run that it keeps, and is free."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
 class Kill:
     """A child that did not start, run or end in its time."""
 
     child: int
 
 
-Action = Assign | Expire | Refuse | Spawn | Retire | Kill
+Action = Assign | Expire | Refuse | Spawn | Retire | Park | Kill
 
 
 def must_act_by(child: Child) -> float:
@@ -151,7 +168,7 @@ def decide(
     actions: list[Action] = [Kill(child.number) for child in children if must_act_by(child) <= now]
     idle, alive, starting = [], 0, 0
     for child in children:
-        if child.phase is Phase.READY and child.until is None:
+        if _is_idle(child):
             if child.runs >= settings.recycle_after:
                 actions.append(Retire(child.number))
                 continue
@@ -174,6 +191,11 @@ def decide(
         least = 0 if draining else settings.minimum
         wanted = max(least - alive, min(runnable, settings.queue) - starting)
         actions += [Spawn()] * max(0, min(settings.maximum - alive, wanted))
+    holding = sorted(
+        (child.held, child.number) for child in children if child.held is not None and child.phase is Phase.READY
+    )
+    needed = sum(held + HOLD_SECONDS <= now for held, _ in holding)
+    actions += [Park(number) for _, number in holding[: max(runnable, needed)]]
     spare = alive - settings.minimum
     if spare > 0 and not runnable:
         unused = [child for child in idle if child.since + settings.idle_seconds <= now]
@@ -193,6 +215,7 @@ def wake(
     has left at `now`."""
     times = [must_act_by(child) for child in children]
     times += [waiting.deadline for waiting in queue]
+    times += [child.held + HOLD_SECONDS for child in children if child.held is not None and child.phase is Phase.READY]
     alive = [child for child in children if child.phase is not Phase.ENDING]
     if len(alive) > settings.minimum:
         times += [child.since + settings.idle_seconds for child in alive if _is_idle(child)]
@@ -202,4 +225,4 @@ def wake(
 
 
 def _is_idle(child: Child) -> bool:
-    return child.phase is Phase.READY and child.until is None
+    return child.phase is Phase.READY and child.until is None and child.held is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 
@@ -24,22 +25,31 @@ MAX_STACK_LINES = 64
 
 
 class Kind(IntEnum):
-    """To a child: SCRIPT, FORGET, PREPARE, RUN; from it: READY, UNABLE, PREPARED, RAN, FAULT."""
+    """To a child: SCRIPT, FORGET, PREPARE, RUN, ANSWER, PARK, RESUME; from it: READY, UNABLE, PREPARED, RAN, FAULT,
+    CALLS, PARKED. Either way MEMORY: a session's, before the RUN or RAN that it belongs to."""
 
     SCRIPT = 1
     FORGET = 2
     PREPARE = 3
     RUN = 4
+    ANSWER = 5
+    PARK = 6
+    RESUME = 7
+    MEMORY = 8
     READY = 11
     UNABLE = 12
     PREPARED = 13
     RAN = 14
     FAULT = 15
+    CALLS = 16
+    PARKED = 17
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`number`: a script's for SCRIPT and FORGET, a request's otherwise. `seconds`: what a run may take, or took."""
+    """`number`: a script's for SCRIPT and FORGET, a request's otherwise. `seconds`: what a run may take, or took.
+    `text` of ANSWER, and behind the script's of RESUME: answers of host functions; `body` of CALLS: what is asked of
+    them, of PARKED, RESUME and MEMORY: a guest's memory."""
 
     kind: Kind
     number: int = 0
@@ -85,20 +95,63 @@ class Frames:
         return found
 
 
-_FROM_CHILD = frozenset((Kind.READY, Kind.UNABLE, Kind.PREPARED, Kind.RAN, Kind.FAULT))
+_FROM_CHILD = frozenset(
+    (Kind.READY, Kind.UNABLE, Kind.PREPARED, Kind.RAN, Kind.FAULT, Kind.CALLS, Kind.PARKED, Kind.MEMORY)
+)
 
 
-def script_text(name: str, language: str, digest: str = "") -> bytes:
+def script_text(script: Script) -> bytes:
     """The `text` of a script that is sent, prepared or to be prepared."""
-    return json.dumps([name, language, digest]).encode("ascii")
+    fields = [script.name, script.language, script.digest, script.imports, script.functions]
+    return json.dumps(fields).encode("ascii")
 
 
 def script_of(frame: Frame) -> Script:
-    """The script in a SCRIPT or PREPARED frame. Raises FrameError."""
-    fields = _strings(frame.text)
-    if len(fields) != 3:
-        raise FrameError("cannot read a child's frame: it holds no script")
-    return Script(fields[0], fields[1], frame.body, fields[2])
+    """The script in a SCRIPT, PREPARE or PREPARED frame. Raises FrameError."""
+    try:
+        name, language, digest, imports, functions = json.loads(frame.text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FrameError("cannot read a child's frame: it holds no script") from error
+    _all_strings([name, language, digest])
+    return Script(name, language, frame.body, digest, _all_strings(imports), _all_strings(functions))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a RUN or RESUME says besides its body: the script's number, those that it imports, and the world it is in.
+    `answers`: of host functions, for a RESUME."""
+
+    script: int
+    modules: Mapping[str, int]
+    keep: bool = False
+    clock: float | None = None
+    zone: str = ""
+    answers: str = ""
+
+    def encode(self) -> bytes:
+        """The frame's `text`; short where there is nothing but a script."""
+        number = self.script.to_bytes(8, "little")
+        if not (self.modules or self.keep or self.clock is not None or self.zone or self.answers):
+            return number
+        more = [dict(self.modules), self.keep, self.clock, self.zone, self.answers]
+        return number + json.dumps(more).encode("ascii")
+
+    @classmethod
+    def decode(cls, text: bytes) -> Order:
+        """What the pool has written; it is trusted."""
+        number = int.from_bytes(text[:8], "little")
+        return cls(number, {}) if len(text) == 8 else cls(number, *json.loads(text[8:]))
+
+
+def calls_of(frame: Frame) -> list[tuple[int, str, str]]:
+    """The number, the name and the arguments' JSON of each call in a CALLS frame. Raises FrameError."""
+    try:
+        found = [(int(number), str(name), given) for number, name, given in json.loads(frame.body)]
+        if all(isinstance(given, list) for _, _, given in found):
+            return [(number, name, json.dumps(given, separators=(",", ":"))) for number, name, given in found]
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise FrameError("cannot read a child's frame: it holds no calls of host functions")
 
 
 def console_text(console: tuple[str, ...]) -> bytes:

@@ -9,84 +9,67 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool import decisions, frames
-from script_pool.decisions import Assign, Child, Expire, Kill, Phase, Refuse, Retire, Settings, Spawn, Waiting
+from script_pool.decisions import Assign, Child, Expire, Kill, Park, Phase, Refuse, Retire, Settings, Spawn, Waiting
 from script_pool.engine.interface import Limits, Reason, Script
-from script_pool.frames import Frame, FrameError, Kind
+from script_pool.frames import Frame, FrameError, Kind, Order
+from script_pool.hostcalls import Allowance, Caller, Calls
 from script_pool.processes import ChildProcess, Events, Processes
 from script_pool.protocol import (
     DONE,
     NO_SUCH_SCRIPT,
+    NO_SUCH_SESSION,
     QUEUE_FULL,
+    SESSION_REFUSED,
     SHUTTING_DOWN,
     TOO_MANY_SCRIPTS,
     Answer,
     check_output,
 )
+from script_pool.sessions import MAX_BYTES, Session, SessionRefused, Sessions
+from script_pool.versions import Version, bind
 
 MAX_SCRIPTS = 10_000
 """Names; one is some 50 KB in the pool's process, and in each child that has run it."""
 MAX_SCRIPT_BYTES = 512 * 1024 * 1024
 """Of all prepared scripts together."""
-ENGINE = "script_pool.engine.quickjs:QuickJS"
+ENGINE = "script_pool.engine.languages:Languages"
+PLAIN_CALLS = frozenset(("python", "micropython"))
+"""The languages whose host calls are plain ones: such a run stays in its child until it is answered."""
+MAX_PARKED_BYTES = 512 * 1024 * 1024
+"""Of all runs that wait for host functions outside of a child: 15 KB for a small one."""
 _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 5.0
 """Between children that could not start, doubled each time: what ails them seldom ends within milliseconds."""
 
 Reply = Callable[[Answer], None]
 
 
-class Version:
-    """What a name stands for from one request on: a script, code that is being prepared, or nothing.
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What a run is asked with besides its input. `caller`: who answers its host functions; `owner` and `session`:
+    whose session it is, and which; `clock`: milliseconds since 1970; `zone`: its table (zones.table)."""
 
-    Until it is settled the one before it counts, should this prove to be none.
-    """
+    caller: Caller | None = None
+    owner: str = ""
+    session: str | None = None
+    clock: float | None = None
+    zone: str = ""
 
-    def __init__(self, number: int, name: str, language: str = "", before: Version | None = None) -> None:
-        self.number, self.name, self.language = number, name, language
-        self.script: Script | None = None
-        self.settled = self.dropped = False
-        self._before, self._waiting = before, list[Callable[[], None]]()
 
-    def __repr__(self) -> str:
-        return f"Version({self.number}, {self.name!r}, {'settled' if self.settled else 'being prepared'})"
-
-    def become(self, script: Script | None) -> Version | None:
-        """It is `script`, or nothing; returns what was before it, which is nobody's now."""
-        before, self._before = self._before, None
-        self._settle(self.number, script)
-        return before
-
-    def fall_back(self) -> None:
-        """It is what was before it, once that is settled."""
-        before, self._before = self._before, None
-        if before is None:
-            self._settle(self.number, None)
-        else:
-            before.when_settled(lambda: self._settle(before.number, before.script))
-
-    def when_settled(self, call: Callable[[], None]) -> None:
-        """Calls `call` once it is certain what this is, perhaps immediately."""
-        if self.settled:
-            call()
-        else:
-            self._waiting.append(call)
-
-    def _settle(self, number: int, script: Script | None) -> None:
-        self.number, self.script, self.settled = number, script, True
-        waiting, self._waiting = self._waiting, []
-        for call in waiting:
-            call()
+_PLAIN = RunSettings()
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
     """A request for a child: a run of `version`'s script with `body` as its input, or its preparation from `body`.
-    `seconds`: what a child may take for it."""
+    `seconds`: what a child may take for it; `left`: what its limit leaves, of what it `had` when it
+    began in this child. `waits_from`: since when it waits for host
+    functions, which its deadline does not count."""
 
     version: Version
     body: bytes
@@ -94,6 +77,15 @@ class _Job:
     deadline: float
     prepares: bool = False
     seconds: float = 0.0
+    left: float = 0.0
+    had: float = 0.0
+    began: float = 0.0
+    modules: dict[str, Version] = field(default_factory=dict)
+    settings: RunSettings = _PLAIN
+    session: Session | None = None
+    calls: Calls | None = None
+    waits_from: float | None = None
+    parked: bytes | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +97,7 @@ class _Member:
     ticket: int | None = None
     job: _Job | None = None
     held: set[int] = field(default_factory=set)
+    memory: bytes | None = None
     why: str = ""
 
 
@@ -121,11 +114,13 @@ class ScriptPool:
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
         cache: str | None = None,
         processes: Callable[[Events], Processes] | None = None,
+        session_key: bytes | None = None,
     ) -> None:
         self.settings, self.limits, self._say = settings or Settings(), limits or Limits(), say
         self._processes = processes(self) if processes else Processes(engine, self.limits, self, cache)
         self._names: dict[str, Version] = {}
-        self._bytes = 0
+        self._bytes = self._parked_bytes = 0
+        self._sessions = Sessions(self._later, session_key, self.settings.session_seconds)
         self._members: dict[int, _Member] = {}
         self._views: dict[int, Child] = {}
         self._queue: dict[int, Waiting] = {}
@@ -168,15 +163,18 @@ class ScriptPool:
             raise
         self._turn()
 
-    def add(self, name: str, code: str, language: str, reply: Reply) -> None:
-        """Makes `name` stand for `code` for every later request, or leaves it as it was and says why."""
+    def add(
+        self, name: str, code: str, language: str, reply: Reply, functions: Mapping[str, Allowance] | None = None
+    ) -> None:
+        """Makes `name` stand for `code`, which may call these host functions, for every later request, or leaves it as
+        it was and says why."""
         before = self._names.get(name)
         if self._draining:
             reply(Answer(SHUTTING_DOWN))
         elif (before is None and len(self._names) >= MAX_SCRIPTS) or self._bytes >= MAX_SCRIPT_BYTES:
             reply(Answer(TOO_MANY_SCRIPTS, message=f"there are {len(self._names)}; remove some"))
         else:
-            version = self._names[name] = Version(next(self._numbers), name, language, before)
+            version = self._names[name] = Version(next(self._numbers), name, language, before, functions)
             source = code.encode("utf-8", "surrogatepass")  # JSON can say half a surrogate pair
             self._enqueue(_Job(version, source, reply, self._deadline(), prepares=True))
 
@@ -197,7 +195,7 @@ class ScriptPool:
 
         before.when_settled(settled)
 
-    def run(self, name: str, input_text: bytes, reply: Reply) -> None:
+    def run(self, name: str, input_text: bytes, reply: Reply, settings: RunSettings = _PLAIN) -> None:
         """Runs what `name` stands for by now with this input sandbox."""
         version = self._names.get(name)
         if self._draining:
@@ -205,7 +203,39 @@ class ScriptPool:
         elif version is None:
             reply(Answer(NO_SUCH_SCRIPT))
         else:
-            self._enqueue(_Job(version, input_text, reply, self._deadline()))
+            job = _Job(version, input_text, reply, self._deadline(), settings=settings, left=self.limits.wall_seconds)
+            if settings.session is not None:
+                job.session = self._sessions.open(settings.owner, settings.session)
+                if job.session is None:
+                    reply(Answer(SESSION_REFUSED, message="there are too many sessions; end some"))
+                    return
+            self._enqueue(job)
+
+    def end_session(self, owner: str, name: str, reply: Reply) -> None:
+        """Forgets a session."""
+        session = self._sessions.get(owner, name)
+        if session is None:
+            reply(Answer(NO_SUCH_SESSION))
+        else:
+            self._sessions.end(session)
+            reply(DONE)
+
+    def save_session(self, owner: str, name: str, reply: Reply) -> None:
+        """Gives a session to its owner, signed; `Answer.saved`."""
+        session = self._sessions.get(owner, name)
+        if session is None or session.memory is None:
+            reply(Answer(NO_SUCH_SESSION))
+        else:
+            reply(Answer(saved=self._sessions.save(session)))
+
+    def load_session(self, owner: str, name: str, saved: bytes, reply: Reply) -> None:
+        """Makes a session what was saved, here or by another pool with the same key."""
+        try:
+            self._sessions.load(owner, name, saved)
+        except SessionRefused as error:
+            reply(Answer(SESSION_REFUSED, message=f"cannot load the session: {error}"))
+        else:
+            reply(DONE)
 
     async def drain(self) -> None:
         """Takes no more requests, answers those that are there within the settings' time, and stops."""
@@ -227,6 +257,7 @@ class ScriptPool:
             await asyncio.gather(self._restart, return_exceptions=True)
         for ticket in list(self._jobs):
             self._reply(ticket, Answer(SHUTTING_DOWN))
+        self._sessions.close()
         await self._processes.stop()
         if self._timer is not None:
             self._timer.cancel()
@@ -236,19 +267,35 @@ class ScriptPool:
     def _deadline(self) -> float:
         return self._loop.time() + self.settings.deadline_seconds
 
+    def _later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        return self._loop.call_later(seconds, call)
+
     def _enqueue(self, job: _Job) -> None:
         ticket = next(self._numbers)
         self._jobs[ticket] = job
-        ready = job.prepares or job.version.settled
-        self._queue[ticket] = Waiting(ticket, job.deadline, ready)
-        if not ready:
-            job.version.when_settled(lambda: self._settled(ticket))
+        self._queue[ticket] = Waiting(ticket, job.deadline, job.prepares)
+        if job.session is not None:
+            job.session.turns.append(ticket)
+        if not job.prepares:
+            self._prepare_run(ticket)
         self._turn()
 
-    def _settled(self, ticket: int) -> None:
-        """The code that a waiting request runs is prepared."""
-        waiting = self._queue.get(ticket)
-        if waiting is not None:
+    def _prepare_run(self, ticket: int) -> None:
+        """Makes a waiting run ready once it is certain what it runs, and its session's earlier ones have ended."""
+        waiting, job = self._queue.get(ticket), self._jobs.get(ticket)
+        if waiting is None or job is None:
+            return
+        again = lambda: self._prepare_run(ticket)  # noqa: E731
+        if not job.version.settled:
+            job.version.when_settled(again)
+            return
+        script = job.version.script
+        missing = bind(self._names, script, job.modules) if script is not None and script.imports else None
+        if isinstance(missing, Version):
+            missing.when_settled(again)
+        elif missing is not None:
+            self._reply(ticket, Answer(NO_SUCH_SCRIPT, message=missing))
+        elif job.session is None or job.session.turns[0] == ticket:
             waiting.ready = True
             self._turn()
 
@@ -261,6 +308,14 @@ class ScriptPool:
         if job.prepares and not job.version.settled:
             job.version.fall_back()
             job.version.when_settled(lambda: self._forget(job.version))
+        if job.calls is not None:
+            job.calls.close()
+        self._parked_bytes -= len(job.parked or b"")
+        if job.session is not None:
+            job.session.turns.remove(ticket)
+            self._sessions.drop_empty(job.session)
+            if job.session.turns:
+                self._prepare_run(job.session.turns[0])
         job.reply(answer)
         if self._draining:
             self._changed.set()
@@ -320,6 +375,11 @@ class ScriptPool:
                 member = self._members[child]
                 member.view.phase, member.view.since = Phase.ENDING, now
                 member.process.close()
+            case Park(child):
+                member = self._members[child]
+                member.view.held, member.view.until = None, now + decisions.PARK_SECONDS
+                assert member.ticket is not None  # noqa: S101 - it keeps its run
+                member.process.send(Frame(Kind.PARK, member.ticket))
             case Kill(child):
                 self._kill(self._members[child], now)
 
@@ -327,27 +387,47 @@ class ScriptPool:
         del self._queue[ticket]
         job = self._jobs[ticket]
         version, script = job.version, job.version.script
-        job.seconds = max(0.01, min(self.limits.wall_seconds, job.deadline - now))
+        job.seconds = max(0.01, min(self.limits.wall_seconds if job.prepares else job.left, job.deadline - now))
         if not job.prepares and script is None:
             self._reply(ticket, Answer(NO_SUCH_SCRIPT))
             self._again = True  # the child is idle as before
             return
         if script is None:
-            asked = frames.script_text(version.name, version.language)
-            member.process.send(Frame(Kind.PREPARE, ticket, asked, job.body, job.seconds))
+            asked = Script(version.name, version.language, b"", "", (), tuple(version.functions))
+            member.process.send(Frame(Kind.PREPARE, ticket, frames.script_text(asked), job.body, job.seconds))
         else:
-            sent = [Frame(Kind.RUN, ticket, version.number.to_bytes(8, "little"), job.body, job.seconds)]
-            if version.number not in member.held:
-                text = frames.script_text(script.name, script.language, script.digest)
-                sent.insert(0, Frame(Kind.SCRIPT, version.number, text, script.image))
-                if version.dropped:  # this run had it before
-                    sent.append(Frame(Kind.FORGET, version.number))
-                else:
-                    member.held.add(version.number)
-            member.process.send(*sent)
+            self._send_run(ticket, job, member, now)
         member.ticket, member.job = ticket, job
         member.view.until = now + job.seconds
         member.view.runs += 1
+
+    def _send_run(self, ticket: int, job: _Job, member: _Member, now: float) -> None:
+        """The run, or what it was parked as; before it the scripts that the child does not hold."""
+        sent, after = list[Frame](), list[Frame]()
+        for version in (job.version, *job.modules.values()):
+            script = version.script
+            if script is None or version.number in member.held:
+                continue
+            sent.append(Frame(Kind.SCRIPT, version.number, frames.script_text(script), script.image))
+            if version.dropped:  # this run had it before
+                after.append(Frame(Kind.FORGET, version.number))
+            else:
+                member.held.add(version.number)
+        job.began, job.had = job.began or now, job.left
+        settings, session = job.settings, job.session
+        clock = None if settings.clock is None else settings.clock + 1000 * (now - job.began)
+        answers = job.calls.take() if job.parked is not None and job.calls is not None else ""
+        modules = {name: version.number for name, version in job.modules.items()}
+        order = Order(job.version.number, modules, session is not None, clock, settings.zone, answers)
+        if job.parked is not None:
+            sent.append(Frame(Kind.RESUME, ticket, order.encode(), job.parked, job.seconds))
+            self._parked_bytes -= len(job.parked)
+            job.parked = None
+        else:
+            if session is not None and session.memory is not None:
+                sent.append(Frame(Kind.MEMORY, ticket, body=session.memory))
+            sent.append(Frame(Kind.RUN, ticket, order.encode(), job.body, job.seconds))
+        member.process.send(*sent, *after)
 
     def _add_child(self) -> None:
         number = next(self._numbers)
@@ -393,15 +473,89 @@ class ScriptPool:
 
     def _answered(self, member: _Member, job: _Job, frame: Frame) -> None:
         try:
+            if frame.kind is Kind.CALLS and not job.prepares:
+                self._called(member, job, frame)
+                return
+            if frame.kind is Kind.PARKED and job.calls is not None:
+                self._parked(member, job, frame)
+                return
+            if frame.kind is Kind.MEMORY and job.session is not None:
+                member.memory = frame.body
+                return
             answer = self._prepared(job.version, frame) if job.prepares else self._ran(frame)
         except FrameError as error:
             self._distrust(member, str(error))
             return
+        if job.session is not None and answer.reason is None:
+            memory = member.memory
+            if memory is None or not self._sessions.keep(job.session, memory):
+                too_much = f"the session would take over {MAX_BYTES} bytes, and stays as it was"
+                answer = Answer(Reason.MEMORY_LIMIT.value, message=too_much)
         ticket = member.ticket
-        member.ticket = member.job = None
-        member.view.until, member.view.since = None, self._loop.time()
+        self._free(member)
         assert ticket is not None  # noqa: S101 - it has a job
         self._reply(ticket, answer)
+
+    def _free(self, member: _Member) -> None:
+        member.ticket = member.job = member.memory = None
+        member.view.until, member.view.held, member.view.since = None, None, self._loop.time()
+
+    # --- host functions -----------------------------------------------------------------------------------------
+
+    def _called(self, member: _Member, job: _Job, frame: Frame) -> None:
+        """A run waits for host functions, and its clock stands still. Raises FrameError."""
+        asked, now, ticket = frames.calls_of(frame), self._loop.time(), member.ticket
+        assert ticket is not None  # noqa: S101 - it has a job
+        if job.calls is None:
+            caller = job.settings.caller
+            job.calls = Calls(job.version.functions, caller, self._later, lambda: self._go_on(ticket))
+        job.left = max(0.01, job.had - frame.seconds)
+        job.waits_from = now
+        if job.version.language in PLAIN_CALLS:
+            member.view.until = decisions.NEVER
+        else:
+            member.view.held, member.view.until = now, None
+        job.calls.make(asked, lambda: next(self._numbers))
+        self._go_on(ticket)
+
+    def _parked(self, member: _Member, job: _Job, frame: Frame) -> None:
+        """A run that waits is with the pool; its child is free."""
+        ticket = member.ticket
+        assert ticket is not None  # noqa: S101 - it has a job
+        self._free(member)
+        if self._parked_bytes + len(frame.body) > MAX_PARKED_BYTES:
+            self._reply(ticket, Answer(Reason.HOST_CALL_REFUSED.value, message="too many runs wait for host functions"))
+            return
+        job.parked = frame.body
+        self._parked_bytes += len(frame.body)
+        self._go_on(ticket)
+
+    def _go_on(self, ticket: int) -> None:
+        """A run goes on, where there are answers for it and it waits, here or in its child."""
+        job = self._jobs.get(ticket)
+        if job is None or job.calls is None or not job.calls.answers:
+            return
+        now = self._loop.time()
+        if job.waits_from is not None:
+            job.deadline += now - job.waits_from
+            job.waits_from = None
+        if job.parked is not None and ticket not in self._queue:
+            others = dict(self._queue)
+            self._queue.clear()
+            self._queue[ticket] = Waiting(ticket, job.deadline)  # it has had its place before
+            self._queue |= others
+            self._turn()
+            return
+        for member in self._members.values():
+            plain = job.version.language in PLAIN_CALLS
+            if member.ticket == ticket and (
+                member.view.held is not None or (plain and member.view.until == decisions.NEVER)
+            ):
+                member.process.send(Frame(Kind.ANSWER, ticket, job.calls.take().encode("ascii")))
+                job.seconds = max(0.01, min(job.left, job.deadline - now))
+                member.view.held, member.view.until = None, now + job.seconds
+                self._turn()
+                return
 
     def _ran(self, frame: Frame) -> Answer:
         if frame.kind is Kind.FAULT:
@@ -420,8 +574,10 @@ class ScriptPool:
         if self._bytes + len(made.image) > MAX_SCRIPT_BYTES:
             return Answer(TOO_MANY_SCRIPTS, message=f"all scripts take {MAX_SCRIPT_BYTES} bytes; remove some")
         self._bytes += len(made.image)
-        # Of what a child says, the image and the digest alone are its own to say.
-        before = version.become(Script(version.name, version.language, made.image, made.digest))
+        # Of what a child says, the image, the digest and the imports alone are its own to say.
+        functions = tuple(version.functions)
+        script = Script(version.name, version.language, made.image, made.digest, made.imports, functions)
+        before = version.become(script)
         if before is not None:
             before.when_settled(lambda: self._drop(before))
         return DONE

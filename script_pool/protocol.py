@@ -6,6 +6,12 @@
     anything else                                   → {"ok":false,"reason":"malformed request"}
     beside these, of ours: {"cmd":"ListCode"}       → {"ok":true,"scripts":[{"name":N,"language":L}, …]}
 
+Beside them, of this pool alone: AddCode's `hostFunctions`, ExecCode's `session`, `clock` and `zone`, and
+
+    {"cmd":"HostResult","id":I,"call":N,"value":…} or "error":S, for {"id":I,"hostCall":{"call":N,…}}
+    {"cmd":"SaveSession","session":S}               → {"ok":true,"saved":BASE64}
+    {"cmd":"LoadSession","session":S,"saved":BASE64}, {"cmd":"EndSession","session":S}   → {"ok":true}
+
 A request may have an `id`, a string or a whole number: then its answer begins with that, comes as soon as there is one,
 and says more (`timeTaken` in milliseconds, `console`). Requests without one are answered in their order. AddCode may
 name a `language`. An input's text goes to the engine as it came, and an output's text back, so that what a number looks
@@ -14,12 +20,16 @@ like is nobody's but the script's.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+from script_pool import zones
 from script_pool.engine.interface import Fault, Reason
+from script_pool.hostcalls import Allowance, HostCall
 
 END = b"\r\n"
 BESIDE_THE_INPUT = 64 * 1024
@@ -30,7 +40,9 @@ MAX_ID = 64
 """Characters of an `id` as it is written; a UUID in quotes is 38."""
 MAX_EVIDENCE = 4096
 """Characters of a message, of a line of a stack, that an answer repeats."""
-LANGUAGES = ("js", "ts")
+MAX_CLOCK = 8.64e15
+"""Milliseconds since 1970, as far as Date goes."""
+LANGUAGES = ("js", "ts", "python", "micropython")
 """What AddCode may name; the first where it names none."""
 CONTROL = bytes(range(32))
 """What JSON never holds unescaped. A script whose output had CRLF in it could answer another request."""
@@ -41,6 +53,8 @@ INPUT_TOO_LARGE = "input too large"
 QUEUE_FULL = "queue full"
 TOO_MANY_SCRIPTS = "too many scripts"
 SHUTTING_DOWN = "shutting down"
+NO_SUCH_SESSION = "no such session"
+SESSION_REFUSED = "session refused"
 """Why the pool refuses a request, besides the engine's reasons; each a value of `reason`."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -64,6 +78,7 @@ class AddCode:
     name: str
     code: str
     language: str
+    functions: Mapping[str, Allowance] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,29 @@ class ExecCode:
     id: str | None
     name: str
     input_text: bytes
+    session: str | None = None
+    clock: float | None = None
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostResult:
+    """`done`: whether the call has a value; `text`: that, as it was written, or an error's message."""
+
+    id: str | None
+    call: int
+    done: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """`command`: SaveSession, LoadSession or EndSession."""
+
+    id: str | None
+    command: str
+    session: str
+    saved: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +131,7 @@ class Refused:
     message: str
 
 
-Request = AddCode | RemoveCode | ExecCode | ListCode | Refused
+Request = AddCode | RemoveCode | ExecCode | HostResult | SessionRequest | ListCode | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +147,7 @@ class Answer:
     stack: tuple[str, ...] = ()
     scripts: tuple[tuple[str, str], ...] | None = None
     """Name and language of each, where they were asked for."""
+    saved: bytes | None = None
 
     @classmethod
     def of(cls, fault: Fault, seconds: float | None = None) -> Answer:
@@ -222,26 +261,92 @@ def _request(id: str | None, text: str, members: dict[str, tuple[object, int, in
     name, command = given.get("name"), given.get("cmd")
     if command == "ListCode" and members.keys() == {"cmd"}:
         return ListCode(id)
+    if command == "HostResult":
+        return _host_result(id, text, members)
+    if command in _OF_SESSIONS and members.keys() == _OF_SESSIONS[str(command)]:
+        return _of_session(id, str(command), given)
     if not isinstance(name, str) or len(name) > MAX_NAME:
         raise ValueError(f"its name is no string of at most {MAX_NAME} characters")
-    if command == "ExecCode" and members.keys() == {"cmd", "name", "inputSandbox"}:
+    if command == "ExecCode" and _EXEC <= members.keys() <= _EXEC_MORE:
         if not isinstance(given["inputSandbox"], dict):
             raise ValueError("its inputSandbox is no object")
         _, begin, end = members["inputSandbox"]
         sandbox = text[begin:end].encode()
         if len(sandbox) > input_bytes:
             return Refused(id, INPUT_TOO_LARGE, f"the input sandbox is over {input_bytes} bytes")
-        return ExecCode(id, name, sandbox)
+        return ExecCode(id, name, sandbox) if len(members) == 3 else ExecCode(id, name, sandbox, *_settings(given))
     if command == "RemoveCode" and members.keys() == {"cmd", "name"}:
         return RemoveCode(id, name)
-    if command == "AddCode" and {"cmd", "name", "code"} <= members.keys() <= {"cmd", "name", "code", "language"}:
+    if command == "AddCode" and _ADD <= members.keys() <= _ADD_MORE:
         code, language = given["code"], given.get("language", LANGUAGES[0])
         if isinstance(code, str) and isinstance(language, str) and language in LANGUAGES:
             if len(code) > input_bytes:
                 return Refused(id, INPUT_TOO_LARGE, f"the code is over {input_bytes} characters")
-            return AddCode(id, name, code, language)
+            return AddCode(id, name, code, language, Allowance.read(given.get("hostFunctions", [])))
         raise ValueError(f"its code is no string, or its language is not one of {', '.join(LANGUAGES)}")
     raise ValueError("its cmd is none that is known, or its members are not those of its cmd")
+
+
+_EXEC, _ADD = {"cmd", "name", "inputSandbox"}, {"cmd", "name", "code"}
+_EXEC_MORE, _ADD_MORE = {*_EXEC, "session", "clock", "zone"}, {*_ADD, "language", "hostFunctions"}
+_OF_SESSIONS = {
+    "SaveSession": {"cmd", "session"},
+    "LoadSession": {"cmd", "session", "saved"},
+    "EndSession": {"cmd", "session"},
+}
+
+
+def _session_name(value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
+        raise ValueError(f"its session is no string of 1 to {MAX_NAME} characters")
+    return value
+
+
+def _settings(given: Mapping[str, object]) -> tuple[str | None, float | None, str]:
+    session = _session_name(given["session"]) if "session" in given else None
+    clock, zone = given.get("clock"), given.get("zone", "")
+    if clock is not None and (
+        isinstance(clock, bool) or not isinstance(clock, (int, float)) or not 0 <= clock <= MAX_CLOCK
+    ):
+        raise ValueError("its clock is no number of milliseconds since 1970")
+    if not isinstance(zone, str):
+        raise ValueError("its zone is no string")  # noqa: TRY004 - the request is malformed, not this program
+    return session, None if clock is None else float(clock), zones.table(zone) if zone else ""
+
+
+def _of_session(id: str | None, command: str, given: Mapping[str, object]) -> SessionRequest:
+    saved = given.get("saved", "")
+    if not isinstance(saved, str):
+        raise ValueError("its saved is no base64")  # noqa: TRY004 - as above
+    try:
+        return SessionRequest(id, command, _session_name(given["session"]), base64.b64decode(saved, validate=True))
+    except binascii.Error:
+        raise ValueError("its saved is no base64") from None
+
+
+def _host_result(id: str | None, text: str, members: dict[str, tuple[object, int, int]]) -> HostResult | Refused:
+    """Malformed, it is refused without its id: that is the id of the run."""
+    call, error = members.get("call", ("", 0, 0))[0], members.get("error", ("", 0, 0))[0]
+    wrong = not isinstance(call, int) or not isinstance(error, str) or id is None
+    if wrong or members.keys() not in ({"cmd", "call", "value"}, {"cmd", "call", "error"}):
+        return Refused(None, MALFORMED, "a HostResult has an id, a call, and a value or an error that is a string")
+    assert isinstance(call, int) and isinstance(error, str)  # noqa: S101 - for the type's sake
+    if "error" in members:
+        return HostResult(id, call, False, error)
+    _, begin, end = members["value"]
+    return HostResult(id, call, True, _one_line(text[begin:end], members["value"][0]))
+
+
+def _one_line(text: str, value: object) -> str:
+    """JSON without white space that could be a line's end, and in ASCII."""
+    return text if text.isascii() and text.isprintable() else json.dumps(value)
+
+
+def host_call(id: str, call: HostCall) -> bytes:
+    """The line that asks a client for a host function's value."""
+    return (
+        f'{{"id":{id},"hostCall":{{"call":{call.number},"name":"{call.name}","arguments":{call.arguments}}}}}\r\n'
+    ).encode("ascii")
 
 
 def check_output(text: bytes) -> bool:
@@ -274,6 +379,8 @@ def encode(id: str | None, answer: Answer) -> bytes:
     if answer.scripts is not None:
         listed = [{"name": name, "language": language} for name, language in answer.scripts]
         parts.append(f'"scripts":{json.dumps(listed)}')
+    if answer.saved is not None:
+        parts.append(f'"saved":"{base64.b64encode(answer.saved).decode("ascii")}"')
     head = ("{" + ",".join(parts)).encode("ascii")
     if answer.output is None:
         return head + b"}\r\n"

@@ -8,6 +8,7 @@ read, and ended when it leaves a line or its answers for too long.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import stat
@@ -19,8 +20,9 @@ from collections.abc import Callable
 from keep_isolation.locks import what_the_kernel_lacks
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool import protocol
-from script_pool.pool import ScriptPool
-from script_pool.protocol import AddCode, Answer, ExecCode, Lines, ListCode, RemoveCode
+from script_pool.hostcalls import HostCall
+from script_pool.pool import RunSettings, ScriptPool
+from script_pool.protocol import AddCode, Answer, ExecCode, HostResult, Lines, ListCode, RemoveCode, SessionRequest
 
 MAX_OPEN = 512
 """Requests of one connection that are not answered; more are read when some are. Above the queue's length, so that a
@@ -46,10 +48,12 @@ def what_is_missing() -> tuple[str, ...]:
 
 
 class Connection(asyncio.Protocol):
-    """One client. `ended`: called once it has no more requests and all are answered, or it is gone."""
+    """One client. `ended`: called once it has no more requests and all are answered, or it is gone; `owner`: whose
+    sessions it uses."""
 
-    def __init__(self, pool: ScriptPool, ended: Callable[[Connection], None]) -> None:
-        self._pool, self._ended = pool, ended
+    def __init__(self, pool: ScriptPool, ended: Callable[[Connection], None], owner: str = "") -> None:
+        self._pool, self._ended, self._owner = pool, ended, owner
+        self._calls: dict[int, HostCall] = {}
         limit = pool.limits.input_bytes
         self._lines = Lines(limit + protocol.BESIDE_THE_INPUT)
         self._in_order: deque[list[Answer]] = deque()
@@ -122,6 +126,9 @@ class Connection(asyncio.Protocol):
     def _leave(self) -> None:
         if not self._gone:
             self._gone = True
+            calls, self._calls = self._calls, {}
+            for call in calls.values():
+                call.fail("the client has gone", refused=True)
             for timer in (self._line_timer, self._unread_timer):
                 if timer is not None:
                     timer.cancel()
@@ -156,18 +163,47 @@ class Connection(asyncio.Protocol):
 
     def _request(self, line: bytes | None) -> None:
         request = protocol.parse(line, self._pool.limits.input_bytes)
+        if isinstance(request, HostResult):
+            self._host_result(request)
+            return
         reply = self._promise(request.id)
         match request:
-            case ExecCode(_, name, input_text):
-                self._pool.run(name, input_text, reply)
-            case AddCode(_, name, code, language):
-                self._pool.add(name, code, language, reply)
+            case ExecCode(id, name, input_text, session, clock, zone):
+                caller = None if id is None else functools.partial(self._ask, id)
+                settings = RunSettings(caller, self._owner, session, clock, zone)
+                self._pool.run(name, input_text, reply, settings)
+            case AddCode(_, name, code, language, functions):
+                self._pool.add(name, code, language, reply, functions)
             case RemoveCode(_, name):
                 self._pool.remove(name, reply)
             case ListCode():
                 reply(Answer(scripts=self._pool.scripts))
+            case SessionRequest(_, "SaveSession", session):
+                self._pool.save_session(self._owner, session, reply)
+            case SessionRequest(_, "LoadSession", session, saved):
+                self._pool.load_session(self._owner, session, saved, reply)
+            case SessionRequest(_, _, session):
+                self._pool.end_session(self._owner, session, reply)
             case _:
                 reply(Answer(request.reason, message=request.message))
+
+    def _ask(self, id: str, call: HostCall) -> None:
+        """Asks the client for a host function's value."""
+        if self._gone or self._writing is None or self._writing.is_closing():
+            call.fail("the client has gone", refused=True)
+            return
+        self._calls[call.number] = call
+        self._writing.write(protocol.host_call(id, call))
+
+    def _host_result(self, result: HostResult) -> None:
+        """A call may have ended before, by its time or its run's end: such an answer, or a second one, is dropped."""
+        call = self._calls.pop(result.call, None)
+        if call is None:
+            return
+        if result.done:
+            call.answer(result.text)
+        else:
+            call.fail(result.text)
 
     def _promise(self, id: str | None) -> Callable[[Answer], None]:
         """What answers a request: with its id immediately, without one when those before it are answered."""
@@ -306,6 +342,7 @@ class _Accepted(Connection):
                 socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")
             ),
         )
+        self._owner = f"uid {uid}"
         if why := self._refusal(uid):
             print(f"script-pool: refused a connection: {why}", file=sys.stderr, flush=True)
             self.abort()

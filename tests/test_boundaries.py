@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "script_pool.mcp": {"script_pool.client"},
     "script_pool.program.__main__": {"script_pool", "app_loader.check.programs", "app_loader.engine", "keep_protocol"},
+    "script_pool.fetching": {"script_pool.fetching"},
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
     "module_store.verify.process": {"module_store.verify", "keep_protocol", "app_loader.engine"},

@@ -7,8 +7,18 @@
 //   await pool.add("double", "x *= 2");
 //   console.log(await pool.run("double", { x: 21 }));
 //   await pool.close();
+//
+// Scripts call functions of the application's, each those that it was added with:
+//   pool.hostFunction("lookup", async (key) => table[key]);
+//   await pool.add("rule", "var found = await lookup(key)", { functions: ["lookup"] });
+// and a session keeps their state:
+//   const session = pool.session();
+//   await session.run("rule", { key: 1 });
 const { spawn } = require("node:child_process");
+const { randomUUID } = require("node:crypto");
 const net = require("node:net");
+
+const MAX_VALUE = 5 * 1024 * 1024; // bytes of a host function's value: a longer line the pool does not read
 
 // A request that was not done: `reason` is the pool's word for why; name, message, stack and console are its evidence.
 class ScriptError extends Error {
@@ -23,6 +33,7 @@ class Pool {
     this._open = new Map();
     this._next = 1;
     this._partial = [];
+    this._functions = new Map();
     if (socket) {
       this._out = this._in = net.connect(socket);
     } else {
@@ -37,18 +48,34 @@ class Pool {
     for (const stream of new Set([this._in, this._out])) stream.on("error", (error) => this._fail(error));
   }
 
-  // language: "js" or "ts".
-  async add(name, code, language = "js") {
-    await this._ask({ cmd: "AddCode", name, code, language });
+  // language: "js", "ts", "python" or "micropython". functions: those that the script may call, an array of names, or an
+  // object of them with { calls, bytes, seconds } that differ.
+  async add(name, code, { language = "js", functions } = {}) {
+    await this._ask({ cmd: "AddCode", name, code, language, ...(functions && { hostFunctions: functions }) });
   }
 
   async remove(name) {
     await this._ask({ cmd: "RemoveCode", name });
   }
 
-  // The sandbox as the script leaves it.
-  async run(name, inputSandbox) {
-    return (await this._ask({ cmd: "ExecCode", name, inputSandbox })).outputSandbox;
+  // The sandbox as the script leaves it. settings: session, clock (milliseconds since 1970), zone ("Europe/Berlin").
+  async run(name, inputSandbox, settings = {}) {
+    return (await this._ask({ cmd: "ExecCode", name, inputSandbox, ...settings })).outputSandbox;
+  }
+
+  // A function of the application's, which may be async.
+  hostFunction(name, call) {
+    this._functions.set(name, call);
+  }
+
+  session(name = randomUUID()) {
+    return new Session(this, name);
+  }
+
+  // saved: what Session.save gave, of this pool or of one with the same key.
+  async loadSession(saved, name = randomUUID()) {
+    await this._ask({ cmd: "LoadSession", session: name, saved: saved.toString("base64") });
+    return new Session(this, name);
   }
 
   // What was asked is answered first.
@@ -73,11 +100,29 @@ class Pool {
       this._partial = [];
       data = data.subarray(end + 1);
       const answer = JSON.parse(line);
+      if (answer.hostCall) {
+        this._call(answer.id, answer.hostCall);
+        continue;
+      }
       const asked = this._open.get(answer.id);
       this._open.delete(answer.id);
       if (asked) answer.ok ? asked.resolve(answer) : asked.reject(new ScriptError(answer));
     }
     if (data.length) this._partial.push(data);
+  }
+
+  async _call(id, { call, name, arguments: given }) {
+    const head = { cmd: "HostResult", id, call };
+    let line;
+    try {
+      const known = this._functions.get(name);
+      if (!known) throw new Error(`the application has no function ${name}`);
+      line = JSON.stringify({ ...head, value: (await known(...given)) ?? null });
+      if (Buffer.byteLength(line) > MAX_VALUE) throw new Error(`its value has over ${MAX_VALUE} bytes`);
+    } catch (error) {
+      line = JSON.stringify({ ...head, error: String(error).slice(0, 4096) });
+    }
+    if (!this._failure) this._out.write(line + "\r\n");
   }
 
   _fail(error) {
@@ -87,4 +132,23 @@ class Pool {
   }
 }
 
-module.exports = { Pool, ScriptError };
+// State that is kept between calls. A call that fails leaves it as it was.
+class Session {
+  constructor(pool, name) {
+    Object.assign(this, { name, _pool: pool });
+  }
+
+  run(script, inputSandbox, settings = {}) {
+    return this._pool.run(script, inputSandbox, { ...settings, session: this.name });
+  }
+
+  async save() {
+    return Buffer.from((await this._pool._ask({ cmd: "SaveSession", session: this.name })).saved, "base64");
+  }
+
+  async end() {
+    await this._pool._ask({ cmd: "EndSession", session: this.name });
+  }
+}
+
+module.exports = { Pool, ScriptError, Session };

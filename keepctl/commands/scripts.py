@@ -72,7 +72,7 @@ def _opened(pool: str | None, path: str | None, connection: dict[str, str | None
         remember(found.credentials)
         with found.client() as client:
             keep = client.keep(resolve(client, pool or ""))
-            stream = KeepStream(endpoint_of(keep, client.endpoint.host), found.credentials.keep_context())
+            stream = KeepStream(endpoint_of(keep, client.endpoint.host), found.credentials)
     try:
         yield stream
     finally:

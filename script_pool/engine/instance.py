@@ -1,7 +1,7 @@
 """Fresh instances of a guest: an engine with a pool of memories, stores, bounded access to a memory, callbacks.
 
 An instance lives for one run. What the guest returns is a number from a stranger: each offset is bounded before memory
-is read, and the memory's address asked for again after each call, since the guest may have moved it.
+is read.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ KEEP_RESIDENT_BYTES = 3 * 1024 * 1024
 TABLE_KEEP_RESIDENT_BYTES = 1024 * 1024
 MAX_MEMORY_BYTES = 256 * 1024 * 1024
 """The most that a run's limit may be: what each slot of the pool reserves."""
-POOL_INSTANCES = 4
-"""The one that runs, the next one, and what compiles."""
+POOL_INSTANCES = 12
+"""Of all guests together; see Template.occupy."""
+JAVASCRIPT_INSTANCES = 4
+"""The one that runs, the next one, the last one, and what compiles."""
 TABLE_ELEMENTS = 16_384
 """The guests' tables have about 900 and 1,600."""
 
@@ -55,6 +57,11 @@ _OFF = (
     "wasm_relaxed_simd",
 )
 """What the guests do not use is off: each was in an advisory."""
+
+
+def ticks(seconds: float) -> int:
+    """Epochs until a limit: one more, since the first is under way."""
+    return int(seconds / TICK_SECONDS) + 1
 
 
 class WasmEngine:
@@ -150,6 +157,13 @@ class Template:
         succeed(library.wasmtime_linker_instantiate_pre(self._linker, self._module, byref(self._pre)))
         library.wasmtime_linker_delete(self._linker)
 
+    def occupy(self, instances: int) -> None:
+        """Has as many places in the pool for this guest alone, with its image mapped: a locked process can map none
+        any more. Raises EngineError."""
+        opened = [Guest(self, MAX_MEMORY_BYTES, 1) for _ in range(instances)]
+        for guest in opened:
+            guest.close()
+
     def serialize(self) -> bytes:
         """The module as this machine's code."""
         vector = Vector()
@@ -195,7 +209,9 @@ def _types(letters: str) -> Vector:
 class Guest:
     """One instance. It is closed after its run, whatever happened; a context manager."""
 
-    __slots__ = ("_args", "_context", "_functions", "_instance", "_memory", "_store", "_template", "_trap")
+    __slots__ = (
+        "_args", "_base", "_context", "_functions", "_instance", "_known", "_memory", "_store", "_template", "_trap",
+    )  # fmt: skip
 
     def __init__(self, template: Template, memory_bytes: int, ticks: int) -> None:
         """Stopped `ticks` epochs from now. Raises EngineError."""
@@ -204,6 +220,7 @@ class Guest:
         self._context: int = library.wasmtime_store_context(self._store)
         self._trap, self._args = ctypes.c_void_p(), (Raw * 6)()
         self._functions: dict[str, Function] = {}
+        self._base = self._known = 0
         try:
             library.wasmtime_store_limiter(self._store, memory_bytes, TABLE_ELEMENTS, 1, 1, 1)
             self.extend(ticks)
@@ -271,10 +288,16 @@ class Guest:
         return int(library.wasmtime_memory_data_size(self._context, byref(self._memory)))
 
     def address(self, at: int, size: int) -> int:
-        """Where `size` bytes of the guest's memory are, until the next call. Raises ValueError outside of it."""
-        if at < 0 or size < 0 or at + size > self.size:
-            raise ValueError(f"offset {at} with {size} bytes is outside the guest's memory")
-        return int(library.wasmtime_memory_data(self._context, byref(self._memory))) + at
+        """Where `size` bytes of the guest's memory are. Raises ValueError outside of it.
+
+        A memory of the pool grows where it is, and never shrinks: its end is asked for again where it was before.
+        """
+        if at < 0 or size < 0 or at + size > self._known:
+            self._known = self.size
+            self._base = library.wasmtime_memory_data(self._context, byref(self._memory))
+            if at < 0 or size < 0 or at + size > self._known:
+                raise ValueError(f"offset {at} with {size} bytes is outside the guest's memory")
+        return self._base + at
 
     def read(self, at: int, size: int) -> bytes:
         return ctypes.string_at(self.address(at, size), size)

@@ -6,8 +6,8 @@ Import rule: the standard library alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -23,6 +23,8 @@ class Reason(Enum):
     NOT_SERIALISABLE = "not serialisable"
     NESTED_TOO_DEEPLY = "nested too deeply"
     HOST_CALL_REFUSED = "host call refused"
+    NOT_INSTALLED = "not installed"
+    """The language's engine is not there; the message says how to have it."""
     MALFORMED = "malformed request"
     """The input is not JSON. The pool has parsed it, so that this is rare."""
     CRASHED = "crashed"
@@ -68,6 +70,10 @@ class Script:
     image: bytes
     digest: str
     """SHA-256 of the source, in hexadecimal."""
+    imports: tuple[str, ...] = ()
+    """The scripts that this one imports, by name: a run is given them, and theirs."""
+    functions: tuple[str, ...] = ()
+    """The host functions that it may call, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,54 @@ class Result:
 
 
 HostCall = Callable[[str, bytes], bytes]
-"""A function of the application's: its name and the arguments as JSON; returns JSON, or raises Fault."""
+"""A function of the application's that a guest waits for, as Python does: its name and the arguments, a JSON array;
+returns the value as JSON. Raises HostCallFailed, or Fault to end the run."""
+
+
+class HostCallFailed(Exception):
+    """A host function that has no value: what the script sees thrown. `refused`: by the pool, or by its limits."""
+
+    def __init__(self, message: str, refused: bool = False) -> None:
+        super().__init__(message)
+        self.message, self.refused = message, refused
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a run is given besides its input."""
+
+    modules: Mapping[str, Script] = field(default_factory=dict)
+    """By name: what the script imports, and what those do."""
+    session: bytes | None = None
+    """The memory that the session's last run left; None for its first."""
+    keep: bool = False
+    """Whether the run is one of a session: its memory is a part of its result."""
+    clock: float | None = None
+    """Milliseconds since 1970 that the guest's clock begins at; the host's own where None."""
+    zone: bytes = b""
+    """JSON: `[[from, minutes], …]`, in seconds since 1970 and minutes east of UTC, ascending; UTC where empty."""
+
+
+class Suspended(Protocol):
+    """A run that waits for host functions: what it asks for, and the instance it is in until it is parked."""
+
+    @property
+    def calls(self) -> bytes:
+        """JSON of the calls that it has made since it last ran: `[[number, name, [argument, …]], …]`, perhaps none."""
+
+    @property
+    def seconds(self) -> float:
+        """What it has run so far, waiting excluded."""
+
+    def answer(self, answers: bytes) -> Result | Suspended:
+        """Goes on with JSON of `[[number, true, value], [number, false, {"message": …, "refused": …}], …]`.
+        Raises Fault."""
+
+    def park(self) -> bytes:
+        """The run as bytes, for `Engine.resume` in any process; the instance is let go. Raises Fault."""
+
+    def close(self) -> None:
+        """Lets the instance go."""
 
 
 class Engine(Protocol):
@@ -97,8 +150,17 @@ class Engine(Protocol):
         that starts, so that a thread of before would be free of it. No file can be opened any more, no library loaded,
         no memory made executable: all of that is for `warm`."""
 
-    def prepare(self, name: str, source: str, language: str, limits: Limits) -> Script:
-        """Compiles `source`. Raises Fault, as with Reason.SYNTAX_ERROR."""
+    def prepare(self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()) -> Script:
+        """Compiles `source`, which may call these host functions. Raises Fault, as with Reason.SYNTAX_ERROR."""
 
-    def run(self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None) -> Result:
-        """Runs `script` with the input sandbox `input_text` (JSON) in a fresh instance. Raises Fault."""
+    def run(
+        self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None, world: World | None = None
+    ) -> Result | Suspended:
+        """Runs `script` with the input sandbox `input_text` (JSON) in a fresh instance, or that of a session.
+        Raises Fault. `host`: for a language whose calls are plain ones; the other is suspended."""
+
+    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result | Suspended:
+        """Goes on with what was parked, as `answer` does, in `limits.wall_seconds`. Raises Fault."""
+
+    def settle(self) -> None:
+        """After an answer was sent: closes the instance it came from, and opens the next one."""

@@ -1,6 +1,7 @@
-// What every instance has before a script: evaluated once, before the snapshot. Its value is the object of functions
-// that the engine calls. Scripts share the realm, so what is used after they ran is captured here first.
-(function () {
+// What every instance has before a script: a module, evaluated once, before the snapshot. It exports the object of
+// functions that the engine calls. Scripts share the realm, so what is used after they ran is captured here first.
+// library.js follows in the same function.
+export default (function () {
   'use strict';
   const { parse, stringify } = JSON;
   const { apply, defineProperty, getOwnPropertyDescriptor, getPrototypeOf, ownKeys, set } = Reflect;
@@ -22,6 +23,12 @@
   let gate;
   let state = 0;              // 0 waiting, 1 done, 2 thrown
   let thrown;
+  let callsMade = 0;
+  let callsOpen = 0;
+  let calls = create(null);   // by number: what settles a call's promise
+  let outbox = '';            // JSON of the calls that the engine has not fetched
+  let offered = [];
+  let host;                   // the engine's own function: an operation and a string, gives a string
 
   function describe(value) {
     if (typeof value === 'string') return value;
@@ -63,26 +70,79 @@
     return kind + '\n' + stringify([name, message, stack]);
   }
 
+  // A call of a host function: a promise, and an entry in the outbox.
+  // `name`: as JSON.
+  function ask(name, given) {
+    return new NativePromise((resolve, reject) => {
+      const text = stringify(given);
+      if (typeof text !== 'string') throw new TypeError('the arguments have no JSON');
+      const { stack } = new NativeError('');
+      const number = ++callsMade;
+      outbox += (outbox && ',') + '[' + number + ',' + name + ',' + text + ']';
+      calls[number] = { resolve, reject, stack };
+      callsOpen++;
+    });
+  }
+
+  function offer(names) {
+    for (let i = 0; i < offered.length; i++) delete globalThis[offered[i]];
+    offered = parse(names);
+    for (let i = 0; i < offered.length; i++) {
+      const name = offered[i];
+      const written = stringify(name);
+      hide(globalThis, name, (...given) => ask(written, given));
+    }
+  }
+
+  function answer(answers) {
+    const list = parse(answers);
+    for (let i = 0; i < list.length; i++) {
+      const number = list[i][0], value = list[i][2], made = calls[number];
+      if (made === undefined) continue;
+      delete calls[number];
+      callsOpen--;
+      if (list[i][1]) {
+        made.resolve(value);
+        continue;
+      }
+      const error = new NativeError(value.message);
+      hide(error, 'name', value.refused ? 'HostCallRefused' : 'HostCallError');
+      hide(error, 'stack', made.stack);
+      made.reject(error);
+    }
+  }
+
   function collected() {
     let found = '[';
     for (let i = 0; i < lineCount; i++) found += (i ? ',' : '') + stringify(lines[i]);
     return found + ']\n';
   }
 
+//LIBRARY//
+
   return {
     // Declares what a sloppy script does, and runs none of it: throws SyntaxError, or else the one string.
     check(source) { evaluate('throw "checked";' + source); },
     hold(source) { program = source; },
+    offer,
+    answer,
+    connect(given) { host = given; },
     // A promise that the script's first `await` waits for.
     gate() { hide(globalThis, '__gate', new NativePromise((resolve) => { gate = resolve; })); },
-    // The script's promise, once it waits at the gate.
-    watch(promise) {
-      delete globalThis.__gate;
+    // The script's promise, once it waits at the gate. A module that another imports comes to the gate later.
+    watch(promise, module) {
+      if (module === undefined) delete globalThis.__gate;
       call(then, promise, () => { state = 1; }, (error) => { state = 2; thrown = error; });
     },
     // Makes the input's members global variables, and runs the script, or opens its gate.
-    begin(input, consoleCharacters) {
+    // `table`: the zone that Date is in, or nothing.
+    begin(input, consoleCharacters, table) {
       consoleLeft = consoleCharacters;
+      const source = program;
+      program = thrown = undefined;
+      state = lineCount = 0;
+      lines = create(null);
+      if (table !== undefined) setZone(parse(table));
       const sandbox = parse(input);
       if (typeof sandbox !== 'object' || sandbox === null || isArray(sandbox))
         throw new TypeError('the input sandbox is not an object');
@@ -98,11 +158,20 @@
           : defineProperty(globalThis, name, { value, writable: true, enumerable: true, configurable: true });
         if (!defined) throw new TypeError('the input sandbox cannot have a member ' + name);
       }
-      if (program === undefined) gate();
-      else try { evaluate(program); state = 1; } catch (error) { state = 2; thrown = error; }
+      if (source === undefined) gate();
+      else try { evaluate(source); state = 1; } catch (error) { state = 2; thrown = error; }
     },
     // Kind, console and text, a line each: stringify writes no line feed of its own.
+    // Or the calls that are to be answered before it goes on.
     end() {
+      if (state !== 2 && callsOpen) {
+        const made = outbox;
+        outbox = '';
+        return 'c\n[]\n[' + made + ']';
+      }
+      callsOpen = 0;
+      calls = create(null);
+      outbox = '';
       if (state === 0) return 'w\n' + collected();
       if (state === 2) return 't\n' + collected() + report('', thrown);
       let output;
@@ -114,4 +183,4 @@
     report(error) { return report('', error); },
     random() { return Math.random(); },
   };
-})()
+})();

@@ -6,11 +6,13 @@ declared, none of its own code has run. A sloppy one is checked, and held as sou
 instance, defines the input sandbox's members as global variables, lets the script go on, and reads back the global
 object's enumerable members: those of the input, as the script left them, and the variables that it declared. Functions
 and undefined have no JSON and are left out, as JSON.stringify does.
+
+A module is linked with those that it imports when it first runs, in each process, and its image is that of all. A run
+of a session goes on in the memory that the session's last run left; its script is compiled there.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -18,58 +20,34 @@ import re
 import struct
 import time
 from collections.abc import Callable
-from itertools import accumulate
 from typing import NoReturn
 
-from script_pool.engine import guest as wheel
+from script_pool.engine import images
 from script_pool.engine.artifacts import Artifacts
-from script_pool.engine.binding import (
-    TRAP_INTERRUPT,
-    TRAP_STACK_OVERFLOW,
-    TRAP_UNREACHABLE,
-    EngineError,
-    Trap,
-)
-from script_pool.engine.instance import MAX_MEMORY_BYTES, TICK_SECONDS, Guest, HostFunction, Template, WasmEngine
-from script_pool.engine.interface import Fault, HostCall, Limits, Reason, Result, Script
+from script_pool.engine.binding import TRAP_INTERRUPT, TRAP_STACK_OVERFLOW, TRAP_UNREACHABLE, Trap
+from script_pool.engine.booted import ARGUMENTS, OUT, SEED_BLOCK_BYTES, Booted, put
+from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, WasmEngine, ticks
+from script_pool.engine.interface import Fault, HostCall, Limits, Reason, Result, Script, World
+from script_pool.engine.prepared import Kind, Prepared
+from script_pool.engine.texts import Places, check_input, check_output, is_strict, nests_deeper, thrown
 from script_pool.engine.typescript import TypeScript
 
-GUEST_STACK_TOP = 0x100000
-"""Where the guest's stack begins; it grows down to 0, and a store below that traps."""
-GUEST_STACK_BYTES = 256 * 1024
-"""At which QuickJS throws RangeError. Built for WASI it checks nothing, so the limit is written into its memory."""
-STACK_MARK = 0xBEEF0
-"""A stack size that stands nowhere else in memory: it shows where QuickJS keeps its limit."""
-CLOCK_STEP_NANOSECONDS = 10_000_000
-"""Of the guest's clock: too coarse to time another guest's work."""
-SEED_BLOCK_BYTES = 4096
-"""Random bytes are drawn in blocks: one system call in 512 runs."""
-DELTA_CHUNK_BYTES = 64
-"""How finely a script's image is compared with the booted one."""
-DELTA_GAP_BYTES = 256
-"""Changes nearer than this are one part: copying is cheaper than one more call."""
 MAX_SOURCE_BYTES = 5 * 1024 * 1024
 """As the input."""
-MAX_STACK_LINES = 32
-"""Of an exception's stack, in the reply."""
+MAX_REPORT_BYTES = 1 << 20
+"""Of an exception."""
+MAX_CALLS_BYTES = 8 * 1024 * 1024
+"""Of the calls of host functions that a run makes before it waits."""
+MAX_MODULES = 256
+"""That one script imports, and those import."""
+LINKED_BYTES = 64 * 1024 * 1024
+"""Images of linked modules that one process keeps."""
 
-_PROGRAM = r"(?:eval_script|<input>|<evalScript>)"
-"""What the guest calls a script in its stacks."""
 _GATE = b"await __gate;"
 _CHECKED = b'throw "checked";'
-_BEFORE_DIRECTIVE = re.compile(rb"\s+|//[^\n]*|/\*.*?\*/|;", re.DOTALL)
-_DIRECTIVE = re.compile(rb"(\"[^\"\\\n]*\"|'[^'\\\n]*')[ \t\r]*(?:[;\n}]|$)")
-_CONTROL = re.compile(rb"[\0-\x1f\x7f]")
-_NOT_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[^][{}"]++', re.DOTALL)
-_NAMES = ("check", "hold", "gate", "watch", "begin", "end", "report", "random")
-_CALLED = (
-    "qjs_alloc", "qjs_free", "qjs_last_len", "qjs_last_ptr", "new_string", "new_number", "new_undefined",
-    "call_function", "get_prop", "get_string", "eval_code", "eval_async", "last_exception", "execute_pending_jobs",
-    "promise_state", "promise_result", "set_max_stack_size",
-)  # fmt: skip
-_ARGUMENTS, _OUT, _SCRATCH_BYTES = 0, 16, 32
-"""In the scratch memory of an instance."""
+_MODULE_WORD = re.compile(rb"(?m)^[ \t]*(?:import|export)\b|[;}] *(?:import|export)\b")
 _REJECTED = 2
+_PLAIN = World()
 
 
 class QuickJS:
@@ -80,31 +58,25 @@ class QuickJS:
         self._artifacts = Artifacts(cache)
         self._engine: WasmEngine | None = None
         self._seeds = b""
-        self._functions: dict[str, int] = {}
+        self._linked: dict[tuple[str, ...], bytes] = {}
+        self._spent: Guest | None = None
+        self._next: Guest | None = None
+        self._next_bytes = 0
 
     def __repr__(self) -> str:
-        return f"QuickJS({'warm' if self._functions else 'cold'})"
+        return f"QuickJS({'warm' if self._engine else 'cold'})"
 
     def warm(self) -> None:
         """Compiles the guest and boots it, or loads both. Raises ImportError where the wheel is not there."""
-        if self._functions:
+        if self._engine is not None:
             return
-        code = wheel.read("_guest.wasm", wheel.GUEST_SHA256)
-        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "prelude.js"), "rb") as file:
-            prelude = file.read()
         self._engine = WasmEngine()
-        kept = self._artifacts.load("quickjs", code + prelude)
-        if kept is None:
-            kept = self._boot(code, prelude)
-            self._artifacts.save("quickjs", code + prelude, *kept)
-        self._typescript = TypeScript(self._engine, self._imports())
+        self._booted = Booted(self._engine)
+        self._booted.warm(self._artifacts)
+        self._functions, self._scratch = self._booted.functions, self._booted.scratch
+        self._undefined = self._booted.undefined
+        self._typescript = TypeScript(self._engine, self._booted.imports())
         self._typescript.warm(self._artifacts)
-        facts, compiled = kept
-        self._template = Template(self._engine, compiled, self._imports(), _CALLED, compiled=True)
-        self._scratch, self._random, self._undefined = facts["scratch"], facts["random"], facts["undefined"]
-        with Guest(self._template, MAX_MEMORY_BYTES, _ticks(60)) as guest:
-            self._image = guest.read(0, guest.size)
-        self._functions = {name: facts[name] for name in _NAMES}
 
     def begin(self) -> None:
         """Starts the clock that stops scripts, and draws random bytes of this process's own."""
@@ -113,7 +85,7 @@ class QuickJS:
         assert self._engine is not None  # noqa: S101  # warm has made it
         self._engine.start_clock()
 
-    def prepare(self, name: str, source: str, language: str, limits: Limits) -> Script:
+    def prepare(self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()) -> Script:
         """Compiles. Raises Fault, as with SYNTAX_ERROR; ValueError for a language it has not."""
         if language not in ("js", "ts"):
             raise ValueError(f"cannot prepare {name}: {language!r} is not a language of this engine")
@@ -124,109 +96,86 @@ class QuickJS:
             text.decode()
         except UnicodeDecodeError:
             raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", "the source has a lone surrogate") from None
+        places = Places()
         if language == "ts":
-            text = self._typescript.strip(text, _ticks(limits.wall_seconds))
+            stripped = self._typescript.strip(text, ticks(limits.wall_seconds))
+            places, text = Places(0, stripped.map), stripped.text
         if text.startswith(b"#!"):
             text = b"//" + text[2:]
-        image = None if is_strict(text) else self._classic(text, limits)
-        if image is None:
-            image = self._image_of(limits, len(_GATE), lambda guest: self._compile(guest, _GATE + text))
-        return Script(name, language, image, hashlib.sha256(text).hexdigest())
+        made, imports = self._prepare(text, places, limits, functions)
+        digest = hashlib.sha256(b"\0".join((text, *(name.encode() for name in functions)))).hexdigest()
+        return Script(name, language, made.encode(), digest, imports, functions)
 
-    def run(self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None) -> Result:
+    def _prepare(
+        self, text: bytes, places: Places, limits: Limits, functions: tuple[str, ...]
+    ) -> tuple[Prepared, tuple[str, ...]]:
+        try:
+            image = None if is_strict(text) else self._classic(text, places, limits, functions)
+            if image is not None:
+                return Prepared(Kind.SLOPPY, 0, text, places.map, image), ()
+            own = Places(len(_GATE), places.map)
+            image = self._image_of(limits, own, lambda guest: self._compile(guest, text, own, functions))
+            return Prepared(Kind.STRICT, len(_GATE), text, places.map, image), ()
+        except Fault as fault:
+            if fault.name != "SyntaxError" or not _MODULE_WORD.search(text):
+                raise
+        return Prepared(Kind.MODULE, len(_GATE), text, places.map, b""), self._imports_of(text, places, limits)
+
+    def run(
+        self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None, world: World | None = None
+    ) -> Result | Held:
         """Runs a prepared script once. Raises Fault."""
         started = time.perf_counter()
         check_input(input_text, limits)
-        prefix = script.image[0] if script.image else 0
-        with self._fresh(limits) as guest:
-            try:
-                self._lay(guest, script.image)
-                guest.write(self._random, self._seed())
-                kind, console, text = self._execute(guest, input_text, limits)
-            except Trap as trap:
-                self._stopped(trap, guest, limits)
-        if kind == b"o":
-            check_output(text, limits)
-            return Result(text, console, time.perf_counter() - started)
-        if kind == b"w":
-            fault = Fault(Reason.EXCEPTION, "Error", "the script waits for a promise that nothing will resolve")
-        else:
-            reason = Reason.NOT_SERIALISABLE if kind == b"n" else Reason.EXCEPTION
-            fault = _thrown(text, reason, prefix)
-        fault.console = console
-        raise fault
+        world = world or _PLAIN
+        prepared = Prepared.decode(script.image)
+        if prepared.kind is Kind.MODULE:
+            if world.keep:
+                raise Fault(Reason.EXCEPTION, "Error", "a script that imports or exports cannot run in a session")
+            prepared = Prepared(Kind.MODULE, prepared.prefix, b"", prepared.map, self._link(script, world, limits))
+        held = Held(self, self._take(limits), script, limits, world, lambda: _places_of(script, world))
+        return held.go(lambda guest: self._start(guest, prepared, script, input_text, held), started)
 
-    # --- what a guest is made from ---------------------------------------------------------------------------------
+    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result | Held:
+        """Goes on with a parked run. Raises Fault."""
+        started = time.perf_counter()
+        held = Held(self, self._take(limits), script, limits, world, lambda: _places_of(script, world))
 
-    def _imports(self) -> dict[tuple[str, str], tuple[str, HostFunction]]:
-        """The guest's thirteen imports. None reaches anything of the process but its clock and its random bytes."""
+        def go_on(guest: Guest) -> None:
+            images.lay(guest, parked)
+            guest.write(self._booted.seed_at, self._seed())
+            self._call(guest, "answer", self._string(guest, answers))
 
-        def clock(guest: Guest, args: list[int]) -> int:
-            now = time.time_ns() // CLOCK_STEP_NANOSECONDS * CLOCK_STEP_NANOSECONDS
-            return _answer(guest, args[2], struct.pack("<Q", now))
+        return held.go(go_on, started)
 
-        def random(guest: Guest, args: list[int]) -> int:
-            size = args[1] & 0xFFFFFFFF
-            return _answer(guest, args[0], os.urandom(size)) if size <= SEED_BLOCK_BYTES else _INVALID
+    def settle(self) -> None:
+        """Closes the instance that the last answer came from, and opens the next."""
+        if self._spent is not None:
+            self._spent.close()
+            self._spent = None
+        if self._next is None and self._next_bytes:
+            self._next = Guest(self._booted.template, self._next_bytes, ticks(60))
 
-        def none(_guest: Guest, _args: list[int]) -> int:
-            return 0
+    # --- instances -------------------------------------------------------------------------------------------------
 
-        def sizes(guest: Guest, args: list[int]) -> int:
-            return _answer(guest, args[0], bytes(4)) or _answer(guest, args[1], bytes(4))
+    def _take(self, limits: Limits) -> Guest:
+        """A fresh instance, perhaps one that is open already."""
+        if not len(self._booted.image) <= limits.memory_bytes <= MAX_MEMORY_BYTES:
+            raise ValueError(f"memory_bytes must be between {len(self._booted.image)} and {MAX_MEMORY_BYTES}")
+        self.settle()
+        found, self._next = self._next, None
+        if found is not None and self._next_bytes == limits.memory_bytes:
+            return found
+        if found is not None:
+            found.close()
+        self._next_bytes = limits.memory_bytes
+        return Guest(self._booted.template, limits.memory_bytes, ticks(limits.wall_seconds))
 
-        def refused(_guest: Guest, _args: list[int]) -> int:
-            return -1
-
-        wasi, env = "wasi_snapshot_preview1", "env"
-        return {
-            (wasi, "random_get"): ("ii:i", random),
-            (wasi, "clock_time_get"): ("iIi:i", clock),
-            (wasi, "environ_get"): ("ii:i", none),
-            (wasi, "environ_sizes_get"): ("ii:i", sizes),
-            (wasi, "fd_close"): ("i:i", lambda *_: _BAD_DESCRIPTOR),
-            (wasi, "fd_fdstat_get"): ("ii:i", lambda *_: _BAD_DESCRIPTOR),
-            (wasi, "fd_seek"): ("iIii:i", lambda *_: _BAD_DESCRIPTOR),
-            (wasi, "fd_write"): ("iiii:i", lambda *_: _BAD_DESCRIPTOR),
-            (wasi, "proc_exit"): ("i:", none),
-            (env, "host_interrupt"): (":i", none),  # the epoch stops it
-            (env, "host_call"): ("iiiii:i", refused),
-            (env, "host_module_normalize"): ("iiiii:i", none),
-            (env, "host_module_load"): ("iii:i", none),
-        }
-
-    def _boot(self, code: bytes, prelude: bytes) -> tuple[dict[str, int], bytes]:
-        """The facts of a booted guest, offsets and handles, and the guest with that image, compiled."""
-        assert self._engine is not None  # noqa: S101  # warm has made it
-        first = Template(self._engine, code, self._imports(), _CALLED)
-        facts: dict[str, int] = {}
-        with Guest(first, MAX_MEMORY_BYTES, _ticks(60)) as guest:
-            guest.call("set_max_stack_size", STACK_MARK)
-            self._scratch = facts["scratch"] = guest.call("qjs_alloc", _SCRATCH_BYTES)
-            facts["undefined"] = guest.call("new_undefined")
-            module = self._evaluate(guest, "eval_code", prelude)
-            for name in _NAMES:
-                at = self._put(guest, name.encode())
-                if guest.call("get_prop", module, at, len(name), self._scratch + _OUT):
-                    raise ImportError(f"cannot run scripts: the prelude has no {name}")
-                facts[name] = self._result(guest)
-                guest.call("qjs_free", at, len(name))
-            self._functions, self._undefined = {name: facts[name] for name in _NAMES}, facts["undefined"]
-            before = guest.read(0, guest.size)
-            self._call(guest, "random")
-            facts["random"] = _find_random(before, guest.read(0, guest.size))
-            guest.write(_find_stack_limit(before), struct.pack("<I", GUEST_STACK_TOP - GUEST_STACK_BYTES))
-            image = guest.read(0, guest.size)
-        first.close()
-        booted = Template(self._engine, wheel.with_image(code, image), self._imports(), _CALLED)
-        compiled = booted.serialize()
-        booted.close()
-        return facts, compiled
-
-    def _fresh(self, limits: Limits) -> Guest:
-        if not len(self._image) <= limits.memory_bytes <= MAX_MEMORY_BYTES:
-            raise ValueError(f"memory_bytes must be between {len(self._image)} and {MAX_MEMORY_BYTES}")
-        return Guest(self._template, limits.memory_bytes, _ticks(limits.wall_seconds))
+    def spend(self, guest: Guest) -> None:
+        """It is closed once its answer was sent."""
+        if self._spent is not None:
+            self._spent.close()
+        self._spent = guest
 
     def _seed(self) -> bytes:
         """Eight random bytes that are not all zero: that would be xorshift's one fixed point."""
@@ -235,34 +184,39 @@ class QuickJS:
         seed, self._seeds = self._seeds[:8], self._seeds[8:]
         return seed if any(seed) else b"\1" * 8
 
+    def set_clock(self, milliseconds: float | None) -> None:
+        """The guest's clock begins at this, or is the host's."""
+        if milliseconds is None:
+            self._booted.clock = time.time_ns
+        else:
+            ahead = int(milliseconds * 1e6) - time.monotonic_ns()
+            self._booted.clock = lambda: time.monotonic_ns() + ahead
+
     # --- calls into a guest ----------------------------------------------------------------------------------------
 
     def _put(self, guest: Guest, data: bytes) -> int:
-        at = guest.call("qjs_alloc", len(data))
-        if not at and data:
-            raise Fault(Reason.MEMORY_LIMIT, "", "there is no memory for the input")
         try:
-            guest.write(at, data)
+            return put(guest, data)
+        except MemoryError:
+            raise Fault(Reason.MEMORY_LIMIT, "", "there is no memory for the input") from None
         except ValueError as error:
             raise Fault(Reason.CRASHED, "", str(error)) from None
-        return at
 
     def _result(self, guest: Guest) -> int:
-        return int.from_bytes(guest.read(self._scratch + _OUT, 4), "little")
+        return int.from_bytes(guest.read(self._scratch + OUT, 4), "little")
 
     def _exception(self, guest: Guest) -> bytes:
         """What the guest's last call has thrown, as the prelude reports it."""
-        if guest.call("last_exception", self._scratch + _OUT):
+        if guest.call("last_exception", self._scratch + OUT):
             raise Fault(Reason.CRASHED, "", "the engine has lost an exception")
-        thrown = self._result(guest)
-        return self._text(guest, self._call(guest, "report", thrown), 1 << 20)
+        return self._text(guest, self._call(guest, "report", self._result(guest)), MAX_REPORT_BYTES)
 
-    def _evaluate(self, guest: Guest, how: str, source: bytes) -> int:
+    def _evaluate(self, guest: Guest, how: str, source: bytes, places: Places, name: bytes = b"") -> int:
         """The value's handle. Raises Fault(SYNTAX_ERROR)."""
         at = self._put(guest, source)
-        failed = guest.call(how, at, len(source), self._scratch + _OUT)
-        if failed:
-            raise _thrown(self._exception(guest), Reason.SYNTAX_ERROR, 0)
+        named = (self._put(guest, name), len(name)) if name else ()
+        if guest.call(how, at, len(source), *named, self._scratch + OUT):
+            raise thrown(self._exception(guest), Reason.SYNTAX_ERROR, places)
         found = self._result(guest)
         guest.call("qjs_free", at, len(source))
         return found
@@ -271,13 +225,11 @@ class QuickJS:
         """One of the prelude's functions; returns a handle. Raises Fault for what it throws."""
         scratch = self._scratch
         if args:
-            guest.write(scratch + _ARGUMENTS, struct.pack(f"<{len(args)}I", *args))
-        function = self._functions[name]
-        failed = guest.call("call_function", function, self._undefined, scratch, len(args), scratch + _OUT)
-        if failed:
+            guest.write(scratch + ARGUMENTS, struct.pack(f"<{len(args)}I", *args))
+        if guest.call("call_function", self._functions[name], self._undefined, scratch, len(args), scratch + OUT):
             if name == "report":
                 raise Fault(Reason.CRASHED, "", "the engine cannot report an exception")
-            raise _thrown(self._exception(guest), Reason.EXCEPTION, 0)
+            raise thrown(self._exception(guest), Reason.EXCEPTION, Places())
         return self._result(guest)
 
     def _text(self, guest: Guest, handle: int, most: int) -> bytes:
@@ -292,21 +244,25 @@ class QuickJS:
         except ValueError as error:
             raise Fault(Reason.CRASHED, "", str(error)) from None
 
-    def _image_of(self, limits: Limits, prefix: int, compile_in: Callable[[Guest], None]) -> bytes:
+    def _string(self, guest: Guest, text: bytes) -> int:
+        return guest.call("new_string", self._put(guest, text), len(text))
+
+    # --- preparing -------------------------------------------------------------------------------------------------
+
+    def _image_of(self, limits: Limits, places: Places, compile_in: Callable[[Guest], None]) -> bytes:
         """The image that `compile_in` leaves in a fresh instance. Raises Fault."""
-        with self._fresh(limits) as guest:
+        with Guest(self._booted.template, limits.memory_bytes, ticks(limits.wall_seconds)) as guest:
             try:
                 compile_in(guest)
-                return bytes((prefix,)) + self._delta(guest)
+                return images.changes(guest, self._booted.image)
             except Fault as fault:
                 if fault.name == "RangeError" and "call stack" in fault.message:
                     raise Fault(Reason.NESTED_TOO_DEEPLY, "", "the source is nested too deeply") from None
-                fault.stack = tuple(_shift(line, prefix) for line in fault.stack)
                 raise
             except Trap as trap:
-                self._stopped(trap, guest, limits)
+                self.stopped(trap, guest, limits)
 
-    def _classic(self, text: bytes, limits: Limits) -> bytes | None:
+    def _classic(self, text: bytes, places: Places, limits: Limits, functions: tuple[str, ...]) -> bytes | None:
         """The image of a sloppy script, which holds its source; None for one that awaits, which is compiled otherwise.
 
         The engine evaluates its own entry points in strict mode alone: a sloppy script goes through `eval`.
@@ -318,51 +274,153 @@ class QuickJS:
             except Fault as fault:
                 if (fault.name, fault.message) != ("Error", "checked"):
                     fault.reason = Reason.SYNTAX_ERROR if fault.reason is Reason.EXCEPTION else fault.reason
+                    own = Places(len(_CHECKED), places.map)
+                    fault.stack = tuple(own.line(line) for line in fault.stack)
                     raise
 
         def hold(guest: Guest) -> None:
+            self._offer(guest, functions)
             self._call(guest, "hold", self._string(guest, text))
 
         try:
-            self._image_of(limits, len(_CHECKED), check)
+            self._image_of(limits, places, check)
         except Fault as fault:
             if fault.name == "SyntaxError" and b"await" in text:
                 return None
             raise
-        return self._image_of(limits, 0, hold)
+        return self._image_of(limits, places, hold)
 
-    def _string(self, guest: Guest, text: bytes) -> int:
-        return guest.call("new_string", self._put(guest, text), len(text))
+    def _offer(self, guest: Guest, functions: tuple[str, ...]) -> None:
+        self._call(guest, "offer", self._string(guest, json.dumps(functions).encode()))
 
-    def _compile(self, guest: Guest, program: bytes) -> None:
+    def _compile(self, guest: Guest, text: bytes, places: Places, functions: tuple[str, ...]) -> None:
         """Leaves the script in the instance, waiting at its gate."""
+        self._offer(guest, functions)
         self._call(guest, "gate")
-        promise = self._evaluate(guest, "eval_async", program)
-        if guest.call("promise_state", promise, self._scratch + _OUT) or self._result(guest) == _REJECTED:
-            guest.call("promise_result", promise, self._scratch + _OUT)
-            report = self._call(guest, "report", self._result(guest))
-            raise _thrown(self._text(guest, report, 1 << 20), Reason.SYNTAX_ERROR, 0)
-        self._call(guest, "watch", promise)
+        self._watch(guest, self._evaluate(guest, "eval_async", _GATE + text, places), places)
 
-    def _execute(self, guest: Guest, text: bytes, limits: Limits) -> tuple[bytes, tuple[str, ...], bytes]:
+    def _watch(self, guest: Guest, promise: int, places: Places, keep: bool = False) -> None:
+        if guest.call("promise_state", promise, self._scratch + OUT) or self._result(guest) == _REJECTED:
+            guest.call("promise_result", promise, self._scratch + OUT)
+            report = self._call(guest, "report", self._result(guest))
+            raise thrown(self._text(guest, report, MAX_REPORT_BYTES), Reason.SYNTAX_ERROR, places)
+        self._call(guest, "watch", promise, *((promise,) if keep else ()))
+
+    def _imports_of(self, text: bytes, places: Places, limits: Limits) -> tuple[str, ...]:
+        """The names that a module imports. Raises Fault(SYNTAX_ERROR)."""
+        wanted = list[str]()
+
+        def found(name: str) -> bytes:
+            wanted.append(name)
+            return b""
+
+        def compile_in(guest: Guest) -> None:
+            self._booted.source = found
+            try:
+                self._call(guest, "gate")
+                self._evaluate(guest, "eval_module_async", _GATE + text, Places(len(_GATE), places.map), b"<main>")
+            except Fault as fault:
+                if not wanted:  # else it has been parsed, and what an empty module does not export is missing
+                    raise
+                if fault.reason is not Reason.SYNTAX_ERROR:
+                    raise
+            finally:
+                self._booted.source = lambda name: None
+
+        self._image_of(limits, places, compile_in)
+        return tuple(dict.fromkeys(wanted))
+
+    def _link(self, script: Script, world: World, limits: Limits) -> bytes:
+        """The image of a module and all that it imports. Raises Fault."""
+        modules = world.modules
+        key = (script.digest, *(f"{name} {modules[name].digest}" for name in sorted(modules)))
+        known = self._linked.get(key)
+        if known is not None:
+            return known
+        sources = {name: Prepared.decode(module.image).source for name, module in modules.items()}
+        own = Prepared.decode(script.image)
+
+        def source(name: str) -> bytes | None:
+            found = sources.get(name)
+            return None if found is None else _GATE + found
+
+        def compile_in(guest: Guest) -> None:
+            self._booted.source = source
+            try:
+                self._offer(guest, script.functions)
+                self._call(guest, "gate")
+                promise = self._evaluate(guest, "eval_module_async", _GATE + own.source, own.places(), b"<main>")
+                self._watch(guest, promise, own.places(), keep=True)
+            finally:
+                self._booted.source = lambda name: None
+
+        image = self._image_of(limits, own.places(), compile_in)
+        while self._linked and sum(map(len, self._linked.values())) + len(image) > LINKED_BYTES:
+            del self._linked[next(iter(self._linked))]
+        self._linked[key] = image
+        return image
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    def _start(self, guest: Guest, prepared: Prepared, script: Script, text: bytes, held: Held) -> None:
+        world = held.world
+        if world.keep:
+            self._enter_session(guest, prepared, script, held)
+        else:
+            images.lay(guest, prepared.image, prepared.at)
+        guest.write(self._booted.seed_at, self._seed())
+        characters = struct.unpack("<q", struct.pack("<d", float(held.limits.console_bytes)))[0]
+        zone = (self._string(guest, world.zone),) if world.zone else ()
+        self._call(guest, "begin", self._string(guest, text), guest.call("new_number", characters), *zone)
+
+    def _enter_session(self, guest: Guest, prepared: Prepared, script: Script, held: Held) -> None:
+        """Lays the session's memory, and compiles the script there, with each `const` at its top a `var`: else a
+        second run could not declare it again, and what declares it could not be seen by the next."""
+        if held.world.session is not None:
+            if not held.world.session.startswith(self._booted.digest):
+                raise Fault(Reason.CRASHED, "", "the session is of another version of the engine")
+            images.lay(guest, held.world.session, len(self._booted.digest))
+        changed = self._typescript.unfix(prepared.source, ticks(held.limits.wall_seconds))
+        text, map = (prepared.source, prepared.map) if changed is None else (changed.text, changed.over(prepared.map))
+        places = Places(len(_GATE) if prepared.kind is Kind.STRICT else 0, map)
+        held.places = lambda: places
+        if prepared.kind is Kind.STRICT:
+            self._compile(guest, text, places, script.functions)
+        else:
+            self._offer(guest, script.functions)
+            self._call(guest, "hold", self._string(guest, text))
+
+    def end(self, guest: Guest, limits: Limits) -> tuple[bytes, tuple[str, ...], bytes]:
         """Runs what waits. Returns the kind of its end, its console, and its output or what it threw."""
-        sandbox = self._string(guest, text)
-        characters = struct.unpack("<q", struct.pack("<d", float(limits.console_bytes)))[0]
-        self._call(guest, "begin", sandbox, guest.call("new_number", characters))
-        while guest.call("execute_pending_jobs"):
-            pass
+        guest.call("execute_pending_jobs")
         # A console's line takes six bytes a character at most, where each of them is escaped.
-        most = limits.output_bytes + 6 * limits.console_bytes + 64
+        most = max(limits.output_bytes + 6 * limits.console_bytes + 64, MAX_CALLS_BYTES)
         whole = self._text(guest, self._call(guest, "end"), most)
         kind, _, rest = whole.partition(b"\n")
         console, _, output = rest.partition(b"\n")
+        if console == b"[]":
+            return kind, (), output
         try:
             lines = json.loads(console)
         except ValueError:
             raise Fault(Reason.CRASHED, "", "the engine's console is not JSON") from None
         return kind, tuple(str(line) for line in lines), output
 
-    def _stopped(self, trap: Trap, guest: Guest, limits: Limits) -> NoReturn:
+    def answer_in(self, guest: Guest, answers: bytes) -> None:
+        """Settles calls of host functions."""
+        at = self._put(guest, answers)
+        self._call(guest, "answer", guest.call("new_string", at, len(answers)))
+        guest.call("qjs_free", at, len(answers))
+
+    def changes(self, guest: Guest) -> bytes:
+        """The instance's memory, as what a parked run or a session keeps."""
+        return images.changes(guest, self._booted.image)
+
+    def session_of(self, guest: Guest) -> bytes:
+        """The instance's memory, and which engine's it is."""
+        return self._booted.digest + self.changes(guest)
+
+    def stopped(self, trap: Trap, guest: Guest, limits: Limits) -> NoReturn:
         """Raises the Fault that a trap means."""
         if trap.code == TRAP_INTERRUPT:
             raise Fault(Reason.TIME_LIMIT, "", f"the script ran for more than {limits.wall_seconds:g} s") from trap
@@ -372,159 +430,74 @@ class QuickJS:
             raise Fault(Reason.MEMORY_LIMIT, "", f"more than {limits.memory_bytes} bytes are needed") from trap
         raise Fault(Reason.CRASHED, "", str(trap).splitlines()[-1].strip()) from trap
 
-    # --- images ----------------------------------------------------------------------------------------------------
 
-    def _delta(self, guest: Guest) -> bytes:
-        """What the instance's memory has that the booted one had not: its size, its parts' places, the parts."""
-        memory, base, chunk = guest.read(0, guest.size), self._image, DELTA_CHUNK_BYTES
-        base = base.ljust(len(memory), b"\0")
-        parts: list[list[int]] = []
-        for page in range(0, len(memory), wheel.PAGE // 16):
-            if memory[page : page + wheel.PAGE // 16] == base[page : page + wheel.PAGE // 16]:
-                continue
-            for at in range(page, page + wheel.PAGE // 16, chunk):
-                if memory[at : at + chunk] != base[at : at + chunk]:
-                    if parts and at - parts[-1][1] <= DELTA_GAP_BYTES:
-                        parts[-1][1] = at + chunk
-                    else:
-                        parts.append([at, at + chunk])
-        head = struct.pack("<II", len(memory), len(parts))
-        places = b"".join(struct.pack("<II", start, end - start) for start, end in parts)
-        return head + places + b"".join(memory[start:end] for start, end in parts)
+def _places_of(script: Script, world: World) -> Places:
+    """Where the lines of a script, and of those that it imports, were."""
+    modules = {name: Prepared.decode(module.image).places() for name, module in world.modules.items()}
+    own = Prepared.decode(script.image)
+    return Places(own.prefix, own.map, modules)
 
-    def _lay(self, guest: Guest, image: bytes) -> None:
-        """Writes an image over a fresh instance. Raises Fault(CRASHED) for one that does not fit it."""
+
+class Held:
+    """A run in its instance: what Suspended asks for, and how it goes on. Its clock runs while the guest does."""
+
+    def __init__(
+        self, engine: QuickJS, guest: Guest, script: Script, limits: Limits, world: World, places: Callable[[], Places]
+    ) -> None:
+        self._engine, self._guest, self._script = engine, guest, script
+        self.limits, self.world, self.places = limits, world, places
+        self.calls, self.seconds = b"[]", 0.0
+
+    def __repr__(self) -> str:
+        return f"Held({self._script.name!r}, {self.seconds:g} s)"
+
+    def go(self, step: Callable[[Guest], None], started: float) -> Result | Held:
+        """Takes a step, and what follows from it. Raises Fault."""
+        engine, guest, limits = self._engine, self._guest, self.limits
+        engine.set_clock(self.world.clock)
+        guest.extend(ticks(max(0.0, limits.wall_seconds - self.seconds)))
         try:
-            size, count = struct.unpack_from("<II", image, 1)
-            places = struct.unpack_from(f"<{2 * count}I", image, 9)
-            guest.grow(size)
-            memory, base = guest.size, guest.address(0, size)
-        except (struct.error, ValueError) as error:
-            raise Fault(Reason.CRASHED, "", f"the script's image is damaged: {error}") from None
-        except EngineError:
-            raise Fault(Reason.MEMORY_LIMIT, "", f"the script itself needs {size} bytes") from None
-        held = ctypes.cast(ctypes.c_char_p(image), ctypes.c_void_p).value or 0
-        at = 9 + 8 * count
-        for start, length in zip(places[::2], places[1::2], strict=True):
-            if start + length > memory or at + length > len(image):
-                raise Fault(Reason.CRASHED, "", "the script's image is damaged: a part lies outside")
-            ctypes.memmove(base + start, held + at, length)
-            at += length
+            try:
+                step(guest)
+                kind, console, text = engine.end(guest, limits)
+            except Trap as trap:
+                engine.stopped(trap, guest, limits)
+            self.seconds += time.perf_counter() - started
+            if kind == b"c":
+                if nests_deeper(text, limits.depth):
+                    raise Fault(Reason.NESTED_TOO_DEEPLY, "", f"a call's arguments nest deeper than {limits.depth}")
+                self.calls = text
+                return self
+            result = self._result(kind, console, text)
+        except BaseException:
+            engine.spend(guest)
+            raise
+        engine.spend(guest)
+        return result
 
+    def _result(self, kind: bytes, console: tuple[str, ...], text: bytes) -> Result:
+        if kind == b"o":
+            check_output(text, self.limits)
+            session = self._engine.session_of(self._guest) if self.world.keep else None
+            return Result(text, console, self.seconds, session)
+        if kind == b"w":
+            fault = Fault(Reason.EXCEPTION, "Error", "the script waits for a promise that nothing will resolve")
+        else:
+            fault = thrown(text, Reason.NOT_SERIALISABLE if kind == b"n" else Reason.EXCEPTION, self.places())
+        fault.console = console
+        raise fault
 
-_INVALID, _BAD_DESCRIPTOR = 28, 8
-"""WASI's EINVAL and EBADF."""
+    def answer(self, answers: bytes) -> Result | Held:
+        """Goes on. Raises Fault."""
+        return self.go(lambda guest: self._engine.answer_in(guest, answers), time.perf_counter())
 
+    def park(self) -> bytes:
+        """The run as bytes; its instance is let go."""
+        try:
+            return self._engine.changes(self._guest)
+        finally:
+            self.close()
 
-def _answer(guest: Guest, at: int, data: bytes) -> int:
-    """Writes a WASI function's result where the guest wants it."""
-    try:
-        guest.write(at & 0xFFFFFFFF, data)
-    except ValueError:
-        return _INVALID
-    return 0
-
-
-def _ticks(seconds: float) -> int:
-    """Epochs until a limit: one more, since the first is under way."""
-    return int(seconds / TICK_SECONDS) + 1
-
-
-def is_strict(source: bytes) -> bool:
-    """Whether a script begins with the directive "use strict"; comments and other directives may precede it."""
-    at = 0
-    while True:
-        found = _BEFORE_DIRECTIVE.match(source, at) or _DIRECTIVE.match(source, at)
-        if found is None:
-            return False
-        if found.lastindex and found[1][1:-1] == b"use strict":
-            return True
-        at = found.end()
-
-
-def depth_of(text: bytes) -> int:
-    """How deep JSON nests, or more where its strings are not closed."""
-    brackets = _NOT_BRACKETS.sub(b"", text)
-    steps = [0] * 256
-    for byte in b"[{":
-        steps[byte] = 1
-    for byte in b"]}":
-        steps[byte] = -1
-    return max(accumulate(map(steps.__getitem__, brackets)), default=0)
-
-
-def _nested(text: bytes, limit: int) -> bool:
-    return text.count(b"[") + text.count(b"{") > limit and depth_of(text) > limit
-
-
-def check_input(text: bytes, limits: Limits) -> None:
-    """Raises Fault for an input sandbox that is not to be parsed."""
-    if len(text) > limits.input_bytes:
-        raise ValueError(f"the input has {len(text)} bytes; at most {limits.input_bytes} are allowed")
-    if _nested(text, limits.depth):
-        raise Fault(Reason.NESTED_TOO_DEEPLY, "", f"the input nests deeper than {limits.depth}")
-
-
-def check_output(text: bytes, limits: Limits) -> None:
-    """Raises Fault for an output that is not to be sent: too large or deep, or not what an intact engine writes."""
-    if len(text) > limits.output_bytes:
-        raise Fault(Reason.OUTPUT_TOO_LARGE, "", f"the output has {len(text)} bytes; at most {limits.output_bytes}")
-    if _CONTROL.search(text):
-        raise Fault(Reason.CRASHED, "", "the engine's output has control bytes")
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        raise Fault(Reason.CRASHED, "", "the engine's output is not UTF-8") from None
-    if _nested(text, limits.depth):
-        raise Fault(Reason.NESTED_TOO_DEEPLY, "", f"the output nests deeper than {limits.depth}")
-
-
-def _thrown(report: bytes, reason: Reason, prefix: int) -> Fault:
-    """The Fault of what the prelude reports: an empty line, then name, message and stack as JSON."""
-    try:
-        name, message, stack = (str(part) for part in json.loads(report))
-    except ValueError:
-        return Fault(Reason.CRASHED, "", "the engine's report of an exception is not JSON")
-    if name == "InternalError" and message == "out of memory":
-        reason = Reason.MEMORY_LIMIT
-    stack = re.split(r"\n\s*at (?:eval|parse) \(native\)", stack)[0]  # below are the prelude's own lines
-    lines = [_shift(line.strip(), prefix) for line in stack.splitlines()[:MAX_STACK_LINES]]
-    return Fault(reason, name, message, tuple(line for line in lines if line))
-
-
-def _shift(line: str, prefix: int) -> str:
-    """A stack's line as of the script itself: what stands before it in its first line is taken off the column."""
-
-    def own(found: re.Match[str]) -> str:
-        row, column = int(found[1]), int(found[2])
-        return f"script:{row}:{max(column - prefix, 1) if row == 1 else column}"
-
-    return re.sub(rf"(?:{_PROGRAM}|script):(\d+):(\d+)", own, line)
-
-
-def _find_stack_limit(memory: bytes) -> int:
-    """Where QuickJS's runtime keeps its stack limit: behind the size that was set and the stack's top."""
-    mark, at, found = struct.pack("<I", STACK_MARK), -1, []
-    while (at := memory.find(mark, at + 1)) >= 0:
-        _, top, limit = struct.unpack_from("<III", memory, at)
-        if GUEST_STACK_TOP - 65_536 < top <= GUEST_STACK_TOP and limit == 0:
-            found.append(at + 8)
-    if len(found) != 1:
-        raise ImportError(f"cannot run scripts: the guest's stack limit is at {len(found)} places")
-    return found[0]
-
-
-def _find_random(before: bytes, after: bytes) -> int:
-    """Where the state of Math.random is: the one number that a call has moved as xorshift64 moves it."""
-    found = []
-    for at in range(0, len(before) - 7, 8):
-        if before[at : at + 8] != after[at : at + 8]:
-            state = int.from_bytes(before[at : at + 8], "little")
-            state ^= state >> 12
-            state ^= state << 25 & (1 << 64) - 1
-            state ^= state >> 27
-            if state == int.from_bytes(after[at : at + 8], "little"):
-                found.append(at)
-    if len(found) != 1:
-        raise ImportError(f"cannot run scripts: the guest's random state is at {len(found)} places")
-    return found[0]
+    def close(self) -> None:
+        """Lets the instance go."""
+        self._engine.spend(self._guest)

@@ -114,13 +114,13 @@ class Exchange(asyncio.Protocol):
         else:
             self._within(IDLE_SECONDS)
 
-    def _check(self) -> None:
-        """Raises KeepfleetError(FORBIDDEN) for a client that may not call this pool."""
+    def _check(self) -> str:
+        """The client's name. Raises KeepfleetError(FORBIDDEN) for one that may not call this pool."""
         session = None if self._transport is None else self._transport.get_extra_info("ssl_object")
         der = None if session is None else session.getpeercert(True)
         if der is None:
             raise KeepfleetError(ErrorKind.FORBIDDEN, "cannot let the client in: it has shown no certificate")
-        self._access.check(read_certificate(der))
+        return self._access.check(read_certificate(der)).name
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Head):
@@ -133,7 +133,7 @@ class Exchange(asyncio.Protocol):
             self._work.end()
 
     def _begin(self, head: Head) -> None:
-        self._check()
+        owner = self._check()
         assert self._transport is not None  # noqa: S101 - data has come
         if (head.method, head.target) == (b"GET", b"/"):
             self._transport.write(response(200, _headers("text/plain; charset=utf-8", self._banner), self._banner))
@@ -144,7 +144,7 @@ class Exchange(asyncio.Protocol):
             raise self._too_large()
         work = _Stream if kind == LINES else _One
         self._within(None if kind == LINES else HEAD_SECONDS)
-        self._work = work(self, self._transport, self._pool, _is_last(head))
+        self._work = work(self, self._transport, Connection(self._pool, _gone, owner), _is_last(head))
         if head.expects_continue:
             self._transport.write(CONTINUE)
         if head.length == 0:
@@ -175,6 +175,10 @@ class Exchange(asyncio.Protocol):
             self._timer = None
         if seconds is not None:
             self._timer = asyncio.get_running_loop().call_later(seconds, self.abort)
+
+
+def _gone(_connection: Connection) -> None:
+    """One request is over; the connection of TLS, which has its own end, may go on."""
 
 
 def _headers(content_type: str, body: bytes) -> tuple[tuple[str, str], ...]:
@@ -210,12 +214,12 @@ def _kind_of(head: Head) -> bytes:
 class _Work(asyncio.WriteTransport):
     """One request of HTTP: what it asks goes to a connection of the pool's, which writes its answers here."""
 
-    def __init__(self, exchange: Exchange, transport: asyncio.Transport, pool: ScriptPool, last: bool) -> None:
+    def __init__(self, exchange: Exchange, transport: asyncio.Transport, connection: Connection, last: bool) -> None:
         super().__init__()
         self._exchange, self._transport, self.last = exchange, transport, last
         self._closed = False
-        self.connection = Connection(pool, lambda ended: None)
-        self.connection.attach(_Reading(transport), self)
+        self.connection = connection
+        connection.attach(_Reading(transport), self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.connection!r})"
@@ -253,8 +257,8 @@ class _Work(asyncio.WriteTransport):
 class _Stream(_Work):
     """Lines each way, as they come."""
 
-    def __init__(self, exchange: Exchange, transport: asyncio.Transport, pool: ScriptPool, last: bool) -> None:
-        super().__init__(exchange, transport, pool, last)
+    def __init__(self, exchange: Exchange, transport: asyncio.Transport, connection: Connection, last: bool) -> None:
+        super().__init__(exchange, transport, connection, last)
         transport.write(_STREAM)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -267,8 +271,8 @@ class _Stream(_Work):
 class _One(_Work):
     """One request, whose JSON may stand on several lines."""
 
-    def __init__(self, exchange: Exchange, transport: asyncio.Transport, pool: ScriptPool, last: bool) -> None:
-        super().__init__(exchange, transport, pool, last)
+    def __init__(self, exchange: Exchange, transport: asyncio.Transport, connection: Connection, last: bool) -> None:
+        super().__init__(exchange, transport, connection, last)
         self._body = bytearray()
 
     def receive(self, data: bytes) -> int:

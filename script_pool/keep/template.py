@@ -17,7 +17,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.pools import PoolOptions, options_from_text
 from keep_protocol.reports import CHECKS, Report, ReportType
 from script_pool.engine.interface import Limits
-from script_pool.engine.quickjs import QuickJS
+from script_pool.engine.languages import Languages
 from script_pool.template import Template
 
 INSTALLED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "engine", "installed")
@@ -32,7 +32,7 @@ def run() -> int:
         arguments = read_workload(passed.number("workload")).arguments if "workload" in passed else ()
         options = options_from_text(arguments[0]) if arguments else PoolOptions()
         control = socket.socket(fileno=passed.number(CHECKS))
-        engine = QuickJS(INSTALLED)
+        engine = Languages(INSTALLED)
         engine.warm()
         if len(os.listdir("/proc/self/task")) != 1:
             raise KeepfleetError(ErrorKind.INTERNAL, "cannot fork children: loading the engine has started a thread")

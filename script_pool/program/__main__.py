@@ -48,11 +48,11 @@ def main() -> None:
 
 def make_engines(directory: str) -> None:
     """What a script pool in a keep loads: all that a pool compiles at its first start."""
-    from script_pool.engine.quickjs import QuickJS
+    from script_pool.engine.languages import Languages
 
     os.makedirs(directory, 0o755, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
-        QuickJS(made).warm()
+        Languages(made).warm()
         Artifacts(made).install(directory)
 
 

@@ -12,15 +12,15 @@ import struct
 import wasmtime
 
 from script_pool.engine import guest as wheel
-from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, Template, WasmEngine
-from script_pool.engine.quickjs import (
+from script_pool.engine.booted import (
     GUEST_STACK_BYTES,
     GUEST_STACK_TOP,
     STACK_MARK,
-    QuickJS,
-    _find_random,
-    _find_stack_limit,
+    Booted,
+    find_random,
+    find_stack_limit,
 )
+from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, Template, WasmEngine
 from script_pool.program.merging import join
 
 BUFFER_BYTES = 65_536
@@ -51,7 +51,8 @@ def _read(name: str) -> bytes:
 
 def _boot(code: bytes) -> tuple[bytes, dict[str, int]]:
     """The booted guest's memory, and the numbers that the glue has of it."""
-    template = Template(WasmEngine(), code, QuickJS()._imports(), _CALLED)
+    engine = WasmEngine()
+    template = Template(engine, code, Booted(engine).imports(), _CALLED)
     with Guest(template, MAX_MEMORY_BYTES, _BOOT_TICKS) as guest:
         guest.call("set_max_stack_size", STACK_MARK)
         scratch = guest.call("qjs_alloc", _BUFFER + BUFFER_BYTES)
@@ -61,9 +62,9 @@ def _boot(code: bytes) -> tuple[bytes, dict[str, int]]:
         functions = boot.functions(boot.call(boot.evaluate(_read("prelude.js")), host))
         before = guest.read(0, guest.size)
         boot.call(functions["random"], [])
-        random = _find_random(before, guest.read(0, guest.size))
+        random = find_random(before, guest.read(0, guest.size))
         limit = struct.pack("<I", GUEST_STACK_TOP - GUEST_STACK_BYTES)
-        guest.write(_find_stack_limit(before), limit)
+        guest.write(find_stack_limit(before), limit)
         image, undefined = guest.read(0, guest.size), boot.undefined
     template.close()
     places = {"IOVEC": _IOVEC, "COUNT": _COUNT, "RESULT": _RESULT, "NUMBER": _NUMBER, "KEPT": _KEPT, "BUFFER": _BUFFER}

@@ -6,8 +6,8 @@ import os
 
 from script_pool.__main__ import cache_directory
 from script_pool.engine.artifacts import Artifacts
-from script_pool.engine.instance import TICK_SECONDS, WasmEngine
-from script_pool.engine.quickjs import QuickJS
+from script_pool.engine.booted import Booted
+from script_pool.engine.instance import WasmEngine, ticks
 from script_pool.engine.typescript import TypeScript
 
 SECONDS = 10.0
@@ -18,7 +18,7 @@ def strip_types(source: bytes) -> bytes:
     """The JavaScript of `source`. The transformer is compiled once, and kept where a script pool keeps it. Raises
     Fault."""
     engine = WasmEngine()
-    transformer = TypeScript(engine, QuickJS()._imports())
+    transformer = TypeScript(engine, Booted(engine).imports())
     transformer.warm(Artifacts(cache_directory(os.environ)))
     engine.start_clock()
-    return transformer.strip(source, int(SECONDS / TICK_SECONDS))
+    return transformer.strip(source, ticks(SECONDS)).text

@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from script_pool.engine.interface import Fault, HostCall, Limits, Reason, Result, Script
+from script_pool.engine.interface import Fault, HostCall, Limits, Reason, Result, Script, World
 
 _WORDS = frozenset(("set", "double", "log", "throw", "loop", "eat", "large", "deep", "hang", "crash", "fault", "forge"))
 
@@ -32,7 +32,7 @@ class FakeEngine:
     def begin(self) -> None:
         """Nothing is started."""
 
-    def prepare(self, name: str, source: str, language: str, limits: Limits) -> Script:
+    def prepare(self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()) -> Script:
         """Checks each line's first word."""
         for number, line in enumerate(source.splitlines(), 1):
             word = line.split(" ", 1)[0]
@@ -41,9 +41,18 @@ class FakeEngine:
             if word and word not in _WORDS:
                 raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", f"unknown word {word!r}", (f"{name}:{number}",))
         data = source.encode("utf-8", "surrogatepass")
-        return Script(name, language, data, hashlib.sha256(data).hexdigest())
+        return Script(name, language, data, hashlib.sha256(data).hexdigest(), (), functions)
 
-    def run(self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None) -> Result:
+    def settle(self) -> None:
+        """Nothing is kept."""
+
+    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result:
+        """It suspends no run."""
+        raise Fault(Reason.CRASHED, message="it has parked nothing")
+
+    def run(
+        self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None, world: World | None = None
+    ) -> Result:
         """Runs line after line."""
         began = time.monotonic()
         sandbox, console = json.loads(input_text), list[str]()

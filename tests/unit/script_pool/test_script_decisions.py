@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from script_pool.decisions import (
+    HOLD_SECONDS,
     NEVER,
     Action,
     Assign,
     Child,
     Expire,
     Kill,
+    Park,
     Phase,
     Refuse,
     Retire,
@@ -50,6 +52,8 @@ def pools(draw: st.DrawFn) -> tuple[list[Child], list[Waiting], Settings]:
     for child in children:
         if child.phase is Phase.STARTING:
             child.until, child.runs = None, 0
+        if child.phase is Phase.READY and child.until is None and draw(st.booleans()):
+            child.held = draw(TIMES.filter(lambda at: at <= NOW))
     return (
         children,
         [Waiting(100 + n, draw(TIMES), draw(st.booleans())) for n in range(draw(st.integers(0, 8)))],
@@ -70,6 +74,8 @@ def apply(children: list[Child], queue: list[Waiting], actions: list[Action]) ->
                 del waiting[ticket]
             case Retire(child) | Kill(child):
                 del by_number[child]
+            case Park(child):
+                by_number[child].held, by_number[child].until = None, NOW + 1
             case Spawn():
                 number = max(by_number, default=0) + 1
                 by_number[number] = Child(number, since=NOW)
@@ -84,7 +90,7 @@ def test_nothing_is_decided_twice_and_nothing_is_left_to_decide(
     for _ in range(10):  # what ends may be replaced
         actions = decide(children, queue, settings, NOW)
         tickets = [action.ticket for action in actions if isinstance(action, (Assign, Expire, Refuse))]
-        numbers = [action.child for action in actions if isinstance(action, (Assign, Retire, Kill))]
+        numbers = [action.child for action in actions if isinstance(action, (Assign, Retire, Park, Kill))]
         assert max([*Counter(tickets).values(), *Counter(numbers).values()], default=1) == 1
         children, queue = apply(children, queue, actions)
         if not actions:
@@ -107,6 +113,7 @@ def test_every_bound_holds(pool: tuple[list[Child], list[Waiting], Settings]) ->
             child = by_number[action.child]
             assert child.phase is Phase.READY
             assert child.until is None
+            assert child.held is None
             assert child.runs < settings.recycle_after
         if isinstance(action, Retire):
             assert by_number[action.child].until is None
@@ -171,3 +178,11 @@ def test_a_child_that_has_run_its_number_is_replaced() -> None:
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="cannot make a pool: "):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_run_that_waits_is_parked_when_another_needs_its_child_or_after_a_while() -> None:
+    holding = Child(1, Phase.READY, held=NOW - 0.01)
+    assert decide([holding], [], Settings(1, 1), NOW) == []
+    assert wake([holding], [], Settings(1, 1), NOW) == NOW - 0.01 + HOLD_SECONDS
+    assert decide([holding], [Waiting(1, NOW + 1)], Settings(1, 1), NOW) == [Park(1)]
+    assert decide([Child(1, Phase.READY, held=NOW - 1)], [], Settings(1, 1), NOW) == [Park(1)]

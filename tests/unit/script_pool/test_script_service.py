@@ -163,7 +163,7 @@ class _Quiet:
 
         self.limits, self.replies = Limits(), list[object]()
 
-    def run(self, name: str, text: bytes, reply: object) -> None:
+    def run(self, name: str, text: bytes, reply: object, settings: object) -> None:
         self.replies.append(reply)
 
 
