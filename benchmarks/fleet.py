@@ -26,12 +26,13 @@ _RETRY_SECONDS = 0.002
 
 @dataclass(frozen=True)
 class Return:
-    """The manager's return after a SIGKILL, in milliseconds: from the kill to its new process, from there to READY,
-    to the first whole list at a client that waited for it, and from the kill to that list."""
+    """The manager's return after a SIGKILL, in milliseconds: from the kill to its new process, from there to READY and
+    to the first whole list at a client that waited for it, and from the kill to READY and to that list."""
 
     restart: float
     ready: float
     listed: float
+    away: float
     outage: float
 
 
@@ -77,7 +78,7 @@ def kill_and_return(host: Host, expected: set[int]) -> Return:
         raise MeasurementFailed("the manager was not killed")
     started = _monotonic_ms(host, "ExecMainStartTimestampMonotonic")
     ready = _monotonic_ms(host, "ActiveEnterTimestampMonotonic")
-    return Return(started - killed, ready - started, listed_at - started, listed_at - killed)
+    return Return(started - killed, ready - started, listed_at - started, ready - killed, listed_at - killed)
 
 
 def measure(host: Host, effort: Effort) -> list[Figure]:
@@ -106,8 +107,9 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
     return [
         floor,
         Figure(f"list of {count} keeps", "ms", tuple(lists), floor=floor),
-        figure(f"rediscovery of {count} keeps: the manager's start → READY", "ready", REDISCOVERY if whole else None),
-        figure("the manager's start → first whole list at a client", "listed", FIRST_LIST if whole else None),
+        figure(f"rediscovery of {count} keeps: SIGKILL → READY", "away", REDISCOVERY if whole else None),
+        figure("SIGKILL → first whole list at a client", "outage", FIRST_LIST if whole else None),
         figure("SIGKILL → the manager's start (RestartSec=100ms)", "restart"),
-        figure("SIGKILL → first whole list at a client", "outage"),
+        figure("the manager's start → READY", "ready"),
+        figure("the manager's start → first whole list at a client", "listed"),
     ]

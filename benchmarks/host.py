@@ -24,6 +24,7 @@ from keep_client.manager import ManagerClient
 from keep_client.peer import Endpoint
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT, LEGACY_PATH, UNIT_PATTERN
 from keep_protocol.keep import KeepInfo, keep_from_wire
+from keep_protocol.tls import client_context, pinned_client_context
 
 MANAGER_UNIT = "keep-manager.service"
 DROP_IN = "/etc/systemd/system/keep@.service.d/10-keepfleet.conf"
@@ -165,12 +166,14 @@ class Host:
     @cached_property
     def manager_context(self) -> ssl.SSLContext:
         """TLS to the manager, made once: a client makes it once too."""
-        return Credentials.find().manager_context()
+        found = Credentials.find()
+        return client_context(found.ca, found.certificate, found.key)
 
     @cached_property
     def keep_context(self) -> ssl.SSLContext:
         """TLS to keeps."""
-        return Credentials.find().keep_context()
+        found = Credentials.find()
+        return pinned_client_context(found.certificate, found.key)
 
     @property
     def client(self) -> ManagerClient:

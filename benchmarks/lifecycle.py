@@ -15,9 +15,10 @@ from keep_protocol.constants import KUUID_BITS, slice_name
 from keep_protocol.keep import KeepInfo
 
 CREATION = Goal(1.5, Measure.RATIO)
+CREATED, UPLOADED = Goal(1.0, Measure.RATIO), Goal(0.7, Measure.RATIO)
 LISTENING = Goal(100.0)
 WORKLOAD, ITS_LINE = "hello-wat", "Hello from WAT"
-BARE, BEFORE, SLEEP, READY, KEPT, FRESH = "bare", "before", "sleep", "ready", "kept", "fresh"
+BARE, BEFORE, SLEEP, READY, KEPT, FRESH, WHOLE = "bare", "before", "sleep", "ready", "kept", "fresh", "whole"
 _TEMPLATES = {BEFORE: BEFORE_ROOTS, SLEEP: SLEEPING, READY: NOTIFYING}
 START, ANSWER, LINE = "start", "answer", "line"
 
@@ -29,6 +30,8 @@ class Lifecycle:
         self._host = host
         self._draw = random.Random(0)  # noqa: S311 - the same order in each run
         self._module = example(WORKLOAD)
+        self._client = host.client
+        self._start: dict[str, object] = {}
         self._keep: KeepInfo | None = None
         self.samples: dict[str, list[float]] = defaultdict(list)
 
@@ -44,18 +47,21 @@ class Lifecycle:
         with timed() as watch:
             if kind == KEPT:
                 self._keep = kept.new_keep()
+            elif kind == WHOLE:
+                self._client.create(start=self._start)
             else:
                 self._host.client.legacy({"command": "new-keep", "keep-arch": "wasi"})
         return watch.milliseconds
 
     def round(self) -> None:
         """Starts everything once, sends one keep a module, and removes all again."""
-        steps = [BARE, BEFORE, SLEEP, READY, KEPT, FRESH]
+        steps = [BARE, BEFORE, SLEEP, READY, KEPT, FRESH, WHOLE]
         self._draw.shuffle(steps)
-        with self._host.connection() as kept:
+        with self._host.connection() as kept, self._host.client as self._client:
             kept.command(command="list-keeps")
+            self._start = self._client.starting("127.0.0.1")  # connects
             for step in steps:
-                took = self._create(step, kept) if step in (KEPT, FRESH) else self._unit(step)
+                took = self._create(step, kept) if step in (KEPT, FRESH, WHOLE) else self._unit(step)
                 self.samples[step].append(took)
             self._live(kept)
         self._host.clear()
@@ -97,6 +103,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         figure(KEPT, "new-keep → reply", floor, CREATION),
         figure(FRESH, "new-keep → reply, with a new connection", floor),
         figure(START, "start-keep → listening, certificate made", floor, LISTENING),
+        figure(WHOLE, "create → listening, in one request", floor, CREATED),
         figure(ANSWER, "upload of a small module → answer 200", floor),
-        figure(LINE, "upload of a small module → its first journal line", floor),
+        figure(LINE, "upload of a small module → its first journal line", floor, UPLOADED),
     ]

@@ -20,7 +20,10 @@ from contextlib import contextmanager
 
 from benchmarks.figures import Figure, Goal, Measure
 from benchmarks.host import COMMAND_SECONDS, MANAGER_UNIT, Host, example, run
-from benchmarks.measuring import MS, Effort, MeasurementFailed, report
+from benchmarks.measuring import MS, Effort, MeasurementFailed, report, timed
+from keep_client.channel import Channel
+from keep_client.http import exchange
+from keep_client.keep import UploadEndpoint, endpoint_of
 from keep_protocol.constants import UNIT_PATTERN
 
 PROGRAM = "/bin/busybox"
@@ -35,7 +38,7 @@ SPARES = 4
 AT_ONCE = 2
 """As many as the figures are about: two cores."""
 _SERVICES = ("systemd-journald.service", "dbus.service", MANAGER_UNIT)
-PODMAN, COLD, SPARE = "podman", "keepctl", "keepctl, a spare"
+PODMAN, COLD, SPARE, CALL = "podman", "keepctl", "keepctl, a spare", "a living client's call"
 
 
 class Podman:
@@ -177,6 +180,8 @@ class Turns:
             PODMAN: (podman.argv, podman.environment),
             COLD: (_keepctl(host), None),
         }
+        self._listening: UploadEndpoint | None = None
+        self._context = host.keep_context
         self._draw = random.Random(0)  # noqa: S311 - the same order in each run
         self.lines: dict[str, list[float]] = defaultdict(list)
         self.processor: dict[str, list[float]] = defaultdict(list)
@@ -188,7 +193,25 @@ class Turns:
             for way in self._draw.sample(list(names), len(names)):
                 if names[way] == SPARE:
                     _until_spares_are_there(self._host)
-                self.lines[names[way]].append(typed(*self._ways[way])[0])
+                if way == CALL:
+                    self.lines[CALL].append(self._call())
+                else:
+                    self.lines[names[way]].append(typed(*self._ways[way])[0])
+
+    def _call(self) -> float:
+        """Milliseconds of one request to the keep that listens, on a new connection, by a client that runs already."""
+        if self._listening is None:
+            start = self._host.client.starting("127.0.0.1")
+            self._listening = endpoint_of(self._host.client.create(start=start), self._host.endpoint.host)
+        known = self._listening
+        with (
+            timed() as watch,
+            Channel.open(known.endpoint, self._context, COMMAND_SECONDS, known.fingerprint) as channel,
+        ):
+            reply = exchange(channel, known.endpoint, "GET", "/")
+        if reply.status != 200:
+            raise MeasurementFailed(f"{known.endpoint} answered {reply.status}")
+        return watch.milliseconds
 
     def batches(self, batches: int, runs: int) -> None:
         """Processor time and rate of `runs` runs together."""
@@ -208,9 +231,11 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         report(str(error))
         return []
     turns = Turns(host, podman)
-    turns.first_lines(1, {PODMAN: PODMAN, COLD: COLD})
+    names = {PODMAN: PODMAN, COLD: COLD, CALL: CALL}
+    turns.first_lines(1, names)
     turns.lines.clear()  # the first finds everything cold
-    turns.first_lines(max(effort.rounds // 4, 2), {PODMAN: PODMAN, COLD: COLD})
+    turns.first_lines(max(effort.rounds // 4, 2), names)
+    host.clear()
     turns.batches(max(effort.batches, 1), effort.batch_keeps)
     with _spares(host):
         turns.first_lines(max(effort.rounds // 4, 2), {PODMAN: "podman again", COLD: SPARE})
@@ -225,6 +250,8 @@ def _lines(turns: Turns) -> list[Figure]:
         floor,
         Figure("keepctl run, 276 bytes: typed → its first line", "ms", tuple(lines[COLD]),
                Goal(1.6, Measure.RATIO), floor),
+        Figure("a living client's call to a listening keep, connected anew", "ms", tuple(lines[CALL]),
+               Goal(1 / 40, Measure.RATIO), floor),
         again,
         Figure("the same with spares", "ms", tuple(lines[SPARE]), Goal(0.75, Measure.RATIO), again),
     ]  # fmt: skip

@@ -4,8 +4,10 @@ read; and a store with many objects."""
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -64,14 +66,23 @@ class Ran(NamedTuple):
     peak: float
 
 
+_STARTER = """
+import json, os, resource, subprocess, sys, time
+began = time.perf_counter()
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
+"""Starts a command from a small process: the kernel counts what its parent has at that moment as its peak, too."""
+
+
 def _timed(argv: Sequence[str]) -> Ran:
-    began = time.perf_counter()
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise MeasurementFailed(f"{' '.join(argv)} exited {process.returncode}")
-    return Ran(time.perf_counter() - began, MS * (usage.ru_utime + usage.ru_stime), usage.ru_maxrss * 1024 / MIB)
+    command = [sys.executable, "-I", "-S", "-c", _STARTER, *argv]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    code, seconds, processor, peak = json.loads(done.stdout)
+    if code:
+        raise MeasurementFailed(f"{' '.join(argv)} exited {code}")
+    return Ran(seconds, MS * processor, peak * 1024 / MIB)
 
 
 def _adding(directory: str, large: str, small: str, count: int) -> list[Figure]:

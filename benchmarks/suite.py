@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks import (
     deadlines,
+    declared,
     fleet,
     lifecycle,
     memory,
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "store": ("The module store", storing.measure),
     "stored": ("Starts from the module store", store.measure),
     "scripts": ("Scripts, against node:vm", scripts.measure),
+    "declared": ("Many declared keeps, and a boot", declared.measure),
     "fleet": ("Many keeps, and a manager killed", fleet.measure),
 }
 

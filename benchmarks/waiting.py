@@ -27,4 +27,9 @@ WAT = r"""
 
 def module() -> bytes:
     """The module's bytes."""
-    return bytes(wasmtime.wat2wasm(WAT))
+    return binary(WAT)
+
+
+def binary(text: str) -> bytes:
+    """A module's text as its bytes."""
+    return bytes(wasmtime.wat2wasm(text))

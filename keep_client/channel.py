@@ -6,18 +6,27 @@ pipe and lose the reason. So before and during each write the channel looks for 
 
 from __future__ import annotations
 
+import _ssl
 import select
-import socket
-import ssl
 import time
 
 from keep_client.peer import Endpoint, handshake_failed, translate
-from keep_protocol.errors import KeepfleetError
-from keep_protocol.tls import HANDSHAKE_SECONDS, check_pin
+from keep_protocol import sockets as socket
+from keep_protocol.tls_client import check_pin
+from keep_protocol.tls_server import HANDSHAKE_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module `typing` would be 4 ms of every command
-    from typing import Any, Self
+    from typing import Any, Protocol, Self
+
+    class Session(Protocol):
+        """What `ssl` wraps: one TLS connection of OpenSSL's."""
+
+        def do_handshake(self) -> None: ...
+        def read(self, length: int, buffer: memoryview, /) -> int: ...
+        def write(self, data: memoryview, /) -> int: ...
+        def getpeercert(self, binary_form: bool, /) -> bytes | None: ...
+
 
 CONNECT_SECONDS = 5.0
 """Two lost SYN packets on the slowest terrestrial path; after that a person wants to know."""
@@ -52,9 +61,11 @@ class Channel:
     descriptor of a pipe or socket our own output goes to, a wait raises ReaderGone as soon as its other end is closed.
     """
 
-    def __init__(self, sock: ssl.SSLSocket, deadline: float, reader: int | None = None, address: str = "") -> None:
+    def __init__(
+        self, sock: socket.socket, session: Session, deadline: float, reader: int | None = None, address: str = ""
+    ) -> None:
         """address: the IP address that was connected to; answers: how many came whole on this connection."""
-        self._sock, self._deadline, self.reader, self.address = sock, deadline, reader, address
+        self._sock, self._session, self._deadline, self.reader, self.address = sock, session, deadline, reader, address
         self._since = time.monotonic()
         self._bytes = bytearray(_BUFFER)
         self._buffer = memoryview(self._bytes)
@@ -71,7 +82,7 @@ class Channel:
     def open(
         cls,
         endpoint: Endpoint,
-        context: ssl.SSLContext,
+        context: _ssl._SSLContext,
         seconds: float,
         pin: str | None = None,
         reader: int | None = None,
@@ -80,35 +91,39 @@ class Channel:
 
         `seconds` is for all that follows. Raises ConnectionFailed, or KeepfleetError(CERTIFICATE) for another pin.
         """
-        host: Any = endpoint.host
-        if host.isascii():
-            host = host.encode("ascii")  # or both calls import the codec of international names for it: 3 ms
+        host = endpoint.host
+        sock: socket.socket | None = None
         try:
-            with socket.create_connection((host, endpoint.port), CONNECT_SECONDS) as plain:
-                address = str(plain.getpeername()[0])
-                plain.settimeout(HANDSHAKE_SECONDS)
-                # Or a request's body waits for the acknowledgement of its head, which the peer delays by 40 ms.
-                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                notice_a_peer_that_is_gone(plain)
-                sock = cls._shake_hands(plain, host, endpoint, context)
-        except (OSError, ValueError) as error:
-            raise translate(error, endpoint) from error
-        try:
+            if not host.isascii():
+                host = host.encode("idna").decode("ascii")
+            # A host's name as text would have the codec of international names imported for it: 3 ms.
+            place: Any = host.encode("ascii")
+            sock = socket.create_connection((place, endpoint.port), CONNECT_SECONDS)
+            address = str(sock.getpeername()[0])
+            sock.settimeout(HANDSHAKE_SECONDS)
+            # Or a request's body waits for the acknowledgement of its head, which the peer delays by 40 ms.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            notice_a_peer_that_is_gone(sock)
+            session = cls._shake_hands(sock, host, endpoint, context)
             if pin is not None:
-                check_pin(sock.getpeercert(binary_form=True), pin)
-        except KeepfleetError:
-            sock.close()
+                check_pin(session.getpeercert(True), pin)
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if isinstance(error, (OSError, ValueError)):
+                raise translate(error, endpoint) from error
             raise
-        return cls(sock, time.monotonic() + seconds, reader, address)
+        return cls(sock, session, time.monotonic() + seconds, reader, address)
 
     @staticmethod
-    def _shake_hands(
-        plain: socket.socket, host: str | bytes, endpoint: Endpoint, context: ssl.SSLContext
-    ) -> ssl.SSLSocket:
+    def _shake_hands(sock: socket.socket, host: str, endpoint: Endpoint, context: _ssl._SSLContext) -> Session:
+        wrap: Any = context
         try:
-            return context.wrap_socket(plain, server_hostname=host)
+            session: Session = wrap._wrap_socket(sock, False, host)
+            session.do_handshake()
         except OSError as error:
             raise handshake_failed(error, endpoint) from error
+        return session
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +160,7 @@ class Channel:
         if self._start == self._end and not self._at_end:
             try:
                 self._take()
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            except (_ssl.SSLWantReadError, _ssl.SSLWantWriteError):
                 return False
         return True
 
@@ -160,12 +175,14 @@ class Channel:
         before = self._end
         try:
             while not self._at_end and _BUFFER - self._end >= _RECORD:
-                size = self._sock.recv_into(self._buffer[self._end :])
+                room = self._buffer[self._end :]
+                size = self._session.read(len(room), room)
                 self._end += size
                 self._at_end = not size
-        except BrokenPipeError:  # OpenSSL 3.5 reports a write that failed before; 3.0 had the end of the stream
+        except (BrokenPipeError, _ssl.SSLEOFError):
+            # The stream has ended without TLS's own end; OpenSSL 3.5 reports a write that failed before.
             self._at_end = True
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except (_ssl.SSLWantReadError, _ssl.SSLWantWriteError):
             if self._end == before:
                 raise
         except OSError as error:
@@ -192,12 +209,12 @@ class Channel:
             try:
                 if self.heard():
                     return False
-                view = view[self._sock.send(view) :]
-            except ssl.SSLWantReadError:
+                view = view[self._session.write(view) :]
+            except _ssl.SSLWantReadError:
                 self._wait(select.POLLIN)
-            except ssl.SSLWantWriteError:
+            except _ssl.SSLWantWriteError:
                 self._wait(select.POLLIN | select.POLLOUT)
-            except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            except (BrokenPipeError, ConnectionResetError, _ssl.SSLEOFError):
                 return False
         return True
 
@@ -208,9 +225,9 @@ class Channel:
             try:
                 self._take()
                 break
-            except ssl.SSLWantReadError:
+            except _ssl.SSLWantReadError:
                 self._wait(select.POLLIN)
-            except ssl.SSLWantWriteError:
+            except _ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT)
         return self._end - self._start > before
 

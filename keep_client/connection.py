@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _ssl
 import errno
-import ssl
 from _collections_abc import Callable, Generator
 
 from keep_client.channel import Channel, ReaderGone
@@ -32,7 +32,7 @@ class Connection:
     ask twice does so itself.
     """
 
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext) -> None:
+    def __init__(self, endpoint: Endpoint, context: _ssl._SSLContext) -> None:
         """`reached` is the IP address of the last connection, "" before the first."""
         self.endpoint, self._context, self.reached = endpoint, context, ""
         self._keeps, self._kept = False, list[Channel]()  # at most one

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import _ssl
 import os
-import socket
-import ssl
 import stat
 
 from keep_client.peer import Endpoint
-from keep_protocol import tls
+from keep_protocol import sockets as socket
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
+from keep_protocol.patterns import matches
+from keep_protocol.tls_client import check_private_file, light_client_context, light_pinned_client_context
 
 PKI_VARIABLE = "KEEPFLEET_PKI"
 MANAGER_VARIABLE = "KEEPFLEET_MANAGER"
@@ -20,7 +20,8 @@ SYSTEM_PKI = "/etc/keepfleet/pki"
 DEFAULT_CLIENT = "admin"
 DEFAULT_MANAGER = f"{DEFAULT_MANAGER_ADDRESS}:{DEFAULT_MANAGER_PORT}"
 MANAGER_HINT = "is it running? see: systemctl status keep-manager"
-_AUTHORITY = r"(?:https://)?(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]{1,253}))(?::([0-9]{1,5}))?/?"
+_NAME, _IPV6, _PORT = "[A-Za-z0-9.-]{1,253}", "[0-9a-fA-F:.]{1,45}", "[0-9]{1,5}"
+_passphrases: dict[str, str] = {}
 
 
 def pki_directory() -> str:
@@ -44,16 +45,21 @@ def _is_ipv6(text: str) -> bool:
 
 def parse_manager(text: str) -> Endpoint:
     """The manager in HOST, HOST:PORT, [IPV6]:PORT or https://HOST:PORT. Raises KeepfleetError(BAD_REQUEST)."""
-    import re  # here, compiled once: a context or manager.yaml usually says what this would read
-
-    match = re.fullmatch(_AUTHORITY, text.strip())
-    port = int(match[3] or DEFAULT_MANAGER_PORT) if match else 0
-    if match is None or not 1 <= port <= 65535 or (match[1] and not _is_ipv6(match[1])):
+    authority = text.strip().removeprefix("https://").removesuffix("/")
+    if authority.startswith("["):
+        host, closed, rest = authority[1:].partition("]")
+        is_host = bool(closed) and matches(_IPV6, host) and _is_ipv6(host)
+        separator, port = rest[:1], rest[1:]
+    else:
+        host, separator, port = authority.partition(":")
+        is_host = matches(_NAME, host)
+    is_port = matches(_PORT, port) and 1 <= int(port) <= 65535 if separator == ":" else not separator
+    if not is_host or not is_port:
         raise KeepfleetError(
             ErrorKind.BAD_REQUEST,
             f"cannot read {text[:80]!r} as the manager's address: it must be HOST:PORT or https://HOST:PORT",
         )
-    return Endpoint(match[1] or match[2], port, "the manager", MANAGER_HINT)
+    return Endpoint(host, int(port or DEFAULT_MANAGER_PORT), "the manager", MANAGER_HINT)
 
 
 def check_readable(path: str) -> None:
@@ -75,12 +81,13 @@ def check_readable(path: str) -> None:
     raise KeepfleetError(ErrorKind.CERTIFICATE, f"cannot use {path}: {why}")
 
 
-@functools.cache
 def ask_passphrase(key: str) -> str:
     """The passphrase of an encrypted key, asked for at the terminal once a process.
 
     Raises KeepfleetError(CERTIFICATE) where there is no terminal.
     """
+    if key in _passphrases:
+        return _passphrases[key]
     import getpass  # here: for those alone who have such a key
 
     try:
@@ -91,7 +98,7 @@ def ask_passphrase(key: str) -> str:
             f"cannot use the key {key}: it is encrypted, and there is no terminal to ask for its passphrase; "
             f"write it without one: openssl pkey -in {key} -out NEW.key",
         ) from error
-    return getpass.getpass(f"Passphrase of {key}: ")
+    return _passphrases.setdefault(key, getpass.getpass(f"Passphrase of {key}: "))
 
 
 class Credentials(Record):
@@ -114,17 +121,17 @@ class Credentials(Record):
     def _check_files(self, *paths: str) -> None:
         for path in paths:
             check_readable(path)
-        tls.check_private_file(self.key)
+        check_private_file(self.key)
 
     def _passphrase(self) -> str:
         return ask_passphrase(self.key)
 
-    def manager_context(self) -> ssl.SSLContext:
+    def manager_context(self) -> _ssl._SSLContext:
         """For the manager: its CA and its name are checked. Raises KeepfleetError(CERTIFICATE)."""
         self._check_files(self.ca, self.certificate, self.key)
-        return tls.client_context(self.ca, self.certificate, self.key, self._passphrase)
+        return light_client_context(self.ca, self.certificate, self.key, self._passphrase)
 
-    def keep_context(self) -> ssl.SSLContext:
+    def keep_context(self) -> _ssl._SSLContext:
         """For a keep, whose pin the channel checks. Raises KeepfleetError(CERTIFICATE)."""
         self._check_files(self.certificate, self.key)
-        return tls.pinned_client_context(self.certificate, self.key, self._passphrase)
+        return light_pinned_client_context(self.certificate, self.key, self._passphrase)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import _ssl
 import os
-import socket
-import ssl
 import stat
 from _collections_abc import Callable, Iterator
 from io import FileIO
@@ -12,6 +11,7 @@ from io import FileIO
 from keep_client.channel import Channel
 from keep_client.http import NO_HEADERS, Body, Headers, Reply, exchange, nothing
 from keep_client.peer import Endpoint
+from keep_protocol import sockets as socket
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo
@@ -146,7 +146,7 @@ def numbers_body(file: FileIO) -> Body:
 
 def upload(
     endpoint: UploadEndpoint,
-    context: ssl.SSLContext,
+    context: _ssl._SSLContext,
     method: str,
     target: str,
     body: Body,
@@ -164,7 +164,7 @@ def upload(
 
 def upload_raw(
     endpoint: UploadEndpoint,
-    context: ssl.SSLContext,
+    context: _ssl._SSLContext,
     file: FileIO,
     progress: Progress | None = None,
     before: Callable[[], None] = nothing,
@@ -185,11 +185,12 @@ def received(reply: Reply, file: FileIO) -> str:
         raise reply.error()
     if reply.text.strip().strip('"') == PAYLOAD_RECEIVED:
         return PAYLOAD_RECEIVED
-    import hashlib  # here: 2 ms, in which the keep has begun already
+    from _hashlib import openssl_sha256  # here: when the keep has begun already; `hashlib` would be 2 ms more
 
-    answer = reply.object()
-    file.seek(0)
-    digest, size = hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
+    answer, hashed = reply.object(), openssl_sha256()
+    for chunk in _chunks(file):
+        hashed.update(chunk)
+    digest, size = hashed.hexdigest(), os.fstat(file.fileno()).st_size
     if answer.get("sha256") != digest or answer.get("size") != size:
         raise KeepfleetError(
             ErrorKind.INTERNAL,
@@ -199,6 +200,6 @@ def received(reply: Reply, file: FileIO) -> str:
     return f"{size} bytes received whole, sha256:{digest}"
 
 
-def upload_numbers(endpoint: UploadEndpoint, context: ssl.SSLContext, file: FileIO) -> Reply:
+def upload_numbers(endpoint: UploadEndpoint, context: _ssl._SSLContext, file: FileIO) -> Reply:
     """`POST /payload`: the file as the original's JSON."""
     return upload(endpoint, context, "POST", PAYLOAD_PATH, numbers_body(file))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from _collections_abc import Callable, Generator, Iterable, Iterator, Mapping
-from functools import partial
 
 from keep_client.connection import CALL_SECONDS, Connection
 from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body, nothing, nothing_of, target_of
@@ -296,7 +295,7 @@ class ManagerClient(Connection):
         ]
         query += [("all", "true")] * everything
         target = target_of(f"{V1_KEEPS_PATH}/{kuuid}/logs", query)
-        events = resumed(partial(self.stream, target, follow, reader), after, patient)
+        events = resumed(lambda last: self.stream(target, follow, reader, last), after, patient)
         keep: KeepInfo | None = None
         try:
             for event in events:
@@ -324,7 +323,7 @@ class ManagerClient(Connection):
         query = [("keep", str(kuuid))] * (kuuid is not None) + ([("lines", str(last))] if last is not None else [])
         query += [("follow", "true")] * follow
         target = target_of(V1_EVENTS_PATH, query)
-        events = resumed(partial(self.stream, target, follow, reader), after)
+        events = resumed(lambda last: self.stream(target, follow, reader, last), after)
         try:
             for event in events:
                 if event.name == KEEP:

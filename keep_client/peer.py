@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
+import _ssl
 import time
 
+from keep_protocol import sockets as socket
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
-from keep_protocol.tls import HANDSHAKE_SECONDS
+from keep_protocol.tls_server import HANDSHAKE_SECONDS
 
 _CLOCK = "; are both clocks right?"
 _REFUSALS = {
@@ -28,7 +28,7 @@ REFUSAL_SECONDS = 3.0
 """A server refuses a certificate as soon as it has seen it; one that never sees it whole gives up after its own
 HANDSHAKE_SECONDS."""
 _LOSSES = "does the network between lose large packets (a wrong MTU)?"
-_HUNG_UP = (ssl.SSLZeroReturnError, ssl.SSLEOFError, ConnectionResetError, BrokenPipeError)
+_HUNG_UP = (_ssl.SSLZeroReturnError, _ssl.SSLEOFError, ConnectionResetError, BrokenPipeError)
 
 
 def authority(host: str, port: int) -> str:
@@ -65,8 +65,8 @@ class CertificateRefused(ConnectionFailed):
         self.peer = peer
 
 
-def _of_tls(error: ssl.SSLError, peer: Endpoint) -> ConnectionFailed:
-    if isinstance(error, ssl.SSLCertVerificationError):
+def _of_tls(error: _ssl.SSLError, peer: Endpoint) -> ConnectionFailed:
+    if isinstance(error, _ssl.SSLCertVerificationError):
         hint = "check the CA file, and that the certificate names the address used"
         if error.verify_code in _OUT_OF_TIME:
             hint = f"this machine's clock shows {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}; is it right?"
@@ -136,7 +136,7 @@ def translate(error: Exception, peer: Endpoint, seconds: float = 0.0, kept: bool
         return error
     if isinstance(error, _HUNG_UP):
         return closed_in_silence(peer, seconds, kept)
-    if isinstance(error, ssl.SSLError):
+    if isinstance(error, _ssl.SSLError):
         return _of_tls(error, peer)
     if isinstance(error, ValueError):
         return not_whole(error, peer)

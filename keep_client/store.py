@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from keep_client.connection import CALL_SECONDS, Connection
 from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body, target_of
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import parse
+from keep_protocol.pulling import V1_PULLS_PATH, Pull, Pulling, PullState
 from keep_protocol.store import (
     MAX_SIGNATURES_HEADER,
     SIGNATURES_HEADER,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
             """Writes all of `data`."""
 
 
+_PULLS = V1_PULLS_PATH.removeprefix(V1_STORE_PATH)
 MODULE_TYPE = "application/octet-stream"
 PIECE_BYTES = 1 << 18
 TRANSFER_SECONDS = 24 * 3600.0
@@ -99,6 +102,34 @@ class StoreClient(Connection):
             reply = self._call("POST", f"/objects/{digest}/signatures", body)
             keys += parse(Attached, reply.object(), "answer").keys
         return Attached(digest, tuple(keys))
+
+    def pull(self, asked: Pulling, shown: Callable[[Pull], object] = lambda _: None) -> Pull:
+        """Has the manager pull a module from a registry, and waits for it; `shown` is called meanwhile.
+
+        Whatever ends this call ends the pull. Raises KeepfleetError: also what the pull failed with.
+        """
+        pull = parse(Pull, self._call("POST", _PULLS, json_body(asked.to_wire())).object(), "pull")
+        try:
+            while pull.state is PullState.PULLING:
+                shown(pull)
+                pull = parse(Pull, self._call("GET", f"{_PULLS}/{pull.id}?wait=true").object(), "pull")
+        except BaseException:
+            with suppress(KeepfleetError):
+                self.cancel_pull(pull.id)
+            raise
+        if pull.error is not None:
+            raise KeepfleetError(pull.error.kind, pull.error.message)
+        return pull
+
+    def pulls(self) -> tuple[Pull, ...]:
+        """Those that are under way, and the last that have ended."""
+        found = self._call("GET", _PULLS).object().get("pulls")
+        items = found if isinstance(found, list) else []
+        return tuple(parse(Pull, each if isinstance(each, dict) else {}, "pull") for each in items)
+
+    def cancel_pull(self, name: str) -> Pull:
+        """Ends one that is under way."""
+        return parse(Pull, self._call("DELETE", f"{_PULLS}/{name}").object(), "pull")
 
     def remove(self, digest: str) -> None:
         """Removes an object that nothing needs."""

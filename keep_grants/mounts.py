@@ -15,8 +15,18 @@ import stat
 from contextlib import ExitStack
 
 from keep_grants import kernel
-from keep_grants.protocol import FIRST_DYNAMIC, LAST_DYNAMIC, DiskIds, Granted, KeepIds, Wanted, WantedFile
+from keep_grants.protocol import (
+    FIRST_DYNAMIC,
+    LAST_DYNAMIC,
+    DiskIds,
+    Granted,
+    KeepIds,
+    Wanted,
+    WantedFile,
+    WantedVolume,
+)
 from keep_grants.resolve import keep, open_below, open_root, refusal
+from keep_grants.volumes import OWNER, mounted
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 ATTRIBUTES = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
@@ -87,6 +97,21 @@ class Maker:
                 return descriptor, Granted(None, self._undetached and f"it is no mount of its own: {self._undetached}")
             except OSError as error:
                 raise refusal(wanted.path, error) from error
+
+    def volume(self, held: ExitStack, wanted: WantedVolume) -> tuple[int, Granted]:
+        """The directory of a volume, which `held` closes, and the volume is the keep's until the last who has it closes
+        it. Raises KeepfleetError."""
+        if self._shown is None:
+            why = "no user may mount a file system; declare the keep to the system's own manager"
+            raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot have volume {wanted.name}: {why}")
+        with ExitStack() as own:
+            tree = mounted(own, wanted)
+            try:
+                kernel.set_attributes(tree, ATTRIBUTES, self._namespace(OWNER, self._shown))
+                return _opened(held, tree), Granted(OWNER)
+            except OSError as error:
+                why = f"it cannot be id-mapped: {error.strerror}"
+                raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot have volume {wanted.name}: {why}") from error
 
     def _tree(self, own: ExitStack, wanted: Wanted, root: int, place: int) -> tuple[int, Granted]:
         attributes = ATTRIBUTES | (0 if wanted.writable else kernel.MOUNT_ATTR_RDONLY)

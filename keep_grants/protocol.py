@@ -1,7 +1,7 @@
 """What the manager asks of the helper and what that answers: one packet each way on a SOCK_SEQPACKET socket.
 
-The answer is `{"granted": […]}` with one descriptor for each directory and then each file, in order, or `{"error": …}`
-and none: a request is granted whole or not at all.
+The answer is `{"granted": […]}` with one descriptor for each directory, then each file and each volume, in order, or
+`{"error": …}` and none: a request is granted whole or not at all.
 
 Import rule: the standard library and the light part of keep_protocol.
 """
@@ -27,6 +27,8 @@ MAX_DIRECTORIES = 16
 """As many as a workload may be granted."""
 MAX_FILES = 17
 """Standard input, and as many secrets as a workload may have."""
+MAX_VOLUMES = 1
+"""A keep has one at most."""
 MAX_REQUEST = 192 * 1024
 """What 33 of the longest paths in ASCII take, and a third more; the kernel takes a packet of 208 KiB."""
 MAX_ANSWER = 64 * 1024
@@ -36,7 +38,7 @@ busier, and a file system that hangs holds up one start for no longer."""
 FIRST_DYNAMIC, LAST_DYNAMIC = 61184, 65519
 """The users that systemd makes for units with DynamicUser= (https://systemd.io/UIDS-GIDS)."""
 LAST_ID = 2**32 - 2
-_ROOM = socket.CMSG_SPACE((MAX_DIRECTORIES + MAX_FILES) * 4)
+_ROOM = socket.CMSG_SPACE((MAX_DIRECTORIES + MAX_FILES + MAX_VOLUMES) * 4)
 """For the descriptors of an answer."""
 _WHAT = "request to the grants helper"
 
@@ -87,16 +89,29 @@ class WantedFile(Record):
         return _joined(self.root, self.rest)
 
 
+class WantedVolume(Record):
+    """A volume, by its name in the directory where all are."""
+
+    directory: str = field(Text(4000, r"/[^\0]*"))
+    name: str = field(Text(63, r"[a-z0-9-]{1,63}"))
+
+
 class GrantRequest(Record):
     """What one keep is granted. keep: who it is, None in a user's own instance, where every keep is that user."""
 
     directories: tuple[Wanted, ...] = field(Items(Nested(Wanted, "directory", strict=True), MAX_DIRECTORIES))
     keep: KeepIds | None = field(Maybe(Nested(KeepIds, "keep", strict=True)), default=None)
     files: tuple[WantedFile, ...] = field(Items(Nested(WantedFile, "file", strict=True), MAX_FILES), default=())
+    volumes: tuple[WantedVolume, ...] = field(
+        Items(Nested(WantedVolume, "volume", strict=True), MAX_VOLUMES), default=()
+    )
 
     def encode(self) -> bytes:
-        """The packet."""
-        return strict_json.dumps(self.to_wire())
+        """The packet. A helper of before an upgrade, which may be there for moments, knows no volumes."""
+        wire = self.to_wire()
+        if not self.volumes:
+            del wire["volumes"]
+        return strict_json.dumps(wire)
 
 
 class Granted(Record):
@@ -108,7 +123,7 @@ class Granted(Record):
 
 
 class _Answer(Record):
-    granted: tuple[Granted, ...] = field(Items(Nested(Granted, "granted"), MAX_DIRECTORIES + MAX_FILES))
+    granted: tuple[Granted, ...] = field(Items(Nested(Granted, "granted"), MAX_DIRECTORIES + MAX_FILES + MAX_VOLUMES))
 
 
 def decode_request(packet: bytes) -> GrantRequest:
@@ -129,7 +144,8 @@ def encode_error(error: KeepfleetError) -> bytes:
 def ask(
     held: ExitStack, path: str, request: GrantRequest, seconds: float = ANSWER_SECONDS
 ) -> list[tuple[int, Granted]]:
-    """The directories, and then the files, that `request` asks the helper at `path` for; `held` closes them.
+    """The directories, files and volumes, in this order, that `request` asks the helper at `path` for; `held` closes
+    them.
 
     It blocks for at most `seconds`, so call it in a thread. Raises the helper's error, or KeepfleetError(UNAVAILABLE)
     where it does not answer.
@@ -173,13 +189,15 @@ def _checked(packet: bytes, descriptors: list[int], request: GrantRequest) -> li
     if "error" in answer:
         raise error_from_wire(answer["error"])
     granted = parse(_Answer, answer, "answer of the grants helper").granted
-    directories = len(request.directories)
-    count = directories + len(request.files)
+    first = len(request.directories)
+    behind = first + len(request.files)
+    count = behind + len(request.volumes)
     if not len(granted) == len(descriptors) == count:
         raise _distrusted(f"it was asked for {count} directories and files and brings {len(descriptors)}")
-    if not all(stat.S_ISDIR(os.fstat(descriptor).st_mode) for descriptor in descriptors[:directories]):
+    directories = descriptors[:first] + descriptors[behind:]
+    if not all(stat.S_ISDIR(os.fstat(descriptor).st_mode) for descriptor in directories):
         raise _distrusted("not all that it brings are directories")
-    if not all(_is_file_for_reading(descriptor) for descriptor in descriptors[directories:]):
+    if not all(_is_file_for_reading(descriptor) for descriptor in descriptors[first:behind]):
         raise _distrusted("not all that it brings are regular files, opened for reading alone")
     return list(zip(descriptors, granted, strict=True))
 

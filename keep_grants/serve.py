@@ -115,6 +115,7 @@ def answer(connection: socket.socket, check: Check, prepare: Prepare, *, mapped:
             with Maker(request.keep if mapped else None, prepare()) as maker:
                 made = [maker.make(held, wanted) for wanted in request.directories]
                 made += [maker.open(held, wanted) for wanted in request.files]
+                made += [maker.volume(held, wanted) for wanted in request.volumes]
         except KeepfleetError as error:
             say(f"refused: {error.message}")
             connection.send(encode_error(error))

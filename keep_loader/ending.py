@@ -7,7 +7,7 @@ Imported with the first start. Import rule: that of keep_loader.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from _collections_abc import Callable
 
 from keep_loader.descriptors import OUTPUT_NAMES, PIPE_NAMES, DescriptorStore
 from keep_loader.log import log, plain

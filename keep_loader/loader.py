@@ -37,13 +37,14 @@ from keep_protocol.states import Event, Phase, advance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms of every keep's start
+    from keep_loader.prepared import Prepared
     from keep_loader.start import Version1Start
     from keep_loader.supervisor import Supervisor
 
 LockFiles = Callable[[Sequence[tuple[int, int]], Sequence[str], Sequence[str]], None]
 MAX_BY = 80
 """Characters of who asked for a stop."""
-_CHANGED = "changed"
+_CHANGED, _PREPARE = "changed", "prepare"
 _ENDED = (Phase.ENDED, Phase.FAILED)
 
 
@@ -77,6 +78,7 @@ class Loader:
             what_the_kernel_lacks(),
         )
         self._supervisor: Supervisor | None = None
+        self._prepared: Prepared | None = None
         self._leaving = self._ending = False  # a signal has come; and was seen to
         self._version_1: Version1Start | None = None
         self._starting: Connection | None = None
@@ -111,6 +113,8 @@ class Loader:
         self._systemd.ready(status_text(self._keep.report))
         if self._settings.watchdog_seconds:
             self._systemd.feed_watchdog(self._settings.watchdog_seconds)
+        if self._keep.spec.spare and not self._keep.spec.owner:
+            self._loop.after(_PREPARE, 0, self._prepare)  # behind READY: it counts as a spare from then on
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,13 +149,25 @@ class Loader:
         if self._supervisor is not None:
             self._supervisor.leaving = True
 
+    def _prepare(self) -> None:
+        """Forks what the start will need, where there was none yet. Whose keep it will be is not known."""
+        from keep_loader.prepared import Prepared
+
+        if self._keep.phase is Phase.IDLE and self._supervisor is None and not self._keep.report.isolation_failures:
+            self._prepared = Prepared(self._loop)
+            self._prepared.fork(self._settings.entries)
+            import keep_loader.start
+            import keep_loader.supervisor  # noqa: F401  # what the start imports, and its forks have done without
+
     def _supervise(self) -> Supervisor:
         """The supervisor, made with the first start: an idle keep does without what watches processes, 0.4 MB."""
         if self._supervisor is None:
             from keep_loader.supervisor import Supervisor
 
             settings = self._settings.of(self._keep.spec)  # a spare's is not its unit's
-            self._supervisor = Supervisor(self._keep, self._loop, self._store, settings, self._lock_files)
+            self._supervisor = Supervisor(
+                self._keep, self._loop, self._store, settings, self._lock_files, self._prepared
+            )
         return self._supervisor
 
     def _woken(self, _events: int) -> None:

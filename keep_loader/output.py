@@ -31,17 +31,21 @@ from keep_protocol.ring import (
 
 PIPE_BYTES = 1024 * 1024
 """What the guest may be ahead of its loader; a user without privileges has 64 MiB for all pipes, and then gets less."""
-REST_SECONDS, LONG_REST_SECONDS = 0.001, 0.004
+REST_SECONDS, LONG_REST_SECONDS = 0.001, 0.012
 """Until pipes are looked at again that give little each time, and one time soon after the other: a guest that writes
-line by line wakes its loader, and that the manager and the client, for hundreds of lines together. The long one is for
-what goes on so; a pipe has room for what comes meanwhile at 250 MB/s."""
-LITTLE = 256 * 1024
-"""Bytes of one look, a quarter of a pipe: what gives more is looked at again immediately, or the guest would wait."""
+line by line wakes its loader, and that the manager and the client, for thousands of lines together. The long one is for
+what goes on so; a pipe has room for what comes meanwhile at 80 MB/s."""
+LITTLE, MUCH = 256 * 1024, 512 * 1024
+"""Bytes of one look, a quarter and a half of a pipe. A long rest is as long as the first takes to come; what gives the
+second is looked at again immediately, or the guest would wait."""
 DENSE_SECONDS = 0.004
 """What comes this soon after the last look has come soon."""
 DENSE_LOOKS, MORE_DENSE_LOOKS = 32, 128
 """So many of them before there is a rest, and before there are long ones: the lines of an ordinary program are read as
 they come, also in the order in which it wrote to its two streams."""
+JOURNAL_SECONDS = 0.02
+"""Between two looks of the journal's follower at what comes densely, or in large parts: it then sends long entries, and
+few. The ring holds what comes meanwhile at 800 MB/s."""
 READS_IN_A_TURN = 16
 """Reads of one pipe before the loop looks at the other descriptors: 4 MiB at most."""
 MAX_ACKNOWLEDGEMENTS = 64
@@ -97,6 +101,7 @@ class Output:
         self._resting: set[int] = set()
         self._may_rest = True
         self._looked_at = self._dense = 0  # the monotonic clock at the last look; how many came soon and gave little
+        self._rest = 0.0  # seconds of the rest that came before what is looked at next
         self._buffer = memoryview(bytearray(MAX_FRAME))  # one for all reads: a new one is mapped and zeroed each time
         self._channel: socket.socket | None = None
         self._token_out = False
@@ -241,22 +246,33 @@ class Output:
         for _ in range(READS_IN_A_TURN):
             if not self._read(pipe):
                 break
-        self._rest_if_dense(self._ring.head - before)
+        size = self._ring.head - before
+        self._rest_if_dense(size)
         self._announce()
         if not self._loop.is_set(_JOURNAL) and not (self._journal is not None and self._journal.gone):
-            self._pump()
+            if size >= LITTLE or self._dense > DENSE_LOOKS:
+                self._loop.after(_JOURNAL, JOURNAL_SECONDS, self._pump)
+            else:
+                self._pump()
 
     def _rest_if_dense(self, size: int) -> None:
         """Looks at no pipe for a moment where the looks at them give little, as the last one gave `size` bytes."""
         now = time.monotonic_ns()
-        soon = now - self._looked_at < DENSE_SECONDS * 1e9
-        self._looked_at, self._dense = now, self._dense + 1 if soon and size < LITTLE else 0
+        passed = (now - self._looked_at) / 1e9 + self._rest  # since the look before
+        self._looked_at, self._dense = (
+            now,
+            self._dense + 1 if passed < DENSE_SECONDS + self._rest and size < MUCH else 0,
+        )
         if self._dense > DENSE_LOOKS and self._may_rest and not self._resting:
             self._resting = self._pipes.keys() - self._paused
             for pipe in self._resting:
                 self._loop.forget(pipe)
-            seconds = REST_SECONDS if self._dense <= MORE_DENSE_LOOKS else LONG_REST_SECONDS
-            self._loop.after(_REST, seconds, self._rested)
+            self._rest = REST_SECONDS
+            if self._dense > MORE_DENSE_LOOKS:
+                self._rest = max(REST_SECONDS, min(LONG_REST_SECONDS, passed * LITTLE / max(1, size)))
+            self._loop.after(_REST, self._rest, self._rested)
+        else:
+            self._rest = 0.0
 
     def _rested(self) -> None:
         self._looked_at = time.monotonic_ns()
@@ -265,7 +281,7 @@ class Output:
             self._watch(pipe)
 
     def _read(self, pipe: int) -> bool:
-        """One read of a pipe into the ring; false where there is nothing to read, or no room."""
+        """One read of a pipe into the ring; false where there is nothing more to read, or no room."""
         self._mark_the_clock()
         room = self._room()
         if not room:
@@ -280,7 +296,7 @@ class Output:
             self._close(pipe)
             return False
         self._append(self._pipes[pipe], self._buffer[:size], time.monotonic_ns())
-        return True
+        return size == room  # a pipe that gave less is empty
 
     def _append(self, stream: int, data: bytes | memoryview, time_ns: int) -> None:
         before, failed = self._ring.overwritten, None

@@ -19,7 +19,15 @@ from keep_protocol import sockets as socket
 from keep_protocol.constants import MAX_CONTROL_FRAME, TERM_SECONDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
-from keep_protocol.reports import MAX_REPORT_DESCRIPTORS, Report, ReportType, decode_report, encode_report
+from keep_protocol.reports import (
+    MAX_BEGIN_PACKET,
+    MAX_REPORT_DESCRIPTORS,
+    Report,
+    ReportType,
+    decode_begin,
+    decode_report,
+    encode_report,
+)
 
 MAX_RUNNING_REPORTS = 16
 """Reports read of a running workload; an honest one sends two."""
@@ -132,17 +140,27 @@ class Child:
         )
 
 
-def fork(entry: str, name: str, environment: dict[str, str], passed: dict[str, int], words: int) -> Child:
+def fork(
+    entry: str,
+    name: str,
+    environment: dict[str, str],
+    passed: dict[str, int],
+    words: int,
+    *,
+    prepared: bool = False,
+) -> Child:
     """Forks a process that imports `entry`, "module:function", and calls it. Raises OSError.
 
     It has `environment`, `passed`, `words` as standard output and error, and nothing else of ours, see `forking.fork`.
-    What it cannot even import it reports as FAILED.
+    What it cannot even import it reports as FAILED. prepared: first it calls the module's `prepare`, and waits for the
+    packet that says with what to begin.
     """
+    call = _call_prepared if prepared else _call
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with theirs:
             pid = forking.fork(
-                lambda: _call(entry), name, passed, environment, reports=theirs.fileno(), output=(words, words)
+                lambda: call(entry), name, passed, environment, reports=theirs.fileno(), output=(words, words)
             )
     except OSError:
         ours.close()
@@ -161,6 +179,25 @@ def _call(entry: str) -> int:
         os.write(forking.REPORT_DESCRIPTOR, encode_report(failed))
         raise
     return int(begin())
+
+
+def _call_prepared(entry: str) -> int:
+    module = entry.partition(":")[0]
+    held = forking.reserved_numbers()
+    try:
+        __import__(module, fromlist=["prepare"]).prepare()
+    finally:
+        close_all(held)
+    with socket.socket(fileno=os.dup(forking.REPORT_DESCRIPTOR)) as reports:
+        packet, ancillary, _, _ = reports.recvmsg(
+            MAX_BEGIN_PACKET, socket.CMSG_SPACE(4 * (forking.RESERVED + 1)), socket.MSG_CMSG_CLOEXEC
+        )
+    descriptors = descriptors_in(ancillary)
+    if not packet or not descriptors:
+        return 0  # the loader has gone
+    name, environment, names = decode_begin(packet)
+    forking.begin(name, descriptors[0], descriptors[1:], names, environment)
+    return _call(entry)
 
 
 class Process:

@@ -16,7 +16,7 @@ from keep_loader.outcome import Death, Usage, believe, outcome_of
 from keep_loader.process import Exit, Process, own_processor_seconds
 from keep_loader.state import Keep
 from keep_protocol.outcome import Outcome, OutcomeKind
-from keep_protocol.reports import STATUS, Report, ReportType
+from keep_protocol.reports import COMPILED_AGAIN, STATUS, Report, ReportType
 
 _WALL, _PROCESSOR = "workload's time", "workload's processor time"
 _SLACK = 0.05
@@ -65,6 +65,8 @@ class Running:
             return
         reported: Outcome | None = None
         if report.type is ReportType.RUNNING:
+            if self._preparing and COMPILED_AGAIN in report.text:
+                self._keep.change(unfit=True)
             self._begin(descriptors.pop() if report.descriptors == (STATUS,) and len(descriptors) == 1 else None)
             self._keep.set_detail(report.text)
         elif report.type is ReportType.ENDED:

@@ -28,7 +28,7 @@ from keep_loader.ending import UNIT_END, Ending
 from keep_loader.log import log, plain
 from keep_loader.loop import Loop
 from keep_loader.outcome import MAX_TEXT, plain_error
-from keep_loader.process import Exit, Process, fork
+from keep_loader.process import Child, Exit, Process, fork
 from keep_loader.restart import recent, too_often
 from keep_loader.running import Running
 from keep_loader.settings import Settings
@@ -50,6 +50,7 @@ from keep_protocol.states import Event, Phase, advance
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in loader
     from keep_loader.loader import LockFiles
+    from keep_loader.prepared import Prepared
 
 MAX_RESPAWNS = 5
 RESPAWN_SECONDS = 60.0
@@ -80,9 +81,16 @@ class Supervisor:
     """
 
     def __init__(
-        self, keep: Keep, loop: Loop, store: DescriptorStore, settings: Settings, lock_files: LockFiles
+        self,
+        keep: Keep,
+        loop: Loop,
+        store: DescriptorStore,
+        settings: Settings,
+        lock_files: LockFiles,
+        prepared: Prepared | None = None,
     ) -> None:
         self._keep, self._loop, self._store, self._settings = keep, loop, store, settings
+        self._prepared = prepared
         self._lock_files_to = lock_files
         self._endpoint: Process | None = None
         self._runner: Process | None = None
@@ -128,12 +136,19 @@ class Supervisor:
                 keep.move(Event.START)
                 self.streams.record()
                 self._fork_endpoint()
+                if any(name != WORKLOAD_DESCRIPTOR for name in start.granted):
+                    self._drop_prepared()  # a runner that could not open what is granted
                 if start.warm:
                     self._fork_runner()
             else:
+                self._drop_prepared()  # as it could not open the module
                 self._run_stored()
         except (KeepfleetError, OSError) as error:
             self._cannot_start(error if isinstance(error, KeepfleetError) else _cannot_open(str(error)))
+
+    def _drop_prepared(self) -> None:
+        if self._prepared is not None:
+            self._prepared.drop_all()
 
     def _own(self, name: str, descriptor: int) -> None:
         """Takes over one of a start's descriptors: what a loader after this one needs, systemd keeps."""
@@ -236,12 +251,23 @@ class Supervisor:
         environment = settings.endpoint_environment(keep.report, keep.private.names)
         try:
             with theirs:
-                child = fork(settings.entries.endpoint, _ENDPOINT_NAME, environment, passed, self.streams.words)
+                child = self._forked(settings.entries.endpoint, _ENDPOINT_NAME, environment, passed)
         except OSError as error:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the app-loader: {error.strerror}") from error
         self._connected = False
         self._endpoint = Process(self._loop, child, _ENDPOINT, self._take_of_endpoint, self._endpoint_ended)
         self._endpoint.within(APPLOADER_START_SECONDS, self._too_slow)
+
+    def _forked(self, entry: str, name: str, environment: dict[str, str], passed: dict[str, int]) -> Child:
+        """A process that calls `entry`: the one that was prepared for it, or a new one. Raises OSError."""
+        if self._prepared is not None:
+            known = self._prepared.begin(entry, name, environment, passed, self.streams.words)
+            if known is not None:
+                return known
+        return self._fork_new(entry, name, environment, passed)
+
+    def _fork_new(self, entry: str, name: str, environment: dict[str, str], passed: dict[str, int]) -> Child:
+        return fork(entry, name, environment, passed, self.streams.words)
 
     def _too_slow(self) -> None:
         if self._endpoint is not None:
@@ -255,9 +281,7 @@ class Supervisor:
         passed = {} if self._checks is None else {CHECKS: self._checks.fileno()}
         passed |= self._store.select((WORKLOAD_DESCRIPTOR,))
         try:
-            child = fork(
-                settings.entries.runner, RUNNER_NAME, settings.runner_environment(), passed, self.streams.words
-            )
+            child = self._forked(settings.entries.runner, RUNNER_NAME, settings.runner_environment(), passed)
         except OSError as error:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the runner: {error.strerror}") from error
         self._runner = Process(self._loop, child, _RUNNER, self._take_of_runner, self._runner_ended)

@@ -102,6 +102,9 @@ class Quotas(Record):
     followers: int = field(Whole(0, 1000), default=16, about="streams of lines and events open")
     store_objects: int = field(Whole(0, 100_000), default=2000, about="modules that it added to the store")
     store_bytes: int = field(Whole(0, 1 << 50), default=64 * 1024 * MIB, about="the length of those modules together")
+    volume_bytes: int = field(
+        Whole(0, 1 << 50), default=16 * 1024 * MIB, about="the sizes of the volumes of its declared keeps together"
+    )
     first_port: int = field(Whole(1, 65535), default=1, about="the lowest port its keeps may listen on")
     last_port: int = field(Whole(1, 65535), default=65535, about="the highest port its keeps may listen on")
     addresses: tuple[str, ...] = field(

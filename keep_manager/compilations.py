@@ -18,6 +18,7 @@ from typing import Protocol
 
 from keep_manager.compilation import Compilation, Progress, Stage, Turns, Wanted
 from keep_manager.failpoints import Failpoint, reach
+from keep_manager.model import exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol.compiling import MAX_REPORT_BYTES, End, Job, read_report, refusal_of_end
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -76,6 +77,7 @@ class Compilations:
         self._root, self._engine = root, engine
         self._under_way: dict[str, Compilation] = {}
         self._refused: dict[str, KeepfleetError] = {}
+        self._discarded: dict[str, None] = {}  # the names of their keys, the oldest first
         self._turns = Turns(MAX_COMPILING)
 
     def __repr__(self) -> str:
@@ -128,9 +130,17 @@ class Compilations:
         """Which of these are not compiled for the engine of new keeps. Raises KeepfleetError."""
         return [each for each in wanted if not self._artifacts.has(await self.key_of(each))]
 
-    async def discard(self, artifact: Artifact, why: str) -> None:
-        """Drops an artifact that an engine did not take, so that it is compiled again."""
-        await asyncio.to_thread(self._artifacts.discard, artifact.key, why)
+    async def discard(self, wanted: Wanted, why: str) -> bool:
+        """Drops the artifact for a module that an engine did not take, so that it is compiled again: once, since one
+        that does not fit then either will not the next time. Whether it did. Raises KeepfleetError."""
+        key = await self.key_of(wanted)
+        if key.name in self._discarded:
+            return False
+        self._discarded[key.name] = None
+        while len(self._discarded) > REMEMBERED:
+            del self._discarded[next(iter(self._discarded))]
+        await asyncio.to_thread(self._artifacts.discard, key, why)
+        return True
 
     def _join(self, key: Key, wanted: Wanted, *, background: bool) -> Compilation:
         """The compilation for `key`, begun now unless it is under way. Raises KeepfleetError: TOO_MANY, and what the
@@ -165,7 +175,8 @@ class Compilations:
         try:
             async with self._turns.turn(compilation):
                 compilation.begin()
-                result = await self._compile(compilation)
+                with exhaustion_explained("compile the module"):
+                    result = await self._compile(compilation)
         except KeepfleetError as error:
             result = error
             if error.kind in _LASTING:

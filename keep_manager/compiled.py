@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 
 from keep_manager.compilation import Progress, Wanted
 from keep_manager.compilations import Compilations
+from keep_manager.model import exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol.compiling import Job
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -111,7 +112,8 @@ class Compiled:
         found: Artifact | None = None
         try:
             if self._left_to_keeps.get(wanted, 0.0) <= self._clock():
-                found = await self._compilations.get(wanted, use.told)
+                with exhaustion_explained("look for compiled code"):
+                    found = await self._compilations.get(wanted, use.told)
         except KeepfleetError as error:
             if error.kind not in _IN_THE_KEEP:
                 use.found.set_exception(error)
@@ -140,6 +142,20 @@ class Compiled:
             del self._uses[wanted]
         use.close()
 
+    def unfit(self, spec: KeepSpec) -> None:
+        """The engine of a keep of that spec did not take what was compiled for it, though it is what was compiled: it
+        is compiled once more, in the background. What a keep says costs no more than that, be it true or not."""
+        if spec.digest:
+            self._tasks.start(self._again(wanted_by(spec)), name=f"discarding compiled code of {spec.digest[:19]}")
+
+    async def _again(self, wanted: Wanted) -> None:
+        try:
+            if await self._compilations.discard(wanted, f"the engine of a keep did not take it, for {wanted.digest}"):
+                self._uses.pop(wanted, None)  # who has it open goes on; nobody else gets it
+                await self._compilations.prepare([wanted])
+        except KeepfleetError as error:
+            LOG.warning("cannot discard what was compiled of %s: %s", wanted.digest, error.message)
+
     async def prepare(self, specs: Iterable[KeepSpec]) -> None:
         """Compiles in the background for the engine of new keeps what keeps of those specs run, and what was compiled
         for another engine before: after an upgrade, before the first start needs it."""
@@ -165,6 +181,9 @@ class NotKept:
     async def held(self, spec: KeepSpec, patience: float | None = None) -> AsyncIterator[int | None]:
         """See keeps.interfaces.Artifacts."""
         yield None
+
+    def unfit(self, spec: KeepSpec) -> None:
+        """There is nothing to discard."""
 
     async def prepare(self, specs: Iterable[KeepSpec]) -> None:
         """There is nothing to prepare."""

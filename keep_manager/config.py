@@ -10,6 +10,7 @@ from enum import Enum
 import yaml
 
 from keep_manager.callers import DEFAULT_LEASE, MAX_CALLER_NAME, CallerEntry, Callers, DirectoryPath, GrantRoot
+from keep_manager.registries import Registries, RegistryEntry, RegistryName
 from keep_protocol.constants import (
     DEFAULT_MANAGER_ADDRESS,
     DEFAULT_MANAGER_PORT,
@@ -116,6 +117,7 @@ class Settings(Record):
     log_level: LogLevel = field(Word(LogLevel), default=LogLevel.INFO)
     spare_keeps: int = field(Whole(0, MAX_SPARE_KEEPS), default=0)
     store: str | None = field(Maybe(DirectoryPath()), default=None)
+    registries: Registries = field(Entries(RegistryName(), RegistryEntry, "registry"), default=())
 
     def _check(self) -> None:
         if self.instance is Instance.USER and any(root.files_as for root in self.grant_roots):

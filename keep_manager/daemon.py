@@ -18,18 +18,21 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 
 from keep_grants.protocol import SOCKET_NAME
 from keep_manager import log, pki
 from keep_manager.authorize.quotas import QuotaKeeper
+from keep_manager.callers import quotas_for
 from keep_manager.compilations import Compilations
 from keep_manager.compiled import Compiled, NotKept
 from keep_manager.config import ClientCertificates, Instance, Settings
 from keep_manager.declared.declarations import Declarations
 from keep_manager.declared.reconciler import Reconciler
 from keep_manager.declared.specifications import Specifications
+from keep_manager.declared.volume_service import DeclaredVolumes
+from keep_manager.declared.volumes import Volumes
 from keep_manager.folders import Folders, current_boot
 from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
@@ -46,14 +49,16 @@ from keep_manager.loader_client import Loaders
 from keep_manager.modules import Modules
 from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
+from keep_manager.pulls import Pulls
 from keep_manager.reload import Reload
 from keep_manager.systemd.compile_units import CompileUnits
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
+from keep_manager.systemd.pull_units import PullUnits
 from keep_manager.systemd.roots import Roots
 from keep_manager.systemd.storing import Storing
 from keep_manager.systemd.units import SystemdUnits
-from keep_manager.tasks import Group
+from keep_manager.tasks import Group, carried_on
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
@@ -167,9 +172,17 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         await asyncio.to_thread(folders.open)
         policy = policy_of(settings, files)
         quotas = QuotaKeeper(policy.callers, lambda: view)
-        helper = Files(os.path.join(runtime_root(instance), SOCKET_NAME), mapped=settings.instance is Instance.SYSTEM)
+        volumes_at = os.path.join(state_directory(instance), "volumes")
+        mapped = settings.instance is Instance.SYSTEM
+        helper = Files(os.path.join(runtime_root(instance), SOCKET_NAME), mapped=mapped, volumes=volumes_at)
         modules = Modules(store_directory(settings))
-        compiled = await _compiled(tasks, parts, instance, roots, modules)
+        oneshots = CompileUnits(tasks, bus_address(instance))
+        parts.push_async_callback(oneshots.close)
+        await oneshots.open()
+        compiled = await _compiled(tasks, parts, instance, roots, modules, oneshots)
+        pulls = Pulls(tasks, PullUnits(oneshots), roots.path, settings.registries)
+        parts.push_async_callback(pulls.close)
+        await pulls.open()
         providers = Providers(policy.client_ca, policy.revoked, helper, folders.make, modules.open)
         readers, inputs = Readers(loaders, folders, view), Inputs()
         watch = Watch(tasks, units, loaders, providers, folders, event_log, view, readers, inputs)
@@ -191,11 +204,13 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
         declared = Specifications(os.path.join(state_directory(instance), "declared"))
-        reconciler = Reconciler(tasks, keeps, view.entries, declared, modules)
+        volumes = Volumes(volumes_at, lambda owner: quotas_for(quotas.callers, owner).volume_bytes)
+        reconciler = Reconciler(tasks, keeps, view.entries, declared, modules, volumes, readers)
         view.on_change = reconciler.keep_changed
+        view.on_unfit = compiled.unfit
         await reconciler.open()
         parts.push_async_callback(reconciler.close)
-        declarations = Declarations(reconciler, modules)
+        declarations, kept_volumes = Declarations(reconciler, modules), DeclaredVolumes(volumes, reconciler)
         admission = Admission(certificates, required)
         app = make_app(
             keeps,
@@ -206,8 +221,10 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             admission,
             quotas,
             declarations,
+            kept_volumes,
             modules,
             lambda: uses_of(view.entries()),
+            pulls,
         )
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)
@@ -222,18 +239,22 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         def try_roots(new: Settings) -> None:
             tasks.start(providers.try_roots(new.grant_roots), name="grant roots")
 
-        reload = _reload(settings, load, files, pulse, keeps, quotas, retention, try_roots)
-        for part in (retention, reload):
-            tasks.start(part.run(), name=repr(part))
-        tasks.start(watch.open(), name="watch")
-        tasks.start(watch.tend_resting(), name="resting")
-        tasks.start(storing.tend(view.any_living, journal_changed), name="journal")
-        tasks.start(keeps.tend_spares(), name="spares")
-        tasks.start(reconciler.run(), name="declared")
-        tasks.start(units.tend_roots(), name="roots")
-        tasks.start(modules.tend(lambda: [use.digest for use in uses_of(view.entries())]), name="modules")
-        tasks.start(compiled.prepare(specs_of(view.entries())), name="compiled code")
-        tasks.start(pulse.beat(view), name="pulse")
+        reload = _reload(settings, load, files, pulse, keeps, quotas, retention, pulls, try_roots)
+        parts_that_go_on: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+            "retention": retention.run,
+            "reload": reload.run,
+            "watch": watch.open,
+            "resting": watch.tend_resting,
+            "journal": lambda: storing.tend(view.any_living, journal_changed),
+            "spares": keeps.tend_spares,
+            "declared": reconciler.run,
+            "roots": units.tend_roots,
+            "modules": lambda: modules.tend(lambda: [use.digest for use in uses_of(view.entries())]),
+            "compiled code": lambda: compiled.prepare(specs_of(view.entries())),
+            "pulse": lambda: pulse.beat(view),
+        }
+        for name, run_part in parts_that_go_on.items():
+            tasks.start(carried_on(run_part, name), name=name)
         try_roots(settings)
         pulse.say("READY=1")
         LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)
@@ -259,19 +280,16 @@ async def _units(tasks: Group, parts: AsyncExitStack, instance: str, roots: Root
 
 
 async def _compiled(
-    tasks: Group, parts: AsyncExitStack, instance: str, roots: Roots, modules: Modules
+    tasks: Group, parts: AsyncExitStack, instance: str, roots: Roots, modules: Modules, units: CompileUnits
 ) -> Compiled | NotKept:
     """The compiled code of the store's modules. Where that cannot be kept each keep compiles its own: nothing else of
-    the manager needs it. Raises KeepfleetError(UNAVAILABLE) without the bus."""
+    the manager needs it. Raises KeepfleetError."""
     try:
         cache = await asyncio.to_thread(Artifacts, artifacts_directory(instance))
     except KeepfleetError as error:
         LOG.warning("keeps compile their modules themselves: %s", error.message)
         return NotKept()
     parts.callback(cache.close)
-    units = CompileUnits(tasks, bus_address(instance))
-    parts.push_async_callback(units.close)
-    await units.open()
     compilations = Compilations(tasks, cache, modules.open, units, roots.path)
     await compilations.open()
     return Compiled(tasks, compilations, cache)
@@ -285,6 +303,7 @@ def _reload(
     keeps: Keeps,
     quotas: QuotaKeeper,
     retention: Retention,
+    pulls: Pulls,
     try_roots: Callable[[Settings], None],
 ) -> Reload:
     """What reads the settings again on SIGHUP, and has these parts work by them."""
@@ -294,6 +313,7 @@ def _reload(
         quotas.apply(new.callers_by_name)
         keeps.apply(policy_of(new, files))
         retention.apply(new.retention_seconds)
+        pulls.apply(new.registries)
         try_roots(new)
 
     reload = Reload(settings, load, apply, pulse.say)

@@ -39,12 +39,21 @@ class Failpoint(Enum):
     RECONCILE_AFTER_CREATE = "reconcile-after-create"
     RECONCILE_AFTER_REMOVE = "reconcile-after-remove"
     RECONCILE_AFTER_ROLL_BACK = "reconcile-after-roll-back"
+    RECONCILE_AFTER_PROVE = "reconcile-after-prove"
+    VOLUME_AFTER_RESERVE = "volume-after-reserve"
+    VOLUME_AFTER_FORMAT = "volume-after-format"
+    VOLUME_AFTER_RENAME = "volume-after-rename"
+    VOLUME_AFTER_GONE = "volume-after-gone"
     COMPILE_BEFORE_CALL = "compile-before-call"
     COMPILE_AFTER_CALL = "compile-after-call"
     COMPILE_AFTER_END = "compile-after-end"
     COMPILE_AFTER_CREATE = "compile-after-create"
     COMPILE_AFTER_WRITE = "compile-after-write"
     COMPILE_AFTER_RENAME = "compile-after-rename"
+    PULL_BEFORE_CALL = "pull-before-call"
+    PULL_AFTER_CALL = "pull-after-call"
+    PULL_BEFORE_ADD = "pull-before-add"
+    PULL_AFTER_ADD = "pull-after-add"
 
 
 def reach(point: Failpoint) -> None:

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 
-from keep_manager.model import Remains
+from keep_manager.model import EXHAUSTED, Remains
 from keep_protocol import strict_json
 from keep_protocol.constants import parse_kuuid, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -62,7 +62,8 @@ def current_boot() -> str:
 class Folders:
     """The folders in `directory`, of keeps of the boot `boot` and of those before it.
 
-    Methods read and write a disk: they are for threads. Only `open_output` is quick.
+    Methods read and write a disk: they are for threads. Only `open_output` is quick. Where the manager has no
+    descriptor left what they do is not done, and raises OSError: it is no fault of the folder's.
     """
 
     def __init__(self, directory: str, boot: str) -> None:
@@ -136,6 +137,7 @@ class Folders:
             finally:
                 os.close(base)
         except OSError as error:
+            _raise_exhaustion(error)
             LOG.warning("cannot have the files of keeps written to the disk: %s", error.strerror)
 
     def _settle(self, kuuid: int) -> None:
@@ -155,6 +157,7 @@ class Folders:
             finally:
                 os.close(base)
         except OSError as error:
+            _raise_exhaustion(error)
             LOG.warning("cannot remove the files of %s: %s", unit_name(kuuid), error.strerror)
 
     def kuuids(self) -> set[int]:
@@ -174,15 +177,15 @@ class Folders:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise KeepfleetError(
-                ErrorKind.KEEP_FAILED, f"cannot read the output of keep {kuuid}: {error.strerror}"
-            ) from error
+            kind = ErrorKind.UNAVAILABLE if error.errno in EXHAUSTED else ErrorKind.KEEP_FAILED
+            raise KeepfleetError(kind, f"cannot read the output of keep {kuuid}: {error.strerror}") from error
 
     def record(self, kuuid: int) -> KeepRecord | None:
         """What the keep's loader wrote down last; None where there is none, or none of this keep's that can be read."""
         try:
             file = self._open(kuuid, RECORD)
-        except OSError:
+        except OSError as error:
+            _raise_exhaustion(error)
             return None
         try:
             record, _ = read_record(file)
@@ -209,6 +212,7 @@ class Folders:
                     found[kuuid] = self._remains(kuuid, described, now)
                     continue
             except (KeepfleetError, OSError) as error:
+                _raise_exhaustion(error)
                 LOG.warning("removing the files of %s, as nothing says whose it was: %s", unit_name(kuuid), error)
             self.remove(kuuid)
         return found
@@ -271,6 +275,12 @@ class Folders:
             finally:
                 os.close(folder)
             shutil.rmtree(name, dir_fd=base)
+
+
+def _raise_exhaustion(error: Exception) -> None:
+    """Raises `error` where it only says that the manager has no descriptor left."""
+    if isinstance(error, OSError) and error.errno in EXHAUSTED:
+        raise error
 
 
 def _write_spec(folder: int, described: _Described, name: str) -> None:

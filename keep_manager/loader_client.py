@@ -208,7 +208,10 @@ class Loaders:
 
     async def ask_all(self, kuuids: Sequence[int], command: Command) -> Mapping[int, Answer | KeepfleetError]:
         """The answer of each of these loaders to one command, or the error for which there is none."""
-        asking = _Round(self._root, command)
+        try:
+            asking = _Round(self._root, command)
+        except OSError as error:
+            return {kuuid: _failed(kuuid, error) for kuuid in kuuids}
         await asyncio.to_thread(asking.run, kuuids)
         return asking.found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from keep_manager.callers import GrantRoot
@@ -21,12 +23,26 @@ from keep_protocol.sse import EventType
 NAMED_STARTS, KEEPS_OUTPUT = 2, 3
 """The first versions of the control protocol whose loaders take a start by its names, and keep their workload's
 output."""
+EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS))
+"""What the kernel says where this process, or the host, has as many descriptors as it may, or no room for another; the
+last one where as many were sent to processes that have not received them."""
 Visible = Callable[[KeepInfo], bool]
 """Whether a caller may see a keep; what it may not see is as if it were not there."""
 
 
 class LoaderGone(KeepfleetError):
     """No process is behind a loader's socket, or it has just ended; one that hangs is a plain KeepfleetError."""
+
+
+@contextmanager
+def exhaustion_explained(what: str) -> Iterator[None]:
+    """Raises KeepfleetError(UNAVAILABLE) where the block cannot do `what` for want of descriptors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in EXHAUSTED:
+            raise
+        raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot {what}: {error.strerror}") from error
 
 
 def missing(kuuid: int) -> KeepfleetError:

@@ -2,18 +2,41 @@
 
 A group's tasks end with its block: what still runs then is cancelled and waited for. A task that fails ends the block,
 and with it what opened it: in the daemon that is the process, which systemd starts again.
+
+A process without descriptors for a moment is none that has failed: what it does goes on when there are some again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
+from keep_manager.model import EXHAUSTED
+
 T = TypeVar("T")
 LOG = logging.getLogger("keepfleet.tasks")
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 16.0
+"""Until what lacked descriptors is tried again, doubled each time: nothing signals when there are some."""
+
+
+async def carried_on(make: Callable[[], Awaitable[T]], what: str) -> T:
+    """What `make` makes. Where that ends for want of descriptors it begins again after a pause, as often as it takes:
+    for what a manager must not lose because clients, or the host, left it none for a moment."""
+    pause, said = FIRST_PAUSE_SECONDS, ""
+    while True:
+        try:
+            return await make()
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            if (why := str(error.strerror)) != said:
+                LOG.error("%s: interrupted, and tried again: %s", what, why)
+            said = why
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 class Group:

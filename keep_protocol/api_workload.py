@@ -47,12 +47,14 @@ class GrantKind(Enum):
 
     STDIN = "standard input"
     DIRECTORY = "directory"
+    VOLUME = "volume"
     SECRET = "secret"  # noqa: S105 - a word for people, and no secret
 
 
 @dataclass(frozen=True)
 class Grant:
-    """One thing of the manager's host that a guest is to have: its absolute, plain path there, and for what."""
+    """One thing of the manager's host that a guest is to have: its absolute, plain path there, or a volume's name, and
+    for what."""
 
     kind: GrantKind
     path: str

@@ -90,7 +90,7 @@ OUTPUT_DESCRIPTORS = (OUTPUT, RECORD, JOURNAL)
 DESCRIPTOR = Text(
     16,
     r"listener|client-ca|revoked|module|compiled|follow|workload|output|record|journal|stdin|input"
-    r"|(directory|secret)-[0-9]{1,2}",
+    "|directory-[0-9]{1,2}|secret-[0-9]{1,2}",
     "the name of a descriptor that a start may bring",
 )
 CERTIFICATE_NAME = Text(253, r"[A-Za-z0-9.:-]{1,253}", "a DNS name or an address")

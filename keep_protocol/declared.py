@@ -22,13 +22,14 @@ MAX_SETTLING_SECONDS = 60
 
 
 class DeclaredState(Enum):
-    """How a declared keep is. REPLACING: a new one is made, and the old one runs; WAITING: it has ended, and runs again
-    after a pause; UNMET: no keep could be made; UNREADABLE: its file says nothing that could be run; UNKNOWN: the
-    keep's loader does not answer."""
+    """How a declared keep is. REPLACING: a new one is made, and the old one runs; UNREADY: it runs, and has not shown
+    in time that it is ready; WAITING: it has ended, and runs again after a pause; UNMET: no keep could be made;
+    UNREADABLE: its file says nothing that could be run; UNKNOWN: the keep's loader does not answer."""
 
     STARTING = "starting"
     RUNNING = "running"
     REPLACING = "replacing"
+    UNREADY = "unready"
     WAITING = "waiting"
     DONE = "done"
     FAILED = "failed"

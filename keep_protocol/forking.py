@@ -14,7 +14,7 @@ import gc
 import os
 import select
 import sys
-from _collections_abc import Callable, Mapping
+from _collections_abc import Callable, Mapping, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,10 +28,14 @@ DESCRIPTORS_VARIABLE = "KEEPFLEET_DESCRIPTORS"
 RUNNER_NAME = "keep-runner"
 """The runner's name as the kernel has it, by which the journal tells the workload's lines from the keep's own: a fork
 carries its parent's command line."""
+PREPARED_NAME = "keep-prepared"
+"""The kernel's name of a fork that waits to be told what to be."""
 FAULT = 1
 """The exit status of a fork that failed."""
 _ENDING_SIGNALS = (_signal.SIGTERM, _signal.SIGINT)
 _PR_SET_NAME = 15
+RESERVED = 8
+"""Descriptors that a prepared fork is passed at most: the endpoint gets four."""
 PREPARED_SECONDS = 5.0
 """From a fork to the moment it has let go of all that was its parent's: it takes under a millisecond."""
 
@@ -122,6 +126,35 @@ def _place(sources: list[int], kept: frozenset[int]) -> None:
         os.closerange(beyond, number)
         beyond = number + 1
     os.closerange(beyond, os.sysconf("SC_OPEN_MAX"))
+
+
+def reserved_numbers() -> list[int]:
+    """Holds the numbers at which a prepared fork will find what it is passed, until they are closed: what a library
+    keeps open gets others."""
+    held = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
+    while held[-1] < FIRST_DESCRIPTOR + RESERVED:
+        held.append(os.dup(held[0]))
+    return held
+
+
+def begin(
+    name: str, output: int, descriptors: Sequence[int], names: Sequence[str], environment: Mapping[str, str]
+) -> None:
+    """Makes a prepared fork what it would be had it been forked with all of this; it closes `output` and `descriptors`
+    where they are."""
+    beyond = FIRST_DESCRIPTOR + RESERVED
+    copies = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, beyond) for number in (output, *descriptors)]
+    for number in (output, *descriptors):
+        os.close(number)
+    for target in (1, 2):
+        os.dup2(copies[0], target)
+    for target, copy in enumerate(copies[1:], FIRST_DESCRIPTOR):
+        os.dup2(copy, target, inheritable=False)
+    for copy in copies:
+        os.close(copy)
+    os.environ.update(environment)
+    os.environ[DESCRIPTORS_VARIABLE] = ",".join(names)
+    set_process_name(name)
 
 
 def set_process_name(name: str) -> None:

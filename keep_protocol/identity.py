@@ -3,13 +3,13 @@
 `spiffe://TRUST-DOMAIN/ROLE/NAME`, and for an uploader `spiffe://TRUST-DOMAIN/uploader/NAME/keep/ID`. A certificate
 without such a URI names its holder by its common name; its role is what the manager's configuration says.
 
-Import rule: `hashlib` and the light part of keep_protocol.
+Import rule: `_hashlib` and the light part of keep_protocol.
 """
 
 from __future__ import annotations
 
-import hashlib
 from _collections_abc import Iterable
+from _hashlib import openssl_sha256
 
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.enumeration import Enum
@@ -118,7 +118,7 @@ def owner_of(common_name: str) -> str:
     digits of the name's SHA-256, so that no two names become one owner."""
     if is_name(common_name):
         return common_name
-    return "cn-" + hashlib.sha256(common_name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return "cn-" + openssl_sha256(common_name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def may_upload(uploaders: Iterable[str], kuuid: int, identity: Identity | None, subject: str, fingerprint: str) -> bool:

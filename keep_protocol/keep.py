@@ -125,6 +125,9 @@ class KeepReport(Record):
         Flag(), default=False, about="whether journald does not read any more what the loader was given for it"
     )
     begun: bool = field(Flag(), default=False, about="whether its guest runs: nothing is compiled for it any more")
+    unfit: bool = field(
+        Flag(), default=False, about="whether its engine did not take the compiled code that came with its start"
+    )
 
 
 class KeepInfo(Record):

@@ -1,10 +1,12 @@
 """What the upload endpoint and the runner report to their loader, over a SOCK_SEQPACKET pair each: one JSON object a
-packet; and the two packets that go the other way.
+packet; and the three packets that go the other way.
 
 Takes and returns bytes and objects; no sockets here. Import rule: the light part of keep_protocol.
 """
 
 from __future__ import annotations
+
+from _collections_abc import Mapping
 
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_CONTROL_FDS, MAX_CONTROL_FRAME
@@ -19,11 +21,16 @@ IDENTITY, COMPILED, MODULE, STATUS = "identity", "compiled", "module", "status"
 compiled module; the module as it was sent; and the runner's /proc/self/status, which it alone can open."""
 STDOUT, STDERR = "stdout", "stderr"
 """The names of the ends of the workload's pipes that its runner gets with what it is to run."""
+COMPILED_AGAIN = "compiled again"
+"""What a report of RUNNING says where the engine did not take the compiled code that came."""
 CHECKS = "checks"
 """The name of the socket over which the endpoint asks the runner for checks."""
 MAX_REPORT_DESCRIPTORS = 4
 READY_PACKET = b"ready"
 """To an endpoint that has reported CONNECTED: the runner is there, and it may read what its client sends."""
+MAX_BEGIN_PACKET = 64 * 1024
+"""Bytes of the packet that a prepared fork begins with: its environment, of which the names and those who may upload
+are the longest, some 20 KB."""
 MAX_RUN_PACKET = 4096
 """Bytes of the packet that makes a runner run: at most 48 names of 16 characters."""
 _DESCRIPTOR = Text(16, must="a descriptor's name")
@@ -92,6 +99,26 @@ def encode_report(report: Report) -> bytes:
 def decode_report(packet: bytes) -> Report:
     """The report in one packet. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE): the sender runs foreign code."""
     return parse(Report, strict_json.loads_object(packet, MAX_CONTROL_FRAME, "the app-loader's report"), "report")
+
+
+def encode_begin(name: str, environment: Mapping[str, str], names: tuple[str, ...]) -> bytes:
+    """The packet by which a prepared fork becomes the process `name`: it brings where its words go, and then the
+    descriptors of `names`."""
+    return strict_json.dumps({"name": name, "environment": dict(environment), "descriptors": list(names)})
+
+
+def decode_begin(packet: bytes) -> tuple[str, dict[str, str], tuple[str, ...]]:
+    """What it says. Raises KeepfleetError(BAD_REQUEST or TOO_LARGE)."""
+    said = strict_json.loads_object(packet, MAX_BEGIN_PACKET, "what to begin with")
+    environment = said.get("environment")
+    try:
+        names = tuple(_RUN_NAMES.parse(said.get("descriptors")))
+        name = _DESCRIPTOR.parse(said.get("name"))
+        if not isinstance(environment, dict) or not all(isinstance(text, str) for text in environment.values()):
+            raise ValueError("its environment must be words")
+    except ValueError as error:
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read what to begin with: {error}") from error
+    return name, environment, names
 
 
 def encode_run(names: tuple[str, ...]) -> bytes:

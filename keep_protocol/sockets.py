@@ -1,7 +1,7 @@
 """Sockets as the standard library's `socket` has them, as far as a keep and a command need them.
 
 Importing `socket` makes enumerations of all its numbers: 5 ms of a process's start. Here the numbers are what they are
-in `_socket`. A type checker sees the standard library's own. What is not here is asked for there: names of hosts.
+in `_socket`. A type checker sees the standard library's own.
 Import rule: `_socket`.
 """
 
@@ -39,3 +39,20 @@ else:
         """Sends `buffers` with the descriptors `fds`; the flags count, which the standard library's drops."""
         numbers = b"".join(number.to_bytes(4, sys.byteorder) for number in fds)
         return sock.sendmsg(buffers, [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)], flags)
+
+    def create_connection(address, timeout):
+        """A connection to a host and port, at the first of the host's addresses that takes one; the last one's error
+        where none does. `timeout`, in seconds, is for each, and stays with the socket."""
+        failure = OSError("it has no address")
+        for family, kind, protocol, _, place in getaddrinfo(*address, 0, SOCK_STREAM):  # noqa: F405
+            sock = None
+            try:
+                sock = socket(family, kind, protocol)
+                sock.settimeout(timeout)
+                sock.connect(place)
+                return sock
+            except OSError as error:
+                failure = error
+                if sock is not None:
+                    sock.close()
+        raise failure

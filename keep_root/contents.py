@@ -18,7 +18,7 @@ PYTHON = "keepfleet/python"
 PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
 CONTROL_GROUP = "keepfleet/cgroup"
 """Places in every tree. An interpreter finds its library in the `lib` next to it, whichever it was built for."""
-OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader", "script_pool")
+OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader", "module_pull", "script_pool")
 LIBRARIES = ("wasmtime", "quickjs_rs")
 """What runs in a keep: our packages whole, and of others the shared libraries and modules of WebAssembly. A test
 imports every module of ours in a tree."""

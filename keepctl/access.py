@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from _collections_abc import Callable
 
@@ -64,7 +63,6 @@ def find(context: str | None, manager: str | None, ca: str | None, cert: str | N
 def connected(work: Callable[..., int]) -> Callable[..., int]:
     """What takes `access`, made to take CONNECTION's values."""
 
-    @functools.wraps(work)
     def with_access(
         context: str | None,
         manager: str | None,

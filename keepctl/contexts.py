@@ -4,10 +4,10 @@ typing twice; and this host's own, where its manager.yaml says."""
 from __future__ import annotations
 
 import os
-import socket
 from _collections_abc import Mapping
 
 from keep_client.peer import authority
+from keep_protocol import sockets as socket
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record

@@ -142,9 +142,9 @@ class WaitingLine:
     """What is waited for, as one line on standard error: on a terminal it changes, and goes when the wait is over;
     elsewhere it is written once."""
 
-    def __init__(self, terminal: bool | None = None) -> None:
-        """terminal: whether standard error is one, by default as it is."""
-        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+    def __init__(self, terminal: bool | None = None, hint: str = "; the next start finds it compiled") -> None:
+        """terminal: whether standard error is one, by default as it is; hint: what the one line says besides."""
+        self._terminal, self._hint = sys.stderr.isatty() if terminal is None else terminal, hint
         self._shown = ""
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ class WaitingLine:
             self._draw(f"keepctl: {one_line(text)}")
         elif not self._shown:
             self._shown = text
-            say(f"keepctl: {one_line(text)}; the next start finds it compiled")
+            say(f"keepctl: {one_line(text)}{self._hint}")
 
     def _draw(self, text: str) -> None:
         shown, self._shown = self._shown, text

@@ -31,8 +31,8 @@ COMMANDS_SECONDS = 300.0
 _COMMANDS = "import sys; sys.path.append(sys.argv.pop()); from script_pool.program.__main__ import main; main()"
 MANAGER = "keep-manager.service"
 KEEPS = "keep@*.service"
-COMPILATIONS = "keep-compile@*.service"
-SLICES = ("keep.slice", "keep-g*.slice", "keep-compile.slice")
+COMPILATIONS, PULLS = "keep-compile@*.service", "keep-pull@*.service"
+SLICES = ("keep.slice", "keep-g*.slice", "keep-compile.slice", "keep-pull.slice")
 GRANTS = ("keepfleet-grants.socket", "keepfleet-grants.service")
 RUNNING = "active,activating,deactivating,reloading"
 MARK = "# Written by `keepctl install`, which overwrites it: change it with `systemctl edit`, not here.\n"
@@ -179,7 +179,8 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
     changes = []
     with versions.locked(version), files.explained(f"remove units from {where.directory}"):
         if where.reload:
-            for verb, names in (("reset-failed", units(where.variant, "failed", KEEPS, COMPILATIONS, MANAGER, *GRANTS)),
+            ours = (KEEPS, COMPILATIONS, PULLS, MANAGER, *GRANTS)
+            for verb, names in (("reset-failed", units(where.variant, "failed", *ours)),
                                 ("stop", units(where.variant, "active", *SLICES, *GRANTS))):  # fmt: skip
                 if names:
                     systemctl(where.variant, verb, *names)
@@ -265,13 +266,13 @@ def systemctl(variant: str, *arguments: str) -> str:
 
 def _refuse_while_running(where: Target) -> None:
     """Raises KeepfleetError(CONFLICT) with what runs, and how to end it."""
-    running = units(where.variant, RUNNING, KEEPS, COMPILATIONS, MANAGER) if where.reload else []
+    running = units(where.variant, RUNNING, KEEPS, COMPILATIONS, PULLS, MANAGER) if where.reload else []
     if running:
         user = " --user" if where.variant == "user" else ""
         raise KeepfleetError(
             ErrorKind.CONFLICT,
             f"cannot uninstall while {len(running)} of our units run; this ends all keeps and the manager: "
-            f"systemctl{user} stop '{KEEPS}' '{COMPILATIONS}' {MANAGER}",
+            f"systemctl{user} stop '{KEEPS}' '{COMPILATIONS}' '{PULLS}' {MANAGER}",
             tuple(running[:10]),
         )
     elsewhere = trees_in_use(where.trees)

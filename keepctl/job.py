@@ -33,6 +33,9 @@ SCRIPTS = (".js", ".mjs", ".cjs", ".ts", ".py")
 """How the names of scripts end; `keep_protocol.program` says which language each is."""
 READY_SECONDS = 5
 """So long a declared keep has run when it counts as ready: what cannot find its data fails sooner."""
+PROBE_SECONDS, MAX_PROBE_SECONDS = 30, 3600
+"""So long a declared keep with a probe has to show that it is ready."""
+MAX_PROBE = 256
 NOTHING: Mapping[str, str] = {}
 UNLIMITED: Mapping[str, int] = {}
 
@@ -139,13 +142,30 @@ class Grant(Record):
     writable: bool = False
 
 
+class Volume(Record):
+    """The directory of a declared keep that lasts: its name, its path in the guest, bytes, and inodes."""
+
+    name: str
+    guest: str
+    size: int
+    inodes: int
+
+
+class Probe(Record):
+    """How a declared keep shows that it is ready: by a line of its output with this text in it, within so many
+    seconds."""
+
+    output: str
+    seconds: int
+
+
 class Job(Record):
     """A workload: what the keep is called and may use, and what its guest is given.
 
     module: the file to send, or what `is_stored`, "" where it comes by another way;
     environment, labels, limits, lease and secrets: by name;
     stdin and the secrets' values: files of the manager's host; streams: its standard input is what we send meanwhile;
-    profile, compiler and output: "" for the usual ones; ready_seconds: of a declared keep.
+    profile, compiler and output: "" for the usual ones; ready_seconds, probe and volume: of a declared keep.
     """
 
     module: str = ""
@@ -164,6 +184,8 @@ class Job(Record):
     compiler: str = ""
     output: str = ""
     ready_seconds: int = READY_SECONDS
+    probe: Probe | None = None
+    volume: Volume | None = None
     export: str = ""
     export_arguments: tuple[str, ...] = ()
 
@@ -174,7 +196,7 @@ class Job(Record):
         check_labels(self.labels.items())
         Limits(**self.limits)
         check_engine(Profile(self.profile or Profile.STANDARD), Compiler(self.compiler or Compiler.OPTIMIZING))
-        if self.workload() is not None:
+        if self.workload() is not None or self.volume is not None:
             self._check_workload()
         return self
 
@@ -188,7 +210,10 @@ class Job(Record):
             export_arguments=self.export_arguments,
             stdin=bool(self.stdin),
             streams_input=self.streams,
-            directories=tuple(Directory(grant.guest, grant.writable) for grant in self.directories),
+            directories=(
+                *(Directory(grant.guest, grant.writable) for grant in self.directories),
+                *((Directory(self.volume.guest, True),) if self.volume else ()),
+            ),
             secrets=tuple(self.secrets),
             restart=RestartPolicy(self.restart),
         )
@@ -216,6 +241,8 @@ class Job(Record):
     ) -> Job:
         """This job with a command's options on top: what is named replaces, what is listed is added. friendly: limits
         by an option of their own. Raises as `check`."""
+        if self.volume is not None:
+            raise _bad("cannot give it a volume: only a declared keep has one; run: keepctl apply -f FILE")
         own_limits = [limit for limit in friendly.values() if limit is not None]
         lease = {"idle_seconds": idle, "await_seconds": waits}
         export = self.export if export is None else export

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # as in keep_protocol.forking
 import os
-import ssl
 from _collections_abc import Callable
-from functools import partial
 from io import FileIO
 
 from keep_client.credentials import Credentials
@@ -26,6 +24,10 @@ from keep_protocol.states import State
 from keepctl.display import UploadBar, WaitingLine, output_reader, say
 from keepctl.job import SCRIPTS, Job, is_stored
 from keepctl.output import Show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _ssl import _SSLContext
 
 STANDARD_INPUT = "-"
 """The name of a module that comes from a pipe."""
@@ -59,7 +61,7 @@ class EndingSignals:
 
 
 def send(
-    context: ssl.SSLContext,
+    context: _SSLContext,
     keep: KeepInfo,
     manager_host: str,
     file: FileIO,
@@ -140,19 +142,18 @@ class _Upload:
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
-        self._context: ssl.SSLContext | None = None
+        self._context: _SSLContext | None = None
 
     def prepare(self) -> None:
         """Raises nothing: what fails here fails again in `context`, and is said then."""
-        import hashlib  # noqa: F401  # for the pin, and for what the keep confirms
-        import hmac  # noqa: F401
+        import _hashlib  # noqa: F401  # for the pin, and for what the keep confirms
 
         try:
             self._context = self._credentials.keep_context()
         except KeepfleetError:
             self._context = None
 
-    def context(self) -> ssl.SSLContext:
+    def context(self) -> _SSLContext:
         """Raises KeepfleetError(CERTIFICATE)."""
         return self._context or self._credentials.keep_context()
 
@@ -191,7 +192,11 @@ def begin(
     upload = _Upload(credentials)
     with open_module(job.module) as file:
         start = client.starting(address, port, (), job.workload())
-        make = partial(_make, client, job, replace, os.urandom(16).hex(), start, address, upload)
+        key = os.urandom(16).hex()
+
+        def make() -> KeepInfo:
+            return _make(client, job, replace, key, start, address, upload)
+
         try:
             keep = make()
             if keep.state is State.LISTENING:
@@ -212,7 +217,11 @@ def _begin_stored(client: ManagerClient, job: Job, replace: bool, watched: bool)
     output: Output | None = None
     start: dict[str, object] | None = None if watched else {"workload": job.workload()}
     line = WaitingLine()
-    make = partial(create, client, job, "wasi", replace, os.urandom(16).hex(), start, waiting=line)
+    key = os.urandom(16).hex()
+
+    def make() -> KeepInfo:
+        return create(client, job, "wasi", replace, key, start, waiting=line)
+
     try:
         with line:
             keep = make()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ADDED = f"{LOCAL}added"
 """The kind of the attachment."""
+ORIGIN = f"{LOCAL}origin"
+"""The kind of the attachment that says where an object came from."""
 
 
 class Adder(Record):

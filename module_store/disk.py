@@ -40,6 +40,10 @@ class Disk:
         while view:
             view = view[os.write(file, view) :]
 
+    def reserve(self, file: int, size: int) -> None:
+        """Makes the file `size` bytes long, with room for all of them on the disk."""
+        os.posix_fallocate(file, 0, size)
+
     def protect(self, file: int) -> None:
         """Makes the file one that is only read."""
         os.fchmod(file, OBJECT_MODE)

@@ -7,7 +7,9 @@
     keys/policy.yaml     what a module must be, by its contents, to start
 
 The folder and each file belong to who uses them, or to root, and nobody else may write them; a file that is not so, or
-cannot be read, is an error and never "there is none": a damaged revocation would otherwise trust the key again.
+cannot be read, is an error and never "there is none": a damaged revocation would otherwise trust the key again. All
+but the public keys, whose damage no signature survives, end with a line that has the digest of what is above it: one
+changed bit in a version or a limit would mean another one.
 Import rule: that of module_store.
 """
 
@@ -19,12 +21,14 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, Seconds, Text, check, field, parse, table_of
 from keep_protocol.store import MAX_KEYS, MAX_REASON
 from keep_protocol.strict_json import dumps, loads_object
+from module_store.disk import Disk
 from module_store.signatures import BadSignature, PublicKey, Signed, parse_public_key
 from module_store.trust import Key, Newest, Trust, after, forced
 
@@ -34,7 +38,8 @@ MAX_FILE_BYTES = 4 << 20
 """The newest versions of 20,000 modules."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SEALED = re.compile(rb"(?s)(.*)\n# sha256:([0-9a-f]{64})\n")
+"""A file with its last line, which YAML takes for a comment."""
 _NAME = re.compile("[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
 
@@ -63,8 +68,8 @@ def _members(value: object) -> dict[str, object]:
 class Keys:
     """The keys of the store in `directory`. What it raises is KeepfleetError."""
 
-    def __init__(self, directory: str) -> None:
-        self.path = os.path.join(directory, FOLDER)
+    def __init__(self, directory: str, disk: Disk | None = None) -> None:
+        self.path, self._disk = os.path.join(directory, FOLDER), disk or Disk()
 
     def __repr__(self) -> str:
         return f"Keys({self.path})"
@@ -164,8 +169,8 @@ class Keys:
             if data is not None:
                 self._write(folder, POLICY, data)
             elif POLICY in os.listdir(folder):
-                os.unlink(POLICY, dir_fd=folder)
-                os.fsync(folder)
+                self._disk.remove(folder, POLICY)
+                self._disk.sync(folder)
 
         self._change(change)
 
@@ -213,7 +218,15 @@ class Keys:
             os.close(file)
         if len(data) > MAX_FILE_BYTES:
             raise _unusable(path, f"it is over {MAX_FILE_BYTES} bytes")
-        return data
+        if name.endswith(PUBLIC):
+            return data
+        sealed = _SEALED.fullmatch(data)
+        if sealed is None:
+            return data  # of before; what breaks the line itself is no JSON, or a comment
+        if sha256(sealed[1]).hexdigest().encode() != sealed[2]:
+            hint = "keepctl store policy set it anew" if name == POLICY else "put back what was there"
+            raise _unusable(path, f"its contents are not those that were written; {hint}")
+        return sealed[1]
 
     def _object(self, name: str, data: bytes) -> dict[str, object]:
         with self._damaged(name):
@@ -275,41 +288,49 @@ class Keys:
     def _change(self, change: Callable[[int], None]) -> None:
         """Makes the folder where there is none, and changes it alone."""
         try:
-            os.mkdir(self.path, 0o700)
-        except FileExistsError:
-            pass
+            with self._parent() as parent, suppress(FileExistsError):
+                self._disk.make_directory(parent, FOLDER)
         except OSError as error:
-            raise _unusable(self.path, error.strerror or str(error)) from error
+            kind = ErrorKind.NO_SPACE if error.errno in (28, 122) else ErrorKind.CONFIGURATION
+            raise KeepfleetError(kind, f"cannot use {self.path}: {error.strerror or error}") from error
         with self._folder() as folder:
             if folder is None:
                 raise _unusable(self.path, "it was removed meanwhile")
             fcntl.flock(folder, fcntl.LOCK_EX)
             try:
-                self._sync_parent()
+                with self._parent() as parent:  # the folder may have been made a moment ago
+                    self._disk.sync(parent)
+                for name in os.listdir(folder):
+                    if name.startswith("."):  # what a process that was killed was writing
+                        self._disk.remove(folder, name)
                 change(folder)
             except OSError as error:
                 kind = ErrorKind.NO_SPACE if error.errno in (28, 122) else ErrorKind.UNAVAILABLE
                 raise KeepfleetError(kind, f"cannot change {self.path}: {error.strerror or error}") from error
 
-    def _sync_parent(self) -> None:
-        """The folder itself is there after a power cut, too: it may have been made a moment ago. Raises OSError."""
+    @contextmanager
+    def _parent(self) -> Iterator[int]:
+        """The directory that the folder is in. Raises OSError."""
         parent = os.open(os.path.dirname(self.path), _DIRECTORY)
         try:
-            os.fsync(parent)
+            yield parent
         finally:
             os.close(parent)
 
     def _write(self, folder: int, name: str, data: bytes) -> None:
         """Replaces a file as a whole, on disk when this returns. Raises OSError, and then nothing has changed."""
+        if not name.endswith(PUBLIC):
+            data += b"\n# sha256:" + sha256(data).hexdigest().encode() + b"\n"
         new = f".{name}.{secrets.token_hex(8)}"
-        file = os.open(new, _NEW, 0o600, dir_fd=folder)
+        file = self._disk.create(folder, new)
         try:
-            with os.fdopen(file, "wb") as opened:
-                opened.write(data)
-                opened.flush()
-                os.fsync(file)
-            os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+            try:
+                self._disk.write(file, data)
+                self._disk.sync(file)
+            finally:
+                os.close(file)
+            self._disk.rename(folder, new, folder, name)
         except BaseException:
-            os.unlink(new, dir_fd=folder)
+            self._disk.remove(folder, new)
             raise
-        os.fsync(folder)
+        self._disk.sync(folder)

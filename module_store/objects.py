@@ -61,6 +61,7 @@ class Objects:
                 raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot add the module: it is over {limit} bytes")
             hashed.update(data)
             self.place.disk.write(file, data)
+            del data  # or two pieces are there while the next one is read
 
     def keep_new(self, new_name: str, digest: str) -> bool:
         """Gives a new file that is on disk its name, under the lock; one that is there and whole stays, as young as a

@@ -80,8 +80,17 @@ class Operations:
             known = store.object(digest)
             return Details(digest, known.size, known.added, store.attachments(digest), tuple(users))
 
-    def add(self, source: Readable, reference: str = "", digest: str = "", signatures: Sequence[bytes] = ()) -> Object:
-        """Keeps what `source` reads, with its signatures, each checked first, and names it; all of that or nothing."""
+    def add(
+        self,
+        source: Readable,
+        reference: str = "",
+        digest: str = "",
+        signatures: Sequence[bytes] = (),
+        origin: str = "",
+    ) -> Object:
+        """Keeps what `source` reads, with its signatures, each checked first, and names it; all of that or nothing.
+
+        digest: what it must have; origin: where it came from, which is attached to it."""
         with Store.create(self._directory) as store:
             if self._adder is not None:
                 additions.admit(store, self._adder, 1, 0)  # before the first byte, what can be known then
@@ -91,6 +100,8 @@ class Operations:
                     additions.admit(store, self._adder, 1, os.fstat(file).st_size)
                 with mapped(file) if signatures else nullcontext(b"") as contents:
                     attached = _signed(store, signatures, contents)
+                if origin:
+                    attached[additions.ORIGIN] = origin.encode()
                 return {**attached, **(additions.attachment(self._adder) if self._adder and is_new else {})}
 
             return store.add(

@@ -365,7 +365,7 @@ def encode(id: str | None, answer: Answer) -> bytes:
     """The line that answers a request. One without an id that was done gets Jefe's bytes and no others."""
     parts = [] if id is None else [f'"id":{id}']
     parts.append('"ok":true' if answer.reason is None else f'"ok":false,"reason":{json.dumps(answer.reason)}')
-    told = id is not None and answer.reason not in (None, NO_SUCH_SCRIPT)
+    told = id is not None and answer.reason is not None
     if told or answer.reason not in (None, NO_SUCH_SCRIPT, MALFORMED):
         evidence = {"name": answer.name[:MAX_NAME], "message": answer.message[:MAX_EVIDENCE]}
         parts += [f'"{key}":{json.dumps(value)}' for key, value in evidence.items() if value]

@@ -2,15 +2,15 @@
 
 libcrypto makes the key, signs, and writes the key into the file; the certificate is written here; nothing is executed.
 The file lies in the keep's runtime directory, a tmpfs, has no name, and is emptied when a workload is accepted.
-Import rule: as `settings`, `hashlib` and `libcrypto`.
+Import rule: as `settings`, `_hashlib` and `libcrypto`.
 """
 
 from __future__ import annotations
 
 import binascii
-import hashlib
 import os
 import time
+from _hashlib import openssl_sha1
 
 from app_loader.limits import CERTIFICATE_DAYS, MAX_IDENTITY_BYTES
 from app_loader.receive.libcrypto import Key, Libcrypto
@@ -102,7 +102,7 @@ def to_be_signed(kuuid: int, names: bytes, public: bytes, serial: bytes, now: fl
     """The certificate up to its signature (RFC 5280). names: see `alternative_names`; public: the key's
     SubjectPublicKeyInfo; serial: what its number is made of, a positive one."""
     name = _der(_SEQUENCE, _der(_SET, _der(_SEQUENCE, _COMMON_NAME, _der(_UTF8_STRING, b"keep-%d" % kuuid))))
-    key_identifier = hashlib.sha1(public[-_POINT_BYTES:], usedforsecurity=False).digest()
+    key_identifier = openssl_sha1(public[-_POINT_BYTES:], usedforsecurity=False).digest()
     extensions = (
         _extension(_ALTERNATIVE_NAMES, names),
         _extension(_BASIC_CONSTRAINTS, _der(_SEQUENCE), critical=True),  # no CA: the default, left out in DER
@@ -128,12 +128,21 @@ def certificate(signed: bytes, signature: bytes) -> bytes:
     return _der(_SEQUENCE, signed, _ECDSA_WITH_SHA256, _der(_BIT_STRING, b"\0", signature))
 
 
+_ready: list[Key] = []
+"""A key that was made before it was known for what certificate."""
+
+
+def prepare_key() -> None:
+    """Makes the key that the next identity gets. Raises as `make_identity` does."""
+    _ready.append(Key(Libcrypto()))
+
+
 def make_identity(settings: Settings) -> TlsIdentity:
     """A new key and its certificate, in a file without a name.
 
     Raises KeepfleetError: CERTIFICATE, or CONFIGURATION when libcrypto or the runtime directory is not there.
     """
-    key = Key(Libcrypto())
+    key = _ready.pop() if _ready else Key(Libcrypto())
     try:
         names, serial = alternative_names(settings), os.urandom(_SERIAL_BYTES)
         signed = to_be_signed(settings.kuuid, names, key.public, serial, time.time())

@@ -8,11 +8,12 @@ comes the runner, which is forked before a byte of that client is read here.
 
 from __future__ import annotations
 
+import _ssl
 import os
 import select
 import sys
 
-from app_loader.receive.identity import make_identity, read_identity
+from app_loader.receive.identity import make_identity, prepare_key, read_identity
 from app_loader.reports import Reporter
 from app_loader.settings import Passed, Settings, claim, read_settings
 from keep_protocol import sockets as socket
@@ -21,6 +22,16 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.reports import CHECKS, IDENTITY, READY_PACKET, Report, ReportType
 from keep_protocol.tls_server import fingerprint_of, light_server_context
+
+
+def prepare() -> None:
+    """What can be done before it is known whose keep it will be, and where it is to listen. For a fork that waits."""
+    from app_loader.receive.access import UploadAccess  # noqa: F401  # what `_receive` imports
+    from app_loader.receive.endpoint import Endpoint  # noqa: F401
+    from keep_isolation.locks import lock_endpoint  # noqa: F401
+
+    prepare_key()
+    _ssl._SSLContext(_ssl.PROTOCOL_TLS_SERVER)  # the first one has OpenSSL read its configuration, and its algorithms
 
 
 def serve() -> int:

@@ -5,8 +5,8 @@ The body is streamed into a file without a name, counted and hashed on its way, 
 
 from __future__ import annotations
 
-import hashlib
 import os
+from _hashlib import openssl_sha256
 
 from app_loader.check.checking import Checking, store_error, unnamed_file
 from app_loader.limits import ACCESS_RECHECK_SECONDS, GRACE_SECONDS, MIN_BYTES_PER_SECOND
@@ -38,7 +38,7 @@ class Body:
         self._max_workload = max_workload
         self._body_left = body_limit(route, max_workload)
         self._parser = _payload_parser() if route is Route.PAYLOAD else None
-        self._hash = hashlib.sha256()
+        self._hash = openssl_sha256()
         self.route = route
         self.size = 0
         self.descriptor = unnamed_file() if descriptor is None else descriptor

@@ -33,6 +33,7 @@ from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import (
     CHECKS,
     COMPILED,
+    COMPILED_AGAIN,
     MAX_RUN_PACKET,
     MODULE,
     STATUS,
@@ -61,6 +62,10 @@ def run() -> int:
     reporter = Reporter()
     try:
         passed = claim(os.environ)  # before the engine's libraries open files of their own
+        if _ready:  # it is older than its loader's lock on files, and would have that now
+            from keep_isolation.locks import lock_loader_files
+
+            lock_loader_files((), (_directory(),), ())
         limits = read_limits(os.environ)
         given = Waiting(passed, limits, reporter).until_run()
     except Refused as refused:
@@ -76,6 +81,16 @@ def run() -> int:
     if given is not None:
         _run_to_end(given, limits, reporter, Meter())
     return 0  # the loader has gone
+
+
+_ready: list[tuple[Callable[[Passed], int], frozenset[int]]] = []
+"""What a fork that was prepared has made ready: see `prepare`."""
+
+
+def prepare() -> None:
+    """Makes the engine ready, with the default limits: what a keep of others does with it is the same code. For a fork
+    that waits. Raises KeepfleetError."""
+    _ready.append(_engine(Limits(), Workload()))
 
 
 class Refused(Exception):
@@ -230,24 +245,28 @@ class Waiting:
 
         Raises KeepfleetError(INTERNAL) where that fails; the next call tries again.
         """
-        if self._begin is not None:
-            return self._begin
-        before, reserved = _open_descriptors(), [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
-        while reserved[-1] < _FREE_FOR_CHECKERS:
-            reserved.append(os.dup(reserved[0]))
-        try:
-            from app_loader.check.compiler import check
-            from app_loader.run.warm import warm_up
+        if self._begin is None:
+            self._begin, self._libraries = _ready[0] if _ready else _engine(self._limits, self._workload)
+        return self._begin
 
-            warm_up(self._limits, self._workload)
-        except Exception as error:
-            raise KeepfleetError(ErrorKind.INTERNAL, f"cannot use the engine: {error}") from error
-        finally:
-            for number in reserved:
-                os.close(number)
-        self._libraries = frozenset(_open_descriptors() - before)
-        self._begin = check
-        return check
+
+def _engine(limits: Limits, workload: Workload) -> tuple[Callable[[Passed], int], frozenset[int]]:
+    """What a checker is to call, with the engine imported and used once, and the descriptors that its libraries hold.
+    Raises KeepfleetError(INTERNAL)."""
+    before, reserved = _open_descriptors(), [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
+    while reserved[-1] < _FREE_FOR_CHECKERS:
+        reserved.append(os.dup(reserved[0]))
+    try:
+        from app_loader.check.compiler import check
+        from app_loader.run.warm import warm_up
+
+        warm_up(limits, workload)
+    except Exception as error:
+        raise KeepfleetError(ErrorKind.INTERNAL, f"cannot use the engine: {error}") from error
+    finally:
+        for number in reserved:
+            os.close(number)
+    return check, frozenset(_open_descriptors() - before)
 
 
 def _open_descriptors() -> set[int]:
@@ -285,7 +304,7 @@ def _run(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> Out
     from keep_isolation.locks import lock_runner
 
     guest, text = _load(given, limits, grants)
-    context = GuestContext(grants, os.environ.get("KEEPFLEET_RUNTIME_DIRECTORY", "/nonexistent"), guest.words)
+    context = GuestContext(grants, _directory(), guest.words)
     try:
         guest.link(context.wasi)
         _give_output(given)
@@ -299,6 +318,11 @@ def _run(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> Out
         return run_guest(guest, limits, meter)
     finally:
         context.wipe()
+
+
+def _directory() -> str:
+    """The keep's own directory."""
+    return os.environ.get("KEEPFLEET_RUNTIME_DIRECTORY", "/nonexistent")
 
 
 def _give_output(given: Passed) -> None:
@@ -321,7 +345,7 @@ def _load(passed: Passed, limits: Limits, grants: Grants | None) -> tuple[Guest,
     except Unfit as error:
         if MODULE not in passed:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot load the compiled module: {error}") from error
-        text = f"{_RUNNING}, compiled again: what was compiled before does not fit this engine: {error}"
+        text = f"{_RUNNING}, {COMPILED_AGAIN}: what was compiled before does not fit this engine: {error}"
         print(f"app-loader: {text}", file=sys.stderr, flush=True)
         os.close(compiled)
         compiled = _compile_again(passed.number(MODULE), limits, grants)

@@ -30,6 +30,7 @@ class Action(Enum):
     DECLARE = "declare a keep"
     STORE_READ = "list the module store"
     STORE_ADD = "add to the module store"
+    STORE_PULL = "pull into the module store"
     STORE_TAG = "name a module of the store"
     STORE_REMOVE = "remove from the module store"
     STORE_EXPORT = "take modules out of the store"
@@ -64,6 +65,7 @@ _ROWS: dict[Action, tuple[Scope, ...]] = {
     Action.DECLARE: (ALL, OWN, NONE, NONE, NONE),
     Action.STORE_READ: (ALL, ALL, ALL, NONE, ALL),
     Action.STORE_ADD: (ALL, NONE, NONE, NONE, NONE),
+    Action.STORE_PULL: (ALL, NONE, NONE, NONE, NONE),
     Action.STORE_TAG: (ALL, NONE, NONE, NONE, NONE),
     Action.STORE_REMOVE: (ALL, NONE, NONE, NONE, NONE),
     Action.STORE_EXPORT: (ALL, NONE, NONE, NONE, NONE),

@@ -3,6 +3,9 @@
 Of each name there is at most one living keep, but while a new one takes over from an old one: the new one is made, has
 run for its `ready_seconds` or has exited 0, and then the old one is removed; where the new one ends before that, what
 the old one runs is wanted again. One keep that has ended stays for people to look at, and to count failures by.
+
+Where the keep has a volume, which one keep has at a time, the old one ends first: what is wanted again then is the
+latest version that is known to have been ready.
 """
 
 from __future__ import annotations
@@ -47,7 +50,12 @@ _RUNS_AGAIN = {
 @dataclass(frozen=True)
 class Wanted:
     """One specification. digest: what its keep must have been made for; goes_back: whether what was wanted
-    before is still known."""
+    before is still known; pinned: whether it is known which module that is.
+
+    alone: no other keep of it may live beside a new one; probe_seconds: how long a keep has for the line by which it is
+    ready, None where none is asked for; proven: whether a keep of it has been ready; back: the digest of the latest
+    version before that has been, "" for none.
+    """
 
     name: str
     owner: str
@@ -56,12 +64,23 @@ class Wanted:
     restart: RestartPolicy
     ready_seconds: float
     goes_back: bool = True
+    pinned: bool = True
+    alone: bool = False
+    probe_seconds: float | None = None
+    proven: bool = False
+    back: str = ""
+
+    @property
+    def proves(self) -> bool:
+        """Whether it is to be remembered that a keep of it has been ready."""
+        return (self.alone or self.probe_seconds is not None) and not self.proven
 
 
 @dataclass(frozen=True)
 class Seen:
     """One keep that was made for a specification. since: when it reached the phase it is in; ran: how long its workload
-    did, or has; ended: when; all in seconds since boot; text: how it is, in words."""
+    did, or has; ended: when; all in seconds since boot; text: how it is, in words; probed: whether its output had the
+    line that it is ready by."""
 
     kuuid: int
     name: str
@@ -73,6 +92,7 @@ class Seen:
     ran: float = 0.0
     ended: float = 0.0
     text: str = ""
+    probed: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +133,14 @@ class RollBack:
 
 
 @dataclass(frozen=True)
+class Prove:
+    """Remember that a keep of this digest has been ready."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Wait:
     """Nothing before `until`."""
 
@@ -120,7 +148,7 @@ class Wait:
     until: float
 
 
-Action = Create | Remove | RollBack | Wait
+Action = Create | Remove | RollBack | Prove | Wait
 
 
 @dataclass(frozen=True)
@@ -193,13 +221,24 @@ def _for_one(one: Wanted, mine: Sequence[Seen], now: float, failure: Failure | N
         return _first(one, running, now, failure)
     last = max(current, key=_when)
     before = [*_removed((keep for keep in current if keep is not last), "a later one has ended")]
-    ready = last.life is Life.DONE or last.ran >= one.ready_seconds
-    if running and not ready and one.goes_back:
+    heard = one.probe_seconds is None or one.proven or last.probed
+    ready = last.life is Life.DONE or (heard and last.ran >= one.ready_seconds)
+    back = _way_back(one, running)
+    if back and not ready and (running or last.life is Life.FAILED):
         why = f"it was not ready: {last.text}"
-        return [*before, RollBack(one.name, running[-1].digest, why)], _replacing(why, running[-1])
+        return [*before, RollBack(one.name, back, why)], _replacing(why, [*running[-1:], last])
     gone = [] if running and not ready else [*_removed(old, "it was replaced")]
+    proof = [Prove(one.name, one.digest)] if ready and one.proves else []
     then, standing = _after(one, last, now, failure)
-    return [*before, *gone, *then], standing
+    return [*before, *gone, *proof, *then], standing
+
+
+def _way_back(one: Wanted, running: Sequence[Seen]) -> str:
+    """What is wanted again where no keep of the specification becomes ready: what runs still, or for one that is alone
+    what was ready before; "" where there is nothing, or where it was ready and is alone."""
+    if not one.goes_back or (one.alone and one.proven):
+        return ""
+    return running[-1].digest if running else one.back if one.alone else ""
 
 
 def _when(keep: Seen) -> tuple[float, int]:
@@ -214,22 +253,32 @@ def _with_living(
     actions = [*_removed((keep for keep in living if keep is not first), "there is another one")]
     if first.life is Life.UNKNOWN:
         return actions, Standing(DeclaredState.UNKNOWN, first.text, first.kuuid)
-    ready_at = first.since + one.ready_seconds
+    heard = one.probe_seconds is None or one.proven or first.probed
+    ready_at = first.since + (one.ready_seconds if heard else max(one.probe_seconds or 0.0, one.ready_seconds))
     if now < ready_at:
         state = DeclaredState.REPLACING if any(keep.life not in ENDED for keep in old) else DeclaredState.STARTING
         return [*actions, Wait(one.name, ready_at)], Standing(state, "", first.kuuid)
+    if not heard:
+        why = f"its output had no line that says it is ready within {one.probe_seconds:g} s"
+        back = _way_back(one, [keep for keep in old if keep.life in (Life.RUNNING, Life.UNKNOWN)])
+        if back:
+            return [*actions, RollBack(one.name, back, f"it was not ready: {why}")], _replacing(why, [first])
+        return actions, Standing(DeclaredState.UNREADY, why, first.kuuid)
     actions += [*_removed(old, "it was replaced"), *_removed(ended[:-1], "a later one has ended")]
+    actions += [Prove(one.name, one.digest)] if one.proves else []
     return actions, Standing(DeclaredState.RUNNING, first.text, first.kuuid)
 
 
 def _first(one: Wanted, running: Sequence[Seen], now: float, failure: Failure | None) -> tuple[list[Action], Standing]:
     """No keep was made for the specification as it is."""
-    if failure is not None and failure.own and running and one.goes_back:
-        return [RollBack(one.name, running[-1].digest, failure.why)], _replacing(failure.why, running[-1])
+    back = _way_back(one, running)
+    if failure is not None and failure.own and back:
+        return [RollBack(one.name, back, failure.why)], _replacing(failure.why, running[-1:])
     if failure is not None and failure.until > now:
         kuuid = running[-1].kuuid if running else None
         return [Wait(one.name, failure.until)], Standing(DeclaredState.UNMET, failure.why, kuuid)
-    return [Create(one.name)], Standing(DeclaredState.REPLACING if running else DeclaredState.STARTING)
+    first = [*_removed(running, "the volume is one keep's at a time")] if one.alone and one.pinned else []
+    return [*first, Create(one.name)], Standing(DeclaredState.REPLACING if running else DeclaredState.STARTING)
 
 
 def _after(one: Wanted, last: Seen, now: float, failure: Failure | None) -> tuple[list[Action], Standing]:
@@ -248,5 +297,5 @@ def _after(one: Wanted, last: Seen, now: float, failure: Failure | None) -> tupl
     return [Create(one.name, attempt)], Standing(DeclaredState.STARTING, last.text, last.kuuid)
 
 
-def _replacing(why: str, old: Seen) -> Standing:
-    return Standing(DeclaredState.REPLACING, why, old.kuuid)
+def _replacing(why: str, keeps: Sequence[Seen]) -> Standing:
+    return Standing(DeclaredState.REPLACING, why, keeps[0].kuuid if keeps else None)

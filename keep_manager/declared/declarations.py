@@ -11,7 +11,7 @@ from keep_manager.declared.reconciler import Modules, Reconciler
 from keep_manager.declared.specification import Header, Specification, read_job
 from keep_manager.declared.specifications import MAX_DECLARED, Unreadable, check_name
 from keep_manager.model import Caller
-from keep_protocol.declared import DeclaredKeep
+from keep_protocol.declared import DeclaredKeep, DeclaredState
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 
@@ -71,7 +71,7 @@ class Declarations:
                 if (before.text, before.header.module) == (manifest, module):
                     self._reconciler.retry(name)
                     return self.get(name)
-                header = before.header.replace(note="")
+                header = before.header.replace(note="", proven=False)
             else:
                 if before is None and len(self._reconciler.specifications) >= MAX_DECLARED:
                     why = f"there are {MAX_DECLARED} already"
@@ -81,6 +81,9 @@ class Declarations:
             version = header.version + isinstance(before, Specification)
             changed = header.replace(version=version, applied_at=time.time(), module=module)
             wanted = Specification(name, changed, manifest, job)
+            if isinstance(before, Specification) and wanted.digest == before.digest:  # what runs is what ran
+                runs = self._reconciler.standing(name).state is DeclaredState.RUNNING
+                wanted = wanted.changed(proven=before.header.proven or runs)
             await self._reconciler.write(wanted, before if isinstance(before, Specification) else None)
         return self.get(name)
 
@@ -89,7 +92,12 @@ class Declarations:
         async with self._reconciler.changing:
             before = self._readable(name)
             header = before.header
-            again = before.changed(version=header.version + 1, generation=header.generation + 1, applied_at=time.time())
+            again = before.changed(
+                version=header.version + 1,
+                generation=header.generation + 1,
+                applied_at=time.time(),
+                proven=False,
+            )
             await self._reconciler.write(again, before)
         return self.get(name)
 

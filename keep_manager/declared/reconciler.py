@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from keep_manager.declared.decision import (
@@ -20,6 +20,7 @@ from keep_manager.declared.decision import (
     Create,
     Failure,
     Life,
+    Prove,
     Remove,
     RollBack,
     Seen,
@@ -29,23 +30,25 @@ from keep_manager.declared.decision import (
     decide,
     pause,
 )
+from keep_manager.declared.probes import Probes
+from keep_manager.declared.requests import caller_of, request_for
 from keep_manager.declared.specification import Specification
 from keep_manager.declared.specifications import Specifications, Unreadable
+from keep_manager.declared.volumes import Volumes
 from keep_manager.failpoints import Failpoint, reach
+from keep_manager.keeps import logs
+from keep_manager.keeps.logs import Output
 from keep_manager.keeps.view import Entry
-from keep_manager.model import Caller, StoredModule
+from keep_manager.model import Caller, StoredModule, exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol.api import NewKeep
 from keep_protocol.declared import DeclaredState
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import parse
 from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo
 from keep_protocol.outcome import OutcomeKind
 from keep_protocol.spec import Declaration, KeepSpec, RestartPolicy
 from keep_protocol.states import Phase, State
-from keepctl.job import NO_RESTART
-from module_store.names import parse_wanted
 
 LOG = logging.getLogger("keepfleet.declared")
 _OWN_FAULTS = (
@@ -61,7 +64,7 @@ _NOTE = 900
 """Characters of a reason in a specification's note."""
 
 
-class Keeps(Protocol):
+class Keeps(logs.Keeps, Protocol):
     """What the reconciler needs of the keeps. Every method raises KeepfleetError alone."""
 
     async def create(
@@ -101,19 +104,24 @@ class Reconciler:
         entries: Callable[[], Iterable[Entry]],
         files: Specifications,
         modules: Modules,
+        volumes: Volumes,
+        output: Output,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tasks, self._keeps, self._entries, self._files = tasks, keeps, entries, files
-        self._modules, self._clock = modules, clock
+        self._modules, self._volumes, self._clock = modules, volumes, clock
         self.specifications: dict[str, Specification | Unreadable] = {}
         self.changing = asyncio.Lock()
         """Held by who writes specifications: reading, deciding and writing are one step."""
         self._used: dict[str, set[str]] = {}
+        self._proven: dict[str, list[str]] = {}
+        """Of each name the digests of versions that have been ready, the latest first, as the history has them."""
         self._standings: dict[str, Standing] = {}
         self._troubles: dict[str, _Trouble] = {}
         self._busy: set[str] = set()
         self._no_way_back: set[str] = set()
         self._woken = asyncio.Event()
+        self._probes = Probes(tasks, keeps, output, self._woken.set)
         self._said: asyncio.Future[None] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -123,6 +131,7 @@ class Reconciler:
     async def open(self) -> None:
         """Reads what is declared. Raises KeepfleetError."""
         await asyncio.to_thread(self._files.open)
+        await asyncio.to_thread(self._volumes.open)
         self.specifications = await asyncio.to_thread(self._files.load)
         for name, found in self.specifications.items():
             if isinstance(found, Unreadable):
@@ -160,6 +169,7 @@ class Reconciler:
         self.specifications.pop(name, None)
         self._standings.pop(name, None)
         self._used.pop(name, None)
+        self._proven.pop(name, None)
         self.retry(name)
         await self._declare_uses()
 
@@ -199,6 +209,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Begins nothing any more, and ends what is under way while its rollback still has a group to run in."""
+        self._probes.close()
         under_way = set(self._under_way)
         for task in under_way:
             task.cancel()
@@ -208,7 +219,7 @@ class Reconciler:
     def _round(self) -> float | None:
         """Decides, and begins what follows; until when there is nothing else to do, None for ever."""
         now = self._clock()
-        seen = [keep for keep in (seen_of(entry, now) for entry in self._entries()) if keep is not None]
+        seen = self._listened([keep for keep in (seen_of(entry, now) for entry in self._entries()) if keep is not None])
         held = {name for name, each in self.specifications.items() if isinstance(each, Unreadable)} | self._busy
         wanted = [
             self._wanted(each)
@@ -236,6 +247,21 @@ class Reconciler:
             task.add_done_callback(self._under_way.discard)
         return until
 
+    def _listened(self, seen: Sequence[Seen]) -> list[Seen]:
+        """Listens to those that are to show that they are ready; the same keeps, with what was heard."""
+        found: list[Seen] = []
+        asked: list[tuple[Seen, str]] = []
+        for keep in seen:
+            wanted = self.specifications.get(keep.name)
+            probe = wanted.job.probe if isinstance(wanted, Specification) and not wanted.header.proven else None
+            if probe is None or keep.life not in (Life.RUNNING, Life.DONE, Life.FAILED):
+                found.append(keep)
+                continue
+            asked.append((keep, probe.output))
+            found.append(replace(keep, probed=self._probes.heard(keep.kuuid, probe.output)))
+        self._probes.listen(asked)
+        return found
+
     def _wanted(self, each: Specification) -> Wanted:
         job, header = each.job, each.header
         return Wanted(
@@ -246,6 +272,11 @@ class Reconciler:
             RestartPolicy(job.restart),
             job.ready_seconds,
             each.name not in self._no_way_back,
+            bool(header.module),
+            job.volume is not None,
+            None if job.probe is None else job.probe.seconds,
+            header.proven,
+            next((digest for digest in self._proven.get(each.name, ()) if digest != each.digest), ""),
         )
 
     def _say(self, standings: Mapping[str, Standing]) -> None:
@@ -261,13 +292,16 @@ class Reconciler:
     async def _work(self, name: str, actions: Sequence[Action]) -> None:
         """Does what was decided for one name. What fails has a pause, and is decided again then."""
         try:
-            for action in actions:
-                if isinstance(action, Create):
-                    await self._create(action)
-                elif isinstance(action, Remove):
-                    await self._remove(action)
-                elif isinstance(action, RollBack):
-                    await self._roll_back(action)
+            with exhaustion_explained("do what is declared"):
+                for action in actions:
+                    if isinstance(action, Create):
+                        await self._create(action)
+                    elif isinstance(action, Remove):
+                        await self._remove(action)
+                    elif isinstance(action, RollBack):
+                        await self._roll_back(action)
+                    elif isinstance(action, Prove):
+                        await self._prove(action)
         except KeepfleetError as error:
             self._failed(name, "", error)
         finally:
@@ -284,6 +318,11 @@ class Reconciler:
                 return
             digest = wanted.digest
             declared = Declaration(wanted.header.version, digest, action.attempt)
+            volume = wanted.job.volume
+            if volume is not None:
+                async with self._volumes.lock:
+                    owner = wanted.header.owner
+                    await asyncio.to_thread(self._volumes.ensure, volume.name, owner, volume.size, volume.inodes)
             reach(Failpoint.RECONCILE_BEFORE_CREATE)
             made = await self._keeps.create(request_for(wanted), caller_of(wanted), declared=declared)
         except KeepfleetError as error:
@@ -326,6 +365,16 @@ class Reconciler:
         reach(Failpoint.RECONCILE_AFTER_ROLL_BACK)
         LOG.warning("declared keep %s: %s", action.name, note)
 
+    async def _prove(self, action: Prove) -> None:
+        """Writes down that what is wanted has been ready: a replacement that is not goes back to it."""
+        async with self.changing:
+            wanted = self.specifications.get(action.name)
+            if isinstance(wanted, Specification) and wanted.digest == action.digest:
+                proven = wanted.changed(proven=True)
+                await asyncio.to_thread(self._files.write, proven)
+                self.specifications[action.name] = proven
+        reach(Failpoint.RECONCILE_AFTER_PROVE)
+
     def _failed(self, name: str, digest: str, error: KeepfleetError) -> None:
         before = self._troubles.get(name)
         times = 1 + (before.times if before is not None and before.failure.digest == digest else 0)
@@ -341,36 +390,13 @@ class Reconciler:
         with suppress(KeepfleetError):  # what cannot be read cannot be gone back to
             each += await self.history(name)
         self._used[name] = {one.header.module for one in each if one.header.module}
+        self._proven[name] = [one.digest for one in each if one.header.proven]
 
     async def _declare_uses(self) -> None:
         try:
             await asyncio.to_thread(self._modules.declared, set().union(*self._used.values()))
         except KeepfleetError as error:
             LOG.warning("what is declared can be collected in the store: %s", error.message)
-
-
-def request_for(wanted: Specification) -> NewKeep:
-    """The request for its keep. Its end is the manager's to answer, and not the loader's. Raises KeepfleetError."""
-    job = wanted.job.replace(restart=NO_RESTART)
-    reference = parse_wanted(job.module).reference
-    module = f"{reference}@{wanted.header.module}" if reference else wanted.header.module
-    start = {"workload": given} if (given := job.workload()) else {}
-    optional = {"profile": job.profile, "compiler": job.compiler, "output": job.output}
-    asked: dict[str, object] = {
-        "name": wanted.name,
-        "labels": dict(job.labels),
-        "limits": dict(job.limits),
-        "module": module,
-        "start": start,
-        **{name: value for name, value in optional.items() if value},
-    }
-    return parse(NewKeep, asked, f"specification {wanted.name}", strict=True)
-
-
-def caller_of(wanted: Specification) -> Caller:
-    """For whom its keep is made: what the owner may have now."""
-    header = wanted.header
-    return Caller(header.owner, header.role, "this host", f"{header.owner}, by the declared keep {wanted.name}")
 
 
 def _manager(who: str) -> Caller:

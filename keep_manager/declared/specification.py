@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Record, Seconds, Text, Whole, Word, field, parse
+from keep_protocol.fields import Flag, Record, Seconds, Text, Whole, Word, field, parse
 from keep_protocol.identity import Role
 from keep_protocol.spec import OWNER
 from keepctl.job import Job
@@ -38,7 +38,7 @@ class Header(Record):
     """The first line. version: counted up by each change; applied_at: seconds of the epoch; module: the digest that the
     module's reference named when it was applied, "" while the store has none; generation: counted up by each restart;
     salt: keys the digests of this name; note: what the manager did of its own; content: the digest of all
-    the rest."""
+    the rest; proven: whether a keep of it has been ready, as far as that is asked for."""
 
     owner: str = field(OWNER)
     role: Role = field(Word(Role))
@@ -49,6 +49,7 @@ class Header(Record):
     generation: int = field(Whole(0, 1 << 53), default=0)
     note: str = field(Text(MAX_NOTE), default="")
     content: str = field(Text(64, f"({_HEX})?", "64 hexadecimal digits"), default="")
+    proven: bool = field(Flag(), default=False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Specification:
         """
         usual = Job().fields()
         said = {name: _plain(value) for name, value in self.job.fields().items() if value != usual[name]}
-        for managed in ("module", "restart", "ready_seconds", "name"):
+        for managed in ("module", "restart", "ready_seconds", "probe", "name"):
             said.pop(managed, None)
         said |= {"module": self.header.module, "generation": self.header.generation}
         return hmac.digest(self.header.salt.encode(), strict_json.dumps(said), "sha256").hex()
@@ -114,11 +115,19 @@ def encode(specification: Specification) -> bytes:
     """The file's bytes."""
     body = specification.text.encode()
     header = specification.header.replace(content=_checksum(specification.header, body))
-    return _BEGIN + strict_json.dumps({"schema": SCHEMA, **header.to_wire()}) + b"\n" + body
+    return _BEGIN + strict_json.dumps({"schema": SCHEMA, **_wire(header)}) + b"\n" + body
+
+
+def _wire(header: Header) -> dict[str, object]:
+    """Its members. What older versions do not know stands there only where it says something."""
+    wire = header.to_wire()
+    if not header.proven:
+        del wire["proven"]
+    return wire
 
 
 def _checksum(header: Header, body: bytes) -> str:
-    return hashlib.sha256(strict_json.dumps(header.replace(content="").to_wire()) + b"\n" + body).hexdigest()
+    return hashlib.sha256(strict_json.dumps(_wire(header.replace(content=""))) + b"\n" + body).hexdigest()
 
 
 def decode(name: str, data: bytes) -> Specification:

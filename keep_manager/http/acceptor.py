@@ -20,6 +20,7 @@ from typing import Protocol
 
 from keep_manager.http.connection_table import ConnectionTable, Quota
 from keep_manager.http.handshakes import STRANGERS, Handshake, Handshakes
+from keep_manager.model import EXHAUSTED
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.tls import HANDSHAKE_SECONDS
@@ -43,7 +44,6 @@ SHUTDOWN_SECONDS = 2.0
 TLS_BUFFER_BYTES = 16 * 1024
 """What asyncio reads into, for each connection from its handshake on: one TLS record instead of 256 KiB. Those are more
 than what malloc gives back, and 1,000 aborted handshakes left 135 MB behind."""
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _OF_ONE_CONNECTION = {
     errno.ECONNABORTED,
     errno.EPERM,
@@ -147,7 +147,7 @@ class Acceptor:
 
     async def _survive(self, error: OSError) -> None:
         """Returns when it makes sense to accept again. Raises `error` where it never will."""
-        if error.errno in _EXHAUSTED:
+        if error.errno in EXHAUSTED:
             LOG.error("cannot accept connections for %g s: %s", PAUSE_SECONDS, error.strerror)
             await asyncio.sleep(PAUSE_SECONDS)
         elif error.errno not in _OF_ONE_CONNECTION:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
-from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, pools, store, streams
+from keep_manager.http import declared, handlers, inputs, legacy, middleware, openapi, pools, store, streams, volumes
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
@@ -26,7 +26,9 @@ from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
+from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.store import MAX_OBJECT_BYTES, V1_STORE_PATH, InUse
+from keep_protocol.volumes import V1_VOLUMES_PATH
 
 STOP_SECONDS = 5.0
 """What requests under way get at the end; a creation takes 60 ms, and what is cut off is rolled back."""
@@ -71,6 +73,8 @@ ROUTES = (
     Route("GET", V1_POOLS_PATH, Action.LIST, pools.list_pools),
     Route("GET", pools.POOL_PATH, Action.READ, pools.get_pool),
     Route("DELETE", pools.POOL_PATH, Action.REMOVE, pools.remove_pool),
+    Route("GET", V1_VOLUMES_PATH, Action.READ_DECLARED, volumes.list_volumes),
+    Route("DELETE", f"{V1_VOLUMES_PATH}/{{name}}", Action.DECLARE, volumes.remove_volume),
     Route("GET", V1_STORE_PATH, Action.STORE_READ, store.list_store),
     Route("POST", store.OBJECTS_PATH, Action.STORE_ADD, store.add_object, max_body=MAX_OBJECT_BYTES),
     Route("GET", store.OBJECT_PATH, Action.STORE_READ, store.get_object),
@@ -83,6 +87,10 @@ ROUTES = (
     Route("POST", store.VERIFY_PATH, Action.STORE_REMOVE, store.verify),
     Route("GET", store.EXPORT_PATH, Action.STORE_EXPORT, store.export),
     Route("POST", store.IMPORT_PATH, Action.STORE_ADD, store.import_modules, max_body=store.MAX_IMPORT),
+    Route("POST", V1_PULLS_PATH, Action.STORE_PULL, store.begin_pull),
+    Route("GET", V1_PULLS_PATH, Action.STORE_PULL, store.list_pulls),
+    Route("GET", store.PULL_PATH, Action.STORE_PULL, store.get_pull),
+    Route("DELETE", store.PULL_PATH, Action.STORE_PULL, store.cancel_pull),
     Route("GET", store.KEYS_PATH, Action.STORE_READ, store.list_keys),
     Route("POST", store.REVOKE_PATH, Action.STORE_REVOKE, store.revoke),
     Route("GET", openapi.DOCUMENT_PATH, Action.DESCRIBE, openapi.openapi),
@@ -99,13 +107,16 @@ def make_app(
     admission: Admission,
     quotas: QuotaKeeper,
     declarations: declared.Declarations,
+    kept_volumes: volumes.Volumes,
     modules: store.Modules,
     uses: Callable[[], Sequence[InUse]],
+    pulls: store.Pulls,
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
     app[declared.DECLARED] = declarations
+    app[volumes.VOLUMES] = kept_volumes
     app[streams.OUTPUT] = output
     app[streams.ENTRY] = view.entry
     app[inputs.INPUTS] = inputs_of
@@ -116,7 +127,7 @@ def make_app(
     app[middleware.ADMISSION] = admission
     app[middleware.FIND] = keeps.find
     app[middleware.QUOTAS] = quotas
-    store.prepare(app, modules, uses)
+    store.prepare(app, modules, uses, pulls)
     rules: dict[web.AbstractRoute, Rules] = {}
     for route in ROUTES:
         added = app.router.add_route(route.method, route.path, route.handler, expect_handler=middleware.expect)

@@ -14,7 +14,7 @@ from keep_manager.http.access import Admission, Peer, caller_at, refusals_logged
 from keep_manager.http.connection import Connection
 from keep_manager.http.cross_site import check_media_type, check_site
 from keep_manager.http.errors import KIND_OF, STATUS_OF, v1_body
-from keep_manager.model import Caller
+from keep_manager.model import Caller, exhaustion_explained
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_MANAGER_BODY, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -82,7 +82,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     rules = request.app[RULES].get(request.match_info.route)
     body = v1_body if rules is None else rules.error_body
     try:
-        return await handler(request)
+        with exhaustion_explained(f"answer {_what(request)} now"):
+            return await handler(request)
     except KeepfleetError as error:
         failure, status = error, int(STATUS_OF[error.kind])
     except web.HTTPException as error:

@@ -15,9 +15,11 @@ from keep_protocol import output, sse, store
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
+from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.schema import Schema
 from keep_protocol.states import State
 from keep_protocol.store import V1_STORE_PATH
+from keep_protocol.volumes import NAME_PATTERN, V1_VOLUMES_PATH
 
 OPENAPI = "3.1.0"
 VERSION = "1"
@@ -26,6 +28,7 @@ DOCUMENT = web.AppKey("document", dict[str, object])
 KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
 DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
 POOL_PATH = f"{V1_POOLS_PATH}/{{kuuid}}"
+VOLUME_PATH = f"{V1_VOLUMES_PATH}/{{name}}"
 EVERYWHERE = (
     ErrorKind.BAD_REQUEST,
     ErrorKind.FORBIDDEN,
@@ -305,6 +308,30 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         parameters=(Parameter("replace", "query", {"type": "boolean"}, "move references that name another object"),),
         refusals=(*BODY, ErrorKind.CONFLICT, ErrorKind.NO_SPACE, ErrorKind.CONFIGURATION),
     ),
+    ("POST", V1_PULLS_PATH): Operation(
+        "pull",
+        "Begins to pull a module from a registry that the configuration names, by a unit of its own",
+        202,
+        answer="Pull",
+        body="Pulling",
+        refusals=BODY,
+    ),
+    ("GET", V1_PULLS_PATH): Operation(
+        "listPulls", "The pulls that are under way, and the last that have ended", answer="PullList"
+    ),
+    ("GET", f"{V1_PULLS_PATH}/{{id}}"): Operation(
+        "getPull",
+        "How far a pull is",
+        answer="Pull",
+        parameters=(Parameter("wait", "query", {"type": "boolean"}, "answer when it has ended, or after a second"),),
+        refusals=(ErrorKind.NOT_FOUND,),
+    ),
+    ("DELETE", f"{V1_PULLS_PATH}/{{id}}"): Operation(
+        "cancelPull",
+        "Ends a pull that is under way; nothing of it is kept",
+        answer="Pull",
+        refusals=(ErrorKind.NOT_FOUND,),
+    ),
     ("GET", f"{V1_STORE_PATH}/keys"): Operation(
         "listKeys",
         "What modules must be to start, and what runs that could not start any more",
@@ -350,6 +377,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         body="Apply",
         refusals=(*BODY, ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.NO_SPACE),
     ),
+    ("GET", V1_VOLUMES_PATH): Operation(
+        "listVolumes", "Volumes by name, with the declared keeps that name them", answer="VolumeList", refusals=()
+    ),
+    ("DELETE", VOLUME_PATH): Operation(
+        "removeVolume",
+        "Removes a volume and all that is in it; refused while it is used",
+        204,
+        answer="",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
+    ),
     ("DELETE", DECLARED_PATH): Operation(
         "deleteDeclared", "Has it be declared no more; its keeps end then", 204, answer=""
     ),
@@ -375,6 +412,8 @@ _IN_PATHS = (
     ("digest", "{digest}", _DIGEST),
     ("name", "references/{name}", _NAMED),
     ("name", "keys/{name}", _KEY),
+    ("id", "pulls/{id}", {"type": "string", "pattern": "^[0-9a-f]{16}$"}),
+    ("name", VOLUME_PATH, {"type": "string", "pattern": f"^{NAME_PATTERN}$"}),
     ("name", f"{V1_DECLARED_PATH}/{{name}}", {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}),
 )
 """Parameters of paths, and the part of a path by which each is known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keep_protocol import sse, store
+from keep_protocol import pulling, sse, store
 from keep_protocol.api import MAX_PAGE, NewKeep, StartKeep
 from keep_protocol.api_pools import NewPool
 from keep_protocol.constants import KUUID_BITS
@@ -13,6 +13,7 @@ from keep_protocol.keep import KeepInfo, Module, Uploader, WorkloadSummary
 from keep_protocol.outcome import Outcome
 from keep_protocol.schema import Schema, record_schema
 from keep_protocol.spec import Lease
+from keep_protocol.volumes import Volume
 
 ANSWERS: dict[str, type[Record]] = {
     "Keep": KeepInfo,
@@ -22,6 +23,7 @@ ANSWERS: dict[str, type[Record]] = {
     "Workload": WorkloadSummary,
     "Uploader": Uploader,
     "Declared": DeclaredKeep,
+    "Volume": Volume,
     "KeepEvent": sse.KeepEvent,
     "LogLine": sse.LogLine,
     "Store": store.Listing,
@@ -36,6 +38,7 @@ ANSWERS: dict[str, type[Record]] = {
     "Key": store.KnownKey,
     "InUse": store.InUse,
     "Revoked": store.Revoked,
+    "Pull": pulling.Pull,
 }
 """What the manager writes: every member is there."""
 REQUESTS: dict[str, type[Record]] = {
@@ -47,6 +50,7 @@ REQUESTS: dict[str, type[Record]] = {
     "Collect": store.Collection,
     "Signature": store.Signature,
     "Revoke": store.Revoking,
+    "Pulling": pulling.Pulling,
 }
 """What it reads: what has a default may be left out."""
 _NAMES = {record: name for name, record in ANSWERS.items()}
@@ -120,6 +124,8 @@ def schemas() -> dict[str, Schema]:
         **{name: record_schema(record, refer=_of_request) for name, record in REQUESTS.items()},
         "Page": _page(),
         "DeclaredList": _object({"declared": {"type": "array", "items": _of_answer(DeclaredKeep)}}),
+        "PullList": _object({"pulls": {"type": "array", "items": _of_answer(pulling.Pull)}}),
+        "VolumeList": _object({"volumes": {"type": "array", "items": _of_answer(Volume)}}),
         "InputSent": _input_sent(),
         "Error": _error(),
     }

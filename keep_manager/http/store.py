@@ -25,6 +25,7 @@ from keep_protocol import strict_json
 from keep_protocol.constants import MAX_MANAGER_BODY
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, parse
+from keep_protocol.pulling import V1_PULLS_PATH, Pull, Pulling
 
 OBJECTS_PATH = f"{wire.V1_STORE_PATH}/objects"
 OBJECT_PATH = f"{OBJECTS_PATH}/{{digest}}"
@@ -32,6 +33,7 @@ SIGNATURES_PATH = f"{OBJECT_PATH}/signatures"
 REFERENCE_PATH = f"{wire.V1_STORE_PATH}/references/{{name}}"
 COLLECT_PATH, VERIFY_PATH = f"{wire.V1_STORE_PATH}/gc", f"{wire.V1_STORE_PATH}/verify"
 EXPORT_PATH, IMPORT_PATH = f"{wire.V1_STORE_PATH}/export", f"{wire.V1_STORE_PATH}/import"
+PULL_PATH = f"{V1_PULLS_PATH}/{{id}}"
 KEYS_PATH = f"{wire.V1_STORE_PATH}/keys"
 REVOKE_PATH = f"{KEYS_PATH}/{{name}}/revoke"
 MAX_IMPORT = 1 << 40
@@ -59,9 +61,14 @@ class Operations(Protocol):
         """One object."""
 
     def add(
-        self, source: Readable, reference: str = "", digest: str = "", signatures: Sequence[bytes] = ()
+        self,
+        source: Readable,
+        reference: str = "",
+        digest: str = "",
+        signatures: Sequence[bytes] = (),
+        origin: str = "",
     ) -> wire.Object:
-        """Keeps an object, with its signatures, and names it."""
+        """Keeps an object, with its signatures and where it came from, and names it."""
 
     def attach(self, digest: str, signatures: Sequence[bytes]) -> wire.Attached:
         """Keeps signatures with an object."""
@@ -104,7 +111,24 @@ class Modules(Protocol):
         """As `who` asks, called `name`, whose objects may be so many and so long; in_use: what runs."""
 
 
+class Pulls(Protocol):
+    """Modules from registries. What they raise is KeepfleetError."""
+
+    def begin(self, asked: Pulling, who: str, store: Operations) -> Pull:
+        """Begins one."""
+
+    def listing(self) -> tuple[Pull, ...]:
+        """Every one that is known."""
+
+    async def get(self, name: str, *, wait: bool = False) -> Pull:
+        """How far one is; wait: after its end, or a moment."""
+
+    async def cancel(self, name: str) -> Pull:
+        """Ends one."""
+
+
 MODULES = web.AppKey("modules", Modules)
+PULLS = web.AppKey("pulls", Pulls)
 USES: web.AppKey[Callable[[], Sequence[wire.InUse]]] = web.AppKey("uses")
 """What living keeps run."""
 READERS = web.AppKey("store-readers", ThreadPoolExecutor)
@@ -112,8 +136,9 @@ TRANSFERS = web.AppKey("store-transfers", ThreadPoolExecutor)
 UNDER_WAY: web.AppKey[set[object]] = web.AppKey("store-under-way")
 
 
-def prepare(app: web.Application, modules: Modules, uses: Callable[[], Sequence[wire.InUse]]) -> None:
+def prepare(app: web.Application, modules: Modules, uses: Callable[[], Sequence[wire.InUse]], pulls: Pulls) -> None:
     """Gives the application what these handlers need, and has it end their threads."""
+    app[PULLS] = pulls
     app[MODULES], app[USES], app[UNDER_WAY] = modules, uses, set()
     app[READERS] = ThreadPoolExecutor(MAX_READERS, "store")
     app[TRANSFERS] = ThreadPoolExecutor(MAX_TRANSFERS, "store-transfer")
@@ -272,6 +297,8 @@ async def _taken_in(request: web.Request, what: str, limit: int, work: Callable[
 async def add_object(request: web.Request) -> web.StreamResponse:
     """POST /v1/store/objects: keeps the body, with its signatures, and names it; all of that or nothing."""
     _parameters(request, "reference", "digest")
+    if "" in (request.query.get("reference"), request.query.get("digest")):
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, "invalid query: a reference or digest that is empty; leave it out")
     operations, query = _operations(request), request.query
     signatures = _signatures(request)
     added = await _taken_in(
@@ -317,3 +344,34 @@ async def export(request: web.Request) -> web.StreamResponse:
         )
     _done(caller_of(request), "exported %s", ", ".join(wanted)[:200] or "every module")
     return response
+
+
+# --- from registries -------------------------------------------------------------------------------------------------
+
+
+async def begin_pull(request: web.Request) -> web.StreamResponse:
+    """POST /v1/store/pulls: begins to pull a module from a registry."""
+    asked = await _asked(request, Pulling)
+    pull = request.app[PULLS].begin(asked, str(caller_of(request)), _operations(request))
+    response = json_response(pull.to_wire(), 202)
+    response.headers["Location"] = f"{V1_PULLS_PATH}/{pull.id}"
+    return response
+
+
+async def list_pulls(request: web.Request) -> web.StreamResponse:
+    """GET /v1/store/pulls: those that are under way, and the last that have ended."""
+    _parameters(request)
+    return json_response({"pulls": [each.to_wire() for each in request.app[PULLS].listing()]})
+
+
+async def get_pull(request: web.Request) -> web.StreamResponse:
+    """GET /v1/store/pulls/ID: how far one is; with `wait`, after its end or a second."""
+    _parameters(request, "wait")
+    found = await request.app[PULLS].get(request.match_info["id"], wait=_flag(request, "wait"))
+    return json_response(found.to_wire())
+
+
+async def cancel_pull(request: web.Request) -> web.StreamResponse:
+    """DELETE /v1/store/pulls/ID: ends one that is under way; nothing of it is kept."""
+    found = await request.app[PULLS].cancel(request.match_info["id"])
+    return json_response(found.to_wire())

@@ -6,10 +6,11 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
@@ -18,7 +19,7 @@ from keep_manager.keeps.policy import Policy, check_uploaders, limits_for
 from keep_manager.keeps.spares import Spares
 from keep_manager.keeps.starts import START_REPLY_SECONDS, Starts
 from keep_manager.keeps.view import View
-from keep_manager.model import Caller, StoredModule
+from keep_manager.model import Answer, Caller, StoredModule, exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol import strict_json
 from keep_protocol.api import NewKeep, StartKeep
@@ -34,6 +35,9 @@ MAX_WAITING_CREATIONS = 512
 """Requests that may queue for a creation; the queue drains at about 20 a second."""
 DRAWS = 8
 """IDs drawn for one creation: of 2^53 a second draw is needed once in a lifetime."""
+QUIET_SECONDS = 0.5
+"""From a creation's end until spares are made again: its client uploads and its guest begins in a third of that, and a
+spare takes as much of a processor as both."""
 REPLACEMENTS = 8
 """Living keeps of one name that one creation ends before its own: each may have been made by another meanwhile."""
 ROLL_BACK_SECONDS = 1.0
@@ -140,7 +144,8 @@ class Unbroken:
 
 async def _carried_through(work: Coroutine[None, None, None], result: asyncio.Future[None]) -> None:
     try:
-        await work
+        with exhaustion_explained("carry through what was asked"):
+            await work
     except KeepfleetError as error:
         result.set_exception(error)
     except BaseException:
@@ -174,6 +179,7 @@ class Creation:
         self._creating: set[int] = set()
         self._names: dict[tuple[str, str], int] = {}
         self._waiting = self._under_way = 0
+        self._disturbed_at = -math.inf
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -201,8 +207,13 @@ class Creation:
             return await self._create_named(request, spec, caller)
 
     async def quiet(self) -> None:
-        """Returns when no creation is under way."""
-        await self._quiet.wait()
+        """Returns when no creation has been under way for QUIET_SECONDS."""
+        while True:
+            await self._quiet.wait()
+            left = self._disturbed_at + QUIET_SECONDS - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(left)
 
     @contextmanager
     def _disturbing(self) -> Iterator[None]:
@@ -212,6 +223,7 @@ class Creation:
             yield
         finally:
             self._under_way -= 1
+            self._disturbed_at = time.monotonic()
             if not self._under_way:
                 self._quiet.set()
 
@@ -323,7 +335,8 @@ class Creation:
                 await self._spares.claim(spare, spec)
                 session = await held.enter_async_context(self._loaders.session(kuuid))
                 await session.hello()
-                made = self._view.answered(kuuid, await session.claim(spec))
+                answer = await session.claim(spec)
+                made = self._view.answered(kuuid, answer)
             except KeepfleetError as error:
                 LOG.info("%s: a spare that cannot be used: %s", unit_name(kuuid), error.message)
                 await self._unbroken.finish(self._roll_back(kuuid))
@@ -331,7 +344,7 @@ class Creation:
                     self._names[place] = reserved
                 return None
             if request.start is not None:
-                made = await self._first_start(session, request.start.replace(kuuid=kuuid), caller)
+                made = await self._first_start(session, request.start.replace(kuuid=kuuid), caller, answer)
         reach(Failpoint.CREATE_BEFORE_REPLY)
         self._recorder.appeared(kuuid)
         return made
@@ -357,9 +370,11 @@ class Creation:
         self._recorder.appeared(kuuid)
         return made
 
-    async def _first_start(self, session: LoaderSession, start: StartKeep, caller: Caller) -> KeepInfo:
+    async def _first_start(
+        self, session: LoaderSession, start: StartKeep, caller: Caller, answer: Answer | None = None
+    ) -> KeepInfo:
         try:
-            return await self._starts.first(session, start, caller)
+            return await self._starts.first(session, start, caller, answer)
         except KeepfleetError as error:  # another's start, too: this keep is not what was asked for
             kind = ErrorKind.KEEP_FAILED if error.kind is ErrorKind.CONFLICT else error.kind
             raise KeepfleetError(
@@ -371,7 +386,8 @@ class Creation:
         """Rolls the keep back when the block fails or is cancelled; not on a CONFLICT, which says that the unit, or its
         start, is another's."""
         try:
-            yield
+            with exhaustion_explained("make a keep"):
+                yield
         except KeepfleetError as error:
             if error.kind is not ErrorKind.CONFLICT:
                 await self._unbroken.finish(self._roll_back(kuuid))
@@ -402,6 +418,7 @@ class Creation:
                 return False
         await self._forget(kuuid)
         self._view.drop(kuuid)
-        if kuuid in self._units.kuuids():
-            LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))
+        with suppress(KeepfleetError):  # a look that nothing depends on
+            if kuuid in self._units.kuuids():
+                LOG.error("%s: its runtime directory is still there after the rollback", unit_name(kuuid))
         return True

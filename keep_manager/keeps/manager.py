@@ -25,7 +25,7 @@ from keep_manager.keeps.interfaces import (
 )
 from keep_manager.keeps.policy import Policy, Unlimited
 from keep_manager.keeps.readers import Readers
-from keep_manager.keeps.rest import Rest
+from keep_manager.keeps.rest import Rest, clear_away
 from keep_manager.keeps.spares import Spares, is_spare
 from keep_manager.keeps.starts import Starts
 from keep_manager.keeps.view import Entry, View
@@ -319,7 +319,7 @@ class Keeps:
     async def _forget(self, kuuid: int) -> None:
         """Removes what is left of a keep whose unit has gone."""
         self._inputs.close(kuuid)
-        await asyncio.to_thread(self._folders.remove, kuuid)
+        await clear_away(self._folders, kuuid)
 
     async def _refreshed(self, kuuid: int) -> KeepInfo:
         """One keep as its loader, or else its unit, shows it at this moment. Raises KeepfleetError(NOT_FOUND)."""

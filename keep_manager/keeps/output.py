@@ -77,7 +77,7 @@ class KeepOutput:
     def attach(self, channel: socket.socket) -> None:
         """Takes over the channel to the loader, in place of that to one before. The loader hears immediately what is
         read and what is to be kept; it may get its end after that."""
-        self._detach()
+        self.detach()
         channel.setblocking(False)
         self._channel, self._token_out = channel, True  # whatever it has written by now, it hears where we are
         asyncio.get_running_loop().add_reader(channel, self._token)
@@ -85,7 +85,7 @@ class KeepOutput:
 
     def close(self) -> None:
         """The keep is gone: its readers get what is there, and no more."""
-        self._detach()
+        self.detach()
         self.wake()
         os.close(self._descriptor)
         self._descriptor = -1
@@ -188,7 +188,7 @@ class KeepOutput:
         except OSError:
             tokens = [b""]
         if not all(tokens):
-            self._detach()
+            self.detach()
         elif len(tokens) == MAX_TOKENS:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._channel)
@@ -222,7 +222,7 @@ class KeepOutput:
             asyncio.get_running_loop().add_writer(self._channel, self._writable)
             return
         except OSError:
-            self._detach()
+            self.detach()
             return
         self._acknowledged = now
         self._token_out = self._token_out and not self._readers
@@ -232,7 +232,8 @@ class KeepOutput:
             asyncio.get_running_loop().remove_writer(self._channel)
             self._acknowledge(always=True)
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
+        """There is no channel to the loader any more; its readers look."""
         if self._channel is not None:
             asyncio.get_running_loop().remove_reader(self._channel)
             asyncio.get_running_loop().remove_writer(self._channel)

@@ -11,14 +11,14 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 from keep_manager.keeps.decide import ENDED, refuse_output
 from keep_manager.keeps.interfaces import Folders, Loaders
 from keep_manager.keeps.output import MAX_READERS, KeepOutput, Reader
 from keep_manager.keeps.view import View
-from keep_manager.model import KEEPS_OUTPUT
+from keep_manager.model import KEEPS_OUTPUT, LoaderGone, exhaustion_explained
 from keep_protocol.constants import unit_name
 from keep_protocol.control import Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -118,6 +118,8 @@ class Readers:
     def __init__(self, loaders: Loaders, folders: Folders, view: View) -> None:
         self._loaders, self._folders, self._view = loaders, folders, view
         self._followed: dict[int, _Followed] = {}
+        self.on_unattached: Callable[[int], None] = lambda _: None
+        """Called with a keep that is followed, and whose loader could not be reached now: `tend` tries it again."""
 
     def __repr__(self) -> str:
         return f"Readers({sum(len(one.readings) for one in self._followed.values())} of {len(self._followed)} keeps)"
@@ -194,7 +196,8 @@ class Readers:
             yield None
             return
         followed.drop_channel()
-        followed.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with exhaustion_explained(f"follow keep {kuuid}"):
+            followed.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 yield theirs.fileno()
@@ -209,15 +212,19 @@ class Readers:
         return entry.info.state not in ENDED and version >= KEEPS_OUTPUT
 
     async def _attach(self, kuuid: int, output: KeepOutput) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        output.attach(ours)
         try:
+            with exhaustion_explained(f"follow keep {kuuid}"):
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            output.attach(ours)
             with theirs:
                 async with self._loaders.session(kuuid) as session:
                     await session.ask(Command(CommandType.FOLLOW), descriptors=(theirs.fileno(),))
         except KeepfleetError as error:
-            # It has ended, or another one comes: then the watch has us look again.
             LOG.info("%s announces no output: %s", unit_name(kuuid), error.message)
+            if error.kind is ErrorKind.UNAVAILABLE and not isinstance(error, LoaderGone):
+                output.detach()
+                self.on_unattached(kuuid)
+            # Else it has ended, or another one comes: then the watch has us look again.
 
     def _open(self, kuuid: int, followed: _Followed) -> None:
         """Opens the ring of a keep that was started, and has those who wait begin. Raises KeepfleetError."""

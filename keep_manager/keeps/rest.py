@@ -10,9 +10,16 @@ from keep_manager.keeps import decide
 from keep_manager.keeps.interfaces import Folders, Units
 from keep_manager.keeps.view import View
 from keep_manager.model import LoaderGone, UnitState
+from keep_manager.tasks import carried_on
+from keep_protocol.constants import unit_name
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo, KeepReport
 from keep_protocol.record import KeepRecord
+
+
+async def clear_away(folders: Folders, kuuid: int) -> None:
+    """Removes the files of a keep whose unit has gone, as soon as there are descriptors for that."""
+    await carried_on(lambda: asyncio.to_thread(folders.remove, kuuid), f"removing the files of {unit_name(kuuid)}")
 
 
 class Rest:

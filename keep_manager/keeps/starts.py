@@ -16,6 +16,7 @@ from keep_manager.keeps.kinds import kind_of
 from keep_manager.keeps.policy import Policy, uploaders_for
 from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.readers import Readers
+from keep_manager.keeps.rest import clear_away
 from keep_manager.keeps.view import NO_SPEC, View
 from keep_manager.model import KEEPS_OUTPUT, Answer, Caller, Provision, UnixUser
 from keep_protocol.api import StartKeep
@@ -72,11 +73,14 @@ class Starts:
             async with self.compiled(spec, patience) as compiled, self._loaders.session(request.kuuid) as session:
                 return await self._start(session, request, caller, compiled)
 
-    async def first(self, session: LoaderSession, request: StartKeep, caller: Caller) -> KeepInfo:
-        """The same, of a keep that is being made, whose loader `session` is with; its module is compiled already."""
+    async def first(
+        self, session: LoaderSession, request: StartKeep, caller: Caller, answer: Answer | None = None
+    ) -> KeepInfo:
+        """The same, of a keep that is being made, whose loader `session` is with; its module is compiled already.
+        answer: what the loader of a spare has said when it became the keep."""
         with self._only(request.kuuid):
             async with self.compiled(self._view.entry(request.kuuid).spec or NO_SPEC) as compiled:
-                return await self._start(session, request, caller, compiled)
+                return await self._start(session, request, caller, compiled, answer)
 
     @asynccontextmanager
     async def compiled(self, spec: KeepSpec, patience: float | None = None) -> AsyncIterator[int | None]:
@@ -109,9 +113,15 @@ class Starts:
             self._starting.discard(kuuid)
 
     async def _start(
-        self, session: LoaderSession, request: StartKeep, caller: Caller, compiled: int | None
+        self,
+        session: LoaderSession,
+        request: StartKeep,
+        caller: Caller,
+        compiled: int | None,
+        answer: Answer | None = None,
     ) -> KeepInfo:
-        info = self._view.answered(request.kuuid, await self._hand_over(session, request, caller, compiled))
+        answer = await self._hand_over(session, request, caller, compiled, answer)
+        info = self._view.answered(request.kuuid, answer)
         await self._readers.tend(request.kuuid)  # before anyone hears where the workload is awaited
         reach(Failpoint.START_BEFORE_REPLY)
         what = (
@@ -121,14 +131,21 @@ class Starts:
         return info
 
     async def _hand_over(
-        self, session: LoaderSession, request: StartKeep, caller: Caller, compiled: int | None
+        self,
+        session: LoaderSession,
+        request: StartKeep,
+        caller: Caller,
+        compiled: int | None,
+        answer: Answer | None = None,
     ) -> Answer:
-        kuuid = request.kuuid
-        answer = await session.hello()
+        kuuid, claimed = request.kuuid, answer is not None
+        answer = answer or await session.hello()
         self._view.answered(kuuid, answer)
         decide.refuse_start(answer.report)
         spec = self._view.entry(kuuid).spec or NO_SPEC
-        if spec.spare:  # which its loader may not know, where a manager was killed after it had said so to systemd
+        if (
+            spec.spare and not claimed
+        ):  # which its loader may not know, where a manager was killed after it had said so to systemd
             await session.claim(spec)
         if not self._providers.journal_stores:
             await session.unstored()
@@ -191,7 +208,7 @@ class Starts:
             yield handed
         except BaseException:
             if not handed.is_set() or kuuid not in self._view or self._view.entry(kuuid).removing:
-                await asyncio.shield(asyncio.to_thread(self._folders.remove, kuuid))
+                await asyncio.shield(clear_away(self._folders, kuuid))
             raise
 
     def _provision(

@@ -49,6 +49,8 @@ class View:
         self._entries: dict[int, Entry] = {}
         self.on_change: Callable[[KeepSpec | None], None] = lambda spec: None
         """Called with the spec of a keep that is another than before, or there, or gone."""
+        self.on_unfit: Callable[[KeepSpec], None] = lambda spec: None
+        """Called with the spec of a keep whose engine did not take the compiled code that came with its start."""
 
     def __repr__(self) -> str:
         return f"View({len(self._entries)} keeps)"
@@ -93,14 +95,16 @@ class View:
         """The keep, now that its loader has answered. Raises KeepfleetError(NOT_FOUND)."""
         entry = self.entry(kuuid)
         entry.spec = decide.adopted(entry.spec, answer.claims)
-        entry.report, entry.unit_ended, entry.passing, entry.resting = answer.report, None, False, False
+        self._heard(entry, answer.report)
+        entry.unit_ended, entry.passing, entry.resting = None, False, False
         return self._set(entry, answer.report)
 
     def recorded(self, kuuid: int, report: KeepReport, ended: float | None, *, has_unit: bool = True) -> KeepInfo:
         """The keep, which has no loader any more, by what that has written down; `ended`: when its unit did, where that
         is known, in seconds since boot. Raises KeepfleetError(NOT_FOUND)."""
         entry = self.entry(kuuid)
-        entry.report, entry.unit_ended, entry.passing, entry.resting = report, ended, False, True
+        self._heard(entry, report)
+        entry.unit_ended, entry.passing, entry.resting = ended, False, True
         entry.has_unit = has_unit
         return self._set(entry, report)
 
@@ -149,6 +153,11 @@ class View:
                 while not reached(self.find(kuuid)):
                     await self._entries[kuuid].changed.wait()
         return self.find(kuuid)
+
+    def _heard(self, entry: Entry, report: KeepReport) -> None:
+        before, entry.report = entry.report, report
+        if report.unfit and entry.spec is not None and not (before is not None and before.unfit):
+            self.on_unfit(entry.spec)
 
     def _set(self, entry: Entry, report: KeepReport) -> KeepInfo:
         info = merge(entry.spec or NO_SPEC, report, entry.info.unit)

@@ -14,16 +14,17 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from keep_manager.keeps import decide
 from keep_manager.keeps.events import audit, events_of, is_upload, reached, sentence
 from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.interfaces import EventLog, Folders, Loaders, Providers, Units
 from keep_manager.keeps.readers import Readers
-from keep_manager.keeps.rest import Rest
+from keep_manager.keeps.rest import Rest, clear_away
 from keep_manager.keeps.view import View
 from keep_manager.model import LastEvent, LoaderGone, UnitState
-from keep_manager.tasks import Group
+from keep_manager.tasks import Group, carried_on
 from keep_protocol.constants import unit_name
 from keep_protocol.control import UNSTORED, Command, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -51,6 +52,8 @@ RECORDED_SECONDS = 2.0
 DISK_SECONDS = 1.0
 """After a keep's start or end until the disk is to hold what is known of it: one that is removed sooner costs no disk
 anything, and many that start together cost one wait."""
+ATTACH_SECONDS = 1.0
+"""Until a loader is asked again to announce its output; a reader that hears nothing looks now and then."""
 _ENDS = (EventType.ENDED, EventType.FAILED)
 
 
@@ -108,6 +111,7 @@ class Watch:
         self._watched: dict[int, _Watched] = {}
         self._unsettled: set[int] = set()
         self._settling: asyncio.Task[None] | None = None
+        readers.on_unattached = self._attach_later
 
     def __repr__(self) -> str:
         return f"Watch({len(self._watched)} keeps)"
@@ -199,17 +203,20 @@ class Watch:
     async def _watch(self, info: KeepInfo, watched: _Watched) -> None:
         kuuid = info.kuuid
         try:
-            await self._look_into(info, watched)
-            await self._follow(kuuid, watched)
+            await carried_on(lambda: self._look_after(info, watched), f"watching {unit_name(kuuid)}")
             with suppress(KeepfleetError):
                 info = self._view.find(kuuid)
             self._inputs.close(kuuid)
-            await asyncio.to_thread(self._folders.remove, kuuid)
+            await clear_away(self._folders, kuuid)
             self._view.drop(kuuid)
             await self._record(KeepEvent(time.time(), EventType.REMOVED, info, next(iter(watched.removers), "")))
         finally:
             watched.gone.set()
             del self._watched[kuuid]
+
+    async def _look_after(self, info: KeepInfo, watched: _Watched) -> None:
+        await self._look_into(info, watched)
+        await self._follow(info.kuuid, watched)
 
     async def _look_into(self, info: KeepInfo, watched: _Watched) -> None:
         """Records what has happened to a keep that is now so."""
@@ -228,12 +235,20 @@ class Watch:
         if self._settling is None or self._settling.done():
             self._settling = self._tasks.start(self._settle(), name="disk")
 
+    def _attach_later(self, kuuid: int) -> None:
+        self._tasks.start(carried_on(partial(self._attach, kuuid), f"following {unit_name(kuuid)}"))
+
+    async def _attach(self, kuuid: int) -> None:
+        """Has the loader of a keep announce its output, which could not be asked to for want of descriptors."""
+        await asyncio.sleep(ATTACH_SECONDS)
+        await self._readers.tend(kuuid)
+
     async def _settle(self) -> None:
         """Has the disk hold what is known of keeps that have started or ended."""
         while self._unsettled:
             await asyncio.sleep(DISK_SECONDS)
             kuuids, self._unsettled = self._unsettled, set()
-            await asyncio.to_thread(self._folders.settle, kuuids)
+            await carried_on(partial(asyncio.to_thread, self._folders.settle, kuuids), "writing to the disk")
 
     async def _follow(self, kuuid: int, watched: _Watched) -> None:
         """Looks into the keep each time its phase has changed, until it has gone."""
@@ -258,7 +273,9 @@ class Watch:
                             await self._look_into(info, watched)
                             await self._readers.tend(kuuid)
                             if answer.report.journal_gone and (watched.given is None or watched.given.done()):
-                                watched.given = self._tasks.start(self._give_journal(kuuid), name=f"journal of {kuuid}")
+                                name = f"journal of {kuuid}"
+                                give = carried_on(partial(self._give_journal, kuuid), name)
+                                watched.given = self._tasks.start(give, name=name)
                             if answer.report.begun and not watched.narrowed:
                                 watched.narrowed = True
                                 self._tasks.start(self._narrow(kuuid), name=f"memory of {kuuid}")

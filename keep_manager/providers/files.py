@@ -21,6 +21,7 @@ from keep_grants.protocol import (
     KeepIds,
     Wanted,
     WantedFile,
+    WantedVolume,
     ask,
 )
 from keep_grants.resolve import keep
@@ -42,10 +43,12 @@ NO_KEEP = UnixUser(FIRST_DYNAMIC, FIRST_DYNAMIC)
 @dataclass(frozen=True)
 class Files:
     """Opens what a workload is granted. helper: the socket of the helper that does it;
-    mapped: whether each keep is a user of its own, as in the system's instance."""
+    mapped: whether each keep is a user of its own, as in the system's instance; volumes: the directory of all volumes.
+    """
 
     helper: str
     mapped: bool
+    volumes: str = ""
 
     def opened(self, provision: Provision, held: ExitStack) -> Mapping[str, int]:
         """The descriptors by name. Raises KeepfleetError: FORBIDDEN for what does not lie below one of the caller's
@@ -62,7 +65,11 @@ class Files:
         roots, caller = provision.allowed.grant_roots, provision.caller
         directories: list[Wanted] = []
         files: list[WantedFile] = []
+        volumes: list[WantedVolume] = []
         for grant in request.grants:
+            if grant.kind is GrantKind.VOLUME:
+                volumes.append(WantedVolume(self.volumes, grant.path))
+                continue
             root, rest = root_for(grant, roots, caller)
             if grant.kind is GrantKind.DIRECTORY:
                 directories.append(_wanted(root, rest, writable=grant.writable))
@@ -70,10 +77,18 @@ class Files:
                 files.append(WantedFile(root.path, rest))
         if not request.grants:
             return found
-        made = self._ask(held, directories, provision.user or NO_KEEP, files)
-        opened_directories, opened_files = iter(made), iter(made[len(directories) :])
+        if provision.user is None:
+            volumes.clear()  # a start that is only checked: the keep before may still have it
+        made = self._ask(held, directories, provision.user or NO_KEEP, files, volumes)
+        opened = {
+            GrantKind.DIRECTORY: iter(made[: len(directories)]),
+            GrantKind.VOLUME: iter(made[len(directories) + len(files) :]),
+        }
+        opened_files = iter(made[len(directories) :])
         for name, grant in zip(request.opened_names, request.grants, strict=True):
-            descriptor, _ = next(opened_directories if grant.kind is GrantKind.DIRECTORY else opened_files)
+            if grant.kind is GrantKind.VOLUME and not volumes:
+                continue
+            descriptor, _ = next(opened.get(grant.kind, opened_files))
             if grant.kind is GrantKind.SECRET and os.fstat(descriptor).st_size > MAX_SECRET_BYTES:
                 why = f"a secret has at most {MAX_SECRET_BYTES} bytes"
                 raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot grant {grant.path}: {why}")
@@ -81,6 +96,8 @@ class Files:
         if provision.user:
             for wanted, (_, granted) in zip(directories, made, strict=False):
                 LOG.info("%s: granted %s", unit_name(provision.kuuid), described(wanted, granted))
+            for volume in volumes:
+                LOG.info("%s: has volume %s", unit_name(provision.kuuid), volume.name)
         return found
 
     def tried(self, root: GrantRoot) -> str:
@@ -91,10 +108,17 @@ class Files:
         return described(wanted, granted)
 
     def _ask(
-        self, held: ExitStack, directories: Sequence[Wanted], user: UnixUser, files: Sequence[WantedFile] = ()
+        self,
+        held: ExitStack,
+        directories: Sequence[Wanted],
+        user: UnixUser,
+        files: Sequence[WantedFile] = (),
+        volumes: Sequence[WantedVolume] = (),
     ) -> list[tuple[int, Granted]]:
+        if not (directories or files or volumes):
+            return []
         keep_ids = KeepIds(user.uid, user.gid) if self.mapped else None
-        return ask(held, self.helper, GrantRequest(tuple(directories), keep_ids, tuple(files)))
+        return ask(held, self.helper, GrantRequest(tuple(directories), keep_ids, tuple(files), tuple(volumes)))
 
 
 def root_for(grant: Grant, roots: Sequence[GrantRoot], caller: Caller) -> tuple[GrantRoot, str]:

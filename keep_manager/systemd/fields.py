@@ -34,6 +34,9 @@ class FieldFiles:
             names = os.listdir(self._directory)
         except FileNotFoundError:
             return set()
+        except OSError as error:  # they are for tidying up: the next look finds them
+            LOG.warning("cannot list journald's settings of keeps: %s", error.strerror)
+            return set()
         found = (kuuid_of_unit(name.removeprefix(_PREFIX)) for name in names if name.startswith(_PREFIX))
         return {kuuid for kuuid in found if kuuid is not None}
 

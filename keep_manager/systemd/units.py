@@ -85,6 +85,9 @@ class SystemdUnits:
                 found.update(int(name) for name in os.listdir(directory) if name.isdecimal())
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                why = error.strerror
+                raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot list the keeps' directories: {why}") from error
         return found
 
     async def start(self, kuuid: int, seconds: float, spec: KeepSpec = NO_SPEC) -> None:
@@ -107,6 +110,8 @@ class SystemdUnits:
             result = "timeout"
         if result != "done":
             raise replies.failure(result, what, await journal.last_lines(unit, self._instance))
+        if root is not None:
+            self._root_of[kuuid] = root
 
     async def stop(self, kuuid: int) -> None:
         """Ends the keep's unit, waits until it has, and makes systemd forget it.
@@ -225,12 +230,14 @@ class SystemdUnits:
         again, or would have to, or there is another root for keeps. Raises KeepfleetError."""
         unit = unit_name(kuuid)
         call = Call("Get", "ss", (MANAGER, "UnitsLoadTimestampMonotonic"), interface=_PROPERTIES)
-        loaded = getattr((await self._ask(call, "ask systemd when it has read its units"))[0], "value", 0)
         path = replies.unit_path(unit)
-        stale = await self._property(path, "Unit", "NeedDaemonReload", unit)
-        root = await self._property(path, "Service", "RootDirectory", unit)
+        (loaded,), stale = await asyncio.gather(
+            self._ask(call, "ask systemd when it has read its units"),
+            self._property(path, "Unit", "NeedDaemonReload", unit),
+        )
+        root = self._root_of.get(kuuid) or await self._property(path, "Service", "RootDirectory", unit)
         current = root if self._roots is None else await self._roots.path()
-        return f"{loaded} {stale} {root == current}"
+        return f"{getattr(loaded, 'value', 0)} {stale} {root == current}"
 
     async def specs(self, kuuids: Sequence[int]) -> Mapping[int, KeepSpec | None]:
         """What each of these units says its keep is, as `spec` does; those that have gone are left out. Raises

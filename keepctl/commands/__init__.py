@@ -30,6 +30,7 @@ COMMANDS = {
     "delete": "keepctl.commands.declared:DELETE",
     "restart": "keepctl.commands.declared:RESTART",
     "rollback": "keepctl.commands.declared:ROLLBACK",
+    "volume": "keepctl.commands.volumes:group",
     "verify": "keepctl.commands.verify:VERIFY",
     "manifest": "keepctl.commands.local:manifest",
     "store": "keepctl.commands.store:group",

@@ -120,19 +120,25 @@ def _apply(paths: tuple[str, ...], wait: bool, output: str, access: Access) -> i
 
 
 @connected
-def _diff(paths: tuple[str, ...], access: Access) -> int:
+def _diff(paths: tuple[str, ...], output: str, access: Access) -> int:
     import difflib
 
     manifests = _manifests(paths)
     with _client(access) as client:
         declared = {each.name: each.manifest for each in client.declared()}
-    differs = False
+    found = []
     for name, wanted in manifests.items():
-        before = declared.get(name, "").splitlines()
-        for line in difflib.unified_diff(before, wanted.splitlines(), f"declared/{name}", name, lineterm=""):
-            differs = True
+        before = declared.get(name)
+        kind = "new" if before is None else "unchanged" if before == wanted else "changed"
+        lines = (before or "").splitlines(), wanted.splitlines()
+        diff = list(difflib.unified_diff(*lines, f"declared/{name}", name, lineterm=""))
+        found.append({"name": name, "change": kind, "diff": diff})
+    if output == "json":
+        echo(json_text(found))
+    else:
+        for line in chain.from_iterable(each["diff"] for each in found):
             echo(printable(line))
-    return FAILED if differs else 0
+    return FAILED if any(each["change"] != "unchanged" for each in found) else 0
 
 
 @connected
@@ -212,7 +218,7 @@ DIFF = Command(
     \b
     keepctl diff -f web.yaml
     """,
-    (*CONNECTION, _FILES),
+    (*CONNECTION, OUTPUT, _FILES),
 )
 GET = Command(
     "get",

@@ -7,7 +7,21 @@ import stat
 from _collections_abc import Iterator
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl.job import NO_RESTART, READY_SECONDS, Grant, Job, is_stored, parse_limit
+from keep_protocol.volumes import BYTES_PER_INODE, INODES, SIZES
+from keepctl.job import (
+    MAX_PROBE_SECONDS,
+    NO_RESTART,
+    PROBE_SECONDS,
+    READY_SECONDS,
+    Grant,
+    Job,
+    Probe,
+    Volume,
+    is_stored,
+    parse_duration,
+    parse_limit,
+    parse_size,
+)
 from keepctl.manifest.check import faults_of
 from keepctl.manifest.schema import SCHEMA, WORDS
 from strict_yaml.tree import MAX_BYTES, Fault, Node, parse
@@ -20,7 +34,7 @@ def parse_job(data: bytes, directory: str = "") -> tuple[Job | None, list[Fault]
         return None, faults or [Fault(1, 1, "it is empty")]
     faults += faults_of(root, SCHEMA)
     if not faults:
-        faults += [*_twice(root), *_limits(root)[1]]
+        faults += [*_twice(root), *_limits(root)[1], *_volume(root)[1], *_probe(root)[1]]
     if faults:
         return None, sorted(faults)
     job = _job(root, directory)
@@ -105,6 +119,36 @@ def _limits(root: Node) -> tuple[dict[str, int], list[Fault]]:
     return limits, faults
 
 
+def _volume(root: Node) -> tuple[Volume | None, list[Fault]]:
+    entries = _entries(root, "volume")
+    if not entries:
+        return None, []
+    node = entries["size"]
+    try:
+        size = parse_size(node.text)
+        if not SIZES[0] <= size <= SIZES[1]:
+            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"a volume has {SIZES[0] >> 20}M to {SIZES[1] >> 30}G")
+    except KeepfleetError as error:
+        return None, [Fault(node.line, node.column, error.message)]
+    asked = entries["inodes"].value if "inodes" in entries else None
+    inodes = asked if isinstance(asked, int) else max(INODES[0], size // BYTES_PER_INODE)
+    return Volume(entries["name"].text, entries["guest"].text, size, inodes), []
+
+
+def _probe(root: Node) -> tuple[Probe | None, list[Fault]]:
+    entries = _entries(root, "probe")
+    if not entries:
+        return None, []
+    node = entries.get("within")
+    try:
+        seconds = PROBE_SECONDS if node is None else parse_duration(node.text)
+        if not 1 <= seconds <= MAX_PROBE_SECONDS:
+            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"within must be 1 to {MAX_PROBE_SECONDS} seconds")
+    except KeepfleetError as error:
+        return None, [Fault(node.line, node.column, error.message)] if node is not None else []
+    return Probe(entries["output"].text, seconds), []
+
+
 def _job(root: Node, directory: str) -> Job:
     module, export, arguments = _text(root, "module"), _text(root, "export"), _texts(root, "arguments")
     return Job(
@@ -126,6 +170,8 @@ def _job(root: Node, directory: str) -> Job:
         compiler=_text(root, "compiler"),
         output=_text(root, "output"),
         ready_seconds=_whole(root, "ready_seconds", READY_SECONDS),
+        probe=_probe(root)[0],
+        volume=_volume(root)[0],
         export=export,
         export_arguments=arguments if export else (),
     )

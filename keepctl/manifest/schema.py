@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from keep_protocol.limits import BOUNDS, DEFAULTS
 from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, Compiler, OutputPolicy, Profile, RestartPolicy
+from keep_protocol.volumes import BYTES_PER_INODE, INODES, NAME_PATTERN, SIZES
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_STRINGS
-from keepctl.job import CPUS, DURATION, READY_SECONDS
+from keepctl.job import CPUS, DURATION, MAX_PROBE, MAX_PROBE_SECONDS, PROBE_SECONDS, READY_SECONDS
 
 Schema = dict[str, object]
 
@@ -62,6 +63,15 @@ def _duration(description: str) -> Schema:
         "x-must": "be whole seconds, or a time like 10s, 5m or 1h30m",
         "minimum": 0,
     }
+
+
+def _guest_path(description: str) -> Schema:
+    return _text(
+        description + " Not below /run/secrets.",
+        "^/$|^(?!/run/secrets(?:/|$))(?:/(?!\\.{1,2}(?:/|$))[^/\\u0000]+)+$",
+        "be an absolute, plain path, and not /run/secrets",
+        maxLength=255,
+    )
 
 
 _NO_NUL = {"type": "string", "pattern": "^[^\\u0000]*$", "x-must": "hold no NUL"}
@@ -150,12 +160,7 @@ SCHEMA: Schema = {
                 "required": ["host", "guest"],
                 "properties": {
                     "host": _host_path("The directory."),
-                    "guest": _text(
-                        "Where the guest finds it; not below /run/secrets.",
-                        "^/$|^(?!/run/secrets(?:/|$))(?:/(?!\\.{1,2}(?:/|$))[^/\\u0000]+)+$",
-                        "be an absolute, plain path, and not /run/secrets",
-                        maxLength=255,
-                    ),
+                    "guest": _guest_path("Where the guest finds it."),
                     "writable": {
                         "type": "boolean",
                         "description": "Whether the guest may write there.",
@@ -216,6 +221,47 @@ SCHEMA: Schema = {
             "minimum": 0,
             "maximum": 3600,
             "default": READY_SECONDS,
+        },
+        "probe": {
+            "type": "object",
+            "description": "How a declared keep shows that it is ready. What has not by then counts as not ready, and "
+            "is rolled back where another version was.",
+            "additionalProperties": False,
+            "required": ["output"],
+            "properties": {
+                "output": _text(
+                    "Text of a line of its output: standard output or standard error.",
+                    f"^[^\\u0000-\\u001f\\u007f]{{1,{MAX_PROBE}}}$",
+                    f"be 1 to {MAX_PROBE} characters, none of them a control character",
+                ),
+                "within": _duration(
+                    f"How long it has for that, at most {MAX_PROBE_SECONDS // 3600}h. Default {PROBE_SECONDS}s."
+                ),
+            },
+        },
+        "volume": {
+            "type": "object",
+            "description": "A directory of a declared keep's own that lasts: over its end, replacement, and a reboot. "
+            "One keep has it at a time.",
+            "additionalProperties": False,
+            "required": ["name", "size", "guest"],
+            "properties": {
+                "name": _text(
+                    "What it is called; made when there is none of this name.",
+                    f"^{NAME_PATTERN}$",
+                    "be 1 to 63 of a-z, 0-9 and -",
+                ),
+                "size": _size(
+                    f"How much of the disk it has, its file system included; {SIZES[0] >> 20}M to {SIZES[1] >> 30}G."
+                ),
+                "guest": _guest_path("Where the guest finds it."),
+                "inodes": {
+                    "type": "integer",
+                    "description": f"How many files and directories fit; without it, one for {BYTES_PER_INODE >> 10}K.",
+                    "minimum": INODES[0],
+                    "maximum": INODES[1],
+                },
+            },
         },
         "labels": {
             "type": "object",

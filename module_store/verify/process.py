@@ -20,7 +20,8 @@ from module_store.verify.verification import refuse, verify
 CPU_SECONDS = 12
 """Within what a client waits for a start. A module of 100 MB takes two or three."""
 DATA_BYTES = 320 * 1024 * 1024
-"""Of a core module's bytes the engine gets a copy. The manager, in whose cgroup this is, has 512 MB."""
+"""The file is mapped and not copied, so that what is described of it is all. The manager, in whose cgroup this is, has
+512 MB."""
 _LIMITS = (
     (resource.RLIMIT_CPU, CPU_SECONDS),
     (resource.RLIMIT_DATA, DATA_BYTES),

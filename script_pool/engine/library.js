@@ -3,6 +3,7 @@
   const Bytes = Uint8Array;
   const fromCode = String.fromCharCode;
   const codeAt = String.prototype.charCodeAt;
+  const wellFormed = String.prototype.toWellFormed;
   const { floor } = Math;
   const uriEncode = encodeURIComponent;
 
@@ -30,7 +31,7 @@
   }
 
   function primitive(operation, given) {
-    const found = host(operation, given);
+    const found = host(operation, call(wellFormed, given));
     if (found[0] !== '+') throw new (found[0] === 'R' ? RangeError : TypeError)(call(slice, found, 1));
     return call(slice, found, 1);
   }

@@ -46,6 +46,7 @@ LINKED_BYTES = 64 * 1024 * 1024
 _GATE = b"await __gate;"
 _CHECKED = b'throw "checked";'
 _MODULE_WORD = re.compile(rb"(?m)^[ \t]*(?:import|export)\b|[;}] *(?:import|export)\b")
+_MISSING = re.compile(r"Could not find export '([^']+)' in module '([^']+)'")
 _REJECTED = 2
 _PLAIN = World()
 
@@ -307,28 +308,44 @@ class QuickJS:
         self._call(guest, "watch", promise, *((promise,) if keep else ()))
 
     def _imports_of(self, text: bytes, places: Places, limits: Limits) -> tuple[str, ...]:
-        """The names that a module imports. Raises Fault(SYNTAX_ERROR)."""
-        wanted = list[str]()
+        """The names that a module imports. Raises Fault(SYNTAX_ERROR).
 
-        def found(name: str) -> bytes:
-            wanted.append(name)
-            return b""
+        It is linked with modules that export nothing, then what the engine missed, until it misses nothing.
+        """
+        exports = dict[str, list[str]]()
+
+        def stub(name: str) -> bytes:
+            wanted = exports.setdefault(name, [])
+            return ";".join(
+                ("", *(f"let v{at}; export {{ v{at} as {name} }}" for at, name in enumerate(wanted)), "")
+            ).encode()
 
         def compile_in(guest: Guest) -> None:
-            self._booted.source = found
-            try:
-                self._call(guest, "gate")
-                self._evaluate(guest, "eval_module_async", _GATE + text, Places(len(_GATE), places.map), b"<main>")
-            except Fault as fault:
-                if not wanted:  # else it has been parsed, and what an empty module does not export is missing
-                    raise
-                if fault.reason is not Reason.SYNTAX_ERROR:
-                    raise
-            finally:
-                self._booted.source = lambda name: None
+            self._call(guest, "gate")
+            self._evaluate(guest, "eval_module_async", _GATE + text, Places(len(_GATE), places.map), b"<main>")
 
-        self._image_of(limits, places, compile_in)
-        return tuple(dict.fromkeys(wanted))
+        end = time.monotonic() + limits.wall_seconds
+        self._booted.source = stub
+        try:
+            while True:
+                try:
+                    self._image_of(limits, places, compile_in)
+                    return tuple(exports)
+                except Fault as fault:
+                    missing = _MISSING.search(fault.message)
+                    if missing is None:
+                        raise
+                    # What is only passed on is missed in the module itself, of which it does not say whose it is.
+                    of = [exports[missing[2]]] if missing[2] in exports else list(exports.values())
+                    lacking = [names for names in of if missing[1] not in names]
+                    if not lacking:
+                        raise
+                    for names in lacking:
+                        names.append(missing[1])
+                if time.monotonic() > end:
+                    raise Fault(Reason.TIME_LIMIT, "", "its imports were not found in time")
+        finally:
+            self._booted.source = lambda name: None
 
     def _link(self, script: Script, world: World, limits: Limits) -> bytes:
         """The image of a module and all that it imports. Raises Fault."""

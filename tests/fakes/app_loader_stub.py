@@ -26,6 +26,10 @@ from typing import Any
 STATUS = 3
 
 
+def prepare() -> None:
+    """There is nothing to make ready."""
+
+
 def attach(text: str) -> int:
     """A file without a name that holds `text`."""
     with tempfile.TemporaryFile(dir=os.environ["KEEPFLEET_RUNTIME_DIRECTORY"]) as file:

@@ -10,6 +10,8 @@ from keep_grants.protocol import SOCKET_NAME
 from keep_manager.declared.declarations import Declarations
 from keep_manager.declared.reconciler import Reconciler
 from keep_manager.declared.specifications import Specifications
+from keep_manager.declared.volume_service import DeclaredVolumes
+from keep_manager.declared.volumes import Volumes
 from keep_manager.folders import Folders
 from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.interfaces import Quotas
@@ -73,7 +75,7 @@ class ManagerParts:
         loaders = Loaders(root)
         self.folders = Folders(f"{root}/state/keeps", boot)
         self.folders.open()
-        helper = Files(f"{root}/{SOCKET_NAME}", mapped=False)
+        helper = Files(f"{root}/{SOCKET_NAME}", mapped=False, volumes=f"{root}/state/volumes")
         self.modules, self.artifacts = Modules(f"{root}/state/store"), FakeArtifacts()
         self.journal = f"{root}/journal.sock"
         self.providers = providers = Providers(
@@ -96,11 +98,19 @@ class ManagerParts:
             self.artifacts,
             quotas,
         )
+        self.volumes = Volumes(f"{root}/state/volumes", lambda _: 1 << 30)
         self.reconciler = Reconciler(
-            tasks, self.keeps, self.view.entries, Specifications(f"{root}/state/declared"), self.modules
+            tasks,
+            self.keeps,
+            self.view.entries,
+            Specifications(f"{root}/state/declared"),
+            self.modules,
+            self.volumes,
+            self.readers,
         )
         self.view.on_change = self.reconciler.keep_changed
         self.declarations = Declarations(self.reconciler, self.modules)
+        self.kept_volumes = DeclaredVolumes(self.volumes, self.reconciler)
 
     def __repr__(self) -> str:
         return f"ManagerParts({self.keeps!r})"

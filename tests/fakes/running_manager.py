@@ -18,12 +18,14 @@ from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
 from keep_manager.keeps.policy import Policy
+from keep_manager.pulls import Pulls
 from keep_manager.tasks import Group
 from keep_protocol import tls
 from keep_protocol.revocation import RevokedFile
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_pki import FakeAuthority, Identity
 from tests.fakes.fake_units import FakeUnits
+from tests.fakes.local_pull_units import LocalPullUnits
 from tests.fakes.manager_parts import ManagerParts
 
 
@@ -50,6 +52,8 @@ class RunningManager:
         self.tasks, self.events = Group(), FakeEventLog()
         self.parts = ManagerParts(self.tasks, self.units, self.runtime_root, self.policy, self.events, self.quotas)
         self.keeps = self.parts.keeps
+        self.pull_units = LocalPullUnits()
+        self.pulls = Pulls(self.tasks, self.pull_units, self._root)
         self.require_client = require_client
         self.operator = self.authority.issue("operator")
         self.loop: asyncio.AbstractEventLoop | None = None  # where it is another thread's
@@ -59,6 +63,9 @@ class RunningManager:
 
     def __repr__(self) -> str:
         return f"RunningManager({self.url})"
+
+    async def _root(self) -> str:
+        return "/"
 
     async def open(self) -> None:
         """Serves."""
@@ -78,8 +85,10 @@ class RunningManager:
             admission,
             self.quotas,
             self.parts.declarations,
+            self.parts.kept_volumes,
             self.parts.modules,
             lambda: uses_of(self.parts.view.entries()),
+            self.pulls,
         )
         await self.parts.reconciler.open()
         self.tasks.start(self.parts.reconciler.run(), name="declared")
@@ -90,6 +99,7 @@ class RunningManager:
         """Ends everything."""
         if self.server is not None:
             await self.server.close()
+        await self.pulls.close()
         await self.parts.reconciler.close()
         await self.keeps.settle()
         await self.tasks.__aexit__(None, None, None)

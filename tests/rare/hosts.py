@@ -16,8 +16,13 @@ _MACHINE = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 def in_machines_network(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`./run` in the machine's network."""
-    command = ["nsenter", f"--net=/proc/self/fd/{_MACHINE}", str(ROOT / "run"), *arguments]
-    return subprocess.run(command, pass_fds=(_MACHINE,), capture_output=True, text=True)
+    return run_in_machines_network(str(ROOT / "run"), *arguments)
+
+
+def run_in_machines_network(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A command in the machine's network."""
+    entering = ["nsenter", f"--net=/proc/self/fd/{_MACHINE}", *command]
+    return subprocess.run(entering, pass_fds=(_MACHINE,), capture_output=True, text=True, cwd=cwd)
 
 
 @dataclass(frozen=True)

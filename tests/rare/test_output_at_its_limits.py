@@ -24,6 +24,7 @@ from tests.system.calls import refused
 from tests.system.calm import MAX_GROWTH, readers_left, settled, undisturbed, usage_of
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import FOLDERS, MANAGER, Fleet
+from tests.system.host import message_of
 from tests.system.life import SOON, Life, drop_in
 from tests.system.output import written
 from tests.system.test_exact_streams import copies
@@ -170,6 +171,37 @@ def test_a_manager_without_descriptors_for_all_who_follow_finds_every_keep_and_s
         lambda: all(one.lines > old for one, old in zip(followers, counts, strict=True)), "not all are back", 3 * SOON
     )
     stop_all(fleet, lives, followers)
+
+
+def test_a_manager_that_may_open_nothing_for_a_while_goes_on_afterwards_and_has_missed_nothing(fleet: Fleet) -> None:
+    """The limit is lowered below every number it could get: each attempt to open, accept or pass anything fails."""
+    lives = [ticking(fleet) for _ in range(4)]
+    followers = [Following(fleet.client(), life.kuuid) for life in lives[:2]]
+    eventually(lambda: all(one.lines for one in followers), "not all are followed")
+    pid, cursor = fleet.manager_pid, fleet.host.cursor()
+    before = limited(fleet, pid, "3")
+    fleet.host.systemctl("kill", "--kill-whom=main", "--signal=SIGHUP", MANAGER)
+    fleet.host.run(["pkill", "-KILL", "-u", fleet.host.show(lives[2].unit, "UID")["UID"], "-f", "."], check=False)
+    fleet.host.systemctl("stop", lives[3].unit)
+    with contextlib.suppress(ConnectionFailed, KeepfleetError):
+        fleet.client().keeps()
+    fleet.host.wait_journal(lambda entry: "Too many open files" in message_of(entry), MANAGER, cursor)
+    limited(fleet, pid, before)
+    eventually(lambda: {keep.kuuid for keep in fleet.client().keeps()} == {one.kuuid for one in lives[:3]}, "not seen")
+    assert fleet.client().ended(lives[2].kuuid).outcome is not None
+    counts = [one.lines for one in followers]
+    eventually(
+        lambda: all(one.lines > old for one, old in zip(followers, counts, strict=True)), "not all go on", 3 * SOON
+    )
+    assert fleet.manager_pid == pid
+    stop_all(fleet, lives[:2], followers)
+
+
+def limited(fleet: Fleet, pid: int, most: str) -> str:
+    """Sets how many descriptors the process may have from now on; how many it was."""
+    before = fleet.host.run(["prlimit", f"--pid={pid}", "--nofile", "--output=SOFT", "--noheadings"]).stdout.strip()
+    fleet.host.run(["prlimit", f"--pid={pid}", f"--nofile={most}:"])
+    return before
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ import pytest
 from cryptography import x509
 
 from tests.fakes.certificates import SERVER, ForeignAuthority
+from tests.rare.hosts import run_in_machines_network
+from tests.system.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = (ROOT / "examples/hello-c/hello.wasm").read_bytes()
@@ -38,7 +40,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> str:
     if installed:
         return installed
     directory = tmp_path_factory.mktemp("package")
-    fetched = subprocess.run(["apt-get", "download", "-qq", PACKAGE], cwd=directory, capture_output=True, text=True)
+    fetched = run_in_machines_network("apt-get", "download", "-qq", PACKAGE, cwd=directory)
     if fetched.returncode:
         pytest.skip(f"there is no {PACKAGE} here, and apt cannot have it: {fetched.stderr.strip()[-200:]}")
     (package,) = directory.glob("*.deb")
@@ -164,7 +166,7 @@ def test_a_registry_with_tls_and_a_password_gets_them(closed_registry: Remote, t
     closed_registry.push("1.2", MODULE)
     there = f"oci://localhost:{closed_registry.port}/team/web:1.2"
     assert "its certificate is not believed" in keepctl(tmp_path, "pull", there).stderr
-    trusting = ("pull", there, "--ca", closed_registry.ca)
+    trusting = ("pull", there, "--registry-ca", closed_registry.ca)
     assert "name a file by --credentials" in keepctl(tmp_path, *trusting).stderr
     login = tmp_path / "auth.json"
     login.write_text(json.dumps({"auths": {f"localhost:{closed_registry.port}": {"auth": LOGIN}}}))
@@ -181,3 +183,34 @@ def test_a_blob_that_was_changed_in_the_registry_s_own_store_is_refused(open_reg
     done = keepctl(tmp_path, "pull", "--plain-http", f"oci://localhost:{open_registry.port}/team/web:1.2")
     assert f"the module that it sent is not {DIGEST}, which its manifest names; nothing was kept" in done.stderr
     assert list((tmp_path / "store/objects").iterdir()) == []
+
+
+def test_a_manager_pulls_from_it_with_tls_and_a_password_by_a_unit_of_its_own(
+    fleet: Fleet, closed_registry: Remote, tmp_path: Path
+) -> None:
+    """With the files that its configuration names; the person who asks has neither."""
+    manifest = closed_registry.push("1.2", MODULE)
+    site, store = f"localhost:{closed_registry.port}", "/var/lib/keepfleet/store"
+    (fleet.configuration / "registry-ca.pem").write_text(Path(closed_registry.ca).read_text())
+    login = fleet.configuration / "registry.json"
+    login.write_text(json.dumps({"auths": {site: {"auth": LOGIN}}}))
+    login.chmod(0o600)
+    files = "credentials: /etc/keepfleet/registry.json, ca: /etc/keepfleet/registry-ca.pem"
+    cursor, manager = fleet.host.cursor(), f"127.0.0.1:{fleet.port}"
+    fleet.host.run(["rm", "-rf", store])
+    try:
+        with fleet.configured(registries=f'{{"{site}": {{{files}}}}}'):
+            pull = ["keepctl", "store", "pull", f"oci://{site}/team/web:1.2", "--manager", manager]
+            done = fleet.host.run(pull)
+            assert done.stdout == f"web:1.2  {DIGEST}  39.5 KiB\nfrom oci://{site}/team/web:1.2@{manifest}\n"
+            done = fleet.host.run(["keepctl", "run", "--rm", "--manager", manager, "web:1.2"])
+            assert "Hello from C" in done.stdout
+        with fleet.configured(registries=f'{{"{site}": {{ca: /etc/keepfleet/registry-ca.pem}}}}'):
+            refused = fleet.host.run(pull, check=False)
+            assert "the registry wants to know who asks" in refused.stderr
+        with fleet.configured(registries=f'{{"{site}": {{}}}}'):
+            assert "its certificate is not believed" in fleet.host.run(pull, check=False).stderr
+        said = json.dumps([str(each) for each in fleet.host.journal(since_cursor=cursor)])
+        assert LOGIN not in said
+    finally:
+        fleet.host.run(["rm", "-rf", store])

@@ -20,7 +20,7 @@ from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome
 from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
-from keep_protocol.tls import check_pin
+from keep_protocol.tls import check_pin, pinned_client_context
 from tests.system import modules
 from tests.system.fleet import Fleet, free_port
 from tests.system.host import Entry, Host, message_of
@@ -142,7 +142,8 @@ class Life:
     @property
     def context(self) -> ssl.SSLContext:
         """What the administrator shows to a keep."""
-        return self.fleet.credentials().keep_context()
+        shown = self.fleet.credentials()
+        return pinned_client_context(shown.certificate, shown.key)
 
     def upload(self, module: bytes) -> Reply:
         """The module as it is."""

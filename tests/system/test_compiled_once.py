@@ -37,6 +37,16 @@ with Artifacts(sys.argv[1]) as cache, cache.scratch() as file:
 """
 """Leaves the cache as an upgrade of the engine does: with what the one before had compiled."""
 
+STRANGE = """
+import os, sys
+from module_store.artifacts import Artifacts
+with Artifacts(sys.argv[1]) as cache, cache.scratch() as file:
+    (key,) = cache.keys()
+    os.write(file, b"\\x7fELF and nothing that an engine takes")
+    os.close(cache.put(key, file).descriptor)
+"""
+"""Leaves what has the manager's own seal, and is no compiled module."""
+
 fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
@@ -104,6 +114,22 @@ def test_one_changed_bit_is_found_and_the_module_compiled_again(fleet: Fleet) ->
     assert compilations(fleet.host, cursor) == 1
     fleet.host.wait_journal("was removed: it is not what was written there", MANAGER, cursor)
     assert artifact(fleet.host) == path
+
+
+def test_what_the_engine_of_a_keep_does_not_take_is_discarded_and_compiled_again_once(fleet: Fleet) -> None:
+    """It is whole, and sealed by this host: only the engine itself finds out."""
+    digest = add(fleet, example(HELLO), "hello:1")
+    ended(fleet, "hello:1").remove()
+    path, cursor = artifact(fleet.host), fleet.host.cursor()
+    fleet.host.run(["/opt/keepfleet/bin/python", "-I", "-c", STRANGE, CACHE])
+    ended(fleet, "hello:1").remove()
+    fleet.host.wait_journal(f"was removed: the engine of a keep did not take it, for {digest}", MANAGER, cursor)
+    fleet.host.wait_journal(f"compiled {digest}", MANAGER, cursor)
+    assert (artifact(fleet.host), compilations(fleet.host, cursor)) == (path, 1)
+    fleet.host.run(["/opt/keepfleet/bin/python", "-I", "-c", STRANGE, CACHE])
+    ended(fleet, "hello:1").remove()
+    ended(fleet, "hello:1").remove()
+    assert compilations(fleet.host, cursor) == 1, "each keep compiles it itself from then on"
 
 
 def test_after_an_upgrade_what_was_compiled_before_is_compiled_in_the_background_before_a_start_needs_it(

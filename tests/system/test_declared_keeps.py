@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from keep_manager.failpoints import VARIABLE, Failpoint
+from tests.system import modules
 from tests.system.fixtures import INSTALLED
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import Host, layout
@@ -153,6 +154,32 @@ def test_a_manager_that_is_killed_while_it_applies_is_followed_by_one_that_goes_
     Life(fleet, found["kuuid"]).shown("running the workload")
     fleet.restart()
     assert [info.kuuid for info in fleet.client().keeps() if info.name == "web"] == [found["kuuid"]]
+
+
+def test_a_keep_with_a_probe_is_ready_when_its_output_says_so_and_rolled_back_when_it_does_not(
+    fleet: Fleet, web: str
+) -> None:
+    for reference, text in (("says:1", b"listening on 80\n"), ("says:2", b"no such thing\n")):
+        (fleet.host.path / "module.wasm").write_bytes(modules.says(text, pause_ms=3_600_000))
+        keepctl(fleet.host, "store", "add", str(fleet.host.path / "module.wasm"), reference)
+    probed = SLEEPER + "probe: {output: listening on, within: 1s}\n"
+    said = SLEEPER.replace("web:1.0", "says:1") + "probe: {output: listening on, within: 60s}\n"
+    keepctl(fleet.host, "apply", "--wait", "-f", write(fleet.host, "web", said))
+    ready = declared(fleet.host, "web")
+    assert ready["state"] == "running"
+    silent = write(fleet.host, "web", probed.replace("web:1.0", "says:2"))
+    after = keepctl(fleet.host, "apply", "--wait", "-f", silent, check=False)
+    why = "it was not ready: its output had no line that says it is ready within 1 s"
+    assert f"version 2 was rolled back to version 1: {why}" in after
+    assert (declared(fleet.host, "web")["kuuid"], why in declared(fleet.host, "web")["note"]) == (ready["kuuid"], True)
+    first = keepctl(fleet.host, "apply", "--wait", "-f", write(fleet.host, "first", probed), check=False)
+    assert "; unready: its output had no line" in first
+    kept = declared(fleet.host, "first")
+    fleet.kill()  # the next manager reads the output from its beginning, and asks what was ready no more
+    keepctl(fleet.host, "apply", "--wait", "-f", write(fleet.host, "first", probed), check=False)
+    found = {name: declared(fleet.host, name) for name in ("web", "first")}
+    assert [found[name]["state"] for name in ("web", "first")] == ["running", "unready"]
+    assert [found[name]["kuuid"] for name in ("web", "first")] == [ready["kuuid"], kept["kuuid"]]
 
 
 @pytest.mark.parametrize("page", ["reboot", "rollout"])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from keep_protocol.states import State
+from keep_protocol.tls import pinned_client_context
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Life, example
 from tests.system.wire import Answer, ask, request
@@ -33,7 +34,8 @@ def life(fleet: Fleet) -> Iterator[Life]:
 def upload(life: Life, name: str, module: bytes) -> Answer:
     """The answer to another client's upload."""
     data = request("PUT", "/workload", module, "Content-Type: application/wasm")
-    return ask(life.info.port, life.fleet.credentials(name).keep_context(), data)
+    shown = life.fleet.credentials(name)
+    return ask(life.info.port, pinned_client_context(shown.certificate, shown.key), data)
 
 
 def test_another_callers_module_cannot_print_the_secret_and_its_owners_can(life: Life) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from keep_protocol.constants import DEFAULT_MANAGER_PORT, FIRST_KEEP_PORT
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -33,6 +35,15 @@ def test_no_page_teaches_to_read_a_keep_s_lines_by_a_field_that_any_user_can_wri
 def test_the_readme_says_all_that_a_host_needs() -> None:
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert "needs systemd, Python 3.11 or later and OpenSSL's library" in text
+
+
+def test_the_pages_say_which_ports_a_firewall_opens() -> None:
+    page = " ".join((ROOT / "docs/how-to/keepctl.md").read_text(encoding="utf-8").split())
+    assert f"A firewall opens the manager's port ({DEFAULT_MANAGER_PORT}) and those: `keep_ports: " in page
+    assert f"`keep_ports: {{first: {FIRST_KEEP_PORT}, last: " in page
+    assert "## From another host" in (ROOT / "docs/how-to/keepctl.md").read_text(encoding="utf-8")
+    operations = " ".join((ROOT / "docs/operations.md").read_text(encoding="utf-8").split())
+    assert "firewall opens its port and [those of the keeps](how-to/keepctl.md#from-another-host)" in operations
 
 
 def test_the_classifiers_name_every_python_that_is_supported() -> None:

@@ -26,7 +26,7 @@ class Arriving:
     def setblocking(self, _: bool) -> None:
         """It never blocks."""
 
-    def recv_into(self, buffer: memoryview) -> int:
+    def read(self, length: int, buffer: memoryview) -> int:
         if not self._is_time:
             self._is_time = True
             raise ssl.SSLWantReadError
@@ -45,7 +45,8 @@ class Sock:
 
 def ours(pieces: list[bytes]) -> tuple[int, bytes] | None:
     """Status and body, None for what is refused; whatever else is raised fails the test."""
-    channel = Channel(cast("Any", Arriving(pieces)), math.inf)
+    connection = cast("Any", Arriving(pieces))
+    channel = Channel(connection, connection, math.inf)
     try:
         head = read_head(channel)
         return head.status, b"".join(map(bytes, body_of(channel, head.length)))

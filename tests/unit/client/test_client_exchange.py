@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
@@ -263,15 +264,15 @@ def test_a_server_that_hangs_up_late_did_not_receive_what_we_sent(pki: Pki, monk
 def test_a_broken_pipe_while_reading_is_the_end_of_the_stream(pki: Pki) -> None:
     """OpenSSL 3.5 raises it from SSL_read after a write that failed."""
 
-    class Broken(ssl.SSLSocket):
-        def recv_into(self, *_: object, **__: object) -> int:
+    class Broken:
+        def read(self, _length: int, _buffer: memoryview) -> int:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     context = pki.credentials().manager_context()
-    context.sslsocket_class = Broken
     with TlsPeer(pki.manager(), lambda connection: connection.recv(1)) as peer:
         endpoint = Endpoint("127.0.0.1", peer.port, "the manager")
         with Channel.open(endpoint, context, SECONDS) as opened:
+            opened._session = cast("Any", Broken())
             assert opened.read(8) == b""
 
 

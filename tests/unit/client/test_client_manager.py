@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from keep_client.credentials import Credentials, ask_passphrase, check_readable, parse_manager, pki_directory
+from keep_client.credentials import Credentials, _passphrases, check_readable, parse_manager, pki_directory
 from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed, Endpoint
 from keep_client.text import one_line, printable
@@ -147,7 +147,7 @@ def test_only_a_regular_file_is_a_certificate(tmp_path: Path) -> None:
 @pytest.fixture
 def encrypted(pki: Pki, tmp_path: Path) -> Credentials:
     """Our certificate, with its key under the passphrase "abcd"."""
-    ask_passphrase.cache_clear()
+    _passphrases.clear()
     key = tmp_path / "admin.key"
     plain = serialization.load_pem_private_key(Path(pki.credentials().key).read_bytes(), None)
     pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8

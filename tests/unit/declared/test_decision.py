@@ -17,6 +17,7 @@ from keep_manager.declared.decision import (
     Create,
     Failure,
     Life,
+    Prove,
     Remove,
     RollBack,
     Seen,
@@ -122,6 +123,55 @@ def test_keeps_of_a_file_that_cannot_be_read_stay_and_those_of_none_go() -> None
     assert decide([], [seen()], NOW, {}).actions == (Remove(1, "a", "it is declared no more"),)
 
 
+ALONE = replace(want(), alone=True, ready_seconds=5.0)
+PROBED = replace(want(ready=0.0), probe_seconds=30.0)
+
+
+def test_where_one_has_a_volume_the_old_keep_ends_before_there_is_a_new_one() -> None:
+    old = seen(1, digest="d0")
+    assert do(ALONE, old) == [Remove(1, "a", "the volume is one keep's at a time"), Create("a")]
+    assert do(replace(ALONE, pinned=False), old) == [Create("a")]  # which finds out the module, and makes no keep
+    assert do(ALONE, seen(2, since=NOW - 5)) == [Prove("a", "d1")]
+    assert do(replace(ALONE, proven=True), seen(2, since=NOW - 5)) == []
+
+
+def test_where_the_old_keep_has_ended_what_was_ready_before_is_wanted_again() -> None:
+    failed = seen(2, Life.FAILED, ran=4.9, ended=NOW, text="exited 3")
+    back = replace(ALONE, back="d0")
+    assert do(back, failed) == [RollBack("a", "d0", "it was not ready: exited 3")]
+    assert do(back, failure=Failure("d1", "no such", NOW + 9, own=True)) == [RollBack("a", "d0", "no such")]
+    for other in (ALONE, replace(back, proven=True), replace(back, goes_back=False)):
+        assert do(other, failed) == [Wait("a", NOW + pause(1, 2))], other
+    for life in (Life.LOST, Life.STOPPED):  # which says nothing of what it ran
+        assert not any(isinstance(each, RollBack) for each in do(back, seen(2, life, ended=NOW))), life
+
+
+def test_a_keep_with_a_probe_is_ready_when_its_output_says_so() -> None:
+    old, new = seen(1, digest="d0"), seen(2, since=NOW - 1)
+    assert do(PROBED, old, new) == [Wait("a", NOW + 29)]
+    heard = replace(new, probed=True)
+    assert do(PROBED, old, heard) == [Remove(1, "a", "it was replaced"), Prove("a", "d1")]
+    assert do(replace(PROBED, proven=True), new) == []  # a later run of the same is not asked again
+
+
+def test_a_keep_that_does_not_say_so_in_time_is_rolled_back_or_left_and_called_unready() -> None:
+    old, new = seen(1, digest="d0"), seen(2, since=NOW - 30)
+    why = "its output had no line that says it is ready within 30 s"
+    assert do(PROBED, old, new) == [RollBack("a", "d0", f"it was not ready: {why}")]
+    decision = decide([PROBED], [new], NOW, {})
+    assert (decision.actions, decision.standings["a"].state) == ((), DeclaredState.UNREADY)
+    assert decision.standings["a"].text == why
+    alone = replace(PROBED, alone=True, back="d0")
+    assert do(alone, new) == [RollBack("a", "d0", f"it was not ready: {why}")]
+    ended = seen(2, Life.FAILED, ran=9.0, ended=NOW, text="exited 3")
+    assert do(PROBED, old, ended) == [RollBack("a", "d0", "it was not ready: exited 3")]
+
+
+def test_a_job_with_a_probe_that_exited_0_is_ready() -> None:
+    done = seen(2, Life.DONE, ran=0.1, ended=NOW)
+    assert do(replace(PROBED, restart=RestartPolicy.NO), done) == [Prove("a", "d1")]
+
+
 _WANTED = st.builds(
     Wanted,
     st.sampled_from(NAMES),
@@ -130,7 +180,12 @@ _WANTED = st.builds(
     st.sampled_from(DIGESTS),
     st.sampled_from(tuple(RestartPolicy)),
     st.sampled_from([0.0, 5.0]),
-)
+    pinned=st.just(True),
+    alone=st.booleans(),
+    probe_seconds=st.sampled_from([None, 30.0]),
+    proven=st.booleans(),
+    back=st.sampled_from(["", *DIGESTS]),
+).map(lambda one: replace(one, back="" if one.back == one.digest else one.back))
 _TIME = st.sampled_from([0.0, 1.0, NOW - 400, NOW - 3, NOW])
 _SEEN = st.builds(
     Seen,
@@ -143,6 +198,7 @@ _SEEN = st.builds(
     _TIME,
     st.sampled_from([0.0, 1.0, 5.0, 700.0]),
     _TIME,
+    probed=st.booleans(),
 )
 _FAILURE = st.builds(Failure, st.sampled_from(DIGESTS), st.just("why"), st.sampled_from([0.0, NOW + 3]), st.booleans())
 
@@ -181,16 +237,23 @@ class Model:
             before = self.living(action.name)
             assert len(before) <= 1 or all(each.digest != one.digest for each in before)
             assert all(each.digest != one.digest for each in before)
+            assert not one.alone or not before
             self.made += 1
             life = Life.RUNNING if self.works else Life.FAILED
             self.keeps[self.made] = Seen(
-                self.made, one.name, one.owner, one.digest, action.attempt, life, self.now, 0.0, self.now
+                self.made, one.name, one.owner, one.digest, action.attempt, life, self.now, 0.0, self.now, probed=True
             )
         elif isinstance(action, Remove):
             del self.keeps[action.kuuid]  # KeyError: never twice
         elif isinstance(action, RollBack):
-            assert any(each.digest == action.to for each in self.living(action.name))
-            self.wanted[action.name] = replace(self.wanted[action.name], digest=action.to)
+            one = self.wanted[action.name]
+            back = one.back if one.alone else ""
+            assert back == action.to or any(each.digest == action.to for each in self.living(action.name))
+            self.wanted[action.name] = replace(one, digest=action.to, back="", proven=back == action.to)
+        elif isinstance(action, Prove):
+            one = self.wanted[action.name]
+            assert (one.digest, one.proven) == (action.digest, False)
+            self.wanted[action.name] = replace(one, proven=True)
 
 
 def _unique(keeps: list[Seen]) -> list[Seen]:
@@ -233,7 +296,7 @@ def test_no_round_removes_the_only_one_that_runs_before_another_is_ready(
         model.step()
         for name, before in runs.items():
             done = any(keep.life in ENDED and keep.name == name for keep in model.keeps.values())
-            assert not before or done or model.living(name)
+            assert not before or done or model.living(name) or model.wanted[name].alone
 
 
 @given(st.lists(_WANTED, unique_by=lambda one: one.name), st.lists(_SEEN).map(_unique))

@@ -172,3 +172,21 @@ def test_the_pinned_digest_is_one(files: Specifications) -> None:
     assert not isinstance(found, Unreadable)
     assert found.header.module == ""
     assert found.changed(module=DIGEST).header.module == DIGEST
+
+
+def test_a_file_of_ten_megabytes_is_not_read_and_stops_no_other(files: Specifications, tmp_path: Path) -> None:
+    files.write(specification("web"))
+    files.write(specification("other"))
+    with open(tmp_path / "declared/web.yaml", "ab") as file:
+        file.write(b"#" * 10_000_000)
+    found = files.load()
+    assert isinstance(found["web"], Unreadable)
+    assert found["web"].why.kind is ErrorKind.TOO_LARGE
+    assert not isinstance(found["other"], Unreadable)
+
+
+def test_that_one_was_ready_is_kept_and_older_files_are_read_without_it(files: Specifications) -> None:
+    wanted = specification()
+    assert b"proven" not in encode(wanted)
+    assert decode("web", encode(wanted.changed(proven=True))).header.proven
+    assert wanted.changed(proven=True).digest == wanted.digest

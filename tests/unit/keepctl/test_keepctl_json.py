@@ -17,7 +17,6 @@ from tests.unit.keepctl.test_keepctl_manners import ALL
 
 EXCEPTIONS = {
     ("completion",): "it prints a script, for a shell to read",
-    ("diff",): "it prints what diff(1) would, for people; get has the JSON",
     ("manifest", "schema"): "it prints nothing but JSON",
     ("mcp",): "it speaks a protocol of its own, in JSON",
 }

@@ -94,7 +94,7 @@ name: again
 """
     assert faults(text) == [
         "line 2, column 1: 'nmae' is not known; there are name, module, export, arguments, environment, stdin, "
-        "directories, secrets, limits, restart, profile, compiler, output, ready_seconds, labels",
+        "directories, secrets, limits, restart, profile, compiler, output, ready_seconds, probe, volume, labels",
         "line 4, column 9: environment.PORT must be text, not '8080'; write it in quotes: \"8080\"",
         "line 5, column 3: the name 'A=B' in environment must be a variable's name, without =",
         "line 7, column 5: directories[0] has no 'host'",

@@ -208,11 +208,15 @@ async def test_compiled_code_that_was_changed_is_compiled_again(parts: Parts) ->
     assert len(parts.units.started) == 2
 
 
-async def test_code_that_an_engine_did_not_take_is_compiled_again(parts: Parts) -> None:
+async def test_code_that_an_engine_did_not_take_is_compiled_again_once(parts: Parts) -> None:
     wanted = Wanted(parts.example())
-    await parts.compilations.discard(await parts.get(wanted), "the engine did not take it")
+    await parts.get(wanted)
+    assert await parts.compilations.discard(wanted, "the engine did not take it")
     await parts.get(wanted)
     assert len(parts.units.started) == 2
+    assert not await parts.compilations.discard(wanted, "the engine did not take it")
+    await parts.get(wanted)
+    assert len(parts.units.started) == 2, "what does not fit twice will not the third time"
 
 
 async def test_no_more_compile_concurrently_than_there_is_room_for(parts: Parts) -> None:

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from keep_manager.compiled import PAUSE_SECONDS, SHARED_SECONDS, Compiled, NotKept, wanted_by
+from keep_manager.keeps.view import View
+from keep_manager.model import Answer
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepReport
 from keep_protocol.spec import Compiler, KeepSpec
+from keep_protocol.states import State
 from tests.unit.manager.test_manager_compilation import Parts, change_one_bit, descriptors, upgrade_engine
 
 
@@ -168,3 +172,33 @@ async def test_without_a_cache_every_keep_compiles_its_own() -> None:
     async with NotKept().held(KeepSpec(digest="sha256:" + "1" * 64)) as file:
         assert file is None
     await NotKept().prepare([])
+
+
+async def test_what_a_keep_s_engine_did_not_take_is_compiled_again_in_the_background_once(parts: CompiledParts) -> None:
+    spec, before = parts.spec(), descriptors()
+    async with parts.compiled.held(spec) as held:
+        assert held is not None
+        parts.compiled.unfit(spec)
+        await parts.units.until_started(2)
+        assert parts.units.background == [False, True]
+        assert os.pread(held, 4, 0) == b"\x7fELF", "who has it open goes on"
+    assert await parts.look(spec) == b"\x7fELF"
+    for _ in range(3):  # a keep that is a stranger's may say so as often as it likes
+        parts.compiled.unfit(spec)
+    assert await parts.look(spec) == b"\x7fELF"
+    assert len(parts.units.started) == 2
+    parts.compiled.unfit(KeepSpec())
+    assert descriptors() == before
+
+
+def test_a_keep_that_says_so_is_heard_once_whatever_else_it_says() -> None:
+    view = View()
+    heard: list[KeepSpec] = []
+    view.on_unfit = heard.append
+    spec = KeepSpec(digest="sha256:" + "0" * 64)
+    view.begin(7, spec)
+    report = KeepReport(State.STARTED, 7)
+    for unfit in (False, True, True):
+        view.answered(7, Answer(report.replace(unfit=unfit), KeepSpec()))
+    view.recorded(7, report.replace(unfit=True), None)
+    assert heard == [spec]

@@ -247,3 +247,48 @@ async def test_a_damaged_specification_leaves_its_keep_alone(host: Host, place: 
         await parts.declarations.apply("web", SERVER, ALICE)
         after = await until(parts, "web", DeclaredState.RUNNING)
         assert await alone(host.units) == [after.kuuid]
+
+
+async def test_a_reference_that_moves_while_its_keep_starts_means_what_it_meant(host: Host, store: Store) -> None:
+    async with host.manager() as parts:
+        await parts.declarations.apply("web", SERVER, ALICE)
+        first = parts.declarations.get("web").digest
+        store.tag("web:1", store.resolve("web:2"))
+        web = await until(parts, "web", DeclaredState.RUNNING)
+        assert web.kuuid is not None
+        spec = parts.view.entry(web.kuuid).spec
+        assert spec is not None
+        assert (web.digest, spec.digest) == (first, first)
+
+
+async def test_of_many_who_change_one_name_together_each_is_a_version_and_one_is_wanted(host: Host) -> None:
+    async with host.manager() as parts:
+        texts = [f"{SERVER}arguments: ['{number}']\n" for number in range(6)]
+        await asyncio.gather(*(parts.declarations.apply("web", text, ALICE) for text in texts))
+        web = await until(parts, "web", DeclaredState.RUNNING, len(texts))
+        assert web.manifest in texts
+        assert await alone(host.units) == [web.kuuid]
+
+
+async def test_a_keep_with_a_volume_ends_before_the_next_one_is_made(host: Host) -> None:
+    volume = "volume: {name: data, size: 16M, guest: /data}\n"
+    async with host.manager() as parts:
+        await parts.declarations.apply("web", SERVER, ALICE)
+        first = await until(parts, "web", DeclaredState.RUNNING)
+        await parts.declarations.apply("web", SERVER + volume, ALICE)  # which no user's own instance can give
+        unmet = await until(parts, "web", DeclaredState.UNMET, 2)
+        assert "cannot grant directories or files" in unmet.detail
+        assert first.kuuid not in await alone(host.units, 0)
+        found = await asyncio.to_thread(parts.volumes.find, "data")
+        assert (found.owner, found.in_use) == (ALICE.name, False)
+        await parts.declarations.apply("web", SERVER, ALICE)
+        await until(parts, "web", DeclaredState.RUNNING, 3)
+
+
+async def test_another_s_volume_is_not_had(host: Host) -> None:
+    async with host.manager() as parts:
+        parts.volumes.open()
+        await asyncio.to_thread(parts.volumes.ensure, "data", "bob", 16 << 20, 1024)
+        await parts.declarations.apply("web", f"{SERVER}volume: {{name: data, size: 16M, guest: /data}}\n", ALICE)
+        unmet = await until(parts, "web", DeclaredState.UNMET)
+        assert unmet.detail == "cannot have volume data: it is another's"

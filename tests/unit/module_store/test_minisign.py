@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,74 @@ def test_what_is_signed_here_minisign_verifies(folder: Path, legacy: bool) -> No
     assert minisign(*verify) == 0
     (folder / "web.wasm.minisig").write_text(text.replace("version=2.0", "version=3.0"))
     assert minisign(*verify) != 0
+
+
+def _body(text: bytes, change: Callable[[bytearray], object], line: int = 1) -> bytes:
+    """The same signature file with one of its Base64 lines changed."""
+    lines = text.split(b"\n")
+    raw = bytearray(base64.b64decode(lines[line]))
+    change(raw)
+    lines[line] = base64.b64encode(raw)
+    return b"\n".join(lines)
+
+
+HOSTILE: dict[str, Callable[[bytes], bytes]] = {
+    "trailing bytes in the signature": lambda text: _body(text, lambda raw: raw.extend(b"\0")),
+    "trailing bytes in the global signature": lambda text: _body(text, lambda raw: raw.extend(b"\0"), 3),
+    "another key's identifier": lambda text: _body(text, lambda raw: raw.__setitem__(2, raw[2] ^ 1)),
+    "another algorithm": lambda text: _body(text, lambda raw: raw.__setitem__(slice(0, 2), b"EX")),
+    "hashed for not hashed": lambda text: _body(
+        text, lambda raw: raw.__setitem__(slice(0, 2), b"Ed" if raw[:2] == b"ED" else b"ED")
+    ),
+    "a changed bit": lambda text: _body(text, lambda raw: raw.__setitem__(40, raw[40] ^ 1)),
+    "cut in the signature": lambda text: _body(text, lambda raw: raw.__delitem__(-1)),
+    "cut behind the first line": lambda text: b"\n".join(text.split(b"\n")[:1]) + b"\n",
+    "cut behind the second line": lambda text: b"\n".join(text.split(b"\n")[:2]) + b"\n",
+    "without its global signature": lambda text: b"\n".join(text.split(b"\n")[:3]) + b"\n",
+    "another trusted comment": lambda text: text.replace(b"version=1.2.0", b"version=9.2.0"),
+    "nothing": lambda text: b"",
+}
+
+
+@pytest.mark.parametrize("signer", ["minisign", "here"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_signature_that_was_tampered_with_is_refused_here_and_by_minisign(
+    folder: Path, name: str, signer: str
+) -> None:
+    place = folder / "web.wasm.minisig"
+    if signer == "minisign":
+        assert minisign("-S", "-s", f"{folder}/release.key", "-m", f"{folder}/web.wasm", "-t", COMMENT) == 0
+    else:
+        place.write_text(signing.sign(secret(folder), CONTENTS, Signed("web", "1.2.0")))
+    verify = ["-V", "-p", f"{folder}/release.pub", "-m", f"{folder}/web.wasm"]
+    good = place.read_bytes()
+    assert minisign(*verify) == 0
+    bad = HOSTILE[name](good)
+    assert bad != good
+    place.write_bytes(bad)
+    assert minisign(*verify) != 0, "minisign takes it"
+    with pytest.raises(BadSignature):
+        check(parse_signature(bad), public(folder), CONTENTS)
+
+
+@pytest.mark.parametrize("behind", [b"x", b"\n", b"trusted comment: more\n", b"\0"])
+def test_bytes_behind_the_last_line_are_refused_here_whatever_minisign_makes_of_them(
+    folder: Path, behind: bytes
+) -> None:
+    good = signing.sign(secret(folder), CONTENTS, Signed("web", "1.2.0")).encode()
+    with pytest.raises(BadSignature):
+        check(parse_signature(good + behind), public(folder), CONTENTS)
+
+
+def test_a_signature_of_another_file_or_by_another_key_is_refused_here_and_by_minisign(folder: Path) -> None:
+    other = folder / "other.wasm"
+    other.write_bytes(CONTENTS + b"x")
+    for name in ("release", "other"):
+        text = signing.sign(secret(folder, name), CONTENTS, Signed("web", "1.2.0"))
+        (folder / "other.wasm.minisig").write_text(text)
+        assert minisign("-V", "-p", f"{folder}/release.pub", "-m", str(other)) != 0
+        with pytest.raises(BadSignature):
+            check(parse_signature(text.encode()), public(folder), other.read_bytes())
 
 
 @pytest.mark.rare

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_protocol import tls
+from keep_protocol import tls, tls_server
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 DER = b"a certificate"
@@ -121,6 +121,7 @@ def test_a_wrong_file_is_named_in_words(tmp_path: Path) -> None:
 
 
 def test_every_context_is_tls_1_3_without_tickets() -> None:
-    context = tls._base(ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls_server.restrict(context)
     assert context.minimum_version is ssl.TLSVersion.TLSv1_3
     assert context.options & ssl.OP_NO_TICKET

@@ -37,6 +37,10 @@ class Watched(Disk):
         self._step("write")
         super().write(file, data)
 
+    def reserve(self, file: int, size: int) -> None:
+        self._step("reserve")
+        super().reserve(file, size)
+
     def protect(self, file: int) -> None:
         self._step("protect")
         super().protect(file)
@@ -157,6 +161,7 @@ class Recorded(Disk):
         super().sync(descriptor)
         node = self._node(descriptor)
         if isinstance(node, _File):
+            node.mode = stat.S_IMODE(os.fstat(descriptor).st_mode)  # also where no method of a disk has changed it
             node.synced = (node.data, node.mode)
         else:
             node.synced, node.since = dict(node.names), []

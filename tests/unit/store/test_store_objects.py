@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import stat
+import subprocess
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -13,11 +15,13 @@ import pytest
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.store import MAX_HISTORY
+from module_store import checking
 from module_store.disk import Disk
 from module_store.place import Damaged
 from module_store.store import MAX_ATTACHMENTS, Store
 from tests.unit.store.conftest import HELLO, WORLD, add, digest_of, read, tree
 
+ROOT = Path(__file__).resolve().parents[3]
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other users")
 
 
@@ -128,6 +132,47 @@ def test_many_adders_and_readers_of_one_object_get_along(directory: Path) -> Non
     with Store.open(str(directory)) as store:
         assert [each.digest for each in store.objects()] == [digest_of(WORLD)]
         assert len(store.reference("web:1").history) == 1
+    assert tree(directory / "new") == {}
+
+
+WORKING = """
+import io, sys
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.store import Collection, Tagging
+from module_store.operations import Operations
+
+number = int(sys.argv[2])
+store = Operations(sys.argv[1], f"process {number}")
+for turn in range(8):
+    own = b"\\0asm" + bytes([number, turn])
+    added = store.add(io.BytesIO(own), f"own:{number}-{turn}")
+    store.add(io.BytesIO(b"\\0asm shared"), "shared:1")
+    store.tag("moving:1", Tagging(added.digest))
+    try:
+        store.untag(f"own:{number}-{turn - 3}")
+    except KeepfleetError as error:
+        assert error.kind is ErrorKind.NOT_FOUND, error
+    store.collect(Collection(grace=-1.0, history=2))
+    assert store.inspect(added.digest).digest == added.digest
+"""
+
+
+def test_processes_that_add_move_remove_and_collect_concurrently_lose_nothing_that_is_named(directory: Path) -> None:
+    """As several `keepctl`, or a manager and `keepctl`, or two managers of one store: the same calls."""
+    Store.create(str(directory)).close()
+    command = [sys.executable, "-c", WORKING, str(directory)]
+    running = [
+        subprocess.Popen([*command, str(number)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for number in range(4)
+    ]
+    assert [(process.communicate()[1], process.returncode) for process in running] == [("", 0)] * 4
+    with Store.open(str(directory)) as store:
+        assert list(checking.findings(store)) == []
+        names = {f"own:{number}-{turn}" for number in range(4) for turn in (5, 6, 7)} | {"shared:1", "moving:1"}
+        assert set(store.reference_names()) == names
+        moved = store.reference("moving:1").history
+        assert [move.source for move in moved[1:]] == [move.target for move in moved[:-1]], "each from where it was"
+        for name in names:
+            read(store, store.resolve(name))
     assert tree(directory / "new") == {}
 
 

@@ -14,15 +14,24 @@ import pytest
 from cryptography import x509
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from module_store import registry, transport
-from module_store.registry import Credentials, Pulled, Registry, parse_address, read_credentials
+from keep_protocol.fields import Record
+from keep_protocol.store import Object
+from module_pull import artifact, transport
+from module_pull.artifact import Address, Site, parse_address
+from module_pull.registry import Credentials, Registry, read_credentials
+from module_store.additions import ORIGIN
+from module_store.operations import Operations
 from module_store.store import Store
-from module_store.transport import Site
 from tests.fakes.certificates import SERVER, ForeignAuthority
 from tests.fakes.fake_registry import INDEX, Answer, FakeRegistry
 from tests.unit.store.conftest import HELLO, WORLD, digest_of, read, tree
 
 LOGIN = base64.b64encode(b"alice:secret").decode()
+
+
+class Pulled(Record):
+    address: Address
+    object: Object
 
 
 @pytest.fixture
@@ -43,7 +52,10 @@ def pull(
     address = parse_address(f"oci://{host}:{remote.port}/{what}", plain=context is None)
     known = Credentials(((str(address.site), login),) if login else ())
     client = Registry(address.site, known, context or ssl.create_default_context())
-    return client.pull(store, address, address.reference, "puller")
+    with client.fetch(address) as found:
+        kept = Operations(store.place.path, "puller")
+        added = kept.add(found.body, address.reference, found.artifact.digest, origin=str(found.artifact.address))
+        return Pulled(found.artifact.address, added)
 
 
 def refusal(store: Store, remote: FakeRegistry, what: str = "team/web:1.2") -> KeepfleetError:
@@ -62,10 +74,10 @@ def test_a_module_is_taken_named_as_there_and_its_manifest_s_digest_is_said(stor
     assert str(pulled.address) == f"oci://127.0.0.1:{remote.port}/team/web:1.2@{manifest}"
     assert read(store, store.resolve("web:1.2")) == HELLO
     assert store.reference("web:1.2").history[0].who == "puller"
-    assert store.attached(digest_of(HELLO), registry.ORIGIN) == str(pulled.address).encode()
+    assert store.attached(digest_of(HELLO), ORIGIN) == str(pulled.address).encode()
 
 
-@pytest.mark.parametrize("kind", registry.LAYERS)
+@pytest.mark.parametrize("kind", artifact.LAYERS)
 def test_a_module_is_taken_by_each_media_type_that_is_in_use(store: Store, remote: FakeRegistry, kind: str) -> None:
     remote.put_module("1.2", HELLO, kind)
     assert pull(store, remote).object.size == len(HELLO)
@@ -163,8 +175,8 @@ def test_what_is_no_webassembly_artifact_is_refused_with_what_it_is(
 
 
 def test_a_manifest_without_end_or_that_is_none_is_refused(store: Store, remote: FakeRegistry) -> None:
-    remote.put("1.2", bytes(registry.MAX_MANIFEST_BYTES + 1))
-    assert "its manifest of team/web is over 4194304 bytes" in refusal(store, remote).message
+    remote.put("1.2", bytes(artifact.MAX_MANIFEST_BYTES + 1))
+    assert "its manifest of team/web is over 262144 bytes" in refusal(store, remote).message
     for none in (b"", b"[]", b'{"a":1,"a":2}', b"<html>"):
         remote.put("1.2", none)
         assert "cannot read the manifest of oci://" in refusal(store, remote).message
@@ -300,7 +312,9 @@ def test_a_certificate_is_believed_by_its_ca_alone(store: Store, tmp_path: Path)
     with FakeRegistry(str(tmp_path / "server.pem")) as remote:
         remote.put_module("1.2", HELLO)
         good, bad = (ssl.create_default_context(cadata=authority.pem) for authority in (ours, other))
-        with pytest.raises(KeepfleetError, match=r"its certificate is not believed: .*; --ca names the CA"):
+        with pytest.raises(
+            KeepfleetError, match=r"its certificate is not believed: .*; --registry-ca, or `ca` .* names the CA"
+        ):
             pull(store, remote, context=bad, host="localhost")
         assert pull(store, remote, context=good, host="localhost").object.digest == digest_of(HELLO)
 

@@ -8,9 +8,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
-SECONDS = 30
-MAKE = 'make() { echo made >>"$cache/count"; mkdir "$entry"; echo whole >"$entry/file"; }'
+SECONDS = 120
+"""For what hangs; on a busy machine eight shells take a while."""
+MAKE = """make() {
+  echo made >>"$cache/count"
+  mkdir "$entry.new"; echo whole >"$entry.new/file"; mv -T "$entry.new" "$entry"
+}"""
+"""Whole or not at all, as every maker's: another run that sees it takes no lock."""
 
 
 def bash(cache: Path, script: str, run: Path = ROOT / "run") -> subprocess.Popen[str]:
@@ -119,3 +126,46 @@ def test_checkouts_share_what_is_equal_and_a_changed_source_is_another_key(tmp_p
     assert keys[0][1] != keys[1][1], "each checkout has a playground of its own"
     (tmp_path / "two" / "keep_protocol" / "x.py").write_text("x = 2\n")
     assert output(bash(tmp_path, "sources_key", tmp_path / "two" / "run")).split() != keys[0][:1]
+
+
+MIRROR = """there={tmp}/mirror; mirror() {{ echo "file://$there"; }}; is_root() {{ true; }}
+debootstrap() {{ echo "I: begins"; echo "E: {said}"; {then}; }}
+mkdir -p "$there/dists/trixie"; echo x >"$there/dists/trixie/Release"; entry=$cache/root-00000000000a; {script}"""
+
+
+def made_root(tmp: Path, said: str, then: str = "return 1", script: str = "make_root trixie") -> tuple[int, str]:
+    """The exit status of making a root directory, and what is said, where debootstrap says that and does `then`."""
+    cache = tmp / "cache"
+    cache.mkdir()
+    process = bash(cache, MIRROR.format(tmp=tmp, said=said, then=then, script=script))
+    text, _ = process.communicate(timeout=SECONDS)
+    return process.returncode, text
+
+
+def test_a_debootstrap_that_fails_is_a_failure_with_its_last_word(tmp_path: Path) -> None:
+    status, said = made_root(tmp_path, "Failure while configuring base packages")
+    assert status == 1
+    assert "cannot make a root directory of trixie: E: Failure while configuring base packages; see " in said
+
+
+@pytest.mark.parametrize(
+    ("said", "then", "script"),
+    [
+        ("gone", "return 1", "make_root forky"),
+        ("gone", 'rm -r "$there"; return 1', "make_root trixie"),
+        ("Cannot install into target '/x' mounted with noexec or nodev", "return 1", "make_root trixie"),
+        ("gone", "return 1", "is_root() { false; }; debian_root trixie"),
+    ],
+    ids=["no such suite", "the mirror went meanwhile", "no device files", "no root"],
+)
+def test_a_root_directory_that_cannot_be_had_here_is_no_failure(
+    tmp_path: Path, said: str, then: str, script: str
+) -> None:
+    status, text = made_root(tmp_path, said, then, script)
+    assert status == os.EX_UNAVAILABLE, text
+    assert "cannot get what a test needs" in text
+
+
+def test_a_root_directory_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    status, text = made_root(tmp_path, "none", 'mkdir "$entry.new"', 'make_root trixie && ls "$cache"')
+    assert (status, text.splitlines()[-1]) == (0, "root-00000000000a"), text

@@ -1,6 +1,6 @@
 """HTTP to a registry: each answer bounded in time by how much has come, and redirects only where they may lead.
 
-Import rule: that of module_store. It is imported for pulling alone.
+Import rule: that of module_pull.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, cast
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Record
+from module_pull.artifact import Site
 
 STALL_SECONDS = 30.0
 """Without a byte, and the start that MIN_RATE is given: a registry may fetch a blob from elsewhere first."""
@@ -27,17 +27,6 @@ CONNECT_SECONDS = 10.0
 MAX_REDIRECTS = 3
 """Registries redirect blobs once, to where they are stored."""
 _MOVED = (301, 302, 303, 307, 308)
-
-
-class Site(Record):
-    """A server: with TLS where `secure`."""
-
-    host: str
-    port: int
-    secure: bool
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Transport:
@@ -107,7 +96,8 @@ def explained_transfer(site: Site) -> Iterator[None]:
         why = f"it has sent nothing for {STALL_SECONDS:g} s, or less than {MIN_RATE} bytes a second"
         raise unavailable(site, why) from None
     except ssl.SSLCertVerificationError as error:
-        why = f"its certificate is not believed: {error.verify_message}; --ca names the CA of a registry of your own"
+        hint = "--registry-ca, or `ca` in the manager's configuration, names the CA of a registry of your own"
+        why = f"its certificate is not believed: {error.verify_message}; {hint}"
         raise unavailable(site, why) from error
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__

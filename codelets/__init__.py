@@ -1,0 +1,33 @@
+"""Verified code, loaded into a running application at its hooks and unloaded again: jbpf's job, with WebAssembly.
+
+    runtime = Runtime(store="/var/lib/keepfleet/store")
+    ingress = runtime.hook("ingress", Packet)
+    runtime.load(open("counter.yaml").read())
+    ingress(packet)
+
+Only modules of a module store can be loaded, each is verified for its hook first, and what one does cannot stop or
+harm its caller: its memory, its time and what it may call are bounded. docs/how-to/codelets.md shows how.
+"""
+
+from codelets.calling import ControlHook, Hook
+from codelets.channels import JsonOf, pack, unpack
+from codelets.descriptor import CodeletSet, read_descriptor
+from codelets.faults import CodeletError, Failure
+from codelets.interface import HelperType, HookType, Interface
+from codelets.runtime import Runtime
+
+__all__ = [
+    "CodeletError",
+    "CodeletSet",
+    "ControlHook",
+    "Failure",
+    "HelperType",
+    "Hook",
+    "HookType",
+    "Interface",
+    "JsonOf",
+    "Runtime",
+    "pack",
+    "read_descriptor",
+    "unpack",
+]

@@ -1,0 +1,424 @@
+"""The embedding: an application's hooks, helpers and channels, and the codelet sets that are loaded into it.
+
+Import rule: keep_protocol, module_store, codelets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, cast
+
+from codelets import fast
+from codelets.calling import ControlHook, Hook, quantile
+from codelets.channels import Receiver, Serializer, as_bytes
+from codelets.descriptor import CodeletSet, read_descriptor
+from codelets.engine import shared_engine
+from codelets.faults import CodeletError, Failure, loading
+from codelets.interface import DEFAULT_FUEL, DEFAULT_MEMORY, MAX_HELPERS, MAX_HOOKS, HelperType, HookType, Interface
+from codelets.lcm import Server
+from codelets.loading import Helper, Loaded, Loader, Modules
+from codelets.standard import standard_helpers
+from codelets.states import CodeletState, HookState, SetState
+from codelets.storage import Data
+from codelets.stored import StoredModules
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import parse
+
+LOG = logging.getLogger("keepfleet.codelets")
+MAX_SETS = 64
+"""Of one application: 64 sets of 16 codelets are a thousand on its hooks."""
+MAX_FAULTS = 16
+"""Of a set, before it is unloaded: each costs its hook's caller a new instance, some 50 µs."""
+MAX_ENDED = 64
+"""Sets that were unloaded for their faults, whose reasons are remembered."""
+BATCH = 1024
+"""Messages that are taken of one channel before others have their turn."""
+
+
+class Runtime:
+    """Codelets of one application. Its methods may be called by any thread, also while others call hooks.
+
+    store: the module store's directory, or what reads modules; without it the system's, of root, or the user's own.
+    max_faults: faults of a set before it is unloaded; 0: any number. in_c: whether hooks are called by the module in C,
+    which `python -m codelets build` makes; without it where there is one. lcm_socket: where the life-cycle socket is
+    made, and lcm_users: who else may connect to it, by user ID; without it sets are loaded by this object alone.
+    Raises KeepfleetError: NOT_FOUND where there is no store, CONFIGURATION where the module in C is asked for and not
+    there, CONFLICT where another application has the socket.
+    """
+
+    def __init__(
+        self,
+        store: str | Modules | None = None,
+        *,
+        max_faults: int = MAX_FAULTS,
+        in_c: bool | None = None,
+        lcm_socket: str | None = None,
+        lcm_users: tuple[int, ...] = (),
+    ) -> None:
+        self._modules = StoredModules(store) if store is None or isinstance(store, str) else store
+        self._fast = None if in_c is False else fast.load()
+        if in_c and self._fast is None:
+            why = "it was not built; run: python -m codelets build"
+            raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot call hooks in C: {why}")
+        self._loader = Loader(shared_engine(), self._modules, self._fast)
+        self._max_faults = max_faults
+        self._hooks: dict[str, Hook] = {}
+        self._helpers: dict[str, Helper] = {each.name: (each, function) for each, function in standard_helpers()}
+        self._serializers: dict[str, Serializer] = {}
+        self._receivers: dict[bytes | None, Receiver] = {}
+        self._sets: dict[str, Loaded] = {}
+        self._ended: dict[str, str] = {}
+        self._order = 0
+        self._places: list[tuple[int, int, str, Loaded, Callable[..., int | None]]] = []
+        self._lock = threading.RLock()  # a set may be unloaded by a fault while the thread that loads calls a hook
+        self._delivering: _Delivery | None = None
+        self._server = Server(lcm_socket, self, lcm_users) if lcm_socket is not None else None
+
+    def __repr__(self) -> str:
+        return f"Runtime({len(self._hooks)} hooks, {len(self._sets)} sets)"
+
+    def close(self) -> None:
+        """Unloads every set, and delivers no more output."""
+        if self._server is not None:
+            self._server.close()
+        self.stop_delivering()
+        with self._lock:
+            for name in tuple(self._sets):
+                self._remove(name)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- what the application offers ---------------------------------------------------------------------------------
+
+    def hook(
+        self,
+        name: str,
+        context: type[ctypes.Structure] | str | int,
+        *,
+        data_bytes: int = 0,
+        writable: bool = False,
+        memory_bytes: int = DEFAULT_MEMORY,
+        fuel: int = DEFAULT_FUEL,
+    ) -> Hook:
+        """Declares a hook. context: its fields, as a `ctypes.Structure`, a format of `struct`, or a size in bytes;
+        data_bytes: of its data region, at most; memory_bytes: of a codelet; fuel: instructions of one call.
+
+        Raises KeepfleetError: CONFLICT for a name that is taken, BAD_REQUEST for a value out of bounds.
+        """
+        return self._declare(name, context, data_bytes, writable, memory_bytes, fuel, None)
+
+    def control_hook(
+        self,
+        name: str,
+        context: type[ctypes.Structure] | str | int,
+        *,
+        default: int,
+        data_bytes: int = 0,
+        writable: bool = False,
+        memory_bytes: int = DEFAULT_MEMORY,
+        fuel: int = DEFAULT_FUEL,
+    ) -> ControlHook:
+        """The same, with a value for its caller: the last codelet's, or `default`."""
+        return cast(ControlHook, self._declare(name, context, data_bytes, writable, memory_bytes, fuel, default))
+
+    def _declare(
+        self,
+        name: str,
+        context: type[ctypes.Structure] | str | int,
+        data_bytes: int,
+        writable: bool,
+        memory_bytes: int,
+        fuel: int,
+        default: int | None,
+    ) -> Hook:
+        typed = isinstance(context, type)
+        if isinstance(context, str):
+            size = struct.calcsize(context)
+        else:
+            size = ctypes.sizeof(context) if isinstance(context, type) else context
+        values: dict[str, object] = {"name": name, "context_bytes": size, "data_bytes": data_bytes}
+        values |= {"writable": writable, "control": default is not None, "memory_bytes": memory_bytes, "fuel": fuel}
+        kind = parse(HookType, values, "hook")
+        made: Hook
+        if self._fast is not None:
+            made = self._fast.Hook(self._fast.Call, kind, default or 0, kind.control, kind.writable)
+        else:
+            made = Hook(kind, typed=typed) if default is None else ControlHook(kind, default, typed=typed)
+        with self._lock:
+            if name in self._hooks or len(self._hooks) >= MAX_HOOKS:
+                why = "there is one" if name in self._hooks else f"there are {MAX_HOOKS}"
+                raise KeepfleetError(ErrorKind.CONFLICT, f"cannot declare the hook {name}: {why}")
+            self._hooks[name] = made
+        return made
+
+    def helper(
+        self, name: str, function: Callable[..., Any], parameters: tuple[str, ...] = (), result: str = ""
+    ) -> None:
+        """Offers a function to codelets: they import it from the module `helper`.
+
+        parameters: each of i32, i64, f32, f64, or bytes, which is an address and a length to a codelet; result: a
+        number's type, or "". What the function raises ends the codelet's call. Raises KeepfleetError as `hook` does.
+        """
+        values: dict[str, object] = {"name": name, "parameters": list(parameters), "result": result}
+        kind = parse(HelperType, values, "helper")
+        with self._lock:
+            if name in self._helpers or len(self._helpers) >= MAX_HELPERS:
+                why = "there is one" if name in self._helpers else f"there are {MAX_HELPERS}"
+                raise KeepfleetError(ErrorKind.CONFLICT, f"cannot offer the helper {name}: {why}")
+            self._helpers[name] = (kind, function)
+
+    def serializer(self, name: str, serializer: Serializer) -> None:
+        """What descriptors call `serde: NAME`."""
+        with self._lock:
+            self._serializers[name] = serializer
+
+    @property
+    def interface(self) -> Interface:
+        """What codelets are verified against; `interface.to_wire()` is JSON for `codelets verify --interface`."""
+        with self._lock:
+            hooks = tuple(hook.type for hook in self._hooks.values())
+            return Interface(hooks, tuple(kind for kind, _ in self._helpers.values()))
+
+    # --- sets --------------------------------------------------------------------------------------------------------
+
+    def load(self, wanted: CodeletSet | bytes | str, variables: Mapping[str, str] | None = None) -> str:
+        """Loads a set: all of its codelets run from the next call of their hooks on, or none does. Its ID.
+
+        wanted: a descriptor, read or as YAML or JSON; variables: what `${NAME}` in it stands for.
+        Raises CodeletError, which has jbpf's number and, of a module that was refused, the verifier's findings.
+        """
+        descriptor = self._read(wanted, variables)
+        name = descriptor.codeletset_id
+        with self._lock:
+            self._check_new(descriptor)
+            hooks, helpers = dict(self._hooks), dict(self._helpers)
+        loaded = self._loader.build(descriptor, hooks, helpers, self._reported)
+        with self._lock:  # what was compiled and made beside is now shown to callers, or was overtaken
+            try:
+                self._check_new(descriptor)
+            except CodeletError:
+                loaded.close()
+                raise
+            self._sets[name] = loaded
+            self._ended.pop(name, None)
+            for hook, priority, run in loaded.runs:
+                self._order += 1
+                self._places.append((-priority, self._order, hook, loaded, run))
+            self._places.sort(key=lambda place: place[:2])
+            self._publish({hook for hook, _, _ in loaded.runs})
+        LOG.info("loaded the codelet set %s: %s", name, ", ".join(loaded.codelets))
+        return name
+
+    def unload(self, name: str) -> None:
+        """Unloads a set: no call of a hook that begins later runs it. Raises CodeletError(NOT_FOUND)."""
+        with self._lock:
+            if name not in self._sets:
+                why = f": it was unloaded: {self._ended[name]}" if name in self._ended else ""
+                known = ", ".join(self._sets) or "none"
+                message = f"cannot unload the codelet set {name}: it is not loaded{why or f'; there are: {known}'}"
+                raise CodeletError(Failure.UNLOAD_FAILED, ErrorKind.NOT_FOUND, message)
+            self._remove(name)
+        LOG.info("unloaded the codelet set %s", name)
+
+    def sets(self) -> tuple[SetState, ...]:
+        """Every set that is loaded, and those that their faults have unloaded."""
+        with self._lock:
+            found = [SetState(name, True, "", _codelets(each)) for name, each in self._sets.items()]
+            return (*found, *(SetState(name, False, why) for name, why in self._ended.items()))
+
+    def stats(self) -> tuple[HookState, ...]:
+        """Every hook: how often it was called, by whom it is used."""
+        with self._lock:
+            return tuple(self._hook_state(name, hook) for name, hook in self._hooks.items())
+
+    def _hook_state(self, name: str, hook: Hook) -> HookState:
+        times: list[int] = []
+        faults = overruns = 0
+        users = []
+        for loaded in self._sets.values():
+            for codelet in loaded.codelets.values():
+                if codelet.descriptor.hook_name == name:
+                    faults, overruns = faults + codelet.faults, overruns + codelet.overruns
+                    own = codelet.target.times
+                    times = [sum(pair) for pair in zip(times, own, strict=True)] if times else own
+                    users.append(f"{loaded.descriptor.codeletset_id}.{codelet.descriptor.codelet_name}")
+        return HookState(name, hook.calls, faults, overruns, tuple(times), tuple(users))
+
+    def map_items(self, codelet_set: str, codelet: str, name: str) -> list[tuple[bytes, bytes]]:
+        """Keys and values of a map of a loaded set. Raises KeepfleetError(NOT_FOUND)."""
+        return self._data(codelet_set, codelet, name).items()
+
+    def _data(self, codelet_set: str, codelet: str, name: str) -> Data:
+        with self._lock, suppress(KeyError):
+            return self._sets[codelet_set].codelets[codelet].data[name]
+        raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find the map {name} of {codelet_set}.{codelet}")
+
+    def _read(self, wanted: CodeletSet | bytes | str, variables: Mapping[str, str] | None) -> CodeletSet:
+        if isinstance(wanted, CodeletSet):
+            return wanted
+        try:
+            return read_descriptor(wanted.encode() if isinstance(wanted, str) else wanted, variables=variables)
+        except KeepfleetError as error:
+            raise CodeletError(Failure.INVALID_PARAMETER, error.kind, error.message, error.evidence) from None
+
+    def _check_new(self, descriptor: CodeletSet) -> None:
+        name = descriptor.codeletset_id
+        if name in self._sets:
+            raise loading(Failure.CREATION_FAILED, name, "it is loaded", ErrorKind.CONFLICT)
+        if len(self._sets) >= MAX_SETS:
+            raise loading(Failure.CREATION_FAILED, name, f"there are {MAX_SETS}", ErrorKind.TOO_MANY)
+        for codelet in descriptor.codelet_descriptor:
+            for channel in (*codelet.in_io_channel, *codelet.out_io_channel):
+                if channel.serde and channel.serde not in self._serializers:
+                    raise loading(Failure.INVALID_PARAMETER, name, f"there is no serialiser {channel.serde}")
+                if any(channel.stream in (each.outputs | each.inputs) for each in self._sets.values()):
+                    why = f"the stream {channel.stream_id} is another set's"
+                    raise loading(Failure.INVALID_PARAMETER, name, why, ErrorKind.CONFLICT)
+
+    def _publish(self, names: set[str]) -> None:
+        for name in names:
+            self._hooks[name].replace(tuple(run for _, _, hook, _, run in self._places if hook == name))
+
+    def _remove(self, name: str) -> None:
+        loaded = self._sets.pop(name)
+        self._places = [place for place in self._places if place[3] is not loaded]
+        self._publish({hook for hook, _, _ in loaded.runs})
+        loaded.close()
+
+    def _reported(self, loaded: Loaded, why: str, certain: bool) -> None:
+        """A fault of a set, in the thread that called its hook."""
+        name = loaded.descriptor.codeletset_id
+        if not certain and (not self._max_faults or loaded.faults < self._max_faults):
+            LOG.debug("a fault in the codelet set %s: %s", name, why)
+            return
+        with self._lock:
+            if self._sets.get(name) is not loaded:
+                return
+            self._remove(name)
+            while len(self._ended) >= MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
+            self._ended[name] = f"{loaded.faults} faults, the last: {why}"
+        LOG.warning("unloaded the codelet set %s after %d faults, the last: %s", name, loaded.faults, why)
+
+    # --- channels ----------------------------------------------------------------------------------------------------
+
+    def on_output(self, stream: bytes | str | None, receive: Receiver) -> None:
+        """Calls `receive(stream, message)` for what codelets send to a stream, or to any without one of its own.
+
+        A message is bytes, or what the stream's serialiser makes of them. It is called by whoever delivers.
+        """
+        with self._lock:
+            self._receivers[None if stream is None else as_bytes(stream)] = receive
+
+    def send_input(self, stream: bytes | str, message: Any) -> bool:
+        """Sends a message to the codelet of a stream; False where its channel is full, which is counted.
+
+        Raises KeepfleetError: NOT_FOUND for an unknown stream, BAD_REQUEST for a message that is too long.
+        """
+        wanted = as_bytes(stream)
+        with self._lock:
+            for loaded in self._sets.values():
+                if wanted in loaded.inputs:
+                    serializer = self._serializer_of(loaded, wanted)
+                    data = serializer.encode(message) if serializer else message
+                    try:
+                        return loaded.inputs[wanted].send(data)
+                    except ValueError as error:
+                        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot send to {wanted.hex()}: {error}") from None
+        raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot send to {wanted.hex()}: no codelet reads it")
+
+    def deliver(self) -> int:
+        """Calls receivers with what codelets have sent; how many messages that were. By one thread at a time.
+
+        Messages of streams that nobody receives stay until their channel is full, and are counted as lost from then.
+        A receiver that raises is logged, and gets the next message.
+        """
+        delivered = 0
+        with self._lock:
+            channels = [(each, stream, data) for each in self._sets.values() for stream, data in each.outputs.items()]
+        for loaded, stream, data in channels:
+            receive = self._receivers.get(stream) or self._receivers.get(None)
+            if receive is None:
+                continue
+            serializer = self._serializer_of(loaded, stream)
+            for message in data.receive(BATCH):
+                delivered += 1
+                try:
+                    receive(stream, serializer.decode(message) if serializer else message)
+                except Exception:
+                    LOG.exception("cannot deliver a message of stream %s", stream.hex())
+        return delivered
+
+    def start_delivering(self, seconds: float = 0.01) -> None:
+        """Delivers in a thread of its own, looking for output every `seconds`."""
+        with self._lock:
+            if self._delivering is None:
+                self._delivering = _Delivery(self.deliver, seconds)
+                self._delivering.start()
+
+    def stop_delivering(self) -> None:
+        """Ends that thread, once it has delivered what is there."""
+        with self._lock:
+            delivering, self._delivering = self._delivering, None
+        if delivering is not None:
+            delivering.finish()
+
+    def _serializer_of(self, loaded: Loaded, stream: bytes) -> Serializer | None:
+        for codelet in loaded.descriptor.codelet_descriptor:
+            for channel in (*codelet.in_io_channel, *codelet.out_io_channel):
+                if channel.stream == stream and channel.serde:
+                    return self._serializers[channel.serde]
+        return None
+
+
+class _Delivery(threading.Thread):
+    """Delivers output until it is finished."""
+
+    def __init__(self, deliver: Callable[[], int], seconds: float) -> None:
+        super().__init__(name="codelets-output", daemon=True)
+        self._deliver, self._seconds, self._end = deliver, seconds, threading.Event()
+
+    def run(self) -> None:
+        while not self._end.is_set():
+            if not self._deliver():
+                self._end.wait(self._seconds)
+        while self._deliver():
+            pass
+
+    def finish(self) -> None:
+        """Returns when all that is there was delivered."""
+        self._end.set()
+        self.join()
+
+
+def _codelets(loaded: Loaded) -> tuple[CodeletState, ...]:
+    found = []
+    for name, codelet in loaded.codelets.items():
+        channels = {each.name: codelet.data[each.name] for each in codelet.descriptor.out_io_channel}
+        lost = sum(data.lost for data in channels.values())
+        found.append(
+            CodeletState(
+                name,
+                codelet.descriptor.hook_name,
+                codelet.descriptor.priority,
+                codelet.digest,
+                codelet.target.calls,
+                codelet.faults,
+                codelet.overruns,
+                lost,
+                quantile(codelet.target.times, 0.5),
+                quantile(codelet.target.times, 0.99),
+                codelet.examined.bound,
+                codelet.last_fault,
+            )
+        )
+    return tuple(found)

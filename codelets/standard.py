@@ -1,0 +1,43 @@
+"""Helper functions that every application offers: jbpf's, by their meaning.
+
+Import rule: the standard library, codelets.interface.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from codelets.interface import HelperType
+
+LOG = logging.getLogger("keepfleet.codelets.output")
+MAX_PRINTED = 256
+"""Bytes of one line that a codelet prints; what is longer is cut."""
+
+
+def _hash(data: bytes) -> int:
+    value = 0x811C9DC5
+    for byte in data[:MAX_HASHED]:
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return value - (1 << 32) if value >> 31 else value
+
+
+MAX_HASHED = 4096
+"""Bytes: the helper runs on no fuel."""
+
+
+def _print(data: bytes) -> None:
+    LOG.info("%s", data[:MAX_PRINTED].decode("utf-8", "replace").rstrip("\n"))
+
+
+def standard_helpers() -> tuple[tuple[HelperType, Callable[..., Any]], ...]:
+    """Each with its type."""
+    return (
+        (HelperType("time_ns", (), "i64"), time.monotonic_ns),
+        (HelperType("random", (), "i64"), lambda: secrets.randbits(63)),
+        (HelperType("hash", ("bytes",), "i32"), _hash),
+        (HelperType("print", ("bytes",), ""), _print),
+    )

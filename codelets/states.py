@@ -1,0 +1,51 @@
+"""What is shown of hooks and sets: records that are JSON on the socket.
+
+Import rule: keep_protocol.
+"""
+
+from __future__ import annotations
+
+from keep_protocol.fields import Flag, Items, Nested, Record, Text, Whole, field
+
+_COUNT, _TEXT = Whole(0, (1 << 63) - 1), Text(4000)
+
+
+class CodeletState(Record):
+    """One codelet of a loaded set. Times are of the calls that were timed, rounded up to a power of two."""
+
+    codelet_name: str = field(_TEXT, about="its name in the set")
+    hook_name: str = field(_TEXT, about="the hook that it is on")
+    priority: int = field(_COUNT, about="the highest of a hook runs first")
+    digest: str = field(_TEXT, about="of its module")
+    calls: int = field(_COUNT, about="how often it was called")
+    faults: int = field(_COUNT, about="calls that a trap, its fuel or a helper ended")
+    overruns: int = field(_COUNT, about="calls that took longer than its threshold")
+    lost: int = field(_COUNT, about="messages that its full output channels did not take")
+    median_ns: int = field(_COUNT, about="half of its calls took less, in nanoseconds")
+    p99_ns: int = field(_COUNT, about="99 of 100 took less")
+    bound: str = field(_TEXT, about="what bounds its run time")
+    last_fault: str = field(_TEXT, default="", about="in words")
+
+
+class SetState(Record):
+    """One codelet set."""
+
+    codeletset_id: str = field(_TEXT, about="its ID")
+    loaded: bool = field(Flag(), about="whether it runs; false for one that was unloaded for its faults")
+    why: str = field(_TEXT, default="", about="why it was unloaded")
+    codelets: tuple[CodeletState, ...] = field(
+        Items(Nested(CodeletState, "codelet"), 16), default=(), about="its codelets"
+    )
+
+
+class HookState(Record):
+    """One hook."""
+
+    name: str = field(_TEXT, about="its name")
+    calls: int = field(_COUNT, about="with codelets loaded")
+    faults: int = field(_COUNT, about="of the codelets that are loaded on it")
+    overruns: int = field(_COUNT, about="of the codelets that are loaded on it")
+    times: tuple[int, ...] = field(
+        Items(_COUNT, 64), default=(), about="timed calls of a codelet: number n took less than 2ⁿ nanoseconds"
+    )
+    codelets: tuple[str, ...] = field(Items(_TEXT, 1024), default=(), about="those that are loaded on it")

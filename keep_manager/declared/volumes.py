@@ -1,0 +1,311 @@
+"""The volumes of this host, below the manager's state directory.
+
+    volumes/NAME/image         an ext4 file system of the volume's size, its blocks reserved
+    volumes/NAME/volume.json   whose it is, and how large
+
+A folder is made beside its place, filled, synced and renamed, and removed the other way round: of a manager that was
+killed there is a whole volume or none. Here files are made; the grants helper mounts them (keep_grants/volumes.py), and
+locks the image for as long as a keep has it. Methods but `Volumes.lock` are for threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from keep_manager.failpoints import Failpoint, reach
+from keep_protocol import strict_json
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record, Seconds, Text, Whole, field, parse
+from keep_protocol.limits import MIB
+from keep_protocol.volumes import INODES, NAME_PATTERN, SIZES, Volume
+from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained
+
+IMAGE, RECORD = "image", "volume.json"
+SCHEMA = 1
+MAX_RECORD = 4096
+MAX_VOLUMES = 2000
+"""As many as there may be declared keeps."""
+PROGRAMS = os.pathsep.join(("/usr/sbin", "/sbin", "/usr/bin", "/bin"))
+FORMAT_SECONDS = 120.0
+"""Formatting writes one part in sixty-four of a volume, at most; this is for the largest on a slow disk."""
+FEATURES = (
+    *("has_journal", "extent", "huge_file", "flex_bg", "metadata_csum", "64bit", "dir_nlink", "extra_isize"),
+    *("sparse_super", "large_file", "filetype", "dir_index", "ext_attr", "^resize_inode"),
+)
+"""ext4 as mke2fs makes it by default; named, so that no host's mke2fs.conf decides."""
+OWNER = "65534:65534"
+"""Of its directory on disk, and of all in it: see keep_grants.volumes.OWNER."""
+_NAME = re.compile(NAME_PATTERN)
+_NEW, _GONE = ".new-", ".gone-"
+_PRIVATE = 0o077
+
+
+class _Stored(Record):
+    """What volume.json says."""
+
+    owner: str = field(Text(128))
+    size_bytes: int = field(Whole(*SIZES))
+    inodes: int = field(Whole(*INODES))
+    created_at: float = field(Seconds())
+
+
+class Volumes:
+    """The volumes in `directory`. allowed: how many bytes the volumes of an owner may have together."""
+
+    def __init__(self, directory: str, allowed: Callable[[str], int], disk: Disk | None = None) -> None:
+        self._directory, self._allowed, self._disk = directory, allowed, disk or Disk()
+        self._looking = threading.Lock()  # a look locks images, too
+        self.lock = asyncio.Lock()
+        """Held by who makes or removes one."""
+
+    def __repr__(self) -> str:
+        return f"Volumes({self._directory!r})"
+
+    def open(self) -> None:
+        """Makes the directory, and removes what a manager that was killed had half made or half removed. Raises
+        KeepfleetError."""
+        with explained(f"keep volumes in {self._directory}"):
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            with self._base() as base:
+                for name in os.listdir(base):
+                    if name.startswith((_NEW, _GONE)):
+                        self._discard(base, name)
+
+    def listed(self) -> list[Volume]:
+        """All, by name; what cannot be used says why."""
+        with explained(f"list the volumes in {self._directory}"), self._looking, self._base() as base:
+            return [self._look(base, name) for name in self._names(base)]
+
+    def find(self, name: str) -> Volume:
+        """One. Raises KeepfleetError(NOT_FOUND)."""
+        with explained(f"look at volume {name[:63]}"), self._looking, self._base() as base:
+            if not _NAME.fullmatch(name) or name not in self._names(base):
+                raise no_volume(name)
+            return self._look(base, name)
+
+    def ensure(self, name: str, owner: str, size: int, inodes: int) -> None:
+        """Has there be such a volume of `owner`'s; `lock` is held. Raises KeepfleetError: FORBIDDEN for another's,
+        BAD_REQUEST for one of another size, TOO_MANY, NO_SPACE, UNSUPPORTED where the host cannot make it."""
+        with explained(f"make volume {name}"), self._base() as base:
+            names = self._names(base)
+            if name in names:
+                self._check(name, self._stored(base, name), _Stored(owner, size, inodes, 0.0))
+                return
+            mine = [found for found in map(self._known(base), names) if found is not None and found.owner == owner]
+            total, allowed = sum(each.size_bytes for each in mine) + size, self._allowed(owner)
+            if total > allowed or len(names) >= MAX_VOLUMES:
+                why = f"{owner} would have {total} bytes in volumes, and the quota volume_bytes is {allowed}"
+                why = why if total > allowed else f"there are {len(names)} already"
+                raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make volume {name}: {why}")
+            self._make(base, name, _Stored(owner, size, inodes, round(time.time(), 3)))
+
+    def remove(self, name: str) -> None:
+        """Removes one and all that is in it; `lock` is held. Raises KeepfleetError: NOT_FOUND, CONFLICT while a keep
+        has it."""
+        with explained(f"remove volume {name[:63]}"), self._looking, self._base() as base, ExitStack() as held:
+            if not _NAME.fullmatch(name) or name not in self._names(base):
+                raise no_volume(name)
+            image = self._image(base, name)
+            if image is not None:
+                held.callback(os.close, image)
+                if _locked(image):  # else it is ours until we close it, and no keep gets it meanwhile
+                    why = "a keep has it; have that declared no more first"
+                    raise KeepfleetError(ErrorKind.CONFLICT, f"cannot remove volume {name}: {why}")
+            self._discard(base, _GONE + name)
+            self._disk.rename(base, name, base, _GONE + name)
+            self._disk.sync(base)
+            reach(Failpoint.VOLUME_AFTER_GONE)
+            self._discard(base, _GONE + name)
+
+    def _make(self, base: int, name: str, stored: _Stored) -> None:
+        new = _NEW + name
+        self._discard(base, new)
+        try:
+            self._disk.make_directory(base, new)
+            with self._folder(base, new) as folder:
+                image = self._disk.create(folder, IMAGE)
+                try:
+                    self._disk.reserve(image, stored.size_bytes)
+                    reach(Failpoint.VOLUME_AFTER_RESERVE)
+                    _format(f"{self._directory}/{new}/{IMAGE}", stored)
+                    self._disk.sync(image)
+                finally:
+                    os.close(image)
+                record = self._disk.create(folder, RECORD)
+                try:
+                    self._disk.write(record, _encoded(stored))
+                    self._disk.sync(record)
+                finally:
+                    os.close(record)
+                self._disk.sync(folder)
+            reach(Failpoint.VOLUME_AFTER_FORMAT)
+            self._disk.rename(base, new, base, name)
+            self._disk.sync(base)
+            reach(Failpoint.VOLUME_AFTER_RENAME)
+        except BaseException:
+            with suppress(OSError):  # the next start does it
+                self._discard(base, new)
+            raise
+
+    def _discard(self, base: int, name: str) -> None:
+        """Removes a folder that is no volume, where there is one; a link there, and not what it points to."""
+        with suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.stat(name, dir_fd=base, follow_symlinks=False).st_mode):
+                shutil.rmtree(name, dir_fd=base)
+            else:
+                os.unlink(name, dir_fd=base)
+
+    def _look(self, base: int, name: str) -> Volume:
+        try:
+            with explained(f"use volume {name}"):
+                stored = self._stored(base, name)
+                with self._folder(base, name) as folder:
+                    image = os.open(IMAGE, OPEN_FILE, dir_fd=folder)
+                try:
+                    in_use = _locked(image)
+                finally:
+                    os.close(image)
+        except KeepfleetError as error:
+            return Volume(name, "", SIZES[0], INODES[0], 0.0, detail=error.message)
+        return Volume(name, stored.owner, stored.size_bytes, stored.inodes, stored.created_at, in_use=in_use)
+
+    def _image(self, base: int, name: str) -> int | None:
+        """Its image, open; None where a damaged volume has none. Raises OSError."""
+        try:
+            with self._folder(base, name) as folder:
+                return os.open(IMAGE, OPEN_FILE, dir_fd=folder)
+        except (FileNotFoundError, KeepfleetError):
+            return None
+
+    def _known(self, base: int) -> Callable[[str], _Stored | None]:
+        def known(name: str) -> _Stored | None:
+            with suppress(KeepfleetError, OSError):
+                return self._stored(base, name)
+            return None
+
+        return known
+
+    def _stored(self, base: int, name: str) -> _Stored:
+        """What its record says. Raises OSError, KeepfleetError for one that is damaged, or not the manager's alone."""
+        with self._folder(base, name) as folder:
+            status = os.fstat(folder)
+            if status.st_uid != os.geteuid() or status.st_mode & _PRIVATE:
+                whose = f"it is user {status.st_uid}'s, with mode {status.st_mode & 0o7777:o}"
+                raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot use volume {name}: {whose}, not the manager's alone")
+            with open(os.open(RECORD, OPEN_FILE, dir_fd=folder), "rb") as file:
+                data = file.read(MAX_RECORD + 1)
+        value = strict_json.loads_object(data, MAX_RECORD, f"the record of volume {name}")
+        if value.pop("schema", None) != SCHEMA:
+            raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot use volume {name}: its schema is not {SCHEMA}")
+        digest = value.pop("digest", "")
+        stored = parse(_Stored, value, f"record of volume {name}", strict=True)
+        if digest != _digest(stored):
+            why = f"its {RECORD} is damaged, or was changed"
+            raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot use volume {name}: {why}")
+        return stored
+
+    def _check(self, name: str, there: _Stored, wanted: _Stored) -> None:
+        if there.owner != wanted.owner:
+            raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot have volume {name}: it is another's")
+        for word, has, asked in (
+            ("bytes", there.size_bytes, wanted.size_bytes),
+            ("inodes", there.inodes, wanted.inodes),
+        ):
+            if has != asked:
+                why = f"it has {has} {word}, and {asked} are asked for; a volume stays as it was made"
+                raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot have volume {name}: {why}")
+
+    def _names(self, base: int) -> list[str]:
+        return sorted(filter(_NAME.fullmatch, os.listdir(base)))
+
+    @contextmanager
+    def _base(self) -> Iterator[int]:
+        directory = os.open(self._directory, OPEN_DIRECTORY)
+        try:
+            yield directory
+        finally:
+            os.close(directory)
+
+    @contextmanager
+    def _folder(self, base: int, name: str) -> Iterator[int]:
+        """A volume's folder; a link in its place is none. Raises OSError, KeepfleetError(FORBIDDEN)."""
+        try:
+            folder = os.open(name, OPEN_DIRECTORY, dir_fd=base)
+        except NotADirectoryError as error:  # what O_NOFOLLOW with O_DIRECTORY says of a link, too
+            why = "a link, or something else that is no directory, stands in its place"
+            raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot use volume {name}: {why}") from error
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+
+def _encoded(stored: _Stored) -> bytes:
+    return strict_json.dumps({"schema": SCHEMA, **stored.to_wire(), "digest": _digest(stored)}) + b"\n"
+
+
+def _digest(stored: _Stored) -> str:
+    """By which a record that a fault of the disk has changed is told from another's."""
+    return hashlib.sha256(strict_json.dumps(stored.to_wire())).hexdigest()
+
+
+def no_volume(name: str) -> KeepfleetError:
+    """The error for a name that no volume has, or none that the caller may see."""
+    return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find volume {name[:63]!r}: there is none of this name")
+
+
+def _locked(image: int) -> bool:
+    """Whether a keep has the volume; else the caller does until it closes the description. Raises OSError."""
+    try:
+        fcntl.flock(image, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _format(path: str, stored: _Stored) -> None:
+    """Makes the file system in the image. Raises KeepfleetError."""
+    journal = min(max(stored.size_bytes // (64 * MIB), 4), 64)
+    options = f"nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner={OWNER}"
+    _run(
+        "mkfs.ext4",
+        *("-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-O", ",".join(FEATURES), "-E", options),
+        *("-J", f"size={journal}", "-N", str(stored.inodes), "-L", "keepfleet", path),
+    )
+    _run("debugfs", "-w", "-R", "rmdir lost+found", path)  # a guest's directory is empty at first
+
+
+def _run(program: str, *words: str) -> None:
+    found = shutil.which(program, path=PROGRAMS)
+    if found is None:
+        why = f"this host has no {program}; install e2fsprogs"
+        raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot make a volume: {why}")
+    environment = {"PATH": PROGRAMS, "LC_ALL": "C", "MKE2FS_CONFIG": os.devnull}
+    try:
+        subprocess.run(
+            [found, *words],
+            check=True,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=FORMAT_SECONDS,
+        )
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").split("\n")
+        raise KeepfleetError(
+            ErrorKind.UNAVAILABLE, f"cannot make a volume: {program} exited {error.returncode}", tuple(said[-10:])
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        why = f"{program} took more than {FORMAT_SECONDS:g} s"
+        raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot make a volume: {why}") from error

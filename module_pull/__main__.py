@@ -1,0 +1,62 @@
+"""Pulls one module: `python -I -S …/module_pull/__main__.py`, as keep-pull@.service does; see `handing`.
+
+Ends with 0 where all was handed over, 1 where not; the reason is the last line on standard error. Whoever asks may go
+at any moment; then it ends, too.
+"""
+
+import os
+import sys
+
+if not __package__:  # run by path under -I -S: our packages lie together, and the standard library must win
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import ssl
+from io import FileIO
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from module_pull.handing import MAX_REQUEST_BYTES, encode_error, head, read_request
+from module_pull.registry import Credentials, Registry
+
+REQUEST, MODULE, REPORT = 0, 1, 2
+DONE, FAILED = 0, 1
+PIECE_BYTES = 1 << 18
+
+
+def main() -> int:
+    """Does what standard input asks for; returns the exit status."""
+    try:
+        pull(FileIO(REQUEST, closefd=False), MODULE)
+    except KeepfleetError as error:
+        os.write(REPORT, encode_error(error))
+    except BrokenPipeError:
+        os.write(REPORT, b"nobody takes it any more\n")
+    else:
+        return DONE
+    return FAILED
+
+
+def pull(source: FileIO, output: int) -> None:
+    """Asks the registry, and writes what it sends. Raises KeepfleetError, OSError where it cannot be written."""
+    request = read_request(source.read(MAX_REQUEST_BYTES) or b"")
+    address = request.meant
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if request.ca:
+            context.load_verify_locations(cadata=request.ca)
+    except (ssl.SSLError, ValueError) as error:
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot read the CA for {address.site}: {error}") from error
+    login = Credentials(((str(address.site), request.login),) if request.login else ())
+    with Registry(address.site, login, context).fetch(address) as found:
+        _write(output, head(found.manifests, found.artifact.size) + b"".join(found.manifests))
+        while data := found.body.read(PIECE_BYTES):
+            _write(output, data)
+
+
+def _write(output: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(output, view) :]
+
+
+if __name__ == "__main__":
+    os._exit(main())  # there is nothing to finalise

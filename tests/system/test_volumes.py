@@ -1,0 +1,194 @@
+"""Volumes of declared keeps on a real host: they last, hold their limits against their guest, and are one keep's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from keep_manager.failpoints import VARIABLE, Failpoint
+from tests.system import volume_guests
+from tests.system.fleet import MANAGER, Fleet
+from tests.system.life import drop_in
+from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
+from tests.system.test_typed_docs import blocks, typed_inside
+
+PLACE = "/var/lib/keepfleet/volumes"
+VOLUME = "volume: {name: data, size: 16M, guest: /data, inodes: 100}\n"
+KEEPER = "module: keeper:1\nrestart: always\nready_seconds: 0\nprobe: {output: ready}\n" + VOLUME
+
+
+def add(fleet: Fleet, reference: str, module: bytes) -> None:
+    """Puts a module into the store."""
+    (fleet.host.path / "module.wasm").write_bytes(module)
+    keepctl(fleet.host, "store", "add", str(fleet.host.path / "module.wasm"), reference)
+
+
+def applied(fleet: Fleet, name: str, text: str) -> str:
+    """What `keepctl apply --wait` says of the manifest."""
+    return keepctl(fleet.host, "apply", "--wait", "-f", write(fleet.host, name, text), check=False)
+
+
+def said(fleet: Fleet, name: str) -> list[str]:
+    """The lines of the keep that counts."""
+    return keepctl(fleet.host, "logs", str(declared(fleet.host, name)["kuuid"])).splitlines()
+
+
+def volumes(fleet: Fleet) -> dict[str, dict[str, Any]]:
+    """What `keepctl volume ls` shows, by name."""
+    return {each["name"]: each for each in json.loads(keepctl(fleet.host, "volume", "ls", "-o", "json"))}
+
+
+@pytest.fixture
+def keeping(fleet: Fleet) -> Iterator[Fleet]:
+    """A fleet with guests that use a volume in the store."""
+    add(fleet, "keeper:1", volume_guests.counts("ready"))
+    add(fleet, "keeper:2", volume_guests.counts("never"))
+    add(fleet, "keeper:3", volume_guests.counts("ready", ends=3))
+    add(fleet, "filler:1", volume_guests.fills_bytes())
+    add(fleet, "filler:2", volume_guests.fills_inodes())
+    yield fleet
+    for each in json.loads(keepctl(fleet.host, "get", "-o", "json")):
+        keepctl(fleet.host, "delete", each["name"])
+    fleet.restart()
+    fleet.clear()
+    fleet.host.run(["sh", "-c", f"rm -rf {STORE} {PLACE}/* {PLACE}/.??*"])
+
+
+def test_what_is_written_is_there_after_a_restart_a_replacement_and_a_kill_of_the_manager(keeping: Fleet) -> None:
+    assert applied(keeping, "web", KEEPER).endswith("; running\n")
+    assert said(keeping, "web") == ["1 ready"]
+    shown = volumes(keeping)["data"]
+    assert (shown["owner"], shown["size_bytes"], shown["declared"], shown["in_use"]) == (
+        "admin",
+        1 << 24,
+        ["web"],
+        True,
+    )
+    keepctl(keeping.host, "restart", "--wait", "web")
+    assert said(keeping, "web") == ["2 ready"]
+    keeping.kill()
+    assert applied(keeping, "web", KEEPER + "environment: {A: b}\n").endswith("; running\n")
+    assert said(keeping, "web") == ["3 ready"]
+    assert len(keeping.keep_units()) == 1
+
+
+def test_one_that_is_not_ready_is_rolled_back_to_what_was_with_the_same_volume(keeping: Fleet) -> None:
+    applied(keeping, "web", KEEPER)
+    silent = KEEPER.replace("keeper:1", "keeper:2").replace("{output: ready}", "{output: ready, within: 1s}")
+    after = applied(keeping, "web", silent)
+    assert "version 2 was rolled back to version 1: it was not ready: its output had no line" in after
+    found = declared(keeping.host, "web")
+    assert (found["state"], found["module"]) == ("running", "keeper:1")
+    assert said(keeping, "web") == ["3 ready"]
+    after = applied(keeping, "web", KEEPER.replace("keeper:1", "keeper:3").replace("ready}", "no such line}"))
+    assert "rolled back to version 3: it was not ready: exited 3" in after
+
+
+@pytest.mark.parametrize(("module", "found"), [("filler:1", "exited 51"), ("filler:2", "exited 51")])
+def test_a_full_volume_is_an_error_of_its_guest_alone(keeping: Fleet, module: str, found: str) -> None:
+    text = f"module: {module}\n{VOLUME}limits: {{memory: 256M}}\n"
+    before = keeping.host.run(["df", "--output=avail", PLACE]).stdout
+    assert found in applied(keeping, "filler", text)
+    applied(keeping, "web", KEEPER.replace("name: data", "name: other"))
+    assert said(keeping, "web") == ["1 ready"]
+    assert keeping.host.run(["df", "--output=avail", PLACE]).stdout <= before
+    image = f"{PLACE}/data/image"
+    assert keeping.host.run(["stat", "--format=%s %a %u", image]).stdout.split() == [str(1 << 24), "600", "0"]
+    keeping.host.run(["/sbin/e2fsck", "-fn", image])
+
+
+def test_one_keep_has_it_at_a_time(keeping: Fleet) -> None:
+    applied(keeping, "web", KEEPER)
+    assert "another keep has it" in applied(keeping, "other", KEEPER)
+    assert declared(keeping.host, "web")["state"] == "running"
+    keepctl(keeping.host, "delete", "web")
+    assert applied(keeping, "other", KEEPER).endswith("; running\n")
+    assert said(keeping, "other") == ["2 ready"]
+
+
+def test_it_stays_when_nothing_is_declared_and_goes_when_it_is_removed(keeping: Fleet) -> None:
+    applied(keeping, "web", KEEPER)
+    assert "declared keep web has it" in keepctl(keeping.host, "volume", "rm", "data", check=False)
+    keepctl(keeping.host, "delete", "web")
+    keeping.restart()
+    while volumes(keeping)["data"]["in_use"]:  # it ends when nobody waits for it
+        pass
+    assert keepctl(keeping.host, "volume", "rm", "data") == "data: removed\n"
+    assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")
+    assert applied(keeping, "web", KEEPER).endswith("; running\n")
+    assert said(keeping, "web") == ["1 ready"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        ("chown 1000 data", "not the manager's alone"),
+        ("mv data moved; ln -s moved data", "no directory"),
+        ("rm data/image; ln -s /etc/shadow data/image", "a symbolic link stands in its place"),
+        ("truncate -s 0 data/image", "cannot be mounted"),
+        ("rm data/volume.json", "No such file"),
+    ],
+)
+def test_what_is_no_volume_is_refused_and_says_why(keeping: Fleet, damage: str, why: str) -> None:
+    applied(keeping, "web", KEEPER)
+    keepctl(keeping.host, "delete", "web")
+    keeping.restart()
+    keeping.host.run(["sh", "-ec", f"cd {PLACE}; {damage}"])
+    assert why in applied(keeping, "web", KEEPER)
+    assert declared(keeping.host, "web")["state"] == "unmet"
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Failpoint.VOLUME_AFTER_RESERVE,
+        Failpoint.VOLUME_AFTER_FORMAT,
+        Failpoint.VOLUME_AFTER_RENAME,
+        Failpoint.RECONCILE_AFTER_CREATE,
+        Failpoint.RECONCILE_AFTER_PROVE,
+    ],
+    ids=lambda point: str(point.value),
+)
+def test_a_manager_that_is_killed_while_it_makes_one_is_followed_by_one_that_goes_on(
+    keeping: Fleet, point: Failpoint
+) -> None:
+    text = write(keeping.host, "web", KEEPER)
+    with drop_in(keeping.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
+        keeping.restart()
+        before = keeping.manager_pid
+        keepctl(keeping.host, "apply", "--wait", "-f", text, check=False)
+        while keeping.manager_pid == before:
+            pass
+    keeping.host.systemctl("reset-failed", MANAGER, check=False)
+    keeping.host.systemctl("start", MANAGER)
+    assert keepctl(keeping.host, "apply", "--wait", "-f", text).endswith("; running\n")
+    assert said(keeping, "web")[-1].endswith("ready")
+    assert keeping.host.run(["ls", "-A", PLACE]).stdout == "data\n"
+
+
+def test_its_how_to_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet) -> None:
+    output = typed_inside(fleet, blocks("docs/how-to/volumes.md", "sh"))
+    for line in ("first: declared, version 1; done", "second: declared, version 1; done", "it is used"):
+        assert line in output, f"volumes.md promises {line!r}; it printed:\n{output}"
+    assert "reports: removed" in output
+    fleet.clear()
+    fleet.host.run(["rm", "-rf", STORE])
+
+
+def test_after_a_reboot_it_is_there_with_what_was_written(
+    prefix: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("volumes")
+    directory.chmod(0o755)
+    with booted(directory, prefix) as fleet:
+        fleet.install()
+        add(fleet, "keeper:1", volume_guests.counts("ready"))
+        applied(fleet, "web", KEEPER)
+        assert said(fleet, "web") == ["1 ready"]
+    with booted(directory, prefix) as fleet:
+        fleet.host.systemctl("start", MANAGER)
+        assert applied(fleet, "web", KEEPER).endswith("; running\n")
+        assert said(fleet, "web") == ["2 ready"]

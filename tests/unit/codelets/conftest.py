@@ -1,0 +1,31 @@
+"""What tests of codelets share: applications whose hooks are called through ctypes, and in C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codelets import fast
+from tests.unit.codelets.application import Application
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The directory that the calls in C are built into, once."""
+    directory = str(tmp_path_factory.mktemp("fast"))
+    fast.build(directory)
+    return directory
+
+
+@pytest.fixture(params=["ctypes", "c"])
+def in_c(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether hooks are called in C, where that was built."""
+    if request.param == "c":
+        monkeypatch.setattr(fast, "DIRECTORY", request.getfixturevalue("built"))
+    return bool(request.param == "c")
+
+
+@pytest.fixture
+def application(tmp_path: Path, in_c: bool) -> Application:
+    return Application(tmp_path, in_c=in_c)

@@ -1,0 +1,167 @@
+"""Volumes as files: whole or not there, whose they are, and what a full disk or a killed manager leaves."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from keep_manager.declared import volumes as module
+from keep_manager.declared.volumes import Volumes
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.limits import MIB
+from module_store.disk import Disk
+from tests.unit.store.disks import Full, deadly_at
+
+SIZE, INODES = 16 * MIB, 100
+CHANGES = 10
+"""More changes of the disk than making a volume takes."""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "volumes"
+
+
+def opened(place: Path, allowed: int = 1 << 40, disk: Disk | None = None) -> Volumes:
+    """The volumes there, as a manager that starts finds them."""
+    found = Volumes(str(place), lambda _: allowed, disk)
+    found.open()
+    return found
+
+
+def refused(work: Callable[[], object]) -> KeepfleetError:
+    with pytest.raises(KeepfleetError) as caught:
+        work()
+    return caught.value
+
+
+def test_one_is_made_once_and_belongs_to_who_had_it_first(place: Path) -> None:
+    volumes = opened(place)
+    volumes.ensure("data", "alice", SIZE, INODES)
+    made = volumes.find("data")
+    assert (made.owner, made.size_bytes, made.inodes, made.in_use, made.detail) == ("alice", SIZE, INODES, False, "")
+    image = place / "data/image"
+    before = image.stat()
+    volumes.ensure("data", "alice", SIZE, INODES)
+    assert image.stat() == before
+    assert (before.st_mode & 0o777, before.st_blocks * 512 >= SIZE) == (0o600, True)
+    assert refused(lambda: volumes.ensure("data", "bob", SIZE, INODES)).kind is ErrorKind.FORBIDDEN
+    assert (
+        "16777216 bytes, and 33554432 are asked for"
+        in refused(lambda: volumes.ensure("data", "alice", 2 * SIZE, INODES)).message
+    )
+    assert "100 inodes" in refused(lambda: volumes.ensure("data", "alice", SIZE, 200)).message
+
+
+def test_the_quota_counts_what_an_owner_s_volumes_have_together(place: Path) -> None:
+    volumes = opened(place, 2 * SIZE)
+    volumes.ensure("a", "alice", SIZE, INODES)
+    volumes.ensure("b", "alice", SIZE, INODES)
+    assert refused(lambda: volumes.ensure("c", "alice", SIZE, INODES)).kind is ErrorKind.TOO_MANY
+    volumes.ensure("c", "bob", SIZE, INODES)
+    assert [each.name for each in volumes.listed()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("number", range(1, CHANGES))
+def test_a_full_disk_at_any_step_leaves_none_and_room_for_the_next_try(place: Path, number: int) -> None:
+    disk = Full(number)
+    volumes = opened(place, disk=disk)
+    if not disk.count:
+        try:
+            volumes.ensure("data", "alice", SIZE, INODES)
+        except KeepfleetError as error:
+            assert error.kind is ErrorKind.NO_SPACE
+            assert [name for name in os.listdir(place) if not name.startswith(".")] in ([], ["data"])
+        else:
+            assert not disk.refused
+    opened(place).ensure("data", "alice", SIZE, INODES)
+    assert os.listdir(place) == ["data"]
+    assert opened(place).find("data").detail == ""
+
+
+@pytest.mark.parametrize("number", range(1, CHANGES))
+def test_a_manager_that_is_killed_at_any_step_leaves_a_whole_one_or_none(place: Path, number: int) -> None:
+    child = os.fork()
+    if child == 0:
+        opened(place, disk=deadly_at(number)).ensure("data", "alice", SIZE, INODES)
+        os._exit(0)
+    os.waitpid(child, 0)
+    volumes = opened(place)
+    assert os.listdir(place) in ([], ["data"])
+    volumes.ensure("data", "alice", SIZE, INODES)
+    assert volumes.find("data").detail == ""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_manager_that_is_killed_while_it_removes_one_leaves_it_or_nothing(place: Path, number: int) -> None:
+    opened(place).ensure("data", "alice", SIZE, INODES)
+    child = os.fork()
+    if child == 0:
+        opened(place, disk=deadly_at(number)).remove("data")
+        os._exit(0)
+    os.waitpid(child, 0)
+    opened(place)
+    assert os.listdir(place) == (["data"] if number == 1 else [])
+
+
+def test_one_that_a_keep_has_is_not_removed(place: Path) -> None:
+    volumes = opened(place)
+    volumes.ensure("data", "alice", SIZE, INODES)
+    with open(place / "data/image", "rb") as image:
+        fcntl.flock(image, fcntl.LOCK_EX)
+        assert volumes.find("data").in_use
+        assert refused(lambda: volumes.remove("data")).kind is ErrorKind.CONFLICT
+    volumes.remove("data")
+    assert os.listdir(place) == []
+    assert refused(lambda: volumes.remove("data")).kind is ErrorKind.NOT_FOUND
+
+
+def test_a_damaged_one_says_so_stops_no_other_and_can_be_removed(place: Path) -> None:
+    volumes = opened(place)
+    for name in ("a", "b", "c", "d"):
+        volumes.ensure(name, "alice", SIZE, INODES)
+    (place / "a/volume.json").write_text("{}")
+    (place / "b/image").unlink()
+    (place / "c").rename(place / "moved")
+    (place / "c").symlink_to("moved")
+    found = {each.name: each.detail for each in volumes.listed()}
+    assert found["a"].startswith("cannot use volume a: its schema is not 1")
+    assert found["b"].startswith("cannot use volume b: No such file")
+    assert found["c"].startswith("cannot use volume c: a link")
+    assert found["d"] == ""
+    for name in ("a", "b", "c"):
+        volumes.remove(name)
+    assert sorted(os.listdir(place)) == ["d", "moved"]
+    assert (place / "moved/image").exists()  # what a link pointed to is not the volume's
+
+
+def test_no_flipped_bit_of_its_record_is_believed(place: Path) -> None:
+    volumes = opened(place)
+    volumes.ensure("data", "alice", SIZE, INODES)
+    record = place / "data/volume.json"
+    whole = record.read_bytes().rstrip(b"\n")
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        record.write_bytes(data)
+        for owner in ("alice", "clice"):
+            with pytest.raises(KeepfleetError, match="volume data"):
+                volumes.ensure("data", owner, SIZE, INODES)
+
+
+def test_a_host_without_e2fsprogs_says_what_is_missing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROGRAMS", "/nowhere")
+    error = refused(lambda: opened(place).ensure("data", "alice", SIZE, INODES))
+    assert (error.kind, "install e2fsprogs" in error.message) == (ErrorKind.UNSUPPORTED, True)
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "A", "x" * 64, ".new-data"])
+def test_what_is_no_name_is_no_volume(place: Path, name: str) -> None:
+    volumes = opened(place)
+    assert refused(lambda: volumes.find(name)).kind is ErrorKind.NOT_FOUND
+    assert refused(lambda: volumes.remove(name)).kind is ErrorKind.NOT_FOUND
