@@ -90,6 +90,9 @@ COMPONENT_MEMORIES = 8
 """A component may be several modules, each with a memory of its own; the unit's MemoryMax= bounds their sum."""
 COMPONENT_INSTANCES = 200
 """CPython's component is 30 instances, most of them adapters of a few functions."""
+SCRIPT_STACK_BYTES = 8 * 1024 * 1024
+"""What QuickJS's 256 KiB of its own stack may take of WebAssembly's: a call four times as much, an expression that is
+nested too deeply twenty times. So both are errors that the script can catch, and no trap."""
 ASYNC_STACK_SPARE_BYTES = 1024 * 1024
 """wasmtime runs components on a stack that must be larger than what it allows WebAssembly of it, or it aborts."""
 OS_STACK_SPARE_BYTES = 4 * 1024 * 1024

@@ -19,6 +19,9 @@ from itertools import count
 from benchmarks.figures import Figure, Goal, Measure, percentile
 from benchmarks.host import Host
 from benchmarks.measuring import MS, Effort, MeasurementFailed, report
+from keep_client.credentials import Credentials
+from keep_client.keep import endpoint_of
+from keep_client.scripts import KeepStream, SocketStream, Stream
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = """
@@ -36,6 +39,7 @@ ORDER = json.dumps(
 IN_FLIGHT = (1, 2, 8)
 ROUNDS = 3
 CPU, HALF, TWICE = Goal(0.45), Goal(0.5, Measure.RATIO), Goal(2.0, Measure.RATIO, at_least=True)
+SOCKETS_HALF = Goal(0.5, Measure.RATIO, at_least=True)
 LOOP_SECONDS, LATE = 0.1, Goal(130.0, Measure.WORST)
 """A loop is answered within 30 ms of its limit."""
 
@@ -95,6 +99,24 @@ def _served(command: Sequence[str]) -> Iterator[Server]:
         process.stdin.close()
         process.stdout.close()
         process.wait()
+
+
+class Reached(Server):
+    """A pool that is there, over a connection of its clients'; what its processes use is not counted."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.ids = count(1)
+        self.ask(b'"cmd":"AddCode","name":"order","code":%b}' % json.dumps(SCRIPT).encode())
+
+    def send(self, number: int, request: bytes) -> None:
+        self._stream.send(b'{"id":%d,%b\r\n' % (number, request))
+
+    def answer(self) -> bytes:
+        return self._stream.receive()
+
+    def cpu(self) -> float:
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -164,7 +186,47 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
             figures.append(
                 Figure("a loop with 0.1 s: its request → its answer", "ms", _loops(server, effort.rounds), LATE)
             )
+        figures.append(_over_tls(host, pool, calls))
     return figures
+
+
+def _over_tls(host: Host, pool: Sequence[str], calls: int) -> Figure:
+    """Calls a second of a pool in a keep over mutual TLS, and of one on a Unix socket, in turns on this machine."""
+    over_tls, over_socket = list[float](), list[float]()
+    info = host.client.create_pool({"options": {"min": 2, "max": 2}})
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            path = os.path.join(place, "pool.sock")
+            with _listening([*pool[:3], "--socket", path, *pool[4:]], path):
+                streams: dict[str, Stream] = {
+                    "tls": KeepStream(endpoint_of(info, host.endpoint.host), Credentials.find()),
+                    "socket": SocketStream(path),
+                }
+                servers = {name: Reached(stream) for name, stream in streams.items()}
+                for _ in range(ROUNDS):
+                    over_socket.append(_round(servers["socket"], calls, IN_FLIGHT[-1]).rate)
+                    over_tls.append(_round(servers["tls"], calls, IN_FLIGHT[-1]).rate)
+                for stream in streams.values():
+                    stream.close()
+    finally:
+        host.client.remove(info.kuuid)
+    floor = Figure("the Unix socket", "/s", tuple(over_socket), rates=True)
+    what = f"a pool in a keep over TLS, {IN_FLIGHT[-1]} in flight: calls a second"
+    return Figure(what, "/s", tuple(over_tls), SOCKETS_HALF, floor, rates=True)
+
+
+@contextmanager
+def _listening(command: Sequence[str], path: str) -> Iterator[None]:
+    """A pool that serves a Unix socket."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while b"listening on" not in (line := process.stderr.readline()):
+            if not line:
+                raise MeasurementFailed(f"{command!r} does not listen on {path}")
+        try:
+            yield
+        finally:
+            process.terminate()
 
 
 def _figures(in_flight: int, ours: Sequence[Calls], theirs: Sequence[Calls]) -> list[Figure]:

@@ -14,6 +14,7 @@ from keep_protocol.constants import (
     LEGACY_PATH,
     V1_EVENTS_PATH,
     V1_KEEPS_PATH,
+    V1_POOLS_PATH,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
@@ -142,6 +143,12 @@ class ManagerClient(Connection):
 
         again = bool(idempotency_key) and not replace
         return keep_from_wire(self._compiled(ask, waiting, again=again, done=lambda: None).object())
+
+    def create_pool(self, asked: Mapping[str, object]) -> KeepInfo:
+        """`POST /v1/pools`: a script pool that listens. Raises KeepfleetError."""
+        body = json_body(dict(asked))
+        seconds = CALL_SECONDS + START_SECONDS
+        return keep_from_wire(self._call("POST", V1_POOLS_PATH, body, seconds).object())
 
     def keeps(self, labels: Mapping[str, str] = NO_HEADERS) -> tuple[KeepInfo, ...]:
         """Every keep the manager knows that has all of `labels`, page by page."""

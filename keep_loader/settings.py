@@ -37,6 +37,7 @@ class Entries(Record):
 _RUNNER = "app_loader.run.runner:run"
 ENTRIES = {
     Kind.UPLOAD: Entries("app_loader.receive.service:serve", _RUNNER),
+    Kind.SCRIPTS: Entries("script_pool.keep.service:serve", "script_pool.keep.template:run"),
     Kind.STORED: Entries("", _RUNNER, brings=(MODULE,), may_bring=(COMPILED, FOLLOW), needs=(MODULE,)),
 }
 """By the keep's kind. Named, and imported in the fork alone: what runs there is no part of the loader."""

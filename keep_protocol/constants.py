@@ -12,6 +12,7 @@ PROTOCOL_NAME = "Enarx-Keep-Manager"
 PROTOCOL_VERSION = "0.1"
 LEGACY_PATH = "/keeps_post"
 V1_KEEPS_PATH = "/v1/keeps"
+V1_POOLS_PATH = "/v1/pools"
 V1_EVENTS_PATH = "/v1/events"
 """Where the manager is asked. Here and not in `api`, whose checks of a request are 5 ms of a client's start."""
 

@@ -10,7 +10,8 @@ from keep_protocol.enumeration import Enum
 
 class Kind(Enum):
     """What a keep is made for. UPLOAD: it waits for one module over mutual TLS, then runs it. STORED: it runs a module
-    of the manager's store, which comes with its start."""
+    of the manager's store, which comes with its start. SCRIPTS: it serves a script pool over mutual TLS."""
 
     UPLOAD = "upload"
     STORED = "stored"
+    SCRIPTS = "scripts"

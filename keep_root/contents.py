@@ -18,11 +18,16 @@ PYTHON = "keepfleet/python"
 PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
 CONTROL_GROUP = "keepfleet/cgroup"
 """Places in every tree. An interpreter finds its library in the `lib` next to it, whichever it was built for."""
-OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader", "module_pull")
-LIBRARIES = ("wasmtime",)
-"""What runs in a keep: our packages whole, and of others the shared libraries. A test imports every module of ours in a
-tree."""
+OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader", "module_pull", "script_pool")
+LIBRARIES = ("wasmtime", "quickjs_rs")
+"""What runs in a keep: our packages whole, and of others the shared libraries and modules of WebAssembly. A test
+imports every module of ours in a tree."""
+OF_SCRIPTS = ("script_pool", "quickjs_rs")
 MAIN = "keep_loader/__main__.py"
+COMPILED = (".cwasm", ".wasm")
+"""How the names of what runs scripts end: code like a library's, made at installation, and what it was made of."""
+DATA = (".js", ".json")
+"""What lies beside our own sources and is read as they are."""
 MOUNT_POINTS = (
     *("proc", "sys", "dev", "run", "run/systemd/incoming", "tmp", "var/tmp", "etc", "home", "root"),
     *("bin", "sbin", "usr", "lib", CONTROL_GROUP),
@@ -31,14 +36,14 @@ MOUNT_POINTS = (
 LEFT_OUT = frozenset(
     (
         *("test", "tests", "idlelib", "tkinter", "turtledemo", "turtle.py", "lib2to3", "ensurepip", "venv"),
-        *("pydoc_data", "pydoc.py", "distutils", "unittest", "doctest.py", "asyncio", "multiprocessing", "concurrent"),
+        *("pydoc_data", "pydoc.py", "distutils", "unittest", "doctest.py", "multiprocessing"),
         *("sqlite3", "dbm", "curses", "xmlrpc", "wsgiref", "site-packages", "dist-packages", "__pycache__"),
     )
 )
 """Of the standard library: tests, editors, and what needs a display, a terminal, a database or threads of workers."""
 _LEFT_OUT_MODULES = re.compile(
     r"_test|_ctypes_test|_xx|xx|_tkinter|_curses|_dbm|_gdbm|_sqlite3|readline|nis|ossaudiodev|audioop|_crypt|_lsprof"
-    r"|_multiprocessing|_posixshmem|_asyncio|_uuid|_bz2|_lzma|_codecs_|_multibytecodec"
+    r"|_multiprocessing|_posixshmem|_uuid|_bz2|_lzma|_codecs_|_multibytecodec"
 )
 """Extension modules for what is left out, and for libraries that nothing in a keep needs."""
 _CONFIGURATION = re.compile(r"config-[0-9]")
@@ -107,6 +112,8 @@ def contents(target: Target) -> Contents:
     for name in (*OURS, *LIBRARIES):
         directory = os.path.join(target.packages, name)
         if not os.path.isdir(directory):
+            if name in OF_SCRIPTS:
+                continue  # an installation that is older than scripts
             raise _cannot(f"{target.packages} has no package {name}; run: keepctl install, of a whole version")
         found = _package(directory, f"{PACKAGES}/{name}", tag)
         entries += found if name in OURS else (entry for entry in found if entry.watched)
@@ -168,7 +175,7 @@ def _standard_library(library: str, place: str, tag: str) -> Iterator[Entry]:
 
 
 def _package(directory: str, place: str, tag: str) -> Iterator[Entry]:
-    """The sources and libraries below a package's directory, with what they were compiled to."""
+    """The sources, libraries and compiled commands below a package's directory, with what they were compiled to."""
     for name in sorted(os.listdir(directory)):
         path = os.path.join(directory, name)
         if os.path.isdir(path):
@@ -176,8 +183,10 @@ def _package(directory: str, place: str, tag: str) -> Iterator[Entry]:
                 yield from _package(path, f"{place}/{name}", tag)
         elif name.endswith(".py"):
             yield from _module(path, f"{place}/{name}", tag)
-        elif name.endswith(".so") or ".so." in name:
+        elif name.endswith((".so", *COMPILED)) or ".so." in name:
             yield Entry(f"{place}/{name}", path, 0o644, True)
+        elif name.endswith(DATA):
+            yield Entry(f"{place}/{name}", os.path.realpath(path), 0o644)
 
 
 def _module(path: str, place: str, tag: str) -> Iterator[Entry]:
@@ -200,7 +209,7 @@ def _is_compiled_from(compiled: str, source: str) -> bool:
 
 
 def _is_object(entry: Entry) -> bool:
-    return entry.watched and not entry.place.endswith(".py")
+    return entry.watched and not entry.place.endswith((".py", *COMPILED))
 
 
 def _crypto(python: str) -> list[str]:

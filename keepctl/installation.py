@@ -26,6 +26,9 @@ SYSTEM_UNITS = "/etc/systemd/system"
 SYSTEM_PROGRAMS = "/usr/local/bin"
 SYSTEMCTL_SECONDS = 60.0
 """daemon-reload reads every unit again: half a second with 2,000 keeps, on a busy host several."""
+COMMANDS_SECONDS = 300.0
+"""Seven seconds of processor time; this is a host that is busy with an upgrade."""
+_COMMANDS = "import sys; sys.path.append(sys.argv.pop()); from script_pool.program.__main__ import main; main()"
 MANAGER = "keep-manager.service"
 KEEPS = "keep@*.service"
 COMPILATIONS, PULLS = "keep-compile@*.service", "keep-pull@*.service"
@@ -127,6 +130,8 @@ def install(
         found = {path: _existing(path) for path in wanted}
         if version.is_managed:
             versions.check_programs(version, where.programs)
+        if trees is not None:
+            _make_commands(trees)
         built = [] if trees is None else [_build(trees)]
         for path, text in wanted.items():
             if found[path] != text:
@@ -160,6 +165,21 @@ def _make_host_key(where: Target) -> list[Change]:
         evidence = tuple(done.stderr.strip().splitlines()[-5:])
         raise KeepfleetError(ErrorKind.SYSTEMD, "cannot make the host's key for secrets: systemd-creds setup", evidence)
     return [Change("key", HOST_KEY, "made")]
+
+
+def _make_commands(trees: Trees) -> None:
+    """What runs scripts in keeps, compiled for this host; what is made already stays. Raises KeepfleetError."""
+    target = trees.target
+    if not os.path.isdir(os.path.join(target.packages, "script_pool")):
+        return  # what is installed there is older than scripts
+    command = [target.python, "-I", "-S", "-c", _COMMANDS, target.packages]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=COMMANDS_SECONDS, cwd="/")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot make what runs scripts: {error}") from error
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:]
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot make what runs scripts: {''.join(why)}")
 
 
 def _build(trees: Trees) -> Change:

@@ -29,6 +29,8 @@ FRIENDLY = {
     "compile_memory": "compile_memory_bytes",
 }
 """What people call a limit, and its name everywhere else."""
+SCRIPTS = (".js", ".mjs", ".cjs", ".ts", ".py")
+"""How the names of scripts end; `keep_protocol.program` says which language each is."""
 READY_SECONDS = 5
 """So long a declared keep has run when it counts as ready: what cannot find its data fails sooner."""
 PROBE_SECONDS, MAX_PROBE_SECONDS = 30, 3600
@@ -129,7 +131,7 @@ def parse_directory(text: str) -> tuple[str, str, bool]:
 def is_stored(module: str) -> bool:
     """Whether `module` is one of the manager's store and no file: NAME:TAG, NAME:TAG@sha256:… or sha256:…. A path with
     a colon has a `/` in it, or the ending of a module."""
-    return ":" in module and "/" not in module and not module.endswith((".wasm", ".wat"))
+    return ":" in module and "/" not in module and not module.endswith((".wasm", ".wat", *SCRIPTS))
 
 
 class Grant(Record):

@@ -22,7 +22,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
 from keepctl.display import UploadBar, WaitingLine, output_reader, say
-from keepctl.job import Job, is_stored
+from keepctl.job import SCRIPTS, Job, is_stored
 from keepctl.output import Show
 
 TYPE_CHECKING = False
@@ -190,7 +190,7 @@ def begin(
     keep: KeepInfo | None = None
     output: Output | None = None
     upload = _Upload(credentials)
-    with _opened(job.module) as file:
+    with open_module(job.module) as file:
         start = client.starting(address, port, (), job.workload())
         key = os.urandom(16).hex()
 
@@ -256,8 +256,12 @@ def _undo(
         settle(client, keep.kuuid, Fate.REMOVE)
 
 
-def _opened(module: str) -> FileIO:
+def open_module(module: str) -> FileIO:
     """The module's file, open. Raises KeepfleetError."""
+    if module.endswith(SCRIPTS):
+        from keepctl.program import open_script  # here: most of what is run is no script
+
+        return open_script(module)
     if module != STANDARD_INPUT:
         return open_workload(module)
     from keepctl.input import spooled  # here: `tempfile` is 6 ms, and most modules are files

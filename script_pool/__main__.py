@@ -9,12 +9,15 @@ import signal
 import sys
 from collections.abc import Mapping
 
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool.decisions import Settings
 from script_pool.engine.interface import Limits
 from script_pool.pool import ENGINE, ScriptPool
 from script_pool.serve import Service, what_is_missing
 from script_pool.sessions import read_key
+
+OF_A_POOL = ("min", "max", "recycle_after", "queue", "deadline", "drain", "time", "memory", "input", "output", "cache")
+"""The options that a pool takes, whoever starts it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +31,14 @@ def parser() -> argparse.ArgumentParser:
     where = made.add_mutually_exclusive_group(required=True)
     where.add_argument("--stdio", action="store_true", help="serve the program that has started this one")
     where.add_argument("--socket", metavar="PATH", help="serve who connects to this Unix socket, of mode 0600")
+    where.add_argument(
+        "--mcp",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="serve a language model's program on standard input and output by the Model Context Protocol; with PATH, "
+        "from the pool that serves that Unix socket (needs: pip install keepfleet[mcp])",
+    )
     made.add_argument(
         "--allow-uid",
         type=int,
@@ -106,6 +117,18 @@ async def serve(arguments: argparse.Namespace, engine: str = ENGINE) -> None:
         await service.on_socket(arguments.socket, lambda: say(f"listening on {arguments.socket}"))
 
 
+async def serve_models(arguments: argparse.Namespace) -> None:
+    """Serves the Model Context Protocol until standard input ends. Raises KeepfleetError."""
+    try:
+        from script_pool import mcp  # here: an optional package
+    except ModuleNotFoundError as error:
+        why = f"there is no package {error.name}; pip install keepfleet[mcp]"
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot serve the Model Context Protocol: {why}") from error
+    given = vars(arguments)
+    options = [f"--{name.replace('_', '-')}={given[name]}" for name in OF_A_POOL]
+    await mcp.serve(options, arguments.mcp or None)
+
+
 def say(line: str) -> None:
     """Tells the operator."""
     print(f"script-pool: {line}", file=sys.stderr, flush=True)
@@ -115,7 +138,7 @@ def main(engine: str = ENGINE) -> None:
     """The program. Exit status 1 where it cannot serve, 2 for options that cannot be."""
     arguments = parser().parse_args()
     try:
-        asyncio.run(serve(arguments, engine))
+        asyncio.run(serve(arguments, engine) if arguments.mcp is None else serve_models(arguments))
     except ValueError as error:
         say(str(error))
         sys.exit(2)

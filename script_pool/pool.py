@@ -19,7 +19,7 @@ from script_pool.decisions import Assign, Child, Expire, Kill, Park, Phase, Refu
 from script_pool.engine.interface import Limits, Reason, Script
 from script_pool.frames import Frame, FrameError, Kind, Order
 from script_pool.hostcalls import Allowance, Caller, Calls
-from script_pool.processes import ChildProcess, Processes
+from script_pool.processes import ChildProcess, Events, Processes
 from script_pool.protocol import (
     DONE,
     NO_SUCH_SCRIPT,
@@ -103,7 +103,8 @@ class _Member:
 
 class ScriptPool:
     """`engine`: MODULE:CLASS, loaded in the template process alone. `say`: where a line for the operator goes; `cache`:
-    the directory for compiled code, which is compiled at each start without one."""
+    the directory for compiled code, which is compiled at each start without one; `processes`: makes the pool's side of
+    a template process that is there already."""
 
     def __init__(
         self,
@@ -112,10 +113,11 @@ class ScriptPool:
         engine: str = ENGINE,
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
         cache: str | None = None,
+        processes: Callable[[Events], Processes] | None = None,
         session_key: bytes | None = None,
     ) -> None:
         self.settings, self.limits, self._say = settings or Settings(), limits or Limits(), say
-        self._processes = Processes(engine, self.limits, self, cache)
+        self._processes = processes(self) if processes else Processes(engine, self.limits, self, cache)
         self._names: dict[str, Version] = {}
         self._bytes = self._parked_bytes = 0
         self._sessions = Sessions(self._later, session_key, self.settings.session_seconds)
@@ -138,6 +140,12 @@ class ScriptPool:
     def children(self) -> dict[int, int]:
         """The children's process IDs by their numbers."""
         return {number: member.process.pid for number, member in self._members.items()}
+
+    @property
+    def scripts(self) -> tuple[tuple[str, str], ...]:
+        """The name and the language of each script that is there by now, sorted."""
+        found = ((name, version.script) for name, version in self._names.items())
+        return tuple(sorted((name, script.language) for name, script in found if script is not None))
 
     async def start(self) -> None:
         """Returns when a child can run. Raises KeepfleetError where none can, and has stopped then."""

@@ -179,7 +179,7 @@ class Processes:
         """One more child; it says READY, or `ended` is called."""
         ours, theirs = socket.socketpair()
         with theirs:
-            made = self._children[number] = ChildProcess(number, ours, self._events, self._limits.output_bytes)
+            made = self._children[number] = self._made(number, ours)
             message = json.dumps({"fork": number}).encode("ascii")
             try:
                 if self._control is None:
@@ -188,6 +188,9 @@ class Processes:
             except OSError:
                 asyncio.get_running_loop().call_soon(self._ended, number, "there is no template process to fork it")
         return made
+
+    def _made(self, number: int, channel: socket.socket) -> ChildProcess:
+        return ChildProcess(number, channel, self._events, self._limits.output_bytes)
 
     async def stop(self) -> None:
         """Kills what is left, and returns when nothing is."""
@@ -226,7 +229,7 @@ class Processes:
             if message["forked"] in self._children:
                 self._children[message["forked"]].forked(message["pid"], descriptors[0])
         elif "exited" in message:
-            self._ended(self._numbers.pop(message["exited"]), _how(message["status"]))
+            self._ended(self._numbers.pop(message["exited"]), how(message["status"]))
         else:
             self._ended(message["unable"], f"it cannot be forked: {message['why']}")
 
@@ -234,7 +237,7 @@ class Processes:
         self._close_control()
         status = self._program.wait() if self._program is not None else 0  # it closes its end as it ends
         if self._warm is not None and not self._warm.done():
-            self._warm.set_exception(_cannot_start(f"the template process has ended: {_how(status)}"))
+            self._warm.set_exception(_cannot_start(f"the template process has ended: {how(status)}"))
             return
         self._numbers.clear()
         for number, child in list(self._children.items()):
@@ -255,7 +258,8 @@ def _cannot_start(why: str) -> KeepfleetError:
     )
 
 
-def _how(status: int) -> str:
+def how(status: int) -> str:
+    """How a process ended, in words."""
     if status >= 0:
         return f"exit status {status}"
     try:

@@ -4,6 +4,7 @@
     {"cmd":"RemoveCode","name":N}                   → {"ok":true} or {"ok":false,"reason":"no such script"}
     {"cmd":"ExecCode","name":N,"inputSandbox":{…}}  → {"ok":true,"outputSandbox":{…}} or {"ok":false,"reason":…}
     anything else                                   → {"ok":false,"reason":"malformed request"}
+    beside these, of ours: {"cmd":"ListCode"}       → {"ok":true,"scripts":[{"name":N,"language":L}, …]}
 
 Beside them, of this pool alone: AddCode's `hostFunctions`, ExecCode's `session`, `clock` and `zone`, and
 
@@ -117,6 +118,11 @@ class SessionRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ListCode:
+    id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A line that asks for nothing the pool does, and the answer it gets."""
 
@@ -125,7 +131,7 @@ class Refused:
     message: str
 
 
-Request = AddCode | RemoveCode | ExecCode | HostResult | SessionRequest | Refused
+Request = AddCode | RemoveCode | ExecCode | HostResult | SessionRequest | ListCode | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,8 @@ class Answer:
     name: str = ""
     message: str = ""
     stack: tuple[str, ...] = ()
+    scripts: tuple[tuple[str, str], ...] | None = None
+    """Name and language of each, where they were asked for."""
     saved: bytes | None = None
 
     @classmethod
@@ -251,6 +259,8 @@ def parse(line: bytes | None, input_bytes: int) -> Request:
 def _request(id: str | None, text: str, members: dict[str, tuple[object, int, int]], input_bytes: int) -> Request:
     given = {key: value for key, (value, _, _) in members.items()}
     name, command = given.get("name"), given.get("cmd")
+    if command == "ListCode" and members.keys() == {"cmd"}:
+        return ListCode(id)
     if command == "HostResult":
         return _host_result(id, text, members)
     if command in _OF_SESSIONS and members.keys() == _OF_SESSIONS[str(command)]:
@@ -366,6 +376,9 @@ def encode(id: str | None, answer: Answer) -> bytes:
             parts.append(f'"console":{json.dumps(answer.console)}')
         if answer.seconds is not None:
             parts.append(f'"timeTaken":{answer.seconds * 1000:.3f}')
+    if answer.scripts is not None:
+        listed = [{"name": name, "language": language} for name, language in answer.scripts]
+        parts.append(f'"scripts":{json.dumps(listed)}')
     if answer.saved is not None:
         parts.append(f'"saved":"{base64.b64encode(answer.saved).decode("ascii")}"')
     head = ("{" + ",".join(parts)).encode("ascii")

@@ -22,7 +22,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool import protocol
 from script_pool.hostcalls import HostCall
 from script_pool.pool import RunSettings, ScriptPool
-from script_pool.protocol import AddCode, Answer, ExecCode, HostResult, Lines, RemoveCode, SessionRequest
+from script_pool.protocol import AddCode, Answer, ExecCode, HostResult, Lines, ListCode, RemoveCode, SessionRequest
 
 MAX_OPEN = 512
 """Requests of one connection that are not answered; more are read when some are. Above the queue's length, so that a
@@ -176,6 +176,8 @@ class Connection(asyncio.Protocol):
                 self._pool.add(name, code, language, reply, functions)
             case RemoveCode(_, name):
                 self._pool.remove(name, reply)
+            case ListCode():
+                reply(Answer(scripts=self._pool.scripts))
             case SessionRequest(_, "SaveSession", session):
                 self._pool.save_session(self._owner, session, reply)
             case SessionRequest(_, "LoadSession", session, saved):

@@ -58,7 +58,11 @@ class Template:
             return False
         if not message:
             return False
-        number = json.loads(message)["fork"]
+        asked = json.loads(message)
+        if "kill" in asked:
+            self._kill(asked["kill"])
+            return True
+        number = asked["fork"]
         try:
             pid = self._fork(descriptors[0])
         except OSError as error:
@@ -82,6 +86,12 @@ class Template:
             reports=descriptor,
             output=(self._null, self._null),
         )
+
+    def _kill(self, pid: int) -> None:
+        """Ends a child for a pool that may send no signal; one that has been reported as ended is nobody's."""
+        for process, known in self._children.items():
+            if known == pid:
+                signal.pidfd_send_signal(process, signal.SIGKILL)
 
     def _reap(self, process: int) -> None:
         pid = self._children.pop(process)

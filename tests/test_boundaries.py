@@ -58,6 +58,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "script_pool": {"script_pool", "keep_isolation", "keep_protocol"},
     "script_pool.engine": {"script_pool.engine", "keep_protocol"},
     "script_pool.client": {"script_pool.client"},
+    "script_pool.keep": {
+        "script_pool",
+        "app_loader.receive",
+        "app_loader.reports",
+        "app_loader.settings",
+        "keep_isolation",
+        "keep_protocol",
+    },
+    "script_pool.mcp": {"script_pool.client"},
+    "script_pool.program.__main__": {"script_pool", "app_loader.check.programs", "app_loader.engine", "keep_protocol"},
     "script_pool.fetching": {"script_pool.fetching"},
     "keep_client": {"keep_client", "keep_protocol"},
     "strict_yaml": {"strict_yaml", "keep_protocol"},
@@ -73,6 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "strict_yaml",
         "units",
     },
+    "keepctl.program": {"keepctl", "keep_protocol", "script_pool.engine.interface", "script_pool.program.types"},
     "keepctl.commands.verify": {"keepctl", "keep_client", "keep_protocol", "module_store.verify", "app_loader.engine"},
     "testers": {"testers", "keep_client", "keep_protocol"},
     "units": set(),
@@ -155,12 +166,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus", "benchmarks.bus"},
     # A keep loads wasmtime's library alone, see app_loader.engine.binding.
-    "wasmtime": {"benchmarks.waiting", "benchmarks.flood", "script_pool.engine", "codelets.engine"},
+    "wasmtime": {
+        "benchmarks.waiting",
+        "benchmarks.flood",
+        "script_pool.engine",
+        "script_pool.program.command",
+        "codelets.engine",
+    },
     "cryptography": {"keepctl", "module_store.signatures", "module_store.signing"},
     "aiohttp": {"keep_manager"},
     "click": {"keepctl", "testers", "codelets.__main__", "codelets.lcm_cli"},
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},
+    "mcp": {"script_pool.mcp"},
 }
 STANDARD_LIBRARY_ALONE = (
     "keep_protocol",

@@ -18,6 +18,7 @@ from app_loader.check.checking import GOOD
 from app_loader.check.checking import refused as refusal
 from app_loader.check.imports import check_counts, check_imports, check_link, find_entry, refused
 from app_loader.check.outline import HEAD_BYTES, ComponentOutline, CoreOutline, Unreadable, code_bytes
+from app_loader.check.programs import check_program, holds_program
 from app_loader.engine.compiled import Compiled, Module
 from app_loader.engine.foreign import EngineError
 from app_loader.engine.settings import Engine, Settings, make_engine, settings_for
@@ -89,8 +90,12 @@ def store_compiled(compiled: Compiled, result: int) -> None:
     try:
         compiled.store(result)
     except OSError as error:
-        kind = ErrorKind.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ErrorKind.INTERNAL
-        raise KeepfleetError(kind, f"cannot store the compiled module: {error.strerror}") from error
+        raise not_stored(error) from error
+
+
+def not_stored(error: OSError) -> KeepfleetError:
+    kind = ErrorKind.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ErrorKind.INTERNAL
+    return KeepfleetError(kind, f"cannot store the compiled module: {error.strerror}")
 
 
 def look_at_module(engine: Engine, linker: Linker, module: int, workload: Workload | None) -> None:
@@ -152,6 +157,8 @@ def compile_component(settings: Settings, module: int, result: int, workload: Wo
 def examine(module: int, result: int, limits: Limits, workload: Workload) -> str | KeepfleetError:
     """Checks and compiles the file `module` into the file `result`; the refusal, or a note on what can run."""
     try:
+        if holds_program(module):
+            return check_program(module, result, workload.profile)
         is_component = check_head(os.pread(module, HEAD_BYTES, 0))
         settings = settings_for(result, limits, workload, components=is_component)
         return (compile_component if is_component else compile_core)(settings, module, result, workload)
@@ -159,6 +166,8 @@ def examine(module: int, result: int, limits: Limits, workload: Workload) -> str
         return in_words(error, workload.compiler)
     except MemoryError:
         return too_complex(over("compile_memory_bytes", limits))
+    except OSError as error:
+        return not_stored(error)
     except KeepfleetError as error:
         return error
 

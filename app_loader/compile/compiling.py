@@ -16,8 +16,10 @@ from app_loader.check.compiler import (
     compile_component,
     compile_core,
     in_words,
+    not_stored,
 )
 from app_loader.check.outline import HEAD_BYTES
+from app_loader.check.programs import check_program, holds_program
 from app_loader.engine.foreign import EngineError
 from app_loader.engine.settings import Settings
 from keep_isolation.locks import lock_checker
@@ -38,6 +40,8 @@ def compile_module(module: int, result: int, job: Job) -> str | KeepfleetError:
         import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock
     try:
         lock_checker()
+        if holds_program(module):
+            return check_program(module, result, job.profile)
         is_component = check_head(os.pread(module, HEAD_BYTES, 0))
         settings = _settings(result, job, components=is_component)
         if is_component:
@@ -47,6 +51,8 @@ def compile_module(module: int, result: int, job: Job) -> str | KeepfleetError:
         return in_words(error, job.compiler)
     except MemoryError:
         return too_complex(f"takes more than {job.memory_bytes >> 20} MiB of memory")
+    except OSError as error:
+        return not_stored(error)
     except KeepfleetError as error:
         return error
 

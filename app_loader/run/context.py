@@ -17,9 +17,6 @@ from keep_protocol.constants import SECRETS_DIRECTORY
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.workload import MAX_SECRET_BYTES, SECRETS_GUEST
 
-PROGRAM = "workload.wasm"
-"""The guest's argv[0]: the module has no name of its own."""
-
 
 def _cannot(name: str, why: str) -> KeepfleetError:
     return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot give the workload its secret {name}: {why}")
@@ -83,16 +80,16 @@ class GuestContext:
     """What one guest is given. wasi: the context, to be used once; files: the open directories in it, each with the
     rights that Landlock is to leave, until `close_files`."""
 
-    def __init__(self, grants: Grants | None, runtime_directory: str) -> None:
-        """Raises KeepfleetError(CONFIGURATION) naming what cannot be given."""
+    def __init__(self, grants: Grants | None, runtime_directory: str, words: tuple[str, ...]) -> None:
+        """words: what its argv begins with. Raises KeepfleetError(CONFIGURATION) naming what cannot be given."""
         self.wasi = Wasi()
         self.files: list[tuple[int, int]] = []
         self._secrets: SecretFiles | None = None
         if grants is None:
-            self.wasi.set_arguments([PROGRAM])
+            self.wasi.set_arguments(words)
             return
         workload, passed = grants.workload, list(grants.descriptors)
-        self.wasi.set_arguments([PROGRAM, *workload.arguments])
+        self.wasi.set_arguments([*words, *workload.arguments])
         self.wasi.set_environment(workload.environment)
         os.close(grants.description)
         if workload.stdin or workload.streams_input:

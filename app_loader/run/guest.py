@@ -7,6 +7,7 @@ import os
 import resource
 
 from app_loader.check.imports import INITIALIZE, find_entry
+from app_loader.check.programs import DIRECTORY, file_name, holds_program, read_program
 from app_loader.engine.compiled import Module
 from app_loader.engine.foreign import EngineError, GuestExit, Trap
 from app_loader.engine.settings import Engine, make_engine, settings_for
@@ -19,14 +20,17 @@ from app_loader.limits import (
     GUEST_MEMORIES,
     GUEST_TABLES,
     MAX_EVIDENCE_LINE,
+    SCRIPT_STACK_BYTES,
 )
 from app_loader.run import outcome as outcomes
 from keep_protocol.limits import Limits
 from keep_protocol.outcome import Outcome
+from keep_protocol.spec import Compiler
 from keep_protocol.workload import Workload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from app_loader.run.meter import Meter
@@ -43,9 +47,16 @@ class Unfit(Exception):
     """The compiled file does not fit this engine: another version or other settings made it, or it is damaged."""
 
 
-class Guest(Protocol):
-    """Loaded; nothing of it has run yet. started: whether `run` has come as far as calling it."""
+PROGRAM = "workload.wasm"
+"""A module's argv[0]: it has no name of its own."""
 
+
+class Guest(Protocol):
+    """Loaded; nothing of it has run yet. words: what its argv begins with; limits: those that it is held to; started:
+    whether `run` has come as far as calling it."""
+
+    words: tuple[str, ...]
+    limits: Limits
     started: bool
 
     def link(self, wasi: Wasi) -> None:
@@ -62,9 +73,11 @@ class Guest(Protocol):
 class CoreGuest:
     """A core module."""
 
+    words: tuple[str, ...] = (PROGRAM,)
+
     def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
         """See `load_guest`."""
-        self.started, self._limits = False, limits
+        self.started, self.limits = False, limits
         self._engine = make_engine(settings_for(compiled, limits, workload))
         self._module = Module.load(self._engine, compiled)
         self._entry = find_entry(self._module.exports(), workload)
@@ -76,7 +89,7 @@ class CoreGuest:
 
     def link(self, wasi: Wasi) -> None:
         """See `Guest`."""
-        self._store = _make_store(self._engine, self._limits, (GUEST_INSTANCES, GUEST_TABLES, GUEST_MEMORIES), wasi)
+        self._store = _make_store(self._engine, self.limits, (GUEST_INSTANCES, GUEST_TABLES, GUEST_MEMORIES), wasi)
         self._linker.replace_exit(self._store)
 
     def run(self) -> tuple[int, list[object]]:
@@ -88,15 +101,36 @@ class CoreGuest:
         return 0, self._store.call(self._store.export(instance, entry.name), entry.values, entry.results)
 
 
+class ProgramGuest(CoreGuest):
+    """A script, which is the first arguments of the command that runs it."""
+
+    def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
+        """See `load_guest`. The command is compiled already, with the one compiler."""
+        program = read_program(compiled)
+        name = file_name(program.language, workload.profile)
+        try:
+            command = os.open(os.path.join(DIRECTORY, name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise Unfit(f"there is no {name} in this installation") from None
+        try:
+            own = limits.replace(stack_bytes=max(limits.stack_bytes, SCRIPT_STACK_BYTES))
+            super().__init__(command, own, workload.replace(compiler=Compiler.OPTIMIZING))
+        finally:
+            os.close(command)
+        self.words = (program.name, program.source.decode())
+
+
 class ComponentGuest:
     """A WASI 0.2 command component."""
+
+    words: tuple[str, ...] = (PROGRAM,)
 
     def __init__(self, compiled: int, limits: Limits, workload: Workload) -> None:
         """See `load_guest`."""
         from app_loader.check.components import find_run  # with these, what a core module does not need
         from app_loader.engine.component import Component, ComponentLinker
 
-        self.started, self._limits = False, limits
+        self.started, self.limits = False, limits
         self._engine = make_engine(settings_for(compiled, limits, workload, components=True))
         self._component = Component.load(self._engine, compiled)
         self._interface = find_run(self._component.exports(), workload)
@@ -108,7 +142,7 @@ class ComponentGuest:
     def link(self, wasi: Wasi) -> None:
         """See `Guest`."""
         counts = (COMPONENT_INSTANCES, COMPONENT_TABLES, COMPONENT_MEMORIES)
-        self._store = _make_store(self._engine, self._limits, counts, wasi)
+        self._store = _make_store(self._engine, self.limits, counts, wasi)
 
     def run(self) -> tuple[int, list[object]]:
         """See `Guest`. Its `run` returns ok or not, 0 or 1; by `exit-with-code` it may leave with any other."""
@@ -141,11 +175,17 @@ def load_guest(compiled: int, limits: Limits, workload: Workload) -> Guest:
 
     Raises Unfit when it does not fit this engine, KeepfleetError when what the workload calls is not in it.
     """
+    if holds_program(compiled):
+        return _loaded(ProgramGuest, compiled, limits, workload)
     kind = int.from_bytes(os.pread(compiled, _HEAD, 0)[_FLAGS], "little") & _KINDS
     if kind not in (_MODULE, _COMPONENT):
         raise Unfit("it is no compiled module")
+    return _loaded(CoreGuest if kind == _MODULE else ComponentGuest, compiled, limits, workload)
+
+
+def _loaded(kind: Callable[[int, Limits, Workload], Guest], compiled: int, limits: Limits, workload: Workload) -> Guest:
     try:
-        return (CoreGuest if kind == _MODULE else ComponentGuest)(compiled, limits, workload)
+        return kind(compiled, limits, workload)
     except EngineError as error:
         raise Unfit(" ".join(str(error).split())[:MAX_EVIDENCE_LINE]) from error
 

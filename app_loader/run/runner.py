@@ -304,11 +304,11 @@ def _run(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> Out
     from keep_isolation.locks import lock_runner
 
     guest, text = _load(given, limits, grants)
-    context = GuestContext(grants, _directory())
+    context = GuestContext(grants, _directory(), guest.words)
     try:
         guest.link(context.wasi)
         _give_output(given)
-        bound(limits)
+        bound(guest.limits)
         lock_runner(context.files)
         context.close_files()
         reporter.send(Report(ReportType.RUNNING, text, descriptors=(STATUS,)), (meter.status,))

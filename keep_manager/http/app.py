@@ -19,6 +19,7 @@ from keep_manager.http import (
     legacy,
     middleware,
     openapi,
+    pools,
     secrets,
     store,
     streams,
@@ -35,7 +36,7 @@ from keep_manager.keeps.logs import Events, Output
 from keep_manager.keeps.view import View
 from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
-from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH
+from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
 from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.secrets import MAX_VALUE_BYTES, V1_SECRETS_PATH
@@ -86,6 +87,10 @@ ROUTES = (
     Route("GET", V1_SECRETS_PATH, Action.READ_SECRETS, secrets.list_secrets),
     Route("PUT", SECRET_PATH, Action.CHANGE_SECRETS, secrets.put_secret, max_body=MAX_VALUE_BYTES),
     Route("DELETE", SECRET_PATH, Action.CHANGE_SECRETS, secrets.delete_secret),
+    Route("POST", V1_POOLS_PATH, Action.CREATE, pools.create_pool),
+    Route("GET", V1_POOLS_PATH, Action.LIST, pools.list_pools),
+    Route("GET", pools.POOL_PATH, Action.READ, pools.get_pool),
+    Route("DELETE", pools.POOL_PATH, Action.REMOVE, pools.remove_pool),
     Route("GET", V1_VOLUMES_PATH, Action.READ_DECLARED, volumes.list_volumes),
     Route("DELETE", f"{V1_VOLUMES_PATH}/{{name}}", Action.DECLARE, volumes.remove_volume),
     Route("GET", V1_STORE_PATH, Action.STORE_READ, store.list_store),

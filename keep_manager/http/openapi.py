@@ -12,7 +12,7 @@ from keep_manager.http.errors import STATUS_OF
 from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, schemas
 from keep_protocol import output, sse, store
-from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
+from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.pulling import V1_PULLS_PATH
@@ -30,6 +30,7 @@ DOCUMENT = web.AppKey("document", dict[str, object])
 KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
 DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
 SECRET_PATH = f"{V1_SECRETS_PATH}/{{name}}"
+POOL_PATH = f"{V1_POOLS_PATH}/{{kuuid}}"
 VOLUME_PATH = f"{V1_VOLUMES_PATH}/{{name}}"
 EVERYWHERE = (
     ErrorKind.BAD_REQUEST,
@@ -205,6 +206,37 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         body="application/octet-stream",
         refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
     ),
+    ("POST", V1_POOLS_PATH): Operation(
+        "createPool",
+        "A script pool in a keep of its own, which listens for its callers' requests: POST /scripts there",
+        201,
+        body="CreatePool",
+        refusals=(
+            *BODY,
+            ErrorKind.CONFLICT,
+            ErrorKind.CONFIGURATION,
+            ErrorKind.KEEP_FAILED,
+            ErrorKind.PORT_UNAVAILABLE,
+        ),
+    ),
+    ("GET", V1_POOLS_PATH): Operation(
+        "listPools",
+        "The keeps that are script pools, by ID, page by page",
+        answer="Page",
+        parameters=(
+            Parameter("limit", "query", PAGE_LIMIT, "pools on the page at most; all without it"),
+            Parameter("after", "query", KUUID, "`next` of the page before"),
+            Parameter(
+                "label",
+                "query",
+                {"type": "array", "items": {"type": "string", "pattern": "^[a-z0-9./-]{1,63}=[ -~]{0,255}$"}},
+                "KEY=VALUE; pools that have all of those named",
+            ),
+        ),
+        refusals=(),
+    ),
+    ("GET", POOL_PATH): Operation("getPool", "One script pool"),
+    ("DELETE", POOL_PATH): Operation("removePool", "Ends a script pool and forgets it", 204, answer=""),
     ("GET", V1_STORE_PATH): Operation("listStore", "What the module store has", answer="Store"),
     ("POST", f"{V1_STORE_PATH}/objects"): Operation(
         "addObject",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from keep_protocol import pulling, sse, store
 from keep_protocol.api import MAX_PAGE, NewKeep, StartKeep
+from keep_protocol.api_pools import NewPool
 from keep_protocol.constants import KUUID_BITS
 from keep_protocol.declared import Apply, DeclaredKeep, RunHistory
 from keep_protocol.errors import ErrorKind
@@ -49,6 +50,7 @@ ANSWERS: dict[str, type[Record]] = {
 REQUESTS: dict[str, type[Record]] = {
     "Create": NewKeep,
     "Start": StartKeep,
+    "CreatePool": NewPool,
     "Apply": Apply,
     "Tag": store.Tagging,
     "Collect": store.Collection,

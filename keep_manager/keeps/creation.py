@@ -91,6 +91,7 @@ def spec_for(
         )
     check_uploaders(request.uploaders, caller)
     spec = KeepSpec(
+        kind=request.kind,
         name=request.name,
         labels=request.labels,
         owner=caller.name,

@@ -48,6 +48,14 @@ REGISTRY: dict[Kind, KindOfKeep] = {
         phases=frozenset(Phase),
         members=("bindaddress", "app_loader_bind_port", "fingerprint", "certificate", "uploaders", "uploaded_by"),
     ),
+    Kind.SCRIPTS: KindOfKeep(
+        kind=Kind.SCRIPTS,
+        variant="",
+        listens=True,
+        brings=("listener", "client-ca", "revoked"),
+        phases=frozenset(Phase) - {Phase.RUNNING, Phase.RESTARTING},
+        members=("bindaddress", "app_loader_bind_port", "fingerprint", "certificate", "uploaders"),
+    ),
     Kind.STORED: KindOfKeep(
         kind=Kind.STORED,
         variant="",

@@ -22,6 +22,7 @@ from keep_manager.keeps.interfaces import Units
 from keep_manager.keeps.policy import Policy
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.spec import KeepSpec, Profile
 
@@ -46,9 +47,15 @@ def is_spare(spec: KeepSpec | None) -> bool:
 
 def fits(spec: KeepSpec) -> bool:
     """Whether a spare can become the keep that `spec` describes: systemd sets every limit on a unit that runs, but not
-    how many lines the journal takes of it, nor what a profile needs, nor a credential."""
+    how many lines the journal takes of it, nor what a profile needs, nor a credential; and its loader has forked what
+    takes uploads."""
     lines = spec.limits.log_lines_per_second
-    return spec.profile is Profile.STANDARD and not spec.credentials and lines == DEFAULT_LIMITS.log_lines_per_second
+    return (
+        spec.kind is not Kind.SCRIPTS
+        and spec.profile is Profile.STANDARD
+        and not spec.credentials
+        and lines == DEFAULT_LIMITS.log_lines_per_second
+    )
 
 
 class Spares:

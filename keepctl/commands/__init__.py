@@ -36,6 +36,8 @@ COMMANDS = {
     "verify": "keepctl.commands.verify:VERIFY",
     "manifest": "keepctl.commands.local:manifest",
     "store": "keepctl.commands.store:group",
+    "scripts": "keepctl.commands.scripts:group",
+    "mcp": "keepctl.commands.mcp:mcp",
     "context": "keepctl.commands.local:context",
     "completion": "keepctl.commands.local:completion",
     "init": "keepctl.commands.issuing:init",

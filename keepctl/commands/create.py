@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from keep_client.keep import open_workload
 from keep_client.peer import authority
 from keep_client.text import one_line, printable
 from keep_protocol.api import ARCHITECTURES
@@ -17,7 +16,7 @@ from keepctl.display import echo, json_text
 from keepctl.ending import show_error
 from keepctl.job import Job
 from keepctl.references import resolve
-from keepctl.run import create, listen, send
+from keepctl.run import create, listen, open_module, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def _upload(keep: str, file: str, output: str, wait: bool, access: Access) -> in
 def _sent(access: Access, keep: str, file: str, output: str, wait: bool) -> KeepInfo:
     with access.client() as client:
         kuuid = resolve(client, keep)
-        with open_workload(file) as workload:
+        with open_module(file) as workload:
             confirmed = send(access.credentials.keep_context(), client.keep(kuuid), client.endpoint.host, workload)
         if output == "text":
             echo(one_line(confirmed))

@@ -37,6 +37,7 @@ HELP = f"""Runs FILE in a new keep: shows its output until it ends, says why it 
 
 \b
 keepctl run hello.wasm
+keepctl run --rm greet.js -- one two
 keepctl run --rm --memory 64M --time 10s filter.wasm -- --verbose
 keepctl run -d --name web --dir /srv/site:/site --restart on-failure server.wasm
 keepctl run --rm sort.wasm < words > sorted
@@ -45,9 +46,9 @@ keepctl run web:1.2
 
 Its standard output and error are this command's, byte for byte; a terminal is shown control characters as escapes. A
 pipe or a file on this command's standard input is its own, too, to the end; -i gives it a terminal. Without, it has
-none (in a shell's loop: < /dev/null). FILE may be -, standard input, or a module
+none (in a shell's loop: < /dev/null). FILE may be a script, .js or .ts, or -, standard input, or a module
 of the manager's store, of which nothing is sent: NAME:TAG, NAME:TAG@sha256:… or sha256:…. What has a / in it, or ends
-in .wasm or .wat, is a file.
+in .wasm, .wat or as a script's name does, is a file.
 With -f the file describes all of it, and options are added on top. HOST, --stdin and --secret files are of the
 manager's host, and below what its configuration grants you. Ctrl-C stops the workload, a second one leaves it running;
 a reader that goes away (`| head`), or output that cannot be written, stops it too. With --rm the keep is removed,

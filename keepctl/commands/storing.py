@@ -22,6 +22,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl import access, contexts
 from keepctl.commands.access import connection_options
 from keepctl.ending import remember
+from keepctl.job import SCRIPTS
+from keepctl.program import open_script
 from module_store import names
 from module_store.operations import Operations
 
@@ -122,7 +124,11 @@ def who() -> str:
 
 @contextmanager
 def reading(file: str) -> Iterator[IO[bytes]]:
-    """A file, or standard input for `-`, unbuffered."""
+    """A file, or standard input for `-`, unbuffered; of a script, what keeps run of it."""
+    if file.endswith(SCRIPTS):
+        with open_script(file) as script:
+            yield script
+        return
     if file == "-":
         with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as opened:
             yield opened

@@ -20,6 +20,10 @@ _HEAD_BYTES = 4096
 """At most, of the line before the code."""
 
 
+INSTALLED, FACTS = ".cwasm", ".json"
+"""How the names of the two files end that an installation has of each kind."""
+
+
 class Artifacts:
     """Without a directory, nothing is kept."""
 
@@ -29,6 +33,21 @@ class Artifacts:
         if directory is not None:
             os.makedirs(directory, 0o700, exist_ok=True)
             _check(os.stat(directory), directory)
+
+    def install(self, directory: str) -> None:
+        """Copies all that is kept here to where an installation has it."""
+        assert self._directory is not None  # noqa: S101  # who installs has compiled it somewhere
+        for name in os.listdir(self._directory):
+            with open(os.path.join(self._directory, name), "rb") as file:
+                head, code = file.readline(_HEAD_BYTES), file.read()
+            facts = json.loads(head)
+            del facts["sha256"]
+            kind = os.path.join(directory, name.rpartition("-")[0])
+            for ending, data in ((FACTS, json.dumps(facts).encode()), (INSTALLED, code)):
+                with open(kind + ending + ".new", "wb") as file:
+                    file.write(data)
+                    os.fchmod(file.fileno(), 0o644)
+                os.replace(kind + ending + ".new", kind + ending)
 
     def _path(self, kind: str, source: bytes) -> str:
         """Of its source, the library that compiled it, and this package's settings, by their bytes."""
@@ -42,10 +61,16 @@ class Artifacts:
         digest.update(f"{library.st_size} {library.st_mtime_ns} {os.uname().machine} {_processor()}".encode())
         return os.path.join(self._directory, f"{kind}-{digest.hexdigest()[:32]}")
 
-    def load(self, kind: str, source: bytes) -> tuple[dict[str, int], bytes] | None:
-        """The facts and the code kept with `source`, or None. Raises PermissionError for another user's file."""
+    def load(self, kind: str, source: bytes) -> tuple[dict[str, int], bytes | str] | None:
+        """The facts and the code kept with `source`, or None: as bytes, or in an installation the path of a file that
+        is mapped, where a process may make no file of its own for a memory's first contents. Raises PermissionError
+        for another user's file."""
         if self._directory is None:
             return None
+        installed = os.path.join(self._directory, kind)
+        if os.path.exists(installed + INSTALLED):
+            with open(installed + FACTS, "rb") as facts_file:
+                return json.loads(facts_file.read()), installed + INSTALLED
         path = self._path(kind, source)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -79,8 +104,10 @@ class Artifacts:
 
 
 def _check(found: os.stat_result, path: str) -> None:
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"cannot keep compiled code at {path}: it must be yours, and no one else may write it")
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            f"cannot keep compiled code at {path}: it must be yours or root's, and no one else may write it"
+        )
 
 
 def _processor() -> str:

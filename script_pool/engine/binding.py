@@ -174,6 +174,7 @@ FUNCTIONS = {
     "wasmtime_module_new": "error* engine* byte* size module**",
     "wasmtime_module_serialize": "error* module* byte_vec*",
     "wasmtime_module_deserialize": "error* engine* byte* size module**",
+    "wasmtime_module_deserialize_file": "error* engine* text module**",
     "wasmtime_module_delete": "void module*",
     "wasmtime_linker_new": "linker* engine*",
     "wasmtime_linker_define_func": "error* linker* text size text size functype* function* void* function*",

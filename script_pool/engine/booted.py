@@ -115,8 +115,8 @@ class Booted:
             self._connect(guest, scratch, facts)
             before = guest.read(0, guest.size)
             guest.call("call_function", facts["random"], facts["undefined"], scratch, 0, scratch + OUT)
-            random = _find_random(before, guest.read(0, guest.size))
-            guest.write(_find_stack_limit(before), struct.pack("<I", GUEST_STACK_TOP - GUEST_STACK_BYTES))
+            random = find_random(before, guest.read(0, guest.size))
+            guest.write(find_stack_limit(before), struct.pack("<I", GUEST_STACK_TOP - GUEST_STACK_BYTES))
             image = guest.read(0, guest.size)
         first.close()
         self.clock, self._random = time.time_ns, os.urandom
@@ -245,7 +245,7 @@ def _answer(guest: Guest, at: int, data: bytes) -> int:
     return 0
 
 
-def _find_stack_limit(memory: bytes) -> int:
+def find_stack_limit(memory: bytes) -> int:
     """Where QuickJS's runtime keeps its stack limit: behind the size that was set and the stack's top."""
     mark, at, found = struct.pack("<I", STACK_MARK), -1, []
     while (at := memory.find(mark, at + 1)) >= 0:
@@ -257,7 +257,7 @@ def _find_stack_limit(memory: bytes) -> int:
     return found[0]
 
 
-def _find_random(before: bytes, after: bytes) -> int:
+def find_random(before: bytes, after: bytes) -> int:
     """Where the state of Math.random is: the one number that a call has moved as xorshift64 moves it."""
     found = []
     for at in range(0, len(before) - 7, 8):

@@ -139,18 +139,22 @@ class Template:
     def __init__(
         self,
         engine: WasmEngine,
-        code: bytes,
+        code: bytes | str,
         imports: dict[tuple[str, str], tuple[str, HostFunction]],
         names: tuple[str, ...],
         *,
         compiled: bool = False,
     ) -> None:
-        """names: the functions that will be called; each import's types are letters, `i` for i32 and `I` for i64,
-        with the result after a colon. Raises EngineError."""
+        """code: a module, or one that is compiled, as bytes or as the path of a file, which is mapped. names: the
+        functions that will be called; each import's types are letters, `i` for i32 and `I` for i64, with the result
+        after a colon. Raises EngineError."""
         self.engine, self.names = engine, names
         self._module = ctypes.c_void_p()
-        load = library.wasmtime_module_deserialize if compiled else library.wasmtime_module_new
-        succeed(load(engine.pointer, code, len(code), byref(self._module)))
+        if isinstance(code, str):
+            succeed(library.wasmtime_module_deserialize_file(engine.pointer, code.encode(), byref(self._module)))
+        else:
+            load = library.wasmtime_module_deserialize if compiled else library.wasmtime_module_new
+            succeed(load(engine.pointer, code, len(code), byref(self._module)))
         self._linker = library.wasmtime_linker_new(engine.pointer)
         self.current: Guest | None = None
         self._callbacks = [self._define(*key, *value) for key, value in imports.items()]

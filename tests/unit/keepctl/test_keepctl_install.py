@@ -197,7 +197,7 @@ def test_a_systemctl_that_fails_is_told_with_its_complaint(systemctl: Path) -> N
 def make_prefix(directory: Path) -> Path:
     """A virtual environment by hand, with a package of ours in it."""
     packages = directory / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-    for package in ("keep_protocol", "keep_isolation", "keep_loader", "app_loader", "wasmtime"):
+    for package in ("keep_protocol", "keep_isolation", "keep_loader", "app_loader", "module_pull", "wasmtime"):
         (packages / package).mkdir(parents=True)
         (packages / package / "__init__.py").touch()
     (packages / "keep_loader/__main__.py").touch()

@@ -18,6 +18,7 @@ from tests.unit.keepctl.test_keepctl_manners import ALL
 EXCEPTIONS = {
     ("completion",): "it prints a script, for a shell to read",
     ("manifest", "schema"): "it prints nothing but JSON",
+    ("mcp",): "it speaks a protocol of its own, in JSON",
 }
 
 

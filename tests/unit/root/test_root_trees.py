@@ -23,7 +23,18 @@ from keep_root import build as builder
 from keep_root import contents as goods
 from keep_root import trees as all_trees
 from keep_root.build import UNFINISHED
-from keep_root.contents import MAIN, MOUNT_POINTS, PACKAGES, PYTHON, Contents, Target, contents, target_of
+from keep_root.contents import (
+    COMPILED,
+    DATA,
+    MAIN,
+    MOUNT_POINTS,
+    PACKAGES,
+    PYTHON,
+    Contents,
+    Target,
+    contents,
+    target_of,
+)
 from keep_root.tree import FILES, RECORD, Tree, findings, is_in_use, read_tree, write_records
 from keep_root.trees import FRESH_SECONDS, Trees, remove_trees, trees_in_use
 
@@ -109,7 +120,11 @@ def test_a_tree_has_everything_that_a_keep_imports_and_its_paths_are_the_same_fo
 
 def test_a_tree_has_no_program_but_the_interpreter_no_account_and_no_setting_of_the_host(trees: Trees) -> None:
     tree = trees.current()
-    programs = {place for place in files_of(tree) if not place.endswith((".py", ".pyc")) and ".so" not in place}
+    programs = {
+        place
+        for place in files_of(tree)
+        if not place.endswith((".py", ".pyc", *COMPILED, *DATA)) and ".so" not in place
+    }
     assert programs == {PYTHON}
     libraries = ["lib"] if any(place.startswith("usr/lib/") for place in files_of(tree)) else []  # as the host has it
     assert (os.listdir(f"{tree.path}/etc"), os.listdir(f"{tree.path}/usr")) == ([], libraries)

@@ -156,3 +156,15 @@ def test_the_how_tos_programs_print_what_it_says(language: str, command: list[st
     for program, printed in found:
         done = subprocess.run([*command, program], capture_output=True, text=True, cwd=ROOT, env=environment)
         assert (done.stdout.replace("\r\n", "\n"), done.returncode) == (printed, 0), done.stderr
+
+
+def test_the_how_to_for_language_models_runs_by_the_protocol(cache: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/agents.md").read_text(encoding="utf-8")
+    (program, printed), *_ = re.findall(r"^```python\n(.*?)^```$\n+^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    script_pool = tmp_path / "script-pool"
+    path, home = os.pathsep.join(sys.path), f"CACHE_DIRECTORY={cache}"  # the client passes little of our environment on
+    script_pool.write_text(f'#!/bin/sh\n{home} PYTHONPATH={ROOT}:{path} exec {sys.executable} -m script_pool "$@"\n')
+    script_pool.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (done.stdout, done.returncode) == (printed, 0), done.stderr

@@ -1,0 +1,197 @@
+"""Script pools in keeps: made over /v1/pools, used over mutual TLS, locked and limited as every keep."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.keep import KeepInfo
+from keep_protocol.tls import pinned_client_context
+from tests.system.fleet import Fleet
+from tests.system.wire import Answer, ask, request
+
+RULE = "total = 0\nfor (const item of items) total += item.price * item.count\n"
+
+
+@pytest.fixture
+def place(fleet: Fleet) -> Iterator[Path]:
+    """A directory of the host with scripts in it, and a pool called rules."""
+    place = fleet.host.path / "pools"
+    place.mkdir(exist_ok=True)
+    (place / "rule.js").write_text(RULE)
+    (place / "typed.ts").write_text("const doubled: number = x * 2\nx = doubled\n")
+    (place / "loop.js").write_text("for (;;);\n")
+    (place / "crash.js").write_text("const a = []; for (;;) a.push(new Uint8Array(1 << 20).fill(1))\n")
+    made = typed(fleet, place, "scripts", "create", "rules", "--max", "2", "--time", "0.3")
+    assert made.returncode == 0, made.stderr
+    yield place
+    typed(fleet, place, "rm", "rules")
+
+
+def typed(fleet: Fleet, place: Path, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    return fleet.host.run(
+        ["sh", "-c", 'cd "$0" && exec keepctl "$@"', str(place), *words],
+        env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"},
+        check=False,
+        input=given,
+    )
+
+
+def test_scripts_are_added_run_listed_and_removed_over_tls(fleet: Fleet, place: Path) -> None:
+    assert typed(fleet, place, "scripts", "add", "--pool", "rules", "rule", "rule.js").returncode == 0
+    assert typed(fleet, place, "scripts", "add", "--pool", "rules", "typed", "typed.ts").returncode == 0
+    order = json.dumps({"items": [{"price": 7, "count": 6}]})
+    ran = typed(fleet, place, "scripts", "exec", "--pool", "rules", "rule", order)
+    assert json.loads(ran.stdout)["total"] == 42, ran.stderr
+    assert json.loads(typed(fleet, place, "scripts", "exec", "--pool", "rules", "typed", '{"x":4}').stdout) == {"x": 8}
+    listed = json.loads(typed(fleet, place, "scripts", "ls", "--pool", "rules", "-o", "json").stdout)
+    assert [each["name"] for each in listed["scripts"]] == ["rule", "typed"]
+    assert typed(fleet, place, "scripts", "rm", "--pool", "rules", "typed").returncode == 0
+
+
+def test_a_loop_and_a_memory_eater_are_ended_and_the_pool_goes_on(fleet: Fleet, place: Path) -> None:
+    for name in ("rule", "loop", "crash"):  # the last one's processes may be ended by the kernel, for memory
+        assert typed(fleet, place, "scripts", "add", "--pool", "rules", name, f"{name}.js").returncode == 0
+    said = json.loads(typed(fleet, place, "scripts", "exec", "--pool", "rules", "loop", "-o", "json").stdout)
+    assert said["reason"] == "time limit exceeded"
+    said = json.loads(typed(fleet, place, "scripts", "exec", "--pool", "rules", "crash", "-o", "json").stdout)
+    assert said["reason"] in ("memory limit exceeded", "time limit exceeded")
+    rounds = typed(
+        fleet, place, "scripts", "bench", "--pool", "rules", "rule", '{"items":[]}', "--calls", "100", "-o", "json"
+    )
+    assert [(each["in_flight"], each["refused"]) for each in json.loads(rounds.stdout)["rounds"]] == [
+        (1, 0), (2, 0), (8, 0)
+    ]  # fmt: skip
+
+
+def test_a_pool_is_a_keep_with_an_owner(fleet: Fleet, place: Path) -> None:
+    assert typed(fleet, place, "scripts", "ls", "--pool", "rules").returncode == 0  # it serves by now
+    keep = json.loads(typed(fleet, place, "inspect", "rules", "-o", "json").stdout)
+    assert (keep["kind"], keep["state"], keep["detail"]) == ("scripts", 2, "serving scripts")
+    assert keep["owner"] == "admin"
+
+
+class Pool:
+    """A pool's keep, asked byte by byte."""
+
+    def __init__(self, fleet: Fleet, info: KeepInfo) -> None:
+        self.fleet, self.info = fleet, info
+
+    def post(self, body: bytes, name: str = "admin", kind: str = "application/json") -> Answer:
+        data = request("POST", "/scripts", body, f"Content-Type: {kind}", "Connection: close")
+        return ask(self.info.port, self.shown(name), data)
+
+    def shown(self, name: str = "admin") -> ssl.SSLContext:
+        """What a client of this name shows to keeps."""
+        files = self.fleet.credentials(name)
+        return pinned_client_context(files.certificate, files.key)
+
+    def do(self, **members: object) -> dict[str, object]:
+        answer = self.post(json.dumps(members).encode())
+        assert answer.status == 200
+        return answer.object
+
+    def processes(self, name: str) -> list[int]:
+        """Its processes that the kernel knows by this name."""
+        listed = self.fleet.host.run(["ps", "-eww", "-o", "pid=,comm=,cgroup="]).stdout.splitlines()
+        found = [line.split(None, 2) for line in listed if f"keep@{self.info.kuuid}.service" in line]
+        return [int(pid) for pid, comm, _ in found if comm == name]
+
+
+@pytest.fixture
+def pool(fleet: Fleet) -> Iterator[Pool]:
+    made = Pool(fleet, fleet.client().create_pool({"name": "asked", "options": {"max": 2, "time_ms": 300}}))
+    assert made.do(cmd="AddCode", name="twice", code="x *= 2") == {"ok": True}
+    yield made
+    fleet.client().remove(made.info.kuuid)
+
+
+def test_one_request_is_one_body_and_a_stream_is_answered_as_it_comes(pool: Pool) -> None:
+    pretty = b'{\r\n  "cmd": "ExecCode",\r\n  "name": "twice",\r\n  "inputSandbox": {"x": 21}\r\n}'
+    assert pool.post(pretty).body == b'{"ok":true,"outputSandbox":{"x":42}}\n'
+    assert pool.do(cmd="ExecCode", name="none", inputSandbox={}) == {"ok": False, "reason": "no such script"}
+    assert pool.do(cmd="Other")["reason"] == "malformed request"
+    lines = b"".join(
+        b'{"id":%d,"cmd":"ExecCode","name":"twice","inputSandbox":{"x":%d}}\r\n' % (n, n) for n in range(50)
+    )
+    answers = [json.loads(line) for line in pool.post(lines, kind="application/json-lines").body.split(b"\r\n")[:-1]]
+    assert {answer["id"]: answer["outputSandbox"]["x"] for answer in answers} == {n: 2 * n for n in range(50)}
+
+
+def test_what_is_no_request_of_a_pool_is_refused_with_its_status(pool: Pool) -> None:
+    context = pool.shown()
+    for data, status in (
+        (request("PUT", "/workload", b"x"), 404),
+        (request("GET", "/scripts"), 405),
+        (request("POST", "/scripts", b"{}", "Content-Type: text/plain"), 415),
+        (request("POST", "/scripts", b"{}", "Content-Length: 2"), 400),
+        (b"nonsense\r\n\r\n", 400),
+        (request("POST", "/scripts", length=1 << 40), 413),
+    ):
+        assert ask(pool.info.port, context, data).status == status, data[:60]
+    large = b'{"cmd":"AddCode","name":"a","code":"' + b"x" * (6 << 20) + b'"}'
+    assert pool.post(large).status == 413
+    assert pool.do(cmd="ExecCode", name="twice", inputSandbox={"x": 1})["outputSandbox"] == {"x": 2}
+
+
+def test_only_the_owner_and_the_callers_he_names_are_served(fleet: Fleet, pool: Pool) -> None:
+    fleet.issue("bob")
+    body = b'{"cmd":"ListCode"}'
+    answer = pool.post(body, "bob")
+    assert (answer.status, answer.kind) == (403, "forbidden")
+    shared = Pool(fleet, fleet.client().create_pool({"callers": ["name:bob", "name:admin"]}))
+    assert shared.post(body, "bob").object == {"ok": True, "scripts": []}
+    with pytest.raises(KeepfleetError) as refused:
+        fleet.client("bob").remove(shared.info.kuuid)
+    assert refused.value.kind in (ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN)
+    fleet.host.run(["keepctl", "pki", "revoke", "bob"])
+    assert shared.post(body, "bob").status == 403
+    fleet.client().remove(shared.info.kuuid)
+
+
+def test_a_template_that_is_killed_is_forked_again_and_the_scripts_are_there(pool: Pool) -> None:
+    before = pool.processes("keep-runner")
+    pool.fleet.host.run(["kill", "-KILL", *map(str, before)])
+    answers = [pool.do(id=1, cmd="ExecCode", name="twice", inputSandbox={"x": 2}) for _ in range(3)]
+    assert answers[-1]["outputSandbox"] == {"x": 4}, answers
+    assert pool.processes("keep-runner") not in ([], before)
+
+
+def test_an_endpoint_that_is_killed_opens_again_with_the_same_certificate(pool: Pool) -> None:
+    pool.fleet.host.run(["kill", "-KILL", *map(str, pool.processes("keep-endpoint"))])
+    assert pool.do(cmd="ExecCode", name="twice", inputSandbox={"x": 2})["reason"] == "no such script"
+    keep = pool.fleet.client().keep(pool.info.kuuid)
+    assert keep.fingerprint == pool.info.fingerprint
+
+
+def test_its_processes_are_locked_and_hold_no_other_file(pool: Pool) -> None:
+    children = pool.processes("script-child")
+    assert children
+    for pid in (*children, *pool.processes("keep-endpoint")):
+        status = pool.fleet.host.run(["grep", "-E", "^(Seccomp|NoNewPrivs|CapEff):", f"/proc/{pid}/status"]).stdout
+        assert [line.split()[1] for line in status.splitlines()] == ["0000000000000000", "1", "2"]
+
+
+def test_pools_are_listed_read_and_removed_by_their_own_routes(fleet: Fleet, pool: Pool) -> None:
+    def asked(method: str, path: str, body: bytes = b"") -> Answer:
+        return ask(fleet.port, fleet.tls(), request(method, path, body, "Connection: close"))
+
+    other = fleet.client().create()
+    listed = asked("GET", "/v1/pools").object["keeps"]
+    assert [keep["kuuid"] for keep in listed] == [pool.info.kuuid]
+    assert asked("GET", f"/v1/pools/{pool.info.kuuid}").object["kind"] == "scripts"
+    assert asked("GET", f"/v1/pools/{other.kuuid}").status == 404
+    assert asked("DELETE", f"/v1/pools/{other.kuuid}").status == 404
+    wrong = asked("POST", "/v1/pools", b'{"options":{"min":3,"max":2}}')
+    assert (wrong.status, wrong.kind) == (400, "bad-request")
+    assert asked("POST", "/v1/pools", b'{"options":{"time_ms":1}}').status == 400
+    made = asked("POST", "/v1/pools")
+    assert made.status == 201
+    assert asked("DELETE", f"/v1/pools/{made.object['kuuid']}").status == 204
+    fleet.client().remove(other.kuuid)

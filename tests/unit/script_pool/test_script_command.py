@@ -1,0 +1,128 @@
+"""QuickJS as a WASI command: run by wasmtime's own package, as any command is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import wasmtime
+
+from script_pool.program.command import make
+from script_pool.program.merging import join
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a script ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """The command, compiled once."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self.module_bytes = make()
+        self._engine = wasmtime.Engine()
+        self._module = wasmtime.Module(self._engine, self.module_bytes)
+        self._linker = wasmtime.Linker(self._engine)
+        self._linker.define_wasi()
+
+    def run(self, source: str, *arguments: str, given: bytes = b"") -> Ran:
+        """Runs a script called main.js once."""
+        files = {name: self._place / name for name in ("in", "out", "err")}
+        files["in"].write_bytes(given)
+        wasi = wasmtime.WasiConfig()
+        wasi.argv = ["main.js", source, *arguments]
+        wasi.stdin_file, wasi.stdout_file, wasi.stderr_file = (str(files[name]) for name in ("in", "out", "err"))
+        store = wasmtime.Store(self._engine)
+        store.set_wasi(wasi)
+        start = self._linker.instantiate(store, self._module).exports(store)["_start"]
+        assert isinstance(start, wasmtime.Func)
+        code = 0
+        try:
+            start(store)
+        except wasmtime.ExitTrap as left:
+            code = left.code
+        store.close()
+        return Ran(code, *(files[name].read_text() for name in ("out", "err")))
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    return Command(tmp_path_factory.mktemp("command"))
+
+
+def test_it_imports_wasi_alone_and_exports_its_entry(command: Command) -> None:
+    module = wasmtime.Module(wasmtime.Engine(), command.module_bytes)
+    assert {item.module for item in module.imports} == {"wasi_snapshot_preview1"}
+    assert [item.name for item in module.exports] == ["memory", "_start"]
+
+
+@pytest.mark.parametrize(
+    ("source", "ran"),
+    [
+        ("print('a', 1, [2, {b: null}], undefined)", Ran(0, 'a 1 [2,{"b":null}] undefined\n', "")),
+        ("print(scriptArgs.join('|'))", Ran(0, "main.js|x|y z\n", "")),
+        ("console.error('no'); write('out'); exit(7)", Ran(7, "out", "no\n")),
+        ("exit()", Ran(0, "", "")),
+        ("exit(100)", Ran(100, "", "")),
+        ("#!/usr/bin/env keepctl\nwith ({sloppy: 1}) print(sloppy)", Ran(0, "1\n", "")),
+        ("'use strict'; print(await Promise.resolve(3))", Ran(0, "3\n", "")),
+        ("let x = 1; await 0; Promise.resolve().then(() => print('job'))", Ran(0, "job\n", "")),
+        ("await new Promise(() => 0)", Ran(13, "", "the program waits for a promise that nothing will resolve\n")),
+        ("throw 'text'", Ran(1, "", "uncaught text\n")),
+        ("const nul = 'a\\0b'; print(nul.length)", Ran(0, "3\n", "")),
+    ],
+)
+def test_a_script_runs_to_its_end(command: Command, source: str, ran: Ran) -> None:
+    assert command.run(source, "x", "y z") == ran
+
+
+def test_what_it_throws_has_the_scripts_own_lines(command: Command) -> None:
+    for gate in ("", "await 0;"):
+        ran = command.run(f"function f() {{\n  null.x\n}}\n{gate}\nf()")
+        assert ran.code == 1
+        assert ran.err.startswith("uncaught TypeError: cannot read property 'x' of null\n    at f (main.js:2:")
+        assert "main.js:5:" in ran.err
+        assert "native" not in ran.err
+    assert "SyntaxError" in command.run("let a = ;").err
+
+
+def test_standard_input_is_read_by_lines_or_whole_across_any_cut(command: Command) -> None:
+    text = "ä€😀\n" * 20_000 + "end"
+    lines = "let n = 0, last; for (let l; (l = readline()) !== null; last = l) n++; print(n, last)"
+    assert command.run(lines, given=text.encode()).out == "20001 end\n"
+    whole = "const t = readAll(); print(t.length, readline(), readAll() === '')"
+    assert command.run(whole, given=text.encode()).out == f"{len(text.encode('utf-16-le')) // 2} null true\n"
+    assert command.run("print(readline())").out == "null\n"
+    assert "standard input is not text in UTF-8" in command.run("readAll()", given=b"a\xff").err
+    assert "standard input is not text in UTF-8" in command.run("readAll()", given="€".encode()[:2]).err
+
+
+def test_nothing_of_its_own_can_be_called_or_changed_from_a_script(command: Command) -> None:
+    hostile = """
+Object.prototype.toString = Array.prototype.join = String.prototype.split = () => { throw 1 };
+JSON.stringify = RegExp.prototype[Symbol.replace] = null;
+print(Object.getOwnPropertyNames(globalThis).filter((n) => n.startsWith('__')).length);
+print([1, 2]);
+"""
+    assert command.run(hostile).out == "0\n[1,2]\n"
+
+
+def test_each_run_draws_random_numbers_of_its_own(command: Command) -> None:
+    assert len({command.run("print(Math.random())").out for _ in range(3)}) == 3
+
+
+def test_what_cannot_be_joined_is_refused(command: Command) -> None:
+    guest = bytes(wasmtime.wat2wasm(
+        '(module (import "wasi_snapshot_preview1" "proc_exit" (func (param i32))) (memory 1) (table 1 funcref)'
+        ' (func $f v128.const i64x2 0 0 drop) (export "f" (func $f)) (elem (i32.const 0) $f))'
+    ))  # fmt: skip
+    glue = bytes(wasmtime.wat2wasm('(module (import "guest" "f" (func $f)) (func (export "_start") call $f))'))
+    with pytest.raises(ValueError, match="cannot join the modules: there is an instruction 0xfd"):
+        join(guest, glue)
