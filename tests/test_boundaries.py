@@ -156,8 +156,8 @@ ONLY_IN: dict[str, set[str]] = {
     # A keep loads wasmtime's library alone, see app_loader.engine.binding.
     "wasmtime": {"benchmarks.waiting", "benchmarks.flood", "script_pool.engine", "codelets.engine"},
     "cryptography": {"keepctl", "module_store.signatures", "module_store.signing"},
-    "aiohttp": {"keep_manager"},
-    "click": {"keepctl", "testers"},
+    "aiohttp": {"keep_manager", "codelets.proxy"},
+    "click": {"keepctl", "testers", "codelets.__main__", "codelets.lcm_cli", "codelets.proxy_command"},
     "yaml": {"keep_manager.config", "strict_yaml", "keepctl"},
     "rich": {"keepctl"},
 }
