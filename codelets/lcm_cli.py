@@ -165,3 +165,7 @@ def watch(context: click.Context, seconds: float, times: int) -> None:
             time.sleep(seconds)
 
     _run(context, show)
+
+
+if __name__ == "__main__":
+    main(prog_name="lcm-cli")

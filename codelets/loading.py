@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from codelets.calling import Guard, Hook, Run, Target, prepared, prepared_in_c
@@ -33,6 +33,12 @@ class Modules(Protocol):
 
     def read(self, wanted: str, limit: int) -> tuple[str, bytes]:
         """The digest and the verified bytes of NAME:TAG, NAME:TAG@DIGEST or DIGEST. Raises KeepfleetError."""
+
+    def use(self, digests: Collection[str]) -> None:
+        """These modules are needed, and no others any more. Raises KeepfleetError."""
+
+    def close(self) -> None:
+        """None is needed any more."""
 
 
 class Compiled:

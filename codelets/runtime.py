@@ -77,6 +77,7 @@ class Runtime:
         self._places: list[tuple[int, int, str, Loaded, Callable[..., int | None]]] = []
         self._lock = threading.RLock()  # a set may be unloaded by a fault while the thread that loads calls a hook
         self._delivering: _Delivery | None = None
+        self._closed = False
         self._server = Server(lcm_socket, self, lcm_users) if lcm_socket is not None else None
 
     def __repr__(self) -> str:
@@ -90,6 +91,9 @@ class Runtime:
         with self._lock:
             for name in tuple(self._sets):
                 self._remove(name)
+            if not self._closed:
+                self._closed = True
+                self._modules.close()
 
     def __enter__(self) -> Runtime:
         return self
@@ -202,6 +206,7 @@ class Runtime:
             self._check_new(descriptor)
             hooks, helpers = dict(self._hooks), dict(self._helpers)
         loaded = self._loader.build(descriptor, hooks, helpers, self._reported)
+        self._use(loaded)
         with self._lock:  # what was compiled and made beside is now shown to callers, or was overtaken
             try:
                 self._check_new(descriptor)
@@ -227,6 +232,10 @@ class Runtime:
                 message = f"cannot unload the codelet set {name}: it is not loaded{why or f'; there are: {known}'}"
                 raise CodeletError(Failure.UNLOAD_FAILED, ErrorKind.NOT_FOUND, message)
             self._remove(name)
+            try:
+                self._modules.use(self._needed())
+            except KeepfleetError as error:  # they are kept until the next change
+                LOG.warning("cannot release the modules of the codelet set %s: %s", name, error.message)
         LOG.info("unloaded the codelet set %s", name)
 
     def sets(self) -> tuple[SetState, ...]:
@@ -283,6 +292,22 @@ class Runtime:
                 if any(channel.stream in (each.outputs | each.inputs) for each in self._sets.values()):
                     why = f"the stream {channel.stream_id} is another set's"
                     raise loading(Failure.INVALID_PARAMETER, name, why, ErrorKind.CONFLICT)
+
+    def _needed(self) -> set[str]:
+        return {each.digest for one in self._sets.values() for each in one.codelets.values()}
+
+    def _use(self, loaded: Loaded) -> None:
+        """Before it runs: its modules, and those of all that runs, are not collected from now on. A module that was
+        removed since it was read is in memory, and is loaded all the same."""
+        with self._lock:
+            try:
+                self._modules.use(self._needed() | {each.digest for each in loaded.codelets.values()})
+            except KeepfleetError as error:
+                loaded.close()
+                name = loaded.descriptor.codeletset_id
+                raise CodeletError(
+                    Failure.CREATION_FAILED, error.kind, f"cannot load the codelet set {name}: {error.message}"
+                ) from error
 
     def _publish(self, names: set[str]) -> None:
         for name in names:

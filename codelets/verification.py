@@ -18,7 +18,8 @@ from module_store.verify.report import Finding, Report
 from module_store.verify.verification import verify
 
 ENTRY = "codelet_main"
-MEMORY = ("codelet", "memory")
+MEMORY = ("env", "memory")
+"""As compilers call a memory that is imported."""
 HELPERS = "helper"
 MAX_BYTES = 1024 * 1024
 """Of a codelet's module: jbpf's are some ten kilobytes."""

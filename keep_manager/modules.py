@@ -24,12 +24,10 @@ from module_store import collect
 from module_store.additions import Adder
 from module_store.keys import Keys
 from module_store.names import parse_wanted
-from module_store.objects import mapped
 from module_store.operations import Operations
 from module_store.place import default_directory
 from module_store.store import Store
-from module_store.trust import attached_signatures, decide
-from module_store.verified import check_policy
+from module_store.verified import check_start
 
 LOG = logging.getLogger("keepfleet.modules")
 USER, DECLARED_USER = "keep-manager", "keep-manager-declared"
@@ -80,7 +78,7 @@ class Modules:
         with self._opened() as store, ExitStack() as held:
             file = store.open_object(digest)
             held.callback(os.close, file)
-            _check(store, digest, file)
+            check_start(store, digest, file)
             held.pop_all()
             return file
 
@@ -147,19 +145,3 @@ class Modules:
         while True:
             await asyncio.to_thread(self.needs, tuple(living()))
             await asyncio.sleep(TEND_SECONDS)
-
-
-def _check(store: Store, digest: str, file: int) -> None:
-    """Raises KeepfleetError unless the module in `file` is signed as the store requires, is no older than the newest
-    that has started, and passes the store's policy. What is looked at is what the descriptor reads, which is what will
-    run."""
-    keys = Keys(store.place.path)
-    trust, policy, accepted = keys.trust(), keys.policy(), None
-    if trust.asks:
-        with mapped(file) as contents:
-            given = attached_signatures(store, digest)
-            accepted = decide(trust, keys.keys(), given, contents, digest, keys.newest())
-    if policy is not None:
-        check_policy(store, digest, file, policy)
-    if accepted is not None and accepted.signed is not None:
-        keys.saw(accepted.signed, digest)  # last: what did not start is none that was seen

@@ -17,8 +17,11 @@ from importlib import metadata
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from module_store.archive import LOCAL
+from module_store.keys import Keys
+from module_store.objects import mapped
 from module_store.place import MAX_RECORD_BYTES
 from module_store.store import Store
+from module_store.trust import attached_signatures, decide
 
 VERIFIED = f"{LOCAL}verified"
 """The kind of the attachment: what was found last, and by which policy. One an object, so that there is never more."""
@@ -50,6 +53,22 @@ def check_policy(store: Store, digest: str, file: int, policy: bytes) -> None:
                 _keep(store, digest, key, refusal)
     if refusal is not None:
         raise refusal
+
+
+def check_start(store: Store, digest: str, file: int, *, by_policy: bool = True) -> None:
+    """Raises KeepfleetError unless the module in `file` is signed as the store requires, is no older than the newest
+    that has started, and passes the store's policy. What is looked at is what the descriptor reads, which is what will
+    run. by_policy: false for a codelet, which has a policy of its own."""
+    keys = Keys(store.place.path)
+    trust, policy, accepted = keys.trust(), keys.policy(), None
+    if trust.asks:
+        with mapped(file) as contents:
+            given = attached_signatures(store, digest)
+            accepted = decide(trust, keys.keys(), given, contents, digest, keys.newest())
+    if policy is not None and by_policy:
+        check_policy(store, digest, file, policy)
+    if accepted is not None and accepted.signed is not None:
+        keys.saw(accepted.signed, digest)  # last: what did not start is none that was seen
 
 
 def _key(policy: bytes) -> str:

@@ -19,7 +19,6 @@ from typing import Protocol
 from keep_manager.declared.decision import ENDED, Seen, Standing, pause
 from keep_manager.declared.history import History
 from keep_manager.declared.reconciler import Keeps, Reconciler, manager_as
-from keep_manager.declared.seen import seen_of
 from keep_manager.declared.requests import caller_of, request_for
 from keep_manager.declared.runs import (
     GRACE_SECONDS,
@@ -33,6 +32,7 @@ from keep_manager.declared.runs import (
     decide_runs,
 )
 from keep_manager.declared.runs import why_not as why_not_now
+from keep_manager.declared.seen import seen_of
 from keep_manager.declared.specification import Specification
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps.view import Entry

@@ -24,7 +24,7 @@ def wasm(text: str) -> bytes:
 def codelet(body: str, imports: str = "", rest: str = "", parameters: str = "(param $context i32)") -> bytes:
     """A module whose entry point runs `body`, which leaves an i64."""
     entry = f'(func (export "codelet_main") {parameters} (result i64) {body})'
-    return wasm(f'(module (import "codelet" "memory" (memory 1)) {imports} {rest} {entry})')
+    return wasm(f'(module (import "env" "memory" (memory 1)) {imports} {rest} {entry})')
 
 
 def function(module: str, name: str, kind: str) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import struct
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
-from codelets import CodeletError, Failure
+from codelets import CodeletError, Failure, Runtime
+from module_store import collect
+from module_store.keys import Keys
+from module_store.trust import Trust
 from tests.unit.codelets.application import COUNTER, PACKET, Application, codelet, function, one, packet
+from tests.unit.module_store.signers import Signer
 
 
 def test_a_control_hook_without_codelets_has_its_default(application: Application) -> None:
@@ -368,3 +374,47 @@ def test_a_thousand_loads_and_unloads_leave_nothing(application: Application) ->
     assert cycle(900) - before < 8 * 1024 * 1024
     with open("/proc/self/maps", encoding="ascii") as maps:
         assert sum(1 for _ in maps) < 2000
+
+
+def test_what_a_set_uses_is_not_collected(application: Application) -> None:
+    digest = application.store.resolve(application.add("counter", COUNTER))
+    application.load("counter", COUNTER)
+    application.store.untag("counter:1")
+    assert collect.collect(application.store, grace=0).removed == ()
+    application.runtime.unload("counter")
+    assert [each.digest for each in collect.collect(application.store, grace=0).removed] == [digest]
+
+
+def test_an_application_that_was_killed_uses_nothing(tmp_path: Path) -> None:
+    application = Application(tmp_path, in_c=False)
+    digest = application.store.resolve(application.add("counter", COUNTER))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    collect.declare(application.store, f"codelets-{ended.pid}", [digest])
+    Runtime(str(tmp_path / "store"), in_c=False).close()
+    assert collect.declared(application.store) == {}
+
+
+def test_a_module_that_was_damaged_in_the_store_is_never_loaded(application: Application, tmp_path: Path) -> None:
+    application.add("counter", COUNTER)
+    [path] = (tmp_path / "store/objects").iterdir()
+    path.chmod(0o600)
+    path.write_bytes(COUNTER[:-1] + b"\x0c")
+    path.chmod(0o400)
+    with pytest.raises(CodeletError, match="its contents are not those of its digest"):
+        application.runtime.load(one("counter", "choose"))
+
+
+def test_a_module_that_is_replaced_under_a_running_set_changes_nothing(application: Application) -> None:
+    application.load("counter", COUNTER)
+    application.store.add(io.BytesIO(codelet("(i64.const 99)")), reference="counter:1")
+    assert application.choose(packet()) == 1
+
+
+def test_a_store_that_requires_a_signature_gives_no_unsigned_codelet(application: Application, tmp_path: Path) -> None:
+    application.add("counter", COUNTER)
+    keys = Keys(str(tmp_path / "store"))
+    keys.add("alice", Signer("alice").public)
+    keys.require(Trust(require=("alice",)))
+    with pytest.raises(CodeletError, match="not signed"):
+        application.runtime.load(one("counter", "choose"))

@@ -37,13 +37,13 @@ def test_a_codelet_with_a_loop_is_bounded_by_fuel_alone() -> None:
 @pytest.mark.parametrize(
     ("module", "rule"),
     [
-        (wasm('(module (import "codelet" "memory" (memory 1)))'), "entry"),
+        (wasm('(module (import "env" "memory" (memory 1)))'), "entry"),
         (codelet("(i64.const 0)", parameters="(param i64)"), "entry"),
         (codelet("(i64.const 0)", parameters="(param i32 i32 i32)"), "entry"),
         (wasm(f'(module (memory 1) {ENTRY})'), "memory"),
         (wasm(f'(module (import "a" "b" (memory 1)) {ENTRY})'), "memory"),
-        (wasm(f'(module (import "codelet" "memory" (memory 5)) {ENTRY})'), "memory"),
-        (wasm(f'(module (import "codelet" "memory" (memory 1 1)) {ENTRY})'), "memory"),
+        (wasm(f'(module (import "env" "memory" (memory 5)) {ENTRY})'), "memory"),
+        (wasm(f'(module (import "env" "memory" (memory 1 1)) {ENTRY})'), "memory"),
         (codelet("(i64.const 0)", rest="(func $s) (start $s)"), "start"),
         (codelet("(i64.const 0)", rest="(memory 1)"), "memories"),
         (codelet("(i64.const 0)", '(import "helper" "now" (global i32))'), "codelet-imports"),
