@@ -323,7 +323,11 @@ class Reconciler:
                 return
             digest = wanted.digest
             declared = Declaration(wanted.header.version, digest, action.attempt)
-            await self.have_volume(wanted)
+            volume = wanted.job.volume
+            if volume is not None:
+                async with self._volumes.lock:
+                    owner = wanted.header.owner
+                    await asyncio.to_thread(self._volumes.ensure, volume.name, owner, volume.size, volume.inodes)
             reach(Failpoint.RECONCILE_BEFORE_CREATE)
             made = await self._keeps.create(request_for(wanted), caller_of(wanted), declared=declared)
         except KeepfleetError as error:
@@ -332,13 +336,6 @@ class Reconciler:
         reach(Failpoint.RECONCILE_AFTER_CREATE)
         self._troubles.pop(action.name, None)
         LOG.info("declared keep %s: made keep %d for version %d", action.name, made.kuuid, wanted.header.version)
-
-    async def have_volume(self, wanted: Specification) -> None:
-        """Has there be the volume that a keep of the specification gets, if any. Raises KeepfleetError."""
-        volume, owner = wanted.job.volume, wanted.header.owner
-        if volume is not None:
-            async with self._volumes.lock:
-                await asyncio.to_thread(self._volumes.ensure, volume.name, owner, volume.size, volume.inodes)
 
     async def _pin(self, wanted: Specification) -> None:
         """Finds out what the reference means, which from then on is what the specification means."""
