@@ -150,11 +150,13 @@ def install(
 
 
 def _make_host_key(where: Target) -> list[Change]:
-    """Has the host have its own key, with which the manager encrypts secrets; where systemd has none (before 250), and
+    """Has the host have its own key, with which the manager encrypts secrets: made where there is none, and anew where
+    it is another machine's, as after a copy of its disk; where systemd has none (before 250), and
     for a user's own manager, these lie on disk as they are."""
     program = shutil.which("systemd-creds") if where.variant == "system" else None
-    if program is None or os.path.exists(HOST_KEY):
+    if program is None:
         return []
+    before = os.path.exists(HOST_KEY)
     try:
         done = subprocess.run(
             [program, "setup"], check=False, capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS
@@ -164,7 +166,7 @@ def _make_host_key(where: Target) -> list[Change]:
     if done.returncode:
         evidence = tuple(done.stderr.strip().splitlines()[-5:])
         raise KeepfleetError(ErrorKind.SYSTEMD, "cannot make the host's key for secrets: systemd-creds setup", evidence)
-    return [Change("key", HOST_KEY, "made")]
+    return [] if before else [Change("key", HOST_KEY, "made")]
 
 
 def _make_commands(trees: Trees) -> None:

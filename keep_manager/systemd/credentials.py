@@ -60,6 +60,6 @@ class Sealer:
                 await process.wait()
         if process.returncode or not sealed:
             lines = complained.decode("utf-8", "replace").strip().splitlines()
-            why = lines[-1][:200] if lines else f"{PROGRAM} failed"
+            why = f"{lines[-1][:200] if lines else f'{PROGRAM} failed'}; run: systemd-creds setup"
             raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot encrypt the secret {name}: {why}")
         return sealed

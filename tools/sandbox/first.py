@@ -86,6 +86,8 @@ def _mounts(name: str, state: str, found: list[cgroups.Hierarchy]) -> list[str]:
     shown = cgroups.shown_to(_systemd_version(), found)
     _own_cgroups(shown)
     linux.bind(files.path_handle("/proc/sys"), "/proc/sys", read_only=True)
+    if os.path.isdir(layout.SYSTEMD_STATE):
+        linux.tmpfs(layout.SYSTEMD_STATE, "755")
     for directory in wanted.tmpfs:
         files.mount_point(directory, directory=True)
         linux.tmpfs(directory, "755")

@@ -13,6 +13,9 @@ REBOUND = ("/opt", "/home", "/var/lib")
 what services keep."""
 EMPTIED = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (they are mounted over, not written to)
 """Directories for everybody that start empty: what units leave there must not stay on the machine."""
+SYSTEMD_STATE = "/var/lib/systemd"
+"""What systemd keeps for a host, as the key that secrets are encrypted with, which goes with a machine ID: each sandbox
+has its own, which starts empty."""
 OWN = ("/run", "/etc", *REBOUND, *EMPTIED)
 """Below these a mount point may be made, because it exists in the sandbox alone."""
 
