@@ -45,6 +45,8 @@ _MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 OUTPUT_SEND_SECONDS = 600.0
 """How long a reader of output may take nothing: a person may look at a page of it. The workload waits for it no longer
 than output.STALL_SECONDS; the client resumes where it was cut off."""
+TURN_BYTES = 1024 * 1024
+"""Sent to a reader that takes as fast as there is more, until others have their turn: two milliseconds."""
 CHECK_SECONDS, CHECKS = 0.1, 2
 """In so many seconds it is checked so many times at most whether a reader of output still may: what comes seldom is
 sent after a check each time, and a flood is looked at twenty times a second."""
@@ -151,6 +153,7 @@ async def _copy(
 ) -> None:
     """Sends blocks until the keep has ended, or without `end` those that are there; a sign of life in each silence."""
     flood = Flood(request, BLOCK_BYTES)
+    turn = 0
     while True:
         over = end is None or end.done()
         block = reading.take(flood.room)
@@ -163,7 +166,12 @@ async def _copy(
                 with reading.sending():
                     async with _in_time(request, OUTPUT_SEND_SECONDS):
                         await flood.drain()
+                turn = 0
             reading.sent(block)
+            turn += len(block.data)
+            if turn >= TURN_BYTES:
+                turn = 0
+                await asyncio.sleep(0)
         elif over:
             return
         else:
