@@ -255,6 +255,7 @@ def test_a_full_disk_refuses_a_secret_and_leaves_the_one_before(jobs: Fleet) -> 
     )
     try:
         jobs.host.run(["sh", "-ec", f"cp -a /run/secrets-kept/. {SECRETS}"])
+        jobs.restart()
         jobs.host.run(["sh", "-c", f"cat /dev/zero >{SECRETS}/full"], check=False)
         file = jobs.host.path / "value"
         file.write_text("x" * 9000)
@@ -265,7 +266,9 @@ def test_a_full_disk_refuses_a_secret_and_leaves_the_one_before(jobs: Fleet) -> 
         keepctl(jobs.host, "apply", "--wait", "-f", manifest)
         assert keepctl(jobs.host, "logs", "--raw", "shows").strip() == VALUE
     finally:
+        jobs.host.systemctl("stop", MANAGER)
         jobs.host.run(["sh", "-ec", f"umount {SECRETS}; rm -rf /run/secrets-kept"])
+        jobs.host.systemctl("start", MANAGER)
 
 
 @pytest.mark.parametrize("page", ["jobs", "secrets"])
