@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from benchmarks import (
+    codelets,
     deadlines,
     declared,
     fleet,
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "stored": ("Starts from the module store", store.measure),
     "scripts": ("Scripts, against node:vm", scripts.measure),
     "languages": ("Scripts in each language, and host functions", languages.measure),
+    "codelets": ("Codelets at a hook, against a plain callback", codelets.measure),
     "declared": ("Many declared keeps, and a boot", declared.measure),
     "fleet": ("Many keeps, and a manager killed", fleet.measure),
 }

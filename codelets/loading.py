@@ -14,7 +14,7 @@ from codelets.calling import Guard, Hook, Run, Target, prepared, prepared_in_c
 from codelets.descriptor import CodeletDescriptor, CodeletSet
 from codelets.engine import Engine, EngineFault, Trap, World, function_pointer
 from codelets.faults import CodeletError, Failure, loading
-from codelets.interface import HelperType, Interface
+from codelets.interface import HelperType, HookType, Interface
 from codelets.storage import PAGE_BYTES, THREADS, Data, Declaration, Kind, function_of
 from codelets.verification import ENTRY, HELPERS, MAX_BYTES, MEMORY, Examined, examine
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -41,15 +41,30 @@ class Modules(Protocol):
         """None is needed any more."""
 
 
-class Compiled:
-    """Modules that were compiled here, by digest: the least recently used goes first."""
+class Known:
+    """What was verified and compiled here: the least recently used goes first."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._lock = engine, threading.Lock()
         self._modules: OrderedDict[str, Any] = OrderedDict()
+        self._examined: OrderedDict[tuple[str, HookType, tuple[HelperType, ...]], Examined] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"Compiled({len(self._modules)} modules)"
+        return f"Known({len(self._modules)} modules)"
+
+    def examined(self, digest: str, wasm: bytes, hook: HookType, interface: Interface) -> Examined:
+        """What verification finds, or found of the same bytes for the same hook and helpers."""
+        key = (digest, hook, interface.helpers)
+        with self._lock:
+            if key in self._examined:
+                self._examined.move_to_end(key)
+                return self._examined[key]
+        found = examine(wasm, hook, interface)
+        with self._lock:
+            self._examined[key] = found
+            while len(self._examined) > MAX_COMPILED:
+                self._examined.popitem(last=False)
+        return found
 
     def module(self, digest: str, wasm: bytes) -> Any:
         """Raises EngineFault for one that is not valid."""
@@ -148,12 +163,12 @@ class Loader:
 
     def __init__(self, engine: Engine, modules: Modules, fast: Any) -> None:
         """fast: the module of calls in C, or None."""
-        self._engine, self._modules, self._compiled, self._fast = engine, modules, Compiled(engine), fast
+        self._engine, self._modules, self._known, self._fast = engine, modules, Known(engine), fast
         self._threads = threading.local()
         self._numbers = iter(range(1 << 62))
 
     def __repr__(self) -> str:
-        return f"Loader({self._compiled})"
+        return f"Loader({self._known})"
 
     def build(
         self,
@@ -192,9 +207,9 @@ class Loader:
             raise loading(Failure.HOOK_MISSING, name, error.message.removeprefix("cannot "), error.kind) from None
         try:
             digest, wasm = self._modules.read(descriptor.codelet_path, MAX_BYTES)
-            examined = examine(wasm, hook, interface)
+            examined = self._known.examined(digest, wasm, hook, interface)
             refuse(examined.report)
-            module = self._compiled.module(digest, wasm)
+            module = self._known.module(digest, wasm)
         except EngineFault as fault:
             raise loading(
                 Failure.LOAD_FAILED, name, f"{descriptor.codelet_path}: {fault}", ErrorKind.INVALID_MODULE

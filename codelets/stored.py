@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from module_store import collect
+from module_store.disk import Disk
 from module_store.store import Store
 from module_store.verified import check_start
 
@@ -17,12 +18,19 @@ _USER = "codelets-"
 """An application among the users of a store, and behind it its process ID."""
 
 
+class _Unsynced(Disk):
+    """Writes what need not outlive the machine: an application that uses a module has ended with it."""
+
+    def sync(self, descriptor: int) -> None:
+        """Does not wait for the disk."""
+
+
 class StoredModules:
     """Reads modules of the store in `directory`, which belongs to the application's user."""
 
     def __init__(self, directory: str | None = None) -> None:
         """Raises KeepfleetError(NOT_FOUND) where there is no store, FORBIDDEN where it is another's."""
-        self._store = Store.open(directory)
+        self._store = Store.open(directory, _Unsynced())
         for user in collect.declared(self._store):  # applications that were killed need nothing any more
             number = user.removeprefix(_USER)
             if user.startswith(_USER) and number.isdecimal() and not os.path.exists(f"/proc/{number}"):

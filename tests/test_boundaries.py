@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keepctl.commands.verify": {"keepctl", "keep_client", "keep_protocol", "module_store.verify", "app_loader.engine"},
     "testers": {"testers", "keep_client", "keep_protocol"},
     "units": set(),
-    "benchmarks": {"benchmarks", "keep_client", "keep_protocol", "module_store"},
+    "benchmarks": {"benchmarks", "codelets", "keep_client", "keep_protocol", "module_store"},
     "tools": set(),
     "tools.sandbox": {"tools.sandbox"},
     "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},
