@@ -229,7 +229,7 @@ def _remove_kept(where: Target) -> list[Change]:
             shutil.rmtree(path)
             changes.append(Change(what, path, "removed"))
     for empty in (
-        *(os.path.join(where.state, name) for name in ("declared/history", "declared", "secrets", "jobs")),
+        *(os.path.join(where.state, name) for name in ("declared/history", "declared", "secrets", "jobs", "volumes")),
         where.state,
     ):
         with suppress(OSError):  # it has something in it, or is not there

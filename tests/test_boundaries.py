@@ -88,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testers": {"testers", "keep_client", "keep_protocol"},
     "units": set(),
     "benchmarks": {"benchmarks", "codelets", "keep_client", "keep_protocol", "module_store"},
+    "benchmarks.languages": {"benchmarks", "script_pool.engine"},
     "tools": set(),
     "tools.sandbox": {"tools.sandbox"},
     "tools.demo": {"tools.demo", "keep_client", "keep_protocol"},
@@ -167,6 +168,7 @@ ONLY_IN: dict[str, set[str]] = {
     "dbus_next": {"keep_manager.systemd.bus", "benchmarks.bus"},
     # A keep loads wasmtime's library alone, see app_loader.engine.binding.
     "wasmtime": {
+        "benchmarks.codelets",
         "benchmarks.waiting",
         "benchmarks.flood",
         "script_pool.engine",
