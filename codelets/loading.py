@@ -6,6 +6,7 @@ Import rule: keep_protocol, module_store, codelets.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
@@ -89,7 +90,7 @@ class Codelet:
         self.last_fault = ""
         self.target: Target  # set by begin
         self.data: dict[str, Data] = {}
-        self._set, self._instantiate = owner, list[Callable[[], Any]]()
+        self._set, self._instantiate = weakref.ref(owner), list[Callable[[], Any]]()
 
     def __repr__(self) -> str:
         return f"Codelet({self.descriptor.codelet_name}, {self.faults} faults)"
@@ -111,20 +112,25 @@ class Codelet:
                 self.target.memory[:] = bytes(len(self.target.memory))
                 self.target.enter(instantiate())
         except (Trap, EngineFault) as fault:
-            self._set.failed(f"codelet {self.descriptor.codelet_name} cannot begin again: {fault}", certain=True)
+            self._failed(f"codelet {self.descriptor.codelet_name} cannot begin again: {fault}", certain=True)
             return
-        self._set.failed(f"codelet {self.descriptor.codelet_name}: {end.message}")
+        self._failed(f"codelet {self.descriptor.codelet_name}: {end.message}")
 
     def overran(self, nanoseconds: int) -> None:
         self.overruns += 1
         threshold = self.descriptor.runtime_threshold
         self.last_fault = f"it took {nanoseconds} ns; its threshold is {threshold} ns"
-        self._set.failed(f"codelet {self.descriptor.codelet_name}: {self.last_fault}")
+        self._failed(f"codelet {self.descriptor.codelet_name}: {self.last_fault}")
 
     def reentered(self) -> None:
         self.faults += 1
         self.last_fault = "a helper called a hook that its set is on"
-        self._set.failed(f"codelet {self.descriptor.codelet_name}: {self.last_fault}")
+        self._failed(f"codelet {self.descriptor.codelet_name}: {self.last_fault}")
+
+    def _failed(self, why: str, *, certain: bool = False) -> None:
+        owner = self._set()
+        if owner is not None:  # else it was unloaded while this call ran
+            owner.failed(why, certain=certain)
 
     def close(self) -> None:
         """Lets go of what refers back to it."""
