@@ -88,7 +88,6 @@ def test_what_is_for_the_host_alone_is_refused_where_a_manager_is_chosen(
         ("policy", "set", str(tmp_path / "edge.yaml")),
         ("policy", "rm"),
         ("check", "web:1"),
-        ("pull", "oci://localhost/web:1"),
     ):
         result = run("store", *words)
         assert result.exit_code == 1
