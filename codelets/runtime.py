@@ -78,7 +78,13 @@ class Runtime:
         self._lock = threading.RLock()  # a set may be unloaded by a fault while the thread that loads calls a hook
         self._delivering: _Delivery | None = None
         self._closed = False
-        self._server = Server(lcm_socket, self, lcm_users) if lcm_socket is not None else None
+        self._server: Server | None = None
+        if lcm_socket is not None:
+            try:
+                self._server = Server(lcm_socket, self, lcm_users)
+            except BaseException:
+                self._modules.close()
+                raise
 
     def __repr__(self) -> str:
         return f"Runtime({len(self._hooks)} hooks, {len(self._sets)} sets)"

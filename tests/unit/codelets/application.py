@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import wasmtime
 
@@ -48,13 +48,21 @@ class Application:
     """A store below `directory`, and a runtime over it with the hooks `seen` (read-only), `changed` (writable),
     `choose` (control, -1 by default) and `data` (writable, with 64 bytes of data)."""
 
+    made: ClassVar[list[Application]] = []
+    """Those that are open; conftest.py closes them after each test."""
+
     def __init__(self, directory: Path, **options: Any) -> None:
+        self.made.append(self)
         self.store = Store.create(str(directory / "store"))
         self.runtime = Runtime(str(directory / "store"), **options)
         self.seen = self.runtime.hook("seen", PACKET)
         self.changed = self.runtime.hook("changed", PACKET, writable=True)
         self.choose = self.runtime.control_hook("choose", PACKET, default=-1)
         self.data = self.runtime.hook("data", 4, data_bytes=64, writable=True)
+
+    def close(self) -> None:
+        self.runtime.close()
+        self.store.close()
 
     def add(self, name: str, module: bytes) -> str:
         """Puts a module into the store; its reference."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from codelets import fast
 from tests.unit.codelets.application import Application
+
+
+@pytest.fixture(autouse=True)
+def closing() -> Iterator[None]:
+    """Closes what a test has opened."""
+    yield
+    while Application.made:
+        Application.made.pop().close()
 
 
 @pytest.fixture(scope="session")
