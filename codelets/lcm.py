@@ -37,6 +37,8 @@ IDLE_SECONDS = 30.0
 CALL_SECONDS = 60.0
 """What a client waits for an answer: sixteen modules are verified and compiled in two seconds."""
 _LENGTH = struct.Struct(">I")
+HEAD_BYTES = _LENGTH.size
+"""What stands before a frame's body: its length."""
 
 
 class Command(Enum):
@@ -105,6 +107,56 @@ def _invalid(why: str) -> CodeletError:
     return CodeletError(Failure.INVALID_PARAMETER, ErrorKind.BAD_REQUEST, f"invalid request: {why}")
 
 
+def frame(value: dict[str, object]) -> bytes:
+    """A value as a frame. Raises KeepfleetError(TOO_LARGE)."""
+    body = strict_json.dumps(value)
+    if len(body) > MAX_FRAME:
+        raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot send {len(body)} bytes: a frame has {MAX_FRAME} at most")
+    return _LENGTH.pack(len(body)) + body
+
+
+def frame_size(head: bytes) -> int:
+    """How long the body is behind a frame's first HEAD_BYTES. Raises KeepfleetError where it is cut or too long."""
+    if len(head) < HEAD_BYTES:
+        raise cut()
+    size: int = _LENGTH.unpack(head)[0]
+    if size > MAX_FRAME:
+        raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read a frame of {size} bytes: {MAX_FRAME} at most")
+    return size
+
+
+def cut() -> KeepfleetError:
+    """The error of a frame that ends before its time."""
+    return KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read a frame: it was cut")
+
+
+def request_frame(request: Request) -> bytes:
+    """A request as a client sends it: without what it does not say."""
+    return frame({name: value for name, value in request.to_wire().items() if value not in (None, {})})
+
+
+def answer_in(body: bytes) -> dict[str, Any]:
+    """An answer's members. Raises KeepfleetError for what is none."""
+    return strict_json.loads_object(body, MAX_FRAME, "the answer")
+
+
+def checked(found: dict[str, Any]) -> dict[str, Any]:
+    """An answer that is no error. Raises the error that it is."""
+    if found.get("ok") is not True:
+        raise _error_of(found.get("error"))
+    return found
+
+
+def sets_in(found: dict[str, Any]) -> tuple[SetState, ...]:
+    """The sets in an answer to `list`."""
+    return tuple(parse(SetState, each, "set") for each in _listed(found, "sets"))
+
+
+def hooks_in(found: dict[str, Any]) -> tuple[HookState, ...]:
+    """The hooks in an answer to `stats`."""
+    return tuple(parse(HookState, each, "hook") for each in _listed(found, "hooks"))
+
+
 def _receive(connection: socket.socket, size: int) -> bytes:
     """`size` bytes; fewer where the other end has closed. Raises OSError."""
     found = bytearray()
@@ -118,24 +170,23 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 def _receive_frame(connection: socket.socket) -> bytes | None:
     """The next frame; None where there is none. Raises OSError, KeepfleetError for one that is cut or too long."""
-    head = _receive(connection, _LENGTH.size)
+    head = _receive(connection, HEAD_BYTES)
     if not head:
         return None
-    size = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
-    if size > MAX_FRAME:
-        raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read a frame of {size} bytes: {MAX_FRAME} at most")
+    size = frame_size(head)
     body = _receive(connection, size)
-    if len(head) < _LENGTH.size or len(body) < size:
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read a frame: it was cut")
+    if len(body) < size:
+        raise cut()
     return body
 
 
 def _send_frame(connection: socket.socket, value: dict[str, object]) -> None:
-    body = strict_json.dumps(value)
-    if len(body) > MAX_FRAME:
-        too_long = KeepfleetError(ErrorKind.TOO_LARGE, f"cannot answer: the answer has over {MAX_FRAME} bytes")
-        body = strict_json.dumps({"ok": False, "error": too_long.to_wire()})
-    connection.sendall(_LENGTH.pack(len(body)) + body)
+    """Sends an answer; where that is too long, the error that says so. Raises OSError."""
+    try:
+        data = frame(value)
+    except KeepfleetError as error:
+        data = frame({"ok": False, "error": error.to_wire()})
+    connection.sendall(data)
 
 
 class Server:
@@ -289,10 +340,10 @@ class Client:
 
     def ask(self, request: Request) -> dict[str, Any]:
         """The answer's members. Raises the error that it holds."""
-        wire = {name: value for name, value in request.to_wire().items() if value not in (None, {})}
+        data = request_frame(request)
         try:
             with suppress(BrokenPipeError, ConnectionResetError):  # why it was refused can be read all the same
-                _send_frame(self._connection, wire)
+                self._connection.sendall(data)
             body = _receive_frame(self._connection)
         except OSError as error:
             why = error.strerror or str(error)
@@ -300,10 +351,7 @@ class Client:
         if body is None:
             why = "it has closed the connection"
             raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot ask the application at {self._path}: {why}")
-        found = strict_json.loads_object(body, MAX_FRAME, "the answer")
-        if found.get("ok") is not True:
-            raise _error_of(found.get("error"))
-        return found
+        return checked(answer_in(body))
 
     def load(self, descriptor: str, variables: dict[str, str] | None = None) -> str:
         """Loads a set; its ID."""
@@ -316,11 +364,11 @@ class Client:
 
     def sets(self) -> tuple[SetState, ...]:
         """Every set."""
-        return tuple(parse(SetState, each, "set") for each in self._list(Command.LIST, "sets"))
+        return sets_in(self.ask(Request(Command.LIST)))
 
     def stats(self) -> tuple[HookState, ...]:
         """Every hook."""
-        return tuple(parse(HookState, each, "hook") for each in self._list(Command.STATS, "hooks"))
+        return hooks_in(self.ask(Request(Command.STATS)))
 
     @property
     def interface(self) -> Interface:
@@ -328,9 +376,10 @@ class Client:
         found = self.ask(Request(Command.INTERFACE)).get("interface")
         return parse(Interface, found if isinstance(found, dict) else {}, "interface")
 
-    def _list(self, command: Command, member: str) -> list[dict[str, Any]]:
-        found = self.ask(Request(command)).get(member)
-        return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+def _listed(found: dict[str, Any], member: str) -> list[dict[str, Any]]:
+    listed = found.get(member)
+    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 
 
 def _error_of(value: object) -> KeepfleetError:
