@@ -91,7 +91,7 @@ def test_a_set_is_loaded_into_a_service_of_another_user_and_unloaded(fleet: Flee
     host.systemctl("kill", "--signal=USR1", "counted.service")
     while sets(fleet)[0]["codelets"][0]["calls"] < 1:
         pass  # the next answer is what is waited for
-    assert "already" in keepctl(host, "codelets", "load", "counted", descriptor, check=False)
+    assert "it is loaded" in keepctl(host, "codelets", "load", "counted", descriptor, check=False)
     assert keepctl(host, "codelets", "unload", "counted", "counting") == "unloaded counting\n"
     assert sets(fleet) == []
 
@@ -118,11 +118,9 @@ def test_the_how_to_s_commands_can_be_typed(fleet: Fleet) -> None:
 def proxy(fleet: Fleet) -> Iterator[int]:
     """The port that the proxy's socket unit listens on, with a certificate of the manager's names."""
     host, port = fleet.host, free_port()
-    place = fleet.configuration / "codelets-proxy"
-    place.mkdir()
-    for ending in ("crt", "key"):
-        (place / f"counted.{ending}").write_bytes((fleet.pki / f"manager.{ending}").read_bytes())
-        (place / f"counted.{ending}").chmod(0o600)
+    pair, place = "/etc/keepfleet/pki/manager", "/etc/keepfleet/codelets-proxy/counted"
+    host.run(["install", "-D", "-m", "0644", f"{pair}.crt", f"{place}.crt"])
+    host.run(["install", "-m", "0400", "-o", "codelets-proxy", f"{pair}.key", f"{place}.key"])
     drop_in = "/etc/systemd/system/codelets-proxy@counted.socket.d"
     host.run(["mkdir", "-p", drop_in])
     host.run(["tee", f"{drop_in}/port.conf"], input=f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
