@@ -151,10 +151,21 @@ def test_the_proxy_s_unit_is_started_by_a_client_and_loads_for_it(fleet: Fleet, 
 def test_the_proxy_reaches_the_application_s_socket_and_nothing_else(fleet: Fleet, proxy: int) -> None:
     asked(fleet, proxy, "GET", "/codeletsets")
     process = fleet.host.show("codelets-proxy@counted.service", "MainPID")["MainPID"]
-    inside = ["nsenter", "--target", process, "--mount", "--net"]
-    assert fleet.host.run([*inside, "ls", "/run"]).stdout.split() == ["counted", "credentials", "systemd"]
-    assert fleet.host.run([*inside, "ls", "/run/systemd"]).stdout.split() == ["notify"]
-    assert fleet.host.run([*inside, "sh", "-c", "cat /proc/net/route | wc -l"]).stdout.strip() == "1"
+    inside = ["nsenter", "--target", process]
+    assert fleet.host.run([*inside, "--mount", "ls", "/run"]).stdout.split() == ["codelets-proxy", "counted", "systemd"]
+    own = fleet.host.run([*inside, "--mount", "find", "/run/systemd", "!", "-type", "d"]).stdout
+    assert own.split() == ["/run/systemd/notify"]
+    routes = fleet.host.run([*inside, "--net", "cat", "/proc/net/route"]).stdout
+    assert len(routes.splitlines()) == 1, "its heading alone"
+
+
+def test_the_proxy_sees_that_a_certificate_was_revoked(fleet: Fleet, proxy: int) -> None:
+    fleet.issue("lena", "--role", "viewer")
+    assert asked(fleet, proxy, "GET", "/codeletsets", name="lena")[0] == 200
+    assert asked(fleet, proxy, "DELETE", "/codeletsets/counting", name="lena")[0] == 403
+    keepctl(fleet.host, "pki", "revoke", "lena")
+    status, answer = asked(fleet, proxy, "GET", "/codeletsets", name="lena")
+    assert (status, "revoked" in answer["error"]["message"]) == (403, True)
 
 
 def test_systemd_has_nothing_to_say_against_the_proxy_s_units(fleet: Fleet, proxy: int) -> None:
