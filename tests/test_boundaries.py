@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codelets.engine": {"codelets.engine", "keep_protocol"},
     "codelets.lcm": {
         "keep_protocol",
-        *(f"codelets.{name}" for name in ("faults", "interface", "states")),
+        *(f"codelets.{name}" for name in ("faults", "interface", "listening", "states")),
     },
     "codelets.verification": {"codelets", "keep_protocol", "module_store.verify"},
     "script_pool": {"script_pool", "keep_isolation", "keep_protocol"},
