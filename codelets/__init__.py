@@ -14,6 +14,7 @@ from codelets.channels import JsonOf, pack, unpack
 from codelets.descriptor import CodeletSet, read_descriptor
 from codelets.faults import CodeletError, Failure
 from codelets.interface import HelperType, HookType, Interface
+from codelets.reporting import HookStatistics
 from codelets.runtime import Runtime
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Failure",
     "HelperType",
     "Hook",
+    "HookStatistics",
     "HookType",
     "Interface",
     "JsonOf",
