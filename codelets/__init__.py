@@ -11,6 +11,7 @@ harm its caller: its memory, its time and what it may call are bounded. docs/how
 
 from codelets.calling import ControlHook, Hook
 from codelets.channels import JsonOf, pack, unpack
+from codelets.collector import Collector
 from codelets.descriptor import CodeletSet, read_descriptor
 from codelets.faults import CodeletError, Failure
 from codelets.interface import HelperType, HookType, Interface
@@ -20,6 +21,7 @@ from codelets.runtime import Runtime
 __all__ = [
     "CodeletError",
     "CodeletSet",
+    "Collector",
     "ControlHook",
     "Failure",
     "HelperType",

@@ -18,6 +18,7 @@ from codelets import fast
 from codelets.artifacts import DEFAULT, Compiled, open_cache
 from codelets.calling import ControlHook, Hook
 from codelets.channels import Receiver, Serializer, as_bytes
+from codelets.collector_server import CollectorServer
 from codelets.descriptor import CodeletSet, read_descriptor
 from codelets.engine import shared_engine
 from codelets.faults import CodeletError, Failure, loading
@@ -26,7 +27,7 @@ from codelets.lcm import Server
 from codelets.loading import Helper, Loaded, Loader, Modules
 from codelets.reporting import REPORT_STATS, HookStatistics, Statistics, codelets_of, statistics_of
 from codelets.standard import standard_helpers
-from codelets.states import HookState, SetState
+from codelets.states import CollectorState, HookState, SetState
 from codelets.storage import Data
 from codelets.stored import StoredModules
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -51,6 +52,7 @@ class Runtime:
     which `python -m codelets build` makes; without it where there is one. cache: the directory where compiled codelets
     are kept for the next process, "" for the user's own cache, None for none. lcm_socket: where the life-cycle socket
     is made, and lcm_users: who else may connect to it, by user ID; without it sets are loaded by this object alone.
+    collector_socket, collector_users: the same for a data collector, which gets what `deliver` delivers.
     Raises KeepfleetError: NOT_FOUND where there is no store, CONFIGURATION where the module in C is asked for and not
     there, CONFLICT where another application has the socket.
     """
@@ -64,6 +66,8 @@ class Runtime:
         cache: str | None = DEFAULT,
         lcm_socket: str | None = None,
         lcm_users: tuple[int, ...] = (),
+        collector_socket: str | None = None,
+        collector_users: tuple[int, ...] = (),
     ) -> None:
         self._modules = StoredModules(store) if store is None or isinstance(store, str) else store
         self._fast = None if in_c is False else fast.load()
@@ -85,7 +89,14 @@ class Runtime:
         self._lock = threading.RLock()  # a set may be unloaded by a fault while the thread that loads calls a hook
         self._delivering: _Delivery | None = None
         self._closed = False
+        self._collector: CollectorServer | None = None
         self._server = Server(lcm_socket, self, lcm_users) if lcm_socket is not None else None
+        if collector_socket is not None:
+            try:
+                self._collector = CollectorServer(collector_socket, self._send_raw, collector_users)
+            except KeepfleetError:
+                self.close()
+                raise
 
     def __repr__(self) -> str:
         return f"Runtime({len(self._hooks)} hooks, {len(self._sets)} sets)"
@@ -95,6 +106,8 @@ class Runtime:
         if self._server is not None:
             self._server.close()
         self.stop_delivering()
+        if self._collector is not None:
+            self._collector.close()
         with self._lock:
             for name in tuple(self._sets):
                 self._remove(name)
@@ -361,39 +374,58 @@ class Runtime:
 
         Raises KeepfleetError: NOT_FOUND for an unknown stream, BAD_REQUEST for a message that is too long.
         """
-        wanted = as_bytes(stream)
+        return self._send(as_bytes(stream), message, raw=False)
+
+    def _send_raw(self, stream: bytes, message: bytes) -> bool:
+        """What a data collector sends is what the codelet reads, as it gets what a codelet sends."""
+        return self._send(stream, message, raw=True)
+
+    def _send(self, stream: bytes, message: Any, *, raw: bool) -> bool:
         with self._lock:
             for loaded in self._sets.values():
-                if wanted in loaded.inputs:
-                    serializer = self._serializer_of(loaded, wanted)
+                if stream in loaded.inputs:
+                    serializer = None if raw else self._serializer_of(loaded, stream)
                     data = serializer.encode(message) if serializer else message
                     try:
-                        return loaded.inputs[wanted].send(data)
+                        return loaded.inputs[stream].send(data)
                     except ValueError as error:
-                        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot send to {wanted.hex()}: {error}") from None
-        raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot send to {wanted.hex()}: no codelet reads it")
+                        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot send to {stream.hex()}: {error}") from None
+        raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot send to {stream.hex()}: no codelet reads it")
 
     def deliver(self) -> int:
-        """Calls receivers with what codelets have sent; how many messages that were. By one thread at a time.
+        """Gives what codelets have sent to receivers, and to the data collector; how many messages that were. By one
+        thread at a time.
 
-        Messages of streams that nobody receives stay until their channel is full, and are counted as lost from then.
-        A receiver that raises is logged, and gets the next message.
+        The collector gets every message, as the codelet sent it. Where there is none, messages of streams that nobody
+        receives stay until their channel is full, and are counted as lost from then. A receiver that raises is logged,
+        and gets the next message.
         """
         delivered = 0
         with self._lock:
             channels = [(each, stream, data) for each in self._sets.values() for stream, data in each.outputs.items()]
+        collector = self._collector if self._collector is not None and self._collector.attached else None
         for loaded, stream, data in channels:
             receive = self._receivers.get(stream) or self._receivers.get(None)
-            if receive is None:
+            if receive is None and collector is None:
                 continue
-            serializer = self._serializer_of(loaded, stream)
-            for message in data.receive(BATCH):
-                delivered += 1
-                try:
-                    receive(stream, serializer.decode(message) if serializer else message)
-                except Exception:
-                    LOG.exception("cannot deliver a message of stream %s", stream.hex())
+            messages = data.receive(BATCH)
+            delivered += len(messages)
+            if collector is not None and messages:
+                collector.write(stream, messages)
+            if receive is not None:
+                self._receive(receive, stream, messages, self._serializer_of(loaded, stream))
         return delivered
+
+    def _receive(self, receive: Receiver, stream: bytes, messages: list[bytes], serializer: Serializer | None) -> None:
+        for message in messages:
+            try:
+                receive(stream, serializer.decode(message) if serializer else message)
+            except Exception:
+                LOG.exception("cannot deliver a message of stream %s", stream.hex())
+
+    def collector(self) -> CollectorState:
+        """Whether a data collector is attached, and what it was sent."""
+        return self._collector.state() if self._collector is not None else CollectorState(False, 0, 0)
 
     def start_delivering(self, seconds: float = 0.01, report_seconds: float | None = None) -> None:
         """Delivers in a thread of its own, looking for output every `seconds`, and calls `report` every

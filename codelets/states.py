@@ -50,3 +50,11 @@ class HookState(Record):
     )
     codelets: tuple[str, ...] = field(Items(_TEXT, 1024), default=(), about="those that are loaded on it")
     drops: int = field(_COUNT, default=0, about="messages that its codelets' full output channels did not take")
+
+
+class CollectorState(Record):
+    """The data collector of an application."""
+
+    attached: bool = field(Flag(), about="whether there is one")
+    sent: int = field(_COUNT, about="messages that were written for this one and those before")
+    lost: int = field(_COUNT, about="messages that found no room in its ring, or were in it when it went")
