@@ -24,6 +24,8 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 RING_BYTES = 4 * 1024 * 1024
 """Some fifty thousand messages of 64 bytes: a quarter of a second at 200,000 a second."""
 MIN_RING_BYTES, MAX_RING_BYTES = 4096, 256 * 1024 * 1024
+RECORD_BYTES = 4 + STREAM_BYTES
+"""Of a record, without its message."""
 MAX_MESSAGE_BYTES = 64 * 1024
 """storage.MAX_ITEM_BYTES: of one message of a channel."""
 HEADER_BYTES = 4096
@@ -96,13 +98,17 @@ class Writer(_Ring):
     def __repr__(self) -> str:
         return f"Writer({self.sent} messages, {self.lost} lost)"
 
-    def write(self, stream: bytes, messages: Sequence[bytes]) -> bool:
-        """Writes messages of a stream, of which those that find no room are counted as lost; whether the reader is to
-        be woken. Raises RingFault."""
+    def room(self) -> int:
+        """Bytes that are free. Raises RingFault."""
         used = self._written - self._words[_READ]
         if not 0 <= used <= self.capacity:
             raise RingFault(f"the reader's index is {used} bytes behind, of a ring of {self.capacity}")
-        room, pieces, sent = self.capacity - used, list[bytes](), 0
+        return self.capacity - used
+
+    def write(self, stream: bytes, messages: Sequence[bytes]) -> bool:
+        """Writes messages of a stream, of which those that find no room are counted as lost; whether the reader is to
+        be woken. Raises RingFault."""
+        room, pieces, sent = self.room(), list[bytes](), 0
         pack, head = _HEAD.pack, _HEAD.size
         for message in messages:
             size = len(message)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from codelets.channels import STREAM_BYTES, unpack
-from codelets.collector_ring import MAX_MESSAGE_BYTES, RING_BYTES, RingFault, Writer
+from codelets.collector_ring import MAX_MESSAGE_BYTES, RECORD_BYTES, RING_BYTES, RingFault, Writer
 from codelets.listening import Listener
 from codelets.states import CollectorState
 from keep_protocol import strict_json
@@ -89,6 +89,18 @@ class CollectorServer(Listener):
             sent, lost = (writer.sent, writer.lost) if writer else (0, 0)
             return CollectorState(self.attached, self._sent + sent, self._lost + lost)
 
+    def fitting(self, message_bytes: int) -> int:
+        """How many messages of that size, or shorter, find room now."""
+        with self._ring_lock:
+            if self._attached is None:
+                return 0
+            connection, writer = self._attached
+            try:
+                return writer.room() // (RECORD_BYTES + message_bytes)
+            except RingFault as fault:
+                self._detach_for(connection, fault)
+                return 0
+
     def write(self, stream: bytes, messages: Sequence[bytes]) -> None:
         """Writes messages into the collector's ring; those that find no room there, or no collector, are lost. Never
         waits for the collector."""
@@ -102,10 +114,10 @@ class CollectorServer(Listener):
                     connection.send(WAKE, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 pass  # there are packets that it has not taken: it will wake
-            except (RingFault, OSError) as error:
-                if isinstance(error, RingFault):
-                    LOG.warning("the data collector is detached: %s", error)
-                    self._lost += len(messages)
+            except RingFault as fault:
+                self._lost += len(messages)
+                self._detach_for(connection, fault)
+            except OSError:  # it has gone
                 self._detach(connection)
 
     def serve(self, connection: socket.socket) -> None:
@@ -181,6 +193,10 @@ class CollectorServer(Listener):
         writer.close()
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
+
+    def _detach_for(self, connection: socket.socket, fault: RingFault) -> None:
+        LOG.warning("the data collector is detached: %s", fault)
+        self._detach(connection)
 
     def _serve_input(self, connection: socket.socket) -> None:
         while True:

@@ -396,8 +396,9 @@ class Runtime:
         """Gives what codelets have sent to receivers, and to the data collector; how many messages that were. By one
         thread at a time.
 
-        The collector gets every message, as the codelet sent it. Where there is none, messages of streams that nobody
-        receives stay until their channel is full, and are counted as lost from then. A receiver that raises is logged,
+        The collector gets every message, as the codelet sent it. Messages of streams that nobody receives stay in their
+        channel while there is no collector, or no room in its ring; a channel that is full counts what it loses. A
+        receiver does not wait for the collector, which then loses what finds no room. A receiver that raises is logged,
         and gets the next message.
         """
         delivered = 0
@@ -408,7 +409,10 @@ class Runtime:
             receive = self._receivers.get(stream) or self._receivers.get(None)
             if receive is None and collector is None:
                 continue
-            messages = data.receive(BATCH)
+            most = BATCH
+            if collector is not None and receive is None:
+                most = min(most, collector.fitting(data.declaration.value))
+            messages = data.receive(most)
             delivered += len(messages)
             if collector is not None and messages:
                 collector.write(stream, messages)
