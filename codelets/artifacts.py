@@ -50,6 +50,7 @@ class Compiled:
 
     def __init__(self, engine: Engine, cache: Artifacts | None) -> None:
         self._engine, self._cache, self._lock = engine, cache, threading.Lock()
+        self._name = engine.name  # takes milliseconds the first time, which no load is to wait for
         self._modules: OrderedDict[str, Any] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -79,7 +80,7 @@ class Compiled:
         cache = self._cache
         if cache is None:
             return None
-        key = Key(digest, self._engine.name)
+        key = Key(digest, self._name)
         try:
             artifact = cache.open(key)
             if artifact is None:
@@ -102,7 +103,7 @@ class Compiled:
             try:
                 with cache.scratch() as file, explained(f"keep compiled code in {cache.path}"):
                     _write(file, bytes(made.serialize()))
-                    os.close(cache.put(Key(digest, self._engine.name), file).descriptor)
+                    os.close(cache.put(Key(digest, self._name), file).descriptor)
             except KeepfleetError as error:  # it runs all the same
                 LOG.warning("a codelet will be compiled again by the next process: %s", error.message)
         return made

@@ -115,7 +115,7 @@ class Engine:
     @property
     def name(self) -> str:
         """What compiled code is for: it fits the same alone."""
-        return f"codelets-1 wasmtime-{metadata.version('wasmtime')} {platform.machine()}"
+        return f"codelets-1 wasmtime-{_version()} {platform.machine()}"
 
     def compile(self, wasm: bytes) -> Module:
         """Raises EngineFault for a module that is not valid."""
@@ -130,6 +130,11 @@ class Engine:
             return Module.deserialize(self.wasmtime, compiled)
         except WasmtimeError as error:
             raise EngineFault(str(error).strip().splitlines()[0]) from None
+
+
+@cache
+def _version() -> str:
+    return metadata.version("wasmtime")
 
 
 @cache

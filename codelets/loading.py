@@ -33,7 +33,7 @@ class Modules(Protocol):
         """The digest and the verified bytes of NAME:TAG, NAME:TAG@DIGEST or DIGEST. Raises KeepfleetError."""
 
     def use(self, digests: Collection[str]) -> None:
-        """These modules are needed, and no others any more. Raises KeepfleetError."""
+        """These modules are needed; others need not be kept. Raises KeepfleetError."""
 
     def close(self) -> None:
         """None is needed any more."""

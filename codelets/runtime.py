@@ -258,10 +258,6 @@ class Runtime:
                 message = f"cannot unload the codelet set {name}: it is not loaded{why or f'; there are: {known}'}"
                 raise CodeletError(Failure.UNLOAD_FAILED, ErrorKind.NOT_FOUND, message)
             self._remove(name)
-            try:
-                self._modules.use(self._needed())
-            except KeepfleetError as error:  # they are kept until the next change
-                LOG.warning("cannot release the modules of the codelet set %s: %s", name, error.message)
         LOG.info("unloaded the codelet set %s", name)
 
     def sets(self) -> tuple[SetState, ...]:

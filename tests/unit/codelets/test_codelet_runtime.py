@@ -382,7 +382,11 @@ def test_what_a_set_uses_is_not_collected(application: Application) -> None:
     application.store.untag("counter:1")
     assert collect.collect(application.store, grace=0).removed == ()
     application.runtime.unload("counter")
+    application.load("other", codelet("(i64.const 1)"))
     assert [each.digest for each in collect.collect(application.store, grace=0).removed] == [digest]
+    application.store.untag("other:1")
+    application.runtime.close()
+    assert len(collect.collect(application.store, grace=0).removed) == 1
 
 
 def test_an_application_that_was_killed_uses_nothing(tmp_path: Path) -> None:
