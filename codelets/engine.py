@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata, resources
@@ -155,6 +156,8 @@ class World:
         self.context = ctypes.cast(self._store._context(), ctypes.c_void_p).value
         self._kept: list[object] = []  # closures that the store calls
         self._pending: BaseException | None = None
+        self.lock = threading.RLock()  # a signal's handler may call a hook in the middle of a call
+        """Of what several steps of Python do with its memories: between two of them another thread may run."""
 
     def __repr__(self) -> str:
         return "World()"

@@ -87,6 +87,8 @@ class Codelet:
 
     def close(self) -> None:
         """Lets go of what refers back to it."""
+        if self._instantiate:
+            self.target.count_in(None)
         self._instantiate.clear()
 
 
@@ -111,9 +113,11 @@ class Loaded:
         self._report(self, why, certain)
 
     def close(self) -> None:
-        """Lets go of its instances; a call that runs keeps them until it has ended."""
+        """Lets go of its instances; a call that runs keeps them until it has ended. Its codelets refer to it, and it
+        not to them any more: their memories go now, and not when cycles are collected."""
         self.runs.clear()
-        for codelet in self.codelets.values():
+        codelets, self.codelets = self.codelets, {}
+        for codelet in codelets.values():
             codelet.close()
 
 
@@ -255,7 +259,12 @@ class _Building:
             for module, name in codelet.examined.imports
             if module == HELPERS
         ]
-        self._guard = Guard() if uses else None
+        parted = any(
+            declaration.kind.threads > 1
+            for codelet in self._loaded.codelets.values()
+            for _, declaration in codelet.examined.declarations
+        )
+        self._guard = Guard() if uses or parted else None
         for name, codelet in self._loaded.codelets.items():
             self._instance(codelet, modules[name])
         for codelet in self._loaded.codelets.values():

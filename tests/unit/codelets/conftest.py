@@ -36,5 +36,7 @@ def in_c(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
 
 
 @pytest.fixture
-def application(tmp_path: Path, in_c: bool) -> Application:
-    return Application(tmp_path, in_c=in_c)
+def application(tmp_path: Path, in_c: bool) -> Iterator[Application]:
+    made = Application(tmp_path, in_c=in_c)
+    yield made
+    made.runtime.close()
