@@ -19,18 +19,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from codelets.calling import ControlHook, Hook
     from codelets.channels import JsonOf, pack, unpack
+    from codelets.collector import Collector
     from codelets.descriptor import CodeletSet, read_descriptor
     from codelets.faults import CodeletError, Failure
     from codelets.interface import HelperType, HookType, Interface
+    from codelets.reporting import HookStatistics
     from codelets.runtime import Runtime
 
 __all__ = [
     "CodeletError",
     "CodeletSet",
+    "Collector",
     "ControlHook",
     "Failure",
     "HelperType",
     "Hook",
+    "HookStatistics",
     "HookType",
     "Interface",
     "JsonOf",
@@ -42,9 +46,11 @@ __all__ = [
 _MODULES = {
     "codelets.calling": ("ControlHook", "Hook"),
     "codelets.channels": ("JsonOf", "pack", "unpack"),
+    "codelets.collector": ("Collector",),
     "codelets.descriptor": ("CodeletSet", "read_descriptor"),
     "codelets.faults": ("CodeletError", "Failure"),
     "codelets.interface": ("HelperType", "HookType", "Interface"),
+    "codelets.reporting": ("HookStatistics",),
     "codelets.runtime": ("Runtime",),
 }
 
