@@ -6,12 +6,14 @@ Import rule: the standard library, click, keep_protocol, codelets.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import BinaryIO
 
 import click
 
 from codelets import fast
+from codelets.collector import Collector
 from codelets.engine import EngineFault, shared_engine
 from codelets.interface import Interface
 from codelets.lcm import Client
@@ -88,6 +90,32 @@ def interface(address: str) -> None:
             click.echo(json.dumps(client.interface.to_wire(), indent=2))
     except KeepfleetError as error:
         raise click.ClickException(error.message) from None
+
+
+@main.command()
+@click.option("--address", required=True, help="The application's socket for a data collector.")
+@click.option("--json", "as_json", is_flag=True, help="Each message as a line of JSON.")
+@click.option("--messages", default=0, help="How many; 0: until it is interrupted.")
+@click.option("--wait", "wait_seconds", default=math.inf, help="Seconds to wait for an application that is not there.")
+def collect(address: str, as_json: bool, messages: int, wait_seconds: float) -> None:
+    """Prints what an application's codelets send: a stream's ID and a message, in hexadecimal digits, a line each.
+
+    It is the application's data collector, of which there is one at a time, and goes on when that is started again.
+
+    Example: codelets collect --address /run/forwarder/collector.sock --json
+    """
+    try:
+        with Collector(address, wait_seconds) as collector:
+            for number, (stream, message) in enumerate(collector, 1):
+                line = {"stream": stream.hex(), "message": message.hex()}
+                click.echo(json.dumps(line) if as_json else f"{stream.hex()} {message.hex()}")
+                if number == messages:
+                    break
+            lost = collector.lost
+    except KeepfleetError as error:
+        raise click.ClickException(error.message) from None
+    if lost:
+        click.echo(f"{lost} messages were lost: the collector was too slow", err=True)
 
 
 @main.command()

@@ -159,7 +159,7 @@ def prepared(
     data_at, most = context_at + hook.data_at, hook.data_bytes
     data_region = target.memory[data_at : data_at + most]
     times, calls, mask = target.taken, target.counter, 0 if threshold else SAMPLED - 1
-    writable, control = hook.writable, hook.control
+    writable, control, lock = hook.writable, hook.control, world.lock
     if not most:
         arguments = 1
 
@@ -178,24 +178,25 @@ def prepared(
         world.raise_pending()
 
     def run(context: Any, data: Any = None) -> int | None:
-        region[:] = context
-        first.value = context_at
-        if most:
-            size = len(data)
-            data_region[:size] = data
-            second.value, third.value = data_at, size
-        if before is not None:
-            before()
-        SET_FUEL(store, fuel)
-        error = CALL(store, pointer, values, arguments, trap_at) if next(calls) & mask else timed()
-        if error or trap.value:
-            ended(error)
-            return None
-        if writable:
-            context[:] = region
+        with lock:
+            region[:] = context
+            first.value = context_at
             if most:
-                data[:] = data_region[:size]
-        return result.value if control else 0
+                size = len(data)
+                data_region[:size] = data
+                second.value, third.value = data_at, size
+            if before is not None:
+                before()
+            SET_FUEL(store, fuel)
+            error = CALL(store, pointer, values, arguments, trap_at) if next(calls) & mask else timed()
+            if error or trap.value:
+                ended(error)
+                return None
+            if writable:
+                context[:] = region
+                if most:
+                    data[:] = data_region[:size]
+            return result.value if control else 0
 
     run.kept = (raw, target)  # type: ignore[attr-defined]  # what the addresses point into
     return run
@@ -236,7 +237,8 @@ def prepared_in_c(
 
 
 class Guard:
-    """Lets one thread into a set at a time: its helpers are the application's, and let other threads run."""
+    """Lets one thread into a set at a time, where a call runs Python in between, which lets other threads run: its
+    helpers, or what chooses the part of a map that is this thread's."""
 
     __slots__ = ("_lock", "_thread")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata, resources
@@ -115,7 +116,7 @@ class Engine:
     @property
     def name(self) -> str:
         """What compiled code is for: it fits the same alone."""
-        return f"codelets-1 wasmtime-{metadata.version('wasmtime')} {platform.machine()}"
+        return f"codelets-1 wasmtime-{_version()} {platform.machine()}"
 
     def compile(self, wasm: bytes) -> Module:
         """Raises EngineFault for a module that is not valid."""
@@ -130,6 +131,11 @@ class Engine:
             return Module.deserialize(self.wasmtime, compiled)
         except WasmtimeError as error:
             raise EngineFault(str(error).strip().splitlines()[0]) from None
+
+
+@cache
+def _version() -> str:
+    return metadata.version("wasmtime")
 
 
 @cache
@@ -150,6 +156,8 @@ class World:
         self.context = ctypes.cast(self._store._context(), ctypes.c_void_p).value
         self._kept: list[object] = []  # closures that the store calls
         self._pending: BaseException | None = None
+        self.lock = threading.RLock()  # a signal's handler may call a hook in the middle of a call
+        """Of what several steps of Python do with its memories: between two of them another thread may run."""
 
     def __repr__(self) -> str:
         return "World()"

@@ -134,7 +134,8 @@ def stats(context: click.Context, as_json: bool) -> None:
             click.echo(json.dumps([each.to_wire() for each in found], indent=2))
             return
         for each in found:
-            click.echo(f"{each.name}: {each.calls} calls, {each.faults} faults, {each.overruns} overruns")
+            dropped = f", {each.drops} messages lost" if each.drops else ""
+            click.echo(f"{each.name}: {each.calls} calls, {each.faults} faults, {each.overruns} overruns{dropped}")
             for bits, number in enumerate(each.times):
                 if number:
                     click.echo(f"  under {1 << bits:>12} ns: {number}")

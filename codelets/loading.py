@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+from codelets.artifacts import Compiled
 from codelets.calling import Guard, Hook, Run, Target, prepared, prepared_in_c
 from codelets.descriptor import CodeletDescriptor, CodeletSet
 from codelets.engine import Engine, EngineFault, Trap, World, function_pointer
@@ -21,10 +22,10 @@ from codelets.verification import ENTRY, HELPERS, MAX_BYTES, MEMORY, Examined, e
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from module_store.verify.verification import refuse
 
+MAX_VERIFIED = 256
+"""Reports that are remembered, so that a set that comes back loads at once."""
 MAX_SET_BYTES = 256 * 1024 * 1024
 """Of all memories of a set."""
-MAX_COMPILED = 256
-"""Compiled modules that are kept, so that a set that comes back loads at once; each is some tens of kilobytes."""
 
 Helper = tuple[HelperType, Callable[..., Any]]
 
@@ -36,22 +37,21 @@ class Modules(Protocol):
         """The digest and the verified bytes of NAME:TAG, NAME:TAG@DIGEST or DIGEST. Raises KeepfleetError."""
 
     def use(self, digests: Collection[str]) -> None:
-        """These modules are needed, and no others any more. Raises KeepfleetError."""
+        """These modules are needed; others need not be kept. Raises KeepfleetError."""
 
     def close(self) -> None:
         """None is needed any more."""
 
 
-class Known:
-    """What was verified and compiled here: the least recently used goes first."""
+class Verified:
+    """What verification has found here: the least recently used goes first."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._lock = engine, threading.Lock()
-        self._modules: OrderedDict[str, Any] = OrderedDict()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._examined: OrderedDict[tuple[str, HookType, tuple[HelperType, ...]], Examined] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"Known({len(self._modules)} modules)"
+        return f"Verified({len(self._examined)} modules)"
 
     def examined(self, digest: str, wasm: bytes, hook: HookType, interface: Interface) -> Examined:
         """What verification finds, or found of the same bytes for the same hook and helpers."""
@@ -63,22 +63,9 @@ class Known:
         found = examine(wasm, hook, interface)
         with self._lock:
             self._examined[key] = found
-            while len(self._examined) > MAX_COMPILED:
+            while len(self._examined) > MAX_VERIFIED:
                 self._examined.popitem(last=False)
         return found
-
-    def module(self, digest: str, wasm: bytes) -> Any:
-        """Raises EngineFault for one that is not valid."""
-        with self._lock:
-            if digest in self._modules:
-                self._modules.move_to_end(digest)
-                return self._modules[digest]
-        made = self._engine.compile(wasm)
-        with self._lock:
-            self._modules[digest] = made
-            while len(self._modules) > MAX_COMPILED:
-                self._modules.popitem(last=False)
-        return made
 
 
 class Codelet:
@@ -134,6 +121,8 @@ class Codelet:
 
     def close(self) -> None:
         """Lets go of what refers back to it."""
+        if self._instantiate:
+            self.target.count_in(None)
         self._instantiate.clear()
 
 
@@ -158,18 +147,21 @@ class Loaded:
         self._report(self, why, certain)
 
     def close(self) -> None:
-        """Lets go of its instances; a call that runs keeps them until it has ended."""
+        """Lets go of its instances; a call that runs keeps them until it has ended. Its codelets refer to it, and it
+        not to them any more: their memories go now, and not when cycles are collected."""
         self.runs.clear()
-        for codelet in self.codelets.values():
+        codelets, self.codelets = self.codelets, {}
+        for codelet in codelets.values():
             codelet.close()
 
 
 class Loader:
     """Builds sets of what the store has, for the hooks and helpers of one application."""
 
-    def __init__(self, engine: Engine, modules: Modules, fast: Any) -> None:
+    def __init__(self, engine: Engine, modules: Modules, compiled: Compiled, fast: Any) -> None:
         """fast: the module of calls in C, or None."""
-        self._engine, self._modules, self._known, self._fast = engine, modules, Known(engine), fast
+        self._engine, self._modules, self._compiled, self._fast = engine, modules, compiled, fast
+        self._verified_before = Verified()
         self._threads = threading.local()
         self._numbers = iter(range(1 << 62))
 
@@ -213,9 +205,9 @@ class Loader:
             raise loading(Failure.HOOK_MISSING, name, error.message.removeprefix("cannot "), error.kind) from None
         try:
             digest, wasm = self._modules.read(descriptor.codelet_path, MAX_BYTES)
-            examined = self._known.examined(digest, wasm, hook, interface)
+            examined = self._verified_before.examined(digest, wasm, hook, interface)
             refuse(examined.report)
-            module = self._known.module(digest, wasm)
+            module = self._compiled.module(digest, wasm)
         except EngineFault as fault:
             raise loading(
                 Failure.LOAD_FAILED, name, f"{descriptor.codelet_path}: {fault}", ErrorKind.INVALID_MODULE
@@ -302,7 +294,12 @@ class _Building:
             for module, name in codelet.examined.imports
             if module == HELPERS
         ]
-        self._guard = Guard() if uses else None
+        parted = any(
+            declaration.kind.threads > 1
+            for codelet in self._loaded.codelets.values()
+            for _, declaration in codelet.examined.declarations
+        )
+        self._guard = Guard() if uses or parted else None
         for name, codelet in self._loaded.codelets.items():
             self._instance(codelet, modules[name])
         for codelet in self._loaded.codelets.values():

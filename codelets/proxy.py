@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import time
 from collections import OrderedDict
@@ -281,12 +282,24 @@ def _error() -> dict[str, object]:
     }
 
 
-async def serve(proxy: Proxy, context: ssl.SSLContext, host: str, port: int, ready: Callable[[int], None]) -> None:
-    """Serves until it is cancelled; `ready` is called with the port. Raises KeepfleetError where it cannot listen."""
+async def serve(
+    proxy: Proxy,
+    context: ssl.SSLContext,
+    host: str,
+    port: int,
+    ready: Callable[[int], None],
+    listener: socket.socket | None = None,
+) -> None:
+    """Serves until it is cancelled, on `listener` where one was passed; `ready` is called with the port. Raises
+    KeepfleetError where it cannot listen."""
     runner = web.AppRunner(proxy.application(), access_log=None, handle_signals=False, keepalive_timeout=30)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, ssl_context=context)
+        site: web.BaseSite
+        if listener is not None:
+            site = web.SockSite(runner, listener, ssl_context=context)
+        else:
+            site = web.TCPSite(runner, host, port, ssl_context=context)
         try:
             await site.start()
         except OSError as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
+import ssl
 import sys
 
 import click
@@ -16,7 +18,7 @@ from codelets.lcm_cli import SOCKET
 from codelets.proxy import Proxy, serve
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.revocation import RevokedFile
-from keep_protocol.sdnotify import Notifier
+from keep_protocol.sdnotify import Notifier, take_stored
 from keep_protocol.tls import server_context
 
 MAX_CA_BYTES = 1024 * 1024
@@ -35,19 +37,25 @@ def main(
 ) -> None:
     """Loads and unloads codelet sets of an application on this host for clients with a certificate of the right role.
 
+    It serves the socket that systemd passes to it (codelets-proxy@.socket); without one it listens by itself.
+
     Example: codelets-proxy --certificate proxy.pem --client-ca ca.pem --revoked revoked.txt
     """
+    passed = take_stored()
+    listener = socket.socket(fileno=next(iter(passed.values()))) if passed else None
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     pem = client_ca.read(MAX_CA_BYTES + 1)  # type: ignore[attr-defined]
     try:
         context = server_context(certificate, key, pem.decode("ascii", "replace"))
-        asyncio.run(_serve(Proxy(address, RevokedFile(revoked) if revoked else None), context, host, port))
+        asyncio.run(_serve(Proxy(address, RevokedFile(revoked) if revoked else None), context, host, port, listener))
     except KeepfleetError as error:
         raise click.ClickException(error.message) from None
 
 
-async def _serve(proxy: Proxy, context: object, host: str, port: int) -> None:
-    task = asyncio.ensure_future(serve(proxy, context, host, port, lambda bound: _ready(host, bound)))  # type: ignore[arg-type]
+async def _serve(proxy: Proxy, context: ssl.SSLContext, host: str, port: int, listener: socket.socket | None) -> None:
+    place = listener.getsockname()[0] if listener is not None else host
+    serving = serve(proxy, context, host, port, lambda bound: _ready(place, bound), listener)
+    task = asyncio.ensure_future(serving)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)

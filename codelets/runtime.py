@@ -11,19 +11,23 @@ import struct
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from time import monotonic
 from typing import Any, cast
 
 from codelets import fast
-from codelets.calling import ControlHook, Hook, quantile
+from codelets.artifacts import DEFAULT, Compiled, open_cache
+from codelets.calling import ControlHook, Hook
 from codelets.channels import Receiver, Serializer, as_bytes
+from codelets.collector_server import CollectorServer
 from codelets.descriptor import CodeletSet, read_descriptor
 from codelets.engine import shared_engine
 from codelets.faults import CodeletError, Failure, loading
 from codelets.interface import DEFAULT_FUEL, DEFAULT_MEMORY, MAX_HELPERS, MAX_HOOKS, HelperType, HookType, Interface
 from codelets.lcm import Server
 from codelets.loading import Helper, Loaded, Loader, Modules
+from codelets.reporting import REPORT_STATS, HookStatistics, Statistics, codelets_of, statistics_of
 from codelets.standard import standard_helpers
-from codelets.states import CodeletState, HookState, SetState
+from codelets.states import CollectorState, HookState, SetState
 from codelets.storage import Data
 from codelets.stored import StoredModules
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -45,8 +49,10 @@ class Runtime:
 
     store: the module store's directory, or what reads modules; without it the system's, of root, or the user's own.
     max_faults: faults of a set before it is unloaded; 0: any number. in_c: whether hooks are called by the module in C,
-    which `python -m codelets build` makes; without it where there is one. lcm_socket: where the life-cycle socket is
-    made, and lcm_users: who else may connect to it, by user ID; without it sets are loaded by this object alone.
+    which `python -m codelets build` makes; without it where there is one. cache: the directory where compiled codelets
+    are kept for the next process, "" for the user's own cache, None for none. lcm_socket: where the life-cycle socket
+    is made, and lcm_users: who else may connect to it, by user ID; without it sets are loaded by this object alone.
+    collector_socket, collector_users: the same for a data collector, which gets what `deliver` delivers.
     Raises KeepfleetError: NOT_FOUND where there is no store, CONFIGURATION where the module in C is asked for and not
     there, CONFLICT where another application has the socket.
     """
@@ -57,17 +63,22 @@ class Runtime:
         *,
         max_faults: int = MAX_FAULTS,
         in_c: bool | None = None,
+        cache: str | None = DEFAULT,
         lcm_socket: str | None = None,
         lcm_users: tuple[int, ...] = (),
+        collector_socket: str | None = None,
+        collector_users: tuple[int, ...] = (),
     ) -> None:
         self._modules = StoredModules(store) if store is None or isinstance(store, str) else store
         self._fast = None if in_c is False else fast.load()
         if in_c and self._fast is None:
             why = "it was not built; run: python -m codelets build"
             raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot call hooks in C: {why}")
-        self._loader = Loader(shared_engine(), self._modules, self._fast)
+        self._compiled = Compiled(shared_engine(), open_cache(cache))
+        self._loader = Loader(shared_engine(), self._modules, self._compiled, self._fast)
         self._max_faults = max_faults
-        self._hooks: dict[str, Hook] = {}
+        self._hooks: dict[str, Hook] = {REPORT_STATS: self._made(REPORT_STATS, HookStatistics)}
+        self._statistics = Statistics()
         self._helpers: dict[str, Helper] = {each.name: (each, function) for each, function in standard_helpers()}
         self._serializers: dict[str, Serializer] = {}
         self._receivers: dict[bytes | None, Receiver] = {}
@@ -78,12 +89,16 @@ class Runtime:
         self._lock = threading.RLock()  # a set may be unloaded by a fault while the thread that loads calls a hook
         self._delivering: _Delivery | None = None
         self._closed = False
+        self._collector: CollectorServer | None = None
         self._server: Server | None = None
-        if lcm_socket is not None:
-            try:
+        try:
+            if lcm_socket is not None:
                 self._server = Server(lcm_socket, self, lcm_users)
-            except BaseException:
-                self._modules.close()
+            if collector_socket is not None:
+                self._collector = CollectorServer(collector_socket, self._send_raw, collector_users)
+        except BaseException:
+            self.close()
+            raise
                 raise
 
     def __repr__(self) -> str:
@@ -94,12 +109,15 @@ class Runtime:
         if self._server is not None:
             self._server.close()
         self.stop_delivering()
+        if self._collector is not None:
+            self._collector.close()
         with self._lock:
             for name in tuple(self._sets):
                 self._remove(name)
             if not self._closed:
                 self._closed = True
                 self._modules.close()
+                self._compiled.close()
 
     def __enter__(self) -> Runtime:
         return self
@@ -150,25 +168,30 @@ class Runtime:
         fuel: int,
         default: int | None,
     ) -> Hook:
+        made = self._made(
+            name, context, default, data_bytes=data_bytes, writable=writable, memory_bytes=memory_bytes, fuel=fuel
+        )
+        with self._lock:
+            if name in self._hooks or len(self._hooks) >= MAX_HOOKS:
+                why = "there is one" if name in self._hooks else f"there are {MAX_HOOKS}"
+                raise KeepfleetError(ErrorKind.CONFLICT, f"cannot declare the hook {name}: {why}")
+            report = self._hooks.pop(REPORT_STATS)  # the application's own are shown before it
+            self._hooks |= {name: made, REPORT_STATS: report}
+        return made
+
+    def _made(
+        self, name: str, context: type[ctypes.Structure] | str | int, default: int | None = None, **more: object
+    ) -> Hook:
         typed = isinstance(context, type)
         if isinstance(context, str):
             size = struct.calcsize(context)
         else:
             size = ctypes.sizeof(context) if isinstance(context, type) else context
-        values: dict[str, object] = {"name": name, "context_bytes": size, "data_bytes": data_bytes}
-        values |= {"writable": writable, "control": default is not None, "memory_bytes": memory_bytes, "fuel": fuel}
+        values = {"name": name, "context_bytes": size, "control": default is not None, **more}
         kind = parse(HookType, values, "hook")
-        made: Hook
         if self._fast is not None:
-            made = self._fast.Hook(self._fast.Call, kind, default or 0, kind.control, kind.writable)
-        else:
-            made = Hook(kind, typed=typed) if default is None else ControlHook(kind, default, typed=typed)
-        with self._lock:
-            if name in self._hooks or len(self._hooks) >= MAX_HOOKS:
-                why = "there is one" if name in self._hooks else f"there are {MAX_HOOKS}"
-                raise KeepfleetError(ErrorKind.CONFLICT, f"cannot declare the hook {name}: {why}")
-            self._hooks[name] = made
-        return made
+            return cast(Hook, self._fast.Hook(self._fast.Call, kind, default or 0, kind.control, kind.writable))
+        return Hook(kind, typed=typed) if default is None else ControlHook(kind, default, typed=typed)
 
     def helper(
         self, name: str, function: Callable[..., Any], parameters: tuple[str, ...] = (), result: str = ""
@@ -238,35 +261,29 @@ class Runtime:
                 message = f"cannot unload the codelet set {name}: it is not loaded{why or f'; there are: {known}'}"
                 raise CodeletError(Failure.UNLOAD_FAILED, ErrorKind.NOT_FOUND, message)
             self._remove(name)
-            try:
-                self._modules.use(self._needed())
-            except KeepfleetError as error:  # they are kept until the next change
-                LOG.warning("cannot release the modules of the codelet set %s: %s", name, error.message)
         LOG.info("unloaded the codelet set %s", name)
 
     def sets(self) -> tuple[SetState, ...]:
         """Every set that is loaded, and those that their faults have unloaded."""
         with self._lock:
-            found = [SetState(name, True, "", _codelets(each)) for name, each in self._sets.items()]
+            found = [SetState(name, True, "", codelets_of(each)) for name, each in self._sets.items()]
             return (*found, *(SetState(name, False, why) for name, why in self._ended.items()))
 
     def stats(self) -> tuple[HookState, ...]:
-        """Every hook: how often it was called, by whom it is used."""
+        """Every hook: how often it was called since it was declared, by whom it is used."""
         with self._lock:
-            return tuple(self._hook_state(name, hook) for name, hook in self._hooks.items())
+            return self._statistics.states(self._hooks.items(), self._sets.values())
 
-    def _hook_state(self, name: str, hook: Hook) -> HookState:
-        times: list[int] = []
-        faults = overruns = 0
-        users = []
-        for loaded in self._sets.values():
-            for codelet in loaded.codelets.values():
-                if codelet.descriptor.hook_name == name:
-                    faults, overruns = faults + codelet.faults, overruns + codelet.overruns
-                    own = codelet.target.times
-                    times = [sum(pair) for pair in zip(times, own, strict=True)] if times else own
-                    users.append(f"{loaded.descriptor.codeletset_id}.{codelet.descriptor.codelet_name}")
-        return HookState(name, hook.calls, faults, overruns, tuple(times), tuple(users))
+    def report(self) -> int:
+        """Calls the hook `report_stats` with the HookStatistics of every hook, in the order of `stats`; how many.
+        0 where no codelet is on it. Threads may call it; `start_delivering` does where it is asked for."""
+        with self._lock:
+            if not any(hook == REPORT_STATS for _, _, hook, _, _ in self._places):
+                return 0
+            hook, found = self._hooks[REPORT_STATS], self.stats()
+        for number, state in enumerate(found):
+            hook(statistics_of(number, state))
+        return len(found)
 
     def map_items(self, codelet_set: str, codelet: str, name: str) -> list[tuple[bytes, bytes]]:
         """Keys and values of a map of a loaded set. Raises KeepfleetError(NOT_FOUND)."""
@@ -323,6 +340,7 @@ class Runtime:
         loaded = self._sets.pop(name)
         self._places = [place for place in self._places if place[3] is not loaded]
         self._publish({hook for hook, _, _ in loaded.runs})
+        self._statistics.unloaded(loaded)
         loaded.close()
 
     def _reported(self, loaded: Loaded, why: str, certain: bool) -> None:
@@ -355,45 +373,69 @@ class Runtime:
 
         Raises KeepfleetError: NOT_FOUND for an unknown stream, BAD_REQUEST for a message that is too long.
         """
-        wanted = as_bytes(stream)
+        return self._send(as_bytes(stream), message, raw=False)
+
+    def _send_raw(self, stream: bytes, message: bytes) -> bool:
+        """What a data collector sends is what the codelet reads, as it gets what a codelet sends."""
+        return self._send(stream, message, raw=True)
+
+    def _send(self, stream: bytes, message: Any, *, raw: bool) -> bool:
         with self._lock:
             for loaded in self._sets.values():
-                if wanted in loaded.inputs:
-                    serializer = self._serializer_of(loaded, wanted)
+                if stream in loaded.inputs:
+                    serializer = None if raw else self._serializer_of(loaded, stream)
                     data = serializer.encode(message) if serializer else message
                     try:
-                        return loaded.inputs[wanted].send(data)
+                        return loaded.inputs[stream].send(data)
                     except ValueError as error:
-                        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot send to {wanted.hex()}: {error}") from None
-        raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot send to {wanted.hex()}: no codelet reads it")
+                        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot send to {stream.hex()}: {error}") from None
+        raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot send to {stream.hex()}: no codelet reads it")
 
     def deliver(self) -> int:
-        """Calls receivers with what codelets have sent; how many messages that were. By one thread at a time.
+        """Gives what codelets have sent to receivers, and to the data collector; how many messages that were. By one
+        thread at a time.
 
-        Messages of streams that nobody receives stay until their channel is full, and are counted as lost from then.
-        A receiver that raises is logged, and gets the next message.
+        The collector gets every message, as the codelet sent it. Messages of streams that nobody receives stay in their
+        channel while there is no collector, or no room in its ring; a channel that is full counts what it loses. A
+        receiver does not wait for the collector, which then loses what finds no room. A receiver that raises is logged,
+        and gets the next message.
         """
         delivered = 0
         with self._lock:
             channels = [(each, stream, data) for each in self._sets.values() for stream, data in each.outputs.items()]
+        collector = self._collector if self._collector is not None and self._collector.attached else None
         for loaded, stream, data in channels:
             receive = self._receivers.get(stream) or self._receivers.get(None)
-            if receive is None:
+            if receive is None and collector is None:
                 continue
-            serializer = self._serializer_of(loaded, stream)
-            for message in data.receive(BATCH):
-                delivered += 1
-                try:
-                    receive(stream, serializer.decode(message) if serializer else message)
-                except Exception:
-                    LOG.exception("cannot deliver a message of stream %s", stream.hex())
+            most = BATCH
+            if collector is not None and receive is None:
+                most = min(most, collector.fitting(data.declaration.value))
+            messages = data.receive(most)
+            delivered += len(messages)
+            if collector is not None and messages:
+                collector.write(stream, messages)
+            if receive is not None:
+                self._receive(receive, stream, messages, self._serializer_of(loaded, stream))
         return delivered
 
-    def start_delivering(self, seconds: float = 0.01) -> None:
-        """Delivers in a thread of its own, looking for output every `seconds`."""
+    def _receive(self, receive: Receiver, stream: bytes, messages: list[bytes], serializer: Serializer | None) -> None:
+        for message in messages:
+            try:
+                receive(stream, serializer.decode(message) if serializer else message)
+            except Exception:
+                LOG.exception("cannot deliver a message of stream %s", stream.hex())
+
+    def collector(self) -> CollectorState:
+        """Whether a data collector is attached, and what it was sent."""
+        return self._collector.state() if self._collector is not None else CollectorState(False, 0, 0)
+
+    def start_delivering(self, seconds: float = 0.01, report_seconds: float | None = None) -> None:
+        """Delivers in a thread of its own, looking for output every `seconds`, and calls `report` every
+        `report_seconds`."""
         with self._lock:
             if self._delivering is None:
-                self._delivering = _Delivery(self.deliver, seconds)
+                self._delivering = _Delivery(self, seconds, report_seconds)
                 self._delivering.start()
 
     def stop_delivering(self) -> None:
@@ -412,44 +454,25 @@ class Runtime:
 
 
 class _Delivery(threading.Thread):
-    """Delivers output until it is finished."""
+    """Delivers output until it is finished, and reports."""
 
-    def __init__(self, deliver: Callable[[], int], seconds: float) -> None:
+    def __init__(self, runtime: Runtime, seconds: float, report_seconds: float | None) -> None:
         super().__init__(name="codelets-output", daemon=True)
-        self._deliver, self._seconds, self._end = deliver, seconds, threading.Event()
+        self._runtime, self._seconds, self._end = runtime, seconds, threading.Event()
+        self._report_seconds = float("inf") if report_seconds is None else report_seconds
 
     def run(self) -> None:
+        due = monotonic() + self._report_seconds
         while not self._end.is_set():
-            if not self._deliver():
-                self._end.wait(self._seconds)
-        while self._deliver():
+            if not self._runtime.deliver():
+                self._end.wait(min(self._seconds, max(0, due - monotonic())))
+            if monotonic() >= due:
+                self._runtime.report()
+                due = monotonic() + self._report_seconds
+        while self._runtime.deliver():
             pass
 
     def finish(self) -> None:
         """Returns when all that is there was delivered."""
         self._end.set()
         self.join()
-
-
-def _codelets(loaded: Loaded) -> tuple[CodeletState, ...]:
-    found = []
-    for name, codelet in loaded.codelets.items():
-        channels = {each.name: codelet.data[each.name] for each in codelet.descriptor.out_io_channel}
-        lost = sum(data.lost for data in channels.values())
-        found.append(
-            CodeletState(
-                name,
-                codelet.descriptor.hook_name,
-                codelet.descriptor.priority,
-                codelet.digest,
-                codelet.target.calls,
-                codelet.faults,
-                codelet.overruns,
-                lost,
-                quantile(codelet.target.times, 0.5),
-                quantile(codelet.target.times, 0.99),
-                codelet.examined.bound,
-                codelet.last_fault,
-            )
-        )
-    return tuple(found)

@@ -39,13 +39,22 @@ class SetState(Record):
 
 
 class HookState(Record):
-    """One hook."""
+    """One hook, since it was declared."""
 
     name: str = field(_TEXT, about="its name")
     calls: int = field(_COUNT, about="with codelets loaded")
-    faults: int = field(_COUNT, about="of the codelets that are loaded on it")
-    overruns: int = field(_COUNT, about="of the codelets that are loaded on it")
+    faults: int = field(_COUNT, about="of its codelets' calls, also of those that were unloaded")
+    overruns: int = field(_COUNT, about="of its codelets' calls, also of those that were unloaded")
     times: tuple[int, ...] = field(
         Items(_COUNT, 64), default=(), about="timed calls of a codelet: number n took less than 2ⁿ nanoseconds"
     )
     codelets: tuple[str, ...] = field(Items(_TEXT, 1024), default=(), about="those that are loaded on it")
+    drops: int = field(_COUNT, default=0, about="messages that its codelets' full output channels did not take")
+
+
+class CollectorState(Record):
+    """The data collector of an application."""
+
+    attached: bool = field(Flag(), about="whether there is one")
+    sent: int = field(_COUNT, about="messages that were written for this one and those before")
+    lost: int = field(_COUNT, about="messages that found no room in its ring, or were in it when it went")

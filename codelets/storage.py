@@ -17,6 +17,7 @@ Import rule: the standard library, keep_protocol.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping
 from enum import Enum
 
@@ -31,6 +32,7 @@ MAX_ITEM_BYTES = 64 * 1024
 THREADS = 16
 """Parts of a map that has one for each thread; threads beyond share the last."""
 HEADER, PAGE_BYTES = 64, 65536
+_SIZE = struct.Struct("<I")
 _NAME = rf"[A-Za-z_][A-Za-z0-9_-]{{0,{MAX_NAME - 1}}}"
 _FUNCTION = re.compile(rf"({_NAME})\.([a-z]+)", re.ASCII)
 NAME = re.compile(_NAME, re.ASCII)
@@ -246,11 +248,12 @@ class Data:
         part, declaration = self._memory[HEADER:], self.declaration
         written, read = _number(part, 0), _number(part, 4)
         stop = read + min((written - read) & 0xFFFFFFFF, most)
-        stride, mask, messages = declaration.stride, declaration.slots - 1, []
+        stride, mask, limit, unpack = declaration.stride, declaration.slots - 1, declaration.value, _SIZE.unpack_from
+        messages = []
         for number in range(read, stop):
             at = 16 + (number & mask) * stride
-            size = _number(part, at)
-            messages.append(bytes(part[at + 4 : at + 4 + min(size, declaration.value)]))
+            begin = at + 4
+            messages.append(part[begin : begin + min(unpack(part, at)[0], limit)].tobytes())
         part[4:8] = (stop & 0xFFFFFFFF).to_bytes(4, "little")
         return messages
 

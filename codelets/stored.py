@@ -35,18 +35,28 @@ class StoredModules:
             number = user.removeprefix(_USER)
             if user.startswith(_USER) and number.isdecimal() and not os.path.exists(f"/proc/{number}"):
                 collect.declare(self._store, user, ())
+        self._declared: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"StoredModules({self._store})"
 
     def close(self) -> None:
         """Needs nothing any more."""
-        self.use(())
+        if self._declared:
+            collect.declare(self._store, self._user, ())
         self._store.close()
 
+    @property
+    def _user(self) -> str:
+        return f"{_USER}{os.getpid()}"
+
     def use(self, digests: Collection[str]) -> None:
-        """Keeps these modules from being collected, and no others any more."""
-        collect.declare(self._store, f"{_USER}{os.getpid()}", digests)
+        """Keeps these modules from being collected. Others are let go with the next that is new, or at the end: a
+        declaration waits for the disk twice, and a set that comes back soon, or goes, is not to wait for that."""
+        wanted = frozenset(digests)
+        if not wanted <= self._declared:
+            collect.declare(self._store, self._user, wanted)
+            self._declared = wanted
 
     def read(self, wanted: str, limit: int) -> tuple[str, bytes]:
         """The digest and the bytes of `NAME:TAG`, `NAME:TAG@sha256:…` or `sha256:…`: what was verified is what is read.

@@ -49,4 +49,14 @@ CODELET_HELPER(random) int64_t codelet_random(void);
 CODELET_HELPER(hash) int32_t codelet_hash(const void *data, size_t size);
 CODELET_HELPER(print) void codelet_print(const void *text, size_t size);
 
+/* The context of the hook `report_stats`: the counts of one hook since it was declared. */
+struct hook_statistics {
+    char hook_name[32]; /* zeros behind a shorter one, none behind a longer one */
+    uint64_t calls, faults, overruns;
+    uint64_t drops; /* messages that its codelets' full output channels did not take */
+    uint64_t median_ns, p99_ns;
+    uint32_t number, codelets; /* the hook's place; how many codelets are on it */
+    uint64_t times[49]; /* times[n]: timed calls of less than 2^n ns */
+};
+
 #endif

@@ -25,6 +25,7 @@ from keep_grants.protocol import SOCKET_NAME
 from keep_manager import log, pki
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.callers import quotas_for
+from keep_manager.codelets import Applications, directory_of
 from keep_manager.compilations import Compilations
 from keep_manager.compiled import Compiled, NotKept
 from keep_manager.config import ClientCertificates, Instance, Settings
@@ -237,6 +238,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             lambda: uses_of(view.entries()),
             pulls,
             secrets,
+            Applications(directory_of(instance)),
         )
         server = Server(app, listener, context, certificates)
         parts.push_async_callback(server.close)

@@ -34,6 +34,7 @@ KEEPS = "keep@*.service"
 COMPILATIONS, PULLS = "keep-compile@*.service", "keep-pull@*.service"
 SLICES = ("keep.slice", "keep-g*.slice", "keep-compile.slice", "keep-pull.slice")
 GRANTS = ("keepfleet-grants.socket", "keepfleet-grants.service")
+PROXIES = ("codelets-proxy@*.socket", "codelets-proxy@*.service")
 HOST_KEY = "/var/lib/systemd/credential.secret"
 """Where systemd has the key that is this host's own (man 1 systemd-creds); it outlives an uninstallation."""
 RUNNING = "active,activating,deactivating,reloading"
@@ -202,9 +203,9 @@ def uninstall(where: Target, version: Prefix, root: Traversable | None = None) -
     changes = []
     with versions.locked(version), files.explained(f"remove units from {where.directory}"):
         if where.reload:
-            ours = (KEEPS, COMPILATIONS, PULLS, MANAGER, *GRANTS)
+            ours = (KEEPS, COMPILATIONS, PULLS, MANAGER, *GRANTS, *PROXIES)
             for verb, names in (("reset-failed", units(where.variant, "failed", *ours)),
-                                ("stop", units(where.variant, "active", *SLICES, *GRANTS))):  # fmt: skip
+                                ("stop", units(where.variant, "active", *SLICES, *GRANTS, *PROXIES))):  # fmt: skip
                 if names:
                     systemctl(where.variant, verb, *names)
         for path in [os.path.join(where.directory, name) for name in templates(where.variant, root)]:

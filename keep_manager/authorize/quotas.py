@@ -82,6 +82,15 @@ class QuotaKeeper:
         self._starts_of(caller).append(self._clock())
         return allowed
 
+    def admit_load(self, caller: Caller, application: str) -> None:
+        """Counts a load of a codelet set, which has the application verify and compile modules, as a start. Raises
+        KeepfleetError(TOO_MANY)."""
+        quotas, starts = quotas_for(self._callers, caller.name), self._starts_of(caller)
+        if len(starts) >= quotas.starts_per_minute:
+            what = f"load a codelet set into {application}: {len(starts)} starts and loads in a minute"
+            raise _over(caller, what, "starts_per_minute", quotas.starts_per_minute)
+        starts.append(self._clock())
+
     def storage(self, caller: Caller) -> tuple[int, int]:
         """How many modules the caller may have added to the store, and of how many bytes together. The store counts
         them, under its own lock."""

@@ -30,6 +30,8 @@ class Action(Enum):
     DECLARE = "declare a keep"
     READ_SECRETS = "list secrets"
     CHANGE_SECRETS = "change secrets"
+    READ_CODELETS = "read an application's codelet sets"
+    CHANGE_CODELETS = "load and unload codelet sets"
     STORE_READ = "list the module store"
     STORE_ADD = "add to the module store"
     STORE_PULL = "pull into the module store"
@@ -68,6 +70,9 @@ _ROWS: dict[Action, tuple[Scope, ...]] = {
     # A value is never read again, by nobody: what viewers see of it is a name.
     Action.READ_SECRETS: (ALL, OWN, ALL, NONE, NONE),
     Action.CHANGE_SECRETS: (ALL, OWN, NONE, NONE, NONE),
+    # An application's owner is the caller that its file on the host names.
+    Action.READ_CODELETS: (ALL, OWN, ALL, NONE, NONE),
+    Action.CHANGE_CODELETS: (ALL, OWN, NONE, NONE, NONE),
     Action.STORE_READ: (ALL, ALL, ALL, NONE, ALL),
     Action.STORE_ADD: (ALL, NONE, NONE, NONE, NONE),
     Action.STORE_PULL: (ALL, NONE, NONE, NONE, NONE),

@@ -13,6 +13,7 @@ from aiohttp import web
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action
 from keep_manager.http import (
+    codelets,
     declared,
     handlers,
     inputs,
@@ -36,6 +37,7 @@ from keep_manager.keeps.logs import Events, Output
 from keep_manager.keeps.view import View
 from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
+from keep_protocol.codelets import MAX_LOAD_BODY, V1_CODELETS_PATH
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
 from keep_protocol.pulling import V1_PULLS_PATH
@@ -93,6 +95,11 @@ ROUTES = (
     Route("DELETE", pools.POOL_PATH, Action.REMOVE, pools.remove_pool),
     Route("GET", V1_VOLUMES_PATH, Action.READ_DECLARED, volumes.list_volumes),
     Route("DELETE", f"{V1_VOLUMES_PATH}/{{name}}", Action.DECLARE, volumes.remove_volume),
+    Route("GET", V1_CODELETS_PATH, Action.READ_CODELETS, codelets.list_applications),
+    Route("GET", codelets.SETS_PATH, Action.READ_CODELETS, codelets.list_sets),
+    Route("POST", codelets.SETS_PATH, Action.CHANGE_CODELETS, codelets.load_set, max_body=MAX_LOAD_BODY),
+    Route("DELETE", codelets.SET_PATH, Action.CHANGE_CODELETS, codelets.unload_set),
+    Route("GET", codelets.STATS_PATH, Action.READ_CODELETS, codelets.list_stats),
     Route("GET", V1_STORE_PATH, Action.STORE_READ, store.list_store),
     Route("POST", store.OBJECTS_PATH, Action.STORE_ADD, store.add_object, max_body=MAX_OBJECT_BYTES),
     Route("GET", store.OBJECT_PATH, Action.STORE_READ, store.get_object),
@@ -130,12 +137,14 @@ def make_app(
     uses: Callable[[], Sequence[InUse]],
     pulls: store.Pulls,
     secrets_of: secrets.Secrets,
+    applications: codelets.Applications,
 ) -> web.Application:
     """The application that serves ROUTES."""
     app = web.Application(middlewares=[middleware.errors, middleware.access])
     app[handlers.KEEPS] = keeps
     app[declared.DECLARED] = declarations
     app[secrets.SECRETS] = secrets_of
+    app[codelets.APPLICATIONS] = applications
     app[volumes.VOLUMES] = kept_volumes
     app[streams.OUTPUT] = output
     app[streams.ENTRY] = view.entry

@@ -12,6 +12,8 @@ from keep_manager.http.errors import STATUS_OF
 from keep_manager.http.middleware import json_response
 from keep_manager.http.schemas import EVENT, KUUID, PAGE_LIMIT, schemas
 from keep_protocol import output, sse, store
+from keep_protocol.codelets import NAME as APPLICATION_NAME
+from keep_protocol.codelets import SET_ID, V1_CODELETS_PATH
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
@@ -31,6 +33,7 @@ KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
 DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
 SECRET_PATH = f"{V1_SECRETS_PATH}/{{name}}"
 POOL_PATH = f"{V1_POOLS_PATH}/{{kuuid}}"
+SETS_PATH = f"{V1_CODELETS_PATH}/{{name}}/sets"
 VOLUME_PATH = f"{V1_VOLUMES_PATH}/{{name}}"
 EVERYWHERE = (
     ErrorKind.BAD_REQUEST,
@@ -429,6 +432,43 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         answer="",
         refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT),
     ),
+    ("GET", V1_CODELETS_PATH): Operation(
+        "listApplications", "Applications on the host whose codelets can be loaded", answer="Applications", refusals=()
+    ),
+    ("GET", SETS_PATH): Operation(
+        "listCodeletSets",
+        "An application's codelet sets, with what each codelet has done",
+        answer="CodeletSetList",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFIGURATION),
+    ),
+    ("POST", SETS_PATH): Operation(
+        "loadCodeletSet",
+        "Loads a set of codelets, modules of the application's store, or nothing of it",
+        201,
+        answer="LoadedSet",
+        body="LoadSet",
+        refusals=(
+            *BODY,
+            ErrorKind.NOT_FOUND,
+            ErrorKind.CONFLICT,
+            ErrorKind.INVALID_MODULE,
+            ErrorKind.NO_SPACE,
+            ErrorKind.CONFIGURATION,
+        ),
+    ),
+    ("DELETE", f"{SETS_PATH}/{{id}}"): Operation(
+        "unloadCodeletSet",
+        "Unloads a set of codelets",
+        204,
+        answer="",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.CONFIGURATION),
+    ),
+    ("GET", f"{V1_CODELETS_PATH}/{{name}}/stats"): Operation(
+        "listHooks",
+        "An application's hooks: calls, faults and times",
+        answer="HookList",
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFIGURATION),
+    ),
     ("GET", DOCUMENT_PATH): Operation("openapi", "This document", answer="application/json", refusals=()),
 }
 """Every operation of /v1. A route without one is a defect, which every start of the manager shows."""
@@ -441,6 +481,8 @@ _IN_PATHS = (
     ("name", "keys/{name}", _KEY),
     ("name", SECRET_PATH, {"type": "string", "pattern": f"^{SECRET_NAME}$"}),
     ("id", "pulls/{id}", {"type": "string", "pattern": "^[0-9a-f]{16}$"}),
+    ("id", "sets/{id}", {"type": "string", "pattern": f"^{SET_ID}$"}),
+    ("name", f"{V1_CODELETS_PATH}/{{name}}", {"type": "string", "pattern": f"^{APPLICATION_NAME}$"}),
     ("name", VOLUME_PATH, {"type": "string", "pattern": f"^{NAME_PATTERN}$"}),
     ("name", f"{V1_DECLARED_PATH}/{{name}}", {"type": "string", "pattern": "^[a-z0-9-]{1,63}$"}),
 )

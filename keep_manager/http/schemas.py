@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from codelets.states import CodeletState, HookState, SetState
 from keep_protocol import pulling, sse, store
 from keep_protocol.api import MAX_PAGE, NewKeep, StartKeep
 from keep_protocol.api_pools import NewPool
+from keep_protocol.codelets import Application, ApplicationList, LoadedSet, LoadSet
 from keep_protocol.constants import KUUID_BITS
 from keep_protocol.declared import Apply, DeclaredKeep, RunHistory
 from keep_protocol.errors import ErrorKind
@@ -30,6 +32,12 @@ ANSWERS: dict[str, type[Record]] = {
     "Secrets": SecretList,
     "Runs": RunHistory,
     "Volume": Volume,
+    "Application": Application,
+    "Applications": ApplicationList,
+    "CodeletSet": SetState,
+    "Codelet": CodeletState,
+    "Hook": HookState,
+    "LoadedSet": LoadedSet,
     "KeepEvent": sse.KeepEvent,
     "LogLine": sse.LogLine,
     "Store": store.Listing,
@@ -57,6 +65,7 @@ REQUESTS: dict[str, type[Record]] = {
     "Signature": store.Signature,
     "Revoke": store.Revoking,
     "Pulling": pulling.Pulling,
+    "LoadSet": LoadSet,
 }
 """What it reads: what has a default may be left out."""
 _NAMES = {record: name for name, record in ANSWERS.items()}
@@ -132,6 +141,8 @@ def schemas() -> dict[str, Schema]:
         "DeclaredList": _object({"declared": {"type": "array", "items": _of_answer(DeclaredKeep)}}),
         "PullList": _object({"pulls": {"type": "array", "items": _of_answer(pulling.Pull)}}),
         "VolumeList": _object({"volumes": {"type": "array", "items": _of_answer(Volume)}}),
+        "CodeletSetList": _object({"codeletsets": {"type": "array", "items": _of_answer(SetState)}}),
+        "HookList": _object({"hooks": {"type": "array", "items": _of_answer(HookState)}}),
         "InputSent": _input_sent(),
         "Error": _error(),
     }

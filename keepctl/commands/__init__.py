@@ -33,6 +33,7 @@ COMMANDS = {
     "history": "keepctl.commands.history:HISTORY",
     "secret": "keepctl.commands.secret:group",
     "volume": "keepctl.commands.volumes:group",
+    "codelets": "keepctl.commands.codelets:group",
     "verify": "keepctl.commands.verify:VERIFY",
     "manifest": "keepctl.commands.local:manifest",
     "store": "keepctl.commands.store:group",

@@ -13,6 +13,7 @@ import aiohttp
 from keep_manager import pki
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.callers import Callers
+from keep_manager.codelets import Applications
 from keep_manager.daemon import uses_of
 from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
@@ -54,6 +55,8 @@ class RunningManager:
         self.keeps = self.parts.keeps
         self.pull_units = LocalPullUnits()
         self.pulls = Pulls(self.tasks, self.pull_units, self._root)
+        self.attached = directory / "codelets.d"
+        self.applications = Applications(str(self.attached))
         self.require_client = require_client
         self.operator = self.authority.issue("operator")
         self.loop: asyncio.AbstractEventLoop | None = None  # where it is another thread's
@@ -90,6 +93,7 @@ class RunningManager:
             lambda: uses_of(self.parts.view.entries()),
             self.pulls,
             self.parts.secrets,
+            self.applications,
         )
         await self.parts.secrets.open()
         await self.parts.reconciler.open()

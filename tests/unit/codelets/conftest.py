@@ -27,6 +27,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> str:
     return directory
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled codelets are kept for these tests alone, and not among the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(params=["ctypes", "c"])
 def in_c(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether hooks are called in C, where that was built."""
@@ -36,5 +44,7 @@ def in_c(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
 
 
 @pytest.fixture
-def application(tmp_path: Path, in_c: bool) -> Application:
-    return Application(tmp_path, in_c=in_c)
+def application(tmp_path: Path, in_c: bool) -> Iterator[Application]:
+    made = Application(tmp_path, in_c=in_c)
+    yield made
+    made.runtime.close()

@@ -37,8 +37,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
 
 
-def test_the_python_program_prints_what_the_page_says(environment: dict[str, str]) -> None:
-    [(program, printed)] = re.findall(r"^```python\n(.*?)^```$\n+^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$\n+^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("program", "printed"), PROGRAMS, ids=("hook", "collector"))
+def test_the_python_programs_print_what_the_page_says(environment: dict[str, str], program: str, printed: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert (done.stdout, done.returncode) == (printed, 0), done.stderr
 
@@ -63,7 +66,7 @@ def test_the_table_of_jbpfs_features_names_what_is_there() -> None:
         assert hasattr(codelets.Runtime, name), name
     for kind in re.findall(r"`map:([a-z-]+)`", table):
         Kind(kind)
-    for name in ("pack", "unpack", "JsonOf"):
+    for name in ("pack", "unpack", "JsonOf", "Collector", "HookStatistics"):
         assert f"`{name}`" in table
         assert name in codelets.__all__
     members = {name for record in (CodeletSet, CodeletDescriptor, Channel, LinkedMap) for name in table_of(record)}

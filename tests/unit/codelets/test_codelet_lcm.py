@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from codelets import CodeletError, Failure, lcm
+from codelets import CodeletError, Failure, listening
 from codelets.__main__ import main as codelets_main
 from codelets.lcm import Client, Command, Request, Server
 from codelets.lcm_cli import main as lcm_cli
@@ -129,7 +129,7 @@ def test_only_the_applications_user_and_root_may_connect(tmp_path: Path, monkeyp
 
 
 def test_connections_beyond_the_limit_are_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lcm, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(listening, "MAX_CONNECTIONS", 2)
     clients = [Client(address) for _ in range(2)]
     assert [client.sets() for client in clients] == [(), ()]
     with Client(address) as third, pytest.raises(KeepfleetError, match="there are 2 connections"):

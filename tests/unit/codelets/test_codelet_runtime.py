@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import io
 import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -396,13 +398,84 @@ def test_a_thousand_loads_and_unloads_leave_nothing(tmp_path: Path, in_c: bool) 
     assert maps < 20
 
 
+def mapped() -> int:
+    """Mappings of this process: each memory has some of its own."""
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        return sum(1 for _ in maps)
+
+
+def test_a_sets_memories_go_with_it_and_wait_for_no_garbage_collection(application: Application) -> None:
+    application.add("counter", COUNTER)
+    gc.collect()
+    gc.disable()
+    try:
+        found = []
+        for _ in range(100):
+            application.runtime.load(one("counter", "choose"))
+            application.choose(packet())
+            application.runtime.unload("counter")
+            found.append(mapped())
+        assert found[-1] - found[9] < 20
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads take turns as often as the interpreter lets them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+PARTED = codelet(
+    """
+    (i32.store (i32.const 8) (i32.load (local.get $context)))
+    (drop (call $lookup (i32.const 0) (i32.const 16)))
+    (i32.store (i32.const 16) (i32.add (i32.const 1) (i32.load (i32.const 16))))
+    (drop (call $update (i32.const 0) (i32.const 16)))
+    (i64.load32_u (i32.const 8))""",
+    function("map:per-thread-array:4:4:1", "count.lookup", "(param i32 i32) (result i32)")
+    + function("map:per-thread-array:4:4:1", "count.update", "(param i32 i32) (result i32)"),
+)
+"""Counts its thread's calls, and gives its context's first number."""
+
+
+@pytest.mark.parametrize("module", [codelet("(i64.load32_u (local.get $context))"), PARTED], ids=("plain", "parted"))
+@pytest.mark.usefixtures("switching")
+def test_each_of_many_threads_gets_the_result_of_its_own_context(application: Application, module: bytes) -> None:
+    application.load("echo", module)
+    wrong: list[int] = []
+
+    def call(number: int) -> None:
+        context = packet(number)
+        wrong.extend(number for _ in range(10_000) if application.choose(context) != number)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    if module is PARTED:
+        counts = [
+            int.from_bytes(value, "little") for _, value in application.runtime.map_items("echo", "echo", "count")
+        ]
+        assert sorted(counts)[-3:] == [10_000] * 3
+
+
 def test_what_a_set_uses_is_not_collected(application: Application) -> None:
     digest = application.store.resolve(application.add("counter", COUNTER))
     application.load("counter", COUNTER)
     application.store.untag("counter:1")
     assert collect.collect(application.store, grace=0).removed == ()
     application.runtime.unload("counter")
+    application.load("other", codelet("(i64.const 1)"))
     assert [each.digest for each in collect.collect(application.store, grace=0).removed] == [digest]
+    application.store.untag("other:1")
+    application.runtime.close()
+    assert len(collect.collect(application.store, grace=0).removed) == 1
 
 
 def test_an_application_that_was_killed_uses_nothing(tmp_path: Path) -> None:

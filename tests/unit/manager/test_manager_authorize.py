@@ -24,8 +24,15 @@ class Asker:
 OWN = KeepInfo(7, State.LISTENING, owner="ann")
 OTHERS = KeepInfo(8, State.LISTENING, owner="bob")
 UNOWNED = KeepInfo(9, State.LISTENING)
-DECLARED = (Action.READ_DECLARED, Action.DECLARE, Action.READ_SECRETS, Action.CHANGE_SECRETS)
-CHANGES = {Action.DECLARE, Action.CHANGE_SECRETS, Action.CREATE, Action.START, Action.INPUT, Action.STOP, Action.REMOVE}
+DECLARED = (
+    *(Action.READ_DECLARED, Action.DECLARE, Action.READ_SECRETS, Action.CHANGE_SECRETS),
+    *(Action.READ_CODELETS, Action.CHANGE_CODELETS),
+)
+"""What has an owner that a certificate names, or a file on the host."""
+CHANGES = {
+    *(Action.DECLARE, Action.CHANGE_SECRETS, Action.CHANGE_CODELETS),
+    *(Action.CREATE, Action.START, Action.INPUT, Action.STOP, Action.REMOVE),
+}
 STORE = {action for action in Action if action.name.startswith("STORE_")}
 """Of no keep: what a role may, it may with all of the store."""
 

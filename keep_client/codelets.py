@@ -1,0 +1,63 @@
+"""The manager's calls about codelets of applications on its host; see `/v1/codelets` in the reference."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from codelets.states import HookState, SetState
+from keep_client.connection import CALL_SECONDS
+from keep_client.http import json_body
+from keep_client.manager import ManagerClient
+from keep_protocol.codelets import (
+    V1_CODELETS_PATH,
+    Application,
+    ApplicationList,
+    LoadedSet,
+    LoadSet,
+    check_application_name,
+    check_set_id,
+)
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record, parse
+
+CHANGE_SECONDS = CALL_SECONDS + 60.0
+"""A load or unload: what the manager gives the application for it, and the manager's own time."""
+R = TypeVar("R", bound=Record)
+
+
+class CodeletsClient(ManagerClient):
+    """Calls to one manager about codelets. They raise what those of ManagerClient raise."""
+
+    def applications(self) -> tuple[Application, ...]:
+        """The applications that the caller may see."""
+        return parse(ApplicationList, self._call("GET", V1_CODELETS_PATH).object(), "applications").applications
+
+    def sets(self, application: str) -> tuple[SetState, ...]:
+        """An application's codelet sets."""
+        return self._listed(_path(application, "sets"), "codeletsets", SetState)
+
+    def hooks(self, application: str) -> tuple[HookState, ...]:
+        """An application's hooks."""
+        return self._listed(_path(application, "stats"), "hooks", HookState)
+
+    def load_set(self, application: str, descriptor: str, variables: dict[str, str]) -> str:
+        """Loads the set of a descriptor; its ID."""
+        asked = LoadSet(descriptor, tuple(variables.items())).to_wire()
+        reply = self._call("POST", _path(application, "sets"), json_body(asked), CHANGE_SECONDS)
+        return parse(LoadedSet, reply.object(), "set").codeletset_id
+
+    def unload_set(self, application: str, name: str) -> None:
+        """Unloads a set."""
+        self._call("DELETE", f"{_path(application, 'sets')}/{check_set_id(name)}", seconds=CHANGE_SECONDS)
+
+    def _listed(self, path: str, member: str, record: type[R]) -> tuple[R, ...]:
+        reply = self._call("GET", path)
+        found = reply.object().get(member)
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            why = f"{member!r} must list objects"
+            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the answer of {reply.peer}: {why}")
+        return tuple(parse(record, each, member) for each in found)
+
+
+def _path(application: str, what: str) -> str:
+    return f"{V1_CODELETS_PATH}/{check_application_name(application)}/{what}"
