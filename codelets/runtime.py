@@ -99,7 +99,6 @@ class Runtime:
         except BaseException:
             self.close()
             raise
-                raise
 
     def __repr__(self) -> str:
         return f"Runtime({len(self._hooks)} hooks, {len(self._sets)} sets)"
