@@ -166,7 +166,7 @@ class Loader:
         self._numbers = iter(range(1 << 62))
 
     def __repr__(self) -> str:
-        return f"Loader({self._known})"
+        return f"Loader({self._compiled})"
 
     def build(
         self,
