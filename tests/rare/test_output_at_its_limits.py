@@ -291,9 +291,9 @@ FLOODING, READ_BY = 3, 4
 """Keeps that write without end, and readers of each, all of them waited for."""
 ANSWERS = 20
 """Lists that other clients are given meanwhile, one after the other; at the end the keeps are stopped, in the flood."""
-SHARE = 64 * MIB
-"""Of the flood, what readers may get for one of those answers: they get hundreds in a second, so that a manager that
-serves them alone, and others when they have had enough, would be found out."""
+SHARE = 512 * MIB
+"""Of the flood, what readers may get for one of those answers: they never have enough, so that a manager that serves
+them alone is found out, and twelve of them share one process with the client that asks here."""
 
 
 def test_other_clients_are_answered_while_several_keeps_flood_several_readers(fleet: Fleet) -> None:
