@@ -1,6 +1,7 @@
 """QuickJS as a WASI command: booted once with the program's prelude, then joined with the glue that has its entry.
 
-The command takes the script as its arguments: its name, its text, and then the script's own.
+The command takes the script as its arguments: its name, its text, and then the script's own. MicroPython is such a
+command, but for the functions of a host that it imports.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import struct
 import wasmtime
 
 from script_pool.engine import guest as wheel
+from script_pool.engine import micropython
 from script_pool.engine.booted import (
     GUEST_STACK_BYTES,
     GUEST_STACK_TOP,
@@ -42,6 +44,12 @@ def make() -> bytes:
     image, facts = _boot(code)
     glue = _PLACEHOLDER.sub(lambda found: str(facts[found[1]]), _read("glue.wat").decode())
     return join(wheel.with_image(code, image), bytes(wasmtime.wat2wasm(glue)))
+
+
+def make_python() -> bytes:
+    """MicroPython's module. Raises ImportError where the wheel's guest is not the one that is known."""
+    code = wheel.read("micropython-wasi.wasm", micropython.GUEST_SHA256, *micropython.WHEEL)
+    return join(code, bytes(wasmtime.wat2wasm(_read("python.wat").decode())))
 
 
 def _read(name: str) -> bytes:

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from script_pool.engine.guest import _read_unsigned, _unsigned, sections
 
 _CUSTOM, _TYPES, _IMPORTS, _FUNCTIONS, _EXPORTS, _ELEMENTS, _CODE = 0, 1, 2, 3, 7, 9, 10
-_ORDER = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 10, 11)
-"""In which sections stand: the count of data segments comes before the code."""
+_ORDER = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
+"""In which sections stand: tags of exceptions come behind memories, the count of data segments before the code."""
 _FUNCTION = 0
 _FUNCTION_TYPE = 0x60
 
-_NO_OPERAND = frozenset((0x00, 0x01, 0x05, 0x0B, 0x0F, 0x1A, 0x1B, 0xD1, *range(0x45, 0xC5)))
-_ONE = frozenset((0x02, 0x03, 0x04, 0x0C, 0x0D, *range(0x20, 0x27), 0x3F, 0x40, 0x41, 0x42, 0xD0))
-"""Opcodes with one LEB128 number that stays: blocks of at most one result, branches, variables, constants."""
+_NO_OPERAND = frozenset((0x00, 0x01, 0x05, 0x0A, 0x0B, 0x0F, 0x1A, 0x1B, 0xD1, *range(0x45, 0xC5)))
+_ONE = frozenset((0x02, 0x03, 0x04, 0x08, 0x0C, 0x0D, *range(0x20, 0x27), 0x3F, 0x40, 0x41, 0x42, 0xD0))
+"""Opcodes with one LEB128 number that stays: blocks of at most one result, branches, throw, variables, constants."""
 _TWO = frozenset((0x11, *range(0x28, 0x3F)))
+_CATCH_ALL = 2
+"""The first kind of catch that names no tag."""
 _CALLS = frozenset((0x10, 0x12, 0xD2))
 """call, return_call, ref.func"""
 _PREFIXED = {
@@ -116,6 +118,8 @@ def _renumbered(body: bytes, places: Mapping[int, int]) -> bytes:
             count, at = _read_unsigned(body, at)
             for _ in range(count + 1):
                 at = _skip(body, at)
+        elif code == 0x1F:
+            at = _after_catches(body, at)
         elif code == 0x1C:
             count, at = _read_unsigned(body, at)
             at += count
@@ -132,6 +136,14 @@ def _after_locals(body: bytes) -> int:
     groups, at = _read_unsigned(body, 0)
     for _ in range(groups):
         at = _skip(body, at) + 1
+    return at
+
+
+def _after_catches(body: bytes, at: int) -> int:
+    """Behind what follows a try_table: its type, and of each catch its kind, its tag where it has one, and its label."""
+    count, at = _read_unsigned(body, _skip(body, at))
+    for _ in range(count):
+        at = _skip(body, _skip(body, at + 1) if body[at] < _CATCH_ALL else at + 1)
     return at
 
 
