@@ -103,6 +103,39 @@ def test_what_it_throws_has_the_scripts_own_lines(command: Command) -> None:
     assert "SyntaxError" in command.run("let a = ;").err
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("async function f() { throw new Error('lost') }\nf(); print('on')", "Error: lost"),
+        ("await 0; Promise.reject('text'); print('on')", "text"),
+        ("Promise.reject(undefined); print('on')", "undefined"),
+        ("Promise.reject(1.5); print('on')", "1.5"),
+        ("Promise.reject(12n ** 40n); print('on')", str(12**40)),
+        ("new Promise(() => 0); Promise.resolve().then(() => { throw 'first' }); Promise.reject('a' + 1).finally(() => 0)"
+         ".then(() => 0); print('on')", "first"),
+        ("Promise.reject('lost'); print('on'); await new Promise(() => 0)", "lost"),
+    ],
+)  # fmt: skip
+def test_a_rejection_that_nobody_handles_is_reported_and_ends_with_1(command: Command, source: str, said: str) -> None:
+    ran = command.run(source)
+    assert (ran.code, ran.out) == (1, "on\n")
+    assert ran.err.startswith(f"uncaught (in promise) {said}\n")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "const p = Promise.reject(1); await null; p.catch(() => 0)",
+        "for (let i = 0; i < 20000; i++) try { await Promise.reject(new Error('a'.repeat(1000))) } catch {}",
+        "async function f() { throw 1 }\nf().catch(() => 0)",
+        "const all = []; for (let i = 0; i < 1000; i++) all.push(Promise.reject(i)); await Promise.allSettled(all)",
+        "Promise.reject(1); exit(0)",
+    ],
+)
+def test_one_that_is_handled_later_is_none(command: Command, source: str) -> None:
+    assert command.run(source) == Ran(0, "", "")
+
+
 def test_standard_input_is_read_by_lines_or_whole_across_any_cut(command: Command) -> None:
     text = "ä€😀\n" * 20_000 + "end"
     lines = "let n = 0, last; for (let l; (l = readline()) !== null; last = l) n++; print(n, last)"
