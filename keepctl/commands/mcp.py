@@ -17,8 +17,8 @@ PACKAGE = "script_pool"
 @click.argument("options", metavar="[-- OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
 def mcp(path: str | None, options: tuple[str, ...]) -> None:
     """Serves the Model Context Protocol on standard input and output: it offers run_javascript and run_python, each
-    call in a fresh sandbox or a session, of a pool of its own with OPTIONS of script-pool, or of one that is there. Needs: pip install
-    keepfleet[mcp].
+    call in a fresh sandbox or a session, of a pool of its own with OPTIONS of script-pool, or of one that is there.
+    Needs: pip install keepfleet[mcp].
 
     \b
     keepctl mcp -- --time 2 --memory 64

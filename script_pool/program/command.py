@@ -85,7 +85,16 @@ def _boot(code: bytes) -> tuple[bytes, dict[str, int]]:
         image, undefined = guest.read(0, guest.size), boot.undefined
     template.close()
     shared = _find_shared(before)
-    places = {"REJECTED": rejected, "REJECTED_END": rejected + size, "IOVEC": _IOVEC, "COUNT": _COUNT, "RESULT": _RESULT, "NUMBER": _NUMBER, "KEPT": _KEPT, "BUFFER": _BUFFER}
+    places = {
+        "REJECTED": rejected,
+        "REJECTED_END": rejected + size,
+        "IOVEC": _IOVEC,
+        "COUNT": _COUNT,
+        "RESULT": _RESULT,
+        "NUMBER": _NUMBER,
+        "KEPT": _KEPT,
+        "BUFFER": _BUFFER,
+    }
     facts = {name: scratch + at for name, at in places.items()}
     facts |= {name.upper(): handle for name, handle in functions.items()}
     return image, facts | {

@@ -47,7 +47,7 @@ class Module:
 
 
 def table_size(guest: bytes) -> int:
-    """The number that the first of the glue's functions in the table has. Raises ValueError for another kind of table."""
+    """The number in the table of the first function of the glue's. Raises ValueError for a table of another kind."""
     contents = dict(sections(guest)).get(_TABLES, b"")
     if not contents.startswith(_ONE_TABLE):
         raise ValueError("cannot join the modules: the guest has not one table of functions, of a size with a limit")
@@ -158,7 +158,7 @@ def _after_locals(body: bytes) -> int:
 
 
 def _after_catches(body: bytes, at: int) -> int:
-    """Behind what follows a try_table: its type, and of each catch its kind, its tag where it has one, and its label."""
+    """Behind what follows a try_table: its type, and of each catch the kind, the tag where there is one, and the label."""
     count, at = _read_unsigned(body, _skip(body, at))
     for _ in range(count):
         at = _skip(body, _skip(body, at + 1) if body[at] < _CATCH_ALL else at + 1)

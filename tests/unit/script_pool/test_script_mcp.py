@@ -111,7 +111,9 @@ async def test_scripts_call_the_functions_that_the_operator_names_and_no_others(
         assert done.structured_content["output"] == {"total": 8}
         done = await client.call_tool("run_python", {"code": "total = 2 * price_of('pear')"})
         assert done.structured_content["output"] == {"total": 8}
-        assert "among the hosts that are allowed" in str((await called(client, code="await fetch('https://other.example/')")).content[0])
+        assert "among the hosts that are allowed" in str(
+            (await called(client, code="await fetch('https://other.example/')")).content[0]
+        )
         assert "delete_all" in str((await called(client, code="await delete_all()")).content[0])
 
 
