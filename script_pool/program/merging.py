@@ -158,7 +158,7 @@ def _after_locals(body: bytes) -> int:
 
 
 def _after_catches(body: bytes, at: int) -> int:
-    """Behind what follows a try_table: its type, and of each catch the kind, the tag where there is one, and the label."""
+    """Behind what follows a try_table: its type, and of each catch the kind, perhaps a tag, and the label."""
     count, at = _read_unsigned(body, _skip(body, at))
     for _ in range(count):
         at = _skip(body, _skip(body, at + 1) if body[at] < _CATCH_ALL else at + 1)
