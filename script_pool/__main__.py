@@ -16,7 +16,10 @@ from script_pool.pool import ENGINE, ScriptPool
 from script_pool.serve import Service, what_is_missing
 from script_pool.sessions import read_key
 
-OF_A_POOL = ("min", "max", "recycle_after", "queue", "deadline", "drain", "time", "memory", "input", "output", "cache")
+OF_A_POOL = (
+    "min", "max", "recycle_after", "queue", "deadline", "drain", "time", "memory", "input", "output", "session_seconds",
+    "cache",
+)  # fmt: skip
 """The options that a pool takes, whoever starts it."""
 
 
@@ -73,6 +76,18 @@ def parser() -> argparse.ArgumentParser:
         " loaded by this pool alone",
     )
     made.add_argument(
+        "--functions",
+        metavar="FILE",
+        help="with --mcp: a file in Python, which is run here; scripts may call the functions that its __all__ names",
+    )
+    made.add_argument(
+        "--fetch",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="with --mcp: scripts may fetch from this host over HTTPS, or from an origin as http://127.0.0.1:8080",
+    )
+    made.add_argument(
         "--cache",
         metavar="DIRECTORY",
         default=cache_directory(os.environ),
@@ -126,7 +141,7 @@ async def serve_models(arguments: argparse.Namespace) -> None:
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot serve the Model Context Protocol: {why}") from error
     given = vars(arguments)
     options = [f"--{name.replace('_', '-')}={given[name]}" for name in OF_A_POOL]
-    await mcp.serve(options, arguments.mcp or None)
+    await mcp.serve(options, arguments.mcp or None, mcp.host_functions(arguments.functions, arguments.fetch))
 
 
 def say(line: str) -> None:
@@ -137,6 +152,9 @@ def say(line: str) -> None:
 def main(engine: str = ENGINE) -> None:
     """The program. Exit status 1 where it cannot serve, 2 for options that cannot be."""
     arguments = parser().parse_args()
+    if arguments.mcp is None and (arguments.functions or arguments.fetch):
+        say("--functions and --fetch are of --mcp; the other clients offer functions themselves")
+        sys.exit(2)
     try:
         asyncio.run(serve(arguments, engine) if arguments.mcp is None else serve_models(arguments))
     except ValueError as error:

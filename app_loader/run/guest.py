@@ -7,7 +7,7 @@ import os
 import resource
 
 from app_loader.check.imports import INITIALIZE, find_entry
-from app_loader.check.programs import DIRECTORY, file_name, holds_program, read_program
+from app_loader.check.programs import DIRECTORY, file_name, holds_program, read_program, words_of
 from app_loader.engine.compiled import Module
 from app_loader.engine.foreign import EngineError, GuestExit, Trap
 from app_loader.engine.settings import Engine, make_engine, settings_for
@@ -117,7 +117,7 @@ class ProgramGuest(CoreGuest):
             super().__init__(command, own, workload.replace(compiler=Compiler.OPTIMIZING))
         finally:
             os.close(command)
-        self.words = (program.name, program.source.decode())
+        self.words = words_of(program, limits.memory_bytes)
 
 
 class ComponentGuest:

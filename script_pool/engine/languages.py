@@ -20,6 +20,9 @@ from script_pool.engine.interface import (
 from script_pool.engine.micropython import MicroPython
 from script_pool.engine.quickjs import QuickJS
 
+NO_CPYTHON = "CPython is not offered yet; `micropython` is, a smaller Python: docs/how-to/scripts.md says what it has"
+"""Why AddCode refuses `python`."""
+
 
 class Languages:
     """The engine of engines."""
@@ -28,7 +31,7 @@ class Languages:
         """cache: a directory of this user's alone, where compiled code is kept."""
         self._javascript, self._cache = QuickJS(cache), cache
         self._engines: dict[str, Engine] = {"js": self._javascript, "ts": self._javascript}
-        self._missing: dict[str, str] = {}
+        self._missing: dict[str, str] = {"python": NO_CPYTHON}
 
     def __repr__(self) -> str:
         return f"Languages({', '.join(self._engines)})"

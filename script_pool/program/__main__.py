@@ -10,8 +10,9 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 
-from app_loader.check.programs import DIRECTORY, file_name
+from app_loader.check.programs import DIRECTORY, PYTHON, file_name
 from app_loader.engine.binding import find_library
 from app_loader.engine.compiled import Module
 from app_loader.engine.settings import Settings, make_engine
@@ -22,7 +23,7 @@ JAVASCRIPT = "javascript"
 INSTALLED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "engine", "installed")
 MADE_OF = "made-of"
 """The file that says what the commands were made of."""
-_SOURCES = ("command.py", "merging.py", "glue.wat", "prelude.js")
+_SOURCES = ("command.py", "merging.py", "glue.wat", "prelude.js", "python.wat")
 
 
 def main() -> None:
@@ -32,18 +33,23 @@ def main() -> None:
     digest = _digest()
     if _read(os.path.join(directory, MADE_OF)) == digest:
         return
-    from script_pool.program.command import make  # here: what is made already takes no engine
+    from script_pool.program.command import make, make_python  # here: what is made already takes no engine
 
-    module = make()
-    for profile in Profile:
+    _compile(directory, JAVASCRIPT, make(), Profile)
+    _compile(directory, PYTHON, make_python(), (Profile.STANDARD,))
+    make_engines(INSTALLED)
+    with open(os.path.join(directory, MADE_OF), "w", encoding="ascii") as said:
+        said.write(digest)
+
+
+def _compile(directory: str, language: str, module: bytes, profiles: Iterable[Profile]) -> None:
+    """Leaves the command of a language, for each of the profiles that its interpreter can run in."""
+    for profile in profiles:
         with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
             settings = Settings(images=True, profile=profile)
             Module.compile(make_engine(settings), module).store(file.fileno())
             os.fchmod(file.fileno(), 0o644)
-        os.replace(file.name, os.path.join(directory, file_name(JAVASCRIPT, profile)))
-    make_engines(INSTALLED)
-    with open(os.path.join(directory, MADE_OF), "w", encoding="ascii") as said:
-        said.write(digest)
+        os.replace(file.name, os.path.join(directory, file_name(language, profile)))
 
 
 def make_engines(directory: str) -> None:

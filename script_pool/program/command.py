@@ -1,6 +1,7 @@
 """QuickJS as a WASI command: booted once with the program's prelude, then joined with the glue that has its entry.
 
-The command takes the script as its arguments: its name, its text, and then the script's own.
+The command takes the script as its arguments: its name, its text, and then the script's own. MicroPython is such a
+command, but for the functions of a host that it imports.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import struct
 import wasmtime
 
 from script_pool.engine import guest as wheel
+from script_pool.engine import micropython
 from script_pool.engine.booted import (
     GUEST_STACK_BYTES,
     GUEST_STACK_TOP,
@@ -21,13 +23,19 @@ from script_pool.engine.booted import (
     find_stack_limit,
 )
 from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, Template, WasmEngine
-from script_pool.program.merging import join
+from script_pool.program.merging import join, table_size
 
 BUFFER_BYTES = 65_536
 """Of standard input read at once, as much as a pipe holds."""
 _IOVEC, _COUNT, _RESULT, _NUMBER, _KEPT, _BUFFER = 0, 8, 16, 24, 32, 64
 _HOST = ("write", "read", "exit")
-_FUNCTIONS = ("run", "watch", "threw", "end", "random")
+REJECTIONS, REJECTION_BYTES = 256, 16
+"""Of promises that are rejected while nobody waits for them at that moment."""
+_TRACKER = 44
+"""From QuickJS's stack limit to the number of the function that it calls for them (host_promise_rejection_tracker)."""
+_SHARED = 0xBEEF0 * 0x7A1
+"""What is in the prelude's shared array."""
+_FUNCTIONS = ("run", "watch", "threw", "reject", "end", "random")
 _CALLED = (
     "qjs_alloc", "set_max_stack_size", "new_undefined", "new_function", "eval_code", "get_prop", "call_function",
 )  # fmt: skip
@@ -41,7 +49,13 @@ def make() -> bytes:
     code = wheel.read("_guest.wasm", wheel.GUEST_SHA256)
     image, facts = _boot(code)
     glue = _PLACEHOLDER.sub(lambda found: str(facts[found[1]]), _read("glue.wat").decode())
-    return join(wheel.with_image(code, image), bytes(wasmtime.wat2wasm(glue)))
+    return join(wheel.with_image(code, image), bytes(wasmtime.wat2wasm(glue)), listed=("rejected",))
+
+
+def make_python() -> bytes:
+    """MicroPython's module. Raises ImportError where the wheel's guest is not the one that is known."""
+    code = wheel.read("micropython-wasi.wasm", micropython.GUEST_SHA256, *micropython.WHEEL)
+    return join(code, bytes(wasmtime.wat2wasm(_read("python.wat").decode())))
 
 
 def _read(name: str) -> bytes:
@@ -55,22 +69,48 @@ def _boot(code: bytes) -> tuple[bytes, dict[str, int]]:
     template = Template(engine, code, Booted(engine).imports(), _CALLED)
     with Guest(template, MAX_MEMORY_BYTES, _BOOT_TICKS) as guest:
         guest.call("set_max_stack_size", STACK_MARK)
-        scratch = guest.call("qjs_alloc", _BUFFER + BUFFER_BYTES)
+        rejected, size = _BUFFER + BUFFER_BYTES, REJECTIONS * REJECTION_BYTES
+        scratch = guest.call("qjs_alloc", rejected + size)
         guest.write(scratch, bytes(_BUFFER))
+        guest.write(scratch + rejected, bytes(size))
         boot = _Boot(guest, scratch)
         host = [guest.call("new_function", *boot.put(name.encode())) for name in _HOST]
         functions = boot.functions(boot.call(boot.evaluate(_read("prelude.js")), host))
         before = guest.read(0, guest.size)
         boot.call(functions["random"], [])
         random = find_random(before, guest.read(0, guest.size))
-        limit = struct.pack("<I", GUEST_STACK_TOP - GUEST_STACK_BYTES)
-        guest.write(find_stack_limit(before), limit)
+        limit = find_stack_limit(before)
+        guest.write(limit, struct.pack("<I", GUEST_STACK_TOP - GUEST_STACK_BYTES))
+        guest.write(limit + _TRACKER, struct.pack("<I", table_size(code)))
         image, undefined = guest.read(0, guest.size), boot.undefined
     template.close()
-    places = {"IOVEC": _IOVEC, "COUNT": _COUNT, "RESULT": _RESULT, "NUMBER": _NUMBER, "KEPT": _KEPT, "BUFFER": _BUFFER}
+    shared = _find_shared(before)
+    places = {
+        "REJECTED": rejected,
+        "REJECTED_END": rejected + size,
+        "IOVEC": _IOVEC,
+        "COUNT": _COUNT,
+        "RESULT": _RESULT,
+        "NUMBER": _NUMBER,
+        "KEPT": _KEPT,
+        "BUFFER": _BUFFER,
+    }
     facts = {name: scratch + at for name, at in places.items()}
     facts |= {name.upper(): handle for name, handle in functions.items()}
-    return image, facts | {"UNDEFINED": undefined, "RANDOM": random, "BUFFER_SIZE": BUFFER_BYTES}
+    return image, facts | {
+        "UNDEFINED": undefined, "RANDOM": random, "BUFFER_SIZE": BUFFER_BYTES, "SHARED": shared,
+    }  # fmt: skip
+
+
+def _find_shared(memory: bytes) -> int:
+    """Where the prelude's shared array has its one value: in the heap, since the stack may have a copy."""
+    mark, at, found = struct.pack("<Q", _SHARED), GUEST_STACK_TOP - 1, []
+    while (at := memory.find(mark, at + 1)) >= 0:
+        if at % len(mark) == 0:
+            found.append(at)
+    if len(found) != 1:
+        raise ImportError(f"cannot make JavaScript's program: its shared value is at {len(found)} places")
+    return found[0]
 
 
 class _Boot:

@@ -1,7 +1,8 @@
 ;; What stands between QuickJS and WASI: the program's entry, and the three functions of the host that its prelude has.
 ;; A word in double braces is a number that booting has found: where the scratch memory is, and the handles of the prelude's functions.
 ;; Scratch: +0 an iovec, +8 how many bytes, +16 a result's handle, +24 a number, +32 how many bytes were kept back,
-;; +64 the buffer of standard input.
+;; +64 the buffer of standard input, and behind it rejected promises that nobody waits for: of each itself and its reason,
+;; 0 where there is none.
 (module
   (import "wasi_snapshot_preview1" "args_sizes_get" (func $args_sizes_get (param i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "args_get" (func $args_get (param i32 i32) (result i32)))
@@ -101,6 +102,43 @@
   (func (export "host_module_normalize") (param i32 i32 i32 i32 i32) (result i32) (i32.const 0))
   (func (export "host_module_load") (param i32 i32 i32) (result i32) (i32.const 0))
 
+  ;; Counts a reference to a value of QuickJS, or one less: objects, strings, symbols and large numbers have a count.
+  (func $count (param $value i64) (param $more i32)
+    (if (i64.ge_u (local.get $value) (i64.const 0xFFFFFFF700000000))
+      (then (i32.store (i32.wrap_i64 (local.get $value))
+        (i32.add (i32.load (i32.wrap_i64 (local.get $value))) (local.get $more))))))
+
+  ;; QuickJS calls it, by its number in the table, for each promise that is rejected while nobody waits for it, and again
+  ;; when somebody does. Where all places are taken a rejection is not noted.
+  (func (export "rejected")
+    (param $context i32) (param $promise i64) (param $reason i64) (param $handled i32) (param $opaque i32)
+    (local $at i32) (local $change i32)
+    (local.set $at (i32.const {{REJECTED}}))
+    (local.set $change (select (i32.const -1) (i32.const 1) (local.get $handled)))
+    (loop $next
+      (if (i64.eq (i64.load (local.get $at)) (select (local.get $promise) (i64.const 0) (local.get $handled)))
+        (then
+          (i64.store (local.get $at) (select (i64.const 0) (local.get $promise) (local.get $handled)))
+          (i64.store offset=8 (local.get $at) (local.get $reason))
+          (call $count (local.get $promise) (local.get $change))
+          (call $count (local.get $reason) (local.get $change))
+          (return)))
+      (local.set $at (i32.add (local.get $at) (i32.const 16)))
+      (br_if $next (i32.lt_u (local.get $at) (i32.const {{REJECTED_END}})))))
+
+  ;; Gives the prelude the reason of the first rejection that nobody waits for, in the array that it shares.
+  (func $find_rejected
+    (local $at i32)
+    (local.set $at (i32.const {{REJECTED}}))
+    (loop $next
+      (if (i64.ne (i64.load (local.get $at)) (i64.const 0))
+        (then
+          (i64.store (i32.const {{SHARED}}) (i64.load offset=8 (local.get $at)))
+          (call $ask (i32.const {{REJECT}}) (i32.const 0) (i32.const 0))
+          (return)))
+      (local.set $at (i32.add (local.get $at) (i32.const 16)))
+      (br_if $next (i32.lt_u (local.get $at) (i32.const {{REJECTED_END}})))))
+
   (func $length (param $text i32) (result i32)
     (local $at i32)
     (local.set $at (local.get $text))
@@ -150,6 +188,7 @@
             (call $ask (i32.const {{THREW}}) (i32.const {{RESULT}}) (i32.const 1)))
           (else (call $ask (i32.const {{WATCH}}) (i32.const {{RESULT}}) (i32.const 1))))))
     (loop $jobs (br_if $jobs (call $execute_pending_jobs)))
+    (call $find_rejected)
     (call $ask (i32.const {{END}}) (i32.const 0) (i32.const 0))
     (call $proc_exit (call $integer (i32.load (i32.const {{RESULT}})))))
 )

@@ -1,7 +1,8 @@
 """Joins two modules of WebAssembly to one: a guest, and the glue that has what it imports and calls what it exports.
 
 What both import of WASI comes first, then the guest's functions, then the glue's: every number of a function in their
-code is written anew. The glue has no table, no data and no global variable of its own.
+code is written anew. The glue has no table, no data and no global variable of its own; functions of its that are to be
+called by their number in a table come behind the guest's.
 Import rule: the standard library, and `script_pool.engine.guest` for a module's sections and numbers.
 """
 
@@ -9,18 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from script_pool.engine.guest import _read_unsigned, _unsigned, sections
+from script_pool.engine.guest import _read_unsigned, _signed, _unsigned, sections
 
-_CUSTOM, _TYPES, _IMPORTS, _FUNCTIONS, _EXPORTS, _ELEMENTS, _CODE = 0, 1, 2, 3, 7, 9, 10
-_ORDER = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 10, 11)
-"""In which sections stand: the count of data segments comes before the code."""
+_CUSTOM, _TYPES, _IMPORTS, _FUNCTIONS, _TABLES, _EXPORTS, _ELEMENTS, _CODE = 0, 1, 2, 3, 4, 7, 9, 10
+_ORDER = (1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11)
+"""In which sections stand: tags of exceptions come behind memories, the count of data segments before the code."""
 _FUNCTION = 0
 _FUNCTION_TYPE = 0x60
+_ONE_TABLE = b"\1\x70\1"
+"""One table of functions, whose size has a limit."""
 
-_NO_OPERAND = frozenset((0x00, 0x01, 0x05, 0x0B, 0x0F, 0x1A, 0x1B, 0xD1, *range(0x45, 0xC5)))
-_ONE = frozenset((0x02, 0x03, 0x04, 0x0C, 0x0D, *range(0x20, 0x27), 0x3F, 0x40, 0x41, 0x42, 0xD0))
-"""Opcodes with one LEB128 number that stays: blocks of at most one result, branches, variables, constants."""
+_NO_OPERAND = frozenset((0x00, 0x01, 0x05, 0x0A, 0x0B, 0x0F, 0x1A, 0x1B, 0xD1, *range(0x45, 0xC5)))
+_ONE = frozenset((0x02, 0x03, 0x04, 0x08, 0x0C, 0x0D, *range(0x20, 0x27), 0x3F, 0x40, 0x41, 0x42, 0xD0))
+"""Opcodes with one LEB128 number that stays: blocks of at most one result, branches, throw, variables, constants."""
 _TWO = frozenset((0x11, *range(0x28, 0x3F)))
+_CATCH_ALL = 2
+"""The first kind of catch that names no tag."""
 _CALLS = frozenset((0x10, 0x12, 0xD2))
 """call, return_call, ref.func"""
 _PREFIXED = {
@@ -41,8 +46,17 @@ class Module:
         self.bodies = list(_bodies(self.parts[_CODE]))
 
 
-def join(guest: bytes, glue: bytes, entry: str = "_start") -> bytes:
-    """The module of both, which exports its memory and `entry`. Raises ValueError for what it does not know."""
+def table_size(guest: bytes) -> int:
+    """The number in the table of the first function of the glue's. Raises ValueError for a table of another kind."""
+    contents = dict(sections(guest)).get(_TABLES, b"")
+    if not contents.startswith(_ONE_TABLE):
+        raise ValueError("cannot join the modules: the guest has not one table of functions, of a size with a limit")
+    return _read_unsigned(contents, len(_ONE_TABLE))[0]
+
+
+def join(guest: bytes, glue: bytes, entry: str = "_start", listed: tuple[str, ...] = ()) -> bytes:
+    """The module of both, which exports its memory and `entry`. listed: exports of the glue that come into the table.
+    Raises ValueError for what it does not know."""
     first, second = Module(guest), Module(glue)
     wasi: list[tuple[str, str, int]] = []
     for module, shift in ((first, 0), (second, len(first.types))):
@@ -63,6 +77,12 @@ def join(guest: bytes, glue: bytes, entry: str = "_start") -> bytes:
         [_name("memory") + b"\2\0", _name(entry) + b"\0" + _unsigned(of_glue[second.exports[entry]])]
     )
     parts[_ELEMENTS] = _elements(first.parts[_ELEMENTS], of_guest)
+    if listed:
+        size = table_size(guest)
+        parts[_TABLES] = _ONE_TABLE + 2 * _unsigned(size + len(listed))
+        count, at = _read_unsigned(parts[_ELEMENTS], 0)
+        more = _vector([_unsigned(of_glue[second.exports[name]]) for name in listed])
+        parts[_ELEMENTS] = _unsigned(count + 1) + parts[_ELEMENTS][at:] + b"\0\x41" + _signed(size) + b"\x0b" + more
     bodies = [*(_renumbered(body, of_guest) for body in first.bodies)]
     bodies += [_renumbered(body, of_glue) for body in second.bodies]
     parts[_CODE] = _vector([_unsigned(len(body)) + body for body in bodies])
@@ -116,6 +136,8 @@ def _renumbered(body: bytes, places: Mapping[int, int]) -> bytes:
             count, at = _read_unsigned(body, at)
             for _ in range(count + 1):
                 at = _skip(body, at)
+        elif code == 0x1F:
+            at = _after_catches(body, at)
         elif code == 0x1C:
             count, at = _read_unsigned(body, at)
             at += count
@@ -132,6 +154,14 @@ def _after_locals(body: bytes) -> int:
     groups, at = _read_unsigned(body, 0)
     for _ in range(groups):
         at = _skip(body, at) + 1
+    return at
+
+
+def _after_catches(body: bytes, at: int) -> int:
+    """Behind what follows a try_table: its type, and of each catch the kind, perhaps a tag, and the label."""
+    count, at = _read_unsigned(body, _skip(body, at))
+    for _ in range(count):
+        at = _skip(body, _skip(body, at + 1) if body[at] < _CATCH_ALL else at + 1)
     return at
 
 

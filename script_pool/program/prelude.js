@@ -11,7 +11,8 @@
   const isError = Error.isError ?? ((value) => value instanceof Error);
   const evaluate = eval;          // called by another name, it evaluates a sloppy global script
   const PLACE = /(?:eval_script|<input>|<evalScript>):(\d+)/g;
-  let name = 'script', state = 0; // 0 waiting, 1 done, 2 thrown
+  const shared = [0xBEEF0 * 0x7A1]; // glue.wat writes a value of the engine's over this one, which stands nowhere else
+  let name = 'script', state = 0; // 0 waiting, 1 done, 2 thrown, 3 rejected while nobody waited
   let thrown, input = '', ended = false;
 
   function member(object, key) {
@@ -94,10 +95,15 @@
     },
     watch(promise) { call(then, promise, () => { state = 1; }, (error) => { state = 2; thrown = error; }); },
     threw(error) { state = 2; thrown = error; },
+    // A promise was rejected, for the shared reason, and nobody waits for it; what the script itself throws comes first.
+    reject() { if (state !== 2) { state = 3; thrown = shared[0]; } },
     // The exit code; says what was thrown.
     end() {
       if (state === 1) return 0;
-      if (state === 2) { write(2, 'uncaught ' + describe(thrown) + '\n'); return 1; }
+      if (state >= 2) {
+        write(2, (state === 2 ? 'uncaught ' : 'uncaught (in promise) ') + describe(thrown) + '\n');
+        return 1;
+      }
       write(2, 'the program waits for a promise that nothing will resolve\n');
       return 13;
     },

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from keep_client.keep import endpoint_of
+from keep_client.scripts import KeepStream
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.tls import pinned_client_context
@@ -122,6 +124,49 @@ def test_one_request_is_one_body_and_a_stream_is_answered_as_it_comes(pool: Pool
     )
     answers = [json.loads(line) for line in pool.post(lines, kind="application/json-lines").body.split(b"\r\n")[:-1]]
     assert {answer["id"]: answer["outputSandbox"]["x"] for answer in answers} == {n: 2 * n for n in range(50)}
+
+
+def test_a_pool_in_a_keep_runs_micropython_and_says_that_it_has_no_cpython(pool: Pool) -> None:
+    code = "import json\ntotal = sum(json.loads(text))"
+    assert pool.do(cmd="AddCode", name="sum", code=code, language="micropython") == {"ok": True}
+    assert pool.do(cmd="ExecCode", name="sum", inputSandbox={"text": "[20, 22]"}) == {
+        "ok": True, "outputSandbox": {"text": "[20, 22]", "total": 42}
+    }  # fmt: skip
+    assert pool.do(cmd="AddCode", name="loop", code="while True: pass", language="micropython") == {"ok": True}
+    assert pool.do(cmd="ExecCode", name="loop", inputSandbox={})["reason"] == "time limit exceeded"
+    said = pool.do(id=1, cmd="AddCode", name="a", code="pass", language="python")
+    assert (said["reason"], "micropython" in str(said["message"])) == ("not installed", True)
+
+
+def test_a_session_over_tls_is_its_owners_alone(fleet: Fleet) -> None:
+    fleet.issue("carol")
+    pool = Pool(fleet, fleet.client().create_pool({"callers": ["name:carol", "name:admin"]}))
+    try:
+        assert pool.do(cmd="AddCode", name="step", code="globalThis.n = (globalThis.n ?? 0) + 1") == {"ok": True}
+        step = b'{"id":1,"cmd":"ExecCode","name":"step","inputSandbox":{},"session":"s"}'
+        counted = [pool.post(step, name).object["outputSandbox"] for name in ("admin", "admin", "carol", "admin")]
+        assert counted == [{"n": 1}, {"n": 2}, {"n": 1}, {"n": 3}]
+        saved = pool.do(id=1, cmd="SaveSession", session="s")["saved"]
+        taken = json.dumps({"id": 1, "cmd": "LoadSession", "session": "t", "saved": saved}).encode()
+        answer = pool.post(taken, "carol").object
+        assert (answer["reason"], "another owner" in answer["message"]) == ("session refused", True)
+    finally:
+        fleet.client().remove(pool.info.kuuid)
+
+
+def test_a_script_calls_a_function_of_its_callers_over_tls(fleet: Fleet, pool: Pool) -> None:
+    code = "var price = await price_of(article)"
+    assert pool.do(cmd="AddCode", name="order", code=code, hostFunctions=["price_of"]) == {"ok": True}
+    stream = KeepStream(endpoint_of(pool.info, "127.0.0.1"), fleet.credentials())
+    try:
+        stream.send(b'{"id":7,"cmd":"ExecCode","name":"order","inputSandbox":{"article":"pear"}}\r\n')
+        asked = json.loads(stream.receive())
+        call = asked["hostCall"]
+        assert (asked["id"], call["name"], call["arguments"]) == (7, "price_of", ["pear"])
+        stream.send(b'{"cmd":"HostResult","id":7,"call":%d,"value":4}\r\n' % call["call"])
+        assert json.loads(stream.receive())["outputSandbox"] == {"article": "pear", "price": 4}
+    finally:
+        stream.close()
 
 
 def test_what_is_no_request_of_a_pool_is_refused_with_its_status(pool: Pool) -> None:

@@ -31,7 +31,10 @@ def place(fleet: Fleet) -> Iterator[Path]:
         "deep.js": "const names = []; function deeper() { deeper() }\n"
         "for (const way of [deeper, () => eval('('.repeat(1e5)), () => JSON.parse('['.repeat(1e5))])\n"
         "  try { way() } catch (error) { names.push(error.name) }\nprint(...names)\n",
-        "hello.py": "print('hello')\n",
+        "hello.py": "import sys\nfor line in sys.stdin:\n    print('hello', line.strip(), *sys.argv[1:])\n"
+        "sys.stderr.write('to error\\n')\nsys.exit(3)\n",
+        "throws.py": "def inner():\n    return {}['customer']\n\ninner()\n",
+        "loop.py": "print('on')\nwhile True: pass\n",
     }
     for name, text in sources.items():
         (place / name).write_text(text)
@@ -91,11 +94,27 @@ def test_it_runs_in_the_strict_profile_and_beside_the_fast_compiler(fleet: Fleet
     assert typed(fleet, place, "keepctl run --rm --compiler fast greet.js 2>&1; echo $?").splitlines()[0] == "hello"
 
 
-def test_python_is_refused_with_the_reason(fleet: Fleet, place: Path) -> None:
-    said = typed(fleet, place, "keepctl run --rm hello.py 2>&1; echo $?").splitlines()
-    assert "cannot take the script: a keep runs no Python yet" in said[0]
-    assert said[-1] == "126"
+def test_a_script_in_python_runs_as_one_in_javascript_does(fleet: Fleet, place: Path) -> None:
+    said = typed(fleet, place, "printf 'moon\nsun' | keepctl run --rm hello.py -- one 2>err; echo $?; cat err")
+    assert said.splitlines()[:4] == ["hello moon one", "hello sun one", "3", "to error"]
+    said = typed(fleet, place, "keepctl run --rm throws.py 2>&1; echo $?")
+    assert said.splitlines()[:4] == [
+        "Traceback (most recent call last):",
+        '  File "throws.py", line 4, in <module>',
+        '  File "throws.py", line 2, in inner',
+        "KeyError: customer",
+    ]
+    assert said.splitlines()[-1] == "1"
+    said = typed(fleet, place, "keepctl run --rm --time 1s loop.py 2>&1; echo $?")
+    assert said.splitlines()[0] == "on"
+    assert said.splitlines()[-1] == "124"
     assert fleet.left_over() == []
+
+
+def test_python_is_refused_where_the_profile_has_no_exceptions(fleet: Fleet, place: Path) -> None:
+    said = typed(fleet, place, "keepctl run --rm --profile strict hello.py 2>&1; echo $?").splitlines()
+    assert "cannot take the script: it is Python, which the strict profile has not" in said[0]
+    assert said[-1] == "126"
 
 
 def test_a_script_of_the_store_runs_as_a_module_does(fleet: Fleet, place: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from script_pool.client import ScriptError
-from script_pool.mcp import in_words
+from script_pool.mcp import host_functions, in_words
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -31,7 +31,7 @@ async def test_a_model_s_code_runs_with_its_input_and_gives_output_and_console()
     async with Client(server()) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert "run_javascript" in tools
-        assert set(tools["run_javascript"].input_schema["properties"]) == {"code", "input", "typescript"}
+        assert set(tools["run_javascript"].input_schema["properties"]) == {"code", "input", "typescript", "session"}
         done = await called(
             client, code="console.log('hi'); total = items.reduce((a, b) => a + b)", input={"items": [1, 2]}
         )
@@ -56,6 +56,73 @@ async def test_each_call_begins_in_a_fresh_world_and_what_goes_wrong_is_told() -
         assert "syntax error" in (await called(client, code="let a = ;")).content[0].text
         assert "time limit exceeded" in (await called(client, code="for (;;);")).content[0].text
         assert (await called(client, code="x = 1")).structured_content["output"] == {"x": 1}
+
+
+async def test_python_is_offered_as_the_one_that_the_pool_has() -> None:
+    async with Client(server()) as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        assert str(tools["run_python"].description).startswith("Runs MicroPython 1.27 once")
+        code = "print('hi')\ntotal = sum(items)"
+        done = await client.call_tool("run_python", {"code": code, "input": {"items": [1, 2]}})
+        assert done.structured_content["output"] == {"items": [1, 2], "total": 3}
+        assert done.structured_content["console"] == ["hi"]
+        wrong = await client.call_tool("run_python", {"code": "\nnobody()"})
+        assert "NameError" in str(wrong.content[0])
+        assert "script:2" in str(wrong.content[0])
+
+
+async def test_a_session_goes_on_until_it_is_ended() -> None:
+    async with Client(server()) as client:
+        await called(client, code="const table = {a: 1}; var steps = 0", session="s")
+        for steps in (1, 2):
+            again = await called(client, code="steps++; seen = table.a", session="s")
+            assert again.structured_content["output"]["steps"] == steps
+        assert (await called(client, code="seen = typeof steps")).structured_content["output"] == {"seen": "undefined"}
+        ended = await client.call_tool("end_session", {"session": "s"})
+        assert ended.structured_content == {"ended": "s"}
+        again = await client.call_tool("end_session", {"session": "s"})
+        assert "no such session" in str(again.content[0])
+
+
+SHOP = """
+__all__ = ["price_of"]
+
+
+def price_of(article: str) -> int:
+    \"\"\"The price of an article.\"\"\"
+    return {"pear": 4}[article]
+
+
+def delete_all() -> None:
+    raise AssertionError
+"""
+
+
+async def test_scripts_call_the_functions_that_the_operator_names_and_no_others(tmp_path: Path) -> None:
+    file = tmp_path / "shop.py"
+    file.write_text(SHOP)
+    options = ("-m", "script_pool", "--mcp", "--max=1", f"--functions={file}", "--fetch=api.example.com")
+    async with Client(server(*options)) as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        for name in ("run_javascript", "run_python"):
+            assert "- price_of(article: str) -> int: The price of an article." in str(tools[name].description)
+            assert "Asks api.example.com alone" in str(tools[name].description)
+            assert tools[name].annotations is None
+        done = await called(client, code="var total = 2 * await price_of('pear')")
+        assert done.structured_content["output"] == {"total": 8}
+        done = await client.call_tool("run_python", {"code": "total = 2 * price_of('pear')"})
+        assert done.structured_content["output"] == {"total": 8}
+        assert "among the hosts that are allowed" in str(
+            (await called(client, code="await fetch('https://other.example/')")).content[0]
+        )
+        assert "delete_all" in str((await called(client, code="await delete_all()")).content[0])
+
+
+@pytest.mark.parametrize("text", ["x = 1", "__all__ = ['missing']", "__all__ = 3"])
+def test_a_file_that_names_no_functions_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.py").write_text(text)
+    with pytest.raises(ValueError, match="its __all__ must list functions that it defines"):
+        host_functions(str(tmp_path / "a.py"), ())
 
 
 async def test_keepctl_serves_it_too() -> None:

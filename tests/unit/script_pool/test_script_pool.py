@@ -102,6 +102,33 @@ async def test_each_limit_has_its_reason_and_the_next_request_runs(
     assert [(await answer).output for answer in good] == [b'{"x":%d}' % (2 * n) for n in range(20)]
 
 
+async def test_what_is_added_last_is_what_every_child_runs_now_and_later(pool: ScriptPool) -> None:
+    """The answers to AddCode are not awaited: the order of the requests is what counts."""
+    for n in range(10):
+        added = [asked(pool.add, "a", f"set x {each}", "js") for each in (n - 1, n)]
+        answers = [asked(pool.run, "a", b"{}") for _ in range(8)]
+        assert {(await answer).output for answer in answers} == {b'{"x":%d}' % n}
+        assert [await answer for answer in added] == [DONE, DONE]
+        if n % 3 == 2:
+            killed = {pid for pid in pool.children.values() if pid > 0}
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            while killed & set(pool.children.values()):
+                await asked(pool.run, "a", b"{}")
+
+
+async def test_there_are_as_many_children_as_must_and_as_may_be() -> None:
+    pool = await made(Settings(1, 3, queue=1000, deadline_seconds=SECONDS))
+    await add(pool, "a", "double x")
+    assert len(pool.children) == 1
+    seen, answers = set[int](), [asked(pool.run, "a", b'{"x":1}') for _ in range(1000)]
+    for answer in answers:
+        assert (await answer).output == b'{"x":2}'
+        seen.add(len(pool.children))
+    assert max(seen) == 3
+    await pool.stop()
+
+
 async def test_children_killed_at_random_cost_no_more_than_what_they_ran(pool: ScriptPool) -> None:
     await add(pool, "a", "double x")
     answers = [asked(pool.run, "a", b'{"x":%d}' % n) for n in range(400)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,6 +211,62 @@ async def test_half_a_line_and_silence_is_answered_and_ended(monkeypatch: pytest
     await ended.wait()
     assert ours.recv(1000) == b'{"ok":false,"reason":"malformed request"}\r\n'
     ours.close()
+
+
+def as_user(uid: int, path: str) -> socket.socket:
+    """A connection of another user's, as the kernel tells it to the peer."""
+    made = socket.socket(socket.AF_UNIX)
+    os.seteuid(uid)
+    try:
+        made.connect(path)
+    finally:
+        os.seteuid(0)
+    return made
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+def test_two_users_have_sessions_of_one_name_each_and_a_third_is_refused() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        os.chmod(place, 0o711)  # noqa: S103 - others connect below it
+        path = os.path.join(place, "pool.sock")
+        command = [sys.executable, "-m", "script_pool", "--socket", path, "--allow-uid=65533", "--allow-uid=65534"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT) as program:
+            assert program.stderr is not None
+            while b"listening on" not in program.stderr.readline():
+                assert program.poll() is None
+            os.chmod(path, 0o666)  # noqa: S103 - the operator's way to let others in
+            with (
+                contextlib.ExitStack() as ended,
+                as_user(65533, path) as one,
+                as_user(65534, path) as other,
+                as_user(65532, path) as third,
+            ):
+                ended.callback(program.terminate)
+                with contextlib.suppress(ConnectionResetError):
+                    assert third.recv(1) == b""
+                files = {client: ended.enter_context(client.makefile("rb")) for client in (one, other)}
+
+                def ask(client: socket.socket, **members: object) -> dict[str, Any]:
+                    client.sendall(json.dumps({"id": 1, **members}).encode() + b"\r\n")
+                    answer: dict[str, Any] = json.loads(files[client].readline())
+                    return answer
+
+                def step(client: socket.socket) -> object:
+                    said = ask(client, cmd="ExecCode", name="step", inputSandbox={}, session="s")
+                    return said["outputSandbox"]["n"]
+
+                code = "globalThis.n = (globalThis.n ?? 0) + 1"
+                assert ask(one, cmd="AddCode", name="step", code=code)["ok"]
+                assert [step(one), step(one), step(other), step(one), step(other)] == [1, 2, 1, 3, 2]
+                saved = ask(one, cmd="SaveSession", session="s")["saved"]
+                taken = ask(other, cmd="LoadSession", session="t", saved=saved)
+                assert (taken["reason"], taken["message"]) == (
+                    "session refused",
+                    "cannot load the session: it belongs to another owner",
+                )
+                assert ask(other, cmd="EndSession", session="s")["ok"]
+                assert step(one) == 4
+            assert b"refused a connection: user 65532 is not one of" in program.stderr.read()
 
 
 def test_another_user_is_refused() -> None:
