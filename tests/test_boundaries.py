@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_isolation",
         "keep_protocol",
     },
-    "script_pool.mcp": {"script_pool.client"},
+    "script_pool.mcp": {"script_pool.client", "script_pool.fetching"},
     "script_pool.program.__main__": {"script_pool", "app_loader.check.programs", "app_loader.engine", "keep_protocol"},
     "script_pool.fetching": {"script_pool.fetching"},
     "keep_client": {"keep_client", "keep_protocol"},
