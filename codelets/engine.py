@@ -1,4 +1,4 @@
-"""wasmtime as codelets use it: an engine that counts fuel, modules compiled beside running calls, memories that stay.
+"""wasmtime as codelets use it: an engine that counts fuel, modules compiled while calls run, memories that stay.
 
 There are two ways into the wheel's library. What compiles lets the interpreter's lock go, so that no thread waits for
 it. What a hook runs keeps it: letting go costs more than the call, and two threads in one store are undefined.
@@ -231,5 +231,5 @@ class World:
 
 
 def function_pointer(function: Func) -> Any:
-    """Its wasmtime_func_t, for CALL; whoever calls keeps it."""
+    """Its wasmtime_func_t, for CALL; the caller keeps it."""
     return function._func

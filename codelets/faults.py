@@ -1,4 +1,4 @@
-"""What cannot be loaded or unloaded, with jbpf's numbers beside the words.
+"""What cannot be loaded or unloaded, with jbpf's numbers next to the words.
 
 Import rule: keep_protocol.
 """

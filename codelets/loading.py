@@ -1,4 +1,4 @@
-"""Builds a set beside what runs: verified modules, memories, linked maps, instances. Nothing is published here.
+"""Builds a set apart from what runs: verified modules, memories, linked maps, instances. Nothing is published here.
 
 Import rule: keep_protocol, module_store, codelets.
 """

@@ -235,7 +235,7 @@ class Runtime:
             hooks, helpers = dict(self._hooks), dict(self._helpers)
         loaded = self._loader.build(descriptor, hooks, helpers, self._reported)
         self._use(loaded)
-        with self._lock:  # what was compiled and made beside is now shown to callers, or was overtaken
+        with self._lock:  # what was compiled and made apart is now shown to callers, or was overtaken
             try:
                 self._check_new(descriptor)
             except CodeletError:
@@ -362,7 +362,7 @@ class Runtime:
     def on_output(self, stream: bytes | str | None, receive: Receiver) -> None:
         """Calls `receive(stream, message)` for what codelets send to a stream, or to any without one of its own.
 
-        A message is bytes, or what the stream's serialiser makes of them. It is called by whoever delivers.
+        A message is bytes, or what the stream's serialiser makes of them. It is called by the thread that delivers.
         """
         with self._lock:
             self._receivers[None if stream is None else as_bytes(stream)] = receive
