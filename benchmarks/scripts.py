@@ -20,7 +20,7 @@ from itertools import count
 
 from benchmarks.figures import Figure, Goal, Measure, percentile
 from benchmarks.host import Host, example
-from benchmarks.measuring import MS, Effort, MeasurementFailed, report
+from benchmarks.measuring import MS, QUICK, Effort, MeasurementFailed, report
 from benchmarks.rivals import PYTHON, RIVALS, CannotInstall, Rival, install
 from keep_client.credentials import Credentials
 from keep_client.keep import endpoint_of
@@ -259,7 +259,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
             taken = _host_calls(server, effort.rounds)
             figures.append(Figure("a host call: processor time of all processes", "ms", taken, HOST_CALL))
         figures.append(_over_tls(host, pool, calls))
-        for rival in RIVALS:
+        for rival in RIVALS if effort is not QUICK else ():  # installing them takes minutes
             try:
                 figures += _against(rival, install(rival, cache), pool, calls)
             except CannotInstall as error:
