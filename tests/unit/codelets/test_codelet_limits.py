@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,8 @@ def test_a_name_is_declared_once(application: Application) -> None:
 
 
 def test_a_hook_out_of_bounds_is_refused(application: Application) -> None:
-    for options in ({"data_bytes": 1 << 30}, {"memory_bytes": 1}, {"fuel": 0}):
+    bad: list[dict[str, Any]] = [{"data_bytes": 1 << 30}, {"memory_bytes": 1}, {"fuel": 0}]
+    for options in bad:
         with pytest.raises(KeepfleetError, match="invalid hook"):
             application.runtime.hook("bad", PACKET, **options)
     with pytest.raises(KeepfleetError, match="invalid hook"):
