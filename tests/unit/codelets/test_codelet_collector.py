@@ -227,14 +227,14 @@ def test_a_collector_that_is_killed_leaves_the_application_and_the_next_a_new_ri
             server.write(STREAM, [b"never read"] * 3)
             process.kill()
         gathering = Gathering(address)  # at once, whether or not its death was seen
-        attached(server)
-        server.write(STREAM, [b"next"])
-        gathering.wait_for(1)
+        while not gathering.found:  # until it is attached, what is sent goes into the ring of the one that was killed
+            server.write(STREAM, [b"next"])
+            gathering.join(0.01)
         gathering.collector.close()
         gathering.join(30)
-        assert [message for _, message in gathering.found] == [b"next"]
+        assert {message for _, message in gathering.found} == {b"next"}
         detached(server)
-    assert server.state().lost == 6
+    assert server.state().lost >= 6
 
 
 def test_no_wake_is_missed_however_the_two_processes_meet(server: CollectorServer, address: str) -> None:
