@@ -1,7 +1,7 @@
 """Compiled codelets: kept in memory, and on disk, so that a new process need not compile what an earlier one did.
 
 What is on disk lies in a cache of the application's user, sealed with a secret of that user's
-(`module_store.artifacts`): native code that somebody else has put there, or changed, is removed and compiled again.
+(`module_store.artifacts`): native code that another user has put there, or changed, is removed and compiled again.
 Import rule: keep_protocol, module_store, codelets.
 """
 

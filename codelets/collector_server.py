@@ -113,7 +113,7 @@ class CollectorServer(Listener):
                 if writer.write(stream, messages):
                     connection.send(WAKE, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                pass  # there are packets that it has not taken: it will wake
+                pass  # no wake-up is lost: a packet that it has not taken is one
             except RingFault as fault:
                 self._lost += len(messages)
                 self._detach_for(connection, fault)

@@ -1,5 +1,5 @@
 """Forks made before the start that they are for: they import what they will need, make what belongs to no one yet, and
-wait to be told what to be. A spare has both of its; a start then finds them ready, and costs a few milliseconds.
+wait to learn what to be. A spare has both of its; a start then finds them ready, and costs a few milliseconds.
 
 One that has died, or that a start cannot use, is done without: a fork is made at the start, as for any other keep.
 Import rule: that of keep_loader.

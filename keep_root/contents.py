@@ -27,7 +27,7 @@ MAIN = "keep_loader/__main__.py"
 COMPILED = (".cwasm", ".wasm")
 """How the names of what runs scripts end: code like a library's, made at installation, and what it was made of."""
 DATA = (".js", ".json")
-"""What lies beside our own sources and is read as they are."""
+"""What lies next to our own sources and is read as they are."""
 MOUNT_POINTS = (
     *("proc", "sys", "dev", "run", "run/systemd/incoming", "tmp", "var/tmp", "etc", "home", "root"),
     *("bin", "sbin", "usr", "lib", CONTROL_GROUP),

@@ -224,7 +224,7 @@ class Keys:
         if sealed is None:
             return data  # of before; what breaks the line itself is no JSON, or a comment
         if sha256(sealed[1]).hexdigest().encode() != sealed[2]:
-            hint = "keepctl store policy set it anew" if name == POLICY else "put back what was there"
+            hint = "set it again: keepctl store policy set" if name == POLICY else "put back what was there"
             raise _unusable(path, f"its contents are not those that were written; {hint}")
         return sealed[1]
 

@@ -20,7 +20,7 @@ OF_A_POOL = (
     "min", "max", "recycle_after", "queue", "deadline", "drain", "time", "memory", "input", "output", "session_seconds",
     "cache",
 )  # fmt: skip
-"""The options that a pool takes, whoever starts it."""
+"""The options that a pool takes, by whatever it is started."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -86,7 +86,7 @@ def _origin(url: str) -> tuple[str, str, int]:
     except (ValueError, KeyError):
         raise FetchRefused(f"cannot fetch {url[:100]!r}: it is no URL of https or http") from None
     if not host or "@" in parts.netloc or "\\" in url:
-        raise FetchRefused(f"cannot fetch {url[:100]!r}: its host cannot be told for sure")
+        raise FetchRefused(f"cannot fetch {url[:100]!r}: its host is ambiguous")
     return scheme, host, port
 
 

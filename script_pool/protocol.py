@@ -4,9 +4,9 @@
     {"cmd":"RemoveCode","name":N}                   → {"ok":true} or {"ok":false,"reason":"no such script"}
     {"cmd":"ExecCode","name":N,"inputSandbox":{…}}  → {"ok":true,"outputSandbox":{…}} or {"ok":false,"reason":…}
     anything else                                   → {"ok":false,"reason":"malformed request"}
-    beside these, of ours: {"cmd":"ListCode"}       → {"ok":true,"scripts":[{"name":N,"language":L}, …]}
+    and of ours: {"cmd":"ListCode"}       → {"ok":true,"scripts":[{"name":N,"language":L}, …]}
 
-Beside them, of this pool alone: AddCode's `hostFunctions`, ExecCode's `session`, `clock` and `zone`, and
+Also, of this pool alone: AddCode's `hostFunctions`, ExecCode's `session`, `clock` and `zone`, and
 
     {"cmd":"HostResult","id":I,"call":N,"value":…} or "error":S, for {"id":I,"hostCall":{"call":N,…}}
     {"cmd":"SaveSession","session":S}               → {"ok":true,"saved":BASE64}

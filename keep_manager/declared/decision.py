@@ -53,7 +53,7 @@ class Wanted:
     before is still known; pinned: whether it is known which module that is; went_back: whether the manager itself went
     back to it, which it does once: what it came from is no way back.
 
-    alone: no other keep of it may live beside a new one; probe_seconds: how long a keep has for the line by which it is
+    alone: no other keep of it may live with a new one; probe_seconds: how long a keep has for the line by which it is
     ready, None where none is asked for; proven: whether a keep of it has been ready; back: the digest of the latest
     version before that has been, "" for none.
     """

@@ -1,4 +1,4 @@
-"""Small files that last, in one folder of the manager's: each is written beside its place, synced, renamed, and the
+"""Small files that last, in one folder of the manager's: each is written next to its place, synced, renamed, and the
 folder synced. What was acknowledged is there after a power cut, and it is there whole.
 
 The folder and the files are their owner's alone, and are not read otherwise: what another user could write is not ours.

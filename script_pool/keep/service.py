@@ -1,7 +1,7 @@
 """The endpoint of a pool's keep: it holds the key, reads what callers send, and is the pool itself.
 
 In this order: descriptors, settings, the identity, LISTENING; then the template process, which the loader forks when it
-hears CONNECTED; then the lock, and behind it the first byte of a caller's. It ends with the loader, or when it is told
+hears CONNECTED; then the lock, and behind it the first byte of a caller's. It ends with the loader, or when it is asked
 to, and answers first what it has been asked.
 """
 
@@ -120,7 +120,7 @@ class _Endpoint:
         return f"_Endpoint({len(self._exchanges)} connections)"
 
     async def run(self) -> None:
-        """Serves until it is told to end, or the loader has gone. Raises KeepfleetError."""
+        """Serves until it is asked to end, or the loader has gone. Raises KeepfleetError."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._over.set)

@@ -1,7 +1,7 @@
 """Joins two modules of WebAssembly to one: a guest, and the glue that has what it imports and calls what it exports.
 
 What both import of WASI comes first, then the guest's functions, then the glue's: every number of a function in their
-code is written anew. The glue has no table, no data and no global variable of its own; functions of its that are to be
+code is written again. The glue has no table, no data and no global variable of its own; functions of its that are to be
 called by their number in a table come behind the guest's.
 Import rule: the standard library, and `script_pool.engine.guest` for a module's sections and numbers.
 """
