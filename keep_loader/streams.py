@@ -366,8 +366,8 @@ class Input:
 
 class Words:
     """What the endpoint, the runner and the checker say of themselves, such as a traceback: through a pipe to the
-    loader, which logs it as its own lines. None of them holds a descriptor of journald's, by which it could write in the
-    unit's name. All speak for strangers sooner or later, so what they say is bounded in time and in all, and
+    loader, which logs it as its own lines. None of them holds a descriptor of journald's, by which it could write in
+    the unit's name. All speak for strangers sooner or later, so what they say is bounded in time and in all, and
     printable.
 
     Owns the pipe. theirs: the end for the forks, as their standard output and error.

@@ -1,5 +1,5 @@
-"""The control protocol's version 2: hello, and a start in one message with descriptors by name; and the secrets that come
-as credentials of the unit, which are copied into the keep's own memory."""
+"""The control protocol's version 2: hello, and a start in one message with descriptors by name; and the secrets that
+come as credentials of the unit, which are copied into the keep's own memory."""
 
 from __future__ import annotations
 
