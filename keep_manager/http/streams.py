@@ -16,10 +16,9 @@ from keep_manager.http.connection import SEND_SECONDS, Flood
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import ADMISSION, QUOTAS, caller_of, peer_of
 from keep_manager.keeps import logs
-from keep_manager.keeps.lines import place_of
-from keep_manager.keeps.logs import Chosen, Events, Output
-from keep_manager.keeps.output import BLOCK_BYTES
+from keep_manager.keeps.logs import Chosen, Events, Output, place_of
 from keep_manager.keeps.readers import Reading
+from keep_manager.keeps.streams import BLOCK_BYTES
 from keep_manager.keeps.view import Entry
 from keep_manager.tasks import Group
 from keep_protocol import output, sse, strict_json

@@ -16,8 +16,8 @@ from keep_manager import tasks
 from keep_manager.folders import Folders
 from keep_manager.keeps import readers
 from keep_manager.keeps.creation import Unbroken
-from keep_manager.keeps.output import KeepOutput
-from keep_manager.keeps.rest import clear_away
+from keep_manager.keeps.streams import KeepOutput
+from keep_manager.keeps.view import clear_away
 from keep_manager.loader_client import Loaders
 from keep_manager.model import exhaustion_explained
 from keep_manager.systemd.fields import FieldFiles
