@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_loader.input import COMPLETE, DATA, MAX_PACKET, NO_MORE
+from keep_loader.streams import COMPLETE, DATA, MAX_PACKET, NO_MORE
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
