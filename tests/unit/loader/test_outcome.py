@@ -185,6 +185,7 @@ def limited(loader: LoaderProcess, passed: Endpoint, limits: Limits) -> tuple[Pe
     peer, stub = opened(loader, passed)
     stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
+    peer.hears_that_it_runs()
     return peer, stub
 
 

@@ -24,6 +24,7 @@ def running(loader: LoaderProcess, passed: Endpoint) -> tuple[Peer, Stub]:
     peer, stub = opened(loader, passed)
     stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
+    peer.hears_that_it_runs()
     return peer, stub
 
 
