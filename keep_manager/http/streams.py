@@ -216,7 +216,7 @@ class _Query:
         unknown = sorted(set(self._query) - set(names))
         if unknown or len(self._query) != len(set(self._query)):
             name = (unknown or sorted(self._query))[0]
-            raise _unreadable(f"{name[:40]!r} is no parameter of it, or stands twice")
+            raise _unreadable(f"{name[:40]!r} is no parameter of it, or is given twice")
 
     def flag(self, name: str) -> bool:
         """Whether it is true."""

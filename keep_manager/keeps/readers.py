@@ -59,7 +59,7 @@ class Reading:
         self._output = self._reader = None
 
     def wake(self) -> None:
-        """Whoever waits for more looks again."""
+        """All that wait for more look again."""
         self._woken.set()
         if self._output is not None:
             self._output.wake()

@@ -168,7 +168,7 @@ class Starts:
         address = request.address if kind.listens else ""
         allowed = self._quotas.admit_start(caller, kuuid, address, request.port)
         provision = self._provision(request, spec, caller, session.user, version)
-        async with self._tidied(kuuid) as handed, self._providers.opened(provision) as opened:
+        async with self._tidied(kuuid) as passed_on, self._providers.opened(provision) as opened:
             reach(Failpoint.START_AFTER_FILES)
             with ExitStack() as held:
                 descriptors, port = dict(opened), 0
@@ -182,7 +182,7 @@ class Starts:
                 kind.check_descriptors(tuple(descriptors))
                 message = StartMessage(address, request.names, uploaders, tuple(descriptors))
                 reach(Failpoint.START_AFTER_ADDRESS)
-                handed.set()
+                passed_on.set()
                 answer = await session.start(message, port, tuple(descriptors.values()), START_REPLY_SECONDS)
         reach(Failpoint.START_AFTER_COMMAND)
         if (answer.report.address, answer.report.port) != (address, port):
@@ -207,14 +207,14 @@ class Starts:
 
     @asynccontextmanager
     async def _tidied(self, kuuid: int) -> AsyncIterator[asyncio.Event]:
-        """Removes the keep's files where the block fails before they were handed over: then it sets the event. What its
+        """Removes the keep's files where the block fails before they were passed on: then it sets the event. What its
         loader has may be in use, and is replaced by the next start or removed with the keep. A removal that came
         meanwhile has looked for them before they were made."""
-        handed = asyncio.Event()
+        passed_on = asyncio.Event()
         try:
-            yield handed
+            yield passed_on
         except BaseException:
-            if not handed.is_set() or kuuid not in self._view or self._view.entry(kuuid).removing:
+            if not passed_on.is_set() or kuuid not in self._view or self._view.entry(kuuid).removing:
                 await asyncio.shield(clear_away(self._folders, kuuid))
             raise
 

@@ -2,7 +2,7 @@
 and the standard inputs that clients send while a workload runs.
 
 A reader that holds makes the guest wait for it, unless it stalls. No process and no copy in memory is kept for any of
-them; what a reader was too slow for it is told by the frames' own offsets.
+them; what a reader was too slow for, the frames' own offsets show.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ STALL_SECONDS = 10.0
 MAX_READERS = 64
 """Of one keep's output: each wakes up for each token."""
 BLOCK_BYTES = LONGEST
-"""Read at once for one reader: what one that stalls holds in memory, and little enough to stay in a core's cache on its
-way through TLS."""
+"""Read in one turn for one reader: what one that stalls holds in memory, and little enough to stay in a core's cache on
+its way through TLS."""
 RELEASES = 16
 """Parts of the ring: the loader hears of each that no reader is waited for in any more, also while there is more."""
 MAX_TOKENS = 16
@@ -264,7 +264,7 @@ class Inputs:
     started with one.
 
     What this sends is data, and at last that it is complete; a loader that sees the socket closed without that knows
-    that its guest's input was cut, whoever went away.
+    that its guest's input was cut, whichever side went away.
     """
 
     def __init__(self) -> None:

@@ -216,7 +216,7 @@ class Retention:
         return f"Retention({self._seconds:g} s)"
 
     def apply(self, seconds: float) -> None:
-        """Looks at once, by this retention."""
+        """Looks immediately, by this retention."""
         self._seconds = seconds
         self._applied.set()
 

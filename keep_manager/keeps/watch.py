@@ -157,7 +157,7 @@ class Watch:
         await _within(watched.gone, RECORDED_SECONDS)
 
     async def tend_resting(self) -> None:
-        """Looks now and then at the units of all keeps that have ended, which no connection tells of: at one whose unit
+        """Looks now and then at the units of all keeps that have ended, which no connection reports: at one whose unit
         was stopped, or started again, by hand. For ever.
 
         systemd would send signals of it, but of every unit of the host and of each of its changes, to all who listen:
