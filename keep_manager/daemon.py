@@ -213,7 +213,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
         declared = Specifications(os.path.join(state_directory(instance), "declared"))
-        volumes = Volumes(volumes_at, lambda owner: quotas_for(quotas.callers, owner).volume_bytes)
+        volumes = Volumes(volumes_at, lambda owner: quotas_for(quotas.callers, owner).volume_bytes, mounts=mapped)
         reconciler = Reconciler(tasks, keeps, view.entries, declared, modules, volumes, readers)
         view.on_change = reconciler.keep_changed
         view.on_unfit = compiled.unfit

@@ -28,7 +28,7 @@ from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, Seconds, Text, Whole, field, parse
 from keep_protocol.volumes import INODES, NAME_PATTERN, SIZES, Volume
-from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained
+from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained
 
 IMAGE, RECORD = "image", "volume.json"
 SCHEMA = 1
@@ -50,10 +50,13 @@ class _Stored(Record):
 
 
 class Volumes:
-    """The volumes in `directory`. allowed: how many bytes the volumes of an owner may have together."""
+    """The volumes in `directory`. allowed: how many bytes the volumes of an owner may have together; mounts: whether
+    this manager's keeps can have any, which a user's own cannot."""
 
-    def __init__(self, directory: str, allowed: Callable[[str], int], disk: Disk | None = None) -> None:
-        self._directory, self._allowed, self._disk = directory, allowed, disk or Disk()
+    def __init__(
+        self, directory: str, allowed: Callable[[str], int], disk: Disk | None = None, *, mounts: bool = True
+    ) -> None:
+        self._directory, self._allowed, self._disk, self._mounts = directory, allowed, disk or Disk(), mounts
         self._looking = threading.Lock()  # a look locks images, too
         self.lock = asyncio.Lock()
         """Held by who makes or removes one."""
@@ -65,7 +68,7 @@ class Volumes:
         """Makes the directory, and removes what a manager that was killed had half made or half removed. Raises
         KeepfleetError."""
         with explained(f"keep volumes in {self._directory}"):
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            ensure_folder(self._disk, self._directory)
             with self._base() as base:
                 for name in os.listdir(base):
                     if name.startswith((_NEW, _GONE)):
@@ -86,6 +89,9 @@ class Volumes:
     def ensure(self, name: str, owner: str, size: int, inodes: int) -> None:
         """Has there be such a volume of `owner`'s; `lock` is held. Raises KeepfleetError: FORBIDDEN for another's,
         BAD_REQUEST for one of another size, TOO_MANY, NO_SPACE, UNSUPPORTED where the host cannot make it."""
+        if not self._mounts:
+            why = "no user may mount a file system; declare it to the system's manager"
+            raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot have volume {name}: {why}")
         with explained(f"make volume {name}"), self._base() as base:
             names = self._names(base)
             if name in names:

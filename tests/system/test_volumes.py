@@ -12,6 +12,7 @@ from keep_manager.failpoints import VARIABLE, Failpoint
 from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.life import drop_in
+from tests.system.test_declared_jobs import until
 from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
 from tests.system.test_typed_docs import blocks, typed_inside
 
@@ -107,6 +108,19 @@ def test_one_keep_has_it_at_a_time(keeping: Fleet) -> None:
     keepctl(keeping.host, "delete", "web")
     assert applied(keeping, "other", KEEPER).endswith("; running\n")
     assert said(keeping, "other") == ["2 ready"]
+
+
+def test_each_run_of_a_job_finds_what_the_one_before_it_wrote(keeping: Fleet) -> None:
+    add(keeping, "counter:1", volume_guests.counts("runs", ends=0))
+    assert "; scheduled" in applied(keeping, "counter", f'module: counter:1\nschedule: "OnCalendar=monthly"\n{VOLUME}')
+    for number in (1, 2):
+        keepctl(keeping.host, "restart", "counter")
+        lines = [run["lines"] for run in until(keeping, "counter", "done", number)]
+        assert lines == [[f"{each} runs"] for each in range(1, number + 1)]
+    assert volumes(keeping)["data"]["in_use"] is False
+    assert "overlap: one keep has a volume at a time" in applied(
+        keeping, "counter", f'module: counter:1\nschedule: "OnCalendar=monthly"\noverlap: allow\n{VOLUME}'
+    )
 
 
 def test_it_stays_when_nothing_is_declared_and_goes_when_it_is_removed(keeping: Fleet) -> None:
