@@ -29,6 +29,7 @@ from keep_manager.codelets import Applications, directory_of
 from keep_manager.compilations import Compilations
 from keep_manager.compiled import Compiled, NotKept
 from keep_manager.config import ClientCertificates, Instance, Settings
+from keep_manager.declared.catalogue import Catalogue
 from keep_manager.declared.declarations import Declarations
 from keep_manager.declared.history import History
 from keep_manager.declared.jobs import Jobs
@@ -212,9 +213,9 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         )
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
-        declared = Specifications(os.path.join(state_directory(instance), "declared"))
+        declared = Catalogue(Specifications(os.path.join(state_directory(instance), "declared")), modules)
         volumes = Volumes(volumes_at, lambda owner: quotas_for(quotas.callers, owner).volume_bytes, mounts=mapped)
-        reconciler = Reconciler(tasks, keeps, view.entries, declared, modules, volumes, readers)
+        reconciler = Reconciler(tasks, keeps, view.entries, declared, volumes, readers)
         view.on_change = reconciler.keep_changed
         view.on_unfit = compiled.unfit
         secrets = await _secrets(instance, reconciler, units)
@@ -222,7 +223,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         await reconciler.open()
         parts.push_async_callback(reconciler.close)
         parts.push_async_callback(jobs.close)
-        declarations, kept_volumes = Declarations(reconciler, modules, jobs), DeclaredVolumes(volumes, reconciler)
+        declarations, kept_volumes = Declarations(reconciler, jobs), DeclaredVolumes(volumes, reconciler)
         admission = Admission(certificates, required)
         app = make_app(
             keeps,
@@ -315,7 +316,7 @@ async def _secrets(instance: str, reconciler: Reconciler, units: SystemdUnits) -
     """The secrets of declared keeps. Raises KeepfleetError."""
     sealer = Sealer(system=instance == Instance.SYSTEM.value)
     directory = os.path.join(state_directory(instance), "secrets")
-    secrets = Secrets(directory, sealer, reconciler.readable, reconciler.retry)
+    secrets = Secrets(directory, sealer, reconciler.declared.readable, reconciler.retry)
     await secrets.open()
     reconciler.check_use, units.credentials = secrets.check_use, secrets.credentials
     return secrets

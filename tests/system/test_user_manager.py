@@ -144,7 +144,8 @@ def test_what_a_user_declares_has_its_secret_which_lies_as_it_is_in_a_file_of_th
 
 def test_a_job_of_a_user_s_is_run_by_a_timer_of_the_user_s_own_systemd(ada: UserFleet) -> None:
     declare(ada, "often", 'schedule: "OnCalendar=*:*:0/2"\n')
-    assert ada.host.units("keep-job@*.timer", user=USER) == ["keep-job@often.timer"]
+    while ada.host.units("keep-job@*.timer", user=USER) != ["keep-job@often.timer"]:  # soon after it was declared
+        pass
     while not [run for run in json.loads(ada.keepctl("history", "-o", "json", "often")) if run["why"] == "schedule"]:
         pass
     ada.keepctl("delete", "often")
