@@ -41,9 +41,9 @@ class Rounds:
     def begin(self, name: str, work: Coroutine[None, None, None]) -> None:
         """Has a task do the work for the name, which is not busy."""
         self.busy.add(name)
-        task = self._tasks.start(self._done(name, work), name=f"{self._of_what} {name}")
+        task = self._tasks.start(work, name=f"{self._of_what} {name}")
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(lambda task: self._ended(name, task))
 
     async def run(self) -> None:
         """Goes on until it is cancelled."""
@@ -64,12 +64,10 @@ class Rounds:
         if under_way:
             await asyncio.wait(under_way)
 
-    async def _done(self, name: str, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        finally:
-            self.busy.discard(name)
-            self.wake()
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self.busy.discard(name)
+        self.wake()
 
 
 def earlier(until: float | None, moment: float) -> float:
