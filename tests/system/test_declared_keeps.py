@@ -16,7 +16,7 @@ import pytest
 from keep_manager.failpoints import VARIABLE, Failpoint
 from tests.system import modules
 from tests.system.fixtures import INSTALLED
-from tests.system.fleet import MANAGER, Fleet
+from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.host import Host, layout
 from tests.system.life import Life, drop_in
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
@@ -69,6 +69,16 @@ def test_it_is_adopted_by_the_manager_that_follows_one_that_was_killed(fleet: Fl
     assert keepctl(fleet.host, "apply", "--wait", "-f", web) == "web: unchanged, version 1; running\n"
     assert declared(fleet.host, "web")["kuuid"] == before["kuuid"]
     assert fleet.keep_units() == unit
+
+
+def test_a_second_manager_ends_before_it_touches_what_is_declared(fleet: Fleet, web: str) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    before = declared(fleet.host, "web")
+    second = ["keep-manager", "--config", "/etc/keepfleet/manager.yaml", "--port", str(free_port())]
+    done = fleet.host.run(second, check=False)
+    assert done.returncode == 2
+    assert "cannot work for what is declared in /var/lib/keepfleet/declared: another manager does so" in done.stderr
+    assert declared(fleet.host, "web") == before
 
 
 def test_one_that_cannot_be_met_says_why_and_the_others_go_on(fleet: Fleet, web: str) -> None:
