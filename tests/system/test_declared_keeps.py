@@ -166,6 +166,42 @@ def test_a_manager_that_is_killed_while_it_applies_is_followed_by_one_that_goes_
     assert [info.kuuid for info in fleet.client().keeps() if info.name == "web"] == [found["kuuid"]]
 
 
+def killed_at(fleet: Fleet, point: Failpoint, *words: str) -> None:
+    """Has a manager be killed at the point that follows from a command, and another one start."""
+    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
+        fleet.restart()
+        before = fleet.manager_pid
+        keepctl(fleet.host, *words, check=False)
+        while fleet.manager_pid == before:
+            pass
+    fleet.host.systemctl("reset-failed", MANAGER, check=False)
+    fleet.host.systemctl("start", MANAGER)
+
+
+def test_a_manager_that_is_killed_as_it_deletes_is_followed_by_one_that_ends_what_is_declared_no_more(
+    fleet: Fleet, web: str
+) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    killed_at(fleet, Failpoint.DECLARE_AFTER_REMOVE, "delete", "web")
+    assert json.loads(keepctl(fleet.host, "get", "-o", "json")) == []
+    while fleet.keep_units():
+        pass
+
+
+def test_a_manager_that_is_killed_as_it_rolls_back_is_followed_by_one_that_has_what_ran(fleet: Fleet, web: str) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    before = declared(fleet.host, "web")
+    ends = write(
+        fleet.host, "web", SLEEPER.replace("web:1.0", "web:1.1").replace("ready_seconds: 0", "ready_seconds: 9")
+    )
+    killed_at(fleet, Failpoint.RECONCILE_AFTER_ROLL_BACK, "apply", "--wait", "-f", ends)
+    found = declared(fleet.host, "web")
+    assert (found["version"], found["module"], found["kuuid"]) == (3, "web:1.0", before["kuuid"])
+    assert "version 2 was rolled back to version 1: it was not ready: exited 3" in found["note"]
+    while len(fleet.keep_units()) > 1:  # what had failed goes
+        pass
+
+
 def test_a_keep_with_a_probe_is_ready_when_its_output_says_so_and_rolled_back_when_it_does_not(
     fleet: Fleet, web: str
 ) -> None:

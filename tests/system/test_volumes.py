@@ -13,7 +13,7 @@ from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.life import drop_in
 from tests.system.test_declared_jobs import until
-from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
+from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, killed_at, write
 from tests.system.test_typed_docs import blocks, typed_inside
 
 PLACE = "/var/lib/keepfleet/volumes"
@@ -181,6 +181,15 @@ def test_a_manager_that_is_killed_while_it_makes_one_is_followed_by_one_that_goe
     assert keepctl(keeping.host, "apply", "--wait", "-f", text).endswith("; running\n")
     assert said(keeping, "web")[-1].endswith("ready")
     assert keeping.host.run(["ls", "-A", PLACE]).stdout == "data\n"
+
+
+def test_a_manager_that_is_killed_as_it_removes_one_is_followed_by_one_that_has_it_no_more(keeping: Fleet) -> None:
+    applied(keeping, "counter", f"module: keeper:3\n{VOLUME}")
+    keepctl(keeping.host, "delete", "counter")
+    while keeping.keep_units():  # it ends when nobody waits for it
+        pass
+    killed_at(keeping, Failpoint.VOLUME_AFTER_GONE, "volume", "rm", "data")
+    assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")
 
 
 def test_its_how_to_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet) -> None:
