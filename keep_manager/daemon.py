@@ -286,7 +286,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             "spares": keeps.tend_spares,
             "declared": reconciler.run,
             "jobs": jobs.run,
-            "timers of jobs": jobs.tend_timers,
+            "timers of jobs": jobs.timers.tend,
             "roots": units.tend_roots,
             "modules": lambda: modules.tend(lambda: [use.digest for use in uses_of(view.entries())]),
             "compiled code": lambda: compiled.prepare(specs_of(view.entries())),

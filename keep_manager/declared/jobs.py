@@ -12,12 +12,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from keep_manager.declared.decision import ENDED, Seen, Standing, pause
 from keep_manager.declared.history import History
+from keep_manager.declared.job_timers import Calendar, JobTimers, Timers
 from keep_manager.declared.reconciler import Keeps, Reconciler, manager_as
 from keep_manager.declared.requests import caller_of, request_for
 from keep_manager.declared.rounds import Rounds, earlier
@@ -45,27 +44,8 @@ from keep_protocol.runs import Missed, Overlap, Run, RunState, check_schedule
 from keep_protocol.spec import Declaration
 
 LOG = logging.getLogger("keepfleet.declared")
-TIMERS_AGAIN_SECONDS = 10.0
-"""Between two tries to have systemd's timers as they should be."""
 SETTLED = (RunState.DONE, RunState.RUNNING)
 """Runs of which nothing need be said."""
-
-
-class Calendar(Protocol):
-    """What calendar events mean. Both raise KeepfleetError alone."""
-
-    async def check(self, event: str) -> str:
-        """The event in systemd's own form."""
-
-    async def after(self, event: str, moment: float) -> float | None:
-        """When it comes first after `moment`, None for never."""
-
-
-class Timers(Protocol):
-    """What says when it is time."""
-
-    async def apply(self, wanted: Mapping[str, str]) -> None:
-        """Has there be a timer for each of these jobs, with its event, and no others. Raises KeepfleetError."""
 
 
 @dataclass
@@ -99,13 +79,11 @@ class Jobs:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._reconciler, self._keeps, self._entries = reconciler, keeps, entries
-        self._history, self._calendar, self._timers, self._last_lines = history, calendar, timers, last_lines
+        self._history, self._calendar, self._last_lines = history, calendar, last_lines
         self._clock = clock
         self._states: dict[str, _State] = {}
-        self._events: dict[str, str] = {}
-        self._without_timers = False
-        self._schedules_changed = asyncio.Event()
         self._rounds = Rounds(tasks, self._round, "job")
+        self.timers = JobTimers(calendar, timers, self._jobs, self._rounds.wake)
 
     def __repr__(self) -> str:
         return f"Jobs({len(self._states)})"
@@ -113,7 +91,7 @@ class Jobs:
     async def open(self) -> None:
         """Makes ready. Raises KeepfleetError."""
         await asyncio.to_thread(self._history.open)
-        self._schedules_changed.set()
+        self.timers.schedules_changed()
 
     async def check(self, schedule: str) -> None:
         """Raises KeepfleetError(BAD_REQUEST) unless a job may have this schedule."""
@@ -123,7 +101,7 @@ class Jobs:
         """The specification is another than before, or has gone."""
         if (state := self._states.get(name)) is not None:
             state.base, state.until = None, 0.0
-        self._schedules_changed.set()
+        self.timers.schedules_changed()
         self._rounds.wake()
 
     def wake(self) -> None:
@@ -212,7 +190,7 @@ class Jobs:
             if state.until > time.monotonic():
                 until = earlier(until, state.until)
                 continue
-            if self._without_timers and state.next is not None:
+            if self.timers.missing and state.next is not None:
                 until = earlier(until, time.monotonic() + max(state.next - self._clock(), 0.0))
             if self._has_work(wanted, state, seen.get(name, [])):
                 self._rounds.begin(name, self._work(name, wanted, state))
@@ -355,31 +333,6 @@ class Jobs:
                 level = logging.INFO if run.state in SETTLED else logging.WARNING
                 why = f": {run.text}" if run.text else ""
                 LOG.log(level, "declared job %s: run %d is %s%s", name, run.number, run.state.value, why)
-
-    async def tend_timers(self) -> None:
-        """Has systemd's timers be those of the jobs. For ever."""
-        while True:
-            await self._schedules_changed.wait()
-            self._schedules_changed.clear()
-            try:
-                await self._timers.apply(await self._wanted_timers())
-                self._without_timers = False
-            except KeepfleetError as error:
-                self._without_timers = True  # the manager looks at the clock itself, which nobody may set meanwhile
-                self._rounds.wake()
-                LOG.warning("cannot have the timers of jobs as they should be, trying again: %s", error.message)
-                self._schedules_changed.set()
-                await asyncio.sleep(TIMERS_AGAIN_SECONDS)
-
-    async def _wanted_timers(self) -> dict[str, str]:
-        wanted: dict[str, str] = {}
-        for name, each in self._jobs().items():
-            schedule = each.job.schedule
-            with suppress(KeepfleetError):  # which the job itself says
-                if schedule not in self._events:
-                    self._events[schedule] = await self._calendar.check(check_schedule(schedule))
-                wanted[name] = self._events[schedule]
-        return wanted
 
 
 def wanted_of(wanted: Specification) -> WantedJob:
