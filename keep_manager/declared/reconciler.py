@@ -292,7 +292,11 @@ class Reconciler:
                 return
             digest = wanted.digest
             declared = Declaration(wanted.header.version, digest, action.attempt)
-            await self.prepare(wanted)
+            try:
+                await self.prepare(wanted)
+            except KeepfleetError as error:
+                self._failed(action.name, digest, error, own=error.kind in (ErrorKind.NO_SPACE, ErrorKind.TOO_MANY))
+                return
             reach(Failpoint.RECONCILE_BEFORE_CREATE)
             made = await self._keeps.create(request_for(wanted), caller_of(wanted), declared=declared)
         except KeepfleetError as error:
@@ -349,11 +353,12 @@ class Reconciler:
         reach(Failpoint.RECONCILE_AFTER_ROLL_BACK)
         LOG.warning("declared keep %s: %s", action.name, note)
 
-    def _failed(self, name: str, digest: str, error: KeepfleetError) -> None:
+    def _failed(self, name: str, digest: str, error: KeepfleetError, *, own: bool = False) -> None:
+        """own: it is the specification's fault whatever the error's kind: the volume that it asks for is too large."""
         before = self._troubles.get(name)
         times = 1 + (before.times if before is not None and before.failure.digest == digest else 0)
         until = self._clock() + pause(times, hash(name))
-        self._troubles[name] = _Trouble(times, Failure(digest, error.message, until, error.kind in _OWN_FAULTS))
+        self._troubles[name] = _Trouble(times, Failure(digest, error.message, until, own or error.kind in _OWN_FAULTS))
         if not digest:
             LOG.warning("declared keep %s, trying again: %s", name, error.message)
 

@@ -8,7 +8,7 @@ from _collections_abc import Iterator
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.runs import Overlap
-from keep_protocol.volumes import BYTES_PER_INODE, INODES, SIZES
+from keep_protocol.volumes import SIZES, usual_inodes
 from keepctl.job import (
     MAX_PROBE_SECONDS,
     NO_RESTART,
@@ -148,7 +148,7 @@ def _volume(root: Node) -> tuple[Volume | None, list[Fault]]:
     except KeepfleetError as error:
         return None, [Fault(node.line, node.column, error.message)]
     asked = entries["inodes"].value if "inodes" in entries else None
-    inodes = asked if isinstance(asked, int) else max(INODES[0], size // BYTES_PER_INODE)
+    inodes = asked if isinstance(asked, int) else usual_inodes(size)
     return Volume(entries["name"].text, entries["guest"].text, size, inodes), []
 
 

@@ -73,6 +73,11 @@ def test_what_is_written_is_there_after_a_restart_a_replacement_and_a_kill_of_th
     keeping.kill()
     assert applied(keeping, "web", KEEPER + "environment: {A: b}\n").endswith("; running\n")
     assert said(keeping, "web") == ["3 ready"]
+    assert applied(keeping, "web", KEEPER.replace("16M", "32M")).endswith("; running\n")
+    assert (said(keeping, "web"), volumes(keeping)["data"]["size_bytes"]) == (["4 ready"], 1 << 25)
+    refused = applied(keeping, "web", KEEPER.replace("16M", "1024G"))
+    assert "rolled back to version 4: cannot make volume data: admin would have 1099511627776 bytes" in refused
+    assert (said(keeping, "web"), volumes(keeping)["data"]["size_bytes"]) == (["5 ready"], 1 << 25)
     assert len(keeping.keep_units()) == 1
 
 

@@ -131,6 +131,7 @@ def volume_steps(folder: Path, disk: Disk) -> Steps:
     return [
         volumes.open,
         lambda: volumes.ensure("data", "alice", 16 * MIB, 100),
+        lambda: volumes.ensure("data", "alice", 32 * MIB, 100),
         lambda: volumes.remove("data"),
     ]
 
@@ -139,12 +140,15 @@ def volume_state(folder: Path) -> object:
     volumes = Volumes(str(folder), lambda _: 1 << 40)
     volumes.open()
     assert [name for name in os.listdir(folder) if name.startswith(".")] == []
-    return {each.name: (each.owner, each.detail, is_whole(folder / each.name / IMAGE)) for each in volumes.listed()}
+    return {
+        each.name: (each.owner, each.size_bytes, each.detail, is_whole(folder / each.name / IMAGE))
+        for each in volumes.listed()
+    }
 
 
 def is_whole(image: Path) -> bool:
     data = image.read_bytes()
-    return data == IMAGES or (len(data) == 16 * MIB and data[1080:1082] == b"\x53\xef")
+    return data == IMAGES or (len(data) >= 16 * MIB and data[1080:1082] == b"\x53\xef")
 
 
 SMALL_FILES = {
