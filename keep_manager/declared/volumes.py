@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -27,16 +26,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from keep_manager.declared.images import format_image, grow_image, inodes_of
+from keep_manager.declared.volume_record import MAX_RECORD, Stored, decode, encode
 from keep_manager.failpoints import Failpoint, reach
-from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Record, Seconds, Text, Whole, field, parse
 from keep_protocol.volumes import INODES, NAME_PATTERN, SIZES, Volume, usual_inodes
 from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained
 
 IMAGE, RECORD = "image", "volume.json"
-SCHEMA = 1
-MAX_RECORD = 4096
 MAX_VOLUMES = 2000
 """As many as there may be declared keeps."""
 _NAME = re.compile(NAME_PATTERN)
@@ -45,15 +41,6 @@ _NEW_FILE = ".new"
 COPY_BYTES = 1 << 26
 """Copied by one call: it cannot be interrupted meanwhile."""
 _PRIVATE = 0o077
-
-
-class _Stored(Record):
-    """What volume.json says."""
-
-    owner: str = field(Text(128))
-    size_bytes: int = field(Whole(*SIZES))
-    inodes: int = field(Whole(*INODES))
-    created_at: float = field(Seconds())
 
 
 class Volumes:
@@ -103,7 +90,7 @@ class Volumes:
         with explained(f"make volume {name}"), self._base() as base:
             names = self._names(base)
             there = self._stored(base, name) if name in names else None
-            wanted = _Stored(owner, size, inodes, round(time.time(), 3))
+            wanted = Stored(owner, size, inodes, round(time.time(), 3))
             if there is not None and not self._grows(name, there, wanted):
                 return
             others = [found for found in map(self._known(base), names) if found is not None and found.owner == owner]
@@ -136,7 +123,7 @@ class Volumes:
             reach(Failpoint.VOLUME_AFTER_GONE)
             self._discard(base, _GONE + name)
 
-    def _make(self, base: int, name: str, stored: _Stored) -> None:
+    def _make(self, base: int, name: str, stored: Stored) -> None:
         new = _NEW + name
         self._discard(base, new)
         try:
@@ -152,7 +139,7 @@ class Volumes:
                     os.close(image)
                 record = self._disk.create(folder, RECORD)
                 try:
-                    self._disk.write(record, _encoded(stored))
+                    self._disk.write(record, encode(stored))
                     self._disk.sync(record)
                 finally:
                     os.close(record)
@@ -166,7 +153,7 @@ class Volumes:
                 self._discard(base, new)
             raise
 
-    def _grow(self, base: int, name: str, there: _Stored, wanted: _Stored) -> None:
+    def _grow(self, base: int, name: str, there: Stored, wanted: Stored) -> None:
         """Has a larger copy of its image take the image's place, and then its record say so."""
         with self._folder(base, name) as folder, ExitStack() as held:
             image = os.open(IMAGE, OPEN_FILE, dir_fd=folder)
@@ -191,7 +178,7 @@ class Volumes:
             self._remove_leftover(folder, RECORD + _NEW_FILE)
             record = self._disk.create(folder, RECORD + _NEW_FILE)
             held.callback(os.close, record)
-            self._disk.write(record, _encoded(grown))
+            self._disk.write(record, encode(grown))
             self._disk.sync(record)
             self._disk.rename(folder, RECORD + _NEW_FILE, folder, RECORD)
             self._disk.sync(folder)
@@ -230,15 +217,15 @@ class Volumes:
         except (FileNotFoundError, KeepfleetError):
             return None
 
-    def _known(self, base: int) -> Callable[[str], _Stored | None]:
-        def known(name: str) -> _Stored | None:
+    def _known(self, base: int) -> Callable[[str], Stored | None]:
+        def known(name: str) -> Stored | None:
             with suppress(KeepfleetError, OSError):
                 return self._stored(base, name)
             return None
 
         return known
 
-    def _stored(self, base: int, name: str) -> _Stored:
+    def _stored(self, base: int, name: str) -> Stored:
         """What its record says. Raises OSError, KeepfleetError for one that is damaged, or not the manager's alone."""
         with self._folder(base, name) as folder:
             status = os.fstat(folder)
@@ -247,17 +234,9 @@ class Volumes:
                 raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot use volume {name}: {whose}, not the manager's alone")
             with open(os.open(RECORD, OPEN_FILE, dir_fd=folder), "rb") as file:
                 data = file.read(MAX_RECORD + 1)
-        value = strict_json.loads_object(data, MAX_RECORD, f"the record of volume {name}")
-        if value.pop("schema", None) != SCHEMA:
-            raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot use volume {name}: its schema is not {SCHEMA}")
-        digest = value.pop("digest", "")
-        stored = parse(_Stored, value, f"record of volume {name}", strict=True)
-        if digest != _digest(stored):
-            why = f"its {RECORD} is damaged, or was changed"
-            raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot use volume {name}: {why}")
-        return stored
+        return decode(name, data)
 
-    def _grows(self, name: str, there: _Stored, wanted: _Stored) -> bool:
+    def _grows(self, name: str, there: Stored, wanted: Stored) -> bool:
         """Whether it is to grow; one that is larger than what is asked for is had as it is: an older version of a keep
         finds it so. Raises KeepfleetError where it cannot be had."""
         if there.owner != wanted.owner:
@@ -292,7 +271,7 @@ class Volumes:
             os.close(folder)
 
 
-def _check_inodes(name: str, has: int, wanted: _Stored) -> None:
+def _check_inodes(name: str, has: int, wanted: Stored) -> None:
     """Raises KeepfleetError(BAD_REQUEST) where more are asked for, by more than their usual number for a size."""
     if has < wanted.inodes and wanted.inodes != usual_inodes(wanted.size_bytes):
         why = f"it has {has} inodes, or would, and {wanted.inodes} are asked for; they were set when it was made"
@@ -315,15 +294,6 @@ def _inodes_in(folder: int) -> int:
         return inodes_of(image)
     finally:
         os.close(image)
-
-
-def _encoded(stored: _Stored) -> bytes:
-    return strict_json.dumps({"schema": SCHEMA, **stored.to_wire(), "digest": _digest(stored)}) + b"\n"
-
-
-def _digest(stored: _Stored) -> str:
-    """By which a record that a fault of the disk has changed is distinguished from another's."""
-    return hashlib.sha256(strict_json.dumps(stored.to_wire())).hexdigest()
 
 
 def no_volume(name: str) -> KeepfleetError:
