@@ -19,7 +19,7 @@ from keep_manager.declared.history import History
 from keep_manager.declared.job_timers import Calendar, JobTimers, Timers
 from keep_manager.declared.reconciler import Keeps, Reconciler, manager_as
 from keep_manager.declared.requests import caller_of, request_for
-from keep_manager.declared.rounds import Rounds, earlier
+from keep_manager.declared.rounds import Rounds
 from keep_manager.declared.runs import (
     GRACE_SECONDS,
     Due,
@@ -177,24 +177,26 @@ class Jobs:
     def _jobs(self) -> dict[str, Specification]:
         return {each.name: each for each in self._reconciler.declared.readable() if each.job.schedule}
 
-    def _round(self) -> float | None:
-        """Begins to work for each job that has something to do; until when there is nothing else, None for ever."""
-        jobs, until = self._jobs(), None
-        for name in [name for name in self._states if name not in jobs]:
+    def _round(self, names: frozenset[str] | None) -> dict[str, float]:
+        """Begins to work for each of these jobs, or of all, that has something to do; until when there is nothing else
+        for each."""
+        every = self._jobs()
+        for name in [name for name in self._states if name not in every]:
             del self._states[name]
-        seen = self._seen(jobs)
+        jobs = {name: each for name, each in every.items() if names is None or name in names}
+        seen, waits = self._seen(jobs), dict[str, float]()
         for name, wanted in jobs.items():
             state = self._states.setdefault(name, _State())
             if name in self._rounds.busy:
                 continue
             if state.until > time.monotonic():
-                until = earlier(until, state.until)
+                waits[name] = state.until
                 continue
             if self.timers.missing and state.next is not None:
-                until = earlier(until, time.monotonic() + max(state.next - self._clock(), 0.0))
+                waits[name] = time.monotonic() + max(state.next - self._clock(), 0.0)
             if self._has_work(wanted, state, seen.get(name, [])):
                 self._rounds.begin(name, self._work(name, wanted, state))
-        return until
+        return waits
 
     def _has_work(self, wanted: Specification, state: _State, seen: list[SeenRun]) -> bool:
         now = self._clock()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol
 
 from keep_manager.declared.catalogue import Catalogue
@@ -31,7 +32,7 @@ from keep_manager.declared.decision import (
 )
 from keep_manager.declared.probes import Probes
 from keep_manager.declared.requests import caller_of, request_for
-from keep_manager.declared.rounds import Rounds, earlier
+from keep_manager.declared.rounds import Rounds
 from keep_manager.declared.seen import seen_of
 from keep_manager.declared.specification import Specification
 from keep_manager.declared.specifications import Unreadable
@@ -137,6 +138,7 @@ class Reconciler:
         self.check_use: Callable[[Specification], None] = lambda _: None
         self.standings = Standings()
         self._troubles: dict[str, _Trouble] = {}
+        self._asked: dict[str, list[tuple[Seen, str]]] = {}
         self._no_way_back: set[str] = set()
         self._went_back: set[str] = set()
         self._rounds = Rounds(tasks, self._round, "declared", clock)
@@ -156,8 +158,9 @@ class Reconciler:
     def keep_changed(self, spec: KeepSpec | None) -> None:
         """A keep is another than before."""
         if spec is not None and spec.declared is not None:
-            self._rounds.wake()
-            self.jobs.wake()
+            self._rounds.wake(spec.name)
+            if is_job(self.declared.specifications.get(spec.name)):
+                self.jobs.wake()
 
     def standing(self, name: str) -> Standing:
         """How a declared keep is."""
@@ -193,7 +196,7 @@ class Reconciler:
         self._troubles.pop(name, None)
         if self.standing(name).state is DeclaredState.UNMET:
             self.standings.forget(name)
-        self._rounds.wake()
+        self._rounds.wake(name)
         self.jobs.wake()
         self.standings.speak()
 
@@ -206,45 +209,62 @@ class Reconciler:
         self._probes.close()
         await self._rounds.close()
 
-    def _round(self) -> float | None:
-        """Decides, and begins what follows; until when there is nothing else to do, None for ever."""
+    def _round(self, names: frozenset[str] | None) -> dict[str, float]:
+        """Decides for these names, or all, and begins what follows; until when there is nothing else to do for each."""
         now = self._clock()
-        seen = self._listened([keep for keep in (seen_of(entry, now) for entry in self._entries()) if keep is not None])
-        found = self.declared.specifications
-        held = {name for name, each in found.items() if isinstance(each, Unreadable) or is_job(each)}
+        held = {name for name, each in self._found(names) if isinstance(each, Unreadable) or is_job(each)}
         held |= self._rounds.busy
-        wanted = [self._wanted(each) for each in self.declared.readable() if each.name not in held]
+        seen = [keep for keep in self._listened(names, list(self._seen(names, now))) if keep.name not in held]
+        wanted = [
+            self._wanted(each)
+            for name, each in self._found(names)
+            if isinstance(each, Specification) and name not in held
+        ]
         failures = {name: trouble.failure for name, trouble in self._troubles.items()}
-        decision = decide(wanted, (keep for keep in seen if keep.name not in held), now, failures, held)
+        decision = decide(wanted, seen, now, failures, held)
         self.standings.put(decision.standings)
         work: dict[str, list[Action]] = {}
-        until: float | None = None
+        waits: dict[str, float] = {}
         for action in decision.actions:
             if isinstance(action, Wait):
-                until = earlier(until, action.until)
+                waits[action.name] = min(action.until, waits.get(action.name, action.until))
                 continue
             trouble = self._troubles.get(action.name)
             if trouble is not None and trouble.failure.digest == "" and trouble.failure.until > now:
-                until = earlier(until, trouble.failure.until)
+                waits[action.name] = trouble.failure.until
                 continue  # something else than making a keep failed: it has its pause, too
             work.setdefault(action.name, []).append(action)
         for name, actions in work.items():
             self._rounds.begin(name, self._work(name, actions))
-        return until
+        return waits
 
-    def _listened(self, seen: Sequence[Seen]) -> list[Seen]:
+    def _found(self, names: frozenset[str] | None) -> list[tuple[str, Specification | Unreadable]]:
+        """What is declared by these names."""
+        found = self.declared.specifications
+        return list(found.items()) if names is None else [(name, found[name]) for name in names if name in found]
+
+    def _seen(self, names: frozenset[str] | None, now: float) -> Iterator[Seen]:
+        """The keeps that were made for these names."""
+        for entry in self._entries():
+            if names is None or (entry.spec is not None and entry.spec.name in names):
+                keep = seen_of(entry, now)
+                if keep is not None:
+                    yield keep
+
+    def _listened(self, names: frozenset[str] | None, seen: Sequence[Seen]) -> list[Seen]:
         """Listens to those that are to show that they are ready; the same keeps, with what was heard."""
+        for name in list(self._asked) if names is None else names:
+            self._asked.pop(name, None)
         found: list[Seen] = []
-        asked: list[tuple[Seen, str]] = []
         for keep in seen:
             wanted = self.declared.get(keep.name)
             probe = wanted.job.probe if wanted is not None and not wanted.header.proven else None
             if probe is None or keep.life not in (Life.RUNNING, Life.DONE, Life.FAILED):
                 found.append(keep)
                 continue
-            asked.append((keep, probe.output))
+            self._asked.setdefault(keep.name, []).append((keep, probe.output))
             found.append(replace(keep, probed=self._probes.heard(keep.kuuid, probe.output)))
-        self._probes.listen(asked)
+        self._probes.listen(chain.from_iterable(self._asked.values()))
         return found
 
     def _wanted(self, each: Specification) -> Wanted:
@@ -368,6 +388,6 @@ def manager_as(who: str) -> Caller:
     return Caller(who, Role.OPERATOR, "", who)
 
 
-def is_job(found: Specification | Unreadable) -> bool:
+def is_job(found: Specification | Unreadable | None) -> bool:
     """Whether it is run by a schedule, and not for good."""
     return isinstance(found, Specification) and bool(found.job.schedule)
