@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from codelets.artifacts import Compiled
 from codelets.calling import Guard, Hook, Run, Target, prepared, prepared_in_c
 from codelets.descriptor import CodeletDescriptor, CodeletSet
-from codelets.engine import Engine, EngineFault, Trap, World, function_pointer
+from codelets.engine import Engine, EngineFault, Trap, World
 from codelets.faults import CodeletError, Failure, loading
 from codelets.interface import HelperType, HookType, Interface
 from codelets.storage import PAGE_BYTES, THREADS, Data, Declaration, Kind, function_of
@@ -83,10 +83,8 @@ class Codelet:
         return f"Codelet({self.descriptor.codelet_name}, {self.faults} faults)"
 
     def begin(self, target: Target, instantiate: Callable[[], Any]) -> None:
-        """Makes its first instance, and remembers how. Raises Trap, EngineFault."""
-        self.target = target
-        target.enter(instantiate())
-        self._instantiate = [instantiate]
+        """Its first instance, and how another one is made."""
+        self.target, self._instantiate = target, [instantiate]
 
     def faulted(self, end: Trap) -> None:
         """Its memory, globals and stack begin again; maps stay, as whole as before the call."""
@@ -109,9 +107,9 @@ class Codelet:
         self.last_fault = f"it took {nanoseconds} ns; its threshold is {threshold} ns"
         self._failed(f"codelet {self.descriptor.codelet_name}: {self.last_fault}")
 
-    def reentered(self) -> None:
+    def refused(self, why: str) -> None:
         self.faults += 1
-        self.last_fault = "a helper called a hook that its set is on"
+        self.last_fault = why
         self._failed(f"codelet {self.descriptor.codelet_name}: {self.last_fault}")
 
     def _failed(self, why: str, *, certain: bool = False) -> None:
@@ -309,7 +307,6 @@ class _Building:
         hook, name = self._hooks[codelet.descriptor.hook_name].type, codelet.descriptor.codelet_name
         own_pages = codelet.examined.memory_pages
         memory, _, view = self._world.memory(own_pages + max(1, -(-hook.region_bytes // PAGE_BYTES)))
-        target = Target(self._world, view, own_pages * PAGE_BYTES)
         functions = {}
         for what, declaration in codelet.examined.declarations:
             stored, codelet.data[what] = self._storage((name, what), declaration)
@@ -328,7 +325,11 @@ class _Building:
             for each in module.imports
         ]
         world = self._world
-        codelet.begin(target, lambda: function_pointer(world.instantiate(module, order, [ENTRY])[0]))
+
+        def instantiate() -> Any:
+            return world.instantiate(module, order, [ENTRY])[0]
+
+        codelet.begin(Target(world, view, own_pages * PAGE_BYTES, instantiate()), instantiate)
 
     def _storage(self, place: _Place, declaration: Declaration) -> tuple[Any, Data]:
         owner = self._owners[place]

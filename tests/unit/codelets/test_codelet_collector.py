@@ -141,7 +141,7 @@ def test_what_finds_no_room_in_the_ring_stays_in_its_channel(
 ) -> None:
     runtime = collected.runtime
     runtime.stop_delivering()
-    monkeypatch.setattr(runtime._collector, "_ring_bytes", 4096)
+    monkeypatch.setattr(runtime._delivery.collector, "_ring_bytes", 4096)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         reader = attach(connection, address)
         attached(runtime)
@@ -167,7 +167,7 @@ def test_a_receiver_does_not_wait_for_the_collector(
     runtime.stop_delivering()
     received: list[bytes] = []
     runtime.on_output(STREAM, lambda stream, message: received.append(message))
-    monkeypatch.setattr(runtime._collector, "_ring_bytes", 4096)
+    monkeypatch.setattr(runtime._delivery.collector, "_ring_bytes", 4096)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         attach(connection, address).close()
         attached(runtime)
