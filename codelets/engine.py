@@ -52,17 +52,28 @@ CALL.restype = ctypes.c_void_p
 SET_FUEL = fast.wasmtime_context_set_fuel
 """Takes a context and a c_uint64, likewise."""
 SET_FUEL.restype = ctypes.c_void_p
+_GET_FUEL = fast.wasmtime_context_get_fuel
+_GET_FUEL.restype = ctypes.c_void_p
 _INSTANTIATE = fast.wasmtime_instance_new
 _INSTANTIATE.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_size_t] + [ctypes.c_void_p] * 2
 _INSTANTIATE.restype = ctypes.c_void_p
+MAX_TABLE_ELEMENTS = 1000
+"""What a codelet's table may begin with; it does not grow."""
+MAX_INSTANCES, MAX_MEMORIES = 10_000, 1_000
+"""Of a set: a new instance after each fault, which goes with the set; a set that may have any number of faults ends
+there. Memories are those of 16 codelets, each with 32 maps and 10 channels."""
 RAW_BYTES = ctypes.sizeof(c.wasmtime_val_raw_t)
 _NO_FINALIZER = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 _TYPES = {"i32": ValType.i32, "i64": ValType.i64, "f32": ValType.f32, "f64": ValType.f64}
 
 Extern = Memory | Global | Func
 """What a module imports."""
-HostFunction = Callable[[Any], None]
+HostFunction = Callable[[Any, Callable[[int], None]], None]
 """Takes wasmtime_val_raw_t *, its arguments, which its results replace. What it raises ends the call as a trap."""
+
+
+class OutOfFuel(Exception):
+    """A host function would take more than is left."""
 
 
 class EngineFault(Exception):
@@ -109,7 +120,8 @@ class Engine:
         config.max_wasm_stack = MAX_STACK_BYTES
         self.wasmtime = _Engine(config)
         source = resources.files("codelets").joinpath("storage.wat").read_text("utf-8")
-        self.storage = self.compile(bytes(wat2wasm(source)))
+        self.storage_wasm = bytes(wat2wasm(source))
+        self.storage = self.compile(self.storage_wasm)
 
     def __repr__(self) -> str:
         return f"Engine({self.name})"
@@ -146,6 +158,11 @@ def shared_engine() -> Engine:
 
 
 @cache
+def _constant_type() -> GlobalType:
+    return GlobalType(ValType.i32(), False)
+
+
+@cache
 def _bytes_type(size: int) -> type[ctypes.Array[ctypes.c_uint8]]:
     """The type of so many bytes; each one that is made lies in a cycle until garbage is collected."""
     return ctypes.c_uint8 * size
@@ -159,9 +176,12 @@ class World:
 
     def __init__(self, engine: Engine, most_bytes: int) -> None:
         self._store = Store(engine.wasmtime)
-        self._store.set_limits(memory_size=most_bytes, table_elements=10_000, instances=10_000, memories=10_000)
+        self._store.set_limits(
+            most_bytes, MAX_TABLE_ELEMENTS, MAX_INSTANCES, tables=MAX_INSTANCES, memories=MAX_MEMORIES
+        )
         self.context = ctypes.cast(self._store._context(), ctypes.c_void_p)
         self._kept: list[object] = []  # closures that the store calls; they do not refer to this
+        self._constants: dict[int, Global] = {}
         self._pending: list[BaseException] = []
         self.lock = threading.RLock()  # a signal's handler may call a hook in the middle of a call
         """Of what several steps of Python do with its memories: between two of them another thread may run."""
@@ -189,15 +209,27 @@ class World:
 
     def constant(self, value: int) -> Global:
         """An immutable i32."""
-        return Global(self._store, GlobalType(ValType.i32(), False), Val.i32(value))
+        if value not in self._constants:
+            self._constants[value] = Global(self._store, _constant_type(), Val.i32(value))
+        return self._constants[value]
 
     def function(self, parameters: Sequence[str], results: Sequence[str], host: HostFunction) -> Func:
-        """A function of the host."""
+        """A function of the host. It runs on the fuel of who calls it: `host` takes its arguments, and `use`, which it
+        calls with what it takes. Both may raise what ends the call."""
         pending = self._pending  # and not self: it is freed when nothing uses it, and waits for no garbage collection
+        context, left = self.context, ctypes.c_uint64()
+        left_at = ctypes.byref(left)
+
+        def use(fuel: int) -> None:
+            _GET_FUEL(context, left_at)
+            if left.value < fuel:
+                raise OutOfFuel("what its helpers take is more than is left of its fuel")
+            left.value -= fuel
+            SET_FUEL(context, left)
 
         def callback(environment: int, caller: object, values: object, count: int) -> int:
             try:
-                host(values)
+                host(values, use)
             except BaseException as error:  # noqa: BLE001  # it must not cross the engine: it ends the codelet's call
                 if not isinstance(error, Exception):
                     pending[:] = [error]

@@ -71,6 +71,7 @@ class Runtime:
         self._compiled = Compiled(shared_engine(), open_cache(cache))
         self._offer = Offer(lock, in_c_module)
         loader = Loader(shared_engine(), modules, self._compiled, in_c_module)
+        loader.warm()
         self._sets = Sets(lock, self._offer, loader, modules, max_faults)
         self._delivery = Delivery(lock, self._offer, self._sets)
         self._server: Server | None = None

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from codelets import CodeletError, Failure, Runtime
+from codelets.interface import DEFAULT_FUEL
+from codelets.loading import HELPER_FUEL
 from module_store import collect
 from module_store.keys import Keys
 from module_store.trust import Trust
@@ -110,11 +112,23 @@ def test_codelets_of_one_priority_run_in_the_order_of_loading(application: Appli
         ("(i64.load (i32.const -8))", "out of bounds"),
         ("(i64.store (i32.const -8) (i64.const 1)) (i64.const 0)", "out of bounds"),
         ("(i64.div_u (i64.const 1) (i64.const 0))", "divide by zero"),
+        (
+            """(if (i32.ne (table.grow (ref.null func) (i32.const 1000)) (i32.const -1))
+                 (then (return (i64.const 7)))) unreachable""",
+            "unre",
+        ),
+        ("(call_indirect (result i64) (i32.const 1))", "uninitialized element"),
+        ("(call_indirect (result i64) (i32.const 5000))", "out of bounds"),
+        ("(call_indirect (result i32) (i32.const 0)) drop (i64.const 7)", "indirect call type mismatch"),
+        ("(memory.fill (i32.const 0) (i32.const 1) (i32.const -1)) (i64.const 7)", "out of bounds"),
         ("(if (i32.ne (memory.grow (i32.const 1)) (i32.const -1)) (then (return (i64.const 7)))) unreachable", "unre"),
     ],
 )
 def test_a_fault_gives_the_default_and_is_counted(application: Application, body: str, words: str) -> None:
-    application.load("faulty", codelet(body, rest="(func $again (result i64) (i64.add (i64.const 1) (call $again)))"))
+    rest = (
+        "(func $again (result i64) (i64.add (i64.const 1) (call $again))) (table 2 funcref) (elem (i32.const 0) $again)"
+    )
+    application.load("faulty", codelet(body, rest=rest))
     assert application.choose(packet()) == -1
     [state] = application.runtime.sets()
     assert state.codelets[0].faults == 1
@@ -255,6 +269,21 @@ def test_a_helper_never_reads_beyond_a_codelets_memory(application: Application,
     application.load("wild", codelet(body, function("helper", "take", "(param i32 i32) (result i32)")))
     assert application.choose(packet()) == -1
     assert "are not in the codelet's memory" in application.runtime.sets()[0].codelets[0].last_fault
+
+
+def test_helpers_run_on_the_fuel_of_their_codelet(application: Application) -> None:
+    calls: list[int] = []
+    application.runtime.helper("note", lambda data: calls.append(len(data)), ("bytes",))
+    imported = function("helper", "note", "(param i32 i32)")
+    for name, size, most in (("few", 0, DEFAULT_FUEL // HELPER_FUEL), ("long", 65536, 5)):
+        application.load(
+            name, codelet(f"(loop $l (call $note (i32.const 0) (i32.const {size})) (br $l)) unreachable", imported)
+        )
+        calls.clear()
+        assert application.choose(packet()) == -1
+        assert 0.9 * most - 1 < len(calls) <= most
+        assert "fuel" in application.runtime.sets()[0].codelets[0].last_fault
+        application.runtime.unload(name)
 
 
 def test_what_a_helper_raises_ends_the_codelets_call_alone(application: Application) -> None:

@@ -186,7 +186,7 @@ def test_no_thread_sees_a_set_that_is_being_repaired_after_a_fault(tmp_path: Pat
         for _ in range(500 if key & 1 else 50):
             found[key].append(application.choose(context))
 
-    together(*(lambda key=key: call(key) for key in found))  # type: ignore[misc]
+    together(*(lambda key=key: call(key) for key in found))
     assert found == {key: list(range(1, 501)) if key & 1 else [-1] * 50 for key in found}
     counts = application.runtime.map_items("counts", "counts", "seen")
     assert sorted(int.from_bytes(key, "little") for key, _ in counts) == [1, 2, 3, 4, 5]
@@ -207,7 +207,7 @@ def test_each_thread_gets_its_own_context_back_where_each_call_takes_too_long(tm
             if context[8] != number:
                 wrong.append(number)
 
-    together(*(lambda number=number: call(number) for number in range(1, 4)))  # type: ignore[misc]
+    together(*(lambda number=number: call(number) for number in range(1, 4)))
     assert wrong == []
     assert application.runtime.sets()[0].codelets[0].overruns == 1500
 
