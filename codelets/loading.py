@@ -36,8 +36,8 @@ MAX_SET_BYTES = 256 * 1024 * 1024
 """Of all memories of a set."""
 
 HELPER_FUEL = 100
-"""What calling a helper takes of its codelet's fuel: it takes some 2 µs in Python, and an instruction 1 ns. On the default
-fuel a call makes two hundred such calls at most, and not thousands."""
+"""What calling a helper takes of its codelet's fuel: it takes some 2 µs in Python, and an instruction 1 ns. On the
+default fuel a call makes two hundred such calls at most, and not thousands."""
 BYTES_OF_FUEL = 16
 """Bytes that are copied for a helper on one unit of fuel."""
 
