@@ -183,6 +183,11 @@ class Runtime:
         """The same, by the name that the command line has for it."""
         return self._sets.states()
 
+    def wait_for_change(self, seen: int, seconds: float) -> int | None:
+        """Waits until a set was loaded or unloaded after change number `seen`, 0 for any, but `seconds` at most; the
+        number of the last change, None when this was closed."""
+        return self._sets.wait(seen, seconds)
+
     def stats(self) -> tuple[HookState, ...]:
         """Every hook: how often it was called since it was declared, by whom it is used."""
         return self._sets.stats()

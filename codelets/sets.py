@@ -35,7 +35,8 @@ class Sets:
         self._statistics = Statistics()
         self.loaded: dict[str, Loaded] = {}
         self._ended: dict[str, str] = {}
-        self._order = 0
+        self._order = self._version = 0
+        self._changes = threading.Condition(lock)
         self._places: list[tuple[int, int, str, Loaded, Callable[..., int | None]]] = []
         self._closed = False
 
@@ -49,6 +50,7 @@ class Sets:
                 self._remove(name)
             if not self._closed:
                 self._closed = True
+                self._changes.notify_all()
                 self._modules.close()
 
     def load(self, descriptor: CodeletSet) -> None:
@@ -132,7 +134,16 @@ class Sets:
             message = f"cannot load the codelet set {loaded.descriptor.codeletset_id}: {error.message}"
             raise CodeletError(Failure.CREATION_FAILED, error.kind, message) from error
 
+    def wait(self, seen: int, seconds: float) -> int | None:
+        """The number of the last change as soon as that is another one than `seen`, or in so many seconds; None when
+        this was closed."""
+        with self._changes:
+            self._changes.wait_for(lambda: self._closed or self._version != seen, seconds)
+            return None if self._closed else self._version
+
     def _publish(self) -> None:
+        self._version += 1
+        self._changes.notify_all()
         self._offer.publish([(hook, run) for _, _, hook, _, run in self._places])
 
     def _remove(self, name: str) -> None:

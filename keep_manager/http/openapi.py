@@ -463,6 +463,13 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         answer="",
         refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.CONFIGURATION),
     ),
+    ("GET", f"{V1_CODELETS_PATH}/{{name}}/watch"): Operation(
+        "watchCodeletSets",
+        "What becomes of an application's codelet sets, as server-sent events `codeletset`, a set each: first all, then"
+        " those that are loaded or unloaded, immediately, and each second those whose codelets have done something",
+        answer=sse.CONTENT_TYPE,
+        refusals=(ErrorKind.NOT_FOUND, ErrorKind.CONFIGURATION),
+    ),
     ("GET", f"{V1_CODELETS_PATH}/{{name}}/stats"): Operation(
         "listHooks",
         "An application's hooks: calls, faults and times",
