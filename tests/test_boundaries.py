@@ -113,10 +113,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "keep_protocol",
         "module_store",
     },
-    "keep_manager.codelets": {  # of codelets what speaks to an application, and nothing that runs one
+    "keep_manager.codelet_connection": {  # of codelets what speaks to an application, and nothing that runs one
+        "keep_protocol",
+        *(f"codelets.{name}" for name in ("faults", "lcm")),
+    },
+    "keep_manager.codelets": {  # likewise
+        "keep_manager.codelet_connection",
         "keep_protocol",
         "strict_yaml",
-        *(f"codelets.{name}" for name in ("descriptor", "faults", "lcm", "states")),
+        *(f"codelets.{name}" for name in ("descriptor", "lcm", "states")),
     },
     "keep_manager.modules": {"keep_manager.model", "keep_protocol", "module_store"},
     "keep_manager.http": {
