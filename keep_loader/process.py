@@ -92,9 +92,7 @@ class Child:
         Raises EOFError when there never will be one again.
         """
         try:
-            data, ancillary, flags, _ = self.reports.recvmsg(
-                MAX_CONTROL_FRAME + 1, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, flags, _ = self._received()
         except BlockingIOError:
             return None
         except OSError as error:
@@ -103,6 +101,13 @@ class Child:
         if not data and not descriptors:
             raise EOFError
         return None if flags & socket.MSG_TRUNC else data, descriptors
+
+    def _received(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
+        space = MAX_CONTROL_FRAME + 1, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC
+        try:
+            return self.reports.recvmsg(*space)
+        except ConnectionResetError:  # it ended with something of ours unread: that comes once, before what it said
+            return self.reports.recvmsg(*space)
 
     def send(self, packet: bytes, descriptors: list[int]) -> None:
         """Sends one packet; to one that has ended, or takes none, it is lost, and its end says why."""
