@@ -33,9 +33,9 @@ LAST_WORDS = 64 * 1024
 LAST_ENTRIES = LAST_WORDS // PACKED + 8
 """Entries that LAST_WORDS take, and those that say what was left out: held back from the pace until the end."""
 LOOK_BYTES, LOOK_SECONDS = 256 * 1024, 0.02
-"""The most that is sent at once while the guest lives, and until there may be more of it: 13 MB/s. journald takes as much
-processor time for a byte as everyone else on its way to a reader together; a flood that fits into the ring is in the
-journal after it, and of a longer one it cannot have all in any case."""
+"""The most that is sent in one look while the guest lives, and the time to the next: 13 MB/s. A byte costs journald as
+much processor time as all others on its way to a reader together; a flood that fits into the ring is in the journal
+after it, and of a longer one it cannot have all in any case."""
 BYTES_PER_SECOND = 1_000_000
 BURST_BYTES = 16_000_000
 """The journal is the whole host's, and old entries leave it for new ones."""

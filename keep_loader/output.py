@@ -256,8 +256,8 @@ class Output:
             if not self._read(pipe):
                 break
         size = self._ring.head - before
+        self._announce()  # before all that can wait
         self._rest_if_dense(size)
-        self._announce()
         if not self._loop.is_set(_JOURNAL) and not (self._journal is not None and self._journal.gone):
             floods = size >= LITTLE or self._dense > DENSE_LOOKS
             if floods or self._token_out:

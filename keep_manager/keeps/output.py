@@ -202,7 +202,7 @@ class KeepOutput:
         self._token_out = True
         # Each that waits is sent what there is here and now: to wake its task first is another turn of the loop.
         pushes = [reader.push for reader in self._readers]
-        if not pushes or not all([push is not None and push() for push in pushes]):
+        if not pushes or not all(push is not None and push() for push in pushes):
             self.wake()
 
     def _listen_again(self, channel: socket.socket) -> None:
