@@ -251,7 +251,7 @@ OFF = {
     "component model map feature": (of_component("(type (map string u32))"), Workload()),
     "component model fixed-length lists": (of_component("(type (list u8 4))"), Workload()),
 }
-"""What is off, by the part of the engine's words that is known for it: a module of it, for an engine that has it off."""
+"""What is off, by the part of the engine's words that is known for it: a module of it, for an engine without it."""
 
 
 def test_each_feature_that_is_off_has_its_module_here() -> None:
