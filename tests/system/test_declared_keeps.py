@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from tests.system import modules
 from tests.system.fixtures import INSTALLED
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import Host, layout
-from tests.system.life import Life, drop_in
+from tests.system.life import Life
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 from tools.sandbox.sandbox import Sandbox
 
@@ -141,14 +141,8 @@ def test_a_manager_that_is_killed_while_it_applies_is_followed_by_one_that_goes_
 ) -> None:
     keepctl(fleet.host, "apply", "--wait", "-f", web)
     changed = write(fleet.host, "web", SLEEPER + "environment: {A: b}\n")
-    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
-        fleet.restart()
-        before = fleet.manager_pid
+    with fleet.killed_at(point):
         keepctl(fleet.host, "apply", "--wait", "-f", changed, check=False)
-        while fleet.manager_pid == before:  # it ends by itself, at a later step than its answer
-            pass
-    fleet.host.systemctl("reset-failed", MANAGER, check=False)
-    fleet.host.systemctl("start", MANAGER)
     assert keepctl(fleet.host, "apply", "--wait", "-f", changed).endswith("version 2; running\n")
     found = declared(fleet.host, "web")
     Life(fleet, found["kuuid"]).shown("running the workload")
