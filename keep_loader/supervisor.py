@@ -13,27 +13,24 @@ import os
 import time
 
 from keep_isolation import landlock
-from keep_loader.descriptors import (
+from keep_loader.loop import Loop, log, plain
+from keep_loader.outcome import MAX_TEXT, plain_error, recent, too_often
+from keep_loader.process import Child, Exit, Process, fork
+from keep_loader.running import UNIT_END, Ending, Running
+from keep_loader.settings import Settings
+from keep_loader.start import Start
+from keep_loader.state import (
     DIRECTORY,
     ENDPOINT_NAMES,
     IDENTITY,
     MODULE_NAMES,
     STDIN,
     DescriptorStore,
+    Keep,
     close_all,
     is_regular_file,
     rewind,
 )
-from keep_loader.ending import UNIT_END, Ending
-from keep_loader.log import log, plain
-from keep_loader.loop import Loop
-from keep_loader.outcome import MAX_TEXT, plain_error
-from keep_loader.process import Child, Exit, Process, fork
-from keep_loader.restart import recent, too_often
-from keep_loader.running import Running
-from keep_loader.settings import Settings
-from keep_loader.start import Start
-from keep_loader.state import Keep
 from keep_loader.streams import Streams
 from keep_protocol import sockets as socket
 from keep_protocol.constants import APPLOADER_START_SECONDS, SECRETS_DIRECTORY
@@ -50,7 +47,7 @@ from keep_protocol.states import Event, Phase, advance
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in loader
     from keep_loader.loader import LockFiles
-    from keep_loader.prepared import Prepared
+    from keep_loader.process import Prepared
 
 MAX_RESPAWNS = 5
 RESPAWN_SECONDS = 60.0
@@ -133,7 +130,7 @@ class Supervisor:
             for name in start.descriptors:
                 self._own(name, descriptors.pop(0))
             if start.credentials:
-                from keep_loader.credentials import open_credential  # here: most keeps have none
+                from keep_loader.start import open_credential  # here: most keeps have none
 
                 for name, credential in start.credentials:
                     self._own(name, open_credential(credential, self._settings.directory))
