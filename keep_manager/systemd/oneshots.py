@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable
 
 from keep_manager.systemd import replies
-from keep_manager.systemd.bus import Bus, BusLost, Call, ReplyError, variant
+from keep_manager.systemd.bus import Bus, Call, ReplyError, variant
+from keep_manager.systemd.connection import BusLost
 from keep_manager.systemd.jobs import JobWait, JobWaits
 from keep_manager.systemd.properties import Property
 from keep_manager.tasks import Group

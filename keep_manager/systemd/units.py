@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.model import UnitEnd, UnitState
 from keep_manager.systemd import journal, replies
-from keep_manager.systemd.bus import CALL_SECONDS, MANAGER, Bus, BusLost, Call, ReplyError, string_lists, variant
+from keep_manager.systemd.bus import CALL_SECONDS, MANAGER, Bus, Call, ReplyError, string_lists, variant
+from keep_manager.systemd.connection import BusLost
 from keep_manager.systemd.fields import FieldFiles
 from keep_manager.systemd.jobs import JobWaits
 from keep_manager.systemd.properties import (
