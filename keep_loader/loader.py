@@ -150,7 +150,7 @@ class Loader:
         """Ends the loader; safe to be called by a signal's handler."""
         self._leaving = True
         if self._supervisor is not None:
-            self._supervisor.leaving = True
+            self._supervisor.ending.leaving = True
 
     def _prepare(self, entries: Sequence[str]) -> None:
         """Forks what the start will need, where there was none yet. Whose keep it will be need not be known."""
@@ -323,7 +323,7 @@ class Loader:
         self._systemd.show(status_text(keep.report))
         if self._starting is not None and supervisor is not None and keep.phase is not Phase.OPENING:
             connection, self._starting = self._starting, None
-            error = supervisor.start_error
+            error = supervisor.ending.start_error
             connection.reply(encode_reply(error or keep.report, keep.spec))
         if keep.phase in _ENDED:
             stopping, self._stopping = self._stopping, []

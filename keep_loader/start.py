@@ -264,7 +264,7 @@ def _bad(message: str) -> KeepfleetError:
 
 
 def open_credential(name: str, directory: str) -> int:
-    """A descriptor for reading alone of a copy of the credential `name`, in `directory`. Raises
+    """A read-only descriptor of a copy of the credential `name`, in `directory`. Raises
     KeepfleetError(CONFIGURATION) naming the secret, never it.
 
     A file in memory that no name leads to, so that it is kept like every other descriptor of a start. systemd unmounts

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_loader.supervisor import MAX_RESPAWNS
+from keep_loader.forks import MAX_RESPAWNS
 from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepReport, OutcomeKind

@@ -129,7 +129,7 @@ def refusals(passed: Endpoint, described: dict[str, int]) -> Iterator[tuple[dict
     yield {"descriptors": names, "colour": "red"}, numbers, "unknown field 'colour'"
     yield {"descriptors": [*names[:2], "revoked-list"]}, numbers, "field 'descriptors'"
     yield {"descriptors": [*names[:2], "identity"]}, numbers, "field 'descriptors'"
-    yield {"descriptors": [*names, "listener"]}, [*numbers, numbers[0]], "stands twice"
+    yield {"descriptors": [*names, "listener"]}, [*numbers, numbers[0]], "duplicate name of a descriptor"
     yield {"descriptors": names[:2]}, numbers[:2], "its descriptor revoked is missing"
     for name in OUTPUT_DESCRIPTORS:
         less = {known: number for known, number in passed.named.items() if known != name}
