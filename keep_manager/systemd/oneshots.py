@@ -1,7 +1,6 @@
 """Work in units of its own: one transient unit each, its files passed as descriptors, its end awaited by signal.
 
-A connection to the bus of its own: one that may pass descriptors reads in small pieces (dbus-next), which the keeps'
-own connection must not.
+A connection to the bus of its own, which passes descriptors: what is asked for keeps does not wait behind it.
 """
 
 from __future__ import annotations
