@@ -55,7 +55,7 @@ class Artifacts:
         library = os.stat(find_library())
         digest = hashlib.sha256(source)
         here = os.path.dirname(os.path.abspath(__file__))
-        for name in ("instance.py", "guest.py", "booted.py"):
+        for name in ("instance.py", "guest.py", "booted.py", "glue.py"):
             with open(os.path.join(here, name), "rb") as file:
                 digest.update(file.read())
         digest.update(f"{library.st_size} {library.st_mtime_ns} {os.uname().machine} {_processor()}".encode())
