@@ -83,7 +83,7 @@ class Maker:
                 raise refusal(wanted.path, error) from error
 
     def open(self, held: ExitStack, wanted: WantedFile) -> tuple[int, Granted]:
-        """The descriptor of one file, opened for reading whoever owns it, which `held` closes. Raises KeepfleetError.
+        """The descriptor of one file of any owner, opened for reading, which `held` closes. Raises KeepfleetError.
 
         On a read-only mount of its own: nothing opens it again for writing, and its file system can be unmounted.
         """

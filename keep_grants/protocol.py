@@ -198,7 +198,7 @@ def _checked(packet: bytes, descriptors: list[int], request: GrantRequest) -> li
     if not all(stat.S_ISDIR(os.fstat(descriptor).st_mode) for descriptor in directories):
         raise _distrusted("not all that it brings are directories")
     if not all(_is_file_for_reading(descriptor) for descriptor in descriptors[first:behind]):
-        raise _distrusted("not all that it brings are regular files, opened for reading alone")
+        raise _distrusted("not all that it brings are regular files, opened read-only")
     return list(zip(descriptors, granted, strict=True))
 
 

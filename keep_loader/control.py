@@ -9,9 +9,8 @@ import os
 import struct
 from _collections_abc import Callable
 
-from keep_loader.descriptors import close_all, descriptors_in
-from keep_loader.log import log, plain
-from keep_loader.loop import HANG_UP, READABLE, WRITABLE, Action, Loop
+from keep_loader.loop import HANG_UP, READABLE, WRITABLE, Action, Loop, log, plain
+from keep_loader.state import close_all, descriptors_in
 from keep_protocol import sockets as socket
 from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS
 from keep_protocol.control import Command, FrameDecoder, decode_command, encode_reply

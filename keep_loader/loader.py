@@ -12,11 +12,9 @@ from _collections_abc import Callable, Sequence
 
 from keep_isolation.locks import what_the_kernel_lacks
 from keep_loader.control import Connection, ControlServer, Waiters
-from keep_loader.descriptors import DescriptorStore
-from keep_loader.log import Systemd, plain
-from keep_loader.loop import READABLE, Loop
+from keep_loader.loop import READABLE, Loop, Systemd, plain
 from keep_loader.settings import Settings
-from keep_loader.state import Keep, RecordFile, status_text
+from keep_loader.state import DescriptorStore, Keep, RecordFile, status_text
 from keep_protocol.control import (
     RECORD,
     UNSTORED,
@@ -37,7 +35,7 @@ from keep_protocol.states import Event, Phase, advance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms of every keep's start
-    from keep_loader.prepared import Prepared
+    from keep_loader.process import Prepared
     from keep_loader.start import Version1Start
     from keep_loader.supervisor import Supervisor
 
@@ -147,11 +145,11 @@ class Loader:
         """Ends the loader; safe to be called by a signal's handler."""
         self._leaving = True
         if self._supervisor is not None:
-            self._supervisor.leaving = True
+            self._supervisor.ending.leaving = True
 
     def _prepare(self) -> None:
         """Forks what the start will need, where there was none yet. Whose keep it will be is not known."""
-        from keep_loader.prepared import Prepared
+        from keep_loader.process import Prepared
 
         if self._keep.phase is Phase.IDLE and self._supervisor is None and not self._keep.report.isolation_failures:
             self._prepared = Prepared(self._loop)
@@ -196,7 +194,7 @@ class Loader:
 
     def _go_on(self, saved: KeepRecord) -> None:
         """Goes on where the loader before us was."""
-        from keep_loader.restart import resume_from
+        from keep_loader.outcome import resume_from
 
         failures = self._keep.report.isolation_failures
         self._keep.restore(saved)
@@ -322,7 +320,7 @@ class Loader:
         self._systemd.show(status_text(keep.report))
         if self._starting is not None and supervisor is not None and keep.phase is not Phase.OPENING:
             connection, self._starting = self._starting, None
-            error = supervisor.start_error
+            error = supervisor.ending.start_error
             connection.reply(encode_reply(error or keep.report, keep.spec))
         if keep.phase in _ENDED:
             stopping, self._stopping = self._stopping, []

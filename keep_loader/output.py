@@ -12,8 +12,7 @@ import os
 import time
 
 from keep_loader.journal import JournalFollower
-from keep_loader.log import log
-from keep_loader.loop import READABLE, Action, Loop
+from keep_loader.loop import READABLE, Action, Loop, log
 from keep_protocol import sockets as socket
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.ring import (

@@ -2,7 +2,7 @@
 
 Its process has been the runner that waited, made the engine ready and forked the checker. So what it used before, and
 what the checker used, is left out: its own clock is read when the run begins, and when it ends.
-Import rule: that of keep_loader.
+Imported with the first start. Import rule: that of keep_loader.
 """
 
 from __future__ import annotations

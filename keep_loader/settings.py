@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from _collections_abc import Mapping
 
-from keep_loader.descriptors import MODULE_NAMES
+from keep_loader.state import MODULE_NAMES
 from keep_protocol.constants import MAX_WORKLOAD_BYTES, parse_kuuid
 from keep_protocol.control import COMPILED, FOLLOW, MODULE, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError

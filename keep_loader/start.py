@@ -1,7 +1,6 @@
-"""What START brings, checked before any of it is used.
+"""What START brings, checked before any of it is used, and the secrets that systemd gives the unit for it.
 
-Imported with the first start, and workload.py with the first that describes a workload: an idle keep has neither.
-Import rule: that of keep_loader.
+Imported with the first start: an idle keep does without it. Import rule: that of keep_loader.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ import fcntl
 import os
 import stat
 
-from keep_loader.descriptors import INPUT, STDIN, check_socket, is_regular_file
-from keep_loader.log import plain
+from keep_loader.loop import plain
 from keep_loader.settings import ENTRIES, Entries
+from keep_loader.state import INPUT, STDIN, check_socket, is_regular_file
 from keep_protocol import sockets as socket
 from keep_protocol.control import (
     FOLLOW,
@@ -33,7 +32,7 @@ from keep_protocol.kinds import Kind
 from keep_protocol.patterns import matches
 from keep_protocol.ring import RingReader
 from keep_protocol.spec import ANONYMOUS, KeepSpec, RestartPolicy
-from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
+from keep_protocol.workload import MAX_SECRET_BYTES, MAX_WORKLOAD_JSON, Workload, workload_from_json
 
 ANY_UPLOADER = ("*",)
 """Any certificate of the client CA."""
@@ -262,3 +261,38 @@ class Version1Start(Record):
 
 def _bad(message: str) -> KeepfleetError:
     return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot start the keep: {message}")
+
+
+def open_credential(name: str, directory: str) -> int:
+    """A read-only descriptor of a copy of the credential `name`, in `directory`. Raises
+    KeepfleetError(CONFIGURATION) naming the secret, never it.
+
+    A file in memory that no name leads to, so that it is kept like every other descriptor of a start. systemd unmounts
+    what it made for the unit's credentials (man 5 systemd.exec, LoadCredential=) with each end of the loader, and what
+    is open there would keep it from that.
+    """
+    given = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if not given:
+        raise _cannot_give(name, "systemd has given this unit no credentials")
+    try:
+        with open(f"{given}/{name}", "rb") as file:
+            data = file.read(MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise _cannot_give(name, f"{error.strerror}; are the host's mounts shared (man 7 mount_namespaces)?") from error
+    if len(data) > MAX_SECRET_BYTES:
+        raise _cannot_give(name, f"it is over {MAX_SECRET_BYTES} bytes")
+    try:
+        writable = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o400)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(writable, view) :]
+            return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(writable)
+    except OSError as error:
+        raise _cannot_give(name, str(error.strerror)) from error
+
+
+def _cannot_give(name: str, why: str) -> KeepfleetError:
+    return KeepfleetError(ErrorKind.CONFIGURATION, f"cannot give the workload its secret {name}: {why}")

@@ -1,10 +1,7 @@
-"""A keep's phases, by what becomes of its two forks: the upload endpoint, which talks to strangers and holds the key,
-and the runner, which waits next to it, checks what it has received, and becomes the workload. A keep whose module comes
-with its start has the runner alone, and runs from there on.
+"""What becomes of a keep: its start, what follows the end of a loader before us or of the workload, its stop, and its
+end.
 
-The runner is forked when the endpoint reports its first connection, and before it may read from it, or at START where
-that says so. From ACCEPTED on it is a stranger's, as the endpoint is from its first byte on.
-Import rule: that of keep_loader.
+Imported with the first start. Import rule: that of keep_loader.
 """
 
 from __future__ import annotations
@@ -12,58 +9,35 @@ from __future__ import annotations
 import os
 import time
 
-from keep_isolation import landlock
-from keep_loader.descriptors import (
-    DIRECTORY,
+from keep_loader.forks import MAX_NAME, Forks, cannot_open
+from keep_loader.loop import Loop, log, plain
+from keep_loader.outcome import MAX_TEXT, event_of, recent, too_often, wanted
+from keep_loader.process import Prepared
+from keep_loader.settings import Settings
+from keep_loader.start import Start, open_credential
+from keep_loader.state import (
     ENDPOINT_NAMES,
-    IDENTITY,
     MODULE_NAMES,
+    OUTPUT_NAMES,
+    PIPE_NAMES,
     STDIN,
     DescriptorStore,
-    close_all,
-    is_regular_file,
+    Keep,
     rewind,
 )
-from keep_loader.ending import UNIT_END, Ending
-from keep_loader.log import log, plain
-from keep_loader.loop import Loop
-from keep_loader.outcome import MAX_TEXT, plain_error
-from keep_loader.process import Child, Exit, Process, fork
-from keep_loader.restart import recent, too_often
-from keep_loader.running import Running
-from keep_loader.settings import Settings
-from keep_loader.start import Start
-from keep_loader.state import Keep
 from keep_loader.streams import Streams
-from keep_protocol import sockets as socket
-from keep_protocol.constants import APPLOADER_START_SECONDS, SECRETS_DIRECTORY
 from keep_protocol.control import COMPILED, MODULE, RECORD, WORKLOAD_DESCRIPTOR
-from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.forking import RUNNER_NAME
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import Module
-from keep_protocol.outcome import Outcome
-from keep_protocol.patterns import matches
-from keep_protocol.reports import CHECKS, READY_PACKET, Report, ReportType, encode_run
+from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase, advance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in loader
     from keep_loader.loader import LockFiles
-    from keep_loader.prepared import Prepared
 
-MAX_RESPAWNS = 5
-RESPAWN_SECONDS = 60.0
-"""A fork that dies more often than MAX_RESPAWNS in RESPAWN_SECONDS will go on dying; the unit's own limits agree."""
-HANDOVER_SECONDS = 5.0
-"""What an endpoint may take to end once it has accepted: it gives its last answers a second."""
-MAX_CERTIFICATE = 8 * 1024
-"""Bytes of the keep's certificate; a P-256 one with 16 names is 2 KiB."""
-MAX_NAME = 255
-"""Characters of a name that an upload came with."""
-_ENDPOINT, _RUNNER = "upload endpoint", "runner"
-_ENDPOINT_NAME = "keep-endpoint"
-_FINGERPRINT = "sha256:[0-9a-f]{64}"
+UNIT_END = "the end of its unit"
 _NOT_STARTED: dict[str, object] = {
     "address": "",
     "port": 0,
@@ -75,10 +49,7 @@ _NOT_STARTED: dict[str, object] = {
 
 
 class Supervisor:
-    """Owns the keep's forks, and moves the keep by what they report and how they end.
-
-    streams: what flows into and out of the keep; ending: what ends it; leaving: whether the unit ends.
-    """
+    """Starts the keep, goes on with it, and stops it. Owns its forks, its streams, and what ends it."""
 
     def __init__(
         self,
@@ -89,36 +60,25 @@ class Supervisor:
         lock_files: LockFiles,
         prepared: Prepared | None = None,
     ) -> None:
-        self._keep, self._loop, self._store, self._settings = keep, loop, store, settings
-        self._prepared = prepared
-        self._lock_files_to = lock_files
-        self._endpoint: Process | None = None
-        self._runner: Process | None = None
-        self._running: Running | None = None
-        self._checks: socket.socket | None = None  # the runner's end: one that has died is followed by another
-        self._checked: list[int] = []  # the compiled module, and the module, that a check has found good
-        self.leaving = False
+        self._keep, self._store, self._settings = keep, store, settings
         self.streams = Streams(keep, loop, store, settings)
-        self.ending = Ending(keep, store, self.streams, lambda: self.leaving)
-        self._connected = False  # whether the endpoint has reported its first connection
-        self._endpoints_lost: list[float] = []
-        self._runners_lost: list[float] = []
-        self.start_error: KeepfleetError | None = None
+        self.ending = Ending(keep, store, self.streams)
+        self._forks = Forks(keep, loop, store, settings, self.ending, lock_files, prepared)
 
     def __repr__(self) -> str:
-        return f"Supervisor({self._endpoint or 'no endpoint'}, {self._runner or 'no runner'})"
+        return f"Supervisor({self._forks})"
 
     @property
     def busy(self) -> bool:
         """Whether a process is there, or output that is not seen to."""
-        return self._endpoint is not None or self._runner is not None or self.ending.under_way
+        return self._forks.any or self.ending.under_way
 
     def open(self, start: Start, descriptors: list[int]) -> None:
         """Opens the upload endpoint, or runs the module, with what START brought, which it takes out of the list.
 
-        The keep is AWAITING some time after this, or IDLE again with the reason in `start_error`; one that runs its
-        module is RUNNING, or has FAILED with the reason there. Raises KeepfleetError(CONFLICT), taking nothing, unless
-        the keep is IDLE.
+        The keep is AWAITING some time after this, or IDLE again with the reason in `ending.start_error`; one that runs
+        its module is RUNNING, or has FAILED with the reason there. Raises KeepfleetError(CONFLICT), taking nothing,
+        unless the keep is IDLE.
         """
         keep, awaits = self._keep, bool(self._settings.entries.endpoint)
         advance(keep.phase, Event.START if awaits else Event.RUN)
@@ -128,32 +88,25 @@ class Supervisor:
             restart=start.restart,
         )
         keep.change_private(names=start.names, granted=start.granted, user=os.getuid())
-        self.start_error = None
+        self.ending.start_error = None
         try:
             for name in start.descriptors:
                 self._own(name, descriptors.pop(0))
-            if start.credentials:
-                from keep_loader.credentials import open_credential  # here: most keeps have none
-
-                for name, credential in start.credentials:
-                    self._own(name, open_credential(credential, self._settings.directory))
+            for name, credential in start.credentials:
+                self._own(name, open_credential(credential, self._settings.directory))
             if awaits:
                 keep.move(Event.START)
                 self.streams.record()
-                self._fork_endpoint()
+                self._forks.open_endpoint()
                 if any(name != WORKLOAD_DESCRIPTOR for name in start.granted):
-                    self._drop_prepared()  # a runner that could not open what is granted
+                    self._forks.drop_prepared()  # a runner that could not open what is granted
                 if start.warm:
-                    self._fork_runner()
+                    self._forks.fork_runner()
             else:
-                self._drop_prepared()  # as it could not open the module
+                self._forks.drop_prepared()  # as it could not open the module
                 self._run_stored()
         except (KeepfleetError, OSError) as error:
-            self._cannot_start(error if isinstance(error, KeepfleetError) else _cannot_open(str(error)))
-
-    def _drop_prepared(self) -> None:
-        if self._prepared is not None:
-            self._prepared.drop_all()
+            self._cannot_start(error if isinstance(error, KeepfleetError) else cannot_open(str(error)))
 
     def _own(self, name: str, descriptor: int) -> None:
         """Takes over one of a start's descriptors: what a loader after this one needs, systemd keeps."""
@@ -172,19 +125,19 @@ class Supervisor:
         keep.move(Event.RUN, "" if compiled is not None else "checking the module")
         self.streams.record()
         log(f"runs {spec.digest}, {size} bytes{f', asked for as {plain(spec.module, MAX_NAME)}' * bool(spec.module)}")
-        self._lock_files()
-        self._run(self._store.select((*MODULE_NAMES, *keep.private.granted)))
+        self._forks.lock_files()
+        self._forks.run(self._store.select((*MODULE_NAMES, *keep.private.granted)))
         if keep.report.restart is RestartPolicy.NO:
             self._store.drop((*MODULE_NAMES, *keep.private.granted))
 
     def _cannot_start(self, error: KeepfleetError) -> None:
         if self._keep.phase is Phase.RUNNING:
-            self.start_error = error
+            self.ending.start_error = error
             self.ending.fail(error.message)
-        elif self._endpoint is None:
-            self._start_failed(error)
+        elif self._forks.endpoint is None:
+            self.ending.start_failed(error)
         else:
-            self._endpoint.abandon(error)
+            self._forks.endpoint.abandon(error)
 
     def resume(self) -> None:
         """Opens the upload endpoint again with the descriptors systemd kept over a crash of the loader."""
@@ -192,11 +145,11 @@ class Supervisor:
         self._store.drop(MODULE_NAMES)  # of a workload whose acceptance was not yet written down
         try:
             self.streams.record()
-            self._lock_files()
+            self._forks.lock_files()
         except (KeepfleetError, OSError) as error:
             self.ending.fail(f"cannot open the upload endpoint again: {error}")
             return
-        self._open_again()
+        self._forks.open_endpoint_again()
 
     def run_again(self, before: Outcome) -> None:
         """Runs the workload again, which has ended as `before`, with what systemd kept of it."""
@@ -216,9 +169,9 @@ class Supervisor:
         keep.change_private(reruns=(*recent(reruns, now), now))
         keep.move(Event.RERUN, f"running the workload again: {before.text}")
         try:
-            self._lock_files()
+            self._forks.lock_files()
             rewind(self._store.get(STDIN))
-            self._run(self._store.select((*MODULE_NAMES, *keep.private.granted)))
+            self._forks.run(self._store.select((*MODULE_NAMES, *keep.private.granted)))
         except (OSError, KeepfleetError) as error:
             self.ending.fail(f"cannot run the workload again: {error}")
 
@@ -230,310 +183,112 @@ class Supervisor:
         advance(self._keep.phase, Event.STOP)
         if self.ending.under_way:
             self.ending.hurry(by)
-        elif self._running is None and (self._endpoint is None or self._keep.phase is Phase.RESTARTING):
+        elif self._forks.running is None and (self._forks.endpoint is None or self._keep.phase is Phase.RESTARTING):
             self.ending.stopped(by)  # it was about to run again
         else:
-            self._end(by)
+            self._forks.stop(by)
 
     def leave(self) -> None:
         """Ends what is there because the unit ends."""
         if self.ending.under_way:
             self.ending.hurry(UNIT_END)
         else:
-            self._end(UNIT_END)
+            self._forks.stop(UNIT_END)
 
-    def _end(self, by: str) -> None:
-        if self._running is None:
-            self._discard_runner()
-        for process in (self._endpoint, self._runner):
-            if process is not None:
-                process.stop(by)
 
-    def _fork_endpoint(self) -> None:
-        keep, settings = self._keep, self._settings
-        theirs, self._checks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        passed = {**self._store.select(ENDPOINT_NAMES), CHECKS: theirs.fileno()}
-        environment = settings.endpoint_environment(keep.report, keep.private.names)
-        try:
-            with theirs:
-                child = self._forked(settings.entries.endpoint, _ENDPOINT_NAME, environment, passed)
-        except OSError as error:
-            raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the app-loader: {error.strerror}") from error
-        self._connected = False
-        self._endpoint = Process(self._loop, child, _ENDPOINT, self._take_of_endpoint, self._endpoint_ended)
-        self._endpoint.within(APPLOADER_START_SECONDS, self._too_slow)
+class Ending:
+    """Ends the keep, once, whichever way the end comes: what was written is kept first, then the record says how it
+    ended, and only then is given up what would be needed to go on. Or it is no end: then systemd is asked for another
+    run.
 
-    def _forked(self, entry: str, name: str, environment: dict[str, str], passed: dict[str, int]) -> Child:
-        """A process that calls `entry`: the one that was prepared for it, or a new one. Raises OSError."""
-        if self._prepared is not None:
-            known = self._prepared.begin(entry, name, environment, passed, self.streams.words)
-            if known is not None:
-                return known
-        return self._fork_new(entry, name, environment, passed)
+    streams: what flows into and out of the keep; under_way: the workload has ended, or what would be one, and its
+    output is seen to; leaving: whether the unit ends; start_error: why the last start could not be made.
+    """
 
-    def _fork_new(self, entry: str, name: str, environment: dict[str, str], passed: dict[str, int]) -> Child:
-        return fork(entry, name, environment, passed, self.streams.words)
+    def __init__(self, keep: Keep, store: DescriptorStore, streams: Streams) -> None:
+        self._keep, self._store, self.streams = keep, store, streams
+        self._stopped_meanwhile: str | None = None
+        self.under_way = self.leaving = False
+        self.start_error: KeepfleetError | None = None
 
-    def _too_slow(self) -> None:
-        if self._endpoint is not None:
-            why = f"the app-loader did not listen within {APPLOADER_START_SECONDS:g} s"
-            self._endpoint.abandon(KeepfleetError(ErrorKind.TOO_SLOW, f"cannot open the keep's upload endpoint: {why}"))
+    def __repr__(self) -> str:
+        return f"Ending({'under way' if self.under_way else 'not yet'})"
 
-    def _fork_runner(self) -> Process:
-        """The runner that waits: with the endpoint's requests, and the description of the workload that is to come, by
-        which modules are checked."""
-        settings = self._settings
-        passed = {} if self._checks is None else {CHECKS: self._checks.fileno()}
-        passed |= self._store.select((WORKLOAD_DESCRIPTOR,))
-        try:
-            child = self._forked(settings.entries.runner, RUNNER_NAME, settings.runner_environment(), passed)
-        except OSError as error:
-            raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the runner: {error.strerror}") from error
-        self._runner = Process(self._loop, child, _RUNNER, self._take_of_runner, self._runner_ended)
-        return self._runner
-
-    def _open_again(self) -> None:
-        try:
-            self._fork_endpoint()
-        except KeepfleetError as error:
-            self.ending.fail(error.message)
-
-    def _discard_runner(self) -> None:
-        """Ends a runner that waits, and what it has of uploads."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.finish()
-        if self._checks is not None:
-            self._checks.close()
-            self._checks = None
-        close_all(self._checked)
-
-    def _run(self, passed: dict[str, int]) -> None:
-        """The runner, a new one where none waits, becomes the workload with `passed`. Raises KeepfleetError."""
-        waiting = self._runner
-        runner = waiting or self._fork_runner()
-        pipes: dict[str, int] = {}
-        try:
-            pipes = self.streams.open(self._input_cut)
-            passed = {**passed, **pipes}
-            runner.send(encode_run(tuple(passed)), list(passed.values()))
-        except OSError as error:
-            why = f"cannot make the workload's pipes: {error.strerror}"
-            raise KeepfleetError(ErrorKind.KEEP_FAILED, why) from error
-        finally:
-            close_all(list(pipes.values()))
-        self._running = Running(self._keep, self._loop, runner, fresh=waiting is None and COMPILED in passed)
-
-    def _input_cut(self) -> None:
-        if self._running is not None:
-            self._running.lose("its input was cut")
-
-    def _take_of_endpoint(self, report: Report, descriptors: list[int]) -> None:
-        """Obeys one report of the endpoint's where the phase knows it; any other is ignored."""
-        endpoint, phase, kind = self._endpoint, self._keep.phase, report.type
-        if endpoint is None or endpoint.ending:
-            return
-        if kind is ReportType.FAILED:
-            unknown = KeepfleetError(ErrorKind.KEEP_FAILED, "cannot serve: the app-loader did not say why")
-            endpoint.abandon(plain_error(report.error or unknown))
-        elif phase in (Phase.OPENING, Phase.REOPENING) and kind is ReportType.LISTENING:
-            self._listening(endpoint, report, descriptors)
-        elif phase is Phase.AWAITING and kind is ReportType.CONNECTED and not self._connected:
-            self._connect(endpoint)
-        elif phase is Phase.AWAITING and kind is ReportType.ACCEPTED:
-            self._accept(endpoint, report)
-        elif phase is Phase.AWAITING and kind in (ReportType.RECEIVING, ReportType.AWAITING):
-            self._keep.set_detail(report.text or ("receiving a workload" if kind is ReportType.RECEIVING else ""))
-
-    def _take_of_runner(self, report: Report, descriptors: list[int]) -> None:
-        """Obeys one report of the runner's; what it has no say in is ignored."""
-        runner, kind = self._runner, report.type
-        if runner is None or runner.ending:
-            return
-        if self._running is not None and kind is ReportType.CHECKED:
-            if self._running.preparing and _brings(report, descriptors, MODULE_NAMES):
-                self._keep_compiled(descriptors)
-        elif self._running is not None:
-            self._running.take(report, descriptors)
-        elif kind is ReportType.CHECKED and _brings(report, descriptors, MODULE_NAMES):
-            close_all(self._checked)
-            self._checked = [*descriptors]
-            descriptors.clear()
-        elif kind is ReportType.FAILED:
-            unknown = KeepfleetError(ErrorKind.KEEP_FAILED, "the runner did not say why it failed")
-            runner.abandon(plain_error(report.error or unknown))
-
-    def _keep_compiled(self, descriptors: list[int]) -> None:
-        """What a stored module was compiled to, before it runs: the next run needs no check."""
-        if self._keep.report.restart is RestartPolicy.NO:
-            return
-        try:
-            self._store.park(COMPILED, descriptors.pop(0))
-        except KeepfleetError as error:
-            log(f"the module is compiled again for the next run: {error.message}")
-
-    def _connect(self, endpoint: Process) -> None:
-        """The first client is there: the runner is forked before a byte of it is read."""
-        try:
-            if self._runner is None:
-                self._fork_runner()
-        except KeepfleetError as error:
-            endpoint.abandon(error)
-        else:
-            self._connected = True
-            endpoint.send(READY_PACKET, [])
-
-    def _accept(self, endpoint: Process, report: Report) -> None:
-        """The workload is whole: keeps what running it again takes, lets go of the upload endpoint, and runs it.
-
-        What runs is what the runner has found good, and never what the endpoint passes: that may be a stranger's by
-        now, and compiled code is the processor's own.
-        """
-        keep = self._keep
-        if self._runner is not None:
-            self._runner.read_all()  # it says what it has checked before the endpoint can know
-        if not self._checked:
-            why = "the app-loader accepted a module that was not checked"
-            endpoint.abandon(KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot run the workload: {why}"), final=True)
-            return
-        again = keep.report.restart is not RestartPolicy.NO
-        passed = dict(zip(MODULE_NAMES, self._checked, strict=True))
-        try:
-            if again:
-                self._checked = []
-                for name in MODULE_NAMES:
-                    self._store.park(name, passed[name])
-            else:
-                del passed[MODULE]
-            self._note_upload(report)
-            self._run({**passed, **self._store.select(keep.private.granted)})
-        except KeepfleetError as error:
-            endpoint.abandon(error, final=True)
-            return
-        endpoint.dismiss(HANDOVER_SECONDS, hang_up=False)
-        keep.move(Event.ACCEPT)
-        self._store.drop(ENDPOINT_NAMES if again else (*ENDPOINT_NAMES, *keep.private.granted))
-        if self._checks is not None:
-            self._checks.close()
-            self._checks = None
-        close_all(self._checked)
-
-    def _note_upload(self, report: Report) -> None:
-        """Who sent what, in the report and as one line of the log."""
-        by, module = report.upload, report.module
-        if by is not None:
-            by = by.replace(name=plain(by.name, MAX_NAME), serial=plain(by.serial, MAX_NAME))
-        if module is not None:
-            module = module.replace(name=plain(module.name, MAX_NAME))
-        self._keep.change(uploaded_by=by, module=module)
-        sender = "a client that was not named" if by is None else f"{by.name or 'anonymous'}, certificate {by.serial}"
-        what = "a module" if module is None else f"{module.digest}, {module.bytes} bytes"
-        log(f"upload accepted of {sender}: {what}")
-
-    def _listening(self, endpoint: Process, report: Report, descriptors: list[int]) -> None:
-        """The upload endpoint is open: takes its identity, or on a later opening makes sure that it is the same."""
-        keep, first = self._keep, self._keep.phase is Phase.OPENING
-        if not matches(_FINGERPRINT, report.fingerprint) or not 0 < len(report.certificate) <= MAX_CERTIFICATE:
-            endpoint.abandon(_cannot_open("the app-loader showed no certificate"))
-            return
-        if not first and report.fingerprint != keep.report.fingerprint:
-            endpoint.abandon(_cannot_open("it would show another certificate than the one clients know"), final=True)
-            return
-        if first and not _brings(report, descriptors, (IDENTITY,)):
-            endpoint.abandon(_cannot_open("the app-loader did not pass its identity on"))
-            return
-        if first:
-            keep.change(fingerprint=report.fingerprint, certificate=report.certificate)
+    def again(self, event: Event, why: str, outcome: Outcome | None) -> None:
+        """Ends the keep that a loader before us did not, or whose end it did not see to its own."""
+        measured = outcome is not None and outcome.output_bytes is not None
+        if not measured and not set(OUTPUT_NAMES) - self._store.names:
             try:
-                self._store.park(IDENTITY, descriptors.pop())
-            except KeepfleetError as error:
-                endpoint.abandon(error)
-                return
-        if first:
-            try:
-                self._lock_files()
+                self.streams.record().take_up()
             except (KeepfleetError, OSError) as error:
-                endpoint.abandon(_cannot_open(str(error)))
-                return
-        endpoint.in_time()
-        keep.move(Event.ENDPOINT_READY)
+                log(f"cannot read the rest of the workload's output: {error}")
+        self.conclude(event, why, outcome)
 
-    def _lock_files(self) -> None:
-        """Gives up all files but what the workload is granted and the keep needs; permanently, so not before a start
-        has come to its end: another one could bring other grants. Raises KeepfleetError(ISOLATION_FAILURE), OSError.
-        """
-        workload, secrets = self._keep.report.workload, f"{self._settings.directory}/{SECRETS_DIRECTORY}"
-        writable: set[str] = set()
-        if workload is not None:
-            if workload.secrets and not os.path.isdir(secrets):
-                os.mkdir(secrets, 0o700)
-            writable = {f"{DIRECTORY}-{at}" for at, shown in enumerate(workload.directories) if shown.writable}
-        # Those that systemd kept over a crash are of mounts that went with the loader before us: no path leads there.
-        granted = [
-            (descriptor, landlock.WRITE if name in writable else landlock.READ)
-            for name, descriptor in self._store.held.items()
-        ]
-        self._lock_files_to(granted, (self._settings.directory,), (secrets,))
-
-    def _endpoint_ended(self, end: Exit) -> None:
-        """The endpoint has ended, and its last reports have been read."""
-        endpoint, self._endpoint = self._endpoint, None
-        if endpoint is None:
+    def of_workload(self, outcome: Outcome, stopped_by: str | None) -> None:
+        """Ends the keep, or asks for another run; not once it was stopped, though the workload had ended by itself."""
+        keep = self._keep
+        if stopped_by is not None or not wanted(keep.report.restart, outcome):
+            self.conclude(event_of(outcome), "", outcome, stopped=stopped_by is not None)
             return
-        if self._keep.phase not in (Phase.OPENING, Phase.AWAITING, Phase.REOPENING):
-            self._keep.look_again()  # it had accepted, and the keep may wait for its end alone
-            return
-        if self.streams.recording is not None:
-            self.streams.recording.words.read_all()
-        self._discard_runner()  # the next endpoint gets one of its own, which has checked nothing for this one
-        stopped_by = endpoint.stopped_by or (UNIT_END if self.leaving else None)
-        died = f"the app-loader {end.words}"
-        if self._keep.phase is Phase.OPENING:
-            self._start_failed(endpoint.failure or _cannot_open(died))
-        elif stopped_by is not None:
-            self.ending.stopped(stopped_by)
-        elif endpoint.final:
-            self.ending.fail(died if endpoint.failure is None else endpoint.failure.message)
+        why = too_often(keep.private.reruns, time.monotonic())
+        if why is not None:
+            self.conclude(Event.FAIL, f"{why}: {outcome.text}", outcome)
         else:
-            self._endpoint_lost(died if endpoint.failure is None else endpoint.failure.message)
+            self.under_way = True
+            self.streams.finish(lambda: self._restart(outcome))
 
-    def _endpoint_lost(self, why: str) -> None:
-        if _once_too_often(self._endpoints_lost):
-            self.ending.fail(f"gave the upload endpoint up after opening it again {MAX_RESPAWNS} times: {why}")
-        else:
-            self._keep.move(Event.ENDPOINT_LOST, f"opening the upload endpoint again: {why}")
-            self._open_again()
-
-    def _runner_ended(self, end: Exit) -> None:
-        """The runner has ended, and its last reports have been read."""
-        runner, self._runner = self._runner, None
-        if runner is None:
+    def _restart(self, outcome: Outcome) -> None:
+        """Its output is seen to: asks for another run, unless someone has stopped it meanwhile."""
+        self.under_way = False
+        if self._stopped_meanwhile is not None and not self.leaving:
+            self.stopped(self._stopped_meanwhile)
             return
-        if self._running is not None:
-            stopped_by = runner.stopped_by or (UNIT_END if self.leaving else None)
-            outcome = self._running.ended(end, stopped_by)
-            self._running = None
-            self.streams.close_input()
-            self.ending.of_workload(outcome, stopped_by)
-        else:
-            self._runner_lost(f"the runner {end.words}" if runner.failure is None else runner.failure.message)
+        self._store.drop(PIPE_NAMES)
+        measured = self.streams.measured(outcome)
+        self._keep.move(Event.RESTART, f"starting the workload again: {outcome.text}", measured)
 
-    def _runner_lost(self, why: str) -> None:
-        """A runner that waited has died: the client that uploads hears so, and the next upload finds another."""
-        endpoint = self._endpoint
-        if endpoint is None or endpoint.ending:
-            return
-        if _once_too_often(self._runners_lost):
-            why = f"gave the runner up after starting it again {MAX_RESPAWNS} times: {why}"
-            endpoint.abandon(KeepfleetError(ErrorKind.KEEP_FAILED, why), final=True)
-            return
-        log(plain(f"starting the runner again: {why}", MAX_TEXT))
-        try:
-            self._fork_runner()
-        except KeepfleetError as error:
-            endpoint.abandon(error, final=True)
+    def asked_by(self, by: str | None) -> str | None:
+        """Who asked for a process's end: `by`, or else systemd where the unit ends."""
+        return by or (UNIT_END if self.leaving else None)
 
-    def _start_failed(self, error: KeepfleetError) -> None:
+    def hurry(self, by: str) -> None:
+        """The workload has ended: its output is not waited for any more, nor is it run again."""
+        self._stopped_meanwhile = self._stopped_meanwhile or by
+        self.streams.hurry()
+
+    def stopped(self, by: str) -> None:
+        """Ends what runs nothing, because someone asked for it."""
+        stopped = Outcome(OutcomeKind.STOPPED, f"stopped by {by}", ended_at=round(time.time(), 3), by=by)
+        self.conclude(Event.STOP, "", stopped, stopped=True)
+
+    def fail(self, why: str) -> None:
+        """Ends what cannot go on."""
+        lost = Outcome(OutcomeKind.LOST, plain(why, MAX_TEXT), ended_at=round(time.time(), 3))
+        self.conclude(Event.FAIL, "", lost)
+
+    def conclude(self, event: Event, why: str = "", outcome: Outcome | None = None, *, stopped: bool = False) -> None:
+        """Ends the keep by `event`, once what was written is kept; its port is free immediately."""
+        if self.under_way:
+            return
+        self.under_way = True
+        self.streams.close_input()
+        self._store.drop(tuple(self._store.names - {*OUTPUT_NAMES, *PIPE_NAMES}))
+        self.streams.finish(lambda: self._concluded(event, why, outcome), stopped=stopped)
+        if self.leaving:
+            self.hurry(UNIT_END)
+
+    def _concluded(self, event: Event, why: str, outcome: Outcome | None) -> None:
+        """The record is written first, and what would be needed to go on given up after it: a loader that is killed in
+        between finds the end."""
+        self.under_way = False
+        measured = None if outcome is None else self.streams.measured(outcome)
+        self._keep.change(journal_gone=False)
+        self._keep.move(event, why, measured)
+        self.streams.end()
+        self._store.drop_all()
+        self._keep.leave_record()
+
+    def start_failed(self, error: KeepfleetError) -> None:
         """Leaves nothing of the start: another one may follow."""
         keep = self._keep
         self.start_error = error
@@ -548,22 +303,3 @@ class Supervisor:
             keep.look_again()
         else:
             keep.move(Event.START_FAILED)
-
-
-def _cannot_open(why: str) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot open the keep's upload endpoint: {why}")
-
-
-def _brings(report: Report, descriptors: list[int], names: tuple[str, ...]) -> bool:
-    """Whether the report brings exactly these descriptors, all of them regular files."""
-    return report.descriptors == names and len(descriptors) == len(names) and all(map(is_regular_file, descriptors))
-
-
-def _once_too_often(deaths: list[float]) -> bool:
-    """Whether MAX_RESPAWNS have died in the last RESPAWN_SECONDS; else notes that one has now."""
-    now = time.monotonic()
-    deaths[:] = [moment for moment in deaths if now - moment < RESPAWN_SECONDS]
-    if len(deaths) >= MAX_RESPAWNS:
-        return True
-    deaths.append(now)
-    return False

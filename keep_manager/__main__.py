@@ -8,11 +8,13 @@ import functools
 import sys
 
 from keep_manager import config, daemon, log
+from keep_manager.model import is_exhausted
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
-"""systemd does not restart for it (RestartPreventExitStatus=2): a second start would read the same file."""
+"""systemd does not restart for it (RestartPreventExitStatus=2): a second start would read the same file. One that had
+no descriptors left to read it with is another failure."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,19 +42,23 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load()
     except KeepfleetError as error:
         print(f"keep-manager: {error.message}", file=sys.stderr)
-        return EXIT_CONFIGURATION
+        return EXIT_FAILED if is_exhausted(error.__cause__) else EXIT_CONFIGURATION
     if check_only:
         print(config.render(settings), end="")
         return 0
     log.set_up(settings.log_level.value)
     try:
-        asyncio.run(daemon.run(settings, load))
+        with asyncio.Runner() as runner:
+            runner.run(daemon.run(settings, load))
     except KeepfleetError as error:
         log.LOG.error("%s", error.message)
         return EXIT_CONFIGURATION if error.kind is ErrorKind.CONFIGURATION else EXIT_FAILED
-    except Exception:
-        log.LOG.exception("a part of the manager failed; systemd starts it again")
-        raise
+    except Exception as error:
+        if not is_exhausted(error):
+            log.LOG.exception("a part of the manager failed; systemd starts it again")
+            raise
+        log.LOG.error("cannot go on: %s; systemd starts the manager again", error)
+        return EXIT_FAILED
     return 0
 
 

@@ -27,7 +27,7 @@ class Stage(Enum):
 
 @dataclass(frozen=True)
 class Progress:
-    """What those who wait are told; seconds: since this stage began."""
+    """What those who wait hear; seconds: since this stage began."""
 
     stage: Stage
     seconds: float

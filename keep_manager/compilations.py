@@ -42,7 +42,7 @@ _POINTS = {
     "renamed": Failpoint.COMPILE_AFTER_RENAME,
 }
 OpenModule = Callable[[str], int]
-"""A descriptor of the module with this digest, verified, for reading alone. Raises KeepfleetError."""
+"""A descriptor of the module with this digest, verified, read-only. Raises KeepfleetError."""
 
 
 class Units(Protocol):
@@ -94,8 +94,8 @@ class Compilations:
         job = wanted.job
         return Key(wanted.digest, engine, job.profile, job.compiler, self._artifacts.maps_code)
 
-    async def get(self, wanted: Wanted, told: Callable[[Progress], None] = lambda _: None) -> Artifact:
-        """The artifact for a module, whose descriptor the caller closes; `told` is called while it is waited for.
+    async def get(self, wanted: Wanted, report: Callable[[Progress], None] = lambda _: None) -> Artifact:
+        """The artifact for a module, whose descriptor the caller closes; `report` is called while it is waited for.
 
         Raises KeepfleetError: what the module is refused for, NOT_FOUND where the store has none, TOO_MANY, NO_SPACE.
         """
@@ -108,7 +108,7 @@ class Compilations:
             if compilation.background:
                 await self._hurry(compilation)
             async for progress in compilation.follow():
-                told(progress)
+                report(progress)
             return compilation.take()
 
     async def prepare(self, wanted: Iterable[Wanted]) -> None:

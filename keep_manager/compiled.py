@@ -49,7 +49,7 @@ class _Use:
         self.progress: Progress | None = None
         self.users, self.until = 0, float("inf")
 
-    def told(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
         """How far it is."""
         self.progress = progress
 
@@ -113,7 +113,7 @@ class Compiled:
         try:
             if self._left_to_keeps.get(wanted, 0.0) <= self._clock():
                 with exhaustion_explained("look for compiled code"):
-                    found = await self._compilations.get(wanted, use.told)
+                    found = await self._compilations.get(wanted, use.report)
         except KeepfleetError as error:
             if error.kind not in _IN_THE_KEEP:
                 use.found.set_exception(error)
@@ -135,7 +135,7 @@ class Compiled:
         self._left_to_keeps[wanted] = now + PAUSE_SECONDS
 
     def _end(self, wanted: Wanted, use: _Use) -> None:
-        """Closes a use without users. While it is not found yet it stays: who has been told to ask again comes back."""
+        """Closes a use without users. While it is not found yet it stays: who was asked to come again does."""
         if use.users or not use.found.done():
             return
         if self._uses.get(wanted) is use:

@@ -43,11 +43,11 @@ from keep_manager.http.acceptor import listen
 from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
 from keep_manager.keeps.decide import ENDED, census
-from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
 from keep_manager.keeps.readers import Readers
-from keep_manager.keeps.retention import Retention
+from keep_manager.keeps.streams import Inputs
+from keep_manager.keeps.upkeep import Retention
 from keep_manager.keeps.view import Entry, View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders

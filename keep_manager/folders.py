@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 
-from keep_manager.model import EXHAUSTED, Remains
+from keep_manager.model import Remains, is_exhausted
 from keep_protocol import strict_json
 from keep_protocol.constants import parse_kuuid, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -177,7 +177,7 @@ class Folders:
         except FileNotFoundError:
             return None
         except OSError as error:
-            kind = ErrorKind.UNAVAILABLE if error.errno in EXHAUSTED else ErrorKind.KEEP_FAILED
+            kind = ErrorKind.UNAVAILABLE if is_exhausted(error) else ErrorKind.KEEP_FAILED
             raise KeepfleetError(kind, f"cannot read the output of keep {kuuid}: {error.strerror}") from error
 
     def record(self, kuuid: int) -> KeepRecord | None:
@@ -279,7 +279,7 @@ class Folders:
 
 def _raise_exhaustion(error: Exception) -> None:
     """Raises `error` where it only says that the manager has no descriptor left."""
-    if isinstance(error, OSError) and error.errno in EXHAUSTED:
+    if is_exhausted(error):
         raise error
 
 

@@ -34,13 +34,18 @@ class LoaderGone(KeepfleetError):
     """No process is behind a loader's socket, or it has just ended; one that hangs is a plain KeepfleetError."""
 
 
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether the error says that there are no more descriptors now, or no room for another."""
+    return isinstance(error, OSError) and error.errno in EXHAUSTED
+
+
 @contextmanager
 def exhaustion_explained(what: str) -> Iterator[None]:
     """Raises KeepfleetError(UNAVAILABLE) where the block cannot do `what` for want of descriptors."""
     try:
         yield
     except OSError as error:
-        if error.errno not in EXHAUSTED:
+        if not is_exhausted(error):
             raise
         raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot {what}: {error.strerror}") from error
 

@@ -70,7 +70,7 @@ class Modules:
         return StoredModule(found.digest, asked.reference[:MAX_MODULE_NAME], found.size)
 
     def open(self, digest: str) -> int:
-        """A descriptor of the module, verified, for reading alone, which the caller closes.
+        """A descriptor of the module, verified, read-only, which the caller closes.
 
         Raises KeepfleetError: FORBIDDEN for a module that is not signed as the store requires, INVALID_MODULE for one
         that does not pass its policy, NOT_FOUND and others for one that is not there, or not whole.

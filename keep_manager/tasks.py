@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
-from keep_manager.model import EXHAUSTED
+from keep_manager.model import is_exhausted
 
 T = TypeVar("T")
 LOG = logging.getLogger("keepfleet.tasks")
@@ -30,7 +30,7 @@ async def carried_on(make: Callable[[], Awaitable[T]], what: str) -> T:
         try:
             return await make()
         except OSError as error:
-            if error.errno not in EXHAUSTED:
+            if not is_exhausted(error):
                 raise
             if (why := str(error.strerror)) != said:
                 LOG.error("%s: interrupted, and tried again: %s", what, why)

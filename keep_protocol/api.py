@@ -353,7 +353,7 @@ def parse_v1_list(query: Iterable[tuple[str, str]]) -> ListKeeps:
                 raise _bad(f"cannot list keeps: label must be KEY=VALUE, not {text[:40]!r}")
             labels.append(check_label(key, value))
         elif name not in ("limit", "after") or name in single:
-            raise _bad(f"cannot list keeps: {name[:40]!r} is no parameter of it, or stands twice")
+            raise _bad(f"cannot list keeps: {name[:40]!r} is no parameter of it, or is given twice")
         elif name == "after":
             single[name] = parse_kuuid(text)
         elif not _COUNT.fullmatch(text) or not 1 <= int(text) <= MAX_PAGE:

@@ -80,7 +80,7 @@ START_DESCRIPTORS = (LISTENER, CLIENT_CA, REVOKED)
 WORKLOAD_DESCRIPTOR = "workload"
 """A read-only file with `workload.Workload.to_json`; with it come the descriptors of its `grant_names`."""
 MODULE, COMPILED, FOLLOW = "module", "compiled", "follow"
-"""What the start of a keep of kind stored brings: its module, for reading alone, and perhaps that module compiled, and
+"""What the start of a keep of kind stored brings: its module, read-only, and perhaps that module compiled, and
 a channel as the command FOLLOW brings one, so that its workload waits for its readers from its first byte on."""
 OUTPUT, RECORD, JOURNAL = "output", "record", "journal"
 """What every start of a loader of version 3 brings, too: the ring, made by the manager, that the workload's output goes
@@ -202,7 +202,7 @@ def decode_start(contents: str) -> StartMessage:
     """
     message = parse(StartMessage, _object(contents, "start"), "start", strict=True)
     if len(set(message.descriptors)) != len(message.descriptors):
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, "invalid start: a descriptor's name stands twice")
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, "invalid start: duplicate name of a descriptor")
     return message
 
 

@@ -6,9 +6,9 @@
     48     head, three stream totals    after the data they count
     4096   the data, `capacity` bytes, used round and round
 
-Positions only grow; the byte at position p lies at 4096 + p % capacity. What was read at once is one frame: its header,
-then the bytes. A header repeats its own position, so that a reader that was overtaken notices, and how many bytes of
-its stream came before it, so that what a reader missed can be counted exactly.
+Positions only grow; the byte at position p lies at 4096 + p % capacity. What was read in one call is one frame: its
+header, then the bytes. A header repeats its own position, so that a reader that was overtaken notices, and how many
+bytes of its stream came before it, so that what a reader missed can be counted exactly.
 The reader trusts nothing in the file: the loader may have been taken over. It never maps it, as a file that is cut off
 under a mapping ends the process.
 Import rule: `os`, `struct` and the light part of keep_protocol.
@@ -33,7 +33,7 @@ DATA = 4096
 DEFAULT_CAPACITY = 16 * 1024 * 1024
 MIN_CAPACITY, MAX_CAPACITY = 1024 * 1024, 1024 * 1024 * 1024
 MAX_FRAME = 256 * 1024
-"""Bytes of one frame, without its header: more than a pipe gives at once."""
+"""Bytes of one frame, without its header: more than a pipe gives in one call."""
 _CHECKPOINT = 64 * 1024
 """The tail moves over about so many bytes in one step: a header is not read for each frame that is overwritten."""
 _LONGEST_STEP = _CHECKPOINT + MAX_FRAME + 64

@@ -213,7 +213,7 @@ def check_labels(labels: Iterable[tuple[str, object]]) -> Labels:
     if len(checked) > MAX_LABELS:
         raise invalid("labels", f"{len(checked)} of them, at most {MAX_LABELS} fit")
     if len(dict(checked)) != len(checked):
-        raise invalid("labels", "a key stands twice")
+        raise invalid("labels", "duplicate key")
     return tuple(sorted(checked))
 
 

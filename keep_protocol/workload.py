@@ -158,7 +158,7 @@ def _check_environment(environment: tuple[tuple[str, str], ...]) -> None:
         if not name or "=" in name:
             raise _bad(f"{name[:40]!r} is no name of a variable")
     if len(set(names)) != len(names):
-        raise _bad("a variable stands twice in its environment")
+        raise _bad("duplicate variable in its environment")
 
 
 def _check_directories(directories: tuple[Directory, ...]) -> None:

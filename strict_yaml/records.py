@@ -1,4 +1,4 @@
-"""A tree of YAML read by the table of a record's fields: every fault at once, each with its line and column. Pure."""
+"""A tree of YAML read by the table of a record's fields: every fault together, each with its line and column. Pure."""
 
 from __future__ import annotations
 

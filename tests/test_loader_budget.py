@@ -14,17 +14,14 @@ import pytest
 
 import keep_loader
 
-# With the first start come start and workload, supervisor, process, running, outcome, restart and reports; with a
-# record of a loader before it, restart. An idle keep has none of them.
+# With the first start come start and workload, supervisor, process, running, outcome, streams and reports; with a
+# record of a loader before it, outcome. An idle keep has none of them.
 MAIN = Path(keep_loader.__file__).parent / "__main__.py"
 OURS = {
     "keep_isolation",
     *(f"keep_isolation.{name}" for name in ("filters", "kernel", "landlock", "locks")),
     "keep_loader",
-    *(
-        f"keep_loader.{name}"
-        for name in ("control", "descriptors", "isolation", "loader", "log", "loop", "settings", "state")
-    ),
+    *(f"keep_loader.{name}" for name in ("control", "isolation", "loader", "loop", "settings", "state")),
     "keep_protocol",
     *(
         f"keep_protocol.{name}"
@@ -145,7 +142,7 @@ def test_an_endpoint_imports_nothing_heavy_either() -> None:
 _STARTED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import keep_loader.loader, keep_loader.prepared, keep_loader.start, keep_loader.supervisor
+import keep_loader.loader, keep_loader.process, keep_loader.start, keep_loader.supervisor
 from keep_protocol.control import StartMessage, decode_start, start
 names = ("listener", "client-ca", "revoked", "output", "record", "journal", "workload", "directory-0", "secret-1")
 message = StartMessage("127.0.0.1", ("a.example", "::1"), ("name:admin",), names)
@@ -165,7 +162,7 @@ def test_a_start_imports_nothing_that_every_fork_would_then_carry() -> None:
 _PREPARED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import keep_loader.loader, keep_loader.prepared, keep_loader.start, keep_loader.supervisor
+import keep_loader.loader, keep_loader.process, keep_loader.start, keep_loader.supervisor
 from app_loader.receive import service
 service.prepare()
 before = set(sys.modules)

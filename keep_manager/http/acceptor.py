@@ -20,7 +20,7 @@ from typing import Protocol
 
 from keep_manager.http.connection_table import ConnectionTable, Quota
 from keep_manager.http.handshakes import STRANGERS, Handshake, Handshakes
-from keep_manager.model import EXHAUSTED
+from keep_manager.model import is_exhausted
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.tls import HANDSHAKE_SECONDS
@@ -147,7 +147,7 @@ class Acceptor:
 
     async def _survive(self, error: OSError) -> None:
         """Returns when it makes sense to accept again. Raises `error` where it never will."""
-        if error.errno in EXHAUSTED:
+        if is_exhausted(error):
             LOG.error("cannot accept connections for %g s: %s", PAUSE_SECONDS, error.strerror)
             await asyncio.sleep(PAUSE_SECONDS)
         elif error.errno not in _OF_ONE_CONNECTION:

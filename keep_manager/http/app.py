@@ -32,8 +32,8 @@ from keep_manager.http.connection import Connection
 from keep_manager.http.errors import legacy_body, v1_body
 from keep_manager.http.middleware import ErrorBody, Handler, Rules
 from keep_manager.http.recheck import Recheck
-from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.logs import Events, Output
+from keep_manager.keeps.streams import Inputs
 from keep_manager.keeps.view import View
 from keep_manager.tasks import Group
 from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY

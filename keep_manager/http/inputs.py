@@ -9,7 +9,7 @@ from aiohttp import web
 from keep_manager.authorize.table import Action
 from keep_manager.http.middleware import QUOTAS, authorized, caller_of, json_response
 from keep_manager.http.streams import enlist
-from keep_manager.keeps.inputs import Inputs
+from keep_manager.keeps.streams import Inputs
 from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 

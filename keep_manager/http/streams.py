@@ -16,10 +16,9 @@ from keep_manager.http.connection import SEND_SECONDS, Flood
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import ADMISSION, QUOTAS, caller_of, peer_of
 from keep_manager.keeps import logs
-from keep_manager.keeps.lines import place_of
-from keep_manager.keeps.logs import Chosen, Events, Output
-from keep_manager.keeps.output import BLOCK_BYTES
+from keep_manager.keeps.logs import Chosen, Events, Output, place_of
 from keep_manager.keeps.readers import Reading
+from keep_manager.keeps.streams import BLOCK_BYTES
 from keep_manager.keeps.view import Entry
 from keep_manager.tasks import Group
 from keep_protocol import output, sse, strict_json
@@ -217,7 +216,7 @@ class _Query:
         unknown = sorted(set(self._query) - set(names))
         if unknown or len(self._query) != len(set(self._query)):
             name = (unknown or sorted(self._query))[0]
-            raise _unreadable(f"{name[:40]!r} is no parameter of it, or stands twice")
+            raise _unreadable(f"{name[:40]!r} is no parameter of it, or is given twice")
 
     def flag(self, name: str) -> bool:
         """Whether it is true."""

@@ -16,8 +16,8 @@ from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
 from keep_manager.keeps.interfaces import EventRecorder, Loaders, LoaderSession, Quotas, Units
 from keep_manager.keeps.policy import Policy, check_uploaders, limits_for
-from keep_manager.keeps.spares import Spares
 from keep_manager.keeps.starts import START_REPLY_SECONDS, Starts
+from keep_manager.keeps.upkeep import Spares
 from keep_manager.keeps.view import View
 from keep_manager.model import Answer, Caller, StoredModule, exhaustion_explained
 from keep_manager.tasks import Group

@@ -116,7 +116,7 @@ class Artifacts(Protocol):
     """Compiled code of modules."""
 
     def held(self, spec: KeepSpec, patience: float | None = None) -> AbstractAsyncContextManager[int | None]:
-        """A descriptor of the module compiled for a keep of that spec, for reading alone, open while the block runs;
+        """A descriptor of the module compiled for a keep of that spec, read-only, open while the block runs;
         None where the keep is to compile it itself. It is waited for, and COMPILING raised where that takes longer
         than `patience` seconds; what the module is refused for, too."""
 

@@ -28,7 +28,7 @@ DEFAULT_CEILINGS: dict[str, int] = {
 of a few gigabytes. What its neighbours feel (processors, weight, lines a second) stays at the default."""
 
 
-LASTING = {"wall_seconds": TEN_YEARS, "cpu_seconds": TEN_YEARS}
+WITHOUT_END = {"wall_seconds": TEN_YEARS, "cpu_seconds": TEN_YEARS}
 """What a declared keep has of time, unless its manifest says otherwise: no limit that it would live to see."""
 
 
@@ -54,8 +54,8 @@ class Policy:
         keep, which runs as long as it is declared, unless an entry says otherwise."""
         common, own = entry_of(self.callers, EVERYONE), entry_of(self.callers, caller.name)
         roots = common.grant_roots if own.grant_roots is None else own.grant_roots
-        ceilings = {**DEFAULT_CEILINGS, **(LASTING if lasts else {}), **dict(common.ceilings), **dict(own.ceilings)}
-        return Allowance(roots or (), ceilings, {**DEFAULTS, **(LASTING if lasts else {})})
+        ceilings = {**DEFAULT_CEILINGS, **(WITHOUT_END if lasts else {}), **dict(common.ceilings), **dict(own.ceilings)}
+        return Allowance(roots or (), ceilings, {**DEFAULTS, **(WITHOUT_END if lasts else {})})
 
 
 class Unlimited:

@@ -22,7 +22,7 @@ from contextlib import (
 
 from keep_manager.keeps.decide import ENDED, refuse_output
 from keep_manager.keeps.interfaces import Folders, Loaders
-from keep_manager.keeps.output import MAX_READERS, KeepOutput, Reader
+from keep_manager.keeps.streams import MAX_READERS, KeepOutput, Reader
 from keep_manager.keeps.view import View
 from keep_manager.model import KEEPS_OUTPUT, LoaderGone, exhaustion_explained
 from keep_protocol.constants import unit_name
@@ -59,7 +59,7 @@ class Reading:
         self._output = self._reader = None
 
     def wake(self) -> None:
-        """Whoever waits for more looks again."""
+        """All that wait for more look again."""
         self._woken.set()
         if self._output is not None:
             self._output.wake()

@@ -1,35 +1,42 @@
-"""Starts keeps: opens what each is given, binds its listener, and hands all of it to its loader."""
+"""Starts keeps: opens what each is given, binds the TCP socket that it will accept on, and hands all of it to its
+loader. What a start must bring stands in the registry of kinds: the one place that asks which kind a keep is.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
-from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.interfaces import Artifacts, Folders, Loaders, LoaderSession, Providers, Quotas
-from keep_manager.keeps.kinds import kind_of
 from keep_manager.keeps.policy import Policy, uploaders_for
-from keep_manager.keeps.ports import bind_listener
 from keep_manager.keeps.readers import Readers
-from keep_manager.keeps.rest import clear_away
-from keep_manager.keeps.view import NO_SPEC, View
+from keep_manager.keeps.streams import Inputs
+from keep_manager.keeps.view import NO_SPEC, View, clear_away
 from keep_manager.model import KEEPS_OUTPUT, Answer, Caller, Provision, UnixUser
 from keep_protocol.api import StartKeep
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
-from keep_protocol.control import COMPILED, FOLLOW, LISTENER, StartMessage
+from keep_protocol.control import COMPILED, FOLLOW, LISTENER, MODULE, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
+from keep_protocol.kinds import Kind
 from keep_protocol.spec import KeepSpec
+from keep_protocol.states import Phase
 from keep_protocol.workload import INPUT
 
 LOG = logging.getLogger("keepfleet.keeps")
 START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS
 """The loader gives its app-loader APPLOADER_START_SECONDS and then answers with the reason."""
+BACKLOG = 16
+"""A keep takes one workload; a few connections may queue behind it, not a flood."""
+_TAKEN = {errno.EADDRINUSE, errno.EACCES}
+"""What one port can have against it; anything else, such as an address of another host, is true of all ports."""
 
 
 class Starts:
@@ -161,7 +168,7 @@ class Starts:
         address = request.address if kind.listens else ""
         allowed = self._quotas.admit_start(caller, kuuid, address, request.port)
         provision = self._provision(request, spec, caller, session.user, version)
-        async with self._tidied(kuuid) as handed, self._providers.opened(provision) as opened:
+        async with self._tidied(kuuid) as passed_on, self._providers.opened(provision) as opened:
             reach(Failpoint.START_AFTER_FILES)
             with ExitStack() as held:
                 descriptors, port = dict(opened), 0
@@ -175,7 +182,7 @@ class Starts:
                 kind.check_descriptors(tuple(descriptors))
                 message = StartMessage(address, request.names, uploaders, tuple(descriptors))
                 reach(Failpoint.START_AFTER_ADDRESS)
-                handed.set()
+                passed_on.set()
                 answer = await session.start(message, port, tuple(descriptors.values()), START_REPLY_SECONDS)
         reach(Failpoint.START_AFTER_COMMAND)
         if (answer.report.address, answer.report.port) != (address, port):
@@ -200,14 +207,14 @@ class Starts:
 
     @asynccontextmanager
     async def _tidied(self, kuuid: int) -> AsyncIterator[asyncio.Event]:
-        """Removes the keep's files where the block fails before they were handed over: then it sets the event. What its
+        """Removes the keep's files where the block fails before they were passed on: then it sets the event. What its
         loader has may be in use, and is replaced by the next start or removed with the keep. A removal that came
         meanwhile has looked for them before they were made."""
-        handed = asyncio.Event()
+        passed_on = asyncio.Event()
         try:
-            yield handed
+            yield passed_on
         except BaseException:
-            if not handed.is_set() or kuuid not in self._view or self._view.entry(kuuid).removing:
+            if not passed_on.is_set() or kuuid not in self._view or self._view.entry(kuuid).removing:
                 await asyncio.shield(clear_away(self._folders, kuuid))
             raise
 
@@ -221,3 +228,110 @@ class Starts:
 
 def _streams_input(request: StartKeep) -> bool:
     return request.workload is not None and request.workload.workload.streams_input
+
+
+@dataclass(frozen=True)
+class KindOfKeep:
+    """One kind. variant: what the loader starts, as an argument of the app-loader's ("" for its own default); listens:
+    whether its start binds a socket; brings: the descriptors that its start must bring, in the order in which a loader
+    of the version before takes them; phases: those it passes; members: those of `/v1` that it alone has."""
+
+    kind: Kind
+    variant: str
+    listens: bool
+    brings: tuple[str, ...]
+    phases: frozenset[Phase]
+    members: tuple[str, ...]
+
+    def check_start(self, request: StartKeep) -> None:
+        """Raises KeepfleetError(BAD_REQUEST) where the start says how a keep is reached that nobody reaches."""
+        if not self.listens:
+            request.check_unreached()
+
+    def check_descriptors(self, names: tuple[str, ...]) -> None:
+        """Raises KeepfleetError(INTERNAL) unless `names` begin with all that a start must bring."""
+        if names[: len(self.brings)] != self.brings:
+            raise KeepfleetError(
+                ErrorKind.INTERNAL,
+                f"cannot start a keep of kind {self.kind.value}: it takes {', '.join(self.brings)}, "
+                f"not {', '.join(names)}",
+            )
+
+
+REGISTRY: dict[Kind, KindOfKeep] = {
+    Kind.UPLOAD: KindOfKeep(
+        kind=Kind.UPLOAD,
+        variant="",
+        listens=True,
+        brings=("listener", "client-ca", "revoked"),
+        phases=frozenset(Phase),
+        members=("bindaddress", "app_loader_bind_port", "fingerprint", "certificate", "uploaders", "uploaded_by"),
+    ),
+    Kind.SCRIPTS: KindOfKeep(
+        kind=Kind.SCRIPTS,
+        variant="",
+        listens=True,
+        brings=("listener", "client-ca", "revoked"),
+        phases=frozenset(Phase) - {Phase.RUNNING, Phase.RESTARTING},
+        members=("bindaddress", "app_loader_bind_port", "fingerprint", "certificate", "uploaders"),
+    ),
+    Kind.STORED: KindOfKeep(
+        kind=Kind.STORED,
+        variant="",
+        listens=False,
+        brings=(MODULE,),
+        phases=frozenset(Phase) - {Phase.OPENING, Phase.AWAITING, Phase.REOPENING},
+        members=(),
+    ),
+}
+"""Every kind there is."""
+
+
+def kind_of(kind: Kind) -> KindOfKeep:
+    """The kind's row. Raises KeepfleetError(UNSUPPORTED) for one that this manager does not know."""
+    try:
+        return REGISTRY[kind]
+    except KeyError:
+        raise KeepfleetError(
+            ErrorKind.UNSUPPORTED, f"cannot start a keep of kind {kind.value}: this manager does not know it"
+        ) from None
+
+
+def bind_listener(address: str, ports: Iterable[int]) -> socket.socket:
+    """A socket that listens on `address` and the first of `ports` that is free: a taken port is an error here, and not
+    a race later.
+
+    Two sockets can be bound to one port with SO_REUSEADDR before either listens, so a port counts as free only once
+    listen() has succeeded. Raises KeepfleetError(PORT_UNAVAILABLE) with the last port's reason.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    tried, reason = 0, "no port was left to try"
+    sock: socket.socket | None = None
+    for port in ports:
+        sock = sock or _new(family)
+        tried += 1
+        bound = False
+        try:
+            sock.bind((address, port))
+            bound = True
+            sock.listen(BACKLOG)
+            return sock
+        except OSError as error:
+            reason = f"port {port}: {error.strerror}"
+            if bound or error.errno not in _TAKEN:
+                sock.close()
+                sock = None
+            if error.errno not in _TAKEN:
+                break
+    if sock is not None:
+        sock.close()
+    many = f" (the last of {tried} tried)" if tried > 1 else ""
+    raise KeepfleetError(ErrorKind.PORT_UNAVAILABLE, f"cannot listen on {address}: {reason}{many}")
+
+
+def _new(family: socket.AddressFamily) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family is socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return sock

@@ -17,12 +17,11 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from keep_manager.keeps import decide
-from keep_manager.keeps.events import audit, events_of, is_upload, reached, sentence
-from keep_manager.keeps.inputs import Inputs
+from keep_manager.keeps.decide import audit, events_of, is_upload, reached, sentence
 from keep_manager.keeps.interfaces import EventLog, Folders, Loaders, Providers, Units
 from keep_manager.keeps.readers import Readers
-from keep_manager.keeps.rest import Rest, clear_away
-from keep_manager.keeps.view import View
+from keep_manager.keeps.streams import Inputs
+from keep_manager.keeps.view import Rest, View, clear_away
 from keep_manager.model import LastEvent, LoaderGone, UnitState
 from keep_manager.tasks import Group, carried_on
 from keep_protocol.constants import unit_name
@@ -158,7 +157,7 @@ class Watch:
         await _within(watched.gone, RECORDED_SECONDS)
 
     async def tend_resting(self) -> None:
-        """Looks now and then at the units of all keeps that have ended, which no connection tells of: at one whose unit
+        """Looks now and then at the units of all keeps that have ended, which no connection reports: at one whose unit
         was stopped, or started again, by hand. For ever.
 
         systemd would send signals of it, but of every unit of the host and of each of its changes, to all who listen:

@@ -10,7 +10,7 @@ from keep_manager.model import Provision
 from keep_protocol.control import MODULE
 
 OpenModule = Callable[[str], int]
-"""The verified descriptor of the module with this digest, for reading alone. Raises KeepfleetError."""
+"""The verified descriptor of the module with this digest, read-only. Raises KeepfleetError."""
 
 
 def opener(open_module: OpenModule) -> Callable[[Provision, ExitStack], Mapping[str, int]]:

@@ -20,8 +20,8 @@ from keep_protocol.errors import KeepfleetError
 LOG = logging.getLogger("keepfleet.journal")
 PROBE = "KEEP_PROBE"
 INVOCATION = "/run/systemd/units/invocation:systemd-journald.service"
-"""A link that systemd makes anew for each start of journald, which itself reads such links of all units; so it is there
-for a user's own manager, too, whose bus knows nothing of journald."""
+"""A link that systemd makes again for each start of journald, which itself reads such links of all units; so it is
+there for a user's own manager, too, whose bus knows nothing of journald."""
 LOOK_SECONDS = 5.0
 """Between two looks at that link, of microseconds each: nothing else says that journald was started again."""
 TRY_SECONDS = 300.0

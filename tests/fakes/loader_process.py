@@ -89,6 +89,10 @@ class Peer:
         self.send(kind, contents, descriptors)
         return self.answer()
 
+    def hears_that_it_runs(self) -> None:
+        """Until the loader has read its runner's report, which has been sent."""
+        assert any(self.ask(CommandType.INFO).begun for _ in range(ROUNDS))
+
     def claims(self) -> KeepSpec:
         """What the loader says of the keep's spec, as a manager of version 1 reads it."""
         self.ask(CommandType.INFO)

@@ -17,11 +17,11 @@ from keep_manager.declared.specifications import Specifications
 from keep_manager.declared.volume_service import DeclaredVolumes
 from keep_manager.declared.volumes import Volumes
 from keep_manager.folders import Folders
-from keep_manager.keeps.inputs import Inputs
 from keep_manager.keeps.interfaces import Quotas
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
 from keep_manager.keeps.readers import Readers
+from keep_manager.keeps.streams import Inputs
 from keep_manager.keeps.view import View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders

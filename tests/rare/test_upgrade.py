@@ -111,8 +111,8 @@ def test_an_idle_keep_imports_what_it_needs_later_from_its_own_version(
     installation.install(NEW)
     idle.start()
     finish(idle)
-    assert ("app_loader", OLD) in imported(idle) - first, "it imported nothing later, so this shows nothing"
     assert {version for _, version in imported(idle)} == {OLD}
+    assert ("app_loader", OLD) in imported(idle) - first, "it imported nothing later, so this shows nothing"
 
 
 def test_a_version_is_removed_by_the_first_installation_that_finds_it_unused(

@@ -246,8 +246,8 @@ class AppLoaderProcess:
         """Takes one report, or the end of them."""
         try:
             packet, descriptors, _, _ = socket.recv_fds(part.reports, MAX_CONTROL_FRAME, 4)
-        except OSError:
-            packet, descriptors = b"", []
+        except ConnectionResetError:  # it ended with something of ours unread: that comes before what it said
+            packet, descriptors, _, _ = socket.recv_fds(part.reports, MAX_CONTROL_FRAME, 4)
         if not packet:
             self._heard.remove(part)
             return

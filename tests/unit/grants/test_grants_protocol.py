@@ -195,7 +195,7 @@ def test_what_is_no_regular_file_opened_for_reading_alone_is_taken_from_no_helpe
     with pytest.raises(KeepfleetError) as caught:
         answering.ask(sent(ONE, path, flags=flags), request=ONE_FILE)
     assert caught.value.kind is ErrorKind.INTERNAL
-    assert "not all that it brings are regular files, opened for reading alone" in caught.value.message
+    assert "not all that it brings are regular files, opened read-only" in caught.value.message
 
 
 def test_a_helper_that_ends_first_is_said_to_have(answering: Answering) -> None:

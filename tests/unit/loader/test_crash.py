@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_loader.supervisor import MAX_RESPAWNS
+from keep_loader.forks import MAX_RESPAWNS
 from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepReport, OutcomeKind
@@ -197,12 +197,12 @@ def test_a_dead_endpoint_is_opened_again_with_its_identity(loader: LoaderProcess
 
 
 def test_an_endpoint_that_keeps_dying_is_given_up(loader: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = opened(loader, passed)
+    _, stub = opened(loader, passed)
     for _ in range(MAX_RESPAWNS):
         stub.order("exit", code=1)
         stub = loader.stub()
     stub.order("exit", code=1)
-    info = peer.ask(CommandType.WAIT, str(int(State.STARTED)))
+    info = loader.ended(passed)
     assert info.state is State.ERROR
     assert info.detail == "gave the upload endpoint up after opening it again 5 times: the app-loader exited 1"
     loader.systemd.drain()

@@ -16,15 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keep_loader import isolation
-from keep_loader.descriptors import ENDPOINT_NAMES, OUTPUT_NAMES
-from keep_loader.log import plain
-from keep_loader.loop import READABLE, Loop
-from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, plain_lines
-from keep_loader.restart import resume_from
+from keep_loader.loop import READABLE, Loop, plain
+from keep_loader.outcome import MAX_LINES_TOTAL, believe, event_of, plain_lines, resume_from
 from keep_loader.running import memory_kills
 from keep_loader.settings import ENTRIES, read_settings
 from keep_loader.start import summary_of
-from keep_loader.state import RecordFile, status_text
+from keep_loader.state import ENDPOINT_NAMES, OUTPUT_NAMES, RecordFile, status_text
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import Description, claimed_spec, decode_reply, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError

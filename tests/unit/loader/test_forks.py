@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_loader.supervisor import MAX_RESPAWNS
+from keep_loader.forks import MAX_RESPAWNS
 from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import OutcomeKind
@@ -241,7 +241,7 @@ def test_what_an_endpoint_passes_is_never_run(loader: LoaderProcess, passed: End
 
 
 def test_an_endpoint_that_stays_after_it_has_accepted_is_killed(unstarted: LoaderProcess, passed: Endpoint) -> None:
-    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.supervisor:HANDOVER_SECONDS=0.1"})
+    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.forks:HANDOVER_SECONDS=0.1"})
     endpoint, runner = connected(unstarted, passed)
     runner.report("checked", {"compiled": "machine code", "module": "the module"})
     endpoint.report("accepted", upload=UPLOAD, module=MODULE)

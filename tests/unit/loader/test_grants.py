@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_loader.descriptors import is_stored_name
+from keep_loader.state import is_stored_name
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State

@@ -124,6 +124,20 @@ def started(program: str) -> Child:
         return Child(os.posix_spawn(program, [program], {}, setpgroup=0), ours)
 
 
+def test_what_a_process_said_is_read_though_it_ended_with_something_unread() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    child = Child(os.getpid(), ours)
+    child.send(b"run", [])
+    with theirs:
+        theirs.send(b"why it cannot")
+    assert child.receive() == (b"why it cannot", [])
+    with pytest.raises(EOFError):
+        child.receive()
+    os.close(child.pidfd)
+    ours.close()
+
+
 def test_the_meter_leaves_out_what_was_used_before() -> None:
     pid = os.getpid()
     burn(0.1)
@@ -171,19 +185,20 @@ def limited(loader: LoaderProcess, passed: Endpoint, limits: Limits) -> tuple[Pe
     peer, stub = opened(loader, passed)
     stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
+    peer.hears_that_it_runs()
     return peer, stub
 
 
-def ended(peer: Peer) -> tuple[KeepReport, Outcome]:
-    info = peer.ask(CommandType.WAIT, str(int(State.STARTED)))
+def ended(loader: LoaderProcess, passed: Endpoint) -> tuple[KeepReport, Outcome]:
+    info = loader.ended(passed)
     assert info.outcome is not None
     return info, info.outcome
 
 
 def test_a_workload_over_its_time_is_killed_and_the_limit_named(unstarted: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = limited(unstarted, passed, Limits(wall_seconds=1))
+    _, stub = limited(unstarted, passed, Limits(wall_seconds=1))
     stub.do("ignore-term")
-    info, outcome = ended(peer)
+    info, outcome = ended(unstarted, passed)
     assert (info.state, info.detail) == (State.ERROR, "over its time limit of 1 s")
     assert (outcome.kind, outcome.signal) == (OutcomeKind.LIMITED, signal.SIGKILL)
     assert outcome.wall_seconds is not None and 1.0 <= outcome.wall_seconds < 1.5
@@ -192,9 +207,9 @@ def test_a_workload_over_its_time_is_killed_and_the_limit_named(unstarted: Loade
 
 
 def test_a_workload_over_its_processor_time_names_that_limit(unstarted: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = limited(unstarted, passed, Limits(cpu_seconds=7))
+    _, stub = limited(unstarted, passed, Limits(cpu_seconds=7))
     os.kill(stub.pid, signal.SIGXCPU)
-    info, outcome = ended(peer)
+    info, outcome = ended(unstarted, passed)
     assert (info.state, info.detail) == (State.ERROR, "over its processor time limit of 7 s")
     assert outcome.kind is OutcomeKind.LIMITED
 
@@ -203,11 +218,11 @@ def test_the_loader_ends_a_workload_at_its_processor_time_and_not_at_the_next_wh
     unstarted: LoaderProcess, passed: Endpoint
 ) -> None:
     unstarted.start(environment={"KEEPFLEET_LIMITS": Limits(cpu_seconds=1).to_text()})
-    peer, stub = opened(unstarted, passed)
+    _, stub = opened(unstarted, passed)
     stub.connect().do("burn", seconds=0.4)  # as it waits: no part of the workload's
     stub.accept()
     stub.order("spin")
-    info, outcome = ended(peer)
+    info, outcome = ended(unstarted, passed)
     assert (info.detail, outcome.kind) == ("over its processor time limit of 1 s", OutcomeKind.LIMITED)
     assert outcome.signal == signal.SIGKILL
     assert outcome.cpu_seconds is not None and 0.98 <= outcome.cpu_seconds < 1.4
@@ -231,21 +246,21 @@ def test_a_workload_that_sleeps_is_looked_at_seldom() -> None:
 
 
 def test_a_workload_may_say_which_of_its_limits_it_met(unstarted: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = limited(unstarted, passed, Limits())
+    _, stub = limited(unstarted, passed, Limits())
     stub.report("ended", outcome={"kind": "limited", "text": "over its memory limit of 64 MiB"})
     stub.order("exit", code=1)
-    info, outcome = ended(peer)
+    info, outcome = ended(unstarted, passed)
     assert (info.detail, outcome.kind) == ("over its memory limit of 64 MiB", OutcomeKind.LIMITED)
 
 
 def test_what_the_runner_used_as_it_waited_is_not_the_workloads(unstarted: LoaderProcess, passed: Endpoint) -> None:
     unstarted.start()
-    peer, stub = opened(unstarted, passed)
+    _, stub = opened(unstarted, passed)
     stub.connect().do("burn", seconds=0.3)
     stub.accept()
     unstarted.systemd.wait_for("STATUS", "started: running")
     os.kill(stub.pid, signal.SIGSEGV)
-    _, outcome = ended(peer)
+    _, outcome = ended(unstarted, passed)
     assert outcome.cpu_seconds is not None and outcome.cpu_seconds < 0.2
     assert outcome.peak_bytes is None  # its memory was gone before anybody could look
     assert outcome.started_at is not None and outcome.ended_at is not None

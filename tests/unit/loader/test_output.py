@@ -15,7 +15,7 @@ import pytest
 
 from keep_loader import output
 from keep_loader.loop import Loop
-from keep_loader.words import IN_ALL
+from keep_loader.streams import IN_ALL
 from keep_protocol.control import UNSTORED, CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport, OutcomeKind
@@ -216,7 +216,7 @@ def test_no_fork_has_the_loader_s_own_stream_and_what_it_says_is_logged_for_it(
 def test_a_fork_that_talks_without_end_floods_no_log_and_holds_nothing_up(
     unstarted: LoaderProcess, passed: Endpoint
 ) -> None:
-    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.words:PAUSE_SECONDS=0"})
+    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.streams:PAUSE_SECONDS=0"})
     peer, stub = opened(unstarted, passed)
     stub.do("write", to=1, text="x\n", times=IN_ALL)
     assert peer.ask(CommandType.INFO).state is State.STARTED

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_loader.restart import MAX_RERUNS, RERUN_SECONDS, recent, resume_from, too_often, wanted
+from keep_loader.outcome import MAX_RERUNS, RERUN_SECONDS, recent, resume_from, too_often, wanted
 from keep_protocol.control import CommandType
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepReport, Outcome, OutcomeKind

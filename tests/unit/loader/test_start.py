@@ -148,7 +148,7 @@ def test_an_app_loader_that_does_not_open_is_an_error_and_leaves_nothing(
 def test_an_app_loader_that_does_not_listen_in_time_is_killed(unstarted: LoaderProcess, passed: Endpoint) -> None:
     unstarted.start(
         *("signal:pause", "signal:pause"),
-        environment={"FAKE_CONSTANTS": "keep_loader.supervisor:APPLOADER_START_SECONDS=0.3"},
+        environment={"FAKE_CONSTANTS": "keep_loader.forks:APPLOADER_START_SECONDS=0.3"},
     )
     peer = unstarted.peer()
     with pytest.raises(KeepfleetError, match=r"did not listen within 0\.3 s") as refused:

@@ -1,7 +1,9 @@
-"""The control protocol's version 2: hello, and a start in one message with descriptors by name."""
+"""The control protocol's version 2: hello, and a start in one message with descriptors by name; and the secrets that
+come as credentials of the unit, which are copied into the keep's own memory."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from keep_loader.start import open_credential
 from keep_protocol.control import CONTROL_VERSION, OUTPUT_DESCRIPTORS, START_DESCRIPTORS, CommandType, hello
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Module, ShownDirectory, Uploader, WorkloadSummary
 from keep_protocol.limits import Limits
 from keep_protocol.spec import KeepSpec, RestartPolicy, encode_spec
 from keep_protocol.states import State
-from keep_protocol.workload import Directory, Workload
+from keep_protocol.workload import MAX_SECRET_BYTES, Directory, Workload
 from tests.fakes.loader_process import FINGERPRINT, MODULE, UPLOAD, Endpoint, LoaderProcess, Peer, Stub, opened
 
 SPEC = KeepSpec(
@@ -126,7 +129,7 @@ def refusals(passed: Endpoint, described: dict[str, int]) -> Iterator[tuple[dict
     yield {"descriptors": names, "colour": "red"}, numbers, "unknown field 'colour'"
     yield {"descriptors": [*names[:2], "revoked-list"]}, numbers, "field 'descriptors'"
     yield {"descriptors": [*names[:2], "identity"]}, numbers, "field 'descriptors'"
-    yield {"descriptors": [*names, "listener"]}, [*numbers, numbers[0]], "stands twice"
+    yield {"descriptors": [*names, "listener"]}, [*numbers, numbers[0]], "duplicate name of a descriptor"
     yield {"descriptors": names[:2]}, numbers[:2], "its descriptor revoked is missing"
     for name in OUTPUT_DESCRIPTORS:
         less = {known: number for known, number in passed.named.items() if known != name}
@@ -248,3 +251,34 @@ def test_who_uploaded_what_outlives_the_loader(loader: LoaderProcess, passed: En
     before = peer.ask(CommandType.WAIT, "2")
     assert loader.ended(passed) == before
     assert before.module is not None
+
+
+def test_a_credential_is_a_file_for_reading_alone_that_no_name_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, own = tmp_path / "given", tmp_path / "own"
+    given.mkdir()
+    own.mkdir()
+    (given / "token").write_bytes(b"value")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+    descriptor = open_credential("token", str(own))
+    (given / "token").unlink()
+    try:
+        assert os.pread(descriptor, 100, 0) == b"value"
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        assert list(own.iterdir()) == []
+    finally:
+        os.close(descriptor)
+
+
+def test_one_that_is_not_there_or_too_long_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeepfleetError, match="its secret token: systemd has given this unit no credentials"):
+        open_credential("token", str(tmp_path))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with pytest.raises(KeepfleetError, match="its secret token: No such file"):
+        open_credential("token", str(tmp_path))
+    (tmp_path / "token").write_bytes(bytes(MAX_SECRET_BYTES + 1))
+    with pytest.raises(KeepfleetError, match="it is over"):
+        open_credential("token", str(tmp_path))

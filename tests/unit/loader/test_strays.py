@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_loader.log import Systemd
-from keep_loader.loop import READABLE, Loop
+from keep_loader.loop import READABLE, Loop, Systemd
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.states import State
 from tests.fakes.loader_process import DEADLINE, FINGERPRINT, Endpoint, LoaderProcess, opened
@@ -67,7 +66,7 @@ def test_systemds_fdstore_variable_is_passed_over(unstarted: LoaderProcess, pass
 def test_a_message_that_systemd_cannot_take_is_tried_again_and_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("keep_loader.log.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("keep_loader.loop.RETRY_SECONDS", 0.0)
     path = tmp_path / "notify"
     loop, heard = Loop(), list[str]()
     with listening(str(path), DEADLINE) as systemd:

@@ -14,7 +14,7 @@ from keep_loader.process import MAX_RUNNING_REPORTS
 from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepReport, OutcomeKind
+from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
 from tests.fakes.loader_process import ARTIFACTS, DEADLINE, MODULE, UPLOAD, Endpoint, LoaderProcess, Peer, Stub, opened
 
@@ -24,12 +24,8 @@ def running(loader: LoaderProcess, passed: Endpoint) -> tuple[Peer, Stub]:
     peer, stub = opened(loader, passed)
     stub.accept()
     loader.systemd.wait_for("STATUS", "started: running")
+    peer.hears_that_it_runs()
     return peer, stub
-
-
-def ended(peer: Peer, before: State = State.STARTED) -> KeepReport:
-    """The keep when it is no longer in `before`."""
-    return peer.ask(CommandType.WAIT, str(int(before)))
 
 
 def exited(code: object) -> dict[str, object]:
@@ -91,7 +87,7 @@ def test_who_waits_hears_that_a_guest_has_begun_in_words_that_are_the_same(
 def test_a_workload_that_exits_completes_the_keep_with_any_code(
     loader: LoaderProcess, passed: Endpoint, code: int
 ) -> None:
-    peer, stub = running(loader, passed)
+    _, stub = running(loader, passed)
     stub.report("running")
     own = {
         "wall_seconds": 99,
@@ -101,7 +97,7 @@ def test_a_workload_that_exits_completes_the_keep_with_any_code(
     }  # the last is not its to say
     stub.report("ended", outcome={**exited(code), **own})
     stub.order("exit", code=code)
-    info = ended(peer)
+    info = loader.ended(passed)
     assert (info.state, info.detail) == (State.COMPLETE, f"exited {code}")
     assert info.outcome is not None
     assert (info.outcome.kind, info.outcome.exit_code) == (OutcomeKind.EXITED, code)
@@ -111,29 +107,29 @@ def test_a_workload_that_exits_completes_the_keep_with_any_code(
 
 
 def test_a_trap_is_an_error_with_its_backtrace(loader: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = running(loader, passed)
+    _, stub = running(loader, passed)
     outcome = {"kind": "trapped", "text": "trapped: unreachable", "backtrace": ["0: f\x1b[31m", "1: _start"]}
     stub.report("ended", outcome=outcome)
     stub.order("exit", code=1)
-    info = ended(peer)
+    info = loader.ended(passed)
     assert (info.state, info.detail) == (State.ERROR, "trapped: unreachable")
     assert info.outcome is not None
     assert (info.outcome.kind, info.outcome.backtrace) == (OutcomeKind.TRAPPED, ("0: f [31m", "1: _start"))
 
 
 def test_a_runner_that_fails_is_lost_for_the_reason_that_it_gives(loader: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = running(loader, passed)
+    _, stub = running(loader, passed)
     stub.report("ended", outcome={"kind": "lost", "text": "lost: cannot load the compiled module: another version"})
     stub.order("exit", code=1)
-    info = ended(peer)
+    info = loader.ended(passed)
     assert (info.state, info.detail) == (State.ERROR, "lost: cannot load the compiled module: another version")
     assert info.outcome is not None and info.outcome.kind is OutcomeKind.LOST
 
 
 def test_a_kill_is_read_from_the_wait_status(loader: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = running(loader, passed)
+    _, stub = running(loader, passed)
     os.kill(stub.pid, signal.SIGSEGV)
-    info = ended(peer)
+    info = loader.ended(passed)
     assert info.state is State.ERROR
     assert info.outcome is not None
     assert (info.outcome.kind, info.outcome.signal) == (OutcomeKind.KILLED, signal.SIGSEGV)
@@ -141,9 +137,9 @@ def test_a_kill_is_read_from_the_wait_status(loader: LoaderProcess, passed: Endp
 
 
 def test_a_workload_that_goes_without_a_word_is_lost(loader: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = running(loader, passed)
+    _, stub = running(loader, passed)
     stub.order("exit", code=0)
-    info = ended(peer)
+    info = loader.ended(passed)
     assert (info.state, info.detail) == (State.ERROR, "the process exited 0 without a report")
     assert info.outcome is not None and info.outcome.kind is OutcomeKind.LOST
 
@@ -249,11 +245,11 @@ def test_sigterm_during_a_start_ends_the_app_loader(loader: LoaderProcess, passe
 
 
 def test_forged_reports_after_the_end_change_nothing(loader: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = running(loader, passed)
+    _, stub = running(loader, passed)
     stub.report("ended", outcome=exited(1))
     assert int(stub.do("flood", text=json.dumps({"report": "ended", "outcome": exited(0)}), count=100_000)) < 1000
     stub.order("exit", code=1)
-    assert ended(peer).detail == "exited 1"
+    assert loader.ended(passed).detail == "exited 1"
 
 
 def test_a_workload_can_say_little(loader: LoaderProcess, passed: Endpoint) -> None:
@@ -262,7 +258,7 @@ def test_a_workload_can_say_little(loader: LoaderProcess, passed: Endpoint) -> N
     assert MAX_RUNNING_REPORTS - 1 <= sent < 1000  # one it has made already
     assert len(peer.ask(CommandType.INFO).detail) <= 200
     os.kill(stub.pid, signal.SIGKILL)
-    assert ended(peer).detail == "killed by SIGKILL"
+    assert loader.ended(passed).detail == "killed by SIGKILL"
 
 
 HOSTILE = [
@@ -290,7 +286,7 @@ def test_hostile_reports_of_a_workload_change_no_state(loader: LoaderProcess, pa
     assert loader.comes_back_to(before, peer)
     stub.report("ended", outcome=exited(4))
     stub.order("exit", code=4)
-    info = ended(peer)
+    info = loader.ended(passed)
     assert (info.state, info.detail) == (State.COMPLETE, "exited 4")
     loader.systemd.drain()
     assert all(line.isprintable() for line in loader.systemd.statuses)
@@ -299,17 +295,17 @@ def test_hostile_reports_of_a_workload_change_no_state(loader: LoaderProcess, pa
 
 def test_a_workload_that_reports_its_end_and_stays_is_killed(unstarted: LoaderProcess, passed: Endpoint) -> None:
     unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.running:LINGER_SECONDS=0.05"})
-    peer, stub = running(unstarted, passed)
+    _, stub = running(unstarted, passed)
     stub.order("report", report={"report": "ended", "outcome": exited(0)})
-    assert ended(peer).detail == "exited 0"
+    assert unstarted.ended(passed).detail == "exited 0"
     assert stub.is_gone()
 
 
 def test_a_workload_floods_no_log(loader: LoaderProcess, passed: Endpoint) -> None:
-    peer, stub = running(loader, passed)
+    _, stub = running(loader, passed)
     stub.do("flood", text="not JSON", count=1000)
     os.kill(stub.pid, signal.SIGKILL)
-    ended(peer)
+    loader.ended(passed)
     assert loader.log_text().count("ignored a report") == 1
 
 

@@ -112,15 +112,15 @@ async def test_another_manager_finds_what_was_compiled(tmp_path: Path) -> None:
 async def test_ten_requests_for_one_module_compile_it_once_and_each_has_a_descriptor(parts: Parts) -> None:
     wanted, before = Wanted(parts.example()), descriptors()
     parts.units.hold()
-    told: list[Progress] = []
-    asked = [asyncio.create_task(parts.compilations.get(wanted, told.append)) for _ in range(10)]
+    reported: list[Progress] = []
+    asked = [asyncio.create_task(parts.compilations.get(wanted, reported.append)) for _ in range(10)]
     await parts.units.until_started(1)
     parts.units.let_go()
     got = await asyncio.gather(*asked)
     assert len(parts.units.started) == 1
     assert len({artifact.descriptor for artifact in got}) == 10
-    assert {progress.stage for progress in told} == {Stage.QUEUED, Stage.COMPILING}
-    assert re.fullmatch(r"compiling the module, [0-9]+ s", told[-1].text)
+    assert {progress.stage for progress in reported} == {Stage.QUEUED, Stage.COMPILING}
+    assert re.fullmatch(r"compiling the module, [0-9]+ s", reported[-1].text)
     for artifact in got:
         assert os.pread(artifact.descriptor, 4, 0) == b"\x7fELF"
         os.close(artifact.descriptor)

@@ -81,10 +81,10 @@ async def test_who_has_no_patience_hears_how_far_it_is_and_finds_it_done_later(p
     await parts.units.until_started(1)
     with pytest.raises(
         KeepfleetError, match=r"cannot run the module yet: compiling the module, [0-9]+ s; ask again"
-    ) as told:
+    ) as refused:
         await parts.look(spec, 0.0)
-    assert told.value.kind is ErrorKind.COMPILING
-    assert told.value.evidence[0].startswith("compiling the module, ")
+    assert refused.value.kind is ErrorKind.COMPILING
+    assert refused.value.evidence[0].startswith("compiling the module, ")
     parts.units.let_go()
     assert await waiting == b"\x7fELF"
     assert await parts.look(spec) == b"\x7fELF"

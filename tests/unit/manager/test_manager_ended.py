@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from keep_manager.keeps import watch
-from keep_manager.keeps.output import MAX_READERS
 from keep_manager.keeps.policy import Policy
-from keep_manager.keeps.retention import due
+from keep_manager.keeps.streams import MAX_READERS
+from keep_manager.keeps.upkeep import due
 from keep_manager.model import UnitEnd
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.control import CommandType

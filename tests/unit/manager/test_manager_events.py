@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keep_manager.keeps.events import audit, events_of, is_upload, sentence
+from keep_manager.keeps.decide import audit, events_of, is_upload, sentence
 from keep_manager.model import LastEvent
 from keep_protocol.keep import KeepInfo, Module, Outcome, OutcomeKind, Uploader
 from keep_protocol.sse import EventType, KeepEvent

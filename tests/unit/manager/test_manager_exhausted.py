@@ -12,12 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from keep_manager import tasks
+from keep_manager import daemon, tasks
+from keep_manager.__main__ import EXIT_FAILED, main
 from keep_manager.folders import Folders
 from keep_manager.keeps import readers
 from keep_manager.keeps.creation import Unbroken
-from keep_manager.keeps.output import KeepOutput
-from keep_manager.keeps.rest import clear_away
+from keep_manager.keeps.streams import KeepOutput
+from keep_manager.keeps.view import clear_away
 from keep_manager.loader_client import Loaders
 from keep_manager.model import exhaustion_explained
 from keep_manager.systemd.fields import FieldFiles
@@ -184,3 +185,24 @@ def test_the_reader_of_output_is_refused_and_no_part_fails(monkeypatch: pytest.M
     given._followed[1] = followed
     with pytest.raises(KeepfleetError, match="cannot follow keep 1: Too many open files"), given.channel(1):
         pass
+
+
+def test_a_start_that_cannot_open_its_configuration_for_want_of_descriptors_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("keep_manager.config.open", failing(1), raising=False)
+    assert main(["--config", "/etc/keepfleet/manager.yaml"]) == EXIT_FAILED
+    assert capsys.readouterr().err.endswith("manager.yaml: Too many open files\n")
+
+
+def test_a_start_without_descriptors_ends_with_one_line_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run(*_: object) -> None:
+        raise EXHAUSTED
+
+    monkeypatch.setattr(daemon, "run", run)
+    monkeypatch.setattr("keep_manager.log.set_up", lambda level: None)
+    (tmp_path / "manager.yaml").write_text("instance: user\n")
+    assert main(["--config", str(tmp_path / "manager.yaml")]) == EXIT_FAILED
+    assert caplog.messages == ["cannot go on: [Errno 24] Too many open files; systemd starts the manager again"]

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from keep_manager.keeps import idempotency
+from keep_manager.keeps import manager
 from keep_manager.keeps.creation import key_digest
-from keep_manager.keeps.idempotency import KEPT_SECONDS, IdempotencyCache
+from keep_manager.keeps.manager import KEPT_SECONDS, IdempotencyCache
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -103,7 +103,7 @@ async def test_a_key_is_forgotten_after_its_time(maker: Maker) -> None:
 
 
 async def test_the_oldest_keys_are_forgotten_above_a_bound(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency, "MAX_KEPT", 3)
+    monkeypatch.setattr(manager, "MAX_KEPT", 3)
     cache = IdempotencyCache()
     for number in range(10):
         await cache.once(f"k{number}", "a", maker)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from keep_manager.keeps.lines import MAX_LINE, LineDecoder, Place, place_of, tail_position
+from keep_manager.keeps.logs import MAX_LINE, LineDecoder, Place, place_of, tail_position
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.ring import MARK, MIN_CAPACITY, STDERR, STDOUT, Frame, Mark, RingReader, RingWriter
 from keep_protocol.sse import LogLine

@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 
-import keep_manager.keeps.output as output_module
+import keep_manager.keeps.streams as output_module
 from keep_loader.loop import READABLE, Loop
 from keep_loader.output import Output
-from keep_manager.keeps.output import KeepOutput
+from keep_manager.keeps.streams import KeepOutput
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.ring import MIN_CAPACITY, STDERR, STDOUT, Acknowledgement, RingWriter, frames_in
 

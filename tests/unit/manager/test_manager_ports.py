@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from keep_manager.keeps.ports import bind_listener
+from keep_manager.keeps.starts import bind_listener
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 

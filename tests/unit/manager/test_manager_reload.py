@@ -14,7 +14,7 @@ from keep_manager import config, log
 from keep_manager.callers import CallerEntry, ConfiguredRole, Quotas
 from keep_manager.config import Settings
 from keep_manager.keeps.policy import Policy
-from keep_manager.keeps.retention import Retention
+from keep_manager.keeps.upkeep import Retention
 from keep_manager.keeps.view import Entry
 from keep_manager.model import Caller
 from keep_manager.reload import NEEDS_RESTART, Reload, changes

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from keep_manager.keeps import retention
+from keep_manager.keeps import upkeep
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
-from keep_manager.keeps.retention import Due, Retention, due
+from keep_manager.keeps.upkeep import Due, Retention, due
 from keep_manager.keeps.view import Entry
 from keep_manager.model import Caller, LastEvent
 from keep_manager.tasks import Group
@@ -122,7 +122,7 @@ async def test_a_new_manager_removes_what_ended_before(keeps: Keeps, units: Fake
 async def test_a_removal_that_fails_is_tried_again_and_its_reason_logged(
     parts: ManagerParts, units: FakeUnits, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(retention, "LONGEST_PAUSE_SECONDS", 0.06)
+    monkeypatch.setattr(upkeep, "LONGEST_PAUSE_SECONDS", 0.06)
     kuuid = (await parts.keeps.create(NewKeep(lease=Lease(idle_seconds=1)), ALICE)).kuuid
     units.away = 1
     async with Group() as tasks:

@@ -14,7 +14,7 @@ from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.callers import CallerEntry, Quotas
 from keep_manager.keeps.interfaces import Quotas as QuotasOf
 from keep_manager.keeps.policy import Policy
-from keep_manager.keeps.spares import fits, is_spare
+from keep_manager.keeps.upkeep import fits, is_spare
 from keep_manager.systemd.properties import claim_properties, claimed_in, keep_properties
 from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from keep_manager.daemon import Pulse
-from keep_manager.keeps.retention import Retention
+from keep_manager.keeps.upkeep import Retention
 from keep_manager.keeps.view import Entry, View
 from keep_manager.model import Caller
 from keep_manager.tasks import Group

@@ -256,8 +256,8 @@ def test_a_tree_that_is_damaged_under_a_keep_is_removed_when_that_has_gone(trees
     tree = trees.current()
     held = os.open(tree.path, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_SH)
-    Path(tree.path, PACKAGES, "keep_loader/log.py").unlink()
-    assert trees.repaired() == [f"{tree.path}/{PACKAGES}/keep_loader/log.py is missing"]
+    Path(tree.path, PACKAGES, "keep_loader/loop.py").unlink()
+    assert trees.repaired() == [f"{tree.path}/{PACKAGES}/keep_loader/loop.py is missing"]
     assert findings(trees.current()) == [] and trees.names() == [os.path.basename(tree.directory)]
     assert os.path.exists(f"/proc/self/fd/{held}/{PACKAGES}/{MAIN}")
     os.close(held)
@@ -268,7 +268,7 @@ def test_a_tree_that_is_damaged_under_a_keep_is_removed_when_that_has_gone(trees
 def test_every_file_that_is_missing_changed_or_new_is_named(trees: Trees) -> None:
     tree = trees.current()
     loader = Path(tree.path, PACKAGES, "keep_loader")
-    (loader / "log.py").unlink()
+    (loader / "control.py").unlink()
     (loader / "loop.py").unlink()
     (loader / "loop.py").write_text("x")
     (loader / "extra.py").write_text("x")
@@ -276,7 +276,7 @@ def test_every_file_that_is_missing_changed_or_new_is_named(trees: Trees) -> Non
     Path(tree.path, "srv/mounted-over").touch()
     shutil.rmtree(Path(tree.path, "home"))
     assert sorted(findings(tree)) == sorted([
-        f"{loader}/log.py is missing", f"{loader}/loop.py is not as it was made",
+        f"{loader}/control.py is missing", f"{loader}/loop.py is not as it was made",
         f"{loader}/extra.py is none of the tree's files", f"{tree.path}/home is missing",
     ])  # fmt: skip
     (Path(tree.directory) / FILES).write_text("{")
