@@ -55,6 +55,7 @@ _OFF = (
     "wasm_component_model",
     "wasm_multi_memory",
     "wasm_relaxed_simd",
+    "concurrency_support",
 )
 """What the guests do not use is off: each was in an advisory."""
 
@@ -76,6 +77,17 @@ class WasmEngine:
         library.wasmtime_config_memory_init_cow_set(config, True)
         for name in _OFF:
             getattr(library, f"wasmtime_config_{name}_set")(config, name in on)
+        self._allocate(config)
+        self.pointer: int = library.wasm_engine_new_with_config(config)
+        if not self.pointer:
+            raise ImportError("cannot start the engine: its configuration was refused")
+        self.inside = False
+        """Whether a guest runs."""
+        self._asleep, self._entered = False, threading.Event()
+        self._clock: threading.Thread | None = None
+
+    def _allocate(self, config: int) -> None:
+        """How memories are made: out of a pool, each reset and used again."""
         pool = library.wasmtime_pooling_allocation_config_new()
         for name, value in (
             ("linear_memory_keep_resident", KEEP_RESIDENT_BYTES),
@@ -90,13 +102,6 @@ class WasmEngine:
             getattr(library, f"wasmtime_pooling_allocation_config_{name}_set")(pool, value)
         library.wasmtime_pooling_allocation_strategy_set(config, pool)
         library.wasmtime_pooling_allocation_config_delete(pool)
-        self.pointer: int = library.wasm_engine_new_with_config(config)
-        if not self.pointer:
-            raise ImportError("cannot start the engine: its configuration was refused")
-        self.inside = False
-        """Whether a guest runs."""
-        self._asleep, self._entered = False, threading.Event()
-        self._clock: threading.Thread | None = None
 
     def start_clock(self) -> None:
         """Starts the thread that advances the epoch while a guest runs; once a process."""
