@@ -474,7 +474,7 @@ class ScriptPool:
             self._distrust(member, "it answered what it was not asked")
         else:
             self._answered(member, member.job, frame)
-            if decisions.may_rest(member.view, self._queue, self.settings, self._timer):
+            if decisions.may_rest(member.view, self._queue.values(), self.settings, self._timer):
                 return
         self._turn()
 

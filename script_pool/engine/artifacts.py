@@ -18,6 +18,8 @@ from script_pool.engine.binding import find_library
 
 _HEAD_BYTES = 4096
 """At most, of the line before the code."""
+_SETTINGS = ("instance.py", "guest.py", "booted.py", "glue.py")
+"""What decides how a guest is compiled, and booted."""
 
 
 INSTALLED, FACTS = ".cwasm", ".json"
@@ -52,13 +54,13 @@ class Artifacts:
                     os.fchmod(file.fileno(), 0o644)
                 os.replace(kind + ending + ".new", kind + ending)
 
-    def _path(self, kind: str, source: bytes) -> str:
+    def _path(self, kind: str, source: bytes, settings: tuple[str, ...] = _SETTINGS) -> str:
         """Of its source, the library that compiled it, and this package's settings, by their bytes."""
         assert self._directory is not None  # noqa: S101  # both callers have looked
         library = os.stat(find_library())
         digest = hashlib.sha256(source)
         here = os.path.dirname(os.path.abspath(__file__))
-        for name in ("instance.py", "guest.py", "booted.py", "glue.py", "components.py"):
+        for name in settings:
             with open(os.path.join(here, name), "rb") as file:
                 digest.update(file.read())
         digest.update(f"{library.st_size} {library.st_mtime_ns} {os.uname().machine} {_processor()}".encode())
@@ -90,14 +92,14 @@ class Artifacts:
         return (facts, code) if digest == hashlib.sha256(code).hexdigest() else None
 
     def mapped(self, kind: str, source: bytes) -> str | None:
-        """The path of the code kept with `source`, for what is too large to be read: it is mapped. Raises
-        PermissionError for another user's file."""
+        """The path of the code kept with `source`, for what is too large to be read: it is mapped. `source`
+        says its settings, too. Raises PermissionError for another user's file."""
         if self._directory is None:
             return None
         installed = os.path.join(self._directory, kind + INSTALLED)
         if os.path.exists(installed):
             return installed
-        path = self._path(kind, source)
+        path = self._path(kind, source, ())
         try:
             with open(path + FACTS, "rb") as file:
                 said = json.loads(file.read(_HEAD_BYTES))
@@ -112,7 +114,7 @@ class Artifacts:
         """Keeps code for `mapped`; its path. Raises ImportError where it cannot."""
         if self._directory is None:
             raise ImportError("cannot keep compiled code: there is no directory for it")
-        path = self._path(kind, source)
+        path = self._path(kind, source, ())
         said = json.dumps({"sha256": hashlib.sha256(code).hexdigest()}).encode()
         try:
             for ending, data in ((INSTALLED, code), (FACTS, said)):

@@ -270,9 +270,7 @@ FUNCTIONS = {
     "wasmtime_component_instance_get_func": (
         "bool component_instance* context* component_export_index* component_func*"
     ),
-    "wasmtime_component_func_call": (
-        "error* component_func* context* component_val* size component_val* size"
-    ),
+    "wasmtime_component_func_call": ("error* component_func* context* component_val* size component_val* size"),
     "wasmtime_component_valrecord_new_uninit": "void component_valrecord* size",
     "wasmtime_memory_data": "byte* context* memory*",
     "wasmtime_memory_data_size": "size context* memory*",

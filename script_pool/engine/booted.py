@@ -120,9 +120,7 @@ class Booted:
             image = guest.read(0, guest.size)
         first.close()
         self.clock, self._random = time.time_ns, os.urandom
-        whole = with_runner(
-            wheel.with_image(code, image), scratch, facts["undefined"], facts["begin"], facts["end"]
-        )
+        whole = with_runner(wheel.with_image(code, image), scratch, facts["undefined"], facts["begin"], facts["end"])
         booted = Template(self._engine, whole, self.imports(), CALLED)
         compiled = booted.serialize()
         booted.close()

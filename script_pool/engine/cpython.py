@@ -27,8 +27,8 @@ from script_pool.engine.binding import (
     Trap,
 )
 from script_pool.engine.booted import CLOCK_STEP_NANOSECONDS
-from script_pool.engine.components import Component, ComponentEngine, Exited, Opened
-from script_pool.engine.instance import ticks
+from script_pool.engine.components import NEEDED, Component, ComponentEngine, Exited, Opened
+from script_pool.engine.instance import OFF, ticks
 from script_pool.engine.interface import (
     Fault,
     HostCall,
@@ -56,8 +56,8 @@ NOT_INSTALLED = "CPython is not there: pip install keepfleet[python], then `scri
 
 
 def sources() -> bytes:
-    """What the component is made of: the guest's program and its world, and the version of what makes it."""
-    parts = [COMPONENTIZE.encode()]
+    """What the component is made of: the guest's program and its world, what makes it, and how it is compiled."""
+    parts = [COMPONENTIZE.encode(), *map(str.encode, (*NEEDED, *OFF))]
     for name in ("guest.py", "script.wit"):
         with open(os.path.join(_HERE, name), "rb") as file:
             parts.append(file.read())
@@ -83,7 +83,7 @@ def make(artifacts: Artifacts) -> str:
         wit = ("--wit-path", os.path.join(_HERE, "script.wit"), "--world", "script")
         made = subprocess.run(
             [sys.executable, "-c", program, "-q", *wit, "componentize", "--python-path", _HERE, "-o", path, "guest"],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=MAKE_SECONDS, cwd=directory,
+            check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=MAKE_SECONDS, cwd=directory,
             env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(sys.path)},
         )  # fmt: skip
         if made.returncode:
@@ -208,6 +208,8 @@ class CPython:
             raise Fault(Reason.EXCEPTION, "SystemExit", str(error)) from None
         except Trap as trap:
             _stopped(trap, limits)
+        except UnicodeDecodeError:
+            raise Fault(Reason.CRASHED, "", "the script's image is damaged") from None
         except EngineError as error:
             raise Fault(Reason.CRASHED, "", str(error).splitlines()[-1].strip()) from None
         finally:

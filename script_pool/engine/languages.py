@@ -22,7 +22,6 @@ from script_pool.engine.micropython import MicroPython
 from script_pool.engine.quickjs import QuickJS
 
 
-
 class Languages:
     """The engine of engines."""
 

@@ -14,7 +14,9 @@ from script_pool.engine.artifacts import Artifacts
 @pytest.fixture(scope="session")
 def python_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A directory where it is; making it takes half a minute of processor time, the first time."""
-    below = "/var/cache/keepfleet" if os.access("/var/cache/keepfleet", os.W_OK) else str(tmp_path_factory.getbasetemp())
+    below = (
+        "/var/cache/keepfleet" if os.access("/var/cache/keepfleet", os.W_OK) else str(tmp_path_factory.getbasetemp())
+    )
     directory = os.path.join(below, "scripts-of-tests")
     artifacts = Artifacts(directory)
     with open(os.path.join(directory, "lock.json"), "w", encoding="ascii") as lock:

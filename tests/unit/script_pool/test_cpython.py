@@ -80,7 +80,7 @@ class Point:
     x: int
     y: int = 2
 match Point(1):
-    case Point(x=1, y=two): point = two
+    case Point(x=1, y=point): pass
 async def later(value):
     await asyncio.sleep(0.001)
     return value
@@ -185,7 +185,9 @@ def test_nothing_of_one_call_is_visible_to_the_next(engine: CPython) -> None:
     output(engine, "import builtins, json, sys\nbuiltins.len = None\njson.loads = None\nsys.kept = 1\nkept = 1")
     source = "import json, sys, random\nseen = [hasattr(sys, 'kept'), 'kept' in globals(), len('ab'), json.loads('1')]"
     assert output(engine, source) == {"seen": [False, False, 2, 1]}
-    chance = {json.dumps(output(engine, "import os, random\nx = [random.random(), os.urandom(8).hex()]")) for _ in "abc"}
+    chance = {
+        json.dumps(output(engine, "import os, random\nx = [random.random(), os.urandom(8).hex()]")) for _ in "abc"
+    }
     assert len(chance) == 3
 
 
@@ -233,7 +235,7 @@ def test_what_was_kept_damaged_is_not_used(python_cache: str, tmp_path: os.PathL
     with open(path, "r+b") as file:
         file.write(b"x")
     assert artifacts.mapped("cpython", cpython.sources()) is None
-    os.chmod(path, 0o666)
+    os.chmod(path, 0o666)  # noqa: S103 - what is refused
     with pytest.raises(PermissionError, match="no one else may write it"):
         artifacts.mapped("cpython", cpython.sources())
 
