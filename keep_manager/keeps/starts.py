@@ -77,13 +77,20 @@ class Starts:
                 return await self._start(session, request, caller, compiled)
 
     async def first(
-        self, session: LoaderSession, request: StartKeep, caller: Caller, answer: Answer | None = None
+        self,
+        session: LoaderSession,
+        request: StartKeep,
+        caller: Caller,
+        answer: Answer | None = None,
+        *,
+        warm: bool = False,
     ) -> KeepInfo:
         """The same, of a keep that is being made, whose loader `session` is with; its module is compiled already.
-        answer: what the loader of a spare has said when it became the keep."""
+        answer: what the loader of a spare has said when it became the keep; warm: whether its runner is made ready as
+        soon as it listens, which a loader of this version knows."""
         with self._only(request.kuuid):
             async with self.compiled(self._view.entry(request.kuuid).spec or NO_SPEC) as compiled:
-                return await self._start(session, request, caller, compiled, answer)
+                return await self._start(session, request, caller, compiled, answer, warm=warm)
 
     @asynccontextmanager
     async def compiled(self, spec: KeepSpec, patience: float | None = None) -> AsyncIterator[int | None]:
@@ -122,8 +129,10 @@ class Starts:
         caller: Caller,
         compiled: int | None,
         answer: Answer | None = None,
+        *,
+        warm: bool = False,
     ) -> KeepInfo:
-        answer = await self._hand_over(session, request, caller, compiled, answer)
+        answer = await self._hand_over(session, request, caller, compiled, answer, warm=warm)
         info = self._view.answered(request.kuuid, answer)
         await self._readers.tend(request.kuuid)  # before anyone hears where the workload is awaited
         reach(Failpoint.START_BEFORE_REPLY)
@@ -140,6 +149,8 @@ class Starts:
         caller: Caller,
         compiled: int | None,
         answer: Answer | None = None,
+        *,
+        warm: bool = False,
     ) -> Answer:
         kuuid, claimed = request.kuuid, answer is not None
         answer = answer or await session.hello()
@@ -176,7 +187,7 @@ class Starts:
                 if streams:
                     descriptors[INPUT] = held.enter_context(self._inputs.made(kuuid))
                 kind.check_descriptors(tuple(descriptors))
-                message = StartMessage(address, request.names, uploaders, tuple(descriptors))
+                message = StartMessage(address, request.names, uploaders, tuple(descriptors), warm and kind.listens)
                 reach(Failpoint.START_AFTER_ADDRESS)
                 passed_on.set()
                 answer = await session.start(message, port, tuple(descriptors.values()), START_REPLY_SECONDS)
