@@ -207,7 +207,7 @@ class Creation:
         with the unit's last journal lines, CONFIGURATION when the units are not installed, and what Starts.start does.
         """
         if request.start is not None:
-            await self._starts.check(request.start, spec, caller)
+            await self._starts.check(request.start, spec, caller, opens=request.replace_living)
         if self._waiting >= MAX_WAITING_CREATIONS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
         with self._disturbing():

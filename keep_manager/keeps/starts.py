@@ -9,6 +9,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
@@ -102,14 +103,18 @@ class Starts:
         async with self._artifacts.held(spec, patience) as found:
             yield found
 
-    async def check(self, request: StartKeep, spec: KeepSpec, caller: Caller) -> None:
+    async def check(self, request: StartKeep, spec: KeepSpec, caller: Caller, *, opens: bool) -> None:
         """Raises what the start of a keep that is still to be made would be refused with, as far as that is known
-        before: nothing is made or ended for it then. It is not counted as a start."""
+        before: nothing is made or ended for it then. It is not counted as a start. opens: whether what is granted is
+        tried, too, as it must be where a keep ends first; else its start opens it, and what that refuses leaves no keep
+        either."""
         kind = kind_of(spec.kind)
         kind.check_start(request)
         uploaders_for(request.uploaders, spec, caller)
         self._quotas.check_start(caller, request.kuuid, request.address if kind.listens else "", request.port)
-        async with self._providers.opened(self._provision(request, spec, caller, None, version=1)):
+        async with self._providers.opened(
+            replace(self._provision(request, spec, caller, None, version=1), opens=opens)
+        ):
             return
 
     @contextmanager
