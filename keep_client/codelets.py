@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TypeVar
 
 from codelets.states import HookState, SetState
 from keep_client.connection import CALL_SECONDS
 from keep_client.http import json_body, objects_in
 from keep_client.manager import ManagerClient
+from keep_client.streams import resumed
 from keep_protocol.codelets import (
+    SET_EVENT,
     V1_CODELETS_PATH,
     Application,
     ApplicationList,
@@ -38,6 +41,18 @@ class CodeletsClient(ManagerClient):
     def hooks(self, application: str) -> tuple[HookState, ...]:
         """An application's hooks."""
         return self._listed(_path(application, "stats"), "hooks", HookState)
+
+    def watch(self, application: str, reader: int | None = None) -> Generator[SetState, None, None]:
+        """An application's sets, and again each that is not as before, for ever. A lost connection is made again, and
+        all sets come again. reader: the pipe or socket they will be written to, as for `lines`."""
+        target = _path(application, "watch")
+        events = resumed(lambda after: self.stream(target, True, reader, after), self.patience)
+        try:
+            for event in events:
+                if event.name == SET_EVENT:
+                    yield parse(SetState, event.data, "set")
+        finally:
+            events.close()
 
     def load_set(self, application: str, descriptor: str, variables: dict[str, str]) -> str:
         """Loads the set of a descriptor; its ID."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 from keep_manager.tasks import Group
@@ -36,14 +36,20 @@ TOKENS_PAUSE_SECONDS = 0.05
 """A loader that sends more of them than it may is not listened to for so long."""
 
 
+Push = Callable[[], bool]
+"""Sends a reader what there is, where that is little; false where its task has to go on."""
+
+
 class Reader:
     """One reader's place in one keep's ring.
 
-    position: of what it gets next; stdout and stderr: where it is in each; stalled: whether it is waited for no more.
+    position: of what it gets next; stdout and stderr: where it is in each; stalled: whether it is waited for no more;
+    push: see `Reading.more`.
     """
 
     def __init__(self, position: int, *, holds: bool) -> None:
         self.position, self.holds = position, holds
+        self.push: Push | None = None
         self.stalled = False
         self.stdout = self.stderr = 0
 
@@ -197,7 +203,10 @@ class KeepOutput:
             loop.remove_reader(self._channel)
             loop.call_later(TOKENS_PAUSE_SECONDS, self._listen_again, self._channel)
         self._token_out = True
-        self.wake()
+        # Each that waits is sent what there is here and now: to wake its task first is another turn of the loop.
+        pushes = [reader.push for reader in self._readers]
+        if not pushes or not all(push is not None and push() for push in pushes):
+            self.wake()
 
     def _listen_again(self, channel: socket.socket) -> None:
         if channel is self._channel:

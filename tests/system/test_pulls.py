@@ -19,7 +19,7 @@ import pytest
 
 from keep_client.peer import ConnectionFailed
 from keep_client.store import StoreClient
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from keep_manager.systemd.oneshots import Oneshots
 from keep_manager.systemd.pull_units import PATTERN, PullUnits
 from keep_manager.tasks import Group
@@ -28,7 +28,7 @@ from keep_protocol.pulling import Pulling, PullState
 from tests.fakes.fake_registry import Answer, FakeRegistry
 from tests.system import inside
 from tests.system.fixtures import module_s_fleet
-from tests.system.fleet import MANAGER, Fleet
+from tests.system.fleet import Fleet
 from tests.system.host import message_of
 from tests.system.life import Bystanders, Life, drop_in, example
 from tests.system.probe import SECRETS
@@ -173,12 +173,10 @@ def test_a_manager_that_is_killed_in_the_middle_leaves_nothing_and_the_next_ends
 def test_a_manager_killed_at_any_step_keeps_a_whole_module_or_none_and_the_next_pulls_it(
     configured: Fleet, remote: FakeRegistry, point: Failpoint
 ) -> None:
-    with drop_in(configured.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\n"):
-        configured.restart()
+    with configured.killed_at(point):
         with pytest.raises(KeepfleetError) as caught:
             client_of(configured).pull(Pulling(address(remote)))
         assert isinstance(caught.value, ConnectionFailed) or caught.value.kind is ErrorKind.NOT_FOUND
-    configured.restart()
     client = client_of(configured)
     there = [each.digest for each in client.listing().objects] if _exists(configured) else []
     assert there == ([DIGEST] if point is Failpoint.PULL_AFTER_ADD else [])
