@@ -95,10 +95,15 @@ def imported(life: Life) -> set[tuple[str, str]]:
     return {(match[1], match[2]) for match in found if match}
 
 
+def pip_of(prefix: Path) -> list[str]:
+    """What runs the pip that made a prefix: no environment here has one of its own."""
+    build = max(prefix.parent.glob("build-*/bin/python"), key=lambda found: found.lstat().st_mtime)
+    return [str(build), "-m", "pip"]
+
+
 def download(prefix: Path, lock: Path, directory: Path) -> list[Path]:
     """What a lock file names, from the registry that this machine is configured for."""
-    build = max(prefix.parent.glob("build-*/bin/python"), key=lambda found: found.lstat().st_mtime)
-    pip = [str(build), "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
+    pip = [*pip_of(prefix), "download", "-qq", "--disable-pip-version-check"]
     wanted = ["--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(directory)]
     subprocess.run([*pip, *wanted], check=True)
     return sorted(directory.iterdir())
