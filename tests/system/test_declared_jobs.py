@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wasmtime
 
 from keep_manager.failpoints import Failpoint
+from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
@@ -23,24 +23,6 @@ VALUE = "hunter2-of-the-test"
 OFTEN = 'module: hello:1\nschedule: "OnCalendar=*:*:0/2"\n'
 RARELY = 'module: hello:1\nschedule: "OnCalendar=*-*-* 00:00"\n'
 SECRETS = "/var/lib/keepfleet/secrets"
-SHOWS = """(module
-  (import "wasi_snapshot_preview1" "path_open"
-    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
-  (memory (export "memory") 1)
-  (data (i32.const 64) "token")
-  (func (export "_start")
-    (if (call $open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const 5) (i32.const 0)
-          (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 32)) (then (call $exit (i32.const 9))))
-    (i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const 4096))
-    (if (call $read (i32.load (i32.const 32)) (i32.const 0) (i32.const 1) (i32.const 8))
-      (then (call $exit (i32.const 8))))
-    (i32.store (i32.const 4) (i32.load (i32.const 8)))
-    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 12)))))
-"""
-"""Prints the file `token` of its one directory: a test's guest, which keeps no secret."""
 
 
 def history(fleet: Fleet, name: str) -> list[dict[str, Any]]:
@@ -65,7 +47,7 @@ def jobs(fleet: Fleet) -> Iterator[Fleet]:
     for name, data in (
         ("hello:1", (ROOT / "examples/hello-c/hello.wasm").read_bytes()),
         ("sleep:1", (ROOT / "examples/sleep-wat/sleep.wasm").read_bytes()),
-        ("shows:1", bytes(wasmtime.wat2wasm(SHOWS))),
+        ("shows:1", volume_guests.shows_secret("token")),
     ):
         (fleet.host.path / "module.wasm").write_bytes(data)
         keepctl(fleet.host, "store", "add", str(fleet.host.path / "module.wasm"), name)

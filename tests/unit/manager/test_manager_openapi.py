@@ -23,7 +23,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from keep_manager.http.app import ROUTES
-from keep_manager.http.openapi import DOCUMENT_PATH, OPERATIONS, document
+from keep_manager.http.openapi import document
+from keep_manager.http.operations import DOCUMENT_PATH, OPERATIONS
 from keep_manager.http.schemas import schemas
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
