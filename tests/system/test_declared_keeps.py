@@ -56,7 +56,6 @@ def web(fleet: Fleet) -> Iterator[str]:
     yield write(fleet.host, "web", SLEEPER)
     for each in json.loads(keepctl(fleet.host, "get", "-o", "json")):
         keepctl(fleet.host, "delete", each["name"])
-    fleet.restart()  # what is removed meanwhile is removed by the next
     fleet.clear()
     fleet.host.run(["rm", "-rf", STORE])
 
