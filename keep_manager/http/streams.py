@@ -49,8 +49,8 @@ TURN_BYTES = 1024 * 1024
 CHECK_SECONDS, CHECKS = 0.1, 2
 """In so many seconds it is checked so many times at most whether a reader of output still may: what comes seldom is
 sent after a check each time, and a flood is looked at twenty times a second."""
-Item = tuple[LogLine, ...] | KeepEvent | KeepInfo
-"""What a stream sends; a keep is its end."""
+Item = tuple[LogLine, ...] | KeepEvent | KeepInfo | bytes
+"""What a stream sends; a keep is its end, bytes are events as they are."""
 Produce = Callable[[Callable[[Item], Awaitable[None]]], Awaitable[None]]
 """Sends one thing after another to the function it is given."""
 
@@ -78,7 +78,7 @@ async def keep_logs(request: web.Request) -> web.StreamResponse:
             else:
                 await logs.present(reading, chosen, clock, send)
 
-        return await _answer(request, produce, lambda: authorize(caller_of(request), Action.LOGS, keep))
+        return await answer(request, produce, lambda: authorize(caller_of(request), Action.LOGS, keep))
 
 
 @asynccontextmanager
@@ -220,7 +220,7 @@ async def keep_events(request: web.Request) -> web.StreamResponse:
                 async for event in events:
                     await send(event)
 
-        return await _answer(request, produce, lambda: authorize(caller_of(request), Action.EVENTS))
+        return await answer(request, produce, lambda: authorize(caller_of(request), Action.EVENTS))
 
 
 class _Query:
@@ -270,7 +270,7 @@ def _unreadable(why: str) -> KeepfleetError:
     return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the log: {why}")
 
 
-async def _answer(request: web.Request, produce: Produce, check: Callable[[], None]) -> web.StreamResponse:
+async def answer(request: web.Request, produce: Produce, check: Callable[[], None]) -> web.StreamResponse:
     """The stream of what `produce` sends, with a sign of life in every silence, until it ends or the client is gone.
 
     `produce` is ended with the answer, wherever that breaks off: a client may go while a line is sent as well as while
@@ -357,6 +357,8 @@ async def _in_time(request: web.Request, seconds: float) -> AsyncIterator[None]:
 
 
 def _encoded(item: Item) -> bytes:
+    if isinstance(item, bytes):
+        return item
     if isinstance(item, KeepInfo):
         return sse.encode(sse.END, item.to_wire())
     if isinstance(item, KeepEvent):

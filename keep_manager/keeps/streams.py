@@ -18,6 +18,7 @@ from keep_manager.tasks import Group
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.ring import LONGEST, NOT_KEPT, Acknowledgement, Block, RingReader
+from keep_protocol.workload import COMPLETE, DATA, MAX_DATA
 
 LOG = logging.getLogger("keepfleet.output")
 STALL_SECONDS = 10.0
@@ -33,10 +34,6 @@ MAX_TOKENS = 16
 """Bytes taken from a loader in one turn: an honest one sends one, and waits."""
 TOKENS_PAUSE_SECONDS = 0.05
 """A loader that sends more of them than it may is not listened to for so long."""
-MAX_DATA = 64 * 1024
-"""Bytes of one packet: what a pipe holds."""
-DATA, COMPLETE = b"d", b"e"
-"""What a packet begins with."""
 
 
 Push = Callable[[], bool]
