@@ -389,5 +389,5 @@ def manager_as(who: str) -> Caller:
 
 
 def is_job(found: Specification | Unreadable | None) -> bool:
-    """Whether it is run by a schedule, and not for good."""
+    """Whether it is run by a schedule, and not permanently."""
     return isinstance(found, Specification) and bool(found.job.schedule)
