@@ -97,6 +97,7 @@ ROUTES = (
     Route("GET", codelets.SETS_PATH, Action.READ_CODELETS, codelets.list_sets),
     Route("POST", codelets.SETS_PATH, Action.CHANGE_CODELETS, codelets.load_set, max_body=MAX_LOAD_BODY),
     Route("DELETE", codelets.SET_PATH, Action.CHANGE_CODELETS, codelets.unload_set),
+    Route("GET", codelets.WATCH_PATH, Action.READ_CODELETS, codelets.watch_sets),
     Route("GET", codelets.STATS_PATH, Action.READ_CODELETS, codelets.list_stats),
     Route("GET", V1_STORE_PATH, Action.STORE_READ, store.list_store),
     Route("POST", store.OBJECTS_PATH, Action.STORE_ADD, store.add_object, max_body=MAX_OBJECT_BYTES),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keep_manager.http.codelets import APPLICATION_PATH, SET_PATH, SETS_PATH, STATS_PATH
+from keep_manager.http.codelets import APPLICATION_PATH, SET_PATH, SETS_PATH, STATS_PATH, WATCH_PATH
 from keep_manager.http.pools import POOL_PATH
 from keep_manager.http.schemas import KUUID, PAGE_LIMIT
 from keep_manager.http.store import (
@@ -396,6 +396,13 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "",
         refusals=(ErrorKind.CONFLICT, ErrorKind.CONFIGURATION),
         status=204,
+    ),
+    ("GET", WATCH_PATH): Operation(
+        "watchCodeletSets",
+        "What becomes of an application's codelet sets, as server-sent events `codeletset`, a set each: first all, then"
+        " those that are loaded or unloaded, immediately, and each second those whose codelets have done something",
+        sse.CONTENT_TYPE,
+        refusals=_CONFIGURATION,
     ),
     ("GET", STATS_PATH): Operation(
         "listHooks", "An application's hooks: calls, faults and times", "HookList", refusals=_CONFIGURATION

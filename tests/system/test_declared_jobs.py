@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.life import drop_in
 from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 
@@ -102,14 +101,8 @@ def test_a_manager_that_is_killed_while_it_begins_a_run_is_followed_by_one_that_
     jobs: Fleet, point: Failpoint
 ) -> None:
     keepctl(jobs.host, "apply", "--wait", "-f", write(jobs.host, "report", RARELY))
-    with drop_in(jobs.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
-        jobs.restart()
-        before = jobs.manager_pid
+    with jobs.killed_at(point):
         keepctl(jobs.host, "restart", "report", check=False)
-        while jobs.manager_pid == before:  # it ends by itself, perhaps after its answer
-            pass
-    jobs.host.systemctl("reset-failed", MANAGER, check=False)
-    jobs.host.systemctl("start", MANAGER)
     (run,) = until(jobs, "report", "done")
     assert (run["number"], run["why"]) == (1, "asked")
     jobs.restart()
@@ -216,14 +209,11 @@ def test_a_manager_that_is_killed_while_it_sets_a_secret_leaves_the_old_or_the_n
     jobs: Fleet, point: Failpoint
 ) -> None:
     set_secret(jobs, "the first")
-    with drop_in(jobs.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
-        jobs.restart()
+    with jobs.killed_at(point):
         set_value = jobs.host.path / "value"
         set_value.write_text("the second")
         keepctl(jobs.host, "secret", "set", "token", "--from-file", str(set_value), check=False)
         keepctl(jobs.host, "secret", "set", "fresh", "--from-file", str(set_value), check=False)
-    jobs.host.systemctl("reset-failed", MANAGER, check=False)
-    jobs.host.systemctl("start", MANAGER)
     manifest = write(jobs.host, "shows", "module: shows:1\nsecrets: [{name: token}]\n")
     keepctl(jobs.host, "apply", "--wait", "-f", manifest)
     wanted = "the first" if point is Failpoint.CREDENTIAL_AFTER_OWNER else "the second"

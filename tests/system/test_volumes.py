@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.life import drop_in
 from tests.system.test_declared_jobs import until
-from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, killed_at, write
+from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
 from tests.system.test_typed_docs import blocks, typed_inside
 
 PLACE = "/var/lib/keepfleet/volumes"
@@ -175,14 +174,8 @@ def test_a_manager_that_is_killed_while_it_makes_one_is_followed_by_one_that_goe
     keeping: Fleet, point: Failpoint
 ) -> None:
     text = write(keeping.host, "web", KEEPER)
-    with drop_in(keeping.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
-        keeping.restart()
-        before = keeping.manager_pid
+    with keeping.killed_at(point):
         keepctl(keeping.host, "apply", "--wait", "-f", text, check=False)
-        while keeping.manager_pid == before:
-            pass
-    keeping.host.systemctl("reset-failed", MANAGER, check=False)
-    keeping.host.systemctl("start", MANAGER)
     assert keepctl(keeping.host, "apply", "--wait", "-f", text).endswith("; running\n")
     assert said(keeping, "web")[-1].endswith("ready")
     assert keeping.host.run(["ls", "-A", PLACE]).stdout == "data\n"
@@ -193,7 +186,8 @@ def test_a_manager_that_is_killed_as_it_removes_one_is_followed_by_one_that_has_
     keepctl(keeping.host, "delete", "counter")
     while keeping.keep_units():  # it ends when nobody waits for it
         pass
-    killed_at(keeping, Failpoint.VOLUME_AFTER_GONE, "volume", "rm", "data")
+    with keeping.killed_at(Failpoint.VOLUME_AFTER_GONE):
+        keepctl(keeping.host, "volume", "rm", "data", check=False)
     assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")
 
 
