@@ -1,8 +1,9 @@
 """A hook as the application calls it, and a codelet's call as a hook runs it.
 
-A hook with no codelets is one loop over an empty tuple. A call of a codelet is made ready when it is loaded: a view of
-the part of its memory where its context lies, the slots of its arguments, and two calls of the engine that keep the
-interpreter's lock. The tuple of a hook's codelets is replaced as a whole, so that each call sees one or the other.
+A call of a codelet is made ready when it is loaded: a view of the part of its memory where its context lies, the slots
+of its arguments, and two calls of the engine that keep the interpreter's lock. What runs at all hooks of an application
+is one list, of which each hook has a place: a set is loaded or unloaded by assigning the whole of it, which no thread
+sees half done.
 
 Import rule: the standard library, codelets.
 """
@@ -16,7 +17,7 @@ from itertools import count
 from time import perf_counter_ns
 from typing import Any, Protocol
 
-from codelets.engine import CALL, RAW_BYTES, SET_FUEL, Trap, World, end_of
+from codelets.engine import CALL, RAW_BYTES, SET_FUEL, Trap, World, end_of, raw_function
 from codelets.interface import HookType
 
 SAMPLED = 16
@@ -24,8 +25,14 @@ SAMPLED = 16
 BUCKETS = 48
 """Of a histogram of times: bucket n counts calls of less than 2ⁿ ns, the last all that are longer."""
 
+MEETING_SECONDS = 1.0
+"""What a call out of a helper waits for a set that another thread is in. Two threads whose helpers call hooks of each
+other's sets would wait for ever."""
+
 Run = Callable[..., "int | None"]
 """Runs one codelet once: takes the context, and the data where its hook has a region; gives its result, or None."""
+Chains = list[tuple[Run, ...]]
+"""What runs at each hook, in order; shared by all hooks of an application, and assigned as a whole."""
 
 
 class Owner(Protocol):
@@ -37,8 +44,8 @@ class Owner(Protocol):
     def overran(self, nanoseconds: int) -> None:
         """A call has taken longer than its threshold."""
 
-    def reentered(self) -> None:
-        """A helper of the set's has called a hook that the set is on; that call was refused."""
+    def refused(self, why: str) -> None:
+        """A helper has called a hook that the set is on, and that call was not made."""
 
 
 class Hook:
@@ -49,33 +56,30 @@ class Hook:
     takes a second buffer, which may be shorter than the region. Threads may call it; loading never stops a call.
     """
 
-    __slots__ = ("_count", "_default", "_runs", "_typed", "type")
+    __slots__ = ("_chains", "_count", "_default", "_place", "_typed", "type")
 
-    def __init__(self, kind: HookType, default: int = 0, *, typed: bool = False) -> None:
+    def __init__(self, kind: HookType, chains: Chains, place: int, default: int = 0, *, typed: bool = False) -> None:
+        """chains: of the application; place: this hook's in them."""
         self.type, self._default, self._typed = kind, default, typed
-        self._runs: tuple[Run, ...] = ()
+        self._chains, self._place = chains, place
         self._count = count()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.type.name}, {len(self._runs)} codelets)"
+        return f"{type(self).__name__}({self.type.name}, {len(self._chains[self._place])} codelets)"
 
     @property
     def calls(self) -> int:
         """How often it was called with codelets loaded."""
         return counted(self._count)
 
-    def replace(self, runs: tuple[Run, ...]) -> None:
-        """What runs from the next call on."""
-        self._runs = runs
-
-    def __call__(self, context: Any, *data: Any) -> Any:
-        runs = self._runs
+    def __call__(self, context: Any, data: Any = None) -> Any:
+        runs = self._chains[self._place]
         if runs:
             next(self._count)
             if self._typed:
                 context = memoryview(context).cast("B")
             for run in runs:
-                run(context, *data)
+                run(context, data)
 
 
 class ControlHook(Hook):
@@ -83,8 +87,8 @@ class ControlHook(Hook):
 
     __slots__ = ()
 
-    def __call__(self, context: Any, *data: Any) -> int:
-        runs = self._runs
+    def __call__(self, context: Any, data: Any = None) -> int:
+        runs = self._chains[self._place]
         if not runs:
             return self._default
         next(self._count)
@@ -92,7 +96,7 @@ class ControlHook(Hook):
             context = memoryview(context).cast("B")
         value: int | None = None
         for run in runs:
-            value = run(context, *data)
+            value = run(context, data)
         return self._default if value is None else value
 
 
@@ -102,14 +106,15 @@ def counted(counter: count[int]) -> int:
 
 
 class Target:
-    """One codelet's instance, as its calls need it. address: of the context in its memory; memory: a view of all."""
+    """One codelet's instance, as its calls need it. address: of the context in its memory; memory: a view of all;
+    function: where its entry's wasmtime_func_t is, another one after each fault."""
 
-    __slots__ = ("_function", "_in_c", "address", "counter", "memory", "pointer", "taken", "world")
+    __slots__ = ("_in_c", "address", "counter", "function", "memory", "taken", "world")
 
-    def __init__(self, world: World, memory: memoryview, address: int) -> None:
+    def __init__(self, world: World, memory: memoryview, address: int, entry: Any) -> None:
         self.world, self.memory, self.address = world, memory, address
-        self._function: Any = None
-        self.pointer = ctypes.c_void_p()
+        self.function = type(raw_function(entry))()
+        self.enter(entry)
         self.counter, self.taken = count(), [0] * (BUCKETS + 1)
         self._in_c: Any = None
 
@@ -130,10 +135,9 @@ class Target:
         """A call in C counts for itself."""
         self._in_c = in_c
 
-    def enter(self, function: Any) -> None:
-        """Calls go to this entry, a wasmtime_func_t, from now on."""
-        self._function = function
-        self.pointer.value = ctypes.addressof(function)
+    def enter(self, entry: Any) -> None:
+        """Calls go to this function from now on."""
+        ctypes.memmove(ctypes.byref(self.function), ctypes.byref(raw_function(entry)), ctypes.sizeof(self.function))
 
 
 def quantile(times: list[int], part: float) -> int:
@@ -152,23 +156,22 @@ def prepared(
     """What runs the codelet once. threshold: in ns, 0 for none; before: done before each call."""
     raw = (ctypes.c_uint8 * (RAW_BYTES * 3))()
     first, second, third = (ctypes.c_uint64.from_buffer(raw, RAW_BYTES * number) for number in range(3))
-    result, trap = ctypes.c_int64.from_buffer(raw), ctypes.c_void_p()
-    values, trap_at, context_at, arguments = ctypes.addressof(raw), ctypes.addressof(trap), target.address, 3
-    store, fuel, pointer, world = target.world.context, hook.fuel, target.pointer, target.world
-    region = target.memory[context_at : context_at + hook.context_bytes]
-    data_at, most = context_at + hook.data_at, hook.data_bytes
-    data_region = target.memory[data_at : data_at + most]
+    result, trap, context_at, world = ctypes.c_int64.from_buffer(raw), ctypes.c_void_p(), target.address, target.world
+    store, function, values, trap_at = world.context, *map(ctypes.byref, (target.function, raw, trap))
+    fuel, call, set_fuel = ctypes.c_uint64(hook.fuel), CALL, SET_FUEL
+    size, data_at, most = hook.context_bytes, context_at + hook.data_at, hook.data_bytes
+    region, data_region = target.memory[context_at : context_at + size], target.memory[data_at : data_at + most]
+    into = (ctypes.c_char * size).from_buffer(region)  # takes a buffer in half of a slice's time
     times, calls, mask = target.taken, target.counter, 0 if threshold else SAMPLED - 1
     writable, control, lock = hook.writable, hook.control, world.lock
-    if not most:
-        arguments = 1
+    arguments = ctypes.c_size_t(3 if most else 1)
 
     def timed() -> int | None:
         begin = perf_counter_ns()
-        error: int | None = CALL(store, pointer, values, arguments, trap_at)
+        error: int | None = call(store, function, values, arguments, trap_at)
         taken = perf_counter_ns() - begin
         times[min(taken.bit_length(), BUCKETS)] += 1
-        if threshold and taken > threshold and not error and not trap.value:
+        if threshold and taken > threshold and not error and not trap:
             owner.overran(taken)
         return error
 
@@ -178,27 +181,29 @@ def prepared(
         world.raise_pending()
 
     def run(context: Any, data: Any = None) -> int | None:
+        if len(context) != size:
+            raise ValueError(f"the context has {len(context)} bytes and not {size}")
         with lock:
-            region[:] = context
+            into.raw = context
             first.value = context_at
             if most:
-                size = len(data)
-                data_region[:size] = data
-                second.value, third.value = data_at, size
+                third.value = length = 0 if data is None else len(data)
+                second.value = data_at
+                if length:
+                    data_region[:length] = data
             if before is not None:
                 before()
-            SET_FUEL(store, fuel)
-            error = CALL(store, pointer, values, arguments, trap_at) if next(calls) & mask else timed()
-            if error or trap.value:
+            set_fuel(store, fuel)
+            error = call(store, function, values, arguments, trap_at) if next(calls) & mask else timed()
+            if error or trap:
                 ended(error)
                 return None
             if writable:
                 context[:] = region
-                if most:
-                    data[:] = data_region[:size]
+                if most and length:
+                    data[:] = data_region[:length]
             return result.value if control else 0
 
-    run.kept = (raw, target)  # type: ignore[attr-defined]  # what the addresses point into
     return run
 
 
@@ -207,16 +212,23 @@ def prepared_in_c(
 ) -> Run:
     """The same by the module in C."""
     memory_at, data_at = ctypes.addressof(ctypes.c_uint8.from_buffer(target.memory)), target.address + hook.data_at
+    world = target.world
 
     def ended(error: int, trap: int) -> None:
-        owner.faulted(end_of(error, trap))
-        target.world.raise_pending()
+        with world.lock:
+            owner.faulted(end_of(error, trap))
+        world.raise_pending()
+
+    def wait() -> None:
+        with world.lock:  # which the thread that repairs has until it is done
+            pass
 
     made: Run = fast.Call(
         call=ctypes.cast(CALL, ctypes.c_void_p).value,
         set_fuel=ctypes.cast(SET_FUEL, ctypes.c_void_p).value,
-        store=target.world.context,
-        function=ctypes.addressof(target.pointer),
+        store=world.context.value,
+        function=ctypes.addressof(target.function),
+        repairing=ctypes.addressof(world.repairing),
         region=memory_at + target.address,
         region_at=target.address,
         size=hook.context_bytes,
@@ -229,6 +241,7 @@ def prepared_in_c(
         mask=0 if threshold else SAMPLED - 1,
         kept=target,
         before=before,
+        wait=wait,
         ended=ended,
         overran=owner.overran,
     )
@@ -240,29 +253,40 @@ class Guard:
     """Lets one thread into a set at a time, where a call runs Python in between, which lets other threads run: its
     helpers, or what chooses the part of a map that is this thread's."""
 
-    __slots__ = ("_lock", "_thread")
+    __slots__ = ("_inside", "_lock")
 
     def __init__(self) -> None:
-        self._lock, self._thread = threading.Lock(), 0
+        self._lock, self._inside = threading.RLock(), False
 
     def __repr__(self) -> str:
-        return f"Guard({'in use' if self._lock.locked() else 'free'})"
+        return f"Guard({'in use' if self._inside else 'free'})"
 
     def around(self, run: Run, owner: Owner) -> Run:
-        """The same, one thread at a time; a call out of a helper of the same set is refused, which is a fault."""
+        """The same, one thread at a time. Two calls are refused, which is a fault: one out of a helper of the same set,
+        and one out of another set's helper while another thread is in this set, and stays there."""
+        lock = self._lock
 
-        def guarded(context: Any, *data: Any) -> int | None:
-            mine = threading.get_ident()
-            if not self._lock.acquire(blocking=False):
-                if self._thread == mine:
-                    owner.reentered()
-                    return None
-                self._lock.acquire()
-            self._thread = mine
+        def guarded(context: Any, data: Any = None) -> int | None:
+            before = getattr(_GUARDS, "held", 0)
+            if not lock.acquire(timeout=MEETING_SECONDS if before else -1):
+                owner.refused("a helper called a hook that its set is on, which another thread was in for too long")
+                return None
+            _GUARDS.held = before + 1
             try:
-                return run(context, *data)
+                if self._inside:
+                    owner.refused("a helper called a hook that its own set is on")
+                    return None
+                self._inside = True
+                try:
+                    return run(context, data)
+                finally:
+                    self._inside = False
             finally:
-                self._thread = 0
-                self._lock.release()
+                _GUARDS.held = before
+                lock.release()
 
         return guarded
+
+
+_GUARDS = threading.local()
+"""How many guards a thread has passed: what its helpers call may be another set, which has one, too."""

@@ -20,7 +20,15 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from codelets.channels import STREAM_BYTES, unpack
-from codelets.collector_ring import MAX_MESSAGE_BYTES, RECORD_BYTES, RING_BYTES, RingFault, Writer
+from codelets.collector_ring import (
+    MAX_MESSAGE_BYTES,
+    MAX_RING_BYTES,
+    MIN_RING_BYTES,
+    RECORD_BYTES,
+    RING_BYTES,
+    RingFault,
+    Writer,
+)
 from codelets.listening import Listener
 from codelets.states import CollectorState
 from keep_protocol import strict_json
@@ -71,6 +79,9 @@ class CollectorServer(Listener):
         users: Collection[int] = (),
         ring_bytes: int = RING_BYTES,
     ) -> None:
+        if not MIN_RING_BYTES <= ring_bytes <= MAX_RING_BYTES or ring_bytes % MIN_RING_BYTES:
+            allowed = f"it must be a multiple of {MIN_RING_BYTES} up to {MAX_RING_BYTES}"
+            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot make a ring of {ring_bytes} bytes: {allowed}")
         self._send_input, self._ring_bytes = send_input, ring_bytes
         self._ring_lock = threading.Lock()
         self._attached: tuple[socket.socket, Writer] | None = None
@@ -96,6 +107,8 @@ class CollectorServer(Listener):
                 return 0
             connection, writer = self._attached
             try:
+                if RECORD_BYTES + message_bytes > writer.capacity:
+                    return 1  # one that fits at no time is lost, and one that is shorter than it may be is not
                 return writer.room() // (RECORD_BYTES + message_bytes)
             except RingFault as fault:
                 self._detach_for(connection, fault)

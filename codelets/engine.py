@@ -38,7 +38,7 @@ MAX_STACK_BYTES = 128 * 1024
 """Of WebAssembly, on the stack of whichever thread calls a hook: musl gives a thread that much."""
 OUT_OF_FUEL = 11
 """WASMTIME_TRAP_CODE_OUT_OF_FUEL"""
-STARTING_FUEL = 10_000_000
+STARTING_FUEL = ctypes.c_uint64(10_000_000)
 """What copying a module's data into its memory may take."""
 MAX_MESSAGE = 1024
 """jbpf's: characters of an error."""
@@ -46,22 +46,34 @@ MAX_MESSAGE = 1024
 fast = ctypes.PyDLL(c.dll._name)
 """The library, with the interpreter's lock kept."""
 CALL = fast.wasmtime_func_call_unchecked
-CALL.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+"""Takes a context, a function, values, their number, where a trap goes: each as a value of ctypes. It has no argtypes:
+to convert an argument takes as long as the call. Gives an error's address, or None."""
 CALL.restype = ctypes.c_void_p
 SET_FUEL = fast.wasmtime_context_set_fuel
-SET_FUEL.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
+"""Takes a context and a c_uint64, likewise."""
 SET_FUEL.restype = ctypes.c_void_p
+_GET_FUEL = fast.wasmtime_context_get_fuel
+_GET_FUEL.restype = ctypes.c_void_p
 _INSTANTIATE = fast.wasmtime_instance_new
 _INSTANTIATE.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_size_t] + [ctypes.c_void_p] * 2
 _INSTANTIATE.restype = ctypes.c_void_p
+MAX_TABLE_ELEMENTS = 1000
+"""What a codelet's table may begin with; it does not grow."""
+MAX_INSTANCES, MAX_MEMORIES = 10_000, 1_000
+"""Of a set: a new instance after each fault, which goes with the set; a set that may have any number of faults ends
+there. Memories are those of 16 codelets, each with 32 maps and 10 channels."""
 RAW_BYTES = ctypes.sizeof(c.wasmtime_val_raw_t)
 _NO_FINALIZER = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 _TYPES = {"i32": ValType.i32, "i64": ValType.i64, "f32": ValType.f32, "f64": ValType.f64}
 
 Extern = Memory | Global | Func
 """What a module imports."""
-HostFunction = Callable[[Any], None]
+HostFunction = Callable[[Any, Callable[[int], None]], None]
 """Takes wasmtime_val_raw_t *, its arguments, which its results replace. What it raises ends the call as a trap."""
+
+
+class OutOfFuel(Exception):
+    """A host function would take more than is left."""
 
 
 class EngineFault(Exception):
@@ -108,7 +120,8 @@ class Engine:
         config.max_wasm_stack = MAX_STACK_BYTES
         self.wasmtime = _Engine(config)
         source = resources.files("codelets").joinpath("storage.wat").read_text("utf-8")
-        self.storage = self.compile(bytes(wat2wasm(source)))
+        self.storage_wasm = bytes(wat2wasm(source))
+        self.storage = self.compile(self.storage_wasm)
 
     def __repr__(self) -> str:
         return f"Engine({self.name})"
@@ -144,6 +157,17 @@ def shared_engine() -> Engine:
     return Engine()
 
 
+@cache
+def _constant_type() -> GlobalType:
+    return GlobalType(ValType.i32(), False)
+
+
+@cache
+def _bytes_type(size: int) -> type[ctypes.Array[ctypes.c_uint8]]:
+    """The type of so many bytes; each one that is made lies in a cycle until garbage is collected."""
+    return ctypes.c_uint8 * size
+
+
 class World:
     """The store of one set: its memories, instances and functions. One call at a time, by whichever thread.
 
@@ -152,21 +176,25 @@ class World:
 
     def __init__(self, engine: Engine, most_bytes: int) -> None:
         self._store = Store(engine.wasmtime)
-        self._store.set_limits(memory_size=most_bytes, table_elements=10_000, instances=10_000, memories=10_000)
-        self.context = ctypes.cast(self._store._context(), ctypes.c_void_p).value
-        self._kept: list[object] = []  # closures that the store calls
-        self._pending: BaseException | None = None
+        self._store.set_limits(
+            most_bytes, MAX_TABLE_ELEMENTS, MAX_INSTANCES, tables=MAX_INSTANCES, memories=MAX_MEMORIES
+        )
+        self.context = ctypes.cast(self._store._context(), ctypes.c_void_p)
+        self._kept: list[object] = []  # closures that the store calls; they do not refer to this
+        self._constants: dict[int, Global] = {}
+        self._pending: list[BaseException] = []
         self.lock = threading.RLock()  # a signal's handler may call a hook in the middle of a call
         """Of what several steps of Python do with its memories: between two of them another thread may run."""
+        self.repairing = ctypes.c_uint64()
+        """The thread that makes it whole again after a fault of a call in C, which other threads wait for; or 0."""
 
     def __repr__(self) -> str:
         return "World()"
 
     def raise_pending(self) -> None:
         """Raises what a host function raised that must reach the caller, such as KeyboardInterrupt."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            raise pending
+        if self._pending:
+            raise self._pending.pop()
 
     def memory(self, pages: int) -> tuple[Memory, int, memoryview]:
         """A memory of a fixed size, its address, and a view of it, which holds while this world is there. Raises
@@ -175,23 +203,36 @@ class World:
             made = Memory(self._store, MemoryType(Limits(pages, pages)))
         except WasmtimeError as error:
             raise EngineFault(_last_line(str(error))) from None
-        size = made.data_len(self._store)
-        array = (ctypes.c_uint8 * size).from_address(address := ctypes.addressof(made.data_ptr(self._store).contents))
+        address = ctypes.addressof(made.data_ptr(self._store).contents)
+        array = _bytes_type(made.data_len(self._store)).from_address(address)
         return made, address, memoryview(array).cast("B")
 
     def constant(self, value: int) -> Global:
         """An immutable i32."""
-        return Global(self._store, GlobalType(ValType.i32(), False), Val.i32(value))
+        if value not in self._constants:
+            self._constants[value] = Global(self._store, _constant_type(), Val.i32(value))
+        return self._constants[value]
 
     def function(self, parameters: Sequence[str], results: Sequence[str], host: HostFunction) -> Func:
-        """A function of the host."""
+        """A function of the host. It runs on the fuel of who calls it: `host` takes its arguments, and `use`, which it
+        calls with what it takes. Both may raise what ends the call."""
+        pending = self._pending  # and not self: it is freed when nothing uses it, and waits for no garbage collection
+        context, left = self.context, ctypes.c_uint64()
+        left_at = ctypes.byref(left)
+
+        def use(fuel: int) -> None:
+            _GET_FUEL(context, left_at)
+            if left.value < fuel:
+                raise OutOfFuel("what its helpers take is more than is left of its fuel")
+            left.value -= fuel
+            SET_FUEL(context, left)
 
         def callback(environment: int, caller: object, values: object, count: int) -> int:
             try:
-                host(values)
+                host(values, use)
             except BaseException as error:  # noqa: BLE001  # it must not cross the engine: it ends the codelet's call
                 if not isinstance(error, Exception):
-                    self._pending = error
+                    pending[:] = [error]
                 message = f"{type(error).__name__}: {error}".encode()[:MAX_MESSAGE]
                 trap = c.wasmtime_trap_new(ctypes.create_string_buffer(message), len(message))
                 return ctypes.cast(trap, ctypes.c_void_p).value or 0
@@ -230,6 +271,6 @@ class World:
         return Func._from_raw(found.of.func)
 
 
-def function_pointer(function: Func) -> Any:
-    """Its wasmtime_func_t, for CALL; the caller keeps it."""
+def raw_function(function: Func) -> Any:
+    """Its wasmtime_func_t, which CALL takes a reference to."""
     return function._func

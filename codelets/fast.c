@@ -13,6 +13,7 @@
 
 #define BUCKETS 48 /* calling.BUCKETS */
 #define MAX_ARGUMENTS 3
+#define INTERFACE 2 /* fast.INTERFACE: what its classes take; another with each change of that */
 
 typedef struct {
     uint64_t low, high;
@@ -26,7 +27,8 @@ typedef struct {
     call_function call;
     fuel_function set_fuel;
     void *store;
-    const void **function; /* where the address of the entry's wasmtime_func_t is: another after each fault */
+    const void *function; /* the entry's wasmtime_func_t: another one after each fault */
+    uint64_t *repairing;  /* the thread that makes the set whole again after a fault, or 0 */
     char *region, *data_region;
     uint64_t region_at, data_at, fuel, calls, threshold, mask;
     Py_ssize_t size, most;
@@ -34,6 +36,7 @@ typedef struct {
     uint64_t times[BUCKETS + 1];
     PyObject *kept;    /* what the addresses point into */
     PyObject *before;  /* called before each call, or NULL */
+    PyObject *wait;    /* waits for the thread that repairs */
     PyObject *ended;   /* ended(error, trap) */
     PyObject *overran; /* overran(nanoseconds) */
 } Call;
@@ -42,6 +45,7 @@ static int call_traverse(Call *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->kept);
     Py_VISIT(self->before);
+    Py_VISIT(self->wait);
     Py_VISIT(self->ended);
     Py_VISIT(self->overran);
     Py_VISIT(Py_TYPE(self));
@@ -52,6 +56,7 @@ static int call_clear(Call *self)
 {
     Py_CLEAR(self->kept);
     Py_CLEAR(self->before);
+    Py_CLEAR(self->wait);
     Py_CLEAR(self->ended);
     Py_CLEAR(self->overran);
     return 0;
@@ -68,16 +73,16 @@ static void call_dealloc(Call *self)
 
 static PyObject *call_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
 {
-    static char *names[] = {"call", "set_fuel", "store", "function", "region", "region_at", "size", "data_region",
-                            "data_at", "most", "fuel", "writable", "threshold", "mask", "kept", "before", "ended",
-                            "overran", NULL};
-    unsigned long long call, set_fuel, store, function, region, region_at, data_region, data_at, fuel, threshold, mask;
+    static char *names[] = {"call", "set_fuel", "store", "function", "repairing", "region", "region_at", "size",
+                            "data_region", "data_at", "most", "fuel", "writable", "threshold", "mask", "kept", "before",
+                            "wait", "ended", "overran", NULL};
+    unsigned long long call, set_fuel, store, function, repairing, region, region_at, data_region, data_at, fuel, threshold, mask;
     Py_ssize_t size, most;
     int writable;
-    PyObject *kept, *before, *ended, *overran;
-    if (!PyArg_ParseTupleAndKeywords(arguments, named, "$KKKKKKnKKnKpKKOOOO", names, &call, &set_fuel, &store, &function,
-                                     &region, &region_at, &size, &data_region, &data_at, &most, &fuel, &writable,
-                                     &threshold, &mask, &kept, &before, &ended, &overran))
+    PyObject *kept, *before, *wait, *ended, *overran;
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "$KKKKKKKnKKnKpKKOOOOO", names, &call, &set_fuel, &store,
+                                     &function, &repairing, &region, &region_at, &size, &data_region, &data_at, &most,
+                                     &fuel, &writable, &threshold, &mask, &kept, &before, &wait, &ended, &overran))
         return NULL;
     Call *self = (Call *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -85,13 +90,14 @@ static PyObject *call_new(PyTypeObject *type, PyObject *arguments, PyObject *nam
     self->call = (call_function)(uintptr_t)call;
     self->set_fuel = (fuel_function)(uintptr_t)set_fuel;
     self->store = (void *)(uintptr_t)store;
-    self->function = (const void **)(uintptr_t)function;
+    self->function = (const void *)(uintptr_t)function;
+    self->repairing = (uint64_t *)(uintptr_t)repairing;
     self->region = (char *)(uintptr_t)region;
     self->data_region = (char *)(uintptr_t)data_region;
     self->region_at = region_at, self->data_at = data_at, self->fuel = fuel;
     self->size = size, self->most = most, self->writable = writable;
     self->threshold = threshold, self->mask = mask;
-    self->kept = Py_NewRef(kept), self->ended = Py_NewRef(ended), self->overran = Py_NewRef(overran);
+    self->kept = Py_NewRef(kept), self->wait = Py_NewRef(wait), self->ended = Py_NewRef(ended), self->overran = Py_NewRef(overran);
     self->before = before == Py_None ? NULL : Py_NewRef(before);
     return (PyObject *)self;
 }
@@ -103,16 +109,47 @@ static uint64_t now(void)
     return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
+/* 0, or -1 with an exception: what a call of Python gave. */
+static int done(PyObject *called)
+{
+    Py_XDECREF(called);
+    return called == NULL ? -1 : 0;
+}
+
+/* 0 when no other thread repairs the set, or -1 with an exception. */
+static int wait_for_repair(Call *self)
+{
+    uint64_t mine = PyThread_get_thread_ident();
+    while (*self->repairing && *self->repairing != mine)
+        if (done(PyObject_CallNoArgs(self->wait)))
+            return -1;
+    return 0;
+}
+
+/* What comes after a fault is Python, which lets other threads run: they find the set as it was before. */
+static int repair(Call *self, void *error, void *trap)
+{
+    uint64_t before = *self->repairing;
+    *self->repairing = PyThread_get_thread_ident();
+    int failed = done(PyObject_CallFunction(self->ended, "KK", (unsigned long long)(uintptr_t)error,
+                                            (unsigned long long)(uintptr_t)trap));
+    *self->repairing = before;
+    return failed;
+}
+
 /* 1: *result is the codelet's; 0: it had a fault; -1: an exception is set. */
 static int call_run(Call *self, Py_buffer *context, Py_buffer *data, int64_t *result)
 {
     raw_value values[MAX_ARGUMENTS] = {{self->region_at, 0}, {self->data_at, 0}, {0, 0}};
     size_t count = 1;
+    uint64_t taken = 0;
     void *trap = NULL, *error;
     if (context->len != self->size) {
         PyErr_Format(PyExc_ValueError, "the context has %zd bytes and not %zd", context->len, self->size);
         return -1;
     }
+    if (*self->repairing && wait_for_repair(self))
+        return -1;
     memcpy(self->region, context->buf, (size_t)self->size);
     if (self->most) {
         Py_ssize_t length = data ? data->len : 0;
@@ -125,42 +162,30 @@ static int call_run(Call *self, Py_buffer *context, Py_buffer *data, int64_t *re
         values[2].low = (uint64_t)length;
         count = 3;
     }
-    if (self->before) {
-        PyObject *done = PyObject_CallNoArgs(self->before);
-        if (done == NULL)
-            return -1;
-        Py_DECREF(done);
-    }
+    if (self->before && done(PyObject_CallNoArgs(self->before))) /* other threads may run, and a guard keeps them out */
+        return -1;
     self->set_fuel(self->store, self->fuel);
     if (self->calls++ & self->mask) {
-        error = self->call(self->store, *self->function, values, count, &trap);
+        error = self->call(self->store, self->function, values, count, &trap);
     } else {
-        uint64_t begin = now(), taken;
-        error = self->call(self->store, *self->function, values, count, &trap);
+        uint64_t begin = now();
+        error = self->call(self->store, self->function, values, count, &trap);
         taken = now() - begin;
         int bits = taken ? 64 - __builtin_clzll(taken) : 0;
         self->times[bits < BUCKETS ? bits : BUCKETS]++;
-        if (self->threshold && taken > self->threshold && !error && !trap) {
-            PyObject *done = PyObject_CallFunction(self->overran, "K", (unsigned long long)taken);
-            if (done == NULL)
-                return -1;
-            Py_DECREF(done);
-        }
     }
-    if (error || trap) {
-        PyObject *done = PyObject_CallFunction(self->ended, "KK", (unsigned long long)(uintptr_t)error,
-                                               (unsigned long long)(uintptr_t)trap);
-        if (done == NULL)
-            return -1;
-        Py_DECREF(done);
-        return 0;
-    }
+    if (error || trap)
+        return repair(self, error, trap);
     if (self->writable) {
         memcpy(context->buf, self->region, (size_t)self->size);
         if (self->most && data && data->len)
             memcpy(data->buf, self->data_region, (size_t)data->len);
     }
     *result = (int64_t)values[0].low;
+    /* the last, as other threads may run meanwhile and use the same region */
+    if (self->threshold && taken > self->threshold &&
+        done(PyObject_CallFunction(self->overran, "K", (unsigned long long)taken)))
+        return -1;
     return 1;
 }
 
@@ -175,7 +200,7 @@ static int take(PyObject *const *arguments, Py_ssize_t count, int writable, Py_b
     if (PyObject_GetBuffer(arguments[0], context, flags))
         goto failed;
     data->obj = NULL;
-    if (count == 2 && PyObject_GetBuffer(arguments[1], data, flags)) {
+    if (count == 2 && arguments[1] != Py_None && PyObject_GetBuffer(arguments[1], data, flags)) {
         PyBuffer_Release(context);
         goto failed;
     }
@@ -239,7 +264,9 @@ typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
     PyTypeObject *call_type;
-    PyObject *runs, *type;
+    PyObject *chains; /* a list of tuples, shared by all hooks of an application and assigned as a whole */
+    Py_ssize_t place; /* this hook's in them */
+    PyObject *type;
     long long preset;
     int control, writable;
     unsigned long long calls;
@@ -247,8 +274,9 @@ typedef struct {
 
 static PyObject *hook_vectorcall(Hook *self, PyObject *const *arguments, size_t flags, PyObject *names)
 {
-    PyObject *runs = self->runs;
-    Py_ssize_t many = PyTuple_GET_SIZE(runs);
+    /* the list is empty where garbage is collected */
+    PyObject *runs = self->place < PyList_GET_SIZE(self->chains) ? PyList_GET_ITEM(self->chains, self->place) : NULL;
+    Py_ssize_t many = runs ? PyTuple_GET_SIZE(runs) : 0;
     if (many == 0) {
         if (self->control)
             return PyLong_FromLongLong(self->preset);
@@ -260,9 +288,11 @@ static PyObject *hook_vectorcall(Hook *self, PyObject *const *arguments, size_t 
         return NULL;
     }
     Py_buffer context, data;
-    if (take(arguments, count, self->writable, &context, &data))
-        return NULL;
     Py_INCREF(runs); /* another thread may replace it while a helper runs */
+    if (take(arguments, count, self->writable, &context, &data)) {
+        Py_DECREF(runs);
+        return NULL;
+    }
     self->calls++;
     int how = 0;
     int64_t result = 0;
@@ -290,7 +320,7 @@ static PyObject *hook_vectorcall(Hook *self, PyObject *const *arguments, size_t 
 
 static int hook_traverse(Hook *self, visitproc visit, void *arg)
 {
-    Py_VISIT(self->runs);
+    Py_VISIT(self->chains);
     Py_VISIT(self->type);
     Py_VISIT(self->call_type);
     Py_VISIT(Py_TYPE(self));
@@ -307,7 +337,7 @@ static void hook_dealloc(Hook *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    Py_CLEAR(self->runs);
+    Py_CLEAR(self->chains);
     Py_CLEAR(self->type);
     Py_CLEAR(self->call_type);
     type->tp_free((PyObject *)self);
@@ -316,43 +346,30 @@ static void hook_dealloc(Hook *self)
 
 static PyObject *hook_new(PyTypeObject *type, PyObject *arguments, PyObject *named)
 {
-    static char *names[] = {"call_type", "type", "default", "control", "writable", NULL};
+    static char *names[] = {"call_type", "type", "chains", "place", "default", "control", "writable", NULL};
     PyTypeObject *call_type;
-    PyObject *kind;
+    PyObject *kind, *chains;
+    Py_ssize_t place;
     long long preset;
     int control, writable;
-    if (!PyArg_ParseTupleAndKeywords(arguments, named, "O!OLpp", names, &PyType_Type, &call_type, &kind, &preset,
-                                     &control, &writable))
+    if (!PyArg_ParseTupleAndKeywords(arguments, named, "O!OO!nLpp", names, &PyType_Type, &call_type, &kind,
+                                     &PyList_Type, &chains, &place, &preset, &control, &writable))
         return NULL;
+    if (place < 0 || place >= PyList_GET_SIZE(chains)) {
+        PyErr_SetString(PyExc_IndexError, "it has no place in the chains");
+        return NULL;
+    }
     Hook *self = (Hook *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
     self->vectorcall = (vectorcallfunc)hook_vectorcall;
     self->call_type = (PyTypeObject *)Py_NewRef(call_type);
     self->type = Py_NewRef(kind);
+    self->chains = Py_NewRef(chains), self->place = place;
     self->preset = preset, self->control = control, self->writable = writable;
-    self->runs = PyTuple_New(0);
-    if (self->runs == NULL) {
-        Py_DECREF(self);
-        return NULL;
-    }
     return (PyObject *)self;
 }
 
-static PyObject *hook_replace(Hook *self, PyObject *runs)
-{
-    if (!PyTuple_CheckExact(runs)) {
-        PyErr_SetString(PyExc_TypeError, "it must be a tuple");
-        return NULL;
-    }
-    PyObject *before = self->runs;
-    self->runs = Py_NewRef(runs);
-    Py_DECREF(before);
-    Py_RETURN_NONE;
-}
-
-static PyMethodDef hook_methods[] = {
-    {"replace", (PyCFunction)hook_replace, METH_O, "What runs from the next call on."}, {NULL}};
 static PyMemberDef hook_members[] = {
     {"calls", T_ULONGLONG, offsetof(Hook, calls), READONLY, "how often it was called with codelets loaded"},
     {"type", T_OBJECT_EX, offsetof(Hook, type), READONLY, "its HookType"},
@@ -361,8 +378,8 @@ static PyMemberDef hook_members[] = {
 static PyType_Slot hook_slots[] = {
     {Py_tp_doc, "A place in an application where codelets run: hook(context), or hook(context, data)."},
     {Py_tp_new, hook_new},           {Py_tp_dealloc, hook_dealloc}, {Py_tp_traverse, hook_traverse},
-    {Py_tp_clear, hook_clear},       {Py_tp_methods, hook_methods}, {Py_tp_members, hook_members},
-    {Py_tp_call, PyVectorcall_Call}, {0, NULL}};
+    {Py_tp_clear, hook_clear},       {Py_tp_members, hook_members}, {Py_tp_call, PyVectorcall_Call},
+    {0, NULL}};
 static PyType_Spec hook_spec = {"codelets._fast.Hook", sizeof(Hook), 0,
                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL, hook_slots};
 
@@ -376,7 +393,10 @@ static int add(PyObject *module, const char *name, PyType_Spec *spec)
 
 static int fill(PyObject *module)
 {
-    return add(module, "Call", &call_spec) || add(module, "Hook", &hook_spec) ? -1 : 0;
+    return add(module, "Call", &call_spec) || add(module, "Hook", &hook_spec) ||
+                   PyModule_AddIntMacro(module, INTERFACE)
+               ? -1
+               : 0;
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};

@@ -18,6 +18,8 @@ from typing import Any
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 NAME = "_fast"
+INTERFACE = 2
+"""What the classes of fast.c take; a module that an earlier version has built takes something else."""
 BUILD_SECONDS = 120.0
 PACKAGE = DIRECTORY = os.path.dirname(os.path.abspath(__file__))
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers", "-fPIC", "-shared")
@@ -42,6 +44,8 @@ def load(directory: str = "") -> Any:
             raise ImportError("it is no module")
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
+        if getattr(module, "INTERFACE", 1) != INTERFACE:
+            raise ImportError("another version of keepfleet has built it")
     except ImportError as error:
         why = f"{error}; remove it, or run: python -m codelets build"
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot load {path}: {why}") from error

@@ -3,7 +3,9 @@
 A Unix socket of frames, each 4 bytes of length, big-endian, and so many of JSON:
 `{"command": "load", "descriptor": …}`, `{"command": "unload", "codeletset_id": …}`, and `list`, `stats`, `interface`.
 An answer is `{"ok": true, …}`, or `{"ok": false, "error": {…}}` with jbpf's number in it. One connection may ask any
-number of times. Only the application's own user and root may connect (unix(7), SO_PEERCRED), and whom it names.
+number of times. After `{"command": "watch", "every_ms": …}` it is sent answers as to `list` until it ends: one as soon
+as a set was loaded or unloaded, and otherwise each time so many milliseconds are over.
+Only the application's own user and root may connect (unix(7), SO_PEERCRED), and whom it names.
 
 Import rule: the standard library, keep_protocol, codelets.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -24,7 +26,7 @@ from codelets.states import HookState, SetState
 from keep_protocol import strict_json
 from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
-from keep_protocol.fields import Maybe, Pairs, Record, Text, Word, field, parse
+from keep_protocol.fields import Maybe, Pairs, Record, Text, Whole, Word, field, parse
 
 LOG = logging.getLogger("keepfleet.codelets.lcm")
 MAX_FRAME = 1024 * 1024
@@ -33,6 +35,8 @@ IDLE_SECONDS = 30.0
 """What a client may take for one frame, and between two."""
 CALL_SECONDS = 60.0
 """What a client waits for an answer: sixteen modules are verified and compiled in two seconds."""
+EVERY_MS, DEFAULT_EVERY_MS = (100, 10_000), 1000
+"""Milliseconds between two answers to one who watches; a client that was killed has its connection for as long."""
 _LENGTH = struct.Struct(">I")
 HEAD_BYTES = _LENGTH.size
 """What stands before a frame's body: its length."""
@@ -46,6 +50,7 @@ class Command(Enum):
     LIST = "list"
     STATS = "stats"
     INTERFACE = "interface"
+    WATCH = "watch"
 
 
 class Request(Record):
@@ -57,6 +62,7 @@ class Request(Record):
         Pairs(Text(64), Text(4096), 64), default=(), about="of `load`: what `${NAME}` in it stands for"
     )
     codeletset_id: str | None = field(Maybe(NAME), default=None, about="of `unload`")
+    every_ms: int | None = field(Maybe(Whole(*EVERY_MS)), default=None, about="of `watch`: between two looks")
 
 
 class LifeCycle(Protocol):
@@ -66,21 +72,27 @@ class LifeCycle(Protocol):
     def unload(self, name: str) -> None: ...
     def sets(self) -> tuple[SetState, ...]: ...
     def stats(self) -> tuple[HookState, ...]: ...
+    def wait_for_change(self, seen: int, seconds: float) -> int | None: ...
     @property
     def interface(self) -> Interface: ...
 
 
-def answer(life_cycle: LifeCycle, body: bytes) -> dict[str, object]:
-    """The answer to one frame. Never raises for what is in it."""
+def answers(life_cycle: LifeCycle, body: bytes) -> Iterator[dict[str, object]]:
+    """The answer to one frame, or those to one that watches. Never raises for what is in it."""
     try:
         request = parse(Request, strict_json.loads_object(body, MAX_FRAME, "the request"), "request", strict=True)
-        return {"ok": True, **_done(life_cycle, request)}
+        seen = life_cycle.wait_for_change(-1, 0) if request.command is Command.WATCH else None
+        yield {"ok": True, **_done(life_cycle, request)}
+        while seen is not None:
+            seen = life_cycle.wait_for_change(seen, (request.every_ms or DEFAULT_EVERY_MS) / 1000)
+            if seen is not None:
+                yield {"ok": True, **_done(life_cycle, request)}
     except KeepfleetError as error:
-        return {"ok": False, "error": error.to_wire()}
+        yield {"ok": False, "error": error.to_wire()}
     except Exception as error:
         LOG.exception("a request on the life-cycle socket failed")
         internal = KeepfleetError(ErrorKind.INTERNAL, f"cannot answer: {type(error).__name__}")
-        return {"ok": False, "error": internal.to_wire()}
+        yield {"ok": False, "error": internal.to_wire()}
 
 
 def _done(life_cycle: LifeCycle, request: Request) -> dict[str, object]:
@@ -93,7 +105,7 @@ def _done(life_cycle: LifeCycle, request: Request) -> dict[str, object]:
             raise _invalid("unload needs a codeletset_id")
         life_cycle.unload(request.codeletset_id)
         return {"codeletset_id": request.codeletset_id}
-    if request.command is Command.LIST:
+    if request.command in (Command.LIST, Command.WATCH):
         return {"sets": [each.to_wire() for each in life_cycle.sets()]}
     if request.command is Command.STATS:
         return {"hooks": [each.to_wire() for each in life_cycle.stats()]}
@@ -198,7 +210,8 @@ class Server(Listener):
         connection.settimeout(IDLE_SECONDS)
         try:
             while (body := _receive_frame(connection)) is not None:
-                _send_frame(connection, answer(self._life_cycle, body))
+                for each in answers(self._life_cycle, body):
+                    _send_frame(connection, each)
         except KeepfleetError as error:
             self.refuse(connection, error)
 
@@ -240,14 +253,21 @@ class Client:
         try:
             with suppress(BrokenPipeError, ConnectionResetError):  # why it was refused can be read all the same
                 self._connection.sendall(data)
+        except OSError as error:
+            raise self._lost(error.strerror or str(error)) from error
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        try:
             body = _receive_frame(self._connection)
         except OSError as error:
-            why = error.strerror or str(error)
-            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot ask the application at {self._path}: {why}") from error
+            raise self._lost(error.strerror or str(error)) from error
         if body is None:
-            why = "it has closed the connection"
-            raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot ask the application at {self._path}: {why}")
+            raise self._lost("it has closed the connection")
         return checked(answer_in(body))
+
+    def _lost(self, why: str) -> KeepfleetError:
+        return KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot ask the application at {self._path}: {why}")
 
     def load(self, descriptor: str, variables: dict[str, str] | None = None) -> str:
         """Loads a set; its ID."""
@@ -261,6 +281,12 @@ class Client:
     def sets(self) -> tuple[SetState, ...]:
         """Every set."""
         return sets_in(self.ask(Request(Command.LIST)))
+
+    def watch(self, every_ms: int) -> Iterator[tuple[SetState, ...]]:
+        """Every set, again and again; this connection asks nothing else any more."""
+        yield sets_in(self.ask(Request(Command.WATCH, every_ms=every_ms)))
+        while True:
+            yield sets_in(self._answer())
 
     def stats(self) -> tuple[HookState, ...]:
         """Every hook."""

@@ -6,15 +6,13 @@ Import rule: the standard library, click, keep_protocol, codelets.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
-from typing import Any
 
 import click
 
 from codelets.descriptor import MAX_BYTES, read_descriptor
-from codelets.lcm import Client
-from codelets.states import CodeletState
+from codelets.lcm import EVERY_MS, Client
+from codelets.states import CodeletState, SetState, changed, sentences
 from keep_protocol.errors import KeepfleetError
 
 SOCKET = "/run/codelets/lcm.sock"
@@ -148,22 +146,20 @@ def stats(context: click.Context, as_json: bool) -> None:
 @click.option("--times", default=0, help="How often; 0: until it is interrupted.")
 @click.pass_context
 def watch(context: click.Context, seconds: float, times: int) -> None:
-    """Calls and faults of every codelet, again and again."""
+    """What becomes of every set: that it was loaded or unloaded, immediately, and what its codelets do meanwhile."""
+    least, most = (each / 1000 for each in EVERY_MS)
+    if not least <= seconds <= most:
+        raise click.BadParameter(f"it must be {least:g} to {most:g}", param_hint="--seconds")
 
     def show(client: Client) -> None:
-        before: dict[str, Any] = {}
-        looked = 0
-        while True:
-            for each in client.sets():
-                for codelet in each.codelets:
-                    name = f"{each.codeletset_id}.{codelet.codelet_name}"
-                    more = codelet.calls - before.get(name, 0)
-                    before[name] = codelet.calls
-                    click.echo(f"{name}: {more} calls more, {codelet.faults} faults")
-            looked += 1
+        known: dict[str, SetState] = {}
+        for looked, found in enumerate(client.watch(round(1000 * seconds)), 1):
+            for each in changed(known, found):
+                for line in sentences(known.get(each.codeletset_id), each):
+                    click.echo(line)
+            known = {each.codeletset_id: each for each in found}
             if times and looked >= times:
                 return
-            time.sleep(seconds)
 
     _run(context, show)
 

@@ -116,11 +116,8 @@ def _listen(path: str, kind: int, *, group: bool) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, kind)
     try:
         _clear(path, kind)
-        before = os.umask(0o177)  # between bind and chmod anybody could connect otherwise
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
+        os.fchmod(listener.fileno(), 0o600)  # before bind: between that and chmod anybody could connect otherwise
+        listener.bind(path)
         if group:
             os.chmod(path, 0o666)  # noqa: S103  # who connects is checked
         listener.listen(MAX_CONNECTIONS)
@@ -142,12 +139,16 @@ def _clear(path: str, kind: int) -> None:
     if not stat.S_ISSOCK(there.st_mode):
         raise KeepfleetError(ErrorKind.CONFLICT, f"cannot listen on {path}: there is something that is no socket")
     with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)  # an application that is stopped, with all places taken, listens there, too
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
             return
         except OSError as error:
-            if error.errno != errno.EPROTOTYPE:  # a socket of the other kind, which somebody listens on
+            if error.errno not in (
+                errno.EAGAIN,
+                errno.EPROTOTYPE,
+            ):  # the latter is a socket of the other kind, which somebody listens on
                 raise
     raise KeepfleetError(ErrorKind.CONFLICT, f"cannot listen on {path}: an application listens there")

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from codelets.artifacts import Compiled
 from codelets.calling import Guard, Hook, Run, Target, prepared, prepared_in_c
-from codelets.descriptor import CodeletDescriptor, CodeletSet
-from codelets.engine import Engine, EngineFault, Trap, World, function_pointer
+from codelets.descriptor import CodeletDescriptor, CodeletSet, read_descriptor
+from codelets.engine import Engine, EngineFault, HostFunction, Trap, World
 from codelets.faults import CodeletError, Failure, loading
 from codelets.interface import HelperType, HookType, Interface
 from codelets.storage import PAGE_BYTES, THREADS, Data, Declaration, Kind, function_of
@@ -24,8 +24,22 @@ from module_store.verify.verification import refuse
 
 MAX_VERIFIED = 256
 """Reports that are remembered, so that a set that comes back loads at once."""
+_WARMING = b"""
+codeletset_id: warm
+codelet_descriptor:
+- {codelet_name: one, codelet_path: "warm:1", hook_name: warm, priority: 1, runtime_threshold: 1,
+   out_io_channel: [{name: out, stream_id: "00000000000000000000000000000000", serde: none}],
+   linked_maps: [{map_name: a, linked_codelet_name: two, linked_map_name: b}]}
+- {codelet_name: two, codelet_path: "warm:1", hook_name: warm}
+"""
 MAX_SET_BYTES = 256 * 1024 * 1024
 """Of all memories of a set."""
+
+HELPER_FUEL = 100
+"""What calling a helper takes of its codelet's fuel: it takes some 2 µs in Python, and an instruction 1 ns. On the
+default fuel a call makes two hundred such calls at most, and not thousands."""
+BYTES_OF_FUEL = 16
+"""Bytes that are copied for a helper on one unit of fuel."""
 
 Helper = tuple[HelperType, Callable[..., Any]]
 
@@ -83,10 +97,8 @@ class Codelet:
         return f"Codelet({self.descriptor.codelet_name}, {self.faults} faults)"
 
     def begin(self, target: Target, instantiate: Callable[[], Any]) -> None:
-        """Makes its first instance, and remembers how. Raises Trap, EngineFault."""
-        self.target = target
-        target.enter(instantiate())
-        self._instantiate = [instantiate]
+        """Its first instance, and how another one is made."""
+        self.target, self._instantiate = target, [instantiate]
 
     def faulted(self, end: Trap) -> None:
         """Its memory, globals and stack begin again; maps stay, as whole as before the call."""
@@ -109,9 +121,9 @@ class Codelet:
         self.last_fault = f"it took {nanoseconds} ns; its threshold is {threshold} ns"
         self._failed(f"codelet {self.descriptor.codelet_name}: {self.last_fault}")
 
-    def reentered(self) -> None:
+    def refused(self, why: str) -> None:
         self.faults += 1
-        self.last_fault = "a helper called a hook that its set is on"
+        self.last_fault = why
         self._failed(f"codelet {self.descriptor.codelet_name}: {self.last_fault}")
 
     def _failed(self, why: str, *, certain: bool = False) -> None:
@@ -189,6 +201,13 @@ class Loader:
             loaded.close()
             raise loading(Failure.CREATION_FAILED, wanted.codeletset_id, str(fault)) from None
         return loaded
+
+    def warm(self) -> None:
+        """Does once what reads and verifies a set, of which nothing is kept: patterns are compiled and code is read
+        then, which takes milliseconds of the first load of a process."""
+        read_descriptor(_WARMING)
+        hook = HookType("warm", 4)
+        examine(self._engine.storage_wasm, hook, Interface((hook,)))
 
     def _thread(self) -> int:
         """The number of this thread, for maps with a part for each."""
@@ -309,7 +328,6 @@ class _Building:
         hook, name = self._hooks[codelet.descriptor.hook_name].type, codelet.descriptor.codelet_name
         own_pages = codelet.examined.memory_pages
         memory, _, view = self._world.memory(own_pages + max(1, -(-hook.region_bytes // PAGE_BYTES)))
-        target = Target(self._world, view, own_pages * PAGE_BYTES)
         functions = {}
         for what, declaration in codelet.examined.declarations:
             stored, codelet.data[what] = self._storage((name, what), declaration)
@@ -328,7 +346,11 @@ class _Building:
             for each in module.imports
         ]
         world = self._world
-        codelet.begin(target, lambda: function_pointer(world.instantiate(module, order, [ENTRY])[0]))
+
+        def instantiate() -> Any:
+            return world.instantiate(module, order, [ENTRY])[0]
+
+        codelet.begin(Target(world, view, own_pages * PAGE_BYTES, instantiate()), instantiate)
 
     def _storage(self, place: _Place, declaration: Declaration) -> tuple[Any, Data]:
         owner = self._owners[place]
@@ -367,12 +389,13 @@ class _Building:
 _FIELDS = {"i32": "i32", "i64": "i64", "f32": "f32", "f64": "f64"}
 
 
-def _host_function(kind: HelperType, function: Callable[..., Any], view: memoryview) -> Callable[[Any], None]:
+def _host_function(kind: HelperType, function: Callable[..., Any], view: memoryview) -> HostFunction:
     """The application's function as the engine calls it; bytes that do not lie in the codelet's memory are a trap."""
     members = [_FIELDS.get(each) for each in kind.parameters]
     size = len(view)
 
-    def host(values: Any) -> None:
+    def host(values: Any, use: Callable[[int], None]) -> None:
+        use(HELPER_FUEL)
         at, arguments = 0, list[Any]()
         for member in members:
             if member is not None:
@@ -382,6 +405,7 @@ def _host_function(kind: HelperType, function: Callable[..., Any], view: memoryv
             begin, length = values[at].i32 & 0xFFFFFFFF, values[at + 1].i32 & 0xFFFFFFFF
             if begin + length > size:
                 raise ValueError(f"{kind.name}: {length} bytes at {begin} are not in the codelet's memory")
+            use(length // BYTES_OF_FUEL)
             arguments.append(bytes(view[begin : begin + length]))
             at += 2
         found = function(*arguments)

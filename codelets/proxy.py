@@ -27,6 +27,7 @@ from codelets.interface import Interface
 from codelets.lcm import Client
 from codelets.states import HookState, SetState
 from keep_protocol.certificate import check_client, read_certificate
+from keep_protocol.codelets import check_set_id
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.identity import Role
@@ -38,8 +39,13 @@ CHANGES_PER_MINUTE = 60
 """Loads and unloads of one caller: each may compile sixteen modules in the application."""
 MAX_CALLERS = 1024
 """Whose rates are remembered; the least recent is forgotten first."""
-CONCURRENT = 8
-"""Requests that are with the application; others wait."""
+CONCURRENT = 4
+"""Requests that are with the application, until it has answered, whether the client still waits or not; others wait. An
+application takes 16 connections."""
+MAX_WAITING = 64
+"""Requests that wait for their turn; a client that asks for more is to try again."""
+LINGER_SECONDS = 1.0
+"""What a client that was refused may go on sending before its connection is cut."""
 READ_SECONDS = 10.0
 """What a client may take for its body."""
 _STATUS = {
@@ -95,7 +101,7 @@ class Proxy:
 
     def __init__(self, address: str, revoked: RevokedFile | None = None, rates: Rates | None = None) -> None:
         self._address, self._revoked, self._rates = address, revoked, rates or Rates()
-        self._free = asyncio.Semaphore(CONCURRENT)
+        self._free, self._waiting = asyncio.Semaphore(CONCURRENT), 0
 
     def __repr__(self) -> str:
         return f"Proxy({self._address})"
@@ -137,7 +143,8 @@ class Proxy:
         async def handle(request: web.Request) -> web.StreamResponse:
             caller = self._caller(request)
             if caller.role not in roles:
-                LOG.warning("refused %s %s to %s (%s)", request.method, request.path, caller.name, caller.role.value)
+                what = one_line(f"{request.method} {request.path[:200]}")
+                LOG.warning("refused %s to %s (%s)", what, caller.name, caller.role.value)
                 allowed = " and ".join(sorted(role.value for role in roles))
                 why = f"it is for {allowed}, and {caller.name} is {caller.role.value}"
                 raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot {request.method} {request.path}: {why}")
@@ -172,12 +179,12 @@ class Proxy:
             data = await asyncio.wait_for(request.read(), READ_SECONDS)
         except TimeoutError:
             raise KeepfleetError(ErrorKind.BAD_REQUEST, "cannot read the descriptor: it did not arrive") from None
-        wanted = read_descriptor(data)  # what is none never reaches the application
+        wanted = await asyncio.to_thread(read_descriptor, data)  # what is none never reaches the application
         name = await self._change("load", wanted.codeletset_id, caller, lambda client: client.load(data.decode()))
         return {"codeletset_id": name}
 
     async def _unload(self, request: web.Request, caller: Caller) -> object:
-        name = request.match_info["id"]
+        name = check_set_id(request.match_info["id"])
         self._rates.admit(caller.name)
         await self._change("unload", name, caller, lambda client: client.unload(name))
         return {"codeletset_id": name}
@@ -207,20 +214,40 @@ class Proxy:
         try:
             found = await self._ask(work)
         except KeepfleetError as error:
-            LOG.warning("audit: %s of codelet set %s %s: %s: %s", what, name, by, error.kind.value, error.message)
+            why = one_line(error.message)
+            LOG.warning("audit: %s of codelet set %s %s: %s: %s", what, name, by, error.kind.value, why)
             raise
         LOG.info("audit: %s of codelet set %s %s: done", what, name, by)
         return found
 
     async def _ask(self, work: Callable[[Client], T]) -> T:
-        """Does `work` with a connection of its own, in a thread. A client that goes ends nothing that was begun."""
+        """Does `work` with a connection of its own, in a thread. A client that goes ends nothing that was begun, and
+        makes no room for another request either."""
 
         def done() -> T:
             with Client(self._address) as client:
                 return work(client)
 
-        async with self._free:
-            return await asyncio.shield(asyncio.to_thread(done))
+        if self._waiting >= MAX_WAITING:
+            raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot ask the application: {MAX_WAITING} requests wait")
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+        doing = asyncio.ensure_future(asyncio.to_thread(done))
+        doing.add_done_callback(self._done)
+        return await asyncio.shield(doing)
+
+    def _done(self, doing: asyncio.Future[T]) -> None:
+        self._free.release()
+        if not doing.cancelled() and (error := doing.exception()) is not None:
+            LOG.debug("the application refused a request: %s", error)  # its client is told, if it is still there
+
+
+def one_line(text: str) -> str:
+    """Text of a client or an application as part of a line of the log, which it cannot end."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _refusal(error: KeepfleetError, status: int = 0) -> web.Response:
@@ -292,7 +319,9 @@ async def serve(
 ) -> None:
     """Serves until it is cancelled, on `listener` where one was passed; `ready` is called with the port. Raises
     KeepfleetError where it cannot listen."""
-    runner = web.AppRunner(proxy.application(), access_log=None, handle_signals=False, keepalive_timeout=30)
+    runner = web.AppRunner(
+        proxy.application(), access_log=None, handle_signals=False, keepalive_timeout=30, lingering_time=LINGER_SECONDS
+    )
     await runner.setup()
     try:
         site: web.BaseSite

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +20,8 @@ MAX_PRINTED = 256
 
 
 def _hash(data: bytes) -> int:
-    value = 0x811C9DC5
-    for byte in data[:MAX_HASHED]:
-        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    value = zlib.crc32(data)
     return value - (1 << 32) if value >> 31 else value
-
-
-MAX_HASHED = 4096
-"""Bytes: the helper runs on no fuel."""
 
 
 def _print(data: bytes) -> None:

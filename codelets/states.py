@@ -5,6 +5,8 @@ Import rule: keep_protocol.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from keep_protocol.fields import Flag, Items, Nested, Record, Text, Whole, field
 
 _COUNT, _TEXT = Whole(0, (1 << 63) - 1), Text(4000)
@@ -58,3 +60,29 @@ class CollectorState(Record):
     attached: bool = field(Flag(), about="whether there is one")
     sent: int = field(_COUNT, about="messages that were written for this one and those before")
     lost: int = field(_COUNT, about="messages that found no room in its ring, or were in it when it went")
+
+
+def changed(before: Mapping[str, SetState], now: Iterable[SetState]) -> list[SetState]:
+    """The sets that are not as they were; one that has gone is one that is not loaded."""
+    there = {each.codeletset_id: each for each in now}
+    gone = [SetState(name, False) for name, each in before.items() if each.loaded and name not in there]
+    return [*gone, *(each for name, each in there.items() if before.get(name) != each)]
+
+
+def sentences(before: SetState | None, now: SetState) -> list[str]:
+    """What has become of a set, a line each: that it was loaded or unloaded, and what its codelets did meanwhile."""
+    name, running = now.codeletset_id, before is not None and before.loaded
+    if not now.loaded:
+        return [f"{name}: unloaded: {now.why}" if now.why else f"{name}: unloaded"]
+    were = {each.codelet_name: each for each in before.codelets} if before is not None else {}
+    lines = [] if running else [f"{name}: loaded"]
+    for each in now.codelets:
+        earlier = were.get(each.codelet_name)
+        if each != earlier:
+            calls = each.calls - (earlier.calls if earlier else 0)
+            words = [f"{name}.{each.codelet_name}: {calls} calls more", f"{each.faults} faults"]
+            words += [f"{each.overruns} overruns"] * bool(each.overruns) + [f"{each.lost} messages lost"] * bool(
+                each.lost
+            )
+            lines.append(", ".join(words))
+    return lines

@@ -207,7 +207,7 @@ class Data:
         return [item for thread in range(self.declaration.kind.threads) for item in self._items(thread)]
 
     def _items(self, thread: int) -> list[tuple[bytes, bytes]]:
-        declaration, part = self.declaration, self._part(thread)
+        declaration, part = self.declaration, memoryview(bytes(self._part(thread)))  # no call comes between its slots
         found, at = [], 8
         for number in range(declaration.slots):
             slot = part[at : at + declaration.stride]

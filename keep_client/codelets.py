@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TypeVar
 
 from codelets.states import HookState, SetState
 from keep_client.connection import CALL_SECONDS
-from keep_client.http import json_body
+from keep_client.http import json_body, objects_in
 from keep_client.manager import ManagerClient
+from keep_client.streams import resumed
 from keep_protocol.codelets import (
+    SET_EVENT,
     V1_CODELETS_PATH,
     Application,
     ApplicationList,
@@ -17,7 +20,6 @@ from keep_protocol.codelets import (
     check_application_name,
     check_set_id,
 )
-from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, parse
 
 CHANGE_SECONDS = CALL_SECONDS + 60.0
@@ -40,6 +42,18 @@ class CodeletsClient(ManagerClient):
         """An application's hooks."""
         return self._listed(_path(application, "stats"), "hooks", HookState)
 
+    def watch(self, application: str, reader: int | None = None) -> Generator[SetState, None, None]:
+        """An application's sets, and again each that is not as before, for ever. A lost connection is made again, and
+        all sets come again. reader: the pipe or socket they will be written to, as for `lines`."""
+        target = _path(application, "watch")
+        events = resumed(lambda after: self.stream(target, True, reader, after), self.patience)
+        try:
+            for event in events:
+                if event.name == SET_EVENT:
+                    yield parse(SetState, event.data, "set")
+        finally:
+            events.close()
+
     def load_set(self, application: str, descriptor: str, variables: dict[str, str]) -> str:
         """Loads the set of a descriptor; its ID."""
         asked = LoadSet(descriptor, tuple(variables.items())).to_wire()
@@ -52,11 +66,7 @@ class CodeletsClient(ManagerClient):
 
     def _listed(self, path: str, member: str, record: type[R]) -> tuple[R, ...]:
         reply = self._call("GET", path)
-        found = reply.object().get(member)
-        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-            why = f"{member!r} must list objects"
-            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the answer of {reply.peer}: {why}")
-        return tuple(parse(record, each, member) for each in found)
+        return tuple(parse(record, each, member) for each in objects_in(reply.object(), member, reply.peer))
 
 
 def _path(application: str, what: str) -> str:

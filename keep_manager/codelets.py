@@ -2,42 +2,26 @@
 
 An application is known by a file NAME.yaml in a directory that root alone writes, or, for a user's own manager, that
 user: who could write one could have the manager, which is root, speak to any socket of the host. The file says the
-socket and as whom the application listens there. Before a byte is sent the kernel says who listens (unix(7),
-SO_PEERCRED): another user's socket in that place gets nothing. What goes over it is a descriptor that was read here
-and names modules of the application's store; code never does. An answer is parsed, bounded in bytes and in time, and
-awaited without a thread.
+socket and as whom the application listens there. What goes over it is a descriptor that was read here and names modules
+of the application's store; code never does.
 
-Import rule: the standard library, keep_protocol, strict_yaml, and of codelets what needs no engine.
+Import rule: the standard library, keep_protocol, strict_yaml, codelet_connection, and of codelets what needs no engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import pwd
-import socket
 import stat
-import struct
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from codelets.descriptor import read_descriptor
-from codelets.faults import CodeletError
-from codelets.lcm import (
-    HEAD_BYTES,
-    Command,
-    Request,
-    answer_in,
-    checked,
-    cut,
-    frame_size,
-    hooks_in,
-    request_frame,
-    sets_in,
-)
+from codelets.lcm import DEFAULT_EVERY_MS, Command, Request, hooks_in, sets_in
 from codelets.states import HookState, SetState
+from keep_manager.codelet_connection import ApplicationConnection, understood
 from keep_protocol.codelets import (
     MAX_APPLICATIONS,
     MAX_ATTACHMENT_BYTES,
@@ -58,24 +42,10 @@ CHANGE_SECONDS = 60.0
 """A load: sixteen modules are verified and compiled in two seconds on an idle host."""
 MAX_ASKED = 4
 """Requests that one application answers at the same time, of the 16 connections that its socket takes."""
+MAX_WATCHED = 4
+"""Requests that watch one application at the same time, likewise."""
 MAX_PARSED = 2
 """Descriptors that are read at the same time: 256 KiB of YAML take a second of processor time."""
-MAX_MESSAGE, MAX_LINES = 1024, 64
-"""Of an application's error: jbpf's length of a text, and as many lines of evidence as a reader can use."""
-_PASSED_ON = frozenset(
-    {
-        ErrorKind.BAD_REQUEST,
-        ErrorKind.NOT_FOUND,
-        ErrorKind.CONFLICT,
-        ErrorKind.TOO_LARGE,
-        ErrorKind.TOO_MANY,
-        ErrorKind.INVALID_MODULE,
-        ErrorKind.TOO_COMPLEX,
-        ErrorKind.NO_SPACE,
-    }
-)
-"""Kinds of an application's errors that are about the request. Any other would say something of the manager, or of the
-caller's rights here: that is for the manager to say, and these are UNAVAILABLE."""
 
 
 def directory_of(instance: str) -> str:
@@ -92,6 +62,7 @@ class Applications:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._asked: Counter[str] = Counter()
+        self._watched: Counter[str] = Counter()
         self._parsing = asyncio.Semaphore(MAX_PARSED)
 
     def __repr__(self) -> str:
@@ -123,14 +94,24 @@ class Applications:
     async def sets(self, application: Application) -> tuple[SetState, ...]:
         """Its sets. Raises KeepfleetError."""
         found = await self._ask(application, Request(Command.LIST), ASK_SECONDS)
-        with _understood(application):
+        with understood(application):
             return await asyncio.to_thread(sets_in, found)
 
     async def hooks(self, application: Application) -> tuple[HookState, ...]:
         """Its hooks. Raises KeepfleetError."""
         found = await self._ask(application, Request(Command.STATS), ASK_SECONDS)
-        with _understood(application):
+        with understood(application):
             return await asyncio.to_thread(hooks_in, found)
+
+    async def watch(self, application: Application) -> AsyncGenerator[tuple[SetState, ...], None]:
+        """Its sets, again and again: as soon as one comes or goes, and otherwise each second. Raises KeepfleetError."""
+        async with self._connection(application, self._watched, MAX_WATCHED) as connection:
+            found = await connection.ask(Request(Command.WATCH, every_ms=DEFAULT_EVERY_MS), ASK_SECONDS)
+            while True:
+                with understood(application):
+                    sets = await asyncio.to_thread(sets_in, found)
+                yield sets
+                found = await connection.answer(ASK_SECONDS)
 
     # --- the files ---------------------------------------------------------------------------------------------------
 
@@ -163,36 +144,29 @@ class Applications:
 
     async def _ask(self, application: Application, request: Request, seconds: float) -> dict[str, Any]:
         """The answer's members. Raises the error that it holds, and KeepfleetError(UNAVAILABLE) where there is none."""
-        if application.detail:
-            raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot ask {application.name}: {application.detail}")
-        user = await asyncio.to_thread(_user_id, application)
-        with self._counted(application.name):
-            try:
-                async with asyncio.timeout(seconds):
-                    body = await _exchange(application, user, request_frame(request))
-            except TimeoutError:
-                raise _unavailable(application, f"no answer in {seconds:g} s") from None
-            except OSError as error:
-                raise _unavailable(application, error.strerror or str(error)) from error
-        with _understood(application):
-            found = await asyncio.to_thread(answer_in, body)
-        try:
-            return checked(found)
-        except KeepfleetError as error:
-            raise _passed_on(application, error) from None
+        async with self._connection(application, self._asked, MAX_ASKED) as connection:
+            return await connection.ask(request, seconds)
 
-    @contextmanager
-    def _counted(self, name: str) -> Iterator[None]:
-        if self._asked[name] >= MAX_ASKED:
-            why = f"it has {MAX_ASKED} requests to answer; try again"
+    @asynccontextmanager
+    async def _connection(
+        self, application: Application, counted: Counter[str], most: int
+    ) -> AsyncIterator[ApplicationConnection]:
+        """A connection to an application that has fewer than `most` of its kind. Raises KeepfleetError."""
+        name = application.name
+        if application.detail:
+            raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot ask {name}: {application.detail}")
+        if counted[name] >= most:
+            why = f"it has {most} requests to answer; try again"
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot ask {name}: {why}")
-        self._asked[name] += 1
+        counted[name] += 1
         try:
-            yield
+            with ApplicationConnection(application) as connection:
+                await connection.connect()
+                yield connection
         finally:
-            self._asked[name] -= 1
-            if not self._asked[name]:
-                del self._asked[name]
+            counted[name] -= 1
+            if not counted[name]:
+                del counted[name]
 
 
 def _bytes_of(path: str) -> bytes:
@@ -224,69 +198,3 @@ def _attachment(data: bytes, path: str) -> Attachment:
         why = f"{faults[0].message} at line {faults[0].line}" if faults else "it is empty"
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot use {path}: {why}")
     return found
-
-
-def _user_id(application: Application) -> int:
-    if application.user.isdecimal():
-        return int(application.user)
-    try:
-        return pwd.getpwnam(application.user).pw_uid
-    except KeyError:
-        raise _unavailable(application, f"this host has no user {application.user}") from None
-
-
-async def _exchange(application: Application, user: int, data: bytes) -> bytes:
-    """Sends a frame to the application, if `user` listens there; the answer's body. Raises OSError, KeepfleetError."""
-    loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
-        try:
-            connection.connect(application.socket)  # which is done immediately, or not at all
-        except BlockingIOError:
-            raise _unavailable(application, "as many as it takes wait to connect already") from None
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        listening = struct.unpack("3i", credentials)[1]
-        if listening != user:
-            why = f"user {listening} listens on {application.socket}, not {application.user}"
-            raise _unavailable(application, why)
-        with suppress(BrokenPipeError, ConnectionResetError):  # why it was refused can be read all the same
-            await loop.sock_sendall(connection, data)
-        try:
-            head = await _receive(connection, HEAD_BYTES)
-            size = frame_size(head)
-            body = await _receive(connection, size)
-            if len(body) < size:
-                raise cut()
-        except KeepfleetError as error:
-            raise _unavailable(application, error.message) from None
-        return body
-
-
-async def _receive(connection: socket.socket, size: int) -> bytes:
-    """`size` bytes; fewer where the other end has closed. Raises OSError."""
-    loop, found = asyncio.get_running_loop(), bytearray()
-    while len(found) < size and (data := await loop.sock_recv(connection, min(size - len(found), 65536))):
-        found += data
-    return bytes(found)
-
-
-@contextmanager
-def _understood(application: Application) -> Iterator[None]:
-    """What an application has answered is not the caller's fault. Raises KeepfleetError(UNAVAILABLE)."""
-    try:
-        yield
-    except KeepfleetError as error:
-        raise _unavailable(application, error.message) from None
-
-
-def _passed_on(application: Application, error: KeepfleetError) -> KeepfleetError:
-    """An application's error as the manager's, bounded; jbpf's number is a line of its evidence."""
-    lines = tuple(line[:MAX_MESSAGE] for line in error.evidence[:MAX_LINES])
-    if isinstance(error, CodeletError):
-        lines = (f"failure: {error.failure.value}, jbpf's number {error.failure.number}", *lines)
-    if error.kind in _PASSED_ON:
-        return KeepfleetError(error.kind, error.message[:MAX_MESSAGE], lines)
-    return _unavailable(application, error.message[:MAX_MESSAGE], lines)
-
-
-def _unavailable(application: Application, why: str, lines: tuple[str, ...] = ()) -> KeepfleetError:
-    return KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot ask the application {application.name}: {why}", lines)

@@ -11,6 +11,8 @@ from keep_protocol.identity import is_name
 from keep_protocol.patterns import matches
 
 V1_CODELETS_PATH = "/v1/codelets"
+SET_EVENT = "codeletset"
+"""The events of `/v1/codelets/NAME/watch`."""
 SYSTEM_DIRECTORY = "/etc/keepfleet/codelets.d"
 NAME = "[a-z0-9-]{1,63}"
 SUFFIX = ".yaml"

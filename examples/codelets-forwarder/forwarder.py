@@ -3,7 +3,8 @@
     forwarder.py --store STORE --socket LCM-SOCKET --listen 127.0.0.1:5000 --to 127.0.0.1:5001
 
 On `ingress` a codelet may steer a packet to a queue; on `egress` one may measure how long it waited. Without codelets
-all packets go through queue 1. What codelets send is printed, a line a message.
+all packets go through queue 1. What codelets send is printed, a line a message, and with --collector it reaches the
+process that `codelets collect` is, too.
 """
 
 from __future__ import annotations
@@ -96,12 +97,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True, help="the module store that codelets come from")
     parser.add_argument("--socket", required=True, help="where the life-cycle socket is made")
+    parser.add_argument("--collector", help="where the socket of the data collector is made: codelets collect")
     parser.add_argument("--listen", type=address, required=True, help="HOST:PORT")
     parser.add_argument("--to", type=address, required=True, help="HOST:PORT")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listening = socket.socket(type=socket.SOCK_DGRAM)
-    with Runtime(options.store, lcm_socket=options.socket) as runtime, listening as listener:
+    with (
+        Runtime(options.store, lcm_socket=options.socket, collector_socket=options.collector) as runtime,
+        listening as listener,
+    ):
         listener.bind(options.listen)
         listener.setblocking(False)
         forwarder = Forwarder(runtime, listener, options.to)

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Protocol
 
 from aiohttp import web
 
-from codelets.states import HookState, SetState
+from codelets.states import HookState, SetState, changed
 from keep_manager.authorize.table import Action, authorize, may
+from keep_manager.http import streams
 from keep_manager.http.access import refusals_logged
 from keep_manager.http.declared import Owned
 from keep_manager.http.middleware import QUOTAS, caller_of, json_response, peer_of, read_body
 from keep_manager.model import Caller
-from keep_protocol import strict_json
+from keep_protocol import sse, strict_json
 from keep_protocol.codelets import (
     MAX_LOAD_BODY,
+    SET_EVENT,
     V1_CODELETS_PATH,
     Application,
     ApplicationList,
@@ -36,6 +38,7 @@ SECURITY = logging.getLogger("keepfleet.security")
 APPLICATION_PATH = f"{V1_CODELETS_PATH}/{{name}}"
 SETS_PATH = f"{APPLICATION_PATH}/sets"
 SET_PATH = f"{SETS_PATH}/{{id}}"
+WATCH_PATH = f"{APPLICATION_PATH}/watch"
 STATS_PATH = f"{APPLICATION_PATH}/stats"
 
 
@@ -56,6 +59,9 @@ class Applications(Protocol):
 
     async def sets(self, application: Application) -> Sequence[SetState]:
         """Its sets."""
+
+    def watch(self, application: Application) -> AsyncGenerator[Sequence[SetState], None]:
+        """Its sets, again and again."""
 
     async def hooks(self, application: Application) -> Sequence[HookState]:
         """Its hooks."""
@@ -82,6 +88,24 @@ async def list_stats(request: web.Request) -> web.StreamResponse:
     application = await _readable(request)
     found = await request.app[APPLICATIONS].hooks(application)
     return json_response({"hooks": [each.to_wire() for each in found]})
+
+
+async def watch_sets(request: web.Request) -> web.StreamResponse:
+    """GET /v1/codelets/NAME/watch: server-sent events, a set each, first all and then those that are not as before."""
+    application = await _readable(request)
+
+    async def produce(send: Callable[[streams.Item], Awaitable[None]]) -> None:
+        known: dict[str, SetState] = {}
+        async with aclosing(request.app[APPLICATIONS].watch(application)) as looks:
+            async for found in looks:
+                for each in changed(known, found):
+                    await send(sse.encode(SET_EVENT, each.to_wire()))
+                known = {each.codeletset_id: each for each in found}
+
+    with request.app[QUOTAS].following(caller_of(request)):
+        return await streams.answer(
+            request, produce, lambda: authorize(caller_of(request), Action.READ_CODELETS, Owned(application.owner))
+        )
 
 
 async def load_set(request: web.Request) -> web.StreamResponse:

@@ -49,8 +49,8 @@ TURN_BYTES = 1024 * 1024
 CHECK_SECONDS, CHECKS = 0.1, 2
 """In so many seconds it is checked so many times at most whether a reader of output still may: what comes seldom is
 sent after a check each time, and a flood is looked at twenty times a second."""
-Item = tuple[LogLine, ...] | KeepEvent | KeepInfo
-"""What a stream sends; a keep is its end."""
+Item = tuple[LogLine, ...] | KeepEvent | KeepInfo | bytes
+"""What a stream sends; a keep is its end, bytes are events as they are."""
 Produce = Callable[[Callable[[Item], Awaitable[None]]], Awaitable[None]]
 """Sends one thing after another to the function it is given."""
 
@@ -78,7 +78,7 @@ async def keep_logs(request: web.Request) -> web.StreamResponse:
             else:
                 await logs.present(reading, chosen, clock, send)
 
-        return await _answer(request, produce, lambda: authorize(caller_of(request), Action.LOGS, keep))
+        return await answer(request, produce, lambda: authorize(caller_of(request), Action.LOGS, keep))
 
 
 @asynccontextmanager
@@ -101,8 +101,9 @@ async def keep_output(request: web.Request) -> web.StreamResponse:
     actions = (Action.LOGS, Action.STOP) if holds else (Action.LOGS,)
 
     def check(keep: KeepInfo) -> None:
+        caller = caller_of(request)
         for action in actions:
-            authorize(caller_of(request), action, keep)
+            authorize(caller, action, keep)
 
     check(await request.app[KEEPS].get(kuuid))
     async with _reading(request, kuuid, position, follow=follow, holds=holds) as (keep, reading):
@@ -138,9 +139,9 @@ class _Checks:
         now = asyncio.get_running_loop().time()
         if now - self._since >= CHECK_SECONDS:
             self._since, self._count = now, 0
-        self._count += 1
-        if self._count <= CHECKS:
+        if self._count < CHECKS:
             _check_again(self._request, self._check)
+            self._count += 1
 
 
 async def _copy(
@@ -153,6 +154,20 @@ async def _copy(
     """Sends blocks until the keep has ended, or without `end` those that are there; a sign of life in each silence."""
     flood = Flood(request, BLOCK_BYTES)
     turn = 0
+
+    def push() -> bool:
+        """As the loop below, for as long as it waits; what fails here fails there again."""
+        try:
+            block = reading.take(flood.room)
+            if block is None:
+                return True
+            checks.again()
+            flood.write(len(block.data))
+        except (KeepfleetError, ConnectionResetError):
+            return False
+        reading.sent(block)
+        return not flood.is_full and reading.take(flood.room) is None
+
     while True:
         over = end is None or end.done()
         block = reading.take(flood.room)
@@ -176,7 +191,7 @@ async def _copy(
         else:
             try:
                 async with asyncio.timeout(output.ALIVE_SECONDS):
-                    await reading.more()
+                    await reading.more(push)
             except TimeoutError:
                 await _send(request, response, output.encode_frame(output.ALIVE, b""), OUTPUT_SEND_SECONDS)
 
@@ -205,7 +220,7 @@ async def keep_events(request: web.Request) -> web.StreamResponse:
                 async for event in events:
                     await send(event)
 
-        return await _answer(request, produce, lambda: authorize(caller_of(request), Action.EVENTS))
+        return await answer(request, produce, lambda: authorize(caller_of(request), Action.EVENTS))
 
 
 class _Query:
@@ -255,7 +270,7 @@ def _unreadable(why: str) -> KeepfleetError:
     return KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the log: {why}")
 
 
-async def _answer(request: web.Request, produce: Produce, check: Callable[[], None]) -> web.StreamResponse:
+async def answer(request: web.Request, produce: Produce, check: Callable[[], None]) -> web.StreamResponse:
     """The stream of what `produce` sends, with a sign of life in every silence, until it ends or the client is gone.
 
     `produce` is ended with the answer, wherever that breaks off: a client may go while a line is sent as well as while
@@ -342,6 +357,8 @@ async def _in_time(request: web.Request, seconds: float) -> AsyncIterator[None]:
 
 
 def _encoded(item: Item) -> bytes:
+    if isinstance(item, bytes):
+        return item
     if isinstance(item, KeepInfo):
         return sse.encode(sse.END, item.to_wire())
     if isinstance(item, KeepEvent):

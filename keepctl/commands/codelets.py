@@ -8,7 +8,7 @@ import stat
 
 import click
 
-from codelets.states import CodeletState, SetState
+from codelets.states import CodeletState, SetState, sentences
 from keep_client.codelets import CodeletsClient
 from keep_client.credentials import parse_manager
 from keep_client.text import one_line, printable
@@ -29,7 +29,7 @@ from keepctl.access import CONNECTION, OUTPUT, Access, connected
 from keepctl.arguments import FILE, TEXT, Argument, Command, Option, WrongUsage
 from keepctl.commands.access import made_of
 from keepctl.commands.shared import Commands
-from keepctl.display import echo, json_text, show_table
+from keepctl.display import echo, json_line, json_text, output_reader, show_table
 from keepctl.modules import read_file
 
 HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # noqa: S108 - what the manager's unit hides from it
@@ -95,6 +95,24 @@ def _columns(codelet: CodeletState) -> tuple[str, ...]:
     counts = (str(codelet.calls), str(codelet.faults + codelet.overruns), str(codelet.lost))
     taken = f"{codelet.p99_ns} ns" if codelet.p99_ns else ""
     return (one_line(codelet.codelet_name), one_line(codelet.hook_name), *counts, taken)
+
+
+@connected
+def _watch(name: str, output: str, access: Access) -> int:
+    known: dict[str, SetState] = {}
+    with _client(access) as client:
+        watching = client.watch(name, output_reader())
+        try:
+            for each in watching:
+                if output == "json":
+                    echo(json_line(each.to_wire()))
+                else:
+                    for line in sentences(known.get(each.codeletset_id), each):
+                        echo(one_line(line))
+                known[each.codeletset_id] = each
+        finally:
+            watching.close()
+    return 0
 
 
 @connected
@@ -291,5 +309,19 @@ STATS = Command(
     (*CONNECTION, OUTPUT),
     (_NAME,),
 )
-for command in (LOAD, UNLOAD, LIST, STATS, ATTACH, DETACH):
+WATCH = Command(
+    "watch",
+    _watch,
+    "Shows what becomes of an application's codelet sets.",
+    """Shows what becomes of an application's codelet sets until Ctrl-C: each that is loaded or unloaded, by whomever or
+    for its faults, as it happens, and each second the calls and faults of codelets that were called. As JSON a set is a
+    line.
+
+    \b
+    keepctl codelets watch forwarder
+    """,
+    (*CONNECTION, OUTPUT),
+    (_NAME,),
+)
+for command in (LOAD, UNLOAD, LIST, STATS, WATCH, ATTACH, DETACH):
     group.add_command(made_of(command))

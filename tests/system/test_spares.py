@@ -13,15 +13,15 @@ import pytest
 from keep_client.http import Reply, json_body
 from keep_client.manager import IDEMPOTENCY_HEADER
 from keep_client.peer import ConnectionFailed
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from keep_protocol.constants import V1_KEEPS_PATH, kuuid_of_unit, unit_name
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
 from keep_protocol.tls import pinned_client_context
 from tests.system import modules
 from tests.system.fixtures import module_s_fleet
-from tests.system.fleet import MANAGER, Fleet
-from tests.system.life import SOON, Bystanders, Life, drop_in
+from tests.system.fleet import Fleet
+from tests.system.life import SOON, Bystanders, Life, drop_in, spare_units
 from tests.system.wire import ask, request
 
 SPARES = 2
@@ -30,14 +30,11 @@ fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
 def spares(fleet: Fleet) -> set[int]:
-    """The spares whose loader is ready."""
-    listed = fleet.host.systemctl("list-units", "--plain", "--no-legend", "--state=active", "keep@*.service")
-    found = (line.split()[0] for line in listed.splitlines() if "Spare keep" in line)
-    return {kuuid for unit in found if (kuuid := kuuid_of_unit(unit)) is not None}
+    return {kuuid for unit in spare_units(fleet.host) if (kuuid := kuuid_of_unit(unit)) is not None}
 
 
 def until_there_are(fleet: Fleet, number: int, *, but: frozenset[int] = frozenset()) -> set[int]:
-    """The spares, once there are so many, and none of `but`: systemd lists them, and nothing else says so."""
+    """The spares, once there are so many, and none of `but`."""
     deadline = time.monotonic() + SOON
     while len(found := spares(fleet)) != number or found & but:
         assert time.monotonic() < deadline, found
@@ -96,13 +93,9 @@ def test_a_keep_that_was_a_spare_is_found_again_by_the_next_manager_and_over_a_d
 
 @pytest.mark.parametrize("point", [Failpoint.CLAIM_BEFORE_CALL, Failpoint.CLAIM_AFTER_CALL])
 def test_a_manager_killed_while_it_hands_out_a_spare_leaves_a_spare_or_the_keep(fleet: Fleet, point: Failpoint) -> None:
-    before = frozenset(spares(fleet))
-    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\n"):
-        fleet.restart()
-        left = until_there_are(fleet, SPARES, but=before)
-        with pytest.raises(ConnectionFailed):
-            create(fleet, f"key-{point.value}", name="key", start={})
-    fleet.restart()
+    left = spares(fleet)
+    with fleet.killed_at(point), pytest.raises(ConnectionFailed):
+        create(fleet, f"key-{point.value}", name="key", start={})
     after_call = point is Failpoint.CLAIM_AFTER_CALL
     owned = {info.kuuid for info in fleet.client().keeps() if info.name == "key"}
     assert len(owned) == (1 if after_call else 0)

@@ -141,7 +141,7 @@ def test_what_finds_no_room_in_the_ring_stays_in_its_channel(
 ) -> None:
     runtime = collected.runtime
     runtime.stop_delivering()
-    monkeypatch.setattr(runtime._collector, "_ring_bytes", 4096)
+    monkeypatch.setattr(runtime._delivery.collector, "_ring_bytes", 4096)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         reader = attach(connection, address)
         attached(runtime)
@@ -160,6 +160,37 @@ def test_what_finds_no_room_in_the_ring_stays_in_its_channel(
     assert runtime.collector().lost == 0
 
 
+def test_the_ring_is_as_large_as_the_application_says(tmp_path: Path) -> None:
+    address = str(tmp_path / "sized.sock")
+    Application(tmp_path, collector_socket=address, collector_bytes=8192)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        reader = attach(connection, address)
+        assert reader.capacity == 8192
+        reader.close()
+
+
+@pytest.mark.parametrize("size", [0, 4095, 5000, 1 << 40, -4096])
+def test_a_ring_that_cannot_be_is_refused(tmp_path: Path, size: int) -> None:
+    with pytest.raises(KeepfleetError, match=f"cannot make a ring of {size} bytes: it must be a multiple of 4096"):
+        CollectorServer(str(tmp_path / "none.sock"), lambda stream, message: True, ring_bytes=size)
+    assert not (tmp_path / "none.sock").exists()
+
+
+def test_a_message_larger_than_the_ring_is_lost_and_the_others_are_not(tmp_path: Path, server: CollectorServer) -> None:
+    address = str(tmp_path / "small.sock")
+    small = CollectorServer(address, lambda stream, message: True, ring_bytes=4096)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        reader = attach(connection, address)
+        attached(small)
+        assert small.fitting(5000) == 1
+        small.write(STREAM, [bytes(5000)])
+        small.write(STREAM, [b"short"])
+        assert reader.take() == [(STREAM, b"short")]
+        assert (small.state().sent, small.state().lost) == (1, 1)
+        reader.close()
+    small.close()
+
+
 def test_a_receiver_does_not_wait_for_the_collector(
     collected: Application, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +198,7 @@ def test_a_receiver_does_not_wait_for_the_collector(
     runtime.stop_delivering()
     received: list[bytes] = []
     runtime.on_output(STREAM, lambda stream, message: received.append(message))
-    monkeypatch.setattr(runtime._collector, "_ring_bytes", 4096)
+    monkeypatch.setattr(runtime._delivery.collector, "_ring_bytes", 4096)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         attach(connection, address).close()
         attached(runtime)

@@ -15,8 +15,10 @@ from click.testing import CliRunner
 
 from codelets import CodeletError, Failure, listening
 from codelets.__main__ import main as codelets_main
-from codelets.lcm import Client, Command, Request, Server
+from codelets.lcm import Client, Command, Request, Server, answers
 from codelets.lcm_cli import main as lcm_cli
+from codelets.runtime import MAX_FAULTS
+from codelets.states import SetState, changed, sentences
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.unit.codelets.application import COUNTER, Application, codelet, one, packet
 
@@ -197,6 +199,48 @@ def test_lcm_cli_loads_lists_watches_and_unloads(served: Application, address: s
     assert done == "unloaded counter\n"
 
 
+def test_who_watches_sees_a_set_come_do_something_and_go_for_its_faults(
+    served: Application, address: str, tmp_path: Path
+) -> None:
+    served.add("faulty", codelet("unreachable"))
+    known: dict[str, SetState] = {}
+    said: list[str] = []
+    with Client(address) as client:
+        for found in client.watch(10_000):
+            for each in changed(known, found):
+                said += sentences(known.get(each.codeletset_id), each)
+            known = {each.codeletset_id: each for each in found}
+            if not said:
+                served.runtime.load(one("faulty", "choose"))
+            elif len(said) == 2:
+                for _ in range(MAX_FAULTS):
+                    served.choose(packet())
+            else:
+                break
+    assert said[:2] == ["faulty: loaded", "faulty.faulty: 0 calls more, 0 faults"]
+    assert said[2].startswith(f"faulty: unloaded: {MAX_FAULTS} faults, the last: codelet faulty: wasm `unreachable`")
+
+
+def test_who_watches_sees_counts_each_time_and_the_end_of_the_application(served: Application, address: str) -> None:
+    served.load("counter", COUNTER)
+    with Client(address) as client:
+        watching = client.watch(100)
+        assert next(watching)[0].codelets[0].calls == 0
+        served.choose(packet())
+        assert next(watching)[0].codelets[0].calls == 1
+        served.runtime.close()
+        with pytest.raises(KeepfleetError, match="cannot ask the application"):
+            while True:
+                next(watching)
+
+
+@pytest.mark.parametrize("every_ms", [99, 10_001, "1", True])
+def test_who_watches_does_so_in_bounds(served: Application, every_ms: object) -> None:
+    body = json.dumps({"command": "watch", "every_ms": every_ms}).encode()
+    [refused] = answers(served.runtime, body)
+    assert refused["ok"] is False
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
@@ -206,6 +250,7 @@ def test_lcm_cli_loads_lists_watches_and_unloads(served: Application, address: s
         (["--load", "{dir}/missing.yaml"], 1, "No such file"),
         ([], 2, "give --load FILE"),
         (["--load", "a", "--unload", "b"], 2, "give --load FILE"),
+        (["watch", "--seconds", "0"], 2, "it must be 0.1 to 10"),
         (["--address", "{dir}/none", "list"], 1, "cannot reach the application at"),
     ],
 )

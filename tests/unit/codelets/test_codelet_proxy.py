@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from codelets.proxy import CHANGES_PER_MINUTE, Proxy, Rates, openapi, serve
+from codelets.proxy import CHANGES_PER_MINUTE, CONCURRENT, Proxy, Rates, openapi, serve
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.identity import Identity, Role
 from keep_protocol.revocation import RevokedFile, serial_text
@@ -72,14 +72,17 @@ class Served:
         name = role.value if role else "nobody"
         return self.ask_with(self.credentials(name, role), method, path, body, kind)
 
-    def ask_with(
-        self, certificate: Path, method: str, path: str, body: str | bytes | None = None, kind: str = YAML
-    ) -> tuple[int, Any]:
+    def connected(self, certificate: Path) -> http.client.HTTPSConnection:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.load_verify_locations(cadata=self.authority.pem.decode())
         context.load_cert_chain(str(certificate))
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=60)
+        return http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=60)
+
+    def ask_with(
+        self, certificate: Path, method: str, path: str, body: str | bytes | None = None, kind: str = YAML
+    ) -> tuple[int, Any]:
+        connection = self.connected(certificate)
         connection.request(method, path, body, {"Content-Type": kind} if body is not None else {})
         reply = connection.getresponse()
         found = json.loads(reply.read())
@@ -152,6 +155,44 @@ def test_errors_have_a_status_their_evidence_and_jbpfs_number(served: Served) ->
     status, found = served.ask("POST", "/codeletsets", "codeletset_id: a\n  x: [")
     assert status == 400
     assert "line 2" in found["error"]["message"]
+
+
+def test_no_request_writes_a_line_of_the_log(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    forged = "a%0Aaudit: load of codelet set b by admin: done".replace(" ", "%20")
+    status, answer = served.ask("DELETE", f"/codeletsets/{forged}")
+    assert (status, answer["error"]["kind"]) == (400, "bad-request")
+    assert served.ask("DELETE", f"/codeletsets/{forged}", role=Role.VIEWER)[0] == 403
+    lines = [line for record in caplog.records for line in record.getMessage().splitlines()]
+    assert not [line for line in lines if line.startswith("audit: load")]
+    assert any(line.startswith("refused DELETE /codeletsets/a audit: load") for line in lines)
+
+
+def test_requests_that_were_given_up_are_still_counted_until_the_application_answers(served: Served) -> None:
+    """One that hangs, asked by clients that go away, has no more than its few requests to answer."""
+    asked, answer = threading.Semaphore(0), threading.Event()
+    inside: list[int] = []
+    runtime = served.application.runtime
+    states = runtime.sets
+
+    def slow() -> Any:
+        inside.append(1)
+        asked.release()
+        assert answer.wait(60)
+        return states()
+
+    runtime.sets = slow  # type: ignore[method-assign]
+    certificate = served.credentials("operator", Role.OPERATOR)
+    for _ in range(2 * CONCURRENT):
+        connection = served.connected(certificate)
+        connection.request("GET", "/codeletsets")
+        connection.close()
+    for _ in range(CONCURRENT):
+        assert asked.acquire(timeout=60)
+    assert served.ask("GET", "/openapi.json")[0] == 200
+    assert len(inside) == CONCURRENT
+    answer.set()
+    assert served.ask("GET", "/codeletsets")[0] == 200
 
 
 def test_a_descriptor_of_ten_megabytes_is_refused(served: Served) -> None:

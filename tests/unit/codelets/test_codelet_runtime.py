@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import io
 import struct
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from codelets import CodeletError, Failure, Runtime, fast
+from codelets import CodeletError, Failure, Runtime
+from codelets.interface import DEFAULT_FUEL
+from codelets.loading import HELPER_FUEL
 from module_store import collect
 from module_store.keys import Keys
 from module_store.trust import Trust
@@ -114,11 +112,23 @@ def test_codelets_of_one_priority_run_in_the_order_of_loading(application: Appli
         ("(i64.load (i32.const -8))", "out of bounds"),
         ("(i64.store (i32.const -8) (i64.const 1)) (i64.const 0)", "out of bounds"),
         ("(i64.div_u (i64.const 1) (i64.const 0))", "divide by zero"),
+        (
+            """(if (i32.ne (table.grow (ref.null func) (i32.const 1000)) (i32.const -1))
+                 (then (return (i64.const 7)))) unreachable""",
+            "unre",
+        ),
+        ("(call_indirect (result i64) (i32.const 1))", "uninitialized element"),
+        ("(call_indirect (result i64) (i32.const 5000))", "out of bounds"),
+        ("(call_indirect (result i32) (i32.const 0)) drop (i64.const 7)", "indirect call type mismatch"),
+        ("(memory.fill (i32.const 0) (i32.const 1) (i32.const -1)) (i64.const 7)", "out of bounds"),
         ("(if (i32.ne (memory.grow (i32.const 1)) (i32.const -1)) (then (return (i64.const 7)))) unreachable", "unre"),
     ],
 )
 def test_a_fault_gives_the_default_and_is_counted(application: Application, body: str, words: str) -> None:
-    application.load("faulty", codelet(body, rest="(func $again (result i64) (i64.add (i64.const 1) (call $again)))"))
+    rest = (
+        "(func $again (result i64) (i64.add (i64.const 1) (call $again))) (table 2 funcref) (elem (i32.const 0) $again)"
+    )
+    application.load("faulty", codelet(body, rest=rest))
     assert application.choose(packet()) == -1
     [state] = application.runtime.sets()
     assert state.codelets[0].faults == 1
@@ -261,6 +271,21 @@ def test_a_helper_never_reads_beyond_a_codelets_memory(application: Application,
     assert "are not in the codelet's memory" in application.runtime.sets()[0].codelets[0].last_fault
 
 
+def test_helpers_run_on_the_fuel_of_their_codelet(application: Application) -> None:
+    calls: list[int] = []
+    application.runtime.helper("note", lambda data: calls.append(len(data)), ("bytes",))
+    imported = function("helper", "note", "(param i32 i32)")
+    for name, size, most in (("few", 0, DEFAULT_FUEL // HELPER_FUEL), ("long", 65536, 5)):
+        application.load(
+            name, codelet(f"(loop $l (call $note (i32.const 0) (i32.const {size})) (br $l)) unreachable", imported)
+        )
+        calls.clear()
+        assert application.choose(packet()) == -1
+        assert 0.9 * most - 1 < len(calls) <= most
+        assert "fuel" in application.runtime.sets()[0].codelets[0].last_fault
+        application.runtime.unload(name)
+
+
 def test_what_a_helper_raises_ends_the_codelets_call_alone(application: Application) -> None:
     def fails() -> None:
         raise RuntimeError("no")
@@ -290,66 +315,6 @@ def test_a_helper_that_calls_its_own_hook_is_refused_there(application: Applicat
     assert "a helper called a hook" in application.runtime.sets()[0].codelets[0].last_fault
 
 
-def test_threads_call_a_hook_while_sets_come_and_go(application: Application) -> None:
-    application.add("one", codelet("(i64.const 1)"))
-    results: set[int] = set()
-    end = threading.Event()
-
-    def call() -> None:
-        while not end.is_set():
-            results.add(application.choose(packet()))
-
-    callers = [threading.Thread(target=call) for _ in range(3)]
-    for caller in callers:
-        caller.start()
-    for _ in range(100):
-        application.runtime.load(one("one", "choose"))
-        application.runtime.unload("one")
-    end.set()
-    for caller in callers:
-        caller.join()
-    assert results <= {-1, 1}
-    assert application.choose(packet()) == -1
-
-
-def test_threads_share_a_set_that_calls_helpers(application: Application) -> None:
-    inside: list[int] = []
-    most: list[int] = []
-
-    def enter() -> None:
-        inside.append(1)
-        most.append(len(inside))
-        inside.pop()
-
-    application.runtime.helper("enter", enter)
-    application.load("calls", codelet("(call $enter) (i64.const 1)", function("helper", "enter", "")))
-    callers = [threading.Thread(target=lambda: [application.choose(packet()) for _ in range(200)]) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert len(most) == 800
-    assert set(most) == {1}
-
-
-def test_each_thread_has_a_part_of_a_map_of_its_own(application: Application) -> None:
-    kind = "map:per-thread-array:4:8:1"
-    counts = codelet(
-        """(drop (call $lookup (i32.const 0) (i32.const 8)))
-           (i64.store (i32.const 8) (i64.add (i64.const 1) (i64.load (i32.const 8))))
-           (drop (call $update (i32.const 0) (i32.const 8))) (i64.load (i32.const 8))""",
-        function(kind, "count.lookup", "(param i32 i32) (result i32)")
-        + function(kind, "count.update", "(param i32 i32) (result i32)"),
-    )
-    application.load("counts", counts)
-    assert [application.choose(packet()) for _ in range(3)] == [1, 2, 3]
-    results: list[int] = []
-    other = threading.Thread(target=lambda: results.append(application.choose(packet())))
-    other.start()
-    other.join()
-    assert results == [1]
-
-
 def test_sixty_four_sets_and_256_codelets_run(application: Application) -> None:
     application.add("counter", COUNTER)
     for number in range(64):
@@ -362,107 +327,6 @@ def test_sixty_four_sets_and_256_codelets_run(application: Application) -> None:
     assert len(state.codelets) == 256
     with pytest.raises(CodeletError, match="there are 64"):
         application.runtime.load(one("more", "choose", path="counter:1"))
-
-
-CYCLES = """
-import gc
-import sys
-from pathlib import Path
-from codelets import fast
-from tests.unit.codelets.application import COUNTER, Application, one, packet
-
-fast.DIRECTORY = sys.argv[2]
-application = Application(Path(sys.argv[1]), in_c=bool(sys.argv[2]))
-application.add("counter", COUNTER)
-
-def cycle(times):
-    for _ in range(times):
-        application.runtime.load(one("counter", "choose"))
-        application.choose(packet())
-        application.runtime.unload("counter")
-    gc.collect()  # the types of arrays that ctypes makes are in cycles
-    with open("/proc/self/statm") as statm, open("/proc/self/maps") as maps:
-        return int(statm.read().split()[1]) * 4096, sum(1 for _ in maps)
-
-(before, maps), (after, more) = cycle(100), cycle(900)
-print(after - before, more - maps)
-"""
-
-
-def test_a_thousand_loads_and_unloads_leave_nothing(tmp_path: Path, in_c: bool) -> None:
-    command = [sys.executable, "-c", CYCLES, str(tmp_path), fast.DIRECTORY if in_c else ""]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    memory, maps = map(int, done.stdout.split())
-    assert memory < 4 * 1024 * 1024
-    assert maps < 20
-
-
-def mapped() -> int:
-    """Mappings of this process: each memory has some of its own."""
-    with open("/proc/self/maps", encoding="ascii") as maps:
-        return sum(1 for _ in maps)
-
-
-def test_a_sets_memories_go_with_it_and_wait_for_no_garbage_collection(application: Application) -> None:
-    application.add("counter", COUNTER)
-    gc.collect()
-    gc.disable()
-    try:
-        found = []
-        for _ in range(100):
-            application.runtime.load(one("counter", "choose"))
-            application.choose(packet())
-            application.runtime.unload("counter")
-            found.append(mapped())
-        assert found[-1] - found[9] < 20
-    finally:
-        gc.enable()
-
-
-@pytest.fixture
-def switching() -> Iterator[None]:
-    """Threads take turns as often as the interpreter lets them."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-PARTED = codelet(
-    """
-    (i32.store (i32.const 8) (i32.load (local.get $context)))
-    (drop (call $lookup (i32.const 0) (i32.const 16)))
-    (i32.store (i32.const 16) (i32.add (i32.const 1) (i32.load (i32.const 16))))
-    (drop (call $update (i32.const 0) (i32.const 16)))
-    (i64.load32_u (i32.const 8))""",
-    function("map:per-thread-array:4:4:1", "count.lookup", "(param i32 i32) (result i32)")
-    + function("map:per-thread-array:4:4:1", "count.update", "(param i32 i32) (result i32)"),
-)
-"""Counts its thread's calls, and gives its context's first number."""
-
-
-@pytest.mark.parametrize("module", [codelet("(i64.load32_u (local.get $context))"), PARTED], ids=("plain", "parted"))
-@pytest.mark.usefixtures("switching")
-def test_each_of_many_threads_gets_the_result_of_its_own_context(application: Application, module: bytes) -> None:
-    application.load("echo", module)
-    wrong: list[int] = []
-
-    def call(number: int) -> None:
-        context = packet(number)
-        wrong.extend(number for _ in range(10_000) if application.choose(context) != number)
-
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    if module is PARTED:
-        counts = [
-            int.from_bytes(value, "little") for _, value in application.runtime.map_items("echo", "echo", "count")
-        ]
-        assert sorted(counts)[-3:] == [10_000] * 3
 
 
 def test_what_a_set_uses_is_not_collected(application: Application) -> None:

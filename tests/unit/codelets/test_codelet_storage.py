@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codelets.engine import CALL, SET_FUEL, Trap, World, end_of, function_pointer, shared_engine
+from codelets.engine import CALL, SET_FUEL, Trap, World, end_of, raw_function, shared_engine
 from codelets.storage import Data, Declaration, Unfit, declared, function_of
 
 KEY_AT, VALUE_AT = 0, 256
@@ -29,7 +29,7 @@ class Storage:
         names = list(declaration.functions)
         exports = [f"{declaration.prefix}.{name}" for name in names]
         made = self.world.instantiate(engine.storage, [memory, stored, *constants], exports)
-        self._functions = {name: function_pointer(each) for name, each in zip(names, made, strict=True)}
+        self._functions = {name: raw_function(each) for name, each in zip(names, made, strict=True)}
 
     def call(self, name: str, *arguments: int, fuel: int = 1_000_000) -> int:
         """Its result. Raises Trap."""
@@ -37,9 +37,9 @@ class Storage:
         for number, value in enumerate(arguments):
             raw[2 * number] = value & 0xFFFFFFFF
         trap = ctypes.c_void_p()
-        SET_FUEL(self.world.context, fuel)
-        pointer = ctypes.addressof(self._functions[name])
-        error = CALL(self.world.context, pointer, raw, max(1, len(arguments)), ctypes.byref(trap))
+        SET_FUEL(self.world.context, ctypes.c_uint64(fuel))
+        function, count = ctypes.byref(self._functions[name]), ctypes.c_size_t(max(1, len(arguments)))
+        error = CALL(self.world.context, function, raw, count, ctypes.byref(trap))
         if error or trap.value:
             raise end_of(error, trap.value)
         return ctypes.c_int32.from_buffer(raw).value

@@ -7,6 +7,7 @@ import os
 import pwd
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,29 @@ def test_as_json_each_command_says_what_it_did(run: Run, attached: Application) 
     assert json.loads(run("codelets", "ls", "app", "-o", "json").stdout)[0]["loaded"] is True
     assert "times" in json.loads(run("codelets", "stats", "app", "-o", "json").stdout)[0]
     assert json.loads(run("codelets", "unload", "app", "counter", "-o", "json").stdout) == {"unloaded": ["counter"]}
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_watching_shows_sets_until_the_application_ends(
+    run: Run, attached: Application, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    attached.load("counter", COUNTER)
+    attached.choose(packet())
+    wait = attached.runtime.wait_for_change
+
+    def wait_or_end(seen: int, seconds: float) -> int | None:
+        if seen >= 0:  # the first look was sent
+            threading.Thread(target=attached.runtime.close).start()
+        return wait(seen, seconds)
+
+    monkeypatch.setattr(attached.runtime, "wait_for_change", wait_or_end)
+    done = run("codelets", "watch", "app", "-o", output)
+    assert done.exit_code != 0
+    assert "cannot ask the application app" in done.stderr
+    if output == "text":
+        assert done.stdout.splitlines() == ["counter: loaded", "counter.counter: 1 calls more, 0 faults"]
+    else:
+        assert json.loads(done.stdout)["codelets"][0]["calls"] == 1
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,16 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from keep_manager import codelets
 from keep_manager.callers import CallerEntry, Quotas
-from keep_manager.codelets import MAX_ASKED
+from keep_manager.codelets import MAX_ASKED, MAX_WATCHED
 from keep_protocol.codelets import V1_CODELETS_PATH
 from keep_protocol.identity import Identity, Role
 from tests.fakes.running_manager import RunningManager
@@ -28,6 +29,7 @@ from tests.unit.manager.test_manager_ownership import People, call, people
 
 __all__ = ["people"]
 SETS = f"{V1_CODELETS_PATH}/app/sets"
+WATCH = f"{V1_CODELETS_PATH}/app/watch"
 STATS = f"{V1_CODELETS_PATH}/app/stats"
 COUNTING = {"descriptor": one("counter", "choose")}
 
@@ -76,6 +78,60 @@ async def test_operators_do_all_viewers_look_and_to_others_it_is_not_there(
     assert (await call(people.root, "POST", SETS, json=COUNTING))[0] == 201
     assert (await call(people.vic, "DELETE", f"{SETS}/counter"))[0] == 403
     assert (await call(people.root, "DELETE", f"{SETS}/counter"))[0] == 204
+
+
+async def next_set(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """The data of a stream's next event."""
+    lines: list[bytes] = []
+    while not lines or lines[-1] != b"\n" or lines == [b": alive\n", b"\n"]:
+        lines = lines if lines[-1:] != [b"\n"] else []
+        lines.append(await asyncio.wait_for(response.content.readline(), 60))
+    assert lines[0] == b"event: codeletset\n"
+    found: dict[str, Any] = json.loads(lines[1].removeprefix(b"data: "))
+    return found
+
+
+async def test_who_watches_sees_sets_come_and_count_and_go(people: People, application: Application) -> None:
+    application.load("before", COUNTER, "seen")
+    async with people.ann.get(WATCH) as response:
+        assert (response.status, response.content_type) == (200, "text/event-stream")
+        assert (await next_set(response))["codeletset_id"] == "before"
+        await call(people.root, "POST", SETS, json=COUNTING)
+        found = await next_set(response)
+        assert (found["codeletset_id"], found["loaded"], found["codelets"][0]["calls"]) == ("counter", True, 0)
+        application.choose(packet())
+        assert (await next_set(response))["codelets"][0]["calls"] == 1
+        application.runtime.unload("counter")
+        found = await next_set(response)
+        assert (found["codeletset_id"], found["loaded"], found["why"]) == ("counter", False, "")
+
+
+async def test_who_may_not_read_may_not_watch_and_few_watch_at_a_time(people: People, application: Application) -> None:
+    status, answer = await call(people.bob, "GET", WATCH)
+    assert (status, answer["error"]["kind"]) == (404, "not-found")
+    application.load("before", COUNTER, "seen")
+    async with AsyncExitStack() as watching:
+        for _ in range(MAX_WATCHED):
+            response = await watching.enter_async_context(people.ann.get(WATCH))
+            await next_set(response)
+        status, answer = await call(people.root, "GET", WATCH)
+        assert (status, answer["error"]["kind"]) == (429, "too-many")
+        assert (await call(people.ann, "GET", SETS))[0] == 200
+    async with people.ann.get(WATCH) as response:
+        assert (await next_set(response))["codeletset_id"] == "before"
+
+
+async def test_a_stream_ends_with_its_application_and_the_next_answer_says_why(
+    people: People, application: Application
+) -> None:
+    application.load("before", COUNTER, "seen")
+    async with people.ann.get(WATCH) as response:
+        await next_set(response)
+        await asyncio.to_thread(application.runtime.close)
+        with suppress(aiohttp.ClientPayloadError):
+            assert b"event" not in await asyncio.wait_for(response.content.read(), 60)
+    status, answer = await call(people.ann, "GET", WATCH)
+    assert (status, answer["error"]["kind"]) == (503, "unavailable")
 
 
 async def test_each_change_is_a_line_of_the_security_log_whatever_becomes_of_it(
