@@ -17,6 +17,7 @@ from app_loader.engine.binding import find_library
 from app_loader.engine.compiled import Module
 from app_loader.engine.settings import Settings, make_engine
 from keep_protocol.spec import Profile
+from script_pool.engine import cpython
 from script_pool.engine.artifacts import Artifacts
 
 JAVASCRIPT = "javascript"
@@ -53,11 +54,14 @@ def _compile(directory: str, language: str, module: bytes, profiles: Iterable[Pr
 
 
 def make_engines(directory: str) -> None:
-    """What a script pool in a keep loads: all that a pool compiles at its first start."""
+    """What a script pool in a keep loads: all that a pool compiles at its first start, and CPython, where what makes
+    it is installed."""
     from script_pool.engine.languages import Languages
 
     os.makedirs(directory, 0o755, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
+        if cpython.can_make():
+            cpython.make(Artifacts(made))
         Languages(made).warm()
         Artifacts(made).install(directory)
 
@@ -65,7 +69,7 @@ def make_engines(directory: str) -> None:
 def _digest() -> str:
     """Of the sources, the guest's pin among them, and of the library that compiles."""
     library = os.stat(find_library())
-    digest = hashlib.sha256(f"{library.st_size} {library.st_mtime_ns}".encode())
+    digest = hashlib.sha256(f"{library.st_size} {library.st_mtime_ns} {cpython.can_make()}".encode() + cpython.sources())
     here = os.path.dirname(os.path.abspath(__file__))
     engine = sorted(name for name in os.listdir(os.path.join(here, "../engine")) if name.endswith((".py", ".js")))
     for name in (*_SOURCES, *(f"../engine/{each}" for each in engine), "../../app_loader/engine/settings.py"):
