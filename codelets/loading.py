@@ -221,7 +221,8 @@ class Loader:
         try:
             hook = interface.hook(descriptor.hook_name)
         except KeepfleetError as error:
-            raise loading(Failure.HOOK_MISSING, name, error.message.removeprefix("cannot "), error.kind) from None
+            why = error.message.replace("cannot find the hook", "there is no hook", 1)
+            raise loading(Failure.HOOK_MISSING, name, why, error.kind) from None
         try:
             digest, wasm = self._modules.read(descriptor.codelet_path, MAX_BYTES)
             examined = self._verified_before.examined(digest, wasm, hook, interface)
