@@ -37,7 +37,7 @@ class Effort:
 
 FULL = Effort(100, 5, 24, 8, 1000, 5, 30, 5, 100_000_000)
 """A thousand keeps take three minutes to make."""
-QUICK = Effort(5, 1, 8, 4, 20, 1, 3, 1, 20_000_000)
+QUICK = Effort(2, 1, 3, 2, 5, 1, 1, 1, 4_000_000)
 
 
 class Stopwatch:

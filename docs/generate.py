@@ -15,7 +15,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from app_loader.receive import requests  # noqa: E402 - found by the line above
-from keep_manager.http import errors, openapi, schemas  # noqa: E402 - found by the line above
+from keep_manager.http import errors, operations, schemas  # noqa: E402 - found by the line above
 from keep_manager.http.schemas import Schema  # noqa: E402 - found by the line above
 from keep_manager.keeps.policy import DEFAULT_CEILINGS  # noqa: E402 - found by the line above
 from keep_protocol import limits  # noqa: E402 - found by the line above
@@ -55,7 +55,7 @@ def status_table() -> str:
 def operation_table() -> str:
     """Every operation of /v1, from what the OpenAPI document is made of."""
     lines = ["| request | answer | parameters | what it does |", "|---|---|---|---|"]
-    for (method, path), operation in openapi.OPERATIONS.items():
+    for (method, path), operation in operations.OPERATIONS.items():
         body = f" with `{operation.body}`" if operation.body else ""
         answer = f"{operation.status} `{operation.answer}`" if operation.answer else str(operation.status)
         parameters = ", ".join(f"`{parameter.name}`" for parameter in operation.parameters) or "—"

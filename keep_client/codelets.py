@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from codelets.states import HookState, SetState
 from keep_client.connection import CALL_SECONDS
-from keep_client.http import json_body
+from keep_client.http import json_body, objects_in
 from keep_client.manager import ManagerClient
 from keep_client.streams import resumed
 from keep_protocol.codelets import (
@@ -20,7 +20,6 @@ from keep_protocol.codelets import (
     check_application_name,
     check_set_id,
 )
-from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, parse
 
 CHANGE_SECONDS = CALL_SECONDS + 60.0
@@ -67,11 +66,7 @@ class CodeletsClient(ManagerClient):
 
     def _listed(self, path: str, member: str, record: type[R]) -> tuple[R, ...]:
         reply = self._call("GET", path)
-        found = reply.object().get(member)
-        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-            why = f"{member!r} must list objects"
-            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the answer of {reply.peer}: {why}")
-        return tuple(parse(record, each, member) for each in found)
+        return tuple(parse(record, each, member) for each in objects_in(reply.object(), member, reply.peer))
 
 
 def _path(application: str, what: str) -> str:

@@ -7,7 +7,7 @@ import errno
 from _collections_abc import Callable, Generator
 
 from keep_client.channel import Channel, ReaderGone
-from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, nothing, receive
+from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, exchange, nothing, nothing_of, receive
 from keep_client.peer import ConnectionFailed, Endpoint
 from keep_client.streams import ALIVE, IDLE_SECONDS, RECONNECT_SECONDS, EventParser, Patience, ServerEvent
 from keep_protocol.errors import ErrorKind
@@ -36,9 +36,10 @@ class Connection:
         self, endpoint: Endpoint, context: _ssl._SSLContext, reconnect_seconds: float = RECONNECT_SECONDS
     ) -> None:
         """reconnect_seconds: how long the server may be away where that is waited for. `reached` is the IP address of
-        the last connection, "" before the first."""
+        the last connection, "" before the first; `waiting` hears of such a wait, see `Patience`."""
         self.endpoint, self._context, self.reached = endpoint, context, ""
         self.reconnect_seconds = reconnect_seconds
+        self.waiting: Callable[[str], None] = nothing_of
         self._keeps, self._kept = False, list[Channel]()  # at most one
 
     def __repr__(self) -> str:
@@ -72,7 +73,10 @@ class Connection:
     @property
     def patience(self) -> Patience:
         """For one wait, or one stream."""
-        return Patience(self.reconnect_seconds)
+        return Patience(self.reconnect_seconds, waiting=self._waits)
+
+    def _waits(self, text: str) -> None:
+        self.waiting(text)  # which may have been set after this patience was made
 
     def reach(self) -> str:
         """The IP address by which the server is reached; connects where that is not known. Raises ConnectionFailed."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from keep_client.connection import CALL_SECONDS
-from keep_client.http import json_body
+from keep_client.http import json_body, objects_in
 from keep_client.manager import WAIT_SLACK_SECONDS, ManagerClient
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH, DeclaredKeep, RunHistory, declared_from_wire
-from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import parse
 from keep_protocol.runs import Run
 
@@ -17,11 +16,7 @@ class DeclaredClient(ManagerClient):
     def declared(self) -> tuple[DeclaredKeep, ...]:
         """All that the caller may see, by name."""
         reply = self._call("GET", V1_DECLARED_PATH)
-        listed = reply.object().get("declared")
-        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-            why = "'declared' must list declared keeps"
-            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the answer of {reply.peer}: {why}")
-        return tuple(declared_from_wire(entry) for entry in listed)
+        return tuple(map(declared_from_wire, objects_in(reply.object(), "declared", reply.peer)))
 
     def declared_keep(self, name: str) -> DeclaredKeep:
         """One."""

@@ -60,6 +60,15 @@ class Reply(Record):
         return KeepfleetError(ErrorKind.INTERNAL, f"cannot go on: {self.peer} answered {self.status}", tuple(first))
 
 
+def objects_in(answer: dict[str, object], member: str, peer: str) -> list[dict[str, object]]:
+    """The JSON objects that a member of an answer lists. Raises KeepfleetError(BAD_REQUEST) on another shape."""
+    listed = answer.get(member)
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        why = f"{member!r} must list objects"
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the answer of {peer}: {why}")
+    return listed
+
+
 class Body(Record):
     """What a request carries: its type, its exact length, None where no one knows it yet, and its bytes in parts."""
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from _collections_abc import Callable, Generator, Iterable, Mapping
 
 from keep_client.connection import CALL_SECONDS, Connection
-from keep_client.http import NO_BODY, NO_HEADERS, Body, Headers, Reply, json_body, nothing, nothing_of, target_of
+from keep_client.http import (
+    NO_BODY,
+    NO_HEADERS,
+    Body,
+    Headers,
+    Reply,
+    json_body,
+    nothing,
+    nothing_of,
+    objects_in,
+    target_of,
+)
 from keep_client.peer import ConnectionFailed
 from keep_client.streams import Patience, resumed
 from keep_protocol.constants import (
@@ -34,14 +45,6 @@ INPUT_SECONDS = 10 * 365 * 86400.0
 """An input takes as long as its sender, a person perhaps, and its guest take; a connection that is lost is noticed."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 NO_LIMITS: Mapping[str, int] = {}
-
-
-def keeps_of(value: dict[str, object], member: str, peer: str) -> tuple[KeepInfo, ...]:
-    """The keeps in a list's `member`. Raises KeepfleetError(BAD_REQUEST) on another shape."""
-    listed = value.get(member)
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read the answer of {peer}: {member!r} must list keeps")
-    return tuple(keep_from_wire(entry) for entry in listed)
 
 
 class ManagerClient(Connection):
@@ -159,7 +162,7 @@ class ManagerClient(Connection):
             page = [*query, ("after", str(after))] if after else query
             reply = self._call("GET", target_of(V1_KEEPS_PATH, page))
             answer = reply.object()
-            found += keeps_of(answer, "keeps", reply.peer)
+            found += map(keep_from_wire, objects_in(answer, "keeps", reply.peer))
             after = _next_page(answer, after, reply.peer)
         return tuple(found)
 

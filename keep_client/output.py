@@ -177,7 +177,7 @@ class Output:
             yield []  # the request is out
             next(received)
             self._is_attached = True
-            yield []
+            yield _ALIVE
             for data in received:
                 pieces = decoder.feed(data)
                 if decoder.end is not None:
@@ -193,7 +193,7 @@ class Output:
 
 
 _ALIVE: list[Piece] = [(MARK, 0, b"")]
-"""For bytes without a piece in them: the connection is there."""
+"""For an answer that has begun, or bytes without a piece in them: the connection is there."""
 
 
 def _keep_in(data: bytes) -> KeepInfo | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from _collections_abc import Callable, Generator, Iterator
 
+from keep_client.http import nothing_of
 from keep_client.peer import ConnectionFailed
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -24,6 +25,8 @@ RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 RECONNECT_SECONDS = 120.0
 """How long a server that is away is waited for, if nothing else is said: an upgrade of its host's packages takes so
 long. Nothing is lost meanwhile but the time: a keep goes on without its manager."""
+QUIET_SECONDS = 1.0
+"""How long one is waited for before that is said: a person need not know of a manager that is back in half a second."""
 
 
 class ServerEvent(Record):
@@ -116,9 +119,15 @@ class Patience:
     """How a server that is away is waited for: asked again after growing pauses, until it has not answered for
     `seconds`."""
 
-    def __init__(self, seconds: float = RECONNECT_SECONDS, pause: Callable[[float], None] | None = None) -> None:
-        self._seconds, self._pause = seconds, pause or time.sleep
-        self.renew()
+    def __init__(
+        self,
+        seconds: float = RECONNECT_SECONDS,
+        pause: Callable[[float], None] | None = None,
+        waiting: Callable[[str], None] = nothing_of,
+    ) -> None:
+        """waiting: hears how long it is waited for, and why, once that takes QUIET_SECONDS; "" when it is over."""
+        self._seconds, self._pause, self._waiting = seconds, pause or time.sleep, waiting
+        self._tries, self._until, self._said = 0, 0.0, False
 
     def __repr__(self) -> str:
         return f"Patience({self._seconds:g} s, {self._tries} tries)"
@@ -126,6 +135,7 @@ class Patience:
     def renew(self) -> None:
         """The server has answered."""
         self._tries, self._until = 0, 0.0
+        self._say("")
 
     def wait(self, error: ConnectionFailed) -> None:
         """Pauses before the next try. Raises what the last one has raised, with how long it was tried, where that is
@@ -135,12 +145,25 @@ class Patience:
             self._until = now + self._seconds
         left = self._until - now
         if left <= 0:
+            self._say("")
             if not self._seconds:
                 raise error
             waited = f"it was waited for for {self._seconds:g} seconds"
             raise ConnectionFailed(error.kind, f"{error.message}; {waited}", error.evidence) from error
-        self._pause(min(RETRY_SECONDS[min(self._tries, len(RETRY_SECONDS) - 1)], left))
+        away = self._seconds - left
+        if away >= QUIET_SECONDS:
+            self._say(f"waiting, {away:.0f} of at most {self._seconds:.0f} s: {error.message}")
+        try:
+            self._pause(min(RETRY_SECONDS[min(self._tries, len(RETRY_SECONDS) - 1)], left))
+        except BaseException:
+            self._say("")
+            raise
         self._tries += 1
+
+    def _say(self, text: str) -> None:
+        if text or self._said:
+            self._said = bool(text)
+            self._waiting(text)
 
 
 def persistent(

@@ -18,7 +18,7 @@ from _collections_abc import Callable, Sequence
 
 from keep_protocol import sockets as socket
 from keep_protocol.enumeration import Enum
-from keep_protocol.ring import STDERR, STDOUT, Progress, RingReader, RingWriter
+from keep_protocol.ring import HEADER, LONGEST, STDERR, STDOUT, Progress, RingReader, RingWriter, parts_in
 
 MAX_ENTRY = 48 * 1024
 """Bytes of one entry's message: the kernel's default room for a datagram is 208 KiB, journald cuts streams here too."""
@@ -32,6 +32,10 @@ LAST_WORDS = 64 * 1024
 """Bytes at the guest's end that are sent whatever waits before them: they are what people look for."""
 LAST_ENTRIES = LAST_WORDS // PACKED + 8
 """Entries that LAST_WORDS take, and those that say what was left out: held back from the pace until the end."""
+LOOK_BYTES, LOOK_SECONDS = 256 * 1024, 0.02
+"""The most that is sent in one look while the guest lives, and the time to the next: 13 MB/s. A byte costs journald as
+much processor time as all others on its way to a reader together; a flood that fits into the ring is in the journal
+after it, and of a longer one it cannot have all in any case."""
 BYTES_PER_SECOND = 1_000_000
 BURST_BYTES = 16_000_000
 """The journal is the whole host's, and old entries leave it for new ones."""
@@ -122,9 +126,9 @@ class _Stream:
     def end(self) -> int:
         return self.start + len(self._bytes) - self._at
 
-    def add(self, data: bytes) -> None:
+    def add(self, parts: Sequence[bytes | memoryview]) -> None:
         """More of the stream."""
-        self._bytes, self._at = self._bytes[self._at :] + data, 0
+        self._bytes, self._at = b"".join([memoryview(self._bytes)[self._at :], *parts]), 0
 
     def cut(self, longest: int, *, one_line: bool, last: bool) -> tuple[bytes, int, bool]:
         """What the next entry has: its message, the bytes it takes of the stream, and whether it ends within a line.
@@ -168,10 +172,12 @@ class JournalFollower:
         self._streams = {STDOUT: _Stream(ring.journal.stdout), STDERR: _Stream(ring.journal.stderr)}
         self._entries = ring.journal.entries
         self._position = ring.tail
+        self._room = memoryview(bytearray(LONGEST))  # for all reads: pages that are not needed are not there
         self._turn, self._packed = STDOUT, PACKED
         self._unsaid = {STDOUT: 0, STDERR: 0}
         self.skipped = {STDOUT: 0, STDERR: 0}
         self.gone = False
+        self._sent = 0  # bytes of all entries by now
         self._took_at: float | None = None  # once the guest has ended: when journald has taken something
 
     def __repr__(self) -> str:
@@ -197,11 +203,14 @@ class JournalFollower:
         self._packed = MAX_ENTRY if self.waiting > PACK_FULLY_OVER else PACKED
         if last and self._took_at is None:
             self._took_at = now
+        before = self._sent
         impatient = self._took_at is not None and now - self._took_at > LAST_PATIENCE_SECONDS
         while True:
             self._read_on()
             if not any(self._unsaid.values()) and not self._can_cut(last):
                 return None
+            if not last and self._sent - before >= LOOK_BYTES:
+                return LOOK_SECONDS
             if impatient or not self._pace.may():
                 if not last:
                     return max(self._pace.seconds(), SHORTEST_SECONDS)
@@ -248,6 +257,7 @@ class JournalFollower:
             return False
         self._pace.spend(len(data))
         self._entries += 1
+        self._sent += len(data)
         return True
 
     def _note(self) -> None:
@@ -266,26 +276,27 @@ class JournalFollower:
     def _read_on(self) -> None:
         """Takes frames up to the next change of stream, so that the lines of both stay in their order."""
         while not self._can_cut(False):
-            frames, position = self._reader.read(self._position, PACK_OVER)
-            if not frames:
-                self._position = position
+            block = self._reader.fill(self._room, self._position)
+            self._position = block.position
+            if not block.data:
                 return
-            turn = frames[0].stream
-            for frame in frames:
-                if frame.stream != turn:
+            turn, parts = 0, list[tuple[int, memoryview]]()
+            for stream, offset, data in parts_in(block.data, block.position):
+                if turn and stream != turn:
                     break
-                self._take(frame.stream, frame.offset, frame.data)
-                self._position = frame.end
+                turn = stream
+                parts.append((offset, data))
+                self._position += HEADER + len(data)
             if turn in _STREAMS:
+                self._take(turn, parts)
                 self._turn = turn
 
-    def _take(self, stream: int, offset: int, data: bytes) -> None:
-        if stream not in _STREAMS:
-            return
-        held = self._streams[stream]
-        self._skip(stream, offset if offset > held.end else held.start)  # what was overwritten before it was read
-        known = held.end - offset
-        held.add(data[known:])
+    def _take(self, stream: int, parts: Sequence[tuple[int, memoryview]]) -> None:
+        """Takes what follows one another in a stream, each part with its offset there."""
+        held, (first, _) = self._streams[stream], parts[0]
+        self._skip(stream, first if first > held.end else held.start)  # what was overwritten before it was read
+        end = held.end
+        held.add([data[max(0, end - offset) :] for offset, data in parts])
 
     def _skip(self, stream: int, offset: int) -> None:
         """Leaves out what comes before the stream's byte `offset`, and counts it."""
@@ -300,17 +311,16 @@ class JournalFollower:
         if self.waiting <= LAST_WORDS:
             return
         while True:
-            frames, after = self._reader.read(self._position)
-            for frame in frames:
-                if frame.stream in _STREAMS:
-                    last_words = self._ring.totals[frame.stream - 1] - LAST_WORDS // len(_STREAMS)
-                    end = frame.offset + len(frame.data)
-                    self._skip(frame.stream, max(self._streams[frame.stream].start, min(end, last_words)))
-                    self._take(frame.stream, frame.offset, frame.data)
-                self._position = frame.end
-            if not frames:
-                self._position = after
+            block = self._reader.fill(self._room, self._position)
+            self._position = block.end
+            if not block.data:
                 return
+            for stream, offset, data in parts_in(block.data, block.position):
+                if stream in _STREAMS:
+                    last_words = self._ring.totals[stream - 1] - LAST_WORDS // len(_STREAMS)
+                    end = offset + len(data)
+                    self._skip(stream, max(self._streams[stream].start, min(end, last_words)))
+                    self._take(stream, [(offset, data)])
 
 
 class JournalSocket:

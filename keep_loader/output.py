@@ -110,6 +110,7 @@ class Output:
         self._buffer = memoryview(bytearray(MAX_FRAME))  # one for all reads: a new one is mapped and zeroed each time
         self._channel: socket.socket | None = None
         self._token_out = False
+        self._pumps_after_answer = False  # a reader has a line before the journal: its answer wakes us in any case
         self._acknowledged = Acknowledgement()
         self._done: Action | None = None
         self._end_at = 0.0  # by the monotonic clock, once both pipes are at their end
@@ -255,11 +256,13 @@ class Output:
             if not self._read(pipe):
                 break
         size = self._ring.head - before
+        self._announce()  # before all that can wait
         self._rest_if_dense(size)
-        self._announce()
         if not self._loop.is_set(_JOURNAL) and not (self._journal is not None and self._journal.gone):
-            if size >= LITTLE or self._dense > DENSE_LOOKS:
+            floods = size >= LITTLE or self._dense > DENSE_LOOKS
+            if floods or self._token_out:
                 self._loop.after(_JOURNAL, JOURNAL_SECONDS, self._pump)
+                self._pumps_after_answer = not floods
             else:
                 self._pump()
 
@@ -357,6 +360,8 @@ class Output:
             self._token_out = False
         self._resume()
         self._announce()
+        if self._pumps_after_answer and not self._token_out:
+            self._pump()
 
     def _hang_up(self) -> None:
         """The manager is gone, or does not speak as it must: nobody is waited for."""
@@ -377,6 +382,7 @@ class Output:
 
     def _pump(self) -> None:
         self._loop.cancel(_JOURNAL)
+        self._pumps_after_answer = False
         last = self._done is not None and not self._pipes
         seconds = None
         if self._journal is not None:

@@ -21,12 +21,10 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome
 from keep_protocol.ring import STDERR, STDOUT, RingWriter
 from keep_protocol.spec import OutputPolicy
+from keep_protocol.workload import COMPLETE, DATA, MAX_DATA, NO_MORE
 
 _STREAMS = dict(zip(PIPE_NAMES, (STDOUT, STDERR), strict=True))
-DATA, COMPLETE, NO_MORE = b"d", b"e", b"n"
-"""How a packet of the manager's begins that has data, and the one that ends them; and ours, when the guest takes no
-more."""
-MAX_PACKET = 1 + 64 * 1024
+MAX_PACKET = len(DATA) + MAX_DATA
 MAX_THROWN_AWAY = 64
 """Packets; a socket's queue holds a few."""
 IN_A_TURN = 4096

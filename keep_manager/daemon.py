@@ -1,8 +1,8 @@
 """Wires the manager together: starts its parts in order, stops them in reverse.
 
 1. Certificates, because nothing else matters without them, and the operator must see it first.
-2. The listening socket, because of two managers the second must fail before it has touched anything. Clients that
-   connect from now on queue, and are served at 5: a restart is a pause, not a refusal.
+2. The listening socket, and the lock of what is declared, because of two managers the second must fail before it has
+   touched anything. Clients that connect from now on queue, and are served at 5: a restart is a pause, not a refusal.
 3. The bus, without which there are no keeps.
 4. Rediscovery, which fills the view of all keeps, and logs what was found before anything changes.
 5. The server, what removes old and unused keeps, and the watch over all of them, which begins by reading the latest
@@ -14,6 +14,7 @@ Every part's tasks are one group's: one that fails ends the manager with its rea
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ from keep_manager.codelets import Applications, directory_of
 from keep_manager.compilations import Compilations
 from keep_manager.compiled import Compiled, NotKept
 from keep_manager.config import ClientCertificates, Instance, Settings
+from keep_manager.declared.catalogue import Catalogue
 from keep_manager.declared.declarations import Declarations
 from keep_manager.declared.history import History
 from keep_manager.declared.jobs import Jobs
@@ -68,7 +70,7 @@ from keep_manager.systemd.timers import Timers
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group, carried_on
 from keep_manager.timer_signals import TimerSignals
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.spec import KeepSpec
@@ -113,6 +115,25 @@ def state_directory(instance: str) -> str:
         return given or "/var/lib/keepfleet"
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.path.join(home, "keepfleet")
+
+
+def hold_declared(directory: str) -> int:
+    """Keeps every other manager from what is declared in `directory`, until the descriptor is closed: two of them
+    would end each other's keeps. Raises KeepfleetError(CONFIGURATION)."""
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)  # which no other user may open, and so lock
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot open {directory}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        why = "another manager does so; see: systemctl status keep-manager"
+        raise KeepfleetError(
+            ErrorKind.CONFIGURATION, f"cannot work for what is declared in {directory}: {why}"
+        ) from None
+    return lock
 
 
 def store_directory(settings: Settings) -> str:
@@ -173,6 +194,8 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         certificates = pki.ClientCertificates(RevokedFile(files.revoked))
         listener = parts.enter_context(listen(settings.address, settings.port))
         instance = settings.instance.value
+        declared_at = os.path.join(state_directory(instance), "declared")
+        parts.callback(os.close, hold_declared(declared_at))
         roots = Roots(trees(instance))
         units = await _units(tasks, parts, instance, roots)
         loaders, journal, view = Loaders(runtime_root(instance)), Journal(instance), View()
@@ -212,9 +235,9 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         )
         parts.push_async_callback(keeps.settle)
         await _rediscover(keeps)
-        declared = Specifications(os.path.join(state_directory(instance), "declared"))
-        volumes = Volumes(volumes_at, lambda owner: quotas_for(quotas.callers, owner).volume_bytes)
-        reconciler = Reconciler(tasks, keeps, view.entries, declared, modules, volumes, readers)
+        declared = Catalogue(Specifications(declared_at), modules)
+        volumes = Volumes(volumes_at, lambda owner: quotas_for(quotas.callers, owner).volume_bytes, mounts=mapped)
+        reconciler = Reconciler(tasks, keeps, view.entries, declared, volumes, readers)
         view.on_change = reconciler.keep_changed
         view.on_unfit = compiled.unfit
         secrets = await _secrets(instance, reconciler, units)
@@ -222,7 +245,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         await reconciler.open()
         parts.push_async_callback(reconciler.close)
         parts.push_async_callback(jobs.close)
-        declarations, kept_volumes = Declarations(reconciler, modules, jobs), DeclaredVolumes(volumes, reconciler)
+        declarations, kept_volumes = Declarations(reconciler, jobs), DeclaredVolumes(volumes, reconciler)
         admission = Admission(certificates, required)
         app = make_app(
             keeps,
@@ -263,7 +286,7 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
             "spares": keeps.tend_spares,
             "declared": reconciler.run,
             "jobs": jobs.run,
-            "timers of jobs": jobs.tend_timers,
+            "timers of jobs": jobs.timers.tend,
             "roots": units.tend_roots,
             "modules": lambda: modules.tend(lambda: [use.digest for use in uses_of(view.entries())]),
             "compiled code": lambda: compiled.prepare(specs_of(view.entries())),
@@ -315,7 +338,7 @@ async def _secrets(instance: str, reconciler: Reconciler, units: SystemdUnits) -
     """The secrets of declared keeps. Raises KeepfleetError."""
     sealer = Sealer(system=instance == Instance.SYSTEM.value)
     directory = os.path.join(state_directory(instance), "secrets")
-    secrets = Secrets(directory, sealer, reconciler.readable, reconciler.retry)
+    secrets = Secrets(directory, sealer, reconciler.declared.readable, reconciler.retry)
     await secrets.open()
     reconciler.check_use, units.credentials = secrets.check_use, secrets.credentials
     return secrets

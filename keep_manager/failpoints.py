@@ -1,10 +1,12 @@
 """Named places where a test makes the manager kill itself, to prove that nothing is lost there.
 
-Inert unless `$KEEPFLEET_FAILPOINT` names one: a user who can set the manager's environment can kill it anyway.
+Inert unless `$KEEPFLEET_FAILPOINT` names one, or the path of a file that does: a user who can set the manager's
+environment can kill it anyway.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from enum import Enum
@@ -48,6 +50,8 @@ class Failpoint(Enum):
     VOLUME_AFTER_FORMAT = "volume-after-format"
     VOLUME_AFTER_RENAME = "volume-after-rename"
     VOLUME_AFTER_GONE = "volume-after-gone"
+    VOLUME_AFTER_COPY = "volume-after-copy"
+    VOLUME_AFTER_GROWTH = "volume-after-growth"
     COMPILE_BEFORE_CALL = "compile-before-call"
     COMPILE_AFTER_CALL = "compile-after-call"
     COMPILE_AFTER_END = "compile-after-end"
@@ -61,6 +65,18 @@ class Failpoint(Enum):
 
 
 def reach(point: Failpoint) -> None:
-    """Ends this process with SIGKILL when the environment asks for it at `point`."""
-    if os.environ.get(VARIABLE) == point.value:
+    """Ends this process with SIGKILL when the environment asks for it at `point`, or the file that it names does.
+
+    That file is removed first: the next manager passes.
+    """
+    asked = os.environ.get(VARIABLE, "")
+    if asked == point.value or (asked.startswith("/") and _is_in(asked, point)):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_in(path: str, point: Failpoint) -> bool:
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        if file.read(len(point.value) + 1) == point.value:
+            os.unlink(path)
+            return True
+    return False

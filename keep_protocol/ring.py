@@ -406,6 +406,16 @@ def _whole_frames(data: bytes | memoryview, position: int) -> tuple[int, list[in
     return start, ends
 
 
+def parts_in(data: bytes | memoryview, position: int) -> Iterator[tuple[int, int, memoryview]]:
+    """The frames in a block that lies at `position`, each as its stream, its offset there and its bytes, which are not
+    copied. Raises KeepfleetError(KEEP_FAILED) for one that is damaged."""
+    (end, _), start, view = _whole_frames(data, position), 0, memoryview(data)
+    while start < end:
+        tag, length, _, _, offset = FRAME.unpack_from(data, start)
+        start += HEADER + length
+        yield tag & 0xFF, offset, view[start - length : start]
+
+
 def frames_in(data: bytes | memoryview, position: int) -> Iterator[Frame]:
     """The frames in a block that lies at `position`; what is not whole at its end is left out.
 

@@ -19,6 +19,11 @@ MAX_USERS = 2000
 """As many as keeps may be declared."""
 
 
+def usual_inodes(size: int) -> int:
+    """How many a volume of that size has room for where no number is asked for."""
+    return max(INODES[0], size // BYTES_PER_INODE)
+
+
 class Volume(Record):
     """A volume."""
 

@@ -22,7 +22,12 @@ MAX_SECRET_BYTES = 1024 * 1024
 """A key, a token or a certificate has some kilobytes, and each secret is copied into the keep's memory."""
 MAX_EXPORT = 256
 INPUT = "input"
-"""The name of the descriptor over which a streamed standard input comes."""
+"""The name of the descriptor over which a streamed standard input comes: a socket, and these packets on it."""
+DATA, COMPLETE, NO_MORE = b"d", b"e", b"n"
+"""How a packet of the manager's begins that has data, and the one that ends them; and the loader's, when the guest
+takes no more."""
+MAX_DATA = 64 * 1024
+"""Bytes of data in one packet: what a pipe holds."""
 SECRETS_GUEST = "/run/secrets"
 """Where a guest finds its secrets, one file each."""
 _NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"

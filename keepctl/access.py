@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from _collections_abc import Callable
 
 from keep_client.credentials import MANAGER_VARIABLE, PKI_VARIABLE, Credentials, parse_manager, pki_directory
@@ -11,6 +12,7 @@ from keep_client.streams import RECONNECT_SECONDS
 from keep_protocol.fields import Record
 from keepctl import contexts
 from keepctl.arguments import FILE, TEXT, Argument, Choice, ContextName, Option, Parsed, Reference
+from keepctl.display import WaitingLine
 from keepctl.ending import remember
 from keepctl.references import check_reference
 
@@ -61,7 +63,10 @@ class Access(Record):
     def client(self) -> ManagerClient:
         """The manager's calls, inside `with` all on one connection. Raises KeepfleetError when the address or a file
         cannot be used."""
-        return ManagerClient(parse_manager(self.manager), self.credentials.manager_context(), self.reconnect_seconds)
+        client = ManagerClient(parse_manager(self.manager), self.credentials.manager_context(), self.reconnect_seconds)
+        if sys.stderr.isatty():
+            client.waiting = WaitingLine()
+        return client
 
 
 def find(context: str | None, manager: str | None, ca: str | None, cert: str | None, key: str | None) -> Access:

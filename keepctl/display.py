@@ -10,6 +10,7 @@ import stat
 import sys
 from _collections_abc import Callable, Sequence
 
+from keep_client.http import nothing
 from keep_client.text import one_line, printable
 from keep_protocol.sse import GAP_SOURCE, LogLine
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _LAST_COLUMN = 16
 """The narrowest a table's last column gets; a terminal without that room folds the table's lines itself."""
+_USUAL_COLUMNS = 80
+"""Of a terminal that does not say how wide it is."""
 PATIENCE_SECONDS = 0.5
 """What takes less needs no bar."""
 
@@ -138,27 +141,46 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(width=max(columns, sum(fixed) + _LAST_COLUMN), height=lines).print(table)
 
 
+def _columns() -> int:
+    """How wide the terminal on standard error is."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_COLUMNS
+    except (OSError, ValueError):  # there is none
+        return _USUAL_COLUMNS
+
+
 class WaitingLine:
     """What is waited for, as one line on standard error: on a terminal it changes, and goes when the wait is over;
     elsewhere it is written once."""
 
-    def __init__(self, terminal: bool | None = None, hint: str = "; the next start finds it compiled") -> None:
-        """terminal: whether standard error is one, by default as it is; hint: what the one line says besides."""
+    def __init__(
+        self,
+        terminal: bool | None = None,
+        hint: str = "; the next start finds it compiled",
+        before: Callable[[], None] = nothing,
+    ) -> None:
+        """terminal: whether standard error is one, by default as it is; hint: what the one line says besides; before:
+        called before it is drawn where there was none."""
         self._terminal, self._hint = sys.stderr.isatty() if terminal is None else terminal, hint
-        self._shown = ""
+        self._before, self._shown = before, ""
 
     def __repr__(self) -> str:
         return f"WaitingLine({self._shown!r})"
 
     def __call__(self, text: str) -> None:
-        """It is as far as `text` says."""
-        if self._terminal:
+        """It is as far as `text` says; "" where the wait is over."""
+        if not text:
+            self._clear()
+        elif self._terminal:
+            if not self._shown:
+                self._before()
             self._draw(f"keepctl: {one_line(text)}")
         elif not self._shown:
             self._shown = text
             say(f"keepctl: {one_line(text)}{self._hint}")
 
     def _draw(self, text: str) -> None:
+        text = text[: _columns() - 1]  # what goes on in the next line would stay there
         shown, self._shown = self._shown, text
         try:
             sys.stderr.write("\r" + text.ljust(len(shown)) + "\r" * (not text))
@@ -172,6 +194,9 @@ class WaitingLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         if self._terminal and self._shown:
             self._draw("")
 

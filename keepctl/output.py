@@ -72,12 +72,17 @@ class Sink:
             else:
                 view = view[written:]
 
+    def break_line(self) -> None:
+        """A line that the guest left open is ended where a person reads it."""
+        if self._text is not None and not self._at_line_start:
+            self._write(b"\n")
+            self._at_line_start = True
+
     def end(self) -> None:
-        """The guest writes no more; a line that it left open is ended where a person reads it."""
+        """The guest writes no more; a line that it left open is ended, see `break_line`."""
         if self._text is not None:
             self._write(printable(self._text.decode(b"", True)).encode())
-            if not self._at_line_start:
-                self._write(b"\n")
+            self.break_line()
 
 
 class Streams:
@@ -107,6 +112,11 @@ class Streams:
                 say(f"keepctl: {missing(bytes(data), of)}")
         if waiting:
             self._sinks[current].write(waiting)
+
+    def break_line(self) -> None:
+        """Something else is shown on this terminal, in a line of its own. Raises OSError."""
+        for sink in self._sinks.values():
+            sink.break_line()
 
     def end(self) -> None:
         """The guest writes no more. Raises OSError."""
@@ -171,6 +181,9 @@ class JsonLines:
 
     def __init__(self) -> None:
         self._lines = Lines()
+
+    def break_line(self) -> None:
+        """Whole lines alone are printed."""
 
     def show(self, pieces: Sequence[Piece]) -> None:
         """Prints what is whole. Raises OSError."""

@@ -14,12 +14,11 @@ import ssl
 from io import FileIO
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from module_pull.handing import MAX_REQUEST_BYTES, encode_error, head, read_request
+from module_pull.handing import MAX_REQUEST_BYTES, encode_error, hand_over, read_request
 from module_pull.registry import Credentials, Registry
 
 REQUEST, MODULE, REPORT = 0, 1, 2
 DONE, FAILED = 0, 1
-PIECE_BYTES = 1 << 18
 
 
 def main() -> int:
@@ -47,15 +46,7 @@ def pull(source: FileIO, output: int) -> None:
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot read the CA for {address.site}: {error}") from error
     login = Credentials(((str(address.site), request.login),) if request.login else ())
     with Registry(address.site, login, context).fetch(address) as found:
-        _write(output, head(found.manifests, found.artifact.size) + b"".join(found.manifests))
-        while data := found.body.read(PIECE_BYTES):
-            _write(output, data)
-
-
-def _write(output: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(output, view) :]
+        hand_over(found, output)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ Import rule: that of module_pull.
 
 from __future__ import annotations
 
+import os
+
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.fields import Flag, Record, Text, field, parse
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from module_pull.artifact import Readable
+    from module_pull.registry import Fetched
 
 MAX_CA_BYTES = 1024 * 1024
 """A distribution's CAs are 220 KB."""
 MAX_REQUEST_BYTES = 2 * MAX_CA_BYTES
 MAX_REPORT_BYTES = 16 * 1024
 MAX_MESSAGE = 1000
+PIECE_BYTES = 1 << 18
 _MAX_HEAD = 100
 _REPORTED = (
     ErrorKind.BAD_REQUEST,
@@ -97,6 +101,19 @@ def read_error(data: bytes) -> KeepfleetError | None:
     error = error_from_wire(value)
     message = "".join(c if " " <= c <= "~" else "?" for c in error.message[:MAX_MESSAGE])
     return KeepfleetError(error.kind if error.kind in _REPORTED else ErrorKind.INTERNAL, message)
+
+
+def hand_over(found: Fetched, output: int) -> None:
+    """Writes to `output` what a registry sends. Raises KeepfleetError, OSError where nobody takes it."""
+    _write(output, head(found.manifests, found.artifact.size) + b"".join(found.manifests))
+    while data := found.body.read(PIECE_BYTES):
+        _write(output, data)
+
+
+def _write(output: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(output, view) :]
 
 
 class Incoming:

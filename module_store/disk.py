@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -63,6 +63,21 @@ class Disk:
     def remove(self, directory: int, name: str) -> None:
         """Removes a file."""
         os.unlink(name, dir_fd=directory)
+
+
+def ensure_folder(disk: Disk, path: str) -> None:
+    """Has there be the folder `path`, its owner's alone, with those above it; what is new of them is on disk when this
+    returns. Raises OSError."""
+    parent, name = os.path.split(path)
+    if not os.path.isdir(parent):
+        ensure_folder(disk, parent)
+    above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # which an operator may have as a link
+    try:
+        with suppress(FileExistsError):
+            disk.make_directory(above, name)
+        disk.sync(above)  # in any case: who made it may have been killed before this
+    finally:
+        os.close(above)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import signal
 
@@ -11,10 +12,12 @@ from hypothesis import HealthCheck, Phase, settings
 from tests.costs import Costs
 from tests.lanes import RARE, order
 
-pytest_plugins = ("tests.system.fixtures",)
+pytest_plugins = ("tests.system.fixtures", "tests.fakes.compiled_scripts")
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures clean up as after Ctrl-C
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup: what a test starts inherits whether it is ignored
+
+gc.disable()  # until the tests are collected: they stay, and looking for garbage among them is a sixth of that time
 
 COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 """What an example may cost depends on how busy the machine is, so that no time limit fails a test."""
@@ -23,7 +26,7 @@ settings.register_profile("long", COMMON, max_examples=400)
 settings.register_profile(
     "reproducible",
     COMMON,
-    max_examples=40,
+    max_examples=10,
     derandomize=True,
     database=None,
     phases=[Phase.explicit, Phase.generate],
@@ -52,6 +55,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.location[0] in RARE:
             item.add_marker("rare")
     items.sort(key=lambda item: order(item.location[0]))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: nothing looks for garbage in it again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

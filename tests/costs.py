@@ -5,8 +5,8 @@ Seconds by the clock say how busy the machine was; these say what a test makes i
 
 from __future__ import annotations
 
-import contextlib
 import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Generator
@@ -14,37 +14,47 @@ from dataclasses import dataclass
 
 import pytest
 
-from tools.sandbox import state
-from tools.sandbox.command import agent_pid
-from tools.sandbox.sandbox import Sandbox
+from tools.sandbox import cgroups, state
 
-TICKS = os.sysconf("SC_CLK_TCK")
 SHOWN_TESTS = 60
-TIMES = slice(11, 15)
-"""utime, stime, cutime and cstime in /proc/PID/stat, counted from behind the name: see proc_pid_stat(5)."""
+LOOK_SECONDS = 0.2
+"""A sandbox that a test boots and ends is seen some times: what it used after that, of half a second, is missing."""
 
 
-def of_processes(*pids: int | None) -> float:
-    """Processor seconds of processes and their descendants, those that ended included; 0 for one that is not there.
+def of_children() -> float:
+    """Processor seconds of this process and of those it started that have ended; others are in a sandbox, or waited
+    for before their test ends."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
-    Who ended is in the children's time of who waited for it, so that the living hold everything.
-    """
-    ticks, left, seen = 0, {str(pid) for pid in pids if pid}, set[str]()
-    while left:
-        seen.add(process := left.pop())
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as stat:
-                ticks += sum(map(int, stat.read().rpartition(")")[2].split()[TIMES]))
-            for thread in os.listdir(f"/proc/{process}/task"):
-                with open(f"/proc/{process}/task/{thread}/children", encoding="utf-8") as children:
-                    left |= set(children.read().split()) - seen
-    return ticks / TICKS
+
+def of_sandbox(name: str) -> float:
+    """Processor seconds of all that ever ran in a sandbox, as its cgroup counts them; 0 where that is gone."""
+    for hierarchy in cgroups.hierarchies():
+        try:
+            if hierarchy.options is None:
+                with open(f"{hierarchy.of(name)}/cpu.stat", encoding="ascii") as file:
+                    return int(file.read().split()[1]) / 1e6
+            if "cpuacct" in hierarchy.options:
+                with open(f"{hierarchy.of(name)}/cpuacct.usage", encoding="ascii") as file:
+                    return int(file.read()) / 1e9
+        except FileNotFoundError:
+            continue
+    return 0
+
+
+def descends(process: int | None, ancestor: int) -> bool:
+    """Whether a process was started by that one, or by one that it started, or is it."""
+    while process and process != ancestor:
+        process = cgroups.parent(process)
+    return process == ancestor
 
 
 def of_sandboxes(maker: int) -> dict[str, float]:
-    """Name → processor seconds, of the running sandboxes that a process made: it puts its number into their names."""
-    made = [name for name in state.names() if name.endswith(str(maker))]
-    return {name: of_processes(Sandbox(name).pid, agent_pid(name)) for name in made}
+    """Name → processor seconds, of the sandboxes that a process made, or one that it started: a sandbox has the number
+    of its maker at the end of its name."""
+    numbers = {name: name.rpartition("-")[2] for name in state.names()}
+    return {name: of_sandbox(name) for name, text in numbers.items() if text.isdecimal() and descends(int(text), maker)}
 
 
 def dearest(seconds: dict[str, float]) -> list[tuple[str, float]]:
@@ -70,10 +80,22 @@ class Costs:
         self._files: defaultdict[str, float] = defaultdict(float)
         self._waited: defaultdict[str, float] = defaultdict(float)
         self._tests: defaultdict[str, float] = defaultdict(float)
+        self._looks = threading.Lock()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            self._look()
+
+    def _look(self) -> None:
+        with self._looks:
+            for name, seconds in of_sandboxes(os.getpid()).items():  # what has gone keeps what it had at the last look
+                self._sandboxes[name] = max(seconds, self._sandboxes.get(name, 0))
 
     def _since(self) -> Spent:
-        self._sandboxes |= of_sandboxes(os.getpid())  # what is gone keeps what it had when it was seen last
-        now = Spent(of_processes(os.getpid()) + sum(self._sandboxes.values()), time.monotonic())
+        self._look()
+        with self._looks:
+            now = Spent(of_children() + sum(self._sandboxes.values()), time.monotonic())
         before, self._before = self._before, now
         return Spent(now.processor - before.processor, now.clock - before.clock)
 
@@ -87,6 +109,7 @@ class Costs:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """In a worker: what came before the first test."""
+        threading.Thread(target=self._watch, daemon=True).start()
         spent = self._since()
         output = getattr(session.config, "workeroutput", None)
         if output is not None:

@@ -24,6 +24,7 @@ _OF_FEATURES = (
     ("exceptions proposal not enabled", _NO_EXCEPTIONS),
     ("threads must be enabled", _THREADS),
     ("threads support is not enabled", _THREADS),
+    ("shared-everything-threads", _THREADS),
     ("memory64", "a keep has 32-bit memories: build it for wasm32, not wasm64"),
     ("multiple memories", "build it with one memory: wasm-opt --multi-memory-lowering makes one of several"),
     ("gc feature", _GARBAGE_COLLECTED),
@@ -37,6 +38,7 @@ _OF_FEATURES = (
     ("component model async feature", WASI_0_3),
     ("component model error-context feature", WASI_0_3),
     ("component model map feature", "build it without maps in its interfaces: a list of pairs says the same"),
+    ("component model fixed-length lists", "build it with lists that have no length in its interfaces"),
 )  # fmt: skip
 _OF_IMPORTS = (
     ("wasi_unstable", "wasi_unstable is WASI's first snapshot: build the module for wasm32-wasip1"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from keep_manager.declared.jobs import Jobs
-from keep_manager.declared.reconciler import Modules, Reconciler
+from keep_manager.declared.reconciler import Reconciler
 from keep_manager.declared.specification import Header, Specification, read_job
 from keep_manager.declared.specifications import MAX_DECLARED, Unreadable, check_name
 from keep_manager.model import Caller
@@ -21,21 +21,19 @@ from keep_protocol.runs import Run
 class Declarations:
     """The declared keeps, for clients. Every method raises KeepfleetError alone, NOT_FOUND for a name that none has."""
 
-    def __init__(
-        self, reconciler: Reconciler, modules: Modules, jobs: Jobs, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._reconciler, self._modules, self._jobs, self._clock = reconciler, modules, jobs, clock
+    def __init__(self, reconciler: Reconciler, jobs: Jobs, clock: Callable[[], float] = time.time) -> None:
+        self._reconciler, self._jobs, self._clock = reconciler, jobs, clock
 
     def __repr__(self) -> str:
         return f"Declarations({self._reconciler!r})"
 
     def names(self) -> list[str]:
         """The names of all."""
-        return sorted(self._reconciler.specifications)
+        return sorted(self._reconciler.declared.specifications)
 
     def owner(self, name: str) -> str | None:
         """Whose it is, "" where that cannot be read, and None where none has the name."""
-        found = self._reconciler.specifications.get(name)
+        found = self._reconciler.declared.specifications.get(name)
         return None if found is None else "" if isinstance(found, Unreadable) else found.header.owner
 
     def get(self, name: str) -> DeclaredKeep:
@@ -64,7 +62,7 @@ class Declarations:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not self.get(name).settled:
-                    await self._reconciler.said()
+                    await self._reconciler.standings.said()
         return self.get(name)
 
     async def apply(self, name: str, manifest: str, caller: Caller) -> DeclaredKeep:
@@ -75,8 +73,8 @@ class Declarations:
         if job.schedule:
             await self._jobs.check(job.schedule)
         module = await self._meaning(job.module)
-        async with self._reconciler.changing:
-            before = self._reconciler.specifications.get(name)
+        async with self._reconciler.declared.changing:
+            before = self._reconciler.declared.specifications.get(name)
             if isinstance(before, Specification):
                 module = module or (before.header.module if before.job.module == job.module else "")
                 if (before.text, before.header.module) == (manifest, module):
@@ -84,10 +82,10 @@ class Declarations:
                     return self.get(name)
                 header = before.header.replace(note="", proven=False)
             else:
-                if before is None and len(self._reconciler.specifications) >= MAX_DECLARED:
+                if before is None and len(self._reconciler.declared.specifications) >= MAX_DECLARED:
                     why = f"there are {MAX_DECLARED} already"
                     raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot declare {name}: {why}")
-                last = max((each.header.version for each in await self._reconciler.history(name)), default=0)
+                last = max((each.header.version for each in await self._reconciler.declared.history(name)), default=0)
                 header = Header(caller.name, caller.role, last + 1, 0.0, secrets.token_hex(32))
             version = header.version + isinstance(before, Specification)
             changed = header.replace(version=version, applied_at=self._clock(), module=module)
@@ -104,7 +102,7 @@ class Declarations:
         if self._readable(name).job.schedule:
             await self._jobs.run_now(name)
             return self.get(name)
-        async with self._reconciler.changing:
+        async with self._reconciler.declared.changing:
             before = self._readable(name)
             header = before.header
             again = before.changed(
@@ -125,10 +123,10 @@ class Declarations:
 
     async def roll_back(self, name: str) -> DeclaredKeep:
         """Wants again what was wanted before, which was another thing. Raises CONFLICT where nothing was."""
-        async with self._reconciler.changing:
+        async with self._reconciler.declared.changing:
             now = self._readable(name)
             was = (now.text, now.header.module)
-            history = await self._reconciler.history(name)
+            history = await self._reconciler.declared.history(name)
             before = next((each for each in history if (each.text, each.header.module) != was), None)
             if before is None:
                 why = "nothing else was declared before"
@@ -140,14 +138,14 @@ class Declarations:
 
     async def delete(self, name: str) -> None:
         """Has it be declared no more; its keeps end then."""
-        async with self._reconciler.changing:
+        async with self._reconciler.declared.changing:
             self._found(name)
             await self._reconciler.forget(name)
 
     async def _meaning(self, module: str) -> str:
         """What the reference means, "" where the store has nothing of that name yet. Raises KeepfleetError."""
         try:
-            return (await asyncio.to_thread(self._modules.take, module)).digest
+            return await self._reconciler.declared.meaning(module)
         except KeepfleetError as error:
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
@@ -155,7 +153,7 @@ class Declarations:
 
     def _found(self, name: str) -> Specification | Unreadable:
         try:
-            return self._reconciler.specifications[name]
+            return self._reconciler.declared.specifications[name]
         except KeyError:
             raise not_declared(name) from None
 

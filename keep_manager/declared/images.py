@@ -17,6 +17,9 @@ FEATURES = (
     *("sparse_super", "large_file", "filetype", "dir_index", "ext_attr", "^resize_inode"),
 )
 """ext4 as mke2fs makes it by default; named, so that no host's mke2fs.conf decides."""
+BLOCK = 4096
+SUPERBLOCK = 1024
+"""Where ext4 begins to describe itself, with the number of its inodes."""
 OWNER = "65534:65534"
 """Of its directory on disk, and of all in it: see keep_grants.volumes.OWNER."""
 
@@ -27,32 +30,49 @@ def format_image(path: str, size: int, inodes: int) -> None:
     options = f"nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner={OWNER}"
     _run(
         "mkfs.ext4",
-        *("-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-O", ",".join(FEATURES), "-E", options),
+        *("-q", "-F", "-b", str(BLOCK), "-I", "256", "-m", "0", "-O", ",".join(FEATURES), "-E", options),
         *("-J", f"size={journal}", "-N", str(inodes), "-L", "keepfleet", path),
     )
-    _run("debugfs", "-w", "-R", "rmdir lost+found", path)  # a guest's directory is empty at first
+    _without_lost_and_found(path)
 
 
-def _run(program: str, *words: str) -> None:
+def grow_image(path: str, size: int) -> None:
+    """Has the file system in the file at `path`, which no one has mounted and which has that much room, fill `size`
+    bytes. Raises KeepfleetError; then it may be damaged, and is to be thrown away."""
+    _run("e2fsck", "-f", "-p", path, well=(0, 1))  # resize2fs wants it; 1: what its journal had was carried out
+    _run("resize2fs", path, str(size // BLOCK))
+    _without_lost_and_found(path)
+
+
+def _without_lost_and_found(path: str) -> None:
+    """A guest's directory is empty at first; what a check makes is removed again where there is nothing in it."""
+    _run("debugfs", "-w", "-R", "rmdir lost+found", path)
+
+
+def inodes_of(image: int) -> int:
+    """How many files and directories the file system in the open file has room for. Raises OSError."""
+    return int.from_bytes(os.pread(image, 4, SUPERBLOCK), "little")
+
+
+def _run(program: str, *words: str, well: tuple[int, ...] = (0,)) -> None:
     found = shutil.which(program, path=PROGRAMS)
     if found is None:
         why = f"this host has no {program}; install e2fsprogs"
         raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot make a volume: {why}")
     environment = {"PATH": PROGRAMS, "LC_ALL": "C", "MKE2FS_CONFIG": os.devnull}
     try:
-        subprocess.run(
+        done = subprocess.run(
             [found, *words],
-            check=True,
+            check=False,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=FORMAT_SECONDS,
         )
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").split("\n")
-        raise KeepfleetError(
-            ErrorKind.UNAVAILABLE, f"cannot make a volume: {program} exited {error.returncode}", tuple(said[-10:])
-        ) from error
     except subprocess.TimeoutExpired as error:
         why = f"{program} took more than {FORMAT_SECONDS:g} s"
         raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot make a volume: {why}") from error
+    if done.returncode not in well:
+        said = done.stderr.decode(errors="replace").split("\n")
+        why = f"{program} exited {done.returncode}"
+        raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot make a volume: {why}", tuple(said[-10:]))

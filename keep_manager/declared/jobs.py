@@ -12,14 +12,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from keep_manager.declared.decision import ENDED, Seen, Standing, pause
 from keep_manager.declared.history import History
+from keep_manager.declared.job_timers import Calendar, JobTimers, Timers
 from keep_manager.declared.reconciler import Keeps, Reconciler, manager_as
 from keep_manager.declared.requests import caller_of, request_for
+from keep_manager.declared.rounds import Rounds
 from keep_manager.declared.runs import (
     GRACE_SECONDS,
     Due,
@@ -44,27 +44,8 @@ from keep_protocol.runs import Missed, Overlap, Run, RunState, check_schedule
 from keep_protocol.spec import Declaration
 
 LOG = logging.getLogger("keepfleet.declared")
-TIMERS_AGAIN_SECONDS = 10.0
-"""Between two tries to have systemd's timers as they should be."""
 SETTLED = (RunState.DONE, RunState.RUNNING)
 """Runs of which nothing need be said."""
-
-
-class Calendar(Protocol):
-    """What calendar events mean. Both raise KeepfleetError alone."""
-
-    async def check(self, event: str) -> str:
-        """The event in systemd's own form."""
-
-    async def after(self, event: str, moment: float) -> float | None:
-        """When it comes first after `moment`, None for never."""
-
-
-class Timers(Protocol):
-    """What says when it is time."""
-
-    async def apply(self, wanted: Mapping[str, str]) -> None:
-        """Has there be a timer for each of these jobs, with its event, and no others. Raises KeepfleetError."""
 
 
 @dataclass
@@ -79,7 +60,6 @@ class _State:
     times: int = 0
     until: float = 0.0
     why: str = ""
-    busy: bool = False
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
 
@@ -98,14 +78,12 @@ class Jobs:
         last_lines: Callable[[int], tuple[str, ...]] = lambda _: (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._tasks, self._reconciler, self._keeps, self._entries = tasks, reconciler, keeps, entries
-        self._history, self._calendar, self._timers, self._last_lines = history, calendar, timers, last_lines
+        self._reconciler, self._keeps, self._entries = reconciler, keeps, entries
+        self._history, self._calendar, self._last_lines = history, calendar, last_lines
         self._clock = clock
         self._states: dict[str, _State] = {}
-        self._events: dict[str, str] = {}
-        self._without_timers = False
-        self._woken, self._schedules_changed = asyncio.Event(), asyncio.Event()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._rounds = Rounds(tasks, self._round, "job")
+        self.timers = JobTimers(calendar, timers, self._jobs, self._rounds.wake)
 
     def __repr__(self) -> str:
         return f"Jobs({len(self._states)})"
@@ -113,7 +91,7 @@ class Jobs:
     async def open(self) -> None:
         """Makes ready. Raises KeepfleetError."""
         await asyncio.to_thread(self._history.open)
-        self._schedules_changed.set()
+        self.timers.schedules_changed()
 
     async def check(self, schedule: str) -> None:
         """Raises KeepfleetError(BAD_REQUEST) unless a job may have this schedule."""
@@ -123,18 +101,18 @@ class Jobs:
         """The specification is another than before, or has gone."""
         if (state := self._states.get(name)) is not None:
             state.base, state.until = None, 0.0
-        self._schedules_changed.set()
-        self._woken.set()
+        self.timers.schedules_changed()
+        self._rounds.wake()
 
     def wake(self) -> None:
         """A keep is another than before."""
-        self._woken.set()
+        self._rounds.wake()
 
     def due(self, name: str) -> None:
         """The job's timer has fired."""
         if (state := self._states.get(name)) is not None:
             state.base = None  # asked again: the host's time zone may be another one now
-        self._woken.set()
+        self._rounds.wake()
 
     def standing(self, name: str) -> Standing:
         """How a job is."""
@@ -178,7 +156,7 @@ class Jobs:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         state.waiting.append(done)
         state.until = 0.0
-        self._woken.set()
+        self._rounds.wake()
         await done
 
     async def forget(self, name: str) -> None:
@@ -188,51 +166,37 @@ class Jobs:
         for waiting in [] if state is None else state.waiting:
             waiting.cancel()
 
-    async def close(self) -> None:
-        """Begins nothing any more, and ends what is under way while its rollback still has a group to run in."""
-        under_way = set(self._under_way)
-        for task in under_way:
-            task.cancel()
-        if under_way:
-            await asyncio.wait(under_way)
-
     async def run(self) -> None:
         """Goes on until it is cancelled."""
-        if (running := asyncio.current_task()) is not None:
-            self._under_way.add(running)
-        while True:
-            self._woken.clear()
-            until = self._round()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if until is None else max(until - time.monotonic(), 0.0)):
-                    await self._woken.wait()
+        await self._rounds.run()
+
+    async def close(self) -> None:
+        """Begins nothing any more, and ends what is under way while its rollback still has a group to run in."""
+        await self._rounds.close()
 
     def _jobs(self) -> dict[str, Specification]:
-        found = self._reconciler.specifications.items()
-        return {name: each for name, each in found if isinstance(each, Specification) and each.job.schedule}
+        return {each.name: each for each in self._reconciler.declared.readable() if each.job.schedule}
 
-    def _round(self) -> float | None:
-        """Begins to work for each job that has something to do; until when there is nothing else, None for ever."""
-        jobs, until = self._jobs(), None
-        for name in [name for name in self._states if name not in jobs]:
+    def _round(self, names: frozenset[str] | None) -> dict[str, float]:
+        """Begins to work for each of these jobs, or of all, that has something to do; until when there is nothing else
+        for each."""
+        every = self._jobs()
+        for name in [name for name in self._states if name not in every]:
             del self._states[name]
-        seen = self._seen(jobs)
+        jobs = {name: each for name, each in every.items() if names is None or name in names}
+        seen, waits = self._seen(jobs), dict[str, float]()
         for name, wanted in jobs.items():
             state = self._states.setdefault(name, _State())
-            if state.busy:
+            if name in self._rounds.busy:
                 continue
             if state.until > time.monotonic():
-                until = state.until if until is None else min(until, state.until)
+                waits[name] = state.until
                 continue
-            if self._without_timers and state.next is not None:
-                at = time.monotonic() + max(state.next - self._clock(), 0.0)
-                until = at if until is None else min(until, at)
+            if self.timers.missing and state.next is not None:
+                waits[name] = time.monotonic() + max(state.next - self._clock(), 0.0)
             if self._has_work(wanted, state, seen.get(name, [])):
-                state.busy = True
-                task = self._tasks.start(self._work(name, wanted, state), name=f"job {name}")
-                self._under_way.add(task)
-                task.add_done_callback(self._under_way.discard)
-        return until
+                self._rounds.begin(name, self._work(name, wanted, state))
+        return waits
 
     def _has_work(self, wanted: Specification, state: _State, seen: list[SeenRun]) -> bool:
         now = self._clock()
@@ -264,9 +228,7 @@ class Jobs:
                 LOG.info("declared job %s: it can be run again", name)
             state.times, state.why = 0, ""
         finally:
-            state.busy = False
-            self._woken.set()
-            self._reconciler.speak()
+            self._reconciler.standings.speak()
 
     def _failed(self, name: str, state: _State, error: KeepfleetError) -> None:
         state.times += 1
@@ -298,7 +260,7 @@ class Jobs:
         base = self._base(wanted, state.record, now)
         if base != state.base:
             state.next, state.base = await self._calendar.after(event, base), base
-        self._reconciler.speak()
+        self._reconciler.standings.speak()
         await self._do(wanted, decision)
 
     async def _read(self, name: str, wanted: Specification, state: _State) -> JobRecord:
@@ -355,9 +317,9 @@ class Jobs:
                 if error.kind is not ErrorKind.NOT_FOUND:
                     raise
         for number in decision.make:
-            await self._reconciler.pinned(wanted)
-            current = self._reconciler.specifications.get(wanted.name)
-            if not isinstance(current, Specification) or not current.job.schedule:
+            await self._reconciler.pin(wanted)
+            current = self._reconciler.declared.get(wanted.name)
+            if current is None or not current.job.schedule:
                 return
             await self._reconciler.prepare(current)
             declared = Declaration(current.header.version, current.digest, 0, number)
@@ -373,31 +335,6 @@ class Jobs:
                 level = logging.INFO if run.state in SETTLED else logging.WARNING
                 why = f": {run.text}" if run.text else ""
                 LOG.log(level, "declared job %s: run %d is %s%s", name, run.number, run.state.value, why)
-
-    async def tend_timers(self) -> None:
-        """Has systemd's timers be those of the jobs. For ever."""
-        while True:
-            await self._schedules_changed.wait()
-            self._schedules_changed.clear()
-            try:
-                await self._timers.apply(await self._wanted_timers())
-                self._without_timers = False
-            except KeepfleetError as error:
-                self._without_timers = True  # the manager looks at the clock itself, which nobody may set meanwhile
-                self._woken.set()
-                LOG.warning("cannot have the timers of jobs as they should be, trying again: %s", error.message)
-                self._schedules_changed.set()
-                await asyncio.sleep(TIMERS_AGAIN_SECONDS)
-
-    async def _wanted_timers(self) -> dict[str, str]:
-        wanted: dict[str, str] = {}
-        for name, each in self._jobs().items():
-            schedule = each.job.schedule
-            with suppress(KeepfleetError):  # which the job itself says
-                if schedule not in self._events:
-                    self._events[schedule] = await self._calendar.check(check_schedule(schedule))
-                wanted[name] = self._events[schedule]
-        return wanted
 
 
 def wanted_of(wanted: Specification) -> WantedJob:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained
+from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained
 
 _NEW = ".new"
 
@@ -30,7 +30,7 @@ class Kept:
     def open(self) -> None:
         """Makes the folder where it is not there, and looks whose it is."""
         with explained(f"keep {self._what} in {self.directory}"):
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            ensure_folder(self._disk, self.directory)
         with self._base():
             return
 
@@ -50,6 +50,11 @@ class Kept:
             with open(file, "rb") as opened:
                 self._check(name, os.fstat(file), stat.S_ISREG)
                 return opened.read(limit + 1)
+
+    def there(self, name: str) -> bool:
+        """Whether there is anything of that name, whatever it is."""
+        with self._base() as base, explained(f"look at {self._what} {name}"):
+            return name in os.listdir(base)
 
     def written_at(self, name: str) -> float | None:
         """When a file was written, in seconds of the epoch; None where there is none. FORBIDDEN as for `read`."""

@@ -30,7 +30,7 @@ class _HeardError(Exception):
 class Probes:
     """The keeps that are listened to, and those that have shown that they are ready."""
 
-    def __init__(self, tasks: Group, keeps: Keeps, output: Output, wake: Callable[[], None]) -> None:
+    def __init__(self, tasks: Group, keeps: Keeps, output: Output, wake: Callable[[str], None]) -> None:
         self._tasks, self._keeps, self._output, self._wake = tasks, keeps, output, wake
         self._listening: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._heard: set[tuple[int, str]] = set()
@@ -44,18 +44,19 @@ class Probes:
 
     def listen(self, wanted: Iterable[tuple[Seen, str]]) -> None:
         """Listens to these keeps for these texts, and to no others any more."""
-        asked = {(keep.kuuid, text) for keep, text in wanted}
+        names = {(keep.kuuid, text): keep.name for keep, text in wanted}
+        asked = names.keys()
         for one in self._listening.keys() - asked:
             self._listening.pop(one).cancel()
         self._heard &= asked
         for one in asked - self._listening.keys() - self._heard:
-            self._listening[one] = self._tasks.start(self._listen(*one), name=f"probe {one[0]}")
+            self._listening[one] = self._tasks.start(self._listen(names[one], *one), name=f"probe {one[0]}")
 
     def close(self) -> None:
         """Listens no more."""
         self.listen(())
 
-    async def _listen(self, kuuid: int, text: str) -> None:
+    async def _listen(self, name: str, kuuid: int, text: str) -> None:
         async def look(said: tuple[LogLine, ...] | KeepInfo) -> None:
             if not isinstance(said, KeepInfo) and any(text in line.text for line in said):
                 raise _HeardError
@@ -66,6 +67,6 @@ class Probes:
         except _HeardError:
             self._heard.add((kuuid, text))
             LOG.info("%s: has said that it is ready", unit_name(kuuid))
-            self._wake()
+            self._wake(name)
         except KeepfleetError as error:  # it is not ready by that, and says so
             LOG.warning("%s: cannot be listened to: %s", unit_name(kuuid), error.message)

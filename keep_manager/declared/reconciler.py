@@ -1,8 +1,7 @@
 """Makes the host's keeps those that are declared: decides whenever something changed, and does what was decided.
 
-What it knows of keeps it reads from the view, which is rebuilt from units at each start of a manager. In its own memory
-are the specifications, as they are on disk, and how often a keep could not be made. One task at a time works for a
-name; it is woken by changes of the view and of specifications, and by the moment a pause is over.
+What it knows of keeps it reads from the view, which is rebuilt from units at each start of a manager; what is wanted is
+in the catalogue, as it is on disk. In its own memory is only how often a keep could not be made.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol
 
+from keep_manager.declared.catalogue import Catalogue
 from keep_manager.declared.decision import (
     Action,
     Create,
@@ -32,15 +32,17 @@ from keep_manager.declared.decision import (
 )
 from keep_manager.declared.probes import Probes
 from keep_manager.declared.requests import caller_of, request_for
+from keep_manager.declared.rounds import Rounds
 from keep_manager.declared.seen import seen_of
 from keep_manager.declared.specification import Specification
-from keep_manager.declared.specifications import Specifications, Unreadable
+from keep_manager.declared.specifications import Unreadable
+from keep_manager.declared.standings import Standings
 from keep_manager.declared.volumes import Volumes
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import logs
 from keep_manager.keeps.logs import Output
 from keep_manager.keeps.view import Entry
-from keep_manager.model import Caller, StoredModule, exhaustion_explained
+from keep_manager.model import Caller, exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol.api import NewKeep
 from keep_protocol.declared import DeclaredState
@@ -73,16 +75,6 @@ class Keeps(logs.Keeps, Protocol):
 
     async def remove(self, kuuid: int, caller: Caller) -> None:
         """Ends a keep."""
-
-
-class Modules(Protocol):
-    """What it needs of the module store; the methods block. Both raise KeepfleetError alone."""
-
-    def take(self, wanted: str) -> StoredModule:
-        """What a reference means now."""
-
-    def declared(self, digests: Iterable[str]) -> None:
-        """Specifications name these modules and no others."""
 
 
 class JobsOf(Protocol):
@@ -127,192 +119,152 @@ class _Trouble:
 
 
 class Reconciler:
-    """The declared keeps of one manager."""
+    """Has the declared keeps of one manager be there. check_use: raises KeepfleetError where a secret that a
+    specification names is not to be had."""
 
     def __init__(
         self,
         tasks: Group,
         keeps: Keeps,
         entries: Callable[[], Iterable[Entry]],
-        files: Specifications,
-        modules: Modules,
+        declared: Catalogue,
         volumes: Volumes,
         output: Output,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tasks, self._keeps, self._entries, self._files = tasks, keeps, entries, files
-        self._modules, self._volumes, self._clock = modules, volumes, clock
-        self.specifications: dict[str, Specification | Unreadable] = {}
+        self._keeps, self._entries, self._volumes, self._clock = keeps, entries, volumes, clock
+        self.declared = declared
         self.jobs: JobsOf = NoJobs()
         self.check_use: Callable[[Specification], None] = lambda _: None
-        """Raises KeepfleetError where a secret that a specification names is not to be had."""
-        self.changing = asyncio.Lock()
-        """Held by who writes specifications: reading, deciding and writing are one step."""
-        self._used: dict[str, set[str]] = {}
-        self._proven: dict[str, list[str]] = {}
-        """Of each name the digests of versions that have been ready, the latest first, as the history has them."""
-        self._standings: dict[str, Standing] = {}
+        self.standings = Standings()
         self._troubles: dict[str, _Trouble] = {}
-        self._busy: set[str] = set()
+        self._asked: dict[str, list[tuple[Seen, str]]] = {}
         self._no_way_back: set[str] = set()
         self._went_back: set[str] = set()
-        self._woken = asyncio.Event()
-        self._probes = Probes(tasks, keeps, output, self._woken.set)
-        self._said: asyncio.Future[None] | None = None
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._rounds = Rounds(tasks, self._round, "declared", clock)
+        self._probes = Probes(tasks, keeps, output, self._rounds.wake)
 
     def __repr__(self) -> str:
-        return f"Reconciler({len(self.specifications)} declared, {len(self._busy)} under way)"
+        return f"Reconciler({self.declared!r}, {self._rounds!r})"
 
     async def open(self) -> None:
         """Reads what is declared. Raises KeepfleetError."""
-        await asyncio.to_thread(self._files.open)
         try:
             await asyncio.to_thread(self._volumes.open)
         except KeepfleetError as error:  # which each keep that has one will say, and no other
             LOG.error("no keep gets a volume: %s", error.message)
-        self.specifications = await asyncio.to_thread(self._files.load)
-        for name, found in self.specifications.items():
-            if isinstance(found, Unreadable):
-                LOG.error("declared keep %s is left as it is: %s", name, found.why.message)
-            await self._count_use(name)
-        await self._declare_uses()
-        if self.specifications:
-            LOG.info("%d keeps are declared", len(self.specifications))
+        await self.declared.open()
 
     def keep_changed(self, spec: KeepSpec | None) -> None:
         """A keep is another than before."""
         if spec is not None and spec.declared is not None:
-            self._woken.set()
-            self.jobs.wake()
+            self._rounds.wake(spec.name)
+            if is_job(self.declared.specifications.get(spec.name)):
+                self.jobs.wake()
 
     def standing(self, name: str) -> Standing:
         """How a declared keep is."""
-        found = self.specifications.get(name)
+        found = self.declared.specifications.get(name)
         if isinstance(found, Unreadable):
             return Standing(DeclaredState.UNREADABLE, found.why.message)
         if found is not None and found.job.schedule:
             return self.jobs.standing(name)
-        return self._standings.get(name, Standing(DeclaredState.STARTING))
+        return self.standings.get(name)
 
     async def write(self, specification: Specification, before: Specification | None) -> None:
-        """Has it be what is wanted; `changing` is held. On disk when this returns. Raises KeepfleetError."""
-        await asyncio.to_thread(self._files.write, specification, before)
-        self.specifications[specification.name] = specification
-        self._no_way_back.discard(specification.name)
-        self._went_back.discard(specification.name)
-        self._standings.pop(specification.name, None)  # it was that of what is wanted no more
-        self.retry(specification.name)
-        self.jobs.changed(specification.name)
-        await self._count_use(specification.name)
-        await self._declare_uses()
+        """Has it be what is wanted; `declared.changing` is held. On disk when this returns. Raises KeepfleetError."""
+        name = specification.name
+        await self.declared.write(specification, before)
+        self._no_way_back.discard(name)
+        self._went_back.discard(name)
+        self.standings.forget(name)  # it was that of what is wanted no more
+        self.retry(name)
+        self.jobs.changed(name)
+        await self.declared.uses_changed(name)
 
     async def forget(self, name: str) -> None:
-        """Has it be declared no more; `changing` is held. On disk when this returns. Raises KeepfleetError."""
+        """Has it be declared no more; `declared.changing` is held. On disk when this returns. Raises KeepfleetError."""
         await self.jobs.forget(name)
-        await asyncio.to_thread(self._files.remove, name)
-        self.specifications.pop(name, None)
+        await self.declared.remove(name)
         self.jobs.changed(name)
-        self._standings.pop(name, None)
-        self._used.pop(name, None)
-        self._proven.pop(name, None)
+        self.standings.forget(name)
         self.retry(name)
-        await self._declare_uses()
-
-    def readable(self) -> list[Specification]:
-        """Every specification that can be read."""
-        return [each for each in self.specifications.values() if isinstance(each, Specification)]
+        await self.declared.uses_changed(name)
 
     def retry(self, name: str) -> None:
         """Tries immediately again what could not be done for the name."""
         self._troubles.pop(name, None)
         if self.standing(name).state is DeclaredState.UNMET:
-            self._standings.pop(name, None)
-        self._woken.set()
+            self.standings.forget(name)
+        self._rounds.wake(name)
         self.jobs.wake()
-        self.speak()
-
-    async def said(self) -> None:
-        """Returns when it was next said how a declared keep is."""
-        if self._said is None:
-            self._said = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._said)
-
-    def speak(self) -> None:
-        """How a declared keep is may be another than before: those hear it who wait for that."""
-        if self._said is not None:
-            self._said.set_result(None)
-            self._said = None
-
-    async def history(self, name: str) -> list[Specification]:
-        """What was wanted before, the latest first. Raises KeepfleetError."""
-        return await asyncio.to_thread(self._files.history, name)
+        self.standings.speak()
 
     async def run(self) -> None:
         """Goes on until it is cancelled."""
-        if (running := asyncio.current_task()) is not None:
-            self._under_way.add(running)
-        while True:
-            self._woken.clear()
-            until = self._round()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if until is None else max(until - self._clock(), 0.0)):
-                    await self._woken.wait()
+        await self._rounds.run()
 
     async def close(self) -> None:
         """Begins nothing any more, and ends what is under way while its rollback still has a group to run in."""
         self._probes.close()
-        under_way = set(self._under_way)
-        for task in under_way:
-            task.cancel()
-        if under_way:
-            await asyncio.wait(under_way)
+        await self._rounds.close()
 
-    def _round(self) -> float | None:
-        """Decides, and begins what follows; until when there is nothing else to do, None for ever."""
+    def _round(self, names: frozenset[str] | None) -> dict[str, float]:
+        """Decides for these names, or all, and begins what follows; until when there is nothing else to do for each."""
         now = self._clock()
-        seen = self._listened([keep for keep in (seen_of(entry, now) for entry in self._entries()) if keep is not None])
-        held = {name for name, each in self.specifications.items() if isinstance(each, Unreadable)} | self._busy
-        held |= {name for name, each in self.specifications.items() if is_job(each)}
+        held = {name for name, each in self._found(names) if isinstance(each, Unreadable) or is_job(each)}
+        held |= self._rounds.busy
+        seen = [keep for keep in self._listened(names, list(self._seen(names, now))) if keep.name not in held]
         wanted = [
             self._wanted(each)
-            for name, each in self.specifications.items()
+            for name, each in self._found(names)
             if isinstance(each, Specification) and name not in held
         ]
         failures = {name: trouble.failure for name, trouble in self._troubles.items()}
-        decision = decide(wanted, (keep for keep in seen if keep.name not in held), now, failures, held)
-        self._say(decision.standings)
+        decision = decide(wanted, seen, now, failures, held)
+        self.standings.put(decision.standings)
         work: dict[str, list[Action]] = {}
-        until: float | None = None
+        waits: dict[str, float] = {}
         for action in decision.actions:
             if isinstance(action, Wait):
-                until = action.until if until is None else min(until, action.until)
+                waits[action.name] = min(action.until, waits.get(action.name, action.until))
                 continue
             trouble = self._troubles.get(action.name)
             if trouble is not None and trouble.failure.digest == "" and trouble.failure.until > now:
-                until = trouble.failure.until if until is None else min(until, trouble.failure.until)
+                waits[action.name] = trouble.failure.until
                 continue  # something else than making a keep failed: it has its pause, too
             work.setdefault(action.name, []).append(action)
         for name, actions in work.items():
-            self._busy.add(name)
-            task = self._tasks.start(self._work(name, actions), name=f"declared {name}")
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-        return until
+            self._rounds.begin(name, self._work(name, actions))
+        return waits
 
-    def _listened(self, seen: Sequence[Seen]) -> list[Seen]:
+    def _found(self, names: frozenset[str] | None) -> list[tuple[str, Specification | Unreadable]]:
+        """What is declared by these names."""
+        found = self.declared.specifications
+        return list(found.items()) if names is None else [(name, found[name]) for name in names if name in found]
+
+    def _seen(self, names: frozenset[str] | None, now: float) -> Iterator[Seen]:
+        """The keeps that were made for these names."""
+        for entry in self._entries():
+            if names is None or (entry.spec is not None and entry.spec.name in names):
+                keep = seen_of(entry, now)
+                if keep is not None:
+                    yield keep
+
+    def _listened(self, names: frozenset[str] | None, seen: Sequence[Seen]) -> list[Seen]:
         """Listens to those that are to show that they are ready; the same keeps, with what was heard."""
+        for name in list(self._asked) if names is None else names:
+            self._asked.pop(name, None)
         found: list[Seen] = []
-        asked: list[tuple[Seen, str]] = []
         for keep in seen:
-            wanted = self.specifications.get(keep.name)
-            probe = wanted.job.probe if isinstance(wanted, Specification) and not wanted.header.proven else None
+            wanted = self.declared.get(keep.name)
+            probe = wanted.job.probe if wanted is not None and not wanted.header.proven else None
             if probe is None or keep.life not in (Life.RUNNING, Life.DONE, Life.FAILED):
                 found.append(keep)
                 continue
-            asked.append((keep, probe.output))
+            self._asked.setdefault(keep.name, []).append((keep, probe.output))
             found.append(replace(keep, probed=self._probes.heard(keep.kuuid, probe.output)))
-        self._probes.listen(asked)
+        self._probes.listen(chain.from_iterable(self._asked.values()))
         return found
 
     def _wanted(self, each: Specification) -> Wanted:
@@ -329,19 +281,9 @@ class Reconciler:
             job.volume is not None,
             None if job.probe is None else job.probe.seconds,
             header.proven,
-            next((digest for digest in self._proven.get(each.name, ()) if digest != each.digest), ""),
+            self.declared.proven_before(each),
             each.name in self._went_back,
         )
-
-    def _say(self, standings: Mapping[str, Standing]) -> None:
-        for name, standing in standings.items():
-            before = self._standings.get(name)
-            self._standings[name] = standing
-            if before is None or (before.state, before.text) != (standing.state, standing.text):
-                why = f": {standing.text}" if standing.text else ""
-                level = logging.WARNING if standing.state is DeclaredState.UNMET else logging.INFO
-                LOG.log(level, "declared keep %s is %s%s", name, standing.state.value, why)
-        self.speak()
 
     async def _work(self, name: str, actions: Sequence[Action]) -> None:
         """Does what was decided for one name. What fails has a pause, and is decided again then."""
@@ -355,24 +297,26 @@ class Reconciler:
                     elif isinstance(action, RollBack):
                         await self._roll_back(action)
                     elif isinstance(action, Prove):
-                        await self._prove(action)
+                        await self.declared.prove(action.name, action.digest)
+                        reach(Failpoint.RECONCILE_AFTER_PROVE)
         except KeepfleetError as error:
             self._failed(name, "", error)
-        finally:
-            self._busy.discard(name)
-            self._woken.set()
 
     async def _create(self, action: Create) -> None:
-        wanted = self.specifications.get(action.name)
-        if not isinstance(wanted, Specification):
+        wanted = self.declared.get(action.name)
+        if wanted is None:
             return
         try:
             if not wanted.header.module:
-                await self._pin(wanted)
+                await self.pin(wanted)
                 return
             digest = wanted.digest
             declared = Declaration(wanted.header.version, digest, action.attempt)
-            await self.prepare(wanted)
+            try:
+                await self.prepare(wanted)
+            except KeepfleetError as error:
+                self._failed(action.name, digest, error, own=error.kind in (ErrorKind.NO_SPACE, ErrorKind.TOO_MANY))
+                return
             reach(Failpoint.RECONCILE_BEFORE_CREATE)
             made = await self._keeps.create(request_for(wanted), caller_of(wanted), declared=declared)
         except KeepfleetError as error:
@@ -391,17 +335,15 @@ class Reconciler:
                 owner = wanted.header.owner
                 await asyncio.to_thread(self._volumes.ensure, volume.name, owner, volume.size, volume.inodes)
 
-    async def pinned(self, wanted: Specification) -> None:
-        """Has the specification say what its module's reference means, where it does not yet. Raises KeepfleetError."""
-        if not wanted.header.module:
-            await self._pin(wanted)
-
-    async def _pin(self, wanted: Specification) -> None:
-        """Finds out what the reference means, which from then on is what the specification means."""
-        found = await asyncio.to_thread(self._modules.take, wanted.job.module)
-        async with self.changing:
-            if self.specifications.get(wanted.name) == wanted:
-                await self.write(wanted.changed(module=found.digest), None)
+    async def pin(self, wanted: Specification) -> None:
+        """Has the specification say what its module's reference means, where it does not yet: from then on it means
+        that. Raises KeepfleetError."""
+        if wanted.header.module:
+            return
+        digest = await self.declared.meaning(wanted.job.module)
+        async with self.declared.changing:
+            if self.declared.get(wanted.name) == wanted:
+                await self.write(wanted.changed(module=digest), None)
 
     async def _remove(self, action: Remove) -> None:
         who = f"the manager: declared keep {action.name}: {action.why}"
@@ -413,11 +355,12 @@ class Reconciler:
         reach(Failpoint.RECONCILE_AFTER_REMOVE)
 
     async def _roll_back(self, action: RollBack) -> None:
-        async with self.changing:
-            wanted = self.specifications.get(action.name)
-            if not isinstance(wanted, Specification):
+        async with self.declared.changing:
+            wanted = self.declared.get(action.name)
+            if wanted is None:
                 return
-            before = next((each for each in await self.history(action.name) if each.digest == action.to), None)
+            history = await self.declared.history(action.name)
+            before = next((each for each in history if each.digest == action.to), None)
             if before is None:
                 self._no_way_back.add(action.name)
                 LOG.warning("declared keep %s: cannot go back: its history has gone", action.name)
@@ -430,38 +373,14 @@ class Reconciler:
         reach(Failpoint.RECONCILE_AFTER_ROLL_BACK)
         LOG.warning("declared keep %s: %s", action.name, note)
 
-    async def _prove(self, action: Prove) -> None:
-        """Writes down that what is wanted has been ready: a replacement that is not goes back to it."""
-        async with self.changing:
-            wanted = self.specifications.get(action.name)
-            if isinstance(wanted, Specification) and wanted.digest == action.digest:
-                proven = wanted.changed(proven=True)
-                await asyncio.to_thread(self._files.write, proven)
-                self.specifications[action.name] = proven
-        reach(Failpoint.RECONCILE_AFTER_PROVE)
-
-    def _failed(self, name: str, digest: str, error: KeepfleetError) -> None:
+    def _failed(self, name: str, digest: str, error: KeepfleetError, *, own: bool = False) -> None:
+        """own: it is the specification's fault whatever the error's kind: the volume that it asks for is too large."""
         before = self._troubles.get(name)
         times = 1 + (before.times if before is not None and before.failure.digest == digest else 0)
         until = self._clock() + pause(times, hash(name))
-        self._troubles[name] = _Trouble(times, Failure(digest, error.message, until, error.kind in _OWN_FAULTS))
+        self._troubles[name] = _Trouble(times, Failure(digest, error.message, until, own or error.kind in _OWN_FAULTS))
         if not digest:
             LOG.warning("declared keep %s, trying again: %s", name, error.message)
-
-    async def _count_use(self, name: str) -> None:
-        """Notes what the name's specification and those before it need of the store."""
-        found = self.specifications.get(name)
-        each = [found] if isinstance(found, Specification) else []
-        with suppress(KeepfleetError):  # what cannot be read cannot be gone back to
-            each += await self.history(name)
-        self._used[name] = {one.header.module for one in each if one.header.module}
-        self._proven[name] = [one.digest for one in each if one.header.proven]
-
-    async def _declare_uses(self) -> None:
-        try:
-            await asyncio.to_thread(self._modules.declared, set().union(*self._used.values()))
-        except KeepfleetError as error:
-            LOG.warning("what is declared can be collected in the store: %s", error.message)
 
 
 def manager_as(who: str) -> Caller:
@@ -469,6 +388,6 @@ def manager_as(who: str) -> Caller:
     return Caller(who, Role.OPERATOR, "", who)
 
 
-def is_job(found: Specification | Unreadable) -> bool:
+def is_job(found: Specification | Unreadable | None) -> bool:
     """Whether it is run by a schedule, and not for good."""
     return isinstance(found, Specification) and bool(found.job.schedule)

@@ -2,7 +2,11 @@
 
     secrets/NAME.cred    the value, encrypted by systemd-creds(1) with the host's key
     secrets/NAME.plain   the value as it is, where the host has no systemd-creds, or the manager is a user's own
-    secrets/NAME.json    whose it is: written before the first value, and never again
+    secrets/NAME.json    whose it is, written before the first value; and of values as they are the digests
+
+The record has a digest of itself: a bit that was changed makes a secret nobody's, and never another's. An encrypted
+value has one of systemd's; one that lies as it is must have one of those in the record, which is written before it with
+that of the value before.
 
 systemd opens a keep's when it starts the unit (LoadCredential=, LoadCredentialEncrypted=): only the name stands in a
 specification, and the path in a unit. This process has a value while it is set, and never again.
@@ -11,8 +15,10 @@ specification, and the path in a unit. This process has a value while it is set,
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from keep_manager.declared.kept import Kept
@@ -21,7 +27,7 @@ from keep_manager.failpoints import Failpoint, reach
 from keep_manager.model import Caller
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Record, field, parse
+from keep_protocol.fields import Items, Record, Text, field, parse
 from keep_protocol.secrets import MAX_VALUE_BYTES, Secret, check_secret_name
 from keep_protocol.spec import OWNER
 from module_store.disk import Disk
@@ -43,8 +49,12 @@ class Sealer(Protocol):
         """The value encrypted, as systemd decrypts it for the credential `name` alone."""
 
 
+_DIGEST = Text(64, "[0-9a-f]{64}", "64 hexadecimal digits")
+
+
 class _Metadata(Record):
     owner: str = field(OWNER)
+    values: tuple[str, ...] = field(Items(_DIGEST, 2), default=())
 
 
 class Secrets:
@@ -152,8 +162,8 @@ class Secrets:
         found: dict[str, tuple[str, bool]] = {}
         for name in names:
             sealed = self._files.written_at(name + ENCRYPTED) is not None
-            if not sealed and self._files.written_at(name + PLAIN) is None:
-                raise not_there(name)
+            if not sealed:
+                self._plain(name)
             found[name] = (f"{self._files.directory}/{name}{ENCRYPTED if sealed else PLAIN}", sealed)
         return found
 
@@ -165,30 +175,68 @@ class Secrets:
                 why = f"{wanted.header.owner} has none of that name; run: keepctl secret set {name}"
                 raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot give {wanted.name} the secret {name}: {why}")
 
+    def _plain(self, name: str) -> bytes:
+        """The value that lies as it is. Raises KeepfleetError where there is none, or none that was set."""
+        value = self._files.read(name + PLAIN, MAX_VALUE_BYTES)
+        if value is None:
+            raise not_there(name)
+        known = self._metadata(name).values
+        if known and hashlib.sha256(value).hexdigest() not in known:  # the first versions noted none
+            why = "its file is damaged, or was changed since it was set; set it again"
+            raise KeepfleetError(ErrorKind.CONFLICT, f"cannot use the secret {name}: {why}")
+        return value
+
     def _count(self, owner: str) -> int:
         return sum(each == owner for each in self._owners.values())
 
     def _owner_in(self, name: str) -> str:
         try:
-            data = self._files.read(name + METADATA, MAX_METADATA) or b""
-            value = strict_json.loads_object(data, MAX_METADATA, f"whose the secret {name} is")
-            if value.pop("schema", None) != SCHEMA:
-                raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot read whose the secret {name} is: another schema")
-            return parse(_Metadata, value, f"whose the secret {name} is", strict=True).owner
+            return self._metadata(name).owner
         except KeepfleetError as error:
             LOG.error("%s; only operators may touch it, and no keep gets it", error.message)
             return ""
 
+    def _metadata(self, name: str) -> _Metadata:
+        what = f"whose the secret {name} is"
+        value = strict_json.loads_object(self._files.read(name + METADATA, MAX_METADATA) or b"", MAX_METADATA, what)
+        if value.pop("schema", None) != SCHEMA:
+            raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot read {what}: another schema")
+        digest = value.pop("digest", None)
+        found = parse(_Metadata, value, what, strict=True)
+        if digest not in (None, _digest(found)):  # the first versions wrote none
+            raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {what}: its record is damaged, or was changed")
+        return found
+
     def _write(self, name: str, data: bytes, *, sealed: bool, owner: str) -> None:
-        if self._files.written_at(name + METADATA) is None or name not in self._owners:
-            self._files.remove(
-                name + ENCRYPTED, name + PLAIN
-            )  # of a removal that was broken off: it is not the owner's
-            self._files.write(name + METADATA, strict_json.dumps({"schema": SCHEMA, "owner": owner}))
+        known = name in self._owners
+        if self._files.written_at(name + METADATA) is None or not known:
+            known = False  # what lies there is of a removal that was broken off, and not the owner's
+            self._files.remove(name + ENCRYPTED, name + PLAIN)
+        owner = self._owners.get(name, owner)
+        if owner and not (known and sealed):
+            self._write_metadata(name, _Metadata(owner, () if sealed else self._digests(name, data)))
         reach(Failpoint.CREDENTIAL_AFTER_OWNER)
         self._files.write(name + (ENCRYPTED if sealed else PLAIN), data)
         reach(Failpoint.CREDENTIAL_AFTER_VALUE)
+        was_plain = sealed and self._files.there(name + PLAIN)
         self._files.remove(name + (PLAIN if sealed else ENCRYPTED))  # of before the host encrypted, or did no more
+        if owner and was_plain:
+            self._write_metadata(name, _Metadata(owner))  # by its digest a short value could be guessed
+
+    def _digests(self, name: str, data: bytes) -> tuple[str, ...]:
+        """Of the values that may be found from now on: that one, and the one before until it is replaced."""
+        found = [hashlib.sha256(data).hexdigest()]
+        with suppress(KeepfleetError):  # none, or one that is given to no keep
+            found.append(hashlib.sha256(self._plain(name)).hexdigest())
+        return tuple(found)
+
+    def _write_metadata(self, name: str, metadata: _Metadata) -> None:
+        value = {"schema": SCHEMA, **metadata.to_wire(), "digest": _digest(metadata)}
+        self._files.write(name + METADATA, strict_json.dumps(value))
+
+
+def _digest(metadata: _Metadata) -> str:
+    return hashlib.sha256(strict_json.dumps(metadata.to_wire())).hexdigest()
 
 
 def not_there(name: str) -> KeepfleetError:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from keep_manager.declared.specification import MAX_FILE, Specification, decode, encode
 from keep_manager.failpoints import Failpoint, reach
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained
+from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained
 
 HISTORY = 10
 """Versions before the one that is wanted; a person goes back by one or two."""
@@ -59,7 +59,7 @@ class Specifications:
     def open(self) -> None:
         """Makes the directories where they are not there. Raises KeepfleetError."""
         with explained(f"keep specifications in {self._directory}"):
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            ensure_folder(self._disk, self._directory)
             with self._base() as base, suppress(FileExistsError):
                 self._disk.make_directory(base, _HISTORY)
                 self._disk.sync(base)

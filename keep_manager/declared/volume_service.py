@@ -30,7 +30,7 @@ class DeclaredVolumes:
 
     async def remove(self, name: str) -> None:
         """Removes one and all that is in it; CONFLICT while a declared keep names it, or a keep has it still."""
-        async with self._reconciler.changing, self._volumes.lock:
+        async with self._reconciler.declared.changing, self._volumes.lock:
             users = (await self.find(name)).declared
             if users:
                 why = f"declared keep {users[0]} has it; run: keepctl delete {users[0]}"
@@ -42,7 +42,7 @@ class DeclaredVolumes:
         it."""
         named = (
             name
-            for name, each in sorted(self._reconciler.specifications.items())
+            for name, each in sorted(self._reconciler.declared.specifications.items())
             if isinstance(each, Specification)
             and each.job.volume is not None
             and (each.job.volume.name, each.header.owner) == (volume.name, volume.owner)

@@ -4,15 +4,18 @@
     volumes/NAME/volume.json   whose it is, and how large
 
 A folder is made next to its place, filled, synced and renamed, and removed the other way round: of a manager that was
-killed there is a whole volume or none. Here files are made; the grants helper mounts them (keep_grants/volumes.py), and
-locks the image for as long as a keep has it. Methods but `Volumes.lock` are for threads.
+killed there is a whole volume or none. One that grows does so in a copy of its image, which then takes its place: there
+is the old one or the new one, and its record may say the smaller size until the larger one is asked for again.
+
+Here files are made; the grants helper mounts them (keep_grants/volumes.py), and locks the image for as long as a keep
+has it. Methods but `Volumes.lock` are for threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -22,38 +25,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from keep_manager.declared.images import format_image
+from keep_manager.declared.images import format_image, grow_image, inodes_of
+from keep_manager.declared.volume_record import MAX_RECORD, Stored, decode, encode
 from keep_manager.failpoints import Failpoint, reach
-from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Record, Seconds, Text, Whole, field, parse
-from keep_protocol.volumes import INODES, NAME_PATTERN, SIZES, Volume
-from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained
+from keep_protocol.volumes import INODES, NAME_PATTERN, SIZES, Volume, usual_inodes
+from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained
 
 IMAGE, RECORD = "image", "volume.json"
-SCHEMA = 1
-MAX_RECORD = 4096
 MAX_VOLUMES = 2000
 """As many as there may be declared keeps."""
 _NAME = re.compile(NAME_PATTERN)
 _NEW, _GONE = ".new-", ".gone-"
+_NEW_FILE = ".new"
+COPY_BYTES = 1 << 26
+"""Copied by one call: it cannot be interrupted meanwhile."""
 _PRIVATE = 0o077
 
 
-class _Stored(Record):
-    """What volume.json says."""
-
-    owner: str = field(Text(128))
-    size_bytes: int = field(Whole(*SIZES))
-    inodes: int = field(Whole(*INODES))
-    created_at: float = field(Seconds())
-
-
 class Volumes:
-    """The volumes in `directory`. allowed: how many bytes the volumes of an owner may have together."""
+    """The volumes in `directory`. allowed: how many bytes the volumes of an owner may have together; mounts: whether
+    this manager's keeps can have any, which a user's own cannot."""
 
-    def __init__(self, directory: str, allowed: Callable[[str], int], disk: Disk | None = None) -> None:
-        self._directory, self._allowed, self._disk = directory, allowed, disk or Disk()
+    def __init__(
+        self, directory: str, allowed: Callable[[str], int], disk: Disk | None = None, *, mounts: bool = True
+    ) -> None:
+        self._directory, self._allowed, self._disk, self._mounts = directory, allowed, disk or Disk(), mounts
         self._looking = threading.Lock()  # a look locks images, too
         self.lock = asyncio.Lock()
         """Held by who makes or removes one."""
@@ -65,7 +62,7 @@ class Volumes:
         """Makes the directory, and removes what a manager that was killed had half made or half removed. Raises
         KeepfleetError."""
         with explained(f"keep volumes in {self._directory}"):
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            ensure_folder(self._disk, self._directory)
             with self._base() as base:
                 for name in os.listdir(base):
                     if name.startswith((_NEW, _GONE)):
@@ -84,20 +81,29 @@ class Volumes:
             return self._look(base, name)
 
     def ensure(self, name: str, owner: str, size: int, inodes: int) -> None:
-        """Has there be such a volume of `owner`'s; `lock` is held. Raises KeepfleetError: FORBIDDEN for another's,
-        BAD_REQUEST for one of another size, TOO_MANY, NO_SPACE, UNSUPPORTED where the host cannot make it."""
+        """Has there be a volume of `owner`'s of at least that size; `lock` is held. Raises KeepfleetError: FORBIDDEN
+        for another's, BAD_REQUEST for inodes that it cannot have, CONFLICT for one that is to grow and that a keep has,
+        TOO_MANY, NO_SPACE, UNSUPPORTED where the host cannot make it."""
+        if not self._mounts:
+            why = "no user may mount a file system; declare it to the system's manager"
+            raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot have volume {name}: {why}")
         with explained(f"make volume {name}"), self._base() as base:
             names = self._names(base)
-            if name in names:
-                self._check(name, self._stored(base, name), _Stored(owner, size, inodes, 0.0))
+            there = self._stored(base, name) if name in names else None
+            wanted = Stored(owner, size, inodes, round(time.time(), 3))
+            if there is not None and not self._grows(name, there, wanted):
                 return
-            mine = [found for found in map(self._known(base), names) if found is not None and found.owner == owner]
-            total, allowed = sum(each.size_bytes for each in mine) + size, self._allowed(owner)
-            if total > allowed or len(names) >= MAX_VOLUMES:
+            others = [found for found in map(self._known(base), names) if found is not None and found.owner == owner]
+            total = size + sum(each.size_bytes for each in others) - (there.size_bytes if there is not None else 0)
+            allowed = self._allowed(owner)
+            if total > allowed or (there is None and len(names) >= MAX_VOLUMES):
                 why = f"{owner} would have {total} bytes in volumes, and the quota volume_bytes is {allowed}"
                 why = why if total > allowed else f"there are {len(names)} already"
                 raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make volume {name}: {why}")
-            self._make(base, name, _Stored(owner, size, inodes, round(time.time(), 3)))
+            if there is None:
+                self._make(base, name, wanted)
+            else:
+                self._grow(base, name, there, wanted)
 
     def remove(self, name: str) -> None:
         """Removes one and all that is in it; `lock` is held. Raises KeepfleetError: NOT_FOUND, CONFLICT while a keep
@@ -117,7 +123,7 @@ class Volumes:
             reach(Failpoint.VOLUME_AFTER_GONE)
             self._discard(base, _GONE + name)
 
-    def _make(self, base: int, name: str, stored: _Stored) -> None:
+    def _make(self, base: int, name: str, stored: Stored) -> None:
         new = _NEW + name
         self._discard(base, new)
         try:
@@ -133,7 +139,7 @@ class Volumes:
                     os.close(image)
                 record = self._disk.create(folder, RECORD)
                 try:
-                    self._disk.write(record, _encoded(stored))
+                    self._disk.write(record, encode(stored))
                     self._disk.sync(record)
                 finally:
                     os.close(record)
@@ -146,6 +152,40 @@ class Volumes:
             with suppress(OSError):  # the next start does it
                 self._discard(base, new)
             raise
+
+    def _grow(self, base: int, name: str, there: Stored, wanted: Stored) -> None:
+        """Has a larger copy of its image take the image's place, and then its record say so."""
+        with self._folder(base, name) as folder, ExitStack() as held:
+            image = os.open(IMAGE, OPEN_FILE, dir_fd=folder)
+            held.callback(os.close, image)
+            if _locked(image):  # else it is ours until we close it
+                raise KeepfleetError(ErrorKind.CONFLICT, f"cannot have volume {name} grow: a keep has it")
+            if os.fstat(image).st_size < wanted.size_bytes:  # else a manager was killed before the record said so
+                self._remove_leftover(folder, IMAGE + _NEW_FILE)
+                held.callback(self._remove_leftover, folder, IMAGE + _NEW_FILE)
+                larger = self._disk.create(folder, IMAGE + _NEW_FILE)
+                held.callback(os.close, larger)
+                self._disk.reserve(larger, wanted.size_bytes)
+                _copied(image, larger)
+                reach(Failpoint.VOLUME_AFTER_COPY)
+                grow_image(f"{self._directory}/{name}/{IMAGE}{_NEW_FILE}", wanted.size_bytes)
+                _check_inodes(name, inodes_of(larger), wanted)
+                self._disk.sync(larger)
+                self._disk.rename(folder, IMAGE + _NEW_FILE, folder, IMAGE)
+                self._disk.sync(folder)
+                reach(Failpoint.VOLUME_AFTER_GROWTH)
+            grown = there.replace(size_bytes=wanted.size_bytes, inodes=max(there.inodes, _inodes_in(folder)))
+            self._remove_leftover(folder, RECORD + _NEW_FILE)
+            record = self._disk.create(folder, RECORD + _NEW_FILE)
+            held.callback(os.close, record)
+            self._disk.write(record, encode(grown))
+            self._disk.sync(record)
+            self._disk.rename(folder, RECORD + _NEW_FILE, folder, RECORD)
+            self._disk.sync(folder)
+
+    def _remove_leftover(self, folder: int, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._disk.remove(folder, name)
 
     def _discard(self, base: int, name: str) -> None:
         """Removes a folder that is no volume, where there is one; a link there, and not what it points to."""
@@ -177,15 +217,15 @@ class Volumes:
         except (FileNotFoundError, KeepfleetError):
             return None
 
-    def _known(self, base: int) -> Callable[[str], _Stored | None]:
-        def known(name: str) -> _Stored | None:
+    def _known(self, base: int) -> Callable[[str], Stored | None]:
+        def known(name: str) -> Stored | None:
             with suppress(KeepfleetError, OSError):
                 return self._stored(base, name)
             return None
 
         return known
 
-    def _stored(self, base: int, name: str) -> _Stored:
+    def _stored(self, base: int, name: str) -> Stored:
         """What its record says. Raises OSError, KeepfleetError for one that is damaged, or not the manager's alone."""
         with self._folder(base, name) as folder:
             status = os.fstat(folder)
@@ -194,26 +234,17 @@ class Volumes:
                 raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot use volume {name}: {whose}, not the manager's alone")
             with open(os.open(RECORD, OPEN_FILE, dir_fd=folder), "rb") as file:
                 data = file.read(MAX_RECORD + 1)
-        value = strict_json.loads_object(data, MAX_RECORD, f"the record of volume {name}")
-        if value.pop("schema", None) != SCHEMA:
-            raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot use volume {name}: its schema is not {SCHEMA}")
-        digest = value.pop("digest", "")
-        stored = parse(_Stored, value, f"record of volume {name}", strict=True)
-        if digest != _digest(stored):
-            why = f"its {RECORD} is damaged, or was changed"
-            raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot use volume {name}: {why}")
-        return stored
+        return decode(name, data)
 
-    def _check(self, name: str, there: _Stored, wanted: _Stored) -> None:
+    def _grows(self, name: str, there: Stored, wanted: Stored) -> bool:
+        """Whether it is to grow; one that is larger than what is asked for is had as it is: an older version of a keep
+        finds it so. Raises KeepfleetError where it cannot be had."""
         if there.owner != wanted.owner:
             raise KeepfleetError(ErrorKind.FORBIDDEN, f"cannot have volume {name}: it is another's")
-        for word, has, asked in (
-            ("bytes", there.size_bytes, wanted.size_bytes),
-            ("inodes", there.inodes, wanted.inodes),
-        ):
-            if has != asked:
-                why = f"it has {has} {word}, and {asked} are asked for; a volume stays as it was made"
-                raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot have volume {name}: {why}")
+        if there.size_bytes < wanted.size_bytes:
+            return True
+        _check_inodes(name, there.inodes, wanted)
+        return False
 
     def _names(self, base: int) -> list[str]:
         return sorted(filter(_NAME.fullmatch, os.listdir(base)))
@@ -240,13 +271,29 @@ class Volumes:
             os.close(folder)
 
 
-def _encoded(stored: _Stored) -> bytes:
-    return strict_json.dumps({"schema": SCHEMA, **stored.to_wire(), "digest": _digest(stored)}) + b"\n"
+def _check_inodes(name: str, has: int, wanted: Stored) -> None:
+    """Raises KeepfleetError(BAD_REQUEST) where more are asked for, by more than their usual number for a size."""
+    if has < wanted.inodes and wanted.inodes != usual_inodes(wanted.size_bytes):
+        why = f"it has {has} inodes, or would, and {wanted.inodes} are asked for; they were set when it was made"
+        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot have volume {name}: {why}")
 
 
-def _digest(stored: _Stored) -> str:
-    """By which a record that a fault of the disk has changed is distinguished from another's."""
-    return hashlib.sha256(strict_json.dumps(stored.to_wire())).hexdigest()
+def _copied(source: int, target: int) -> None:
+    """Copies a whole file into another one, by its blocks where the file system can. Raises OSError."""
+    left, offset = os.fstat(source).st_size, 0
+    while left:
+        count = os.copy_file_range(source, target, min(left, COPY_BYTES), offset, offset)
+        if not count:
+            raise OSError(errno.EIO, "the image ends early")
+        left, offset = left - count, offset + count
+
+
+def _inodes_in(folder: int) -> int:
+    image = os.open(IMAGE, OPEN_FILE, dir_fd=folder)
+    try:
+        return inodes_of(image)
+    finally:
+        os.close(image)
 
 
 def no_volume(name: str) -> KeepfleetError:

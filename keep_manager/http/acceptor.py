@@ -26,9 +26,9 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.tls import HANDSHAKE_SECONDS
 
 LOG = logging.getLogger("keepfleet.http")
-ESTABLISHED = Quota(in_all=512, of_one=128)
-"""Half of the 1,024 descriptors a process has by default; the rest are for loaders and listeners. From one host a
-script with a hundred requests under way is served."""
+ESTABLISHED = Quota(in_all=1536, of_one=128)
+"""A thousand clients that follow a keep each, and others: with what each of those needs besides, a quarter of the
+descriptors that the unit file gives the manager. From one host a script with a hundred requests under way is served."""
 BACKLOG = 1024
 """What waits while the loop is busy; when it is full the kernel ignores a client, which tries again after a second."""
 ACCEPTS_AT_ONCE = 32

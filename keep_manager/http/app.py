@@ -31,6 +31,7 @@ from keep_manager.http.access import Admission, Certificates
 from keep_manager.http.connection import Connection
 from keep_manager.http.errors import legacy_body, v1_body
 from keep_manager.http.middleware import ErrorBody, Handler, Rules
+from keep_manager.http.operations import DECLARED_PATH, DOCUMENT_PATH, KEEP_PATH, SECRET_PATH, VOLUME_PATH
 from keep_manager.http.recheck import Recheck
 from keep_manager.keeps.logs import Events, Output
 from keep_manager.keeps.streams import Inputs
@@ -62,9 +63,6 @@ class Route:
     max_body: int = MAX_MANAGER_BODY
 
 
-KEEP_PATH = f"{V1_KEEPS_PATH}/{{kuuid}}"
-DECLARED_PATH = f"{V1_DECLARED_PATH}/{{name}}"
-SECRET_PATH = f"{V1_SECRETS_PATH}/{{name}}"
 ROUTES = (
     Route("GET", "/", Action.DESCRIBE, handlers.banner),
     Route("POST", LEGACY_PATH, None, legacy.keeps_post, legacy_body),
@@ -94,7 +92,7 @@ ROUTES = (
     Route("GET", pools.POOL_PATH, Action.READ, pools.get_pool),
     Route("DELETE", pools.POOL_PATH, Action.REMOVE, pools.remove_pool),
     Route("GET", V1_VOLUMES_PATH, Action.READ_DECLARED, volumes.list_volumes),
-    Route("DELETE", f"{V1_VOLUMES_PATH}/{{name}}", Action.DECLARE, volumes.remove_volume),
+    Route("DELETE", VOLUME_PATH, Action.DECLARE, volumes.remove_volume),
     Route("GET", V1_CODELETS_PATH, Action.READ_CODELETS, codelets.list_applications),
     Route("GET", codelets.SETS_PATH, Action.READ_CODELETS, codelets.list_sets),
     Route("POST", codelets.SETS_PATH, Action.CHANGE_CODELETS, codelets.load_set, max_body=MAX_LOAD_BODY),
@@ -119,7 +117,7 @@ ROUTES = (
     Route("DELETE", store.PULL_PATH, Action.STORE_PULL, store.cancel_pull),
     Route("GET", store.KEYS_PATH, Action.STORE_READ, store.list_keys),
     Route("POST", store.REVOKE_PATH, Action.STORE_REVOKE, store.revoke),
-    Route("GET", openapi.DOCUMENT_PATH, Action.DESCRIBE, openapi.openapi),
+    Route("GET", DOCUMENT_PATH, Action.DESCRIBE, openapi.openapi),
 )
 """Every way in."""
 

@@ -7,12 +7,12 @@ from aiohttp import web
 from keep_manager.authorize.table import Action, may
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import caller_of, json_response, list_response, read_body
+from keep_manager.keeps.policy import kind_of
 from keep_protocol.api import parse_v1_list
 from keep_protocol.api_pools import parse_v1_pool
 from keep_protocol.constants import V1_KEEPS_PATH, V1_POOLS_PATH, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.kinds import Kind
 
 POOL_PATH = f"{V1_POOLS_PATH}/{{kuuid}}"
 
@@ -46,7 +46,7 @@ async def remove_pool(request: web.Request) -> web.StreamResponse:
 
 
 def _is_pool(keep: object) -> bool:
-    return isinstance(keep, KeepInfo) and keep.kind is Kind.SCRIPTS
+    return isinstance(keep, KeepInfo) and kind_of(keep.kind).pool
 
 
 def _kuuid(request: web.Request) -> int:

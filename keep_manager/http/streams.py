@@ -101,8 +101,9 @@ async def keep_output(request: web.Request) -> web.StreamResponse:
     actions = (Action.LOGS, Action.STOP) if holds else (Action.LOGS,)
 
     def check(keep: KeepInfo) -> None:
+        caller = caller_of(request)
         for action in actions:
-            authorize(caller_of(request), action, keep)
+            authorize(caller, action, keep)
 
     check(await request.app[KEEPS].get(kuuid))
     async with _reading(request, kuuid, position, follow=follow, holds=holds) as (keep, reading):
@@ -138,9 +139,9 @@ class _Checks:
         now = asyncio.get_running_loop().time()
         if now - self._since >= CHECK_SECONDS:
             self._since, self._count = now, 0
-        self._count += 1
-        if self._count <= CHECKS:
+        if self._count < CHECKS:
             _check_again(self._request, self._check)
+            self._count += 1
 
 
 async def _copy(
@@ -153,6 +154,20 @@ async def _copy(
     """Sends blocks until the keep has ended, or without `end` those that are there; a sign of life in each silence."""
     flood = Flood(request, BLOCK_BYTES)
     turn = 0
+
+    def push() -> bool:
+        """As the loop below, for as long as it waits; what fails here fails there again."""
+        try:
+            block = reading.take(flood.room)
+            if block is None:
+                return True
+            checks.again()
+            flood.write(len(block.data))
+        except (KeepfleetError, ConnectionResetError):
+            return False
+        reading.sent(block)
+        return not flood.is_full and reading.take(flood.room) is None
+
     while True:
         over = end is None or end.done()
         block = reading.take(flood.room)
@@ -176,7 +191,7 @@ async def _copy(
         else:
             try:
                 async with asyncio.timeout(output.ALIVE_SECONDS):
-                    await reading.more()
+                    await reading.more(push)
             except TimeoutError:
                 await _send(request, response, output.encode_frame(output.ALIVE, b""), OUTPUT_SEND_SECONDS)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from keep_manager.keeps.policy import kind_of
 from keep_manager.model import KEEPS_OUTPUT, NAMED_STARTS, LastEvent, LoaderGone, UnitEnd, UnitState
 from keep_protocol.api import ListKeeps
 from keep_protocol.constants import KUUID_BITS, SLICE_GROUPS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE
 from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
-from keep_protocol.kinds import Kind
 from keep_protocol.outcome import RUN_AGAIN
 from keep_protocol.record import KeepRecord
 from keep_protocol.spec import KeepSpec
@@ -347,7 +347,7 @@ def is_upload(latest: LastEvent | None, event: KeepEvent) -> bool:
     """Whether `event`, which follows `latest`, is the one by which a keep has accepted its workload."""
     before = (None, EventType.CREATED, EventType.STARTED)
     running = event.type is EventType.RUNNING and (None if latest is None else latest.type) in before
-    return running and event.keep.kind is Kind.UPLOAD
+    return running and kind_of(event.keep.kind).uploaded
 
 
 def audit(keep: KeepInfo) -> str:

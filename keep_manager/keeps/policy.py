@@ -1,4 +1,5 @@
-"""What the configuration lets keeps have, what each caller may ask for, and what follows for a request. Pure."""
+"""What there can be: the kinds of keep, what the configuration lets keeps have, what each caller may ask for, and what
+follows for a request. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ from dataclasses import dataclass, field
 
 from keep_manager.callers import DEFAULT_LEASE, EVERYONE, Callers, entry_of
 from keep_manager.model import Allowance, Caller
+from keep_protocol.api import StartKeep
 from keep_protocol.constants import LAST_KEEP_PORT
+from keep_protocol.control import MODULE, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import ANY_CERTIFICATE, Role
+from keep_protocol.kinds import Kind
 from keep_protocol.limits import BOUNDS, DEFAULTS, MIB, TEN_YEARS, Limits
 from keep_protocol.spec import KeepSpec, Lease
 
@@ -30,6 +34,57 @@ of a few gigabytes. What its neighbours feel (processors, weight, lines a second
 
 WITHOUT_END = {"wall_seconds": TEN_YEARS, "cpu_seconds": TEN_YEARS}
 """What a declared keep has of time, unless its manifest says otherwise: no limit that it would live to see."""
+
+
+@dataclass(frozen=True)
+class KindOfKeep:
+    """What of a kind of keep the manager goes by. listens: whether its start binds a socket; brings: the descriptors
+    that its start must bring, in the order in which a loader of the version before takes them; uploaded: whether a
+    client sends what it runs, which is a line of the security log; of_spares: whether a spare can become one, whose
+    loader has forked what takes uploads; pool: whether it is one of `/v1/pools`. What its forks call, the loader knows.
+    """
+
+    kind: Kind
+    listens: bool
+    brings: tuple[str, ...]
+    uploaded: bool = False
+    of_spares: bool = True
+    pool: bool = False
+
+    def check_start(self, request: StartKeep) -> None:
+        """Raises KeepfleetError(BAD_REQUEST) where the start says how a keep is reached that nobody reaches."""
+        if not self.listens:
+            request.check_unreached()
+
+    def check_descriptors(self, names: tuple[str, ...]) -> None:
+        """Raises KeepfleetError(INTERNAL) unless `names` begin with all that a start must bring."""
+        if names[: len(self.brings)] != self.brings:
+            raise KeepfleetError(
+                ErrorKind.INTERNAL,
+                f"cannot start a keep of kind {self.kind.value}: it takes {', '.join(self.brings)}, "
+                f"not {', '.join(names)}",
+            )
+
+
+REGISTRY = {
+    row.kind: row
+    for row in (
+        KindOfKeep(Kind.UPLOAD, listens=True, brings=START_DESCRIPTORS, uploaded=True),
+        KindOfKeep(Kind.SCRIPTS, listens=True, brings=START_DESCRIPTORS, of_spares=False, pool=True),
+        KindOfKeep(Kind.STORED, listens=False, brings=(MODULE,)),
+    )
+}
+"""Every kind there is: the one place that asks which kind a keep is."""
+
+
+def kind_of(kind: Kind) -> KindOfKeep:
+    """The kind's row. Raises KeepfleetError(UNSUPPORTED) for one that this manager does not know."""
+    try:
+        return REGISTRY[kind]
+    except KeyError:
+        raise KeepfleetError(
+            ErrorKind.UNSUPPORTED, f"cannot start a keep of kind {kind.value}: this manager does not know it"
+        ) from None
 
 
 @dataclass(frozen=True)

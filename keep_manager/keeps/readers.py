@@ -22,7 +22,7 @@ from contextlib import (
 
 from keep_manager.keeps.decide import ENDED, refuse_output
 from keep_manager.keeps.interfaces import Folders, Loaders
-from keep_manager.keeps.streams import MAX_READERS, KeepOutput, Reader
+from keep_manager.keeps.streams import MAX_READERS, KeepOutput, Push, Reader
 from keep_manager.keeps.view import View
 from keep_manager.model import KEEPS_OUTPUT, LoaderGone, exhaustion_explained
 from keep_protocol.constants import unit_name
@@ -74,13 +74,19 @@ class Reading:
         if self._output is not None and self._reader is not None:
             self._output.sent(self._reader, block)
 
-    async def more(self) -> None:
-        """Waits until there may be more; nothing may have been awaited since `take`."""
-        if self._output is None:
+    async def more(self, push: Push | None = None) -> None:
+        """Waits until there may be more; nothing may have been awaited since `take`. push: called meanwhile with each
+        token, and the wait goes on where it returns true."""
+        if self._output is None or self._reader is None:
             await self._woken.wait()
             self._woken.clear()
-        else:
+            return
+        reader = self._reader
+        reader.push = push
+        try:
             await self._output.more()
+        finally:
+            reader.push = None
 
     def sending(self) -> AbstractContextManager[None]:
         """For the time in which the client is sent something: one that takes too long is waited for no more."""

@@ -1,6 +1,5 @@
 """Starts keeps: opens what each is given, binds the TCP socket that it will accept on, and hands all of it to its
-loader. What a start must bring stands in the registry of kinds: the one place that asks which kind a keep is.
-"""
+loader."""
 
 from __future__ import annotations
 
@@ -10,24 +9,21 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
 from keep_manager.keeps.interfaces import Artifacts, Folders, Loaders, LoaderSession, Providers, Quotas
-from keep_manager.keeps.policy import Policy, uploaders_for
+from keep_manager.keeps.policy import Policy, kind_of, uploaders_for
 from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.streams import Inputs
 from keep_manager.keeps.view import NO_SPEC, View, clear_away
 from keep_manager.model import KEEPS_OUTPUT, Answer, Caller, Provision, UnixUser
 from keep_protocol.api import StartKeep
 from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
-from keep_protocol.control import COMPILED, FOLLOW, LISTENER, MODULE, StartMessage
+from keep_protocol.control import COMPILED, FOLLOW, LISTENER, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.kinds import Kind
 from keep_protocol.spec import KeepSpec
-from keep_protocol.states import Phase
 from keep_protocol.workload import INPUT
 
 LOG = logging.getLogger("keepfleet.keeps")
@@ -228,73 +224,6 @@ class Starts:
 
 def _streams_input(request: StartKeep) -> bool:
     return request.workload is not None and request.workload.workload.streams_input
-
-
-@dataclass(frozen=True)
-class KindOfKeep:
-    """One kind. variant: what the loader starts, as an argument of the app-loader's ("" for its own default); listens:
-    whether its start binds a socket; brings: the descriptors that its start must bring, in the order in which a loader
-    of the version before takes them; phases: those it passes; members: those of `/v1` that it alone has."""
-
-    kind: Kind
-    variant: str
-    listens: bool
-    brings: tuple[str, ...]
-    phases: frozenset[Phase]
-    members: tuple[str, ...]
-
-    def check_start(self, request: StartKeep) -> None:
-        """Raises KeepfleetError(BAD_REQUEST) where the start says how a keep is reached that nobody reaches."""
-        if not self.listens:
-            request.check_unreached()
-
-    def check_descriptors(self, names: tuple[str, ...]) -> None:
-        """Raises KeepfleetError(INTERNAL) unless `names` begin with all that a start must bring."""
-        if names[: len(self.brings)] != self.brings:
-            raise KeepfleetError(
-                ErrorKind.INTERNAL,
-                f"cannot start a keep of kind {self.kind.value}: it takes {', '.join(self.brings)}, "
-                f"not {', '.join(names)}",
-            )
-
-
-REGISTRY: dict[Kind, KindOfKeep] = {
-    Kind.UPLOAD: KindOfKeep(
-        kind=Kind.UPLOAD,
-        variant="",
-        listens=True,
-        brings=("listener", "client-ca", "revoked"),
-        phases=frozenset(Phase),
-        members=("bindaddress", "app_loader_bind_port", "fingerprint", "certificate", "uploaders", "uploaded_by"),
-    ),
-    Kind.SCRIPTS: KindOfKeep(
-        kind=Kind.SCRIPTS,
-        variant="",
-        listens=True,
-        brings=("listener", "client-ca", "revoked"),
-        phases=frozenset(Phase) - {Phase.RUNNING, Phase.RESTARTING},
-        members=("bindaddress", "app_loader_bind_port", "fingerprint", "certificate", "uploaders"),
-    ),
-    Kind.STORED: KindOfKeep(
-        kind=Kind.STORED,
-        variant="",
-        listens=False,
-        brings=(MODULE,),
-        phases=frozenset(Phase) - {Phase.OPENING, Phase.AWAITING, Phase.REOPENING},
-        members=(),
-    ),
-}
-"""Every kind there is."""
-
-
-def kind_of(kind: Kind) -> KindOfKeep:
-    """The kind's row. Raises KeepfleetError(UNSUPPORTED) for one that this manager does not know."""
-    try:
-        return REGISTRY[kind]
-    except KeyError:
-        raise KeepfleetError(
-            ErrorKind.UNSUPPORTED, f"cannot start a keep of kind {kind.value}: this manager does not know it"
-        ) from None
 
 
 def bind_listener(address: str, ports: Iterable[int]) -> socket.socket:

@@ -11,13 +11,14 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 from keep_manager.tasks import Group
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.ring import LONGEST, NOT_KEPT, Acknowledgement, Block, RingReader
+from keep_protocol.workload import COMPLETE, DATA, MAX_DATA
 
 LOG = logging.getLogger("keepfleet.output")
 STALL_SECONDS = 10.0
@@ -33,20 +34,22 @@ MAX_TOKENS = 16
 """Bytes taken from a loader in one turn: an honest one sends one, and waits."""
 TOKENS_PAUSE_SECONDS = 0.05
 """A loader that sends more of them than it may is not listened to for so long."""
-MAX_DATA = 64 * 1024
-"""Bytes of one packet: what a pipe holds."""
-DATA, COMPLETE = b"d", b"e"
-"""What a packet begins with."""
+
+
+Push = Callable[[], bool]
+"""Sends a reader what there is, where that is little; false where its task has to go on."""
 
 
 class Reader:
     """One reader's place in one keep's ring.
 
-    position: of what it gets next; stdout and stderr: where it is in each; stalled: whether it is waited for no more.
+    position: of what it gets next; stdout and stderr: where it is in each; stalled: whether it is waited for no more;
+    push: see `Reading.more`.
     """
 
     def __init__(self, position: int, *, holds: bool) -> None:
         self.position, self.holds = position, holds
+        self.push: Push | None = None
         self.stalled = False
         self.stdout = self.stderr = 0
 
@@ -200,7 +203,10 @@ class KeepOutput:
             loop.remove_reader(self._channel)
             loop.call_later(TOKENS_PAUSE_SECONDS, self._listen_again, self._channel)
         self._token_out = True
-        self.wake()
+        # Each that waits is sent what there is here and now: to wake its task first is another turn of the loop.
+        pushes = [reader.push for reader in self._readers]
+        if not pushes or not all(push is not None and push() for push in pushes):
+            self.wake()
 
     def _listen_again(self, channel: socket.socket) -> None:
         if channel is self._channel:

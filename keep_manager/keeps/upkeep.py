@@ -20,13 +20,12 @@ from typing import Protocol
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps.decide import ENDED
 from keep_manager.keeps.interfaces import Units
-from keep_manager.keeps.policy import Policy
+from keep_manager.keeps.policy import Policy, kind_of
 from keep_manager.keeps.view import Entry
 from keep_manager.model import Caller
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.spec import KeepSpec, Profile
 from keep_protocol.states import Phase
@@ -62,11 +61,10 @@ def is_spare(spec: KeepSpec | None) -> bool:
 
 def fits(spec: KeepSpec) -> bool:
     """Whether a spare can become the keep that `spec` describes: systemd sets every limit on a unit that runs, but not
-    how many lines the journal takes of it, nor what a profile needs, nor a credential; and its loader has forked what
-    takes uploads."""
+    how many lines the journal takes of it, nor what a profile needs, nor a credential."""
     lines = spec.limits.log_lines_per_second
     return (
-        spec.kind is not Kind.SCRIPTS
+        kind_of(spec.kind).of_spares
         and spec.profile is Profile.STANDARD
         and not spec.credentials
         and lines == DEFAULT_LIMITS.log_lines_per_second

@@ -32,7 +32,7 @@ class Sealer:
 
     @property
     def available(self) -> bool:
-        """Whether this host encrypts: systemd 250 and later do."""
+        """Whether this host encrypts: systemd has had systemd-creds since version 250."""
         return self._program is not None
 
     async def seal(self, name: str, value: bytes) -> bytes:

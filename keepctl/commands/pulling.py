@@ -77,8 +77,9 @@ def _in_place(
     """The module, what it is called, and where it came from."""
     import ssl  # here, and what needs it: 30 ms that no other command of a store pays
 
+    from module_pull import apart
     from module_pull.artifact import parse_address, reference_of
-    from module_pull.registry import Credentials, Registry, read_credentials
+    from module_pull.registry import Credentials, read_credentials
 
     wanted = parse_address(address, plain=plain)
     reference = reference_of(wanted, named)
@@ -88,9 +89,10 @@ def _in_place(
     except OSError as error:
         why = error.strerror or str(error)
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot read the CA in {ca}: {why}") from error
-    with Registry(wanted.site, known, context).fetch(wanted) as found:
-        source = str(found.artifact.address)
-        return modules.add(found.body, reference, found.artifact.digest, origin=source), reference, source
+    with apart.pulled(wanted, known, context) as incoming:
+        artifact = incoming.begin()
+        source = str(artifact.address)
+        return modules.add(incoming.body(), reference, artifact.digest, origin=source), reference, source
 
 
 def _show(pulled: Object, reference: str, source: str, output: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from keep_client.manager import ManagerClient
 from keep_client.output import Output
 from keep_client.peer import ConnectionFailed
@@ -21,7 +23,7 @@ from keepctl.describe import (
     exit_code_of_error,
     succeeded,
 )
-from keepctl.display import discard_output, echo, has_input, json_line, json_text, say
+from keepctl.display import WaitingLine, discard_output, echo, has_input, json_line, json_text, say
 from keepctl.ending import show_error
 from keepctl.job import Job
 from keepctl.output import JsonLines, Streams
@@ -97,6 +99,8 @@ def _say_end(keep: KeepInfo) -> None:
 def _watch(client: ManagerClient, kuuid: int, output: Output, how: _How) -> int:
     """Shows the output and the end of what runs in a keep; the exit code. Raises as `until_the_end`."""
     shown = JsonLines() if how.json else Streams(how.raw)
+    if sys.stderr.isatty():
+        client.waiting = WaitingLine(before=shown.break_line)
     feeding = _feed(client.another(), kuuid) if how.feeds else None
 
     def stopping() -> None:

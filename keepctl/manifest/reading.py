@@ -7,7 +7,8 @@ import stat
 from _collections_abc import Iterator
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.volumes import BYTES_PER_INODE, INODES, SIZES
+from keep_protocol.runs import Overlap
+from keep_protocol.volumes import SIZES, usual_inodes
 from keepctl.job import (
     MAX_PROBE_SECONDS,
     NO_RESTART,
@@ -34,7 +35,8 @@ def parse_job(data: bytes, directory: str = "") -> tuple[Job | None, list[Fault]
         return None, faults or [Fault(1, 1, "it is empty")]
     faults += faults_of(root, SCHEMA)
     if not faults:
-        faults += [*_twice(root), *_of_two_places(root), *_limits(root)[1], *_volume(root)[1], *_probe(root)[1]]
+        faults += [*_twice(root), *_of_two_places(root), *_of_one_volume(root)]
+        faults += [*_limits(root)[1], *_volume(root)[1], *_probe(root)[1]]
     if faults:
         return None, sorted(faults)
     job = _job(root, directory)
@@ -115,6 +117,13 @@ def _of_two_places(root: Node) -> Iterator[Fault]:
             yield Fault(node.line, node.column, "secrets: `file` and `stored` are two places; leave one of them out")
 
 
+def _of_one_volume(root: Node) -> Iterator[Fault]:
+    """Runs that may overlap, and a volume that one keep has at a time: each but the first would fail."""
+    if _text(root, "overlap") == Overlap.ALLOW.value and _entries(root, "volume") and isinstance(root.value, dict):
+        node = root.value["overlap"]
+        yield Fault(node.line, node.column, "overlap: one keep has a volume at a time; forbid it, or leave volume out")
+
+
 def _limits(root: Node) -> tuple[dict[str, int], list[Fault]]:
     limits: dict[str, int] = {}
     faults: list[Fault] = []
@@ -139,7 +148,7 @@ def _volume(root: Node) -> tuple[Volume | None, list[Fault]]:
     except KeepfleetError as error:
         return None, [Fault(node.line, node.column, error.message)]
     asked = entries["inodes"].value if "inodes" in entries else None
-    inodes = asked if isinstance(asked, int) else max(INODES[0], size // BYTES_PER_INODE)
+    inodes = asked if isinstance(asked, int) else usual_inodes(size)
     return Volume(entries["name"].text, entries["guest"].text, size, inodes), []
 
 

@@ -6,10 +6,11 @@ import os
 
 from keep_client import keep as uploads
 from keep_client.credentials import Credentials
-from keep_client.manager import ManagerClient, keeps_of
+from keep_client.http import objects_in
+from keep_client.manager import ManagerClient
 from keep_client.peer import Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.keep import KeepInfo
+from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
 from testers.client import Console
 
@@ -40,7 +41,7 @@ class Sending:
         reply = client.legacy({"command": "list-keeps"})
         if reply.status != 200:
             raise reply.error()
-        for keep in keeps_of(reply.object(), "klvec", reply.peer):
+        for keep in map(keep_from_wire, objects_in(reply.object(), "klvec", reply.peer)):
             if _listens_at(keep, address, port):
                 self._console.say(f"The manager says keep {keep.kuuid} listens there: {keep.fingerprint}")
                 return keep.fingerprint

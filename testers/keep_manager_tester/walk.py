@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import ssl
 
-from keep_client.http import Reply
+from keep_client.http import Reply, objects_in
 from keep_client.keep import reachable_host
-from keep_client.manager import ManagerClient, keeps_of
+from keep_client.manager import ManagerClient
 from keep_protocol import strict_json
 from keep_protocol.api import BANNER
 from keep_protocol.constants import LEGACY_PATH
@@ -76,7 +76,7 @@ class Walk:
     def _listed(self, kuuid: int) -> tuple[KeepInfo, tuple[KeepInfo, ...]]:
         """The keep as the list has it, and those that are listed after it. Raises Surprise."""
         reply = self._command({"command": "list-keeps"})
-        keeps = keeps_of(reply.object(), "klvec", reply.peer)
+        keeps = tuple(map(keep_from_wire, objects_in(reply.object(), "klvec", reply.peer)))
         places = [place for place, keep in enumerate(keeps, 1) if keep.kuuid == kuuid]
         expect(len(places) == 1, f"cannot go on: keep {kuuid} is {len(places)} times in the list, not once")
         ours = keeps[places[0] - 1]

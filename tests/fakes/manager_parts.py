@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from keep_grants.protocol import SOCKET_NAME
+from keep_manager.declared.catalogue import Catalogue
 from keep_manager.declared.declarations import Declarations
 from keep_manager.declared.history import History
 from keep_manager.declared.jobs import Jobs
@@ -109,8 +110,7 @@ class ManagerParts:
             tasks,
             self.keeps,
             self.view.entries,
-            Specifications(f"{root}/state/declared"),
-            self.modules,
+            Catalogue(Specifications(f"{root}/state/declared"), self.modules),
             self.volumes,
             self.readers,
         )
@@ -132,9 +132,11 @@ class ManagerParts:
         )
         self.reconciler.jobs = self.jobs
         self.sealer = FakeSealer()
-        self.secrets = Secrets(f"{root}/state/secrets", self.sealer, self.reconciler.readable, self.reconciler.retry)
+        self.secrets = Secrets(
+            f"{root}/state/secrets", self.sealer, self.reconciler.declared.readable, self.reconciler.retry
+        )
         self.reconciler.check_use = self.secrets.check_use
-        self.declarations = Declarations(self.reconciler, self.modules, self.jobs, lambda: self.calendar.now)
+        self.declarations = Declarations(self.reconciler, self.jobs, lambda: self.calendar.now)
         self.kept_volumes = DeclaredVolumes(self.volumes, self.reconciler)
 
     def __repr__(self) -> str:

@@ -100,7 +100,7 @@ class RunningManager:
         self.tasks.start(self.parts.reconciler.run(), name="declared")
         await self.parts.jobs.open()
         self.tasks.start(self.parts.jobs.run(), name="jobs")
-        self.tasks.start(self.parts.jobs.tend_timers(), name="timers of jobs")
+        self.tasks.start(self.parts.jobs.timers.tend(), name="timers of jobs")
         self.server = Server(app, listener, context, certificates)
         await self.server.open(self.tasks)
 

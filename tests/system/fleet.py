@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -13,6 +14,7 @@ from pathlib import Path
 from keep_client.credentials import Credentials
 from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed, Endpoint
+from keep_manager.failpoints import VARIABLE, Failpoint
 from keep_manager.reload import NEEDS_RESTART
 from keep_protocol.constants import UNIT_PATTERN
 from keep_protocol.errors import KeepfleetError
@@ -23,6 +25,10 @@ KEEP_RUNTIME = "/run/keepfleet"
 SETTLE_SECONDS = 60.0
 """The manager sees the end of keeps that others stopped within milliseconds; this covers a host that is much busier."""
 FOLDERS = "/var/lib/keepfleet/keeps"
+DEATH = "/run/keep-manager/failpoint"
+"""Where `killed_at` writes where; in the manager's own runtime directory, so that it may remove it."""
+MORTAL = f"/run/systemd/system/{MANAGER}.d/90-mortal.conf"
+"""So a test need not restart the manager to have it die."""
 NAMED_AFTER_UNITS = ("/run", "/tmp", "/var/tmp", "/sys/fs/cgroup", FOLDERS)
 """Runtime directories, users, unit files, journald's settings, private directories, and control groups."""
 
@@ -51,6 +57,8 @@ class Fleet:
         """What an operator does: units, certificates, configuration, and the manager started."""
         self.host.run(["keepctl", "install", "--system"])
         self.host.run(["keepctl", "init"])
+        self.host.run(["install", "-D", "/dev/stdin", MORTAL], input=f"[Service]\nEnvironment={VARIABLE}={DEATH}\n")
+        self.host.systemctl("daemon-reload")
         self.configure()
         self.host.systemctl("start", MANAGER)
 
@@ -90,6 +98,28 @@ class Fleet:
         """SIGKILL to the manager; returns when systemd has started it again and it is ready."""
         before = self.manager_pid
         self.host.systemctl("kill", f"--signal={int(signal.SIGKILL)}", MANAGER)
+        self.followed(before)
+
+    @contextlib.contextmanager
+    def killed_at(self, point: Failpoint) -> Iterator[None]:
+        """The manager will kill itself at `point`; at the end of the block it has, or will, and another is ready."""
+        before = self.manager_pid
+        path = f"/proc/{self.host.sandbox.pid}/root{DEATH}"
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            file.write(point.value)
+        os.rename(f"{path}.new", path)
+        try:
+            yield
+            deadline = time.monotonic() + SETTLE_SECONDS
+            while os.path.exists(path) and self.manager_pid == before:  # some points come after the answer
+                assert time.monotonic() < deadline, f"the manager never came to {point}"
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        self.followed(before)
+
+    def followed(self, before: int) -> None:
+        """Returns when another manager than that PID, which ends or has ended, is ready."""
         while self.manager_pid in (0, before):  # a start asked before systemd has noticed the death does nothing
             self.host.systemctl("start", MANAGER)
         self.host.systemctl("start", MANAGER)  # waits for a start of systemd's own that is under way

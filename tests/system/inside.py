@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from keep_manager.tasks import Group
+from tests.system import life
 from tests.system.host import Host, message_of
 
 PROBE, SEEN = "/etc/keep-probe.py", "/run/keep-probe.py"
 """In the sandbox's own /etc, and where a keep sees it."""
 PYTHON = "/keepfleet/python -I -S"
+JSON_BYTES = 1 << 20
+Files = tuple[int, int, int]
 _SOURCE = Path(__file__).with_name("probe.py")
 _SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
@@ -69,6 +76,33 @@ def probe(host: Host, kuuid: int, port: int, manager: int, user: str | None = No
         start_unit(host, kuuid, user)
         entry = host.wait_journal("probe {", since_cursor=cursor)
     found: dict[str, Any] = json.loads(message_of(entry).removeprefix("probe "))
+    return found
+
+
+def probe_in_a_oneshot(
+    host: Host, unit: str, port: int, manager: int, run: Callable[[Group, str, str, Files], Awaitable[object]]
+) -> dict[str, Any]:
+    """What the probe found in the place of the program of `unit`, a template whose standard streams are three files.
+
+    `run` runs one: in that group, by the bus at that address, in that root, with these files; None says that it ended
+    well.
+    """
+    install_probe(host)
+    command = f"{PYTHON} {SEEN} {port} {manager}"
+    shown = f"BindReadOnlyPaths={PROBE}:{SEEN}\nEnvironment=RUNTIME_DIRECTORY=/run/own"
+
+    async def probed() -> bytes:
+        with tempfile.TemporaryFile() as input, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            async with Group() as tasks:
+                bus = f"unix:path=/proc/{host.sandbox.pid}/root/run/dbus/system_bus_socket"
+                files = (input.fileno(), output.fileno(), errors.fileno())
+                ended = await run(tasks, bus, root_of(host), files)
+            assert ended is None, (ended, os.pread(files[2], JSON_BYTES, 0))
+            return os.pread(files[1], JSON_BYTES, 0)
+
+    with life.drop_in(host, unit, f"[Service]\n{shown}\nTasksMax=32\nExecStart=\nExecStart={command}\n"):
+        said = asyncio.run(probed())
+    found: dict[str, Any] = json.loads(said.decode().removeprefix("probe "))
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import re
 import signal
@@ -213,31 +212,18 @@ async def test_what_is_stopped_with_its_manager_leaves_no_unit(host: Host, tmp_p
 
 
 @pytest.fixture(scope="module")
-def found(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(fleet: Fleet) -> dict[str, Any]:
     """The report of the probe in the compiler's place."""
-    host = fleet.host
-    inside.install_probe(host)
-    command = f"{inside.PYTHON} {inside.SEEN} {fleet.port} {fleet.manager_pid}"
-    shown = f"BindReadOnlyPaths={inside.PROBE}:{inside.SEEN}\nEnvironment=RUNTIME_DIRECTORY=/run/own"
 
-    async def run() -> bytes:
-        async with Group() as tasks:
-            units = CompileUnits(tasks, f"unix:path=/proc/{host.sandbox.pid}/root/run/dbus/system_bus_socket")
-            await units.open()
-            files = [os.open(tmp_path_factory.mktemp("probe"), os.O_TMPFILE | os.O_RDWR) for _ in range(3)]
-            root = inside.root_of(host)
-            ended = await units.run("0" * 16, Job(), root, (files[0], files[1], files[2]), background=False)
-            assert ended is None, (ended, os.pread(files[2], JSON_BYTES, 0))
-            said = os.pread(files[1], JSON_BYTES, 0)
-            for file in files:
-                os.close(file)
+    async def run(tasks: Group, bus: str, root: str, files: inside.Files) -> object:
+        units = CompileUnits(tasks, bus)
+        await units.open()
+        try:
+            return await units.run("0" * 16, Job(), root, files, background=False)
+        finally:
             await units.close()
-            return said
 
-    with drop_in(host, COMPILE, f"[Service]\n{shown}\nTasksMax=32\nExecStart=\nExecStart={command}\n"):
-        said = asyncio.run(run())
-    report: dict[str, Any] = json.loads(said.decode().removeprefix("probe "))
-    return report
+    return inside.probe_in_a_oneshot(fleet.host, COMPILE, fleet.port, fleet.manager_pid, run)
 
 
 def test_it_reaches_no_bus_no_network_and_no_manager(found: dict[str, Any]) -> None:

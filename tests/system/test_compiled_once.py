@@ -20,7 +20,6 @@ from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import Host
 from tests.system.life import Life, example
 from tests.system.test_compilation import LONG
-from tests.system.test_manager_crashes import killed_at
 from tests.system.test_stored_keeps import STORE, add
 
 CACHE = "/var/lib/keepfleet/artifacts"
@@ -246,7 +245,7 @@ def test_a_manager_killed_while_it_compiles_leaves_nothing_and_the_next_one_star
     fleet: Fleet, point: Failpoint
 ) -> None:
     add(fleet, example(HELLO), "hello:1")
-    with killed_at(fleet, point), pytest.raises(KeepfleetError):
+    with fleet.killed_at(point), pytest.raises(KeepfleetError):
         run(fleet, "hello:1")
     ended(fleet, "hello:1").remove()
     assert fleet.left_over() == []

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wasmtime
 
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
+from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.life import drop_in
 from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 
@@ -24,24 +23,6 @@ VALUE = "hunter2-of-the-test"
 OFTEN = 'module: hello:1\nschedule: "OnCalendar=*:*:0/2"\n'
 RARELY = 'module: hello:1\nschedule: "OnCalendar=*-*-* 00:00"\n'
 SECRETS = "/var/lib/keepfleet/secrets"
-SHOWS = """(module
-  (import "wasi_snapshot_preview1" "path_open"
-    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
-  (memory (export "memory") 1)
-  (data (i32.const 64) "token")
-  (func (export "_start")
-    (if (call $open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const 5) (i32.const 0)
-          (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 32)) (then (call $exit (i32.const 9))))
-    (i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const 4096))
-    (if (call $read (i32.load (i32.const 32)) (i32.const 0) (i32.const 1) (i32.const 8))
-      (then (call $exit (i32.const 8))))
-    (i32.store (i32.const 4) (i32.load (i32.const 8)))
-    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 12)))))
-"""
-"""Prints the file `token` of its one directory: a test's guest, which keeps no secret."""
 
 
 def history(fleet: Fleet, name: str) -> list[dict[str, Any]]:
@@ -66,7 +47,7 @@ def jobs(fleet: Fleet) -> Iterator[Fleet]:
     for name, data in (
         ("hello:1", (ROOT / "examples/hello-c/hello.wasm").read_bytes()),
         ("sleep:1", (ROOT / "examples/sleep-wat/sleep.wasm").read_bytes()),
-        ("shows:1", bytes(wasmtime.wat2wasm(SHOWS))),
+        ("shows:1", volume_guests.shows_secret("token")),
     ):
         (fleet.host.path / "module.wasm").write_bytes(data)
         keepctl(fleet.host, "store", "add", str(fleet.host.path / "module.wasm"), name)
@@ -120,14 +101,8 @@ def test_a_manager_that_is_killed_while_it_begins_a_run_is_followed_by_one_that_
     jobs: Fleet, point: Failpoint
 ) -> None:
     keepctl(jobs.host, "apply", "--wait", "-f", write(jobs.host, "report", RARELY))
-    with drop_in(jobs.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
-        jobs.restart()
-        before = jobs.manager_pid
+    with jobs.killed_at(point):
         keepctl(jobs.host, "restart", "report", check=False)
-        while jobs.manager_pid == before:  # it ends by itself, perhaps after its answer
-            pass
-    jobs.host.systemctl("reset-failed", MANAGER, check=False)
-    jobs.host.systemctl("start", MANAGER)
     (run,) = until(jobs, "report", "done")
     assert (run["number"], run["why"]) == (1, "asked")
     jobs.restart()
@@ -234,14 +209,11 @@ def test_a_manager_that_is_killed_while_it_sets_a_secret_leaves_the_old_or_the_n
     jobs: Fleet, point: Failpoint
 ) -> None:
     set_secret(jobs, "the first")
-    with drop_in(jobs.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
-        jobs.restart()
+    with jobs.killed_at(point):
         set_value = jobs.host.path / "value"
         set_value.write_text("the second")
         keepctl(jobs.host, "secret", "set", "token", "--from-file", str(set_value), check=False)
         keepctl(jobs.host, "secret", "set", "fresh", "--from-file", str(set_value), check=False)
-    jobs.host.systemctl("reset-failed", MANAGER, check=False)
-    jobs.host.systemctl("start", MANAGER)
     manifest = write(jobs.host, "shows", "module: shows:1\nsecrets: [{name: token}]\n")
     keepctl(jobs.host, "apply", "--wait", "-f", manifest)
     wanted = "the first" if point is Failpoint.CREDENTIAL_AFTER_OWNER else "the second"

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from tests.system import modules
 from tests.system.fixtures import INSTALLED
-from tests.system.fleet import MANAGER, Fleet
+from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.host import Host, layout
-from tests.system.life import Life, drop_in
+from tests.system.life import Life
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 from tools.sandbox.sandbox import Sandbox
 
@@ -69,6 +69,16 @@ def test_it_is_adopted_by_the_manager_that_follows_one_that_was_killed(fleet: Fl
     assert keepctl(fleet.host, "apply", "--wait", "-f", web) == "web: unchanged, version 1; running\n"
     assert declared(fleet.host, "web")["kuuid"] == before["kuuid"]
     assert fleet.keep_units() == unit
+
+
+def test_a_second_manager_ends_before_it_touches_what_is_declared(fleet: Fleet, web: str) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    before = declared(fleet.host, "web")
+    second = ["keep-manager", "--config", "/etc/keepfleet/manager.yaml", "--port", str(free_port())]
+    done = fleet.host.run(second, check=False)
+    assert done.returncode == 2
+    assert "cannot work for what is declared in /var/lib/keepfleet/declared: another manager does so" in done.stderr
+    assert declared(fleet.host, "web") == before
 
 
 def test_one_that_cannot_be_met_says_why_and_the_others_go_on(fleet: Fleet, web: str) -> None:
@@ -141,19 +151,39 @@ def test_a_manager_that_is_killed_while_it_applies_is_followed_by_one_that_goes_
 ) -> None:
     keepctl(fleet.host, "apply", "--wait", "-f", web)
     changed = write(fleet.host, "web", SLEEPER + "environment: {A: b}\n")
-    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
-        fleet.restart()
-        before = fleet.manager_pid
+    with fleet.killed_at(point):
         keepctl(fleet.host, "apply", "--wait", "-f", changed, check=False)
-        while fleet.manager_pid == before:  # it ends by itself, at a later step than its answer
-            pass
-    fleet.host.systemctl("reset-failed", MANAGER, check=False)
-    fleet.host.systemctl("start", MANAGER)
     assert keepctl(fleet.host, "apply", "--wait", "-f", changed).endswith("version 2; running\n")
     found = declared(fleet.host, "web")
     Life(fleet, found["kuuid"]).shown("running the workload")
     fleet.restart()
     assert [info.kuuid for info in fleet.client().keeps() if info.name == "web"] == [found["kuuid"]]
+
+
+def test_a_manager_that_is_killed_as_it_deletes_is_followed_by_one_that_ends_what_is_declared_no_more(
+    fleet: Fleet, web: str
+) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    with fleet.killed_at(Failpoint.DECLARE_AFTER_REMOVE):
+        keepctl(fleet.host, "delete", "web", check=False)
+    assert json.loads(keepctl(fleet.host, "get", "-o", "json")) == []
+    while fleet.keep_units():
+        pass
+
+
+def test_a_manager_that_is_killed_as_it_rolls_back_is_followed_by_one_that_has_what_ran(fleet: Fleet, web: str) -> None:
+    keepctl(fleet.host, "apply", "--wait", "-f", web)
+    before = declared(fleet.host, "web")
+    ends = write(
+        fleet.host, "web", SLEEPER.replace("web:1.0", "web:1.1").replace("ready_seconds: 0", "ready_seconds: 9")
+    )
+    with fleet.killed_at(Failpoint.RECONCILE_AFTER_ROLL_BACK):
+        keepctl(fleet.host, "apply", "--wait", "-f", ends, check=False)
+    found = declared(fleet.host, "web")
+    assert (found["version"], found["module"], found["kuuid"]) == (3, "web:1.0", before["kuuid"])
+    assert "version 2 was rolled back to version 1: it was not ready: exited 3" in found["note"]
+    while len(fleet.keep_units()) > 1:  # what had failed goes
+        pass
 
 
 def test_a_keep_with_a_probe_is_ready_when_its_output_says_so_and_rolled_back_when_it_does_not(

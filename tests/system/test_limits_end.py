@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,9 +10,10 @@ from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.limits import MIB
 from keep_protocol.states import State
 from tests.system import hostile, modules
-from tests.system.calm import undisturbed
+from tests.system.calm import undisturbed as calm
+from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet
-from tests.system.life import Bystanders, Life, example
+from tests.system.life import Life, example
 
 SECONDS = 2
 OVER = f"over its time limit of {SECONDS} s"
@@ -42,12 +42,8 @@ ENDLESS = {
 }
 
 
-@pytest.fixture
-def bystanders(fleet: Fleet) -> Iterator[Bystanders]:
-    """Two keeps that must be as they were after the test."""
-    made = Bystanders(fleet)
-    yield made
-    made.check()
+fleet = pytest.fixture(scope="module")(module_s_fleet)
+pytestmark = pytest.mark.usefixtures("undisturbed")
 
 
 def end(life: Life, module: bytes) -> Outcome:
@@ -56,26 +52,16 @@ def end(life: Life, module: bytes) -> Outcome:
     return life.end(GIVEN_UP)[1]
 
 
-@pytest.mark.usefixtures("bystanders")
-@pytest.mark.parametrize("kind", ENDLESS)
-def test_what_never_ends_ends_within_a_second_of_its_time(fleet: Fleet, kind: str) -> None:
-    life = Life.awaiting(fleet, wall_seconds=SECONDS, log_lines_per_second=100)
-    with undisturbed(fleet):
-        outcome = end(life, ENDLESS[kind])
-    assert (outcome.kind, outcome.text) == (OutcomeKind.LIMITED, OVER)
-    assert outcome.wall_seconds is not None and SECONDS <= outcome.wall_seconds < SECONDS + 1
-    life.without_process()
-    life.remove()
-
-
-@pytest.mark.usefixtures("bystanders")
-def test_at_once_they_end_within_a_second_of_their_time_too(fleet: Fleet) -> None:
+def test_what_never_ends_ends_within_a_second_of_its_time_also_beside_all_others(fleet: Fleet) -> None:
     lives = [Life.awaiting(fleet, wall_seconds=SECONDS, log_lines_per_second=100) for _ in ENDLESS]
-    with undisturbed(fleet), ThreadPoolExecutor(len(lives)) as pool:
+    with calm(fleet), ThreadPoolExecutor(len(lives)) as pool:
         outcomes = list(pool.map(end, lives, ENDLESS.values()))
-    told = {kind: (outcome.text, outcome.wall_seconds) for kind, outcome in zip(ENDLESS, outcomes, strict=True)}
-    assert {kind: one for kind, one in told.items() if one[0] != OVER or not one[1] or one[1] >= SECONDS + 1} == {}
+    told = {kind: (one.kind, one.text) for kind, one in zip(ENDLESS, outcomes, strict=True)}
+    assert told == dict.fromkeys(ENDLESS, (OutcomeKind.LIMITED, OVER))
+    took = {kind: one.wall_seconds or 0 for kind, one in zip(ENDLESS, outcomes, strict=True)}
+    assert {kind: seconds for kind, seconds in took.items() if not SECONDS <= seconds < SECONDS + 1} == {}
     for life in lives:
+        life.without_process()
         life.remove()
 
 
@@ -93,12 +79,11 @@ def over_memory(kind: str, limit: int) -> bytes:
     )
 
 
-@pytest.mark.usefixtures("bystanders")
 @pytest.mark.parametrize("kind", ["at its start", "all there can be", "by growing", "in a table"])
 def test_a_catastrophic_allocation_ends_with_its_reason_and_takes_nothing(fleet: Fleet, kind: str) -> None:
     limit = 16 * MIB
     life = Life.awaiting(fleet, memory_bytes=limit, wall_seconds=SECONDS)
-    with undisturbed(fleet):
+    with calm(fleet):
         outcome = end(life, over_memory(kind, limit))
     words = {"by growing": "trapped: wasm `unreachable` instruction executed", "in a table": "over its limit of "}
     assert outcome.text.startswith(words.get(kind, "over its memory limit of 16 MiB")), outcome.text

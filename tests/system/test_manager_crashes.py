@@ -11,7 +11,7 @@ import pytest
 from keep_client.http import Reply, json_body
 from keep_client.manager import IDEMPOTENCY_HEADER
 from keep_client.peer import ConnectionFailed
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from keep_protocol.constants import V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
@@ -19,7 +19,7 @@ from keep_protocol.sse import EventType
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet, free_port
-from tests.system.life import SOON, Bystanders, Life, drop_in
+from tests.system.life import SOON, Bystanders, Life
 
 AT_ONCE = 24
 """Three times what the manager has under way at once: when the first is made, others are in every step."""
@@ -32,17 +32,6 @@ def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
     """The manager; a test removes its own keeps."""
     yield installed_fleet
     installed_fleet.clear()
-
-
-@contextlib.contextmanager
-def killed_at(fleet: Fleet, point: Failpoint) -> Iterator[None]:
-    """A manager that will kill itself at `point`; at the end another, which will not, has taken over."""
-    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\n"):
-        fleet.restart()
-    pid = fleet.manager_pid
-    yield
-    fleet.host.systemctl("start", MANAGER)
-    assert fleet.manager_pid not in (0, pid), "the manager was not killed"
 
 
 def others(fleet: Fleet, bystanders: Bystanders) -> dict[int, KeepInfo]:
@@ -71,7 +60,7 @@ def does_its_job(life: Life) -> None:
 def test_a_creation_during_which_the_manager_dies_has_made_a_usable_keep_or_nothing(
     fleet: Fleet, bystanders: Bystanders, point: Failpoint
 ) -> None:
-    with killed_at(fleet, point), pytest.raises(ConnectionFailed):
+    with fleet.killed_at(point), pytest.raises(ConnectionFailed):
         fleet.client().create()
     found = others(fleet, bystanders)
     assert len(found) == (0 if point is Failpoint.CREATE_BEFORE_UNIT else 1)
@@ -84,7 +73,7 @@ def test_a_start_during_which_the_manager_dies_has_opened_the_endpoint_or_can_be
     fleet: Fleet, bystanders: Bystanders, point: Failpoint
 ) -> None:
     life, port = Life.create(fleet), free_port()
-    with killed_at(fleet, point), pytest.raises(ConnectionFailed):
+    with fleet.killed_at(point), pytest.raises(ConnectionFailed):
         life.start("127.0.0.1", port)
     assert list(others(fleet, bystanders)) == [life.kuuid]
     handed_over = point in (Failpoint.START_AFTER_COMMAND, Failpoint.START_BEFORE_REPLY)
@@ -105,7 +94,7 @@ def test_a_creation_with_its_start_that_is_asked_for_again_gets_one_keep_that_is
         headers = {IDEMPOTENCY_HEADER: f"one-{point.value}"}
         return fleet.client().request("POST", V1_KEEPS_PATH, json_body({"start": {}}), headers=headers)
 
-    with killed_at(fleet, point), pytest.raises(ConnectionFailed):
+    with fleet.killed_at(point), pytest.raises(ConnectionFailed):
         ask()
     reply = ask()
     assert reply.status == 201, reply.text
@@ -117,7 +106,7 @@ def test_a_creation_with_its_start_that_is_asked_for_again_gets_one_keep_that_is
 
 def test_a_stop_during_which_the_manager_dies_has_stopped_the_keep(fleet: Fleet) -> None:
     life = Life.running(fleet)
-    with killed_at(fleet, Failpoint.STOP_AFTER_COMMAND), pytest.raises(ConnectionFailed):
+    with fleet.killed_at(Failpoint.STOP_AFTER_COMMAND), pytest.raises(ConnectionFailed):
         fleet.client().stop(life.kuuid)
     life.until(State.STARTED, State.COMPLETE)
     life.remove()
@@ -128,7 +117,7 @@ def test_a_removal_during_which_the_manager_dies_has_removed_all_or_nothing(
     fleet: Fleet, bystanders: Bystanders, point: Failpoint
 ) -> None:
     life = Life.awaiting(fleet)
-    with killed_at(fleet, point), pytest.raises(ConnectionFailed):
+    with fleet.killed_at(point), pytest.raises(ConnectionFailed):
         fleet.client().remove(life.kuuid)
     if point is Failpoint.REMOVE_BEFORE_CALL:
         assert life.look().state is State.STARTED

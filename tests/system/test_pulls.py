@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import os
 import re
 import threading
@@ -20,7 +19,7 @@ import pytest
 
 from keep_client.peer import ConnectionFailed
 from keep_client.store import StoreClient
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from keep_manager.systemd.oneshots import Oneshots
 from keep_manager.systemd.pull_units import PATTERN, PullUnits
 from keep_manager.tasks import Group
@@ -29,7 +28,7 @@ from keep_protocol.pulling import Pulling, PullState
 from tests.fakes.fake_registry import Answer, FakeRegistry
 from tests.system import inside
 from tests.system.fixtures import module_s_fleet
-from tests.system.fleet import MANAGER, Fleet
+from tests.system.fleet import Fleet
 from tests.system.host import message_of
 from tests.system.life import Bystanders, Life, drop_in, example
 from tests.system.probe import SECRETS
@@ -174,12 +173,10 @@ def test_a_manager_that_is_killed_in_the_middle_leaves_nothing_and_the_next_ends
 def test_a_manager_killed_at_any_step_keeps_a_whole_module_or_none_and_the_next_pulls_it(
     configured: Fleet, remote: FakeRegistry, point: Failpoint
 ) -> None:
-    with drop_in(configured.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\n"):
-        configured.restart()
+    with configured.killed_at(point):
         with pytest.raises(KeepfleetError) as caught:
             client_of(configured).pull(Pulling(address(remote)))
         assert isinstance(caught.value, ConnectionFailed) or caught.value.kind is ErrorKind.NOT_FOUND
-    configured.restart()
     client = client_of(configured)
     there = [each.digest for each in client.listing().objects] if _exists(configured) else []
     assert there == ([DIGEST] if point is Failpoint.PULL_AFTER_ADD else [])
@@ -206,31 +203,18 @@ def test_a_unit_that_takes_too_much_memory_ends_alone(
 
 
 @pytest.fixture(scope="module")
-def found(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(fleet: Fleet) -> dict[str, Any]:
     """The report of the probe in the program's place."""
-    host = fleet.host
-    inside.install_probe(host)
-    command = f"{inside.PYTHON} {inside.SEEN} {fleet.port} {fleet.manager_pid}"
-    shown = f"BindReadOnlyPaths={inside.PROBE}:{inside.SEEN}\nEnvironment=RUNTIME_DIRECTORY=/run/own"
 
-    async def run() -> bytes:
-        async with Group() as tasks:
-            oneshots = Oneshots(tasks, f"unix:path=/proc/{host.sandbox.pid}/root/run/dbus/system_bus_socket")
-            await oneshots.open()
-            files = [os.open(tmp_path_factory.mktemp("probe"), os.O_TMPFILE | os.O_RDWR) for _ in range(3)]
-            units, root = PullUnits(oneshots), inside.root_of(host)
-            ended = await units.run("0" * 16, root, (files[0], files[1], files[2]), lambda: None)
-            assert ended is None, (ended, os.pread(files[2], JSON_BYTES, 0))
-            said = os.pread(files[1], JSON_BYTES, 0)
-            for file in files:
-                os.close(file)
+    async def run(tasks: Group, bus: str, root: str, files: inside.Files) -> object:
+        oneshots = Oneshots(tasks, bus)
+        await oneshots.open()
+        try:
+            return await PullUnits(oneshots).run("0" * 16, root, files, lambda: None)
+        finally:
             await oneshots.close()
-            return said
 
-    with drop_in(host, PULL, f"[Service]\n{shown}\nTasksMax=32\nExecStart=\nExecStart={command}\n"):
-        said = asyncio.run(run())
-    report: dict[str, Any] = json.loads(said.decode().removeprefix("probe "))
-    return report
+    return inside.probe_in_a_oneshot(fleet.host, PULL, fleet.port, fleet.manager_pid, run)
 
 
 def test_it_reaches_no_local_socket_and_nothing_below_ip(found: dict[str, Any]) -> None:

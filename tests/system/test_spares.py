@@ -13,14 +13,14 @@ import pytest
 from keep_client.http import Reply, json_body
 from keep_client.manager import IDEMPOTENCY_HEADER
 from keep_client.peer import ConnectionFailed
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from keep_protocol.constants import V1_KEEPS_PATH, kuuid_of_unit, unit_name
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
 from keep_protocol.tls import pinned_client_context
 from tests.system import modules
 from tests.system.fixtures import module_s_fleet
-from tests.system.fleet import MANAGER, Fleet
+from tests.system.fleet import Fleet
 from tests.system.life import SOON, Bystanders, Life, drop_in
 from tests.system.wire import ask, request
 
@@ -96,13 +96,9 @@ def test_a_keep_that_was_a_spare_is_found_again_by_the_next_manager_and_over_a_d
 
 @pytest.mark.parametrize("point", [Failpoint.CLAIM_BEFORE_CALL, Failpoint.CLAIM_AFTER_CALL])
 def test_a_manager_killed_while_it_hands_out_a_spare_leaves_a_spare_or_the_keep(fleet: Fleet, point: Failpoint) -> None:
-    before = frozenset(spares(fleet))
-    with drop_in(fleet.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\n"):
-        fleet.restart()
-        left = until_there_are(fleet, SPARES, but=before)
-        with pytest.raises(ConnectionFailed):
-            create(fleet, f"key-{point.value}", name="key", start={})
-    fleet.restart()
+    left = spares(fleet)
+    with fleet.killed_at(point), pytest.raises(ConnectionFailed):
+        create(fleet, f"key-{point.value}", name="key", start={})
     after_call = point is Failpoint.CLAIM_AFTER_CALL
     owned = {info.kuuid for info in fleet.client().keeps() if info.name == "key"}
     assert len(owned) == (1 if after_call else 0)

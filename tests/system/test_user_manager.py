@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.system import inside, modules
+from tests.system import inside, modules, volume_guests
 from tests.system.fleet import free_port
 from tests.system.host import Host, message_of
 from tests.system.life import SOON, example
@@ -112,6 +112,53 @@ def test_a_module_of_the_user_s_store_is_compiled_once_below_their_cache_home(ad
         assert ada.keepctl("run", "--rm", "hello:1").startswith("Hello from C, inside a keep!")
         seen.add(ada.host.run(["ls", "-iA", cache], user=USER).stdout)
     assert [len(listing.split()) for listing in seen] == [4], "the key and one artifact, the same both times"
+
+
+def declare(ada: UserFleet, name: str, text: str, *, check: bool = True) -> str:
+    """What `keepctl apply --wait` says of a manifest of ADA's, whose module is in ADA's store by its name."""
+    module, manifest = ada.host.path / f"{name}.wasm", ada.host.path / f"{name}.yaml"
+    module.write_bytes(volume_guests.shows_secret("token") if "secrets" in text else example("hello-c/hello"))
+    manifest.write_text(f"module: {name}:1\n{text}")
+    for path in (module, manifest):
+        path.chmod(0o644)
+    ada.host.run(["keepctl", "store", "add", str(module), f"{name}:1"], user=USER)
+    return ada.keepctl("apply", "--wait", "-f", str(manifest), check=check)
+
+
+def test_what_a_user_declares_has_its_secret_which_lies_as_it_is_in_a_file_of_the_user_s_alone(ada: UserFleet) -> None:
+    value = ada.host.path / "value"
+    value.write_text("hunter2-of-ada")
+    value.chmod(0o644)
+    said = ada.keepctl("secret", "set", "token", "--from-file", str(value))
+    assert said == "token: set, stored as it is: this manager's host encrypts none"
+    assert declare(ada, "shows", "secrets: [{name: token}]\n").endswith("; done: exited 0")
+    kuuid = json.loads(ada.keepctl("get", "-o", "json", "shows"))[0]["kuuid"]
+    ada.host.systemctl("restart", MANAGER, user=USER)
+    assert json.loads(ada.keepctl("get", "-o", "json", "shows"))[0]["kuuid"] == kuuid
+    assert ada.keepctl("logs", "--raw", "shows") == "hunter2-of-ada"
+    found = ada.host.run(["find", ada.home, "-name", "token.plain", "-printf", "%m %u\n"], user=USER).stdout
+    assert found == f"600 {USER}\n"
+    ada.keepctl("delete", "shows")
+    ada.keepctl("secret", "rm", "token")
+
+
+def test_a_job_of_a_user_s_is_run_by_a_timer_of_the_user_s_own_systemd(ada: UserFleet) -> None:
+    declare(ada, "often", 'schedule: "OnCalendar=*:*:0/2"\n')
+    while ada.host.units("keep-job@*.timer", user=USER) != ["keep-job@often.timer"]:  # soon after it was declared
+        pass
+    while not [run for run in json.loads(ada.keepctl("history", "-o", "json", "often")) if run["why"] == "schedule"]:
+        pass
+    ada.keepctl("delete", "often")
+    while ada.host.units("keep-job@*.timer", user=USER):
+        pass
+    assert ada.host.units("keep-job@*.timer") == []
+
+
+def test_a_user_s_manager_has_no_volumes_and_says_why_before_it_makes_one(ada: UserFleet) -> None:
+    said = declare(ada, "keeps", "volume: {name: data, size: 16M, guest: /data}\n", check=False)
+    assert "unmet: cannot have volume data: no user may mount a file system; declare it to the system's manager" in said
+    assert ada.keepctl("volume", "ls", "-o", "json") == "[]"
+    ada.keepctl("delete", "keeps")
 
 
 @pytest.mark.rare

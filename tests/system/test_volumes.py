@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from keep_manager.failpoints import VARIABLE, Failpoint
+from keep_manager.failpoints import Failpoint
 from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.life import drop_in
+from tests.system.test_declared_jobs import until
 from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
 from tests.system.test_typed_docs import blocks, typed_inside
 
@@ -72,6 +72,11 @@ def test_what_is_written_is_there_after_a_restart_a_replacement_and_a_kill_of_th
     keeping.kill()
     assert applied(keeping, "web", KEEPER + "environment: {A: b}\n").endswith("; running\n")
     assert said(keeping, "web") == ["3 ready"]
+    assert applied(keeping, "web", KEEPER.replace("16M", "32M")).endswith("; running\n")
+    assert (said(keeping, "web"), volumes(keeping)["data"]["size_bytes"]) == (["4 ready"], 1 << 25)
+    refused = applied(keeping, "web", KEEPER.replace("16M", "1024G"))
+    assert "rolled back to version 4: cannot make volume data: admin would have 1099511627776 bytes" in refused
+    assert (said(keeping, "web"), volumes(keeping)["data"]["size_bytes"]) == (["5 ready"], 1 << 25)
     assert len(keeping.keep_units()) == 1
 
 
@@ -107,6 +112,19 @@ def test_one_keep_has_it_at_a_time(keeping: Fleet) -> None:
     keepctl(keeping.host, "delete", "web")
     assert applied(keeping, "other", KEEPER).endswith("; running\n")
     assert said(keeping, "other") == ["2 ready"]
+
+
+def test_each_run_of_a_job_finds_what_the_one_before_it_wrote(keeping: Fleet) -> None:
+    add(keeping, "counter:1", volume_guests.counts("runs", ends=0))
+    assert "; scheduled" in applied(keeping, "counter", f'module: counter:1\nschedule: "OnCalendar=monthly"\n{VOLUME}')
+    for number in (1, 2):
+        keepctl(keeping.host, "restart", "counter")
+        lines = [run["lines"] for run in until(keeping, "counter", "done", number)]
+        assert lines == [[f"{each} runs"] for each in range(1, number + 1)]
+    assert volumes(keeping)["data"]["in_use"] is False
+    assert "overlap: one keep has a volume at a time" in applied(
+        keeping, "counter", f'module: counter:1\nschedule: "OnCalendar=monthly"\noverlap: allow\n{VOLUME}'
+    )
 
 
 def test_it_stays_when_nothing_is_declared_and_goes_when_it_is_removed(keeping: Fleet) -> None:
@@ -156,17 +174,21 @@ def test_a_manager_that_is_killed_while_it_makes_one_is_followed_by_one_that_goe
     keeping: Fleet, point: Failpoint
 ) -> None:
     text = write(keeping.host, "web", KEEPER)
-    with drop_in(keeping.host, MANAGER, f"[Service]\nEnvironment={VARIABLE}={point.value}\nRestart=no\n"):
-        keeping.restart()
-        before = keeping.manager_pid
+    with keeping.killed_at(point):
         keepctl(keeping.host, "apply", "--wait", "-f", text, check=False)
-        while keeping.manager_pid == before:
-            pass
-    keeping.host.systemctl("reset-failed", MANAGER, check=False)
-    keeping.host.systemctl("start", MANAGER)
     assert keepctl(keeping.host, "apply", "--wait", "-f", text).endswith("; running\n")
     assert said(keeping, "web")[-1].endswith("ready")
     assert keeping.host.run(["ls", "-A", PLACE]).stdout == "data\n"
+
+
+def test_a_manager_that_is_killed_as_it_removes_one_is_followed_by_one_that_has_it_no_more(keeping: Fleet) -> None:
+    applied(keeping, "counter", f"module: keeper:3\n{VOLUME}")
+    keepctl(keeping.host, "delete", "counter")
+    while keeping.keep_units():  # it ends when nobody waits for it
+        pass
+    with keeping.killed_at(Failpoint.VOLUME_AFTER_GONE):
+        keepctl(keeping.host, "volume", "rm", "data", check=False)
+    assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")
 
 
 def test_its_how_to_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet) -> None:

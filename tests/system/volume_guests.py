@@ -1,4 +1,4 @@
-"""Guests that use a volume, as the first directory they find open."""
+"""Guests that use a volume, or show a secret, as the first directory they find open."""
 
 from __future__ import annotations
 
@@ -76,3 +76,27 @@ def fills_inodes() -> bytes:
       (br_if $again (i32.eqz (local.get $n))))
     (call $proc_exit (local.get $n))"""
     )
+
+
+def shows_secret(name: str) -> bytes:
+    """Prints a file of its one directory: a test's guest, which keeps no secret."""
+    return bytes(wasmtime.wat2wasm(_SHOWS.replace("NAME", name).replace("LENGTH", str(len(name)))))
+
+
+_SHOWS = """(module
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 64) "NAME")
+  (func (export "_start")
+    (if (call $open (i32.const 3) (i32.const 0) (i32.const 64) (i32.const LENGTH) (i32.const 0)
+          (i64.const 2) (i64.const 2) (i32.const 0) (i32.const 32)) (then (call $exit (i32.const 9))))
+    (i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const 4096))
+    (if (call $read (i32.load (i32.const 32)) (i32.const 0) (i32.const 1) (i32.const 8))
+      (then (call $exit (i32.const 8))))
+    (i32.store (i32.const 4) (i32.load (i32.const 8)))
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 12)))))
+"""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app_loader.check import advice
 from app_loader.check.compiler import examine
 from app_loader.engine import settings as engine_settings
 from app_loader.engine.compiled import Module
@@ -212,6 +213,61 @@ def test_exceptions_are_off_where_the_optimizing_compiler_is_not_with_what_to_do
     with pytest.raises(KeepfleetError, match="leave out compiler fast and profile strict, or build it with") as refused:
         compiled(tmp_path, CATCHES, workload)
     assert refused.value.kind is ErrorKind.INVALID_MODULE
+
+
+def of_core(fields: str, body: str = "") -> bytes:
+    return wasm(f'(module {fields} (func (export "_start") {body}))')
+
+
+def of_component(field: str) -> bytes:
+    """A command with one thing more in it."""
+    return wasm(f"""(component {field} (core module $m (func (export "r") (result i32) i32.const 0))
+      (core instance $i (instantiate $m)) (func $run (result (result)) (canon lift (core func $i "r")))
+      (instance $e (export "run" (func $run))) (export "wasi:cli/run@0.2.0" (instance $e)))""")
+
+
+OFF = {
+    "legacy_exceptions": (
+        b"\0asm\1\0\0\0\1\4\1\x60\0\0\3\2\1\0\7\n\1\6_start\0\0\n\7\1\5\0\x06\x40\x0b\x0b",
+        Workload(),
+    ),
+    "exception refs not supported": (of_core("(func (param exnref))"), FAST),
+    "exceptions proposal not enabled": (of_core("(tag)"), STRICT),
+    "threads must be enabled": (of_core("(memory 1 1 shared)"), Workload()),
+    "threads support is not enabled": (of_core("(memory 1)", "atomic.fence"), Workload()),
+    "shared-everything-threads": (of_core("(global (shared i32) (i32.const 0))"), Workload()),
+    "memory64": (of_core("(memory i64 1)"), Workload()),
+    "multiple memories": (of_core("(memory 1) (memory 1)"), Workload()),
+    "gc feature": (of_core("(type (struct))"), Workload()),
+    "`gc` proposal": (of_core("(rec (type (func)) (type (func)))"), Workload()),
+    "gc support is not enabled": (of_core("", "(drop (ref.i31 (i32.const 0)))"), Workload()),
+    "function references required": (of_core("(type $t (func)) (func (param (ref $t)))"), Workload()),
+    "stack switching": (of_core("(type $f (func)) (type (cont $f))"), Workload()),
+    "wide arithmetic": (of_core("", "i64.const 0 i64.const 0 i64.mul_wide_s drop drop"), Workload()),
+    "custom page sizes": (of_core("(memory 1 (pagesize 1))"), Workload()),
+    "relaxed SIMD": (of_core("", "v128.const i32x4 0 0 0 0 i32x4.relaxed_trunc_f32x4_s drop"), Workload()),
+    "component model async feature": (of_component("(type (stream u8))"), Workload()),
+    "component model error-context feature": (of_component("(type error-context)"), Workload()),
+    "component model map feature": (of_component("(type (map string u32))"), Workload()),
+    "component model fixed-length lists": (of_component("(type (list u8 4))"), Workload()),
+}
+"""What is off, by the part of the engine's words that is known for it: a module of it, for an engine without it."""
+
+
+def test_each_feature_that_is_off_has_its_module_here() -> None:
+    assert list(OFF) == [part for part, _ in advice._OF_FEATURES]
+
+
+@pytest.mark.parametrize("part", OFF)
+def test_what_uses_a_feature_that_is_off_is_refused_by_the_engine_s_words_with_what_to_build(
+    tmp_path: Path, part: str
+) -> None:
+    module, workload = OFF[part]
+    with pytest.raises(KeepfleetError) as refused:
+        compiled(tmp_path, module, workload)
+    assert refused.value.kind is ErrorKind.INVALID_MODULE
+    assert part in refused.value.message + " ".join(refused.value.evidence)
+    assert refused.value.message.endswith(advice.on_features(part))
 
 
 def test_a_component_of_two_with_a_memory_each_runs(tmp_path: Path) -> None:

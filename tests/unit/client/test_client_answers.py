@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import ssl
 from http.client import HTTPException, HTTPResponse
 from itertools import pairwise
 from typing import Any, cast
@@ -17,22 +16,17 @@ from keep_client.channel import Channel
 
 
 class Arriving:
-    """What a channel takes for a connection: a piece arrives, and then nothing for a moment."""
+    """What a channel takes for a connection: one piece arrives after the other, each a record that is not full."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = [piece for piece in pieces if piece]
-        self._is_time = True
 
     def setblocking(self, _: bool) -> None:
         """It never blocks."""
 
     def read(self, length: int, buffer: memoryview) -> int:
-        if not self._is_time:
-            self._is_time = True
-            raise ssl.SSLWantReadError
         data = self._pieces.pop(0) if self._pieces else b""
         buffer[: len(data)] = data
-        self._is_time = not data
         return len(data)
 
 

@@ -72,7 +72,7 @@ def test_a_list_of_another_shape_is_an_error_in_words(
         return 200, {"keeps": keeps}
 
     monkeypatch.setattr(fake, "_answer", other)
-    with pytest.raises(KeepfleetError, match="'keeps' must list keeps"):
+    with pytest.raises(KeepfleetError, match="'keeps' must list objects"):
         client.keeps()
 
 

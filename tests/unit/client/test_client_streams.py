@@ -209,3 +209,44 @@ def test_the_end_is_waited_for_and_a_manager_away_for_a_moment_asked_again(
     monkeypatch.setattr("keep_client.streams.time.sleep", paused.append)
     monkeypatch.setattr(client, "changed", away)
     assert client.ended(kuuid).outcome == outcome
+
+
+def test_a_long_wait_is_said_with_its_reason_and_its_end_and_a_short_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    now = [1000.0]
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr("keep_client.streams.time.monotonic", lambda: now[0])
+    patience = Patience(60, pause, said.append)
+    for away in (3, 6):
+        for _ in range(away):
+            patience.wait(LOST)
+        patience.renew()
+    patience.renew()
+    assert said == [
+        "waiting, 2 of at most 60 s: lost",
+        "waiting, 4 of at most 60 s: lost",
+        "",
+    ]
+
+
+def test_a_wait_that_is_interrupted_or_in_vain_leaves_nothing_of_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    now = [1000.0]
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] > 1005:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("keep_client.streams.time.monotonic", lambda: now[0])
+    for most, error in ((4, ConnectionFailed), (60, KeyboardInterrupt)):
+        patience = Patience(most, pause, said.append)
+        with pytest.raises(error):
+            for _ in range(10):
+                patience.wait(LOST)
+        assert said[-2].startswith("waiting, ") and said[-1] == ""

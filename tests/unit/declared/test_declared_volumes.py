@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,12 +16,13 @@ from keep_manager.declared import images
 from keep_manager.declared.volumes import Volumes
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import MIB
+from keep_protocol.volumes import usual_inodes
 from module_store.disk import Disk
 from tests.unit.store.disks import Full, deadly_at
 
 SIZE, INODES = 16 * MIB, 100
-CHANGES = 10
-"""More changes of the disk than making a volume takes."""
+OPENING, CHANGES = 2, 10
+"""Changes of the disk that opening the folder takes, and more than making a volume takes."""
 
 
 @pytest.fixture
@@ -50,10 +54,6 @@ def test_one_is_made_once_and_belongs_to_who_had_it_first(place: Path) -> None:
     assert image.stat() == before
     assert (before.st_mode & 0o777, before.st_blocks * 512 >= SIZE) == (0o600, True)
     assert refused(lambda: volumes.ensure("data", "bob", SIZE, INODES)).kind is ErrorKind.FORBIDDEN
-    assert (
-        "16777216 bytes, and 33554432 are asked for"
-        in refused(lambda: volumes.ensure("data", "alice", 2 * SIZE, INODES)).message
-    )
     assert "100 inodes" in refused(lambda: volumes.ensure("data", "alice", SIZE, 200)).message
 
 
@@ -68,16 +68,15 @@ def test_the_quota_counts_what_an_owner_s_volumes_have_together(place: Path) -> 
 
 @pytest.mark.parametrize("number", range(1, CHANGES))
 def test_a_full_disk_at_any_step_leaves_none_and_room_for_the_next_try(place: Path, number: int) -> None:
-    disk = Full(number)
+    disk = Full(OPENING + number)
     volumes = opened(place, disk=disk)
-    if not disk.count:
-        try:
-            volumes.ensure("data", "alice", SIZE, INODES)
-        except KeepfleetError as error:
-            assert error.kind is ErrorKind.NO_SPACE
-            assert [name for name in os.listdir(place) if not name.startswith(".")] in ([], ["data"])
-        else:
-            assert not disk.refused
+    try:
+        volumes.ensure("data", "alice", SIZE, INODES)
+    except KeepfleetError as error:
+        assert error.kind is ErrorKind.NO_SPACE
+        assert [name for name in os.listdir(place) if not name.startswith(".")] in ([], ["data"])
+    else:
+        assert not disk.refused
     opened(place).ensure("data", "alice", SIZE, INODES)
     assert os.listdir(place) == ["data"]
     assert opened(place).find("data").detail == ""
@@ -87,7 +86,7 @@ def test_a_full_disk_at_any_step_leaves_none_and_room_for_the_next_try(place: Pa
 def test_a_manager_that_is_killed_at_any_step_leaves_a_whole_one_or_none(place: Path, number: int) -> None:
     child = os.fork()
     if child == 0:
-        opened(place, disk=deadly_at(number)).ensure("data", "alice", SIZE, INODES)
+        opened(place, disk=deadly_at(OPENING + number)).ensure("data", "alice", SIZE, INODES)
         os._exit(0)
     os.waitpid(child, 0)
     volumes = opened(place)
@@ -96,12 +95,89 @@ def test_a_manager_that_is_killed_at_any_step_leaves_a_whole_one_or_none(place: 
     assert volumes.find("data").detail == ""
 
 
+def made_with_a_file(place: Path) -> None:
+    """A volume with the file `kept` in it, and a guest's directory that is empty otherwise."""
+    opened(place).ensure("data", "alice", SIZE, usual_inodes(SIZE))
+    image = place / "data/image"
+    (place.parent / "kept").write_bytes(b"what a guest wrote")
+    subprocess.run(["debugfs", "-w", "-R", f"write {place.parent}/kept kept", image], check=True, capture_output=True)
+
+
+def content(place: Path) -> tuple[int, bytes, str]:
+    """The length of its image, what is in the file, and the names in its directory; it is whole."""
+    image = place / "data/image"
+    subprocess.run(["e2fsck", "-f", "-n", image], check=True, capture_output=True)
+    shown = subprocess.run(["debugfs", "-R", "cat kept", image], check=True, capture_output=True).stdout
+    listed = subprocess.run(["debugfs", "-R", "ls -p /", image], check=True, capture_output=True, text=True).stdout
+    names = " ".join(line.split("/")[5] for line in listed.splitlines() if line.startswith("/"))
+    return image.stat().st_size, shown, names
+
+
+def test_one_of_which_more_is_asked_for_grows_with_what_is_in_it_and_one_of_which_less_is_stays(place: Path) -> None:
+    made_with_a_file(place)
+    volumes = opened(place, 4 * SIZE)
+    volumes.ensure("data", "alice", 4 * SIZE, usual_inodes(4 * SIZE))
+    assert content(place) == (4 * SIZE, b"what a guest wrote", ". .. kept")
+    found = volumes.find("data")
+    assert (found.size_bytes, found.detail, (place / "data/image").stat().st_blocks * 512 >= 4 * SIZE) == (
+        4 * SIZE,
+        "",
+        True,
+    )
+    volumes.ensure("data", "alice", SIZE, usual_inodes(SIZE))
+    assert volumes.find("data").size_bytes == 4 * SIZE
+    assert refused(lambda: volumes.ensure("data", "alice", 5 * SIZE, INODES)).kind is ErrorKind.TOO_MANY
+    assert refused(lambda: volumes.ensure("data", "bob", 8 * SIZE, INODES)).kind is ErrorKind.FORBIDDEN
+    with open(place / "data/image", "rb") as image:
+        fcntl.flock(image, fcntl.LOCK_EX)
+        assert (
+            refused(lambda: opened(place).ensure("data", "alice", 8 * SIZE, INODES)).message
+            == "cannot have volume data grow: a keep has it"
+        )
+    more = usual_inodes(8 * SIZE) + 1
+    assert (
+        "they were set when it was made"
+        in refused(lambda: opened(place).ensure("data", "alice", 8 * SIZE, more)).message
+    )
+    assert content(place)[0] == 4 * SIZE
+    assert sorted(os.listdir(place / "data")) == ["image", "volume.json"]
+
+
+@pytest.mark.parametrize("how", [Full, deadly_at])
+def test_a_full_disk_and_a_kill_at_any_step_of_its_growth_leave_the_old_one_or_the_new_one(
+    place: Path, how: Callable[[int], Disk]
+) -> None:
+    made_with_a_file(place)
+    sizes = set()
+    for number in count(1):
+        copy = place.parent / f"copy-{number}"
+        shutil.copytree(place, copy)
+        child = os.fork()
+        if child == 0:
+            try:
+                opened(copy, disk=how(OPENING + number)).ensure("data", "alice", 2 * SIZE, usual_inodes(2 * SIZE))
+            except KeepfleetError as error:
+                os._exit(1 if error.kind is ErrorKind.NO_SPACE else 2)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, 1, -9)
+        sizes.add(content(copy)[0])
+        assert content(copy)[1:] == (b"what a guest wrote", ". .. kept")
+        volumes = opened(copy)
+        volumes.ensure("data", "alice", 2 * SIZE, usual_inodes(2 * SIZE))
+        assert (content(copy)[0], volumes.find("data").size_bytes) == (2 * SIZE, 2 * SIZE)
+        assert sorted(os.listdir(copy / "data")) == ["image", "volume.json"]
+        if number > 8 and status == 0:
+            break
+    assert sizes == {SIZE, 2 * SIZE}
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_manager_that_is_killed_while_it_removes_one_leaves_it_or_nothing(place: Path, number: int) -> None:
     opened(place).ensure("data", "alice", SIZE, INODES)
     child = os.fork()
     if child == 0:
-        opened(place, disk=deadly_at(number)).remove("data")
+        opened(place, disk=deadly_at(OPENING + number)).remove("data")
         os._exit(0)
     os.waitpid(child, 0)
     opened(place)

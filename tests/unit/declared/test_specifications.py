@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from keep_manager.declared.specifications import HISTORY, Specifications, Unread
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl.manifest.reading import parse_job
 from tests.unit.declared.specs import DIGEST, specification
-from tests.unit.store.disks import Full, Recorded
 
 
 @pytest.fixture
@@ -126,38 +124,6 @@ def test_one_bad_file_stops_no_other_and_is_kept(files: Specifications, tmp_path
     assert "changed since it was applied" in reasons["edited"]
     assert "its schema is 2, and this version knows 1" in reasons["newer"]
     assert all((directory / f"{name}.yaml").exists() for name in bad)
-
-
-@pytest.mark.parametrize("number", range(1, 10))
-def test_a_full_disk_leaves_the_old_one_or_the_new_one(files: Specifications, tmp_path: Path, number: int) -> None:
-    first, second = specification(), specification(text="module: web:1.3\n", version=2)
-    files.write(first)
-    disk = Full(number)
-    try:
-        Specifications(str(tmp_path / "declared"), disk).write(second, first)
-    except KeepfleetError as error:
-        assert (error.kind, disk.refused != "") == (ErrorKind.NO_SPACE, True)
-    found = files.load()["web"]
-    assert not isinstance(found, Unreadable)
-    assert found.text in (first.text, second.text)
-    files.write(second, first)
-    assert [each.text for each in files.history("web")] == [first.text]
-
-
-@pytest.mark.parametrize("model", ["dropped", "chance"])
-def test_a_power_cut_leaves_the_old_one_or_what_was_acknowledged(tmp_path: Path, model: str) -> None:
-    first, second = specification(), specification(text="module: web:1.3\n", version=2)
-    base, left = tmp_path / "base", tmp_path / "left"
-    base.mkdir()
-    disk = Recorded(base)
-    files = Specifications(str(base), disk)
-    files.open()
-    files.write(first)
-    files.write(second, first)
-    disk.after_power_cut(left, None if model == "dropped" else random.Random(7))
-    found = Specifications(str(left)).load()["web"]
-    assert not isinstance(found, Unreadable)
-    assert found.text == second.text
 
 
 @pytest.mark.parametrize("name", ["", "a" * 64, "a/b", "..", "A", "a.yaml"])

@@ -150,6 +150,10 @@ name: again
         ("labels: {" + ", ".join(f"a{n}: b" for n in range(17)) + "}", "labels has 17 entries; at most 16 fit"),
         ("secrets: [{name: ../x, file: /x}]", "secrets[0].name must be 1 to 63 of A-Z"),
         ("secrets:\n- {name: a, file: /x}\n- {name: a, file: /y}", "line 3, column 10: secrets: duplicate 'a'"),
+        (
+            "overlap: allow\nvolume: {name: a, size: 16M, guest: /a}",
+            "line 1, column 10: overlap: one keep has a volume at a time; forbid it, or leave volume out",
+        ),
         ("directories: [{host: /a, guest: /run/secrets/x}]", "not /run/secrets"),
         ("directories: [{host: /a, guest: /a/../b}]", "be an absolute, plain path"),
         ("directories: [{host: /a, guest: /b, mode: rw}]", "'directories[0].mode' is not known in directories[0]"),

@@ -60,6 +60,22 @@ def test_a_terminal_gets_it_as_it_is_where_a_person_wants_that() -> None:
     assert on_a_terminal([b"\x1b[31mred"], raw=True) == b"\x1b[31mred"
 
 
+def test_a_line_that_the_guest_left_open_is_ended_before_something_else_is_shown() -> None:
+    reader, terminal = pty.openpty()
+    tty.setraw(terminal)
+    with os.fdopen(terminal, "w", buffering=1) as stream:
+        sink = Sink(stream, raw=False)
+        for part in (b"name? ", b"", b"x\n"):
+            sink.write([part])
+            sink.break_line()
+            sink.break_line()
+        said = b""
+        while not said.endswith(b"x\n"):
+            said += os.read(reader, 4096)
+    assert said == b"name? \nx\n"
+    os.close(reader)
+
+
 def test_what_is_missing_is_said_where_it_is_missing(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     streams = Streams(raw=False)
     streams.show(

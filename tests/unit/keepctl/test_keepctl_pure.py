@@ -195,6 +195,12 @@ def test_what_is_waited_for_is_one_line_that_goes_on_a_terminal_and_one_that_sta
     assert capsys.readouterr().err == (
         "\rkeepctl: compiling the module, 2 s\rkeepctl: done" + " " * 21 + "\r" + " " * 13 + "\r"
     )
+    drawn: list[str] = []
+    line = WaitingLine(terminal=True, before=lambda: drawn.append("before"))
+    for text in ("one", "two", "", "", "three"):
+        line(text)
+    assert capsys.readouterr().err == ("\rkeepctl: one\rkeepctl: two\r" + " " * 12 + "\r" + "\rkeepctl: three")
+    assert len(drawn) == 2
     with WaitingLine(terminal=False) as line:
         line("compiling the module, 2 s")
         line("compiling the module, 4 s")

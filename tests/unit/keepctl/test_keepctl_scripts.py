@@ -15,11 +15,20 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def path(tmp_path_factory: pytest.TempPathFactory, scripts_cache: str) -> Iterator[str]:
     """Where a pool serves."""
     directory = tmp_path_factory.mktemp("pool")
     path = str(directory / "pool.sock")
-    command = [sys.executable, "-m", "script_pool", "--socket", path, "--time=0.5", "--max=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "script_pool",
+        "--socket",
+        path,
+        "--time=0.5",
+        "--max=2",
+        f"--cache={scripts_cache}",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT) as program:
         assert program.stderr is not None
         while b"listening on" not in program.stderr.readline():

@@ -74,7 +74,7 @@ def lines(command: Command) -> st.SearchStrategy[list[str]]:
 
 
 @pytest.mark.parametrize("name", TABLES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12)  # for each command
 @given(st.data())
 def test_a_line_that_our_reader_takes_says_to_click_the_same(name: str, data: st.DataObject) -> None:
     read_alike(TABLES[name], data.draw(lines(TABLES[name])))

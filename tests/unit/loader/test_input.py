@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from keep_loader.streams import COMPLETE, DATA, MAX_PACKET, NO_MORE
+from keep_loader.streams import MAX_PACKET
 from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
-from keep_protocol.workload import Workload
+from keep_protocol.workload import COMPLETE, DATA, NO_MORE, Workload
 from tests.fakes.loader_process import DEADLINE, Endpoint, LoaderProcess, Peer, Stub
 
 PIECE = bytes(range(256)) * 200

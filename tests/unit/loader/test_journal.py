@@ -15,6 +15,8 @@ from keep_loader.journal import (
     LAST_ENTRIES,
     LAST_PATIENCE_SECONDS,
     LAST_WORDS,
+    LOOK_BYTES,
+    LOOK_SECONDS,
     MAX_ENTRY,
     PACKED,
     JournalFollower,
@@ -82,6 +84,15 @@ def ring() -> Iterator[RingWriter]:
 
 def follow(ring: RingWriter, journald: Journald, rate: float = FAST, now: float = 0.0) -> JournalFollower:
     return JournalFollower(ring, Pace(rate, now), journald.send, journald.all_read, [("KEEP_ID", b"7")])
+
+
+def whole(follower: JournalFollower) -> int:
+    """Has it send all there is, and says in how many looks."""
+    looks = 1
+    while (seconds := follower.pump(0.0)) is not None:
+        assert seconds == LOOK_SECONDS
+        looks += 1
+    return looks
 
 
 def test_one_entry_a_line_with_its_stream_number_and_fields(ring: RingWriter) -> None:
@@ -178,7 +189,7 @@ def test_what_journald_has_no_room_for_waits_in_the_ring_and_what_is_overwritten
         ring.append(STDOUT, b"%04d\n" % number * 20_000, 0)
         assert follower.pump(0.0) == FULL_SECONDS
     journald.room = None
-    assert follower.pump(0.0) is None
+    whole(follower)
     kept = sum(len(line) + 1 for line in journald.lines("stdout"))
     assert kept + journald.skipped("stdout") == 40 * 100_000
     assert follower.skipped == {STDOUT: journald.skipped("stdout"), STDERR: 0}
@@ -211,6 +222,21 @@ def test_a_flood_costs_the_journal_its_rate_of_bytes_and_no_more(ring: RingWrite
         now += 0.01
     taken = sum(len(found.get("MESSAGE", b"")) for found in journald.entries)
     assert 16_000_000 < taken < 16_000_000 + 6 * 1_000_000 + MAX_ENTRY
+
+
+def test_what_a_living_guest_has_written_goes_in_parts_and_that_of_one_that_has_ended_as_a_whole(
+    ring: RingWriter,
+) -> None:
+    journald = Journald()
+    follower = follow(ring, journald)
+    for number in range(12):
+        ring.append(STDOUT, b"%04d\n" % number * 16_000, 0)
+    assert whole(follower) > 12 * 80_000 // LOOK_BYTES
+    for number in range(12):
+        ring.append(STDERR, b"%04d\n" % number * 16_000, 0)
+    assert follower.pump(0.0, last=True) is None
+    for stream in ("stdout", "stderr"):
+        assert journald.lines(stream) == [b"%04d" % number for number in range(12) for _ in range(16_000)]
 
 
 def test_the_guest_s_last_words_get_in_whatever_waits_before_them(ring: RingWriter) -> None:

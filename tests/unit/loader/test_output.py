@@ -7,6 +7,7 @@ import resource
 import select
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from keep_loader import output
+from keep_loader.journal import JournalFollower, Pace, Sent
 from keep_loader.loop import Loop
 from keep_loader.streams import IN_ALL
 from keep_protocol.control import UNSTORED, CommandType
@@ -211,6 +213,45 @@ def test_no_fork_has_the_loader_s_own_stream_and_what_it_says_is_logged_for_it(
     assert "app-loader: running -> ended (finish)" in log
     assert "app-loader: no newline" in log
     assert "running -> ended (finish)" not in log
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_line_s_reader_is_told_of_it_before_the_journal_which_has_it_also_where_nobody_answers(
+    answered: bool,
+) -> None:
+    loop, sent = Loop(), list[bytes]()
+    with tempfile.TemporaryFile() as opened_file:
+        ring = RingWriter.create(opened_file.fileno(), MIN_CAPACITY)
+
+        def send(data: bytes) -> Sent:
+            sent.append(fields_of(data)["MESSAGE"])
+            loop.stop()
+            return Sent.TAKEN
+
+        journal = JournalFollower(ring, Pace(1000.0, 0.0), send, lambda: True, ())
+        shown = output.Output(loop, ring, journal, drops_oldest=False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.send(Acknowledgement(kept=0).encode())
+        shown.attach(theirs)
+        out, err = shown.open()
+        assert ours.recv(16) == TOKEN
+        ours.send(Acknowledgement(ring.head, 0).encode())
+        shown._answered(0)
+        os.write(out, b"a line\n")
+        (pipe,) = (pipe for pipe, stream in shown.pipes.items() if stream == STDOUT)
+        shown._readable(pipe)
+        assert ours.recv(16) == TOKEN
+        assert sent == []
+        if answered:
+            ours.send(Acknowledgement(ring.head, 0).encode())
+            shown._answered(0)
+        else:
+            loop.run()
+        assert sent == [b"a line"]
+        shown.close()
+        for number in (out, err):
+            os.close(number)
+        ours.close()
 
 
 def test_a_fork_that_talks_without_end_floods_no_log_and_holds_nothing_up(

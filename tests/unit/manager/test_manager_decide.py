@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from app_loader.receive.requests import STATUS_OF as STATUS_OF_A_KEEP
+from keep_loader.settings import ENTRIES
 from keep_manager.callers import CallerEntry, GrantRoot
 from keep_manager.http.errors import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
 from keep_manager.keeps.decide import census
-from keep_manager.keeps.policy import DEFAULT_CEILINGS, Policy, limits_for, uploaders_for
+from keep_manager.keeps.policy import DEFAULT_CEILINGS, REGISTRY, Policy, limits_for, uploaders_for
 from keep_manager.model import Allowance, Caller, LoaderGone, UnitEnd, UnitState
 from keep_manager.systemd import replies
 from keep_manager.systemd.properties import keep_properties, spec_in
@@ -20,6 +22,7 @@ from keep_protocol.constants import KUUID_BITS, slice_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
+from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULTS, MIB, Limits
 from keep_protocol.spec import KeepSpec, Profile, encode_spec
 from keep_protocol.states import State
@@ -388,3 +391,16 @@ def test_an_id_is_moved_to_its_group_and_stays_one() -> None:
             kuuid = decide.in_group(drawn, group)
             assert 0 <= kuuid < 1 << KUUID_BITS
             assert kuuid == 0 or slice_name(kuuid) == f"keep-g{group:02d}.slice"
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_manager_and_loader_know_every_kind_and_agree_what_its_start_brings(kind: Kind) -> None:
+    assert REGISTRY[kind].brings == ENTRIES[kind].brings
+    assert REGISTRY[kind].listens == bool(ENTRIES[kind].endpoint)
+
+
+def test_nothing_outside_the_registry_asks_which_kind_a_keep_is() -> None:
+    checkout = Path(__file__).resolve().parents[3]
+    sources = [path for package in ("keep_manager", "keep_loader") for path in (checkout / package).rglob("*.py")]
+    asking = re.compile(r"(?:\bis|\bis not|==|!=|\bin) \(?Kind\.|\bcase Kind\.")
+    assert [str(path) for path in sources if asking.search(path.read_text())] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,18 @@ def test_a_named_failpoint_kills_exactly_there(point: Failpoint) -> None:
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env={failpoints.VARIABLE: point.value}
     )
     assert done.returncode == -signal.SIGKILL
+
+
+def test_a_file_that_names_one_kills_there_once(tmp_path: Path) -> None:
+    file = tmp_path / "failpoint"
+    file.write_text(Failpoint.STOP_AFTER_COMMAND.value)
+    environment = {failpoints.VARIABLE: str(file)}
+    killed, passed = (
+        subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
+        for _ in range(2)
+    )
+    assert (killed.returncode, file.exists()) == (-signal.SIGKILL, False)
+    assert (passed.returncode, len(passed.stdout.splitlines())) == (0, len(Failpoint))
 
 
 @pytest.mark.parametrize("value", ["", "nonsense"])

@@ -46,7 +46,7 @@ class Host:
             await parts.reconciler.open()
             parts.tasks.start(parts.reconciler.run())
             parts.tasks.start(parts.jobs.run())
-            parts.tasks.start(parts.jobs.tend_timers())
+            parts.tasks.start(parts.jobs.timers.tend())
             yield parts
             await parts.jobs.close()
             await parts.reconciler.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -136,9 +137,35 @@ def test_a_signature_of_another_file_or_by_another_key_is_refused_here_and_by_mi
             check(parse_signature(text.encode()), public(folder), other.read_bytes())
 
 
-@pytest.mark.rare
-def test_a_key_with_a_password_signs_and_a_wrong_password_is_refused(folder: Path) -> None:
-    make_key(folder, "locked")  # a second and 1 GiB for each try of a password, here and there
+def lock(folder: Path, name: str, password: str, operations: int, memory: int) -> None:
+    """Makes NAME.key of release.key, encrypted for a password that is tried in milliseconds."""
+    comment, text = (folder / "release.key").read_text().splitlines()
+    raw = base64.b64decode(text)
+    salt, body = bytes(range(32)), raw[54:126]
+    body += hashlib.blake2b(raw[:2] + body, digest_size=32).digest()
+    n, p = signing._scrypt_parameters(operations, memory)
+    stream = hashlib.scrypt(password.encode(), salt=salt, n=n, r=8, p=p, maxmem=2 * memory, dklen=len(body))
+    limits = operations.to_bytes(8, "little") + memory.to_bytes(8, "little")
+    locked = b"EdScB2" + salt + limits + bytes(a ^ b for a, b in zip(body, stream, strict=True))
+    (folder / f"{name}.key").write_text(f"{comment}\n{base64.b64encode(locked).decode()}\n")
+
+
+@pytest.mark.parametrize(("operations", "memory"), [(32768, 16 << 20), (1 << 19, 16 << 20), (1 << 17, 1 << 20)])
+def test_a_key_with_a_password_is_opened_as_minisign_opens_it_and_a_wrong_password_is_refused(
+    folder: Path, operations: int, memory: int
+) -> None:
+    lock(folder, "quick", "open", operations, memory)
+    signed = ["-S", "-s", f"{folder}/quick.key", "-m", f"{folder}/web.wasm", "-t", COMMENT]
+    assert minisign(*signed, given="open\n") == 0
+    assert minisign(*signed, given="guess\n") != 0
+    assert secret(folder, "quick", "open").public_key == public(folder)
+    with pytest.raises(BadSignature, match="the password is wrong"):
+        secret(folder, "quick", "guess")
+
+
+@pytest.mark.heavy
+def test_a_key_with_a_password_of_minisigns_own_making_is_opened(folder: Path) -> None:
+    make_key(folder, "locked")  # three seconds of processor time and 1 GiB for each try of a password
     opened = secret(folder, "locked", "open")
     assert opened.public_key == public(folder, "locked")
     assert opened.seed.hex() not in repr(opened)

@@ -27,15 +27,10 @@ from script_pool.sessions import Sessions
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
 @pytest.fixture
-async def pool(cache: str) -> AsyncIterator[Pool]:
+async def pool(scripts_cache: str) -> AsyncIterator[Pool]:
     """One child, so that whoever holds it keeps all others waiting."""
-    async with Pool(options=("--max=1", "--time=1", "--deadline=60", f"--cache={cache}")) as made:
+    async with Pool(options=("--max=1", "--time=1", "--deadline=60", f"--cache={scripts_cache}")) as made:
         yield made
 
 
@@ -151,9 +146,9 @@ async def test_a_host_function_may_ask_the_pool_itself(pool: Pool) -> None:
     assert (await pool.run("recursive", {"n": 10}))["depth"] == 11
 
 
-async def test_a_blocking_host_function_may_too(cache: str) -> None:
+async def test_a_blocking_host_function_may_too(scripts_cache: str) -> None:
     def ask() -> object:
-        with BlockingPool(options=("--max=1", f"--cache={cache}")) as pool:
+        with BlockingPool(options=("--max=1", f"--cache={scripts_cache}")) as pool:
             pool.host_function(lambda x: pool.run("double", {"x": x})["x"], name="twice")
             pool.add("double", "x *= 2")
             pool.add("a", "var y = await twice(21)", functions=["twice"])
@@ -178,9 +173,9 @@ async def test_the_guests_clock_stops_while_it_waits(pool: Pool) -> None:
     assert (await fails(pool, "loop")).reason == "time limit exceeded"
 
 
-async def test_answers_that_come_twice_late_or_for_nothing_change_nothing(cache: str) -> None:
+async def test_answers_that_come_twice_late_or_for_nothing_change_nothing(scripts_cache: str) -> None:
     program = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "script_pool", "--stdio", f"--cache={cache}",
+        sys.executable, "-m", "script_pool", "--stdio", f"--cache={scripts_cache}",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert program.stdin is not None and program.stdout is not None
@@ -260,8 +255,8 @@ const { Pool } = require("./examples/script-pool-node/script-pool.js");
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-def test_the_client_for_node_has_host_functions_and_sessions(cache: str) -> None:
-    pool = [sys.executable, "-m", "script_pool", "--stdio", f"--cache={cache}"]
+def test_the_client_for_node_has_host_functions_and_sessions(scripts_cache: str) -> None:
+    pool = [sys.executable, "-m", "script_pool", "--stdio", f"--cache={scripts_cache}"]
     done = subprocess.run(["node", "-e", NODE, *pool], capture_output=True, cwd=ROOT, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [{"x": 21, "y": 42, "e": "TypeError: why"}, 2]

@@ -15,8 +15,8 @@ from script_pool.engine.micropython import MicroPython
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> MicroPython:
-    made = MicroPython(Artifacts(str(tmp_path_factory.mktemp("compiled"))))
+def engine(scripts_cache: str) -> MicroPython:
+    made = MicroPython(Artifacts(scripts_cache))
     made.warm()
     made.begin()
     return made
@@ -113,9 +113,8 @@ def test_the_console_is_bounded_and_the_clock_can_be_set(engine: MicroPython) ->
     assert 1.8e9 <= json.loads(late.output_text)["t"] < 1.8e9 + 60
 
 
-async def test_it_runs_in_a_pool_and_calls_the_application(tmp_path_factory: pytest.TempPathFactory) -> None:
-    cache = tmp_path_factory.mktemp("compiled")
-    async with Pool(options=("--max=1", "--time=1", "--deadline=60", f"--cache={cache}")) as pool:
+async def test_it_runs_in_a_pool_and_calls_the_application(scripts_cache: str) -> None:
+    async with Pool(options=("--max=1", "--time=1", "--deadline=60", f"--cache={scripts_cache}")) as pool:
 
         @pool.host_function
         async def lookup(key: str) -> dict[str, str]:

@@ -15,8 +15,8 @@ SHORT = Limits(wall_seconds=0.1)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> QuickJS:
-    made = QuickJS(str(tmp_path_factory.mktemp("compiled")))
+def engine(scripts_cache: str) -> QuickJS:
+    made = QuickJS(scripts_cache)
     made.begin()
     return made
 

@@ -16,13 +16,8 @@ from script_pool.engine.typescript import compare
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(scope="module")
-def engine(cache: str) -> QuickJS:
-    made = QuickJS(cache)
+def engine(scripts_cache: str) -> QuickJS:
+    made = QuickJS(scripts_cache)
     made.begin()
     return made
 
@@ -168,8 +163,8 @@ def test_a_modules_stack_names_it_with_its_own_lines(engine: QuickJS) -> None:
         engine.run(main, b"{}", Limits(), None, world)
 
 
-async def test_what_a_module_imports_is_what_its_name_stands_for(cache: str) -> None:
-    async with Pool(options=(f"--cache={cache}", "--deadline=60")) as pool:
+async def test_what_a_module_imports_is_what_its_name_stands_for(scripts_cache: str) -> None:
+    async with Pool(options=(f"--cache={scripts_cache}", "--deadline=60")) as pool:
         await pool.add("main", "import { area } from 'geometry'; r = area(r)")
         with pytest.raises(ScriptError, match="main imports geometry"):
             await pool.run("main", {"r": 1})

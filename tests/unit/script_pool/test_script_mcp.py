@@ -15,10 +15,14 @@ from script_pool.client import ScriptError
 from script_pool.mcp import host_functions, in_words
 
 ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("scripts_cache")
 
 
 def server(*arguments: str) -> StdioServerParameters:
-    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "HOME": os.environ.get("HOME", "/")}
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"],
+    }
     command = [*arguments] or ["-m", "script_pool", "--mcp", "--time=0.5", "--max=1"]
     return StdioServerParameters(command=sys.executable, args=command, cwd=str(ROOT), env=environment)
 

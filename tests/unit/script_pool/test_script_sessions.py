@@ -17,14 +17,9 @@ from script_pool.client import BlockingPool, Pool, ScriptError
 from script_pool.sessions import SessionRefused, Sessions, read_key
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
 @pytest.fixture
-async def pool(cache: str) -> AsyncIterator[Pool]:
-    async with Pool(options=("--max=2", "--deadline=60", f"--cache={cache}")) as made:
+async def pool(scripts_cache: str) -> AsyncIterator[Pool]:
+    async with Pool(options=("--max=2", "--deadline=60", f"--cache={scripts_cache}")) as made:
         yield made
 
 
@@ -105,9 +100,9 @@ async def test_a_host_function_is_called_in_a_session_by_those_scripts_alone_tha
         await session.run("not", {"y": 0})
 
 
-async def test_a_session_is_saved_moved_and_refused_when_it_was_changed(cache: str, tmp_path: Path) -> None:
+async def test_a_session_is_saved_moved_and_refused_when_it_was_changed(scripts_cache: str, tmp_path: Path) -> None:
     key = str(tmp_path / "key")
-    options = (f"--cache={cache}", f"--session-key={key}")
+    options = (f"--cache={scripts_cache}", f"--session-key={key}")
     async with Pool(options=options) as one:
         await one.add("set", "const table = {a: 1}; var n = 2")
         session = one.session()
@@ -128,15 +123,15 @@ async def test_a_session_is_saved_moved_and_refused_when_it_was_changed(cache: s
         ):
             with pytest.raises(ScriptError, match="session refused: cannot load the session: it was not saved by"):
                 await other.load_session(forged)
-    async with Pool(options=(f"--cache={cache}",)) as stranger:
+    async with Pool(options=(f"--cache={scripts_cache}",)) as stranger:
         with pytest.raises(ScriptError, match="session refused"):
             await stranger.load_session(saved)
         with pytest.raises(ScriptError, match="no such session"):
             await stranger.session().save()
 
 
-def test_a_blocking_client_has_sessions(cache: str) -> None:
-    with BlockingPool(options=(f"--cache={cache}",)) as pool:
+def test_a_blocking_client_has_sessions(scripts_cache: str) -> None:
+    with BlockingPool(options=(f"--cache={scripts_cache}",)) as pool:
         pool.add("count", "globalThis.n = (globalThis.n ?? 0) + 1")
         session = pool.session("mine")
         session.run("count", {})

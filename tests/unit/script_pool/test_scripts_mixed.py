@@ -31,14 +31,9 @@ RUN_SECONDS = 0.05
 """A loop's time; long enough for each other script on a busy machine, as they are told apart by what they answer."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
 @pytest.fixture
-async def scripts(cache: str) -> AsyncIterator[Pool]:
-    async with Pool(options=("--time=1", "--memory=32", f"--cache={cache}", "--deadline=600")) as pool:
+async def scripts(scripts_cache: str) -> AsyncIterator[Pool]:
+    async with Pool(options=("--time=1", "--memory=32", f"--cache={scripts_cache}", "--deadline=600")) as pool:
         yield pool
 
 
@@ -81,12 +76,12 @@ async def test_nothing_of_one_call_is_seen_by_the_next(scripts: Pool) -> None:
 
 @pytest.mark.parametrize("calls", [600, pytest.param(10_000, marks=pytest.mark.heavy)])
 async def test_among_loops_bombs_throws_and_crashes_every_other_call_is_right_and_each_is_answered_once(
-    calls: int, cache: str
+    calls: int, scripts_cache: str
 ) -> None:
     """5 % of each; a crash is a child that is killed while others wait."""
     limits = Limits(wall_seconds=RUN_SECONDS, memory_bytes=8 << 20)
     settings = Settings(1, 2, queue=calls, deadline_seconds=SECONDS)
-    pool = ScriptPool(settings, limits, say=lambda line: None, cache=cache)
+    pool = ScriptPool(settings, limits, say=lambda line: None, cache=scripts_cache)
     await pool.start()
     choose = random.Random(calls)
     answers: list[list[Answer]] = [[] for _ in range(calls)]
@@ -144,13 +139,19 @@ def programs(language: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("language", "command"), [("python", [sys.executable, "-c"]), ("javascript", ["node", "-e"]), ("sh", ["sh", "-c"])]
 )
-def test_the_how_tos_programs_print_what_it_says(language: str, command: list[str], cache: str, tmp_path: Path) -> None:
+def test_the_how_tos_programs_print_what_it_says(
+    language: str, command: list[str], scripts_cache: str, tmp_path: Path
+) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"needs {command[0]}")
     script_pool = tmp_path / "script-pool"
     script_pool.write_text(f'#!/bin/sh\nexec {sys.executable} -m script_pool "$@"\n')
     script_pool.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "CACHE_DIRECTORY": cache}
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "CACHE_DIRECTORY": scripts_cache,
+    }
     found = programs(language)
     assert found
     for program, printed in found:
@@ -158,11 +159,14 @@ def test_the_how_tos_programs_print_what_it_says(language: str, command: list[st
         assert (done.stdout.replace("\r\n", "\n"), done.returncode) == (printed, 0), done.stderr
 
 
-def test_the_how_to_for_language_models_runs_by_the_protocol(cache: str, tmp_path: Path) -> None:
+def test_the_how_to_for_language_models_runs_by_the_protocol(scripts_cache: str, tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to/agents.md").read_text(encoding="utf-8")
     (program, printed), *_ = re.findall(r"^```python\n(.*?)^```$\n+^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     script_pool = tmp_path / "script-pool"
-    path, home = os.pathsep.join(sys.path), f"CACHE_DIRECTORY={cache}"  # the client passes little of our environment on
+    path, home = (
+        os.pathsep.join(sys.path),
+        f"CACHE_DIRECTORY={scripts_cache}",
+    )  # the client passes little of our environment on
     script_pool.write_text(f'#!/bin/sh\n{home} PYTHONPATH={ROOT}:{path} exec {sys.executable} -m script_pool "$@"\n')
     script_pool.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from cryptography import x509
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.store import Object
-from module_pull import artifact, transport
+from module_pull import apart, artifact, transport
 from module_pull.artifact import Address, Site, parse_address
 from module_pull.registry import Credentials, Registry, read_credentials
 from module_store.additions import ORIGIN
@@ -51,11 +52,10 @@ def pull(
 ) -> Pulled:
     address = parse_address(f"oci://{host}:{remote.port}/{what}", plain=context is None)
     known = Credentials(((str(address.site), login),) if login else ())
-    client = Registry(address.site, known, context or ssl.create_default_context())
-    with client.fetch(address) as found:
-        kept = Operations(store.place.path, "puller")
-        added = kept.add(found.body, address.reference, found.artifact.digest, origin=str(found.artifact.address))
-        return Pulled(found.artifact.address, added)
+    with apart.pulled(address, known, context or ssl.create_default_context()) as incoming:
+        found, kept = incoming.begin(), Operations(store.place.path, "puller")
+        added = kept.add(incoming.body(), address.reference, found.digest, origin=str(found.address))
+        return Pulled(found.address, added)
 
 
 def refusal(store: Store, remote: FakeRegistry, what: str = "team/web:1.2") -> KeepfleetError:
@@ -379,3 +379,39 @@ def test_no_password_goes_to_another_host_without_tls(store: Store) -> None:
     address = parse_address("oci://example.com/web:1", plain=True)
     with pytest.raises(KeepfleetError, match="no password is sent without TLS"):
         client._authorized(address, 'Basic realm="x"')
+
+
+class Watching(FakeRegistry):
+    """Looks at the process that asks: its status, its limits and its open files, by the first request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.status: dict[str, str] = {}
+        self.limits, self.files = "", set[str]()
+
+    def _answer(self, path: str) -> Answer:
+        for process in (Path("/proc", pid) for pid in children()):
+            if (process / "comm").read_text() == "keep-pull\n" and not self.status:
+                lines = (line.split(":", 1) for line in (process / "status").read_text().splitlines())
+                self.status = {name: value.strip() for name, value in lines}
+                self.limits = (process / "limits").read_text()
+                self.files = {os.readlink(file).partition(":")[0] for file in (process / "fd").iterdir()}
+        return super()._answer(path)
+
+
+def test_the_process_that_asks_a_registry_has_no_right_no_file_of_ours_and_ends_with_the_pull(store: Store) -> None:
+    with Watching() as remote:
+        remote.put_module("1.2", HELLO)
+        pull(store, remote)
+    own = str(apart.NOBODY) if os.geteuid() == 0 else str(os.geteuid())
+    assert remote.status["Uid"].split() == [own] * 4
+    assert (remote.status["NoNewPrivs"], int(remote.status["CapEff"], 16)) == ("1", 0)
+    assert os.geteuid() != 0 or remote.status["Groups"] == ""
+    for limit in ("Max file size", "Max processes", "Max core file size"):
+        assert re.search(rf"^{limit} +0 +0 ", remote.limits, re.MULTILINE), limit
+    assert remote.files - {os.readlink("/proc/self/fd/2").partition(":")[0]} <= {"/dev/null", "pipe", "socket"}
+    assert "keep-pull\n" not in [Path(f"/proc/{pid}/comm").read_text() for pid in children()]
+
+
+def children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()

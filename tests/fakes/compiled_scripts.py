@@ -1,0 +1,31 @@
+"""One directory with the script pools' compiled engines, for all workers of a run: compiling takes seconds."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+_COMPILE = "import sys; from script_pool.engine.languages import Languages; Languages(sys.argv[1]).warm()"
+
+
+@pytest.fixture(scope="session")
+def scripts_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `--cache` is for a pool; also the default of every pool that this process starts."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # a worker's own is in it
+    home = base / "cache"
+    place = home / "keepfleet" / "scripts"
+    place.mkdir(0o700, parents=True, exist_ok=True)
+    with open(home / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not any(place.iterdir()):
+            subprocess.run([sys.executable, "-c", _COMPILE, str(place)], cwd=ROOT, check=True)
+    os.environ["XDG_CACHE_HOME"] = str(home)
+    return str(place)
