@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+from codelets import wasi
 from codelets.artifacts import Compiled
 from codelets.calling import Guard, Hook, Run, Target, prepared, prepared_in_c
 from codelets.descriptor import CodeletDescriptor, CodeletSet, read_descriptor
@@ -312,7 +313,7 @@ class _Building:
             name
             for codelet in self._loaded.codelets.values()
             for module, name in codelet.examined.imports
-            if module == HELPERS
+            if module in (HELPERS, wasi.MODULE)
         ]
         parted = any(
             declaration.kind.threads > 1
@@ -342,6 +343,8 @@ class _Building:
         for imported, each in codelet.examined.imports:
             if imported == HELPERS:
                 functions[imported, each] = self._helper(each, view)
+            elif imported == wasi.MODULE:
+                functions[imported, each] = self._world.function(*wasi.signature(each), wasi.host_function(each, view))
         order = [
             memory if (each.module, each.name) == MEMORY else functions[each.module, each.name or ""]
             for each in module.imports

@@ -24,7 +24,8 @@ def _hash(data: bytes) -> int:
     return value - (1 << 32) if value >> 31 else value
 
 
-def _print(data: bytes) -> None:
+def print_line(data: bytes) -> None:
+    """What a codelet prints, in the application's log."""
     LOG.info("%s", data[:MAX_PRINTED].decode("utf-8", "replace").rstrip("\n"))
 
 
@@ -34,5 +35,5 @@ def standard_helpers() -> tuple[tuple[HelperType, Callable[..., Any]], ...]:
         (HelperType("time_ns", (), "i64"), time.monotonic_ns),
         (HelperType("random", (), "i64"), lambda: secrets.randbits(63)),
         (HelperType("hash", ("bytes",), "i32"), _hash),
-        (HelperType("print", ("bytes",), ""), _print),
+        (HelperType("print", ("bytes",), ""), print_line),
     )
