@@ -1,5 +1,5 @@
 """Measures keepfleet on a real systemd: every figure beside the floor it stands on, in one run.
 
 `python -m benchmarks` inside a host (`./run bench` boots one). `figures`, `table`, `dropin` and `modules` are pure;
-`bus` is the only import of dbus_next. Imports keep_client and keep_protocol, as any client may.
+`bus` uses the manager's own connection to systemd. Imports keep_client and keep_protocol, as any client may.
 """

@@ -1,4 +1,4 @@
-"""systemd over D-Bus, for the floor: the same call in the same way as the manager makes it. Imports dbus_next."""
+"""systemd over D-Bus, for the floor: the same call in the same way as the manager makes it, by its connection."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from collections.abc import Awaitable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import BusType, MessageType
-from dbus_next.message import Message
-from dbus_next.signature import Variant
-
 from benchmarks.measuring import MS, MeasurementFailed
+from keep_manager.systemd.connection import BUS, BUS_PATH, BusLost, Connection
+from keep_manager.systemd.message import ERROR, Message, Variant
 
+ADDRESS = "unix:path=/run/dbus/system_bus_socket"
 SYSTEMD, PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
 MANAGER = f"{SYSTEMD}.Manager"
 NO_SUCH_UNIT = f"{SYSTEMD}.NoSuchUnit"
 CALL_SECONDS = 60.0
 """Even the last of 200 units that are stopped at once has its turn within seconds."""
 MAX_CALLS = 32
-"""dbus-next's writer dies of a full socket, at some 280 calls; nothing here needs more at once."""
+"""A quarter of what the bus lets one connection have pending; nothing here needs more at once."""
 Property = tuple[str, Variant]
 Result = TypeVar("Result")
 
@@ -70,21 +68,19 @@ class Systemd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bus.disconnect()
-        self._loop.run_until_complete(self._bus.wait_for_disconnect())
+        self._bus.end()
         self._loop.close()
 
     async def _connect(self) -> None:
-        self._bus: Any = await MessageBus(bus_type=BusType.SYSTEM).connect()  # dbus-next is typed in part
-        self._bus.add_message_handler(self._received)
+        self._bus = Connection(ADDRESS, self._received)
+        await self._bus.open()
         rule = f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved',path='{PATH}'"
-        bus = "org.freedesktop.DBus"
-        await self._bus.call(Message(bus, "/org/freedesktop/DBus", bus, "AddMatch", signature="s", body=[rule]))
+        await self._bus.call(BUS, BUS_PATH, BUS, "AddMatch", "s", (rule,))
 
     def _received(self, message: Message) -> None:
         """systemd reports a job's end to its caller, without Subscribe(); the bus wants a match even so."""
-        if message.message_type is MessageType.SIGNAL and message.member == "JobRemoved":
-            _, job, _, result = message.body
+        if message.member == "JobRemoved":
+            _, job, _, result = (str(word) for word in message.body())
             future = self._waiting.pop(job, None)
             if future is None:
                 self._ended[job] = result
@@ -92,13 +88,15 @@ class Systemd:
                 future.set_result(result)
 
     async def _call(self, member: str, signature: str, *body: object) -> list[Any]:
-        message = Message(SYSTEMD, PATH, MANAGER, member, signature=signature, body=list(body))
-        reply = await _in_time(self._bus.call(message), member)
-        if reply is not None and reply.error_name == NO_SUCH_UNIT:
-            raise NotLoaded(f"{member}: {reply.body}")
-        if reply is None or reply.message_type is MessageType.ERROR:
-            raise MeasurementFailed(f"{member}: {'no reply' if reply is None else reply.body}")
-        return list(reply.body)
+        try:
+            reply = await _in_time(self._bus.call(SYSTEMD, PATH, MANAGER, member, signature, body), member)
+        except BusLost as error:
+            raise MeasurementFailed(f"{member}: the bus has gone") from error
+        if reply.error_name == NO_SUCH_UNIT:
+            raise NotLoaded(f"{member}: {reply.body()}")
+        if reply.type == ERROR:
+            raise MeasurementFailed(f"{member}: {reply.body()}")
+        return reply.body()
 
     async def _job(self, member: str, signature: str, unit: str, *body: object) -> None:
         async with self._places:

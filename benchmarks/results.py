@@ -17,7 +17,7 @@ from benchmarks.host import Host, run
 
 FORMAT = 1
 """Raised when a reader of older files would be misled."""
-_DISTRIBUTIONS = ("keepfleet", "wasmtime", "aiohttp", "dbus-next", "cryptography")
+_DISTRIBUTIONS = ("keepfleet", "wasmtime", "aiohttp", "cryptography")
 
 
 def _processor() -> str:

@@ -70,8 +70,13 @@ def lock_loader_files(granted: Sequence[tuple[int, Rights]], nameless: Sequence[
     descriptor, which may be of a mount that is gone. Its children, which it signals, may be older than this.
     Raises as `lock_loader`.
     """
-    places = [("/", landlock.READ), (NULL, landlock.NAMELESS), *((path, landlock.WRITE) for path in named)]
-    _restrict([*places, *((path, landlock.NAMELESS) for path in (*TEMPORARY_DIRECTORIES, *nameless))], granted, True)
+    _restrict([*_nameless(nameless), *((path, landlock.WRITE) for path in named)], granted, True)
+
+
+def lock_waiting_runner(nameless: Sequence[str]) -> None:
+    """The runner of a spare, once it knows its start: it is older than its loader's lock on files, and has as much from
+    here on, nothing granted. It signals its checkers alone. Raises as `lock_loader`."""
+    _restrict(_nameless(nameless))
 
 
 def lock_endpoint() -> None:
@@ -187,6 +192,12 @@ def _try_absolute_path(files: Sequence[tuple[int, Rights]]) -> None:
     except OSError:
         return
     raise KeepfleetError(ErrorKind.ISOLATION_FAILURE, "cannot lock the process: an absolute path leads out of a grant")
+
+
+def _nameless(directories: Sequence[str]) -> list[tuple[str, Rights]]:
+    """The read-only tree, and files without a name in these directories and the temporary ones."""
+    places = (NULL, *TEMPORARY_DIRECTORIES, *directories)
+    return [("/", landlock.READ), *((path, landlock.NAMELESS) for path in places)]
 
 
 def _restrict(

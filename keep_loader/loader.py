@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # mypy's name for itself; the module `typing` would be 3.5 ms
 LockFiles = Callable[[Sequence[tuple[int, int]], Sequence[str], Sequence[str]], None]
 MAX_BY = 80
 """Characters of who asked for a stop."""
-_CHANGED, _PREPARE = "changed", "prepare"
+_CHANGED, _PREPARE, _IMPORT = "changed", "prepare", "import"
 _ENDED = (Phase.ENDED, Phase.FAILED)
 
 
@@ -108,11 +108,16 @@ class Loader:
         self._notifier.connect()
         self._lock()
         self._boot()
+        spare, entries = self._keep.spec.spare and not self._keep.spec.owner, self._settings.entries
+        if self._settings.start_follows and not spare:
+            self._prepare((entries.endpoint,))  # it gets ready while systemd and the manager hear that we are
         self._systemd.ready(status_text(self._keep.report))
         if self._settings.watchdog_seconds:
             self._systemd.feed_watchdog(self._settings.watchdog_seconds)
-        if self._keep.spec.spare and not self._keep.spec.owner:
-            self._loop.after(_PREPARE, 0, self._prepare)  # behind READY: it counts as a spare from then on
+        if spare:  # behind READY: it counts as a spare from then on
+            self._loop.after(_PREPARE, 0, lambda: self._prepare((entries.endpoint, entries.runner)))
+        if spare or self._settings.start_follows:
+            self._loop.after(_IMPORT, 0, _import_what_a_start_takes)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,15 +152,13 @@ class Loader:
         if self._supervisor is not None:
             self._supervisor.ending.leaving = True
 
-    def _prepare(self) -> None:
-        """Forks what the start will need, where there was none yet. Whose keep it will be is not known."""
+    def _prepare(self, entries: Sequence[str]) -> None:
+        """Forks what the start will need, where there was none yet. Whose keep it will be need not be known."""
         from keep_loader.process import Prepared
 
         if self._keep.phase is Phase.IDLE and self._supervisor is None and not self._keep.report.isolation_failures:
             self._prepared = Prepared(self._loop)
-            self._prepared.fork(self._settings.entries)
-            import keep_loader.start
-            import keep_loader.supervisor  # noqa: F401  # what the start imports, and its forks have done without
+            self._prepared.fork(entries)
 
     def _supervise(self) -> Supervisor:
         """The supervisor, made with the first start: an idle keep does without what watches processes, 0.4 MB."""
@@ -333,3 +336,9 @@ class Loader:
         if (keep.phase is Phase.RESTARTING or self._ending or self._over) and not busy:
             self._systemd.notify(STATUS=status_text(keep.report))
             self._loop.stop()
+
+
+def _import_what_a_start_takes() -> None:
+    """Behind READY, and behind the forks that do without: it is done while others work."""
+    import keep_loader.start
+    import keep_loader.supervisor  # noqa: F401

@@ -10,10 +10,9 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found] # as in keep_protocol.forking
 import os
 import time
-from _collections_abc import Callable, Mapping
+from _collections_abc import Callable, Mapping, Sequence
 
 from keep_loader.loop import READABLE, Action, Handler, Loop, log, plain
-from keep_loader.settings import Entries
 from keep_loader.state import close_all, descriptors_in
 from keep_protocol import forking
 from keep_protocol import sockets as socket
@@ -372,12 +371,12 @@ class Prepared:
     def __repr__(self) -> str:
         return f"Prepared({', '.join(self._waiting) or 'none'})"
 
-    def fork(self, entries: Entries) -> None:
-        """Forks what a start of this kind of keep will need. What cannot be forked now is by the start, which says
+    def fork(self, entries: Sequence[str]) -> None:
+        """Forks what a start will call, where there is a name. What cannot be forked now is by the start, which says
         why."""
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)  # until a start says where their words go
         try:
-            for entry in filter(None, (entries.endpoint, entries.runner)):
+            for entry in filter(None, entries):
                 child = fork(entry, PREPARED_NAME, {}, {}, null, prepared=True)
                 self._waiting[entry] = child
                 self._loop.watch(child.pidfd, READABLE, self._dropping(entry))

@@ -16,7 +16,7 @@ from keep_protocol.fields import Record
 from keep_protocol.keep import KeepReport
 from keep_protocol.kinds import Kind
 from keep_protocol.limits import limits_from_text
-from keep_protocol.spec import SPEC_VARIABLE, KeepSpec, decode_spec
+from keep_protocol.spec import SPEC_VARIABLE, START_VARIABLE, KeepSpec, decode_spec
 
 MAX_SOCKET_PATH = 107
 """The longest path a Unix socket's address holds (man 7 unix)."""
@@ -49,7 +49,8 @@ class Settings(Record):
     directory: the keep's own runtime directory; entries: what its forks call; max_workload: passed on to the upload
     endpoint; watchdog_seconds: how often systemd wants to hear of us, 0 for never; spec: what the keep is; has_spec:
     whether its unit says so, which one made by the version before does not; journal_entries: how many a second the
-    journal gets at most where its limits are not the unit's own, 0 for what the spec says.
+    journal gets at most where its limits are not the unit's own, 0 for what the spec says; start_follows: whether the
+    start comes with the next command.
     """
 
     kuuid: int
@@ -60,6 +61,7 @@ class Settings(Record):
     spec: KeepSpec = KeepSpec()
     has_spec: bool = False
     journal_entries: int = 0
+    start_follows: bool = False
 
     @property
     def socket_path(self) -> str:
@@ -134,6 +136,7 @@ def read_settings(arguments: list[str], environment: Mapping[str, str]) -> Setti
         spec=spec,
         has_spec=has_spec,
         journal_entries=_whole_number(environment, "KEEPFLEET_JOURNAL_ENTRIES", 0),
+        start_follows=environment.get(START_VARIABLE) == "1",
     )
     if len(os.fsencode(settings.socket_path)) > MAX_SOCKET_PATH:
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot start: {settings.socket_path} is too long for a socket")

@@ -31,6 +31,8 @@ from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS, TEN_YEARS, Limits
 from keep_protocol.patterns import matches
 
+START_VARIABLE = "KEEPFLEET_START_FOLLOWS"
+"""Set in a unit whose loader hears of its start immediately after READY: it begins what that takes before."""
 SPEC_VARIABLE = "KEEPFLEET_SPEC"
 SCHEMA = 1
 """The format of an encoded spec; one of another number is never guessed at."""

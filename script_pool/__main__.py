@@ -8,9 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from subprocess import TimeoutExpired
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool.decisions import Settings
+from script_pool.engine import cpython
+from script_pool.engine.artifacts import Artifacts
 from script_pool.engine.interface import Limits
 from script_pool.pool import ENGINE, ScriptPool
 from script_pool.serve import Service, what_is_missing
@@ -41,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="serve a language model's program on standard input and output by the Model Context Protocol; with PATH, "
         "from the pool that serves that Unix socket (needs: pip install keepfleet[mcp])",
+    )
+    where.add_argument(
+        "--make-python",
+        action="store_true",
+        help="make CPython, once, in the cache: scripts can then be in `python` (needs: pip install keepfleet[python])",
     )
     made.add_argument(
         "--allow-uid",
@@ -132,6 +140,15 @@ async def serve(arguments: argparse.Namespace, engine: str = ENGINE) -> None:
         await service.on_socket(arguments.socket, lambda: say(f"listening on {arguments.socket}"))
 
 
+def make_python(cache: str) -> None:
+    """Makes what `python` runs in, where it is not there. Raises KeepfleetError."""
+    try:
+        path = cpython.make(Artifacts(cache))
+    except (ImportError, OSError, TimeoutExpired) as error:
+        raise KeepfleetError(ErrorKind.CONFIGURATION, str(error)) from error
+    say(f"CPython is at {path}")
+
+
 async def serve_models(arguments: argparse.Namespace) -> None:
     """Serves the Model Context Protocol until standard input ends. Raises KeepfleetError."""
     try:
@@ -156,7 +173,10 @@ def main(engine: str = ENGINE) -> None:
         say("--functions and --fetch are of --mcp; the other clients offer functions themselves")
         sys.exit(2)
     try:
-        asyncio.run(serve(arguments, engine) if arguments.mcp is None else serve_models(arguments))
+        if arguments.make_python:
+            make_python(arguments.cache)
+        else:
+            asyncio.run(serve(arguments, engine) if arguments.mcp is None else serve_models(arguments))
     except ValueError as error:
         say(str(error))
         sys.exit(2)

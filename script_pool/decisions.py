@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 NEVER = float("inf")
 START_SECONDS = 10.0
@@ -222,6 +223,27 @@ def wake(
     if spawn_from > now and (len(alive) < settings.minimum or queue):
         times.append(spawn_from)
     return min(times, default=NEVER)
+
+
+class Timer(Protocol):
+    """The one that is set for the next decision: asyncio.TimerHandle."""
+
+    def when(self) -> float: ...
+
+    def cancelled(self) -> bool: ...
+
+
+def may_rest(child: Child, queue: Collection[Waiting], settings: Settings, timer: Timer | None) -> bool:
+    """Whether `decide` would do nothing now that this child has become idle, and `wake` say no time before the timer's:
+    where nothing waits, a child that need not end changes nothing until the time when it has been idle for too long."""
+    return (
+        not queue
+        and _is_idle(child)
+        and child.runs < settings.recycle_after
+        and timer is not None
+        and not timer.cancelled()
+        and timer.when() <= child.since + settings.idle_seconds
+    )
 
 
 def _is_idle(child: Child) -> bool:

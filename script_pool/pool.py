@@ -276,19 +276,22 @@ class ScriptPool:
         self._queue[ticket] = Waiting(ticket, job.deadline, job.prepares)
         if job.session is not None:
             job.session.turns.append(ticket)
-        if not job.prepares:
-            self._prepare_run(ticket)
-        self._turn()
+        if job.prepares or not self._prepare_run(ticket):
+            self._turn()
 
-    def _prepare_run(self, ticket: int) -> None:
-        """Makes a waiting run ready once it is certain what it runs, and its session's earlier ones have ended."""
+    def _prepare_run(self, ticket: int) -> bool:
+        """Makes a waiting run ready once it is certain what it runs, and its session's earlier ones have ended;
+        whether it is, and what is to be done was done."""
         waiting, job = self._queue.get(ticket), self._jobs.get(ticket)
         if waiting is None or job is None:
-            return
-        again = lambda: self._prepare_run(ticket)  # noqa: E731
+            return False
+
+        def again() -> None:
+            self._prepare_run(ticket)
+
         if not job.version.settled:
             job.version.when_settled(again)
-            return
+            return False
         script = job.version.script
         missing = bind(self._names, script, job.modules) if script is not None and script.imports else None
         if isinstance(missing, Version):
@@ -298,6 +301,8 @@ class ScriptPool:
         elif job.session is None or job.session.turns[0] == ticket:
             waiting.ready = True
             self._turn()
+            return True
+        return False
 
     def _reply(self, ticket: int, answer: Answer) -> None:
         """Answers a request, once: where it is not known, it has been."""
@@ -469,6 +474,8 @@ class ScriptPool:
             self._distrust(member, "it answered what it was not asked")
         else:
             self._answered(member, member.job, frame)
+            if decisions.may_rest(member.view, self._queue.values(), self.settings, self._timer):
+                return
         self._turn()
 
     def _answered(self, member: _Member, job: _Job, frame: Frame) -> None:

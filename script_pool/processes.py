@@ -108,15 +108,16 @@ class ChildProcess:
 
     def _readable(self) -> None:
         try:
-            data = self._channel.recv(_READ)
+            try:
+                data = self._channel.recv(_READ)
+            except ConnectionResetError:  # it has ended with something unread; what it has sent comes behind that
+                data = self._channel.recv(_READ)
             found = self._frames.feed(data)
         except BlockingIOError:
             return
         except FrameError as error:
             self._break(str(error))
             return
-        except OSError:  # it has ended with something unread
-            data, found = b"", []
         for frame in found:
             self._events.said(self.number, frame)
         if not data:
@@ -211,27 +212,35 @@ class Processes:
 
     def _reported(self) -> None:
         assert self._control is not None  # noqa: S101 - its reader is removed before
-        try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 1)
-        except BlockingIOError:
+        received = receive(self._control)
+        if received is None:
             return
-        except OSError:
-            data, descriptors = b"", []
+        data, descriptors = received
         if not data:
             self._template_ended()
             return
         message = json.loads(data)  # the template is ours, and no script has ever been in it
         if "warm" in message:
-            if self._warm is not None and not self._warm.done():
-                self._warm.set_result(None)
+            self._is_warm()
         elif "forked" in message:
-            self._numbers[message["pid"]] = message["forked"]
-            if message["forked"] in self._children:
-                self._children[message["forked"]].forked(message["pid"], descriptors[0])
+            self._forked(message["forked"], message["pid"], descriptors)
         elif "exited" in message:
-            self._ended(self._numbers.pop(message["exited"]), how(message["status"]))
+            number = self._numbers.pop(message["exited"], None)
+            if number is not None:
+                self._ended(number, how(message["status"]))
         else:
             self._ended(message["unable"], f"it cannot be forked: {message['why']}")
+
+    def _is_warm(self) -> None:
+        if self._warm is not None and not self._warm.done():
+            self._warm.set_result(None)
+
+    def _forked(self, number: int, pid: int, descriptors: list[int]) -> None:
+        self._numbers[pid] = number
+        if number in self._children:
+            self._children[number].forked(pid, descriptors.pop())
+        for descriptor in descriptors:  # asked for of a template before this one: it reads its end, and ends
+            os.close(descriptor)
 
     def _template_ended(self) -> None:
         self._close_control()
@@ -250,6 +259,22 @@ class Processes:
         if child is not None:
             child.dispose()
             self._events.ended(number, how)
+
+
+def receive(control: socket.socket) -> tuple[bytes, list[int]] | None:
+    """The next message and its descriptors, nothing at the end, None where there is none yet.
+
+    What a peer that has ended left unread is said first, once, and what it has sent comes behind that.
+    """
+    for _ in range(2):
+        try:
+            data, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            continue
+        return data, descriptors
+    return b"", []
 
 
 def _cannot_start(why: str) -> KeepfleetError:

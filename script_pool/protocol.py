@@ -236,6 +236,27 @@ def _value(text: str, at: int) -> tuple[object, int]:
     return value, end
 
 
+_WHOLE = "-?(?:0|[1-9][0-9]{0,18})"
+_RUN = re.compile(
+    rf'\{{ ?(?:"id": ?({_WHOLE}), ?)?"cmd": ?"ExecCode", ?"name": ?"([^"\\\x00-\x1f]*)", ?"inputSandbox": ?(?=\{{)'
+)
+_RUN_ENDS = re.compile(rf'(?:, ?"id": ?({_WHOLE}))? ?\}}')
+
+
+def _run(text: str, input_bytes: int) -> ExecCode | None:
+    """What nearly every request is, as clients write it, in half the time; None for another, which `parse` reads."""
+    begin = _RUN.match(text)
+    if begin is None:
+        return None
+    end = _value(text, begin.end())[1]
+    rest = _RUN_ENDS.fullmatch(text, end)
+    if rest is None or (begin[1] and rest[1]) or len(begin[2]) > MAX_NAME:
+        return None
+    id = begin[1] or rest[1]
+    sandbox = text[begin.end() : end].encode()
+    return ExecCode(id, begin[2], sandbox) if len(sandbox) <= input_bytes else None
+
+
 def parse(line: bytes | None, input_bytes: int) -> Request:
     """What `line` asks for; None is a line that was too long. Never raises."""
     if line is None:
@@ -243,6 +264,9 @@ def parse(line: bytes | None, input_bytes: int) -> Request:
     name: str | None = None
     try:
         text = line.decode("utf-8")
+        run = _run(text, input_bytes)
+        if run is not None:
+            return run
         members = _members(text)
         if "id" in members:
             _, begin, end = members.pop("id")

@@ -63,9 +63,9 @@ def run() -> int:
     try:
         passed = claim(os.environ)  # before the engine's libraries open files of their own
         if _ready:  # it is older than its loader's lock on files, and would have that now
-            from keep_isolation.locks import lock_loader_files
+            from keep_isolation.locks import lock_waiting_runner
 
-            lock_loader_files((), (_directory(),), ())
+            lock_waiting_runner((_directory(),))
         limits = read_limits(os.environ)
         given = Waiting(passed, limits, reporter).until_run()
     except Refused as refused:

@@ -362,7 +362,8 @@ class Creation:
         reach(Failpoint.CREATE_BEFORE_UNIT)
         try:
             async with self._whole(kuuid):
-                await self._units.start(kuuid, self._policy.start_timeout_seconds, spec)
+                seconds, follows = self._policy.start_timeout_seconds, request.start is not None
+                await self._units.start(kuuid, seconds, spec, start_follows=follows)
                 reach(Failpoint.CREATE_AFTER_READY)
                 async with self._loaders.session(kuuid) as session:
                     if request.start is None:

@@ -32,9 +32,9 @@ class Units(Protocol):
         """The keeps whose unit has a runtime directory, which one that has failed has not; the service manager is not
         asked."""
 
-    async def start(self, kuuid: int, seconds: float, spec: KeepSpec) -> None:
+    async def start(self, kuuid: int, seconds: float, spec: KeepSpec, *, start_follows: bool = False) -> None:
         """Makes the unit of the keep that `spec` describes and waits for its READY: CONFLICT if there is one,
-        KEEP_FAILED with evidence otherwise."""
+        KEEP_FAILED with evidence otherwise. start_follows: whether its loader hears of its start next."""
 
     async def stop(self, kuuid: int) -> None:
         """Ends and forgets the unit, in whatever state it is: NOT_FOUND if there is none."""

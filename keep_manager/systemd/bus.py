@@ -1,29 +1,20 @@
-"""The connection to the bus systemd is on: the only import of dbus_next.
+"""The connection to the bus that systemd is on, made again where it ends.
 
-What dbus-next does not do is done here. Its writer drops the whole connection when the socket's buffer is full (about
-278 unsent calls), so calls in flight are bounded. A dead connection is silent and is not made again, so it is
-watched and made again. It waits for answers for ever, so every call has a deadline.
+Calls in flight are bounded, and every call has a deadline. A signal counts where systemd, or the bus itself, has sent
+it: any user of the host may send one to any connection (man dbus-daemon, "SECURITY POLICY").
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-
-from dbus_next._private.address import parse_address
-from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import MessageFlag, MessageType
-from dbus_next.errors import AuthError, DBusError
-from dbus_next.message import Message
-from dbus_next.signature import Variant
 
 from keep_manager.systemd import replies
 from keep_manager.systemd.bulk import PropertyReader
+from keep_manager.systemd.connection import BUS, BUS_PATH, BusLost, Connection, dial
+from keep_manager.systemd.message import ERROR, Message, Variant
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -32,7 +23,7 @@ SYSTEMD = "org.freedesktop.systemd1"
 SYSTEMD_PATH = "/org/freedesktop/systemd1"
 MANAGER = "org.freedesktop.systemd1.Manager"
 MAX_CALLS = 64
-"""Half of what the system bus allows one connection to have pending, a quarter of what fills the socket."""
+"""Half of what the system bus allows one connection to have pending."""
 CALL_SECONDS = 10.0
 """PID 1 answers in milliseconds; a daemon-reload of a large host holds it for seconds."""
 CONNECT_SECONDS = 5.0
@@ -40,13 +31,13 @@ RETRY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Pauses between attempts to reach a bus that is away: nothing says when it is back. The last one repeats."""
 _RULES = (
     f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved',path='{SYSTEMD_PATH}'",
-    "type='signal',sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',"
-    f"arg0='{SYSTEMD}'",
+    f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{SYSTEMD}'",
 )
-_LOST = (OSError, EOFError, LookupError, ValueError, asyncio.InvalidStateError, DBusError, AuthError)
-"""What dbus-next raises when its connection is or goes dead, found by breaking it."""
+_LOST = (OSError, EOFError, BusLost)
+"""What says that there is no connection, or none any more."""
 _AWAY = frozenset(f"org.freedesktop.DBus.Error.{n}" for n in ("NoReply", "ServiceUnknown", "NameHasNoOwner"))
 """What the bus answers for a systemd that is re-executing itself."""
+_NO_OWNER = "org.freedesktop.DBus.Error.NameHasNoOwner"
 
 
 class ReplyError(Exception):
@@ -56,10 +47,6 @@ class ReplyError(Exception):
         super().__init__(f"{name}: {text}")
         self.name = name
         self.text = text
-
-
-class BusLost(Exception):
-    """The connection went away while a call was under way; it may have been carried out or not."""
 
 
 @dataclass(frozen=True)
@@ -80,70 +67,13 @@ def variant(signature: str, value: object) -> object:
     return Variant(signature, value)
 
 
-def _dial(addresses: list[tuple[str, dict[str, str]]], flags: int = 0) -> socket.socket:
-    """A socket that is connected to the first of these addresses that is a Unix socket's. Raises OSError."""
-    for transport, options in addresses:
-        if transport != "unix":
-            continue
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | flags)
-        try:
-            sock.connect(options["path"] if "path" in options else "\0" + options["abstract"])
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-    raise OSError(errno.EAFNOSUPPORT, "the address names no Unix socket")
-
-
 def string_lists(address: str, paths: Sequence[str], interface: str, name: str) -> Mapping[str, list[str]]:
     """A property of many of systemd's objects that is a list of strings, by the paths of those of which it could be
     read; for a thread. Raises OSError, ValueError or KeyError when that bus cannot be read."""
-    with _dial(parse_address(address)) as sock:  # type: ignore[no-untyped-call] # dbus-next is typed in part
+    with dial(address) as sock:
         reader = PropertyReader(sock, SYSTEMD, CALL_SECONDS)
         reader.open()
         return reader.string_lists(paths, interface, name)
-
-
-class _Connection(MessageBus):
-    """dbus-next's connection, closed when it ends, and without its handshake's endless loop on a bus that hangs up."""
-
-    def _setup_socket(self) -> None:
-        sock = _dial(self._bus_address, socket.SOCK_NONBLOCK)
-        self._sock, self._stream, self._fd = sock, sock.makefile("rwb"), sock.fileno()
-
-    async def _auth_readline(self) -> str:
-        line = b""
-        while not line.endswith(b"\r\n"):
-            received = await self._loop.sock_recv(self._sock, 2)
-            if not received:
-                raise EOFError("the bus closed the connection during the handshake")
-            line += received
-        return line[:-2].decode()
-
-    def when_ended(self, lost: asyncio.Future[None]) -> None:
-        """Completes `lost` when the connection ends, for whatever reason."""
-
-        def ended(future: asyncio.Future[None]) -> None:
-            if not future.cancelled():
-                future.exception()
-            _complete(lost)
-
-        self._disconnect_future.add_done_callback(ended)
-
-    def end(self) -> None:
-        """Closes the socket now. No call may be made afterwards: its descriptor's number may be another's."""
-        if self._sock.fileno() < 0:
-            return
-        self._user_disconnect = True
-        self._finalize()  # type: ignore[no-untyped-call] # dbus-next is typed in part
-        with suppress(OSError):
-            self._stream.close()
-        self._sock.close()
-
-
-def _complete(future: asyncio.Future[None] | None) -> None:
-    if future is not None and not future.done():
-        future.set_result(None)
 
 
 class Bus:
@@ -158,13 +88,12 @@ class Bus:
     ) -> None:
         self._tasks = tasks
         self._address = address
-        self._files = files  # whether descriptors can be passed, for which dbus-next reads in small pieces
+        self._files = files  # whether descriptors can be passed
         self._on_signal = on_signal
         self._calls = asyncio.Semaphore(MAX_CALLS)
         self._ready = asyncio.Event()
-        self._connection: _Connection | None = None
-        self._lost: asyncio.Future[None] | None = None
-        self._scopes: set[asyncio.Timeout] = set()
+        self._connection: Connection | None = None
+        self._owner = ""  # systemd's own name on the bus, while it has one
         self._keeper: asyncio.Task[None] | None = None
         self._returns = 0
         self.on_return: Callable[[], None] = lambda: None
@@ -178,7 +107,7 @@ class Bus:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._connect()
                 await self._ready.wait()
-        except (*_LOST, TimeoutError, BusLost, ReplyError) as error:
+        except (*_LOST, TimeoutError, ReplyError) as error:
             self._drop()
             raise KeepfleetError(
                 ErrorKind.UNAVAILABLE, f"cannot reach systemd on {self._address}: {error or type(error).__name__}"
@@ -227,59 +156,49 @@ class Bus:
             ) from None
 
     async def _call(self, call: Call) -> list[object]:
-        connection, lost = self._connection, self._lost
-        if connection is None or lost is None or lost.done():
+        connection = self._connection
+        if connection is None or connection.lost.done():
             self._ready.clear()  # or who asks again immediately would keep the loop from noticing the loss
             raise BusLost(call.member)
-        message = Message(
-            destination=call.destination,
-            path=call.path,
-            interface=call.interface,
-            member=call.member,
-            signature=call.signature,
-            body=list(call.body),
-            flags=MessageFlag.NO_AUTOSTART,
-            unix_fds=list(call.files),
+        reply = await connection.call(
+            call.destination, call.path, call.interface, call.member, call.signature, call.body, call.files
         )
-        scope = asyncio.timeout(None)
-        self._scopes.add(scope)
-        reply: Message | None = None
-        try:
-            async with scope:
-                reply = await connection.call(message)
-        except TimeoutError:
-            if not scope.expired():
-                raise
-        except _LOST as error:
-            self._ready.clear()
-            _complete(lost)
-            raise BusLost(call.member) from error
-        finally:
-            self._scopes.discard(scope)
-        if reply is None:
-            raise BusLost(call.member)
-        if reply.message_type is MessageType.ERROR and reply.error_name in _AWAY:
+        if reply.type == ERROR and reply.error_name in _AWAY and call.destination != BUS:
             raise BusLost(f"{call.member}: {reply.error_name}")
-        if reply.message_type is MessageType.ERROR:
-            raise ReplyError(str(reply.error_name), str(reply.body[0]) if reply.body else "")
-        return list(reply.body)
+        try:
+            body = reply.body()
+        except ValueError as error:
+            connection.end()
+            raise BusLost(call.member) from error
+        if reply.type == ERROR:
+            raise ReplyError(reply.error_name, str(body[0]) if body else "")
+        return body
 
     async def _connect(self) -> None:
-        self._lost = asyncio.get_running_loop().create_future()
-        self._lost.add_done_callback(self._break_off)
-        self._connection = _Connection(bus_address=self._address, negotiate_unix_fd=self._files)
-        self._connection.when_ended(self._lost)
-        self._connection.add_message_handler(self._received)
-        await self._connection.connect()
+        self._connection = Connection(self._address, self._received, files=self._files)
+        await self._connection.open()
         for rule in _RULES:
             await self._call(_to_bus("AddMatch", "s", rule))
-        if (await self._call(_to_bus("NameHasOwner", "s", SYSTEMD)))[0]:
+        try:
+            owner = str((await self._call(_to_bus("GetNameOwner", "s", SYSTEMD)))[0])
+        except ReplyError as error:
+            if error.name != _NO_OWNER:
+                raise
+        else:
+            self._owned_by(owner)
+
+    def _owned_by(self, owner: str) -> None:
+        """systemd has this name on the bus now, or with "" none."""
+        self._owner = owner
+        if owner:
             self._ready.set()
+        else:
+            self._ready.clear()
 
     async def _keep_connected(self) -> None:
         while True:
-            if self._lost is not None:
-                await asyncio.wait({self._lost})
+            if self._connection is not None:
+                await asyncio.wait({self._connection.lost})
             self._drop()
             LOG.warning("the bus at %s went away; reconnecting", self._address)
             await self._reconnect()
@@ -295,40 +214,35 @@ class Bus:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     return await self._connect()
-            except (*_LOST, TimeoutError, BusLost, ReplyError) as error:
+            except (*_LOST, TimeoutError, ReplyError) as error:
                 self._drop()
                 LOG.debug("the bus at %s is still away: %s", self._address, error or type(error).__name__)
-
-    def _break_off(self, _: asyncio.Future[None]) -> None:
-        """Ends every call under way: its answer will never come."""
-        for scope in self._scopes:
-            with suppress(RuntimeError):  # what it says of a block that has ended meanwhile
-                scope.reschedule(0)
 
     def _returned(self) -> None:
         self._returns += 1
         self.on_return()
 
     def _drop(self) -> None:
-        self._ready.clear()
-        _complete(self._lost)
+        self._owned_by("")
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.end()
 
     def _received(self, message: Message) -> None:
-        if message.message_type is not MessageType.SIGNAL:
+        """A signal; those that others have sent, in whose name ever, are nothing."""
+        of_bus = message.sender == BUS and message.member == "NameOwnerChanged"
+        if not of_bus and not (message.sender == self._owner and message.interface == MANAGER):
             return
-        if message.member == "NameOwnerChanged" and message.body[0] == SYSTEMD:
-            if message.body[2]:
-                self._ready.set()
+        body = message.body()
+        if not of_bus:
+            self._on_signal(message.member, body)
+        elif body[0] == SYSTEMD:
+            self._owned_by(str(body[2]))
+            if self._owner:
                 self._returned()
             else:
                 LOG.warning("systemd left the bus at %s; waiting for its return", self._address)
-                self._ready.clear()
-        elif message.interface == MANAGER:
-            self._on_signal(str(message.member), list(message.body))
 
 
 def _to_bus(member: str, signature: str, *body: object) -> Call:
-    return Call(member, signature, body, "/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
+    return Call(member, signature, body, BUS_PATH, BUS, BUS)

@@ -1,7 +1,6 @@
 """Work in units of its own: one transient unit each, its files passed as descriptors, its end awaited by signal.
 
-A connection to the bus of its own: one that may pass descriptors reads in small pieces (dbus-next), which the keeps'
-own connection must not.
+A connection to the bus of its own, which passes descriptors: what is asked for keeps does not wait behind it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ import logging
 from collections.abc import Callable
 
 from keep_manager.systemd import replies
-from keep_manager.systemd.bus import Bus, BusLost, Call, ReplyError, variant
+from keep_manager.systemd.bus import Bus, Call, ReplyError, variant
+from keep_manager.systemd.connection import BusLost
 from keep_manager.systemd.jobs import JobWait, JobWaits
 from keep_manager.systemd.properties import Property
 from keep_manager.tasks import Group

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from keep_protocol.constants import slice_name, unit_name
 from keep_protocol.errors import KeepfleetError
-from keep_protocol.spec import NAME, OWNER, SPEC_VARIABLE, KeepSpec, Profile, decode_spec, encode_spec
+from keep_protocol.spec import NAME, OWNER, SPEC_VARIABLE, START_VARIABLE, KeepSpec, Profile, decode_spec, encode_spec
 
 LOG = logging.getLogger("keepfleet.units")
 Property = tuple[str, str, object]
@@ -28,11 +28,13 @@ USEC_PER_PERCENT = 10_000
 """CPUQuotaPerSecUSec= counts the microseconds of processor time in one second."""
 
 
-def keep_properties(kuuid: int, spec: KeepSpec, root: str | None, groups: str) -> tuple[Property, ...]:
+def keep_properties(
+    kuuid: int, spec: KeepSpec, root: str | None, groups: str, *, start_follows: bool = False
+) -> tuple[Property, ...]:
     """The transient properties of the keep `kuuid` (man systemd.resource-control, man systemd.exec).
 
     `root` is what RootDirectory= will be; None names none, and then the installed unit cannot start. `groups` is where
-    the service manager's control groups are mounted that count memory.
+    the service manager's control groups are mounted that count memory. start_follows: as START_VARIABLE has it.
 
     Raises ValueError where its name or owner is no safe word, KeepfleetError(TOO_LARGE) as `encode_spec` does.
     """
@@ -45,7 +47,7 @@ def keep_properties(kuuid: int, spec: KeepSpec, root: str | None, groups: str) -
         ("LogRateLimitBurst", "u", LINES_DOUBLED * spec.limits.log_lines_per_second + OWN_LINES),
         ("LogExtraFields", "aay", log_fields(kuuid, spec)),
         *strict,
-        ("Environment", "as", [f"{SPEC_VARIABLE}={encode_spec(spec)}"]),
+        ("Environment", "as", [f"{SPEC_VARIABLE}={encode_spec(spec)}", *[f"{START_VARIABLE}=1"] * start_follows]),
         *(() if root is None else _root_properties(kuuid, root, groups)),
     )
 

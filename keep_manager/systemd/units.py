@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.model import UnitEnd, UnitState
 from keep_manager.systemd import journal, replies
-from keep_manager.systemd.bus import CALL_SECONDS, MANAGER, Bus, BusLost, Call, ReplyError, string_lists, variant
+from keep_manager.systemd.bus import CALL_SECONDS, MANAGER, Bus, Call, ReplyError, string_lists, variant
+from keep_manager.systemd.connection import BusLost
 from keep_manager.systemd.fields import FieldFiles
 from keep_manager.systemd.jobs import JobWaits
 from keep_manager.systemd.properties import (
@@ -93,8 +94,9 @@ class SystemdUnits:
                 raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot list the keeps' directories: {why}") from error
         return found
 
-    async def start(self, kuuid: int, seconds: float, spec: KeepSpec = NO_SPEC) -> None:
-        """Makes the unit of the keep that `spec` describes, and waits until its loader has said READY.
+    async def start(self, kuuid: int, seconds: float, spec: KeepSpec = NO_SPEC, *, start_follows: bool = False) -> None:
+        """Makes the unit of the keep that `spec` describes, and waits until its loader has said READY; start_follows:
+        the loader begins what a start takes before that.
 
         Raises KeepfleetError: CONFLICT when the unit exists, KEEP_FAILED with evidence when it does not get ready in
         `seconds`, CONFIGURATION when the keep units are not installed, or masked, or no root can be made for it. The
@@ -103,7 +105,7 @@ class SystemdUnits:
         unit = unit_name(kuuid)
         what = f"start {unit}"
         root = None if self._roots is None else await self._roots.path()
-        wanted = keep_properties(kuuid, spec, root, await self._memory_groups())
+        wanted = keep_properties(kuuid, spec, root, await self._memory_groups(), start_follows=start_follows)
         if spec.credentials:
             wanted += credential_properties(await asyncio.to_thread(self.credentials, spec.credentials))
         properties = [[name, variant(signature, value)] for name, signature, value in wanted]

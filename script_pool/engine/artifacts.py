@@ -18,6 +18,8 @@ from script_pool.engine.binding import find_library
 
 _HEAD_BYTES = 4096
 """At most, of the line before the code."""
+_SETTINGS = ("instance.py", "guest.py", "booted.py", "glue.py")
+"""What decides how a guest is compiled, and booted."""
 
 
 INSTALLED, FACTS = ".cwasm", ".json"
@@ -38,10 +40,13 @@ class Artifacts:
         """Copies all that is kept here to where an installation has it."""
         assert self._directory is not None  # noqa: S101  # who installs has compiled it somewhere
         for name in os.listdir(self._directory):
+            if name.endswith(FACTS):
+                continue
             with open(os.path.join(self._directory, name), "rb") as file:
-                head, code = file.readline(_HEAD_BYTES), file.read()
+                head = b"{}" if name.endswith(INSTALLED) else file.readline(_HEAD_BYTES)
+                code = file.read()
             facts = json.loads(head)
-            del facts["sha256"]
+            facts.pop("sha256", None)
             kind = os.path.join(directory, name.rpartition("-")[0])
             for ending, data in ((FACTS, json.dumps(facts).encode()), (INSTALLED, code)):
                 with open(kind + ending + ".new", "wb") as file:
@@ -49,13 +54,13 @@ class Artifacts:
                     os.fchmod(file.fileno(), 0o644)
                 os.replace(kind + ending + ".new", kind + ending)
 
-    def _path(self, kind: str, source: bytes) -> str:
+    def _path(self, kind: str, source: bytes, settings: tuple[str, ...] = _SETTINGS) -> str:
         """Of its source, the library that compiled it, and this package's settings, by their bytes."""
         assert self._directory is not None  # noqa: S101  # both callers have looked
         library = os.stat(find_library())
         digest = hashlib.sha256(source)
         here = os.path.dirname(os.path.abspath(__file__))
-        for name in ("instance.py", "guest.py", "booted.py"):
+        for name in settings:
             with open(os.path.join(here, name), "rb") as file:
                 digest.update(file.read())
         digest.update(f"{library.st_size} {library.st_mtime_ns} {os.uname().machine} {_processor()}".encode())
@@ -85,6 +90,40 @@ class Artifacts:
         except (ValueError, KeyError, AttributeError):
             return None
         return (facts, code) if digest == hashlib.sha256(code).hexdigest() else None
+
+    def mapped(self, kind: str, source: bytes) -> str | None:
+        """The path of the code kept with `source`, for what is too large to be read: it is mapped. `source`
+        says its settings, too. Raises PermissionError for another user's file."""
+        if self._directory is None:
+            return None
+        installed = os.path.join(self._directory, kind + INSTALLED)
+        if os.path.exists(installed):
+            return installed
+        path = self._path(kind, source, ())
+        try:
+            with open(path + FACTS, "rb") as file:
+                said = json.loads(file.read(_HEAD_BYTES))
+            with open(os.open(path + INSTALLED, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+                _check(os.fstat(file.fileno()), path + INSTALLED)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except (FileNotFoundError, ValueError):
+            return None
+        return path + INSTALLED if said == {"sha256": digest} else None
+
+    def keep_mapped(self, kind: str, source: bytes, code: bytes) -> str:
+        """Keeps code for `mapped`; its path. Raises ImportError where it cannot."""
+        if self._directory is None:
+            raise ImportError("cannot keep compiled code: there is no directory for it")
+        path = self._path(kind, source, ())
+        said = json.dumps({"sha256": hashlib.sha256(code).hexdigest()}).encode()
+        try:
+            for ending, data in ((INSTALLED, code), (FACTS, said)):
+                with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
+                    file.write(data)
+                os.replace(file.name, path + ending)
+        except OSError as error:
+            raise ImportError(f"cannot keep compiled code in {self._directory}: {error.strerror}") from error
+        return path + INSTALLED
 
     def save(self, kind: str, source: bytes, facts: dict[str, int], code: bytes) -> None:
         """Keeps them whole, or nothing; where it cannot, it says so, and the next process compiles again."""

@@ -96,6 +96,59 @@ class Raw(ctypes.Union):
     _fields_ = (("i32", ctypes.c_int32), ("i64", ctypes.c_int64), ("__largest", ctypes.c_uint8 * 16))
 
 
+class ComponentValueOf(ctypes.Union):
+    """wasmtime_component_valunion_t: what is used of it; the largest is never looked at"""
+
+    _fields_ = (
+        ("u32", ctypes.c_uint32), ("u64", ctypes.c_uint64), ("string", Vector), ("record", Vector),
+        ("__largest", ctypes.c_uint64 * 3),
+    )  # fmt: skip
+
+
+class ComponentValue(ctypes.Structure):
+    """wasmtime_component_val_t"""
+
+    _fields_ = (("kind", ctypes.c_uint8), ("of", ComponentValueOf))
+
+
+class RecordEntry(ctypes.Structure):
+    """wasmtime_component_valrecord_entry_t"""
+
+    _fields_ = (("name", Vector), ("val", ComponentValue))
+
+
+class ComponentFunctionOf(ctypes.Structure):
+    """wasmtime_component_func_anon_0"""
+
+    _fields_ = (("store_id", ctypes.c_uint64), ("__private1", ctypes.c_uint32))
+
+
+class ComponentFunction(ctypes.Structure):
+    """wasmtime_component_func_t"""
+
+    _fields_ = (("_anon_1", ComponentFunctionOf), ("__private2", ctypes.c_uint32), ("__private3", ctypes.c_void_p))
+
+
+class ComponentInstance(ctypes.Structure):
+    """wasmtime_component_instance_t"""
+
+    _fields_ = (("store_id", ctypes.c_uint64), ("__private", ctypes.c_uint32))
+
+
+COMPONENT_U32, COMPONENT_U64, COMPONENT_STRING, COMPONENT_RECORD = 6, 8, 12, 14
+"""WASMTIME_COMPONENT_U32, _U64, _STRING, _RECORD"""
+ComponentCallback = ctypes.CFUNCTYPE(
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.POINTER(ComponentValue),
+    ctypes.c_size_t,
+    ctypes.POINTER(ComponentValue),
+    ctypes.c_size_t,
+)
+"""wasmtime_component_func_callback_t: data, context, type, arguments and their number, results and theirs; returns an
+error."""
 Callback = ctypes.CFUNCTYPE(
     ctypes.c_size_t,
     ctypes.c_void_p,
@@ -118,6 +171,7 @@ _WORDS: dict[str, Any] = {
     "byte": ctypes.c_uint8,
     "uint32": ctypes.c_uint32,
     "uint64": ctypes.c_uint64,
+    "int32": ctypes.c_int32,
     "int64": ctypes.c_int64,
     "size": ctypes.c_size_t,
     "text": ctypes.c_char_p,
@@ -138,6 +192,7 @@ _SWITCHES = (
     "wasm_component_model",
     "wasm_multi_memory",
     "wasm_relaxed_simd",
+    "concurrency_support",
 )
 _POOL_SIZES = ("linear_memory_keep_resident", "table_keep_resident", "max_memory_size", "table_elements")
 _POOL_COUNTS = ("total_memories", "total_tables", "total_core_instances", "total_stacks")
@@ -190,6 +245,33 @@ FUNCTIONS = {
     "wasmtime_instance_export_get": "bool context* instance* text size extern*",
     "wasmtime_func_call_unchecked": "error* context* func* val_raw* size trap**",
     "wasmtime_global_get": "void context* global* val*",
+    "wasmtime_error_new": "error* text",
+    "wasmtime_error_exit_status": "bool error* int32*",
+    "wasm_byte_vec_new": "void byte_vec* size byte*",
+    "wasi_config_new": "wasi_config*",
+    "wasmtime_context_set_wasi": "error* context* wasi_config*",
+    "wasmtime_component_new": "error* engine* byte* size component**",
+    "wasmtime_component_serialize": "error* component* byte_vec*",
+    "wasmtime_component_deserialize_file": "error* engine* text component**",
+    "wasmtime_component_delete": "void component*",
+    "wasmtime_component_get_export_index": "component_export_index* component* component_export_index* text size",
+    "wasmtime_component_linker_new": "component_linker* engine*",
+    "wasmtime_component_linker_allow_shadowing": "void component_linker* bool",
+    "wasmtime_component_linker_add_wasip2": "error* component_linker*",
+    "wasmtime_component_linker_root": "component_linker_instance* component_linker*",
+    "wasmtime_component_linker_instance_add_instance": (
+        "error* component_linker_instance* text size component_linker_instance**"
+    ),
+    "wasmtime_component_linker_instance_add_func": (
+        "error* component_linker_instance* text size function* void* function*"
+    ),
+    "wasmtime_component_linker_instance_delete": "void component_linker_instance*",
+    "wasmtime_component_linker_instantiate": "error* component_linker* context* component* component_instance*",
+    "wasmtime_component_instance_get_func": (
+        "bool component_instance* context* component_export_index* component_func*"
+    ),
+    "wasmtime_component_func_call": ("error* component_func* context* component_val* size component_val* size"),
+    "wasmtime_component_valrecord_new_uninit": "void component_valrecord* size",
     "wasmtime_memory_data": "byte* context* memory*",
     "wasmtime_memory_data_size": "size context* memory*",
     "wasmtime_memory_grow": "error* context* memory* uint64 uint64*",

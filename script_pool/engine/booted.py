@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from script_pool.engine import guest as wheel
 from script_pool.engine import library
 from script_pool.engine.binding import EngineError
+from script_pool.engine.glue import ARGUMENTS, OUT, SCRATCH_BYTES, with_runner
 from script_pool.engine.instance import (
     JAVASCRIPT_INSTANCES,
     MAX_MEMORY_BYTES,
@@ -48,8 +49,6 @@ CALLED = (
     "call_function", "get_prop", "get_string", "eval_code", "eval_async", "eval_module", "eval_module_async",
     "last_exception", "execute_pending_jobs", "promise_state", "promise_result", "set_max_stack_size", "new_function",
 )  # fmt: skip
-ARGUMENTS, OUT, SCRATCH_BYTES = 0, 16, 32
-"""In the scratch memory of an instance."""
 _INVALID, _BAD_DESCRIPTOR, _HOST_CALL_ERROR = 28, 8, -1
 """WASI's EINVAL and EBADF; the guest's own word for a host function that failed."""
 _LIBRARY_NAME = b"keepfleet"
@@ -105,6 +104,7 @@ class Booted:
         with Guest(first, MAX_MEMORY_BYTES, ticks(BOOT_SECONDS)) as guest:
             guest.call("set_max_stack_size", STACK_MARK)
             scratch = facts["scratch"] = guest.call("qjs_alloc", SCRATCH_BYTES)
+            guest.write(scratch, bytes(SCRATCH_BYTES))
             facts["undefined"] = guest.call("new_undefined")
             source, name = put(guest, prelude), put(guest, _LIBRARY_NAME)
             if guest.call("eval_module", source, len(prelude), name, len(_LIBRARY_NAME), scratch + OUT):
@@ -120,7 +120,8 @@ class Booted:
             image = guest.read(0, guest.size)
         first.close()
         self.clock, self._random = time.time_ns, os.urandom
-        booted = Template(self._engine, wheel.with_image(code, image), self.imports(), CALLED)
+        whole = with_runner(wheel.with_image(code, image), scratch, facts["undefined"], facts["begin"], facts["end"])
+        booted = Template(self._engine, whole, self.imports(), CALLED)
         compiled = booted.serialize()
         booted.close()
         return {**facts, "random": random}, compiled

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ctypes import byref
 
 from script_pool.engine.binding import (
@@ -43,7 +43,7 @@ JAVASCRIPT_INSTANCES = 4
 TABLE_ELEMENTS = 16_384
 """The guests' tables have about 900 and 1,600."""
 
-_OFF = (
+OFF = (
     "parallel_compilation",  # no thread before a fork
     "wasm_threads",
     "wasm_memory64",
@@ -55,6 +55,7 @@ _OFF = (
     "wasm_component_model",
     "wasm_multi_memory",
     "wasm_relaxed_simd",
+    "concurrency_support",
 )
 """What the guests do not use is off: each was in an advisory."""
 
@@ -67,6 +68,18 @@ def ticks(seconds: float) -> int:
 class WasmEngine:
     """The engine, one a process: a fork shares its parent's. `start_clock` begins to count epochs."""
 
+    _pool: Mapping[str, int] = {
+        "linear_memory_keep_resident": KEEP_RESIDENT_BYTES,
+        "table_keep_resident": TABLE_KEEP_RESIDENT_BYTES,
+        "max_memory_size": MAX_MEMORY_BYTES,
+        "table_elements": TABLE_ELEMENTS,
+        "total_memories": POOL_INSTANCES,
+        "total_tables": POOL_INSTANCES,
+        "total_core_instances": POOL_INSTANCES,
+        "total_stacks": 1,
+    }
+    """How memories are made: out of a pool, each reset and used again."""
+
     def __init__(self, on: tuple[str, ...] = ()) -> None:
         """on: proposals that are off otherwise."""
         config = library.wasm_config_new()
@@ -74,19 +87,10 @@ class WasmEngine:
         library.wasmtime_config_async_stack_size_set(config, ASYNC_STACK_BYTES)
         library.wasmtime_config_epoch_interruption_set(config, True)
         library.wasmtime_config_memory_init_cow_set(config, True)
-        for name in _OFF:
+        for name in OFF:
             getattr(library, f"wasmtime_config_{name}_set")(config, name in on)
         pool = library.wasmtime_pooling_allocation_config_new()
-        for name, value in (
-            ("linear_memory_keep_resident", KEEP_RESIDENT_BYTES),
-            ("table_keep_resident", TABLE_KEEP_RESIDENT_BYTES),
-            ("max_memory_size", MAX_MEMORY_BYTES),
-            ("table_elements", TABLE_ELEMENTS),
-            ("total_memories", POOL_INSTANCES),
-            ("total_tables", POOL_INSTANCES),
-            ("total_core_instances", POOL_INSTANCES),
-            ("total_stacks", 1),
-        ):
+        for name, value in self._pool.items():
             getattr(library, f"wasmtime_pooling_allocation_config_{name}_set")(pool, value)
         library.wasmtime_pooling_allocation_strategy_set(config, pool)
         library.wasmtime_pooling_allocation_config_delete(pool)

@@ -6,6 +6,7 @@ What is not installed is named when a script in it is added, and costs nothing b
 from __future__ import annotations
 
 from script_pool.engine.artifacts import Artifacts
+from script_pool.engine.cpython import CPython
 from script_pool.engine.interface import (
     Engine,
     Fault,
@@ -20,9 +21,6 @@ from script_pool.engine.interface import (
 from script_pool.engine.micropython import MicroPython
 from script_pool.engine.quickjs import QuickJS
 
-NO_CPYTHON = "CPython is not offered yet; `micropython` is, a smaller Python: docs/how-to/scripts.md says what it has"
-"""Why AddCode refuses `python`."""
-
 
 class Languages:
     """The engine of engines."""
@@ -31,7 +29,7 @@ class Languages:
         """cache: a directory of this user's alone, where compiled code is kept."""
         self._javascript, self._cache = QuickJS(cache), cache
         self._engines: dict[str, Engine] = {"js": self._javascript, "ts": self._javascript}
-        self._missing: dict[str, str] = {"python": NO_CPYTHON}
+        self._missing: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"Languages({', '.join(self._engines)})"
@@ -39,13 +37,15 @@ class Languages:
     def warm(self) -> None:
         """Loads each engine. JavaScript's must be there; what another lacks is said when it is asked for."""
         self._javascript.warm()
-        micropython = MicroPython(Artifacts(self._cache))
-        try:
-            micropython.warm()
-        except ImportError as error:
-            self._missing["micropython"] = str(error)
-        else:
-            self._engines["micropython"] = micropython
+        artifacts = Artifacts(self._cache)
+        more: dict[str, MicroPython | CPython] = {"micropython": MicroPython(artifacts), "python": CPython(artifacts)}
+        for language, engine in more.items():
+            try:
+                engine.warm()
+            except ImportError as error:
+                self._missing[language] = str(error)
+            else:
+                self._engines[language] = engine
 
     def begin(self) -> None:
         """Starts each engine."""

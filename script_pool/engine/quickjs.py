@@ -25,7 +25,18 @@ from typing import NoReturn
 from script_pool.engine import images
 from script_pool.engine.artifacts import Artifacts
 from script_pool.engine.binding import TRAP_INTERRUPT, TRAP_STACK_OVERFLOW, TRAP_UNREACHABLE, Trap
-from script_pool.engine.booted import ARGUMENTS, OUT, SEED_BLOCK_BYTES, Booted, put
+from script_pool.engine.booted import SEED_BLOCK_BYTES, Booted, put
+from script_pool.engine.glue import (
+    ARGUMENTS,
+    BEGIN_FAILED,
+    END_FAILED,
+    FINISH,
+    GO,
+    INPUT,
+    INPUT_BYTES,
+    OUT,
+    SIZE,
+)
 from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, WasmEngine, ticks
 from script_pool.engine.interface import Fault, HostCall, Limits, Reason, Result, Script, World
 from script_pool.engine.prepared import Kind, Prepared
@@ -142,10 +153,10 @@ class QuickJS:
         started = time.perf_counter()
         held = Held(self, self._take(limits), script, limits, world, lambda: _places_of(script, world))
 
-        def go_on(guest: Guest) -> None:
+        def go_on(guest: Guest) -> int:
             images.lay(guest, parked)
             guest.write(self._booted.seed_at, self._seed())
-            self._call(guest, "answer", self._string(guest, answers))
+            return self.answer_in(guest, answers)
 
         return held.go(go_on, started)
 
@@ -379,7 +390,7 @@ class QuickJS:
 
     # --- running ---------------------------------------------------------------------------------------------------
 
-    def _start(self, guest: Guest, prepared: Prepared, script: Script, text: bytes, held: Held) -> None:
+    def _start(self, guest: Guest, prepared: Prepared, script: Script, text: bytes, held: Held) -> int:
         world = held.world
         if world.keep:
             self._enter_session(guest, prepared, script, held)
@@ -387,8 +398,14 @@ class QuickJS:
             images.lay(guest, prepared.image, prepared.at)
         guest.write(self._booted.seed_at, self._seed())
         characters = struct.unpack("<q", struct.pack("<d", float(held.limits.console_bytes)))[0]
-        zone = (self._string(guest, world.zone),) if world.zone else ()
-        self._call(guest, "begin", self._string(guest, text), guest.call("new_number", characters), *zone)
+        if world.zone:
+            guest.write(self._scratch + ARGUMENTS + 8, self._string(guest, world.zone).to_bytes(4, "little"))
+        at = self._scratch + INPUT
+        if len(text) <= INPUT_BYTES:
+            guest.write(at, text)
+        else:
+            at = self._put(guest, text)
+        return guest.call(GO, at, len(text), characters, 3 if world.zone else 2)
 
     def _enter_session(self, guest: Guest, prepared: Prepared, script: Script, held: Held) -> None:
         """Lays the session's memory, and compiles the script there, with each `const` at its top a `var`: else a
@@ -407,12 +424,21 @@ class QuickJS:
             self._offer(guest, script.functions)
             self._call(guest, "hold", self._string(guest, text))
 
-    def end(self, guest: Guest, limits: Limits) -> tuple[bytes, tuple[str, ...], bytes]:
-        """Runs what waits. Returns the kind of its end, its console, and its output or what it threw."""
-        guest.call("execute_pending_jobs")
+    def end(self, guest: Guest, status: int, limits: Limits) -> tuple[bytes, tuple[str, ...], bytes]:
+        """The kind of its end, its console, and its output or what it threw; `status`: of the call that ended it.
+        Raises Fault."""
+        if status in (BEGIN_FAILED, END_FAILED):
+            raise thrown(self._exception(guest), Reason.EXCEPTION, Places())
+        if status:
+            raise Fault(Reason.MEMORY_LIMIT, "", "there is no memory for the output")
+        size, at = struct.unpack("<II", guest.read(self._scratch + SIZE, 8))
         # A console's line takes six bytes a character at most, where each of them is escaped.
-        most = max(limits.output_bytes + 6 * limits.console_bytes + 64, MAX_CALLS_BYTES)
-        whole = self._text(guest, self._call(guest, "end"), most)
+        if size > max(limits.output_bytes + 6 * limits.console_bytes + 64, MAX_CALLS_BYTES):
+            raise Fault(Reason.OUTPUT_TOO_LARGE, "", f"the output has {size} bytes; {limits.output_bytes} are allowed")
+        try:
+            whole = guest.read(at, size)
+        except ValueError as error:
+            raise Fault(Reason.CRASHED, "", str(error)) from None
         kind, _, rest = whole.partition(b"\n")
         console, _, output = rest.partition(b"\n")
         if console == b"[]":
@@ -423,11 +449,12 @@ class QuickJS:
             raise Fault(Reason.CRASHED, "", "the engine's console is not JSON") from None
         return kind, tuple(str(line) for line in lines), output
 
-    def answer_in(self, guest: Guest, answers: bytes) -> None:
-        """Settles calls of host functions."""
+    def answer_in(self, guest: Guest, answers: bytes) -> int:
+        """Settles calls of host functions, and goes on; the status of the call that ended it."""
         at = self._put(guest, answers)
         self._call(guest, "answer", guest.call("new_string", at, len(answers)))
         guest.call("qjs_free", at, len(answers))
+        return guest.call(FINISH)
 
     def changes(self, guest: Guest) -> bytes:
         """The instance's memory, as what a parked run or a session keeps."""
@@ -468,15 +495,14 @@ class Held:
     def __repr__(self) -> str:
         return f"Held({self._script.name!r}, {self.seconds:g} s)"
 
-    def go(self, step: Callable[[Guest], None], started: float) -> Result | Held:
+    def go(self, step: Callable[[Guest], int], started: float) -> Result | Held:
         """Takes a step, and what follows from it. Raises Fault."""
         engine, guest, limits = self._engine, self._guest, self.limits
         engine.set_clock(self.world.clock)
         guest.extend(ticks(max(0.0, limits.wall_seconds - self.seconds)))
         try:
             try:
-                step(guest)
-                kind, console, text = engine.end(guest, limits)
+                kind, console, text = engine.end(guest, step(guest), limits)
             except Trap as trap:
                 engine.stopped(trap, guest, limits)
             self.seconds += time.perf_counter() - started

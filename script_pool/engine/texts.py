@@ -24,7 +24,7 @@ _PROGRAM = r"(?:eval_script|<input>|<evalScript>|<main>)"
 _BEFORE_DIRECTIVE = re.compile(rb"\s+|//[^\n]*|/\*.*?\*/|;", re.DOTALL)
 _DIRECTIVE = re.compile(rb"(\"[^\"\\\n]*\"|'[^'\\\n]*')[ \t\r]*(?:[;\n}]|$)")
 _MODULE = re.compile(r"(?:^|[ (])([^\s()]+):(\d+):(\d+)\)?$")
-_CONTROL = re.compile(rb"[\0-\x1f\x7f]")
+_CONTROL = bytes((*range(32), 127))
 _NOT_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[^][{}"]++', re.DOTALL)
 
 
@@ -68,7 +68,7 @@ def check_output(text: bytes, limits: Limits) -> None:
     """Raises Fault for an output that is not to be sent: too large or deep, or not what an intact engine writes."""
     if len(text) > limits.output_bytes:
         raise Fault(Reason.OUTPUT_TOO_LARGE, "", f"the output has {len(text)} bytes; at most {limits.output_bytes}")
-    if _CONTROL.search(text):
+    if len(text.translate(None, _CONTROL)) != len(text):  # ten times as fast as an expression
         raise Fault(Reason.CRASHED, "", "the engine's output has control bytes")
     try:
         text.decode()

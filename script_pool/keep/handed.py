@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 
 from script_pool.engine.interface import Limits
-from script_pool.processes import ChildProcess, Events, Processes, how
+from script_pool.processes import ChildProcess, Events, Processes
 from script_pool.template import MAX_MESSAGE
 
 
@@ -33,41 +32,14 @@ class HandedProcesses(Processes):
     def _made(self, number: int, channel: socket.socket) -> ChildProcess:
         return _Child(number, channel, self._events, self._limits.output_bytes, self._given)
 
-    def _reported(self) -> None:
-        assert self._control is not None  # noqa: S101 - its reader is removed before
-        try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, descriptors = b"", []
-        if not data:
-            self._close_control()
-            return  # the keep ends
-        message = json.loads(data)  # the template is ours, and no script has ever been in it
-        if "warm" in message:
-            self._numbers.clear()
-            for number in list(self._children):
-                self._ended(number, "it was killed with the template process")
-            self._events.template_ended()
-        elif "forked" in message:
-            self._forked(message["forked"], message["pid"], descriptors)
-        elif "exited" in message:
-            self._exited(message["exited"], message["status"])
-        else:
-            self._ended(message["unable"], f"it cannot be forked: {message['why']}")
+    def _template_ended(self) -> None:
+        self._close_control()  # the keep ends
 
-    def _forked(self, number: int, pid: int, descriptors: list[int]) -> None:
-        self._numbers[pid] = number
-        if number in self._children:
-            self._children[number].forked(pid, descriptors.pop())
-        for descriptor in descriptors:  # asked for of a template before this one: it reads its end, and ends
-            os.close(descriptor)
-
-    def _exited(self, pid: int, status: int) -> None:
-        number = self._numbers.pop(pid, None)
-        if number is not None:
-            self._ended(number, how(status))
+    def _is_warm(self) -> None:
+        self._numbers.clear()
+        for number in list(self._children):
+            self._ended(number, "it was killed with the template process")
+        self._events.template_ended()
 
 
 class _Child(ChildProcess):

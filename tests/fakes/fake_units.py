@@ -53,7 +53,7 @@ class FakeUnits:
         """See Units."""
         return {int(name) for name in os.listdir(f"{self._root}/keepfleet")}
 
-    async def start(self, kuuid: int, seconds: float, spec: KeepSpec = NO_SPEC) -> None:
+    async def start(self, kuuid: int, seconds: float, spec: KeepSpec = NO_SPEC, *, start_follows: bool = False) -> None:
         """See Units."""
         unit = unit_name(kuuid)
         if kuuid in self._states:

@@ -5,17 +5,22 @@ The attacks (`attack.py`) stand behind the locks themselves: wherever a process 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keep_protocol.constants import unit_name
 from tests.system.attack import READ_ONLY
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import Host, message_of
 from tests.system.inside import drop_in
+from tests.system.life import SOON, spare_units
 from tests.system.life import drop_in as drop_in_for
 
 ATTACK = Path(__file__).with_name("attack.py")
@@ -24,11 +29,14 @@ _BEHIND = """
 from keep_isolation import attack as _attack
 
 lock_loader_files = _attack.after(lock_loader_files, "loader")
+lock_waiting_runner = _attack.after(lock_waiting_runner, "waiting runner")
 lock_endpoint = _attack.after(lock_endpoint, "endpoint")
 lock_checker = _attack.after(lock_checker, "checker")
 lock_runner = _attack.after(lock_runner, "runner")
 """
-PLACES = ("loader", "endpoint", "checker", "runner")
+_SETTINGS = ("/etc/keepfleet/manager.yaml", "~/.config/keepfleet/manager.yaml")
+PLACES = ("loader", "endpoint", "checker", "runner", "waiting runner")
+"""The last one is a spare's alone, where its workload is granted nothing."""
 _ANSWERED = "[Service]\nSystemCallErrorNumber=EPERM\n"
 """The unit's own filter with the same calls, but an error where it kills: one process tries them all."""
 _GRANTS = f"""
@@ -70,20 +78,45 @@ class Attacked:
         if user is None:  # what a keep writes is a user's, and never root's
             self.host.run(["chown", "5000:5000", f"{directory}/write"])
 
-    def run(self, module: Path, port: int, user: str | None, options: tuple[str, ...]) -> Reports:
+    def run(
+        self, module: Path, port: int, user: str | None, options: tuple[str, ...], *, of_a_spare: bool = False
+    ) -> Reports:
         """What was reported by the processes of a keep that ran `module`; the keep is removed."""
-        with drop_in(self.host, _ANSWERED, user):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(drop_in(self.host, _ANSWERED, user))
             cursor = self.host.cursor()
+            spares = stack.enter_context(self._a_spare(user)) if of_a_spare else []
             where = ("--manager", f"127.0.0.1:{port}")
             command = ["keepctl", "run", "--detach", *options, *where, str(module)]
             done = self.host.run(command, user=user, check=False)
             kuuid = done.stdout.strip()
             assert kuuid, done.stderr
+            assert not of_a_spare or unit_name(int(kuuid)) in spares
             self.host.wait_journal("attack end of runner", since_cursor=cursor)
             entries = self.host.journal(SYSLOG_IDENTIFIER=f"keep-{kuuid}")
             self.host.run(["keepctl", "rm", *where, kuuid], user=user, check=False)
         lines = [line for entry in entries for line in message_of(entry).splitlines()]  # one has several in a flood
         return _reports([line.removeprefix("app-loader: ") for line in lines])
+
+    @contextlib.contextmanager
+    def _a_spare(self, user: str | None) -> Iterator[list[str]]:
+        """The unit of a spare that is ready, its forks among it; the manager keeps one in the block."""
+        file = self.host.run(["sh", "-c", f"echo {_SETTINGS[user is not None]}"], user=user).stdout.strip()
+        self.host.run(["sed", "--in-place", "$a spare_keeps: 1", file], user=user)
+        self.host.systemctl("reload", MANAGER, user=user)
+        deadline = time.monotonic() + SOON
+        while not (spares := spare_units(self.host, user)) or not self._has_its_forks(spares[0], user):
+            assert time.monotonic() < deadline, spares
+        try:
+            yield spares
+        finally:
+            self.host.run(["sed", "--in-place", "/^spare_keeps/d", file], user=user)
+            self.host.systemctl("reload", MANAGER, user=user)
+
+    def _has_its_forks(self, unit: str, user: str | None) -> bool:
+        loader = self.host.show(unit, "MainPID", user=user)["MainPID"]
+        found = self.host.run(["pgrep", "--parent", loader, "--exact", "keep-prepared"], check=False)
+        return len(found.stdout.split()) == len(("endpoint", "runner"))
 
     def managers_drop_in(self, directory: str) -> Any:
         """The system's manager may write where it is to grant that."""

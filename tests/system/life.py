@@ -49,6 +49,12 @@ def drop_in(host: Host, unit: str, text: str) -> Iterator[None]:
         host.systemctl("daemon-reload")
 
 
+def spare_units(host: Host, user: str | None = None) -> list[str]:
+    """The spares whose loader is ready: systemd lists them, and nothing else says so."""
+    listed = host.systemctl("list-units", "--plain", "--no-legend", "--state=active", "keep@*.service", user=user)
+    return [line.split()[0] for line in listed.splitlines() if "Spare keep" in line]
+
+
 class Life:
     """One keep, from its creation or from any moment on. `info` is what its manager said last."""
 

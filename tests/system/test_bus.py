@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from keep_manager.model import UnitState
-from keep_manager.systemd.bus import BusLost, Call
+from keep_manager.systemd.bus import Call
+from keep_manager.systemd.connection import BusLost
+from keep_manager.systemd.message import Message
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -50,6 +52,37 @@ async def kill_bus(systemd: RealSystemd) -> None:
 async def test_two_thousand_calls_at_once_are_all_answered(units: SystemdUnits) -> None:
     answers = await asyncio.gather(*(units.look(5) for _ in range(2000)))
     assert answers == [None] * 2000
+
+
+FORGED = {
+    "org.freedesktop.DBus.NameOwnerChanged": ("string:org.freedesktop.systemd1", "string::1.0", "string:"),
+    "org.freedesktop.systemd1.Manager.JobRemoved": (
+        "uint32:1", "objpath:/org/freedesktop/systemd1/job/1", "string:keep@33.service", "string:failed",
+    ),
+}  # fmt: skip
+
+
+async def test_signals_that_a_user_of_the_host_sends_in_others_names_are_nothing(
+    systemd: RealSystemd, units: SystemdUnits
+) -> None:
+    connection, heard, came = units._bus._connection, [], asyncio.Queue[str]()
+    assert connection is not None
+    received = connection._on_signal
+
+    def watched(message: Message) -> None:
+        received(message)
+        came.put_nowait(message.member)
+
+    connection._on_signal = watched
+    units._bus._on_signal = lambda member, body: heard.append(member)
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    for name, words in FORGED.items():
+        send = ("dbus-send", "--system", "--type=signal", f"--dest={connection.name}", "/org/freedesktop/systemd1")
+        await inside(systemd, *nobody, *send, name, *words)
+        assert await asyncio.wait_for(came.get(), ENOUGH) == name.rpartition(".")[2]
+    assert units._bus._ready.is_set()
+    assert heard == []
+    assert await units.look(5) is None
 
 
 async def test_a_unit_runs_in_its_slice(systemd: RealSystemd, units: SystemdUnits) -> None:

@@ -21,7 +21,7 @@ from keep_protocol.tls import pinned_client_context
 from tests.system import modules
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet
-from tests.system.life import SOON, Bystanders, Life, drop_in
+from tests.system.life import SOON, Bystanders, Life, drop_in, spare_units
 from tests.system.wire import ask, request
 
 SPARES = 2
@@ -30,14 +30,11 @@ fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
 def spares(fleet: Fleet) -> set[int]:
-    """The spares whose loader is ready."""
-    listed = fleet.host.systemctl("list-units", "--plain", "--no-legend", "--state=active", "keep@*.service")
-    found = (line.split()[0] for line in listed.splitlines() if "Spare keep" in line)
-    return {kuuid for unit in found if (kuuid := kuuid_of_unit(unit)) is not None}
+    return {kuuid for unit in spare_units(fleet.host) if (kuuid := kuuid_of_unit(unit)) is not None}
 
 
 def until_there_are(fleet: Fleet, number: int, *, but: frozenset[int] = frozenset()) -> set[int]:
-    """The spares, once there are so many, and none of `but`: systemd lists them, and nothing else says so."""
+    """The spares, once there are so many, and none of `but`."""
     deadline = time.monotonic() + SOON
     while len(found := spares(fleet)) != number or found & but:
         assert time.monotonic() < deadline, found

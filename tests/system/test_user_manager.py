@@ -14,7 +14,7 @@ import pytest
 from tests.system import inside, modules, volume_guests
 from tests.system.fleet import free_port
 from tests.system.host import Host, message_of
-from tests.system.life import SOON, example
+from tests.system.life import SOON, example, spare_units
 
 USER = "ada"
 SCORE = 0.7
@@ -374,19 +374,13 @@ def test_a_spare_of_a_user_s_manager_becomes_a_keep_that_outlives_it(ada: UserFl
     ada.host.run(["sed", "-i", "$a spare_keeps: 1", settings], user=USER)
     ada.host.systemctl("reload", MANAGER, user=USER)
     deadline = time.monotonic() + SOON
-    while not (spares := shown_as_spares(ada)):
+    while not (spares := spare_units(ada.host, USER)):
         assert time.monotonic() < deadline
     kuuid = ada.keepctl("new", "--name", "once-spare")
     assert ada.unit(kuuid) in spares
     ada.host.run(["sed", "-i", "/^spare_keeps/d", settings], user=USER)
     ada.host.systemctl("restart", MANAGER, user=USER)
     assert ada.inspect(kuuid)["name"] == "once-spare"
-    while shown_as_spares(ada):
+    while spare_units(ada.host, USER):
         assert time.monotonic() < deadline
     ada.keepctl("rm", kuuid)
-
-
-def shown_as_spares(ada: UserFleet) -> list[str]:
-    """The units that USER's systemd lists as spares."""
-    listed = ada.host.systemctl("list-units", "--plain", "--no-legend", "keep@*.service", user=USER)
-    return [line.split()[0] for line in listed.splitlines() if "Spare keep" in line and " active " in line]

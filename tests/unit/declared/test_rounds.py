@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from collections.abc import Set as AbstractSet
 
 import pytest
 
@@ -25,7 +26,7 @@ class Decider:
         self.asked.put_nowait(names)
         return {name: until for name, until in self.waits.items() if names is None or name in names}
 
-    async def next(self) -> frozenset[str] | None:
+    async def next(self) -> AbstractSet[str] | None:
         async with asyncio.timeout(SECONDS):
             return await self.asked.get()
 

@@ -1,4 +1,4 @@
-"""What a spare has forked before its start: the start uses it, or does without."""
+"""What is forked before a start: the start uses it, or does without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.reports import decode_begin, encode_begin
-from keep_protocol.spec import SPEC_VARIABLE, KeepSpec, encode_spec
+from keep_protocol.spec import SPEC_VARIABLE, START_VARIABLE, KeepSpec, encode_spec
 from tests.fakes.loader_process import DEADLINE, Endpoint, LoaderProcess, opened
 
 SPARE = {SPEC_VARIABLE: encode_spec(KeepSpec(spare=True))}
@@ -73,6 +73,15 @@ def test_it_is_given_what_a_fork_of_the_start_would_be_given(unstarted: LoaderPr
         assert (one.role, ours) == (other.role, theirs)
         assert more == ({"identity"} if one is endpoint else set()), "its key was made, which the next one gets"
         assert len(one.descriptors) + len(more) == len(other.descriptors)
+
+
+def test_where_a_start_follows_its_endpoint_is_forked_before_ready(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    unstarted.start(environment={START_VARIABLE: "1"})
+    (waiting,) = children(unstarted)  # READY has been seen
+    _, endpoint = opened(unstarted, passed)
+    runner = endpoint.connect()
+    assert endpoint.pid == waiting
+    assert children(unstarted) == [waiting, runner.pid]
 
 
 def test_a_keep_that_is_no_spare_forks_nothing_before_its_start(loader: LoaderProcess) -> None:

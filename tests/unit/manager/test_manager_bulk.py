@@ -15,7 +15,7 @@ from dbus_next.constants import MessageType
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
-from keep_manager.systemd import bulk, bus
+from keep_manager.systemd import bulk, bus, message
 from keep_manager.systemd.bulk import PropertyReader
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group
@@ -142,10 +142,10 @@ def test_a_bus_that_does_not_let_us_in_is_an_error() -> None:
     "said",
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
-        struct.pack(bulk.ORDER + "cBBBIII", bulk.ENDIAN, 2, 0, 1, 1 << 31, 1, 0),
-        struct.pack(bulk.ORDER + "cBBBIII", bulk.ENDIAN, 2, 0, 1, 0, 1, 8) + b"\6\1s\0\xff\xff\xff\x7f",
-        struct.pack(bulk.ORDER + "cBBBIII", bulk.ENDIAN, 2, 0, 1, 8, 1, 8)
-        + b"\5\1u\0" + struct.pack(bulk.ORDER + "I", 2) + b"\2as\0" + struct.pack(bulk.ORDER + "I", 99),
+        struct.pack(message.ORDER + "cBBBIII", message.ENDIAN, 2, 0, 1, 1 << 31, 1, 0),
+        struct.pack(message.ORDER + "cBBBIII", message.ENDIAN, 2, 0, 1, 0, 1, 8) + b"\6\1s\0\xff\xff\xff\x7f",
+        struct.pack(message.ORDER + "cBBBIII", message.ENDIAN, 2, 0, 1, 8, 1, 8)
+        + b"\5\1u\0" + struct.pack(message.ORDER + "I", 2) + b"\2as\0" + struct.pack(message.ORDER + "I", 99),
     ],
     ids=["no D-Bus", "too long", "a field that is cut off", "a list that is cut off"],
 )  # fmt: skip

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from keep_manager.systemd import bus
-from keep_manager.systemd.bus import Bus, BusLost, Call
+from keep_manager.systemd.bus import Bus, Call
+from keep_manager.systemd.connection import BusLost
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -60,8 +61,7 @@ async def test_an_address_that_is_no_unix_socket_is_refused() -> None:
 async def test_who_asks_again_right_after_a_loss_waits_for_the_bus_and_lets_the_loop_go_on() -> None:
     async with Group() as tasks:
         made = Bus(tasks, "unix:path=/none", lambda member, body: None)
-        made._lost = asyncio.get_running_loop().create_future()
-        made._lost.set_result(None)  # as the connection's end does, before anybody has seen it
+        made._connection = None
         made._ready.set()
         call = Call("ListUnits")
         with pytest.raises(BusLost):

@@ -209,6 +209,12 @@ def test_a_unit_gets_its_name_slice_limits_spec_and_root_and_nothing_else() -> N
     }
 
 
+def test_a_unit_says_whether_a_start_follows() -> None:
+    found = {name: value for name, _, value in keep_properties(33, SPEC, ROOT, GROUPS, start_follows=True)}
+    assert found["Environment"] == [f"KEEPFLEET_SPEC={encode_spec(SPEC)}", "KEEPFLEET_START_FOLLOWS=1"]
+    assert spec_in(found["Environment"], "keep@33.service") == SPEC
+
+
 def test_a_unit_without_a_root_names_none() -> None:
     assert not {name for name, _, _ in keep_properties(33, SPEC, None, GROUPS)} & {"RootDirectory", "BindReadOnlyPaths"}
 

@@ -16,6 +16,7 @@ PLAIN = {
     ctypes.c_bool: "bool",
     ctypes.c_uint8: "byte",
     ctypes.c_uint32: "uint32",
+    ctypes.c_int32: "int32",
     ctypes.c_int64: "int64",
     ctypes.c_size_t: "size",
     ctypes.c_void_p: "void*",
@@ -32,6 +33,12 @@ STRUCTURES = {
     binding.Value: ffi.wasmtime_val_t,
     binding.Memory: bindings.wasmtime_memory_t,
     binding.Raw: bindings.wasmtime_val_raw_t,
+    binding.ComponentValueOf: bindings.wasmtime_component_valunion_t,
+    binding.ComponentValue: bindings.wasmtime_component_val_t,
+    binding.RecordEntry: bindings.wasmtime_component_valrecord_entry_t,
+    binding.ComponentFunctionOf: bindings.wasmtime_component_func_anon_0,
+    binding.ComponentFunction: bindings.wasmtime_component_func_t,
+    binding.ComponentInstance: bindings.wasmtime_component_instance_t,
 }
 
 
@@ -69,6 +76,11 @@ def test_the_traps_are_the_wheels() -> None:
     assert codes["STACK_OVERFLOW"] == binding.TRAP_STACK_OVERFLOW
     assert codes["UNREACHABLE_CODE_REACHED"] == binding.TRAP_UNREACHABLE
     assert codes["INTERRUPT"] == binding.TRAP_INTERRUPT
+
+
+def test_the_kinds_of_a_components_values_are_the_wheels() -> None:
+    for kind in ("U32", "U64", "STRING", "RECORD"):
+        assert getattr(binding, f"COMPONENT_{kind}") == getattr(ffi, f"WASMTIME_COMPONENT_{kind}").value
 
 
 def test_a_function_that_is_not_in_the_table_is_not_there() -> None:

@@ -24,6 +24,7 @@ from script_pool.decisions import (
     Spawn,
     Waiting,
     decide,
+    may_rest,
     wake,
 )
 
@@ -97,6 +98,35 @@ def test_nothing_is_decided_twice_and_nothing_is_left_to_decide(
             break
     assert decide(children, queue, settings, NOW) == []
     assert wake(children, queue, settings, NOW) > NOW
+
+
+class _Timer:
+    def __init__(self, when: float) -> None:
+        self._when = when
+
+    def when(self) -> float:
+        return self._when
+
+    def cancelled(self) -> bool:
+        return False
+
+
+@given(pools(), st.data())
+def test_where_a_child_may_rest_nothing_is_to_be_decided(
+    pool: tuple[list[Child], list[Waiting], Settings], data: st.DataObject
+) -> None:
+    children, queue, settings = pool
+    for _ in range(10):
+        children, queue = apply(children, queue, decide(children, queue, settings, NOW))
+    timer = _Timer(wake(children, queue, settings, NOW))
+    busy = [child for child in children if child.until is not None]
+    if not busy:
+        return
+    child = data.draw(st.sampled_from(busy))
+    child.until, child.held, child.since = None, None, NOW
+    if may_rest(child, queue, settings, timer):
+        assert decide(children, queue, settings, NOW) == []
+        assert wake(children, queue, settings, NOW) >= timer.when()
 
 
 @given(pools())

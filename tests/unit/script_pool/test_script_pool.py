@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -14,6 +15,7 @@ from keep_protocol.errors import KeepfleetError
 from script_pool.decisions import Settings
 from script_pool.engine.interface import Limits
 from script_pool.pool import ScriptPool
+from script_pool.processes import receive
 from script_pool.protocol import DONE, Answer
 
 ENGINE = "tests.fakes.script_engine:FakeEngine"
@@ -210,3 +212,15 @@ async def test_a_child_is_locked_as_a_runner_is(pool: ScriptPool) -> None:
     assert rows["Max open files"] == ["64", "64"]
     assert rows["Max data size"][0] != "unlimited"
     assert os.stat(f"/proc/{pid}/mem").st_uid == 0
+
+
+def test_what_a_template_said_before_it_ended_is_heard_though_it_left_something_unread() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        assert receive(ours) is None
+        theirs.send(b"first")
+        theirs.send(b"second")
+        ours.send(b"unread")
+        theirs.close()
+        assert [receive(ours) for _ in range(3)] == [(b"first", []), (b"second", []), (b"", [])]

@@ -124,6 +124,43 @@ def test_members_may_stand_in_any_order_with_white_space(name: str, value: objec
     assert (request.name, json.loads(request.input_text)) == (name, {"v": value})
 
 
+@given(
+    st.text(max_size=8),
+    st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=5), max_size=3),
+    st.permutations(["id", "cmd", "name", "inputSandbox"]),
+    st.none() | st.integers(-(10**19), 10**19),
+    st.sampled_from([(",", ":"), (", ", ": ")]),
+)
+def test_a_request_that_is_read_the_short_way_is_what_the_long_way_makes_of_it(
+    name: str, sandbox: dict[str, object], order: list[str], id: int | None, between: tuple[str, str]
+) -> None:
+    members = {"id": id, "cmd": "ExecCode", "name": name, "inputSandbox": sandbox}
+    written = {key: members[key] for key in order if members[key] is not None}
+    short = json.dumps(written, separators=between)
+    text = json.dumps(sandbox, separators=between)
+    assert parse(short.encode(), LIMIT) == parse(short.replace("{", "{\t", 1).encode(), LIMIT)
+    request = parse(short.encode(), LIMIT)
+    assert isinstance(request, ExecCode)
+    assert (request.id, request.name, request.input_text) == (None if id is None else str(id), name, text.encode())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"id":1,"cmd":"ExecCode","name":"a","inputSandbox":{},"id":2}',
+        b'{"id":01,"cmd":"ExecCode","name":"a","inputSandbox":{}}',
+        b'{"cmd":"ExecCode","name":"a","inputSandbox":{}}{}',
+        b'{"cmd":"ExecCode","name":"a","inputSandbox":{}',
+        b'{"cmd":"ExecCode","name":"a","inputSandbox":{"a":}}',
+        b'{"cmd":"ExecCode","name":"a","inputSandbox":{},"inputSandbox":{}}',
+    ],
+)
+def test_a_request_that_only_begins_like_a_run_is_malformed(line: bytes) -> None:
+    request = parse(line, LIMIT)
+    assert isinstance(request, Refused)
+    assert request.reason == "malformed request"
+
+
 @given(st.binary(max_size=60))
 def test_no_line_raises(line: bytes) -> None:
     assert isinstance(parse(line, LIMIT), Refused)
