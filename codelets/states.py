@@ -51,7 +51,11 @@ class HookState(Record):
         Items(_COUNT, 64), default=(), about="timed calls of a codelet: number n took less than 2ⁿ nanoseconds"
     )
     codelets: tuple[str, ...] = field(Items(_TEXT, 1024), default=(), about="those that are loaded on it")
-    drops: int = field(_COUNT, default=0, about="messages that its codelets' full output channels did not take")
+    drops: int = field(
+        _COUNT,
+        default=0,
+        about="messages that its codelets' full output channels did not take, or that were unread when a set went",
+    )
 
 
 class CollectorState(Record):

@@ -257,6 +257,12 @@ class Data:
         part[4:8] = (stop & 0xFFFFFFFF).to_bytes(4, "little")
         return messages
 
+    def give_up(self) -> None:
+        """Counts what is unread in an output channel as lost."""
+        part = self._memory[HEADER:]
+        written, unread = part[0:4], (_number(part, 0) - _number(part, 4)) & 0xFFFFFFFF
+        part[8:12], part[4:8] = ((self.lost + unread) & 0xFFFFFFFF).to_bytes(4, "little"), written
+
     def send(self, message: bytes) -> bool:
         """Puts a message into an input channel; False where it is full, which is counted. Raises ValueError for one
         that is too long."""

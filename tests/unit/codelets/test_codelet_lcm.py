@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,9 @@ def served(tmp_path: Path) -> Iterator[Application]:
     yield application
     application.runtime.close()
     assert not (tmp_path / "lcm.sock").exists()
+
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -170,6 +175,35 @@ def test_the_socket_of_an_application_that_was_killed_is_replaced(served: Applic
     with Client(path) as client:
         assert client.sets() == ()
     server.close()
+
+
+FORKS = """
+import os, sys
+from pathlib import Path
+from codelets.lcm import Client
+from tests.unit.codelets.application import Application
+
+address = str(Path(sys.argv[1]) / "lcm.sock")
+application = Application(Path(sys.argv[1]), in_c=False, lcm_socket=address)
+with Client(address) as client:
+    client.sets()
+    child = os.fork()
+    if not child:
+        application.runtime.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    print(client.sets())
+with Client(address) as client:
+    print(client.sets())
+application.runtime.close()
+print(os.path.exists(address))
+"""
+
+
+def test_a_process_that_was_forked_off_closes_nothing_of_the_first_ones(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "()\n()\nFalse\n"), done.stderr
 
 
 def test_a_file_in_the_sockets_place_is_left_alone(served: Application, tmp_path: Path) -> None:
