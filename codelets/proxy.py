@@ -25,7 +25,7 @@ from aiohttp import web
 from codelets.descriptor import MAX_BYTES, CodeletSet, read_descriptor
 from codelets.interface import Interface
 from codelets.lcm import Client
-from codelets.states import HookState, SetState
+from codelets.states import HookState, SetState, one_line
 from keep_protocol.certificate import check_client, read_certificate
 from keep_protocol.codelets import check_set_id
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -243,11 +243,6 @@ class Proxy:
         self._free.release()
         if not doing.cancelled() and (error := doing.exception()) is not None:
             LOG.debug("the application refused a request: %s", error)  # its client is told, if it is still there
-
-
-def one_line(text: str) -> str:
-    """Text of a client or an application as part of a line of the log, which it cannot end."""
-    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _refusal(error: KeepfleetError, status: int = 0) -> web.Response:

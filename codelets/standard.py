@@ -1,6 +1,6 @@
 """Helper functions that every application offers: jbpf's, by their meaning.
 
-Import rule: the standard library, codelets.interface.
+Import rule: the standard library, codelets.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from codelets.interface import HelperType
+from codelets.states import one_line
 
 LOG = logging.getLogger("keepfleet.codelets.output")
 MAX_PRINTED = 256
@@ -26,7 +27,7 @@ def _hash(data: bytes) -> int:
 
 def print_line(data: bytes) -> None:
     """What a codelet prints, in the application's log."""
-    LOG.info("%s", data[:MAX_PRINTED].decode("utf-8", "replace").rstrip("\n"))
+    LOG.info("%s", one_line(data[:MAX_PRINTED].decode("utf-8", "replace").rstrip("\n")))
 
 
 def standard_helpers() -> tuple[tuple[HelperType, Callable[..., Any]], ...]:

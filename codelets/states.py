@@ -66,6 +66,12 @@ class CollectorState(Record):
     lost: int = field(_COUNT, about="messages that found no room in its ring, or were in it when it went")
 
 
+def one_line(text: str) -> str:
+    """What an application, a client or a module says, as part of a line of a terminal or a log: it cannot end the line,
+    or have the terminal do anything."""
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
 def changed(before: Mapping[str, SetState], now: Iterable[SetState]) -> list[SetState]:
     """The sets that are not as they were; one that has gone is one that is not loaded."""
     there = {each.codeletset_id: each for each in now}
