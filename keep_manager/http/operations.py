@@ -1,7 +1,7 @@
 """What is said of each operation of /v1: one row each, in the order of the reference page. Pure.
 
 The OpenAPI document (openapi.py), the reference page and the tests against a live manager are made of this table; paths
-and handlers stand in the table of routes (app.py), and a row without a route, or a route without a row, fails a test.
+and handlers are in the table of routes (app.py), and a row without a route, or a route without a row, fails a test.
 """
 
 from __future__ import annotations
