@@ -14,7 +14,7 @@ from keep_manager.http.middleware import authorized, caller_of, json_response, l
 from keep_manager.keeps.decide import Page, by_creation
 from keep_manager.model import Caller, Visible
 from keep_protocol import api
-from keep_protocol.constants import V1_KEEPS_PATH, parse_kuuid
+from keep_protocol.constants import V1_KEEPS_PATH, WORKLOAD_FOLLOWS_HEADER, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -90,6 +90,11 @@ async def create_keep(request: web.Request) -> web.StreamResponse:
     asked = api.parse_v1_create(await read_body(request))
     if asked.start is not None:
         authorized(request, Action.START)
+    if (follows := request.headers.get(WORKLOAD_FOLLOWS_HEADER, "yes")) != "yes":
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot make a keep: {WORKLOAD_FOLLOWS_HEADER} must be yes, not {follows[:40]!r}"
+        )
+    asked = asked.replace(workload_follows=WORKLOAD_FOLLOWS_HEADER in request.headers)
     info = await request.app[KEEPS].create(asked, caller_of(request), key, patience=COMPILE_ANSWER_SECONDS)
     response = json_response(info.to_wire(), 201)
     response.headers["Location"] = f"{V1_KEEPS_PATH}/{info.kuuid}"

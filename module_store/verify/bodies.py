@@ -32,7 +32,7 @@ _AFTER_FC = {
     **dict.fromkeys((8, 10, 12, 14), _INDICES),
     **dict.fromkeys((9, 11, 13, 15, 16, 17), _INDEX),
 }
-"""What stands after 0xfc and each number: saturating conversions, bulk memory, tables."""
+"""What follows 0xfc and each number: saturating conversions, bulk memory, tables."""
 _AFTER_FD = {
     **dict.fromkeys(range(256), _NOTHING),
     **dict.fromkeys((*range(12), 92, 93), _MEMORY),
@@ -40,7 +40,7 @@ _AFTER_FD = {
     **dict.fromkeys(range(21, 35), b"."),
     **dict.fromkeys(range(84, 92), _MEMORY + b"."),
 }
-"""What stands after 0xfd and each number: vectors."""
+"""What follows 0xfd and each number: vectors."""
 _AFTER = {
     prefix: {number: re.compile(after, re.DOTALL) for number, after in table.items()}
     for prefix, table in ((0xFC, _AFTER_FC), (0xFD, _AFTER_FD))
@@ -183,7 +183,7 @@ class _Decoder:
 
 
 def read_locals(reader: Reader) -> int:
-    """The number of locals that a body declares, which stand at its beginning."""
+    """The number of locals that a body declares, which are at its beginning."""
     total = 0
     for _ in range(reader.count("groups of locals", MAX_LOCALS, 2)):
         total += reader.u32()
