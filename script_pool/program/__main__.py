@@ -69,7 +69,9 @@ def make_engines(directory: str) -> None:
 def _digest() -> str:
     """Of the sources, the guest's pin among them, and of the library that compiles."""
     library = os.stat(find_library())
-    digest = hashlib.sha256(f"{library.st_size} {library.st_mtime_ns} {cpython.can_make()}".encode() + cpython.sources())
+    digest = hashlib.sha256(
+        f"{library.st_size} {library.st_mtime_ns} {cpython.can_make()}".encode() + cpython.sources()
+    )
     here = os.path.dirname(os.path.abspath(__file__))
     engine = sorted(name for name in os.listdir(os.path.join(here, "../engine")) if name.endswith((".py", ".js")))
     for name in (*_SOURCES, *(f"../engine/{each}" for each in engine), "../../app_loader/engine/settings.py"):
