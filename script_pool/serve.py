@@ -21,7 +21,8 @@ from keep_isolation.locks import what_the_kernel_lacks
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool import protocol
 from script_pool.hostcalls import HostCall
-from script_pool.pool import RunSettings, ScriptPool
+from script_pool.jobs import RunSettings
+from script_pool.pool import ScriptPool
 from script_pool.protocol import AddCode, Answer, ExecCode, HostResult, Lines, ListCode, RemoveCode, SessionRequest
 
 MAX_OPEN = 512
@@ -179,11 +180,11 @@ class Connection(asyncio.Protocol):
             case ListCode():
                 reply(Answer(scripts=self._pool.scripts))
             case SessionRequest(_, "SaveSession", session):
-                self._pool.save_session(self._owner, session, reply)
+                reply(self._pool.sessions.on_save(self._owner, session))
             case SessionRequest(_, "LoadSession", session, saved):
-                self._pool.load_session(self._owner, session, saved, reply)
+                reply(self._pool.sessions.on_load(self._owner, session, saved))
             case SessionRequest(_, _, session):
-                self._pool.end_session(self._owner, session, reply)
+                reply(self._pool.sessions.on_end(self._owner, session))
             case _:
                 reply(Answer(request.reason, message=request.message))
 
