@@ -17,6 +17,7 @@ from codelets.collector import Collector
 from codelets.engine import EngineFault, shared_engine
 from codelets.interface import Interface
 from codelets.lcm import Client
+from codelets.states import one_line
 from codelets.verification import MAX_BYTES, examine
 from keep_protocol import strict_json
 from keep_protocol.errors import KeepfleetError
@@ -64,7 +65,8 @@ def verify(file: BinaryIO, hook: str, interface_file: BinaryIO | None, address: 
         report = {**examined.report.to_wire(), "passed": passed, "run_time": bound, "engine": refusal}
         click.echo(json.dumps(report, indent=2))
     else:
-        click.echo("\n".join([*examined.report.lines(), *([f"the engine refuses it: {refusal}"] if refusal else [])]))
+        for line in (*examined.report.lines(), *([f"the engine refuses it: {refusal}"] if refusal else [])):
+            click.echo(one_line(line))
         if passed:
             click.echo(examined.bound)
     sys.exit(0 if passed else 1)

@@ -164,7 +164,7 @@ class CollectorServer(Listener):
         """Ends every connection; what is in the ring the collector can still read."""
         super().close()
         with self._ring_lock:
-            if self._attached is not None:
+            if self._attached is not None and not self.forked:
                 self._detach(self._attached[0], reads_on=True)
 
     def _attach(self, connection: socket.socket) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -20,6 +21,8 @@ from codelets.states import CollectorState
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
 LOG = logging.getLogger("keepfleet.codelets")
+MAX_LEFT = 16 * 1024
+"""Messages of sets that were unloaded, which wait to be delivered."""
 BATCH = 1024
 """Messages that are taken of one channel before others have their turn."""
 
@@ -32,6 +35,9 @@ class Delivery:
         self.collector: CollectorServer | None = None
         self.receivers: dict[bytes | None, Receiver] = {}
         self._thread: _Thread | None = None
+        self._taking = threading.Lock()  # out of channels
+        self._left: deque[tuple[bytes, Serializer | None, list[bytes]]] = deque()
+        sets.leaving = self._leaving
 
     def __repr__(self) -> str:
         return f"Delivery({len(self.receivers)} receivers, {self._thread or 'no thread'})"
@@ -59,21 +65,42 @@ class Delivery:
         with self._lock:
             loaded = tuple(self._sets.loaded.values())
             channels = [(each, stream, data) for each in loaded for stream, data in each.outputs.items()]
-        collector = self.collector if self.collector is not None and self.collector.attached else None
+        while self._left:
+            stream, serializer, messages = self._left.popleft()
+            delivered += self._hand_on(stream, serializer, messages)
         for one, stream, data in channels:
-            receive = self.receivers.get(stream) or self.receivers.get(None)
+            receive, collector = self._takers(stream)
             if receive is None and collector is None:
                 continue
             most = BATCH
             if collector is not None and receive is None:
                 most = min(most, collector.fitting(data.declaration.value))
-            messages = data.receive(most)
-            delivered += len(messages)
-            if collector is not None and messages:
-                collector.write(stream, messages)
-            if receive is not None:
-                _receive(receive, stream, messages, self._serializer_of(one, stream))
+            with self._taking:
+                messages = data.receive(most)
+            delivered += self._hand_on(stream, self._serializer_of(one, stream), messages)
         return delivered
+
+    def _takers(self, stream: bytes) -> tuple[Receiver | None, CollectorServer | None]:
+        collector = self.collector if self.collector is not None and self.collector.attached else None
+        return self.receivers.get(stream) or self.receivers.get(None), collector
+
+    def _hand_on(self, stream: bytes, serializer: Serializer | None, messages: list[bytes]) -> int:
+        receive, collector = self._takers(stream)
+        if collector is not None and messages:
+            collector.write(stream, messages)
+        if receive is not None:
+            _receive(receive, stream, messages, serializer)
+        return len(messages)
+
+    def _leaving(self, loaded: Loaded) -> None:
+        """A set was unloaded: what is unread in its channels is delivered with the next that is, where anybody takes it
+        and so many do not wait already; otherwise it is counted as lost."""
+        for stream, data in loaded.outputs.items():
+            with self._taking:
+                room = MAX_LEFT - sum(len(messages) for _, _, messages in self._left)
+                if any(self._takers(stream)) and (messages := data.receive(max(0, room))):
+                    self._left.append((stream, self._serializer_of(loaded, stream), messages))
+                data.give_up()
 
     def _serializer_of(self, loaded: Loaded, stream: bytes) -> Serializer | None:
         for codelet in loaded.descriptor.codelet_descriptor:

@@ -34,11 +34,15 @@ _NUMBERS = {
 }
 
 
+MAX_MESSAGE = 1024
+"""jbpf's: characters of an error's text. Where it would list every hook of an application it is cut."""
+
+
 class CodeletError(KeepfleetError):
     """A set cannot be loaded or unloaded; nothing of it was."""
 
     def __init__(self, failure: Failure, kind: ErrorKind, message: str, evidence: tuple[str, ...] = ()) -> None:
-        super().__init__(kind, message, evidence)
+        super().__init__(kind, message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…", evidence)
         self.failure = failure
 
     def to_wire(self) -> dict[str, object]:

@@ -19,6 +19,8 @@ DEFAULT_MEMORY = 4 * PAGE_BYTES
 DEFAULT_FUEL = 20_000
 """Instructions of one call, some 20 µs: a hook stands in the way of an application's work."""
 MAX_FUEL = 10**12
+WASI = ("clock_time_get", "random_get", "fd_write", "proc_exit")
+"""What a hook may grant of WASI: it needs nothing of the host but a clock, random numbers and the log."""
 NAME = Text(MAX_NAME, "[A-Za-z_][A-Za-z0-9_-]*", f"1 to {MAX_NAME} of A-Z, a-z, 0-9, _ and -, not a digit first")
 _TYPES = ("i32", "i64", "f32", "f64", "bytes", "")
 
@@ -37,6 +39,11 @@ class HookType(Record):
         Whole(PAGE_BYTES, 64 * 1024 * 1024), default=DEFAULT_MEMORY, about="of a codelet's memory, at most"
     )
     fuel: int = field(Whole(1, MAX_FUEL), default=DEFAULT_FUEL, about="instructions of one call, at most")
+    wasi: tuple[str, ...] = field(
+        Items(Text(32, "|".join(WASI), f"of {', '.join(WASI)}"), len(WASI)),
+        default=(),
+        about="functions of WASI preview 1 that its codelets may import; none where nothing is said",
+    )
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import click
 
 from codelets.descriptor import MAX_BYTES, read_descriptor
 from codelets.lcm import EVERY_MS, Client
-from codelets.states import CodeletState, SetState, changed, sentences
+from codelets.states import CodeletState, SetState, changed, one_line, sentences
 from keep_protocol.errors import KeepfleetError
 
 SOCKET = "/run/codelets/lcm.sock"
@@ -39,11 +39,16 @@ def variables_of(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Prints a line, whatever an application has put into it."""
+    click.echo(one_line(text), err=err)
+
+
 def explained(error: KeepfleetError) -> int:
     """Prints an error with its evidence; the exit status: jbpf's number, positive, or 1."""
-    click.echo(f"lcm-cli: {error.message}", err=True)
+    say(f"lcm-cli: {error.message}", err=True)
     for line in error.evidence[:50]:
-        click.echo(f"  {line}", err=True)
+        say(f"  {line}", err=True)
     return -int(error.to_wire().get("number", -1))  # type: ignore[call-overload,no-any-return]
 
 
@@ -73,13 +78,13 @@ def _change(client: Client, load_file: str | None, unload_what: str | None, vari
     if load_file is not None:
         data = read_file(load_file)
         read_descriptor(data, load_file, variables)  # with the file's name in its faults
-        click.echo(f"loaded {client.load(data.decode('utf-8', 'replace'), variables)}")
+        say(f"loaded {client.load(data.decode('utf-8', 'replace'), variables)}")
         return
     name = unload_what or ""
     if "/" in name or name.endswith((".yaml", ".yml", ".json")):
         name = read_descriptor(read_file(name), name, variables).codeletset_id
     client.unload(name)
-    click.echo(f"unloaded {name}")
+    say(f"unloaded {name}")
 
 
 def _run(context: click.Context, work: Callable[[Client], None]) -> None:
@@ -102,9 +107,9 @@ def list_sets(context: click.Context, as_json: bool) -> None:
             click.echo(json.dumps([each.to_wire() for each in found], indent=2))
             return
         for each in found:
-            click.echo(f"{each.codeletset_id}  {'loaded' if each.loaded else f'unloaded: {each.why}'}")
+            say(f"{each.codeletset_id}  {'loaded' if each.loaded else f'unloaded: {each.why}'}")
             for codelet in each.codelets:
-                click.echo(f"  {_line(codelet)}")
+                say(f"  {_line(codelet)}")
 
     _run(context, show)
 
@@ -133,7 +138,7 @@ def stats(context: click.Context, as_json: bool) -> None:
             return
         for each in found:
             dropped = f", {each.drops} messages lost" if each.drops else ""
-            click.echo(f"{each.name}: {each.calls} calls, {each.faults} faults, {each.overruns} overruns{dropped}")
+            say(f"{each.name}: {each.calls} calls, {each.faults} faults, {each.overruns} overruns{dropped}")
             for bits, number in enumerate(each.times):
                 if number:
                     click.echo(f"  under {1 << bits:>12} ns: {number}")
@@ -156,7 +161,7 @@ def watch(context: click.Context, seconds: float, times: int) -> None:
         for looked, found in enumerate(client.watch(round(1000 * seconds)), 1):
             for each in changed(known, found):
                 for line in sentences(known.get(each.codeletset_id), each):
-                    click.echo(line)
+                    say(line)
             known = {each.codeletset_id: each for each in found}
             if times and looked >= times:
                 return

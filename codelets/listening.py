@@ -37,12 +37,17 @@ class Listener(ABC):
         self._open: set[socket.socket] = set()
         self._lock, self._closed = threading.Lock(), False
         self._listener = _listen(path, kind, group=bool(users))
-        self._identity = os.stat(path).st_ino
+        self._identity, self._process = os.stat(path).st_ino, os.getpid()
         self._thread = threading.Thread(target=self._accept, name=name, daemon=True)
         self._thread.start()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path})"
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a process that was forked off the one that listens."""
+        return os.getpid() != self._process
 
     @abstractmethod
     def serve(self, connection: socket.socket) -> None:
@@ -53,8 +58,13 @@ class Listener(ABC):
         """Says why a client may not connect, without waiting for it. May raise OSError."""
 
     def close(self) -> None:
-        """Ends every connection, and removes the socket unless another has taken its place."""
+        """Ends every connection, and removes the socket unless another has taken its place. In a process that was
+        forked off it lets its copies go, and the socket is still the first one's."""
         self._closed = True
+        if self.forked:
+            for copy in (self._listener, *self._open):
+                copy.close()
+            return
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()

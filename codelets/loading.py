@@ -9,8 +9,10 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, Protocol
 
+from codelets import wasi
 from codelets.artifacts import Compiled
 from codelets.calling import Guard, Hook, Run, Target, prepared, prepared_in_c
 from codelets.descriptor import CodeletDescriptor, CodeletSet, read_descriptor
@@ -92,21 +94,22 @@ class Codelet:
         self.target: Target  # set by begin
         self.data: dict[str, Data] = {}
         self._set, self._instantiate = weakref.ref(owner), list[Callable[[], Any]]()
+        self._repairs: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"Codelet({self.descriptor.codelet_name}, {self.faults} faults)"
 
-    def begin(self, target: Target, instantiate: Callable[[], Any]) -> None:
-        """Its first instance, and how another one is made."""
-        self.target, self._instantiate = target, [instantiate]
+    def begin(self, target: Target, instantiate: Callable[[], Any], repairs: list[Callable[[], None]]) -> None:
+        """Its first instance, how another one is made, and what makes its maps whole before that."""
+        self.target, self._instantiate, self._repairs = target, [instantiate], repairs
 
     def faulted(self, end: Trap) -> None:
         """Its memory, globals and stack begin again; maps stay, as whole as before the call."""
         self.faults += 1
         self.last_fault = end.message
-        for data in self.data.values():
-            data.repair()
         try:
+            for repair in self._repairs:
+                repair()
             for instantiate in self._instantiate:
                 self.target.memory[:] = bytes(len(self.target.memory))
                 self.target.enter(instantiate())
@@ -136,6 +139,7 @@ class Codelet:
         if self._instantiate:
             self.target.count_in(None)
         self._instantiate.clear()
+        self._repairs.clear()
 
 
 class Loaded:
@@ -221,7 +225,8 @@ class Loader:
         try:
             hook = interface.hook(descriptor.hook_name)
         except KeepfleetError as error:
-            raise loading(Failure.HOOK_MISSING, name, error.message.removeprefix("cannot "), error.kind) from None
+            why = error.message.replace("cannot find the hook", "there is no hook", 1)
+            raise loading(Failure.HOOK_MISSING, name, why, error.kind) from None
         try:
             digest, wasm = self._modules.read(descriptor.codelet_path, MAX_BYTES)
             examined = self._verified_before.examined(digest, wasm, hook, interface)
@@ -311,7 +316,7 @@ class _Building:
             name
             for codelet in self._loaded.codelets.values()
             for module, name in codelet.examined.imports
-            if module == HELPERS
+            if module in (HELPERS, wasi.MODULE)
         ]
         parted = any(
             declaration.kind.threads > 1
@@ -328,7 +333,7 @@ class _Building:
         hook, name = self._hooks[codelet.descriptor.hook_name].type, codelet.descriptor.codelet_name
         own_pages = codelet.examined.memory_pages
         memory, _, view = self._world.memory(own_pages + max(1, -(-hook.region_bytes // PAGE_BYTES)))
-        functions = {}
+        functions, repairs = {}, list[Callable[[], None]]()
         for what, declaration in codelet.examined.declarations:
             stored, codelet.data[what] = self._storage((name, what), declaration)
             wanted = [
@@ -336,11 +341,15 @@ class _Building:
             ]
             exports = [f"{declaration.prefix}.{each}" for each in wanted]
             constants = [self._world.constant(number) for number in declaration.numbers]
-            made = self._world.instantiate(self._engine.storage, [memory, stored, *constants], exports)
-            functions.update({(str(declaration), f"{what}.{each}"): f for each, f in zip(wanted, made, strict=True)})
+            repair = [declaration.repair] if declaration.repair else []
+            made = self._world.instantiate(self._engine.storage, [memory, stored, *constants], [*exports, *repair])
+            repairs += [partial(self._world.run, each) for each in made[len(exports) :]]
+            functions.update({(str(declaration), f"{what}.{each}"): f for each, f in zip(wanted, made, strict=False)})
         for imported, each in codelet.examined.imports:
             if imported == HELPERS:
                 functions[imported, each] = self._helper(each, view)
+            elif imported == wasi.MODULE:
+                functions[imported, each] = self._world.function(*wasi.signature(each), wasi.host_function(each, view))
         order = [
             memory if (each.module, each.name) == MEMORY else functions[each.module, each.name or ""]
             for each in module.imports
@@ -350,7 +359,7 @@ class _Building:
         def instantiate() -> Any:
             return world.instantiate(module, order, [ENTRY])[0]
 
-        codelet.begin(Target(world, view, own_pages * PAGE_BYTES, instantiate()), instantiate)
+        codelet.begin(Target(world, view, own_pages * PAGE_BYTES, instantiate()), instantiate, repairs)
 
     def _storage(self, place: _Place, declaration: Declaration) -> tuple[Any, Data]:
         owner = self._owners[place]

@@ -18,14 +18,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from aiohttp import web
 
 from codelets.descriptor import MAX_BYTES, CodeletSet, read_descriptor
 from codelets.interface import Interface
 from codelets.lcm import Client
-from codelets.states import HookState, SetState
+from codelets.states import HookState, SetState, one_line
 from keep_protocol.certificate import check_client, read_certificate
 from keep_protocol.codelets import check_set_id
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -44,6 +44,8 @@ CONCURRENT = 4
 application takes 16 connections."""
 MAX_WAITING = 64
 """Requests that wait for their turn; a client that asks for more is to try again."""
+HANDSHAKE_SECONDS, BACKLOG = 10.0, 128
+"""What a client may take to show its certificate: until then it is a stranger, whose connection costs memory."""
 LINGER_SECONDS = 1.0
 """What a client that was refused may go on sending before its connection is cut."""
 READ_SECONDS = 10.0
@@ -245,11 +247,6 @@ class Proxy:
             LOG.debug("the application refused a request: %s", error)  # its client is told, if it is still there
 
 
-def one_line(text: str) -> str:
-    """Text of a client or an application as part of a line of the log, which it cannot end."""
-    return "".join(each if each.isprintable() else " " for each in text)
-
-
 def _refusal(error: KeepfleetError, status: int = 0) -> web.Response:
     return web.json_response({"error": error.to_wire()}, status=status or _STATUS.get(error.kind, 500))
 
@@ -323,19 +320,25 @@ async def serve(
         proxy.application(), access_log=None, handle_signals=False, keepalive_timeout=30, lingering_time=LINGER_SECONDS
     )
     await runner.setup()
+    loop = asyncio.get_running_loop()
     try:
-        site: web.BaseSite
-        if listener is not None:
-            site = web.SockSite(runner, listener, ssl_context=context)
-        else:
-            site = web.TCPSite(runner, host, port, ssl_context=context)
+        where: dict[str, Any] = {"sock": listener} if listener is not None else {"host": host, "port": port}
         try:
-            await site.start()
+            server = await loop.create_server(
+                cast(web.Server, runner.server),
+                ssl=context,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                backlog=BACKLOG,
+                **where,
+            )
         except OSError as error:
             why = error.strerror or str(error)
             raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot listen on {host}:{port}: {why}") from error
-        ready(runner.addresses[0][1])
-        with suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
+        try:
+            ready(server.sockets[0].getsockname()[1])
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        finally:
+            server.close()
     finally:
         await runner.cleanup()

@@ -116,13 +116,15 @@ class Runtime:
         writable: bool = False,
         memory_bytes: int = DEFAULT_MEMORY,
         fuel: int = DEFAULT_FUEL,
+        wasi: tuple[str, ...] = (),
     ) -> Hook:
         """Declares a hook. context: its fields, as a `ctypes.Structure`, a format of `struct`, or a size in bytes;
-        data_bytes: of its data region, at most; memory_bytes: of a codelet; fuel: instructions of one call.
+        data_bytes: of its data region, at most; memory_bytes: of a codelet; fuel: instructions of one call; wasi:
+        functions of WASI that its codelets may import, of interface.WASI.
 
         Raises KeepfleetError: CONFLICT for a name that is taken, BAD_REQUEST for a value out of bounds.
         """
-        bounds = {"data_bytes": data_bytes, "memory_bytes": memory_bytes, "fuel": fuel}
+        bounds = {"data_bytes": data_bytes, "memory_bytes": memory_bytes, "fuel": fuel, "wasi": list(wasi)}
         return self._offer.hook(name, context, None, writable=writable, **bounds)
 
     def control_hook(
@@ -135,9 +137,10 @@ class Runtime:
         writable: bool = False,
         memory_bytes: int = DEFAULT_MEMORY,
         fuel: int = DEFAULT_FUEL,
+        wasi: tuple[str, ...] = (),
     ) -> ControlHook:
         """The same, with a value for its caller: the last codelet's, or `default`."""
-        bounds = {"data_bytes": data_bytes, "memory_bytes": memory_bytes, "fuel": fuel}
+        bounds = {"data_bytes": data_bytes, "memory_bytes": memory_bytes, "fuel": fuel, "wasi": list(wasi)}
         return cast(ControlHook, self._offer.hook(name, context, default, writable=writable, **bounds))
 
     def helper(

@@ -39,6 +39,8 @@ class Sets:
         self._changes = threading.Condition(lock)
         self._places: list[tuple[int, int, str, Loaded, Callable[..., int | None]]] = []
         self._closed = False
+        self.leaving: Callable[[Loaded], None] = lambda loaded: None
+        """Called with a set that was unloaded and whose memories are still there."""
 
     def __repr__(self) -> str:
         return f"Sets({len(self.loaded)} loaded)"
@@ -150,6 +152,7 @@ class Sets:
         loaded = self.loaded.pop(name)
         self._places = [place for place in self._places if place[3] is not loaded]
         self._publish()
+        self.leaving(loaded)
         self._statistics.unloaded(loaded)
         loaded.close()
 

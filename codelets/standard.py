@@ -1,6 +1,6 @@
 """Helper functions that every application offers: jbpf's, by their meaning.
 
-Import rule: the standard library, codelets.interface.
+Import rule: the standard library, codelets.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from codelets.interface import HelperType
+from codelets.states import one_line
 
 LOG = logging.getLogger("keepfleet.codelets.output")
 MAX_PRINTED = 256
@@ -24,8 +25,9 @@ def _hash(data: bytes) -> int:
     return value - (1 << 32) if value >> 31 else value
 
 
-def _print(data: bytes) -> None:
-    LOG.info("%s", data[:MAX_PRINTED].decode("utf-8", "replace").rstrip("\n"))
+def print_line(data: bytes) -> None:
+    """What a codelet prints, in the application's log."""
+    LOG.info("%s", one_line(data[:MAX_PRINTED].decode("utf-8", "replace").rstrip("\n")))
 
 
 def standard_helpers() -> tuple[tuple[HelperType, Callable[..., Any]], ...]:
@@ -34,5 +36,5 @@ def standard_helpers() -> tuple[tuple[HelperType, Callable[..., Any]], ...]:
         (HelperType("time_ns", (), "i64"), time.monotonic_ns),
         (HelperType("random", (), "i64"), lambda: secrets.randbits(63)),
         (HelperType("hash", ("bytes",), "i32"), _hash),
-        (HelperType("print", ("bytes",), ""), _print),
+        (HelperType("print", ("bytes",), ""), print_line),
     )

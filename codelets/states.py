@@ -51,7 +51,11 @@ class HookState(Record):
         Items(_COUNT, 64), default=(), about="timed calls of a codelet: number n took less than 2ⁿ nanoseconds"
     )
     codelets: tuple[str, ...] = field(Items(_TEXT, 1024), default=(), about="those that are loaded on it")
-    drops: int = field(_COUNT, default=0, about="messages that its codelets' full output channels did not take")
+    drops: int = field(
+        _COUNT,
+        default=0,
+        about="messages that its codelets' full output channels did not take, or that were unread when a set went",
+    )
 
 
 class CollectorState(Record):
@@ -60,6 +64,12 @@ class CollectorState(Record):
     attached: bool = field(Flag(), about="whether there is one")
     sent: int = field(_COUNT, about="messages that were written for this one and those before")
     lost: int = field(_COUNT, about="messages that found no room in its ring, or were in it when it went")
+
+
+def one_line(text: str) -> str:
+    """What an application, a client or a module says, as part of a line of a terminal or a log: it cannot end the line,
+    or have the terminal do anything."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def changed(before: Mapping[str, SetState], now: Iterable[SetState]) -> list[SetState]:

@@ -6,6 +6,7 @@ entries. The functions are those of storage.wat. State that lasts between calls 
 memory begins again after a fault.
 
     bytes 0 … 3      which thread's part the next call is for; always 0 where there is one part alone
+    bytes 4 … 7      the slot that a call was emptying when it ran out of fuel, and one more; 0 for none
     bytes 64 …       the parts, `region` bytes each:
       hash map       entries that it has, 4 unused bytes, then slots: 1 where it is taken (4 bytes), key, value
       array          8 unused bytes, then slots: the value of key i in slot i
@@ -106,6 +107,11 @@ class Declaration(Record):
     def functions(self) -> Signatures:
         """The functions that may be imported, with parameters and results."""
         return _FUNCTIONS.get(self.kind, _MAP_FUNCTIONS)
+
+    @property
+    def repair(self) -> str:
+        """What is called in storage.wat after a call that did not end by itself; "" for what is always whole."""
+        return "hashmap.repair" if self.kind.hashed else ""
 
     @property
     def prefix(self) -> str:
@@ -223,24 +229,6 @@ class Data:
         """The value of a map's key, None where it has none."""
         return dict(self._items(thread)).get(key)
 
-    def repair(self) -> None:
-        """Puts a hash map's entries where probes find them, each once: a call that ran out of fuel while it moved some
-        may have left one twice, or counted wrongly."""
-        declaration = self.declaration
-        if not declaration.kind.hashed:
-            return
-        for thread in range(declaration.kind.threads):
-            part, entries = self._part(thread), dict(self._items(thread))
-            part[:] = bytes(len(part))
-            part[0:4] = len(entries).to_bytes(4, "little")
-            for key, value in entries.items():
-                index = _home(key, declaration.slots)
-                while _number(part, 8 + index * declaration.stride):
-                    index = (index + 1) % declaration.slots
-                at = 8 + index * declaration.stride
-                entry = (1).to_bytes(4, "little") + key + value
-                part[at : at + len(entry)] = entry
-
     # --- channels ----------------------------------------------------------------------------------------------------
 
     def receive(self, most: int) -> list[bytes]:
@@ -256,6 +244,12 @@ class Data:
             messages.append(part[begin : begin + min(unpack(part, at)[0], limit)].tobytes())
         part[4:8] = (stop & 0xFFFFFFFF).to_bytes(4, "little")
         return messages
+
+    def give_up(self) -> None:
+        """Counts what is unread in an output channel as lost."""
+        part = self._memory[HEADER:]
+        written, unread = part[0:4], (_number(part, 0) - _number(part, 4)) & 0xFFFFFFFF
+        part[8:12], part[4:8] = ((self.lost + unread) & 0xFFFFFFFF).to_bytes(4, "little"), written
 
     def send(self, message: bytes) -> bool:
         """Puts a message into an input channel; False where it is full, which is counted. Raises ValueError for one
@@ -280,12 +274,3 @@ class Data:
 
 def _number(data: memoryview, at: int) -> int:
     return int.from_bytes(data[at : at + 4], "little")
-
-
-def _home(key: bytes, slots: int) -> int:
-    """As storage.wat's $home."""
-    value = 0x811C9DC5
-    for byte in key:
-        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
-    value = (value ^ value >> 15) * 0x7FEB352D & 0xFFFFFFFF
-    return (value ^ value >> 16) & (slots - 1)

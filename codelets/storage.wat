@@ -120,10 +120,21 @@
     (i32.const 0))
 
   (func (export "hashmap.delete") (param $key_at i32) (result i32)
-    (local $hole i32) (local $index i32) (local $home i32) (local $slot i32)
+    (local $hole i32)
     (local.set $hole (call $find (local.get $key_at)))
     (if (i32.eqz (i32.load $store (call $slot (local.get $hole)))) (then (return (i32.const -1))))
+    (call $close (local.get $hole))
+    (i32.const 0))
+
+  (func (export "hashmap.repair") ;; goes on where a call ran out of fuel while it closed a hole
+    (if (i32.load $store (i32.const 4)) (then (call $close (i32.sub (i32.load $store (i32.const 4)) (i32.const 1))))))
+
+  ;; Where the hole is, and one more, stands at 4 meanwhile: fuel runs out at the head of a loop or function, and so never
+  ;; between a move and the number of the hole that it leaves.
+  (func $close (param $hole i32)
+    (local $index i32) (local $home i32) (local $slot i32)
     (local.set $index (local.get $hole))
+    (i32.store $store (i32.const 4) (i32.add (local.get $hole) (i32.const 1)))
     (block $done
       (loop $next ;; what was moved past the hole on its way moves into it, so that every probe still ends at a free slot
         (local.set $index (call $after (local.get $index)))
@@ -134,12 +145,16 @@
           (i32.lt_u
             (i32.and (i32.sub (local.get $index) (local.get $home)) (i32.sub (global.get $slots) (i32.const 1)))
             (i32.and (i32.sub (local.get $index) (local.get $hole)) (i32.sub (global.get $slots) (i32.const 1)))))
-        (memory.copy $store $store (call $slot (local.get $hole)) (local.get $slot) (global.get $stride))
+        (local.set $home (call $slot (local.get $hole)))
+        (memory.copy $store $store (local.get $home) (local.get $slot) (global.get $stride))
+        (i32.store $store (i32.const 4) (i32.add (local.get $index) (i32.const 1)))
         (local.set $hole (local.get $index))
         (br $next)))
-    (i32.store $store (call $slot (local.get $hole)) (i32.const 0))
-    (i32.store $store (call $base) (i32.sub (i32.load $store (call $base)) (i32.const 1)))
-    (i32.const 0))
+    (local.set $slot (call $slot (local.get $hole)))
+    (local.set $home (call $base))
+    (i32.store $store (local.get $slot) (i32.const 0))
+    (i32.store $store (local.get $home) (i32.sub (i32.load $store (local.get $home)) (i32.const 1)))
+    (i32.store $store (i32.const 4) (i32.const 0)))
 
   (func $clear (export "array.clear") (export "hashmap.clear") (result i32)
     (memory.fill $store (call $base) (i32.const 0) (global.get $region))

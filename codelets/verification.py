@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from codelets import wasi
 from codelets.interface import HelperType, HookType, Interface
 from codelets.storage import PAGE_BYTES, Declaration, Unfit, declared, function_of
 from keep_protocol.fields import Record
@@ -81,7 +82,7 @@ def examine(wasm: bytes, hook: HookType, interface: Interface) -> Examined:
     parsed = parse(wasm)
     if not isinstance(parsed, CoreModule):
         return Examined(report)
-    imports = _Imports(parsed, {each.name: each for each in interface.helpers})
+    imports = _Imports(parsed, {each.name: each for each in interface.helpers}, hook.wasi)
     findings = [_entry(parsed, hook), _memory(parsed, hook), imports.finding()]
     passed = report.passed and all(finding.passed for finding in findings)
     bound = next((each for each in report.bounds.exports if each.name == ENTRY), None)
@@ -136,9 +137,9 @@ def _memory(parsed: CoreModule, hook: HookType) -> Finding:
 class _Imports:
     """Reads what a codelet imports besides its memory."""
 
-    def __init__(self, parsed: CoreModule, helpers: Mapping[str, HelperType]) -> None:
+    def __init__(self, parsed: CoreModule, helpers: Mapping[str, HelperType], granted: tuple[str, ...]) -> None:
         self.declarations: dict[str, Declaration] = {}
-        self._parsed, self._helpers = parsed, helpers
+        self._parsed, self._helpers, self._granted = parsed, helpers, granted
         self._faults: list[str] = []
         for each in parsed.imports:
             if each.kind == "memory":
@@ -171,6 +172,12 @@ class _Imports:
             if helper is None:
                 raise Unfit("there is no such helper")
             self._same(signature, helper.signature)
+            return
+        if wanted.module == wasi.MODULE:
+            if wanted.name not in self._granted:
+                granted = ", ".join(self._granted) or "nothing"
+                raise Unfit(f"its hook grants {granted} of WASI")
+            self._same(signature, wasi.signature(wanted.name))
             return
         declaration = declared(wanted.module)
         if declaration is None:

@@ -1,13 +1,18 @@
-"""The manager's calls about declared keeps."""
+"""The manager's calls about what is declared on its host: keeps, volumes and secrets; see the reference of /v1."""
 
 from __future__ import annotations
 
 from keep_client.connection import CALL_SECONDS
-from keep_client.http import json_body, objects_in
-from keep_client.manager import WAIT_SLACK_SECONDS, ManagerClient
+from keep_client.http import Body, json_body, objects_in
+from keep_client.manager import INPUT_TYPE, WAIT_SLACK_SECONDS, ManagerClient
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH, DeclaredKeep, RunHistory, declared_from_wire
 from keep_protocol.fields import parse
 from keep_protocol.runs import Run
+from keep_protocol.secrets import V1_SECRETS_PATH, Secret, SecretList, check_secret_name
+from keep_protocol.volumes import V1_VOLUMES_PATH, Volume, volume_from_wire
+
+RESTART_SECONDS = 120.0
+"""With a restart of what uses it: each writes its specification to a disk."""
 
 
 class DeclaredClient(ManagerClient):
@@ -52,3 +57,34 @@ class DeclaredClient(ManagerClient):
     def undeclare(self, name: str) -> None:
         """Has it be declared no more; its keeps end then."""
         self._call("DELETE", f"{V1_DECLARED_PATH}/{name}")
+
+
+class VolumeClient(ManagerClient):
+    """Calls to one manager about the volumes of its host. They raise what those of ManagerClient raise."""
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """All that the caller may see, by name."""
+        reply = self._call("GET", V1_VOLUMES_PATH)
+        return tuple(map(volume_from_wire, objects_in(reply.object(), "volumes", reply.peer)))
+
+    def remove_volume(self, name: str) -> None:
+        """Removes one and all that is in it."""
+        self._call("DELETE", f"{V1_VOLUMES_PATH}/{name}")
+
+
+class SecretsClient(ManagerClient):
+    """Calls to one manager about the secrets that it keeps. They raise what those of ManagerClient raise."""
+
+    def secrets(self) -> tuple[Secret, ...]:
+        """All that the caller may see, by name, without their values."""
+        return parse(SecretList, self._call("GET", V1_SECRETS_PATH).object(), "secrets").secrets
+
+    def set_secret(self, name: str, value: bytes, *, restart: bool = False) -> Secret:
+        """Has the secret be `value`; with `restart`, what uses it is restarted."""
+        target = f"{V1_SECRETS_PATH}/{check_secret_name(name)}{'?restart=true' if restart else ''}"
+        body = Body(INPUT_TYPE, len(value), (value,))
+        return parse(Secret, self._call("PUT", target, body, RESTART_SECONDS).object(), "secret")
+
+    def remove_secret(self, name: str) -> None:
+        """Removes it."""
+        self._call("DELETE", f"{V1_SECRETS_PATH}/{check_secret_name(name)}")

@@ -26,6 +26,7 @@ from keep_protocol.constants import (
     V1_EVENTS_PATH,
     V1_KEEPS_PATH,
     V1_POOLS_PATH,
+    WORKLOAD_FOLLOWS_HEADER,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, keep_from_wire
@@ -115,6 +116,7 @@ class ManagerClient(Connection):
         output: str = "",
         module: str = "",
         waiting: Callable[[str], None] = nothing_of,
+        follows: bool = False,
     ) -> KeepInfo:
         """A new keep; with `start`, which `starting` makes, one that listens, or none. A second call with the same key
         and the same members names the same keep, and makes none.
@@ -123,7 +125,8 @@ class ManagerClient(Connection):
         lease: `idle_seconds` and `await_seconds`, how long it may stay unused; without one, the manager's.
         meanwhile: as for `exchange`. profile, compiler and output: words of keep_protocol.spec; without one, the usual
         one. module: what it runs, of the manager's store; without one, what it is sent. waiting: hears, as long as
-        that module is compiled, how far it is.
+        that module is compiled, how far it is. follows: whether the workload is sent as soon as it listens, so that
+        what runs it is made ready then, and not when the first client comes.
         """
         wanted: dict[str, object] = {
             "name": name,
@@ -139,7 +142,9 @@ class ManagerClient(Connection):
         }
         body = {"arch": arch, **{member: value for member, value in wanted.items() if value}}
         seconds = CALL_SECONDS + (START_SECONDS if start else 0.0)
-        headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else NO_HEADERS
+        headers = {IDEMPOTENCY_HEADER: idempotency_key} if idempotency_key else {}
+        if follows:
+            headers[WORKLOAD_FOLLOWS_HEADER] = "yes"
 
         def ask() -> Reply:
             return self._call("POST", V1_KEEPS_PATH, json_body(body), seconds, headers, meanwhile)

@@ -2,8 +2,8 @@
 key, and the runner, which waits next to it, checks what it has received, and becomes the workload. A keep whose module
 comes with its start has the runner alone, and runs from there on.
 
-The runner is forked when the endpoint reports its first connection, and before it may read from it, or at START where
-that says so. From ACCEPTED on it is a stranger's, as the endpoint is from its first byte on.
+The runner is forked when the endpoint reports its first connection, and before it may read from it, or when it listens
+where START says so. From ACCEPTED on it is a stranger's, as the endpoint is from its first byte on.
 Imported with the first start. Import rule: that of keep_loader.
 """
 
@@ -52,6 +52,7 @@ MAX_CERTIFICATE = 8 * 1024
 """Bytes of the keep's certificate; a P-256 one with 16 names is 2 KiB."""
 MAX_NAME = 255
 """Characters of a name that an upload came with."""
+_WARM = "warm"
 _ENDPOINT, _RUNNER = "upload endpoint", "runner"
 _ENDPOINT_NAME = "keep-endpoint"
 _FINGERPRINT = "sha256:[0-9a-f]{64}"
@@ -81,7 +82,7 @@ class Forks:
         self._runner: Process | None = None
         self._checks: socket.socket | None = None  # the runner's end: one that has died is followed by another
         self._checked: list[int] = []  # the compiled module, and the module, that a check has found good
-        self._connected = False  # whether the endpoint has reported its first connection
+        self._connected = self._warm = False  # whether the endpoint has reported its first connection
         self._endpoints_lost: list[float] = []
         self._runners_lost: list[float] = []
 
@@ -115,8 +116,10 @@ class Forks:
         if self._prepared is not None:
             self._prepared.drop_all()
 
-    def open_endpoint(self) -> None:
-        """Forks the upload endpoint, and a pair of sockets by which it asks a runner. Raises KeepfleetError."""
+    def open_endpoint(self, *, warm: bool = False) -> None:
+        """Forks the upload endpoint, and a pair of sockets by which it asks a runner. warm: that is forked as soon as
+        the endpoint listens. Raises KeepfleetError."""
+        self._warm = warm
         keep, settings = self._keep, self._settings
         theirs, self._checks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         passed = {**self._store.select(ENDPOINT_NAMES), CHECKS: theirs.fileno()}
@@ -256,6 +259,16 @@ class Forks:
                 return
         endpoint.in_time()
         keep.move(Event.ENDPOINT_READY)
+        if self._warm:
+            self._loop.after(_WARM, 0, self._warm_up)  # behind the answer to the start
+
+    def _warm_up(self) -> None:
+        """Forks the runner before there is a client; where that cannot be, the first client's turn says why."""
+        if self.endpoint is not None and self._runner is None and self.running is None:
+            try:
+                self.fork_runner()
+            except KeepfleetError as error:
+                log(error.message)
 
     def _accept(self, endpoint: Process, report: Report) -> None:
         """The workload is whole: keeps what running it again takes, lets go of the upload endpoint, and runs it.

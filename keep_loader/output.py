@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 
 from keep_loader.journal import JournalFollower
@@ -73,6 +74,8 @@ MAX_WAITING_LINES = 64
 """Lines of the loader's own that wait for room: it says a dozen in a keep's life."""
 _LAST_READS = 16
 """Of a pipe that something of the guest's still holds: it has 1 MiB, and could be written to without end."""
+_FIONREAD = 0x541B
+"""ioctl(2): the bytes in a pipe; `termios` would be a library more."""
 _JOURNAL, _FINISH, _LAST_WORDS, _DONE = "journal of output", "end of output", "last words", "output is done"
 _REST = "rest of output"
 
@@ -108,6 +111,7 @@ class Output:
         self._looked_at = self._dense = 0  # the monotonic clock at the last look; how many came soon and gave little
         self._rest = 0.0  # seconds of the rest that came before what is looked at next
         self._buffer = memoryview(bytearray(MAX_FRAME))  # one for all reads: a new one is mapped and zeroed each time
+        self._moves, self._gives_much = True, False  # whether the kernel can; whether the last look gave LEAST
         self._channel: socket.socket | None = None
         self._token_out = False
         self._pumps_after_answer = False  # a reader has a line before the journal: its answer wakes us in any case
@@ -297,6 +301,8 @@ class Output:
             self._paused.add(pipe)
             self._loop.forget(pipe)
             return False
+        if self._gives_much and (size := self._move(pipe, room)):
+            return size == room
         try:
             size = os.readv(pipe, (self._buffer[:room],))
         except BlockingIOError:
@@ -305,7 +311,24 @@ class Output:
             self._close(pipe)
             return False
         self._append(self._pipes[pipe], self._buffer[:size], time.monotonic_ns())
+        self._gives_much = self._moves and size >= LEAST
         return size == room  # a pipe that gave less is empty
+
+    def _move(self, pipe: int, room: int) -> int:
+        """Has the kernel move what the pipe has into the ring, which spares a copy; how many bytes. None where they are
+        few, or that cannot be done."""
+        size = min(room, int.from_bytes(fcntl.ioctl(pipe, _FIONREAD, bytes(4)), sys.byteorder))
+        self._gives_much = size >= LEAST
+        if not self._gives_much:
+            return 0
+        before = self._ring.overwritten
+        try:
+            return self._ring.append_from(pipe, self._pipes[pipe], size, time.monotonic_ns())
+        except OSError:  # a full disk, of which `_append` speaks; or a file system that does not know it
+            self._gives_much = self._moves = False
+            return 0
+        finally:
+            self._count_lost(before)
 
     def _append(self, stream: int, data: bytes | memoryview, time_ns: int) -> None:
         before, failed = self._ring.overwritten, None
@@ -315,11 +338,15 @@ class Output:
             if stream != MARK:
                 failed, self.unwritten = (None if self.unwritten else error), self.unwritten + len(data)
                 self.lost[stream - 1] += len(data)
+        self._count_lost(before)
+        if failed is not None:
+            log(f"output is lost, as it cannot be written: {failed.strerror}")
+
+    def _count_lost(self, before: tuple[int, int]) -> None:
+        """Counts what has been overwritten since so much was, and no reader had."""
         seen = (self._acknowledged.stdout, self._acknowledged.stderr)
         for place, (old, new) in enumerate(zip(before, self._ring.overwritten, strict=True)):
             self.lost[place] += max(0, new - max(old, seen[place]))
-        if failed is not None:
-            log(f"output is lost, as it cannot be written: {failed.strerror}")
 
     def _close(self, pipe: int) -> None:
         self._loop.forget(pipe)

@@ -97,11 +97,9 @@ class Supervisor:
             if awaits:
                 keep.move(Event.START)
                 self.streams.record()
-                self._forks.open_endpoint()
+                self._forks.open_endpoint(warm=start.warm)
                 if any(name != WORKLOAD_DESCRIPTOR for name in start.granted):
                     self._forks.drop_prepared()  # a runner that could not open what is granted
-                if start.warm:
-                    self._forks.fork_runner()
             else:
                 self._forks.drop_prepared()  # as it could not open the module
                 self._run_stored()

@@ -108,7 +108,7 @@ class Compilation:
 
 
 class Turns:
-    """Who may compile now: so many that somebody waits for, and besides them one that nobody does."""
+    """Who may compile now: so many that a client waits for, and besides them one that none does."""
 
     def __init__(self, most: int) -> None:
         self._free = {False: most, True: 1}

@@ -1,7 +1,7 @@
 """Compiled code for keeps that run modules of the store: from the cache, or made now, once for all who ask.
 
 What asks gets a descriptor that was checked a moment ago; what it waits for it can follow. Compilations run each in a
-unit of its own, few at a time, those that somebody waits for first. Nothing here outlives the manager: a unit that one
+unit of its own, few at a time, those that a client waits for first. Nothing here outlives the manager: a unit that one
 left behind is ended by the next, and what it wrote is in a file without a name.
 """
 
@@ -34,7 +34,7 @@ MAX_WAITING = 256
 _REFUSED = 1
 """The exit status of a compiler that reports why it refuses the module (app_loader/compile/__main__.py)."""
 REMEMBERED = 1000
-"""Refusals of modules for what they are: a declared keep tries again and again, and must not compile a bomb anew."""
+"""Refusals of modules for what they are: a declared keep tries again and again, and must not compile a bomb again."""
 _LASTING = (ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX)
 _POINTS = {
     "created": Failpoint.COMPILE_AFTER_CREATE,
@@ -215,7 +215,7 @@ def _step(name: str) -> None:
 
 
 def _report_file() -> int:
-    """A file in memory that holds MAX_REPORT_BYTES and cannot grow, whoever writes to it."""
+    """A file in memory that holds MAX_REPORT_BYTES and cannot grow, by whichever process."""
     file = os.memfd_create("report", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(file, MAX_REPORT_BYTES)
     fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)

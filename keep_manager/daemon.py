@@ -364,7 +364,6 @@ async def _jobs(
     signals.open()
     parts.callback(signals.close)
     await jobs.open()
-    reconciler.jobs = jobs
     return jobs
 
 

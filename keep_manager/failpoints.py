@@ -50,8 +50,6 @@ class Failpoint(Enum):
     VOLUME_AFTER_FORMAT = "volume-after-format"
     VOLUME_AFTER_RENAME = "volume-after-rename"
     VOLUME_AFTER_GONE = "volume-after-gone"
-    VOLUME_AFTER_COPY = "volume-after-copy"
-    VOLUME_AFTER_GROWTH = "volume-after-growth"
     COMPILE_BEFORE_CALL = "compile-before-call"
     COMPILE_AFTER_CALL = "compile-after-call"
     COMPILE_AFTER_END = "compile-after-end"

@@ -198,7 +198,8 @@ class StoredModule:
 class Provision:
     """What is asked for in a keep's start: for which keep, by whom, which user the keep is, None while it is still to
     be made, and what its workload is to have, if anything. keeps_output: whether its loader keeps its output, and is to
-    get what that takes; brings: what its kind must have."""
+    get what that takes; brings: what its kind must have; opens: whether what is granted is opened, and not only looked
+    for among what its caller may grant."""
 
     kuuid: int
     spec: KeepSpec
@@ -208,3 +209,4 @@ class Provision:
     workload: WorkloadRequest | None
     keeps_output: bool = False
     brings: tuple[str, ...] = START_DESCRIPTORS
+    opens: bool = True

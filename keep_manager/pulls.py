@@ -28,7 +28,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.pulling import WAIT_SECONDS, Failure, Pull, Pulling, PullState
 from keep_protocol.store import Object
 from module_pull.artifact import Address, Artifact, reference_of
-from module_pull.handing import MAX_REPORT_BYTES, Incoming, encode_request, read_error
+from module_pull.exchange import MAX_REPORT_BYTES, Incoming, encode_request, read_error
 
 LOG = logging.getLogger("keepfleet.pulls")
 SECURITY = logging.getLogger("keepfleet.security")
@@ -240,7 +240,7 @@ class Pulls:
                 if running.done():
                     writing.close()
                     await asyncio.wait({keeping})
-                else:  # it has closed the pipe, or handed over what is refused
+                else:  # it has closed the pipe, or passed on what is refused
                     await asyncio.wait({running}, timeout=END_SECONDS)
             finally:
                 os.write(stop.number, b"!")  # for the thread
@@ -270,7 +270,7 @@ def _pipe(held: ExitStack) -> tuple[_End, _End]:
 
 
 def _file(contents: bytes, held: ExitStack) -> int:
-    """A file in memory with these contents, which cannot grow, whoever writes to it; until `held` ends."""
+    """A file in memory with these contents, which cannot grow, by whichever process; until `held` ends."""
     file = os.memfd_create("pull", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     held.callback(os.close, file)
     view = memoryview(contents)
@@ -301,7 +301,7 @@ def _outcome(
     said: bytes,
 ) -> Object:
     """What is in the store, when both have ended. Raises KeepfleetError: what the unit reported, else how it ended,
-    else what was wrong with what it handed over."""
+    else what was wrong with what it passed on."""
     unkept = keeping.exception()
     if unkept is None:
         return keeping.result()

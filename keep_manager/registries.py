@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Flag, Maybe, Record, Text, field
 from module_pull.artifact import Address, parse_address
-from module_pull.handing import MAX_CA_BYTES, Request
+from module_pull.exchange import MAX_CA_BYTES, Request
 from module_pull.registry import read_credentials
 
 EVERY = "*"

@@ -187,7 +187,8 @@ class NewKeep(Record):
     limits: those asked for, by name; what is not named has its default, or the caller's ceiling where that is lower.
     lease: None for the manager's own. replace: end the caller's living keep of that name first. start: how it is
     started by the same request, None for a keep that is started later. module: what it runs, of the manager's store, ""
-    for what is uploaded. kind: what it is made for where nothing is stored; no member of a request's body.
+    for what is uploaded. kind: what it is made for where nothing is stored; workload_follows: whether its workload is
+    sent as soon as it listens; neither is a member of a request's body.
     """
 
     arch: str = field(_Architecture(), default="wasi", about="the architecture; only `wasi` runs without hardware")
@@ -221,6 +222,7 @@ class NewKeep(Record):
         about="what it runs, of the manager's store: NAME:TAG, NAME:TAG@sha256:… or sha256:…; empty for an upload",
     )
     kind: Kind = Kind.UPLOAD
+    workload_follows: bool = False
 
     def _check(self) -> None:
         check_engine(self.profile, self.compiler)

@@ -62,7 +62,7 @@ class DeclaredKeep(Record):
     applied_at: float | None = field(Maybe(Seconds()), default=None, about="seconds of the epoch, or null")
     note: str = field(Text(), default="", about="what the manager did of its own, such as going back")
     manifest: str = field(Text(), default="", about="its manifest, word for word")
-    schedule: str = field(Text(256), default="", about="when it runs, of a job; empty for what runs for good")
+    schedule: str = field(Text(256), default="", about="when it runs, of a job; empty for what runs permanently")
     next_run: float | None = field(Maybe(Seconds()), default=None, about="of a job, seconds of the epoch, or null")
     last_run: Run | None = field(Maybe(Nested(Run, "run")), default=None, about="of a job: its latest run, or null")
 

@@ -226,11 +226,6 @@ def _module(spec: KeepSpec, report: KeepReport) -> Module | None:
     return Module(spec.digest, spec.module, 0 if report.module is None else report.module.bytes)
 
 
-def outcome_from_wire(value: dict[str, object]) -> Outcome:
-    """The outcome another process sent. Raises KeepfleetError(BAD_REQUEST) on another shape."""
-    return parse(Outcome, value, "outcome")
-
-
 def keep_from_wire(value: dict[str, object]) -> KeepInfo:
     """The keep another process described. Raises KeepfleetError(BAD_REQUEST) on another shape."""
     return parse(KeepInfo, value, "keep")

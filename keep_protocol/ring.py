@@ -275,13 +275,35 @@ class RingWriter:
         if len(data) > MAX_FRAME:
             raise ValueError(f"a frame holds {MAX_FRAME} bytes, not {len(data)}")
         self._make_room(size)
-        place = stream - 1
-        header = FRAME.pack(TAG | stream, len(data), time_ns, self.head, self.totals[place])
-        self._write((header, data), size)
+        self._write((self._header(stream, len(data), time_ns), data), size)
+        self._count(stream, len(data))
+
+    def append_from(self, pipe: int, stream: int, size: int, time_ns: int) -> int:
+        """One frame of `size` bytes that are in the pipe, or of fewer, which the kernel moves from there; how many.
+
+        Where it raises OSError nothing has happened, but that what it would have overwritten may be gone: what was to
+        be moved is in the pipe still.
+        """
+        start = (self.head + HEADER) % self.capacity
+        size = min(size, MAX_FRAME, self.capacity - start)
+        self._make_room(HEADER + size)
+        self._write((self._header(stream, size, time_ns),), HEADER)  # first: it may fail, and nothing is moved then
+        moved = os.splice(pipe, self.descriptor, size, offset_dst=DATA + start)
+        if moved != size:
+            self._write((self._header(stream, moved, time_ns),), HEADER)
+        if moved:
+            self._count(stream, moved)
+        return moved
+
+    def _header(self, stream: int, size: int, time_ns: int) -> bytes:
+        return FRAME.pack(TAG | stream, size, time_ns, self.head, self.totals[stream - 1])
+
+    def _count(self, stream: int, size: int) -> None:
+        """The next frame has been written, with so many bytes."""
         if self.head - self._checkpoints[-1][0] >= _CHECKPOINT:
             self._checkpoints.append((self.head, self.totals[0], self.totals[1]))
-        self.head += size
-        self.totals[place] += len(data)
+        self.head += HEADER + size
+        self.totals[stream - 1] += size
         os.pwrite(self.descriptor, _HEAD.pack(self.head, *self.totals), _AT_HEAD)
 
     def note_journal(self, progress: Progress) -> None:

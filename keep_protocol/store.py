@@ -93,7 +93,9 @@ class Listing(Record):
     objects: tuple[Object, ...] = field(Items(Nested(Object, "object"), MAX_OBJECTS), about="every object, by digest")
     references: tuple[Named, ...] = field(Items(Nested(Named, "reference"), MAX_OBJECTS), about="every reference")
     damaged: tuple[str, ...] = field(
-        Items(Text(192), MAX_OBJECTS), default=(), about="references that cannot be read: tag them anew, or remove them"
+        Items(Text(192), MAX_OBJECTS),
+        default=(),
+        about="references that cannot be read: tag or remove them",
     )
 
 

@@ -100,10 +100,11 @@ def create(
     address: str = "",
     meanwhile: Callable[[], None] = nothing,
     waiting: Callable[[str], None] = nothing_of,
+    follows: bool = False,
 ) -> KeepInfo:
     """A new keep for a job, with `start` one that listens, on `address` where that was asked for; key: an idempotency
-    key; meanwhile: done while the manager works; waiting: hears how far its module's compilation is. Raises
-    KeepfleetError."""
+    key; meanwhile: done while the manager works; waiting: hears how far its module's compilation is;
+    follows: whether its workload does, immediately. Raises KeepfleetError."""
     try:
         return client.create(
             arch,
@@ -120,6 +121,7 @@ def create(
             output=job.output,
             module=job.module if is_stored(job.module) else "",
             waiting=waiting,
+            follows=follows,
         )
     except KeepfleetError as error:
         hint = _next_step(error, address, renames=bool(job.name) and not replace)
@@ -163,7 +165,7 @@ def _make(
 ) -> KeepInfo:
     """A keep that listens; of a manager of before, which takes that in two requests alone, one that does not yet."""
     try:
-        return create(client, job, "wasi", replace, key, start, address, upload.prepare)
+        return create(client, job, "wasi", replace, key, start, address, upload.prepare, follows=True)
     except KeepfleetError as error:
         if error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
             raise

@@ -1,6 +1,6 @@
-"""Pulls one module: `python -I -S …/module_pull/__main__.py`, as keep-pull@.service does; see `handing`.
+"""Pulls one module: `python -I -S …/module_pull/__main__.py`, as keep-pull@.service does; see `exchange`.
 
-Ends with 0 where all was handed over, 1 where not; the reason is the last line on standard error. Whoever asks may go
+Ends with 0 where all was passed on, 1 where not; the reason is the last line on standard error. The one who asks may go
 at any moment; then it ends, too.
 """
 
@@ -14,7 +14,7 @@ import ssl
 from io import FileIO
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from module_pull.handing import MAX_REQUEST_BYTES, encode_error, hand_over, read_request
+from module_pull.exchange import MAX_REQUEST_BYTES, encode_error, hand_over, read_request
 from module_pull.registry import Credentials, Registry
 
 REQUEST, MODULE, REPORT = 0, 1, 2

@@ -21,7 +21,7 @@ from signal import SIGKILL
 from keep_protocol import forking
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from module_pull.artifact import Address
-from module_pull.handing import MAX_REPORT_BYTES, Incoming, encode_error, hand_over, read_error
+from module_pull.exchange import MAX_REPORT_BYTES, Incoming, encode_error, hand_over, read_error
 from module_pull.registry import Credentials, Registry
 
 NAME = "keep-pull"

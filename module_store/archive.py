@@ -99,7 +99,7 @@ class _Manifest(Record):
             [each.name for each in self.references],
         )
         if any(key != sorted(set(key)) for key in keys):
-            raise tar.invalid("its parts are not in order, or one stands twice")
+            raise tar.invalid("its parts are not in order, or one is there twice")
         if {each.object for each in self.attachments} | {each.digest for each in self.references} > there:
             raise tar.invalid("it names objects that it does not have")
         if self.attached_bytes > MAX_ATTACHED_BYTES:

@@ -1,8 +1,8 @@
 """Compiled code kept on this host: made once for each module, engine and settings, mapped by every keep that runs it.
 
 An artifact is native code, so that nothing but what this cache wrote itself is ever used: each file is sealed
-(`sealing`), which is checked at each opening, by reading the very descriptor that is then handed on. What does not fit
-is removed and compiled again: nothing is here that could not be made anew, and the directory may be deleted any time.
+(`sealing`), which is checked at each opening, by reading the very descriptor that is then passed on. What does not fit
+is removed and compiled again: nothing is here that could not be made again, and the directory may be deleted any time.
 
     DIRECTORY/key            32 random bytes; another key voids every artifact
     DIRECTORY/HEX            an artifact, named by the digest of its Key: contents, header, tail

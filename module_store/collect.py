@@ -70,7 +70,7 @@ def _known_needs(store: Store, in_use: Callable[[], Iterable[str]], what: str) -
     try:
         return needed(store, in_use())
     except Damaged as damage:
-        why = f"{damage.message}; what it needs is not known: tag it anew, or remove it"
+        why = f"{damage.message}; what it needs is not known: tag it again, or remove it"
         raise KeepfleetError(ErrorKind.CONFLICT, f"cannot {what} {store.place.path}: {why}") from damage
 
 

@@ -1,8 +1,8 @@
 """What compiles and loads modules in a keep's root, as one word: artifacts made by another are not its own.
 
 wasmtime accepts compiled code whose version, target, processor features and settings are its own, and says so only
-when it loads that. Here the same is told apart beforehand by what decides it: the engine's library and our settings of
-it, byte by byte, and the processor. More is told apart so than need be, and never less.
+when it loads that. Here the same is known beforehand by what decides it: the engine's library and our settings of
+it, byte by byte, and the processor. More is taken for different than need be, and never less.
 Import rule: that of module_store.
 """
 

@@ -184,7 +184,7 @@ def described(digest: str, status: os.stat_result) -> Object:
 
 
 def _digest_of(file: int) -> str:
-    """The digest of what the descriptor reads, which stands at its beginning again afterwards. Raises OSError."""
+    """The digest of what the descriptor reads, which is at its beginning again afterwards. Raises OSError."""
     hashed, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
     position = 0
     while count := os.preadv(file, [buffer], position):

@@ -95,7 +95,7 @@ def id_text(raw: bytes) -> str:
 
 
 def id_bytes(text: str) -> bytes:
-    """The same as it stands in a file."""
+    """The same as it is written in a file."""
     return int(text, 16).to_bytes(_ID_BYTES, "little")
 
 

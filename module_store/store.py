@@ -137,7 +137,7 @@ class Store(Objects, Opened):
             return [name for name in self.place.names(Folder.REFERENCES) if names.REFERENCE.fullmatch(name)]
 
     def tag(self, name: str, digest: str, who: str = "") -> Reference:
-        """Has `name` name an object that is there; on disk when this returns. A damaged reference is begun anew."""
+        """Has `name` name an object that is there; on disk when this returns. A damaged reference begins again."""
         names.check_reference(name)
         with explained(f"tag {name} in the module store {self.place.path}"), self.place.locked():
             self.object(digest)

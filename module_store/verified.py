@@ -83,7 +83,7 @@ def _known(store: Store, digest: str, key: str) -> tuple[bool, KeepfleetError | 
         body = store.attached(digest, VERIFIED)
         said = {} if body is None else strict_json.loads_object(body, MAX_RECORD_BYTES, "what was verified")
     except KeepfleetError:
-        return False, None  # it is asked again, and written anew
+        return False, None  # it is asked again, and written again
     if said.get("key") != key:
         return False, None
     return True, error_from_wire(said["refusal"]) if said.get("refusal") is not None else None

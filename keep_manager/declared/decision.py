@@ -74,7 +74,7 @@ class Wanted:
 
     @property
     def proves(self) -> bool:
-        """Whether it is to be remembered that a keep of it has been ready."""
+        """Whether it is to be written down that a keep of it has been ready."""
         return (self.alone or self.probe_seconds is not None) and not self.proven
 
 
@@ -197,7 +197,7 @@ def decide(
 def pause(attempt: int, kuuid: int) -> float:
     """Seconds from the end of the keep `kuuid` to the next one, which is the attempt of that number, from 1.
 
-    Its jitter is drawn from the ID: whoever decides again decides the same.
+    Its jitter is drawn from the ID: who decides again decides the same.
     """
     seconds = min(FIRST_PAUSE_SECONDS * 2 ** min(attempt - 1, 30), LONGEST_PAUSE_SECONDS)
     return float(seconds * (1 + JITTER * random.Random(kuuid).random()))  # noqa: S311 - nobody gains by guessing it

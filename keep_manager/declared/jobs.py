@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 from keep_manager.declared.decision import ENDED, Seen, Standing, pause
 from keep_manager.declared.history import History
+from keep_manager.declared.interfaces import Keeps, manager_as
 from keep_manager.declared.job_timers import Calendar, JobTimers, Timers
-from keep_manager.declared.reconciler import Keeps, Reconciler, manager_as
+from keep_manager.declared.reconciler import Reconciler
 from keep_manager.declared.requests import caller_of, request_for
 from keep_manager.declared.rounds import Rounds
 from keep_manager.declared.runs import (
@@ -83,6 +84,7 @@ class Jobs:
         self._clock = clock
         self._states: dict[str, _State] = {}
         self._rounds = Rounds(tasks, self._round, "job")
+        reconciler.jobs = self
         self.timers = JobTimers(calendar, timers, self._jobs, self._rounds.wake)
 
     def __repr__(self) -> str:

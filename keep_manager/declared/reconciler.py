@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Protocol
 
 from keep_manager.declared.catalogue import Catalogue
 from keep_manager.declared.decision import (
@@ -30,6 +29,7 @@ from keep_manager.declared.decision import (
     decide,
     pause,
 )
+from keep_manager.declared.interfaces import JobsOf, Keeps, manager_as
 from keep_manager.declared.probes import Probes
 from keep_manager.declared.requests import caller_of, request_for
 from keep_manager.declared.rounds import Rounds
@@ -39,16 +39,12 @@ from keep_manager.declared.specifications import Unreadable
 from keep_manager.declared.standings import Standings
 from keep_manager.declared.volumes import Volumes
 from keep_manager.failpoints import Failpoint, reach
-from keep_manager.keeps import logs
 from keep_manager.keeps.logs import Output
 from keep_manager.keeps.view import Entry
-from keep_manager.model import Caller, exhaustion_explained
+from keep_manager.model import exhaustion_explained
 from keep_manager.tasks import Group
-from keep_protocol.api import NewKeep
 from keep_protocol.declared import DeclaredState
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.identity import Role
-from keep_protocol.keep import KeepInfo
 from keep_protocol.spec import Declaration, KeepSpec, RestartPolicy
 
 LOG = logging.getLogger("keepfleet.declared")
@@ -63,51 +59,6 @@ _OWN_FAULTS = (
 """What a specification or its module is to blame for: it is rolled back where another version runs."""
 _NOTE = 900
 """Characters of a reason in a specification's note."""
-
-
-class Keeps(logs.Keeps, Protocol):
-    """What the reconciler needs of the keeps. Every method raises KeepfleetError alone."""
-
-    async def create(
-        self, request: NewKeep, caller: Caller, key: str = "", declared: Declaration | None = None
-    ) -> KeepInfo:
-        """A new keep, started."""
-
-    async def remove(self, kuuid: int, caller: Caller) -> None:
-        """Ends a keep."""
-
-
-class JobsOf(Protocol):
-    """What it needs of the declared jobs, whose keeps come and go by their schedules."""
-
-    def changed(self, name: str) -> None:
-        """The specification of that name is another than before, or has gone."""
-
-    def wake(self) -> None:
-        """A keep is another than before."""
-
-    def standing(self, name: str) -> Standing:
-        """How a job is."""
-
-    async def forget(self, name: str) -> None:
-        """It is declared no more. Raises KeepfleetError."""
-
-
-class NoJobs:
-    """Where there are none."""
-
-    def changed(self, name: str) -> None:
-        """Nothing follows."""
-
-    def wake(self) -> None:
-        """Nothing follows."""
-
-    def standing(self, name: str) -> Standing:
-        """There is none of that name."""
-        return Standing(DeclaredState.UNMET, f"no job runs here, {name} neither")
-
-    async def forget(self, name: str) -> None:
-        """There is nothing."""
 
 
 @dataclass
@@ -134,7 +85,7 @@ class Reconciler:
     ) -> None:
         self._keeps, self._entries, self._volumes, self._clock = keeps, entries, volumes, clock
         self.declared = declared
-        self.jobs: JobsOf = NoJobs()
+        self.jobs: JobsOf  # which are made with this, and say so themselves
         self.check_use: Callable[[Specification], None] = lambda _: None
         self.standings = Standings()
         self._troubles: dict[str, _Trouble] = {}
@@ -383,11 +334,6 @@ class Reconciler:
             LOG.warning("declared keep %s, trying again: %s", name, error.message)
 
 
-def manager_as(who: str) -> Caller:
-    """The manager, for the reason in `who`."""
-    return Caller(who, Role.OPERATOR, "", who)
-
-
 def is_job(found: Specification | Unreadable | None) -> bool:
-    """Whether it is run by a schedule, and not for good."""
+    """Whether it is run by a schedule, and not permanently."""
     return isinstance(found, Specification) and bool(found.job.schedule)

@@ -210,7 +210,7 @@ def _kept(runs: tuple[Run, ...]) -> tuple[Run, ...]:
 
 
 def _removed(runs: Sequence[Run], keeps: Sequence[SeenRun]) -> tuple[tuple[int, str], ...]:
-    """Keeps that nobody needs: the one of the latest run that has ended stays for people to look at."""
+    """Keeps that are not needed: the one of the latest run that has ended stays for people to look at."""
     ended = {run.number for run in runs if not run.living}
     last = max((each.run for each in keeps if each.run in ended), default=0)
     found: list[tuple[int, str]] = []

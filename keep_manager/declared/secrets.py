@@ -8,7 +8,7 @@ The record has a digest of itself: a bit that was changed makes a secret nobody'
 value has one of systemd's; one that lies as it is must have one of those in the record, which is written before it with
 that of the value before.
 
-systemd opens a keep's when it starts the unit (LoadCredential=, LoadCredentialEncrypted=): only the name stands in a
+systemd opens a keep's when it starts the unit (LoadCredential=, LoadCredentialEncrypted=): only the name is in a
 specification, and the path in a unit. This process has a value while it is set, and never again.
 """
 

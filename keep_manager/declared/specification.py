@@ -124,7 +124,7 @@ def encode(specification: Specification) -> bytes:
 
 
 def _wire(header: Header) -> dict[str, object]:
-    """Its members. What older versions do not know stands there only where it says something."""
+    """Its members. What older versions do not know is there only where it says something."""
     wire = header.to_wire()
     if not header.proven:
         del wire["proven"]

@@ -3,7 +3,7 @@
     declared/NAME.yaml              what is wanted
     declared/history/NAME.VERSION   what was wanted before, the last HISTORY of them
 
-A file is written beside its place, synced, renamed, and the directory synced: what was acknowledged is there after a
+A file is written next to its place, synced, renamed, and the directory synced: what was acknowledged is there after a
 power cut, and it is there whole. Methods read and write a disk: they are for threads.
 """
 

@@ -1,4 +1,4 @@
-"""What lies beside a volume's image: whose it is, and how large, with a digest of that. Pure."""
+"""What lies next to a volume's image: whose it is, and how large, with a digest of that. Pure."""
 
 from __future__ import annotations
 

@@ -67,6 +67,10 @@ class Volumes:
                 for name in os.listdir(base):
                     if name.startswith((_NEW, _GONE)):
                         self._discard(base, name)
+                for name in self._names(base):
+                    with suppress(OSError, KeepfleetError), self._folder(base, name) as folder:  # which a look says
+                        for left in {IMAGE + _NEW_FILE, RECORD + _NEW_FILE} & set(os.listdir(folder)):
+                            self._disk.remove(folder, left)
 
     def listed(self) -> list[Volume]:
         """All, by name; what cannot be used says why."""
@@ -158,24 +162,23 @@ class Volumes:
         with self._folder(base, name) as folder, ExitStack() as held:
             image = os.open(IMAGE, OPEN_FILE, dir_fd=folder)
             held.callback(os.close, image)
-            if _locked(image):  # else it is ours until we close it
+            with self._looking:
+                has = _locked(image)  # else it is ours until we close it
+            if has:
                 raise KeepfleetError(ErrorKind.CONFLICT, f"cannot have volume {name} grow: a keep has it")
             if os.fstat(image).st_size < wanted.size_bytes:  # else a manager was killed before the record said so
-                self._remove_leftover(folder, IMAGE + _NEW_FILE)
                 held.callback(self._remove_leftover, folder, IMAGE + _NEW_FILE)
                 larger = self._disk.create(folder, IMAGE + _NEW_FILE)
                 held.callback(os.close, larger)
                 self._disk.reserve(larger, wanted.size_bytes)
                 _copied(image, larger)
-                reach(Failpoint.VOLUME_AFTER_COPY)
                 grow_image(f"{self._directory}/{name}/{IMAGE}{_NEW_FILE}", wanted.size_bytes)
                 _check_inodes(name, inodes_of(larger), wanted)
                 self._disk.sync(larger)
                 self._disk.rename(folder, IMAGE + _NEW_FILE, folder, IMAGE)
                 self._disk.sync(folder)
-                reach(Failpoint.VOLUME_AFTER_GROWTH)
             grown = there.replace(size_bytes=wanted.size_bytes, inodes=max(there.inodes, _inodes_in(folder)))
-            self._remove_leftover(folder, RECORD + _NEW_FILE)
+            held.callback(self._remove_leftover, folder, RECORD + _NEW_FILE)
             record = self._disk.create(folder, RECORD + _NEW_FILE)
             held.callback(os.close, record)
             self._disk.write(record, encode(grown))

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
-from keep_manager.http.connection_table import ConnectionTable, Quota
-from keep_manager.http.handshakes import STRANGERS, Handshake, Handshakes
+from keep_manager.http.handshakes import STRANGERS, ConnectionTable, Handshake, Handshakes, Quota
 from keep_manager.model import is_exhausted
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError

@@ -17,7 +17,6 @@ from keep_manager.http import (
     declared,
     handlers,
     inputs,
-    legacy,
     middleware,
     openapi,
     pools,
@@ -28,11 +27,10 @@ from keep_manager.http import (
 )
 from keep_manager.http.acceptor import Acceptor, Hook
 from keep_manager.http.access import Admission, Certificates
-from keep_manager.http.connection import Connection
+from keep_manager.http.connection import Connection, Recheck
 from keep_manager.http.errors import legacy_body, v1_body
 from keep_manager.http.middleware import ErrorBody, Handler, Rules
 from keep_manager.http.operations import DECLARED_PATH, DOCUMENT_PATH, KEEP_PATH, SECRET_PATH, VOLUME_PATH
-from keep_manager.http.recheck import Recheck
 from keep_manager.keeps.logs import Events, Output
 from keep_manager.keeps.streams import Inputs
 from keep_manager.keeps.view import View
@@ -65,8 +63,8 @@ class Route:
 
 ROUTES = (
     Route("GET", "/", Action.DESCRIBE, handlers.banner),
-    Route("POST", LEGACY_PATH, None, legacy.keeps_post, legacy_body),
-    Route("POST", f"{LEGACY_PATH}/", None, legacy.keeps_post, legacy_body),
+    Route("POST", LEGACY_PATH, None, handlers.keeps_post, legacy_body),
+    Route("POST", f"{LEGACY_PATH}/", None, handlers.keeps_post, legacy_body),
     Route("POST", V1_KEEPS_PATH, Action.CREATE, handlers.create_keep, max_body=MAX_CREATE_BODY),
     Route("GET", V1_KEEPS_PATH, Action.LIST, handlers.list_keeps),
     Route("GET", KEEP_PATH, Action.READ, handlers.get_keep),

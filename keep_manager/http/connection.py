@@ -1,4 +1,5 @@
-"""One client's connection: aiohttp's, with the peer's certificate read once. Only this file knows aiohttp's insides.
+"""One client's connection: aiohttp's, with the peer's certificate read once, and closed when that is revoked. Only this
+file knows aiohttp's insides.
 
 aiohttp closes a connection on which no whole request header has arrived in `keepalive_timeout`, from the first byte
 on; it has no deadline for a client that does not read its answer, and it logs a traceback for a malformed request.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable, Iterable
 
 from aiohttp import web
 from aiohttp.http_writer import StreamWriter
@@ -17,6 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 from keep_manager.http.acceptor import Hook
 from keep_manager.http.access import Certificates, Peer
 from keep_manager.http.errors import KIND_OF, v1_body
+from keep_manager.model import ClientIdentity
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -29,11 +32,12 @@ LINGER_SECONDS = 2.0
 """How long the rest of a refused body is read and dropped, so that the client sees the answer and not a reset."""
 MAX_HEADER_LINE = 8190
 MAX_HEADERS = 64
-
-
 _CHUNK_HEAD = b"%08x\r\n"
 _CHUNK_END = b"\r\n"
 _HEAD_SIZE = len(_CHUNK_HEAD % 0)
+SECURITY = logging.getLogger("keepfleet.security")
+RECHECK_SECONDS = 0.4
+"""Two looks are under a second: the longest a connection lives that was opened just before the revocation."""
 
 
 class Flood:
@@ -172,3 +176,47 @@ class Connection(RequestHandler):
         response = web.Response(status=status, body=strict_json.dumps(v1_body(error)), content_type="application/json")
         response.force_close()
         return response
+
+
+class Recheck:
+    """Closes the connections of clients whose certificate was revoked, or has expired, since they were opened: looks at
+    `connections()` again and again.
+
+    Every request is checked on its own (access.py), but a stream or a long wait is one request that goes on. One look
+    at the list of the revoked every 0.4 s serves all connections. It is a look and not a watch (inotify), because
+    expiry sends no signal, the list may lie on a file system that sends none, and a watch that overflows would fail
+    open.
+    """
+
+    def __init__(self, connections: Callable[[], Iterable[object]], certificates: Certificates) -> None:
+        self._connections = connections
+        self._certificates = certificates
+        self._known: frozenset[Connection] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"Recheck({len(self._known)} connections)"
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await asyncio.sleep(RECHECK_SECONDS)
+            self.look()
+
+    def look(self) -> None:
+        """Cuts off whose certificate may not be used any more; each certificate is checked once for all connections.
+
+        A connection that was not there at the last look is spared until the next: its first request hears why.
+        """
+        now = frozenset(one for one in self._connections() if isinstance(one, Connection))
+        held: dict[ClientIdentity, list[Connection]] = {}
+        for connection in now & self._known:
+            if connection.peer.identity is not None:
+                held.setdefault(connection.peer.identity, []).append(connection)
+        self._known = now
+        for identity, connections in held.items():
+            try:
+                self._certificates.check(identity)
+            except KeepfleetError as error:
+                SECURITY.warning("cut off %d connections of %s: %s", len(connections), identity, error.message)
+                for connection in connections:
+                    connection.cut_off()

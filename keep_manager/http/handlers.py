@@ -1,4 +1,6 @@
-"""The handlers of /v1 and of the banner: parse, call, answer."""
+"""The handlers of /v1, of the banner, and of the commands of 2020, which are answered as the original did, with our
+members in addition: parse, call, answer.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from aiohttp import web
 
 from keep_manager.authorize.table import Action, may
 from keep_manager.http.middleware import authorized, caller_of, json_response, list_response, read_body
-from keep_manager.keeps.decide import Page
+from keep_manager.keeps.decide import Page, by_creation
 from keep_manager.model import Caller, Visible
 from keep_protocol import api
-from keep_protocol.constants import V1_KEEPS_PATH, parse_kuuid
+from keep_protocol.constants import V1_KEEPS_PATH, WORKLOAD_FOLLOWS_HEADER, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.states import State
@@ -26,6 +28,8 @@ COMPILE_ANSWER_SECONDS = 2.0
 client that shows it, or goes away, is heard of so often."""
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _SECONDS = re.compile(r"[0-9]{1,2}(\.[0-9]{1,3})?", re.ASCII)
+COMPILE_SECONDS = 20.0
+"""How long a start waits for its module's compilation: the clients of 2020 wait for 30 s, and do not ask again."""
 
 
 class Keeps(Protocol):
@@ -86,6 +90,11 @@ async def create_keep(request: web.Request) -> web.StreamResponse:
     asked = api.parse_v1_create(await read_body(request))
     if asked.start is not None:
         authorized(request, Action.START)
+    if (follows := request.headers.get(WORKLOAD_FOLLOWS_HEADER, "yes")) != "yes":
+        raise KeepfleetError(
+            ErrorKind.BAD_REQUEST, f"cannot make a keep: {WORKLOAD_FOLLOWS_HEADER} must be yes, not {follows[:40]!r}"
+        )
+    asked = asked.replace(workload_follows=WORKLOAD_FOLLOWS_HEADER in request.headers)
     info = await request.app[KEEPS].create(asked, caller_of(request), key, patience=COMPILE_ANSWER_SECONDS)
     response = json_response(info.to_wire(), 201)
     response.headers["Location"] = f"{V1_KEEPS_PATH}/{info.kuuid}"
@@ -137,3 +146,35 @@ async def remove_keep(request: web.Request) -> web.StreamResponse:
     """DELETE /v1/keeps/ID."""
     await request.app[KEEPS].remove(_kuuid(request), caller_of(request))
     return web.Response(status=204)
+
+
+async def keeps_post(request: web.Request) -> web.StreamResponse:
+    """Obeys the command in the body. Errors have the shape of errors.legacy_body."""
+    keeps = request.app[KEEPS]
+    match api.parse_legacy(await read_body(request)):
+        case api.NewKeep() as command:
+            authorized(request, Action.CREATE)
+            return json_response(await _new_keep(request, command))
+        case api.ListKeeps() as command:
+            visible = visible_to(authorized(request, Action.LIST))
+            found = by_creation((await keeps.list(command, visible)).keeps)  # the clients of 2020 start the last one
+            return await list_response("klvec", found)
+        case api.StartKeep() as command:
+            caller = authorized(request, Action.START, command.kuuid)
+            return json_response((await keeps.start(command, caller, COMPILE_SECONDS)).to_wire())
+        case api.StopKeep(kuuid):
+            caller = authorized(request, Action.STOP, kuuid)
+            return json_response((await keeps.stop(kuuid, caller)).to_wire())
+        case api.RemoveKeep(kuuid):
+            await keeps.remove(kuuid, authorized(request, Action.REMOVE, kuuid))
+            return json_response({"text": "removed"})
+
+
+async def _new_keep(request: web.Request, command: api.NewKeep) -> dict[str, object]:
+    """The new keep; for hardware this host lacks a keep in state 15 with the reason, as the original had it."""
+    try:
+        return (await request.app[KEEPS].create(command, caller_of(request))).to_wire()
+    except KeepfleetError as error:
+        if error.kind is not ErrorKind.UNSUPPORTED:
+            raise
+        return KeepInfo(0, State.ERROR, error.message).to_wire()

@@ -1,28 +1,102 @@
-"""Handshakes that are not complete: how many there may be, whose turn it is for TLS, and which is given up for another.
+"""Connections by the host they come from, bounded in number; and of those whose handshake is not complete, whose turn
+it is for TLS, and which is given up for another.
 
 A handshake is silent until its client's first byte, then it waits for its turn, then TLS is spoken. Silent and waiting
-ones cost a socket each, so there may be many; TLS costs buffers and arithmetic, so there are few turns, handed out to
-the host with the fewest first. A turn lasts until the handshake is complete; past TURN_SECONDS it ends when another
+ones cost a socket each, so there may be many; TLS costs buffers and arithmetic, so there are few turns, given to the
+host with the fewest first. A turn lasts until the handshake is complete; past TURN_SECONDS it ends when another
 waits. So neither silence nor half a handshake, repeated as fast as a host can, keeps a client of the same host out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from keep_manager.http.connection_table import ConnectionTable, Quota, source_of
-
+Held = TypeVar("Held")
+_HOST_BITS = 64
+"""Of an IPv6 address the half that a host chooses for itself, as often as it likes (RFC 4291, section 2.5.4)."""
 STRANGERS = logging.getLogger("keepfleet.security.strangers")
 """What clients do that have shown no good certificate: as many lines as they like, so rationed apart (log.py)."""
+TURN_SECONDS = 0.5
+"""A handshake takes two round trips, and 2 ms of processor time: enough for a busy host and half the globe."""
+
+
+@dataclass(frozen=True)
+class Quota:
+    """in_all: connections there may be; of_one: how many of them from one source."""
+
+    in_all: int
+    of_one: int
+
+
 UNFINISHED = Quota(in_all=512, of_one=256)
 """Five kilobytes each."""
 TURNS = Quota(in_all=128, of_one=64)
 """A hundred kilobytes each."""
-TURN_SECONDS = 0.5
-"""A handshake takes two round trips, and 2 ms of processor time: enough for a busy host and half the globe."""
+
+
+def source_of(address: str) -> str:
+    """What counts as one host: an IPv4 address, however it is written, or the /64 an IPv6 address lies in."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 4:
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(ip) >> _HOST_BITS << _HOST_BITS)}/{_HOST_BITS}"
+
+
+class ConnectionTable(Generic[Held]):
+    """The connections under one quota, each with its source, in the order they came."""
+
+    def __init__(self, quota: Quota) -> None:
+        self._quota = quota
+        self._sources: dict[Held, str] = {}
+        self._by_source: dict[str, dict[Held, None]] = {}
+
+    def __repr__(self) -> str:
+        return f"ConnectionTable({len(self)} of {self._quota.in_all}, {len(self._by_source)} sources)"
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(tuple(self._sources))
+
+    def count(self, source: str) -> int:
+        """How many there are of one source."""
+        return len(self._by_source.get(source, ()))
+
+    def contenders(self, source: str) -> Collection[Held]:
+        """Those of which one has to go before another of `source` is added, the oldest first; none while there is room.
+
+        They are the source's own once it has its share, else those of the source that has the most: a host that floods
+        pays before its neighbours do.
+        """
+        own = self._by_source.get(source, {})
+        if len(own) >= self._quota.of_one:
+            return own
+        if len(self) >= self._quota.in_all:
+            return max(self._by_source.values(), key=len)
+        return ()
+
+    def add(self, source: str, connection: Held) -> None:
+        """Counts `connection` as one of `source`."""
+        self._sources[connection] = source
+        self._by_source.setdefault(source, {})[connection] = None
+
+    def remove(self, connection: Held) -> None:
+        """Forgets it, if it is still known."""
+        source = self._sources.pop(connection, None)
+        if source is None:
+            return
+        del self._by_source[source][connection]
+        if not self._by_source[source]:
+            del self._by_source[source]
 
 
 class Handshake:

@@ -10,9 +10,8 @@ from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action, Owned, authorize
-from keep_manager.http.access import Admission, Peer, caller_at, refusals_logged
+from keep_manager.http.access import Admission, Peer, caller_at, check_media_type, check_site, refusals_logged
 from keep_manager.http.connection import Connection
-from keep_manager.http.cross_site import check_media_type, check_site
 from keep_manager.http.errors import KIND_OF, STATUS_OF, v1_body
 from keep_manager.model import Caller, exhaustion_explained
 from keep_protocol import strict_json

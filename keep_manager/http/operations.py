@@ -1,7 +1,7 @@
 """What is said of each operation of /v1: one row each, in the order of the reference page. Pure.
 
 The OpenAPI document (openapi.py), the reference page and the tests against a live manager are made of this table; paths
-and handlers stand in the table of routes (app.py), and a row without a route, or a route without a row, fails a test.
+and handlers are in the table of routes (app.py), and a row without a route, or a route without a row, fails a test.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from keep_manager.http.store import (
 from keep_protocol import output, sse, store
 from keep_protocol.codelets import NAME as APPLICATION_NAME
 from keep_protocol.codelets import SET_ID, V1_CODELETS_PATH
-from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH
+from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH, WORKLOAD_FOLLOWS_HEADER
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
 from keep_protocol.pulling import V1_PULLS_PATH
@@ -131,6 +131,13 @@ _IDEMPOTENCY = Parameter(
     "the same key, caller and body name the same keep: for ten minutes, and as long as that keep lives",
     "header",
 )
+_WORKLOAD_FOLLOWS = Parameter(
+    WORKLOAD_FOLLOWS_HEADER,
+    {"type": "string", "enum": ["yes"]},
+    "with `start`: its workload is sent immediately, so what runs it is made ready when it listens, and not when the "
+    "first client comes; some 7 MiB",
+    "header",
+)
 _LOGS = (
     Parameter("follow", _FLAG, "go on until the keep has ended"),
     Parameter("lines", _LINES, "the last lines alone"),
@@ -189,7 +196,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "createKeep",
         "A new keep, and with `start` one that listens for its workload",
         body="Create",
-        parameters=(_IDEMPOTENCY,),
+        parameters=(_IDEMPOTENCY, _WORKLOAD_FOLLOWS),
         refusals=(*_TO_CREATE, ErrorKind.UNSUPPORTED),
         status=201,
     ),

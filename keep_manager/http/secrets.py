@@ -53,7 +53,7 @@ async def list_secrets(request: web.Request) -> web.StreamResponse:
 
 
 async def put_secret(request: web.Request) -> web.StreamResponse:
-    """PUT /v1/secrets/NAME: the body is the value; a name that another has is taken, which whoever asks for it has to
+    """PUT /v1/secrets/NAME: the body is the value; a name that another has is taken, which the caller has to
     learn. With `?restart=true` what is declared and uses it is restarted."""
     secrets, caller = request.app[SECRETS], caller_of(request)
     name, restart = check_secret_name(request.match_info["name"]), _restart(request)

@@ -105,7 +105,7 @@ class Operations(Protocol):
 
 
 class Modules(Protocol):
-    """The store, for whoever asks."""
+    """The store, for the caller."""
 
     def operations(self, who: str, name: str, objects: int, size: int, in_use: Sequence[wire.InUse]) -> Operations:
         """As `who` asks, called `name`, whose objects may be so many and so long; in_use: what runs."""

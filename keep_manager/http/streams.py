@@ -156,7 +156,10 @@ async def _copy(
     turn = 0
 
     def push() -> bool:
-        """As the loop below, for as long as it waits; what fails here fails there again."""
+        """As the loop below, for as long as it waits; what fails here fails there again, and what has to wait for the
+        client does so there."""
+        if flood.is_full:
+            return False
         try:
             block = reading.take(flood.room)
             if block is None:
@@ -166,7 +169,7 @@ async def _copy(
         except (KeepfleetError, ConnectionResetError):
             return False
         reading.sent(block)
-        return not flood.is_full and reading.take(flood.room) is None
+        return reading.take(flood.room) is None
 
     while True:
         over = end is None or end.done()

@@ -207,7 +207,7 @@ class Creation:
         with the unit's last journal lines, CONFIGURATION when the units are not installed, and what Starts.start does.
         """
         if request.start is not None:
-            await self._starts.check(request.start, spec, caller)
+            await self._starts.check(request.start, spec, caller, opens=request.replace_living)
         if self._waiting >= MAX_WAITING_CREATIONS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
         with self._disturbing():
@@ -351,7 +351,7 @@ class Creation:
                     self._names[place] = reserved
                 return None
             if request.start is not None:
-                made = await self._first_start(session, request.start.replace(kuuid=kuuid), caller, answer)
+                made = await self._first_start(session, kuuid, request, caller, answer)
         reach(Failpoint.CREATE_BEFORE_REPLY)
         self._recorder.appeared(kuuid)
         return made
@@ -369,7 +369,7 @@ class Creation:
                     if request.start is None:
                         made = self._view.answered(kuuid, await session.hello())
                     else:
-                        made = await self._first_start(session, request.start.replace(kuuid=kuuid), caller)
+                        made = await self._first_start(session, kuuid, request, caller)
         except KeepfleetError as error:
             if error.kind is ErrorKind.CONFLICT:
                 self._view.drop(kuuid)
@@ -379,10 +379,11 @@ class Creation:
         return made
 
     async def _first_start(
-        self, session: LoaderSession, start: StartKeep, caller: Caller, answer: Answer | None = None
+        self, session: LoaderSession, kuuid: int, request: NewKeep, caller: Caller, answer: Answer | None = None
     ) -> KeepInfo:
+        start = (request.start or StartKeep()).replace(kuuid=kuuid)
         try:
-            return await self._starts.first(session, start, caller, answer)
+            return await self._starts.first(session, start, caller, answer, warm=request.workload_follows)
         except KeepfleetError as error:  # another's start, too: this keep is not what was asked for
             kind = ErrorKind.KEEP_FAILED if error.kind is ErrorKind.CONFLICT else error.kind
             raise KeepfleetError(

@@ -9,6 +9,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
@@ -77,13 +78,20 @@ class Starts:
                 return await self._start(session, request, caller, compiled)
 
     async def first(
-        self, session: LoaderSession, request: StartKeep, caller: Caller, answer: Answer | None = None
+        self,
+        session: LoaderSession,
+        request: StartKeep,
+        caller: Caller,
+        answer: Answer | None = None,
+        *,
+        warm: bool = False,
     ) -> KeepInfo:
         """The same, of a keep that is being made, whose loader `session` is with; its module is compiled already.
-        answer: what the loader of a spare has said when it became the keep."""
+        answer: what the loader of a spare has said when it became the keep; warm: whether its runner is made ready as
+        soon as it listens, which a loader of this version knows."""
         with self._only(request.kuuid):
             async with self.compiled(self._view.entry(request.kuuid).spec or NO_SPEC) as compiled:
-                return await self._start(session, request, caller, compiled, answer)
+                return await self._start(session, request, caller, compiled, answer, warm=warm)
 
     @asynccontextmanager
     async def compiled(self, spec: KeepSpec, patience: float | None = None) -> AsyncIterator[int | None]:
@@ -95,14 +103,18 @@ class Starts:
         async with self._artifacts.held(spec, patience) as found:
             yield found
 
-    async def check(self, request: StartKeep, spec: KeepSpec, caller: Caller) -> None:
+    async def check(self, request: StartKeep, spec: KeepSpec, caller: Caller, *, opens: bool) -> None:
         """Raises what the start of a keep that is still to be made would be refused with, as far as that is known
-        before: nothing is made or ended for it then. It is not counted as a start."""
+        before: nothing is made or ended for it then. It is not counted as a start. opens: whether what is granted is
+        tried, too, as it must be where a keep ends first; else its start opens it, and what that refuses leaves no keep
+        either."""
         kind = kind_of(spec.kind)
         kind.check_start(request)
         uploaders_for(request.uploaders, spec, caller)
         self._quotas.check_start(caller, request.kuuid, request.address if kind.listens else "", request.port)
-        async with self._providers.opened(self._provision(request, spec, caller, None, version=1)):
+        async with self._providers.opened(
+            replace(self._provision(request, spec, caller, None, version=1), opens=opens)
+        ):
             return
 
     @contextmanager
@@ -122,8 +134,10 @@ class Starts:
         caller: Caller,
         compiled: int | None,
         answer: Answer | None = None,
+        *,
+        warm: bool = False,
     ) -> KeepInfo:
-        answer = await self._hand_over(session, request, caller, compiled, answer)
+        answer = await self._hand_over(session, request, caller, compiled, answer, warm=warm)
         info = self._view.answered(request.kuuid, answer)
         await self._readers.tend(request.kuuid)  # before anyone hears where the workload is awaited
         reach(Failpoint.START_BEFORE_REPLY)
@@ -140,6 +154,8 @@ class Starts:
         caller: Caller,
         compiled: int | None,
         answer: Answer | None = None,
+        *,
+        warm: bool = False,
     ) -> Answer:
         kuuid, claimed = request.kuuid, answer is not None
         answer = answer or await session.hello()
@@ -176,7 +192,7 @@ class Starts:
                 if streams:
                     descriptors[INPUT] = held.enter_context(self._inputs.made(kuuid))
                 kind.check_descriptors(tuple(descriptors))
-                message = StartMessage(address, request.names, uploaders, tuple(descriptors))
+                message = StartMessage(address, request.names, uploaders, tuple(descriptors), warm and kind.listens)
                 reach(Failpoint.START_AFTER_ADDRESS)
                 passed_on.set()
                 answer = await session.start(message, port, tuple(descriptors.values()), START_REPLY_SECONDS)

@@ -57,9 +57,9 @@ _ENDS = (EventType.ENDED, EventType.FAILED)
 
 
 class _Watched:
-    """One keep that is watched: its latest event, who removes it, in the order in which they asked, whether its going
-    is recorded, whether its loader is being given another way to journald, and whether its unit is as narrow as it is
-    to be while its guest runs."""
+    """One keep that is watched: its latest event, who removes it, in the order in which they asked, whether one has
+    come to its end, whether its going is recorded, whether its loader is being given another way to journald, and
+    whether its unit is as narrow as it is to be while its guest runs."""
 
     def __init__(self, latest: LastEvent | None) -> None:
         self.latest = latest
@@ -67,7 +67,7 @@ class _Watched:
         self.failure = ""
         self.nudged, self.gone = asyncio.Event(), asyncio.Event()
         self.given: asyncio.Task[None] | None = None
-        self.narrowed = False
+        self.narrowed = self.removed = False
 
 
 class Pace:
@@ -153,6 +153,7 @@ class Watch:
         except BaseException:
             watched.removers.remove(by)
             raise
+        watched.removed = True
         watched.nudged.set()
         await _within(watched.gone, RECORDED_SECONDS)
 
@@ -275,14 +276,18 @@ class Watch:
                                 name = f"journal of {kuuid}"
                                 give = carried_on(partial(self._give_journal, kuuid), name)
                                 watched.given = self._tasks.start(give, name=name)
-                            if answer.report.begun and not watched.narrowed:
+                            if answer.report.begun and not watched.narrowed and reached(info) not in _ENDS:
                                 watched.narrowed = True
                                 self._tasks.start(self._narrow(kuuid), name=f"memory of {kuuid}")
                             await asyncio.sleep(pace.wait(time.monotonic()))
             except KeepfleetError as error:
                 failure = error
-            if kuuid not in self._view:
+            if kuuid not in self._view or watched.removed:
                 return
+            if self._view.entry(kuuid).removing:  # who removes it hears of systemd when it has gone, and nudges
+                await _within(watched.nudged, pause)
+                watched.nudged.clear()
+                continue
             try:
                 unit = await self._units.look(kuuid)
                 if unit is None or not decide.is_keep(unit):

@@ -75,7 +75,7 @@ class Files:
                 directories.append(_wanted(root, rest, writable=grant.writable))
             else:
                 files.append(WantedFile(root.path, rest))
-        if not request.grants:
+        if not request.grants or not provision.opens:
             return found
         if provision.user is None:
             volumes.clear()  # a start that is only checked: the keep before may still have it

@@ -14,7 +14,7 @@ PATTERN = "keep-compile@*.service"
 NAME = re.compile(r"[0-9a-f]{16}")
 """Of one compilation; with more digits its user's name would be longer than names of users may be."""
 FOREGROUND, BACKGROUND = 100, 1
-"""CPUWeight= and IOWeight= where somebody waits for it, and where nobody does."""
+"""CPUWeight= and IOWeight= where a client waits for it, and where none does."""
 _USEC = 1_000_000
 
 

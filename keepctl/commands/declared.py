@@ -1,4 +1,4 @@
-"""`keepctl apply`, `diff`, `get`, `delete`, `restart`, `rollback`: keeps that are declared, and then there for good."""
+"""`keepctl apply`, `diff`, `get`, `delete`, `restart`, `rollback`: keeps that are there permanently."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def _roll_back(names: tuple[str, ...], wait: bool, output: str, access: Access) 
 APPLY = Command(
     "apply",
     _apply,
-    "Declares keeps, which are then there for good.",
+    "Declares keeps, which are then there permanently.",
     """Has there be a keep for each manifest, from now on: again after it ended, as its `restart:` says, and after a
     reboot. Its name is the manifest's, or the file's without .yaml. What is declared as it is written stays as it is;
     what differs, or whose module's reference has moved, is replaced. Nothing is declared unless every manifest can be

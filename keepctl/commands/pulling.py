@@ -45,7 +45,7 @@ def pull(
     """Takes a WebAssembly artifact from a registry, names it as there or NAME:TAG, and says by which digest to pin it.
 
     Over a manager's API a unit of its own on that host asks the registry, which the manager's configuration names under
-    `registries`, with the password and the CA that stand there.
+    `registries`, with the password and the CA that it names.
 
     \b
     keepctl store pull oci://ghcr.io/example/web:1.2

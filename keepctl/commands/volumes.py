@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from keep_client.credentials import parse_manager
+from keep_client.declared import VolumeClient
 from keep_client.text import one_line
-from keep_client.volumes import VolumeClient
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.volumes import Volume
 from keepctl.access import CONNECTION, OUTPUT, Access, connected

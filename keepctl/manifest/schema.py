@@ -275,7 +275,8 @@ SCHEMA: Schema = {
                     "be 1 to 63 of a-z, 0-9 and -",
                 ),
                 "size": _size(
-                    f"How much of the disk it has, its file system included; {SIZES[0] >> 20}M to {SIZES[1] >> 30}G."
+                    f"How much of the disk it has, its file system included; {SIZES[0] >> 20}M to {SIZES[1] >> 30}G. "
+                    "It grows to that where it has less."
                 ),
                 "guest": _guest_path("Where the guest finds it."),
                 "inodes": {

@@ -92,7 +92,7 @@ class Reader:
         return self.end - self.at
 
     def fault(self, why: str) -> Unreadable:
-        """The error of what stands here."""
+        """The error of what is here."""
         return Unreadable(self.at, why)
 
     def byte(self) -> int:

@@ -11,12 +11,14 @@ from array import array
 from typing import NamedTuple
 
 from module_store.verify.binary import S32, S33, S64, U32, U64, VALUE_TYPE, Reader
+from module_store.verify.loops import turns
 from module_store.verify.module import CoreModule
 
 MAX_LOCALS = 50_000
 """The engine's own limit of one function's (wasmparser's `limits.rs`)."""
-PLAIN, IF, ELSE, BLOCK, END, CALL = range(6)
-"""What a function does, as pairs of one of these and a number: instructions, or the function that is called."""
+PLAIN, IF, ELSE, BLOCK, END, CALL, LOOP = range(7)
+"""What a function does, as pairs of one of these and a number: instructions, the function that is called, or how often
+the loop runs."""
 LOOPS, INDIRECT = "there is a loop on its way", "there is a call through a table on its way"
 _MEMORY = U32 + U64
 _PLAIN = re.compile(
@@ -32,7 +34,7 @@ _AFTER_FC = {
     **dict.fromkeys((8, 10, 12, 14), _INDICES),
     **dict.fromkeys((9, 11, 13, 15, 16, 17), _INDEX),
 }
-"""What stands after 0xfc and each number: saturating conversions, bulk memory, tables."""
+"""What follows 0xfc and each number: saturating conversions, bulk memory, tables."""
 _AFTER_FD = {
     **dict.fromkeys(range(256), _NOTHING),
     **dict.fromkeys((*range(12), 92, 93), _MEMORY),
@@ -40,7 +42,7 @@ _AFTER_FD = {
     **dict.fromkeys(range(21, 35), b"."),
     **dict.fromkeys(range(84, 92), _MEMORY + b"."),
 }
-"""What stands after 0xfd and each number: vectors."""
+"""What follows 0xfd and each number: vectors."""
 _AFTER = {
     prefix: {number: re.compile(after, re.DOTALL) for number, after in table.items()}
     for prefix, table in ((0xFC, _AFTER_FC), (0xFD, _AFTER_FD))
@@ -71,12 +73,24 @@ class Body(NamedTuple):
     steps: array[int]
 
 
+class _Loop(NamedTuple):
+    """A loop that was begun. at: where its bytes begin; step: the place of its number of turns; before: what runs just
+    before it; end: where its only branch back is, 0 before that was found."""
+
+    at: int
+    step: int
+    before: list[bytes]
+    end: int = 0
+
+
 class _Decoder:
     """Reads one body."""
 
     def __init__(self, reader: Reader, budget: int) -> None:
         self.reader, self.budget = reader, budget
         self.frames: list[int] = [BLOCK]
+        self.loops: dict[int, _Loop] = {}  # by the place of its frame
+        self.run: tuple[int, list[bytes]] = 0, []  # the last run of plain instructions, and where it ended
         self.nesting = self.instructions = 0
         self.unbounded = ""
         self.grows_memory = False
@@ -104,16 +118,21 @@ class _Decoder:
         reader = self.reader
         run = _PLAIN_RUN.match(reader.data, reader.at, reader.end)
         if run is not None:
-            self.count(len(_PLAIN.findall(reader.data, reader.at, run.end())))
+            instructions = _PLAIN.findall(reader.data, reader.at, run.end())
+            self.count(len(instructions))
             reader.at = run.end()
+            self.run = reader.at, instructions
 
     def control(self) -> None:
         reader = self.reader
+        before = self.run[1] if self.run[0] == reader.at else []
         opcode = reader.byte()
         if opcode in (0x02, 0x03, 0x04):
             reader.s33()
             self.count(1)
-            self.open({0x02: BLOCK, 0x03: -1, 0x04: IF}[opcode])
+            if opcode == 0x03:
+                self.loops[len(self.frames)] = _Loop(reader.at, len(self.steps) + 1, before)
+            self.open({0x02: BLOCK, 0x03: LOOP, 0x04: IF}[opcode])
         elif opcode == 0x1F:
             reader.s33()
             self.count(1)
@@ -126,10 +145,12 @@ class _Decoder:
             self.step(ELSE)
         elif opcode == 0x0B:
             self.frames.pop()
+            self.loops.pop(len(self.frames), None)
             self.step(END)
         elif opcode in (0x0C, 0x0D):
             self.count(1)
-            self.branch(reader.u32())
+            at = reader.at - 1
+            self.branch(reader.u32(), at, before if opcode == 0x0D else None)
         elif opcode == 0x0E:
             self.count(1)
             for _ in range(reader.count("targets", reader.left) + 1):
@@ -163,7 +184,7 @@ class _Decoder:
     def open(self, kind: int) -> None:
         self.frames.append(kind)
         self.nesting = max(self.nesting, len(self.frames) - 1)
-        self.step(BLOCK if kind == -1 else kind)
+        self.step(kind, 1)
 
     def catches(self) -> None:
         """Where exceptions out of a try_table go: to labels around it, of which its own is none."""
@@ -175,15 +196,24 @@ class _Decoder:
                 self.reader.u32()
             self.branch(self.reader.u32())
 
-    def branch(self, label: int) -> None:
+    def branch(self, label: int, at: int = 0, tail: list[bytes] | None = None) -> None:
+        """A branch at `at`; tail: what runs just before it, where it is one br_if."""
         if label >= len(self.frames):
             raise self.reader.fault("a branch leads out of its function")
-        if self.frames[-1 - label] == -1:
+        place = len(self.frames) - 1 - label
+        if self.frames[place] != LOOP or self.unbounded:
+            return
+        loop = self.loops[place]
+        found = None if tail is None or loop.end else turns(loop.before, tail, bytes(self.reader.data[loop.at : at]))
+        if found is None:
             self.unbounded = LOOPS
+            return
+        self.steps[loop.step] = found
+        self.loops[place] = loop._replace(end=at)
 
 
 def read_locals(reader: Reader) -> int:
-    """The number of locals that a body declares, which stand at its beginning."""
+    """The number of locals that a body declares, which are at its beginning."""
     total = 0
     for _ in range(reader.count("groups of locals", MAX_LOCALS, 2)):
         total += reader.u32()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple
 
-from module_store.verify.bodies import BLOCK, CALL, ELSE, END, IF, PLAIN, Bodies, Body
+from module_store.verify.bodies import BLOCK, CALL, ELSE, END, IF, LOOP, PLAIN, Bodies, Body
 from module_store.verify.component import Component
 from module_store.verify.module import PAGE_BYTES, CoreModule, Size
 
@@ -97,6 +97,9 @@ class _Cost(NamedTuple):
     def plus(self, other: _Cost) -> _Cost:
         return _Cost(self.instructions + other.instructions, self.host_calls + other.host_calls)
 
+    def times(self, number: int) -> _Cost:
+        return _Cost(self.instructions * number, self.host_calls * number)
+
     def or_(self, other: _Cost) -> _Cost:
         return _Cost(max(self.instructions, other.instructions), max(self.host_calls, other.host_calls))
 
@@ -156,8 +159,8 @@ class _Calls:
         return OVER if max(total) > MOST else total
 
     def longest(self, body: Body) -> _Cost:
-        """The sum over the longest way: of the two arms of an `if` one is taken."""
-        total, outer = _Cost(), list[tuple[_Cost, _Cost]]()
+        """The sum over the longest way: of the two arms of an `if` one is taken, and a loop's body in each turn."""
+        total, outer = _Cost(), list[tuple[_Cost, _Cost, int]]()
         for at in range(0, len(body.steps), 2):
             kind, number = body.steps[at], body.steps[at + 1]
             if kind == PLAIN:
@@ -165,12 +168,12 @@ class _Calls:
             elif kind == CALL:
                 cost = self.costs[number]
                 total = total.plus(cost) if isinstance(cost, _Cost) else total
-            elif kind in (IF, BLOCK):
-                outer.append((total, _Cost()))
+            elif kind in (IF, BLOCK, LOOP):
+                outer.append((total, _Cost(), number))
                 total = _Cost()
             elif kind == ELSE:
-                outer[-1], total = (outer[-1][0], total), _Cost()
+                outer[-1], total = (outer[-1][0], total, 1), _Cost()
             elif kind == END and outer:
-                before, other = outer.pop()
-                total = before.plus(total.or_(other))
+                before, other, times = outer.pop()
+                total = before.plus(total.or_(other).times(times))
         return total

@@ -1,7 +1,7 @@
 """A component's sections: its imports with the functions of each, its exports, and the modules nested in it.
 
 What needs no description (instances, canonical functions, core types) is passed over by its section's size. Types are
-read whole, since an imported interface is one: which functions it has stands there alone. Nesting is bounded.
+read whole, since an imported interface is one: which functions it has is said there alone. Nesting is bounded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Policies as YAML: one file, one policy; every fault at once, each with its line.
+"""Policies as YAML: one file, one policy; every fault in one answer, each with its line.
 
 Import rule: strict_yaml, and with it PyYAML, which the rest of module_store does without.
 """

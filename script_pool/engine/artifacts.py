@@ -63,7 +63,7 @@ class Artifacts:
         for name in settings:
             with open(os.path.join(here, name), "rb") as file:
                 digest.update(file.read())
-        digest.update(f"{library.st_size} {library.st_mtime_ns} {os.uname().machine} {_processor()}".encode())
+        digest.update(f"{library.st_size} {library.st_mtime_ns} {os.uname().machine} {processor()}".encode())
         return os.path.join(self._directory, f"{kind}-{digest.hexdigest()[:32]}")
 
     def load(self, kind: str, source: bytes) -> tuple[dict[str, int], bytes | str] | None:
@@ -149,7 +149,7 @@ def _check(found: os.stat_result, path: str) -> None:
         )
 
 
-def _processor() -> str:
+def processor() -> str:
     """What compiled code depends on: the processor's features."""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         return next((line for line in file if line.startswith(("flags", "Features"))), "")

@@ -130,7 +130,6 @@ class ManagerParts:
             lines.of,
             lambda: self.calendar.now,
         )
-        self.reconciler.jobs = self.jobs
         self.sealer = FakeSealer()
         self.secrets = Secrets(
             f"{root}/state/secrets", self.sealer, self.reconciler.declared.readable, self.reconciler.retry

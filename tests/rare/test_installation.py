@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from script_pool.program.__main__ import KEPT
 from tests.system.host import Host
 from tests.system.versions import download
 from tools.sandbox.layout import Layout
@@ -46,7 +48,11 @@ class Newcomer:
     def __init__(self, host: Host, wheels: Path) -> None:
         self.host = host
         self.checkout = host.path / "checkout"
-        self._environment = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}  # a sandbox need not have a network
+        self._environment = {  # a sandbox need not have a network, nor compile again what the tests' prefix has
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(wheels),
+            KEPT: str(host.path / "compiled"),
+        }
 
     def types(self, script: str, user: str | None = None, *, status: int = 0) -> str:
         """What the commands print, typed one after another into one shell in the checkout."""
@@ -72,6 +78,9 @@ def newcomer(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         directory.chmod(0o755)
     shared = directories["shared"]
     shutil.copytree(ROOT, shared / "checkout", ignore=UNSEEN, symlinks=True)
+    (shared / "compiled").mkdir()
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copytree(prefix.parent / "compiled", shared / "compiled", dirs_exist_ok=True)
     wheels = shared / "wheels"
     wheels.mkdir()
     for lock in LOCKS:

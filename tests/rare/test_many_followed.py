@@ -53,6 +53,7 @@ class Followers:
         self.served: set[int] = set()
         self.lines = dict.fromkeys(kuuids, 0)
         self._fleet, self._context = fleet, fleet.tls()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._stop = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._all(),))
@@ -61,23 +62,27 @@ class Followers:
     async def _all(self) -> None:
         tasks = [asyncio.create_task(self._follow(*numbered)) for numbered in enumerate(self.lines)]
         await self._stop.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*tasks)
 
     async def _follow(self, number: int, kuuid: int) -> None:
         address = f"127.0.0.{2 + number // FROM_ONE_ADDRESS}"
-        while True:
+        while not self._stop.is_set():
             with contextlib.suppress(OSError, EOFError, TimeoutError):
                 await self._once(kuuid, address)
             self.served.discard(kuuid)
-            await asyncio.sleep(RETRY_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), RETRY_SECONDS)
 
     async def _once(self, kuuid: int, address: str) -> None:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self._fleet.port, ssl=self._context, local_addr=(address, 0)
         )
+        self._writers.add(writer)
         try:
+            if self._stop.is_set():
+                return
             target = f"/v1/keeps/{kuuid}/logs?follow=true&lines=1"
             writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             if not (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200"):
@@ -86,6 +91,7 @@ class Followers:
             while data := await asyncio.wait_for(reader.read(65536), 3 * ALIVE_SECONDS):
                 self.lines[kuuid] += data.count(b"tick")
         finally:
+            self._writers.discard(writer)
             writer.close()
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from tests.system import modules
 from tests.system.fleet import Fleet
 from tests.system.host import Host
 from tests.system.life import Life
-from tests.system.versions import ROOT, VERSIONS, Installation, download, imported, versions_of
+from tests.system.versions import COMPILED, ROOT, VERSIONS, Installation, download, imported, versions_of
 from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 
@@ -38,7 +38,12 @@ def installation(prefix: Path, older_engine: Path, tmp_path_factory: pytest.Temp
         directory.chmod(0o755)
     (directories["opt"] / "versions").mkdir()
     places = {"opt": ROOT, "programs": "/usr/local/bin", "etc": "/etc/keepfleet", "shared": directories["shared"]}
-    binds = tuple((str(directories[name]), str(place), False) for name, place in places.items())
+    compiled = prefix.parent / "compiled"
+    compiled.mkdir(exist_ok=True)
+    binds = (
+        *((str(directories[name]), str(place), False) for name, place in places.items()),
+        (str(compiled), COMPILED, False),
+    )
     with Sandbox(f"upgrade-{os.getpid()}", Layout(binds)) as sandbox, sandbox.network():
         fleet = Fleet(Host(sandbox, directories["shared"]), directories["etc"])
         yield Installation(fleet, directories["opt"], prefix, {OLD: older_engine})

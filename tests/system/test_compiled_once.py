@@ -17,7 +17,7 @@ from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.host import Host
+from tests.system.host import Entry, Host, message_of
 from tests.system.life import Life, example
 from tests.system.test_compilation import LONG
 from tests.system.test_stored_keeps import STORE, add
@@ -231,7 +231,14 @@ def test_a_client_is_shown_that_it_waits_and_goes_on_waiting_when_the_manager_is
         line = client.stdout.readline()
         assert line.startswith("keepctl: compiling the module, "), line
         fleet.kill()
-        host.wait_journal(lambda entry: str(entry.get("MESSAGE", "")).startswith(STARTS), None, host.cursor())
+        started = set[str]()
+
+        def again(entry: Entry) -> bool:
+            if message_of(entry).startswith(STARTS):
+                started.add(str(entry["__CURSOR"]))
+            return len(started) == 2
+
+        host.wait_journal(again, None, cursor)
         assert client.poll() is None
         client.send_signal(signal.SIGINT)
         client.wait()

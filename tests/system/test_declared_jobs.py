@@ -56,7 +56,6 @@ def jobs(fleet: Fleet) -> Iterator[Fleet]:
         keepctl(fleet.host, "delete", each["name"])
     for each in json.loads(keepctl(fleet.host, "secret", "ls", "-o", "json")):
         keepctl(fleet.host, "secret", "rm", each["name"])
-    fleet.restart()
     fleet.clear()
     fleet.host.run(["rm", "-rf", STORE])
     fleet.host.run(["mount", "--make-rprivate", "/"])

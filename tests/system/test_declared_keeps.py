@@ -56,7 +56,6 @@ def web(fleet: Fleet) -> Iterator[str]:
     yield write(fleet.host, "web", SLEEPER)
     for each in json.loads(keepctl(fleet.host, "get", "-o", "json")):
         keepctl(fleet.host, "delete", each["name"])
-    fleet.restart()  # what is removed meanwhile is removed by the next
     fleet.clear()
     fleet.host.run(["rm", "-rf", STORE])
 
@@ -64,8 +63,9 @@ def web(fleet: Fleet) -> Iterator[str]:
 def test_it_is_adopted_by_the_manager_that_follows_one_that_was_killed(fleet: Fleet, web: str) -> None:
     keepctl(fleet.host, "apply", "--wait", "-f", web)
     before = declared(fleet.host, "web")
-    unit = fleet.keep_units()
+    unit, cursor = fleet.keep_units(), fleet.host.cursor()
     fleet.kill()
+    fleet.host.wait_journal(f"module store {STORE}: no signature is required", MANAGER, cursor)
     assert keepctl(fleet.host, "apply", "--wait", "-f", web) == "web: unchanged, version 1; running\n"
     assert declared(fleet.host, "web")["kuuid"] == before["kuuid"]
     assert fleet.keep_units() == unit

@@ -52,7 +52,6 @@ def keeping(fleet: Fleet) -> Iterator[Fleet]:
     yield fleet
     for each in json.loads(keepctl(fleet.host, "get", "-o", "json")):
         keepctl(fleet.host, "delete", each["name"])
-    fleet.restart()
     fleet.clear()
     fleet.host.run(["sh", "-c", f"rm -rf {STORE} {PLACE}/* {PLACE}/.??*"])
 

@@ -9,13 +9,20 @@ import sys
 import zipfile
 from pathlib import Path
 
+from script_pool.program.__main__ import KEPT
 from tests.system.fleet import Fleet
 from tests.system.host import Host
 from tests.system.life import Life
 
 ROOT = "/opt/keepfleet"
 VERSIONS = f"{ROOT}/versions"
+COMPILED = "/run/compiled"
+"""What runs scripts in keeps, where it was compiled before."""
+INSTALL_SECONDS = 600
+"""It compiles for an engine that no installation had before: seconds of a quiet machine, and many of a busy one."""
 _MARKED = ("keep_loader", "app_loader", "keep_protocol")
+_SETTINGS = "app_loader/engine/settings.py"
+"""Has no mark: from what is in it, scripts are compiled, for some seconds."""
 _MARK = '\ngetattr(__import__("sys").stderr, "write", len)("imported " + __name__ + " of {name}\\n")\n'
 """At the end of each module that runs in a keep. A process without standard error imports it silently."""
 
@@ -50,7 +57,7 @@ class Installation:
                 script.write_text(text)
         (packages,) = version.glob("lib/python3*/site-packages")
         for package in _MARKED:
-            for module in (packages / package).glob("**/*.py"):
+            for module in set((packages / package).glob("**/*.py")) - {packages / _SETTINGS}:
                 module.write_text(module.read_text() + _MARK.format(name=name))
         subprocess.run([sys.executable, "-m", "compileall", "-q", *(packages / name for name in _MARKED)], check=True)
         if name in self._engines:
@@ -63,7 +70,8 @@ class Installation:
         """Makes a version the current one, as the docs say, and returns what was printed."""
         if name not in self.names():
             self.make(name)
-        said = self.host.run([f"{VERSIONS}/{name}/bin/keepctl", "install", "--system"]).stdout
+        install = [f"{VERSIONS}/{name}/bin/keepctl", "install", "--system"]
+        said = self.host.run(install, env={KEPT: COMPILED}, timeout=INSTALL_SECONDS).stdout
         if not self.fleet.pki.exists():
             self.host.run(["keepctl", "init"])
             self.fleet.configure()
@@ -87,10 +95,15 @@ def imported(life: Life) -> set[tuple[str, str]]:
     return {(match[1], match[2]) for match in found if match}
 
 
+def pip_of(prefix: Path) -> list[str]:
+    """What runs the pip that made a prefix: no environment here has one of its own."""
+    build = max(prefix.parent.glob("build-*/bin/python"), key=lambda found: found.lstat().st_mtime)
+    return [str(build), "-m", "pip"]
+
+
 def download(prefix: Path, lock: Path, directory: Path) -> list[Path]:
     """What a lock file names, from the registry that this machine is configured for."""
-    build = max(prefix.parent.glob("build-*/bin/python"), key=lambda found: found.lstat().st_mtime)
-    pip = [str(build), "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
+    pip = [*pip_of(prefix), "download", "-qq", "--disable-pip-version-check"]
     wanted = ["--no-deps", "--require-hashes", "--requirement", str(lock), "--dest", str(directory)]
     subprocess.run([*pip, *wanted], check=True)
     return sorted(directory.iterdir())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from codelets import CodeletError, JsonOf, pack, unpack
+from codelets import CodeletError, JsonOf, delivery, pack, unpack
 from keep_protocol.errors import KeepfleetError
 from tests.unit.codelets.application import Application, codelet, function, one, packet
 
@@ -77,6 +77,49 @@ def test_what_is_in_a_channel_when_delivery_stops_is_delivered(application: Appl
         application.choose(packet())
     application.runtime.stop_delivering()
     assert len(found) == 3
+
+
+def test_what_is_in_a_channel_when_its_set_is_unloaded_is_delivered(application: Application) -> None:
+    found: list[int] = []
+    application.runtime.on_output(STREAM, lambda stream, message: found.append(message[0]))
+    application.load("sender", SENDER, more=OUT)
+    for number in range(3):
+        application.choose(packet(number))
+    application.runtime.unload("sender")
+    assert found == []
+    assert application.runtime.deliver() == 3
+    assert found == [0, 1, 2]
+    assert application.runtime.deliver() == 0
+    [state] = [each for each in application.runtime.stats() if each.name == "choose"]
+    assert state.drops == 0
+
+
+def test_what_nobody_receives_is_lost_with_its_set_and_counted(application: Application) -> None:
+    application.load("sender", SENDER, more=OUT)
+    for number in range(3):
+        application.choose(packet(number))
+    application.runtime.unload("sender")
+    assert application.runtime.deliver() == 0
+    [state] = [each for each in application.runtime.stats() if each.name == "choose"]
+    assert state.drops == 3
+
+
+def test_so_many_messages_of_unloaded_sets_wait_and_no_more(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "MAX_LEFT", 4)
+    found: list[int] = []
+    application.runtime.on_output(None, lambda stream, message: found.append(message[0]))
+    application.add("sender", SENDER)
+    for _ in range(2):
+        application.runtime.load(one("sender", "choose", OUT))
+        for number in range(3):
+            application.choose(packet(number))
+        application.runtime.unload("sender")
+    application.runtime.deliver()
+    assert found == [0, 1, 2, 0]
+    [state] = [each for each in application.runtime.stats() if each.name == "choose"]
+    assert state.drops == 2
 
 
 def test_a_receiver_that_fails_gets_the_next_message(

@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,9 @@ def served(tmp_path: Path) -> Iterator[Application]:
     yield application
     application.runtime.close()
     assert not (tmp_path / "lcm.sock").exists()
+
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -172,6 +177,35 @@ def test_the_socket_of_an_application_that_was_killed_is_replaced(served: Applic
     server.close()
 
 
+FORKS = """
+import os, sys
+from pathlib import Path
+from codelets.lcm import Client
+from tests.unit.codelets.application import Application
+
+address = str(Path(sys.argv[1]) / "lcm.sock")
+application = Application(Path(sys.argv[1]), in_c=False, lcm_socket=address)
+with Client(address) as client:
+    client.sets()
+    child = os.fork()
+    if not child:
+        application.runtime.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    print(client.sets())
+with Client(address) as client:
+    print(client.sets())
+application.runtime.close()
+print(os.path.exists(address))
+"""
+
+
+def test_a_process_that_was_forked_off_closes_nothing_of_the_first_ones(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "()\n()\nFalse\n"), done.stderr
+
+
 def test_a_file_in_the_sockets_place_is_left_alone(served: Application, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("data")
     with pytest.raises(KeepfleetError, match="no socket"):
@@ -281,3 +315,32 @@ def test_codelets_verify_asks_the_application_or_a_file(served: Application, add
             done = CliRunner().invoke(codelets_main, arguments)
             assert done.exit_code == status, done.output
             assert words in done.output
+
+
+def test_what_an_application_or_a_module_says_cannot_reach_the_terminal(
+    served: Application, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.load("counter", COUNTER)
+    [state] = served.runtime.sets()
+    hostile = state.replace(codeletset_id="a\x1b[2Jb\nc: unloaded", why="\x1b]0;x\x07")
+    monkeypatch.setattr(served.runtime, "sets", lambda: (hostile, hostile.replace(loaded=False)))
+    for arguments in (["list"], ["watch", "--times", "1"]):
+        done = CliRunner().invoke(lcm_cli, ["--address", address, *arguments])
+        assert done.exit_code == 0
+        assert not any(each in done.output for each in "\x1b\x07")
+        assert not any(line.startswith("c:") for line in done.output.splitlines())
+    (tmp_path / "hostile.wasm").write_bytes(codelet("(i64.const 0)", '(import "helper" "\\1b[2J" (func))'))
+    done = CliRunner().invoke(
+        codelets_main, ["verify", str(tmp_path / "hostile.wasm"), "--hook", "choose", "--address", address]
+    )
+    assert done.exit_code == 1
+    assert "codelet-imports" in done.output and "\x1b" not in done.output
+
+
+def test_what_a_codelet_prints_is_one_line_of_the_log(served: Application, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    imported = '(import "helper" "print" (func $print (param i32 i32)))'
+    text = '(data (i32.const 0) "a\\0aWARNING b\\1b[2J\\0a")'
+    served.load("prints", codelet("(call $print (i32.const 0) (i32.const 16)) (i64.const 0)", imported, text))
+    served.choose(packet())
+    assert [record.getMessage() for record in caplog.records if record.name.endswith("output")] == ["a WARNING b [2J"]

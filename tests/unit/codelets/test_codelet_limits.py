@@ -9,6 +9,7 @@ import pytest
 
 from codelets import CodeletError
 from codelets.descriptor import MAX_CODELETS
+from codelets.faults import MAX_MESSAGE
 from codelets.interface import MAX_HELPERS, MAX_HOOKS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.unit.codelets.application import COUNTER, PACKET, Application, codelet, function, one, packet
@@ -25,6 +26,16 @@ def test_an_application_has_so_many_hooks_and_no_more(application: Application) 
     application.add("counter", COUNTER)
     application.runtime.load(one("last", hooks[-1].type.name, path="counter:1"))
     assert [hook(packet()) for hook in (hooks[-1], hooks[0])] == [1, -1]
+
+
+def test_the_text_of_an_error_has_a_thousand_characters_at_most(application: Application) -> None:
+    for number in range(20):
+        application.runtime.hook(f"{'h' * 200}{number}", PACKET)
+    application.add("five", codelet("(i64.const 5)"))
+    with pytest.raises(CodeletError, match="cannot load the codelet set five: there is no hook nowhere") as caught:
+        application.runtime.load(one("five", "nowhere"))
+    assert len(caught.value.message) == MAX_MESSAGE == 1024
+    assert caught.value.to_wire()["message"] == caught.value.message
 
 
 def test_an_application_has_so_many_helpers_and_no_more(application: Application) -> None:

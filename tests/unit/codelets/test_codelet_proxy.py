@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from codelets import proxy
 from codelets.proxy import CHANGES_PER_MINUTE, CONCURRENT, Proxy, Rates, openapi, serve
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.identity import Identity, Role
@@ -166,6 +168,16 @@ def test_no_request_writes_a_line_of_the_log(served: Served, caplog: pytest.LogC
     lines = [line for record in caplog.records for line in record.getMessage().splitlines()]
     assert not [line for line in lines if line.startswith("audit: load")]
     assert any(line.startswith("refused DELETE /codeletsets/a audit: load") for line in lines)
+
+
+def test_a_client_that_shows_no_certificate_in_time_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(proxy, "HANDSHAKE_SECONDS", 2.0)
+    served: Served = request.getfixturevalue("served")
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as silent:
+        assert served.ask("GET", "/codeletsets")[0] == 200
+        assert silent.recv(1) == b""
 
 
 def test_requests_that_were_given_up_are_still_counted_until_the_application_answers(served: Served) -> None:

@@ -26,7 +26,7 @@ class Storage:
         stored, _, view = self.world.memory(declaration.pages)
         self.data = Data(declaration, view, self.world)
         constants = [self.world.constant(number) for number in declaration.numbers]
-        names = list(declaration.functions)
+        names = [*declaration.functions, *(["repair"] if declaration.repair else [])]
         exports = [f"{declaration.prefix}.{name}" for name in names]
         made = self.world.instantiate(engine.storage, [memory, stored, *constants], exports)
         self._functions = {name: raw_function(each) for name, each in zip(names, made, strict=True)}
@@ -43,6 +43,10 @@ class Storage:
         if error or trap.value:
             raise end_of(error, trap.value)
         return ctypes.c_int32.from_buffer(raw).value
+
+    def repair(self) -> None:
+        """What is done after a call that did not end by itself."""
+        self.call("repair")
 
     def write(self, at: int, data: bytes) -> int:
         """Puts data into the codelet's memory; where."""
@@ -92,7 +96,7 @@ def test_a_hash_map_does_what_a_dictionary_does(steps: list[tuple[str, bytes, by
             storage.call("clear")
             model.clear()
         else:
-            storage.data.repair()
+            storage.repair()
         assert dict(storage.data.items()) == model
 
 
@@ -113,7 +117,7 @@ def test_a_hash_map_is_whole_again_after_a_call_that_ran_out_of_fuel(
             result: int | None = storage.call(step, *arguments, fuel=fuel)
         except Trap:
             result = None
-            storage.data.repair()
+            storage.repair()
         if step == "update" and result == 0:
             model[key] = value
         if step == "delete" and result == 0:
@@ -125,6 +129,25 @@ def test_a_hash_map_is_whole_again_after_a_call_that_ran_out_of_fuel(
             model = found
         assert found == model
         assert len(storage.data.items()) == len(model)
+
+
+def test_a_fault_costs_no_more_with_a_large_map() -> None:
+    """What repairs a map goes to the hole that was left, and not through all of it."""
+    storage = Storage(declaration("map:hashmap:4:4:20000"))
+    for number in range(200):
+        storage.write(KEY_AT, number.to_bytes(4, "little"))
+        storage.call("update", KEY_AT, VALUE_AT)
+    interrupted = 0
+    for fuel in range(20, 400, 5):
+        storage.write(KEY_AT, (fuel % 200).to_bytes(4, "little"))
+        try:
+            storage.call("delete", KEY_AT, fuel=fuel)
+        except Trap:
+            interrupted += 1
+            storage.call("repair", fuel=5_000)
+    assert interrupted
+    keys = [key for key, _ in storage.data.items()]
+    assert len(keys) == len(set(keys)) > 100
 
 
 def test_an_array_takes_the_keys_that_it_has() -> None:

@@ -34,6 +34,13 @@ def test_a_codelet_with_a_loop_is_bounded_by_fuel_alone() -> None:
     assert "loop" in found.bound
 
 
+def test_a_codelet_that_counts_to_a_constant_has_a_worst_number_of_instructions() -> None:
+    count = "(br_if $l (i32.ne (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 10)))"
+    body = f"(local $i i32) (local.set $i (i32.const 0)) (loop $l nop {count}) (i64.const 0)"
+    found = examine(codelet(body), HOOK, INTERFACE)
+    assert found.bound == f"run time: at most {2 + 1 + 10 * 8 + 1} instructions, and what maps and helpers take"
+
+
 @pytest.mark.parametrize(
     ("module", "rule"),
     [

@@ -164,6 +164,7 @@ def test_a_full_disk_and_a_kill_at_any_step_of_its_growth_leave_the_old_one_or_t
         sizes.add(content(copy)[0])
         assert content(copy)[1:] == (b"what a guest wrote", ". .. kept")
         volumes = opened(copy)
+        assert sorted(os.listdir(copy / "data")) == ["image", "volume.json"]
         volumes.ensure("data", "alice", 2 * SIZE, usual_inodes(2 * SIZE))
         assert (content(copy)[0], volumes.find("data").size_bytes) == (2 * SIZE, 2 * SIZE)
         assert sorted(os.listdir(copy / "data")) == ["image", "volume.json"]

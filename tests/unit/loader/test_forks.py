@@ -130,14 +130,15 @@ def test_a_runner_is_forked_with_the_first_connection_and_the_endpoint_waits_for
     assert os.readlink(f"/proc/self/fd/{passed.listener.fileno()}") not in runner.descriptors.values()
 
 
-def test_a_start_may_have_its_runner_forked_before_any_client_comes(loader: LoaderProcess, passed: Endpoint) -> None:
+def test_a_start_may_have_its_runner_forked_when_it_listens_before_any_client_comes(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
     peer = loader.peer()
     peer.start(passed.named, warm=True)
-    endpoint, runner = loader.stub(), loader.stub()
-    if endpoint.role == "runner":
-        endpoint, runner = runner, endpoint
+    endpoint = loader.stub()
     endpoint.listen()
     assert peer.answer().state is State.STARTED
+    runner = loader.stub()
     endpoint.report("connected")
     assert endpoint.do("hear") == "ready"
     endpoint.runner = runner
@@ -145,15 +146,33 @@ def test_a_start_may_have_its_runner_forked_before_any_client_comes(loader: Load
     loader.systemd.wait_for("STATUS", "started: running")
 
 
-def test_an_endpoint_that_dies_as_it_opens_takes_a_runner_along(loader: LoaderProcess, passed: Endpoint) -> None:
+def test_an_endpoint_that_dies_as_it_opens_brings_no_runner(loader: LoaderProcess, passed: Endpoint) -> None:
     peer = loader.peer()
     peer.start(passed.named, warm=True)
-    stubs = {stub.role: stub for stub in (loader.stub(), loader.stub())}
-    stubs["endpoint"].order("exit", code=3)
+    loader.stub().order("exit", code=3)
     with pytest.raises(KeepfleetError, match="the app-loader exited 3"):
         peer.answer()
-    assert gone(stubs["runner"].pid)
     assert peer.ask(CommandType.INFO).state is State.LISTENING
+    peer.start(passed.named)
+    endpoint = loader.stub()
+    endpoint.listen()
+    assert peer.answer().state is State.STARTED
+    assert endpoint.connect().names == ["checks"]
+
+
+def test_an_endpoint_that_dies_takes_a_runner_along_that_had_no_client_yet(
+    loader: LoaderProcess, passed: Endpoint
+) -> None:
+    peer = loader.peer()
+    peer.start(passed.named, warm=True)
+    endpoint = loader.stub()
+    endpoint.listen()
+    runner = loader.stub()
+    endpoint.order("exit", code=3)
+    again = loader.stub()
+    assert gone(runner.pid)
+    again.listen()
+    assert again.connect().names == ["checks"]
 
 
 def test_an_endpoint_that_reports_connections_again_and_again_brings_one_runner(

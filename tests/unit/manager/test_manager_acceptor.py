@@ -17,7 +17,7 @@ import pytest
 
 from keep_manager.http import acceptor, handshakes
 from keep_manager.http.acceptor import listen
-from keep_manager.http.connection_table import Quota
+from keep_manager.http.handshakes import Quota
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.running_manager import RunningManager, running_manager

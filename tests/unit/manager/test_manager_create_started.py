@@ -287,6 +287,25 @@ async def test_v1_answers_a_creation_with_its_start_with_201_and_the_listening_k
         assert (info["state"], info["fingerprint"]) == (2, FINGERPRINT)
 
 
+@pytest.mark.parametrize(("headers", "warm"), [({"Workload-Follows": "yes"}, True), ({}, False)])
+async def test_a_keep_whose_workload_follows_gets_its_runner_ready_when_it_listens(
+    manager: RunningManager, headers: dict[str, str], warm: bool
+) -> None:
+    async with manager.client() as client, client.post("/v1/keeps", json={"start": {}}, headers=headers) as response:
+        kuuid = (await response.json())["kuuid"]
+    started = manager.units.loaders[kuuid].started
+    assert started is not None
+    assert started.warm is warm
+
+
+async def test_what_follows_a_creation_is_said_in_one_way_alone(manager: RunningManager) -> None:
+    headers = {"Workload-Follows": "1"}
+    async with manager.client() as client, client.post("/v1/keeps", json={"start": {}}, headers=headers) as response:
+        assert response.status == 400
+        assert "must be yes" in (await response.json())["error"]["message"]
+    assert manager.units.kuuids() == set()
+
+
 async def test_v1_answers_a_start_that_cannot_be_with_the_start_s_own_status(manager: RunningManager) -> None:
     body = {"start": {"address": "192.0.2.9"}}
     async with manager.client() as client, client.post("/v1/keeps", json=body) as response:

@@ -8,8 +8,7 @@ import pytest
 
 from keep_manager.http import handshakes
 from keep_manager.http.acceptor import Established, to_close
-from keep_manager.http.connection_table import ConnectionTable, Quota, source_of
-from keep_manager.http.handshakes import Handshake, Handshakes, to_drop
+from keep_manager.http.handshakes import ConnectionTable, Handshake, Handshakes, Quota, source_of, to_drop
 
 
 @pytest.mark.parametrize(

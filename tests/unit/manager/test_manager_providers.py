@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -336,6 +337,20 @@ def test_a_manager_that_cannot_reach_the_helper_grants_no_file_either(root: Path
         alone.opened(provided(allowed(root), request), held)
     assert caught.value.kind is ErrorKind.UNAVAILABLE
     assert "cannot grant directories or files: there is no socket" in caught.value.message
+
+
+def test_what_a_start_opens_later_is_asked_of_no_helper_and_still_only_from_the_caller_s_roots(
+    root: Path, tmp_path: Path
+) -> None:
+    alone = Files(str(tmp_path / "none"), mapped=False)
+    for known, request in ((True, asked(secret(root / "key"))), (False, asked(secret(tmp_path / "key")))):
+        provision = replace(provided(allowed(root), request), user=None, opens=False)
+        with ExitStack() as held:
+            if known:
+                assert tuple(alone.opened(provision, held)) == ("workload",)
+            else:
+                with pytest.raises(KeepfleetError, match="lies below no directory"):
+                    alone.opened(provision, held)
 
 
 def test_a_file_that_is_granted_can_be_opened_again_for_reading_alone(root: Path) -> None:

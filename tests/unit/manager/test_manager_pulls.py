@@ -24,7 +24,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 from keep_protocol.pulling import Pull, Pulling, PullState
 from module_pull.artifact import MAX_MANIFEST_BYTES, parse_address
-from module_pull.handing import Incoming, head
+from module_pull.exchange import Incoming, head
 from module_store.additions import ORIGIN
 from module_store.disk import Disk
 from module_store.store import Store
@@ -286,7 +286,7 @@ def test_a_pinned_artifact_is_that_one_whatever_the_program_hands_over(
 
 _ROOT = str(Path(__file__).resolve().parents[3])
 _WRITING = """
-from module_pull.handing import head
+from module_pull.exchange import head
 def w(data):
     view = memoryview(data)
     while view:

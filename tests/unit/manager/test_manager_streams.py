@@ -29,6 +29,8 @@ from tests.fakes.running_manager import RunningManager
 from tests.output_decoder import OutputDecoder
 
 ENOUGH = 5.0
+MANY_PARTS, HELD_SECONDS = 96, 0.5
+"""Twelve megabytes, of which sockets and the client hold some; and how long none is answered once they do."""
 TORRENT = 10_000
 """Lines of 1,000 characters that no socket holds: the manager is about to write, or to read on, when a client goes."""
 
@@ -268,6 +270,24 @@ async def test_a_reader_that_comes_before_the_start_misses_nothing_and_is_waited
             await loader.move(Event.FINISH)
             *_, first, end = await frames(response)
         assert (first.data, json.loads(end.data)["outcome"]["kind"]) == (b"first", "exited")
+
+
+async def test_what_comes_seldom_waits_too_for_a_client_that_takes_nothing(manager: RunningManager) -> None:
+    """Each part is announced when the one before was answered: it finds a reader that waits."""
+    async with manager.client() as client:
+        kuuid, _, output = await started(manager, client)
+        async with client.get(f"/v1/keeps/{kuuid}/output?follow=true&hold=true") as response:
+            assert response.status == 200
+            parts = 0
+            with suppress(TimeoutError):
+                for parts in range(MANY_PARTS):  # noqa: B007 - how many were answered
+                    output.answered.clear()
+                    output.write(STDOUT, bytes(MAX_FRAME // 2))
+                    while output.acknowledged.seen < output.ring.head:
+                        await asyncio.wait_for(output.answered.wait(), HELD_SECONDS)
+                        output.answered.clear()
+            assert parts < MANY_PARTS - 1, "the manager has all of it in its memory"
+            assert output.acknowledged.kept < output.ring.head
 
 
 async def test_a_workload_is_made_to_wait_by_those_alone_who_may_stop_it(manager: RunningManager) -> None:

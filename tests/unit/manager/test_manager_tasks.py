@@ -19,7 +19,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.sdnotify import Notifier
 
 ROOT = Path(__file__).resolve().parents[3]
-ACCEPTOR = ("keep_manager/http/gate.py", "keep_manager/http/acceptor.py")
+ACCEPTOR = "keep_manager/http/acceptor.py"
 ENDED_BY_THEIR_MAKER = ("keep_manager/http/transfer.py", "keep_manager/pulls.py")
 BARE = {"create_task", "ensure_future", "gather", "run_coroutine_threadsafe"}
 
@@ -34,7 +34,7 @@ def test_no_task_is_made_outside_a_group() -> None:
     ]
     # The acceptor keeps its handshakes in a set of its own, which it empties when it closes; a transfer's and a
     # pull's are ended by the function that makes them, in its `finally`.
-    assert {place.partition(":")[0] for place in found} <= {"keep_manager/tasks.py", *ACCEPTOR, *ENDED_BY_THEIR_MAKER}
+    assert {place.partition(":")[0] for place in found} <= {"keep_manager/tasks.py", ACCEPTOR, *ENDED_BY_THEIR_MAKER}
 
 
 async def test_what_still_runs_is_ended_with_the_group() -> None:

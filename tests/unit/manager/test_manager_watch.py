@@ -319,6 +319,17 @@ async def test_a_new_manager_takes_from_a_keep_that_runs_what_the_one_before_cou
     assert manager.units.narrowed == {info.kuuid: info.limits.running_memory_bytes}
 
 
+async def test_a_keep_whose_guest_has_ended_already_is_left_as_it_is(manager: WatchedManager) -> None:
+    info, loader = await manager.new()
+    await manager.end()
+    loader.begun = True
+    await run(loader, Event.START, Event.ENDPOINT_READY, Event.ACCEPT, Event.FINISH)
+    await manager.begin()
+    await manager.events.until(ENDED)
+    await manager.keeps.remove(info.kuuid, ALICE)
+    assert manager.units.narrowed == {}
+
+
 async def test_a_keep_with_as_much_memory_as_compiling_needs_is_left_as_it_is(manager: WatchedManager) -> None:
     limits = {"memory_bytes": 512 * MIB, "compile_memory_bytes": 512 * MIB}
     info = await manager.keeps.create(NewKeep(name="large", limits=tuple(limits.items())), ALICE)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
+import sys
 import tempfile
+import termios
 import threading
 from collections.abc import Iterator
 
@@ -91,6 +95,48 @@ def test_a_reader_has_every_byte_or_knows_exactly_how_many_it_missed(
                     assert frame.data == written[frame.stream][frame.offset : end]
                     expected[frame.stream] = end
                 assert position == writer.head
+
+
+def test_what_the_kernel_moves_from_a_pipe_is_a_frame_like_any_other_round_the_ring(file: int) -> None:
+    writer, reader = RingWriter.create(file, MIN_CAPACITY), RingReader(file)
+    source, sink = os.pipe()
+    fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, 2 * MAX_FRAME)
+    position, seen, written = 0, b"", b""
+    for number in range(12):
+        data = bytes([number]) * (MAX_FRAME - 1000 * number)
+        os.write(sink, data)
+        written += data
+        if number % 3 == 1:
+            writer.append(STDERR, b"in between", number)
+        while size := int.from_bytes(fcntl.ioctl(source, termios.FIONREAD, bytes(4)), sys.byteorder):
+            assert 0 < writer.append_from(source, STDOUT, size, number) <= size
+        frames, position = reader.read(position)
+        seen += text_of(frames, STDOUT)
+    assert seen == written
+    assert RingWriter.resume(file).totals == writer.totals
+    os.close(sink)
+    assert writer.append_from(source, STDOUT, 10, 99) == 0
+    assert reader.read(position) == ([], position)
+    os.close(source)
+
+
+@pytest.mark.parametrize("most", [DATA, DATA + HEADER], ids=["header", "bytes"])
+def test_what_cannot_be_moved_stays_in_the_pipe(most: int) -> None:
+    source, sink = os.pipe()
+    with tempfile.TemporaryFile() as opened:
+        writer = RingWriter.create(opened.fileno(), MIN_CAPACITY)
+        os.write(sink, b"kept")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                writer.append_from(source, STDOUT, 4, 0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (writer.head, os.read(source, 10)) == (0, b"kept")
+        assert RingReader(opened.fileno()).read(0)[0] == []
+    os.close(source)
+    os.close(sink)
 
 
 @given(st.lists(st.integers(1, MAX_FRAME), min_size=1, max_size=40), st.data())

@@ -37,6 +37,7 @@ from keep_protocol.control import (
     start,
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
+from keep_protocol.fields import parse
 from keep_protocol.keep import (
     KeepInfo,
     KeepReport,
@@ -46,7 +47,6 @@ from keep_protocol.keep import (
     Uploader,
     WorkloadSummary,
     keep_from_wire,
-    outcome_from_wire,
 )
 from keep_protocol.kinds import Kind
 from keep_protocol.limits import Limits
@@ -328,7 +328,7 @@ def test_a_keep_of_another_shape_is_a_bad_request(change: dict[str, object]) -> 
 
 @given(OUTCOMES)
 def test_an_outcome_comes_back_as_it_was(outcome: Outcome) -> None:
-    assert outcome_from_wire(outcome.to_wire()) == outcome
+    assert parse(Outcome, outcome.to_wire(), "outcome") == outcome
 
 
 @given(st.sampled_from(tuple(ErrorKind)), st.text(), st.lists(st.text()).map(tuple))

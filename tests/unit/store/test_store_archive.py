@@ -169,7 +169,7 @@ def test_a_manifest_as_it_should_be_is_taken(other: Store) -> None:
     [
         (lambda manifest: manifest.update(format=2), "field 'format'"),
         (lambda manifest: manifest.update(more=1), "unknown field 'more'"),
-        (lambda manifest: manifest["objects"].append(manifest["objects"][0]), "or one stands twice"),
+        (lambda manifest: manifest["objects"].append(manifest["objects"][0]), "or one is there twice"),
         (lambda manifest: manifest["objects"].clear(), "it names objects that it does not have"),
         (lambda manifest: manifest["objects"][0].update(size=1 << 40), "field 'size'"),
         (lambda manifest: manifest["objects"][0].update(digest="sha256:../../x"), "field 'digest'"),

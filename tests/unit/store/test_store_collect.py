@@ -83,7 +83,7 @@ def test_nothing_is_removed_while_it_is_not_known_what_is_needed(store: Store, d
     (directory / damaged).write_bytes(b"")
     os.chmod(directory / damaged, 0o400)
     for work in (collect.collect, lambda store: collect.remove(store, free)):
-        with pytest.raises(KeepfleetError, match="what it needs is not known: tag it anew, or remove it") as refused:
+        with pytest.raises(KeepfleetError, match="what it needs is not known: tag it again, or remove it") as refused:
             work(store)
         assert refused.value.kind is ErrorKind.CONFLICT
     assert len(store.objects()) == 2

@@ -1,7 +1,7 @@
-"""Between the manager and the unit that pulls for it: what is asked, what is handed over, and what went wrong.
+"""Between the manager and the unit that pulls for it: what is asked, what is passed on, and what went wrong.
 
-Asked for: one JSON object in a file in memory, the unit's standard input, with the password in it; so that it stands in
-no command line, no environment and no log. Handed over, on its standard output: a line that says how long what follows
+Asked for: one JSON object in a file in memory, the unit's standard input, with the password in it; so that it is in
+no command line, no environment and no log. Passed on, on its standard output: a line that says how long what follows
 is, the manifests, and the module. Gone wrong: one line of JSON on its standard error. What comes is a stranger's: each
 length is bounded before it is read, and the module is what the manifests name, or nothing.
 Import rule: that of module_pull.
