@@ -1,6 +1,5 @@
 """The script pool next to node:vm, which is no boundary: the same script, a fresh world each call, two processes each,
-in turns. Both are asked over pipes by the few lines here, which cost both the same. So are the other sandboxes of
-`rivals`, as far as they can be installed here.
+in turns. `compared` has the other sandboxes beside it.
 """
 
 from __future__ import annotations
@@ -15,30 +14,16 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
 
+from benchmarks.asking import ORDER, Calls, Reached, Server, round_of, served, text_of
 from benchmarks.figures import Figure, Goal, Measure, percentile
 from benchmarks.host import Host, example
-from benchmarks.measuring import MS, QUICK, Effort, MeasurementFailed, report
-from benchmarks.rivals import PYTHON, RIVALS, CannotInstall, Rival, install
+from benchmarks.measuring import MS, Effort, MeasurementFailed, report
 from keep_client.credentials import Credentials
 from keep_client.keep import endpoint_of
 from keep_client.scripts import KeepStream, SocketStream, Stream
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SCRIPT = """
-total = 0
-for (const item of items) total += item.price * item.count * (customer.loyal ? 0.9 : 1)
-free = total > 100
-"""
-"""An order with twelve items, as an application's rule has it."""
-ORDER = json.dumps(
-    {
-        "customer": {"name": "A. Customer", "loyal": True},
-        "items": [{"name": f"item {n}", "price": n + 0.5, "count": n % 3} for n in range(12)],
-    }
-).encode()
 IN_FLIGHT = (1, 2, 8)
 ROUNDS = 3
 CPU, HALF, TWICE = Goal(0.45), Goal(0.5, Measure.RATIO), Goal(2.0, Measure.RATIO, at_least=True)
@@ -48,138 +33,6 @@ LOOP_SECONDS, LATE = 0.1, Goal(30.0)
 REPLACED, HOST_CALL, PROGRAM_MORE = Goal(20.0), Goal(0.05), Goal(10.0)
 HOST_CALLS = 200
 """In one run."""
-CHILD = "script-child"
-
-
-@dataclass
-class Server:
-    """A process that speaks the protocol, with its children."""
-
-    process: subprocess.Popen[bytes]
-    ids: Iterator[int] = field(default_factory=lambda: count(1))
-
-    def ask(self, request: bytes) -> bytes:
-        """Sends one request with an id, and awaits its answer."""
-        self.send(next(self.ids), request)
-        return self.answer()
-
-    def send(self, number: int, request: bytes) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(b'{"id":%d,%b\r\n' % (number, request))
-        self.process.stdin.flush()
-
-    def answer(self) -> bytes:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if b'"ok":true' not in line and b'"reason":"time limit' not in line:
-            raise MeasurementFailed(f"{self.process.args!r} answered {line!r}")
-        return line
-
-    def asked(self) -> int:
-        """The number of the next call of a host function, 0 where the run has ended."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if b'"hostCall"' in line:
-            return int(json.loads(line)["hostCall"]["call"])
-        if b'"ok":true' not in line:
-            raise MeasurementFailed(f"{self.process.args!r} answered {line!r}")
-        return 0
-
-    def cpu(self) -> float:
-        """Seconds of processor time of the process and all that it has started."""
-        return sum(_used(pid) for pid in _tree(self.process.pid))
-
-    def children(self) -> list[int]:
-        """A pool's processes that run scripts."""
-        return [pid for pid in _tree(self.process.pid) if _read(f"/proc/{pid}/comm").strip() == CHILD]
-
-
-def _tree(pid: int) -> list[int]:
-    return [pid, *(below for child in _read(f"/proc/{pid}/task/{pid}/children").split() for below in _tree(int(child)))]
-
-
-def _read(path: str) -> str:
-    """A file of a process, "" of one that has ended."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def _used(pid: int) -> float:
-    total = 0
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:
-            total += int(file.read().split()[0])
-    return total / 1e9
-
-
-@contextmanager
-def _served(command: Sequence[str]) -> Iterator[Server]:
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        server = Server(process)
-        server.ask(b'"cmd":"AddCode","name":"order","code":%b}' % json.dumps(SCRIPT).encode())
-        yield server
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        process.wait()
-
-
-class Reached(Server):
-    """A pool that is there, over a connection of its clients'; what its processes use is not counted."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self.ids = count(1)
-        self.ask(b'"cmd":"AddCode","name":"order","code":%b}' % json.dumps(SCRIPT).encode())
-
-    def send(self, number: int, request: bytes) -> None:
-        self._stream.send(b'{"id":%d,%b\r\n' % (number, request))
-
-    def answer(self) -> bytes:
-        return self._stream.receive()
-
-    def cpu(self) -> float:
-        return 0.0
-
-
-@dataclass(frozen=True)
-class Calls:
-    """One round: calls a second, the median and the 99th percentile in ms, and the processor time of a call in ms."""
-
-    rate: float
-    middle: float
-    tail: float
-    cpu: float
-
-
-def _round(server: Server, calls: int, in_flight: int, warm: int = 50) -> Calls:
-    request = b'"cmd":"ExecCode","name":"order","inputSandbox":%b}' % ORDER
-    for _ in range(warm):
-        server.ask(request)
-    sent: dict[int, float] = {}
-    taken: list[float] = []
-    used, began = server.cpu(), time.perf_counter()
-    for _ in range(calls + in_flight):
-        if len(sent) == in_flight or len(sent) + len(taken) == calls:
-            if not sent:
-                break
-            answer = server.answer()
-            taken.append(MS * (time.perf_counter() - sent.pop(int(answer[6 : answer.index(b",")]))))
-        if len(sent) + len(taken) < calls:
-            number = next(server.ids)
-            sent[number] = time.perf_counter()
-            server.send(number, request)
-    while sent:
-        answer = server.answer()
-        taken.append(MS * (time.perf_counter() - sent.pop(int(answer[6 : answer.index(b",")]))))
-    seconds = time.perf_counter() - began
-    return Calls(calls / seconds, percentile(taken, 50), percentile(taken, 99), MS * (server.cpu() - used) / calls)
 
 
 def _loops(server: Server, loops: int) -> tuple[float, ...]:
@@ -225,7 +78,7 @@ def _host_calls(server: Server, runs: int) -> tuple[float, ...]:
 def _private(server: Server) -> tuple[float, ...]:
     """MiB of memory that each child has for itself."""
     return tuple(
-        sum(int(line.split()[1]) for line in _read(f"/proc/{child}/smaps_rollup").splitlines() if "Private_" in line)
+        sum(int(line.split()[1]) for line in text_of(f"/proc/{child}/smaps_rollup").splitlines() if "Private_" in line)
         / 1024
         for child in server.children()
     )
@@ -242,54 +95,25 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         for in_flight in IN_FLIGHT:
             ours, theirs = list[Calls](), list[Calls]()
             for _ in range(ROUNDS):
-                with _served(pool) as server:
-                    ours.append(_round(server, calls, in_flight))
+                with served(pool) as server:
+                    ours.append(round_of(server, calls, in_flight))
                 if node is not None:
-                    with _served([node, os.path.join(HERE, "node_vm.js")]) as server:
-                        theirs.append(_round(server, calls, in_flight))
-            figures += _figures(in_flight, ours, theirs)
-        with _served([*pool, f"--time={LOOP_SECONDS}"]) as server:
+                    with served([node, os.path.join(HERE, "node_vm.js")]) as server:
+                        theirs.append(round_of(server, calls, in_flight))
+            figures += figures_of(in_flight, ours, theirs)
+        with served([*pool, f"--time={LOOP_SECONDS}"]) as server:
             late = _loops(server, effort.rounds)
             figures.append(Figure("a loop: its deadline → its answer", "ms", late))
             figures.append(Figure("the same, 99th percentile", "ms", (percentile(late, 99),), LATE))
             figures.append(Figure("a child's own memory", "MiB", _private(server)))
-        with _served([*pool, "--max=1", "--min=1"]) as server:
+        with served([*pool, "--max=1", "--min=1"]) as server:
             taken = _replaced(server, effort.rounds)
             figures.append(Figure("a killed child → the answer of the next one", "ms", taken, REPLACED))
             taken = _host_calls(server, effort.rounds)
             figures.append(Figure("a host call: processor time of all processes", "ms", taken, HOST_CALL))
         figures.append(_over_tls(host, pool, calls))
-        for rival in RIVALS if effort is not QUICK else ():  # installing them takes minutes
-            try:
-                figures += _against(rival, install(rival, cache), pool, calls)
-            except CannotInstall as error:
-                report(f"scripts: {rival.name} is not measured: {error}")
     figures.append(_programs(effort.rounds))
     return figures
-
-
-def _against(rival: Rival, command: Sequence[str], pool: Sequence[str], calls: int) -> list[Figure]:
-    """The rival's figures over the pool's, in turns: above 1 the pool is faster."""
-    found = list[Figure]()
-    code = json.dumps(PYTHON if rival.language != "js" else SCRIPT).encode()
-    language = b"js" if rival.language == "js" else b"micropython"
-    for in_flight in (1, 8):
-        ours, theirs = list[Calls](), list[Calls]()
-        for _ in range(1 if rival.calls else ROUNDS):
-            with _served(pool) as server:
-                server.ask(b'"cmd":"AddCode","name":"order","language":"%b","code":%b}' % (language, code))
-                ours.append(_round(server, calls, in_flight))
-            with _served(command) as server:
-                theirs.append(_round(server, rival.calls or calls, in_flight, 1 if rival.calls else 50))
-        what = f"{rival.package} ({rival.beside}), {in_flight} in flight"
-        for name, unit, mine, other, rates in (
-            ("median", "ms", [one.middle for one in ours], [one.middle for one in theirs], False),
-            ("processor time", "ms", [one.cpu for one in ours], [one.cpu for one in theirs], False),
-            ("calls a second", "/s", [one.rate for one in ours], [one.rate for one in theirs], True),
-        ):
-            floor = Figure(f"the pool's {language.decode()}", unit, tuple(mine), rates=rates)
-            found.append(Figure(f"{what}: {name}", unit, tuple(other), floor=floor, rates=rates))
-    return found
 
 
 def _programs(rounds: int) -> Figure:
@@ -324,8 +148,8 @@ def _over_tls(host: Host, pool: Sequence[str], calls: int) -> Figure:
                 }
                 servers = {name: Reached(stream) for name, stream in streams.items()}
                 for _ in range(ROUNDS):
-                    over_socket.append(_round(servers["socket"], calls, IN_FLIGHT[-1]).rate)
-                    over_tls.append(_round(servers["tls"], calls, IN_FLIGHT[-1]).rate)
+                    over_socket.append(round_of(servers["socket"], calls, IN_FLIGHT[-1]).rate)
+                    over_tls.append(round_of(servers["tls"], calls, IN_FLIGHT[-1]).rate)
                 for stream in streams.values():
                     stream.close()
     finally:
@@ -349,7 +173,8 @@ def _listening(command: Sequence[str], path: str) -> Iterator[None]:
             process.terminate()
 
 
-def _figures(in_flight: int, ours: Sequence[Calls], theirs: Sequence[Calls]) -> list[Figure]:
+def figures_of(in_flight: int, ours: Sequence[Calls], theirs: Sequence[Calls]) -> list[Figure]:
+    """The pool's beside node:vm's."""
     what = f"a script's call, {in_flight} in flight"
     found = [Figure(f"{what}: processor time of all processes", "ms", tuple(one.cpu for one in ours), CPU)]
     if not theirs:

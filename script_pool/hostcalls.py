@@ -14,6 +14,11 @@ MAX_FUNCTIONS = 100
 """That one script may call."""
 MAX_CALLS, MAX_BYTES, MAX_SECONDS = 100_000, 5 * 1024 * 1024, 30 * 24 * 3600.0
 """The most that an allowance may be: a month is for what a person decides."""
+PLAIN_CALLS = frozenset(("python", "micropython"))
+"""The languages whose host calls are plain ones: such a run stays in its child until it is answered."""
+PLAIN_SECONDS = 60.0
+"""What such a call may wait: a child is a process that nothing else can use meanwhile, so that what a person decides,
+in minutes or hours, is for the other languages, whose runs leave theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +30,19 @@ class Allowance:
     seconds: float = 10.0
 
     @classmethod
-    def read(cls, given: object) -> Mapping[str, Allowance]:
+    def read(cls, given: object, language: str = "js") -> Mapping[str, Allowance]:
         """What AddCode says: a list of names, or an object of them with what differs. Raises ValueError."""
+        found = cls._read(given)
+        for name, allowance in found.items():
+            if language in PLAIN_CALLS and allowance.seconds > PLAIN_SECONDS:
+                raise ValueError(
+                    f"host function {name} may take {allowance.seconds:g} s, and a run in {language} keeps a process "
+                    f"while it waits: {PLAIN_SECONDS:g} s at most; let a script in js wait for what takes longer"
+                )
+        return found
+
+    @classmethod
+    def _read(cls, given: object) -> Mapping[str, Allowance]:
         if isinstance(given, list):
             given = {name if isinstance(name, str) else "": {} for name in given}
         if not isinstance(given, dict) or len(given) > MAX_FUNCTIONS:

@@ -18,7 +18,7 @@ from script_pool import decisions, frames
 from script_pool.decisions import Assign, Child, Expire, Kill, Park, Phase, Refuse, Retire, Settings, Spawn, Waiting
 from script_pool.engine.interface import Limits, Reason, Script
 from script_pool.frames import Frame, FrameError, Kind, Order
-from script_pool.hostcalls import Allowance, Caller, Calls
+from script_pool.hostcalls import PLAIN_CALLS, Allowance, Caller, Calls
 from script_pool.processes import ChildProcess, Events, Processes
 from script_pool.protocol import (
     DONE,
@@ -39,8 +39,6 @@ MAX_SCRIPTS = 10_000
 MAX_SCRIPT_BYTES = 512 * 1024 * 1024
 """Of all prepared scripts together."""
 ENGINE = "script_pool.engine.languages:Languages"
-PLAIN_CALLS = frozenset(("python", "micropython"))
-"""The languages whose host calls are plain ones: such a run stays in its child until it is answered."""
 MAX_PARKED_BYTES = 512 * 1024 * 1024
 """Of all runs that wait for host functions outside of a child: 15 KB for a small one."""
 _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 5.0

@@ -306,7 +306,7 @@ def _request(id: str | None, text: str, members: dict[str, tuple[object, int, in
         if isinstance(code, str) and isinstance(language, str) and language in LANGUAGES:
             if len(code) > input_bytes:
                 return Refused(id, INPUT_TOO_LARGE, f"the code is over {input_bytes} characters")
-            return AddCode(id, name, code, language, Allowance.read(given.get("hostFunctions", [])))
+            return AddCode(id, name, code, language, Allowance.read(given.get("hostFunctions", []), language))
         raise ValueError(f"its code is no string, or its language is not one of {', '.join(LANGUAGES)}")
     raise ValueError("its cmd is none that is known, or its members are not those of its cmd")
 

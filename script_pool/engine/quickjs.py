@@ -19,7 +19,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from script_pool.engine import images
@@ -141,9 +141,7 @@ class QuickJS:
         check_input(input_text, limits)
         world = world or _PLAIN
         prepared = Prepared.decode(script.image)
-        if prepared.kind is Kind.MODULE:
-            if world.keep:
-                raise Fault(Reason.EXCEPTION, "Error", "a script that imports or exports cannot run in a session")
+        if prepared.kind is Kind.MODULE and not world.keep:
             prepared = Prepared(Kind.MODULE, prepared.prefix, b"", prepared.map, self._link(script, world, limits))
         held = Held(self, self._take(limits), script, limits, world, lambda: _places_of(script, world))
         return held.go(lambda guest: self._start(guest, prepared, script, input_text, held), started)
@@ -365,28 +363,29 @@ class QuickJS:
         known = self._linked.get(key)
         if known is not None:
             return known
-        sources = {name: Prepared.decode(module.image).source for name, module in modules.items()}
         own = Prepared.decode(script.image)
+        image = self._image_of(limits, own.places(), lambda guest: self._compile_module(guest, own, script, modules))
+        while self._linked and sum(map(len, self._linked.values())) + len(image) > LINKED_BYTES:
+            del self._linked[next(iter(self._linked))]
+        self._linked[key] = image
+        return image
+
+    def _compile_module(self, guest: Guest, own: Prepared, script: Script, modules: Mapping[str, Script]) -> None:
+        """Leaves a module, and those that it imports and the instance has not, in the instance, each at its gate."""
+        sources = {name: Prepared.decode(module.image).source for name, module in modules.items()}
 
         def source(name: str) -> bytes | None:
             found = sources.get(name)
             return None if found is None else _GATE + found
 
-        def compile_in(guest: Guest) -> None:
-            self._booted.source = source
-            try:
-                self._offer(guest, script.functions)
-                self._call(guest, "gate")
-                promise = self._evaluate(guest, "eval_module_async", _GATE + own.source, own.places(), b"<main>")
-                self._watch(guest, promise, own.places(), keep=True)
-            finally:
-                self._booted.source = lambda name: None
-
-        image = self._image_of(limits, own.places(), compile_in)
-        while self._linked and sum(map(len, self._linked.values())) + len(image) > LINKED_BYTES:
-            del self._linked[next(iter(self._linked))]
-        self._linked[key] = image
-        return image
+        self._booted.source = source
+        try:
+            self._offer(guest, script.functions)
+            self._call(guest, "gate")
+            promise = self._evaluate(guest, "eval_module_async", _GATE + own.source, own.places(), b"<main>")
+            self._watch(guest, promise, own.places(), keep=True)
+        finally:
+            self._booted.source = lambda name: None
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -414,6 +413,9 @@ class QuickJS:
             if not held.world.session.startswith(self._booted.digest):
                 raise Fault(Reason.CRASHED, "", "the session is of another version of the engine")
             images.lay(guest, held.world.session, len(self._booted.digest))
+        if prepared.kind is Kind.MODULE:  # what it declares is its own, and can be declared again
+            self._compile_module(guest, prepared, script, held.world.modules)
+            return
         changed = self._typescript.unfix(prepared.source, ticks(held.limits.wall_seconds))
         text, map = (prepared.source, prepared.map) if changed is None else (changed.text, changed.over(prepared.map))
         places = Places(len(_GATE) if prepared.kind is Kind.STRICT else 0, map)

@@ -21,6 +21,7 @@ from app_loader.engine.binding import find_library
 from app_loader.engine.compiled import Module
 from app_loader.engine.settings import Settings, make_engine
 from keep_protocol.spec import Profile
+from script_pool.engine import cpython
 from script_pool.engine.artifacts import Artifacts, processor
 
 JAVASCRIPT = "javascript"
@@ -99,18 +100,22 @@ def _compile(directory: str, language: str, module: bytes, profiles: Iterable[Pr
 
 
 def make_engines(directory: str) -> None:
-    """What a script pool in a keep loads: all that a pool compiles at its first start."""
+    """What a script pool in a keep loads: all that a pool compiles at its first start, and CPython, where what makes
+    it is installed."""
     from script_pool.engine.languages import Languages
 
     os.makedirs(directory, 0o755, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
+        if cpython.can_make():
+            cpython.make(Artifacts(made))
         Languages(made).warm()
         Artifacts(made).install(directory)
 
 
 def digest_of_all() -> str:
-    """Of the sources, the guest's pin among them, of the library that compiles, and of the processor's features."""
-    digest = hashlib.sha256(f"{_library()} {processor()}".encode())
+    """Of the sources, the guest's pin among them, of the library that compiles, of the processor's features, and of
+    whether CPython can be made."""
+    digest = hashlib.sha256(f"{_library()} {processor()} {cpython.can_make()}".encode() + cpython.sources())
     here = os.path.dirname(os.path.abspath(__file__))
     engine = sorted(name for name in os.listdir(os.path.join(here, "../engine")) if name.endswith((".py", ".js")))
     for name in (*_SOURCES, *(f"../engine/{each}" for each in engine), "../../app_loader/engine/settings.py"):

@@ -313,6 +313,13 @@ class _Served(BaseHTTPRequestHandler):
         """Nothing is logged."""
 
 
+async def test_a_run_in_python_may_not_wait_for_longer_than_a_process_is_kept(pool: Pool) -> None:
+    for language in ("python", "micropython"):
+        with pytest.raises(ScriptError, match="approve may take 3600 s, and a run in .*python keeps a process"):
+            await pool.add("rule", "approve()", language, {"approve": {"seconds": 3600}})
+    assert Allowance.read({"approve": {"seconds": 60}}, "python")["approve"].seconds == 60
+
+
 async def test_fetch_asks_the_hosts_that_are_allowed_alone(pool: Pool) -> None:
     with HTTPServer(("127.0.0.1", 0), _Served) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -126,5 +126,5 @@ async def test_it_runs_in_a_pool_and_calls_the_application(scripts_cache: str) -
         assert await pool.run("js", {}) == {"x": 1}
         with pytest.raises(ScriptError, match="have no sessions"):
             await pool.session().run("rule", {"keys": []})
-        with pytest.raises(ScriptError, match="not installed: CPython is not offered yet"):
+        with pytest.raises(ScriptError, match="not installed: CPython is not made yet"):
             await pool.add("p", "x = 1", "python")

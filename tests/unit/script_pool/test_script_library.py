@@ -175,9 +175,6 @@ async def test_what_a_module_imports_is_what_its_name_stands_for(scripts_cache: 
         await pool.remove("geometry")
         with pytest.raises(ScriptError, match="no such script"):
             await pool.run("main", {"r": 1})
-        with pytest.raises(ScriptError, match="cannot run in a session"):
-            await pool.add("geometry", "export const area = 1")
-            await pool.session().run("geometry", {})
 
 
 def test_the_stack_of_typescript_has_its_sources_lines(engine: QuickJS) -> None:

@@ -100,6 +100,26 @@ async def test_a_host_function_is_called_in_a_session_by_those_scripts_alone_tha
         await session.run("not", {"y": 0})
 
 
+async def test_a_session_keeps_the_modules_that_it_has_imported(pool: Pool) -> None:
+    await pool.add("lib", "let n = 0; export const next = () => ++n; globalThis.begun = (globalThis.begun ?? 0) + 1")
+    await pool.add("main", "import { next } from 'lib'; const once = next(); r = [once, begun]")
+    await pool.add("own", "export const x = 1; r = [typeof once, x]")
+    await pool.add("look", "r = [begun]")
+    session = pool.session()
+    assert (await session.run("main", {"r": 0}))["r"] == [1, 1]
+    assert (await session.run("main", {"r": 0}))["r"] == [2, 1]
+    assert (await session.run("own", {"r": 0}))["r"] == ["undefined", 1]
+    await pool.add("lib", "export const next = () => 'another'")
+    assert (await session.run("main", {"r": 0}))["r"] == [3, 1]
+    assert (await session.run("look", {"r": 0}))["r"] == [1]
+    assert (await pool.session().run("main", {"r": 0, "begun": 0}))["r"] == ["another", 0]
+    await pool.add("throws", "import { next } from 'lib';\nnext(); null.x")
+    with pytest.raises(ScriptError) as caught:
+        await session.run("throws", {})
+    assert "script:2:" in caught.value.stack[0]
+    assert (await session.run("main", {"r": 0}))["r"] == [4, 1]
+
+
 async def test_a_session_is_saved_moved_and_refused_when_it_was_changed(scripts_cache: str, tmp_path: Path) -> None:
     key = str(tmp_path / "key")
     options = (f"--cache={scripts_cache}", f"--session-key={key}")
