@@ -315,7 +315,7 @@ class _Served(BaseHTTPRequestHandler):
 
 async def test_a_run_in_python_may_not_wait_for_longer_than_a_process_is_kept(pool: Pool) -> None:
     for language in ("python", "micropython"):
-        with pytest.raises(ScriptError, match="approve may take 3600 s, and a run in .*python keeps a process"):
+        with pytest.raises(ScriptError, match=r"approve may take 3600 s, and a run in .*python keeps a process"):
             await pool.add("rule", "approve()", language, {"approve": {"seconds": 3600}})
     assert Allowance.read({"approve": {"seconds": 60}}, "python")["approve"].seconds == 60
 
