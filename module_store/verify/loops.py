@@ -1,11 +1,11 @@
 """Loops whose number of turns is plain: a counter that each turn moves by a constant, up to a constant. Pure.
 
 This is what compilers make of `for (i = 0; i < 10; i++)`: before the loop `i32.const K, local.set i`, or a local that
-was never assigned; and either, at the only branch back, `local.get i, i32.const STEP, i32.add, local.tee i,
-i32.const N, i32.ne (or lt_u, lt_s), br_if`, where a count down to zero needs no comparison; or, first in the loop, `local.get i,
-i32.const N, i32.lt_s (or another comparison), if`, and last in that arm, at the only branch back, `local.get i,
-i32.const STEP, i32.add (or sub), local.set i, br`. What is not just so has no bound: a proof that is sometimes wrong is
-none.
+was never assigned; and either, at the only branch back, `local.get i, i32.const STEP, i32.add, local.tee i, i32.const
+N, i32.ne (or lt_u, lt_s), br_if`, where a count down to zero needs no comparison; or, first in the loop, `local.get
+i, i32.const N, i32.lt_s (or another comparison), if`, and last in that arm, at the only branch back, `local.get i,
+i32.const STEP, i32.add (or sub), local.set i, br`. What is not just so has no bound: a proof that is sometimes wrong
+is none.
 """
 
 from __future__ import annotations
