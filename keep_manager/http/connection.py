@@ -19,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 from keep_manager.http.acceptor import Hook
 from keep_manager.http.access import Certificates, Peer
 from keep_manager.http.errors import KIND_OF, v1_body
-from keep_manager.model import ClientIdentity
+from keep_manager.model import Caller, ClientIdentity
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -109,6 +109,7 @@ class Connection(RequestHandler):
         self._established = established
         self._ended = ended
         self.peer = Peer("nowhere", None)
+        self.caller: tuple[object, Caller] | None = None  # see middleware.caller_of
 
     def __repr__(self) -> str:
         return f"Connection({self.peer})"

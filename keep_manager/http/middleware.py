@@ -53,8 +53,14 @@ def peer_of(request: web.Request) -> Peer:
 
 
 def caller_of(request: web.Request) -> Caller:
-    """Who sent the request."""
-    return caller_at(peer_of(request), request.app[QUOTAS].callers)
+    """Who sent the request, by the configuration in force. A reader of output is checked for each line that comes: so
+    the connection knows it, until the configuration is another one."""
+    callers, connection = request.app[QUOTAS].callers, request.protocol
+    if not isinstance(connection, Connection):
+        return caller_at(peer_of(request), callers)
+    if connection.caller is None or connection.caller[0] is not callers:
+        connection.caller = callers, caller_at(connection.peer, callers)
+    return connection.caller[1]
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

@@ -188,25 +188,36 @@ class KeepOutput:
         self._acknowledge(always=True)
 
     def _token(self) -> None:
-        if self._channel is None:
-            return
-        try:
-            tokens = [self._channel.recv(16) for _ in range(MAX_TOKENS)]
-        except BlockingIOError:
-            tokens = [b"\1"]
-        except OSError:
-            tokens = [b""]
-        if not all(tokens):
-            self.detach()
-        elif len(tokens) == MAX_TOKENS:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._channel)
-            loop.call_later(TOKENS_PAUSE_SECONDS, self._listen_again, self._channel)
+        count = self._receive(1)
         self._token_out = True
         # Each that waits is sent what there is here and now: to wake its task first is another turn of the loop.
         pushes = [reader.push for reader in self._readers]
         if not pushes or not all(push is not None and push() for push in pushes):
             self.wake()
+        more = self._receive(MAX_TOKENS - count)  # an honest loader's next one, or many
+        if more:
+            self._token_out = True
+            self.wake()
+        if self._channel is not None and count + more == MAX_TOKENS:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._channel)
+            loop.call_later(TOKENS_PAUSE_SECONDS, self._listen_again, self._channel)
+
+    def _receive(self, most: int) -> int:
+        """Takes so many tokens at most; how many there were. From a loader that has gone it detaches."""
+        for count in range(most):
+            if self._channel is None:
+                return count
+            try:
+                token = self._channel.recv(16)
+            except BlockingIOError:
+                return count
+            except OSError:
+                token = b""
+            if not token:
+                self.detach()
+                return count
+        return most
 
     def _listen_again(self, channel: socket.socket) -> None:
         if channel is self._channel:
