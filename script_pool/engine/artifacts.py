@@ -99,8 +99,8 @@ class Artifacts:
         installed = os.path.join(self._directory, kind + INSTALLED)
         if os.path.exists(installed):
             return installed
-        path = self._path(kind, source, ())
         try:
+            path = self._path(kind, source, ())  # not in a keep, which sees no processor: what is installed is all it has
             with open(path + FACTS, "rb") as file:
                 said = json.loads(file.read(_HEAD_BYTES))
             with open(os.open(path + INSTALLED, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:

@@ -135,7 +135,7 @@ def test_a_pool_in_a_keep_runs_micropython_and_says_that_it_has_no_cpython(pool:
     assert pool.do(cmd="AddCode", name="loop", code="while True: pass", language="micropython") == {"ok": True}
     assert pool.do(cmd="ExecCode", name="loop", inputSandbox={})["reason"] == "time limit exceeded"
     said = pool.do(id=1, cmd="AddCode", name="a", code="pass", language="python")
-    assert (said["reason"], "micropython" in str(said["message"])) == ("not installed", True)
+    assert (said["reason"], "CPython is not there" in str(said["message"])) == ("not installed", True)
 
 
 def test_a_session_over_tls_is_its_owners_alone(fleet: Fleet) -> None:
