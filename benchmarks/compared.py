@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -19,13 +20,10 @@ from benchmarks.measuring import MeasurementFailed, report
 from benchmarks.rivals import PYTHON, RIVALS, CannotInstall, Rival, install
 from benchmarks.scripts import figures_of
 from benchmarks.table import render
-from script_pool.__main__ import cache_directory
-from script_pool.engine import cpython
-from script_pool.engine.artifacts import Artifacts
 
 IN_FLIGHT = (1, 2, 8)
-ROUNDS, CALLS, FEW_CALLS = 5, 1000, 50
-CACHE = os.path.join(cache_directory(os.environ), "compared")
+ROUNDS, CALLS, FEW_CALLS = 3, 500, 50
+CACHE = os.path.expanduser("~/.cache/keepfleet/scripts/compared")
 
 
 def against(rival: Rival, command: Sequence[str], pool: Sequence[str], rounds: int, calls: int) -> list[Figure]:
@@ -63,7 +61,7 @@ def main() -> int:
     rounds, calls = (1, FEW_CALLS) if options.quick else (ROUNDS, CALLS)
     pool = [sys.executable, "-m", "script_pool", "--stdio", "--min=2", "--max=2", "--deadline=60", f"--cache={CACHE}"]
     sections, status = list[Section](), 0
-    cpython.make(Artifacts(CACHE))
+    subprocess.run([*pool[:3], "--make-python", pool[-1]], check=True)
     if not options.names or "node:vm" in options.names:
         sections.append(Section("node", "node:vm, two processes", tuple(_beside_node(pool, rounds, calls))))
     for rival in RIVALS:

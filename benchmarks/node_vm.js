@@ -35,6 +35,7 @@ if (process.argv[2] === "child") {
 } else {
   const children = [0, 1].map(() => ({ process: fork(__filename, ["child", ...process.argv.slice(2)]), open: 0 }));
   for (const child of children) {
+    child.process.on("exit", (status) => status && process.exit(status));
     child.process.on("message", ({ id, output }) => {
       child.open--;
       process.stdout.write(`{"id":${id},"ok":true,"outputSandbox":${output}}\r\n`);

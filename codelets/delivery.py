@@ -14,7 +14,7 @@ from typing import Any
 
 from codelets.channels import Receiver, Serializer
 from codelets.collector_server import CollectorServer
-from codelets.loading import Loaded
+from codelets.loaded import Loaded
 from codelets.offer import Offer
 from codelets.sets import Sets
 from codelets.states import CollectorState

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, cast
 
+from codelets.building import Helper
 from codelets.calling import Chains, ControlHook, Hook
 from codelets.channels import Serializer
 from codelets.interface import MAX_HELPERS, MAX_HOOKS, HelperType, HookType, Interface
-from codelets.loading import Helper
 from codelets.reporting import REPORT_STATS, HookStatistics
 from codelets.standard import standard_helpers
 from keep_protocol.errors import ErrorKind, KeepfleetError

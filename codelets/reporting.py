@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Iterable
 
 from codelets.calling import BUCKETS, Hook, quantile
-from codelets.loading import Codelet, Loaded
+from codelets.loaded import Codelet, Loaded
 from codelets.states import CodeletState, HookState
 
 REPORT_STATS = "report_stats"

@@ -12,7 +12,8 @@ from contextlib import suppress
 
 from codelets.descriptor import CodeletSet
 from codelets.faults import CodeletError, Failure, loading
-from codelets.loading import Loaded, Loader, Modules
+from codelets.loaded import Loaded
+from codelets.loading import Loader, Modules
 from codelets.offer import Offer
 from codelets.reporting import Statistics, codelets_of
 from codelets.states import HookState, SetState

@@ -32,8 +32,8 @@ MAX_VOLUMES = 1
 MAX_REQUEST = 192 * 1024
 """What 33 of the longest paths in ASCII take, and a third more; the kernel takes a packet of 208 KiB."""
 MAX_ANSWER = 64 * 1024
-ANSWER_SECONDS = 5.0
-"""A warm helper answers in some milliseconds and a cold one in a tenth of a second: this covers a host fifty times
+ANSWER_SECONDS = 15.0
+"""A warm helper answers in some milliseconds and a cold one in a tenth of a second: this covers a host a hundred times
 busier, and a file system that hangs holds up one start for no longer."""
 FIRST_DYNAMIC, LAST_DYNAMIC = 61184, 65519
 """The users that systemd makes for units with DynamicUser= (https://systemd.io/UIDS-GIDS)."""

@@ -25,8 +25,9 @@ IMAGE = "image"
 """The file in a volume's folder."""
 OWNER = DiskIds(65534, 65534)
 """Whose the files in a volume are on disk: `nobody`. Nothing in an image that an operator mounts is a user's."""
-LOCK_SECONDS = 1.0
-"""How long a keep that has just ended may still have it: its descriptors are closed within milliseconds."""
+LOCK_SECONDS = 5.0
+"""How long a keep that has just ended may still have it: its descriptors are closed within milliseconds, on a host that
+is not busy."""
 ATTEMPTS = 8
 """Another process may take the loop device that was free a moment ago."""
 CONTROL = "/dev/loop-control"

@@ -159,8 +159,8 @@ def fork(
     """Forks a process that imports `entry`, "module:function", and calls it. Raises OSError.
 
     It has `environment`, `passed`, `words` as standard output and error, and nothing else of ours, see `forking.fork`.
-    What it cannot even import it reports as FAILED. prepared: first it calls the module's `prepare`, and waits for the
-    packet that says with what to begin.
+    What it cannot even import it reports as FAILED. prepared: first it calls the module's `prepare`, if there is one,
+    and waits for the packet that says with what to begin.
     """
     call = _call_prepared if prepared else _call
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -192,7 +192,9 @@ def _call_prepared(entry: str) -> int:
     module = entry.partition(":")[0]
     held = forking.reserved_numbers()
     try:
-        __import__(module, fromlist=["prepare"]).prepare()
+        prepare = getattr(__import__(module, fromlist=["prepare"]), "prepare", None)
+        if prepare is not None:
+            prepare()
     finally:
         close_all(held)
     with socket.socket(fileno=os.dup(forking.REPORT_DESCRIPTOR)) as reports:

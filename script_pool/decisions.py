@@ -237,13 +237,16 @@ def may_rest(child: Child, queue: Collection[Waiting], settings: Settings, timer
     """Whether `decide` would do nothing now that this child has become idle, and `wake` say no time before the timer's:
     where nothing waits, a child that need not end changes nothing until the time when it has been idle for too long."""
     return (
-        not queue
-        and _is_idle(child)
+        _is_idle(child)
         and child.runs < settings.recycle_after
-        and timer is not None
-        and not timer.cancelled()
-        and timer.when() <= child.since + settings.idle_seconds
+        and may_wait(child.since + settings.idle_seconds, queue, timer)
     )
+
+
+def may_wait(until: float, queue: Collection[Waiting], timer: Timer | None) -> bool:
+    """Whether `decide` would do nothing, and `wake` say no time before the timer's, now that a child has begun what
+    nothing is to be done about before `until`: a run that has gone on, or waits for host functions."""
+    return not queue and timer is not None and not timer.cancelled() and timer.when() <= until
 
 
 def _is_idle(child: Child) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from itertools import count
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -18,85 +17,27 @@ from script_pool import decisions, frames
 from script_pool.decisions import Assign, Child, Expire, Kill, Park, Phase, Refuse, Retire, Settings, Spawn, Waiting
 from script_pool.engine.interface import Limits, Reason, Script
 from script_pool.frames import Frame, FrameError, Kind, Order
-from script_pool.hostcalls import PLAIN_CALLS, Allowance, Caller, Calls
-from script_pool.processes import ChildProcess, Events, Processes
+from script_pool.hostcalls import PLAIN_CALLS, Allowance, Calls
+from script_pool.jobs import PLAIN, Job, Member, Reply, RunSettings, answer_of_killed, answer_of_run
+from script_pool.names import Names
+from script_pool.processes import Events, Processes
 from script_pool.protocol import (
     DONE,
     NO_SUCH_SCRIPT,
-    NO_SUCH_SESSION,
     QUEUE_FULL,
     SESSION_REFUSED,
     SHUTTING_DOWN,
     TOO_MANY_SCRIPTS,
     Answer,
-    check_output,
 )
-from script_pool.sessions import MAX_BYTES, Session, SessionRefused, Sessions
+from script_pool.sessions import MAX_BYTES, Sessions
 from script_pool.versions import Version, bind
 
-MAX_SCRIPTS = 10_000
-"""Names; one is some 50 KB in the pool's process, and in each child that has run it."""
-MAX_SCRIPT_BYTES = 512 * 1024 * 1024
-"""Of all prepared scripts together."""
 ENGINE = "script_pool.engine.languages:Languages"
 MAX_PARKED_BYTES = 512 * 1024 * 1024
 """Of all runs that wait for host functions outside of a child: 15 KB for a small one."""
 _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 5.0
 """Between children that could not start, doubled each time: what ails them seldom ends within milliseconds."""
-
-Reply = Callable[[Answer], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    """What a run is asked with besides its input. `caller`: who answers its host functions; `owner` and `session`:
-    whose session it is, and which; `clock`: milliseconds since 1970; `zone`: its table (zones.table)."""
-
-    caller: Caller | None = None
-    owner: str = ""
-    session: str | None = None
-    clock: float | None = None
-    zone: str = ""
-
-
-_PLAIN = RunSettings()
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A request for a child: a run of `version`'s script with `body` as its input, or its preparation from `body`.
-    `seconds`: what a child may take for it; `left`: what its limit leaves, of what it `had` when it
-    began in this child. `waits_from`: since when it waits for host
-    functions, which its deadline does not count."""
-
-    version: Version
-    body: bytes
-    reply: Reply
-    deadline: float
-    prepares: bool = False
-    seconds: float = 0.0
-    left: float = 0.0
-    had: float = 0.0
-    began: float = 0.0
-    modules: dict[str, Version] = field(default_factory=dict)
-    settings: RunSettings = _PLAIN
-    session: Session | None = None
-    calls: Calls | None = None
-    waits_from: float | None = None
-    parked: bytes | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """One child: as the decisions see it, its process, what it runs, and which scripts it holds."""
-
-    view: Child
-    process: ChildProcess
-    ticket: int | None = None
-    job: _Job | None = None
-    held: set[int] = field(default_factory=set)
-    memory: bytes | None = None
-    why: str = ""
 
 
 class ScriptPool:
@@ -116,13 +57,13 @@ class ScriptPool:
     ) -> None:
         self.settings, self.limits, self._say = settings or Settings(), limits or Limits(), say
         self._processes = processes(self) if processes else Processes(engine, self.limits, self, cache)
-        self._names: dict[str, Version] = {}
-        self._bytes = self._parked_bytes = 0
-        self._sessions = Sessions(self._later, session_key, self.settings.session_seconds)
-        self._members: dict[int, _Member] = {}
+        self._names = Names(self._dropped)
+        self._parked_bytes = 0
+        self.sessions = Sessions(self._later, session_key, self.settings.session_seconds)
+        self._members: dict[int, Member] = {}
         self._views: dict[int, Child] = {}
         self._queue: dict[int, Waiting] = {}
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._numbers = count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._failures, self._spawn_from = 0, 0.0
@@ -166,15 +107,15 @@ class ScriptPool:
     ) -> None:
         """Makes `name` stand for `code`, which may call these host functions, for every later request, or leaves it as
         it was and says why."""
-        before = self._names.get(name)
         if self._draining:
             reply(Answer(SHUTTING_DOWN))
-        elif (before is None and len(self._names) >= MAX_SCRIPTS) or self._bytes >= MAX_SCRIPT_BYTES:
+            return
+        version = self._names.add(next(self._numbers), name, language, functions)
+        if version is None:
             reply(Answer(TOO_MANY_SCRIPTS, message=f"there are {len(self._names)}; remove some"))
-        else:
-            version = self._names[name] = Version(next(self._numbers), name, language, before, functions)
-            source = code.encode("utf-8", "surrogatepass")  # JSON can say half a surrogate pair
-            self._enqueue(_Job(version, source, reply, self._deadline(), prepares=True))
+            return
+        source = code.encode("utf-8", "surrogatepass")  # JSON can say half a surrogate pair
+        self._enqueue(Job(version, source, reply, self._deadline(), prepares=True))
 
     def remove(self, name: str, reply: Reply) -> None:
         """Makes `name` stand for nothing for every later request."""
@@ -182,18 +123,9 @@ class ScriptPool:
         if before is None:
             reply(Answer(NO_SUCH_SCRIPT))
             return
-        gone = self._names[name] = Version(next(self._numbers), name)
+        self._names.remove(next(self._numbers), before, lambda known: reply(DONE if known else Answer(NO_SUCH_SCRIPT)))
 
-        def settled() -> None:
-            known = before.script is not None
-            gone.become(None)
-            self._forget(gone)
-            self._drop(before)
-            reply(DONE if known else Answer(NO_SUCH_SCRIPT))
-
-        before.when_settled(settled)
-
-    def run(self, name: str, input_text: bytes, reply: Reply, settings: RunSettings = _PLAIN) -> None:
+    def run(self, name: str, input_text: bytes, reply: Reply, settings: RunSettings = PLAIN) -> None:
         """Runs what `name` stands for by now with this input sandbox."""
         version = self._names.get(name)
         if self._draining:
@@ -201,39 +133,13 @@ class ScriptPool:
         elif version is None:
             reply(Answer(NO_SUCH_SCRIPT))
         else:
-            job = _Job(version, input_text, reply, self._deadline(), settings=settings, left=self.limits.wall_seconds)
+            job = Job(version, input_text, reply, self._deadline(), settings=settings, left=self.limits.wall_seconds)
             if settings.session is not None:
-                job.session = self._sessions.open(settings.owner, settings.session)
+                job.session = self.sessions.open(settings.owner, settings.session)
                 if job.session is None:
                     reply(Answer(SESSION_REFUSED, message="there are too many sessions; end some"))
                     return
             self._enqueue(job)
-
-    def end_session(self, owner: str, name: str, reply: Reply) -> None:
-        """Forgets a session."""
-        session = self._sessions.get(owner, name)
-        if session is None:
-            reply(Answer(NO_SUCH_SESSION))
-        else:
-            self._sessions.end(session)
-            reply(DONE)
-
-    def save_session(self, owner: str, name: str, reply: Reply) -> None:
-        """Gives a session to its owner, signed; `Answer.saved`."""
-        session = self._sessions.get(owner, name)
-        if session is None or session.memory is None:
-            reply(Answer(NO_SUCH_SESSION))
-        else:
-            reply(Answer(saved=self._sessions.save(session)))
-
-    def load_session(self, owner: str, name: str, saved: bytes, reply: Reply) -> None:
-        """Makes a session what was saved, here or by another pool with the same key."""
-        try:
-            self._sessions.load(owner, name, saved)
-        except SessionRefused as error:
-            reply(Answer(SESSION_REFUSED, message=f"cannot load the session: {error}"))
-        else:
-            reply(DONE)
 
     async def drain(self) -> None:
         """Takes no more requests, answers those that are there within the settings' time, and stops."""
@@ -255,7 +161,7 @@ class ScriptPool:
             await asyncio.gather(self._restart, return_exceptions=True)
         for ticket in list(self._jobs):
             self._reply(ticket, Answer(SHUTTING_DOWN))
-        self._sessions.close()
+        self.sessions.close()
         await self._processes.stop()
         if self._timer is not None:
             self._timer.cancel()
@@ -268,7 +174,7 @@ class ScriptPool:
     def _later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         return self._loop.call_later(seconds, call)
 
-    def _enqueue(self, job: _Job) -> None:
+    def _enqueue(self, job: Job) -> None:
         ticket = next(self._numbers)
         self._jobs[ticket] = job
         self._queue[ticket] = Waiting(ticket, job.deadline, job.prepares)
@@ -310,31 +216,21 @@ class ScriptPool:
             return
         if job.prepares and not job.version.settled:
             job.version.fall_back()
-            job.version.when_settled(lambda: self._forget(job.version))
+            job.version.when_settled(lambda: self._names.forget(job.version))
         if job.calls is not None:
             job.calls.close()
         self._parked_bytes -= len(job.parked or b"")
         if job.session is not None:
             job.session.turns.remove(ticket)
-            self._sessions.drop_empty(job.session)
+            self.sessions.drop_empty(job.session)
             if job.session.turns:
                 self._prepare_run(job.session.turns[0])
         job.reply(answer)
         if self._draining:
             self._changed.set()
 
-    def _forget(self, version: Version) -> None:
-        """A name that stands for nothing is no name."""
-        if version.script is None and self._names.get(version.name) is version:
-            del self._names[version.name]
-
-    def _drop(self, version: Version) -> None:
-        """Its script is nothing that a later request will run; those that are to run it already have it."""
-        script, number = version.script, version.number
-        if script is None:
-            return
-        version.dropped = True
-        self._bytes -= len(script.image)
+    def _dropped(self, number: int) -> None:
+        """The children that hold this script need not any more."""
         for member in self._members.values():
             if number in member.held:
                 member.held.discard(number)
@@ -386,7 +282,7 @@ class ScriptPool:
             case Kill(child):
                 self._kill(self._members[child], now)
 
-    def _assign(self, ticket: int, member: _Member, now: float) -> None:
+    def _assign(self, ticket: int, member: Member, now: float) -> None:
         del self._queue[ticket]
         job = self._jobs[ticket]
         version, script = job.version, job.version.script
@@ -404,7 +300,7 @@ class ScriptPool:
         member.view.until = now + job.seconds
         member.view.runs += 1
 
-    def _send_run(self, ticket: int, job: _Job, member: _Member, now: float) -> None:
+    def _send_run(self, ticket: int, job: Job, member: Member, now: float) -> None:
         """The run, or what it was parked as; before it the scripts that the child does not hold."""
         sent, after = list[Frame](), list[Frame]()
         for version in (job.version, *job.modules.values()):
@@ -435,9 +331,9 @@ class ScriptPool:
     def _add_child(self) -> None:
         number = next(self._numbers)
         view = self._views[number] = Child(number, since=self._loop.time())
-        self._members[number] = _Member(view, self._processes.fork(number))
+        self._members[number] = Member(view, self._processes.fork(number))
 
-    def _kill(self, member: _Member, now: float) -> None:
+    def _kill(self, member: Member, now: float) -> None:
         """Its request is answered when it has ended."""
         member.why = member.why or Reason.TIME_LIMIT.value
         member.view.phase, member.view.since, member.view.killed = Phase.ENDING, now, True
@@ -472,11 +368,14 @@ class ScriptPool:
             self._distrust(member, "it answered what it was not asked")
         else:
             self._answered(member, member.job, frame)
-            if decisions.may_rest(member.view, self._queue.values(), self.settings, self._timer):
+            view, queue = member.view, self._queue.values()
+            if decisions.may_rest(view, queue, self.settings, self._timer):
+                return
+            if view.held is not None and decisions.may_wait(view.held + decisions.HOLD_SECONDS, queue, self._timer):
                 return
         self._turn()
 
-    def _answered(self, member: _Member, job: _Job, frame: Frame) -> None:
+    def _answered(self, member: Member, job: Job, frame: Frame) -> None:
         try:
             if frame.kind is Kind.CALLS and not job.prepares:
                 self._called(member, job, frame)
@@ -487,13 +386,17 @@ class ScriptPool:
             if frame.kind is Kind.MEMORY and job.session is not None:
                 member.memory = frame.body
                 return
-            answer = self._prepared(job.version, frame) if job.prepares else self._ran(frame)
+            answer = (
+                self._names.prepared(job.version, frame)
+                if job.prepares
+                else answer_of_run(frame, self.limits.output_bytes)
+            )
         except FrameError as error:
             self._distrust(member, str(error))
             return
         if job.session is not None and answer.reason is None:
             memory = member.memory
-            if memory is None or not self._sessions.keep(job.session, memory):
+            if memory is None or not self.sessions.keep(job.session, memory):
                 too_much = f"the session would take over {MAX_BYTES} bytes, and stays as it was"
                 answer = Answer(Reason.MEMORY_LIMIT.value, message=too_much)
         ticket = member.ticket
@@ -501,13 +404,13 @@ class ScriptPool:
         assert ticket is not None  # noqa: S101 - it has a job
         self._reply(ticket, answer)
 
-    def _free(self, member: _Member) -> None:
+    def _free(self, member: Member) -> None:
         member.ticket = member.job = member.memory = None
         member.view.until, member.view.held, member.view.since = None, None, self._loop.time()
 
     # --- host functions -----------------------------------------------------------------------------------------
 
-    def _called(self, member: _Member, job: _Job, frame: Frame) -> None:
+    def _called(self, member: Member, job: Job, frame: Frame) -> None:
         """A run waits for host functions, and its clock stands still. Raises FrameError."""
         asked, now, ticket = frames.calls_of(frame), self._loop.time(), member.ticket
         assert ticket is not None  # noqa: S101 - it has a job
@@ -523,7 +426,7 @@ class ScriptPool:
         job.calls.make(asked, lambda: next(self._numbers))
         self._go_on(ticket)
 
-    def _parked(self, member: _Member, job: _Job, frame: Frame) -> None:
+    def _parked(self, member: Member, job: Job, frame: Frame) -> None:
         """A run that waits is with the pool; its child is free."""
         ticket = member.ticket
         assert ticket is not None  # noqa: S101 - it has a job
@@ -559,35 +462,11 @@ class ScriptPool:
                 member.process.send(Frame(Kind.ANSWER, ticket, job.calls.take().encode("ascii")))
                 job.seconds = max(0.01, min(job.left, job.deadline - now))
                 member.view.held, member.view.until = None, now + job.seconds
-                self._turn()
+                if not decisions.may_wait(decisions.must_act_by(member.view), self._queue.values(), self._timer):
+                    self._turn()
                 return
 
-    def _ran(self, frame: Frame) -> Answer:
-        if frame.kind is Kind.FAULT:
-            return Answer.of(frames.fault_of(frame))
-        if frame.kind is not Kind.RAN or len(frame.body) > self.limits.output_bytes or not check_output(frame.body):
-            raise FrameError("it answered a run with no output that a script can have")
-        return Answer(None, frame.body, frames.console_of(frame), frame.seconds)
-
-    def _prepared(self, version: Version, frame: Frame) -> Answer:
-        """What was prepared is what `version` stands for, of whatever name it is the last by now."""
-        if frame.kind is Kind.FAULT:
-            return Answer.of(frames.fault_of(frame))
-        if frame.kind is not Kind.PREPARED:
-            raise FrameError("it answered a preparation with something else")
-        made = frames.script_of(frame)
-        if self._bytes + len(made.image) > MAX_SCRIPT_BYTES:
-            return Answer(TOO_MANY_SCRIPTS, message=f"all scripts take {MAX_SCRIPT_BYTES} bytes; remove some")
-        self._bytes += len(made.image)
-        # Of what a child says, the image, the digest and the imports alone are its own to say.
-        functions = tuple(version.functions)
-        script = Script(version.name, version.language, made.image, made.digest, made.imports, functions)
-        before = version.become(script)
-        if before is not None:
-            before.when_settled(lambda: self._drop(before))
-        return DONE
-
-    def _distrust(self, member: _Member, why: str) -> None:
+    def _distrust(self, member: Member, why: str) -> None:
         member.why = member.why or f"{Reason.CRASHED.value}: {why}"
         member.view.phase, member.view.since, member.view.killed = Phase.ENDING, self._loop.time(), True
         member.process.kill()
@@ -611,7 +490,7 @@ class ScriptPool:
             if not self._stopped:
                 self._say(f"script-pool: {self._unable}")
         if member.ticket is not None and member.job is not None:
-            self._reply(member.ticket, _answer_of_killed(member, how, member.job))
+            self._reply(member.ticket, answer_of_killed(member, how, member.job))
         self._changed.set()
         self._turn()
 
@@ -635,11 +514,3 @@ class ScriptPool:
                 break
         self._restart, self._spawn_from = None, 0.0
         self._turn()
-
-
-def _answer_of_killed(member: _Member, how: str, job: _Job) -> Answer:
-    if member.why == Reason.TIME_LIMIT.value:
-        message = f"the script's process did not end its run within {job.seconds:g} s, and was killed"
-        return Answer(Reason.TIME_LIMIT.value, message=message, seconds=job.seconds)
-    why = member.why.partition(": ")[2]
-    return Answer(Reason.CRASHED.value, message=f"the script's process has ended: {why or how}")

@@ -8,6 +8,7 @@ read, and ended when it leaves a line or its answers for too long.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import os
 import socket
@@ -21,7 +22,8 @@ from keep_isolation.locks import what_the_kernel_lacks
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool import protocol
 from script_pool.hostcalls import HostCall
-from script_pool.pool import RunSettings, ScriptPool
+from script_pool.jobs import RunSettings
+from script_pool.pool import ScriptPool
 from script_pool.protocol import AddCode, Answer, ExecCode, HostResult, Lines, ListCode, RemoveCode, SessionRequest
 
 MAX_OPEN = 512
@@ -36,10 +38,23 @@ LINE_SECONDS = 30.0
 UNREAD_SECONDS = 30.0
 """From the moment answers do not fit the socket any more to the moment that they do."""
 
+KEPT_BYTES = 4 * 1024 * 1024
+"""Larger buffers are mapped, and more free memory at the heap's end is given back."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
 WITHOUT_A_UNIT = (
     "it is no unit of systemd: its processes have this user's identity, memory and processor time, and no namespaces",
 )
 """What a child lacks in any case that a keep's runner has."""
+
+
+def keep_buffers() -> None:
+    """Has the allocator keep what asyncio reads into, 256 KiB for each read: by itself it maps memory and unmaps it
+    again, six system calls and a page fault in each call of a script (man 3 mallopt)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # another C library than GNU's has its own ways
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def what_is_missing() -> tuple[str, ...]:
@@ -179,11 +194,11 @@ class Connection(asyncio.Protocol):
             case ListCode():
                 reply(Answer(scripts=self._pool.scripts))
             case SessionRequest(_, "SaveSession", session):
-                self._pool.save_session(self._owner, session, reply)
+                reply(self._pool.sessions.on_save(self._owner, session))
             case SessionRequest(_, "LoadSession", session, saved):
-                self._pool.load_session(self._owner, session, saved, reply)
+                reply(self._pool.sessions.on_load(self._owner, session, saved))
             case SessionRequest(_, _, session):
-                self._pool.end_session(self._owner, session, reply)
+                reply(self._pool.sessions.on_end(self._owner, session))
             case _:
                 reply(Answer(request.reason, message=request.message))
 
@@ -243,6 +258,7 @@ class Service:
     """The pool and its clients, to the end."""
 
     def __init__(self, pool: ScriptPool, allowed: frozenset[int]) -> None:
+        keep_buffers()
         self._pool, self._allowed = pool, allowed
         self._connections: set[Connection] = set()
         self._over = asyncio.Event()

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool.hostcalls import Timer
+from script_pool.protocol import DONE, NO_SUCH_SESSION, SESSION_REFUSED, Answer
 
 MAX_SESSIONS = 10_000
 MAX_BYTES = 16 * 1024 * 1024
@@ -118,6 +119,29 @@ class Sessions:
         """Forgets all."""
         for session in list(self._known.values()):
             self.end(session)
+
+    def on_end(self, owner: str, name: str) -> Answer:
+        """Forgets one; the answer to its owner."""
+        session = self.get(owner, name)
+        if session is None:
+            return Answer(NO_SUCH_SESSION)
+        self.end(session)
+        return DONE
+
+    def on_save(self, owner: str, name: str) -> Answer:
+        """Gives one to its owner, signed: `Answer.saved`."""
+        session = self.get(owner, name)
+        if session is None or session.memory is None:
+            return Answer(NO_SUCH_SESSION)
+        return Answer(saved=self.save(session))
+
+    def on_load(self, owner: str, name: str, saved: bytes) -> Answer:
+        """Makes one what was saved, here or by another pool with the same key."""
+        try:
+            self.load(owner, name, saved)
+        except SessionRefused as error:
+            return Answer(SESSION_REFUSED, message=f"cannot load the session: {error}")
+        return DONE
 
     def save(self, session: Session) -> bytes:
         """The session, for its owner, as a pool with this key can load it."""

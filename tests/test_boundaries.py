@@ -60,7 +60,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codelets.verification": {"codelets", "keep_protocol", "module_store.verify"},
     "script_pool": {"script_pool", "keep_isolation", "keep_protocol"},
     "script_pool.engine": {"script_pool.engine", "keep_protocol"},
-    "script_pool.client": {"script_pool.client"},
+    "script_pool.client": {"script_pool.client", "script_pool.blocking", "script_pool.asking"},
+    "script_pool.blocking": {"script_pool.blocking", "script_pool.asking"},
+    "script_pool.asking": {"script_pool.asking"},
     "script_pool.keep": {
         "script_pool",
         "app_loader.receive",

@@ -10,8 +10,8 @@ import re
 from array import array
 from typing import NamedTuple
 
-from module_store.verify.binary import S32, S33, S64, U32, U64, VALUE_TYPE, Reader
-from module_store.verify.loops import turns
+from module_store.verify.binary import S32, S33, S64, U32, U64, VALUE_TYPE, Reader, Unreadable
+from module_store.verify.loops import turns, turns_by_head
 from module_store.verify.module import CoreModule
 
 MAX_LOCALS = 50_000
@@ -75,19 +75,23 @@ class Body(NamedTuple):
 
 class _Loop(NamedTuple):
     """A loop that was begun. at: where its bytes begin; step: the place of its number of turns; before: what runs just
-    before it; end: where its only branch back is, 0 before that was found."""
+    before it; outer: whether no other loop is around it; head: what it begins with, while the arm of the `if` that
+    follows is open; end: where its only branch back is, 0 before that was found."""
 
     at: int
     step: int
     before: list[bytes]
+    outer: bool
+    head: list[bytes] | None = None
     end: int = 0
 
 
 class _Decoder:
     """Reads one body."""
 
-    def __init__(self, reader: Reader, budget: int) -> None:
-        self.reader, self.budget = reader, budget
+    def __init__(self, reader: Reader, budget: int, parameters: int) -> None:
+        """parameters: how many of its first locals are not zero when it is called."""
+        self.reader, self.budget, self.parameters = reader, budget, parameters
         self.frames: list[int] = [BLOCK]
         self.loops: dict[int, _Loop] = {}  # by the place of its frame
         self.run: tuple[int, list[bytes]] = 0, []  # the last run of plain instructions, and where it ended
@@ -98,6 +102,7 @@ class _Decoder:
 
     def decode(self) -> Body:
         locals_ = read_locals(self.reader)
+        self.begin = self.reader.at
         while self.frames:
             self.plain()
             self.control()
@@ -125,13 +130,17 @@ class _Decoder:
 
     def control(self) -> None:
         reader = self.reader
-        before = self.run[1] if self.run[0] == reader.at else []
+        at = reader.at
+        before = self.run[1] if self.run[0] == at else []
         opcode = reader.byte()
         if opcode in (0x02, 0x03, 0x04):
             reader.s33()
             self.count(1)
             if opcode == 0x03:
-                self.loops[len(self.frames)] = _Loop(reader.at, len(self.steps) + 1, before)
+                self.loops[len(self.frames)] = _Loop(reader.at, len(self.steps) + 1, before, not self.loops)
+            elif opcode == 0x04 and (loop := self.loops.get(len(self.frames) - 1)) is not None:
+                begins = self.run[0] == at and sum(map(len, before)) == at - loop.at
+                self.loops[len(self.frames) - 1] = loop._replace(head=before if begins else None)
             self.open({0x02: BLOCK, 0x03: LOOP, 0x04: IF}[opcode])
         elif opcode == 0x1F:
             reader.s33()
@@ -142,15 +151,16 @@ class _Decoder:
             if self.frames[-1] != IF:
                 raise reader.fault("an else belongs to no if")
             self.frames[-1] = ELSE
+            self.leave_arm()
             self.step(ELSE)
         elif opcode == 0x0B:
             self.frames.pop()
             self.loops.pop(len(self.frames), None)
+            self.leave_arm()
             self.step(END)
         elif opcode in (0x0C, 0x0D):
             self.count(1)
-            at = reader.at - 1
-            self.branch(reader.u32(), at, before if opcode == 0x0D else None)
+            self.branch(reader.u32(), at, before, opcode == 0x0D)
         elif opcode == 0x0E:
             self.count(1)
             for _ in range(reader.count("targets", reader.left) + 1):
@@ -196,20 +206,40 @@ class _Decoder:
                 self.reader.u32()
             self.branch(self.reader.u32())
 
-    def branch(self, label: int, at: int = 0, tail: list[bytes] | None = None) -> None:
-        """A branch at `at`; tail: what runs just before it, where it is one br_if."""
+    def leave_arm(self) -> None:
+        """An arm or a block ends, and what comes behind it is in no loop's first arm."""
+        place = len(self.frames) - (2 if self.frames and self.frames[-1] == ELSE else 1)
+        if place in self.loops:
+            self.loops[place] = self.loops[place]._replace(head=None)
+
+    def branch(self, label: int, at: int = 0, tail: list[bytes] | None = None, conditional: bool = True) -> None:
+        """A branch at `at`; tail: what runs just before it, where it has one target alone."""
         if label >= len(self.frames):
             raise self.reader.fault("a branch leads out of its function")
         place = len(self.frames) - 1 - label
         if self.frames[place] != LOOP or self.unbounded:
             return
-        loop = self.loops[place]
-        found = None if tail is None or loop.end else turns(loop.before, tail, bytes(self.reader.data[loop.at : at]))
+        loop, found = self.loops[place], None
+        if tail is not None and not loop.end:
+            found = self.turns(loop, place, at, tail, conditional)
         if found is None:
             self.unbounded = LOOPS
             return
         self.steps[loop.step] = found
         self.loops[place] = loop._replace(end=at)
+
+    def turns(self, loop: _Loop, place: int, at: int, tail: list[bytes], conditional: bool) -> int | None:
+        """How often a loop runs whose only branch back is at `at`."""
+        data = self.reader.data
+        body = bytes(data[loop.at : at])
+        zeroed = bytes(data[self.begin : loop.at]) if loop.outer else None
+        if conditional:
+            found = turns(loop.before, tail, body, zeroed, self.parameters)
+        elif loop.head is None or place != len(self.frames) - 2 or self.frames[-1] != IF:
+            found = None
+        else:
+            found = turns_by_head(loop.before, loop.head, tail, body, zeroed, self.parameters)
+        return found
 
 
 def read_locals(reader: Reader) -> int:
@@ -221,6 +251,14 @@ def read_locals(reader: Reader) -> int:
     if total > MAX_LOCALS:
         raise reader.fault(f"a function has {total:,} locals, and {MAX_LOCALS:,} are the most")
     return total
+
+
+def _parameters(module: CoreModule, number: int) -> int:
+    """Of a module's own function; more than there can be where its type is not there."""
+    try:
+        return len(module.signature(module.functions[number])[0])
+    except (IndexError, Unreadable):
+        return MAX_LOCALS
 
 
 class Bodies(NamedTuple):
@@ -245,9 +283,9 @@ def decode(modules: tuple[CoreModule, ...], budget: Budget) -> Bodies:
     found, left = [], budget.instructions
     for module in modules:
         bodies: list[Body] = []
-        for reader in module.bodies():
+        for number, reader in enumerate(module.bodies()):
             try:
-                bodies.append(_Decoder(reader, left).decode())
+                bodies.append(_Decoder(reader, left, _parameters(module, number)).decode())
             except OverBudget:
                 message = f"it has more than {budget.instructions:,} instructions, which are decoded at most"
                 raise OverBudget(message) from None

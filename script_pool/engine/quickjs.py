@@ -212,6 +212,14 @@ class QuickJS:
         except ValueError as error:
             raise Fault(Reason.CRASHED, "", str(error)) from None
 
+    def _given(self, guest: Guest, data: bytes) -> int:
+        """The same for what is read once: where it is short, in memory that is there for it."""
+        if len(data) > INPUT_BYTES:
+            return self._put(guest, data)
+        at = self._scratch + INPUT
+        guest.write(at, data)
+        return at
+
     def _result(self, guest: Guest) -> int:
         return int.from_bytes(guest.read(self._scratch + OUT, 4), "little")
 
@@ -399,12 +407,7 @@ class QuickJS:
         characters = struct.unpack("<q", struct.pack("<d", float(held.limits.console_bytes)))[0]
         if world.zone:
             guest.write(self._scratch + ARGUMENTS + 8, self._string(guest, world.zone).to_bytes(4, "little"))
-        at = self._scratch + INPUT
-        if len(text) <= INPUT_BYTES:
-            guest.write(at, text)
-        else:
-            at = self._put(guest, text)
-        return guest.call(GO, at, len(text), characters, 3 if world.zone else 2)
+        return guest.call(GO, self._given(guest, text), len(text), characters, 3 if world.zone else 2)
 
     def _enter_session(self, guest: Guest, prepared: Prepared, script: Script, held: Held) -> None:
         """Lays the session's memory, and compiles the script there, with each `const` at its top a `var`: else a
@@ -453,9 +456,8 @@ class QuickJS:
 
     def answer_in(self, guest: Guest, answers: bytes) -> int:
         """Settles calls of host functions, and goes on; the status of the call that ended it."""
-        at = self._put(guest, answers)
+        at = self._given(guest, answers)
         self._call(guest, "answer", guest.call("new_string", at, len(answers)))
-        guest.call("qjs_free", at, len(answers))
         return guest.call(FINISH)
 
     def changes(self, guest: Guest) -> bytes:

@@ -57,7 +57,9 @@ class Fleet:
         """What an operator does: units, certificates, configuration, and the manager started."""
         self.host.run(["keepctl", "install", "--system"])
         self.host.run(["keepctl", "init"])
-        self.host.run(["install", "-D", "/dev/stdin", MORTAL], input=f"[Service]\nEnvironment={VARIABLE}={DEATH}\n")
+        self.host.run(
+            ["install", "-D", "--mode=644", "/dev/stdin", MORTAL], input=f"[Service]\nEnvironment={VARIABLE}={DEATH}\n"
+        )
         self.host.systemctl("daemon-reload")
         self.configure()
         self.host.systemctl("start", MANAGER)

@@ -89,8 +89,9 @@ def test_two_processes_share_the_pages_of_code_and_of_a_memory_s_first_contents(
         pids = [stack.enter_context(running(artifact)) for _ in range(2)]
         for pid in pids:
             sums = mapped(pid, artifact.key.name)
-            assert sums["Shared_Clean"] > 0
-            assert sums["Private_Clean"] == 0, "all that it has read is the other's, too"
+            assert sums["Shared_Clean"] + sums["Shared_Dirty"] > 0  # dirty on a tmpfs, which has no disk behind it
+            own = sums["Private_Clean"] + sums["Private_Dirty"] - sums["Anonymous"]
+            assert own <= 64, "of two megabytes: all that it has read is the other's, too"
             assert sums["Anonymous"] <= 64, "one page of the memory that it wrote to, and what was relocated"
             assert sums["writable shared"] == 0
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from codelets import CodeletError, Failure, Runtime
+from codelets.building import HELPER_FUEL
 from codelets.interface import DEFAULT_FUEL
-from codelets.loading import HELPER_FUEL
 from module_store import collect
 from module_store.keys import Keys
 from module_store.trust import Trust

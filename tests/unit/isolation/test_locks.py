@@ -236,6 +236,69 @@ os.kill(sibling, signal.SIGKILL)
     assert set(seen.values()) <= REFUSED, seen
 
 
+LOOKING = """
+if os.geteuid() == 0:  # whose capabilities would see through all of it
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+kernel.prctl(38, 1)
+BEFORE
+secret = ctypes.create_string_buffer(b"secret", 16)
+reader, writer = os.pipe()
+child = os.fork()
+if child == 0:
+    INSIDE
+    parent, number = os.getppid(), reader
+    def read_memory():
+        with open(f"/proc/{parent}/mem", "rb", buffering=0) as file:
+            file.seek(ctypes.addressof(secret))
+            assert file.read(6) == b"secret"
+    def trace():
+        system_call(TRACE, 0x4206, parent, 0, 0)
+    def copy():
+        room = ctypes.create_string_buffer(6)
+        ours = (ctypes.c_void_p * 2)(ctypes.addressof(room), 6)
+        theirs = (ctypes.c_void_p * 2)(ctypes.addressof(secret), 6)
+        system_call(COPY, parent, ours, ctypes.c_ulong(1), theirs, ctypes.c_ulong(1), ctypes.c_ulong(0))
+    trial("memory", read_memory)
+    trial("copy", copy)
+    trial("take a descriptor", lambda: system_call(438, os.pidfd_open(parent), number, 0))
+    trial("environment", lambda: open(f"/proc/{parent}/environ").close())
+    trial("trace", trace)
+    os.write(writer, json.dumps(seen).encode())
+    os._exit(0)
+os.close(writer)
+seen = json.loads(os.read(reader, 65536))
+os.waitpid(child, 0)
+"""
+YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
+
+
+@pytest.mark.parametrize(
+    ("before", "inside"),
+    [
+        pytest.param("kernel.prctl(4, 0)", "", id="a process that cannot be dumped"),
+        pytest.param(
+            "kernel.prctl(4, 1)",
+            'landlock.restrict([(os.open("/", os.O_PATH), landlock.handled(landlock.kernel_abi())[0])])',
+            id="Landlock, all files allowed",
+            marks=has_landlock,
+        ),
+        pytest.param("kernel.prctl(4, 1)", "", id="none of both"),
+    ],
+)
+def test_each_of_two_walls_keeps_a_process_from_its_parent_whatever_yama_says(before: str, inside: str) -> None:
+    walled = (before, inside) != ("kernel.prctl(4, 1)", "")
+    if not walled and YAMA.exists() and int(YAMA.read_text()) > 0:
+        pytest.skip("Yama refuses on this host what is to be seen to work without the walls")
+    program = LOOKING.replace("BEFORE", before).replace("INSIDE", inside or "pass")
+    for word, name in (("TRACE", "ptrace"), ("COPY", "process_vm_readv")):
+        program = program.replace(word, str(call_number(name)))
+    seen = tried(program)
+    assert len(seen) == 5
+    assert (set(seen.values()) <= REFUSED) if walled else (set(seen.values()) == {"done"}), seen
+
+
 def test_an_endpoint_reads_the_tree_and_makes_files_without_a_name_and_nothing_else(tmp_path: Path) -> None:
     seen = tried(
         """

@@ -48,7 +48,7 @@ async def served(manager: RunningManager) -> bool:
 async def test_a_silent_handshake_is_closed(manager: RunningManager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptor, "HANDSHAKE_SECONDS", 0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", manager.port)
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), 60) == b""
     writer.transport.abort()
     assert await served(manager)
 
@@ -56,7 +56,7 @@ async def test_a_silent_handshake_is_closed(manager: RunningManager, monkeypatch
 async def test_garbage_instead_of_a_handshake_is_closed(manager: RunningManager) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", manager.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    await asyncio.wait_for(reader.read(), 5)
+    await asyncio.wait_for(reader.read(), 60)
     writer.transport.abort()
     assert await served(manager)
 
@@ -189,7 +189,7 @@ async def test_connections_of_one_address_are_capped_and_freed(
             await asyncio.sleep(0.001)
         reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=context)
         with suppress(ConnectionResetError, ssl.SSLError):
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 60) == b""
         assert "refused a connection from 127.0.0.1: 3 are open" in caplog.text
         for _, one in [*used, (reader, writer)]:
             one.transport.abort()
@@ -206,7 +206,7 @@ async def test_an_idle_connection_is_closed_for_a_new_one(place: Path, monkeypat
             await asyncio.sleep(0.001)
         assert await served(manager)
         with suppress(ConnectionResetError, ssl.SSLError):
-            assert await asyncio.wait_for(idle[0][0].read(), 5) == b""
+            assert await asyncio.wait_for(idle[0][0].read(), 60) == b""
         assert not idle[1][0].at_eof()
         for _, writer in idle:
             writer.transport.abort()
@@ -258,7 +258,7 @@ async def accept_through(*errors: int) -> None:
             served_by.open(group)
             _, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
             writer.write(b"x")
-            await asyncio.wait_for(taken.wait(), 5)
+            await asyncio.wait_for(taken.wait(), 60)
             writer.transport.abort()
             await served_by.close()
     finally:

@@ -90,7 +90,7 @@ def stored(number: int, **more: object) -> dict[str, object]:
 
 async def test_followers_share_what_is_written_and_start_no_process(tmp_path: Path, journald: socket.socket) -> None:
     book = with_journalctl(tmp_path)
-    async with asyncio.timeout(20), AsyncExitStack() as stack:
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
         followers = [await stack.enter_async_context(book.events(kuuid, follow=True)) for kuuid in (None, 7, 8)]
         await book.write(EVENT, "x")
         await book.write(EVENT.replace(keep=EVENT.keep.replace(kuuid=8)), "y")
@@ -103,7 +103,7 @@ async def test_followers_share_what_is_written_and_start_no_process(tmp_path: Pa
 
 async def test_who_was_away_for_moments_resumes_from_memory(tmp_path: Path, journald: socket.socket) -> None:
     book = with_journalctl(tmp_path)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for number in (1, 2, 3):
             await book.write(EVENT.replace(at=float(number)), "x")
         async with book.events(follow=True) as events:
@@ -120,7 +120,7 @@ async def test_who_resumes_at_a_new_manager_is_answered_from_the_journal_and_the
 ) -> None:
     before = "m=0123456789abcdef;n=5;t=64"
     book = with_journalctl(tmp_path, stored(3, KEEP_EVENT_ID=before), {"KEEP_RECORD": "{"}, stored(4))
-    async with asyncio.timeout(20), book.events(7, after=before, follow=True) as events:
+    async with asyncio.timeout(60), book.events(7, after=before, follow=True) as events:
         await book.write(EVENT.replace(at=9.0), "x")
         assert (await anext(events)).cursor == cursor(4), "not the event itself, and not what cannot be read"
         assert (await anext(events)).at == 9.0
@@ -134,7 +134,7 @@ async def test_an_event_that_journald_has_not_written_down_yet_is_not_lost_to_wh
 ) -> None:
     book = with_journalctl(tmp_path, stored(3))
     await book.write(EVENT.replace(at=8.0), "x")
-    async with asyncio.timeout(20), book.events(last=5, follow=True) as events:
+    async with asyncio.timeout(60), book.events(last=5, follow=True) as events:
         assert [(await anext(events)).at for _ in range(2)] == [1.5, 8.0]
         await book.write(EVENT.replace(at=9.0), "x")
         assert (await anext(events)).at == 9.0
@@ -156,9 +156,9 @@ async def nothing(_: object) -> str:
 async def test_a_caller_gets_only_events_of_keeps_that_it_may_see(tmp_path: Path, journald: socket.socket) -> None:
     theirs = json.dumps(EVENT.replace(keep=EVENT.keep.replace(owner="bob")).to_wire())
     book = with_journalctl(tmp_path, stored(3), {**stored(4), "KEEP_RECORD": theirs}, stored(5))
-    async with asyncio.timeout(20), book.events(last=1, visible=lambda keep: keep.owner == "bob") as events:
+    async with asyncio.timeout(60), book.events(last=1, visible=lambda keep: keep.owner == "bob") as events:
         assert [event.cursor async for event in events] == [cursor(4)]
-    async with asyncio.timeout(20), book.events(follow=True, visible=lambda keep: keep.owner == "bob") as events:
+    async with asyncio.timeout(60), book.events(follow=True, visible=lambda keep: keep.owner == "bob") as events:
         await book.write(EVENT, "x")
         await book.write(EVENT.replace(keep=EVENT.keep.replace(owner="bob")), "x")
         assert (await anext(events)).keep.owner == "bob"
@@ -169,7 +169,7 @@ async def test_a_follower_that_does_not_read_is_cut_off_and_costs_the_others_not
 ) -> None:
     monkeypatch.setattr(event_log, "MAX_BEHIND", 2)
     book = with_journalctl(tmp_path)
-    async with asyncio.timeout(20), book.events(follow=True) as slow, book.events(follow=True) as quick:
+    async with asyncio.timeout(60), book.events(follow=True) as slow, book.events(follow=True) as quick:
         for number in range(4):
             await book.write(EVENT.replace(at=float(number)), "x")
             assert (await anext(quick)).at == number

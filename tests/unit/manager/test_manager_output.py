@@ -234,7 +234,8 @@ async def test_a_quiet_keep_wakes_nobody() -> None:
             woken.cancel()
 
 
-async def test_a_loader_that_floods_tokens_is_not_listened_to_for_a_while() -> None:
+async def test_a_loader_that_floods_tokens_is_not_listened_to_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_module, "TOKENS_PAUSE_SECONDS", 3600.0)
     ring = os.open(tempfile.gettempdir(), os.O_TMPFILE | os.O_RDWR, 0o600)
     RingWriter.create(ring, MIN_CAPACITY)
     output = KeepOutput(7, ring)

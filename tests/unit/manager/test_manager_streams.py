@@ -214,12 +214,18 @@ async def test_a_silent_stream_shows_that_it_lives(manager: RunningManager, monk
             assert await response.content.readexactly(2 * HEADER) == 2 * encode_frame(ALIVE, b"")
 
 
-async def test_a_manager_that_stops_ends_its_streams_at_once(manager: RunningManager) -> None:
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager that would wait for its streams longer than the test does."""
+    monkeypatch.setattr("keep_manager.http.app.STOP_SECONDS", 3600.0)
+
+
+async def test_a_manager_that_stops_ends_its_streams_at_once(patient: None, manager: RunningManager) -> None:
     async with manager.client() as client:
         kuuid, _ = await new_keep(manager, client)
         async with reading(client, kuuid, "?follow=true"), client.get(f"/v1/keeps/{kuuid}/output?follow=true"):
             assert manager.server is not None
-            await asyncio.wait_for(manager.server.close(), 2)
+            await asyncio.wait_for(manager.server.close(), 60)
             await no_readers(manager)
             manager.server = None
 

@@ -253,7 +253,7 @@ async def test_no_descriptors_for_a_moment_end_no_watch_and_are_logged_once(
     shim = SimpleNamespace(**{**vars(socket), "socket": none_left})
     monkeypatch.setattr("keep_manager.loader_client.socket", shim)
     await loader.hang_up()
-    await asyncio.wait_for(enough.wait(), 5)
+    await asyncio.wait_for(enough.wait(), 60)
     await run(loader, Event.START, Event.ENDPOINT_READY)
     await manager.events.until(STARTED)
     assert manager.recorded == [CREATED, STARTED]
@@ -283,7 +283,7 @@ async def test_a_change_of_the_sentence_alone_is_shown(manager: WatchedManager) 
     await run(loader, Event.START, Event.ENDPOINT_READY)
     await manager.events.until(STARTED)
     await loader.say("receiving a workload")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await manager.keeps.get(info.kuuid)).detail != "receiving a workload":  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert manager.recorded == [CREATED, STARTED]
@@ -301,7 +301,7 @@ async def test_a_keep_whose_guest_runs_keeps_no_memory_for_compiling_also_where_
     manager.units.away = away
     loader.begun = True
     await loader.say("running the workload")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not manager.units.narrowed:  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert manager.units.narrowed == {info.kuuid: info.limits.running_memory_bytes}
@@ -313,7 +313,7 @@ async def test_a_new_manager_takes_from_a_keep_that_runs_what_the_one_before_cou
     await manager.end()
     loader.begun = True
     await manager.begin()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not manager.units.narrowed:  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert manager.units.narrowed == {info.kuuid: info.limits.running_memory_bytes}

@@ -17,7 +17,7 @@ from keep_protocol.sdnotify import Notifier, take_stored
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         monkeypatch.chdir(tmp_path)  # a Unix socket's address holds 107 characters
         sock.bind("notify")
         yield sock
@@ -48,7 +48,7 @@ def test_a_newline_cannot_add_an_assignment(systemd: socket.socket) -> None:
 
 def test_an_abstract_address_is_understood() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         sock.bind(f"\0keepfleet-test-{os.getpid()}")
         Notifier({"NOTIFY_SOCKET": f"@keepfleet-test-{os.getpid()}"}).send("READY=1")
         assert sock.recv(100) == b"READY=1"

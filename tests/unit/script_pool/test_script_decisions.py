@@ -25,6 +25,8 @@ from script_pool.decisions import (
     Waiting,
     decide,
     may_rest,
+    may_wait,
+    must_act_by,
     wake,
 )
 
@@ -127,6 +129,11 @@ def test_where_a_child_may_rest_nothing_is_to_be_decided(
     if may_rest(child, queue, settings, timer):
         assert decide(children, queue, settings, NOW) == []
         assert wake(children, queue, settings, NOW) >= timer.when()
+    for held, until in ((NOW, None), (None, NOW + 1)):
+        child.held, child.until = held, until
+        if may_wait(must_act_by(child) if held is None else held + HOLD_SECONDS, queue, timer):
+            assert decide(children, queue, settings, NOW) == []
+            assert wake(children, queue, settings, NOW) >= timer.when()
 
 
 @given(pools())
