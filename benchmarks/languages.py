@@ -8,13 +8,16 @@ from collections.abc import Callable
 
 from benchmarks.figures import Figure, Goal
 from benchmarks.host import Host
-from benchmarks.measuring import MS, Effort
+from benchmarks.measuring import MS, Effort, report
+from script_pool.engine import cpython
+from script_pool.engine.artifacts import Artifacts
 from script_pool.engine.interface import Limits, Result, Script, World
 from script_pool.engine.languages import Languages
 
 SANDBOX = b'{"x":[1,2,3,4,5]}'
 SOURCES = {"js": "y = x.map((v) => v * 2)", "micropython": "y = [v * 2 for v in x]"}
-GOALS = {"js": Goal(0.45), "micropython": Goal(0.8)}
+SOURCES["python"] = SOURCES["micropython"]
+GOALS = {"js": Goal(0.45), "micropython": Goal(0.8), "python": Goal(3.5)}
 CALL, CALLS = Goal(0.05), 300
 """Of a host function: the guest stops, its call is read, the answer given, and it goes on."""
 
@@ -22,14 +25,20 @@ CALL, CALLS = Goal(0.05), 300
 def measure(host: Host, effort: Effort) -> list[Figure]:
     """The figures of languages."""
     with tempfile.TemporaryDirectory() as cache:
+        sources = dict(SOURCES)
+        if cpython.can_make():
+            cpython.make(Artifacts(cache))
+        else:
+            del sources["python"]
+            report("languages: componentize-py is not installed, so that python is not measured")
         engine = Languages(cache)
         engine.warm()
         engine.begin()
         limits = Limits(wall_seconds=20)
-        scripts = {language: engine.prepare("bench", source, language, limits) for language, source in SOURCES.items()}
+        scripts = {language: engine.prepare("bench", source, language, limits) for language, source in sources.items()}
         asks = f"for (let i = 0; i < {CALLS}; i++) await f(i)"
         asking = engine.prepare("asking", asks, "js", limits, ("f",))
-        taken: dict[str, list[float]] = {language: [] for language in SOURCES}
+        taken: dict[str, list[float]] = {language: [] for language in sources}
         calls, sessions = list[float](), list[float]()
         for _ in range(effort.rounds):
             for language, script in scripts.items():

@@ -129,9 +129,12 @@ async def test_among_loops_bombs_throws_and_crashes_every_other_call_is_right_an
     assert ends["good", "done"] >= calls * 0.7, ends
 
 
+PAGES = ("scripts", "from-jefe", "from-vm2", "from-isolated-vm")
+
+
 def programs(language: str) -> list[tuple[str, str]]:
-    """Each program of the how-to, and what the page says it prints."""
-    page = (ROOT / "docs/how-to/scripts.md").read_text(encoding="utf-8")
+    """Each program of the how-tos, and what the page says it prints."""
+    page = "\n".join((ROOT / f"docs/how-to/{page}.md").read_text(encoding="utf-8") for page in PAGES)
     pattern = rf"^```{language}\n(.*?)^```$\n+^```\n(.*?)^```$"
     return re.findall(pattern, page, re.MULTILINE | re.DOTALL)
 
