@@ -159,14 +159,15 @@ def prepared(
     raw = (ctypes.c_uint8 * (RAW_BYTES * 3))()
     first, second, third = (ctypes.c_uint64.from_buffer(raw, RAW_BYTES * number) for number in range(3))
     result, trap, context_at, world = ctypes.c_int64.from_buffer(raw), ctypes.c_void_p(), target.address, target.world
-    store, function, values, trap_at = world.context, *map(ctypes.byref, (target.function, raw, trap))
-    fuel, call, set_fuel = ctypes.c_uint64(hook.fuel), CALL, SET_FUEL
+    function, values, trap_at = map(ctypes.byref, (target.function, raw, trap))
+    store, fuel = ctypes.c_void_p.from_param(world.context.value), ctypes.c_uint64.from_param(hook.fuel)
+    call, set_fuel = CALL, SET_FUEL
     size, data_at, most = hook.context_bytes, context_at + hook.data_at, hook.data_bytes
     region, data_region = target.memory[context_at : context_at + size], target.memory[data_at : data_at + most]
     into = (ctypes.c_char * size).from_buffer(region)  # takes a buffer in half of a slice's time
     times, calls, mask = target.taken, target.counter, 0 if threshold else SAMPLED - 1
     writable, control, lock = hook.writable, hook.control, world.lock
-    arguments = ctypes.c_size_t(3 if most else 1)
+    arguments = ctypes.c_size_t.from_param(3 if most else 1)
 
     def timed() -> int | None:
         begin = perf_counter_ns()

@@ -57,7 +57,7 @@ def build(directory: str = "") -> str:
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     include = sysconfig.get_path("include")
     if compiler is None or not os.path.exists(os.path.join(include, "Python.h")):
-        missing = "a C compiler" if compiler is None else f"{include}/Python.h"
+        missing = "C compiler" if compiler is None else f"{include}/Python.h"
         why = f"there is no {missing}; on Debian, run: apt-get install gcc python3-dev"
         raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot build the calls of codelets in C: {why}")
     directory = directory or DIRECTORY

@@ -179,8 +179,8 @@ class Channel:
                 size = self._session.read(len(room), room)
                 self._end += size
                 self._at_end = not size
-                if size < _RECORD:
-                    break  # the peer's last one for now: to ask for another costs a line of output a twentieth of a ms
+                if self._end - before < _RECORD:
+                    break  # one that is not full is the only one: to ask for another costs a line a twentieth of a ms
         except (BrokenPipeError, _ssl.SSLEOFError):
             # The stream has ended without TLS's own end; OpenSSL 3.5 reports a write that failed before.
             self._at_end = True

@@ -166,10 +166,10 @@ async def _copy(
                 return True
             checks.again()
             flood.write(len(block.data))
+            reading.sent(block)
+            return reading.has_all()
         except (KeepfleetError, ConnectionResetError):
             return False
-        reading.sent(block)
-        return reading.take(flood.room) is None
 
     while True:
         over = end is None or end.done()

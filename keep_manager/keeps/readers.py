@@ -69,6 +69,10 @@ class Reading:
         Raises KeepfleetError(KEEP_FAILED)."""
         return None if self._output is None or self._reader is None else self._output.take(self._reader, room)
 
+    def has_all(self) -> bool:
+        """Whether there is nothing more by now, of which the loader hears. Raises KeepfleetError(KEEP_FAILED)."""
+        return self._output is None or self._reader is None or self._output.has_all(self._reader)
+
     def sent(self, block: Block) -> None:
         """The client has been sent the block."""
         if self._output is not None and self._reader is not None:

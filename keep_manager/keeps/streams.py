@@ -147,6 +147,13 @@ class KeepOutput:
             return None
         return block
 
+    def has_all(self, reader: Reader) -> bool:
+        """Whether `reader` has what there is: then a token is answered. Raises KeepfleetError(KEEP_FAILED)."""
+        if reader.position < self.bounds()[1]:
+            return False
+        self._acknowledge(answers=True)
+        return True
+
     def look(self, position: int, room: memoryview | None = None) -> Block:
         """The frames from `position` on, or from the oldest one; without data where there is nothing yet. No reader is
         concerned, and it may be called in a thread. Raises KeepfleetError(KEEP_FAILED)."""

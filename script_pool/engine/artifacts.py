@@ -100,9 +100,7 @@ class Artifacts:
         if os.path.exists(installed):
             return installed
         try:
-            path = self._path(
-                kind, source, ()
-            )  # not in a keep, which sees no processor: what is installed is all it has
+            path = self._path(kind, source, ())  # not in a keep, which sees no processor and has what is installed
             with open(path + FACTS, "rb") as file:
                 said = json.loads(file.read(_HEAD_BYTES))
             with open(os.open(path + INSTALLED, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:

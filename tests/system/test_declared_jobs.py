@@ -16,6 +16,7 @@ import pytest
 from keep_manager.failpoints import Failpoint
 from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
+from tests.system.host import message_of
 from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 
@@ -33,11 +34,13 @@ def history(fleet: Fleet, name: str) -> list[dict[str, Any]]:
 
 
 def until(fleet: Fleet, name: str, state: str, count: int = 1) -> list[dict[str, Any]]:
-    """The runs of a job once so many are so; the manager says each change in the journal, which `history` reads."""
+    """The runs of a job once so many are so; the manager says each change in the journal, before which it wrote it."""
     while True:
+        cursor = fleet.host.cursor()
         runs = history(fleet, name)
         if [run["state"] for run in runs].count(state) >= count:
             return runs
+        fleet.host.wait_journal(f"declared job {name}: run ", MANAGER, cursor)
 
 
 @pytest.fixture
@@ -164,7 +167,7 @@ def test_a_guest_has_its_secret_as_a_file_and_nothing_else_shows_it(jobs: Fleet)
         jobs.host.run(["grep", "-r", "-l", VALUE, "/var/lib/keepfleet/secrets", "/run/systemd"], check=False).stdout
         == ""
     )
-    entries = jobs.host.run(["journalctl", "--after-cursor", cursor, "-u", MANAGER, "-o", "cat"]).stdout
+    entries = "\n".join(message_of(entry) for entry in jobs.host.journal(MANAGER, cursor))
     assert "security: set the secret token by admin" in entries
     assert VALUE not in entries
     modes = jobs.host.run(["sh", "-c", f"stat -c '%a %u' {SECRETS} {SECRETS}/*"]).stdout.split("\n")[:-1]

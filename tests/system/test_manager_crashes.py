@@ -24,6 +24,9 @@ from tests.system.life import SOON, Bystanders, Life
 AT_ONCE = 24
 """Three times what the manager has under way at once: when the first is made, others are in every step."""
 
+REPEATED = (Failpoint.START_AFTER_FILES, Failpoint.START_BEFORE_BIND, Failpoint.START_AFTER_ADDRESS)
+"""Where a start that is asked for alone is cut off, too; a creation with its start is cut off there by --heavy."""
+
 pytestmark = pytest.mark.usefixtures("undisturbed")
 
 
@@ -86,7 +89,14 @@ def test_a_start_during_which_the_manager_dies_has_opened_the_endpoint_or_can_be
     does_its_job(life)
 
 
-@pytest.mark.parametrize("point", [point for point in Failpoint if point.name.startswith(("CREATE", "START"))])
+ASKED_AGAIN = [
+    pytest.param(point, marks=[pytest.mark.heavy][: point in REPEATED])
+    for point in Failpoint
+    if point.name.startswith(("CREATE", "START"))
+]
+
+
+@pytest.mark.parametrize("point", ASKED_AGAIN)
 def test_a_creation_with_its_start_that_is_asked_for_again_gets_one_keep_that_is_started(
     fleet: Fleet, bystanders: Bystanders, point: Failpoint
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from codelets import fast
+from keep_protocol.errors import KeepfleetError
 from tests.unit.codelets.application import Application
 
 
@@ -23,7 +24,12 @@ def closing() -> Iterator[None]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The directory that the calls in C are built into, once."""
     directory = str(tmp_path_factory.mktemp("fast"))
-    fast.build(directory)
+    try:
+        fast.build(directory)
+    except KeepfleetError as error:
+        if "apt-get install" not in error.message:
+            raise
+        pytest.skip(error.message)  # which nobody needs who calls codelets through ctypes
     return directory
 
 

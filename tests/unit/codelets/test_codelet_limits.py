@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from codelets import CodeletError
+from codelets import CodeletError, fast
 from codelets.descriptor import MAX_CODELETS
 from codelets.faults import MAX_MESSAGE
 from codelets.interface import MAX_HELPERS, MAX_HOOKS
@@ -139,3 +139,11 @@ def test_concurrent_maps_of_many_sets_are_their_own(application: Application) ->
         application.choose(packet())
     for number in range(20):
         assert application.runtime.map_items(f"set{number}", f"set{number}", "count")[0][1] == struct.pack("<Q", 10)
+
+
+def test_a_module_in_c_that_another_version_has_built_is_refused(built: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fast.load(built).INTERFACE == fast.INTERFACE
+    monkeypatch.setattr(fast, "INTERFACE", fast.INTERFACE + 1)
+    with pytest.raises(KeepfleetError, match="another version of keepfleet has built it; remove it, or run") as caught:
+        fast.load(built)
+    assert caught.value.kind is ErrorKind.CONFIGURATION

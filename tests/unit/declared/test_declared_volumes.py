@@ -86,8 +86,10 @@ def test_a_full_disk_at_any_step_leaves_none_and_room_for_the_next_try(place: Pa
 def test_a_manager_that_is_killed_at_any_step_leaves_a_whole_one_or_none(place: Path, number: int) -> None:
     child = os.fork()
     if child == 0:
-        opened(place, disk=deadly_at(OPENING + number)).ensure("data", "alice", SIZE, INODES)
-        os._exit(0)
+        try:
+            opened(place, disk=deadly_at(OPENING + number)).ensure("data", "alice", SIZE, INODES)
+        finally:
+            os._exit(0)  # whatever became of it: the test goes on in its own process alone
     os.waitpid(child, 0)
     volumes = opened(place)
     assert os.listdir(place) in ([], ["data"])
@@ -178,8 +180,10 @@ def test_a_manager_that_is_killed_while_it_removes_one_leaves_it_or_nothing(plac
     opened(place).ensure("data", "alice", SIZE, INODES)
     child = os.fork()
     if child == 0:
-        opened(place, disk=deadly_at(OPENING + number)).remove("data")
-        os._exit(0)
+        try:
+            opened(place, disk=deadly_at(OPENING + number)).remove("data")
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     opened(place)
     assert os.listdir(place) == (["data"] if number == 1 else [])
