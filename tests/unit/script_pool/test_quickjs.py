@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from script_pool.engine.held import Held
 from script_pool.engine.interface import Fault, Limits, Reason, Result
-from script_pool.engine.quickjs import Held, QuickJS
+from script_pool.engine.quickjs import QuickJS
 from script_pool.engine.texts import depth_of, is_strict
 
 SHORT = Limits(wall_seconds=0.1)
