@@ -56,7 +56,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._sock = dial(address, socket.SOCK_NONBLOCK)
         self._on_signal, self._files = on_signal, files
-        self._unsent: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._unsent: deque[tuple[memoryview, list[int]]] = deque()
         self._received = bytearray()
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._serial = 0
@@ -123,13 +123,15 @@ class Connection:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
-        self._unsent.clear()
+        while self._unsent:
+            _close(self._unsent.popleft()[1])
         for reply in self._calls.values():
             if not reply.done():
                 reply.set_exception(BusLost())
 
     def _send(self, data: memoryview, files: Sequence[int]) -> None:
-        self._unsent.append((data, files))
+        """Keeps `files` open until they have gone: a caller that is cancelled before closes its own."""
+        self._unsent.append((data, [os.dup(file) for file in files]))
         if len(self._unsent) == 1:
             self._writable()
 
@@ -138,10 +140,10 @@ class Connection:
         try:
             while self._unsent:
                 data, files = self._unsent[0]
-                sent = socket.send_fds(self._sock, [data], list(files)) if files else self._sock.send(data)
-                if sent < len(data):  # the descriptors went with the first byte
-                    self._unsent[0] = (data[sent:], ())
-                else:
+                sent = socket.send_fds(self._sock, [data], files) if files else self._sock.send(data)
+                _close(files)  # they went with the first byte
+                self._unsent[0] = data[sent:], []
+                if sent == len(data):
                     self._unsent.popleft()
         except BlockingIOError:
             self._loop.add_writer(self._sock, self._writable)
@@ -177,3 +179,8 @@ class Connection:
                 self._on_signal(message)
             if self.lost.done():
                 return
+
+
+def _close(files: Sequence[int]) -> None:
+    for file in files:
+        os.close(file)

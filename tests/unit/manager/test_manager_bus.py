@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from keep_manager.systemd import bus
 from keep_manager.systemd.bus import Bus, Call
-from keep_manager.systemd.connection import BusLost
+from keep_manager.systemd.connection import BusLost, Connection
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -68,3 +71,36 @@ async def test_who_asks_again_right_after_a_loss_waits_for_the_bus_and_lets_the_
             await made.call(call)
         with pytest.raises(KeepfleetError, match=r"no answer in 0\.01 s"):
             await made.call(call, 0.01)
+
+
+async def test_a_call_that_is_cancelled_before_it_has_gone_sends_no_other_files_than_its_own(place: Path) -> None:
+    (place / "its-own").write_text("its own")
+    (place / "another").write_text("another")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place / "bus"))
+        listener.listen()
+        connection = Connection(f"unix:path={place}/bus", lambda _: None, files=True)
+        bus, _ = listener.accept()
+    with bus:
+        bus.setblocking(False)
+        filled = asyncio.create_task(connection.call("a.b", "/", "a.b", "Fill", "s", ["x" * 4_000_000]))
+        number = os.open(place / "its-own", os.O_RDONLY)
+        call = asyncio.create_task(connection.call("a.b", "/", "a.b", "Pass", "h", [0], [number]))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        os.close(number)
+        another = os.open(place / "another", os.O_RDONLY)
+        assert another == number
+        files: list[int] = []
+        while not files:
+            with suppress(BlockingIOError):
+                _, files, _, _ = socket.recv_fds(bus, 1 << 16, 1)
+            await asyncio.sleep(0)
+        assert os.read(files[0], 16) == b"its own"
+        for file in (another, *files):
+            os.close(file)
+        connection.end()
+        with pytest.raises(BusLost):
+            await filled
