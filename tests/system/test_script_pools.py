@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -22,7 +23,7 @@ from script_pool.engine.artifacts import Artifacts
 from tests.python_component import python_directory
 from tests.system.fixtures import INSTALLED
 from tests.system.fleet import Fleet
-from tests.system.host import Host, layout
+from tests.system.host import Host, layout, message_of
 from tests.system.wire import Answer, ask, request
 from tools.sandbox.sandbox import Sandbox
 
@@ -248,6 +249,28 @@ def test_pools_are_listed_read_and_removed_by_their_own_routes(fleet: Fleet, poo
     assert made.status == 201
     assert asked("DELETE", f"/v1/pools/{made.object['kuuid']}").status == 204
     fleet.client().remove(other.kuuid)
+
+
+def test_what_scripts_print_goes_to_the_keeps_journal_where_that_is_asked(fleet: Fleet, place: Path) -> None:
+    made = typed(fleet, place, "scripts", "create", "journaled", "--console", "journal")
+    pool = Pool(fleet, fleet.client().keep(int(made.stdout)))
+    unit = f"keep@{pool.info.kuuid}.service"
+    forged = 'script-pool: script "b" run 1: paid'
+    code = f"console.log('begins'); console.log({json.dumps(chr(10) + forged)}); console.log('the last')"
+    assert pool.do(cmd="AddCode", name="a", code=code) == {"ok": True}
+    assert "console" not in pool.do(id=1, cmd="ExecCode", name="a", inputSandbox={})
+    fleet.host.wait_journal("the last", unit)
+    assert forged in typed(fleet, place, "logs", "journaled").stdout
+    lines = [message_of(entry) for entry in fleet.host.journal(unit) if " run " in message_of(entry)]
+    assert [re.sub(r" run [0-9]+: ", " run N: ", line, count=1) for line in lines] == [
+        'script-pool: script "a" run N: begins',
+        f'script-pool: script "a" run N: \\n{forged}',
+        'script-pool: script "a" run N: the last',
+    ]
+    fleet.host.run(["kill", "-KILL", *map(str, pool.processes("keep-endpoint"))])
+    assert pool.do(cmd="AddCode", name="b", code="console.log('of the next endpoint')") == {"ok": True}
+    assert pool.do(cmd="ExecCode", name="b", inputSandbox={})["ok"]
+    fleet.host.wait_journal("of the next endpoint", unit)
 
 
 @pytest.fixture
