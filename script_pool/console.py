@@ -51,7 +51,7 @@ def _pieces(line: str) -> Iterator[str]:
 
 
 class Journal:
-    """Writes them to `descriptor`."""
+    """Writes them to `descriptor`, which stays the caller's."""
 
     def __init__(self, descriptor: int = 2, clock: Callable[[], float] = time.monotonic) -> None:
         self._descriptor, self._clock = descriptor, clock

@@ -271,6 +271,12 @@ def test_what_scripts_print_goes_to_the_keeps_journal_where_that_is_asked(fleet:
     assert pool.do(cmd="AddCode", name="b", code="console.log('of the next endpoint')") == {"ok": True}
     assert pool.do(cmd="ExecCode", name="b", inputSandbox={})["ok"]
     fleet.host.wait_journal("of the next endpoint", unit)
+    cursor = fleet.host.cursor()
+    fleet.host.run(["kill", "-KILL", fleet.host.show(unit, "MainPID")["MainPID"]])
+    fleet.host.wait_journal("awaiting-workload", unit, cursor)
+    assert pool.do(cmd="AddCode", name="c", code="console.log('of the next loader')") == {"ok": True}
+    assert pool.do(cmd="ExecCode", name="c", inputSandbox={})["ok"]
+    fleet.host.wait_journal("of the next loader", unit)
 
 
 @pytest.fixture
