@@ -124,11 +124,17 @@ class Forks:
         theirs, self._checks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         passed = {**self._store.select(ENDPOINT_NAMES), CHECKS: theirs.fileno()}
         environment = settings.endpoint_environment(keep.report, keep.private.names)
+        pipes: dict[str, int] = {}
         try:
             with theirs:
+                if settings.entries.writes:
+                    pipes = self._streams.open(self._input_cut)
+                    passed |= pipes
                 child = self._forked(settings.entries.endpoint, _ENDPOINT_NAME, environment, passed)
         except OSError as error:
             raise KeepfleetError(ErrorKind.KEEP_FAILED, f"cannot start the app-loader: {error.strerror}") from error
+        finally:
+            close_all(list(pipes.values()))
         self._connected = False
         self.endpoint = Process(self._loop, child, _ENDPOINT, self._take_of_endpoint, self._endpoint_ended)
         self.endpoint.within(APPLOADER_START_SECONDS, self._too_slow)

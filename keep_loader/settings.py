@@ -25,19 +25,21 @@ MAX_SOCKET_PATH = 107
 class Entries(Record):
     """What is known here of a kind of keep. endpoint and runner: what its forks call, "module:function" each, "" where
     it has no endpoint; brings: the descriptors that its start must bring, may_bring: those that it may; needs: those
-    without which its workload cannot be run again."""
+    without which its workload cannot be run again; writes: whether its endpoint gets the pipes of a workload's output,
+    which is recorded: what it says of itself is bounded for the whole of its life."""
 
     endpoint: str
     runner: str
     brings: tuple[str, ...] = START_DESCRIPTORS
     may_bring: tuple[str, ...] = ()
     needs: tuple[str, ...] = MODULE_NAMES
+    writes: bool = False
 
 
 _RUNNER = "app_loader.run.runner:run"
 ENTRIES = {
     Kind.UPLOAD: Entries("app_loader.receive.service:serve", _RUNNER),
-    Kind.SCRIPTS: Entries("script_pool.keep.service:serve", "script_pool.keep.template:run"),
+    Kind.SCRIPTS: Entries("script_pool.keep.service:serve", "script_pool.keep.template:run", writes=True),
     Kind.STORED: Entries("", _RUNNER, brings=(MODULE,), may_bring=(COMPILED, FOLLOW), needs=(MODULE,)),
 }
 """By the keep's kind. Named, and imported in the fork alone: what runs there is no part of the loader."""

@@ -9,7 +9,7 @@ from keep_protocol.constants import LAST_KEEP_PORT, MAX_MANAGER_BODY
 from keep_protocol.fields import Flag, Items, Maybe, Nested, Record, Whole, field, parse, table_of
 from keep_protocol.kinds import Kind
 from keep_protocol.pools import PoolOptions
-from keep_protocol.spec import LABELS, MAX_UPLOADERS, NAME, UPLOADER, Labels, Lease
+from keep_protocol.spec import LABELS, MAX_UPLOADERS, NAME, UPLOADER, Labels, Lease, OutputPolicy
 from keep_protocol.workload import Workload
 
 
@@ -56,6 +56,7 @@ class NewPool(Record):
             replace_living=self.replace_living,
             start=start,
             kind=Kind.SCRIPTS,
+            output=OutputPolicy.DROP_OLDEST,  # a reader who stands still holds no newer line back from the journal
         )
 
 

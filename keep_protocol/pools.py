@@ -5,12 +5,21 @@ Import rule: the light part of keep_protocol.
 
 from __future__ import annotations
 
+from enum import Enum
+
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.fields import Record, Whole, field, parse
+from keep_protocol.fields import Record, Whole, Word, field, parse
 
 MAX_OPTIONS_JSON = 4096
 MIB = 1024 * 1024
+
+
+class Console(Enum):
+    """Where what scripts print goes: into the answer of their run, or the pool's journal."""
+
+    RETURN = "return"
+    JOURNAL = "journal"
 
 
 class PoolOptions(Record):
@@ -27,6 +36,9 @@ class PoolOptions(Record):
     memory_bytes: int = field(Whole(8 * MIB, 256 * MIB), default=64 * MIB, about="what a script may have")
     input_bytes: int = field(Whole(1024, 64 * MIB), default=5 * MIB, about="of an input sandbox or of code")
     output_bytes: int = field(Whole(1024, 64 * MIB), default=5 * MIB, about="of an output sandbox")
+    console: Console = field(
+        Word(Console), default=Console.RETURN, about="where what scripts print goes: the answer, or the keep's journal"
+    )
 
     def _check(self) -> None:
         if self.min > self.max:

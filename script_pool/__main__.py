@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from subprocess import TimeoutExpired
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.pools import Console
+from script_pool.console import Journal
 from script_pool.decisions import Settings
 from script_pool.engine import cpython
 from script_pool.engine.artifacts import Artifacts
@@ -21,7 +23,7 @@ from script_pool.sessions import read_key
 
 OF_A_POOL = (
     "min", "max", "recycle_after", "queue", "deadline", "drain", "time", "memory", "input", "output", "session_seconds",
-    "cache",
+    "console", "cache",
 )  # fmt: skip
 """The options that a pool takes, by whatever it is started."""
 
@@ -78,6 +80,13 @@ def parser() -> argparse.ArgumentParser:
         help="seconds after which a session that was not used ends (default: %(default)s)",
     )
     made.add_argument(
+        "--console",
+        choices=[each.value for each in Console],
+        default=Console.RETURN.value,
+        help="where what scripts print goes: into their answers, or to standard error, each line with its script's name"
+        " (default: %(default)s)",
+    )
+    made.add_argument(
         "--session-key",
         metavar="FILE",
         help="the key that saved sessions are signed with, made where there is none; without it, a saved session can be"
@@ -127,7 +136,8 @@ async def serve(arguments: argparse.Namespace, engine: str = ENGINE) -> None:
     )
     limits = Limits(arguments.time, arguments.memory << 20, arguments.input, arguments.output)
     key = None if arguments.session_key is None else read_key(arguments.session_key)
-    pool = ScriptPool(settings, limits, engine, cache=arguments.cache, session_key=key)
+    console = Journal() if arguments.console == Console.JOURNAL.value else None
+    pool = ScriptPool(settings, limits, engine, cache=arguments.cache, session_key=key, console=console)
     service = Service(pool, frozenset((os.getuid(), *arguments.allow_uid)))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, service.stop)

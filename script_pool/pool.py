@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool import decisions, frames
+from script_pool.console import Journal
 from script_pool.decisions import Assign, Child, Expire, Kill, Park, Phase, Refuse, Retire, Settings, Spawn, Waiting
 from script_pool.engine.interface import Limits, Reason, Script
 from script_pool.frames import Frame, FrameError, Kind, Order
@@ -43,7 +45,7 @@ _BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 5.0
 class ScriptPool:
     """`engine`: MODULE:CLASS, loaded in the template process alone. `say`: where a line for the operator goes; `cache`:
     the directory for compiled code, which is compiled at each start without one; `processes`: makes the pool's side of
-    a template process that is there already."""
+    a template process that is there already; `console`: takes what scripts print, which their answers have without."""
 
     def __init__(
         self,
@@ -54,10 +56,11 @@ class ScriptPool:
         cache: str | None = None,
         processes: Callable[[Events], Processes] | None = None,
         session_key: bytes | None = None,
+        console: Journal | None = None,
     ) -> None:
         self.settings, self.limits, self._say = settings or Settings(), limits or Limits(), say
         self._processes = processes(self) if processes else Processes(engine, self.limits, self, cache)
-        self._names = Names(self._dropped)
+        self._names, self._console = Names(self._dropped), console
         self._parked_bytes = 0
         self.sessions = Sessions(self._later, session_key, self.settings.session_seconds)
         self._members: dict[int, Member] = {}
@@ -163,6 +166,8 @@ class ScriptPool:
             self._reply(ticket, Answer(SHUTTING_DOWN))
         self.sessions.close()
         await self._processes.stop()
+        if self._console is not None:
+            self._console.close()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -225,6 +230,9 @@ class ScriptPool:
             self.sessions.drop_empty(job.session)
             if job.session.turns:
                 self._prepare_run(job.session.turns[0])
+        if self._console is not None and answer.console:
+            self._console.write(job.version.name, ticket, answer.console)
+            answer = replace(answer, console=())
         job.reply(answer)
         if self._draining:
             self._changed.set()

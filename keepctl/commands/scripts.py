@@ -94,6 +94,7 @@ def _done(answer: dict[str, object]) -> dict[str, object]:
 @click.option("--max", "most", type=click.IntRange(1, 16), help="Processes at most; 2 otherwise.")
 @click.option("--time", "seconds", type=click.FloatRange(0.01, 60), help="Seconds that a run may take; 1 otherwise.")
 @click.option("--script-memory", "script_memory", metavar="SIZE", help="What a script may have; 64M otherwise.")
+@click.option("--console", type=click.Choice(["return", "journal"]), help="Where what scripts print goes.")
 @click.option("--memory", metavar="SIZE", help="What the whole pool may use.")
 @click.option("--caller", "callers", multiple=True, metavar="WHO", help="Who may use it: name:NAME or a fingerprint.")
 @click.option("--address", help="An address of the manager's host; otherwise the one it is reached by.")
@@ -106,6 +107,7 @@ def create(
     most: int | None,
     seconds: float | None,
     script_memory: str | None,
+    console: str | None,
     memory: str | None,
     callers: tuple[str, ...],
     address: str | None,
@@ -122,7 +124,7 @@ def create(
     found = access.find(**connection)
     remember(found.credentials)
     options: dict[str, object] = {"max": most, "time_ms": None if seconds is None else round(seconds * 1000)}
-    options["memory_bytes"] = parse_size(script_memory) if script_memory else None
+    options |= {"memory_bytes": parse_size(script_memory) if script_memory else None, "console": console}
     asked: dict[str, object] = {
         "name": name,
         "limits": {"memory_bytes": parse_size(memory)} if memory else {},

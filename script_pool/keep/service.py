@@ -23,10 +23,11 @@ from keep_protocol.constants import MAX_CA_FILE_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import parse
 from keep_protocol.forking import REPORT_DESCRIPTOR
-from keep_protocol.pools import PoolOptions
+from keep_protocol.pools import Console, PoolOptions
 from keep_protocol.reports import CHECKS, IDENTITY, READY_PACKET, Report, ReportType
 from keep_protocol.tls import HANDSHAKE_SECONDS, fingerprint_of, server_context
 from script_pool import decisions
+from script_pool.console import Journal
 from script_pool.keep.handed import HandedProcesses, first_words
 from script_pool.keep.https import Exchange
 from script_pool.keep.template import limits_of
@@ -57,7 +58,8 @@ def serve() -> int:
         options = parse(PoolOptions, said, "pool", strict=True)
         access = UploadAccess(passed.number("revoked"), settings.kuuid, settings.uploaders)
         listener = socket.socket(fileno=passed.number("listener"))
-        asyncio.run(_Endpoint(settings, options, control, listener, context, access, reporter).run())
+        console = Journal(passed.number("stderr")) if options.console is Console.JOURNAL else None
+        asyncio.run(_Endpoint(settings, options, control, listener, context, access, reporter, console).run())
     except KeepfleetError as error:
         print(f"script-pool: {error.message}", *error.evidence, sep="\n  ", file=sys.stderr, flush=True)
         reporter.send(Report(ReportType.FAILED, error.message, error=error))
@@ -100,7 +102,9 @@ class _Endpoint:
         context: ssl.SSLContext,
         access: UploadAccess,
         reporter: Reporter,
+        console: Journal | None,
     ) -> None:
+        self._console = console
         self._listener, self._context, self._access, self._reporter = listener, context, access, reporter
         self._control, self._limits = control, limits_of(options)
         self._settings = decisions.Settings(
@@ -129,6 +133,7 @@ class _Endpoint:
             self._settings,
             self._limits,
             processes=lambda events: HandedProcesses(self._control, self._limits, events),
+            console=self._console,
         )
         lock_endpoint()
         await pool.start()

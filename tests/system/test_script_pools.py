@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -15,8 +18,14 @@ from keep_client.scripts import KeepStream
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.tls import pinned_client_context
+from script_pool.engine import cpython
+from script_pool.engine.artifacts import Artifacts
+from tests.python_component import python_directory
+from tests.system.fixtures import INSTALLED
 from tests.system.fleet import Fleet
+from tests.system.host import Host, layout, message_of
 from tests.system.wire import Answer, ask, request
+from tools.sandbox.sandbox import Sandbox
 
 RULE = "total = 0\nfor (const item of items) total += item.price * item.count\n"
 
@@ -240,3 +249,95 @@ def test_pools_are_listed_read_and_removed_by_their_own_routes(fleet: Fleet, poo
     assert made.status == 201
     assert asked("DELETE", f"/v1/pools/{made.object['kuuid']}").status == 204
     fleet.client().remove(other.kuuid)
+
+
+def test_what_scripts_print_goes_to_the_keeps_journal_where_that_is_asked(fleet: Fleet, place: Path) -> None:
+    made = typed(fleet, place, "scripts", "create", "journaled", "--console", "journal")
+    pool = Pool(fleet, fleet.client().keep(int(made.stdout)))
+    unit = f"keep@{pool.info.kuuid}.service"
+    forged = 'script-pool: script "b" run 1: paid'
+    code = f"console.log('begins'); console.log({json.dumps(chr(10) + forged)}); console.log('the last')"
+    assert pool.do(cmd="AddCode", name="a", code=code) == {"ok": True}
+    assert "console" not in pool.do(id=1, cmd="ExecCode", name="a", inputSandbox={})
+    fleet.host.wait_journal("the last", unit)
+    assert forged in typed(fleet, place, "logs", "journaled").stdout
+    lines = [message_of(entry) for entry in fleet.host.journal(unit) if " run " in message_of(entry)]
+    assert [re.sub(r" run [0-9]+: ", " run N: ", line, count=1) for line in lines] == [
+        'script-pool: script "a" run N: begins',
+        f'script-pool: script "a" run N: \\n{forged}',
+        'script-pool: script "a" run N: the last',
+    ]
+    fleet.host.run(["kill", "-KILL", *map(str, pool.processes("keep-endpoint"))])
+    assert pool.do(cmd="AddCode", name="b", code="console.log('of the next endpoint')") == {"ok": True}
+    assert pool.do(cmd="ExecCode", name="b", inputSandbox={})["ok"]
+    fleet.host.wait_journal("of the next endpoint", unit)
+    cursor = fleet.host.cursor()
+    fleet.host.run(["kill", "-KILL", fleet.host.show(unit, "MainPID")["MainPID"]])
+    fleet.host.wait_journal("awaiting-workload", unit, cursor)
+    assert pool.do(cmd="AddCode", name="c", code="console.log('of the next loader')") == {"ok": True}
+    assert pool.do(cmd="ExecCode", name="c", inputSandbox={})["ok"]
+    fleet.host.wait_journal("of the next loader", unit)
+
+
+@pytest.fixture
+def fleet_with_python(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A host of its own, whose installation has CPython made."""
+    directories = {name: tmp_path_factory.mktemp(name) for name in ("engines", "made", "etc", "shared")}
+    for directory in directories.values():
+        directory.chmod(0o755)
+    (place,) = prefix.glob("lib/python3*/site-packages/script_pool/engine/installed")
+    shutil.copytree(place, directories["engines"], dirs_exist_ok=True)
+    path = cpython.make(Artifacts(python_directory(str(tmp_path_factory.getbasetemp()))))
+    shutil.copy(path, directories["made"])
+    Artifacts(str(directories["made"])).install(str(directories["engines"]))
+    binds = (
+        (str(prefix), INSTALLED, True),
+        (str(directories["engines"]), f"{INSTALLED}/{place.relative_to(prefix)}", True),
+        (str(directories["etc"]), "/etc/keepfleet", False),
+        (str(directories["shared"]), str(directories["shared"]), False),
+    )
+    with Sandbox(f"python-pools-{os.getpid()}", layout(binds)) as sandbox, sandbox.network():
+        fleet = Fleet(Host(sandbox, directories["shared"]), directories["etc"])
+        fleet.install()
+        yield fleet
+
+
+IN_PYTHON = """
+import dataclasses, datetime, statistics
+from decimal import Decimal
+
+@dataclasses.dataclass
+class Order:
+    price: Decimal
+    count: int
+
+print("an order")
+orders = [Order(Decimal(each["price"]), each["count"]) for each in items]
+total = str(sum(order.price * order.count for order in orders))
+middle = statistics.median(order.count for order in orders)
+day = datetime.date(2026, 11, 28).isoformat()
+seen = [name for name in ("left",) if name in globals()]
+del items, orders
+globals()["left"] = 1
+"""
+
+
+def test_a_pool_in_a_keep_runs_cpython_where_the_installation_has_it(fleet_with_python: Fleet) -> None:
+    fleet = fleet_with_python
+    pool = Pool(fleet, fleet.client().create_pool({"name": "python", "options": {"max": 2, "time_ms": 1000}}))
+    failing = "def price():\n    return 1 / 0\n\nprice()"
+    sources = {"order": IN_PYTHON, "fails": failing, "loop": "while True: pass", "eater": "a = ['x' * 99] * 10**9"}
+    for name, code in sources.items():
+        assert pool.do(id=1, cmd="AddCode", name=name, code=code, language="python") == {"id": 1, "ok": True}
+    items = [{"price": "1.10", "count": 3}, {"price": "0.05", "count": 1}]
+    for _ in range(3):
+        said = pool.do(id=2, cmd="ExecCode", name="order", inputSandbox={"items": items})
+        assert said["console"] == ["an order"], said
+        assert said["outputSandbox"] == {"total": "3.35", "middle": 2.0, "day": "2026-11-28", "seen": [], "left": 1}
+    said = pool.do(id=3, cmd="ExecCode", name="fails", inputSandbox={})
+    assert (said["reason"], said["name"]) == ("exception", "ZeroDivisionError")
+    assert any("2" in line for line in said["stack"]), said  # type: ignore[attr-defined]
+    assert pool.do(id=4, cmd="ExecCode", name="loop", inputSandbox={})["reason"] == "time limit exceeded"
+    assert pool.do(id=5, cmd="ExecCode", name="eater", inputSandbox={})["reason"] == "memory limit exceeded"
+    assert pool.do(id=6, cmd="ExecCode", name="order", inputSandbox={"items": items})["ok"]
+    fleet.client().remove(pool.info.kuuid)

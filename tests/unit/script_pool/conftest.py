@@ -1,25 +1,13 @@
-"""CPython as scripts have it, made once for all runs of the tests and kept by its contents, as an installation does."""
+"""What the tests of scripts share."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-
 import pytest
 
-from script_pool.engine import cpython
-from script_pool.engine.artifacts import Artifacts
+from tests.python_component import python_directory
 
 
 @pytest.fixture(scope="session")
 def python_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A directory where it is; making it takes half a minute of processor time, the first time."""
-    below = (
-        "/var/cache/keepfleet" if os.access("/var/cache/keepfleet", os.W_OK) else str(tmp_path_factory.getbasetemp())
-    )
-    directory = os.path.join(below, "scripts-of-tests")
-    artifacts = Artifacts(directory)
-    with open(os.path.join(directory, "lock.json"), "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        cpython.make(artifacts)
-    return directory
+    """A directory where CPython is made."""
+    return python_directory(str(tmp_path_factory.getbasetemp()))

@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 
+from keep_isolation.locks import what_the_kernel_lacks
 from keep_protocol.errors import KeepfleetError
 from script_pool import serve
 from script_pool.__main__ import cache_directory
 from script_pool.client import BlockingPool, Pool, PoolError, ScriptError
 from script_pool.serve import Connection, Service
+from tests.unit.isolation.test_locks import PROLOGUE, WITHOUT
 
 PROGRAM = (sys.executable, "-m", "tests.fakes.script_pool_main")
 STDIO = (*PROGRAM, "--stdio", "--time=0.1", "--deadline=60")
@@ -45,6 +47,26 @@ def test_the_protocol_is_jefes_byte_for_byte_over_pipes() -> None:
     assert (done.stdout, done.returncode) == (expected, 0)
     assert b"script-pool: isolation: it is no unit of systemd" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_a_pool_says_on_standard_error_which_isolation_it_lacks_before_it_serves(tmp_path: Path) -> None:
+    unit = (
+        "script-pool: isolation: it is no unit of systemd: its processes have this user's identity, memory and"
+        " processor time, and no namespaces"
+    )
+    kernel = [f"script-pool: isolation: {line}" for line in what_the_kernel_lacks()]
+    done = subprocess.run(STDIO, input=b"", capture_output=True, cwd=ROOT)
+    assert (done.stdout, done.stderr.decode().splitlines()) == (b"", [unit, *kernel])
+    older = f"{PROLOGUE}{WITHOUT.replace('LANDLOCK', 'ENOSYS')}from script_pool.__main__ import main\n"
+    older += "main('tests.fakes.script_engine:FakeEngine')"
+    program = [sys.executable, "-c", older, "--stdio", f"--cache={tmp_path}"]
+    done = subprocess.run(program, input=b"", capture_output=True, cwd=ROOT)
+    assert done.stderr.decode().splitlines() == [
+        unit,
+        "script-pool: isolation: the kernel has no Landlock: mounts and filters alone keep a runner to its directories"
+        " (Linux 5.13)",
+        "script-pool: isolation: the kernel has no PR_SET_MDWE: filters alone refuse new executable memory (Linux 6.3)",
+    ]
 
 
 def test_more_requests_than_may_be_open_are_all_answered_over_pipes() -> None:
