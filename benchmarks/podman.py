@@ -35,6 +35,10 @@ STORAGE = '[storage]\ndriver = "{driver}"\nrunroot = "{place}/run"\ngraphroot = 
 PLACE = "/var/lib/keepfleet-podman"
 MODULE = "hello-wat"
 SPARES = 4
+SPARE_PROCESSES = 3
+"""The loader, the upload endpoint, the runner."""
+_REST_SECONDS = 0.2
+"""What a spare's processes import takes a fifth of it."""
 AT_ONCE = 2
 """As many as the figures are about: two cores."""
 _SERVICES = ("systemd-journald.service", "dbus.service", MANAGER_UNIT)
@@ -137,7 +141,7 @@ def _keepctl(host: Host) -> list[str]:
 
 
 @contextmanager
-def _spares(host: Host) -> Iterator[None]:
+def spares(host: Host) -> Iterator[None]:
     """A manager that keeps spares, for the block."""
     with open(host.configuration, encoding="utf-8") as file:
         text = file.read()
@@ -154,12 +158,22 @@ def _configured(path: str, text: str) -> None:
     run("systemctl", "restart", MANAGER_UNIT)
 
 
-def _until_spares_are_there(host: Host) -> None:
+def until_spares_are_there(host: Host) -> None:
+    """Until systemd lists SPARES of them, each with its endpoint and its runner, and all have come to rest: a keep that
+    is being removed is a unit like theirs."""
     deadline = time.monotonic() + COMMAND_SECONDS
-    while len(host.systemd.units(UNIT_PATTERN)) < SPARES:
+    while _ready_spares() < SPARES:
         if time.monotonic() > deadline:
             raise MeasurementFailed(f"the manager never had {SPARES} spares")
         time.sleep(0.05)
+    time.sleep(_REST_SECONDS)
+
+
+def _ready_spares() -> int:
+    listed = run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", UNIT_PATTERN)
+    units = [line.split()[0] for line in listed.splitlines() if "Spare keep" in line]
+    tasks = run("systemctl", "show", "--property=TasksCurrent", "--value", *units) if units else ""
+    return sum(int(count) >= SPARE_PROCESSES for count in tasks.split())
 
 
 def _whole_runs(argv: list[str], environment: Mapping[str, str] | None, count: int) -> float:
@@ -192,7 +206,7 @@ class Turns:
         for _ in range(rounds):
             for way in self._draw.sample(list(names), len(names)):
                 if names[way] == SPARE:
-                    _until_spares_are_there(self._host)
+                    until_spares_are_there(self._host)
                 if way == CALL:
                     self.lines[CALL].append(self._call())
                 else:
@@ -237,7 +251,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
     turns.first_lines(max(effort.rounds // 4, 2), names)
     host.clear()
     turns.batches(max(effort.batches, 1), effort.batch_keeps)
-    with _spares(host):
+    with spares(host):
         turns.first_lines(max(effort.rounds // 4, 2), {PODMAN: "podman again", COLD: SPARE})
     return [*_lines(turns), *_others(turns)]
 

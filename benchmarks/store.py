@@ -21,7 +21,6 @@ from benchmarks import podman, waiting
 from benchmarks.figures import Figure, Goal, Measure
 from benchmarks.host import Host, example
 from benchmarks.measuring import MIB, MS, Effort, MeasurementFailed, report
-from keep_protocol.constants import UNIT_PATTERN
 from keep_protocol.keep import KeepInfo
 
 SMALL, REAL, LARGE = "hello-wat", "hello-c", "json-python"
@@ -30,7 +29,6 @@ TEXT = '{"b": [1, 2], "a": null}'
 """What the large one is given, and prints tidily."""
 TEN_TIMES = Goal(0.1, Measure.RATIO)
 WITHOUT_SPARE, WITH_SPARE = Goal(1.2, Measure.RATIO), Goal(0.75, Measure.RATIO)
-SPARES, SPARES_SECONDS = 4, 30.0
 LARGE_BYTES, QUICK_LARGE_BYTES, FEW_ROUNDS = 20_000_000, 1_000_000, 2
 """Of what stands in for the component, which takes 20 s to compile at each upload."""
 KEEPS, FEW_KEEPS = 50, 4
@@ -146,31 +144,12 @@ def _small(host: Host, rounds: int) -> list[Figure]:
 
 def _with_spares(host: Host, before: Turns, rounds: int) -> list[Figure]:
     """The same small module with a manager that keeps spares, which is given time to make them, and podman, again."""
-    turns = Turns(host, lambda: _until_spares(host))
+    turns = Turns(host, lambda: podman.until_spares_are_there(host))
     turns.ways = {name: before.ways[name] for name in (STORED, PODMAN)}
-    with open(host.configuration, encoding="utf-8") as file:
-        text = file.read()
-    try:
-        _configured(host, f"{text}\nspare_keeps: {SPARES}\n")
+    with podman.spares(host):
         turns.take(rounds)
-    finally:
-        _configured(host, text)
     base = Figure("podman run, again", "ms", tuple(turns.lines[PODMAN]))
     return [base, Figure("276 bytes, stored, with spares", "ms", tuple(turns.lines[STORED]), WITH_SPARE, base)]
-
-
-def _configured(host: Host, text: str) -> None:
-    with open(host.configuration, "w", encoding="utf-8") as file:
-        file.write(text)
-    subprocess.run(["systemctl", "restart", "keep-manager.service"], check=True)
-
-
-def _until_spares(host: Host) -> None:
-    deadline = time.monotonic() + SPARES_SECONDS
-    while len(host.systemd.units(UNIT_PATTERN)) < SPARES:
-        if time.monotonic() > deadline:
-            raise MeasurementFailed(f"the manager never had {SPARES} spares")
-        time.sleep(0.05)
 
 
 def _large(host: Host, path: str, reference: str, words: tuple[str, ...], rounds: int) -> list[Figure]:
