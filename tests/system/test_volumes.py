@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from keep_manager.failpoints import Failpoint
 from tests.system import volume_guests
-from tests.system.fleet import MANAGER, Fleet
+from tests.system.fleet import MANAGER, SETTLE_SECONDS, Fleet
 from tests.system.test_declared_jobs import until
 from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
 from tests.system.test_typed_docs import blocks, typed_inside
@@ -32,8 +33,11 @@ def applied(fleet: Fleet, name: str, text: str) -> str:
 
 
 def said(fleet: Fleet, name: str) -> list[str]:
-    """The lines of the keep that counts."""
-    return keepctl(fleet.host, "logs", str(declared(fleet.host, name)["kuuid"])).splitlines()
+    """The lines of the keep that counts, which runs and may not have written the first one yet."""
+    kuuid, deadline = str(declared(fleet.host, name)["kuuid"]), time.monotonic() + SETTLE_SECONDS
+    while not (lines := keepctl(fleet.host, "logs", kuuid).splitlines()):
+        assert time.monotonic() < deadline, f"{name} has written nothing"
+    return lines
 
 
 def volumes(fleet: Fleet) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Coroutine
 from pathlib import Path
 
@@ -52,9 +53,11 @@ async def made_before(units: FakeUnits, policy: Policy, request: NewKeep, key: s
 
 
 async def test_the_answer_is_a_keep_that_listens(keeps: Keeps, units: FakeUnits) -> None:
-    info = await keeps.create(NewKeep(start=StartKeep(port=43300, names=("a.example",))), ALICE)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    info = await keeps.create(NewKeep(start=StartKeep(port=port, names=("a.example",))), ALICE)
     assert (info.state, info.phase, info.fingerprint) == (State.STARTED, Phase.AWAITING.value, FINGERPRINT)
-    assert (info.address, info.port, info.uploaders) == ("127.0.0.1", 43300, ("name:alice",))
+    assert (info.address, info.port, info.uploaders) == ("127.0.0.1", port, ("name:alice",))
     loader = units.loaders[info.kuuid]
     assert loader.started is not None
     assert loader.started.names == ("a.example",)
