@@ -9,19 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 
-from benchmarks.asking import HERE, SCRIPT, Calls, round_of, served
+from benchmarks.asking import SCRIPT, Calls, round_of, served
 from benchmarks.figures import Figure, Section
 from benchmarks.measuring import MeasurementFailed, report
 from benchmarks.rivals import PYTHON, RIVALS, CannotInstall, Rival, install
-from benchmarks.scripts import figures_of
+from benchmarks.scripts import beside_node
 from benchmarks.table import render
 
-IN_FLIGHT = (1, 2, 8)
 ROUNDS, CALLS, FEW_CALLS = 3, 500, 50
 CACHE = os.path.expanduser("~/.cache/keepfleet/scripts/compared")
 
@@ -63,7 +61,7 @@ def main() -> int:
     sections, status = list[Section](), 0
     subprocess.run([*pool[:3], "--make-python", pool[-1]], check=True)
     if not options.names or "node:vm" in options.names:
-        sections.append(Section("node", "node:vm, two processes", tuple(_beside_node(pool, rounds, calls))))
+        sections.append(Section("node", "node:vm, two processes", tuple(beside_node(pool, rounds, calls))))
     for rival in RIVALS:
         if options.names and rival.name not in options.names:
             continue
@@ -78,20 +76,6 @@ def main() -> int:
             report(f"compared: {rival.name} FAILED: {error}")
     print(render(sections))
     return status
-
-
-def _beside_node(pool: Sequence[str], rounds: int, calls: int) -> list[Figure]:
-    node, figures = shutil.which("node"), list[Figure]()
-    for in_flight in IN_FLIGHT:
-        ours, theirs = list[Calls](), list[Calls]()
-        for _ in range(rounds):
-            with served(pool) as server:
-                ours.append(round_of(server, calls, in_flight))
-            if node is not None:
-                with served([node, os.path.join(HERE, "node_vm.js")]) as server:
-                    theirs.append(round_of(server, calls, in_flight))
-        figures += figures_of(in_flight, ours, theirs)
-    return figures
 
 
 if __name__ == "__main__":

@@ -89,18 +89,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
     calls, figures = 100 * max(1, effort.rounds // 2), list[Figure]()
     with tempfile.TemporaryDirectory() as cache:
         pool = [sys.executable, "-m", "script_pool", "--stdio", "--min=2", "--max=2", f"--cache={cache}"]
-        node = shutil.which("node")
-        if node is None:
-            report("scripts: node is not installed, so that node:vm is not measured")
-        for in_flight in IN_FLIGHT:
-            ours, theirs = list[Calls](), list[Calls]()
-            for _ in range(ROUNDS):
-                with served(pool) as server:
-                    ours.append(round_of(server, calls, in_flight))
-                if node is not None:
-                    with served([node, os.path.join(HERE, "node_vm.js")]) as server:
-                        theirs.append(round_of(server, calls, in_flight))
-            figures += figures_of(in_flight, ours, theirs)
+        figures += beside_node(pool, ROUNDS, calls)
         with served([*pool, f"--time={LOOP_SECONDS}"]) as server:
             late = _loops(server, effort.rounds)
             figures.append(Figure("a loop: its deadline → its answer", "ms", late))
@@ -171,6 +160,23 @@ def _listening(command: Sequence[str], path: str) -> Iterator[None]:
             yield
         finally:
             process.terminate()
+
+
+def beside_node(pool: Sequence[str], rounds: int, calls: int) -> list[Figure]:
+    """The pool's figures next to those of node:vm, in turns; the pool's alone where node is not installed."""
+    node, figures = shutil.which("node"), list[Figure]()
+    if node is None:
+        report("scripts: node is not installed, so that node:vm is not measured")
+    for in_flight in IN_FLIGHT:
+        ours, theirs = list[Calls](), list[Calls]()
+        for _ in range(rounds):
+            with served(pool) as server:
+                ours.append(round_of(server, calls, in_flight))
+            if node is not None:
+                with served([node, os.path.join(HERE, "node_vm.js")]) as server:
+                    theirs.append(round_of(server, calls, in_flight))
+        figures += figures_of(in_flight, ours, theirs)
+    return figures
 
 
 def figures_of(in_flight: int, ours: Sequence[Calls], theirs: Sequence[Calls]) -> list[Figure]:

@@ -132,7 +132,7 @@ def _receive(receive: Receiver, stream: bytes, messages: list[bytes], serializer
     for message in messages:
         try:
             receive(stream, serializer.decode(message) if serializer else message)
-        except Exception:
+        except Exception:  # the application's own code: the messages after it are delivered all the same
             LOG.exception("cannot deliver a message of stream %s", stream.hex())
 
 

@@ -40,8 +40,8 @@ class ScriptError(Exception):
         self.message = str(answer.get("message", ""))
         self.stack = tuple(map(str, answer.get("stack", ())))
         self.console = tuple(map(str, answer.get("console", ())))
-        told = ": ".join(part for part in (self.name, self.message) if part)
-        super().__init__(f"{self.reason}: {told}" if told else self.reason)
+        evidence = ": ".join(part for part in (self.name, self.message) if part)
+        super().__init__(f"{self.reason}: {evidence}" if evidence else self.reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,11 +113,11 @@ class Tools:
 
     def description(self, language: str) -> str:
         """What the tool does, with the functions that a script may call."""
-        told = _PYTHON.get(language, _JAVASCRIPT)
+        text = _PYTHON.get(language, _JAVASCRIPT)
         if not self._functions:
-            return told
+            return text
         how = "plain calls" if language in _PYTHON else "each returns a promise: `var x = await f()`"
-        return "\n".join([f"{told} It may call these functions ({how}):", *map(_described, self._functions.items())])
+        return "\n".join([f"{text} It may call these functions ({how}):", *map(_described, self._functions.items())])
 
     @property
     def annotations(self) -> ToolAnnotations | None:
@@ -179,8 +179,8 @@ def _server(tools: Tools) -> MCPServer[None]:
     async def lifespan(server: MCPServer[None]) -> AsyncIterator[None]:
         try:
             if language := await tools.python():
-                told = tools.description(language)
-                server.add_tool(_python(tools, language), "run_python", "Run Python", told, tools.annotations)
+                text = tools.description(language)
+                server.add_tool(_python(tools, language), "run_python", "Run Python", text, tools.annotations)
         except PoolError as error:
             print(f"script-pool: {error}", file=sys.stderr, flush=True)
             raise
@@ -196,8 +196,8 @@ def _server(tools: Tools) -> MCPServer[None]:
     ) -> dict[str, Any]:
         return await tools.run(code, input or {}, "ts" if typescript else "js", session)
 
-    told = tools.description("js")
-    server.add_tool(run_javascript, "run_javascript", "Run JavaScript", told, tools.annotations)
+    text = tools.description("js")
+    server.add_tool(run_javascript, "run_javascript", "Run JavaScript", text, tools.annotations)
     server.add_tool(tools.end, "end_session", "End a session", _END, _READ_ONLY)
     return server
 

@@ -56,8 +56,8 @@ def test_what_never_ends_ends_within_a_second_of_its_time_also_beside_all_others
     lives = [Life.awaiting(fleet, wall_seconds=SECONDS, log_lines_per_second=100) for _ in ENDLESS]
     with calm(fleet), ThreadPoolExecutor(len(lives)) as pool:
         outcomes = list(pool.map(end, lives, ENDLESS.values()))
-    told = {kind: (one.kind, one.text) for kind, one in zip(ENDLESS, outcomes, strict=True)}
-    assert told == dict.fromkeys(ENDLESS, (OutcomeKind.LIMITED, OVER))
+    ends = {kind: (one.kind, one.text) for kind, one in zip(ENDLESS, outcomes, strict=True)}
+    assert ends == dict.fromkeys(ENDLESS, (OutcomeKind.LIMITED, OVER))
     took = {kind: one.wall_seconds or 0 for kind, one in zip(ENDLESS, outcomes, strict=True)}
     assert {kind: seconds for kind, seconds in took.items() if not SECONDS <= seconds < SECONDS + 1} == {}
     for life in lives:
