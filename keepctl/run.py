@@ -15,8 +15,7 @@ from keep_client.http import nothing, nothing_of
 from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
 from keep_client.manager import ManagerClient
 from keep_client.output import Output
-from keep_client.peer import ConnectionFailed
-from keep_client.text import one_line
+from keep_client.peer import ConnectionFailed, one_line
 from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo

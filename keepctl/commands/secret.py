@@ -8,7 +8,7 @@ import click
 
 from keep_client.credentials import parse_manager
 from keep_client.declared import SecretsClient
-from keep_client.text import one_line
+from keep_client.peer import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.secrets import MAX_VALUE_BYTES, check_secret_name
 from keepctl.access import CONNECTION, OUTPUT, Access, connected

@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives import serialization
 
 from keep_client.credentials import Credentials, _passphrases, check_readable, parse_manager, pki_directory
 from keep_client.manager import ManagerClient
-from keep_client.peer import ConnectionFailed, Endpoint
-from keep_client.text import one_line, printable
+from keep_client.peer import ConnectionFailed, Endpoint, one_line, printable
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind

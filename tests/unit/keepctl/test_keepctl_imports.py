@@ -20,15 +20,12 @@ OURS = {
         *(
             f"keep_client.{name}"
             for name in (
-                "answers",
                 "channel",
                 "connection",
                 "credentials",
                 "http",
                 "manager",
                 "peer",
-                "streams",
-                "text",
             )
         ),
         "keep_protocol",
@@ -61,10 +58,8 @@ OURS = {
                 "access",
                 "arguments",
                 "commands",
-                "contexts",
                 "describe",
                 "display",
-                "ending",
                 "references",
             )
         ),
@@ -77,7 +72,6 @@ OURS["run"] = (OURS["ps"] - {"keepctl.commands.keeps"}) | {
     "keep_protocol.output",
     "keep_protocol.ring",
     "keepctl.output",
-    "keepctl.commands.options",
     "keepctl.commands.run",
     "keepctl.job",
     "keepctl.run",

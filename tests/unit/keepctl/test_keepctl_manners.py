@@ -21,7 +21,7 @@ from keep_protocol.states import State
 from keepctl import display
 from keepctl.commands.shared import build
 from keepctl.describe import named_ending
-from keepctl.ending import show_error
+from keepctl.display import show_error
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.unit.keepctl.conftest import Run
 
