@@ -42,8 +42,8 @@ from keep_manager.declared.volume_service import DeclaredVolumes
 from keep_manager.declared.volumes import Volumes
 from keep_manager.folders import Folders, current_boot
 from keep_manager.http.acceptor import listen
-from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
+from keep_manager.http.middleware import Admission
 from keep_manager.keeps.decide import ENDED, census
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
@@ -58,11 +58,10 @@ from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
 from keep_manager.pulls import Pulls
 from keep_manager.reload import Reload
-from keep_manager.systemd.calendar import Calendar
 from keep_manager.systemd.compile_units import CompileUnits
-from keep_manager.systemd.credentials import Sealer
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
+from keep_manager.systemd.programs import Calendar, Sealer
 from keep_manager.systemd.pull_units import PullUnits
 from keep_manager.systemd.roots import Roots
 from keep_manager.systemd.storing import Storing

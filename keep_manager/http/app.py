@@ -26,10 +26,8 @@ from keep_manager.http import (
     volumes,
 )
 from keep_manager.http.acceptor import Acceptor, Hook
-from keep_manager.http.access import Admission, Certificates
-from keep_manager.http.connection import Connection, Recheck
-from keep_manager.http.errors import legacy_body, v1_body
-from keep_manager.http.middleware import ErrorBody, Handler, Rules
+from keep_manager.http.connection import Certificates, Connection, Recheck, v1_body
+from keep_manager.http.middleware import Admission, ErrorBody, Handler, Rules, legacy_body
 from keep_manager.http.operations import DECLARED_PATH, DOCUMENT_PATH, KEEP_PATH, SECRET_PATH, VOLUME_PATH
 from keep_manager.keeps.logs import Events, Output
 from keep_manager.keeps.streams import Inputs

@@ -149,7 +149,7 @@ async def remove_keep(request: web.Request) -> web.StreamResponse:
 
 
 async def keeps_post(request: web.Request) -> web.StreamResponse:
-    """Obeys the command in the body. Errors have the shape of errors.legacy_body."""
+    """Obeys the command in the body. Errors have the shape of middleware.legacy_body."""
     keeps = request.app[KEEPS]
     match api.parse_legacy(await read_body(request)):
         case api.NewKeep() as command:

@@ -10,7 +10,7 @@ import pytest
 from app_loader.receive.requests import STATUS_OF as STATUS_OF_A_KEEP
 from keep_loader.settings import ENTRIES
 from keep_manager.callers import CallerEntry, GrantRoot
-from keep_manager.http.errors import STATUS_OF, legacy_body
+from keep_manager.http.middleware import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
 from keep_manager.keeps.decide import census
 from keep_manager.keeps.policy import DEFAULT_CEILINGS, REGISTRY, Policy, limits_for, uploaders_for
