@@ -12,7 +12,7 @@ from keep_manager.declared.requests import request_for
 from keep_manager.declared.secrets import Secrets
 from keep_manager.declared.specification import Specification
 from keep_manager.model import Caller
-from keep_manager.systemd.credentials import Sealer
+from keep_manager.systemd.programs import Sealer
 from keep_manager.systemd.properties import credential_properties
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
