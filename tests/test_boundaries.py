@@ -66,7 +66,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "script_pool.keep": {
         "script_pool",
         "app_loader.receive",
-        "app_loader.reports",
         "app_loader.settings",
         "keep_isolation",
         "keep_protocol",

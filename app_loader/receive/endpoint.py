@@ -19,8 +19,7 @@ from app_loader.receive.exchange import Exchange, Gone, Stage
 from app_loader.receive.http1 import Event, Head
 from app_loader.receive.requests import Route, error_answer, json_answer, read_request, text_answer
 from app_loader.receive.upload import Upload
-from app_loader.reports import Reporter
-from app_loader.settings import Settings
+from app_loader.settings import Reporter, Settings
 from keep_protocol import sockets as socket
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import ErrorKind, KeepfleetError

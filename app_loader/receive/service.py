@@ -14,8 +14,7 @@ import select
 import sys
 
 from app_loader.receive.identity import make_identity, prepare_key, read_identity
-from app_loader.reports import Reporter
-from app_loader.settings import Passed, Settings, claim, read_settings
+from app_loader.settings import Passed, Reporter, Settings, claim, read_settings
 from keep_protocol import sockets as socket
 from keep_protocol.constants import MAX_CA_FILE_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError

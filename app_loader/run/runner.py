@@ -20,10 +20,9 @@ from _collections_abc import Callable
 
 from app_loader.check.checking import GOOD, Check, read_result, receive_request, refused
 from app_loader.limits import EXACT_CPU_SECONDS
-from app_loader.reports import Reporter
 from app_loader.run import outcome as outcomes
 from app_loader.run.meter import Meter, bound, end_after
-from app_loader.settings import Grants, Passed, claim, read_grants, read_limits, read_workload
+from app_loader.settings import Grants, Passed, Reporter, claim, read_grants, read_limits, read_workload
 from keep_protocol import sockets as socket
 from keep_protocol.constants import MAX_CONTROL_FDS
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -257,8 +256,7 @@ def _engine(limits: Limits, workload: Workload) -> tuple[Callable[[Passed], int]
     while reserved[-1] < _FREE_FOR_CHECKERS:
         reserved.append(os.dup(reserved[0]))
     try:
-        from app_loader.check.compiler import check
-        from app_loader.run.warm import warm_up
+        from app_loader.check.compiler import check, warm_up
 
         warm_up(limits, workload)
     except Exception as error:

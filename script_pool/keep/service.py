@@ -16,8 +16,7 @@ import sys
 
 from app_loader.receive.access import UploadAccess
 from app_loader.receive.identity import make_identity, read_identity
-from app_loader.reports import Reporter
-from app_loader.settings import Passed, Settings, claim, read_settings
+from app_loader.settings import Passed, Reporter, Settings, claim, read_settings
 from keep_isolation.locks import lock_endpoint
 from keep_protocol.constants import MAX_CA_FILE_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError

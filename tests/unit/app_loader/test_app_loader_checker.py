@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app_loader.check.budget import result_of_end
+from app_loader.check.checking import result_of_end
 from app_loader.check.compiler import check_head
 from app_loader.limits import MAX_EXPORTS, MAX_IMPORTS
 from keep_protocol.errors import ErrorKind, KeepfleetError

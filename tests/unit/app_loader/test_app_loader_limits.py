@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.check.budget import budget, over, wall_seconds
+from app_loader.check.checking import over, wall_seconds
+from app_loader.check.compiler import budget
 from app_loader.engine.settings import Settings
 from app_loader.run import outcome as outcomes
 from keep_protocol.errors import KeepfleetError
