@@ -13,7 +13,25 @@ import os
 from _collections_abc import Mapping, Sequence
 
 from keep_protocol import sockets as socket
-from keep_protocol.constants import LAST_KEEP_PORT, MAX_CERTIFICATE_NAMES, MAX_WORKLOAD_BYTES, parse_kuuid
+from keep_protocol.constants import (
+    CHECKS,
+    COMPILED,
+    DIRECTORY,
+    IDENTITY,
+    INPUT,
+    LAST_KEEP_PORT,
+    MAX_CERTIFICATE_NAMES,
+    MAX_WORKLOAD_BYTES,
+    MODULE,
+    RESULT,
+    SECRET,
+    START_DESCRIPTORS,
+    STDERR,
+    STDIN,
+    STDOUT,
+    WORKLOAD_DESCRIPTOR,
+    parse_kuuid,
+)
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.forking import DESCRIPTORS_VARIABLE, FIRST_DESCRIPTOR, REPORT_DESCRIPTOR
@@ -24,10 +42,10 @@ from keep_protocol.spec import MAX_UPLOADERS, UPLOADER
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
 
 _NAMES = (
-    *("listener", "client-ca", "revoked", "identity", "checks"),
-    *("compiled", "module", "result", "workload", "stdin", "input", "stdout", "stderr"),
+    *(*START_DESCRIPTORS, IDENTITY, CHECKS, COMPILED, MODULE, RESULT),
+    *(WORKLOAD_DESCRIPTOR, STDIN, INPUT, STDOUT, STDERR),
 )
-_NUMBERED = ("directory", "secret")
+_NUMBERED = (DIRECTORY, SECRET)
 """What a workload is granted several of, `-` and a number behind it."""
 _DNS_NAME = "[A-Za-z0-9.-]{1,253}"
 
@@ -202,9 +220,9 @@ def read_grants(passed: Passed) -> Grants | None:
 
     Raises KeepfleetError when the description is none, or a descriptor it names was not passed.
     """
-    if "workload" not in passed:
+    if WORKLOAD_DESCRIPTOR not in passed:
         return None
-    description = passed.number("workload")
+    description = passed.number(WORKLOAD_DESCRIPTOR)
     workload = read_workload(description)
     return Grants(workload, description, tuple(passed.number(name) for name in workload.grant_names))
 

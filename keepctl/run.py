@@ -159,18 +159,6 @@ class _Upload:
         return self._context or self._credentials.keep_context()
 
 
-def _make(
-    client: ManagerClient, job: Job, replace: bool, key: str, start: dict[str, object], address: str, upload: _Upload
-) -> KeepInfo:
-    """A keep that listens; of a manager of before, which takes that in two requests alone, one that does not yet."""
-    try:
-        return create(client, job, "wasi", replace, key, start, address, upload.prepare, follows=True)
-    except KeepfleetError as error:
-        if error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
-            raise
-    return create(client, job, "wasi", replace, key)
-
-
 def begin(
     client: ManagerClient,
     credentials: Credentials,
@@ -196,7 +184,12 @@ def begin(
         key = os.urandom(16).hex()
 
         def make() -> KeepInfo:
-            return _make(client, job, replace, key, start, address, upload)
+            try:
+                return create(client, job, "wasi", replace, key, start, address, upload.prepare, follows=True)
+            except KeepfleetError as error:
+                if error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
+                    raise
+            return create(client, job, "wasi", replace, key)  # of a manager of before: one that does not listen yet
 
         try:
             keep = make()

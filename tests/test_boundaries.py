@@ -20,7 +20,6 @@ LIGHT_PROTOCOL = {
         "forking",
         "record",
         "ring",
-        "kinds",
         "spec",
         "outcome",
         "reports",

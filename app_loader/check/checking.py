@@ -27,6 +27,7 @@ from app_loader.limits import (
 from app_loader.settings import Passed
 from keep_protocol import sockets as socket
 from keep_protocol import strict_json
+from keep_protocol.constants import MODULE, RESULT, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.forking import fork
 from keep_protocol.limits import BOUNDS, Limits
@@ -179,9 +180,9 @@ class Check:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
             self.result = unnamed_file()
-            passed = {"module": module, "result": self.result}
+            passed = {MODULE: module, RESULT: self.result}
             if description is not None:
-                passed["workload"] = description
+                passed[WORKLOAD_DESCRIPTOR] = description
             names = tuple(passed)
             self._pid = fork(
                 lambda: begin(Passed(names)),

@@ -35,6 +35,7 @@ from app_loader.limits import (
 from app_loader.settings import Passed, read_limits, read_workload
 from keep_isolation.locks import lock_checker
 from keep_protocol import strict_json
+from keep_protocol.constants import MODULE, RESULT, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.forking import REPORT_DESCRIPTOR
@@ -216,8 +217,8 @@ def examine(module: int, result: int, limits: Limits, workload: Workload) -> str
 def check(passed: Passed) -> int:
     """The process: limits, lock, result, end."""
     limits = read_limits(os.environ)
-    module, result = passed.number("module"), passed.number("result")
-    workload = read_workload(passed.number("workload")) if "workload" in passed else Workload()
+    module, result = passed.number(MODULE), passed.number(RESULT)
+    workload = read_workload(passed.number(WORKLOAD_DESCRIPTOR)) if WORKLOAD_DESCRIPTOR in passed else Workload()
     component = os.pread(module, HEAD_BYTES, 0) == MAGIC + COMPONENT_VERSION
     limit(budget(code_bytes(module, component=component), limits))
     if component:

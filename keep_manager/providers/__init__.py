@@ -19,7 +19,7 @@ from keep_grants.resolve import keep
 from keep_manager.callers import GrantRoot
 from keep_manager.model import Provision
 from keep_manager.providers.files import Files
-from keep_protocol.control import CLIENT_CA, JOURNAL, MODULE, OUTPUT, RECORD, REVOKED
+from keep_protocol.constants import CLIENT_CA, JOURNAL, MODULE, OUTPUT, RECORD, REVOKED
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import KeepSpec
 

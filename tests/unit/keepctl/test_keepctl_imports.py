@@ -37,7 +37,6 @@ OURS = {
                 "errors",
                 "fields",
                 "keep",
-                "kinds",
                 "limits",
                 "outcome",
                 "patterns",

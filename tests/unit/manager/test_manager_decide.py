@@ -22,9 +22,8 @@ from keep_protocol.constants import KUUID_BITS, slice_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULTS, MIB, Limits
-from keep_protocol.spec import KeepSpec, Profile, encode_spec
+from keep_protocol.spec import KeepSpec, Kind, Profile, encode_spec
 from keep_protocol.states import State
 from tests.fakes.callers import STRANGER
 

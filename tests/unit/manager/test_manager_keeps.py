@@ -25,8 +25,8 @@ from keep_manager.model import Answer, UnitState
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
-from keep_protocol.constants import STOP_REPLY_SECONDS, TERM_SECONDS
-from keep_protocol.control import OUTPUT_DESCRIPTORS, START_DESCRIPTORS, Command, CommandType, StartMessage
+from keep_protocol.constants import OUTPUT_DESCRIPTORS, START_DESCRIPTORS, STOP_REPLY_SECONDS, TERM_SECONDS
+from keep_protocol.control import Command, CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import Limits

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_protocol.constants import MAX_CONTROL_FDS
-from keep_protocol.control import START_DESCRIPTORS
+from keep_protocol.constants import MAX_CONTROL_FDS, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import Compiler, Profile, RestartPolicy
 from keep_protocol.workload import (
