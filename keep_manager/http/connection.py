@@ -11,7 +11,6 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
@@ -22,6 +21,7 @@ from keep_manager.http.acceptor import Hook
 from keep_manager.model import Caller, ClientIdentity
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 
 LOG = logging.getLogger("keepfleet.http")
 HEADER_SECONDS = 10.0
@@ -50,8 +50,7 @@ class Certificates(Protocol):
         """Raises KeepfleetError when the certificate may not be used now."""
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(Record):
     """The other end of one connection: its address, and who its certificate says it is."""
 
     address: str

@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 
 from aiohttp import web
@@ -28,6 +27,7 @@ from keep_protocol import strict_json
 from keep_protocol.api import UNDEFINED_COMMAND
 from keep_protocol.constants import MAX_MANAGER_BODY, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.identity import Role, owner_of
 from keep_protocol.keep import KeepInfo
 from keep_protocol.spec import ANONYMOUS
@@ -107,8 +107,7 @@ def caller_at(peer: Peer, callers: Callers) -> Caller:
     return Caller(name, role, peer.address, str(peer), shown.fingerprint)
 
 
-@dataclass(frozen=True)
-class Admission:
+class Admission(Record):
     """Who may connect at all: a client with a certificate of our CA, made for a client, in its time and not revoked,
     which is checked again for every request.
 
@@ -155,8 +154,7 @@ def check_media_type(request: web.Request) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(Record):
     """What a route carries for the middleware: what it does, None where its body says that; how its errors look, and
     how much it reads."""
 

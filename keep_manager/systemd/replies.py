@@ -6,16 +6,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 
 from keep_manager.model import UnitEnd, UnitState
 from keep_protocol.constants import kuuid_of_unit
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 
 
-@dataclass(frozen=True)
-class JobEnd:
+class JobEnd(Record):
     """A job has left systemd's queue: its object path, its unit, and "done", "failed", "timeout", "canceled", …"""
 
     job: str
