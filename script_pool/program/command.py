@@ -22,7 +22,8 @@ from script_pool.engine.booted import (
     find_random,
     find_stack_limit,
 )
-from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, Template, WasmEngine
+from script_pool.engine.instance import Guest, Template
+from script_pool.engine.stores import MAX_MEMORY_BYTES, WasmEngine
 from script_pool.program.merging import join, table_size
 
 BUFFER_BYTES = 65_536
