@@ -394,7 +394,7 @@ class _Output(asyncio.Protocol):
 
 
 def listen(path: str) -> socket.socket:
-    """A socket bound to `path`, of mode 0600 from its first moment on. One that nobody serves any more is replaced.
+    """A socket bound to `path`, of mode 0600 from its first moment on. One that is not served any more is replaced.
 
     Raises KeepfleetError.
     """
@@ -416,7 +416,7 @@ def listen(path: str) -> socket.socket:
 
 
 def _is_stale(path: str) -> bool:
-    """Whether there is a socket that nobody serves. Raises KeepfleetError for anything else that is there."""
+    """Whether there is a socket that no process serves. Raises KeepfleetError for anything else that is there."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:

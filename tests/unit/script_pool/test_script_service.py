@@ -236,7 +236,7 @@ async def test_half_a_line_and_silence_is_answered_and_ended(monkeypatch: pytest
 
 
 def as_user(uid: int, path: str) -> socket.socket:
-    """A connection of another user's, as the kernel tells it to the peer."""
+    """A connection of another user's, as the kernel reports it to the peer."""
     made = socket.socket(socket.AF_UNIX)
     os.seteuid(uid)
     try:
