@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 
 from keep_manager.declared.specification import MAX_FILE, Specification, decode, encode
 from keep_manager.failpoints import Failpoint, reach
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from module_store.disk import OPEN_FILE, Disk, ensure_folder, explained, opened_folder, replace_file
 
 HISTORY = 10
@@ -28,8 +28,7 @@ _FILE = re.compile(rf"({NAME.pattern})\.yaml")
 _HISTORY = "history"
 
 
-@dataclass(frozen=True)
-class Unreadable:
+class Unreadable(Record):
     """A file that says nothing that could be run, and why; its keep is left as it is."""
 
     name: str
