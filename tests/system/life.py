@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from keep_protocol.tls import check_pin, pinned_client_context
 from tests.system import modules
 from tests.system.fleet import Fleet, free_port
 from tests.system.host import Entry, Host, message_of
+from tests.system.looking import eventually, looks
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SOON = 60
@@ -82,9 +82,8 @@ class Life:
         assert life.upload(modules.sleeps()).status == 200
         life.line("asleep")
         life.shown("running the workload")
-        deadline = time.monotonic() + SOON
-        while life.forks("keep-endpoint"):  # it gives its last answers as the workload runs already
-            assert time.monotonic() < deadline, "the endpoint has accepted, and stays"
+        # It gives its last answers as the workload runs already.
+        eventually(lambda: not life.forks("keep-endpoint"), "the endpoint has accepted, and stays")
         life.look()
         return life
 
@@ -135,10 +134,10 @@ class Life:
 
     def becomes(self, state: State) -> KeepInfo:
         """The keep once it is in that state, whatever it passes through, as after its loader's death."""
-        deadline = time.monotonic() + SOON
-        while self.look().state is not state:
-            assert time.monotonic() < deadline, self.info
-        return self.info
+        for _ in looks():
+            if self.look().state is state:
+                return self.info
+        raise AssertionError(self.info)
 
     @property
     def endpoint(self) -> UploadEndpoint:
@@ -181,17 +180,17 @@ class Life:
 
     def shown(self, detail: str) -> KeepInfo:
         """The keep once the manager shows this detail; meanwhile its next loader is being started."""
-        deadline = time.monotonic() + SOON
-        while self.look().detail != detail:
-            assert time.monotonic() < deadline, self.info
-        return self.info
+        for _ in looks():
+            if self.look().detail == detail:
+                return self.info
+        raise AssertionError(self.info)
 
     def status(self, text: str) -> str:
         """Its line in `systemctl status`, once it holds `text`: the loader changes it at most five times a second."""
-        deadline = time.monotonic() + SOON
-        while text not in (shown := self.show("StatusText")):
-            assert time.monotonic() < deadline, shown
-        return shown
+        for _ in looks():
+            if text in (shown := self.show("StatusText")):
+                return shown
+        raise AssertionError(f"its status does not hold {text!r}: {shown}")
 
     @property
     def loader_pid(self) -> int:
@@ -200,9 +199,7 @@ class Life:
 
     def without_process(self) -> None:
         """Waits until nothing runs in its unit: a loader whose keep has ended answers first, and then exits."""
-        deadline = time.monotonic() + SOON
-        while self.loader_pid:
-            assert time.monotonic() < deadline, "its loader does not exit"
+        eventually(lambda: not self.loader_pid, "its loader does not exit")
 
     @property
     def endpoint_pid(self) -> int:
