@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from keep_protocol.tls import check_pin, pinned_client_context
 from tests.system import modules
 from tests.system.fleet import Fleet, free_port
 from tests.system.host import Entry, Host, message_of
-from tests.system.looking import eventually, looks
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SOON = 60
@@ -82,8 +82,9 @@ class Life:
         assert life.upload(modules.sleeps()).status == 200
         life.line("asleep")
         life.shown("running the workload")
-        # It gives its last answers as the workload runs already.
-        eventually(lambda: not life.forks("keep-endpoint"), "the endpoint has accepted, and stays")
+        deadline = time.monotonic() + SOON
+        while life.forks("keep-endpoint"):  # it gives its last answers as the workload runs already
+            assert time.monotonic() < deadline, "the endpoint has accepted, and stays"
         life.look()
         return life
 
@@ -134,10 +135,10 @@ class Life:
 
     def becomes(self, state: State) -> KeepInfo:
         """The keep once it is in that state, whatever it passes through, as after its loader's death."""
-        for _ in looks():
-            if self.look().state is state:
-                return self.info
-        raise AssertionError(self.info)
+        deadline = time.monotonic() + SOON
+        while self.look().state is not state:
+            assert time.monotonic() < deadline, self.info
+        return self.info
 
     @property
     def endpoint(self) -> UploadEndpoint:
@@ -180,17 +181,17 @@ class Life:
 
     def shown(self, detail: str) -> KeepInfo:
         """The keep once the manager shows this detail; meanwhile its next loader is being started."""
-        for _ in looks():
-            if self.look().detail == detail:
-                return self.info
-        raise AssertionError(self.info)
+        deadline = time.monotonic() + SOON
+        while self.look().detail != detail:
+            assert time.monotonic() < deadline, self.info
+        return self.info
 
     def status(self, text: str) -> str:
         """Its line in `systemctl status`, once it holds `text`: the loader changes it at most five times a second."""
-        for _ in looks():
-            if text in (shown := self.show("StatusText")):
-                return shown
-        raise AssertionError(f"its status does not hold {text!r}: {shown}")
+        deadline = time.monotonic() + SOON
+        while text not in (shown := self.show("StatusText")):
+            assert time.monotonic() < deadline, shown
+        return shown
 
     @property
     def loader_pid(self) -> int:
@@ -199,7 +200,9 @@ class Life:
 
     def without_process(self) -> None:
         """Waits until nothing runs in its unit: a loader whose keep has ended answers first, and then exits."""
-        eventually(lambda: not self.loader_pid, "its loader does not exit")
+        deadline = time.monotonic() + SOON
+        while self.loader_pid:
+            assert time.monotonic() < deadline, "its loader does not exit"
 
     @property
     def endpoint_pid(self) -> int:
