@@ -137,10 +137,11 @@ class Fleet:
     def readers(self) -> list[str]:
         """The manager's descriptors of keeps' output, which it has for those that someone reads."""
         directory = f"/proc/{self.host.sandbox.pid}/root/proc/{self.manager_pid}/fd"
-        found = []
-        for number in os.listdir(directory):
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                found.append(os.readlink(f"{directory}/{number}"))
+        found: list[str] = []
+        with contextlib.suppress(FileNotFoundError):  # there is no manager now
+            for number in os.listdir(directory):
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    found.append(os.readlink(f"{directory}/{number}"))
         return [path for path in found if re.search("/keeps/.*/output", path)]
 
     def credentials(self, name: str = "admin") -> Credentials:
