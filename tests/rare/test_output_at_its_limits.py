@@ -8,7 +8,8 @@ import http.client
 import subprocess
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import Any
 
 import pytest
 
@@ -274,7 +275,8 @@ def flooded(fleet: Fleet) -> None:
     with ThreadPoolExecutor(READERS) as pool:
         gone = [pool.submit(some, one) for one in vanishing]
         sizes = [pool.submit(size, one) for one in whole]
-        for _ in as_completed([*gone, *sizes]):
+        both: list[Future[Any]] = [*gone, *sizes]
+        for _ in as_completed(both):
             with contextlib.suppress(ConnectionFailed):  # a handshake may take over 5 s where others burn, too
                 assert client.keep(life.kuuid).kuuid == life.kuuid
     assert {one.result() for one in sizes} == {times * len(BLOCK)}
