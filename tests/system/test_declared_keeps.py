@@ -73,6 +73,7 @@ def test_it_is_adopted_by_the_manager_that_follows_one_that_was_killed(fleet: Fl
 
 def test_a_second_manager_ends_before_it_touches_what_is_declared(fleet: Fleet, web: str) -> None:
     keepctl(fleet.host, "apply", "--wait", "-f", web)
+    Life(fleet, declared(fleet.host, "web")["kuuid"]).shown("running the workload")  # its detail changes no more
     before = declared(fleet.host, "web")
     second = ["keep-manager", "--config", "/etc/keepfleet/manager.yaml", "--port", str(free_port())]
     done = fleet.host.run(second, check=False)
