@@ -17,7 +17,8 @@ from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.host import Entry, Host, message_of
+from tests.system.host import Host, message_of
+from tests.system.journal import Entry
 from tests.system.life import Life, example
 from tests.system.test_compilation import LONG
 from tests.system.test_stored_keeps import STORE, add

@@ -70,7 +70,7 @@ def unit_texts(fleet: Fleet) -> str:
 
 def assert_clean(fleet: Fleet) -> None:
     """No trace of MARK where systemd looks, now and after it has read everything again, and nothing has run."""
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     assert MARK not in unit_texts(fleet)
     assert fleet.host.run(["grep", "-rls", MARK, *PLACES], check=False).stdout == ""
     assert fleet.host.run(["find", "/run", "/etc", "-name", f"*{MARK}*"]).stdout == ""
@@ -206,6 +206,6 @@ def test_the_name_in_a_certificate_is_shown_as_plain_text_and_tells_systemd_noth
     shown = fleet.host.show(life.unit, "StatusText", "MainPID", "ActiveState", "NFileDescriptorStore")
     assert (shown["MainPID"], shown["ActiveState"]) == ("0", "active")
     assert len(shown) == 4  # a newline would have made another property of the rest
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     assert fleet.host.run(["test", "-e", TRACE], check=False).returncode == 1
     assert MARK not in fleet.host.systemctl("cat", life.unit)

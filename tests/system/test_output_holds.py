@@ -303,7 +303,7 @@ def test_a_failed_workload_is_a_failed_unit_that_runs_its_on_failure_unit(fleet:
         for life in (well, ill):
             life.remove()
     fleet.host.run(["rm", said, "/run/systemd/system/tell@.service"])
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
 
 
 def test_a_name_is_free_once_its_keep_has_failed_and_both_outputs_stand(fleet: Fleet) -> None:
@@ -338,7 +338,7 @@ def test_a_keep_has_memory_for_compiling_until_its_guest_runs_and_over_a_manager
     memory_max(life, (1024 + 256) * MIB)
     fleet.host.systemctl("start", MANAGER)
     memory_max(life, (64 + 256) * MIB)
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     assert life.show("MemoryMax") == str((64 + 256) * MIB)
     assert life.look().state is State.STARTED
     life.remove()

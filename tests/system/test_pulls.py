@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from keep_client.peer import ConnectionFailed
-from keep_client.store import StoreClient
 from keep_manager.failpoints import Failpoint
 from keep_manager.systemd.oneshots import Oneshots
 from keep_manager.systemd.pull_units import PATTERN, PullUnits
@@ -61,11 +60,6 @@ def configured(fleet: Fleet, remote: FakeRegistry) -> Iterator[Fleet]:
         yield fleet
     fleet.host.run(["rm", "-rf", STORE])
     assert fleet.host.units(PATTERN) == [], "no unit of a pull is left, in whatever state"
-
-
-def client_of(fleet: Fleet) -> StoreClient:
-    manager = fleet.client()
-    return StoreClient(manager.endpoint, fleet.credentials().manager_context())
 
 
 def address(remote: FakeRegistry, what: str = "team/web:1.2") -> str:
@@ -115,7 +109,7 @@ def test_a_hostile_registry_is_refused_and_nothing_is_kept(
 ) -> None:
     remote.answers[BLOB] = answer
     with pytest.raises(KeepfleetError) as caught:
-        client_of(configured).pull(Pulling(address(remote)))
+        configured.store().pull(Pulling(address(remote)))
     assert why in caught.value.message
     assert objects(configured) == []
 
@@ -125,7 +119,7 @@ def pulling(fleet: Fleet, remote: FakeRegistry) -> Iterator[tuple[str, list[Keep
     """A pull that waits for the rest of its module; its unit, and what it fails with."""
     remote.answers[BLOB] = Answer(body=MODULE[:4], headers={"Content-Length": str(len(MODULE))}, stall=True)
     failures: list[KeepfleetError] = []
-    client = client_of(fleet)
+    client = fleet.store()
 
     def pull() -> None:
         try:
@@ -147,7 +141,7 @@ def test_a_unit_that_is_killed_says_so_and_a_cancelled_pull_leaves_none(
     with pulling(configured, remote) as (unit, failures):
         configured.host.systemctl("kill", "--signal=KILL", unit)
     assert "its unit has ended: it was killed by signal 9" in failures[0].message
-    client = client_of(configured)
+    client = configured.store()
     with pulling(configured, remote) as (_, failures):
         (pull,) = [each for each in client.pulls() if each.state is PullState.PULLING]
         client.cancel_pull(pull.id)
@@ -157,11 +151,11 @@ def test_a_unit_that_is_killed_says_so_and_a_cancelled_pull_leaves_none(
 def test_a_manager_that_is_killed_in_the_middle_leaves_nothing_and_the_next_ends_the_unit(
     configured: Fleet, remote: FakeRegistry
 ) -> None:
-    kept = client_of(configured).add(io.BytesIO(example("hello-c/hello")), "kept:1")
+    kept = configured.store().add(io.BytesIO(example("hello-c/hello")), "kept:1")
     with pulling(configured, remote) as (_, failures):
         configured.kill()
     assert isinstance(failures[0], KeepfleetError)
-    client = client_of(configured)
+    client = configured.store()
     until(lambda: configured.host.units(PATTERN) == [], "the unit has been ended")
     assert [each.digest for each in client.listing().objects] == [kept.digest]
     assert client.verify().findings == ()
@@ -175,9 +169,9 @@ def test_a_manager_killed_at_any_step_keeps_a_whole_module_or_none_and_the_next_
 ) -> None:
     with configured.killed_at(point):
         with pytest.raises(KeepfleetError) as caught:
-            client_of(configured).pull(Pulling(address(remote)))
+            configured.store().pull(Pulling(address(remote)))
         assert isinstance(caught.value, ConnectionFailed) or caught.value.kind is ErrorKind.NOT_FOUND
-    client = client_of(configured)
+    client = configured.store()
     there = [each.digest for each in client.listing().objects] if _exists(configured) else []
     assert there == ([DIGEST] if point is Failpoint.PULL_AFTER_ADD else [])
     assert client.pull(Pulling(address(remote))).state is PullState.DONE
@@ -194,7 +188,7 @@ def test_a_unit_that_takes_too_much_memory_ends_alone(
     greedy = "import sys; x = bytearray(b'x') * (400 << 20)"
     program = f'[Service]\nExecStart=\nExecStart={inside.PYTHON} -c "{greedy}"\n'
     with drop_in(configured.host, PULL, program), pytest.raises(KeepfleetError) as caught:
-        client_of(configured).pull(Pulling(address(remote)))
+        configured.store().pull(Pulling(address(remote)))
     assert "its unit has ended: " in caught.value.message
     bystanders.check()
 
@@ -344,7 +338,7 @@ def test_a_manager_starts_with_a_thousand_objects_and_runs_the_last_of_them(flee
     host.run(["/opt/keepfleet/bin/python", "-I", "-c", THOUSAND, STORE], input=MODULE.hex())
     try:
         fleet.restart()
-        client = client_of(fleet)
+        client = fleet.store()
         listing = client.listing()
         assert (len(listing.objects), len(listing.references)) == (1000, 1000)
         Life(fleet, fleet.client().create(module="web:999", start={"workload": None}).kuuid).remove()

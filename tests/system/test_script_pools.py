@@ -17,7 +17,6 @@ from keep_client.keep import endpoint_of
 from keep_client.scripts import KeepStream
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.tls import pinned_client_context
 from script_pool.engine import cpython
 from script_pool.engine.artifacts import Artifacts
 from tests.python_component import python_directory
@@ -100,8 +99,7 @@ class Pool:
 
     def shown(self, name: str = "admin") -> ssl.SSLContext:
         """What a client of this name shows to keeps."""
-        files = self.fleet.credentials(name)
-        return pinned_client_context(files.certificate, files.key)
+        return self.fleet.pinned(name)
 
     def do(self, **members: object) -> dict[str, object]:
         answer = self.post(json.dumps(members).encode())
@@ -204,7 +202,7 @@ def test_only_the_owner_and_the_callers_he_names_are_served(fleet: Fleet, pool: 
     with pytest.raises(KeepfleetError) as refused:
         fleet.client("bob").remove(shared.info.kuuid)
     assert refused.value.kind in (ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN)
-    fleet.host.run(["keepctl", "pki", "revoke", "bob"])
+    fleet.keepctl("pki", "revoke", "bob")
     assert shared.post(body, "bob").status == 403
     fleet.client().remove(shared.info.kuuid)
 

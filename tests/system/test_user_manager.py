@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.system import inside, modules, volume_guests
-from tests.system.fleet import free_port
+from tests.system.fleet import IN_PROCESS, free_port, keepctl_here
 from tests.system.host import Host, message_of
 from tests.system.life import SOON, example, spare_units
 
@@ -30,11 +32,15 @@ class UserFleet:
     host: Host
     port: int
     home: str
+    pki: Path
 
     def keepctl(self, *arguments: str, check: bool = True) -> str:
-        """One call of the manager, and what it printed."""
-        command = ["keepctl", *arguments, "--manager", f"127.0.0.1:{self.port}"]
-        done = self.host.run(command, user=USER, check=check)
+        """One call of the manager, and what it printed; what runs or uploads a module is typed by USER."""
+        if arguments[0] in IN_PROCESS:
+            done = keepctl_here(self.port, self.pki, arguments, check=check)
+        else:
+            command = ["keepctl", *arguments, "--manager", f"127.0.0.1:{self.port}"]
+            done = self.host.run(command, user=USER, check=check)
         return done.stdout.strip() or done.stderr.strip()
 
     def inspect(self, kuuid: str) -> dict[str, Any]:
@@ -60,13 +66,15 @@ class UserFleet:
 
 
 @pytest.fixture(scope="module")
-def ada(host: Host) -> Iterator[UserFleet]:
+def ada(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserFleet]:
     """USER's manager, made by the three commands of the docs."""
     host.with_user_manager(USER)
     home = host.run(["sh", "-c", "echo ~"], user=USER).stdout.strip()
     host.run(["keepctl", "install", "--user"], user=USER)
     host.run(["keepctl", "init"], user=USER)
-    fleet = UserFleet(host, free_port(), home)
+    pki = tmp_path_factory.mktemp("ada") / "pki"  # with files of our own: nobody uses a key of another user's
+    shutil.copytree(f"{host.root}{home}/.config/keepfleet/pki", pki)
+    fleet = UserFleet(host, free_port(), home, pki)
     settings = f"{home}/.config/keepfleet/manager.yaml"
     host.run(["sed", "-i", f"s/^port: .*/port: {fleet.port}/", settings], user=USER)
     host.systemctl("start", "keep-manager", user=USER)
@@ -106,7 +114,7 @@ def test_a_module_of_the_user_s_store_is_compiled_once_below_their_cache_home(ad
     module = ada.host.path / "stored.wasm"
     module.write_bytes(example("hello-c/hello"))
     module.chmod(0o644)
-    ada.host.run(["keepctl", "store", "add", str(module), "hello:1"], user=USER)
+    ada.keepctl("store", "add", str(module), "hello:1")
     cache, seen = f"{ada.home}/.cache/keepfleet/artifacts", set[str]()
     for _ in range(2):
         assert ada.keepctl("run", "--rm", "hello:1").startswith("Hello from C, inside a keep!")
@@ -121,7 +129,7 @@ def declare(ada: UserFleet, name: str, text: str, *, check: bool = True) -> str:
     manifest.write_text(f"module: {name}:1\n{text}")
     for path in (module, manifest):
         path.chmod(0o644)
-    ada.host.run(["keepctl", "store", "add", str(module), f"{name}:1"], user=USER)
+    ada.keepctl("store", "add", str(module), f"{name}:1")
     return ada.keepctl("apply", "--wait", "-f", str(manifest), check=check)
 
 
