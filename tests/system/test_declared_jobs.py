@@ -13,7 +13,7 @@ import pytest
 from keep_manager.failpoints import Failpoint
 from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.host import message_of
+from tests.system.host import message_of, until
 from tests.system.test_declared_keeps import STORE, declared, keepctl, write
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 
@@ -30,7 +30,7 @@ def history(fleet: Fleet, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def until(fleet: Fleet, name: str, state: str, count: int = 1) -> list[dict[str, Any]]:
+def until_run(fleet: Fleet, name: str, state: str, count: int = 1) -> list[dict[str, Any]]:
     """The runs of a job once so many are so; the manager says each change in the journal, before which it wrote it."""
     while True:
         cursor = fleet.host.cursor()
@@ -76,7 +76,7 @@ def set_secret(fleet: Fleet, value: str, *options: str, name: str = "token", che
 def test_a_timer_of_systemd_s_runs_a_job_and_its_history_says_how_it_went(jobs: Fleet) -> None:
     said = keepctl(jobs, "apply", "--wait", "-f", write(jobs, "often", OFTEN))
     assert "often: declared, version 1; scheduled: next run " in said
-    first = until(jobs, "often", "done", 2)[0]
+    first = until_run(jobs, "often", "done", 2)[0]
     assert (first["why"], first["exit_code"], first["scheduled"] % 2) == ("schedule", 0, 0)
     assert first["lines"][0] == "Hello from C, inside a keep!"
     assert first["scheduled"] <= first["began"] <= first["ended"]
@@ -87,18 +87,18 @@ def test_a_timer_of_systemd_s_runs_a_job_and_its_history_says_how_it_went(jobs: 
     assert "Hello from C" in keepctl(jobs, "history", "--lines", "often")
     keepctl(jobs, "delete", "often")
     jobs.restart()
-    while jobs.host.units("keep-job@*.timer"):  # it goes when it is noticed that nothing is declared for it
-        pass
+    # It goes when it is noticed that nothing is declared for it.
+    until(lambda: not jobs.host.units("keep-job@*.timer"), lambda: jobs.host.units("keep-job@*.timer"))
 
 
 def test_a_job_that_is_run_longer_than_its_period_is_not_joined_and_can_be_stopped(jobs: Fleet) -> None:
     keepctl(jobs, "apply", "--wait", "-f", write(jobs, "slow", OFTEN.replace("hello:1", "sleep:1")))
-    runs = until(jobs, "slow", "skipped")
+    runs = until_run(jobs, "slow", "skipped")
     assert [run["state"] for run in runs].count("running") == 1
     assert runs[-1]["text"] == "run 1 goes on"
     assert "run 1 goes on" in keepctl(jobs, "restart", "slow", check=False)
     keepctl(jobs, "stop", "slow")
-    assert until(jobs, "slow", "stopped")[0]["text"].startswith("stopped by admin")
+    assert until_run(jobs, "slow", "stopped")[0]["text"].startswith("stopped by admin")
 
 
 def test_a_manager_that_is_killed_while_it_begins_a_run_is_followed_by_one_that_goes_on(jobs: Fleet) -> None:
@@ -108,7 +108,7 @@ def test_a_manager_that_is_killed_while_it_begins_a_run_is_followed_by_one_that_
         keepctl(jobs, "apply", "--wait", "-f", write(jobs, point.value, RARELY))
         with jobs.killed_at(point):
             keepctl(jobs, "restart", point.value, check=False)
-        (runs[point.value],) = until(jobs, point.value, "done")
+        (runs[point.value],) = until_run(jobs, point.value, "done")
         assert (runs[point.value]["number"], runs[point.value]["why"]) == (1, "asked"), point
     jobs.restart()
     assert {name: history(jobs, name) for name in runs} == {name: [run] for name, run in runs.items()}
@@ -148,7 +148,7 @@ def test_a_full_disk_begins_no_run_that_it_could_not_remember_and_refuses_a_secr
         for each in (place, SECRETS):
             jobs.host.run(["rm", f"{each}/full"])
         keepctl(jobs, "restart", "report")  # and one later
-        until(jobs, "report", "done")
+        until_run(jobs, "report", "done")
         manifest = write(jobs, "shows", "module: shows:1\nsecrets: [{name: token}]\n")
         keepctl(jobs, "apply", "--wait", "-f", manifest)
         assert keepctl(jobs, "logs", "--raw", "shows").strip() == VALUE

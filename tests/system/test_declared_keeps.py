@@ -17,7 +17,7 @@ from keep_manager.failpoints import Failpoint
 from tests.system import modules
 from tests.system.fixtures import INSTALLED
 from tests.system.fleet import MANAGER, Fleet, free_port
-from tests.system.host import Host, layout
+from tests.system.host import Host, layout, until
 from tests.system.life import Life
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 from tools.sandbox.sandbox import Sandbox
@@ -101,19 +101,21 @@ def test_a_reference_that_moved_is_a_change_when_it_is_applied_again(fleet: Flee
     assert declared(fleet, "web")["digest"] != before["digest"]
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip"])
-def test_a_damaged_specification_leaves_its_keep_and_the_others_alone(fleet: Fleet, web: str, damage: str) -> None:
-    other = write(fleet, "other", SLEEPER)
-    keepctl(fleet, "apply", "--wait", "-f", web, "-f", other)
+DAMAGES = {"cut": "truncate -s -1 {}", "changed": "printf M | dd of={} bs=1 seek=60 conv=notrunc"}
+
+
+def test_a_damaged_specification_leaves_its_keep_and_the_others_alone(fleet: Fleet, web: str) -> None:
+    files = [write(fleet, name, SLEEPER) for name in (*DAMAGES, "other")]
+    applying = ["apply", "--wait", *(word for file in files for word in ("-f", file))]
+    keepctl(fleet, *applying)
     units = fleet.keep_units()
-    file = "/var/lib/keepfleet/declared/web.yaml"
-    how = f"truncate -s -1 {file}" if damage == "truncate" else f"printf M | dd of={file} bs=1 seek=60 conv=notrunc"
-    fleet.host.run(["sh", "-ec", how])
+    for name, damage in DAMAGES.items():
+        fleet.host.run(["sh", "-ec", damage.format(f"/var/lib/keepfleet/declared/{name}.yaml")])
     fleet.kill()
-    assert declared(fleet, "web")["state"] == "unreadable"
+    assert {name: declared(fleet, name)["state"] for name in DAMAGES} == dict.fromkeys(DAMAGES, "unreadable")
     assert declared(fleet, "other")["state"] in ("running", "starting")
     assert fleet.keep_units() == units
-    assert keepctl(fleet, "apply", "--wait", "-f", web).endswith("; running\n")
+    assert keepctl(fleet, *applying).count("; running\n") == len(files)
 
 
 def test_a_full_disk_refuses_an_apply_and_leaves_what_was_declared(fleet: Fleet, web: str) -> None:
@@ -169,8 +171,7 @@ def test_a_manager_that_is_killed_as_it_deletes_is_followed_by_one_that_ends_wha
     with fleet.killed_at(Failpoint.DECLARE_AFTER_REMOVE):
         keepctl(fleet, "delete", "web", check=False)
     assert json.loads(keepctl(fleet, "get", "-o", "json")) == []
-    while fleet.keep_units():
-        pass
+    until(lambda: not fleet.keep_units(), fleet.keep_units)
 
 
 def test_a_manager_that_is_killed_as_it_rolls_back_is_followed_by_one_that_has_what_ran(fleet: Fleet, web: str) -> None:
@@ -182,8 +183,7 @@ def test_a_manager_that_is_killed_as_it_rolls_back_is_followed_by_one_that_has_w
     found = declared(fleet, "web")
     assert (found["version"], found["module"], found["kuuid"]) == (3, "web:1.0", before["kuuid"])
     assert "version 2 was rolled back to version 1: it was not ready: exited 3" in found["note"]
-    while len(fleet.keep_units()) > 1:  # what had failed goes
-        pass
+    until(lambda: len(fleet.keep_units()) == 1, fleet.keep_units)  # what had failed goes
 
 
 def test_a_keep_with_a_probe_is_ready_when_its_output_says_so_and_rolled_back_when_it_does_not(

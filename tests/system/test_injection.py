@@ -21,7 +21,7 @@ from tests.system.calm import undisturbed
 from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.host import message_of
 from tests.system.life import Life
-from tests.system.wire import ask, request
+from tests.system.wire import ask, ask_each, request
 
 MARK = "zzmark"
 """Stands in every string below; it may be found in answers and in the manager's log, and nowhere else."""
@@ -117,8 +117,9 @@ def v1_requests(text: str, kuuid: int) -> Iterator[bytes]:
 def test_no_string_of_a_client_s_reaches_a_unit(fleet: Fleet) -> None:
     life, context = Life.create(fleet), fleet.tls()
     for text in STRINGS:
-        for data in (*legacy_requests(text, life.kuuid), *v1_requests(text, life.kuuid)):
-            assert 400 <= ask(fleet.port, context, data).status < 500, data
+        requests = (*legacy_requests(text, life.kuuid), *v1_requests(text, life.kuuid))
+        for data, answer in ask_each(fleet.port, context, requests):
+            assert 400 <= answer.status < 500, data
     assert fleet.keep_units() == [life.unit]
     assert_clean(fleet)
     assert life.look().port == 0

@@ -17,7 +17,7 @@ import pytest
 
 from tests.system import volume_guests
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.test_declared_jobs import history, until
+from tests.system.test_declared_jobs import history, until_run
 from tests.system.test_declared_keeps import booted, declared, keepctl, write
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 from tests.system.test_volumes import KEEPER, add, applied, said
@@ -74,5 +74,5 @@ def test_a_volume_is_there_with_what_was_written(rebooted: Rebooted) -> None:
 
 
 def test_a_run_that_was_missed_is_made_up_for(rebooted: Rebooted) -> None:
-    (run,) = until(rebooted.fleet, "report", "done")
+    (run,) = until_run(rebooted.fleet, "report", "done")
     assert run["scheduled"] == rebooted.due

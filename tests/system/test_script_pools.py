@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -20,13 +21,16 @@ from keep_protocol.keep import KeepInfo
 from script_pool.engine import cpython
 from script_pool.engine.artifacts import Artifacts
 from tests.python_component import python_directory
-from tests.system.fixtures import INSTALLED
+from tests.system.fixtures import INSTALLED, module_s_fleet
 from tests.system.fleet import Fleet
 from tests.system.host import Host, layout, message_of
 from tests.system.wire import Answer, ask, request
 from tools.sandbox.sandbox import Sandbox
 
 RULE = "total = 0\nfor (const item of items) total += item.price * item.count\n"
+
+
+fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
 @pytest.fixture
@@ -113,8 +117,9 @@ class Pool:
         return [int(pid) for pid, comm, _ in found if comm == name]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool(fleet: Fleet) -> Iterator[Pool]:
+    """For all tests that only ask it."""
     made = Pool(fleet, fleet.client().create_pool({"name": "asked", "options": {"max": 2, "time_ms": 300}}))
     assert made.do(cmd="AddCode", name="twice", code="x *= 2") == {"ok": True}
     yield made
@@ -209,17 +214,18 @@ def test_only_the_owner_and_the_callers_he_names_are_served(fleet: Fleet, pool: 
 
 def test_a_template_that_is_killed_is_forked_again_and_the_scripts_are_there(pool: Pool) -> None:
     before = pool.processes("keep-runner")
-    pool.fleet.host.run(["kill", "-KILL", *map(str, before)])
+    pool.fleet.host.assistant.kill(signal.SIGKILL, *before)
     answers = [pool.do(id=1, cmd="ExecCode", name="twice", inputSandbox={"x": 2}) for _ in range(3)]
     assert answers[-1]["outputSandbox"] == {"x": 4}, answers
     assert pool.processes("keep-runner") not in ([], before)
 
 
 def test_an_endpoint_that_is_killed_opens_again_with_the_same_certificate(pool: Pool) -> None:
-    pool.fleet.host.run(["kill", "-KILL", *map(str, pool.processes("keep-endpoint"))])
+    pool.fleet.host.assistant.kill(signal.SIGKILL, *pool.processes("keep-endpoint"))
     assert pool.do(cmd="ExecCode", name="twice", inputSandbox={"x": 2})["reason"] == "no such script"
     keep = pool.fleet.client().keep(pool.info.kuuid)
     assert keep.fingerprint == pool.info.fingerprint
+    assert pool.do(cmd="AddCode", name="twice", code="x *= 2") == {"ok": True}
 
 
 def test_its_processes_are_locked_and_hold_no_other_file(pool: Pool) -> None:
@@ -236,7 +242,7 @@ def test_pools_are_listed_read_and_removed_by_their_own_routes(fleet: Fleet, poo
 
     other = fleet.client().create()
     listed = asked("GET", "/v1/pools").object["keeps"]
-    assert [keep["kuuid"] for keep in listed] == [pool.info.kuuid]
+    assert [keep["kuuid"] for keep in listed] == [pool.info.kuuid]  # each other test has removed its own
     assert asked("GET", f"/v1/pools/{pool.info.kuuid}").object["kind"] == "scripts"
     assert asked("GET", f"/v1/pools/{other.kuuid}").status == 404
     assert asked("DELETE", f"/v1/pools/{other.kuuid}").status == 404
@@ -265,7 +271,7 @@ def test_what_scripts_print_goes_to_the_keeps_journal_where_that_is_asked(fleet:
         f'script-pool: script "a" run N: \\n{forged}',
         'script-pool: script "a" run N: the last',
     ]
-    fleet.host.run(["kill", "-KILL", *map(str, pool.processes("keep-endpoint"))])
+    fleet.host.assistant.kill(signal.SIGKILL, *pool.processes("keep-endpoint"))
     assert pool.do(cmd="AddCode", name="b", code="console.log('of the next endpoint')") == {"ok": True}
     assert pool.do(cmd="ExecCode", name="b", inputSandbox={})["ok"]
     fleet.host.wait_journal("of the next endpoint", unit)
@@ -275,6 +281,7 @@ def test_what_scripts_print_goes_to_the_keeps_journal_where_that_is_asked(fleet:
     assert pool.do(cmd="AddCode", name="c", code="console.log('of the next loader')") == {"ok": True}
     assert pool.do(cmd="ExecCode", name="c", inputSandbox={})["ok"]
     fleet.host.wait_journal("of the next loader", unit)
+    fleet.client().remove(pool.info.kuuid)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tests.system.life import SOON, Bystanders, Life, drop_in, spare_units
 from tests.system.wire import ask, request
 
 SPARES = 2
+"""They are made one after the other, and handed out so: when there are two, the manager has the first."""
 PKI = "/etc/keepfleet/pki"
 fleet = pytest.fixture(scope="module")(module_s_fleet)
 

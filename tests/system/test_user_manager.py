@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ import pytest
 
 from tests.system import inside, modules, volume_guests
 from tests.system.fleet import IN_PROCESS, free_port, keepctl_here
-from tests.system.host import Host, message_of
-from tests.system.life import SOON, example, spare_units
+from tests.system.host import Host, message_of, until
+from tests.system.life import example, spare_units
 
 USER = "ada"
 SCORE = 0.7
@@ -152,13 +151,18 @@ def test_what_a_user_declares_has_its_secret_which_lies_as_it_is_in_a_file_of_th
 
 def test_a_job_of_a_user_s_is_run_by_a_timer_of_the_user_s_own_systemd(ada: UserFleet) -> None:
     declare(ada, "often", 'schedule: "OnCalendar=*:*:0/2"\n')
-    while ada.host.units("keep-job@*.timer", user=USER) != ["keep-job@often.timer"]:  # soon after it was declared
-        pass
-    while not [run for run in json.loads(ada.keepctl("history", "-o", "json", "often")) if run["why"] == "schedule"]:
-        pass
+
+    def timers() -> list[str]:
+        return ada.host.units("keep-job@*.timer", user=USER)
+
+    def history() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(ada.keepctl("history", "-o", "json", "often"))
+        return found
+
+    until(lambda: timers() == ["keep-job@often.timer"], timers)  # soon after it was declared
+    until(lambda: [run for run in history() if run["why"] == "schedule"], history)
     ada.keepctl("delete", "often")
-    while ada.host.units("keep-job@*.timer", user=USER):
-        pass
+    until(lambda: not timers(), timers)
     assert ada.host.units("keep-job@*.timer") == []
 
 
@@ -379,16 +383,15 @@ def test_nothing_of_the_user_s_manager_needs_or_touches_the_system_s(ada: UserFl
 
 def test_a_spare_of_a_user_s_manager_becomes_a_keep_that_outlives_it(ada: UserFleet) -> None:
     settings = f"{ada.home}/.config/keepfleet/manager.yaml"
-    ada.host.run(["sed", "-i", "$a spare_keeps: 1", settings], user=USER)
+    ada.host.run(["sed", "-i", "$a spare_keeps: 2", settings], user=USER)
     ada.host.systemctl("reload", MANAGER, user=USER)
-    deadline = time.monotonic() + SOON
-    while not (spares := spare_units(ada.host, USER)):
-        assert time.monotonic() < deadline
+    # They are made one after the other: the manager has the first when there are two.
+    until(lambda: len(spare_units(ada.host, USER)) == 2, lambda: spare_units(ada.host, USER))
+    spares = spare_units(ada.host, USER)
     kuuid = ada.keepctl("new", "--name", "once-spare")
     assert ada.unit(kuuid) in spares
     ada.host.run(["sed", "-i", "/^spare_keeps/d", settings], user=USER)
     ada.host.systemctl("restart", MANAGER, user=USER)
     assert ada.inspect(kuuid)["name"] == "once-spare"
-    while spare_units(ada.host, USER):
-        assert time.monotonic() < deadline
+    until(lambda: not spare_units(ada.host, USER), lambda: spare_units(ada.host, USER))
     ada.keepctl("rm", kuuid)

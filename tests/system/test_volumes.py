@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +10,9 @@ import pytest
 
 from keep_manager.failpoints import Failpoint
 from tests.system import volume_guests
-from tests.system.fleet import SETTLE_SECONDS, Fleet
-from tests.system.test_declared_jobs import until
+from tests.system.fleet import Fleet
+from tests.system.host import until
+from tests.system.test_declared_jobs import until_run
 from tests.system.test_declared_keeps import STORE, declared, keepctl, write
 from tests.system.test_typed_docs import blocks, typed_inside
 
@@ -34,10 +34,13 @@ def applied(fleet: Fleet, name: str, text: str) -> str:
 
 def said(fleet: Fleet, name: str) -> list[str]:
     """The lines of the keep that counts, which runs and may not have written the first one yet."""
-    kuuid, deadline = str(declared(fleet, name)["kuuid"]), time.monotonic() + SETTLE_SECONDS
-    while not (lines := keepctl(fleet, "logs", kuuid).splitlines()):
-        assert time.monotonic() < deadline, f"{name} has written nothing"
-    return lines
+    kuuid = str(declared(fleet, name)["kuuid"])
+
+    def lines() -> list[str]:
+        return keepctl(fleet, "logs", kuuid).splitlines()
+
+    until(lines, lambda: f"{name} has written nothing")
+    return lines()
 
 
 def volumes(fleet: Fleet) -> dict[str, dict[str, Any]]:
@@ -129,7 +132,7 @@ def test_each_run_of_a_job_finds_what_the_one_before_it_wrote(keeping: Fleet) ->
     assert "; scheduled" in applied(keeping, "counter", f'module: counter:1\nschedule: "OnCalendar=monthly"\n{VOLUME}')
     for number in (1, 2):
         keepctl(keeping, "restart", "counter")
-        lines = [run["lines"] for run in until(keeping, "counter", "done", number)]
+        lines = [run["lines"] for run in until_run(keeping, "counter", "done", number)]
         assert lines == [[f"{each} runs"] for each in range(1, number + 1)]
     assert volumes(keeping)["data"]["in_use"] is False
     assert "overlap: one keep has a volume at a time" in applied(
@@ -142,8 +145,7 @@ def test_it_stays_when_nothing_is_declared_and_goes_when_it_is_removed(keeping: 
     assert "declared keep web has it" in keepctl(keeping, "volume", "rm", "data", check=False)
     keepctl(keeping, "delete", "web")
     keeping.restart()
-    while volumes(keeping)["data"]["in_use"]:  # it ends when nobody waits for it
-        pass
+    until(lambda: not volumes(keeping)["data"]["in_use"], lambda: volumes(keeping))  # it ends when nobody waits for it
     assert keepctl(keeping, "volume", "rm", "data") == "data: removed\n"
     assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")
     assert applied(keeping, "web", KEEPER).endswith("; running\n")
@@ -200,8 +202,7 @@ def test_a_manager_that_is_killed_while_it_makes_one_is_followed_by_one_that_goe
 def test_a_manager_that_is_killed_as_it_removes_one_is_followed_by_one_that_has_it_no_more(keeping: Fleet) -> None:
     applied(keeping, "counter", f"module: keeper:3\n{VOLUME}")
     keepctl(keeping, "delete", "counter")
-    while keeping.keep_units():  # it ends when nobody waits for it
-        pass
+    until(lambda: not keeping.keep_units(), keeping.keep_units)  # it ends when nobody waits for it
     with keeping.killed_at(Failpoint.VOLUME_AFTER_GONE):
         keepctl(keeping, "volume", "rm", "data", check=False)
     assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")
