@@ -8,8 +8,7 @@ import io
 import os
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +27,7 @@ from tests.fakes.fake_registry import Answer, FakeRegistry
 from tests.system import inside
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet
-from tests.system.host import message_of
+from tests.system.host import message_of, until
 from tests.system.life import Bystanders, Life, drop_in, example
 from tests.system.probe import SECRETS
 
@@ -45,32 +44,39 @@ JSON_BYTES = 1 << 20
 fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
-@pytest.fixture
-def remote() -> Iterator[FakeRegistry]:
+@pytest.fixture(scope="module")
+def registry() -> Iterator[FakeRegistry]:
     with FakeRegistry() as found:
         found.put_module("1.2", MODULE)
         yield found
 
 
 @pytest.fixture
-def configured(fleet: Fleet, remote: FakeRegistry) -> Iterator[Fleet]:
+def remote(registry: FakeRegistry) -> FakeRegistry:
+    """The registry, honest again."""
+    registry.answers.clear()
+    return registry
+
+
+@pytest.fixture(scope="module")
+def pulling_fleet(fleet: Fleet, registry: FakeRegistry) -> Iterator[Fleet]:
     """The manager may pull from that registry."""
-    fleet.host.run(["rm", "-rf", STORE])
-    with fleet.configured(registries=f'{{"127.0.0.1:{remote.port}": {{plain_http: true}}}}'):
+    with fleet.configured(registries=f'{{"127.0.0.1:{registry.port}": {{plain_http: true}}}}'):
         yield fleet
+
+
+@pytest.fixture
+def configured(pulling_fleet: Fleet) -> Iterator[Fleet]:
+    """That manager, without a store."""
+    fleet = pulling_fleet
+    fleet.host.run(["rm", "-rf", STORE])
+    yield fleet
     fleet.host.run(["rm", "-rf", STORE])
     assert fleet.host.units(PATTERN) == [], "no unit of a pull is left, in whatever state"
 
 
 def address(remote: FakeRegistry, what: str = "team/web:1.2") -> str:
     return f"oci://127.0.0.1:{remote.port}/{what}"
-
-
-def until(there: Callable[[], bool], what: str) -> None:
-    """Returns when `there` does."""
-    deadline = time.monotonic() + 30
-    while not there():
-        assert time.monotonic() < deadline, what
 
 
 def objects(fleet: Fleet) -> list[str]:
@@ -129,7 +135,9 @@ def pulling(fleet: Fleet, remote: FakeRegistry) -> Iterator[tuple[str, list[Keep
 
     thread = threading.Thread(target=pull)
     thread.start()
-    until(lambda: any(each.received == 4 and each.error is None for each in client.pulls()), "a pull has begun")
+    until(
+        lambda: any(each.received == 4 and each.error is None for each in client.pulls()), lambda: "no pull has begun"
+    )
     (unit,) = fleet.host.units(PATTERN)
     yield unit, failures
     thread.join()
@@ -156,7 +164,7 @@ def test_a_manager_that_is_killed_in_the_middle_leaves_nothing_and_the_next_ends
         configured.kill()
     assert isinstance(failures[0], KeepfleetError)
     client = configured.store()
-    until(lambda: configured.host.units(PATTERN) == [], "the unit has been ended")
+    until(lambda: configured.host.units(PATTERN) == [], lambda: "the unit has not been ended")
     assert [each.digest for each in client.listing().objects] == [kept.digest]
     assert client.verify().findings == ()
     remote.answers.clear()
