@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -114,31 +113,16 @@ def test_a_manager_that_is_killed_while_it_begins_a_run_is_followed_by_one_that_
     assert {name: history(jobs, name) for name in runs} == {name: [run] for name, run in runs.items()}
 
 
-@contextmanager
-def small_disks(fleet: Fleet, *places: str) -> Iterator[None]:
-    """These directories on file systems of 64 KiB, for a manager that starts with them."""
-    for place in places:
-        kept = f"/run/kept{place}"
-        small = f"mkdir -p {kept}; cp -a {place}/. {kept}; mount -t tmpfs -o size=64k,mode=700 tmpfs {place}"
-        fleet.host.run(["sh", "-ec", f"{small}; cp -a {kept}/. {place}"])
-    fleet.restart()
-    try:
-        yield
-    finally:
-        fleet.host.systemctl("stop", MANAGER)
-        fleet.host.run(["sh", "-ec", f"umount {' '.join(places)}; rm -rf /run/kept"])
-        fleet.host.systemctl("start", MANAGER)
-
-
 def test_a_full_disk_begins_no_run_that_it_could_not_remember_and_refuses_a_secret_and_leaves_what_was(
     jobs: Fleet,
 ) -> None:
     keepctl(jobs, "apply", "--wait", "-f", write(jobs, "report", RARELY))
     set_secret(jobs, VALUE)
     place = "/var/lib/keepfleet/jobs"
-    with small_disks(jobs, place, SECRETS):
+    small = "size=64k,mode=700"
+    with jobs.small_disk(place, small) as sees, jobs.small_disk(SECRETS, small):
         for each in (place, SECRETS):
-            jobs.host.run(["sh", "-c", f"cat /dev/zero >{each}/full"], check=False)
+            jobs.host.run([*sees, "sh", "-c", f"cat /dev/zero >{each}/full"], check=False)
         said = keepctl(jobs, "restart", "report", check=False)
         assert "cannot keep the history of report: No space left on device" in said
         assert declared(jobs, "report")["state"] == "unmet"
@@ -146,7 +130,7 @@ def test_a_full_disk_begins_no_run_that_it_could_not_remember_and_refuses_a_secr
         refused = set_secret(jobs, "x" * 9000, check=False)
         assert "cannot keep the secret token.cred: No space left on device" in refused
         for each in (place, SECRETS):
-            jobs.host.run(["rm", f"{each}/full"])
+            jobs.host.run([*sees, "rm", f"{each}/full"])
         keepctl(jobs, "restart", "report")  # and one later
         until_run(jobs, "report", "done")
         manifest = write(jobs, "shows", "module: shows:1\nsecrets: [{name: token}]\n")

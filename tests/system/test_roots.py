@@ -113,16 +113,10 @@ def test_after_an_upgrade_of_the_host_new_keeps_have_a_new_root_and_the_old_one_
 
 def test_a_disk_that_is_full_is_said_and_no_keep_is_made(fleet: Fleet) -> None:
     fleet.clear()
-    fleet.host.systemctl("stop", MANAGER)
-    fleet.host.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", TREES])
-    fleet.host.systemctl("start", MANAGER)
-    try:
+    with fleet.small_disk(TREES, "size=1m,mode=755", empty=True) as sees:
         with pytest.raises(KeepfleetError, match=f"cannot build the keeps' root in {TREES}: No space left") as refused:
             fleet.client().create()
-        assert fleet.keep_units() == [] and names(fleet) == set()
-    finally:
-        fleet.host.systemctl("stop", MANAGER)
-        fleet.host.run(["umount", TREES])
-        fleet.host.systemctl("start", MANAGER)
+        assert fleet.keep_units() == []
+        assert "root-" not in fleet.host.run([*sees, "ls", TREES]).stdout
     assert refused.value.kind is ErrorKind.NO_SPACE
     works(Life.create(fleet))

@@ -138,18 +138,14 @@ def _resident(fleet: Fleet) -> int:
 
 def test_a_full_disk_is_said_and_what_was_there_goes_on(fleet: Fleet) -> None:
     fleet.host.run(["mkdir", "-m", "700", STORE])
-    fleet.host.run(["mount", "-t", "tmpfs", "-o", "size=2M,mode=700", "tmpfs", STORE])
-    fleet.restart()  # its unit has mounts of its own, and sees new ones from its start on
-    try:
+    with fleet.small_disk(STORE, "size=2M,mode=700") as sees:
         store = fleet.store()
         store.add(io.BytesIO(modules.sleeps()), "kept:1")
-        assert fleet.host.run(["ls", f"{STORE}/references"]).stdout == "kept:1\n", "it is on the small disk"
+        there = fleet.host.run([*sees, "ls", f"{STORE}/references"]).stdout
+        assert there == "kept:1\n", "it is on the small disk"
         with pytest.raises(KeepfleetError) as caught:
             store.add(io.BytesIO(bytes(4 << 20)), "large:1")
         assert caught.value.kind is ErrorKind.NO_SPACE
-        assert fleet.host.run(["ls", f"{STORE}/new"]).stdout == ""
+        assert fleet.host.run([*sees, "ls", f"{STORE}/new"]).stdout == ""
         assert [each.name for each in store.listing().references] == ["kept:1"]
         store.tag("kept:2", Tagging(store.reference("kept:1").digest))
-    finally:
-        fleet.host.run(["umount", STORE])
-        fleet.restart()
