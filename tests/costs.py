@@ -81,9 +81,11 @@ class Costs:
         self._waited: defaultdict[str, float] = defaultdict(float)
         self._tests: defaultdict[str, float] = defaultdict(float)
         self._looks = threading.Lock()
+        self._apart = threading.Event()
 
     def _watch(self) -> None:
         linux.unshare(linux.CLONE_FILES)  # what it opens is not among the descriptors that tests count
+        self._apart.set()
         while True:
             time.sleep(LOOK_SECONDS)
             self._look()
@@ -111,6 +113,7 @@ class Costs:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """In a worker: what came before the first test."""
         threading.Thread(target=self._watch, daemon=True).start()
+        self._apart.wait()  # its copy of a descriptor that a test had opened would stay: a lock, for instance
         spent = self._since()
         output = getattr(session.config, "workeroutput", None)
         if output is not None:
