@@ -171,9 +171,7 @@ class Workers:
         status = self._reap(worker)
         if status == 0:
             return
-        reason = (
-            f"it exited with {status}" if status > 0 else f"its process was ended by {signal.Signals(-status).name}"
-        )
+        reason = f"it was ended by {signal.Signals(-status).name}" if status < 0 else f"it exited with {status}"
         number = worker.items.popleft() if worker.busy else worker.items[0] if worker.items else len(self._items) - 1
         item = self._items[number]
         report = pytest.TestReport(
