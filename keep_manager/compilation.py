@@ -6,11 +6,11 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from keep_protocol.compiling import Job
+from keep_protocol.fields import Record
 from module_store.artifacts import Artifact, another
 from module_store.sealing import Key
 
@@ -25,8 +25,7 @@ class Stage(Enum):
     COMPILING = "compiling"
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(Record):
     """What those who wait hear; seconds: since this stage began."""
 
     stage: Stage
@@ -39,12 +38,11 @@ class Progress:
         return f"{doing}, {self.seconds:.0f} s"
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(Record):
     """A module as it is to be compiled."""
 
     digest: str
-    job: Job = Job()  # noqa: RUF009 - a record cannot change
+    job: Job = Job()
 
 
 class Compilation:

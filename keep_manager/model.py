@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from keep_manager.callers import GrantRoot
 from keep_protocol.api_workload import WorkloadRequest
@@ -13,6 +12,7 @@ from keep_protocol.certificate import CertificateFields
 from keep_protocol.constants import unit_name
 from keep_protocol.control import START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.identity import Identity, Role
 from keep_protocol.keep import KeepInfo, KeepReport
 from keep_protocol.limits import DEFAULTS
@@ -55,8 +55,7 @@ def missing(kuuid: int) -> KeepfleetError:
     return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find keep {kuuid}: there is no unit {unit_name(kuuid)}")
 
 
-@dataclass(frozen=True)
-class UnitState:
+class UnitState(Record):
     """One keep's unit as systemd lists it (man systemctl, "list-units").
 
     load: "loaded", "not-found", "masked", …; active: "active", "activating", "failed", …; sub: the service's own state;
@@ -70,8 +69,7 @@ class UnitState:
     job: str = ""
 
 
-@dataclass(frozen=True)
-class UnitEnd:
+class UnitEnd(Record):
     """How a unit's main process ended last (man org.freedesktop.systemd1).
 
     result: systemd's word ("exit-code", "signal", …), or "" where it is not known; status: the exit status or signal;
@@ -85,8 +83,7 @@ class UnitEnd:
     inactive_since: float | None = None
 
 
-@dataclass(frozen=True)
-class Remains:
+class Remains(Record):
     """What is left of a keep that was started in an earlier boot of the host. record: None where its loader wrote none
     that can be read; found_at: when in this boot a manager found it first, in seconds since boot."""
 
@@ -95,8 +92,7 @@ class Remains:
     found_at: float
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Record):
     """What a loader answered. report: about its process; claims: name, labels and limits as a loader of the version
     before says them, which hold for a unit that has no spec."""
 
@@ -104,8 +100,7 @@ class Answer:
     claims: KeepSpec
 
 
-@dataclass(frozen=True)
-class LastEvent:
+class LastEvent(Record):
     """The latest event of a keep, how often its workload had been started again by then, when that was, in seconds
     since boot, and whose the keep is, as far as the event says it."""
 
@@ -115,8 +110,7 @@ class LastEvent:
     owner: str = ""
 
 
-@dataclass(frozen=True)
-class ClientIdentity:
+class ClientIdentity(Record):
     """Who a client's certificate says it is, read once per connection.
 
     certificate: its fields, None where they cannot be read; identity: the role, name and keep that its URI names, None
@@ -146,8 +140,7 @@ class ClientIdentity:
         return "an unreadable certificate" if self.certificate is None else str(self.certificate)
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(Record):
     """Who asks. name: the owner word, "anonymous" without a certificate; where: the address; text: name, serial number
     and address, for the log; fingerprint: of the certificate; keep: the one keep an uploader may send to."""
 
@@ -167,26 +160,23 @@ class Caller:
         return f"a client at {self.where}" if self.name == ANONYMOUS else self.name
 
 
-@dataclass(frozen=True)
-class Allowance:
+class Allowance(Record):
     """What one caller may ask for. grant_roots: none, and nothing can be granted; ceilings: the most each limit may
     be, by its name, for every limit there is; defaults: what it is where nothing is asked for."""
 
     grant_roots: tuple[GrantRoot, ...]
     ceilings: Mapping[str, int]
-    defaults: Mapping[str, int] = field(default_factory=lambda: DEFAULTS)
+    defaults: Mapping[str, int] = DEFAULTS
 
 
-@dataclass(frozen=True)
-class UnixUser:
+class UnixUser(Record):
     """Who a process is, by number."""
 
     uid: int
     gid: int
 
 
-@dataclass(frozen=True)
-class StoredModule:
+class StoredModule(Record):
     """A module of the store. name: the reference it was asked for by, "" where its digest alone was."""
 
     digest: str
@@ -194,8 +184,7 @@ class StoredModule:
     size: int
 
 
-@dataclass(frozen=True)
-class Provision:
+class Provision(Record):
     """What is asked for in a keep's start: for which keep, by whom, which user the keep is, None while it is still to
     be made, and what its workload is to have, if anything. keeps_output: whether its loader keeps its output, and is to
     get what that takes; brings: what its kind must have; opens: whether what is granted is opened, and not only looked

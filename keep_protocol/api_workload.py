@@ -6,7 +6,6 @@ Pure: JSON values in, a frozen request out.
 from __future__ import annotations
 
 from _collections_abc import Iterator
-from dataclasses import dataclass
 
 from keep_protocol.enumeration import Enum
 from keep_protocol.fields import Flag, Items, Maybe, Nested, Pairs, Record, Text, Type, Word, field, invalid, parse
@@ -51,8 +50,7 @@ class GrantKind(Enum):
     SECRET = "secret"  # noqa: S105 - a word for people, and no secret
 
 
-@dataclass(frozen=True)
-class Grant:
+class Grant(Record):
     """One thing of the manager's host that a guest is to have: its absolute, plain path there, or a volume's name, and
     for what."""
 
@@ -61,8 +59,7 @@ class Grant:
     writable: bool = False
 
 
-@dataclass(frozen=True)
-class WorkloadRequest:
+class WorkloadRequest(Record):
     """What a guest is given. grants: what to open, in the order of `opened_names`; sets_restart: whether the
     workload's restart policy was asked for here; without that it is the keep's own."""
 

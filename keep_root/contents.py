@@ -10,9 +10,9 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 
 PYTHON = "keepfleet/python"
 PACKAGES, LIBRARY = "keepfleet/packages", "keepfleet/lib"
@@ -66,8 +66,7 @@ _LOADER = re.compile(r"\t(/\S+) \(0x[0-9a-f]+\)")
 _MISSING = re.compile(r"\t(\S+) => not found")
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Record):
     """What a tree is for: the interpreter `python`, which may be a virtual environment's, and the directory that has
     keepfleet's packages."""
 
@@ -75,8 +74,7 @@ class Target:
     packages: str
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Record):
     """One file: `place` in the tree, `source` on the host, which may be a link; `mode` in the tree; `watched` says that
     each creation of a keep looks whether it is still the same: what a distribution replaces under a running manager."""
 
@@ -86,8 +84,7 @@ class Entry:
     watched: bool = False
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(Record):
     """entries: every file, those that are watched first; uncompiled: sources that have no compiled form on the host,
     and get one in the tree; tag: what names the interpreter's compiled forms."""
 

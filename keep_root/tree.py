@@ -12,10 +12,10 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_root.contents import MOUNT_POINTS, Contents, Target
 
 FORMAT = 1
@@ -37,8 +37,7 @@ def stamp_of(path: str) -> Stamp | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-@dataclass(frozen=True)
-class Watched:
+class Watched(Record):
     """A file that each creation looks at: where it came from, and what both were when the tree was made."""
 
     place: str
@@ -47,8 +46,7 @@ class Watched:
     of_place: Stamp
 
 
-@dataclass(frozen=True)
-class Tree:
+class Tree(Record):
     """A tree that was finished: `directory` is DIRECTORY/root-DIGEST."""
 
     directory: str

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import yaml
 
@@ -34,8 +33,7 @@ class _Mark(Protocol):
     column: int
 
 
-@dataclass(frozen=True, order=True)
-class Fault:
+class Fault(NamedTuple):
     """What is wrong, and where: line and column count from 1."""
 
     line: int
@@ -46,19 +44,22 @@ class Fault:
         return f"line {self.line}, column {self.column}: {self.message}"
 
 
-@dataclass
 class Node:
     """A value with its place; text: a scalar as it is written; key: the place of its key, where it has one.
 
     broken: its fault is reported already, and nothing more should be said of it.
     """
 
-    line: int
-    column: int
-    value: Scalar | list[Node] | dict[str, Node] = None
-    text: str = ""
-    key: tuple[int, int] | None = None
-    broken: bool = False
+    __slots__ = ("broken", "column", "key", "line", "text", "value")
+
+    def __init__(self, line: int, column: int, *, broken: bool = False) -> None:
+        self.line, self.column, self.broken = line, column, broken
+        self.value: Scalar | list[Node] | dict[str, Node] = None
+        self.text = ""
+        self.key: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"Node({self.line}, {self.column}, {self.plain()!r})"
 
     def plain(self) -> object:
         """The value as lists, dictionaries and scalars."""
@@ -69,25 +70,25 @@ class Node:
         return self.value
 
 
-@dataclass
 class _Open:
     """A list or mapping under construction, and the key that waits for its value."""
 
-    node: Node
-    key: Node | None = None
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.key: Node | None = None
 
 
 class _Faults(Exception):
     """Nothing can be read beyond this point."""
 
 
-@dataclass
 class _Builder:
     """Makes the tree of the parser's events, without recursion."""
 
-    faults: list[Fault] = field(default_factory=list)
-    root: Node | None = None
-    stack: list[_Open] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self.root: Node | None = None
+        self.stack: list[_Open] = []
 
     def fault(self, place: tuple[int, int], message: str) -> None:
         self.faults.append(Fault(*place, message))

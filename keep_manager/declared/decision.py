@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from keep_protocol.declared import DeclaredState
+from keep_protocol.fields import Record
 from keep_protocol.spec import RestartPolicy
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
@@ -47,8 +47,7 @@ _RUNS_AGAIN = {
 """What was stopped by a person stays so until it is restarted by one. A host's end is no end of a workload."""
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(Record):
     """One specification. digest: what its keep must have been made for; goes_back: whether what was wanted
     before is still known; pinned: whether it is known which module that is; went_back: whether the manager itself went
     back to it, which it does once: what it came from is no way back.
@@ -78,8 +77,7 @@ class Wanted:
         return (self.alone or self.probe_seconds is not None) and not self.proven
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(Record):
     """One keep that was made for a specification. since: when it reached the phase it is in; ran: how long its workload
     did, or has; ended: when; all in seconds since boot; text: how it is, in words; probed: whether its output had the
     line that it is ready by."""
@@ -97,8 +95,7 @@ class Seen:
     probed: bool = False
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Record):
     """The latest failure to make a keep for a specification. until: when it is tried again; own: whether the
     specification or its module is to blame, and not the host."""
 
@@ -108,16 +105,14 @@ class Failure:
     own: bool = False
 
 
-@dataclass(frozen=True)
-class Create:
+class Create(Record):
     """Make a keep. attempt: how many failed before it, one soon after the other."""
 
     name: str
     attempt: int = 0
 
 
-@dataclass(frozen=True)
-class Remove:
+class Remove(Record):
     """End a keep and forget it."""
 
     kuuid: int
@@ -125,8 +120,7 @@ class Remove:
     why: str
 
 
-@dataclass(frozen=True)
-class RollBack:
+class RollBack(Record):
     """Want again what is kept running; `to` is its digest."""
 
     name: str
@@ -134,16 +128,14 @@ class RollBack:
     why: str
 
 
-@dataclass(frozen=True)
-class Prove:
+class Prove(Record):
     """Remember that a keep of this digest has been ready."""
 
     name: str
     digest: str
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(Record):
     """Nothing before `until`."""
 
     name: str
@@ -153,8 +145,7 @@ class Wait:
 Action = Create | Remove | RollBack | Prove | Wait
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(Record):
     """How a declared keep is, in a word and a sentence, and the keep that counts."""
 
     state: DeclaredState
@@ -162,8 +153,7 @@ class Standing:
     kuuid: int | None = None
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(Record):
     """What to do, in this order, and how each declared keep is."""
 
     actions: tuple[Action, ...]

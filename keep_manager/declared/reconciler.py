@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 from keep_manager.declared.catalogue import Catalogue
@@ -214,7 +214,7 @@ class Reconciler:
                 found.append(keep)
                 continue
             self._asked.setdefault(keep.name, []).append((keep, probe.output))
-            found.append(replace(keep, probed=self._probes.heard(keep.kuuid, probe.output)))
+            found.append(keep.replace(probed=self._probes.heard(keep.kuuid, probe.output)))
         self._probes.listen(chain.from_iterable(self._asked.values()))
         return found
 

@@ -8,9 +8,9 @@ followed by one that goes on. Time is the host's clock, as a calendar's is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 
 from keep_manager.declared.decision import ENDED, Life, Seen
+from keep_protocol.fields import Record
 from keep_protocol.runs import Missed, Overlap, Run, RunState, RunWhy
 
 GRACE_SECONDS = 60.0
@@ -27,8 +27,7 @@ GIVE_UP_SECONDS = 600.0
 _ENDS = {Life.DONE: RunState.DONE, Life.STOPPED: RunState.STOPPED, Life.LOST: RunState.LOST}
 
 
-@dataclass(frozen=True)
-class JobRecord:
+class JobRecord(Record):
     """What is known of a job. handled: the moment up to which its calendar was attended to; runs: the oldest first."""
 
     handled: float
@@ -40,16 +39,14 @@ class JobRecord:
         return tuple(run for run in self.runs if run.living)
 
 
-@dataclass(frozen=True)
-class WantedJob:
+class WantedJob(Record):
     """A job as its manifest says."""
 
     missed: Missed = Missed.RUN
     overlap: Overlap = Overlap.FORBID
 
 
-@dataclass(frozen=True)
-class Due:
+class Due(Record):
     """Moments of its calendar. first: the first one after what was attended to; recent: the first one that is no longer
     ago than GRACE_SECONDS; each None where it is still to come."""
 
@@ -57,8 +54,7 @@ class Due:
     recent: float | None = None
 
 
-@dataclass(frozen=True)
-class SeenRun:
+class SeenRun(Record):
     """One keep of a job. run: which of its runs it is, 0 for a keep of before it was a job."""
 
     run: int
@@ -70,11 +66,10 @@ class SeenRun:
 
     def with_lines(self, lines: tuple[str, ...]) -> SeenRun:
         """The same with the last lines of its output."""
-        return replace(self, lines=lines)
+        return self.replace(lines=lines)
 
 
-@dataclass(frozen=True)
-class JobDecision:
+class JobDecision(Record):
     """What follows: the record to write first, the runs to make keeps for, and the keeps to remove, with why."""
 
     record: JobRecord

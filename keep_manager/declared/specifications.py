@@ -13,11 +13,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from keep_manager.declared.specification import MAX_FILE, Specification, decode, encode
 from keep_manager.failpoints import Failpoint, reach
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained
 
 HISTORY = 10
@@ -30,8 +30,7 @@ _NEW = ".new"
 _HISTORY = "history"
 
 
-@dataclass(frozen=True)
-class Unreadable:
+class Unreadable(Record):
     """A file that says nothing that could be run, and why; its keep is left as it is."""
 
     name: str

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
@@ -20,6 +19,7 @@ from aiohttp import web
 from keep_manager.callers import EVERYONE, Callers, entry_of
 from keep_manager.model import Caller, ClientIdentity
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.identity import Role, owner_of
 from keep_protocol.spec import ANONYMOUS
 
@@ -42,8 +42,7 @@ class Certificates(Protocol):
         """Raises KeepfleetError when the certificate may not be used now."""
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(Record):
     """The other end of one connection: its address, and who its certificate says it is."""
 
     address: str
@@ -69,8 +68,7 @@ def caller_at(peer: Peer, callers: Callers) -> Caller:
     return Caller(name, role, peer.address, str(peer), shown.fingerprint)
 
 
-@dataclass(frozen=True)
-class Admission:
+class Admission(Record):
     """Who may connect at all: a client with a certificate of our CA, made for a client, in its time and not revoked,
     which is checked again for every request.
 

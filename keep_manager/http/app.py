@@ -6,7 +6,6 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -39,6 +38,7 @@ from keep_protocol.api import MAX_CREATE_BODY, MAX_START_BODY
 from keep_protocol.codelets import MAX_LOAD_BODY, V1_CODELETS_PATH
 from keep_protocol.constants import LEGACY_PATH, MAX_MANAGER_BODY, V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH
 from keep_protocol.declared import MAX_APPLY_BODY, V1_DECLARED_PATH
+from keep_protocol.fields import Record
 from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.secrets import MAX_VALUE_BYTES, V1_SECRETS_PATH
 from keep_protocol.store import MAX_OBJECT_BYTES, V1_STORE_PATH, InUse
@@ -48,8 +48,7 @@ STOP_SECONDS = 5.0
 """What requests under way get at the end; a creation takes 60 ms, and what is cut off is rolled back."""
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(Record):
     """One path and method: what it does, by which the table of `authorize` decides who may (None: its body says what);
     what answers, how errors look, and how long a body it reads."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
@@ -15,6 +14,7 @@ from keep_manager.http.middleware import caller_of, json_response, peer_of, read
 from keep_manager.model import Caller
 from keep_protocol.declared import MAX_SETTLING_SECONDS, DeclaredKeep, RunHistory, parse_apply
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.runs import Run
 
 
@@ -52,8 +52,7 @@ class Declarations(Protocol):
 DECLARED = web.AppKey("declared", Declarations)
 
 
-@dataclass(frozen=True)
-class Owned:
+class Owned(Record):
     """A declared keep as far as `authorize` asks."""
 
     owner: str

@@ -14,8 +14,9 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from keep_protocol.fields import Record
 
 Held = TypeVar("Held")
 _HOST_BITS = 64
@@ -26,8 +27,7 @@ TURN_SECONDS = 0.5
 """A handshake takes two round trips, and 2 ms of processor time: enough for a busy host and half the globe."""
 
 
-@dataclass(frozen=True)
-class Quota:
+class Quota(Record):
     """in_all: connections there may be; of_one: how many of them from one source."""
 
     in_all: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -17,6 +16,7 @@ from keep_manager.model import Caller, exhaustion_explained
 from keep_protocol import strict_json
 from keep_protocol.constants import MAX_MANAGER_BODY, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo
 
 WRITTEN_AT_ONCE = 64
@@ -29,8 +29,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ErrorBody = Callable[[KeepfleetError], dict[str, object]]
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(Record):
     """What a route carries for the middleware: what it does, None where its body says that; how its errors look, and
     how much it reads."""
 

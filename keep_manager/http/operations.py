@@ -6,8 +6,6 @@ and handlers are in the table of routes (app.py), and a row without a route, or 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from keep_manager.http.codelets import APPLICATION_PATH, SET_PATH, SETS_PATH, STATS_PATH, WATCH_PATH
 from keep_manager.http.pools import POOL_PATH
 from keep_manager.http.schemas import KUUID, PAGE_LIMIT
@@ -30,6 +28,7 @@ from keep_protocol.codelets import SET_ID, V1_CODELETS_PATH
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH, V1_POOLS_PATH, WORKLOAD_FOLLOWS_HEADER
 from keep_protocol.declared import MAX_SETTLING_SECONDS, V1_DECLARED_PATH
 from keep_protocol.errors import ErrorKind
+from keep_protocol.fields import Record
 from keep_protocol.pulling import V1_PULLS_PATH
 from keep_protocol.schema import Schema
 from keep_protocol.secrets import NAME as SECRET_NAME
@@ -64,8 +63,7 @@ _TO_ADD = (ErrorKind.NO_SPACE, ErrorKind.CONFIGURATION)
 BYTES, JSON = "application/octet-stream", "application/json"
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(Record):
     """One parameter of the query or one header."""
 
     name: str
@@ -78,8 +76,7 @@ class Parameter:
         return {"name": self.name, "in": self.place, "schema": self.schema, "description": self.description}
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(Record):
     """One operation. answer and body: its shape's name, a content type, or "" for none; refusals: in addition to
     EVERYWHERE, to BODY where it has one, and to NOT_FOUND where its path names something."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
@@ -14,6 +13,7 @@ from keep_manager.http.access import refusals_logged
 from keep_manager.http.middleware import caller_of, json_response, peer_of
 from keep_manager.model import Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.volumes import Volume
 
 LOG = logging.getLogger("keepfleet.volumes")
@@ -35,8 +35,7 @@ class Volumes(Protocol):
 VOLUMES = web.AppKey("volumes", Volumes)
 
 
-@dataclass(frozen=True)
-class _Owned:
+class _Owned(Record):
     """A volume as far as `authorize` asks; a damaged one, of which the owner is not known, is the operators'."""
 
     owner: str

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from keep_manager.keeps.policy import kind_of
 from keep_manager.model import KEEPS_OUTPUT, NAMED_STARTS, LastEvent, LoaderGone, UnitEnd, UnitState
 from keep_protocol.api import ListKeeps
 from keep_protocol.constants import KUUID_BITS, SLICE_GROUPS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.identity import ANY_CERTIFICATE
 from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
 from keep_protocol.outcome import RUN_AGAIN
@@ -243,8 +243,7 @@ def name_taken(name: str, holder: int) -> KeepfleetError:
     )
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(Record):
     """Some keeps by ID; next: the ID to ask for more `after`, None when these are the last."""
 
     keeps: tuple[KeepInfo, ...]
@@ -268,8 +267,7 @@ def by_creation(keeps: Iterable[KeepInfo]) -> list[KeepInfo]:
     return sorted(keeps, key=lambda keep: (keep.created_at or 0.0, keep.kuuid))
 
 
-@dataclass(frozen=True)
-class Census:
+class Census(Record):
     """How many keeps there are, how many of them are started, and which are in state 15 and why."""
 
     keeps: int

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from keep_manager.keeps.decide import ENDED
@@ -22,6 +21,7 @@ from keep_manager.keeps.view import Entry
 from keep_manager.model import Visible
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo
 from keep_protocol.ring import MARK, STDERR, STDOUT, Block, Frame, decode_mark, frames_in
 from keep_protocol.sse import GAP_SOURCE, KEEP_SOURCE, STDERR_SOURCE, STDOUT_SOURCE, KeepEvent, LogLine
@@ -75,8 +75,7 @@ class Keeps(Protocol):
         """One keep, after its state has changed or the time is over."""
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(Record):
     """Which lines: the `last` ones, or those `after` a cursor; of one source alone, from one moment to another, in
     seconds of the epoch; own: also the loader's own."""
 
@@ -86,25 +85,22 @@ class Chosen:
     since: float | None = None
     until: float | None = None
     own: bool = False
-    left_out: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        left_out = set() if self.own else {KEEP_SOURCE}
-        if self.source:
-            left_out |= {STDOUT_SOURCE, STDERR_SOURCE} - {self.source}
-        object.__setattr__(self, "left_out", frozenset(left_out))
 
     def takes(self, line: LogLine) -> bool:
         """Whether the line is among them."""
         early = self.since is not None and line.at < self.since
         late = self.until is not None and line.at > self.until
-        return line.source not in self.left_out and not early and not late
+        return self._wants(line.source) and not early and not late
 
     @property
     def streams(self) -> frozenset[int]:
         """The ring's streams that have them."""
-        names = {STDOUT: STDOUT_SOURCE, STDERR: STDERR_SOURCE, MARK: KEEP_SOURCE}
-        return frozenset(stream for stream, name in names.items() if name not in self.left_out)
+        return frozenset(stream for stream, source in SOURCE_OF.items() if self._wants(source))
+
+    def _wants(self, source: str) -> bool:
+        if source == KEEP_SOURCE:
+            return self.own
+        return source == GAP_SOURCE or self.source in ("", source)
 
 
 async def ended(keeps: Keeps, kuuid: int) -> KeepInfo:
@@ -211,8 +207,7 @@ class _Lines:
             await self._send(tuple(some))
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(Record):
     """Where to go on: from which frame on, and how much of each stream was had."""
 
     position: int = 0

@@ -4,7 +4,7 @@ follows for a request. Pure."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from keep_manager.callers import DEFAULT_LEASE, EVERYONE, Callers, entry_of
 from keep_manager.model import Allowance, Caller
@@ -12,6 +12,7 @@ from keep_protocol.api import StartKeep
 from keep_protocol.constants import LAST_KEEP_PORT
 from keep_protocol.control import MODULE, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.identity import ANY_CERTIFICATE, Role
 from keep_protocol.kinds import Kind
 from keep_protocol.limits import BOUNDS, DEFAULTS, MIB, TEN_YEARS, Limits
@@ -36,8 +37,7 @@ WITHOUT_END = {"wall_seconds": TEN_YEARS, "cpu_seconds": TEN_YEARS}
 """What a declared keep has of time, unless its manifest says otherwise: no limit that it would live to see."""
 
 
-@dataclass(frozen=True)
-class KindOfKeep:
+class KindOfKeep(Record):
     """What of a kind of keep the manager goes by. listens: whether its start binds a socket; brings: the descriptors
     that its start must bring, in the order in which a loader of the version before takes them; uploaded: whether a
     client sends what it runs, which is a line of the security log; of_spares: whether a spare can become one, whose
@@ -87,8 +87,7 @@ def kind_of(kind: Kind) -> KindOfKeep:
         ) from None
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(Record):
     """Limits, and where things lie. client_ca and revoked: the files whose descriptors each upload endpoint gets;
     callers: what each may ask for; lease: of keeps whose creator asked for none; spare_keeps: how many are made before
     anyone asks for them."""
@@ -100,7 +99,7 @@ class Policy:
     start_timeout_seconds: float = 15.0
     max_keeps: int = 2000
     max_creations_at_once: int = 8
-    callers: Callers = field(default_factory=dict)
+    callers: Callers = MappingProxyType({})
     lease: Lease = DEFAULT_LEASE
     spare_keeps: int = 0
 

@@ -9,7 +9,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
@@ -112,9 +111,7 @@ class Starts:
         kind.check_start(request)
         uploaders_for(request.uploaders, spec, caller)
         self._quotas.check_start(caller, request.kuuid, request.address if kind.listens else "", request.port)
-        async with self._providers.opened(
-            replace(self._provision(request, spec, caller, None, version=1), opens=opens)
-        ):
+        async with self._providers.opened(self._provision(request, spec, caller, None, version=1).replace(opens=opens)):
             return
 
     @contextmanager

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 from keep_manager.failpoints import Failpoint, reach
@@ -25,6 +24,7 @@ from keep_manager.keeps.view import Entry
 from keep_manager.model import Caller
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.identity import Role
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.spec import KeepSpec, Profile
@@ -46,8 +46,7 @@ UNUSED = {
 """The phases of a keep that is unused, and the part of its lease that counts there."""
 
 
-@dataclass(frozen=True)
-class Spare:
+class Spare(Record):
     """One spare. mark: `Units.settings_mark` of its unit when it was made."""
 
     kuuid: int
@@ -160,8 +159,7 @@ class Keeps(Protocol):
         """Ends a keep."""
 
 
-@dataclass(frozen=True)
-class Due:
+class Due(Record):
     """A keep to remove, and why."""
 
     kuuid: int

@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from keep_grants.protocol import (
     FIRST_DYNAMIC,
@@ -31,6 +30,7 @@ from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest
 from keep_protocol.constants import unit_name
 from keep_protocol.control import WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.spec import Compiler, Profile
 from keep_protocol.workload import MAX_SECRET_BYTES, Workload
 
@@ -40,8 +40,7 @@ NO_KEEP = UnixUser(FIRST_DYNAMIC, FIRST_DYNAMIC)
 """For whom is opened what no keep gets: when a root is tried, or a start checked before there is a keep."""
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(Record):
     """Opens what a workload is granted. helper: the socket of the helper that does it;
     mapped: whether each keep is a user of its own, as in the system's instance; volumes: the directory of all volumes.
     """

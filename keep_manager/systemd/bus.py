@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from keep_manager.systemd import replies
 from keep_manager.systemd.bulk import PropertyReader
@@ -17,6 +16,7 @@ from keep_manager.systemd.connection import BUS, BUS_PATH, BusLost, Connection, 
 from keep_manager.systemd.message import ERROR, Message, Variant
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 
 LOG = logging.getLogger("keepfleet.bus")
 SYSTEMD = "org.freedesktop.systemd1"
@@ -49,8 +49,7 @@ class ReplyError(Exception):
         self.text = text
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(Record):
     """One method call to systemd: member, signature and arguments; `path` and `interface` where not the Manager's."""
 
     member: str

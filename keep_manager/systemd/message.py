@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -44,8 +43,7 @@ class Variant(NamedTuple):
     value: object
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One that was received. data: all of it; at: where its body begins; fields: its header's."""
 
     type: int

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from keep_manager.model import UnitEnd, UnitState
 from keep_protocol.constants import kuuid_of_unit
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 
 
-@dataclass(frozen=True)
-class JobEnd:
+class JobEnd(Record):
     """A job has left systemd's queue: its object path, its unit, and "done", "failed", "timeout", "canceled", …"""
 
     job: str

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +34,7 @@ LIVING = (Life.RUNNING, Life.UNKNOWN, Life.UNFINISHED)
 
 def seen(kuuid: int = 1, life: Life = Life.RUNNING, digest: str = "d1", **members: float | str) -> Seen:
     """A keep of alice's `a`."""
-    return replace(Seen(kuuid, "a", "alice", digest, 0, life), **members)  # type: ignore[arg-type] # any member
+    return Seen(kuuid, "a", "alice", digest, 0, life).replace(**members)
 
 
 def want(restart: RestartPolicy = RestartPolicy.ALWAYS, digest: str = "d1", ready: float = 5.0) -> Wanted:
@@ -123,24 +121,24 @@ def test_keeps_of_a_file_that_cannot_be_read_stay_and_those_of_none_go() -> None
     assert decide([], [seen()], NOW, {}).actions == (Remove(1, "a", "it is declared no more"),)
 
 
-ALONE = replace(want(), alone=True, ready_seconds=5.0)
-PROBED = replace(want(ready=0.0), probe_seconds=30.0)
+ALONE = want().replace(alone=True, ready_seconds=5.0)
+PROBED = want(ready=0.0).replace(probe_seconds=30.0)
 
 
 def test_where_one_has_a_volume_the_old_keep_ends_before_there_is_a_new_one() -> None:
     old = seen(1, digest="d0")
     assert do(ALONE, old) == [Remove(1, "a", "the volume is one keep's at a time"), Create("a")]
-    assert do(replace(ALONE, pinned=False), old) == [Create("a")]  # which finds out the module, and makes no keep
+    assert do(ALONE.replace(pinned=False), old) == [Create("a")]  # which finds out the module, and makes no keep
     assert do(ALONE, seen(2, since=NOW - 5)) == [Prove("a", "d1")]
-    assert do(replace(ALONE, proven=True), seen(2, since=NOW - 5)) == []
+    assert do(ALONE.replace(proven=True), seen(2, since=NOW - 5)) == []
 
 
 def test_where_the_old_keep_has_ended_what_was_ready_before_is_wanted_again() -> None:
     failed = seen(2, Life.FAILED, ran=4.9, ended=NOW, text="exited 3")
-    back = replace(ALONE, back="d0")
+    back = ALONE.replace(back="d0")
     assert do(back, failed) == [RollBack("a", "d0", "it was not ready: exited 3")]
     assert do(back, failure=Failure("d1", "no such", NOW + 9, own=True)) == [RollBack("a", "d0", "no such")]
-    for other in (ALONE, replace(back, proven=True), replace(back, goes_back=False)):
+    for other in (ALONE, back.replace(proven=True), back.replace(goes_back=False)):
         assert do(other, failed) == [Wait("a", NOW + pause(1, 2))], other
     for life in (Life.LOST, Life.STOPPED):  # which says nothing of what it ran
         assert not any(isinstance(each, RollBack) for each in do(back, seen(2, life, ended=NOW))), life
@@ -149,9 +147,9 @@ def test_where_the_old_keep_has_ended_what_was_ready_before_is_wanted_again() ->
 def test_a_keep_with_a_probe_is_ready_when_its_output_says_so() -> None:
     old, new = seen(1, digest="d0"), seen(2, since=NOW - 1)
     assert do(PROBED, old, new) == [Wait("a", NOW + 29)]
-    heard = replace(new, probed=True)
+    heard = new.replace(probed=True)
     assert do(PROBED, old, heard) == [Remove(1, "a", "it was replaced"), Prove("a", "d1")]
-    assert do(replace(PROBED, proven=True), new) == []  # a later run of the same is not asked again
+    assert do(PROBED.replace(proven=True), new) == []  # a later run of the same is not asked again
 
 
 def test_a_keep_that_does_not_say_so_in_time_is_rolled_back_or_left_and_called_unready() -> None:
@@ -161,7 +159,7 @@ def test_a_keep_that_does_not_say_so_in_time_is_rolled_back_or_left_and_called_u
     decision = decide([PROBED], [new], NOW, {})
     assert (decision.actions, decision.standings["a"].state) == ((), DeclaredState.UNREADY)
     assert decision.standings["a"].text == why
-    alone = replace(PROBED, alone=True, back="d0")
+    alone = PROBED.replace(alone=True, back="d0")
     assert do(alone, new) == [RollBack("a", "d0", f"it was not ready: {why}")]
     ended = seen(2, Life.FAILED, ran=9.0, ended=NOW, text="exited 3")
     assert do(PROBED, old, ended) == [RollBack("a", "d0", "it was not ready: exited 3")]
@@ -170,14 +168,14 @@ def test_a_keep_that_does_not_say_so_in_time_is_rolled_back_or_left_and_called_u
 def test_of_two_that_never_were_ready_the_manager_does_not_go_to_and_fro() -> None:
     one, other = seen(1, digest="d0"), seen(2, since=NOW - 30)
     assert [type(each) for each in do(PROBED, one, other)] == [RollBack]
-    before = replace(PROBED, digest="d0", went_back=True)
+    before = PROBED.replace(digest="d0", went_back=True)
     assert do(before, one, other) == [Remove(2, "a", "it was not ready")]
     assert decide([before], [one], NOW, {}).standings["a"].state is DeclaredState.UNREADY
 
 
 def test_a_job_with_a_probe_that_exited_0_is_ready() -> None:
     done = seen(2, Life.DONE, ran=0.1, ended=NOW)
-    assert do(replace(PROBED, restart=RestartPolicy.NO), done) == [Prove("a", "d1")]
+    assert do(PROBED.replace(restart=RestartPolicy.NO), done) == [Prove("a", "d1")]
 
 
 _WANTED = st.builds(
@@ -193,7 +191,7 @@ _WANTED = st.builds(
     probe_seconds=st.sampled_from([None, 30.0]),
     proven=st.booleans(),
     back=st.sampled_from(["", *DIGESTS]),
-).map(lambda one: replace(one, back="" if one.back == one.digest else one.back))
+).map(lambda one: one.replace(back="" if one.back == one.digest else one.back))
 _TIME = st.sampled_from([0.0, 1.0, NOW - 400, NOW - 3, NOW])
 _SEEN = st.builds(
     Seen,
@@ -234,7 +232,7 @@ class Model:
             self._do(action)
         for kuuid, keep in list(self.keeps.items()):
             if keep.life is Life.UNKNOWN:  # it answers in the end
-                self.keeps[kuuid] = replace(keep, life=Life.RUNNING, since=self.now)
+                self.keeps[kuuid] = keep.replace(life=Life.RUNNING, since=self.now)
         waits = [action.until for action in actions if isinstance(action, Wait)]
         self.now = max(self.now, min(waits)) if waits else self.now
         return actions
@@ -257,11 +255,11 @@ class Model:
             one = self.wanted[action.name]
             back = one.back if one.alone else ""
             assert back == action.to or any(each.digest == action.to for each in self.living(action.name))
-            self.wanted[action.name] = replace(one, digest=action.to, back="", proven=back == action.to, went_back=True)
+            self.wanted[action.name] = one.replace(digest=action.to, back="", proven=back == action.to, went_back=True)
         elif isinstance(action, Prove):
             one = self.wanted[action.name]
             assert (one.digest, one.proven) == (action.digest, False)
-            self.wanted[action.name] = replace(one, proven=True)
+            self.wanted[action.name] = one.replace(proven=True)
 
 
 def _unique(keeps: list[Seen]) -> list[Seen]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -208,7 +206,7 @@ class World:
     def end(self, life: Life) -> None:
         for kuuid, each in self.keeps.items():
             if each.keep.life is Life.RUNNING:
-                self.keeps[kuuid] = replace(each, keep=replace(each.keep, life=life))
+                self.keeps[kuuid] = each.replace(keep=each.keep.replace(life=life))
                 return
 
 

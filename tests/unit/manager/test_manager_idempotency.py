@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -50,7 +49,7 @@ async def test_one_key_names_one_keep(maker: Maker) -> None:
 
 async def test_another_key_and_another_caller_get_a_keep_of_their_own(maker: Maker) -> None:
     cache = IdempotencyCache()
-    strangers = [replace(STRANGER, where=where) for where in ("192.0.2.1", "192.0.2.2")]
+    strangers = [STRANGER.replace(where=where) for where in ("192.0.2.1", "192.0.2.2")]
     callers = [(ALICE, "k"), (ALICE, "l"), (BOB, "k"), *((stranger, "k") for stranger in strangers)]
     made = [(await cache.once(key_digest(caller, key), "a", maker)).kuuid for caller, key in callers]
     assert made == [1, 2, 3, 4, 5]

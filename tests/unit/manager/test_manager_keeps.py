@@ -8,7 +8,6 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,7 +107,7 @@ async def test_a_manager_that_stops_gives_a_rollback_up_that_waits_for_systemd(
 
 async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, place: Path, policy: Policy) -> None:
     units.behaviour = NEVER
-    async with manager_parts(units, str(place), replace(policy, start_timeout_seconds=0.02)) as parts:
+    async with manager_parts(units, str(place), policy.replace(start_timeout_seconds=0.02)) as parts:
         error = await refusal(parts.keeps.create(NewKeep(), ALICE))
     assert error.kind is ErrorKind.KEEP_FAILED
     assert "not ready in time" in error.message
@@ -154,7 +153,7 @@ async def test_an_id_that_is_taken_is_drawn_again(
 
 
 async def test_the_sixty_first_keep_of_sixty_is_too_many(units: FakeUnits, place: Path, policy: Policy) -> None:
-    async with manager_parts(units, str(place), replace(policy, max_keeps=2)) as parts:
+    async with manager_parts(units, str(place), policy.replace(max_keeps=2)) as parts:
         made = await asyncio.gather(*(parts.keeps.create(NewKeep(), ALICE) for _ in range(5)), return_exceptions=True)
     refused = [error for error in made if isinstance(error, KeepfleetError)]
     assert [error.kind for error in refused] == [ErrorKind.TOO_MANY] * 3
@@ -226,7 +225,7 @@ async def test_a_start_the_loader_refuses_frees_the_port(keeps: Keeps, units: Fa
 async def test_a_missing_ca_file_is_an_error_before_the_keep_starts(
     units: FakeUnits, place: Path, policy: Policy
 ) -> None:
-    async with manager_parts(units, str(place), replace(policy, client_ca=f"{place}/none")) as parts:
+    async with manager_parts(units, str(place), policy.replace(client_ca=f"{place}/none")) as parts:
         kuuid = (await parts.keeps.create(NewKeep(), ALICE)).kuuid
         assert (await refusal(parts.keeps.start(StartKeep(kuuid), ALICE))).kind is ErrorKind.CERTIFICATE
         assert (await parts.keeps.get(kuuid)).state is State.LISTENING
@@ -467,7 +466,7 @@ def given(place: Path, **more: object) -> WorkloadRequest:
 @pytest.mark.usefixtures("helper")
 async def test_a_start_hands_over_what_the_guest_is_granted(units: FakeUnits, place: Path, policy: Policy) -> None:
     callers = {"alice": CallerEntry(grant_roots=(GrantRoot(f"{place}/root"),))}
-    async with manager_parts(units, str(place), replace(policy, callers=callers)) as parts:
+    async with manager_parts(units, str(place), policy.replace(callers=callers)) as parts:
         kuuid = (await parts.keeps.create(NewKeep(restart=RestartPolicy.ALWAYS), ALICE)).kuuid
         request = given(place)
         await parts.keeps.start(StartKeep(kuuid, workload=request), ALICE)
@@ -498,7 +497,7 @@ async def test_what_a_starter_gives_goes_to_no_one_whom_another_owner_chose(
     units: FakeUnits, place: Path, policy: Policy
 ) -> None:
     callers = {"alice": CallerEntry(grant_roots=(GrantRoot(f"{place}/root"),))}
-    async with manager_parts(units, str(place), replace(policy, callers=callers)) as parts:
+    async with manager_parts(units, str(place), policy.replace(callers=callers)) as parts:
         for owner, uploaders in ((BOB, ("name:bob",)), (STRANGER, ("*",))):
             for options, expected in ((given(place), ("name:alice",)), (parse_workload({}), uploaders)):
                 kuuid = (await parts.keeps.create(NewKeep(uploaders=uploaders), owner)).kuuid

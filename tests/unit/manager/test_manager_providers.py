@@ -11,7 +11,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -344,7 +343,7 @@ def test_what_a_start_opens_later_is_asked_of_no_helper_and_still_only_from_the_
 ) -> None:
     alone = Files(str(tmp_path / "none"), mapped=False)
     for known, request in ((True, asked(secret(root / "key"))), (False, asked(secret(tmp_path / "key")))):
-        provision = replace(provided(allowed(root), request), user=None, opens=False)
+        provision = provided(allowed(root), request).replace(user=None, opens=False)
         with ExitStack() as held:
             if known:
                 assert tuple(alone.opened(provision, held)) == ("workload",)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ async def with_spares(
     quotas: QuotasOf | None = None,
 ) -> AsyncIterator[ManagerParts]:
     """A manager that has so many spares."""
-    async with manager_parts(units, str(place), replace(policy, spare_keeps=number), events, quotas) as parts:
+    async with manager_parts(units, str(place), policy.replace(spare_keeps=number), events, quotas) as parts:
         tending = parts.tasks.start(parts.keeps.tend_spares())
         await until(units, lambda: len(spares_of(units)) == number)
         yield parts
@@ -66,7 +65,7 @@ async def test_spares_are_no_keeps_to_anyone_and_count_for_nobody(
     callers = {"alice": CallerEntry(quotas=Quotas(keeps=1))}
     parts: ManagerParts
     quotas = QuotaKeeper(callers, lambda: parts.view)
-    async with with_spares(units, place, replace(policy, max_keeps=1), 2, events, quotas) as parts:
+    async with with_spares(units, place, policy.replace(max_keeps=1), 2, events, quotas) as parts:
         spare = next(iter(spares_of(units)))
         assert (await parts.keeps.list()).keeps == ()
         with pytest.raises(KeepfleetError) as caught:
@@ -115,7 +114,7 @@ async def test_what_cannot_be_set_on_a_unit_that_runs_means_a_unit_of_its_own(
     units: FakeUnits, place: Path, policy: Policy
 ) -> None:
     callers = {"alice": CallerEntry(ceilings=(("log_lines_per_second", 10_000),))}
-    async with with_spares(units, place, replace(policy, callers=callers), 1) as parts:
+    async with with_spares(units, place, policy.replace(callers=callers), 1) as parts:
         before = spares_of(units)
         made = await parts.keeps.create(NewKeep(limits=(("log_lines_per_second", 5000),)), ALICE)
         assert made.kuuid not in before
@@ -206,9 +205,9 @@ async def test_a_keep_whose_unit_says_what_it_is_before_its_loader_knows_is_that
 
 async def test_fewer_spares_are_kept_after_a_reload_that_says_so(units: FakeUnits, place: Path, policy: Policy) -> None:
     async with with_spares(units, place, policy, 3) as parts:
-        parts.keeps.apply(replace(policy, spare_keeps=1))
+        parts.keeps.apply(policy.replace(spare_keeps=1))
         await until(units, lambda: len(spares_of(units)) == 1)
-        parts.keeps.apply(replace(policy, spare_keeps=0))
+        parts.keeps.apply(policy.replace(spare_keeps=0))
         await until(units, lambda: not spares_of(units))
 
 
@@ -216,7 +215,7 @@ async def test_a_host_on_which_no_spare_can_be_made_serves_as_one_without_spares
     units: FakeUnits, place: Path, policy: Policy, caplog: pytest.LogCaptureFixture
 ) -> None:
     units.behaviour = FAIL
-    async with manager_parts(units, str(place), replace(policy, spare_keeps=1)) as parts:
+    async with manager_parts(units, str(place), policy.replace(spare_keeps=1)) as parts:
         tending = parts.tasks.start(parts.keeps.tend_spares())
         await units.gone.wait()
         units.behaviour = READY
