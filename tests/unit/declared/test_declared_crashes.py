@@ -36,12 +36,6 @@ NOT_THERE: object = object()
 """Before the first acknowledgement anything may be there that the next manager starts with."""
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was flushed is known without the real disk, which is slow at that."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
 @dataclass(frozen=True)
 class Kind:
     """One kind of what lasts. steps: what a manager does in the folder, each acknowledged when it returns, the first of

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import compileall
 import errno
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -31,6 +33,7 @@ from keep_root.contents import (
     PACKAGES,
     PYTHON,
     Contents,
+    Entry,
     Target,
     contents,
     target_of,
@@ -57,26 +60,30 @@ print(sys.prefix, *sys.path)
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with keepfleet's packages and what they need, as a version's site-packages."""
+    """A directory with keepfleet's packages and what they need, all of it compiled, as a version's site-packages."""
     directory = tmp_path_factory.mktemp("site-packages")
     for name in goods.OURS:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, directory / name)
     for name in goods.LIBRARIES:
         shutil.copytree(Path(sysconfig.get_path("purelib"), name), directory / name)
+    compileall.compile_dir(directory, quiet=2)
     return directory
+
+
+FEW = re.compile(r"[^/]+/[^/]+/[^/]+/(os\.py|json/.*|lib-dynload/_(ssl|ctypes|json)\..*)")
+_whole_library = goods._standard_library
+
+
+@functools.cache
+def few_of(_left_out: re.Pattern[str], library: str, place: str, tag: str) -> list[Entry]:
+    return [entry for entry in _whole_library(library, place, tag) if FEW.fullmatch(entry.place)]
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A standard library of a few files, which is copied faster."""
-    kept = {"os.py", "json", "lib-dynload"}
-    every = goods._standard_library
-    monkeypatch.setattr(
-        goods,
-        "_standard_library",
-        lambda library, place, tag: [e for e in every(library, place, tag) if e.place.split("/")[3] in kept],
-    )
+    """A standard library of a few files, which is found and copied faster, and of which `ldd` has few to load."""
+    monkeypatch.setattr(goods, "_standard_library", lambda *of: few_of(goods._LEFT_OUT_MODULES, *of))
 
 
 @pytest.fixture
