@@ -172,7 +172,7 @@ class StartKeep(Record):
     )
 
     def check_unreached(self) -> None:
-        """Raises KeepfleetError(BAD_REQUEST) where it says how a keep is reached that nobody uploads to."""
+        """Raises KeepfleetError(BAD_REQUEST) where it says how a keep is reached that takes no upload."""
         default = StartKeep()
         for name in ("address", "port", "names", "uploaders"):
             if getattr(self, name) != getattr(default, name):

@@ -12,7 +12,7 @@ PROTOCOL_NAME = "Enarx-Keep-Manager"
 PROTOCOL_VERSION = "0.1"
 LEGACY_PATH = "/keeps_post"
 WORKLOAD_FOLLOWS_HEADER = "Workload-Follows"
-"""With a creation that has its start in it, as `yes`: whoever asks sends the workload immediately. A header, which a
+"""With a creation that has its start in it, as `yes`: the client sends the workload immediately. A header, which a
 manager that does not know it passes over."""
 V1_KEEPS_PATH = "/v1/keeps"
 V1_POOLS_PATH = "/v1/pools"

@@ -228,7 +228,7 @@ def list_scripts(stream: Stream, output: str) -> None:
 @click.argument("name", metavar="NAME")
 @click.argument("sandbox", metavar="[JSON]", required=False)
 @click.option("--calls", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="Of each round.")
-@click.option("--in-flight", multiple=True, type=click.IntRange(1, 512), help="At once; 1, 2 and 8 otherwise.")
+@click.option("--in-flight", multiple=True, type=click.IntRange(1, 512), help="Concurrently; 1, 2 and 8 otherwise.")
 @pool_options
 @output_option
 def bench(name: str, sandbox: str | None, calls: int, in_flight: tuple[int, ...], stream: Stream, output: str) -> None:

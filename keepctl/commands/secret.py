@@ -1,4 +1,4 @@
-"""`keepctl secret`: values that the manager keeps for declared keeps, and that nobody reads again."""
+"""`keepctl secret`: values that the manager keeps for declared keeps, and that no one reads again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RESTART = Option(
 @click.group("secret", cls=Commands, short_help="Keeps secrets for declared keeps.")
 def group() -> None:
     """Keeps secrets for declared keeps, whose manifests name them under `secrets:`, and whose guests find them as
-    files in /run/secrets. A value is on no command line and in no environment; nobody can read it again.
+    files in /run/secrets. A value is on no command line and in no environment; no one can read it again.
 
     \b
     keepctl secret set db-password <password.txt

@@ -27,8 +27,8 @@ from keep_protocol.reports import READY_PACKET, Report, ReportType
 from keep_protocol.tls import HANDSHAKE_SECONDS, fingerprint_of, server_context
 from script_pool import decisions
 from script_pool.console import Journal
-from script_pool.keep.handed import HandedProcesses, first_words
 from script_pool.keep.https import Exchange
+from script_pool.keep.passed import PassedProcesses, first_words
 from script_pool.keep.template import limits_of
 from script_pool.pool import ScriptPool
 
@@ -131,7 +131,7 @@ class _Endpoint:
         pool = ScriptPool(
             self._settings,
             self._limits,
-            processes=lambda events: HandedProcesses(self._control, self._limits, events),
+            processes=lambda events: PassedProcesses(self._control, self._limits, events),
             console=self._console,
         )
         lock_endpoint()

@@ -115,7 +115,7 @@ class FakeLoader:
         try:
             self._listener.bind(self._path)
         except OSError:
-            self._listener.close()  # nobody else would
+            self._listener.close()  # no one else would
             raise
         self._listener.listen(16)
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)

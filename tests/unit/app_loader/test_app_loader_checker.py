@@ -234,7 +234,7 @@ def test_a_bomb_of_blocks_ends_at_the_memory_limit(small: AppLoaderProcess, clie
     assert refused(small, client, bomb).error["kind"] == "too-complex"
 
 
-def test_a_module_that_takes_too_much_processor_time_is_told_which_limit_to_raise(
+def test_a_module_that_takes_too_much_processor_time_is_answered_with_the_limit_to_raise(
     tmp_path: Path, authority: Authority, client: Path
 ) -> None:
     limits = {"KEEPFLEET_LIMITS": "compile_seconds=1"}

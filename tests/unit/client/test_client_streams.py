@@ -9,27 +9,15 @@ import pytest
 
 from keep_client.connection import ALIVE, RETRY_SECONDS, EventParser, Patience, ServerEvent, resumed
 from keep_client.manager import ManagerClient
-from keep_client.peer import ConnectionFailed, Endpoint
+from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.sse import MAX_EVENT_BYTES, EventType, KeepEvent, LogLine
 from keep_protocol.states import State
-from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
 
 STREAM = b': alive\r\n\r\nid: 1\nevent: line\ndata: {"a":\ndata: 1}\n\nevent: end\ndata: {}\n\nretry: 3\nid:2\n\n'
 LOST = ConnectionFailed(ErrorKind.UNAVAILABLE, "lost")
-
-
-@pytest.fixture
-def fake(pki: Pki) -> Iterator[ManagerInMemory]:
-    with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as manager:
-        yield manager
-
-
-@pytest.fixture
-def client(pki: Pki, fake: ManagerInMemory) -> ManagerClient:
-    return ManagerClient(Endpoint("localhost", fake.port, "the manager"), pki.credentials().manager_context())
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])

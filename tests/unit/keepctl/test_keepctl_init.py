@@ -209,7 +209,7 @@ def test_the_managers_configuration_is_written_once_and_then_left_alone(run: Run
     run("init")
     path = directory.parent / "manager.yaml"
     assert f"pki: '{directory}'" in path.read_text()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "who may do what is nobody's business but the manager's"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "who may do what is for the manager alone to read"
     path.write_text("port: 4030\n")
     other = directory.parent / "second"
     assert run("init", "--pki", str(other)).exit_code == 0
@@ -284,7 +284,7 @@ def test_without_a_configuration_it_is_at_the_default(directory: Path) -> None:
     assert access.local_manager(str(directory)) == "127.0.0.1:3030"
 
 
-def test_two_at_once_do_not_share_a_pki(run: Run, directory: Path) -> None:
+def test_two_concurrent_ones_do_not_share_a_pki(run: Run, directory: Path) -> None:
     run("init")
     with files.locked(str(directory)):
         result = run("pki", "issue", "alice")

@@ -1,4 +1,4 @@
-"""Somebody owns every keep: what each role may do over HTTPS, and that another's keep does not exist for it."""
+"""Every keep has an owner: what each role may do over HTTPS, and that another's keep does not exist for it."""
 
 from __future__ import annotations
 

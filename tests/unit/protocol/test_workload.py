@@ -65,7 +65,7 @@ def test_nothing_asked_for_is_a_plain_program() -> None:
     assert workload.restart is RestartPolicy.NO
 
 
-def test_descriptors_have_one_name_each_in_the_order_they_are_handed() -> None:
+def test_descriptors_have_one_name_each_in_the_order_they_are_passed() -> None:
     workload = Workload(stdin=True, directories=(Directory("/a"), Directory("/b", True)), secrets=("token",))
     assert workload.grant_names == ("stdin", "directory-0", "directory-1", "secret-0")
 
