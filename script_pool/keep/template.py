@@ -12,7 +12,7 @@ import os
 import socket
 
 from app_loader.settings import Reporter, claim, read_workload
-from keep_protocol.constants import CHECKS, WORKLOAD_DESCRIPTOR
+from keep_protocol.constants import CHECKS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.pools import PoolOptions, options_from_text
 from keep_protocol.reports import Report, ReportType
@@ -29,7 +29,7 @@ def run() -> int:
     reporter = Reporter()
     try:
         passed = claim(os.environ)
-        arguments = read_workload(passed.number(WORKLOAD_DESCRIPTOR)).arguments if WORKLOAD_DESCRIPTOR in passed else ()
+        arguments = read_workload(passed.number("workload")).arguments if "workload" in passed else ()
         options = options_from_text(arguments[0]) if arguments else PoolOptions()
         control = socket.socket(fileno=passed.number(CHECKS))
         engine = Languages(INSTALLED)
