@@ -19,7 +19,7 @@ from app_loader.receive.identity import make_identity, read_identity
 from app_loader.settings import Passed, Reporter, Settings, claim, read_settings
 from keep_isolation.locks import lock_endpoint
 from keep_protocol.constants import CHECKS, IDENTITY, MAX_CA_FILE_BYTES
-from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.fields import parse
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.pools import Console, PoolOptions
@@ -61,11 +61,10 @@ def serve() -> int:
         asyncio.run(_Endpoint(settings, options, control, listener, context, access, reporter, console).run())
     except KeepfleetError as error:
         print(f"script-pool: {error.message}", *error.evidence, sep="\n  ", file=sys.stderr, flush=True)
-        reporter.send(Report(ReportType.FAILED, error.message, error=error))
+        reporter.fail(error, "cannot serve")
         return 1
-    except BaseException as error:  # a fault of ours, or of the installation: the loader must hear of that, too
-        text = f"cannot serve: {type(error).__name__}: {error}"
-        reporter.send(Report(ReportType.FAILED, text, error=KeepfleetError(ErrorKind.INTERNAL, text)))
+    except BaseException as error:
+        reporter.fail(error, "cannot serve")
         raise
     return 0
 
