@@ -153,7 +153,7 @@ def test_a_manager_without_descriptors_for_all_who_follow_finds_every_keep_and_s
     with drop_in(fleet.host, MANAGER, f"[Service]\nLimitNOFILE={few}\n"):
         fleet.restart()
         followers = [Following(fleet.client(), life.kuuid) for life in lives]
-        eventually(lambda: any(one.lines for one in followers), "no follower is served")
+        eventually(lambda: any(one.lines for one in followers), "nobody is served")
         pid = fleet.manager_pid
         counts = [one.lines for one in followers]
         eventually(

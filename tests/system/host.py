@@ -33,7 +33,7 @@ def layout(binds: tuple[tuple[str, str, bool], ...]) -> Layout:
 
 
 def until(there: Callable[[], object], what: Callable[[], object], seconds: float = JOURNAL_SECONDS) -> None:
-    """Returns once `there` is true, of what has no event for a change; fails with `what` when that takes too long."""
+    """Returns once `there` is true, of what tells of no change; fails with `what` when that takes too long."""
     deadline, pause = time.monotonic() + seconds, threading.Event()
     while not there():
         assert time.monotonic() < deadline, what()

@@ -93,15 +93,15 @@ class Life:
         life = cls.awaiting(fleet)
         assert life.upload(modules.says(code=code)).status == 200
         life.until(State.STARTED, State.COMPLETE)
-        life.reported(EventType.ENDED)
+        life.told(EventType.ENDED)
         life.look()
         return life
 
     def __repr__(self) -> str:
         return f"Life({self.unit}, {self.info.detail})"
 
-    def reported(self, *types: EventType) -> KeepEvent:
-        """The first such event of the keep, once it is reported."""
+    def told(self, *types: EventType) -> KeepEvent:
+        """The first such event of the keep, once it is told."""
         with contextlib.closing(self.fleet.client().events(self.kuuid, last=1000)) as events:
             return next(event for event in events if event.type in types)
 

@@ -1,4 +1,4 @@
-"""Looking for what has no event: again and again, after pauses that grow."""
+"""Looking for what no event tells of: again and again, after pauses that grow."""
 
 from __future__ import annotations
 

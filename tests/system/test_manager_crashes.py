@@ -204,7 +204,7 @@ def test_a_keep_in_state_15_and_its_reason_are_reported_by_the_next_manager(
     life = Life.running(fleet)
     life.kill_loader()
     life.becomes(State.ERROR)
-    life.reported(EventType.FAILED)
+    life.told(EventType.FAILED)
     life.look()
     cursor = fleet.host.cursor()
     fleet.kill()
