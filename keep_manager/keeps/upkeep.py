@@ -76,7 +76,7 @@ class Spares:
 
     A spare has no owner: it is in no list, counts for no one, and holds nothing of anyone's. It becomes a keep in one
     call to systemd, from which on its unit says what it is, and never becomes a spare again. A manager ends those that
-    the one before left, as they may be of another version; and at the moment it would hand out one, those with other
+    the one before left, as they may be of another version; and at the moment it would assign one, those with other
     settings than a new unit would have.
     """
 

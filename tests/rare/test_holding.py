@@ -1,4 +1,4 @@
-"""What must hold under load: all limits together, a flood, vanishing clients, the largest words, removal in between."""
+"""Invariants under load: all limits together, a flood, vanishing clients, the largest words, removal in between."""
 
 from __future__ import annotations
 
