@@ -1,4 +1,4 @@
-"""What must hold under load: every limit at once, a flood, vanishing clients, the largest words, removal in between."""
+"""Invariants under load: all limits together, a flood, vanishing clients, the largest words, removal in between."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def ended(life: Life) -> KeepInfo:
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.heavy)])
-def test_every_limit_at_once_ends_each_keep_with_its_own_words(fleet: Fleet, times: int) -> None:
+def test_every_limit_together_ends_each_keep_with_its_own_words(fleet: Fleet, times: int) -> None:
     bystanders = Bystanders(fleet)
     cases = MISBEHAVING * times
     lives = [limited(fleet, **limits) for _, limits, _ in cases]
@@ -110,14 +110,14 @@ def test_every_limit_at_once_ends_each_keep_with_its_own_words(fleet: Fleet, tim
             assert len(client.keeps()) == len(cases) + len(bystanders.units)
             answers += 1
         assert answers
-    told = [(case[2], one.result()) for case, one in zip(cases, ends, strict=True)]
-    assert [pair for pair in told if not pair[1].startswith(pair[0])] == []
+    reported = [(case[2], one.result()) for case, one in zip(cases, ends, strict=True)]
+    assert [pair for pair in reported if not pair[1].startswith(pair[0])] == []
     bystanders.check()
     for life in lives:
         life.remove()
 
 
-def test_100_mb_of_output_cost_nobody_else_a_line_and_the_manager_no_memory(fleet: Fleet) -> None:
+def test_100_mb_of_output_cost_no_other_keep_a_line_and_the_manager_no_memory(fleet: Fleet) -> None:
     flood, neighbour = limited(fleet), limited(fleet)
     texts = [f"neighbour {number}\n".encode() for number in range(200)]
     before = usage_of(fleet.host, fleet.manager_pid).memory

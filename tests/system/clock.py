@@ -58,7 +58,7 @@ class Clock:
         return f"Clock(of {self._host})"
 
     def set_by(self, seconds: int) -> None:
-        """From now on it shows so much more than it normally would, for every process at once."""
+        """From now on it shows so much more than it normally would, for every process together."""
         self._host.run(["tee", f"{FILE}.new"], input=f"{NORMAL + seconds:+d}\n")
         self._host.run(["mv", f"{FILE}.new", FILE])
 

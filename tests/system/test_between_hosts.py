@@ -44,7 +44,7 @@ def started(fleet: Fleet, address: str = NEAR) -> Life:
 
 
 def anchor(life: Life) -> str:
-    """A file with the keep's certificate, as the manager told it, to trust alone."""
+    """A file with the keep's certificate, as the manager reported it, to trust alone."""
     place = f"/etc/keep-{life.kuuid}.pem"
     life.host.run(["tee", place], input=life.info.certificate)
     return place
@@ -115,7 +115,7 @@ def test_keepctl_works_from_there_by_address_and_says_who_asked(fleet: Fleet, ot
     assert fleet.left_over() == []
 
 
-def test_a_program_is_run_from_there_with_no_word_of_an_address_also_beside_a_keep_that_waits(
+def test_a_program_is_run_from_there_with_no_word_of_an_address_also_next_to_a_keep_that_waits(
     fleet: Fleet, other: FarHost
 ) -> None:
     manager = ("--manager", f"{NEAR}:{fleet.port}")

@@ -1,5 +1,5 @@
 """Compilations on a real systemd: each in a unit of its own, which touches its three files and nothing else, and whose
-end costs nobody anything."""
+end costs no other keep anything."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ CALLERS = f"""{{"*": {{grant_roots: [
   {{path: {ROOT}/as, writable: true, files_as: "{OWNER}:{OWNER}"}},
   {{path: {ROOT}/keep, writable: true, files_as: keep}}, {{path: {ROOT}/root, writable: true}}]}}}}"""
 MAKE = f"""
-mkdir -p {ROOT}/read {ROOT}/roots {ROOT}/out {ROOT}/as/deep {ROOT}/keep {ROOT}/root {ROOT}/beside; cd {ROOT}
+mkdir -p {ROOT}/read {ROOT}/roots {ROOT}/out {ROOT}/as/deep {ROOT}/keep {ROOT}/root {ROOT}/sibling; cd {ROOT}
 echo secret >read/list; echo 1 >in; ln -s /etc out/link
 chown -R {OWNER}:{OWNER} read out as/deep; chmod 0700 . read out as/deep; chmod 0600 read/list; chmod 0777 keep
 """
@@ -152,7 +152,7 @@ def test_a_root_of_root_s_can_be_read_where_everybody_may_and_not_written(granti
     assert "files_as: USER" in error.message
 
 
-@pytest.mark.parametrize("path", ["out/link", "out/link/ssh", "beside", "out/none"])
+@pytest.mark.parametrize("path", ["out/link", "out/link/ssh", "sibling", "out/none"])
 def test_a_directory_by_a_link_or_outside_is_refused(granting: Fleet, path: str) -> None:
     kind = ErrorKind.NOT_FOUND if path == "out/none" else ErrorKind.FORBIDDEN
     assert refusal(granting, given((path, "/x", False))).kind is kind
