@@ -51,7 +51,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
             before = {each.name: each.kuuid for each in client.declared()}
             _all_running(client, set(names))
             if {each.name: each.kuuid for each in client.declared()} != before:
-                raise MeasurementFailed("a manager that started made keeps anew that were running")
+                raise MeasurementFailed("a manager that started made keeps again that were running")
             back = _rebooted(host, client, set(names))
         finally:
             for each in client.declared():

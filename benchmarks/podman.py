@@ -2,7 +2,7 @@
 
 podman runs a static program from a local image, without a network, cgroups or limits of its own; nothing is sent there,
 nothing checked or compiled. What either costs is read from its own processes and from those that work for it: the
-service manager, which collects what nobody else waits for, journald, the bus, and the keep-manager.
+service manager, which collects orphaned processes, journald, the bus, and the keep-manager.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ class Turns:
 
 
 def measure(host: Host, effort: Effort) -> list[Figure]:
-    """The figures, each beside podman's of the same run; none, with the reason said, where podman cannot run here."""
+    """The figures, each with podman's of the same run; none, with the reason said, where podman cannot run here."""
     try:
         podman = installed()
     except MeasurementFailed as error:
@@ -273,7 +273,7 @@ def _lines(turns: Turns) -> list[Figure]:
         floor,
         Figure("keepctl run, 276 bytes: typed → its first line", "ms", tuple(lines[COLD]),
                Goal(1.6, Measure.RATIO), floor),
-        Figure("a living client's call to a listening keep, connected anew", "ms", tuple(lines[CALL]),
+        Figure("a living client's call to a listening keep, on a new connection", "ms", tuple(lines[CALL]),
                Goal(1 / 40, Measure.RATIO), floor),
         again,
         Figure("the same with spares", "ms", tuple(lines[SPARE]), Goal(0.75, Measure.RATIO), again),

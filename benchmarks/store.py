@@ -2,7 +2,7 @@
 
 Both ways are `keepctl run --rm` as a program of its own, in turns; what the host uses meanwhile is read from the
 service manager, which collects what has ended, and the services that work for a run. The modules of the store were
-compiled before: that is what the store is for. What the first start pays stands beside.
+compiled before: that is what the store is for. What the first start pays stands next to it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LARGE_BYTES, QUICK_LARGE_BYTES, FEW_ROUNDS = 20_000_000, 100_000, 2
 """Of what stands in for the component, which takes 20 s to compile at each upload."""
 KEEPS, FEW_KEEPS = 50, 2
 OWN = Goal(8.0)
-"""MiB that a keep has beside its guest's own data."""
+"""MiB that a keep has besides its guest's own data."""
 _BYTES_OF_FUNCTION = 60 * 15
 _SHARED_ONCE = re.compile(r"^Pss: +([0-9]+) kB$", re.MULTILINE)
 STORED, UPLOADED, PODMAN = "stored", "uploaded", "podman"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from script_pool.program.__main__ import ENGINES_KEPT, KEPT, digest_of_all
+from tests.workers import directory_of_all
 
 _OF_TESTS = "-of-tests"
 """Behind the digest, in the name of a directory that has the engines alone."""
@@ -39,12 +40,9 @@ def _fill(place: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def scripts_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+def scripts_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What `--cache` is for a pool; also the default of every pool that this process starts."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # a worker's own is in it
-    home = base / "cache"
+    home = directory_of_all(pytestconfig, tmp_path_factory) / "cache"
     place = home / "keepfleet" / "scripts"
     place.mkdir(0o700, parents=True, exist_ok=True)
     with open(home / "lock", "w", encoding="ascii") as lock:

@@ -46,7 +46,7 @@ MANAGER = """
 import asyncio, io, os, sys
 from keep_manager.compilation import Wanted
 from keep_manager.compilations import Compilations
-from keep_manager.daemon import bus_address, trees
+from keep_manager.places import bus_address, trees
 from keep_manager.systemd.compile_units import CompileUnits
 from keep_manager.systemd.roots import Roots
 from keep_manager.tasks import Group
