@@ -16,7 +16,7 @@ from keep_protocol.states import State
 from keep_protocol.workload import MAX_STRINGS_BYTES
 from tests.system import hostile, modules
 from tests.system.calls import both, refused
-from tests.system.calm import readers_left, undisturbed, usage_of
+from tests.system.calm import no_readers_left, undisturbed, usage_of
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Bystanders, Life, example
 
@@ -160,7 +160,7 @@ def test_clients_that_vanish_while_they_follow_leave_nothing_in_the_manager(flee
         command = ["keepctl", "logs", "-f", str(life.kuuid)]
         with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as follower:
             assert any("tick" in line for line in follower.stdout or ())
-    assert readers_left(fleet) == []
+    no_readers_left(fleet)
 
 
 def test_clients_that_vanish_in_the_midst_of_a_torrent_leave_nothing_in_the_manager(fleet: Fleet) -> None:
@@ -172,7 +172,7 @@ def test_clients_that_vanish_in_the_midst_of_a_torrent_leave_nothing_in_the_mana
             with closing(fleet.client().lines(life.kuuid, follow=True)) as lines:
                 for _ in range(10):
                     next(lines)
-    assert readers_left(fleet) == []
+    no_readers_left(fleet)
     life.remove()
 
 

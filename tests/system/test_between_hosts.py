@@ -9,7 +9,7 @@ import pytest
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.system import far
-from tests.system.calm import readers_left, settled, undisturbed, usage_of
+from tests.system.calm import no_readers_left, settled, undisturbed, usage_of
 from tests.system.far import NEAR, NEAR_6, FarHost
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Life, example
@@ -149,7 +149,7 @@ def test_a_follower_whose_network_falls_silent_is_given_up_with_its_reader(fleet
         assert follower.stdout.readline()
         assert len(fleet.readers()) == 1
         with other.silenced():
-            assert readers_left(fleet, GIVEN_UP_SECONDS) == []
+            no_readers_left(fleet, GIVEN_UP_SECONDS)
         assert follower.poll() is None
     after = settled(fleet.host, life.loader_pid, before)
     assert after.descriptors <= before.descriptors, "the loader has let go of its end of the channel, too"

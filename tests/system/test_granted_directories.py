@@ -15,10 +15,9 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet, free_port
-from tests.system.host import Host, message_of
+from tests.system.host import Host, message_of, until
 from tests.system.inside import detached
 from tests.system.life import Life, drop_in, example
-from tests.system.looking import looks
 from tests.unit.app_loader import guests
 
 ROOT = "/run/granted-directories"
@@ -325,13 +324,15 @@ def test_a_helper_that_cannot_start_fails_the_start_and_a_restart_of_its_socket_
         assert "journalctl -u keepfleet-grants.service" in error.message
         assert "systemctl restart keepfleet-grants.socket" in refusal(granting, workload).message
     life = Life.create(granting)
-    for _ in looks():  # the limit of the socket's unit holds for some seconds, across its restart
+
+    def started() -> bool:
         granting.host.systemctl("reset-failed", SOCKET)  # or systemd counts the restarts, too
         granting.host.systemctl("restart", SOCKET)
         with contextlib.suppress(KeepfleetError):
             life.info = granting.client().start(life.kuuid, "127.0.0.1", free_port(), (), workload)
-            break
-    assert life.info.state is State.STARTED
+        return life.info.state is State.STARTED
+
+    until(started, lambda: "the limit of the socket's unit holds for some seconds, across its restart, and no longer")
 
 
 def test_a_helper_that_hangs_costs_one_start_its_time_and_a_killed_one_nothing(granting: Fleet) -> None:

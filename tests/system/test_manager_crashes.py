@@ -19,8 +19,8 @@ from keep_protocol.sse import EventType
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet, free_port
+from tests.system.host import until
 from tests.system.life import SOON, Bystanders, Life
-from tests.system.looking import looks
 
 AT_ONCE = 16
 """Twice what the manager has under way concurrently: when the first is made, others are in every step."""
@@ -179,10 +179,9 @@ def test_a_client_that_waits_while_the_manager_dies_learns_it_immediately_and_ca
     life = Life.awaiting(fleet)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(fleet.client().changed, life.kuuid, State.STARTED, 60)
-        for _ in looks():
-            if f"{life.kuuid}/control.sock" in fleet.host.run(["ss", "-Hx", "state", "established"]).stdout:
-                break
-            assert not waiting.done()
+        shown = ["ss", "-Hx", "state", "established"]
+        until(lambda: f"{life.kuuid}/control.sock" in fleet.host.run(shown).stdout, lambda: "it does not wait")
+        assert not waiting.done()
         fleet.kill()
         with pytest.raises(ConnectionFailed):
             waiting.result()
