@@ -7,12 +7,12 @@ import io
 import signal
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, find, settings, strategies
 
 from tests.costs import Costs
 from tests.lanes import RARE, order
 
-pytest_plugins = ("tests.system.fixtures", "tests.fakes.compiled_scripts")
+pytest_plugins = ("tests.workers", "tests.system.fixtures", "tests.fakes.compiled_scripts")
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures clean up as after Ctrl-C
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup: what a test starts inherits whether it is ignored
@@ -57,8 +57,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order(item.location[0]))
 
 
-def pytest_collection_finish() -> None:
-    """What was imported and collected stays to the end: nothing looks for garbage in it again."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported and collected stays to the end: nothing looks for garbage in it again. What each worker would
+    make for itself is made before they are forked: Hypothesis's tables of characters and of our code's constants."""
+    if session.config.getoption("--workers"):
+        find(strategies.text(), lambda _: True)
     gc.freeze()
     gc.enable()
 

@@ -74,6 +74,8 @@ class Costs:
     """In a worker, it measures between one phase of a test and the next; where the reports arrive, it adds up."""
 
     def __init__(self) -> None:
+        self._process = 0
+        self._collection = 0.0
         self._before = Spent(0, time.monotonic())
         self._sandboxes: dict[str, float] = {}
         self._phases: defaultdict[tuple[str, str], float] = defaultdict(float)
@@ -81,9 +83,11 @@ class Costs:
         self._waited: defaultdict[str, float] = defaultdict(float)
         self._tests: defaultdict[str, float] = defaultdict(float)
         self._looks = threading.Lock()
+        self._apart = threading.Event()
 
     def _watch(self) -> None:
         linux.unshare(linux.CLONE_FILES)  # what it opens is not among the descriptors that tests count
+        self._apart.set()
         while True:
             time.sleep(LOOK_SECONDS)
             self._look()
@@ -102,23 +106,25 @@ class Costs:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """The report carries its costs, through xdist, too."""
+        """The report carries its costs to the process where reports arrive."""
         report = yield
         spent = self._since()
         vars(report)["costs"] = [spent.processor, spent.clock]
         return report
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """In a worker: what came before the first test."""
-        threading.Thread(target=self._watch, daemon=True).start()
-        spent = self._since()
-        output = getattr(session.config, "workeroutput", None)
-        if output is not None:
-            output["collection"] = spent.processor
+    def pytest_collection_finish(self) -> None:
+        """What came before the first test."""
+        self._collection = of_children()
 
-    def pytest_testnodedown(self, node: object) -> None:
-        """A worker of xdist's has ended."""
-        self._phases["", "collection"] += getattr(node, "workeroutput", {}).get("collection", 0)
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+        """Before the first test of a process: what came before is not its cost."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            threading.Thread(target=self._watch, daemon=True).start()
+            self._apart.wait()  # its copy of a descriptor that a test had opened would stay: a lock, for instance
+            self._since()
+        return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A report that a worker made."""
@@ -132,7 +138,7 @@ class Costs:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Two tables, dearest first: files, and tests."""
         write = terminalreporter.write_line
-        write(f"processor seconds: {sum(self._files.values()):.1f}; collection {self._phases['', 'collection']:.1f}")
+        write(f"processor seconds: {sum(self._files.values()):.1f}; collection {self._collection:.1f}")
         write("  total  set-up    call   after   clock  file")
         for file, total in dearest(self._files):
             phases = " ".join(f"{self._phases[file, when]:7.2f}" for when in ("setup", "call", "teardown"))

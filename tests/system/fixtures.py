@@ -143,8 +143,9 @@ def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
 
 
 def _host_of(item: pytest.Item) -> Host | None:
-    value = getattr(item, "funcargs", {}).get("host")
-    if value is None and (fleet := getattr(item, "funcargs", {}).get("fleet")):
+    arguments = getattr(item, "funcargs", None) or {}  # none when all of the item's fixtures have ended
+    value = arguments.get("host")
+    if value is None and (fleet := arguments.get("fleet")):
         value = fleet.host
     return value if isinstance(value, Host) else None
 

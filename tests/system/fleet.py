@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import ssl
@@ -150,17 +151,19 @@ class Fleet:
 
     @contextlib.contextmanager
     def configured(self, *, restarted: bool = False, **keys: object) -> Iterator[None]:
-        """The manager with these keys, and without them at the end: reloaded, or restarted where a key needs that.
+        """The manager with these keys, and as it was before at the end: reloaded, or restarted where a key needs that.
 
         restarted: restarted in any case, as a changed unit needs it.
         """
         apply = self.restart if restarted or set(NEEDS_RESTART).intersection(keys) else self.reload
+        file = self.configuration / "manager.yaml"
+        before = file.read_text()
         self.configure(**keys)
         apply()
         try:
             yield
         finally:
-            self.configure()
+            file.write_text(before)
             apply()
 
     def reload(self) -> str:
@@ -223,8 +226,13 @@ class Fleet:
 
     def readers(self) -> list[str]:
         """The manager's descriptors of keeps' output, which it has for those that someone reads."""
-        command = ["find", f"/proc/{self.manager_pid}/fd", "-lname", "*/keeps/*/output*"]
-        return self.host.run(command, check=False).stdout.split()
+        directory = f"/proc/{self.host.sandbox.pid}/root/proc/{self.manager_pid}/fd"
+        found: list[str] = []
+        with contextlib.suppress(FileNotFoundError):  # there is no manager now
+            for number in os.listdir(directory):
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    found.append(os.readlink(f"{directory}/{number}"))
+        return [path for path in found if re.search("/keeps/.*/output", path)]
 
     def credentials(self, name: str = "admin") -> Credentials:
         """The files of one client of the PKI."""

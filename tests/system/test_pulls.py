@@ -298,7 +298,7 @@ def _sockets(fleet: Fleet, pid: int) -> set[str]:
 
 USERS = """
 import asyncio, sys
-from keep_manager.daemon import bus_address, trees
+from keep_manager.places import bus_address, trees
 from keep_manager.pulls import Pulls
 from keep_manager.registries import RegistryEntry
 from keep_manager.systemd.oneshots import Oneshots

@@ -10,8 +10,8 @@ import pytest
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.kinds import Kind
 from keep_protocol.outcome import OutcomeKind
+from keep_protocol.spec import Kind
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fleet import Fleet

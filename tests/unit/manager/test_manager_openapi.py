@@ -79,7 +79,7 @@ def test_every_answer_is_one_the_document_allows(
         )
 
     described = schema.include(method=method, path=path)
-    profile = settings(settings.get_profile("reproducible"), max_examples=settings().max_examples // 5)
+    profile = settings(settings.get_profile("reproducible"), max_examples=settings().max_examples // 12)
     (made,) = get_all_tests(schema=described, test_func=ask, settings=profile, given_kwargs={})
     assert isinstance(made, Ok)
     made.ok()[1]()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keep_protocol.errors import ErrorKind
+from module_store.verify import binary
 from module_store.verify.binary import Reader, Unreadable, repeated
 from module_store.verify.bodies import Budget, OverBudget, decode
 from module_store.verify.component import MAX_DEPTH, Component, parse
@@ -150,7 +151,7 @@ def test_a_malformed_component_is_refused_and_the_engine_refuses_it_too(name: st
     assert not engine_opinion.is_valid_component(MALFORMED_COMPONENTS[name])
 
 
-def test_text_is_told_apart_and_the_place_of_a_fault_is_named() -> None:
+def test_text_is_distinguished_and_the_place_of_a_fault_is_named() -> None:
     with pytest.raises(Unreadable, match="compile the text first"):
         parse(b"(module)")
     with pytest.raises(Unreadable, match=r"there is no section 14 .* \(at byte 10\)"):
@@ -250,25 +251,28 @@ def test_more_names_than_are_described_are_over_the_budget() -> None:
     assert caught.value.kind is ErrorKind.TOO_COMPLEX
 
 
-HOSTILE: dict[str, Callable[[], bytes]] = {
-    "custom sections": lambda: HEAD + b"\0\1\0" * 300_000,
-    "empty sections of a component": lambda: COMPONENT_HEAD + section(7, b"\0") * 300_000,
-    "elements": lambda: HEAD + section(9, b"\1\0\x41\0\x0b" + number(21_000_000) + bytes(21_000_000)),
-    "parameters": lambda: (
-        HEAD + section(1, number(40_000) + (b"\x60" + number(999) + b"\x64\x70" * 999 + b"\0") * 40_000)
+HOSTILE: dict[str, Callable[[int], bytes]] = {
+    "custom sections": lambda each: HEAD + b"\0\1\0" * (15_000 * each),
+    "empty sections of a component": lambda each: COMPONENT_HEAD + section(7, b"\0") * (15_000 * each),
+    "elements": lambda each: HEAD + section(9, b"\1\0\x41\0\x0b" + number(1_050_000 * each) + bytes(1_050_000 * each)),
+    "parameters": lambda each: (
+        HEAD + section(1, number(2000 * each) + (b"\x60" + number(999) + b"\x64\x70" * 999 + b"\0") * (2000 * each))
     ),
-    "members of types": lambda: (
-        COMPONENT_HEAD + section(7, number(20_000) + (b"\x6f" + number(200) + b"\x7f" * 200) * 20_000)
+    "members of types": lambda each: (
+        COMPONENT_HEAD + section(7, number(1000 * each) + (b"\x6f" + number(200) + b"\x7f" * 200) * (1000 * each))
     ),
-    "modules with many sections": lambda: COMPONENT_HEAD + section(1, HEAD + b"\0\1\0" * 50_000) * 10,
+    "modules with many sections": lambda each: COMPONENT_HEAD + section(1, HEAD + b"\0\1\0" * (2500 * each)) * 10,
 }
 """Each is well formed, and would take minutes or gigabytes if it were read to its end at many times the size."""
 
 
+@pytest.mark.parametrize("each", [1, pytest.param(20, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_only_long_is_over_the_budget_of_entries(name: str) -> None:
+def test_what_is_only_long_is_over_the_budget_of_entries(name: str, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a twentieth of the entries that are read at most, and of all of them."""
+    monkeypatch.setattr(binary.Allowance.__init__, "__defaults__", (binary.MAX_ENTRIES * each // 20,))
     with pytest.raises(Unreadable, match="more than 2,000,000 entries") as caught:
-        parse(HOSTILE[name]())
+        parse(HOSTILE[name](each))
     assert caught.value.kind is ErrorKind.TOO_COMPLEX
 
 

@@ -1,0 +1,153 @@
+"""What `./run test` runs the tests in: forked workers, of which each may fail, die or be ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFTEST = """
+import os, pytest
+
+@pytest.fixture(scope="session")
+def worker(request):
+    yield os.getpid()
+    open(f"{request.config.rootpath}/ended-{os.getpid()}", "w").close()
+"""
+WAITS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def test_waits(worker, request):
+    with open(f"{request.config.rootpath}/waiting", "wb") as waiting:
+        waiting.write(b".")
+    while True:
+        signal.pause()
+"""
+FAILS = """
+def test_fails(request):
+    with open(f"{request.config.rootpath}/waiting", "rb") as waiting:
+        assert waiting.read(1) == b""
+"""
+HAS_ALL = {
+    "test_shared": """
+import os, pytest
+
+@pytest.fixture(scope="module")
+def process(worker, tmp_path_factory):
+    yield os.getpid()
+    print("the module has ended")
+
+@pytest.mark.parametrize("number", range(3))
+def test_one_process(process, worker, number):
+    assert os.getpid() == process == worker
+
+def test_fails(process):
+    print("printed before")
+    assert process == 0
+""",
+    "test_dies": """
+import os, signal, pytest
+
+@pytest.mark.parametrize("number", range(4))
+def test_dies(worker, number):
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 2:
+        os._exit(3)
+""",
+    "test_says": """
+import warnings, pytest
+
+def test_warns():
+    warnings.warn("it is late", DeprecationWarning)
+
+@pytest.mark.skip(reason="not today")
+def test_skipped():
+    pass
+
+@pytest.mark.xfail(strict=True)
+def test_expected():
+    assert False
+
+@pytest.fixture(scope="session")
+def cannot_end(worker):
+    yield
+    raise OSError("cannot end")
+
+def test_passes(cannot_end, tmp_path):
+    assert tmp_path.parent.name.startswith("w")
+""",
+}
+
+
+def begun(place: Path, files: dict[str, str], *options: str) -> subprocess.Popen[str]:
+    """A run of pytest of these files, with two workers."""
+    for name, text in {"conftest": CONFTEST, **files}.items():
+        (place / f"{name}.py").write_text(text)
+    without = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "asyncio", "pytest_cov")]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.workers", *without, "-ra", "--workers=2", *options]
+    return subprocess.Popen(
+        [*command, f"--basetemp={place}/tmp", "--rootdir=."],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(place: Path) -> int:
+    """How many workers have cleaned up."""
+    return len(list(place.glob("ended-*")))
+
+
+def test_every_test_is_run_once_and_reported_and_one_that_kills_its_process_has_failed(tmp_path: Path) -> None:
+    with begun(tmp_path, HAS_ALL) as run:
+        said = run.communicate()[0]
+    assert run.returncode == 1
+    assert "1 error" in said and "3 failed, 7 passed, 1 skipped, 1 xfailed, 1 warning" in said, said
+    assert "printed before" in said and "the module has ended" in said
+    assert "the process that ran this test is gone: it was ended by SIGKILL" in said
+    assert "the process that ran this test is gone: it exited with 3" in said
+    assert "DeprecationWarning: it is late" in said and "not today" in said
+    assert "OSError: cannot end" in said
+    assert re.search(r"\[ *\d+%\]", said) and "[100%]" in said
+
+
+def test_the_first_failure_ends_the_other_workers_which_clean_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "waiting")
+    with begun(tmp_path, {"test_waits": WAITS, "test_fails": FAILS}, "-x") as run:
+        said = run.communicate()[0]
+    assert run.returncode == 1 and "stopping after 1 failures" in said, said
+    assert ended(tmp_path) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda each: each.name)
+def test_a_run_that_is_ended_ends_its_workers_which_clean_up(tmp_path: Path, number: signal.Signals) -> None:
+    os.mkfifo(tmp_path / "waiting")
+    with begun(tmp_path, {"test_a": WAITS, "test_b": WAITS}) as run:
+        waiting = os.open(tmp_path / "waiting", os.O_RDWR)  # it does not end when one of them closes it
+        for _ in range(2):
+            assert select.select([waiting], [], [], 60)[0] and os.read(waiting, 1) == b"."
+        os.close(waiting)
+        run.send_signal(number)
+        assert run.stdout is not None
+        said = run.stdout.read()  # to its end: no worker is left that has it open
+    assert (run.returncode == -signal.SIGKILL) == (number == signal.SIGKILL)
+    assert number == signal.SIGKILL or "KeyboardInterrupt" in said
+    assert ended(tmp_path) == 2
+
+
+def test_a_file_that_cannot_be_collected_is_an_error_and_nothing_is_run(tmp_path: Path) -> None:
+    with begun(tmp_path, {"test_a": "import nothing_like_it", "test_b": WAITS}) as run:
+        said = run.communicate()[0]
+    assert run.returncode == 2 and "1 error during collection" in said, said
+    assert ended(tmp_path) == 0
