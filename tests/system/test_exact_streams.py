@@ -14,7 +14,8 @@ from keep_protocol.keep import OutcomeKind
 from tests.system.fleet import Fleet
 
 SECONDS = 120
-MEGABYTES = 100
+MEGABYTES = 40
+"""Several times what a keep's output holds; `test_output.py` has a hundred reach a client of its own."""
 _WRITES = """(module
   (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
@@ -198,7 +199,7 @@ wait
 
 
 @pytest.mark.rare
-def test_a_hundred_megabytes_arrive_in_a_file_and_go_through_a_guest(fleet: Fleet, place: Path) -> None:
+def test_many_megabytes_arrive_in_a_file_and_go_through_a_guest(fleet: Fleet, place: Path) -> None:
     block = random.Random(8).randbytes(65536)
     (place / "blocks.wasm").write_bytes(writes((1, block), times=MEGABYTES * 16))
     (place / "cat.wasm").write_bytes(copies())
