@@ -1,9 +1,10 @@
-"""What a process of the app-loader is given: the KEEPFLEET_* environment, read and checked once, and open descriptors
-by name, see `keep_protocol.forking`.
+"""What a process of the app-loader shares with its loader: what it is given, the KEEPFLEET_* environment, read and
+checked once, and open descriptors by name, see `keep_protocol.forking`; and the reports that it sends.
 
 A descriptor without a name was not passed, whatever is open there: a library may keep a file of its own open (libffi
 does, on Python 3.14).
-Import rule: `os` and the light part of keep_protocol.
+Import rule: `os` and the light part of keep_protocol: the runner must start fast, and can import nothing once it is
+locked.
 """
 
 from __future__ import annotations
@@ -12,20 +13,39 @@ import os
 from _collections_abc import Mapping, Sequence
 
 from keep_protocol import sockets as socket
-from keep_protocol.constants import LAST_KEEP_PORT, MAX_CERTIFICATE_NAMES, MAX_WORKLOAD_BYTES, parse_kuuid
+from keep_protocol.constants import (
+    CHECKS,
+    COMPILED,
+    DIRECTORY,
+    IDENTITY,
+    INPUT,
+    LAST_KEEP_PORT,
+    MAX_CERTIFICATE_NAMES,
+    MAX_WORKLOAD_BYTES,
+    MODULE,
+    RESULT,
+    SECRET,
+    START_DESCRIPTORS,
+    STDERR,
+    STDIN,
+    STDOUT,
+    WORKLOAD_DESCRIPTOR,
+    parse_kuuid,
+)
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.forking import DESCRIPTORS_VARIABLE, FIRST_DESCRIPTOR, REPORT_DESCRIPTOR
 from keep_protocol.limits import Limits, limits_from_text
 from keep_protocol.patterns import matches
+from keep_protocol.reports import Report, encode_report
 from keep_protocol.spec import MAX_UPLOADERS, UPLOADER
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
 
 _NAMES = (
-    *("listener", "client-ca", "revoked", "identity", "checks"),
-    *("compiled", "module", "result", "workload", "stdin", "input", "stdout", "stderr"),
+    *(*START_DESCRIPTORS, IDENTITY, CHECKS, COMPILED, MODULE, RESULT),
+    *(WORKLOAD_DESCRIPTOR, STDIN, INPUT, STDOUT, STDERR),
 )
-_NUMBERED = ("directory", "secret")
+_NUMBERED = (DIRECTORY, SECRET)
 """What a workload is granted several of, `-` and a number behind it."""
 _DNS_NAME = "[A-Za-z0-9.-]{1,253}"
 
@@ -200,8 +220,31 @@ def read_grants(passed: Passed) -> Grants | None:
 
     Raises KeepfleetError when the description is none, or a descriptor it names was not passed.
     """
-    if "workload" not in passed:
+    if WORKLOAD_DESCRIPTOR not in passed:
         return None
-    description = passed.number("workload")
+    description = passed.number(WORKLOAD_DESCRIPTOR)
     workload = read_workload(description)
     return Grants(workload, description, tuple(passed.number(name) for name in workload.grant_names))
+
+
+class Reporter:
+    """Sends reports over one descriptor. A loader that is gone is not an error: systemd ends this process with it."""
+
+    def __init__(self, descriptor: int = REPORT_DESCRIPTOR) -> None:
+        self.descriptor = descriptor
+
+    def __repr__(self) -> str:
+        return f"Reporter({self.descriptor})"
+
+    def send(self, report: Report, descriptors: Sequence[int] = ()) -> bool:
+        """Sends `report`, and with it the descriptors that `report.descriptors` names; False without a loader."""
+        packet = encode_report(report)
+        try:
+            if not descriptors:
+                os.write(self.descriptor, packet)
+                return True
+            with socket.socket(fileno=os.dup(self.descriptor)) as reports:
+                socket.send_fds(reports, [packet], list(descriptors))
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True

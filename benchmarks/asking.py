@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,6 +100,17 @@ def _used(pid: int) -> float:
         with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:
             total += int(file.read().split()[0])
     return total / 1e9
+
+
+@contextmanager
+def engines() -> Iterator[str]:
+    """A directory with the pools' compiled engines: the installation's, or, where it has none, one for the block."""
+    installed = os.path.join(sysconfig.get_path("purelib"), "script_pool", "engine", "installed")
+    if os.path.isdir(installed) and os.listdir(installed):
+        yield installed
+        return
+    with tempfile.TemporaryDirectory() as made:
+        yield made
 
 
 @contextmanager

@@ -17,9 +17,9 @@ SYSTEMD, PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
 MANAGER = f"{SYSTEMD}.Manager"
 NO_SUCH_UNIT = f"{SYSTEMD}.NoSuchUnit"
 CALL_SECONDS = 60.0
-"""Even the last of 200 units that are stopped at once has its turn within seconds."""
+"""Even the last of 200 units that are stopped concurrently has its turn within seconds."""
 MAX_CALLS = 32
-"""A quarter of what the bus lets one connection have pending; nothing here needs more at once."""
+"""A quarter of what the bus lets one connection have pending; nothing here needs more at a time."""
 Property = tuple[str, Variant]
 Result = TypeVar("Result")
 

@@ -150,7 +150,7 @@ def _calls(runtime: Runtime, effort: Effort, in_c: bool) -> list[Figure]:
         plain_samples += _each(plain, CALLS)
         for name, hook in hooks.items():
             samples[name] += _each(hook, CALLS)
-    floor = Figure(f"a plain Python callback, beside calls {way}", "ns", tuple(plain_samples))
+    floor = Figure(f"a plain Python callback, next to calls {way}", "ns", tuple(plain_samples))
     figures = [floor]
     for name, goal in goals.items():
         title = f"a hook with {name} codelets, {way}" if name != "one" else f"a hook with one codelet, {way}"

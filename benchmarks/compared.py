@@ -39,7 +39,7 @@ def against(rival: Rival, command: Sequence[str], pool: Sequence[str], rounds: i
             with served(command) as server:
                 theirs.append(round_of(server, rival.calls or calls, in_flight, 1 if rival.calls else 50))
         for language in languages:
-            what = f"{rival.package} ({rival.beside}), {in_flight} in flight, over the pool's {language}"
+            what = f"{rival.package} ({rival.compared}), {in_flight} in flight, over the pool's {language}"
             for name, unit, rates in (("median", "ms", False), ("processor time", "ms", False), ("calls", "/s", True)):
                 mine, other = (
                     tuple({"median": one.middle, "processor time": one.cpu, "calls": one.rate}[name] for one in calls_)

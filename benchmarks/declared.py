@@ -24,8 +24,9 @@ from keep_protocol.constants import UNIT_PATTERN
 from keep_protocol.declared import DeclaredState
 from module_store.store import Store
 
-KEEPS, FEW_KEEPS = 500, 10
+KEEPS, FEW_KEEPS = 500, 2
 OBJECTS, FEW_OBJECTS = 1000, 20
+RESTARTS = 3
 STORE = "/var/lib/keepfleet/store"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 MANIFEST = "module: many:1\nrestart: always\nready_seconds: 0\nlimits: {memory: 16M}\n"
@@ -46,11 +47,11 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
             for name in names:
                 client.apply(name, MANIFEST)
             _all_running(client, set(names))
-            adopted = _restarted(host)
+            adopted = _restarted(host, min(effort.rounds, RESTARTS))
             before = {each.name: each.kuuid for each in client.declared()}
             _all_running(client, set(names))
             if {each.name: each.kuuid for each in client.declared()} != before:
-                raise MeasurementFailed("a manager that started made keeps anew that were running")
+                raise MeasurementFailed("a manager that started made keeps again that were running")
             back = _rebooted(host, client, set(names))
         finally:
             for each in client.declared():
@@ -95,10 +96,10 @@ def _all_running(client: DeclaredClient, names: set[str]) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def _restarted(host: Host) -> tuple[float, ...]:
-    """Milliseconds from the manager's start to READY, of three starts."""
+def _restarted(host: Host, times: int) -> tuple[float, ...]:
+    """Milliseconds from the manager's start to READY, of so many starts."""
     found = []
-    for _ in range(3):
+    for _ in range(times):
         run("systemctl", "restart", MANAGER_UNIT)
         began, ready = (
             int(host.show(MANAGER_UNIT, f"{name}TimestampMonotonic")) / 1000

@@ -64,7 +64,7 @@ def _rewritten(
             continue
         name, value = match[1], match[2]
         seen.add(name)
-        if name in _OF_A_NOTIFIER and (kind != "notify" or name == "WatchdogSec"):  # nobody feeds the watchdog
+        if name in _OF_A_NOTIFIER and (kind != "notify" or name == "WatchdogSec"):  # nothing feeds the watchdog
             continue
         if name == "ExecStart":
             value = start

@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
+from benchmarks.asking import engines
 from benchmarks.figures import Figure, Goal
 from benchmarks.host import Host
 from benchmarks.measuring import MS, Effort, report
@@ -24,11 +26,13 @@ CALL, CALLS = Goal(0.05), 300
 
 def measure(host: Host, effort: Effort) -> list[Figure]:
     """The figures of languages."""
-    with tempfile.TemporaryDirectory() as cache:
+    with ExitStack() as held:
         sources = dict(SOURCES)
         if cpython.can_make():
+            cache = held.enter_context(tempfile.TemporaryDirectory())
             cpython.make(Artifacts(cache))
         else:
+            cache = held.enter_context(engines())
             del sources["python"]
             report("languages: componentize-py is not installed, so that python is not measured")
         engine = Languages(cache)

@@ -86,8 +86,9 @@ class Lifecycle:
 def measure(host: Host, effort: Effort) -> list[Figure]:
     """The figures of a keep's life."""
     life = Lifecycle(host)
-    life.round()
-    life.samples.clear()  # the first finds everything cold
+    for _ in range(effort.warm_up):
+        life.round()
+    life.samples.clear()
     for _ in range(effort.rounds):
         life.round()
 

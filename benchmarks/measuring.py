@@ -25,6 +25,8 @@ class Effort:
 
     rounds: int
     """One has five starts of units and one life of a keep; a 99th percentile wants a hundred samples."""
+    warm_up: int
+    """Rounds before these that are not counted: the first finds everything cold."""
     batches: int
     batch_keeps: int
     memory_keeps: int
@@ -34,10 +36,20 @@ class Effort:
     uploads: int
     upload_bytes: int
 
+    @property
+    def quick(self) -> bool:
+        """Whether it is to be shown that everything can be measured, and what the figures are is nothing to anyone."""
+        return not self.warm_up
 
-FULL = Effort(100, 5, 24, 8, 1000, 5, 30, 5, 100_000_000)
+    def rounds_of(self, share: int) -> int:
+        """Rounds of what is measured less often, once in `share` rounds; two at least, in a run that is not quick."""
+        return min(self.rounds, max(self.rounds // share, 2))
+
+
+FULL = Effort(100, 1, 5, 24, 8, 1000, 5, 30, 5, 100_000_000)
 """A thousand keeps take three minutes to make."""
-QUICK = Effort(2, 1, 3, 2, 5, 1, 1, 1, 4_000_000)
+QUICK = Effort(1, 0, 1, 1, 1, 2, 1, 1, 1, 1_000_000)
+"""Each of them once, and of fleets the smallest that is one."""
 
 
 class Stopwatch:

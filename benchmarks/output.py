@@ -25,16 +25,16 @@ from benchmarks.figures import Figure, Goal, Measure
 from benchmarks.flood import FIRST, LINE, PAUSE_SECONDS, Flood
 from benchmarks.host import COMMAND_SECONDS, MANAGER_UNIT, Host, example, run
 from benchmarks.measuring import MB, MIB, Effort, MeasurementFailed, report
-from benchmarks.podman import IMAGE, PROGRAM, Podman
+from benchmarks.podman import IMAGE, PROGRAM, Podman, installed
 from keep_client.credentials import pki_directory
 from keep_protocol.constants import UNIT_PATTERN
 
 BLOCKS, SHORT = Goal(300.0, at_least=True), Goal(0.8, Measure.RATIO, at_least=True)
 LATENCY, LOADER = Goal(1.0), Goal(1.0)
 NOTHING = Goal(0.0, Measure.WORST)
-QUIET_SECONDS = 5.0
+QUIET_SECONDS, SOON_QUIET_SECONDS = 5.0, 0.5
 LATENCY_PAUSE_SECONDS = 0.02
-LINES = 20_000
+LINES, FEW_LINES = 20_000, 1000
 _READ = 1024 * 1024
 PIPE, PODMAN, KEEP = "a plain pipe", "podman run", "keepctl run"
 _STAMP = struct.Struct("<Q")
@@ -159,7 +159,7 @@ class Streams:
         certificate, key = (os.path.join(pki_directory(), f"manager.{end}") for end in ("crt", "key"))
         self.floors.append(tls_floor.measure(certificate, key, size))
 
-    def stay_quiet(self) -> None:
+    def stay_quiet(self, seconds: float) -> None:
         """What a keep costs whose guest writes nothing after its first line, with a reader; ms a second."""
         module = os.path.join(self._place, "quiet.wasm")
         with open(module, "wb") as file:
@@ -170,9 +170,9 @@ class Streams:
                 pids = self._pids(process.pid)
                 time.sleep(PAUSE_SECONDS)
                 before = {name: used_ns(pid) for name, pid in pids.items()}
-                time.sleep(QUIET_SECONDS)
+                time.sleep(seconds)
                 for name, pid in pids.items():
-                    self.quiet[name].append((used_ns(pid) - before[name]) / 1e6 / QUIET_SECONDS)
+                    self.quiet[name].append((used_ns(pid) - before[name]) / 1e6 / seconds)
             finally:
                 process.send_signal(signal.SIGINT)
                 process.communicate(timeout=COMMAND_SECONDS)
@@ -205,9 +205,9 @@ def latencies(host: Host, place: str, count: int) -> tuple[float, ...]:
     return tuple(samples)
 
 
-def lost_lines(host: Host, place: str) -> tuple[float, float]:
-    """Of LINES printed at once, how many are missing in what a client got, and in the journal."""
-    of = Flood("", LINE * LINES, 1)
+def lost_lines(host: Host, place: str, count: int) -> tuple[float, float]:
+    """Of so many lines printed at once, how many are missing in what a client got, and in the journal."""
+    of = Flood("", LINE * count, 1)
     module = os.path.join(place, "lines.wasm")
     with open(module, "wb") as file:
         file.write(of.module(0))
@@ -222,7 +222,7 @@ def lost_lines(host: Host, place: str) -> tuple[float, float]:
     messages = [json.loads(entry)["MESSAGE"] for entry in entries.splitlines()]
     whole = "\n".join(str(message).removesuffix("\n") for message in messages)
     its = LINE.decode().rstrip("\n")
-    return LINES - done.stdout.count(LINE), LINES - whole.splitlines().count(its)
+    return count - done.stdout.count(LINE), count - whole.splitlines().count(its)
 
 
 def after_its_end(host: Host) -> tuple[float, float]:
@@ -261,10 +261,10 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
     """The figures; without those of podman, and the reason said, where it cannot run here."""
     podman: Podman | None = None
     try:
-        podman = Podman()
+        podman = installed()
     except MeasurementFailed as error:
         report(str(error))
-    size = effort.upload_bytes
+    size, lines = effort.upload_bytes, FEW_LINES if effort.quick else LINES
     floods = [flood.in_blocks(size), flood.in_lines(size), flood.line_by_line(size)]
     with tempfile.TemporaryDirectory() as place:
         streams = Streams(host, podman, place)
@@ -272,9 +272,9 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
             for of in floods:
                 streams.round(of)
             streams.over_tls(size)
-        streams.stay_quiet()
+        streams.stay_quiet(SOON_QUIET_SECONDS if effort.quick else QUIET_SECONDS)
         late = latencies(host, place, effort.rounds * 10)
-        in_output, in_journal = lost_lines(host, place)
+        in_output, in_journal = lost_lines(host, place, lines)
     processes, memory = after_its_end(host)
     rates, sent, received = (tuple(samples) for samples in zip(*streams.floors, strict=True))
     return [
@@ -287,7 +287,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
             Figure(f"a keep that writes nothing, with a reader: {name}'s processor time", "ms/s", tuple(samples))
             for name, samples in streams.quiet.items()
         ),
-        Figure(f"{LINES} lines printed together: lost on the way to a client", "lines", (in_output,), NOTHING),
+        Figure(f"{lines} lines printed together: lost on the way to a client", "lines", (in_output,), NOTHING),
         Figure("the same: lost on the way to the journal", "lines", (in_journal,), NOTHING),
         Figure("an ended keep: processes", "", (processes,), NOTHING),
         Figure("an ended keep: memory", "MiB", (memory,), NOTHING),

@@ -2,7 +2,7 @@
 
 podman runs a static program from a local image, without a network, cgroups or limits of its own; nothing is sent there,
 nothing checked or compiled. What either costs is read from its own processes and from those that work for it: the
-service manager, which collects what nobody else waits for, journald, the bus, and the keep-manager.
+service manager, which collects orphaned processes, journald, the bus, and the keep-manager.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 
 from benchmarks.figures import Figure, Goal, Measure
 from benchmarks.host import COMMAND_SECONDS, MANAGER_UNIT, Host, example, run
@@ -37,6 +38,8 @@ MODULE = "hello-wat"
 SPARES = 4
 SPARE_PROCESSES = 3
 """The loader, the upload endpoint, the runner."""
+_LOOK_SECONDS = 0.2
+"""Between two looks, each of which starts two commands."""
 _REST_SECONDS = 0.2
 """What a spare's processes import takes a fifth of it."""
 AT_ONCE = 2
@@ -99,6 +102,12 @@ class Podman:
             )  # fmt: skip
         if done.returncode:
             raise MeasurementFailed(f"podman import: {done.stderr.strip()}")
+
+
+@cache
+def installed() -> Podman:
+    """The one of this run: its image is made once. Raises MeasurementFailed."""
+    return Podman()
 
 
 def typed(argv: list[str], environment: Mapping[str, str] | None = None) -> tuple[float, float]:
@@ -165,7 +174,7 @@ def until_spares_are_there(host: Host) -> None:
     while _ready_spares() < SPARES:
         if time.monotonic() > deadline:
             raise MeasurementFailed(f"the manager never had {SPARES} spares")
-        time.sleep(0.05)
+        time.sleep(_LOOK_SECONDS)
     time.sleep(_REST_SECONDS)
 
 
@@ -238,21 +247,21 @@ class Turns:
 
 
 def measure(host: Host, effort: Effort) -> list[Figure]:
-    """The figures, each beside podman's of the same run; none, with the reason said, where podman cannot run here."""
+    """The figures, each with podman's of the same run; none, with the reason said, where podman cannot run here."""
     try:
-        podman = Podman()
+        podman = installed()
     except MeasurementFailed as error:
         report(str(error))
         return []
     turns = Turns(host, podman)
     names = {PODMAN: PODMAN, COLD: COLD, CALL: CALL}
-    turns.first_lines(1, names)
-    turns.lines.clear()  # the first finds everything cold
-    turns.first_lines(max(effort.rounds // 4, 2), names)
+    turns.first_lines(effort.warm_up, names)
+    turns.lines.clear()
+    turns.first_lines(effort.rounds_of(4), names)
     host.clear()
     turns.batches(max(effort.batches, 1), effort.batch_keeps)
     with spares(host):
-        turns.first_lines(max(effort.rounds // 4, 2), {PODMAN: "podman again", COLD: SPARE})
+        turns.first_lines(effort.rounds_of(4), {PODMAN: "podman again", COLD: SPARE})
     return [*_lines(turns), *_others(turns)]
 
 
@@ -264,7 +273,7 @@ def _lines(turns: Turns) -> list[Figure]:
         floor,
         Figure("keepctl run, 276 bytes: typed → its first line", "ms", tuple(lines[COLD]),
                Goal(1.6, Measure.RATIO), floor),
-        Figure("a living client's call to a listening keep, connected anew", "ms", tuple(lines[CALL]),
+        Figure("a living client's call to a listening keep, on a new connection", "ms", tuple(lines[CALL]),
                Goal(1 / 40, Measure.RATIO), floor),
         again,
         Figure("the same with spares", "ms", tuple(lines[SPARE]), Goal(0.75, Measure.RATIO), again),

@@ -1,4 +1,4 @@
-"""The JSON beside the table: every sample, and what it was measured on."""
+"""The JSON next to the table: every sample, and what it was measured on."""
 
 from __future__ import annotations
 

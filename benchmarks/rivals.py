@@ -43,13 +43,13 @@ Run = Callable[[dict[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Rival:
-    """package: with its version, of PyPI's or, where `npm`, of npm's; language: what its script is in; beside: what of
-    the pool's job it does not do."""
+    """package: with its version, of PyPI's or, where `npm`, of npm's; language: what its script is in; compared:
+    what of the pool's job it does not do."""
 
     name: str
     package: str
     language: str
-    beside: str
+    compared: str
     npm: bool = False
     calls: int = 0
     """How many calls a round has, where it cannot be as many as the pool's."""
@@ -112,7 +112,7 @@ def _done(command: list[str]) -> None:
 
 @contextlib.contextmanager
 def _monty() -> Iterator[Run]:
-    from pydantic_monty import Monty  # type: ignore[import-not-found] # installed beside
+    from pydantic_monty import Monty  # type: ignore[import-not-found] # installed for this
 
     with Monty() as pool:
 
@@ -125,7 +125,7 @@ def _monty() -> Iterator[Run]:
 
 @contextlib.contextmanager
 def _modebox() -> Iterator[Run]:
-    import modebox  # type: ignore[import-not-found] # installed beside
+    import modebox  # type: ignore[import-not-found] # installed for this
 
     runner = modebox.Runner(limits=modebox.Limits(timeout_ms=1000))
 

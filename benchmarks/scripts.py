@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from benchmarks.asking import ORDER, Calls, Reached, Server, round_of, served, text_of
+from benchmarks.asking import ORDER, Calls, Reached, Server, engines, round_of, served, text_of
 from benchmarks.figures import Figure, Goal, Measure, percentile
 from benchmarks.host import Host, example
 from benchmarks.measuring import MS, Effort, MeasurementFailed, report
@@ -25,7 +25,7 @@ from keep_client.scripts import KeepStream, SocketStream, Stream
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 IN_FLIGHT = (1, 2, 8)
-ROUNDS = 3
+ROUNDS, QUICK_CALLS = 3, 20
 CPU, HALF, TWICE = Goal(0.45), Goal(0.5, Measure.RATIO), Goal(2.0, Measure.RATIO, at_least=True)
 SOCKETS_HALF = Goal(0.5, Measure.RATIO, at_least=True)
 LOOP_SECONDS, LATE = 0.1, Goal(30.0)
@@ -86,10 +86,11 @@ def _private(server: Server) -> tuple[float, ...]:
 
 def measure(host: Host, effort: Effort) -> list[Figure]:
     """The figures of scripts. Without node there is nothing to compare with."""
-    calls, figures = 100 * max(1, effort.rounds // 2), list[Figure]()
-    with tempfile.TemporaryDirectory() as cache:
+    rounds, figures = min(effort.rounds, ROUNDS), list[Figure]()
+    calls = QUICK_CALLS if effort.quick else 50 * effort.rounds
+    with engines() as cache:
         pool = [sys.executable, "-m", "script_pool", "--stdio", "--min=2", "--max=2", f"--cache={cache}"]
-        figures += beside_node(pool, ROUNDS, calls)
+        figures += beside_node(pool, rounds, calls)
         with served([*pool, f"--time={LOOP_SECONDS}"]) as server:
             late = _loops(server, effort.rounds)
             figures.append(Figure("a loop: its deadline → its answer", "ms", late))
@@ -100,30 +101,30 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
             figures.append(Figure("a killed child → the answer of the next one", "ms", taken, REPLACED))
             taken = _host_calls(server, effort.rounds)
             figures.append(Figure("a host call: processor time of all processes", "ms", taken, HOST_CALL))
-        figures.append(_over_tls(host, pool, calls))
-    figures.append(_programs(effort.rounds))
+        figures.append(_over_tls(host, pool, rounds, calls))
+    figures.append(_programs(effort))
     return figures
 
 
-def _programs(rounds: int) -> Figure:
+def _programs(effort: Effort) -> Figure:
     """Milliseconds that a script takes more than a module, from `keepctl run` to its end, in turns."""
     keepctl, more = os.path.join(os.path.dirname(sys.executable), "keepctl"), list[float]()
     with tempfile.TemporaryDirectory() as place:
         script = os.path.join(place, "hello.js")
         with open(script, "w", encoding="ascii") as file:
             file.write("print('hello')\n")
-        for number in range(rounds + 1):
+        for number in range(effort.warm_up + effort.rounds):
             taken = []
             for path in (script, example("hello-wat")):
                 began = time.perf_counter()
                 subprocess.run([keepctl, "run", "--rm", path], check=True, stdout=subprocess.DEVNULL)
                 taken.append(MS * (time.perf_counter() - began))
-            if number:  # the first ones are cold
+            if number >= effort.warm_up:
                 more.append(taken[0] - taken[1])
     return Figure("keepctl run hello.js, minus keepctl run hello.wasm", "ms", tuple(more), PROGRAM_MORE)
 
 
-def _over_tls(host: Host, pool: Sequence[str], calls: int) -> Figure:
+def _over_tls(host: Host, pool: Sequence[str], rounds: int, calls: int) -> Figure:
     """Calls a second of a pool in a keep over mutual TLS, and of one on a Unix socket, in turns on this machine."""
     over_tls, over_socket = list[float](), list[float]()
     info = host.client.create_pool({"options": {"min": 2, "max": 2}})
@@ -136,7 +137,7 @@ def _over_tls(host: Host, pool: Sequence[str], calls: int) -> Figure:
                     "socket": SocketStream(path),
                 }
                 servers = {name: Reached(stream) for name, stream in streams.items()}
-                for _ in range(ROUNDS):
+                for _ in range(rounds):
                     over_socket.append(round_of(servers["socket"], calls, IN_FLIGHT[-1]).rate)
                     over_tls.append(round_of(servers["tls"], calls, IN_FLIGHT[-1]).rate)
                 for stream in streams.values():

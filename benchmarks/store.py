@@ -2,7 +2,7 @@
 
 Both ways are `keepctl run --rm` as a program of its own, in turns; what the host uses meanwhile is read from the
 service manager, which collects what has ended, and the services that work for a run. The modules of the store were
-compiled before: that is what the store is for. What the first start pays stands beside.
+compiled before: that is what the store is for. What the first start pays stands next to it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ TEXT = '{"b": [1, 2], "a": null}'
 """What the large one is given, and prints tidily."""
 TEN_TIMES = Goal(0.1, Measure.RATIO)
 WITHOUT_SPARE, WITH_SPARE = Goal(1.2, Measure.RATIO), Goal(0.75, Measure.RATIO)
-LARGE_BYTES, QUICK_LARGE_BYTES, FEW_ROUNDS = 20_000_000, 1_000_000, 2
+LARGE_BYTES, QUICK_LARGE_BYTES, FEW_ROUNDS = 20_000_000, 100_000, 2
 """Of what stands in for the component, which takes 20 s to compile at each upload."""
-KEEPS, FEW_KEEPS = 50, 4
+KEEPS, FEW_KEEPS = 50, 2
 OWN = Goal(8.0)
-"""MiB that a keep has beside its guest's own data."""
+"""MiB that a keep has besides its guest's own data."""
 _BYTES_OF_FUNCTION = 60 * 15
 _SHARED_ONCE = re.compile(r"^Pss: +([0-9]+) kB$", re.MULTILINE)
 STORED, UPLOADED, PODMAN = "stored", "uploaded", "podman"
@@ -41,8 +41,8 @@ STORED, UPLOADED, PODMAN = "stored", "uploaded", "podman"
 
 def measure(host: Host, effort: Effort) -> list[Figure]:
     """The figures."""
-    quick = effort.rounds < 100
-    figures = _small(host, max(2, effort.rounds // 5))
+    quick = effort.quick
+    figures = _small(host, effort)
     try:
         large = example(LARGE)
     except MeasurementFailed:
@@ -50,9 +50,9 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
         with tempfile.NamedTemporaryFile(suffix=".wasm") as made:
             made.write(large_module(QUICK_LARGE_BYTES if quick else LARGE_BYTES))
             made.flush()
-            figures += _large(host, made.name, "large:1", (), FEW_ROUNDS)
+            figures += _large(host, made.name, "large:1", (), effort, min(effort.rounds, FEW_ROUNDS))
     else:
-        figures += _large(host, large, f"{LARGE}:1", ("--", TEXT), max(2, effort.rounds // 20))
+        figures += _large(host, large, f"{LARGE}:1", ("--", TEXT), effort, effort.rounds_of(20))
     return figures + _memory(host, FEW_KEEPS if quick else KEEPS)
 
 
@@ -80,16 +80,16 @@ class Turns:
         """A way of running: `keepctl run --rm` with these words."""
         self.ways[name] = ([_keepctl(), "run", "--rm", "--manager", self._host.endpoint.authority, *words], None)
 
-    def take(self, rounds: int) -> None:
-        """So many rounds, after one of each that finds everything cold."""
+    def take(self, rounds: int, warm_up: int) -> None:
+        """So many rounds, after those of each that find everything cold."""
         self._ready()  # the manager may have been started a moment ago
         clock = podman.ProcessorTime(self._host)
-        for number in range(rounds + 1):
+        for number in range(warm_up + rounds):
             for name in self._draw.sample(list(self.ways), len(self.ways)):
                 self._ready()
                 before = clock.now()
                 line, _ = podman.typed(*self.ways[name])
-                if number:
+                if number >= warm_up:
                     self.lines[name].append(line)
                     self.processor[name].append(clock.now() - before)
         self._host.clear()
@@ -114,45 +114,45 @@ class Turns:
         return found
 
 
-def _small(host: Host, rounds: int) -> list[Figure]:
-    turns = Turns(host)
+def _small(host: Host, effort: Effort) -> list[Figure]:
+    turns, rounds = Turns(host), effort.rounds_of(5)
     for name in (SMALL, REAL):
         _add(example(name), f"{name}:1")
     turns.keepctl(STORED, f"{SMALL}:1")
     turns.keepctl(UPLOADED, example(SMALL))
     try:
-        container = podman.Podman()
+        container = podman.installed()
     except MeasurementFailed as error:
         report(str(error))
     else:
         turns.ways[PODMAN] = (container.argv, container.environment)
-    turns.take(rounds)
+    turns.take(rounds, effort.warm_up)
     figures = turns.figures("276 bytes", UPLOADED, {})
     if PODMAN in turns.ways:
         base = Figure("podman run, in the same turns", "ms", tuple(turns.lines[PODMAN]))
         figures += [
             base,
             Figure("276 bytes, stored, against it", "ms", tuple(turns.lines[STORED]), WITHOUT_SPARE, base),
-            *_with_spares(host, turns, rounds),
+            *_with_spares(host, turns, rounds, effort.warm_up),
         ]
     real = Turns(host)
     real.keepctl(STORED, f"{REAL}:1")
     real.keepctl(UPLOADED, example(REAL))
-    real.take(rounds)
+    real.take(rounds, effort.warm_up)
     return figures + real.figures("40 KB from C", UPLOADED, {})
 
 
-def _with_spares(host: Host, before: Turns, rounds: int) -> list[Figure]:
+def _with_spares(host: Host, before: Turns, rounds: int, warm_up: int) -> list[Figure]:
     """The same small module with a manager that keeps spares, which is given time to make them, and podman, again."""
     turns = Turns(host, lambda: podman.until_spares_are_there(host))
     turns.ways = {name: before.ways[name] for name in (STORED, PODMAN)}
     with podman.spares(host):
-        turns.take(rounds)
+        turns.take(rounds, warm_up)
     base = Figure("podman run, again", "ms", tuple(turns.lines[PODMAN]))
     return [base, Figure("276 bytes, stored, with spares", "ms", tuple(turns.lines[STORED]), WITH_SPARE, base)]
 
 
-def _large(host: Host, path: str, reference: str, words: tuple[str, ...], rounds: int) -> list[Figure]:
+def _large(host: Host, path: str, reference: str, words: tuple[str, ...], effort: Effort, rounds: int) -> list[Figure]:
     """The first start compiles; the others are taken in turns with uploads."""
     _add(path, reference)
     turns = Turns(host)
@@ -163,7 +163,7 @@ def _large(host: Host, path: str, reference: str, words: tuple[str, ...], rounds
     first = Figure(f"{size}: the store's first start, which compiles", "ms",
                    (MS * (time.perf_counter() - began),))  # fmt: skip
     turns.keepctl(UPLOADED, path, *words)
-    turns.take(rounds)
+    turns.take(rounds, effort.warm_up)
     return [first, *turns.figures(size, UPLOADED, {STORED: TEN_TIMES})]
 
 

@@ -23,8 +23,8 @@ from module_store.verify.policy import Policy
 from module_store.verify.verification import verify
 
 LARGE, SMALL, READ = 200_000_000, 1_000_000, 20_000_000
-QUICK_DIVISOR = 10
-"""Of the large module, in a quick run."""
+QUICK_DIVISOR = 20
+"""Of what is large, in a quick run."""
 OBJECTS, FEW_OBJECTS = 1000, 50
 FLAT = Goal(1.0, Measure.WORST)
 """MiB that may come and go with the allocator's mood, between a module of 1 MB and one of 200."""
@@ -39,13 +39,15 @@ FILLER = os.urandom(64 * 1024)
 def measure(host: Host, effort: Effort) -> list[Figure]:
     """The figures of `keepctl store add`, and of reading."""
     del host
-    quick = effort.rounds < 100
+    quick = effort.quick
+    divisor = QUICK_DIVISOR if quick else 1
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
-        large = _file(directory, "large", LARGE // (QUICK_DIVISOR if quick else 1))
+        large = _file(directory, "large", LARGE // divisor)
         small = _file(directory, "small", SMALL)
         figures = _adding(directory, large, small, effort.uploads)
         many = _many(directory, FEW_OBJECTS if quick else OBJECTS, effort.uploads)
-        return [*figures, _reading(directory, effort.uploads), *many, *_verifying(directory, effort.uploads)]
+        reading = _reading(directory, READ // divisor, effort.uploads)
+        return [*figures, reading, *many, *_verifying(directory, READ // divisor, effort.uploads)]
 
 
 def _file(directory: str, name: str, size: int) -> str:
@@ -112,24 +114,24 @@ def _rates(size: int, runs: Sequence[Ran]) -> tuple[float, ...]:
     return tuple(size / MB / ran.seconds for ran in runs)
 
 
-def _reading(directory: str, count: int) -> Figure:
+def _reading(directory: str, size: int, count: int) -> Figure:
     """A verified open, as a start from the store has it."""
     samples = []
-    with Store.create(os.path.join(directory, "reading")) as store, open(_file(directory, "read", READ), "rb") as file:
+    with Store.create(os.path.join(directory, "reading")) as store, open(_file(directory, "read", size), "rb") as file:
         digest = store.add(file).digest
         for _ in range(count):
             began = time.process_time()
             os.close(store.open_object(digest))
             samples.append(MS * (time.process_time() - began))
-    return Figure(f"a verified open of {READ // 1_000_000} MB, processor time", "ms", tuple(samples))
+    return Figure(f"a verified open of {size // 1_000_000} MB, processor time", "ms", tuple(samples))
 
 
-def _verifying(directory: str, count: int) -> list[Figure]:
+def _verifying(directory: str, length: int, count: int) -> list[Figure]:
     """Verification of a component of many real modules, by processor time: parser and rules, and the whole command."""
     with open(example("words-rust"), "rb") as file:
         module = file.read()
     nested = bytes([CORE_MODULE]) + leb128(len(module)) + module
-    component = COMPONENT_PREAMBLE + nested * (READ // len(nested))
+    component = COMPONENT_PREAMBLE + nested * (length // len(nested))
     path = os.path.join(directory, "verified.wasm")
     with open(path, "wb") as written:
         written.write(component)
@@ -140,7 +142,7 @@ def _verifying(directory: str, count: int) -> list[Figure]:
             raise MeasurementFailed("the component does not pass")
         rules.append(len(component) / MB / (time.process_time() - began))
         commands.append(len(component) / MB / (_timed(["keepctl", "verify", path]).processor / MS))
-    size = f"{READ // 1_000_000} MB, processor time"
+    size = f"{length // 1_000_000} MB, processor time"
     return [
         Figure(f"verification without the engine's opinion, {size}", "MB/s", tuple(rules), FAST, rates=True),
         Figure(f"keepctl verify, {size}", "MB/s", tuple(commands), rates=True),

@@ -57,7 +57,7 @@ def peak_of(pid: int) -> int:
 
 
 class Pace:
-    """The clock of one upload: when the warm-up was over, when the last byte was handed over, and what `probe` saw at
+    """The clock of one upload: when the warm-up was over, when the last byte was written, and what `probe` saw at
     each of MARKS equal steps on the way."""
 
     def __init__(self, size: int, probe: Callable[[], int] = lambda: 0) -> None:

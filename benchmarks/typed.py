@@ -76,8 +76,9 @@ class Typing:
 def measure(host: Host, effort: Effort) -> list[Figure]:
     """The figures of whole runs."""
     typing = Typing(host)
-    typing.round()
-    typing.samples.clear()  # the first finds everything cold
+    for _ in range(effort.warm_up):
+        typing.round()
+    typing.samples.clear()
     for _ in range(effort.rounds):
         typing.round()
 

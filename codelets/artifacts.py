@@ -21,7 +21,7 @@ from module_store.sealing import Key
 
 LOG = logging.getLogger("keepfleet.codelets.artifacts")
 MAX_COMPILED = 256
-"""Compiled modules that are kept, so that a set that comes back loads at once; each is some tens of kilobytes."""
+"""Compiled modules that are kept, so that a set that comes back loads immediately; each is some tens of kilobytes."""
 CACHE_BYTES = 256 * 1024 * 1024
 """Of all compiled codelets on disk: several thousand."""
 DEFAULT = ""

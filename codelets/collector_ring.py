@@ -6,7 +6,7 @@
 
 Bytes are counted from the ring's beginning on and never go back; where one lies is its count modulo the capacity. Each
 end has its own counts in its own memory, and checks the other's before use: who scribbles on the ring loses his own
-messages, and harms nobody else. Import rule: the standard library, keep_protocol, codelets.channels.
+messages, and harms no other process. Import rule: the standard library, keep_protocol, codelets.channels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WRITTEN, _SENT, _LOST, _READ, _TAKEN, _WAITING = (
 )  # the ends' words lie in cache lines of their own
 _HEAD = struct.Struct(f"<I{STREAM_BYTES}s")
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-"""Nobody can change the size: what is mapped stays there, and no access ends in SIGBUS."""
+"""The size can no longer change: what is mapped stays there, and no access ends in SIGBUS."""
 
 
 class RingFault(Exception):
@@ -50,7 +50,7 @@ class _Fence:
     """Orders this thread's accesses to the ring: those before are seen by the other process before those after.
 
     Releasing a lock and taking it again is a barrier of which Python has no other: without it any processor may show
-    the index before the bytes that it counts, or read "nobody waits" before the index is seen.
+    the index before the bytes that it counts, or read "no reader waits" before the index is seen.
     """
 
     def __init__(self) -> None:

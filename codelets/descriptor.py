@@ -129,16 +129,10 @@ def read_descriptor(data: bytes, file: str = "", variables: Mapping[str, str] | 
     name = file or "the descriptor"
     if len(data) > MAX_BYTES:
         raise KeepfleetError(ErrorKind.TOO_LARGE, f"cannot read {name}: it is over {MAX_BYTES} bytes")
-    root, faults = tree.parse(data)
-    found = None
-    if root is not None and not faults:
-        _substitute(root, dict(variables or {}), faults)
-    if root is not None and not faults:
-        found, faults = records.read(CodeletSet, root)
+    known = dict(variables or {})
+    found, faults = records.read_bytes(CodeletSet, data, lambda root, faults: _substitute(root, known, faults))
     if found is None:
-        lines = tuple(f"{name}: {fault}" for fault in faults) or (f"{name}: it is empty",)
-        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot read {lines[0]}{more}", lines)
+        raise records.refused("read", name, faults, ErrorKind.BAD_REQUEST)
     return found
 
 

@@ -141,7 +141,7 @@ class Engine:
             raise EngineFault(str(error).strip().splitlines()[0]) from None
 
     def load(self, compiled: bytes) -> Module:
-        """What `Module.serialize` gave of this engine, and of nobody else. Raises EngineFault where it does not fit."""
+        """What `Module.serialize` gave of this engine, and of no other. Raises EngineFault where it does not fit."""
         try:
             return Module.deserialize(self.wasmtime, compiled)
         except WasmtimeError as error:

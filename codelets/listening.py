@@ -27,7 +27,7 @@ class Listener(ABC):
     """The socket at `path`, served by threads of its own until `close`.
 
     kind: SOCK_STREAM or SOCK_SEQPACKET; name: of its threads; users: who else may connect, by user ID. Raises
-    KeepfleetError where the path cannot be bound: a socket that is there is replaced if nobody listens on it, and
+    KeepfleetError where the path cannot be bound: a socket that is there is replaced if no process listens on it, and
     nothing else is.
     """
 
@@ -159,6 +159,6 @@ def _clear(path: str, kind: int) -> None:
             if error.errno not in (
                 errno.EAGAIN,
                 errno.EPROTOTYPE,
-            ):  # the latter is a socket of the other kind, which somebody listens on
+            ):  # the latter is a socket of the other kind, which has a listener
                 raise
     raise KeepfleetError(ErrorKind.CONFLICT, f"cannot listen on {path}: an application listens there")

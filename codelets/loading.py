@@ -24,7 +24,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from module_store.verify.verification import refuse
 
 MAX_VERIFIED = 256
-"""Reports that are remembered, so that a set that comes back loads at once."""
+"""Reports that are cached, so that a set that comes back loads immediately."""
 _WARMING = b"""
 codeletset_id: warm
 codelet_descriptor:

@@ -70,7 +70,7 @@ class Offer:
     def publish(self, wanted: list[tuple[str, Callable[..., int | None]]]) -> None:
         """What runs from the next call of each hook on: (hook, what runs there), in order.
 
-        It is one assignment: whoever sees what runs at one hook changed sees it at all of them. Under the lock.
+        It is one assignment: a thread that sees what runs at one hook changed sees it at all of them. Under the lock.
         """
         chains: list[list[Callable[..., int | None]]] = [[] for _ in self._chains]
         for hook, run in wanted:

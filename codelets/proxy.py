@@ -38,7 +38,7 @@ LOG = logging.getLogger("keepfleet.codelets.proxy")
 CHANGES_PER_MINUTE = 60
 """Loads and unloads of one caller: each may compile sixteen modules in the application."""
 MAX_CALLERS = 1024
-"""Whose rates are remembered; the least recent is forgotten first."""
+"""Whose rates are kept; the least recent is dropped first."""
 CONCURRENT = 4
 """Requests that are with the application, until it has answered, whether the client still waits or not; others wait. An
 application takes 16 connections."""
@@ -244,7 +244,7 @@ class Proxy:
     def _done(self, doing: asyncio.Future[T]) -> None:
         self._free.release()
         if not doing.cancelled() and (error := doing.exception()) is not None:
-            LOG.debug("the application refused a request: %s", error)  # its client is told, if it is still there
+            LOG.debug("the application refused a request: %s", error)  # its client has the answer, if it is still there
 
 
 def _refusal(error: KeepfleetError, status: int = 0) -> web.Response:

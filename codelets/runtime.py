@@ -233,7 +233,7 @@ class Runtime:
         """Gives what codelets have sent to receivers, and to the data collector; how many messages that were. By one
         thread at a time.
 
-        The collector gets every message, as the codelet sent it. Messages of streams that nobody receives stay in their
+        The collector gets every message, as the codelet sent it. Messages of streams without a receiver stay in their
         channel while there is no collector, or no room in its ring; a channel that is full counts what it loses. A
         receiver does not wait for the collector, which then loses what finds no room. A receiver that raises is logged,
         and gets the next message.

@@ -24,7 +24,7 @@ LOG = logging.getLogger("keepfleet.codelets")
 MAX_SETS = 64
 """Of one application: 64 sets of 16 codelets are a thousand on its hooks."""
 MAX_ENDED = 64
-"""Sets that were unloaded for their faults, whose reasons are remembered."""
+"""Sets that were unloaded for their faults, whose reasons are kept."""
 
 
 class Sets:

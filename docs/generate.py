@@ -15,7 +15,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from app_loader.receive import requests  # noqa: E402 - found by the line above
-from keep_manager.http import errors, operations, schemas  # noqa: E402 - found by the line above
+from keep_manager.http import middleware, operations, schemas  # noqa: E402 - found by the line above
 from keep_manager.http.schemas import Schema  # noqa: E402 - found by the line above
 from keep_manager.keeps.policy import DEFAULT_CEILINGS  # noqa: E402 - found by the line above
 from keep_protocol import limits  # noqa: E402 - found by the line above
@@ -47,7 +47,7 @@ def status_table() -> str:
     """The statuses error kinds have over HTTP, of the manager and of keeps; a dash where one never says it."""
     lines = ["| kind | manager | keep |", "|---|---|---|"]
     for kind in ErrorKind:
-        statuses = [table.get(kind) for table in (errors.STATUS_OF, requests.STATUS_OF)]
+        statuses = [table.get(kind) for table in (middleware.STATUS_OF, requests.STATUS_OF)]
         lines.append(f"| `{kind.value}` | " + " | ".join("—" if s is None else str(int(s)) for s in statuses) + " |")
     return "\n".join(lines)
 

@@ -6,10 +6,9 @@ from collections.abc import Generator
 from typing import TypeVar
 
 from codelets.states import HookState, SetState
-from keep_client.connection import CALL_SECONDS
+from keep_client.connection import CALL_SECONDS, resumed
 from keep_client.http import json_body, objects_in
 from keep_client.manager import ManagerClient
-from keep_client.streams import resumed
 from keep_protocol.codelets import (
     SET_EVENT,
     V1_CODELETS_PATH,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _collections_abc import Callable, Generator, Iterable, Mapping
 
-from keep_client.connection import CALL_SECONDS, Connection
+from keep_client.connection import CALL_SECONDS, Connection, Patience, resumed
 from keep_client.http import (
     NO_BODY,
     NO_HEADERS,
@@ -18,7 +18,6 @@ from keep_client.http import (
     target_of,
 )
 from keep_client.peer import ConnectionFailed
-from keep_client.streams import Patience, resumed
 from keep_protocol.constants import (
     APPLOADER_START_SECONDS,
     CONTROL_REPLY_SECONDS,

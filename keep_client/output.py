@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from _collections_abc import Generator, Iterator
 
-from keep_client.connection import Connection, cut_short
+from keep_client.connection import Connection, cut_short, persistent
 from keep_client.http import target_of
 from keep_client.peer import ConnectionFailed
-from keep_client.streams import persistent
 from keep_protocol import strict_json
 from keep_protocol.constants import V1_KEEPS_PATH
 from keep_protocol.errors import ErrorKind, KeepfleetError

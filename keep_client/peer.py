@@ -1,4 +1,5 @@
-"""A server: where it is, how errors speak of it, and what a connection's foreign exceptions mean in words."""
+"""A server: where it is, how errors speak of it, what a connection's foreign exceptions mean in words, and how what it
+said is made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -29,6 +30,16 @@ REFUSAL_SECONDS = 3.0
 HANDSHAKE_SECONDS."""
 _LOSSES = "does the network between lose large packets (a wrong MTU)?"
 _HUNG_UP = (_ssl.SSLZeroReturnError, _ssl.SSLEOFError, ConnectionResetError, BrokenPipeError)
+
+
+def printable(text: str) -> str:
+    """`text` with every control character but newline and tab shown as an escape: a guest may have chosen it."""
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def one_line(text: str) -> str:
+    """`text` made printable on one line."""
+    return printable(" ".join(text.split()))
 
 
 def authority(host: str, port: int) -> str:

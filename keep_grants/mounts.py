@@ -290,7 +290,7 @@ def no_view_of_the_host(service_manager: int) -> str:
         finally:
             os.close(root)
     except OSError as error:
-        return f"it cannot tell whether it sees the host's mounts: /proc/{service_manager}/mountinfo: {error.strerror}"
+        return f"it cannot know whether it sees the host's mounts: /proc/{service_manager}/mountinfo: {error.strerror}"
     return "it has a mount namespace of its own, and would miss what is mounted on the host"
 
 

@@ -55,7 +55,7 @@ class DiskIds(Record):
 
 
 class KeepIds(Record):
-    """Who a keep is: a user that systemd made for it, so that nobody else can be given other people's files."""
+    """Who a keep is: a user that systemd made for it, so that no other can be given other people's files."""
 
     uid: int = field(Whole(FIRST_DYNAMIC, LAST_DYNAMIC))
     gid: int = field(Whole(FIRST_DYNAMIC, LAST_DYNAMIC))
@@ -220,7 +220,7 @@ def _unreachable(path: str, error: OSError) -> KeepfleetError:
     look = "the journal says why: journalctl -u keepfleet-grants.service"
     known = {
         errno.ENOENT: f"there is no socket {path}; {start}",
-        errno.ECONNREFUSED: f"nobody listens at {path}; {start}",
+        errno.ECONNREFUSED: f"no process listens at {path}; {start}",
     }
     if isinstance(error, TimeoutError) or error.errno == errno.EAGAIN:
         why = f"the grants helper did not answer within {ANSWER_SECONDS:g} s; a file system may hang, or {look}"

@@ -18,23 +18,22 @@ from keep_loader.outcome import MAX_TEXT, plain_error
 from keep_loader.process import Child, Exit, Prepared, Process, fork
 from keep_loader.running import Running
 from keep_loader.settings import Settings
-from keep_loader.state import (
-    DIRECTORY,
-    ENDPOINT_NAMES,
-    IDENTITY,
-    MODULE_NAMES,
-    DescriptorStore,
-    Keep,
-    close_all,
-    is_regular_file,
-)
+from keep_loader.state import ENDPOINT_NAMES, MODULE_NAMES, DescriptorStore, Keep, close_all, is_regular_file
 from keep_protocol import sockets as socket
-from keep_protocol.constants import APPLOADER_START_SECONDS, SECRETS_DIRECTORY
-from keep_protocol.control import COMPILED, MODULE, WORKLOAD_DESCRIPTOR
+from keep_protocol.constants import (
+    APPLOADER_START_SECONDS,
+    CHECKS,
+    COMPILED,
+    DIRECTORY,
+    IDENTITY,
+    MODULE,
+    SECRETS_DIRECTORY,
+    WORKLOAD_DESCRIPTOR,
+)
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import RUNNER_NAME
 from keep_protocol.patterns import matches
-from keep_protocol.reports import CHECKS, READY_PACKET, Report, ReportType, encode_run
+from keep_protocol.reports import READY_PACKET, Report, ReportType, encode_run
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import Event, Phase
 

@@ -15,8 +15,8 @@ from keep_loader.control import Connection, ControlServer, Waiters
 from keep_loader.loop import READABLE, Loop, Systemd, plain
 from keep_loader.settings import Settings
 from keep_loader.state import DescriptorStore, Keep, RecordFile, status_text
+from keep_protocol.constants import RECORD
 from keep_protocol.control import (
-    RECORD,
     UNSTORED,
     Command,
     CommandType,

@@ -11,7 +11,8 @@ import _signal  # type: ignore[import-not-found] # as in keep_protocol.forking
 
 from keep_loader.loop import plain
 from keep_loader.process import Exit, signal_name
-from keep_loader.state import ENDPOINT_NAMES, INPUT, MODULE_NAMES, OUTPUT_NAMES
+from keep_loader.state import ENDPOINT_NAMES, MODULE_NAMES, OUTPUT_NAMES
+from keep_protocol.constants import DIRECTORY, INPUT
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.limits import MIB, Limits
@@ -237,7 +238,9 @@ def resume_from(
     """
     resumption = _without_check(saved, stored, now, needs)
     faults = [f"the isolation check failed: {'; '.join(failures)}"] if failures else []
-    if saved.private.user not in (None, user) and any(name.startswith("directory-") for name in saved.private.granted):
+    if saved.private.user not in (None, user) and any(
+        name.startswith(f"{DIRECTORY}-") for name in saved.private.granted
+    ):
         faults.append(f"the keep was user {saved.private.user}, for whom its directories are, and is now {user}")
     if not faults or resumption.event not in (Event.RESUME, Event.RERUN):
         return resumption

@@ -15,8 +15,9 @@ from keep_loader.loop import Loop
 from keep_loader.outcome import Death, Usage, believe, outcome_of
 from keep_loader.process import Exit, Process, own_processor_seconds
 from keep_loader.state import Keep
+from keep_protocol.constants import STATUS
 from keep_protocol.outcome import Outcome, OutcomeKind
-from keep_protocol.reports import COMPILED_AGAIN, STATUS, Report, ReportType
+from keep_protocol.reports import COMPILED_AGAIN, Report, ReportType
 
 _WALL, _PROCESSOR = "workload's time", "workload's processor time"
 _SLACK = 0.05

@@ -9,14 +9,12 @@ import os
 from _collections_abc import Mapping
 
 from keep_loader.state import MODULE_NAMES
-from keep_protocol.constants import MAX_WORKLOAD_BYTES, parse_kuuid
-from keep_protocol.control import COMPILED, FOLLOW, MODULE, START_DESCRIPTORS
+from keep_protocol.constants import COMPILED, FOLLOW, MAX_WORKLOAD_BYTES, MODULE, START_DESCRIPTORS, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepReport
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import limits_from_text
-from keep_protocol.spec import SPEC_VARIABLE, START_VARIABLE, KeepSpec, decode_spec
+from keep_protocol.spec import SPEC_VARIABLE, START_VARIABLE, KeepSpec, Kind, decode_spec
 
 MAX_SOCKET_PATH = 107
 """The longest path a Unix socket's address holds (man 7 unix)."""

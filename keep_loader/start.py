@@ -11,27 +11,28 @@ import stat
 
 from keep_loader.loop import plain
 from keep_loader.settings import ENTRIES, Entries
-from keep_loader.state import INPUT, STDIN, check_socket, is_regular_file
+from keep_loader.state import check_socket, is_regular_file
 from keep_protocol import sockets as socket
-from keep_protocol.control import (
+from keep_protocol.constants import (
+    DIRECTORY,
     FOLLOW,
+    INPUT,
     JOURNAL,
     LISTENER,
     OUTPUT,
     OUTPUT_DESCRIPTORS,
     RECORD,
     START_DESCRIPTORS,
+    STDIN,
     WORKLOAD_DESCRIPTOR,
-    CommandType,
-    StartMessage,
 )
+from keep_protocol.control import CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record, check, table_of
 from keep_protocol.keep import MAX_SHOWN_ARGUMENTS, ShownDirectory, WorkloadSummary
-from keep_protocol.kinds import Kind
 from keep_protocol.patterns import matches
 from keep_protocol.ring import RingReader
-from keep_protocol.spec import ANONYMOUS, KeepSpec, RestartPolicy
+from keep_protocol.spec import ANONYMOUS, KeepSpec, Kind, RestartPolicy
 from keep_protocol.workload import MAX_SECRET_BYTES, MAX_WORKLOAD_JSON, Workload, workload_from_json
 
 ANY_UPLOADER = ("*",)
@@ -174,7 +175,7 @@ def _check_granted(name: str, descriptor: int) -> None:
         _check_stdin(descriptor)
     elif name == INPUT:
         _check_socket(name, descriptor, socket.SOCK_SEQPACKET)
-    elif name.startswith("directory-"):
+    elif name.startswith(f"{DIRECTORY}-"):
         _check_directory(name, descriptor)
     else:
         _check_file(name, descriptor)

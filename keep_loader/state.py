@@ -13,16 +13,18 @@ from _collections_abc import Callable
 
 from keep_loader.loop import log, plain
 from keep_protocol import sockets as socket
-from keep_protocol.control import (
+from keep_protocol.constants import (
     COMPILED,
-    CONTROL_VERSION,
+    IDENTITY,
     JOURNAL,
     MODULE,
     OUTPUT,
     RECORD,
     START_DESCRIPTORS,
-    Description,
+    STDERR,
+    STDOUT,
 )
+from keep_protocol.control import CONTROL_VERSION, Description
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport
 from keep_protocol.outcome import Outcome
@@ -50,21 +52,14 @@ _SHOWN_DIGITS = 12
 """Of the fingerprint in one line; the whole of it is in keep-info."""
 
 _OF_THIS_LOADER = ("isolation_failures", "isolation_notes")
-IDENTITY, STDIN = "identity", "stdin"
-"""Names that `reports` and `workload` define too, which only a started keep imports."""
 ENDPOINT_NAMES = (*START_DESCRIPTORS, IDENTITY)
 """What the upload endpoint needs; opened again, it must show the same identity."""
 MODULE_NAMES = (COMPILED, MODULE)
 """What running a workload again needs, with what it was given."""
 OUTPUT_NAMES = (OUTPUT, JOURNAL)
 """What the output of every run needs."""
-STDOUT, STDERR = "stdout", "stderr"
 PIPE_NAMES = (STDOUT, STDERR)
 """Our ends of a running workload's pipes: what it had written when its loader was killed is still in them."""
-INPUT = "input"
-"""A streamed standard input, which is not parked: the next loader could not know what the guest has had of it."""
-DIRECTORY = "directory"
-"""What a granted directory's name begins with, its number behind it."""
 
 
 class Keep:

@@ -14,9 +14,9 @@ from keep_loader.journal import JournalFollower, JournalSocket, Pace
 from keep_loader.loop import HANG_UP, READABLE, WRITABLE, Action, Loop, log, log_also_to, plain
 from keep_loader.output import FINISH_SECONDS, STOPPED_SECONDS, Output
 from keep_loader.settings import Settings
-from keep_loader.state import INPUT, PIPE_NAMES, DescriptorStore, Keep, check_socket, close_all
+from keep_loader.state import PIPE_NAMES, DescriptorStore, Keep, check_socket, close_all
 from keep_protocol import sockets as socket
-from keep_protocol.control import FOLLOW, JOURNAL, OUTPUT
+from keep_protocol.constants import FOLLOW, INPUT, JOURNAL, OUTPUT
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome
 from keep_protocol.ring import STDERR, STDOUT, RingWriter

@@ -15,18 +15,9 @@ from keep_loader.outcome import MAX_TEXT, event_of, recent, too_often, wanted
 from keep_loader.process import Prepared
 from keep_loader.settings import Settings
 from keep_loader.start import Start, open_credential
-from keep_loader.state import (
-    ENDPOINT_NAMES,
-    MODULE_NAMES,
-    OUTPUT_NAMES,
-    PIPE_NAMES,
-    STDIN,
-    DescriptorStore,
-    Keep,
-    rewind,
-)
+from keep_loader.state import ENDPOINT_NAMES, MODULE_NAMES, OUTPUT_NAMES, PIPE_NAMES, DescriptorStore, Keep, rewind
 from keep_loader.streams import Streams
-from keep_protocol.control import COMPILED, MODULE, RECORD, WORKLOAD_DESCRIPTOR
+from keep_protocol.constants import COMPILED, MODULE, RECORD, STDIN, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import Module
 from keep_protocol.outcome import Outcome, OutcomeKind

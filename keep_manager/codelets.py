@@ -34,7 +34,7 @@ from keep_protocol.codelets import (
 )
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.patterns import matches
-from strict_yaml import records, tree
+from strict_yaml import records
 
 ASK_SECONDS = 5.0
 """A list or statistics: the application copies some numbers."""
@@ -190,10 +190,7 @@ def _attachment(data: bytes, path: str) -> Attachment:
     if len(data) > MAX_ATTACHMENT_BYTES:
         why = f"it is over {MAX_ATTACHMENT_BYTES} bytes"
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot use {path}: {why}")
-    root, faults = tree.parse(data)
-    found = None
-    if root is not None and not faults:
-        found, faults = records.read(Attachment, root)
+    found, faults = records.read_bytes(Attachment, data)
     if found is None:
         why = f"{faults[0].message} at line {faults[0].line}" if faults else "it is empty"
         raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot use {path}: {why}")

@@ -68,7 +68,7 @@ class Compilation:
         """It is done, or refused; for those who wait now."""
         if isinstance(result, BaseException):
             self.done.set_exception(result)
-            self.done.exception()  # there may be nobody who waits
+            self.done.exception()  # there may be no one who waits
         else:
             self.done.set_result(result)
         self._close_unused()
@@ -88,7 +88,7 @@ class Compilation:
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Somebody waits, for whom the result is kept open meanwhile."""
+        """A caller waits, for whom the result is kept open meanwhile."""
         self._waiters += 1
         try:
             yield

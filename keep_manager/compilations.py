@@ -33,9 +33,9 @@ MAX_WAITING = 256
 """Modules that wait for their turn; an operator's whole set after an upgrade of the engine."""
 _REFUSED = 1
 """The exit status of a compiler that reports why it refuses the module (app_loader/compile/__main__.py)."""
-REMEMBERED = 1000
+CACHED_RESULTS = 1000
 """Refusals of modules for what they are: a declared keep tries again and again, and must not compile a bomb again."""
-_LASTING = (ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX)
+_PERMANENT = (ErrorKind.INVALID_MODULE, ErrorKind.TOO_COMPLEX)
 _POINTS = {
     "created": Failpoint.COMPILE_AFTER_CREATE,
     "written": Failpoint.COMPILE_AFTER_WRITE,
@@ -86,7 +86,7 @@ class Compilations:
     async def open(self) -> None:
         """Ends what a manager that has gone left running. Raises KeepfleetError."""
         for unit in await self._units.clear():
-            LOG.info("ended %s, for which nobody waits any more", unit)
+            LOG.info("ended %s, which is not waited for any more", unit)
 
     async def key_of(self, wanted: Wanted) -> Key:
         """What the artifact is kept by. Raises KeepfleetError where there is no root or no engine."""
@@ -123,7 +123,7 @@ class Compilations:
                         await asyncio.wait({compilation.done})
                         compilation.done.result()
             except KeepfleetError as error:
-                gone = error.kind is ErrorKind.NOT_FOUND  # which nobody can start any more
+                gone = error.kind is ErrorKind.NOT_FOUND  # which can be started no more
                 LOG.log(logging.DEBUG if gone else logging.WARNING, "cannot prepare %s: %s", each.digest, error.message)
 
     async def missing(self, wanted: Iterable[Wanted]) -> list[Wanted]:
@@ -137,7 +137,7 @@ class Compilations:
         if key.name in self._discarded:
             return False
         self._discarded[key.name] = None
-        while len(self._discarded) > REMEMBERED:
+        while len(self._discarded) > CACHED_RESULTS:
             del self._discarded[next(iter(self._discarded))]
         await asyncio.to_thread(self._artifacts.discard, key, why)
         return True
@@ -179,9 +179,9 @@ class Compilations:
                     result = await self._compile(compilation)
         except KeepfleetError as error:
             result = error
-            if error.kind in _LASTING:
+            if error.kind in _PERMANENT:
                 self._refused[compilation.name] = error
-                while len(self._refused) > REMEMBERED:
+                while len(self._refused) > CACHED_RESULTS:
                     del self._refused[next(iter(self._refused))]
         finally:
             del self._under_way[compilation.name]

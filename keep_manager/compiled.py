@@ -54,7 +54,7 @@ class _Use:
         self.progress = progress
 
     def close(self) -> None:
-        """Nobody uses it any more."""
+        """It is not used any more."""
         if self.found.done() and not self.found.cancelled() and self.found.exception() is None:
             artifact = self.found.result()
             if artifact is not None:
@@ -108,7 +108,7 @@ class Compiled:
             raise KeepfleetError(error.kind, error.message, error.evidence) from error
 
     async def _find(self, wanted: Wanted, use: _Use) -> None:
-        """The task of one use, which ends a use that nobody waits for any more."""
+        """The task of one use, which ends a use that is not waited for any more."""
         found: Artifact | None = None
         try:
             if self._left_to_keeps.get(wanted, 0.0) <= self._clock():
@@ -117,7 +117,7 @@ class Compiled:
         except KeepfleetError as error:
             if error.kind not in _IN_THE_KEEP:
                 use.found.set_exception(error)
-                use.found.exception()  # there may be nobody who waits
+                use.found.exception()  # there may be no one who waits
                 self._end(wanted, use)
                 return
             LOG.warning("keeps compile %s themselves for the next minutes: %s", wanted.digest, error.message)
@@ -151,7 +151,7 @@ class Compiled:
     async def _again(self, wanted: Wanted) -> None:
         try:
             if await self._compilations.discard(wanted, f"the engine of a keep did not take it, for {wanted.digest}"):
-                self._uses.pop(wanted, None)  # who has it open goes on; nobody else gets it
+                self._uses.pop(wanted, None)  # who has it open goes on; no other gets it
                 await self._compilations.prepare([wanted])
         except KeepfleetError as error:
             LOG.warning("cannot discard what was compiled of %s: %s", wanted.digest, error.message)

@@ -14,11 +14,10 @@ Every part's tasks are one group's: one that fails ends the manager with its rea
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
-import sys
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 
@@ -42,8 +41,8 @@ from keep_manager.declared.volume_service import DeclaredVolumes
 from keep_manager.declared.volumes import Volumes
 from keep_manager.folders import Folders, current_boot
 from keep_manager.http.acceptor import listen
-from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
+from keep_manager.http.middleware import Admission
 from keep_manager.keeps.decide import ENDED, census
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
@@ -54,15 +53,23 @@ from keep_manager.keeps.view import Entry, View
 from keep_manager.keeps.watch import Watch
 from keep_manager.loader_client import Loaders
 from keep_manager.modules import Modules
+from keep_manager.places import (
+    artifacts_directory,
+    bus_address,
+    hold_declared,
+    runtime_root,
+    state_directory,
+    store_directory,
+    trees,
+)
 from keep_manager.providers import Providers
 from keep_manager.providers.files import Files
 from keep_manager.pulls import Pulls
 from keep_manager.reload import Reload
-from keep_manager.systemd.calendar import Calendar
 from keep_manager.systemd.compile_units import CompileUnits
-from keep_manager.systemd.credentials import Sealer
 from keep_manager.systemd.event_log import EventLog
 from keep_manager.systemd.journal import Journal
+from keep_manager.systemd.programs import Calendar, Sealer
 from keep_manager.systemd.pull_units import PullUnits
 from keep_manager.systemd.roots import Roots
 from keep_manager.systemd.storing import Storing
@@ -70,78 +77,18 @@ from keep_manager.systemd.timers import Timers
 from keep_manager.systemd.units import SystemdUnits
 from keep_manager.tasks import Group, carried_on
 from keep_manager.timer_signals import TimerSignals
-from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.revocation import RevokedFile
 from keep_protocol.sdnotify import Notifier
 from keep_protocol.spec import KeepSpec
 from keep_protocol.store import InUse
-from keep_root.contents import target_of
-from keep_root.trees import SYSTEM as SYSTEM_TREES
-from keep_root.trees import VARIABLE as TREES
-from keep_root.trees import Trees, user_directory
 from module_store.artifacts import Artifacts
 
 LOG = logging.getLogger("keepfleet.daemon")
-SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 WATCHDOG_SHARE = 3
 """The watchdog is fed three times in its interval."""
 STATUS_SECONDS = 15.0
 """How often `systemctl status` gets a new count where there is no watchdog."""
-
-
-def runtime_root(instance: str) -> str:
-    """The directory below which systemd makes runtime directories."""
-    return "/run" if instance == "system" else os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
-
-
-def bus_address(instance: str) -> str:
-    """The bus the service manager is on; the variables are D-Bus's own."""
-    if instance == "system":
-        return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", SYSTEM_BUS)
-    return os.environ.get("DBUS_SESSION_BUS_ADDRESS", f"unix:path={runtime_root(instance)}/bus")
-
-
-def trees(instance: str) -> Trees:
-    """The roots of keeps that run this manager's own version: not the link `current`, which an upgrade switches."""
-    directory = os.environ.get(TREES) or (SYSTEM_TREES if instance == "system" else user_directory())
-    packages = os.path.join(os.path.dirname(__file__), "..")
-    return Trees(directory, target_of(sys.executable, packages))
-
-
-def state_directory(instance: str) -> str:
-    """Where this manager keeps what outlives it: what systemd gave it (StateDirectory=), or a user's own."""
-    given = os.environ.get("STATE_DIRECTORY")
-    if given or instance == "system":
-        return given or "/var/lib/keepfleet"
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(home, "keepfleet")
-
-
-def hold_declared(directory: str) -> int:
-    """Keeps every other manager from what is declared in `directory`, until the descriptor is closed: two of them
-    would end each other's keeps. Raises KeepfleetError(CONFIGURATION)."""
-    try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)  # which no other user may open, and so lock
-        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise KeepfleetError(ErrorKind.CONFIGURATION, f"cannot open {directory}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        why = "another manager does so; see: systemctl status keep-manager"
-        raise KeepfleetError(
-            ErrorKind.CONFIGURATION, f"cannot work for what is declared in {directory}: {why}"
-        ) from None
-    return lock
-
-
-def store_directory(settings: Settings) -> str:
-    """Where this manager's module store is: the one in which `keepctl store` works for the same user."""
-    if settings.store:
-        return settings.store
-    system = settings.instance is Instance.SYSTEM
-    return os.path.join(state_directory(settings.instance.value), "store") if system else ""
 
 
 def uses_of(entries: Iterable[Entry]) -> tuple[InUse, ...]:
@@ -151,11 +98,6 @@ def uses_of(entries: Iterable[Entry]) -> tuple[InUse, ...]:
         for entry in entries
         if entry.spec is not None and entry.spec.digest and entry.info.state not in ENDED
     )
-
-
-def artifacts_directory(instance: str) -> str | None:
-    """Where this manager keeps compiled code: below its state directory, a user's below the XDG cache home."""
-    return os.path.join(state_directory(instance), "artifacts") if instance == Instance.SYSTEM.value else None
 
 
 def specs_of(entries: Iterable[Entry]) -> tuple[KeepSpec, ...]:
@@ -184,117 +126,16 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
 
     Raises KeepfleetError when a part cannot start, and what a part failed with.
     """
-    pulse = Pulse(notifier or Notifier())
-    stop = _asked_to_stop()
+    pulse, stop = Pulse(notifier or Notifier()), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with Group() as tasks, AsyncExitStack() as parts:
-        files = pki.Directory(settings.pki)
-        files.check()
-        required = settings.client_certificates is ClientCertificates.REQUIRED
-        context = files.server_context(require_client=required)
-        certificates = pki.ClientCertificates(RevokedFile(files.revoked))
-        listener = parts.enter_context(listen(settings.address, settings.port))
-        instance = settings.instance.value
-        declared_at = os.path.join(state_directory(instance), "declared")
-        parts.callback(os.close, hold_declared(declared_at))
-        roots = Roots(trees(instance))
-        units = await _units(tasks, parts, instance, roots)
-        loaders, journal, view = Loaders(runtime_root(instance)), Journal(instance), View()
-        event_log, storing = EventLog(journal, instance), Storing(journal, instance)
-        folders = Folders(os.path.join(state_directory(instance), "keeps"), current_boot())
-        await asyncio.to_thread(folders.open)
-        policy = policy_of(settings, files)
-        quotas = QuotaKeeper(policy.callers, lambda: view)
-        volumes_at = os.path.join(state_directory(instance), "volumes")
-        mapped = settings.instance is Instance.SYSTEM
-        helper = Files(os.path.join(runtime_root(instance), SOCKET_NAME), mapped=mapped, volumes=volumes_at)
-        modules = Modules(store_directory(settings))
-        oneshots = CompileUnits(tasks, bus_address(instance))
-        parts.push_async_callback(oneshots.close)
-        await oneshots.open()
-        compiled = await _compiled(tasks, parts, instance, roots, modules, oneshots)
-        pulls = Pulls(tasks, PullUnits(oneshots), roots.path, settings.registries)
-        parts.push_async_callback(pulls.close)
-        await pulls.open()
-        providers = Providers(policy.client_ca, policy.revoked, helper, folders.make, modules.open)
-        readers, inputs = Readers(loaders, folders, view), Inputs()
-        watch = Watch(tasks, units, loaders, providers, folders, event_log, view, readers, inputs)
-        keeps = Keeps(
-            tasks,
-            units,
-            loaders,
-            policy,
-            providers,
-            folders,
-            watch,
-            view,
-            readers,
-            inputs,
-            modules,
-            compiled,
-            quotas,
-        )
-        parts.push_async_callback(keeps.settle)
-        await _rediscover(keeps)
-        declared = Catalogue(Specifications(declared_at), modules)
-        volumes = Volumes(volumes_at, lambda owner: quotas_for(quotas.callers, owner).volume_bytes, mounts=mapped)
-        reconciler = Reconciler(tasks, keeps, view.entries, declared, volumes, readers)
-        view.on_change = reconciler.keep_changed
-        view.on_unfit = compiled.unfit
-        secrets = await _secrets(instance, reconciler, units)
-        jobs = await _jobs(tasks, parts, instance, reconciler, keeps, view, folders)
-        await reconciler.open()
-        parts.push_async_callback(reconciler.close)
-        parts.push_async_callback(jobs.close)
-        declarations, kept_volumes = Declarations(reconciler, jobs), DeclaredVolumes(volumes, reconciler)
-        admission = Admission(certificates, required)
-        app = make_app(
-            keeps,
-            view,
-            readers,
-            inputs,
-            event_log,
-            admission,
-            quotas,
-            declarations,
-            kept_volumes,
-            modules,
-            lambda: uses_of(view.entries()),
-            pulls,
-            secrets,
-            Applications(directory_of(instance)),
-        )
-        server = Server(app, listener, context, certificates)
-        parts.push_async_callback(server.close)
-        await server.open(tasks)
-        retention = Retention(keeps, view.entries, settings.retention_seconds)
-
-        async def journal_changed() -> None:
-            providers.journal_stores = storing.stores
-            if not storing.stores:
-                await watch.journal_stores_nothing()
-
-        def try_roots(new: Settings) -> None:
-            tasks.start(providers.try_roots(new.grant_roots), name="grant roots")
-
-        reload = _reload(settings, load, files, pulse, keeps, quotas, retention, pulls, try_roots)
-        parts_that_go_on: dict[str, Callable[[], Coroutine[None, None, None]]] = {
-            "retention": retention.run,
-            "reload": reload.run,
-            "watch": watch.open,
-            "resting": watch.tend_resting,
-            "journal": lambda: storing.tend(view.any_living, journal_changed),
-            "spares": keeps.tend_spares,
-            "declared": reconciler.run,
-            "jobs": jobs.run,
-            "timers of jobs": jobs.timers.tend,
-            "roots": units.tend_roots,
-            "modules": lambda: modules.tend(lambda: [use.digest for use in uses_of(view.entries())]),
-            "compiled code": lambda: compiled.prepare(specs_of(view.entries())),
-            "pulse": lambda: pulse.beat(view),
-        }
-        for name, run_part in parts_that_go_on.items():
-            tasks.start(carried_on(run_part, name), name=name)
-        try_roots(settings)
+        manager = Manager(settings, tasks, parts)
+        await manager.open_host()
+        await manager.open_keeps()
+        await manager.open_declared()
+        await manager.serve()
+        manager.go_on(load, pulse)
         pulse.say("READY=1")
         LOG.info("ready on https://%s, client certificates %s", _at(settings), settings.client_certificates.value)
         await stop.wait()
@@ -302,109 +143,211 @@ async def run(settings: Settings, load: Callable[[], Settings], notifier: Notifi
         LOG.info("stopping; keeps go on")
 
 
-def _asked_to_stop() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT from now on."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+class Manager:
+    """The parts of one manager, opened stage by stage, each with those before it; `parts` closes them in reverse."""
 
+    def __init__(self, settings: Settings, tasks: Group, parts: AsyncExitStack) -> None:
+        self._settings, self._tasks, self._parts = settings, tasks, parts
+        self._instance, self._is_system = settings.instance.value, settings.instance is Instance.SYSTEM
+        self._bus, self._view = bus_address(self._instance), View()
 
-async def _units(tasks: Group, parts: AsyncExitStack, instance: str, roots: Roots) -> SystemdUnits:
-    """The keeps' units, on the bus until `parts` end. Raises KeepfleetError(UNAVAILABLE)."""
-    units = SystemdUnits(tasks, bus_address(instance), instance, runtime_root(instance), roots)
-    parts.push_async_callback(units.close)
-    await units.open()
-    return units
+    def __repr__(self) -> str:
+        return f"Manager({self._instance}, {self._view!r})"
 
+    def _below(self, name: str) -> str:
+        """The directory of this name, among those that outlive this process."""
+        return os.path.join(state_directory(self._instance), name)
 
-async def _compiled(
-    tasks: Group, parts: AsyncExitStack, instance: str, roots: Roots, modules: Modules, units: CompileUnits
-) -> Compiled | NotKept:
-    """The compiled code of the store's modules. Where that cannot be kept each keep compiles its own: nothing else of
-    the manager needs it. Raises KeepfleetError."""
-    try:
-        cache = await asyncio.to_thread(Artifacts, artifacts_directory(instance))
-    except KeepfleetError as error:
-        LOG.warning("keeps compile their modules themselves: %s", error.message)
-        return NotKept()
-    parts.callback(cache.close)
-    compilations = Compilations(tasks, cache, modules.open, units, roots.path)
-    await compilations.open()
-    return Compiled(tasks, compilations, cache)
+    async def open_host(self) -> None:
+        """Certificates, the listening socket, the lock of what is declared, the bus, and the files of keeps."""
+        settings, parts, instance = self._settings, self._parts, self._instance
+        self._files = pki.Directory(settings.pki)
+        self._files.check()
+        required = settings.client_certificates is ClientCertificates.REQUIRED
+        self._context = self._files.server_context(require_client=required)
+        self._certificates = pki.ClientCertificates(RevokedFile(self._files.revoked))
+        self._admission = Admission(self._certificates, required)
+        self._listener = parts.enter_context(listen(settings.address, settings.port))
+        parts.callback(os.close, hold_declared(self._below("declared")))
+        self._roots = Roots(trees(instance))
+        self._units = SystemdUnits(self._tasks, self._bus, instance, runtime_root(instance), self._roots)
+        parts.push_async_callback(self._units.close)
+        await self._units.open()
+        journal = Journal(instance)
+        self._event_log, self._storing = EventLog(journal, instance), Storing(journal, instance)
+        self._folders = Folders(self._below("keeps"), current_boot())
+        await asyncio.to_thread(self._folders.open)
 
+    async def open_keeps(self) -> None:
+        """What keeps are given and run, and then all keeps that there are, in the view."""
+        tasks, units, folders, view = self._tasks, self._units, self._folders, self._view
+        loaders, policy = Loaders(runtime_root(self._instance)), policy_of(self._settings, self._files)
+        self._quotas = QuotaKeeper(policy.callers, lambda: view)
+        helper = Files(
+            os.path.join(runtime_root(self._instance), SOCKET_NAME),
+            mapped=self._is_system,
+            volumes=self._below("volumes"),
+        )
+        self._modules = Modules(store_directory(self._settings))
+        await self._open_oneshots()
+        self._providers = Providers(policy.client_ca, policy.revoked, helper, folders.make, self._modules.open)
+        providers, readers, inputs = self._providers, Readers(loaders, folders, view), Inputs()
+        self._readers, self._inputs = readers, inputs
+        self._watch = Watch(tasks, units, loaders, providers, folders, self._event_log, view, readers, inputs)
+        self._keeps = Keeps(
+            tasks,
+            units,
+            loaders,
+            policy,
+            providers,
+            folders,
+            self._watch,
+            view,
+            readers,
+            inputs,
+            self._modules,
+            self._compiled,
+            self._quotas,
+        )
+        self._parts.push_async_callback(self._keeps.settle)
+        began = time.monotonic()
+        found = census(await self._keeps.rediscover())
+        LOG.info("rediscovered %s in %.0f ms", found, 1000 * (time.monotonic() - began))
+        for line in found.troubled:
+            LOG.warning("rediscovered in error: %s", line)
 
-async def _secrets(instance: str, reconciler: Reconciler, units: SystemdUnits) -> Secrets:
-    """The secrets of declared keeps. Raises KeepfleetError."""
-    sealer = Sealer(system=instance == Instance.SYSTEM.value)
-    directory = os.path.join(state_directory(instance), "secrets")
-    secrets = Secrets(directory, sealer, reconciler.declared.readable, reconciler.retry)
-    await secrets.open()
-    reconciler.check_use, units.credentials = secrets.check_use, secrets.credentials
-    return secrets
+    async def _open_oneshots(self) -> None:
+        """Compilations and pulls, in units of their own. Where compiled code cannot be kept each keep compiles its own:
+        nothing else of the manager needs it."""
+        oneshots = CompileUnits(self._tasks, self._bus)
+        self._parts.push_async_callback(oneshots.close)
+        await oneshots.open()
+        self._compiled: Compiled | NotKept = NotKept()
+        try:
+            cache = await asyncio.to_thread(Artifacts, artifacts_directory(self._instance))
+        except KeepfleetError as error:
+            LOG.warning("keeps compile their modules themselves: %s", error.message)
+        else:
+            self._parts.callback(cache.close)
+            compilations = Compilations(self._tasks, cache, self._modules.open, oneshots, self._roots.path)
+            await compilations.open()
+            self._compiled = Compiled(self._tasks, compilations, cache)
+        self._pulls = Pulls(self._tasks, PullUnits(oneshots), self._roots.path, self._settings.registries)
+        self._parts.push_async_callback(self._pulls.close)
+        await self._pulls.open()
 
+    async def open_declared(self) -> None:
+        """What is declared: keeps, with their volumes and secrets, and jobs."""
+        view, quotas = self._view, self._quotas
+        declared = Catalogue(Specifications(self._below("declared")), self._modules)
+        volumes = Volumes(
+            self._below("volumes"),
+            lambda owner: quotas_for(quotas.callers, owner).volume_bytes,
+            mounts=self._is_system,
+        )
+        reconciler = Reconciler(self._tasks, self._keeps, view.entries, declared, volumes, self._readers)
+        self._reconciler = reconciler
+        view.on_change, view.on_unfit = reconciler.keep_changed, self._compiled.unfit
+        sealer = Sealer(system=self._is_system)
+        self._secrets = Secrets(self._below("secrets"), sealer, declared.readable, reconciler.retry)
+        await self._secrets.open()
+        reconciler.check_use, self._units.credentials = self._secrets.check_use, self._secrets.credentials
+        await self._open_jobs()
+        await reconciler.open()
+        self._parts.push_async_callback(reconciler.close)
+        self._parts.push_async_callback(self._jobs.close)
+        self._declarations, self._volumes = Declarations(reconciler, self._jobs), DeclaredVolumes(volumes, reconciler)
 
-async def _jobs(
-    tasks: Group,
-    parts: AsyncExitStack,
-    instance: str,
-    reconciler: Reconciler,
-    keeps: Keeps,
-    view: View,
-    folders: Folders,
-) -> Jobs:
-    """The declared jobs, and what says when it is time for them. Raises KeepfleetError."""
-    timers = Timers(tasks, bus_address(instance))
-    parts.push_async_callback(timers.close)
-    await timers.open()
-    history = History(os.path.join(state_directory(instance), "jobs"))
-    lines = LastLines(folders)
-    jobs = Jobs(tasks, reconciler, keeps, view.entries, history, Calendar(), timers, lines.of)
-    signals = TimerSignals(runtime_root(instance), jobs.due)
-    signals.open()
-    parts.callback(signals.close)
-    await jobs.open()
-    return jobs
+    async def _open_jobs(self) -> None:
+        """The declared jobs, and what says when it is time for them."""
+        timers, lines = Timers(self._tasks, self._bus), LastLines(self._folders)
+        self._parts.push_async_callback(timers.close)
+        await timers.open()
+        history, calendar = History(self._below("jobs")), Calendar()
+        self._jobs = Jobs(
+            self._tasks, self._reconciler, self._keeps, self._view.entries, history, calendar, timers, lines.of
+        )
+        signals = TimerSignals(runtime_root(self._instance), self._jobs.due)
+        signals.open()
+        self._parts.callback(signals.close)
+        await self._jobs.open()
 
+    async def serve(self) -> None:
+        """Answers clients from now on."""
+        app = make_app(
+            self._keeps,
+            self._view,
+            self._readers,
+            self._inputs,
+            self._event_log,
+            self._admission,
+            self._quotas,
+            self._declarations,
+            self._volumes,
+            self._modules,
+            self._uses,
+            self._pulls,
+            self._secrets,
+            Applications(directory_of(self._instance)),
+        )
+        server = Server(app, self._listener, self._context, self._certificates)
+        self._parts.push_async_callback(server.close)
+        await server.open(self._tasks)
 
-def _reload(
-    settings: Settings,
-    load: Callable[[], Settings],
-    files: pki.Directory,
-    pulse: Pulse,
-    keeps: Keeps,
-    quotas: QuotaKeeper,
-    retention: Retention,
-    pulls: Pulls,
-    try_roots: Callable[[Settings], None],
-) -> Reload:
-    """What reads the settings again on SIGHUP, and has these parts work by them."""
+    def _uses(self) -> tuple[InUse, ...]:
+        return uses_of(self._view.entries())
 
-    def apply(new: Settings) -> None:
-        log.set_level(new.log_level.value)
-        quotas.apply(new.callers_by_name)
-        keeps.apply(policy_of(new, files))
-        retention.apply(new.retention_seconds)
-        pulls.apply(new.registries)
-        try_roots(new)
+    def go_on(self, load: Callable[[], Settings], pulse: Pulse) -> None:
+        """Starts what goes on for as long as the manager does."""
+        retention = Retention(self._keeps, self._view.entries, self._settings.retention_seconds)
+        reload = self._reload(load, pulse, retention)
+        modules, compiled, view = self._modules, self._compiled, self._view
+        parts_that_go_on: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+            "retention": retention.run,
+            "reload": reload.run,
+            "watch": self._watch.open,
+            "resting": self._watch.tend_resting,
+            "journal": lambda: self._storing.tend(view.any_living, self._journal_changed),
+            "spares": self._keeps.tend_spares,
+            "declared": self._reconciler.run,
+            "jobs": self._jobs.run,
+            "timers of jobs": self._jobs.timers.tend,
+            "roots": self._units.tend_roots,
+            "modules": lambda: modules.tend(lambda: [use.digest for use in self._uses()]),
+            "compiled code": lambda: compiled.prepare(specs_of(view.entries())),
+            "pulse": lambda: pulse.beat(view),
+        }
+        for name, run_part in parts_that_go_on.items():
+            self._tasks.start(carried_on(run_part, name), name=name)
+        self._try_roots(self._settings)
 
-    reload = Reload(settings, load, apply, pulse.say)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
-    return reload
+    async def _journal_changed(self) -> None:
+        self._providers.journal_stores = self._storing.stores
+        if not self._storing.stores:
+            await self._watch.journal_stores_nothing()
+
+    def _try_roots(self, settings: Settings) -> None:
+        self._tasks.start(self._providers.try_roots(settings.grant_roots), name="grant roots")
+
+    def _reload(self, load: Callable[[], Settings], pulse: Pulse, retention: Retention) -> Reload:
+        """What reads the settings again on SIGHUP, and has the parts work by them."""
+
+        def apply(new: Settings) -> None:
+            log.set_level(new.log_level.value)
+            self._quotas.apply(new.callers_by_name)
+            self._keeps.apply(policy_of(new, self._files))
+            retention.apply(new.retention_seconds)
+            self._pulls.apply(new.registries)
+            self._try_roots(new)
+
+        reload = Reload(self._settings, load, apply, pulse.say)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.request)
+        return reload
 
 
 def _at(settings: Settings) -> str:
     address = f"[{settings.address}]" if ":" in settings.address else settings.address
     return f"{address}:{settings.port}"
-
-
-async def _rediscover(keeps: Keeps) -> None:
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    found = census(await keeps.rediscover())
-    LOG.info("rediscovered %s in %.0f ms", found, 1000 * (loop.time() - began))
-    for line in found.troubled:
-        LOG.warning("rediscovered in error: %s", line)
 
 
 class Pulse:

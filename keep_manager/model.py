@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from keep_manager.callers import GrantRoot
 from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.certificate import CertificateFields
-from keep_protocol.constants import unit_name
-from keep_protocol.control import START_DESCRIPTORS
+from keep_protocol.constants import START_DESCRIPTORS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.identity import Identity, Role

@@ -2,7 +2,7 @@
 
 The manager opens no connection. What it reads from the pipe is a stranger's until the last byte was hashed: lengths are
 bounded, the manifests are compared with the digest in the address, and the module with the digest that they name, by
-the store, too. A pull lives as long as its manager: one that is killed leaves a unit whose pipe nobody reads, which
+the store, too. A pull lives as long as its manager: one that is killed leaves a unit whose pipe is not read, which
 ends with its next byte, or when the next manager starts, and nothing of it is in the store.
 """
 
@@ -139,7 +139,7 @@ class Pulls:
     async def open(self) -> None:
         """Ends what a manager that has gone left running. Raises KeepfleetError."""
         for unit in await self._units.clear():
-            LOG.info("ended %s, which nobody reads any more", unit)
+            LOG.info("ended %s, which is not read any more", unit)
 
     async def close(self) -> None:
         """Ends all, and their threads."""

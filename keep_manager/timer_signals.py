@@ -1,7 +1,7 @@
 """Hears that a job's timer has fired: keep-job@NAME.service says so with a datagram, as systemd-notify(1) sends it.
 
 It is a hint and no more: what is due stands in the calendar and in the job's record, so that one that is lost, made up
-or comes while nobody listens changes nothing but the moment.
+or comes without a listener changes nothing but the moment.
 """
 
 from __future__ import annotations

@@ -36,7 +36,6 @@ from keep_protocol.fields import (
     parse,
     table_of,
 )
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import Limits, check_limit
 from keep_protocol.schema import record_schema
 from keep_protocol.spec import (
@@ -48,6 +47,7 @@ from keep_protocol.spec import (
     PROFILE_ABOUT,
     UPLOADER,
     Compiler,
+    Kind,
     Labels,
     Lease,
     OutputPolicy,
@@ -172,7 +172,7 @@ class StartKeep(Record):
     )
 
     def check_unreached(self) -> None:
-        """Raises KeepfleetError(BAD_REQUEST) where it says how a keep is reached that nobody uploads to."""
+        """Raises KeepfleetError(BAD_REQUEST) where it says how a keep is reached that takes no upload."""
         default = StartKeep()
         for name in ("address", "port", "names", "uploaders"):
             if getattr(self, name) != getattr(default, name):

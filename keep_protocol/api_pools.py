@@ -7,9 +7,8 @@ from keep_protocol.api import AskedLimits, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest
 from keep_protocol.constants import LAST_KEEP_PORT, MAX_MANAGER_BODY
 from keep_protocol.fields import Flag, Items, Maybe, Nested, Record, Whole, field, parse, table_of
-from keep_protocol.kinds import Kind
 from keep_protocol.pools import PoolOptions
-from keep_protocol.spec import LABELS, MAX_UPLOADERS, NAME, UPLOADER, Labels, Lease, OutputPolicy
+from keep_protocol.spec import LABELS, MAX_UPLOADERS, NAME, UPLOADER, Kind, Labels, Lease, OutputPolicy
 from keep_protocol.workload import Workload
 
 

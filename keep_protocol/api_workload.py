@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from _collections_abc import Iterator
 
+from keep_protocol.constants import INPUT
 from keep_protocol.enumeration import Enum
 from keep_protocol.fields import Flag, Items, Maybe, Nested, Pairs, Record, Text, Type, Word, field, invalid, parse
 from keep_protocol.schema import record_schema
 from keep_protocol.spec import RestartPolicy
 from keep_protocol.workload import (
     EXPORT,
-    INPUT,
     MAX_DIRECTORIES,
     MAX_SECRETS,
     MAX_STRINGS,

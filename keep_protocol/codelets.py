@@ -57,7 +57,7 @@ class Application(Record):
     """An application that was attached."""
 
     name: str = field(Text(63, NAME), about="what it is called here")
-    owner: str = field(Text(64), about="who besides operators may load and unload; empty: nobody")
+    owner: str = field(Text(64), about="who besides operators may load and unload; empty: no one")
     socket: str = field(Text(MAX_SOCKET), about="its life-cycle socket on the manager's host")
     user: str = field(Text(32), about="as whom it listens there")
     detail: str = field(Text(), default="", about="why it cannot be asked, as far as its file says; empty otherwise")

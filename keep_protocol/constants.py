@@ -1,4 +1,4 @@
-"""Names, limits and deadlines that both ends of a process boundary must agree on.
+"""Names, those of descriptors among them, limits and deadlines that both ends of a process boundary must agree on.
 
 Import rule: `errors` and `patterns` alone (the light part of keep_protocol).
 """
@@ -12,7 +12,7 @@ PROTOCOL_NAME = "Enarx-Keep-Manager"
 PROTOCOL_VERSION = "0.1"
 LEGACY_PATH = "/keeps_post"
 WORKLOAD_FOLLOWS_HEADER = "Workload-Follows"
-"""With a creation that has its start in it, as `yes`: whoever asks sends the workload immediately. A header, which a
+"""With a creation that has its start in it, as `yes`: the client sends the workload immediately. A header, which a
 manager that does not know it passes over."""
 V1_KEEPS_PATH = "/v1/keeps"
 V1_POOLS_PATH = "/v1/pools"
@@ -29,6 +29,35 @@ KUUID_BITS = 53
 """The widest integer every JSON reader keeps whole (RFC 8259, section 6)."""
 SLICE_GROUPS = 32
 """Keeps are spread over this many slices: PID 1 pays for the other units in a new one's slice."""
+
+LISTENER, CLIENT_CA, REVOKED = "listener", "client-ca", "revoked"
+START_DESCRIPTORS = (LISTENER, CLIENT_CA, REVOKED)
+"""The names of descriptors. What every start brings of a keep that receives its workload: the listening TCP socket, the
+client CA's PEM, and the list of revoked serial numbers (one hexadecimal number a line), which is only ever appended to
+and is read again for each connection."""
+MODULE, COMPILED, FOLLOW = "module", "compiled", "follow"
+"""What the start of a keep of kind stored brings: its module, read-only, and perhaps that module compiled, and
+a channel as the command FOLLOW brings one, so that its workload waits for its readers from its first byte on. The first
+two are, too, what a runner reports that has checked an upload: the module as it was sent, and compiled."""
+OUTPUT, RECORD, JOURNAL = "output", "record", "journal"
+OUTPUT_DESCRIPTORS = (OUTPUT, RECORD, JOURNAL)
+"""What every start of a loader of version 3 brings, too: the ring, made by the manager, that the workload's output goes
+into; the file that the keep's record is written to; both named in the manager's own folder for the keep, and open for
+reading and writing; and a datagram socket that is connected to journald's own
+(https://systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
+WORKLOAD_DESCRIPTOR = "workload"
+"""A read-only file with `workload.Workload.to_json`; with it come the descriptors of its `grant_names`: those that
+follow."""
+STDIN, INPUT, DIRECTORY, SECRET = "stdin", "input", "directory", "secret"
+"""A workload's standard input, as a file, or as it is streamed, over a socket; a granted directory and a secret, their
+number behind it."""
+IDENTITY, CHECKS, STATUS = "identity", "checks", "status"
+"""Within a keep: the endpoint's key and certificate, in a file without a name; the socket over which the endpoint asks
+the runner for checks; and the runner's /proc/self/status, which it alone can open."""
+STDOUT, STDERR = "stdout", "stderr"
+"""The ends of the workload's pipes that its runner gets with what it is to run, and ours."""
+RESULT = "result"
+"""The file into which a checker writes the compiled module."""
 
 SECRETS_DIRECTORY = "secrets"
 """Below the keep's runtime directory, a tmpfs: where a runner puts its workload's secrets, so that what is there is

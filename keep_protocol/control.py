@@ -73,20 +73,6 @@ class CommandType(Enum):
     JOURNAL = "keep-journal"
 
 
-LISTENER, CLIENT_CA, REVOKED = "listener", "client-ca", "revoked"
-START_DESCRIPTORS = (LISTENER, CLIENT_CA, REVOKED)
-"""What every start brings: the listening TCP socket, the client CA's PEM, and the list of revoked serial numbers
-(one hexadecimal number a line), which is only ever appended to and is read again for each connection."""
-WORKLOAD_DESCRIPTOR = "workload"
-"""A read-only file with `workload.Workload.to_json`; with it come the descriptors of its `grant_names`."""
-MODULE, COMPILED, FOLLOW = "module", "compiled", "follow"
-"""What the start of a keep of kind stored brings: its module, read-only, and perhaps that module compiled, and
-a channel as the command FOLLOW brings one, so that its workload waits for its readers from its first byte on."""
-OUTPUT, RECORD, JOURNAL = "output", "record", "journal"
-"""What every start of a loader of version 3 brings, too: the ring, made by the manager, that the workload's output goes
-into; the file that the keep's record is written to; both named in the manager's own folder for the keep, and open for
-reading and writing; and a datagram socket that is connected to journald's own (https://systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
-OUTPUT_DESCRIPTORS = (OUTPUT, RECORD, JOURNAL)
 DESCRIPTOR = Text(
     16,
     r"listener|client-ca|revoked|module|compiled|follow|workload|output|record|journal|stdin|input"

@@ -86,7 +86,7 @@ def _become(prepare: Callable[[], None], begin: Callable[[], int]) -> NoReturn:
     try:
         prepare()
         status = begin()
-    except BaseException:  # noqa: BLE001 - there is nobody to raise it to
+    except BaseException:  # noqa: BLE001 - there is no caller to raise it to
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)

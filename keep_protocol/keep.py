@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from keep_protocol.constants import KUUID_BITS, LAST_KEEP_PORT
 from keep_protocol.fields import Flag, Items, Maybe, Nested, Record, Seconds, Text, Whole, Word, field, parse
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
 from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.spec import (
@@ -21,6 +20,7 @@ from keep_protocol.spec import (
     UPLOADER,
     Compiler,
     KeepSpec,
+    Kind,
     Labels,
     Lease,
     OutputPolicy,

@@ -16,15 +16,8 @@ from keep_protocol.fields import Items, Maybe, Nested, Record, Text, Type, Word,
 from keep_protocol.keep import Module, Uploader
 from keep_protocol.outcome import Outcome
 
-IDENTITY, COMPILED, MODULE, STATUS = "identity", "compiled", "module", "status"
-"""The names of descriptors that travel with a report: the endpoint's key and certificate, in a file without a name; the
-compiled module; the module as it was sent; and the runner's /proc/self/status, which it alone can open."""
-STDOUT, STDERR = "stdout", "stderr"
-"""The names of the ends of the workload's pipes that its runner gets with what it is to run."""
 COMPILED_AGAIN = "compiled again"
 """What a report of RUNNING says where the engine did not take the compiled code that came."""
-CHECKS = "checks"
-"""The name of the socket over which the endpoint asks the runner for checks."""
 MAX_REPORT_DESCRIPTORS = 4
 READY_PACKET = b"ready"
 """To an endpoint that has reported CONNECTED: the runner is there, and it may read what its client sends."""

@@ -23,7 +23,7 @@ _EPOCH = "seconds of the epoch, or null"
 
 
 class Missed(Enum):
-    """Whether a run is made up for when nobody was there to start it: several ones by one."""
+    """Whether a run is made up for when no manager was there to start it: several ones by one."""
 
     RUN = "run"
     SKIP = "skip"

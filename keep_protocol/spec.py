@@ -27,7 +27,6 @@ from keep_protocol.fields import (
     invalid,
     parse,
 )
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS, TEN_YEARS, Limits
 from keep_protocol.patterns import matches
 
@@ -75,6 +74,15 @@ class Printable(Text):
 
 LABEL_VALUE = Printable(MAX_LABEL_VALUE, must=f"at most {MAX_LABEL_VALUE} printable characters")
 LABELS = Pairs(LABEL_KEY, LABEL_VALUE, MAX_LABELS, ordered=True)
+
+
+class Kind(Enum):
+    """What a keep is made for. UPLOAD: it waits for one module over mutual TLS, then runs it. STORED: it runs a module
+    of the manager's store, which comes with its start. SCRIPTS: it serves a script pool over mutual TLS."""
+
+    UPLOAD = "upload"
+    STORED = "stored"
+    SCRIPTS = "scripts"
 
 
 class RestartPolicy(Enum):

@@ -7,6 +7,7 @@ runner gives each to the guest under the name that stands here. Pure. Import rul
 from __future__ import annotations
 
 from keep_protocol import strict_json
+from keep_protocol.constants import DIRECTORY, INPUT, SECRET, STDIN
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Flag, Items, Nested, Record, Text, Type, Word, field, parse
 from keep_protocol.patterns import matches
@@ -21,11 +22,9 @@ MAX_SECRETS = 16
 MAX_SECRET_BYTES = 1024 * 1024
 """A key, a token or a certificate has some kilobytes, and each secret is copied into the keep's memory."""
 MAX_EXPORT = 256
-INPUT = "input"
-"""The name of the descriptor over which a streamed standard input comes: a socket, and these packets on it."""
 DATA, COMPLETE, NO_MORE = b"d", b"e", b"n"
-"""How a packet of the manager's begins that has data, and the one that ends them; and the loader's, when the guest
-takes no more."""
+"""On the socket INPUT: how a packet of the manager's begins that has data, and the one that ends them; and the
+loader's, when the guest takes no more."""
 MAX_DATA = 64 * 1024
 """Bytes of data in one packet: what a pipe holds."""
 SECRETS_GUEST = "/run/secrets"
@@ -120,10 +119,10 @@ class Workload(Record):
     def grant_names(self) -> tuple[str, ...]:
         """The names of the descriptors that follow `workload` itself, in order."""
         return (
-            *(("stdin",) if self.stdin else ()),
+            *((STDIN,) if self.stdin else ()),
             *((INPUT,) if self.streams_input else ()),
-            *(f"directory-{number}" for number in range(len(self.directories))),
-            *(f"secret-{number}" for number in range(len(self.secrets))),
+            *(f"{DIRECTORY}-{number}" for number in range(len(self.directories))),
+            *(f"{SECRET}-{number}" for number in range(len(self.secrets))),
         )
 
     def to_json(self) -> bytes:

@@ -48,7 +48,7 @@ _LEFT_OUT_MODULES = re.compile(
 """Extension modules for what is left out, and for libraries that nothing in a keep needs."""
 _CONFIGURATION = re.compile(r"config-[0-9]")
 MODE_OF_PROGRAM = 0o111
-"""Nobody may read the interpreter, its owner neither: the kernel lets no process look into one whose program cannot be
+"""No one may read the interpreter, its owner neither: the kernel lets no process look into one whose program cannot be
 read (man 2 prctl, PR_SET_DUMPABLE). It is executed all the same."""
 COMMAND_SECONDS = 60.0
 """ldd takes 10 ms a library; this is a host that is busy with an upgrade."""

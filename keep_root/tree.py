@@ -78,7 +78,7 @@ class Tree(Record):
 
 
 def is_trusted(tree: Tree) -> bool:
-    """Whether nobody but root and ourselves can have made the tree, or can change it."""
+    """Whether only root and ourselves can have made the tree, or can change it."""
     try:
         found = [os.stat(path) for path in (os.path.dirname(tree.directory), tree.directory, tree.path)]
     except OSError:

@@ -173,7 +173,7 @@ def _clear(directory: str, spared_seconds: float) -> None:
     """Removes what crashes left half made, unless it is younger than `spared_seconds`, or half removed."""
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         path = os.path.join(directory, name)
-        # The process that makes a tree holds a lock on it: one that nobody holds was abandoned.
+        # The process that makes a tree holds a lock on it: one without a holder was abandoned.
         abandoned = name.startswith(UNFINISHED) and is_locked(path) is False and not _is_younger(path, spared_seconds)
         if abandoned or (name.startswith(REMOVED) and not is_in_use(path)):
             shutil.rmtree(path, ignore_errors=True)  # another process may be at it, too

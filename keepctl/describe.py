@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from _collections_abc import Iterable
 
-from keep_client.peer import authority
-from keep_client.text import one_line
+from keep_client.peer import authority, one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo, Outcome, OutcomeKind
 from keep_protocol.limits import Limits
@@ -16,8 +15,10 @@ from keep_protocol.outcome import LIMIT, NOT_RUN, REFUSED, STOPPED, TRAP
 from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
 
+FAILED = 1
+NO_ANSWER = 3
 INTERRUPTED = 130
-"""128 + SIGINT."""
+"""128 + SIGINT, as a shell says it; no message, since the person knows."""
 UNREAD = 141
 """128 + SIGPIPE: the reader of the output has gone."""
 _DIGEST_SHOWN = 12

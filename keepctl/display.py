@@ -1,18 +1,22 @@
-"""What a person sees: lines, and tables and progress bars drawn by rich on a terminal, plain text everywhere else.
+"""What a person sees: lines, errors as sentences, tables and progress bars drawn by rich on a terminal, plain text
+everywhere else; and the exit code of a command that fails.
 
 rich is imported where it draws: a command in a pipe does not pay its 60 ms.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 from _collections_abc import Callable, Sequence
 
 from keep_client.http import nothing
-from keep_client.text import one_line, printable
+from keep_client.peer import CertificateRefused, ConnectionFailed, one_line, printable
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.sse import GAP_SOURCE, LogLine
+from keepctl.describe import FAILED, INTERRUPTED, NO_ANSWER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,12 +26,16 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
+    from keep_client.credentials import Credentials
+
 _LAST_COLUMN = 16
 """The narrowest a table's last column gets; a terminal without that room folds the table's lines itself."""
 _USUAL_COLUMNS = 80
 """Of a terminal that does not say how wide it is."""
 PATIENCE_SECONDS = 0.5
 """What takes less needs no bar."""
+_shown: list[Credentials] = []
+"""The credentials this command shows, once it knows them."""
 
 
 def json_text(value: object) -> str:
@@ -62,6 +70,58 @@ def say(text: str) -> None:
 def discard_output() -> None:
     """Standard output is /dev/null from here on: nothing can be written there, and the exit would flush it again."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the process's life
+
+
+def remember(credentials: Credentials) -> None:
+    """This command shows these: `show_error` looks at them where they were refused."""
+    _shown[:] = [credentials]
+
+
+def _words(error: KeepfleetError) -> str:
+    """The error's message; of a refused certificate, better than a guess, what is wrong with our file."""
+    if not isinstance(error, CertificateRefused) or not _shown:
+        return error.message
+    import datetime
+
+    from keepctl.inspection import fault_of_ours  # here: its library costs 45 ms, and only a refusal needs it
+
+    fault = fault_of_ours(_shown[0].certificate, _shown[0].ca, datetime.datetime.now(datetime.UTC))
+    return f"cannot use {error.peer}: {fault}" if fault else error.message
+
+
+def show_error(error: KeepfleetError) -> None:
+    """One line, and the evidence it does not hold already indented below it, on standard error."""
+    say(f"keepctl: {one_line(_words(error))}")
+    for line in error.evidence:
+        if line not in error.message:
+            say(f"    {printable(line)}")
+
+
+def show_failure(error: KeepfleetError) -> int:
+    """The same, and the exit code for it."""
+    show_error(error)
+    return NO_ANSWER if isinstance(error, ConnectionFailed) else FAILED
+
+
+def unwritten(error: OSError) -> int:
+    """Output that cannot be written, or a file that cannot be used, in one line; quietly where its reader has gone. The
+    exit code."""
+    if error.errno != errno.EPIPE:
+        say(one_line(f"keepctl: cannot go on: {error.filename or ''} {error.strerror or error}"))
+    discard_output()
+    return FAILED
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of `work`, or of what it raises, which is shown."""
+    try:
+        return work()
+    except KeepfleetError as error:
+        return show_failure(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:
+        return unwritten(error)
 
 
 def has_input() -> bool:

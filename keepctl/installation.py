@@ -151,7 +151,7 @@ def install(
 
 
 def _make_host_key(where: Target) -> list[Change]:
-    """Has the host have its own key, with which the manager encrypts secrets: made where there is none, and anew where
+    """Has the host have its own key, with which the manager encrypts secrets: made where there is none, and again where
     it is another machine's, as after a copy of its disk; where systemd has none (before 250), and
     for a user's own manager, these lie on disk as they are."""
     program = shutil.which("systemd-creds") if where.variant == "system" else None

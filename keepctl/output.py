@@ -12,7 +12,7 @@ import time
 from _collections_abc import Callable, Generator, Iterator, Sequence
 
 from keep_client.output import GAP, Piece
-from keep_client.text import printable
+from keep_client.peer import printable
 from keep_protocol.ring import MARK, STDERR, STDOUT, decode_mark
 from keep_protocol.sse import GAP_SOURCE, LogLine
 from keepctl.display import echo, json_line, say

@@ -15,8 +15,7 @@ from keep_client.http import nothing, nothing_of
 from keep_client.keep import endpoint_of, file_size, open_workload, received, upload_raw
 from keep_client.manager import ManagerClient
 from keep_client.output import Output
-from keep_client.peer import ConnectionFailed
-from keep_client.text import one_line
+from keep_client.peer import ConnectionFailed, one_line
 from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
@@ -160,18 +159,6 @@ class _Upload:
         return self._context or self._credentials.keep_context()
 
 
-def _make(
-    client: ManagerClient, job: Job, replace: bool, key: str, start: dict[str, object], address: str, upload: _Upload
-) -> KeepInfo:
-    """A keep that listens; of a manager of before, which takes that in two requests alone, one that does not yet."""
-    try:
-        return create(client, job, "wasi", replace, key, start, address, upload.prepare, follows=True)
-    except KeepfleetError as error:
-        if error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
-            raise
-    return create(client, job, "wasi", replace, key)
-
-
 def begin(
     client: ManagerClient,
     credentials: Credentials,
@@ -197,7 +184,12 @@ def begin(
         key = os.urandom(16).hex()
 
         def make() -> KeepInfo:
-            return _make(client, job, replace, key, start, address, upload)
+            try:
+                return create(client, job, "wasi", replace, key, start, address, upload.prepare, follows=True)
+            except KeepfleetError as error:
+                if error.kind is not ErrorKind.BAD_REQUEST or UNKNOWN_START not in error.message:
+                    raise
+            return create(client, job, "wasi", replace, key)  # of a manager of before: one that does not listen yet
 
         try:
             keep = make()

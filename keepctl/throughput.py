@@ -14,8 +14,8 @@ WARM_CALLS = 50
 
 
 class Round(Record):
-    """One round: in_flight requests at once; rate in calls a second, the others in milliseconds; refused: of its calls,
-    those that were not done."""
+    """One round. in_flight: concurrent requests; rate: calls a second; the others are milliseconds; refused: of its
+    calls, those that were not done."""
 
     in_flight: int
     rate: float

@@ -28,7 +28,7 @@ def print_version() -> int:
     try:
         print(version_line(), flush=True)
     except OSError as error:
-        from keepctl.ending import unwritten
+        from keepctl.display import unwritten
 
         return unwritten(error)
     return 0

@@ -28,7 +28,7 @@ def main() -> int:
     except KeepfleetError as error:
         os.write(REPORT, encode_error(error))
     except BrokenPipeError:
-        os.write(REPORT, b"nobody takes it any more\n")
+        os.write(REPORT, b"the manager has gone\n")
     else:
         return DONE
     return FAILED

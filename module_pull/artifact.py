@@ -1,7 +1,7 @@
 """What an artifact of a registry is: its address, and what its manifests say of the module in it. Pure.
 
 The store's owner decides here what it must be, by the manifests' bytes alone: with a digest in the address
-nobody on the way, the program that fetched it included, can have it be another one.
+nothing on the way, the program that fetched it included, can have it be another one.
 Import rule: that of module_pull.
 """
 

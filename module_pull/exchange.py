@@ -104,7 +104,7 @@ def read_error(data: bytes) -> KeepfleetError | None:
 
 
 def hand_over(found: Fetched, output: int) -> None:
-    """Writes to `output` what a registry sends. Raises KeepfleetError, OSError where nobody takes it."""
+    """Writes to `output` what a registry sends. Raises KeepfleetError, OSError where no one reads it."""
     _write(output, head(found.manifests, found.artifact.size) + b"".join(found.manifests))
     while data := found.body.read(PIECE_BYTES):
         _write(output, data)

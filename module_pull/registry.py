@@ -2,7 +2,7 @@
 
 That is the layout of wasmCloud, Spin and containerd (https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact).
 Nothing is believed that has no digest: a manifest asked for by digest must have it, and so must the layer that the
-manifest names, of which nobody keeps anything before its last byte was hashed. Written on the standard library: `oras`
+manifest names, of which nothing is kept before its last byte was hashed. Written on the standard library: `oras`
 (oras-py) does not compare what it receives with the digest it asked for. Import rule: that of module_pull.
 """
 

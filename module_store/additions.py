@@ -1,5 +1,5 @@
 """Who added which objects over a manager's API, and how much that is: an attachment of each, gone with it. Pure but for
-reading it. What a host's own root added in place is counted for nobody.
+reading it. What a host's own root added in place is counted for no owner.
 
 Import rule: that of module_store.
 """

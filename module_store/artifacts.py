@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
-from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained
+from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained, lock_now
 from module_store.opening import Opened, check_own, open_path
 from module_store.sealing import (
     ARTIFACT_MODE,
@@ -191,7 +191,7 @@ class Artifacts(Opened):
     def put(self, key: Key, code: int, reached: Callable[[str], None] = lambda _: None) -> Artifact:
         """Keeps a copy of the file `code` as the artifact for `key`, on disk when this returns, opened as by `open`.
 
-        It is copied, so that nobody else has ever had what is kept here open for writing. `reached` is called with the
+        It is copied, so that no other process ever had what is kept here open for writing. `reached` is called with the
         name of each step that was made. Raises KeepfleetError: NO_SPACE, also where the cache is full of what is used,
         TOO_LARGE; nothing is left of what failed.
         """
@@ -283,12 +283,9 @@ class Artifacts(Opened):
         except OSError:
             return False  # no artifact
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            return not lock_now(file)
         finally:
             os.close(file)
-        return False
 
     def _listed(self) -> list[tuple[str, os.stat_result]]:
         found = []

@@ -7,6 +7,7 @@ single components below an open directory, so that no link is followed on the wa
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,10 +16,12 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 
 DIRECTORY_MODE = 0o700
 OBJECT_MODE = 0o400
-"""Nobody opens an object for writing, its owner neither."""
+"""An object is never opened for writing, by its owner neither."""
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """Of a pipe or a device in a file's place it does not wait for the other end."""
+NEW = ".new"
+"""Behind the name of a file that `replace_file` is writing."""
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -78,6 +81,43 @@ def ensure_folder(disk: Disk, path: str) -> None:
         disk.sync(above)  # in any case: who made it may have been killed before this
     finally:
         os.close(above)
+
+
+@contextmanager
+def opened_folder(path: str, within: int | None = None) -> Iterator[int]:
+    """The folder's descriptor, for as long as it is needed; a link in its place is none. Raises OSError."""
+    directory = os.open(path, OPEN_DIRECTORY, dir_fd=within)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def replace_file(disk: Disk, directory: int, name: str, data: bytes) -> None:
+    """Has a file hold `data`, whole or as it was before; on disk when this returns. Raises OSError."""
+    with suppress(FileNotFoundError):
+        disk.remove(directory, name + NEW)  # of a process that was killed
+    file = disk.create(directory, name + NEW)
+    try:
+        disk.write(file, data)
+        disk.sync(file)
+    except OSError:
+        with suppress(OSError):
+            disk.remove(directory, name + NEW)  # what could not be kept whole
+        raise
+    finally:
+        os.close(file)
+    disk.rename(directory, name + NEW, directory, name)
+    disk.sync(directory)
+
+
+def lock_now(descriptor: int) -> bool:
+    """Locks a file or a folder until it is closed; False where another has it locked. Raises OSError."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

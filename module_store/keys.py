@@ -6,7 +6,7 @@
     keys/newest.json     the newest version of each module that was accepted, and older ones that were forced
     keys/policy.yaml     what a module must be, by its contents, to start
 
-The folder and each file belong to who uses them, or to root, and nobody else may write them; a file that is not so, or
+The folder and each file belong to who uses them, or to root, and no one else may write them; a file that is not so, or
 cannot be read, is an error and never "there is none": a damaged revocation would otherwise trust the key again. All
 but the public keys, whose damage no signature survives, end with a line that has the digest of what is above it: one
 changed bit in a version or a limit would mean another one.

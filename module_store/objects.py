@@ -2,7 +2,7 @@
 
 `open_object` is the one way to an object's bytes: it opens the file once, looks at its owner and mode, hashes what that
 descriptor reads, and returns that descriptor. What is mapped from it is what was verified: the file's mode is 0400 in a
-folder of mode 0700, so that nobody but the store's owner (and root) could change it in between.
+folder of mode 0700, so that only the store's owner (and root) could change it in between.
 Import rule: that of module_store.
 """
 

@@ -1,4 +1,4 @@
-"""Opens the directories of a store: no link on the way, and nobody but root and the store's owner can change it.
+"""Opens the directories of a store: no link on the way, and only root and the store's owner can change it.
 
 Import rule: that of module_store.
 """
@@ -91,7 +91,7 @@ def _open_or_make(above: int, name: str, making: Disk | None, *, last: bool) -> 
 
 
 def check_own(directory: int, path: str) -> None:
-    """Raises KeepfleetError unless the directory is this process's user's own and nobody else may look into it."""
+    """Raises KeepfleetError unless the directory is this process's user's own and no one else may look into it."""
     status, user = os.fstat(directory), os.geteuid()
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid != user:

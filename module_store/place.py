@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained
+from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, explained, lock_now
 from module_store.opening import check_own, no_directory, no_store, open_path, refused
 
 FORMAT = b"keepfleet module store 1\n"
@@ -156,7 +156,7 @@ class Place:
         lock = os.open(".", OPEN_DIRECTORY, dir_fd=self._root)  # of its own, so that threads exclude each other too
         try:
             deadline, wait = time.monotonic() + seconds, _FIRST_WAIT
-            while not _locks(lock):
+            while not lock_now(lock):
                 if time.monotonic() > deadline:
                     why = f"another process is changing it for over {seconds:g} s; try again"
                     raise KeepfleetError(ErrorKind.UNAVAILABLE, f"cannot change the module store {self.path}: {why}")
@@ -206,9 +206,9 @@ class Place:
         try:
             file = os.open(name, OPEN_FILE, dir_fd=self.of(Folder.NEW))
         except OSError:
-            return False  # there is none, or it is a link: in any case nobody's
+            return False  # there is none, or it is a link: in any case it is not held
         try:
-            return not _locks(file)
+            return not lock_now(file)
         finally:
             os.close(file)
 
@@ -270,11 +270,3 @@ def _read(file: int, limit: int) -> bytes:
     while len(data) < limit and (part := os.read(file, limit - len(data))):
         data += part
     return data
-
-
-def _locks(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

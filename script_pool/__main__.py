@@ -172,7 +172,7 @@ async def serve_models(arguments: argparse.Namespace) -> None:
 
 
 def say(line: str) -> None:
-    """Tells the operator."""
+    """A line for the operator."""
     print(f"script-pool: {line}", file=sys.stderr, flush=True)
 
 

@@ -25,7 +25,7 @@ PIECE = 800
 """Characters of a line that stand behind one mark: with it under 4,096 bytes, for which a pipe that polls as writable
 has room (man 7 pipe, PIPE_BUF)."""
 SHOWN_NAME = 64
-"""Characters of a script's name; the run's number tells those apart that begin alike."""
+"""Characters of a script's name; the run's number distinguishes those that begin alike."""
 
 
 def marked(name: str, run: int, lines: Sequence[str]) -> Iterator[bytes]:
@@ -88,7 +88,7 @@ class Journal:
         try:
             os.write(self._descriptor, line)
         except OSError:
-            return False  # nobody reads it any more: the runs go on, and are answered
+            return False  # it has no reader any more: the runs go on, and are answered
         self._written += 1
         return True
 

@@ -156,7 +156,7 @@ class Calls:
         if allowance is None:
             return f"the script may not call {name}"
         if self._caller is None:
-            return f"there is nobody to answer {name}: the request has no id"
+            return f"{name} cannot be answered: the request has no id"
         if made > allowance.calls:
             return f"a run may call {name} {allowance.calls} times"
         if len(arguments) > allowance.bytes:

@@ -21,7 +21,7 @@ from script_pool.frames import Frame, FrameError
 from script_pool.template import MAX_MESSAGE
 
 _READ = 64 * 1024
-"""Read at once: for a larger buffer, the allocator would map memory and unmap it again each time."""
+"""Read in one call: for a larger buffer, the allocator would map memory and unmap it again each time."""
 WARM_SECONDS = 120.0
 """From the template's start to its engine being loaded: 0.2 s where compiled code is there, some seconds where it has
 to be compiled first, on a host twenty times busier."""

@@ -15,7 +15,7 @@ Also, of this pool alone: AddCode's `hostFunctions`, ExecCode's `session`, `cloc
 A request may have an `id`, a string or a whole number: then its answer begins with that, comes as soon as there is one,
 and says more (`timeTaken` in milliseconds, `console`). Requests without one are answered in their order. AddCode may
 name a `language`. An input's text goes to the engine as it came, and an output's text back, so that what a number looks
-like is nobody's but the script's.
+like is the script's alone.
 """
 
 from __future__ import annotations
@@ -389,8 +389,8 @@ def encode(id: str | None, answer: Answer) -> bytes:
     """The line that answers a request. One without an id that was done gets Jefe's bytes and no others."""
     parts = [] if id is None else [f'"id":{id}']
     parts.append('"ok":true' if answer.reason is None else f'"ok":false,"reason":{json.dumps(answer.reason)}')
-    told = id is not None and answer.reason is not None
-    if told or answer.reason not in (None, NO_SUCH_SCRIPT, MALFORMED):
+    explained = id is not None and answer.reason is not None
+    if explained or answer.reason not in (None, NO_SUCH_SCRIPT, MALFORMED):
         evidence = {"name": answer.name[:MAX_NAME], "message": answer.message[:MAX_EVIDENCE]}
         parts += [f'"{key}":{json.dumps(value)}' for key, value in evidence.items() if value]
         if answer.stack:

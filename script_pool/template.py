@@ -88,7 +88,7 @@ class Template:
         )
 
     def _kill(self, pid: int) -> None:
-        """Ends a child for a pool that may send no signal; one that has been reported as ended is nobody's."""
+        """Ends a child for a pool that may send no signal; one that has been reported as ended is not looked for."""
         for process, known in self._children.items():
             if known == pid:
                 signal.pidfd_send_signal(process, signal.SIGKILL)

@@ -34,7 +34,7 @@ class Version:
         return f"Version({self.number}, {self.name!r}, {'settled' if self.settled else 'being prepared'})"
 
     def become(self, script: Script | None) -> Version | None:
-        """It is `script`, or nothing; returns what was before it, which is nobody's now."""
+        """It is `script`, or nothing; returns what was before it, which no name stands for now."""
         before, self._before = self._before, None
         self._settle(self.number, script)
         return before

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import REQUIRED, Items, Maybe, Nested, Record, Type, Unfit, table_of
-from strict_yaml.tree import Fault, Node
+from strict_yaml.tree import Fault, Node, parse
 
 R = TypeVar("R", bound=Record)
 _SHOWN = 40
@@ -126,3 +127,21 @@ def read(record: type[R], root: Node) -> tuple[R | None, list[Fault]]:
         return reader.record(record, root, ""), []
     except _Unread:
         return None, sorted(reader.faults)
+
+
+def read_bytes(
+    record: type[R], data: bytes, change: Callable[[Node, list[Fault]], None] = lambda root, faults: None
+) -> tuple[R | None, list[Fault]]:
+    """The record in a file's bytes, or every fault of it, none where the file is empty. `change`: what is done to the
+    tree before it is read; it may add faults."""
+    root, faults = parse(data)
+    if root is not None and not faults:
+        change(root, faults)
+    return (None, faults) if root is None or faults else read(record, root)
+
+
+def refused(doing: str, file: str, faults: Sequence[Fault], kind: ErrorKind) -> KeepfleetError:
+    """The error for a file with these faults, "cannot DOING FILE: fault", with every fault as evidence."""
+    lines = tuple(f"{file}: {fault}" for fault in faults) or (f"{file}: it is empty",)
+    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+    return KeepfleetError(kind, f"cannot {doing} {lines[0]}{more}", lines)

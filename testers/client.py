@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 from keep_client.credentials import DEFAULT_MANAGER, MANAGER_VARIABLE, Credentials, parse_manager
 from keep_client.http import Reply
-from keep_client.peer import ConnectionFailed, Endpoint
-from keep_client.text import one_line, printable
+from keep_client.peer import ConnectionFailed, Endpoint, one_line, printable
 from keep_protocol.api import check_address
 from keep_protocol.constants import LAST_KEEP_PORT
 from keep_protocol.errors import ErrorKind, KeepfleetError

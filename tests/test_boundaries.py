@@ -20,7 +20,6 @@ LIGHT_PROTOCOL = {
         "forking",
         "record",
         "ring",
-        "kinds",
         "spec",
         "outcome",
         "reports",
@@ -66,7 +65,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "script_pool.keep": {
         "script_pool",
         "app_loader.receive",
-        "app_loader.reports",
         "app_loader.settings",
         "keep_isolation",
         "keep_protocol",

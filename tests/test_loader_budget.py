@@ -33,7 +33,6 @@ OURS = {
             "fields",
             "record",
             "keep",
-            "kinds",
             "limits",
             "outcome",
             "patterns",

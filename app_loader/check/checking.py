@@ -16,14 +16,21 @@ import select
 import stat
 from _collections_abc import Callable
 
-from app_loader.check.budget import result_of_end, took_too_long, wall_seconds
-from app_loader.limits import CHECKER_END_SECONDS, MAX_CHECKER_ANSWER, RUNNER_ANSWER_SECONDS
+from app_loader.limits import (
+    CHECKER_END_SECONDS,
+    CHECKER_WALL_FACTOR,
+    MAX_CHECKER_ANSWER,
+    MAX_EVIDENCE_LINE,
+    MAX_EVIDENCE_LINES,
+    RUNNER_ANSWER_SECONDS,
+)
 from app_loader.settings import Passed
 from keep_protocol import sockets as socket
 from keep_protocol import strict_json
+from keep_protocol.constants import MODULE, RESULT, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError, error_from_wire
 from keep_protocol.forking import fork
-from keep_protocol.limits import Limits
+from keep_protocol.limits import BOUNDS, Limits
 
 REQUEST = b"check"
 """The packet that asks for a check; it brings the module's file and the socket for the answer."""
@@ -34,6 +41,10 @@ CHECKER_NAME = "keep-checker"
 _SPACE = socket.CMSG_SPACE(2 * 4)
 STORE_DIRECTORIES = ("/var/tmp", "/tmp")  # noqa: S108 - only files without a name are made there
 """On a disk where there is one: a tmpfs counts as the keep's memory. In its unit both are the keep's own."""
+_PANIC = "panicked at "
+"""How the engine says that it has met a fault of its own, before it aborts."""
+_BY_THE_MODULE = (_signal.SIGABRT, _signal.SIGSEGV, _signal.SIGBUS, _signal.SIGILL)
+"""How a compiler ends that gets no more memory, or meets its own fault; any other signal came from outside."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -169,9 +180,9 @@ class Check:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
             self.result = unnamed_file()
-            passed = {"module": module, "result": self.result}
+            passed = {MODULE: module, RESULT: self.result}
             if description is not None:
-                passed["workload"] = description
+                passed[WORKLOAD_DESCRIPTOR] = description
             names = tuple(passed)
             self._pid = fork(
                 lambda: begin(Passed(names)),
@@ -282,3 +293,68 @@ def read_result(packet: bytes) -> tuple[KeepfleetError | None, str]:
 def refused(error: KeepfleetError) -> bytes:
     """The result that says why a module cannot run."""
     return REFUSED + strict_json.dumps({"error": error.to_wire()})
+
+
+def wall_seconds(limits: Limits) -> float:
+    """How long the check of any module may take: its processor time is its limit, and this ends what hangs. A unit with
+    half a processor takes twice as long."""
+    return limits.compile_seconds * CHECKER_WALL_FACTOR * 100 / min(100, limits.cpu_percent)
+
+
+def over(name: str, limits: Limits) -> str:
+    """How compiling went over the limit `name`, and what to do, in words that follow "compiling it"."""
+    what = {"compile_seconds": "processor time", "compile_memory_bytes": "memory"}[name]
+    given, most = limits.fields()[name], BOUNDS[name][1]
+    more = f"; raise it, to {name}={min(2 * given, most)}" if given < most else ", which is the most there is"
+    return f"takes more {what} than {name}={given} gives a module with this much code{more}"
+
+
+def too_complex(how: str, evidence: tuple[str, ...] = ()) -> KeepfleetError:
+    """The refusal of a module that cannot be checked within the limits."""
+    return KeepfleetError(ErrorKind.TOO_COMPLEX, f"cannot take the module: compiling it {how}", evidence)
+
+
+def took_too_long(limits: Limits) -> KeepfleetError:
+    """The refusal where a checker is not done and has not used up its processor time."""
+    return KeepfleetError(
+        ErrorKind.UNAVAILABLE,
+        f"cannot check the module: that is not done after {wall_seconds(limits):g} s, which says nothing of the "
+        "module; the host is too busy, or has stopped the keep: send it again, or raise compile_seconds",
+    )
+
+
+def result_of_end(code: int, limits: Limits, said: str = "") -> KeepfleetError:
+    """Why a checker that ended with `code` (negative: a signal), and wrote `said`, gave no result. Pure.
+
+    Nothing kills a checker with SIGKILL for what its module is: its processor time ends by SIGXCPU before that.
+    """
+    lines = tuple(line[:MAX_EVIDENCE_LINE] for line in said.splitlines() if line and not line.startswith("note: "))
+    if code == -_signal.SIGXCPU:
+        return too_complex(over("compile_seconds", limits))
+    if code == -_signal.SIGABRT and _PANIC in said:
+        return KeepfleetError(
+            ErrorKind.INVALID_MODULE,
+            "cannot take the module: the engine has failed on it, by a fault of its own",
+            lines[:MAX_EVIDENCE_LINES],
+        )
+    if -code in _BY_THE_MODULE:
+        why = over("compile_memory_bytes", limits)
+        return too_complex(f"{why} (it ended by {_signal_name(-code)})", lines[:MAX_EVIDENCE_LINES])
+    if code < 0:
+        return KeepfleetError(
+            ErrorKind.UNAVAILABLE,
+            f"cannot check the module: the checker was killed from outside ({_signal_name(-code)}), which says nothing "
+            "of the module; the keep or its host may be out of memory: send it again",
+        )
+    return KeepfleetError(
+        ErrorKind.INTERNAL, f"cannot check the module: the checker ended with {code}", lines[-MAX_EVIDENCE_LINES:]
+    )
+
+
+def _signal_name(number: int) -> str:
+    import signal  # here: its numbers as enumerations are 2 ms of every checker
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

@@ -1,4 +1,5 @@
-"""The checker: a throw-away process that validates and compiles one module inside hard limits, then ends.
+"""The checker: a throw-away process that validates and compiles one module inside hard limits, then ends; and how the
+runner that waits makes the engine ready, for it and for the run.
 
 A fork of the runner that waits, see `checking`. Before it locks itself it reads two things of the module: its first
 eight bytes, which say whether it is a component, since what only components need, 13 ms of imports, can be read from no
@@ -9,25 +10,34 @@ exports; then it has the engine validate and compile it.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 
 from app_loader.check import advice
-from app_loader.check.budget import Budget, budget, over, too_complex
-from app_loader.check.checking import GOOD
+from app_loader.check.checking import GOOD, STORE_DIRECTORIES, over, too_complex
 from app_loader.check.checking import refused as refusal
 from app_loader.check.imports import check_counts, check_imports, check_link, find_entry, refused
 from app_loader.check.outline import HEAD_BYTES, ComponentOutline, CoreOutline, Unreadable, code_bytes
 from app_loader.check.programs import check_program, holds_program
 from app_loader.engine.compiled import Compiled, Module
-from app_loader.engine.foreign import EngineError
+from app_loader.engine.foreign import EngineError, GuestExit
 from app_loader.engine.settings import Engine, Settings, make_engine, settings_for
-from app_loader.engine.store import Linker, Store
-from app_loader.limits import MAX_EVIDENCE_LINE, MAX_EVIDENCE_LINES
+from app_loader.engine.store import Linker, Store, Wasi
+from app_loader.limits import (
+    MAX_EVIDENCE_LINE,
+    MAX_EVIDENCE_LINES,
+    SMALLEST_MEMORY_SHARE,
+    SMALLEST_TIME_SHARE,
+    WHOLE_MEMORY_CODE_BYTES,
+    WHOLE_TIME_CODE_BYTES,
+)
 from app_loader.settings import Passed, read_limits, read_workload
 from keep_isolation.locks import lock_checker
 from keep_protocol import strict_json
+from keep_protocol.constants import MODULE, RESULT, WORKLOAD_DESCRIPTOR
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.limits import Limits
 from keep_protocol.spec import Compiler
@@ -42,6 +52,38 @@ COMPONENT_LAYER = b"\x01\x00"
 ZIP = b"PK\x03\x04"
 PACKED = (b"\x1f\x8b", ZIP)
 """How what people fetch packed begins."""
+
+
+def warm_up(limits: Limits, workload: Workload) -> None:
+    """Has the engine loaded, built, and used once: compiles and calls what stands for `proc_exit`, with the engine that
+    a core module of this workload will have.
+
+    The pages that the first compilation, the first call and the first trap touch, and the engine itself, are then
+    shared by the forks that check, and by the run. Raises ImportError without the engine's library.
+    """
+    store = Store(make_engine(settings_for(STORE_DIRECTORIES[0], limits, workload)))
+    store.take(Wasi())
+    try:
+        store.call(Linker(store.engine).replace_exit(store), (("i32", 0),))
+    except GuestExit:
+        return
+
+
+class Budget(Record):
+    """cpu_seconds: processor time; data_bytes: private memory."""
+
+    cpu_seconds: int
+    data_bytes: int
+
+
+def budget(code_bytes: int, limits: Limits) -> Budget:
+    """The budget of a module with so much code: all that `limits` give to compiling, or for little code a part of it.
+
+    A part of the limit and not an amount of its own, so that a higher limit gives more to every module.
+    """
+    time = min(1.0, max(SMALLEST_TIME_SHARE, code_bytes / WHOLE_TIME_CODE_BYTES))
+    memory = min(1.0, max(SMALLEST_MEMORY_SHARE, code_bytes / WHOLE_MEMORY_CODE_BYTES))
+    return Budget(math.ceil(limits.compile_seconds * time), int(limits.compile_memory_bytes * memory))
 
 
 def check_head(head: bytes) -> bool:
@@ -175,8 +217,8 @@ def examine(module: int, result: int, limits: Limits, workload: Workload) -> str
 def check(passed: Passed) -> int:
     """The process: limits, lock, result, end."""
     limits = read_limits(os.environ)
-    module, result = passed.number("module"), passed.number("result")
-    workload = read_workload(passed.number("workload")) if "workload" in passed else Workload()
+    module, result = passed.number(MODULE), passed.number(RESULT)
+    workload = read_workload(passed.number(WORKLOAD_DESCRIPTOR)) if WORKLOAD_DESCRIPTOR in passed else Workload()
     component = os.pread(module, HEAD_BYTES, 0) == MAGIC + COMPONENT_VERSION
     limit(budget(code_bytes(module, component=component), limits))
     if component:

@@ -16,11 +16,10 @@ from app_loader.limits import (
 )
 from app_loader.receive.access import ConnectionTable, UploadAccess
 from app_loader.receive.exchange import Exchange, Gone, Stage
-from app_loader.receive.http1 import Event, Head
+from app_loader.receive.http1 import Head
 from app_loader.receive.requests import Route, error_answer, json_answer, read_request, text_answer
 from app_loader.receive.upload import Upload
-from app_loader.reports import Reporter
-from app_loader.settings import Settings
+from app_loader.settings import Reporter, Settings
 from keep_protocol import sockets as socket
 from keep_protocol.certificate import CertificateFields
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -132,22 +131,20 @@ class Endpoint:
             return
         try:
             for event in exchange.advance(now, self._buffer):
-                if exchange.stage is Stage.BODY:
-                    self._handle(exchange, event, now)
+                if exchange.stage is not Stage.BODY:
+                    continue  # it was answered meanwhile
+                if isinstance(event, Head):
+                    self._begin(exchange, event, now)
+                elif isinstance(event, bytes):
+                    self._upload_of(exchange).receive(event)
+                else:
+                    self._table.check(exchange)
+                    self._upload_of(exchange).complete(self._checks, now)
         except Gone:
             exchange.close()
             self._drop(exchange)
         except KeepfleetError as error:
             self._refuse(exchange, error, now)
-
-    def _handle(self, exchange: Exchange, event: Event, now: float) -> None:
-        if isinstance(event, Head):
-            self._begin(exchange, event, now)
-        elif isinstance(event, bytes):
-            self._upload_of(exchange).receive(event)
-        else:
-            self._table.check(exchange)
-            self._upload_of(exchange).complete(self._checks, now)
 
     def _upload_of(self, exchange: Exchange) -> Upload:
         if self._upload is None or self._upload.exchange is not exchange:

@@ -14,13 +14,12 @@ import select
 import sys
 
 from app_loader.receive.identity import make_identity, prepare_key, read_identity
-from app_loader.reports import Reporter
-from app_loader.settings import Passed, Settings, claim, read_settings
+from app_loader.settings import Passed, Reporter, Settings, claim, read_settings
 from keep_protocol import sockets as socket
-from keep_protocol.constants import MAX_CA_FILE_BYTES
+from keep_protocol.constants import CHECKS, IDENTITY, MAX_CA_FILE_BYTES, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.forking import REPORT_DESCRIPTOR
-from keep_protocol.reports import CHECKS, IDENTITY, READY_PACKET, Report, ReportType
+from keep_protocol.reports import READY_PACKET, Report, ReportType
 from keep_protocol.tls_server import fingerprint_of, light_server_context
 
 
@@ -53,7 +52,7 @@ def serve() -> int:
 
 def _receive(settings: Settings, passed: Passed, reporter: Reporter) -> None:
     """Serves until a workload is accepted, or the keep-loader has gone."""
-    listener, client_ca, revoked = (passed.number(name) for name in ("listener", "client-ca", "revoked"))
+    listener, client_ca, revoked = (passed.number(name) for name in START_DESCRIPTORS)
     identity = read_identity(passed.number(IDENTITY)) if IDENTITY in passed else make_identity(settings)
     context = light_server_context(identity.path, _client_ca(client_ca))
     report = Report(

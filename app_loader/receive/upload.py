@@ -21,92 +21,48 @@ if TYPE_CHECKING:
     from app_loader.receive.payload import PayloadParser
 
 
-def _payload_parser() -> PayloadParser:
-    from app_loader.receive.payload import PayloadParser  # here: it reads by regular expressions, which are 3 ms
-
-    return PayloadParser()
-
-
-class Body:
-    """The body of one upload, from its first byte to its file: `receive` each piece, `finish`, then `close`.
-
-    descriptor: the module's file; size: its bytes so far; both the body and the module are bounded.
-    Every method may raise KeepfleetError: TOO_LARGE, BAD_REQUEST for a payload's shape, NO_SPACE.
+class Upload:
+    """An upload from its headers to its result: `receive` each piece of its body, `complete`, then `close`, which drops
+    everything it holds. Both the body and the module in it are bounded.
     """
 
-    def __init__(self, route: Route, max_workload: int, descriptor: int | None = None) -> None:
-        self._max_workload = max_workload
-        self._body_left = body_limit(route, max_workload)
-        self._parser = _payload_parser() if route is Route.PAYLOAD else None
+    def __init__(self, exchange: Exchange, request: Request, settings: Settings, now: float) -> None:
+        """Raises KeepfleetError (NO_SPACE, INTERNAL), leaving nothing behind."""
+        self.exchange, self.request, self._settings = exchange, request, settings
+        self.checking: Checking | None = None
+        self.recheck_at = now + ACCESS_RECHECK_SECONDS
+        self._started, self._body_bytes, self._module_bytes = now, 0, 0
+        self._parser: PayloadParser | None = None
+        if request.route is Route.PAYLOAD:
+            from app_loader.receive.payload import PayloadParser  # it reads by regular expressions, which are 3 ms
+
+            self._parser = PayloadParser()
         self._hash = openssl_sha256()
-        self.route = route
-        self.size = 0
-        self.descriptor = unnamed_file() if descriptor is None else descriptor
+        self._file = unnamed_file()
 
     def __repr__(self) -> str:
-        return f"Body({self.route.value}, {self.size} bytes)"
-
-    @property
-    def digest(self) -> str:
-        """The digest of the module's bytes so far: `sha256:` and hexadecimal digits."""
-        return f"sha256:{self._hash.hexdigest()}"
+        return f"Upload({self.request.route.value}, {self._module_bytes} bytes)"
 
     def receive(self, data: bytes) -> None:
-        """Takes the next piece of the body."""
-        self._body_left -= len(data)
-        if self._body_left < 0:
-            raise too_large(self._max_workload)
-        if self._parser is None:
-            self._store(data)
-            return
-        for piece in self._parser.feed(data):
+        """Takes the next piece of the body. Raises KeepfleetError: TOO_LARGE, BAD_REQUEST for a payload's shape,
+        NO_SPACE."""
+        self._body_bytes += len(data)
+        if self._body_bytes > body_limit(self.request.route, self._settings.max_workload):
+            raise too_large(self._settings.max_workload)
+        for piece in (data,) if self._parser is None else self._parser.feed(data):
             self._store(piece)
 
     def _store(self, data: bytes) -> None:
-        self.size += len(data)
-        if self.size > self._max_workload:
-            raise too_large(self._max_workload)
+        self._module_bytes += len(data)
+        if self._module_bytes > self._settings.max_workload:
+            raise too_large(self._settings.max_workload)
         self._hash.update(data)
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(self.descriptor, view) :]
+                view = view[os.write(self._file, view) :]
         except OSError as error:
             raise store_error(error) from error
-
-    def finish(self) -> None:
-        """The body has ended: returns when it was whole."""
-        if self._parser is not None:
-            self._parser.finish()
-
-    def close(self) -> None:
-        """Drops the file. May be called twice."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-
-class Upload:
-    """An upload from its headers to its result; `close` drops everything it holds."""
-
-    def __init__(self, exchange: Exchange, request: Request, settings: Settings, now: float) -> None:
-        """Raises KeepfleetError (NO_SPACE, INTERNAL), leaving nothing behind."""
-        self.exchange = exchange
-        self.request = request
-        self.body = Body(request.route, settings.max_workload)
-        self.checking: Checking | None = None
-        self._limits = settings.limits
-        self._started = now
-        self._body_bytes = 0
-        self.recheck_at = now + ACCESS_RECHECK_SECONDS
-
-    def __repr__(self) -> str:
-        return f"Upload({self.body!r})"
-
-    def receive(self, data: bytes) -> None:
-        """Takes the next piece of the body. Raises KeepfleetError, see `Body`."""
-        self._body_bytes += len(data)
-        self.body.receive(data)
 
     def check_pace(self, now: float) -> None:
         """Raises KeepfleetError(TOO_SLOW) once the average has fallen below what is allowed."""
@@ -119,17 +75,20 @@ class Upload:
     def complete(self, checks: int, now: float) -> None:
         """The body has ended: asks over `checks` for its check. Raises KeepfleetError when the body is not whole, or no
         check can be asked for."""
-        self.body.finish()
+        if self._parser is not None:
+            self._parser.finish()
         self.exchange.hold()
-        self.checking = Checking(checks, self.body.descriptor, self._limits, now)
+        self.checking = Checking(checks, self._file, self._settings.limits, now)
 
     @property
     def module(self) -> Module:
         """The module as it is reported."""
-        return Module(self.body.digest, self.request.module_name, self.body.size)
+        return Module(f"sha256:{self._hash.hexdigest()}", self.request.module_name, self._module_bytes)
 
     def close(self) -> None:
-        """Ends the check and drops the files. May be called twice."""
+        """Ends the check and drops the file. May be called twice."""
         if self.checking is not None:
             self.checking.close()
-        self.body.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

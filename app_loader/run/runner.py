@@ -20,29 +20,25 @@ from _collections_abc import Callable
 
 from app_loader.check.checking import GOOD, Check, read_result, receive_request, refused
 from app_loader.limits import EXACT_CPU_SECONDS
-from app_loader.reports import Reporter
 from app_loader.run import outcome as outcomes
 from app_loader.run.meter import Meter, bound, end_after
-from app_loader.settings import Grants, Passed, claim, read_grants, read_limits, read_workload
+from app_loader.settings import Grants, Passed, Reporter, claim, read_grants, read_limits, read_workload
 from keep_protocol import sockets as socket
-from keep_protocol.constants import MAX_CONTROL_FDS
-from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.forking import FIRST_DESCRIPTOR
-from keep_protocol.limits import Limits
-from keep_protocol.outcome import Outcome, OutcomeKind
-from keep_protocol.reports import (
+from keep_protocol.constants import (
     CHECKS,
     COMPILED,
-    COMPILED_AGAIN,
-    MAX_RUN_PACKET,
+    MAX_CONTROL_FDS,
     MODULE,
     STATUS,
     STDERR,
     STDOUT,
-    Report,
-    ReportType,
-    decode_run,
+    WORKLOAD_DESCRIPTOR,
 )
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.forking import FIRST_DESCRIPTOR
+from keep_protocol.limits import Limits
+from keep_protocol.outcome import Outcome, OutcomeKind
+from keep_protocol.reports import COMPILED_AGAIN, MAX_RUN_PACKET, Report, ReportType, decode_run
 from keep_protocol.workload import Workload
 
 TYPE_CHECKING = False
@@ -111,7 +107,7 @@ class Waiting:
         self._limits, self._reporter = limits, reporter
         self._loader = socket.socket(fileno=os.dup(reporter.descriptor))
         self._checks = socket.socket(fileno=passed.number(CHECKS)) if CHECKS in passed else None
-        self._description = passed.number("workload") if "workload" in passed else None
+        self._description = passed.number(WORKLOAD_DESCRIPTOR) if WORKLOAD_DESCRIPTOR in passed else None
         self._workload = Workload() if self._description is None else read_workload(self._description)
         self._work: tuple[Check, socket.socket] | None = None  # a check, and where its result goes
         self._libraries: frozenset[int] = frozenset()
@@ -257,8 +253,7 @@ def _engine(limits: Limits, workload: Workload) -> tuple[Callable[[Passed], int]
     while reserved[-1] < _FREE_FOR_CHECKERS:
         reserved.append(os.dup(reserved[0]))
     try:
-        from app_loader.check.compiler import check
-        from app_loader.run.warm import warm_up
+        from app_loader.check.compiler import check, warm_up
 
         warm_up(limits, workload)
     except Exception as error:

@@ -1,4 +1,4 @@
-;; A valid module that asks for a function nobody has: a keep refuses it before it is accepted.
+;; A valid module that asks for a function that no host has: a keep refuses it before it is accepted.
 ;; Built by: examples/build unknown-import
 (module
   (import "env" "open_the_door" (func $open_the_door))

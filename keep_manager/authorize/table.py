@@ -67,7 +67,7 @@ _ROWS: dict[Action, tuple[Scope, ...]] = {
     # What is declared outlives every connection: it has an owner that a certificate names.
     Action.READ_DECLARED: (ALL, OWN, ALL, NONE, NONE),
     Action.DECLARE: (ALL, OWN, NONE, NONE, NONE),
-    # A value is never read again, by nobody: what viewers see of it is a name.
+    # A value is never read again, by any role: what viewers see of it is a name.
     Action.READ_SECRETS: (ALL, OWN, ALL, NONE, NONE),
     Action.CHANGE_SECRETS: (ALL, OWN, NONE, NONE, NONE),
     # An application's owner is the caller that its file on the host names.

@@ -190,7 +190,7 @@ def pause(attempt: int, kuuid: int) -> float:
     Its jitter is drawn from the ID: who decides again decides the same.
     """
     seconds = min(FIRST_PAUSE_SECONDS * 2 ** min(attempt - 1, 30), LONGEST_PAUSE_SECONDS)
-    return float(seconds * (1 + JITTER * random.Random(kuuid).random()))  # noqa: S311 - nobody gains by guessing it
+    return float(seconds * (1 + JITTER * random.Random(kuuid).random()))  # noqa: S311 - it is no secret
 
 
 def _removed(keeps: Iterable[Seen], why: str) -> Iterator[Action]:

@@ -66,7 +66,7 @@ class JobTimers:
                 await self._timers.apply(await self._wanted())
                 self.missing = False
             except KeepfleetError as error:
-                self.missing = True  # the manager looks at the clock itself, which nobody may set meanwhile
+                self.missing = True  # the manager looks at the clock itself, which must not be set meanwhile
                 self._wake()
                 LOG.warning("cannot have the timers of jobs as they should be, trying again: %s", error.message)
                 self._changed.set()

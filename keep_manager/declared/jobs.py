@@ -275,7 +275,7 @@ class Jobs:
         return record
 
     def _base(self, wanted: Specification, record: JobRecord, now: float) -> float:
-        """From when on its calendar counts: what another schedule would have had before is nobody's."""
+        """From when on its calendar counts: what another schedule would have had before does not count."""
         return max(attended(record, now), attended(JobRecord(wanted.header.applied_at), now))
 
     async def _due(self, wanted: Specification, event: str, record: JobRecord, state: _State, now: float) -> Due:

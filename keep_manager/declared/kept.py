@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained
-
-_NEW = ".new"
+from module_store.disk import NEW, OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained, replace_file
 
 
 class Kept:
@@ -37,7 +35,7 @@ class Kept:
     def names(self) -> list[str]:
         """Every file's name."""
         with self._base() as base, explained(f"list {self._what} in {self.directory}"):
-            return sorted(name for name in os.listdir(base) if not name.endswith(_NEW))
+            return sorted(name for name in os.listdir(base) if not name.endswith(NEW))
 
     def read(self, name: str, limit: int) -> bytes | None:
         """A file's bytes, at most one over `limit`; None where there is none. FORBIDDEN for one of another owner, for
@@ -69,20 +67,7 @@ class Kept:
     def write(self, name: str, data: bytes) -> None:
         """Has a file hold `data`; on disk when this returns."""
         with self._base() as base, explained(f"keep {self._what} {name}"):
-            with suppress(FileNotFoundError):
-                self._disk.remove(base, name + _NEW)  # of a manager that was killed, or of a full disk
-            file = self._disk.create(base, name + _NEW)
-            try:
-                self._disk.write(file, data)
-                self._disk.sync(file)
-            except OSError:
-                with suppress(OSError):
-                    self._disk.remove(base, name + _NEW)  # a value that could not be kept whole
-                raise
-            finally:
-                os.close(file)
-            self._disk.rename(base, name + _NEW, base, name)
-            self._disk.sync(base)
+            replace_file(self._disk, base, name, data)
 
     def set_aside(self, name: str, as_name: str) -> None:
         """Gives a file another name, where people find it."""
@@ -97,7 +82,7 @@ class Kept:
                 with suppress(FileNotFoundError):
                     self._disk.remove(base, name)
                 with suppress(FileNotFoundError):
-                    self._disk.remove(base, name + _NEW)
+                    self._disk.remove(base, name + NEW)
             self._disk.sync(base)
 
     @contextmanager

@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Iterable
 
 from keep_manager.declared.decision import Seen
-from keep_manager.keeps.logs import Chosen, Keeps, Output, follow
+from keep_manager.keeps.logs import Chosen, Keeps, follow
+from keep_manager.keeps.readers import Readers
 from keep_manager.tasks import Group
 from keep_protocol.constants import unit_name
 from keep_protocol.errors import KeepfleetError
@@ -30,7 +31,7 @@ class _HeardError(Exception):
 class Probes:
     """The keeps that are listened to, and those that have shown that they are ready."""
 
-    def __init__(self, tasks: Group, keeps: Keeps, output: Output, wake: Callable[[str], None]) -> None:
+    def __init__(self, tasks: Group, keeps: Keeps, output: Readers, wake: Callable[[str], None]) -> None:
         self._tasks, self._keeps, self._output, self._wake = tasks, keeps, output, wake
         self._listening: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._heard: set[tuple[int, str]] = set()

@@ -39,7 +39,7 @@ from keep_manager.declared.specifications import Unreadable
 from keep_manager.declared.standings import Standings
 from keep_manager.declared.volumes import Volumes
 from keep_manager.failpoints import Failpoint, reach
-from keep_manager.keeps.logs import Output
+from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.view import Entry
 from keep_manager.model import exhaustion_explained
 from keep_manager.tasks import Group
@@ -80,7 +80,7 @@ class Reconciler:
         entries: Callable[[], Iterable[Entry]],
         declared: Catalogue,
         volumes: Volumes,
-        output: Output,
+        output: Readers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keeps, self._entries, self._volumes, self._clock = keeps, entries, volumes, clock

@@ -172,11 +172,11 @@ def _due(runs: tuple[Run, ...], wanted: WantedJob, first: float, recent: float |
     """The runs with the one that is due; of those that were missed there is one at most."""
     if recent is not None and recent <= now:
         if first < recent and wanted.missed is Missed.SKIP:
-            runs = _with_skipped(runs, first, "nobody was there to start it", now)
+            runs = _with_skipped(runs, first, "no manager was there to start it", now)
         return _with_run(runs, wanted, recent, RunWhy.SCHEDULE, now)
     if wanted.missed is Missed.RUN:
         return _with_run(runs, wanted, first, RunWhy.MISSED, now)
-    return _with_skipped(runs, first, "nobody was there to start it", now)
+    return _with_skipped(runs, first, "no manager was there to start it", now)
 
 
 def _with_run(

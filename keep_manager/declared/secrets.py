@@ -4,7 +4,7 @@
     secrets/NAME.plain   the value as it is, where the host has no systemd-creds, or the manager is a user's own
     secrets/NAME.json    whose it is, written before the first value; and of values as they are the digests
 
-The record has a digest of itself: a bit that was changed makes a secret nobody's, and never another's. An encrypted
+The record has a digest of itself: a bit that was changed leaves a secret no owner, and never another one. An encrypted
 value has one of systemd's; one that lies as it is must have one of those in the record, which is written before it with
 that of the value before.
 
@@ -78,7 +78,7 @@ class Secrets:
         return f"Secrets({len(self._owners)})"
 
     async def open(self) -> None:
-        """Reads whose each one is. One that cannot be read is nobody's, and is given to no keep. Raises
+        """Reads whose each one is. One that cannot be read has no owner, and is given to no keep. Raises
         KeepfleetError."""
         await asyncio.to_thread(self._files.open)
         names = await asyncio.to_thread(self._files.names)

@@ -9,7 +9,7 @@ from keep_protocol.states import Phase, State
 
 
 def seen_of(entry: Entry, now: float) -> Seen | None:
-    """One keep of the view, if it is a declared one's and nobody removes it. Pure."""
+    """One keep of the view, if it is a declared one's and is not being removed. Pure."""
     spec, info = entry.spec, entry.info
     if spec is None or spec.declared is None or entry.removing:
         return None

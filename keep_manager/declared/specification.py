@@ -107,7 +107,7 @@ def read_job(name: str, text: str) -> Job:
     elif not job.schedule and (job.missed, job.overlap) != (Job().missed, Job().overlap):
         why = "missed and overlap are said of a job; write its schedule, or leave them out"
     elif job.streams:
-        why = "nobody is there to send its standard input; name a file, or leave it out"
+        why = "no client is there to send its standard input; name a file, or leave it out"
     elif job.name not in ("", name):
         why = f"its manifest calls it {job.name!r}; leave the name out, or declare {job.name}"
     if why:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from keep_manager.declared.specification import MAX_FILE, Specification, decode, encode
 from keep_manager.failpoints import Failpoint, reach
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
-from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained
+from module_store.disk import OPEN_FILE, Disk, ensure_folder, explained, opened_folder, replace_file
 
 HISTORY = 10
 """Versions before the one that is wanted; a person goes back by one or two."""
@@ -26,7 +25,6 @@ MAX_DECLARED = 2000
 """As many as there may be keeps."""
 NAME = re.compile("[a-z0-9-]{1,63}")
 _FILE = re.compile(rf"({NAME.pattern})\.yaml")
-_NEW = ".new"
 _HISTORY = "history"
 
 
@@ -59,20 +57,20 @@ class Specifications:
         """Makes the directories where they are not there. Raises KeepfleetError."""
         with explained(f"keep specifications in {self._directory}"):
             ensure_folder(self._disk, self._directory)
-            with self._base() as base, suppress(FileExistsError):
+            with opened_folder(self._directory) as base, suppress(FileExistsError):
                 self._disk.make_directory(base, _HISTORY)
                 self._disk.sync(base)
 
     def load(self) -> dict[str, Specification | Unreadable]:
         """Every specification by its name; one that cannot be read stops no other."""
-        with explained(f"list the specifications in {self._directory}"), self._base() as base:
+        with explained(f"list the specifications in {self._directory}"), opened_folder(self._directory) as base:
             names = sorted(found[1] for found in map(_FILE.fullmatch, os.listdir(base)) if found)
         return {name: self.read(name) for name in names}
 
     def read(self, name: str) -> Specification | Unreadable:
         """One specification, whose file is there."""
         try:
-            with explained(f"read the specification {name}"), self._base() as base:
+            with explained(f"read the specification {name}"), opened_folder(self._directory) as base:
                 return decode(name, _bytes(base, f"{name}.yaml"))
         except KeepfleetError as error:
             return Unreadable(name, error)
@@ -80,22 +78,26 @@ class Specifications:
     def write(self, specification: Specification, before: Specification | None = None) -> None:
         """Has `specification` be what is wanted, and `before` the latest of its history; on disk when this returns."""
         name = specification.name
-        with explained(f"keep the specification {name}"), self._base() as base:
+        with explained(f"keep the specification {name}"), opened_folder(self._directory) as base:
             if before is not None:
-                with self._folder(base) as history:
-                    self._put(history, f"{name}.{before.header.version}", encode(before))
+                with opened_folder(_HISTORY, base) as history:
+                    replace_file(self._disk, history, f"{name}.{before.header.version}", encode(before))
             reach(Failpoint.DECLARE_AFTER_HISTORY)
-            self._put(base, f"{name}.yaml", encode(specification))
+            replace_file(self._disk, base, f"{name}.yaml", encode(specification))
             reach(Failpoint.DECLARE_AFTER_WRITE)
             if before is not None:
-                with self._folder(base) as history:
+                with opened_folder(_HISTORY, base) as history:
                     for version in self._versions(history, name)[HISTORY:]:
                         self._disk.remove(history, f"{name}.{version}")
 
     def history(self, name: str) -> list[Specification]:
         """What was wanted before, the latest first; a file that cannot be read is left out."""
         found: list[Specification] = []
-        with explained(f"read the history of {name}"), self._base() as base, self._folder(base) as history:
+        with (
+            explained(f"read the history of {name}"),
+            opened_folder(self._directory) as base,
+            opened_folder(_HISTORY, base) as history,
+        ):
             for version in self._versions(history, name):
                 with suppress(KeepfleetError):
                     found.append(decode(name, _bytes(history, f"{name}.{version}")))
@@ -103,8 +105,8 @@ class Specifications:
 
     def remove(self, name: str) -> None:
         """Removes a specification and its history, the specification last: what is half removed is removed again."""
-        with explained(f"remove the specification {name}"), self._base() as base:
-            with self._folder(base) as history:
+        with explained(f"remove the specification {name}"), opened_folder(self._directory) as base:
+            with opened_folder(_HISTORY, base) as history:
                 for version in self._versions(history, name):
                     self._disk.remove(history, f"{name}.{version}")
                 self._disk.sync(history)
@@ -113,37 +115,9 @@ class Specifications:
             self._disk.sync(base)
             reach(Failpoint.DECLARE_AFTER_REMOVE)
 
-    def _put(self, directory: int, name: str, data: bytes) -> None:
-        with suppress(FileNotFoundError):
-            self._disk.remove(directory, name + _NEW)  # of a manager that was killed, or of a full disk
-        file = self._disk.create(directory, name + _NEW)
-        try:
-            self._disk.write(file, data)
-            self._disk.sync(file)
-        finally:
-            os.close(file)
-        self._disk.rename(directory, name + _NEW, directory, name)
-        self._disk.sync(directory)
-
     def _versions(self, history: int, name: str) -> list[int]:
         pattern = re.compile(rf"{name}\.([0-9]{{1,16}})")
         return sorted((int(found[1]) for found in map(pattern.fullmatch, os.listdir(history)) if found), reverse=True)
-
-    @contextmanager
-    def _base(self) -> Iterator[int]:
-        directory = os.open(self._directory, OPEN_DIRECTORY)
-        try:
-            yield directory
-        finally:
-            os.close(directory)
-
-    @contextmanager
-    def _folder(self, base: int) -> Iterator[int]:
-        directory = os.open(_HISTORY, OPEN_DIRECTORY, dir_fd=base)
-        try:
-            yield directory
-        finally:
-            os.close(directory)
 
 
 def _bytes(directory: int, name: str) -> bytes:

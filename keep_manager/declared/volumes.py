@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -30,14 +29,22 @@ from keep_manager.declared.volume_record import MAX_RECORD, Stored, decode, enco
 from keep_manager.failpoints import Failpoint, reach
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.volumes import INODES, NAME_PATTERN, SIZES, Volume, usual_inodes
-from module_store.disk import OPEN_DIRECTORY, OPEN_FILE, Disk, ensure_folder, explained
+from module_store.disk import (
+    NEW,
+    OPEN_DIRECTORY,
+    OPEN_FILE,
+    Disk,
+    ensure_folder,
+    explained,
+    lock_now,
+    opened_folder,
+)
 
 IMAGE, RECORD = "image", "volume.json"
 MAX_VOLUMES = 2000
 """As many as there may be declared keeps."""
 _NAME = re.compile(NAME_PATTERN)
-_NEW, _GONE = ".new-", ".gone-"
-_NEW_FILE = ".new"
+_UNFINISHED, _GONE = ".new-", ".gone-"
 COPY_BYTES = 1 << 26
 """Copied by one call: it cannot be interrupted meanwhile."""
 _PRIVATE = 0o077
@@ -63,23 +70,23 @@ class Volumes:
         KeepfleetError."""
         with explained(f"keep volumes in {self._directory}"):
             ensure_folder(self._disk, self._directory)
-            with self._base() as base:
+            with opened_folder(self._directory) as base:
                 for name in os.listdir(base):
-                    if name.startswith((_NEW, _GONE)):
+                    if name.startswith((_UNFINISHED, _GONE)):
                         self._discard(base, name)
                 for name in self._names(base):
                     with suppress(OSError, KeepfleetError), self._folder(base, name) as folder:  # which a look says
-                        for left in {IMAGE + _NEW_FILE, RECORD + _NEW_FILE} & set(os.listdir(folder)):
+                        for left in {IMAGE + NEW, RECORD + NEW} & set(os.listdir(folder)):
                             self._disk.remove(folder, left)
 
     def listed(self) -> list[Volume]:
         """All, by name; what cannot be used says why."""
-        with explained(f"list the volumes in {self._directory}"), self._looking, self._base() as base:
+        with explained(f"list the volumes in {self._directory}"), self._looking, opened_folder(self._directory) as base:
             return [self._look(base, name) for name in self._names(base)]
 
     def find(self, name: str) -> Volume:
         """One. Raises KeepfleetError(NOT_FOUND)."""
-        with explained(f"look at volume {name[:63]}"), self._looking, self._base() as base:
+        with explained(f"look at volume {name[:63]}"), self._looking, opened_folder(self._directory) as base:
             if not _NAME.fullmatch(name) or name not in self._names(base):
                 raise no_volume(name)
             return self._look(base, name)
@@ -91,7 +98,7 @@ class Volumes:
         if not self._mounts:
             why = "no user may mount a file system; declare it to the system's manager"
             raise KeepfleetError(ErrorKind.UNSUPPORTED, f"cannot have volume {name}: {why}")
-        with explained(f"make volume {name}"), self._base() as base:
+        with explained(f"make volume {name}"), opened_folder(self._directory) as base:
             names = self._names(base)
             there = self._stored(base, name) if name in names else None
             wanted = Stored(owner, size, inodes, round(time.time(), 3))
@@ -112,13 +119,18 @@ class Volumes:
     def remove(self, name: str) -> None:
         """Removes one and all that is in it; `lock` is held. Raises KeepfleetError: NOT_FOUND, CONFLICT while a keep
         has it."""
-        with explained(f"remove volume {name[:63]}"), self._looking, self._base() as base, ExitStack() as held:
+        with (
+            explained(f"remove volume {name[:63]}"),
+            self._looking,
+            opened_folder(self._directory) as base,
+            ExitStack() as held,
+        ):
             if not _NAME.fullmatch(name) or name not in self._names(base):
                 raise no_volume(name)
             image = self._image(base, name)
             if image is not None:
                 held.callback(os.close, image)
-                if _locked(image):  # else it is ours until we close it, and no keep gets it meanwhile
+                if not lock_now(image):  # else it is ours until we close it, and no keep gets it meanwhile
                     why = "a keep has it; have that declared no more first"
                     raise KeepfleetError(ErrorKind.CONFLICT, f"cannot remove volume {name}: {why}")
             self._discard(base, _GONE + name)
@@ -128,7 +140,7 @@ class Volumes:
             self._discard(base, _GONE + name)
 
     def _make(self, base: int, name: str, stored: Stored) -> None:
-        new = _NEW + name
+        new = _UNFINISHED + name
         self._discard(base, new)
         try:
             self._disk.make_directory(base, new)
@@ -163,27 +175,27 @@ class Volumes:
             image = os.open(IMAGE, OPEN_FILE, dir_fd=folder)
             held.callback(os.close, image)
             with self._looking:
-                has = _locked(image)  # else it is ours until we close it
+                has = not lock_now(image)  # else it is ours until we close it
             if has:
                 raise KeepfleetError(ErrorKind.CONFLICT, f"cannot have volume {name} grow: a keep has it")
             if os.fstat(image).st_size < wanted.size_bytes:  # else a manager was killed before the record said so
-                held.callback(self._remove_leftover, folder, IMAGE + _NEW_FILE)
-                larger = self._disk.create(folder, IMAGE + _NEW_FILE)
+                held.callback(self._remove_leftover, folder, IMAGE + NEW)
+                larger = self._disk.create(folder, IMAGE + NEW)
                 held.callback(os.close, larger)
                 self._disk.reserve(larger, wanted.size_bytes)
                 _copied(image, larger)
-                grow_image(f"{self._directory}/{name}/{IMAGE}{_NEW_FILE}", wanted.size_bytes)
+                grow_image(f"{self._directory}/{name}/{IMAGE}{NEW}", wanted.size_bytes)
                 _check_inodes(name, inodes_of(larger), wanted)
                 self._disk.sync(larger)
-                self._disk.rename(folder, IMAGE + _NEW_FILE, folder, IMAGE)
+                self._disk.rename(folder, IMAGE + NEW, folder, IMAGE)
                 self._disk.sync(folder)
             grown = there.replace(size_bytes=wanted.size_bytes, inodes=max(there.inodes, _inodes_in(folder)))
-            held.callback(self._remove_leftover, folder, RECORD + _NEW_FILE)
-            record = self._disk.create(folder, RECORD + _NEW_FILE)
+            held.callback(self._remove_leftover, folder, RECORD + NEW)
+            record = self._disk.create(folder, RECORD + NEW)
             held.callback(os.close, record)
             self._disk.write(record, encode(grown))
             self._disk.sync(record)
-            self._disk.rename(folder, RECORD + _NEW_FILE, folder, RECORD)
+            self._disk.rename(folder, RECORD + NEW, folder, RECORD)
             self._disk.sync(folder)
 
     def _remove_leftover(self, folder: int, name: str) -> None:
@@ -205,7 +217,7 @@ class Volumes:
                 with self._folder(base, name) as folder:
                     image = os.open(IMAGE, OPEN_FILE, dir_fd=folder)
                 try:
-                    in_use = _locked(image)
+                    in_use = not lock_now(image)
                 finally:
                     os.close(image)
         except KeepfleetError as error:
@@ -253,14 +265,6 @@ class Volumes:
         return sorted(filter(_NAME.fullmatch, os.listdir(base)))
 
     @contextmanager
-    def _base(self) -> Iterator[int]:
-        directory = os.open(self._directory, OPEN_DIRECTORY)
-        try:
-            yield directory
-        finally:
-            os.close(directory)
-
-    @contextmanager
     def _folder(self, base: int, name: str) -> Iterator[int]:
         """A volume's folder; a link in its place is none. Raises OSError, KeepfleetError(FORBIDDEN)."""
         try:
@@ -302,12 +306,3 @@ def _inodes_in(folder: int) -> int:
 def no_volume(name: str) -> KeepfleetError:
     """The error for a name that no volume has, or none that the caller may see."""
     return KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find volume {name[:63]!r}: there is none of this name")
-
-
-def _locked(image: int) -> bool:
-    """Whether a keep has the volume; else the caller does until it closes the description. Raises OSError."""
-    try:
-        fcntl.flock(image, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False

@@ -139,7 +139,11 @@ class Acceptor:
             except OSError as error:
                 await self._survive(error)
                 continue
-            self._take(sock, str(peer[0]), group)
+            handshake = Handshake(sock, str(peer[0]))
+            self._handshakes.enter(handshake)
+            handshake.task = group.start(self._shake_hands(handshake, sock))
+            handshake.task.add_done_callback(partial(self._finished, handshake))
+            self._own(handshake.task)
             taken += 1
             if taken % ACCEPTS_AT_ONCE == 0:
                 await asyncio.sleep(0)  # sock_accept itself does not wait where a connection is there
@@ -151,13 +155,6 @@ class Acceptor:
             await asyncio.sleep(PAUSE_SECONDS)
         elif error.errno not in _OF_ONE_CONNECTION:
             raise error
-
-    def _take(self, sock: socket.socket, address: str, group: Group) -> None:
-        handshake = Handshake(sock, address)
-        self._handshakes.enter(handshake)
-        handshake.task = group.start(self._shake_hands(handshake, sock))
-        handshake.task.add_done_callback(partial(self._finished, handshake))
-        self._own(handshake.task)
 
     def _finished(self, handshake: Handshake, _: asyncio.Task[None]) -> None:
         """Runs also where the task was cancelled before it began."""

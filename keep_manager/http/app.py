@@ -25,12 +25,12 @@ from keep_manager.http import (
     volumes,
 )
 from keep_manager.http.acceptor import Acceptor, Hook
-from keep_manager.http.access import Admission, Certificates
-from keep_manager.http.connection import Connection, Recheck
-from keep_manager.http.errors import legacy_body, v1_body
-from keep_manager.http.middleware import ErrorBody, Handler, Rules
+from keep_manager.http.connection import Certificates, Connection, Recheck, v1_body
+from keep_manager.http.middleware import Admission, ErrorBody, Handler, Rules, legacy_body
 from keep_manager.http.operations import DECLARED_PATH, DOCUMENT_PATH, KEEP_PATH, SECRET_PATH, VOLUME_PATH
-from keep_manager.keeps.logs import Events, Output
+from keep_manager.keeps.logs import Events
+from keep_manager.keeps.manager import Keeps
+from keep_manager.keeps.readers import Readers
 from keep_manager.keeps.streams import Inputs
 from keep_manager.keeps.view import View
 from keep_manager.tasks import Group
@@ -120,9 +120,9 @@ ROUTES = (
 
 
 def make_app(
-    keeps: handlers.Keeps,
+    keeps: Keeps,
     view: View,
-    output: Output,
+    output: Readers,
     inputs_of: Inputs,
     events: Events,
     admission: Admission,

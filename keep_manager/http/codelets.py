@@ -16,9 +16,8 @@ from aiohttp import web
 from codelets.states import HookState, SetState, changed
 from keep_manager.authorize.table import Action, authorize, may
 from keep_manager.http import streams
-from keep_manager.http.access import refusals_logged
 from keep_manager.http.declared import Owned
-from keep_manager.http.middleware import QUOTAS, caller_of, json_response, peer_of, read_body
+from keep_manager.http.middleware import QUOTAS, caller_of, json_response, read_body, refusals_logged
 from keep_manager.model import Caller
 from keep_protocol import sse, strict_json
 from keep_protocol.codelets import (
@@ -152,7 +151,7 @@ async def _readable(request: web.Request) -> Application:
 async def _changeable(request: web.Request) -> Application:
     """The same, where the caller may load and unload. Raises KeepfleetError, FORBIDDEN too."""
     application = await _readable(request)
-    with refusals_logged(peer_of(request), f"{request.method} {request.path[:80]!r}"):
+    with refusals_logged(request):
         authorize(caller_of(request), Action.CHANGE_CODELETS, Owned(application.owner))
     return application
 

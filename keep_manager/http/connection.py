@@ -11,17 +11,17 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from aiohttp import web
 from aiohttp.http_writer import StreamWriter
 from aiohttp.web_protocol import RequestHandler
 
 from keep_manager.http.acceptor import Hook
-from keep_manager.http.access import Certificates, Peer
-from keep_manager.http.errors import KIND_OF, v1_body
 from keep_manager.model import Caller, ClientIdentity
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.fields import Record
 
 LOG = logging.getLogger("keepfleet.http")
 HEADER_SECONDS = 10.0
@@ -38,6 +38,31 @@ _HEAD_SIZE = len(_CHUNK_HEAD % 0)
 SECURITY = logging.getLogger("keepfleet.security")
 RECHECK_SECONDS = 0.4
 """Two looks are under a second: the longest a connection lives that was opened just before the revocation."""
+
+
+class Certificates(Protocol):
+    """What decides about the certificates clients show."""
+
+    def identify(self, der: bytes) -> ClientIdentity:
+        """Who a certificate belongs to, and what is wrong with it permanently."""
+
+    def check(self, identity: ClientIdentity) -> None:
+        """Raises KeepfleetError when the certificate may not be used now."""
+
+
+class Peer(Record):
+    """The other end of one connection: its address, and who its certificate says it is."""
+
+    address: str
+    identity: ClientIdentity | None
+
+    def __str__(self) -> str:
+        return f"{self.identity or 'a client without a certificate'} at {self.address}"
+
+
+def v1_body(error: KeepfleetError) -> dict[str, object]:
+    """An error as /v1 has it."""
+    return {"error": error.to_wire()}
 
 
 class Flood:
@@ -173,7 +198,7 @@ class Connection(RequestHandler):
         else:
             LOG.info("%s sent a malformed request: %s", self.peer, message or exc)
             text = f"cannot read the request: {(message or 'it is not HTTP').splitlines()[0][:200]}"
-        error = KeepfleetError(KIND_OF.get(status, ErrorKind.INTERNAL), text)
+        error = KeepfleetError(ErrorKind.BAD_REQUEST if status == 400 else ErrorKind.INTERNAL, text)
         response = web.Response(status=status, body=strict_json.dumps(v1_body(error)), content_type="application/json")
         response.force_close()
         return response
@@ -183,8 +208,8 @@ class Recheck:
     """Closes the connections of clients whose certificate was revoked, or has expired, since they were opened: looks at
     `connections()` again and again.
 
-    Every request is checked on its own (access.py), but a stream or a long wait is one request that goes on. One look
-    at the list of the revoked every 0.4 s serves all connections. It is a look and not a watch (inotify), because
+    Every request is checked on its own (middleware.py), but a stream or a long wait is one request that goes on. One
+    look at the list of the revoked every 0.4 s serves all connections. It is a look and not a watch (inotify), because
     expiry sends no signal, the list may lie on a file system that sends none, and a watch that overflows would fail
     open.
     """

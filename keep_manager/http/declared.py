@@ -9,8 +9,7 @@ from typing import Protocol
 from aiohttp import web
 
 from keep_manager.authorize.table import Action, authorize, may
-from keep_manager.http.access import refusals_logged
-from keep_manager.http.middleware import caller_of, json_response, peer_of, read_body
+from keep_manager.http.middleware import caller_of, json_response, read_body, refusals_logged
 from keep_manager.model import Caller
 from keep_protocol.declared import MAX_SETTLING_SECONDS, DeclaredKeep, RunHistory, parse_apply
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -66,7 +65,7 @@ def _name(request: web.Request, action: Action) -> str:
     owner = request.app[DECLARED].owner(name)
     if owner is None or not may(caller, Action.READ_DECLARED, Owned(owner)):
         raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find the declared keep {name[:63]!r}: none has that name")
-    with refusals_logged(peer_of(request), f"{request.method} {request.path[:80]!r}"):
+    with refusals_logged(request):
         authorize(caller, action, Owned(owner))
     return name
 

@@ -5,13 +5,13 @@ members in addition: parse, call, answer.
 from __future__ import annotations
 
 import re
-from typing import Protocol
 
 from aiohttp import web
 
 from keep_manager.authorize.table import Action, may
 from keep_manager.http.middleware import authorized, caller_of, json_response, list_response, read_body
-from keep_manager.keeps.decide import Page, by_creation
+from keep_manager.keeps.decide import by_creation
+from keep_manager.keeps.manager import Keeps
 from keep_manager.model import Caller, Visible
 from keep_protocol import api
 from keep_protocol.constants import V1_KEEPS_PATH, WORKLOAD_FOLLOWS_HEADER, parse_kuuid
@@ -30,39 +30,6 @@ _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _SECONDS = re.compile(r"[0-9]{1,2}(\.[0-9]{1,3})?", re.ASCII)
 COMPILE_SECONDS = 20.0
 """How long a start waits for its module's compilation: the clients of 2020 wait for 30 s, and do not ask again."""
-
-
-class Keeps(Protocol):
-    """What the handlers need of the keeps. Every method raises KeepfleetError alone."""
-
-    async def create(
-        self, request: api.NewKeep, caller: Caller, key: str = "", *, patience: float | None = None
-    ) -> KeepInfo:
-        """A new keep, started where the request has that in it; with a `key`, the one the same caller's same request
-        with it has made already. patience: as for `start`."""
-
-    async def list(self, request: api.ListKeeps, visible: Visible | None = None) -> Page:
-        """A page of those keeps that are visible."""
-
-    def find(self, kuuid: int) -> KeepInfo:
-        """One keep, as it is known now."""
-
-    async def get(self, kuuid: int) -> KeepInfo:
-        """One keep."""
-
-    async def wait(self, kuuid: int, changed_from: State, seconds: float) -> KeepInfo:
-        """One keep, after its state has changed or the time is over."""
-
-    async def start(self, request: api.StartKeep, caller: Caller, patience: float | None = None) -> KeepInfo:
-        """Lets a keep listen, or run its module; COMPILING where that is not compiled after `patience` seconds."""
-
-    async def stop(self, kuuid: int, caller: Caller) -> KeepInfo:
-        """Ends a keep's upload endpoint or workload."""
-
-    async def remove(self, kuuid: int, caller: Caller) -> None:
-        """Ends a keep."""
-
-
 KEEPS = web.AppKey("keeps", Keeps)
 
 
@@ -149,7 +116,7 @@ async def remove_keep(request: web.Request) -> web.StreamResponse:
 
 
 async def keeps_post(request: web.Request) -> web.StreamResponse:
-    """Obeys the command in the body. Errors have the shape of errors.legacy_body."""
+    """Obeys the command in the body. Errors have the shape of middleware.legacy_body."""
     keeps = request.app[KEEPS]
     match api.parse_legacy(await read_body(request)):
         case api.NewKeep() as command:

@@ -1,32 +1,157 @@
-"""Around every handler: access first, one error shape last; and the one way a body is read."""
+"""Around every handler: who may be served first, and the line a refusal leaves in the log; one error shape last, by the
+one table from error kinds to HTTP statuses; and the one way a body is read.
+
+What a browser sends because another site's page asked it to is refused. A browser that holds a client certificate shows
+it for any page: such a page could make keeps with a form. It cannot read an answer, and cannot send `application/json`
+without asking first (the manager allows it to none, as it answers no preflight). Browsers name the page's site in
+Origin, with every POST, and in Sec-Fetch-Site (Fetch standard, "CORS protocol"; Fetch Metadata Request Headers); no
+program of ours sends either.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
 
 from aiohttp import web
 
 from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.authorize.table import Action, Owned, authorize
-from keep_manager.http.access import Admission, Peer, caller_at, check_media_type, check_site, refusals_logged
-from keep_manager.http.connection import Connection
-from keep_manager.http.errors import KIND_OF, STATUS_OF, v1_body
+from keep_manager.callers import EVERYONE, Callers, entry_of
+from keep_manager.http.connection import Certificates, Connection, Peer, v1_body
 from keep_manager.model import Caller, exhaustion_explained
 from keep_protocol import strict_json
+from keep_protocol.api import UNDEFINED_COMMAND
 from keep_protocol.constants import MAX_MANAGER_BODY, parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
+from keep_protocol.identity import Role, owner_of
 from keep_protocol.keep import KeepInfo
+from keep_protocol.spec import ANONYMOUS
 
+SECURITY = logging.getLogger("keepfleet.security")
+JSON = "application/json"
+_OWN_SITE = {"same-origin", "none"}
+"""The manager's own page, and an address typed by the user."""
+_NOTHING = "application/octet-stream"
+"""What aiohttp's client says of a body that is not there, and no form of a page can say."""
+_SHOWN = 60
 WRITTEN_AT_ONCE = 64
 """Keeps of a list written before the loop turns to others again: 5 ms."""
 BODY_SECONDS = 10.0
 """A body is at most 64 KiB, seven kilobytes a second, and that of a start 4 MiB, 3.4 Mbit/s."""
 _CLOSING = {ErrorKind.FORBIDDEN, ErrorKind.TOO_LARGE, ErrorKind.TOO_SLOW}
 """After these the connection is not used again: the peer is not trusted, or its body still lies on the wire."""
+STATUS_OF: dict[ErrorKind, HTTPStatus] = {
+    ErrorKind.BAD_REQUEST: HTTPStatus.BAD_REQUEST,
+    ErrorKind.UNKNOWN_COMMAND: HTTPStatus.BAD_REQUEST,
+    ErrorKind.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    ErrorKind.CONFLICT: HTTPStatus.CONFLICT,
+    ErrorKind.FORBIDDEN: HTTPStatus.FORBIDDEN,
+    ErrorKind.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ErrorKind.TOO_SLOW: HTTPStatus.REQUEST_TIMEOUT,
+    ErrorKind.TOO_MANY: HTTPStatus.TOO_MANY_REQUESTS,
+    ErrorKind.UNSUPPORTED: HTTPStatus.NOT_IMPLEMENTED,
+    ErrorKind.UNSUPPORTED_MEDIA: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    ErrorKind.INVALID_MODULE: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ErrorKind.TOO_COMPLEX: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ErrorKind.COMPILING: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorKind.PORT_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorKind.NO_SPACE: HTTPStatus.INSUFFICIENT_STORAGE,
+    ErrorKind.ISOLATION_FAILURE: HTTPStatus.INTERNAL_SERVER_ERROR,
+    ErrorKind.KEEP_FAILED: HTTPStatus.BAD_GATEWAY,
+    ErrorKind.SYSTEMD: HTTPStatus.BAD_GATEWAY,
+    ErrorKind.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorKind.CONFIGURATION: HTTPStatus.INTERNAL_SERVER_ERROR,
+    ErrorKind.CERTIFICATE: HTTPStatus.INTERNAL_SERVER_ERROR,
+    ErrorKind.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+KIND_OF = {
+    400: ErrorKind.BAD_REQUEST,
+    404: ErrorKind.NOT_FOUND,
+    405: ErrorKind.BAD_REQUEST,
+    408: ErrorKind.TOO_SLOW,
+    413: ErrorKind.TOO_LARGE,
+    415: ErrorKind.UNSUPPORTED_MEDIA,
+    417: ErrorKind.BAD_REQUEST,
+}
+"""The kinds of the refusals that are HTTP's own; any other status is INTERNAL."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ErrorBody = Callable[[KeepfleetError], dict[str, object]]
+
+
+def legacy_body(error: KeepfleetError) -> dict[str, object]:
+    """An error as /keeps_post has it: the original's `text`, and ours in addition."""
+    if error.kind is ErrorKind.UNKNOWN_COMMAND:
+        return dict(UNDEFINED_COMMAND)
+    return {"text": error.message, "error": error.to_wire()}
+
+
+def caller_at(peer: Peer, callers: Callers) -> Caller:
+    """Who asks: by the identity in its certificate's URI; without one by the certificate's common name, with the role
+    that the configuration gives it, or else as an operator; without a certificate `anonymous`. Pure.
+    """
+    shown = peer.identity
+    if shown is None:
+        return Caller(ANONYMOUS, Role.ANONYMOUS, peer.address, str(peer))
+    if shown.identity is not None:
+        who = shown.identity
+        return Caller(who.name, who.role, peer.address, str(peer), shown.fingerprint, who.keep)
+    name = owner_of(shown.subject)
+    given = entry_of(callers, shown.subject).role or entry_of(callers, name).role or entry_of(callers, EVERYONE).role
+    role = Role.OPERATOR if given is None else Role(given.value)
+    return Caller(name, role, peer.address, str(peer), shown.fingerprint)
+
+
+class Admission(Record):
+    """Who may connect at all: a client with a certificate of our CA, made for a client, in its time and not revoked,
+    which is checked again for every request.
+
+    certificate_required: false lets clients without one in, too, as those of 2020 show none: they are one caller,
+    `anonymous`, so keep such a manager on 127.0.0.1. A certificate that is shown must be a good one all the same.
+    """
+
+    certificates: Certificates
+    certificate_required: bool = True
+
+    def check(self, peer: Peer) -> None:
+        """Raises KeepfleetError: FORBIDDEN when `peer` may not, CERTIFICATE when that cannot be found out."""
+        if peer.identity is not None:
+            self.certificates.check(peer.identity)
+        elif self.certificate_required:
+            raise KeepfleetError(ErrorKind.FORBIDDEN, "cannot serve a client without a certificate")
+
+
+def check_site(request: web.Request) -> None:
+    """Raises KeepfleetError(FORBIDDEN) for a request on behalf of another site's page."""
+    headers = request.headers
+    own = f"https://{headers.get('Host', '')}"
+    foreign = [origin for origin in headers.getall("Origin", []) if origin != own]
+    foreign += [site for site in headers.getall("Sec-Fetch-Site", []) if site not in _OWN_SITE]
+    if foreign:
+        raise KeepfleetError(
+            ErrorKind.FORBIDDEN, f"cannot obey another site's page: a browser sent this for {foreign[0][:_SHOWN]!r}"
+        )
+
+
+def check_media_type(request: web.Request) -> None:
+    """Raises KeepfleetError(UNSUPPORTED_MEDIA) for a body that is said to be anything but JSON, and for an encoded one.
+
+    A body whose type is not said is taken for JSON: the manager of 2020 (warp's json filter) drew the same line.
+    """
+    headers = request.headers
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise KeepfleetError(ErrorKind.UNSUPPORTED_MEDIA, "cannot read the request: its body must not be encoded")
+    given = headers.get("Content-Type", JSON).partition(";")[0].strip().lower()
+    if given != JSON and (request.body_exists or given != _NOTHING):
+        raise KeepfleetError(
+            ErrorKind.UNSUPPORTED_MEDIA,
+            f"cannot read the request: its Content-Type is {given[:_SHOWN]!r}, and must be {JSON}",
+        )
 
 
 class Rules(Record):
@@ -102,11 +227,20 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     return response
 
 
+@contextmanager
+def refusals_logged(request: web.Request) -> Iterator[None]:
+    """A refusal of what the block asks is one line in the security log, which names the request."""
+    try:
+        yield
+    except KeepfleetError as error:
+        SECURITY.warning("refused %s from %s: %s", _what(request), peer_of(request), error.message)
+        raise
+
+
 def admit(request: web.Request) -> None:
     """Raises KeepfleetError, after one line in the security log, unless the request's client may be served now."""
-    peer = peer_of(request)
-    with refusals_logged(peer, _what(request)):
-        request.app[ADMISSION].check(peer)
+    with refusals_logged(request):
+        request.app[ADMISSION].check(peer_of(request))
 
 
 def authorized(request: web.Request, action: Action, kuuid: int | None = None) -> Caller:
@@ -116,7 +250,7 @@ def authorized(request: web.Request, action: Action, kuuid: int | None = None) -
     """
     caller = caller_of(request)
     keep = None if kuuid is None else request.app[FIND](kuuid)
-    with refusals_logged(peer_of(request), _what(request)):
+    with refusals_logged(request):
         authorize(caller, action, keep)
     return caller
 
@@ -140,7 +274,7 @@ async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
     """
     admit(request)
     rules = request.app[RULES].get(request.match_info.route)
-    with refusals_logged(peer_of(request), _what(request)):
+    with refusals_logged(request):
         check_site(request)
     if rules is not None and rules.action is not None:
         authorized(request, rules.action, kuuid_of(request))

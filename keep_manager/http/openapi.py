@@ -7,8 +7,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from keep_manager.http.errors import STATUS_OF
-from keep_manager.http.middleware import json_response
+from keep_manager.http.middleware import STATUS_OF, json_response
 from keep_manager.http.operations import IN_PATHS, OPERATIONS, Operation
 from keep_manager.http.schemas import EVENT, schemas
 from keep_protocol import sse

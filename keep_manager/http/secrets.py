@@ -13,9 +13,8 @@ from typing import Protocol
 from aiohttp import web
 
 from keep_manager.authorize.table import Action, authorize, may
-from keep_manager.http.access import refusals_logged
 from keep_manager.http.declared import DECLARED, Owned
-from keep_manager.http.middleware import BODY_SECONDS, QUOTAS, caller_of, json_response, peer_of
+from keep_manager.http.middleware import BODY_SECONDS, QUOTAS, caller_of, json_response, refusals_logged
 from keep_manager.model import Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.secrets import MAX_VALUE_BYTES, Secret, SecretList, check_secret_name
@@ -74,7 +73,7 @@ async def delete_secret(request: web.Request) -> web.StreamResponse:
     if owner is None or not may(caller, Action.READ_SECRETS, Owned(owner)):
         why = "there is none of that name"
         raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find the secret {name[:63]!r}: {why}")
-    with refusals_logged(peer_of(request), f"{request.method} {request.path[:80]!r}"):
+    with refusals_logged(request):
         if not may(caller, Action.CHANGE_SECRETS, Owned(owner)):
             authorize(caller, Action.CHANGE_SECRETS)
             why = f"it is {owner}'s"

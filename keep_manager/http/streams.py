@@ -16,8 +16,8 @@ from keep_manager.http.connection import SEND_SECONDS, Flood
 from keep_manager.http.handlers import KEEPS
 from keep_manager.http.middleware import ADMISSION, QUOTAS, caller_of, peer_of
 from keep_manager.keeps import logs
-from keep_manager.keeps.logs import Chosen, Events, Output, place_of
-from keep_manager.keeps.readers import Reading
+from keep_manager.keeps.logs import Chosen, Events, place_of
+from keep_manager.keeps.readers import Readers, Reading
 from keep_manager.keeps.streams import BLOCK_BYTES
 from keep_manager.keeps.view import Entry
 from keep_manager.tasks import Group
@@ -32,7 +32,7 @@ MAX_LINES = 100_000
 FIRST_SECONDS = 0.2
 """A refusal comes in this time; after it a client that follows a silent keep learns that it is served."""
 RESUME_HEADER = "Last-Event-ID"
-OUTPUT = web.AppKey("output", Output)
+OUTPUT = web.AppKey("output", Readers)
 ENTRY: web.AppKey[Callable[[int], Entry]] = web.AppKey("entry")
 """All that is known of a keep. Raises KeepfleetError(NOT_FOUND)."""
 EVENTS = web.AppKey("events", Events)

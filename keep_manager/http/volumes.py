@@ -9,8 +9,7 @@ from typing import Protocol
 from aiohttp import web
 
 from keep_manager.authorize.table import Action, authorize, may
-from keep_manager.http.access import refusals_logged
-from keep_manager.http.middleware import caller_of, json_response, peer_of
+from keep_manager.http.middleware import caller_of, json_response, refusals_logged
 from keep_manager.model import Caller
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
@@ -59,7 +58,7 @@ async def remove_volume(request: web.Request) -> web.StreamResponse:
     volume = await volumes.find(name)
     if not _sees(caller, volume):
         raise KeepfleetError(ErrorKind.NOT_FOUND, f"cannot find volume {name[:63]!r}: there is none of this name")
-    with refusals_logged(peer_of(request), f"{request.method} {request.path[:80]!r}"):
+    with refusals_logged(request):
         authorize(caller, Action.DECLARE, _Owned(volume.owner))
     await volumes.remove(name)
     LOG.info("volume %s of %s: removed by %s", name, volume.owner or "nobody known", caller)

@@ -26,8 +26,7 @@ from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.constants import KUUID_BITS, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.kinds import Kind
-from keep_protocol.spec import ANONYMOUS, Compiler, Declaration, KeepSpec, OutputPolicy, Profile, encode_spec
+from keep_protocol.spec import ANONYMOUS, Compiler, Declaration, KeepSpec, Kind, OutputPolicy, Profile, encode_spec
 from keep_protocol.states import Phase, State
 
 LOG = logging.getLogger("keepfleet.keeps")
@@ -211,7 +210,9 @@ class Creation:
         if self._waiting >= MAX_WAITING_CREATIONS:
             raise KeepfleetError(ErrorKind.TOO_MANY, f"cannot make a keep: {self._waiting} requests wait already")
         with self._disturbing():
-            return await self._create_named(request, spec, caller)
+            async with self._named(request, spec, caller), self._place():
+                made = await self._from_spare(request, spec, caller)
+                return made or await self._create(request, spec, caller)
 
     async def quiet(self) -> None:
         """Returns when no creation has been under way for QUIET_SECONDS."""
@@ -234,19 +235,19 @@ class Creation:
             if not self._under_way:
                 self._quiet.set()
 
-    async def _create_named(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
-        async with self._named(request, spec, caller):
-            self._waiting += 1
-            creations = self._creations
-            try:
-                await creations.acquire()
-            finally:
-                self._waiting -= 1
-            try:
-                made = await self._from_spare(request, spec, caller)
-                return made or await self._create(request, spec, caller)
-            finally:
-                creations.release()
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """One of the places for creations, which is waited for."""
+        self._waiting += 1
+        creations = self._creations
+        try:
+            await creations.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            creations.release()
 
     @asynccontextmanager
     async def _named(self, request: NewKeep, spec: KeepSpec, caller: Caller) -> AsyncIterator[None]:

@@ -39,15 +39,6 @@ _NANO = 1e9
 _CURSOR = re.compile(r"p=([0-9a-f]{1,16});o=([0-9a-f]{1,16});e=([0-9a-f]{1,16});m=([0-9a-f]{1,16})", re.ASCII)
 
 
-class Output(Protocol):
-    """What keeps have written. Every method raises KeepfleetError alone."""
-
-    def reading(
-        self, kuuid: int, position: int = 0, *, holds: bool = False, follows: bool = False
-    ) -> AbstractAsyncContextManager[Reading]:
-        """A reading of a keep's output from `position` on, for the block; with `holds` the workload waits for it."""
-
-
 class Events(Protocol):
     """Where what happened to keeps is. Every method raises KeepfleetError alone."""
 

@@ -9,14 +9,12 @@ from types import MappingProxyType
 from keep_manager.callers import DEFAULT_LEASE, EVERYONE, Callers, entry_of
 from keep_manager.model import Allowance, Caller
 from keep_protocol.api import StartKeep
-from keep_protocol.constants import LAST_KEEP_PORT
-from keep_protocol.control import MODULE, START_DESCRIPTORS
+from keep_protocol.constants import LAST_KEEP_PORT, MODULE, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.identity import ANY_CERTIFICATE, Role
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import BOUNDS, DEFAULTS, MIB, TEN_YEARS, Limits
-from keep_protocol.spec import KeepSpec, Lease
+from keep_protocol.spec import KeepSpec, Kind, Lease
 
 DEFAULT_CEILINGS: dict[str, int] = {
     **DEFAULTS,

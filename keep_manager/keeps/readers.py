@@ -13,7 +13,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
-    AbstractAsyncContextManager,
     AbstractContextManager,
     asynccontextmanager,
     contextmanager,
@@ -142,20 +141,18 @@ class Readers:
         """How many keeps have readers."""
         return len(self._followed)
 
-    def reading(
+    @asynccontextmanager
+    async def reading(
         self, kuuid: int, position: int = 0, *, holds: bool = False, follows: bool = False
-    ) -> AbstractAsyncContextManager[Reading]:
+    ) -> AsyncIterator[Reading]:
         """A reading from `position` on, for the block: when it begins, what the workload writes from then on is not
         missed, and with `holds` it waits for this reader.
 
         Raises KeepfleetError: NOT_FOUND, CONFLICT for a keep that keeps no output, TOO_MANY, BAD_REQUEST for a position
         that there is not, KEEP_FAILED where its output cannot be read.
         """
-        return self._reading(kuuid, Reading(position, holds=holds, follows=follows))
-
-    @asynccontextmanager
-    async def _reading(self, kuuid: int, reading: Reading) -> AsyncIterator[Reading]:
         refuse_output(self._view.entry(kuuid).report, kuuid)
+        reading = Reading(position, holds=holds, follows=follows)
         followed = self._followed.setdefault(kuuid, _Followed())
         try:
             if len(followed.readings) >= MAX_READERS:

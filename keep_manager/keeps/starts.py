@@ -19,12 +19,19 @@ from keep_manager.keeps.streams import Inputs
 from keep_manager.keeps.view import NO_SPEC, View, clear_away
 from keep_manager.model import KEEPS_OUTPUT, Answer, Caller, Provision, UnixUser
 from keep_protocol.api import StartKeep
-from keep_protocol.constants import APPLOADER_START_SECONDS, CONTROL_REPLY_SECONDS, unit_name
-from keep_protocol.control import COMPILED, FOLLOW, LISTENER, StartMessage
+from keep_protocol.constants import (
+    APPLOADER_START_SECONDS,
+    COMPILED,
+    CONTROL_REPLY_SECONDS,
+    FOLLOW,
+    INPUT,
+    LISTENER,
+    unit_name,
+)
+from keep_protocol.control import StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.spec import KeepSpec
-from keep_protocol.workload import INPUT
 
 LOG = logging.getLogger("keepfleet.keeps")
 START_REPLY_SECONDS = APPLOADER_START_SECONDS + CONTROL_REPLY_SECONDS

@@ -1,5 +1,6 @@
-"""What a keep is given, as descriptors by name: each provider is one file and one function,
-`(provision, held) → named descriptors`, which `held` closes.
+"""What a keep is given, as descriptors by name: each provider is a function, `(provision, held) → named descriptors`,
+which `held` closes. Those of what is granted are in `files`; here are the upload endpoint's, the module's and the
+output's.
 
 They run in a thread: a file system that hangs holds up one start, and not the manager. Import rule:
 `keep_manager.model`, the client's side of keep_grants, and keep_protocol alone.
@@ -9,19 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
+from keep_grants.resolve import keep
 from keep_manager.callers import GrantRoot
 from keep_manager.model import Provision
-from keep_manager.providers import endpoint, module, output
 from keep_manager.providers.files import Files
-from keep_manager.providers.module import OpenModule
-from keep_manager.providers.output import JOURNAL_SOCKET, MakeFiles
-from keep_protocol.errors import KeepfleetError
+from keep_protocol.constants import CLIENT_CA, JOURNAL, MODULE, OUTPUT, RECORD, REVOKED
+from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.spec import KeepSpec
 
 LOG = logging.getLogger("keepfleet.grants")
+JOURNAL_LOG = logging.getLogger("keepfleet.journal")
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+"""Where journald takes entries with fields of the sender's own (systemd's "Native Journal Protocol")."""
 Provider = Callable[[Provision, ExitStack], Mapping[str, int]]
+MakeFiles = Callable[[int, KeepSpec], tuple[int, int]]
+"""The descriptors of a new ring and a new record of a keep. Raises KeepfleetError."""
+OpenModule = Callable[[str], int]
+"""The verified descriptor of the module with this digest, read-only. Raises KeepfleetError."""
 
 
 class Providers:
@@ -41,13 +51,14 @@ class Providers:
         open_module: OpenModule,
         journal: str = JOURNAL_SOCKET,
     ) -> None:
-        self._files, self._journal = files, journal
+        self._client_ca, self._revoked, self._files = client_ca, revoked, files
+        self._make_output, self._open_module, self._journal = make_output, open_module, journal
         self.journal_stores = True
         self._providers: tuple[Provider, ...] = (
-            endpoint.opener(client_ca, revoked),
-            module.opener(open_module),
+            self._of_the_endpoint,
+            self._of_the_module,
             files.opened,
-            output.opener(make_output, journal),  # last: what another one refuses has left nothing behind
+            self._of_the_output,  # last: what another one refuses has left nothing behind
         )
 
     def __repr__(self) -> str:
@@ -67,7 +78,7 @@ class Providers:
     def journal(self) -> Iterator[int]:
         """A datagram socket to journald, open while the block runs."""
         with ExitStack() as held:
-            yield output.connected(held, self._journal)
+            yield connected(held, self._journal)
 
     @asynccontextmanager
     async def opened(self, provision: Provision) -> AsyncIterator[Mapping[str, int]]:
@@ -91,6 +102,49 @@ class Providers:
         for provider in self._providers:
             found |= provider(provision, held)
         return found
+
+    def _of_the_endpoint(self, provision: Provision, held: ExitStack) -> Mapping[str, int]:
+        """What an upload endpoint judges its clients by: the client CA and the list of revoked certificates."""
+        if CLIENT_CA not in provision.brings:
+            return {}
+        return {CLIENT_CA: _open(held, self._client_ca), REVOKED: _open(held, self._revoked)}
+
+    def _of_the_module(self, provision: Provision, held: ExitStack) -> Mapping[str, int]:
+        """The module that a keep of kind stored runs, verified a moment ago. A start that is only checked reads
+        nothing: what it would find can change until the start."""
+        if MODULE not in provision.brings or provision.user is None:
+            return {}
+        return {MODULE: keep(held, self._open_module(provision.spec.digest))}
+
+    def _of_the_output(self, provision: Provision, held: ExitStack) -> Mapping[str, int]:
+        """What a loader keeps its workload's output with: the ring, the record, and a socket to journald."""
+        if not provision.keeps_output:
+            return {}
+        output, record = self._make_output(provision.kuuid, provision.spec)
+        return {OUTPUT: keep(held, output), RECORD: keep(held, record), JOURNAL: connected(held, self._journal)}
+
+
+def _open(held: ExitStack, path: str) -> int:
+    try:
+        return keep(held, os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except OSError as error:
+        raise KeepfleetError(
+            ErrorKind.CERTIFICATE, f"cannot open {path}: {error.strerror}; run: keepctl init"
+        ) from error
+
+
+def connected(held: ExitStack, path: str) -> int:
+    """A datagram socket to journald, or where that is not there one that says so of each datagram: a keep is started
+    all the same, and its loader reports it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        JOURNAL_LOG.warning("cannot reach journald at %s: %s", path, error.strerror)
+        sock.close()
+        sock, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        other.close()
+    return keep(held, sock.detach())
 
 
 def _closer(held: ExitStack) -> Callable[[asyncio.Future[Mapping[str, int]]], None]:

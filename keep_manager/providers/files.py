@@ -27,8 +27,7 @@ from keep_grants.resolve import keep
 from keep_manager.callers import KEEP_ITSELF, GrantRoot, numbers_of
 from keep_manager.model import Caller, Provision, UnixUser
 from keep_protocol.api_workload import Grant, GrantKind, WorkloadRequest
-from keep_protocol.constants import unit_name
-from keep_protocol.control import WORKLOAD_DESCRIPTOR
+from keep_protocol.constants import WORKLOAD_DESCRIPTOR, unit_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.spec import Compiler, Profile

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from keep_manager.systemd import replies
 from keep_manager.systemd.bulk import PropertyReader
 from keep_manager.systemd.connection import BUS, BUS_PATH, BusLost, Connection, dial
 from keep_manager.systemd.message import ERROR, Message, Variant
+from keep_manager.systemd.replies import JobEnd
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
@@ -61,9 +62,9 @@ class Call(Record):
     files: tuple[int, ...] = ()  # descriptors that go with it, which a value of type h names by place
 
 
-def variant(signature: str, value: object) -> object:
-    """A D-Bus variant, for a property's value."""
-    return Variant(signature, value)
+def array_of(properties: Iterable[tuple[str, str, object]]) -> list[list[object]]:
+    """Properties, each by name, signature and value, as the a(sv) of a call."""
+    return [[name, Variant(signature, value)] for name, signature, value in properties]
 
 
 def string_lists(address: str, paths: Sequence[str], interface: str, name: str) -> Mapping[str, list[str]]:
@@ -78,17 +79,15 @@ def string_lists(address: str, paths: Sequence[str], interface: str, name: str) 
 class Bus:
     """One connection that comes back.
 
-    `on_signal(member, body)` gets systemd's signals; `on_return()` is called each time the connection, or systemd on
-    it, is there again after it was away: signals may have been lost.
+    `on_end` hears of each job of systemd's that has ended; `on_return()` is called each time the connection, or systemd
+    on it, is there again after it was away: signals may have been lost.
     """
 
-    def __init__(
-        self, tasks: Group, address: str, on_signal: Callable[[str, list[object]], None], *, files: bool = False
-    ) -> None:
+    def __init__(self, tasks: Group, address: str, on_end: Callable[[JobEnd], None], *, files: bool = False) -> None:
         self._tasks = tasks
         self._address = address
         self._files = files  # whether descriptors can be passed
-        self._on_signal = on_signal
+        self._on_end = on_end
         self._calls = asyncio.Semaphore(MAX_CALLS)
         self._ready = asyncio.Event()
         self._connection: Connection | None = None
@@ -234,7 +233,9 @@ class Bus:
             return
         body = message.body()
         if not of_bus:
-            self._on_signal(message.member, body)
+            end = replies.job_end(body) if message.member == "JobRemoved" else None
+            if end is not None:
+                self._on_end(end)
         elif body[0] == SYSTEMD:
             self._owned_by(str(body[2]))
             if self._owner:

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable
 
 from keep_manager.systemd import replies
-from keep_manager.systemd.bus import Bus, Call, ReplyError, variant
+from keep_manager.systemd.bus import Bus, Call, ReplyError, array_of
 from keep_manager.systemd.connection import BusLost
-from keep_manager.systemd.jobs import JobWait, JobWaits
 from keep_manager.systemd.properties import Property
+from keep_manager.systemd.replies import JobWait, JobWaits
 from keep_manager.tasks import Group
 from keep_protocol.compiling import End
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -41,9 +41,9 @@ class Oneshots:
 
     def __init__(self, tasks: Group, address: str) -> None:
         self._tasks = tasks
-        self._bus = Bus(tasks, address, self._signal, files=True)
-        self._bus.on_return = self._returned
         self._jobs = JobWaits()
+        self._bus = Bus(tasks, address, self._jobs.ended, files=True)
+        self._bus.on_return = self._returned
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._bus!r}, {len(self._jobs)} awaited)"
@@ -70,8 +70,7 @@ class Oneshots:
         too, where the caller is cancelled. `queued` is called when systemd has it, and its files. Raises
         KeepfleetError: CONFIGURATION where the units are not installed.
         """
-        wanted = [[each, variant(signature, value)] for each, signature, value in properties]
-        call = Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", wanted, []), files=files)
+        call = Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", array_of(properties), []), files=files)
         ended = False
         try:
             with self._jobs.expect(unit) as wait:
@@ -100,8 +99,7 @@ class Oneshots:
 
     async def set_properties(self, unit: str, properties: tuple[Property, ...]) -> None:
         """Changes a unit that runs. Raises KeepfleetError, NOT_FOUND too."""
-        wanted = [[each, variant(signature, value)] for each, signature, value in properties]
-        await self._ask(Call("SetUnitProperties", "sba(sv)", (unit, True, wanted)), f"change {unit}")
+        await self._ask(Call("SetUnitProperties", "sba(sv)", (unit, True, array_of(properties))), f"change {unit}")
 
     async def _queue(self, call: Call, unit: str, what: str) -> str | None:
         """The job's path; None when the connection broke and the unit is there: its end is found by looking."""
@@ -177,10 +175,6 @@ class Oneshots:
     async def _ask(self, call: Call, what: str) -> list[object]:
         """The reply to a call that may be made twice. Raises KeepfleetError."""
         return await self._bus.ask(call, what, QUEUE_SECONDS)
-
-    def _signal(self, member: str, body: list[object]) -> None:
-        if member == "JobRemoved" and (end := replies.job_end(body)) is not None:
-            self._jobs.ended(end)
 
     def _returned(self) -> None:
         if len(self._jobs):

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from keep_manager.systemd import replies
-from keep_manager.systemd.bus import CALL_SECONDS, Bus, Call, variant
-from keep_manager.systemd.jobs import JobWaits
+from keep_manager.systemd.bus import CALL_SECONDS, Bus, Call, array_of
 from keep_manager.systemd.properties import Property
+from keep_manager.systemd.replies import JobWaits
 from keep_manager.tasks import Group
 from keep_protocol.errors import ErrorKind, KeepfleetError
 
@@ -48,8 +48,8 @@ class Timers:
     """The timers of one systemd instance, on the bus at `address`."""
 
     def __init__(self, tasks: Group, address: str) -> None:
-        self._bus = Bus(tasks, address, self._signal)
         self._jobs = JobWaits()
+        self._bus = Bus(tasks, address, self._jobs.ended)
         self._bus.on_return = self._jobs.doubt
 
     def __repr__(self) -> str:
@@ -96,8 +96,7 @@ class Timers:
         return str(value[0][1]) if isinstance(value, list) and len(value) == 1 else ""
 
     async def _start(self, name: str, event: str) -> None:
-        wanted = [[each, variant(signature, value)] for each, signature, value in timer_properties(name, event)]
-        unit = timer_of(name)
+        wanted, unit = array_of(timer_properties(name, event)), timer_of(name)
         try:
             await self._ask(
                 Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "replace", wanted, [])), f"start {unit}"
@@ -123,11 +122,6 @@ class Timers:
         except KeepfleetError as error:
             if error.kind is not ErrorKind.NOT_FOUND:
                 raise
-
-    def _signal(self, member: str, body: list[object]) -> None:
-        end = replies.job_end(body) if member == "JobRemoved" else None
-        if end is not None:
-            self._jobs.ended(end)
 
     async def _ask(self, call: Call, what: str) -> list[object]:
         return await self._bus.ask(call, what, CALL_SECONDS)

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.model import UnitEnd, UnitState
 from keep_manager.systemd import journal, replies
-from keep_manager.systemd.bus import CALL_SECONDS, MANAGER, Bus, Call, ReplyError, string_lists, variant
+from keep_manager.systemd.bus import CALL_SECONDS, MANAGER, Bus, Call, ReplyError, array_of, string_lists
 from keep_manager.systemd.connection import BusLost
 from keep_manager.systemd.fields import FieldFiles
-from keep_manager.systemd.jobs import JobWaits
 from keep_manager.systemd.properties import (
     claim_properties,
     claimed_in,
@@ -23,7 +22,7 @@ from keep_manager.systemd.properties import (
     narrowed,
     spec_in,
 )
-from keep_manager.systemd.replies import Aim
+from keep_manager.systemd.replies import Aim, JobWaits
 from keep_manager.systemd.roots import Roots
 from keep_manager.tasks import Group
 from keep_protocol.constants import UNIT_PATTERN, unit_name
@@ -54,7 +53,8 @@ class SystemdUnits:
         self, tasks: Group, address: str, instance: str, runtime_root: str, roots: Roots | None = None
     ) -> None:
         self._tasks = tasks
-        self._bus = Bus(tasks, address, self._signal)
+        self._jobs = JobWaits()
+        self._bus = Bus(tasks, address, self._jobs.ended)
         self._bus.on_return = self._returned
         self._address, self._instance = address, instance
         self._directory = f"{runtime_root}/keepfleet"
@@ -65,7 +65,6 @@ class SystemdUnits:
         self.credentials: Callable[[Iterable[str]], Mapping[str, tuple[str, bool]]] = lambda _: {}
         """Where secrets lie, and whether encrypted; for threads. Raises KeepfleetError."""
         self._groups: str | None = None
-        self._jobs = JobWaits()
         self._resync: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -108,8 +107,7 @@ class SystemdUnits:
         wanted = keep_properties(kuuid, spec, root, await self._memory_groups(), start_follows=start_follows)
         if spec.credentials:
             wanted += credential_properties(await asyncio.to_thread(self.credentials, spec.credentials))
-        properties = [[name, variant(signature, value)] for name, signature, value in wanted]
-        call = Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, []))
+        call = Call("StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", array_of(wanted), []))
         try:
             async with asyncio.timeout(seconds):
                 result = await self._job(kuuid, call, Aim.START, what, spec)
@@ -215,7 +213,7 @@ class SystemdUnits:
         """
         unit = unit_name(kuuid)
         what = f"claim {unit}"
-        properties = [[name, variant(signature, value)] for name, signature, value in claim_properties(kuuid, spec)]
+        properties = array_of(claim_properties(kuuid, spec))
         try:
             await asyncio.to_thread(self._fields.write, kuuid, log_fields(kuuid, spec))
         except OSError as error:
@@ -229,8 +227,7 @@ class SystemdUnits:
         now = await self._property(replies.unit_path(unit), "Service", "MemoryMax", unit)
         wanted = narrowed(spec, now if isinstance(now, int) else 0)
         if wanted:
-            properties = [[name, variant(signature, value)] for name, signature, value in wanted]
-            await self._ask(Call("SetUnitProperties", "sba(sv)", (unit, True, properties)), f"narrow {unit}")
+            await self._ask(Call("SetUnitProperties", "sba(sv)", (unit, True, array_of(wanted))), f"narrow {unit}")
 
     async def settings_mark(self, kuuid: int) -> str:
         """What changes when a new keep's unit would have other settings than that one's has: systemd has read its files
@@ -368,12 +365,6 @@ class SystemdUnits:
         except KeepfleetError as error:
             if error.kind is not ErrorKind.NOT_FOUND:
                 LOG.warning("%s", error.message)
-
-    def _signal(self, member: str, body: list[object]) -> None:
-        if member == "JobRemoved":
-            end = replies.job_end(body)
-            if end is not None:
-                self._jobs.ended(end)
 
     def _returned(self) -> None:
         if self._resync is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 
 from keepctl.arguments import Command, WrongUsage
-from keepctl.ending import guarded
+from keepctl.display import guarded
 
 COMMANDS = {
     "run": "keepctl.commands.run:RUN",

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from keep_protocol.errors import KeepfleetError
-from keepctl import access, arguments, contexts
+from keepctl import access, arguments
 from keepctl.arguments import Argument, Command, Option, Value, WrongUsage
 
 _GUEST_WORDS = "keepctl.guest-words"
@@ -24,7 +24,7 @@ class ContextName(click.ParamType[str]):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names that go on as what is typed; none where the file cannot be read."""
         try:
-            known = contexts.load().contexts
+            known = access.load_contexts().contexts
         except KeepfleetError:
             return []
         found = [CompletionItem(name, help=context.get("manager", "")) for name, context in sorted(known.items())]

@@ -11,7 +11,7 @@ import click
 from codelets.states import CodeletState, SetState, sentences
 from keep_client.codelets import CodeletsClient
 from keep_client.credentials import parse_manager
-from keep_client.text import one_line, printable
+from keep_client.peer import one_line, printable
 from keep_protocol import strict_json
 from keep_protocol.codelets import (
     MAX_DESCRIPTOR,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from keep_client.peer import authority
-from keep_client.text import one_line, printable
+from keep_client.peer import authority, one_line, printable
 from keep_protocol.api import ARCHITECTURES
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.outcome import exit_code_of
 from keepctl.access import CONNECTION, KEEP, OUTPUT, Access, connected
 from keepctl.arguments import FILE, TEXT, Argument, Choice, Command, Option
-from keepctl.commands.options import CREATION, ENDPOINT, GUEST
+from keepctl.commands.run import CREATION, ENDPOINT, GUEST
 from keepctl.describe import EXIT_CODES, ending, exit_code_of_error
-from keepctl.display import echo, json_text
-from keepctl.ending import show_error
+from keepctl.display import echo, json_text, show_error
 from keepctl.job import Job
 from keepctl.references import resolve
 from keepctl.run import create, listen, open_module, send

@@ -9,15 +9,13 @@ from itertools import chain
 
 from keep_client.credentials import parse_manager
 from keep_client.declared import DeclaredClient
-from keep_client.peer import ConnectionFailed
-from keep_client.text import one_line, printable
+from keep_client.peer import ConnectionFailed, one_line, printable
 from keep_protocol.declared import DeclaredKeep, DeclaredState
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keepctl.access import CONNECTION, OUTPUT, Access, connected
 from keepctl.arguments import FILE, Argument, Choice, Command, Option
-from keepctl.describe import moment_text
-from keepctl.display import echo, json_text, show_table
-from keepctl.ending import FAILED, show_failure
+from keepctl.describe import FAILED, moment_text
+from keepctl.display import echo, json_text, show_failure, show_table
 
 _SUFFIXES = (".yaml", ".yml")
 _HEADER = ("NAME", "STATE", "VERSION", "ID", "MODULE", "DETAIL")

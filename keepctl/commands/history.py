@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keep_client.text import one_line
+from keep_client.peer import one_line
 from keep_protocol.runs import Run, RunState, RunWhy
 from keepctl.access import CONNECTION, OUTPUT, Access, connected
 from keepctl.arguments import Argument, Command, Option

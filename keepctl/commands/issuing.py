@@ -13,7 +13,7 @@ from keep_protocol.constants import parse_kuuid
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import DEFAULT_TRUST_DOMAIN, Role
 from keep_protocol.revocation import serial_text
-from keepctl import authority, configuration, contexts, files, hostnames
+from keepctl import access, authority, configuration, files, hostnames
 from keepctl import pki as store
 from keepctl.authority import CLIENT_LIFE, UPLOADER_LIFE, KeyPair
 from keepctl.commands.access import output_option
@@ -101,7 +101,7 @@ def init(
     keepctl init --name edge.example --address 192.0.2.7
     """
     known = hostnames.server_names(names, addresses)
-    path = contexts.configuration_path(layout.directory)
+    path = access.configuration_path(layout.directory)
     listening = configuration.listening_address(addresses)
     with configuration.written_if_missing(path, layout.directory, listening) as new:
         server, first = store.create(layout, known, client, now(), trust_domain)

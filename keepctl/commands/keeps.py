@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from _collections_abc import Callable
 
-from keep_client.peer import ConnectionFailed, authority
-from keep_client.text import one_line, printable
+from keep_client.peer import ConnectionFailed, authority, one_line, printable
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keepctl.access import CONNECTION, KEEP, KEEPS, OUTPUT, Access, connected
 from keepctl.arguments import Choice, Command, Option, Parsed
 from keepctl.describe import age_text, module_text, named_ending, newest_first, state_text, summary
-from keepctl.display import echo, json_text, show_table
-from keepctl.ending import show_failure
+from keepctl.display import echo, json_text, show_failure, show_table
 from keepctl.references import resolve
 
 _HEADER = ("ID", "NAME", "STATE", "AGE", "MODULE", "ADDRESS", "DETAIL")

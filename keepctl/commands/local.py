@@ -10,10 +10,10 @@ import os
 import click
 
 from keep_client.credentials import check_readable, parse_manager
-from keepctl import contexts
+from keepctl import access
+from keepctl.access import Contexts
 from keepctl.commands.access import ContextName, output_option
 from keepctl.commands.shared import FILE, Commands
-from keepctl.contexts import Contexts
 from keepctl.display import json_text, show_table
 
 SHELLS = ("bash", "zsh", "fish")
@@ -51,7 +51,7 @@ def set_context(
     \b
     keepctl context set edge --manager edge.example:3030 --ca ca.crt --cert alice.crt
     """
-    contexts.check_name(name)
+    access.check_context_name(name)
     if manager is not None:
         parse_manager(manager)
     if address is not None:
@@ -61,11 +61,11 @@ def set_context(
     named = {field: os.path.abspath(file) for field, file in (("ca", ca), ("cert", cert), ("key", key)) if file}
     for file in named.values():
         check_readable(file)
-    known = contexts.load()
+    known = access.load_contexts()
     given = {field: text for field, text in (("manager", manager), ("address", address)) if text}
     context = {**known.contexts.get(name, {}), **given, **named}
     current = known.current or name
-    where = contexts.save(Contexts(current, {**known.contexts, name: context}))
+    where = access.save_contexts(Contexts(current, {**known.contexts, name: context}))
     if output == "json":
         click.echo(json_text({"name": name, "context": context, "current": current, "file": where}))
     else:
@@ -81,9 +81,9 @@ def use(name: str, output: str) -> None:
     \b
     keepctl context use edge
     """
-    known = contexts.load()
+    known = access.load_contexts()
     known.get(name)
-    where = contexts.save(Contexts(name, known.contexts))
+    where = access.save_contexts(Contexts(name, known.contexts))
     click.echo(json_text({"current": name, "file": where}) if output == "json" else f"{name} is in use")
 
 
@@ -96,11 +96,11 @@ def remove(name: str, output: str) -> None:
     \b
     keepctl context rm edge
     """
-    known = contexts.load()
+    known = access.load_contexts()
     known.get(name)
     left = {other: context for other, context in known.contexts.items() if other != name}
     current = "" if known.current == name else known.current
-    where = contexts.save(Contexts(current, left))
+    where = access.save_contexts(Contexts(current, left))
     if output == "json":
         click.echo(json_text({"removed": name, "current": current, "file": where}))
     else:
@@ -115,15 +115,15 @@ def list_contexts(output: str) -> None:
     \b
     keepctl context list -o json
     """
-    known = contexts.load()
+    known = access.load_contexts()
     if output == "json":
         click.echo(json_text({"current": known.current, "contexts": known.contexts}))
         return
     rows = [
-        ("*" if name == known.current else " ", name, *(context.get(field, "") for field in contexts.FIELDS))
+        ("*" if name == known.current else " ", name, *(context.get(field, "") for field in access.CONTEXT_FIELDS))
         for name, context in sorted(known.contexts.items())
     ]
-    show_table(("", "NAME", *(field.upper() for field in contexts.FIELDS)), rows)
+    show_table(("", "NAME", *(field.upper() for field in access.CONTEXT_FIELDS)), rows)
 
 
 @click.group("manifest", cls=Commands, short_help="Checks the files that describe workloads.")

@@ -13,8 +13,8 @@ from keepctl.commands import issuing
 from keepctl.commands.access import output_option
 from keepctl.commands.issuing import RESTART, epoch
 from keepctl.commands.shared import Commands, now, pki_option
+from keepctl.describe import FAILED
 from keepctl.display import json_text, show_table
-from keepctl.ending import FAILED
 from keepctl.layout import Layout
 from keepctl.pki import Issued
 

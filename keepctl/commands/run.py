@@ -1,4 +1,5 @@
-"""`keepctl run`: a workload from its file to its exit code, in one command."""
+"""`keepctl run`: a workload from its file to its exit code, in one command; and the options that describe a workload,
+which `create` and `start` have, too."""
 
 from __future__ import annotations
 
@@ -6,15 +7,15 @@ import sys
 
 from keep_client.manager import ManagerClient
 from keep_client.output import Output
-from keep_client.peer import ConnectionFailed
-from keep_client.text import one_line, printable
+from keep_client.peer import ConnectionFailed, one_line, printable
+from keep_protocol.enumeration import Enum
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import Record
 from keep_protocol.keep import KeepInfo
 from keep_protocol.outcome import NOT_RUN, exit_code_of
+from keep_protocol.spec import Compiler, OutputPolicy, Profile, RestartPolicy
 from keepctl.access import CONNECTION, OUTPUT, RECONNECT, Access, connected
-from keepctl.arguments import FILE, Argument, Command, Option, WrongUsage
-from keepctl.commands.options import CREATION, ENDPOINT, GUEST
+from keepctl.arguments import FILE, TEXT, Argument, Choice, Command, Number, Option, Parsed, WrongUsage
 from keepctl.describe import (
     EXIT_CODES,
     INTERRUPTED,
@@ -23,9 +24,8 @@ from keepctl.describe import (
     exit_code_of_error,
     succeeded,
 )
-from keepctl.display import WaitingLine, discard_output, echo, has_input, json_line, json_text, say
-from keepctl.ending import show_error
-from keepctl.job import Job
+from keepctl.display import WaitingLine, discard_output, echo, has_input, json_line, json_text, say, show_error
+from keepctl.job import Job, parse_directory, parse_duration, parse_limit, parse_pair
 from keepctl.output import JsonLines, Streams
 from keepctl.run import STANDARD_INPUT, EndingSignals, Fate, Left, begin, settle, until_the_end
 
@@ -232,6 +232,78 @@ def _work(
             return INTERRUPTED
 
 
+def _named_limit(name: str) -> Parsed:
+    return Parsed(lambda text: parse_limit(name, text))
+
+
+def _words(words: type[Enum]) -> tuple[str, ...]:
+    return tuple(word.value for word in words)
+
+
+PAIR = Parsed(parse_pair)
+_LIMIT = Parsed(lambda text: parse_limit(*parse_pair(text)))
+_DURATION = Parsed(parse_duration)
+CREATION = (
+    Option(("--name",), "name", "What to call the keep: a-z, 0-9 and -.", TEXT, "NAME", default=""),
+    Option(("--replace",), "replace", "End a living keep of that name, of yours, first."),
+    Option(("--label",), "labels", "A label to find it by.", PAIR, "K=V", many=True),
+    Option(("--memory",), "memory", "The guest's memory: 64M.", _named_limit("memory"), "SIZE"),
+    Option(("--time",), "time", "How long it may run: 10s, 5m, 1h30m.", _named_limit("time"), "TIME"),
+    Option(("--cpu-time",), "cpu_time", "How much processor time.", _named_limit("cpu_time"), "TIME"),
+    Option(("--cpus",), "cpus", "How much of how many processors: 0.5.", _named_limit("cpus"), "N"),
+    Option(("--limit",), "limits", "Any limit by its name.", _LIMIT, "NAME=VALUE", many=True),
+    Option(("--profile",), "profile", "strict: interpreted, without executable memory.", Choice(*_words(Profile))),
+    Option(("--compiler",), "compiler", "fast: compiles in a fifth of the time.", Choice(*_words(Compiler))),
+    Option(
+        ("--output-policy",),
+        "output_policy",
+        "drop-oldest: it does not wait for those who read its output.",
+        Choice(*_words(OutputPolicy)),
+    ),
+    Option(("--idle",), "idle", "End it when unstarted for so long.", _DURATION, "TIME"),
+    Option(("--await",), "waits", "End it when without a workload so long.", _DURATION, "TIME"),
+)
+"""--name, --replace, --label, the limits, what runs it and the lease."""
+GUEST = (
+    Option(("--env", "-e"), "env", "A variable of its environment.", PAIR, "K=V", many=True),
+    Option(
+        ("--dir",),
+        "directories",
+        "A directory of the manager's host; read-only unless :rw.",
+        Parsed(parse_directory),
+        "HOST:GUEST[:rw]",
+        many=True,
+    ),
+    Option(("--stdin",), "stdin", "A file of the manager's host as its standard input.", FILE, "FILE"),
+    Option(
+        ("--secret",),
+        "secrets",
+        "A file of the manager's host as /run/secrets/NAME.",
+        PAIR,
+        "NAME=FILE",
+        many=True,
+    ),
+    Option(("--restart",), "restart", "When to run it again.", Choice(*_words(RestartPolicy))),
+    Option(("--export",), "export", "Call this function with ARGS instead of the program's own entry.", TEXT, "F"),
+)
+"""What the guest is given."""
+ENDPOINT = (
+    Option(
+        ("--address",),
+        "address",
+        "Where it is to listen; otherwise the context's, or the address the manager is reached by.",
+        TEXT,
+        "IP",
+        default="",
+    ),
+    Option(
+        ("--port",),
+        "port",
+        "The port, otherwise the first free one; on 127.0.0.1 a taken one moves to the next.",
+        Number(1, 65535),
+    ),
+)
+"""Where the keep is to receive its workload."""
 RUN = Command(
     "run",
     _work,

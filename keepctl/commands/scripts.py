@@ -11,16 +11,15 @@ from typing import Any, TypeVar
 import click
 
 from keep_client.keep import endpoint_of
+from keep_client.peer import one_line, printable
 from keep_client.scripts import KeepStream, SocketStream, Stream, ask
-from keep_client.text import one_line, printable
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.program import MAX_SCRIPT_BYTES
 from keepctl import access
 from keepctl.commands.access import connection_options, output_option
 from keepctl.commands.shared import FILE, Commands
-from keepctl.display import echo, json_text, say, show_table
-from keepctl.ending import remember
+from keepctl.display import echo, json_text, remember, say, show_table
 from keepctl.job import parse_size
 from keepctl.modules import read_file
 from keepctl.references import resolve
@@ -229,7 +228,7 @@ def list_scripts(stream: Stream, output: str) -> None:
 @click.argument("name", metavar="NAME")
 @click.argument("sandbox", metavar="[JSON]", required=False)
 @click.option("--calls", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="Of each round.")
-@click.option("--in-flight", multiple=True, type=click.IntRange(1, 512), help="At once; 1, 2 and 8 otherwise.")
+@click.option("--in-flight", multiple=True, type=click.IntRange(1, 512), help="Concurrently; 1, 2 and 8 otherwise.")
 @pool_options
 @output_option
 def bench(name: str, sandbox: str | None, calls: int, in_flight: tuple[int, ...], stream: Stream, output: str) -> None:

@@ -1,4 +1,4 @@
-"""`keepctl secret`: values that the manager keeps for declared keeps, and that nobody reads again."""
+"""`keepctl secret`: values that the manager keeps for declared keeps, and that no one reads again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from keep_client.credentials import parse_manager
 from keep_client.declared import SecretsClient
-from keep_client.text import one_line
+from keep_client.peer import one_line
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.secrets import MAX_VALUE_BYTES, check_secret_name
 from keepctl.access import CONNECTION, OUTPUT, Access, connected
@@ -29,7 +29,7 @@ _RESTART = Option(
 @click.group("secret", cls=Commands, short_help="Keeps secrets for declared keeps.")
 def group() -> None:
     """Keeps secrets for declared keeps, whose manifests name them under `secrets:`, and whose guests find them as
-    files in /run/secrets. A value is on no command line and in no environment; nobody can read it again.
+    files in /run/secrets. A value is on no command line and in no environment; no one can read it again.
 
     \b
     keepctl secret set db-password <password.txt

@@ -16,12 +16,13 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from keep_client.credentials import pki_directory
-from keep_client.text import one_line
+from keep_client.peer import one_line
 from keep_protocol.errors import KeepfleetError
 from keepctl.arguments import Command
 from keepctl.commands import COMMANDS
 from keepctl.commands.access import made_of
-from keepctl.ending import INTERRUPTED, show_failure, unwritten
+from keepctl.describe import INTERRUPTED
+from keepctl.display import show_failure, unwritten
 from keepctl.version import version_line
 
 if TYPE_CHECKING:

@@ -216,6 +216,6 @@ def _show(accepted: trust.Accepted, digest: str, required: trust.Trust, output: 
         echo(json_text({"digest": digest, "keys": accepted.keys, "signed": said, "notes": accepted.notes}))
         return
     named = f"{signed.name} {signed.version}" if signed else "a module without a signature"
-    echo(f"it may start: {named}, signed by {', '.join(accepted.keys) or 'nobody'}; {required.text()}")
+    echo(f"it may start: {named}, signed by {', '.join(accepted.keys) or 'no one'}; {required.text()}")
     for note in accepted.notes:
         say(note)

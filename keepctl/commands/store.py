@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from keep_client.text import printable
+from keep_client.peer import printable
 from keep_protocol.store import Tagging
 from keepctl.commands import policy, signing, whole_store
 from keepctl.commands.access import output_option

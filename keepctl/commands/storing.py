@@ -19,9 +19,9 @@ import click
 from keep_client.credentials import MANAGER_VARIABLE
 from keep_client.store import StoreClient
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keepctl import access, contexts
+from keepctl import access
 from keepctl.commands.access import connection_options
-from keepctl.ending import remember
+from keepctl.display import remember
 from keepctl.job import SCRIPTS
 from keepctl.program import open_script
 from module_store import names
@@ -72,7 +72,7 @@ def _is_in_place(directory: str | None, in_place: bool, connection: dict[str, st
     if os.environ.get(STORE_VARIABLE):
         return True
     remote = os.environ.get(access.CONTEXT_VARIABLE) or os.environ.get(MANAGER_VARIABLE)
-    return not (remote or contexts.load().current)
+    return not (remote or access.load_contexts().current)
 
 
 def store_options(command: _Command) -> _Command:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from keep_client.text import printable
+from keep_client.peer import printable
 from keepctl.access import OUTPUT
 from keepctl.arguments import FILE, Argument, Command, Option
+from keepctl.describe import FAILED
 from keepctl.display import echo, json_text
-from keepctl.ending import FAILED
 from keepctl.modules import MAX_MODULE_BYTES, read_file
 from module_store.verify.policy import KEEP, Policy
 from module_store.verify.verification import verify

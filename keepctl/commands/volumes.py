@@ -6,7 +6,7 @@ import click
 
 from keep_client.credentials import parse_manager
 from keep_client.declared import VolumeClient
-from keep_client.text import one_line
+from keep_client.peer import one_line
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.volumes import Volume
 from keepctl.access import CONNECTION, OUTPUT, Access, connected
@@ -14,8 +14,7 @@ from keepctl.arguments import Argument, Command
 from keepctl.commands.access import made_of
 from keepctl.commands.shared import Commands
 from keepctl.describe import moment_text, size_text
-from keepctl.display import echo, json_text, show_table
-from keepctl.ending import show_failure
+from keepctl.display import echo, json_text, show_failure, show_table
 
 _HEADER = ("NAME", "OWNER", "SIZE", "INODES", "MADE", "STATE", "DECLARED")
 

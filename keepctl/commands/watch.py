@@ -6,15 +6,14 @@ import sys
 import time
 
 from keep_client.manager import ManagerClient
-from keep_client.text import one_line
+from keep_client.peer import one_line
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.outcome import exit_code_of
 from keep_protocol.sse import EventType
 from keepctl.access import CONNECTION, KEEP, KEEPS, OUTPUT, RECONNECT, Access, connected
 from keepctl.arguments import Command, Number, Option, Parsed
 from keepctl.describe import EXIT_CODES, event_text, exit_code_of_error, named_ending, stamp_text
-from keepctl.display import echo, json_line, json_text, line_printer, output_reader
-from keepctl.ending import show_error
+from keepctl.display import echo, json_line, json_text, line_printer, output_reader, show_error
 from keepctl.references import resolve, resolve_past
 
 MAX_LAST = 100_000

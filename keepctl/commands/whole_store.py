@@ -13,9 +13,8 @@ from keepctl import files
 from keepctl.commands.access import output_option
 from keepctl.commands.shared import FILE
 from keepctl.commands.storing import Modules, meant, reading, store_options
-from keepctl.describe import size_text
+from keepctl.describe import FAILED, size_text
 from keepctl.display import echo, json_text
-from keepctl.ending import FAILED
 from module_store import archive, names
 
 

@@ -236,7 +236,7 @@ SCHEMA: Schema = {
             "be OnCalendar= and a calendar event, as in OnCalendar=*-*-* 03:00",
         ),
         "missed": {
-            "description": "Whether a job's run is made up for, once, when nobody was there to start it.",
+            "description": "Whether a job's run is made up for, once, when no manager was there to start it.",
             "enum": [missed.value for missed in Missed],
             "default": Missed.RUN.value,
         },

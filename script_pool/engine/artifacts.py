@@ -18,7 +18,7 @@ from script_pool.engine.binding import find_library
 
 _HEAD_BYTES = 4096
 """At most, of the line before the code."""
-_SETTINGS = ("instance.py", "guest.py", "booted.py", "glue.py")
+_SETTINGS = ("stores.py", "instance.py", "guest.py", "booted.py", "glue.py")
 """What decides how a guest is compiled, and booted."""
 
 

@@ -15,15 +15,8 @@ from script_pool.engine import guest as wheel
 from script_pool.engine import library
 from script_pool.engine.binding import EngineError
 from script_pool.engine.glue import ARGUMENTS, OUT, SCRATCH_BYTES, with_runner
-from script_pool.engine.instance import (
-    JAVASCRIPT_INSTANCES,
-    MAX_MEMORY_BYTES,
-    Guest,
-    HostFunction,
-    Template,
-    WasmEngine,
-    ticks,
-)
+from script_pool.engine.instance import Guest, HostFunction, Template
+from script_pool.engine.stores import JAVASCRIPT_INSTANCES, MAX_MEMORY_BYTES, WasmEngine, ticks
 
 if TYPE_CHECKING:
     from script_pool.engine.artifacts import Artifacts

@@ -17,6 +17,10 @@ from script_pool.engine.binding import (
     COMPONENT_STRING,
     COMPONENT_U32,
     COMPONENT_U64,
+    TRAP_INTERRUPT,
+    TRAP_OUT_OF_BOUNDS,
+    TRAP_STACK_OVERFLOW,
+    TRAP_UNREACHABLE,
     ComponentCallback,
     ComponentFunction,
     ComponentInstance,
@@ -28,19 +32,7 @@ from script_pool.engine.binding import (
     library,
     succeed,
 )
-from script_pool.engine.binding import (
-    TRAP_INTERRUPT as INTERRUPT,
-)
-from script_pool.engine.binding import (
-    TRAP_OUT_OF_BOUNDS as OUT_OF_BOUNDS,
-)
-from script_pool.engine.binding import (
-    TRAP_STACK_OVERFLOW as STACK_OVERFLOW,
-)
-from script_pool.engine.binding import (
-    TRAP_UNREACHABLE as UNREACHABLE,
-)
-from script_pool.engine.instance import MAX_MEMORY_BYTES, TABLE_KEEP_RESIDENT_BYTES, WasmEngine
+from script_pool.engine.stores import MAX_MEMORY_BYTES, TABLE_KEEP_RESIDENT_BYTES, Store, WasmEngine
 
 NEEDED = ("wasm_component_model", "wasm_multi_memory")
 CLOCK = "wasi:clocks/wall-clock@0.2.9"
@@ -50,10 +42,10 @@ INSTANCES = 2
 MAX_TABLE_ELEMENTS, MAX_PARTS, MAX_TABLES, MAX_MEMORIES = 65_536, 64, 8, 1
 """Of one component: CPython's has some 40 instances of modules, tables of 14,000 functions, and one memory."""
 _TRAPS = (
-    ("wasm trap: interrupt", INTERRUPT),
-    ("call stack exhausted", STACK_OVERFLOW),
-    ("out of bounds memory access", OUT_OF_BOUNDS),
-    ("`unreachable` instruction executed", UNREACHABLE),
+    ("wasm trap: interrupt", TRAP_INTERRUPT),
+    ("call stack exhausted", TRAP_STACK_OVERFLOW),
+    ("out of bounds memory access", TRAP_OUT_OF_BOUNDS),
+    ("`unreachable` instruction executed", TRAP_UNREACHABLE),
 )
 """How the engine words them: its interface to components has no codes."""
 _CAUSE = re.compile(r"Caused by:\s*(.*)", re.DOTALL)
@@ -185,20 +177,16 @@ def _time(out: ComponentValue, seconds: int, nanoseconds: int) -> None:
     entries[0].val.of.u64, entries[1].val.of.u32 = seconds, nanoseconds
 
 
-class Opened:
-    """One instance of a component; it is closed after its run."""
+class Opened(Store):
+    """One instance of a component."""
 
     def __init__(self, component: Component, memory_bytes: int, ticks: int, granted: bool = True) -> None:
         """`granted`: has WASI, with nothing in it. Raises EngineError."""
+        limits = (memory_bytes, MAX_TABLE_ELEMENTS, MAX_PARTS, MAX_TABLES, MAX_MEMORIES)
+        super().__init__(component.engine, ticks, limits)
         self._component = component
-        self._store: int = library.wasmtime_store_new(component.engine.pointer, None, None)
-        self._context: int = library.wasmtime_store_context(self._store)
         self._instance = ComponentInstance()
         try:
-            library.wasmtime_store_limiter(
-                self._store, memory_bytes, MAX_TABLE_ELEMENTS, MAX_PARTS, MAX_TABLES, MAX_MEMORIES
-            )
-            self.extend(ticks)
             if granted:
                 succeed(library.wasmtime_context_set_wasi(self._context, library.wasi_config_new()))
             succeed(
@@ -212,15 +200,6 @@ class Opened:
 
     def __repr__(self) -> str:
         return f"Opened({'open' if self._store else 'closed'})"
-
-    def close(self) -> None:
-        if self._store:
-            library.wasmtime_store_delete(self._store)
-            self._store = 0
-
-    def extend(self, ticks: int) -> None:
-        """Sets the end to `ticks` epochs from now."""
-        library.wasmtime_context_set_epoch_deadline(self._context, ticks)
 
     def call(self, name: str, *args: bytes | int) -> bytes:
         """An exported function of strings and numbers that gives a string. Raises Trap, Exited and EngineError,

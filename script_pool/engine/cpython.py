@@ -28,22 +28,12 @@ from script_pool.engine.binding import (
 )
 from script_pool.engine.booted import CLOCK_STEP_NANOSECONDS
 from script_pool.engine.components import NEEDED, Component, ComponentEngine, Exited, Opened
-from script_pool.engine.instance import OFF, ticks
-from script_pool.engine.interface import (
-    Fault,
-    HostCall,
-    HostCallFailed,
-    Limits,
-    Reason,
-    Result,
-    Script,
-    Suspended,
-    World,
-)
-from script_pool.engine.texts import check_input, check_output
+from script_pool.engine.interface import Fault, HostCall, HostCallFailed, Limits, Reason, Result, Script, World
+from script_pool.engine.plain_runs import PlainRun
+from script_pool.engine.stores import OFF, OPEN_SECONDS, Instances, ticks
+from script_pool.engine.texts import check_input, check_output, encoded
 
 COMPONENTIZE = "componentize-py 0.25.1"
-MAX_SOURCE_BYTES = 5 * 1024 * 1024
 LEAST_MEMORY_BYTES = 32 * 1024 * 1024
 """What CPython begins with is 21 MiB."""
 MAKE_SECONDS = 900.0
@@ -101,9 +91,7 @@ class CPython:
     def __init__(self, artifacts: Artifacts) -> None:
         self._artifacts = artifacts
         self._component: Component | None = None
-        self._spent: Opened | None = None
-        self._next: Opened | None = None
-        self._next_bytes = 0
+        self._instances = Instances(self._open)
         self._run: _Run | None = None
 
     def __repr__(self) -> str:
@@ -125,39 +113,17 @@ class CPython:
 
     def settle(self) -> None:
         """Closes the instance that the last answer came from, and opens the next."""
-        if self._spent is not None:
-            self._spent.close()
-            self._spent = None
-        if self._next is None and self._next_bytes:
-            self._next = self._open(self._next_bytes)
+        self._instances.settle()
 
     def _open(self, memory_bytes: int) -> Opened:
         assert self._component is not None  # noqa: S101 - warm has made it
-        return Opened(self._component, memory_bytes, ticks(60))
-
-    def _take(self, limits: Limits) -> Opened:
-        """A fresh instance, perhaps one that is open already."""
-        size = max(limits.memory_bytes, LEAST_MEMORY_BYTES)
-        if self._spent is not None:
-            self._spent.close()
-            self._spent = None
-        found, self._next = self._next, None
-        if found is not None and self._next_bytes == size:
-            return found
-        if found is not None:
-            found.close()
-        self._next_bytes = size
-        return self._open(size)
+        return Opened(self._component, memory_bytes, ticks(OPEN_SECONDS))
 
     def prepare(self, name: str, source: str, language: str, limits: Limits, functions: tuple[str, ...] = ()) -> Script:
         """Compiles. Raises Fault."""
-        text = source.encode("utf-8", "surrogatepass")
-        if len(text) > MAX_SOURCE_BYTES or "\0" in source:
-            raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", f"the source has a NUL, or over {MAX_SOURCE_BYTES} bytes")
-        try:
-            text.decode()
-        except UnicodeDecodeError:
-            raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", "the source has a lone surrogate") from None
+        text = encoded(source)
+        if "\0" in source:
+            raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", "the source has a NUL")
         script = Script(name, language, b"", hashlib.sha256(text).hexdigest(), (), functions)
         made = self._go(_Run(script, limits, None, None), "check", text)
         if made[:1] != b"c":
@@ -166,12 +132,12 @@ class CPython:
 
     def run(
         self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None, world: World | None = None
-    ) -> Result | Suspended:
+    ) -> Result:
         """Runs a script once. Raises Fault."""
         check_input(input_text, limits)
         if world is not None and world.keep:
             raise Fault(Reason.EXCEPTION, "Error", "scripts in python have no sessions")
-        run = _Run(script, limits, host, None if world is None else world.clock)
+        run = _Run(script, limits, host, world)
         functions = json.dumps(script.functions).encode() if script.functions else b""
         whole = self._go(run, "run", script.image, input_text, functions, limits.console_bytes)
         kind, _, rest = whole.partition(b"\n")
@@ -189,7 +155,7 @@ class CPython:
             raise _thrown(kind, text, console)
         return Result(text, console, run.seconds())
 
-    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result | Suspended:
+    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result:
         """It parks nothing."""
         raise Fault(Reason.CRASHED, "", "a run in python cannot have been parked")
 
@@ -197,10 +163,10 @@ class CPython:
         """Calls into a fresh instance. Raises Fault."""
         assert self._component is not None  # noqa: S101 - warm has made it
         limits = run.limits
-        opened = self._spent = self._take(limits)
+        opened = self._instances.take(max(limits.memory_bytes, LEAST_MEMORY_BYTES))
         self._run = run
         run.opened = opened
-        self._component.clock = run.clock
+        self._component.clock = run.now
         opened.extend(ticks(limits.wall_seconds))
         try:
             return opened.call(name, *args)
@@ -214,6 +180,7 @@ class CPython:
             raise Fault(Reason.CRASHED, "", str(error).splitlines()[-1].strip()) from None
         finally:
             self._run = None
+            self._instances.used(opened)
 
     def _asked(self, operation: str, text: str) -> str:
         run = self._run
@@ -224,29 +191,14 @@ class CPython:
         return run.call(text)
 
 
-class _Run:
-    """What one run has been given, and how long it has taken."""
+class _Run(PlainRun):
+    """A run in `opened`."""
 
-    def __init__(self, script: Script, limits: Limits, host: HostCall | None, clock: float | None) -> None:
-        self._script, self.limits, self._host = script, limits, host
-        self.opened: Opened | None = None
-        self._began, self._waited = time.perf_counter(), 0.0
-        self._ahead = 0 if clock is None else int(clock * 1e6) - time.time_ns()
-
-    def __repr__(self) -> str:
-        return f"_Run({self._script.name!r})"
-
-    def clock(self) -> int:
-        """Nanoseconds since 1970."""
-        return time.time_ns() + self._ahead
-
-    def seconds(self) -> float:
-        """What it has run, waiting for host functions excluded."""
-        return time.perf_counter() - self._began - self._waited
+    opened: Opened | None = None
 
     def sleep(self, text: str) -> str:
         """Sleeps until its limit at most, which ends it then."""
-        wanted, left = max(0.0, float(text)), max(0.0, self.limits.wall_seconds - self.seconds())
+        wanted, left = max(0.0, float(text)), self.left()
         time.sleep(min(wanted, left))
         if wanted >= left and self.opened is not None:
             self.opened.extend(0)
@@ -255,20 +207,11 @@ class _Run:
     def call(self, text: str) -> str:
         """Calls a host function: [done, value]."""
         try:
-            name, arguments = json.loads(text)
-            if self._host is None or name not in self._script.functions:
-                raise HostCallFailed(f"the script may not call {name}", refused=True)
-            began = time.perf_counter()
-            try:
-                value = self._host(name, json.dumps(arguments).encode())
-            finally:
-                self._waited += time.perf_counter() - began
+            value = self.call_host(text)
         except HostCallFailed as failed:
             return json.dumps([False, {"message": failed.message, "refused": failed.refused}])
-        except (ValueError, TypeError, RecursionError):
-            return json.dumps([False, {"message": "its arguments have no JSON", "refused": False}])
         if self.opened is not None:
-            self.opened.extend(ticks(max(0.0, self.limits.wall_seconds - self.seconds())))
+            self.opened.extend(ticks(self.left()))
         return f"[true,{value.decode()}]"
 
 

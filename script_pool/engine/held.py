@@ -1,6 +1,6 @@
 """A run of JavaScript in its instance, to its end, over the calls of host functions that it waits for.
 
-What it does in the guest is the engine's (quickjs.py); what follows from that is here: a result, a fault, or waiting.
+What it does in the guest is its isolate's (isolate.py); what follows from that is here: a result, a fault, or waiting.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from script_pool.engine.binding import Trap
-from script_pool.engine.instance import Guest, ticks
 from script_pool.engine.interface import Fault, Limits, Reason, Result, Script, World
+from script_pool.engine.isolate import Isolate
 from script_pool.engine.prepared import Prepared
+from script_pool.engine.stores import ticks
 from script_pool.engine.texts import Places, check_output, nests_deeper, thrown
 
 if TYPE_CHECKING:
@@ -29,26 +30,25 @@ def places_of(script: Script, world: World) -> Places:
 class Held:
     """A run in its instance: what Suspended asks for, and how it goes on. Its clock runs while the guest does."""
 
-    def __init__(
-        self, engine: QuickJS, guest: Guest, script: Script, limits: Limits, world: World, places: Callable[[], Places]
-    ) -> None:
-        self._engine, self._guest, self._script = engine, guest, script
-        self.limits, self.world, self.places = limits, world, places
+    def __init__(self, engine: QuickJS, isolate: Isolate, script: Script, limits: Limits, world: World) -> None:
+        self._engine, self._isolate, self._script = engine, isolate, script
+        self.limits, self.world = limits, world
+        self.places: Callable[[], Places] = lambda: places_of(script, world)
         self.calls, self.seconds = b"[]", 0.0
 
     def __repr__(self) -> str:
         return f"Held({self._script.name!r}, {self.seconds:g} s)"
 
-    def go(self, step: Callable[[Guest], int], started: float) -> Result | Held:
+    def go(self, step: Callable[[Isolate], int], started: float) -> Result | Held:
         """Takes a step, and what follows from it. Raises Fault."""
-        engine, guest, limits = self._engine, self._guest, self.limits
+        engine, isolate, limits = self._engine, self._isolate, self.limits
         engine.set_clock(self.world.clock)
-        guest.extend(ticks(max(0.0, limits.wall_seconds - self.seconds)))
+        isolate.extend(ticks(max(0.0, limits.wall_seconds - self.seconds)))
         try:
             try:
-                kind, console, text = engine.end(guest, step(guest), limits)
+                kind, console, text = isolate.end(step(isolate), limits)
             except Trap as trap:
-                engine.stopped(trap, guest, limits)
+                isolate.stopped(trap, limits)
             self.seconds += time.perf_counter() - started
             if kind == b"c":
                 if nests_deeper(text, limits.depth):
@@ -57,19 +57,19 @@ class Held:
                 return self
             result = self._result(kind, console, text)
         except BaseException as error:
-            engine.spend(guest)
-            full = guest.size > limits.memory_bytes * 3 // 4
+            engine.used(isolate)
+            full = isolate.size > limits.memory_bytes * 3 // 4
             if isinstance(error, Fault) and full and (error.name, error.message) == ("Error", "null"):
                 # What is thrown where there is no memory for an error.
                 raise Fault(Reason.MEMORY_LIMIT, "", f"more than {limits.memory_bytes} bytes are needed") from None
             raise
-        engine.spend(guest)
+        engine.used(isolate)
         return result
 
     def _result(self, kind: bytes, console: tuple[str, ...], text: bytes) -> Result:
         if kind == b"o":
             check_output(text, self.limits)
-            session = self._engine.session_of(self._guest) if self.world.keep else None
+            session = self._isolate.session() if self.world.keep else None
             return Result(text, console, self.seconds, session)
         if kind == b"w":
             fault = Fault(Reason.EXCEPTION, "Error", "the script waits for a promise that nothing will resolve")
@@ -80,15 +80,15 @@ class Held:
 
     def answer(self, answers: bytes) -> Result | Held:
         """Goes on. Raises Fault."""
-        return self.go(lambda guest: self._engine.answer_in(guest, answers), time.perf_counter())
+        return self.go(lambda isolate: isolate.answer(answers), time.perf_counter())
 
     def park(self) -> bytes:
         """The run as bytes; its instance is let go."""
         try:
-            return self._engine.changes(self._guest)
+            return self._isolate.changes()
         finally:
             self.close()
 
     def close(self) -> None:
         """Lets the instance go."""
-        self._engine.spend(self._guest)
+        self._engine.used(self._isolate)

@@ -1,14 +1,12 @@
-"""Fresh instances of a guest: an engine with a pool of memories, stores, bounded access to a memory, callbacks.
+"""Fresh instances of a guest, each in a store of its own: bounded access to its memory, and the imports it calls.
 
-An instance lives for one run. What the guest returns is a number from a stranger: each offset is bounded before memory
-is read.
+What the guest returns is a number from a stranger: each offset is bounded before memory is read.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from ctypes import byref
 
 from script_pool.engine.binding import (
@@ -24,110 +22,7 @@ from script_pool.engine.binding import (
     succeed,
 )
 from script_pool.engine.guest import PAGE
-
-TICK_SECONDS = 0.01
-"""How often the epoch advances: a run is stopped within one more than its limit."""
-WASM_STACK_BYTES = 4 * 1024 * 1024
-"""QuickJS throws RangeError at GUEST_STACK_BYTES of its own stack, which takes less than this of the processor's."""
-ASYNC_STACK_BYTES = 6 * 1024 * 1024
-"""Never used, but wasmtime aborts the process where it is not above the other."""
-KEEP_RESIDENT_BYTES = 3 * 1024 * 1024
-"""Above the booted image: resetting a memory by copying takes no page fault, mapping it again takes forty."""
-TABLE_KEEP_RESIDENT_BYTES = 1024 * 1024
-MAX_MEMORY_BYTES = 256 * 1024 * 1024
-"""The most that a run's limit may be: what each slot of the pool reserves."""
-POOL_INSTANCES = 12
-"""Of all guests together; see Template.occupy."""
-JAVASCRIPT_INSTANCES = 4
-"""The one that runs, the next one, the last one, and what compiles."""
-TABLE_ELEMENTS = 16_384
-"""The guests' tables have about 900 and 1,600."""
-
-OFF = (
-    "parallel_compilation",  # no thread before a fork
-    "wasm_threads",
-    "wasm_memory64",
-    "wasm_gc",
-    "wasm_function_references",
-    "wasm_exceptions",
-    "gc_support",
-    "wasm_stack_switching",
-    "wasm_component_model",
-    "wasm_multi_memory",
-    "wasm_relaxed_simd",
-    "concurrency_support",
-)
-"""What the guests do not use is off: each was in an advisory."""
-
-
-def ticks(seconds: float) -> int:
-    """Epochs until a limit: one more, since the first is under way."""
-    return int(seconds / TICK_SECONDS) + 1
-
-
-class WasmEngine:
-    """The engine, one a process: a fork shares its parent's. `start_clock` begins to count epochs."""
-
-    _pool: Mapping[str, int] = {
-        "linear_memory_keep_resident": KEEP_RESIDENT_BYTES,
-        "table_keep_resident": TABLE_KEEP_RESIDENT_BYTES,
-        "max_memory_size": MAX_MEMORY_BYTES,
-        "table_elements": TABLE_ELEMENTS,
-        "total_memories": POOL_INSTANCES,
-        "total_tables": POOL_INSTANCES,
-        "total_core_instances": POOL_INSTANCES,
-        "total_stacks": 1,
-    }
-    """How memories are made: out of a pool, each reset and used again."""
-
-    def __init__(self, on: tuple[str, ...] = ()) -> None:
-        """on: proposals that are off otherwise."""
-        config = library.wasm_config_new()
-        library.wasmtime_config_max_wasm_stack_set(config, WASM_STACK_BYTES)
-        library.wasmtime_config_async_stack_size_set(config, ASYNC_STACK_BYTES)
-        library.wasmtime_config_epoch_interruption_set(config, True)
-        library.wasmtime_config_memory_init_cow_set(config, True)
-        for name in OFF:
-            getattr(library, f"wasmtime_config_{name}_set")(config, name in on)
-        pool = library.wasmtime_pooling_allocation_config_new()
-        for name, value in self._pool.items():
-            getattr(library, f"wasmtime_pooling_allocation_config_{name}_set")(pool, value)
-        library.wasmtime_pooling_allocation_strategy_set(config, pool)
-        library.wasmtime_pooling_allocation_config_delete(pool)
-        self.pointer: int = library.wasm_engine_new_with_config(config)
-        if not self.pointer:
-            raise ImportError("cannot start the engine: its configuration was refused")
-        self.inside = False
-        """Whether a guest runs."""
-        self._asleep, self._entered = False, threading.Event()
-        self._clock: threading.Thread | None = None
-
-    def start_clock(self) -> None:
-        """Starts the thread that advances the epoch while a guest runs; once a process."""
-        if self._clock is None:
-            self._clock = threading.Thread(target=self._tick, name="epochs", daemon=True)
-            self._clock.start()
-
-    def _tick(self) -> None:
-        advance, pause = library.wasmtime_engine_increment_epoch, threading.Event().wait
-        idle = 0
-        while True:
-            pause(TICK_SECONDS)
-            advance(self.pointer)
-            idle = 0 if self.inside else idle + 1
-            if idle * TICK_SECONDS >= 1:  # an idle process sleeps
-                self._entered.clear()
-                self._asleep = True
-                if not self.inside:  # who enters from now on sees that this is asleep
-                    self._entered.wait()
-                self._asleep, idle = False, 0
-
-    def enter(self) -> None:
-        """To be called before a guest is."""
-        self.inside = True
-        if self._asleep:
-            self._entered.set()
-
+from script_pool.engine.stores import MAX_MEMORY_BYTES, TABLE_ELEMENTS, Store, WasmEngine
 
 HostFunction = Callable[["Guest", list[int]], int]
 """An import: the instance that calls, and its arguments; returns its one result."""
@@ -218,24 +113,19 @@ def _types(letters: str) -> Vector:
     return vector
 
 
-class Guest:
-    """One instance. It is closed after its run, whatever happened; a context manager."""
+class Guest(Store):
+    """One instance; a context manager."""
 
-    __slots__ = (
-        "_args", "_base", "_context", "_functions", "_instance", "_known", "_memory", "_store", "_template", "_trap",
-    )  # fmt: skip
+    __slots__ = ("_args", "_base", "_functions", "_instance", "_known", "_memory", "_template", "_trap")
 
     def __init__(self, template: Template, memory_bytes: int, ticks: int) -> None:
         """Stopped `ticks` epochs from now. Raises EngineError."""
+        super().__init__(template.engine, ticks, (memory_bytes, TABLE_ELEMENTS, 1, 1, 1))
         self._template = template
-        self._store: int = library.wasmtime_store_new(template.engine.pointer, None, None)
-        self._context: int = library.wasmtime_store_context(self._store)
         self._trap, self._args = ctypes.c_void_p(), (Raw * 6)()
         self._functions: dict[str, Function] = {}
         self._base = self._known = 0
         try:
-            library.wasmtime_store_limiter(self._store, memory_bytes, TABLE_ELEMENTS, 1, 1, 1)
-            self.extend(ticks)
             self._instance = Instance()
             succeed(
                 library.wasmtime_instance_pre_instantiate(
@@ -256,15 +146,6 @@ class Guest:
 
     def __repr__(self) -> str:
         return f"Guest({self.size if self._store else 'closed'})"
-
-    def close(self) -> None:
-        if self._store:
-            library.wasmtime_store_delete(self._store)
-            self._store = 0
-
-    def extend(self, ticks: int) -> None:
-        """Sets the end to `ticks` epochs from now."""
-        library.wasmtime_context_set_epoch_deadline(self._context, ticks)
 
     def _export(self, name: str) -> Extern:
         found = Extern()

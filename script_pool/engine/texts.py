@@ -14,6 +14,8 @@ from itertools import accumulate
 
 from script_pool.engine.interface import Fault, Limits, Reason
 
+MAX_SOURCE_BYTES = 5 * 1024 * 1024
+"""As the input."""
 MAX_STACK_LINES = 32
 """Of an exception's stack, in the reply."""
 LIBRARY = "keepfleet"
@@ -54,6 +56,18 @@ def depth_of(text: bytes) -> int:
 def nests_deeper(text: bytes, limit: int) -> bool:
     """Whether JSON nests deeper than `limit`."""
     return text.count(b"[") + text.count(b"{") > limit and depth_of(text) > limit
+
+
+def encoded(source: str) -> bytes:
+    """A source's bytes. Raises Fault for one that is too long, or is no text."""
+    text = source.encode("utf-8", "surrogatepass")
+    if len(text) > MAX_SOURCE_BYTES:
+        raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", f"the source has more than {MAX_SOURCE_BYTES} bytes")
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        raise Fault(Reason.SYNTAX_ERROR, "SyntaxError", "the source has a lone surrogate") from None
+    return text
 
 
 def check_input(text: bytes, limits: Limits) -> None:

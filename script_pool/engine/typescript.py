@@ -18,8 +18,9 @@ from difflib import SequenceMatcher
 from script_pool.engine import guest as wheel
 from script_pool.engine.artifacts import Artifacts
 from script_pool.engine.binding import TRAP_INTERRUPT, Trap
-from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, HostFunction, Template, WasmEngine
+from script_pool.engine.instance import Guest, HostFunction, Template
 from script_pool.engine.interface import Fault, Reason
+from script_pool.engine.stores import MAX_MEMORY_BYTES, WasmEngine
 from script_pool.engine.texts import Places
 
 TRANSFORM_SHA256 = "c4710d5258585122a70f0b3ee3bc19d085742e6f94f48aa0b8057630ebaca745"

@@ -16,8 +16,8 @@ from app_loader.receive.requests import error_answer
 from keep_protocol.certificate import read_certificate
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from script_pool import protocol
+from script_pool.connection import Connection
 from script_pool.pool import ScriptPool
-from script_pool.serve import Connection
 
 PATH = b"/scripts"
 ONE, LINES = b"application/json", b"application/json-lines"

@@ -16,20 +16,19 @@ import sys
 
 from app_loader.receive.access import UploadAccess
 from app_loader.receive.identity import make_identity, read_identity
-from app_loader.reports import Reporter
-from app_loader.settings import Passed, Settings, claim, read_settings
+from app_loader.settings import Passed, Reporter, Settings, claim, read_settings
 from keep_isolation.locks import lock_endpoint
-from keep_protocol.constants import MAX_CA_FILE_BYTES
+from keep_protocol.constants import CHECKS, IDENTITY, MAX_CA_FILE_BYTES
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.fields import parse
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.pools import Console, PoolOptions
-from keep_protocol.reports import CHECKS, IDENTITY, READY_PACKET, Report, ReportType
+from keep_protocol.reports import READY_PACKET, Report, ReportType
 from keep_protocol.tls import HANDSHAKE_SECONDS, fingerprint_of, server_context
 from script_pool import decisions
 from script_pool.console import Journal
-from script_pool.keep.handed import HandedProcesses, first_words
 from script_pool.keep.https import Exchange
+from script_pool.keep.passed import PassedProcesses, first_words
 from script_pool.keep.template import limits_of
 from script_pool.pool import ScriptPool
 
@@ -132,7 +131,7 @@ class _Endpoint:
         pool = ScriptPool(
             self._settings,
             self._limits,
-            processes=lambda events: HandedProcesses(self._control, self._limits, events),
+            processes=lambda events: PassedProcesses(self._control, self._limits, events),
             console=self._console,
         )
         lock_endpoint()

@@ -11,11 +11,11 @@ import json
 import os
 import socket
 
-from app_loader.reports import Reporter
-from app_loader.settings import claim, read_workload
+from app_loader.settings import Reporter, claim, read_workload
+from keep_protocol.constants import CHECKS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.pools import PoolOptions, options_from_text
-from keep_protocol.reports import CHECKS, Report, ReportType
+from keep_protocol.reports import Report, ReportType
 from script_pool.engine.interface import Limits
 from script_pool.engine.languages import Languages
 from script_pool.template import Template

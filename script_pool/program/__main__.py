@@ -48,7 +48,7 @@ def main() -> None:
     else:
         if not os.path.isdir(place):
             _keep(place)
-        with contextlib.suppress(PermissionError):  # what is used last is removed last, by whoever it belongs to
+        with contextlib.suppress(PermissionError):  # what is used last is removed last, by its owner
             os.utime(place)
         for part, target in ((COMMANDS_KEPT, directory), (ENGINES_KEPT, INSTALLED)):
             _copy(os.path.join(place, part), target)
@@ -65,7 +65,7 @@ def _make(commands: str, engines: str) -> None:
 
 
 def _keep(place: str) -> None:
-    """Makes all of it there, whole or not at all; of two that do at once, one wins."""
+    """Makes all of it there, whole or not at all; of two that do so concurrently, one wins."""
     os.makedirs(os.path.dirname(place), 0o755, exist_ok=True)
     made = tempfile.mkdtemp(dir=os.path.dirname(place))
     try:

@@ -22,15 +22,16 @@ from script_pool.engine.booted import (
     find_random,
     find_stack_limit,
 )
-from script_pool.engine.instance import MAX_MEMORY_BYTES, Guest, Template, WasmEngine
+from script_pool.engine.instance import Guest, Template
+from script_pool.engine.stores import MAX_MEMORY_BYTES, WasmEngine
 from script_pool.program.merging import join, table_size
 
 BUFFER_BYTES = 65_536
-"""Of standard input read at once, as much as a pipe holds."""
+"""Of standard input read in one call, as much as a pipe holds."""
 _IOVEC, _COUNT, _RESULT, _NUMBER, _KEPT, _BUFFER = 0, 8, 16, 24, 32, 64
 _HOST = ("write", "read", "exit")
 REJECTIONS, REJECTION_BYTES = 256, 16
-"""Of promises that are rejected while nobody waits for them at that moment."""
+"""Of promises that are rejected while nothing waits for them at that moment."""
 _TRACKER = 44
 """From QuickJS's stack limit to the number of the function that it calls for them (host_promise_rejection_tracker)."""
 _SHARED = 0xBEEF0 * 0x7A1

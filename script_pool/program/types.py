@@ -7,7 +7,7 @@ import os
 from script_pool.__main__ import cache_directory
 from script_pool.engine.artifacts import Artifacts
 from script_pool.engine.booted import Booted
-from script_pool.engine.instance import WasmEngine, ticks
+from script_pool.engine.stores import WasmEngine, ticks
 from script_pool.engine.typescript import TypeScript
 
 SECONDS = 10.0

@@ -1,4 +1,4 @@
-"""A keep's own limits on a real systemd: what systemd says it holds, and what the kernel was told."""
+"""A keep's own limits on a real systemd: what systemd says it holds, and what the kernel has been set to."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ async def test_units_that_are_not_installed_are_said_and_leave_nothing(subject: 
     assert await gone(subject, 1010)
 
 
-async def test_many_at_once_all_start_and_all_stop(subject: Subject) -> None:
+async def test_many_at_a_time_all_start_and_all_stop(subject: Subject) -> None:
     ids = range(2000, 2030)
     await asyncio.gather(*(subject.units.start(kuuid, ENOUGH, SPEC) for kuuid in ids))
     assert {state.kuuid for state in await subject.units.listed()} == set(ids) == subject.units.kuuids()

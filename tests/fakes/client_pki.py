@@ -16,7 +16,7 @@ NAMES = ("localhost", "127.0.0.1", "127.0.0.2", "::1")
 
 
 class Pki:
-    """One PKI directory, with a self-signed identity for a keep beside it."""
+    """One PKI directory, with a self-signed identity for a keep next to it."""
 
     def __init__(self, parent: Path, names: tuple[str, ...] = NAMES, now: datetime.datetime | None = None) -> None:
         self.now = now or datetime.datetime.now(datetime.UTC)

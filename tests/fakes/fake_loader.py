@@ -10,13 +10,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from keep_loader.settings import ENTRIES
-from keep_protocol.constants import MAX_CONTROL_FDS, control_socket_path
-from keep_protocol.control import (
-    CONTROL_VERSION,
+from keep_protocol.constants import (
+    MAX_CONTROL_FDS,
     OUTPUT_DESCRIPTORS,
     START_DESCRIPTORS,
-    UNSTORED,
     WORKLOAD_DESCRIPTOR,
+    control_socket_path,
+)
+from keep_protocol.control import (
+    CONTROL_VERSION,
+    UNSTORED,
     Command,
     CommandType,
     FrameDecoder,
@@ -112,7 +115,7 @@ class FakeLoader:
         try:
             self._listener.bind(self._path)
         except OSError:
-            self._listener.close()  # nobody else would
+            self._listener.close()  # no one else would
             raise
         self._listener.listen(16)
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)

@@ -8,7 +8,7 @@ import socket
 import time
 from contextlib import suppress
 
-from keep_protocol.control import JOURNAL, OUTPUT, RECORD
+from keep_protocol.constants import JOURNAL, OUTPUT, RECORD
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepReport
 from keep_protocol.record import KeepRecord, write_record

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keep_protocol.constants import OUTPUT_DESCRIPTORS, START_DESCRIPTORS
 from keep_protocol.control import (
-    OUTPUT_DESCRIPTORS,
-    START_DESCRIPTORS,
     Command,
     CommandType,
     FrameDecoder,

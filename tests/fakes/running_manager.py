@@ -16,8 +16,8 @@ from keep_manager.callers import Callers
 from keep_manager.codelets import Applications
 from keep_manager.daemon import uses_of
 from keep_manager.http.acceptor import listen
-from keep_manager.http.access import Admission
 from keep_manager.http.app import Server, make_app
+from keep_manager.http.middleware import Admission
 from keep_manager.keeps.policy import Policy
 from keep_manager.pulls import Pulls
 from keep_manager.tasks import Group

@@ -10,12 +10,10 @@ import os
 import sys
 import time
 
-from app_loader.check.budget import budget
-from app_loader.check.compiler import COMPONENT_VERSION, MAGIC, examine, limit
+from app_loader.check.compiler import COMPONENT_VERSION, MAGIC, budget, examine, limit, warm_up
 from app_loader.check.outline import HEAD_BYTES, code_bytes
 from app_loader.engine.store import Wasi
 from app_loader.run.guest import load_guest
-from app_loader.run.warm import warm_up
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.workload import Workload

@@ -17,7 +17,7 @@ from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.life import Life, drop_in
 
-AT_ONCE = 16
+AT_ONCE = 8
 LINES = 200
 PAUSE_SECONDS = 0.2
 """Between two deaths of the bus: systemd gives dbus.socket up after 20 activations in 2 s (systemd.socket(5))."""

@@ -20,21 +20,23 @@ from tests.system.calm import readers_left, undisturbed, usage_of
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Bystanders, Life, example
 
-SHORT = {"wall_seconds": 2}
+SHORT = {"wall_seconds": 1}
 MISBEHAVING: list[tuple[bytes, dict[str, int], str]] = [
     (example("spin-wat/spin"), {"cpu_seconds": 1}, "over its processor time limit of 1 s"),
-    (example("spin-wat/spin"), SHORT, "over its time limit of 2 s"),
-    (example("sleep-wat/sleep"), SHORT, "over its time limit of 2 s"),
-    (example("flood-wat/flood"), {**SHORT, "log_lines_per_second": 100}, "over its time limit of 2 s"),
+    (example("spin-wat/spin"), SHORT, "over its time limit of 1 s"),
+    (example("sleep-wat/sleep"), SHORT, "over its time limit of 1 s"),
+    (example("flood-wat/flood"), {**SHORT, "log_lines_per_second": 100}, "over its time limit of 1 s"),
     (example("grow-wat/grow"), {"memory_bytes": 8 << 20}, "exited 12"),
     (example("big-wat/big"), {"memory_bytes": 16 << 20}, "over its memory limit of 16 MiB"),
     (example("recurse-wat/recurse"), {"stack_bytes": 128 << 10}, "trapped: call stack exhausted"),
     (example("trap-wat/trap"), {}, "trapped: out of bounds memory access"),
-    (hostile.spins("the start section"), SHORT, "over its time limit of 2 s"),
+    (hostile.spins("the start section"), SHORT, "over its time limit of 1 s"),
     (hostile.asks_much(), {}, "exited"),
 ]
 """A module, the keep's limits, and how its end begins."""
 UPLOAD_TRIES = 6
+PAUSE_SECONDS = 0.2
+"""Between two requests of a client that the ends of others must not disturb."""
 END_SECONDS = 60
 FLOOD_BYTES = 100_000_000
 FLOOD = f"""(module
@@ -56,6 +58,7 @@ FLOOD = f"""(module
       (local.set $at (i32.rem_u (i32.add (local.get $at) (i32.load (i32.const 8))) (i32.const 1000000)))
       (br_if $write (i32.gt_s (local.get $left) (i32.const 0))))))"""
 """Writes 100 MB in lines of 999 characters, as fast as they are taken."""
+TICKS = modules.repeats(b"tick\n", 6000, pause_ms=20)
 VANISHING = 20
 """Clients one after another; of those that go while lines are sent, one in five met a manager that read no more."""
 MAX_GROWTH = 20 << 20
@@ -102,12 +105,11 @@ def test_every_limit_at_once_ends_each_keep_with_its_own_words(fleet: Fleet, tim
 
     with undisturbed(fleet), ThreadPoolExecutor(len(cases)) as pool:
         ends = [pool.submit(end, life, module) for life, (module, _, _) in zip(lives, cases, strict=True)]
-        answers = 0
-        while not all(one.done() for one in ends):
-            assert len(fleet.client().keeps()) == len(cases) + len(bystanders.units)
+        client, answers = fleet.client(), 0
+        while wait(ends, PAUSE_SECONDS).not_done:
+            assert len(client.keeps()) == len(cases) + len(bystanders.units)
             answers += 1
         assert answers
-        wait(ends)
     told = [(case[2], one.result()) for case, one in zip(cases, ends, strict=True)]
     assert [pair for pair in told if not pair[1].startswith(pair[0])] == []
     bystanders.check()
@@ -141,7 +143,7 @@ def test_100_mb_of_output_cost_nobody_else_a_line_and_the_manager_no_memory(flee
 def printing(fleet: Fleet) -> Iterator[Life]:
     """A keep whose workload prints a line again and again; it is as it was at the end of the block."""
     life = limited(fleet)
-    assert life.upload(modules.says(*[b"tick\n"] * 2000, pause_ms=20)).status == 200
+    assert life.upload(TICKS).status == 200
     life.line("tick")
     runner = life.runner_pid
     yield life
@@ -176,7 +178,7 @@ def test_clients_that_vanish_in_the_midst_of_a_torrent_leave_nothing_in_the_mana
 
 def test_a_run_that_is_killed_leaves_its_workload_running(fleet: Fleet) -> None:
     module = fleet.host.path / "ticks.wasm"
-    module.write_bytes(modules.says(*[b"tick\n"] * 2000, pause_ms=20))
+    module.write_bytes(TICKS)
     with undisturbed(fleet):
         command = ["sh", "-c", f"exec keepctl run --rm {module} </dev/null"]  # who still sends input cuts it by dying
         with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as run:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +14,11 @@ import pytest
 
 from script_pool.program.__main__ import KEPT
 from tests.system.host import Host
-from tests.system.versions import download
 from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/operations.md"
-LOCKS = (ROOT / "requirements.lock", ROOT / "requirements-build.lock")
 NEWER = "0.2.0"
 SECONDS = 300
 """pip installs two environments and a wheel."""
@@ -81,10 +80,9 @@ def newcomer(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (shared / "compiled").mkdir()
     with contextlib.suppress(FileNotFoundError):
         shutil.copytree(prefix.parent / "compiled", shared / "compiled", dirs_exist_ok=True)
+    made = subprocess.run([ROOT / "run", "wheelhouse"], stdout=subprocess.PIPE, text=True, check=True)
     wheels = shared / "wheels"
-    wheels.mkdir()
-    for lock in LOCKS:
-        download(prefix, lock, wheels)
+    shutil.copytree(made.stdout.strip(), wheels)
     binds = (
         (str(shared), str(shared), False),
         (str(directories["programs"]), "/usr/local/bin", False),

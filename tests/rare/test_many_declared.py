@@ -36,7 +36,7 @@ def applied(fleet: Fleet) -> str:
 
 def kuuids(fleet: Fleet) -> dict[str, int]:
     """The keep of each that runs."""
-    found = json.loads(keepctl(fleet.host, "get", "-o", "json"))
+    found = json.loads(keepctl(fleet, "get", "-o", "json"))
     return {each["name"]: each["kuuid"] for each in found if each["state"] == "running"}
 
 
@@ -83,4 +83,4 @@ def test_all_of_them_are_there_again_after_a_boot(prefix: Path, tmp_path_factory
         assert after.keys() == before.keys()
         assert not set(after.values()) & set(before.values())
         assert len(fleet.keep_units()) == COUNT
-        assert declared(fleet.host, "many-0")["version"] == 1
+        assert declared(fleet, "many-0")["version"] == 1

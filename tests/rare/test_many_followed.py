@@ -13,12 +13,13 @@ import pytest
 
 from keep_protocol.output import ALIVE_SECONDS
 from keep_protocol.states import State
-from tests.rare.test_output_at_its_limits import OF_ONE, eventually
+from tests.rare.test_output_at_its_limits import OF_ONE
 from tests.system import modules
 from tests.system.calm import usage_of
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.life import SOON, Life
+from tests.system.looking import eventually
 
 MIB = 1 << 20
 MOST, OF_ONE_KEEP, SPARED = 1000, 16 * MIB, 3072 * MIB

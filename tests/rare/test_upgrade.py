@@ -79,7 +79,7 @@ def finish(life: Life) -> None:
 def test_every_keep_goes_on_with_its_own_version_and_a_new_one_has_the_new(
     installation: Installation, fleet: Fleet, before: str, after: str
 ) -> None:
-    installation.install(before)
+    installation.begin_with(before)
     idle, awaiting, running, restarting = Life.create(fleet), Life.awaiting(fleet), Life.running(fleet), service(fleet)
     lives = (idle, awaiting, running, restarting)
     seen, pids = [life.look() for life in lives], [life.loader_pid for life in lives]
@@ -110,7 +110,7 @@ def test_every_keep_goes_on_with_its_own_version_and_a_new_one_has_the_new(
 def test_an_idle_keep_imports_what_it_needs_later_from_its_own_version(
     installation: Installation, fleet: Fleet
 ) -> None:
-    installation.install(OLD)
+    installation.begin_with(OLD)
     idle = Life.create(fleet)
     first = imported(idle)
     installation.install(NEW)
@@ -123,7 +123,7 @@ def test_an_idle_keep_imports_what_it_needs_later_from_its_own_version(
 def test_a_version_is_removed_by_the_first_installation_that_finds_it_unused(
     installation: Installation, fleet: Fleet
 ) -> None:
-    installation.install(OLD)
+    installation.begin_with(OLD)
     removal = f"removed   {VERSIONS}/{OLD}\n"
     life = Life.awaiting(fleet)
     assert removal not in installation.install(NEW), "its manager ran"
@@ -136,7 +136,7 @@ def test_a_version_is_removed_by_the_first_installation_that_finds_it_unused(
 
 
 def test_a_unit_that_names_no_root_starts_nothing(installation: Installation, fleet: Fleet) -> None:
-    installation.install(NEW)
+    installation.begin_with(NEW)
     host, unit = fleet.host, "keep@7.service"
     call = ["busctl", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"]
     call += ["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "0", "0"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.system.fleet import MANAGER, Fleet
 from tests.system.host import Host, message_of
+from tests.system.looking import looks
 
 SETTLE_SECONDS = 60.0
 """A server drops a lingering or silent connection after its own deadlines, the longest of which is 15 s."""
@@ -27,25 +28,26 @@ class Usage:
 
 
 def usage_of(host: Host, pid: int) -> Usage:
-    """The resident memory and the open descriptors of a process inside."""
-    script = f"grep VmRSS /proc/{pid}/status; ls /proc/{pid}/fd | wc -l"
-    words = host.run(["sh", "-c", script]).stdout.split()
-    return Usage(int(words[1]) * 1024, int(words[3]))
+    """The resident memory and the open descriptors of a process inside; no command runs for it."""
+    process = f"/proc/{host.sandbox.pid}/root/proc/{pid}"
+    with open(f"{process}/status", encoding="utf-8") as file:
+        (memory,) = [line.split()[1] for line in file if line.startswith("VmRSS:")]
+    return Usage(int(memory) * 1024, len(os.listdir(f"{process}/fd")))
 
 
 def settled(host: Host, pid: int, before: Usage) -> Usage:
     """The process's usage once it has closed what it opened since `before`, or what it still holds in the end."""
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while (now := usage_of(host, pid)).descriptors > before.descriptors and time.monotonic() < deadline:
-        continue
+    for _ in looks(SETTLE_SECONDS):
+        if (now := usage_of(host, pid)).descriptors <= before.descriptors:
+            break
     return now
 
 
 def readers_left(fleet: Fleet, seconds: float = SETTLE_SECONDS) -> list[str]:
     """The manager's descriptors of keeps' output, once all have gone, or those that are still there in the end."""
-    deadline = time.monotonic() + seconds
-    while (left := fleet.readers()) and time.monotonic() < deadline:
-        continue
+    for _ in looks(seconds):
+        if not (left := fleet.readers()):
+            break
     return left
 
 

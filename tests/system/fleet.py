@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import ssl
+import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
+
+import click
+from click.testing import CliRunner
 
 from keep_client.credentials import Credentials
 from keep_client.manager import ManagerClient
 from keep_client.peer import ConnectionFailed, Endpoint
+from keep_client.store import StoreClient
 from keep_manager.failpoints import VARIABLE, Failpoint
 from keep_manager.reload import NEEDS_RESTART
 from keep_protocol.constants import UNIT_PATTERN
 from keep_protocol.errors import KeepfleetError
-from tests.system.host import Host, message_of
+from keep_protocol.tls import pinned_client_context
+from keepctl.__main__ import exit_code
+from tests.system.host import CommandFailed, Host, message_of, until
 
 MANAGER = "keep-manager.service"
 KEEP_RUNTIME = "/run/keepfleet"
@@ -29,6 +40,13 @@ DEATH = "/run/keep-manager/failpoint"
 """Where `killed_at` writes where; in the manager's own runtime directory, so that it may remove it."""
 MORTAL = f"/run/systemd/system/{MANAGER}.d/90-mortal.conf"
 """So a test need not restart the manager to have it die."""
+KEEPCTL_SECONDS = 60
+"""What a call of keepctl's may take; most take milliseconds, and none of a test waits for more than a keep's end."""
+IN_PROCESS = (
+    *("apply", "delete", "events", "get", "history", "inspect", "logs", "new", "pki", "restart", "rm", "secret"),
+    *("start", "stop", "store", "volume", "wait"),
+)
+"""Commands of keepctl's that read and write no file of the host's but the PKI's, with a manager named."""
 NAMED_AFTER_UNITS = ("/run", "/tmp", "/var/tmp", "/sys/fs/cgroup", FOLDERS)
 """Runtime directories, users, unit files, journald's settings, private directories, and control groups."""
 
@@ -41,6 +59,65 @@ def free_port() -> int:
         return port
 
 
+class _Keepctl(click.Command):
+    """What click's runner takes for a command, and what a person gets: the reader of tables first, then click."""
+
+    def __init__(self) -> None:
+        super().__init__("keepctl")
+
+    def main(self, args: Sequence[str] = (), *_: object, **__: object) -> None:  # type: ignore[override]  # as called
+        raise SystemExit(exit_code(list(args)))
+
+
+def keepctl_here(port: int, pki: Path, words: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """`keepctl` of the checkout, as it goes on the host, but in this process: a fiftieth of what a start of the
+    installed one costs. For tests of the manager; those of keepctl type it on the host. Raises CommandFailed for a
+    status other than 0, unless `check` is false.
+    """
+    assert words[0] in IN_PROCESS, f"{words[0]} is to be typed on the host"
+    files = {"KEEPFLEET_PKI": str(pki), "XDG_CONFIG_HOME": "/nowhere", "KEEPFLEET_CONTEXT": None}
+    runner = CliRunner(env={**files, "KEEPFLEET_MANAGER": f"127.0.0.1:{port}"})
+    command = f"keepctl {' '.join(words)}"
+
+    def give_up(_: int, __: FrameType | None) -> None:
+        raise CommandFailed(f"{command} takes more than {KEEPCTL_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    left = signal.alarm(KEEPCTL_SECONDS)  # of the test's own alarm
+    try:
+        done = runner.invoke(_Keepctl(), words)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        signal.alarm(left)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    if check and done.exit_code != 0:
+        raise CommandFailed(f"{command} exited {done.exit_code}:\n{done.output}")
+    return subprocess.CompletedProcess(["keepctl", *words], done.exit_code, done.stdout, done.stderr)
+
+
+class _Kept(ManagerClient):
+    """One whose connection outlives a test: a handshake costs both sides as much as thirty calls."""
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        """Closes the connection; another call makes another."""
+        super().__exit__()
+
+    def unkept(self) -> ManagerClient:
+        """One that connects for each call."""
+        return ManagerClient(self.endpoint, self._context)
+
+
+def _stamp(*paths: str) -> tuple[object, ...]:
+    """Another one when one of these files is another one."""
+    found = [(path, os.stat(path)) for path in paths]
+    return tuple((path, state.st_ino, state.st_mtime_ns, state.st_size) for path, state in found)
+
+
 class Fleet:
     """The manager as a unit, on a port of its own. `configuration` is the host's /etc/keepfleet, seen from outside."""
 
@@ -49,6 +126,8 @@ class Fleet:
         self.configuration = configuration
         self.pki = configuration / "pki"
         self.port = free_port()
+        self._clients: dict[tuple[object, ...], _Kept] = {}
+        self._pinned: dict[tuple[object, ...], ssl.SSLContext] = {}
 
     def __repr__(self) -> str:
         return f"Fleet(port {self.port})"
@@ -72,17 +151,19 @@ class Fleet:
 
     @contextlib.contextmanager
     def configured(self, *, restarted: bool = False, **keys: object) -> Iterator[None]:
-        """The manager with these keys, and without them at the end: reloaded, or restarted where a key needs that.
+        """The manager with these keys, and as it was before at the end: reloaded, or restarted where a key needs that.
 
         restarted: restarted in any case, as a changed unit needs it.
         """
         apply = self.restart if restarted or set(NEEDS_RESTART).intersection(keys) else self.reload
+        file = self.configuration / "manager.yaml"
+        before = file.read_text()
         self.configure(**keys)
         apply()
         try:
             yield
         finally:
-            self.configure()
+            file.write_text(before)
             apply()
 
     def reload(self) -> str:
@@ -112,9 +193,8 @@ class Fleet:
         os.rename(f"{path}.new", path)
         try:
             yield
-            deadline = time.monotonic() + SETTLE_SECONDS
-            while os.path.exists(path) and self.manager_pid == before:  # some points come after the answer
-                assert time.monotonic() < deadline, f"the manager never came to {point}"
+            # Some points come after the answer.
+            until(lambda: not os.path.exists(path) or self.manager_pid != before, lambda: f"it never came to {point}")
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -126,6 +206,19 @@ class Fleet:
             self.host.systemctl("start", MANAGER)
         self.host.systemctl("start", MANAGER)  # waits for a start of systemd's own that is under way
 
+    @contextlib.contextmanager
+    def small_disk(self, place: str, options: str, *, empty: bool = False) -> Iterator[list[str]]:
+        """A file system of little room at `place`, with what is there unless `empty`, for the manager that runs: among
+        its own mounts, so that none has to start for it. What to put before a command so that it sees it, too."""
+        sees = ["nsenter", f"--mount=/proc/{self.manager_pid}/ns/mnt"]
+        kept = "mkdir /tmp/kept; cp -a $1/. /tmp/kept" if not empty else "mkdir /tmp/kept"
+        script = f"{kept}; mount -t tmpfs -o $2 tmpfs $1; cp -a /tmp/kept/. $1; rm -r /tmp/kept"
+        self.host.run([*sees, "sh", "-ec", script, "sh", place, options])
+        try:
+            yield sees
+        finally:
+            self.host.run([*sees, "umount", place])
+
     @property
     def manager_pid(self) -> int:
         """The manager's PID inside."""
@@ -133,8 +226,13 @@ class Fleet:
 
     def readers(self) -> list[str]:
         """The manager's descriptors of keeps' output, which it has for those that someone reads."""
-        command = ["find", f"/proc/{self.manager_pid}/fd", "-lname", "*/keeps/*/output*"]
-        return self.host.run(command, check=False).stdout.split()
+        directory = f"/proc/{self.host.sandbox.pid}/root/proc/{self.manager_pid}/fd"
+        found: list[str] = []
+        with contextlib.suppress(FileNotFoundError):  # there is no manager now
+            for number in os.listdir(directory):
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    found.append(os.readlink(f"{directory}/{number}"))
+        return [path for path in found if re.search("/keeps/.*/output", path)]
 
     def credentials(self, name: str = "admin") -> Credentials:
         """The files of one client of the PKI."""
@@ -143,9 +241,28 @@ class Fleet:
         )
 
     def client(self, name: str = "admin") -> ManagerClient:
-        """The manager, as that client may use it."""
-        endpoint = Endpoint("127.0.0.1", self.port, "the manager", "")
-        return ManagerClient(endpoint, self.credentials(name).manager_context())
+        """The manager, as that client may use it; the administrator in one thread has one connection for all calls."""
+        endpoint, files = Endpoint("127.0.0.1", self.port, "the manager", ""), self.credentials(name)
+        stamp = (self.port, *_stamp(files.ca, files.certificate, files.key))
+        if stamp not in self._clients:
+            self._clients[stamp] = kept = _Kept(endpoint, files.manager_context())
+            weakref.finalize(self, kept.close)
+            kept.__enter__()
+        kept = self._clients[stamp]
+        is_ours = name == "admin" and threading.current_thread() is threading.main_thread()
+        return kept if is_ours else kept.unkept()
+
+    def store(self) -> StoreClient:
+        """The manager's module store, as the administrator may use it."""
+        return StoreClient(self.client().endpoint, self.credentials().manager_context())
+
+    def pinned(self, name: str = "admin") -> ssl.SSLContext:
+        """What a client of that name shows to keeps; not to be changed."""
+        files = self.credentials(name)
+        stamp = _stamp(files.certificate, files.key)
+        if stamp not in self._pinned:
+            self._pinned[stamp] = pinned_client_context(files.certificate, files.key)
+        return self._pinned[stamp]
 
     def tls(self, name: str | None = "admin") -> ssl.SSLContext:
         """A context of our own making for raw requests: it trusts our CA, and shows a certificate or none."""
@@ -155,9 +272,13 @@ class Fleet:
             context.load_cert_chain(files.certificate, files.key)
         return context
 
+    def keepctl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`keepctl`, see `keepctl_here`; paths that the host sees, too, are below `host.path`."""
+        return keepctl_here(self.port, self.pki, words, check=check)
+
     def issue(self, name: str, *options: str) -> Credentials:
         """A new client certificate, as `keepctl pki issue` makes it."""
-        self.host.run(["keepctl", "pki", "issue", name, *options])
+        self.keepctl("pki", "issue", name, *options)
         return self.credentials(name)
 
     def keep_units(self) -> list[str]:
@@ -185,7 +306,8 @@ class Fleet:
         Where a test left nothing that costs one request.
         """
         with contextlib.suppress(ConnectionFailed):
-            self.remove_all()
+            if not self.remove_all() and not self.keep_units():
+                return
         if units := self.keep_units():
             self.host.systemctl("stop", *units)
             self.host.systemctl("reset-failed", *units, check=False)
@@ -195,15 +317,14 @@ class Fleet:
             self.host.systemctl("start", MANAGER)
         self.settle()
 
-    def remove_all(self, spared: Callable[[str], bool] = lambda _: False) -> None:
-        """Removes every keep through the manager, but those whose unit is `spared`."""
-        for keep in self.client().keeps():
-            if not spared(keep.unit):
-                with contextlib.suppress(KeepfleetError):  # it has gone meanwhile
-                    self.client().remove(keep.kuuid)
+    def remove_all(self, spared: Callable[[str], bool] = lambda _: False) -> int:
+        """Removes every keep through the manager, but those whose unit is `spared`; how many there were."""
+        found = [keep for keep in self.client().keeps() if not spared(keep.unit)]
+        for keep in found:
+            with contextlib.suppress(KeepfleetError):  # it has gone meanwhile
+                self.client().remove(keep.kuuid)
+        return len(found)
 
     def settle(self) -> None:
         """Waits until the manager has no keep: of those that it did not stop itself it hears a moment later."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while left := self.client().keeps():
-            assert time.monotonic() < deadline, f"the manager still has {left}"
+        until(lambda: not self.client().keeps(), lambda: f"the manager still has {self.client().keeps()}")

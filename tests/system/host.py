@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
 
+from tests.system.asked import Assistant, Systemd
+from tests.system.journal import Entry, Journal
 from tools.sandbox.command import Command
 from tools.sandbox.layout import Layout
 from tools.sandbox.sandbox import Sandbox
 from tools.sandbox.users import start_user_manager
 
-LOOKS = 4
-"""A follower of journalctl's was seen not to show an entry that was in the journal: so often it is started."""
 JOURNAL_SECONDS = 60.0
 """journald shows a line within milliseconds; this covers a host a thousand times busier."""
-Entry: TypeAlias = dict[str, Any]
-"""One journal entry: field → text (or a list of numbers where it is not text, or of both where a field is repeated)."""
+
+
+PAUSE_SECONDS = 0.02
+"""Between two looks: each is up to a millisecond of processor time here and there, and a change takes some of these."""
 
 
 def layout(binds: tuple[tuple[str, str, bool], ...]) -> Layout:
     """What a host shows where, on the root directory in KEEPFLEET_TEST_ROOT or else on the machine's own files."""
     return Layout(binds, root=os.environ.get("KEEPFLEET_TEST_ROOT"))
+
+
+def until(there: Callable[[], object], what: Callable[[], object], seconds: float = JOURNAL_SECONDS) -> None:
+    """Returns once `there` is true, of what tells of no change; fails with `what` when that takes too long."""
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while not there():
+        assert time.monotonic() < deadline, what()
+        pause.wait(PAUSE_SECONDS)
 
 
 class CommandFailed(AssertionError):
@@ -41,20 +50,16 @@ def message_of(entry: Entry) -> str:
     return bytes(message).decode("utf-8", "backslashreplace") if isinstance(message, list) else str(message)
 
 
-def _from(cursor: str) -> str:
-    """journalctl's option to begin with the entry at `cursor`.
-
-    `--after-cursor=` beside a filter skips the first entry that matches, whether it is that one or not (systemd 252).
-    """
-    return f"--cursor={cursor}"
-
-
 class Host:
     """A booted sandbox. `path` is one directory that is the same inside and outside; everybody inside may read it."""
 
     def __init__(self, sandbox: Sandbox, path: Path) -> None:
         self.sandbox = sandbox
         self.path = path
+        self.root = f"/proc/{sandbox.pid}/root"
+        self._systemd, self.assistant = Systemd(self.root), Assistant(sandbox)
+        for resource in (self._systemd, self.assistant):
+            weakref.finalize(self, resource.close)
         self._users: dict[str, dict[str, str]] = {}
 
     def __repr__(self) -> str:
@@ -107,36 +112,59 @@ class Host:
         command = ["systemctl", *(["--user"] if user else []), "--no-pager", *arguments]
         return self.run(command, check=check, user=user).stdout.strip()
 
+    def daemon_reload(self) -> None:
+        """systemd reads all units again."""
+        self._systemd.reload()
+
+    def write(self, path: str, text: str) -> None:
+        """A file inside, with its directories, which anybody may read; no part of the path is a link."""
+        place = Path(f"{self.root}{path}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+
+    def remove(self, path: str) -> None:
+        """Removes a file inside."""
+        os.unlink(f"{self.root}{path}")
+
     def show(self, unit: str, *names: str, user: str | None = None) -> dict[str, str]:
         """Properties of a unit, all or those named."""
+        if user is None and (shown := self._systemd.show(unit, names)) is not None:
+            return shown
         wanted = [f"--property={','.join(names)}"] if names else []
         lines = self.systemctl("show", *wanted, unit, user=user).splitlines()
         return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
     def wait_status(self, unit: str, begins: str, seconds: float = JOURNAL_SECONDS) -> str:
-        """The unit's status line, once it begins with `begins`. Raises CommandFailed when it does not come in time."""
-        deadline = time.monotonic() + seconds
-        while not (text := self.show(unit, "StatusText")["StatusText"]).startswith(begins):
-            if time.monotonic() > deadline:
-                raise CommandFailed(f"the status of {unit} never began with {begins!r}; it is {text!r}")
-        return text
+        """The unit's status line, once it begins with `begins`."""
+
+        def text() -> str:
+            return self.show(unit, "StatusText")["StatusText"]
+
+        until(lambda: text().startswith(begins), lambda: f"the status of {unit} is not {begins!r}: {text()!r}", seconds)
+        return text()
 
     def units(self, *patterns: str, user: str | None = None) -> list[str]:
         """The loaded units whose names match, in any state."""
+        if user is None:
+            return [name for name, _ in self._systemd.units(patterns)]
         listed = self.systemctl("list-units", "--all", "--plain", "--no-legend", "--full", *patterns, user=user)
         return [line.split()[0] for line in listed.splitlines() if line.strip()]
+
+    def active_units(self, *patterns: str) -> list[tuple[str, str]]:
+        """Name and description of the active units whose names match."""
+        return self._systemd.units(patterns, ("active",))
 
     def files_of(self, prefix: str) -> set[str]:
         """systemd's own files about loaded units that begin so, seen from outside; no command runs for it."""
         found: set[str] = set()
         for place in ("transient", "units"):
             with contextlib.suppress(FileNotFoundError):
-                found.update(os.listdir(f"/proc/{self.sandbox.pid}/root/run/systemd/{place}"))
+                found.update(os.listdir(f"{self.root}/run/systemd/{place}"))
         return {name for name in found if name.removeprefix("invocation:").startswith(prefix)}
 
     def cursor(self) -> str:
         """The journal's end now, to read on from."""
-        entries = self._entries("--lines=1")
+        entries = self.latest(1)
         return str(entries[-1]["__CURSOR"]) if entries else ""
 
     def journal(self, unit: str | None = None, since_cursor: str | None = None, **fields: str) -> list[Entry]:
@@ -144,21 +172,15 @@ class Host:
 
         `fields` are further journal fields that must be equal, such as KEEP_ID="1".
         """
-        arguments = [f"{name}={value}" for name, value in fields.items()]
-        if unit:
-            arguments.append(f"--unit={unit}")
-        if since_cursor:
-            arguments.append(_from(since_cursor))
-        return [entry for entry in self._entries(*arguments) if entry["__CURSOR"] != since_cursor]
+        self.assistant.synchronize()
+        with Journal(self.root, _matches(unit, fields)) as journal:
+            return journal.after(since_cursor)
 
     def latest(self, count: int) -> list[Entry]:
         """The journal's last entries, at most `count`."""
-        return self._entries(f"--lines={count}")
-
-    def _entries(self, *arguments: str) -> list[Entry]:
-        self.run(["journalctl", "--sync"])
-        output = self.run(["journalctl", "--no-pager", "--output=json", "--all", *arguments]).stdout
-        return [json.loads(line) for line in output.splitlines()]
+        self.assistant.synchronize()
+        with Journal(self.root) as journal:
+            return journal.last(count)
 
     def wait_journal(
         self,
@@ -172,25 +194,18 @@ class Host:
         Raises CommandFailed, with the last lines seen, when it has not come in time.
         """
         matches = wanted if callable(wanted) else lambda entry: wanted in message_of(entry)
-        arguments = ["journalctl", "--follow", "--lines=all", "--output=json", "--all"]
-        arguments += [f"--unit={unit}"] if unit else []
-        arguments += [_from(since_cursor)] if since_cursor else []
-        seen: list[str] = []
-        for _ in range(LOOKS):
-            seen.clear()
-            with self.popen(arguments) as follower:
-                alarm = threading.Timer(seconds / LOOKS, follower.kill)
-                alarm.start()
-                try:
-                    for line in follower.stdout or ():
-                        if not line.startswith("{"):
-                            raise CommandFailed(f"journalctl: {line}")
-                        entry: Entry = json.loads(line)
-                        if entry["__CURSOR"] != since_cursor and matches(entry):
-                            return entry
-                        seen.append(message_of(entry))
-                finally:
-                    alarm.cancel()
-        raise CommandFailed(
-            f"the journal never showed {wanted!r} within {seconds} s; its end:\n" + "\n".join(seen[-20:])
-        )
+        with Journal(self.root, _matches(unit, {})) as journal:
+            came, entries = journal.wait(matches, since_cursor, time.monotonic() + seconds)
+        if came:
+            return entries[-1]
+        end = "\n".join(map(message_of, entries[-20:]))
+        raise CommandFailed(f"the journal never showed {wanted!r} within {seconds} s; its end:\n{end}")
+
+
+def _matches(unit: str | None, fields: Mapping[str, str]) -> list[list[str]]:
+    """What entries must have: of a unit those that it wrote and those that systemd and others wrote about it."""
+    further = [f"{name}={value}" for name, value in fields.items()]
+    if unit is None:
+        return [further] if further else []
+    about = ([f"_SYSTEMD_UNIT={unit}"], [f"UNIT={unit}", "_PID=1"], [f"OBJECT_SYSTEMD_UNIT={unit}", "_UID=0"])
+    return [[*each, *further] for each in about]

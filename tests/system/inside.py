@@ -24,9 +24,7 @@ _SOURCE = Path(__file__).with_name("probe.py")
 _SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
 
-def _directory(host: Host, user: str | None) -> str:
-    if user is None:
-        return "/run/systemd/system/keep@.service.d"
+def _directory(host: Host, user: str) -> str:
     home = host.run(["sh", "-c", "echo ~"], user=user).stdout.strip()
     return f"{home}/.config/systemd/user/keep@.service.d"
 
@@ -34,6 +32,10 @@ def _directory(host: Host, user: str | None) -> str:
 @contextlib.contextmanager
 def drop_in(host: Host, text: str, user: str | None = None) -> Iterator[None]:
     """Every keep made meanwhile has these lines too, after those of the installed unit."""
+    if user is None:
+        with life.drop_in(host, "keep@.service", text):
+            yield
+        return
     directory = _directory(host, user)
     file = f"{directory}/90-test.conf"
     host.run(["mkdir", "--parents", directory], user=user)

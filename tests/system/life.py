@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import signal
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +18,11 @@ from keep_protocol.constants import unit_name
 from keep_protocol.keep import KeepInfo, Outcome
 from keep_protocol.sse import EventType, KeepEvent
 from keep_protocol.states import State
-from keep_protocol.tls import check_pin, pinned_client_context
+from keep_protocol.tls import check_pin
 from tests.system import modules
 from tests.system.fleet import Fleet, free_port
-from tests.system.host import Entry, Host, message_of
+from tests.system.host import Host, message_of, until
+from tests.system.journal import Entry
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SOON = 60
@@ -39,18 +38,19 @@ def example(path: str) -> bytes:
 def drop_in(host: Host, unit: str, text: str) -> Iterator[None]:
     """Directives added to a unit, or to every instance of a template, until the block ends."""
     path = f"/run/systemd/system/{unit}.d/90-test.conf"
-    host.run(["mkdir", "-p", path.rpartition("/")[0]])
-    host.run(["tee", path], input=text)
-    host.systemctl("daemon-reload")
+    host.write(path, text)
+    host.daemon_reload()
     try:
         yield
     finally:
-        host.run(["rm", path])
-        host.systemctl("daemon-reload")
+        host.remove(path)
+        host.daemon_reload()
 
 
 def spare_units(host: Host, user: str | None = None) -> list[str]:
     """The spares whose loader is ready: systemd lists them, and nothing else says so."""
+    if user is None:
+        return [name for name, description in host.active_units("keep@*.service") if "Spare keep" in description]
     listed = host.systemctl("list-units", "--plain", "--no-legend", "--state=active", "keep@*.service", user=user)
     return [line.split()[0] for line in listed.splitlines() if "Spare keep" in line]
 
@@ -82,9 +82,8 @@ class Life:
         assert life.upload(modules.sleeps()).status == 200
         life.line("asleep")
         life.shown("running the workload")
-        deadline = time.monotonic() + SOON
-        while life.forks("keep-endpoint"):  # it gives its last answers as the workload runs already
-            assert time.monotonic() < deadline, "the endpoint has accepted, and stays"
+        # It gives its last answers as the workload runs already.
+        until(lambda: not life.forks("keep-endpoint"), lambda: "the endpoint has accepted, and stays")
         life.look()
         return life
 
@@ -135,9 +134,7 @@ class Life:
 
     def becomes(self, state: State) -> KeepInfo:
         """The keep once it is in that state, whatever it passes through, as after its loader's death."""
-        deadline = time.monotonic() + SOON
-        while self.look().state is not state:
-            assert time.monotonic() < deadline, self.info
+        until(lambda: self.look().state is state, lambda: self.info)
         return self.info
 
     @property
@@ -148,8 +145,7 @@ class Life:
     @property
     def context(self) -> ssl.SSLContext:
         """What the administrator shows to a keep."""
-        shown = self.fleet.credentials()
-        return pinned_client_context(shown.certificate, shown.key)
+        return self.fleet.pinned()
 
     def upload(self, module: bytes) -> Reply:
         """The module as it is."""
@@ -181,17 +177,13 @@ class Life:
 
     def shown(self, detail: str) -> KeepInfo:
         """The keep once the manager shows this detail; meanwhile its next loader is being started."""
-        deadline = time.monotonic() + SOON
-        while self.look().detail != detail:
-            assert time.monotonic() < deadline, self.info
+        until(lambda: self.look().detail == detail, lambda: self.info)
         return self.info
 
     def status(self, text: str) -> str:
         """Its line in `systemctl status`, once it holds `text`: the loader changes it at most five times a second."""
-        deadline = time.monotonic() + SOON
-        while text not in (shown := self.show("StatusText")):
-            assert time.monotonic() < deadline, shown
-        return shown
+        until(lambda: text in self.show("StatusText"), lambda: self.show("StatusText"))
+        return self.show("StatusText")
 
     @property
     def loader_pid(self) -> int:
@@ -200,9 +192,7 @@ class Life:
 
     def without_process(self) -> None:
         """Waits until nothing runs in its unit: a loader whose keep has ended answers first, and then exits."""
-        deadline = time.monotonic() + SOON
-        while self.loader_pid:
-            assert time.monotonic() < deadline, "its loader does not exit"
+        until(lambda: not self.loader_pid, lambda: "its loader does not exit")
 
     @property
     def endpoint_pid(self) -> int:
@@ -218,17 +208,16 @@ class Life:
 
     def forks(self, name: str) -> list[int]:
         """The PIDs of the loader's forks of that name."""
-        command = ["pgrep", "--parent", str(self.loader_pid), "--exact", name]
-        return [int(pid) for pid in self.host.run(command, check=False).stdout.split()]
+        return self.host.assistant.children(self.loader_pid, name)
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Sends a signal to a process inside."""
-        self.host.run(["kill", f"-{int(number)}", str(pid)])
+        self.host.assistant.kill(number, pid)
 
     def kill_loader(self) -> None:
         """SIGKILL to the loader; returns when systemd has started another."""
         cursor = self.host.cursor()
-        self.host.systemctl("kill", "--kill-whom=main", "--signal=KILL", self.unit)
+        self.signal(self.loader_pid, signal.SIGKILL)
         self.line("booting -> ", cursor)
 
     def line(self, text: str, cursor: str | None = None) -> Entry:
@@ -268,10 +257,9 @@ class Bystanders:
 
     def _pulse(self) -> list[object]:
         """What changes when one of their processes, endpoints or states does."""
-        names = "--property=InvocationID,NRestarts,MainPID,StatusText"
-        shown = self._fleet.host.systemctl("show", names, *self.units)
-        loaders = ",".join(re.findall("^MainPID=([0-9]+)$", shown, re.MULTILINE))
-        children = self._fleet.host.run(["pgrep", "--parent", loaders], check=False).stdout
+        host, names = self._fleet.host, ("InvocationID", "NRestarts", "MainPID", "StatusText")
+        shown = [host.show(unit, *names) for unit in self.units]
+        children = [host.assistant.children(int(each["MainPID"])) for each in shown]
         return [shown, children, [life.look() for life in self._lives]]
 
     def check(self) -> None:

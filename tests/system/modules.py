@@ -47,11 +47,12 @@ def says(*texts: bytes, pause_ms: int = 0, code: int = 0, fd: int = 1) -> bytes:
     return bytes(wasmtime.wat2wasm(_MODULE.format(pages=pages, data=data, body="\n".join(body), code=code)))
 
 
-def repeats(text: bytes, times: int, fd: int = 1) -> bytes:
-    """A command that writes `text`, in one call, so many times."""
+def repeats(text: bytes, times: int, fd: int = 1, pause_ms: int = 0) -> bytes:
+    """A command that writes `text`, in one call, so many times, and pauses after each."""
+    pause = f"(call $pause (i64.const {pause_ms * 1_000_000}))" if pause_ms else ""
     body = f"""(local $left i32) (local.set $left (i32.const {times}))
     (loop $again
-      (call $say (i32.const {fd}) (i32.const {_TEXT}) (i32.const {len(text)}))
+      (call $say (i32.const {fd}) (i32.const {_TEXT}) (i32.const {len(text)})) {pause}
       (br_if $again (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))"""
     data = f'(data (i32.const {_TEXT}) "{_escaped(text)}")'
     pages = 1 + (_TEXT + len(text)) // 65536

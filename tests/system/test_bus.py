@@ -65,7 +65,7 @@ FORGED = {
 async def test_signals_that_a_user_of_the_host_sends_in_others_names_are_nothing(
     systemd: RealSystemd, units: SystemdUnits
 ) -> None:
-    connection, heard, came = units._bus._connection, [], asyncio.Queue[str]()
+    connection, heard, came = units._bus._connection, list[object](), asyncio.Queue[str]()
     assert connection is not None
     received = connection._on_signal
 
@@ -74,7 +74,7 @@ async def test_signals_that_a_user_of_the_host_sends_in_others_names_are_nothing
         came.put_nowait(message.member)
 
     connection._on_signal = watched
-    units._bus._on_signal = lambda member, body: heard.append(member)
+    units._bus._on_end = heard.append
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     for name, words in FORGED.items():
         send = ("dbus-send", "--system", "--type=signal", f"--dest={connection.name}", "/org/freedesktop/systemd1")

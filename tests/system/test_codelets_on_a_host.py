@@ -13,7 +13,7 @@ import pytest
 
 from tests.system.fixtures import INSTALLED
 from tests.system.fleet import Fleet, free_port
-from tests.system.test_declared_keeps import keepctl
+from tests.system.host import Host
 from tests.system.test_typed_docs import ROOT, blocks, typed_inside
 from tests.system.test_units_on_systemd import score
 
@@ -69,12 +69,18 @@ def fleet(installed_fleet: Fleet) -> Iterator[Fleet]:
     program.write_text(APPLICATION)
     program.chmod(0o644)
     host.run(["tee", unit], input=UNIT % (f"{INSTALLED}/bin/python", program))
-    host.systemctl("daemon-reload")
+    host.daemon_reload()
     host.systemctl("start", "counted.service")
     yield installed_fleet
     host.systemctl("stop", "counted.service")
     host.run(["rm", unit])
-    host.systemctl("daemon-reload")
+    host.daemon_reload()
+
+
+def keepctl(host: Host, *words: str, check: bool = True) -> str:
+    """What it prints, typed on the host: what is attached is a file of the host's."""
+    done = host.run(["keepctl", *words], check=check)
+    return done.stdout + ("" if check else done.stderr)
 
 
 def sets(fleet: Fleet) -> list[dict[str, Any]]:
@@ -124,12 +130,12 @@ def proxy(fleet: Fleet) -> Iterator[int]:
     drop_in = "/etc/systemd/system/codelets-proxy@counted.socket.d"
     host.run(["mkdir", "-p", drop_in])
     host.run(["tee", f"{drop_in}/port.conf"], input=f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
-    host.systemctl("daemon-reload")
+    host.daemon_reload()
     host.systemctl("start", "codelets-proxy@counted.socket")
     yield port
     host.systemctl("stop", "codelets-proxy@counted.socket", "codelets-proxy@counted.service")
     host.run(["rm", "-r", drop_in])
-    host.systemctl("daemon-reload")
+    host.daemon_reload()
 
 
 def asked(fleet: Fleet, port: int, method: str, path: str, body: str = "", name: str = "admin") -> tuple[int, Any]:
@@ -163,7 +169,7 @@ def test_the_proxy_sees_that_a_certificate_was_revoked(fleet: Fleet, proxy: int)
     fleet.issue("lena", "--role", "viewer")
     assert asked(fleet, proxy, "GET", "/codeletsets", name="lena")[0] == 200
     assert asked(fleet, proxy, "DELETE", "/codeletsets/counting", name="lena")[0] == 403
-    keepctl(fleet.host, "pki", "revoke", "lena")
+    fleet.keepctl("pki", "revoke", "lena")
     status, answer = asked(fleet, proxy, "GET", "/codeletsets", name="lena")
     assert (status, "revoked" in answer["error"]["message"]) == (403, True)
 

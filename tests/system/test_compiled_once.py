@@ -17,7 +17,8 @@ from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.host import Entry, Host, message_of
+from tests.system.host import Host, message_of
+from tests.system.journal import Entry
 from tests.system.life import Life, example
 from tests.system.test_compilation import LONG
 from tests.system.test_stored_keeps import STORE, add
@@ -181,7 +182,7 @@ def test_with_a_full_disk_a_keep_compiles_its_module_itself_and_is_told_of_in_th
     digest = add(fleet, example(HELLO), "hello:1")
     host.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK},mode=700", "tmpfs", CACHE])
     try:
-        fleet.restart()
+        fleet.restart()  # it has held the directory open from its start on
         cursor = host.cursor()
         for _ in range(2):
             ended(fleet, "hello:1").remove()

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from app_loader.check.compiler import check_head
-from app_loader.check.outline import HEAD_BYTES
 from tests.system.fleet import Fleet
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -113,12 +111,6 @@ def built(workplace: Path) -> str:
     """The Python example, which takes twenty seconds of processor time each time that it is compiled in a keep."""
     subprocess.run([sys.executable, workplace / "build", "json-python"], check=True, timeout=SECONDS)
     return "json-python/tidy"
-
-
-@pytest.mark.rare
-def test_the_python_component_is_built(workplace: Path, built: str) -> None:
-    with (workplace / f"{built}.wasm").open("rb") as file:
-        assert check_head(file.read(HEAD_BYTES)), "it is a component"
 
 
 @pytest.mark.heavy

@@ -11,8 +11,9 @@ from keep_protocol.states import State
 from tests.system import hostile, modules
 from tests.system.calm import undisturbed
 from tests.system.fleet import Fleet
-from tests.system.host import Entry, message_of
+from tests.system.host import message_of
 from tests.system.inside import drop_in
+from tests.system.journal import Entry
 from tests.system.life import Bystanders, Life
 
 LINES = 200
@@ -127,13 +128,13 @@ def throttled(life: Life) -> int:
 
 
 def test_a_guest_that_computes_is_held_to_its_quota_and_its_loader_answers_meanwhile(installed_fleet: Fleet) -> None:
-    with drop_in(installed_fleet.host, "[Service]\nCPUQuota=20%\n"):
+    with drop_in(installed_fleet.host, "[Service]\nCPUQuota=10%\n"):  # to the end: a reload takes back what it said
         life = Life.awaiting(installed_fleet)
-    assert life.upload(hostile.spins("_start")).status == 200
-    while throttled(life) < 3:
-        assert life.look().state is State.STARTED
-    assert installed_fleet.client().stop(life.kuuid).state is State.COMPLETE
-    life.remove()
+        assert life.upload(hostile.spins("_start")).status == 200
+        while throttled(life) < 3:
+            assert life.look().state is State.STARTED
+        assert installed_fleet.client().stop(life.kuuid).state is State.COMPLETE
+        life.remove()
 
 
 def entries(life: Life) -> list[Entry]:

@@ -146,7 +146,7 @@ def test_a_revoked_certificate_is_refused_and_its_open_connection_closed(place: 
         if place.name == "manager":  # which closes it by itself, within a second
             opened.sendall(BANNER)
             assert read_answer(opened).status == 200
-        place.fleet.host.run(["keepctl", "pki", "revoke", name])
+        place.fleet.keepctl("pki", "revoke", name)
         if place.name == "keep":  # whose endpoint answers once a connection
             opened.sendall(BANNER)
             answer = read_answer(opened)
@@ -166,7 +166,7 @@ def test_a_revoked_client_s_stream_of_events_ends_while_nothing_happens(fleet: F
         opened.sendall(request("GET", "/v1/events?follow=true"))
         assert opened.recv(12) == b"HTTP/1.1 200"
         cursor = fleet.host.cursor()
-        serial = fleet.host.run(["keepctl", "pki", "revoke", "listener"]).stdout.split()[1]
+        serial = fleet.keepctl("pki", "revoke", "listener").stdout.split()[1]
         while opened.recv(65536):
             pass
     line = str(fleet.host.wait_journal("cut off 1 connections", since_cursor=cursor)["MESSAGE"])
@@ -177,7 +177,8 @@ def test_a_revoked_client_s_stream_of_events_ends_while_nothing_happens(fleet: F
 def test_two_hundred_rolling_silent_connections_fail_no_request_of_a_client_of_their_address(fleet: Fleet) -> None:
     """The case an operator saw: 128 of them made 6 of 6 requests fail."""
     with rolling(fleet.port, 200, [f"127.0.0.{number}" for number in (1, 1, 2, 3)]), rolling(fleet.port, 200):
-        assert [ask(fleet.port, fleet.tls(), BANNER).status for _ in range(100)] == [200] * 100
+        context = fleet.tls()
+        assert [ask(fleet.port, context, BANNER).status for _ in range(30)] == [200] * 30
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_a_serial_number_is_revoked_however_it_is_written(place: Place, revoked:
     assert (answer.status, answer.kind) == (403, "forbidden")
     assert "revoked" in answer.object["error"]["message"]
     place.check()
-    listed = place.fleet.host.run(["keepctl", "pki", "list"]).stdout.splitlines()
+    listed = place.fleet.keepctl("pki", "list").stdout.splitlines()
     assert [line.split()[2] for line in listed if line.startswith(name)] == ["revoked"]
 
 
@@ -214,7 +215,7 @@ def test_a_line_that_cannot_be_read_refuses_every_client_until_it_is_fixed(place
     answer = place.ask(place.good())
     assert answer.status == (500 if place.name == "manager" else 403)
     assert line in answer.object["error"]["message"]
-    said = place.fleet.host.run(["keepctl", "pki", "list"], check=False)
+    said = place.fleet.keepctl("pki", "list", check=False)
     assert said.returncode == 1 and line in said.stderr
     if place.name == "manager":
         assert place.fleet.host.wait_journal(line, since_cursor=cursor)
@@ -229,7 +230,7 @@ def test_a_certificate_revoked_while_its_client_uploads_ends_the_upload(fleet: F
     context.load_cert_chain(files.certificate, files.key)
     with connect(life.info.port, context) as opened:
         opened.sendall(request("PUT", "/workload", module[:20], "Content-Type: application/wasm", length=len(module)))
-        fleet.host.run(["keepctl", "pki", "revoke", "half-way"])
+        fleet.keepctl("pki", "revoke", "half-way")
         assert read_answer(opened).status == 403
     assert life.look().state is State.STARTED
     assert life.upload(module).status == 200
@@ -304,7 +305,7 @@ def test_among_fifty_silent_and_fifty_strange_connections_a_good_client_is_serve
 def test_a_refusal_is_one_line_in_the_security_log_with_the_serial(fleet: Fleet) -> None:
     files, context = fleet.issue("told-on"), fleet.tls(None)
     context.load_cert_chain(files.certificate, files.key)
-    revoked = fleet.host.run(["keepctl", "pki", "revoke", "told-on"]).stdout.split()
+    revoked = fleet.keepctl("pki", "revoke", "told-on").stdout.split()
     cursor = fleet.host.cursor()
     assert ask(fleet.port, context, BANNER).status == 403
     assert revoked[1] in str(fleet.host.wait_journal("refused GET", since_cursor=cursor)["MESSAGE"])

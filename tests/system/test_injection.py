@@ -21,7 +21,7 @@ from tests.system.calm import undisturbed
 from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.host import message_of
 from tests.system.life import Life
-from tests.system.wire import ask, request
+from tests.system.wire import ask, ask_each, request
 
 MARK = "zzmark"
 """Stands in every string below; it may be found in answers and in the manager's log, and nowhere else."""
@@ -70,7 +70,7 @@ def unit_texts(fleet: Fleet) -> str:
 
 def assert_clean(fleet: Fleet) -> None:
     """No trace of MARK where systemd looks, now and after it has read everything again, and nothing has run."""
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     assert MARK not in unit_texts(fleet)
     assert fleet.host.run(["grep", "-rls", MARK, *PLACES], check=False).stdout == ""
     assert fleet.host.run(["find", "/run", "/etc", "-name", f"*{MARK}*"]).stdout == ""
@@ -117,8 +117,9 @@ def v1_requests(text: str, kuuid: int) -> Iterator[bytes]:
 def test_no_string_of_a_client_s_reaches_a_unit(fleet: Fleet) -> None:
     life, context = Life.create(fleet), fleet.tls()
     for text in STRINGS:
-        for data in (*legacy_requests(text, life.kuuid), *v1_requests(text, life.kuuid)):
-            assert 400 <= ask(fleet.port, context, data).status < 500, data
+        requests = (*legacy_requests(text, life.kuuid), *v1_requests(text, life.kuuid))
+        for data, answer in ask_each(fleet.port, context, requests):
+            assert 400 <= answer.status < 500, data
     assert fleet.keep_units() == [life.unit]
     assert_clean(fleet)
     assert life.look().port == 0
@@ -206,6 +207,6 @@ def test_the_name_in_a_certificate_is_shown_as_plain_text_and_tells_systemd_noth
     shown = fleet.host.show(life.unit, "StatusText", "MainPID", "ActiveState", "NFileDescriptorStore")
     assert (shown["MainPID"], shown["ActiveState"]) == ("0", "active")
     assert len(shown) == 4  # a newline would have made another property of the rest
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     assert fleet.host.run(["test", "-e", TRACE], check=False).returncode == 1
     assert MARK not in fleet.host.systemctl("cat", life.unit)

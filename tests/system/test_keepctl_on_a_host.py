@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from keepctl.ending import INTERRUPTED
+from keepctl.describe import INTERRUPTED
 from tests.system.fleet import Fleet
 from tests.system.life import Life
 

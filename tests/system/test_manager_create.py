@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,22 +11,16 @@ import pytest
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.system.fleet import MANAGER, Fleet, free_port
+from tests.system.life import drop_in
 
-BROKEN = "/run/systemd/system/keep@.service.d/50-broken.conf"
+AT_ONCE = 24
+"""Three times as many as the manager makes at once; the others wait for their turn."""
 PYTHON = "/keepfleet/python -I -S -c"
 
 
-@contextlib.contextmanager
-def loader(fleet: Fleet, directives: str) -> Iterator[None]:
+def loader(fleet: Fleet, directives: str) -> contextlib.AbstractContextManager[None]:
     """Keeps whose unit has these further directives."""
-    fleet.host.run(["mkdir", "-p", BROKEN.rpartition("/")[0]])
-    fleet.host.run(["tee", BROKEN], input=f"[Service]\n{directives}\n")
-    fleet.host.systemctl("daemon-reload")
-    try:
-        yield
-    finally:
-        fleet.host.run(["rm", BROKEN])
-        fleet.host.systemctl("daemon-reload")
+    return drop_in(fleet.host, "keep@.service", f"[Service]\n{directives}\n")
 
 
 def refused(fleet: Fleet) -> KeepfleetError:
@@ -62,12 +55,12 @@ def test_a_loader_that_cannot_be_executed_leaves_nothing(fleet: Fleet) -> None:
 
 def test_units_that_are_not_installed_are_named(fleet: Fleet) -> None:
     fleet.host.run(["mv", "/etc/systemd/system/keep@.service.d", "/run/aside"])
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     try:
         error = refused(fleet)
     finally:
         fleet.host.run(["mv", "/run/aside", "/etc/systemd/system/keep@.service.d"])
-        fleet.host.systemctl("daemon-reload")
+        fleet.host.daemon_reload()
     assert error.kind is ErrorKind.CONFIGURATION
     assert "run keepctl install" in error.message
 
@@ -83,10 +76,10 @@ def test_a_client_that_goes_away_leaves_nothing(fleet: Fleet) -> None:
     assert fleet.left_over() == []
 
 
-def test_fifty_at_once_are_fifty_whole_keeps(fleet: Fleet) -> None:
-    with ThreadPoolExecutor(50) as pool:
-        made = [future.result() for future in [pool.submit(fleet.client().create) for _ in range(50)]]
-    assert len({keep.kuuid for keep in made}) == 50
+def test_many_at_once_are_as_many_whole_keeps(fleet: Fleet) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        made = [future.result() for future in [pool.submit(fleet.client().create) for _ in range(AT_ONCE)]]
+    assert len({keep.kuuid for keep in made}) == AT_ONCE
     assert {keep.state for keep in fleet.client().keeps()} == {State.LISTENING}
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(lambda keep: fleet.client().remove(keep.kuuid), made))
@@ -146,7 +139,7 @@ def test_a_certificate_that_is_revoked_is_refused_and_its_open_connection_closed
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in client.recv(65536)
         cursor = fleet.host.cursor()
-        fleet.host.run(["keepctl", "pki", "revoke", "mallory"])
+        fleet.keepctl("pki", "revoke", "mallory")
         while client.recv(65536):
             pass
     assert "mallory" in str(fleet.host.wait_journal("cut off 1 connections", since_cursor=cursor)["MESSAGE"])

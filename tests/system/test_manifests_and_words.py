@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -45,18 +46,27 @@ def keepctl(fleet: Fleet, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.fixture(scope="module")
+def calm(installed_fleet: Fleet) -> Iterator[None]:
+    """None of the manifests that are refused disturbs the manager, and none makes a keep."""
+    with undisturbed(installed_fleet):
+        yield
+
+
 @pytest.mark.parametrize("kind", BAD)
-def test_a_manifest_that_means_no_good_is_refused_in_words_and_makes_no_keep(fleet: Fleet, kind: str) -> None:
+def test_a_manifest_that_means_no_good_is_refused_in_words_and_makes_no_keep(
+    fleet: Fleet, calm: None, kind: str
+) -> None:
     text, told = BAD[kind]
     file, module = fleet.host.path / "bad.yaml", fleet.host.path / "counts.wasm"
     file.write_text(text)
     module.write_bytes(hostile.counts_its_words())
-    with undisturbed(fleet):
-        code, output, said = keepctl(fleet, "run", "-f", str(file), str(module))
+    code, output, said = keepctl(fleet, "run", "-f", str(file), str(module))
     assert (code, output) == (125, "")
     assert told in said
     assert "Traceback" not in said
     assert len(said) < 20_000, "50 faults at most"
+    assert fleet.keep_units() == []
 
 
 def counted(fleet: Fleet, *options: str) -> int:

@@ -20,6 +20,7 @@ from tests.system import modules
 from tests.system.calls import refused
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import FOLDERS, MANAGER, Fleet
+from tests.system.host import until
 from tests.system.life import SOON, Life, drop_in
 from tests.system.output import lines, written
 from tests.system.test_output import BLOCK, entries_of, outcome_of
@@ -43,13 +44,12 @@ def ticks(count: int = TICKS, pause_ms: int = 5) -> tuple[bytes, bytes]:
 @contextlib.contextmanager
 def journald(fleet: Fleet, settings: str) -> Iterator[None]:
     """A journald with these settings."""
-    fleet.host.run(["mkdir", "-p", SETTINGS.rpartition("/")[0]])
-    fleet.host.run(["tee", SETTINGS], input=f"[Journal]\n{settings}\n")
+    fleet.host.write(SETTINGS, f"[Journal]\n{settings}\n")
     fleet.host.systemctl("restart", JOURNALD)
     try:
         yield
     finally:
-        fleet.host.run(["rm", SETTINGS])
+        fleet.host.remove(SETTINGS)
         fleet.host.systemctl("restart", JOURNALD)
 
 
@@ -103,43 +103,6 @@ def said(fleet: Fleet, file: str, text: str) -> None:
             alarm.cancel()
 
 
-@pytest.mark.parametrize("settings", ["Storage=none", "MaxLevelStore=notice"])
-def test_output_reaches_its_owner_where_journald_stores_nothing_and_the_manager_says_so(
-    fleet: Fleet, settings: str
-) -> None:
-    redirected = "[Service]\nStandardError=append:/run/manager-said\n"
-    with journald(fleet, settings), drop_in(fleet.host, MANAGER, redirected):
-        fleet.restart()
-        said(fleet, "/run/manager-said", "the journal shows nothing of priority info")
-        life = Life.awaiting(fleet)
-        assert life.upload(modules.says(b"for its owner\n", b"in full\n")).status == 200
-        outcome = outcome_of(life)
-        assert written(fleet, life.kuuid) == (b"for its owner\nin full\n", b"")
-        assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, None), "journald has taken all of it"
-        life.remove()
-    fleet.host.run(["rm", "/run/manager-said"])
-    fleet.restart()
-
-
-def test_another_journald_that_stores_nothing_is_found_out_by_the_manager_that_runs(fleet: Fleet) -> None:
-    life = Life.running(fleet)
-    redirected = "[Service]\nStandardError=append:/run/manager-said\n"
-    with drop_in(fleet.host, MANAGER, redirected):
-        fleet.restart()
-        with journald(fleet, "Storage=none"):
-            said(fleet, "/run/manager-said", "the journal shows nothing of priority info")
-        said(fleet, "/run/manager-said", "the journal stores what it is given again")
-    fleet.client().stop(life.kuuid)
-    assert outcome_of(life).journal_skipped_bytes is None
-    life.remove()
-    fleet.host.run(["rm", "/run/manager-said"])
-    fleet.restart()
-    life = Life.ended(fleet)
-    assert life.info.outcome is not None
-    assert life.info.outcome.journal_skipped_bytes == 0
-    life.remove()
-
-
 @contextlib.contextmanager
 def small_disk(fleet: Fleet, size: str) -> Iterator[None]:
     """The keeps' folders on a file system of so little room, for a manager of its own."""
@@ -153,7 +116,9 @@ def small_disk(fleet: Fleet, size: str) -> Iterator[None]:
     fleet.restart()
 
 
-def test_nothing_starts_without_room_for_its_output_and_the_start_can_be_repeated(fleet: Fleet) -> None:
+def test_without_room_nothing_starts_and_the_start_can_be_repeated_and_a_guest_that_fills_the_disk_goes_on(
+    fleet: Fleet,
+) -> None:
     life = Life.create(fleet)
     filler = f"/proc/{{pid}}/root{FOLDERS}/filler"
     with small_disk(fleet, "4M"):
@@ -168,17 +133,12 @@ def test_nothing_starts_without_room_for_its_output_and_the_start_can_be_repeate
         outcome_of(life)
         assert written(fleet, life.kuuid)[0] == b"now\n"
         life.remove()
-
-
-def test_a_disk_that_is_full_in_the_middle_costs_its_bytes_counted_and_the_guest_goes_on(fleet: Fleet) -> None:
-    times = 12 * MIB // len(BLOCK)
-    with small_disk(fleet, "4M"):
-        life = Life.awaiting(fleet)
+        life, times = Life.awaiting(fleet), 12 * MIB // len(BLOCK)
         assert life.upload(modules.repeats(BLOCK, times)).status == 200
         outcome = outcome_of(life)
         assert outcome.kind is OutcomeKind.EXITED
         assert outcome.output_bytes == times * len(BLOCK)
-        assert outcome.lost_bytes is not None and 6 * MIB < outcome.lost_bytes <= outcome.output_bytes
+        assert outcome.lost_bytes is not None and 6 * MIB < outcome.lost_bytes <= outcome.output_bytes, "counted"
         life.remove()
 
 
@@ -196,9 +156,7 @@ def test_run_goes_on_exactly_where_it_was_when_its_manager_is_killed_and_back(fl
     script = f"keepctl run --rm {fleet.host.path}/ticks.wasm > {out} 2> {out}.err; echo $?"
     thread = threading.Thread(target=lambda: done.append(keepctl(fleet, script)))
     thread.start()
-    deadline = time.monotonic() + SOON
-    while not out.exists() or b"tick 50\n" not in out.read_bytes():
-        assert time.monotonic() < deadline
+    until(lambda: out.exists() and b"tick 50\n" in out.read_bytes(), lambda: "nothing comes")
     fleet.host.systemctl("kill", "--signal=KILL", MANAGER)
     fleet.host.systemctl("stop", MANAGER)
     size = out.stat().st_size
@@ -219,9 +177,7 @@ def test_an_input_whose_loader_is_killed_is_no_end_to_its_guest(fleet: Fleet) ->
     )
     thread = threading.Thread(target=lambda: done.append(keepctl(fleet, script)))
     thread.start()
-    deadline = time.monotonic() + SOON
-    while not out.exists() or out.stat().st_size < MIB:
-        assert time.monotonic() < deadline
+    until(lambda: out.exists() and out.stat().st_size >= MIB, lambda: "nothing comes")
     (info,) = [keep for keep in fleet.client().keeps() if keep.name == "feeds"]
     life = Life(fleet, info.kuuid)
     fleet.host.systemctl("kill", "--kill-whom=main", "--signal=KILL", life.unit)
@@ -247,9 +203,7 @@ def test_a_loader_that_hangs_while_input_streams_holds_nobody_else_up_and_is_end
     with drop_in(fleet.host, "keep@.service", "[Service]\nWatchdogSec=3\n"):
         thread = threading.Thread(target=lambda: done.append(keepctl(fleet, script)))
         thread.start()
-        deadline = time.monotonic() + SOON
-        while not out.exists() or out.stat().st_size < MIB:
-            assert time.monotonic() < deadline
+        until(lambda: out.exists() and out.stat().st_size >= MIB, lambda: "nothing comes")
         (info,) = [keep for keep in fleet.client().keeps() if keep.name == "hangs"]
         life = Life(fleet, info.kuuid)
         life.signal(life.loader_pid, signal.SIGSTOP)
@@ -285,16 +239,20 @@ def _cat() -> bytes:
 def test_a_failed_workload_is_a_failed_unit_that_runs_its_on_failure_unit(fleet: Fleet) -> None:
     said = "/run/on-failure-said"
     told = f"[Service]\nType=oneshot\nExecStart=/bin/sh -c 'env | grep ^MONITOR_ > {said}'\n"
-    fleet.host.run(["tee", "/run/systemd/system/tell@.service"], input=told)
+    fleet.host.write("/run/systemd/system/tell@.service", told)
+    place = Path(f"{fleet.host.root}{said}")
+
+    def heard() -> str:
+        return place.read_text() if place.exists() else ""
+
     # Of a unit that several others name, systemd 252 tells none of them: one for each keep.
     with drop_in(fleet.host, "keep@.service", "[Unit]\nOnFailure=tell@%i.service\n"):
         well = Life.ended(fleet, 0)
         well.without_process()
-        assert fleet.host.run(["test", "-e", said], check=False).returncode == 1
+        assert not place.exists()
         ill = Life.ended(fleet, 42)
-        deadline = time.monotonic() + SOON
-        while "MONITOR_EXIT_STATUS=42" not in (shown := fleet.host.run(["cat", said], check=False).stdout):
-            assert time.monotonic() < deadline, shown
+        until(lambda: "MONITOR_EXIT_STATUS=42" in heard(), heard)
+        shown = heard()
         assert f"MONITOR_UNIT={ill.unit}" in shown
         assert fleet.host.systemctl("is-failed", ill.unit, well.unit, check=False).split() == ["failed", "active"]
         listed = fleet.host.systemctl("list-units", "--failed", "--plain", "--no-legend", "keep@*")
@@ -303,7 +261,7 @@ def test_a_failed_workload_is_a_failed_unit_that_runs_its_on_failure_unit(fleet:
         for life in (well, ill):
             life.remove()
     fleet.host.run(["rm", said, "/run/systemd/system/tell@.service"])
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
 
 
 def test_a_name_is_free_once_its_keep_has_failed_and_both_outputs_stand(fleet: Fleet) -> None:
@@ -322,9 +280,7 @@ def test_a_name_is_free_once_its_keep_has_failed_and_both_outputs_stand(fleet: F
 
 def memory_max(life: Life, bytes_: int) -> None:
     """Waits until systemd and the kernel hold the keep to that."""
-    deadline = time.monotonic() + SOON
-    while (shown := life.show("MemoryMax")) != str(bytes_):
-        assert time.monotonic() < deadline, shown
+    until(lambda: life.show("MemoryMax") == str(bytes_), lambda: life.show("MemoryMax"))
 
 
 def test_a_keep_has_memory_for_compiling_until_its_guest_runs_and_over_a_manager_that_was_dead_then(
@@ -338,7 +294,7 @@ def test_a_keep_has_memory_for_compiling_until_its_guest_runs_and_over_a_manager
     memory_max(life, (1024 + 256) * MIB)
     fleet.host.systemctl("start", MANAGER)
     memory_max(life, (64 + 256) * MIB)
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     assert life.show("MemoryMax") == str((64 + 256) * MIB)
     assert life.look().state is State.STARTED
     life.remove()
@@ -349,3 +305,49 @@ def test_an_operator_s_lower_limit_is_not_widened(fleet: Fleet) -> None:
         life = Life.running(fleet)
         assert life.show("MemoryMax") == str(200 * MIB)
         life.remove()
+
+
+SAID = "/run/manager-said"
+
+
+@pytest.fixture(scope="module")
+def elsewhere(fleet: Fleet) -> Iterator[None]:
+    """The manager, from its next start on, says what it says in a file. For the last tests here."""
+    with drop_in(fleet.host, MANAGER, f"[Service]\nStandardError=append:{SAID}\n"):
+        yield
+    fleet.host.run(["rm", "-f", SAID])
+    fleet.restart()
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("settings", ["Storage=none", "MaxLevelStore=notice"])
+def test_output_reaches_its_owner_where_journald_stores_nothing_and_the_manager_says_so(
+    fleet: Fleet, settings: str
+) -> None:
+    fleet.host.run(["rm", "-f", SAID])
+    with journald(fleet, settings):
+        fleet.restart()
+        said(fleet, SAID, "the journal shows nothing of priority info")
+        life = Life.awaiting(fleet)
+        assert life.upload(modules.says(b"for its owner\n", b"in full\n")).status == 200
+        outcome = outcome_of(life)
+        assert written(fleet, life.kuuid) == (b"for its owner\nin full\n", b"")
+        assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, None), "journald has taken all of it"
+        life.remove()
+    said(fleet, SAID, "the journal stores what it is given again")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_another_journald_that_stores_nothing_is_found_out_by_the_manager_that_runs(fleet: Fleet) -> None:
+    life = Life.running(fleet)
+    fleet.host.run(["truncate", "--size=0", SAID])
+    with journald(fleet, "Storage=none"):
+        said(fleet, SAID, "the journal shows nothing of priority info")
+    said(fleet, SAID, "the journal stores what it is given again")
+    fleet.client().stop(life.kuuid)
+    assert outcome_of(life).journal_skipped_bytes is None
+    life.remove()
+    life = Life.ended(fleet)
+    assert life.info.outcome is not None
+    assert life.info.outcome.journal_skipped_bytes == 0
+    life.remove()

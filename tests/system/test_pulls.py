@@ -8,8 +8,7 @@ import io
 import os
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 import pytest
 
 from keep_client.peer import ConnectionFailed
-from keep_client.store import StoreClient
 from keep_manager.failpoints import Failpoint
 from keep_manager.systemd.oneshots import Oneshots
 from keep_manager.systemd.pull_units import PATTERN, PullUnits
@@ -29,7 +27,7 @@ from tests.fakes.fake_registry import Answer, FakeRegistry
 from tests.system import inside
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet
-from tests.system.host import message_of
+from tests.system.host import message_of, until
 from tests.system.life import Bystanders, Life, drop_in, example
 from tests.system.probe import SECRETS
 
@@ -46,37 +44,39 @@ JSON_BYTES = 1 << 20
 fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
-@pytest.fixture
-def remote() -> Iterator[FakeRegistry]:
+@pytest.fixture(scope="module")
+def registry() -> Iterator[FakeRegistry]:
     with FakeRegistry() as found:
         found.put_module("1.2", MODULE)
         yield found
 
 
 @pytest.fixture
-def configured(fleet: Fleet, remote: FakeRegistry) -> Iterator[Fleet]:
+def remote(registry: FakeRegistry) -> FakeRegistry:
+    """The registry, honest again."""
+    registry.answers.clear()
+    return registry
+
+
+@pytest.fixture(scope="module")
+def pulling_fleet(fleet: Fleet, registry: FakeRegistry) -> Iterator[Fleet]:
     """The manager may pull from that registry."""
-    fleet.host.run(["rm", "-rf", STORE])
-    with fleet.configured(registries=f'{{"127.0.0.1:{remote.port}": {{plain_http: true}}}}'):
+    with fleet.configured(registries=f'{{"127.0.0.1:{registry.port}": {{plain_http: true}}}}'):
         yield fleet
+
+
+@pytest.fixture
+def configured(pulling_fleet: Fleet) -> Iterator[Fleet]:
+    """That manager, without a store."""
+    fleet = pulling_fleet
+    fleet.host.run(["rm", "-rf", STORE])
+    yield fleet
     fleet.host.run(["rm", "-rf", STORE])
     assert fleet.host.units(PATTERN) == [], "no unit of a pull is left, in whatever state"
 
 
-def client_of(fleet: Fleet) -> StoreClient:
-    manager = fleet.client()
-    return StoreClient(manager.endpoint, fleet.credentials().manager_context())
-
-
 def address(remote: FakeRegistry, what: str = "team/web:1.2") -> str:
     return f"oci://127.0.0.1:{remote.port}/{what}"
-
-
-def until(there: Callable[[], bool], what: str) -> None:
-    """Returns when `there` does."""
-    deadline = time.monotonic() + 30
-    while not there():
-        assert time.monotonic() < deadline, what
 
 
 def objects(fleet: Fleet) -> list[str]:
@@ -115,7 +115,7 @@ def test_a_hostile_registry_is_refused_and_nothing_is_kept(
 ) -> None:
     remote.answers[BLOB] = answer
     with pytest.raises(KeepfleetError) as caught:
-        client_of(configured).pull(Pulling(address(remote)))
+        configured.store().pull(Pulling(address(remote)))
     assert why in caught.value.message
     assert objects(configured) == []
 
@@ -125,7 +125,7 @@ def pulling(fleet: Fleet, remote: FakeRegistry) -> Iterator[tuple[str, list[Keep
     """A pull that waits for the rest of its module; its unit, and what it fails with."""
     remote.answers[BLOB] = Answer(body=MODULE[:4], headers={"Content-Length": str(len(MODULE))}, stall=True)
     failures: list[KeepfleetError] = []
-    client = client_of(fleet)
+    client = fleet.store()
 
     def pull() -> None:
         try:
@@ -135,7 +135,9 @@ def pulling(fleet: Fleet, remote: FakeRegistry) -> Iterator[tuple[str, list[Keep
 
     thread = threading.Thread(target=pull)
     thread.start()
-    until(lambda: any(each.received == 4 and each.error is None for each in client.pulls()), "a pull has begun")
+    until(
+        lambda: any(each.received == 4 and each.error is None for each in client.pulls()), lambda: "no pull has begun"
+    )
     (unit,) = fleet.host.units(PATTERN)
     yield unit, failures
     thread.join()
@@ -147,7 +149,7 @@ def test_a_unit_that_is_killed_says_so_and_a_cancelled_pull_leaves_none(
     with pulling(configured, remote) as (unit, failures):
         configured.host.systemctl("kill", "--signal=KILL", unit)
     assert "its unit has ended: it was killed by signal 9" in failures[0].message
-    client = client_of(configured)
+    client = configured.store()
     with pulling(configured, remote) as (_, failures):
         (pull,) = [each for each in client.pulls() if each.state is PullState.PULLING]
         client.cancel_pull(pull.id)
@@ -157,12 +159,12 @@ def test_a_unit_that_is_killed_says_so_and_a_cancelled_pull_leaves_none(
 def test_a_manager_that_is_killed_in_the_middle_leaves_nothing_and_the_next_ends_the_unit(
     configured: Fleet, remote: FakeRegistry
 ) -> None:
-    kept = client_of(configured).add(io.BytesIO(example("hello-c/hello")), "kept:1")
+    kept = configured.store().add(io.BytesIO(example("hello-c/hello")), "kept:1")
     with pulling(configured, remote) as (_, failures):
         configured.kill()
     assert isinstance(failures[0], KeepfleetError)
-    client = client_of(configured)
-    until(lambda: configured.host.units(PATTERN) == [], "the unit has been ended")
+    client = configured.store()
+    until(lambda: configured.host.units(PATTERN) == [], lambda: "the unit has not been ended")
     assert [each.digest for each in client.listing().objects] == [kept.digest]
     assert client.verify().findings == ()
     remote.answers.clear()
@@ -175,9 +177,9 @@ def test_a_manager_killed_at_any_step_keeps_a_whole_module_or_none_and_the_next_
 ) -> None:
     with configured.killed_at(point):
         with pytest.raises(KeepfleetError) as caught:
-            client_of(configured).pull(Pulling(address(remote)))
+            configured.store().pull(Pulling(address(remote)))
         assert isinstance(caught.value, ConnectionFailed) or caught.value.kind is ErrorKind.NOT_FOUND
-    client = client_of(configured)
+    client = configured.store()
     there = [each.digest for each in client.listing().objects] if _exists(configured) else []
     assert there == ([DIGEST] if point is Failpoint.PULL_AFTER_ADD else [])
     assert client.pull(Pulling(address(remote))).state is PullState.DONE
@@ -194,7 +196,7 @@ def test_a_unit_that_takes_too_much_memory_ends_alone(
     greedy = "import sys; x = bytearray(b'x') * (400 << 20)"
     program = f'[Service]\nExecStart=\nExecStart={inside.PYTHON} -c "{greedy}"\n'
     with drop_in(configured.host, PULL, program), pytest.raises(KeepfleetError) as caught:
-        client_of(configured).pull(Pulling(address(remote)))
+        configured.store().pull(Pulling(address(remote)))
     assert "its unit has ended: " in caught.value.message
     bystanders.check()
 
@@ -296,7 +298,7 @@ def _sockets(fleet: Fleet, pid: int) -> set[str]:
 
 USERS = """
 import asyncio, sys
-from keep_manager.daemon import bus_address, trees
+from keep_manager.places import bus_address, trees
 from keep_manager.pulls import Pulls
 from keep_manager.registries import RegistryEntry
 from keep_manager.systemd.oneshots import Oneshots
@@ -344,7 +346,7 @@ def test_a_manager_starts_with_a_thousand_objects_and_runs_the_last_of_them(flee
     host.run(["/opt/keepfleet/bin/python", "-I", "-c", THOUSAND, STORE], input=MODULE.hex())
     try:
         fleet.restart()
-        client = client_of(fleet)
+        client = fleet.store()
         listing = client.listing()
         assert (len(listing.objects), len(listing.references)) == (1000, 1000)
         Life(fleet, fleet.client().create(module="web:999", start={"workload": None}).kuuid).remove()

@@ -49,6 +49,12 @@ def another_library(fleet: Fleet) -> Iterator[None]:
         fleet.host.run([*inside, "umount", path])
 
 
+@pytest.fixture(scope="module")
+def tree(fleet: Fleet) -> str:
+    """The root of all keeps that are made here, as long as its files are the same."""
+    return root_of(Life.create(fleet))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -60,9 +66,8 @@ def another_library(fleet: Fleet) -> Iterator[None]:
     ],
 )
 def test_a_root_that_is_deleted_replaced_or_half_there_is_made_again_for_the_next_keep(
-    fleet: Fleet, damage: str
+    fleet: Fleet, tree: str, damage: str
 ) -> None:
-    tree = root_of(Life.create(fleet))
     fleet.host.run(["sh", "-ec", damage.format(tree=tree)])
     life = Life.create(fleet)
     assert root_of(life) == tree, "of the same files"
@@ -70,8 +75,7 @@ def test_a_root_that_is_deleted_replaced_or_half_there_is_made_again_for_the_nex
     assert fleet.host.run(["keepctl", "doctor"]).stdout == "all is well\n"
 
 
-def test_what_is_wrong_with_another_file_the_next_manager_finds_and_makes_right(fleet: Fleet) -> None:
-    tree = root_of(Life.create(fleet))
+def test_what_is_wrong_with_another_file_the_next_manager_finds_and_makes_right(fleet: Fleet, tree: str) -> None:
     file = f"{tree}/keepfleet/packages/app_loader/limits.py"
     fleet.host.run(["sh", "-c", f"rm {file}; echo 'raise SystemExit' >{file}"])
     assert fleet.host.run(["keepctl", "doctor"], check=False).stdout == f"{file} is not as it was made\n"
@@ -109,16 +113,10 @@ def test_after_an_upgrade_of_the_host_new_keeps_have_a_new_root_and_the_old_one_
 
 def test_a_disk_that_is_full_is_said_and_no_keep_is_made(fleet: Fleet) -> None:
     fleet.clear()
-    fleet.host.systemctl("stop", MANAGER)
-    fleet.host.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", TREES])
-    fleet.host.systemctl("start", MANAGER)
-    try:
+    with fleet.small_disk(TREES, "size=1m,mode=755", empty=True) as sees:
         with pytest.raises(KeepfleetError, match=f"cannot build the keeps' root in {TREES}: No space left") as refused:
             fleet.client().create()
-        assert fleet.keep_units() == [] and names(fleet) == set()
-    finally:
-        fleet.host.systemctl("stop", MANAGER)
-        fleet.host.run(["umount", TREES])
-        fleet.host.systemctl("start", MANAGER)
+        assert fleet.keep_units() == []
+        assert "root-" not in fleet.host.run([*sees, "ls", TREES]).stdout
     assert refused.value.kind is ErrorKind.NO_SPACE
     works(Life.create(fleet))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -17,17 +18,19 @@ from keep_client.keep import endpoint_of
 from keep_client.scripts import KeepStream
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.tls import pinned_client_context
 from script_pool.engine import cpython
 from script_pool.engine.artifacts import Artifacts
 from tests.python_component import python_directory
-from tests.system.fixtures import INSTALLED
+from tests.system.fixtures import INSTALLED, module_s_fleet
 from tests.system.fleet import Fleet
 from tests.system.host import Host, layout, message_of
 from tests.system.wire import Answer, ask, request
 from tools.sandbox.sandbox import Sandbox
 
 RULE = "total = 0\nfor (const item of items) total += item.price * item.count\n"
+
+
+fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
 @pytest.fixture
@@ -100,8 +103,7 @@ class Pool:
 
     def shown(self, name: str = "admin") -> ssl.SSLContext:
         """What a client of this name shows to keeps."""
-        files = self.fleet.credentials(name)
-        return pinned_client_context(files.certificate, files.key)
+        return self.fleet.pinned(name)
 
     def do(self, **members: object) -> dict[str, object]:
         answer = self.post(json.dumps(members).encode())
@@ -115,8 +117,9 @@ class Pool:
         return [int(pid) for pid, comm, _ in found if comm == name]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool(fleet: Fleet) -> Iterator[Pool]:
+    """For all tests that only ask it."""
     made = Pool(fleet, fleet.client().create_pool({"name": "asked", "options": {"max": 2, "time_ms": 300}}))
     assert made.do(cmd="AddCode", name="twice", code="x *= 2") == {"ok": True}
     yield made
@@ -204,24 +207,25 @@ def test_only_the_owner_and_the_callers_he_names_are_served(fleet: Fleet, pool: 
     with pytest.raises(KeepfleetError) as refused:
         fleet.client("bob").remove(shared.info.kuuid)
     assert refused.value.kind in (ErrorKind.NOT_FOUND, ErrorKind.FORBIDDEN)
-    fleet.host.run(["keepctl", "pki", "revoke", "bob"])
+    fleet.keepctl("pki", "revoke", "bob")
     assert shared.post(body, "bob").status == 403
     fleet.client().remove(shared.info.kuuid)
 
 
 def test_a_template_that_is_killed_is_forked_again_and_the_scripts_are_there(pool: Pool) -> None:
     before = pool.processes("keep-runner")
-    pool.fleet.host.run(["kill", "-KILL", *map(str, before)])
+    pool.fleet.host.assistant.kill(signal.SIGKILL, *before)
     answers = [pool.do(id=1, cmd="ExecCode", name="twice", inputSandbox={"x": 2}) for _ in range(3)]
     assert answers[-1]["outputSandbox"] == {"x": 4}, answers
     assert pool.processes("keep-runner") not in ([], before)
 
 
 def test_an_endpoint_that_is_killed_opens_again_with_the_same_certificate(pool: Pool) -> None:
-    pool.fleet.host.run(["kill", "-KILL", *map(str, pool.processes("keep-endpoint"))])
+    pool.fleet.host.assistant.kill(signal.SIGKILL, *pool.processes("keep-endpoint"))
     assert pool.do(cmd="ExecCode", name="twice", inputSandbox={"x": 2})["reason"] == "no such script"
     keep = pool.fleet.client().keep(pool.info.kuuid)
     assert keep.fingerprint == pool.info.fingerprint
+    assert pool.do(cmd="AddCode", name="twice", code="x *= 2") == {"ok": True}
 
 
 def test_its_processes_are_locked_and_hold_no_other_file(pool: Pool) -> None:
@@ -238,7 +242,7 @@ def test_pools_are_listed_read_and_removed_by_their_own_routes(fleet: Fleet, poo
 
     other = fleet.client().create()
     listed = asked("GET", "/v1/pools").object["keeps"]
-    assert [keep["kuuid"] for keep in listed] == [pool.info.kuuid]
+    assert [keep["kuuid"] for keep in listed] == [pool.info.kuuid]  # each other test has removed its own
     assert asked("GET", f"/v1/pools/{pool.info.kuuid}").object["kind"] == "scripts"
     assert asked("GET", f"/v1/pools/{other.kuuid}").status == 404
     assert asked("DELETE", f"/v1/pools/{other.kuuid}").status == 404
@@ -267,7 +271,7 @@ def test_what_scripts_print_goes_to_the_keeps_journal_where_that_is_asked(fleet:
         f'script-pool: script "a" run N: \\n{forged}',
         'script-pool: script "a" run N: the last',
     ]
-    fleet.host.run(["kill", "-KILL", *map(str, pool.processes("keep-endpoint"))])
+    fleet.host.assistant.kill(signal.SIGKILL, *pool.processes("keep-endpoint"))
     assert pool.do(cmd="AddCode", name="b", code="console.log('of the next endpoint')") == {"ok": True}
     assert pool.do(cmd="ExecCode", name="b", inputSandbox={})["ok"]
     fleet.host.wait_journal("of the next endpoint", unit)
@@ -277,6 +281,7 @@ def test_what_scripts_print_goes_to_the_keeps_journal_where_that_is_asked(fleet:
     assert pool.do(cmd="AddCode", name="c", code="console.log('of the next loader')") == {"ok": True}
     assert pool.do(cmd="ExecCode", name="c", inputSandbox={})["ok"]
     fleet.host.wait_journal("of the next loader", unit)
+    fleet.client().remove(pool.info.kuuid)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,14 +16,15 @@ from keep_manager.failpoints import Failpoint
 from keep_protocol.constants import V1_KEEPS_PATH, kuuid_of_unit, unit_name
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
-from keep_protocol.tls import pinned_client_context
 from tests.system import modules
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet
+from tests.system.host import until
 from tests.system.life import SOON, Bystanders, Life, drop_in, spare_units
 from tests.system.wire import ask, request
 
 SPARES = 2
+"""They are made one after the other, and handed out so: when there are two, the manager has the first."""
 PKI = "/etc/keepfleet/pki"
 fleet = pytest.fixture(scope="module")(module_s_fleet)
 
@@ -35,22 +35,51 @@ def spares(fleet: Fleet) -> set[int]:
 
 def until_there_are(fleet: Fleet, number: int, *, but: frozenset[int] = frozenset()) -> set[int]:
     """The spares, once there are so many, and none of `but`."""
-    deadline = time.monotonic() + SOON
-    while len(found := spares(fleet)) != number or found & but:
-        assert time.monotonic() < deadline, found
-    return found
+
+    def there() -> bool:
+        found = spares(fleet)
+        return len(found) == number and not found & but
+
+    until(there, lambda: spares(fleet))
+    return spares(fleet)
+
+
+@pytest.fixture(scope="module")
+def spared(fleet: Fleet, bystanders: Bystanders) -> Iterator[None]:
+    """A manager that keeps SPARES; when it is to keep none, none is left."""
+    with fleet.configured(spare_keeps=SPARES):
+        yield
+    until(lambda: all(map(bystanders.owns, fleet.left_over())), fleet.left_over)
 
 
 @pytest.fixture(autouse=True)
-def with_spares(fleet: Fleet, bystanders: Bystanders, undisturbed: None) -> Iterator[None]:
-    """A manager that keeps SPARES; at the end of the test none is left."""
-    with fleet.configured(spare_keeps=SPARES):
-        until_there_are(fleet, SPARES)
-        yield
-    deadline = time.monotonic() + SOON
-    while [trace for trace in fleet.left_over() if not bystanders.owns(trace)]:
-        if time.monotonic() > deadline:
-            return  # which `undisturbed` says
+def with_spares(fleet: Fleet, bystanders: Bystanders, spared: None) -> Iterator[None]:
+    """The spares are there before the test and after it, and nothing of another keep is."""
+    until_there_are(fleet, SPARES)
+    yield
+    until_there_are(fleet, SPARES)
+
+    def others() -> list[str]:
+        known = [str(kuuid) for kuuid in spares(fleet)]
+        return [
+            trace
+            for trace in fleet.left_over()
+            if not bystanders.owns(trace) and not any(kuuid in trace for kuuid in known)
+        ]
+
+    try:
+        until(lambda: not others(), others)
+        bystanders.check()
+    finally:
+        fleet.remove_all(bystanders.owns)
+
+
+def renew(fleet: Fleet) -> None:
+    """Has the manager give up its spares, and make others."""
+    for number in (0, SPARES):
+        fleet.configure(spare_keeps=number)
+        fleet.reload()
+        until_there_are(fleet, number)
 
 
 def create(fleet: Fleet, key: str = "", **members: object) -> Reply:
@@ -84,7 +113,7 @@ def test_a_spare_becomes_a_keep_with_its_limits_its_name_in_the_journal_and_its_
 
 def test_a_keep_that_was_a_spare_is_found_again_by_the_next_manager_and_over_a_daemon_reload(fleet: Fleet) -> None:
     info = made(create(fleet, name="found-again"))
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     fleet.kill()
     found = fleet.client().keep(info.kuuid)
     assert (found.name, found.owner, found.created_at) == (info.name, info.owner, info.created_at)
@@ -112,6 +141,7 @@ def test_a_spare_of_before_a_change_of_the_keeps_settings_is_not_handed_out(flee
         assert info.kuuid not in before
         assert fleet.host.show(f"keep@{info.kuuid}.service", "Nice")["Nice"] == "7"
         fleet.client().remove(info.kuuid)
+    renew(fleet)
 
 
 def loader_of(fleet: Fleet, kuuid: int) -> int:
@@ -119,12 +149,16 @@ def loader_of(fleet: Fleet, kuuid: int) -> int:
 
 
 def forks_of(fleet: Fleet, kuuid: int) -> list[int]:
-    command = ["pgrep", "--parent", str(loader_of(fleet, kuuid)), "--exact", "keep-prepared"]
-    return [int(pid) for pid in fleet.host.run(command, check=False).stdout.split()]
+    return fleet.host.assistant.children(loader_of(fleet, kuuid), "keep-prepared")
+
+
+def until_it_has_forks(fleet: Fleet, kuuid: int, number: int) -> list[int]:
+    until(lambda: len(forks_of(fleet, kuuid)) == number, lambda: forks_of(fleet, kuuid))
+    return forks_of(fleet, kuuid)
 
 
 def send(fleet: Fleet, pid: int, number: signal.Signals) -> None:
-    fleet.host.run(["kill", f"-{int(number)}", str(pid)])
+    fleet.host.assistant.kill(number, pid)
 
 
 def test_a_spare_that_dies_while_it_is_handed_out_is_replaced_by_a_new_unit(fleet: Fleet) -> None:
@@ -133,9 +167,8 @@ def test_a_spare_that_dies_while_it_is_handed_out_is_replaced_by_a_new_unit(flee
         send(fleet, loader, signal.SIGSTOP)  # it becomes a keep by its unit, and does not answer
     with ThreadPoolExecutor(1) as pool:
         creating = pool.submit(create, fleet, name="from-the-dead", start={})
-        deadline = time.monotonic() + SOON
-        while len(left := spares(fleet)) == SPARES:
-            assert time.monotonic() < deadline
+        until(lambda: len(spares(fleet)) != SPARES, lambda: "no spare is handed out")
+        left = spares(fleet)
         (claimed,) = set(loaders) - left
         send(fleet, loaders[claimed], signal.SIGKILL)
         info = made(creating.result(SOON))
@@ -148,13 +181,10 @@ def test_a_spare_that_dies_while_it_is_handed_out_is_replaced_by_a_new_unit(flee
 
 
 def test_a_spare_has_its_forks_ready_and_a_start_does_without_one_that_has_died(fleet: Fleet) -> None:
-    deadline = time.monotonic() + SOON
     for kuuid in until_there_are(fleet, SPARES):
-        while len(forks := forks_of(fleet, kuuid)) != 2:
-            assert time.monotonic() < deadline, forks
-        send(fleet, forks[0], signal.SIGKILL)
-        while forks_of(fleet, kuuid) != forks[1:]:
-            assert time.monotonic() < deadline, forks
+        killed, _ = until_it_has_forks(fleet, kuuid, 2)
+        send(fleet, killed, signal.SIGKILL)
+        assert killed not in until_it_has_forks(fleet, kuuid, 1)
     info = made(create(fleet, start={}))
     life = Life(fleet, info.kuuid)
     assert life.upload(modules.says(b"all the same\n")).status == 200
@@ -180,9 +210,9 @@ def test_the_ca_and_the_revocation_list_of_a_spare_are_those_of_its_start(fleet:
     waiting = until_there_are(fleet, SPARES)
     with pki_of_before(fleet):
         fleet.issue("revoked-meanwhile")
-        fleet.host.run(["keepctl", "pki", "rotate"])
+        fleet.keepctl("pki", "rotate")
         fleet.issue("of-the-new-ca")
-        fleet.host.run(["keepctl", "pki", "revoke", "revoked-meanwhile"])
+        fleet.keepctl("pki", "revoke", "revoked-meanwhile")
         fleet.reload()
         names = ["name:of-the-new-ca", "name:revoked-meanwhile"]
         info = made(create(fleet, start={"uploaders": names}))
@@ -191,8 +221,7 @@ def test_the_ca_and_the_revocation_list_of_a_spare_are_those_of_its_start(fleet:
         body = request("PUT", "/workload", modules.says(b"hello\n"), "Content-Type: application/wasm")
         answers = []
         for name in ("revoked-meanwhile", "of-the-new-ca"):
-            shown = fleet.credentials(name)
-            answers.append(ask(info.port, pinned_client_context(shown.certificate, shown.key), body).status)
+            answers.append(ask(info.port, fleet.pinned(name), body).status)
         assert answers == [403, 200]
         life.until(State.STARTED, State.COMPLETE)
         life.remove()

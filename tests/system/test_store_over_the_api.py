@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from keep_client.peer import ConnectionFailed
-from keep_client.store import StoreClient
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.store import Tagging
 from tests.system import modules
@@ -30,11 +29,6 @@ def without_a_store(fleet: Fleet) -> Iterator[None]:
     fleet.host.run(["rm", "-rf", STORE])
     yield
     fleet.host.run(["rm", "-rf", STORE])
-
-
-def client_of(fleet: Fleet) -> StoreClient:
-    manager = fleet.client()
-    return StoreClient(manager.endpoint, fleet.credentials().manager_context())
 
 
 def test_the_page_on_running_only_what_was_signed_can_be_typed(fleet: Fleet) -> None:
@@ -61,7 +55,7 @@ def test_the_page_on_running_only_what_was_signed_can_be_typed(fleet: Fleet) -> 
 
 
 def test_a_module_that_was_sent_to_the_store_runs(fleet: Fleet) -> None:
-    store, contents = client_of(fleet), example("hello-wat/hello")
+    store, contents = fleet.store(), example("hello-wat/hello")
     added = store.add(io.BytesIO(contents), "hello:1")
     assert added.digest == f"sha256:{hashlib.sha256(contents).hexdigest()}"
     path = f"{STORE}/objects/{added.digest.removeprefix('sha256:')}"
@@ -89,7 +83,7 @@ class _Halting:
 
 
 def test_a_manager_that_is_killed_in_the_middle_of_an_addition_leaves_nothing_that_is_used(fleet: Fleet) -> None:
-    store, source = client_of(fleet), _Halting()
+    store, source = fleet.store(), _Halting()
     kept = store.add(io.BytesIO(modules.sleeps()), "kept:1")
     failures: list[KeepfleetError] = []
 
@@ -113,7 +107,7 @@ def test_a_manager_that_is_killed_in_the_middle_of_an_addition_leaves_nothing_th
 
 
 def test_adding_a_long_module_costs_the_manager_no_memory(fleet: Fleet) -> None:
-    store = client_of(fleet)
+    store = fleet.store()
     store.add(io.BytesIO(modules.sleeps()), "small:1")
     before = _resident(fleet)
     with Path("/dev/zero").open("rb") as zeros:
@@ -144,18 +138,14 @@ def _resident(fleet: Fleet) -> int:
 
 def test_a_full_disk_is_said_and_what_was_there_goes_on(fleet: Fleet) -> None:
     fleet.host.run(["mkdir", "-m", "700", STORE])
-    fleet.host.run(["mount", "-t", "tmpfs", "-o", "size=2M,mode=700", "tmpfs", STORE])
-    fleet.restart()  # its unit has mounts of its own, and sees new ones from its start on
-    try:
-        store = client_of(fleet)
+    with fleet.small_disk(STORE, "size=2M,mode=700") as sees:
+        store = fleet.store()
         store.add(io.BytesIO(modules.sleeps()), "kept:1")
-        assert fleet.host.run(["ls", f"{STORE}/references"]).stdout == "kept:1\n", "it is on the small disk"
+        there = fleet.host.run([*sees, "ls", f"{STORE}/references"]).stdout
+        assert there == "kept:1\n", "it is on the small disk"
         with pytest.raises(KeepfleetError) as caught:
             store.add(io.BytesIO(bytes(4 << 20)), "large:1")
         assert caught.value.kind is ErrorKind.NO_SPACE
-        assert fleet.host.run(["ls", f"{STORE}/new"]).stdout == ""
+        assert fleet.host.run([*sees, "ls", f"{STORE}/new"]).stdout == ""
         assert [each.name for each in store.listing().references] == ["kept:1"]
         store.tag("kept:2", Tagging(store.reference("kept:1").digest))
-    finally:
-        fleet.host.run(["umount", STORE])
-        fleet.restart()

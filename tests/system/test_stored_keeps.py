@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import json
+import io
 import subprocess
 from collections.abc import Iterator
 
@@ -11,8 +10,8 @@ import pytest
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
-from keep_protocol.kinds import Kind
 from keep_protocol.outcome import OutcomeKind
+from keep_protocol.spec import Kind
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fleet import Fleet
@@ -22,11 +21,8 @@ STORE = "/var/lib/keepfleet/store"
 
 
 def add(fleet: Fleet, module: bytes, reference: str) -> str:
-    """Adds a module to the host's store, in place; its digest."""
-    fleet.host.run(["sh", "-c", "base64 -d >/run/module.wasm"], input=base64.b64encode(module).decode())
-    fleet.host.run(["keepctl", "store", "add", "/run/module.wasm", reference])
-    listed = json.loads(fleet.host.run(["keepctl", "store", "ls", "-o", "json"]).stdout)
-    return next(str(each["digest"]) for each in listed["references"] if each["name"] == reference)
+    """Adds a module to the manager's store; its digest."""
+    return fleet.store().add(io.BytesIO(module), reference).digest
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_systemd_has_nothing_to_say_against_a_live_keep_s_unit(life: Life) -> No
 
 def test_systemd_read_every_line_of_the_units_without_a_warning(fleet: Fleet) -> None:
     cursor = fleet.host.cursor()
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     Life.create(fleet).remove()
     said = [message_of(entry) for entry in fleet.host.journal(since_cursor=cursor, _PID="1")]
     assert [line for line in said if "keep" in line and re.search(r":[0-9]+:|nknown|gnoring|ailed", line)] == []
@@ -134,19 +134,19 @@ def test_the_status_line_reads_well_from_the_start_to_the_end(fleet: Fleet) -> N
 def test_a_drop_in_of_the_operator_s_changes_a_limit(fleet: Fleet) -> None:
     host, place = fleet.host, "/etc/systemd/system/keep@.service.d/50-local.conf"
     host.run(["tee", place], input="[Service]\nMemoryMax=300M\n")
-    host.systemctl("daemon-reload")
+    host.daemon_reload()
     try:
         life = Life.create(fleet)
         assert kernel_s(life.host, life.unit, "memory", "memory.limit_in_bytes", "memory.max") == 300 << 20
     finally:
         host.run(["rm", place])
-        host.systemctl("daemon-reload")
+        host.daemon_reload()
 
 
 def test_without_the_drop_in_no_keep_starts_at_all_and_the_reason_says_what_to_do(fleet: Fleet) -> None:
     host, place = fleet.host, "/etc/systemd/system/keep@.service.d"
     host.run(["mv", place, f"{host.path}/away"])
-    host.systemctl("daemon-reload")
+    host.daemon_reload()
     try:
         refused = fleet.client().legacy({"command": "new-keep", "keep-arch": "wasi"})
         assert refused.status == 500
@@ -154,5 +154,5 @@ def test_without_the_drop_in_no_keep_starts_at_all_and_the_reason_says_what_to_d
         assert fleet.left_over() == []
     finally:
         host.run(["mv", f"{host.path}/away", place])
-        host.systemctl("daemon-reload")
+        host.daemon_reload()
     Life.create(fleet).remove()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +10,10 @@ import pytest
 
 from keep_manager.failpoints import Failpoint
 from tests.system import volume_guests
-from tests.system.fleet import MANAGER, SETTLE_SECONDS, Fleet
-from tests.system.test_declared_jobs import until
-from tests.system.test_declared_keeps import STORE, booted, declared, keepctl, write
+from tests.system.fleet import Fleet
+from tests.system.host import until
+from tests.system.test_declared_jobs import until_run
+from tests.system.test_declared_keeps import STORE, declared, keepctl, write
 from tests.system.test_typed_docs import blocks, typed_inside
 
 PLACE = "/var/lib/keepfleet/volumes"
@@ -24,40 +24,50 @@ KEEPER = "module: keeper:1\nrestart: always\nready_seconds: 0\nprobe: {output: r
 def add(fleet: Fleet, reference: str, module: bytes) -> None:
     """Puts a module into the store."""
     (fleet.host.path / "module.wasm").write_bytes(module)
-    keepctl(fleet.host, "store", "add", str(fleet.host.path / "module.wasm"), reference)
+    keepctl(fleet, "store", "add", str(fleet.host.path / "module.wasm"), reference)
 
 
 def applied(fleet: Fleet, name: str, text: str) -> str:
     """What `keepctl apply --wait` says of the manifest."""
-    return keepctl(fleet.host, "apply", "--wait", "-f", write(fleet.host, name, text), check=False)
+    return keepctl(fleet, "apply", "--wait", "-f", write(fleet, name, text), check=False)
 
 
 def said(fleet: Fleet, name: str) -> list[str]:
     """The lines of the keep that counts, which runs and may not have written the first one yet."""
-    kuuid, deadline = str(declared(fleet.host, name)["kuuid"]), time.monotonic() + SETTLE_SECONDS
-    while not (lines := keepctl(fleet.host, "logs", kuuid).splitlines()):
-        assert time.monotonic() < deadline, f"{name} has written nothing"
-    return lines
+    kuuid = str(declared(fleet, name)["kuuid"])
+
+    def lines() -> list[str]:
+        return keepctl(fleet, "logs", kuuid).splitlines()
+
+    until(lines, lambda: f"{name} has written nothing")
+    return lines()
 
 
 def volumes(fleet: Fleet) -> dict[str, dict[str, Any]]:
     """What `keepctl volume ls` shows, by name."""
-    return {each["name"]: each for each in json.loads(keepctl(fleet.host, "volume", "ls", "-o", "json"))}
+    return {each["name"]: each for each in json.loads(keepctl(fleet, "volume", "ls", "-o", "json"))}
+
+
+@pytest.fixture(scope="module")
+def guests(installed_fleet: Fleet) -> Iterator[Fleet]:
+    """A store with guests that use a volume."""
+    add(installed_fleet, "keeper:1", volume_guests.counts("ready"))
+    add(installed_fleet, "keeper:2", volume_guests.counts("never"))
+    add(installed_fleet, "keeper:3", volume_guests.counts("ready", ends=3))
+    add(installed_fleet, "filler:1", volume_guests.fills_bytes())
+    add(installed_fleet, "filler:2", volume_guests.fills_inodes())
+    yield installed_fleet
+    installed_fleet.host.run(["rm", "-rf", STORE])
 
 
 @pytest.fixture
-def keeping(fleet: Fleet) -> Iterator[Fleet]:
-    """A fleet with guests that use a volume in the store."""
-    add(fleet, "keeper:1", volume_guests.counts("ready"))
-    add(fleet, "keeper:2", volume_guests.counts("never"))
-    add(fleet, "keeper:3", volume_guests.counts("ready", ends=3))
-    add(fleet, "filler:1", volume_guests.fills_bytes())
-    add(fleet, "filler:2", volume_guests.fills_inodes())
+def keeping(guests: Fleet, fleet: Fleet) -> Iterator[Fleet]:
+    """A fleet with those, without a volume."""
     yield fleet
-    for each in json.loads(keepctl(fleet.host, "get", "-o", "json")):
-        keepctl(fleet.host, "delete", each["name"])
+    for each in json.loads(keepctl(fleet, "get", "-o", "json")):
+        keepctl(fleet, "delete", each["name"])
     fleet.clear()
-    fleet.host.run(["sh", "-c", f"rm -rf {STORE} {PLACE}/* {PLACE}/.??*"])
+    fleet.host.run(["sh", "-c", f"rm -rf {PLACE}/* {PLACE}/.??*"])
 
 
 def test_what_is_written_is_there_after_a_restart_a_replacement_and_a_kill_of_the_manager(keeping: Fleet) -> None:
@@ -70,7 +80,7 @@ def test_what_is_written_is_there_after_a_restart_a_replacement_and_a_kill_of_th
         ["web"],
         True,
     )
-    keepctl(keeping.host, "restart", "--wait", "web")
+    keepctl(keeping, "restart", "--wait", "web")
     assert said(keeping, "web") == ["2 ready"]
     keeping.kill()
     assert applied(keeping, "web", KEEPER + "environment: {A: b}\n").endswith("; running\n")
@@ -88,7 +98,7 @@ def test_one_that_is_not_ready_is_rolled_back_to_what_was_with_the_same_volume(k
     silent = KEEPER.replace("keeper:1", "keeper:2").replace("{output: ready}", "{output: ready, within: 1s}")
     after = applied(keeping, "web", silent)
     assert "version 2 was rolled back to version 1: it was not ready: its output had no line" in after
-    found = declared(keeping.host, "web")
+    found = declared(keeping, "web")
     assert (found["state"], found["module"]) == ("running", "keeper:1")
     assert said(keeping, "web") == ["3 ready"]
     after = applied(keeping, "web", KEEPER.replace("keeper:1", "keeper:3").replace("ready}", "no such line}"))
@@ -111,8 +121,8 @@ def test_a_full_volume_is_an_error_of_its_guest_alone(keeping: Fleet, module: st
 def test_one_keep_has_it_at_a_time(keeping: Fleet) -> None:
     applied(keeping, "web", KEEPER)
     assert "another keep has it" in applied(keeping, "other", KEEPER)
-    assert declared(keeping.host, "web")["state"] == "running"
-    keepctl(keeping.host, "delete", "web")
+    assert declared(keeping, "web")["state"] == "running"
+    keepctl(keeping, "delete", "web")
     assert applied(keeping, "other", KEEPER).endswith("; running\n")
     assert said(keeping, "other") == ["2 ready"]
 
@@ -121,8 +131,8 @@ def test_each_run_of_a_job_finds_what_the_one_before_it_wrote(keeping: Fleet) ->
     add(keeping, "counter:1", volume_guests.counts("runs", ends=0))
     assert "; scheduled" in applied(keeping, "counter", f'module: counter:1\nschedule: "OnCalendar=monthly"\n{VOLUME}')
     for number in (1, 2):
-        keepctl(keeping.host, "restart", "counter")
-        lines = [run["lines"] for run in until(keeping, "counter", "done", number)]
+        keepctl(keeping, "restart", "counter")
+        lines = [run["lines"] for run in until_run(keeping, "counter", "done", number)]
         assert lines == [[f"{each} runs"] for each in range(1, number + 1)]
     assert volumes(keeping)["data"]["in_use"] is False
     assert "overlap: one keep has a volume at a time" in applied(
@@ -132,34 +142,39 @@ def test_each_run_of_a_job_finds_what_the_one_before_it_wrote(keeping: Fleet) ->
 
 def test_it_stays_when_nothing_is_declared_and_goes_when_it_is_removed(keeping: Fleet) -> None:
     applied(keeping, "web", KEEPER)
-    assert "declared keep web has it" in keepctl(keeping.host, "volume", "rm", "data", check=False)
-    keepctl(keeping.host, "delete", "web")
+    assert "declared keep web has it" in keepctl(keeping, "volume", "rm", "data", check=False)
+    keepctl(keeping, "delete", "web")
     keeping.restart()
-    while volumes(keeping)["data"]["in_use"]:  # it ends when nobody waits for it
-        pass
-    assert keepctl(keeping.host, "volume", "rm", "data") == "data: removed\n"
+    until(lambda: not volumes(keeping)["data"]["in_use"], lambda: volumes(keeping))  # it ends when nobody waits for it
+    assert keepctl(keeping, "volume", "rm", "data") == "data: removed\n"
     assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")
     assert applied(keeping, "web", KEEPER).endswith("; running\n")
     assert said(keeping, "web") == ["1 ready"]
 
 
-@pytest.mark.parametrize(
-    ("damage", "why"),
-    [
-        ("chown 1000 data", "not the manager's alone"),
-        ("mv data moved; ln -s moved data", "no directory"),
-        ("rm data/image; ln -s /etc/shadow data/image", "a symbolic link stands in its place"),
-        ("truncate -s 0 data/image", "cannot be mounted"),
-        ("rm data/volume.json", "No such file"),
-    ],
+DAMAGES = (
+    ("chown 1000 {0}", "not the manager's alone"),
+    ("mv {0} moved; ln -s moved {0}", "no directory"),
+    ("rm {0}/image; ln -s /etc/shadow {0}/image", "a symbolic link stands in its place"),
+    ("truncate -s 0 {0}/image", "cannot be mounted"),
+    ("rm {0}/volume.json", "No such file"),
 )
-def test_what_is_no_volume_is_refused_and_says_why(keeping: Fleet, damage: str, why: str) -> None:
-    applied(keeping, "web", KEEPER)
-    keepctl(keeping.host, "delete", "web")
+
+
+def test_what_is_no_volume_is_refused_and_says_why(keeping: Fleet) -> None:
+    names = [f"web-{number}" for number in range(len(DAMAGES))]
+    files = [write(keeping, name, KEEPER.replace("name: data", f"name: {name}")) for name in names]
+    applying = ["apply", "--wait", *(word for file in files for word in ("-f", file))]
+    assert keepctl(keeping, *applying).count("; running\n") == len(names)
+    for name in names:
+        keepctl(keeping, "delete", name)
     keeping.restart()
-    keeping.host.run(["sh", "-ec", f"cd {PLACE}; {damage}"])
-    assert why in applied(keeping, "web", KEEPER)
-    assert declared(keeping.host, "web")["state"] == "unmet"
+    for name, (damage, _) in zip(names, DAMAGES, strict=True):
+        keeping.host.run(["sh", "-ec", f"cd {PLACE}; {damage.format(name)}"])
+    refused = keepctl(keeping, *applying, check=False).splitlines()
+    for name, (damage, why) in zip(names, DAMAGES, strict=True):
+        (line,) = [line for line in refused if line.startswith(f"{name}: ")]
+        assert "; unmet: " in line and why in line, (damage, line)
 
 
 @pytest.mark.parametrize(
@@ -176,21 +191,20 @@ def test_what_is_no_volume_is_refused_and_says_why(keeping: Fleet, damage: str, 
 def test_a_manager_that_is_killed_while_it_makes_one_is_followed_by_one_that_goes_on(
     keeping: Fleet, point: Failpoint
 ) -> None:
-    text = write(keeping.host, "web", KEEPER)
+    text = write(keeping, "web", KEEPER)
     with keeping.killed_at(point):
-        keepctl(keeping.host, "apply", "--wait", "-f", text, check=False)
-    assert keepctl(keeping.host, "apply", "--wait", "-f", text).endswith("; running\n")
+        keepctl(keeping, "apply", "--wait", "-f", text, check=False)
+    assert keepctl(keeping, "apply", "--wait", "-f", text).endswith("; running\n")
     assert said(keeping, "web")[-1].endswith("ready")
     assert keeping.host.run(["ls", "-A", PLACE]).stdout == "data\n"
 
 
 def test_a_manager_that_is_killed_as_it_removes_one_is_followed_by_one_that_has_it_no_more(keeping: Fleet) -> None:
     applied(keeping, "counter", f"module: keeper:3\n{VOLUME}")
-    keepctl(keeping.host, "delete", "counter")
-    while keeping.keep_units():  # it ends when nobody waits for it
-        pass
+    keepctl(keeping, "delete", "counter")
+    until(lambda: not keeping.keep_units(), keeping.keep_units)  # it ends when nobody waits for it
     with keeping.killed_at(Failpoint.VOLUME_AFTER_GONE):
-        keepctl(keeping.host, "volume", "rm", "data", check=False)
+        keepctl(keeping, "volume", "rm", "data", check=False)
     assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")
 
 
@@ -201,19 +215,3 @@ def test_its_how_to_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet) -
     assert "reports: removed" in output
     fleet.clear()
     fleet.host.run(["rm", "-rf", STORE])
-
-
-def test_after_a_reboot_it_is_there_with_what_was_written(
-    prefix: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    directory = tmp_path_factory.mktemp("volumes")
-    directory.chmod(0o755)
-    with booted(directory, prefix) as fleet:
-        fleet.install()
-        add(fleet, "keeper:1", volume_guests.counts("ready"))
-        applied(fleet, "web", KEEPER)
-        assert said(fleet, "web") == ["1 ready"]
-    with booted(directory, prefix) as fleet:
-        fleet.host.systemctl("start", MANAGER)
-        assert applied(fleet, "web", KEEPER).endswith("; running\n")
-        assert said(fleet, "web") == ["2 ready"]

@@ -85,12 +85,12 @@ def test_a_workload_that_the_kernel_ends_for_memory_says_so_and_its_loader_lives
     fleet.host.run(["mkdir", "-p", MEMORY.rpartition("/")[0]])
     # As if the guest had broken out of its engine: less than the engine's own limit, which it never reaches.
     fleet.host.run(["tee", MEMORY], input="[Service]\nMemoryMax=256M\n")
-    fleet.host.systemctl("daemon-reload")
+    fleet.host.daemon_reload()
     try:
         _, outcome = ended(fleet, began(fleet, tmp_path / "greedy.wasm", memory_bytes=1 << 30))
     finally:
         fleet.host.run(["rm", MEMORY])
-        fleet.host.systemctl("daemon-reload")
+        fleet.host.daemon_reload()
     assert (outcome.kind, outcome.signal) == (OutcomeKind.LIMITED, signal.SIGKILL)
     assert outcome.text.startswith("killed by the kernel for memory")
 

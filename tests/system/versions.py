@@ -39,6 +39,7 @@ class Installation:
         self._directory = directory
         self._prefix = prefix
         self._engines = engines
+        self._current = ""
 
     def __repr__(self) -> str:
         return f"Installation({self.host}, {sorted(self.names())})"
@@ -66,6 +67,11 @@ class Installation:
             with zipfile.ZipFile(self._engines[name]) as wheel:
                 wheel.extractall(packages)
 
+    def begin_with(self, name: str) -> None:
+        """Makes a version the current one, where another is."""
+        if name != self._current:
+            self.install(name)
+
     def install(self, name: str) -> str:
         """Makes a version the current one, as the docs say, and returns what was printed."""
         if name not in self.names():
@@ -76,6 +82,7 @@ class Installation:
             self.host.run(["keepctl", "init"])
             self.fleet.configure()
         self.fleet.restart()
+        self._current = name
         return said
 
 

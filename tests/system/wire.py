@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Any
@@ -73,6 +74,24 @@ def ask(port: int, context: ssl.SSLContext, data: bytes, address: str = "127.0.0
             return read_answer(connection)
     except OSError as error:
         raise NoAnswer(repr(error)) from error
+
+
+def ask_each(port: int, context: ssl.SSLContext, requests: Iterable[bytes]) -> Iterator[tuple[bytes, Answer]]:
+    """Each request with its answer, on one connection as long as the server keeps it: a handshake costs both sides
+    several times what a request does. Raises NoAnswer."""
+    connection: ssl.SSLSocket | None = None
+    try:
+        for data in requests:
+            connection = connection or connect(port, context)
+            send(connection, data)
+            answer = read_answer(connection)
+            yield data, answer
+            if answer.headers.get("connection", "").lower() == "close":
+                connection.close()
+                connection = None
+    finally:
+        if connection is not None:
+            connection.close()
 
 
 def send(connection: socket.socket, data: bytes) -> bool:

@@ -22,7 +22,7 @@ echo "$@" >>{place}/asked
 
 
 class Place:
-    """A cache, and a pip that does what it is told: `does` is a line of shell, where $to is the directory to fill."""
+    """A cache, and a pip that does what a test says: `does` is a line of shell, where $to is the directory to fill."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,7 +93,7 @@ def test_a_package_with_another_digest_is_refused_and_not_kept(place: Place) -> 
         ("ERROR: No matching distribution found for thing==1.0", 1),
     ],
 )
-def test_a_registry_that_cannot_be_reached_is_told_from_a_package_that_is_not_there(
+def test_a_registry_that_cannot_be_reached_is_distinguished_from_a_package_that_is_not_there(
     place: Place, said: str, code: int
 ) -> None:
     done = place.get("thing", does=f'echo "{said}" >&2; exit 1')

@@ -11,7 +11,7 @@ import sys
 from keep_client.credentials import DEFAULT_MANAGER, Credentials, parse_manager, pki_directory
 from keep_client.keep import endpoint_of, open_workload, upload_raw
 from keep_client.manager import ManagerClient
-from keep_client.text import printable
+from keep_client.peer import printable
 from keep_protocol.constants import DEFAULT_MANAGER_ADDRESS, DEFAULT_MANAGER_PORT
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import KeepInfo

@@ -23,6 +23,13 @@ from tools.sandbox.channel import PACKET, STREAMS, Request, asynchronous, from_f
 from tools.sandbox.client import CANNOT_ENTER
 
 CANNOT_RUN, NOT_FOUND = 126, 127
+_ALL = signal.valid_signals()
+_CHANGED = [number for number in _ALL if signal.getsignal(number) not in (signal.SIG_DFL, None)]
+"""What is not as a command should find it, of the interpreter's doing or our caller's.
+
+Computed here, as is root's account below: in the two new processes of a command each page that is touched is copied,
+and they are most of what a short command costs.
+"""
 _BACKLOG = 128
 """Callers that connect in the same moment; each is accepted within a millisecond."""
 
@@ -49,6 +56,7 @@ def _serve(path: str, directories: list[str], listening: int) -> None:
     os.setsid()
     os.umask(0o022)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those that watch the commands are reaped by the kernel
+    root = find("root")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
         listener.listen(_BACKLOG)
@@ -58,15 +66,15 @@ def _serve(path: str, directories: list[str], listening: int) -> None:
             try:
                 if os.fork() == 0:
                     listener.close()
-                    os._exit(_handle(channel))
+                    os._exit(_handle(channel, root))
             except OSError as error:
                 print(f"cannot start a command: {error}", file=sys.stderr, flush=True)
             channel.close()
 
 
-def _handle(channel: socket.socket) -> int:
+def _handle(channel: socket.socket, root: Account) -> int:
     """In the process of one command: receives the request, starts the command and watches it to its end."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     flags = socket.MSG_CMSG_CLOEXEC
@@ -81,7 +89,7 @@ def _handle(channel: socket.socket) -> int:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     child = os.fork()
     if child == 0:
-        os._exit(_run(request))
+        os._exit(_run(request, root))
     with contextlib.suppress(OSError):  # both do it: whichever is first, the group is there before a signal is for it
         os.setpgid(child, child)
     for number in range(STREAMS):
@@ -113,7 +121,7 @@ def _watch(channel: socket.socket, child: int) -> None:
                 return
 
 
-def _run(request: Request) -> int:
+def _run(request: Request, root: Account) -> int:
     """In the child: never returns when the command starts."""
     name = request.words[0]
     try:
@@ -121,13 +129,13 @@ def _run(request: Request) -> int:
         if request.terminal:
             os.tcsetpgrp(0, os.getpid())
         os.chdir(request.directory if os.path.isdir(request.directory) else "/")
-        account = find(request.user)
+        account = root if request.user == root.name else find(request.user)
         _become(account)
         linux.die_with_parent(signal.SIGKILL)
     except (OSError, LookupError) as error:
         print(f"cannot run {name} in the sandbox: {error}", file=sys.stderr, flush=True)
         return CANNOT_ENTER
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    for number in _CHANGED:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     return _execute(request.words, {**account.environment(), **request.environment})

@@ -1,4 +1,4 @@
-"""Guests written in WebAssembly text that try what they were told and print what became of it."""
+"""Guests written in WebAssembly text that try what their test asks and print what became of it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Attempts:
 
     def module(self) -> bytes:
         """The command."""
-        body = "\n".join(f"(call $tell {call})" for call in self._calls)
+        body = "\n".join(f"(call $report {call})" for call in self._calls)
         data = "".join(f"\\{byte:02x}" for byte in self._texts)
         return wasm(f"""(module
           (import "wasi_snapshot_preview1" "path_open"
@@ -84,7 +84,7 @@ class Attempts:
           (func $print (param $at i32) (param $len i32)
             (i32.store (i32.const 16) (local.get $at)) (i32.store (i32.const 20) (local.get $len))
             (drop (call $write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 24))))
-          (func $tell (param $number i32)
+          (func $report (param $number i32)
             (i32.store8 (i32.const 32) (local.get $number)) (call $print (i32.const 32) (i32.const 1)))
           (func $input (result i32)
             (i32.store (i32.const 16) (i32.const 60000)) (i32.store (i32.const 20) (i32.const 16))

@@ -70,7 +70,7 @@ def test_the_name_of_a_certificates_uri_counts_and_not_its_common_name(foreign: 
     assert UploadAccess(revoked, KEEP, ("name:mallory",)).check(mallory).name == "mallory"
 
 
-def test_where_no_uploader_is_named_nobody_is_let_in(foreign: ForeignAuthority, revoked: int) -> None:
+def test_where_no_uploader_is_named_no_one_is_admitted(foreign: ForeignAuthority, revoked: int) -> None:
     assert refusal(UploadAccess(revoked, KEEP, ()), certificate(foreign, "alice"))
     assert refusal(UploadAccess(revoked, KEEP, ()), certificate(foreign, "o", "spiffe://keepfleet/operator/o"))
 
@@ -100,7 +100,7 @@ def test_a_list_of_revoked_certificates_is_read_again_when_it_grows(
     assert "it is revoked" in refusal(policy, client)
 
 
-def test_a_list_of_revoked_certificates_that_cannot_be_read_lets_nobody_in(
+def test_a_list_of_revoked_certificates_that_cannot_be_read_admits_no_one(
     foreign: ForeignAuthority, revoked: int, tmp_path: Path
 ) -> None:
     policy, client = UploadAccess(revoked, KEEP, ("*",)), certificate(foreign, "alice")

@@ -12,17 +12,8 @@ from wasmtime import _bindings as bindings
 from wasmtime import _ffi as ffi
 
 from app_loader.engine import binding
+from tests.wheel_types import word
 
-PLAIN = {
-    None: "void",
-    ctypes.c_bool: "bool",
-    ctypes.c_uint8: "byte",
-    ctypes.c_int: "int",
-    ctypes.c_uint32: "uint32",
-    ctypes.c_int64: "int64",
-    ctypes.c_size_t: "size",
-    ctypes.c_void_p: "void*",
-}
 STRUCTURES = {
     binding.Vector: ffi.wasm_byte_vec_t,
     binding.Function: ffi.wasmtime_func_t,
@@ -46,22 +37,10 @@ STRUCTURES = {
 }
 
 
-def word(kind: type | None) -> str:
-    """A type of the wheel's in the words of FUNCTIONS."""
-    if kind in PLAIN:
-        return PLAIN[kind]
-    assert kind is not None
-    if issubclass(kind, ctypes._CFuncPtr):  # type: ignore[attr-defined]
-        return "function*"
-    if issubclass(kind, ctypes._Pointer):
-        return "text" if kind._type_ is ctypes.c_char else word(kind._type_) + "*"
-    return kind.__name__.removeprefix("wasmtime_").removeprefix("wasm_").removesuffix("_t")
-
-
 @pytest.mark.parametrize("name", binding.FUNCTIONS)
 def test_a_functions_types_are_the_wheels(name: str) -> None:
     theirs = getattr(bindings, f"_{name}")
-    assert binding.FUNCTIONS[name] == " ".join(map(word, (theirs.restype, *theirs.argtypes)))
+    assert binding.FUNCTIONS[name] == " ".join(word(kind, "int") for kind in (theirs.restype, *theirs.argtypes))
     assert getattr(binding.library, name).argtypes is not None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app_loader.check.budget import result_of_end
+from app_loader.check.checking import result_of_end
 from app_loader.check.compiler import check_head
 from app_loader.limits import MAX_EXPORTS, MAX_IMPORTS
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -234,7 +234,7 @@ def test_a_bomb_of_blocks_ends_at_the_memory_limit(small: AppLoaderProcess, clie
     assert refused(small, client, bomb).error["kind"] == "too-complex"
 
 
-def test_a_module_that_takes_too_much_processor_time_is_told_which_limit_to_raise(
+def test_a_module_that_takes_too_much_processor_time_is_answered_with_the_limit_to_raise(
     tmp_path: Path, authority: Authority, client: Path
 ) -> None:
     limits = {"KEEPFLEET_LIMITS": "compile_seconds=1"}

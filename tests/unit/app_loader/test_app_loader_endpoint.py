@@ -224,7 +224,7 @@ def test_a_body_in_chunks_is_taken(process: AppLoaderProcess, client: Path) -> N
     assert (answer.status, json.loads(answer.body)["size"]) == (200, len(NOTHING))
 
 
-def test_a_client_that_asks_first_is_told_to_go_on(process: AppLoaderProcess, client: Path) -> None:
+def test_a_client_that_asks_first_is_answered_to_go_on(process: AppLoaderProcess, client: Path) -> None:
     connection = process.connect(client)
     headers = {**RAW, "Content-Length": len(NOTHING), "Expect": "100-continue"}
     connection.sendall(request("PUT", "/workload", headers))
@@ -273,7 +273,7 @@ def test_an_upload_in_drops_is_ended(tmp_path: Path, authority: Authority, clien
         assert read_answer(connection).status == 408
 
 
-def test_a_client_that_sends_no_request_is_told_so(tmp_path: Path, authority: Authority, client: Path) -> None:
+def test_a_client_that_sends_no_request_gets_an_answer(tmp_path: Path, authority: Authority, client: Path) -> None:
     with listening(tmp_path, authority, HEADERS_SECONDS=0.2) as process:
         assert read_answer(process.connect(client)).status == 408
         serves(process, client)
@@ -319,7 +319,7 @@ def test_known_clients_are_not_pushed_out_by_a_ninth(process: AppLoaderProcess, 
         assert read_answer(known[0]).status == 200
 
 
-def test_a_full_disk_is_told_and_the_endpoint_waits_again(process: AppLoaderProcess, client: Path) -> None:
+def test_a_full_disk_is_reported_and_the_endpoint_waits_again(process: AppLoaderProcess, client: Path) -> None:
     unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (10, unlimited[1]))
     answer = ask(process, client, put(NOTHING))

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from app_loader.check import advice
-from app_loader.check.compiler import examine
+from app_loader.check.compiler import examine, warm_up
 from app_loader.engine import settings as engine_settings
 from app_loader.engine.compiled import Module
 from app_loader.engine.foreign import EngineError, GuestExit, Trap
 from app_loader.engine.settings import Settings, make_engine, settings_for
 from app_loader.engine.store import EXIT_MODULE, Linker, Store, Wasi
 from app_loader.run.guest import Unfit, load_guest
-from app_loader.run.warm import warm_up
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import DEFAULT_LIMITS
 from keep_protocol.spec import Compiler, Profile

@@ -1,4 +1,4 @@
-"""What a guest is given, in real processes: words, input, directories, secrets; and that it reaches nothing beside."""
+"""What a guest is given, in real processes: words, input, directories, secrets; and that it reaches nothing else."""
 
 from __future__ import annotations
 
@@ -33,9 +33,27 @@ def opened(*paths: Path) -> Iterator[list[int]]:
             os.close(descriptor)
 
 
+@contextlib.contextmanager
+def waiting(
+    directory: Directory, path: Path, keep: Path, authority: Authority, client: Path, attempts: Attempts
+) -> Iterator[tuple[AppLoaderProcess, socket.socket]]:
+    """A runner whose guest has this directory, and waits for the end of its input, which the socket's is."""
+    ours, theirs = socket.socketpair()
+    workload = Workload(stdin=True, directories=(directory,))
+    with (
+        ours,
+        theirs,
+        opened(path) as grants,
+        granted(keep, authority, workload, [theirs.fileno(), *grants]) as process,
+    ):
+        assert ask(process, client, put(attempts.module())).status == 200
+        process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+        yield process, ours
+
+
 @pytest.fixture
 def keep(tmp_path: Path) -> Path:
-    """The keep's own directory; what is granted lies beside it."""
+    """The keep's own directory; what is granted lies next to it."""
     (tmp_path / "keep").mkdir()
     return tmp_path / "keep"
 
@@ -199,16 +217,7 @@ def test_a_directory_swapped_for_a_link_while_it_is_granted_stays_what_it_was(
     attempts.wait()
     attempts.show("in.txt")
     attempts.open("passwd")
-    ours, theirs = socket.socketpair()
-    workload = Workload(stdin=True, directories=(Directory("/d"),))
-    with (
-        ours,
-        theirs,
-        opened(data) as grants,
-        granted(keep, authority, workload, [theirs.fileno(), *grants]) as process,
-    ):
-        assert ask(process, client, put(attempts.module())).status == 200
-        process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+    with waiting(Directory("/d"), data, keep, authority, client, attempts) as (process, ours):
         data.rename(data.parent / "moved")
         data.symlink_to("/etc")
         ours.close()
@@ -223,18 +232,10 @@ def test_a_removed_directory_is_an_error_of_the_guests(
     attempts = Attempts()
     attempts.wait()
     attempts.open("new", flags=CREATE, rights=WRITE)
-    ours, theirs = socket.socketpair()
-    (data.parent / "empty").mkdir()
-    workload = Workload(stdin=True, directories=(Directory("/d", True),))
-    with (
-        ours,
-        theirs,
-        opened(data.parent / "empty") as grants,
-        granted(keep, authority, workload, [theirs.fileno(), *grants]) as process,
-    ):
-        assert ask(process, client, put(attempts.module())).status == 200
-        process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
-        (data.parent / "empty").rmdir()
+    empty = data.parent / "empty"
+    empty.mkdir()
+    with waiting(Directory("/d", True), empty, keep, authority, client, attempts) as (process, ours):
+        empty.rmdir()
         ours.close()
         report = process.expect(ReportType.ENDED)
         assert report.outcome is not None and report.outcome.text == "exited 0"
@@ -327,16 +328,7 @@ def test_a_running_guest_has_its_grants_open_and_nothing_else(
 ) -> None:
     attempts = Attempts()
     attempts.wait()
-    ours, theirs = socket.socketpair()
-    workload = Workload(stdin=True, directories=(Directory("/d"),))
-    with (
-        ours,
-        theirs,
-        opened(data) as grants,
-        granted(keep, authority, workload, [theirs.fileno(), *grants]) as process,
-    ):
-        assert ask(process, client, put(attempts.module())).status == 200
-        process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
+    with waiting(Directory("/d"), data, keep, authority, client, attempts) as (process, _):
         names = [name for name in process.descriptors().values() if str(keep.parent) in name]
         assert names == [str(data)]
 

@@ -246,7 +246,7 @@ def test_a_directory_that_is_not_there_is_an_error_in_words() -> None:
     assert caught.value.kind is ErrorKind.CONFIGURATION
 
 
-def test_a_host_without_libcrypto_is_told_what_to_install() -> None:
+def test_a_host_without_libcrypto_names_what_to_install() -> None:
     with pytest.raises(KeepfleetError, match="install it: apt-get install libssl3") as caught:
         Libcrypto(("libnowhere.so.3", "libc.so.6"))
     assert caught.value.kind is ErrorKind.CONFIGURATION

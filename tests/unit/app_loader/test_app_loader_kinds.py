@@ -1,4 +1,4 @@
-"""The kinds of workload, told by their bytes: exports with typed arguments, and WASI 0.2 command components."""
+"""The kinds of workload, known by their bytes: exports with typed arguments, and WASI 0.2 command components."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_component_that_has_run_and_returns_an_invalid_result_is_trapped_and_n
         ("(call $go)", "", "call stack exhausted"),
     ],
 )
-def test_a_components_trap_is_told_with_its_functions(
+def test_a_components_trap_is_reported_with_its_functions(
     process: AppLoaderProcess, client: Path, body: str, memory: str, reason: str
 ) -> None:
     outcome = run(process, client, component(body, memory=memory))
@@ -267,7 +267,7 @@ def test_an_export_of_a_component_cannot_be_called_by_name(tmp_path: Path, autho
     assert "only of a core module" in str(error["message"])
 
 
-def test_a_component_that_imports_sockets_is_told_that_there_is_no_network(
+def test_a_component_that_imports_sockets_is_refused_since_there_is_no_network(
     process: AppLoaderProcess, client: Path
 ) -> None:
     sockets = '(import "wasi:sockets/network@0.2.0" (instance (export "network" (type (sub resource)))))'

@@ -1,4 +1,4 @@
-"""The limits inside a keep, each reached in a real process and told in words; and what compiling may cost."""
+"""The limits inside a keep, each reached in a real process and named in words; and what compiling may cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app_loader.check.budget import budget, over, wall_seconds
+from app_loader.check.checking import over, wall_seconds
+from app_loader.check.compiler import budget
 from app_loader.engine.settings import Settings
 from app_loader.run import outcome as outcomes
 from keep_protocol.errors import KeepfleetError
@@ -54,7 +55,7 @@ def test_memory_and_tables_grow_to_their_limits_and_not_beyond(
         (component("(i32.const 0)", memory="(memory 17)"), "over its memory limit of 1 MiB"),
     ],
 )
-def test_a_guest_that_starts_over_a_limit_is_told_which(
+def test_a_guest_that_starts_over_a_limit_is_refused_with_its_name(
     tmp_path: Path, authority: Authority, client: Path, module: bytes, text: str
 ) -> None:
     with listening(tmp_path, authority, limited(memory_bytes=MIB, table_elements=10)) as process:
@@ -167,7 +168,7 @@ def test_a_limit_that_cannot_be_raised_is_not_said_to_be() -> None:
 @pytest.mark.parametrize(
     ("number", "words"), [(64 * MIB, "64 MiB"), (1 << 30, "1 GiB"), (65536, "64 KiB"), (1025, "1025 bytes")]
 )
-def test_bytes_are_told_in_the_largest_whole_unit(number: int, words: str) -> None:
+def test_bytes_are_written_in_the_largest_whole_unit(number: int, words: str) -> None:
     assert outcomes.in_bytes(number) == words
 
 
@@ -196,7 +197,7 @@ def test_exceptions_that_a_guest_keeps_count_as_memory(
         assert run(process, client, HOARDS).text == text
 
 
-def test_an_exception_that_nobody_catches_is_a_trap(process: AppLoaderProcess, client: Path) -> None:
+def test_an_exception_that_is_not_caught_is_a_trap(process: AppLoaderProcess, client: Path) -> None:
     module = wasm('(module (tag $error) (func $throws (export "_start") (throw $error)))')
     outcome = run(process, client, module)
     assert (outcome.kind, outcome.text) == (OutcomeKind.TRAPPED, "trapped: uncaught exception")

@@ -130,7 +130,7 @@ def test_output_arrives_as_it_is_written_even_without_a_newline(
         process.expect(ReportType.ENDED)
 
 
-def test_a_trap_is_told_with_its_reason_and_its_functions(process: AppLoaderProcess, client: Path) -> None:
+def test_a_trap_is_reported_with_its_reason_and_its_functions(process: AppLoaderProcess, client: Path) -> None:
     more = "(func $reach_too_far (drop (i32.load (i32.const 7000000))))"
     outcome = run(process, client, command("(call $reach_too_far)", more=more))
     assert (outcome.kind, outcome.text) == (OutcomeKind.TRAPPED, "trapped: out of bounds memory access")

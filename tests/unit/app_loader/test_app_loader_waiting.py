@@ -145,7 +145,7 @@ def test_what_was_checked_last_runs_when_the_loader_says_so(runner: Runner) -> N
     assert runner.process.wait(PATIENCE) == 7
 
 
-def test_a_check_that_nobody_waits_for_is_ended_and_the_next_is_made(runner: Runner) -> None:
+def test_a_check_without_a_client_is_ended_and_the_next_is_made(runner: Runner) -> None:
     answer = runner.ask(SLOW)
     while not (checkers := runner.children()):
         assert runner.process.poll() is None

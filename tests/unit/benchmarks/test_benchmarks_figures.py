@@ -96,7 +96,7 @@ def test_a_goal_for_a_ratio_needs_a_floor() -> None:
         Figure("x", "ms", (1.0,), Goal(1.0, Measure.RATIO))
 
 
-def test_json_has_every_sample_and_the_verdict() -> None:
+def test_json_has_every_sample_and_the_result() -> None:
     figure = Figure("x", "ms", (1.0, 3.0), Goal(2.0), Figure("floor", "ms", (1.0,)))
     value = json.loads(json.dumps(Section("name", "title", (figure,), seconds=1.5).to_json()))
     (shown,) = value["figures"]

@@ -61,7 +61,7 @@ def test_the_floor_of_before_may_execute_its_own_program_in_the_place_of_the_int
     assert not re.search("@[A-Z_]+@", before_roots(BEFORE))
 
 
-def test_the_other_floor_says_ready_and_nobody_else_may() -> None:
+def test_the_other_floor_says_ready_and_no_other_process_may() -> None:
     values = dict(directives(dropin.notifying(DROP_IN, TREE)))
     assert values["Type"] == "notify"
     assert values["NotifyAccess"] == "main"

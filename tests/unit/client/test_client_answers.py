@@ -11,8 +11,8 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_client.answers import body_of, read_head
 from keep_client.channel import Channel
+from keep_client.http import body_of, read_head
 
 
 class Arriving:

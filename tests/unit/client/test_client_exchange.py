@@ -199,7 +199,7 @@ def test_a_server_without_tls_is_said_not_to_speak_it(pki: Pki) -> None:
         ask(pki, peer)
 
 
-def test_a_port_where_nobody_listens_is_an_error_with_its_hint(pki: Pki) -> None:
+def test_a_port_without_a_listener_is_an_error_with_its_hint(pki: Pki) -> None:
     with TlsPeer(None, lambda _: None) as peer:
         port = peer.port
     endpoint = Endpoint("127.0.0.1", port, "the manager", "is it running?")

@@ -7,7 +7,6 @@ import pty
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from cryptography.hazmat.primitives import serialization
 
 from keep_client.credentials import Credentials, _passphrases, check_readable, parse_manager, pki_directory
 from keep_client.manager import ManagerClient
-from keep_client.peer import ConnectionFailed, Endpoint
-from keep_client.text import one_line, printable
+from keep_client.peer import ConnectionFailed, Endpoint, one_line, printable
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
@@ -25,17 +23,6 @@ from keep_protocol.states import State
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
 from tests.fakes.tls_peer import answer
-
-
-@pytest.fixture
-def fake(pki: Pki) -> Iterator[ManagerInMemory]:
-    with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as manager:
-        yield manager
-
-
-@pytest.fixture
-def client(pki: Pki, fake: ManagerInMemory) -> ManagerClient:
-    return ManagerClient(Endpoint("localhost", fake.port, "the manager"), pki.credentials().manager_context())
 
 
 def test_a_keep_is_created_started_stopped_and_removed(client: ManagerClient, pki: Pki) -> None:
@@ -239,9 +226,9 @@ def test_a_request_that_waits_for_a_compilation_is_made_again_and_says_how_far_t
     client: ManagerClient, fake: ManagerInMemory
 ) -> None:
     fake.instead["POST /v1/keeps"] = [compiling, compiling]
-    told: list[str] = []
-    assert client.create(waiting=told.append).state is State.LISTENING
-    assert told == ["compiling the module, 2 s"] * 2
+    progress: list[str] = []
+    assert client.create(waiting=progress.append).state is State.LISTENING
+    assert progress == ["compiling the module, 2 s"] * 2
 
 
 def test_a_manager_that_is_lost_meanwhile_is_asked_again_where_that_makes_no_second_keep(

@@ -7,29 +7,17 @@ from contextlib import closing
 
 import pytest
 
+from keep_client.connection import ALIVE, RETRY_SECONDS, EventParser, Patience, ServerEvent, resumed
 from keep_client.manager import ManagerClient
-from keep_client.peer import ConnectionFailed, Endpoint
-from keep_client.streams import ALIVE, RETRY_SECONDS, EventParser, Patience, ServerEvent, resumed
+from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
 from keep_protocol.sse import MAX_EVENT_BYTES, EventType, KeepEvent, LogLine
 from keep_protocol.states import State
-from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
 
 STREAM = b': alive\r\n\r\nid: 1\nevent: line\ndata: {"a":\ndata: 1}\n\nevent: end\ndata: {}\n\nretry: 3\nid:2\n\n'
 LOST = ConnectionFailed(ErrorKind.UNAVAILABLE, "lost")
-
-
-@pytest.fixture
-def fake(pki: Pki) -> Iterator[ManagerInMemory]:
-    with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as manager:
-        yield manager
-
-
-@pytest.fixture
-def client(pki: Pki, fake: ManagerInMemory) -> ManagerClient:
-    return ManagerClient(Endpoint("localhost", fake.port, "the manager"), pki.credentials().manager_context())
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
@@ -81,7 +69,7 @@ def test_a_stream_that_cannot_be_made_again_is_given_up_after_the_time_for_it(mo
         now[0] += seconds
 
     now = [1000.0]
-    monkeypatch.setattr("keep_client.streams.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("keep_client.connection.time.monotonic", lambda: now[0])
     with pytest.raises(ConnectionFailed, match="; it was waited for for 9 seconds"):
         list(resumed(connect, Patience(9, pause)))
     assert tuple(paused[:-1]) == (*RETRY_SECONDS, RETRY_SECONDS[-1], RETRY_SECONDS[-1])
@@ -206,7 +194,7 @@ def test_the_end_is_waited_for_and_a_manager_away_for_a_moment_asked_again(
         monkeypatch.undo()
         raise LOST
 
-    monkeypatch.setattr("keep_client.streams.time.sleep", paused.append)
+    monkeypatch.setattr("keep_client.connection.time.sleep", paused.append)
     monkeypatch.setattr(client, "changed", away)
     assert client.ended(kuuid).outcome == outcome
 
@@ -220,7 +208,7 @@ def test_a_long_wait_is_said_with_its_reason_and_its_end_and_a_short_one_is_not(
     def pause(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr("keep_client.streams.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("keep_client.connection.time.monotonic", lambda: now[0])
     patience = Patience(60, pause, said.append)
     for away in (3, 6):
         for _ in range(away):
@@ -243,7 +231,7 @@ def test_a_wait_that_is_interrupted_or_in_vain_leaves_nothing_of_what_was_said(m
         if now[0] > 1005:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("keep_client.streams.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("keep_client.connection.time.monotonic", lambda: now[0])
     for most, error in ((4, ConnectionFailed), (60, KeyboardInterrupt)):
         patience = Patience(most, pause, said.append)
         with pytest.raises(error):

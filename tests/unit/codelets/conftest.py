@@ -29,7 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> str:
     except KeepfleetError as error:
         if "apt-get install" not in error.message:
             raise
-        pytest.skip(error.message)  # which nobody needs who calls codelets through ctypes
+        pytest.skip(error.message)  # which callers of codelets through ctypes do not need
     return directory
 
 

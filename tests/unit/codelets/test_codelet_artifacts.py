@@ -112,7 +112,7 @@ def test_a_full_or_broken_disk_does_not_keep_a_codelet_out(tmp_path: Path, caplo
     assert engine.compiled == 2
 
 
-def test_a_runtime_keeps_its_codelets_where_it_is_told(application: Application, tmp_path: Path) -> None:
+def test_a_runtime_keeps_its_codelets_in_the_directory_it_is_given(application: Application, tmp_path: Path) -> None:
     application.add("counter", COUNTER)
     for _ in range(2):
         with Runtime(str(tmp_path / "store"), in_c=False, cache=str(tmp_path / "cache")) as runtime:

@@ -94,7 +94,7 @@ def test_what_is_in_a_channel_when_its_set_is_unloaded_is_delivered(application:
     assert state.drops == 0
 
 
-def test_what_nobody_receives_is_lost_with_its_set_and_counted(application: Application) -> None:
+def test_what_is_not_received_is_lost_with_its_set_and_counted(application: Application) -> None:
     application.load("sender", SENDER, more=OUT)
     for number in range(3):
         application.choose(packet(number))

@@ -257,7 +257,7 @@ def test_a_collector_that_is_killed_leaves_the_application_and_the_next_a_new_ri
             process.send_signal(signal.SIGSTOP)
             server.write(STREAM, [b"never read"] * 3)
             process.kill()
-        gathering = Gathering(address)  # at once, whether or not its death was seen
+        gathering = Gathering(address)  # immediately, whether or not its death was seen
         while not gathering.found:  # until it is attached, what is sent goes into the ring of the one that was killed
             server.write(STREAM, [b"next"])
             gathering.join(0.01)
@@ -358,7 +358,7 @@ def test_a_collector_is_closed_while_it_waits_for_an_application(tmp_path: Path)
 
 
 def attach(connection: socket.socket, address: str) -> Reader:
-    """The ring, as a program of somebody else's would get it."""
+    """The ring, as another vendor's program would get it."""
     connection.connect(address)
     connection.send(b'{"role":"output"}')
     answer, [file], _, _ = socket.recv_fds(connection, 1000, 1)

@@ -104,7 +104,7 @@ def test_a_frame_that_is_too_long_is_refused_unread(address: str) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"\0\0", struct.pack(">I", 100) + b"half"])
-def test_a_client_that_goes_in_the_middle_of_a_frame_harms_nobody(address: str, sent: bytes) -> None:
+def test_a_client_that_goes_in_the_middle_of_a_frame_harms_no_other(address: str, sent: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         connection.sendall(sent)

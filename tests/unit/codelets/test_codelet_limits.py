@@ -47,7 +47,7 @@ def test_an_application_has_so_many_helpers_and_no_more(application: Application
 
 
 @pytest.mark.parametrize("name", ["seen", "seen2", "xseen"])
-def test_names_that_end_or_begin_alike_are_told_apart(application: Application, name: str) -> None:
+def test_names_that_end_or_begin_alike_are_distinguished(application: Application, name: str) -> None:
     hooks = {each: application.runtime.control_hook(each, PACKET, default=-1) for each in ("seen2", "xseen")}
     hooks["choose"] = application.choose
     application.add("five", codelet("(i64.const 5)"))

@@ -71,7 +71,7 @@ class Served:
         kind: str = YAML,
     ) -> tuple[int, Any]:
         """Status and JSON."""
-        name = role.value if role else "nobody"
+        name = role.value if role else "no-role"
         return self.ask_with(self.credentials(name, role), method, path, body, kind)
 
     def connected(self, certificate: Path) -> http.client.HTTPSConnection:

@@ -42,7 +42,7 @@ def reports(application: Application) -> dict[bytes, HookStatistics]:
     return found
 
 
-def test_nothing_is_reported_where_nobody_asks(application: Application) -> None:
+def test_nothing_is_reported_where_it_is_not_asked_for(application: Application) -> None:
     application.load("counter", COUNTER)
     assert application.runtime.report() == 0
 
@@ -79,7 +79,7 @@ def test_counts_stay_when_a_set_is_unloaded(application: Application) -> None:
         application.choose(packet())
     application.runtime.unload("sender")
     [state] = [each for each in application.runtime.stats() if each.name == "choose"]
-    lost = 2 + 4  # two found no room, and four were in the channel, which nobody has read
+    lost = 2 + 4  # two found no room, and four were in the channel, which was not read
     assert (state.calls, state.overruns, state.drops, sum(state.times), state.codelets) == (6, 6, lost, 6, ())
     application.load("counter", COUNTER)
     application.choose(packet())

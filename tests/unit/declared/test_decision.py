@@ -210,7 +210,7 @@ _FAILURE = st.builds(Failure, st.sampled_from(DIGESTS), st.just("why"), st.sampl
 
 
 class Model:
-    """A host that does what it is told. `starts_well`: whether new keeps run, or fail at once."""
+    """A host that does what was decided. `starts_well`: whether new keeps run, or fail immediately."""
 
     def __init__(self, wanted: list[Wanted], keeps: list[Seen], failures: dict[str, Failure], works: bool) -> None:
         self.wanted = {one.name: one for one in wanted}

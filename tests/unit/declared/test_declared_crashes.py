@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -28,8 +27,7 @@ from keep_protocol.runs import Run, RunState, RunWhy
 from module_store.disk import Disk
 from tests.fakes.fake_sealer import FakeSealer
 from tests.unit.declared.specs import specification
-from tests.unit.store.disks import Full, Recorded, deadly_at
-from tests.unit.store.test_store_crashes import Cutting
+from tests.unit.store.disks import POWER_CUTS, Cutting, Full, deadly_at
 
 ALICE = Caller("alice", Role.USER, "127.0.0.1", "alice")
 Steps = list[Callable[[], object]]
@@ -173,30 +171,21 @@ class Images(Cutting):
         super().sync(descriptor)
 
 
-@pytest.mark.parametrize("model", ["dropped", "empty", "random"])
+@pytest.mark.parametrize("model", POWER_CUTS)
 @pytest.mark.parametrize("name", ALL)
 def test_a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path, name: str, model: str) -> None:
-    kind, chance = ALL[name], random.Random(3) if model == "random" else None
-    (base := tmp_path / "disk").mkdir()
-    left: list[Path] = []
-    numbers = count()
-
-    def cut(disk: Recorded) -> None:
-        left.append(tmp_path / f"left-{next(numbers)}")
-        disk.after_power_cut(left[-1], chance, names_kept=model == "empty")
-
-    disk = Images(base, cut)
+    kind, disk = ALL[name], Images(tmp_path, model, 3)
     before: object = NOT_THERE
-    for step in kind.steps(base / "state/kept", disk):
+    for step in kind.steps(disk.base / "state/kept", disk):
         step()
-        cut(disk)
-        after = kind.state(base / "state/kept")
-        assert kind.state(left[-1] / "state/kept") == after, "it was acknowledged"
-        for path in left[:-1]:
+        disk.cut()
+        after = kind.state(disk.base / "state/kept")
+        assert kind.state(disk.left[-1] / "state/kept") == after, "it was acknowledged"
+        for path in disk.left[:-1]:
             assert before is NOT_THERE or kind.state(path / "state/kept") in (before, after)
         before = after
-        left.clear()
-    assert next(numbers) > 10
+        disk.left.clear()
+    assert disk.cuts > 10
 
 
 @pytest.mark.parametrize("name", SMALL_FILES)

@@ -66,7 +66,7 @@ def test_missed_runs_are_made_up_for_once_or_skipped_with_the_reason() -> None:
     (run,) = decide(JobRecord(0.0), due=late).record.runs
     assert (run.why, run.scheduled) == (RunWhy.MISSED, late.first)
     (run,) = decide(JobRecord(0.0), wanted=SKIPS, due=late).record.runs
-    assert (run.state, run.scheduled, run.text) == (RunState.SKIPPED, late.first, "nobody was there to start it")
+    assert (run.state, run.scheduled, run.text) == (RunState.SKIPPED, late.first, "no manager was there to start it")
 
 
 def test_of_many_missed_ones_the_one_whose_time_is_now_is_in_time() -> None:
@@ -77,7 +77,7 @@ def test_of_many_missed_ones_the_one_whose_time_is_now_is_in_time() -> None:
     assert (skipped.state, run.state, run.scheduled) == (RunState.SKIPPED, RunState.RUNNING, NOW - 1)
 
 
-def test_no_two_at_once_unless_allowed() -> None:
+def test_no_two_run_concurrently_unless_allowed() -> None:
     record, due = JobRecord(NOW - 100, (running(kuuid=101),)), Due(NOW, NOW)
     last = decide(record, keep(1), due=due).record.runs[-1]
     assert (last.state, last.text) == (RunState.SKIPPED, "run 1 goes on")
@@ -122,7 +122,7 @@ def test_a_manager_killed_before_it_made_the_keep_is_followed_by_one_that_makes_
     assert decide(JobRecord(NOW, (running(),))).make == (1,)
 
 
-def test_a_keep_that_was_made_and_not_started_is_removed_and_made_anew() -> None:
+def test_a_keep_that_was_made_and_not_started_is_removed_and_made_again() -> None:
     decision = decide(JobRecord(NOW, (running(),)), keep(1, Life.UNFINISHED))
     assert (decision.remove, decision.make) == (((101, "it was not started"),), ())
     assert decide(decision.record).make == (1,)

@@ -47,7 +47,7 @@ def test_no_flipped_bit_is_run(data: st.DataObject) -> None:
     [
         ("module: web:1.2\nmemory: 3\n", "its manifest has 1 fault"),
         ("restart: always\n", "names no module"),
-        ("module: web:1.2\nstdin: {stream: true}\n", "nobody is there to send"),
+        ("module: web:1.2\nstdin: {stream: true}\n", "no client is there to send"),
         ("module: web:1.2\nname: other\n", "calls it 'other'"),
         ("module: ./web.wasm\n", "as a reference"),
     ],
@@ -72,7 +72,7 @@ def test_what_only_people_read_needs_no_other_keep() -> None:
     assert before.changed(version=7, note="something").digest == before.digest
 
 
-def test_the_digest_tells_nothing_of_a_secret_word_to_those_without_the_salt() -> None:
+def test_the_digest_reveals_nothing_of_a_secret_word_to_those_without_the_salt() -> None:
     wanted = specification(text="module: web:1.2\nenvironment: {TOKEN: secret}\n")
     assert wanted.digest != wanted.changed(salt="00" * 32).digest
 

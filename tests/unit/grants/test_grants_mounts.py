@@ -90,7 +90,7 @@ def test_files_of_others_stay_theirs(root: Path) -> None:
         assert as_keep("os.open('other', os.O_WRONLY, dir_fd=d)", directory) == "Permission denied"
 
 
-def test_without_write_access_nothing_is_written_whoever_owns_it(root: Path) -> None:
+def test_without_write_access_nothing_of_any_owner_is_written(root: Path) -> None:
     with made(Wanted(str(root), ".", False)) as ((directory, granted),):
         assert granted == Granted(OWNER)
         assert as_keep("os.read(os.open('own', os.O_RDONLY, dir_fd=d), 9)", directory) == "b'own'"
@@ -191,7 +191,7 @@ def test_a_user_s_own_directories_are_mounts_too_and_belong_to_whom_they_belong(
         assert os.fstatvfs(directory).f_flag & os.ST_RDONLY
 
 
-def test_a_file_is_read_whoever_owns_it_and_never_opened_again_for_writing(root: Path) -> None:
+def test_a_file_of_any_owner_is_read_and_never_opened_again_for_writing(root: Path) -> None:
     (root / "other").chmod(0o666)
     with ExitStack() as held, Maker(KEEP) as maker:
         descriptor, granted = maker.open(held, WantedFile(str(root), "other"))
@@ -264,7 +264,7 @@ def test_a_helper_sees_the_host_s_mounts_where_its_service_manager_has_the_same_
 def test_a_helper_that_cannot_look_at_its_service_manager_s_mounts_does_not_vouch_for_its_own() -> None:
     with elsewhere() as child:
         gone = child
-    why = f"it cannot tell whether it sees the host's mounts: /proc/{gone}/mountinfo: No such file or directory"
+    why = f"it cannot know whether it sees the host's mounts: /proc/{gone}/mountinfo: No such file or directory"
     assert no_view_of_the_host(gone) == why
 
 

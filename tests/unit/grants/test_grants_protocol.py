@@ -224,7 +224,7 @@ def test_a_queue_that_stays_full_is_given_up(tmp_path: Path) -> None:
             ask(held, str(tmp_path / "full"), REQUEST, 0.01)
 
 
-def test_where_nobody_listens_it_says_what_to_start(tmp_path: Path) -> None:
+def test_without_a_listener_it_says_what_to_start(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))

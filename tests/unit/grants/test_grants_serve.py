@@ -89,11 +89,11 @@ def test_a_worker_that_is_killed_costs_its_own_request_alone(tmp_path: Path) -> 
 
 
 def test_requests_beyond_the_workers_wait_for_their_turn(tmp_path: Path) -> None:
-    (arrived, arrive), (told, tell) = os.pipe(), os.pipe()
+    (arrived, arrive), (released, release) = os.pipe(), os.pipe()
 
     def work(connection: socket.socket) -> None:
         os.write(arrive, b"x")
-        os.read(told, 1)
+        os.read(released, 1)
         answer(connection)
 
     found: list[int] = []
@@ -111,12 +111,12 @@ def test_requests_beyond_the_workers_wait_for_their_turn(tmp_path: Path) -> None
             if count >= serve.MAX_WORKERS - 1:  # all places are taken: only one that ends makes room
                 children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
                 assert len(children) <= serve.MAX_WORKERS
-                os.write(tell, b"x")
-        os.write(tell, b"x" * serve.MAX_WORKERS)
+                os.write(release, b"x")
+        os.write(release, b"x" * serve.MAX_WORKERS)
         for each in clients:
             each.join()
     assert found == [1] * len(clients)
-    for descriptor in (arrived, arrive, told, tell):
+    for descriptor in (arrived, arrive, released, release):
         os.close(descriptor)
 
 
@@ -129,7 +129,7 @@ def test_a_client_that_sends_nothing_is_ended_by_the_worker_s_alarm(
         assert silent.recv(1) == b""
 
 
-def test_the_helper_ends_when_nobody_has_asked_for_a_while(tmp_path: Path) -> None:
+def test_the_helper_ends_when_it_was_not_asked_for_a_while(tmp_path: Path) -> None:
     with serving(tmp_path / "s", answer, 0.05) as server:
         waited = os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
         assert waited is not None

@@ -287,10 +287,10 @@ YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
         pytest.param("kernel.prctl(4, 1)", "", id="none of both"),
     ],
 )
-def test_each_of_two_walls_keeps_a_process_from_its_parent_whatever_yama_says(before: str, inside: str) -> None:
+def test_each_of_two_locks_keeps_a_process_from_its_parent_whatever_yama_says(before: str, inside: str) -> None:
     walled = (before, inside) != ("kernel.prctl(4, 1)", "")
     if not walled and YAMA.exists() and int(YAMA.read_text()) > 0:
-        pytest.skip("Yama refuses on this host what is to be seen to work without the walls")
+        pytest.skip("Yama refuses on this host what is to be seen to work without the locks")
     program = LOOKING.replace("BEFORE", before).replace("INSIDE", inside or "pass")
     for word, name in (("TRACE", "ptrace"), ("COPY", "process_vm_readv")):
         program = program.replace(word, str(call_number(name)))

@@ -16,6 +16,7 @@ from keep_protocol.states import State
 from keepctl.__main__ import exit_code
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.fakes.running_manager import RunningManager
 from tests.fakes.upload_stub import UploadStub
 
 Run = Callable[..., Result]
@@ -34,6 +35,19 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in ("KEEPFLEET_MANAGER", "KEEPFLEET_CONTEXT"):
         monkeypatch.delenv(variable, raising=False)
     return path
+
+
+def let_operator_in(manager: RunningManager, directory: Path) -> None:
+    """Has the PKI in `directory` be the operator's of that manager."""
+    (directory / "clients").mkdir(parents=True)
+    both = Path(manager.operator.file).read_text()
+    for name, text in (
+        ("ca.crt", Path(manager.authority.file).read_text()),
+        ("clients/admin.crt", both),
+        ("clients/admin.key", both),
+    ):
+        (directory / name).write_text(text)
+    (directory / "clients/admin.key").chmod(0o600)
 
 
 class Keepctl(click.Command):

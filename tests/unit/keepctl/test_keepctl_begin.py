@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from keep_client import streams
+from keep_client import connection
 from keep_protocol import strict_json
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Outcome, OutcomeKind
@@ -55,7 +55,7 @@ STEPS = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.01,))
     monkeypatch.setitem(Access._defaults, "reconnect_seconds", 0.05)
 
 

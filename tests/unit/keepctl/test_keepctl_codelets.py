@@ -16,7 +16,7 @@ import pytest
 from tests.fakes.manager_thread import manager_thread
 from tests.fakes.running_manager import RunningManager
 from tests.unit.codelets.application import COUNTER, Application, one, packet
-from tests.unit.keepctl.conftest import Run
+from tests.unit.keepctl.conftest import Run, let_operator_in
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -30,14 +30,7 @@ def manager() -> Iterator[RunningManager]:
 @pytest.fixture(autouse=True)
 def let_in(manager: RunningManager, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lets the operator in, and the manager chosen."""
-    (directory / "clients").mkdir(parents=True)
-    for name, source in (
-        ("ca.crt", manager.authority.file),
-        ("clients/admin.crt", manager.operator.file),
-        ("clients/admin.key", manager.operator.file),
-    ):
-        (directory / name).write_text(Path(source).read_text())
-    (directory / "clients/admin.key").chmod(0o600)
+    let_operator_in(manager, directory)
     monkeypatch.setenv("KEEPFLEET_MANAGER", f"127.0.0.1:{manager.port}")
     monkeypatch.chdir(tmp_path)
 

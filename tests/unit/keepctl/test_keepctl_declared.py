@@ -17,7 +17,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from strict_yaml.tree import MAX_BYTES
 from tests.fakes.manager_thread import manager_thread
 from tests.fakes.running_manager import RunningManager
-from tests.unit.keepctl.conftest import MODULE, Run
+from tests.unit.keepctl.conftest import MODULE, Run, let_operator_in
 
 SERVER = "module: web:1\nrestart: always\nready_seconds: 0\n"
 
@@ -33,14 +33,7 @@ def let_in(
     manager: RunningManager, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> Iterator[None]:
     """What lets the operator in, the manager chosen, and a module in its store; nothing is declared."""
-    (directory / "clients").mkdir(parents=True)
-    both = Path(manager.operator.file).read_text()
-    split = both.index("-----BEGIN CERTIFICATE")
-    key, certificate = (both[:split], both[split:]) if split else (both, both)
-    for name, text in (("ca.crt", Path(manager.authority.file).read_text()), ("clients/admin.crt", certificate)):
-        (directory / name).write_text(text)
-    (directory / "clients/admin.key").write_text(key)
-    (directory / "clients/admin.key").chmod(0o600)
+    let_operator_in(manager, directory)
     monkeypatch.setenv("KEEPFLEET_MANAGER", f"127.0.0.1:{manager.port}")
     monkeypatch.chdir(tmp_path)
     for number, section in ((1, b""), (2, b"\0\1\0")):
@@ -135,9 +128,9 @@ def test_get_prints_manifests_word_for_word(run: Run) -> None:
 @pytest.mark.parametrize("command", ["delete", "restart", "rollback", "get"])
 def test_a_name_that_is_not_declared_is_an_error_that_keeps_no_other(run: Run, command: str) -> None:
     run("apply", "--wait", "-f", wrote("web.yaml"))
-    done = run(command, "nobody", "web")
+    done = run(command, "missing", "web")
     assert done.exit_code != 0
-    assert "cannot find the declared keep 'nobody'" in done.stderr
+    assert "cannot find the declared keep 'missing'" in done.stderr
     if command == "delete":
         assert done.stdout == "web: declared no more\n"
     if command == "restart":

@@ -20,15 +20,12 @@ OURS = {
         *(
             f"keep_client.{name}"
             for name in (
-                "answers",
                 "channel",
                 "connection",
                 "credentials",
                 "http",
                 "manager",
                 "peer",
-                "streams",
-                "text",
             )
         ),
         "keep_protocol",
@@ -40,7 +37,6 @@ OURS = {
                 "errors",
                 "fields",
                 "keep",
-                "kinds",
                 "limits",
                 "outcome",
                 "patterns",
@@ -61,10 +57,8 @@ OURS = {
                 "access",
                 "arguments",
                 "commands",
-                "contexts",
                 "describe",
                 "display",
-                "ending",
                 "references",
             )
         ),
@@ -77,7 +71,6 @@ OURS["run"] = (OURS["ps"] - {"keepctl.commands.keeps"}) | {
     "keep_protocol.output",
     "keep_protocol.ring",
     "keepctl.output",
-    "keepctl.commands.options",
     "keepctl.commands.run",
     "keepctl.job",
     "keepctl.run",

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from keep_manager.config import load
-from keepctl import authority, contexts, files
+from keepctl import access, authority, files
 from tests.unit.keepctl.conftest import Run
 
 
@@ -209,7 +209,7 @@ def test_the_managers_configuration_is_written_once_and_then_left_alone(run: Run
     run("init")
     path = directory.parent / "manager.yaml"
     assert f"pki: '{directory}'" in path.read_text()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "who may do what is nobody's business but the manager's"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "who may do what is for the manager alone to read"
     path.write_text("port: 4030\n")
     other = directory.parent / "second"
     assert run("init", "--pki", str(other)).exit_code == 0
@@ -266,7 +266,7 @@ def test_this_hosts_manager_is_where_its_configuration_says(directory: Path, tex
     directory.parent.mkdir()
     (directory.parent / "real.yaml").write_text(text)
     (directory.parent / "manager.yaml").symlink_to("real.yaml")
-    assert contexts.local_manager(str(directory)) == manager
+    assert access.local_manager(str(directory)) == manager
 
 
 @pytest.mark.parametrize("text", ["port: 70000\n", "port: x\n", "address: edge.example\n", "port: [1\n"])
@@ -281,10 +281,10 @@ def test_a_configuration_that_does_not_say_where_is_named_with_the_next_step(
 
 
 def test_without_a_configuration_it_is_at_the_default(directory: Path) -> None:
-    assert contexts.local_manager(str(directory)) == "127.0.0.1:3030"
+    assert access.local_manager(str(directory)) == "127.0.0.1:3030"
 
 
-def test_two_at_once_do_not_share_a_pki(run: Run, directory: Path) -> None:
+def test_two_concurrent_ones_do_not_share_a_pki(run: Run, directory: Path) -> None:
     run("init")
     with files.locked(str(directory)):
         result = run("pki", "issue", "alice")

@@ -48,14 +48,14 @@ def where(tmp_path: Path) -> Target:
 
 @pytest.fixture
 def lone(tmp_path: Path) -> Prefix:
-    """A virtual environment that has no other versions beside it."""
+    """A virtual environment that has no other versions next to it."""
     return Prefix(str(tmp_path / "venv"))
 
 
 @pytest.fixture
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A `systemctl` that notes its arguments in `called` and, of a list of units or of their environments, prints what
-    stands in the file `list-units` or `show` beside it."""
+    stands in the file `list-units` or `show` next to it."""
     directory = tmp_path / "bin"
     directory.mkdir()
     program = directory / "systemctl"
@@ -120,7 +120,7 @@ def test_installing_again_changes_only_what_differs(templates_root: Path, where:
     assert manager.stat().st_ino == before
 
 
-def test_a_unit_somebody_else_wrote_is_left_alone_and_so_is_everything_else(
+def test_a_unit_of_another_author_is_left_alone_and_so_is_everything_else(
     templates_root: Path, where: Target, lone: Prefix
 ) -> None:
     Path(where.directory).mkdir()
@@ -187,7 +187,7 @@ def test_uninstalling_takes_the_links_by_which_the_manager_was_enabled_with_it(
     assert os.listdir(wanted) == ["ssh.service"]
 
 
-def test_a_systemctl_that_fails_is_told_with_its_complaint(systemctl: Path) -> None:
+def test_a_systemctl_that_fails_is_reported_with_its_complaint(systemctl: Path) -> None:
     (systemctl / "systemctl").write_text("#!/bin/sh\necho no bus >&2; exit 1\n")
     with pytest.raises(KeepfleetError, match="is this host running systemd") as raised:
         installation.systemctl("system", "daemon-reload")
@@ -359,7 +359,7 @@ def test_only_one_installation_at_a_time(versions: list[Prefix], templates_root:
         installation.install(where, versions[0], VALUES, None, templates_root)
 
 
-def test_uninstalling_removes_every_version_and_program_but_nobody_else_s_file(
+def test_uninstalling_removes_every_version_and_program_but_no_other_file(
     versions: list[Prefix], templates_root: Path, where: Target
 ) -> None:
     root = Path(versions[0].root)

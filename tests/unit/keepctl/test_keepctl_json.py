@@ -98,7 +98,7 @@ def test_certificates_are_said_alike_when_issued_renewed_revoked_and_listed(run:
     assert shown(run, "pki", "revoke", "alice") == {"revoked": []}
 
 
-def test_a_password_is_asked_for_beside_the_json(run: Run, directory: Path, tmp_path: Path) -> None:
+def test_a_password_is_asked_for_outside_of_the_json(run: Run, directory: Path, tmp_path: Path) -> None:
     del directory
     run("init")
     p12 = tmp_path / "alice.p12"

@@ -21,7 +21,7 @@ from keep_protocol.states import State
 from keepctl import display
 from keepctl.commands.shared import build
 from keepctl.describe import named_ending
-from keepctl.ending import show_error
+from keepctl.display import show_error
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.unit.keepctl.conftest import Run
 
@@ -128,7 +128,7 @@ def test_a_table_folds_its_last_column_alone(
     assert max(map(len, lines)) <= max(columns, sum(len(cell) + 2 for cell in row[:4]) + 16)
 
 
-def test_the_clock_beside_the_bar_runs_while_the_module_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_next_to_the_bar_runs_while_the_module_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(Progress, "start", lambda self: None)
     monkeypatch.setattr(display, "PATIENCE_SECONDS", 3600.0)

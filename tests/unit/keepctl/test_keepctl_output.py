@@ -173,7 +173,7 @@ def test_an_input_that_breaks_off_is_the_end_of_the_guest(
     assert manager.keeps[FIRST_ID].outcome == Outcome(OutcomeKind.LOST, "lost: its input was cut")
 
 
-def test_input_that_nobody_takes_stops_the_keep_and_is_said(
+def test_input_that_is_not_taken_stops_the_keep_and_is_said(
     manager: ManagerInMemory, stub: MakeStub, module: str
 ) -> None:
     with stub(None):

@@ -147,7 +147,7 @@ def test_an_upload_that_takes_long_gets_a_bar_that_goes_away(
     assert "checking and compiling" in capsys.readouterr().err
 
 
-def test_an_upload_that_nobody_watches_or_that_is_quick_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_upload_without_a_terminal_or_that_is_quick_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
     for shown in (True, False):
         with UploadBar(10, shown) as bar:
             bar(10)
@@ -180,7 +180,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         assert "keepctl " + name.replace("new", "create") in text.split("Usage:")[1].split("\n", 1)[1], name
 
 
-def test_the_how_to_tells_the_exit_codes_there_are() -> None:
+def test_the_how_to_lists_the_exit_codes_there_are() -> None:
     page = (ROOT / "docs/how-to/keepctl.md").read_text(encoding="utf-8")
     for code in (LIMIT, NOT_RUN, REFUSED, INTERRUPTED, TRAP, UNREAD, STOPPED):
         assert f"| {code} |" in page and f"\n{code}  " in EXIT_CODES

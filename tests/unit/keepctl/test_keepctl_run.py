@@ -304,7 +304,7 @@ def test_the_bytes_of_a_keep_are_in_its_log_as_they_were(run: Run, manager: Mana
     assert run("logs", "web").stdout_bytes == bytes(range(256))
 
 
-def test_what_is_missing_is_said_beside_the_output(run: Run, manager: ManagerInMemory) -> None:
+def test_what_is_missing_is_said_outside_of_the_output(run: Run, manager: ManagerInMemory) -> None:
     run("new", "--name", "web")
     manager.lines[FIRST_ID] = [LogLine(0.0, "stdout", "a"), LogLine(0.0, "gap", "7 bytes are missing here")]
     shown = run("logs", "-n", "9", "web")
@@ -346,7 +346,7 @@ def test_what_happened_to_a_removed_keep_is_found_by_its_id(run: Run, manager: M
     assert run("events", "--no-follow", "web").exit_code == 1
 
 
-def test_wait_tells_how_each_keep_ended(run: Run, manager: ManagerInMemory) -> None:
+def test_wait_says_how_each_keep_ended(run: Run, manager: ManagerInMemory) -> None:
     run("new")
     manager.change(FIRST_ID, state=State.ERROR, outcome=TRAP)
     result = run("wait", str(FIRST_ID))

@@ -14,7 +14,7 @@ from module_store.keys import Keys
 from module_store.store import Store
 from tests.fakes.manager_thread import manager_thread
 from tests.fakes.running_manager import RunningManager
-from tests.unit.keepctl.conftest import MODULE, Run
+from tests.unit.keepctl.conftest import MODULE, Run, let_operator_in
 from tests.unit.module_store.signers import Signer
 
 POLICY = "name: edge\n"
@@ -30,14 +30,7 @@ def manager() -> Iterator[RunningManager]:
 def let_in(manager: RunningManager, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A PKI directory with what lets the operator in, and a store that stands for this host's; no manager is chosen."""
     monkeypatch.setattr(places_of_stores, "SYSTEM", str(tmp_path / "system"))
-    (directory / "clients").mkdir(parents=True)
-    both = Path(manager.operator.file).read_text()
-    split = both.index("-----BEGIN CERTIFICATE")
-    key, certificate = (both[:split], both[split:]) if split else (both, both)
-    for name, text in (("ca.crt", Path(manager.authority.file).read_text()), ("clients/admin.crt", certificate)):
-        (directory / name).write_text(text)
-    (directory / "clients/admin.key").write_text(key)
-    (directory / "clients/admin.key").chmod(0o600)
+    let_operator_in(manager, directory)
     monkeypatch.delenv("KEEPFLEET_STORE", raising=False)
 
 

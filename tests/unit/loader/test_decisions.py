@@ -26,11 +26,10 @@ from keep_protocol.constants import MAX_CONTROL_FRAME
 from keep_protocol.control import Description, claimed_spec, decode_reply, encode_reply
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import MAX_SHOWN_ARGUMENTS, KeepReport, Module, Outcome, OutcomeKind, Uploader
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import Limits
 from keep_protocol.record import MAX_RECORD, KeepRecord, Private, decode_record
 from keep_protocol.sdnotify import Notifier
-from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, MAX_UPLOADERS, KeepSpec, RestartPolicy, encode_spec
+from keep_protocol.spec import MAX_LABEL_VALUE, MAX_LABELS, MAX_UPLOADERS, KeepSpec, Kind, RestartPolicy, encode_spec
 from keep_protocol.states import STATE_OF, TRANSITIONS, Event, Phase, State
 from keep_protocol.workload import Workload
 

@@ -1,4 +1,4 @@
-"""What a keep is called and what it may use: shown in keep-info, remembered over a crash, checked again here."""
+"""What a keep is called and what it may use: shown in keep-info, kept over a crash, checked again here."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def claim_refused(peer: Peer, spec: KeepSpec) -> KeepfleetError:
     return caught.value
 
 
-def test_a_spare_becomes_the_keep_it_is_claimed_as_once_and_for_good(
+def test_a_spare_becomes_the_keep_it_is_claimed_as_once_and_permanently(
     unstarted: LoaderProcess, passed: Endpoint
 ) -> None:
     unstarted.start(environment=SPARE)

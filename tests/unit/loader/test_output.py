@@ -1,4 +1,4 @@
-"""A workload's output through its loader: into the ring and the journal, with whoever waits, and to its end."""
+"""A workload's output through its loader: into the ring, the journal and to readers that it waits for, to its end."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_every_byte_is_in_the_ring_and_every_line_in_the_journal_each_stream_apa
     assert {entry["SYSLOG_IDENTIFIER"] for entry in entries} == {b"keep-7"}
 
 
-def test_a_job_that_prints_20000_lines_at_once_and_ends_has_all_of_them_in_the_journal(
+def test_a_job_that_prints_20000_lines_in_one_burst_and_ends_has_all_of_them_in_the_journal(
     loader: LoaderProcess, passed: Endpoint
 ) -> None:
     _, stub = running(loader, passed)
@@ -216,7 +216,7 @@ def test_no_fork_has_the_loader_s_own_stream_and_what_it_says_is_logged_for_it(
 
 
 @pytest.mark.parametrize("answered", [True, False])
-def test_a_line_s_reader_is_told_of_it_before_the_journal_which_has_it_also_where_nobody_answers(
+def test_a_line_s_reader_is_woken_before_the_journal_which_has_it_also_without_an_answer(
     answered: bool,
 ) -> None:
     loop, sent = Loop(), list[bytes]()
@@ -287,7 +287,7 @@ def test_a_reader_that_holds_makes_the_workload_wait_and_gets_everything(
         assert (outcome.output_bytes, outcome.lost_bytes) == (whole, 0)
 
 
-def test_without_a_reader_nobody_is_waited_for_and_what_is_overwritten_is_counted(
+def test_without_a_reader_nothing_is_waited_for_and_what_is_overwritten_is_counted(
     loader: LoaderProcess, passed: Endpoint
 ) -> None:
     _, stub = running(loader, passed)

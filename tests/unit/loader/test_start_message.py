@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from keep_loader.start import open_credential
-from keep_protocol.control import CONTROL_VERSION, OUTPUT_DESCRIPTORS, START_DESCRIPTORS, CommandType, hello
+from keep_protocol.constants import OUTPUT_DESCRIPTORS, START_DESCRIPTORS
+from keep_protocol.control import CONTROL_VERSION, CommandType, hello
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Module, ShownDirectory, Uploader, WorkloadSummary
 from keep_protocol.limits import Limits

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from keep_protocol.control import OUTPUT_DESCRIPTORS, CommandType
+from keep_protocol.constants import OUTPUT_DESCRIPTORS
+from keep_protocol.control import CommandType
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport, Module
-from keep_protocol.kinds import Kind
 from keep_protocol.outcome import OutcomeKind
-from keep_protocol.spec import SPEC_VARIABLE, KeepSpec, RestartPolicy, encode_spec
+from keep_protocol.spec import SPEC_VARIABLE, KeepSpec, Kind, RestartPolicy, encode_spec
 from keep_protocol.states import State
 from tests.fakes.loader_process import Endpoint, LoaderProcess, Peer, Stub
 

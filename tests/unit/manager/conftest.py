@@ -94,12 +94,12 @@ def held_too_long(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     def timed(handle: asyncio.events.Handle) -> None:
         began, garbage = time.thread_time(), collected[1]
         run(handle)
-        spent = time.thread_time() - began - (collected[1] - garbage)
+        used = time.thread_time() - began - (collected[1] - garbage)
         task = getattr(getattr(handle, "_callback", None), "__self__", None)
         code = getattr(task.get_coro(), "cr_code", None) if isinstance(task, asyncio.Task) else None
         ours = code is not None and "/tests/" not in code.co_filename and "pytest" not in code.co_filename
-        if spent > BLOCKED_SECONDS and ours:
-            held.append(f"{spent:.3f} s in a step of {task!r}")
+        if used > BLOCKED_SECONDS and ours:
+            held.append(f"{used:.3f} s in a step of {task!r}")
 
     monkeypatch.setattr(asyncio.events.Handle, "_run", timed)
     yield held

@@ -25,7 +25,7 @@ from tests.fakes.strangers import client_hello, ended, resident_bytes, rolling, 
 
 
 async def quiet(manager: RunningManager) -> None:
-    """Returns when no connection is open; the acceptor tells no one."""
+    """Returns when no connection is open; the acceptor has no event for it."""
     while "Acceptor(0 connections, 0 handshakes)" not in repr(manager.server):  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
@@ -185,7 +185,7 @@ async def test_connections_of_one_address_are_capped_and_freed(
         used = [await asyncio.open_connection("127.0.0.1", manager.port, ssl=context) for _ in range(3)]
         for _, writer in used:
             writer.write(b"POST /v1/keeps HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-        while not all(one.idle_since is None for one in open_now(manager)):  # noqa: ASYNC110 # nothing tells
+        while not all(one.idle_since is None for one in open_now(manager)):  # noqa: ASYNC110 # no event says so
             await asyncio.sleep(0.001)
         reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=context)
         with suppress(ConnectionResetError, ssl.SSLError):
@@ -202,7 +202,7 @@ async def test_an_idle_connection_is_closed_for_a_new_one(place: Path, monkeypat
     async with running_manager(place) as manager:
         context = manager.context(manager.operator)
         idle = [await asyncio.open_connection("127.0.0.1", manager.port, ssl=context) for _ in range(3)]
-        while len(open_now(manager)) < 3:  # noqa: ASYNC110 # nothing tells
+        while len(open_now(manager)) < 3:  # noqa: ASYNC110 # no event says so
             await asyncio.sleep(0.001)
         assert await served(manager)
         with suppress(ConnectionResetError, ssl.SSLError):

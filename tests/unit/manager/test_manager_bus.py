@@ -19,7 +19,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 
 async def refused(path: Path) -> KeepfleetError:
     async with Group() as tasks:
-        made = Bus(tasks, f"unix:path={path}", lambda member, body: None)
+        made = Bus(tasks, f"unix:path={path}", lambda end: None)
         with pytest.raises(KeepfleetError, match="cannot reach systemd on") as caught:
             await asyncio.wait_for(made.open(), 60)
         await made.close()
@@ -55,7 +55,7 @@ async def test_a_bus_that_says_nothing_is_given_up(place: Path, monkeypatch: pyt
 
 async def test_an_address_that_is_no_unix_socket_is_refused() -> None:
     async with Group() as tasks:
-        made = Bus(tasks, "tcp:host=127.0.0.1,port=1", lambda member, body: None)
+        made = Bus(tasks, "tcp:host=127.0.0.1,port=1", lambda end: None)
         with pytest.raises(KeepfleetError, match="names no Unix socket"):
             await made.open()
         await made.close()
@@ -63,7 +63,7 @@ async def test_an_address_that_is_no_unix_socket_is_refused() -> None:
 
 async def test_who_asks_again_right_after_a_loss_waits_for_the_bus_and_lets_the_loop_go_on() -> None:
     async with Group() as tasks:
-        made = Bus(tasks, "unix:path=/none", lambda member, body: None)
+        made = Bus(tasks, "unix:path=/none", lambda end: None)
         made._connection = None
         made._ready.set()
         call = Call("ListUnits")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keep_manager.systemd.calendar import Calendar, moments_in
+from keep_manager.systemd.programs import Calendar, moments_in
 from keep_manager.systemd.timers import timer_properties
 from keep_manager.timer_signals import TimerSignals, fired
 from keep_protocol.errors import ErrorKind, KeepfleetError

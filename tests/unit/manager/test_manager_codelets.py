@@ -170,13 +170,13 @@ async def test_an_application_s_refusal_comes_with_jbpf_s_number_and_the_evidenc
 async def test_what_is_no_descriptor_never_reaches_the_application(
     people: People, tmp_path: Path, body: dict[str, object], words: str
 ) -> None:
-    attach(people.manager, tmp_path / "nobody.sock")
+    attach(people.manager, tmp_path / "unused.sock")
     status, answer = await call(people.ann, "POST", SETS, json=body)
     assert (status, words in str(answer)) == (400, True), answer
 
 
 async def test_a_descriptor_of_10_mb_is_refused_by_its_length(people: People, tmp_path: Path) -> None:
-    attach(people.manager, tmp_path / "nobody.sock")
+    attach(people.manager, tmp_path / "unused.sock")
     headers = {"Content-Type": "application/json"}
     assert (await call(people.ann, "POST", SETS, data=io.BytesIO(bytes(10_000_000)), headers=headers))[0] == 413
 
@@ -316,7 +316,7 @@ async def test_what_an_application_says_is_cut(people: People, tmp_path: Path) -
         assert (len(found["message"]), len(found["evidence"]), len(found["evidence"][0])) == (1024, 64, 1024)
 
 
-async def test_one_that_never_answers_takes_its_time_and_its_few_requests_and_nobody_else_s(
+async def test_one_that_never_answers_takes_its_time_and_its_few_requests_and_no_other_s(
     people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, ended = asyncio.Semaphore(0), asyncio.Event()
@@ -384,9 +384,9 @@ async def test_another_user_s_socket_in_its_place_gets_nothing(people: People, t
 
 
 async def test_a_user_that_the_host_does_not_have_is_named(people: People, tmp_path: Path) -> None:
-    attach(people.manager, tmp_path / "x.sock", user="nobody-of-that-name")
+    attach(people.manager, tmp_path / "x.sock", user="no-such-user")
     _, answer = await call(people.ann, "GET", SETS)
-    assert answer["error"]["message"].endswith("this host has no user nobody-of-that-name")
+    assert answer["error"]["message"].endswith("this host has no user no-such-user")
 
 
 def test_neither_the_manager_nor_keepctl_imports_the_engine() -> None:

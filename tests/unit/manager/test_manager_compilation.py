@@ -1,4 +1,4 @@
-"""Compiled code for who asks: from the cache, or made once for all, with progress, in turns, and anew where it must."""
+"""Compiled code for who asks: from the cache, or made once for all, with progress, in turns, again where it must."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import io
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -59,10 +60,13 @@ class Parts:
         return artifact
 
 
+P = TypeVar("P", bound=Parts)
+
+
 @asynccontextmanager
-async def parts_in(place: Path) -> AsyncIterator[Parts]:
+async def parts_in(place: Path, kind: Callable[[Group, Path], P]) -> AsyncIterator[P]:
     async with Group() as tasks:
-        made = Parts(tasks, place)
+        made = kind(tasks, place)
         yield made
         made.artifacts.close()
         made.store.close()
@@ -70,7 +74,7 @@ async def parts_in(place: Path) -> AsyncIterator[Parts]:
 
 @pytest.fixture
 async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
-    async with parts_in(tmp_path) as made:
+    async with parts_in(tmp_path, Parts) as made:
         yield made
 
 
@@ -104,7 +108,7 @@ async def test_a_module_is_compiled_when_it_is_first_asked_for_and_never_again(p
 
 async def test_another_manager_finds_what_was_compiled(tmp_path: Path) -> None:
     for runs in (1, 0):
-        async with parts_in(tmp_path) as parts:
+        async with parts_in(tmp_path, Parts) as parts:
             await parts.get(Wanted(parts.example()))
             assert len(parts.units.started) == runs
 
@@ -139,7 +143,7 @@ async def test_one_who_gives_up_does_not_take_it_from_the_others(parts: Parts) -
     assert descriptors() == before
 
 
-async def test_what_nobody_waits_for_any_more_is_compiled_for_the_next_who_asks(parts: Parts) -> None:
+async def test_what_is_not_waited_for_any_more_is_compiled_for_the_next_who_asks(parts: Parts) -> None:
     wanted, before = Wanted(parts.example()), descriptors()
     parts.units.hold()
     only = asyncio.create_task(parts.get(wanted))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport
 from keep_protocol.spec import Compiler, KeepSpec
 from keep_protocol.states import State
-from tests.unit.manager.test_manager_compilation import Parts, change_one_bit, descriptors, upgrade_engine
+from tests.unit.manager.test_manager_compilation import Parts, change_one_bit, descriptors, parts_in, upgrade_engine
 
 
 class CompiledParts(Parts):
@@ -38,18 +37,9 @@ class CompiledParts(Parts):
             return None if file is None else os.pread(file, 4, 0)
 
 
-@asynccontextmanager
-async def parts_in(place: Path) -> AsyncIterator[CompiledParts]:
-    async with Group() as tasks:
-        made = CompiledParts(tasks, place)
-        yield made
-        made.artifacts.close()
-        made.store.close()
-
-
 @pytest.fixture
 async def parts(tmp_path: Path) -> AsyncIterator[CompiledParts]:
-    async with parts_in(tmp_path) as made:
+    async with parts_in(tmp_path, CompiledParts) as made:
         yield made
 
 
@@ -92,7 +82,7 @@ async def test_who_has_no_patience_hears_how_far_it_is_and_finds_it_done_later(p
     assert descriptors() == before
 
 
-async def test_a_compilation_goes_on_though_nobody_waits_between_two_requests(parts: CompiledParts) -> None:
+async def test_a_compilation_goes_on_though_no_request_waits_between_two_requests(parts: CompiledParts) -> None:
     spec, before = parts.spec(), descriptors()
     parts.units.hold()
     with pytest.raises(KeepfleetError):

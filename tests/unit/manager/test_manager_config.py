@@ -72,7 +72,7 @@ def test_a_wrong_file_is_refused_with_the_place_and_the_reason(text: str) -> Non
     assert REFUSED[text] in caught.value.message
 
 
-def test_every_fault_is_reported_at_once() -> None:
+def test_every_fault_is_in_one_report() -> None:
     with pytest.raises(KeepfleetError, match="f:1:7: port must be") as caught:
         config.parse(b"port: nope\nprot: 1\nkeep_ports: {first: 0}\n", "f")
     assert [line.split(": ")[0] for line in caught.value.evidence] == ["f:1:7", "f:2:1", "f:3:21"]

@@ -207,7 +207,7 @@ async def test_the_next_manager_starts_what_the_one_before_made_and_did_not_star
         assert again == info
 
 
-async def test_the_next_manager_waits_for_a_start_that_the_one_before_handed_over(
+async def test_the_next_manager_waits_for_a_start_that_the_one_before_had_sent(
     units: FakeUnits, place: Path, policy: Policy
 ) -> None:
     loader = await made_before(units, policy, STARTED, "key")

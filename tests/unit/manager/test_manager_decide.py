@@ -10,7 +10,7 @@ import pytest
 from app_loader.receive.requests import STATUS_OF as STATUS_OF_A_KEEP
 from keep_loader.settings import ENTRIES
 from keep_manager.callers import CallerEntry, GrantRoot
-from keep_manager.http.errors import STATUS_OF, legacy_body
+from keep_manager.http.middleware import STATUS_OF, legacy_body
 from keep_manager.keeps import decide
 from keep_manager.keeps.decide import census
 from keep_manager.keeps.policy import DEFAULT_CEILINGS, REGISTRY, Policy, limits_for, uploaders_for
@@ -22,9 +22,8 @@ from keep_protocol.constants import KUUID_BITS, slice_name
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
 from keep_protocol.keep import KeepInfo, KeepReport, Outcome, OutcomeKind
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULTS, MIB, Limits
-from keep_protocol.spec import KeepSpec, Profile, encode_spec
+from keep_protocol.spec import KeepSpec, Kind, Profile, encode_spec
 from keep_protocol.states import State
 from tests.fakes.callers import STRANGER
 

@@ -235,7 +235,7 @@ async def until_resting(parts: ManagerParts, kuuid: int) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_start_that_fails_before_it_is_handed_over_leaves_no_files(parts: ManagerParts, place: Path) -> None:
+async def test_a_start_that_fails_before_it_is_sent_leaves_no_files(parts: ManagerParts, place: Path) -> None:
     info = await parts.keeps.create(NewKeep(), ALICE)
     with pytest.raises(KeepfleetError) as caught:
         await parts.keeps.start(StartKeep(info.kuuid, "192.0.2.1", 43000), ALICE)

@@ -28,8 +28,8 @@ UNIT = f"_SYSTEMD_UNIT=keep-manager.service MESSAGE_ID={event_log.MESSAGE_ID}"
 
 def with_journalctl(place: Path, *records: Mapping[str, object], follows: bool = False) -> EventLog:
     """An event log whose journalctl writes `records`, and its arguments into the file `arguments`, one call a line."""
-    script, told = place / "journalctl", "".join(json.dumps(record) + "\n" for record in records)
-    (place / "records").write_text(told)
+    script, lines = place / "journalctl", "".join(json.dumps(record) + "\n" for record in records)
+    (place / "records").write_text(lines)
     end = "exec sleep 1000" if follows else "exit 0"
     script.write_text(f'#!/bin/sh\necho "$@" >> {place}/arguments\ncase "$*" in *--sync*) exit 0;; esac\n'
                       f'cat {place}/records\n{end}\n')  # fmt: skip
@@ -69,7 +69,7 @@ async def test_a_journald_that_is_not_there_or_takes_nothing_is_said(
 
 
 async def test_a_keep_s_latest_event_is_the_first_found_from_the_newest_back(tmp_path: Path) -> None:
-    told = [
+    records = [
         {
             "KEEP_EVENT_KEEP": "7",
             "KEEP_EVENT": word,
@@ -79,7 +79,9 @@ async def test_a_keep_s_latest_event_is_the_first_found_from_the_newest_back(tmp
         }
         for word in ("running", "started", "created")
     ]
-    book = with_journalctl(tmp_path, *told, {"KEEP_EVENT_KEEP": "8", "KEEP_EVENT": "melted"}, {"KEEP_EVENT_KEEP": None})
+    book = with_journalctl(
+        tmp_path, *records, {"KEEP_EVENT_KEEP": "8", "KEEP_EVENT": "melted"}, {"KEEP_EVENT_KEEP": None}
+    )
     assert await book.latest() == {7: LastEvent(EventType.RUNNING, 1, 2.5, "alice")}
     assert "--reverse" in (tmp_path / "arguments").read_text()
 

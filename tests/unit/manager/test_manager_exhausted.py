@@ -154,8 +154,8 @@ def test_every_part_of_the_manager_that_goes_on_is_carried_on() -> None:
     source = (Path(tasks.__file__).parent / "daemon.py").read_text()
     started = [line.strip() for line in source.splitlines() if "tasks.start(" in line]
     assert started == [
-        'tasks.start(providers.try_roots(new.grant_roots), name="grant roots")',
-        "tasks.start(carried_on(run_part, name), name=name)",
+        "self._tasks.start(carried_on(run_part, name), name=name)",
+        'self._tasks.start(self._providers.try_roots(settings.grant_roots), name="grant roots")',
     ]
 
 

@@ -62,7 +62,7 @@ def test_a_start_makes_a_ring_a_record_and_what_the_keep_is(folders: Folders, di
     assert found.report == ENDED
 
 
-def test_a_start_after_one_that_failed_makes_all_of_it_anew(folders: Folders) -> None:
+def test_a_start_after_one_that_failed_makes_all_of_it_again(folders: Folders) -> None:
     with made(folders) as (first, _), made(folders) as (second, _):
         assert os.fstat(first).st_ino != os.fstat(second).st_ino
         assert os.fstat(first).st_nlink == 0

@@ -320,7 +320,7 @@ async def test_with_optional_certificates_the_clients_of_2020_work_and_bad_ones_
                 await call(client, "GET", "/")
 
 
-async def test_a_body_that_announces_a_gigabyte_is_refused_at_once(manager: RunningManager) -> None:
+async def test_a_body_that_announces_a_gigabyte_is_refused_immediately(manager: RunningManager) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", manager.port, ssl=manager.context(manager.operator))
     writer.write(b"POST /keeps_post HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n" + b"x" * 1000)
     answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 60)

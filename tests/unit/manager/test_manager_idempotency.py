@@ -17,18 +17,18 @@ from tests.fakes.running_manager import RunningManager
 
 
 class Maker:
-    """Makes keeps 1, 2, 3…; `gate` holds them back, `fail` makes the next one fail."""
+    """Makes keeps 1, 2, 3…; `barrier` holds them back, `fail` makes the next one fail."""
 
     def __init__(self) -> None:
         self.made = 0
-        self.gate: asyncio.Event | None = None
+        self.barrier: asyncio.Event | None = None
         self.fail = False
         self.begun = asyncio.Event()
 
     async def __call__(self) -> KeepInfo:
         self.begun.set()
-        if self.gate is not None:
-            await self.gate.wait()
+        if self.barrier is not None:
+            await self.barrier.wait()
         if self.fail:
             self.fail = False
             raise KeepfleetError(ErrorKind.KEEP_FAILED, "cannot make it")
@@ -63,7 +63,7 @@ async def test_a_key_with_another_request_is_a_conflict(maker: Maker) -> None:
     assert caught.value.kind is ErrorKind.CONFLICT
 
 
-async def test_fifty_at_once_make_one(maker: Maker) -> None:
+async def test_fifty_concurrent_ones_make_one(maker: Maker) -> None:
     cache = IdempotencyCache()
     made = await asyncio.gather(*(cache.once("k", "a", maker) for _ in range(50)))
     assert {keep.kuuid for keep in made} == {1}
@@ -79,14 +79,14 @@ async def test_what_failed_is_tried_again(maker: Maker) -> None:
 
 async def test_one_who_waits_for_a_client_that_went_away_makes_its_own(maker: Maker) -> None:
     cache = IdempotencyCache()
-    maker.gate = asyncio.Event()
+    maker.barrier = asyncio.Event()
     first = asyncio.create_task(cache.once("k", "a", maker))
     await maker.begun.wait()
     second = asyncio.create_task(cache.once("k", "a", maker))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait({first})
-    maker.gate.set()
+    maker.barrier.set()
     assert (await second).kuuid == 1
     assert first.cancelled()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from keep_manager.systemd.jobs import JobWaits
-from keep_manager.systemd.replies import JobEnd
+from keep_manager.systemd.replies import JobEnd, JobWaits
 
 
 async def test_an_end_that_comes_before_the_call_s_reply_is_not_missed() -> None:

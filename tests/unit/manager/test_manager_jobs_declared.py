@@ -137,7 +137,7 @@ async def test_what_was_missed_is_skipped_where_the_manifest_says_so(host: Host)
     host.now = SOON + 600
     async with host.manager() as parts:
         (run,) = await until(parts, bool)
-        assert (run.state, run.text) == (RunState.SKIPPED, "nobody was there to start it")
+        assert (run.state, run.text) == (RunState.SKIPPED, "no manager was there to start it")
         assert host.units.loaders == {}
 
 
@@ -214,7 +214,7 @@ async def test_a_job_that_is_deleted_goes_with_its_runs_and_its_timer(host: Host
         assert not (host.place / "state/jobs/report").exists()
 
 
-async def test_what_ran_for_good_ends_when_it_becomes_a_job_and_the_other_way_round(host: Host) -> None:
+async def test_what_ran_permanently_ends_when_it_becomes_a_job_and_the_other_way_round(host: Host) -> None:
     async with host.manager() as parts:
         await parts.declarations.apply("report", "module: report:1\nrestart: always\nready_seconds: 0\n", ALICE)
         await state(parts, DeclaredState.RUNNING)

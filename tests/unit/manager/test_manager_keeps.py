@@ -24,8 +24,8 @@ from keep_manager.model import Answer, UnitState
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
 from keep_protocol.api_workload import WorkloadRequest, parse_workload
-from keep_protocol.constants import STOP_REPLY_SECONDS, TERM_SECONDS
-from keep_protocol.control import OUTPUT_DESCRIPTORS, START_DESCRIPTORS, Command, CommandType, StartMessage
+from keep_protocol.constants import OUTPUT_DESCRIPTORS, START_DESCRIPTORS, STOP_REPLY_SECONDS, TERM_SECONDS
+from keep_protocol.control import Command, CommandType, StartMessage
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepInfo
 from keep_protocol.limits import Limits
@@ -68,7 +68,9 @@ async def test_hardware_that_is_not_there_is_said(keeps: Keeps, arch: str) -> No
     assert (await refusal(keeps.create(NewKeep(arch), ALICE))).kind is ErrorKind.UNSUPPORTED
 
 
-async def test_fifty_at_once_are_fifty_and_never_more_than_allowed_at_a_time(keeps: Keeps, units: FakeUnits) -> None:
+async def test_fifty_concurrent_ones_are_fifty_and_never_more_than_allowed_at_a_time(
+    keeps: Keeps, units: FakeUnits
+) -> None:
     made = await asyncio.gather(*(keeps.create(NewKeep(), ALICE) for _ in range(50)))
     assert len({info.kuuid for info in made}) == 50
     assert units.most_at_once <= 4
@@ -189,7 +191,7 @@ async def test_a_taken_port_moves_on_and_a_second_start_is_a_conflict(keeps: Kee
     assert (await refusal(keeps.start(StartKeep(one), ALICE))).kind is ErrorKind.CONFLICT
 
 
-async def test_of_two_starts_at_once_exactly_one_wins(keeps: Keeps) -> None:
+async def test_of_two_concurrent_starts_exactly_one_wins(keeps: Keeps) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     results = await asyncio.gather(*(keeps.start(StartKeep(kuuid), ALICE) for _ in range(5)), return_exceptions=True)
     lost = [result for result in results if isinstance(result, KeepfleetError)]
@@ -757,9 +759,9 @@ async def test_a_thousand_keeps_are_listed_from_memory(units: FakeUnits, place: 
         began = time.process_time()
         for _ in range(10):
             page = await parts.keeps.list(ListKeeps(labels=(("n", "3"),)), visible=lambda keep: keep.owner == "alice")
-        spent = time.process_time() - began
+        used = time.process_time() - began
         assert len(page.keeps) == 100
-        assert spent < 1.0, "ten lists; each of them in well under a tenth of a second of processor time"
+        assert used < 1.0, "ten lists; each of them in well under a tenth of a second of processor time"
         assert {keep.state for keep in page.keeps} == {State.LISTENING}
 
 

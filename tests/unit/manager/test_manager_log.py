@@ -113,7 +113,7 @@ async def test_what_was_left_out_is_said_without_another_line() -> None:
     clock = Clock()
     clock.now = 10.99
     clock.log("hello", times=Ration.OTHER.per_second + 2)
-    while "left out 2 lines" not in clock.written.getvalue():  # noqa: ASYNC110 # a log tells nobody
+    while "left out 2 lines" not in clock.written.getvalue():  # noqa: ASYNC110 # a log has no event for it
         await asyncio.sleep(0.001)
 
 

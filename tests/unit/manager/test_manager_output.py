@@ -125,7 +125,7 @@ class Collector:
                 elif ended:
                     return
                 else:
-                    with suppress(TimeoutError):  # the guest's end wakes nobody here, as it does in the manager
+                    with suppress(TimeoutError):  # the guest's end wakes no reader here, as it does in the manager
                         await asyncio.wait_for(output.more(), 0.05)
 
 
@@ -167,7 +167,7 @@ async def test_the_guest_waits_for_a_reader_that_holds_and_not_for_one_that_does
             await asyncio.to_thread(made.ended.wait)
 
 
-async def test_without_a_reader_the_guest_waits_for_nobody_and_what_nobody_got_is_counted() -> None:
+async def test_without_a_reader_the_guest_does_not_wait_and_what_was_not_read_is_counted() -> None:
     with loader(FLOOD) as made:
         async with output_of(made) as output:
             made.go()
@@ -198,7 +198,7 @@ async def test_a_reader_that_takes_nothing_is_waited_for_no_more(monkeypatch: py
             assert reader.stalled
 
 
-async def test_another_manager_goes_on_where_it_is_told() -> None:
+async def test_another_manager_goes_on_where_it_is_asked_to() -> None:
     with loader(FLOOD) as made:
         collector = Collector()
         async with output_of(made) as first, first.reading(holds=True) as reader:
@@ -224,7 +224,7 @@ async def test_a_loader_that_is_gone_ends_the_waiting() -> None:
         output.close()
 
 
-async def test_a_quiet_keep_wakes_nobody() -> None:
+async def test_a_quiet_keep_wakes_no_reader() -> None:
     with loader("") as made:
         async with output_of(made) as output, output.reading(holds=True) as reader:
             assert output.take(reader) is None

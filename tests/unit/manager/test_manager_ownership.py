@@ -1,4 +1,4 @@
-"""Somebody owns every keep: what each role may do over HTTPS, and that another's keep does not exist for it."""
+"""Every keep has an owner: what each role may do over HTTPS, and that another's keep does not exist for it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from keep_manager.callers import CallerEntry, ConfiguredRole, Quotas
-from keep_manager.http.access import Peer, caller_at
 from keep_manager.http.app import ROUTES
+from keep_manager.http.connection import Peer
+from keep_manager.http.middleware import caller_at
 from keep_manager.model import ClientIdentity
 from keep_protocol.certificate import read_certificate
 from keep_protocol.constants import V1_EVENTS_PATH, V1_KEEPS_PATH

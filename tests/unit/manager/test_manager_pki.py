@@ -117,7 +117,7 @@ def test_a_certificate_says_who_its_client_is(authority: FakeAuthority) -> None:
     certificates.check(identity)
 
 
-def test_an_identity_that_cannot_be_read_is_refused_for_good(authority: FakeAuthority) -> None:
+def test_an_identity_that_cannot_be_read_is_refused_permanently(authority: FakeAuthority) -> None:
     certificates = pki.ClientCertificates(RevokedFile(str(Path(authority.file).parent / "revoked")))
     identity = certificates.identify(ForeignAuthority().issue("a", uris=("spiffe://edge/root/a",)).der)
     with pytest.raises(KeepfleetError, match=r"certificate of a \(serial .*its role must be") as caught:
@@ -125,7 +125,7 @@ def test_an_identity_that_cannot_be_read_is_refused_for_good(authority: FakeAuth
     assert caught.value.kind is ErrorKind.FORBIDDEN
 
 
-def test_without_the_revoked_file_nobody_is_let_in(authority: FakeAuthority) -> None:
+def test_without_the_revoked_file_no_one_is_admitted(authority: FakeAuthority) -> None:
     (Path(authority.file).parent / "revoked").unlink()
     with pytest.raises(
         KeepfleetError, match=r"cannot accept any certificate: cannot read .*/revoked: No such file or directory"

@@ -42,7 +42,7 @@ def test_a_port_that_is_bound_and_not_yet_listening_counts_as_taken_once_it_list
             other.listen()
 
 
-def test_an_address_of_another_host_is_said_at_once() -> None:
+def test_an_address_of_another_host_is_said_immediately() -> None:
     with pytest.raises(KeepfleetError, match="Cannot assign requested address") as caught:
         bind_listener("192.0.2.77", iter(range(3031, 60000)))
     assert caught.value.kind is ErrorKind.PORT_UNAVAILABLE

@@ -145,7 +145,7 @@ def test_every_descriptor_is_open_for_reading_alone_and_can_be_stored(root: Path
             assert fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
 
 
-def test_a_description_can_be_changed_by_nobody(root: Path) -> None:
+def test_a_description_can_be_changed_by_no_one(root: Path) -> None:
     with granted(asked(), allowed(root)) as (description,):
         with pytest.raises(OSError, match="Operation not permitted"):
             os.open(f"/proc/self/fd/{description}", os.O_WRONLY | os.O_TRUNC)
@@ -168,10 +168,10 @@ def test_a_caller_without_roots_gets_nothing(root: Path) -> None:
     assert "for alice it lies below no directory" in error.message
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "/", "{root}beside", "{outside}/passwd"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "/", "{root}sibling", "{outside}/passwd"])
 def test_what_lies_below_no_root_is_forbidden(root: Path, path: str) -> None:
-    beside = Path(f"{root}beside")
-    beside.write_text("x")
+    sibling = Path(f"{root}sibling")
+    sibling.write_text("x")
     found = path.format(root=root, outside=root.parent / "outside")
     assert refusal(secret(found), allowed(root)).kind is ErrorKind.FORBIDDEN
 
@@ -190,7 +190,7 @@ def test_a_writable_root_below_one_for_reading_is_used_for_writing(root: Path) -
 
 
 @pytest.mark.parametrize("path", ["..", "../outside/passwd", "data/../../outside", "data/../..", "/etc/passwd"])
-def test_the_kernel_leads_nobody_out_of_a_root(root: Path, path: str) -> None:
+def test_the_kernel_leads_no_one_out_of_a_root(root: Path, path: str) -> None:
     place = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
         with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):

@@ -72,7 +72,7 @@ async def test_a_connection_ends_when_its_certificate_expires(
         assert await closed(reader)
 
 
-async def test_a_revoked_client_that_connects_anew_hears_why(manager: RunningManager) -> None:
+async def test_a_revoked_client_that_connects_again_hears_why(manager: RunningManager) -> None:
     bad = manager.authority.issue("bad")
     manager.revoke(bad)
     async with manager.client(bad) as client, client.get("/") as response:

@@ -12,7 +12,7 @@ from keep_manager.declared.requests import request_for
 from keep_manager.declared.secrets import Secrets
 from keep_manager.declared.specification import Specification
 from keep_manager.model import Caller
-from keep_manager.systemd.credentials import Sealer
+from keep_manager.systemd.programs import Sealer
 from keep_manager.systemd.properties import credential_properties
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Role
@@ -26,7 +26,7 @@ USES = "module: web:1.2\nsecrets: [{name: token}, {name: file.txt, stored: db}]\
 
 
 class Place:
-    """Secrets in a folder, opened anew as by the next manager; specifications: what is declared."""
+    """Secrets in a folder, opened again as by the next manager; specifications: what is declared."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.sealer = path / "secrets", FakeSealer()
@@ -109,7 +109,7 @@ async def test_a_keep_gets_its_owner_s_secrets_alone(place: Place) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"schema":2,"owner":"alice"}', b'{"schema":1,"owner":"a b"}'])
-async def test_one_whose_owner_cannot_be_read_is_nobody_s(place: Place, damage: bytes) -> None:
+async def test_one_whose_owner_cannot_be_read_has_none(place: Place, damage: bytes) -> None:
     await (await place.opened()).set("token", b"x", ALICE, 10)
     (place.path / "token.json").write_bytes(damage)
     secrets = await place.opened()

@@ -1,4 +1,4 @@
-"""Spares: made before anyone asks for a keep, nobody's until then, and a keep permanently from then on."""
+"""Spares: made before anyone asks for a keep, without an owner until then, and a keep permanently from then on."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def with_spares(
         tending.cancel()
 
 
-async def test_spares_are_no_keeps_to_anyone_and_count_for_nobody(
+async def test_spares_are_no_keeps_to_anyone_and_count_for_no_one(
     units: FakeUnits, place: Path, policy: Policy, events: FakeEventLog
 ) -> None:
     callers = {"alice": CallerEntry(quotas=Quotas(keeps=1))}
@@ -139,19 +139,19 @@ async def test_no_spare_is_made_while_a_creation_is_under_way(units: FakeUnits, 
             loader.hold = asyncio.Event()
             held.put_nowait(loader)
 
-        units.loaders[next(iter(spares_of(units)))].hold = gate = asyncio.Event()
+        units.loaders[next(iter(spares_of(units)))].hold = release = asyncio.Event()
         creation = asyncio.create_task(parts.keeps.create(NewKeep(start=StartKeep()), ALICE))
         (taken,) = units.loaders.values()
         await taken.held.wait()
         units.at_ready = holds
         assert held.empty()
-        gate.set()
+        release.set()
         made = await creation
         assert (await held.get()).kuuid != made.kuuid
 
 
 @pytest.mark.parametrize("lost", ["its unit has gone", "its loader has gone", "it does not answer"])
-async def test_a_spare_that_is_lost_while_it_is_handed_out_leads_to_an_ordinary_creation(
+async def test_a_spare_that_is_lost_while_it_is_assigned_leads_to_an_ordinary_creation(
     units: FakeUnits, place: Path, policy: Policy, lost: str
 ) -> None:
     async with with_spares(units, place, policy, 1) as parts:
@@ -178,7 +178,7 @@ async def test_a_spare_with_other_settings_than_a_new_unit_would_have_is_not_use
         assert spare not in units.kuuids()
 
 
-async def test_the_next_manager_ends_the_spares_it_finds_and_keeps_what_was_handed_out(
+async def test_the_next_manager_ends_the_spares_it_finds_and_keeps_what_was_assigned(
     units: FakeUnits, place: Path, policy: Policy
 ) -> None:
     async with with_spares(units, place, policy, 2) as parts:

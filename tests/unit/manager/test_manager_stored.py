@@ -19,8 +19,7 @@ from keep_manager.modules import TEND_SECONDS, USER, Modules
 from keep_protocol.api import NewKeep, StartKeep, parse_v1_create
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import Module
-from keep_protocol.kinds import Kind
-from keep_protocol.spec import RestartPolicy
+from keep_protocol.spec import Kind, RestartPolicy
 from keep_protocol.states import Phase, State
 from keep_protocol.store import Tagging
 from module_store.collect import collect, declared

@@ -21,7 +21,7 @@ ENOUGH = 10.0
 
 
 class Host:
-    """A journald that can be told what to store, and a journalctl that reads it, in `place`."""
+    """A journald that a test sets what to store, and a journalctl that reads it, in `place`."""
 
     def __init__(self, place: Path, journald: socket.socket, instance: str = "system") -> None:
         self.place, self.journald = place, journald

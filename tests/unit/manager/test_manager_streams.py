@@ -1,4 +1,4 @@
-"""Logs as server-sent events: what is told, when it ends, and that nothing is left when a client goes away."""
+"""Logs as server-sent events: what is sent, when it ends, and that nothing is left when a client goes away."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ async def test_what_a_reader_misses_is_a_line_of_its_own(manager: RunningManager
             assert re.fullmatch("[0-9]+ bytes are missing here", first["text"])
 
 
-async def test_following_a_keep_that_has_ended_tells_all_and_ends(manager: RunningManager) -> None:
+async def test_following_a_keep_that_has_ended_sends_all_and_ends(manager: RunningManager) -> None:
     async with manager.client() as client:
         kuuid, loader, output = await started(manager, client)
         output.write(STDOUT, b"".join(b"line %d\n" % number for number in range(500)))
@@ -220,7 +220,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keep_manager.http.app.STOP_SECONDS", 3600.0)
 
 
-async def test_a_manager_that_stops_ends_its_streams_at_once(patient: None, manager: RunningManager) -> None:
+async def test_a_manager_that_stops_ends_its_streams_immediately(patient: None, manager: RunningManager) -> None:
     async with manager.client() as client:
         kuuid, _ = await new_keep(manager, client)
         async with reading(client, kuuid, "?follow=true"), client.get(f"/v1/keeps/{kuuid}/output?follow=true"):
@@ -432,7 +432,7 @@ def event(kuuid: int, happened: sse.EventType) -> sse.KeepEvent:
     return sse.KeepEvent(1.5, happened, KeepInfo(kuuid, State.LISTENING), "alice")
 
 
-async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(manager: RunningManager) -> None:
+async def test_events_of_keeps_are_sent_and_can_be_resumed(manager: RunningManager) -> None:
     await manager.events.write(event(5, sse.EventType.CREATED), "before")
     async with manager.client() as client:
         async with following(client, "?follow=true") as reader:
@@ -444,11 +444,11 @@ async def test_what_happens_to_keeps_is_told_and_can_be_taken_up_again(manager: 
         async with following(client, "?follow=true", after=mark) as reader:
             assert (await reader.next())[1]["event"] == "removed"
         async with following(client) as reader:
-            told = [(await reader.next())[1].get("event") for _ in range(4)]
-        assert told == ["created", "ended", "removed", None]
+            names = [(await reader.next())[1].get("event") for _ in range(4)]
+        assert names == ["created", "ended", "removed", None]
 
 
-async def test_what_happens_to_one_keep_is_told_alone(manager: RunningManager) -> None:
+async def test_events_of_one_keep_are_sent_alone(manager: RunningManager) -> None:
     async with manager.client() as client, following(client, "?keep=6&follow=true") as reader:
         await manager.events.write(event(5, sse.EventType.CREATED), "another")
         await manager.events.write(event(6, sse.EventType.CREATED), "this one")

@@ -175,7 +175,7 @@ async def test_a_keep_that_reports_changes_without_end_is_asked_at_a_bounded_pac
     info, loader = await manager.new()
     loader.lies = True
     for _ in range(200):
-        await manager.keeps.get(info.kuuid)  # each is a turn of the loop for whoever else asks
+        await manager.keeps.get(info.kuuid)  # each is a turn of the loop for other callers
     assert sum(command.type is CommandType.WAIT for command in loader.commands) <= 4
 
 

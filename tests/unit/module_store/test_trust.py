@@ -59,7 +59,7 @@ def test_signatures_of_others_do_not_count_and_the_reason_is_said() -> None:
     assert refusal(ONE).evidence == ("it has no signature",)
 
 
-def test_a_bad_signature_beside_a_good_one_does_no_harm() -> None:
+def test_a_bad_signature_next_to_a_good_one_does_no_harm() -> None:
     accepted = decided(ONE, b"noise", BOB.sign(CONTENTS))
     assert accepted.keys == ("bob",) and len(accepted.notes) == 1
 

@@ -151,7 +151,7 @@ def test_a_malformed_component_is_refused_and_the_engine_refuses_it_too(name: st
     assert not engine_opinion.is_valid_component(MALFORMED_COMPONENTS[name])
 
 
-def test_text_is_told_apart_and_the_place_of_a_fault_is_named() -> None:
+def test_text_is_distinguished_and_the_place_of_a_fault_is_named() -> None:
     with pytest.raises(Unreadable, match="compile the text first"):
         parse(b"(module)")
     with pytest.raises(Unreadable, match=r"there is no section 14 .* \(at byte 10\)"):

@@ -6,9 +6,8 @@ import pytest
 
 from keep_protocol.api_pools import NewPool, parse_v1_pool
 from keep_protocol.errors import ErrorKind, KeepfleetError
-from keep_protocol.kinds import Kind
 from keep_protocol.pools import Console, PoolOptions, options_from_text
-from keep_protocol.spec import Lease, OutputPolicy
+from keep_protocol.spec import Kind, Lease, OutputPolicy
 
 
 def test_options_are_read_back_as_they_were_written() -> None:

@@ -127,7 +127,7 @@ def test_a_list_is_read_again_when_it_has_changed(tmp_path: Path, by_descriptor:
         os.close(descriptor)
 
 
-def test_a_list_that_another_file_replaced_lets_nobody_in_by_the_old_descriptor(tmp_path: Path) -> None:
+def test_a_list_that_another_file_replaced_admits_no_one_by_the_old_descriptor(tmp_path: Path) -> None:
     path, other = tmp_path / "revoked", tmp_path / "edited"
     path.write_bytes(b"1\n")
     other.write_bytes(b"1\n2\n")

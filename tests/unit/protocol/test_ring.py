@@ -215,7 +215,7 @@ def test_another_loader_goes_on_where_the_last_whole_frame_ended(file: int) -> N
 
 
 @pytest.mark.parametrize("room", [None, LONGEST, 3 * LONGEST], ids=lambda room: f"room of {room}")
-def test_a_reader_beside_a_writer_sees_only_whole_frames(file: int, room: int | None) -> None:
+def test_a_reader_next_to_a_writer_sees_only_whole_frames(file: int, room: int | None) -> None:
     writer, reader = RingWriter.create(file, MIN_CAPACITY), RingReader(file)
     total = 3000
     done = threading.Event()

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import KeepReport, Module, merge
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import DEFAULT_LIMITS, Limits
 from keep_protocol.spec import (
     MAX_LABEL_VALUE,
@@ -20,6 +19,7 @@ from keep_protocol.spec import (
     MAX_SPEC_TEXT,
     Compiler,
     KeepSpec,
+    Kind,
     Lease,
     Profile,
     RestartPolicy,

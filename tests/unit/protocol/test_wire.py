@@ -48,10 +48,9 @@ from keep_protocol.keep import (
     WorkloadSummary,
     keep_from_wire,
 )
-from keep_protocol.kinds import Kind
 from keep_protocol.limits import Limits
 from keep_protocol.reports import Report, ReportType, decode_report, encode_report
-from keep_protocol.spec import KeepSpec, RestartPolicy
+from keep_protocol.spec import KeepSpec, Kind, RestartPolicy
 from keep_protocol.states import State
 
 COUNTS = st.none() | st.integers(0, 1 << 63)

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keep_protocol.constants import MAX_CONTROL_FDS
-from keep_protocol.control import START_DESCRIPTORS
+from keep_protocol.constants import MAX_CONTROL_FDS, START_DESCRIPTORS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.spec import Compiler, Profile, RestartPolicy
 from keep_protocol.workload import (
@@ -66,7 +65,7 @@ def test_nothing_asked_for_is_a_plain_program() -> None:
     assert workload.restart is RestartPolicy.NO
 
 
-def test_descriptors_have_one_name_each_in_the_order_they_are_handed() -> None:
+def test_descriptors_have_one_name_each_in_the_order_they_are_passed() -> None:
     workload = Workload(stdin=True, directories=(Directory("/a"), Directory("/b", True)), secrets=("token",))
     assert workload.grant_names == ("stdin", "directory-0", "directory-1", "secret-0")
 

@@ -138,7 +138,7 @@ def test_a_tree_has_no_program_but_the_interpreter_no_account_and_no_setting_of_
     assert all(os.path.isdir(f"{tree.path}/{point}") for point in MOUNT_POINTS)
 
 
-def test_nobody_may_read_the_interpreter_and_every_user_the_rest(trees: Trees) -> None:
+def test_no_one_may_read_the_interpreter_and_every_user_the_rest(trees: Trees) -> None:
     old = os.umask(0o077)
     try:
         tree = trees.current()
@@ -249,7 +249,7 @@ DAMAGES = (delete, delete_the_interpreter, replace_a_library, move_another_over_
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_tree_is_noticed_before_the_next_keep_and_made_anew(
+def test_a_damaged_tree_is_noticed_before_the_next_keep_and_made_again(
     trees: Trees, damage: Callable[[Tree], None]
 ) -> None:
     tree = trees.current()
@@ -299,7 +299,7 @@ def test_a_tree_whose_record_cannot_be_read_is_none(trees: Trees, text: str) -> 
     assert findings(again.current()) == []
 
 
-def test_a_tree_that_somebody_else_could_have_made_is_not_used(trees: Trees) -> None:
+def test_a_tree_that_another_user_could_have_made_is_not_used(trees: Trees) -> None:
     tree = trees.current()
     Path(tree.directory).chmod(0o777)
     made = Trees(trees.directory, trees.target).current()

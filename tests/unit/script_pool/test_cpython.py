@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -14,7 +12,8 @@ from script_pool.client import Pool, ScriptError
 from script_pool.engine import cpython
 from script_pool.engine.artifacts import Artifacts
 from script_pool.engine.cpython import CPython
-from script_pool.engine.interface import Fault, HostCallFailed, Limits, Reason, Result, World
+from script_pool.engine.interface import Fault, Limits, Reason, World
+from tests.script_runs import fault, output, ran
 
 
 @pytest.fixture(scope="module")
@@ -23,41 +22,6 @@ def engine(python_cache: str) -> CPython:
     made.warm()
     made.begin()
     return made
-
-
-def host(name: str, arguments: bytes) -> bytes:
-    """`twice` doubles; anything else fails."""
-    if name == "twice":
-        return json.dumps(json.loads(arguments)[0] * 2).encode()
-    raise HostCallFailed("not now", refused=name == "refused")
-
-
-def ran(
-    engine: CPython,
-    source: str,
-    sandbox: str = "{}",
-    limits: Limits | None = None,
-    functions: Sequence[str] = (),
-    world: World | None = None,
-) -> Result:
-    limits = limits or Limits(wall_seconds=20)
-    script = engine.prepare("script", source, "python", limits, tuple(functions))
-    try:
-        outcome = engine.run(script, sandbox.encode(), limits, host, world)
-    finally:
-        engine.settle()
-    assert isinstance(outcome, Result)
-    return outcome
-
-
-def output(engine: CPython, source: str, sandbox: str = "{}", **more: Any) -> Any:
-    return json.loads(ran(engine, source, sandbox, **more).output_text)
-
-
-def fault(engine: CPython, source: str, sandbox: str = "{}", **more: Any) -> Fault:
-    with pytest.raises(Fault) as caught:
-        ran(engine, source, sandbox, **more)
-    return caught.value
 
 
 def test_the_inputs_members_are_globals_and_what_has_json_is_the_output(engine: CPython) -> None:

@@ -10,17 +10,8 @@ from wasmtime import _bindings as bindings
 from wasmtime import _ffi as ffi
 
 from script_pool.engine import binding
+from tests.wheel_types import word
 
-PLAIN = {
-    None: "void",
-    ctypes.c_bool: "bool",
-    ctypes.c_uint8: "byte",
-    ctypes.c_uint32: "uint32",
-    ctypes.c_int32: "int32",
-    ctypes.c_int64: "int64",
-    ctypes.c_size_t: "size",
-    ctypes.c_void_p: "void*",
-}
 STRUCTURES = {
     binding.Vector: ffi.wasm_byte_vec_t,
     binding.Function: ffi.wasmtime_func_t,
@@ -42,23 +33,11 @@ STRUCTURES = {
 }
 
 
-def word(kind: type | None) -> str:
-    """A type of the wheel's in the words of FUNCTIONS."""
-    if kind in PLAIN:
-        return PLAIN[kind]
-    assert kind is not None
-    if issubclass(kind, ctypes._CFuncPtr):  # type: ignore[attr-defined]
-        return "function*"
-    if issubclass(kind, ctypes._Pointer):
-        return "text" if kind._type_ is ctypes.c_char else word(kind._type_) + "*"
-    return kind.__name__.removeprefix("wasmtime_").removeprefix("wasm_").removesuffix("_t")
-
-
 @pytest.mark.parametrize("name", binding.FUNCTIONS)
 def test_a_functions_types_are_the_wheels(name: str) -> None:
     theirs = getattr(bindings, f"_{name}")
     ours = binding.FUNCTIONS[name].replace("uint64", "size")  # the same type to ctypes
-    assert ours == " ".join(map(word, (theirs.restype, *theirs.argtypes)))
+    assert ours == " ".join(word(kind, "int32") for kind in (theirs.restype, *theirs.argtypes))
     assert getattr(binding.library, name).argtypes is not None
 
 

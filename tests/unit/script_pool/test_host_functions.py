@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 async def pool(scripts_cache: str) -> AsyncIterator[Pool]:
-    """One child, so that whoever holds it keeps all others waiting."""
+    """One child, so that a run that holds it keeps all others waiting."""
     async with Pool(options=("--max=1", "--time=1", "--deadline=60", f"--cache={scripts_cache}")) as made:
         yield made
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from script_pool.client import Pool, ScriptError
 from script_pool.engine.artifacts import Artifacts
-from script_pool.engine.interface import Fault, HostCallFailed, Limits, Reason, Result, World
+from script_pool.engine.interface import Fault, Limits, Reason, World
 from script_pool.engine.micropython import MicroPython
+from tests.script_runs import fault, ran
 
 
 @pytest.fixture(scope="module")
@@ -20,34 +19,6 @@ def engine(scripts_cache: str) -> MicroPython:
     made.warm()
     made.begin()
     return made
-
-
-def host(name: str, arguments: bytes) -> bytes:
-    """`twice` doubles; anything else fails."""
-    if name == "twice":
-        return json.dumps(json.loads(arguments)[0] * 2).encode()
-    raise HostCallFailed("not now", refused=name == "refused")
-
-
-def ran(
-    engine: MicroPython,
-    source: str,
-    sandbox: str = "{}",
-    limits: Limits | None = None,
-    functions: Sequence[str] = (),
-    world: World | None = None,
-) -> Result:
-    limits = limits or Limits(wall_seconds=5)
-    script = engine.prepare("script", source, "micropython", limits, tuple(functions))
-    outcome = engine.run(script, sandbox.encode(), limits, host, world)
-    assert isinstance(outcome, Result)
-    return outcome
-
-
-def fault(engine: MicroPython, source: str, sandbox: str = "{}", **more: Any) -> Fault:
-    with pytest.raises(Fault) as caught:
-        ran(engine, source, sandbox, **more)
-    return caught.value
 
 
 def test_the_inputs_members_are_globals_and_what_has_json_is_the_output(engine: MicroPython) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -11,6 +10,7 @@ from script_pool.engine.held import Held
 from script_pool.engine.interface import Fault, Limits, Reason, Result
 from script_pool.engine.quickjs import QuickJS
 from script_pool.engine.texts import depth_of, is_strict
+from tests.script_runs import fault, output, ran
 
 SHORT = Limits(wall_seconds=0.1)
 
@@ -22,24 +22,9 @@ def engine(scripts_cache: str) -> QuickJS:
     return made
 
 
-def ran(engine: QuickJS, source: str, sandbox: str = "{}", limits: Limits | None = None) -> Result:
-    limits = limits or Limits()
-    return done(engine.run(engine.prepare("script", source, "js", limits), sandbox.encode(), limits, None))
-
-
 def done(outcome: Result | Held) -> Result:
     assert isinstance(outcome, Result)
     return outcome
-
-
-def fault(engine: QuickJS, source: str, sandbox: str = "{}", limits: Limits | None = None) -> Fault:
-    with pytest.raises(Fault) as caught:
-        ran(engine, source, sandbox, limits)
-    return caught.value
-
-
-def output(engine: QuickJS, source: str, sandbox: str = "{}") -> Any:
-    return json.loads(ran(engine, source, sandbox).output_text)
 
 
 def test_the_output_is_the_sandbox_as_the_script_left_it(engine: QuickJS) -> None:

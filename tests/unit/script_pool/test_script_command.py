@@ -95,8 +95,8 @@ def test_a_script_runs_to_its_end(command: Command, source: str, ran: Ran) -> No
 
 
 def test_what_it_throws_has_the_scripts_own_lines(command: Command) -> None:
-    for gate in ("", "await 0;"):
-        ran = command.run(f"function f() {{\n  null.x\n}}\n{gate}\nf()")
+    for before in ("", "await 0;"):
+        ran = command.run(f"function f() {{\n  null.x\n}}\n{before}\nf()")
         assert ran.code == 1
         assert ran.err.startswith("uncaught TypeError: cannot read property 'x' of null\n    at f (main.js:2:")
         assert "main.js:5:" in ran.err
@@ -116,7 +116,7 @@ def test_what_it_throws_has_the_scripts_own_lines(command: Command) -> None:
         ("Promise.reject('lost'); print('on'); await new Promise(() => 0)", "lost"),
     ],
 )  # fmt: skip
-def test_a_rejection_that_nobody_handles_is_reported_and_ends_with_1(command: Command, source: str, said: str) -> None:
+def test_a_rejection_without_a_handler_is_reported_and_ends_with_1(command: Command, source: str, said: str) -> None:
     ran = command.run(source)
     assert (ran.code, ran.out) == (1, "on\n")
     assert ran.err.startswith(f"uncaught (in promise) {said}\n")

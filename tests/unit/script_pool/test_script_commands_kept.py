@@ -13,7 +13,7 @@ MADE = {"commands": ("javascript-standard.cwasm", b"command"), "engines": ("quic
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the engines of an installation are; its commands are beside them."""
+    """Where the engines of an installation are; its commands are next to them."""
     monkeypatch.setenv(program.KEPT, str(tmp_path / "kept"))
     monkeypatch.setattr(program, "INSTALLED", str(tmp_path / "engines"))
     monkeypatch.setattr("sys.argv", ["program", str(tmp_path / "commands")])

@@ -90,7 +90,7 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def test_what_nobody_reads_is_lost_and_counted_and_holds_no_run_up(pipe: tuple[int, int]) -> None:
+def test_what_is_not_read_is_lost_and_counted_and_holds_no_run_up(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     seconds = [0.0]
     journal = Journal(writing, lambda: seconds[0])

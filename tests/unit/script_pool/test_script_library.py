@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -13,6 +12,7 @@ from script_pool.engine.interface import Fault, Limits, Result, Script, World
 from script_pool.engine.library import url
 from script_pool.engine.quickjs import QuickJS
 from script_pool.engine.typescript import compare
+from tests.script_runs import output
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,6 @@ def engine(scripts_cache: str) -> QuickJS:
     made = QuickJS(scripts_cache)
     made.begin()
     return made
-
-
-def left(engine: QuickJS, source: str, world: World | None = None, sandbox: str = "{}", language: str = "js") -> Any:
-    script = engine.prepare("script", source, language, Limits())
-    ran = engine.run(script, sandbox.encode(), Limits(), None, world)
-    assert isinstance(ran, Result)
-    return json.loads(ran.output_text)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +52,7 @@ def left(engine: QuickJS, source: str, world: World | None = None, sandbox: str 
     ],
 )  # fmt: skip
 def test_the_library_does_what_its_names_say(engine: QuickJS, expression: str, value: object) -> None:
-    assert left(engine, f"r = {expression}")["r"] == value
+    assert output(engine, f"r = {expression}")["r"] == value
 
 
 @pytest.mark.parametrize(
@@ -78,7 +71,7 @@ def test_the_library_does_what_its_names_say(engine: QuickJS, expression: str, v
 )
 def test_what_it_refuses_it_throws_with_the_scripts_own_lines(engine: QuickJS, expression: str, name: str) -> None:
     with pytest.raises(Fault) as caught:
-        left(engine, f"\n{expression}")
+        output(engine, f"\n{expression}")
     assert caught.value.name == name
     assert [line for line in caught.value.stack if "script:2:" in line] == list(caught.value.stack)
 
@@ -120,7 +113,7 @@ BERLIN = World(clock=1.8e12, zone=zones.table("Europe/Berlin").encode())
 def test_dates_are_in_the_zone_and_at_the_time_that_the_caller_sets(
     engine: QuickJS, expression: str, value: object
 ) -> None:
-    assert left(engine, f"r = {expression}", BERLIN)["r"] == value
+    assert output(engine, f"r = {expression}", world=BERLIN)["r"] == value
 
 
 def test_a_zone_is_a_name_or_a_distance() -> None:
@@ -184,7 +177,7 @@ def test_the_stack_of_typescript_has_its_sources_lines(engine: QuickJS) -> None:
         "type Unused = { check: Order };\n\nr = check(order);\n"
     )
     with pytest.raises(Fault) as caught:
-        left(engine, source, None, '{"order":{"total":2}}', "ts")
+        output(engine, source, '{"order":{"total":2}}', language="ts")
     assert ["script:8:" in caught.value.stack[0], "script:15:" in caught.value.stack[1]] == [True, True]
 
 

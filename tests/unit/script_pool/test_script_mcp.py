@@ -46,7 +46,7 @@ async def test_a_model_s_code_runs_with_its_input_and_gives_output_and_console()
         assert typed.structured_content["output"] == {"x": 8}
 
 
-async def test_each_call_begins_in_a_fresh_world_and_what_goes_wrong_is_told() -> None:
+async def test_each_call_begins_in_a_fresh_world_and_what_goes_wrong_is_reported() -> None:
     async with Client(server()) as client:
         await called(client, code="globalThis.left = 1")
         again = await called(client, code="seen = typeof left")

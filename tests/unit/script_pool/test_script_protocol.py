@@ -1,4 +1,4 @@
-"""Jefe's protocol, byte for byte, and what is beside it; the stream cut and joined anywhere."""
+"""Jefe's protocol, byte for byte, and what goes beyond it; the stream cut and joined anywhere."""
 
 from __future__ import annotations
 

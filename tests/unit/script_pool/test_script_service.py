@@ -24,7 +24,9 @@ from keep_protocol.errors import KeepfleetError
 from script_pool import serve
 from script_pool.__main__ import cache_directory
 from script_pool.client import BlockingPool, Pool, PoolError, ScriptError
-from script_pool.serve import Connection, Service
+from script_pool.connection import MAX_OPEN, Connection
+from script_pool.protocol import Answer
+from script_pool.serve import Service
 from tests.unit.isolation.test_locks import PROLOGUE, WITHOUT
 
 PROGRAM = (sys.executable, "-m", "tests.fakes.script_pool_main")
@@ -71,7 +73,7 @@ def test_a_pool_says_on_standard_error_which_isolation_it_lacks_before_it_serves
 
 def test_more_requests_than_may_be_open_are_all_answered_over_pipes() -> None:
     """The pool stops reading the pipe, and goes on."""
-    count = serve.MAX_OPEN * 3
+    count = MAX_OPEN * 3
     asked = b'{"cmd":"AddCode","name":"a","code":"double x"}\r\n' + b"".join(
         b'{"id":%d,"cmd":"ExecCode","name":"a","inputSandbox":{"x":%d}}\r\n' % (n, n) for n in range(count)
     )
@@ -198,8 +200,8 @@ async def test_a_connection_reads_no_further_while_much_is_open(tmp_path: Path) 
     ours, theirs = socket.socketpair()
     await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, theirs)
     line = b'{"id":1,"cmd":"ExecCode","name":"a","inputSandbox":{}}\r\n'
-    connection.data_received(line * (serve.MAX_OPEN + 5))
-    assert len(pool.replies) == serve.MAX_OPEN
+    connection.data_received(line * (MAX_OPEN + 5))
+    assert len(pool.replies) == MAX_OPEN
     assert connection._reading is not None
     assert not connection._reading.is_reading()
     connection.abort()
@@ -214,8 +216,6 @@ async def test_a_client_that_does_not_read_is_ended() -> None:
     await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, theirs)
     for _ in range(20):
         connection.data_received(b'{"id":1,"cmd":"ExecCode","name":"a","inputSandbox":{}}\r\n')
-    from script_pool.protocol import Answer
-
     answer = Answer(None, b'{"x":"' + b"x" * 5_000_000 + b'"}')
     for reply in pool.replies:
         reply(answer)  # type: ignore[operator]
@@ -224,7 +224,7 @@ async def test_a_client_that_does_not_read_is_ended() -> None:
 
 
 async def test_half_a_line_and_silence_is_answered_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr("script_pool.connection.LINE_SECONDS", 0.01)
     ended = asyncio.Event()
     connection = Connection(_Quiet(), lambda gone: ended.set())  # type: ignore[arg-type]
     ours, theirs = socket.socketpair()
@@ -236,7 +236,7 @@ async def test_half_a_line_and_silence_is_answered_and_ended(monkeypatch: pytest
 
 
 def as_user(uid: int, path: str) -> socket.socket:
-    """A connection of another user's, as the kernel tells it to the peer."""
+    """A connection of another user's, as the kernel reports it to the peer."""
     made = socket.socket(socket.AF_UNIX)
     os.seteuid(uid)
     try:

@@ -28,7 +28,7 @@ from script_pool.protocol import Answer
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 600.0
 RUN_SECONDS = 0.05
-"""A loop's time; long enough for each other script on a busy machine, as they are told apart by what they answer."""
+"""A loop's time; long enough for each other script on a busy machine, as they are known by what they answer."""
 
 
 @pytest.fixture

@@ -182,6 +182,42 @@ class Recorded(Disk):
         _leave(self._base, target, chance, names_kept)
 
 
+POWER_CUTS = ("dropped", "empty", "random")
+"""The models of `Recorded.after_power_cut`."""
+
+
+class Cutting(Recorded):
+    """A recorded disk in `place`, of which a power cut before each of its changes leaves a folder: in `left`, in their
+    order, by one of POWER_CUTS."""
+
+    def __init__(self, place: Path, model: str, seed: int) -> None:
+        self.base = place / "disk"
+        self.base.mkdir(mode=0o700)
+        super().__init__(self.base)
+        self._place, self._names_kept = place, model == "empty"
+        self._chance = random.Random(seed) if model == "random" else None
+        self.left: list[Path] = []
+        self.cuts = 0
+
+    def cut(self) -> None:
+        self.left.append(self._place / f"left-{self.cuts}")
+        self.cuts += 1
+        self.after_power_cut(self.left[-1], self._chance, names_kept=self._names_kept)
+
+    def sync(self, descriptor: int) -> None:
+        self.cut()
+        super().sync(descriptor)
+        self.cut()
+
+    def rename(self, source: int, name: str, target: int, new_name: str) -> None:
+        super().rename(source, name, target, new_name)
+        self.cut()
+
+    def remove(self, directory: int, name: str) -> None:
+        super().remove(directory, name)
+        self.cut()
+
+
 def _leave(directory: _Directory, target: Path, chance: random.Random | None, names_kept: bool) -> None:
     names = dict(directory.names if names_kept else directory.synced)
     if chance is not None:

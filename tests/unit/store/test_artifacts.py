@@ -44,7 +44,7 @@ def put(cache: Artifacts, key: Key = FOR, code: bytes = CODE) -> Artifact:
 
 
 def kept(cache: Artifacts, key: Key = FOR, code: bytes = CODE) -> Path:
-    """The file of an artifact that is there and in nobody's use."""
+    """The file of an artifact that is there and not in use."""
     os.close(put(cache, key, code).descriptor)
     return Path(cache.path, key.name)
 
@@ -76,7 +76,7 @@ def test_what_was_put_is_found_again_by_another_process_s_cache(cache: Artifacts
         assert read(found) == CODE
 
 
-def test_the_directory_lets_nobody_else_in_and_the_files_cannot_be_written(cache: Artifacts, place: Path) -> None:
+def test_the_directory_admits_no_other_user_and_the_files_cannot_be_written(cache: Artifacts, place: Path) -> None:
     path = kept(cache)
     assert place.stat().st_mode & 0o777 == 0o700
     assert path.stat().st_mode & 0o777 == ARTIFACT_MODE

@@ -4,7 +4,6 @@ changed bit in each file by which a store decides what may start."""
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import sys
@@ -22,8 +21,7 @@ from module_store.sealing import SECRET, Key
 from module_store.signatures import Signed, parse_public_key
 from module_store.trust import Newest, Trust
 from tests.unit.module_store.signers import Signer
-from tests.unit.store.disks import Full, Recorded, deadly_at
-from tests.unit.store.test_store_crashes import Cutting
+from tests.unit.store.disks import POWER_CUTS, Cutting, Full, deadly_at
 
 ALICE, BOB = Signer("alice"), Signer("bob")
 ONE, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
@@ -145,30 +143,21 @@ def life(keys: Keys) -> Iterator[Known]:
         yield known(keys)
 
 
-@pytest.mark.parametrize("model", ["dropped", "empty", "random"])
+@pytest.mark.parametrize("model", POWER_CUTS)
 def test_a_power_cut_takes_no_key_no_revocation_and_no_version_that_was_acknowledged(
     tmp_path: Path, model: str
 ) -> None:
-    (base := tmp_path / "disk").mkdir(mode=0o700)
-    chance = random.Random(3) if model == "random" else None
-    left: list[Path] = []
-    number_of_cuts = count()
-
-    def cut(disk: Recorded) -> None:
-        left.append(tmp_path / f"left-{next(number_of_cuts)}")
-        disk.after_power_cut(left[-1], chance, names_kept=model == "empty")
-
-    disk = Cutting(base, cut)
+    disk = Cutting(tmp_path, model, 3)
     before: Known | None = None
-    for after in life(Keys(str(base), disk)):
-        cut(disk)
-        for path in left if before is not None and before[0] else left[-1:]:
+    for after in life(Keys(str(disk.base), disk)):
+        disk.cut()
+        for path in disk.left if before is not None and before[0] else disk.left[-1:]:
             assert known(Keys(str(path))) in (before, after)
-        assert known(Keys(str(left[-1]))) == after
+        assert known(Keys(str(disk.left[-1]))) == after
         before = after
-        for path in left:
+        for path in disk.left:
             shutil.rmtree(path)
-        left.clear()
+        disk.left.clear()
 
 
 @pytest.mark.parametrize("file", ["alice.pub", "alice.revoked", "trust.json", "newest.json", "policy.yaml"])
@@ -220,28 +209,19 @@ def code_in(place: Path) -> bytes | None:
             os.close(found.descriptor)
 
 
-@pytest.mark.parametrize("model", ["dropped", "empty", "random"])
+@pytest.mark.parametrize("model", POWER_CUTS)
 def test_a_power_cut_leaves_compiled_code_whole_or_none_and_what_was_kept_is_there(tmp_path: Path, model: str) -> None:
-    (base := tmp_path / "disk").mkdir(mode=0o700)
-    chance = random.Random(5) if model == "random" else None
-    left: list[Path] = []
-    number_of_cuts = count()
-
-    def cut(disk: Recorded) -> None:
-        left.append(tmp_path / f"left-{next(number_of_cuts)}")
-        disk.after_power_cut(left[-1], chance, names_kept=model == "empty")
-
-    disk = Cutting(base, cut)
-    with Artifacts(str(base / "artifacts"), disk) as cache, cache.scratch() as scratch:
+    disk = Cutting(tmp_path, model, 5)
+    with Artifacts(str(disk.base / "artifacts"), disk) as cache, cache.scratch() as scratch:
         os.write(scratch, CODE)
         os.close(cache.put(FOR, scratch).descriptor)
-        cut(disk)
-        for path in left:
+        disk.cut()
+        for path in disk.left:
             assert code_in(path / "artifacts") in (None, CODE)
-        assert code_in(left[-1] / "artifacts") == CODE, "put has returned"
+        assert code_in(disk.left[-1] / "artifacts") == CODE, "put has returned"
         cache.discard(FOR, "a test")
-        cut(disk)
-        assert code_in(left[-1] / "artifacts") in (None, CODE)
+        disk.cut()
+        assert code_in(disk.left[-1] / "artifacts") in (None, CODE)
 
 
 def test_each_changed_bit_of_the_cache_s_own_key_voids_what_was_kept_and_is_no_fault(tmp_path: Path) -> None:

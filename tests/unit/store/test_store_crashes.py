@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import io
 import os
-import random
 import signal
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from module_store.disk import Disk
 from module_store.place import ABANDONED_SECONDS
 from module_store.store import Store
 from tests.unit.store.conftest import HELLO, WORLD, add, digest_of, read
-from tests.unit.store.disks import Full, Recorded, deadly_at
+from tests.unit.store.disks import POWER_CUTS, Cutting, Full, deadly_at
 
 NEW = b"\0asm new" * 50_000
 Contents = tuple[dict[str, bytes], dict[str, str], dict[tuple[str, str], bytes], dict[str, tuple[str, ...]]]
@@ -251,46 +250,17 @@ def life(directory: Path, disk: Disk) -> Iterator[Contents]:
             yield contents(store)
 
 
-class Cutting(Recorded):
-    """A recorded disk that shows what a power cut would leave before each of its changes."""
-
-    def __init__(self, base: Path, look: Callable[[Recorded], None]) -> None:
-        super().__init__(base)
-        self._look = look
-
-    def sync(self, descriptor: int) -> None:
-        self._look(self)
-        super().sync(descriptor)
-        self._look(self)
-
-    def rename(self, source: int, name: str, target: int, new_name: str) -> None:
-        super().rename(source, name, target, new_name)
-        self._look(self)
-
-    def remove(self, directory: int, name: str) -> None:
-        super().remove(directory, name)
-        self._look(self)
-
-
-@pytest.mark.parametrize("model", ["dropped", "empty", "random"])
+@pytest.mark.parametrize("model", POWER_CUTS)
 def test_a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path, model: str) -> None:
-    (tmp_path / "disk").mkdir()
-    chance = random.Random(1) if model == "random" else None
-    left: list[Path] = []
-    number_of_cuts = count()
-
-    def cut(disk: Recorded) -> None:
-        left.append(tmp_path / f"left-{next(number_of_cuts)}")
-        disk.after_power_cut(left[-1], chance, names_kept=model == "empty")
-
+    disk = Cutting(tmp_path, model, 1)
     before = NOTHING
-    for number, after in enumerate(life(tmp_path / "disk" / "store", disk := Cutting(tmp_path / "disk", cut))):
-        cut(disk)
-        for path in left:
+    for number, after in enumerate(life(disk.base / "store", disk)):
+        disk.cut()
+        for path in disk.left:
             check_left(path / "store", before, after, made=number > 0)
-        check_left(left[-1] / "store", after, after, made=True)
+        check_left(disk.left[-1] / "store", after, after, made=True)
         before = after
-        left.clear()
+        disk.left.clear()
     assert number == 11
 
 

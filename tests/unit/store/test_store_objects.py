@@ -89,7 +89,7 @@ def test_a_source_that_cannot_be_read_is_named_and_nothing_stays(store: Store, d
 
 
 class Zeros(io.RawIOBase):
-    """A long file of zeros that nobody holds."""
+    """A long file of zeros, made as it is read."""
 
     def __init__(self, size: int) -> None:
         self._left = size

@@ -234,7 +234,7 @@ def test_a_record_that_is_a_link_is_not_followed(store: Store, directory: Path, 
         store.resolve("web:1")
 
 
-def test_a_damaged_reference_can_be_tagged_anew_or_removed(store: Store, directory: Path) -> None:
+def test_a_damaged_reference_can_be_tagged_again_or_removed(store: Store, directory: Path) -> None:
     filled(store)
     for name in ("web:1", "web:2"):
         flip(directory / "references" / name, 70, 0)
@@ -254,7 +254,7 @@ def test_a_look_at_every_byte_finds_everything_that_is_wrong(store: Store, direc
     (directory / "objects" / "letter").write_text("dear")
     found = list(checking.findings(store))
     quarantined = os.listdir(directory / "quarantine")[0]
-    for told, what in zip(
+    for finding, what in zip(
         (
             f"{directory}/objects/letter is none of the store's files",
             f"cannot use sha256:{first} ",
@@ -268,5 +268,5 @@ def test_a_look_at_every_byte_finds_everything_that_is_wrong(store: Store, direc
         found,
         strict=True,
     ):
-        assert what.startswith(told)
+        assert what.startswith(finding)
     assert read(store, f"sha256:{second}") == WORLD

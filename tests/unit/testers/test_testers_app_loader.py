@@ -140,7 +140,7 @@ def test_a_refused_connection_is_explained(
     assert error.count("\n") == 1
 
 
-def test_an_answer_nobody_expects_is_a_surprise(
+def test_an_unexpected_answer_is_a_surprise(
     tester: Tester, pki: Pki, module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def teapot(connection: ssl.SSLSocket) -> None:

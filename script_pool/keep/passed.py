@@ -14,7 +14,7 @@ from script_pool.processes import ChildProcess, Events, Processes
 from script_pool.template import MAX_MESSAGE
 
 
-class HandedProcesses(Processes):
+class PassedProcesses(Processes):
     """The children of a template that has said it is warm. Where the loader has had to fork another one, that says so
     on the same socket, and every child before it has ended."""
 
