@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import traceback
 from collections import deque
 from collections.abc import Iterator
@@ -101,8 +102,6 @@ class Workers:
 
     def _prepare(self) -> None:
         """Has nothing be shared that two processes would change."""
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        capture.stop_global_capturing()  # its files would be shared
         self._config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined] # it is removed and made
         if (threads := len(os.listdir("/proc/self/task"))) > 1:
             raise RuntimeError(f"cannot fork workers: importing the tests started {threads - 1} threads")
@@ -211,6 +210,16 @@ class Workers:
         self._ready.close()
 
 
+def _capture_apart(config: pytest.Config) -> None:
+    """Gives this process files of its own for what it captures, under the descriptors of those that it shares: some
+    imported module may hold what was `sys.stderr` when it was imported."""
+    if config.option.capture == "fd":
+        captured = config.pluginmanager.getplugin("capturemanager")._global_capturing
+        for shared in (captured.out.tmpfile, captured.err.tmpfile):
+            with tempfile.TemporaryFile() as own:
+                os.dup2(own.fileno(), shared.fileno(), inheritable=False)
+
+
 class InWorker:
     """In the forked process: runs what it is sent the numbers of."""
 
@@ -254,9 +263,7 @@ class InWorker:
         self._config.stash[_OF_ALL] = factory.getbasetemp()
         factory._basetemp = self._config.stash[_OF_ALL] / f"w{number}"
         factory._basetemp.mkdir(mode=0o700)
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        capture.start_global_capturing()
-        capture.suspend_global_capture()
+        _capture_apart(self._config)
         random.seed()
         self._config.pluginmanager.unregister(name="workers")
         self._config.pluginmanager.register(self, "in-worker")

@@ -38,7 +38,11 @@ def test_fails(request):
 """
 HAS_ALL = {
     "test_shared": """
-import os, pytest
+import os, pytest, sys
+
+def test_what_was_standard_error_at_the_import_is_open(err=sys.stderr):
+    print("said to it", file=err)
+    assert err.fileno() > 2
 
 @pytest.fixture(scope="module")
 def process(worker, tmp_path_factory):
@@ -113,7 +117,7 @@ def test_every_test_is_run_once_and_reported_and_one_that_kills_its_process_has_
     with begun(tmp_path, HAS_ALL) as run:
         said = run.communicate()[0]
     assert run.returncode == 1
-    assert "1 error" in said and "3 failed, 7 passed, 1 skipped, 1 xfailed, 1 warning" in said, said
+    assert "1 error" in said and "3 failed, 8 passed, 1 skipped, 1 xfailed, 1 warning" in said, said
     assert "printed before" in said and "the module has ended" in said
     assert "the process that ran this test is gone: it was ended by SIGKILL" in said
     assert "the process that ran this test is gone: it exited with 3" in said
