@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
@@ -24,11 +25,14 @@ from warnings import WarningMessage
 import pytest
 from _pytest.runner import runtestprotocol
 
-from tools.sandbox import linux
+from tools.sandbox import linux, state
+from tools.sandbox.sandbox import Sandbox
 
 Message = tuple[str, Any]
 """What a worker sends: `reports` with those of a test, `last` with that of the session's end, `warning`, `next` when it
 has no more tests, and `broken` with the reason for which it ends early."""
+CLEAN_UP_SECONDS = 60
+"""From when a worker is to end until it is killed: what it waits for, a command in a sandbox, may have been cut off."""
 _OF_ALL = pytest.StashKey[Path]()
 
 
@@ -132,9 +136,9 @@ class Workers:
             else:
                 self._take(worker, *message)
 
-    def _arrived(self) -> Iterator[tuple[Worker, Message | None]]:
+    def _arrived(self, seconds: float | None = None) -> Iterator[tuple[Worker, Message | None]]:
         """What workers have sent since; nothing for one that has ended, when all that it had sent was read."""
-        for key, _ in self._ready.select():
+        for key, _ in self._ready.select(seconds):
             worker: Worker = key.data
             connection = worker.connection
             try:
@@ -197,16 +201,23 @@ class Workers:
         if not worker.connection.closed:
             self._ready.unregister(worker.connection)
             worker.connection.close()
-        return os.waitstatus_to_exitcode(os.waitpid(worker.process, 0)[1])
+        status = os.waitstatus_to_exitcode(os.waitpid(worker.process, 0)[1])
+        if status < 0:  # it has not ended its sandboxes, which have its number at the end of their names
+            for name in state.names():
+                if name.endswith(f"-{worker.process}"):
+                    Sandbox(name).off()
+        return status
 
     def _end(self) -> None:
         """After a failure, or Ctrl-C: those that still work clean up, and what they say is not read."""
-        for worker in self._workers:
-            signal.pidfd_send_signal(worker.descriptor, signal.SIGTERM)
-        while self._workers:
-            for worker, message in self._arrived():
-                if message is None:
-                    self._reap(worker)
+        for number, seconds in ((signal.SIGTERM, CLEAN_UP_SECONDS + 10), (signal.SIGKILL, None)):
+            deadline = time.monotonic() + (seconds or 0)
+            for worker in self._workers:
+                signal.pidfd_send_signal(worker.descriptor, number)
+            while self._workers and (seconds is None or time.monotonic() < deadline):
+                for worker, message in self._arrived(seconds):
+                    if message is None:
+                        self._reap(worker)
         self._ready.close()
 
 
@@ -229,13 +240,14 @@ class InWorker:
         self._connection = connection
         self._last: pytest.Item | None = None
         self._registered = False
+        self._ending = False
 
     def run(self, parent: int, number: int) -> NoReturn:
         """Does all of a worker's work and ends the process, whose exit handlers are the parent's."""
         status = 1
         try:
             os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which ends each worker once
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, self._interrupt)
             linux.die_with_parent(signal.SIGTERM)
             if os.getppid() == parent:
                 self._become(number)
@@ -249,6 +261,14 @@ class InWorker:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+
+    def _interrupt(self, *_: object) -> None:
+        """A worker is to end: once, as a second signal would cut off its cleaning up, and within a time."""
+        if not self._ending:
+            self._ending = True
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(CLEAN_UP_SECONDS)
+            raise KeyboardInterrupt
 
     def _broken(self, why: str) -> None:
         try:
@@ -277,6 +297,8 @@ class InWorker:
             if not numbers:
                 break
             for number, after in zip(numbers, [*numbers[1:], None], strict=True):
+                if self._ending:  # something has swallowed the interruption
+                    raise KeyboardInterrupt
                 self._last = self._items[number]
                 # After a file's last test all but the session's fixtures end, whatever file comes next.
                 following = session if after is None else self._items[after]

@@ -150,6 +150,38 @@ def test_a_run_that_is_ended_ends_its_workers_which_clean_up(tmp_path: Path, num
     assert ended(tmp_path) == 2
 
 
+STUCK = """
+import signal, pytest, tests.workers
+tests.workers.CLEAN_UP_SECONDS = 1
+
+@pytest.fixture(scope="session")
+def stuck(worker):
+    yield
+    while True:
+        signal.pause()
+
+def test_swallows(stuck, request):
+    with open(f"{request.config.rootpath}/waiting", "wb") as waiting:
+        waiting.write(b".")
+    try:
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        pass
+
+def test_next(request):
+    open(f"{request.config.rootpath}/ended-next", "w").close()
+"""
+
+
+def test_a_worker_that_does_not_end_is_killed_and_what_failed_before_is_shown(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "waiting")
+    with begun(tmp_path, {"test_stuck": STUCK, "test_fails": FAILS}, "-x") as run:
+        said = run.communicate()[0]
+    assert run.returncode == 1 and "FAILED test_fails.py::test_fails" in said, said
+    assert ended(tmp_path) == 0
+
+
 def test_a_file_that_cannot_be_collected_is_an_error_and_nothing_is_run(tmp_path: Path) -> None:
     with begun(tmp_path, {"test_a": "import nothing_like_it", "test_b": WAITS}) as run:
         said = run.communicate()[0]
