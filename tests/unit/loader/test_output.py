@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -55,6 +56,13 @@ def exits(stub: Stub, code: int = 0) -> None:
 def outcome_of(report: KeepReport) -> Outcome:
     assert report.outcome is not None
     return report.outcome
+
+
+def wait_until_full(stub: Stub) -> None:
+    """Returns when the stub's next write to its stdout has to wait, which nothing notifies others of."""
+    with open(f"/proc/{stub.pid}/fd/1", "wb", buffering=0) as pipe:
+        while select.select([], [pipe], [], 0)[1]:
+            time.sleep(0.001)
 
 
 @contextmanager
@@ -364,6 +372,9 @@ def test_what_is_in_the_pipes_when_the_loader_is_killed_is_not_lost(loader: Load
         stub.accept()
         stub.order("write", to=1, text="0123456789abcdef" * 64, times=4096)
         loader.systemd.wait_for("STATUS", "started: running")
+        assert loader.process is not None
+        loader.process.send_signal(signal.SIGSTOP)  # it reads no more
+        wait_until_full(stub)
         loader.end(signal.SIGKILL)
         os.kill(stub.pid, signal.SIGKILL)
         loader.systemd.drain()
