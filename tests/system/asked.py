@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +20,9 @@ from tools.sandbox.sandbox import Sandbox
 NAME, PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
 SECONDS = 60.0
 """Answers take milliseconds; this covers a systemd that is frozen, or reads a thousand units again."""
+_AWAY = "org.freedesktop.DBus.Error.NameHasNoOwner"
+"""systemd leaves the bus while it executes itself again, and then asks for its name."""
+LOOK_SECONDS = 0.02
 _OF_UNITS = ("ActiveState", "SubState", "LoadState", "Description", "InvocationID")
 _OF_SERVICES = (
     *("MainPID", "StatusText", "NRestarts", "ExecMainStatus", "NFileDescriptorStore", "Result", "RootDirectory"),
@@ -72,18 +76,22 @@ class Systemd:
 
     def _call(self, path: str, interface: str, member: str, signature: str, body: tuple[object, ...]) -> Message:
         ask = partial(self._ask, NAME, path, interface, member, signature, body)
-        with self._lock:
-            try:
-                reply = ask()
-            except (OSError, Unanswered):  # the bus is another one since the last call
-                self.close()
-                reply = ask()
-            except BaseException:  # the answer of a call that was interrupted is not the next one's
-                self.close()
-                raise
-        if reply.type == ERROR:
-            raise Unanswered(f"{reply.error_name}: {reply.body()}")
-        return reply
+        deadline = time.monotonic() + SECONDS
+        while True:
+            with self._lock:
+                try:
+                    reply = ask()
+                except (OSError, Unanswered):  # the bus is another one since the last call
+                    self.close()
+                    reply = ask()
+                except BaseException:  # the answer of a call that was interrupted is not the next one's
+                    self.close()
+                    raise
+            if reply.type != ERROR:
+                return reply
+            if reply.error_name != _AWAY or time.monotonic() > deadline:
+                raise Unanswered(f"{reply.error_name}: {reply.body()}")
+            time.sleep(LOOK_SECONDS)
 
     def _ask(self, destination: str, *call: Any) -> Message:
         if self._connection is None:
