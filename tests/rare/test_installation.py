@@ -50,7 +50,7 @@ class Newcomer:
         self._environment = {  # a sandbox need not have a network, nor compile what is used once, or what was before
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(wheels),
-            "PIP_NO_COMPILE": "1",
+            "PIP_COMPILE": "0",
             KEPT: str(host.path / "compiled"),
         }
 
