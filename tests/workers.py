@@ -1,6 +1,6 @@
 """`--workers N`: one process imports and collects the tests; forks of it run them, a file at a time, and report to it.
 
-A worker that is started anew would import and collect 8,600 tests for itself. A file's tests stay in one worker, as
+A worker that is started afresh would import and collect 8,600 tests for itself. A file's tests stay in one worker, as
 they share what they make; a worker that dies fails the test that it was running, and another goes on with the rest.
 """
 
@@ -10,23 +10,29 @@ import os
 import random
 import signal
 import sys
+import tempfile
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any, NoReturn
 from warnings import WarningMessage
 
 import pytest
 from _pytest.runner import runtestprotocol
 
-from tools.sandbox import linux
+from tools.sandbox import linux, state
+from tools.sandbox.sandbox import Sandbox
 
 Message = tuple[str, Any]
-"""What a worker sends: `begins` with a test's number, `reports` with those of a test, `warning`, `next` when it has no
-more tests, and `broken` with the reason for which it ends early."""
+"""What a worker sends: `reports` with those of a test, `last` with that of the session's end, `warning`, `next` when it
+has no more tests, and `broken` with the reason for which it ends early."""
+CLEAN_UP_SECONDS = 60
+"""From when a worker is to end until it is killed: what it waits for, a command in a sandbox, may have been cut off."""
 _OF_ALL = pytest.StashKey[Path]()
 
 
@@ -49,13 +55,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @dataclass(eq=False)
 class Worker:
     """A forked process, as the one that forked it knows it. items: the numbers of the tests that it has still to end,
-    of which it runs the first if `busy`."""
+    of which it runs the first."""
 
     process: int
     descriptor: int
     connection: Connection[Any, Any]
     items: deque[int] = field(default_factory=deque)
-    busy: bool = False
 
     def __repr__(self) -> str:
         return f"Worker({self.process})"
@@ -70,6 +75,7 @@ class Workers:
         self._items: list[pytest.Item] = []
         self._files: deque[deque[int]] = deque()
         self._workers: list[Worker] = []
+        self._ready = DefaultSelector()
         self._started = 0
         if self._terminal and config.option.verbose >= 0:
             self._terminal.showfspath = False  # reports of several files arrive in turns
@@ -100,8 +106,6 @@ class Workers:
 
     def _prepare(self) -> None:
         """Has nothing be shared that two processes would change."""
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        capture.stop_global_capturing()  # its files would be shared
         self._config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined] # it is removed and made
         if (threads := len(os.listdir("/proc/self/task"))) > 1:
             raise RuntimeError(f"cannot fork workers: importing the tests started {threads - 1} threads")
@@ -119,41 +123,43 @@ class Workers:
                 os.close(worker.descriptor)
             InWorker(self._config, self._items, theirs).run(parent, self._started)
         theirs.close()
-        self._workers.append(Worker(process, os.pidfd_open(process), ours))
+        worker = Worker(process, os.pidfd_open(process), ours)
+        self._workers.append(worker)
+        for source in (worker.connection, worker.descriptor):
+            self._ready.register(source, EVENT_READ, worker)
 
     def _look(self) -> None:
         """Waits for what workers send, or for the end of one."""
-        ready = wait([*(worker.connection for worker in self._workers), *(w.descriptor for w in self._workers)])
-        for worker in tuple(self._workers):
-            if worker.connection in ready or worker.descriptor in ready:
-                for kind, value in self._received(worker):
-                    self._take(worker, kind, value)
-                if worker.connection.closed:
-                    self._gone(worker)
+        for worker, message in self._arrived():
+            if message is None:
+                self._gone(worker)
+            else:
+                self._take(worker, *message)
 
-    def _received(self, worker: Worker) -> Iterator[Message]:
-        """What has arrived; closes the connection of a worker that has ended."""
-        ended = worker.descriptor in wait([worker.descriptor], 0)  # before: then nothing comes after the last message
-        try:
-            while worker.connection.poll():
-                yield worker.connection.recv()
-        except (EOFError, ConnectionResetError):
-            ended = True
-        if ended:
-            worker.connection.close()
+    def _arrived(self, seconds: float | None = None) -> Iterator[tuple[Worker, Message | None]]:
+        """What workers have sent since; nothing for one that has ended, when all that it had sent was read."""
+        for key, _ in self._ready.select(seconds):
+            worker: Worker = key.data
+            connection = worker.connection
+            try:
+                if not connection.closed and (key.fileobj is connection or connection.poll()):
+                    yield worker, connection.recv()
+                elif key.fileobj is not connection:
+                    yield worker, None
+            except (EOFError, ConnectionResetError):
+                self._ready.unregister(connection)  # that its process has ended is another event
+                connection.close()
 
     def _take(self, worker: Worker, kind: str, value: Any) -> None:
         hook = self._config.hook
-        if kind == "begins":
-            worker.busy = True
-        elif kind == "reports":
+        if kind in ("reports", "last"):
             for data in value:
-                report = hook.pytest_report_from_serializable(config=self._config, data=data)
+                if not isinstance(report := data, pytest.TestReport):
+                    report = hook.pytest_report_from_serializable(config=self._config, data=data)
                 hook.pytest_runtest_logreport(report=report)
-            if worker.busy:
+            if kind == "reports":
                 item = self._items[worker.items.popleft()]
                 hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-            worker.busy = False
         elif kind == "warning":
             text, filename, line, when, nodeid, location = value
             message = WarningMessage(text, UserWarning, filename, line)
@@ -167,20 +173,20 @@ class Workers:
             raise KeyboardInterrupt(value)
 
     def _gone(self, worker: Worker) -> None:
-        """A worker has ended: as it was told to, or in a test, which has then failed."""
+        """A worker has ended: as it was asked to, or in a test, which has then failed."""
         status = self._reap(worker)
         if status == 0:
             return
         reason = f"it was ended by {signal.Signals(-status).name}" if status < 0 else f"it exited with {status}"
-        number = worker.items.popleft() if worker.busy else worker.items[0] if worker.items else len(self._items) - 1
-        item = self._items[number]
+        busy = bool(worker.items)
+        item = self._items[worker.items.popleft() if busy else -1]
         report = pytest.TestReport(
             nodeid=item.nodeid,
             location=item.location,
             keywords={},
             outcome="failed",
             longrepr=f"the process that ran this test is gone: {reason}",
-            when="call" if worker.busy else "teardown",
+            when="call" if busy else "teardown",
         )
         self._config.hook.pytest_runtest_logreport(report=report)
         if worker.items:
@@ -190,21 +196,39 @@ class Workers:
 
     def _reap(self, worker: Worker) -> int:
         self._workers.remove(worker)
-        worker.connection.close()
+        self._ready.unregister(worker.descriptor)
         os.close(worker.descriptor)
-        return os.waitstatus_to_exitcode(os.waitpid(worker.process, 0)[1])
+        if not worker.connection.closed:
+            self._ready.unregister(worker.connection)
+            worker.connection.close()
+        status = os.waitstatus_to_exitcode(os.waitpid(worker.process, 0)[1])
+        if status < 0:  # it has not ended its sandboxes, which have its number at the end of their names
+            for name in state.names():
+                if name.endswith(f"-{worker.process}"):
+                    Sandbox(name).off()
+        return status
 
     def _end(self) -> None:
         """After a failure, or Ctrl-C: those that still work clean up, and what they say is not read."""
-        for worker in self._workers:
-            signal.pidfd_send_signal(worker.descriptor, signal.SIGTERM)
-        while self._workers:
-            wait([*(worker.connection for worker in self._workers), *(w.descriptor for w in self._workers)])
-            for worker in tuple(self._workers):
-                for _ in self._received(worker):
-                    pass
-                if worker.connection.closed:
-                    self._reap(worker)
+        for number, seconds in ((signal.SIGTERM, CLEAN_UP_SECONDS + 10), (signal.SIGKILL, None)):
+            deadline = time.monotonic() + (seconds or 0)
+            for worker in self._workers:
+                signal.pidfd_send_signal(worker.descriptor, number)
+            while self._workers and (seconds is None or time.monotonic() < deadline):
+                for worker, message in self._arrived(seconds):
+                    if message is None:
+                        self._reap(worker)
+        self._ready.close()
+
+
+def _capture_apart(config: pytest.Config) -> None:
+    """Gives this process files of its own for what it captures, under the descriptors of those that it shares: some
+    imported module may hold what was `sys.stderr` when it was imported."""
+    if config.option.capture == "fd":
+        captured = config.pluginmanager.getplugin("capturemanager")._global_capturing
+        for shared in (captured.out.tmpfile, captured.err.tmpfile):
+            with tempfile.TemporaryFile() as own:
+                os.dup2(own.fileno(), shared.fileno(), inheritable=False)
 
 
 class InWorker:
@@ -216,13 +240,14 @@ class InWorker:
         self._connection = connection
         self._last: pytest.Item | None = None
         self._registered = False
+        self._ending = False
 
     def run(self, parent: int, number: int) -> NoReturn:
         """Does all of a worker's work and ends the process, whose exit handlers are the parent's."""
         status = 1
         try:
             os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which ends each worker once
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, self._interrupt)
             linux.die_with_parent(signal.SIGTERM)
             if os.getppid() == parent:
                 self._become(number)
@@ -237,6 +262,14 @@ class InWorker:
             sys.stderr.flush()
             os._exit(status)
 
+    def _interrupt(self, *_: object) -> None:
+        """A worker is to end: once, as a second signal would cut off its cleaning up, and within a time."""
+        if not self._ending:
+            self._ending = True
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(CLEAN_UP_SECONDS)
+            raise KeyboardInterrupt
+
     def _broken(self, why: str) -> None:
         try:
             self._tear_down()
@@ -245,14 +278,12 @@ class InWorker:
             print(why, file=sys.stderr)  # the parent is gone
 
     def _become(self, number: int) -> None:
-        """What is each process's own: its directories, what it captures, chance, and who is told of the tests."""
+        """What is each process's own: its directories, what it captures, chance, and who gets the tests' reports."""
         factory = self._config._tmp_path_factory  # type: ignore[attr-defined] # pytest's fixture returns this one
         self._config.stash[_OF_ALL] = factory.getbasetemp()
         factory._basetemp = self._config.stash[_OF_ALL] / f"w{number}"
         factory._basetemp.mkdir(mode=0o700)
-        capture = self._config.pluginmanager.getplugin("capturemanager")
-        capture.start_global_capturing()
-        capture.suspend_global_capture()
+        _capture_apart(self._config)
         random.seed()
         self._config.pluginmanager.unregister(name="workers")
         self._config.pluginmanager.register(self, "in-worker")
@@ -266,7 +297,8 @@ class InWorker:
             if not numbers:
                 break
             for number, after in zip(numbers, [*numbers[1:], None], strict=True):
-                self._connection.send(("begins", number))
+                if self._ending:  # something has swallowed the interruption
+                    raise KeyboardInterrupt
                 self._last = self._items[number]
                 # After a file's last test all but the session's fixtures end, whatever file comes next.
                 following = session if after is None else self._items[after]
@@ -282,16 +314,20 @@ class InWorker:
             return
         call = pytest.CallInfo.from_call(lambda: item.session._setupstate.teardown_exact(None), "teardown")
         report = self._config.hook.pytest_runtest_makereport(item=item, call=call)
-        self._send([report])
+        self._send("last", [report])
 
-    def _send(self, reports: list[pytest.TestReport]) -> None:
+    def _send(self, kind: str, reports: list[pytest.TestReport]) -> None:
+        """Sends them as they are, or in pytest's own form where they have an exception to show."""
         to_wire = self._config.hook.pytest_report_to_serializable
-        self._connection.send(("reports", [to_wire(config=self._config, report=report) for report in reports]))
+        shown = [each.longrepr is not None and not isinstance(each.longrepr, tuple) for each in reports]
+        self._connection.send(
+            (kind, [to_wire(config=self._config, report=r) if e else r for r, e in zip(reports, shown, strict=True)])
+        )
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         """In place of pytest's own, which reports to the terminal."""
-        self._send(runtestprotocol(item, log=False, nextitem=nextitem))
+        self._send("reports", runtestprotocol(item, log=False, nextitem=nextitem))
         return True
 
     def pytest_warning_recorded(

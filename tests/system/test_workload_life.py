@@ -1,4 +1,4 @@
-"""Limits that end a workload and policies that start it again, on a real systemd: what is told, and what is left."""
+"""Limits that end a workload and policies that start it again, on a real systemd: what is reported and what is left."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_workload_that_does_its_job_is_not_started_again(fleet: Fleet) -> None
     assert (info.restarts, outcome.kind, outcome.exit_code) == (0, OutcomeKind.EXITED, 0)
 
 
-def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_for_good(fleet: Fleet) -> None:
+def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_permanently(fleet: Fleet) -> None:
     keep = began(fleet, example("spin"), "always")
     unit = unit_name(keep.kuuid)
     fleet.host.wait_journal("spinning until stopped", unit)

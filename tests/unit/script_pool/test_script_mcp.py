@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from mcp import Client, StdioServerParameters
 
 from script_pool.client import ScriptError
@@ -16,6 +19,7 @@ from script_pool.mcp import host_functions, in_words
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("scripts_cache")
+SHARED = pytest.mark.asyncio(loop_scope="module")
 
 
 def server(*arguments: str) -> StdioServerParameters:
@@ -27,65 +31,83 @@ def server(*arguments: str) -> StdioServerParameters:
     return StdioServerParameters(command=sys.executable, args=command, cwd=str(ROOT), env=environment)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client() -> AsyncIterator[Client]:
+    """One server for the tests that leave nothing in it: most of its time is importing the protocol's package. It is
+    entered and left by one task, as that package wants it."""
+    connected: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+    end = asyncio.Event()
+
+    async def serve() -> None:
+        async with Client(server()) as made:
+            connected.set_result(made)
+            await end.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(serve())
+        yield await connected
+        end.set()
+
+
 async def called(client: Client, **arguments: Any) -> Any:
     return await client.call_tool("run_javascript", arguments)
 
 
-async def test_a_model_s_code_runs_with_its_input_and_gives_output_and_console() -> None:
-    async with Client(server()) as client:
-        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-        assert "run_javascript" in tools
-        assert set(tools["run_javascript"].input_schema["properties"]) == {"code", "input", "typescript", "session"}
-        done = await called(
-            client, code="console.log('hi'); total = items.reduce((a, b) => a + b)", input={"items": [1, 2]}
-        )
-        assert not done.is_error
-        assert done.structured_content["output"] == {"items": [1, 2], "total": 3}
-        assert done.structured_content["console"] == ["hi"]
-        typed = await called(client, code="const a: number = 4; x = a * 2", typescript=True)
-        assert typed.structured_content["output"] == {"x": 8}
+@SHARED
+async def test_a_model_s_code_runs_with_its_input_and_gives_output_and_console(client: Client) -> None:
+    tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+    assert "run_javascript" in tools
+    assert set(tools["run_javascript"].input_schema["properties"]) == {"code", "input", "typescript", "session"}
+    done = await called(
+        client, code="console.log('hi'); total = items.reduce((a, b) => a + b)", input={"items": [1, 2]}
+    )
+    assert not done.is_error
+    assert done.structured_content["output"] == {"items": [1, 2], "total": 3}
+    assert done.structured_content["console"] == ["hi"]
+    typed = await called(client, code="const a: number = 4; x = a * 2", typescript=True)
+    assert typed.structured_content["output"] == {"x": 8}
 
 
-async def test_each_call_begins_in_a_fresh_world_and_what_goes_wrong_is_reported() -> None:
-    async with Client(server()) as client:
-        await called(client, code="globalThis.left = 1")
-        again = await called(client, code="seen = typeof left")
-        assert again.structured_content["output"] == {"seen": "undefined"}
-        thrown = await called(client, code="console.log('begins');\nfunction f() { null.x }\nf()")
-        assert thrown.is_error
-        text = thrown.content[0].text
-        assert "exception: TypeError: cannot read property 'x' of null" in text
-        assert "script:2:" in text
-        assert "console:\n    begins" in text
-        assert "syntax error" in (await called(client, code="let a = ;")).content[0].text
-        assert "time limit exceeded" in (await called(client, code="for (;;);")).content[0].text
-        assert (await called(client, code="x = 1")).structured_content["output"] == {"x": 1}
+@SHARED
+async def test_each_call_begins_in_a_fresh_world_and_what_goes_wrong_is_reported(client: Client) -> None:
+    await called(client, code="globalThis.left = 1")
+    again = await called(client, code="seen = typeof left")
+    assert again.structured_content["output"] == {"seen": "undefined"}
+    thrown = await called(client, code="console.log('begins');\nfunction f() { null.x }\nf()")
+    assert thrown.is_error
+    text = thrown.content[0].text
+    assert "exception: TypeError: cannot read property 'x' of null" in text
+    assert "script:2:" in text
+    assert "console:\n    begins" in text
+    assert "syntax error" in (await called(client, code="let a = ;")).content[0].text
+    assert "time limit exceeded" in (await called(client, code="for (;;);")).content[0].text
+    assert (await called(client, code="x = 1")).structured_content["output"] == {"x": 1}
 
 
-async def test_python_is_offered_as_the_one_that_the_pool_has() -> None:
-    async with Client(server()) as client:
-        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-        assert str(tools["run_python"].description).startswith("Runs MicroPython 1.27 once")
-        code = "print('hi')\ntotal = sum(items)"
-        done = await client.call_tool("run_python", {"code": code, "input": {"items": [1, 2]}})
-        assert done.structured_content["output"] == {"items": [1, 2], "total": 3}
-        assert done.structured_content["console"] == ["hi"]
-        wrong = await client.call_tool("run_python", {"code": "\nnobody()"})
-        assert "NameError" in str(wrong.content[0])
-        assert "script:2" in str(wrong.content[0])
+@SHARED
+async def test_python_is_offered_as_the_one_that_the_pool_has(client: Client) -> None:
+    tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+    assert str(tools["run_python"].description).startswith("Runs MicroPython 1.27 once")
+    code = "print('hi')\ntotal = sum(items)"
+    done = await client.call_tool("run_python", {"code": code, "input": {"items": [1, 2]}})
+    assert done.structured_content["output"] == {"items": [1, 2], "total": 3}
+    assert done.structured_content["console"] == ["hi"]
+    wrong = await client.call_tool("run_python", {"code": "\nnobody()"})
+    assert "NameError" in str(wrong.content[0])
+    assert "script:2" in str(wrong.content[0])
 
 
-async def test_a_session_goes_on_until_it_is_ended() -> None:
-    async with Client(server()) as client:
-        await called(client, code="const table = {a: 1}; var steps = 0", session="s")
-        for steps in (1, 2):
-            again = await called(client, code="steps++; seen = table.a", session="s")
-            assert again.structured_content["output"]["steps"] == steps
-        assert (await called(client, code="seen = typeof steps")).structured_content["output"] == {"seen": "undefined"}
-        ended = await client.call_tool("end_session", {"session": "s"})
-        assert ended.structured_content == {"ended": "s"}
-        again = await client.call_tool("end_session", {"session": "s"})
-        assert "no such session" in str(again.content[0])
+@SHARED
+async def test_a_session_goes_on_until_it_is_ended(client: Client) -> None:
+    await called(client, code="const table = {a: 1}; var steps = 0", session="s")
+    for steps in (1, 2):
+        again = await called(client, code="steps++; seen = table.a", session="s")
+        assert again.structured_content["output"]["steps"] == steps
+    assert (await called(client, code="seen = typeof steps")).structured_content["output"] == {"seen": "undefined"}
+    ended = await client.call_tool("end_session", {"session": "s"})
+    assert ended.structured_content == {"ended": "s"}
+    again = await client.call_tool("end_session", {"session": "s"})
+    assert "no such session" in str(again.content[0])
 
 
 SHOP = """

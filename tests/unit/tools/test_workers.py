@@ -38,7 +38,11 @@ def test_fails(request):
 """
 HAS_ALL = {
     "test_shared": """
-import os, pytest
+import os, pytest, sys
+
+def test_what_was_standard_error_at_the_import_is_open(err=sys.stderr):
+    print("said to it", file=err)
+    assert err.fileno() > 2
 
 @pytest.fixture(scope="module")
 def process(worker, tmp_path_factory):
@@ -113,7 +117,7 @@ def test_every_test_is_run_once_and_reported_and_one_that_kills_its_process_has_
     with begun(tmp_path, HAS_ALL) as run:
         said = run.communicate()[0]
     assert run.returncode == 1
-    assert "1 error" in said and "3 failed, 7 passed, 1 skipped, 1 xfailed, 1 warning" in said, said
+    assert "1 error" in said and "3 failed, 8 passed, 1 skipped, 1 xfailed, 1 warning" in said, said
     assert "printed before" in said and "the module has ended" in said
     assert "the process that ran this test is gone: it was ended by SIGKILL" in said
     assert "the process that ran this test is gone: it exited with 3" in said
@@ -144,6 +148,38 @@ def test_a_run_that_is_ended_ends_its_workers_which_clean_up(tmp_path: Path, num
     assert (run.returncode == -signal.SIGKILL) == (number == signal.SIGKILL)
     assert number == signal.SIGKILL or "KeyboardInterrupt" in said
     assert ended(tmp_path) == 2
+
+
+STUCK = """
+import signal, pytest, tests.workers
+tests.workers.CLEAN_UP_SECONDS = 1
+
+@pytest.fixture(scope="session")
+def stuck(worker):
+    yield
+    while True:
+        signal.pause()
+
+def test_swallows(stuck, request):
+    with open(f"{request.config.rootpath}/waiting", "wb") as waiting:
+        waiting.write(b".")
+    try:
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        pass
+
+def test_next(request):
+    open(f"{request.config.rootpath}/ended-next", "w").close()
+"""
+
+
+def test_a_worker_that_does_not_end_is_killed_and_what_failed_before_is_shown(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "waiting")
+    with begun(tmp_path, {"test_stuck": STUCK, "test_fails": FAILS}, "-x") as run:
+        said = run.communicate()[0]
+    assert run.returncode == 1 and "FAILED test_fails.py::test_fails" in said, said
+    assert ended(tmp_path) == 0
 
 
 def test_a_file_that_cannot_be_collected_is_an_error_and_nothing_is_run(tmp_path: Path) -> None:
