@@ -220,11 +220,13 @@ class EventLog:
         visible: Visible | None,
         caller: str,
     ) -> AsyncGenerator[KeepEvent, None]:
+        sent = set[str]()
         recent = self._hub.after(after) if after else None
         if recent is None and (after or last is not None):
             recent, latest = list(self._hub.recent), ""
             async for event in self._stored(kuuid, last, after, visible, caller):
                 latest = event.cursor
+                sent.add(latest)
                 yield event
             # What journald has taken and not written yet was sent before this follower came.
             numbers = [number for number, event in enumerate(recent, 1) if event.cursor in (latest, after)]
@@ -232,8 +234,10 @@ class EventLog:
         for event in recent or ():
             if _matches(event, kuuid, visible):
                 yield event
-        sent = {event.cursor for event in recent or ()}
+        sent.update(event.cursor for event in recent or ())
         while True:
+            if queue.empty():
+                sent.clear()  # what comes from now on was written after all that has been sent
             event_or_end = await queue.get()
             if event_or_end is None:
                 raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot send further events: the client does not read them")

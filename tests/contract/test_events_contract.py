@@ -125,6 +125,16 @@ async def test_who_follows_after_an_event_misses_none_and_gets_none_twice(writte
     assert words(found) == [(1, "started"), (1, "running"), (2, "started")]
 
 
+async def test_what_happens_while_the_last_events_are_read_is_sent_once(written: Subject) -> None:
+    async with written.log.events(follow=True, last=10) as coming:
+        await write(written, 2, EventType.STARTED)
+        await written.settled()
+        found = [await asyncio.wait_for(anext(coming), ENOUGH) for _ in range(5)]
+        await write(written, 3, EventType.CREATED)
+        found.append(await asyncio.wait_for(anext(coming), ENOUGH))
+    assert words(found[-3:]) == [(1, "running"), (2, "started"), (3, "created")]
+
+
 async def test_the_latest_event_of_each_keep_is_known(written: Subject) -> None:
     await written.settled()
     latest = await written.log.latest()

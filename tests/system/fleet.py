@@ -12,12 +12,8 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-
-import click
-from click.testing import CliRunner
 
 from keep_client.credentials import Credentials
 from keep_client.manager import ManagerClient
@@ -28,8 +24,8 @@ from keep_manager.reload import NEEDS_RESTART
 from keep_protocol.constants import UNIT_PATTERN
 from keep_protocol.errors import KeepfleetError
 from keep_protocol.tls import pinned_client_context
-from keepctl.__main__ import exit_code
-from tests.system.host import CommandFailed, Host, message_of, until
+from tests.system.host import Host, message_of, until
+from tests.system.in_process import keepctl_here
 
 MANAGER = "keep-manager.service"
 KEEP_RUNTIME = "/run/keepfleet"
@@ -40,13 +36,6 @@ DEATH = "/run/keep-manager/failpoint"
 """Where `killed_at` writes where; in the manager's own runtime directory, so that it may remove it."""
 MORTAL = f"/run/systemd/system/{MANAGER}.d/90-mortal.conf"
 """So a test need not restart the manager to have it die."""
-KEEPCTL_SECONDS = 60
-"""What a call of keepctl's may take; most take milliseconds, and none of a test waits for more than a keep's end."""
-IN_PROCESS = (
-    *("apply", "delete", "events", "get", "history", "inspect", "logs", "new", "pki", "restart", "rm", "secret"),
-    *("start", "stop", "store", "volume", "wait"),
-)
-"""Commands of keepctl's that read and write no file of the host's but the PKI's, with a manager named."""
 NAMED_AFTER_UNITS = ("/run", "/tmp", "/var/tmp", "/sys/fs/cgroup", FOLDERS)
 """Runtime directories, users, unit files, journald's settings, private directories, and control groups."""
 
@@ -57,44 +46,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-class _Keepctl(click.Command):
-    """What click's runner takes for a command, and what a person gets: the reader of tables first, then click."""
-
-    def __init__(self) -> None:
-        super().__init__("keepctl")
-
-    def main(self, args: Sequence[str] = (), *_: object, **__: object) -> None:  # type: ignore[override]  # as called
-        raise SystemExit(exit_code(list(args)))
-
-
-def keepctl_here(port: int, pki: Path, words: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`keepctl` of the checkout, as it goes on the host, but in this process: a fiftieth of what a start of the
-    installed one costs. For tests of the manager; those of keepctl type it on the host. Raises CommandFailed for a
-    status other than 0, unless `check` is false.
-    """
-    assert words[0] in IN_PROCESS, f"{words[0]} is to be typed on the host"
-    files = {"KEEPFLEET_PKI": str(pki), "XDG_CONFIG_HOME": "/nowhere", "KEEPFLEET_CONTEXT": None}
-    runner = CliRunner(env={**files, "KEEPFLEET_MANAGER": f"127.0.0.1:{port}"})
-    command = f"keepctl {' '.join(words)}"
-
-    def give_up(_: int, __: FrameType | None) -> None:
-        raise CommandFailed(f"{command} takes more than {KEEPCTL_SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    left = signal.alarm(KEEPCTL_SECONDS)  # of the test's own alarm
-    try:
-        done = runner.invoke(_Keepctl(), words)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-        signal.alarm(left)
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    if check and done.exit_code != 0:
-        raise CommandFailed(f"{command} exited {done.exit_code}:\n{done.output}")
-    return subprocess.CompletedProcess(["keepctl", *words], done.exit_code, done.stdout, done.stderr)
 
 
 class _Kept(ManagerClient):

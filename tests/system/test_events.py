@@ -116,7 +116,9 @@ def test_the_journal_has_the_outcome_as_one_record_among_the_units_lines(fleet: 
 
 def test_a_flooded_keeps_end_says_what_the_journal_was_not_given(fleet: Fleet) -> None:
     client = fleet.client()
-    life = Life(fleet, client.create(limits={"wall_seconds": 2, "log_lines_per_second": 100}).kuuid)
+    life = Life(
+        fleet, client.create(limits={"wall_seconds": 2, "log_lines_per_second": 2}).kuuid
+    )  # of a slow flood, too
     life.start()
     assert life.upload(example("flood-wat/flood")).status == 200
     life.until(State.STARTED, State.ERROR)
