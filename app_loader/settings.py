@@ -37,7 +37,7 @@ from keep_protocol.fields import Record
 from keep_protocol.forking import DESCRIPTORS_VARIABLE, FIRST_DESCRIPTOR, REPORT_DESCRIPTOR
 from keep_protocol.limits import Limits, limits_from_text
 from keep_protocol.patterns import matches
-from keep_protocol.reports import Report, encode_report
+from keep_protocol.reports import Report, ReportType, encode_report
 from keep_protocol.spec import MAX_UPLOADERS, UPLOADER
 from keep_protocol.workload import MAX_WORKLOAD_JSON, Workload, workload_from_json
 
@@ -248,3 +248,10 @@ class Reporter:
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    def fail(self, error: BaseException, what: str) -> None:
+        """Reports why the process ends: a KeepfleetError as it is, any other, which is a fault of ours or of the
+        installation, as "WHAT: its kind: its text"."""
+        if not isinstance(error, KeepfleetError):
+            error = KeepfleetError(ErrorKind.INTERNAL, f"{what}: {type(error).__name__}: {error}")
+        self.send(Report(ReportType.FAILED, error.message, error=error))

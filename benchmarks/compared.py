@@ -1,4 +1,4 @@
-"""The script pool beside the other sandboxes for scripts: `python -m benchmarks.compared [--quick] [NAME…]`.
+"""The script pool next to the other sandboxes for scripts: `python -m benchmarks.compared [--quick] [NAME…]`.
 
 They are plain processes, as the pool is with `--stdio`, so that this needs no systemd. Each is installed once, into a
 directory of the user's cache, and measured with the pool in turns: what is above 1 the pool does better.
@@ -17,7 +17,7 @@ from benchmarks.asking import SCRIPT, Calls, round_of, served
 from benchmarks.figures import Figure, Section
 from benchmarks.measuring import MeasurementFailed, report
 from benchmarks.rivals import PYTHON, RIVALS, CannotInstall, Rival, install
-from benchmarks.scripts import beside_node
+from benchmarks.scripts import compared_with_node
 from benchmarks.table import render
 
 ROUNDS, CALLS, FEW_CALLS = 3, 500, 50
@@ -61,7 +61,7 @@ def main() -> int:
     sections, status = list[Section](), 0
     subprocess.run([*pool[:3], "--make-python", pool[-1]], check=True)
     if not options.names or "node:vm" in options.names:
-        sections.append(Section("node", "node:vm, two processes", tuple(beside_node(pool, rounds, calls))))
+        sections.append(Section("node", "node:vm, two processes", tuple(compared_with_node(pool, rounds, calls))))
     for rival in RIVALS:
         if options.names and rival.name not in options.names:
             continue

@@ -2,7 +2,7 @@
 what is lost.
 
 Every way is read by the same few lines here, through a pipe, into memory that is there before; what has come is then
-compared byte by byte. The writer beside podman and the plain pipe is dd(1) of busybox, which reads a file in the parts
+compared byte by byte. The writer in podman and of the plain pipe is dd(1) of busybox, which reads a file in the parts
 in which the guest writes.
 """
 
@@ -206,7 +206,7 @@ def latencies(host: Host, place: str, count: int) -> tuple[float, ...]:
 
 
 def lost_lines(host: Host, place: str, count: int) -> tuple[float, float]:
-    """Of so many lines printed at once, how many are missing in what a client got, and in the journal."""
+    """Of so many lines printed in one burst, how many are missing in what a client got, and in the journal."""
     of = Flood("", LINE * count, 1)
     module = os.path.join(place, "lines.wasm")
     with open(module, "wb") as file:

@@ -1,5 +1,5 @@
 """The script pool next to node:vm, which is no boundary: the same script, a fresh world each call, two processes each,
-in turns. `compared` has the other sandboxes beside it.
+in turns. `compared` has the other sandboxes next to it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def measure(host: Host, effort: Effort) -> list[Figure]:
     calls = QUICK_CALLS if effort.quick else 50 * effort.rounds
     with engines() as cache:
         pool = [sys.executable, "-m", "script_pool", "--stdio", "--min=2", "--max=2", f"--cache={cache}"]
-        figures += beside_node(pool, rounds, calls)
+        figures += compared_with_node(pool, rounds, calls)
         with served([*pool, f"--time={LOOP_SECONDS}"]) as server:
             late = _loops(server, effort.rounds)
             figures.append(Figure("a loop: its deadline → its answer", "ms", late))
@@ -163,7 +163,7 @@ def _listening(command: Sequence[str], path: str) -> Iterator[None]:
             process.terminate()
 
 
-def beside_node(pool: Sequence[str], rounds: int, calls: int) -> list[Figure]:
+def compared_with_node(pool: Sequence[str], rounds: int, calls: int) -> list[Figure]:
     """The pool's figures next to those of node:vm, in turns; the pool's alone where node is not installed."""
     node, figures = shutil.which("node"), list[Figure]()
     if node is None:
@@ -181,7 +181,7 @@ def beside_node(pool: Sequence[str], rounds: int, calls: int) -> list[Figure]:
 
 
 def figures_of(in_flight: int, ours: Sequence[Calls], theirs: Sequence[Calls]) -> list[Figure]:
-    """The pool's beside node:vm's."""
+    """The pool's with node:vm's."""
     what = f"a script's call, {in_flight} in flight"
     found = [Figure(f"{what}: processor time of all processes", "ms", tuple(one.cpu for one in ours), CPU)]
     if not theirs:

@@ -40,7 +40,7 @@ def nothing() -> None:
 
 
 def nothing_of(_: str) -> None:
-    """What is done with words that nobody wants."""
+    """What is done with words where they are not shown."""
 
 
 class Reply(Record):

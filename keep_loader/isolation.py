@@ -15,7 +15,7 @@ from keep_protocol import sockets as socket
 
 _PR_SET_DUMPABLE = 4
 PYTHON = "/keepfleet/python"
-"""The interpreter of a keep's root: nobody may read it, so that no other process may look into one that runs it."""
+"""The interpreter of a keep's root: no one may read it, so that no other process may look into one that runs it."""
 READ_ONLY = ("/", "/etc", "/usr", "/var", "/run")
 """The keep's root and the empty /run; /tmp and the keep's own directory stay writable, and private."""
 NO_EXEC = ("/tmp", "/var/tmp", "/run")  # noqa: S108 - looked at, never written to

@@ -1,6 +1,6 @@
 """The guest's output in the journal: a follower of the ring, over journald's native protocol.
 
-One entry a line while it keeps up; when it is behind, several lines in one, cut at a newline. It waits for nobody, and
+One entry a line while it keeps up; when it is behind, several lines in one, cut at a newline. It never waits, and
 the guest never waits for it: what it cannot send in time it leaves out, counted, in one entry that says so.
 journald drops what comes faster than its limit of entries in one interval, and after it has stood still that limit
 meets everything that has queued up meanwhile. So the pace is at most half of the limit, and earned only while journald
@@ -155,7 +155,7 @@ class _Stream:
 class JournalFollower:
     """Follows the ring and sends its output on.
 
-    skipped: bytes of each stream that it has left out; gone: whether journald's socket has to be opened anew.
+    skipped: bytes of each stream that it has left out; gone: whether journald's socket has to be opened again.
     """
 
     def __init__(

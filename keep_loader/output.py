@@ -1,4 +1,4 @@
-"""The guest's output on its way: two pipes, the ring, and those who are told that there is more.
+"""The guest's output on its way: two pipes, the ring, and those who are notified that there is more.
 
 The guest waits for readers that the manager names, never for the journal. A token goes to the manager when there is
 more and the last one was answered, so that a flood costs no wake-up a write, and a quiet keep nothing.
@@ -96,13 +96,13 @@ class Output:
         drops_oldest: bool,
         journal_gone: Action = lambda: None,
     ) -> None:
-        """journal: None where there is none to be had. drops_oldest: the guest waits for nobody. journal_gone: called
+        """journal: None where there is none to be had. drops_oldest: the guest never waits. journal_gone: called
         when journald's socket is found dead, until `journal_is_back`."""
         self._loop, self._ring, self._journal, self._drops_oldest = loop, ring, journal, drops_oldest
         self._journal_gone = journal_gone
         self._lines: list[str] = []
         self._marked: tuple[int, int] | None = None  # the position of the last mark, and how far apart the clocks were
-        self._waits_for_nobody = False
+        self._never_waits = False
         self.unwritten = 0
         self._pipes: dict[int, int] = {}
         self._paused: set[int] = set()
@@ -187,7 +187,7 @@ class Output:
 
     def _room(self) -> int:
         """Bytes that the next frame may have."""
-        if self._drops_oldest or self._waits_for_nobody:
+        if self._drops_oldest or self._never_waits:
             return MAX_FRAME
         room = self._ring.room(self._acknowledged.kept)
         return room if room >= LEAST else 0
@@ -218,7 +218,7 @@ class Output:
             self._wait_no_more()
 
     def _wait_no_more(self) -> None:
-        self._waits_for_nobody = True
+        self._never_waits = True
         for pipe in list(self._pipes):
             for _ in range(_LAST_READS):
                 if not self._read(pipe):
@@ -391,7 +391,7 @@ class Output:
             self._pump()
 
     def _hang_up(self) -> None:
-        """The manager is gone, or does not speak as it must: nobody is waited for."""
+        """The manager is gone, or does not speak as it must: no one is waited for."""
         if self._channel is not None:
             self._loop.forget(self._channel.fileno())
             self._channel.close()

@@ -299,7 +299,7 @@ class Process:
                 break
 
     def finish(self) -> Exit:
-        """Collects the process and closes everything; one that has not ended is killed, and nobody is notified."""
+        """Collects the process and closes everything; one that has not ended is killed, and no one is notified."""
         self._hear_no_more()
         self._loop.forget(self._child.pidfd)
         self._loop.cancel(self._deadline)

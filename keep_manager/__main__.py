@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import logging
+import os
 import sys
+from typing import NoReturn
 
 from keep_manager import config, daemon, log
 from keep_manager.model import is_exhausted
@@ -62,5 +65,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def run() -> NoReturn:
+    """Runs it as a program, and exits without taking the interpreter apart: that is 0.1 s of every restart."""
+    code = main()
+    logging.shutdown()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # its reader has gone
+            code = code or EXIT_FAILED
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -43,7 +43,7 @@ END_SECONDS = 5.0
 _FAILED = 1
 """The exit status of a pull that reports why (module_pull/__main__.py)."""
 _OF_THE_PIPE = (ErrorKind.BAD_REQUEST, ErrorKind.INTERNAL, ErrorKind.UNAVAILABLE)
-"""What can be wrong with what a unit hands over that ended too soon; then its own end says more."""
+"""What can be wrong with what a unit passes on that ended too soon; then its own end says more."""
 _END_WORDS = {
     End.EXITED: "with the exit status {}",
     End.KILLED: "it was killed by signal {}",
@@ -105,7 +105,7 @@ class _Pulling:
 
     def __init__(self, address: Address, entry: RegistryEntry, pull: Pull, who: str, store: Store) -> None:
         self.address, self.entry, self.pull, self.who, self.store = address, entry, pull, who, store
-        self.incoming: Incoming | None = None  # what its unit hands over
+        self.incoming: Incoming | None = None  # what its unit passes on
         self.ended = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 

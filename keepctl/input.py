@@ -81,7 +81,11 @@ class Feeding:
 
     def _parts(self) -> Iterator[bytes]:
         self._has_begun = True
-        yield from parts()
+        try:
+            yield from parts()
+        except KeepfleetError as error:
+            self.error = error  # before the connection breaks off, by which the keep ends
+            raise
 
     def _feed(self) -> None:
         try:

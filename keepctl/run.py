@@ -130,7 +130,7 @@ def create(
 
 
 def _next_step(error: KeepfleetError, address: str, renames: bool) -> str:
-    """What to do about a name that is taken, or an address that nobody named; "" for another error."""
+    """What to do about a name that is taken, or an address that was not named; "" for another error."""
     if error.kind is ErrorKind.CONFLICT and renames:
         return "with --replace that one is ended first"
     if error.kind is ErrorKind.PORT_UNAVAILABLE and not address:

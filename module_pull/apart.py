@@ -35,7 +35,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 @contextmanager
 def pulled(address: Address, credentials: Credentials, context: ssl.SSLContext) -> Iterator[Incoming]:
-    """What a fork hands over of the module at `address`; the fork has ended after the block. Where the block raises
+    """What a fork passes on of the module at `address`; the fork has ended after the block. Where the block raises
     KeepfleetError and the fork knows more, its error is raised instead."""
     module, module_end = os.pipe2(os.O_CLOEXEC)
     report, report_end = os.pipe2(os.O_CLOEXEC)

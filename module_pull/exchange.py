@@ -117,7 +117,7 @@ def _write(output: int, data: bytes) -> None:
 
 
 class Incoming:
-    """What a unit hands over of the artifact at `address`. Its methods raise KeepfleetError, and what `source` does."""
+    """What a unit passes on of the artifact at `address`. Its methods raise KeepfleetError, and what `source` does."""
 
     def __init__(self, address: Address, source: Readable) -> None:
         self._address, self._source = address, source
@@ -163,7 +163,7 @@ class Incoming:
             if not data or len(self._rest) > _MAX_HEAD + MAX_MANIFEST_BYTES:
                 raise self._strange()
         line, _, self._rest = self._rest.partition(b"\n")
-        value = strict_json.loads_object(line, _MAX_HEAD, "what a pull hands over")
+        value = strict_json.loads_object(line, _MAX_HEAD, "what a pull passes on")
         lengths, size = value.get("manifests"), value.get("size")
         if (
             isinstance(lengths, list)
@@ -185,4 +185,4 @@ class Incoming:
         return bytes(found)
 
     def _strange(self) -> KeepfleetError:
-        return KeepfleetError(ErrorKind.INTERNAL, f"cannot pull {self._address}: what its unit hands over is no module")
+        return KeepfleetError(ErrorKind.INTERNAL, f"cannot pull {self._address}: what its unit passes on is no module")

@@ -63,7 +63,7 @@ def dearest(seconds: dict[str, float]) -> list[tuple[str, float]]:
 
 
 @dataclass
-class Spent:
+class Usage:
     """Processor seconds and seconds by the clock."""
 
     processor: float
@@ -76,7 +76,7 @@ class Costs:
     def __init__(self) -> None:
         self._process = 0
         self._collection = 0.0
-        self._before = Spent(0, time.monotonic())
+        self._before = Usage(0, time.monotonic())
         self._sandboxes: dict[str, float] = {}
         self._phases: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._files: defaultdict[str, float] = defaultdict(float)
@@ -97,19 +97,19 @@ class Costs:
             for name, seconds in of_sandboxes(os.getpid()).items():  # what has gone keeps what it had at the last look
                 self._sandboxes[name] = max(seconds, self._sandboxes.get(name, 0))
 
-    def _since(self) -> Spent:
+    def _since(self) -> Usage:
         self._look()
         with self._looks:
-            now = Spent(of_children() + sum(self._sandboxes.values()), time.monotonic())
+            now = Usage(of_children() + sum(self._sandboxes.values()), time.monotonic())
         before, self._before = self._before, now
-        return Spent(now.processor - before.processor, now.clock - before.clock)
+        return Usage(now.processor - before.processor, now.clock - before.clock)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """The report carries its costs to the process where reports arrive."""
         report = yield
-        spent = self._since()
-        vars(report)["costs"] = [spent.processor, spent.clock]
+        usage = self._since()
+        vars(report)["costs"] = [usage.processor, usage.clock]
         return report
 
     def pytest_collection_finish(self) -> None:

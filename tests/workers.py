@@ -1,6 +1,6 @@
 """`--workers N`: one process imports and collects the tests; forks of it run them, a file at a time, and report to it.
 
-A worker that is started anew would import and collect 8,600 tests for itself. A file's tests stay in one worker, as
+A worker that is started afresh would import and collect 8,600 tests for itself. A file's tests stay in one worker, as
 they share what they make; a worker that dies fails the test that it was running, and another goes on with the rest.
 """
 
@@ -173,7 +173,7 @@ class Workers:
             raise KeyboardInterrupt(value)
 
     def _gone(self, worker: Worker) -> None:
-        """A worker has ended: as it was told to, or in a test, which has then failed."""
+        """A worker has ended: as it was asked to, or in a test, which has then failed."""
         status = self._reap(worker)
         if status == 0:
             return
@@ -278,7 +278,7 @@ class InWorker:
             print(why, file=sys.stderr)  # the parent is gone
 
     def _become(self, number: int) -> None:
-        """What is each process's own: its directories, what it captures, chance, and who is told of the tests."""
+        """What is each process's own: its directories, what it captures, chance, and who gets the tests' reports."""
         factory = self._config._tmp_path_factory  # type: ignore[attr-defined] # pytest's fixture returns this one
         self._config.stash[_OF_ALL] = factory.getbasetemp()
         factory._basetemp = self._config.stash[_OF_ALL] / f"w{number}"

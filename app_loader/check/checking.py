@@ -3,7 +3,7 @@
 The endpoint sends the module's file and a socket for the answer over the socket `checks`, one packet a check. The
 runner forks a throw-away process, the checker, which has the engine ready from its first instruction; it has nothing
 but the module's file, a file for the compiled module, the workload's description, a socket for its result and a pipe
-for its last words. The runner keeps its deadline, ends it when nobody waits for the answer any more, and says what its
+for its last words. The runner keeps its deadline, ends it when the answer is not waited for any more, and says what its
 end means where it gave no result. What was compiled goes from the runner to the loader, and never through the endpoint.
 """
 

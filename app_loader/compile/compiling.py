@@ -34,7 +34,7 @@ MAX_RESULT_BYTES = 1024 * 1024 * 1024
 
 def compile_module(module: int, result: int, job: Job) -> str | KeepfleetError:
     """Compiles the file `module` into the file `result`; the refusal, or a note on what can run. For a process that
-    ends then: it is limited and locked for good."""
+    ends then: it is limited and locked permanently."""
     _limit(job)
     if os.pread(module, HEAD_BYTES, 0) == MAGIC + COMPONENT_VERSION:
         import app_loader.check.components  # noqa: F401  # the last moment: no file can be opened behind the lock

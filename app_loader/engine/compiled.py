@@ -72,7 +72,7 @@ def _view(source: int | bytes) -> tuple[object, int]:
         return None, 0
     try:
         mapped = mmap.mmap(source, size)
-    except PermissionError:  # a loader keeps it open for reading alone
+    except PermissionError:  # a loader keeps it open read-only
         mapped = mmap.mmap(source, size, access=mmap.ACCESS_COPY)
     return (Byte * size).from_buffer(mapped), size
 

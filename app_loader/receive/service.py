@@ -41,11 +41,10 @@ def serve() -> int:
         _receive(read_settings(os.environ), passed, reporter)
     except KeepfleetError as error:
         print(f"app-loader: {error.message}", *error.evidence, sep="\n  ", file=sys.stderr, flush=True)
-        reporter.send(Report(ReportType.FAILED, error.message, error=error))
+        reporter.fail(error, "cannot serve")
         return 1
-    except BaseException as error:  # a fault of ours, or of the installation: the loader must hear of that, too
-        text = f"cannot serve: {type(error).__name__}: {error}"
-        reporter.send(Report(ReportType.FAILED, text, error=KeepfleetError(ErrorKind.INTERNAL, text)))
+    except BaseException as error:
+        reporter.fail(error, "cannot serve")
         raise
     return 0
 

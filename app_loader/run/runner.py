@@ -68,11 +68,10 @@ def run() -> int:
         reporter.send(Report(ReportType.ENDED, refused.outcome.text, outcome=refused.outcome))
         return 1
     except KeepfleetError as error:
-        reporter.send(Report(ReportType.FAILED, error.message, error=error))
+        reporter.fail(error, "the runner failed")
         return 1
     except BaseException as error:
-        text = f"the runner failed: {type(error).__name__}: {error}"
-        reporter.send(Report(ReportType.FAILED, text, error=KeepfleetError(ErrorKind.INTERNAL, text)))
+        reporter.fail(error, "the runner failed")
         raise
     if given is not None:
         _run_to_end(given, limits, reporter, Meter())
@@ -205,7 +204,7 @@ class Waiting:
         if check.fileno() in ready:
             result = check.end()
         elif answer.fileno() in ready:
-            self._end_work()  # nobody waits for it any more
+            self._end_work()  # it is not waited for any more
             return
         elif time.monotonic() >= check.deadline:
             result = check.give_up()
@@ -272,7 +271,7 @@ def _reply(answer: socket.socket, result: bytes) -> None:
     try:
         answer.send(result)
     except OSError:
-        return  # nobody waits for it any more
+        return  # it is not waited for any more
 
 
 def _run_to_end(given: Passed, limits: Limits, reporter: Reporter, meter: Meter) -> None:

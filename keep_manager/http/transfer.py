@@ -128,7 +128,7 @@ class Outgoing:
         return f"Outgoing({'gone' if self._gone else 'going'})"
 
     def write(self, data: bytes, /) -> None:
-        """Waits, in the thread, until there is room. Raises KeepfleetError where nobody takes it any more."""
+        """Waits, in the thread, until there is room. Raises KeepfleetError where it is not read any more."""
         if self._gone:
             raise _not_taken()
         asyncio.run_coroutine_threadsafe(self._put(bytes(data)), self._loop).result()

@@ -61,5 +61,5 @@ async def remove_volume(request: web.Request) -> web.StreamResponse:
     with refusals_logged(request):
         authorize(caller, Action.DECLARE, _Owned(volume.owner))
     await volumes.remove(name)
-    LOG.info("volume %s of %s: removed by %s", name, volume.owner or "nobody known", caller)
+    LOG.info("volume %s of %s: removed by %s", name, volume.owner or "an unknown owner", caller)
     return web.Response(status=204)

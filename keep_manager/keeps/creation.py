@@ -14,11 +14,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 
 from keep_manager.failpoints import Failpoint, reach
 from keep_manager.keeps import decide
-from keep_manager.keeps.interfaces import EventRecorder, Loaders, LoaderSession, Quotas, Units
+from keep_manager.keeps.interfaces import Loaders, LoaderSession, Quotas, Units
 from keep_manager.keeps.policy import Policy, check_uploaders, limits_for
 from keep_manager.keeps.starts import START_REPLY_SECONDS, Starts
 from keep_manager.keeps.upkeep import Spares
 from keep_manager.keeps.view import View
+from keep_manager.keeps.watch import Watch
 from keep_manager.model import Answer, Caller, StoredModule, exhaustion_explained
 from keep_manager.tasks import Group
 from keep_protocol import strict_json
@@ -170,7 +171,7 @@ class Creation:
         loaders: Loaders,
         policy: Policy,
         unbroken: Unbroken,
-        recorder: EventRecorder,
+        watch: Watch,
         view: View,
         quotas: Quotas,
         starts: Starts,
@@ -179,7 +180,7 @@ class Creation:
         forget: Callable[[int], Awaitable[None]],
     ) -> None:
         self._units, self._loaders, self._policy = units, loaders, policy
-        self._unbroken, self._recorder, self._view, self._quotas = unbroken, recorder, view, quotas
+        self._unbroken, self._watch, self._view, self._quotas = unbroken, watch, view, quotas
         self._starts, self._spares, self._remove, self._forget = starts, spares, remove, forget
         self._creations = asyncio.Semaphore(policy.max_creations_at_once)
         self._creating: set[int] = set()
@@ -354,7 +355,7 @@ class Creation:
             if request.start is not None:
                 made = await self._first_start(session, kuuid, request, caller, answer)
         reach(Failpoint.CREATE_BEFORE_REPLY)
-        self._recorder.appeared(kuuid)
+        self._watch.appeared(kuuid)
         return made
 
     async def _bring_up(self, kuuid: int, request: NewKeep, spec: KeepSpec, caller: Caller) -> KeepInfo:
@@ -376,7 +377,7 @@ class Creation:
                 self._view.drop(kuuid)
             raise
         reach(Failpoint.CREATE_BEFORE_REPLY)
-        self._recorder.appeared(kuuid)
+        self._watch.appeared(kuuid)
         return made
 
     async def _first_start(

@@ -157,16 +157,6 @@ class EventLog(Protocol):
         """The latest event of each keep, as far back as that is read."""
 
 
-class EventRecorder(Protocol):
-    """Records what happens to keeps."""
-
-    def appeared(self, kuuid: int) -> None:
-        """There is a new keep."""
-
-    def removing(self, kuuid: int, by: str) -> AbstractAsyncContextManager[None]:
-        """A keep's unit is being ended while the block runs, as `by` asked for; after it that is recorded."""
-
-
 class Loaders(Protocol):
     """Every keep's loader."""
 

@@ -17,7 +17,6 @@ from keep_manager.keeps.creation import Creation, Unbroken, spec_for
 from keep_manager.keeps.decide import Page
 from keep_manager.keeps.interfaces import (
     Artifacts,
-    EventRecorder,
     Folders,
     Loaders,
     Modules,
@@ -31,6 +30,7 @@ from keep_manager.keeps.starts import Starts
 from keep_manager.keeps.streams import Inputs
 from keep_manager.keeps.upkeep import Spares, is_spare
 from keep_manager.keeps.view import Entry, Rest, View, clear_away
+from keep_manager.keeps.watch import Watch
 from keep_manager.model import Answer, Caller, LoaderGone, UnitState, Visible, missing
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
@@ -69,7 +69,7 @@ class Keeps:
         policy: Policy,
         providers: Providers,
         folders: Folders,
-        recorder: EventRecorder,
+        watch: Watch,
         view: View,
         readers: Readers,
         inputs: Inputs,
@@ -78,7 +78,7 @@ class Keeps:
         quotas: Quotas | None = None,
     ) -> None:
         self._units, self._loaders, self._policy, self._folders = units, loaders, policy, folders
-        self._recorder, self._view, self._inputs = recorder, view, inputs
+        self._watch, self._view, self._inputs = watch, view, inputs
         self._modules = modules
         self._quotas: Quotas = quotas or Unlimited()
         self._unbroken = Unbroken(tasks)
@@ -90,7 +90,7 @@ class Keeps:
             loaders,
             policy,
             self._unbroken,
-            recorder,
+            watch,
             view,
             self._quotas,
             self._starts,
@@ -307,7 +307,7 @@ class Keeps:
         entry = self._view.entry(kuuid)
         entry.removing = True
         try:
-            async with self._recorder.removing(kuuid, by):
+            async with self._watch.removing(kuuid, by):
                 if entry.has_unit:
                     await self._units.stop(kuuid)
                 reach(Failpoint.REMOVE_BEFORE_FILES)

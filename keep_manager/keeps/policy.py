@@ -50,7 +50,7 @@ class KindOfKeep(Record):
     pool: bool = False
 
     def check_start(self, request: StartKeep) -> None:
-        """Raises KeepfleetError(BAD_REQUEST) where the start says how a keep is reached that nobody reaches."""
+        """Raises KeepfleetError(BAD_REQUEST) where the start says how a keep is reached that cannot be."""
         if not self.listens:
             request.check_unreached()
 

@@ -200,7 +200,7 @@ class Readers:
     @contextmanager
     def channel(self, kuuid: int) -> Iterator[int | None]:
         """The loader's end of a channel that it is to be given with its start, so that its workload waits for those who
-        follow it already; None where nobody does."""
+        follow it already; None where no one does."""
         followed = self._followed.get(kuuid)
         if followed is None or not any(reading.follows for reading in followed.readings):
             yield None

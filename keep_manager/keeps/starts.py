@@ -141,7 +141,7 @@ class Starts:
         *,
         warm: bool = False,
     ) -> KeepInfo:
-        answer = await self._hand_over(session, request, caller, compiled, answer, warm=warm)
+        answer = await self._send_start(session, request, caller, compiled, answer, warm=warm)
         info = self._view.answered(request.kuuid, answer)
         await self._readers.tend(request.kuuid)  # before anyone hears where the workload is awaited
         reach(Failpoint.START_BEFORE_REPLY)
@@ -151,7 +151,7 @@ class Starts:
         LOG.info("%s: started by %s %s", unit_name(info.kuuid), caller, what)
         return info
 
-    async def _hand_over(
+    async def _send_start(
         self,
         session: LoaderSession,
         request: StartKeep,

@@ -54,7 +54,7 @@ class Spare(Record):
 
 
 def is_spare(spec: KeepSpec | None) -> bool:
-    """Whether a unit with that spec is of a spare that is nobody's yet."""
+    """Whether a unit with that spec is of a spare without an owner yet."""
     return spec is not None and spec.spare and not spec.owner
 
 
@@ -74,9 +74,9 @@ class Spares:
     """The spares of one manager, `policy.spare_keeps` of them: units of keeps whose loader is ready, so that a creation
     waits for neither systemd nor an interpreter.
 
-    A spare has no owner: it is in no list, counts for nobody, and holds nothing of anybody's. It becomes a keep in one
+    A spare has no owner: it is in no list, counts for no one, and holds nothing of anyone's. It becomes a keep in one
     call to systemd, from which on its unit says what it is, and never becomes a spare again. A manager ends those that
-    the one before left, as they may be of another version; and at the moment it would hand out one, those with other
+    the one before left, as they may be of another version; and at the moment it would assign one, those with other
     settings than a new unit would have.
     """
 

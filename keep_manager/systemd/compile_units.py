@@ -63,7 +63,7 @@ class CompileUnits(Oneshots):
         )
 
     async def hurry(self, name: str) -> None:
-        """Somebody waits now for one that ran in the background. Raises KeepfleetError, NOT_FOUND too."""
+        """A caller waits now for one that ran in the background. Raises KeepfleetError, NOT_FOUND too."""
         await self.set_properties(unit_of(name), _weights(background=False))
 
     async def clear(self) -> list[str]:

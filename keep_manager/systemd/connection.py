@@ -155,7 +155,7 @@ class Connection:
 
     def _readable(self) -> None:
         try:
-            data = self._sock.recv(RECEIVED)  # of descriptors, which nobody is to send us, the kernel closes each
+            data = self._sock.recv(RECEIVED)  # of descriptors, which no peer is to send us, the kernel closes each
             if not data:
                 self.end()
                 return

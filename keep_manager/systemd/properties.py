@@ -74,7 +74,7 @@ def _live(spec: KeepSpec) -> tuple[Property, ...]:
 
 def narrowed(spec: KeepSpec, now: int) -> tuple[Property, ...]:
     """What is set on the unit of a keep whose guest runs, and that may have `now` bytes: what was left for compiling is
-    nobody's any more. Nothing where it has no more than that: an operator may have given it less."""
+    needed no more. Nothing where it has no more than that: an operator may have given it less."""
     wanted = spec.limits.running_memory_bytes
     return (("MemoryMax", "t", wanted),) if now > wanted else ()
 

@@ -1,7 +1,7 @@
 """The timers of jobs: one transient unit keep-job@NAME.timer each, which starts keep-job@NAME.service when it is time.
 
 That service is installed, and only notifies the manager: what is due is read from the calendar and the job's record, so
-that a notification that reaches nobody loses nothing. Units made over D-Bus go with the host: a manager that starts
+that a notification that does not arrive loses nothing. Units made over D-Bus go with the host: a manager that starts
 makes them again, and leaves those alone that are as they should be. A connection to the bus of its own.
 """
 

@@ -18,8 +18,8 @@ from app_loader.receive.access import UploadAccess
 from app_loader.receive.identity import make_identity, read_identity
 from app_loader.settings import Passed, Reporter, Settings, claim, read_settings
 from keep_isolation.locks import lock_endpoint
-from keep_protocol.constants import CHECKS, IDENTITY, MAX_CA_FILE_BYTES
-from keep_protocol.errors import ErrorKind, KeepfleetError
+from keep_protocol.constants import CHECKS, CLIENT_CA, IDENTITY, LISTENER, MAX_CA_FILE_BYTES, REVOKED, STDERR
+from keep_protocol.errors import KeepfleetError
 from keep_protocol.fields import parse
 from keep_protocol.forking import REPORT_DESCRIPTOR
 from keep_protocol.pools import Console, PoolOptions
@@ -55,17 +55,16 @@ def serve() -> int:
             return 0
         said = first_words(control, WARM_SECONDS)
         options = parse(PoolOptions, said, "pool", strict=True)
-        access = UploadAccess(passed.number("revoked"), settings.kuuid, settings.uploaders)
-        listener = socket.socket(fileno=passed.number("listener"))
-        console = Journal(passed.number("stderr")) if options.console is Console.JOURNAL else None
+        access = UploadAccess(passed.number(REVOKED), settings.kuuid, settings.uploaders)
+        listener = socket.socket(fileno=passed.number(LISTENER))
+        console = Journal(passed.number(STDERR)) if options.console is Console.JOURNAL else None
         asyncio.run(_Endpoint(settings, options, control, listener, context, access, reporter, console).run())
     except KeepfleetError as error:
         print(f"script-pool: {error.message}", *error.evidence, sep="\n  ", file=sys.stderr, flush=True)
-        reporter.send(Report(ReportType.FAILED, error.message, error=error))
+        reporter.fail(error, "cannot serve")
         return 1
-    except BaseException as error:  # a fault of ours, or of the installation: the loader must hear of that, too
-        text = f"cannot serve: {type(error).__name__}: {error}"
-        reporter.send(Report(ReportType.FAILED, text, error=KeepfleetError(ErrorKind.INTERNAL, text)))
+    except BaseException as error:
+        reporter.fail(error, "cannot serve")
         raise
     return 0
 
@@ -73,7 +72,7 @@ def serve() -> int:
 def _listening(settings: Settings, passed: Passed, reporter: Reporter) -> ssl.SSLContext:
     """Makes the keep's identity, or takes that of before, and says that it listens."""
     identity = read_identity(passed.number(IDENTITY)) if IDENTITY in passed else make_identity(settings)
-    client_ca = os.pread(passed.number("client-ca"), MAX_CA_FILE_BYTES, 0).decode("ascii")
+    client_ca = os.pread(passed.number(CLIENT_CA), MAX_CA_FILE_BYTES, 0).decode("ascii")
     context = server_context(identity.path, None, client_ca)
     fingerprint, text = fingerprint_of(identity.der), "loading the script pool"
     reporter.send(

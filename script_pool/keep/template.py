@@ -15,7 +15,6 @@ from app_loader.settings import Reporter, claim, read_workload
 from keep_protocol.constants import CHECKS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.pools import PoolOptions, options_from_text
-from keep_protocol.reports import Report, ReportType
 from script_pool.engine.interface import Limits
 from script_pool.engine.languages import Languages
 from script_pool.template import Template
@@ -37,11 +36,10 @@ def run() -> int:
         if len(os.listdir("/proc/self/task")) != 1:
             raise KeepfleetError(ErrorKind.INTERNAL, "cannot fork children: loading the engine has started a thread")
     except KeepfleetError as error:
-        reporter.send(Report(ReportType.FAILED, error.message, error=error))
+        reporter.fail(error, "cannot load the engine")
         return 1
     except Exception as error:
-        text = f"cannot load the engine: {type(error).__name__}: {error}"
-        reporter.send(Report(ReportType.FAILED, text, error=KeepfleetError(ErrorKind.INTERNAL, text)))
+        reporter.fail(error, "cannot load the engine")
         raise
     gc.collect()
     gc.disable()  # a collection in this process would only unshare the memory of its children

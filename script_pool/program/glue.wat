@@ -1,7 +1,7 @@
 ;; What stands between QuickJS and WASI: the program's entry, and the three functions of the host that its prelude has.
 ;; A word in double braces is a number that booting has found: where the scratch memory is, and the handles of the prelude's functions.
 ;; Scratch: +0 an iovec, +8 how many bytes, +16 a result's handle, +24 a number, +32 how many bytes were kept back,
-;; +64 the buffer of standard input, and behind it rejected promises that nobody waits for: of each itself and its reason,
+;; +64 the buffer of standard input, and behind it rejected promises that nothing waits for: of each itself and its reason,
 ;; 0 where there is none.
 (module
   (import "wasi_snapshot_preview1" "args_sizes_get" (func $args_sizes_get (param i32 i32) (result i32)))
@@ -108,8 +108,8 @@
       (then (i32.store (i32.wrap_i64 (local.get $value))
         (i32.add (i32.load (i32.wrap_i64 (local.get $value))) (local.get $more))))))
 
-  ;; QuickJS calls it, by its number in the table, for each promise that is rejected while nobody waits for it, and again
-  ;; when somebody does. Where all places are taken a rejection is not noted.
+  ;; QuickJS calls it, by its number in the table, for each promise that is rejected while nothing waits for it, and again
+  ;; when something does. Where all places are taken a rejection is not noted.
   (func (export "rejected")
     (param $context i32) (param $promise i64) (param $reason i64) (param $handled i32) (param $opaque i32)
     (local $at i32) (local $change i32)
@@ -126,7 +126,7 @@
       (local.set $at (i32.add (local.get $at) (i32.const 16)))
       (br_if $next (i32.lt_u (local.get $at) (i32.const {{REJECTED_END}})))))
 
-  ;; Gives the prelude the reason of the first rejection that nobody waits for, in the array that it shares.
+  ;; Gives the prelude the reason of the first rejection that nothing waits for, in the array that it shares.
   (func $find_rejected
     (local $at i32)
     (local.set $at (i32.const {{REJECTED}}))

@@ -12,7 +12,7 @@
   const evaluate = eval;          // called by another name, it evaluates a sloppy global script
   const PLACE = /(?:eval_script|<input>|<evalScript>):(\d+)/g;
   const shared = [0xBEEF0 * 0x7A1]; // glue.wat writes a value of the engine's over this one, which stands nowhere else
-  let name = 'script', state = 0; // 0 waiting, 1 done, 2 thrown, 3 rejected while nobody waited
+  let name = 'script', state = 0; // 0 waiting, 1 done, 2 thrown, 3 rejected while nothing waited
   let thrown, input = '', ended = false;
 
   function member(object, key) {
@@ -95,7 +95,7 @@
     },
     watch(promise) { call(then, promise, () => { state = 1; }, (error) => { state = 2; thrown = error; }); },
     threw(error) { state = 2; thrown = error; },
-    // A promise was rejected, for the shared reason, and nobody waits for it; what the script itself throws comes first.
+    // A promise was rejected, for the shared reason, and nothing waits for it; what the script itself throws comes first.
     reject() { if (state !== 2) { state = 3; thrown = shared[0]; } },
     // The exit code; says what was thrown.
     end() {

@@ -19,7 +19,7 @@ SPEC = KeepSpec(name="web", labels=(("a", "[Service]\u00e9 %n $HOME"),), owner="
 
 async def refusal(work: object) -> KeepfleetError:
     with pytest.raises(KeepfleetError) as caught:
-        await work  # type: ignore[misc] # whatever coroutine a test hands over
+        await work  # type: ignore[misc] # whatever coroutine a test passes
     return caught.value
 
 

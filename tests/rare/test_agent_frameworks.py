@@ -1,4 +1,4 @@
-"""The programs of the how-to for language models, each with its framework installed beside what the tests have."""
+"""The programs of the how-to for language models, each with its framework installed for it."""
 
 from __future__ import annotations
 

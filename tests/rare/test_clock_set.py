@@ -1,4 +1,4 @@
-"""The clock is set while keeps run, back and forward, by an hour and by 400 days: what is told stays true and whole."""
+"""The clock is set while keeps run, back and forward, by an hour and by 400 days: reports stay true and whole."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_an_ended_keep_is_removed_after_its_retention_and_not_before_when_the_cl
     life = running(fleet, modules.says(code=0))
     ended(life)
     clock.set_by(step)
-    fleet.restart()  # it looks at once
+    fleet.restart()  # it looks immediately
     Life.create(fleet).remove()
     assert life.look().state is State.COMPLETE
     cursor = fleet.host.cursor()
@@ -155,7 +155,7 @@ def test_starting_again_counts_the_same_when_the_clock_is_set(fleet: ClockedFlee
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_loader_killed_after_the_clock_was_set_tells_no_end_before_its_start(
+def test_a_loader_killed_after_the_clock_was_set_reports_no_end_before_its_start(
     fleet: ClockedFleet, clock: Clock, step: int
 ) -> None:
     life = Life.running(fleet)
@@ -227,7 +227,9 @@ def test_a_certificate_allows_for_clocks_that_differ_by_minutes(fleet: ClockedFl
 
 
 @pytest.mark.parametrize(("step", "words"), [(-400 * DAY, "not yet valid"), (400 * DAY, "expired")])
-def test_a_client_whose_clock_is_wrong_is_told_so(fleet: ClockedFleet, clock: Clock, step: int, words: str) -> None:
+def test_a_client_whose_clock_is_wrong_gets_the_reason(
+    fleet: ClockedFleet, clock: Clock, step: int, words: str
+) -> None:
     clock.set_by(step)
     variables = {**environment(), "KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}
     said = fleet.host.run(["keepctl", "ps"], env=variables, check=False).stderr

@@ -1,4 +1,4 @@
-"""What must hold under load: every limit at once, a flood, vanishing clients, the largest words, removal in between."""
+"""Invariants under load: all limits together, a flood, vanishing clients, the largest words, removal in between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keep_protocol.states import State
 from keep_protocol.workload import MAX_STRINGS_BYTES
 from tests.system import hostile, modules
 from tests.system.calls import both, refused
-from tests.system.calm import readers_left, undisturbed, usage_of
+from tests.system.calm import no_readers_left, undisturbed, usage_of
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Bystanders, Life, example
 
@@ -86,7 +86,7 @@ def ended(life: Life) -> KeepInfo:
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.heavy)])
-def test_every_limit_at_once_ends_each_keep_with_its_own_words(fleet: Fleet, times: int) -> None:
+def test_every_limit_together_ends_each_keep_with_its_own_words(fleet: Fleet, times: int) -> None:
     bystanders = Bystanders(fleet)
     cases = MISBEHAVING * times
     lives = [limited(fleet, **limits) for _, limits, _ in cases]
@@ -110,14 +110,14 @@ def test_every_limit_at_once_ends_each_keep_with_its_own_words(fleet: Fleet, tim
             assert len(client.keeps()) == len(cases) + len(bystanders.units)
             answers += 1
         assert answers
-    told = [(case[2], one.result()) for case, one in zip(cases, ends, strict=True)]
-    assert [pair for pair in told if not pair[1].startswith(pair[0])] == []
+    reported = [(case[2], one.result()) for case, one in zip(cases, ends, strict=True)]
+    assert [pair for pair in reported if not pair[1].startswith(pair[0])] == []
     bystanders.check()
     for life in lives:
         life.remove()
 
 
-def test_100_mb_of_output_cost_nobody_else_a_line_and_the_manager_no_memory(fleet: Fleet) -> None:
+def test_100_mb_of_output_cost_no_other_keep_a_line_and_the_manager_no_memory(fleet: Fleet) -> None:
     flood, neighbour = limited(fleet), limited(fleet)
     texts = [f"neighbour {number}\n".encode() for number in range(200)]
     before = usage_of(fleet.host, fleet.manager_pid).memory
@@ -160,7 +160,7 @@ def test_clients_that_vanish_while_they_follow_leave_nothing_in_the_manager(flee
         command = ["keepctl", "logs", "-f", str(life.kuuid)]
         with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as follower:
             assert any("tick" in line for line in follower.stdout or ())
-    assert readers_left(fleet) == []
+    no_readers_left(fleet)
 
 
 def test_clients_that_vanish_in_the_midst_of_a_torrent_leave_nothing_in_the_manager(fleet: Fleet) -> None:
@@ -172,7 +172,7 @@ def test_clients_that_vanish_in_the_midst_of_a_torrent_leave_nothing_in_the_mana
             with closing(fleet.client().lines(life.kuuid, follow=True)) as lines:
                 for _ in range(10):
                     next(lines)
-    assert readers_left(fleet) == []
+    no_readers_left(fleet)
     life.remove()
 
 

@@ -47,9 +47,10 @@ class Newcomer:
     def __init__(self, host: Host, wheels: Path) -> None:
         self.host = host
         self.checkout = host.path / "checkout"
-        self._environment = {  # a sandbox need not have a network, nor compile again what the tests' prefix has
+        self._environment = {  # a sandbox need not have a network, nor compile what is used once, or what was before
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(wheels),
+            "PIP_NO_COMPILE": "1",
             KEPT: str(host.path / "compiled"),
         }
 

@@ -18,8 +18,8 @@ from tests.system import modules
 from tests.system.calm import usage_of
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import MANAGER, Fleet
+from tests.system.host import until
 from tests.system.life import SOON, Life
-from tests.system.looking import eventually
 
 MIB = 1 << 20
 MOST, OF_ONE_KEEP, SPARED = 1000, 16 * MIB, 3072 * MIB
@@ -128,12 +128,12 @@ def test_a_manager_that_is_killed_follows_each_keep_again_and_is_far_from_its_li
     followers = Followers(fleet, kuuids)
     try:
         for _ in range(2):
-            eventually(lambda: len(followers.served) == count, "not all are served", LATE)
-            eventually(lambda: len(fleet.readers()) == count, "not all rings are read", LATE)
+            until(lambda: len(followers.served) == count, lambda: "not all are served", LATE)
+            until(lambda: len(fleet.readers()) == count, lambda: "not all rings are read", LATE)
             seen = dict(followers.lines)
-            eventually(
+            until(
                 lambda seen=seen: sum(followers.lines[one] > seen[one] + OLD for one in kuuids) == TICKING,  # type: ignore[misc]
-                "not all lines come",
+                lambda: "not all lines come",
                 LATE,
             )
             now = usage_of(fleet.host, fleet.manager_pid)
@@ -143,7 +143,7 @@ def test_a_manager_that_is_killed_follows_each_keep_again_and_is_far_from_its_li
             limit = int(fleet.host.show(MANAGER, "LimitNOFILE")["LimitNOFILE"])
             assert now.descriptors + OF_ONE * (MOST - count) < limit / 2
             fleet.kill()
-        eventually(lambda: len(followers.served) == count, "not all are served after the last kill", LATE)
+        until(lambda: len(followers.served) == count, lambda: "not all are served after the last kill", LATE)
         keeps = fleet.client().keeps()
         assert {keep.kuuid for keep in keeps if keep.state is State.STARTED} == set(kuuids)
     finally:

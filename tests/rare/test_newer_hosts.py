@@ -22,7 +22,7 @@ DIFFERENT = (
     "test_profiles.py::test_nothing_executable_is_in_a_strict_keep_that_is_not_of_a_file_and_read_only",
     "test_profiles.py::test_a_strict_keep_whose_unit_was_changed_takes_no_workload",
     "test_workload_life.py::test_a_workload_that_the_kernel_ends_for_memory_says_so_and_its_loader_lives",
-    "test_main_job.py::test_systemctl_status_tells_each_state_in_a_sentence",
+    "test_main_job.py::test_systemctl_status_says_each_state_in_a_sentence",
     "test_main_job.py::test_a_workload_cannot_choose_its_lines_priority_unit_or_keep",
     "test_main_job.py::test_each_keep_has_a_user_a_control_group_and_a_certificate_of_its_own",
     "test_main_job.py::test_a_removed_keep_leaves_nothing_in_whatever_state_it_was",

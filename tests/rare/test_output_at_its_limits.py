@@ -21,12 +21,11 @@ from keep_protocol.ring import STDOUT
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.calls import refused
-from tests.system.calm import MAX_GROWTH, readers_left, settled, undisturbed, usage_of
+from tests.system.calm import MAX_GROWTH, no_readers_left, settled, undisturbed, usage_of
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import FOLDERS, MANAGER, Fleet
-from tests.system.host import message_of
+from tests.system.host import message_of, until
 from tests.system.life import SOON, Life, drop_in
-from tests.system.looking import eventually
 from tests.system.output import written
 from tests.system.test_exact_streams import copies
 from tests.system.test_output import BLOCK, Output, outcome_of
@@ -116,17 +115,17 @@ def test_a_manager_that_is_killed_follows_all_keeps_again_that_were_followed_for
         lives = list(pool.map(lambda _: ticking(fleet), range(FOLLOWED)))
     usage_of(fleet.host, fleet.manager_pid)
     fleet.restart()
-    eventually(lambda: len(fleet.client().keeps()) == FOLLOWED, "not all keeps are there")
+    until(lambda: len(fleet.client().keeps()) == FOLLOWED, lambda: "not all keeps are there")
     before = usage_of(fleet.host, fleet.manager_pid).descriptors
     followers = [Following(fleet.client(), life.kuuid) for life in lives]
     for killed in (True, False):
         counts = [one.lines for one in followers]
-        eventually(
+        until(
             lambda seen=counts: all(one.lines > old for one, old in zip(followers, seen, strict=True)),  # type: ignore[misc]
-            "not all are followed",
+            lambda: "not all are followed",
             3 * SOON,
         )
-        eventually(lambda: len(fleet.readers()) == FOLLOWED, "not all rings are read")
+        until(lambda: len(fleet.readers()) == FOLLOWED, lambda: "not all rings are read")
         taken = usage_of(fleet.host, fleet.manager_pid).descriptors - before
         assert taken <= OF_ONE * FOLLOWED
         limit = int(fleet.host.show(MANAGER, "LimitNOFILE")["LimitNOFILE"])
@@ -153,12 +152,12 @@ def test_a_manager_without_descriptors_for_all_who_follow_finds_every_keep_and_s
     with drop_in(fleet.host, MANAGER, f"[Service]\nLimitNOFILE={few}\n"):
         fleet.restart()
         followers = [Following(fleet.client(), life.kuuid) for life in lives]
-        eventually(lambda: any(one.lines for one in followers), "nobody is served")
+        until(lambda: any(one.lines for one in followers), lambda: "nobody is served")
         pid = fleet.manager_pid
         counts = [one.lines for one in followers]
-        eventually(
+        until(
             lambda: sum(one.lines > old for one, old in zip(followers, counts, strict=True)) >= FOLLOWED // 6,
-            "too few go on",
+            lambda: "too few go on",
             3 * SOON,
         )
         assert fleet.manager_pid == pid, "it has ended"
@@ -167,8 +166,10 @@ def test_a_manager_without_descriptors_for_all_who_follow_finds_every_keep_and_s
     assert {keep.kuuid for keep in fleet.client().keeps()} == {life.kuuid for life in lives}
     assert all(keep.state is State.STARTED for keep in fleet.client().keeps())
     counts = [one.lines for one in followers]
-    eventually(
-        lambda: all(one.lines > old for one, old in zip(followers, counts, strict=True)), "not all are back", 3 * SOON
+    until(
+        lambda: all(one.lines > old for one, old in zip(followers, counts, strict=True)),
+        lambda: "not all are back",
+        3 * SOON,
     )
     stop_all(fleet, lives, followers)
 
@@ -177,7 +178,7 @@ def test_a_manager_that_may_open_nothing_for_a_while_goes_on_afterwards_and_has_
     """The limit is lowered below every number it could get: each attempt to open, accept or pass anything fails."""
     lives = [ticking(fleet) for _ in range(4)]
     followers = [Following(fleet.client(), life.kuuid) for life in lives[:2]]
-    eventually(lambda: all(one.lines for one in followers), "not all are followed")
+    until(lambda: all(one.lines for one in followers), lambda: "not all are followed")
     pid, cursor = fleet.manager_pid, fleet.host.cursor()
     before = limited(fleet, pid, "3")
     fleet.host.systemctl("kill", "--kill-whom=main", "--signal=SIGHUP", MANAGER)
@@ -187,11 +188,15 @@ def test_a_manager_that_may_open_nothing_for_a_while_goes_on_afterwards_and_has_
         fleet.client().keeps()
     fleet.host.wait_journal(lambda entry: "Too many open files" in message_of(entry), MANAGER, cursor)
     limited(fleet, pid, before)
-    eventually(lambda: {keep.kuuid for keep in fleet.client().keeps()} == {one.kuuid for one in lives[:3]}, "not seen")
+    until(
+        lambda: {keep.kuuid for keep in fleet.client().keeps()} == {one.kuuid for one in lives[:3]}, lambda: "not seen"
+    )
     assert fleet.client().ended(lives[2].kuuid).outcome is not None
     counts = [one.lines for one in followers]
-    eventually(
-        lambda: all(one.lines > old for one, old in zip(followers, counts, strict=True)), "not all go on", 3 * SOON
+    until(
+        lambda: all(one.lines > old for one, old in zip(followers, counts, strict=True)),
+        lambda: "not all go on",
+        3 * SOON,
     )
     assert fleet.manager_pid == pid
     stop_all(fleet, lives[:2], followers)
@@ -284,7 +289,7 @@ def flooded(fleet: Fleet) -> None:
     assert (outcome.output_bytes, outcome.lost_bytes) == (times * len(BLOCK), 0)
     for one in stalled:
         one.close()
-    assert readers_left(fleet) == []
+    no_readers_left(fleet)
     life.remove()
 
 
@@ -312,7 +317,7 @@ def test_other_clients_are_answered_while_several_keeps_flood_several_readers(fl
         thread.start()
     for life in lives:
         assert life.upload(modules.repeats(BLOCK, 1 << 30)).status == 200
-    eventually(lambda: all(taken), "not all are read")
+    until(lambda: all(taken), lambda: "not all are read")
     most = 0
     with fleet.client() as client:  # one connection: a handshake has five seconds, and this one process reads it all
         for _ in range(ANSWERS):
@@ -320,7 +325,7 @@ def test_other_clients_are_answered_while_several_keeps_flood_several_readers(fl
             assert {life.kuuid for life in lives} <= {keep.kuuid for keep in client.keeps()}
             most = max(most, sum(taken) - before)
     counts = list(taken)
-    eventually(lambda: all(now > old for now, old in zip(taken, counts, strict=True)), "a reader gets nothing more")
+    until(lambda: all(now > old for now, old in zip(taken, counts, strict=True)), lambda: "a reader gets nothing more")
     for life in lives:
         client.stop(life.kuuid)
     for thread in threads:
@@ -337,7 +342,7 @@ def test_keepctl_says_which_keep_it_leaves_where_its_manager_stays_away_for_long
     done: list[subprocess.CompletedProcess[str]] = []
     thread = threading.Thread(target=lambda: done.append(keepctl(fleet, script)))
     thread.start()
-    eventually(lambda: out.exists() and b"tick\n" in out.read_bytes(), "it does not begin")
+    until(lambda: out.exists() and b"tick\n" in out.read_bytes(), lambda: "it does not begin")
     fleet.host.systemctl("stop", MANAGER)
     thread.join(6 * SOON)
     fleet.host.systemctl("start", MANAGER)
@@ -360,7 +365,7 @@ def test_a_time_without_a_manager_costs_no_byte_and_no_exit_code(fleet: Fleet, s
     done: list[subprocess.CompletedProcess[str]] = []
     thread = threading.Thread(target=lambda: done.append(keepctl(fleet, script)))
     thread.start()
-    eventually(lambda: out.exists() and b"tick 20\n" in out.read_bytes(), "it does not begin")
+    until(lambda: out.exists() and b"tick 20\n" in out.read_bytes(), lambda: "it does not begin")
     fleet.host.systemctl("stop", MANAGER)
     threading.Event().wait(seconds)
     fleet.host.systemctl("start", MANAGER)
@@ -397,7 +402,7 @@ def test_a_ring_that_its_loader_damages_disturbs_no_other(fleet: Fleet, damage: 
         before = following.lines
         with contextlib.suppress(*BROKEN):
             written(fleet, life.kuuid)
-        eventually(lambda: following.lines > before, "the neighbour's reader gets nothing")
+        until(lambda: following.lines > before, lambda: "the neighbour's reader gets nothing")
         fleet.client().stop(life.kuuid)
         assert fleet.client().ended(life.kuuid).outcome is not None
         with contextlib.suppress(*BROKEN):
@@ -417,7 +422,7 @@ def test_a_manager_s_death_in_the_middle_of_an_input_is_no_end_of_it(fleet: Flee
     done: list[subprocess.CompletedProcess[str]] = []
     thread = threading.Thread(target=lambda: done.append(keepctl(fleet, script)))
     thread.start()
-    eventually(lambda: out.exists() and out.stat().st_size > MIB, "it does not begin")
+    until(lambda: out.exists() and out.stat().st_size > MIB, lambda: "it does not begin")
     fleet.kill()
     thread.join()
     (keep,) = [keep for keep in fleet.client().keeps() if keep.name == "cut"]

@@ -126,7 +126,7 @@ def test_a_ruby_that_calls_javascript_is_refused_for_that_with_what_to_take(
     assert "take a Ruby without the js gem" in said
 
 
-def test_a_program_over_a_limit_of_compiling_is_told_which_to_raise(
+def test_a_program_over_a_limit_of_compiling_is_refused_with_which_to_raise(
     ran: Callable[..., tuple[int, str, str]],
 ) -> None:
     code, _, said = ran("gofmt", "--limit", "compile_seconds=1")

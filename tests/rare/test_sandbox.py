@@ -185,7 +185,7 @@ def test_a_name_that_could_be_a_path_is_refused(bad: str) -> None:
         Sandbox(bad)
 
 
-def test_several_run_at_once_and_do_not_see_each_other(box: Sandbox, name: str) -> None:
+def test_several_run_concurrently_and_do_not_see_each_other(box: Sandbox, name: str) -> None:
     with Sandbox(name) as other:
         assert {box.name, name} <= set(state.names())
         assert other.exec(["hostname"]).stdout != box.exec(["hostname"]).stdout

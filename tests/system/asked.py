@@ -78,6 +78,9 @@ class Systemd:
             except (OSError, Unanswered):  # the bus is another one since the last call
                 self.close()
                 reply = ask()
+            except BaseException:  # the answer of a call that was interrupted is not the next one's
+                self.close()
+                raise
         if reply.type == ERROR:
             raise Unanswered(f"{reply.error_name}: {reply.body()}")
         return reply
@@ -215,8 +218,12 @@ class Assistant:
                     ["python3", "-I", "-S", "-c", _PROGRAM], stdin=subprocess.PIPE, stderr=subprocess.STDOUT
                 )
             assert self._process.stdin and self._process.stdout
-            print(*words, file=self._process.stdin, flush=True)
-            answer = self._process.stdout.readline()
+            try:
+                print(*words, file=self._process.stdin, flush=True)
+                answer = self._process.stdout.readline()
+            except BaseException:  # the answer of a call that was interrupted is not the next one's
+                self.close()
+                raise
         if not answer or answer.startswith("!"):
             raise Unanswered(f"{' '.join(map(str, words))}: {answer or 'the end'}")
         return answer

@@ -1,4 +1,4 @@
-"""Calls that are refused, that are made at once, and one that stops half-way."""
+"""Calls that are refused, that are made concurrently, and one that stops half-way."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def refused(call: Callable[[], object], kind: ErrorKind) -> str:
 
 def both(*calls: Callable[[], object]) -> list[object]:
     """The results of calls made at the same moment, errors among them."""
-    gate = threading.Barrier(len(calls))
+    barrier = threading.Barrier(len(calls))
 
     def at_once(call: Callable[[], object]) -> object:
-        gate.wait(SOON)
+        barrier.wait(SOON)
         try:
             return call()
         except KeepfleetError as error:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.host import Host, message_of
-from tests.system.looking import looks
+from tests.system.host import Host, message_of, until
 
 SETTLE_SECONDS = 60.0
 """A server drops a lingering or silent connection after its own deadlines, the longest of which is 15 s."""
@@ -29,26 +28,25 @@ class Usage:
 
 def usage_of(host: Host, pid: int) -> Usage:
     """The resident memory and the open descriptors of a process inside; no command runs for it."""
-    process = f"/proc/{host.sandbox.pid}/root/proc/{pid}"
+    process = f"{host.root}/proc/{pid}"
     with open(f"{process}/status", encoding="utf-8") as file:
         (memory,) = [line.split()[1] for line in file if line.startswith("VmRSS:")]
     return Usage(int(memory) * 1024, len(os.listdir(f"{process}/fd")))
 
 
 def settled(host: Host, pid: int, before: Usage) -> Usage:
-    """The process's usage once it has closed what it opened since `before`, or what it still holds in the end."""
-    for _ in looks(SETTLE_SECONDS):
-        if (now := usage_of(host, pid)).descriptors <= before.descriptors:
-            break
-    return now
+    """The process's usage once it has closed what it opened since `before`."""
+
+    def now() -> int:
+        return usage_of(host, pid).descriptors
+
+    until(lambda: now() <= before.descriptors, lambda: f"{now()} descriptors, and {before.descriptors} before")
+    return usage_of(host, pid)
 
 
-def readers_left(fleet: Fleet, seconds: float = SETTLE_SECONDS) -> list[str]:
-    """The manager's descriptors of keeps' output, once all have gone, or those that are still there in the end."""
-    for _ in looks(seconds):
-        if not (left := fleet.readers()):
-            break
-    return left
+def no_readers_left(fleet: Fleet, seconds: float = SETTLE_SECONDS) -> None:
+    """Waits until the manager has no descriptor of a keep's output."""
+    until(lambda: not fleet.readers(), lambda: f"it still has {fleet.readers()}", seconds)
 
 
 @contextlib.contextmanager

@@ -27,14 +27,14 @@ def installed_ca(fleet: Fleet) -> KeyPair:
 
 
 def foreign_ca() -> KeyPair:
-    """A CA of somebody else's."""
+    """A CA of another party."""
     return authority.make_ca(datetime.datetime.now(datetime.UTC))
 
 
 def issue(
     ca: KeyPair,
     file: Path,
-    name: str = "somebody",
+    name: str = "other",
     *,
     usages: tuple[x509.ObjectIdentifier, ...] | None = (CLIENT,),
     begins: datetime.timedelta = -HOUR,

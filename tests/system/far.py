@@ -16,8 +16,8 @@ from tests.system.host import Host
 
 NEAR, FAR = "198.51.100.1", "198.51.100.2"
 NEAR_6, FAR_6 = "2001:db8:6b66::1", "2001:db8:6b66::2"
-"""Addresses for documentation (RFC 5737, RFC 3849): nobody's network has them."""
-NOBODY = "02:00:00:00:00:01"
+"""Addresses for documentation (RFC 5737, RFC 3849): no network has them."""
+NO_HOST = "02:00:00:00:00:01"
 """A link address no card has; the first two bits say that it was made up here."""
 PYTHON = "/opt/keepfleet/bin/python"
 _CABLE = """
@@ -65,7 +65,7 @@ class FarHost:
         return ["nsenter", f"--net=/run/netns/{self.name}", *command]
 
     def shell(self, line: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs a line a program told a person to type."""
+        """Runs a line that a program asks a person to type."""
         return self.run(*shlex.split(line), check=check)
 
     def ask(self, address: str, port: int, name: str, authority: str, files: Sequence[str]) -> dict[str, Any]:
@@ -79,13 +79,13 @@ class FarHost:
 
     @contextlib.contextmanager
     def silenced(self) -> Iterator[None]:
-        """Whatever either side sends is lost on the way, and nobody is told: each has the other under a wrong address.
+        """Whatever either side sends is lost on the way, and neither learns it: each has a wrong address of the other.
 
-        IPv4 alone. A cable that is pulled would tell both.
+        IPv4 alone. A cable that is pulled would notify both.
         """
         here, there = f"{self.name}a", f"{self.name}b"
-        self.host.run(["ip", "neighbour", "replace", FAR, "lladdr", NOBODY, "nud", "permanent", "dev", here])
-        self.run("ip", "neighbour", "replace", NEAR, "lladdr", NOBODY, "nud", "permanent", "dev", there)
+        self.host.run(["ip", "neighbour", "replace", FAR, "lladdr", NO_HOST, "nud", "permanent", "dev", here])
+        self.run("ip", "neighbour", "replace", NEAR, "lladdr", NO_HOST, "nud", "permanent", "dev", there)
         try:
             yield
         finally:

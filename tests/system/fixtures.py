@@ -83,7 +83,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _enter(network: int) -> None:
-    """Changes the calling thread's network where it is another one; so nobody needs a right for nothing."""
+    """Changes the calling thread's network where it is another one; so that no right is needed for nothing."""
     if not os.path.samestat(os.fstat(network), os.stat("/proc/thread-self/ns/net")):
         linux.setns(network, linux.CLONE_NEWNET)
 
@@ -98,7 +98,7 @@ def installed_fleet(host: Host, configuration: Path) -> Fleet:
 
 @pytest.fixture(scope="module")
 def bystanders(fleet: Fleet) -> Bystanders:
-    """Two keeps beside those that a module's tests are about; its `fleet` must be the module's own."""
+    """Two keeps besides those that a module's tests are about; its `fleet` must be the module's own."""
     return Bystanders(fleet)
 
 

@@ -52,7 +52,7 @@ NAMED_AFTER_UNITS = ("/run", "/tmp", "/var/tmp", "/sys/fs/cgroup", FOLDERS)
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now; the tests are in the host's network."""
+    """A TCP port of 127.0.0.1 that no process listens on now; the tests are in the host's network."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

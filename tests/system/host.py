@@ -25,6 +25,8 @@ JOURNAL_SECONDS = 60.0
 
 PAUSE_SECONDS = 0.02
 """Between two looks: each is up to a millisecond of processor time here and there, and a change takes some of these."""
+PAUSE_SHARE = 0.05
+"""Of the time that it takes already: what comes after half a minute is not looked for fifty times a second."""
 
 
 def layout(binds: tuple[tuple[str, str, bool], ...]) -> Layout:
@@ -34,10 +36,11 @@ def layout(binds: tuple[tuple[str, str, bool], ...]) -> Layout:
 
 def until(there: Callable[[], object], what: Callable[[], object], seconds: float = JOURNAL_SECONDS) -> None:
     """Returns once `there` is true, of what tells of no change; fails with `what` when that takes too long."""
-    deadline, pause = time.monotonic() + seconds, threading.Event()
+    began, pause = time.monotonic(), threading.Event()
     while not there():
-        assert time.monotonic() < deadline, what()
-        pause.wait(PAUSE_SECONDS)
+        taken = time.monotonic() - began
+        assert taken < seconds, what()
+        pause.wait(max(PAUSE_SECONDS, PAUSE_SHARE * taken))
 
 
 class CommandFailed(AssertionError):

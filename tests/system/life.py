@@ -94,6 +94,7 @@ class Life:
         assert life.upload(modules.says(code=code)).status == 200
         life.until(State.STARTED, State.COMPLETE)
         life.told(EventType.ENDED)
+        life.without_process()
         life.look()
         return life
 

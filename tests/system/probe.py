@@ -214,7 +214,7 @@ def calls() -> Attempts:
 
 
 def execute_by_linker() -> str:
-    """The linker may be executed; what it maps as code may not. Its own exit status tells."""
+    """The linker may be executed; what it maps as code may not. Its own exit status says so."""
     with open("/tmp/program", "wb") as program:
         program.write(a_program())
     child = os.fork()

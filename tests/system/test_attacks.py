@@ -22,7 +22,7 @@ GRANTED = "/run/granted"
 REFUSED = {"EPERM", "EACCES"}
 ABSENT = {"ENOENT", "EROFS", "ENOTDIR"}
 """What it was tried on is not there, or is read-only for all."""
-NOBODY = {"ESRCH"}
+NO_PROCESS = {"ESRCH"}
 ANSWERS = {
     "make a socket": REFUSED,
     "turn the listener round": REFUSED,
@@ -30,9 +30,9 @@ ANSWERS = {
     "write in another unit's name to the journal": REFUSED | ABSENT,
     "notify systemd in the loader's name": REFUSED,
     "use a socket of systemd's that was left open": set(),
-    "read or change another process's memory": REFUSED | NOBODY,
-    "take another process's descriptors": REFUSED | NOBODY,
-    "signal another process, or change its limits": REFUSED | NOBODY,
+    "read or change another process's memory": REFUSED | NO_PROCESS,
+    "take another process's descriptors": REFUSED | NO_PROCESS,
+    "signal another process, or change its limits": REFUSED | NO_PROCESS,
     "reach another keep": REFUSED | ABSENT,
     "read or change the host's files": REFUSED | ABSENT,
     "leave what was granted, or change what was granted to be read": REFUSED | ABSENT | {"ELOOP", "EXDEV"},

@@ -9,7 +9,7 @@ import pytest
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.system import far
-from tests.system.calm import readers_left, settled, undisturbed, usage_of
+from tests.system.calm import no_readers_left, settled, undisturbed, usage_of
 from tests.system.far import NEAR, NEAR_6, FarHost
 from tests.system.fleet import Fleet, free_port
 from tests.system.life import Life, example
@@ -44,7 +44,7 @@ def started(fleet: Fleet, address: str = NEAR) -> Life:
 
 
 def anchor(life: Life) -> str:
-    """A file with the keep's certificate, as the manager told it, to trust alone."""
+    """A file with the keep's certificate, as the manager reported it, to trust alone."""
     place = f"/etc/keep-{life.kuuid}.pem"
     life.host.run(["tee", place], input=life.info.certificate)
     return place
@@ -115,7 +115,7 @@ def test_keepctl_works_from_there_by_address_and_says_who_asked(fleet: Fleet, ot
     assert fleet.left_over() == []
 
 
-def test_a_program_is_run_from_there_with_no_word_of_an_address_also_beside_a_keep_that_waits(
+def test_a_program_is_run_from_there_with_no_word_of_an_address_also_next_to_a_keep_that_waits(
     fleet: Fleet, other: FarHost
 ) -> None:
     manager = ("--manager", f"{NEAR}:{fleet.port}")
@@ -149,7 +149,7 @@ def test_a_follower_whose_network_falls_silent_is_given_up_with_its_reader(fleet
         assert follower.stdout.readline()
         assert len(fleet.readers()) == 1
         with other.silenced():
-            assert readers_left(fleet, GIVEN_UP_SECONDS) == []
+            no_readers_left(fleet, GIVEN_UP_SECONDS)
         assert follower.poll() is None
     after = settled(fleet.host, life.loader_pid, before)
     assert after.descriptors <= before.descriptors, "the loader has let go of its end of the channel, too"

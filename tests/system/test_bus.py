@@ -49,7 +49,7 @@ async def kill_bus(systemd: RealSystemd) -> None:
     await inside(systemd, "systemctl", "kill", "--signal=KILL", "dbus.service")
 
 
-async def test_two_thousand_calls_at_once_are_all_answered(units: SystemdUnits) -> None:
+async def test_two_thousand_concurrent_calls_are_all_answered(units: SystemdUnits) -> None:
     answers = await asyncio.gather(*(units.look(5) for _ in range(2000)))
     assert answers == [None] * 2000
 
@@ -176,7 +176,7 @@ async def test_without_the_bus_a_call_fails_in_time_and_with_a_reason(
         assert await units.look(5) is None
 
 
-async def test_a_bus_that_is_not_there_is_said_at_once() -> None:
+async def test_a_bus_that_is_not_there_is_said_immediately() -> None:
     async with Group() as tasks:
         units = SystemdUnits(tasks, "unix:path=/nonexistent/bus", "system", "/run")
         with pytest.raises(KeepfleetError, match="cannot reach systemd on unix:path=/nonexistent/bus"):

@@ -1,5 +1,5 @@
 """Compilations on a real systemd: each in a unit of its own, which touches its three files and nothing else, and whose
-end costs nobody anything."""
+end costs no other keep anything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from module_store.engine import engine_of
 from module_store.store import Store
 from tests.system import hostile, inside
 from tests.system.fleet import Fleet
-from tests.system.host import Host
+from tests.system.host import PAUSE_SECONDS, Host
 from tests.system.life import Bystanders, drop_in, example
 from tests.system.probe import SECRETS
 
@@ -139,6 +139,7 @@ async def until_running(host: Host) -> str:
             shown = await asyncio.to_thread(host.show, unit, "MainPID", "ActiveState")
             if shown["ActiveState"] == "activating" and shown["MainPID"] not in ("", "0"):
                 return unit
+        await asyncio.sleep(PAUSE_SECONDS)
     raise AssertionError("no compilation began")
 
 

@@ -139,7 +139,7 @@ def test_what_the_engine_of_a_keep_does_not_take_is_discarded_and_compiled_again
     assert compilations(fleet.host, cursor) == 1, "each keep compiles it itself from then on"
 
 
-def test_compiled_code_is_taken_from_nobody_outside_not_even_this_host_s_own(fleet: Fleet) -> None:
+def test_compiled_code_is_taken_from_no_one_outside_not_even_this_host_s_own(fleet: Fleet) -> None:
     add(fleet, example(HELLO), "hello:1")
     ended(fleet, "hello:1").remove()
     own = Path(f"/proc/{fleet.host.sandbox.pid}/root{artifact(fleet.host)}").read_bytes()
@@ -177,7 +177,7 @@ def test_after_an_upgrade_what_was_compiled_before_is_compiled_in_the_background
     assert compilations(fleet.host, cursor) == 1
 
 
-def test_with_a_full_disk_a_keep_compiles_its_module_itself_and_is_told_of_in_the_journal(fleet: Fleet) -> None:
+def test_with_a_full_disk_a_keep_compiles_its_module_itself_and_the_journal_says_so(fleet: Fleet) -> None:
     host = fleet.host
     digest = add(fleet, example(HELLO), "hello:1")
     host.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK},mode=700", "tmpfs", CACHE])
@@ -209,7 +209,7 @@ def test_a_cache_that_others_could_enter_is_not_used_and_keeps_start_all_the_sam
         fleet.restart()
 
 
-def test_a_compile_bomb_makes_no_keep_and_its_client_is_told_why(fleet: Fleet) -> None:
+def test_a_compile_bomb_makes_no_keep_and_its_client_gets_the_reason(fleet: Fleet) -> None:
     add(fleet, LONG, "bomb:1")
     add(fleet, modules.sleeps(), "sleeps:1")
     bystander = Life(fleet, run(fleet, "sleeps:1").kuuid)

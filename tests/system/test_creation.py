@@ -1,4 +1,4 @@
-"""Creation and removal: many at once, too many, given up half-way, twice, and of keeps that do not exist."""
+"""Creation and removal: many concurrently, too many, given up half-way, twice, and of keeps that do not exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("undisturbed")
 fleet = pytest.fixture(scope="module")(module_s_fleet)
 
 
-def test_keeps_created_at_once_have_ids_users_and_control_groups_of_their_own(fleet: Fleet) -> None:
+def test_keeps_created_concurrently_have_ids_users_and_control_groups_of_their_own(fleet: Fleet) -> None:
     made = [info for info in both(*[fleet.client().create] * 20) if isinstance(info, KeepInfo)]
     assert len({info.kuuid for info in made}) == 20
     lines = fleet.host.systemctl("show", "--property=UID,ControlGroup", *[info.unit for info in made]).splitlines()
@@ -43,7 +43,7 @@ def test_at_max_keeps_another_is_refused_with_429_until_one_goes(fleet: Fleet, b
         fleet.client().remove(fleet.client().create().kuuid)
 
 
-def test_keeps_created_at_once_do_not_pass_max_keeps(fleet: Fleet, bystanders: Bystanders) -> None:
+def test_keeps_created_concurrently_do_not_pass_max_keeps(fleet: Fleet, bystanders: Bystanders) -> None:
     with fleet.configured(max_keeps=len(bystanders.units) + 3):
         made, errors = split(both(*[fleet.client().create] * 8))
         assert (len(made), errors) == (3, [ErrorKind.TOO_MANY] * 5)
@@ -111,7 +111,7 @@ def test_a_second_removal_is_404(life: Life, fleet: Fleet) -> None:
     assert f"there is no unit {life.unit}" in refused(lambda: fleet.client().remove(life.kuuid), ErrorKind.NOT_FOUND)
 
 
-def test_of_two_removals_at_once_none_leaves_anything_and_one_may_hear_404(life: Life, fleet: Fleet) -> None:
+def test_of_two_concurrent_removals_none_leaves_anything_and_one_may_hear_404(life: Life, fleet: Fleet) -> None:
     done, errors = split(both(*[lambda: fleet.client().remove(life.kuuid)] * 2))
     assert done
     assert set(errors) <= {ErrorKind.NOT_FOUND}

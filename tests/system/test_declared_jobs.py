@@ -218,5 +218,5 @@ def test_its_how_to_can_be_typed_from_its_first_to_its_last_line(jobs: Fleet, pa
             "removed db-password",
         ),
     }
-    for told in promised[page]:
-        assert told in output, f"{page}.md promises {told!r}; it printed:\n{output}"
+    for text in promised[page]:
+        assert text in output, f"{page}.md promises {text!r}; it printed:\n{output}"

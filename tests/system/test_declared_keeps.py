@@ -228,8 +228,8 @@ def test_its_how_to_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet, p
             "another keep takes its place, version 6; running",
         ),
     }
-    for told in promised[page]:
-        assert told in output, f"{page}.md promises {told!r}; it printed:\n{output}"
+    for text in promised[page]:
+        assert text in output, f"{page}.md promises {text!r}; it printed:\n{output}"
     fleet.clear()
     fleet.host.run(["rm", "-rf", STORE])
 

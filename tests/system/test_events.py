@@ -1,4 +1,4 @@
-"""What happens to keeps, told once and in order, across the manager's death; and the count of lines dropped."""
+"""Events of keeps, reported once and in order, across the manager's death; and the count of lines dropped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALL = (CREATED, STARTED, RUNNING, ENDED, REMOVED)
 def following(
     fleet: Fleet, kuuid: int | None = None, last: int | None = None, after: str = ""
 ) -> Iterator[Iterator[KeepEvent]]:
-    """What happens, told to one client while the block runs."""
+    """The events that one client gets while the block runs."""
     with closing(fleet.client().events(kuuid, last, after)) as events:
         yield events
 
@@ -48,7 +48,7 @@ def deadline() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def told(fleet: Fleet, life: Life, count: int) -> list[KeepEvent]:
+def reported(fleet: Fleet, life: Life, count: int) -> list[KeepEvent]:
     """The first events of a keep, from the journal's beginning on."""
     with following(fleet, life.kuuid, 1000) as events:
         return list(islice(events, count))
@@ -58,10 +58,10 @@ def words(events: list[KeepEvent]) -> tuple[EventType, ...]:
     return tuple(event.type for event in events)
 
 
-def test_a_keeps_life_is_told_in_order_with_its_outcome_and_who_removed_it(fleet: Fleet) -> None:
+def test_a_keeps_life_is_reported_in_order_with_its_outcome_and_who_removed_it(fleet: Fleet) -> None:
     life = Life.ended(fleet)
     life.remove()
-    events = told(fleet, life, len(ALL))
+    events = reported(fleet, life, len(ALL))
     assert words(events) == ALL
     assert [event.at for event in events] == sorted(event.at for event in events)
     ended, removed = events[-2:]
@@ -70,7 +70,7 @@ def test_a_keeps_life_is_told_in_order_with_its_outcome_and_who_removed_it(fleet
     assert removed.by == "admin"
 
 
-def test_a_follower_is_told_all_across_the_managers_death_and_nothing_twice(fleet: Fleet) -> None:
+def test_a_follower_gets_all_across_the_managers_death_and_nothing_twice(fleet: Fleet) -> None:
     before = Life.awaiting(fleet)
     with following(fleet, last=1000) as events:
         mine = (event for event in events if event.keep.kuuid == before.kuuid)
@@ -80,26 +80,26 @@ def test_a_follower_is_told_all_across_the_managers_death_and_nothing_twice(flee
         before.until(State.STARTED, State.COMPLETE)
         before.remove()
         assert words(list(islice(mine, 3))) == (RUNNING, ENDED, REMOVED)
-    assert words(told(fleet, before, len(ALL))) == ALL
+    assert words(reported(fleet, before, len(ALL))) == ALL
 
 
-def test_a_new_manager_tells_what_happened_while_there_was_none(fleet: Fleet) -> None:
+def test_a_new_manager_reports_what_happened_while_there_was_none(fleet: Fleet) -> None:
     ends, goes = Life.awaiting(fleet), Life.create(fleet)
-    assert words(told(fleet, ends, 2)) == (CREATED, STARTED)
-    assert words(told(fleet, goes, 1)) == (CREATED,)
+    assert words(reported(fleet, ends, 2)) == (CREATED, STARTED)
+    assert words(reported(fleet, goes, 1)) == (CREATED,)
     fleet.host.systemctl("stop", MANAGER)
     assert ends.upload(modules.says(code=3)).status == 200
     ends.line("running -> ended")
     fleet.host.systemctl("stop", goes.unit)
     fleet.host.systemctl("start", MANAGER)
-    assert words(told(fleet, ends, 4)) == (CREATED, STARTED, RUNNING, ENDED)
-    assert words(told(fleet, goes, 2)) == (CREATED, REMOVED)
+    assert words(reported(fleet, ends, 4)) == (CREATED, STARTED, RUNNING, ENDED)
+    assert words(reported(fleet, goes, 2)) == (CREATED, REMOVED)
 
 
 def test_a_keep_whose_loader_is_killed_while_it_runs_has_failed(fleet: Fleet) -> None:
     life = Life.running(fleet)
     fleet.host.run(["kill", "-KILL", str(life.loader_pid)])
-    failed = told(fleet, life, 4)[-1]
+    failed = reported(fleet, life, 4)[-1]
     assert failed.type is FAILED
     assert failed.keep.outcome is not None
     assert failed.keep.outcome.text == "the loader was killed while the workload ran"
@@ -107,7 +107,7 @@ def test_a_keep_whose_loader_is_killed_while_it_runs_has_failed(fleet: Fleet) ->
 
 def test_the_journal_has_the_outcome_as_one_record_among_the_units_lines(fleet: Fleet) -> None:
     life = Life.ended(fleet)
-    told(fleet, life, 4)
+    reported(fleet, life, 4)
     printed = fleet.host.run(["journalctl", "--output=json", "--all", f"--unit={life.unit}", "KEEP_EVENT=ended"]).stdout
     (entry,) = map(json.loads, printed.splitlines())
     assert message_of(entry) == f"{life.unit}: ended: exited 3"
@@ -125,9 +125,9 @@ def test_a_flooded_keeps_end_says_what_the_journal_was_not_given(fleet: Fleet) -
     assert outcome.text == "over its time limit of 2 s"
     assert outcome.journal_skipped_bytes and outcome.output_bytes
     assert outcome.journal_skipped_bytes < outcome.output_bytes
-    told_by_journald = [message_of(entry) for entry in fleet.host.journal("systemd-journald.service")]
-    assert not [text for text in told_by_journald if life.unit in text], "it never had more than it takes"
-    (failed,) = [event for event in told(fleet, life, 4) if event.type is FAILED]
+    of_journald = [message_of(entry) for entry in fleet.host.journal("systemd-journald.service")]
+    assert not [text for text in of_journald if life.unit in text], "it never had more than it takes"
+    (failed,) = [event for event in reported(fleet, life, 4) if event.type is FAILED]
     assert failed.keep.outcome == outcome
 
 

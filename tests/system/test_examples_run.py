@@ -1,4 +1,4 @@
-"""Every example in a keep of a real host, by its manifest: what it prints, and how it is told to have ended."""
+"""Every example in a keep of a real host, by its manifest: what it prints, and how it is reported to have ended."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_c_filter_reads_what_it_was_granted_and_writes_its_report(granting: 
     assert granting.host.run(["cat", f"{ROOT}/filter/out/report.txt"]).stdout == "3 lines read, 1 left out\n"
 
 
-def test_the_c_filter_reaches_no_file_beside_what_it_was_granted(granting: Fleet, workplace: Path) -> None:
+def test_the_c_filter_reaches_no_file_but_what_it_was_granted(granting: Fleet, workplace: Path) -> None:
     code, _, said = ran(granting, workplace, "filter-c/filter", "--", "/lists/report.txt")
     assert code == 1
     assert "filter: cannot open /lists/report.txt" in said, "it is granted to be read"

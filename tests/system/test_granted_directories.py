@@ -15,10 +15,9 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet, free_port
-from tests.system.host import Host, message_of
+from tests.system.host import Host, message_of, until
 from tests.system.inside import detached
 from tests.system.life import Life, drop_in, example
-from tests.system.looking import looks
 from tests.unit.app_loader import guests
 
 ROOT = "/run/granted-directories"
@@ -32,7 +31,7 @@ CALLERS = f"""{{"*": {{grant_roots: [
   {{path: {ROOT}/as, writable: true, files_as: "{OWNER}:{OWNER}"}},
   {{path: {ROOT}/keep, writable: true, files_as: keep}}, {{path: {ROOT}/root, writable: true}}]}}}}"""
 MAKE = f"""
-mkdir -p {ROOT}/read {ROOT}/roots {ROOT}/out {ROOT}/as/deep {ROOT}/keep {ROOT}/root {ROOT}/beside; cd {ROOT}
+mkdir -p {ROOT}/read {ROOT}/roots {ROOT}/out {ROOT}/as/deep {ROOT}/keep {ROOT}/root {ROOT}/sibling; cd {ROOT}
 echo secret >read/list; echo 1 >in; ln -s /etc out/link
 chown -R {OWNER}:{OWNER} read out as/deep; chmod 0700 . read out as/deep; chmod 0600 read/list; chmod 0777 keep
 """
@@ -152,7 +151,7 @@ def test_a_root_of_root_s_can_be_read_where_everybody_may_and_not_written(granti
     assert "files_as: USER" in error.message
 
 
-@pytest.mark.parametrize("path", ["out/link", "out/link/ssh", "beside", "out/none"])
+@pytest.mark.parametrize("path", ["out/link", "out/link/ssh", "sibling", "out/none"])
 def test_a_directory_by_a_link_or_outside_is_refused(granting: Fleet, path: str) -> None:
     kind = ErrorKind.NOT_FOUND if path == "out/none" else ErrorKind.FORBIDDEN
     assert refusal(granting, given((path, "/x", False))).kind is kind
@@ -325,13 +324,15 @@ def test_a_helper_that_cannot_start_fails_the_start_and_a_restart_of_its_socket_
         assert "journalctl -u keepfleet-grants.service" in error.message
         assert "systemctl restart keepfleet-grants.socket" in refusal(granting, workload).message
     life = Life.create(granting)
-    for _ in looks():  # the limit of the socket's unit holds for some seconds, across its restart
+
+    def started() -> bool:
         granting.host.systemctl("reset-failed", SOCKET)  # or systemd counts the restarts, too
         granting.host.systemctl("restart", SOCKET)
         with contextlib.suppress(KeepfleetError):
             life.info = granting.client().start(life.kuuid, "127.0.0.1", free_port(), (), workload)
-            break
-    assert life.info.state is State.STARTED
+        return life.info.state is State.STARTED
+
+    until(started, lambda: "the limit of the socket's unit holds for some seconds, across its restart, and no longer")
 
 
 def test_a_helper_that_hangs_costs_one_start_its_time_and_a_killed_one_nothing(granting: Fleet) -> None:

@@ -1,4 +1,4 @@
-"""The manager's part of a granted workload on a real systemd: what its unit lets it open, tell, and clear away."""
+"""The manager's part of a granted workload on a real systemd: what its unit lets it open, report, and clear away."""
 
 from __future__ import annotations
 

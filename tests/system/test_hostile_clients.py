@@ -214,7 +214,7 @@ def test_what_is_not_http_is_refused_or_hung_up_on(fleet: Fleet, data: bytes) ->
         return
 
 
-def test_a_thousand_requests_at_once_on_one_connection_are_answered_in_order(fleet: Fleet) -> None:
+def test_a_thousand_pipelined_requests_on_one_connection_are_answered_in_order(fleet: Fleet) -> None:
     paths = [f"{V1}/{number}" for number in range(1, 1001)]
     with connect(fleet.port, fleet.tls()) as connection:
         send(connection, b"".join(request("GET", path) for path in paths))

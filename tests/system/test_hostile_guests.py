@@ -20,7 +20,7 @@ LINES = 200
 INFO = "6"
 """journald's priority of a line that claims none."""
 NATIVE_MEMORY = 96 << 20
-"""What the interpreter, wasmtime and a small module's code take beside the guest's own memory."""
+"""What the interpreter, wasmtime and a small module's code take besides the guest's own memory."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +60,7 @@ def test_a_trap_is_an_error_with_its_reason_and_backtrace(life: Life, kind: str)
 
 
 @pytest.mark.parametrize("code", [0, 1, 125, 126, 200, 255, 256, 4_294_967_295])
-def test_every_exit_code_is_told_whole(life: Life, code: int) -> None:
+def test_every_exit_code_is_reported_whole(life: Life, code: int) -> None:
     outcome = ended(life, hostile.exits(code))
     assert (outcome.kind, outcome.exit_code) == (OutcomeKind.EXITED, code)
 
@@ -87,7 +87,7 @@ def test_a_guest_over_its_keep_s_memory_is_killed_alone_and_the_keep_says_so(ins
 
 
 @pytest.mark.rare
-def test_a_guest_that_asks_the_host_for_much_at_once_costs_no_more_than_its_own_memory(life: Life) -> None:
+def test_a_guest_that_asks_the_host_for_much_in_one_call_costs_no_more_than_its_own_memory(life: Life) -> None:
     outcome = ended(life, hostile.asks_much())
     assert outcome.kind is OutcomeKind.EXITED
     assert outcome.peak_bytes is not None
@@ -159,8 +159,8 @@ def test_a_flood_costs_its_own_lines_and_none_of_its_neighbour_s(life: Life, ins
     assert outcome.journal_skipped_bytes is not None
     stored = flood.count("flood!!!") * len("flood!!!\n") + len("end\n")
     assert stored + outcome.journal_skipped_bytes == outcome.output_bytes
-    told = [message_of(entry) for entry in life.host.journal("systemd-journald.service")]
-    assert not [text for text in told if life.unit in text], "journald dropped none of what it was given"
+    of_journald = [message_of(entry) for entry in life.host.journal("systemd-journald.service")]
+    assert not [text for text in of_journald if life.unit in text], "journald dropped none of what it was given"
     neighbour.remove()
 
 

@@ -49,7 +49,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def life(installed_fleet: Fleet) -> Iterator[Life]:
-    """One keep for all of this; after it, it is the same process and takes a workload, and nobody was disturbed."""
+    """One keep for all of this; after it, it is the same process and takes a workload, and no other was disturbed."""
     fleet = installed_fleet
     fleet.clear()
     bystanders, life = Bystanders(fleet), Life.awaiting(fleet, compile_seconds=COMPILE_SECONDS)

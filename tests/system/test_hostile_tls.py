@@ -303,9 +303,9 @@ def test_among_fifty_silent_and_fifty_strange_connections_a_good_client_is_serve
 
 
 def test_a_refusal_is_one_line_in_the_security_log_with_the_serial(fleet: Fleet) -> None:
-    files, context = fleet.issue("told-on"), fleet.tls(None)
+    files, context = fleet.issue("reported"), fleet.tls(None)
     context.load_cert_chain(files.certificate, files.key)
-    revoked = fleet.keepctl("pki", "revoke", "told-on").stdout.split()
+    revoked = fleet.keepctl("pki", "revoke", "reported").stdout.split()
     cursor = fleet.host.cursor()
     assert ask(fleet.port, context, BANNER).status == 403
     assert revoked[1] in str(fleet.host.wait_journal("refused GET", since_cursor=cursor)["MESSAGE"])

@@ -156,7 +156,7 @@ def test_a_thousand_requests_in_one_packet_are_answered_once(life: Life) -> None
     assert awaits(life)
 
 
-def test_a_client_that_resets_in_every_stage_disturbs_nobody(life: Life) -> None:
+def test_a_client_that_resets_in_every_stage_disturbs_no_other(life: Life) -> None:
     for data in (b"", b"PUT", request("PUT", "/workload", MODULE[:9], WASM, length=len(MODULE)), request("GET", "/")):
         connection = connect(life.info.port, life.context)
         connection.sendall(data)

@@ -192,16 +192,16 @@ def evil_client(fleet: Fleet, directory: Path, name: str) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("text", EVIL_NAMES, ids=range(len(EVIL_NAMES)))
-def test_the_name_in_a_certificate_is_shown_as_plain_text_and_tells_systemd_nothing(
+def test_the_name_in_a_certificate_is_shown_as_plain_text_and_means_nothing_to_systemd(
     fleet: Fleet, tmp_path: Path, text: str
 ) -> None:
     context = evil_client(fleet, tmp_path, text)
     life = Life.awaiting(fleet)
     cursor = fleet.host.cursor()
     assert ask(fleet.port, context, request("POST", f"/v1/keeps/{life.kuuid}/stop")).status == 200
-    told = life.look().outcome
-    assert told is not None
-    assert told.text.isprintable()
+    outcome = life.look().outcome
+    assert outcome is not None
+    assert outcome.text.isprintable()
     assert "stopped by" in message_of(life.line("stopped by", cursor))
     life.without_process()
     shown = fleet.host.show(life.unit, "StatusText", "MainPID", "ActiveState", "NFileDescriptorStore")

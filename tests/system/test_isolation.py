@@ -130,7 +130,7 @@ def filters_of(fleet: Fleet, pid: int) -> int:
     return int(status.split(":")[1])
 
 
-def test_an_endpoint_and_a_runner_have_a_filter_of_their_own_beside_the_loader_s(fleet: Fleet) -> None:
+def test_an_endpoint_and_a_runner_have_a_filter_of_their_own_on_top_of_the_loader_s(fleet: Fleet) -> None:
     """What each gives up is shown by tests/unit/isolation, and by test_attacks what that is worth."""
     life = Life.awaiting(fleet)
     assert ask(life.info.port, life.context, request("GET", "/")).status == 200
@@ -159,7 +159,7 @@ HOLES = {
 
 
 @pytest.mark.parametrize("hole", HOLES, ids=lambda hole: hole.splitlines()[0])
-def test_a_keep_with_a_hole_in_its_walls_says_so_and_takes_no_workload(fleet: Fleet, hole: str) -> None:
+def test_a_keep_with_a_hole_in_its_isolation_says_so_and_takes_no_workload(fleet: Fleet, hole: str) -> None:
     with inside.drop_in(fleet.host, f"[Service]\n{hole}\n"):
         keep = fleet.client().create()
         failures = fleet.client().keep(keep.kuuid).isolation_failures
@@ -180,5 +180,5 @@ def test_a_keep_whose_root_a_drop_in_takes_away_is_not_created(fleet: Fleet) -> 
     assert fleet.left_over() == []
 
 
-def test_a_keep_of_the_installed_unit_has_every_wall(fleet: Fleet) -> None:
+def test_a_keep_of_the_installed_unit_passes_every_isolation_check(fleet: Fleet) -> None:
     assert fleet.client().create().isolation_failures == ()

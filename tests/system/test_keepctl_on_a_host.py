@@ -44,7 +44,7 @@ def typed(fleet: Fleet, workplace: Path, script: str) -> str:
     return done.stdout
 
 
-def test_a_program_is_run_and_its_exit_code_and_reason_are_told(fleet: Fleet, workplace: Path) -> None:
+def test_a_program_is_run_and_its_exit_code_and_reason_are_reported(fleet: Fleet, workplace: Path) -> None:
     output = typed(
         fleet,
         workplace,
@@ -163,7 +163,9 @@ keepctl rm spinner >/dev/null
     assert any(re.match(r"created +[0-9]{4}-", fact) for fact in facts), facts
 
 
-def test_a_certificate_of_another_ca_is_told_from_a_manager_that_hangs_up(fleet: Fleet, workplace: Path) -> None:
+def test_a_certificate_of_another_ca_is_distinguished_from_a_manager_that_hangs_up(
+    fleet: Fleet, workplace: Path
+) -> None:
     output = typed(
         fleet,
         workplace,

@@ -1,4 +1,4 @@
-"""Whatever a guest does, or waits for, it ends within a second of its limit, and nobody beside it notices."""
+"""Whatever a guest does, or waits for, it ends within a second of its limit, and no other keep notices."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def end(life: Life, module: bytes) -> Outcome:
     return life.end(GIVEN_UP)[1]
 
 
-def test_what_never_ends_ends_within_a_second_of_its_time_also_beside_all_others(fleet: Fleet) -> None:
+def test_what_never_ends_ends_within_a_second_of_its_time_also_among_all_others(fleet: Fleet) -> None:
     lives = [Life.awaiting(fleet, wall_seconds=SECONDS, log_lines_per_second=100) for _ in ENDLESS]
     with calm(fleet), ThreadPoolExecutor(len(lives)) as pool:
         outcomes = list(pool.map(end, lives, ENDLESS.values()))
@@ -66,7 +66,7 @@ def test_what_never_ends_ends_within_a_second_of_its_time_also_beside_all_others
 
 
 def over_memory(kind: str, limit: int) -> bytes:
-    """A module that needs more memory than it may have: at once when it starts, by growing, or by a table."""
+    """A module that needs more memory than it may have: immediately when it starts, by growing, or by a table."""
     pages = 2 * limit // hostile.PAGE
     return hostile.wat(
         {

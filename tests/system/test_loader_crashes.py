@@ -94,6 +94,7 @@ def test_a_keep_whose_loader_is_killed_while_its_workload_runs_is_in_state_15_an
     assert life.info.detail == "the loader was killed while the workload ran"
     assert fleet.host.run(["kill", "-0", str(runner)], check=False).returncode != 0, "the workload outlived its loader"
     socket.create_server(("127.0.0.1", port)).close()
+    life.without_process()
     shown = fleet.host.show(life.unit, "ActiveState", "ExecMainStatus")
     assert shown == {"ActiveState": "failed", "ExecMainStatus": str(NOT_RUN)}
     life.remove()

@@ -82,7 +82,7 @@ def test_the_original_s_commands_do_the_main_job(fleet: Fleet) -> None:
     life.until(State.STARTED, State.COMPLETE)
 
 
-def test_whoever_waits_for_a_change_sees_each_state_on_the_way(fleet: Fleet) -> None:
+def test_a_client_that_waits_for_a_change_sees_each_state_on_the_way(fleet: Fleet) -> None:
     life = Life.create(fleet)
 
     def following() -> list[KeepInfo]:
@@ -98,7 +98,7 @@ def test_whoever_waits_for_a_change_sees_each_state_on_the_way(fleet: Fleet) -> 
         assert [info.state for info in seen.result()] == [State.LISTENING, State.STARTED, State.COMPLETE]
 
 
-def test_systemctl_status_tells_each_state_in_a_sentence(fleet: Fleet) -> None:
+def test_systemctl_status_says_each_state_in_a_sentence(fleet: Fleet) -> None:
     life = Life.create(fleet)
     assert life.status("listening") == "listening: ready for a start"
     life.start()
@@ -248,7 +248,7 @@ def test_a_keep_is_the_same_in_every_view_of_it(fleet: Fleet) -> None:
     assert json.loads(inspected) == life.info.to_wire()
 
 
-def test_the_lines_of_a_workload_are_told_from_those_of_the_keep_s_own_processes(fleet: Fleet) -> None:
+def test_the_lines_of_a_workload_are_distinguished_from_those_of_the_keep_s_own_processes(fleet: Fleet) -> None:
     """All are forks of one loader, whose command line they bear; and a guest writes what it likes."""
     life = Life.awaiting(fleet)
     assert life.upload(b"no module").status == 422

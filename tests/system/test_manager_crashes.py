@@ -19,11 +19,11 @@ from keep_protocol.sse import EventType
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet, free_port
+from tests.system.host import until
 from tests.system.life import SOON, Bystanders, Life
-from tests.system.looking import looks
 
 AT_ONCE = 16
-"""Twice what the manager has under way at once: when the first is made, others are in every step."""
+"""Twice what the manager has under way concurrently: when the first is made, others are in every step."""
 
 REPEATED = (Failpoint.START_AFTER_FILES, Failpoint.START_BEFORE_BIND, Failpoint.START_AFTER_ADDRESS)
 """Where a start that is asked for alone is cut off, too; a creation with its start is cut off there by --heavy."""
@@ -80,8 +80,8 @@ def test_a_start_during_which_the_manager_dies_has_opened_the_endpoint_or_can_be
     with fleet.killed_at(point), pytest.raises(ConnectionFailed):
         life.start("127.0.0.1", port)
     assert list(others(fleet, bystanders)) == [life.kuuid]
-    handed_over = point in (Failpoint.START_AFTER_COMMAND, Failpoint.START_BEFORE_REPLY)
-    if handed_over:
+    was_sent = point in (Failpoint.START_AFTER_COMMAND, Failpoint.START_BEFORE_REPLY)
+    if was_sent:
         info = life.shown("awaiting workload")  # its endpoint may be opening still
         assert (info.state, info.port) == (State.STARTED, port)
     else:
@@ -166,23 +166,22 @@ def test_many_creations_during_which_the_manager_dies_leave_each_keep_usable_and
 def test_an_upload_and_its_workload_go_on_while_the_manager_is_dead(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     fleet.host.systemctl("stop", MANAGER)
-    assert life.upload(modules.says(b"nobody watches\n", code=5)).status == 200
+    assert life.upload(modules.says(b"no one watches\n", code=5)).status == 200
     life.line("running -> ended")
-    assert life.output()[-2:] == ["nobody watches", "running -> ended (finish): exited 5"]
+    assert life.output()[-2:] == ["no one watches", "running -> ended (finish): exited 5"]
     fleet.host.systemctl("start", MANAGER)
     assert life.look().outcome is not None
     assert life.info.detail == "exited 5"
     life.remove()
 
 
-def test_a_client_that_waits_while_the_manager_dies_learns_it_at_once_and_can_ask_the_next(fleet: Fleet) -> None:
+def test_a_client_that_waits_while_the_manager_dies_learns_it_immediately_and_can_ask_the_next(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(fleet.client().changed, life.kuuid, State.STARTED, 60)
-        for _ in looks():
-            if f"{life.kuuid}/control.sock" in fleet.host.run(["ss", "-Hx", "state", "established"]).stdout:
-                break
-            assert not waiting.done()
+        shown = ["ss", "-Hx", "state", "established"]
+        until(lambda: f"{life.kuuid}/control.sock" in fleet.host.run(shown).stdout, lambda: "it does not wait")
+        assert not waiting.done()
         fleet.kill()
         with pytest.raises(ConnectionFailed):
             waiting.result()
@@ -198,7 +197,9 @@ def test_the_manager_may_be_killed_again_and_again(fleet: Fleet, bystanders: Bys
     does_its_job(life)
 
 
-def test_a_keep_in_state_15_and_its_reason_are_told_by_the_next_manager(fleet: Fleet, bystanders: Bystanders) -> None:
+def test_a_keep_in_state_15_and_its_reason_are_reported_by_the_next_manager(
+    fleet: Fleet, bystanders: Bystanders
+) -> None:
     life = Life.running(fleet)
     life.kill_loader()
     life.becomes(State.ERROR)

@@ -14,7 +14,7 @@ from tests.system.fleet import MANAGER, Fleet, free_port
 from tests.system.life import drop_in
 
 AT_ONCE = 24
-"""Three times as many as the manager makes at once; the others wait for their turn."""
+"""Three times as many as the manager makes concurrently; the others wait for their turn."""
 PYTHON = "/keepfleet/python -I -S -c"
 
 
@@ -31,7 +31,7 @@ def refused(fleet: Fleet) -> KeepfleetError:
     return caught.value
 
 
-def test_a_loader_that_ends_at_once_leaves_nothing_and_shows_its_last_words(fleet: Fleet) -> None:
+def test_a_loader_that_ends_immediately_leaves_nothing_and_shows_its_last_words(fleet: Fleet) -> None:
     script = "import sys; print('no such luck', flush=True); sys.exit(7)"
     with loader(fleet, f'ExecStart=\nExecStart={PYTHON} "{script}"'):
         error = refused(fleet)
@@ -76,7 +76,7 @@ def test_a_client_that_goes_away_leaves_nothing(fleet: Fleet) -> None:
     assert fleet.left_over() == []
 
 
-def test_many_at_once_are_as_many_whole_keeps(fleet: Fleet) -> None:
+def test_many_concurrent_ones_are_as_many_whole_keeps(fleet: Fleet) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         made = [future.result() for future in [pool.submit(fleet.client().create) for _ in range(AT_ONCE)]]
     assert len({keep.kuuid for keep in made}) == AT_ONCE

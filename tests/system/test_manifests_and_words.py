@@ -57,13 +57,13 @@ def calm(installed_fleet: Fleet) -> Iterator[None]:
 def test_a_manifest_that_means_no_good_is_refused_in_words_and_makes_no_keep(
     fleet: Fleet, calm: None, kind: str
 ) -> None:
-    text, told = BAD[kind]
+    text, reason = BAD[kind]
     file, module = fleet.host.path / "bad.yaml", fleet.host.path / "counts.wasm"
     file.write_text(text)
     module.write_bytes(hostile.counts_its_words())
     code, output, said = keepctl(fleet, "run", "-f", str(file), str(module))
     assert (code, output) == (125, "")
-    assert told in said
+    assert reason in said
     assert "Traceback" not in said
     assert len(said) < 20_000, "50 faults at most"
     assert fleet.keep_units() == []

@@ -93,7 +93,7 @@ def test_what_no_text_may_hold_arrives_as_it_was_written_in_each_stream(fleet: F
     life.remove()
 
 
-def test_20000_lines_that_are_printed_at_once_are_all_in_output_and_journal(fleet: Fleet) -> None:
+def test_20000_lines_that_are_printed_in_one_burst_are_all_in_output_and_journal(fleet: Fleet) -> None:
     life = Life.awaiting(fleet)
     text = b"".join(b"line %d\n" % number for number in range(20_000))
     assert life.upload(modules.says(text)).status == 200

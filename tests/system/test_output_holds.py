@@ -148,7 +148,7 @@ def keepctl(fleet: Fleet, script: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_run_goes_on_exactly_where_it_was_when_its_manager_is_killed_and_back(fleet: Fleet) -> None:
-    """The guest waits for its reader until the manager has gone, and for nobody after that: the ring has it all."""
+    """The guest waits for its reader until the manager has gone, and for no one after that: the ring has it all."""
     module, text = ticks(1000)
     (fleet.host.path / "ticks.wasm").write_bytes(module)
     out = fleet.host.path / "ticks.out"
@@ -191,7 +191,7 @@ def test_an_input_whose_loader_is_killed_is_no_end_to_its_guest(fleet: Fleet) ->
 
 
 @pytest.mark.rare
-def test_a_loader_that_hangs_while_input_streams_holds_nobody_else_up_and_is_ended_by_the_watchdog(
+def test_a_loader_that_hangs_while_input_streams_holds_no_other_up_and_is_ended_by_the_watchdog(
     fleet: Fleet,
 ) -> None:
     (fleet.host.path / "cat.wasm").write_bytes(_cat())
@@ -238,15 +238,15 @@ def _cat() -> bytes:
 
 def test_a_failed_workload_is_a_failed_unit_that_runs_its_on_failure_unit(fleet: Fleet) -> None:
     said = "/run/on-failure-said"
-    told = f"[Service]\nType=oneshot\nExecStart=/bin/sh -c 'env | grep ^MONITOR_ > {said}'\n"
-    fleet.host.write("/run/systemd/system/tell@.service", told)
+    unit = f"[Service]\nType=oneshot\nExecStart=/bin/sh -c 'env | grep ^MONITOR_ > {said}'\n"
+    fleet.host.write("/run/systemd/system/report@.service", unit)
     place = Path(f"{fleet.host.root}{said}")
 
     def heard() -> str:
         return place.read_text() if place.exists() else ""
 
-    # Of a unit that several others name, systemd 252 tells none of them: one for each keep.
-    with drop_in(fleet.host, "keep@.service", "[Unit]\nOnFailure=tell@%i.service\n"):
+    # Of a unit that several others name, systemd 252 informs none of them: one for each keep.
+    with drop_in(fleet.host, "keep@.service", "[Unit]\nOnFailure=report@%i.service\n"):
         well = Life.ended(fleet, 0)
         well.without_process()
         assert not place.exists()
@@ -260,7 +260,7 @@ def test_a_failed_workload_is_a_failed_unit_that_runs_its_on_failure_unit(fleet:
         assert "exited 42" in fleet.host.show(ill.unit, "StatusText")["StatusText"]
         for life in (well, ill):
             life.remove()
-    fleet.host.run(["rm", said, "/run/systemd/system/tell@.service"])
+    fleet.host.run(["rm", said, "/run/systemd/system/report@.service"])
     fleet.host.daemon_reload()
 
 

@@ -242,7 +242,7 @@ def test_it_writes_nowhere_executes_nothing_and_sees_no_file_of_the_host_s(found
     assert found["status"]["CapBnd"].strip("0") == ""
 
 
-def test_nobody_can_connect_to_it(fleet: Fleet, tmp_path: Path) -> None:
+def test_no_one_can_connect_to_it(fleet: Fleet, tmp_path: Path) -> None:
     listening = "import socket; s = socket.socket(); s.bind((str(), 0)); s.listen()"
     host = fleet.host
 

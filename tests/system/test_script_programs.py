@@ -89,7 +89,7 @@ def test_the_limits_of_a_keep_hold_for_it(fleet: Fleet, place: Path) -> None:
     assert typed(fleet, place, "keepctl run --rm deep.js") == "RangeError RangeError RangeError\n"
 
 
-def test_it_runs_in_the_strict_profile_and_beside_the_fast_compiler(fleet: Fleet, place: Path) -> None:
+def test_it_runs_in_the_strict_profile_and_with_the_fast_compiler(fleet: Fleet, place: Path) -> None:
     assert typed(fleet, place, "keepctl run --rm --profile strict greet.js 2>&1; echo $?").splitlines()[0] == "hello"
     assert typed(fleet, place, "keepctl run --rm --compiler fast greet.js 2>&1; echo $?").splitlines()[0] == "hello"
 

@@ -1,4 +1,4 @@
-"""Spares on a real systemd: nobody's until they are handed out, and from that moment on what their unit says."""
+"""Spares on a real systemd: without an owner until they are assigned, and from that moment on what their unit says."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.system.life import SOON, Bystanders, Life, drop_in, spare_units
 from tests.system.wire import ask, request
 
 SPARES = 2
-"""They are made one after the other, and handed out so: when there are two, the manager has the first."""
+"""They are made one after the other, and assigned so: when there are two, the manager has the first."""
 PKI = "/etc/keepfleet/pki"
 fleet = pytest.fixture(scope="module")(module_s_fleet)
 
@@ -134,7 +134,7 @@ def test_a_manager_killed_while_it_hands_out_a_spare_leaves_a_spare_or_the_keep(
     fleet.client().remove(info.kuuid)
 
 
-def test_a_spare_of_before_a_change_of_the_keeps_settings_is_not_handed_out(fleet: Fleet) -> None:
+def test_a_spare_of_before_a_change_of_the_keeps_settings_is_not_assigned(fleet: Fleet) -> None:
     before = until_there_are(fleet, SPARES)
     with drop_in(fleet.host, "keep@.service", "[Service]\nNice=7\n"):
         info = made(create(fleet))
@@ -161,13 +161,13 @@ def send(fleet: Fleet, pid: int, number: signal.Signals) -> None:
     fleet.host.assistant.kill(number, pid)
 
 
-def test_a_spare_that_dies_while_it_is_handed_out_is_replaced_by_a_new_unit(fleet: Fleet) -> None:
+def test_a_spare_that_dies_while_it_is_assigned_is_replaced_by_a_new_unit(fleet: Fleet) -> None:
     loaders = {kuuid: loader_of(fleet, kuuid) for kuuid in until_there_are(fleet, SPARES)}
     for loader in loaders.values():
         send(fleet, loader, signal.SIGSTOP)  # it becomes a keep by its unit, and does not answer
     with ThreadPoolExecutor(1) as pool:
         creating = pool.submit(create, fleet, name="from-the-dead", start={})
-        until(lambda: len(spares(fleet)) != SPARES, lambda: "no spare is handed out")
+        until(lambda: len(spares(fleet)) != SPARES, lambda: "no spare is assigned")
         left = spares(fleet)
         (claimed,) = set(loaders) - left
         send(fleet, loaders[claimed], signal.SIGKILL)

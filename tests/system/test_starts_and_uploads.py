@@ -1,4 +1,4 @@
-"""Start, upload and stop: two at once, with something in the way, and where they make no sense."""
+"""Start, upload and stop: two concurrently, with something in the way, and where they make no sense."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_client_that_goes_while_the_runner_gets_ready_costs_the_next_one_nothi
     assert life.upload(modules.says(b"the next client\n")).status == 200
     life.line("the next client")
     lines = [message_of(entry) for entry in life.entries()]
-    assert not [line for line in lines if "again" in line], "neither the endpoint nor the runner was made anew"
+    assert not [line for line in lines if "again" in line], "neither the endpoint nor the runner was made again"
     life.until(State.STARTED, State.COMPLETE)
     life.remove()
 
@@ -65,7 +65,7 @@ def test_a_second_start_is_refused_and_changes_nothing(life: Life) -> None:
     assert life.look() == started
 
 
-def test_of_two_starts_at_once_one_wins_and_the_other_hears_409(life: Life) -> None:
+def test_of_two_concurrent_starts_one_wins_and_the_other_hears_409(life: Life) -> None:
     ports = free_port(), free_port()
     won, lost = split(both(*[lambda port=port: life.start("127.0.0.1", port) for port in ports]))
     assert lost == [ErrorKind.CONFLICT]
@@ -120,7 +120,7 @@ def test_no_port_free_in_the_manager_s_range_is_an_error_and_the_keep_stays_idle
     assert life.look().state is State.LISTENING
 
 
-def test_of_two_uploads_at_once_one_is_taken_and_the_other_hears_409(life: Life) -> None:
+def test_of_two_concurrent_uploads_one_is_taken_and_the_other_hears_409(life: Life) -> None:
     life.start()
     module = modules.says(b"first\n")
     with half_an_upload(life, module) as first:

@@ -35,7 +35,7 @@ def test_the_page_on_running_only_what_was_signed_can_be_typed(fleet: Fleet) -> 
     cursor = fleet.host.cursor()
     output = typed_inside(fleet, blocks("docs/how-to/signed.md", "sh"))
     assert output.count("Hello from C, inside a keep!") == 2, output
-    for told in (
+    for text in (
         "modules must be signed by release",
         "it may start: web 1.3.0, signed by release",
         "cannot start the module: it is not signed by release",
@@ -47,7 +47,7 @@ def test_the_page_on_running_only_what_was_signed_can_be_typed(fleet: Fleet) -> 
         "running, and could not start any more: keep ",
         "which was revoked: the laptop was stolen",
     ):
-        assert told in output, f"signed.md promises {told!r}; it printed:\n{output}"
+        assert text in output, f"signed.md promises {text!r}; it printed:\n{output}"
     assert fleet.client().keeps() == ()
     lines = "\n".join(message_of(each) for each in fleet.host.journal("keep-manager.service", cursor))
     assert "forced: it may start although a newer version was seen, by" in lines

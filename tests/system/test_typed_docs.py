@@ -1,4 +1,4 @@
-"""Every command that the README, the tutorial, the how-tos and the examples tell a newcomer to type is typed here, on a
+"""Every command that the README, the tutorial, the how-tos and the examples have a newcomer type is typed here, on a
 real host."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_the_readmes_playground_does_what_it_says() -> None:
     name = f"readme-{os.getpid()}"
     output = typed(f"trap './run down' EXIT\n{chr(10).join(playground)}", {"KEEPFLEET_PLAYGROUND": name})
     assert "All answers were as they should be" in output
-    for told in (
+    for text in (
         "awaiting workload",
         "\n97\n",
         "returned: [21]",
@@ -64,7 +64,7 @@ def test_the_readmes_playground_does_what_it_says() -> None:
         "0: read_past_the_end at",
         "exit code 126",
     ):
-        assert told in output, f"the README promises {told!r}; it printed:\n{output}"
+        assert text in output, f"the README promises {text!r}; it printed:\n{output}"
     typed_here = {*playground, "./run demo", "./run test"}
     assert [line for line in lines if line not in typed_here] == [], "a command that no test types"
 
@@ -110,7 +110,7 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
     inside = [line for line in commands if not line.startswith("./run ") and line != "exit"]
     assert len(commands) - len(inside) == 4, "only ./run up, ./run exec, exit and ./run down stand outside the host"
     output = typed_inside(fleet, inside)
-    for told in (
+    for text in (
         "listening: ready for a start",
         "Hello from C, inside a keep!",
         "returned: [1]",
@@ -119,7 +119,7 @@ def test_the_tutorial_can_be_typed_from_its_first_to_its_last_line(fleet: Fleet)
         "out of bounds memory access",
         "All answers were as they should be",
     ):
-        assert told in output, f"the tutorial promises {told!r}; it printed:\n{output}"
+        assert text in output, f"the tutorial promises {text!r}; it printed:\n{output}"
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_a_how_to_can_be_typed_from_its_first_to_its_last_line(
     fleet: Fleet, page: str, promised: tuple[str, ...]
 ) -> None:
     output = typed_inside(fleet, blocks(f"docs/how-to/{page}.md", "sh"))
-    for told in promised:
-        assert told in output, f"{page}.md promises {told!r}; it printed:\n{output}"
+    for text in promised:
+        assert text in output, f"{page}.md promises {text!r}; it printed:\n{output}"
     assert fleet.client().keeps() == (), "and it tidies up"
 
 
@@ -214,5 +214,5 @@ def test_the_examples_that_are_given_files_can_be_run_as_their_readme_says(fleet
         fleet.host.systemctl("daemon-reload")
         fleet.configure()
         fleet.restart()
-    for told in ("\n19\n", "1 ONE\n2 TWO\n", "3 lines read, 1 left out", "3 the\n2 and\n"):
-        assert told in output, f"the examples' README promises {told!r}; it printed:\n{output}"
+    for text in ("\n19\n", "1 ONE\n2 TWO\n", "3 lines read, 1 left out", "3 the\n2 and\n"):
+        assert text in output, f"the examples' README promises {text!r}; it printed:\n{output}"

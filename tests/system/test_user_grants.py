@@ -1,4 +1,4 @@
-"""What a user's own manager grants, without root: directories are mounts of the user's own, and nobody is mapped."""
+"""What a user's own manager grants, without root: directories are mounts of the user's own, and no user is mapped."""
 
 from __future__ import annotations
 

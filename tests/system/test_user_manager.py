@@ -71,7 +71,7 @@ def ada(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserFl
     home = host.run(["sh", "-c", "echo ~"], user=USER).stdout.strip()
     host.run(["keepctl", "install", "--user"], user=USER)
     host.run(["keepctl", "init"], user=USER)
-    pki = tmp_path_factory.mktemp("ada") / "pki"  # with files of our own: nobody uses a key of another user's
+    pki = tmp_path_factory.mktemp("ada") / "pki"  # with files of our own: a key of another user's is not used
     shutil.copytree(f"{host.root}{home}/.config/keepfleet/pki", pki)
     fleet = UserFleet(host, free_port(), home, pki)
     settings = f"{home}/.config/keepfleet/manager.yaml"
@@ -355,7 +355,7 @@ def makes_a_user_namespace_anyway(ada: UserFleet) -> bool:
 
 
 @pytest.mark.parametrize("hole", HOLES, ids=lambda hole: hole.splitlines()[0])
-def test_a_keep_with_a_hole_in_its_walls_takes_no_workload_or_does_not_start(ada: UserFleet, hole: str) -> None:
+def test_a_keep_with_a_hole_in_its_isolation_takes_no_workload_or_does_not_start(ada: UserFleet, hole: str) -> None:
     with inside.drop_in(ada.host, f"[Service]\n{hole}\n", USER):
         before = ada.host.units("keep@*.service", user=USER)
         kuuid = ada.keepctl("new", check=False)

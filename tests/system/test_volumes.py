@@ -145,7 +145,7 @@ def test_it_stays_when_nothing_is_declared_and_goes_when_it_is_removed(keeping: 
     assert "declared keep web has it" in keepctl(keeping, "volume", "rm", "data", check=False)
     keepctl(keeping, "delete", "web")
     keeping.restart()
-    until(lambda: not volumes(keeping)["data"]["in_use"], lambda: volumes(keeping))  # it ends when nobody waits for it
+    until(lambda: not volumes(keeping)["data"]["in_use"], lambda: volumes(keeping))  # it ends when it is not waited for
     assert keepctl(keeping, "volume", "rm", "data") == "data: removed\n"
     assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")
     assert applied(keeping, "web", KEEPER).endswith("; running\n")
@@ -202,7 +202,7 @@ def test_a_manager_that_is_killed_while_it_makes_one_is_followed_by_one_that_goe
 def test_a_manager_that_is_killed_as_it_removes_one_is_followed_by_one_that_has_it_no_more(keeping: Fleet) -> None:
     applied(keeping, "counter", f"module: keeper:3\n{VOLUME}")
     keepctl(keeping, "delete", "counter")
-    until(lambda: not keeping.keep_units(), keeping.keep_units)  # it ends when nobody waits for it
+    until(lambda: not keeping.keep_units(), keeping.keep_units)  # it ends when it is not waited for
     with keeping.killed_at(Failpoint.VOLUME_AFTER_GONE):
         keepctl(keeping, "volume", "rm", "data", check=False)
     assert (volumes(keeping), keeping.host.run(["ls", "-A", PLACE]).stdout) == ({}, "")

@@ -1,4 +1,4 @@
-"""Limits that end a workload and policies that start it again, on a real systemd: what is told, and what is left."""
+"""Limits that end a workload and policies that start it again, on a real systemd: what is reported and what is left."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from keep_protocol.limits import Limits
 from keep_protocol.outcome import TRAP
 from keep_protocol.states import State
 from tests.system.fleet import Fleet, free_port
+from tests.system.life import Life
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MEMORY = "/run/systemd/system/keep@.service.d/50-memory.conf"
@@ -102,6 +103,7 @@ def test_a_workload_that_fails_is_started_again_and_then_given_up_with_its_reaso
     assert (info.state, info.restarts, outcome.kind) == (State.ERROR, 4, OutcomeKind.TRAPPED)
     assert info.detail.startswith("gave it up after starting it again 4 times within 60 s: trapped: out of bounds")
     assert any("read_past_the_end" in line for line in outcome.backtrace)
+    Life(fleet, keep.kuuid).without_process()
     shown = fleet.host.show(unit_name(keep.kuuid), "ActiveState", "ExecMainStatus", "NRestarts")
     assert shown == {"ActiveState": "failed", "ExecMainStatus": str(TRAP), "NRestarts": "4"}
 
@@ -111,7 +113,7 @@ def test_a_workload_that_does_its_job_is_not_started_again(fleet: Fleet) -> None
     assert (info.restarts, outcome.kind, outcome.exit_code) == (0, OutcomeKind.EXITED, 0)
 
 
-def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_for_good(fleet: Fleet) -> None:
+def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_permanently(fleet: Fleet) -> None:
     keep = began(fleet, example("spin"), "always")
     unit = unit_name(keep.kuuid)
     fleet.host.wait_journal("spinning until stopped", unit)
@@ -127,6 +129,7 @@ def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_for_
     stopped = fleet.client().stop(keep.kuuid)
     assert stopped.outcome is not None
     assert (stopped.state, stopped.outcome.kind, stopped.outcome.by) == (State.COMPLETE, OutcomeKind.STOPPED, "admin")
+    Life(fleet, keep.kuuid).without_process()
     shown = fleet.host.show(unit, "ActiveState", "SubState", "NRestarts")
     assert shown == {"ActiveState": "active", "SubState": "exited", "NRestarts": "1"}
     fleet.client().remove(keep.kuuid)

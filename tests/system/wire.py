@@ -30,7 +30,7 @@ class Answer:
 
     @property
     def kind(self) -> str:
-        """The kind of the error it tells."""
+        """The kind of the error it reports."""
         return str(self.object["error"]["kind"])
 
 

@@ -30,7 +30,7 @@ def foreign() -> ForeignAuthority:
 
 @pytest.fixture
 def revoked(tmp_path: Path) -> Iterator[int]:
-    """The list of revoked certificates, open for reading alone."""
+    """The list of revoked certificates, open read-only."""
     (tmp_path / "revoked").touch()
     descriptor = os.open(tmp_path / "revoked", os.O_RDONLY)
     yield descriptor

@@ -48,7 +48,7 @@ def keeps(parts: ManagerParts) -> Keeps:
 
 async def refusal(work: object) -> KeepfleetError:
     with pytest.raises(KeepfleetError) as caught:
-        await work  # type: ignore[misc] # whatever coroutine a test hands over
+        await work  # type: ignore[misc] # whatever coroutine a test passes
     return caught.value
 
 

@@ -240,9 +240,9 @@ def _manifest(digest: str, size: int) -> bytes:
 
 
 TAKEN_OVER: dict[str, tuple[str, str]] = {
-    "nothing": ("", "what its unit hands over is no module"),
+    "nothing": ("", "what its unit passes on is no module"),
     "noise": ("w(os.urandom(100000))", "cannot "),
-    "a line without end": ("while 1: w(b'x' * 65536)", "what its unit hands over is no module"),
+    "a line without end": ("while 1: w(b'x' * 65536)", "what its unit passes on is no module"),
     "another length": (f"m = {_manifest(DIGEST, 8)!r}; w(head([m], 9) + m + bytes(9))", "is no module"),
     "other bytes": (f"m = {_manifest(DIGEST, 8)!r}; w(head([m], 8) + m + bytes(8))", "which its manifest names"),
     "too few": (f"m = {_manifest(DIGEST, 8)!r}; w(head([m], 8) + m + bytes(7))", "it sent 7 bytes and not that"),

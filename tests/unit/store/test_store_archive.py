@@ -105,7 +105,7 @@ def test_an_export_that_ends_early_or_goes_on_is_refused(store: Store, other: St
 
 
 def hostile(kind: bytes, name: str, link: str = "") -> bytes:
-    """A tar of one member that is not a plain file of the store's."""
+    """A tar of one member that is not a regular file of the store's."""
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w", format=tarfile.GNU_FORMAT) as file:
         member = tarfile.TarInfo(name)
