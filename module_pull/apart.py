@@ -28,7 +28,7 @@ NAME = "keep-pull"
 NOBODY = 65534
 """Whom no file belongs to, on every Linux (user `nobody`, group `nogroup`)."""
 MEMORY_BYTES, FILES = 192 << 20, 64
-"""As the unit has them (MemoryMax=, LimitNOFILE=)."""
+"""As the unit has them (MemoryMax=, LimitNOFILE=); the memory is on top of what the forking process has already."""
 _MODULE = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -89,6 +89,7 @@ def _pull(address: Address, credentials: Credentials, context: ssl.SSLContext) -
 
 def _confine() -> None:
     """Gives up what a pull needs none of. Raises OSError."""
+    memory = _data_bytes() + MEMORY_BYTES
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -100,7 +101,13 @@ def _confine() -> None:
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NPROC: 0,
         resource.RLIMIT_NOFILE: FILES,
-        resource.RLIMIT_DATA: MEMORY_BYTES,
+        resource.RLIMIT_DATA: memory,
     }
     for limit, most in limits.items():
         resource.setrlimit(limit, (most, most))
+
+
+def _data_bytes() -> int:
+    """What RLIMIT_DATA counts of this process now (proc(5), statm)."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[5]) * resource.getpagesize()

@@ -16,6 +16,7 @@ pytest_plugins = ("tests.workers", "tests.system.fixtures", "tests.fakes.compile
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures clean up as after Ctrl-C
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup: what a test starts inherits whether it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background, for the same reason
 
 gc.disable()  # until the tests are collected: they stay, and looking for garbage among them is a sixth of that time
 

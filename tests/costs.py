@@ -83,13 +83,13 @@ class Costs:
         self._waited: defaultdict[str, float] = defaultdict(float)
         self._tests: defaultdict[str, float] = defaultdict(float)
         self._looks = threading.Lock()
-        self._apart = threading.Event()
+        self._apart, self._never = threading.Event(), threading.Event()
 
     def _watch(self) -> None:
         linux.unshare(linux.CLONE_FILES)  # what it opens is not among the descriptors that tests count
         self._apart.set()
         while True:
-            time.sleep(LOOK_SECONDS)
+            self._never.wait(LOOK_SECONDS)  # `time.sleep` may be another one while a test runs
             self._look()
 
     def _look(self) -> None:

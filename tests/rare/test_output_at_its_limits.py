@@ -148,7 +148,7 @@ def test_a_manager_without_descriptors_for_all_who_follow_finds_every_keep_and_s
 ) -> None:
     with ThreadPoolExecutor(8) as pool:
         lives = list(pool.map(lambda _: ticking(fleet), range(FOLLOWED)))
-    few = usage_of(fleet.host, fleet.manager_pid).descriptors + FOLLOWED // 2 * OF_ONE
+    few = usage_of(fleet.host, fleet.manager_pid).descriptors + FOLLOWED // 4 * OF_ONE  # which is most that one takes
     with drop_in(fleet.host, MANAGER, f"[Service]\nLimitNOFILE={few}\n"):
         fleet.restart()
         followers = [Following(fleet.client(), life.kuuid) for life in lives]

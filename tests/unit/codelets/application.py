@@ -49,7 +49,7 @@ class Application:
     `choose` (control, -1 by default) and `data` (writable, with 64 bytes of data)."""
 
     made: ClassVar[list[Application]] = []
-    """Those that are open; conftest.py closes them after each test."""
+    """Those that are open; conftest.py closes them after each test of codelets."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
         self.made.append(self)
@@ -61,8 +61,10 @@ class Application:
         self.data = self.runtime.hook("data", 4, data_bytes=64, writable=True)
 
     def close(self) -> None:
-        self.runtime.close()
-        self.store.close()
+        if self in self.made:
+            self.made.remove(self)
+            self.runtime.close()
+            self.store.close()
 
     def add(self, name: str, module: bytes) -> str:
         """Puts a module into the store; its reference."""

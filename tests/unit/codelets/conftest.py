@@ -17,7 +17,7 @@ def closing() -> Iterator[None]:
     """Closes what a test has opened."""
     yield
     while Application.made:
-        Application.made.pop().close()
+        Application.made[-1].close()
 
 
 @pytest.fixture(scope="session")
@@ -53,4 +53,4 @@ def in_c(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
 def application(tmp_path: Path, in_c: bool) -> Iterator[Application]:
     made = Application(tmp_path, in_c=in_c)
     yield made
-    made.runtime.close()
+    made.close()

@@ -42,7 +42,7 @@ def application(tmp_path: Path) -> Iterator[Application]:
     made.add("counter", COUNTER)
     (tmp_path / "counter.yaml").write_text(one("${NAME}", "choose", path="counter:1"))
     yield made
-    made.runtime.close()
+    made.close()
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def application(people: People, tmp_path: Path) -> Iterator[Application]:
     made.add("counter", COUNTER)
     attach(people.manager, tmp_path / "lcm.sock")
     yield made
-    made.runtime.close()
+    made.close()
 
 
 async def test_its_owner_loads_watches_and_unloads_a_set(people: People, application: Application) -> None:
@@ -201,7 +201,7 @@ async def test_an_application_that_has_ended_is_unavailable_until_it_is_there_ag
         )
         application = Application(tmp_path / "again", in_c=False, lcm_socket=str(tmp_path / "lcm.sock"))
         assert (await call(people.ann, "GET", SETS))[1] == {"codeletsets": []}
-        application.runtime.close()
+        application.close()
 
 
 # --- the files -------------------------------------------------------------------------------------------------------

@@ -182,6 +182,13 @@ def test_a_manifest_without_end_or_that_is_none_is_refused(store: Store, remote:
         assert "cannot read the manifest of oci://" in refusal(store, remote).message
 
 
+def test_a_pull_has_memory_of_its_own_where_the_process_that_pulls_has_much(store: Store, remote: FakeRegistry) -> None:
+    held = bytearray(2 * apart.MEMORY_BYTES)  # counted as soon as it is mapped
+    remote.put("1.2", bytes(artifact.MAX_MANIFEST_BYTES + 1))
+    assert "its manifest of team/web is over 262144 bytes" in refusal(store, remote).message
+    assert len(held) == 2 * apart.MEMORY_BYTES
+
+
 @pytest.mark.parametrize(
     ("status", "why"),
     [
