@@ -98,7 +98,7 @@ BERLIN = World(clock=1.8e12, zone=zones.table("Europe/Berlin").encode())
 @pytest.mark.parametrize(
     ("expression", "value"),
     [
-        ("Date.now()", 1800000000000),
+        ("Math.floor(Date.now() / 60000)", 30000000),  # it goes on from there
         ("new Date().getTimezoneOffset()", -60),
         ("new Date(2026, 6, 1).toISOString()", "2026-06-30T22:00:00.000Z"),
         ("new Date('2026-07-01T12:00').getTime() - Date.UTC(2026, 6, 1, 10)", 0),
