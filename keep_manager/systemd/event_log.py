@@ -223,25 +223,24 @@ class EventLog:
         sent = set[str]()
         recent = self._hub.after(after) if after else None
         if recent is None and (after or last is not None):
-            recent, latest = list(self._hub.recent), ""
+            recent, sent = list(self._hub.recent), {after}
             async for event in self._stored(kuuid, last, after, visible, caller):
-                latest = event.cursor
-                sent.add(latest)
+                sent.add(event.cursor)
                 yield event
-            # What journald has taken and not written yet was sent before this follower came.
-            numbers = [number for number, event in enumerate(recent, 1) if event.cursor in (latest, after)]
+            # What journald has taken and not written yet was sent before this follower came. The latest that was read
+            # may be later than all of `recent`.
+            numbers = [number for number, event in enumerate(recent, 1) if event.cursor in sent]
             recent = recent[max(numbers, default=0) :]
         for event in recent or ():
             if _matches(event, kuuid, visible):
                 yield event
         sent.update(event.cursor for event in recent or ())
         while True:
-            if queue.empty():
-                sent.clear()  # what comes from now on was written after all that has been sent
             event_or_end = await queue.get()
             if event_or_end is None:
                 raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot send further events: the client does not read them")
-            if event_or_end.cursor not in sent and _matches(event_or_end, kuuid, visible):
+            if _matches(event_or_end, kuuid, visible) and event_or_end.cursor not in sent:
+                sent.clear()  # they come in order: nothing that was sent comes after this one
                 yield event_or_end
 
     async def _stored(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -129,6 +129,27 @@ async def test_what_happens_while_the_last_events_are_read_is_sent_once(written:
     async with written.log.events(follow=True, last=10) as coming:
         await write(written, 2, EventType.STARTED)
         await written.settled()
+        found = [await asyncio.wait_for(anext(coming), ENOUGH) for _ in range(5)]
+        await write(written, 3, EventType.CREATED)
+        found.append(await asyncio.wait_for(anext(coming), ENOUGH))
+    assert words(found[-3:]) == [(1, "running"), (2, "started"), (3, "created")]
+
+
+async def test_what_is_written_just_before_the_last_events_are_read_sends_none_of_them_twice(
+    written: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(written.log, EventLog):
+        pytest.skip("the fake reads none: what it has is what it was given")
+    stored = written.log._stored
+
+    async def later(*arguments: Any) -> AsyncGenerator[KeepEvent, None]:
+        await write(written, 2, EventType.STARTED)
+        await written.settled()
+        async for event in stored(*arguments):
+            yield event
+
+    monkeypatch.setattr(written.log, "_stored", later)
+    async with written.log.events(follow=True, last=10) as coming:
         found = [await asyncio.wait_for(anext(coming), ENOUGH) for _ in range(5)]
         await write(written, 3, EventType.CREATED)
         found.append(await asyncio.wait_for(anext(coming), ENOUGH))
