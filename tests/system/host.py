@@ -35,7 +35,7 @@ def layout(binds: tuple[tuple[str, str, bool], ...]) -> Layout:
 
 
 def until(there: Callable[[], object], what: Callable[[], object], seconds: float = JOURNAL_SECONDS) -> None:
-    """Returns once `there` is true, of what tells of no change; fails with `what` when that takes too long."""
+    """Returns once `there` is true, where nothing notifies of the change; fails with `what` if that takes too long."""
     began, pause = time.monotonic(), threading.Event()
     while not there():
         taken = time.monotonic() - began
