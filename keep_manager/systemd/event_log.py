@@ -220,28 +220,28 @@ class EventLog:
         visible: Visible | None,
         caller: str,
     ) -> AsyncGenerator[KeepEvent, None]:
-        sent = set[str]()
+        newest = self._number_of(after)
         recent = self._hub.after(after) if after else None
         if recent is None and (after or last is not None):
-            recent, sent = list(self._hub.recent), {after}
+            recent = list(self._hub.recent)  # what journald has taken and not written yet is among them
             async for event in self._stored(kuuid, last, after, visible, caller):
-                sent.add(event.cursor)
+                newest = max(newest, self._number_of(event.cursor))
                 yield event
-            # What journald has taken and not written yet was sent before this follower came. The latest that was read
-            # may be later than all of `recent`.
-            numbers = [number for number, event in enumerate(recent, 1) if event.cursor in sent]
-            recent = recent[max(numbers, default=0) :]
         for event in recent or ():
-            if _matches(event, kuuid, visible):
+            if self._number_of(event.cursor) > newest and _matches(event, kuuid, visible):
+                newest = self._number_of(event.cursor)
                 yield event
-        sent.update(event.cursor for event in recent or ())
         while True:
             event_or_end = await queue.get()
             if event_or_end is None:
                 raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot send further events: the client does not read them")
-            if _matches(event_or_end, kuuid, visible) and event_or_end.cursor not in sent:
-                sent.clear()  # they come in order: nothing that was sent comes after this one
+            if self._number_of(event_or_end.cursor) > newest and _matches(event_or_end, kuuid, visible):
                 yield event_or_end
+
+    def _number_of(self, event_id: str) -> int:
+        """Which of the events of this manager that is, in the order of the journal and of the hub; 0 for none."""
+        mine, _, rest = event_id.removeprefix("m=").partition(";n=")
+        return int(rest.partition(";")[0], 16) if mine == self._mine else 0
 
     async def _stored(
         self, kuuid: int | None, last: int | None, after: str, visible: Visible | None, caller: str

@@ -149,11 +149,15 @@ async def test_what_is_written_just_before_the_last_events_are_read_sends_none_o
             yield event
 
     monkeypatch.setattr(written.log, "_stored", later)
-    async with written.log.events(follow=True, last=10) as coming:
-        found = [await asyncio.wait_for(anext(coming), ENOUGH) for _ in range(5)]
-        await write(written, 3, EventType.CREATED)
-        found.append(await asyncio.wait_for(anext(coming), ENOUGH))
-    assert words(found[-3:]) == [(1, "running"), (2, "started"), (3, "created")]
+    for last, expected in (
+        (10, [(1, "running"), (2, "started"), (3, "created")]),
+        (1, [(2, "started"), (3, "created")]),
+    ):
+        async with written.log.events(follow=True, last=last) as coming:
+            found = [await asyncio.wait_for(anext(coming), ENOUGH) for _ in range(min(last, 5))]
+            await write(written, 3, EventType.CREATED)
+            found.append(await asyncio.wait_for(anext(coming), ENOUGH))
+        assert words(found[-len(expected) :]) == expected
 
 
 async def test_the_latest_event_of_each_keep_is_known(written: Subject) -> None:
