@@ -246,7 +246,11 @@ class Bystanders:
         self._fleet = fleet
         self._lives = (Life.awaiting(fleet), Life.running(fleet))
         self.units = [life.unit for life in self._lives]
-        self._greet()  # the first client brings a runner
+        self._greet()
+        awaiting, running = self._lives
+        until(lambda: awaiting.forks("keep-runner"), lambda: "the first client brings no runner")
+        awaiting.status("awaiting workload")  # systemd has it later than the manager
+        running.status("running the workload")
         self._before = self._pulse()
 
     def __repr__(self) -> str:
@@ -265,7 +269,8 @@ class Bystanders:
 
     def check(self) -> None:
         """They are exactly as they were: the same processes in the same states behind the same endpoints."""
-        assert self._pulse() == self._before, "a bystander was disturbed"
+        now = self._pulse()
+        assert now == self._before, f"a bystander was disturbed: it was {self._before}, and is {now}"
         self._greet()
 
     def _greet(self) -> None:
