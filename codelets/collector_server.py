@@ -162,10 +162,13 @@ class CollectorServer(Listener):
 
     def close(self) -> None:
         """Ends every connection; what is in the ring the collector can still read."""
+        if not self.forked:
+            with self._ring_lock:
+                self._closed = True  # nobody attaches from now on
+                if self._attached is not None:
+                    connection = self._attached[0]
+                    self._detach(connection, reads_on=not _has_gone(connection))
         super().close()
-        with self._ring_lock:
-            if self._attached is not None and not self.forked:
-                self._detach(self._attached[0], reads_on=True)
 
     def _attach(self, connection: socket.socket) -> None:
         """Raises KeepfleetError: CONFLICT where another collector is attached, UNAVAILABLE for want of memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import signal
 import time
 from collections.abc import Iterator
 
@@ -130,7 +131,11 @@ def test_a_journald_that_was_stopped_gets_what_was_written_meanwhile(fleet: Flee
     assert life.upload(modules.says(*(b"line %d\n" % number for number in range(8)), pause_ms=500)).status == 200
     life.line("line 0")
     sockets = ("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald-audit.socket")
+    # A datagram that journald has not yet read goes with its socket, so none is sent while that is closed.
+    life.signal(life.loader_pid, signal.SIGSTOP)
+    fleet.host.assistant.synchronize()
     fleet.host.systemctl("stop", *sockets, "systemd-journald.service", check=False)
+    life.signal(life.loader_pid, signal.SIGCONT)
     deadline = time.monotonic() + SOON
     while not life.look().detail.startswith("the journal gets no output"):
         assert time.monotonic() < deadline, life.info

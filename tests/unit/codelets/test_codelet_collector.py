@@ -20,6 +20,7 @@ from codelets import Collector, pack
 from codelets.__main__ import main as codelets_main
 from codelets.collector_ring import Reader
 from codelets.collector_server import MAX_PACKET, CollectorServer
+from codelets.listening import Listener
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.unit.codelets.application import Application, codelet, function, packet
 
@@ -326,10 +327,17 @@ def test_a_collector_survives_the_application_and_reads_what_it_had_written(addr
     assert gathering.error is None
 
 
-def test_an_application_that_closes_leaves_its_last_messages(address: str) -> None:
+def test_an_application_that_closes_leaves_its_last_messages(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server = CollectorServer(address, lambda stream, message: True)
     gathering = Gathering(address, wait_seconds=0.1)
     attached(server)
+    ends_connections = Listener.close
+
+    def seen(listener: Listener) -> None:
+        ends_connections(listener)
+        detached(server)  # by the connection's thread, where that is first to see the end
+
+    monkeypatch.setattr(Listener, "close", seen)
     server.write(STREAM, [b"last"] * 3)
     server.close()
     gathering.join(30)
