@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,6 +88,16 @@ def patient_with_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_client, "CONTROL_REPLY_SECONDS", PATIENCE)
     monkeypatch.setattr(Loaders.ask, "__defaults__", (PATIENCE,))
     monkeypatch.setattr(LoaderSession.ask, "__defaults__", (PATIENCE, ()))
+
+
+@contextmanager
+def reserved_port(address: str = "127.0.0.1") -> Iterator[int]:
+    """A port that no one gets who asks for any, and that a listener gets who names it: it is bound, and no one listens
+    (man 7 socket, SO_REUSEADDR)."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((address, 0))
+        yield int(holder.getsockname()[1])
 
 
 @pytest.fixture
