@@ -151,12 +151,13 @@ async def test_a_keep_whose_loader_was_given_up_is_lost_with_the_reason(
 
 
 async def test_a_keep_of_an_earlier_boot_has_ended_and_is_kept_for_its_retention(
-    parts: ManagerParts, place: Path
+    units: FakeUnits, place: Path, policy: Policy
 ) -> None:
-    done = await ended(parts, TRAPPED)
-    running, loader = await started(parts, "web")
-    await loader.move(Event.ACCEPT)
-    await parts.units.close()  # the host is restarted: no unit is there, and no manager has seen them go
+    async with manager_parts(units, str(place), policy) as parts:
+        done = await ended(parts, TRAPPED)
+        running, loader = await started(parts, "web")
+        await loader.move(Event.ACCEPT)
+    await units.close()  # the host is restarted: no unit is there, and no manager has seen them go
     async with next_manager(parts, place, boot="a later boot") as other:
         assert (await other.keeps.get(done)).detail == "trapped: unreachable"
         lost = await other.keeps.get(running)
