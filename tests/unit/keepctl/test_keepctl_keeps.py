@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,15 +27,18 @@ def test_a_keep_is_made_started_shown_stopped_and_removed(run: Run, manager: Man
     started = run("start", kuuid, "--port", "4040", "--name", "edge.example")
     assert started.output == f"address     127.0.0.1:4040\nfingerprint {pki.fingerprint}\n"
     row = run("ps").output.splitlines()[1]
-    assert re.fullmatch(rf"{kuuid}  -     2 started  \d s  -       127\.0\.0\.1:4040  awaiting-workload", row)
+    assert re.fullmatch(rf"{kuuid}  -     2 started  \d+ (s|min)  -       127\.0\.0\.1:4040  awaiting-workload", row)
     assert json.loads(run("inspect", kuuid).output)["fingerprint"] == pki.fingerprint
     assert run("stop", kuuid).output == "stopped by its owner\n"
     assert run("rm", kuuid).output == f"removed {kuuid}\n"
     assert manager.keeps == {}
 
 
-def test_keeps_are_listed_newest_first_with_age_and_module(run: Run, manager: ManagerInMemory) -> None:
+def test_keeps_are_listed_newest_first_with_age_and_module(
+    run: Run, manager: ManagerInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.time()
+    monkeypatch.setattr("keepctl.commands.keeps.time", SimpleNamespace(time=lambda: now))
     ages = {"old": 3 * 86400 + 60, "young": 61, "middle": 3 * 3600, "unknown": None}
     for number, (name, age) in enumerate(ages.items()):
         run("new", "--name", name)
