@@ -108,9 +108,7 @@ def undisturbed(fleet: Fleet, bystanders: Bystanders) -> Iterator[None]:
     if left:
         with contextlib.suppress(ConnectionFailed):
             fleet.remove_all(bystanders.owns)
-    if units := [unit for unit in fleet.keep_units() if not bystanders.owns(unit)] if left else []:
-        fleet.host.systemctl("stop", *units)
-        fleet.host.systemctl("reset-failed", *units, check=False)
+        fleet.end_units([unit for unit in fleet.keep_units() if not bystanders.owns(unit)])
     bystanders.check()
     assert left == []
 

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from keep_client.credentials import Credentials
@@ -269,14 +269,19 @@ class Fleet:
         with contextlib.suppress(ConnectionFailed):
             if not self.remove_all() and not self.keep_units():
                 return
-        if units := self.keep_units():
-            self.host.systemctl("stop", *units)
-            self.host.systemctl("reset-failed", *units, check=False)
+        self.end_units(self.keep_units())
         try:
             self.client().keeps()
         except ConnectionFailed:
             self.host.systemctl("start", MANAGER)
         self.settle()
+
+    def end_units(self, units: Sequence[str]) -> None:
+        """Ends these keeps without the manager, which may be ending some of them itself."""
+        if units:
+            self.host.systemctl("stop", *units, check=False)
+            self.host.systemctl("reset-failed", *units, check=False)
+            until(lambda: not {*units}.intersection(self.keep_units()), lambda: f"of {units}: {self.keep_units()}")
 
     def remove_all(self, spared: Callable[[str], bool] = lambda _: False) -> int:
         """Removes every keep through the manager, but those whose unit is `spared`; how many there were."""
