@@ -190,11 +190,13 @@ def test_a_stopped_keep_is_complete_says_who_stopped_it_and_frees_its_port(
 @contextlib.contextmanager
 def systemd_is_busy(host: Host) -> Iterator[None]:
     """PID 1 gets no processor: what it was sent waits."""
-    os.kill(host.sandbox.pid, signal.SIGSTOP)
+    pid = host.sandbox.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(host.sandbox.pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_a_port_is_free_when_its_keep_has_ended_also_where_systemd_is_busy(fleet: Fleet) -> None:

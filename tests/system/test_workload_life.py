@@ -120,8 +120,8 @@ def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_perm
     keep = began(fleet, example("spin"), "always")
     unit = unit_name(keep.kuuid)
     fleet.host.wait_journal("spinning until stopped", unit)
-    # The record, output and journal, the module compiled and as it was sent, the description, and the two pipes; systemd
-    # comes to what it is sent later.
+    # The record, output and journal, the module compiled and as it was sent, the description, and the two pipes, once
+    # systemd has come to the messages.
     until(lambda: stored(fleet, keep) == 8, lambda: stored(fleet, keep))
     cursor = fleet.host.cursor()
     fleet.host.systemctl("kill", "--kill-whom=main", f"--signal={int(signal.SIGKILL)}", unit)
