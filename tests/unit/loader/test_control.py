@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
-from keep_loader.control import MAX_QUEUED
+from keep_loader.control import MAX_QUEUED, Connection, ControlServer
+from keep_loader.loop import Loop
 from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS, MAX_CONTROL_FRAME
 from keep_protocol.control import Command, CommandType, encode_command
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -184,3 +186,28 @@ def test_a_stranger_is_hung_up_on_and_logged(loader: LoaderProcess) -> None:
         os.seteuid(0)
     assert peer.has_hung_up()
     assert "refused a control connection of uid 65534" in loader.log_text()
+
+
+def test_descriptors_of_a_command_that_is_refused_are_closed_before_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(command: Command, descriptors: list[int], connection: Connection) -> None:
+        raise KeepfleetError(ErrorKind.CONFLICT, "it is started")
+
+    loop, left = Loop(), list[bytes]()
+    server = ControlServer(loop, str(tmp_path / "control.sock"), refuse)
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+
+    def answered(connection: Connection, answer: bytes) -> None:
+        left.append(os.read(reading, 1))  # blocks, as it says, while another end for writing is open
+        loop.stop()
+
+    monkeypatch.setattr(Connection, "reply", answered)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(tmp_path / "control.sock"))
+        socket.send_fds(peer, [encode_command(Command(CommandType.KEEP_START, "{}"))], [writing])
+        os.close(writing)
+        loop.run()
+    server.close()
+    os.close(reading)
+    assert left == [b""]
