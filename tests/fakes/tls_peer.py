@@ -77,9 +77,14 @@ class TlsPeer:
     ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for thread in (self._thread, *self._threads):
-            thread.join(ACCEPT_SECONDS)
-            assert not thread.is_alive(), "the peer's handler did not end"
+        self._joined(self._thread)  # first: it may still add one for a connection that it has just accepted
+        for thread in self._threads:
+            self._joined(thread)
+
+    @staticmethod
+    def _joined(thread: threading.Thread) -> None:
+        thread.join(ACCEPT_SECONDS)
+        assert not thread.is_alive(), "the peer's handler did not end"
 
 
 def read_head(connection: ssl.SSLSocket) -> bytes:
