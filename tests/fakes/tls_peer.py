@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -85,6 +86,14 @@ class TlsPeer:
     def _joined(thread: threading.Thread) -> None:
         thread.join(ACCEPT_SECONDS)
         assert not thread.is_alive(), "the peer's handler did not end"
+
+
+@contextmanager
+def refusing_port() -> Iterator[int]:
+    """A port of 127.0.0.1 on which no process listens: it is taken, so that none begins to meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
 
 
 def read_head(connection: ssl.SSLSocket) -> bytes:
