@@ -210,7 +210,7 @@ def mounts_before_and_after(work: Callable[[], object]) -> str:
             work()
             after = Path("/proc/self/mounts").read_text()
             os.write(theirs, b"the same" if after == before else after.encode())
-        except BaseException:
+        except BaseException:  # noqa: BLE001 # the other process raises it
             os.write(theirs, traceback.format_exc().encode())
         finally:
             os._exit(0)
