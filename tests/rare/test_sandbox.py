@@ -28,7 +28,7 @@ from tools.sandbox.users import start_user_manager
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CLI = [sys.executable, "-m", "tools.sandbox"]
-SECONDS = 30
+SECONDS = 120
 
 
 @pytest.fixture(scope="module")
