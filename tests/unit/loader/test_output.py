@@ -262,6 +262,29 @@ def test_a_line_s_reader_is_woken_before_the_journal_which_has_it_also_without_a
         ours.close()
 
 
+def test_last_words_that_journald_would_take_are_not_left_out_by_a_loader_that_got_no_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, sent, answers = Loop(), list[bytes](), iter([Sent.FULL])
+    ring = RingWriter.create(os.memfd_create("ring"), MIN_CAPACITY)
+    ring.append(STDOUT, b"last words\n", 0)
+
+    def send(data: bytes) -> Sent:
+        answer = next(answers, Sent.TAKEN)
+        if answer is Sent.TAKEN:
+            sent.append(fields_of(data)["MESSAGE"])
+        return answer
+
+    journal = JournalFollower(ring, Pace(1000.0, 0.0), send, lambda: True, ())
+    output.Output(loop, ring, journal, drops_oldest=False).finish(loop.stop)
+    assert sent == []
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 2 * output.LAST_WORDS_SECONDS)
+    loop.run()
+    os.close(ring.descriptor)
+    assert sent == [b"last words"]
+
+
 def test_a_fork_that_talks_without_end_floods_no_log_and_holds_nothing_up(
     unstarted: LoaderProcess, passed: Endpoint
 ) -> None:
