@@ -216,7 +216,7 @@ class JournalFollower:
                 self._leave_out_all_but_last_words()
             if not self._send_next(last):
                 if self._took_at is not None and now - self._took_at > LAST_PATIENCE_SECONDS:
-                    self._leave_out_all_but_last_words()  # it takes none now, either: it was not us who got no processor
+                    self._leave_out_all_but_last_words()  # it takes none now, either: we were not the late ones
                 return FULL_SECONDS
             if self._took_at is not None:
                 self._took_at = now

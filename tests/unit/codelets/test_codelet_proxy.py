@@ -175,9 +175,7 @@ def test_no_request_writes_a_line_of_the_log(served: Served, caplog: pytest.LogC
     assert any(line.startswith("refused DELETE /codeletsets/a audit: load") for line in lines)
 
 
-def test_a_client_that_shows_no_certificate_in_time_is_cut_off(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_that_shows_no_certificate_in_time_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     async def cut_off() -> bytes:
         listening = asyncio.get_running_loop().create_future()
         served_again = serve(Proxy("none"), served.context, "127.0.0.1", 0, listening.set_result)
