@@ -129,10 +129,12 @@ def answer_of(line: bytes) -> dict[str, Any]:
     """An answer, or a call of a host function. Raises PoolError."""
     try:
         answer = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PoolError(f"cannot read the pool's answer: {error}") from error
     if not isinstance(answer, dict):
         raise PoolError("cannot read the pool's answer: it is no object")
+    if not isinstance(answer.get("id", 0), int | None):
+        raise PoolError("cannot read the pool's answer: its id is no number")
     return answer
 
 

@@ -169,8 +169,8 @@ class Children:
         while True:
             try:
                 await self._processes.start()
-            except (KeepfleetError, OSError) as error:
-                self._say(f"script-pool: {error}")
+            except Exception as error:  # noqa: BLE001 - whatever it is: without a template nothing runs
+                self._say(f"script-pool: {str(error) or type(error).__name__}; it is tried again")
                 await asyncio.sleep(pause)
                 pause = min(_MAX_BACKOFF_SECONDS, 2 * pause)
             else:

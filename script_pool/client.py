@@ -166,8 +166,8 @@ class Pool:
                 if asked is not None and not asked.done():
                     asked.set_result(answer)
             self._give_up("it has ended the connection; its standard error may say why")
-        except (OSError, ValueError, PoolError) as error:  # a line over MAX_ANSWER is a ValueError
-            self._give_up(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody reads on: who waits must know
+            self._give_up(str(error) or type(error).__name__)
 
     async def _serve(self, asked: dict[str, Any]) -> None:
         """Calls a function of the application's for a script."""

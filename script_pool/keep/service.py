@@ -13,6 +13,8 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from app_loader.receive.access import UploadAccess
 from app_loader.receive.identity import make_identity, read_identity
@@ -88,6 +90,18 @@ def _listening(settings: Settings, passed: Passed, reporter: Reporter) -> ssl.SS
     return context
 
 
+async def over_or_failed(over: asyncio.Event, meanwhile: Coroutine[Any, Any, None]) -> None:
+    """Until `over`, when what goes on meanwhile is ended. Raises the error with which that ends before."""
+    task = asyncio.get_running_loop().create_task(meanwhile)
+    task.add_done_callback(lambda _: over.set())
+    try:
+        await over.wait()
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
+
+
 class _Endpoint:
     """The pool and its callers, to the end."""
 
@@ -138,9 +152,7 @@ class _Endpoint:
         self._reporter.send(Report(ReportType.AWAITING, "serving scripts"))
         self._listener.setblocking(False)
         loop.add_reader(self._listener, self._accept, pool)
-        rechecking = loop.create_task(self._recheck())
-        await self._over.wait()
-        rechecking.cancel()
+        await over_or_failed(self._over, self._recheck())
         loop.remove_reader(self._listener)
         for exchange in list(self._exchanges):
             exchange.finish()

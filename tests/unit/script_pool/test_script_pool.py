@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
@@ -15,8 +16,9 @@ import pytest
 from keep_protocol.errors import KeepfleetError
 from script_pool.decisions import Settings
 from script_pool.engine.interface import Limits
+from script_pool.keep.service import over_or_failed
 from script_pool.pool import ScriptPool
-from script_pool.processes import receive
+from script_pool.processes import Processes, receive
 from script_pool.protocol import DONE, Answer
 
 ENGINE = "tests.fakes.script_engine:FakeEngine"
@@ -160,6 +162,41 @@ async def test_a_template_that_is_killed_is_started_again(pool: ScriptPool) -> N
     answers = await asyncio.gather(*[asked(pool.run, "a", b'{"x":1}') for _ in range(20)])
     assert {answer.reason for answer in answers} <= {None, "crashed"}
     assert (await asked(pool.run, "a", b'{"x":1}')).output == b'{"x":2}'
+
+
+async def test_a_template_that_cannot_be_started_again_is_tried_again_whatever_the_reason(
+    pool: ScriptPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(pool, "a", "double x")
+    start, refusals = Processes.start, [KeyError("unforeseen"), OSError(errno.EMFILE, "Too many open files")]
+
+    async def starts_at_last(processes: Processes) -> None:
+        if refusals:
+            raise refusals.pop()
+        await start(processes)
+
+    monkeypatch.setattr(Processes, "start", starts_at_last)
+    os.kill(parent_of(*pool.children.values()), signal.SIGKILL)
+    answers = await asyncio.gather(*[asked(pool.run, "a", b'{"x":1}') for _ in range(2)])
+    assert {answer.reason for answer in answers} <= {None, "crashed"}
+    assert (await asked(pool.run, "a", b'{"x":1}')).output == b'{"x":2}'
+    assert not refusals
+
+
+async def test_a_keep_whose_clients_are_looked_at_no_more_ends_with_the_reason() -> None:
+    over = asyncio.Event()
+
+    async def rechecks(fails: bool) -> None:
+        await asyncio.sleep(0)
+        if fails:
+            raise ValueError("unforeseen")
+        over.set()
+        await asyncio.Event().wait()
+
+    with pytest.raises(ValueError, match="unforeseen"):
+        await over_or_failed(over, rechecks(True))
+    over.clear()
+    await over_or_failed(over, rechecks(False))
 
 
 async def test_a_child_gives_way_after_its_runs() -> None:
