@@ -19,7 +19,7 @@ from keep_manager.keeps import creation, decide, manager
 from keep_manager.keeps.creation import spec_for
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
-from keep_manager.loader_client import Loaders
+from keep_manager.loader_client import Loaders, LoaderSession
 from keep_manager.model import Answer, UnitState
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
@@ -114,6 +114,24 @@ async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, p
     assert error.kind is ErrorKind.KEEP_FAILED
     assert "not ready in time" in error.message
     assert empty(units, place)
+
+
+async def test_the_first_answer_of_a_new_keep_is_waited_for_as_long_as_its_readiness(
+    keeps: Keeps, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy host may let its loader not run for seconds, and what was made would be ended for that."""
+    ask, waits = LoaderSession.ask, list[float]()
+
+    async def recorded(
+        session: LoaderSession, command: Command, seconds: float = 1.0, files: tuple[int, ...] = ()
+    ) -> Answer:
+        waits.extend([seconds] if command.type is CommandType.HELLO else [])
+        return await ask(session, command, seconds, files)
+
+    monkeypatch.setattr(LoaderSession, "ask", recorded)
+    for start in (None, StartKeep()):
+        await keeps.create(NewKeep(start=start), ALICE)
+    assert waits == [policy.start_timeout_seconds] * 2
 
 
 async def test_a_loader_that_is_ready_and_does_not_answer_leaves_nothing(
