@@ -16,6 +16,7 @@ from keep_protocol.states import State
 from keepctl.layout import Layout
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.fakes.tls_peer import refusing_port
 from tests.fakes.upload_stub import UploadStub
 from tests.unit.keepctl.conftest import MODULE, Run
 
@@ -204,18 +205,10 @@ def test_one_keep_that_cannot_be_removed_does_not_keep_the_others(run: Run, mana
     [("ps",), ("new",), ("start", "7"), ("inspect", "7"), ("stop", "7"), ("rm", "7", "8"), ("upload", "7", "f")],
 )
 def test_a_manager_out_of_reach_is_exit_code_3_and_one_line(run: Run, pki: Pki, command: tuple[str, ...]) -> None:
-    with UploadStub(pki.keep()) as gone:
-        port = gone.port
     layout = Layout(pki.layout.directory)
-    access = (
-        "--manager",
-        f"127.0.0.1:{port}",
-        "--ca",
-        layout.ca_certificate,
-        "--cert",
-        layout.client_certificate("admin"),
-    )
-    result = run(*command, *access)
+    trust = ("--ca", layout.ca_certificate, "--cert", layout.client_certificate("admin"))
+    with refusing_port() as port:
+        result = run(*command, "--manager", f"127.0.0.1:{port}", *trust)
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith("keepctl: cannot reach the manager")
     assert result.stderr.count("\n") == 1
