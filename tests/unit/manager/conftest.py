@@ -69,7 +69,7 @@ def events() -> FakeEventLog:
 @pytest.fixture
 def policy(place: Path, authority: FakeAuthority) -> Policy:
     pki = str(place / "pki")
-    return Policy(f"{pki}/ca.crt", f"{pki}/revoked", 43000, 43999, 2.0, max_keeps=60, max_creations_at_once=4)
+    return Policy(f"{pki}/ca.crt", f"{pki}/revoked", 43000, 43999, 60.0, max_keeps=60, max_creations_at_once=4)
 
 
 @pytest.fixture

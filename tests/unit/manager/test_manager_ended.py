@@ -124,7 +124,7 @@ async def test_the_name_of_an_ended_keep_is_free_and_its_limits_count_no_more(pa
 
 
 async def test_ended_keeps_count_for_the_most_there_may_be(units: FakeUnits, place: Path, policy: Policy) -> None:
-    few = Policy(policy.client_ca, policy.revoked, 43000, 43999, 2.0, max_keeps=1)
+    few = Policy(policy.client_ca, policy.revoked, 43000, 43999, 60.0, max_keeps=1)
     async with manager_parts(units, str(place), few) as parts:
         await ended(parts, TRAPPED)
         with pytest.raises(KeepfleetError, match="max_keeps is 1") as caught:
@@ -267,7 +267,7 @@ async def test_a_start_without_a_place_for_its_output_is_refused_and_can_be_trie
 async def test_a_spare_that_is_claimed_and_started_keeps_output_too(
     units: FakeUnits, place: Path, policy: Policy
 ) -> None:
-    with_spares = Policy(policy.client_ca, policy.revoked, 43000, 43999, 2.0, spare_keeps=1)
+    with_spares = Policy(policy.client_ca, policy.revoked, 43000, 43999, 60.0, spare_keeps=1)
     async with manager_parts(units, str(place), with_spares) as parts:
         parts.tasks.start(parts.keeps.tend_spares())
         await units.changed()
