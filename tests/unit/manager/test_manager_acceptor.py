@@ -312,7 +312,13 @@ async def test_a_second_manager_fails_at_its_port_with_a_clear_reason(manager: R
     assert await served(manager)
 
 
-async def test_closing_lets_a_request_under_way_finish(manager: RunningManager, place: Path) -> None:
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager that waits for what is under way longer than the test does."""
+    monkeypatch.setattr("keep_manager.http.app.STOP_SECONDS", 3600.0)
+
+
+async def test_closing_lets_a_request_under_way_finish(patient: None, manager: RunningManager, place: Path) -> None:
     async with manager.client() as client:
         async with client.post("/v1/keeps") as response:
             kuuid = (await response.json())["kuuid"]

@@ -80,6 +80,7 @@ async def begin(table: Handshakes, address: str = "127.0.0.1") -> tuple[Handshak
 
 async def test_turns_go_to_the_host_with_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshakes, "TURNS", Quota(2, 2))
+    monkeypatch.setattr(handshakes, "TURN_SECONDS", 3600.0)  # no turn ends by itself
     table = Handshakes()
     (first, _), (second, _), (third, third_turn) = [await begin(table) for _ in range(3)]
     other, other_turn = await begin(table, "192.0.2.7")
