@@ -28,7 +28,7 @@ from tests.fakes.fake_loader import FakeLoader
 from tests.fakes.fake_units import FAIL, READY, FakeUnits
 from tests.fakes.manager_parts import ManagerParts, manager_parts
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 OWNED = KeepSpec(name="web", owner="alice", labels=(("a", "[Service]\u00e9 %n"),), spare=True)
 
 
