@@ -25,6 +25,8 @@ OUTSIDE = f"""
 for word; do shift; [ "$word" = _SYSTEMD_UNIT={MANAGER_UNIT} ] || set -- "$@" "$word"; done; exec journalctl "$@"
 """
 """The tests write from outside, where they are no unit of that systemd's."""
+EMPTIES = "journalctl --sync && journalctl --rotate --vacuum-time=1us"
+"""Removes what the test before has written, also what journald would not have read before it rotates."""
 
 
 class Log(interfaces.EventLog, logs.Events, Protocol):
@@ -49,10 +51,15 @@ async def subject(request: pytest.FixtureRequest) -> Subject:
 
         return Subject(fake, nothing)
     systemd: RealSystemd = request.getfixturevalue("systemd")
-    systemd.run("journalctl", "--rotate", "--vacuum-time=1us")  # what the test before has written
+    systemd.run("sh", "-c", EMPTIES)
     journal = Journal("system", systemd.sandbox.command(("sh", "-c", OUTSIDE, "journalctl")))
     log = EventLog(journal, "system", f"{systemd.runtime_root}/systemd/journal/socket")
-    return Subject(log, journal.sync)
+
+    async def synced() -> None:
+        while not await journal.sync():  # which waits for two seconds at most
+            continue
+
+    return Subject(log, synced)
 
 
 async def write(subject: Subject, kuuid: int, type_: EventType, owner: str = "alice", restarts: int = 0) -> None:

@@ -24,7 +24,7 @@ from tests.fakes.manager_thread import manager_thread
 from tests.fakes.running_manager import RunningManager
 
 STREAMED: dict[str, object] = {"stdin": {"stream": True}}
-ENOUGH = 10.0
+ENOUGH = 60.0
 
 
 class Subject(Protocol):

@@ -41,7 +41,7 @@ FINGERPRINT = "sha256:" + "ab" * 32
 UPLOAD = {"name": "alice", "serial": "ab12", "fingerprint": "sha256:" + "12" * 32}
 ARTIFACTS = {"compiled": "machine code", "module": "the module"}
 MODULE = {"name": "hello.wasm", "digest": "sha256:" + "34" * 32, "bytes": 1234}
-DEADLINE = 15.0
+DEADLINE = 60.0
 """Seconds until a test gives up on another process; each of them answers in milliseconds."""
 
 

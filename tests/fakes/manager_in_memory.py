@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,6 +25,20 @@ STATUS = {ErrorKind.NOT_FOUND: 404, ErrorKind.CONFLICT: 409, ErrorKind.BAD_REQUE
 FIRST_ID = 4503599627370495
 
 
+class Outputs(dict[int, OutputInMemory]):
+    """What each keep has written: one, whichever thread asks for it first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._making = threading.Lock()
+
+    def __missing__(self, kuuid: int) -> OutputInMemory:
+        with self._making:
+            if kuuid not in self:
+                self[kuuid] = OutputInMemory()
+        return self[kuuid]
+
+
 class ManagerInMemory(TlsPeer):
     """`keeps` may be looked at and changed by the test; so may `upload_port`, where started keeps say they listen.
 
@@ -41,7 +56,7 @@ class ManagerInMemory(TlsPeer):
     def __init__(self, context: ssl.SSLContext, keep_pem: str, fingerprint: str, address: str = "127.0.0.1") -> None:
         super().__init__(context, self._serve_connection, concurrent=True, address=address)
         self.followers = Followers()
-        self.output: defaultdict[int, OutputInMemory] = defaultdict(OutputInMemory)
+        self.output = Outputs()
         self.input: defaultdict[int, bytearray] = defaultdict(bytearray)
         self.takes: int | None = None
         self.refuses_input = False
@@ -77,9 +92,10 @@ class ManagerInMemory(TlsPeer):
         method, target, _ = line.split(" ")
         chunked = headers.get("transfer-encoding") == "chunked"
         body = body if chunked else read_rest_of_body(connection, headers, body)
-        self.requests.append(f"{method} {target}")
+        request = f"{method} {target}"  # the last of `requests` may be one of another connection
+        self.requests.append(request)
         self.headers.append(headers)
-        if instead := self.instead.get(self.requests[-1]):
+        if instead := self.instead.get(request):
             instead.pop(0)(connection)
             return False
         stream = re.fullmatch(V1_KEEPS_PATH + r"/([0-9]+)/logs(\?.*)?", target)
@@ -93,19 +109,19 @@ class ManagerInMemory(TlsPeer):
         if target.partition("?")[0] == V1_EVENTS_PATH:
             return self._stream(connection, None, target.partition("?")[2], headers.get("last-event-id", "")) and keep
         try:
-            status, reply = self._answer(method, target, body)
+            status, reply = self._answer(method, target, body, headers.get("idempotency-key", ""))
         except KeepfleetError as error:
             status, reply = STATUS.get(error.kind, 500), {"error": error.to_wire()}
             if target.startswith(LEGACY_PATH):
                 reply["text"] = error.message
-        if lost := self.lost.get(self.requests[-1]):
+        if lost := self.lost.get(request):
             lost.pop(0)(connection)
             return False
         data = self.banner.encode() if target == "/" else strict_json.dumps(reply)
         connection.sendall(answer(status, b"" if status == 204 else data, keep))
         return keep
 
-    def _answer(self, method: str, target: str, body: bytes) -> tuple[int, dict[str, object]]:
+    def _answer(self, method: str, target: str, body: bytes, key: str) -> tuple[int, dict[str, object]]:
         if target == "/":
             return 200, {}
         if target == LEGACY_PATH:
@@ -114,7 +130,6 @@ class ManagerInMemory(TlsPeer):
         if path == V1_KEEPS_PATH and method == "GET":
             return 200, self._page(parse_qsl(query))
         if path == V1_KEEPS_PATH:
-            key = self.headers[-1].get("idempotency-key", "")
             asked = strict_json.loads_object(body or b"{}", 1 << 20, "the request")
             if self.is_older and "start" in asked:
                 raise KeepfleetError(ErrorKind.BAD_REQUEST, "invalid request: unknown field 'start'; it takes arch")

@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -77,9 +78,22 @@ class TlsPeer:
     ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for thread in (self._thread, *self._threads):
-            thread.join(ACCEPT_SECONDS)
-            assert not thread.is_alive(), "the peer's handler did not end"
+        self._joined(self._thread)  # first: it may still add one for a connection that it has just accepted
+        for thread in self._threads:
+            self._joined(thread)
+
+    @staticmethod
+    def _joined(thread: threading.Thread) -> None:
+        thread.join(ACCEPT_SECONDS)
+        assert not thread.is_alive(), "the peer's handler did not end"
+
+
+@contextmanager
+def refusing_port() -> Iterator[int]:
+    """A port of 127.0.0.1 on which no process listens: it is taken, so that none begins to meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
 
 
 def read_head(connection: ssl.SSLSocket) -> bytes:

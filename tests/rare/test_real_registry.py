@@ -7,8 +7,8 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -30,6 +30,7 @@ LOGIN = base64.b64encode(b"alice:secret").decode()
 HASHED = "$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"
 """Of `secret`: `htpasswd -nbB`."""
 PACKAGE = "docker-registry"
+LISTENS = re.compile(r"listening on 127\.0\.0\.1:([0-9]+)")
 Headers = dict[str, str]
 
 
@@ -94,18 +95,15 @@ class Remote:
 
 def started(program: str, directory: Path, settings: Headers, login: str = "", ca: str = "") -> Iterator[Remote]:
     """A registry, until the test ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     storage = f"storage: {{filesystem: {{rootdirectory: {directory}/data}}}}"
-    (directory / "config.yml").write_text(f"version: 0.1\n{storage}\nhttp: {{addr: 127.0.0.1:{port}}}\n")
+    (directory / "config.yml").write_text(f"version: 0.1\n{storage}\nhttp: {{addr: '127.0.0.1:0'}}\n")
     command = [program, "serve", str(directory / "config.yml")]
     process = subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        said = next((line for line in process.stderr if "listening on" in line), "")
+        said = next(filter(None, map(LISTENS.search, process.stderr)), None)
         assert said, "the registry does not start"
-        yield Remote(port, ca, login)
+        yield Remote(int(said[1]), ca, login)
     finally:
         process.kill()
         process.wait()

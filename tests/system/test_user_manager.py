@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from tests.system import inside, modules, volume_guests
-from tests.system.fixtures import TIDIED_LATER
-from tests.system.fleet import free_port
+from tests.system.fleet import TIDIED_LATER, free_port
 from tests.system.host import Host, message_of, until
 from tests.system.in_process import IN_PROCESS, keepctl_here
 from tests.system.life import example, spare_units

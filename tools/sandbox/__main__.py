@@ -50,6 +50,8 @@ def main() -> int:
             Sandbox(
                 options.name, Layout(tuple(map(parse_bind, options.bind)), tuple(options.tmpfs), options.root)
             ).boot()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # it is up and stays: what comes now has come too late
         elif options.verb == "exec":
             return _exec(options)
         elif options.verb == "shown":

@@ -25,6 +25,7 @@ from module_store.operations import Operations
 from module_store.store import Store
 from tests.fakes.certificates import SERVER, ForeignAuthority
 from tests.fakes.fake_registry import INDEX, Answer, FakeRegistry
+from tests.fakes.tls_peer import refusing_port
 from tests.unit.store.conftest import HELLO, WORLD, digest_of, read, tree
 
 LOGIN = base64.b64encode(b"alice:secret").decode()
@@ -43,14 +44,15 @@ def remote() -> Iterator[FakeRegistry]:
 
 def pull(
     store: Store,
-    remote: FakeRegistry,
+    remote: FakeRegistry | int,
     what: str = "team/web:1.2",
     *,
     login: str = "",
     context: ssl.SSLContext | None = None,
     host: str = "127.0.0.1",
 ) -> Pulled:
-    address = parse_address(f"oci://{host}:{remote.port}/{what}", plain=context is None)
+    port = remote if isinstance(remote, int) else remote.port
+    address = parse_address(f"oci://{host}:{port}/{what}", plain=context is None)
     known = Credentials(((str(address.site), login),) if login else ())
     with apart.pulled(address, known, context or ssl.create_default_context()) as incoming:
         found, kept = incoming.begin(), Operations(store.place.path, "puller")
@@ -58,7 +60,7 @@ def pull(
         return Pulled(found.address, added)
 
 
-def refusal(store: Store, remote: FakeRegistry, what: str = "team/web:1.2") -> KeepfleetError:
+def refusal(store: Store, remote: FakeRegistry | int, what: str = "team/web:1.2") -> KeepfleetError:
     """Why nothing is taken, and that nothing was."""
     before = tree(Path(store.place.path))
     with pytest.raises(KeepfleetError) as refused:
@@ -205,9 +207,8 @@ def test_what_a_registry_refuses_is_said(store: Store, remote: FakeRegistry, sta
 
 
 def test_a_registry_that_is_not_there_is_said(store: Store) -> None:
-    with FakeRegistry() as gone:
-        pass
-    assert "Connection refused" in refusal(store, gone).message
+    with refusing_port() as port:
+        assert "Connection refused" in refusal(store, port).message
 
 
 def test_a_registry_that_stalls_is_left_after_a_while_wherever_it_does(

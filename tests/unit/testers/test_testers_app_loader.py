@@ -16,7 +16,7 @@ from testers.app_loader_tester.__main__ import main
 from testers.app_loader_tester.send import MEANINGS
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
-from tests.fakes.tls_peer import TlsPeer, answer, read_head
+from tests.fakes.tls_peer import TlsPeer, answer, read_head, refusing_port
 from tests.fakes.upload_stub import UploadStub
 
 MODULE = b"\0asm\1\0\0\0"
@@ -132,9 +132,8 @@ def test_a_file_over_the_keeps_limit_is_refused_while_it_is_sent(
 def test_a_refused_connection_is_explained(
     tester: Tester, pki: Pki, module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with UploadStub(pki.keep()) as gone:
-        port = gone.port
-    assert tester(port, "--fingerprint", pki.fingerprint, module) == 3
+    with refusing_port() as port:
+        assert tester(port, "--fingerprint", pki.fingerprint, module) == 3
     error = capsys.readouterr().err
     assert "nothing listens there; a keep closes its upload endpoint once it has its workload" in error
     assert error.count("\n") == 1

@@ -15,6 +15,7 @@ from keep_protocol.states import State
 from testers.keep_manager_tester.__main__ import main
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.fakes.tls_peer import refusing_port
 
 ROOT = Path(__file__).resolve().parents[3]
 Tester = Callable[..., int]
@@ -156,11 +157,10 @@ def test_another_protocols_banner_is_a_surprise(
 def test_no_manager_is_exit_code_3_and_one_line(
     pki: Pki, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ManagerInMemory(pki.manager(), pki.keep_pem, pki.fingerprint) as gone:
-        port = gone.port
     monkeypatch.setenv("KEEPFLEET_PKI", pki.layout.directory)
-    monkeypatch.setattr(sys, "argv", ["x", "--manager", f"127.0.0.1:{port}", "--yes"])
-    assert main() == 3
+    with refusing_port() as port:
+        monkeypatch.setattr(sys, "argv", ["x", "--manager", f"127.0.0.1:{port}", "--yes"])
+        assert main() == 3
     error = capsys.readouterr().err
     assert "nothing listens there; is it running?" in error
     assert error.count("\n") == 1
