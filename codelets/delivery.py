@@ -85,8 +85,9 @@ class Delivery:
         return self.receivers.get(stream) or self.receivers.get(None), collector
 
     def _hand_on(self, stream: bytes, serializer: Serializer | None, messages: list[bytes]) -> int:
-        receive, collector = self._takers(stream)
-        if collector is not None and messages:
+        receive, attached = self._takers(stream)
+        collector = self.collector if receive is None else attached
+        if collector is not None and messages:  # taken for a collector: where that has gone meanwhile, it counts them
             collector.write(stream, messages)
         if receive is not None:
             _receive(receive, stream, messages, serializer)

@@ -157,6 +157,7 @@ class Connection:
             try:
                 self._server.obey(decode_command(frame), descriptors, self)
             except KeepfleetError as error:
+                close_all(descriptors)  # before the answer: the port of a start that is refused is free with it
                 self.reply(encode_reply(error))
             finally:
                 self._obeying = False

@@ -204,18 +204,19 @@ class JournalFollower:
         if last and self._took_at is None:
             self._took_at = now
         before = self._sent
-        impatient = self._took_at is not None and now - self._took_at > LAST_PATIENCE_SECONDS
         while True:
             self._read_on()
             if not any(self._unsaid.values()) and not self._can_cut(last):
                 return None
             if not last and self._sent - before >= LOOK_BYTES:
                 return LOOK_SECONDS
-            if impatient or not self._pace.may():
+            if not self._pace.may():
                 if not last:
                     return max(self._pace.seconds(), SHORTEST_SECONDS)
                 self._leave_out_all_but_last_words()
             if not self._send_next(last):
+                if self._took_at is not None and now - self._took_at > LAST_PATIENCE_SECONDS:
+                    self._leave_out_all_but_last_words()  # it takes none now, either: we were not the late ones
                 return FULL_SECONDS
             if self._took_at is not None:
                 self._took_at = now

@@ -6,6 +6,7 @@ Every move goes through `Keep.move`, and is logged there once. Import rule: that
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -17,6 +18,7 @@ from keep_protocol.constants import (
     COMPILED,
     IDENTITY,
     JOURNAL,
+    LISTENER,
     MODULE,
     OUTPUT,
     RECORD,
@@ -315,6 +317,16 @@ def check_socket(descriptor: int, kind: int) -> None:
     raise KeepfleetError(ErrorKind.BAD_REQUEST, f"cannot take over what is no Unix socket of type {name}")
 
 
+def listen_no_more(descriptor: int) -> None:
+    """Frees the port, whoever holds the listener, too: systemd closes its own when it comes to our message."""
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # it listens no more
+                log(f"cannot close the listener for all who hold it: {error.strerror}")
+
+
 def rewind(descriptor: int | None) -> None:
     """Puts a file back to its beginning; what a pipe or a socket has given it does not give again. Raises OSError."""
     if descriptor is not None and is_regular_file(descriptor):
@@ -376,8 +388,17 @@ class DescriptorStore:
         """Closes everything, here and at systemd's: after this the port is free."""
         self.drop(tuple(self._held))
 
-    def _drop(self, name: str) -> None:
-        os.close(self._held.pop(name))
+    def give_back(self) -> None:
+        """The same of what came with a start that failed, and may come with the next one: who passed it has it still,
+        and systemd until it comes to our message."""
+        for name in tuple(self._held):
+            self._drop(name, listens_on=True)
+
+    def _drop(self, name: str, *, listens_on: bool = False) -> None:
+        descriptor = self._held.pop(name)
+        if name == LISTENER and not listens_on:
+            listen_no_more(descriptor)
+        os.close(descriptor)
         try:
             self._notifier.unstore(name)
         except OSError as error:

@@ -284,7 +284,7 @@ class Ending:
         log(plain(str(error), MAX_TEXT))
         self.streams.end()
         self.streams.close_input()
-        self._store.drop_all()
+        self._store.give_back()
         keep.change(**_NOT_STARTED, uploaders=keep.spec.uploaders, restart=keep.spec.restart)
         keep.change_private(names=(), granted=(), user=None)
         keep.forget_record()

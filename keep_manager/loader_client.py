@@ -122,14 +122,14 @@ class LoaderSession:
             raise _failed(self._kuuid, error) from error
         return decode_answer(self._kuuid, frame)
 
-    async def hello(self) -> Answer:
+    async def hello(self, seconds: float = CONTROL_REPLY_SECONDS) -> Answer:
         """The keep; from then on the session speaks the newest protocol that both know. Raises as `ask` does."""
         try:
-            answer = await self.ask(hello())
+            answer = await self.ask(hello(), seconds)
         except KeepfleetError as error:
             if error.kind is not ErrorKind.UNKNOWN_COMMAND:
                 raise
-            return await self.ask(Command(CommandType.INFO))
+            return await self.ask(Command(CommandType.INFO), seconds)
         self._version = min(answer.report.control_version, CONTROL_VERSION)
         return answer
 

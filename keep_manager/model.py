@@ -101,12 +101,13 @@ class Answer(Record):
 
 class LastEvent(Record):
     """The latest event of a keep, how often its workload had been started again by then, when that was, in seconds
-    since boot, and whose the keep is, as far as the event says it."""
+    since boot, whose the keep is, as far as the event says it, and the event's time, or when it was recorded."""
 
     type: EventType
     restarts: int = 0
     since: float = 0.0
     owner: str = ""
+    at: float = 0.0
 
 
 class ClientIdentity(Record):

@@ -14,8 +14,8 @@ from script_pool.engine.micropython import MicroPython
 from script_pool.engine.quickjs import QuickJS
 
 DEFAULTS: dict[type, tuple[str, float]] = {
-    QuickJS: ("js", 1.0),
-    MicroPython: ("micropython", 5.0),
+    QuickJS: ("js", 20.0),
+    MicroPython: ("micropython", 20.0),
     CPython: ("python", 20.0),
 }
 """Of each engine: its language, and the seconds that a run has on a busy machine, where its test is not about them."""

@@ -368,10 +368,12 @@ class Creation:
                 await self._units.start(kuuid, seconds, spec, start_follows=follows)
                 reach(Failpoint.CREATE_AFTER_READY)
                 async with self._loaders.session(kuuid) as session:
+                    # It was ready a moment ago: one that a busy host does not let run now is no reason to end it.
+                    answer = await session.hello(seconds)
                     if request.start is None:
-                        made = self._view.answered(kuuid, await session.hello())
+                        made = self._view.answered(kuuid, answer)
                     else:
-                        made = await self._first_start(session, kuuid, request, caller)
+                        made = await self._first_start(session, kuuid, request, caller, answer)
         except KeepfleetError as error:
             if error.kind is ErrorKind.CONFLICT:
                 self._view.drop(kuuid)
@@ -381,7 +383,7 @@ class Creation:
         return made
 
     async def _first_start(
-        self, session: LoaderSession, kuuid: int, request: NewKeep, caller: Caller, answer: Answer | None = None
+        self, session: LoaderSession, kuuid: int, request: NewKeep, caller: Caller, answer: Answer
     ) -> KeepInfo:
         start = (request.start or StartKeep()).replace(kuuid=kuuid)
         try:

@@ -307,6 +307,8 @@ def events_of(latest: LastEvent | None, keep: KeepInfo, now: float) -> list[Keep
     """The events to record, in order, of a keep of which `latest` was the last, None for none yet.
 
     What passed between two looks is recorded all the same, with the times its outcome knows; of several runs the last.
+    None is later than what comes after it: what was noticed late counts as of when it was noticed, unless the clock was
+    set back since.
     """
     happened = reached(keep)
     at = -1 if latest is None else _place(latest.type, latest.restarts)
@@ -319,7 +321,12 @@ def events_of(latest: LastEvent | None, keep: KeepInfo, now: float) -> list[Keep
         way = [EventType.CREATED]  # it never ran, and nothing says whether it was started
     passed = [step for step in way if at < _place(step, keep.restarts) < _place(happened, keep.restarts)]
     times = {EventType.RUNNING: began, happened: ended}
-    return [KeepEvent(times.get(step) or now, step, keep, _by(step, keep)) for step in (*passed, happened)]
+    earliest = latest.at if latest is not None and latest.at <= now else 0.0
+    after, found = now, list[KeepEvent]()
+    for step in (happened, *reversed(passed)):
+        after = min(times.get(step) or after, after)
+        found.append(KeepEvent(max(after, earliest), step, keep, _by(step, keep)))
+    return found[::-1]
 
 
 def _by(happened: EventType, keep: KeepInfo) -> str:

@@ -134,7 +134,7 @@ class LoaderSession(Protocol):
         """The answer to a command, with which `descriptors` travel; the loader's own error, or UNAVAILABLE: LoaderGone
         where it has ended."""
 
-    async def hello(self) -> Answer:
+    async def hello(self, seconds: float = CONTROL_REPLY_SECONDS) -> Answer:
         """The keep, and from then on the newest protocol that both sides speak."""
 
     async def claim(self, spec: KeepSpec) -> Answer:

@@ -88,13 +88,13 @@ class Starts:
         session: LoaderSession,
         request: StartKeep,
         caller: Caller,
-        answer: Answer | None = None,
+        answer: Answer,
         *,
         warm: bool = False,
     ) -> KeepInfo:
         """The same, of a keep that is being made, whose loader `session` is with; its module is compiled already.
-        answer: what the loader of a spare has said when it became the keep; warm: whether its runner is made ready as
-        soon as it listens, which a loader of this version knows."""
+        answer: what the loader has said by then, that of a spare when it became the keep; warm: whether its runner is
+        made ready as soon as it listens, which a loader of this version knows."""
         with self._only(request.kuuid):
             async with self.compiled(self._view.entry(request.kuuid).spec or NO_SPEC) as compiled:
                 return await self._start(session, request, caller, compiled, answer, warm=warm)

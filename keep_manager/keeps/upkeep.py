@@ -124,7 +124,8 @@ class Spares:
                     await self.end(self._ready.pop().kuuid)
                 while len(self._ready) < self._policy.spare_keeps:
                     await quiet()
-                    self._ready.append(await self._make(draw()))
+                    if len(self._ready) < self._policy.spare_keeps:  # so many may not be wanted any more
+                        self._ready.append(await self._make(draw()))
             except KeepfleetError as error:
                 LOG.warning("cannot make a spare keep, trying again: %s", error.message)
                 with suppress(TimeoutError):

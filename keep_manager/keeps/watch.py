@@ -228,7 +228,7 @@ class Watch:
             await self._record(event)
             if event.type in (EventType.STARTED, EventType.RUNNING, *_ENDS):
                 self._settle_later(info.kuuid)
-            watched.latest = LastEvent(event.type, info.restarts, time.monotonic())
+            watched.latest = LastEvent(event.type, info.restarts, time.monotonic(), at=event.at)
 
     def _settle_later(self, kuuid: int) -> None:
         self._unsettled.add(kuuid)

@@ -115,9 +115,9 @@ def read_latest(record: bytes) -> tuple[int, LastEvent] | None:
     """The keep and its event in one record of journalctl's JSON; None for what is none."""
     try:
         fields = json.loads(record)
-        since = int(fields["__MONOTONIC_TIMESTAMP"]) / 1e6
+        since, at = (int(fields[f"__{clock}_TIMESTAMP"]) / 1e6 for clock in ("MONOTONIC", "REALTIME"))
         type_, owner = _TYPES[fields["KEEP_EVENT"]], str(fields.get(OWNER) or "")
-        return int(fields[KEEP]), LastEvent(type_, int(fields["KEEP_RESTARTS"]), since, owner)
+        return int(fields[KEEP]), LastEvent(type_, int(fields["KEEP_RESTARTS"]), since, owner, at)
     except (ValueError, TypeError, KeyError):
         return None
 

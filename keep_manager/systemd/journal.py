@@ -143,7 +143,11 @@ async def _records(process: asyncio.subprocess.Process) -> AsyncGenerator[bytes,
 
 
 async def last_lines(unit: str, instance: str) -> tuple[str, ...]:
-    """The unit's last EVIDENCE_LINES lines, printable; empty when the journal cannot be read in EVIDENCE_SECONDS."""
+    """The unit's last EVIDENCE_LINES lines, printable; empty when the journal cannot be read in EVIDENCE_SECONDS. What
+    the unit said as it failed is waited for, as Journal.sync does: journald may not have come to it."""
+    if instance == "system":
+        with suppress(KeepfleetError):  # it cannot be read either then
+            await Journal(instance).sync()
     own = ("--user", f"--user-unit={unit}") if instance == "user" else (f"--unit={unit}",)
     command = ("journalctl", *own, "--output=cat", "--quiet", "--no-pager", f"--lines={EVIDENCE_LINES}")
     try:

@@ -18,7 +18,7 @@ from typing import Any
 from keep_protocol.constants import unit_name
 from tests.system.attack import READ_ONLY
 from tests.system.fleet import MANAGER, Fleet
-from tests.system.host import Host, message_of
+from tests.system.host import Host, message_of, until
 from tests.system.inside import drop_in
 from tests.system.life import SOON, spare_units
 from tests.system.life import drop_in as drop_in_for
@@ -103,7 +103,7 @@ class Attacked:
         """The unit of a spare that is ready, its forks among it; the manager keeps one in the block."""
         file = self.host.run(["sh", "-c", f"echo {_SETTINGS[user is not None]}"], user=user).stdout.strip()
         self.host.run(["sed", "--in-place", "$a spare_keeps: 1", file], user=user)
-        self.host.systemctl("reload", MANAGER, user=user)
+        self._reload(user)
         deadline = time.monotonic() + SOON
         while not (spares := spare_units(self.host, user)) or not self._has_its_forks(spares[0], user):
             assert time.monotonic() < deadline, spares
@@ -111,7 +111,14 @@ class Attacked:
             yield spares
         finally:
             self.host.run(["sed", "--in-place", "/^spare_keeps/d", file], user=user)
-            self.host.systemctl("reload", MANAGER, user=user)
+            self._reload(user)
+            # Or the next one's is this one, which has not the settings of a new unit any more.
+            until(lambda: not spare_units(self.host, user, "all"), lambda: spare_units(self.host, user, "all"))
+
+    def _reload(self, user: str | None) -> None:
+        cursor = self.host.cursor()
+        self.host.systemctl("reload", MANAGER, user=user)
+        self.host.wait_journal("reloaded the configuration", since_cursor=cursor)
 
     def _has_its_forks(self, unit: str, user: str | None) -> bool:
         loader = self.host.show(unit, "MainPID", user=user)["MainPID"]

@@ -38,7 +38,7 @@ context = ssl.create_default_context(cafile=authority)
 context.minimum_version = ssl.TLSVersion.TLSv1_3
 context.load_cert_chain(certificate, key)
 try:
-    with socket.create_connection((address, int(port)), 10) as plain:
+    with socket.create_connection((address, int(port)), 60) as plain:
         with context.wrap_socket(plain, server_hostname=name) as tls:
             tls.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
             print(json.dumps({"status": int(tls.makefile("rb").readline().split()[1])}))

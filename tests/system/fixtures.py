@@ -17,7 +17,7 @@ import pytest
 
 from keep_client.peer import ConnectionFailed
 from keep_protocol.errors import KeepfleetError
-from tests.system.fleet import SETTLE_SECONDS, Fleet
+from tests.system.fleet import Fleet
 from tests.system.host import Host, layout, message_of
 from tests.system.life import Bystanders, Life
 from tools.sandbox import linux
@@ -27,8 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 INSTALLED = "/opt/keepfleet"
 SHOWN_LINES = 100
 """Journal lines shown with a failed test: a creation, an upload and a kill write about thirty."""
-TIDIED_LATER = "/systemd-private-"
-"""In what systemd removes by itself, some milliseconds after a unit's job has ended: its private directories."""
 _BEGAN = pytest.StashKey[float]()
 _MACHINE_S_NETWORK = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 """That of this process until it has a host, whose network it then enters."""
@@ -106,16 +104,11 @@ def bystanders(fleet: Fleet) -> Bystanders:
 def undisturbed(fleet: Fleet, bystanders: Bystanders) -> Iterator[None]:
     """After the test the bystanders are as they were, and nothing of any other keep is left, nor is after a failure."""
     yield
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while left := [trace for trace in fleet.left_over() if not bystanders.owns(trace)]:
-        if not all(TIDIED_LATER in trace for trace in left) or time.monotonic() > deadline:
-            break
+    left = fleet.left_over(bystanders.owns)
     if left:
         with contextlib.suppress(ConnectionFailed):
             fleet.remove_all(bystanders.owns)
-    if units := [unit for unit in fleet.keep_units() if not bystanders.owns(unit)] if left else []:
-        fleet.host.systemctl("stop", *units)
-        fleet.host.systemctl("reset-failed", *units, check=False)
+        fleet.end_units([unit for unit in fleet.keep_units() if not bystanders.owns(unit)])
     bystanders.check()
     assert left == []
 

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from keep_client.credentials import Credentials
@@ -36,6 +36,8 @@ DEATH = "/run/keep-manager/failpoint"
 """Where `killed_at` writes where; in the manager's own runtime directory, so that it may remove it."""
 MORTAL = f"/run/systemd/system/{MANAGER}.d/90-mortal.conf"
 """So a test need not restart the manager to have it die."""
+TIDIED_LATER = "/systemd-private-"
+"""In what systemd removes by itself, some milliseconds after a unit's job has ended: its private directories."""
 NAMED_AFTER_UNITS = ("/run", "/tmp", "/var/tmp", "/sys/fs/cgroup", FOLDERS)
 """Runtime directories, users, unit files, journald's settings, private directories, and control groups."""
 
@@ -236,8 +238,16 @@ class Fleet:
         """The keeps systemd knows, in any state."""
         return self.host.units(UNIT_PATTERN)
 
-    def left_over(self) -> list[str]:
-        """What is there of any keep: units, and what bears its name where systemd and the kernel keep such things."""
+    def left_over(self, owned: Callable[[str], bool] = lambda _: False) -> list[str]:
+        """What is there of any keep, but what is `owned`: units, and what bears its name where systemd and the kernel
+        keep such things; without what systemd tidies up by itself some moments later."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while left := [trace for trace in self._traces() if not owned(trace)]:
+            if not all(TIDIED_LATER in trace for trace in left) or time.monotonic() > deadline:
+                break
+        return left
+
+    def _traces(self) -> list[str]:
         paths = ["-path", f"{KEEP_RUNTIME}/*", "-o", "-path", f"{FOLDERS}/*"]
         names = [*paths, "-o", "-name", "*keep@[1-9]*", "-o", "-name", "*keep-[1-9]*"]
         files = self.host.run(["find", *NAMED_AFTER_UNITS, "(", *names, ")", "-prune", "-print"], check=False)
@@ -246,7 +256,7 @@ class Fleet:
     def left_of(self, kuuid: int) -> list[str]:
         """What is there of a keep that was removed; on a busy host systemd tidies up a moment after it answered."""
         deadline = time.monotonic() + SETTLE_SECONDS
-        while left := [trace for trace in self.left_over() if str(kuuid) in trace]:
+        while left := [trace for trace in self._traces() if str(kuuid) in trace]:
             if time.monotonic() > deadline:
                 break
         return left
@@ -259,14 +269,19 @@ class Fleet:
         with contextlib.suppress(ConnectionFailed):
             if not self.remove_all() and not self.keep_units():
                 return
-        if units := self.keep_units():
-            self.host.systemctl("stop", *units)
-            self.host.systemctl("reset-failed", *units, check=False)
+        self.end_units(self.keep_units())
         try:
             self.client().keeps()
         except ConnectionFailed:
             self.host.systemctl("start", MANAGER)
         self.settle()
+
+    def end_units(self, units: Sequence[str]) -> None:
+        """Ends these keeps without the manager, which may be ending some of them itself."""
+        if units:
+            self.host.systemctl("stop", *units, check=False)
+            self.host.systemctl("reset-failed", *units, check=False)
+            until(lambda: not {*units}.intersection(self.keep_units()), lambda: f"of {units}: {self.keep_units()}")
 
     def remove_all(self, spared: Callable[[str], bool] = lambda _: False) -> int:
         """Removes every keep through the manager, but those whose unit is `spared`; how many there were."""

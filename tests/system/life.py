@@ -47,11 +47,12 @@ def drop_in(host: Host, unit: str, text: str) -> Iterator[None]:
         host.daemon_reload()
 
 
-def spare_units(host: Host, user: str | None = None) -> list[str]:
-    """The spares whose loader is ready: systemd lists them, and nothing else says so."""
-    if user is None:
+def spare_units(host: Host, user: str | None = None, state: str = "active") -> list[str]:
+    """The spares whose loader is ready: systemd lists them, and nothing else says so. state: "all", in any state."""
+    if user is None and state == "active":
         return [name for name, description in host.active_units("keep@*.service") if "Spare keep" in description]
-    listed = host.systemctl("list-units", "--plain", "--no-legend", "--state=active", "keep@*.service", user=user)
+    wanted = "--all" if state == "all" else f"--state={state}"
+    listed = host.systemctl("list-units", "--plain", "--no-legend", wanted, "keep@*.service", user=user)
     return [line.split()[0] for line in listed.splitlines() if "Spare keep" in line]
 
 

@@ -30,7 +30,7 @@ from module_store.engine import engine_of
 from module_store.store import Store
 from tests.system import hostile, inside
 from tests.system.fleet import Fleet
-from tests.system.host import PAUSE_SECONDS, Host
+from tests.system.host import PAUSE_SECONDS, Host, until
 from tests.system.life import Bystanders, drop_in, example
 from tests.system.probe import SECRETS
 
@@ -191,11 +191,27 @@ async def test_a_compiler_killed_from_outside_says_nothing_of_the_module_which_c
     assert caught.value.kind is ErrorKind.UNAVAILABLE
 
 
-async def test_a_compilation_goes_on_when_the_bus_goes_away_and_its_result_arrives(parts: Parts) -> None:
-    wanted = parts.wanted(hostile.in_loops(25, 1000))
-    asked = asyncio.create_task(parts.get(wanted))
-    await until_running(parts.host)
-    await asyncio.to_thread(parts.host.systemctl, "kill", "--signal=KILL", "dbus.service")
+GATE = "/run/gate"
+
+
+@pytest.fixture
+def gate(host: Host) -> Iterator[str]:
+    """Each compilation waits for who writes to this pipe."""
+    host.run(["mkfifo", "--mode=644", GATE])
+    waits = f"ExecStartPre={inside.PYTHON} -c \"open('{GATE}').close()\""
+    with drop_in(host, COMPILE, f"[Service]\nBindReadOnlyPaths={GATE}\n{waits}\n"):
+        yield GATE
+    host.remove(GATE)
+
+
+async def test_a_compilation_goes_on_when_the_bus_goes_away_and_its_result_arrives(parts: Parts, gate: str) -> None:
+    asked = asyncio.create_task(parts.get(parts.wanted(example("hello-c/hello"))))
+    host = parts.host
+    await asyncio.to_thread(until, lambda: left(host), lambda: "no compilation began")
+    await asyncio.to_thread(host.systemctl, "kill", "--signal=KILL", "dbus.service")
+    assert len(await asyncio.to_thread(left, host)) == 1, "the bus is back"
+    assert not asked.done()
+    await asyncio.to_thread(host.run, ["sh", "-c", f": >{gate}"])
     assert (await asked).size > 0
 
 

@@ -64,9 +64,11 @@ def test_a_keeps_life_is_reported_in_order_with_its_outcome_and_who_removed_it(f
     events = reported(fleet, life, len(ALL))
     assert words(events) == ALL
     assert [event.at for event in events] == sorted(event.at for event in events)
-    ended, removed = events[-2:]
+    running, ended, removed = events[-3:]
     assert ended.keep.outcome is not None
-    assert (ended.keep.outcome.text, ended.at) == ("exited 3", ended.keep.outcome.ended_at)
+    assert ended.keep.outcome.text == "exited 3"
+    # On a busy host that it runs may be noticed when it has ended already.
+    assert ended.at == max(running.at, ended.keep.outcome.ended_at or 0)
     assert removed.by == "admin"
 
 

@@ -96,10 +96,11 @@ def _stopped(client: ManagerClient, fleet: Fleet) -> Life:
 
 
 def test_a_keep_that_ended_is_removed_in_time_even_when_the_manager_was_killed(fleet: Fleet) -> None:
-    with fleet.configured(retention_seconds=3):
-        life = _stopped(fleet.client(), fleet)
-        other = Life.create(fleet)
+    life = _stopped(fleet.client(), fleet)
+    other = Life.create(fleet)
+    with fleet.configured():
         cursor = fleet.host.cursor()
+        fleet.configure(retention_seconds=3)  # for the manager that follows: this one is to remove nothing before
         fleet.kill()
         fleet.host.wait_journal(f"{life.unit}: removed by the manager", MANAGER, cursor)
         assert fleet.keep_units() == [other.unit]

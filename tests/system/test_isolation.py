@@ -10,6 +10,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from tests.system import inside
 from tests.system.fleet import Fleet
+from tests.system.host import until
 from tests.system.life import Life
 from tests.system.wire import ask, request
 
@@ -134,6 +135,7 @@ def test_an_endpoint_and_a_runner_have_a_filter_of_their_own_on_top_of_the_loade
     """What each gives up is shown by tests/unit/isolation, and by test_attacks what that is worth."""
     life = Life.awaiting(fleet)
     assert ask(life.info.port, life.context, request("GET", "/")).status == 200
+    until(lambda: life.forks("keep-runner"), lambda: "the first client brings no runner")
     assert filters_of(fleet, life.runner_pid) == filters_of(fleet, life.loader_pid), "it has yet to make code"
     running = Life.running(fleet)
     own = filters_of(fleet, life.loader_pid) + 1

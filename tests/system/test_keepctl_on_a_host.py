@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from keepctl.describe import INTERRUPTED
+from tests.system.fixtures import INSTALLED
 from tests.system.fleet import Fleet
 from tests.system.life import Life
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60
-LARGE_HEAD, LARGE_BYTES = b"\0asm\1\0\0\0" + b"\0\x80\x80\x80\x1f", 13 + (31 << 21)
-"""A module of 62 MiB, all of it one custom section without a name: its upload takes some hundred milliseconds."""
+LARGE_HEAD, LARGE_BYTES = b"\0asm\1\0\0\0" + b"\0\x80\x80\x40", 12 + (1 << 20)
+"""A module of 1 MiB, all of it one custom section without a name."""
 # Started in the background, and gone on with when its workload runs.
 BACKGROUND = """
 keepctl run --rm --name looper {options} examples/spin-wat/spin.wasm >out 2>err &
@@ -180,6 +181,21 @@ keepctl ps --cert $D/keepfleet/pki/clients/admin.crt 2>&1; echo "exit $?"
     assert "/clients/admin.crt was issued by another CA than /etc/keepfleet/pki/ca.crt; ask for one of that" in refusal
 
 
+STUCK = """
+import signal, sys
+from keep_client import keep
+chunks = keep._chunks
+def first_one(file):
+    yield next(chunks(file))
+    while True:
+        signal.pause()
+keep._chunks = first_one
+from keepctl.__main__ import exit_code
+sys.exit(exit_code(sys.argv[1:]))
+"""
+"""keepctl, whose module lies on a disk that gives it the first part and no more."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_a_run_that_is_ended_in_the_midst_of_its_upload_leaves_nothing_or_a_keep_that_can_be_removed(
     fleet: Fleet, number: signal.Signals
@@ -187,10 +203,10 @@ def test_a_run_that_is_ended_in_the_midst_of_its_upload_leaves_nothing_or_a_keep
     large = fleet.host.path / "large.wasm"
     large.write_bytes(LARGE_HEAD)
     os.truncate(large, LARGE_BYTES)
-    command = ["keepctl", "run", str(large)]
+    command = [f"{INSTALLED}/bin/python", "-P", "-c", STUCK, "run", str(large)]
     with fleet.host.popen(command, env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"}) as run:
         while not any("receiving" in keep.detail for keep in fleet.client().keeps()):
-            assert run.poll() is None, "it was over before it was seen"
+            assert run.poll() is None, run.stdout and run.stdout.read()
         if number is not signal.SIGKILL:  # which the end of this block sends
             run.send_signal(number)
             assert run.wait(SECONDS) == INTERRUPTED

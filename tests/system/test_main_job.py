@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from keep_protocol.constants import slice_name
-from keep_protocol.keep import KeepInfo, OutcomeKind
+from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
 from tests.system import modules
 from tests.system.fleet import MANAGER, Fleet
@@ -84,18 +85,24 @@ def test_the_original_s_commands_do_the_main_job(fleet: Fleet) -> None:
 
 def test_a_client_that_waits_for_a_change_sees_each_state_on_the_way(fleet: Fleet) -> None:
     life = Life.create(fleet)
+    seen = queue.SimpleQueue[State]()
 
-    def following() -> list[KeepInfo]:
-        seen = [fleet.client().keep(life.kuuid)]
-        while seen[-1].state not in (State.COMPLETE, State.ERROR):
-            seen.append(fleet.client().changed(life.kuuid, seen[-1].state, SOON))
-        return seen
+    def following() -> None:
+        client = fleet.client()
+        state = client.keep(life.kuuid).state
+        seen.put(state)
+        while state not in (State.COMPLETE, State.ERROR):
+            state = client.changed(life.kuuid, state, SOON).state
+            seen.put(state)
 
     with ThreadPoolExecutor(1) as pool:
-        seen = pool.submit(following)
+        followed = pool.submit(following)
+        assert seen.get(timeout=SOON) is State.LISTENING
         life.start()
-        life.upload(modules.says(b"seen\n", pause_ms=200))
-        assert [info.state for info in seen.result()] == [State.LISTENING, State.STARTED, State.COMPLETE]
+        assert seen.get(timeout=SOON) is State.STARTED
+        life.upload(modules.says(b"seen\n"))
+        followed.result()
+    assert [seen.get(), seen.empty()] == [State.COMPLETE, True]
 
 
 def test_systemctl_status_says_each_state_in_a_sentence(fleet: Fleet) -> None:

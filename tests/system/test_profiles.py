@@ -12,7 +12,7 @@ from keep_protocol.keep import OutcomeKind
 from keep_protocol.spec import Compiler, Profile
 from tests.system import hostile, inside, modules
 from tests.system.fleet import Fleet
-from tests.system.host import message_of
+from tests.system.host import message_of, until
 from tests.system.life import Life, example
 from tests.unit.app_loader.guests import PRINTS
 
@@ -108,7 +108,8 @@ def test_nothing_executable_is_in_a_strict_keep_that_is_not_of_a_file_and_read_o
     life.start()
     assert life.upload(modules.sleeps()).status == 200
     life.line("asleep")
-    children = fleet.host.run(["pgrep", "--parent", str(life.loader_pid)]).stdout.split()
+    until(lambda: not life.forks("keep-endpoint"), lambda: "the endpoint has accepted, and stays")
+    children = fleet.host.assistant.children(life.loader_pid)
     assert children
     for process in (life.loader_pid, *children):
         maps = fleet.host.run(["cat", f"/proc/{process}/maps"]).stdout.splitlines()

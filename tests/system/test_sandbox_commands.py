@@ -174,8 +174,11 @@ def test_ctrl_z_stops_the_command_for_the_shell_outside_which_continues_it(box: 
 
 
 def test_all_that_a_command_writes_to_a_terminal_is_shown_and_the_terminal_is_given_back(box: Sandbox) -> None:
+    fresh = os.openpty()  # as the command's own is, which may have been changed already when it is looked at
+    before = termios.tcgetattr(fresh[0])
+    for descriptor in fresh:
+        os.close(descriptor)
     shown = Shown(box, "sh", "-c", "i=0; while [ $i -lt 5000 ]; do echo line $i; i=$((i+1)); done")
-    before = termios.tcgetattr(shown.descriptor)
     shown.until(b"line 4999\r\n")
     assert shown.text.count(b"line ") == 5000
     _, status = os.waitpid(shown.child, 0)

@@ -79,9 +79,9 @@ def test_typescript_runs_without_its_types(fleet: Fleet, place: Path) -> None:
 
 
 def test_the_limits_of_a_keep_hold_for_it(fleet: Fleet, place: Path) -> None:
-    said = typed(fleet, place, "keepctl run --rm --time 1s loop.js 2>&1; echo $?").splitlines()
+    said = typed(fleet, place, "keepctl run --rm --cpu-time 1s loop.js 2>&1; echo $?").splitlines()
     assert said[0] == "on"
-    assert "over its time limit of 1 s" in said[1]
+    assert "over its processor time limit of 1 s" in said[1]
     assert said[-1] == "124"
     said = typed(fleet, place, "keepctl run --rm --memory 32M eats.js 2>&1; echo $?").splitlines()
     assert said[0] == "uncaught InternalError: out of memory"
@@ -105,7 +105,7 @@ def test_a_script_in_python_runs_as_one_in_javascript_does(fleet: Fleet, place: 
         "KeyError: customer",
     ]
     assert said.splitlines()[-1] == "1"
-    said = typed(fleet, place, "keepctl run --rm --time 1s loop.py 2>&1; echo $?")
+    said = typed(fleet, place, "keepctl run --rm --cpu-time 1s loop.py 2>&1; echo $?")
     assert said.splitlines()[0] == "on"
     assert said.splitlines()[-1] == "124"
     assert fleet.left_over() == []

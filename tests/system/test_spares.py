@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from keep_protocol.constants import V1_KEEPS_PATH, kuuid_of_unit, unit_name
 from keep_protocol.keep import KeepInfo, keep_from_wire
 from keep_protocol.states import State
 from tests.system import modules
+from tests.system.asked import Unanswered
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet
 from tests.system.host import until
@@ -170,7 +172,8 @@ def test_a_spare_that_dies_while_it_is_assigned_is_replaced_by_a_new_unit(fleet:
         until(lambda: len(spares(fleet)) != SPARES, lambda: "no spare is assigned")
         left = spares(fleet)
         (claimed,) = set(loaders) - left
-        send(fleet, loaders[claimed], signal.SIGKILL)
+        with contextlib.suppress(Unanswered):  # the manager has waited for it long enough, and ended it
+            send(fleet, loaders[claimed], signal.SIGKILL)
         info = made(creating.result(SOON))
     assert info.kuuid not in loaders
     assert (info.state, fleet.client().keep(info.kuuid).name) == (State.STARTED, "from-the-dead")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -18,7 +21,7 @@ from tests.system import modules
 from tests.system.calls import both, half_an_upload, refused, split
 from tests.system.fixtures import module_s_fleet
 from tests.system.fleet import Fleet, free_port
-from tests.system.host import message_of
+from tests.system.host import Host, message_of, until
 from tests.system.life import Life
 
 OTHER_LOOPBACK = "127.0.0.2"
@@ -182,6 +185,32 @@ def test_a_stopped_keep_is_complete_says_who_stopped_it_and_frees_its_port(
     assert (again.state, again.detail) == (State.COMPLETE, "stopped by admin"), "it is what was asked for"
     refused(life.start, ErrorKind.CONFLICT)
     life.remove()
+
+
+@contextlib.contextmanager
+def systemd_is_busy(host: Host) -> Iterator[None]:
+    """PID 1 gets no processor: what it was sent waits."""
+    pid = host.sandbox.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_port_is_free_when_its_keep_has_ended_also_where_systemd_is_busy(fleet: Fleet) -> None:
+    stopped, runs = Life.awaiting(fleet), Life.awaiting(fleet)
+    with systemd_is_busy(fleet.host):
+        port = fleet.client().stop(stopped.kuuid).port
+        socket.create_server(("127.0.0.1", port)).close()
+    loader = runs.loader_pid
+    with systemd_is_busy(fleet.host):
+        assert runs.upload(modules.sleeps()).status == 200
+        until(lambda: not fleet.host.assistant.children(loader, "keep-endpoint"), lambda: "the endpoint stays")
+        socket.create_server(("127.0.0.1", runs.info.port)).close()
+    for life in (stopped, runs):
+        life.remove()
 
 
 def test_stopping_a_keep_that_has_ended_changes_nothing(fleet: Fleet) -> None:

@@ -17,6 +17,7 @@ from keep_protocol.limits import Limits
 from keep_protocol.outcome import TRAP
 from keep_protocol.states import State
 from tests.system.fleet import Fleet, free_port
+from tests.system.host import until
 from tests.system.life import Life
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -29,6 +30,8 @@ GREEDY = """(module (memory (export "memory") 8000) (func (export "_start") (loc
 """Writes to every page of 500 MiB."""
 DEADLINE = 30
 """Seconds until a test gives a keep up; each of them ends in two."""
+LATE_SECONDS = 20
+"""What a loader may be late on a busy host; a loop that it did not end would go on for ever."""
 
 
 def example(stem: str) -> Path:
@@ -68,7 +71,7 @@ def stored(fleet: Fleet, keep: KeepInfo) -> int:
 def test_a_tight_loop_ends_at_its_time_limit(fleet: Fleet) -> None:
     info, outcome = ended(fleet, began(fleet, example("spin"), wall_seconds=1))
     assert (info.state, outcome.kind, outcome.text) == (State.ERROR, OutcomeKind.LIMITED, "over its time limit of 1 s")
-    assert outcome.wall_seconds is not None and 1 <= outcome.wall_seconds < 2
+    assert outcome.wall_seconds is not None and 1 <= outcome.wall_seconds < 1 + LATE_SECONDS
     assert outcome.cpu_seconds is not None and 0 < outcome.cpu_seconds <= outcome.wall_seconds + 0.1
     assert outcome.peak_bytes is not None and outcome.peak_bytes > 1_000_000
     assert info.limits == Limits(wall_seconds=1)
@@ -117,13 +120,15 @@ def test_a_workload_that_must_always_run_survives_its_loader_and_is_stopped_perm
     keep = began(fleet, example("spin"), "always")
     unit = unit_name(keep.kuuid)
     fleet.host.wait_journal("spinning until stopped", unit)
-    # The record, output and journal, the module compiled and as it was sent, the description, and the two pipes.
-    assert stored(fleet, keep) == 8
+    # The record, output and journal, the module compiled and as it was sent, the description, and the two pipes, once
+    # systemd has come to the messages.
+    until(lambda: stored(fleet, keep) == 8, lambda: stored(fleet, keep))
     cursor = fleet.host.cursor()
     fleet.host.systemctl("kill", "--kill-whom=main", f"--signal={int(signal.SIGKILL)}", unit)
     fleet.host.wait_journal("spinning until stopped", unit, cursor)
-    info = fleet.client().keep(keep.kuuid)
-    assert (info.state, info.restarts, info.fingerprint) == (State.STARTED, 1, keep.fingerprint)
+    again = Life(fleet, keep.kuuid)
+    until(lambda: again.look().restarts, lambda: again.info)  # the manager hears of it later than journald
+    assert (again.info.state, again.info.restarts, again.info.fingerprint) == (State.STARTED, 1, keep.fingerprint)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", keep.port))
     stopped = fleet.client().stop(keep.kuuid)

@@ -185,15 +185,12 @@ def test_a_client_that_resets_its_connection_leaves_the_endpoint_serving(
         if sent not in (0, 10):  # a reset takes along what was not read before it
             process.expect(ReportType.RECEIVING)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    if sent is None:
-        with contextlib.suppress(ssl.SSLError, ConnectionError):  # its module may be taken before the reset is seen
-            ask(process, client, put(NOTHING))
-        kinds = [process.report().type for _ in range(3)]
-        assert ReportType.ACCEPTED in kinds
-    else:
-        if sent == 200:
-            process.expect(ReportType.AWAITING)
-        serves(process, client)
+    if sent is None and process.report().type is ReportType.ACCEPTED:  # before the reset was seen
+        assert process.outcome().exit_code == 0
+        return
+    if sent == 200:
+        process.expect(ReportType.AWAITING)
+    serves(process, client)
 
 
 @pytest.mark.parametrize("name", ["hello.wasm", "grüße ∑.wasm", "x" * 255, ""])
@@ -275,15 +272,15 @@ def test_an_upload_in_drops_is_ended(tmp_path: Path, authority: Authority, clien
 
 def test_a_client_that_sends_no_request_gets_an_answer(tmp_path: Path, authority: Authority, client: Path) -> None:
     with listening(tmp_path, authority, HEADERS_SECONDS=0.2) as process:
-        assert read_answer(process.connect(client)).status == 408
-        serves(process, client)
+        for _ in range(2):  # each is served: a good one might not be in time, either
+            assert read_answer(process.connect(client)).status == 408
 
 
 def test_a_client_that_does_not_shake_hands_is_cut(tmp_path: Path, authority: Authority, client: Path) -> None:
     with listening(tmp_path, authority, HANDSHAKE_SECONDS=0.2) as process:
-        with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as silent:
-            assert silent.recv(1) == b""
-        serves(process, client)
+        for _ in range(2):  # it goes on: a good client might not be in time, either
+            with socket.create_connection(("127.0.0.1", process.port), PATIENCE) as silent:
+                assert silent.recv(1) == b""
 
 
 def test_a_good_client_is_served_among_twenty_silent_ones(process: AppLoaderProcess, client: Path) -> None:

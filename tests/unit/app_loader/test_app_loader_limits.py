@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from keep_protocol.errors import KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.limits import BOUNDS, DEFAULT_LIMITS, MIB, Limits
 from keep_protocol.reports import ReportType
+from keep_protocol.workload import Workload
 from tests.fakes.pki import Authority
 from tests.unit.app_loader.app_loader_process import AppLoaderProcess, ask, listening, put, run, wasm
 from tests.unit.app_loader.guests import component
@@ -30,7 +32,13 @@ DEEP = wasm("""(module (func $deep (param i32) (result i32)
     (if (result i32) (local.get 0)
       (then (i32.add (i32.const 1) (call $deep (i32.sub (local.get 0) (i32.const 1))))) (else (i32.const 0))))
   (func (export "") (result i32) (call $deep (i32.const 60000))))""")
-SPINS = wasm('(module (func (export "_start") (loop (br 0))))')
+SPINS = wasm("""(module
+  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1) (data (i32.const 0) "\\10\\00\\00\\00\\01\\00\\00\\00")
+  (func (export "_start")
+    (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+    (loop (br 0))))""")
+"""Reads a byte, and never ends."""
 
 
 def limited(**values: int) -> dict[str, str]:
@@ -95,10 +103,14 @@ def test_a_stack_no_keep_may_have_is_refused_before_an_engine_is_built() -> None
 def test_a_loop_ends_by_sigxcpu_when_its_processor_time_is_over(
     tmp_path: Path, authority: Authority, client: Path
 ) -> None:
-    with listening(tmp_path, authority, limited(cpu_seconds=1)) as process:
+    ours, theirs = socket.socketpair()
+    workload, grants = Workload(stdin=True), [theirs.fileno()]
+    with ours, theirs, AppLoaderProcess(tmp_path, authority, limited(cpu_seconds=1), None, workload, grants) as process:
+        process.expect(ReportType.LISTENING)
         assert ask(process, client, put(SPINS)).status == 200
         process.expect(ReportType.RECEIVING, ReportType.ACCEPTED, ReportType.RUNNING)
-        before = process.used_seconds()
+        before = process.used_seconds()  # it waits for its input
+        ours.send(b"x")
         assert process.end() == -signal.SIGXCPU
         assert 0.9 < process.cpu_seconds - before < 1.1, "its own second, to the tick of the kernel's clock"
 

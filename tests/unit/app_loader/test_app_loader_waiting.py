@@ -20,7 +20,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.outcome import Outcome, OutcomeKind
 from keep_protocol.reports import Report, ReportType, decode_report, encode_run
 from keep_protocol.workload import Workload
-from tests.unit.app_loader.app_loader_process import PATIENCE, wasm
+from tests.unit.app_loader.app_loader_process import PATIENCE, descriptors_of, wasm
 from tests.unit.app_loader.test_app_loader_checker import SLOW
 
 ENTER = """
@@ -242,8 +242,7 @@ def test_packets_that_are_no_request_are_dropped_with_all_that_came_with_them(ru
         theirs.close()
         answer.settimeout(PATIENCE)
         assert answer.recv(1) == b"", "all of its copies are closed"
-    opened_there = [os.readlink(entry) for entry in Path(f"/proc/{runner.process.pid}/fd").iterdir()]
-    assert not [name for name in opened_there if str(tmp_path) in name]
+    assert not [name for name in descriptors_of(runner.process.pid).values() if str(tmp_path) in name]
 
 
 def test_a_flood_of_requests_waits_in_the_socket_and_is_served_one_after_the_other(runner: Runner) -> None:

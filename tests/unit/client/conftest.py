@@ -6,10 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from keep_client import channel, connection, peer
 from keep_client.manager import ManagerClient
 from keep_client.peer import Endpoint
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import ManagerInMemory
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Server and client are threads of one process: how long it has no processor meanwhile says nothing of either."""
+    monkeypatch.setattr(channel, "HANDSHAKE_SECONDS", 60.0)
+    monkeypatch.setattr(connection, "KEPT_SECONDS", 3600.0)
+    monkeypatch.setattr(peer, "REFUSAL_SECONDS", 3600.0)
 
 
 @pytest.fixture(scope="session")

@@ -161,6 +161,36 @@ def test_what_finds_no_room_in_the_ring_stays_in_its_channel(
     assert runtime.collector().lost == 0
 
 
+@pytest.mark.parametrize("unloaded", [False, True])
+def test_what_was_taken_for_a_collector_that_goes_meanwhile_is_counted_as_lost(
+    collected: Application, address: str, monkeypatch: pytest.MonkeyPatch, unloaded: bool
+) -> None:
+    runtime, server = collected.runtime, collected.runtime._delivery.collector
+    assert server is not None
+    runtime.stop_delivering()
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    attach(connection, address).close()
+    attached(runtime)
+    for _ in range(3):
+        collected.choose(packet())
+    if unloaded:
+        runtime.unload("echo")
+        connection.close()
+        detached(server)
+    else:
+        finds_room = server.fitting
+
+        def goes(message_bytes: int) -> int:
+            found = finds_room(message_bytes)
+            connection.close()
+            detached(server)
+            return found
+
+        monkeypatch.setattr(server, "fitting", goes)
+    runtime.deliver()
+    assert runtime.collector().to_wire() == {"attached": False, "sent": 0, "lost": 3}
+
+
 def test_the_ring_is_as_large_as_the_application_says(tmp_path: Path) -> None:
     address = str(tmp_path / "sized.sock")
     Application(tmp_path, collector_socket=address, collector_bytes=8192)
@@ -256,6 +286,7 @@ def test_a_collector_that_is_killed_leaves_the_application_and_the_next_a_new_ri
             server.write(STREAM, [bytes([round_number])])
             assert process.stdout.readline() == f"{round_number:02x}\n"
             process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # it takes effect some time after the call
             server.write(STREAM, [b"never read"] * 3)
             process.kill()
         gathering = Gathering(address)  # immediately, whether or not its death was seen
@@ -397,6 +428,7 @@ def test_a_collector_that_scribbles_on_the_ring_is_detached_and_the_next_attache
 def test_a_collector_that_sends_where_it_may_not_is_detached(server: CollectorServer, address: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         attach(connection, address).close()
+        attached(server)
         connection.send(b"packet")
         detached(server)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import dropwhile, islice
 from pathlib import Path
 
 import pytest
@@ -261,7 +262,8 @@ def test_who_watches_sees_counts_each_time_and_the_end_of_the_application(served
         watching = client.watch(100)
         assert next(watching)[0].codelets[0].calls == 0
         served.choose(packet())
-        assert next(watching)[0].codelets[0].calls == 1
+        calls = (found[0].codelets[0].calls for found in islice(watching, 600))  # those of a minute
+        assert next(dropwhile(lambda count: count == 0, calls)) == 1  # some may have been sent before the call
         served.runtime.close()
         with pytest.raises(KeepfleetError, match="cannot ask the application"):
             while True:

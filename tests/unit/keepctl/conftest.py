@@ -18,6 +18,10 @@ from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
 from tests.fakes.running_manager import RunningManager
 from tests.fakes.upload_stub import UploadStub
+from tests.unit.client.conftest import unhurried
+from tests.unit.manager.conftest import patient_with_loaders
+
+__all__ = ["patient_with_loaders", "unhurried"]
 
 Run = Callable[..., Result]
 MODULE = b"\0asm\1\0\0\0"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from keep_loader.control import MAX_QUEUED
+from keep_loader.control import IDLE_SECONDS, MAX_QUEUED, Connection, ControlServer
+from keep_loader.loop import Loop
 from keep_protocol.constants import MAX_CONTROL_CONNECTIONS, MAX_CONTROL_FDS, MAX_CONTROL_FRAME
 from keep_protocol.control import Command, CommandType, encode_command
 from keep_protocol.errors import ErrorKind, KeepfleetError
@@ -161,16 +165,35 @@ def test_a_peer_that_reads_nothing_costs_little_and_holds_no_other_up(loader: Lo
     assert loader.peer().ask(CommandType.INFO).kuuid == KUUID
 
 
-def test_a_silent_peer_is_hung_up_on_and_a_waiting_one_is_not(unstarted: LoaderProcess) -> None:
-    unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.control:IDLE_SECONDS=0.1"})
-    silent, half, waiting = unstarted.peer(), unstarted.peer(), unstarted.peer()
-    half.sock.sendall(b'{"commandtype":')
-    waiting.send(CommandType.WAIT, "1")
-    assert silent.has_hung_up()
-    assert half.has_hung_up()
-    waiting.sock.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        waiting.sock.recv(1)
+def test_a_silent_peer_is_hung_up_on_and_a_waiting_one_is_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the clock put forward once all that was sent has been read: with a short limit whoever is late is silent."""
+    path, loop, heard, later, clock = str(place / "control.sock"), Loop(), list[CommandType](), [0.0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + later[0])
+    server = ControlServer(loop, path, lambda command, _descriptors, _peer: heard.append(command.type))
+    with ExitStack() as stack:
+        stack.callback(server.close)
+        silent, half, waiting = peers = [Peer(path) for _ in range(3)]
+        for peer in peers:
+            stack.callback(peer.close)
+        half.sock.sendall(b'{"commandtype":')
+        waiting.send(CommandType.WAIT, "1")
+        turns = iter(range(20))  # of which each takes one peer, and reads what each of the others has sent
+
+        def turn() -> None:
+            if next(turns, None) is None:
+                later[0] = IDLE_SECONDS
+                loop.after("end", 0.0, loop.stop)
+            else:
+                loop.after("turn", 0.0, turn)
+
+        turn()
+        loop.run()
+        assert heard == [CommandType.WAIT]
+        assert silent.has_hung_up()
+        assert half.has_hung_up()
+        waiting.sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            waiting.sock.recv(1)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -184,3 +207,28 @@ def test_a_stranger_is_hung_up_on_and_logged(loader: LoaderProcess) -> None:
         os.seteuid(0)
     assert peer.has_hung_up()
     assert "refused a control connection of uid 65534" in loader.log_text()
+
+
+def test_descriptors_of_a_command_that_is_refused_are_closed_before_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(command: Command, descriptors: list[int], connection: Connection) -> None:
+        raise KeepfleetError(ErrorKind.CONFLICT, "it is started")
+
+    loop, left = Loop(), list[bytes]()
+    server = ControlServer(loop, str(tmp_path / "control.sock"), refuse)
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+
+    def answered(connection: Connection, answer: bytes) -> None:
+        left.append(os.read(reading, 1))  # blocks, as it says, while another end for writing is open
+        loop.stop()
+
+    monkeypatch.setattr(Connection, "reply", answered)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(tmp_path / "control.sock"))
+        socket.send_fds(peer, [encode_command(Command(CommandType.KEEP_START, "{}"))], [writing])
+        os.close(writing)
+        loop.run()
+    server.close()
+    os.close(reading)
+    assert left == [b""]

@@ -358,6 +358,15 @@ def test_deadlines_come_in_time_can_be_moved_and_can_be_dropped() -> None:
     assert not loop.is_set("end")
 
 
+def test_of_several_deadlines_that_have_passed_the_earlier_one_comes_first() -> None:
+    loop, calls = Loop(), list[str]()
+    loop.after("later", -1.0, lambda: calls.append("later"))
+    loop.after("earlier", -2.0, lambda: calls.append("earlier"))
+    loop.after("end", 0.0, loop.stop)
+    loop.run()
+    assert calls == ["earlier", "later"]
+
+
 def test_a_deadline_may_lie_years_ahead() -> None:
     loop = Loop()
     reader, writer = os.pipe()

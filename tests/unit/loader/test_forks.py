@@ -263,9 +263,12 @@ def test_an_endpoint_that_stays_after_it_has_accepted_is_killed(unstarted: Loade
     unstarted.start(environment={"FAKE_CONSTANTS": "keep_loader.forks:HANDOVER_SECONDS=0.1"})
     endpoint, runner = connected(unstarted, passed)
     runner.report("checked", {"compiled": "machine code", "module": "the module"})
+    assert unstarted.process is not None
+    unstarted.process.send_signal(signal.SIGSTOP)  # its tenth of a second begins once all of this was sent
     endpoint.report("accepted", upload=UPLOAD, module=MODULE)
+    endpoint.report("failed")  # it is heard no more
+    unstarted.process.send_signal(signal.SIGCONT)
     runner.do("run")
-    endpoint.order("report", report={"report": "failed"})  # it is heard no more
     assert endpoint.is_gone()
     assert unstarted.peer().ask(CommandType.INFO).phase == "running"
 

@@ -18,6 +18,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.states import State
 from keep_protocol.workload import MAX_DIRECTORIES, MAX_SECRETS, MAX_WORKLOAD_JSON, Directory, Workload
 from tests.fakes.loader_process import FINGERPRINT, Endpoint, LoaderProcess, Stub, opened
+from tests.unit.loader.test_strays import opened_by
 
 NAMES = ("workload", "stdin", "directory-0", "directory-1", "secret-0")
 ENDPOINT = {"listener", "client-ca", "revoked", "identity"}
@@ -254,8 +255,7 @@ def test_an_accepted_workload_keeps_its_grants_and_the_loader_none(
     loader.systemd.wait_for("STATUS", "started: running")
     assert loader.systemd.parked == set()
     assert loader.process is not None
-    held = {os.readlink(f"/proc/{loader.process.pid}/fd/{n}") for n in os.listdir(f"/proc/{loader.process.pid}/fd")}
-    assert not held & set(links(descriptors))
+    assert not opened_by(loader.process.pid) & set(links(descriptors))
 
 
 def test_a_stop_lets_go_of_what_was_granted(loader: LoaderProcess, passed: Endpoint, grants: Grants) -> None:

@@ -273,6 +273,21 @@ def test_a_journald_that_takes_something_now_and_then_gets_all_that_a_guest_wrot
     assert journald.skipped("stdout") == 0
 
 
+def test_a_loader_that_got_no_processor_after_its_guest_s_end_leaves_out_nothing_that_journald_takes(
+    ring: RingWriter,
+) -> None:
+    journald = Journald()
+    journald.room = 0
+    follower = follow(ring, journald)
+    for number in range(8_000):
+        ring.append(STDOUT, b"line %06d of a job that prints\n" % number, 0)
+    assert follower.pump(0.0, last=True) == FULL_SECONDS
+    journald.room = None
+    assert follower.pump(3 * LAST_PATIENCE_SECONDS, last=True) is None
+    assert journald.lines("stdout") == [b"line %06d of a job that prints" % number for number in range(8_000)]
+    assert follower.skipped == {STDOUT: 0, STDERR: 0}
+
+
 def test_a_journald_that_is_gone_is_said_and_nothing_is_lost_when_it_is_back(ring: RingWriter) -> None:
     journald = Journald()
     follower = follow(ring, journald)

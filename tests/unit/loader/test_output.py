@@ -38,6 +38,11 @@ from keep_protocol.states import State
 from tests.fakes.loader_process import DEADLINE, Endpoint, LoaderProcess, Peer, Stub, opened
 from tests.unit.loader.test_journal import fields_of
 
+PATIENT = {
+    "FAKE_CONSTANTS": "keep_loader.output:LAST_WORDS_SECONDS=60,keep_loader.output:LAST_SECONDS=60"
+    ",keep_loader.journal:LAST_PATIENCE_SECONDS=60"
+}
+"""The loader's environment where the test has journald's place and reads: that it may be late is no one's subject."""
 EXACT = "\n\n trailing \t\r\nnul\0inside\xff\xfe\x1b[31m\n" + "x" * 300_000 + "\nno newline"
 
 
@@ -120,15 +125,16 @@ def following(peer: Peer, *, kept: int = 0) -> Iterator[Manager]:
 
 
 def test_every_byte_is_in_the_ring_and_every_line_in_the_journal_each_stream_apart(
-    loader: LoaderProcess, passed: Endpoint
+    unstarted: LoaderProcess, passed: Endpoint
 ) -> None:
-    _, stub = running(loader, passed)
+    unstarted.start(environment=PATIENT)
+    _, stub = running(unstarted, passed)
     with journald_reading(passed) as entries:
         for character in "one byte at a time\n":
             stub.do("write", to=2, text=character)
         stub.do("write", to=1, text=EXACT)
         exits(stub, 3)
-        outcome = outcome_of(loader.ended(passed))
+        outcome = outcome_of(unstarted.ended(passed))
     assert passed.written(STDOUT) == EXACT.encode("latin-1")
     assert passed.written(STDERR) == b"one byte at a time\n"
     assert (outcome.output_bytes, outcome.lost_bytes, outcome.journal_skipped_bytes) == (len(EXACT) + 19, 0, 0)
@@ -143,13 +149,14 @@ def test_every_byte_is_in_the_ring_and_every_line_in_the_journal_each_stream_apa
 
 
 def test_a_job_that_prints_20000_lines_in_one_burst_and_ends_has_all_of_them_in_the_journal(
-    loader: LoaderProcess, passed: Endpoint
+    unstarted: LoaderProcess, passed: Endpoint
 ) -> None:
-    _, stub = running(loader, passed)
+    unstarted.start(environment=PATIENT)
+    _, stub = running(unstarted, passed)
     with journald_reading(passed) as entries:
         stub.do("write", to=1, text="".join(f"line {number}\n" for number in range(20_000)))
         exits(stub)
-        outcome = outcome_of(loader.ended(passed))
+        outcome = outcome_of(unstarted.ended(passed))
     assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0)
     lines = [line for entry in entries for line in entry["MESSAGE"].split(b"\n")]
     assert lines == [b"line %d" % number for number in range(20_000)]
@@ -260,6 +267,29 @@ def test_a_line_s_reader_is_woken_before_the_journal_which_has_it_also_without_a
         for number in (out, err):
             os.close(number)
         ours.close()
+
+
+def test_last_words_that_journald_would_take_are_not_left_out_by_a_loader_that_got_no_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, sent, answers = Loop(), list[bytes](), iter([Sent.FULL])
+    ring = RingWriter.create(os.memfd_create("ring"), MIN_CAPACITY)
+    ring.append(STDOUT, b"last words\n", 0)
+
+    def send(data: bytes) -> Sent:
+        answer = next(answers, Sent.TAKEN)
+        if answer is Sent.TAKEN:
+            sent.append(fields_of(data)["MESSAGE"])
+        return answer
+
+    journal = JournalFollower(ring, Pace(1000.0, 0.0), send, lambda: True, ())
+    output.Output(loop, ring, journal, drops_oldest=False).finish(loop.stop)
+    assert sent == []
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 2 * output.LAST_WORDS_SECONDS)
+    loop.run()
+    os.close(ring.descriptor)
+    assert sent == [b"last words"]
 
 
 def test_a_fork_that_talks_without_end_floods_no_log_and_holds_nothing_up(
@@ -463,15 +493,16 @@ def test_what_a_journald_that_stands_still_to_the_end_was_not_given_is_counted(
     assert outcome.journal_skipped_bytes == 44_000 - stored
 
 
-def test_the_loader_waits_until_journald_has_read_its_last_words(loader: LoaderProcess, passed: Endpoint) -> None:
-    _, stub = running(loader, passed)
+def test_the_loader_waits_until_journald_has_read_its_last_words(unstarted: LoaderProcess, passed: Endpoint) -> None:
+    unstarted.start(environment=PATIENT)
+    _, stub = running(unstarted, passed)
     stub.do("write", to=2, text="last words\n")
     exits(stub)
-    loader.systemd.drain()
+    unstarted.systemd.drain()
     assert select.select([passed.journald], [], [], DEADLINE)[0]
-    assert loader.process is not None and loader.process.poll() is None
+    assert unstarted.process is not None and unstarted.process.poll() is None
     assert entries_of(passed)[-1]["MESSAGE"] == b"last words"
-    assert loader.ended(passed).state is State.COMPLETE
+    assert unstarted.ended(passed).state is State.COMPLETE
 
 
 @pytest.mark.parametrize(

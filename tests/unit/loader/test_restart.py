@@ -7,7 +7,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,15 +219,22 @@ class Repeated:
         return self.loader.ended(self.passed)
 
 
+@contextmanager
+def begun(loader: LoaderProcess, passed: Endpoint, place: Path, policy: RestartPolicy) -> Iterator[Repeated]:
+    """A keep whose workload runs."""
+    with ExitStack() as stack:
+        made = Repeated(loader, passed, place, policy)
+        for descriptor in made.descriptors:
+            stack.callback(os.close, descriptor)
+        made.accept()
+        yield made
+
+
 @pytest.fixture
 def repeated(
     request: pytest.FixtureRequest, loader: LoaderProcess, passed: Endpoint, place: Path
 ) -> Iterator[Repeated]:
-    with ExitStack() as stack:
-        made = Repeated(loader, passed, place.parent, getattr(request, "param", RestartPolicy.ON_FAILURE))
-        for descriptor in made.descriptors:
-            stack.callback(os.close, descriptor)
-        made.accept()
+    with begun(loader, passed, place.parent, getattr(request, "param", RestartPolicy.ON_FAILURE)) as made:
         yield made
 
 
@@ -312,18 +319,22 @@ def test_a_stop_is_permanent(repeated: Repeated) -> None:
     assert repeated.loader.end() == 0
 
 
-@ALWAYS_REPEATED
-def test_a_stop_between_a_workloads_report_and_its_exit_is_permanent(repeated: Repeated) -> None:
-    repeated.stub.report("ended", outcome={"kind": "exited", "text": "exited 1", "exit_code": 1})
-    peer = repeated.loader.peer()
-    repeated.stub.do("ignore-term")  # its exit comes after the stop
-    peer.send(CommandType.STOP, "alice")
-    assert repeated.info().phase == "running"
-    repeated.stub.order("exit", code=1)
-    info = peer.answer()
-    assert (info.phase, info.detail, info.restarts) == ("ended", "exited 1", 0)
-    repeated.loader.systemd.drain()
-    assert repeated.loader.systemd.parked == set()
+def test_a_stop_between_a_workloads_report_and_its_exit_is_permanent(
+    unstarted: LoaderProcess, passed: Endpoint, place: Path
+) -> None:
+    patient = "keep_loader.process:TERM_SECONDS=60,keep_loader.running:LINGER_SECONDS=60"  # its exit is to end it
+    unstarted.start(environment={"FAKE_CONSTANTS": patient})
+    with begun(unstarted, passed, place.parent, RestartPolicy.ALWAYS) as repeated:
+        repeated.stub.report("ended", outcome={"kind": "exited", "text": "exited 1", "exit_code": 1})
+        peer = repeated.loader.peer()
+        repeated.stub.do("ignore-term")  # its exit comes after the stop
+        peer.send(CommandType.STOP, "alice")
+        assert repeated.info().phase == "running"
+        repeated.stub.order("exit", code=1)
+        info = peer.answer()
+        assert (info.phase, info.detail, info.restarts) == ("ended", "exited 1", 0)
+        repeated.loader.systemd.drain()
+        assert repeated.loader.systemd.parked == set()
 
 
 @ALWAYS_REPEATED

@@ -17,6 +17,7 @@ from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.keep import OutcomeKind
 from keep_protocol.states import State
 from tests.fakes.loader_process import ARTIFACTS, DEADLINE, MODULE, UPLOAD, Endpoint, LoaderProcess, Peer, Stub, opened
+from tests.unit.loader.test_strays import opened_by
 
 
 def running(loader: LoaderProcess, passed: Endpoint) -> tuple[Peer, Stub]:
@@ -48,8 +49,7 @@ def test_an_accepted_workload_closes_the_endpoint_permanently(loader: LoaderProc
     assert loader.systemd.parked == set()
     assert sorted(loader.systemd.unstored) == ["client-ca", "identity", "listener", "revoked"]
     assert loader.process is not None
-    sockets = {os.readlink(f"/proc/{loader.process.pid}/fd/{n}") for n in os.listdir(f"/proc/{loader.process.pid}/fd")}
-    assert os.readlink(f"/proc/self/fd/{passed.listener.fileno()}") not in sockets
+    assert os.readlink(f"/proc/self/fd/{passed.listener.fileno()}") not in opened_by(loader.process.pid)
     assert peer.ask(CommandType.INFO).port == passed.port
 
 
@@ -157,14 +157,21 @@ def test_a_stop_ends_the_endpoint_and_names_who_asked(loader: LoaderProcess, pas
 def test_a_stop_of_a_workload_that_ignores_it_is_a_kill_after_two_seconds(
     loader: LoaderProcess, passed: Endpoint
 ) -> None:
-    peer, stub = running(loader, passed)
+    """The loader finds both stops and the question in one turn of its loop, in this order."""
+    _, stub = running(loader, passed)
     stub.do("ignore-term")
     orphan = int(stub.do("orphan"))
     watch = os.pidfd_open(orphan)
-    first, second = loader.peer(), loader.peer()
+    first, second, third = peers = [loader.peer() for _ in range(3)]
+    for peer in peers:
+        peer.ask(CommandType.INFO)
+    assert loader.process is not None
+    loader.process.send_signal(signal.SIGSTOP)
     first.send(CommandType.STOP, "alice")
-    assert peer.ask(CommandType.INFO).state is State.STARTED
     second.send(CommandType.STOP, "bob")
+    third.send(CommandType.INFO)
+    loader.process.send_signal(signal.SIGCONT)
+    assert third.answer().state is State.STARTED
     assert first.answer().detail == second.answer().detail == "stopped by alice"
     assert select.select([watch], [], [], DEADLINE)[0] == [watch]
     os.close(watch)

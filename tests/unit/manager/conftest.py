@@ -7,12 +7,18 @@ import gc
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from keep_manager import loader_client
 from keep_manager.keeps.policy import Policy
+from keep_manager.loader_client import Loaders, LoaderSession
+from keep_manager.model import Answer
+from keep_protocol.errors import KeepfleetError
 from tests.fakes.fake_event_log import FakeEventLog
 from tests.fakes.fake_pki import FakeAuthority
 from tests.fakes.fake_units import FakeUnits
@@ -69,6 +75,50 @@ def policy(place: Path, authority: FakeAuthority) -> Policy:
 async def parts(units: FakeUnits, place: Path, policy: Policy, events: FakeEventLog) -> AsyncIterator[ManagerParts]:
     async with manager_parts(units, str(place), policy, events) as made:
         yield made
+
+
+PATIENCE = 60.0
+"""Seconds in which a fake loader answers."""
+
+
+@pytest.fixture(autouse=True)
+def patient_with_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake loader runs in the loop of who asks it: a process that had no processor for the two seconds that a real
+    one has would find every one of them silent."""
+    monkeypatch.setattr(loader_client, "CONTROL_REPLY_SECONDS", PATIENCE)
+    monkeypatch.setattr(Loaders.ask, "__defaults__", (PATIENCE,))
+    monkeypatch.setattr(LoaderSession.ask, "__defaults__", (PATIENCE, ()))
+
+
+@contextmanager
+def reserved_port(address: str = "127.0.0.1") -> Iterator[int]:
+    """A port that no one gets who asks for any, and that a listener gets who names it: it is bound, and no one listens
+    (man 7 socket, SO_REUSEADDR)."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((address, 0))
+        yield int(holder.getsockname()[1])
+
+
+@pytest.fixture
+def over_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Has the time in which loaders that are asked together may answer be over once so many have, and neither before
+    nor later."""
+
+    def after(count: int) -> None:
+        answers, answer = 0, loader_client._Round._answer
+
+        def counted(asking: loader_client._Round, kuuid: int, data: bytearray) -> Answer | KeepfleetError | None:
+            nonlocal answers
+            found = answer(asking, kuuid, data)
+            answers += found is not None
+            return found
+
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (PATIENCE if answers >= count else 0.0))
+        monkeypatch.setattr(loader_client._Round, "_answer", counted)
+        monkeypatch.setattr(loader_client, "time", clock)
+
+    return after
 
 
 BLOCKED_SECONDS = 0.05

@@ -42,6 +42,12 @@ def attach(manager: RunningManager, path: Path, owner: str = "ann", user: str | 
     return file
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application here is a thread of this process, or a task of its loop: how long it may take is no matter."""
+    monkeypatch.setattr(codelets, "ASK_SECONDS", 60.0)
+
+
 @pytest.fixture
 def application(people: People, tmp_path: Path) -> Iterator[Application]:
     """Ann's application `app`, which has the codelet `counter:1` in its store."""
@@ -117,6 +123,8 @@ async def test_who_may_not_read_may_not_watch_and_few_watch_at_a_time(people: Pe
         status, answer = await call(people.root, "GET", WATCH)
         assert (status, answer["error"]["kind"]) == (429, "too-many")
         assert (await call(people.ann, "GET", SETS))[0] == 200
+    while people.manager.applications._watched.total():  # noqa: ASYNC110 - the manager sees it when its turn comes
+        await asyncio.sleep(0)
     async with people.ann.get(WATCH) as response:
         assert (await next_set(response))["codeletset_id"] == "before"
 
@@ -327,7 +335,6 @@ async def test_one_that_never_answers_takes_its_time_and_its_few_requests_and_no
         writer.close()
 
     async with behaving(people, tmp_path, behaviour):
-        monkeypatch.setattr(codelets, "ASK_SECONDS", 600.0)
         waiting = [asyncio.create_task(call(people.ann, "GET", SETS)) for _ in range(MAX_ASKED)]
         for _ in waiting:
             await asked.acquire()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Coroutine
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from tests.fakes.fake_loader import FINGERPRINT, FakeLoader
 from tests.fakes.fake_units import FakeUnits
 from tests.fakes.manager_parts import ManagerParts, manager_parts
 from tests.fakes.running_manager import RunningManager
+from tests.unit.manager.conftest import reserved_port
 
 STARTED = NewKeep(start=StartKeep())
 NAMED = NewKeep(name="web", start=StartKeep())
@@ -53,9 +53,8 @@ async def made_before(units: FakeUnits, policy: Policy, request: NewKeep, key: s
 
 
 async def test_the_answer_is_a_keep_that_listens(keeps: Keeps, units: FakeUnits) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
-    info = await keeps.create(NewKeep(start=StartKeep(port=port, names=("a.example",))), ALICE)
+    with reserved_port() as port:
+        info = await keeps.create(NewKeep(start=StartKeep(port=port, names=("a.example",))), ALICE)
     assert (info.state, info.phase, info.fingerprint) == (State.STARTED, Phase.AWAITING.value, FINGERPRINT)
     assert (info.address, info.port, info.uploaders) == ("127.0.0.1", port, ("name:alice",))
     loader = units.loaders[info.kuuid]
@@ -164,10 +163,11 @@ async def test_a_replacement_whose_start_cannot_be_given_leaves_the_old_keep(kee
 
 
 async def test_a_replacement_takes_over_the_port_of_the_keep_before(keeps: Keeps, units: FakeUnits) -> None:
-    at = StartKeep(address="127.0.0.2", port=43310)
-    await keeps.create(NewKeep(name="web", start=at), ALICE)
-    second = await keeps.create(NewKeep(name="web", start=at, replace_living=True), ALICE)
-    assert (second.address, second.port) == ("127.0.0.2", 43310)
+    with reserved_port("127.0.0.2") as port:
+        at = StartKeep(address="127.0.0.2", port=port)
+        await keeps.create(NewKeep(name="web", start=at), ALICE)
+        second = await keeps.create(NewKeep(name="web", start=at, replace_living=True), ALICE)
+    assert (second.address, second.port) == ("127.0.0.2", port)
     assert units.kuuids() == {second.kuuid}
 
 

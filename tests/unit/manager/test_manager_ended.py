@@ -30,7 +30,7 @@ from tests.fakes.fake_units import FakeUnits
 from tests.fakes.manager_parts import THIS_BOOT, ManagerParts, manager_parts
 
 TRAPPED = Outcome(OutcomeKind.TRAPPED, "trapped: unreachable", started_at=5.0, ended_at=6.0)
-ENOUGH = 10.0
+ENOUGH = 60.0
 
 
 async def started(parts: ManagerParts, name: str = "") -> tuple[int, FakeLoader]:

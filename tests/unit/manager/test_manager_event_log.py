@@ -76,13 +76,14 @@ async def test_a_keep_s_latest_event_is_the_first_found_from_the_newest_back(tmp
             "KEEP_RESTARTS": "1",
             "KEEP_EVENT_OWNER": "alice",
             "__MONOTONIC_TIMESTAMP": "2500000",
+            "__REALTIME_TIMESTAMP": "1795248000500000",
         }
         for word in ("running", "started", "created")
     ]
     book = with_journalctl(
         tmp_path, *records, {"KEEP_EVENT_KEEP": "8", "KEEP_EVENT": "melted"}, {"KEEP_EVENT_KEEP": None}
     )
-    assert await book.latest() == {7: LastEvent(EventType.RUNNING, 1, 2.5, "alice")}
+    assert await book.latest() == {7: LastEvent(EventType.RUNNING, 1, 2.5, "alice", 1795248000.5)}
     assert "--reverse" in (tmp_path / "arguments").read_text()
 
 

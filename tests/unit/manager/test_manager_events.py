@@ -73,6 +73,21 @@ def test_an_end_is_recorded_with_its_own_times_and_with_who_asked_for_it() -> No
 
 
 @pytest.mark.parametrize(
+    ("latest", "times"),
+    [
+        (None, [5.0, 5.0, 5.0, 6.0]),
+        (LastEvent(CREATED, at=4.0), [5.0, 5.0, 6.0]),
+        (LastEvent(STARTED, at=5.5), [5.5, 6.0]),
+        (LastEvent(RUNNING, at=8.0), [8.0]),
+        (LastEvent(RUNNING, at=99.0), [6.0]),
+    ],
+    ids=["none was noticed", "noticed", "noticed late", "noticed after the end", "before the clock was set back"],
+)
+def test_no_event_has_a_later_time_than_what_comes_after_it(latest: LastEvent | None, times: list[float]) -> None:
+    assert [event.at for event in events_of(latest, keep(Phase.ENDED, RAN), 9.0)] == times
+
+
+@pytest.mark.parametrize(
     ("event", "line"),
     [
         (KeepEvent(1.0, CREATED, keep(Phase.IDLE), "bob"), "keep@7.service: created by bob"),

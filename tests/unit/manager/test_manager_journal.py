@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +19,16 @@ async def test_a_host_without_journalctl_says_so(tmp_path: Path) -> None:
         async with journal.records(()):
             pytest.fail("it was read")
     assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_a_unit_s_last_lines_are_read_once_journald_has_written_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "journalctl"
+    command.write_text('#!/bin/sh\ncd "${0%/*}"; [ "$1" = --sync ] && exec touch "no such luck"; exec ls no*\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert await lines.last_lines("keep@1.service", "system") == ("no such luck",)
 
 
 def test_a_caller_gets_a_share_of_the_readers_and_the_others_theirs() -> None:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from keep_manager.keeps import creation, decide, manager
 from keep_manager.keeps.creation import spec_for
 from keep_manager.keeps.manager import Keeps
 from keep_manager.keeps.policy import Policy
-from keep_manager.loader_client import Loaders
+from keep_manager.loader_client import Loaders, LoaderSession
 from keep_manager.model import Answer, UnitState
 from keep_manager.tasks import Group
 from keep_protocol.api import ListKeeps, NewKeep, StartKeep
@@ -114,6 +114,24 @@ async def test_a_loader_that_never_gets_ready_leaves_nothing(units: FakeUnits, p
     assert error.kind is ErrorKind.KEEP_FAILED
     assert "not ready in time" in error.message
     assert empty(units, place)
+
+
+async def test_the_first_answer_of_a_new_keep_is_waited_for_as_long_as_its_readiness(
+    keeps: Keeps, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy host may let its loader not run for seconds, and what was made would be ended for that."""
+    ask, waits = LoaderSession.ask, list[float]()
+
+    async def recorded(
+        session: LoaderSession, command: Command, seconds: float = 1.0, files: tuple[int, ...] = ()
+    ) -> Answer:
+        waits.extend([seconds] if command.type is CommandType.HELLO else [])
+        return await ask(session, command, seconds, files)
+
+    monkeypatch.setattr(LoaderSession, "ask", recorded)
+    for start in (None, StartKeep()):
+        await keeps.create(NewKeep(start=start), ALICE)
+    assert waits == [policy.start_timeout_seconds] * 2
 
 
 async def test_a_loader_that_is_ready_and_does_not_answer_leaves_nothing(
@@ -249,7 +267,7 @@ async def test_every_operation_on_a_keep_that_does_not_exist_says_so(keeps: Keep
 async def test_a_keep_that_crashed_is_in_state_15_with_the_reason(keeps: Keeps, units: FakeUnits) -> None:
     kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
     await units.crash(kuuid)
-    info = await keeps.wait(kuuid, State.LISTENING, 5.0)
+    info = await keeps.wait(kuuid, State.LISTENING, 60.0)
     assert info.state is State.ERROR
     assert "failed (failed, exit-code)" in info.detail
     assert [keep.detail for keep in (await keeps.list()).keeps] == ["the unit is failed (failed, exit-code)"]
@@ -258,11 +276,11 @@ async def test_a_keep_that_crashed_is_in_state_15_with_the_reason(keeps: Keeps, 
 
 
 async def test_a_silent_loader_does_not_hold_up_what_finds_the_keeps(
-    units: FakeUnits, keeps: Keeps, place: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+    units: FakeUnits, keeps: Keeps, place: Path, policy: Policy, over_after: Callable[[int], None]
 ) -> None:
     one, two = [(await keeps.create(NewKeep(name=name), ALICE)).kuuid for name in ("one", "two")]
     units.loaders[one].silent = True
-    monkeypatch.setattr("keep_manager.loader_client.Loaders.ask.__defaults__", (0.05,))
+    over_after(1)
     async with manager_parts(units, str(place), policy) as other:
         shown = {keep.kuuid: keep for keep in (await other.keeps.list()).keeps}
         assert (shown[one].state, shown[one].name) == (State.ERROR, "one")
@@ -289,7 +307,7 @@ async def test_a_wait_returns_when_the_state_changes(keeps: Keeps, units: FakeUn
     await keeps.start(StartKeep(kuuid), ALICE)
     loader = units.loaders[kuuid]
     loader.heard.clear()
-    waiting = asyncio.create_task(keeps.wait(kuuid, State.STARTED, 5.0))
+    waiting = asyncio.create_task(keeps.wait(kuuid, State.STARTED, 60.0))
     await loader.heard.wait()
     await loader.move(Event.ACCEPT)
     await loader.move(Event.FINISH)

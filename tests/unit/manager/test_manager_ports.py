@@ -9,6 +9,7 @@ import pytest
 
 from keep_manager.keeps.starts import bind_listener
 from keep_protocol.errors import ErrorKind, KeepfleetError
+from tests.unit.manager.conftest import reserved_port
 
 
 @pytest.fixture
@@ -49,15 +50,14 @@ def test_an_address_of_another_host_is_said_immediately() -> None:
     assert "tried" not in caught.value.message
 
 
-def test_a_port_left_by_closed_connections_is_free_again(taken: int) -> None:
-    with bind_listener("127.0.0.1", [0]) as first:
-        port = first.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as client:
+def test_a_port_left_by_closed_connections_is_free_again() -> None:
+    with reserved_port() as port:
+        with bind_listener("127.0.0.1", [port]) as first, socket.create_connection(("127.0.0.1", port)) as client:
             accepted, _ = first.accept()
             accepted.close()
             client.recv(1)
-    with bind_listener("127.0.0.1", [port]) as again:
-        assert again.getsockname()[1] == port
+        with bind_listener("127.0.0.1", [port]) as again:
+            assert again.getsockname()[1] == port
 
 
 def test_ipv6_is_its_own() -> None:

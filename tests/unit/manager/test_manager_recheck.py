@@ -14,7 +14,7 @@ from keep_manager import pki
 from tests.fakes.fake_pki import Identity
 from tests.fakes.running_manager import RunningManager
 
-ENOUGH = 5.0
+ENOUGH = 60.0
 
 
 @asynccontextmanager

@@ -13,8 +13,9 @@ from keep_manager.authorize.quotas import QuotaKeeper
 from keep_manager.callers import CallerEntry, Quotas
 from keep_manager.keeps.interfaces import Quotas as QuotasOf
 from keep_manager.keeps.policy import Policy
-from keep_manager.keeps.upkeep import fits, is_spare
+from keep_manager.keeps.upkeep import Spares, fits, is_spare
 from keep_manager.systemd.properties import claim_properties, claimed_in, keep_properties
+from keep_manager.tasks import Group
 from keep_protocol.api import NewKeep, StartKeep
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.limits import Limits
@@ -27,7 +28,7 @@ from tests.fakes.fake_loader import FakeLoader
 from tests.fakes.fake_units import FAIL, READY, FakeUnits
 from tests.fakes.manager_parts import ManagerParts, manager_parts
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 OWNED = KeepSpec(name="web", owner="alice", labels=(("a", "[Service]\u00e9 %n"),), spare=True)
 
 
@@ -73,6 +74,23 @@ async def test_spares_are_no_keeps_to_anyone_and_count_for_no_one(
         assert caught.value.kind is ErrorKind.NOT_FOUND
         await parts.keeps.create(NewKeep(), ALICE)
         assert [event.type for event in events.written] in ([], [EventType.CREATED])
+
+
+async def test_what_is_wanted_no_more_when_it_has_become_quiet_is_not_made(units: FakeUnits, policy: Policy) -> None:
+    wanted = policy.replace(spare_keeps=1)
+    spares, quiets = Spares(units, wanted), list[int]()
+
+    async def quiet() -> None:
+        quiets.append(len(spares))
+        if len(quiets) == 1:
+            spares.apply(policy.replace(spare_keeps=0))
+            asyncio.get_running_loop().call_soon(spares.apply, wanted)
+
+    async with Group() as tasks:
+        tending = tasks.start(spares.run(lambda: 7, quiet))
+        await until(units, lambda: len(spares) == 1)
+        tending.cancel()
+    assert quiets == [0, 0], "what is wanted again waits for quiet again"
 
 
 async def test_a_creation_takes_a_spare_which_says_from_then_on_what_it_is(

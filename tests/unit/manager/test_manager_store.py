@@ -21,6 +21,7 @@ from keep_client.peer import ConnectionFailed
 from keep_client.store import StoreClient
 from keep_manager.callers import CallerEntry, Quotas
 from keep_manager.http import transfer
+from keep_manager.http.store import MAX_TRANSFERS
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from keep_protocol.identity import Identity, Role
 from keep_protocol.keep import KeepInfo
@@ -136,7 +137,7 @@ def test_a_wrong_digest_a_bad_name_and_a_body_over_the_limit_leave_nothing(
 
 def _begun(manager: RunningManager) -> ssl.SSLSocket:
     """A connection on which half of an addition was sent."""
-    plain = socket.create_connection(("127.0.0.1", manager.port), 10)
+    plain = socket.create_connection(("127.0.0.1", manager.port), 60)
     sock = manager.context(manager.operator).wrap_socket(plain, server_hostname="127.0.0.1")
     sock.sendall(
         b"POST /v1/store/objects?reference=web:1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
@@ -148,10 +149,11 @@ def _begun(manager: RunningManager) -> ssl.SSLSocket:
 def test_a_client_that_stalls_is_given_up_and_leaves_nothing(
     manager: RunningManager, client: StoreClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "SILENT_SECONDS", 0.2)
-    with closing(_begun(manager)) as sock:
-        answer = sock.recv(65536)
-        assert answer.startswith(b"HTTP/1.1 408 "), answer
+    with monkeypatch.context() as patched:
+        patched.setattr(transfer, "SILENT_SECONDS", 0.2)
+        with closing(_begun(manager)) as sock:
+            answer = sock.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 408 "), answer
     assert left(store) == NOTHING
     assert client.add(io.BytesIO(WASM)).size == 8
 
@@ -172,9 +174,9 @@ def test_an_upload_that_breaks_off_leaves_nothing(
     monkeypatch.setattr(Store, "copy", copied)
     monkeypatch.setattr(Place, "discard", discarded)
     sock = _begun(manager)
-    assert begun.wait(20)
+    assert begun.wait(60)
     sock.close()
-    assert ended.wait(20)
+    assert ended.wait(60)
     assert left(store) == NOTHING
     assert client.add(io.BytesIO(WASM)).size == 8
 
@@ -354,20 +356,21 @@ def test_a_long_module_costs_constant_memory_on_both_sides(client: StoreClient) 
     assert peak < 12 << 20
 
 
-def test_more_transfers_than_there_are_places_are_refused(manager: RunningManager, client: StoreClient) -> None:
-    begun = [_begun(manager) for _ in range(4)]
+def test_more_transfers_than_there_are_places_are_refused(
+    manager: RunningManager, client: StoreClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, copy = threading.Semaphore(0), Store.copy
+
+    def copied(self: Store, source: transfer.Incoming, file: int, limit: int) -> str:
+        served.release()
+        return copy(self, source, file, limit)
+
+    monkeypatch.setattr(Store, "copy", copied)
+    begun = [_begun(manager) for _ in range(MAX_TRANSFERS)]
     try:
-        while refusal_or_none(client) is None:
-            pass  # each of the four is served in its own moment
+        for _ in begun:
+            assert served.acquire(timeout=60)
+        assert refusal(lambda: client.add(io.BytesIO(WASM))).kind is ErrorKind.TOO_MANY
     finally:
         for each in begun:
             each.close()
-
-
-def refusal_or_none(client: StoreClient) -> KeepfleetError | None:
-    try:
-        client.add(io.BytesIO(WASM))
-    except KeepfleetError as error:
-        assert error.kind is ErrorKind.TOO_MANY
-        return error
-    return None

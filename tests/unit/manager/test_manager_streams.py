@@ -28,7 +28,7 @@ from tests.fakes.fake_output import FakeOutput
 from tests.fakes.running_manager import RunningManager
 from tests.output_decoder import OutputDecoder
 
-ENOUGH = 5.0
+ENOUGH = 60.0
 MANY_PARTS, HELD_SECONDS = 96, 0.5
 """Twelve megabytes, of which sockets and the client hold some; and how long none is answered once they do."""
 TORRENT = 10_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,13 +83,14 @@ async def test_the_life_of_a_keep_is_recorded_in_order_and_once(manager: Watched
     await manager.events.until(STARTED)
     await run(loader, Event.ACCEPT)
     await manager.events.until(RUNNING)
-    await loader.move(Event.FINISH, LOUD)
+    loud = LOUD.replace(ended_at=time.time())
+    await loader.move(Event.FINISH, loud)
     ended = await manager.events.until(ENDED)
     await manager.keeps.remove(info.kuuid, ALICE)
     removed = manager.events.written[-1]
     assert manager.recorded == [CREATED, STARTED, RUNNING, ENDED, EventType.REMOVED]
-    assert (ended.at, ended.keep.outcome, ended.keep.name) == (6.0, LOUD, "web-0")
-    assert (removed.by, removed.keep.outcome) == ("alice", LOUD)
+    assert (ended.at, ended.keep.outcome, ended.keep.name) == (loud.ended_at, loud, "web-0")
+    assert (removed.by, removed.keep.outcome) == ("alice", loud)
     assert manager.events.lines[0] == f"keep@{info.kuuid}.service: created by alice"
 
 

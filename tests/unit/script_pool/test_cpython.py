@@ -83,12 +83,12 @@ def test_an_exception_has_the_scripts_own_lines(engine: CPython) -> None:
 
 def test_a_syntax_error_is_found_when_the_script_is_added(engine: CPython) -> None:
     with pytest.raises(Fault) as caught:
-        engine.prepare("script", "x = 1\ndef f(:\n", "python", Limits())
+        engine.prepare("script", "x = 1\ndef f(:\n", "python", Limits(wall_seconds=20))
     assert (caught.value.reason, caught.value.name) == (Reason.SYNTAX_ERROR, "SyntaxError")
     assert caught.value.stack == ("at <module> (script:2)",)
     for source in ("x = '\0'", "x = '\ud800'"):
         with pytest.raises(Fault) as caught:
-            engine.prepare("script", source, "python", Limits())
+            engine.prepare("script", source, "python", Limits(wall_seconds=20))
         assert caught.value.reason is Reason.SYNTAX_ERROR
 
 
@@ -181,10 +181,10 @@ def test_the_console_is_bounded(engine: CPython) -> None:
 
 def test_a_session_and_a_damaged_script_are_refused(engine: CPython) -> None:
     assert "no sessions" in fault(engine, "x = 1", world=World(keep=True)).message
-    script = engine.prepare("script", "x = 1", "python", Limits())
+    script = engine.prepare("script", "x = 1", "python", Limits(wall_seconds=20))
     damaged = type(script)(script.name, script.language, script.image[: len(script.image) // 2], script.digest)
     with pytest.raises(Fault):
-        engine.run(damaged, b"{}", Limits(wall_seconds=5), None)
+        engine.run(damaged, b"{}", Limits(wall_seconds=20), None)
 
 
 def test_what_is_not_made_is_named_with_what_makes_it(tmp_path: os.PathLike[str]) -> None:

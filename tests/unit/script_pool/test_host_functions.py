@@ -23,6 +23,7 @@ from script_pool.client import BlockingPool, Pool, ScriptError
 from script_pool.fetching import Fetch, FetchRefused
 from script_pool.hostcalls import Allowance, Calls, HostCall
 from script_pool.sessions import Sessions
+from tests.unit.script_pool.test_script_service import PATIENT
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture
 async def pool(scripts_cache: str) -> AsyncIterator[Pool]:
     """One child, so that a run that holds it keeps all others waiting."""
-    async with Pool(options=("--max=1", "--time=1", "--deadline=60", f"--cache={scripts_cache}")) as made:
+    async with Pool(options=("--max=1", *PATIENT, f"--cache={scripts_cache}")) as made:
         yield made
 
 
@@ -148,7 +149,7 @@ async def test_a_host_function_may_ask_the_pool_itself(pool: Pool) -> None:
 
 async def test_a_blocking_host_function_may_too(scripts_cache: str) -> None:
     def ask() -> object:
-        with BlockingPool(options=("--max=1", f"--cache={scripts_cache}")) as pool:
+        with BlockingPool(options=("--max=1", *PATIENT, f"--cache={scripts_cache}")) as pool:
             pool.host_function(lambda x: pool.run("double", {"x": x})["x"], name="twice")
             pool.add("double", "x *= 2")
             pool.add("a", "var y = await twice(21)", functions=["twice"])
@@ -157,25 +158,26 @@ async def test_a_blocking_host_function_may_too(scripts_cache: str) -> None:
     assert await asyncio.to_thread(ask) == 42
 
 
-async def test_the_guests_clock_stops_while_it_waits(pool: Pool) -> None:
+async def test_the_guests_clock_stops_while_it_waits(scripts_cache: str) -> None:
     """It may run for a second, and waits for longer."""
     loop = asyncio.get_running_loop()
+    async with Pool(options=("--max=1", "--time=1", "--deadline=60", f"--cache={scripts_cache}")) as pool:
 
-    @pool.host_function
-    async def slow() -> None:
-        done = asyncio.Event()
-        loop.call_later(0.6, done.set)
-        await done.wait()
+        @pool.host_function
+        async def slow() -> None:
+            done = asyncio.Event()
+            loop.call_later(0.6, done.set)
+            await done.wait()
 
-    await pool.add("a", "await slow(); await slow(); var done = 1", functions=["slow"])
-    await pool.add("loop", "await slow(); for (;;);", functions=["slow"])
-    assert await pool.run("a", {}) == {"done": 1}
-    assert (await fails(pool, "loop")).reason == "time limit exceeded"
+        await pool.add("a", "await slow(); await slow(); var done = 1", functions=["slow"])
+        await pool.add("loop", "await slow(); for (;;);", functions=["slow"])
+        assert await pool.run("a", {}) == {"done": 1}
+        assert (await fails(pool, "loop")).reason == "time limit exceeded"
 
 
 async def test_answers_that_come_twice_late_or_for_nothing_change_nothing(scripts_cache: str) -> None:
     program = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "script_pool", "--stdio", f"--cache={scripts_cache}",
+        sys.executable, "-m", "script_pool", "--stdio", *PATIENT, f"--cache={scripts_cache}",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     assert program.stdin is not None and program.stdout is not None
@@ -256,7 +258,7 @@ const { Pool } = require("./examples/script-pool-node/script-pool.js");
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_client_for_node_has_host_functions_and_sessions(scripts_cache: str) -> None:
-    pool = [sys.executable, "-m", "script_pool", "--stdio", f"--cache={scripts_cache}"]
+    pool = [sys.executable, "-m", "script_pool", "--stdio", *PATIENT, f"--cache={scripts_cache}"]
     done = subprocess.run(["node", "-e", NODE, *pool], capture_output=True, cwd=ROOT, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [{"x": 21, "y": 42, "e": "TypeError: why"}, 2]

@@ -11,6 +11,7 @@ from script_pool.engine.artifacts import Artifacts
 from script_pool.engine.interface import Fault, Limits, Reason, World
 from script_pool.engine.micropython import MicroPython
 from tests.script_runs import fault, ran
+from tests.unit.script_pool.test_script_service import PATIENT
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,9 @@ def test_an_exception_has_the_scripts_own_lines(engine: MicroPython) -> None:
 
 def test_a_syntax_error_is_found_as_it_is_prepared_and_nothing_runs(engine: MicroPython) -> None:
     with pytest.raises(Fault) as caught:
-        engine.prepare("script", "x = 1\ny = = 2", "micropython", Limits())
+        engine.prepare("script", "x = 1\ny = = 2", "micropython", Limits(wall_seconds=20))
     assert (caught.value.reason, caught.value.stack) == (Reason.SYNTAX_ERROR, ("at <module> (script:2)",))
-    engine.prepare("script", "while True: pass", "micropython", Limits(wall_seconds=0.2))
+    engine.prepare("script", "while True: pass", "micropython", Limits(wall_seconds=20))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,8 @@ def test_a_syntax_error_is_found_as_it_is_prepared_and_nothing_runs(engine: Micr
     ],
 )
 def test_each_way_to_fail_has_its_reason(engine: MicroPython, source: str, reason: Reason) -> None:
-    limits = Limits(wall_seconds=0.5, memory_bytes=16 << 20, output_bytes=1000)
+    seconds = 0.5 if reason is Reason.TIME_LIMIT else 20.0
+    limits = Limits(wall_seconds=seconds, memory_bytes=16 << 20, output_bytes=1000)
     assert fault(engine, source, limits=limits).reason is reason
 
 
@@ -78,14 +80,14 @@ def test_nothing_of_one_run_is_visible_to_the_next(engine: MicroPython) -> None:
 
 
 def test_the_console_is_bounded_and_the_clock_can_be_set(engine: MicroPython) -> None:
-    result = ran(engine, "for i in range(2000): print('x' * 100)", limits=Limits(wall_seconds=5, console_bytes=1000))
+    result = ran(engine, "for i in range(2000): print('x' * 100)", limits=Limits(wall_seconds=20, console_bytes=1000))
     assert sum(map(len, result.console)) <= 1000
     late = ran(engine, "import time\nt = time.time()", world=World(clock=1.8e12))
     assert 1.8e9 <= json.loads(late.output_text)["t"] < 1.8e9 + 60
 
 
 async def test_it_runs_in_a_pool_and_calls_the_application(scripts_cache: str) -> None:
-    async with Pool(options=("--max=1", "--time=1", "--deadline=60", f"--cache={scripts_cache}")) as pool:
+    async with Pool(options=("--max=1", *PATIENT, f"--cache={scripts_cache}")) as pool:
 
         @pool.host_function
         async def lookup(key: str) -> dict[str, str]:

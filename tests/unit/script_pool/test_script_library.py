@@ -126,7 +126,7 @@ def test_a_zone_is_a_name_or_a_distance() -> None:
 
 
 def modules(engine: QuickJS, **sources: str) -> tuple[Script, World]:
-    made = {name: engine.prepare(name, source, "js", Limits()) for name, source in sources.items()}
+    made = {name: engine.prepare(name, source, "js", Limits(wall_seconds=20)) for name, source in sources.items()}
     return made["main"], World(modules=made)
 
 
@@ -140,7 +140,7 @@ def test_modules_are_linked_by_name_and_fresh_in_each_run(engine: QuickJS) -> No
     )
     assert main.imports == ("lib", "deep")
     for r in (1, 2):
-        ran = engine.run(main, b'{"r":%d}' % r, Limits(), None, world)
+        ran = engine.run(main, b'{"r":%d}' % r, Limits(wall_seconds=20), None, world)
         assert isinstance(ran, Result)
         assert json.loads(ran.output_text) == {"r": 2 * r, "c": [11, 10]}
 
@@ -148,12 +148,12 @@ def test_modules_are_linked_by_name_and_fresh_in_each_run(engine: QuickJS) -> No
 def test_a_modules_stack_names_it_with_its_own_lines(engine: QuickJS) -> None:
     main, world = modules(engine, main="import { f } from 'lib';\nf()", lib="export function f() { null.x }")
     with pytest.raises(Fault) as caught:
-        engine.run(main, b"{}", Limits(), None, world)
+        engine.run(main, b"{}", Limits(wall_seconds=20), None, world)
     assert "lib:1:2" in caught.value.stack[0]
     assert "script:2:1" in caught.value.stack[1]
     main, world = modules(engine, main="import { missing } from 'lib'", lib="export const other = 1")
     with pytest.raises(Fault, match="missing"):
-        engine.run(main, b"{}", Limits(), None, world)
+        engine.run(main, b"{}", Limits(wall_seconds=20), None, world)
 
 
 async def test_what_a_module_imports_is_what_its_name_stands_for(scripts_cache: str) -> None:

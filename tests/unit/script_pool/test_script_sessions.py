@@ -15,11 +15,12 @@ import pytest
 from keep_protocol.errors import KeepfleetError
 from script_pool.client import BlockingPool, Pool, ScriptError
 from script_pool.sessions import SessionRefused, Sessions, read_key
+from tests.unit.script_pool.test_script_service import PATIENT
 
 
 @pytest.fixture
 async def pool(scripts_cache: str) -> AsyncIterator[Pool]:
-    async with Pool(options=("--max=2", "--deadline=60", f"--cache={scripts_cache}")) as made:
+    async with Pool(options=("--max=2", *PATIENT, f"--cache={scripts_cache}")) as made:
         yield made
 
 
@@ -57,18 +58,19 @@ async def test_calls_of_one_session_run_one_after_another(pool: Pool) -> None:
     assert [output["at"] for output in done] == list(range(1, 21))
 
 
-async def test_a_call_that_fails_leaves_the_session_as_it_was(pool: Pool) -> None:
-    await pool.add("set", "n = 1")
-    await pool.add("throw", "\nn = 2; null.x")
-    await pool.add("loop", "n = 3; for (;;);")
-    await pool.add("look", "x = n")
-    session = pool.session()
-    await session.run("set", {})
-    for name in ("throw", "loop"):
-        with pytest.raises(ScriptError) as caught:
-            await session.run(name, {})
-        assert name != "throw" or "script:2:" in caught.value.stack[0]
-    assert (await session.run("look", {}))["x"] == 1
+async def test_a_call_that_fails_leaves_the_session_as_it_was(scripts_cache: str) -> None:
+    async with Pool(options=("--deadline=60", f"--cache={scripts_cache}")) as pool:  # a run has a second
+        await pool.add("set", "n = 1")
+        await pool.add("throw", "\nn = 2; null.x")
+        await pool.add("loop", "n = 3; for (;;);")
+        await pool.add("look", "x = n")
+        session = pool.session()
+        await session.run("set", {})
+        for name in ("throw", "loop"):
+            with pytest.raises(ScriptError) as caught:
+                await session.run(name, {})
+            assert name != "throw" or "script:2:" in caught.value.stack[0]
+        assert (await session.run("look", {}))["x"] == 1
 
 
 async def test_a_session_survives_its_child(pool: Pool) -> None:
@@ -122,7 +124,7 @@ async def test_a_session_keeps_the_modules_that_it_has_imported(pool: Pool) -> N
 
 async def test_a_session_is_saved_moved_and_refused_when_it_was_changed(scripts_cache: str, tmp_path: Path) -> None:
     key = str(tmp_path / "key")
-    options = (f"--cache={scripts_cache}", f"--session-key={key}")
+    options = (*PATIENT, f"--cache={scripts_cache}", f"--session-key={key}")
     async with Pool(options=options) as one:
         await one.add("set", "const table = {a: 1}; var n = 2")
         session = one.session()
@@ -143,7 +145,7 @@ async def test_a_session_is_saved_moved_and_refused_when_it_was_changed(scripts_
         ):
             with pytest.raises(ScriptError, match="session refused: cannot load the session: it was not saved by"):
                 await other.load_session(forged)
-    async with Pool(options=(f"--cache={scripts_cache}",)) as stranger:
+    async with Pool(options=(*PATIENT, f"--cache={scripts_cache}")) as stranger:
         with pytest.raises(ScriptError, match="session refused"):
             await stranger.load_session(saved)
         with pytest.raises(ScriptError, match="no such session"):
@@ -151,7 +153,7 @@ async def test_a_session_is_saved_moved_and_refused_when_it_was_changed(scripts_
 
 
 def test_a_blocking_client_has_sessions(scripts_cache: str) -> None:
-    with BlockingPool(options=(f"--cache={scripts_cache}",)) as pool:
+    with BlockingPool(options=(*PATIENT, f"--cache={scripts_cache}")) as pool:
         pool.add("count", "globalThis.n = (globalThis.n ?? 0) + 1")
         session = pool.session("mine")
         session.run("count", {})
