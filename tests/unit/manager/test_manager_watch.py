@@ -32,7 +32,7 @@ from tests.fakes.manager_parts import ManagerParts
 
 CREATED, STARTED, RUNNING, ENDED = EventType.CREATED, EventType.STARTED, EventType.RUNNING, EventType.ENDED
 LOUD = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0, output_bytes=10**6, started_at=5.0, ended_at=6.0)
-POLICY = Policy("none", "none", 43000, 43999, 2.0)
+POLICY = Policy("none", "none", 43000, 43999, 60.0)
 
 
 class WatchedManager:
