@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFTEST = """
 import os, pytest
 
+pytest_plugins = ("tests.workers",)
+
 @pytest.fixture(scope="session")
 def worker(request):
     yield os.getpid()
@@ -97,7 +99,7 @@ def begun(place: Path, files: dict[str, str], *options: str) -> subprocess.Popen
     for name, text in {"conftest": CONFTEST, **files}.items():
         (place / f"{name}.py").write_text(text)
     without = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "asyncio", "pytest_cov")]
-    command = [sys.executable, "-m", "pytest", "-p", "tests.workers", *without, "-ra", "--workers=2", *options]
+    command = [sys.executable, "-m", "pytest", *without, "-ra", "--workers=2", *options]
     return subprocess.Popen(
         [*command, f"--basetemp={place}/tmp", "--rootdir=."],
         cwd=place,
@@ -148,6 +150,15 @@ def test_a_run_that_is_ended_ends_its_workers_which_clean_up(tmp_path: Path, num
     assert (run.returncode == -signal.SIGKILL) == (number == signal.SIGKILL)
     assert number == signal.SIGKILL or "KeyboardInterrupt" in said
     assert ended(tmp_path) == 2
+
+
+def test_a_worker_whose_test_is_interrupted_ends_the_run_with_the_tests_name(tmp_path: Path) -> None:
+    interrupted = "def test_one(worker): pass\ndef test_two(worker): raise KeyboardInterrupt"
+    with begun(tmp_path, {"test_a": interrupted}) as run:
+        said = run.communicate()[0]
+    assert run.returncode == 2 and "INTERNALERROR" not in said, said
+    assert "a worker has ended as it ran test_a.py::test_two: a test was interrupted" in said
+    assert ended(tmp_path) == 1
 
 
 STUCK = """
