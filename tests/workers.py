@@ -6,6 +6,7 @@ they share what they make; a worker that dies fails the test that it was running
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -71,14 +72,11 @@ class Workers:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._terminal = config.pluginmanager.getplugin("terminalreporter")
         self._items: list[pytest.Item] = []
         self._files: deque[deque[int]] = deque()
         self._workers: list[Worker] = []
         self._ready = DefaultSelector()
         self._started = 0
-        if self._terminal and config.option.verbose >= 0:
-            self._terminal.showfspath = False  # reports of several files arrive in turns
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
@@ -91,6 +89,9 @@ class Workers:
             files.setdefault(item.location[0], deque()).append(number)
         self._files = deque(files.values())
         self._prepare()
+        terminal = self._terminal()
+        if terminal and self._config.option.verbose >= 0:
+            terminal.showfspath = False  # reports of several files arrive in turns
         try:
             for _ in range(min(self._config.getoption("--workers"), len(files))):
                 self._start()
@@ -103,6 +104,10 @@ class Workers:
         finally:
             self._end()
         return True
+
+    def _terminal(self) -> Any:
+        """pytest's, which it has when all plugins are configured; None where it was told to have none."""
+        return self._config.pluginmanager.getplugin("terminalreporter")
 
     def _prepare(self) -> None:
         """Has nothing be shared that two processes would change."""
@@ -167,9 +172,12 @@ class Workers:
             hook.pytest_warning_recorded.call_historic(kwargs=arguments)
         elif kind == "next":
             worker.items = self._files.popleft() if self._files else deque()
-            worker.connection.send(list(worker.items))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is another event
+                worker.connection.send(list(worker.items))
         else:
-            self._terminal.write_line(value)
+            name = self._items[worker.items[0]].nodeid if worker.items else "no test"
+            if (terminal := self._terminal()) is not None:
+                terminal.write_line(f"\na worker has ended as it ran {name}: {value}")
             raise KeyboardInterrupt(value)
 
     def _gone(self, worker: Worker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,6 +36,23 @@ def loader(unstarted: LoaderProcess) -> LoaderProcess:
 
 
 @pytest.fixture
-def passed(place: Path) -> Iterator[Endpoint]:
+def unread(place: Path) -> Iterator[Endpoint]:
+    """What a start brings; its journald reads nothing, unless the test does."""
     with endpoint(place.parent) as made:
         yield made
+
+
+@pytest.fixture
+def passed(unread: Endpoint) -> Iterator[Endpoint]:
+    """The same with a journald that reads: a loader gives one that stands still two seconds at the end."""
+    end = b"the end of the test"
+
+    def read() -> None:
+        while unread.journald.recv(1 << 20) != end:
+            continue
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    yield unread
+    unread.journal.send(end)
+    thread.join()

@@ -125,18 +125,18 @@ def following(peer: Peer, *, kept: int = 0) -> Iterator[Manager]:
 
 
 def test_every_byte_is_in_the_ring_and_every_line_in_the_journal_each_stream_apart(
-    unstarted: LoaderProcess, passed: Endpoint
+    unstarted: LoaderProcess, unread: Endpoint
 ) -> None:
     unstarted.start(environment=PATIENT)
-    _, stub = running(unstarted, passed)
-    with journald_reading(passed) as entries:
+    _, stub = running(unstarted, unread)
+    with journald_reading(unread) as entries:
         for character in "one byte at a time\n":
             stub.do("write", to=2, text=character)
         stub.do("write", to=1, text=EXACT)
         exits(stub, 3)
-        outcome = outcome_of(unstarted.ended(passed))
-    assert passed.written(STDOUT) == EXACT.encode("latin-1")
-    assert passed.written(STDERR) == b"one byte at a time\n"
+        outcome = outcome_of(unstarted.ended(unread))
+    assert unread.written(STDOUT) == EXACT.encode("latin-1")
+    assert unread.written(STDERR) == b"one byte at a time\n"
     assert (outcome.output_bytes, outcome.lost_bytes, outcome.journal_skipped_bytes) == (len(EXACT) + 19, 0, 0)
     text = b"".join(
         entry["MESSAGE"] + (b"" if "KEEP_CUT" in entry else b"\n")
@@ -149,14 +149,14 @@ def test_every_byte_is_in_the_ring_and_every_line_in_the_journal_each_stream_apa
 
 
 def test_a_job_that_prints_20000_lines_in_one_burst_and_ends_has_all_of_them_in_the_journal(
-    unstarted: LoaderProcess, passed: Endpoint
+    unstarted: LoaderProcess, unread: Endpoint
 ) -> None:
     unstarted.start(environment=PATIENT)
-    _, stub = running(unstarted, passed)
-    with journald_reading(passed) as entries:
+    _, stub = running(unstarted, unread)
+    with journald_reading(unread) as entries:
         stub.do("write", to=1, text="".join(f"line {number}\n" for number in range(20_000)))
         exits(stub)
-        outcome = outcome_of(unstarted.ended(passed))
+        outcome = outcome_of(unstarted.ended(unread))
     assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0)
     lines = [line for entry in entries for line in entry["MESSAGE"].split(b"\n")]
     assert lines == [b"line %d" % number for number in range(20_000)]
@@ -440,12 +440,12 @@ def test_a_ring_that_cannot_be_written_costs_its_bytes_and_not_the_workload(
 
 
 def test_a_journald_that_is_gone_is_reported_and_gets_everything_over_its_next_socket(
-    loader: LoaderProcess, passed: Endpoint
+    loader: LoaderProcess, unread: Endpoint
 ) -> None:
-    peer, stub = running(loader, passed)
+    peer, stub = running(loader, unread)
     waiter = loader.peer()
     waiter.send(CommandType.WAIT, f"running {peer.ask(CommandType.INFO).detail}")
-    passed.journald.close()
+    unread.journald.close()
     stub.do("write", to=1, text="first\nsecond\n")
     report = waiter.answer()
     assert (report.journal_gone, "journald's socket is gone" in report.detail) == (True, True)
@@ -455,7 +455,7 @@ def test_a_journald_that_is_gone_is_reported_and_gets_everything_over_its_next_s
         assert not report.journal_gone
         assert [fields_of(journald.recv(4096))["MESSAGE"] for _ in range(2)] == [b"first", b"second"]
         exits(stub)
-        outcome = outcome_of(loader.ended(passed))
+        outcome = outcome_of(loader.ended(unread))
     assert (outcome.lost_bytes, outcome.journal_skipped_bytes) == (0, 0)
 
 
@@ -476,33 +476,33 @@ def test_what_a_journald_that_stores_nothing_has_is_not_known(
 
 
 def test_what_a_journald_that_stands_still_to_the_end_was_not_given_is_counted(
-    loader: LoaderProcess, passed: Endpoint
+    loader: LoaderProcess, unread: Endpoint
 ) -> None:
-    _, stub = running(loader, passed)
+    _, stub = running(loader, unread)
     stub.do("write", to=1, text="a line of the guest's\n" * 2000)
     exits(stub)
-    outcome = outcome_of(loader.ended(passed))
-    passed.journald.setblocking(False)
+    outcome = outcome_of(loader.ended(unread))
+    unread.journald.setblocking(False)
     stored = 0
     with suppress(BlockingIOError):
         while True:
-            entry = fields_of(passed.journald.recv(64 * 1024))
+            entry = fields_of(unread.journald.recv(64 * 1024))
             if "KEEP_STREAM" in entry:
                 stored += len(entry["MESSAGE"]) + 1
     assert stored < 44_000
     assert outcome.journal_skipped_bytes == 44_000 - stored
 
 
-def test_the_loader_waits_until_journald_has_read_its_last_words(unstarted: LoaderProcess, passed: Endpoint) -> None:
+def test_the_loader_waits_until_journald_has_read_its_last_words(unstarted: LoaderProcess, unread: Endpoint) -> None:
     unstarted.start(environment=PATIENT)
-    _, stub = running(unstarted, passed)
+    _, stub = running(unstarted, unread)
     stub.do("write", to=2, text="last words\n")
     exits(stub)
     unstarted.systemd.drain()
-    assert select.select([passed.journald], [], [], DEADLINE)[0]
+    assert select.select([unread.journald], [], [], DEADLINE)[0]
     assert unstarted.process is not None and unstarted.process.poll() is None
-    assert entries_of(passed)[-1]["MESSAGE"] == b"last words"
-    assert unstarted.ended(passed).state is State.COMPLETE
+    assert entries_of(unread)[-1]["MESSAGE"] == b"last words"
+    assert unstarted.ended(unread).state is State.COMPLETE
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from keep_protocol.spec import RestartPolicy
 from keep_protocol.states import STATE_OF, Event, Phase, State
 from keep_protocol.workload import Directory, Workload
 from tests.fakes.loader_process import ARTIFACTS, DEADLINE, Endpoint, LoaderProcess, Stub
-from tests.unit.loader.test_journal import fields_of
+from tests.unit.loader.test_output import journald_reading
 
 NOW = 1_800_000_000.0
 UID = 61200
@@ -278,17 +278,22 @@ def test_a_workload_that_failed_is_run_again_with_all_it_had(repeated: Repeated)
     assert repeated.loader.systemd.parked == set()
 
 
-def test_one_ring_and_one_count_of_entries_go_on_over_all_runs(repeated: Repeated, passed: Endpoint) -> None:
-    repeated.stub.do("write", to=1, text="first\nhalf")
-    repeated.exit(1)
-    stub = repeated.again()
-    stub.do("write", to=1, text="second\n")
-    repeated.exit(0)
-    outcome = repeated.end().outcome
-    assert passed.written(STDOUT) == b"first\nhalfsecond\n"
-    assert any(line.endswith("running the workload again: exited 1") for line in passed.lines)
+def test_one_ring_and_one_count_of_entries_go_on_over_all_runs(
+    loader: LoaderProcess, unread: Endpoint, place: Path
+) -> None:
+    with (
+        journald_reading(unread) as entries,
+        begun(loader, unread, place.parent, RestartPolicy.ON_FAILURE) as repeated,
+    ):
+        repeated.stub.do("write", to=1, text="first\nhalf")
+        repeated.exit(1)
+        stub = repeated.again()
+        stub.do("write", to=1, text="second\n")
+        repeated.exit(0)
+        outcome = repeated.end().outcome
+    assert unread.written(STDOUT) == b"first\nhalfsecond\n"
+    assert any(line.endswith("running the workload again: exited 1") for line in unread.lines)
     assert outcome is not None and (outcome.output_bytes, outcome.lost_bytes) == (7, 0)
-    entries = [fields_of(passed.journald.recv(4096)) for _ in range(3)]
     assert [(entry["MESSAGE"], entry["KEEP_SEQ"]) for entry in entries] == [
         (b"first", b"0"),
         (b"half", b"1"),

@@ -94,6 +94,23 @@ async def test_the_life_of_a_keep_is_recorded_in_order_and_once(manager: Watched
     assert manager.events.lines[0] == f"keep@{info.kuuid}.service: created by alice"
 
 
+async def test_a_keep_whose_loader_is_slow_to_answer_a_new_manager_has_not_failed(
+    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, loader = await manager.new()
+    await run(loader, Event.START, Event.ENDPOINT_READY)
+    await manager.events.until(STARTED)
+    await manager.end()
+    monkeypatch.setattr("keep_manager.loader_client.CONTROL_REPLY_SECONDS", 0.02)
+    loader.silent = True
+    await manager.begin()
+    loader.silent = False
+    await run(loader, Event.ACCEPT)
+    await loader.move(Event.FINISH, LOUD)
+    await manager.events.until(ENDED)
+    assert manager.recorded == [CREATED, STARTED, RUNNING, ENDED]
+
+
 async def test_what_passes_between_two_looks_is_recorded_all_the_same(manager: WatchedManager) -> None:
     _, loader = await manager.new()
     # Without a pause in which the watch could look.

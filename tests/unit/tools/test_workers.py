@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFTEST = """
 import os, pytest
 
+pytest_plugins = ("tests.workers",)
+
 @pytest.fixture(scope="session")
 def worker(request):
     yield os.getpid()
@@ -97,7 +99,7 @@ def begun(place: Path, files: dict[str, str], *options: str) -> subprocess.Popen
     for name, text in {"conftest": CONFTEST, **files}.items():
         (place / f"{name}.py").write_text(text)
     without = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "asyncio", "pytest_cov")]
-    command = [sys.executable, "-m", "pytest", "-p", "tests.workers", *without, "-ra", "--workers=2", *options]
+    command = [sys.executable, "-m", "pytest", *without, "-ra", "--workers=2", *options]
     return subprocess.Popen(
         [*command, f"--basetemp={place}/tmp", "--rootdir=."],
         cwd=place,
@@ -150,6 +152,15 @@ def test_a_run_that_is_ended_ends_its_workers_which_clean_up(tmp_path: Path, num
     assert ended(tmp_path) == 2
 
 
+def test_a_worker_whose_test_is_interrupted_ends_the_run_with_the_tests_name(tmp_path: Path) -> None:
+    interrupted = "def test_one(worker): pass\ndef test_two(worker): raise KeyboardInterrupt"
+    with begun(tmp_path, {"test_a": interrupted}) as run:
+        said = run.communicate()[0]
+    assert run.returncode == 2 and "INTERNALERROR" not in said, said
+    assert "a worker has ended as it ran test_a.py::test_two: a test was interrupted" in said
+    assert ended(tmp_path) == 1
+
+
 STUCK = """
 import signal, pytest, tests.workers
 tests.workers.CLEAN_UP_SECONDS = 1
@@ -180,6 +191,37 @@ def test_a_worker_that_does_not_end_is_killed_and_what_failed_before_is_shown(tm
         said = run.communicate()[0]
     assert run.returncode == 1 and "FAILED test_fails.py::test_fails" in said, said
     assert ended(tmp_path) == 0
+
+
+BETWEEN = """
+import os, select, signal
+
+def test_is_the_last_of_its_file(request):
+    worker, run = os.getpid(), os.getppid()
+
+    def die():
+        if os.fork() == 0:
+            gone = os.pidfd_open(worker)
+            os.dup2(gone, 3)
+            os.closerange(4, 1000)
+            select.select([3], [], [])
+            os.kill(run, signal.SIGCONT)
+            os._exit(0)
+        os.kill(worker, signal.SIGKILL)
+
+    request.config.pluginmanager.getplugin("in-worker")._connection.recv = die
+    os.kill(run, signal.SIGSTOP)
+    while open(f"/proc/{run}/stat").read().rpartition(")")[2].split()[0] != "T":
+        continue
+"""
+
+
+def test_a_worker_that_dies_as_it_asks_for_its_next_file_fails_the_first_test_of_that(tmp_path: Path) -> None:
+    two = "def test_one(): pass\ndef test_two(): pass\n"
+    with begun(tmp_path, {"test_a": BETWEEN, "test_b": two}, "--workers=1") as run:
+        said = run.communicate()[0]
+    assert "FAILED test_b.py::test_one" in said and "1 failed, 2 passed" in said, said
+    assert "the process that ran this test is gone: it was ended by SIGKILL" in said
 
 
 def test_a_file_that_cannot_be_collected_is_an_error_and_nothing_is_run(tmp_path: Path) -> None:
