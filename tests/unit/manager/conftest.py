@@ -90,6 +90,7 @@ def patient_with_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_client, "CONTROL_REPLY_SECONDS", PATIENCE)
     monkeypatch.setattr(Loaders.ask, "__defaults__", (PATIENCE,))
     monkeypatch.setattr(LoaderSession.ask, "__defaults__", (PATIENCE, ()))
+    monkeypatch.setattr(LoaderSession.hello, "__defaults__", (PATIENCE,))
 
 
 @contextmanager
